@@ -1,0 +1,76 @@
+//! Pictures to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
+//! the embedded ones (PCA patches, hashed words) and the released ones (VQ-VAE, CLIP, T5) are interchangeable.
+
+pub mod hashed;
+pub mod pca;
+pub mod pyramid;
+
+use std::path::Path;
+
+use crate::{engine::Tensor, error::Result};
+use pyramid::PyramidQuantizer;
+
+/// Turns pictures into pyramids of codes and back.
+pub trait ImageTokenizer: Send + Sync {
+    /// The pyramid's quantiser: sides of the token maps, codebook, convolutions.
+    fn quantizer(&self) -> &PyramidQuantizer;
+
+    /// The side in pixels of the square pictures that [`encode`](Self::encode) takes.
+    fn image_side(&self) -> usize;
+
+    /// Pictures `[B, 3, R, R]` in [-1, 1] (f32) to codes `[B, L]` (u32), coarsest scale first.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    fn encode(&self, images: &Tensor) -> Result<Tensor>;
+
+    /// Codes `[B, L]` to pictures `[B, 3, R, R]` in [-1, 1].
+    ///
+    /// # Errors
+    /// If the shape does not fit or a code is out of range.
+    fn decode(&self, codes: &Tensor) -> Result<Tensor>;
+
+    /// SHA-256 over kind, sizes and weights: two tokenizers with one fingerprint give the same codes.
+    fn fingerprint(&self) -> String;
+
+    /// Writes the tokenizer into a folder (safetensors and JSON), whole, so that `load` gives it back.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn save(&self, folder: &Path) -> Result<()>;
+}
+
+/// What a text encoder says of a batch of captions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextStates {
+    /// One vector a token, `[B, T, D]` f32.
+    pub states: Tensor,
+    /// 1 for a token, 0 for padding, `[B, T]` u32. At least one token of each caption is 1.
+    pub mask: Tensor,
+    /// One vector a caption, `[B, D]` f32.
+    pub pooled: Tensor,
+}
+
+/// Turns captions into text states.
+pub trait TextEncoder: Send + Sync {
+    /// Tokens a caption, padded or cut (`T`).
+    fn tokens(&self) -> usize;
+
+    /// Channels of a token's vector (`D`).
+    fn channels(&self) -> usize;
+
+    /// Captions in any script, the empty one too, to text states.
+    ///
+    /// # Errors
+    /// If the encoder fails.
+    fn encode(&self, captions: &[&str]) -> Result<TextStates>;
+
+    /// SHA-256 over kind, sizes and weights.
+    fn fingerprint(&self) -> String;
+
+    /// Writes the encoder into a folder, whole, so that `load` gives it back.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn save(&self, folder: &Path) -> Result<()>;
+}

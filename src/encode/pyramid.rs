@@ -1,0 +1,4 @@
+//! (to be written)
+
+/// (to be written)
+pub struct PyramidQuantizer;

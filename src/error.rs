@@ -1,0 +1,93 @@
+//! One error type for the library: each variant is a cause, each message says what, where and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// Shorthand for a result with the crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong in the library. Messages are whole sentences for the person at the terminal.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Tensors whose shapes do not fit an operation: a mistake in the calling code or a foreign checkpoint.
+    #[error("{op}: {detail}")]
+    Shape {
+        /// The operation that refused.
+        op: &'static str,
+        /// What was expected and what came.
+        detail: String,
+    },
+    /// Reading, writing or creating a file failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as a verb: `read`, `write`, `create`, `rename`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A table (CSV or Parquet) that cannot be used as it is.
+    #[error("{}{}: {message}", path.display(), line.map_or(String::new(), |line| format!(", line {line}")))]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// The line in the file, counted from 1 with the header, where one is known.
+        line: Option<u64>,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A configuration key or value that cannot be used.
+    #[error("{source_name}: {key}: {message}")]
+    Config {
+        /// The file, or `--set`, that the key came from.
+        source_name: String,
+        /// The key, dotted when nested.
+        key: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A picture that cannot be used. Such a record is counted, logged and left out.
+    #[error("{}: {message}", path.display())]
+    Image {
+        /// The picture's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A checkpoint or weights file that does not fit or is damaged.
+    #[error("{}: {message}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// Arguments that make no sense together.
+    #[error("{0}")]
+    Invalid(String),
+    /// The user asked to stop; what was done so far is saved.
+    #[error("interrupted; {saved}")]
+    Interrupted {
+        /// What was saved and how to go on.
+        saved: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for use in `map_err`: `File::open(path).map_err(Error::io("read", path))`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// An [`Error::Shape`].
+    pub fn shape(op: &'static str, detail: impl Into<String>) -> Self {
+        Self::Shape { op, detail: detail.into() }
+    }
+
+    /// An [`Error::Invalid`].
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid(message.into())
+    }
+}

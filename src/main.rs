@@ -1,0 +1,3 @@
+//! The command-line program; everything it does lies in the library.
+
+fn main() {}
