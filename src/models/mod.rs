@@ -1,5 +1,14 @@
 //! The two networks: the proxy (a scale-wise autoregressive text-to-image model, VAR/STAR) and the rater.
 
+pub mod block;
+pub mod init;
+pub mod proxy;
+pub mod rater;
+
+pub use block::Mode;
+pub use proxy::Proxy;
+pub use rater::{Rater, RaterOutput, Weighing};
+
 /// Sizes and switches of a backbone; both networks are built from one. Keys of the released configs in brackets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackboneConfig {

@@ -1,1 +1,3 @@
-//! (to be written)
+//! Optimiser, schedule, checkpoints and run directories.
+
+pub mod optimizer;

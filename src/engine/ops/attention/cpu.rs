@@ -1,0 +1,439 @@
+//! The CPU reference of attention, one task for each sample and head.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::{
+    engine::{
+        Float, Tensor,
+        float::vectorised,
+        ops::{
+            attention::RotaryTable,
+            layer_norm::{dot, sum},
+            matmul::{Matrix, product},
+        },
+    },
+    error::Result,
+};
+
+/// Queries handled at once: their logits are the largest thing a task holds.
+const TILE: usize = 128;
+/// The released bound on a head's scale.
+const LARGEST_SCALE: f64 = 100.0;
+/// The released floor of a vector's length when it is normalised.
+const SHORTEST: f64 = 1e-12;
+
+/// Where queries, keys or values stand in their source: rows of `stride` values, the head's part at `offset`.
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    /// Rows a sample.
+    pub length: usize,
+    /// Values a row.
+    pub stride: usize,
+    /// The first channel of head 0.
+    pub offset: usize,
+}
+
+/// The sizes of one attention.
+#[derive(Clone, Debug)]
+pub struct Heads {
+    /// Samples.
+    pub batch: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Channels a head.
+    pub head_dim: usize,
+    /// The queries, in the first source.
+    pub queries: Side,
+    /// The keys, in the second source.
+    pub keys: Side,
+    /// The values, in the second source.
+    pub values: Side,
+    /// For each query, how many of the keys it may see, from the first on; never decreasing.
+    pub visible: Arc<Vec<usize>>,
+    /// For each sample and key, whether it may be seen at all.
+    pub key_mask: Option<Vec<bool>>,
+}
+
+/// What the backward needs beside inputs and output.
+pub struct Saved {
+    /// `log Σ exp` of each query's logits, `[B, H, L]`; −∞ where it sees nothing.
+    log_sum: Tensor,
+}
+
+/// Gradients of one attention.
+pub struct AttentionGradients {
+    /// Of the two sources; `None` for the second where both are one packed tensor.
+    pub d_sources: [Option<Tensor>; 2],
+    /// Of the logarithm of the scale, `[B, H]`.
+    pub d_scale: Option<Tensor>,
+}
+
+/// Rows of one head, copied together, turned and normalised.
+struct Rows<T> {
+    values: Vec<T>,
+    /// `1 / max(‖row‖, 1e-12)` before normalisation.
+    inverse_length: Vec<T>,
+}
+
+/// Rotary angles in the type computed in.
+struct Rotary<T> {
+    cosine: Vec<T>,
+    sine: Vec<T>,
+}
+
+impl<T: Float> Rotary<T> {
+    fn new(table: &RotaryTable) -> Self {
+        Self {
+            cosine: table.cosine.iter().map(|&value| T::of(value)).collect(),
+            sine: table.sine.iter().map(|&value| T::of(value)).collect(),
+        }
+    }
+
+    /// Turns the pairs of each row; backwards to undo it (and for gradients).
+    #[inline(always)]
+    fn turn(&self, rows: &mut [T], head_dim: usize, backwards: bool) {
+        let half = head_dim / 2;
+        let angles = self.cosine.chunks(half).zip(self.sine.chunks(half));
+        for (row, (cosine, sine)) in rows.chunks_mut(head_dim).zip(angles) {
+            for ((pair, &cosine), &sine) in row.as_chunks_mut::<2>().0.iter_mut().zip(cosine).zip(sine) {
+                let sine = if backwards { -sine } else { sine };
+                let [real, imaginary] = *pair;
+                *pair = [real * cosine - imaginary * sine, real * sine + imaginary * cosine];
+            }
+        }
+    }
+}
+
+impl Heads {
+    fn gather<T: Float>(&self, source: &[T], side: Side, sample: usize, head: usize) -> Vec<T> {
+        let mut rows = Vec::with_capacity(side.length * self.head_dim);
+        for row in 0..side.length {
+            let at = (sample * side.length + row) * side.stride + side.offset + head * self.head_dim;
+            rows.extend_from_slice(&source[at..at + self.head_dim]);
+        }
+        rows
+    }
+
+    fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Option<&Rotary<T>>, normalise: bool) -> Rows<T> {
+        let mut inverse_length = Vec::new();
+        vectorised(|| {
+            if let Some(rotary) = rotary {
+                rotary.turn(&mut values, self.head_dim, false);
+            }
+            if normalise {
+                for row in values.chunks_mut(self.head_dim) {
+                    let inverse = T::ONE / sum(row, |value| value * value).sqrt().max(T::of(SHORTEST));
+                    inverse_length.push(inverse);
+                    for value in row {
+                        *value *= inverse;
+                    }
+                }
+            }
+        });
+        Rows { values, inverse_length }
+    }
+
+    /// The gradient of a row before normalisation and turning, from that after: in place.
+    fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Option<&Rotary<T>>) {
+        vectorised(|| {
+            if !rows.inverse_length.is_empty() {
+                let normalised = rows.values.chunks(self.head_dim);
+                for ((d, row), &inverse) in
+                    d_rows.chunks_mut(self.head_dim).zip(normalised).zip(&rows.inverse_length)
+                {
+                    // Below the floor the length is a constant, so nothing of the direction is taken out.
+                    let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
+                    for (d, row) in d.iter_mut().zip(row) {
+                        *d = (*d - *row * along) * inverse;
+                    }
+                }
+            }
+            if let Some(rotary) = rotary {
+                rotary.turn(d_rows, self.head_dim, true);
+            }
+        });
+    }
+
+    /// Whether key `key` of `sample` may be seen at all.
+    fn mask(&self, sample: usize) -> Option<&[bool]> {
+        let length = self.keys.length;
+        self.key_mask.as_ref().map(|mask| &mask[sample * length..(sample + 1) * length])
+    }
+
+    /// Factor on the logits of each head and whether the learned one is below its bound.
+    fn factors<T: Float>(&self, scale: Option<&Tensor>) -> Result<Vec<(T, bool)>> {
+        Ok(match scale {
+            None => vec![(T::of(0.25 / (self.head_dim as f64).sqrt()), false); self.heads],
+            Some(scale) => {
+                let bound = T::of(LARGEST_SCALE.ln());
+                let values = scale.as_slice::<T>()?;
+                let clamp = |log: T| if log > bound { bound } else { log };
+                values.iter().map(|&log| (T::of(clamp(log).to_f64().exp()), log <= bound)).collect()
+            }
+        })
+    }
+}
+
+/// Attention of every sample and head: output `[B, L, C]` and what the backward needs.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn forward<T: Float>(
+    heads: &Heads,
+    sources: [&Tensor; 2],
+    scale: Option<&Tensor>,
+    rotary: Option<&RotaryTable>,
+) -> Result<(Tensor, Saved)> {
+    let (first, second) = (sources[0].as_slice::<T>()?, sources[1].as_slice::<T>()?);
+    let (dim, length, keys) = (heads.head_dim, heads.queries.length, heads.keys.length);
+    let rotary = rotary.map(Rotary::new);
+    let factors = heads.factors::<T>(scale)?;
+    // Head-major, so that each task owns a contiguous part.
+    let mut attended = vec![T::ZERO; heads.batch * heads.heads * length * dim];
+    let mut log_sum = vec![T::NEGATIVE_INFINITY; heads.batch * heads.heads * length];
+    attended.par_chunks_mut(length * dim).zip(log_sum.par_chunks_mut(length)).enumerate().for_each(
+        |(task, (attended, log_sum))| {
+            let (sample, head) = (task / heads.heads, task % heads.heads);
+            let q = heads.gather(first, heads.queries, sample, head);
+            let q = heads.prepare(q, rotary.as_ref(), scale.is_some());
+            let k = heads.gather(second, heads.keys, sample, head);
+            let k = heads.prepare(k, rotary.as_ref(), scale.is_some());
+            let v = heads.gather(second, heads.values, sample, head);
+            let mut logits = vec![T::ZERO; TILE * keys];
+            for start in (0..length).step_by(TILE) {
+                let end = (start + TILE).min(length);
+                let visible = heads.visible[end - 1];
+                if visible == 0 {
+                    continue;
+                }
+                let queries = Matrix::new(&q.values[start * dim..end * dim], end - start, dim);
+                let tile = &mut logits[..(end - start) * visible];
+                product(tile, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
+                vectorised(|| {
+                    for (row, logits) in (start..end).zip(tile.chunks_mut(visible)) {
+                        log_sum[row] =
+                            softmax(logits, heads.visible[row], factors[head].0, heads.mask(sample));
+                    }
+                });
+                let values = Matrix::new(&v, visible, dim);
+                let place = &mut attended[start * dim..end * dim];
+                product(place, dim, Matrix::new(tile, end - start, visible), values, false);
+            }
+        },
+    );
+    let output = scatter(heads, &[&attended], heads.queries.length);
+    let log_sum = Tensor::new(&[heads.batch, heads.heads, length], log_sum)?;
+    Ok((Tensor::new(&[heads.batch, length, heads.heads * dim], output)?, Saved { log_sum }))
+}
+
+/// Turns products into probabilities in place and gives the logarithm of the sum. Keys from `visible` on, and masked
+/// ones, get 0.
+#[inline(always)]
+fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option<&[bool]>) -> T {
+    let (seen, hidden) = products.split_at_mut(visible);
+    hidden.fill(T::ZERO);
+    for value in seen.iter_mut() {
+        *value *= factor;
+    }
+    hide(seen, mask);
+    let largest = largest(seen);
+    if largest == T::NEGATIVE_INFINITY {
+        seen.fill(T::ZERO);
+        return T::NEGATIVE_INFINITY;
+    }
+    for value in seen.iter_mut() {
+        *value = (*value - largest).exp();
+    }
+    let total = sum(seen, |value| value);
+    let inverse = T::ONE / total;
+    for value in seen.iter_mut() {
+        *value *= inverse;
+    }
+    largest + T::of(total.to_f64().ln())
+}
+
+#[inline(always)]
+fn hide<T: Float>(logits: &mut [T], mask: Option<&[bool]>) {
+    if let Some(mask) = mask {
+        for (value, &keep) in logits.iter_mut().zip(mask) {
+            *value = if keep { *value } else { T::NEGATIVE_INFINITY };
+        }
+    }
+}
+
+#[inline(always)]
+fn largest<T: Float>(values: &[T]) -> T {
+    let mut lanes = [T::NEGATIVE_INFINITY; 16];
+    let (body, tail) = values.as_chunks::<16>();
+    for chunk in body {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes
+        .iter()
+        .chain(tail)
+        .fold(T::NEGATIVE_INFINITY, |most, value| if *value > most { *value } else { most })
+}
+
+/// Puts head-major parts `[B, H, length, D]` side by side: `[B, length, parts, H, D]`.
+fn scatter<T: Float>(heads: &Heads, parts: &[&[T]], length: usize) -> Vec<T> {
+    let dim = heads.head_dim;
+    let width = parts.len() * heads.heads * dim;
+    let mut output = vec![T::ZERO; heads.batch * length * width];
+    output.par_chunks_mut((length * width).max(1)).enumerate().for_each(|(sample, output)| {
+        for (row, output) in output.chunks_mut(width).enumerate() {
+            for (at, place) in output.chunks_mut(dim).enumerate() {
+                let (part, head) = (at / heads.heads, at % heads.heads);
+                let from = ((sample * heads.heads + head) * length + row) * dim;
+                place.copy_from_slice(&parts[part][from..from + dim]);
+            }
+        }
+    });
+    output
+}
+
+/// Gradients of every sample and head.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+#[expect(clippy::too_many_arguments, reason = "the forward's inputs, its output and the gradient")]
+pub fn backward<T: Float>(
+    heads: &Heads,
+    sources: [&Tensor; 2],
+    output: &Tensor,
+    saved: &Saved,
+    d_output: &Tensor,
+    scale: Option<&Tensor>,
+    rotary: Option<&RotaryTable>,
+    packed: bool,
+) -> Result<AttentionGradients> {
+    let (first, second) = (sources[0].as_slice::<T>()?, sources[1].as_slice::<T>()?);
+    let (output, d_output) = (output.as_slice::<T>()?, d_output.as_slice::<T>()?);
+    let log_sum = saved.log_sum.as_slice::<T>()?;
+    let (dim, length, keys) = (heads.head_dim, heads.queries.length, heads.keys.length);
+    let rotary = rotary.map(Rotary::new);
+    let factors = heads.factors::<T>(scale)?;
+    let result_side = Side { length, stride: heads.heads * dim, offset: 0 };
+    let tasks = heads.batch * heads.heads;
+    let (mut d_queries, mut d_scale) = (vec![T::ZERO; tasks * length * dim], vec![T::ZERO; tasks]);
+    let (mut d_keys, mut d_values) = (vec![T::ZERO; tasks * keys * dim], vec![T::ZERO; tasks * keys * dim]);
+    d_queries
+        .par_chunks_mut((length * dim).max(1))
+        .zip(d_keys.par_chunks_mut((keys * dim).max(1)))
+        .zip(d_values.par_chunks_mut((keys * dim).max(1)))
+        .zip(d_scale.par_iter_mut())
+        .enumerate()
+        .for_each(|(task, (((d_q, d_k), d_v), d_scale))| {
+            let (sample, head) = (task / heads.heads, task % heads.heads);
+            let (factor, learning) = factors[head];
+            let q = heads.gather(first, heads.queries, sample, head);
+            let q = heads.prepare(q, rotary.as_ref(), scale.is_some());
+            let k = heads.gather(second, heads.keys, sample, head);
+            let k = heads.prepare(k, rotary.as_ref(), scale.is_some());
+            let v = heads.gather(second, heads.values, sample, head);
+            let out = heads.gather(output, result_side, sample, head);
+            let d_out = heads.gather(d_output, result_side, sample, head);
+            let log_sum = &log_sum[task * length..(task + 1) * length];
+            let (mut logits, mut d_logits) = (vec![T::ZERO; TILE * keys], vec![T::ZERO; TILE * keys]);
+            for start in (0..length).step_by(TILE) {
+                let end = (start + TILE).min(length);
+                let (rows, visible) = (end - start, heads.visible[end - 1]);
+                if visible == 0 {
+                    continue;
+                }
+                let here = start * dim..end * dim;
+                let (p, d) = (&mut logits[..rows * visible], &mut d_logits[..rows * visible]);
+                let queries = Matrix::new(&q.values[here.clone()], rows, dim);
+                let d_here = Matrix::new(&d_out[here.clone()], rows, dim);
+                product(p, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
+                product(d, visible, d_here, Matrix::new(&v, visible, dim).transposed(), false);
+                let mut scale_sum = T::ZERO;
+                vectorised(|| {
+                    let tile = p.chunks_mut(visible).zip(d.chunks_mut(visible));
+                    for (row, (p, d)) in (start..end).zip(tile) {
+                        let at = row * dim..(row + 1) * dim;
+                        let mean = dot(&out[at.clone()], &d_out[at]);
+                        let mask = heads.mask(sample);
+                        scale_sum +=
+                            softmax_backward(p, d, heads.visible[row], factor, log_sum[row], mean, mask);
+                    }
+                });
+                *d_scale += scale_sum;
+                let (p, d) = (Matrix::new(p, rows, visible), Matrix::new(d, rows, visible));
+                product(&mut d_v[..visible * dim], dim, p.transposed(), d_here, true);
+                product(&mut d_k[..visible * dim], dim, d.transposed(), queries, true);
+                product(&mut d_q[here], dim, d, Matrix::new(&k.values, visible, dim), false);
+            }
+            if !learning {
+                *d_scale = T::ZERO;
+            }
+            heads.undo(d_q, &q, rotary.as_ref());
+            heads.undo(d_k, &k, rotary.as_ref());
+        });
+    let d_scale = scale.map(|_| Tensor::new(&[heads.batch, heads.heads], d_scale)).transpose()?;
+    let channels = heads.heads * dim;
+    let d_sources = if packed {
+        let all = scatter(heads, &[&d_queries, &d_keys, &d_values], length);
+        [Some(Tensor::new(&[heads.batch, length, 3 * channels], all)?), None]
+    } else {
+        let d_q = scatter(heads, &[&d_queries], length);
+        let d_kv = scatter(heads, &[&d_keys, &d_values], keys);
+        [
+            Some(Tensor::new(&[heads.batch, length, channels], d_q)?),
+            Some(Tensor::new(&[heads.batch, keys, 2 * channels], d_kv)?),
+        ]
+    };
+    Ok(AttentionGradients { d_sources, d_scale })
+}
+
+/// From products and gradients of the probabilities to the probabilities and gradients of the products, in place; gives
+/// the gradient of the logarithm of the factor.
+#[inline(always)]
+fn softmax_backward<T: Float>(
+    products: &mut [T],
+    d: &mut [T],
+    visible: usize,
+    factor: T,
+    log_sum: T,
+    mean: T,
+    mask: Option<&[bool]>,
+) -> T {
+    if log_sum == T::NEGATIVE_INFINITY {
+        products.fill(T::ZERO);
+        d.fill(T::ZERO);
+        return T::ZERO;
+    }
+    let (p, hidden) = products.split_at_mut(visible);
+    hidden.fill(T::ZERO);
+    let (d, hidden) = d.split_at_mut(visible);
+    hidden.fill(T::ZERO);
+    if let Some(mask) = mask {
+        for ((p, d), &keep) in p.iter_mut().zip(d.iter_mut()).zip(mask) {
+            if !keep {
+                // Far enough below every sum for the probability to be 0.
+                *p = T::of(-1e30);
+                *d = T::ZERO;
+            }
+        }
+    }
+    let mut lanes = [T::ZERO; 16];
+    for (p, d) in p.chunks_mut(16).zip(d.chunks_mut(16)) {
+        for ((lane, p), d) in lanes.iter_mut().zip(p).zip(d) {
+            let logit = *p * factor;
+            let probability = (logit - log_sum).exp();
+            let d_logit = probability * (*d - mean);
+            // A hidden key has probability 0; its stand-in logit must not meet it.
+            *lane += if probability > T::ZERO { d_logit * logit } else { T::ZERO };
+            *p = probability;
+            *d = d_logit * factor;
+        }
+    }
+    let mut total = T::ZERO;
+    for lane in lanes {
+        total += lane;
+    }
+    total
+}

@@ -1,0 +1,216 @@
+//! The three matrix products of a linear layer, over the `gemm` crate.
+//!
+//! The output is cut into tiles whose sizes depend on the shape alone, and each tile is one single-threaded product, so
+//! the bits are the same for any number of threads.
+
+use rayon::prelude::*;
+
+use crate::engine::float::Float;
+
+/// Rows of an output tile: enough that packing the other side is paid for.
+const TILE_ROWS: usize = 256;
+/// Elements of a weight gradient's tile, by rows of the output.
+const TILE_WEIGHT_ROWS: usize = 128;
+
+/// A row-major matrix view, possibly a part of wider rows, possibly read transposed.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T: Float> Matrix<'a, T> {
+    /// A whole row-major matrix.
+    ///
+    /// # Panics
+    /// If the slice is shorter than the matrix.
+    pub fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// Rows of `columns` values that start every `row_stride` values.
+    ///
+    /// # Panics
+    /// If the last row would end beyond the slice.
+    pub fn strided(values: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert!(
+            rows == 0 || (rows - 1) * row_stride + columns <= values.len(),
+            "a matrix reaches beyond its values"
+        );
+        Self { values, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// The transpose, without moving anything.
+    pub fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// `output = left · right`, or `output += left · right` when `accumulate`; single-threaded. `output` is row-major
+/// `[left.rows, right.columns]` with rows every `row_stride` values.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn product<T: Float>(
+    output: &mut [T],
+    row_stride: usize,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    accumulate: bool,
+) {
+    let (rows, columns, inner) = (left.rows, right.columns, left.columns);
+    assert_eq!(inner, right.rows, "the inner sizes of a product differ");
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!((rows - 1) * row_stride + columns <= output.len(), "a product reaches beyond its output");
+    if inner == 0 {
+        if !accumulate {
+            for row in output.chunks_mut(row_stride).take(rows) {
+                row[..columns].fill(T::ZERO);
+            }
+        }
+        return;
+    }
+    let signed = |stride: usize| isize::try_from(stride).expect("a stride fits isize");
+    #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+    // SAFETY: the constructors of `Matrix` and the assertion above bound every address that the sizes and strides
+    // reach; `output` is borrowed mutably, so it overlaps neither side.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            inner,
+            output.as_mut_ptr(),
+            1,
+            signed(row_stride),
+            accumulate,
+            left.values.as_ptr(),
+            signed(left.column_stride),
+            signed(left.row_stride),
+            right.values.as_ptr(),
+            signed(right.column_stride),
+            signed(right.row_stride),
+            T::ONE,
+            T::ONE,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// `y = x · wᵀ` (+ what `y` held when `accumulate`): `x` `[R, I]`, `w` `[O, I]`, `y` `[R, O]`.
+pub fn linear_forward<T: Float>(
+    y: &mut [T],
+    x: &[T],
+    w: &[T],
+    inputs: usize,
+    outputs: usize,
+    accumulate: bool,
+) {
+    y.par_chunks_mut(TILE_ROWS * outputs).zip(x.par_chunks(TILE_ROWS * inputs)).for_each(|(y, x)| {
+        let rows = x.len() / inputs;
+        product(
+            y,
+            outputs,
+            Matrix::new(x, rows, inputs),
+            Matrix::new(w, outputs, inputs).transposed(),
+            accumulate,
+        );
+    });
+}
+
+/// `dx = dy · w`: `dy` `[R, O]`, `w` `[O, I]`, `dx` `[R, I]`.
+pub fn linear_backward_input<T: Float>(dx: &mut [T], dy: &[T], w: &[T], inputs: usize, outputs: usize) {
+    dx.par_chunks_mut(TILE_ROWS * inputs).zip(dy.par_chunks(TILE_ROWS * outputs)).for_each(|(dx, dy)| {
+        let rows = dy.len() / outputs;
+        product(dx, inputs, Matrix::new(dy, rows, outputs), Matrix::new(w, outputs, inputs), false);
+    });
+}
+
+/// `dw += dyᵀ · x`: `dy` `[R, O]`, `x` `[R, I]`, `dw` `[O, I]`.
+pub fn linear_backward_weight<T: Float>(dw: &mut [T], dy: &[T], x: &[T], inputs: usize, outputs: usize) {
+    let rows = x.len() / inputs;
+    dw.par_chunks_mut(TILE_WEIGHT_ROWS * inputs).enumerate().for_each(|(tile, dw)| {
+        let first = tile * TILE_WEIGHT_ROWS;
+        let count = dw.len() / inputs;
+        if rows == 0 {
+            return;
+        }
+        let dy = Matrix::strided(&dy[first..], rows, count, outputs).transposed();
+        product(dw, inputs, dy, Matrix::new(x, rows, inputs), true);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::random::{Purpose, Random};
+
+    fn values(count: usize, stream: u64) -> Vec<f64> {
+        let mut random = Random::new(3, Purpose::Test, stream);
+        (0..count).map(|_| random.normal()).collect()
+    }
+
+    /// The loops that everything else is measured against.
+    #[expect(clippy::many_single_char_names, reason = "sizes of a product")]
+    fn naive(x: &[f64], w: &[f64], r: usize, i: usize, o: usize) -> Vec<f64> {
+        let mut y = vec![0.0; r * o];
+        for row in 0..r {
+            for out in 0..o {
+                y[row * o + out] = (0..i).map(|k| x[row * i + k] * w[out * i + k]).sum();
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn the_three_products_match_plain_loops_on_odd_sizes() {
+        for (r, i, o) in [(1, 1, 1), (3, 5, 7), (257, 33, 129), (513, 64, 255), (130, 17, 1)] {
+            let (x, w, dy) = (values(r * i, 1), values(o * i, 2), values(r * o, 3));
+            let mut y = vec![9.0; r * o];
+            linear_forward(&mut y, &x, &w, i, o, false);
+            let truth = naive(&x, &w, r, i, o);
+            for (a, b) in y.iter().zip(&truth) {
+                approx::assert_relative_eq!(a, b, epsilon = 1e-12, max_relative = 1e-11);
+            }
+            let mut dx = vec![9.0; r * i];
+            linear_backward_input(&mut dx, &dy, &w, i, o);
+            for row in 0..r {
+                for k in 0..i {
+                    let truth: f64 = (0..o).map(|out| dy[row * o + out] * w[out * i + k]).sum();
+                    approx::assert_relative_eq!(
+                        dx[row * i + k],
+                        truth,
+                        epsilon = 1e-12,
+                        max_relative = 1e-10
+                    );
+                }
+            }
+            let mut dw = vec![1.0; o * i];
+            linear_backward_weight(&mut dw, &dy, &x, i, o);
+            for out in 0..o {
+                for k in 0..i {
+                    let truth: f64 = 1.0 + (0..r).map(|row| dy[row * o + out] * x[row * i + k]).sum::<f64>();
+                    approx::assert_relative_eq!(
+                        dw[out * i + k],
+                        truth,
+                        epsilon = 1e-11,
+                        max_relative = 1e-10
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The operations, each as large as the mathematics: what it computes on the tape, its CPU reference and its backward.
+//!
+//! An op takes the tape and its inputs and gives a [`Var`](crate::engine::Var). Shapes use the letters of the crate's
+//! front page. All CPU references run in `f32` and `f64`, give the same bits for any number of threads, and keep the
+//! order of every sum fixed.
+
+pub mod activation;
+pub mod attention;
+pub mod cross_entropy;
+pub mod layer_norm;
+pub mod linear;
+pub mod matmul;
+pub mod modulation;
+pub mod patch_embed;
+pub mod pooling;
+pub mod residual;
+
+use crate::{
+    engine::{Tensor, tape::RowOwner},
+    error::{Error, Result},
+};
+
+/// The size of the last dimension.
+pub(crate) fn last_dim(op: &'static str, tensor: &Tensor) -> Result<usize> {
+    match tensor.shape().last() {
+        Some(&size) if size > 0 => Ok(size),
+        _ => Err(Error::shape(op, format!("{:?} has no last dimension", tensor.shape()))),
+    }
+}
+
+/// Refuses unless `tensor` has this shape.
+pub(crate) fn expect_shape(op: &'static str, what: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
+    if tensor.shape() == shape {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what} has the shape {:?}, expected {shape:?}", tensor.shape())))
+}
+
+/// The three sizes of a `[B, L, C]` tensor.
+pub(crate) fn three_dims(op: &'static str, what: &str, tensor: &Tensor) -> Result<[usize; 3]> {
+    <[usize; 3]>::try_from(tensor.shape()).map_err(|_| {
+        Error::shape(op, format!("{what} has the shape {:?}, expected three dimensions", tensor.shape()))
+    })
+}
+
+/// The owner of rows made from two inputs: samples only if both are.
+pub(crate) fn joint_owner(left: RowOwner, right: RowOwner) -> RowOwner {
+    if right == RowOwner::Batch { RowOwner::Batch } else { left }
+}

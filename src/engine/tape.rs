@@ -1,0 +1,260 @@
+//! The tape: what was computed, so that gradients can be handed back.
+//!
+//! A [`Var`] owns its value and remembers the node that made it. Nodes hold only what their backward needs, and each is
+//! consumed as soon as it has run. What a parameter's gradient is used *for* is decided at backward time by a
+//! [`GradientVisitor`](crate::engine::visitors::GradientVisitor).
+
+use crate::{
+    engine::{
+        float::Float,
+        parameters::{ParameterId, Parameters},
+        tensor::{DType, Tensor},
+        visitors::{Contribution, GradientVisitor},
+    },
+    error::{Error, Result},
+};
+
+/// To which sample the rows of a value belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOwner {
+    /// Row `r` belongs to sample `r / rows_per_sample` of the batch.
+    Samples {
+        /// Rows of one sample; all samples have as many.
+        rows_per_sample: usize,
+    },
+    /// The rows mix samples, so no per-sample gradient can be read off them.
+    Batch,
+}
+
+/// A value on the tape.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    node: Option<usize>,
+    owner: RowOwner,
+}
+
+impl Var {
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// To which sample the value's rows belong.
+    pub fn owner(&self) -> RowOwner {
+        self.owner
+    }
+
+    /// Takes the value out.
+    pub fn into_value(self) -> Tensor {
+        self.value
+    }
+}
+
+/// An operation that has run and can be run backward once.
+pub trait Operation: Send {
+    /// The op's name, for messages.
+    fn name(&self) -> &'static str;
+
+    /// Turns the gradient of the output into gradients of the inputs and contributions to parameters.
+    ///
+    /// # Errors
+    /// If a visitor refuses a contribution.
+    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()>;
+}
+
+struct Node {
+    operation: Option<Box<dyn Operation>>,
+}
+
+/// A place that receives a gradient: the node of an input, if it needs one.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot(Option<usize>);
+
+impl Slot {
+    /// Whether anybody wants the gradient; ops skip the work otherwise.
+    pub fn wanted(self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// Where an op's backward puts what it finds.
+pub struct Sink<'a> {
+    gradients: Vec<Option<Tensor>>,
+    parameters: &'a Parameters,
+    visitor: &'a mut dyn GradientVisitor,
+}
+
+impl Sink<'_> {
+    /// Adds a gradient to an input.
+    ///
+    /// # Errors
+    /// If it has another shape than what is already there.
+    pub fn input(&mut self, slot: Slot, gradient: Tensor) -> Result<()> {
+        let Some(node) = slot.0 else { return Ok(()) };
+        let held = &mut self.gradients[node];
+        *held = Some(match held.take() {
+            None => gradient,
+            Some(sum) => add(sum, &gradient)?,
+        });
+        Ok(())
+    }
+
+    /// Hands a parameter's contribution to the visitor.
+    ///
+    /// # Errors
+    /// If the visitor refuses it.
+    pub fn parameter(
+        &mut self,
+        id: ParameterId,
+        owner: RowOwner,
+        contribution: &Contribution<'_>,
+    ) -> Result<()> {
+        self.visitor.visit(self.parameters, id, owner, contribution)
+    }
+
+    /// The parameters' values.
+    pub fn parameters(&self) -> &Parameters {
+        self.parameters
+    }
+}
+
+fn add(mut sum: Tensor, more: &Tensor) -> Result<Tensor> {
+    fn run<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
+        for (sum, more) in sum.as_mut_slice::<T>()?.iter_mut().zip(more.as_slice::<T>()?) {
+            *sum += *more;
+        }
+        Ok(())
+    }
+    if sum.shape() != more.shape() {
+        return Err(Error::shape(
+            "tape",
+            format!("gradients of {:?} and {:?} meet", sum.shape(), more.shape()),
+        ));
+    }
+    crate::with_float!(sum.dtype(), "tape", T => run::<T>(&mut sum, more))?;
+    Ok(sum)
+}
+
+/// Records operations over one set of parameters.
+pub struct Tape<'p> {
+    parameters: &'p Parameters,
+    nodes: Vec<Node>,
+    recording: bool,
+}
+
+impl<'p> Tape<'p> {
+    /// A tape that records, for training.
+    pub fn new(parameters: &'p Parameters) -> Self {
+        Self { parameters, nodes: Vec::new(), recording: true }
+    }
+
+    /// A tape that keeps nothing, for inference: values are freed when their `Var` is dropped.
+    pub fn inference(parameters: &'p Parameters) -> Self {
+        Self { parameters, nodes: Vec::new(), recording: false }
+    }
+
+    /// The parameters under the tape.
+    pub fn parameters(&self) -> &'p Parameters {
+        self.parameters
+    }
+
+    /// The float type that the network computes in: that of its parameters.
+    pub fn dtype(&self) -> DType {
+        self.parameters.iter().next().map_or(DType::F32, |(_, _, value)| value.dtype())
+    }
+
+    /// A value that needs no gradient, its first dimension being the batch.
+    pub fn constant(&self, value: Tensor) -> Var {
+        let owner = RowOwner::Samples { rows_per_sample: rows_per_sample(&value) };
+        Var { value, node: None, owner }
+    }
+
+    /// A value whose gradient will be asked for.
+    pub fn leaf(&mut self, value: Tensor) -> Var {
+        let owner = RowOwner::Samples { rows_per_sample: rows_per_sample(&value) };
+        self.nodes.push(Node { operation: None });
+        Var { value, node: Some(self.nodes.len() - 1), owner }
+    }
+
+    /// The slot that receives an input's gradient.
+    pub fn slot(&self, var: &Var) -> Slot {
+        Slot(if self.recording { var.node } else { None })
+    }
+
+    /// Adds an op's output. The op is kept only while recording and if a gradient can flow: through an input, or into
+    /// a parameter (`has_parameters`).
+    pub fn push<O: Operation + 'static>(
+        &mut self,
+        value: Tensor,
+        owner: RowOwner,
+        inputs: &[Slot],
+        has_parameters: bool,
+        operation: impl FnOnce() -> O,
+    ) -> Var {
+        let needed = self.recording && (has_parameters || inputs.iter().any(|slot| slot.wanted()));
+        let node = needed.then(|| {
+            self.nodes.push(Node { operation: Some(Box::new(operation())) });
+            self.nodes.len() - 1
+        });
+        Var { value, node, owner }
+    }
+
+    /// Runs backward from `outputs`, each with the gradient that arrives at it, and gives back the gradients of
+    /// `leaves` in order (`None` where none arrived).
+    ///
+    /// # Errors
+    /// If a shape does not fit, or the visitor refuses a contribution.
+    pub fn backward(
+        mut self,
+        outputs: Vec<(&Var, Tensor)>,
+        leaves: &[&Var],
+        visitor: &mut dyn GradientVisitor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut sink = Sink { gradients: vec![None; self.nodes.len()], parameters: self.parameters, visitor };
+        for (output, gradient) in outputs {
+            if output.value.shape() != gradient.shape() {
+                return Err(Error::shape(
+                    "tape",
+                    format!("a gradient of {:?} for a value of {:?}", gradient.shape(), output.value.shape()),
+                ));
+            }
+            sink.input(Slot(output.node), gradient)?;
+        }
+        while let Some(node) = self.nodes.pop() {
+            let at = self.nodes.len();
+            if let Some(operation) = node.operation
+                && let Some(gradient) = sink.gradients[at].take()
+            {
+                operation.backward(gradient, &mut sink)?;
+            }
+        }
+        Ok(leaves.iter().map(|leaf| leaf.node.and_then(|node| sink.gradients[node].take())).collect())
+    }
+}
+
+/// Rows (all dimensions but the last) over the batch (the first).
+fn rows_per_sample(value: &Tensor) -> usize {
+    let shape = value.shape();
+    if shape.len() < 2 { 1 } else { shape[1..shape.len() - 1].iter().product() }
+}
+
+/// Runs a body with a type name bound to the Rust float type of a dtype that the CPU computes in.
+#[macro_export]
+macro_rules! with_float {
+    ($dtype:expr, $op:expr, $type:ident => $body:expr) => {
+        match $dtype {
+            $crate::engine::DType::F32 => {
+                type $type = f32;
+                $body
+            }
+            $crate::engine::DType::F64 => {
+                type $type = f64;
+                $body
+            }
+            other => {
+                Err($crate::Error::shape($op, format!("the CPU computes in F32 or F64, not in {other:?}")))
+            }
+        }
+    };
+}

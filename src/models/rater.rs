@@ -1,0 +1,133 @@
+//! The rater: the proxy's backbone, shallower, with an instance head and a group head on the mean-pooled features
+//! (released: `VARRater`, `BatchHead`).
+
+use crate::{
+    encode::TextStates,
+    engine::{
+        DType, Parameters, Tape, Tensor, Var,
+        ops::{
+            activation::{Activation, activate},
+            pooling::{batch_softmax, batch_statistics, mean_tokens, scale_all},
+        },
+    },
+    error::Result,
+    models::{
+        BackboneConfig, Mode,
+        block::{Backbone, LinearLayer, declare},
+    },
+};
+
+/// Hidden width of both heads, as released.
+const HEAD_WIDTH: usize = 64;
+
+/// How a batch's weights come from the heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Weighing {
+    /// As released: softmax of the sigmoid, times the group score, then a second softmax (upstream.md, A2). Weights
+    /// come out nearly uniform.
+    Released,
+    /// One softmax of the raw instance logits at this temperature, times the group score (eq. 7).
+    Logits {
+        /// Divides the logits.
+        temperature: f64,
+    },
+}
+
+/// What the rater says of a batch.
+pub struct RaterOutput {
+    /// Raw instance logits, `[B, 1]`: they do not depend on the batch.
+    pub logit: Var,
+    /// Mean-pooled features, `[B, C]`.
+    pub pooled: Var,
+    /// The group head's score, `[1, 1]`, in (0, 1).
+    pub group: Var,
+    /// The rating: instance softmax over the batch times the group score, `[B, 1]`.
+    pub score: Var,
+    /// The weight of each sample, `[B, 1]`.
+    pub weight: Var,
+}
+
+/// The rater network; its weights live in a [`Parameters`] beside it.
+#[derive(Clone, Debug)]
+pub struct Rater {
+    backbone: Backbone,
+    instance: [LinearLayer; 2],
+    group: [LinearLayer; 2],
+}
+
+impl Rater {
+    /// A rater with freshly drawn weights.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub fn new(config: &BackboneConfig, dtype: DType, seed: u64) -> Result<(Self, Parameters)> {
+        declare(config, dtype, seed, |init| {
+            let backbone = Backbone::new(init, config)?;
+            let width = config.width;
+            let instance = [
+                LinearLayer::new(init, "head_instance.0", HEAD_WIDTH, width)?,
+                LinearLayer::new(init, "head_instance.2", 1, HEAD_WIDTH)?,
+            ];
+            let group = [
+                LinearLayer::new(init, "head_batch.fc.0", HEAD_WIDTH, 2 * width)?,
+                LinearLayer::new(init, "head_batch.fc.2", 1, HEAD_WIDTH)?,
+            ];
+            Ok(Self { backbone, instance, group })
+        })
+    }
+
+    /// Pooled features `[B, C]` and instance logits `[B, 1]`: what does not depend on the rest of the batch.
+    ///
+    /// # Errors
+    /// If the sizes do not fit.
+    pub fn instance(
+        &self,
+        tape: &mut Tape<'_>,
+        input: &Tensor,
+        text: &TextStates,
+        mode: Mode,
+    ) -> Result<(Var, Var)> {
+        let x = self.backbone.forward(tape, input, text, mode)?;
+        let pooled = mean_tokens(tape, &x)?;
+        drop(x);
+        let hidden = self.instance[0].forward(tape, &pooled)?;
+        let hidden = activate(tape, &hidden, Activation::GeluTanh)?;
+        let logit = self.instance[1].forward(tape, &hidden)?;
+        Ok((pooled, logit))
+    }
+
+    /// Rates a batch: the pyramid `[B, L − L₀, Cvae]` and the text.
+    ///
+    /// # Errors
+    /// If the sizes do not fit.
+    pub fn forward(
+        &self,
+        tape: &mut Tape<'_>,
+        input: &Tensor,
+        text: &TextStates,
+        weighing: Weighing,
+        mode: Mode,
+    ) -> Result<RaterOutput> {
+        let (pooled, logit) = self.instance(tape, input, text, mode)?;
+        let statistics = batch_statistics(tape, &pooled)?;
+        let hidden = self.group[0].forward(tape, &statistics)?;
+        let hidden = activate(tape, &hidden, Activation::GeluErf)?;
+        let group = self.group[1].forward(tape, &hidden)?;
+        let group = activate(tape, &group, Activation::Sigmoid)?;
+        let (score, weight) = match weighing {
+            Weighing::Released => {
+                let squashed = activate(tape, &logit, Activation::Sigmoid)?;
+                let share = batch_softmax(tape, &squashed, 1.0)?;
+                let score = scale_all(tape, &share, &group)?;
+                let weight = batch_softmax(tape, &score, 1.0)?;
+                (score, weight)
+            }
+            Weighing::Logits { temperature } => {
+                let share = batch_softmax(tape, &logit, temperature)?;
+                let score = scale_all(tape, &share, &group)?;
+                (score.clone(), score)
+            }
+        };
+        Ok(RaterOutput { logit, pooled, group, score, weight })
+    }
+}
