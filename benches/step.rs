@@ -91,7 +91,8 @@ impl Case {
     fn text(&self, batch: usize, stream: u64) -> TextStates {
         TextStates {
             states: self.normal(&[batch, self.text_tokens, self.text_channels], stream),
-            mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens]).expect("sizes fit"),
+            mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens])
+                .expect("sizes fit"),
             pooled: self.normal(&[batch, self.text_channels], stream + 1),
         }
     }
@@ -144,7 +145,8 @@ fn train_step(criterion: &mut Criterion) {
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     for case in cases() {
         let mut bilevel = case.bilevel();
-        let micro = [MicroBatch { train: case.batch(case.batch, 10), validation: case.batch(case.batch, 20) }];
+        let micro =
+            [MicroBatch { train: case.batch(case.batch, 10), validation: case.batch(case.batch, 20) }];
         let mut step = 0;
         group.throughput(Throughput::Elements(case.batch as u64));
         group.bench_function(case.name, |bencher| {

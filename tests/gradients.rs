@@ -68,7 +68,8 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
                 (parameters.name(ParameterId(id)).to_owned(), parameters.value(ParameterId(id)).len())
             }
         };
-        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{name}: {what} has no gradient")).to_f64_vec();
+        let gradient =
+            gradient.as_ref().unwrap_or_else(|| panic!("{name}: {what} has no gradient")).to_f64_vec();
         let scale = gradient.iter().fold(1e-3f64, |most, value| most.max(value.abs()));
         for element in (0..length).step_by((length / samples).max(1)) {
             let shifted = |by: f64| {
@@ -84,7 +85,10 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
             checked += 1;
             let error = (numerical - gradient[element]).abs() / scale;
             if error.is_nan() || error > tolerance::FINITE_DIFFERENCE {
-                failures.push(format!("{what}[{element}]: {numerical} beside {} ({error:.1e})", gradient[element]));
+                failures.push(format!(
+                    "{what}[{element}]: {numerical} beside {} ({error:.1e})",
+                    gradient[element]
+                ));
             }
         }
     }
@@ -99,7 +103,8 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
     let truth = analytic(&wide, &truth, function);
     // Where a gradient is zero in truth (a softmax over one key, say), rounding is all there is: compare it with the
     // largest of the others.
-    let largest = |tensor: &Tensor| tensor.to_f64_vec().iter().fold(0.0f64, |most, value| most.max(value.abs()));
+    let largest =
+        |tensor: &Tensor| tensor.to_f64_vec().iter().fold(0.0f64, |most, value| most.max(value.abs()));
     let scale = truth.iter().flatten().map(largest).fold(0.0, f64::max);
     for (at, (found, truth)) in analytic(&narrow, &rounded, function).iter().zip(&truth).enumerate() {
         let (Some(found), Some(truth)) = (found, truth) else { panic!("{name}: a gradient is missing") };
@@ -131,7 +136,8 @@ fn linear_and_its_biases() {
         linear(tape, &x[0], ParameterId(0), &[bias]).unwrap()
     });
     let packed = self::parameters(&[("weight", &[9, 5]), ("q_bias", &[3]), ("v_bias", &[3])]);
-    let biases = [Bias { parameter: ParameterId(1), column: 0 }, Bias { parameter: ParameterId(2), column: 6 }];
+    let biases =
+        [Bias { parameter: ParameterId(1), column: 0 }, Bias { parameter: ParameterId(2), column: 6 }];
     check("packed linear", &packed, &[normal(&[7, 5], 0, DType::F64)], 99, &|tape, x| {
         linear(tape, &x[0], ParameterId(0), &biases).unwrap()
     });
@@ -238,7 +244,9 @@ fn additions_and_embeddings() {
         first: 1,
     };
     let leaves = [normal(&[3, 4], 13, DType::F64), normal(&[3, 4, 4], 14, DType::F64)];
-    check("patch_embed", &parameters, &leaves, 99, &|tape, x| patch_embed(tape, &x[0], &x[1], &embed).unwrap());
+    check("patch_embed", &parameters, &leaves, 99, &|tape, x| {
+        patch_embed(tape, &x[0], &x[1], &embed).unwrap()
+    });
 }
 
 #[test]
@@ -348,7 +356,8 @@ fn threads_do_not_change_a_bit() {
         tape.backward(vec![(&loss, Tensor::new(&[3], vec![1.0f32; 3]).unwrap())], &[], &mut visitor).unwrap();
         (loss.into_value(), visitor.gradients)
     };
-    let on = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
+    let on =
+        |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
     let one = on(1);
     assert!(one.1.iter().all(Option::is_some));
     assert_eq!(one, on(2));

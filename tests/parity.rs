@@ -31,8 +31,10 @@ fn fixtures(kind: &str) -> Vec<Fixture> {
     let mut found = Vec::new();
     walk(fixture_root(), &mut found);
     found.sort();
-    let of_kind = |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind));
-    let fixtures: Vec<Fixture> = found.iter().filter(|folder| of_kind(folder)).map(|folder| Fixture::open(folder)).collect();
+    let of_kind =
+        |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind));
+    let fixtures: Vec<Fixture> =
+        found.iter().filter(|folder| of_kind(folder)).map(|folder| Fixture::open(folder)).collect();
     assert!(!fixtures.is_empty(), "no fixture {kind}* in {}", fixture_root().display());
     fixtures
 }
@@ -116,8 +118,11 @@ fn worst_gradient(fixture: &Fixture, parameters: &Parameters, gradients: &[Optio
 #[test]
 fn proxy_matches_the_released_code() {
     for fixture in fixtures("proxy") {
-        let (weights, inputs, outputs) =
-            (fixture.tensors("weights.safetensors"), fixture.tensors("inputs.safetensors"), fixture.tensors("outputs.safetensors"));
+        let (weights, inputs, outputs) = (
+            fixture.tensors("weights.safetensors"),
+            fixture.tensors("inputs.safetensors"),
+            fixture.tensors("outputs.safetensors"),
+        );
         let (x, text) = (&inputs["x_BLCv_wo_first_l"], text(&inputs, ""));
         let codes = &outputs["gt_BL"];
         for first_sample in [true, false] {
@@ -129,12 +134,23 @@ fn proxy_matches_the_released_code() {
             let logits = proxy.logits(&mut tape, x, &text, Mode::Evaluate).unwrap();
             if let Some(expected) = outputs.get(&format!("{prefix}logits")) {
                 let error = relative_error(logits.value(), expected);
-                report(&fixture, &format!("logits, {kind} cross-attention"), error, tolerance::PARITY_FORWARD);
+                report(
+                    &fixture,
+                    &format!("logits, {kind} cross-attention"),
+                    error,
+                    tolerance::PARITY_FORWARD,
+                );
             }
             let mut tape = Tape::new(&parameters);
             let loss = proxy.loss(&mut tape, x, &text, codes, 0.0, Mode::Evaluate).unwrap();
-            let error = relative_error(loss.sample_loss.value(), &outputs[&format!("{prefix}loss_per_sample")]);
-            report(&fixture, &format!("loss per sample, {kind} cross-attention"), error, tolerance::PARITY_FORWARD);
+            let error =
+                relative_error(loss.sample_loss.value(), &outputs[&format!("{prefix}loss_per_sample")]);
+            report(
+                &fixture,
+                &format!("loss per sample, {kind} cross-attention"),
+                error,
+                tolerance::PARITY_FORWARD,
+            );
             if !first_sample {
                 continue;
             }
@@ -158,9 +174,13 @@ fn proxy_matches_the_released_code() {
 
 #[test]
 fn rater_matches_the_released_code() {
-    for fixture in fixtures("rater_").into_iter().filter(|fixture| !fixture.name().starts_with("rater_train")) {
-        let (weights, inputs, outputs) =
-            (fixture.tensors("weights.safetensors"), fixture.tensors("inputs.safetensors"), fixture.tensors("outputs.safetensors"));
+    for fixture in fixtures("rater_").into_iter().filter(|fixture| !fixture.name().starts_with("rater_train"))
+    {
+        let (weights, inputs, outputs) = (
+            fixture.tensors("weights.safetensors"),
+            fixture.tensors("inputs.safetensors"),
+            fixture.tensors("outputs.safetensors"),
+        );
         let (x, text) = (&inputs["x_BLCv_wo_first_l"], text(&inputs, ""));
         for first_sample in [true, false] {
             let (rater, mut parameters) =
@@ -169,10 +189,17 @@ fn rater_matches_the_released_code() {
             let (prefix, kind) = if first_sample { ("", "released") } else { ("fixedcross_", "default") };
             let mut tape = Tape::new(&parameters);
             let rated = rater.forward(&mut tape, x, &text, Weighing::Released, Mode::Evaluate).unwrap();
-            for (what, found) in [("score", &rated.score), ("pooled_features", &rated.pooled), ("batch_score", &rated.group)] {
+            for (what, found) in
+                [("score", &rated.score), ("pooled_features", &rated.pooled), ("batch_score", &rated.group)]
+            {
                 if let Some(expected) = outputs.get(&format!("{prefix}{what}")) {
                     let error = relative_error(found.value(), expected);
-                    report(&fixture, &format!("{what}, {kind} cross-attention"), error, tolerance::PARITY_FORWARD);
+                    report(
+                        &fixture,
+                        &format!("{what}, {kind} cross-attention"),
+                        error,
+                        tolerance::PARITY_FORWARD,
+                    );
                 }
             }
             if !first_sample {
@@ -329,7 +356,9 @@ fn training_steps_match_the_released_code() {
             }
             report(&fixture, &format!("{} {key}", steps.len()), worst, tolerance::PARITY_LOSS);
             if key == "steps" {
-                for (net, parameters) in [("rater", &bilevel.rater_parameters), ("proxy", &bilevel.proxy_parameters)] {
+                for (net, parameters) in
+                    [("rater", &bilevel.rater_parameters), ("proxy", &bilevel.proxy_parameters)]
+                {
                     let floor = fixture.manifest[format!("f32_vs_f64_final_{net}_max_abs")].as_f64().unwrap();
                     let error = final_weights_error(&fixture, parameters, net);
                     let limit = floor * tolerance::PARITY_FINAL_WEIGHTS;

@@ -38,7 +38,10 @@ pub struct Fixture {
 impl Fixture {
     pub fn open(folder: &Path) -> Self {
         let text = std::fs::read_to_string(folder.join("manifest.json")).expect("a fixture has a manifest");
-        Self { folder: folder.to_path_buf(), manifest: serde_json::from_str(&text).expect("the manifest is JSON") }
+        Self {
+            folder: folder.to_path_buf(),
+            manifest: serde_json::from_str(&text).expect("the manifest is JSON"),
+        }
     }
 
     pub fn tensors(&self, file: &str) -> BTreeMap<String, Tensor> {
@@ -75,15 +78,23 @@ fn tensor(view: &safetensors::tensor::TensorView<'_>) -> Tensor {
     let data = view.data();
     let shape = view.shape();
     match view.dtype() {
-        Dtype::F32 => Tensor::new(shape, data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::F64 => Tensor::new(shape, data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+        Dtype::F32 => {
+            Tensor::new(shape, data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        }
+        Dtype::F64 => {
+            Tensor::new(shape, data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
+        }
         Dtype::F16 => Tensor::new(
             shape,
             data.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
         ),
         Dtype::I64 => Tensor::new(
             shape,
-            data.as_chunks::<8>().0.iter().map(|b| u32::try_from(i64::from_le_bytes(*b)).unwrap_or(u32::MAX)).collect(),
+            data.as_chunks::<8>()
+                .0
+                .iter()
+                .map(|b| u32::try_from(i64::from_le_bytes(*b)).unwrap_or(u32::MAX))
+                .collect(),
         ),
         Dtype::U8 => Tensor::new(shape, data.iter().map(|&byte| u32::from(byte)).collect()),
         other => panic!("no fixture should hold {other:?}"),

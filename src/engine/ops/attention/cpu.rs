@@ -119,42 +119,48 @@ impl Heads {
 
     fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Option<&Rotary<T>>, normalise: bool) -> Rows<T> {
         let mut inverse_length = Vec::new();
-        vectorised(|| {
-            if let Some(rotary) = rotary {
-                rotary.turn(&mut values, self.head_dim, false);
-            }
-            if normalise {
-                for row in values.chunks_mut(self.head_dim) {
-                    let inverse = T::ONE / sum(row, |value| value * value).sqrt().max(T::of(SHORTEST));
-                    inverse_length.push(inverse);
-                    for value in row {
-                        *value *= inverse;
+        vectorised(
+            #[inline(always)]
+            || {
+                if let Some(rotary) = rotary {
+                    rotary.turn(&mut values, self.head_dim, false);
+                }
+                if normalise {
+                    for row in values.chunks_mut(self.head_dim) {
+                        let inverse = T::ONE / sum(row, |value| value * value).sqrt().max(T::of(SHORTEST));
+                        inverse_length.push(inverse);
+                        for value in row {
+                            *value *= inverse;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         Rows { values, inverse_length }
     }
 
     /// The gradient of a row before normalisation and turning, from that after: in place.
     fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Option<&Rotary<T>>) {
-        vectorised(|| {
-            if !rows.inverse_length.is_empty() {
-                let normalised = rows.values.chunks(self.head_dim);
-                for ((d, row), &inverse) in
-                    d_rows.chunks_mut(self.head_dim).zip(normalised).zip(&rows.inverse_length)
-                {
-                    // Below the floor the length is a constant, so nothing of the direction is taken out.
-                    let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
-                    for (d, row) in d.iter_mut().zip(row) {
-                        *d = (*d - *row * along) * inverse;
+        vectorised(
+            #[inline(always)]
+            || {
+                if !rows.inverse_length.is_empty() {
+                    let normalised = rows.values.chunks(self.head_dim);
+                    for ((d, row), &inverse) in
+                        d_rows.chunks_mut(self.head_dim).zip(normalised).zip(&rows.inverse_length)
+                    {
+                        // Below the floor the length is a constant, so nothing of the direction is taken out.
+                        let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
+                        for (d, row) in d.iter_mut().zip(row) {
+                            *d = (*d - *row * along) * inverse;
+                        }
                     }
                 }
-            }
-            if let Some(rotary) = rotary {
-                rotary.turn(d_rows, self.head_dim, true);
-            }
-        });
+                if let Some(rotary) = rotary {
+                    rotary.turn(d_rows, self.head_dim, true);
+                }
+            },
+        );
     }
 
     /// Whether key `key` of `sample` may be seen at all.
@@ -212,12 +218,15 @@ pub fn forward<T: Float>(
                 let queries = Matrix::new(&q.values[start * dim..end * dim], end - start, dim);
                 let tile = &mut logits[..(end - start) * visible];
                 product(tile, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
-                vectorised(|| {
-                    for (row, logits) in (start..end).zip(tile.chunks_mut(visible)) {
-                        saved[row] =
-                            softmax(logits, heads.visible[row], factors[head].0, heads.mask(sample));
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (row, logits) in (start..end).zip(tile.chunks_mut(visible)) {
+                            saved[row] =
+                                softmax(logits, heads.visible[row], factors[head].0, heads.mask(sample));
+                        }
+                    },
+                );
                 let values = Matrix::new(&v, visible, dim);
                 let place = &mut attended[start * dim..end * dim];
                 product(place, dim, Matrix::new(tile, end - start, visible), values, false);
@@ -264,8 +273,9 @@ fn hide<T: Float>(logits: &mut [T], mask: Option<&[bool]>) {
     }
 }
 
+/// The largest value, in 16 lanes; −∞ of none.
 #[inline(always)]
-fn largest<T: Float>(values: &[T]) -> T {
+pub(crate) fn largest<T: Float>(values: &[T]) -> T {
     let mut lanes = [T::NEGATIVE_INFINITY; 16];
     let (body, tail) = values.as_chunks::<16>();
     for chunk in body {
@@ -352,16 +362,19 @@ pub fn backward<T: Float>(
                 product(p, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
                 product(d, visible, d_here, Matrix::new(&v, visible, dim).transposed(), false);
                 let mut scale_sum = T::ZERO;
-                vectorised(|| {
-                    let tile = p.chunks_mut(visible).zip(d.chunks_mut(visible));
-                    for (row, (p, d)) in (start..end).zip(tile) {
-                        let at = row * dim..(row + 1) * dim;
-                        let mean = dot(&out[at.clone()], &d_out[at]);
-                        let mask = heads.mask(sample);
-                        scale_sum +=
-                            softmax_backward(p, d, heads.visible[row], factor, saved[row], mean, mask);
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let tile = p.chunks_mut(visible).zip(d.chunks_mut(visible));
+                        for (row, (p, d)) in (start..end).zip(tile) {
+                            let at = row * dim..(row + 1) * dim;
+                            let mean = dot(&out[at.clone()], &d_out[at]);
+                            let mask = heads.mask(sample);
+                            scale_sum +=
+                                softmax_backward(p, d, heads.visible[row], factor, saved[row], mean, mask);
+                        }
+                    },
+                );
                 *d_scale += scale_sum;
                 let (p, d) = (Matrix::new(p, rows, visible), Matrix::new(d, rows, visible));
                 product(&mut d_v[..visible * dim], dim, p.transposed(), d_here, true);
