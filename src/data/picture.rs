@@ -33,6 +33,9 @@ pub struct Preprocess {
     pub alpha: AlphaRule,
     /// Whether the picture is turned as its EXIF data says.
     pub apply_orientation: bool,
+    /// Whether 16-bit grey is cut off at 255, so that nearly all of it turns white: what Pillow, and so the released
+    /// code, does. Otherwise its high byte is taken, as it is for 16-bit colour.
+    pub clip_grey16: bool,
     /// Pictures with more pixels than this are refused before anything is allocated for them.
     pub max_pixels: u64,
 }
@@ -40,12 +43,23 @@ pub struct Preprocess {
 impl Preprocess {
     /// Transparency over white, orientation applied, at most [`DEFAULT_MAX_PIXELS`].
     pub fn default_for(side: usize) -> Self {
-        Self { side, alpha: AlphaRule::White, apply_orientation: true, max_pixels: DEFAULT_MAX_PIXELS }
+        Self {
+            side,
+            alpha: AlphaRule::White,
+            apply_orientation: true,
+            clip_grey16: false,
+            max_pixels: DEFAULT_MAX_PIXELS,
+        }
     }
 
-    /// As the released code does it (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored.
+    /// As the released code does it (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored, 16-bit grey clipped.
     pub fn released(side: usize) -> Self {
-        Self { alpha: AlphaRule::Drop, apply_orientation: false, ..Self::default_for(side) }
+        Self {
+            alpha: AlphaRule::Drop,
+            apply_orientation: false,
+            clip_grey16: true,
+            ..Self::default_for(side)
+        }
     }
 }
 
@@ -159,6 +173,9 @@ fn square(decoded: &Decoded, preprocess: &Preprocess) -> PictureBytes {
     let side = preprocess.side;
     let rgb = match &decoded.samples {
         Samples::Bits8(samples) => resample(samples, |level| level, decoded.channels, &view, preprocess),
+        Samples::Bits16(samples) if preprocess.clip_grey16 && decoded.channels == 1 => {
+            resample(samples, |level| u8::try_from(level).unwrap_or(u8::MAX), 1, &view, preprocess)
+        }
         // The high byte, as libpng's strip_16 and Pillow take it.
         Samples::Bits16(samples) => {
             resample(samples, |level: u16| level.to_be_bytes()[0], decoded.channels, &view, preprocess)
