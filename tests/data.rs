@@ -244,19 +244,13 @@ fn every_form_is_decoded_as_pillow_decodes_it() {
     assert_eq!(expected.keys().map(String::as_str).collect::<Vec<_>>(), ALL);
     for (name, levels) in expected {
         let ours = decode(&name, &Preprocess::released(8));
-        // The lossy forms leave rounding to the decoder.
-        let allowed = if name.ends_with("jpg") || ["lossy.webp", "alpha.webp"].contains(&name.as_str()) {
-            2
-        } else {
-            0
-        };
         let difference = largest_difference(&ours.rgb, &levels);
         eprintln!("{name}: largest difference {difference}");
-        assert!(difference <= allowed, "{name}: {difference} levels from Pillow");
+        assert_eq!(difference, 0, "{name}: {difference} levels from Pillow");
     }
 }
 
-/// The fixture made with the released code: PNG to the level, JPEG to the rounding of the decoder.
+/// The fixture made with the released code: equal to the last level.
 #[test]
 fn the_released_preprocessing_is_reproduced() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_preproc");
@@ -272,7 +266,7 @@ fn the_released_preprocessing_is_reproduced() {
             (0..3).flat_map(|channel| picture.rgb.iter().skip(channel).step_by(3).copied()).collect();
         let difference = largest_difference(&planes, expected.data());
         eprintln!("{name}: largest difference {difference}");
-        assert!(difference <= u8::from(file.ends_with("jpg")), "{name}: {difference} levels");
+        assert_eq!(difference, 0, "{name}: {difference} levels");
 
         let tensor = picture.to_tensor().unwrap();
         assert_eq!(tensor.shape(), [3, side, side]);
@@ -464,14 +458,9 @@ fn a_truncated_picture_is_refused_or_whole() {
 fn no_bytes_whatever_make_it_panic() {
     use alchemist_engine::engine::random::{Purpose, Random};
     let preprocess = Preprocess { max_pixels: 1 << 20, ..Preprocess::default_for(4) };
-    let started = std::time::Instant::now();
     let (mut decoded, mut refused) = (0, 0);
     let mut random = Random::new(2, Purpose::Test, 0);
-    for round in 0..400 {
-        if started.elapsed().as_secs() >= 4 {
-            eprintln!("stopped after {round} rounds");
-            break;
-        }
+    for _ in 0..4000 {
         for name in ALL {
             let mut bytes = sample(name);
             for _ in 0..=random.below(4) {

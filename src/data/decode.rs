@@ -4,8 +4,7 @@ use std::io::Cursor;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
+use libjpeg_turbo_rs::{ColorSpace, DecodeLimits, Decoder as JpegDecoder, PixelFormat};
 
 /// Samples of a decoded picture, row by row, pixel by pixel.
 #[derive(Debug)]
@@ -64,7 +63,7 @@ fn check_pixels(width: u64, height: u64, max_pixels: u64) -> Result<(), String> 
     if width == 0 || height == 0 {
         return Err(format!("the picture has no pixels ({width} x {height})"));
     }
-    let pixels = width * height;
+    let pixels = width.saturating_mul(height);
     if pixels > max_pixels {
         return Err(format!(
             "the picture is {width} x {height} = {pixels} pixels, more than the limit of {max_pixels}; shrink it or \
@@ -75,6 +74,9 @@ fn check_pixels(width: u64, height: u64, max_pixels: u64) -> Result<(), String> 
 }
 
 fn decode_with_image(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<Decoded, String> {
+    if let (ImageFormat::Png, Some((width, height))) = (format, png_dimensions(bytes)) {
+        check_pixels(width, height, max_pixels)?;
+    }
     let name =
         if format == ImageFormat::WebP { "WebP".to_owned() } else { format!("{format:?}").to_uppercase() };
     let broken = |error: image::ImageError| format!("corrupt or truncated {name}: {error}");
@@ -86,7 +88,7 @@ fn decode_with_image(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Resu
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
     check_pixels(u64::from(width), u64::from(height), max_pixels)?;
-    let orientation = decoder.orientation().map_err(broken)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
     let (channels, samples) = match picture {
         DynamicImage::ImageLuma8(buffer) => (1, Samples::Bits8(buffer.into_raw())),
@@ -102,39 +104,45 @@ fn decode_with_image(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Resu
     Ok(Decoded { width: width as usize, height: height as usize, channels, samples, orientation })
 }
 
-/// JPEG, without the `image` crate's wrapper: that one returns a half-grey picture for a truncated file.
+/// Width and height from the first chunk, read before the decoder reserves memory for a row.
+fn png_dimensions(bytes: &[u8]) -> Option<(u64, u64)> {
+    let number = |at: usize| Some(u64::from(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?)));
+    (bytes.get(12..16)? == b"IHDR").then_some((number(16)?, number(20)?))
+}
+
+/// The most scans of a progressive JPEG; real ones have some ten.
+const MAX_SCANS: usize = 500;
+
+/// JPEG, to the bit as libjpeg-turbo and so Pillow decode it. The decoder of the `image` crate rounds otherwise, by up
+/// to three levels, and returns a half-grey picture for a truncated file.
 ///
 /// CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow reads them.
 fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Decoded, String> {
-    let broken = |error: zune_jpeg::errors::DecodeErrors| format!("corrupt or truncated JPEG: {error}");
-    // Lenient for the headers, where odd but harmless things occur; strict for the pixels.
-    let options = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX));
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(broken)?;
-    let (width, height) = decoder.dimensions().ok_or("corrupt JPEG: no frame header")?;
+    let broken = |error: libjpeg_turbo_rs::JpegError| format!("corrupt or truncated JPEG: {error}");
+    let limits = DecodeLimits { max_scans: MAX_SCANS, ..DecodeLimits::default() };
+    let mut decoder = JpegDecoder::new_with_limits(bytes, limits).map_err(broken)?;
+    let (width, height) = (usize::from(decoder.header().width), usize::from(decoder.header().height));
     check_pixels(width as u64, height as u64, max_pixels)?;
     require_jpeg_end(bytes)?;
-    let (channels, space) = match decoder.input_colorspace() {
-        Some(ColorSpace::Luma) => (1, ColorSpace::Luma),
-        Some(ColorSpace::RGB | ColorSpace::YCbCr | ColorSpace::CMYK | ColorSpace::YCCK) => {
-            (3, ColorSpace::RGB)
-        }
+    let (channels, format) = match decoder.jpeg_color_space() {
+        ColorSpace::Grayscale => (1, PixelFormat::Grayscale),
+        ColorSpace::Rgb | ColorSpace::YCbCr | ColorSpace::Cmyk | ColorSpace::Ycck => (3, PixelFormat::Rgb),
         other => return Err(format!("JPEG with the colour space {other:?} is not read; save it as RGB")),
     };
-    decoder.set_options(options.set_strict_mode(true).jpeg_set_out_colorspace(space));
-    let length = width * height * channels;
-    if decoder.output_buffer_size() != Some(length) {
-        return Err("corrupt JPEG: the headers contradict one another".to_owned());
+    if decoder.header().precision != 8 {
+        return Err(format!(
+            "JPEG with {} bits a sample is not read; save it with 8",
+            decoder.header().precision
+        ));
     }
-    let mut samples = vec![0; length];
-    decoder.decode_into(&mut samples).map_err(broken)?;
-    let orientation = decoder
-        .exif()
-        .and_then(|exif| Orientation::from_exif_chunk(exif))
-        .unwrap_or(Orientation::NoTransforms);
+    decoder.set_output_format(format);
+    let mut samples = vec![0; width * height * channels];
+    let decoded = decoder.decode_image_into(&mut samples).map_err(broken)?;
+    if (decoded.width, decoded.height, decoded.bytes_written) != (width, height, samples.len()) {
+        return Err("corrupt JPEG: its headers contradict one another".to_owned());
+    }
+    let orientation =
+        decoder.exif_orientation().and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms);
     Ok(Decoded { width, height, channels, samples: Samples::Bits8(samples), orientation })
 }
 

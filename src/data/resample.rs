@@ -58,7 +58,6 @@ fn taps(input_side: usize, output_side: usize) -> Vec<Taps> {
         .collect()
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 8 bits")]
 fn to_level(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }

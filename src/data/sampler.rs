@@ -106,7 +106,7 @@ impl ReleasedSampler {
                 order.rank, order.world_size
             )));
         }
-        if order.global_batch == 0 || order.global_batch % order.world_size != 0 {
+        if order.global_batch == 0 || !order.global_batch.is_multiple_of(order.world_size) {
             return Err(Error::invalid(format!(
                 "a global batch of {} cannot be shared evenly by {} processes",
                 order.global_batch, order.world_size
