@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
-use libjpeg_turbo_rs::{ColorSpace, DecodeLimits, Decoder as JpegDecoder, PixelFormat};
+use libjpeg_turbo_rs::{ColorSpace, ComponentInfo, DecodeLimits, Decoder as JpegDecoder, PixelFormat};
 
 /// Samples of a decoded picture, row by row, pixel by pixel.
 #[derive(Debug)]
@@ -134,6 +134,22 @@ fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Decoded, String> {
             "JPEG with {} bits a sample is not read; save it with 8",
             decoder.header().precision
         ));
+    }
+    if let [first, others @ .., black] = decoder.header().components.as_slice()
+        && others.len() == 2
+    {
+        // Any other layout the decoder would get wrong.
+        let divides = |component: &ComponentInfo| {
+            first.horizontal_sampling.is_multiple_of(component.horizontal_sampling)
+                && first.vertical_sampling.is_multiple_of(component.vertical_sampling)
+        };
+        let whole = (first.horizontal_sampling, first.vertical_sampling)
+            == (black.horizontal_sampling, black.vertical_sampling);
+        if !whole || !others.iter().all(divides) {
+            return Err(
+                "CMYK JPEG whose black is not of full resolution is not read; save it as RGB".to_owned()
+            );
+        }
     }
     decoder.set_output_format(format);
     let mut samples = vec![0; width * height * channels];
