@@ -1,1 +1,4 @@
-//! (to be written)
+//! Records, their files and their flaws.
+
+pub mod drawn;
+pub mod flaws;
