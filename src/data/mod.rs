@@ -5,6 +5,8 @@
 //! square ([`picture`], [`resample`]) on other threads ([`loader`]); [`sampler`] says which samples make a batch.
 
 pub mod decode;
+pub mod drawn;
+pub mod flaws;
 pub mod loader;
 pub mod picture;
 pub mod resample;
