@@ -37,9 +37,9 @@ impl Source {
     /// Reads a file's text and applies `--set` arguments in order.
     pub(super) fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let refuse = |key: String, message: String| {
+        let refusal = |key: String, message: String| {
             let key = if key.is_empty() { "configuration".to_owned() } else { key };
-            Err(Error::Config { source_name: name.to_owned(), key, message })
+            Error::Config { source_name: name.to_owned(), key, message }
         };
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let read: Result<RawConfig, _> = serde_path_to_error::deserialize(&mut deserializer);
@@ -47,15 +47,16 @@ impl Source {
             Ok(raw) => raw,
             Err(error) => {
                 let (key, message) = explain(&error);
-                return refuse(key, message);
+                return Err(refusal(key, message));
             }
         };
         if let Err(error) = deserializer.end() {
-            return refuse(String::new(), error.to_string());
+            return Err(refusal(String::new(), error.to_string()));
         }
         let mut overridden = BTreeSet::new();
         if !sets.is_empty() {
-            let mut value: Value = serde_json::from_str(text).or_else(|error| refuse(String::new(), error.to_string()))?;
+            let mut value: Value =
+                serde_json::from_str(text).map_err(|error| refusal(String::new(), error.to_string()))?;
             for set in sets {
                 let key = apply(&mut value, &mut raw, set)?;
                 overridden.insert(key);
