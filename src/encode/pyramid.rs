@@ -53,16 +53,12 @@ struct Workspace {
 
 /// What the quantiser saw at one scale of one sample, for fitting a codebook.
 pub(super) struct Seen<'a> {
-    /// The scale's place, 0 for the coarsest.
-    pub(super) scale: usize,
     /// The remaining features at this scale's side, `[pn², Cvae]`.
     pub(super) rows: &'a [f32],
     /// The nearest code of each row.
     pub(super) codes: &'a [u32],
-    /// Its squared distance.
+    /// Its squared distance; at the last scale, the squared error of the reconstruction where there is no φ.
     pub(super) distances: &'a [f32],
-    /// The reconstruction with this scale, `[H², Cvae]`.
-    pub(super) reconstruction: &'a [f32],
 }
 
 impl PyramidQuantizer {
@@ -367,7 +363,7 @@ impl PyramidQuantizer {
             Workspace::default,
             |work, (codes, map)| {
                 let mut rest = codes;
-                self.walk(map, work, false, |seen| {
+                self.walk(map, work, |seen| {
                     let (head, tail) = std::mem::take(&mut rest).split_at_mut(seen.codes.len());
                     head.copy_from_slice(seen.codes);
                     rest = tail;
@@ -390,39 +386,30 @@ impl PyramidQuantizer {
 
     /// Quantises one channels-last map `[H², Cvae]` and shows every scale.
     pub(super) fn observe(&self, map: &[f32], visit: impl FnMut(Seen<'_>)) {
-        self.walk(map, &mut Workspace::default(), true, visit);
+        self.walk(map, &mut Workspace::default(), visit);
     }
 
-    /// The greedy descent through the scales. The reconstruction is kept only where it is asked for.
-    fn walk(&self, map: &[f32], work: &mut Workspace, reconstruct: bool, mut visit: impl FnMut(Seen<'_>)) {
+    /// The greedy descent through the scales.
+    fn walk(&self, map: &[f32], work: &mut Workspace, mut visit: impl FnMut(Seen<'_>)) {
         let channels = self.channels();
         let mut rest = map.to_vec();
-        let mut reconstruction = vec![0.0; if reconstruct { map.len() } else { 0 }];
         let largest = self.side() * self.side();
         let (mut pooled, mut codes, mut distances) =
             (vec![0.0; largest * channels], vec![0; largest], vec![0.0; largest]);
-        let last = self.scales.len() - 1;
         for (at, scale) in self.scales.iter().enumerate() {
             let cells = scale.side * scale.side;
             let rows = &mut pooled[..cells * channels];
-            if at == last {
-                rows.copy_from_slice(&rest);
-            } else {
-                scale.down.pool(&rest, channels, rows);
-            }
+            scale.down.pool(&rest, channels, rows);
             let (codes, distances) = (&mut codes[..cells], &mut distances[..cells]);
             self.nearest.search(rows, codes, distances);
-            if at < last || reconstruct {
+            visit(Seen { rows, codes, distances });
+            if at + 1 < self.scales.len() {
                 self.look_up(codes, work);
                 self.resize(at, work);
                 for (rest, value) in rest.iter_mut().zip(&work.resized) {
                     *rest -= value;
                 }
-                if reconstruct {
-                    add(&mut reconstruction, &work.resized);
-                }
             }
-            visit(Seen { scale: at, rows, codes, distances, reconstruction: &reconstruction });
         }
     }
 
