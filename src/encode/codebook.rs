@@ -23,6 +23,9 @@ const ROUNDS: usize = 24;
 /// Rounds at the end in which no code is given a new place, so that the means settle.
 const SETTLING: usize = 8;
 
+/// Residuals a code that are enough to place it; further maps would only cost time.
+const RESIDUALS_A_CODE: usize = 256;
+
 /// Maps are summed in at most this many groups, each by one task in order: the sums do not depend on the threads.
 const GROUPS: usize = 16;
 
@@ -30,7 +33,8 @@ const GROUPS: usize = 16;
 /// codes to outliers, which are rare by nature.
 const RARE: f64 = 0.01;
 
-/// Fits a codebook `[V, C]` to channels-last feature maps `[N, H², C]`, N ≥ 1, H the last of `patch_nums`.
+/// Fits a codebook `[V, C]` to channels-last feature maps `[N, H², C]`, N ≥ 1, H the last of `patch_nums`, in random
+/// order: only the first are used where there are very many.
 ///
 /// # Errors
 /// If `patch_nums` cannot be used.
@@ -41,6 +45,10 @@ pub(super) fn fit(
     vocabulary: usize,
     seed: u64,
 ) -> Result<Tensor> {
+    let length = patch_nums.last().map_or(0, |side| side * side * channels);
+    let tokens: usize = patch_nums.iter().map(|side| side * side).sum();
+    let enough = (RESIDUALS_A_CODE * vocabulary).div_ceil(tokens.max(1)).max(1);
+    let maps = &maps[..maps.len().min(enough * length)];
     let first = first_codes(maps, patch_nums, channels, vocabulary, seed);
     let mut codebook = Tensor::new(&[vocabulary, channels], first)?;
     #[expect(clippy::cast_precision_loss, reason = "a few scales")]
@@ -60,7 +68,13 @@ pub(super) fn fit(
 }
 
 /// Codes to begin with: residuals of the same pyramid without quantisation, drawn from all scales.
-fn first_codes(maps: &[f32], patch_nums: &[usize], channels: usize, vocabulary: usize, seed: u64) -> Vec<f32> {
+fn first_codes(
+    maps: &[f32],
+    patch_nums: &[usize],
+    channels: usize,
+    vocabulary: usize,
+    seed: u64,
+) -> Vec<f32> {
     let full = patch_nums[patch_nums.len() - 1];
     let length = full * full * channels;
     let count = maps.len() / length;
@@ -127,7 +141,8 @@ fn observe(quantizer: &PyramidQuantizer, maps: &[f32]) -> Round {
                 quantizer.observe(map, |seen| {
                     if seen.codes.len() == side * side {
                         // What the last scale leaves is the error of the whole.
-                        round.error += seen.distances.iter().map(|&distance| f64::from(distance)).sum::<f64>();
+                        round.error +=
+                            seen.distances.iter().map(|&distance| f64::from(distance)).sum::<f64>();
                     }
                     for ((row, &code), &distance) in
                         seen.rows.chunks_exact(channels).zip(seen.codes).zip(seen.distances)

@@ -85,11 +85,17 @@ impl PyramidQuantizer {
                 format!("a codebook [V, Cvae] was expected, but {:?} was given", codebook.shape()),
             ));
         };
-        if vocabulary == 0 || channels == 0 || u32::try_from(vocabulary).is_err() || codebook.dtype() == DType::U32
+        if vocabulary == 0
+            || channels == 0
+            || u32::try_from(vocabulary).is_err()
+            || codebook.dtype() == DType::U32
         {
             return Err(Error::shape(
                 OP,
-                format!("a codebook of floats with 1 to 2³² codes was expected, but {vocabulary} codes of {channels} channels ({:?}) were given", codebook.dtype()),
+                format!(
+                    "a codebook of floats with 1 to 2³² codes was expected, but {vocabulary} codes of {channels} channels ({:?}) were given",
+                    codebook.dtype()
+                ),
             ));
         }
         if let Some(other) = convolutions.iter().map(Convolution::channels).find(|&other| other != channels) {
@@ -136,7 +142,9 @@ impl PyramidQuantizer {
         quant_resi: f32,
     ) -> Result<Self> {
         let named = |name: &str| {
-            tensors.get(name).ok_or_else(|| Error::invalid(format!("there is no tensor {name} among the weights")))
+            tensors
+                .get(name)
+                .ok_or_else(|| Error::invalid(format!("there is no tensor {name} among the weights")))
         };
         let codebook = named(&format!("{prefix}embedding.weight"))?;
         let mut stems = Vec::new();
@@ -232,9 +240,10 @@ impl PyramidQuantizer {
         let rows = self.tokens - self.patch_nums[0] * self.patch_nums[0];
         let mut input = vec![0.0; batch * rows * channels];
         if rows > 0 {
-            input.par_chunks_exact_mut(rows * channels).zip(codes.par_chunks_exact(self.tokens)).for_each_init(
-                Workspace::default,
-                |work, (input, codes)| {
+            input
+                .par_chunks_exact_mut(rows * channels)
+                .zip(codes.par_chunks_exact(self.tokens))
+                .for_each_init(Workspace::default, |work, (input, codes)| {
                     let mut rest = input;
                     let mut map = vec![0.0; self.map_length()];
                     self.accumulate(codes, self.scales.len() - 1, &mut map, work, |scale, map| {
@@ -244,8 +253,7 @@ impl PyramidQuantizer {
                         next.down.pool(map, channels, rows);
                         rest = after;
                     });
-                },
-            );
+                });
         }
         Tensor::new(&[batch, rows, channels], input)
     }
@@ -332,9 +340,8 @@ impl PyramidQuantizer {
         let mut maps = transpose(reconstruction.as_slice()?, channels, full * full);
         let vectors = transpose(embedded.as_slice()?, channels, at.side * at.side);
         let mut work = Workspace::default();
-        for (map, vectors) in maps
-            .chunks_exact_mut(self.map_length())
-            .zip(vectors.chunks_exact(at.side * at.side * channels))
+        for (map, vectors) in
+            maps.chunks_exact_mut(self.map_length()).zip(vectors.chunks_exact(at.side * at.side * channels))
         {
             work.embedded.clear();
             work.embedded.extend_from_slice(vectors);
@@ -344,8 +351,9 @@ impl PyramidQuantizer {
         *reconstruction = self.channels_first(batch, &maps)?;
         let Some(next) = self.scales.get(scale + 1) else { return Ok(reconstruction.clone()) };
         let mut pooled = vec![0.0; batch * next.side * next.side * channels];
-        for (map, pooled) in
-            maps.chunks_exact(self.map_length()).zip(pooled.chunks_exact_mut(next.side * next.side * channels))
+        for (map, pooled) in maps
+            .chunks_exact(self.map_length())
+            .zip(pooled.chunks_exact_mut(next.side * next.side * channels))
         {
             next.down.pool(map, channels, pooled);
         }
@@ -377,10 +385,11 @@ impl PyramidQuantizer {
     pub(super) fn reconstruct_maps(&self, codes: &Tensor) -> Result<Vec<f32>> {
         let (batch, codes) = self.checked_codes(codes)?;
         let mut maps = vec![0.0; batch * self.map_length()];
-        maps.par_chunks_exact_mut(self.map_length()).zip(codes.par_chunks_exact(self.tokens)).for_each_init(
-            Workspace::default,
-            |work, (map, codes)| self.accumulate(codes, self.scales.len(), map, work, |_, _| {}),
-        );
+        maps.par_chunks_exact_mut(self.map_length())
+            .zip(codes.par_chunks_exact(self.tokens))
+            .for_each_init(Workspace::default, |work, (map, codes)| {
+                self.accumulate(codes, self.scales.len(), map, work, |_, _| {})
+            });
         Ok(maps)
     }
 
@@ -463,9 +472,9 @@ impl PyramidQuantizer {
     }
 
     fn scale(&self, scale: usize) -> Result<&Scale> {
-        self.scales
-            .get(scale)
-            .ok_or_else(|| Error::invalid(format!("there is no scale {scale}; there are {}", self.scales.len())))
+        self.scales.get(scale).ok_or_else(|| {
+            Error::invalid(format!("there is no scale {scale}; there are {}", self.scales.len()))
+        })
     }
 
     /// Checks features `[B, Cvae, H, H]` and turns them into `[B, H², Cvae]`.
@@ -588,40 +597,100 @@ mod tests {
             (
                 2,
                 [
-                    "01", "001", "0011", "00011", "000111", "0000111", "00001111", "000001111", "0000011111",
-                    "00000011111", "000000111111", "0000000111111", "00000001111111", "000000001111111",
+                    "01",
+                    "001",
+                    "0011",
+                    "00011",
+                    "000111",
+                    "0000111",
+                    "00001111",
+                    "000001111",
+                    "0000011111",
+                    "00000011111",
+                    "000000111111",
+                    "0000000111111",
+                    "00000001111111",
+                    "000000001111111",
                     "0000000011111111",
                 ],
             ),
             (
                 3,
                 [
-                    "02", "012", "0012", "00122", "001122", "0001122", "00011222", "000111222", "0000111222",
-                    "00001112222", "000011112222", "0000011112222", "00000111122222", "000001111122222",
+                    "02",
+                    "012",
+                    "0012",
+                    "00122",
+                    "001122",
+                    "0001122",
+                    "00011222",
+                    "000111222",
+                    "0000111222",
+                    "00001112222",
+                    "000011112222",
+                    "0000011112222",
+                    "00000111122222",
+                    "000001111122222",
                     "0000001111122222",
                 ],
             ),
             (
                 4,
                 [
-                    "03", "023", "0123", "01223", "001233", "0012233", "00112233", "001122233", "0011122333",
-                    "00011222333", "000111222333", "0001112222333", "00011112222333", "000011122223333",
+                    "03",
+                    "023",
+                    "0123",
+                    "01223",
+                    "001233",
+                    "0012233",
+                    "00112233",
+                    "001122233",
+                    "0011122333",
+                    "00011222333",
+                    "000111222333",
+                    "0001112222333",
+                    "00011112222333",
+                    "000011122223333",
                     "0000111122223333",
                 ],
             ),
             (
                 5,
                 [
-                    "04", "024", "0134", "01234", "001234", "0012344", "00122344", "001123344", "0011223344",
-                    "00011223344", "000112233444", "0001122233444", "00011122333444", "000111222333444",
+                    "04",
+                    "024",
+                    "0134",
+                    "01234",
+                    "001234",
+                    "0012344",
+                    "00122344",
+                    "001123344",
+                    "0011223344",
+                    "00011223344",
+                    "000112233444",
+                    "0001122233444",
+                    "00011122333444",
+                    "000111222333444",
                     "0000111222333444",
                 ],
             ),
             (
                 7,
                 [
-                    "06", "036", "0246", "01356", "012456", "0123456", "00123456", "001234566", "0012334566",
-                    "00122344566", "001123345566", "0011223445566", "00112233445566", "000112233445566",
+                    "06",
+                    "036",
+                    "0246",
+                    "01356",
+                    "012456",
+                    "0123456",
+                    "00123456",
+                    "001234566",
+                    "0012334566",
+                    "00122344566",
+                    "001123345566",
+                    "0011223445566",
+                    "00112233445566",
+                    "000112233445566",
                     "0001122334455666",
                 ],
             ),
