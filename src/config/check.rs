@@ -63,7 +63,11 @@ impl Checker<'_> {
     /// Text of which only the empty one is accepted.
     fn empty(&self, key: &str, held: &mut Option<String>, cure: &str) -> Result<()> {
         let value = held.get_or_insert_default();
-        if value.is_empty() { Ok(()) } else { self.refuse(key, format!("is \"{value}\", which this version {cure}")) }
+        if value.is_empty() {
+            Ok(())
+        } else {
+            self.refuse(key, format!("is \"{value}\", which this version {cure}"))
+        }
     }
 
     /// A switch of which only one position is accepted.
@@ -135,18 +139,38 @@ fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
             return checker.refuse(key, "names LMDB folders, which are not read; list the pictures in a CSV");
         }
     }
-    checker.only("precomputed_latent", &mut raw.precomputed_latent, false, "features are computed from pictures here")?;
-    checker.only("using_webtar", &mut raw.using_webtar, false, "tar shards are not read; list the pictures in a CSV")?;
+    checker.only(
+        "precomputed_latent",
+        &mut raw.precomputed_latent,
+        false,
+        "features are computed from pictures here",
+    )?;
+    checker.only(
+        "using_webtar",
+        &mut raw.using_webtar,
+        false,
+        "tar shards are not read; list the pictures in a CSV",
+    )?;
     checker.only("using_csv", &mut raw.using_csv, true, "a CSV is all that is read")?;
-    checker.only("hflip", &mut raw.hflip, false, "each picture is tokenised once, so it cannot be mirrored at random")?;
+    checker.only(
+        "hflip",
+        &mut raw.hflip,
+        false,
+        "each picture is tokenised once, so it cannot be mirrored at random",
+    )?;
     checker.only("from_0", &mut raw.from_0, false, "a run resumes whole; start a new one instead")?;
     let weights = "cannot read (released weights); leave it empty";
-    checker.empty("text_enc_path", &mut raw.text_enc_path, "cannot read; leave it empty to use `text_encoder`")?;
+    checker.empty(
+        "text_enc_path",
+        &mut raw.text_enc_path,
+        "cannot read; leave it empty to use `text_encoder`",
+    )?;
     checker.empty("ckpt_path", &mut raw.ckpt_path, "cannot read; leave it empty to use `image_tokenizer`")?;
     checker.empty("pretrained_ckpt", &mut raw.pretrained_ckpt, weights)?;
     checker.empty("warmupVAR", &mut raw.warmup_var, weights)?;
     if raw.drop_scale_length.is_some() {
-        return checker.refuse("drop_scale_length", "must be null: training on a sample of the tokens is not offered");
+        return checker
+            .refuse("drop_scale_length", "must be null: training on a sample of the tokens is not offered");
     }
     if *raw.pg.get_or_insert(0.0) != 0.0 {
         return checker.refuse("pg", "must be 0: progressive training is not offered");
@@ -197,7 +221,9 @@ fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> 
             return checker.refuse("instance_prompt", message);
         }
     }
-    for held in [&mut raw.afuse, &mut raw.fuse, &mut raw.tf32, &mut raw.enable_discard, &mut raw.enable_discard_low] {
+    for held in
+        [&mut raw.afuse, &mut raw.fuse, &mut raw.tf32, &mut raw.enable_discard, &mut raw.enable_discard_low]
+    {
         held.get_or_insert(true);
     }
     raw.enable_discard_aesthetic.get_or_insert(true);
@@ -278,19 +304,23 @@ fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec<usize>, us
         return checker.refuse(key, format!("must have between 2 and 64 scales, but has {}", sides.len()));
     }
     if sides[0] < 1 || sides.windows(2).any(|pair| pair[0] >= pair[1]) {
-        return checker.refuse(key, format!("must start at 1 or more and grow from scale to scale, but is {sides:?}"));
+        return checker
+            .refuse(key, format!("must start at 1 or more and grow from scale to scale, but is {sides:?}"));
     }
     let last = sides[sides.len() - 1];
     let side = last.saturating_mul(patch_size as i64);
     if last > 256 || side > 4096 {
-        let message = format!("gives pictures of {side} pixels with {last} patches a side; at most 4096 and 256 are allowed");
+        let message = format!(
+            "gives pictures of {side} pixels with {last} patches a side; at most 4096 and 256 are allowed"
+        );
         return checker.refuse(key, message);
     }
     let resos: Vec<i64> = sides.iter().map(|side| side * patch_size as i64).collect();
     if let Some(given) = raw.resos.replace(resos.clone())
         && given != resos
     {
-        let message = format!("{given:?} does not fit: patch_nums times patch_size is {resos:?}; leave it null");
+        let message =
+            format!("{given:?} does not fit: patch_nums times patch_size is {resos:?}; leave it null");
         return checker.refuse("resos", message);
     }
     if let Some(given) = raw.data_load_reso.replace(side)
@@ -314,15 +344,21 @@ fn parse_pn(checker: &Checker<'_>, pn: &str) -> Result<Vec<i64>> {
         "1024" => "1_2_3_4_5_7_9_12_16_21_27_36_48_64",
         other => other,
     };
-    let sides: Result<Vec<i64>, _> = spelt.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
+    let sides: Result<Vec<i64>, _> =
+        spelt.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
     sides.or_else(|_| {
-        let message =
-            format!("must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\"");
+        let message = format!(
+            "must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""
+        );
         checker.refuse("pn", message)
     })
 }
 
-fn image_tokenizer(checker: &Checker<'_>, raw: &mut RawConfig, patch_size: usize) -> Result<ImageTokenizerConfig> {
+fn image_tokenizer(
+    checker: &Checker<'_>,
+    raw: &mut RawConfig,
+    patch_size: usize,
+) -> Result<ImageTokenizerConfig> {
     let held = raw.image_tokenizer.get_or_insert_default();
     let kind = held.kind.get_or_insert_with(|| "pca".to_owned());
     if kind != "pca" {
@@ -360,7 +396,10 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
     let first = checker.share("data_args.rank_portion_train", held.rank_portion_train, 1.0)?;
     let portion = match (random, first) {
         (Some(_), Some(_)) => {
-            return checker.refuse("data_args.rank_portion_train", "contradicts random_portion_train; give one of the two");
+            return checker.refuse(
+                "data_args.rank_portion_train",
+                "contradicts random_portion_train; give one of the two",
+            );
         }
         (Some(share), None) => Portion::Random(share),
         (None, Some(share)) => Portion::First(share),
@@ -394,7 +433,8 @@ fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfi
     // Python's `round`, as in the released code.
     let batch = (update as f64 / accumulation as f64).round_ties_even() as usize;
     if batch == 0 {
-        return checker.refuse("ac", format!("splits {update} samples into {accumulation} batches; give fewer"));
+        return checker
+            .refuse("ac", format!("splits {update} samples into {accumulation} batches; give fewer"));
     }
     for (key, held) in [("batch_size", &mut raw.batch_size), ("glb_batch_size", &mut raw.glb_batch_size)] {
         let given = held.replace(batch as i64).unwrap_or(0);

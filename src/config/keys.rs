@@ -35,14 +35,23 @@ const fn key(name: &'static str, meaning: &'static str, honoured: Honoured) -> K
 
 const LMDB: Honoured = Only("`[]`: read a CSV instead");
 const CSV_ONLY: Honoured = NoEffect("belongs to the LMDB and tar readers");
-const PICTURES: Honoured = NoEffect("the released code uses it for sample pictures only, which `train` does not draw");
+const PICTURES: Honoured =
+    NoEffect("the released code uses it for sample pictures only, which `train` does not draw");
 const CPU: Honoured = NoEffect("numbers are 32-bit floats on the CPU");
 
 /// Every key but the switches of `compat`, in the order of the file.
 pub const KEYS: &[Key] = &[
-    key("data_args.train_csv_path", "CSV of the training set; relative paths start at the current directory", Yes),
+    key(
+        "data_args.train_csv_path",
+        "CSV of the training set; relative paths start at the current directory",
+        Yes,
+    ),
     key("data_args.val_csv_path", "CSV of the validation set; empty: hold out `validation_portion`", Yes),
-    key("data_args.test_csv_path", "CSV of a test set", NoEffect("the released training reads it and never uses it")),
+    key(
+        "data_args.test_csv_path",
+        "CSV of a test set",
+        NoEffect("the released training reads it and never uses it"),
+    ),
     key("data_args.cogvlm", "captions stand in the column `cogvlm_caption`, not `caption`", Yes),
     key("data_args.random_portion_train", "share of the training set to use, drawn by `seed`", Yes),
     key("data_args.rank_portion_train", "share of the training set to use, from the top of the file", Yes),
@@ -57,8 +66,16 @@ pub const KEYS: &[Key] = &[
     key("tfast", "compile the networks", NoEffect("concerns PyTorch's compiler")),
     key("depth", "blocks of the proxy", Yes),
     key("raterDepth", "blocks of the rater", Yes),
-    key("upperlevel_weight", "share of the validation loss in the proxy's loss; the weighted training loss has the rest", Yes),
-    key("upperlevel_weight_decay", "taken off `upperlevel_weight` at every epoch but the first, down to 0", Yes),
+    key(
+        "upperlevel_weight",
+        "share of the validation loss in the proxy's loss; the weighted training loss has the rest",
+        Yes,
+    ),
+    key(
+        "upperlevel_weight_decay",
+        "taken off `upperlevel_weight` at every epoch but the first, down to 0",
+        Yes,
+    ),
     key("ini", "standard deviation of initial weights; negative: sqrt(1 / (3 width))", Yes),
     key("hd", "factor on the initial weight of the proxy's head", Yes),
     key("aln", "factor on initial modulation scales and shifts (with `saln`)", Yes),
@@ -73,28 +90,48 @@ pub const KEYS: &[Key] = &[
     key("data_path", "folder of ImageNet", NoEffect("the released code never reads it")),
     key("text_enc", "released text encoder", NoEffect("captions are encoded by `text_encoder`")),
     key("text_enc_path", "weights of the released text encoder", Only("empty: use `text_encoder`")),
-    key("ckpt_path", "folder of the released image tokenizer's weights", Only("empty: use `image_tokenizer`")),
+    key(
+        "ckpt_path",
+        "folder of the released image tokenizer's weights",
+        Only("empty: use `image_tokenizer`"),
+    ),
     key("local_out_dir_path", "run directory, where `--out` is not given", Yes),
     key("exp_name", "name of the run, recorded in its provenance", Yes),
     key("pretrained_ckpt", "released checkpoint to start from", Only("empty")),
     key("warmupVAR", "released checkpoint of a proxy to start from", Only("empty")),
     key("bs", "samples of an update, before rounding to `ac` equal batches", Yes),
-    key("batch_size", "samples of one batch, `bs / ac` rounded", Only("0, or what follows from `bs` and `ac`")),
+    key(
+        "batch_size",
+        "samples of one batch, `bs / ac` rounded",
+        Only("0, or what follows from `bs` and `ac`"),
+    ),
     key("glb_batch_size", "the same over all processes", Only("0, or what follows from `bs` and `ac`")),
     key("ac", "batches whose gradients make one update", Yes),
     key("ep", "epochs", Yes),
     key("wp", "epochs of warm-up; 0: `ep` / 50", Yes),
     key("wp0", "learning rate at the start of the warm-up, over `tlr`", Yes),
     key("wpe", "learning rate at the end, over `tlr`", Yes),
-    key("sche", "learning-rate schedule: `lin0`, `lin`, `lin00`, `lin<share>` (such as `lin0.3`), `cos`, `exp`", Yes),
+    key(
+        "sche",
+        "learning-rate schedule: `lin0`, `lin`, `lin00`, `lin<share>` (such as `lin0.3`), `cos`, `exp`",
+        Yes,
+    ),
     key("opt", "optimiser: `adamw`, or `adam`, which means the same in the released code", Yes),
     key("afuse", "fused optimiser", NoEffect("concerns CUDA")),
     key("saln", "modulate the norms by the level, shared over blocks", Yes),
     key("anorm", "normalise queries and keys and learn a scale a head", Yes),
     key("fuse", "fused attention", NoEffect("concerns CUDA")),
-    key("pn", "sides of the token maps, joined by `_`; `256`, `512` and `1024` stand for the released pyramids", Yes),
+    key(
+        "pn",
+        "sides of the token maps, joined by `_`; `256`, `512` and `1024` stand for the released pyramids",
+        Yes,
+    ),
     key("patch_size", "pixels of a patch's side", Yes),
-    key("patch_nums", "sides of the token maps, the same as `pn`; the last times `patch_size` is the picture's side", Yes),
+    key(
+        "patch_nums",
+        "sides of the token maps, the same as `pn`; the last times `patch_size` is the picture's side",
+        Yes,
+    ),
     key("resos", "picture sides of the scales", Only("null, or `patch_nums` · `patch_size`")),
     key("data_load_reso", "picture side", Only("null, or the last of `patch_nums` · `patch_size`")),
     key("mid_reso", "side before random cropping", NoEffect("the released CSV reader never crops at random")),
@@ -132,7 +169,11 @@ pub const KEYS: &[Key] = &[
     key("fixVar", "do not train the proxy", Yes),
     key("compat", "`default`, `released`, or an object of the switches below", Yes),
     key("rater_temperature", "divides the rater's logits before the softmax over a batch", Yes),
-    key("proxy_width", "channels of the proxy, a multiple of 64; null: 64 · `depth`; one head every 64 channels", Yes),
+    key(
+        "proxy_width",
+        "channels of the proxy, a multiple of 64; null: 64 · `depth`; one head every 64 channels",
+        Yes,
+    ),
     key("rater_width", "channels of the rater, a multiple of 64; null: 64 · `raterDepth`", Yes),
     key("image_tokenizer.kind", "`pca`: principal components of patches, quantised by k-means", Yes),
     key("image_tokenizer.components", "principal components, the channels of a code", Yes),
@@ -146,9 +187,17 @@ pub const KEYS: &[Key] = &[
     key("columns.id", "column of the ids", Yes),
     key("columns.image", "column of the pictures' paths, relative to the CSV's folder", Yes),
     key("columns.caption", "column of the captions; null: as `data_args.cogvlm` says", Yes),
-    key("validation_portion", "share of the training set held out for validation where there is no `val_csv_path`", Yes),
+    key(
+        "validation_portion",
+        "share of the training set held out for validation where there is no `val_csv_path`",
+        Yes,
+    ),
     key("max_pixels", "pictures with more pixels are refused before memory is taken for them", Yes),
-    key("checkpoint_every", "updates between checkpoints, beside those at epoch ends; null: `val_it` batches", Yes),
+    key(
+        "checkpoint_every",
+        "updates between checkpoints, beside those at epoch ends; null: `val_it` batches",
+        Yes,
+    ),
     key("keep_checkpoints", "newest checkpoints to keep; 0: all", Yes),
 ];
 

@@ -297,13 +297,23 @@ impl Config {
 
     /// The proxy's backbone, for a tokenizer of `vocabulary` codes of `code_channels` channels and an encoder of
     /// `text_channels` channels.
-    pub fn proxy_backbone(&self, vocabulary: usize, code_channels: usize, text_channels: usize) -> BackboneConfig {
+    pub fn proxy_backbone(
+        &self,
+        vocabulary: usize,
+        code_channels: usize,
+        text_channels: usize,
+    ) -> BackboneConfig {
         let networks = &self.networks;
         self.backbone(networks.proxy_depth, networks.proxy_width, vocabulary, code_channels, text_channels)
     }
 
     /// The rater's backbone; see [`proxy_backbone`](Self::proxy_backbone).
-    pub fn rater_backbone(&self, vocabulary: usize, code_channels: usize, text_channels: usize) -> BackboneConfig {
+    pub fn rater_backbone(
+        &self,
+        vocabulary: usize,
+        code_channels: usize,
+        text_channels: usize,
+    ) -> BackboneConfig {
         let networks = &self.networks;
         self.backbone(networks.rater_depth, networks.rater_width, vocabulary, code_channels, text_channels)
     }

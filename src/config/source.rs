@@ -29,7 +29,10 @@ impl Source {
         let text = String::from_utf8(bytes).map_err(|error| Error::Config {
             source_name: name.clone(),
             key: "text".to_owned(),
-            message: format!("byte {} is not UTF-8; save the file as UTF-8", error.utf8_error().valid_up_to()),
+            message: format!(
+                "byte {} is not UTF-8; save the file as UTF-8",
+                error.utf8_error().valid_up_to()
+            ),
         })?;
         Self::parse(&name, &text, sets)
     }
@@ -113,7 +116,8 @@ fn place(value: &mut Value, key: &str, new: Value) {
     let mut parts = key.split('.').peekable();
     while let Some(part) = parts.next() {
         if !at.is_object() {
-            *at = Compat::from_json(at).map_or_else(|_| Value::Object(Map::new()), |compat| compat.to_map().into());
+            *at = Compat::from_json(at)
+                .map_or_else(|_| Value::Object(Map::new()), |compat| compat.to_map().into());
         }
         let Value::Object(map) = at else { return };
         at = map.entry(part).or_insert(Value::Null);

@@ -182,7 +182,10 @@ fn read_state(folder: &Path) -> Result<StateFile> {
         format: u32,
     }
     let unreadable = |error: serde_json::Error| {
-        damaged(&path, format!("is not the state of a checkpoint ({error}); remove the folder to use an older one"))
+        damaged(
+            &path,
+            format!("is not the state of a checkpoint ({error}); remove the folder to use an older one"),
+        )
     };
     let Format { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
     if format != FORMAT {
@@ -225,7 +228,8 @@ fn to_safetensors(tensors: &Tensors) -> Result<Vec<u8>, String> {
                 Storage::F16(values) => (Dtype::F16, bytemuck::cast_slice(values)),
                 Storage::U32(values) => (Dtype::U32, bytemuck::cast_slice(values)),
             };
-            let view = TensorView::new(dtype, tensor.shape().to_vec(), bytes).map_err(|error| error.to_string())?;
+            let view =
+                TensorView::new(dtype, tensor.shape().to_vec(), bytes).map_err(|error| error.to_string())?;
             Ok((name.as_str(), view))
         })
         .collect();
@@ -237,7 +241,8 @@ fn from_safetensors(bytes: &[u8]) -> Result<Tensors, String> {
     fn numbers<const N: usize, T>(view: &TensorView<'_>, read: impl Fn([u8; N]) -> T) -> Vec<T> {
         view.data().as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()
     }
-    let file = SafeTensors::deserialize(bytes).map_err(|error| format!("is not a safetensors file ({error})"))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|error| format!("is not a safetensors file ({error})"))?;
     let tensor = |(name, view): (&str, TensorView<'_>)| {
         let shape = view.shape();
         let tensor = match view.dtype() {
@@ -317,7 +322,8 @@ pub fn restore_moments(
 /// Refuses tensors that are not exactly those expected, naming every difference.
 fn compare(origin: &Path, tensors: &Tensors, expected: &[(String, Vec<usize>)]) -> Result<()> {
     let names: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    let surplus: Vec<&str> = tensors.keys().map(String::as_str).filter(|name| !names.contains(name)).collect();
+    let surplus: Vec<&str> =
+        tensors.keys().map(String::as_str).filter(|name| !names.contains(name)).collect();
     let mut complaints = Vec::new();
     for (name, shape) in expected {
         match tensors.get(name) {
@@ -327,7 +333,9 @@ fn compare(origin: &Path, tensors: &Tensors, expected: &[(String, Vec<usize>)]) 
                     .map(|other| (strsim::jaro_winkler(name, other), other))
                     .max_by(|left, right| left.0.total_cmp(&right.0));
                 complaints.push(match nearest {
-                    Some((likeness, other)) if likeness > 0.8 => format!("{name} is missing (there is {other})"),
+                    Some((likeness, other)) if likeness > 0.8 => {
+                        format!("{name} is missing (there is {other})")
+                    }
                     _ => format!("{name} is missing"),
                 });
             }

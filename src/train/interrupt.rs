@@ -24,7 +24,10 @@ impl Interrupt {
         let raised = interrupt.clone();
         ctrlc::set_handler(move || {
             if raised.0.swap(true, Ordering::SeqCst) {
-                #[expect(clippy::exit, reason = "a second signal means at once; files are only ever written whole")]
+                #[expect(
+                    clippy::exit,
+                    reason = "a second signal means at once; files are only ever written whole"
+                )]
                 std::process::exit(EXIT_CODE);
             }
         })

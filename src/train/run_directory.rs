@@ -57,10 +57,14 @@ impl RunDirectory {
         let occupied = fs::read_dir(path).is_ok_and(|entries| {
             entries.flatten().any(|entry| entry.file_name() != "lock" && !is_leftover(&entry.file_name()))
         });
-        let is_run = path.join(CONFIG).exists();
+        let is_run = Self::is_run(path);
         if occupied && existing == Existing::Refuse {
             let what = if is_run { "already holds a run" } else { "is not empty" };
-            let cure = if is_run { "--resume to continue it, --overwrite to discard it, or another --out" } else { "another --out" };
+            let cure = if is_run {
+                "--resume to continue it, --overwrite to discard it, or another --out"
+            } else {
+                "another --out"
+            };
             return Err(Error::invalid(format!("{} {what}; give {cure}", path.display())));
         }
         if occupied && !is_run {
@@ -96,12 +100,17 @@ impl RunDirectory {
         Ok((run, config))
     }
 
+    /// Whether a folder holds a run.
+    pub fn is_run(path: &Path) -> bool {
+        path.join(CONFIG).is_file()
+    }
+
     /// The configuration of the run in a folder, without locking it.
     ///
     /// # Errors
     /// If there is no run or its configuration cannot be read.
     pub fn config_of(path: &Path) -> Result<Config> {
-        if !path.join(CONFIG).is_file() {
+        if !Self::is_run(path) {
             let message = format!(
                 "{} holds no run (there is no {CONFIG} in it); start one with `train --config FILE.json --out {0}`",
                 path.display()
@@ -144,17 +153,18 @@ impl RunDirectory {
         self.path.join("failed.csv")
     }
 
-    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from.
+    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the checkpoint it goes on `from`.
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn record_start(&self, config: &Config, command_line: &[String], step: u64) -> Result<()> {
+    pub fn record_start(&self, config: &Config, command_line: &[String], from: Option<&Path>) -> Result<()> {
         let path = self.path.join(PROVENANCE);
         let mut starts = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(Value::Array(starts)) => starts,
                 _ => {
-                    let message = "is not the list of starts that this program writes; move it away".to_owned();
+                    let message =
+                        "is not the list of starts that this program writes; move it away".to_owned();
                     return Err(Error::Checkpoint { path, message });
                 }
             },
@@ -168,7 +178,7 @@ impl RunDirectory {
             "dependencies": super::files::sha256(include_bytes!("../../Cargo.lock")),
             "seed": config.seed,
             "command_line": command_line,
-            "step": step,
+            "from": from.and_then(Path::file_name).map(|name| name.to_string_lossy()),
         }));
         write_json(&path, &Value::Array(starts))
     }

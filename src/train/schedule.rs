@@ -264,7 +264,10 @@ mod tests {
         let plan = Plan::new(&config, 12, 6).unwrap();
         assert_eq!((plan.epoch_iterations, plan.updates()), (4, 4));
         assert_eq!((0..4).map(|update| plan.epoch(update)).collect::<Vec<_>>(), [0, 1, 2, 2]);
-        assert_eq!((0..4).map(|update| plan.ends_epoch(update)).collect::<Vec<_>>(), [true, true, false, true]);
+        assert_eq!(
+            (0..4).map(|update| plan.ends_epoch(update)).collect::<Vec<_>>(),
+            [true, true, false, true]
+        );
         let released = Config::parse("test", "{\"compat\": \"released\"}", &sets).unwrap();
         assert_eq!(Plan::new(&released, 12, 6).unwrap().epoch_iterations, 2);
         assert!(Plan::new(&Config::parse("test", "{}", &[]).unwrap(), 0, 6).is_err());
