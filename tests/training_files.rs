@@ -190,11 +190,11 @@ fn a_run_is_not_overwritten_unasked() {
     let run = RunDirectory::create(&path, &config, Existing::Refuse).unwrap();
     let error = RunDirectory::open(&path).unwrap_err().to_string();
     assert!(error.contains("another process"), "{error}");
-    run.record_start(&config, &["train".to_owned()], None).unwrap();
-    run.record_start(&config, &["train".to_owned()], Some(Path::new("checkpoints/step-00000001"))).unwrap();
+    run.record_start(&config, &["train".to_owned()], 0).unwrap();
+    run.record_start(&config, &["train".to_owned()], 7).unwrap();
     drop(run);
     let provenance = read_json(path.join("provenance.json").to_str().unwrap());
-    assert_eq!(provenance[1]["from"], json!("step-00000001"));
+    assert_eq!(provenance[1]["step"], json!(7));
     assert_eq!(provenance[0]["seed"], json!(0));
 
     let error = RunDirectory::create(&path, &config, Existing::Refuse).unwrap_err().to_string();
