@@ -20,7 +20,7 @@ pub struct ScoreArguments {
     /// The corpus: a CSV with the columns that the run's configuration names.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into <name>.failed.csv.
+    /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given.
