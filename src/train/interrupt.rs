@@ -8,7 +8,7 @@ use std::sync::{
 use crate::error::{Error, Result};
 
 /// The exit code of a program that the user stopped (128 + SIGINT).
-pub const EXIT_CODE: i32 = 130;
+pub const EXIT_CODE: u8 = 130;
 
 /// Whether the user has asked to stop. Clones share one answer.
 #[derive(Clone, Debug, Default)]
@@ -24,11 +24,8 @@ impl Interrupt {
         let raised = interrupt.clone();
         ctrlc::set_handler(move || {
             if raised.0.swap(true, Ordering::SeqCst) {
-                #[expect(
-                    clippy::exit,
-                    reason = "a second signal means at once; files are only ever written whole"
-                )]
-                std::process::exit(EXIT_CODE);
+                // A second signal means at once; files are only ever written whole.
+                std::process::exit(EXIT_CODE.into());
             }
         })
         .map_err(|error| Error::invalid(format!("cannot listen for Ctrl-C: {error}")))?;

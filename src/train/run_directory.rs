@@ -153,11 +153,11 @@ impl RunDirectory {
         self.path.join("failed.csv")
     }
 
-    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the checkpoint it goes on `from`.
+    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from.
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn record_start(&self, config: &Config, command_line: &[String], from: Option<&Path>) -> Result<()> {
+    pub fn record_start(&self, config: &Config, command_line: &[String], step: u64) -> Result<()> {
         let path = self.path.join(PROVENANCE);
         let mut starts = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
@@ -178,7 +178,7 @@ impl RunDirectory {
             "dependencies": super::files::sha256(include_bytes!("../../Cargo.lock")),
             "seed": config.seed,
             "command_line": command_line,
-            "from": from.and_then(Path::file_name).map(|name| name.to_string_lossy()),
+            "step": step,
         }));
         write_json(&path, &Value::Array(starts))
     }
