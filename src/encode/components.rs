@@ -41,14 +41,19 @@ pub(super) fn leading(rows: &[f32], n: usize, count: usize, seed: u64) -> Compon
     covariance.par_chunks_mut(BLOCK * n).enumerate().for_each(|(block, covariance)| {
         Arch::new().dispatch(Covariance { first: block * BLOCK, rows, mean: &mean, covariance });
     });
-    for value in &mut covariance {
-        *value /= samples;
+    for row in 0..n {
+        for column in 0..=row {
+            let value = covariance[column * n + row] / samples;
+            covariance[column * n + row] = value;
+            covariance[row * n + column] = value;
+        }
     }
     let total_variance = (0..n).map(|at| covariance[at * n + at]).sum();
     let (variances, vectors) = eigenvectors(&covariance, n, count, seed);
     Components { mean, vectors, variances, total_variance }
 }
 
+/// Rows of the sum of outer products, from the block's first column on: the rest follows by symmetry.
 struct Covariance<'a> {
     first: usize,
     rows: &'a [f32],
@@ -70,7 +75,7 @@ impl WithSimd for Covariance<'_> {
             }
             for (at, sums) in covariance.chunks_exact_mut(n).enumerate() {
                 let value = centred[first + at];
-                for (sum, other) in sums.iter_mut().zip(&centred) {
+                for (sum, other) in sums[first..].iter_mut().zip(&centred[first..]) {
                     *sum += value * other;
                 }
             }
@@ -128,7 +133,10 @@ fn eigenvectors(matrix: &[f64], n: usize, count: usize, seed: u64) -> (Vec<f64>,
     values.truncate(count);
     basis.truncate(count * n);
     for vector in basis.chunks_exact_mut(n) {
-        let largest = vector.iter().copied().fold(0f64, |best, value| if value.abs() > best.abs() { value } else { best });
+        let largest = vector
+            .iter()
+            .copied()
+            .fold(0f64, |best, value| if value.abs() > best.abs() { value } else { best });
         if largest < 0.0 {
             for value in vector {
                 *value = -*value;
@@ -181,7 +189,10 @@ fn jacobi(matrix: &mut [f64], size: usize) -> Vec<f64> {
         vectors[at * size + at] = 1.0;
     }
     for _ in 0..60 {
-        let off: f64 = (0..size).flat_map(|p| (0..p).map(move |q| (p, q))).map(|(p, q)| matrix[p * size + q].powi(2)).sum();
+        let off: f64 = (0..size)
+            .flat_map(|p| (0..p).map(move |q| (p, q)))
+            .map(|(p, q)| matrix[p * size + q].powi(2))
+            .sum();
         let on: f64 = (0..size).map(|p| matrix[p * size + p].powi(2)).sum();
         if off <= 1e-30 * on || off == 0.0 {
             break;

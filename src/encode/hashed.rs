@@ -58,7 +58,8 @@ impl HashedWords {
                 "the hashed-word encoder needs at least one token and one channel, not {tokens} and {channels}"
             )));
         }
-        let positions = (0..tokens).flat_map(|at| (0..channels).map(move |channel| position(at, channel, channels)));
+        let positions =
+            (0..tokens).flat_map(|at| (0..channels).map(move |channel| position(at, channel, channels)));
         Ok(Self {
             positions: positions.collect(),
             start: draw(seed, "", channels),
@@ -117,8 +118,8 @@ impl TextEncoder for HashedWords {
             .zip(captions)
             .for_each(|(((states, mask), pooled), caption)| {
                 let words = words(caption);
-                let vectors = std::iter::once(Arc::clone(&self.start))
-                    .chain(words.iter().map(|word| self.word(word)));
+                let vectors =
+                    std::iter::once(Arc::clone(&self.start)).chain(words.iter().map(|word| self.word(word)));
                 let mut used = 0f32;
                 for (at, vector) in vectors.take(tokens).enumerate() {
                     let position = &self.positions[at * channels..][..channels];
@@ -208,12 +209,26 @@ fn is_mark(character: char) -> bool {
 fn stands_alone(character: char) -> bool {
     match u32::from(character) {
         0x2600..=0x27BF | 0x1F000..=0x1FAFF => true,
-        0x0E00..=0x0EFF | 0x0F00..=0x109F | 0x1780..=0x17FF | 0x1950..=0x19DF | 0x1A20..=0x1AAF
-        | 0x1B00..=0x1B7F | 0x3005..=0x3007 | 0x3040..=0x312F | 0x31A0..=0x31BF | 0x31F0..=0x31FF
-        | 0x3400..=0x4DBF | 0x4E00..=0x9FFF | 0xA000..=0xA4CF | 0xA980..=0xA9DF | 0xAA60..=0xAA7F
-        | 0xF900..=0xFAFF | 0xFF66..=0xFF9F | 0x17000..=0x18DFF | 0x1B000..=0x1B2FF | 0x20000..=0x3FFFF => {
-            character.is_alphanumeric()
-        }
+        0x0E00..=0x0EFF
+        | 0x0F00..=0x109F
+        | 0x1780..=0x17FF
+        | 0x1950..=0x19DF
+        | 0x1A20..=0x1AAF
+        | 0x1B00..=0x1B7F
+        | 0x3005..=0x3007
+        | 0x3040..=0x312F
+        | 0x31A0..=0x31BF
+        | 0x31F0..=0x31FF
+        | 0x3400..=0x4DBF
+        | 0x4E00..=0x9FFF
+        | 0xA000..=0xA4CF
+        | 0xA980..=0xA9DF
+        | 0xAA60..=0xAA7F
+        | 0xF900..=0xFAFF
+        | 0xFF66..=0xFF9F
+        | 0x17000..=0x18DFF
+        | 0x1B000..=0x1B2FF
+        | 0x20000..=0x3FFFF => character.is_alphanumeric(),
         _ => false,
     }
 }
@@ -229,11 +244,15 @@ fn draw(seed: u64, word: &str, channels: usize) -> Arc<[f32]> {
 }
 
 /// The sinusoidal position vectors of "Attention is all you need", scaled.
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "small numbers; a state is f32")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "small numbers; a state is f32"
+)]
 fn position(at: usize, channel: usize, channels: usize) -> f32 {
     let frequency = 10_000f64.powf(-((channel - channel % 2) as f64) / channels as f64);
     let angle = at as f64 * frequency;
-    (POSITION_SCALE * if channel % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+    (POSITION_SCALE * if channel.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
 }
 
 #[cfg(test)]

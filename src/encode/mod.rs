@@ -6,6 +6,7 @@ mod components;
 pub mod hashed;
 pub mod nearest;
 pub mod pca;
+pub mod phi;
 mod projection;
 pub mod pyramid;
 pub mod resample;

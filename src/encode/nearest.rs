@@ -86,8 +86,8 @@ fn search<const N: usize>(
     let norm: [f32; N] = std::array::from_fn(|row| rows[row].iter().map(|value| value * value).sum());
     let mut best = [[f32::INFINITY; LANES]; N];
     let mut best_block = [[0u32; LANES]; N];
-    let mut block_number = 0u32;
-    for (block, norms) in nearest.blocks.chunks_exact(channels).zip(&nearest.norms) {
+    let blocks = nearest.blocks.chunks_exact(channels).zip(&nearest.norms);
+    for (block_number, (block, norms)) in (0u32..).zip(blocks) {
         let mut products = [[0f32; LANES]; N];
         for (channel, codes) in block.iter().enumerate() {
             for row in 0..N {
@@ -105,7 +105,6 @@ fn search<const N: usize>(
                 best_block[row][lane] = if nearer { block_number } else { best_block[row][lane] };
             }
         }
-        block_number += 1;
     }
     for row in 0..N {
         let (mut distance, mut code) = (f32::INFINITY, 0);

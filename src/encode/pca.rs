@@ -31,8 +31,10 @@ const OP: &str = "PCA tokenizer";
 const HELD_PICTURES: usize = 2048;
 const HELD_VALUES: usize = 1 << 26;
 
-/// At most this many patches go into the covariance.
-const HELD_PATCHES: usize = 32_768;
+/// At most this many numbers of patches go into the covariance, but always a few times as many patches as numbers in
+/// a patch (where there are so many).
+const HELD_PATCH_VALUES: usize = 1 << 23;
+const PATCHES_A_DIMENSION: usize = 8;
 
 /// One picture in so many is held out to measure the reconstruction.
 const HELD_OUT_SHARE: usize = 10;
@@ -272,8 +274,7 @@ impl PcaTokenizer {
         let offset: Vec<f32> = components
             .chunks_exact(length)
             .map(|component| {
-                let along: f64 =
-                    component.iter().zip(mean).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let along: f64 = component.iter().zip(mean).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 (-along * f64::from(scale)) as f32
             })
             .collect();
@@ -303,7 +304,9 @@ impl PcaTokenizer {
         let pictures: Vec<&[f32]> =
             images.as_slice::<f32>()?.chunks_exact(self.settings.picture_length()).collect();
         if let Some(at) = pictures.iter().position(|picture| picture.iter().any(|value| !value.is_finite())) {
-            return Err(Error::invalid(format!("picture {at} of the batch holds a number that is not finite")));
+            return Err(Error::invalid(format!(
+                "picture {at} of the batch holds a number that is not finite"
+            )));
         }
         Ok(self.maps(&pictures).concat())
     }
@@ -401,7 +404,11 @@ fn check_images(settings: &PcaSettings, images: &Tensor) -> Result<()> {
     }
     Err(Error::shape(
         OP,
-        format!("pictures [B, 3, {0}, {0}] were expected, but {1:?} was given", settings.side, images.shape()),
+        format!(
+            "pictures [B, 3, {0}, {0}] were expected, but {1:?} was given",
+            settings.side,
+            images.shape()
+        ),
     ))
 }
 
@@ -424,7 +431,9 @@ fn sample(
         }
         let values = picture.as_slice::<f32>()?;
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!("picture {count} of the fit holds a number that is not finite")));
+            return Err(Error::invalid(format!(
+                "picture {count} of the fit holds a number that is not finite"
+            )));
         }
         count += 1;
         if held.len() < bound {
@@ -447,7 +456,8 @@ fn sample(
 fn sample_patches(settings: &PcaSettings, pictures: &[Vec<f32>]) -> Vec<f32> {
     let length = settings.patch_length();
     let all = settings.grid() * settings.grid();
-    let each = (HELD_PATCHES / pictures.len()).clamp(1, all);
+    let bound = (HELD_PATCH_VALUES / length).max(PATCHES_A_DIMENSION * length);
+    let each = (bound / pictures.len()).clamp(1, all);
     let mut random = Random::new(settings.seed, Purpose::Fit, 3);
     let mut order: Vec<usize> = (0..all).collect();
     let (mut patches, mut sampled) = (Vec::new(), Vec::with_capacity(pictures.len() * each * length));

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::{
     encode::{
         nearest::NearestCode,
+        phi::phi_index,
         resample::{Area, Bicubic, Convolution},
     },
     engine::{DType, Tensor},
@@ -53,16 +54,12 @@ struct Workspace {
 
 /// What the quantiser saw at one scale of one sample, for fitting a codebook.
 pub(super) struct Seen<'a> {
-    /// The scale's place, 0 for the coarsest.
-    pub(super) scale: usize,
     /// The remaining features at this scale's side, `[pn², Cvae]`.
     pub(super) rows: &'a [f32],
     /// The nearest code of each row.
     pub(super) codes: &'a [u32],
-    /// Its squared distance.
+    /// Its squared distance; at the last scale, the squared error of the reconstruction where there is no φ.
     pub(super) distances: &'a [f32],
-    /// The reconstruction with this scale, `[H², Cvae]`.
-    pub(super) reconstruction: &'a [f32],
 }
 
 impl PyramidQuantizer {
@@ -89,11 +86,17 @@ impl PyramidQuantizer {
                 format!("a codebook [V, Cvae] was expected, but {:?} was given", codebook.shape()),
             ));
         };
-        if vocabulary == 0 || channels == 0 || u32::try_from(vocabulary).is_err() || codebook.dtype() == DType::U32
+        if vocabulary == 0
+            || channels == 0
+            || u32::try_from(vocabulary).is_err()
+            || codebook.dtype() == DType::U32
         {
             return Err(Error::shape(
                 OP,
-                format!("a codebook of floats with 1 to 2³² codes was expected, but {vocabulary} codes of {channels} channels ({:?}) were given", codebook.dtype()),
+                format!(
+                    "a codebook of floats with 1 to 2³² codes was expected, but {vocabulary} codes of {channels} channels ({:?}) were given",
+                    codebook.dtype()
+                ),
             ));
         }
         if let Some(other) = convolutions.iter().map(Convolution::channels).find(|&other| other != channels) {
@@ -140,7 +143,9 @@ impl PyramidQuantizer {
         quant_resi: f32,
     ) -> Result<Self> {
         let named = |name: &str| {
-            tensors.get(name).ok_or_else(|| Error::invalid(format!("there is no tensor {name} among the weights")))
+            tensors
+                .get(name)
+                .ok_or_else(|| Error::invalid(format!("there is no tensor {name} among the weights")))
         };
         let codebook = named(&format!("{prefix}embedding.weight"))?;
         let mut stems = Vec::new();
@@ -236,9 +241,10 @@ impl PyramidQuantizer {
         let rows = self.tokens - self.patch_nums[0] * self.patch_nums[0];
         let mut input = vec![0.0; batch * rows * channels];
         if rows > 0 {
-            input.par_chunks_exact_mut(rows * channels).zip(codes.par_chunks_exact(self.tokens)).for_each_init(
-                Workspace::default,
-                |work, (input, codes)| {
+            input
+                .par_chunks_exact_mut(rows * channels)
+                .zip(codes.par_chunks_exact(self.tokens))
+                .for_each_init(Workspace::default, |work, (input, codes)| {
                     let mut rest = input;
                     let mut map = vec![0.0; self.map_length()];
                     self.accumulate(codes, self.scales.len() - 1, &mut map, work, |scale, map| {
@@ -248,8 +254,7 @@ impl PyramidQuantizer {
                         next.down.pool(map, channels, rows);
                         rest = after;
                     });
-                },
-            );
+                });
         }
         Tensor::new(&[batch, rows, channels], input)
     }
@@ -336,9 +341,8 @@ impl PyramidQuantizer {
         let mut maps = transpose(reconstruction.as_slice()?, channels, full * full);
         let vectors = transpose(embedded.as_slice()?, channels, at.side * at.side);
         let mut work = Workspace::default();
-        for (map, vectors) in maps
-            .chunks_exact_mut(self.map_length())
-            .zip(vectors.chunks_exact(at.side * at.side * channels))
+        for (map, vectors) in
+            maps.chunks_exact_mut(self.map_length()).zip(vectors.chunks_exact(at.side * at.side * channels))
         {
             work.embedded.clear();
             work.embedded.extend_from_slice(vectors);
@@ -348,8 +352,9 @@ impl PyramidQuantizer {
         *reconstruction = self.channels_first(batch, &maps)?;
         let Some(next) = self.scales.get(scale + 1) else { return Ok(reconstruction.clone()) };
         let mut pooled = vec![0.0; batch * next.side * next.side * channels];
-        for (map, pooled) in
-            maps.chunks_exact(self.map_length()).zip(pooled.chunks_exact_mut(next.side * next.side * channels))
+        for (map, pooled) in maps
+            .chunks_exact(self.map_length())
+            .zip(pooled.chunks_exact_mut(next.side * next.side * channels))
         {
             next.down.pool(map, channels, pooled);
         }
@@ -367,7 +372,7 @@ impl PyramidQuantizer {
             Workspace::default,
             |work, (codes, map)| {
                 let mut rest = codes;
-                self.walk(map, work, false, |seen| {
+                self.walk(map, work, |seen| {
                     let (head, tail) = std::mem::take(&mut rest).split_at_mut(seen.codes.len());
                     head.copy_from_slice(seen.codes);
                     rest = tail;
@@ -381,48 +386,40 @@ impl PyramidQuantizer {
     pub(super) fn reconstruct_maps(&self, codes: &Tensor) -> Result<Vec<f32>> {
         let (batch, codes) = self.checked_codes(codes)?;
         let mut maps = vec![0.0; batch * self.map_length()];
-        maps.par_chunks_exact_mut(self.map_length()).zip(codes.par_chunks_exact(self.tokens)).for_each_init(
-            Workspace::default,
-            |work, (map, codes)| self.accumulate(codes, self.scales.len(), map, work, |_, _| {}),
-        );
+        maps.par_chunks_exact_mut(self.map_length())
+            .zip(codes.par_chunks_exact(self.tokens))
+            .for_each_init(Workspace::default, |work, (map, codes)| {
+                self.accumulate(codes, self.scales.len(), map, work, |_, _| {})
+            });
         Ok(maps)
     }
 
     /// Quantises one channels-last map `[H², Cvae]` and shows every scale.
     pub(super) fn observe(&self, map: &[f32], visit: impl FnMut(Seen<'_>)) {
-        self.walk(map, &mut Workspace::default(), true, visit);
+        self.walk(map, &mut Workspace::default(), visit);
     }
 
-    /// The greedy descent through the scales. The reconstruction is kept only where it is asked for.
-    fn walk(&self, map: &[f32], work: &mut Workspace, reconstruct: bool, mut visit: impl FnMut(Seen<'_>)) {
+    /// The greedy descent through the scales.
+    fn walk(&self, map: &[f32], work: &mut Workspace, mut visit: impl FnMut(Seen<'_>)) {
         let channels = self.channels();
         let mut rest = map.to_vec();
-        let mut reconstruction = vec![0.0; if reconstruct { map.len() } else { 0 }];
         let largest = self.side() * self.side();
         let (mut pooled, mut codes, mut distances) =
             (vec![0.0; largest * channels], vec![0; largest], vec![0.0; largest]);
-        let last = self.scales.len() - 1;
         for (at, scale) in self.scales.iter().enumerate() {
             let cells = scale.side * scale.side;
             let rows = &mut pooled[..cells * channels];
-            if at == last {
-                rows.copy_from_slice(&rest);
-            } else {
-                scale.down.pool(&rest, channels, rows);
-            }
+            scale.down.pool(&rest, channels, rows);
             let (codes, distances) = (&mut codes[..cells], &mut distances[..cells]);
             self.nearest.search(rows, codes, distances);
-            if at < last || reconstruct {
+            visit(Seen { rows, codes, distances });
+            if at + 1 < self.scales.len() {
                 self.look_up(codes, work);
                 self.resize(at, work);
                 for (rest, value) in rest.iter_mut().zip(&work.resized) {
                     *rest -= value;
                 }
-                if reconstruct {
-                    add(&mut reconstruction, &work.resized);
-                }
             }
-            visit(Seen { scale: at, rows, codes, distances, reconstruction: &reconstruction });
         }
     }
 
@@ -476,9 +473,9 @@ impl PyramidQuantizer {
     }
 
     fn scale(&self, scale: usize) -> Result<&Scale> {
-        self.scales
-            .get(scale)
-            .ok_or_else(|| Error::invalid(format!("there is no scale {scale}; there are {}", self.scales.len())))
+        self.scales.get(scale).ok_or_else(|| {
+            Error::invalid(format!("there is no scale {scale}; there are {}", self.scales.len()))
+        })
     }
 
     /// Checks features `[B, Cvae, H, H]` and turns them into `[B, H², Cvae]`.
@@ -537,40 +534,6 @@ impl PyramidQuantizer {
     }
 }
 
-/// Which of `convolutions` shared φ each of `scales` uses, exactly as numpy decides it in f64 in the released code
-/// (`PhiPartiallyShared`): the nearest of evenly spaced ticks to `si/(scales - 1)`, the first where two are equally
-/// near. With ten scales and four convolutions two scales are ties but for rounding: `[0,0,1,1,1,2,2,3,3,3]`.
-#[expect(clippy::cast_precision_loss, reason = "a few scales")]
-pub fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
-    if convolutions == 0 {
-        return vec![0; scales];
-    }
-    let count = convolutions as f64;
-    let start = if convolutions == 4 { 1.0 / 3.0 / count } else { 1.0 / 2.0 / count };
-    let stop = 1.0 - start;
-    let step = (stop - start) / (count - 1.0);
-    let ticks: Vec<f64> = (0..convolutions)
-        .map(|at| match at {
-            0 => start,
-            at if at + 1 == convolutions => stop,
-            at => at as f64 * step + start,
-        })
-        .collect();
-    (0..scales)
-        .map(|scale| {
-            // A single scale has no place between the first and the last; it uses the first.
-            let place = if scales == 1 { 0.0 } else { scale as f64 / (scales - 1) as f64 };
-            let mut best = 0;
-            for (at, tick) in ticks.iter().enumerate() {
-                if (tick - place).abs() < (ticks[best] - place).abs() {
-                    best = at;
-                }
-            }
-            best
-        })
-        .collect()
-}
-
 fn add(map: &mut [f32], values: &[f32]) {
     for (sum, value) in map.iter_mut().zip(values) {
         *sum += value;
@@ -588,65 +551,4 @@ fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
         }
     }
     transposed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::phi_index;
-
-    /// Digits computed with numpy 2.4.6 from the released formula, for 2 to 16 scales.
-    #[test]
-    fn phi_index_is_that_of_numpy() {
-        let table: [(usize, [&str; 15]); 5] = [
-            (
-                2,
-                [
-                    "01", "001", "0011", "00011", "000111", "0000111", "00001111", "000001111", "0000011111",
-                    "00000011111", "000000111111", "0000000111111", "00000001111111", "000000001111111",
-                    "0000000011111111",
-                ],
-            ),
-            (
-                3,
-                [
-                    "02", "012", "0012", "00122", "001122", "0001122", "00011222", "000111222", "0000111222",
-                    "00001112222", "000011112222", "0000011112222", "00000111122222", "000001111122222",
-                    "0000001111122222",
-                ],
-            ),
-            (
-                4,
-                [
-                    "03", "023", "0123", "01223", "001233", "0012233", "00112233", "001122233", "0011122333",
-                    "00011222333", "000111222333", "0001112222333", "00011112222333", "000011122223333",
-                    "0000111122223333",
-                ],
-            ),
-            (
-                5,
-                [
-                    "04", "024", "0134", "01234", "001234", "0012344", "00122344", "001123344", "0011223344",
-                    "00011223344", "000112233444", "0001122233444", "00011122333444", "000111222333444",
-                    "0000111222333444",
-                ],
-            ),
-            (
-                7,
-                [
-                    "06", "036", "0246", "01356", "012456", "0123456", "00123456", "001234566", "0012334566",
-                    "00122344566", "001123345566", "0011223445566", "00112233445566", "000112233445566",
-                    "0001122334455666",
-                ],
-            ),
-        ];
-        for (convolutions, rows) in table {
-            for (row, scales) in rows.iter().zip(2..) {
-                let found: String = phi_index(scales, convolutions).iter().map(usize::to_string).collect();
-                assert_eq!(&found, row, "{convolutions} convolutions, {scales} scales");
-            }
-        }
-        assert_eq!(phi_index(5, 1), [0; 5]);
-        assert_eq!(phi_index(1, 4), [0]);
-        assert_eq!(phi_index(3, 0), [0; 3]);
-    }
 }

@@ -250,8 +250,7 @@ impl WithSimd for Convolve<'_> {
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { convolution, side, padded, map } = self;
         let group = 9 * convolution.channels;
-        for (at, (weights, bias)) in
-            convolution.packed.chunks_exact(group).zip(&convolution.bias).enumerate()
+        for (at, (weights, bias)) in convolution.packed.chunks_exact(group).zip(&convolution.bias).enumerate()
         {
             for y in 0..side {
                 let mut x = 0;
@@ -367,7 +366,8 @@ mod tests {
                     for out in 0..channels {
                         let mut sum = f64::from(bias[out]);
                         for (tap, into) in (0..9).flat_map(|tap| (0..channels).map(move |into| (tap, into))) {
-                            let (row, column) = ((y + tap / 3).wrapping_sub(1), (x + tap % 3).wrapping_sub(1));
+                            let (row, column) =
+                                ((y + tap / 3).wrapping_sub(1), (x + tap % 3).wrapping_sub(1));
                             if row < side && column < side {
                                 sum += f64::from(map[(row * side + column) * channels + into])
                                     * f64::from(weight[(out * channels + into) * 9 + tap]);

@@ -41,7 +41,10 @@ impl Description {
     /// If the kind is another one or the settings cannot be used.
     pub fn settings<T: DeserializeOwned>(&self, path: &Path, kind: &str) -> Result<T> {
         if self.kind != kind {
-            return Err(damaged(path, format!("the kind is \"{}\", but \"{kind}\" was asked for", self.kind)));
+            return Err(damaged(
+                path,
+                format!("the kind is \"{}\", but \"{kind}\" was asked for", self.kind),
+            ));
         }
         serde_path_to_error::deserialize(&self.settings)
             .map_err(|error| damaged(path, format!("settings.{}: {}", error.path(), error.inner())))
@@ -80,14 +83,20 @@ pub fn read_description(path: &Path) -> Result<Description> {
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write_description(path: &Path, kind: &str, settings: &impl Serialize, fingerprint: &str) -> Result<()> {
+pub fn write_description(
+    path: &Path,
+    kind: &str,
+    settings: &impl Serialize,
+    fingerprint: &str,
+) -> Result<()> {
     let describe = || {
         let settings = serde_json::to_value(settings)?;
         let description =
             Description { kind: kind.to_owned(), settings, fingerprint: fingerprint.to_owned() };
         serde_json::to_vec_pretty(&description)
     };
-    let mut text = describe().map_err(|error| damaged(path, format!("cannot be written as JSON: {error}")))?;
+    let mut text =
+        describe().map_err(|error| damaged(path, format!("cannot be written as JSON: {error}")))?;
     text.push(b'\n');
     write_whole(path, &text)
 }
@@ -103,7 +112,8 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         .map_err(|error| damaged(path, format!("not a whole safetensors file ({error})")))?;
     file.iter()
         .map(|(name, view)| {
-            let tensor = tensor(&view).map_err(|message| damaged(path, format!("tensor {name}: {message}")))?;
+            let tensor =
+                tensor(&view).map_err(|message| damaged(path, format!("tensor {name}: {message}")))?;
             Ok((name.to_owned(), tensor))
         })
         .collect()
@@ -120,7 +130,9 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
     let (shape, bytes) = (view.shape(), view.data());
     let made = match view.dtype() {
         Dtype::F32 => Tensor::new(shape, numbers(bytes, f32::from_le_bytes)),
-        Dtype::F64 => Tensor::new(shape, numbers(bytes, f64::from_le_bytes)).map(|wide| wide.cast(DType::F32)),
+        Dtype::F64 => {
+            Tensor::new(shape, numbers(bytes, f64::from_le_bytes)).map(|wide| wide.cast(DType::F32))
+        }
         Dtype::F16 => Tensor::new(shape, numbers(bytes, |bytes| f16::from_le_bytes(bytes).to_f32())),
         Dtype::BF16 => Tensor::new(shape, numbers(bytes, |bytes| bf16::from_le_bytes(bytes).to_f32())),
         Dtype::U32 => Tensor::new(shape, numbers(bytes, u32::from_le_bytes)),

@@ -283,7 +283,7 @@ impl Scorer {
     fn part(&self, corpus: &mut Corpus) -> Result<Part> {
         let size = PART.div_ceil(self.batch) * self.batch;
         let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
-        let next = (records.len() == size).then(|| corpus.position());
+        let next = (records.len() == size).then(|| Corpus::position(corpus));
         let requests: Vec<_> = records.iter().map(|record| ((), record.image.clone())).collect();
         let preprocess = corpus::preprocess(&self.config, self.tokenizer.image_side());
         let loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;

@@ -53,6 +53,22 @@ pub struct TrainSummary {
     pub last: Option<StepReport>,
 }
 
+impl std::fmt::Display for TrainSummary {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { steps, train, validation, failed, .. } = self;
+        write!(formatter, "{steps} steps on {train} training and {validation} validation records ({failed} left out)")?;
+        if let Some(fit) = &self.tokenizer {
+            let FitReport { psnr_db, codes_used, .. } = fit;
+            write!(formatter, "\ntokenizer: {psnr_db:.1} dB on held-out pictures, {codes_used:.0} codes effectively used")?;
+        }
+        if let Some(last) = &self.last {
+            let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
+            write!(formatter, "\nlast step: validation loss {loss:.4}, accuracy {accuracy:.2}%")?;
+        }
+        Ok(())
+    }
+}
+
 /// Everything that a run is made of.
 struct Run<'a> {
     config: &'a Config,
@@ -112,6 +128,7 @@ impl Order {
 pub fn train(
     config: &Config,
     directory: &RunDirectory,
+    command_line: &[String],
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary> {
@@ -122,13 +139,13 @@ pub fn train(
         step = run.restore(&folder, &mut bilevel)?;
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
+    directory.record_start(config, command_line, step)?;
     let mut train_order = Order::new(config, run.train.len(), "training", 0)?;
     let mut validation_order = Order::new(config, run.validation.len(), "validation", 1)?;
     let mut metrics = directory.metrics(step)?;
     let total = run.plan.updates();
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
     let mut last = None;
-    let mut saved = None;
     while step < total {
         let mut micro_batches = Vec::new();
         for iteration in run.plan.iterations(step) {
@@ -156,7 +173,6 @@ pub fn train(
         if due || ends_epoch || interrupt.is_raised() || step == total {
             metrics.sync()?;
             run.save(&bilevel, step)?;
-            saved = Some(step);
         }
         if interrupt.is_raised() && step < total {
             let path = directory.path().display();
@@ -164,7 +180,7 @@ pub fn train(
             return Err(Error::Interrupted { saved });
         }
     }
-    if saved.is_none() && last.is_none() {
+    if last.is_none() {
         observer.note("the run was complete already");
     }
     let failed = run.train.failed.len() + run.validation.failed.len();

@@ -1,0 +1,239 @@
+//! The whole loop on the built-in data set: draw, spoil, train, score, and say how well each kind of flaw was found.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    config::Config,
+    data::{
+        drawn::{DataSetSettings, write_data_set},
+        flaws::{Flaw, FlawShares},
+        load_picture,
+    },
+    error::{Error, Result},
+    rate::{
+        corpus,
+        scorer::{ScoreRequest, ScoreSummary, score},
+        trainer::{Observer, TrainSummary, train},
+    },
+    report::{
+        contact_sheet::{SheetRow, Thumbnail, contact_sheet},
+        plot::{Series, histogram, line_chart},
+        statistics::{auroc, mean_percentile},
+    },
+    select::ratings::{ColumnNames, RatingsReader},
+    train::{
+        interrupt::Interrupt,
+        run_directory::{Existing, RunDirectory},
+    },
+};
+
+/// The configuration that is built in; also a file of the repository.
+pub const CONFIG: &str = include_str!("../configs/demo.json");
+/// Training and validation pictures.
+const PICTURES: (usize, usize) = (2_400, 320);
+/// Thumbnails a decile on the contact sheet.
+const THUMBNAILS: usize = 12;
+
+/// How the ratings treat one kind of flaw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlawReport {
+    /// The kind.
+    pub flaw: Flaw,
+    /// Records that have it.
+    pub records: usize,
+    /// Their mean place in the ranking, 0 the best rated, 1 the worst.
+    pub mean_percentile: f64,
+    /// Probability that a record with the flaw is rated below a clean one; `None` for clean records themselves.
+    pub auroc: Option<f64>,
+}
+
+/// What the demo did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DemoReport {
+    /// One line a kind of record, clean first.
+    pub flaws: Vec<FlawReport>,
+    /// What training came to.
+    pub training: TrainSummary,
+    /// What scoring came to.
+    pub scoring: ScoreSummary,
+    /// Pictures written.
+    pub pictures: Vec<PathBuf>,
+}
+
+/// Runs the demo in `folder`: `data/`, `run/`, `ratings.csv` and the pictures.
+///
+/// # Errors
+/// If the folder is in use or cannot be written, or the user interrupts.
+pub fn demo(
+    folder: &Path,
+    seed: u64,
+    overwrite: bool,
+    command_line: &[String],
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<DemoReport> {
+    let run_folder = folder.join("run");
+    let ratings = folder.join("ratings.csv");
+    if folder.exists() && !overwrite && (run_folder.exists() || ratings.exists()) {
+        let message = format!("{} holds a demo already; give --overwrite or another --out", folder.display());
+        return Err(Error::invalid(message));
+    }
+    let shares = FlawShares::default();
+    let side = demo_config(&[])?.networks.image_side();
+    observer.note(&format!("drawing {} pictures and spoiling {:.0}% of the training ones", PICTURES.0 + PICTURES.1, 100.0 * shares.spoiled()));
+    let data = folder.join("data");
+    let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
+    let data = write_data_set(&data, &settings)?;
+    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
+    let config = demo_config(&[
+        format!("data_args.train_csv_path={}", quoted(&data.train_csv)),
+        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)),
+        format!("seed={seed}"),
+    ])?;
+    let existing = if overwrite && run_folder.exists() { Existing::Overwrite } else { Existing::Refuse };
+    let directory = RunDirectory::create(&run_folder, &config, existing)?;
+    let mut curves = Curves { inner: observer, points: [const { Vec::new() }; 3] };
+    let training = train(&config, &directory, command_line, interrupt, &mut curves)?;
+    let points = curves.points;
+    drop(directory);
+    let request = ScoreRequest {
+        checkpoint: run_folder,
+        corpus: data.train_csv.clone(),
+        out: ratings.clone(),
+        batch: config.training.batch,
+        batch_normalised: false,
+        overwrite: true,
+        sets: Vec::new(),
+    };
+    let scoring = score(&request, interrupt, &mut |done, total| observer.preparing("scoring", done, total))?;
+    let rows = read_ratings(&ratings)?;
+    let pictures = draw(folder, &config, &data.train_csv, &rows, points)?;
+    Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures })
+}
+
+fn demo_config(sets: &[String]) -> Result<Config> {
+    Config::parse("configs/demo.json", CONFIG, sets)
+}
+
+/// Passes everything on and keeps the losses.
+struct Curves<'a> {
+    inner: &'a mut dyn Observer,
+    points: [Vec<(f64, f64)>; 3],
+}
+
+impl Observer for Curves<'_> {
+    fn preparing(&mut self, what: &str, done: u64, total: u64) {
+        self.inner.preparing(what, done, total);
+    }
+
+    fn note(&mut self, sentence: &str) {
+        self.inner.note(sentence);
+    }
+
+    fn step(
+        &mut self,
+        step: u64,
+        total: u64,
+        samples: usize,
+        rates: crate::rate::bilevel::StepRates,
+        report: &crate::rate::bilevel::StepReport,
+    ) {
+        self.inner.step(step, total, samples, rates, report);
+        let mean = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
+        // The last scale is most of the tokens; its curve says whether detail is learned.
+        for (points, value) in self.points.iter_mut().zip([report.validation_loss, report.validation_tail_loss, mean]) {
+            points.push((step as f64, value));
+        }
+    }
+}
+
+struct Rated {
+    id: String,
+    rating: f64,
+    flaw: Flaw,
+}
+
+fn read_ratings(path: &Path) -> Result<Vec<Rated>> {
+    let mut reader = RatingsReader::open(path, &ColumnNames::default())?;
+    let column = reader.header().carried().position(|column| column == "flaw");
+    let column = column.ok_or_else(|| Error::invalid(format!("{} has no column `flaw`", path.display())))?;
+    let mut rows = Vec::new();
+    let mut row = Default::default();
+    while reader.read(&mut row)? {
+        let flaw = row.carried[column].parse().map_err(|_| Error::invalid("a flaw of the demo's table is unknown"))?;
+        rows.push(Rated { id: row.id.clone(), rating: row.rating, flaw });
+    }
+    Ok(rows)
+}
+
+/// How each kind of record was rated. A flaw counts as found when it is rated lower than the clean records.
+fn judge(rows: &[Rated]) -> Vec<FlawReport> {
+    let ratings: Vec<f64> = rows.iter().map(|row| row.rating).collect();
+    Flaw::ALL
+        .iter()
+        .map(|&flaw| {
+            let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
+            let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
+            let (scores, positives): (Vec<f64>, Vec<bool>) =
+                beside.map(|row| (-row.rating, row.flaw == flaw)).unzip();
+            FlawReport {
+                flaw,
+                records: of.iter().filter(|&&is| is).count(),
+                mean_percentile: mean_percentile(&ratings, &of).unwrap_or(f64::NAN),
+                auroc: if flaw == Flaw::Clean { None } else { auroc(&scores, &positives) },
+            }
+        })
+        .collect()
+}
+
+fn draw(
+    folder: &Path,
+    config: &Config,
+    corpus_csv: &Path,
+    rows: &[Rated],
+    [validation, tail, train]: [Vec<(f64, f64)>; 3],
+) -> Result<Vec<PathBuf>> {
+    let paths = ["losses.png", "ratings.png", "contact_sheet.png"].map(|name| folder.join(name));
+    let series = [
+        Series { name: "validation".to_owned(), points: validation },
+        Series { name: "validation, last scale".to_owned(), points: tail },
+        Series { name: "training".to_owned(), points: train },
+    ];
+    line_chart(&paths[0], "Loss of the proxy", "step", "cross-entropy a token", &series)?;
+    let all: Vec<f64> = rows.iter().map(|row| row.rating).collect();
+    let spoiled: Vec<f64> = rows.iter().filter(|row| row.flaw != Flaw::Clean).map(|row| row.rating).collect();
+    histogram(&paths[1], "Ratings", "rating (instance logit)", &all, Some(("spoiled", &spoiled)), 60)?;
+    decile_sheet(&paths[2], "Pictures by rating, best rated first", config, corpus_csv, rows)?;
+    Ok(paths.into())
+}
+
+fn decile_sheet(path: &Path, title: &str, config: &Config, corpus_csv: &Path, rows: &[Rated]) -> Result<()> {
+    let records: std::collections::HashMap<String, crate::data::Record> = corpus::open(config, corpus_csv)?
+        .map(|record| record.map(|record| (record.id.clone(), record)))
+        .collect::<Result<_>>()?;
+    let mut order: Vec<&Rated> = rows.iter().collect();
+    order.sort_by(|a, b| b.rating.total_cmp(&a.rating));
+    let preprocess = corpus::preprocess(config, config.networks.image_side());
+    let mut sheet = Vec::new();
+    for decile in 0..10 {
+        let part = &order[decile * order.len() / 10..(decile + 1) * order.len() / 10];
+        let mut thumbnails = Vec::new();
+        for at in 0..THUMBNAILS.min(part.len()) {
+            let rated = part[at * part.len() / THUMBNAILS.min(part.len())];
+            let Some(record) = records.get(&rated.id) else { continue };
+            let picture = load_picture(&record.image, &preprocess)?;
+            thumbnails.push(Thumbnail {
+                side: picture.side,
+                rgb: picture.rgb,
+                caption: record.caption.clone(),
+                note: format!("{:.2} {}", rated.rating, rated.flaw),
+            });
+        }
+        let range = match (part.first(), part.last()) {
+            (Some(best), Some(worst)) => format!("{:.2} to {:.2}", best.rating, worst.rating),
+            _ => String::new(),
+        };
+        sheet.push(SheetRow { label: format!("{}-{}%  {range}", decile * 10, decile * 10 + 10), thumbnails });
+    }
+    contact_sheet(path, title, &sheet)
+}
