@@ -18,7 +18,11 @@ use crate::{
         plot::{LossCurves, Series, loss_curves},
         statistics::{auroc, mean_percentile},
     },
-    select::ratings::{ColumnNames, RatingsReader},
+    select::{
+        ratings::{ColumnNames, RatingsReader},
+        strategy::{Keep, Strategy},
+        subset::{SubsetJob, write_subset},
+    },
     train::{
         interrupt::Interrupt,
         run_directory::{Existing, RunDirectory},
@@ -29,6 +33,9 @@ use crate::{
 pub const CONFIG: &str = include_str!("../configs/demo.json");
 /// Training and validation pictures.
 const PICTURES: (usize, usize) = (2_400, 320);
+
+/// How the half is chosen: the paper's best region.
+const STRATEGY: Strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
 
 /// How the ratings treat one kind of flaw.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +61,8 @@ pub struct DemoReport {
     pub scoring: ScoreSummary,
     /// Pictures written.
     pub pictures: Vec<PathBuf>,
+    /// The chosen half.
+    pub subset: PathBuf,
 }
 
 /// Runs the demo in `folder`: `data/`, `run/`, `ratings.csv` and the pictures.
@@ -113,7 +122,17 @@ pub fn demo(
     draw_losses(&losses, points)?;
     let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
     pictures.insert(0, losses);
-    Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures })
+    let subset = write_subset(&SubsetJob {
+        ratings,
+        names: ColumnNames::default(),
+        strategy: STRATEGY,
+        keep: Keep::Share(0.5),
+        seed,
+        out: folder.join("subset.csv"),
+        data: None,
+        overwrite: true,
+    })?;
+    Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures, subset: subset.subset })
 }
 
 fn demo_config(sets: &[String]) -> Result<Config> {

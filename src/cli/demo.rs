@@ -53,5 +53,6 @@ fn table(report: &DemoReport) -> String {
         ]);
     }
     let pictures: Vec<String> = report.pictures.iter().map(|path| path.display().to_string()).collect();
-    format!("{}\n{}\n\n{table}\n{}", report.training, report.scoring, pictures.join("\n"))
+    let DemoReport { training, scoring, subset, .. } = report;
+    format!("{training}\n{scoring}\nsubset:  {}\n\n{table}\n{}", subset.display(), pictures.join("\n"))
 }

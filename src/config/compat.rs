@@ -42,7 +42,7 @@ switches! {
     /// The first sample's cross-attention is given to the whole batch (A1).
     cross_attention_first_sample,
     /// Weights are a softmax of a softmax of a sigmoid, and so nearly uniform; otherwise one softmax of the raw
-    /// logits at `rater_temperature`, times the group score (A2).
+    /// logits times the group score, at `rater_temperature` (A2).
     double_softmax,
     /// The weighted loss is divided by the batch size once more (A5).
     weighted_mean,
