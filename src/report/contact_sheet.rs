@@ -138,7 +138,7 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
     let row_height = SIDE + BELOW;
     let left = MARGIN + label_width + 24;
     let width = left + columns as u32 * (SIDE + GAP) - GAP + MARGIN;
-    let height = TITLE_HEIGHT + MARGIN + rows.len() as u32 * (row_height + GAP) - GAP + MARGIN / 2;
+    let height = TITLE_HEIGHT + MARGIN + rows.len() as u32 * (row_height + GAP) - GAP + MARGIN;
     let mut sheet = Picture::new(width, height, PAPER);
     let title = shortened(title, TITLE, (width - 2 * MARGIN) as f32);
     sheet.text(MARGIN, MARGIN + 30, TITLE, INK, &title);

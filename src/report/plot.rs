@@ -7,12 +7,11 @@ use plotters::{
     chart::{ChartBuilder, ChartContext, SeriesLabelPosition},
     coord::{Shift, cartesian::Cartesian2d, types::RangedCoordf64},
     drawing::{DrawingArea, IntoDrawingArea},
-    element::{PathElement, Rectangle},
-    series::LineSeries,
+    element::{Circle, DynElement, IntoDynElement, PathElement, Rectangle},
     style::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyle, WHITE, register_font},
 };
 
-use super::picture::{FONT_FILE, Picture, drawable};
+use super::picture::{FONT_FILE, Picture, drawable, shortened, text_width};
 use crate::error::{Error, Result};
 
 /// Okabe and Ito's palette, which people with any common colour vision can tell apart, without its yellow.
@@ -74,28 +73,31 @@ fn text_style(size: u32) -> TextStyle<'static> {
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, BitMapBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// A white picture with what `draw` puts on it.
-fn drawn(draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<Picture> {
+/// A white picture with a title and what `draw` puts under it. The title is not left to `plotters`, which places each
+/// glyph on a whole pixel: large text looks uneven.
+fn drawn(title: &str, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<Picture> {
     let mut picture = Picture::new(WIDTH, HEIGHT, [255; 3]);
     {
         let canvas = BitMapBackend::with_buffer(picture.rgb_mut(), (WIDTH, HEIGHT)).into_drawing_area();
         draw(&canvas)?;
         canvas.present().map_err(drawing_failed)?;
     }
+    const SIZE: f32 = 42.0;
+    let title = shortened(title, SIZE, WIDTH as f32 - 80.0);
+    let left = (WIDTH as f32 - text_width(&title, SIZE)) / 2.0;
+    picture.text(left as u32, 54, SIZE, [INK.0, INK.1, INK.2], &title);
     Ok(picture)
 }
 
 /// Title, axes and grid over the given ranges.
 fn chart<'a, 'b>(
     canvas: &'a Canvas<'b>,
-    title: &str,
     (x_label, y_label): (&str, &str),
     x: (f64, f64),
     y: (f64, f64),
 ) -> Result<Chart<'a, 'b>> {
     let mut chart = ChartBuilder::on(canvas)
-        .caption(drawable(title), text_style(40))
-        .margin_top(18)
+        .margin_top(84)
         .margin_left(20)
         .margin_right(44)
         .margin_bottom(16)
@@ -195,6 +197,18 @@ fn stretches(points: &[(f64, f64)]) -> impl Iterator<Item = &[(f64, f64)]> {
     points.split(|(x, y)| !x.is_finite() || !y.is_finite()).filter(|stretch| !stretch.is_empty())
 }
 
+/// A line through `points`, a segment at a time: `plotters` prolongs the corners of thick lines into long spikes. One
+/// point alone becomes a dot.
+fn line<'b>(
+    points: &[(f64, f64)],
+    style: ShapeStyle,
+) -> Vec<DynElement<'static, BitMapBackend<'b>, (f64, f64)>> {
+    if let [point] = points {
+        return vec![Circle::new(*point, style.stroke_width + 2, style.filled()).into_dyn()];
+    }
+    points.windows(2).map(|pair| PathElement::new(pair.to_vec(), style).into_dyn()).collect()
+}
+
 /// Draws a line chart, 1600 × 960 pixels.
 ///
 /// # Errors
@@ -215,25 +229,21 @@ pub fn loss_curves(curves: &LossCurves) -> Result<Picture> {
     else {
         return Err(Error::invalid("the chart has no finite point to draw."));
     };
-    drawn(|canvas| {
-        let mut chart = chart(canvas, &curves.title, (&curves.x_label, &curves.y_label), x, y)?;
+    drawn(&curves.title, |canvas| {
+        let mut chart = chart(canvas, (&curves.x_label, &curves.y_label), x, y)?;
         if curves.smoothing > 0.0 {
             for (index, series) in curves.series.iter().enumerate() {
                 let style = PALETTE[index % PALETTE.len()].mix(0.22).stroke_width(2);
                 for stretch in stretches(&series.points) {
-                    chart
-                        .draw_series(LineSeries::new(stretch.iter().copied(), style))
-                        .map_err(drawing_failed)?;
+                    chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
                 }
             }
         }
         for (index, series) in curves.series.iter().enumerate() {
             let style = PALETTE[index % PALETTE.len()].stroke_width(4);
-            let line = smoothed(&series.points, curves.smoothing);
-            for (part, stretch) in stretches(&line).enumerate() {
-                let drawn = chart
-                    .draw_series(LineSeries::new(stretch.iter().copied(), style).point_size(0))
-                    .map_err(drawing_failed)?;
+            let points = smoothed(&series.points, curves.smoothing);
+            for (part, stretch) in stretches(&points).enumerate() {
+                let drawn = chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
                 if part == 0 {
                     drawn
                         .label(drawable(&series.name))
@@ -277,8 +287,8 @@ pub fn rating_histogram(title: &str, ratings: &[f64], kept: Option<&[u32]>) -> R
     let all = count(&mut ratings.iter().copied());
     let kept_counts = kept.map(|kept| count(&mut kept.iter().map(|&row| ratings[row as usize])));
     let top = all.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.08;
-    drawn(|canvas| {
-        let mut chart = chart(canvas, title, ("rating", "rows"), x, (0.0, top))?;
+    drawn(title, |canvas| {
+        let mut chart = chart(canvas, ("rating", "rows"), x, (0.0, top))?;
         let mut bars =
             |counts: &[u64; BINS], colour: RGBColor, name: String| -> Result<()> {
                 let bar = |(bin, &count): (usize, &u64)| {
