@@ -7,17 +7,15 @@ use crate::{
     data::{
         drawn::{DataSetSettings, write_data_set},
         flaws::{Flaw, FlawShares},
-        load_picture,
     },
     error::{Error, Result},
     rate::{
-        corpus,
+        pictures::rating_pictures,
         scorer::{ScoreRequest, ScoreSummary, score},
         trainer::{Observer, TrainSummary, train},
     },
     report::{
-        contact_sheet::{SheetRow, Thumbnail, contact_sheet},
-        plot::{Series, histogram, line_chart},
+        plot::{LossCurves, Series, loss_curves},
         statistics::{auroc, mean_percentile},
     },
     select::ratings::{ColumnNames, RatingsReader},
@@ -31,8 +29,6 @@ use crate::{
 pub const CONFIG: &str = include_str!("../configs/demo.json");
 /// Training and validation pictures.
 const PICTURES: (usize, usize) = (2_400, 320);
-/// Thumbnails a decile on the contact sheet.
-const THUMBNAILS: usize = 12;
 
 /// How the ratings treat one kind of flaw.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +64,7 @@ pub fn demo(
     folder: &Path,
     seed: u64,
     overwrite: bool,
+    sets: &[String],
     command_line: &[String],
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
@@ -79,17 +76,22 @@ pub fn demo(
         return Err(Error::invalid(message));
     }
     let shares = FlawShares::default();
-    let side = demo_config(&[])?.networks.image_side();
-    observer.note(&format!("drawing {} pictures and spoiling {:.0}% of the training ones", PICTURES.0 + PICTURES.1, 100.0 * shares.spoiled()));
+    let side = demo_config(sets)?.networks.image_side();
+    observer.note(&format!(
+        "drawing {} pictures and spoiling {:.0}% of the training ones",
+        PICTURES.0 + PICTURES.1,
+        100.0 * shares.spoiled()
+    ));
     let data = folder.join("data");
     let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
     let data = write_data_set(&data, &settings)?;
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
-    let config = demo_config(&[
+    let own = [
         format!("data_args.train_csv_path={}", quoted(&data.train_csv)),
         format!("data_args.val_csv_path={}", quoted(&data.validation_csv)),
         format!("seed={seed}"),
-    ])?;
+    ];
+    let config = demo_config(&[&own, sets].concat())?;
     let existing = if overwrite && run_folder.exists() { Existing::Overwrite } else { Existing::Refuse };
     let directory = RunDirectory::create(&run_folder, &config, existing)?;
     let mut curves = Curves { inner: observer, points: [const { Vec::new() }; 3] };
@@ -107,7 +109,10 @@ pub fn demo(
     };
     let scoring = score(&request, interrupt, &mut |done, total| observer.preparing("scoring", done, total))?;
     let rows = read_ratings(&ratings)?;
-    let pictures = draw(folder, &config, &data.train_csv, &rows, points)?;
+    let losses = folder.join("losses.png");
+    draw_losses(&losses, points)?;
+    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
+    pictures.insert(0, losses);
     Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures })
 }
 
@@ -141,14 +146,15 @@ impl Observer for Curves<'_> {
         self.inner.step(step, total, samples, rates, report);
         let mean = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
         // The last scale is most of the tokens; its curve says whether detail is learned.
-        for (points, value) in self.points.iter_mut().zip([report.validation_loss, report.validation_tail_loss, mean]) {
+        for (points, value) in
+            self.points.iter_mut().zip([report.validation_loss, report.validation_tail_loss, mean])
+        {
             points.push((step as f64, value));
         }
     }
 }
 
 struct Rated {
-    id: String,
     rating: f64,
     flaw: Flaw,
 }
@@ -160,8 +166,10 @@ fn read_ratings(path: &Path) -> Result<Vec<Rated>> {
     let mut rows = Vec::new();
     let mut row = Default::default();
     while reader.read(&mut row)? {
-        let flaw = row.carried[column].parse().map_err(|_| Error::invalid("a flaw of the demo's table is unknown"))?;
-        rows.push(Rated { id: row.id.clone(), rating: row.rating, flaw });
+        let flaw = row.carried[column]
+            .parse()
+            .map_err(|_| Error::invalid("a flaw of the demo's table is unknown"))?;
+        rows.push(Rated { rating: row.rating, flaw });
     }
     Ok(rows)
 }
@@ -186,54 +194,18 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
         .collect()
 }
 
-fn draw(
-    folder: &Path,
-    config: &Config,
-    corpus_csv: &Path,
-    rows: &[Rated],
-    [validation, tail, train]: [Vec<(f64, f64)>; 3],
-) -> Result<Vec<PathBuf>> {
-    let paths = ["losses.png", "ratings.png", "contact_sheet.png"].map(|name| folder.join(name));
-    let series = [
-        Series { name: "validation".to_owned(), points: validation },
-        Series { name: "validation, last scale".to_owned(), points: tail },
-        Series { name: "training".to_owned(), points: train },
-    ];
-    line_chart(&paths[0], "Loss of the proxy", "step", "cross-entropy a token", &series)?;
-    let all: Vec<f64> = rows.iter().map(|row| row.rating).collect();
-    let spoiled: Vec<f64> = rows.iter().filter(|row| row.flaw != Flaw::Clean).map(|row| row.rating).collect();
-    histogram(&paths[1], "Ratings", "rating (instance logit)", &all, Some(("spoiled", &spoiled)), 60)?;
-    decile_sheet(&paths[2], "Pictures by rating, best rated first", config, corpus_csv, rows)?;
-    Ok(paths.into())
-}
-
-fn decile_sheet(path: &Path, title: &str, config: &Config, corpus_csv: &Path, rows: &[Rated]) -> Result<()> {
-    let records: std::collections::HashMap<String, crate::data::Record> = corpus::open(config, corpus_csv)?
-        .map(|record| record.map(|record| (record.id.clone(), record)))
-        .collect::<Result<_>>()?;
-    let mut order: Vec<&Rated> = rows.iter().collect();
-    order.sort_by(|a, b| b.rating.total_cmp(&a.rating));
-    let preprocess = corpus::preprocess(config, config.networks.image_side());
-    let mut sheet = Vec::new();
-    for decile in 0..10 {
-        let part = &order[decile * order.len() / 10..(decile + 1) * order.len() / 10];
-        let mut thumbnails = Vec::new();
-        for at in 0..THUMBNAILS.min(part.len()) {
-            let rated = part[at * part.len() / THUMBNAILS.min(part.len())];
-            let Some(record) = records.get(&rated.id) else { continue };
-            let picture = load_picture(&record.image, &preprocess)?;
-            thumbnails.push(Thumbnail {
-                side: picture.side,
-                rgb: picture.rgb,
-                caption: record.caption.clone(),
-                note: format!("{:.2} {}", rated.rating, rated.flaw),
-            });
-        }
-        let range = match (part.first(), part.last()) {
-            (Some(best), Some(worst)) => format!("{:.2} to {:.2}", best.rating, worst.rating),
-            _ => String::new(),
-        };
-        sheet.push(SheetRow { label: format!("{}-{}%  {range}", decile * 10, decile * 10 + 10), thumbnails });
-    }
-    contact_sheet(path, title, &sheet)
+fn draw_losses(path: &Path, [validation, tail, train]: [Vec<(f64, f64)>; 3]) -> Result<()> {
+    let series = |name: &str, points| Series { name: name.to_owned(), points };
+    let curves = LossCurves {
+        title: "Loss of the proxy".to_owned(),
+        x_label: "step".to_owned(),
+        y_label: "cross-entropy a token".to_owned(),
+        series: vec![
+            series("validation", validation),
+            series("validation, last scale", tail),
+            series("training", train),
+        ],
+        smoothing: 0.9,
+    };
+    loss_curves(&curves)?.write_png(path)
 }

@@ -1,5 +1,4 @@
 //! The encoders: parity of the pyramid quantiser with the released code, the PCA tokenizer, the hashed words.
-#![expect(clippy::print_stdout, reason = "the worst error is worth seeing, not only that it passed")]
 
 use std::{
     collections::BTreeMap,

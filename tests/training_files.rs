@@ -63,7 +63,9 @@ fn the_groups_of_weight_decay_are_the_released_ones() {
     for (group, expected) in [("decay", true), ("no_decay", false)] {
         for name in groups[group].as_array().unwrap() {
             let name = name.as_str().unwrap();
-            assert_eq!(decays(name, &shapes[name]), expected, "{name}");
+            // The unused table of classes is in the groups, but the fixture leaves its numbers out.
+            let shape = if name == "class_emb.weight" { vec![1001, 128] } else { shapes[name].clone() };
+            assert_eq!(decays(name, &shape), expected, "{name}");
             compared += 1;
         }
     }

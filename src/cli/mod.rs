@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
 
+pub mod demo;
 pub mod score;
 pub mod select;
 pub mod train;
@@ -35,6 +36,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the whole loop on a built-in data set with known flaws.
+    Demo(demo::DemoArguments),
     /// Train a rater beside a proxy.
     Train(train::TrainArguments),
     /// Rate every pair of a corpus.
@@ -67,6 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             .map_err(|error| Error::invalid(format!("cannot start {threads} threads: {error}")))?;
     }
     match cli.command {
+        Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
         Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments)?,

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Counted,
     error::{Error, Result},
-    rate::scorer,
+    rate::{pictures::rating_pictures, scorer},
     train::interrupt::Interrupt,
 };
 
@@ -20,7 +20,7 @@ pub struct ScoreArguments {
     /// The corpus: a CSV with the columns that the run's configuration names.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into <name>.failed.csv.
+    /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given.
@@ -33,6 +33,9 @@ pub struct ScoreArguments {
     /// Replace an output that is there already.
     #[arg(long)]
     pub overwrite: bool,
+    /// A column of the corpus to show before each caption on the contact sheet.
+    #[arg(long, value_name = "COLUMN")]
+    pub note_column: Option<String>,
     /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -53,8 +56,13 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
         overwrite: arguments.overwrite,
         sets: arguments.set,
     };
+    let config = request.configuration()?;
     let mut progress = Counted::new();
     let summary =
         scorer::score(&request, interrupt, &mut |done, total| progress.count("scoring", done, total))?;
-    super::say(&summary.to_string())
+    super::say(&summary.to_string())?;
+    for path in rating_pictures(&config, &summary.out, &request.corpus, arguments.note_column.as_deref())? {
+        super::say(&path.display().to_string())?;
+    }
+    Ok(())
 }

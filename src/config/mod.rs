@@ -97,9 +97,9 @@ impl DataConfig {
 pub enum Portion {
     /// All of it.
     All,
-    /// This share, drawn by the seed [`random_portion_train`].
+    /// This share, drawn by the seed (`random_portion_train`).
     Random(f64),
-    /// This share, from the top of the table [`rank_portion_train`].
+    /// This share, from the top of the table (`rank_portion_train`).
     First(f64),
 }
 

@@ -63,7 +63,11 @@ pub fn columns(config: &Config) -> ColumnNames {
 /// If the table cannot be used.
 pub fn open(config: &Config, path: &std::path::Path) -> Result<Corpus> {
     let corpus = Corpus::open(path, &columns(config))?;
-    Ok(if config.compat.empty_caption_text { corpus.with_empty_caption(RELEASED_EMPTY_CAPTION) } else { corpus })
+    Ok(if config.compat.empty_caption_text {
+        corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
+    } else {
+        corpus
+    })
 }
 
 /// Says how far a long job is; called from the thread that does it.
@@ -112,7 +116,8 @@ pub fn image_tokenizer(
     }
     let mut order: Vec<usize> = pictures.keys().copied().collect();
     order.sort_unstable();
-    let (tokenizer, report) = PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))?;
+    let (tokenizer, report) =
+        PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))?;
     Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
 }
 
@@ -130,7 +135,9 @@ pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
 
 fn interrupted(interrupt: &Interrupt) -> Result<()> {
     if interrupt.is_raised() {
-        return Err(Error::Interrupted { saved: "no step had been done yet, so there was nothing to save".to_owned() });
+        return Err(Error::Interrupted {
+            saved: "no step had been done yet, so there was nothing to save".to_owned(),
+        });
     }
     Ok(())
 }
@@ -166,7 +173,8 @@ impl EncodedCorpus {
             return Err(Error::invalid("a vocabulary may have at most 65536 codes"));
         }
         let total = records.len() as u64;
-        let mut corpus = Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes: Vec::new(), tokens };
+        let mut corpus =
+            Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes: Vec::new(), tokens };
         let requests: Vec<_> = records
             .iter()
             .enumerate()
@@ -181,7 +189,9 @@ impl EncodedCorpus {
             progress("tokenising", place as u64 + 1, total);
             let picture = match pictures.0.remove(&place) {
                 Some(picture) => Ok(picture),
-                None => loader.next().map_or_else(|| Err(Error::invalid("a picture was not decoded")), |(_, picture)| picture),
+                None => loader
+                    .next()
+                    .map_or_else(|| Err(Error::invalid("a picture was not decoded")), |(_, picture)| picture),
             };
             match picture {
                 Ok(picture) => {
@@ -191,7 +201,11 @@ impl EncodedCorpus {
                 }
                 Err(error) => {
                     tracing::warn!("left out {}: {error}", record.id);
-                    corpus.failed.push(FailedRecord { id: record.id, line: record.line, reason: error.to_string() });
+                    corpus.failed.push(FailedRecord {
+                        id: record.id,
+                        line: record.line,
+                        reason: error.to_string(),
+                    });
                 }
             }
             if waiting.len() == CHUNK {
@@ -275,11 +289,16 @@ impl EncodedCorpus {
         tokenizer: &dyn ImageTokenizer,
         text: &dyn TextEncoder,
     ) -> Result<Batch> {
-        let codes: Vec<u32> = places.iter().flat_map(|&place| self.codes_of(place)).map(|&code| u32::from(code)).collect();
+        let codes: Vec<u32> =
+            places.iter().flat_map(|&place| self.codes_of(place)).map(|&code| u32::from(code)).collect();
         let captions: Vec<&str> = places
             .iter()
             .enumerate()
-            .map(|(at, &place)| if drop_caption(at, &self.captions[place]) { "" } else { self.captions[place].as_str() })
+            .map(
+                |(at, &place)| {
+                    if drop_caption(at, &self.captions[place]) { "" } else { self.captions[place].as_str() }
+                },
+            )
             .collect();
         batch(Tensor::new(&[places.len(), self.tokens], codes)?, &captions, tokenizer, text)
     }
@@ -302,6 +321,9 @@ pub fn batch(
 }
 
 /// Maps every record of a chunk on all threads, in order.
-pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync + Send) -> Result<Vec<R>> {
+pub(crate) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
     items.par_iter().map(work).collect()
 }

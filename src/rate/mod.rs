@@ -2,5 +2,6 @@
 
 pub mod bilevel;
 pub mod corpus;
+pub mod pictures;
 pub mod scorer;
 pub mod trainer;

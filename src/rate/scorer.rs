@@ -4,8 +4,7 @@
 //! next one begins. When all parts are there the table is put together from them and the corpus, and they are removed.
 
 use std::{
-    fmt,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -52,6 +51,28 @@ pub struct ScoreRequest {
     pub overwrite: bool,
     /// `key=value` arguments on top of the run's configuration.
     pub sets: Vec<String>,
+}
+
+impl ScoreRequest {
+    /// The run that the checkpoint belongs to, and the checkpoint itself where one is named.
+    fn run(&self) -> (PathBuf, Option<PathBuf>) {
+        let given = &self.checkpoint;
+        if given.join("config.json").exists() {
+            return (given.clone(), None);
+        }
+        let run = given.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+        (run.to_path_buf(), Some(given.clone()))
+    }
+
+    /// The run's configuration with the arguments on top.
+    ///
+    /// # Errors
+    /// If there is no run or an argument cannot be used.
+    pub fn configuration(&self) -> Result<Config> {
+        let run = self.run().0;
+        let held = RunDirectory::config_of(&run)?;
+        Config::parse(&run.display().to_string(), &held.to_json().to_string(), &self.sets)
+    }
 }
 
 /// What came of it. Rows in are rows scored and rows failed, which [`score`] has checked.
@@ -124,13 +145,19 @@ struct Scorer {
 /// # Errors
 /// If the checkpoint, the corpus or the output cannot be used, or the user interrupts: what was rated is then kept and
 /// the same command goes on.
-pub fn score(request: &ScoreRequest, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<ScoreSummary> {
+pub fn score(
+    request: &ScoreRequest,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ScoreSummary> {
     let failed_out = beside(&request.out, ".failed.csv");
     let parts = beside(&request.out, ".parts");
     for path in [&request.out, &failed_out] {
         if path.exists() && !request.overwrite {
             let path = path.display();
-            return Err(Error::invalid(format!("{path} is there already; give --overwrite or another --out")));
+            return Err(Error::invalid(format!(
+                "{path} is there already; give --overwrite or another --out"
+            )));
         }
     }
     let scorer = Scorer::new(request)?;
@@ -154,7 +181,8 @@ pub fn score(request: &ScoreRequest, interrupt: &Interrupt, progress: &mut dyn F
     while let Some(position) = next {
         progress(done, rows);
         if interrupt.is_raised() {
-            let saved = format!("{done} of {rows} rows are rated and kept; give the same command again to go on");
+            let saved =
+                format!("{done} of {rows} rows are rated and kept; give the same command again to go on");
             return Err(Error::Interrupted { saved });
         }
         let mut corpus = corpus::open(&scorer.config, &request.corpus)?;
@@ -222,19 +250,14 @@ fn prepare_parts(parts: &Path, job: &Job, overwrite: bool) -> Result<u64> {
 
 impl Scorer {
     fn new(request: &ScoreRequest) -> Result<Self> {
-        let given = &request.checkpoint;
-        let is_run = given.join("config.json").exists();
-        let (run, folder) = if is_run {
-            let folder = Checkpoint::newest(&given.join("checkpoints"))?.ok_or_else(|| {
-                Error::invalid(format!("{} has no checkpoint yet; train it further first", given.display()))
-            })?;
-            (given.clone(), folder)
-        } else {
-            let run = given.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-            (run.to_path_buf(), given.clone())
+        let (run, folder) = request.run();
+        let config = request.configuration()?;
+        let folder = match folder {
+            Some(folder) => folder,
+            None => Checkpoint::newest(&run.join("checkpoints"))?.ok_or_else(|| {
+                Error::invalid(format!("{} has no checkpoint yet; train it further first", run.display()))
+            })?,
         };
-        let held = RunDirectory::config_of(&run)?;
-        let config = Config::parse(&run.display().to_string(), &held.to_json().to_string(), &request.sets)?;
         let tokenizer = load_image_tokenizer(&run.join("image_tokenizer"))?;
         let text = load_text_encoder(&run.join("text_encoder"))?;
         let (tensors, state) = Checkpoint::load_rater(&folder)?;
@@ -310,7 +333,9 @@ impl Scorer {
                 let outcome = if rating.is_finite() {
                     Outcome::Rating(rating)
                 } else {
-                    Outcome::Failed(format!("the rating is {rating}, not a number; the checkpoint has diverged"))
+                    Outcome::Failed(format!(
+                        "the rating is {rating}, not a number; the checkpoint has diverged"
+                    ))
                 };
                 rows[*place] = (record.row, outcome);
             }
@@ -334,7 +359,8 @@ impl Scorer {
         if self.batch_normalised || self.config.compat.cross_attention_first_sample {
             let batch = batch(codes.clone(), &captions, self.tokenizer.as_ref(), self.text.as_ref())?;
             let mut tape = Tape::inference(&self.parameters);
-            let rated = self.rater.forward(&mut tape, &batch.input, &batch.text, self.weighing, Mode::Evaluate)?;
+            let rated =
+                self.rater.forward(&mut tape, &batch.input, &batch.text, self.weighing, Mode::Evaluate)?;
             if !self.batch_normalised {
                 return Ok(rated.logit.value().to_f64_vec());
             }
@@ -365,7 +391,8 @@ impl Scorer {
     ) -> Result<ScoreSummary> {
         let mut ratings = RatingsWriter::create(&request.out, header)?;
         let mut failures = csv::Writer::from_writer(Vec::new());
-        let refuse = |error: csv::Error| Error::invalid(format!("cannot write {}: {error}", failed_out.display()));
+        let refuse =
+            |error: csv::Error| Error::invalid(format!("cannot write {}: {error}", failed_out.display()));
         failures.write_record(["id", "line", "reason"]).map_err(refuse)?;
         let mut corpus = corpus::open(&self.config, &request.corpus)?;
         let id = corpus.columns()[0];
@@ -387,7 +414,9 @@ impl Scorer {
                         scored += 1;
                     }
                     Outcome::Failed(reason) => {
-                        failures.write_record([&record.id, &record.line.to_string(), &reason]).map_err(refuse)?;
+                        failures
+                            .write_record([&record.id, &record.line.to_string(), &reason])
+                            .map_err(refuse)?;
                         failed += 1;
                     }
                 }

@@ -56,10 +56,16 @@ pub struct TrainSummary {
 impl std::fmt::Display for TrainSummary {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { steps, train, validation, failed, .. } = self;
-        write!(formatter, "{steps} steps on {train} training and {validation} validation records ({failed} left out)")?;
+        write!(
+            formatter,
+            "{steps} steps on {train} training and {validation} validation records ({failed} left out)"
+        )?;
         if let Some(fit) = &self.tokenizer {
             let FitReport { psnr_db, codes_used, .. } = fit;
-            write!(formatter, "\ntokenizer: {psnr_db:.1} dB on held-out pictures, {codes_used:.0} codes effectively used")?;
+            write!(
+                formatter,
+                "\ntokenizer: {psnr_db:.1} dB on held-out pictures, {codes_used:.0} codes effectively used"
+            )?;
         }
         if let Some(last) = &self.last {
             let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
@@ -109,7 +115,11 @@ impl Order {
             })?));
         }
         // Two sets of one size must not be visited in one order.
-        Ok(Self::Default(Sampler::new(samples, batch, config.seed.wrapping_add(seed).wrapping_mul(2) + offset)?))
+        Ok(Self::Default(Sampler::new(
+            samples,
+            batch,
+            config.seed.wrapping_add(seed).wrapping_mul(2) + offset,
+        )?))
     }
 
     fn batch(&mut self, step: u64) -> Result<Vec<usize>> {
@@ -151,7 +161,11 @@ pub fn train(
         for iteration in run.plan.iterations(step) {
             micro_batches.push(MicroBatch {
                 train: run.batch(&run.train, &train_order.batch(iteration)?, 2 * iteration)?,
-                validation: run.batch(&run.validation, &validation_order.batch(iteration)?, 2 * iteration + 1)?,
+                validation: run.batch(
+                    &run.validation,
+                    &validation_order.batch(iteration)?,
+                    2 * iteration + 1,
+                )?,
             });
         }
         let scheduled = run.plan.rates(step);
@@ -253,9 +267,11 @@ fn prepare<'a>(
     let records = portion(config, corpus::open(config, config.data.train_csv()?)?.read_all()?);
     let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
     let progress: &mut Progress<'_> = &mut progress;
-    let (tokenizer, report, mut pictures) = saved_or_fitted(config, directory, &records, interrupt, progress)?;
+    let (tokenizer, report, mut pictures) =
+        saved_or_fitted(config, directory, &records, interrupt, progress)?;
     let text = text_encoder(config, directory)?;
-    let mut train = EncodedCorpus::encode(config, records, tokenizer.as_ref(), &mut pictures, interrupt, progress)?;
+    let mut train =
+        EncodedCorpus::encode(config, records, tokenizer.as_ref(), &mut pictures, interrupt, progress)?;
     let (validation, note) = match &config.data.validation {
         Some(path) => {
             let records = corpus::open(config, path)?.read_all()?;
@@ -340,7 +356,8 @@ fn text_encoder(config: &Config, directory: &RunDirectory) -> Result<Box<dyn Tex
 fn write_failed(directory: &RunDirectory, failed: &[&Vec<FailedRecord>]) -> Result<()> {
     let path = directory.failed();
     let mut table = csv::Writer::from_writer(Vec::new());
-    let refuse = |error: csv::Error| Error::Table { path: path.clone(), line: None, message: error.to_string() };
+    let refuse =
+        |error: csv::Error| Error::Table { path: path.clone(), line: None, message: error.to_string() };
     table.write_record(["id", "line", "reason"]).map_err(refuse)?;
     for record in failed.iter().copied().flatten() {
         table.write_record([&record.id, &record.line.to_string(), &record.reason]).map_err(refuse)?;
@@ -354,13 +371,18 @@ fn write_failed(directory: &RunDirectory, failed: &[&Vec<FailedRecord>]) -> Resu
 ///
 /// # Errors
 /// If the sizes do not fit together.
-pub fn build_networks(config: &Config, tokenizer: &dyn ImageTokenizer, text: &dyn TextEncoder) -> Result<Bilevel> {
+pub fn build_networks(
+    config: &Config,
+    tokenizer: &dyn ImageTokenizer,
+    text: &dyn TextEncoder,
+) -> Result<Bilevel> {
     let quantizer = tokenizer.quantizer();
     let sizes = (quantizer.vocabulary(), quantizer.channels(), text.channels());
     let proxy_config = config.proxy_backbone(sizes.0, sizes.1, sizes.2);
     let rater_config = config.rater_backbone(sizes.0, sizes.1, sizes.2);
     let (proxy, mut proxy_parameters) = Proxy::new(&proxy_config, DType::F32, config.seed.wrapping_mul(2))?;
-    let (rater, mut rater_parameters) = Rater::new(&rater_config, DType::F32, config.seed.wrapping_mul(2) + 1)?;
+    let (rater, mut rater_parameters) =
+        Rater::new(&rater_config, DType::F32, config.seed.wrapping_mul(2) + 1)?;
     if config.networks.zero_cross_attention {
         zero_cross_projections(&mut proxy_parameters)?;
         zero_cross_projections(&mut rater_parameters)?;
@@ -395,8 +417,11 @@ pub fn build_networks(config: &Config, tokenizer: &dyn ImageTokenizer, text: &dy
 
 /// `from_scratch: false` starts the cross-attention's projections at zero.
 fn zero_cross_projections(parameters: &mut Parameters) -> Result<()> {
-    let ids: Vec<_> =
-        parameters.iter().filter(|(_, name, _)| name.contains("cross_attn.proj.")).map(|(id, _, _)| id).collect();
+    let ids: Vec<_> = parameters
+        .iter()
+        .filter(|(_, name, _)| name.contains("cross_attn.proj."))
+        .map(|(id, _, _)| id)
+        .collect();
     for id in ids {
         parameters.value_mut(id).as_mut_slice::<f32>()?.fill(0.0);
     }
@@ -415,9 +440,8 @@ impl Run<'_> {
         let mut random = Random::new(self.config.seed, Purpose::CaptionDrop, stream);
         let draws: Vec<f64> = places.iter().map(|_| random.uniform()).collect();
         let (rate, rule) = (self.config.training.caption_drop, self.config.compat.caption_drop_length_rule);
-        let drop = |at: usize, caption: &str| {
-            draws[at] < rate && (!rule || caption.chars().count() > SHORT_CAPTION)
-        };
+        let drop =
+            |at: usize, caption: &str| draws[at] < rate && (!rule || caption.chars().count() > SHORT_CAPTION);
         from.batch(places, drop, self.tokenizer.as_ref(), self.text.as_ref())
     }
 
@@ -453,7 +477,12 @@ impl Run<'_> {
     fn restore(&self, folder: &Path, bilevel: &mut Bilevel) -> Result<u64> {
         let saved = Checkpoint::load(folder)?;
         expect_fingerprint(folder, "configuration", &saved.state.config, &self.config.fingerprint())?;
-        expect_fingerprint(folder, "image tokenizer", &saved.state.image_tokenizer, &self.tokenizer.fingerprint())?;
+        expect_fingerprint(
+            folder,
+            "image tokenizer",
+            &saved.state.image_tokenizer,
+            &self.tokenizer.fingerprint(),
+        )?;
         expect_fingerprint(folder, "text encoder", &saved.state.text_encoder, &self.text.fingerprint())?;
         expect_fingerprint(folder, "data set", &saved.state.data, &self.data)?;
         checkpoint::restore_weights(folder, &saved.proxy, &mut bilevel.proxy_parameters)?;

@@ -215,7 +215,9 @@ fn copy_corpus_rows(
     let mut copier = Copier::open(data)?;
     let header_end = corpus.header_end();
     let header = copier.take(0..header_end)?;
-    let line_break: &[u8] = if header.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
+    // The reader leaves the second half of a two-byte line break to the next record.
+    let line_break: &[u8] =
+        if header.ends_with(b"\r") || header.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
     let mut write_line = |line: &[u8]| {
         file.write_all(line).and_then(|()| file.write_all(line_break)).map_err(Error::io("write", &job.out))
     };

@@ -102,39 +102,44 @@ impl ParquetWriter {
             column.push(ByteArray::from(text.as_str()));
         }
         if self.ratings.len() >= GROUP_ROWS || self.bytes >= GROUP_BYTES {
-            self.write_group().map_err(|error| parquet_error("write", &self.path, error))?;
+            Self::write_group(&mut self.writer, self.rating, &mut self.ratings, &mut self.texts)
+                .map_err(|error| parquet_error("write", &self.path, error))?;
+            self.bytes = 0;
         }
         Ok(())
     }
 
-    fn write_group(&mut self) -> std::result::Result<(), ParquetError> {
-        let mut group = self.writer.next_row_group()?;
-        for index in 0..self.texts.len() {
+    /// Writes the gathered rows as a row group and empties the buffers.
+    fn write_group(
+        writer: &mut SerializedFileWriter<WholeFile>,
+        rating: usize,
+        ratings: &mut Vec<f64>,
+        texts: &mut [Vec<ByteArray>],
+    ) -> std::result::Result<(), ParquetError> {
+        let mut group = writer.next_row_group()?;
+        for (index, texts) in texts.iter_mut().enumerate() {
             let Some(mut column) = group.next_column()? else { break };
-            if index == self.rating {
-                column.typed::<DoubleType>().write_batch(&self.ratings, None, None)?;
+            if index == rating {
+                column.typed::<DoubleType>().write_batch(ratings, None, None)?;
             } else {
-                column.typed::<ByteArrayType>().write_batch(&self.texts[index], None, None)?;
-                self.texts[index].clear();
+                column.typed::<ByteArrayType>().write_batch(texts, None, None)?;
+                texts.clear();
             }
             column.close()?;
         }
         group.close()?;
-        self.ratings.clear();
-        self.bytes = 0;
+        ratings.clear();
         Ok(())
     }
 
     pub(super) fn finish(mut self) -> Result<()> {
-        let path = self.path.clone();
-        let complete = |this: &mut Self| {
-            if !this.ratings.is_empty() {
-                this.write_group()?;
-            }
-            this.writer.finish()
-        };
-        complete(&mut self).map_err(|error| parquet_error("write", &path, error))?;
-        self.writer.into_inner().map_err(|error| parquet_error("write", &path, error))?.finish()
+        let failed = |error| parquet_error("write", &self.path, error);
+        if !self.ratings.is_empty() {
+            Self::write_group(&mut self.writer, self.rating, &mut self.ratings, &mut self.texts)
+                .map_err(failed)?;
+        }
+        // Writes the footer and gives the file back.
+        self.writer.into_inner().map_err(failed)?.finish()
     }
 }
 
