@@ -116,7 +116,6 @@ fn checkpoint(step: u64) -> Checkpoint {
 fn a_checkpoint_comes_back_and_old_ones_go() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(Checkpoint::newest(&folder.path().join("missing")).unwrap(), None);
-    fs::create_dir(folder.path().join(".unfinished-1-0-step-00000009")).unwrap();
     for step in 1..=5 {
         checkpoint(step).save(folder.path(), Some(2)).unwrap();
     }
@@ -205,7 +204,11 @@ fn a_run_is_not_overwritten_unasked() {
     assert!(error.contains("--resume") && error.contains("--overwrite"), "{error}");
     let (run, held) = RunDirectory::open(&path).unwrap();
     assert_eq!(held, config);
+    let leftover = run.checkpoints().join(".unfinished-1-0-step-00000009");
+    fs::create_dir(&leftover).unwrap();
     drop(run);
+    drop(RunDirectory::open(&path).unwrap());
+    assert!(!leftover.exists());
     fs::write(path.join("metrics.jsonl"), "{}").unwrap();
     drop(RunDirectory::create(&path, &config, Existing::Overwrite).unwrap());
     assert!(!path.join("metrics.jsonl").exists() && !path.join("provenance.json").exists());

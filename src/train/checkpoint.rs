@@ -17,7 +17,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    files::{PendingFolder, remove_folder, remove_leftovers, sha256},
+    files::{PendingFolder, remove_folder, sha256},
     optimizer::AdamW,
 };
 use crate::{
@@ -147,7 +147,8 @@ impl Checkpoint {
         Ok((read_file(folder, FILES[1], &state)?, state.state))
     }
 
-    /// The newest checkpoint among `checkpoints`, if there is one. Leftovers of writers that were killed are removed.
+    /// The newest checkpoint among `checkpoints`, if there is one. Nothing is changed there: a run that is still being
+    /// trained can be scored.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -155,7 +156,6 @@ impl Checkpoint {
         if !checkpoints.exists() {
             return Ok(None);
         }
-        remove_leftovers(checkpoints)?;
         Ok(list(checkpoints)?.pop().map(|(_, folder)| folder))
     }
 }

@@ -97,6 +97,7 @@ impl RunDirectory {
         remove_leftovers(path)?;
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
+        remove_leftovers(&checkpoints)?;
         Ok((run, config))
     }
 
