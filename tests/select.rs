@@ -760,3 +760,56 @@ proptest! {
         }
     }
 }
+
+/// A table as other programs write it: whole-number ids, 32-bit ratings, values that may be missing.
+fn write_foreign_table(path: &Path, rating_levels: &[i16], ratings: &[f32], logical: &str) {
+    use parquet::{
+        data_type::{ByteArray, ByteArrayType, FloatType, Int64Type},
+        file::{properties::WriterProperties, writer::SerializedFileWriter},
+        schema::parser::parse_message_type,
+    };
+    let schema = format!(
+        "message table {{ optional int64 id {logical}; optional float rating; optional binary caption (UTF8); }}"
+    );
+    let file = fs::File::create(path).unwrap();
+    let schema = parse_message_type(&schema).unwrap().into();
+    let properties = WriterProperties::builder().build().into();
+    let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<Int64Type>().write_batch(&[12, -7, 900], Some(&[1, 1, 1]), None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<FloatType>().write_batch(ratings, Some(rating_levels), None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let texts = [ByteArray::from("first"), ByteArray::from("third")];
+    column.typed::<ByteArrayType>().write_batch(&texts, Some(&[1, 0, 1]), None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn parquet_of_other_programs_is_read_or_refused_but_never_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("foreign.parquet");
+    write_foreign_table(&path, &[1, 1, 1], &[0.5, 0.1, -2.0], "");
+    let expected =
+        [row("12", 0.5, &["first"]), row("-7", f64::from(0.1f32), &[""]), row("900", -2.0, &["third"])];
+    assert_eq!(read_rows(&path), expected);
+    assert_eq!(RatingsTable::read(&path, &names()).unwrap().ids.get(1), "-7");
+
+    let refused = || message(RatingsTable::read(&path, &names())).replace(path.to_str().unwrap(), "");
+    write_foreign_table(&path, &[1, 0, 1], &[0.5, -2.0], "");
+    assert_eq!(refused(), ": the rating in row 2 is missing or not a number.");
+    write_foreign_table(&path, &[1, 1, 1], &[0.5, 1.0, f32::INFINITY], "");
+    assert_eq!(refused(), ": the rating `inf` in row 3 is not a finite number.");
+    write_foreign_table(&path, &[1, 1, 1], &[0.5, 1.0, 2.0], "(TIMESTAMP(MILLIS,true))");
+    let outcome = refused();
+    assert!(
+        outcome.starts_with(": the column `id` is of a kind that is not read (INT64 Timestamp"),
+        "{outcome}"
+    );
+    assert!(outcome.ends_with("; store it as UTF8 text."), "{outcome}");
+}
