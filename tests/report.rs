@@ -75,7 +75,7 @@ fn fixed_clock() -> Clock {
     Box::new(|| 1_234_567_890.25)
 }
 
-/// Written by Python's `tensorboard` 2.20 (`RecordWriter` over serialised `Event` messages) with the same contents.
+/// Written by Python's `tensorboard` 2.21 (`RecordWriter` over serialised `Event` messages) with the same contents.
 const EVENTS: &str = "\
 1800000000000000a37f4b2209000090b48065d2411a0d627261696e2e4576656e743a32ed00f201\
 200000000000000029eda95009000090b48065d24110012a130a110a0a6c6f73732f747261696e15\

@@ -159,3 +159,80 @@ pub fn run(arguments: SelectArguments) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        arguments: SelectArguments,
+    }
+
+    fn parsed(flags: &str) -> Result<SelectArguments, clap::Error> {
+        let always = ["select", "--ratings", "ratings.csv", "--out", "subset.csv"];
+        Program::try_parse_from(always.into_iter().chain(flags.split_whitespace()))
+            .map(|program| program.arguments)
+    }
+
+    fn strategy(flags: &str) -> Result<Strategy, String> {
+        parsed(&format!("--keep 50% {flags}")).unwrap().strategy().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_strategy_takes_its_own_parameters() {
+        let shift = |drop_top, mean, sigma| Ok(Strategy::ShiftGsample { drop_top, mean, sigma });
+        assert_eq!(strategy(""), shift(0.1, 0.45, 0.2));
+        assert_eq!(
+            strategy("--strategy shift-gsample --drop-top 0.05 --mean 0.3 --sigma 0.25"),
+            shift(0.05, 0.3, 0.25)
+        );
+        assert_eq!(strategy("--strategy gsample"), Ok(Strategy::Gsample { mean: 0.5, sigma: 0.2 }));
+        assert_eq!(strategy("--strategy block --offset 0.4"), Ok(Strategy::Block { offset: 0.4 }));
+        assert_eq!(strategy("--strategy random"), Ok(Strategy::Random));
+        assert_eq!(strategy("--strategy top-k"), Ok(Strategy::TopK));
+        for (flags, expected) in [
+            (
+                "--strategy top-k --sigma 0.2",
+                "--sigma belongs to gsample and shift-gsample; leave it out or choose another --strategy.",
+            ),
+            (
+                "--strategy gsample --drop-top 0.1",
+                "--drop-top belongs to shift-gsample; leave it out or choose another --strategy.",
+            ),
+            ("--offset 0.1", "--offset belongs to block; leave it out or choose another --strategy."),
+            ("--strategy block", "--strategy block needs --offset, the percentile where the window begins."),
+        ] {
+            assert_eq!(strategy(flags), Err(expected.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_to_keep_is_checked_while_parsing() {
+        let refused = parsed("--keep 0%").err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(
+            refused.contains("the share to keep is 0, but it must be above 0 and at most 1 (100%)."),
+            "{refused}"
+        );
+        assert_eq!(parsed("--keep 1200").map(|arguments| arguments.keep).ok(), Some(Keep::Count(1200)));
+        assert!(parsed("").is_err(), "--keep is required");
+    }
+
+    #[test]
+    fn the_command_writes_the_three_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let ratings = folder.path().join("ratings.csv");
+        std::fs::write(&ratings, "id,rating,caption\na,1,x\nb,2,y\nc,3,z\nd,4,w\n").unwrap();
+        let mut arguments = parsed("--keep 2 --strategy top-k").unwrap();
+        arguments.ratings = ratings;
+        arguments.out = folder.path().join("subset.csv");
+        run(arguments.clone()).unwrap();
+        assert_eq!(std::fs::read_to_string(&arguments.out).unwrap(), "id,caption\nc,z\nd,w\n");
+        assert_eq!(std::fs::read_to_string(folder.path().join("subset.ids.txt")).unwrap(), "c\nd\n");
+        assert!(folder.path().join("subset.summary.json").is_file());
+        assert!(run(arguments).unwrap_err().to_string().contains("exists already"));
+    }
+}
