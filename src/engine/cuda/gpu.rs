@@ -189,7 +189,7 @@ impl Gpu {
         }
         let refuse =
             |message: &str| Error::Kernel { kernel: kernel.name.clone(), message: message.to_owned() };
-        let images = FATBINS.map_err(|reason| refuse(reason))?;
+        let images = FATBINS.map_err(&refuse)?;
         let module = self.loaded().modules.get(kernel.file).copied();
         let module = match module {
             Some(module) => module as sys::CUmodule,
