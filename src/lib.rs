@@ -17,6 +17,7 @@
 
 pub mod config;
 pub mod data;
+pub mod demo;
 pub mod encode;
 pub mod engine;
 pub mod error;

@@ -1,1 +1,139 @@
-//! (to be written)
+//! The command line: one file a command, which parses and calls. Only this module prints.
+//!
+//! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
+
+pub mod demo;
+pub mod score;
+pub mod select;
+pub mod train;
+pub mod watch;
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::{
+    error::{Error, Result},
+    train::interrupt::{EXIT_CODE as EXIT_INTERRUPTED, Interrupt},
+};
+
+/// Decides which text-image pairs are worth training on: meta-gradient rating and Shift-Gsample pruning.
+#[derive(Debug, Parser)]
+#[command(name = "alchemist-engine", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Threads to compute with; as many as there are cores unless given. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Say more on stderr; twice for all there is to say.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the whole loop on a built-in data set with known flaws.
+    Demo(demo::DemoArguments),
+    /// Train a rater beside a proxy.
+    Train(train::TrainArguments),
+    /// Rate every pair of a corpus.
+    Score(score::ScoreArguments),
+    /// Choose a subset by its ratings.
+    Select(select::SelectArguments),
+}
+
+/// Reads the command line, runs the command and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = exit_code(&error);
+            let prefix = if code == EXIT_INTERRUPTED { "" } else { "error: " };
+            // Where stderr is closed there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "{prefix}{error:#}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    report_to_stderr(cli.verbose);
+    if let Some(threads) = cli.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(usize::from(threads))
+            .build_global()
+            .map_err(|error| Error::invalid(format!("cannot start {threads} threads: {error}")))?;
+    }
+    match cli.command {
+        Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
+        Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Select(arguments) => select::run(arguments)?,
+    }
+    Ok(())
+}
+
+/// The exit code of an error.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Interrupted { .. }) => EXIT_INTERRUPTED,
+        _ => 1,
+    }
+}
+
+/// Warnings, and with `-v` what goes on, as plain lines on stderr.
+fn report_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    // Fails only where a program that embeds the library has set up its own reports; those then serve.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .try_init();
+}
+
+/// Prints a line on stdout.
+///
+/// # Errors
+/// If stdout cannot be written to; a reader that went away (`| head`) is no error.
+pub(crate) fn say(line: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write", "stdout")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn stopping_has_its_own_exit_code() {
+        let stopped = Error::Interrupted { saved: "all is saved".to_owned() };
+        assert_eq!(exit_code(&stopped.into()), 130);
+        assert_eq!(exit_code(&Error::invalid("no").into()), 1);
+    }
+}

@@ -1,1 +1,350 @@
-//! (to be written)
+//! Configuration: a JSON file with the released keys and our own, and `--set key=value` on top of it.
+//!
+//! The file becomes a [`raw::RawConfig`], in which every key is optional, and that becomes a [`Config`], in which every
+//! value is checked and every default filled in. `docs/config.md` lists the keys.
+
+mod check;
+mod compat;
+pub mod keys;
+pub mod raw;
+mod source;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+pub use compat::Compat;
+
+use crate::{
+    error::{Error, Result},
+    models::{BackboneConfig, Initialisation, Rope},
+    train::schedule::Shape,
+};
+use source::Source;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Fixes every random number.
+    pub seed: u64,
+    /// The run's name.
+    pub experiment: String,
+    /// The run directory, where the command line names none.
+    pub out: Option<PathBuf>,
+    /// Where samples come from.
+    pub data: DataConfig,
+    /// How pictures become codes.
+    pub image_tokenizer: ImageTokenizerConfig,
+    /// How captions become text states.
+    pub text_encoder: TextEncoderConfig,
+    /// Sizes and switches of both networks.
+    pub networks: NetworksConfig,
+    /// How both are trained.
+    pub training: TrainingConfig,
+    /// Released behaviours that are switched on.
+    pub compat: Compat,
+    /// Updates between checkpoints within an epoch; `None`: only at epoch ends.
+    pub checkpoint_every: Option<u64>,
+    /// Newest checkpoints to keep; `None`: all.
+    pub keep_checkpoints: Option<usize>,
+    /// Log lines an epoch, at most.
+    pub log_lines: u64,
+    /// What was accepted but does not do what it says here; one sentence each.
+    pub warnings: Vec<String>,
+    effective: raw::RawConfig,
+}
+
+/// Where samples come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataConfig {
+    /// The training set's table; `None` until one is given.
+    pub train: Option<PathBuf>,
+    /// The validation set's table.
+    pub validation: Option<PathBuf>,
+    /// Share of the training set held out for validation where there is no table of it.
+    pub validation_portion: Option<f64>,
+    /// Which part of the training set is used.
+    pub portion: Portion,
+    /// Column of the ids.
+    pub id_column: String,
+    /// Column of the pictures' paths.
+    pub image_column: String,
+    /// Column of the captions.
+    pub caption_column: String,
+    /// Threads that decode pictures, at least 1.
+    pub workers: usize,
+    /// Pictures with more pixels are refused.
+    pub max_pixels: u64,
+}
+
+impl DataConfig {
+    /// The training set's table.
+    ///
+    /// # Errors
+    /// If none is given.
+    pub fn train_csv(&self) -> Result<&Path> {
+        self.train.as_deref().ok_or_else(|| {
+            Error::invalid(
+                "the configuration names no training set; give its CSV with --set data_args.train_csv_path=FILE.csv",
+            )
+        })
+    }
+}
+
+/// Which part of the training set is used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Portion {
+    /// All of it.
+    All,
+    /// This share, drawn by the seed (`random_portion_train`).
+    Random(f64),
+    /// This share, from the top of the table (`rank_portion_train`).
+    First(f64),
+}
+
+/// How pictures become codes: principal components of patches, quantised by k-means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageTokenizerConfig {
+    /// Principal components, the channels of a code.
+    pub components: usize,
+    /// Codes in the vocabulary.
+    pub codes: usize,
+    /// Training pictures to fit on, at most.
+    pub fit_images: usize,
+    /// Folder of a fitted tokenizer to use instead.
+    pub path: Option<PathBuf>,
+}
+
+/// How captions become text states: a fixed random vector for every word.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextEncoderConfig {
+    /// Tokens a caption.
+    pub tokens: usize,
+    /// Channels of a token's vector.
+    pub channels: usize,
+    /// Folder of a saved encoder to use instead.
+    pub path: Option<PathBuf>,
+}
+
+/// Sizes and switches of both networks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworksConfig {
+    /// Sides of the token maps, growing.
+    pub patch_nums: Vec<usize>,
+    /// Pixels of a patch's side.
+    pub patch_size: usize,
+    /// Blocks of the proxy.
+    pub proxy_depth: usize,
+    /// Channels of the proxy.
+    pub proxy_width: usize,
+    /// Blocks of the rater.
+    pub rater_depth: usize,
+    /// Channels of the rater.
+    pub rater_width: usize,
+    /// Normalise queries and keys.
+    pub attention_l2_norm: bool,
+    /// Rotary positions, if any.
+    pub rope: Option<Rope>,
+    /// Add a learned vector a scale.
+    pub level_embedding: bool,
+    /// Layer norm before the proxy's logits.
+    pub logit_norm: bool,
+    /// Modulate the norms by the level.
+    pub shared_aln: bool,
+    /// Cross-attention to the text.
+    pub cross_attention: bool,
+    /// Start cross-attention projections at 0 (`from_scratch: false`).
+    pub zero_cross_attention: bool,
+    /// How weights start.
+    pub initialisation: Initialisation,
+}
+
+/// Channels of an attention head.
+pub const HEAD_WIDTH: usize = 64;
+
+impl NetworksConfig {
+    /// The side of the pictures, in pixels.
+    pub fn image_side(&self) -> usize {
+        self.patch_size * self.patch_nums.last().copied().unwrap_or(1)
+    }
+}
+
+/// How both networks are trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingConfig {
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Samples of one batch, `B`.
+    pub batch: usize,
+    /// Batches whose gradients make one update.
+    pub accumulation: usize,
+    /// Shape of the learning-rate schedule.
+    pub schedule: Shape,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Epochs of warm-up.
+    pub warmup_epochs: f64,
+    /// Learning rate at the start of the warm-up, over the peak.
+    pub warmup_start: f64,
+    /// Learning rate at the end, over the peak.
+    pub end: f64,
+    /// Weight decay at the start.
+    pub weight_decay: f64,
+    /// Weight decay at the end.
+    pub weight_decay_end: f64,
+    /// Largest gradient norm of a network.
+    pub clip: Option<f64>,
+    /// Label smoothing.
+    pub label_smoothing: f64,
+    /// Share of the validation loss in the proxy's loss, in the first epoch.
+    pub upper_level_weight: f64,
+    /// Taken off that at every later epoch.
+    pub upper_level_weight_decay: f64,
+    /// Share of captions replaced by the empty one.
+    pub caption_drop: f64,
+    /// Divides the rater's logits.
+    pub rater_temperature: f64,
+    /// Add the released entropy term to the rater's loss.
+    pub rater_regularisation: bool,
+    /// Do not train the proxy.
+    pub freeze_proxy: bool,
+    /// Added to the sampler's seed.
+    pub sampler_seed: u64,
+}
+
+/// Keys that a run may change when it resumes: they do not change its results.
+const HARMLESS: [&str; 12] = [
+    "local_out_dir_path",
+    "exp_name",
+    "workers",
+    "val_it",
+    "print_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "data_args",
+    "image_tokenizer",
+    "text_encoder",
+    "device",
+    "instance_prompt",
+];
+
+impl Config {
+    /// Reads a file and applies `--set` arguments (`key=value`, the value in JSON or bare) in order.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a key or a value cannot be used: the message names it and the cure.
+    pub fn load(path: impl AsRef<Path>, sets: &[String]) -> Result<Self> {
+        check::check(Source::read(path.as_ref(), sets)?)
+    }
+
+    /// As [`load`](Self::load), from text; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
+        check::check(Source::parse(name, text, sets)?)
+    }
+
+    /// The effective configuration: every key with the value that holds. Read again, it gives this configuration.
+    pub fn to_json(&self) -> Value {
+        // Strings, numbers and lists cannot fail to become JSON.
+        serde_json::to_value(&self.effective).unwrap_or_default()
+    }
+
+    /// SHA-256 over every value that changes results: a run can only be resumed under the same fingerprint.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for (key, value) in self.significant() {
+            hash.update(format!("{key}={value}\n"));
+        }
+        crate::train::files::hexadecimal(&hash.finalize())
+    }
+
+    /// The first key whose value changes results and differs: (key, value here, value there).
+    pub fn first_difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let (here, there) = (self.significant(), other.significant());
+        here.into_iter()
+            .zip(there)
+            .find(|(here, there)| here != there)
+            .map(|((key, here), (_, there))| (key, here, there))
+    }
+
+    /// Dotted key and value of everything that changes results, in order.
+    fn significant(&self) -> Vec<(String, String)> {
+        let json = self.to_json();
+        let mut values = Vec::new();
+        for (key, value) in json.as_object().into_iter().flatten() {
+            if !HARMLESS.contains(&key.as_str()) {
+                values.push((key.clone(), value.to_string()));
+            }
+        }
+        for key in [
+            "data_args.cogvlm",
+            "data_args.random_portion_train",
+            "data_args.rank_portion_train",
+            "image_tokenizer.components",
+            "image_tokenizer.codes",
+            "image_tokenizer.fit_images",
+            "text_encoder.tokens",
+            "text_encoder.channels",
+        ] {
+            let value = key.split('.').try_fold(&json, |at, part| at.get(part)).unwrap_or(&Value::Null);
+            values.push((key.to_owned(), value.to_string()));
+        }
+        values
+    }
+
+    /// The proxy's backbone, for a tokenizer of `vocabulary` codes of `code_channels` channels and an encoder of
+    /// `text_channels` channels.
+    pub fn proxy_backbone(
+        &self,
+        vocabulary: usize,
+        code_channels: usize,
+        text_channels: usize,
+    ) -> BackboneConfig {
+        let networks = &self.networks;
+        self.backbone(networks.proxy_depth, networks.proxy_width, vocabulary, code_channels, text_channels)
+    }
+
+    /// The rater's backbone; see [`proxy_backbone`](Self::proxy_backbone).
+    pub fn rater_backbone(
+        &self,
+        vocabulary: usize,
+        code_channels: usize,
+        text_channels: usize,
+    ) -> BackboneConfig {
+        let networks = &self.networks;
+        self.backbone(networks.rater_depth, networks.rater_width, vocabulary, code_channels, text_channels)
+    }
+
+    fn backbone(
+        &self,
+        depth: usize,
+        width: usize,
+        vocabulary: usize,
+        code_channels: usize,
+        text_channels: usize,
+    ) -> BackboneConfig {
+        let networks = &self.networks;
+        BackboneConfig {
+            patch_nums: networks.patch_nums.clone(),
+            vocabulary,
+            code_channels,
+            text_channels,
+            depth,
+            width,
+            heads: width / HEAD_WIDTH,
+            mlp_ratio: 4.0,
+            attention_l2_norm: networks.attention_l2_norm,
+            rope: networks.rope,
+            level_embedding: networks.level_embedding,
+            logit_norm: networks.logit_norm,
+            shared_aln: networks.shared_aln,
+            cross_attention: networks.cross_attention,
+            drop_path: 0.1 * depth as f64 / 24.0,
+            cross_from_first_sample: self.compat.cross_attention_first_sample,
+            initialisation: networks.initialisation,
+        }
+    }
+}

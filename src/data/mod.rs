@@ -1,1 +1,20 @@
-//! (to be written)
+//! Records and pictures: reading the table, decoding and preprocessing pictures ahead of their use, and the order in
+//! which samples are visited.
+//!
+//! A corpus is a CSV ([`table`]) whose rows name a picture and carry a caption. A picture is decoded and cut to a
+//! square ([`picture`], [`resample`]) on other threads ([`loader`]); [`sampler`] says which samples make a batch.
+
+pub mod decode;
+pub mod drawn;
+pub mod flaws;
+pub mod loader;
+pub mod picture;
+pub mod resample;
+pub mod rows;
+pub mod sampler;
+pub mod table;
+
+pub use loader::Loader;
+pub use picture::{AlphaRule, PictureBytes, Preprocess, decode_picture, load_picture, stack};
+pub use sampler::{ReleasedOrder, ReleasedSampler, Sampler, torch_randperm};
+pub use table::{ColumnNames, Corpus, Position, RELEASED_EMPTY_CAPTION, Record};

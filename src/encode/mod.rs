@@ -1,9 +1,16 @@
 //! Pictures to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
 //! the embedded ones (PCA patches, hashed words) and the released ones (VQ-VAE, CLIP, T5) are interchangeable.
 
+mod codebook;
+mod components;
 pub mod hashed;
+pub mod nearest;
 pub mod pca;
+pub mod phi;
+mod projection;
 pub mod pyramid;
+pub mod resample;
+pub mod saved;
 
 use std::path::Path;
 
@@ -73,4 +80,28 @@ pub trait TextEncoder: Send + Sync {
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
+}
+
+/// Loads the image tokenizer that was saved in `folder`, whatever its kind.
+///
+/// # Errors
+/// If there is none, its kind is unknown or a file is damaged.
+pub fn load_image_tokenizer(folder: &Path) -> Result<Box<dyn ImageTokenizer>> {
+    let path = folder.join(saved::IMAGE_TOKENIZER);
+    match saved::read_description(&path)?.kind.as_str() {
+        pca::KIND => Ok(Box::new(pca::PcaTokenizer::load(folder)?)),
+        other => Err(saved::unknown_kind(&path, other, &[pca::KIND])),
+    }
+}
+
+/// Loads the text encoder that was saved in `folder`, whatever its kind.
+///
+/// # Errors
+/// If there is none, its kind is unknown or a file is damaged.
+pub fn load_text_encoder(folder: &Path) -> Result<Box<dyn TextEncoder>> {
+    let path = folder.join(saved::TEXT_ENCODER);
+    match saved::read_description(&path)?.kind.as_str() {
+        hashed::KIND => Ok(Box::new(hashed::HashedWords::load(folder)?)),
+        other => Err(saved::unknown_kind(&path, other, &[hashed::KIND])),
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Var`] owns its value and remembers the node that made it. Nodes hold only what their backward needs, and each is
 //! consumed as soon as it has run. What a parameter's gradient is used *for* is decided at backward time by a
-//! [`GradientVisitor`](crate::engine::visitors::GradientVisitor).
+//! [`GradientVisitor`].
 
 use crate::{
     engine::{

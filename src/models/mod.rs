@@ -12,7 +12,7 @@ pub use rater::{Rater, RaterOutput, Weighing};
 /// Sizes and switches of a backbone; both networks are built from one. Keys of the released configs in brackets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackboneConfig {
-    /// Sides of the token maps, coarsest first [`patch_nums`].
+    /// Sides of the token maps, coarsest first (`patch_nums`).
     pub patch_nums: Vec<usize>,
     /// Codes in the vocabulary, `V`.
     pub vocabulary: usize,
@@ -20,7 +20,7 @@ pub struct BackboneConfig {
     pub code_channels: usize,
     /// Channels of the text states, `D_text`.
     pub text_channels: usize,
-    /// Blocks [`depth`, `raterDepth`].
+    /// Blocks (`depth`, `raterDepth`).
     pub depth: usize,
     /// Channels of the residual stream, 64 a head as released.
     pub width: usize,
@@ -28,17 +28,17 @@ pub struct BackboneConfig {
     pub heads: usize,
     /// Width of the MLP over the width of the stream.
     pub mlp_ratio: f64,
-    /// Normalise queries and keys and learn a scale a head [`anorm`].
+    /// Normalise queries and keys and learn a scale a head (`anorm`).
     pub attention_l2_norm: bool,
-    /// Rotary positions with these settings, or a learned table when `None` [`rope_emb`].
+    /// Rotary positions with these settings, or a learned table when `None` (`rope_emb`).
     pub rope: Option<Rope>,
-    /// Add a learned vector a scale [`lvl_emb`].
+    /// Add a learned vector a scale (`lvl_emb`).
     pub level_embedding: bool,
-    /// Layer norm before the proxy's logits [`logit_norm`].
+    /// Layer norm before the proxy's logits (`logit_norm`).
     pub logit_norm: bool,
-    /// Modulate the norms by the level, shared over blocks [`saln`].
+    /// Modulate the norms by the level, shared over blocks (`saln`).
     pub shared_aln: bool,
-    /// Cross-attention to the text [`enable_cross`].
+    /// Cross-attention to the text (`enable_cross`).
     pub cross_attention: bool,
     /// Drop-path rate of the last block, growing linearly from 0 at the first; released: `0.1·depth/24`.
     pub drop_path: f64,
@@ -51,13 +51,13 @@ pub struct BackboneConfig {
 /// Rotary position settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
-    /// Base of the frequencies [`rope_theta`].
+    /// Base of the frequencies (`rope_theta`).
     pub theta: f64,
-    /// Positions of each scale are stretched to this length [`rope_norm`].
+    /// Positions of each scale are stretched to this length (`rope_norm`).
     pub norm: f64,
 }
 
-/// How weights start [`ini`, `hd`, `aln`, `alng`].
+/// How weights start (`ini`, `hd`, `aln`, `alng`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Initialisation {
     /// Standard deviation; negative: `sqrt(1/(3C))`.

@@ -26,7 +26,9 @@ pub enum Weighing {
     /// As released: softmax of the sigmoid, times the group score, then a second softmax (upstream.md, A2). Weights
     /// come out nearly uniform.
     Released,
-    /// One softmax of the raw instance logits at this temperature, times the group score (eq. 7).
+    /// One softmax over the batch of the raw instance logits times the group score, at this temperature (eq. 7). The
+    /// group score stands inside the softmax: outside it, weights would not be normalised, and the rater would lower
+    /// its loss by driving the score of every batch to 0.
     Logits {
         /// Divides the logits.
         temperature: f64,
@@ -41,7 +43,7 @@ pub struct RaterOutput {
     pub pooled: Var,
     /// The group head's score, `[1, 1]`, in (0, 1).
     pub group: Var,
-    /// The rating: instance softmax over the batch times the group score, `[B, 1]`.
+    /// The rating within the batch, `[B, 1]`; as released: instance softmax times the group score.
     pub score: Var,
     /// The weight of each sample, `[B, 1]`.
     pub weight: Var,
@@ -123,9 +125,9 @@ impl Rater {
                 (score, weight)
             }
             Weighing::Logits { temperature } => {
-                let share = batch_softmax(tape, &logit, temperature)?;
-                let score = scale_all(tape, &share, &group)?;
-                (score.clone(), score)
+                let scaled = scale_all(tape, &logit, &group)?;
+                let weight = batch_softmax(tape, &scaled, temperature)?;
+                (weight.clone(), weight)
             }
         };
         Ok(RaterOutput { logit, pooled, group, score, weight })

@@ -1,3 +1,7 @@
-//! Rating: one bilevel step, the rules that say what a sample's weight is worth, the training loop and the scorer.
+//! Rating: one bilevel step, the training loop and the scorer.
 
 pub mod bilevel;
+pub mod corpus;
+pub mod pictures;
+pub mod scorer;
+pub mod trainer;

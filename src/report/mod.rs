@@ -1,1 +1,15 @@
-//! (to be written)
+//! What people look at: statistics of ratings, tables, pictures (PNG) and TensorBoard events.
+
+pub mod contact_sheet;
+pub mod event_file;
+pub mod picture;
+pub mod plot;
+pub mod statistics;
+pub mod text_table;
+
+pub use contact_sheet::{SheetRow, Thumbnail, contact_sheet, decile_samples};
+pub use event_file::EventFile;
+pub use picture::Picture;
+pub use plot::{LossCurves, Series, loss_curves, rating_histogram};
+pub use statistics::{auroc, mean_percentile, spearman};
+pub use text_table::TextTable;

@@ -137,15 +137,18 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64> {
             .as_slice::<T>()?
             .par_chunks(CHUNK)
             .map(|chunk| {
-                vectorised(|| {
-                    let mut lanes = [0.0f64; 8];
-                    for values in chunk.chunks(8) {
-                        for (lane, value) in lanes.iter_mut().zip(values) {
-                            *lane += value.to_f64() * value.to_f64();
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let mut lanes = [0.0f64; 8];
+                        for values in chunk.chunks(8) {
+                            for (lane, value) in lanes.iter_mut().zip(values) {
+                                *lane += value.to_f64() * value.to_f64();
+                            }
                         }
-                    }
-                    lanes.iter().sum()
-                })
+                        lanes.iter().sum()
+                    },
+                )
             })
             .collect();
         Ok(parts.iter().sum())
@@ -184,14 +187,17 @@ impl Update {
             .par_chunks_mut(CHUNK)
             .zip(second.as_mut_slice::<T>()?.par_chunks_mut(CHUNK));
         values.zip(moments).zip(g.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|((value, (m, v)), g)| {
-            vectorised(|| {
-                for (((value, m), v), g) in value.iter_mut().zip(m).zip(v).zip(g) {
-                    let g = *g * clip;
-                    *m += (g - *m) * rest1;
-                    *v = *v * beta2 + g * g * rest2;
-                    *value = *value * keep - rate * (*m / (v.sqrt() / root2 + epsilon));
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (((value, m), v), g) in value.iter_mut().zip(m).zip(v).zip(g) {
+                        let g = *g * clip;
+                        *m += (g - *m) * rest1;
+                        *v = *v * beta2 + g * g * rest2;
+                        *value = *value * keep - rate * (*m / (v.sqrt() / root2 + epsilon));
+                    }
+                },
+            );
         });
         Ok(())
     }

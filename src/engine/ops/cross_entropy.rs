@@ -6,7 +6,7 @@ use crate::{
     engine::{
         Float, Tape, Tensor, Var,
         float::vectorised,
-        ops::{expect_shape, layer_norm::sum, three_dims},
+        ops::{attention::cpu::largest, expect_shape, layer_norm::sum, three_dims},
         tape::{Operation, Sink, Slot},
     },
     error::{Error, Result},
@@ -86,23 +86,26 @@ fn forward<T: Float>(
         .zip(targets_of.par_chunks(ROWS))
         .zip(losses.par_chunks_mut(ROWS).zip(sums.par_chunks_mut(ROWS)).zip(correct.par_chunks_mut(ROWS)))
         .for_each(|((logits, targets), ((losses, sums), correct))| {
-            vectorised(|| {
-                for (at, row) in logits.chunks(codes).enumerate() {
-                    let target = targets[at] as usize;
-                    let largest = row.iter().fold(T::NEGATIVE_INFINITY, |most, value| most.max(*value));
-                    let total = sum(row, |value| (value - largest).exp());
-                    let log_sum = largest + T::of(total.to_f64().ln());
-                    sums[at] = log_sum;
-                    losses[at] = log_sum - row[target];
-                    if smoothing > 0.0 {
-                        let mean = sum(row, |value| value) * T::of(1.0 / codes as f64);
-                        let spread = log_sum - mean;
-                        losses[at] = losses[at] * T::of(1.0 - smoothing) + spread * T::of(smoothing);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (at, row) in logits.chunks(codes).enumerate() {
+                        let target = targets[at] as usize;
+                        let largest = largest(row);
+                        let total = sum(row, |value| (value - largest).exp());
+                        let log_sum = largest + T::of(total.to_f64().ln());
+                        sums[at] = log_sum;
+                        losses[at] = log_sum - row[target];
+                        if smoothing > 0.0 {
+                            let mean = sum(row, |value| value) * T::of(1.0 / codes as f64);
+                            let spread = log_sum - mean;
+                            losses[at] = losses[at] * T::of(1.0 - smoothing) + spread * T::of(smoothing);
+                        }
+                        let best = row.iter().position(|value| *value == largest);
+                        correct[at] = u32::from(best == Some(target));
                     }
-                    let best = row.iter().position(|value| *value == largest);
-                    correct[at] = u32::from(best == Some(target));
-                }
-            });
+                },
+            );
         });
     Ok((Tensor::new(targets.shape(), losses)?, Tensor::new(&[rows], sums)?, correct))
 }
@@ -122,17 +125,20 @@ impl Operation for Operator {
             let mut d_logits = op.logits;
             d_logits.as_mut_slice::<T>()?.par_chunks_mut(ROWS * codes).enumerate().for_each(
                 |(task, rows)| {
-                    vectorised(|| {
-                        for (at, row) in rows.chunks_mut(codes).enumerate() {
-                            let token = task * ROWS + at;
-                            let d = d_output[token / tokens] * T::of(share);
-                            let log_sum = log_sum[token];
-                            for value in row.iter_mut() {
-                                *value = ((*value - log_sum).exp() - even) * d;
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (at, row) in rows.chunks_mut(codes).enumerate() {
+                                let token = task * ROWS + at;
+                                let d = d_output[token / tokens] * T::of(share);
+                                let log_sum = log_sum[token];
+                                for value in row.iter_mut() {
+                                    *value = ((*value - log_sum).exp() - even) * d;
+                                }
+                                row[targets[token] as usize] -= sharp * d;
                             }
-                            row[targets[token] as usize] -= sharp * d;
-                        }
-                    });
+                        },
+                    );
                 },
             );
             Ok(d_logits)

@@ -45,16 +45,19 @@ fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
         .zip(x.as_slice::<T>()?.par_chunks(ROWS * channels))
         .zip(inverse.par_chunks_mut(ROWS))
         .for_each(|((y, x), inverse)| {
-            vectorised(|| {
-                for ((y, x), inverse) in y.chunks_mut(channels).zip(x.chunks(channels)).zip(inverse) {
-                    let mean = sum(x, |value| value) * share;
-                    let variance = sum(x, |value| (value - mean) * (value - mean)) * share;
-                    *inverse = T::ONE / (variance + T::of(epsilon)).sqrt();
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = (*x - mean) * *inverse;
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((y, x), inverse) in y.chunks_mut(channels).zip(x.chunks(channels)).zip(inverse) {
+                        let mean = sum(x, |value| value) * share;
+                        let variance = sum(x, |value| (value - mean) * (value - mean)) * share;
+                        *inverse = T::ONE / (variance + T::of(epsilon)).sqrt();
+                        for (y, x) in y.iter_mut().zip(x) {
+                            *y = (*x - mean) * *inverse;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     Ok((Tensor::new(x.shape(), y)?, Tensor::new(&[rows], inverse)?))
 }
@@ -115,15 +118,20 @@ impl Operation for LayerNorm {
                 .zip(y.par_chunks(ROWS * channels))
                 .zip(inverse.par_chunks(ROWS))
                 .for_each(|((d, y), inverse)| {
-                    vectorised(|| {
-                        for ((d, y), inverse) in d.chunks_mut(channels).zip(y.chunks(channels)).zip(inverse) {
-                            let mean = sum(d, |value| value) * share;
-                            let slope = dot(d, y) * share;
-                            for (d, y) in d.iter_mut().zip(y) {
-                                *d = (*d - mean - *y * slope) * *inverse;
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for ((d, y), inverse) in
+                                d.chunks_mut(channels).zip(y.chunks(channels)).zip(inverse)
+                            {
+                                let mean = sum(d, |value| value) * share;
+                                let slope = dot(d, y) * share;
+                                for (d, y) in d.iter_mut().zip(y) {
+                                    *d = (*d - mean - *y * slope) * *inverse;
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                 });
             Ok(d_output)
         }

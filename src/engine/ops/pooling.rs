@@ -145,17 +145,14 @@ struct BatchSoftmax {
 /// If `x` is not a float.
 pub fn batch_softmax(tape: &mut Tape<'_>, x: &Var, temperature: f64) -> Result<Var> {
     fn run<T: Float>(x: &Tensor, temperature: f64) -> Result<Tensor> {
-        let inverse = T::of(1.0 / temperature);
-        let mut y: Vec<T> = x.as_slice::<T>()?.iter().map(|value| *value * inverse).collect();
-        let largest = y.iter().fold(T::NEGATIVE_INFINITY, |most, value| most.max(*value));
+        // In f64 whatever the type: weights hardly differ, so their gradients are small differences of large terms.
+        let mut y: Vec<f64> = x.as_slice::<T>()?.iter().map(|value| value.to_f64() / temperature).collect();
+        let largest = y.iter().fold(f64::NEG_INFINITY, |most, value| most.max(*value));
         for value in &mut y {
             *value = (*value - largest).exp();
         }
-        let total: T = y.iter().copied().sum();
-        for value in &mut y {
-            *value = *value / total;
-        }
-        Tensor::new(x.shape(), y)
+        let total: f64 = y.iter().sum();
+        Tensor::new(x.shape(), y.iter().map(|value| T::of(value / total)).collect())
     }
     let output = with_float!(x.value().dtype(), "batch_softmax", T => run::<T>(x.value(), temperature))?;
     let (slot, value) = (tape.slot(x), output.clone());
@@ -170,9 +167,10 @@ impl Operation for BatchSoftmax {
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         fn run<T: Float>(op: &BatchSoftmax, d_output: &Tensor) -> Result<Tensor> {
             let (y, d) = (op.output.as_slice::<T>()?, d_output.as_slice::<T>()?);
-            let mean: T = y.iter().zip(d).map(|(y, d)| *y * *d).sum();
-            let inverse = T::of(1.0 / op.temperature);
-            Tensor::new(op.output.shape(), y.iter().zip(d).map(|(y, d)| *y * (*d - mean) * inverse).collect())
+            let total: f64 = y.iter().map(|y| y.to_f64()).sum();
+            let mean = y.iter().zip(d).map(|(y, d)| y.to_f64() * d.to_f64()).sum::<f64>() / total;
+            let one = |(y, d): (&T, &T)| T::of(y.to_f64() * (d.to_f64() - mean) / op.temperature);
+            Tensor::new(op.output.shape(), y.iter().zip(d).map(one).collect())
         }
         let dx = with_float!(d_output.dtype(), "batch_softmax", T => run::<T>(&self, &d_output))?;
         sink.input(self.slot, dx)

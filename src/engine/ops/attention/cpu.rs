@@ -58,8 +58,9 @@ pub struct Heads {
 
 /// What the backward needs beside inputs and output.
 pub struct Saved {
-    /// `log Σ exp` of each query's logits, `[B, H, L]`; −∞ where it sees nothing.
-    log_sum: Tensor,
+    /// The largest of each query's logits and `1 / Σ exp(logit − largest)`, `[B, H, L, 2]`; −∞ and 0 where it sees
+    /// nothing. Kept apart because their sum as one logarithm would lose digits where logits reach 100.
+    row: Tensor,
 }
 
 /// Gradients of one attention.
@@ -118,42 +119,48 @@ impl Heads {
 
     fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Option<&Rotary<T>>, normalise: bool) -> Rows<T> {
         let mut inverse_length = Vec::new();
-        vectorised(|| {
-            if let Some(rotary) = rotary {
-                rotary.turn(&mut values, self.head_dim, false);
-            }
-            if normalise {
-                for row in values.chunks_mut(self.head_dim) {
-                    let inverse = T::ONE / sum(row, |value| value * value).sqrt().max(T::of(SHORTEST));
-                    inverse_length.push(inverse);
-                    for value in row {
-                        *value *= inverse;
+        vectorised(
+            #[inline(always)]
+            || {
+                if let Some(rotary) = rotary {
+                    rotary.turn(&mut values, self.head_dim, false);
+                }
+                if normalise {
+                    for row in values.chunks_mut(self.head_dim) {
+                        let inverse = T::ONE / sum(row, |value| value * value).sqrt().max(T::of(SHORTEST));
+                        inverse_length.push(inverse);
+                        for value in row {
+                            *value *= inverse;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         Rows { values, inverse_length }
     }
 
     /// The gradient of a row before normalisation and turning, from that after: in place.
     fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Option<&Rotary<T>>) {
-        vectorised(|| {
-            if !rows.inverse_length.is_empty() {
-                let normalised = rows.values.chunks(self.head_dim);
-                for ((d, row), &inverse) in
-                    d_rows.chunks_mut(self.head_dim).zip(normalised).zip(&rows.inverse_length)
-                {
-                    // Below the floor the length is a constant, so nothing of the direction is taken out.
-                    let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
-                    for (d, row) in d.iter_mut().zip(row) {
-                        *d = (*d - *row * along) * inverse;
+        vectorised(
+            #[inline(always)]
+            || {
+                if !rows.inverse_length.is_empty() {
+                    let normalised = rows.values.chunks(self.head_dim);
+                    for ((d, row), &inverse) in
+                        d_rows.chunks_mut(self.head_dim).zip(normalised).zip(&rows.inverse_length)
+                    {
+                        // Below the floor the length is a constant, so nothing of the direction is taken out.
+                        let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
+                        for (d, row) in d.iter_mut().zip(row) {
+                            *d = (*d - *row * along) * inverse;
+                        }
                     }
                 }
-            }
-            if let Some(rotary) = rotary {
-                rotary.turn(d_rows, self.head_dim, true);
-            }
-        });
+                if let Some(rotary) = rotary {
+                    rotary.turn(d_rows, self.head_dim, true);
+                }
+            },
+        );
     }
 
     /// Whether key `key` of `sample` may be seen at all.
@@ -192,9 +199,9 @@ pub fn forward<T: Float>(
     let factors = heads.factors::<T>(scale)?;
     // Head-major, so that each task owns a contiguous part.
     let mut attended = vec![T::ZERO; heads.batch * heads.heads * length * dim];
-    let mut log_sum = vec![T::NEGATIVE_INFINITY; heads.batch * heads.heads * length];
-    attended.par_chunks_mut(length * dim).zip(log_sum.par_chunks_mut(length)).enumerate().for_each(
-        |(task, (attended, log_sum))| {
+    let mut saved = vec![[T::NEGATIVE_INFINITY, T::ZERO]; heads.batch * heads.heads * length];
+    attended.par_chunks_mut(length * dim).zip(saved.par_chunks_mut(length)).enumerate().for_each(
+        |(task, (attended, saved))| {
             let (sample, head) = (task / heads.heads, task % heads.heads);
             let q = heads.gather(first, heads.queries, sample, head);
             let q = heads.prepare(q, rotary.as_ref(), scale.is_some());
@@ -211,12 +218,15 @@ pub fn forward<T: Float>(
                 let queries = Matrix::new(&q.values[start * dim..end * dim], end - start, dim);
                 let tile = &mut logits[..(end - start) * visible];
                 product(tile, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
-                vectorised(|| {
-                    for (row, logits) in (start..end).zip(tile.chunks_mut(visible)) {
-                        log_sum[row] =
-                            softmax(logits, heads.visible[row], factors[head].0, heads.mask(sample));
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (row, logits) in (start..end).zip(tile.chunks_mut(visible)) {
+                            saved[row] =
+                                softmax(logits, heads.visible[row], factors[head].0, heads.mask(sample));
+                        }
+                    },
+                );
                 let values = Matrix::new(&v, visible, dim);
                 let place = &mut attended[start * dim..end * dim];
                 product(place, dim, Matrix::new(tile, end - start, visible), values, false);
@@ -224,14 +234,14 @@ pub fn forward<T: Float>(
         },
     );
     let output = scatter(heads, &[&attended], heads.queries.length);
-    let log_sum = Tensor::new(&[heads.batch, heads.heads, length], log_sum)?;
-    Ok((Tensor::new(&[heads.batch, length, heads.heads * dim], output)?, Saved { log_sum }))
+    let row = Tensor::new(&[heads.batch, heads.heads, length, 2], saved.into_flattened())?;
+    Ok((Tensor::new(&[heads.batch, length, heads.heads * dim], output)?, Saved { row }))
 }
 
-/// Turns products into probabilities in place and gives the logarithm of the sum. Keys from `visible` on, and masked
+/// Turns products into probabilities in place and gives the largest logit and the inverse of the sum. Keys from `visible` on, and masked
 /// ones, get 0.
 #[inline(always)]
-fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option<&[bool]>) -> T {
+fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option<&[bool]>) -> [T; 2] {
     let (seen, hidden) = products.split_at_mut(visible);
     hidden.fill(T::ZERO);
     for value in seen.iter_mut() {
@@ -241,7 +251,7 @@ fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option
     let largest = largest(seen);
     if largest == T::NEGATIVE_INFINITY {
         seen.fill(T::ZERO);
-        return T::NEGATIVE_INFINITY;
+        return [T::NEGATIVE_INFINITY, T::ZERO];
     }
     for value in seen.iter_mut() {
         *value = (*value - largest).exp();
@@ -251,7 +261,7 @@ fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option
     for value in seen.iter_mut() {
         *value *= inverse;
     }
-    largest + T::of(total.to_f64().ln())
+    [largest, inverse]
 }
 
 #[inline(always)]
@@ -263,8 +273,9 @@ fn hide<T: Float>(logits: &mut [T], mask: Option<&[bool]>) {
     }
 }
 
+/// The largest value, in 16 lanes; −∞ of none.
 #[inline(always)]
-fn largest<T: Float>(values: &[T]) -> T {
+pub(crate) fn largest<T: Float>(values: &[T]) -> T {
     let mut lanes = [T::NEGATIVE_INFINITY; 16];
     let (body, tail) = values.as_chunks::<16>();
     for chunk in body {
@@ -312,7 +323,7 @@ pub fn backward<T: Float>(
 ) -> Result<AttentionGradients> {
     let (first, second) = (sources[0].as_slice::<T>()?, sources[1].as_slice::<T>()?);
     let (output, d_output) = (output.as_slice::<T>()?, d_output.as_slice::<T>()?);
-    let log_sum = saved.log_sum.as_slice::<T>()?;
+    let saved = saved.row.as_slice::<T>()?.as_chunks::<2>().0;
     let (dim, length, keys) = (heads.head_dim, heads.queries.length, heads.keys.length);
     let rotary = rotary.map(Rotary::new);
     let factors = heads.factors::<T>(scale)?;
@@ -336,7 +347,7 @@ pub fn backward<T: Float>(
             let v = heads.gather(second, heads.values, sample, head);
             let out = heads.gather(output, result_side, sample, head);
             let d_out = heads.gather(d_output, result_side, sample, head);
-            let log_sum = &log_sum[task * length..(task + 1) * length];
+            let saved = &saved[task * length..(task + 1) * length];
             let (mut logits, mut d_logits) = (vec![T::ZERO; TILE * keys], vec![T::ZERO; TILE * keys]);
             for start in (0..length).step_by(TILE) {
                 let end = (start + TILE).min(length);
@@ -351,16 +362,19 @@ pub fn backward<T: Float>(
                 product(p, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
                 product(d, visible, d_here, Matrix::new(&v, visible, dim).transposed(), false);
                 let mut scale_sum = T::ZERO;
-                vectorised(|| {
-                    let tile = p.chunks_mut(visible).zip(d.chunks_mut(visible));
-                    for (row, (p, d)) in (start..end).zip(tile) {
-                        let at = row * dim..(row + 1) * dim;
-                        let mean = dot(&out[at.clone()], &d_out[at]);
-                        let mask = heads.mask(sample);
-                        scale_sum +=
-                            softmax_backward(p, d, heads.visible[row], factor, log_sum[row], mean, mask);
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let tile = p.chunks_mut(visible).zip(d.chunks_mut(visible));
+                        for (row, (p, d)) in (start..end).zip(tile) {
+                            let at = row * dim..(row + 1) * dim;
+                            let mean = dot(&out[at.clone()], &d_out[at]);
+                            let mask = heads.mask(sample);
+                            scale_sum +=
+                                softmax_backward(p, d, heads.visible[row], factor, saved[row], mean, mask);
+                        }
+                    },
+                );
                 *d_scale += scale_sum;
                 let (p, d) = (Matrix::new(p, rows, visible), Matrix::new(d, rows, visible));
                 product(&mut d_v[..visible * dim], dim, p.transposed(), d_here, true);
@@ -397,11 +411,11 @@ fn softmax_backward<T: Float>(
     d: &mut [T],
     visible: usize,
     factor: T,
-    log_sum: T,
+    [most, inverse]: [T; 2],
     mean: T,
     mask: Option<&[bool]>,
 ) -> T {
-    if log_sum == T::NEGATIVE_INFINITY {
+    if most == T::NEGATIVE_INFINITY {
         products.fill(T::ZERO);
         d.fill(T::ZERO);
         return T::ZERO;
@@ -423,7 +437,7 @@ fn softmax_backward<T: Float>(
     for (p, d) in p.chunks_mut(16).zip(d.chunks_mut(16)) {
         for ((lane, p), d) in lanes.iter_mut().zip(p).zip(d) {
             let logit = *p * factor;
-            let probability = (logit - log_sum).exp();
+            let probability = (logit - most).exp() * inverse;
             let d_logit = probability * (*d - mean);
             // A hidden key has probability 0; its stand-in logit must not meet it.
             *lane += if probability > T::ZERO { d_logit * logit } else { T::ZERO };

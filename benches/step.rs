@@ -1,0 +1,187 @@
+//! The work of a training step and of scoring, at the sizes that PyTorch's CPU figures were taken at.
+//!
+//! A step is what the released `train_step` does: quantise both batches, both proxy passes, two rater passes, both
+//! updates, drop-path on. `PEAK_MEMORY=1` runs a few steps of each and prints the process's peak instead.
+
+use std::hint::black_box;
+
+use alchemist_engine::{
+    encode::TextStates,
+    engine::{DType, Purpose, Random, Tape, Tensor},
+    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates},
+    train::{
+        optimizer::{AdamW, AdamWSettings},
+        parameter_groups::decays,
+    },
+};
+use criterion::{Criterion, SamplingMode, Throughput};
+
+struct Case {
+    name: &'static str,
+    patch_nums: Vec<usize>,
+    vocabulary: usize,
+    code_channels: usize,
+    proxy_depth: usize,
+    rater_depth: usize,
+    text_tokens: usize,
+    text_channels: usize,
+    batch: usize,
+    score_batch: usize,
+}
+
+fn cases() -> [Case; 2] {
+    [
+        Case {
+            name: "tiny-demo",
+            patch_nums: vec![1, 2, 3, 4, 6, 8],
+            vocabulary: 512,
+            code_channels: 16,
+            proxy_depth: 4,
+            rater_depth: 2,
+            text_tokens: 16,
+            text_channels: 64,
+            batch: 16,
+            score_batch: 16,
+        },
+        Case {
+            name: "small",
+            patch_nums: vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+            vocabulary: 4096,
+            code_channels: 32,
+            proxy_depth: 6,
+            rater_depth: 4,
+            text_tokens: 77,
+            text_channels: 256,
+            batch: 2,
+            score_batch: 4,
+        },
+    ]
+}
+
+impl Case {
+    fn backbone(&self, depth: usize) -> BackboneConfig {
+        BackboneConfig {
+            patch_nums: self.patch_nums.clone(),
+            vocabulary: self.vocabulary,
+            code_channels: self.code_channels,
+            text_channels: self.text_channels,
+            depth,
+            width: 64 * depth,
+            heads: depth,
+            mlp_ratio: 4.0,
+            attention_l2_norm: true,
+            rope: Some(Rope { theta: 10_000.0, norm: 64.0 }),
+            level_embedding: true,
+            logit_norm: true,
+            shared_aln: false,
+            cross_attention: true,
+            drop_path: 0.1 * depth as f64 / 24.0,
+            cross_from_first_sample: false,
+            initialisation: Initialisation { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
+        }
+    }
+
+    fn normal(&self, shape: &[usize], stream: u64) -> Tensor {
+        let mut random = Random::new(1, Purpose::Test, stream);
+        let values = (0..shape.iter().product()).map(|_| random.normal() as f32).collect();
+        Tensor::new(shape, values).expect("the values fill the shape")
+    }
+
+    fn text(&self, batch: usize, stream: u64) -> TextStates {
+        TextStates {
+            states: self.normal(&[batch, self.text_tokens, self.text_channels], stream),
+            mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens])
+                .expect("sizes fit"),
+            pooled: self.normal(&[batch, self.text_channels], stream + 1),
+        }
+    }
+
+    fn batch(&self, batch: usize, stream: u64) -> Batch {
+        let tokens: usize = self.patch_nums.iter().map(|side| side * side).sum();
+        let mut random = Random::new(1, Purpose::Test, stream + 2);
+        let codes = (0..batch * tokens).map(|_| random.below(self.vocabulary as u64) as u32).collect();
+        Batch {
+            codes: Tensor::new(&[batch, tokens], codes).expect("sizes fit"),
+            input: self.normal(&[batch, tokens - 1, self.code_channels], stream + 3),
+            text: self.text(batch, stream + 4),
+            last_scale: self.patch_nums.last().map_or(0, |side| side * side),
+        }
+    }
+
+    fn bilevel(&self) -> Bilevel {
+        let (proxy, proxy_parameters) =
+            Proxy::new(&self.backbone(self.proxy_depth), DType::F32, 1).expect("the sizes fit together");
+        let (rater, rater_parameters) =
+            Rater::new(&self.backbone(self.rater_depth), DType::F32, 2).expect("the sizes fit together");
+        let settings = AdamWSettings::default();
+        Bilevel {
+            proxy,
+            proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
+            proxy_parameters,
+            rater,
+            rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
+            rater_parameters,
+            settings: BilevelSettings {
+                weighing: Weighing::Released,
+                weighted_mean: true,
+                label_smoothing: 0.0,
+                rater_regularisation: false,
+                freeze_proxy: false,
+                frozen_proxy_decays: false,
+                two_rater_passes: true,
+                drop_path: true,
+                seed: 0,
+            },
+        }
+    }
+}
+
+/// The released share of the validation loss after a few epochs: both terms are there, so both passes go backward.
+const RATES: StepRates = StepRates { upper_level_weight: 0.9, learning_rate: 1e-4, weight_decay: 0.05 };
+
+fn train_step(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("train_step");
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    for case in cases() {
+        let mut bilevel = case.bilevel();
+        let micro =
+            [MicroBatch { train: case.batch(case.batch, 10), validation: case.batch(case.batch, 20) }];
+        let mut step = 0;
+        group.throughput(Throughput::Elements(case.batch as u64));
+        group.bench_function(case.name, |bencher| {
+            bencher.iter(|| {
+                step += 1;
+                black_box(bilevel.step(&micro, RATES, step).expect("a step works"))
+            });
+        });
+    }
+    group.finish();
+}
+
+fn score(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("score");
+    group.sample_size(20);
+    for case in cases() {
+        let (rater, parameters) =
+            Rater::new(&case.backbone(case.rater_depth), DType::F32, 2).expect("the sizes fit together");
+        let batch = case.batch(case.score_batch, 10);
+        group.throughput(Throughput::Elements(case.score_batch as u64));
+        group.bench_function(case.name, |bencher| {
+            bencher.iter(|| {
+                let mut tape = Tape::inference(&parameters);
+                let weighing = Weighing::Released;
+                let rated = rater.forward(&mut tape, &batch.input, &batch.text, weighing, Mode::Evaluate);
+                black_box(rated.expect("scoring works").score.into_value())
+            });
+        });
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    train_step(&mut criterion);
+    score(&mut criterion);
+    criterion.final_summary();
+}

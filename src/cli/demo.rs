@@ -1,0 +1,58 @@
+//! `demo`: the whole loop on a built-in data set.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    cli::watch::Watch,
+    demo::{DemoReport, demo},
+    error::Result,
+    report::text_table::TextTable,
+    train::interrupt::Interrupt,
+};
+
+/// The arguments of `demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArguments {
+    /// Directory for everything the demo writes.
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    pub out: PathBuf,
+    /// Fixes the data set, its flaws and the run.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Discard the demo that is in the directory.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Sets a key of the demo's configuration; as often as wanted: --set compat=released
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the demo from running; [`Error::Interrupted`](crate::Error::Interrupted) when the user stopped it.
+pub fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
+    let command_line: Vec<String> = std::env::args().collect();
+    let mut watch = Watch::new(arguments.out.join("run"));
+    let DemoArguments { out, seed, overwrite, set } = arguments;
+    let report = demo(out, *seed, *overwrite, set, &command_line, interrupt, &mut watch)?;
+    super::say(&table(&report))
+}
+
+fn table(report: &DemoReport) -> String {
+    let mut table = TextTable::new(["record", "number", "mean percentile", "AUROC (flaw = low rating)"]);
+    for line in &report.flaws {
+        let auroc = line.auroc.map_or_else(|| "-".to_owned(), |auroc| format!("{auroc:.3}"));
+        table.row([
+            line.flaw.to_string(),
+            line.records.to_string(),
+            format!("{:.3}", line.mean_percentile),
+            auroc,
+        ]);
+    }
+    let pictures: Vec<String> = report.pictures.iter().map(|path| path.display().to_string()).collect();
+    let DemoReport { training, scoring, subset, .. } = report;
+    format!("{training}\n{scoring}\nsubset:  {}\n\n{table}\n{}", subset.display(), pictures.join("\n"))
+}

@@ -1,0 +1,68 @@
+//! `score`: rates every pair of a corpus.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    cli::watch::Counted,
+    error::{Error, Result},
+    rate::{pictures::rating_pictures, scorer},
+    train::interrupt::Interrupt,
+};
+
+/// The arguments of `score`.
+#[derive(Clone, Debug, Args)]
+pub struct ScoreArguments {
+    /// A run directory, for its newest checkpoint, or one of the folders in its `checkpoints`.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// The corpus: a CSV with the columns that the run's configuration names.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: PathBuf,
+    /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Give the released rating: a softmax over each batch times the batch's score. It depends on the batch a pair
+    /// happens to fall in.
+    #[arg(long)]
+    pub batch_normalised: bool,
+    /// Replace an output that is there already.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// A column of the corpus to show before each caption on the contact sheet.
+    #[arg(long, value_name = "COLUMN")]
+    pub note_column: Option<String>,
+    /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the corpus from being rated; [`Error::Interrupted`] when the user stopped it.
+pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
+    let batch = usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?;
+    let request = scorer::ScoreRequest {
+        checkpoint: arguments.checkpoint,
+        corpus: arguments.data,
+        out: arguments.out,
+        batch,
+        batch_normalised: arguments.batch_normalised,
+        overwrite: arguments.overwrite,
+        sets: arguments.set,
+    };
+    let config = request.configuration()?;
+    let mut progress = Counted::new();
+    let summary =
+        scorer::score(&request, interrupt, &mut |done, total| progress.count("scoring", done, total))?;
+    super::say(&summary.to_string())?;
+    for path in rating_pictures(&config, &summary.out, &request.corpus, arguments.note_column.as_deref())? {
+        super::say(&path.display().to_string())?;
+    }
+    Ok(())
+}

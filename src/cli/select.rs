@@ -1,0 +1,161 @@
+//! `select`: chooses a subset of a rated corpus.
+#![expect(clippy::print_stdout, reason = "the command's result is what it prints")]
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    report::text_table::TextTable,
+    select::{ColumnNames, Keep, Strategy, SubsetJob, write_subset},
+};
+
+/// Choose a subset of a rated corpus.
+#[derive(Args, Clone, Debug)]
+pub struct SelectArguments {
+    /// The ratings: a .csv or .parquet file as `score` writes it.
+    #[arg(long, value_name = "FILE")]
+    pub ratings: PathBuf,
+    /// How much to keep: a share (50% or 0.5) or a number of rows (1200).
+    #[arg(long, value_name = "SHARE|COUNT")]
+    pub keep: Keep,
+    /// The way to choose. Percentiles count from the best rated, which is 0.
+    #[arg(long, value_enum, default_value_t = StrategyName::ShiftGsample)]
+    pub strategy: StrategyName,
+    /// shift-gsample: share of all rows to drop from the top [default: 0.1].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub drop_top: Option<f64>,
+    /// gsample, shift-gsample: mean of the Gaussian, a percentile [default: 0.5 for gsample, 0.45 for shift-gsample].
+    #[arg(long, value_name = "PERCENTILE", allow_negative_numbers = true)]
+    pub mean: Option<f64>,
+    /// gsample, shift-gsample: standard deviation of the Gaussian [default: 0.2].
+    #[arg(long, value_name = "WIDTH", allow_negative_numbers = true)]
+    pub sigma: Option<f64>,
+    /// block: percentile where the window begins.
+    #[arg(long, value_name = "PERCENTILE", allow_negative_numbers = true)]
+    pub offset: Option<f64>,
+    /// The seed of the draw.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The subset, a .csv file; its ids and a summary are written beside it.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The corpus' own CSV: kept rows are copied from it byte for byte.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// The column of ids.
+    #[arg(long, value_name = "NAME", default_value = "id")]
+    pub id_column: String,
+    /// The column of ratings.
+    #[arg(long, value_name = "NAME", default_value = "rating")]
+    pub rating_column: String,
+    /// Replace outputs that exist.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// The strategies by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StrategyName {
+    /// Every row alike.
+    Random,
+    /// The best rated.
+    TopK,
+    /// A contiguous window of the ranking.
+    Block,
+    /// A Gaussian over the percentiles.
+    Gsample,
+    /// Drop the best rated, then a Gaussian over the percentiles.
+    ShiftGsample,
+}
+
+impl SelectArguments {
+    /// The strategy with its parameters.
+    ///
+    /// # Errors
+    /// If a parameter is given that the strategy does not have, or one is missing.
+    pub fn strategy(&self) -> Result<Strategy> {
+        use StrategyName as Name;
+        let (drops, gaussian, block) = match self.strategy {
+            Name::Random | Name::TopK => (false, false, false),
+            Name::Block => (false, false, true),
+            Name::Gsample => (false, true, false),
+            Name::ShiftGsample => (true, true, false),
+        };
+        for (flag, given, belongs, owners) in [
+            ("--drop-top", self.drop_top, drops, "shift-gsample"),
+            ("--mean", self.mean, gaussian, "gsample and shift-gsample"),
+            ("--sigma", self.sigma, gaussian, "gsample and shift-gsample"),
+            ("--offset", self.offset, block, "block"),
+        ] {
+            if given.is_some() && !belongs {
+                bail!("{flag} belongs to {owners}; leave it out or choose another --strategy.");
+            }
+        }
+        let sigma = self.sigma.unwrap_or(0.2);
+        Ok(match self.strategy {
+            Name::Random => Strategy::Random,
+            Name::TopK => Strategy::TopK,
+            Name::Block => match self.offset {
+                Some(offset) => Strategy::Block { offset },
+                None => bail!("--strategy block needs --offset, the percentile where the window begins."),
+            },
+            Name::Gsample => Strategy::Gsample { mean: self.mean.unwrap_or(0.5), sigma },
+            Name::ShiftGsample => Strategy::ShiftGsample {
+                drop_top: self.drop_top.unwrap_or(0.1),
+                mean: self.mean.unwrap_or(0.45),
+                sigma,
+            },
+        })
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// If the arguments do not fit together, an input cannot be used or an output cannot be written.
+pub fn run(arguments: SelectArguments) -> Result<()> {
+    let strategy = arguments.strategy()?;
+    let report = write_subset(&SubsetJob {
+        ratings: arguments.ratings,
+        names: ColumnNames { id: arguments.id_column, rating: arguments.rating_column },
+        strategy,
+        keep: arguments.keep,
+        seed: arguments.seed,
+        out: arguments.out,
+        data: arguments.data,
+        overwrite: arguments.overwrite,
+    })?;
+    let summary = &report.selection.summary;
+    println!(
+        "{}: kept {} of {} rows (seed {}).\n",
+        strategy.name(),
+        summary.kept,
+        summary.rows,
+        arguments.seed
+    );
+    let mut table = TextTable::new(["kept", "min", "25%", "median", "75%", "max", "mean"]);
+    for (name, spread) in [("percentile", &summary.kept_percentiles), ("rating", &summary.kept_ratings)] {
+        let numbers = [
+            spread.minimum,
+            spread.lower_quartile,
+            spread.median,
+            spread.upper_quartile,
+            spread.maximum,
+            spread.mean,
+        ];
+        table
+            .row(std::iter::once(name.to_owned()).chain(numbers.iter().map(|number| format!("{number:.4}"))));
+    }
+    println!("{table}");
+    let shares = summary.kept_share_by_decile.iter().map(|share| match share {
+        Some(share) => format!("{:.0}%", share * 100.0),
+        None => "–".to_owned(),
+    });
+    println!("share kept of each tenth, best rated first: {}\n", shares.collect::<Vec<_>>().join(" "));
+    for path in [&report.subset, &report.ids, &report.summary] {
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}

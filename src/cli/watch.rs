@@ -1,0 +1,158 @@
+//! Watching a training run: a progress bar on a terminal, and TensorBoard events in the run directory.
+
+use std::{path::PathBuf, time::Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    rate::{
+        bilevel::{StepRates, StepReport},
+        trainer::Observer,
+    },
+    report::event_file::EventFile,
+};
+
+/// A bar on stderr, which indicatif hides where that is no terminal.
+fn bar(template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    // The templates are constants of this file; a wrong one would leave the plain bar.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Follows one stretch of work whose parts are counted: scoring, and what comes before training.
+pub struct Counted {
+    bar: ProgressBar,
+    what: String,
+}
+
+impl Counted {
+    /// A bar that appears with the first count.
+    pub fn new() -> Self {
+        Self {
+            bar: bar("{msg} {wide_bar} {human_pos}/{human_len}, {per_sec}, {eta} left"),
+            what: String::new(),
+        }
+    }
+
+    /// `done` out of `total` parts of `what`.
+    pub fn count(&mut self, what: &str, done: u64, total: u64) {
+        if self.what != what {
+            what.clone_into(&mut self.what);
+            self.bar.reset();
+            self.bar.set_message(self.what.clone());
+        }
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        if done >= total {
+            self.bar.finish_and_clear();
+        }
+    }
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Follows a training run.
+pub struct Watch {
+    folder: PathBuf,
+    events: Option<EventFile>,
+    failed: bool,
+    preparing: Counted,
+    bar: ProgressBar,
+    begun: Option<(Instant, u64)>,
+    samples: u64,
+}
+
+impl Watch {
+    /// Watches the run in `folder`, where the events go, too.
+    pub fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            events: None,
+            failed: false,
+            preparing: Counted::new(),
+            bar: bar("step {human_pos}/{human_len} {wide_bar} {msg}, {eta} left"),
+            begun: None,
+            samples: 0,
+        }
+    }
+
+    /// Events are a convenience: when they cannot be written, the run goes on and says so once.
+    fn write_events(&mut self, step: u64, scalars: &[(&str, f64)]) {
+        if self.failed {
+            return;
+        }
+        let mut write = || {
+            let events = match &mut self.events {
+                Some(events) => events,
+                none => none.insert(EventFile::resume(&self.folder, step)?),
+            };
+            for (tag, value) in scalars {
+                events.scalar(tag, *value, step)?;
+            }
+            events.flush()
+        };
+        if let Err(error) = write() {
+            tracing::warn!("no more TensorBoard events: {error}");
+            self.failed = true;
+        }
+    }
+}
+
+impl Observer for Watch {
+    fn preparing(&mut self, what: &str, done: u64, total: u64) {
+        self.preparing.count(what, done, total);
+    }
+
+    fn note(&mut self, sentence: &str) {
+        self.bar.suspend(|| tracing::info!("{sentence}"));
+    }
+
+    fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport) {
+        // The first step only starts the clock: its time is not known.
+        let (begun, first) = *self.begun.get_or_insert_with(|| (Instant::now(), step));
+        let seconds = begun.elapsed().as_secs_f64();
+        let rate = if step > first && seconds > 0.0 {
+            self.samples += samples as u64;
+            self.samples as f64 / seconds
+        } else {
+            0.0
+        };
+        let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
+        let largest = report.weight.iter().copied().fold(0.0, f64::max);
+        self.bar.set_length(total);
+        self.bar.set_position(step + 1);
+        self.bar.set_message(format!(
+            "loss {train:.3} train, {:.3} validation, {rate:.1} images/s",
+            report.validation_loss
+        ));
+        if step + 1 == total {
+            self.bar.finish_and_clear();
+        }
+        self.write_events(
+            step,
+            &[
+                ("loss/train", train),
+                ("loss/validation", report.validation_loss),
+                ("loss/validation_tail", report.validation_tail_loss),
+                ("loss/proxy", report.proxy_loss),
+                ("loss/rater", report.rater_loss),
+                ("accuracy/validation", report.validation_accuracy),
+                ("accuracy/validation_tail", report.validation_tail_accuracy),
+                ("gradient_norm/proxy", report.proxy_gradient_norm),
+                ("gradient_norm/rater", report.rater_gradient_norm),
+                ("weight/largest", largest),
+                ("schedule/learning_rate", rates.learning_rate),
+                ("schedule/weight_decay", rates.weight_decay),
+                ("schedule/upper_level_weight", rates.upper_level_weight),
+                ("speed/images_per_second", rate),
+            ],
+        );
+    }
+}

@@ -1,0 +1,507 @@
+//! From raw values to checked ones: defaults (those of the released configuration), ranges, and what is refused.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{
+    Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, NetworksConfig, Portion, TextEncoderConfig,
+    TrainingConfig, raw::RawConfig, source::Source,
+};
+use crate::{
+    error::{Error, Result},
+    models::{Initialisation, Rope},
+    train::schedule::Shape,
+};
+
+/// The released pyramid for 256 pixels.
+const RELEASED_PYRAMID: &str = "1_2_3_4_5_6_8_10_13_16";
+
+/// Gives each key its value: what is written, or the default; writes it back, so that the effective configuration is
+/// whole; and checks its range.
+struct Checker<'a> {
+    source: &'a Source,
+    warnings: Vec<String>,
+}
+
+impl Checker<'_> {
+    fn refuse<T>(&self, key: &str, message: impl Into<String>) -> Result<T> {
+        Err(self.source.refuse(key, message))
+    }
+
+    fn integer(&self, key: &str, held: &mut Option<i64>, default: i64, least: i64, most: i64) -> Result<i64> {
+        let value = *held.get_or_insert(default);
+        if (least..=most).contains(&value) {
+            return Ok(value);
+        }
+        self.refuse(key, format!("must lie between {least} and {most}, but is {value}"))
+    }
+
+    fn size(&self, key: &str, held: &mut Option<i64>, default: i64, least: i64, most: i64) -> Result<usize> {
+        let value = self.integer(key, held, default, least, most)?;
+        usize::try_from(value).or_else(|_| self.refuse(key, format!("must not be negative, but is {value}")))
+    }
+
+    fn number(&self, key: &str, held: &mut Option<f64>, default: f64, least: f64, most: f64) -> Result<f64> {
+        let value = *held.get_or_insert(default);
+        if (least..=most).contains(&value) {
+            return Ok(value);
+        }
+        self.refuse(key, format!("must lie between {least} and {most}, but is {value}"))
+    }
+
+    /// A share above 0, or none.
+    fn share(&self, key: &str, held: Option<f64>, most: f64) -> Result<Option<f64>> {
+        match held {
+            Some(value) if !(value > 0.0 && value <= most) => {
+                self.refuse(key, format!("must be above 0 and at most {most}, but is {value}"))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Text of which only the empty one is accepted.
+    fn empty(&self, key: &str, held: &mut Option<String>, cure: &str) -> Result<()> {
+        let value = held.get_or_insert_default();
+        if value.is_empty() {
+            Ok(())
+        } else {
+            self.refuse(key, format!("is \"{value}\", which this version {cure}"))
+        }
+    }
+
+    /// A switch of which only one position is accepted.
+    fn only(&self, key: &str, held: &mut Option<bool>, accepted: bool, cure: &str) -> Result<()> {
+        let value = *held.get_or_insert(accepted);
+        if value == accepted { Ok(()) } else { self.refuse(key, format!("is {value}, but {cure}")) }
+    }
+
+    fn flag(held: &mut Option<bool>, default: bool) -> bool {
+        *held.get_or_insert(default)
+    }
+
+    /// A path that may be empty; made absolute, so that a run resumes from another directory.
+    fn path(&self, key: &str, held: &mut Option<String>) -> Result<Option<PathBuf>> {
+        let text = held.get_or_insert_default();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let path = std::path::absolute(&*text).map_err(Error::io("resolve", &*text))?;
+        match path.to_str() {
+            Some(absolute) => absolute.clone_into(text),
+            None => return self.refuse(key, "leads through a folder whose name is not UTF-8"),
+        }
+        Ok(Some(path))
+    }
+}
+
+/// Checks everything.
+pub(super) fn check(source: Source) -> Result<Config> {
+    let mut raw = source.raw.clone();
+    let mut checker = Checker { source: &source, warnings: Vec::new() };
+    refused(&checker, &mut raw)?;
+    without_effect(&mut checker, &mut raw)?;
+    let compat = compat(&checker, &mut raw)?;
+    let seed = checker.integer("seed", &mut raw.seed, 0, 0, i64::MAX)?.unsigned_abs();
+    let networks = networks(&checker, &mut raw)?;
+    let image_tokenizer = image_tokenizer(&checker, &mut raw, networks.patch_size)?;
+    let text_encoder = text_encoder(&checker, &mut raw)?;
+    let data = data(&checker, &mut raw)?;
+    let (training, checkpoint_every) = training(&checker, &mut raw)?;
+    let keep = checker.size("keep_checkpoints", &mut raw.keep_checkpoints, 3, 0, 1_000_000)?;
+    let log_lines = checker.integer("print_every", &mut raw.print_every, 500, 1, i64::MAX)?.unsigned_abs();
+    let out = checker.path("local_out_dir_path", &mut raw.local_out_dir_path)?;
+    Ok(Config {
+        seed,
+        experiment: raw.exp_name.get_or_insert_default().clone(),
+        out,
+        data,
+        image_tokenizer,
+        text_encoder,
+        networks,
+        training,
+        compat,
+        checkpoint_every,
+        keep_checkpoints: (keep > 0).then_some(keep),
+        log_lines,
+        warnings: checker.warnings,
+        effective: raw,
+    })
+}
+
+/// What would change results and is not there.
+fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
+    let data = raw.data_args.get_or_insert_default();
+    for (key, held) in
+        [("data_args.lmdb_dirs", &mut data.lmdb_dirs), ("data_args.lmdb_dirs_val", &mut data.lmdb_dirs_val)]
+    {
+        if !held.get_or_insert_default().is_empty() {
+            return checker.refuse(key, "names LMDB folders, which are not read; list the pictures in a CSV");
+        }
+    }
+    checker.only(
+        "precomputed_latent",
+        &mut raw.precomputed_latent,
+        false,
+        "features are computed from pictures here",
+    )?;
+    checker.only(
+        "using_webtar",
+        &mut raw.using_webtar,
+        false,
+        "tar shards are not read; list the pictures in a CSV",
+    )?;
+    checker.only("using_csv", &mut raw.using_csv, true, "a CSV is all that is read")?;
+    checker.only(
+        "hflip",
+        &mut raw.hflip,
+        false,
+        "each picture is tokenised once, so it cannot be mirrored at random",
+    )?;
+    checker.only("from_0", &mut raw.from_0, false, "a run resumes whole; start a new one instead")?;
+    let weights = "cannot read (released weights); leave it empty";
+    checker.empty(
+        "text_enc_path",
+        &mut raw.text_enc_path,
+        "cannot read; leave it empty to use `text_encoder`",
+    )?;
+    checker.empty("ckpt_path", &mut raw.ckpt_path, "cannot read; leave it empty to use `image_tokenizer`")?;
+    checker.empty("pretrained_ckpt", &mut raw.pretrained_ckpt, weights)?;
+    checker.empty("warmupVAR", &mut raw.warmup_var, weights)?;
+    if raw.drop_scale_length.is_some() {
+        return checker
+            .refuse("drop_scale_length", "must be null: training on a sample of the tokens is not offered");
+    }
+    if *raw.pg.get_or_insert(0.0) != 0.0 {
+        return checker.refuse("pg", "must be 0: progressive training is not offered");
+    }
+    let optimizer = raw.opt.get_or_insert_with(|| "adamw".to_owned());
+    if !["adam", "adamw"].contains(&optimizer.trim().to_lowercase().as_str()) {
+        return checker.refuse("opt", format!("must be \"adamw\" or \"adam\", but is \"{optimizer}\""));
+    }
+    Ok(())
+}
+
+/// What is accepted and changes nothing here; the default is the released value.
+fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> {
+    let data = raw.data_args.get_or_insert_default();
+    data.test_csv_path.get_or_insert_default();
+    raw.precomputed_rootdir.get_or_insert_default();
+    raw.data_path.get_or_insert_default();
+    checker.number("reward_thre", &mut raw.reward_thre, 0.0, f64::MIN, f64::MAX)?;
+    checker.integer("vfast", &mut raw.vfast, 0, 0, 3)?;
+    checker.integer("tfast", &mut raw.tfast, 0, 0, 3)?;
+    if checker.integer("fp16", &mut raw.fp16, 0, 0, 2)? > 0 {
+        checker.warnings.push("fp16: the CPU computes in 32-bit floats; the key has no effect".to_owned());
+    }
+    let device = raw.device.get_or_insert_with(|| "cpu".to_owned()).clone();
+    match device.as_str() {
+        "cpu" => {}
+        "cuda" => {
+            checker.warnings.push("device: this version has no CUDA device; the run uses the CPU".to_owned());
+        }
+        other => return checker.refuse("device", format!("must be \"cpu\" or \"cuda\", but is \"{other}\"")),
+    }
+    if let Some(encoder) = &raw.text_enc {
+        checker.warnings.push(format!(
+            "text_enc: {encoder} is not part of this version; captions are encoded by `text_encoder`"
+        ));
+    }
+    checker.number("mid_reso", &mut raw.mid_reso, 1.125, f64::MIN, f64::MAX)?;
+    checker.integer("pg0", &mut raw.pg0, 4, 0, 64)?;
+    checker.number("pgwp", &mut raw.pgwp, 0.0, 0.0, f64::MAX)?;
+    checker.integer("default_label", &mut raw.default_label, 1000, i64::MIN, i64::MAX)?;
+    checker.number("cfg", &mut raw.cfg, 4.0, f64::MIN, f64::MAX)?;
+    checker.integer("infer_bsz", &mut raw.infer_bsz, 16, 1, i64::MAX)?;
+    match raw.instance_prompt.get_or_insert(Value::Null) {
+        Value::Null | Value::String(_) => {}
+        Value::Array(files) if files.iter().all(Value::is_string) => {}
+        other => {
+            let message = format!("must be a file or a list of files, but is {other}");
+            return checker.refuse("instance_prompt", message);
+        }
+    }
+    for held in
+        [&mut raw.afuse, &mut raw.fuse, &mut raw.tf32, &mut raw.enable_discard, &mut raw.enable_discard_low]
+    {
+        held.get_or_insert(true);
+    }
+    raw.enable_discard_aesthetic.get_or_insert(true);
+    raw.enable_fig_val.get_or_insert(true);
+    raw.score_head_gelu.get_or_insert(false);
+    Ok(())
+}
+
+fn compat(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<Compat> {
+    match Compat::from_json(raw.compat.get_or_insert(Value::Null)) {
+        Ok(compat) => {
+            raw.compat = Some(compat.to_json());
+            Ok(compat)
+        }
+        Err((key, message)) if key.is_empty() => checker.refuse("compat", message),
+        Err((key, message)) => checker.refuse(&format!("compat.{key}"), message),
+    }
+}
+
+fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig> {
+    let (patch_nums, patch_size) = pyramid(checker, raw)?;
+    let proxy_depth = checker.size("depth", &mut raw.depth, 30, 1, 128)?;
+    let rater_depth = checker.size("raterDepth", &mut raw.rater_depth, 8, 1, 128)?;
+    let width = |key: &str, held: &mut Option<i64>, depth: usize| {
+        let head = HEAD_WIDTH as i64;
+        let width = checker.size(key, held, head * depth as i64, head, 256 * head)?;
+        if width % HEAD_WIDTH != 0 {
+            return checker.refuse(key, format!("must be a multiple of {HEAD_WIDTH}, but is {width}"));
+        }
+        Ok(width)
+    };
+    let proxy_width = width("proxy_width", &mut raw.proxy_width, proxy_depth)?;
+    let rater_width = width("rater_width", &mut raw.rater_width, rater_depth)?;
+    let norm = checker.number("rope_norm", &mut raw.rope_norm, 64.0, 1e-6, 1e6)?;
+    let theta = checker.number("rope_theta", &mut raw.rope_theta, 10_000.0, 1.0, 1e12)?;
+    let initialisation = Initialisation {
+        std: checker.number("ini", &mut raw.ini, -1.0, -1.0, 10.0)?,
+        head: checker.number("hd", &mut raw.hd, 0.02, 0.0, 100.0)?,
+        aln: checker.number("aln", &mut raw.aln, 0.5, 0.0, 100.0)?,
+        aln_gamma: checker.number("alng", &mut raw.alng, 5e-5, 0.0, 100.0)?,
+    };
+    Ok(NetworksConfig {
+        patch_nums,
+        patch_size,
+        proxy_depth,
+        proxy_width,
+        rater_depth,
+        rater_width,
+        attention_l2_norm: Checker::flag(&mut raw.anorm, true),
+        rope: Checker::flag(&mut raw.rope_emb, true).then_some(Rope { theta, norm }),
+        level_embedding: Checker::flag(&mut raw.lvl_emb, true),
+        logit_norm: Checker::flag(&mut raw.logit_norm, true),
+        shared_aln: Checker::flag(&mut raw.saln, false),
+        cross_attention: Checker::flag(&mut raw.enable_cross, true),
+        zero_cross_attention: !Checker::flag(&mut raw.from_scratch, true),
+        initialisation,
+    })
+}
+
+/// `patch_nums` and `patch_size`, with `pn`, `resos` and `data_load_reso` in agreement.
+fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec<usize>, usize)> {
+    let patch_size = checker.size("patch_size", &mut raw.patch_size, 16, 1, 256)?;
+    let from_pn = raw.pn.as_deref().map(|pn| parse_pn(checker, pn)).transpose()?;
+    let sides = match (from_pn, raw.patch_nums.take()) {
+        (Some(from_pn), Some(listed)) if from_pn != listed => {
+            let message = format!(
+                "{listed:?} contradicts `pn` \"{}\", which means {from_pn:?}; give one of the two",
+                raw.pn.as_deref().unwrap_or_default()
+            );
+            return checker.refuse("patch_nums", message);
+        }
+        (_, Some(listed)) => listed,
+        (Some(from_pn), None) => from_pn,
+        (None, None) => parse_pn(checker, RELEASED_PYRAMID)?,
+    };
+    let key = if raw.pn.is_some() { "pn" } else { "patch_nums" };
+    if !(2..=64).contains(&sides.len()) {
+        return checker.refuse(key, format!("must have between 2 and 64 scales, but has {}", sides.len()));
+    }
+    if sides[0] < 1 || sides.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return checker
+            .refuse(key, format!("must start at 1 or more and grow from scale to scale, but is {sides:?}"));
+    }
+    let last = sides[sides.len() - 1];
+    let side = last.saturating_mul(patch_size as i64);
+    if last > 256 || side > 4096 {
+        let message = format!(
+            "gives pictures of {side} pixels with {last} patches a side; at most 4096 and 256 are allowed"
+        );
+        return checker.refuse(key, message);
+    }
+    let resos: Vec<i64> = sides.iter().map(|side| side * patch_size as i64).collect();
+    if let Some(given) = raw.resos.replace(resos.clone())
+        && given != resos
+    {
+        let message =
+            format!("{given:?} does not fit: patch_nums times patch_size is {resos:?}; leave it null");
+        return checker.refuse("resos", message);
+    }
+    if let Some(given) = raw.data_load_reso.replace(side)
+        && given != side
+    {
+        let message = format!(
+            "{given} does not fit: the pyramid ends at {last} patches of {patch_size} pixels, so the side is {side}; \
+             change patch_nums or patch_size, or leave this null"
+        );
+        return checker.refuse("data_load_reso", message);
+    }
+    raw.pn = Some(sides.iter().map(i64::to_string).collect::<Vec<_>>().join("_"));
+    raw.patch_nums = Some(sides.clone());
+    Ok((sides.into_iter().map(|side| side.unsigned_abs() as usize).collect(), patch_size))
+}
+
+fn parse_pn(checker: &Checker<'_>, pn: &str) -> Result<Vec<i64>> {
+    let spelt = match pn {
+        "256" => RELEASED_PYRAMID,
+        "512" => "1_2_3_4_6_9_13_18_24_32",
+        "1024" => "1_2_3_4_5_7_9_12_16_21_27_36_48_64",
+        other => other,
+    };
+    let sides: Result<Vec<i64>, _> =
+        spelt.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
+    sides.or_else(|_| {
+        let message = format!(
+            "must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""
+        );
+        checker.refuse("pn", message)
+    })
+}
+
+fn image_tokenizer(
+    checker: &Checker<'_>,
+    raw: &mut RawConfig,
+    patch_size: usize,
+) -> Result<ImageTokenizerConfig> {
+    let held = raw.image_tokenizer.get_or_insert_default();
+    let kind = held.kind.get_or_insert_with(|| "pca".to_owned());
+    if kind != "pca" {
+        return checker.refuse("image_tokenizer.kind", format!("must be \"pca\", but is \"{kind}\""));
+    }
+    let most = (3 * patch_size * patch_size) as i64;
+    let components = 32.min(most);
+    Ok(ImageTokenizerConfig {
+        components: checker.size("image_tokenizer.components", &mut held.components, components, 1, most)?,
+        codes: checker.size("image_tokenizer.codes", &mut held.codes, 4096, 2, 65_536)?,
+        fit_images: checker.size("image_tokenizer.fit_images", &mut held.fit_images, 4096, 1, 1_000_000)?,
+        path: checker.path("image_tokenizer.path", &mut held.path)?,
+    })
+}
+
+fn text_encoder(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<TextEncoderConfig> {
+    let held = raw.text_encoder.get_or_insert_default();
+    let kind = held.kind.get_or_insert_with(|| "hashed_words".to_owned());
+    if kind != "hashed_words" {
+        return checker.refuse("text_encoder.kind", format!("must be \"hashed_words\", but is \"{kind}\""));
+    }
+    Ok(TextEncoderConfig {
+        tokens: checker.size("text_encoder.tokens", &mut held.tokens, 77, 1, 4096)?,
+        channels: checker.size("text_encoder.channels", &mut held.channels, 1024, 1, 16_384)?,
+        path: checker.path("text_encoder.path", &mut held.path)?,
+    })
+}
+
+fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
+    let held = raw.data_args.get_or_insert_default();
+    let train = checker.path("data_args.train_csv_path", &mut held.train_csv_path)?;
+    let validation = checker.path("data_args.val_csv_path", &mut held.val_csv_path)?;
+    let cogvlm = Checker::flag(&mut held.cogvlm, false);
+    let random = checker.share("data_args.random_portion_train", held.random_portion_train, 1.0)?;
+    let first = checker.share("data_args.rank_portion_train", held.rank_portion_train, 1.0)?;
+    let portion = match (random, first) {
+        (Some(_), Some(_)) => {
+            return checker.refuse(
+                "data_args.rank_portion_train",
+                "contradicts random_portion_train; give one of the two",
+            );
+        }
+        (Some(share), None) => Portion::Random(share),
+        (None, Some(share)) => Portion::First(share),
+        (None, None) => Portion::All,
+    };
+    let columns = raw.columns.get_or_insert_default();
+    let caption = if cogvlm { "cogvlm_caption" } else { "caption" };
+    let named = |key: &str, held: &mut Option<String>, default: &str| {
+        let name = held.get_or_insert_with(|| default.to_owned());
+        if name.is_empty() { checker.refuse(key, "must not be empty") } else { Ok(name.clone()) }
+    };
+    Ok(DataConfig {
+        train,
+        validation,
+        validation_portion: checker.share("validation_portion", raw.validation_portion, 0.9)?,
+        portion,
+        id_column: named("columns.id", &mut columns.id, "id")?,
+        image_column: named("columns.image", &mut columns.image, "image_save_path")?,
+        caption_column: named("columns.caption", &mut columns.caption, caption)?,
+        workers: checker.size("workers", &mut raw.workers, 3, 0, 1024)?.max(1),
+        max_pixels: checker
+            .integer("max_pixels", &mut raw.max_pixels, 89_478_485, 1, 1 << 40)?
+            .unsigned_abs(),
+    })
+}
+
+fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfig, Option<u64>)> {
+    let epochs = checker.integer("ep", &mut raw.ep, 10, 1, 1_000_000)?;
+    let accumulation = checker.size("ac", &mut raw.ac, 1, 1, 65_536)?;
+    let update = checker.size("bs", &mut raw.bs, 64, 1, 1 << 20)?;
+    // Python's `round`, as in the released code.
+    let batch = (update as f64 / accumulation as f64).round_ties_even() as usize;
+    if batch == 0 {
+        return checker
+            .refuse("ac", format!("splits {update} samples into {accumulation} batches; give fewer"));
+    }
+    for (key, held) in [("batch_size", &mut raw.batch_size), ("glb_batch_size", &mut raw.glb_batch_size)] {
+        let given = held.replace(batch as i64).unwrap_or(0);
+        if given != 0 && given != batch as i64 {
+            let message = format!("is {given}, but bs and ac make batches of {batch}; set it to 0");
+            return checker.refuse(key, message);
+        }
+    }
+    let base = checker.number("tblr", &mut raw.tblr, 1e-4, 0.0, 10.0)?;
+    let default_rate = accumulation as f64 * base * batch as f64 / 5120.0;
+    let learning_rate = checker.number("tlr", &mut raw.tlr, default_rate, 0.0, 10.0)?;
+    let weight_decay = checker.number("twd", &mut raw.twd, 0.05, 0.0, 10.0)?;
+    if raw.twde == Some(0.0) {
+        raw.twde = None;
+    }
+    let weight_decay_end = checker.number("twde", &mut raw.twde, weight_decay, 0.0, 10.0)?;
+    if raw.wp == Some(0.0) {
+        raw.wp = None;
+    }
+    let warmup_epochs = checker.number("wp", &mut raw.wp, epochs as f64 / 50.0, 0.0, epochs as f64)?;
+    let name = raw.sche.get_or_insert_with(|| "lin0".to_owned()).clone();
+    let schedule = name.parse::<Shape>().map_err(|message| checker.source.refuse("sche", message))?;
+    let least_end = if schedule == Shape::Exponential { 1e-12 } else { 0.0 };
+    let clip = checker.number("tclip", &mut raw.tclip, 2.0, 0.0, 1e9)?;
+    let val_it = checker.integer("val_it", &mut raw.val_it, 10_000, 1, i64::MAX)?;
+    let every = raw.checkpoint_every;
+    if let Some(every) = every
+        && every < 1
+    {
+        let message = format!("must be 1 or more, or null for `val_it`, but is {every}");
+        return checker.refuse("checkpoint_every", message);
+    }
+    let every = every.unwrap_or((val_it / accumulation as i64).max(1)).unsigned_abs();
+    let training = TrainingConfig {
+        epochs: epochs.unsigned_abs(),
+        batch,
+        accumulation,
+        schedule,
+        learning_rate,
+        warmup_epochs,
+        warmup_start: checker.number("wp0", &mut raw.wp0, 0.005, 0.0, 1.0)?,
+        end: checker.number("wpe", &mut raw.wpe, 0.01, least_end, 1.0)?,
+        weight_decay,
+        weight_decay_end,
+        clip: (clip > 0.0).then_some(clip),
+        label_smoothing: checker.number("ls", &mut raw.ls, 0.0, 0.0, 0.99)?,
+        upper_level_weight: checker.number("upperlevel_weight", &mut raw.upperlevel_weight, 1.0, 0.0, 1.0)?,
+        upper_level_weight_decay: checker.number(
+            "upperlevel_weight_decay",
+            &mut raw.upperlevel_weight_decay,
+            0.03,
+            0.0,
+            1.0,
+        )?,
+        caption_drop: checker.number(
+            "classifier_free_training_prob",
+            &mut raw.classifier_free_training_prob,
+            0.1,
+            0.0,
+            1.0,
+        )?,
+        rater_temperature: checker.number("rater_temperature", &mut raw.rater_temperature, 1.0, 1e-6, 1e6)?,
+        rater_regularisation: Checker::flag(&mut raw.rater_reg, false),
+        freeze_proxy: Checker::flag(&mut raw.fix_var, false),
+        sampler_seed: checker
+            .integer("same_seed_for_all_ranks", &mut raw.same_seed_for_all_ranks, 0, 0, i64::from(u32::MAX))?
+            .unsigned_abs(),
+    };
+    Ok((training, Some(every)))
+}

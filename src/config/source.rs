@@ -1,0 +1,166 @@
+//! From a file's text and the `--set` arguments to a [`RawConfig`], with the place of whatever cannot be read.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde_json::{Map, Value};
+
+use super::{Compat, keys, raw::RawConfig};
+use crate::error::{Error, Result};
+
+/// What `--set` is called in messages.
+const SET: &str = "--set";
+
+/// A configuration before its values are checked.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    /// The values.
+    pub(super) raw: RawConfig,
+    /// The file, for messages.
+    name: String,
+    /// Keys that came from `--set`.
+    overridden: BTreeSet<String>,
+}
+
+impl Source {
+    /// Reads a file and applies `--set` arguments in order.
+    pub(super) fn read(path: &Path, sets: &[String]) -> Result<Self> {
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let name = path.display().to_string();
+        let text = String::from_utf8(bytes).map_err(|error| Error::Config {
+            source_name: name.clone(),
+            key: "text".to_owned(),
+            message: format!(
+                "byte {} is not UTF-8; save the file as UTF-8",
+                error.utf8_error().valid_up_to()
+            ),
+        })?;
+        Self::parse(&name, &text, sets)
+    }
+
+    /// Reads a file's text and applies `--set` arguments in order.
+    pub(super) fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let refusal = |key: String, message: String| {
+            let key = if key.is_empty() { "configuration".to_owned() } else { key };
+            Error::Config { source_name: name.to_owned(), key, message }
+        };
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let read: Result<RawConfig, _> = serde_path_to_error::deserialize(&mut deserializer);
+        let mut raw = match read {
+            Ok(raw) => raw,
+            Err(error) => {
+                let (key, message) = explain(&error);
+                return Err(refusal(key, message));
+            }
+        };
+        if let Err(error) = deserializer.end() {
+            return Err(refusal(String::new(), error.to_string()));
+        }
+        let mut overridden = BTreeSet::new();
+        if !sets.is_empty() {
+            let mut value: Value =
+                serde_json::from_str(text).map_err(|error| refusal(String::new(), error.to_string()))?;
+            for set in sets {
+                let key = apply(&mut value, &mut raw, set)?;
+                overridden.insert(key);
+            }
+        }
+        Ok(Self { raw, name: name.to_owned(), overridden })
+    }
+
+    /// An [`Error::Config`] about a key, from wherever its value came.
+    pub(super) fn refuse(&self, key: &str, message: impl Into<String>) -> Error {
+        let source_name = if self.overridden.contains(key) { SET } else { &self.name };
+        Error::Config { source_name: source_name.to_owned(), key: key.to_owned(), message: message.into() }
+    }
+}
+
+/// Applies one `key=value` to the JSON and reads it again; gives the key.
+fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
+    let refuse = |key: &str, message: String| Error::Config {
+        source_name: SET.to_owned(),
+        key: key.to_owned(),
+        message,
+    };
+    let Some((key, text)) = set.split_once('=') else {
+        return Err(refuse(set, "has no value; write --set key=value, with dots for nested keys".to_owned()));
+    };
+    let key = key.trim();
+    let known: Vec<String> = keys::names();
+    if !known.iter().any(|name| name == key) {
+        return Err(refuse(key, no_such_key(key, known.iter().map(String::as_str))));
+    }
+    // JSON if it can be, otherwise the bare text: `--set sche=cos`, and a path that looks like a number is a path still.
+    let parsed = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+    let mut first_error = None;
+    for candidate in [parsed, Value::from(text)] {
+        let mut changed = value.clone();
+        place(&mut changed, key, candidate);
+        match serde_path_to_error::deserialize(&changed) {
+            Ok(read) => {
+                (*raw, *value) = (read, changed);
+                return Ok(key.to_owned());
+            }
+            Err(error) => {
+                first_error.get_or_insert_with(|| error.inner().to_string());
+            }
+        }
+    }
+    Err(refuse(key, first_error.unwrap_or_default()))
+}
+
+/// Puts a value under a dotted key, making objects on the way. `compat` as a word is spelt out first, so that a switch
+/// can be set on top of it.
+fn place(value: &mut Value, key: &str, new: Value) {
+    let mut at = value;
+    let mut parts = key.split('.').peekable();
+    while let Some(part) = parts.next() {
+        if !at.is_object() {
+            *at = Compat::from_json(at)
+                .map_or_else(|_| Value::Object(Map::new()), |compat| compat.to_map().into());
+        }
+        let Value::Object(map) = at else { return };
+        at = map.entry(part).or_insert(Value::Null);
+        if parts.peek().is_some() && at.is_null() {
+            *at = Value::Object(Map::new());
+        }
+    }
+    *at = new;
+}
+
+/// Key and message of what serde could not read.
+fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, String) {
+    let path = error.path().to_string();
+    let path = if path == "." { String::new() } else { path };
+    let text = error.inner().to_string();
+    if let Some(rest) = text.strip_prefix("unknown field `")
+        && let Some((name, _)) = rest.split_once('`')
+    {
+        let (line, column) = (error.inner().line(), error.inner().column());
+        let (parent, key) = match path.strip_suffix(name).map(|parent| parent.trim_end_matches('.')) {
+            Some(parent) => (parent.to_owned(), path.clone()),
+            None if path.is_empty() => (String::new(), name.to_owned()),
+            None => (path.clone(), format!("{path}.{name}")),
+        };
+        let prefix = if parent.is_empty() { parent } else { format!("{parent}.") };
+        let known = keys::names();
+        let siblings = known.iter().filter_map(|known| known.strip_prefix(prefix.as_str()));
+        let message = format!("{} (line {line}, column {column})", no_such_key(name, siblings));
+        return (key, message);
+    }
+    (path, text)
+}
+
+/// Says that a key does not exist and which existing one is nearest.
+pub(super) fn no_such_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let wanted = key.to_lowercase();
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();
+    let likeness = |name: &str| {
+        let whole = strsim::jaro_winkler(&wanted, &name.to_lowercase());
+        whole.max(strsim::jaro_winkler(&last(&wanted), &last(name)) - 0.01)
+    };
+    match known.map(|name| (likeness(name), name)).max_by(|left, right| left.0.total_cmp(&right.0)) {
+        Some((likeness, name)) if likeness > 0.7 => format!("there is no such key; did you mean `{name}`?"),
+        _ => "there is no such key; docs/config.md lists them".to_owned(),
+    }
+}

@@ -1,0 +1,253 @@
+//! Drawn scenes with true captions: a data set that is built in, so that the engine can show its work without a
+//! download.
+//!
+//! A scene is a background (a landscape, a sky, a pattern) with one to four things on it, and a caption that names
+//! their sizes, colours, shapes and places. A scene depends on the seed and its index only, and is the same bits on
+//! every machine.
+
+mod background;
+mod caption;
+mod colour;
+mod data_set;
+mod raster;
+mod shapes;
+
+pub use data_set::{DataSet, DataSetSettings, write_data_set};
+
+use background::Background;
+use caption::Named;
+use colour::{
+    BLACK, Colour, NamedColour, WHITE, between, chance, darker, lighter, mix, pick, squared_distance, varied,
+};
+use raster::{Canvas, Contour, Point, outline};
+use shapes::{Habitat, Paint, Shape};
+
+use crate::engine::{Purpose, Random};
+
+/// A drawn picture and what it shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scene {
+    /// The picture, `[side, side, 3]` bytes.
+    pub rgb: Vec<u8>,
+    /// What the picture shows, in one English phrase.
+    pub caption: String,
+}
+
+/// How large a thing is: its word and the bounds of its radius as a share of the picture's side.
+struct Size {
+    word: &'static str,
+    radius: (f64, f64),
+}
+
+const LARGE: Size = Size { word: "large ", radius: (0.26, 0.34) };
+const MEDIUM: Size = Size { word: "", radius: (0.165, 0.21) };
+const SMALL: Size = Size { word: "small ", radius: (0.1, 0.13) };
+
+/// A thing with its place, ready to be drawn.
+struct Thing {
+    shape: Shape,
+    middle: Point,
+    radius: f64,
+    paint: Paint,
+    colour: Colour,
+    outline: Option<Colour>,
+    mirrored: bool,
+    /// Tangent of half the angle by which it leans.
+    lean: f64,
+}
+
+/// Draws the scene of (`seed`, `index`) as a picture of `side`×`side` pixels.
+///
+/// The caption does not depend on `side`. From about 32 pixels on, things can be told apart.
+pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
+    let mut random = Random::new(seed, Purpose::Draw, index);
+    let mut canvas = Canvas::new(side);
+    let background = Background::choose(&mut random);
+    background.paint(&mut canvas, &mut random);
+    let outlined = chance(&mut random, 0.5);
+    let (mut things, mut named) = (Vec::new(), Vec::new());
+    if chance(&mut random, 0.15) {
+        place_group(&background, &canvas, outlined, &mut random, &mut things, &mut named);
+    }
+    let wanted = if named.is_empty() { [1, 1, 1, 2, 2, 2, 3, 3, 4][random.below(9) as usize] } else { 2 };
+    let singles = if named.is_empty() || chance(&mut random, 0.5) { wanted } else { named.len() };
+    for _ in 0..20 {
+        if named.len() >= singles {
+            break;
+        }
+        let shape = pick(&mut random, shapes::ALL);
+        if !background.allows(shape) || things.iter().any(|thing: &Thing| thing.shape == shape) {
+            continue;
+        }
+        let sizes: &[Size] = match random.below(if singles == 1 { 6 } else { 8 }) {
+            0..=1 => &[LARGE, MEDIUM, SMALL],
+            2..=4 => &[MEDIUM, SMALL],
+            _ => &[SMALL],
+        };
+        if let Some((size, radius, middle)) =
+            sizes.iter().find_map(|size| place(shape, size, &background, &things, &mut random))
+        {
+            let (thing, noun) = dress(shape, size, radius, middle, &canvas, outlined, &mut random);
+            named.push(Named { noun: noun + shape.words().0, count: 1, middle });
+            things.push(thing);
+        }
+    }
+    // What stands lower in a landscape is nearer and covers what is behind it.
+    let mut order: Vec<usize> = (0..things.len()).collect();
+    let foot = |thing: &Thing| {
+        thing.middle[1] + thing.radius - if thing.shape == Shape::Mountain { 1.0 } else { 0.0 }
+    };
+    order.sort_by(|&left, &right| foot(&things[left]).total_cmp(&foot(&things[right])));
+    for index in order {
+        draw(&things[index], &mut canvas, &mut random);
+    }
+    let all = |habitat| things.iter().all(|thing| thing.shape.habitat() == habitat);
+    let swimming = things.iter().all(|thing| thing.shape == Shape::Fish);
+    let words = background.words(all(Habitat::Sky), swimming);
+    let caption = caption::caption(&named, &words, chance(&mut random, 0.6));
+    Scene { rgb: canvas.into_rgb(), caption }
+}
+
+/// Two to four like things. Where they do not fit, nothing is placed.
+fn place_group(
+    background: &Background,
+    canvas: &Canvas,
+    outlined: bool,
+    random: &mut Random,
+    things: &mut Vec<Thing>,
+    named: &mut Vec<Named>,
+) {
+    let count = 2 + random.below(3) as usize;
+    let shape = loop {
+        let shape = pick(random, shapes::ALL);
+        if background.allows(shape) && !matches!(shape, Shape::Sun | Shape::Moon) {
+            break shape;
+        }
+    };
+    let size = if count == 2 && chance(random, 0.5) { MEDIUM } else { SMALL };
+    let mut group: Vec<Thing> = Vec::new();
+    let mut words = String::new();
+    for _ in 0..count {
+        let Some((size, radius, middle)) = place(shape, &size, background, &group, random) else { return };
+        let (thing, noun) = dress(shape, size, radius, middle, canvas, outlined, random);
+        match group.first() {
+            None => {
+                words = noun + shape.words().1;
+                group.push(thing);
+            }
+            Some(first) => {
+                let (paint, colour, outline) = (first.paint, first.colour, first.outline);
+                group.push(Thing { paint, colour, outline, ..thing });
+            }
+        }
+    }
+    let mean = |axis: usize| group.iter().map(|thing| thing.middle[axis]).sum::<f64>() / count as f64;
+    named.push(Named { noun: words, count, middle: [mean(0), mean(1)] });
+    things.append(&mut group);
+}
+
+/// A place for a thing of this size, clear of the others, if there is one.
+fn place<'size>(
+    shape: Shape,
+    size: &'size Size,
+    background: &Background,
+    things: &[Thing],
+    random: &mut Random,
+) -> Option<(&'size Size, f64, Point)> {
+    for _ in 0..40 {
+        let radius = between(random, size.radius.0, size.radius.1);
+        let (top, bottom) = background.band(shape, radius);
+        let (across, down) = (random.uniform(), random.uniform());
+        if top > bottom {
+            continue;
+        }
+        let middle = [radius + (1.0 - 2.0 * radius) * across, top + (bottom - top) * down];
+        let clear = things.iter().all(|thing| {
+            let [x, y] = [middle[0] - thing.middle[0], middle[1] - thing.middle[1]];
+            let distance = 0.95 * (radius + thing.radius);
+            x * x + y * y >= distance * distance
+        });
+        if clear {
+            return Some((size, radius, middle));
+        }
+    }
+    None
+}
+
+/// Gives a placed thing its colour, pattern and outline, and the words for them.
+fn dress(
+    shape: Shape,
+    size: &Size,
+    radius: f64,
+    middle: Point,
+    canvas: &Canvas,
+    outlined: bool,
+    random: &mut Random,
+) -> (Thing, String) {
+    let behind = canvas.mean_around(middle[0], middle[1], radius);
+    let mut named: NamedColour = pick(random, shape.palette());
+    let mut colour = varied(named.colour, random);
+    let stands_out = |colour: Colour| squared_distance(colour, behind) > 7000.0;
+    for _ in 0..12 {
+        if stands_out(colour) {
+            break;
+        }
+        named = pick(random, shape.palette());
+        colour = varied(named.colour, random);
+    }
+    let dark_behind = behind[0] + behind[1] + behind[2] < 240.0;
+    let line = if dark_behind { lighter(colour, 0.75) } else { darker(mix(colour, BLACK.colour, 0.5), 0.45) };
+    let outline = (outlined || !stands_out(colour)).then_some(line);
+    let contrast = if squared_distance(colour, WHITE.colour) < 30_000.0 { BLACK } else { WHITE };
+    let second = varied(mix(colour, contrast.colour, 0.75), random);
+    let (paint, pattern) = match random.below(10) {
+        0 if shape.takes_pattern() => {
+            let (width, slope) = (between(random, 0.2, 0.32), pick(random, &[0.0, 0.6, -0.6, 20.0]));
+            // A steep slope makes level bands; their width is then measured down, not across.
+            let width = if slope > 10.0 { width * slope } else { width };
+            (Paint::Striped { first: colour, second, width, slope }, "striped ")
+        }
+        1 if shape.takes_pattern() => {
+            (Paint::Spotted { first: colour, second, period: between(random, 0.4, 0.55) }, "spotted ")
+        }
+        2..=5 => {
+            let (light, dark) = (lighter(colour, between(random, 0.1, 0.28)), darker(colour, 0.2));
+            (Paint::Fade { from: light, to: dark, across: chance(random, 0.4) }, "")
+        }
+        _ => (Paint::Solid(colour), ""),
+    };
+    let lean = if shape.may_lean() && chance(random, 0.5) { between(random, -0.2, 0.2) } else { 0.0 };
+    let thing = Thing { shape, middle, radius, paint, colour, outline, mirrored: chance(random, 0.5), lean };
+    (thing, format!("{}{}{} ", size.word, pattern, named.name))
+}
+
+/// Draws a thing, part by part.
+fn draw(thing: &Thing, canvas: &mut Canvas, random: &mut Random) {
+    // The cosine and sine of an angle from the tangent of its half, without the platform's sin and cos.
+    let scale = 1.0 + thing.lean * thing.lean;
+    let (cos, sin) = ((1.0 - thing.lean * thing.lean) / scale, 2.0 * thing.lean / scale);
+    let mirror = if thing.mirrored { -1.0 } else { 1.0 };
+    let onto_canvas = |[x, y]: Point| {
+        let x = x * mirror;
+        [
+            thing.middle[0] + thing.radius * (x * cos - y * sin),
+            thing.middle[1] + thing.radius * (x * sin + y * cos),
+        ]
+    };
+    let from_canvas = |x: f64, y: f64| {
+        let (x, y) = ((x - thing.middle[0]) / thing.radius, (y - thing.middle[1]) / thing.radius);
+        [(x * cos + y * sin) * mirror, y * cos - x * sin]
+    };
+    for part in thing.shape.parts(thing.paint, thing.colour, random) {
+        let contours: Vec<Contour> =
+            part.contours.iter().map(|contour| contour.iter().copied().map(onto_canvas).collect()).collect();
+        if let Some(line) = thing.outline {
+            canvas.fill(&outline(&contours, 0.024), |_, _| line, 1.0);
+        }
+        let paint = |x: f64, y: f64| {
+            let [x, y] = from_canvas(x, y);
+            part.paint.at(x, y)
+        };
+        canvas.fill(&contours, paint, 1.0);
+    }
+}

@@ -1,0 +1,181 @@
+//! The drawn data set on disk: pictures, captions and what was done to them.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use image::{
+    ExtendedColorType, ImageEncoder,
+    codecs::png::{CompressionType, FilterType, PngEncoder},
+};
+use rayon::prelude::*;
+
+use super::draw_scene;
+use crate::{
+    Error, Result,
+    data::flaws::{Flaw, FlawShares, plan, sources, spoil},
+};
+
+/// The largest side of a drawn picture, in pixels.
+const LARGEST_SIDE: usize = 4096;
+
+/// What [`write_data_set`] draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DataSetSettings {
+    /// Records of `train.csv`.
+    pub train: usize,
+    /// Records of `validation.csv`, none of them spoiled.
+    pub validation: usize,
+    /// The pictures' side in pixels.
+    pub side: usize,
+    /// How many of the training records are spoiled.
+    pub shares: FlawShares,
+    /// Fixes every picture, caption and flaw.
+    pub seed: u64,
+}
+
+/// Where [`write_data_set`] has put its tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataSet {
+    /// Training records, spoiled ones among them.
+    pub train_csv: PathBuf,
+    /// Validation records.
+    pub validation_csv: PathBuf,
+}
+
+/// One row of a table.
+struct Row {
+    id: usize,
+    caption: String,
+    flaw: Flaw,
+    duplicate_of: Option<usize>,
+}
+
+/// Draws a data set into `folder`, which is created: pictures as PNG under `train/` and `validation/`, and the tables
+/// `train.csv` and `validation.csv` with the columns `id,image_save_path,caption,flaw,duplicate_of`.
+///
+/// Paths are relative to the tables. Training ids count from 0 and validation ids go on from there. One seed gives the
+/// same bytes in every file. The tables are written last: where they exist, the pictures are complete.
+///
+/// # Errors
+/// If a setting is out of range or a file cannot be written.
+pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataSet> {
+    let DataSetSettings { train, validation, side, shares, seed } = *settings;
+    if !(8..=LARGEST_SIDE).contains(&side) {
+        return Err(Error::invalid(format!(
+            "drawn pictures cannot be {side} pixels wide; choose from 8 to {LARGEST_SIDE}"
+        )));
+    }
+    if train == 0 || validation == 0 {
+        return Err(Error::invalid(
+            "a drawn data set needs at least one record for training and one for validation",
+        ));
+    }
+    let flaws = plan(train, &shares, seed)?;
+    let data_set =
+        DataSet { train_csv: folder.join("train.csv"), validation_csv: folder.join("validation.csv") };
+    for table in [&data_set.train_csv, &data_set.validation_csv] {
+        match fs::remove_file(table) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("replace", table)(error));
+            }
+            _ => {}
+        }
+    }
+    for part in ["train", "validation"] {
+        let pictures = folder.join(part);
+        fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
+    }
+
+    // Wrong captions and duplicates take from other records, so the scenes come first; a duplicate's own is not used.
+    let captions: Vec<String> = (0..train)
+        .into_par_iter()
+        .map(|record| {
+            let mut scene = draw_scene(seed, record as u64, side);
+            if flaws[record] != Flaw::Duplicate {
+                spoil(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
+                write_picture(folder, "train", record, &scene.rgb, side)?;
+            }
+            Ok(scene.caption)
+        })
+        .collect::<Result<_>>()?;
+    let sources = sources(&flaws, &captions, seed)?;
+    let rows = (0..train)
+        .into_par_iter()
+        .map(|id| {
+            let caption = captions[sources[id].unwrap_or(id)].clone();
+            let duplicate_of = sources[id].filter(|_| flaws[id] == Flaw::Duplicate);
+            if let Some(original) = duplicate_of {
+                let scene = draw_scene(seed, original as u64, side);
+                write_picture(folder, "train", id, &scene.rgb, side)?;
+            }
+            Ok(Row { id, caption, flaw: flaws[id], duplicate_of })
+        })
+        .collect::<Result<Vec<Row>>>()?;
+    let validation_rows = (train..train + validation)
+        .into_par_iter()
+        .map(|id| {
+            let scene = draw_scene(seed, id as u64, side);
+            write_picture(folder, "validation", id, &scene.rgb, side)?;
+            Ok(Row { id, caption: scene.caption, flaw: Flaw::Clean, duplicate_of: None })
+        })
+        .collect::<Result<Vec<Row>>>()?;
+    write_table(&data_set.validation_csv, "validation", &validation_rows)?;
+    write_table(&data_set.train_csv, "train", &rows)?;
+    Ok(data_set)
+}
+
+fn picture_path(part: &str, id: usize) -> String {
+    format!("{part}/{id:06}.png")
+}
+
+fn write_picture(folder: &Path, part: &str, id: usize, rgb: &[u8], side: usize) -> Result<()> {
+    let path = folder.join(picture_path(part, id));
+    let mut bytes = Vec::new();
+    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
+        .write_image(rgb, side as u32, side as u32, ExtendedColorType::Rgb8)
+        .map_err(|error| Error::Image {
+            path: path.clone(),
+            message: format!("cannot encode it as PNG: {error}"),
+        })?;
+    write_whole(&path, &bytes, false)
+}
+
+fn write_table(path: &Path, part: &str, rows: &[Row]) -> Result<()> {
+    let failed = |error: csv::Error| Error::Table {
+        path: path.to_path_buf(),
+        line: None,
+        message: format!("cannot write the table: {error}"),
+    };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(["id", "image_save_path", "caption", "flaw", "duplicate_of"]).map_err(failed)?;
+    for row in rows {
+        let original = row.duplicate_of.map_or(String::new(), |original| original.to_string());
+        writer
+            .write_record([
+                &row.id.to_string(),
+                &picture_path(part, row.id),
+                &row.caption,
+                row.flaw.name(),
+                &original,
+            ])
+            .map_err(failed)?;
+    }
+    let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
+    write_whole(path, &bytes, true)
+}
+
+/// Writes a file under a temporary name and renames it. Thousands of small pictures are not each flushed to the disk;
+/// the tables, which say that the pictures are there, are.
+fn write_whole(path: &Path, bytes: &[u8], flush: bool) -> Result<()> {
+    let temporary = path.with_extension("partial");
+    let mut file = fs::File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    file.write_all(bytes).map_err(Error::io("write", &temporary))?;
+    if flush {
+        file.sync_all().map_err(Error::io("write", &temporary))?;
+    }
+    drop(file);
+    fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))
+}

@@ -1,0 +1,121 @@
+//! Decoding ahead: pictures are decoded on other threads and come out in the order in which they were asked for.
+
+use std::collections::VecDeque;
+use std::iter::Fuse;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use super::picture::{PictureBytes, Preprocess, load_picture};
+use crate::error::{Error, Result};
+
+/// A picture to decode, and where the result is waited for.
+struct Job {
+    path: PathBuf,
+    result: SyncSender<Result<PictureBytes>>,
+}
+
+/// Yields `(key, picture)` for each `(key, path)` of `requests`, in their order.
+///
+/// At most `ahead` pictures are in flight: requested and not yet yielded. `requests` is drawn from on the thread that
+/// calls `next`; the threads only decode. Dropping the loader ends its threads after the picture each is at.
+#[derive(Debug)]
+pub struct Loader<I, K> {
+    requests: Fuse<I>,
+    ahead: usize,
+    waiting: VecDeque<(K, PathBuf, Receiver<Result<PictureBytes>>)>,
+    jobs: Option<Sender<Job>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<K, I: Iterator<Item = (K, PathBuf)>> Loader<I, K> {
+    /// Starts `threads` threads that decode up to `ahead` pictures in advance.
+    ///
+    /// # Errors
+    /// If `threads` or `ahead` is 0, or a thread cannot be started.
+    pub fn new(
+        requests: impl IntoIterator<IntoIter = I>,
+        preprocess: Preprocess,
+        threads: usize,
+        ahead: usize,
+    ) -> Result<Self> {
+        if threads == 0 || ahead == 0 {
+            return Err(Error::invalid(format!(
+                "decoding needs at least one thread and one picture in advance, not {threads} and {ahead}"
+            )));
+        }
+        let (jobs, queue) = channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut loader = Self {
+            requests: requests.into_iter().fuse(),
+            ahead,
+            waiting: VecDeque::new(),
+            jobs: Some(jobs),
+            stop: Arc::clone(&stop),
+            threads: Vec::new(),
+        };
+        for number in 0..threads.min(ahead) {
+            let (queue, stop) = (Arc::clone(&queue), Arc::clone(&stop));
+            let thread = std::thread::Builder::new()
+                .name(format!("decode-{number}"))
+                .spawn(move || work(&queue, &stop, &preprocess))
+                .map_err(|error| Error::invalid(format!("cannot start a decoding thread: {error}")))?;
+            loader.threads.push(thread);
+        }
+        loader.request_ahead();
+        Ok(loader)
+    }
+
+    fn request_ahead(&mut self) {
+        while self.waiting.len() < self.ahead {
+            let Some((key, path)) = self.requests.next() else { return };
+            let (result, receiver) = sync_channel(1);
+            if let Some(jobs) = &self.jobs {
+                // Sending fails only when every thread is gone; the receiver then says so.
+                let _ = jobs.send(Job { path: path.clone(), result });
+            }
+            self.waiting.push_back((key, path, receiver));
+        }
+    }
+}
+
+impl<K, I: Iterator<Item = (K, PathBuf)>> Iterator for Loader<I, K> {
+    type Item = (K, Result<PictureBytes>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (key, path, receiver) = self.waiting.pop_front()?;
+        let picture = receiver.recv().unwrap_or_else(|_| {
+            Err(Error::Image { path, message: "the thread that decoded it ended unexpectedly".to_owned() })
+        });
+        self.request_ahead();
+        Some((key, picture))
+    }
+}
+
+impl<I, K> Drop for Loader<I, K> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has already been reported through its picture.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool, preprocess: &Preprocess) {
+    loop {
+        // The lock is held while waiting: one thread waits for a job, the others for their turn to wait.
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // Nobody listens when the loader was dropped meanwhile.
+        let _ = job.result.send(load_picture(&job.path, preprocess));
+    }
+}

@@ -1,0 +1,308 @@
+//! From a picture's file to the square in [-1, 1] that the networks see.
+
+use std::fs::File;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use image::metadata::Orientation;
+
+use super::decode::{Decoded, Samples, decode};
+use super::resample::lanczos_square;
+use crate::engine::Tensor;
+use crate::error::{Error, Result};
+
+/// Pillow's limit above which it warns of a decompression bomb (`Image.MAX_IMAGE_PIXELS`).
+pub const DEFAULT_MAX_PIXELS: u64 = 89_478_485;
+
+/// What becomes of transparency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlphaRule {
+    /// The picture is laid over white.
+    White,
+    /// Alpha is dropped, and the colours under it come to light: the released behaviour (`convert("RGB")`).
+    Drop,
+}
+
+/// How a picture is brought to the training side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preprocess {
+    /// The side of the result in pixels (`R`), at least 1.
+    pub side: usize,
+    /// What becomes of transparency.
+    pub alpha: AlphaRule,
+    /// Whether the picture is turned as its EXIF data says.
+    pub apply_orientation: bool,
+    /// Whether 16-bit grey is cut off at 255, so that nearly all of it turns white: what Pillow, and so the released
+    /// code, does. Otherwise its high byte is taken, as it is for 16-bit colour.
+    pub clip_grey16: bool,
+    /// Pictures with more pixels than this are refused before anything is allocated for them.
+    pub max_pixels: u64,
+}
+
+impl Preprocess {
+    /// Transparency over white, orientation applied, at most [`DEFAULT_MAX_PIXELS`].
+    pub fn default_for(side: usize) -> Self {
+        Self {
+            side,
+            alpha: AlphaRule::White,
+            apply_orientation: true,
+            clip_grey16: false,
+            max_pixels: DEFAULT_MAX_PIXELS,
+        }
+    }
+
+    /// As the released code does it (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored, 16-bit grey clipped.
+    pub fn released(side: usize) -> Self {
+        Self {
+            alpha: AlphaRule::Drop,
+            apply_orientation: false,
+            clip_grey16: true,
+            ..Self::default_for(side)
+        }
+    }
+}
+
+/// A preprocessed picture with 8 bits a sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PictureBytes {
+    /// The side in pixels (`R`).
+    pub side: usize,
+    /// The samples, `[R, R, 3]`, row by row.
+    pub rgb: Vec<u8>,
+}
+
+impl PictureBytes {
+    /// The picture as `[3, R, R]` f32 in [-1, 1]: `x = level / 255`, then `x + x - 1`, each step rounded to f32 as
+    /// the released transform does.
+    ///
+    /// # Errors
+    /// If `rgb` does not hold `R * R * 3` samples.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(self.rgb.len());
+        self.append_planes(&mut values);
+        Tensor::new(&[3, self.side, self.side], values)
+    }
+
+    fn append_planes(&self, values: &mut Vec<f32>) {
+        for channel in 0..3 {
+            values.extend(self.rgb.iter().skip(channel).step_by(3).map(|&level| {
+                let x = f32::from(level) / 255.0;
+                x + x - 1.0
+            }));
+        }
+    }
+}
+
+/// Pictures of one side as `[B, 3, R, R]` f32 in [-1, 1].
+///
+/// # Errors
+/// If there is no picture or the sides differ.
+pub fn stack(pictures: &[PictureBytes]) -> Result<Tensor> {
+    let side = pictures.first().map_or(0, |picture| picture.side);
+    if side == 0 || pictures.iter().any(|picture| picture.side != side) {
+        let sides: Vec<usize> = pictures.iter().map(|picture| picture.side).collect();
+        return Err(Error::shape(
+            "stack",
+            format!("pictures of one side are needed, got the sides {sides:?}"),
+        ));
+    }
+    let mut values = Vec::with_capacity(pictures.len() * 3 * side * side);
+    pictures.iter().for_each(|picture| picture.append_planes(&mut values));
+    Tensor::new(&[pictures.len(), 3, side, side], values)
+}
+
+/// Reads, decodes and preprocesses the picture at `path`.
+///
+/// # Errors
+/// [`Error::Image`] for whatever is wrong with the file; nothing in a file makes this panic.
+pub fn load_picture(path: impl AsRef<Path>, preprocess: &Preprocess) -> Result<PictureBytes> {
+    let path = path.as_ref();
+    let bytes = read_bounded(path, preprocess).map_err(|message| refuse(path, message))?;
+    decode_picture(&bytes, path, preprocess)
+}
+
+/// Decodes and preprocesses a picture from the bytes of its file; `path` only names it in errors.
+///
+/// # Errors
+/// As for [`load_picture`].
+pub fn decode_picture(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<PictureBytes> {
+    if preprocess.side == 0 {
+        return Err(Error::invalid("the side of the preprocessed pictures must be at least 1"));
+    }
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode(bytes, preprocess.max_pixels)))
+        .unwrap_or_else(|_| Err("corrupt: the decoder stopped in the middle of it".to_owned()))
+        .map_err(|message| refuse(path, message))?;
+    Ok(square(&decoded, preprocess))
+}
+
+fn refuse(path: &Path, message: String) -> Error {
+    Error::Image { path: path.to_path_buf(), message }
+}
+
+fn read_bounded(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, String> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    };
+    // Asked before opening: opening a named pipe would wait for a writer.
+    let about = std::fs::metadata(path).map_err(unreadable)?;
+    if about.is_dir() {
+        return Err("a folder, not a picture; is the path in this row empty?".to_owned());
+    }
+    if !about.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    // No picture is larger than its pixels at 16 bits and four channels, but for what is attached to it.
+    let limit = preprocess.max_pixels.saturating_mul(8).saturating_add(64 << 20);
+    if about.len() > limit {
+        return Err(format!(
+            "the file has {} bytes, more than a picture within the limits can have",
+            about.len()
+        ));
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+/// Turns, crops the middle of the short side (floor offsets) and resamples.
+fn square(decoded: &Decoded, preprocess: &Preprocess) -> PictureBytes {
+    let view = View::new(decoded, preprocess.apply_orientation);
+    let side = preprocess.side;
+    let rgb = match &decoded.samples {
+        Samples::Bits8(samples) => resample(samples, |level| level, decoded.channels, &view, preprocess),
+        Samples::Bits16(samples) if preprocess.clip_grey16 && decoded.channels == 1 => {
+            resample(samples, |level| u8::try_from(level).unwrap_or(u8::MAX), 1, &view, preprocess)
+        }
+        // The high byte, as libpng's strip_16 and Pillow take it.
+        Samples::Bits16(samples) => {
+            resample(samples, |level: u16| level.to_be_bytes()[0], decoded.channels, &view, preprocess)
+        }
+    };
+    PictureBytes { side, rgb }
+}
+
+fn resample<T: Copy>(
+    samples: &[T],
+    to_8_bits: impl Fn(T) -> u8 + Copy,
+    channels: usize,
+    view: &View,
+    preprocess: &Preprocess,
+) -> Vec<u8> {
+    let over_white = preprocess.alpha == AlphaRule::White;
+    let lay = move |level: u8, alpha: u8| {
+        if !over_white {
+            return level;
+        }
+        let (level, alpha) = (u32::from(level), u32::from(alpha));
+        let mixed = (level * alpha + 255 * (255 - alpha) + 127) / 255;
+        u8::try_from(mixed).unwrap_or(u8::MAX)
+    };
+    lanczos_square(view.side, preprocess.side, |y, row| {
+        for (x, output) in row.chunks_exact_mut(3).enumerate() {
+            let start = view.pixel(x, y) * channels;
+            let pixel = &samples[start..start + channels];
+            let level = |channel: usize| to_8_bits(pixel[channel]);
+            let rgb = match channels {
+                1 => [level(0); 3],
+                2 => [lay(level(0), level(1)); 3],
+                3 => [level(0), level(1), level(2)],
+                _ => [0, 1, 2].map(|channel| lay(level(channel), level(3))),
+            };
+            output.copy_from_slice(&rgb);
+        }
+    })
+}
+
+/// The middle square of a turned picture, as places in the stored one: pixel (x, y) of the square is stored at
+/// `origin + x * step_x + y * step_y`.
+struct View {
+    side: usize,
+    origin: isize,
+    step_x: isize,
+    step_y: isize,
+}
+
+impl View {
+    #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]
+    fn new(decoded: &Decoded, apply_orientation: bool) -> Self {
+        use Orientation::{
+            FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180, Rotate270,
+            Rotate270FlipH,
+        };
+        let orientation = if apply_orientation { decoded.orientation } else { NoTransforms };
+        let (width, height) = (decoded.width as isize, decoded.height as isize);
+        let (right, bottom) = (width - 1, height - 1);
+        let stored = |x: isize, y: isize| {
+            let (column, row) = match orientation {
+                NoTransforms => (x, y),
+                FlipHorizontal => (right - x, y),
+                FlipVertical => (x, bottom - y),
+                Rotate180 => (right - x, bottom - y),
+                Rotate90 => (y, bottom - x),
+                Rotate270 => (right - y, x),
+                Rotate90FlipH => (y, x),
+                Rotate270FlipH => (right - y, bottom - x),
+            };
+            row * width + column
+        };
+        let turned = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+        let (turned_width, turned_height) = if turned { (height, width) } else { (width, height) };
+        let side = turned_width.min(turned_height);
+        let (left, top) = ((turned_width - side) / 2, (turned_height - side) / 2);
+        let origin = stored(left, top);
+        Self {
+            side: side.unsigned_abs(),
+            origin,
+            step_x: stored(left + 1, top) - origin,
+            step_y: stored(left, top + 1) - origin,
+        }
+    }
+
+    #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]
+    fn pixel(&self, x: usize, y: usize) -> usize {
+        (self.origin + x as isize * self.step_x + y as isize * self.step_y).unsigned_abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Turning by index arithmetic gives what turning the whole picture gives.
+    #[test]
+    fn every_orientation_is_what_the_image_crate_makes_of_it() {
+        for (width, height) in [(5, 8), (8, 5), (4, 4)] {
+            let picture =
+                image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8 * 20, y as u8 * 20, 7]));
+            for exif in 1..=8 {
+                let orientation = Orientation::from_exif(exif).unwrap();
+                let mut turned = image::DynamicImage::ImageRgb8(picture.clone());
+                turned.apply_orientation(orientation);
+                let stored = |picture: image::RgbImage, orientation| Decoded {
+                    width: picture.width() as usize,
+                    height: picture.height() as usize,
+                    channels: 3,
+                    samples: Samples::Bits8(picture.into_raw()),
+                    orientation,
+                };
+                let preprocess = Preprocess::default_for(width.min(height) as usize);
+                let ours = square(&stored(picture.clone(), orientation), &preprocess);
+                let reference = square(&stored(turned.into_rgb8(), Orientation::NoTransforms), &preprocess);
+                assert_eq!(ours, reference, "EXIF orientation {exif} of {width} x {height}");
+            }
+        }
+    }
+
+    #[test]
+    fn levels_become_minus_one_to_one() {
+        let picture = PictureBytes { side: 1, rgb: vec![0, 51, 255] };
+        assert_eq!(picture.to_tensor().unwrap().as_slice::<f32>().unwrap(), [-1.0, -0.6, 1.0]);
+        assert_eq!(stack(&[picture.clone(), picture.clone()]).unwrap().shape(), [2, 3, 1, 1]);
+        let other = PictureBytes { side: 2, rgb: vec![0; 12] };
+        assert!(stack(&[picture, other]).is_err());
+        assert!(stack(&[]).is_err());
+    }
+}

@@ -1,0 +1,230 @@
+//! The whole loop on the built-in data set: draw, spoil, train, score, and say how well each kind of flaw was found.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    config::Config,
+    data::{
+        drawn::{DataSetSettings, write_data_set},
+        flaws::{Flaw, FlawShares},
+    },
+    error::{Error, Result},
+    rate::{
+        pictures::rating_pictures,
+        scorer::{ScoreRequest, ScoreSummary, score},
+        trainer::{Observer, TrainSummary, train},
+    },
+    report::{
+        plot::{LossCurves, Series, loss_curves},
+        statistics::{auroc, mean_percentile},
+    },
+    select::{
+        ratings::{ColumnNames, RatingsReader},
+        strategy::{Keep, Strategy},
+        subset::{SubsetJob, write_subset},
+    },
+    train::{
+        interrupt::Interrupt,
+        run_directory::{Existing, RunDirectory},
+    },
+};
+
+/// The configuration that is built in; also a file of the repository.
+pub const CONFIG: &str = include_str!("../configs/demo.json");
+/// Training and validation pictures.
+const PICTURES: (usize, usize) = (2_400, 320);
+
+/// How the half is chosen: the paper's best region.
+const STRATEGY: Strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
+
+/// How the ratings treat one kind of flaw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlawReport {
+    /// The kind.
+    pub flaw: Flaw,
+    /// Records that have it.
+    pub records: usize,
+    /// Their mean place in the ranking, 0 the best rated, 1 the worst.
+    pub mean_percentile: f64,
+    /// Probability that a record with the flaw is rated below a clean one; `None` for clean records themselves.
+    pub auroc: Option<f64>,
+}
+
+/// What the demo did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DemoReport {
+    /// One line a kind of record, clean first.
+    pub flaws: Vec<FlawReport>,
+    /// What training came to.
+    pub training: TrainSummary,
+    /// What scoring came to.
+    pub scoring: ScoreSummary,
+    /// Pictures written.
+    pub pictures: Vec<PathBuf>,
+    /// The chosen half.
+    pub subset: PathBuf,
+}
+
+/// Runs the demo in `folder`: `data/`, `run/`, `ratings.csv` and the pictures.
+///
+/// # Errors
+/// If the folder is in use or cannot be written, or the user interrupts.
+pub fn demo(
+    folder: &Path,
+    seed: u64,
+    overwrite: bool,
+    sets: &[String],
+    command_line: &[String],
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<DemoReport> {
+    let run_folder = folder.join("run");
+    let ratings = folder.join("ratings.csv");
+    if folder.exists() && !overwrite && (run_folder.exists() || ratings.exists()) {
+        let message = format!("{} holds a demo already; give --overwrite or another --out", folder.display());
+        return Err(Error::invalid(message));
+    }
+    let shares = FlawShares::default();
+    let side = demo_config(sets)?.networks.image_side();
+    observer.note(&format!(
+        "drawing {} pictures and spoiling {:.0}% of the training ones",
+        PICTURES.0 + PICTURES.1,
+        100.0 * shares.spoiled()
+    ));
+    let data = folder.join("data");
+    let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
+    let data = write_data_set(&data, &settings)?;
+    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
+    let own = [
+        format!("data_args.train_csv_path={}", quoted(&data.train_csv)),
+        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)),
+        format!("seed={seed}"),
+    ];
+    let config = demo_config(&[&own, sets].concat())?;
+    let existing = if overwrite && run_folder.exists() { Existing::Overwrite } else { Existing::Refuse };
+    let directory = RunDirectory::create(&run_folder, &config, existing)?;
+    let mut curves = Curves { inner: observer, points: [const { Vec::new() }; 3] };
+    let training = train(&config, &directory, command_line, interrupt, &mut curves)?;
+    let points = curves.points;
+    drop(directory);
+    let request = ScoreRequest {
+        checkpoint: run_folder,
+        corpus: data.train_csv.clone(),
+        out: ratings.clone(),
+        batch: config.training.batch,
+        batch_normalised: false,
+        overwrite: true,
+        sets: Vec::new(),
+    };
+    let scoring = score(&request, interrupt, &mut |done, total| observer.preparing("scoring", done, total))?;
+    let rows = read_ratings(&ratings)?;
+    let losses = folder.join("losses.png");
+    draw_losses(&losses, points)?;
+    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
+    pictures.insert(0, losses);
+    let subset = write_subset(&SubsetJob {
+        ratings,
+        names: ColumnNames::default(),
+        strategy: STRATEGY,
+        keep: Keep::Share(0.5),
+        seed,
+        out: folder.join("subset.csv"),
+        data: None,
+        overwrite: true,
+    })?;
+    Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures, subset: subset.subset })
+}
+
+fn demo_config(sets: &[String]) -> Result<Config> {
+    Config::parse("configs/demo.json", CONFIG, sets)
+}
+
+/// Passes everything on and keeps the losses.
+struct Curves<'a> {
+    inner: &'a mut dyn Observer,
+    points: [Vec<(f64, f64)>; 3],
+}
+
+impl Observer for Curves<'_> {
+    fn preparing(&mut self, what: &str, done: u64, total: u64) {
+        self.inner.preparing(what, done, total);
+    }
+
+    fn note(&mut self, sentence: &str) {
+        self.inner.note(sentence);
+    }
+
+    fn step(
+        &mut self,
+        step: u64,
+        total: u64,
+        samples: usize,
+        rates: crate::rate::bilevel::StepRates,
+        report: &crate::rate::bilevel::StepReport,
+    ) {
+        self.inner.step(step, total, samples, rates, report);
+        let mean = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
+        // The last scale is most of the tokens; its curve says whether detail is learned.
+        for (points, value) in
+            self.points.iter_mut().zip([report.validation_loss, report.validation_tail_loss, mean])
+        {
+            points.push((step as f64, value));
+        }
+    }
+}
+
+struct Rated {
+    rating: f64,
+    flaw: Flaw,
+}
+
+fn read_ratings(path: &Path) -> Result<Vec<Rated>> {
+    let mut reader = RatingsReader::open(path, &ColumnNames::default())?;
+    let column = reader.header().carried().position(|column| column == "flaw");
+    let column = column.ok_or_else(|| Error::invalid(format!("{} has no column `flaw`", path.display())))?;
+    let mut rows = Vec::new();
+    let mut row = Default::default();
+    while reader.read(&mut row)? {
+        let flaw = row.carried[column]
+            .parse()
+            .map_err(|_| Error::invalid("a flaw of the demo's table is unknown"))?;
+        rows.push(Rated { rating: row.rating, flaw });
+    }
+    Ok(rows)
+}
+
+/// How each kind of record was rated. A flaw counts as found when it is rated lower than the clean records.
+fn judge(rows: &[Rated]) -> Vec<FlawReport> {
+    let ratings: Vec<f64> = rows.iter().map(|row| row.rating).collect();
+    Flaw::ALL
+        .iter()
+        .map(|&flaw| {
+            let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
+            let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
+            let (scores, positives): (Vec<f64>, Vec<bool>) =
+                beside.map(|row| (-row.rating, row.flaw == flaw)).unzip();
+            FlawReport {
+                flaw,
+                records: of.iter().filter(|&&is| is).count(),
+                mean_percentile: mean_percentile(&ratings, &of).unwrap_or(f64::NAN),
+                auroc: if flaw == Flaw::Clean { None } else { auroc(&scores, &positives) },
+            }
+        })
+        .collect()
+}
+
+fn draw_losses(path: &Path, [validation, tail, train]: [Vec<(f64, f64)>; 3]) -> Result<()> {
+    let series = |name: &str, points| Series { name: name.to_owned(), points };
+    let curves = LossCurves {
+        title: "Loss of the proxy".to_owned(),
+        x_label: "step".to_owned(),
+        y_label: "cross-entropy a token".to_owned(),
+        series: vec![
+            series("validation", validation),
+            series("validation, last scale", tail),
+            series("training", train),
+        ],
+        smoothing: 0.9,
+    };
+    loss_curves(&curves)?.write_png(path)
+}

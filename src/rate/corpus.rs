@@ -1,0 +1,329 @@
+//! A corpus as the networks see it: every record's codes and caption, each picture decoded and tokenised once.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config::Config,
+    data::{ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, stack},
+    encode::{
+        ImageTokenizer, TextEncoder, TextStates,
+        hashed::HashedWords,
+        pca::{FitReport, PcaSettings, PcaTokenizer},
+    },
+    engine::{Purpose, Random, Tensor},
+    error::{Error, Result},
+    rate::bilevel::Batch,
+    train::{files::hexadecimal, interrupt::Interrupt},
+};
+
+/// Pictures tokenised at once.
+const CHUNK: usize = 64;
+/// Pictures decoded ahead of their use.
+const AHEAD: usize = 128;
+
+/// A record that could not be used, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedRecord {
+    /// The record's id.
+    pub id: String,
+    /// Its line in the table.
+    pub line: u64,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// How pictures are decoded under a configuration, for a tokenizer of this side.
+pub fn preprocess(config: &Config, side: usize) -> Preprocess {
+    let mut preprocess = Preprocess::default_for(side);
+    let released = Preprocess::released(side);
+    if config.compat.drop_alpha {
+        preprocess.alpha = released.alpha;
+    }
+    preprocess.apply_orientation = !config.compat.ignore_exif;
+    preprocess.clip_grey16 = config.compat.clip_grey16;
+    preprocess.max_pixels = config.data.max_pixels;
+    preprocess
+}
+
+/// The columns that a configuration names.
+pub fn columns(config: &Config) -> ColumnNames {
+    ColumnNames {
+        id: config.data.id_column.clone(),
+        image: config.data.image_column.clone(),
+        caption: config.data.caption_column.clone(),
+    }
+}
+
+/// Opens a corpus as a configuration wants it read.
+///
+/// # Errors
+/// If the table cannot be used.
+pub fn open(config: &Config, path: &std::path::Path) -> Result<Corpus> {
+    let corpus = Corpus::open(path, &columns(config))?;
+    Ok(if config.compat.empty_caption_text {
+        corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
+    } else {
+        corpus
+    })
+}
+
+/// Says how far a long job is; called from the thread that does it.
+pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
+
+/// The pictures that a tokenizer is fitted to, decoded, by the record's place.
+#[derive(Default)]
+pub struct FitPictures(HashMap<usize, PictureBytes>);
+
+/// Fits the configured image tokenizer to a seeded sample of the records, or loads the one that is named. The decoded
+/// pictures are given back, so that none is decoded twice.
+///
+/// # Errors
+/// If no picture can be used, the sizes do not fit, or the run is interrupted.
+pub fn image_tokenizer(
+    config: &Config,
+    records: &[Record],
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
+    if let Some(path) = &config.image_tokenizer.path {
+        return Ok((crate::encode::load_image_tokenizer(path)?, None, FitPictures::default()));
+    }
+    let settings = PcaSettings {
+        side: config.networks.image_side(),
+        patch: config.networks.patch_size,
+        components: config.image_tokenizer.components,
+        codes: config.image_tokenizer.codes,
+        patch_nums: config.networks.patch_nums.clone(),
+        seed: config.seed,
+    };
+    let mut places: Vec<usize> = (0..records.len()).collect();
+    Random::new(config.seed, Purpose::Fit, 0).shuffle(&mut places);
+    places.truncate(config.image_tokenizer.fit_images);
+    places.sort_unstable();
+    let total = places.len() as u64;
+    let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
+    let loader = Loader::new(requests, preprocess(config, settings.side), config.data.workers, AHEAD)?;
+    let mut pictures = HashMap::new();
+    for (done, (place, picture)) in loader.enumerate() {
+        interrupted(interrupt)?;
+        progress("decoding for the tokenizer", done as u64 + 1, total);
+        if let Ok(picture) = picture {
+            pictures.insert(place, picture);
+        }
+    }
+    let mut order: Vec<usize> = pictures.keys().copied().collect();
+    order.sort_unstable();
+    let (tokenizer, report) =
+        PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))?;
+    Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
+}
+
+/// The configured text encoder, fresh or loaded.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
+    let settings = &config.text_encoder;
+    match &settings.path {
+        Some(path) => crate::encode::load_text_encoder(path),
+        None => Ok(Box::new(HashedWords::new(settings.tokens, settings.channels, config.seed)?)),
+    }
+}
+
+fn interrupted(interrupt: &Interrupt) -> Result<()> {
+    if interrupt.is_raised() {
+        return Err(Error::Interrupted {
+            saved: "no step had been done yet, so there was nothing to save".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Usable records with their codes.
+#[derive(Clone, Debug)]
+pub struct EncodedCorpus {
+    /// Ids of the usable records, in the table's order.
+    pub ids: Vec<String>,
+    /// Their captions.
+    pub captions: Vec<String>,
+    /// Records that could not be used.
+    pub failed: Vec<FailedRecord>,
+    codes: Vec<u16>,
+    tokens: usize,
+}
+
+impl EncodedCorpus {
+    /// Decodes and tokenises every record.
+    ///
+    /// # Errors
+    /// If the vocabulary has more than 65,536 codes or the run is interrupted.
+    pub fn encode(
+        config: &Config,
+        records: Vec<Record>,
+        tokenizer: &dyn ImageTokenizer,
+        pictures: &mut FitPictures,
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let tokens = tokenizer.quantizer().tokens();
+        if tokenizer.quantizer().vocabulary() > usize::from(u16::MAX) + 1 {
+            return Err(Error::invalid("a vocabulary may have at most 65536 codes"));
+        }
+        let total = records.len() as u64;
+        let mut corpus =
+            Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes: Vec::new(), tokens };
+        let requests: Vec<_> = records
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| !pictures.0.contains_key(place))
+            .map(|(place, record)| (place, record.image.clone()))
+            .collect();
+        let preprocess = preprocess(config, tokenizer.image_side());
+        let mut loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
+        let mut waiting = Vec::with_capacity(CHUNK);
+        for (place, record) in records.into_iter().enumerate() {
+            interrupted(interrupt)?;
+            progress("tokenising", place as u64 + 1, total);
+            let picture = match pictures.0.remove(&place) {
+                Some(picture) => Ok(picture),
+                None => loader
+                    .next()
+                    .map_or_else(|| Err(Error::invalid("a picture was not decoded")), |(_, picture)| picture),
+            };
+            match picture {
+                Ok(picture) => {
+                    waiting.push(picture);
+                    corpus.ids.push(record.id);
+                    corpus.captions.push(record.caption);
+                }
+                Err(error) => {
+                    tracing::warn!("left out {}: {error}", record.id);
+                    corpus.failed.push(FailedRecord {
+                        id: record.id,
+                        line: record.line,
+                        reason: error.to_string(),
+                    });
+                }
+            }
+            if waiting.len() == CHUNK {
+                corpus.tokenise(tokenizer, &mut waiting)?;
+            }
+        }
+        corpus.tokenise(tokenizer, &mut waiting)?;
+        Ok(corpus)
+    }
+
+    fn tokenise(&mut self, tokenizer: &dyn ImageTokenizer, waiting: &mut Vec<PictureBytes>) -> Result<()> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let codes = tokenizer.encode(&stack(waiting)?)?;
+        waiting.clear();
+        for &code in codes.as_slice::<u32>()? {
+            self.codes.push(u16::try_from(code).map_err(|_| Error::invalid("a code does not fit 16 bits"))?);
+        }
+        Ok(())
+    }
+
+    /// Usable records.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Takes the last `count` of a seeded shuffle out, as a corpus of its own: for validation where none is given.
+    pub fn split_off(&mut self, count: usize, seed: u64) -> Self {
+        let mut places: Vec<usize> = (0..self.len()).collect();
+        Random::new(seed, Purpose::Shuffle, u64::MAX).shuffle(&mut places);
+        let mut held = places.split_off(self.len() - count);
+        held.sort_unstable();
+        places.sort_unstable();
+        let taken = self.part(&held, Vec::new());
+        let failed = std::mem::take(&mut self.failed);
+        *self = self.part(&places, failed);
+        taken
+    }
+
+    /// The records at `places`.
+    fn part(&self, places: &[usize], failed: Vec<FailedRecord>) -> Self {
+        Self {
+            ids: places.iter().map(|&place| self.ids[place].clone()).collect(),
+            captions: places.iter().map(|&place| self.captions[place].clone()).collect(),
+            failed,
+            codes: places.iter().flat_map(|&place| self.codes_of(place)).copied().collect(),
+            tokens: self.tokens,
+        }
+    }
+
+    fn codes_of(&self, place: usize) -> &[u16] {
+        &self.codes[place * self.tokens..(place + 1) * self.tokens]
+    }
+
+    /// SHA-256 over ids, captions and codes in order.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for (id, caption) in self.ids.iter().zip(&self.captions) {
+            hash.update(format!("{}:{id}{}:{caption}", id.len(), caption.len()));
+        }
+        for code in &self.codes {
+            hash.update(code.to_le_bytes());
+        }
+        hexadecimal(&hash.finalize())
+    }
+
+    /// The records at `places` as one batch; `drop_caption` says of which the caption is left out.
+    ///
+    /// # Errors
+    /// If an encoder fails.
+    pub fn batch(
+        &self,
+        places: &[usize],
+        drop_caption: impl Fn(usize, &str) -> bool,
+        tokenizer: &dyn ImageTokenizer,
+        text: &dyn TextEncoder,
+    ) -> Result<Batch> {
+        let codes: Vec<u32> =
+            places.iter().flat_map(|&place| self.codes_of(place)).map(|&code| u32::from(code)).collect();
+        let captions: Vec<&str> = places
+            .iter()
+            .enumerate()
+            .map(
+                |(at, &place)| {
+                    if drop_caption(at, &self.captions[place]) { "" } else { self.captions[place].as_str() }
+                },
+            )
+            .collect();
+        batch(Tensor::new(&[places.len(), self.tokens], codes)?, &captions, tokenizer, text)
+    }
+}
+
+/// Codes `[B, L]` and captions as one batch.
+///
+/// # Errors
+/// If an encoder fails.
+pub fn batch(
+    codes: Tensor,
+    captions: &[&str],
+    tokenizer: &dyn ImageTokenizer,
+    text: &dyn TextEncoder,
+) -> Result<Batch> {
+    let quantizer = tokenizer.quantizer();
+    let text: TextStates = text.encode(captions)?;
+    let input = quantizer.input(&codes)?;
+    Ok(Batch { codes, input, text, last_scale: quantizer.patch_nums().last().map_or(0, |side| side * side) })
+}
+
+/// Maps every record of a chunk on all threads, in order.
+pub(crate) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
+    items.par_iter().map(work).collect()
+}

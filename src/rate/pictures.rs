@@ -1,0 +1,78 @@
+//! What people look at after scoring: the histogram of the ratings and a contact sheet by rating decile.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    data::{Record, load_picture},
+    error::Result,
+    rate::corpus,
+    report::{
+        contact_sheet::{Thumbnail, contact_sheet, decile_samples},
+        plot::rating_histogram,
+    },
+    select::ratings::{ColumnNames, RatingsTable},
+};
+
+/// Thumbnails a decile.
+const THUMBNAILS: usize = 12;
+
+/// Draws both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `note_column` names a
+/// column of the corpus that is shown before each caption.
+///
+/// # Errors
+/// If the table or the corpus cannot be read, or a picture cannot be written.
+pub fn rating_pictures(
+    config: &Config,
+    ratings: &Path,
+    corpus_csv: &Path,
+    note_column: Option<&str>,
+) -> Result<Vec<PathBuf>> {
+    let columns = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
+    let table = RatingsTable::read(ratings, &columns)?;
+    let name = |ending: &str| {
+        let mut name = ratings.file_stem().unwrap_or_default().to_os_string();
+        name.push(ending);
+        ratings.with_file_name(name)
+    };
+    let paths = [name(".histogram.png"), name(".contact_sheet.png")];
+    rating_histogram("Ratings", &table.ratings, None)?.write_png(&paths[0])?;
+
+    let samples = decile_samples(&table.ratings, THUMBNAILS)?;
+    let wanted: HashMap<&str, ()> = samples
+        .iter()
+        .flat_map(|sample| &sample.rows)
+        .map(|&row| (table.ids.get(row as usize), ()))
+        .collect();
+    let corpus = corpus::open(config, corpus_csv)?;
+    let note = note_column.and_then(|name| corpus.header().iter().position(|column| column == name));
+    let mut found: HashMap<String, Record> = HashMap::new();
+    for record in corpus {
+        let record = record?;
+        if wanted.contains_key(record.id.as_str()) {
+            found.insert(record.id.clone(), record);
+        }
+    }
+    let preprocess = corpus::preprocess(config, config.networks.image_side());
+    let mut rows = Vec::new();
+    for sample in &samples {
+        let mut thumbnails = Vec::new();
+        for &row in &sample.rows {
+            let Some(record) = found.get(table.ids.get(row as usize)) else { continue };
+            let picture = load_picture(&record.image, &preprocess)?;
+            let note = note.map_or(String::new(), |column| format!("[{}] ", record.fields[column]));
+            thumbnails.push(Thumbnail {
+                side: u32::try_from(picture.side).unwrap_or(u32::MAX),
+                rgb: picture.rgb,
+                caption: format!("{note}{}", record.caption),
+                rating: table.ratings[row as usize],
+            });
+        }
+        rows.push(sample.sheet_row(thumbnails));
+    }
+    contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&paths[1])?;
+    Ok(paths.into())
+}

@@ -1,0 +1,190 @@
+//! Contact sheets: thumbnails in rows, one row a tenth of the ranking, as figures 4 and 5 of the paper show a
+//! selection.
+
+use image::{RgbImage, imageops};
+
+use super::picture::{Colour, Picture, shortened, text_width, wrapped};
+use crate::{
+    error::{Error, Result},
+    select::Ranking,
+};
+
+const PAPER: Colour = [255, 255, 255];
+const INK: Colour = [34, 34, 34];
+const FAINT_INK: Colour = [105, 105, 105];
+const RULE: Colour = [225, 225, 225];
+
+/// One picture with what is written under it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Thumbnail {
+    /// Width and height in pixels.
+    pub side: u32,
+    /// Three bytes a pixel, row by row from the top: `side · side · 3` bytes.
+    pub rgb: Vec<u8>,
+    /// The caption; two short lines of it are shown.
+    pub caption: String,
+    /// The rating.
+    pub rating: f64,
+}
+
+/// One row of the sheet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SheetRow {
+    /// What the row is, such as `0–10%`.
+    pub label: String,
+    /// What else to say of it, one entry a line, such as the range of its ratings.
+    pub details: Vec<String>,
+    /// The pictures, left to right.
+    pub thumbnails: Vec<Thumbnail>,
+}
+
+/// A tenth of a ranking and rows that stand for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecileSample {
+    /// 0 for the best rated tenth.
+    pub decile: usize,
+    /// The highest rating in it.
+    pub highest: f64,
+    /// The lowest rating in it.
+    pub lowest: f64,
+    /// Up to as many rows as asked for, evenly spaced over the tenth, best rated first.
+    pub rows: Vec<u32>,
+}
+
+impl DecileSample {
+    /// The row of a contact sheet for this tenth.
+    pub fn sheet_row(&self, thumbnails: Vec<Thumbnail>) -> SheetRow {
+        SheetRow {
+            label: format!("{}–{}%", self.decile * 10, self.decile * 10 + 10),
+            details: vec![rating_text(self.highest), format!("to {}", rating_text(self.lowest))],
+            thumbnails,
+        }
+    }
+}
+
+/// Picks `each` rows from every tenth of the ranking, evenly spaced. Tenths without a row are left out.
+///
+/// # Errors
+/// If there is no rating or one is not finite.
+#[expect(clippy::cast_possible_truncation, reason = "ranks are bounded by the ranking")]
+pub fn decile_samples(ratings: &[f64], each: usize) -> Result<Vec<DecileSample>> {
+    let ranking = Ranking::new(ratings)?;
+    let order = ranking.order();
+    let mut samples = Vec::new();
+    for decile in 0..10 {
+        let (begin, end) = ((order.len() * decile).div_ceil(10), (order.len() * (decile + 1)).div_ceil(10));
+        let tenth = &order[begin..end];
+        let (Some(&first), Some(&last)) = (tenth.first(), tenth.last()) else { continue };
+        let count = each.min(tenth.len());
+        let place =
+            |index: usize| ((2 * index as u64 + 1) * tenth.len() as u64 / (2 * count as u64)) as usize;
+        samples.push(DecileSample {
+            decile,
+            highest: ratings[first as usize],
+            lowest: ratings[last as usize],
+            rows: (0..count).map(|index| tenth[place(index)]).collect(),
+        });
+    }
+    Ok(samples)
+}
+
+/// A rating with four significant digits or so.
+fn rating_text(rating: f64) -> String {
+    let magnitude = rating.abs();
+    if magnitude != 0.0 && !(1e-3..1e5).contains(&magnitude) {
+        format!("{rating:.3e}").replace('-', "−")
+    } else {
+        let decimals = if magnitude >= 1000.0 {
+            0
+        } else if magnitude >= 10.0 {
+            2
+        } else {
+            4
+        };
+        format!("{rating:.decimals$}").replace('-', "−")
+    }
+}
+
+/// Draws a sheet: the title on top, a row's label and details at its left, and under each picture its caption and
+/// rating.
+///
+/// # Errors
+/// If there is no picture, or a thumbnail's bytes are not `side · side · 3`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "places on a picture")]
+pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
+    const SIDE: u32 = 144;
+    const GAP: u32 = 14;
+    const MARGIN: u32 = 28;
+    const CAPTION: f32 = 15.0;
+    const LABEL: f32 = 26.0;
+    const DETAIL: f32 = 17.0;
+    const TITLE: f32 = 34.0;
+    const TITLE_HEIGHT: u32 = 64;
+    const BELOW: u32 = 66;
+
+    let columns = rows.iter().map(|row| row.thumbnails.len()).max().unwrap_or(0);
+    if columns == 0 {
+        return Err(Error::invalid("a contact sheet needs at least one picture."));
+    }
+    let label_width = rows
+        .iter()
+        .flat_map(|row| {
+            let details = row.details.iter().map(|detail| text_width(detail, DETAIL));
+            details.chain([text_width(&row.label, LABEL)])
+        })
+        .fold(0.0f32, f32::max)
+        .clamp(60.0, 320.0)
+        .ceil() as u32;
+    let row_height = SIDE + BELOW;
+    let left = MARGIN + label_width + 24;
+    let width = left + columns as u32 * (SIDE + GAP) - GAP + MARGIN;
+    let height = TITLE_HEIGHT + MARGIN + rows.len() as u32 * (row_height + GAP) - GAP + MARGIN;
+    let mut sheet = Picture::new(width, height, PAPER);
+    let title = shortened(title, TITLE, (width - 2 * MARGIN) as f32);
+    sheet.text(MARGIN, MARGIN + 30, TITLE, INK, &title);
+
+    for (index, row) in rows.iter().enumerate() {
+        let top = TITLE_HEIGHT + MARGIN + index as u32 * (row_height + GAP);
+        sheet.fill(MARGIN, top - GAP / 2 - 1, width - 2 * MARGIN, 1, RULE);
+        let label = shortened(&row.label, LABEL, label_width as f32);
+        sheet.text(MARGIN, top + 30, LABEL, INK, &label);
+        for (line, detail) in row.details.iter().enumerate() {
+            let detail = shortened(detail, DETAIL, label_width as f32);
+            sheet.text(MARGIN, top + 58 + line as u32 * 22, DETAIL, FAINT_INK, &detail);
+        }
+        for (column, thumbnail) in row.thumbnails.iter().enumerate() {
+            let x = left + column as u32 * (SIDE + GAP);
+            sheet.paste(x, top, SIDE, &resized(thumbnail, SIDE)?);
+            let lines = wrapped(&thumbnail.caption, CAPTION, SIDE as f32, 2);
+            for (line, text) in lines.iter().enumerate() {
+                sheet.text(x, top + SIDE + 17 + line as u32 * 17, CAPTION, INK, text);
+            }
+            let rating = shortened(&rating_text(thumbnail.rating), CAPTION, SIDE as f32);
+            sheet.text(x, top + SIDE + 17 + lines.len() as u32 * 17 + 2, CAPTION, FAINT_INK, &rating);
+        }
+    }
+    Ok(sheet)
+}
+
+/// The thumbnail at the sheet's size: whole multiples keep their pixels, all else is resampled smoothly.
+fn resized(thumbnail: &Thumbnail, side: u32) -> Result<Vec<u8>> {
+    let Some(picture) =
+        RgbImage::from_raw(thumbnail.side, thumbnail.side, thumbnail.rgb.clone()).filter(|_| {
+            thumbnail.side > 0 && thumbnail.rgb.len() == thumbnail.side as usize * thumbnail.side as usize * 3
+        })
+    else {
+        return Err(Error::shape(
+            "contact_sheet",
+            format!("{} bytes are not a picture of {1}×{1} pixels", thumbnail.rgb.len(), thumbnail.side),
+        ));
+    };
+    if thumbnail.side == side {
+        return Ok(picture.into_raw());
+    }
+    let filter = if side.is_multiple_of(thumbnail.side) {
+        imageops::FilterType::Nearest
+    } else {
+        imageops::FilterType::CatmullRom
+    };
+    Ok(imageops::resize(&picture, side, side, filter).into_raw())
+}

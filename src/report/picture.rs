@@ -1,0 +1,199 @@
+//! Pictures in memory, text on them, and PNG files.
+
+use std::{io::Cursor, path::Path, sync::OnceLock};
+
+use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+
+use crate::{
+    error::{Error, Result},
+    select::whole_file::write_whole,
+};
+
+/// DejaVu Sans, cut down to Latin, Greek, Cyrillic and common signs; its licence stands beside it.
+pub(super) static FONT_FILE: &[u8] = include_bytes!("fonts/DejaVuSans.ttf");
+
+fn font() -> &'static FontRef<'static> {
+    static FONT: OnceLock<FontRef<'static>> = OnceLock::new();
+    FONT.get_or_init(|| FontRef::try_from_slice(FONT_FILE).expect("the embedded font is a TrueType font"))
+}
+
+/// A colour, red, green, blue.
+pub type Colour = [u8; 3];
+
+/// An RGB picture, rows from top to bottom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    width: u32,
+    height: u32,
+    rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// A picture of one colour.
+    pub fn new(width: u32, height: u32, colour: Colour) -> Self {
+        let pixels = width as usize * height as usize;
+        Self { width, height, rgb: colour.repeat(pixels) }
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Three bytes a pixel, row by row.
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+
+    pub(super) fn rgb_mut(&mut self) -> &mut [u8] {
+        &mut self.rgb
+    }
+
+    /// The picture as the bytes of a PNG file.
+    ///
+    /// # Errors
+    /// If the encoder fails.
+    pub fn to_png(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        PngEncoder::new(Cursor::new(&mut bytes))
+            .write_image(&self.rgb, self.width, self.height, ExtendedColorType::Rgb8)
+            .map_err(|error| Error::invalid(format!("a picture cannot be encoded as PNG: {error}.")))?;
+        Ok(bytes)
+    }
+
+    /// Writes the picture as a PNG file, whole.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_png(&self, path: &Path) -> Result<()> {
+        write_whole(path, &self.to_png()?)
+    }
+
+    /// Mixes `colour` into a pixel; `share` 1 covers it. Pixels outside are left out.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
+    fn mix(&mut self, x: i64, y: i64, colour: Colour, share: f32) {
+        let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y)) else { return };
+        if x >= self.width || y >= self.height {
+            return;
+        }
+        let at = (y as usize * self.width as usize + x as usize) * 3;
+        for (channel, colour) in self.rgb[at..at + 3].iter_mut().zip(colour) {
+            let mixed = f32::from(*channel) + (f32::from(colour) - f32::from(*channel)) * share;
+            *channel = mixed.round().clamp(0.0, 255.0) as u8;
+        }
+    }
+
+    /// Fills the rectangle whose corner nearest the origin is (`x`, `y`); what lies outside is left out.
+    pub fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, colour: Colour) {
+        let right = x.saturating_add(width).min(self.width) as usize;
+        for row in y..y.saturating_add(height).min(self.height) {
+            let begin = row as usize * self.width as usize;
+            if (x as usize) < right {
+                for pixel in self.rgb[(begin + x as usize) * 3..(begin + right) * 3].chunks_exact_mut(3) {
+                    pixel.copy_from_slice(&colour);
+                }
+            }
+        }
+    }
+
+    /// Copies a square of `side`² pixels to (`x`, `y`); what lies outside is left out.
+    pub fn paste(&mut self, x: u32, y: u32, side: u32, rgb: &[u8]) {
+        let columns = side.min(self.width.saturating_sub(x)) as usize;
+        for row in 0..side.min(self.height.saturating_sub(y)) {
+            let from = row as usize * side as usize * 3;
+            let to = ((y + row) as usize * self.width as usize + x as usize) * 3;
+            self.rgb[to..to + columns * 3].copy_from_slice(&rgb[from..from + columns * 3]);
+        }
+    }
+
+    /// Writes one line of text whose left end is at `x` and whose baseline is at `y`, `size` pixels high.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "places on a picture")]
+    pub fn text(&mut self, x: u32, y: u32, size: f32, colour: Colour, text: &str) {
+        let font = font().as_scaled(PxScale::from(size));
+        let mut at = x as f32;
+        let mut last = None;
+        for character in drawable(text).chars() {
+            let id = font.glyph_id(character);
+            if let Some(last) = last.replace(id) {
+                at += font.kern(last, id);
+            }
+            let glyph = id.with_scale_and_position(PxScale::from(size), point(at, y as f32));
+            if let Some(outline) = font.outline_glyph(glyph) {
+                let bounds = outline.px_bounds();
+                let (left, top) = (bounds.min.x as i64, bounds.min.y as i64);
+                outline.draw(|column, row, share| {
+                    self.mix(left + i64::from(column), top + i64::from(row), colour, share);
+                });
+            }
+            at += font.h_advance(id);
+        }
+    }
+}
+
+/// `text` on one line and with `·` for what the font lacks.
+pub fn drawable(text: &str) -> String {
+    text.chars()
+        .map(|character| match character {
+            _ if character.is_whitespace() || character.is_control() => ' ',
+            _ if font().glyph_id(character).0 == 0 => '·',
+            _ => character,
+        })
+        .collect()
+}
+
+/// The width in pixels of one line of text `size` pixels high.
+pub fn text_width(text: &str, size: f32) -> f32 {
+    let font = font().as_scaled(PxScale::from(size));
+    let mut width = 0.0;
+    let mut last = None;
+    for character in drawable(text).chars() {
+        let id = font.glyph_id(character);
+        if let Some(last) = last.replace(id) {
+            width += font.kern(last, id);
+        }
+        width += font.h_advance(id);
+    }
+    width
+}
+
+/// `text` if it fits into `width` pixels, else as much of it as fits with an ellipsis behind.
+pub fn shortened(text: &str, size: f32, width: f32) -> String {
+    let text = drawable(text);
+    if text_width(&text, size) <= width {
+        return text;
+    }
+    let mut kept: Vec<char> = text.chars().collect();
+    while kept.pop().is_some() {
+        let candidate: String = kept.iter().collect::<String>().trim_end().to_owned() + "…";
+        if text_width(&candidate, size) <= width {
+            return candidate;
+        }
+    }
+    String::new()
+}
+
+/// `text` broken between words into at most `lines` lines of `width` pixels; the last ends in an ellipsis if more
+/// would follow.
+pub fn wrapped(text: &str, size: f32, width: f32, lines: usize) -> Vec<String> {
+    let text = drawable(text);
+    let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+    let mut done = Vec::new();
+    let mut next = 0;
+    while next < words.len() && done.len() < lines {
+        let is_last = done.len() + 1 == lines;
+        let mut end = next + 1;
+        while end < words.len() && text_width(&words[next..=end].join(" "), size) <= width {
+            end += 1;
+        }
+        let line = if is_last { words[next..].join(" ") } else { words[next..end].join(" ") };
+        done.push(shortened(&line, size, width));
+        next = end;
+    }
+    done
+}

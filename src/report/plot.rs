@@ -1,0 +1,319 @@
+//! Line charts and histograms, drawn with `plotters` and the embedded font.
+
+use std::sync::OnceLock;
+
+use plotters::{
+    backend::BitMapBackend,
+    chart::{ChartBuilder, ChartContext, SeriesLabelPosition},
+    coord::{Shift, cartesian::Cartesian2d, types::RangedCoordf64},
+    drawing::{DrawingArea, IntoDrawingArea},
+    element::{Circle, DynElement, IntoDynElement, PathElement, Rectangle},
+    style::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyle, WHITE, register_font},
+};
+
+use super::picture::{FONT_FILE, Picture, drawable, shortened, text_width};
+use crate::error::{Error, Result};
+
+/// Okabe and Ito's palette, which people with any common colour vision can tell apart, without its yellow.
+const PALETTE: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(70, 70, 70),
+];
+const INK: RGBColor = RGBColor(34, 34, 34);
+const GRID: RGBColor = RGBColor(226, 226, 226);
+const FAINT_GRID: RGBColor = RGBColor(243, 243, 243);
+const WIDTH: u32 = 1600;
+const HEIGHT: u32 = 960;
+
+/// One line of a chart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// What the legend calls it.
+    pub name: String,
+    /// (x, y), x ascending. Points that are not finite leave a gap.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A line chart of losses or other measurements over the course of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossCurves {
+    /// Above the chart.
+    pub title: String,
+    /// Under the horizontal axis.
+    pub x_label: String,
+    /// Beside the vertical axis.
+    pub y_label: String,
+    /// The lines, at most seven of which have colours of their own.
+    pub series: Vec<Series>,
+    /// Weight of the past in an exponential moving average, in [0, 1), unbiased at its beginning as TensorBoard's is;
+    /// the lines as measured then show faintly behind. 0: no smoothing.
+    pub smoothing: f64,
+}
+
+fn drawing_failed(error: impl std::fmt::Display) -> Error {
+    Error::invalid(format!("a chart cannot be drawn: {error}."))
+}
+
+/// Text in the embedded font, `size` pixels high.
+fn text_style(size: u32) -> TextStyle<'static> {
+    static REGISTERED: OnceLock<()> = OnceLock::new();
+    const FAMILY: &str = "embedded DejaVu Sans";
+    REGISTERED.get_or_init(|| {
+        let registered = register_font(FAMILY, FontStyle::Normal, FONT_FILE);
+        assert!(registered.is_ok(), "the embedded font is a TrueType font");
+    });
+    TextStyle::from((FAMILY, size).into_font()).color(&INK)
+}
+
+type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+type Chart<'a, 'b> = ChartContext<'a, BitMapBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// A white picture with a title and what `draw` puts under it. The title is not left to `plotters`, which places each
+/// glyph on a whole pixel: large text looks uneven.
+fn drawn(title: &str, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<Picture> {
+    let mut picture = Picture::new(WIDTH, HEIGHT, [255; 3]);
+    {
+        let canvas = BitMapBackend::with_buffer(picture.rgb_mut(), (WIDTH, HEIGHT)).into_drawing_area();
+        draw(&canvas)?;
+        canvas.present().map_err(drawing_failed)?;
+    }
+    const SIZE: f32 = 42.0;
+    let title = shortened(title, SIZE, WIDTH as f32 - 80.0);
+    let left = (WIDTH as f32 - text_width(&title, SIZE)) / 2.0;
+    picture.text(left as u32, 54, SIZE, [INK.0, INK.1, INK.2], &title);
+    Ok(picture)
+}
+
+/// Title, axes and grid over the given ranges.
+fn chart<'a, 'b>(
+    canvas: &'a Canvas<'b>,
+    (x_label, y_label): (&str, &str),
+    x: (f64, f64),
+    y: (f64, f64),
+) -> Result<Chart<'a, 'b>> {
+    let mut chart = ChartBuilder::on(canvas)
+        .margin_top(84)
+        .margin_left(20)
+        .margin_right(44)
+        .margin_bottom(16)
+        .x_label_area_size(88)
+        .y_label_area_size(128)
+        .build_cartesian_2d(x.0..x.1, y.0..y.1)
+        .map_err(drawing_failed)?;
+    chart
+        .configure_mesh()
+        .x_desc(drawable(x_label))
+        .y_desc(drawable(y_label))
+        .axis_desc_style(text_style(30))
+        .label_style(text_style(26))
+        .x_labels(9)
+        .y_labels(9)
+        .x_label_formatter(&|&value| tick(value, x.1 - x.0))
+        .y_label_formatter(&|&value| tick(value, y.1 - y.0))
+        .x_max_light_lines(1)
+        .y_max_light_lines(1)
+        .bold_line_style(GRID)
+        .light_line_style(FAINT_GRID)
+        .axis_style(ShapeStyle::from(&INK).stroke_width(2))
+        .draw()
+        .map_err(drawing_failed)?;
+    Ok(chart)
+}
+
+fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, position: SeriesLabelPosition) -> Result<()> {
+    chart
+        .configure_series_labels()
+        .position(position)
+        .margin(18)
+        .legend_area_size(52)
+        .label_font(text_style(28))
+        .background_style(WHITE.mix(0.88))
+        .border_style(GRID)
+        .draw()
+        .map_err(drawing_failed)
+}
+
+/// A tick's number with as many decimals as ticks over `range` need.
+fn tick(value: f64, range: f64) -> String {
+    let value = if value.abs() < range * 1e-9 { 0.0 } else { value };
+    if value != 0.0 && (value.abs() >= 1e7 || value.abs() < 1e-4) {
+        return format!("{value:.2e}").replace('-', "−");
+    }
+    let decimals = [20.0, 2.0, 0.2, 0.02, 0.002].iter().take_while(|&&limit| range < limit).count();
+    let number = format!("{:.decimals$}", value.abs());
+    let (whole, rest) = number.split_at(number.find('.').unwrap_or(number.len()));
+    format!("{}{}{rest}", if value < 0.0 { "−" } else { "" }, grouped(whole))
+}
+
+/// A whole number's digits with a thin space between thousands, from five digits on.
+fn grouped(digits: &str) -> String {
+    let mut spaced = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && digits.len() > 4 && (digits.len() - index).is_multiple_of(3) {
+            spaced.push('\u{2009}');
+        }
+        spaced.push(digit);
+    }
+    spaced
+}
+
+/// The range of `values` with a margin; a range of no width becomes one around the value.
+fn range(values: impl Iterator<Item = f64>, margin: f64) -> Option<(f64, f64)> {
+    let (low, high) = values
+        .filter(|value| value.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    if low > high {
+        return None;
+    }
+    let width = high - low;
+    if width <= low.abs().max(high.abs()) * 1e-9 {
+        let around = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
+        return Some((low - around, high + around));
+    }
+    Some((low - width * margin, high + width * margin))
+}
+
+/// The exponential moving average that the smoothed line shows; gaps stay gaps.
+fn smoothed(points: &[(f64, f64)], weight: f64) -> Vec<(f64, f64)> {
+    let (mut sum, mut norm) = (0.0, 0.0);
+    let step = |&(x, y): &(f64, f64)| {
+        if !y.is_finite() {
+            return (x, y);
+        }
+        sum = sum * weight + y * (1.0 - weight);
+        norm = norm * weight + (1.0 - weight);
+        (x, sum / norm)
+    };
+    points.iter().map(step).collect()
+}
+
+/// The stretches of `points` between gaps.
+fn stretches(points: &[(f64, f64)]) -> impl Iterator<Item = &[(f64, f64)]> {
+    points.split(|(x, y)| !x.is_finite() || !y.is_finite()).filter(|stretch| !stretch.is_empty())
+}
+
+/// A line through `points`, a segment at a time: `plotters` prolongs the corners of thick lines into long spikes. One
+/// point alone becomes a dot.
+fn line<'b>(
+    points: &[(f64, f64)],
+    style: ShapeStyle,
+) -> Vec<DynElement<'static, BitMapBackend<'b>, (f64, f64)>> {
+    if let [point] = points {
+        return vec![Circle::new(*point, style.stroke_width + 2, style.filled()).into_dyn()];
+    }
+    points.windows(2).map(|pair| PathElement::new(pair.to_vec(), style).into_dyn()).collect()
+}
+
+/// Draws a line chart, 1600 × 960 pixels.
+///
+/// # Errors
+/// If no point is finite or the smoothing is outside [0, 1).
+pub fn loss_curves(curves: &LossCurves) -> Result<Picture> {
+    if !(0.0..1.0).contains(&curves.smoothing) {
+        return Err(Error::invalid(format!(
+            "smoothing is {}, but it must be at least 0 and below 1.",
+            curves.smoothing
+        )));
+    }
+    let points = || {
+        let all = curves.series.iter().flat_map(|series| &series.points);
+        all.filter(|(x, y)| x.is_finite() && y.is_finite())
+    };
+    let (Some(x), Some(y)) =
+        (range(points().map(|point| point.0), 0.0), range(points().map(|point| point.1), 0.05))
+    else {
+        return Err(Error::invalid("the chart has no finite point to draw."));
+    };
+    drawn(&curves.title, |canvas| {
+        let mut chart = chart(canvas, (&curves.x_label, &curves.y_label), x, y)?;
+        if curves.smoothing > 0.0 {
+            for (index, series) in curves.series.iter().enumerate() {
+                let style = PALETTE[index % PALETTE.len()].mix(0.22).stroke_width(2);
+                for stretch in stretches(&series.points) {
+                    chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
+                }
+            }
+        }
+        for (index, series) in curves.series.iter().enumerate() {
+            let style = PALETTE[index % PALETTE.len()].stroke_width(4);
+            let points = smoothed(&series.points, curves.smoothing);
+            for (part, stretch) in stretches(&points).enumerate() {
+                let drawn = chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
+                if part == 0 {
+                    drawn
+                        .label(drawable(&series.name))
+                        .legend(move |(x, y)| PathElement::new([(x + 4, y), (x + 40, y)], style));
+                }
+            }
+        }
+        legend(&mut chart, SeriesLabelPosition::UpperRight)
+    })
+}
+
+/// Draws a histogram of all ratings and over it that of the rows in `kept` (counted from 0), 1600 × 960 pixels.
+///
+/// # Errors
+/// If no rating is finite or a kept row is not among the ratings.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts and bins of a chart"
+)]
+pub fn rating_histogram(title: &str, ratings: &[f64], kept: Option<&[u32]>) -> Result<Picture> {
+    const BINS: usize = 60;
+    let Some(x) = range(ratings.iter().copied(), 0.0) else {
+        return Err(Error::invalid("the histogram has no finite rating to draw."));
+    };
+    if let Some(row) = kept.unwrap_or(&[]).iter().find(|&&row| row as usize >= ratings.len()) {
+        return Err(Error::invalid(format!(
+            "row {row} is kept, but there are only {} ratings.",
+            ratings.len()
+        )));
+    }
+    let bin_width = (x.1 - x.0) / BINS as f64;
+    let count = |values: &mut dyn Iterator<Item = f64>| {
+        let mut counts = [0u64; BINS];
+        for value in values.filter(|value| value.is_finite()) {
+            counts[(((value - x.0) / bin_width) as usize).min(BINS - 1)] += 1;
+        }
+        counts
+    };
+    let all = count(&mut ratings.iter().copied());
+    let kept_counts = kept.map(|kept| count(&mut kept.iter().map(|&row| ratings[row as usize])));
+    let top = all.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.08;
+    drawn(title, |canvas| {
+        let mut chart = chart(canvas, ("rating", "rows"), x, (0.0, top))?;
+        let mut bars =
+            |counts: &[u64; BINS], colour: RGBColor, name: String| -> Result<()> {
+                let bar = |(bin, &count): (usize, &u64)| {
+                    let left = x.0 + bin as f64 * bin_width;
+                    let corners = [(left, 0.0), (left + bin_width, count as f64)];
+                    let mut bar = Rectangle::new(corners, colour.filled());
+                    bar.set_margin(0, 0, 1, 1);
+                    bar
+                };
+                let filled = counts.iter().enumerate().filter(|(_, count)| **count > 0).map(bar);
+                chart.draw_series(filled).map_err(drawing_failed)?.label(name).legend(move |(x, y)| {
+                    Rectangle::new([(x + 10, y - 11), (x + 36, y + 11)], colour.filled())
+                });
+                Ok(())
+            };
+        let rows = |count: usize| grouped(&count.to_string());
+        bars(&all, RGBColor(190, 198, 206), format!("all {} rows", rows(ratings.len())))?;
+        if let (Some(counts), Some(kept)) = (&kept_counts, kept) {
+            bars(counts, PALETTE[0], format!("{} kept", rows(kept.len())))?;
+        }
+        let mass = |bins: &[u64]| bins.iter().sum::<u64>();
+        let left_is_heavier = mass(&all[..BINS / 2]) > mass(&all[BINS / 2..]);
+        legend(
+            &mut chart,
+            if left_is_heavier { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::UpperLeft },
+        )
+    })
+}

@@ -1,0 +1,76 @@
+//! Numbers that say how well a rating tells things apart. All average over ties and none depends on the input's order.
+
+/// The places of `values` in ascending order, from 1, equal values sharing the mean of their places. `None` if a
+/// value is not a number.
+#[expect(clippy::cast_precision_loss, reason = "places fit 53 bits")]
+fn mean_places(values: &[f64]) -> Option<Vec<f64>> {
+    if values.iter().any(|value| value.is_nan()) {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    // Zeros of both signs are equal to `==` below and must stand together.
+    order.sort_unstable_by(|&left, &right| (values[left] + 0.0).total_cmp(&(values[right] + 0.0)));
+    let mut places = vec![0.0; values.len()];
+    let mut begin = 0;
+    while begin < order.len() {
+        let ties = order[begin..].iter().take_while(|&&row| values[row] == values[order[begin]]).count();
+        let place = begin as f64 + (ties as f64 + 1.0) / 2.0;
+        order[begin..begin + ties].iter().for_each(|&row| places[row] = place);
+        begin += ties;
+    }
+    Some(places)
+}
+
+/// Area under the ROC curve: the chance that a positive has a higher score than a negative, ties counting half
+/// (the Mann-Whitney statistic). `None` when either class is empty, the lengths differ, or a score is not a number.
+#[expect(clippy::cast_precision_loss, reason = "counts fit 53 bits")]
+pub fn auroc(scores: &[f64], positives: &[bool]) -> Option<f64> {
+    let positive = positives.iter().filter(|&&positive| positive).count();
+    let negative = positives.len() - positive;
+    if scores.len() != positives.len() || positive == 0 || negative == 0 {
+        return None;
+    }
+    let places = mean_places(scores)?;
+    let sum: f64 =
+        places.iter().zip(positives).filter(|&(_, &positive)| positive).map(|(place, _)| place).sum();
+    let positive = positive as f64;
+    Some((sum - positive * (positive + 1.0) / 2.0) / (positive * negative as f64))
+}
+
+/// Mean percentile of the members of a group in the ranking of `ratings` from high to low: 0 is the best rated, as in
+/// [`crate::select`], but ties share the mean of their percentiles. `None` when the group is empty, the lengths
+/// differ, or a rating is not a number.
+#[expect(clippy::cast_precision_loss, reason = "counts fit 53 bits")]
+pub fn mean_percentile(ratings: &[f64], members: &[bool]) -> Option<f64> {
+    let count = members.iter().filter(|&&member| member).count();
+    if ratings.len() != members.len() || count == 0 {
+        return None;
+    }
+    let places = mean_places(ratings)?;
+    let rows = ratings.len() as f64;
+    let sum: f64 = places
+        .iter()
+        .zip(members)
+        .filter(|&(_, &member)| member)
+        .map(|(place, _)| (rows - place) / rows)
+        .sum();
+    Some(sum / count as f64)
+}
+
+/// Spearman's rank correlation: Pearson's correlation of the places, ties sharing their mean. `None` when the lengths
+/// differ, a value is not a number, or one side is constant (or has fewer than two values).
+#[expect(clippy::cast_precision_loss, reason = "counts fit 53 bits")]
+pub fn spearman(left: &[f64], right: &[f64]) -> Option<f64> {
+    if left.len() != right.len() {
+        return None;
+    }
+    let (left, right) = (mean_places(left)?, mean_places(right)?);
+    let mean = (left.len() as f64 + 1.0) / 2.0;
+    let (mut product, mut left_square, mut right_square) = (0.0, 0.0, 0.0);
+    for (left, right) in left.iter().zip(&right) {
+        product += (left - mean) * (right - mean);
+        left_square += (left - mean) * (left - mean);
+        right_square += (right - mean) * (right - mean);
+    }
+    (left_square > 0.0 && right_square > 0.0).then(|| product / (left_square * right_square).sqrt())
+}

@@ -1,0 +1,387 @@
+//! Ratings tables: what `score` writes and `select` reads, as CSV or Parquet by the file's ending.
+//!
+//! A table has a column of ids, a column of ratings and any number of carried columns (text), and keeps the order of
+//! the corpus. In Parquet, ids and carried columns are UTF8, ratings are DOUBLE, compressed with snappy. Parquet
+//! files of other programs are read too: numbers become text, missing carried values become empty text.
+
+mod comma_separated;
+mod parquet_file;
+
+use std::path::{Path, PathBuf};
+
+pub use comma_separated::CsvTable;
+pub(crate) use comma_separated::write_error;
+
+use super::ids::{IdIndex, Ids};
+use crate::error::{Error, Result};
+
+/// The names of the two columns that every ratings table has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnNames {
+    /// The column of ids.
+    pub id: String,
+    /// The column of ratings.
+    pub rating: String,
+}
+
+impl Default for ColumnNames {
+    fn default() -> Self {
+        Self { id: "id".to_owned(), rating: "rating".to_owned() }
+    }
+}
+
+/// The columns of a ratings table, in order, and which of them are the id and the rating.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RatingsHeader {
+    columns: Vec<String>,
+    id: usize,
+    rating: usize,
+}
+
+impl RatingsHeader {
+    /// A table with these columns in this order.
+    ///
+    /// # Errors
+    /// If the id or the rating is not among them, or two columns have one name.
+    pub fn new(columns: Vec<String>, names: &ColumnNames) -> Result<Self> {
+        Self::locate(columns, names).map_err(Error::Invalid)
+    }
+
+    /// The table for a corpus with these columns: the rating stands right after the id, so that the corpus' own
+    /// columns keep their order when the rating is taken out again.
+    ///
+    /// # Errors
+    /// If the corpus has no column of ids, or has a column of ratings already.
+    pub fn for_corpus(columns: &[String], names: &ColumnNames) -> Result<Self> {
+        if columns.contains(&names.rating) {
+            return Err(Error::invalid(format!(
+                "the corpus already has a column `{}`; rename it or choose another name for the ratings.",
+                names.rating
+            )));
+        }
+        let mut all = Vec::with_capacity(columns.len() + 1);
+        for column in columns {
+            all.push(column.clone());
+            if *column == names.id {
+                all.push(names.rating.clone());
+            }
+        }
+        if all.len() == columns.len() {
+            all.push(names.rating.clone());
+        }
+        Self::new(all, names)
+    }
+
+    fn locate(columns: Vec<String>, names: &ColumnNames) -> Result<Self, String> {
+        for (index, column) in columns.iter().enumerate() {
+            if columns[..index].contains(column) {
+                return Err(format!("two columns are called `{column}`; rename one."));
+            }
+        }
+        let find = |name: &str| {
+            columns.iter().position(|column| column == name).ok_or_else(|| {
+                format!("there is no column `{name}`; the columns are {}.", list_columns(&columns))
+            })
+        };
+        let (id, rating) = (find(&names.id)?, find(&names.rating)?);
+        if id == rating {
+            return Err(format!("one column, `{}`, cannot be both the id and the rating.", names.id));
+        }
+        Ok(Self { columns, id, rating })
+    }
+
+    fn located(path: &Path, columns: Vec<String>, names: &ColumnNames) -> Result<Self> {
+        Self::locate(columns, names).map_err(|message| table_error(path, None, message))
+    }
+
+    /// All columns, in order.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// Where the id stands among all columns.
+    pub fn id_index(&self) -> usize {
+        self.id
+    }
+
+    /// Where the rating stands among all columns.
+    pub fn rating_index(&self) -> usize {
+        self.rating
+    }
+
+    /// The columns that are neither id nor rating, in order.
+    pub fn carried(&self) -> impl Iterator<Item = &str> {
+        self.columns
+            .iter()
+            .enumerate()
+            .filter(|&(index, _)| index != self.id && index != self.rating)
+            .map(|(_, column)| column.as_str())
+    }
+
+    /// How many columns are carried.
+    pub fn carried_count(&self) -> usize {
+        self.columns.len() - 2
+    }
+}
+
+/// One row of a ratings table.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RatingRow {
+    /// The id, unique in the table and not empty.
+    pub id: String,
+    /// The rating; higher is better.
+    pub rating: f64,
+    /// The carried fields, in the order of [`RatingsHeader::carried`].
+    pub carried: Vec<String>,
+}
+
+/// Columns as a message lists them: `a`, `b`, `c`.
+pub(crate) fn list_columns(columns: &[String]) -> String {
+    columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn table_error(path: &Path, line: Option<u64>, message: impl Into<String>) -> Error {
+    Error::Table { path: path.to_path_buf(), line, message: message.into() }
+}
+
+/// The two kinds of table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// Comma-separated text with a header, ending `.csv`.
+    Csv,
+    /// Apache Parquet, ending `.parquet`.
+    Parquet,
+}
+
+impl TableKind {
+    /// The kind by the file's ending, in upper or lower case.
+    ///
+    /// # Errors
+    /// If the ending is neither `.csv` nor `.parquet`.
+    pub fn of(path: &Path) -> Result<Self> {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
+        match ending.to_ascii_lowercase().as_str() {
+            "csv" => Ok(Self::Csv),
+            "parquet" => Ok(Self::Parquet),
+            _ => Err(table_error(
+                path,
+                None,
+                "the ending is neither .csv nor .parquet; rename the file to say which it is.",
+            )),
+        }
+    }
+}
+
+enum WriterKind {
+    Csv(Box<comma_separated::CsvWriter>),
+    Parquet(Box<parquet_file::ParquetWriter>),
+}
+
+/// Writes a ratings table row by row in constant memory; the file appears whole at [`finish`](Self::finish).
+pub struct RatingsWriter {
+    path: PathBuf,
+    header: RatingsHeader,
+    kind: WriterKind,
+    rows: u64,
+}
+
+impl RatingsWriter {
+    /// Begins a table at `path`, whose ending chooses CSV or Parquet.
+    ///
+    /// # Errors
+    /// If the ending is unknown or the folder cannot be written.
+    pub fn create(path: &Path, header: RatingsHeader) -> Result<Self> {
+        let kind = match TableKind::of(path)? {
+            TableKind::Csv => WriterKind::Csv(Box::new(comma_separated::CsvWriter::create(path, &header)?)),
+            TableKind::Parquet => {
+                WriterKind::Parquet(Box::new(parquet_file::ParquetWriter::create(path, &header)?))
+            }
+        };
+        Ok(Self { path: path.to_path_buf(), header, kind, rows: 0 })
+    }
+
+    /// Adds one row.
+    ///
+    /// # Errors
+    /// If the id is empty, the rating is not finite, the number of carried fields is not the header's, or the disk
+    /// is full.
+    pub fn write(&mut self, row: &RatingRow) -> Result<()> {
+        if row.id.is_empty() {
+            return Err(table_error(&self.path, None, format!("row {} has an empty id.", self.rows + 1)));
+        }
+        if !row.rating.is_finite() {
+            return Err(table_error(
+                &self.path,
+                None,
+                format!("the rating of id `{}` is {}, not a finite number.", row.id, row.rating),
+            ));
+        }
+        if row.carried.len() != self.header.carried_count() {
+            return Err(table_error(
+                &self.path,
+                None,
+                format!(
+                    "id `{}` comes with {} carried fields, but the header has {}.",
+                    row.id,
+                    row.carried.len(),
+                    self.header.carried_count()
+                ),
+            ));
+        }
+        self.rows += 1;
+        match &mut self.kind {
+            WriterKind::Csv(writer) => writer.write(&self.header, row),
+            WriterKind::Parquet(writer) => writer.write(&self.header, row),
+        }
+    }
+
+    /// Rows written so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Completes the table and gives the file its name.
+    ///
+    /// # Errors
+    /// If the disk is full or the rename is refused.
+    pub fn finish(self) -> Result<()> {
+        match self.kind {
+            WriterKind::Csv(writer) => writer.finish(),
+            WriterKind::Parquet(writer) => writer.finish(),
+        }
+    }
+}
+
+enum ReaderKind {
+    Csv(Box<comma_separated::CsvRatings>),
+    Parquet(Box<parquet_file::ParquetRatings>),
+}
+
+/// Reads a ratings table row by row in constant memory.
+///
+/// It is an iterator of owned rows; [`read`](Self::read) fills one row again and again without allocating.
+pub struct RatingsReader {
+    kind: ReaderKind,
+    done: bool,
+}
+
+impl RatingsReader {
+    /// Opens a table; its ending says whether it is CSV or Parquet.
+    ///
+    /// # Errors
+    /// If the ending is unknown, the file cannot be read, or a column is missing (the message lists those there are).
+    pub fn open(path: &Path, names: &ColumnNames) -> Result<Self> {
+        let kind = match TableKind::of(path)? {
+            TableKind::Csv => ReaderKind::Csv(Box::new(comma_separated::CsvRatings::open(path, names)?)),
+            TableKind::Parquet => {
+                ReaderKind::Parquet(Box::new(parquet_file::ParquetRatings::open(path, names)?))
+            }
+        };
+        Ok(Self { kind, done: false })
+    }
+
+    /// The columns.
+    pub fn header(&self) -> &RatingsHeader {
+        match &self.kind {
+            ReaderKind::Csv(reader) => reader.header(),
+            ReaderKind::Parquet(reader) => reader.header(),
+        }
+    }
+
+    /// Reads the next row into `row`; `false` at the end of the table.
+    ///
+    /// # Errors
+    /// If the row has too few or too many fields, an empty id, a rating that is not a finite number, text that is
+    /// not UTF-8, or a quote that never closes.
+    pub fn read(&mut self, row: &mut RatingRow) -> Result<bool> {
+        match &mut self.kind {
+            ReaderKind::Csv(reader) => reader.read(row),
+            ReaderKind::Parquet(reader) => reader.read(row),
+        }
+    }
+
+    /// Passes over the next `rows` rows without looking at ids and ratings; fewer if the table ends before.
+    /// Returns how many were passed over.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read), but fields are not parsed.
+    pub(crate) fn pass_over(&mut self, rows: u64) -> Result<u64> {
+        match &mut self.kind {
+            ReaderKind::Csv(reader) => reader.pass_over(rows),
+            ReaderKind::Parquet(reader) => reader.pass_over(rows),
+        }
+    }
+}
+
+impl Iterator for RatingsReader {
+    type Item = Result<RatingRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let mut row = RatingRow::default();
+        match self.read(&mut row) {
+            Ok(true) => Some(Ok(row)),
+            Ok(false) => {
+                self.done = true;
+                None
+            }
+            Err(error) => {
+                self.done = true;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+/// The ids and ratings of a whole table, without the carried columns: about 8 bytes a row for the rating, 8 for the
+/// place of the id and the id itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RatingsTable {
+    /// The ids in the order of the table.
+    pub ids: Ids,
+    /// The ratings in the order of the table.
+    pub ratings: Vec<f64>,
+}
+
+impl RatingsTable {
+    /// Reads the ids and ratings of `path` and checks that no id occurs twice.
+    ///
+    /// # Errors
+    /// As for [`RatingsReader::read`], and if the table has no row, an id occurs twice, or there are more than
+    /// 4,294,967,294 rows.
+    pub fn read(path: &Path, names: &ColumnNames) -> Result<Self> {
+        Ok(Self::read_indexed(path, names)?.0)
+    }
+
+    /// As [`read`](Self::read), and gives the index of ids that the check for duplicates built anyway.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn read_indexed(path: &Path, names: &ColumnNames) -> Result<(Self, IdIndex)> {
+        let kind = TableKind::of(path)?;
+        let table = match kind {
+            TableKind::Csv => comma_separated::read_ids_and_ratings(path, names)?,
+            TableKind::Parquet => parquet_file::read_ids_and_ratings(path, names)?,
+        };
+        if table.ratings.is_empty() {
+            return Err(table_error(path, None, "the table has no row below its header."));
+        }
+        if table.ratings.len() >= u32::MAX as usize {
+            return Err(table_error(path, None, "the table has more than 4,294,967,294 rows; split it."));
+        }
+        let index = IdIndex::build(&table.ids).map_err(|(first, second)| {
+            let id = table.ids.get(first as usize);
+            let (place, line) = match kind {
+                TableKind::Csv => {
+                    let line = |row| comma_separated::line_of_row(path, row);
+                    (format!("in line {} and here", line(first).unwrap_or(0)), line(second))
+                }
+                TableKind::Parquet => (format!("in rows {} and {}", first + 1, second + 1), None),
+            };
+            table_error(path, line, format!("the id `{id}` occurs twice, {place}; ids must be unique."))
+        })?;
+        Ok((table, index))
+    }
+}

@@ -1,0 +1,249 @@
+//! The five ways to choose a subset from a ranking (method.md, stage 2): random, top-k, block, Gsample, Shift-Gsample.
+//!
+//! All draw without replacement and give exactly the number of rows that was asked for. A row's random number depends
+//! on the seed and the row alone (Philox, counter = row), so threads and the order of work cannot change a set.
+
+use std::{fmt, ops::Range, str::FromStr};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::Ranking;
+use crate::{
+    engine::{Purpose, Random},
+    error::{Error, Result},
+};
+
+/// How many rows to keep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// A share of all rows in (0, 1], rounded to the nearest whole row.
+    Share(f64),
+    /// A number of rows.
+    Count(u64),
+}
+
+impl FromStr for Keep {
+    type Err = Error;
+
+    /// `50%` and `0.5` are shares, `1200` is a count (so `1` is one row and `1.0` is all rows).
+    fn from_str(text: &str) -> Result<Self> {
+        let unreadable = || {
+            Error::invalid(format!(
+                "`{text}` is neither a share such as 50% or 0.5 nor a number of rows such as 1200."
+            ))
+        };
+        let keep = if let Some(percent) = text.strip_suffix('%') {
+            Self::Share(percent.trim().parse::<f64>().map_err(|_| unreadable())? / 100.0)
+        } else if let Ok(count) = text.parse::<u64>() {
+            Self::Count(count)
+        } else {
+            Self::Share(text.parse::<f64>().map_err(|_| unreadable())?)
+        };
+        keep.validated()
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Share(share) => write!(formatter, "{}%", share * 100.0),
+            Self::Count(count) => write!(formatter, "{count} rows"),
+        }
+    }
+}
+
+impl Keep {
+    fn validated(self) -> Result<Self> {
+        match self {
+            Self::Share(share) if !(share > 0.0 && share <= 1.0) => Err(Error::invalid(format!(
+                "the share to keep is {share}, but it must be above 0 and at most 1 (100%)."
+            ))),
+            Self::Count(0) => {
+                Err(Error::invalid("the number of rows to keep is 0, but it must be at least 1."))
+            }
+            keep => Ok(keep),
+        }
+    }
+
+    /// The number of rows that this keeps of `rows`.
+    ///
+    /// # Errors
+    /// If a share is outside (0, 1], or what is kept comes to no row at all.
+    pub fn count(self, rows: usize) -> Result<usize> {
+        match self.validated()? {
+            Self::Count(count) => Ok(usize::try_from(count).unwrap_or(usize::MAX)),
+            Self::Share(share) => match rounded(share, rows) {
+                0 => {
+                    Err(Error::invalid(format!("{self} of {rows} rows is less than half a row; keep more.")))
+                }
+                count => Ok(count),
+            },
+        }
+    }
+}
+
+/// `share` of `rows`, to the nearest whole row.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share in [0, 1] of at most 2^32 rows"
+)]
+fn rounded(share: f64, rows: usize) -> usize {
+    (share * rows as f64).round() as usize
+}
+
+/// A way to choose. Percentiles count from the best rated: 0 is the highest rating, just under 1 the lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "strategy", rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Every row alike.
+    Random,
+    /// The best rated.
+    TopK,
+    /// A contiguous window of the ranking.
+    Block {
+        /// Percentile where the window begins, in [0, 1).
+        offset: f64,
+    },
+    /// A Gaussian over the percentiles, nothing dropped; the paper's mean is 0.5.
+    Gsample {
+        /// Mean of the Gaussian, a percentile.
+        mean: f64,
+        /// Standard deviation of the Gaussian, in percentiles.
+        sigma: f64,
+    },
+    /// Drops the best rated, then a Gaussian over the percentiles (eq. 11).
+    ShiftGsample {
+        /// Share of all rows to drop from the top, in [0, 1).
+        #[serde(rename = "drop_top")]
+        drop_top: f64,
+        /// Mean of the Gaussian, a percentile of the whole ranking.
+        mean: f64,
+        /// Standard deviation of the Gaussian, in percentiles.
+        sigma: f64,
+    },
+}
+
+impl Strategy {
+    /// The name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::TopK => "top-k",
+            Self::Block { .. } => "block",
+            Self::Gsample { .. } => "gsample",
+            Self::ShiftGsample { .. } => "shift-gsample",
+        }
+    }
+
+    /// Checks the parameters by themselves.
+    ///
+    /// # Errors
+    /// If a share is outside [0, 1), the mean is not finite, or sigma is not above 0.
+    pub fn validate(&self) -> Result<()> {
+        let gaussian = |mean: f64, sigma: f64| {
+            if !mean.is_finite() {
+                return Err(Error::invalid(format!("mean is {mean}, but it must be a finite number.")));
+            }
+            if !(sigma > 0.0 && sigma.is_finite()) {
+                return Err(Error::invalid(format!("sigma is {sigma}, but it must be a number above 0.")));
+            }
+            Ok(())
+        };
+        let below_one = |name: &str, value: f64| {
+            if (0.0..1.0).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::invalid(format!("{name} is {value}, but it must be at least 0 and below 1.")))
+        };
+        match *self {
+            Self::Random | Self::TopK => Ok(()),
+            Self::Block { offset } => below_one("offset", offset),
+            Self::Gsample { mean, sigma } => gaussian(mean, sigma),
+            Self::ShiftGsample { drop_top, mean, sigma } => {
+                below_one("drop_top", drop_top)?;
+                gaussian(mean, sigma)
+            }
+        }
+    }
+
+    /// How many of `rows` this takes out of the running from the top before it draws.
+    pub fn dropped(&self, rows: usize) -> usize {
+        if let Self::ShiftGsample { drop_top, .. } = *self { rounded(drop_top, rows) } else { 0 }
+    }
+}
+
+/// The ranks that `strategy` keeps, ascending; exactly as many as `keep` says.
+///
+/// # Errors
+/// If a parameter is out of its range, or fewer rows are available than are to be kept.
+pub fn choose_ranks(ranking: &Ranking, strategy: &Strategy, keep: Keep, seed: u64) -> Result<Vec<u32>> {
+    strategy.validate()?;
+    let rows = ranking.len();
+    let count = keep.count(rows)?;
+    let dropped = strategy.dropped(rows);
+    let available = rows - dropped;
+    if count > available {
+        let why =
+            if dropped > 0 { format!(" after dropping the {dropped} best rated") } else { String::new() };
+        return Err(Error::invalid(format!(
+            "{count} rows are to be kept, but only {available} of {rows} are available{why}; keep fewer."
+        )));
+    }
+    let gaussian = |mean: f64, sigma: f64| {
+        smallest_keys(ranking, dropped..rows, count, |rank, row| {
+            let distance = (ranking.percentile(rank) - mean) / sigma;
+            log_exponential(seed, row) + 0.5 * distance * distance
+        })
+    };
+    match *strategy {
+        Strategy::Random => Ok(smallest_keys(ranking, 0..rows, count, |_, row| log_exponential(seed, row))),
+        Strategy::TopK => Ok(window(0, count)),
+        Strategy::Block { offset } => {
+            let begin = rounded(offset, rows);
+            if begin + count > rows {
+                return Err(Error::invalid(format!(
+                    "a block of {count} rows from offset {offset} (rank {begin}) runs past the last of {rows} rows; \
+                     begin earlier or keep fewer."
+                )));
+            }
+            Ok(window(begin, count))
+        }
+        Strategy::Gsample { mean, sigma } | Strategy::ShiftGsample { mean, sigma, .. } => {
+            Ok(gaussian(mean, sigma))
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "ranks are bounded by the ranking")]
+fn window(begin: usize, count: usize) -> Vec<u32> {
+    (begin as u32..(begin + count) as u32).collect()
+}
+
+/// The logarithm of an Exp(1) number that belongs to `row`.
+fn log_exponential(seed: u64, row: u32) -> f64 {
+    (-(-Random::new(seed, Purpose::Select, u64::from(row)).uniform()).ln_1p()).ln()
+}
+
+/// Weighted sampling without replacement by exponential keys (Efraimidis and Spirakis 2006): the `count` smallest of
+/// `Exp(1) / p`, of which `log_key(rank, row)` gives the logarithm, so that no weight is too small to be told from 0.
+#[expect(clippy::cast_possible_truncation, reason = "ranks are bounded by the ranking")]
+fn smallest_keys(
+    ranking: &Ranking,
+    ranks: Range<usize>,
+    count: usize,
+    log_key: impl Fn(usize, u32) -> f64 + Sync,
+) -> Vec<u32> {
+    if count == ranks.len() {
+        return window(ranks.start, count);
+    }
+    let mut keyed: Vec<(f64, u32)> =
+        ranks.into_par_iter().map(|rank| (log_key(rank, ranking.order()[rank]), rank as u32)).collect();
+    keyed.select_nth_unstable_by(count, |left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1)));
+    keyed.truncate(count);
+    let mut kept: Vec<u32> = keyed.into_iter().map(|(_, rank)| rank).collect();
+    kept.par_sort_unstable();
+    kept
+}

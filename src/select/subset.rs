@@ -1,0 +1,297 @@
+//! From a ratings table to the files of a subset: the rows, the list of ids, and a summary.
+
+use std::{
+    fs::File,
+    io::{BufReader, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{
+    ColumnNames, Keep, RatingRow, RatingsReader, RatingsTable, Selection, SelectionSummary, Strategy,
+    ids::IdIndex,
+    ratings::{CsvTable, list_columns, table_error, write_error},
+    select,
+    whole_file::{WholeFile, finish_together},
+};
+use crate::error::{Error, Result};
+
+/// What to choose, from where, and where to write it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubsetJob {
+    /// The ratings, CSV or Parquet.
+    pub ratings: PathBuf,
+    /// The columns of ids and ratings in it; the corpus names its ids alike.
+    pub names: ColumnNames,
+    /// The way to choose.
+    pub strategy: Strategy,
+    /// How many.
+    pub keep: Keep,
+    /// The seed of the draw.
+    pub seed: u64,
+    /// The subset's CSV; the list of ids and the summary stand beside it.
+    pub out: PathBuf,
+    /// The corpus' CSV, to copy rows from it byte for byte; without it the rows come from the ratings table.
+    pub data: Option<PathBuf>,
+    /// Whether existing outputs may be replaced.
+    pub overwrite: bool,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubsetReport {
+    /// The selection.
+    pub selection: Selection,
+    /// The subset's CSV.
+    pub subset: PathBuf,
+    /// The ids kept, one a line, sorted byte by byte.
+    pub ids: PathBuf,
+    /// The summary, JSON.
+    pub summary: PathBuf,
+}
+
+#[derive(Serialize)]
+struct SummaryFile<'a> {
+    #[serde(flatten)]
+    strategy: &'a Strategy,
+    seed: u64,
+    keep: String,
+    ratings_file: &'a Path,
+    data_file: Option<&'a Path>,
+    #[serde(flatten)]
+    summary: &'a SelectionSummary,
+}
+
+/// Chooses a subset and writes `<out>`, `<out stem>.ids.txt` and `<out stem>.summary.json`: all of them or none.
+///
+/// The subset has the original columns in the original order: those of the ratings table without the rating, or with
+/// [`data`](SubsetJob::data) the very bytes of the corpus' rows, in the order of the corpus.
+///
+/// # Errors
+/// If an output exists and may not be replaced or would replace an input, an input cannot be used (see
+/// [`RatingsTable::read`]), the strategy's parameters are out of range, a kept id is missing in the corpus or stands
+/// there twice, or the disk is full.
+pub fn write_subset(job: &SubsetJob) -> Result<SubsetReport> {
+    let [subset, ids, summary] = output_paths(job)?;
+    job.strategy.validate()?;
+    let (table, index) = RatingsTable::read_indexed(&job.ratings, &job.names)?;
+    let index = job.data.as_ref().map(|_| index);
+    let selection = select(&table.ratings, &job.strategy, job.keep, job.seed)?;
+
+    let mut ids_file = WholeFile::create(&ids)?;
+    for row in table.ids.sorted(&selection.kept) {
+        let id = table.ids.get(row as usize);
+        if id.contains(['\n', '\r']) {
+            return Err(table_error(
+                &job.ratings,
+                None,
+                format!(
+                    "the id {id:?} holds a line break, which a list with one id a line cannot; change the id."
+                ),
+            ));
+        }
+        ids_file.write_all(id.as_bytes()).map_err(Error::io("write", &ids))?;
+        ids_file.write_all(b"\n").map_err(Error::io("write", &ids))?;
+    }
+
+    let mut summary_file = WholeFile::create(&summary)?;
+    let contents = SummaryFile {
+        strategy: &job.strategy,
+        seed: job.seed,
+        keep: job.keep.to_string(),
+        ratings_file: &job.ratings,
+        data_file: job.data.as_deref(),
+        summary: &selection.summary,
+    };
+    serde_json::to_writer_pretty(&mut summary_file, &contents)
+        .map_err(std::io::Error::from)
+        .and_then(|()| summary_file.write_all(b"\n"))
+        .map_err(Error::io("write", &summary))?;
+
+    let subset_file = WholeFile::create(&subset)?;
+    let subset_file = match (&job.data, index) {
+        (Some(data), Some(index)) => {
+            copy_corpus_rows(job, data, &table, &index, &selection.kept, subset_file)?
+        }
+        _ => write_table_rows(job, &selection.kept, subset_file)?,
+    };
+    finish_together(vec![ids_file, summary_file, subset_file])?;
+    Ok(SubsetReport { selection, subset, ids, summary })
+}
+
+/// The three outputs; refuses those that exist or are inputs.
+fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
+    let ending = job.out.extension().and_then(|ending| ending.to_str()).unwrap_or("");
+    let stem = job.out.file_stem().filter(|_| ending.eq_ignore_ascii_case("csv"));
+    let Some(stem) = stem else {
+        return Err(Error::invalid(format!(
+            "the subset {} must be a file ending in .csv.",
+            job.out.display()
+        )));
+    };
+    let beside = |ending: &str| {
+        let mut name = stem.to_os_string();
+        name.push(ending);
+        job.out.with_file_name(name)
+    };
+    let outputs = [job.out.clone(), beside(".ids.txt"), beside(".summary.json")];
+    let same_file = |left: &Path, right: &Path| match (left.canonicalize(), right.canonicalize()) {
+        (Ok(left), Ok(right)) => left == right,
+        _ => left == right,
+    };
+    for output in &outputs {
+        let inputs = std::iter::once(&job.ratings).chain(&job.data);
+        for input in inputs {
+            if same_file(output, input) {
+                return Err(Error::invalid(format!(
+                    "{} is an input and would be overwritten; choose another --out.",
+                    output.display()
+                )));
+            }
+        }
+        if !job.overwrite && output.exists() {
+            return Err(Error::invalid(format!(
+                "{} exists already; choose another --out or give --overwrite.",
+                output.display()
+            )));
+        }
+    }
+    Ok(outputs)
+}
+
+/// Streams the ratings table and writes the kept rows without their rating.
+fn write_table_rows(job: &SubsetJob, kept: &[u32], file: WholeFile) -> Result<WholeFile> {
+    let mut reader = RatingsReader::open(&job.ratings, &job.names)?;
+    let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(file);
+    let header = reader.header().clone();
+    let columns = header.columns().iter().enumerate().filter(|(index, _)| *index != header.rating_index());
+    let failed = |error| write_error(&job.out, error);
+    writer.write_record(columns.map(|(_, column)| column)).map_err(failed)?;
+    // The id stands among the carried fields where it stood among the columns without the rating.
+    let id_place = header.id_index() - usize::from(header.rating_index() < header.id_index());
+    let mut row = RatingRow::default();
+    let mut next = 0;
+    for &kept_row in kept {
+        let between = u64::from(kept_row - next);
+        if reader.pass_over(between)? != between || !reader.read(&mut row)? {
+            return Err(table_error(
+                &job.ratings,
+                None,
+                "the file became shorter while it was read; run again.",
+            ));
+        }
+        next = kept_row + 1;
+        let (before, after) = row.carried.split_at(id_place);
+        let fields = before.iter().chain(std::iter::once(&row.id)).chain(after);
+        writer.write_record(fields).map_err(failed)?;
+    }
+    writer.into_inner().map_err(|error| Error::Io {
+        action: "write",
+        path: job.out.clone(),
+        source: error.into_error(),
+    })
+}
+
+/// Streams the corpus and copies the rows whose ids are kept, byte for byte.
+fn copy_corpus_rows(
+    job: &SubsetJob,
+    data: &Path,
+    table: &RatingsTable,
+    index: &IdIndex,
+    kept: &[u32],
+    mut file: WholeFile,
+) -> Result<WholeFile> {
+    let mut corpus = CsvTable::open(data)?;
+    let Some(id_column) = corpus.columns().iter().position(|column| *column == job.names.id) else {
+        let columns = list_columns(corpus.columns());
+        let message = format!("there is no column `{}`; the columns are {columns}.", job.names.id);
+        return Err(table_error(data, Some(1), message));
+    };
+    let mut wanted = vec![false; table.ratings.len()];
+    kept.iter().for_each(|&row| wanted[row as usize] = true);
+    let mut copied: Vec<u32> = Vec::with_capacity(kept.len());
+
+    let mut copier = Copier::open(data)?;
+    let header_end = corpus.header_end();
+    let header = copier.take(0..header_end)?;
+    // The reader leaves the second half of a two-byte line break to the next record.
+    let line_break: &[u8] =
+        if header.ends_with(b"\r") || header.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
+    let mut write_line = |line: &[u8]| {
+        file.write_all(line).and_then(|()| file.write_all(line_break)).map_err(Error::io("write", &job.out))
+    };
+    write_line(without_line_breaks(header))?;
+    while corpus.read()? {
+        let id = corpus.record().get(id_column).unwrap_or("");
+        let Some(row) = index.find(&table.ids, id).filter(|&row| wanted[row as usize]) else { continue };
+        copied.push(row);
+        let bytes = copier.take(corpus.byte_range())?;
+        write_line(without_line_breaks(bytes))?;
+    }
+    copied.sort_unstable();
+    if copied != kept {
+        return Err(mismatch(job, data, table, kept, &copied));
+    }
+    Ok(file)
+}
+
+/// Why the rows that were copied (ascending) are not the rows kept.
+fn mismatch(job: &SubsetJob, data: &Path, table: &RatingsTable, kept: &[u32], copied: &[u32]) -> Error {
+    if let Some(pair) = copied.windows(2).find(|pair| pair[0] == pair[1]) {
+        let id = table.ids.get(pair[0] as usize);
+        return table_error(data, None, format!("the id `{id}` occurs twice; ids must be unique."));
+    }
+    let first = kept.iter().find(|row| copied.binary_search(row).is_err());
+    let first = first.map_or("", |&row| table.ids.get(row as usize));
+    table_error(
+        data,
+        None,
+        format!(
+            "{} of the kept ids of {} are not in this corpus, the first is `{first}`; give the corpus that was rated.",
+            kept.len() - copied.len(),
+            job.ratings.display(),
+        ),
+    )
+}
+
+/// Line breaks around a record lie outside its quotes.
+fn without_line_breaks(record: &[u8]) -> &[u8] {
+    let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let begin = record.iter().position(|byte| !is_break(byte)).unwrap_or(record.len());
+    let end = record.iter().rposition(|byte| !is_break(byte)).map_or(begin, |last| last + 1);
+    &record[begin..end]
+}
+
+/// Takes ranges of bytes from a file, in ascending order.
+struct Copier {
+    path: PathBuf,
+    file: BufReader<File>,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Copier {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: BufReader::with_capacity(1 << 20, file),
+            at: 0,
+            bytes: Vec::new(),
+        })
+    }
+
+    fn take(&mut self, range: std::ops::Range<u64>) -> Result<&[u8]> {
+        let (Ok(forward), Ok(length)) =
+            (i64::try_from(range.start - self.at), usize::try_from(range.end - range.start))
+        else {
+            return Err(table_error(&self.path, None, "a record is too large to be copied."));
+        };
+        self.file.seek_relative(forward).map_err(Error::io("read", &self.path))?;
+        self.bytes.resize(length, 0);
+        self.file.read_exact(&mut self.bytes).map_err(Error::io("read", &self.path))?;
+        self.at = range.end;
+        Ok(&self.bytes)
+    }
+}

@@ -1,0 +1,232 @@
+//! Writing files and folders whole: whoever looks sees either nothing or all of it, whenever the process is killed.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// What temporary names begin with; see [`remove_leftovers`].
+const PREFIX: &str = ".unfinished-";
+
+/// Bytes in hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+/// A name in the same folder that no other process or thread uses.
+fn temporary_name(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!("{PREFIX}{}-{count}-{name}", std::process::id()))
+}
+
+/// The folder that holds `path`.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the names in a folder last through a power cut.
+///
+/// # Errors
+/// If the folder cannot be synced.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
+}
+
+/// Writes a file of these bytes and makes them last, under the name itself.
+fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(Error::io("write", path))
+}
+
+/// Writes a file whole: under a temporary name in the same folder, synced, renamed, and the folder synced.
+///
+/// # Errors
+/// If the folder is missing or not writable, or the disk is full; nothing is left behind and an older file stays.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = temporary_name(path);
+    let written = write_through(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("write", path)));
+    if let Err(error) = written {
+        // The first failure is the one to report.
+        let _ = fs::remove_file(&temporary);
+        return Err(match error {
+            Error::Io { source, .. } => Error::Io { action: "write", path: path.to_path_buf(), source },
+            other => other,
+        });
+    }
+    sync_folder(folder_of(path))
+}
+
+/// A folder that appears whole: files are written into a temporary folder beside it, and [`publish`](Self::publish)
+/// renames that. Dropped before, it leaves nothing behind.
+#[derive(Debug)]
+pub struct PendingFolder {
+    temporary: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+impl PendingFolder {
+    /// Begins a folder that is to appear at `target`.
+    ///
+    /// # Errors
+    /// If the temporary folder cannot be made.
+    pub fn new(target: &Path) -> Result<Self> {
+        let temporary = temporary_name(target);
+        fs::create_dir(&temporary).map_err(Error::io("create", target))?;
+        Ok(Self { temporary, target: target.to_path_buf(), published: false })
+    }
+
+    /// Where the files are written meanwhile.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Writes a file into it.
+    ///
+    /// # Errors
+    /// If writing fails; the message names the final place.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_through(&self.temporary.join(name), bytes).map_err(|error| match error {
+            Error::Io { action, source, .. } => Error::Io { action, path: self.target.join(name), source },
+            other => other,
+        })
+    }
+
+    /// Makes it appear, in place of an older folder of that name.
+    ///
+    /// # Errors
+    /// If a folder cannot be renamed or synced.
+    pub fn publish(mut self) -> Result<()> {
+        sync_folder(&self.temporary)?;
+        if self.target.exists() {
+            remove_folder(&self.target)?;
+        }
+        fs::rename(&self.temporary, &self.target).map_err(Error::io("create", &self.target))?;
+        self.published = true;
+        sync_folder(folder_of(&self.target))
+    }
+}
+
+impl Drop for PendingFolder {
+    fn drop(&mut self) {
+        if !self.published {
+            // There may be nothing to remove, and whoever dropped it already reports why.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Removes a folder so that it is never seen half removed.
+///
+/// # Errors
+/// If it cannot be renamed or removed.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    let hidden = temporary_name(folder);
+    fs::rename(folder, &hidden).map_err(Error::io("remove", folder))?;
+    fs::remove_dir_all(&hidden).map_err(Error::io("remove", folder))
+}
+
+/// Removes what writers that were killed left in a folder. Only for a folder that no other process writes to.
+///
+/// # Errors
+/// If the folder cannot be read or a leftover cannot be removed.
+pub fn remove_leftovers(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let path = entry.path();
+        let kind = entry.file_type().map_err(Error::io("read", &path))?;
+        let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(Error::io("remove", &path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_whole(&path, b"one").unwrap();
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(folder.path()), ["a.json"]);
+        let error = write_whole(&folder.path().join("missing/a.json"), b"one").unwrap_err().to_string();
+        assert!(error.contains("cannot write") && error.contains("missing/a.json"), "{error}");
+        assert_eq!(names(folder.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("step");
+        let pending = PendingFolder::new(&target).unwrap();
+        pending.write("a", b"1").unwrap();
+        assert!(!target.exists());
+        drop(pending);
+        assert!(names(folder.path()).is_empty());
+        for content in [b"1", b"2"] {
+            let pending = PendingFolder::new(&target).unwrap();
+            pending.write("a", content).unwrap();
+            pending.publish().unwrap();
+            assert_eq!(fs::read(target.join("a")).unwrap(), content);
+            assert_eq!(names(folder.path()), ["step"]);
+        }
+    }
+
+    #[test]
+    fn leftovers_go_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(".unfinished-1-0-a"), "").unwrap();
+        fs::create_dir(folder.path().join(".unfinished-1-1-b")).unwrap();
+        fs::write(folder.path().join(".unfinished-1-1-b/c"), "").unwrap();
+        fs::write(folder.path().join(".hidden"), "").unwrap();
+        remove_leftovers(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), [".hidden"]);
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_standard() {
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

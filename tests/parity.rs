@@ -1,0 +1,533 @@
+//! The released code's numbers. `ALCHEMIST_FIXTURES=DIR` names another folder of fixture sets; every one found is run.
+
+#![expect(clippy::print_stdout, reason = "the figures are what the test is run for")]
+
+mod common;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use alchemist_engine::{
+    data::{Preprocess, ReleasedOrder, ReleasedSampler, load_picture},
+    encode::{TextStates, pyramid::PyramidQuantizer},
+    engine::{Accumulate, DType, Parameters, Tape, Tensor},
+    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+    train::{
+        optimizer::{AdamW, AdamWSettings},
+        schedule::Schedule,
+    },
+};
+use common::{Fixture, digest_error, read_tensors, relative_error, tolerance};
+use serde_json::Value;
+
+type Tensors = BTreeMap<String, Tensor>;
+
+/// All fixture folders below the chosen folder whose name begins with `kind`.
+fn fixtures(kind: &str) -> Vec<Fixture> {
+    fn walk(folder: PathBuf, found: &mut Vec<PathBuf>) {
+        let Ok(entries) = std::fs::read_dir(&folder) else { return };
+        if folder.join("manifest.json").exists() {
+            found.push(folder);
+            return;
+        }
+        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+            walk(entry.path(), found);
+        }
+    }
+    let mut found = Vec::new();
+    walk(fixture_root(), &mut found);
+    found.sort();
+    let of_kind =
+        |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind));
+    let fixtures: Vec<Fixture> =
+        found.iter().filter(|folder| of_kind(folder)).map(|folder| Fixture::open(folder)).collect();
+    assert!(!fixtures.is_empty(), "no fixture {kind}* in {}", fixture_root().display());
+    fixtures
+}
+
+fn fixture_root() -> PathBuf {
+    std::env::var_os("ALCHEMIST_FIXTURES")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from)
+}
+
+fn report(fixture: &Fixture, what: &str, worst: f64, limit: f64) {
+    println!("parity {:<24} {what:<42} worst {worst:.2e} (limit {limit:.0e})", fixture.name());
+    assert!(worst <= limit, "{}: {what} is off by {worst:e}, more than {limit:e}", fixture.name());
+}
+
+/// The backbone that the manifest and the weights describe.
+fn backbone(fixture: &Fixture, weights: &Tensors, first_sample: bool) -> BackboneConfig {
+    let flag = |key: &str| fixture.manifest["config"][key].as_bool().unwrap_or(false);
+    let heads = weights["blocks.0.attn.scale_mul_1H11"].dim(1);
+    BackboneConfig {
+        patch_nums: fixture.patch_nums(),
+        vocabulary: fixture.size("V"),
+        code_channels: weights["word_embed.weight"].dim(1),
+        text_channels: weights["encoder_proj.weight"].dim(1),
+        depth: (0..).take_while(|at| weights.contains_key(&format!("blocks.{at}.ffn.fc1.weight"))).count(),
+        width: weights["pos_start"].dim(2),
+        heads,
+        mlp_ratio: fixture.number("mlp_ratio"),
+        attention_l2_norm: flag("attn_l2_norm"),
+        rope: flag("rope")
+            .then(|| Rope { theta: fixture.number("rope_theta"), norm: fixture.number("rope_norm") }),
+        level_embedding: flag("lvl_emb"),
+        logit_norm: flag("enable_logit_norm"),
+        shared_aln: flag("shared_aln"),
+        cross_attention: true,
+        drop_path: 0.0,
+        cross_from_first_sample: first_sample,
+        initialisation: Initialisation { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
+    }
+}
+
+/// Sets every parameter from released weights; what is left over must be what the released code never uses.
+fn load(parameters: &mut Parameters, weights: &Tensors) {
+    for (name, value) in weights {
+        if name != "class_emb.weight" && !name.ends_with(".zero_k_bias") {
+            parameters.set(name, value).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+    for (_, name, _) in parameters.iter() {
+        assert!(weights.contains_key(name), "the fixture lacks {name}");
+    }
+}
+
+fn text(inputs: &Tensors, prefix: &str) -> TextStates {
+    TextStates {
+        states: inputs[&format!("{prefix}encoder_hidden_states")].clone(),
+        mask: inputs[&format!("{prefix}encoder_attention_mask")].clone(),
+        pooled: inputs[&format!("{prefix}pooled")].clone(),
+    }
+}
+
+/// The worst error over all gradients, full or digested, whichever the fixture holds.
+fn worst_gradient(fixture: &Fixture, parameters: &Parameters, gradients: &[Option<Tensor>]) -> f64 {
+    let full = fixture.folder.join("grads.safetensors");
+    let full = if full.exists() { read_tensors(&full) } else { Tensors::new() };
+    let digests = &fixture.manifest["grad_digest"];
+    let (mut worst, mut compared) = (0.0f64, 0);
+    for (id, name, _) in parameters.iter() {
+        let found = gradients[id.0].as_ref().unwrap_or_else(|| panic!("{name} has no gradient"));
+        let error = match (full.get(name), digests.get(name)) {
+            (Some(expected), _) => relative_error(found, expected),
+            (None, Some(digest)) => digest_error(found, digest),
+            (None, None) => panic!("the fixture says nothing of the gradient of {name}"),
+        };
+        compared += 1;
+        worst = worst.max(error);
+    }
+    assert_eq!(compared, parameters.len(), "every gradient is compared");
+    worst
+}
+
+#[test]
+fn proxy_matches_the_released_code() {
+    for fixture in fixtures("proxy") {
+        let (weights, inputs, outputs) = (
+            fixture.tensors("weights.safetensors"),
+            fixture.tensors("inputs.safetensors"),
+            fixture.tensors("outputs.safetensors"),
+        );
+        let (x, text) = (&inputs["x_BLCv_wo_first_l"], text(&inputs, ""));
+        let codes = &outputs["gt_BL"];
+        for first_sample in [true, false] {
+            let (proxy, mut parameters) =
+                Proxy::new(&backbone(&fixture, &weights, first_sample), DType::F32, 0).unwrap();
+            load(&mut parameters, &weights);
+            let (prefix, kind) = if first_sample { ("", "released") } else { ("fixedcross_", "default") };
+            let mut tape = Tape::new(&parameters);
+            let logits = proxy.logits(&mut tape, x, &text, Mode::Evaluate).unwrap();
+            if let Some(expected) = outputs.get(&format!("{prefix}logits")) {
+                let error = relative_error(logits.value(), expected);
+                report(
+                    &fixture,
+                    &format!("logits, {kind} cross-attention"),
+                    error,
+                    tolerance::PARITY_FORWARD,
+                );
+            }
+            let mut tape = Tape::new(&parameters);
+            let loss = proxy.loss(&mut tape, x, &text, codes, 0.0, Mode::Evaluate).unwrap();
+            let error =
+                relative_error(loss.sample_loss.value(), &outputs[&format!("{prefix}loss_per_sample")]);
+            report(
+                &fixture,
+                &format!("loss per sample, {kind} cross-attention"),
+                error,
+                tolerance::PARITY_FORWARD,
+            );
+            if !first_sample {
+                continue;
+            }
+            let error = relative_error(&loss.token_loss, &outputs["loss_per_token"]);
+            report(&fixture, "loss per token", error, tolerance::PARITY_FORWARD);
+            let batch = codes.dim(0);
+            let mut visitor = Accumulate::default();
+            let seeds = Tensor::new(&[batch], vec![1.0 / batch as f32; batch]).unwrap();
+            tape.backward(vec![(&loss.sample_loss, seeds)], &[], &mut visitor).unwrap();
+            let worst = worst_gradient(&fixture, &parameters, &visitor.gradients);
+            report(&fixture, "gradients of the mean loss", worst, tolerance::PARITY_GRADIENT);
+            if let Some(expected) = outputs.get("loss_per_token_label_smooth_0p1") {
+                let mut tape = Tape::inference(&parameters);
+                let loss = proxy.loss(&mut tape, x, &text, codes, 0.1, Mode::Evaluate).unwrap();
+                let error = relative_error(&loss.token_loss, expected);
+                report(&fixture, "loss per token, smoothing 0.1", error, tolerance::PARITY_FORWARD);
+            }
+        }
+    }
+}
+
+#[test]
+fn rater_matches_the_released_code() {
+    for fixture in fixtures("rater_").into_iter().filter(|fixture| !fixture.name().starts_with("rater_train"))
+    {
+        let (weights, inputs, outputs) = (
+            fixture.tensors("weights.safetensors"),
+            fixture.tensors("inputs.safetensors"),
+            fixture.tensors("outputs.safetensors"),
+        );
+        let (x, text) = (&inputs["x_BLCv_wo_first_l"], text(&inputs, ""));
+        for first_sample in [true, false] {
+            let (rater, mut parameters) =
+                Rater::new(&backbone(&fixture, &weights, first_sample), DType::F32, 0).unwrap();
+            load(&mut parameters, &weights);
+            let (prefix, kind) = if first_sample { ("", "released") } else { ("fixedcross_", "default") };
+            let mut tape = Tape::new(&parameters);
+            let rated = rater.forward(&mut tape, x, &text, Weighing::Released, Mode::Evaluate).unwrap();
+            for (what, found) in
+                [("score", &rated.score), ("pooled_features", &rated.pooled), ("batch_score", &rated.group)]
+            {
+                if let Some(expected) = outputs.get(&format!("{prefix}{what}")) {
+                    let error = relative_error(found.value(), expected);
+                    report(
+                        &fixture,
+                        &format!("{what}, {kind} cross-attention"),
+                        error,
+                        tolerance::PARITY_FORWARD,
+                    );
+                }
+            }
+            if !first_sample {
+                continue;
+            }
+            let error = relative_error(rated.weight.value(), &outputs["rating_weight_softmax"]);
+            report(&fixture, "weights", error, tolerance::PARITY_FORWARD);
+            let mut visitor = Accumulate::default();
+            let seeds = vec![(&rated.score, outputs["grad_vector"].clone())];
+            tape.backward(seeds, &[], &mut visitor).unwrap();
+            let worst = worst_gradient(&fixture, &parameters, &visitor.gradients);
+            report(&fixture, "gradients of the score", worst, tolerance::PARITY_GRADIENT);
+        }
+    }
+}
+
+/// Released parameter groups (upstream.md, C2).
+fn decays(name: &str, shape: &[usize]) -> bool {
+    alchemist_engine::train::parameter_groups::decays(name, shape)
+}
+
+struct Run {
+    rater_regularisation: bool,
+    freeze_proxy: bool,
+}
+
+fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
+    let weights = |key: &str| {
+        let path = fixture.manifest["initial_weights"][key].as_str().expect("the manifest names the weights");
+        read_tensors(&fixture.folder.join(path))
+    };
+    let (proxy_weights, rater_weights) = (weights("proxy"), weights("rater"));
+    let (proxy, mut proxy_parameters) =
+        Proxy::new(&backbone(fixture, &proxy_weights, true), DType::F32, 0).unwrap();
+    let (rater, mut rater_parameters) =
+        Rater::new(&backbone(fixture, &rater_weights, true), DType::F32, 0).unwrap();
+    load(&mut proxy_parameters, &proxy_weights);
+    load(&mut rater_parameters, &rater_weights);
+    let optimizer = &fixture.manifest["optimizer"];
+    let number = |value: &Value| value.as_f64().expect("an optimizer setting is a number");
+    let settings = AdamWSettings {
+        beta1: number(&optimizer["betas"][0]),
+        beta2: number(&optimizer["betas"][1]),
+        epsilon: number(&optimizer["eps"]),
+        clip: Some(number(&optimizer["grad_clip"])),
+    };
+    Bilevel {
+        proxy,
+        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
+        proxy_parameters,
+        rater,
+        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
+        rater_parameters,
+        settings: BilevelSettings {
+            weighing: Weighing::Released,
+            weighted_mean: true,
+            label_smoothing: 0.0,
+            rater_regularisation: run.rater_regularisation,
+            freeze_proxy: run.freeze_proxy,
+            frozen_proxy_decays: true,
+            two_rater_passes: true,
+            drop_path: false,
+            seed: 0,
+        },
+    }
+}
+
+fn batch(batches: &Tensors, prefix: &str, last_scale: usize) -> Batch {
+    Batch {
+        codes: batches[&format!("{prefix}idx_BL")].clone(),
+        input: batches[&format!("{prefix}x_BLCv_wo_first_l")].clone(),
+        text: text(batches, prefix),
+        last_scale,
+    }
+}
+
+/// The worst relative error of one step's figures.
+fn step_error(found: &StepReport, expected: &Value) -> f64 {
+    let one = |found: f64, expected: &Value| {
+        let expected = expected.as_f64().expect("a figure is a number");
+        (found - expected).abs() / expected.abs().max(1e-12)
+    };
+    let many = |found: &[f64], expected: &Value| {
+        let expected = expected.as_array().expect("figures of a batch are a list");
+        assert_eq!(found.len(), expected.len());
+        found.iter().zip(expected).map(|(found, expected)| one(*found, expected)).fold(0.0, f64::max)
+    };
+    let metrics = &expected["metrics"];
+    [
+        one(found.validation_loss, &expected["val_loss"]),
+        one(found.weighted_train_loss, &expected["weighted_train_loss"]),
+        one(found.rater_loss, &expected["rater_loss"]),
+        many(&found.train_loss, &expected["train_loss_per_sample"]),
+        many(&found.score, &expected["score_for_proxy"]),
+        many(&found.weight, &expected["rating_weight"]),
+        one(found.validation_tail_loss, &metrics["Lt"]),
+        (found.validation_accuracy - metrics["Accm"].as_f64().unwrap()).abs() / 100.0,
+        (found.validation_tail_accuracy - metrics["Acct"].as_f64().unwrap()).abs() / 100.0,
+    ]
+    .into_iter()
+    .fold(0.0, f64::max)
+}
+
+fn final_weights_error(fixture: &Fixture, parameters: &Parameters, net: &str) -> f64 {
+    let full = fixture.folder.join(format!("final_{net}.safetensors"));
+    let full = if full.exists() { read_tensors(&full) } else { Tensors::new() };
+    let digests = &fixture.manifest[format!("final_{net}_digest")];
+    let mut worst = 0.0f64;
+    for (_, name, value) in parameters.iter() {
+        let scale = value.to_f64_vec().iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        let error = match (full.get(name), digests.get(name)) {
+            (Some(expected), _) => relative_error(value, expected) * scale,
+            (None, Some(digest)) => digest_error(value, digest) * scale,
+            (None, None) => panic!("the fixture says nothing of the final {net} {name}"),
+        };
+        worst = worst.max(error);
+    }
+    worst
+}
+
+#[test]
+fn training_steps_match_the_released_code() {
+    for fixture in fixtures("rater_train") {
+        let batches = fixture.tensors("batches.safetensors");
+        let last_scale = fixture.patch_nums().last().map_or(0, |side| side * side);
+        let optimizer = &fixture.manifest["optimizer"];
+        let rates = StepRates {
+            upper_level_weight: fixture.manifest["ul_weight"].as_f64().unwrap(),
+            learning_rate: optimizer["lr"].as_f64().unwrap(),
+            weight_decay: optimizer["weight_decay"].as_f64().unwrap(),
+        };
+        let runs = [
+            ("steps", Run { rater_regularisation: false, freeze_proxy: false }),
+            ("steps_rater_reg", Run { rater_regularisation: true, freeze_proxy: false }),
+            ("steps_fixVar", Run { rater_regularisation: false, freeze_proxy: true }),
+        ];
+        for (key, run) in runs {
+            let Some(steps) = fixture.manifest[key].as_array() else { continue };
+            let mut bilevel = bilevel(&fixture, &run);
+            let mut worst = 0.0f64;
+            for (at, expected) in steps.iter().enumerate() {
+                let micro = MicroBatch {
+                    train: batch(&batches, &format!("step{at}.train."), last_scale),
+                    validation: batch(&batches, &format!("step{at}.val."), last_scale),
+                };
+                let found = bilevel.step(&[micro], rates, at as u64).unwrap();
+                worst = worst.max(step_error(&found, expected));
+                if !run.freeze_proxy {
+                    let norm = expected["proxy_grad_norm_preclip"].as_f64().unwrap();
+                    worst = worst.max((found.proxy_gradient_norm - norm).abs() / norm);
+                    let loss = expected["proxy_total_loss"].as_f64().unwrap();
+                    worst = worst.max((found.proxy_loss - loss).abs() / loss);
+                }
+            }
+            report(&fixture, &format!("{} {key}", steps.len()), worst, tolerance::PARITY_LOSS);
+            if key == "steps" {
+                for (net, parameters) in
+                    [("rater", &bilevel.rater_parameters), ("proxy", &bilevel.proxy_parameters)]
+                {
+                    let floor = fixture.manifest[format!("f32_vs_f64_final_{net}_max_abs")].as_f64().unwrap();
+                    let error = final_weights_error(&fixture, parameters, net);
+                    let limit = floor * tolerance::PARITY_FINAL_WEIGHTS;
+                    report(&fixture, &format!("final {net} weights (absolute)"), error, limit);
+                }
+            }
+        }
+    }
+}
+
+/// One figure of a fixture that is a single file rather than a folder.
+fn report_file(name: &str, what: &str, worst: f64, limit: f64) {
+    println!("parity {name:<24} {what:<42} worst {worst:.2e} (limit {limit:.0e})");
+    assert!(worst <= limit, "{name}: {what} is off by {worst:e}, more than {limit:e}");
+}
+
+fn sizes(list: &Value) -> Vec<usize> {
+    let list = list.as_array().expect("a list of sizes");
+    list.iter().map(|size| size.as_u64().expect("a size is a number") as usize).collect()
+}
+
+#[test]
+fn quantiser_matches_the_released_code() {
+    for fixture in fixtures("quant") {
+        if fixture.manifest["cases"].is_object() {
+            quantiser_cases(&fixture);
+        } else {
+            quantiser_single(&fixture);
+        }
+    }
+}
+
+fn quantiser_single(fixture: &Fixture) {
+    let (weights, io) = (fixture.tensors("weights.safetensors"), fixture.tensors("io.safetensors"));
+    let ratio = fixture.number("quant_resi") as f32;
+    let quantizer =
+        PyramidQuantizer::from_tensors(&fixture.patch_nums(), &weights, "quantize.", ratio).unwrap();
+    let (codes, reconstructions) = quantizer.encode_with_reconstructions(&io["f_BChw"]).unwrap();
+    assert_eq!(codes, io["idx_BL"], "{}: the codes differ", fixture.name());
+    let mut worst = relative_error(&quantizer.input(&codes).unwrap(), &io["x_BLCv_wo_first_l"]);
+    for (scale, found) in reconstructions.iter().enumerate() {
+        worst = worst.max(relative_error(found, &io[&format!("f_hat_{scale}")]));
+    }
+    report(fixture, "codes equal; features", worst, tolerance::PARITY_FORWARD);
+}
+
+fn quantiser_cases(fixture: &Fixture) {
+    let all = fixture.tensors("all.safetensors");
+    let cases = fixture.manifest["cases"].as_object().unwrap();
+    assert!(!cases.is_empty(), "{} has no case", fixture.name());
+    for (case, of) in cases {
+        let ratio = of["quant_resi"].as_f64().unwrap_or(0.5) as f32;
+        let quantizer =
+            PyramidQuantizer::from_tensors(&sizes(&of["patch_nums"]), &all, "weights.quantize.", ratio)
+                .unwrap();
+        assert_eq!(
+            quantizer.phi_index(),
+            sizes(&of["phi_index_per_scale"]),
+            "{case}: the convolutions differ"
+        );
+        let codes = quantizer.encode(&all[&format!("{case}.f_BChw")]).unwrap();
+        assert_eq!(codes, all[&format!("{case}.idx_BL")], "{case}: the codes differ");
+        let input =
+            relative_error(&quantizer.input(&codes).unwrap(), &all[&format!("{case}.x_BLCv_wo_first_l")]);
+        let last =
+            relative_error(&quantizer.reconstruct(&codes).unwrap(), &all[&format!("{case}.f_hat_last")]);
+        report(
+            fixture,
+            &format!("{case}: codes equal; features"),
+            input.max(last),
+            tolerance::PARITY_FORWARD,
+        );
+    }
+}
+
+#[test]
+fn pictures_are_cut_and_resized_as_by_the_released_code() {
+    for fixture in fixtures("image_preproc") {
+        let expected = fixture.tensors("expected.safetensors");
+        assert!(!expected.is_empty(), "{} has no picture", fixture.name());
+        let mut worst = 0.0f64;
+        for (name, expected) in &expected {
+            let (file, side) = name.rsplit_once(".r").expect("a name says the side");
+            let side: usize = side.parse().expect("a side is a number");
+            let picture = load_picture(fixture.folder.join(file), &Preprocess::released(side)).unwrap();
+            let found = picture.to_tensor().unwrap().to_f64_vec();
+            let levels = found.iter().map(|value| ((value + 1.0) * 127.5).round());
+            let difference =
+                levels.zip(expected.to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            worst = worst.max(difference);
+        }
+        // The manifest allows one level for JPEG, whose decoders differ.
+        report(&fixture, "8-bit levels", worst, 1.0);
+    }
+}
+
+/// A fixture that is one JSON file in the chosen folder, or in the folder of copies where that has none.
+fn json_fixture(name: &str) -> Value {
+    let path = fixture_root().join(name);
+    let path = if path.exists() {
+        path
+    } else {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    };
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).expect("the fixture is JSON")
+}
+
+#[test]
+fn schedules_match_the_released_code() {
+    let fixture = json_fixture("lr_schedule.json");
+    let argument = |name: &str| fixture["args"][name].as_f64().expect("an argument is a number");
+    let (mut worst, mut compared) = (0.0f64, 0);
+    for (name, rows) in fixture["schedules"].as_object().expect("schedules by name") {
+        let schedule = Schedule {
+            shape: name.parse().unwrap(),
+            peak: argument("peak_lr"),
+            warmup: argument("wp_it"),
+            start: argument("wp0"),
+            end: argument("wpe"),
+            weight_decay: argument("wd"),
+            weight_decay_end: argument("wd_end"),
+            iterations: fixture["args"]["max_it"].as_u64().expect("a count"),
+        };
+        for row in rows.as_array().expect("rows of a schedule") {
+            let rates = schedule.at(row[0].as_u64().expect("an iteration"));
+            for (found, expected) in [(rates.learning_rate, &row[1]), (rates.weight_decay, &row[2])] {
+                let expected = expected.as_f64().expect("a rate is a number");
+                worst = worst.max((found - expected).abs() / expected.abs().max(1e-300));
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 0, "the fixture holds no schedule");
+    report_file("lr_schedule.json", &format!("{compared} rates"), worst, 1e-9);
+}
+
+#[test]
+fn sampler_matches_the_released_code() {
+    let cases = json_fixture("sampler.json");
+    let cases = cases.as_object().expect("cases by name");
+    assert!(!cases.is_empty(), "the fixture holds no case");
+    for (name, case) in cases {
+        let setting = |key: &str| -> Option<usize> {
+            let (_, rest) = name.split_once(&format!("{key}="))?;
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        let order = ReleasedOrder {
+            dataset_len: setting("len").expect("a length"),
+            global_batch: setting("glb_bs").expect("a batch size"),
+            world_size: setting("world").unwrap_or(1),
+            rank: setting("rank").unwrap_or(0),
+            seed: 0,
+            start_epoch: 0,
+            fill_last: true,
+            shuffle: true,
+        };
+        let mut sampler = ReleasedSampler::new(order).unwrap();
+        for (step, batch) in
+            case.get("batches").unwrap_or(case).as_array().expect("batches").iter().enumerate()
+        {
+            assert_eq!(sampler.batch(step as u64).unwrap(), sizes(batch), "{name}, step {step}");
+        }
+    }
+    report_file("sampler.json", &format!("{} cases equal", cases.len()), 0.0, 0.0);
+}
