@@ -66,6 +66,44 @@ pub enum Error {
     /// Arguments that make no sense together.
     #[error("{0}")]
     Invalid(String),
+    /// The program holds no kernels for this kind of device.
+    #[error("{device}: this program was built without its kernels: {reason}")]
+    KernelsNotBuilt {
+        /// The kind of device: `cuda`, `emulated`.
+        device: &'static str,
+        /// Why, and so what to change before building again.
+        reason: String,
+    },
+    /// A device that is missing, unfit or has failed.
+    #[error("{device}: {message}")]
+    Device {
+        /// The device, as the user names it.
+        device: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A device has not enough memory left.
+    #[error(
+        "{device}: out of memory: {asked_bytes} bytes were asked for, {free_bytes} of {total_bytes} are free; a smaller batch needs less"
+    )]
+    OutOfMemory {
+        /// The device, as the user names it.
+        device: String,
+        /// Bytes of this one request.
+        asked_bytes: usize,
+        /// Bytes that were free.
+        free_bytes: usize,
+        /// Bytes in all.
+        total_bytes: usize,
+    },
+    /// A kernel that did wrong, or a launch that its device cannot do: a mistake in the program.
+    #[error("kernel {kernel}: {message}")]
+    Kernel {
+        /// The kernel's name.
+        kernel: String,
+        /// What happened, and where.
+        message: String,
+    },
     /// The user asked to stop; what was done so far is saved.
     #[error("interrupted; {saved}")]
     Interrupted {

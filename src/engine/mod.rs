@@ -1,5 +1,6 @@
 //! Tensors, the tape, random numbers and the operations: everything numerical, and nothing that knows of models.
 
+pub mod cuda;
 pub mod float;
 pub mod ops;
 pub mod parameters;

@@ -1,0 +1,294 @@
+//! The seam between what runs kernels and those who launch them.
+
+use std::{any::Any, fmt};
+
+use half::{bf16, f16};
+
+use crate::error::Result;
+
+/// A number that kernels read and write.
+pub trait DeviceNumber: bytemuck::Pod + Default + PartialEq + fmt::Debug + Send + Sync {
+    /// The letter by which kernels and launches name this type to each other.
+    const LETTER: u8;
+    /// The ending of a kernel's name for this type.
+    const SUFFIX: &'static str;
+}
+
+macro_rules! device_number {
+    ($type:ty, $letter:literal, $suffix:literal) => {
+        impl DeviceNumber for $type {
+            const LETTER: u8 = $letter;
+            const SUFFIX: &'static str = $suffix;
+        }
+    };
+}
+device_number!(f32, b'f', "f32");
+device_number!(bf16, b'b', "bf16");
+device_number!(f16, b'h', "f16");
+device_number!(u32, b'u', "u32");
+device_number!(i32, b'i', "i32");
+device_number!(u64, b'l', "u64");
+
+/// What a device is and what it allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// As the user names it: `cuda:0`, `emulated`.
+    pub name: String,
+    /// What it is.
+    pub model: String,
+    /// Major and minor number of the architecture.
+    pub capability: (u32, u32),
+    /// All of its memory, in bytes.
+    pub memory_bytes: usize,
+    /// The most shared memory that a block may ask for, in bytes.
+    pub shared_bytes: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+}
+
+/// A kernel: the file in `kernels/` (without `.cu`) and its name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// `layer_norm`
+    pub file: &'static str,
+    /// `layer_norm_forward_bf16`
+    pub name: String,
+}
+
+impl Kernel {
+    /// The kernel of this exact name.
+    pub fn new(file: &'static str, name: &str) -> Self {
+        Self { file, name: name.to_owned() }
+    }
+
+    /// The variant of a kernel for numbers of type `T`.
+    pub fn of<T: DeviceNumber>(file: &'static str, name: &str) -> Self {
+        Self { file, name: format!("{name}_{}", T::SUFFIX) }
+    }
+}
+
+/// How many blocks of how many threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in each direction.
+    pub grid: [u32; 3],
+    /// Threads of a block in each direction.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+}
+
+impl Launch {
+    /// `blocks` blocks of `threads` threads, in one direction, without dynamic shared memory.
+    pub fn linear(blocks: u32, threads: u32) -> Self {
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
+    }
+}
+
+/// One argument of a kernel. Pointers carry what they point to, which the emulator compares with the kernel's own list.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    /// A pointer to const; 0 is null.
+    Read {
+        /// Where it points.
+        address: u64,
+        /// [`DeviceNumber::LETTER`].
+        letter: u8,
+    },
+    /// A pointer that the kernel writes through; 0 is null.
+    Write {
+        /// Where it points.
+        address: u64,
+        /// [`DeviceNumber::LETTER`].
+        letter: u8,
+    },
+    /// `uint32_t`
+    U32(u32),
+    /// `uint64_t`
+    U64(u64),
+    /// `float`
+    F32(f32),
+}
+
+impl Argument {
+    /// A null pointer to `T`, for what a kernel may do without.
+    pub fn null<T: DeviceNumber>() -> Self {
+        Self::Read { address: 0, letter: T::LETTER }
+    }
+
+    /// How the emulator writes this argument's kind: see `kernels/host/emulator.h`.
+    pub fn signature(&self) -> [u8; 2] {
+        match self {
+            Self::Read { letter, .. } => [b'r', *letter],
+            Self::Write { letter, .. } => [b'w', *letter],
+            Self::U32(_) => *b"vu",
+            Self::U64(_) => *b"vl",
+            Self::F32(_) => *b"vf",
+        }
+    }
+
+    /// Where the value lies, for a launch; valid while `self` is.
+    pub fn value(&self) -> *const std::ffi::c_void {
+        match self {
+            Self::Read { address, .. } | Self::Write { address, .. } => std::ptr::from_ref(address).cast(),
+            Self::U32(value) => std::ptr::from_ref(value).cast(),
+            Self::U64(value) => std::ptr::from_ref(value).cast(),
+            Self::F32(value) => std::ptr::from_ref(value).cast(),
+        }
+    }
+}
+
+/// The kinds of numbers that a matrix product takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProductNumber {
+    /// f32, without TF32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl ProductNumber {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// `C[m, n] = alpha · op(A)[m, k] · op(B)[k, n] + beta · C (+ bias[n])`, all row-major and dense, summed in f32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
+    /// Type of A and B.
+    pub inputs: ProductNumber,
+    /// Type of C and the bias: that of the inputs, or f32.
+    pub output: ProductNumber,
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// The inner size.
+    pub k: usize,
+    /// Address of A, `[m, k]`, or `[k, m]` if transposed.
+    pub a: u64,
+    /// Whether A is stored transposed.
+    pub a_transposed: bool,
+    /// Address of B, `[k, n]`, or `[n, k]` if transposed.
+    pub b: u64,
+    /// Whether B is stored transposed.
+    pub b_transposed: bool,
+    /// Address of C.
+    pub c: u64,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of what C held; 0 does not read it.
+    pub beta: f32,
+    /// Address of the bias.
+    pub bias: Option<u64>,
+}
+
+/// A point in a device's work, for measuring time. What it holds is the driver's own.
+pub struct Event(pub(crate) Box<dyn Any + Send + Sync>);
+
+impl fmt::Debug for Event {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Event")
+    }
+}
+
+/// What runs kernels. All work is done in the order in which it was asked for.
+///
+/// Addresses are raw: [`Device`](super::Device) and [`Buffer`](super::Buffer) are the safe way to a driver.
+pub trait Driver: fmt::Debug + Send + Sync {
+    /// What the device is and what it allows.
+    fn facts(&self) -> &DeviceFacts;
+
+    /// Memory on the device, with undefined contents, aligned to at least 256 bytes; `bytes` is not 0.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// `address` and `bytes` are those of one [`allocate`](Self::allocate), and nothing uses the memory from now on.
+    unsafe fn free(&self, address: u64, bytes: usize);
+
+    /// Copies from the host; has read `bytes` when it returns.
+    ///
+    /// # Safety
+    /// All of the destination is allocated.
+    ///
+    /// # Errors
+    /// If the device fails.
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Copies to the host, after all work asked for before.
+    ///
+    /// # Safety
+    /// All of the source is allocated.
+    ///
+    /// # Errors
+    /// If the device fails, now or in that work.
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// Source and destination are allocated and do not overlap.
+    ///
+    /// # Errors
+    /// If the device fails.
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// All of them are allocated.
+    ///
+    /// # Errors
+    /// If the device fails.
+    unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()>;
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// The four obligations of a launch, which no compiler checks: the arguments are those of the kernel in number,
+    /// type and order; what the kernel writes is not used elsewhere meanwhile; with these sizes it stays within what its
+    /// pointers point to; and that memory is allocated until the work is done.
+    ///
+    /// # Errors
+    /// If there is no such kernel, the launch is beyond the device's limits, or the device fails.
+    unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// Multiplies matrices.
+    ///
+    /// # Safety
+    /// A, B, C and the bias are allocated with the sizes given, and C overlaps none of the others.
+    ///
+    /// # Errors
+    /// If the device fails.
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+
+    /// Marks this point in the work.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn record(&self) -> Result<Event>;
+
+    /// Milliseconds between two points, waiting for the later one.
+    ///
+    /// # Errors
+    /// If the events are another driver's or the device fails.
+    fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32>;
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    fn synchronize(&self) -> Result<()>;
+}

@@ -1,0 +1,502 @@
+//! A device on the processor: the kernels compiled by the C++ compiler, run by `kernels/host/runtime.cpp`.
+//!
+//! Blocks run on rayon's threads, each on a worker of its own. A mistake of a kernel (a barrier that not all threads
+//! reach, a read of memory that nothing wrote, an access outside an allocation, a race) is an [`Error::Kernel`] that names
+//! the kernel, the thread and the line.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::driver::{Argument, DeviceFacts, Driver, Event, Kernel, Launch, Product, ProductNumber};
+use crate::{
+    engine::ops::matmul::{Matrix, product},
+    error::{Error, Result},
+};
+
+/// Allocations start on pages, as `kernels/host/memory.h` has it.
+const PAGE: usize = 4096;
+/// What a kernel may use on every card it is compiled for: the limits of architecture 8.0.
+const SHARED_BYTES: u32 = 163 * 1024;
+const MOST_THREADS: u32 = 1024;
+const BLOCK_LIMITS: [u32; 3] = [1024, 1024, 64];
+const GRID_LIMITS: [u32; 3] = [0x7fff_ffff, 65_535, 65_535];
+
+/// `emulator::Kernel`
+#[repr(C)]
+struct KernelDescription {
+    name: *const c_char,
+    file: *const c_char,
+    line: c_uint,
+    threads: c_uint,
+    signature: *const c_char,
+    call: *const c_void,
+    next: *const c_void,
+}
+
+// SAFETY: a description is never written after the program has started, and all that it points to is constant.
+unsafe impl Sync for KernelDescription {}
+
+/// `emulator::Shape`
+#[repr(C)]
+struct Shape {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    dynamic_bytes: c_uint,
+    shared_limit: c_uint,
+    serial: c_uint,
+}
+
+/// `emulator::Fault`
+#[repr(C)]
+struct Fault {
+    message: [c_char; 512],
+    pc: *const c_void,
+    file: *const c_char,
+    line: c_uint,
+    block: [c_uint; 3],
+    thread: [c_uint; 3],
+}
+
+/// `emulator::Worker`
+#[repr(C)]
+struct RawWorker {
+    private: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn emulator_arena_open() -> u64;
+    fn emulator_arena_base() -> *mut c_void;
+    fn emulator_arena_add(address: *mut c_void, bytes: u64);
+    fn emulator_arena_remove(address: *mut c_void, bytes: u64);
+    fn emulator_arena_holds(address: *const c_void, bytes: u64) -> c_int;
+    fn emulator_arena_mark_written(address: *mut c_void, bytes: u64);
+    fn emulator_arena_is_written(address: *const c_void, bytes: u64) -> c_int;
+    fn emulator_find(name: *const c_char) -> *const KernelDescription;
+    fn emulator_worker_new() -> *mut RawWorker;
+    fn emulator_worker_free(worker: *mut RawWorker);
+    fn emulator_run_block(
+        worker: *mut RawWorker,
+        kernel: *const KernelDescription,
+        shape: *const Shape,
+        arguments: *const *const c_void,
+        block: *const [c_uint; 3],
+    ) -> *const Fault;
+}
+
+/// The fibers and shared memory of one block at a time.
+struct Worker(*mut RawWorker);
+
+// SAFETY: a worker is plain memory without ties to a thread; it is used by one thread at a time, the one that holds it.
+unsafe impl Send for Worker {}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // SAFETY: made by emulator_worker_new, and nothing else holds it.
+        unsafe { emulator_worker_free(self.0) };
+    }
+}
+
+/// Which pages of the emulated memory are free; one for the whole process, as the memory is.
+struct Pages {
+    base: u64,
+    total: usize,
+    used: usize,
+    /// Freed stretches, by first page, none touching another.
+    free: BTreeMap<usize, usize>,
+}
+
+impl Pages {
+    fn get() -> Result<MutexGuard<'static, Self>> {
+        static PAGES: OnceLock<Mutex<Pages>> = OnceLock::new();
+        let pages = PAGES.get_or_init(|| {
+            // SAFETY: called once, before anything else of the emulator's memory.
+            let bytes = unsafe { emulator_arena_open() };
+            let total = usize::try_from(bytes).unwrap_or(0) / PAGE;
+            // SAFETY: the memory has been opened.
+            let base = unsafe { emulator_arena_base() }.addr() as u64;
+            // The first page stays free, so that what lies just before an allocation is never another.
+            Mutex::new(Self { base, total, used: 0, free: BTreeMap::from([(1, total.saturating_sub(1))]) })
+        });
+        let pages = pages.lock().unwrap_or_else(PoisonError::into_inner);
+        if pages.total == 0 {
+            return Err(Error::Device {
+                device: "emulated".to_owned(),
+                message: "the system grants no address space for the emulated memory".to_owned(),
+            });
+        }
+        Ok(pages)
+    }
+
+    /// The first stretch that is long enough; one page is left between allocations.
+    fn take(&mut self, pages: usize) -> Option<usize> {
+        let (&first, &length) = self.free.iter().find(|(_, length)| **length > pages)?;
+        self.free.remove(&first);
+        if length > pages + 1 {
+            self.free.insert(first + pages + 1, length - pages - 1);
+        }
+        self.used += pages + 1;
+        Some(first)
+    }
+
+    fn put_back(&mut self, first: usize, pages: usize) {
+        let (mut first, mut length) = (first, pages + 1);
+        self.used -= length;
+        if let Some(after) = self.free.remove(&(first + length)) {
+            length += after;
+        }
+        if let Some((&before, &size)) = self.free.range(..first).next_back()
+            && before + size == first
+        {
+            first = before;
+            length += size;
+        }
+        self.free.insert(first, length);
+    }
+}
+
+/// The emulated device.
+pub(super) struct Emulator {
+    facts: DeviceFacts,
+    workers: Mutex<Vec<Worker>>,
+}
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Emulator").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+impl Emulator {
+    pub(super) fn open() -> Result<Self> {
+        let memory_bytes = Pages::get()?.total * PAGE;
+        let facts = DeviceFacts {
+            name: "emulated".to_owned(),
+            model: "the GPU's kernels on the processor, every access checked (slow)".to_owned(),
+            capability: (8, 0),
+            memory_bytes,
+            shared_bytes: SHARED_BYTES,
+            multiprocessors: u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX),
+        };
+        Ok(Self { facts, workers: Mutex::new(Vec::new()) })
+    }
+
+    fn worker(&self) -> Result<Worker> {
+        let free = self.workers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(worker) = free {
+            return Ok(worker);
+        }
+        // SAFETY: takes nothing, and its result is checked.
+        let worker = unsafe { emulator_worker_new() };
+        if worker.is_null() {
+            return Err(self.fail("the system grants no memory for the threads of a block".to_owned()));
+        }
+        Ok(Worker(worker))
+    }
+
+    fn give_back(&self, worker: Worker) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+    }
+
+    fn fail(&self, message: String) -> Error {
+        Error::Device { device: self.facts.name.clone(), message }
+    }
+
+    /// Refuses what a card would refuse, and arguments that are not the kernel's.
+    fn check(
+        &self,
+        kernel: &KernelDescription,
+        launch: &Launch,
+        arguments: &[Argument],
+    ) -> Result<(), String> {
+        let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
+        let most = kernel.threads.min(MOST_THREADS);
+        if threads > u64::from(most) {
+            return Err(format!("a block of {threads} threads was asked for; {most} are the most"));
+        }
+        for (what, sizes, limits) in
+            [("block", launch.block, BLOCK_LIMITS), ("grid", launch.grid, GRID_LIMITS)]
+        {
+            if sizes.iter().zip(limits).any(|(&size, limit)| size == 0 || size > limit) {
+                return Err(format!("a {what} of {sizes:?} was asked for; each size is 1 to {limits:?}"));
+            }
+        }
+        if launch.shared_bytes > self.facts.shared_bytes {
+            return Err(format!(
+                "{} bytes of shared memory were asked for; {} are the most",
+                launch.shared_bytes, self.facts.shared_bytes
+            ));
+        }
+        // SAFETY: the description is a static of the kernel's file, its signature a string.
+        let signature = unsafe { CStr::from_ptr(kernel.signature) }.to_bytes();
+        let (passing, types) = signature.split_at(signature.len() / 2);
+        if passing.len() != arguments.len() {
+            return Err(format!("{} arguments were given; it takes {}", arguments.len(), passing.len()));
+        }
+        for (at, argument) in arguments.iter().enumerate() {
+            let [given, letter] = argument.signature();
+            // What may be written may also be read; null may be anything's.
+            let is_null =
+                matches!(argument, Argument::Read { address: 0, .. } | Argument::Write { address: 0, .. });
+            let fits =
+                given == passing[at] || (given == b'w' && passing[at] == b'r') || (is_null && given == b'r');
+            if !fits || letter != types[at] {
+                return Err(format!(
+                    "argument {at} is `{}{}`; it takes `{}{}` (kernels/host/emulator.h says what the letters are)",
+                    char::from(given),
+                    char::from(letter),
+                    char::from(passing[at]),
+                    char::from(types[at])
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a range lies in one allocation; else the copy or product that names it is a mistake.
+    fn expect_allocated(&self, what: &str, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: only looks the range up.
+        if unsafe { emulator_arena_holds(pointer(address), bytes as u64) } != 0 {
+            return Ok(());
+        }
+        Err(self.fail(format!("{what}: {bytes} bytes at {address:#x} are not within one allocation")))
+    }
+
+    fn read_matrix(&self, what: &str, number: ProductNumber, address: u64, len: usize) -> Result<Vec<f32>> {
+        let bytes = len * number.bytes();
+        self.expect_allocated(what, address, bytes)?;
+        // SAFETY: the range is allocated.
+        if unsafe { emulator_arena_is_written(pointer(address), bytes as u64) } == 0 {
+            return Err(self.fail(format!("{what} is read by a product, but not all of it was written")));
+        }
+        let mut raw = vec![0u8; bytes];
+        // SAFETY: the range is allocated, and `raw` has its size.
+        unsafe { std::ptr::copy_nonoverlapping(pointer(address).cast::<u8>(), raw.as_mut_ptr(), bytes) };
+        Ok(match number {
+            ProductNumber::F32 => bytemuck::pod_collect_to_vec(&raw),
+            ProductNumber::Bf16 => {
+                bytemuck::pod_collect_to_vec::<u8, bf16>(&raw).iter().map(|value| value.to_f32()).collect()
+            }
+            ProductNumber::F16 => {
+                bytemuck::pod_collect_to_vec::<u8, f16>(&raw).iter().map(|value| value.to_f32()).collect()
+            }
+        })
+    }
+}
+
+/// An address of the emulated memory as a pointer.
+fn pointer(address: u64) -> *mut c_void {
+    std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
+}
+
+/// A string of the runtime.
+///
+/// # Safety
+/// `text` is null or a string.
+unsafe fn text_of(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller says so.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// What happened, in which thread, at which line.
+fn describe(fault: &Fault) -> String {
+    // SAFETY: the runtime ends the message with 0, and file names are strings of the program.
+    let (message, file) = unsafe { (text_of(fault.message.as_ptr()), text_of(fault.file)) };
+    let mut places = Vec::new();
+    if fault.pc.is_null() {
+        places.push(format!("{file}:{}", fault.line));
+    } else {
+        // A return address: the access is before it. Innermost first, where functions were put into each other.
+        backtrace::resolve(fault.pc.wrapping_byte_sub(1).cast_mut(), |symbol| {
+            let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) else { return };
+            let file = file.to_string_lossy();
+            if let Some(at) = file.find("kernels/").filter(|_| !file.contains("host/language.h")) {
+                places.push(format!("{}:{line}", &file[at..]));
+            }
+        });
+    }
+    let [bx, by, bz] = fault.block;
+    let [tx, ty, tz] = fault.thread;
+    format!("thread ({tx}, {ty}, {tz}) of block ({bx}, {by}, {bz}) at {}: {message}", places.join(" in "))
+}
+
+impl Driver for Emulator {
+    fn facts(&self) -> &DeviceFacts {
+        &self.facts
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut pages = Pages::get()?;
+        let Some(first) = pages.take(bytes.div_ceil(PAGE)) else {
+            return Err(Error::OutOfMemory {
+                device: self.facts.name.clone(),
+                asked_bytes: bytes,
+                free_bytes: (pages.total - pages.used) * PAGE,
+                total_bytes: pages.total * PAGE,
+            });
+        };
+        let address = pages.base + (first * PAGE) as u64;
+        // SAFETY: these pages were free, and lie within the emulated memory.
+        unsafe { emulator_arena_add(pointer(address), bytes as u64) };
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64, bytes: usize) {
+        let Ok(mut pages) = Pages::get() else { return };
+        // SAFETY: the caller gives an allocation that nothing uses any more.
+        unsafe { emulator_arena_remove(pointer(address), bytes as u64) };
+        let first = usize::try_from(address - pages.base).unwrap_or(0) / PAGE;
+        pages.put_back(first, bytes.div_ceil(PAGE));
+    }
+
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.expect_allocated("upload", to, bytes.len())?;
+        // SAFETY: the destination is allocated; host memory is never part of it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), pointer(to).cast::<u8>(), bytes.len());
+            emulator_arena_mark_written(pointer(to), bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.expect_allocated("download", from, bytes.len())?;
+        // SAFETY: the source is allocated; host memory is never part of it.
+        unsafe {
+            if emulator_arena_is_written(pointer(from), bytes.len() as u64) == 0 {
+                return Err(self.fail("download: not all of the memory was written".to_owned()));
+            }
+            std::ptr::copy_nonoverlapping(pointer(from).cast::<u8>(), bytes.as_mut_ptr(), bytes.len());
+        }
+        Ok(())
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.expect_allocated("copy", to, bytes)?;
+        self.expect_allocated("copy", from, bytes)?;
+        // SAFETY: both ranges are allocated, and the caller says that they do not overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(pointer(from).cast::<u8>(), pointer(to).cast::<u8>(), bytes);
+            emulator_arena_mark_written(pointer(to), bytes as u64);
+        }
+        Ok(())
+    }
+
+    unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
+        self.expect_allocated("clear", to, bytes)?;
+        // SAFETY: the range is allocated.
+        unsafe {
+            std::ptr::write_bytes(pointer(to).cast::<u8>(), 0, bytes);
+            emulator_arena_mark_written(pointer(to), bytes as u64);
+        }
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let refuse = |message: String| Error::Kernel { kernel: kernel.name.clone(), message };
+        let name = CString::new(kernel.name.as_str()).map_err(|_| refuse("no such kernel".to_owned()))?;
+        // SAFETY: a string; the result is null or a static description.
+        let Some(description) = (unsafe { emulator_find(name.as_ptr()).as_ref() }) else {
+            return Err(refuse(format!("no such kernel in kernels/{}.cu", kernel.file)));
+        };
+        self.check(description, launch, arguments).map_err(refuse)?;
+        // 0 is the host's.
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
+        let shape = Shape {
+            grid: launch.grid,
+            block: launch.block,
+            dynamic_bytes: launch.shared_bytes,
+            shared_limit: self.facts.shared_bytes,
+            serial,
+        };
+        let [x, y, z] = launch.grid.map(u64::from);
+        let run = |number: u64| -> Option<Error> {
+            let block = [number % x, number / x % y, number / (x * y)]
+                .map(|index| c_uint::try_from(index).unwrap_or(c_uint::MAX));
+            let worker = match self.worker() {
+                Ok(worker) => worker,
+                Err(error) => return Some(error),
+            };
+            let values: Vec<*const c_void> = arguments.iter().map(Argument::value).collect();
+            // SAFETY: the worker is this thread's alone; the values are the kernel's arguments in number and type, which
+            // were compared; every access that the kernel makes is checked before it is made.
+            let fault = unsafe {
+                emulator_run_block(worker.0, description, &raw const shape, values.as_ptr(), &raw const block)
+                    .as_ref()
+            };
+            let error = fault.map(|fault| refuse(describe(fault)));
+            self.give_back(worker);
+            error
+        };
+        (0..x * y * z).into_par_iter().find_map_first(run).map_or(Ok(()), Err)
+    }
+
+    unsafe fn product(&self, gemm: &Product) -> Result<()> {
+        let Product { m, n, k, .. } = *gemm;
+        let a = self.read_matrix("A", gemm.inputs, gemm.a, m * k)?;
+        let b = self.read_matrix("B", gemm.inputs, gemm.b, k * n)?;
+        let bias = gemm.bias.map(|bias| self.read_matrix("the bias", gemm.output, bias, n)).transpose()?;
+        let a = if gemm.a_transposed { Matrix::new(&a, k, m).transposed() } else { Matrix::new(&a, m, k) };
+        let b = if gemm.b_transposed { Matrix::new(&b, n, k).transposed() } else { Matrix::new(&b, k, n) };
+        let mut c = vec![0.0f32; m * n];
+        product(&mut c, n, a, b, false);
+        for value in &mut c {
+            *value *= gemm.alpha;
+        }
+        if gemm.beta != 0.0 {
+            let before = self.read_matrix("C", gemm.output, gemm.c, m * n)?;
+            for (value, before) in c.iter_mut().zip(before) {
+                *value += gemm.beta * before;
+            }
+        }
+        if let Some(bias) = bias {
+            for row in c.chunks_mut(n) {
+                for (value, bias) in row.iter_mut().zip(&bias) {
+                    *value += bias;
+                }
+            }
+        }
+        let write = |bytes: &[u8]| {
+            // SAFETY: `upload` checks that the destination is allocated.
+            unsafe { self.upload(gemm.c, bytes) }
+        };
+        match gemm.output {
+            ProductNumber::F32 => write(bytemuck::cast_slice(&c)),
+            ProductNumber::Bf16 => {
+                write(bytemuck::cast_slice(&c.iter().map(|&value| bf16::from_f32(value)).collect::<Vec<_>>()))
+            }
+            ProductNumber::F16 => {
+                write(bytemuck::cast_slice(&c.iter().map(|&value| f16::from_f32(value)).collect::<Vec<_>>()))
+            }
+        }
+    }
+
+    fn record(&self) -> Result<Event> {
+        Ok(Event(Box::new(Instant::now())))
+    }
+
+    fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32> {
+        let instant = |event: &Event| event.0.downcast_ref::<Instant>().copied();
+        let (Some(start), Some(end)) = (instant(start), instant(end)) else {
+            return Err(self.fail("the event belongs to another device".to_owned()));
+        };
+        Ok(end.saturating_duration_since(start).as_secs_f32() * 1e3)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}

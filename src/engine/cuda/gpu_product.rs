@@ -1,0 +1,198 @@
+//! Matrix products by cuBLASLt, loaded when the first is asked for.
+
+use std::{collections::HashMap, ffi::c_void};
+
+use cudarc::{
+    cublaslt::{
+        result::{self, CublasError},
+        sys,
+    },
+    driver,
+};
+
+use super::driver::{Product, ProductNumber};
+
+/// What tells products apart for the choice of an algorithm.
+type Key = (ProductNumber, ProductNumber, [usize; 3], [bool; 4]);
+
+/// cuBLASLt's handle, workspace, and the algorithms chosen so far.
+pub(super) struct Multiplier {
+    handle: sys::cublasLtHandle_t,
+    workspace: u64,
+    chosen: HashMap<Key, sys::cublasLtMatmulAlgo_t>,
+}
+
+// SAFETY: the handle may be used from any thread, one at a time, which the mutex around this sees to.
+unsafe impl Send for Multiplier {}
+
+/// A descriptor and what destroys it.
+struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), CublasError>);
+
+impl<T: Copy> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: made by the matching create function, and this is the only handle. A failure leaves nothing to do.
+        let _ = unsafe { (self.1)(self.0) };
+    }
+}
+
+fn data_type(number: ProductNumber) -> sys::cudaDataType {
+    match number {
+        ProductNumber::F32 => sys::cudaDataType::CUDA_R_32F,
+        ProductNumber::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        ProductNumber::F16 => sys::cudaDataType::CUDA_R_16F,
+    }
+}
+
+impl Multiplier {
+    /// What NVIDIA recommends for its newest cards.
+    pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
+
+    /// Loads cuBLASLt; `workspace` is memory of the device, of the size above, that nothing else uses.
+    pub(super) fn open(workspace: u64) -> Result<Self, String> {
+        // SAFETY: only tries to open the library; everything else panics without it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(
+                "cuBLASLt (libcublasLt) is not on this machine; it comes with the CUDA toolkit".to_owned()
+            );
+        }
+        let handle = result::create_handle().map_err(|error| format!("cuBLASLt does not start: {error}"))?;
+        Ok(Self { handle, workspace, chosen: HashMap::new() })
+    }
+
+    /// Puts a product on the stream.
+    ///
+    /// # Safety
+    /// All matrices are allocated with their sizes, and the stream lives.
+    pub(super) unsafe fn run(
+        &mut self,
+        product: &Product,
+        stream: driver::sys::CUstream,
+    ) -> Result<(), String> {
+        // SAFETY: the caller's obligations are the same.
+        unsafe { self.multiply(product, stream) }.map_err(|error| {
+            let Product { m, n, k, .. } = product;
+            format!("the matrix product of the sizes {m}, {n}, {k} failed in cuBLASLt: {error}")
+        })
+    }
+
+    unsafe fn multiply(
+        &mut self,
+        product: &Product,
+        stream: driver::sys::CUstream,
+    ) -> Result<(), CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        // cuBLASLt stores columns, so our row-major C = A B is its Cᵀ = Bᵀ Aᵀ with the same bytes: B comes first, and the
+        // bias of our columns is that of its rows.
+        let layout = |number, rows: usize, columns: usize| -> Result<_, CublasError> {
+            let made = result::create_matrix_layout(
+                data_type(number),
+                rows as u64,
+                columns as u64,
+                i64::try_from(rows).unwrap_or(i64::MAX),
+            )?;
+            Ok(Owned(made, result::destroy_matrix_layout))
+        };
+        let turned =
+            |transposed: bool, rows, columns| if transposed { (columns, rows) } else { (rows, columns) };
+        let (first_rows, first_columns) = turned(product.b_transposed, product.n, product.k);
+        let (second_rows, second_columns) = turned(product.a_transposed, product.k, product.m);
+        let first = layout(product.inputs, first_rows, first_columns)?;
+        let second = layout(product.inputs, second_rows, second_columns)?;
+        let output = layout(product.output, product.n, product.m)?;
+        let description = Owned(
+            result::create_matmul_desc(
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cudaDataType::CUDA_R_32F,
+            )?,
+            result::destroy_matmul_desc,
+        );
+        // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+        let set = |attribute, value: *const c_void, bytes| unsafe {
+            result::set_matmul_desc_attribute(description.0, attribute, value, bytes)
+        };
+        for (attribute, transposed) in [
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, product.b_transposed),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, product.a_transposed),
+        ] {
+            let operation = i32::from(transposed);
+            set(attribute, (&raw const operation).cast(), size_of::<i32>())?;
+        }
+        if let Some(bias) = product.bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            set(
+                Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE,
+                (&raw const epilogue).cast(),
+                size_of_val(&epilogue),
+            )?;
+            set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast(), size_of::<u64>())?;
+            let number = data_type(product.output);
+            set(
+                Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                (&raw const number).cast(),
+                size_of_val(&number),
+            )?;
+        }
+        let key = (
+            product.inputs,
+            product.output,
+            [product.m, product.n, product.k],
+            [product.a_transposed, product.b_transposed, product.bias.is_some(), product.beta == 0.0],
+        );
+        let algorithm = match self.chosen.get(&key) {
+            Some(algorithm) => *algorithm,
+            None => {
+                let preference = Owned(result::create_matmul_pref()?, result::destroy_matmul_pref);
+                let bytes = Self::WORKSPACE_BYTES;
+                // SAFETY: the value has the size that the attribute asks for; the layouts are those of the product.
+                let found = unsafe {
+                    result::set_matmul_pref_attribute(
+                        preference.0,
+                        sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                        (&raw const bytes).cast(),
+                        size_of::<usize>(),
+                    )?;
+                    result::get_matmul_algo_heuristic(
+                        self.handle,
+                        description.0,
+                        first.0,
+                        second.0,
+                        output.0,
+                        output.0,
+                        preference.0,
+                    )?
+                };
+                self.chosen.insert(key, found.algo);
+                found.algo
+            }
+        };
+        // SAFETY: the caller says that the matrices are allocated; descriptors and factors live through the call, and
+        // work on one stream takes turns with the workspace.
+        unsafe {
+            result::matmul(
+                self.handle,
+                description.0,
+                (&raw const product.alpha).cast(),
+                (&raw const product.beta).cast(),
+                product.b as *const c_void,
+                first.0,
+                product.a as *const c_void,
+                second.0,
+                product.c as *const c_void,
+                output.0,
+                product.c as *mut c_void,
+                output.0,
+                &raw const algorithm,
+                self.workspace as *mut c_void,
+                Self::WORKSPACE_BYTES,
+                stream.cast(),
+            )
+        }
+    }
+}
+
+impl Drop for Multiplier {
+    fn drop(&mut self) {
+        // SAFETY: made by create_handle, and this is the only handle. The workspace goes with the context.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}

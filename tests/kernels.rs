@@ -1,0 +1,440 @@
+//! Every kernel against plain loops in f64, on the emulator and, where there is one, on a GPU.
+//!
+//! Inputs are rounded to the kernel's type before the reference sees them. Bounds are relative to the root mean square of
+//! the reference: f32 1e-5, bf16 2e-2, f16 3e-3. `ALCHEMIST_REQUIRE_GPU=1` makes a machine without a GPU an error.
+
+use alchemist_engine::engine::cuda::{
+    Buffer, Device,
+    device::Factor,
+    kernels::{
+        self, AdamWStep, AdamWTensor, AdamWTensors, CrossEntropyOutput, LayerNormInput, ModulationRows,
+    },
+};
+use half::{bf16, f16};
+
+/// A type that kernels store numbers in, with the bound on its error.
+trait Number: Factor {
+    const BOUND: f64;
+    fn round(value: f64) -> Self;
+    fn wide(self) -> f64;
+}
+impl Number for f32 {
+    const BOUND: f64 = 1e-5;
+    fn round(value: f64) -> Self {
+        value as f32
+    }
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+}
+impl Number for bf16 {
+    const BOUND: f64 = 2e-2;
+    fn round(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+impl Number for f16 {
+    const BOUND: f64 = 3e-3;
+    fn round(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+/// The devices to test on.
+fn test_devices() -> Vec<Device> {
+    let mut found = vec![Device::emulated().expect("the emulator")];
+    match Device::cuda(0) {
+        Ok(device) => found.push(device),
+        Err(reason) => {
+            let required = std::env::var("ALCHEMIST_REQUIRE_GPU").is_ok_and(|value| value == "1");
+            assert!(!required, "a GPU is required, but {reason}");
+        }
+    }
+    found
+}
+
+/// Runs a case in all three types on all devices.
+macro_rules! in_all_types {
+    ($case:ident) => {
+        for device in test_devices() {
+            $case::<f32>(&device);
+            $case::<bf16>(&device);
+            $case::<f16>(&device);
+        }
+    };
+}
+
+/// Numbers between -1 and 1, the same on every run.
+fn noise(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn rounded<T: Number>(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|&value| T::round(value).wide()).collect()
+}
+
+fn upload<T: Number>(device: &Device, values: &[f64]) -> Buffer<T> {
+    device.upload(&values.iter().map(|&value| T::round(value)).collect::<Vec<_>>()).unwrap()
+}
+
+#[track_caller]
+fn close<T: Number>(what: &str, buffer: &Buffer<T>, expected: &[f64], bound: f64) {
+    let values = buffer.to_host().unwrap();
+    assert_eq!(values.len(), expected.len(), "{what}");
+    let rms = (expected.iter().map(|value| value * value).sum::<f64>() / expected.len() as f64).sqrt();
+    for (at, (value, expected)) in values.iter().zip(expected).enumerate() {
+        let (value, expected) = (value.wide(), *expected);
+        let error = (value - expected).abs() / (expected.abs() + rms).max(1e-30);
+        assert!(error <= bound, "{what} in {}, number {at}: {value}, expected {expected}", T::SUFFIX);
+    }
+}
+
+#[test]
+fn casts_round_to_nearest_even() {
+    for device in test_devices() {
+        for count in [1, 7, 8, 255, 2048, 4099] {
+            let mut values: Vec<f32> = noise(count, 3).iter().map(|&value| (value * 1e3) as f32).collect();
+            values[0] = 1.0 + 2f32.powi(-8);
+            let from = device.upload(&values).unwrap();
+            let mut brain = device.uninitialised::<bf16>(count).unwrap();
+            let mut half = device.uninitialised::<f16>(count).unwrap();
+            kernels::narrow(&mut brain, &from).unwrap();
+            kernels::narrow(&mut half, &from).unwrap();
+            let expected: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+            assert_eq!(brain.to_host().unwrap(), expected);
+            let expected: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+            assert_eq!(half.to_host().unwrap(), expected);
+            let mut back = device.uninitialised::<f32>(count).unwrap();
+            kernels::widen(&mut back, &half).unwrap();
+            assert_eq!(
+                back.to_host().unwrap(),
+                expected.iter().map(|value| value.to_f32()).collect::<Vec<_>>()
+            );
+        }
+    }
+}
+
+/// Layer norm with its modulation, and all gradients, in f64.
+struct LayerNormReference {
+    y: Vec<f64>,
+    dx: Vec<f64>,
+    /// `[B, S, 2, C]`
+    d_modulation: Vec<f64>,
+}
+
+struct LayerNormCase {
+    batch: usize,
+    starts: Vec<usize>,
+    channels: usize,
+    modulated: bool,
+}
+
+const EPSILON: f64 = 1e-6;
+
+fn layer_norm_reference(
+    case: &LayerNormCase,
+    x: &[f64],
+    dy: &[f64],
+    scale: &[f64],
+    shift: &[f64],
+) -> LayerNormReference {
+    let (channels, levels) = (case.channels, case.starts.len() - 1);
+    let tokens = case.starts[levels];
+    let mut reference = LayerNormReference {
+        y: Vec::new(),
+        dx: Vec::new(),
+        d_modulation: vec![0.0; case.batch * levels * 2 * channels],
+    };
+    for row in 0..case.batch * tokens {
+        let (sample, token) = (row / tokens, row % tokens);
+        let level = case.starts.iter().filter(|&&start| start <= token).count() - 1;
+        let (x, dy) = (&x[row * channels..][..channels], &dy[row * channels..][..channels]);
+        let mean = x.iter().sum::<f64>() / channels as f64;
+        let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / channels as f64;
+        let deviation = (variance + EPSILON).sqrt();
+        let n: Vec<f64> = x.iter().map(|value| (value - mean) / deviation).collect();
+        let factor = |c: usize| if case.modulated { 1.0 + scale[level * channels + c] } else { 1.0 };
+        let offset = |c: usize| if case.modulated { shift[level * channels + c] } else { 0.0 };
+        reference.y.extend((0..channels).map(|c| n[c] * factor(c) + offset(c)));
+        let g: Vec<f64> = (0..channels).map(|c| dy[c] * factor(c)).collect();
+        let mean_g = g.iter().sum::<f64>() / channels as f64;
+        let along = g.iter().zip(&n).map(|(g, n)| g * n).sum::<f64>() / channels as f64;
+        reference.dx.extend((0..channels).map(|c| (g[c] - mean_g - n[c] * along) / deviation));
+        let place = (sample * levels + level) * 2 * channels;
+        for c in 0..channels {
+            reference.d_modulation[place + c] += dy[c] * n[c];
+            reference.d_modulation[place + channels + c] += dy[c];
+        }
+    }
+    reference
+}
+
+fn layer_norm_case<T: Number>(device: &Device) {
+    for case in [
+        LayerNormCase { batch: 1, starts: vec![0, 1], channels: 1, modulated: false },
+        LayerNormCase { batch: 3, starts: vec![0, 1, 5], channels: 37, modulated: true },
+        LayerNormCase { batch: 2, starts: vec![0, 1, 5, 14], channels: 64, modulated: true },
+        LayerNormCase { batch: 1, starts: vec![0, 9], channels: 512, modulated: false },
+        LayerNormCase { batch: 1, starts: vec![0, 2, 3], channels: 1024, modulated: true },
+        LayerNormCase { batch: 1, starts: vec![0, 2], channels: 2056, modulated: false },
+    ] {
+        let (channels, levels) = (case.channels, case.starts.len() - 1);
+        let tokens = case.starts[levels];
+        let (rows, stride) = (case.batch * tokens, 2 * channels + 3);
+        let x: Vec<f64> =
+            rounded::<T>(&noise(rows * channels, 1).iter().map(|x| 2.0 * x + 0.3).collect::<Vec<_>>());
+        let dy = rounded::<T>(&noise(rows * channels, 2));
+        let parts = rounded::<f32>(&noise(levels * stride, 3));
+        let part = |offset: usize| -> Vec<f64> {
+            (0..levels).flat_map(|level| parts[level * stride + offset..][..channels].to_vec()).collect()
+        };
+        let (scale_at, shift_at) = (1, channels + 2);
+        let expected = layer_norm_reference(&case, &x, &dy, &part(scale_at), &part(shift_at));
+        let level_of: Vec<u32> =
+            (0..levels).flat_map(|s| vec![s as u32; case.starts[s + 1] - case.starts[s]]).collect();
+        let (levels_buffer, parts) = (device.upload(&level_of).unwrap(), upload::<f32>(device, &parts));
+        let (x, dy) = (upload::<T>(device, &x), upload::<T>(device, &dy));
+        let modulation = ModulationRows {
+            parts: &parts,
+            stride,
+            scale: scale_at,
+            shift: shift_at,
+            levels: &levels_buffer,
+        };
+        let input = LayerNormInput { x: &x, channels, modulation: case.modulated.then_some(modulation) };
+        let mut y = device.uninitialised(rows * channels).unwrap();
+        let mut statistics = device.uninitialised(2 * rows).unwrap();
+        kernels::layer_norm_forward(&mut y, &mut statistics, &input, EPSILON as f32).unwrap();
+        close::<T>("layer norm", &y, &expected.y, T::BOUND);
+        let mut dx = device.uninitialised(rows * channels).unwrap();
+        kernels::layer_norm_backward(&mut dx, &dy, &input, &statistics).unwrap();
+        close::<T>("layer norm's gradient", &dx, &expected.dx, T::BOUND);
+        let starts: Vec<u32> = case.starts.iter().map(|&start| start as u32).collect();
+        let mut d_modulation = device.uninitialised(expected.d_modulation.len()).unwrap();
+        let starts = device.upload(&starts).unwrap();
+        let sizes = [case.batch, tokens, channels];
+        kernels::modulation_backward(&mut d_modulation, &dy, &x, &statistics, &starts, sizes).unwrap();
+        close::<f32>("modulation's gradient", &d_modulation, &expected.d_modulation, 1e-5);
+    }
+}
+
+#[test]
+fn layer_norm_and_its_modulation_match_the_reference() {
+    in_all_types!(layer_norm_case);
+}
+
+fn gelu_case<T: Number>(device: &Device) {
+    for (rows, channels, biased) in
+        [(1, 1, false), (3, 37, true), (5, 64, true), (2, 520, false), (700, 24, true)]
+    {
+        let x = rounded::<T>(&noise(rows * channels, 4).iter().map(|x| 4.0 * x).collect::<Vec<_>>());
+        let dy = rounded::<T>(&noise(rows * channels, 5));
+        let bias = rounded::<f32>(&noise(channels, 6));
+        let root = (2.0 / std::f64::consts::PI).sqrt();
+        let (mut y, mut d) = (Vec::new(), Vec::new());
+        for (at, x) in x.iter().enumerate() {
+            let u = x + if biased { bias[at % channels] } else { 0.0 };
+            let tanh = (root * (u + 0.044715 * u * u * u)).tanh();
+            y.push(0.5 * u * (1.0 + tanh));
+            let slope =
+                0.5 * (1.0 + tanh) + 0.5 * u * (1.0 - tanh * tanh) * root * (1.0 + 3.0 * 0.044715 * u * u);
+            d.push(dy[at] * slope);
+        }
+        let sums: Vec<f64> = (0..channels).map(|c| dy.iter().skip(c).step_by(channels).sum()).collect();
+        let (x, dy, bias) = (upload::<T>(device, &x), upload::<T>(device, &dy), upload::<f32>(device, &bias));
+        let bias = biased.then_some(&bias);
+        let mut out = device.uninitialised(rows * channels).unwrap();
+        kernels::gelu_forward(&mut out, &x, bias, channels).unwrap();
+        close::<T>("gelu", &out, &y, T::BOUND);
+        kernels::gelu_backward(&mut out, &dy, &x, bias, channels).unwrap();
+        close::<T>("gelu's gradient", &out, &d, T::BOUND);
+        let mut total = device.uninitialised(channels).unwrap();
+        kernels::column_sum(&mut total, &dy).unwrap();
+        close::<f32>("the bias's gradient", &total, &sums, 1e-5);
+    }
+}
+
+#[test]
+fn gelu_and_the_gradient_of_its_bias_match_the_reference() {
+    in_all_types!(gelu_case);
+}
+
+fn cross_entropy_case<T: Number>(device: &Device) {
+    for (batch, tokens, codes, smoothing) in
+        [(1, 1, 1, 0.0), (2, 3, 37, 0.1), (1, 2, 256, 0.0), (2, 1, 4096, 0.2), (1, 2, 4099, 0.1)]
+    {
+        let rows = batch * tokens;
+        let logits = rounded::<T>(&noise(rows * codes, 7).iter().map(|z| 6.0 * z).collect::<Vec<_>>());
+        let seeds = rounded::<f32>(&noise(batch, 8));
+        let (mut targets, mut losses, mut correct, mut gradient) = (vec![], vec![], vec![], vec![]);
+        for row in 0..rows {
+            let z = &logits[row * codes..][..codes];
+            let best = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let first_best = z.iter().position(|&value| value == best).unwrap();
+            // Every other target is the largest logit, so that both answers are seen.
+            let target = if row % 2 == 0 { first_best } else { (row * 31) % codes };
+            let log_sum = best + z.iter().map(|value| (value - best).exp()).sum::<f64>().ln();
+            let mean = z.iter().sum::<f64>() / codes as f64;
+            targets.push(target as u32);
+            losses.push((1.0 - smoothing) * (log_sum - z[target]) + smoothing * (log_sum - mean));
+            correct.push(u32::from(first_best == target));
+            gradient.extend((0..codes).map(|v| {
+                let aim = smoothing / codes as f64 + if v == target { 1.0 - smoothing } else { 0.0 };
+                ((z[v] - log_sum).exp() - aim) * seeds[row / tokens]
+            }));
+        }
+        let z = upload::<T>(device, &logits);
+        let (targets, seeds) = (device.upload(&targets).unwrap(), upload::<f32>(device, &seeds));
+        let (mut loss, mut right) =
+            (device.uninitialised(rows).unwrap(), device.uninitialised(rows).unwrap());
+        let mut dz = device.uninitialised(rows * codes).unwrap();
+        let sizes = [batch, tokens, codes];
+        let output =
+            CrossEntropyOutput { losses: &mut loss, correct: &mut right, d_logits: Some((&mut dz, &seeds)) };
+        kernels::cross_entropy(output, &z, &targets, sizes, smoothing as f32).unwrap();
+        close::<f32>("cross-entropy", &loss, &losses, 1e-5);
+        close::<T>("cross-entropy's gradient", &dz, &gradient, T::BOUND);
+        assert_eq!(right.to_host().unwrap(), correct);
+        let output = CrossEntropyOutput { losses: &mut loss, correct: &mut right, d_logits: None };
+        kernels::cross_entropy(output, &z, &targets, sizes, smoothing as f32).unwrap();
+        close::<f32>("cross-entropy alone", &loss, &losses, 1e-5);
+    }
+}
+
+#[test]
+fn cross_entropy_and_its_gradient_match_the_reference() {
+    in_all_types!(cross_entropy_case);
+}
+
+#[test]
+fn a_target_that_is_no_code_stops_the_emulator() {
+    let device = Device::emulated().unwrap();
+    let (z, targets) = (device.upload(&[0.0f32; 8]).unwrap(), device.upload(&[3u32, 4]).unwrap());
+    let (mut loss, mut right) = (device.uninitialised(2).unwrap(), device.uninitialised(2).unwrap());
+    let output = CrossEntropyOutput { losses: &mut loss, correct: &mut right, d_logits: None };
+    let message = kernels::cross_entropy(output, &z, &targets, [1, 2, 4], 0.0).unwrap_err().to_string();
+    assert!(
+        message.contains("a target is not one of the codes") && message.contains("cross_entropy.cu:"),
+        "{message}"
+    );
+}
+
+#[test]
+fn adamw_follows_its_equations_over_several_steps() {
+    for device in test_devices() {
+        for clip in [None, Some(0.5f32)] {
+            let lengths = [1usize, 37, 8192, 8193];
+            let mut values: Vec<Vec<f64>> =
+                lengths.iter().map(|&len| rounded::<f32>(&noise(len, 9))).collect();
+            let mut moments: Vec<[Vec<f64>; 2]> =
+                lengths.iter().map(|&len| [vec![0.0; len], vec![0.0; len]]).collect();
+            let tensors = lengths
+                .iter()
+                .zip(&values)
+                .enumerate()
+                .map(|(at, (&len, value))| AdamWTensor::<bf16> {
+                    value: upload(&device, value),
+                    gradient: device.zeros(len).unwrap(),
+                    first: device.zeros(len).unwrap(),
+                    second: device.zeros(len).unwrap(),
+                    copy: (at % 2 == 1).then(|| device.zeros(len).unwrap()),
+                    decays: at != 2,
+                })
+                .collect();
+            let mut tensors = AdamWTensors::new(&device, tensors).unwrap();
+            let mut step = AdamWStep {
+                learning_rate: 0.01,
+                weight_decay: 0.1,
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                step: 0,
+            };
+            for number in 1..=3u64 {
+                step.step = number;
+                let gradients: Vec<Vec<f64>> =
+                    lengths.iter().map(|&len| rounded::<f32>(&noise(len, 10 * number))).collect();
+                for (buffer, gradient) in tensors.gradients_mut().zip(&gradients) {
+                    buffer.write_from(&gradient.iter().map(|&g| g as f32).collect::<Vec<_>>()).unwrap();
+                }
+                kernels::adamw_norm(&mut tensors, clip).unwrap();
+                kernels::adamw_update(&mut tensors, &step).unwrap();
+                let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+                assert!((f64::from(tensors.global_norm().unwrap()) / norm - 1.0).abs() < 1e-6);
+                let factor = clip.map_or(1.0, |most| (f64::from(most) / (norm + 1e-6)).min(1.0));
+                for (at, gradient) in gradients.iter().enumerate() {
+                    let [first, second] = &mut moments[at];
+                    let decay = if at == 2 { 0.0 } else { step.weight_decay };
+                    for (i, g) in gradient.iter().enumerate() {
+                        let g = g * factor;
+                        first[i] += (g - first[i]) * (1.0 - step.beta1);
+                        second[i] = second[i] * step.beta2 + g * g * (1.0 - step.beta2);
+                        let power = i32::try_from(number).unwrap();
+                        let root = (second[i] / (1.0 - step.beta2.powi(power))).sqrt() + step.epsilon;
+                        let rate = step.learning_rate / (1.0 - step.beta1.powi(power));
+                        values[at][i] =
+                            values[at][i] * (1.0 - step.learning_rate * decay) - rate * first[i] / root;
+                    }
+                }
+            }
+            for (at, tensor) in tensors.tensors().iter().enumerate() {
+                close::<f32>("the weights", &tensor.value, &values[at], 1e-6);
+                close::<f32>("the first moment", &tensor.first, &moments[at][0], 1e-5);
+                close::<f32>("the second moment", &tensor.second, &moments[at][1], 1e-5);
+                if let Some(copy) = &tensor.copy {
+                    let expected: Vec<bf16> =
+                        tensor.value.to_host().unwrap().into_iter().map(bf16::from_f32).collect();
+                    assert_eq!(copy.to_host().unwrap(), expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_give_the_same_bits_on_any_number_of_threads() {
+    let device = Device::emulated().unwrap();
+    let d = upload::<bf16>(&device, &noise(700 * 40, 11));
+    let sums = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut sums = device.uninitialised(40).unwrap();
+            kernels::column_sum(&mut sums, &d).unwrap();
+            sums.to_host().unwrap()
+        })
+    };
+    assert_eq!(sums(1), sums(2));
+}
+
+#[test]
+fn launchers_refuse_sizes_that_do_not_fit() {
+    let device = Device::emulated().unwrap();
+    let x = device.zeros::<f32>(30).unwrap();
+    let mut y = device.zeros::<f32>(30).unwrap();
+    let mut short = device.zeros::<f32>(29).unwrap();
+    let bias = device.zeros::<f32>(9).unwrap();
+    assert!(kernels::gelu_forward(&mut short, &x, None, 10).is_err());
+    assert!(kernels::gelu_forward(&mut y, &x, Some(&bias), 10).is_err());
+    assert!(kernels::gelu_forward(&mut y, &x, None, 7).is_err());
+    assert!(kernels::column_sum(&mut short, &x).is_err());
+    let input = LayerNormInput { x: &x, channels: 10, modulation: None };
+    assert!(kernels::layer_norm_forward(&mut y, &mut short, &input, 1e-6).is_err());
+    let levels = device.zeros::<u32>(2).unwrap();
+    let modulation = ModulationRows { parts: &x, stride: 15, scale: 0, shift: 10, levels: &levels };
+    let input = LayerNormInput { x: &x, channels: 10, modulation: Some(modulation) };
+    let mut statistics = device.zeros::<f32>(6).unwrap();
+    assert!(kernels::layer_norm_forward(&mut y, &mut statistics, &input, 1e-6).is_err());
+}
