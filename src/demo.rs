@@ -9,6 +9,7 @@ use crate::{
         flaws::{Flaw, FlawShares},
     },
     error::{Error, Result},
+    interrupt::Interrupt,
     rate::{
         pictures::rating_pictures,
         scorer::{ScoreRequest, ScoreSummary, score},
@@ -23,10 +24,7 @@ use crate::{
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
-    train::{
-        interrupt::Interrupt,
-        run_directory::{Existing, RunDirectory},
-    },
+    train::run_directory::{Existing, RunDirectory},
 };
 
 /// The configuration that is built in; also a file of the repository.
@@ -122,16 +120,19 @@ pub fn demo(
     draw_losses(&losses, points)?;
     let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
     pictures.insert(0, losses);
-    let subset = write_subset(&SubsetJob {
-        ratings,
-        names: ColumnNames::default(),
-        strategy: STRATEGY,
-        keep: Keep::Share(0.5),
-        seed,
-        out: folder.join("subset.csv"),
-        data: None,
-        overwrite: true,
-    })?;
+    let subset = write_subset(
+        &SubsetJob {
+            ratings,
+            names: ColumnNames::default(),
+            strategy: STRATEGY,
+            keep: Keep::Share(0.5),
+            seed,
+            out: folder.join("subset.csv"),
+            data: None,
+            overwrite: true,
+        },
+        interrupt,
+    )?;
     Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures, subset: subset.subset })
 }
 

@@ -21,6 +21,8 @@ pub mod demo;
 pub mod encode;
 pub mod engine;
 pub mod error;
+pub mod files;
+pub mod interrupt;
 pub mod models;
 pub mod rate;
 pub mod report;

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use alchemist_engine::data::{
-    drawn::{DataSetSettings, draw_scene, write_data_set},
-    flaws::{Flaw, FlawShares, plan, sources, spoil},
+use alchemist_engine::{
+    data::{
+        drawn::{DataSetSettings, draw_scene, write_data_set},
+        flaws::{Flaw, FlawShares, plan, sources, spoil},
+    },
+    files::LEFTOVER,
 };
 use sha2::{Digest, Sha256};
 
@@ -311,7 +314,7 @@ fn the_data_set_on_disk_is_what_the_tables_say() {
         assert_eq!((row[0].to_string(), &row[3]), ((200 + index).to_string(), "clean"));
         assert!(picture(row).as_raw() == &scene.rgb && row[2] == scene.caption, "validation row {index}");
     }
-    let left_over = contents(folder.path()).into_iter().find(|(name, _)| name.ends_with(".partial"));
+    let left_over = contents(folder.path()).into_iter().find(|(name, _)| name.contains(LEFTOVER));
     assert!(left_over.is_none());
 }
 

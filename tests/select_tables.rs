@@ -7,6 +7,7 @@ use std::{
 
 use alchemist_engine::{
     Error,
+    interrupt::Interrupt,
     select::{
         ColumnNames, Keep, RatingRow, RatingsHeader, RatingsReader, RatingsTable, RatingsWriter, Strategy,
         SubsetJob, write_subset,
@@ -296,7 +297,9 @@ fn a_subset_has_the_original_columns_in_the_original_order() {
     let rows = difficult_rows();
     for name in ["ratings.csv", "ratings.parquet"] {
         write_table(&folder.path().join(name), &["path", "id", "rating", "caption"], &rows);
-        let report = write_subset(&SubsetJob { overwrite: true, ..job(folder.path(), name) }).unwrap();
+        let report =
+            write_subset(&SubsetJob { overwrite: true, ..job(folder.path(), name) }, &Interrupt::default())
+                .unwrap();
         // The three highest ratings: 1e300, 0.1, and the smallest normal f32.
         assert_eq!(report.selection.kept, [0, 2, 4]);
         assert_eq!(
@@ -324,7 +327,11 @@ fn the_summary_names_the_parameters() {
     let rows: Vec<RatingRow> = (0..50).map(|index| row(&index.to_string(), f64::from(index), &[])).collect();
     write_table(&folder.path().join("ratings.csv"), &["id", "rating"], &rows);
     let strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
-    let report = write_subset(&SubsetJob { strategy, seed: 7, ..job(folder.path(), "ratings.csv") }).unwrap();
+    let report = write_subset(
+        &SubsetJob { strategy, seed: 7, ..job(folder.path(), "ratings.csv") },
+        &Interrupt::default(),
+    )
+    .unwrap();
     let summary: serde_json::Value = serde_json::from_slice(&fs::read(&report.summary).unwrap()).unwrap();
     assert_eq!(summary["strategy"], "shift-gsample");
     assert_eq!(
@@ -353,13 +360,13 @@ fn rows_of_the_corpus_are_copied_byte_for_byte() {
         let data = folder.path().join("corpus.csv");
         fs::write(&data, records.join(line_break)).unwrap();
         let job = SubsetJob { data: Some(data), overwrite: true, ..job(folder.path(), "ratings.csv") };
-        let report = write_subset(&job).unwrap();
+        let report = write_subset(&job, &Interrupt::default()).unwrap();
         assert_eq!(report.selection.kept, [2, 3]);
         let expected = records[..3].iter().map(|record| format!("{record}{line_break}")).collect::<String>();
         assert_eq!(fs::read_to_string(&report.subset).unwrap(), expected);
         assert_eq!(fs::read_to_string(&report.ids).unwrap(), "c\nd\n");
         let low = SubsetJob { strategy: Strategy::Block { offset: 0.75 }, keep: Keep::Count(1), ..job };
-        let report = write_subset(&low).unwrap();
+        let report = write_subset(&low, &Interrupt::default()).unwrap();
         assert_eq!(
             fs::read_to_string(&report.subset).unwrap(),
             format!("\"caption\",id{line_break}plain,a{line_break}")
@@ -376,7 +383,7 @@ fn a_corpus_that_does_not_fit_the_ratings_is_refused_and_nothing_is_written() {
     let refused = |text: &str| {
         fs::write(&data, text).unwrap();
         let job = SubsetJob { data: Some(data.clone()), ..job(folder.path(), "ratings.csv") };
-        let outcome = message(write_subset(&job));
+        let outcome = message(write_subset(&job, &Interrupt::default()));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "only the two inputs are there");
         outcome.replace(&format!("{}/", folder.path().display()), "")
     };
@@ -398,7 +405,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     let rows = ["a", "b"].map(|id| row(id, f64::from(id.as_bytes()[0]), &[]));
     write_table(&folder.path().join("ratings.csv"), &["id", "rating"], &rows);
     let job = job(folder.path(), "ratings.csv");
-    let first = fs::read(write_subset(&job).unwrap().subset).unwrap();
+    let first = fs::read(write_subset(&job, &Interrupt::default()).unwrap().subset).unwrap();
     for name in ["subset.csv", "subset.ids.txt", "subset.summary.json"] {
         let others =
             ["subset.csv", "subset.ids.txt", "subset.summary.json"].iter().filter(|other| **other != name);
@@ -408,7 +415,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
             .collect();
         saved.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
         assert_eq!(
-            message(write_subset(&job)),
+            message(write_subset(&job, &Interrupt::default())),
             format!(
                 "{} exists already; choose another --out or give --overwrite.",
                 folder.path().join(name).display()
@@ -416,16 +423,16 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
         );
         saved.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     }
-    let second = write_subset(&SubsetJob { overwrite: true, ..job.clone() }).unwrap();
+    let second = write_subset(&SubsetJob { overwrite: true, ..job.clone() }, &Interrupt::default()).unwrap();
     assert_eq!(fs::read(second.subset).unwrap(), first);
     let itself = SubsetJob { overwrite: true, out: job.ratings.clone(), ..job.clone() };
     assert_eq!(
-        message(write_subset(&itself)),
+        message(write_subset(&itself, &Interrupt::default())),
         format!("{} is an input and would be overwritten; choose another --out.", job.ratings.display())
     );
     let ending = SubsetJob { out: folder.path().join("subset.parquet"), ..job.clone() };
     assert_eq!(
-        message(write_subset(&ending)),
+        message(write_subset(&ending, &Interrupt::default())),
         format!(
             "the subset {} must be a file ending in .csv.",
             folder.path().join("subset.parquet").display()
@@ -434,7 +441,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     write_at(&job.ratings, &["id", "rating"], &[row("a\nb", 1.0, &[])]);
     let broken = SubsetJob { keep: Keep::Count(1), overwrite: true, ..job.clone() };
     assert_eq!(
-        message(write_subset(&broken)),
+        message(write_subset(&broken, &Interrupt::default())),
         format!(
             "{}: the id \"a\\nb\" holds a line break, which a list with one id a line cannot; change the id.",
             job.ratings.display()

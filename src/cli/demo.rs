@@ -8,8 +8,8 @@ use crate::{
     cli::watch::Watch,
     demo::{DemoReport, demo},
     error::Result,
+    interrupt::Interrupt,
     report::text_table::TextTable,
-    train::interrupt::Interrupt,
 };
 
 /// The arguments of `demo`.

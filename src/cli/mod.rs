@@ -18,7 +18,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
     error::{Error, Result},
-    train::interrupt::{EXIT_CODE as EXIT_INTERRUPTED, Interrupt},
+    interrupt::{EXIT_CODE as EXIT_INTERRUPTED, Interrupt},
 };
 
 /// Decides which text-image pairs are worth training on: meta-gradient rating and Shift-Gsample pruning.
@@ -76,7 +76,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
         Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Select(arguments) => select::run(arguments)?,
+        Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use clap::Args;
 use crate::{
     cli::watch::Counted,
     error::{Error, Result},
+    interrupt::Interrupt,
     rate::{pictures::rating_pictures, scorer},
-    train::interrupt::Interrupt,
 };
 
 /// The arguments of `score`.

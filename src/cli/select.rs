@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::{
+    interrupt::Interrupt,
     report::text_table::TextTable,
     select::{ColumnNames, Keep, Strategy, SubsetJob, write_subset},
 };
@@ -115,9 +116,9 @@ impl SelectArguments {
 ///
 /// # Errors
 /// If the arguments do not fit together, an input cannot be used or an output cannot be written.
-pub fn run(arguments: SelectArguments) -> Result<()> {
+pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let strategy = arguments.strategy()?;
-    let report = write_subset(&SubsetJob {
+    let job = SubsetJob {
         ratings: arguments.ratings,
         names: ColumnNames { id: arguments.id_column, rating: arguments.rating_column },
         strategy,
@@ -126,7 +127,8 @@ pub fn run(arguments: SelectArguments) -> Result<()> {
         out: arguments.out,
         data: arguments.data,
         overwrite: arguments.overwrite,
-    })?;
+    };
+    let report = write_subset(&job, interrupt)?;
     let summary = &report.selection.summary;
     println!(
         "{}: kept {} of {} rows (seed {}).\n",
@@ -229,10 +231,11 @@ mod tests {
         let mut arguments = parsed("--keep 2 --strategy top-k").unwrap();
         arguments.ratings = ratings;
         arguments.out = folder.path().join("subset.csv");
-        run(arguments.clone()).unwrap();
+        let never = Interrupt::default();
+        run(arguments.clone(), &never).unwrap();
         assert_eq!(std::fs::read_to_string(&arguments.out).unwrap(), "id,caption\nc,z\nd,w\n");
         assert_eq!(std::fs::read_to_string(folder.path().join("subset.ids.txt")).unwrap(), "c\nd\n");
         assert!(folder.path().join("subset.summary.json").is_file());
-        assert!(run(arguments).unwrap_err().to_string().contains("exists already"));
+        assert!(run(arguments, &never).unwrap_err().to_string().contains("exists already"));
     }
 }

@@ -8,11 +8,9 @@ use crate::{
     cli::watch::Watch,
     config::Config,
     error::{Error, Result},
+    interrupt::Interrupt,
     rate::trainer,
-    train::{
-        interrupt::Interrupt,
-        run_directory::{Existing, RunDirectory},
-    },
+    train::run_directory::{Existing, RunDirectory},
 };
 
 /// The arguments of `train`.

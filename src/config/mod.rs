@@ -258,7 +258,7 @@ impl Config {
         for (key, value) in self.significant() {
             hash.update(format!("{key}={value}\n"));
         }
-        crate::train::files::hexadecimal(&hash.finalize())
+        crate::files::hexadecimal(&hash.finalize())
     }
 
     /// The first key whose value changes results and differs: (key, value here, value there).

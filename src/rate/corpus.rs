@@ -15,8 +15,9 @@ use crate::{
     },
     engine::{Purpose, Random, Tensor},
     error::{Error, Result},
+    files::hexadecimal,
+    interrupt::Interrupt,
     rate::bilevel::Batch,
-    train::{files::hexadecimal, interrupt::Interrupt},
 };
 
 /// Pictures tokenised at once.
@@ -134,12 +135,7 @@ pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
 }
 
 fn interrupted(interrupt: &Interrupt) -> Result<()> {
-    if interrupt.is_raised() {
-        return Err(Error::Interrupted {
-            saved: "no step had been done yet, so there was nothing to save".to_owned(),
-        });
-    }
-    Ok(())
+    interrupt.check("no step had been done yet, so there was nothing to save")
 }
 
 /// Usable records with their codes.

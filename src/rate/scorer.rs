@@ -16,13 +16,13 @@ use crate::{
     encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor},
     error::{Error, Result},
+    files::{remove_folder, remove_leftovers, sha256, write_whole},
+    interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
     rate::corpus::{self, batch, in_parallel},
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint, expect_fingerprint},
-        files::{remove_folder, remove_leftovers, sha256, write_whole},
-        interrupt::Interrupt,
         run_directory::RunDirectory,
     },
 };
@@ -152,8 +152,10 @@ pub fn score(
 ) -> Result<ScoreSummary> {
     let failed_out = beside(&request.out, ".failed.csv");
     let parts = beside(&request.out, ".parts");
+    // Beside the parts of an unfinished job, outputs are what it had got to when it was stopped.
+    let unfinished = parts.join(JOB).exists();
     for path in [&request.out, &failed_out] {
-        if path.exists() && !request.overwrite {
+        if path.exists() && !request.overwrite && !unfinished {
             let path = path.display();
             return Err(Error::invalid(format!(
                 "{path} is there already; give --overwrite or another --out"

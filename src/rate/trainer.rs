@@ -10,6 +10,8 @@ use crate::{
     encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport},
     engine::{DType, Parameters, Purpose, Random},
     error::{Error, Result},
+    files::write_whole,
+    interrupt::Interrupt,
     models::{Proxy, Rater, Weighing},
     rate::{
         bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
@@ -17,8 +19,6 @@ use crate::{
     },
     train::{
         checkpoint::{self, Checkpoint, State, expect_fingerprint},
-        files::write_whole,
-        interrupt::Interrupt,
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
         run_directory::RunDirectory,

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
 use crate::{
     error::{Error, Result},
-    select::whole_file::write_whole,
+    files::write_whole,
 };
 
 /// DejaVu Sans, cut down to Latin, Greek, Cyrillic and common signs; its licence stands beside it.

@@ -8,7 +8,6 @@ pub mod ranking;
 pub mod ratings;
 pub mod strategy;
 pub mod subset;
-pub mod whole_file;
 
 use serde::Serialize;
 

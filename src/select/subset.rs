@@ -13,9 +13,12 @@ use super::{
     ids::IdIndex,
     ratings::{CsvTable, list_columns, table_error, write_error},
     select,
-    whole_file::{WholeFile, finish_together},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::{WholeFile, finish_together},
+    interrupt::Interrupt,
+};
 
 /// What to choose, from where, and where to write it.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +54,9 @@ pub struct SubsetReport {
     pub summary: PathBuf,
 }
 
+/// What an interrupted job says of its outputs.
+const NOTHING_WRITTEN: &str = "nothing was written";
+
 #[derive(Serialize)]
 struct SummaryFile<'a> {
     #[serde(flatten)]
@@ -71,12 +77,13 @@ struct SummaryFile<'a> {
 /// # Errors
 /// If an output exists and may not be replaced or would replace an input, an input cannot be used (see
 /// [`RatingsTable::read`]), the strategy's parameters are out of range, a kept id is missing in the corpus or stands
-/// there twice, or the disk is full.
-pub fn write_subset(job: &SubsetJob) -> Result<SubsetReport> {
+/// there twice, the disk is full, or the user interrupts (nothing is written then).
+pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetReport> {
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
     let (table, index) = RatingsTable::read_indexed(&job.ratings, &job.names)?;
     let index = job.data.as_ref().map(|_| index);
+    interrupt.check(NOTHING_WRITTEN)?;
     let selection = select(&table.ratings, &job.strategy, job.keep, job.seed)?;
 
     let mut ids_file = WholeFile::create(&ids)?;
@@ -112,10 +119,11 @@ pub fn write_subset(job: &SubsetJob) -> Result<SubsetReport> {
     let subset_file = WholeFile::create(&subset)?;
     let subset_file = match (&job.data, index) {
         (Some(data), Some(index)) => {
-            copy_corpus_rows(job, data, &table, &index, &selection.kept, subset_file)?
+            copy_corpus_rows(job, data, &table, &index, &selection.kept, subset_file, interrupt)?
         }
-        _ => write_table_rows(job, &selection.kept, subset_file)?,
+        _ => write_table_rows(job, &selection.kept, subset_file, interrupt)?,
     };
+    interrupt.check(NOTHING_WRITTEN)?;
     finish_together(vec![ids_file, summary_file, subset_file])?;
     Ok(SubsetReport { selection, subset, ids, summary })
 }
@@ -161,7 +169,12 @@ fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
 }
 
 /// Streams the ratings table and writes the kept rows without their rating.
-fn write_table_rows(job: &SubsetJob, kept: &[u32], file: WholeFile) -> Result<WholeFile> {
+fn write_table_rows(
+    job: &SubsetJob,
+    kept: &[u32],
+    file: WholeFile,
+    interrupt: &Interrupt,
+) -> Result<WholeFile> {
     let mut reader = RatingsReader::open(&job.ratings, &job.names)?;
     let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(file);
     let header = reader.header().clone();
@@ -173,6 +186,7 @@ fn write_table_rows(job: &SubsetJob, kept: &[u32], file: WholeFile) -> Result<Wh
     let mut row = RatingRow::default();
     let mut next = 0;
     for &kept_row in kept {
+        interrupt.check(NOTHING_WRITTEN)?;
         let between = u64::from(kept_row - next);
         if reader.pass_over(between)? != between || !reader.read(&mut row)? {
             return Err(table_error(
@@ -201,6 +215,7 @@ fn copy_corpus_rows(
     index: &IdIndex,
     kept: &[u32],
     mut file: WholeFile,
+    interrupt: &Interrupt,
 ) -> Result<WholeFile> {
     let mut corpus = CsvTable::open(data)?;
     let Some(id_column) = corpus.columns().iter().position(|column| *column == job.names.id) else {
@@ -223,6 +238,7 @@ fn copy_corpus_rows(
     };
     write_line(without_line_breaks(header))?;
     while corpus.read()? {
+        interrupt.check(NOTHING_WRITTEN)?;
         let id = corpus.record().get(id_column).unwrap_or("");
         let Some(row) = index.find(&table.ids, id).filter(|&row| wanted[row as usize]) else { continue };
         copied.push(row);

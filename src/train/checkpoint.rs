@@ -16,13 +16,11 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    files::{PendingFolder, remove_folder, sha256},
-    optimizer::AdamW,
-};
+use super::optimizer::AdamW;
 use crate::{
     engine::{Parameters, Storage, Tensor},
     error::{Error, Result},
+    files::{PendingFolder, remove_folder, sha256},
 };
 
 /// Tensors by name.

@@ -18,10 +18,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::files::{remove_leftovers, sync_folder, write_whole};
 use crate::{
     config::Config,
     error::{Error, Result},
+    files::{LEFTOVER, remove_leftovers, sha256, sync_folder, write_whole},
 };
 
 /// The file that makes a folder a run.
@@ -176,7 +176,7 @@ impl RunDirectory {
             "experiment": config.experiment,
             "version": env!("CARGO_PKG_VERSION"),
             "git_hash": env!("ALCHEMIST_GIT_HASH"),
-            "dependencies": super::files::sha256(include_bytes!("../../Cargo.lock")),
+            "dependencies": sha256(include_bytes!("../../Cargo.lock")),
             "seed": config.seed,
             "command_line": command_line,
             "step": step,
@@ -260,7 +260,7 @@ impl Metrics {
 }
 
 fn is_leftover(name: &std::ffi::OsStr) -> bool {
-    name.to_string_lossy().starts_with(".unfinished-")
+    name.to_string_lossy().starts_with(LEFTOVER)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

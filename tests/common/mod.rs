@@ -114,6 +114,30 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     if scale > 0.0 { error / scale } else { error }
 }
 
+/// The weight of number `at` in a digest's inner product.
+fn digest_pattern(at: u64) -> f64 {
+    (at.wrapping_mul(40_503) % 65_536) as f64 / 32_768.0 - 1.0
+}
+
+/// The place of a digest's sample `at` among `count` numbers.
+fn digest_place(at: u64, count: u64) -> usize {
+    ((at * 2_654_435_761 + 12_345) % count) as usize
+}
+
+/// A tensor's digest, as each manifest defines it.
+pub fn digest(tensor: &Tensor) -> Value {
+    let values = tensor.to_f64_vec();
+    let count = values.len() as u64;
+    let dot: f64 = values.iter().enumerate().map(|(at, value)| value * digest_pattern(at as u64)).sum();
+    serde_json::json!({
+        "numel": count,
+        "sum": values.iter().sum::<f64>(),
+        "sumsq": values.iter().map(|value| value * value).sum::<f64>(),
+        "dot": dot,
+        "val": (0..count.min(16)).map(|at| values[digest_place(at, count)]).collect::<Vec<_>>(),
+    })
+}
+
 /// The error of a tensor against its digest (definition in each manifest): the worst of the sampled values, against
 /// the digest's largest magnitude, and of sum, sum of squares and inner product, against their natural scales.
 pub fn digest_error(found: &Tensor, digest: &Value) -> f64 {
@@ -121,9 +145,8 @@ pub fn digest_error(found: &Tensor, digest: &Value) -> f64 {
     let count = values.len() as u64;
     let number = |key: &str| digest[key].as_f64().unwrap_or_else(|| panic!("the digest lacks {key}"));
     assert_eq!(Some(count), digest["numel"].as_u64(), "the digest is of another size");
-    let pattern = |at: u64| (at.wrapping_mul(40_503) % 65_536) as f64 / 32_768.0 - 1.0;
     let square: f64 = values.iter().map(|value| value * value).sum();
-    let dot: f64 = values.iter().enumerate().map(|(at, value)| value * pattern(at as u64)).sum();
+    let dot: f64 = values.iter().enumerate().map(|(at, value)| value * digest_pattern(at as u64)).sum();
     let length = number("sumsq").sqrt().max(1e-300);
     let root = (count as f64).sqrt();
     let mut worst = (values.iter().sum::<f64>() - number("sum")).abs() / (length * root);
@@ -132,8 +155,8 @@ pub fn digest_error(found: &Tensor, digest: &Value) -> f64 {
     let samples = digest["val"].as_array().expect("the digest has samples");
     let scale = values.iter().fold(0.0f64, |most, value| most.max(value.abs())).max(1e-300);
     for (at, expected) in samples.iter().enumerate() {
-        let place = (at as u64 * 2_654_435_761 + 12_345) % count;
-        let difference = values[place as usize] - expected.as_f64().expect("a sample is a number");
+        let difference =
+            values[digest_place(at as u64, count)] - expected.as_f64().expect("a sample is a number");
         worst = worst.max(difference.abs() / scale);
     }
     if worst.is_nan() { f64::INFINITY } else { worst }

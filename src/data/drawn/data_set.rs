@@ -16,6 +16,7 @@ use super::draw_scene;
 use crate::{
     Error, Result,
     data::flaws::{Flaw, FlawShares, plan, sources, spoil},
+    files::{WholeFile, write_whole},
 };
 
 /// The largest side of a drawn picture, in pixels.
@@ -140,7 +141,10 @@ fn write_picture(folder: &Path, part: &str, id: usize, rgb: &[u8], side: usize) 
             path: path.clone(),
             message: format!("cannot encode it as PNG: {error}"),
         })?;
-    write_whole(&path, &bytes, false)
+    // Thousands of small pictures are not each forced to the disk; the tables, which say that they are there, are.
+    let mut file = WholeFile::create(&path)?;
+    file.write_all(&bytes).map_err(Error::io("write", &path))?;
+    file.finish_unsynced()
 }
 
 fn write_table(path: &Path, part: &str, rows: &[Row]) -> Result<()> {
@@ -164,18 +168,5 @@ fn write_table(path: &Path, part: &str, rows: &[Row]) -> Result<()> {
             .map_err(failed)?;
     }
     let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
-    write_whole(path, &bytes, true)
-}
-
-/// Writes a file under a temporary name and renames it. Thousands of small pictures are not each flushed to the disk;
-/// the tables, which say that the pictures are there, are.
-fn write_whole(path: &Path, bytes: &[u8], flush: bool) -> Result<()> {
-    let temporary = path.with_extension("partial");
-    let mut file = fs::File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    file.write_all(bytes).map_err(Error::io("write", &temporary))?;
-    if flush {
-        file.sync_all().map_err(Error::io("write", &temporary))?;
-    }
-    drop(file);
-    fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))
+    write_whole(path, &bytes)
 }

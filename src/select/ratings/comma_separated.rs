@@ -9,7 +9,8 @@ use std::{
 use super::{ColumnNames, RatingRow, RatingsHeader, RatingsTable, table_error};
 use crate::{
     error::{Error, Result},
-    select::{ids::Ids, whole_file::WholeFile},
+    files::WholeFile,
+    select::ids::Ids,
 };
 
 /// A CSV file read record by record, with the place of each record in the file.

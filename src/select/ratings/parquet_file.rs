@@ -23,7 +23,8 @@ use rayon::prelude::*;
 use super::{ColumnNames, RatingRow, RatingsHeader, RatingsTable, table_error};
 use crate::{
     error::{Error, Result},
-    select::{ids::Ids, whole_file::WholeFile},
+    files::WholeFile,
+    select::ids::Ids,
 };
 
 /// A row group is written when it holds this many rows or [`GROUP_BYTES`] of text.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 
 /// What temporary names begin with; see [`remove_leftovers`].
-const PREFIX: &str = ".unfinished-";
+pub const LEFTOVER: &str = ".unfinished-";
 
 /// Bytes in hexadecimal.
 pub fn hexadecimal(bytes: &[u8]) -> String {
@@ -34,7 +34,7 @@ fn temporary_name(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!("{PREFIX}{}-{count}-{name}", std::process::id()))
+    path.with_file_name(format!("{LEFTOVER}{}-{count}-{name}", std::process::id()))
 }
 
 /// The folder that holds `path`.
@@ -63,23 +63,121 @@ fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::io("write", path))
 }
 
+/// A file that gets its name only when it is complete. Dropped before [`finish`](Self::finish), it leaves nothing.
+#[derive(Debug)]
+pub struct WholeFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: BufWriter<File>,
+    published: bool,
+}
+
+impl WholeFile {
+    /// Opens a temporary file beside `path`; `path` itself is not touched yet.
+    ///
+    /// # Errors
+    /// If the folder does not exist or cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        if path.file_name().is_none() {
+            return Err(Error::invalid(format!("{} is not the name of a file.", path.display())));
+        }
+        let temporary = temporary_name(path);
+        let file = File::create(&temporary).map_err(Error::io("create", path))?;
+        let writer = BufWriter::with_capacity(1 << 20, file);
+        Ok(Self { path: path.to_path_buf(), temporary, writer, published: false })
+    }
+
+    /// The name that the file will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Like [`finish`](Self::finish) without forcing the bytes to the disk: for many small files that a table, written
+    /// after them, vouches for.
+    ///
+    /// # Errors
+    /// If the disk is full or the rename is refused.
+    pub fn finish_unsynced(mut self) -> Result<()> {
+        self.writer.flush().map_err(Error::io("write", &self.path))?;
+        self.rename()
+    }
+
+    /// Writes everything out, synchronises and gives the file its name, replacing what had that name.
+    ///
+    /// # Errors
+    /// If the disk is full or the rename is refused.
+    pub fn finish(mut self) -> Result<()> {
+        self.synchronise()?;
+        self.publish()
+    }
+
+    fn synchronise(&mut self) -> Result<()> {
+        self.writer.flush().map_err(Error::io("write", &self.path))?;
+        self.writer.get_ref().sync_all().map_err(Error::io("write", &self.path))
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        self.rename()?;
+        sync_folder(folder_of(&self.path))
+    }
+
+    fn rename(&mut self) -> Result<()> {
+        fs::rename(&self.temporary, &self.path).map_err(Error::io("write", &self.path))?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Write for WholeFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.writer.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Drop for WholeFile {
+    fn drop(&mut self) {
+        if !self.published {
+            let _already_gone = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
 /// Writes a file whole: under a temporary name in the same folder, synced, renamed, and the folder synced.
 ///
 /// # Errors
 /// If the folder is missing or not writable, or the disk is full; nothing is left behind and an older file stays.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = temporary_name(path);
-    let written = write_through(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("write", path)));
-    if let Err(error) = written {
-        // The first failure is the one to report.
-        let _ = fs::remove_file(&temporary);
-        return Err(match error {
-            Error::Io { source, .. } => Error::Io { action: "write", path: path.to_path_buf(), source },
-            other => other,
-        });
+    let mut file = WholeFile::create(path)?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.finish()
+}
+
+/// Finishes files that belong together: all are on disk before the first gets its name, and if one cannot get its
+/// name those that did are removed. The last is named last, so its presence says that the others are there.
+///
+/// # Errors
+/// If the disk is full or a rename is refused.
+pub fn finish_together(mut files: Vec<WholeFile>) -> Result<()> {
+    for file in &mut files {
+        file.synchronise()?;
     }
-    sync_folder(folder_of(path))
+    for index in 0..files.len() {
+        if let Err(error) = files[index].publish() {
+            for done in &files[..index] {
+                let _already_gone = fs::remove_file(&done.path);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// A folder that appears whole: files are written into a temporary folder beside it, and [`publish`](Self::publish)
@@ -159,7 +257,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
 pub fn remove_leftovers(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        if !entry.file_name().to_string_lossy().starts_with(LEFTOVER) {
             continue;
         }
         let path = entry.path();

@@ -37,6 +37,14 @@ impl Interrupt {
         self.0.store(true, Ordering::SeqCst);
     }
 
+    /// An error if the user has asked to stop; `saved` says what is kept and how to go on.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if so.
+    pub fn check(&self, saved: &str) -> Result<()> {
+        if self.is_raised() { Err(Error::Interrupted { saved: saved.to_owned() }) } else { Ok(()) }
+    }
+
     /// Whether the user has asked to stop.
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::SeqCst)
