@@ -1,13 +1,16 @@
 //! The work of a training step and of scoring, at the sizes that PyTorch's CPU figures were taken at.
 //!
 //! A step is what the released `train_step` does: quantise both batches, both proxy passes, two rater passes, both
-//! updates, drop-path on. `PEAK_MEMORY=1` runs a few steps of each and prints the process's peak instead.
+//! updates, drop-path on. `PEAK_MEMORY=tiny-demo` (or another case's name) runs a few steps of that case, then a few
+//! scorings, and prints the process's peak memory instead. `benches/pytorch/step.py` does the same work in PyTorch.
+
+#![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
 
 use std::hint::black_box;
 
 use alchemist_engine::{
-    encode::TextStates,
-    engine::{DType, Purpose, Random, Tape, Tensor},
+    encode::{TextStates, pyramid::PyramidQuantizer, resample::Convolution},
+    engine::{DType, Parameters, Purpose, Random, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
     rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates},
     train::{
@@ -97,23 +100,59 @@ impl Case {
         }
     }
 
-    fn batch(&self, batch: usize, stream: u64) -> Batch {
-        let tokens: usize = self.patch_nums.iter().map(|side| side * side).sum();
-        let mut random = Random::new(1, Purpose::Test, stream + 2);
-        let codes = (0..batch * tokens).map(|_| random.below(self.vocabulary as u64) as u32).collect();
+    /// The pyramid's quantiser with the released number of shared convolutions.
+    fn quantizer(&self) -> PyramidQuantizer {
+        let channels = self.code_channels;
+        let convolutions = (0..4)
+            .map(|at| {
+                let weight = self.normal(&[channels, channels, 3, 3], 40 + at);
+                let bias = self.normal(&[channels], 50 + at);
+                Convolution::new(&weight, &bias, 0.5).expect("sizes fit")
+            })
+            .collect();
+        let codebook = self.normal(&[self.vocabulary, channels], 60);
+        PyramidQuantizer::new(&self.patch_nums, &codebook, convolutions).expect("sizes fit")
+    }
+
+    /// The image tokenizer's features, `[B, Cvae, H, H]`, and the text of a batch.
+    fn features(&self, batch: usize, stream: u64) -> (Tensor, TextStates) {
+        let side = self.patch_nums.last().copied().unwrap_or(0);
+        (self.normal(&[batch, self.code_channels, side, side], stream), self.text(batch, stream + 4))
+    }
+
+    fn batch(&self, quantizer: &PyramidQuantizer, (features, text): &(Tensor, TextStates)) -> Batch {
+        let codes = quantizer.encode(features).expect("features are quantised");
         Batch {
-            codes: Tensor::new(&[batch, tokens], codes).expect("sizes fit"),
-            input: self.normal(&[batch, tokens - 1, self.code_channels], stream + 3),
-            text: self.text(batch, stream + 4),
+            input: quantizer.input(&codes).expect("codes have an input"),
+            codes,
+            text: text.clone(),
             last_scale: self.patch_nums.last().map_or(0, |side| side * side),
         }
+    }
+
+    /// One whole step from features, the `step`-th.
+    fn step(
+        &self,
+        bilevel: &mut Bilevel,
+        quantizer: &PyramidQuantizer,
+        [train, validation]: &[(Tensor, TextStates); 2],
+        step: u64,
+    ) {
+        let micro = [MicroBatch {
+            train: self.batch(quantizer, train),
+            validation: self.batch(quantizer, validation),
+        }];
+        black_box(bilevel.step(&micro, RATES, step).expect("a step works"));
+    }
+
+    fn rater(&self) -> (Rater, Parameters) {
+        Rater::new(&self.backbone(self.rater_depth), DType::F32, 2).expect("the sizes fit together")
     }
 
     fn bilevel(&self) -> Bilevel {
         let (proxy, proxy_parameters) =
             Proxy::new(&self.backbone(self.proxy_depth), DType::F32, 1).expect("the sizes fit together");
-        let (rater, rater_parameters) =
-            Rater::new(&self.backbone(self.rater_depth), DType::F32, 2).expect("the sizes fit together");
+        let (rater, rater_parameters) = self.rater();
         let settings = AdamWSettings::default();
         Bilevel {
             proxy,
@@ -144,15 +183,14 @@ fn train_step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("train_step");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     for case in cases() {
-        let mut bilevel = case.bilevel();
-        let micro =
-            [MicroBatch { train: case.batch(case.batch, 10), validation: case.batch(case.batch, 20) }];
+        let (mut bilevel, quantizer) = (case.bilevel(), case.quantizer());
+        let features = [case.features(case.batch, 10), case.features(case.batch, 20)];
         let mut step = 0;
         group.throughput(Throughput::Elements(case.batch as u64));
         group.bench_function(case.name, |bencher| {
             bencher.iter(|| {
                 step += 1;
-                black_box(bilevel.step(&micro, RATES, step).expect("a step works"))
+                case.step(&mut bilevel, &quantizer, &features, step);
             });
         });
     }
@@ -163,23 +201,48 @@ fn score(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("score");
     group.sample_size(20);
     for case in cases() {
-        let (rater, parameters) =
-            Rater::new(&case.backbone(case.rater_depth), DType::F32, 2).expect("the sizes fit together");
-        let batch = case.batch(case.score_batch, 10);
+        let (rater, parameters) = case.rater();
+        let batch = case.batch(&case.quantizer(), &case.features(case.score_batch, 10));
         group.throughput(Throughput::Elements(case.score_batch as u64));
         group.bench_function(case.name, |bencher| {
-            bencher.iter(|| {
-                let mut tape = Tape::inference(&parameters);
-                let weighing = Weighing::Released;
-                let rated = rater.forward(&mut tape, &batch.input, &batch.text, weighing, Mode::Evaluate);
-                black_box(rated.expect("scoring works").score.into_value())
-            });
+            bencher.iter(|| score_batch(&rater, &parameters, &batch));
         });
     }
     group.finish();
 }
 
+fn score_batch(rater: &Rater, parameters: &Parameters, batch: &Batch) {
+    let mut tape = Tape::inference(parameters);
+    let rated = rater.forward(&mut tape, &batch.input, &batch.text, Weighing::Released, Mode::Evaluate);
+    black_box(rated.expect("scoring works").score.into_value());
+}
+
+/// Runs one case a few times and prints the most memory that the process held.
+fn peak_memory(name: &str) {
+    let names: Vec<&str> = cases().iter().map(|case| case.name).collect();
+    let found = cases().into_iter().find(|case| case.name == name);
+    let case = found.unwrap_or_else(|| panic!("PEAK_MEMORY names one of {names:?}, not {name}"));
+    let peak = || {
+        let status =
+            std::fs::read_to_string("/proc/self/status").expect("Linux says how much memory is used");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the peak is there");
+        let kilobytes = line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB");
+        kilobytes / 1024
+    };
+    let (rater, parameters) = case.rater();
+    let batch = case.batch(&case.quantizer(), &case.features(case.score_batch, 10));
+    (0..3).for_each(|_| score_batch(&rater, &parameters, &batch));
+    println!("score/{name}: peak {} MiB", peak());
+    let (mut bilevel, quantizer) = (case.bilevel(), case.quantizer());
+    let features = [case.features(case.batch, 10), case.features(case.batch, 20)];
+    (0..3).for_each(|step| case.step(&mut bilevel, &quantizer, &features, step));
+    println!("train_step/{name}: peak {} MiB", peak());
+}
+
 fn main() {
+    if let Ok(name) = std::env::var("PEAK_MEMORY") {
+        return peak_memory(&name);
+    }
     let mut criterion = Criterion::default().configure_from_args();
     train_step(&mut criterion);
     score(&mut criterion);
