@@ -8,13 +8,23 @@
     reason = "devices are driven through foreign interfaces and raw addresses, here and nowhere else"
 )]
 
+mod ahead;
+mod arena;
+mod buffer;
+mod choice;
 pub mod device;
 pub mod driver;
 #[cfg(emulator)]
 mod emulator;
 mod gpu;
 mod gpu_product;
+mod graph;
 pub mod kernels;
 
-pub use device::{Availability, Buffer, Device, devices};
+pub use ahead::Ahead;
+pub use arena::MemoryUse;
+pub use buffer::Buffer;
+pub use choice::DeviceChoice;
+pub use device::{Availability, Device, devices};
 pub use driver::{Argument, DeviceFacts, DeviceNumber, Event, Kernel, Launch, Product};
+pub use graph::Graph;
