@@ -251,7 +251,7 @@ fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "({name:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/kernels/{name}.fatbin\"))),"
+            "({name:?}, &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/kernels/{name}.fatbin\")))),"
         );
     }
     write(&table, &(text + "])"))

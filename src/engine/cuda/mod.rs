@@ -7,12 +7,22 @@
 //! results are the same bits on every run.
 #![expect(unsafe_code, reason = "devices are driven through foreign interfaces and raw addresses here")]
 
+mod ahead;
+mod arena;
+mod buffer;
+mod choice;
 pub mod device;
 pub mod driver;
 #[cfg(emulator)]
 mod emulator;
 mod gpu;
 mod gpu_product;
+mod graph;
 
-pub use device::{Availability, Buffer, Device, devices};
+pub use ahead::Ahead;
+pub use arena::MemoryUse;
+pub use buffer::Buffer;
+pub use choice::DeviceChoice;
+pub use device::{Availability, Device, devices};
 pub use driver::{Argument, DeviceFacts, DeviceNumber, Event, Kernel, Launch, Product};
+pub use graph::Graph;
