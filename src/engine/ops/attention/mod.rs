@@ -5,6 +5,7 @@
 //! probabilities from the logarithm of each row's sum.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::{
     engine::{
