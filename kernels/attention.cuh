@@ -1,8 +1,8 @@
 // What the attention kernels share: which block does what, tiles of 16-bit numbers in shared memory, and rotary positions
 // with l2-normalisation applied to a tile in place.
 //
-// Logits are kept as powers of two: logit2 = factor log2(e) q^ k^, with q^ and k^ turned and normalised. For each row the
-// forward keeps `shift` and `share`, so that the probability of a key is 2^(logit2 - shift) share.
+// Logits are powers of two: logit2 = factor log2(e) q^ k^, with q^ and k^ turned and normalised. For each row the forward
+// keeps a shift, so that the probability of a key is 2^(logit2 - shift).
 #pragma once
 #include "portable.cuh"
 
@@ -39,7 +39,9 @@ struct Rotary {
 
 // The factor on the logits, learned (its logarithm, per head) or 0.25/sqrt(D).
 __device__ __forceinline__ float factor_of(const float *log_scale, unsigned head, float fixed) {
-    return log_scale == nullptr ? fixed : expf(fminf(log_scale[head], LARGEST_LOG_SCALE));
+    if (log_scale == nullptr) return fixed;
+    // Written so that not a number stays what it is.
+    return expf(log_scale[head] > LARGEST_LOG_SCALE ? LARGEST_LOG_SCALE : log_scale[head]);
 }
 
 // How many keys a query sees, of `keys`.
@@ -77,6 +79,10 @@ template <unsigned LIMIT, unsigned WIDTH = 1> __device__ __forceinline__ float l
 constexpr unsigned WARPS = 4, THREADS = WARPS * WARP;
 template <unsigned D> constexpr unsigned LEFTS = D <= 64 ? 2 : 1;
 template <unsigned D> constexpr unsigned QUERY_ROWS = WARPS * 16 * LEFTS<D>;
+
+// Whether rows are read 16 bytes at a time. Heads of up to 64 channels that are not whole packs of 8 go to the kernels for
+// 128 if they are too wide for those for 32: what it takes to read them would cost those for 64 registers.
+template <unsigned D> __device__ __forceinline__ bool is_wide(unsigned wide) { return D == 64 || wide != 0; }
 
 // Tiles of 16-bit numbers ---------------------------------------------------------------------------------------------
 

@@ -1,5 +1,25 @@
-// Gradients of attention in 16-bit numbers on tensor cores: one kernel by tiles of queries, then one by tiles of keys; see
-// attention.cuh for what is shared.
+// Gradients of attention in 16-bit numbers on tensor cores, from the forward's `rows` (attention_forward.cu); the
+// probabilities are computed again. With g = d_out:
+//
+//     mean = sum(out g),  d_s = p (g v - mean),  d_q^ = factor d_s k^,  d_k^ = factor d_s q^,  d_v = p g
+//
+// and of each row d_q = turned back (d_q^ - q^ (q^ d_q^)) / length. The gradient of the logarithm of the scale is the sum of
+// q^ d_q^ over a sample's queries, for each sample and head.
+//
+// attention_backward_queries has a block for each 128 queries (64 for D = 128), like the forward, and writes d_q, the rows'
+// means and a part of the scale's gradient. attention_backward_keys has one for each 64 keys, 16 a warp, and runs after it:
+// query tiles pass by, from the last to the first that sees one of the keys, as rows of right operands; it writes d_k, d_v
+// and, in the block of the first keys, the scale's gradient, its parts added in order. No atomics: every sum has one order,
+// and a sample's gradients do not depend on its batch mates.
+// `rows` continues with the means [B, H, L] and the parts [B, H, query blocks].
+//
+// Shared memory: queries 1024 D bytes (768 D for D = 128), keys 512 D: 64 and 32 KB for D = 64; and 1 to 2 KB of row sums.
+//
+// Limits for B 64, H 16, D 64, L 680 on an H100, computed and not yet measured. Queries: 3 products over 0.694 of L^2, 126
+// GFLOP; keys: 4 over 0.657 (16 by 16), 159 GFLOP: 0.48 ms together at the 600 TFLOP/s of mma.sync. A warp with 16 keys
+// reads 16 right operands of 512 bytes for 32 products, 0.4 ms of shared memory's bandwidth: the keys' limit. Registers
+// (168 and 229) leave room for 3 and 2 blocks a multiprocessor. Both kernels compute p: 7 products instead of the 5 of one
+// kernel that adds d_q with atomics, which is the price of sums in a fixed order.
 #include "attention.cuh"
 
 template <class T, unsigned D>
@@ -20,11 +40,11 @@ __device__ __forceinline__ void attention_backward_queries(
     uint64_t q_first = uint64_t(place.sample) * queries * q_stride + place.head * head_dim;
     uint64_t k_first = uint64_t(place.sample) * keys * kv_stride + place.head * head_dim;
     uint64_t out_first = (uint64_t(place.sample) * queries * heads + place.head) * head_dim;
-    Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, wide != 0};
-    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, wide != 0};
-    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, wide != 0};
-    Source<const T> out_rows = {out + out_first, heads * head_dim, queries, head_dim, wide != 0};
-    Source<const T> d_out_rows = {d_out + out_first, heads * head_dim, queries, head_dim, wide != 0};
+    Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
+    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> out_rows = {out + out_first, heads * head_dim, queries, head_dim, is_wide<D>(wide)};
+    Source<const T> d_out_rows = {d_out + out_first, heads * head_dim, queries, head_dim, is_wide<D>(wide)};
     Rotary rotary = {cosine, sine, head_dim / 2};
     bool normalise = log_scale != nullptr;
     float factor = factor_of(log_scale, place.head, fixed_factor), factor2 = factor * LOG2_E;
@@ -152,7 +172,7 @@ __device__ __forceinline__ void attention_backward_queries(
         }
     }
 
-    Source<T> results = {d_q + q_first, q_stride, queries, head_dim, wide != 0};
+    Source<T> results = {d_q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
     float total = 0.0f;
 #pragma unroll
     for (unsigned left = 0; left < LEFT; ++left) {
@@ -202,10 +222,10 @@ __device__ __forceinline__ void attention_backward_keys(
     uint64_t q_first = uint64_t(place.sample) * queries * q_stride + place.head * head_dim;
     uint64_t k_first = uint64_t(place.sample) * keys * kv_stride + place.head * head_dim;
     uint64_t out_first = (uint64_t(place.sample) * queries * heads + place.head) * head_dim;
-    Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, wide != 0};
-    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, wide != 0};
-    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, wide != 0};
-    Source<const T> d_out_rows = {d_out + out_first, heads * head_dim, queries, head_dim, wide != 0};
+    Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
+    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> d_out_rows = {d_out + out_first, heads * head_dim, queries, head_dim, is_wide<D>(wide)};
     Rotary rotary = {cosine, sine, head_dim / 2};
     bool normalise = log_scale != nullptr;
     float factor = factor_of(log_scale, place.head, fixed_factor), factor2 = factor * LOG2_E;
@@ -266,7 +286,6 @@ __device__ __forceinline__ void attention_backward_keys(
 
     for (unsigned number = 0; number < count; ++number) {
         T *q_tile = shared + number % 2 * STAGE, *d_out_tile = q_tile + TILE * D;
-        const float *shift = shifts[number % 2], *mean = means[number % 2];
         const unsigned *sees_keys = sees[number % 2];
         unsigned first = (query_tiles - 1 - number) * TILE;
         if (threadIdx.x < TILE) {
@@ -303,11 +322,16 @@ __device__ __forceinline__ void attention_backward_keys(
                 }
             }
 #pragma unroll
-            for (unsigned at = 0; at < 8; ++at) {
-                unsigned column = query + at / 4 * 8 + result_column() + at % 2;
-                float p = power_of_two(s[at / 4][at % 4] * factor2 - shift[column]);
-                s[at / 4][at % 4] = p;
-                d_p[at / 4][at % 4] = p * (d_p[at / 4][at % 4] - mean[column]);
+            for (unsigned n = 0; n < 2; ++n) {
+                float shift[2], mean[2];
+                load<2>(shift, shifts[number % 2] + query + n * 8 + result_column());
+                load<2>(mean, means[number % 2] + query + n * 8 + result_column());
+#pragma unroll
+                for (unsigned i = 0; i < 4; ++i) {
+                    float p = power_of_two(s[n][i] * factor2 - shift[i % 2]);
+                    s[n][i] = p;
+                    d_p[n][i] = p * (d_p[n][i] - mean[i % 2]);
+                }
             }
             uint32_t p[4], d_s[4];
             as_left<T>(p, s[0], s[1]);
@@ -323,8 +347,8 @@ __device__ __forceinline__ void attention_backward_keys(
         }
     }
 
-    Source<T> k_results = {d_k + k_first, kv_stride, keys, head_dim, wide != 0};
-    Source<T> v_results = {d_v + k_first, kv_stride, keys, head_dim, wide != 0};
+    Source<T> k_results = {d_k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<T> v_results = {d_v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
     float inverse[2] = {1.0f, 1.0f};
 #pragma unroll
     for (unsigned pair = 0; pair < 2; ++pair) {
@@ -355,8 +379,8 @@ __device__ __forceinline__ void attention_backward_keys(
             d_q, rows, q, k, v, out, d_out, visible, mask, log_scale, cosine, sine, heads, queries, keys, head_dim,    \
             q_stride, kv_stride, fixed_factor, wide);                                                                  \
     }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        attention_backward_keys_##D##_##suffix, THREADS, T *d_k, T *d_v, float *d_log_scale, const float *rows,        \
+    KERNEL_SHARING(                                                                                                    \
+        attention_backward_keys_##D##_##suffix, THREADS, D <= 64 ? 3 : 2, T *d_k, T *d_v, float *d_log_scale, const float *rows,        \
         const T *q, const T *k, const T *v, const T *d_out, const uint32_t *visible, const uint32_t *mask,             \
         const float *log_scale, const float *cosine, const float *sine, uint32_t heads, uint32_t queries,              \
         uint32_t keys, uint32_t head_dim, uint32_t q_stride, uint32_t kv_stride, float fixed_factor, uint32_t wide) {  \

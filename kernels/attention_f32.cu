@@ -1,5 +1,12 @@
 // Attention and its gradients in f32, without tensor cores, accurate to about 1e-5: what is trained with `f32`, and what the
-// 16-bit kernels are compared with on a card. Same work for each block as there, and the same order of blocks.
+// 16-bit kernels can be compared with on a card. The equations and arguments are those of attention_forward.cu and
+// attention_backward.cu; `rows` has [3, B, H, L] (the largest logit2, the mean, and the inverse of the sum, kept apart
+// because one logarithm of both would lose digits where logits reach 100) and the parts of the scale's gradient.
+//
+// Threads: a block of 256, as 16 by 16, has 64 queries (or keys) of one head and takes tiles of 64 of the others; each
+// thread 4 by 4 products, and 4 rows of D/16 channels. The largest logit is always tracked: what that costs is little here.
+// Shared memory, in floats: (3 or, for gradients, 4) 64 (D + 4) + 64 68; 149 KB for D = 128. Each product of two numbers
+// takes half a read of shared memory, which is its limit; a block or two fit a multiprocessor.
 #include "attention.cuh"
 
 // Threads (x, y) of 16 by 16: rows 4 y .. 4 y + 3 and, of the other side, x, x + 16, x + 32, x + 48.

@@ -14,6 +14,9 @@
 
 #define KERNEL(name, most_threads, ...)                                                                                \
     extern "C" __global__ void __launch_bounds__(most_threads) name(__VA_ARGS__)
+// The same, with so few registers that `blocks` blocks fit a multiprocessor.
+#define KERNEL_SHARING(name, most_threads, blocks, ...)                                                                \
+    extern "C" __global__ void __launch_bounds__(most_threads, blocks) name(__VA_ARGS__)
 #define SHARED_ARRAY(type, name, size) __shared__ __align__(16) type name size
 #define DYNAMIC_SHARED(type, name)                                                                                     \
     extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];                                              \
@@ -22,6 +25,7 @@
 
 #else
 #include "host/language.h"
+#define KERNEL_SHARING(name, most_threads, blocks, ...) KERNEL(name, most_threads, __VA_ARGS__)
 #endif
 
 using bf16 = __nv_bfloat16;

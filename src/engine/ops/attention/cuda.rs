@@ -105,10 +105,19 @@ impl DeviceAttention<'_> {
         if self.packed { [channels, 2 * channels] } else { [0, channels] }
     }
 
-    /// The head's channels as the kernels are made for.
+    /// The head's channels as the kernels are made for. Those for 64 in 16 bits read 8 numbers at a time.
     fn padded<T: Factor>(&self) -> usize {
-        let made: &[usize] = if is_f32::<T>() { &[64, 128] } else { &[16, 32, 64, 128] };
+        let made: &[usize] = match (is_f32::<T>(), self.is_wide()) {
+            (true, _) => &[64, 128],
+            (false, true) => &[16, 32, 64, 128],
+            (false, false) => &[16, 32, 128],
+        };
         made.iter().copied().find(|&made| self.head_dim <= made).unwrap_or(WIDEST_HEAD)
+    }
+
+    /// Whether a head's rows are whole packs of 16 bytes in 16 bits: allocations start at multiples of 256 bytes.
+    fn is_wide(&self) -> bool {
+        self.head_dim.is_multiple_of(8)
     }
 
     /// Queries of a block where queries are kept.
@@ -187,8 +196,7 @@ impl DeviceAttention<'_> {
             Argument::F32((0.25 / (self.head_dim as f64).sqrt()) as f32),
         ];
         if !is_f32::<T>() {
-            // Allocations start at multiples of 256 bytes, so a head's rows do at multiples of 16 if it has whole packs.
-            arguments.push(Argument::U32(u32::from(self.head_dim.is_multiple_of(8))));
+            arguments.push(Argument::U32(u32::from(self.is_wide())));
         }
         Ok(arguments)
     }
