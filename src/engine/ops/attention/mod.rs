@@ -26,14 +26,14 @@ use cpu::{AttentionGradients, Heads, Saved, Side};
 use cuda::{DeviceAttention, SourceGradients};
 
 /// Angles of the rotary positions, `[L, D/2]` each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RotaryTable {
     /// Cosines.
     pub cosine: Vec<f64>,
     /// Sines.
     pub sine: Vec<f64>,
     /// Both as a device takes them.
-    narrow: [Constant<f32>; 2],
+    narrow: Arc<[Constant<f32>; 2]>,
 }
 
 impl RotaryTable {
@@ -57,7 +57,7 @@ impl RotaryTable {
         #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
         let narrow =
             [&cosine, &sine].map(|wide| wide.iter().map(|&value| value as f32).collect::<Vec<_>>().into());
-        Self { cosine, sine, narrow }
+        Self { cosine, sine, narrow: Arc::new(narrow) }
     }
 }
 
@@ -242,7 +242,7 @@ fn on_device<'a>(
         Mask::Text(mask) => (false, None, Some(mask.buffer::<u32>()?)),
     };
     let rotary = |table: &'a Arc<RotaryTable>| {
-        let [cosine, sine] = &table.narrow;
+        let [cosine, sine] = &*table.narrow;
         Ok::<_, Error>((cosine.on(device)?, sine.on(device)?))
     };
     Ok(DeviceAttention {
