@@ -3,14 +3,22 @@
 //! Inputs are rounded to the kernel's type before the reference sees them. Bounds are relative to the root mean square of
 //! the reference: f32 1e-5, bf16 2e-2, f16 3e-3. `ALCHEMIST_REQUIRE_GPU=1` makes a machine without a GPU an error.
 
-use alchemist_engine::engine::cuda::{
-    Buffer, Device,
-    device::Factor,
-    kernels::{
-        self, AdamWStep, AdamWTensor, AdamWTensors, CrossEntropyOutput, LayerNormInput, ModulationRows,
+use alchemist_engine::engine::{
+    cuda::{Buffer, Device, device::Factor},
+    ops::{
+        adamw::cuda::{AdamWStep, AdamWTensor, AdamWTensors},
+        cross_entropy::cuda::CrossEntropyOutput,
+        layer_norm::cuda::{LayerNormInput, ModulationRows},
     },
 };
 use half::{bf16, f16};
+
+/// All launchers.
+mod kernels {
+    pub(crate) use alchemist_engine::engine::ops::{
+        activation::cuda::*, adamw::cuda::*, cast::cuda::*, cross_entropy::cuda::*, layer_norm::cuda::*,
+    };
+}
 
 /// A type that kernels store numbers in, with the bound on its error.
 trait Number: Factor {

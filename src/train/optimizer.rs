@@ -1,15 +1,13 @@
 //! AdamW with decoupled weight decay and clipping by the global norm, as PyTorch computes them (upstream.md, C1 to C3).
 
-use rayon::prelude::*;
-
 use crate::{
-    engine::{Float, Gradients, ParameterId, Parameters, Tensor, float::vectorised},
+    engine::{
+        Gradients, ParameterId, Parameters, Tensor,
+        ops::adamw::{Factors, cpu},
+    },
     error::Result,
     with_float,
 };
-
-/// Elements handled by one task; also the fixed unit in which the norm is summed.
-const CHUNK: usize = 16_384;
 
 /// Settings that do not change during a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +107,7 @@ impl AdamW {
         let correction2 = 1.0 - self.settings.beta2.powi(exponent);
         for (at, gradient) in gradients.iter().enumerate() {
             let Some(gradient) = gradient else { continue };
-            let update = Update {
+            let factors = Factors {
                 clip,
                 keep: 1.0 - learning_rate * if self.decays[at] { weight_decay } else { 0.0 },
                 rest1: 1.0 - self.settings.beta1,
@@ -121,7 +119,9 @@ impl AdamW {
             let (first, second) = (&mut self.first[at], &mut self.second[at]);
             let value = parameters.value_mut(ParameterId(at));
             crate::engine::ops::expect_shape("optimizer", "the gradient", gradient, value.shape())?;
-            with_float!(value.dtype(), "optimizer", T => update.run::<T>(value, first, second, gradient))?;
+            with_float!(value.dtype(), "optimizer", T => {
+                cpu::update::<T>(&factors, value, first, second, gradient)
+            })?;
         }
         Ok(norm)
     }
@@ -132,73 +132,9 @@ impl AdamW {
 /// # Errors
 /// If a gradient is not a float.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
-    fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
-        let parts: Vec<f64> = gradient
-            .as_slice::<T>()?
-            .par_chunks(CHUNK)
-            .map(|chunk| {
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        let mut lanes = [0.0f64; 8];
-                        for values in chunk.chunks(8) {
-                            for (lane, value) in lanes.iter_mut().zip(values) {
-                                *lane += value.to_f64() * value.to_f64();
-                            }
-                        }
-                        lanes.iter().sum()
-                    },
-                )
-            })
-            .collect();
-        Ok(parts.iter().sum())
-    }
     let mut total = 0.0;
     for gradient in gradients.iter().flatten() {
-        total += with_float!(gradient.dtype(), "optimizer", T => squares::<T>(gradient))?;
+        total += with_float!(gradient.dtype(), "optimizer", T => cpu::squares::<T>(gradient))?;
     }
     Ok(total.sqrt())
-}
-
-struct Update {
-    clip: f64,
-    keep: f64,
-    rest1: f64,
-    beta2: f64,
-    root2: f64,
-    epsilon: f64,
-    rate: f64,
-}
-
-impl Update {
-    fn run<T: Float>(
-        &self,
-        value: &mut Tensor,
-        first: &mut Tensor,
-        second: &mut Tensor,
-        g: &Tensor,
-    ) -> Result<()> {
-        let (clip, keep, rest1) = (T::of(self.clip), T::of(self.keep), T::of(self.rest1));
-        let (beta2, rest2) = (T::of(self.beta2), T::of(1.0 - self.beta2));
-        let (root2, epsilon, rate) = (T::of(self.root2), T::of(self.epsilon), T::of(self.rate));
-        let values = value.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);
-        let moments = first
-            .as_mut_slice::<T>()?
-            .par_chunks_mut(CHUNK)
-            .zip(second.as_mut_slice::<T>()?.par_chunks_mut(CHUNK));
-        values.zip(moments).zip(g.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|((value, (m, v)), g)| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (((value, m), v), g) in value.iter_mut().zip(m).zip(v).zip(g) {
-                        let g = *g * clip;
-                        *m += (g - *m) * rest1;
-                        *v = *v * beta2 + g * g * rest2;
-                        *value = *value * keep - rate * (*m / (v.sqrt() / root2 + epsilon));
-                    }
-                },
-            );
-        });
-        Ok(())
-    }
 }

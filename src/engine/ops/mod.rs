@@ -5,7 +5,9 @@
 //! order of every sum fixed.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod cross_entropy;
 pub mod layer_norm;
 pub mod linear;
@@ -46,4 +48,14 @@ pub(crate) fn three_dims(op: &'static str, what: &str, tensor: &Tensor) -> Resul
 /// The owner of rows made from two inputs: samples only if both are.
 pub(crate) fn joint_owner(left: RowOwner, right: RowOwner) -> RowOwner {
     if right == RowOwner::Batch { RowOwner::Batch } else { left }
+}
+
+/// A size as kernels take it.
+pub(crate) fn size(op: &'static str, what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::shape(op, format!("{value} {what} are too many for a kernel")))
+}
+
+/// Blocks that cover `count` things, `each` a block.
+pub(crate) fn blocks(op: &'static str, count: usize, each: usize) -> Result<u32> {
+    size(op, "blocks", count.div_ceil(each))
 }

@@ -1,8 +1,11 @@
 //! Launches of `kernels/cast.cu`.
+#![expect(unsafe_code, reason = "kernels are launched here")]
 
-use super::blocks;
 use crate::{
-    engine::cuda::{Buffer, Kernel, Launch, device::Factor},
+    engine::{
+        cuda::{Buffer, Kernel, Launch, device::Factor},
+        ops::blocks,
+    },
     error::Result,
 };
 

@@ -1,10 +1,10 @@
 //! The start of the sequence: the pooled text as first tokens, the projected pyramid after it, level and positions added.
 
-use rayon::prelude::*;
+pub mod cpu;
 
 use crate::{
     engine::{
-        Float, ParameterId, RowOwner, Tape, Tensor, Var,
+        ParameterId, RowOwner, Tape, Tensor, Var,
         ops::{expect_shape, joint_owner, three_dims},
         tape::{Operation, Sink, Slot},
         visitors::Contribution,
@@ -51,7 +51,7 @@ pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, words: &Var, settings: &Patc
     }
     expect_shape("patch_embed", "the text", text.value(), &[batch, channels])?;
     let value = with_float!(words.value().dtype(), "patch_embed", T => {
-        forward::<T>(tape, text.value(), words.value(), settings)
+        cpu::forward::<T>(tape.parameters(), text.value(), words.value(), settings)
     })?;
     let slots = [tape.slot(text), tape.slot(words)];
     let owner = match joint_owner(text.owner(), words.owner()) {
@@ -67,71 +67,12 @@ pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, words: &Var, settings: &Patc
     }))
 }
 
-fn forward<T: Float>(
-    tape: &Tape<'_>,
-    text: &Tensor,
-    words: &Tensor,
-    settings: &PatchEmbed,
-) -> Result<Tensor> {
-    let [batch, given, channels] = three_dims("patch_embed", "the pyramid", words)?;
-    let (first, tokens) = (settings.first, settings.levels.len());
-    let parameters = tape.parameters();
-    // What every sample gets: level, position and start in one table.
-    let mut table = vec![T::ZERO; tokens * channels];
-    if let Some(level) = settings.level {
-        let level = parameters.value(level).as_slice::<T>()?;
-        for (row, &at) in table.chunks_mut(channels).zip(settings.levels.iter()) {
-            row.copy_from_slice(&level[at as usize * channels..][..channels]);
-        }
-    }
-    for (id, rows) in [(settings.position, tokens), (Some(settings.start), first)] {
-        if let Some(id) = id {
-            let values = parameters.value(id).as_slice::<T>()?;
-            for (sum, value) in table[..rows * channels].iter_mut().zip(values) {
-                *sum += *value;
-            }
-        }
-    }
-    let (text, words) = (text.as_slice::<T>()?, words.as_slice::<T>()?);
-    let mut x = table.repeat(batch);
-    x.par_chunks_mut(tokens * channels).enumerate().for_each(|(sample, x)| {
-        let (head, tail) = x.split_at_mut(first * channels);
-        for row in head.chunks_mut(channels) {
-            for (x, text) in row.iter_mut().zip(&text[sample * channels..]) {
-                *x += *text;
-            }
-        }
-        for (x, word) in tail.iter_mut().zip(&words[sample * given * channels..]) {
-            *x += *word;
-        }
-    });
-    Tensor::new(&[batch, tokens, channels], x)
-}
-
 impl Operation for Operator {
     fn name(&self) -> &'static str {
         "patch_embed"
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        fn split<T: Float>(d: &Tensor, shape: [usize; 3], first: usize) -> Result<[Tensor; 2]> {
-            let [batch, tokens, channels] = shape;
-            let (mut d_text, mut d_words) = (vec![T::ZERO; batch * channels], Vec::new());
-            d_words.reserve_exact(batch * (tokens - first) * channels);
-            for (d, d_text) in d.as_slice::<T>()?.chunks(tokens * channels).zip(d_text.chunks_mut(channels)) {
-                let (head, tail) = d.split_at(first * channels);
-                for row in head.chunks(channels) {
-                    for (sum, value) in d_text.iter_mut().zip(row) {
-                        *sum += *value;
-                    }
-                }
-                d_words.extend_from_slice(tail);
-            }
-            Ok([
-                Tensor::new(&[batch, channels], d_text)?,
-                Tensor::new(&[batch, tokens - first, channels], d_words)?,
-            ])
-        }
         let [batch, tokens, _] = self.shape;
         let first = self.settings.first;
         let mut gather = |id: ParameterId, row: &dyn Fn(usize) -> u32| {
@@ -147,7 +88,7 @@ impl Operation for Operator {
             gather(position, &number)?;
         }
         let [d_text, d_words] =
-            with_float!(d_output.dtype(), "patch_embed", T => split::<T>(&d_output, self.shape, first))?;
+            with_float!(d_output.dtype(), "patch_embed", T => cpu::split::<T>(&d_output, self.shape, first))?;
         sink.input(self.slots[0], d_text)?;
         sink.input(self.slots[1], d_words)
     }

@@ -1,8 +1,11 @@
 //! Launches of `kernels/adamw.cu`.
+#![expect(unsafe_code, reason = "kernels are launched here")]
 
-use super::size;
 use crate::{
-    engine::cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
+    engine::{
+        cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
+        ops::size,
+    },
     error::{Error, Result},
 };
 

@@ -1,8 +1,11 @@
 //! Launches of `kernels/layer_norm.cu`.
+#![expect(unsafe_code, reason = "kernels are launched here")]
 
-use super::{blocks, size};
 use crate::{
-    engine::cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+    engine::{
+        cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+        ops::{blocks, size},
+    },
     error::{Error, Result},
 };
 

@@ -1,0 +1,3 @@
+//! Conversions between the types that a device stores numbers in.
+
+pub mod cuda;
