@@ -190,7 +190,7 @@ fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
 /// Where the networks are, and the type of their activations there.
 fn device(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(DeviceChoice, DType)> {
     let name = raw.device.get_or_insert_with(|| "cpu".to_owned()).clone();
-    let device = match name.parse() {
+    let device = match name.parse::<DeviceChoice>() {
         Ok(device) => device,
         Err(error) => return checker.refuse("device", error.to_string()),
     };
