@@ -1,5 +1,7 @@
 //! Elementwise non-linearities: the two GELUs of the released code, SiLU and the sigmoid.
 
+pub mod cuda;
+
 use rayon::prelude::*;
 
 use crate::{

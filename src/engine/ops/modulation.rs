@@ -2,6 +2,8 @@
 //!
 //! Order of the six parts, as released: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2.
 
+pub mod cuda;
+
 use std::sync::Arc;
 
 use rayon::prelude::*;

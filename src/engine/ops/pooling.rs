@@ -1,5 +1,7 @@
 //! Means over tokens, statistics over the batch, and the softmax over the batch that turns logits into weights.
 
+pub mod cuda;
+
 use crate::{
     engine::{
         Float, RowOwner, Tape, Tensor, Var,

@@ -1,5 +1,7 @@
 //! Additions: `x + keep·branch` with drop-path, and the broadcast that the released cross-attention amounts to.
 
+pub mod cuda;
+
 use rayon::prelude::*;
 
 use crate::{
