@@ -1,5 +1,7 @@
 //! The start of the sequence: the pooled text as first tokens, the projected pyramid after it, level and positions added.
 
+pub mod cuda;
+
 use rayon::prelude::*;
 
 use crate::{
