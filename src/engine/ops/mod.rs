@@ -13,6 +13,7 @@ pub mod matmul;
 pub mod modulation;
 pub mod patch_embed;
 pub mod pooling;
+pub mod pyramid;
 pub mod residual;
 
 use crate::{
