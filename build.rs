@@ -122,7 +122,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(during(path.display()))
 }
 
-/// `kernels/gelu.cu` is `gelu`.
+/// `kernels/adamw.cu` is `adamw`.
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

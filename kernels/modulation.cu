@@ -1,60 +1,80 @@
-// The gate of the shared modulation: y = x gate[level of the token], and its backward. Scale and shift are a part of the
-// layer norm that they follow (layer_norm.cu).
+// The shared modulation by itself, where layer_norm.cu has not folded it in: the gates, and what the table is made of.
 //
-// x, y: [B, L, C] in T; the gate of a level: C numbers of float, `stride` apart. Threads: a warp a row of x, 8 rows a
-// block. Forward 2 sizeof(T) bytes a number; backward 3 sizeof(T) for dx and 2 for the gate's gradient, which is summed
-// over the tokens of each sample and level in their order, a thread a channel. No shared memory.
+//     y = x (base + factor[level]) + shift[level]     base 1: scale and shift; base 0, no shift: a gate
+//
+// x, y: [R, C] in T, y may be x; factor, shift: rows of float, one a level, `stride` numbers apart. With dy for x, the same
+// kernel without a shift gives dx. Its parameters' gradients for each sample are modulation_backward of layer_norm.cu
+// without statistics; modulation_add sums them over samples, in order, into the table's gradient. Threads: 256 a block, one
+// warp a row, 16 bytes a lane where C allows. Bytes a number: 2 sizeof(T), and the level's rows from the caches.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
 constexpr unsigned THREADS = ROWS * WARP;
-constexpr unsigned COLUMNS = 128;
 
 template <class T>
-__device__ __forceinline__ void
-gate(T *y, const T *x, const float *gates, const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride) {
+__device__ __forceinline__ void modulate(
+    T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, unsigned rows, unsigned channels,
+    unsigned tokens, unsigned stride, float base) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
-    const float *factor = gates + uint64_t(levels[row % tokens]) * stride;
     const T *from = x + uint64_t(row) * channels;
     T *to = y + uint64_t(row) * channels;
+    uint64_t level = uint64_t(levels[row % tokens]) * stride;
+    factor += level;
+    if (shift != nullptr) shift += level;
     if (packs(from, channels) && packs(to, channels)) {
         for (unsigned c = lane * PACK<T>; c < channels; c += WARP * PACK<T>) {
             float values[PACK<T>];
             load<PACK<T>>(values, from + c);
 #pragma unroll
-            for (unsigned i = 0; i < PACK<T>; ++i) values[i] *= factor[c + i];
+            for (unsigned i = 0; i < PACK<T>; ++i) {
+                values[i] = values[i] * (base + factor[c + i]) + (shift == nullptr ? 0.0f : shift[c + i]);
+            }
             store<PACK<T>>(to + c, values);
         }
     } else {
-        for (unsigned c = lane; c < channels; c += WARP) to[c] = narrow<T>(widen(from[c]) * factor[c]);
+        for (unsigned c = lane; c < channels; c += WARP) {
+            to[c] = narrow<T>(widen(from[c]) * (base + factor[c]) + (shift == nullptr ? 0.0f : shift[c]));
+        }
     }
 }
 
-// Block: 128 channels of one level (y) of one sample (z). Output rows of `stride` floats, of which C are written.
-template <class T>
-__device__ __forceinline__ void gate_backward(
-    float *d_gates, const T *dy, const T *x, const uint32_t *starts, unsigned channels, unsigned tokens, unsigned stride) {
-    unsigned c = blockIdx.x * COLUMNS + threadIdx.x, level = blockIdx.y, sample = blockIdx.z;
+// d_table[level, factor + c] += sum over samples of d[sample, level, 0, c], and the same of d[.., 1, c] at shift, if shift
+// lies within the stride. A thread a channel (x) of a level (y).
+KERNEL(
+    modulation_add, THREADS, float *d_table, const float *d, uint32_t samples, uint32_t channels, uint32_t stride,
+    uint32_t factor, uint32_t shift) {
+    unsigned c = blockIdx.x * THREADS + threadIdx.x;
     if (c >= channels) return;
-    float sum = 0.0f;
-    for (unsigned token = starts[level]; token < starts[level + 1]; ++token) {
-        uint64_t at = (uint64_t(sample) * tokens + token) * channels + c;
-        sum += widen(dy[at]) * widen(x[at]);
+    float d_factor = 0.0f, d_shift = 0.0f;
+    for (unsigned sample = 0; sample < samples; ++sample) {
+        const float *from = d + (uint64_t(sample) * gridDim.y + blockIdx.y) * 2 * channels + c;
+        d_factor += from[0];
+        d_shift += from[channels];
     }
-    d_gates[(uint64_t(sample) * gridDim.y + level) * stride + c] = sum;
+    float *to = d_table + uint64_t(blockIdx.y) * stride + c;
+    to[factor] += d_factor;
+    if (shift < stride) to[shift] += d_shift;
+}
+
+// Each row of the table [S, C] beside the last one, [S, 2C].
+template <class T>
+__device__ __forceinline__ void level_pairs(T *pairs, const T *table, unsigned levels, unsigned channels) {
+    unsigned c = blockIdx.x * THREADS + threadIdx.x;
+    if (c >= channels) return;
+    T *to = pairs + uint64_t(blockIdx.y) * 2 * channels + c;
+    to[0] = table[uint64_t(blockIdx.y) * channels + c];
+    to[channels] = table[uint64_t(levels - 1) * channels + c];
 }
 
 #define MODULATION(T, suffix)                                                                                          \
     KERNEL(                                                                                                            \
-        gate_##suffix, THREADS, T *y, const T *x, const float *gates, const uint32_t *levels, uint32_t rows,           \
-        uint32_t channels, uint32_t tokens, uint32_t stride) {                                                         \
-        gate(y, x, gates, levels, rows, channels, tokens, stride);                                                     \
+        modulate_##suffix, THREADS, T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, \
+        uint32_t rows, uint32_t channels, uint32_t tokens, uint32_t stride, float base) {                              \
+        modulate(y, x, factor, shift, levels, rows, channels, tokens, stride, base);                                   \
     }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        gate_backward_##suffix, COLUMNS, float *d_gates, const T *dy, const T *x, const uint32_t *starts,              \
-        uint32_t channels, uint32_t tokens, uint32_t stride) {                                                         \
-        gate_backward(d_gates, dy, x, starts, channels, tokens, stride);                                               \
+    KERNEL(level_pairs_##suffix, THREADS, T *pairs, const T *table, uint32_t levels, uint32_t channels) {              \
+        level_pairs(pairs, table, levels, channels);                                                                   \
     }
 MODULATION(float, f32)
 MODULATION(bf16, bf16)

@@ -39,10 +39,11 @@ mean_tokens_backward(To *dx, const From *dy, unsigned tokens, unsigned channels,
     }
 }
 
+// Sums differences from the first sample: the numbers may lie far from 0, the variance may not.
 template <class T> __device__ __forceinline__ float batch_mean(const T *x, unsigned batch, unsigned channels) {
-    float sum = 0.0f;
-    for (unsigned sample = 0; sample < batch; ++sample) sum += widen(x[uint64_t(sample) * channels]);
-    return sum / float(batch);
+    float first = widen(x[0]), sum = 0.0f;
+    for (unsigned sample = 1; sample < batch; ++sample) sum += widen(x[uint64_t(sample) * channels]) - first;
+    return first + sum / float(batch);
 }
 
 // y: [2, C], mean and biased variance over the batch. A thread a channel.

@@ -93,7 +93,7 @@ fn check<T: Number>(device: &Device, case: &Case, hard: bool) -> Outcome {
     let expected = reference(case);
     let found = on_device::<T>(device, case);
     let naive = naive::<T>(case).errors(&expected);
-    for (part, ((what, values), [largest, mean])) in
+    for (part, ((what, _), [largest, mean])) in
         found.parts().into_iter().zip(found.errors(&expected)).enumerate()
     {
         let [most, most_mean] = naive[part].map(|error| T::BOUND.max(2.0 * error));

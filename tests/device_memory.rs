@@ -3,7 +3,13 @@
 
 use alchemist_engine::{
     Error, Result,
-    engine::cuda::{Argument, Buffer, Device, Kernel, Launch, kernels},
+    engine::{
+        cuda::{Argument, Buffer, Device, Kernel, Launch},
+        ops::{
+            activation::{Activation, cuda::activation_forward},
+            cast::cuda::{narrow as narrowed, widen},
+        },
+    },
 };
 use half::bf16;
 
@@ -25,13 +31,13 @@ fn test_devices() -> Vec<Device> {
 /// Something like a step: buffers that come and go, and a result. Gives the addresses of all of them.
 fn step(device: &Device, input: &Buffer<f32>, result: &mut Buffer<f32>) -> Result<Vec<u64>> {
     let mut narrow = device.uninitialised::<bf16>(input.len())?;
-    kernels::narrow(&mut narrow, input)?;
+    narrowed(&mut narrow, input)?;
     let mut activated = device.uninitialised::<bf16>(input.len())?;
-    kernels::gelu_forward(&mut activated, &narrow, None, input.len())?;
+    activation_forward(Activation::GeluTanh, &mut activated, &narrow, None, input.len())?;
     let addresses = vec![narrow.address(), activated.address()];
     drop(narrow);
     let mut wide = device.zeros::<f32>(input.len())?;
-    kernels::widen(&mut wide, &activated)?;
+    widen(&mut wide, &activated)?;
     let side = 32;
     device.product(result, [side; 3], (&wide, false), (&wide, true), None, 1.0, 0.0)?;
     Ok([addresses, vec![wide.address()]].concat())

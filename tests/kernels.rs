@@ -3,117 +3,29 @@
 //! Inputs are rounded to the kernel's type before the reference sees them. Bounds are relative to the root mean square of
 //! the reference: f32 1e-5, bf16 2e-2, f16 3e-3. `ALCHEMIST_REQUIRE_GPU=1` makes a machine without a GPU an error.
 
+#[macro_use]
+mod device;
+
 use alchemist_engine::engine::{
-    cuda::{Buffer, Device, device::Factor},
+    cuda::{Buffer, Device},
     ops::{
         accumulate::cuda::Columns,
-        activation::Activation,
         adamw::{
             Factors,
             cuda::{AdamWTables, AdamWTensor},
         },
         cross_entropy::cuda::CrossEntropyOutput,
-        layer_norm::cuda::{LayerNormInput, ModulationLayout, ModulationRows},
+        layer_norm::cuda::{LayerNormInput, ModulationRows},
     },
 };
+use device::{Number, close, noise, rounded, test_devices, upload};
 use half::{bf16, f16};
 
 /// All launchers.
 mod kernels {
     pub(crate) use alchemist_engine::engine::ops::{
-        accumulate::cuda::*, activation::cuda::*, adamw::cuda::*, cast::cuda::*, cross_entropy::cuda::*,
-        layer_norm::cuda::*,
+        accumulate::cuda::*, adamw::cuda::*, cast::cuda::*, cross_entropy::cuda::*, layer_norm::cuda::*,
     };
-}
-
-/// A type that kernels store numbers in, with the bound on its error.
-trait Number: Factor {
-    const BOUND: f64;
-    fn round(value: f64) -> Self;
-    fn wide(self) -> f64;
-}
-impl Number for f32 {
-    const BOUND: f64 = 1e-5;
-    fn round(value: f64) -> Self {
-        value as f32
-    }
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
-}
-impl Number for bf16 {
-    const BOUND: f64 = 2e-2;
-    fn round(value: f64) -> Self {
-        Self::from_f64(value)
-    }
-    fn wide(self) -> f64 {
-        self.to_f64()
-    }
-}
-impl Number for f16 {
-    const BOUND: f64 = 3e-3;
-    fn round(value: f64) -> Self {
-        Self::from_f64(value)
-    }
-    fn wide(self) -> f64 {
-        self.to_f64()
-    }
-}
-
-/// The devices to test on.
-fn test_devices() -> Vec<Device> {
-    let mut found = vec![Device::emulated().expect("the emulator")];
-    match Device::cuda(0) {
-        Ok(device) => found.push(device),
-        Err(reason) => {
-            let required = std::env::var("ALCHEMIST_REQUIRE_GPU").is_ok_and(|value| value == "1");
-            assert!(!required, "a GPU is required, but {reason}");
-        }
-    }
-    found
-}
-
-/// Runs a case in all three types on all devices.
-macro_rules! in_all_types {
-    ($case:ident) => {
-        for device in test_devices() {
-            $case::<f32>(&device);
-            $case::<bf16>(&device);
-            $case::<f16>(&device);
-        }
-    };
-}
-
-/// Numbers between -1 and 1, the same on every run.
-fn noise(count: usize, seed: u64) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-fn rounded<T: Number>(values: &[f64]) -> Vec<f64> {
-    values.iter().map(|&value| T::round(value).wide()).collect()
-}
-
-fn upload<T: Number>(device: &Device, values: &[f64]) -> Buffer<T> {
-    device.upload(&values.iter().map(|&value| T::round(value)).collect::<Vec<_>>()).unwrap()
-}
-
-#[track_caller]
-fn close<T: Number>(what: &str, buffer: &Buffer<T>, expected: &[f64], bound: f64) {
-    let values = buffer.to_host().unwrap();
-    assert_eq!(values.len(), expected.len(), "{what}");
-    let rms = (expected.iter().map(|value| value * value).sum::<f64>() / expected.len() as f64).sqrt();
-    for (at, (value, expected)) in values.iter().zip(expected).enumerate() {
-        let (value, expected) = (value.wide(), *expected);
-        let error = (value - expected).abs() / (expected.abs() + rms).max(1e-30);
-        assert!(error <= bound, "{what} in {}, number {at}: {value}, expected {expected}", T::SUFFIX);
-    }
 }
 
 #[test]
@@ -240,9 +152,7 @@ fn layer_norm_case<T: Number>(device: &Device) {
         let mut d_modulation = device.uninitialised(expected.d_modulation.len()).unwrap();
         let starts = device.upload(&starts).unwrap();
         let sizes = [case.batch, tokens, channels];
-        let layout = ModulationLayout { stride: 2 * channels, scale: 0, shift: channels };
-        kernels::modulation_backward(&mut d_modulation, layout, &dy, &x, &statistics, &starts, sizes)
-            .unwrap();
+        kernels::modulation_backward(&mut d_modulation, &dy, &x, &statistics, &starts, sizes).unwrap();
         close::<f32>("modulation's gradient", &d_modulation, &expected.d_modulation, 1e-5);
     }
 }
@@ -250,42 +160,6 @@ fn layer_norm_case<T: Number>(device: &Device) {
 #[test]
 fn layer_norm_and_its_modulation_match_the_reference() {
     in_all_types!(layer_norm_case);
-}
-
-fn gelu_case<T: Number>(device: &Device) {
-    for (rows, channels, biased) in
-        [(1, 1, false), (3, 37, true), (5, 64, true), (2, 520, false), (700, 24, true)]
-    {
-        let x = rounded::<T>(&noise(rows * channels, 4).iter().map(|x| 4.0 * x).collect::<Vec<_>>());
-        let dy = rounded::<T>(&noise(rows * channels, 5));
-        let bias = rounded::<f32>(&noise(channels, 6));
-        let root = (2.0 / std::f64::consts::PI).sqrt();
-        let (mut y, mut d) = (Vec::new(), Vec::new());
-        for (at, x) in x.iter().enumerate() {
-            let u = x + if biased { bias[at % channels] } else { 0.0 };
-            let tanh = (root * (u + 0.044715 * u * u * u)).tanh();
-            y.push(0.5 * u * (1.0 + tanh));
-            let slope =
-                0.5 * (1.0 + tanh) + 0.5 * u * (1.0 - tanh * tanh) * root * (1.0 + 3.0 * 0.044715 * u * u);
-            d.push(dy[at] * slope);
-        }
-        let sums: Vec<f64> = (0..channels).map(|c| dy.iter().skip(c).step_by(channels).sum()).collect();
-        let (x, dy, bias) = (upload::<T>(device, &x), upload::<T>(device, &dy), upload::<f32>(device, &bias));
-        let bias = biased.then_some(&bias);
-        let mut out = device.uninitialised(rows * channels).unwrap();
-        kernels::activation_forward(Activation::GeluTanh, &mut out, &x, bias, channels).unwrap();
-        close::<T>("gelu", &out, &y, T::BOUND);
-        kernels::activation_backward(Activation::GeluTanh, &mut out, &dy, &x, bias, channels).unwrap();
-        close::<T>("gelu's gradient", &out, &d, T::BOUND);
-        let mut total = device.uninitialised(channels).unwrap();
-        kernels::column_sum(&mut total, &dy, Columns { width: channels, first: 0 }, false).unwrap();
-        close::<f32>("the bias's gradient", &total, &sums, 1e-5);
-    }
-}
-
-#[test]
-fn gelu_and_the_gradient_of_its_bias_match_the_reference() {
-    in_all_types!(gelu_case);
 }
 
 fn cross_entropy_case<T: Number>(device: &Device) {
@@ -466,11 +340,6 @@ fn launchers_refuse_sizes_that_do_not_fit() {
     let x = device.zeros::<f32>(30).unwrap();
     let mut y = device.zeros::<f32>(30).unwrap();
     let mut short = device.zeros::<f32>(29).unwrap();
-    let bias = device.zeros::<f32>(9).unwrap();
-    assert!(kernels::activation_forward(Activation::GeluTanh, &mut short, &x, None, 10).is_err());
-    assert!(kernels::activation_forward(Activation::GeluTanh, &mut y, &x, Some(&bias), 10).is_err());
-    assert!(kernels::activation_forward(Activation::GeluTanh, &mut y, &x, None, 7).is_err());
-    assert!(kernels::column_sum(&mut short, &x, Columns { width: 29, first: 0 }, false).is_err());
     let input = LayerNormInput { x: &x, channels: 10, modulation: None };
     assert!(kernels::layer_norm_forward(&mut y, &mut short, &input, 1e-6).is_err());
     let levels = device.zeros::<u32>(2).unwrap();

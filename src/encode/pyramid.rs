@@ -5,6 +5,8 @@
 //! codes' vectors are resized bicubically to the full side, go through the scale's convolution φ if there is one,
 //! and are subtracted.
 
+mod device;
+
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;

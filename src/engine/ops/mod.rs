@@ -16,6 +16,7 @@ pub mod matmul;
 pub mod modulation;
 pub mod patch_embed;
 pub mod pooling;
+pub mod pyramid;
 pub mod rater_loss;
 pub mod residual;
 

@@ -11,9 +11,8 @@ use crate::{
     engine::{
         Tape, Tensor, Var,
         ops::{
-            accumulate::cuda::sum_samples,
             expect_shape, last_dim,
-            modulation::{self, Levels},
+            modulation::{self, Levels, cuda::add_modulation},
             three_dims,
         },
         tape::{Operation, Sink, Slot},
@@ -21,7 +20,7 @@ use crate::{
     },
     error::Result,
 };
-use cuda::{LayerNormInput, ModulationLayout, ModulationRows};
+use cuda::{LayerNormInput, ModulationRows};
 
 /// The scale and the shift that follow a norm, out of a block's modulation.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +111,7 @@ fn input<'a, T: DeviceFloat>(x: &'a Tensor, modulation: Option<&'a Kept>) -> Res
             stride: 6 * channels,
             scale: scale * channels,
             shift: shift * channels,
-            levels: levels.on(x.device())?,
+            levels: levels.on(x.device())?.levels(),
         })
     };
     Ok(LayerNormInput { x, channels, modulation: modulation.map(rows).transpose()? })
@@ -179,15 +178,11 @@ fn backward_on_device<T: DeviceFloat>(
     let device = dy.device();
     let dx = Tensor::written(device, x.shape(), |dx| cuda::layer_norm_backward(dx, dy, &input, statistics))?;
     let Some(Kept { parts, scale, shift, levels, .. }) = modulation else { return Ok((dx, None)) };
-    // Each sample's part first, then the sum over samples: the order of the sum does not depend on the grid.
     let [batch, tokens, channels] = three_dims("layer_norm", "x", x)?;
-    let mut samples = device.zeros::<f32>(batch * parts.len())?;
-    let layout = ModulationLayout { stride: 6 * channels, scale: scale * channels, shift: shift * channels };
-    let starts = levels.starts_on(device)?;
-    let sizes = [batch, tokens, channels];
-    cuda::modulation_backward(&mut samples, layout, dy, input.x, statistics, starts, sizes)?;
-    let d_parts = Tensor::written::<f32>(device, parts.shape(), |sum| {
-        sum_samples(sum, &samples, None, parts.len(), false)
-    })?;
-    Ok((dx, Some(d_parts)))
+    let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
+    let starts = levels.on(device)?.starts();
+    cuda::modulation_backward(&mut by_sample, dy, input.x, statistics, starts, [batch, tokens, channels])?;
+    let mut d_parts = device.zeros::<f32>(parts.len())?;
+    add_modulation(&mut d_parts, &by_sample, [batch, channels], *scale, Some(*shift))?;
+    Ok((dx, Some(Tensor::from_buffer(parts.shape(), d_parts)?)))
 }

@@ -7,18 +7,16 @@
 pub mod cpu;
 pub mod cuda;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::{
     dispatch,
     engine::{
-        Constant, ParameterId, RowOwner, Tape, Tensor, Var,
-        cuda::{Buffer, Device},
+        ParameterId, RowOwner, Tape, Tensor, Var,
+        cuda::Device,
         ops::{
-            accumulate::{Rows, cuda::sum_samples},
-            expect_shape, last_dim,
-            residual::cuda::add_to_all,
-            three_dims,
+            accumulate::Rows, expect_shape, last_dim, patch_embed::cuda::SequenceLevels,
+            residual::cuda::add_to_all, three_dims,
         },
         tape::{Operation, Sink, Slot},
         tensor::DeviceFloat,
@@ -27,53 +25,69 @@ use crate::{
     error::{Error, Result},
     with_float, with_number,
 };
-use cuda::GatePlace;
+use cuda::ModulationTable;
+
+/// Which parts of the modulation are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `x·(1 + scale) + shift` with the parts numbered so.
+    ScaleShift(usize, usize),
+    /// `x·gate` with the part numbered so.
+    Gate(usize),
+}
 
 /// The level of each token of a sample.
 #[derive(Debug)]
 pub struct Levels {
-    of_tokens: Constant<u32>,
-    /// Where each level's tokens begin and, last, the number of tokens.
-    starts: Constant<u32>,
+    of_tokens: Vec<u32>,
+    counts: Vec<usize>,
     /// The rows of the table of level vectors that make a pair: a level's own and the last.
     pairs: Rows,
+    on_device: OnceLock<(Device, SequenceLevels)>,
 }
 
 impl Levels {
     /// Levels that follow each other: `counts[s]` tokens of level `s`.
     #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
     pub fn new(counts: &[usize]) -> Self {
-        let (mut of_tokens, mut starts) = (Vec::new(), vec![0]);
-        for (level, &count) in counts.iter().enumerate() {
-            of_tokens.extend(std::iter::repeat_n(level as u32, count));
-            starts.push(of_tokens.len() as u32);
+        let of_level = |(level, &count): (usize, &usize)| std::iter::repeat_n(level as u32, count);
+        let last = counts.len().saturating_sub(1) as u32;
+        Self {
+            of_tokens: counts.iter().enumerate().flat_map(of_level).collect(),
+            counts: counts.to_vec(),
+            pairs: Rows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1),
+            on_device: OnceLock::new(),
         }
-        let last = starts.len().saturating_sub(2) as u32;
-        let pairs = Rows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1);
-        Self { of_tokens: of_tokens.into(), starts: starts.into(), pairs }
     }
 
     /// The level of each token.
     pub fn host(&self) -> &[u32] {
-        self.of_tokens.host()
+        &self.of_tokens
     }
 
     /// How many tokens.
     pub fn tokens(&self) -> usize {
-        self.host().len()
+        self.of_tokens.len()
     }
 
     /// How many levels, `S`.
     pub fn count(&self) -> usize {
-        self.starts.host().len() - 1
+        self.counts.len()
     }
 
-    pub(crate) fn on(&self, device: &Device) -> Result<&Buffer<u32>> {
-        self.of_tokens.on(device)
-    }
-
-    pub(crate) fn starts_on(&self, device: &Device) -> Result<&Buffer<u32>> {
-        self.starts.on(device)
+    /// The same on a device.
+    pub(crate) fn on(&self, device: &Device) -> Result<&SequenceLevels> {
+        let (held, levels) = match self.on_device.get() {
+            Some(held) => held,
+            None => {
+                let made = SequenceLevels::new(device, &self.counts)?;
+                self.on_device.get_or_init(|| (device.clone(), made))
+            }
+        };
+        if held.is(device) {
+            return Ok(levels);
+        }
+        Err(Error::invalid("a network is used on one device after another; build it once for each"))
     }
 
     /// Refuses unless there are as many tokens.
@@ -108,14 +122,7 @@ pub fn level_pairs(tape: &mut Tape<'_>, level: ParameterId, levels: &Arc<Levels>
 fn pairs_on_device<T: DeviceFloat>(table: &Tensor) -> Result<Tensor> {
     let (levels, channels) = (table.dim(0), table.dim(1));
     let from = table.buffer::<T>()?;
-    Tensor::written(from.device(), &[levels, 2 * channels], |pairs| {
-        for level in 0..levels {
-            for (place, row) in [(2 * level, level), (2 * level + 1, levels - 1)] {
-                pairs.copy_range(place * channels, from, row * channels..(row + 1) * channels)?;
-            }
-        }
-        Ok(())
-    })
+    Tensor::written(from.device(), &[levels, 2 * channels], |pairs| cuda::level_pairs(pairs, from, channels))
 }
 
 impl Operation for LevelPairs {
@@ -212,16 +219,26 @@ impl Operation for Gate {
     }
 }
 
+/// The modulation's table as its kernels are told of it.
+fn table<'a>(parts: &'a Tensor, levels: &'a Levels, device: &Device) -> Result<ModulationTable<'a>> {
+    let sequence = levels.on(device)?;
+    Ok(ModulationTable {
+        table: parts.buffer::<f32>()?,
+        levels: sequence.levels(),
+        starts: sequence.starts(),
+    })
+}
+
 fn gate_on_device<T: DeviceFloat>(
     x: &Tensor,
     parts: &Tensor,
     part: usize,
     levels: &Levels,
 ) -> Result<Tensor> {
-    let (from, channels) = (x.buffer::<T>()?, parts.dim(1) / 6);
-    let (parts, place) = (parts.buffer::<f32>()?, GatePlace { stride: 6 * channels, at: part * channels });
+    let from = x.buffer::<T>()?;
+    let table = table(parts, levels, from.device())?;
     Tensor::written(from.device(), x.shape(), |y| {
-        cuda::gate(y, from, parts, place, levels.on(from.device())?, channels)
+        cuda::modulate_forward(y, Some(from), &table, Part::Gate(part))
     })
 }
 
@@ -232,16 +249,13 @@ fn gate_backward_on_device<T: DeviceFloat>(
     levels: &Levels,
     d_output: &Tensor,
 ) -> Result<[Tensor; 2]> {
-    let dx = gate_on_device::<T>(d_output, parts, part, levels)?;
-    let sizes = three_dims("gate", "x", x)?;
-    let [batch, _, channels] = sizes;
-    let (x, dy) = (x.buffer::<T>()?, d_output.buffer::<T>()?);
-    let place = GatePlace { stride: 6 * channels, at: part * channels };
-    // Each sample's part first, then the sum over samples: the order of the sum does not depend on the grid.
-    let mut samples = x.device().zeros::<f32>(batch * parts.len())?;
-    cuda::gate_backward(&mut samples, place, dy, x, levels.starts_on(x.device())?, sizes)?;
-    let d_parts = Tensor::written::<f32>(x.device(), parts.shape(), |sum| {
-        sum_samples(sum, &samples, None, parts.len(), false)
-    })?;
-    Ok([dx, d_parts])
+    let [batch, _, channels] = three_dims("gate", "x", x)?;
+    let (input, dy) = (x.buffer::<T>()?, d_output.buffer::<T>()?);
+    let device = dy.device();
+    let (table, part) = (table(parts, levels, device)?, Part::Gate(part));
+    let dx = Tensor::written(device, x.shape(), |dx| cuda::modulate_backward(dx, Some(dy), &table, part))?;
+    let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
+    let mut d_parts = device.zeros::<f32>(parts.len())?;
+    cuda::modulate_backward_table(&mut d_parts, &mut by_sample, dy, input, &table, part)?;
+    Ok([dx, Tensor::from_buffer(parts.shape(), d_parts)?])
 }

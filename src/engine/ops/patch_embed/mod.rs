@@ -17,7 +17,6 @@ use crate::{
     error::{Error, Result},
     with_float, with_number,
 };
-use cuda::PatchEmbedInput;
 
 /// The parameters of the start of the sequence (upstream.md, B6).
 #[derive(Clone, Copy, Debug)]
@@ -121,17 +120,17 @@ fn forward_on_device<T: DeviceFloat>(
     let (channels, tokens) = (text.dim(1), settings.levels.tokens());
     let wide = |id: ParameterId| parameters.value(id).buffer::<f32>();
     let PatchEmbedParameters { weight, bias, start, level, position } = settings.parameters;
-    let input = PatchEmbedInput {
-        text: text.buffer::<T>()?,
-        rows: from,
+    let parameters = cuda::PatchEmbedParameters {
         weight: parameters.value_as(weight, T::DTYPE)?.buffer::<T>()?,
         bias: wide(bias)?,
         start: wide(start)?,
         level: level.map(wide).transpose()?,
         position: position.map(wide).transpose()?,
-        levels: settings.levels.on(from.device())?,
     };
-    Tensor::written(from.device(), &[rows.dim(0), tokens, channels], |x| cuda::patch_embed_forward(x, &input))
+    let (text, sequence) = (text.buffer::<T>()?, settings.levels.on(from.device())?);
+    Tensor::written(from.device(), &[rows.dim(0), tokens, channels], |x| {
+        cuda::patch_embed_forward(x, text, from, &parameters, sequence)
+    })
 }
 
 impl Operation for Operator {
@@ -183,12 +182,12 @@ impl Operator {
         let device = d_x.device();
         let scales = levels.count();
         let mut sums = device.uninitialised::<f32>(batch * scales * channels)?;
+        let sequence = levels.on(device)?;
         let d_text = Tensor::written::<T>(device, &[batch, channels], |d_text| {
-            let starts = levels.starts_on(device)?;
-            cuda::patch_embed_backward(&mut sums, Some(d_text), d_x, starts, self.shape)
+            cuda::patch_embed_backward(&mut sums, Some(d_text), d_x, sequence, [batch, channels])
         })?;
         let d_bias = Tensor::written::<f32>(device, &[batch, channels], |d_bias| {
-            cuda::patch_embed_bias(d_bias, &sums, [scales, channels])
+            cuda::patch_embed_backward_bias(d_bias, &sums, sequence, [batch, channels])
         })?;
         sink.parameter(bias, self.owner, &Contribution::PerSample { d_value: &d_bias })?;
         if let Some(level) = level {

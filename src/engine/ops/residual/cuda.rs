@@ -1,5 +1,5 @@
 //! Launches of `kernels/residual.cu`. The residual that goes on into a layer norm is
-//! [`residual_layer_norm_forward`](crate::engine::ops::layer_norm::cuda::layer_norm_forward).
+//! [`residual_layer_norm_forward`](crate::engine::ops::layer_norm::cuda::residual_layer_norm_forward).
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
