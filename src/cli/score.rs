@@ -24,7 +24,8 @@ pub struct ScoreArguments {
     /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given.
+    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given; on a device its size, though not
+    /// what else is in the batch, changes their last digits.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
     /// Give the released rating: a softmax over each batch times the batch's score. It depends on the batch a pair
