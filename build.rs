@@ -122,7 +122,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(during(path.display()))
 }
 
-/// `kernels/gelu.cu` is `gelu`.
+/// `kernels/adamw.cu` is `adamw`.
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -251,7 +251,7 @@ fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "({name:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/kernels/{name}.fatbin\"))),"
+            "({name:?}, &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/kernels/{name}.fatbin\")))),"
         );
     }
     write(&table, &(text + "])"))

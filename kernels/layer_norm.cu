@@ -2,11 +2,15 @@
 //
 //     n = (x - mean) / sqrt(variance + epsilon),    y = n (1 + scale[level]) + shift[level]    (or y = n)
 //
+// and the same of a residual in one pass, x = before + keep[sample] branch being written on the way; backward, the
+// residual's own gradient is added to that of the norm.
+//
 // x, y: [R, C] in T; statistics: [R, 2] (mean, 1/deviation) in float; scale, shift: rows of float, one a level, `stride`
 // numbers apart. Sums in float, in a fixed order. Source: upstream.md, B; the backward is derived in the op's file.
 //
 // Threads: one warp a row, 8 rows a block. Where a row is a multiple of 16 bytes and fits, it is held in registers, so
-// that it is read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T). No shared memory.
+// that it is read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T); of a
+// residual 4 and 5. No shared memory.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
@@ -31,10 +35,27 @@ modulation_of(const float *scale, const float *shift, const uint32_t *levels, un
     return {scale + from, shift == nullptr ? nullptr : shift + from};
 }
 
-template <class T>
+// What a residual adds to the norm's arguments. `keep` is null for 1.
+template <class T> struct Branch {
+    const T *branch;
+    const float *keep;
+    unsigned rows_a_sample;
+
+    __device__ __forceinline__ float factor(unsigned row) const {
+        return keep == nullptr ? 1.0f : keep[row / rows_a_sample];
+    }
+};
+
+// before + keep branch as it is stored; a branch that is dropped may hold anything.
+template <class T> __device__ __forceinline__ float joined(float before, float branch, float factor) {
+    return factor == 0.0f ? before : widen(narrow<T>(before + factor * branch));
+}
+
+// With RESIDUAL, `x` is what was there before the branch, and `sum` [R, C] receives what is normalised.
+template <bool RESIDUAL, class T>
 __device__ __forceinline__ void layer_norm_forward(
-    T *y, float *statistics, const T *x, const float *scale, const float *shift, const uint32_t *levels, unsigned rows,
-    unsigned channels, unsigned tokens, unsigned stride, float epsilon) {
+    T *sum_to, T *y, float *statistics, const T *x, Branch<T> residual, const float *scale, const float *shift,
+    const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride, float epsilon) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Whole warps leave: the sums below are within one.
     if (row >= rows) return;
@@ -42,14 +63,25 @@ __device__ __forceinline__ void layer_norm_forward(
     T *to = y + uint64_t(row) * channels;
     Modulation change = modulation_of(scale, shift, levels, row, tokens, stride);
     float share = 1.0f / float(channels), mean, inverse;
+    const T *branch = RESIDUAL ? residual.branch + uint64_t(row) * channels : from;
+    T *joint = RESIDUAL ? sum_to + uint64_t(row) * channels : to;
+    float factor = RESIDUAL ? residual.factor(row) : 0.0f;
 
-    if (packs(from, channels) && packs(to, channels) && channels <= HELD * WARP) {
+    if (packs(from, channels) && packs(to, channels) && packs(branch, channels) && packs(joint, channels) &&
+        channels <= HELD * WARP) {
         float held[Rows<T>::PACKS][PACK<T>];
         float sum = 0.0f, squares = 0.0f;
 #pragma unroll
         for (unsigned at = 0; at < Rows<T>::PACKS; ++at) {
             if (Rows<T>::place(at) < channels) {
                 load<PACK<T>>(held[at], from + Rows<T>::place(at));
+                if constexpr (RESIDUAL) {
+                    float added[PACK<T>];
+                    load<PACK<T>>(added, branch + Rows<T>::place(at));
+#pragma unroll
+                    for (unsigned i = 0; i < PACK<T>; ++i) held[at][i] = joined<T>(held[at][i], added[i], factor);
+                    store<PACK<T>>(joint + Rows<T>::place(at), held[at]);
+                }
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) sum += held[at][i];
             }
@@ -82,6 +114,13 @@ __device__ __forceinline__ void layer_norm_forward(
         }
     } else {
         float sum = 0.0f, squares = 0.0f;
+        if constexpr (RESIDUAL) {
+            // Each lane reads again only what it has written itself.
+            for (unsigned c = lane; c < channels; c += WARP) {
+                joint[c] = narrow<T>(joined<T>(widen(from[c]), widen(branch[c]), factor));
+            }
+            from = joint;
+        }
         for (unsigned c = lane; c < channels; c += WARP) sum += widen(from[c]);
         mean = warp_sum(sum) * share;
         for (unsigned c = lane; c < channels; c += WARP) {
@@ -101,11 +140,12 @@ __device__ __forceinline__ void layer_norm_forward(
     }
 }
 
-// dx = (g - mean(g) - n mean(g n)) / deviation with g = dy (1 + scale).
-template <class T>
+// dx = (g - mean(g) - n mean(g n)) / deviation with g = dy (1 + scale). With RESIDUAL, `d_residual` [R, C] (which may be
+// dx) is added to it, and keep dx goes to `d_branch`, if that is not null.
+template <bool RESIDUAL, class T>
 __device__ __forceinline__ void layer_norm_backward(
-    T *dx, const T *dy, const T *x, const float *statistics, const float *scale, const uint32_t *levels, unsigned rows,
-    unsigned channels, unsigned tokens, unsigned stride) {
+    T *dx, T *d_branch, const T *d_residual, const T *dy, const T *x, Branch<T> residual, const float *statistics,
+    const float *scale, const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     const T *from = x + uint64_t(row) * channels, *d_from = dy + uint64_t(row) * channels;
@@ -113,8 +153,12 @@ __device__ __forceinline__ void layer_norm_backward(
     const float *factor = modulation_of(scale, nullptr, levels, row, tokens, stride).scale;
     float mean = statistics[2 * uint64_t(row)], inverse = statistics[2 * uint64_t(row) + 1];
     float share = 1.0f / float(channels), sum = 0.0f, along = 0.0f;
+    const T *beside = RESIDUAL ? d_residual + uint64_t(row) * channels : from;
+    T *branch = RESIDUAL && d_branch != nullptr ? d_branch + uint64_t(row) * channels : nullptr;
+    float keep = RESIDUAL ? residual.factor(row) : 1.0f;
 
-    if (packs(from, channels) && packs(d_from, channels) && packs(to, channels) && channels <= HELD / 2 * WARP) {
+    if (packs(from, channels) && packs(d_from, channels) && packs(to, channels) && packs(beside, channels) &&
+        packs(branch, channels) && channels <= HELD / 2 * WARP) {
         constexpr unsigned PACKS = Rows<T>::PACKS / 2;
         float n[PACKS][PACK<T>], g[PACKS][PACK<T>];
 #pragma unroll
@@ -140,7 +184,18 @@ __device__ __forceinline__ void layer_norm_backward(
             if (c < channels) {
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) g[at][i] = (g[at][i] - sum - n[at][i] * along) * inverse;
+                if constexpr (RESIDUAL) {
+                    float added[PACK<T>];
+                    load<PACK<T>>(added, beside + c);
+#pragma unroll
+                    for (unsigned i = 0; i < PACK<T>; ++i) g[at][i] += added[i];
+                }
                 store<PACK<T>>(to + c, g[at]);
+                if (RESIDUAL && branch != nullptr) {
+#pragma unroll
+                    for (unsigned i = 0; i < PACK<T>; ++i) g[at][i] *= keep;
+                    store<PACK<T>>(branch + c, g[at]);
+                }
             }
         }
     } else {
@@ -154,7 +209,10 @@ __device__ __forceinline__ void layer_norm_backward(
         for (unsigned c = lane; c < channels; c += WARP) {
             float g = widen(d_from[c]) * (factor == nullptr ? 1.0f : 1.0f + factor[c]);
             float n = (widen(from[c]) - mean) * inverse;
-            to[c] = narrow<T>((g - sum - n * along) * inverse);
+            float d = (g - sum - n * along) * inverse;
+            if (RESIDUAL) d += widen(beside[c]);
+            to[c] = narrow<T>(d);
+            if (RESIDUAL && branch != nullptr) branch[c] = narrow<T>(keep * d);
         }
     }
 }
@@ -162,6 +220,7 @@ __device__ __forceinline__ void layer_norm_backward(
 // The modulation's gradient, for each sample and level: d_scale = sum of dy n and d_shift = sum of dy over the sample's
 // tokens of the level, in the order of the tokens. Block: 128 channels of one level (y) of one sample (z). `starts` are
 // the first tokens of the levels and, last, the number of tokens. Output [B, levels, 2, C] in float.
+// Without statistics, n is x: the gradient of a gate, or of a modulation that stands by itself.
 constexpr unsigned COLUMNS = 128;
 
 template <class T>
@@ -174,7 +233,9 @@ __device__ __forceinline__ void modulation_backward(
     for (unsigned token = starts[level]; token < starts[level + 1]; ++token) {
         uint64_t row = uint64_t(sample) * tokens + token;
         float d = widen(dy[row * channels + c]);
-        d_scale += d * (widen(x[row * channels + c]) - statistics[2 * row]) * statistics[2 * row + 1];
+        float n = widen(x[row * channels + c]);
+        if (statistics != nullptr) n = (n - statistics[2 * row]) * statistics[2 * row + 1];
+        d_scale += d * n;
         d_shift += d;
     }
     uint64_t to = (uint64_t(sample) * gridDim.y + level) * 2 * channels + c;
@@ -187,13 +248,31 @@ __device__ __forceinline__ void modulation_backward(
         layer_norm_forward_##suffix, THREADS, T *y, float *statistics, const T *x, const float *scale,                 \
         const float *shift, const uint32_t *levels, uint32_t rows, uint32_t channels, uint32_t tokens,                 \
         uint32_t stride, float epsilon) {                                                                              \
-        layer_norm_forward(y, statistics, x, scale, shift, levels, rows, channels, tokens, stride, epsilon);           \
+        layer_norm_forward<false, T>(                                                                                  \
+            nullptr, y, statistics, x, {}, scale, shift, levels, rows, channels, tokens, stride, epsilon);             \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        residual_layer_norm_forward_##suffix, THREADS, T *sum, T *y, float *statistics, const T *x, const T *branch,   \
+        const float *keep, const float *scale, const float *shift, const uint32_t *levels, uint32_t rows,              \
+        uint32_t rows_a_sample, uint32_t channels, uint32_t tokens, uint32_t stride, float epsilon) {                  \
+        layer_norm_forward<true, T>(                                                                                   \
+            sum, y, statistics, x, {branch, keep, rows_a_sample}, scale, shift, levels, rows, channels, tokens,        \
+            stride, epsilon);                                                                                          \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        residual_layer_norm_backward_##suffix, THREADS, T *dx, T *d_branch, const T *d_residual, const T *dy,          \
+        const T *sum, const float *keep, const float *statistics, const float *scale, const uint32_t *levels,          \
+        uint32_t rows, uint32_t rows_a_sample, uint32_t channels, uint32_t tokens, uint32_t stride) {                  \
+        layer_norm_backward<true, T>(                                                                                  \
+            dx, d_branch, d_residual, dy, sum, {nullptr, keep, rows_a_sample}, statistics, scale, levels, rows,        \
+            channels, tokens, stride);                                                                                 \
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         layer_norm_backward_##suffix, THREADS, T *dx, const T *dy, const T *x, const float *statistics,                \
         const float *scale, const uint32_t *levels, uint32_t rows, uint32_t channels, uint32_t tokens,                 \
         uint32_t stride) {                                                                                             \
-        layer_norm_backward(dx, dy, x, statistics, scale, levels, rows, channels, tokens, stride);                     \
+        layer_norm_backward<false, T>(                                                                                 \
+            dx, nullptr, nullptr, dy, x, {}, statistics, scale, levels, rows, channels, tokens, stride);               \
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         modulation_backward_##suffix, COLUMNS, float *d_modulation, const T *dy, const T *x, const float *statistics,  \

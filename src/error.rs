@@ -84,7 +84,9 @@ pub enum Error {
     },
     /// A device has not enough memory left.
     #[error(
-        "{device}: out of memory: {asked_bytes} bytes were asked for, {free_bytes} of {total_bytes} are free; a smaller batch needs less"
+        "{device}: out of memory: {} were asked for, and {} of {} are free; a smaller batch (bs, with a larger ac for the \
+         same steps), --recompute, or 16-bit activations (fp16) need less",
+        size(*asked_bytes), size(*free_bytes), size(*total_bytes)
     )]
     OutOfMemory {
         /// The device, as the user names it.
@@ -110,6 +112,16 @@ pub enum Error {
         /// What was saved and how to go on.
         saved: String,
     },
+}
+
+/// A number of bytes, to read.
+fn size(bytes: usize) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1 << 10 {
+        return format!("{bytes} bytes");
+    }
+    let unit = (bytes.ilog2() as usize / 10 - 1).min(UNITS.len() - 1);
+    format!("{:.1} {}", bytes as f64 / f64::powi(1024.0, unit as i32 + 1), UNITS[unit])
 }
 
 impl Error {

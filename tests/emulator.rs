@@ -343,11 +343,10 @@ fn every_device_is_listed_or_says_why_not() {
     let list = devices();
     let state =
         |name: &str| list.iter().find(|device| device.name.starts_with(name)).map(|device| &device.state);
-    assert!(matches!(state("cpu"), Some(Ok(_))));
     assert!(matches!(state("emulated"), Some(Ok(_))));
     match state("cuda") {
         Some(Err(reason)) => assert!(!reason.is_empty()),
-        Some(Ok(model)) => assert!(model.contains("architecture")),
+        Some(Ok(facts)) => assert!(facts.capability >= (8, 0) && facts.memory_bytes > 0),
         None => panic!("no word about GPUs"),
     }
 }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
 
 pub mod demo;
+pub mod devices;
 pub mod score;
 pub mod select;
 pub mod train;
@@ -47,6 +48,8 @@ pub enum Command {
     Score(score::ScoreArguments),
     /// Choose a subset by its ratings.
     Select(select::SelectArguments),
+    /// List what there is to run on, and why something is not.
+    Devices(devices::DevicesArguments),
 }
 
 /// Reads the command line, runs the command and gives the exit code.
@@ -77,6 +80,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Devices(arguments) => devices::run(&arguments)?,
     }
     Ok(())
 }

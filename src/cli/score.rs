@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
+    engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
     rate::{pictures::rating_pictures, scorer},
@@ -23,7 +24,8 @@ pub struct ScoreArguments {
     /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given.
+    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given; on a device its size, though not
+    /// what else is in the batch, changes their last digits.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
     /// Give the released rating: a softmax over each batch times the batch's score. It depends on the batch a pair
@@ -36,6 +38,9 @@ pub struct ScoreArguments {
     /// A column of the corpus to show before each caption on the contact sheet.
     #[arg(long, value_name = "COLUMN")]
     pub note_column: Option<String>,
+    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -46,6 +51,8 @@ pub struct ScoreArguments {
 /// # Errors
 /// Whatever keeps the corpus from being rated; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
+    let mut sets = arguments.set;
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
     let batch = usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?;
     let request = scorer::ScoreRequest {
         checkpoint: arguments.checkpoint,
@@ -54,7 +61,7 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
         batch,
         batch_normalised: arguments.batch_normalised,
         overwrite: arguments.overwrite,
-        sets: arguments.set,
+        sets,
     };
     let config = request.configuration()?;
     let mut progress = Counted::new();

@@ -5,6 +5,8 @@
 //! codes' vectors are resized bicubically to the full side, go through the scale's convolution φ if there is one,
 //! and are subtracted.
 
+mod device;
+
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -105,7 +107,7 @@ impl PyramidQuantizer {
                 format!("the codes have {channels} channels, but a convolution has {other}"),
             ));
         }
-        let codebook = codebook.cast(DType::F32);
+        let codebook = codebook.cast(DType::F32)?;
         let values = codebook.as_slice::<f32>()?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(Error::invalid(format!("code {} of the codebook is not finite", at / channels)));

@@ -49,6 +49,11 @@ impl Bicubic {
         Self { input, taps }
     }
 
+    /// For each place of the output, four places of the input and their weights.
+    pub fn taps(&self) -> &[[(usize, f32); 4]] {
+        &self.taps
+    }
+
     /// Resizes `map` `[input, input, C]` into `resized` `[output, output, C]`; `rows` is working space.
     ///
     /// # Panics
@@ -198,7 +203,7 @@ impl Convolution {
                 ),
             ));
         }
-        let (weight, bias) = (weight.to_f64_vec(), bias.to_f64_vec());
+        let (weight, bias) = (weight.to_f64_vec()?, bias.to_f64_vec()?);
         let groups = channels.div_ceil(LANES);
         let mut packed = vec![[0.0; LANES]; groups * 9 * channels];
         let mut packed_bias = vec![[0.0; LANES]; groups];
@@ -218,6 +223,27 @@ impl Convolution {
     /// The channels `C`.
     pub fn channels(&self) -> usize {
         self.channels
+    }
+
+    /// The weights, `[9, C in, C out]`, the window row by row.
+    pub fn weight(&self) -> Vec<f32> {
+        let mut weight = Vec::with_capacity(9 * self.channels * self.channels);
+        for row in 0..9 * self.channels {
+            weight.extend(
+                (0..self.channels).map(|out| self.packed[out / LANES * 9 * self.channels + row][out % LANES]),
+            );
+        }
+        weight
+    }
+
+    /// The bias, `[C]`.
+    pub fn bias(&self) -> Vec<f32> {
+        self.bias.iter().flatten().copied().take(self.channels).collect()
+    }
+
+    /// The share r of the convolution.
+    pub fn ratio(&self) -> f32 {
+        self.ratio
     }
 
     /// Applies φ in place to `map` `[side, side, C]`; `padded` is working space.

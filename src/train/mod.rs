@@ -1,6 +1,7 @@
 //! Optimiser, schedule, checkpoints and run directories.
 
 pub mod checkpoint;
+pub mod loss_scale;
 pub mod optimizer;
 pub mod parameter_groups;
 pub mod run_directory;

@@ -1,18 +1,50 @@
-//! Devices and their memory, safe to use.
+//! Devices, safe to use.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use half::{bf16, f16};
 
 use super::{
+    ahead::Stagings,
+    arena::{Arena, MemoryUse},
+    buffer::Buffer,
     driver::{Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, Product, ProductNumber},
     gpu::Gpu,
 };
 use crate::error::{Error, Result};
 
 /// A device that runs kernels. Cloning gives another handle to the same one.
-#[derive(Clone, Debug)]
-pub struct Device(Arc<dyn Driver>);
+///
+/// Its memory is an arena: dropped buffers are reused at once, as all work is done in the order in which it was asked for;
+/// a step that asks for the same buffers as the one before gets the same memory, and asks the driver for nothing.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+/// What all handles share.
+pub(super) struct Inner {
+    driver: Box<dyn Driver>,
+    arena: Mutex<Arena>,
+    pub(super) stagings: Mutex<Stagings>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Device").field(&self.0.driver).finish()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let arena = self.arena.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (address, bytes) in arena.pieces() {
+            // SAFETY: the piece is the driver's, and no handle to anything in it is left.
+            unsafe { self.driver.free_piece(address, bytes) };
+        }
+    }
+}
 
 /// Whether a device can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,37 +52,44 @@ pub struct Availability {
     /// As the user names it.
     pub name: String,
     /// What it is, or why it cannot be used.
-    pub state: Result<String, String>,
+    pub state: Result<DeviceFacts, String>,
 }
 
-/// Every device there could be: the processor, the emulator, each GPU, or the reason why there is none.
+/// Every device that runs kernels: the emulator, each GPU, or the reason why there is none.
 pub fn devices() -> Vec<Availability> {
-    let available = |name: &str, state| Availability { name: name.to_owned(), state };
-    let threads = rayon::current_num_threads();
-    let mut found = vec![
-        available("cpu", Ok(format!("the reference, on {threads} threads"))),
-        available(
-            "emulated",
-            Device::emulated().map(|device| device.facts().model.clone()).map_err(|error| error.to_string()),
-        ),
-    ];
+    let state = |device: Result<Device>| match device {
+        Ok(device) => Ok(device.facts().clone()),
+        Err(Error::Device { message, .. }) => Err(message),
+        Err(Error::KernelsNotBuilt { reason, .. }) => {
+            Err(format!("this program was built without its kernels: {reason}"))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    let mut found = vec![Availability { name: "emulated".to_owned(), state: state(Device::emulated()) }];
     match Gpu::count() {
-        Err(error) => found.push(available("cuda", Err(error.to_string()))),
-        Ok(count) => found.extend((0..count).map(|ordinal| {
-            let state = Device::cuda(ordinal).map(|device| device.facts().model.clone());
-            available(&format!("cuda:{ordinal}"), state.map_err(|error| error.to_string()))
+        Err(error) => {
+            found.push(Availability { name: "cuda".to_owned(), state: state(Err(error)) });
+        }
+        Ok(count) => found.extend((0..count).map(|ordinal| Availability {
+            name: format!("cuda:{ordinal}"),
+            state: state(Device::cuda(ordinal)),
         })),
     }
     found
 }
 
 impl Device {
+    fn new(driver: Box<dyn Driver>) -> Self {
+        let arena = Mutex::new(Arena::new(driver.layout()));
+        Self(Arc::new(Inner { driver, arena, stagings: Mutex::default() }))
+    }
+
     /// GPU number `ordinal`.
     ///
     /// # Errors
     /// If there is no driver or it is too old, no such device, or this program has no kernels for it.
     pub fn cuda(ordinal: usize) -> Result<Self> {
-        Ok(Self(Arc::new(Gpu::open(ordinal)?)))
+        Ok(Self::new(Box::new(Gpu::open(ordinal)?)))
     }
 
     /// The emulator: the kernels' own sources on the processor, every access to memory checked.
@@ -58,12 +97,21 @@ impl Device {
     /// # Errors
     /// If the program was built without it.
     pub fn emulated() -> Result<Self> {
+        Self::emulated_with_memory(usize::MAX)
+    }
+
+    /// The emulator of a device with this much memory, in bytes, or as much as there is address space if that is less.
+    ///
+    /// # Errors
+    /// If the program was built without it.
+    pub fn emulated_with_memory(bytes: usize) -> Result<Self> {
         #[cfg(emulator)]
         {
-            Ok(Self(Arc::new(super::emulator::Emulator::open()?)))
+            Ok(Self::new(Box::new(super::emulator::Emulator::open(bytes)?)))
         }
         #[cfg(not(emulator))]
         {
+            let _ = bytes;
             Err(Error::KernelsNotBuilt {
                 device: "emulated",
                 reason: "there was no C++ compiler for them when it was built".to_owned(),
@@ -71,9 +119,125 @@ impl Device {
         }
     }
 
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.0.driver
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(super) fn arena(&self) -> MutexGuard<'_, Arena> {
+        self.0.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether two handles are of the same device.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What the device is and what it allows.
     pub fn facts(&self) -> &DeviceFacts {
-        self.0.facts()
+        self.driver().facts()
+    }
+
+    /// How much memory is used, was used at most, and is taken from the driver.
+    pub fn memory(&self) -> MemoryUse {
+        self.arena().memory()
+    }
+
+    /// Counts the peak of [`memory`](Self::memory) from now on.
+    pub fn reset_peak_memory(&self) {
+        self.arena().reset_peak();
+    }
+
+    /// Gives free memory back to the driver and asks for as much as the peak needs in one piece, so that blocks of any size
+    /// fit. Worth doing once, between the first step, which takes memory as it goes, and those that follow.
+    ///
+    /// # Errors
+    /// If the device fails. Where the driver has no such piece, memory is asked for again as it is needed.
+    pub fn consolidate_memory(&self) -> Result<()> {
+        let mut arena = self.arena();
+        if !self.driver().layout().keep {
+            return Ok(());
+        }
+        self.free_unused_pieces(&mut arena);
+        let memory = arena.memory();
+        let missing = (memory.peak_bytes - memory.used_bytes).saturating_sub(arena.free_bytes());
+        // Blocks do not fit without gaps where others of other sizes were.
+        let [bytes, _] = arena.wanted_piece(missing + missing / 16);
+        if missing > 0
+            && let Some(address) = self.driver().allocate_piece(bytes)?
+        {
+            arena.add_piece(address, bytes);
+        }
+        Ok(())
+    }
+
+    fn free_unused_pieces(&self, arena: &mut Arena) -> bool {
+        let unused = arena.remove_unused_pieces();
+        for &(address, bytes) in &unused {
+            // SAFETY: the piece is the driver's, and nothing of it is in use.
+            unsafe { self.driver().free_piece(address, bytes) };
+        }
+        !unused.is_empty()
+    }
+
+    /// A block of the arena.
+    pub(super) fn take(&self, bytes: usize) -> Result<u64> {
+        let mut arena = self.arena();
+        let address = match arena.take(bytes) {
+            Some(address) => address,
+            None => {
+                self.add_piece(&mut arena, bytes)?;
+                arena.take(bytes).ok_or_else(|| Error::Device {
+                    device: self.facts().name.clone(),
+                    message: format!("a piece of memory for {bytes} bytes does not hold them"),
+                })?
+            }
+        };
+        // SAFETY: the arena gives blocks of pieces of the driver's, no two of which overlap.
+        unsafe { self.driver().hand_out(address, bytes) };
+        Ok(address)
+    }
+
+    /// Asks the driver for more: what suits it, else what is needed, else that after giving back what is unused.
+    fn add_piece(&self, arena: &mut Arena, bytes: usize) -> Result<()> {
+        let [large, least] = arena.wanted_piece(bytes);
+        let tries = if self.driver().layout().keep { [large, least, least] } else { [least; 3] };
+        for (at, bytes) in tries.into_iter().enumerate() {
+            if at == 2 && (arena.is_recording() || !self.free_unused_pieces(arena)) {
+                break;
+            }
+            if let Some(address) = self.driver().allocate_piece(bytes)? {
+                arena.add_piece(address, bytes);
+                return Ok(());
+            }
+        }
+        let (free_bytes, total_bytes) = self.driver().free_memory()?;
+        Err(Error::OutOfMemory {
+            device: self.facts().name.clone(),
+            asked_bytes: bytes,
+            free_bytes: free_bytes + arena.free_bytes(),
+            total_bytes,
+        })
+    }
+
+    /// Gives a block back.
+    pub(super) fn give_back(&self, address: u64) {
+        let mut arena = self.arena();
+        let freed = arena.give_back(address);
+        self.take_back(&mut arena, freed);
+    }
+
+    pub(super) fn take_back(&self, arena: &mut Arena, freed: Vec<(u64, usize)>) {
+        for (address, bytes) in freed {
+            // SAFETY: the arena says that the block is nobody's any more.
+            unsafe { self.driver().take_back(address, bytes) };
+        }
+        if !self.driver().layout().keep && !arena.is_recording() {
+            self.free_unused_pieces(arena);
+        }
     }
 
     /// Memory for `len` numbers, all zero.
@@ -81,11 +245,8 @@ impl Device {
     /// # Errors
     /// If there is not enough memory.
     pub fn zeros<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
-        let buffer = self.uninitialised(len)?;
-        if len > 0 {
-            // SAFETY: the buffer has just been allocated with this size.
-            unsafe { self.0.clear(buffer.address, buffer.bytes()) }?;
-        }
+        let mut buffer = self.uninitialised(len)?;
+        buffer.clear()?;
         Ok(buffer)
     }
 
@@ -94,17 +255,14 @@ impl Device {
     /// # Errors
     /// If there is not enough memory.
     pub fn uninitialised<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
-            Error::shape("allocate", format!("{len} numbers of {} are more than memory can be", T::SUFFIX))
-        })?;
-        let address = if bytes == 0 { 0 } else { self.0.allocate(bytes)? };
-        Ok(Buffer { device: self.clone(), address, len, number: PhantomData })
+        Buffer::new(self, len)
     }
 
-    /// A copy of `values` on the device.
+    /// A copy of `values` on the device. Waits for nothing but the copy itself, which comes after all work asked for before;
+    /// [`upload_ahead`](Self::upload_ahead) does not wait at all.
     ///
     /// # Errors
-    /// If there is not enough memory or the device fails.
+    /// If there is not enough memory or the device fails; in [`capture`](Self::capture).
     pub fn upload<T: DeviceNumber>(&self, values: &[T]) -> Result<Buffer<T>> {
         let mut buffer = self.uninitialised(values.len())?;
         buffer.write_from(values)?;
@@ -120,7 +278,7 @@ impl Device {
     /// If there is no such kernel, the launch is beyond the device's limits, or the device fails.
     pub unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         // SAFETY: the caller's obligations are the same.
-        unsafe { self.0.launch(kernel, launch, arguments) }
+        unsafe { self.driver().launch(kernel, launch, arguments) }
     }
 
     /// `c[m, n] = alpha · op(a)[m, k] · op(b)[k, n] + beta · c (+ bias[n])`, row-major, summed in f32. A matrix comes
@@ -142,7 +300,7 @@ impl Device {
         if O::NUMBER != I::NUMBER && O::NUMBER != ProductNumber::F32 {
             return Err(Error::shape("product", format!("{} from {} is not made", O::SUFFIX, I::SUFFIX)));
         }
-        let sizes = [(a.len, m * k), (b.len, k * n), (c.len, m * n), (bias.map_or(n, Buffer::len), n)];
+        let sizes = [(a.len(), m * k), (b.len(), k * n), (c.len(), m * n), (bias.map_or(n, Buffer::len), n)];
         if sizes.iter().any(|(len, needed)| len != needed) {
             return Err(Error::shape(
                 "product",
@@ -162,26 +320,27 @@ impl Device {
             m,
             n,
             k,
-            a: a.address,
+            a: a.address(),
             a_transposed,
-            b: b.address,
+            b: b.address(),
             b_transposed,
-            c: c.address,
+            c: c.address(),
             alpha,
             beta,
-            bias: bias.map(|bias| bias.address),
+            bias: bias.map(Buffer::address),
         };
         // SAFETY: buffers are allocated with their lengths, which fit the sizes; C is borrowed mutably, so it is none of
         // the others.
-        unsafe { self.0.product(&product) }
+        unsafe { self.driver().product(&product) }
     }
 
     /// Marks this point in the work.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails; in [`capture`](Self::capture).
     pub fn record(&self) -> Result<Event> {
-        self.0.record()
+        self.refuse_in_capture("the mark of a point in time")?;
+        self.driver().record()
     }
 
     /// Milliseconds between two points, waiting for the later one.
@@ -189,15 +348,16 @@ impl Device {
     /// # Errors
     /// If the events are another device's or the device fails.
     pub fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32> {
-        self.0.elapsed_ms(start, end)
+        self.driver().elapsed_ms(start, end)
     }
 
     /// Waits for all work.
     ///
     /// # Errors
-    /// If any of it failed.
+    /// If any of it failed; in [`capture`](Self::capture).
     pub fn synchronize(&self) -> Result<()> {
-        self.0.synchronize()
+        self.refuse_in_capture("waiting for the device")?;
+        self.driver().synchronize()
     }
 }
 
@@ -215,92 +375,4 @@ impl Factor for bf16 {
 }
 impl Factor for f16 {
     const NUMBER: ProductNumber = ProductNumber::F16;
-}
-
-/// Numbers in a device's memory, given back when dropped.
-#[derive(Debug)]
-pub struct Buffer<T: DeviceNumber> {
-    device: Device,
-    address: u64,
-    len: usize,
-    number: PhantomData<T>,
-}
-
-impl<T: DeviceNumber> Buffer<T> {
-    /// How many numbers.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Where they are; 0 if there is none.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The device they are on.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn bytes(&self) -> usize {
-        self.len * size_of::<T>()
-    }
-
-    /// As an argument that a kernel reads.
-    pub fn read(&self) -> Argument {
-        Argument::Read { address: self.address, letter: T::LETTER }
-    }
-
-    /// As an argument that a kernel writes.
-    pub fn write(&mut self) -> Argument {
-        Argument::Write { address: self.address, letter: T::LETTER }
-    }
-
-    /// Overwrites all numbers from the host.
-    ///
-    /// # Errors
-    /// If there are not as many values as numbers, or the device fails.
-    pub fn write_from(&mut self, values: &[T]) -> Result<()> {
-        self.expect_len("upload", "the buffer", values.len())?;
-        if values.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: the buffer is allocated with just this many bytes.
-        unsafe { self.device.0.upload(self.address, bytemuck::cast_slice(values)) }
-    }
-
-    /// The numbers, after all work asked for before.
-    ///
-    /// # Errors
-    /// If the device fails, now or in that work.
-    pub fn to_host(&self) -> Result<Vec<T>> {
-        let mut values = vec![T::default(); self.len];
-        if self.len > 0 {
-            // SAFETY: the buffer is allocated with just this many bytes.
-            unsafe { self.device.0.download(self.address, bytemuck::cast_slice_mut(&mut values)) }?;
-        }
-        Ok(values)
-    }
-
-    /// Refuses unless there are `len` numbers.
-    pub(crate) fn expect_len(&self, op: &'static str, what: &str, len: usize) -> Result<()> {
-        if self.len == len {
-            return Ok(());
-        }
-        Err(Error::shape(op, format!("{what} holds {} numbers, expected {len}", self.len)))
-    }
-}
-
-impl<T: DeviceNumber> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        if self.address != 0 {
-            // SAFETY: the address and size are those of the allocation, and the only handle to it is going away.
-            unsafe { self.device.0.free(self.address, self.bytes()) };
-        }
-    }
 }

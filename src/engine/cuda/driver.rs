@@ -46,6 +46,21 @@ pub struct DeviceFacts {
     pub multiprocessors: u32,
 }
 
+/// How memory is cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLayout {
+    /// Blocks start on multiples of this, in bytes.
+    pub granule: usize,
+    /// Bytes left free behind a block.
+    pub gap: usize,
+    /// What the driver is best asked for at once, in bytes.
+    pub piece: usize,
+    /// Larger pieces are multiples of this, in bytes.
+    pub piece_granule: usize,
+    /// Whether free memory is kept; else every block is a piece of its own, which tools that watch the driver need.
+    pub keep: bool,
+}
+
 /// A kernel: the file in `kernels/` (without `.cu`) and its name there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -193,30 +208,66 @@ pub struct Product {
 /// A point in a device's work, for measuring time. What it holds is the driver's own.
 pub struct Event(pub(crate) Box<dyn Any + Send + Sync>);
 
-impl fmt::Debug for Event {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Event")
-    }
+/// Work that was recorded instead of done. What it holds is the driver's own.
+pub struct Recording(pub(crate) Box<dyn Any + Send + Sync>);
+
+/// Host memory that the device copies from while it works, and what tells when it may be used. The driver's own.
+pub struct Staging(pub(crate) Box<dyn Any + Send + Sync>);
+
+macro_rules! opaque {
+    ($($type:ident),*) => {$(
+        impl fmt::Debug for $type {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(stringify!($type))
+            }
+        }
+    )*};
 }
+opaque!(Event, Recording, Staging);
 
 /// What runs kernels. All work is done in the order in which it was asked for.
 ///
 /// Addresses are raw: [`Device`](super::Device) and [`Buffer`](super::Buffer) are the safe way to a driver.
+///
+/// Between [`begin_recording`](Self::begin_recording) and [`end_recording`](Self::end_recording), copies within the device,
+/// clears, launches and products are recorded and not done, and the other kinds of work are errors.
 pub trait Driver: fmt::Debug + Send + Sync {
     /// What the device is and what it allows.
     fn facts(&self) -> &DeviceFacts;
 
-    /// Memory on the device, with undefined contents, aligned to at least 256 bytes; `bytes` is not 0.
+    /// How memory is cut into blocks.
+    fn layout(&self) -> MemoryLayout;
+
+    /// A piece of memory, aligned to the layout's granule; `None` if there is not enough. `bytes` is not 0.
     ///
     /// # Errors
-    /// If there is not enough.
-    fn allocate(&self, bytes: usize) -> Result<u64>;
+    /// If the device fails.
+    fn allocate_piece(&self, bytes: usize) -> Result<Option<u64>>;
 
-    /// Gives memory back.
+    /// Gives a piece back, after all work asked for before.
     ///
     /// # Safety
-    /// `address` and `bytes` are those of one [`allocate`](Self::allocate), and nothing uses the memory from now on.
-    unsafe fn free(&self, address: u64, bytes: usize);
+    /// `address` and `bytes` are those of one [`allocate_piece`](Self::allocate_piece), and nothing uses the memory from
+    /// now on.
+    unsafe fn free_piece(&self, address: u64, bytes: usize);
+
+    /// Bytes that could still be allocated, and all there are.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn free_memory(&self) -> Result<(usize, usize)>;
+
+    /// A block of a piece is handed out: until it is written, its contents are undefined. Part of a recording.
+    ///
+    /// # Safety
+    /// The bytes lie within a piece, and no block that is handed out overlaps them.
+    unsafe fn hand_out(&self, address: u64, bytes: usize);
+
+    /// A block is used no more. Part of a recording.
+    ///
+    /// # Safety
+    /// It was handed out.
+    unsafe fn take_back(&self, address: u64, bytes: usize);
 
     /// Copies from the host; has read `bytes` when it returns.
     ///
@@ -235,6 +286,36 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// If the device fails, now or in that work.
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+
+    /// Host memory of `bytes` bytes for [`upload_ahead`](Self::upload_ahead).
+    ///
+    /// # Errors
+    /// If the host grants none, or the device fails.
+    fn staging(&self, bytes: usize) -> Result<Staging>;
+
+    /// Copies from the host while other work goes on; has read `bytes` when it returns. The copy waits for the work that
+    /// was asked for before the last [`leave`](Self::leave), or before the staging was made; work waits for the copy at
+    /// [`arrive`](Self::arrive).
+    ///
+    /// # Safety
+    /// All of the destination is allocated and used by nothing that was asked for since then, until `arrive`; there are no
+    /// more bytes than the staging holds.
+    ///
+    /// # Errors
+    /// If the device fails.
+    unsafe fn upload_ahead(&self, staging: &Staging, to: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Work that is asked for from now on comes after the copy.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn arrive(&self, staging: &Staging) -> Result<()>;
+
+    /// The next copy comes after the work that was asked for until now.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn leave(&self, staging: &Staging) -> Result<()>;
 
     /// Copies within the device.
     ///
@@ -273,6 +354,27 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// If the device fails.
     unsafe fn product(&self, product: &Product) -> Result<()>;
+
+    /// Work is recorded from now on.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn begin_recording(&self) -> Result<()>;
+
+    /// Ends the recording and gives it.
+    ///
+    /// # Errors
+    /// If something in it cannot be recorded, or the device fails.
+    fn end_recording(&self) -> Result<Recording>;
+
+    /// Does the recorded work.
+    ///
+    /// # Safety
+    /// The obligations of every call in the recording hold, again.
+    ///
+    /// # Errors
+    /// If the device fails.
+    unsafe fn replay(&self, recording: &Recording) -> Result<()>;
 
     /// Marks this point in the work.
     ///

@@ -9,7 +9,7 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -17,7 +17,10 @@ use std::{
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::driver::{Argument, DeviceFacts, Driver, Event, Kernel, Launch, Product, ProductNumber};
+use super::driver::{
+    Argument, DeviceFacts, Driver, Event, Kernel, Launch, MemoryLayout, Product, ProductNumber, Recording,
+    Staging,
+};
 use crate::{
     engine::ops::matmul::{Matrix, product},
     error::{Error, Result},
@@ -25,6 +28,8 @@ use crate::{
 
 /// Allocations start on pages, as `kernels/host/memory.h` has it.
 const PAGE: usize = 4096;
+/// What is taken of the emulated memory at once, in bytes. It is address space; only what is used costs memory.
+const PIECE: usize = 64 << 20;
 /// What a kernel may use on every card it is compiled for: the limits of architecture 8.0.
 const SHARED_BYTES: u32 = 163 * 1024;
 const MOST_THREADS: u32 = 1024;
@@ -164,10 +169,24 @@ impl Pages {
     }
 }
 
+/// One call that was recorded.
+#[derive(Clone, Debug)]
+enum Step {
+    HandOut { address: u64, bytes: usize },
+    TakeBack { address: u64, bytes: usize },
+    Copy { to: u64, from: u64, bytes: usize },
+    Clear { to: u64, bytes: usize },
+    Launch { kernel: Kernel, launch: Launch, arguments: Vec<Argument> },
+    Product(Product),
+}
+
 /// The emulated device.
 pub(super) struct Emulator {
     facts: DeviceFacts,
     workers: Mutex<Vec<Worker>>,
+    /// Bytes taken of the emulated memory.
+    held: AtomicUsize,
+    recorded: Mutex<Option<Vec<Step>>>,
 }
 
 impl std::fmt::Debug for Emulator {
@@ -177,8 +196,8 @@ impl std::fmt::Debug for Emulator {
 }
 
 impl Emulator {
-    pub(super) fn open() -> Result<Self> {
-        let memory_bytes = Pages::get()?.total * PAGE;
+    pub(super) fn open(memory_bytes: usize) -> Result<Self> {
+        let memory_bytes = memory_bytes.min(Pages::get()?.total * PAGE);
         let facts = DeviceFacts {
             name: "emulated".to_owned(),
             model: "the GPU's kernels on the processor, every access checked (slow)".to_owned(),
@@ -187,7 +206,16 @@ impl Emulator {
             shared_bytes: SHARED_BYTES,
             multiprocessors: u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX),
         };
-        Ok(Self { facts, workers: Mutex::new(Vec::new()) })
+        Ok(Self { facts, workers: Mutex::default(), held: AtomicUsize::new(0), recorded: Mutex::default() })
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Option<Vec<Step>>> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a call, if there is a recording.
+    fn record_step(&self, step: impl FnOnce() -> Step) -> bool {
+        self.recorded().as_mut().map(|steps| steps.push(step())).is_some()
     }
 
     fn worker(&self) -> Result<Worker> {
@@ -337,28 +365,59 @@ impl Driver for Emulator {
         &self.facts
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
-        let mut pages = Pages::get()?;
-        let Some(first) = pages.take(bytes.div_ceil(PAGE)) else {
-            return Err(Error::OutOfMemory {
-                device: self.facts.name.clone(),
-                asked_bytes: bytes,
-                free_bytes: (pages.total - pages.used) * PAGE,
-                total_bytes: pages.total * PAGE,
-            });
-        };
-        let address = pages.base + (first * PAGE) as u64;
-        // SAFETY: these pages were free, and lie within the emulated memory.
-        unsafe { emulator_arena_add(pointer(address), bytes as u64) };
-        Ok(address)
+    fn layout(&self) -> MemoryLayout {
+        // A page between blocks belongs to none, so that what lies beside one is never another.
+        MemoryLayout {
+            granule: PAGE,
+            gap: PAGE,
+            piece: PIECE.min(self.facts.memory_bytes / PAGE * PAGE),
+            piece_granule: PAGE,
+            keep: true,
+        }
     }
 
-    unsafe fn free(&self, address: u64, bytes: usize) {
+    fn allocate_piece(&self, bytes: usize) -> Result<Option<u64>> {
+        let held = self.held.load(Ordering::Relaxed);
+        if held.saturating_add(bytes) > self.facts.memory_bytes {
+            return Ok(None);
+        }
+        let mut pages = Pages::get()?;
+        let Some(first) = pages.take(bytes.div_ceil(PAGE)) else { return Ok(None) };
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Some(pages.base + (first * PAGE) as u64))
+    }
+
+    unsafe fn free_piece(&self, address: u64, bytes: usize) {
         let Ok(mut pages) = Pages::get() else { return };
-        // SAFETY: the caller gives an allocation that nothing uses any more.
+        // SAFETY: the caller gives a piece that nothing uses any more.
         unsafe { emulator_arena_remove(pointer(address), bytes as u64) };
         let first = usize::try_from(address - pages.base).unwrap_or(0) / PAGE;
         pages.put_back(first, bytes.div_ceil(PAGE));
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn free_memory(&self) -> Result<(usize, usize)> {
+        let pages = Pages::get()?;
+        let left = self.facts.memory_bytes.saturating_sub(self.held.load(Ordering::Relaxed));
+        Ok((left.min((pages.total - pages.used) * PAGE), self.facts.memory_bytes))
+    }
+
+    unsafe fn hand_out(&self, address: u64, bytes: usize) {
+        if !self.record_step(|| Step::HandOut { address, bytes }) {
+            // SAFETY: the range lies within a piece and is no other block's. It is still this block's own if a recording is
+            // replayed whose results are kept: then what they held is forgotten.
+            unsafe {
+                emulator_arena_remove(pointer(address), bytes as u64);
+                emulator_arena_add(pointer(address), bytes as u64);
+            }
+        }
+    }
+
+    unsafe fn take_back(&self, address: u64, bytes: usize) {
+        if !self.record_step(|| Step::TakeBack { address, bytes }) {
+            // SAFETY: the range is a block's that is no longer used.
+            unsafe { emulator_arena_remove(pointer(address), bytes as u64) };
+        }
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
@@ -383,7 +442,27 @@ impl Driver for Emulator {
         Ok(())
     }
 
+    fn staging(&self, _: usize) -> Result<Staging> {
+        Ok(Staging(Box::new(())))
+    }
+
+    unsafe fn upload_ahead(&self, _: &Staging, to: u64, bytes: &[u8]) -> Result<()> {
+        // SAFETY: the caller's obligations are the same.
+        unsafe { self.upload(to, bytes) }
+    }
+
+    fn arrive(&self, _: &Staging) -> Result<()> {
+        Ok(())
+    }
+
+    fn leave(&self, _: &Staging) -> Result<()> {
+        Ok(())
+    }
+
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if self.record_step(|| Step::Copy { to, from, bytes }) {
+            return Ok(());
+        }
         self.expect_allocated("copy", to, bytes)?;
         self.expect_allocated("copy", from, bytes)?;
         // SAFETY: both ranges are allocated, and the caller says that they do not overlap.
@@ -395,6 +474,9 @@ impl Driver for Emulator {
     }
 
     unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
+        if self.record_step(|| Step::Clear { to, bytes }) {
+            return Ok(());
+        }
         self.expect_allocated("clear", to, bytes)?;
         // SAFETY: the range is allocated.
         unsafe {
@@ -413,6 +495,10 @@ impl Driver for Emulator {
             return Err(refuse(format!("no such kernel in kernels/{}.cu", kernel.file)));
         };
         self.check(description, launch, arguments).map_err(refuse)?;
+        let step = || Step::Launch { kernel: kernel.clone(), launch: *launch, arguments: arguments.to_vec() };
+        if self.record_step(step) {
+            return Ok(());
+        }
         // 0 is the host's.
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
         let shape = Shape {
@@ -445,6 +531,9 @@ impl Driver for Emulator {
     }
 
     unsafe fn product(&self, gemm: &Product) -> Result<()> {
+        if self.record_step(|| Step::Product(*gemm)) {
+            return Ok(());
+        }
         let Product { m, n, k, .. } = *gemm;
         let a = self.read_matrix("A", gemm.inputs, gemm.a, m * k)?;
         let b = self.read_matrix("B", gemm.inputs, gemm.b, k * n)?;
@@ -482,6 +571,35 @@ impl Driver for Emulator {
                 write(bytemuck::cast_slice(&c.iter().map(|&value| f16::from_f32(value)).collect::<Vec<_>>()))
             }
         }
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        *self.recorded() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Recording> {
+        Ok(Recording(Box::new(self.recorded().take().unwrap_or_default())))
+    }
+
+    unsafe fn replay(&self, recording: &Recording) -> Result<()> {
+        let Some(steps) = recording.0.downcast_ref::<Vec<Step>>() else {
+            return Err(self.fail("the recording belongs to another device".to_owned()));
+        };
+        for step in steps {
+            // SAFETY: the caller says that each call's obligations hold as they did when it was recorded.
+            unsafe {
+                match step {
+                    Step::HandOut { address, bytes } => self.hand_out(*address, *bytes),
+                    Step::TakeBack { address, bytes } => self.take_back(*address, *bytes),
+                    Step::Copy { to, from, bytes } => self.copy(*to, *from, *bytes)?,
+                    Step::Clear { to, bytes } => self.clear(*to, *bytes)?,
+                    Step::Launch { kernel, launch, arguments } => self.launch(kernel, launch, arguments)?,
+                    Step::Product(product) => self.product(product)?,
+                }
+            }
+        }
+        Ok(())
     }
 
     fn record(&self) -> Result<Event> {

@@ -1,39 +1,89 @@
 //! A GPU through the CUDA driver, loaded when the program runs: nothing of CUDA is needed to build or to start it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ffi::{CString, c_int, c_void},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 
 use super::{
-    driver::{Argument, DeviceFacts, Driver, Event, Kernel, Launch, Product},
+    driver::{
+        Argument, DeviceFacts, Driver, Event, Kernel, Launch, MemoryLayout, Product, Recording, Staging,
+    },
     gpu_product::Multiplier,
 };
 use crate::error::{Error, Result};
 
+/// The driver reads images in words.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
 /// Each kernel file's machine code for all targets, or why there is none.
-const FATBINS: std::result::Result<&[(&str, &[u8])], &str> =
+const FATBINS: std::result::Result<&[(&str, &Aligned<[u8]>)], &str> =
     include!(concat!(env!("OUT_DIR"), "/kernels/fatbins.rs"));
 
 /// What the kernels' toolkit needs of the driver: CUDA 13.0, as `cuDriverGetVersion` counts.
 const OLDEST_DRIVER: c_int = 13_000;
 /// The oldest architecture that the kernels are compiled for.
 const OLDEST_ARCHITECTURE: (u32, u32) = (8, 0);
-/// Shared memory that needs no asking, in bytes.
-const PLAIN_SHARED_BYTES: u32 = 48 * 1024;
+/// Memory is asked of the driver in pieces of this many bytes, and larger ones in multiples of what it maps at once.
+const PIECE: usize = 64 << 20;
+const MAPPED: usize = 2 << 20;
+/// Blocks start where every load and copy is as wide as it can be.
+const GRANULE: usize = 512;
+/// Names of launches that are kept for the message of an error that comes later.
+const KEPT_LAUNCHES: usize = 8;
+
+/// A kernel's function and what the card allows it.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: usize,
+    most_threads: u32,
+    most_dynamic_bytes: u32,
+}
 
 /// Modules and functions of a context, loaded when first asked for. Handles are addresses that only the driver reads.
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<&'static str, usize>,
-    functions: HashMap<String, usize>,
+    functions: HashMap<String, Function>,
     /// Why nothing works any more, once the driver has said so: its errors of kernels stay until the process ends.
     broken: Option<String>,
-    last_launch: String,
+    launches: Launches,
+}
+
+/// The last launches, of which one is to blame when the driver reports an error of a kernel.
+#[derive(Default)]
+struct Launches(VecDeque<String>);
+
+impl Launches {
+    fn add(&mut self, name: &str) {
+        if self.0.back().is_some_and(|last| last == name) {
+            return;
+        }
+        if self.0.len() == KEPT_LAUNCHES {
+            self.0.pop_front();
+        }
+        self.0.push_back(name.to_owned());
+    }
+
+    /// What to add to the message of an error that any of them may have caused.
+    fn suspects(&self) -> String {
+        match self.0.len() {
+            0 => String::new(),
+            1 => format!("; the only launch before was {}", self.0[0]),
+            _ => format!(
+                "; the last launches before were {} (ALCHEMIST_SYNC_LAUNCH=1 finds the one to blame)",
+                Vec::from_iter(self.0.iter().map(String::as_str)).join(", ")
+            ),
+        }
+    }
 }
 
 /// One GPU and the stream that all its work is put on.
@@ -41,9 +91,14 @@ pub(super) struct Gpu {
     facts: DeviceFacts,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// For copies from the host beside the work.
+    copies: Arc<CudaStream>,
     loaded: Mutex<Loaded>,
     multiplier: Mutex<Option<Multiplier>>,
+    recording: AtomicBool,
+    /// Whether every launch is waited for, so that an error is that of the launch which reports it.
     waits: bool,
+    keeps_memory: bool,
 }
 
 impl fmt::Debug for Gpu {
@@ -52,19 +107,51 @@ impl fmt::Debug for Gpu {
     }
 }
 
-struct Recorded(cudarc::driver::sys::CUevent);
-
-// SAFETY: an event's handle may be used from any thread with the context bound, which every use here does.
-unsafe impl Send for Recorded {}
-// SAFETY: as above; the driver locks for itself.
-unsafe impl Sync for Recorded {}
-
-impl Drop for Recorded {
+impl Drop for Gpu {
     fn drop(&mut self) {
-        // SAFETY: made by event::create, and this is the only handle. A failure leaves nothing to be done.
-        let _ = unsafe { result::event::destroy(self.0) };
+        // What fails while everything ends changes nothing any more.
+        let _ = self.context.bind_to_thread();
+        let _ = self.stream.synchronize();
+        let _ = self.copies.synchronize();
+        if let Some(multiplier) = self.multiplier.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            let workspace = multiplier.workspace();
+            drop(multiplier);
+            // SAFETY: allocated for the multiplier, which is gone.
+            let _ = unsafe { result::free_sync(workspace) };
+        }
+        for module in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).modules.values() {
+            // SAFETY: loaded by `function`, once, and nothing runs any more.
+            let _ = unsafe { result::module::unload(*module as sys::CUmodule) };
+        }
     }
 }
+
+/// Host memory that the driver has locked in place, which copies need to go on beside other work.
+struct Pinned {
+    context: Arc<CudaContext>,
+    place: usize,
+    bytes: usize,
+    /// When the last copy was done, and when the work that used it was.
+    arrived: CudaEvent,
+    left: CudaEvent,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.context.bind_to_thread();
+        let _ = self.arrived.synchronize();
+        // SAFETY: allocated by `staging`, and the copies from it are done.
+        let _ = unsafe { result::free_host(self.place as *mut c_void) };
+    }
+}
+
+/// A recorded graph. The driver wants one thread at a time.
+struct Recorded(Mutex<CudaGraph>);
+
+// SAFETY: the handles may be used from any thread with the context bound, one at a time, which the mutex sees to.
+unsafe impl Send for Recorded {}
+// SAFETY: as above.
+unsafe impl Sync for Recorded {}
 
 fn missing(device: &str, message: impl Into<String>) -> Error {
     Error::Device { device: device.to_owned(), message: message.into() }
@@ -76,6 +163,28 @@ fn phrase(error: DriverError) -> String {
         found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
     };
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
+}
+
+/// Whether an error leaves the context unusable.
+fn is_sticky(DriverError(code): DriverError) -> bool {
+    use sys::CUresult as Code;
+    matches!(
+        code,
+        Code::CUDA_ERROR_ILLEGAL_ADDRESS
+            | Code::CUDA_ERROR_LAUNCH_TIMEOUT
+            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | Code::CUDA_ERROR_ASSERT
+            | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | Code::CUDA_ERROR_MISALIGNED_ADDRESS
+            | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | Code::CUDA_ERROR_INVALID_PC
+            | Code::CUDA_ERROR_LAUNCH_FAILED
+            | Code::CUDA_ERROR_ECC_UNCORRECTABLE
+            | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | Code::CUDA_ERROR_EXTERNAL_DEVICE
+            | Code::CUDA_ERROR_UNKNOWN
+    )
 }
 
 impl Gpu {
@@ -139,53 +248,59 @@ impl Gpu {
             ));
         }
         let facts = DeviceFacts {
-            model: format!(
-                "{}, architecture {}.{}",
-                context.name().map_err(fail)?,
-                capability.0,
-                capability.1
-            ),
+            model: context.name().map_err(fail)?,
             capability,
             memory_bytes: context.total_mem().map_err(fail)?,
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             name,
         };
-        let stream = context.new_stream().map_err(|error| missing(&facts.name, phrase(error)))?;
-        let waits = std::env::var("ALCHEMIST_SYNC_LAUNCH").is_ok_and(|value| value == "1");
-        let (loaded, multiplier) = (Mutex::default(), Mutex::default());
-        Ok(Self { facts, context, stream, loaded, multiplier, waits })
+        let stream = || context.new_stream().map_err(|error| missing(&facts.name, phrase(error)));
+        let (stream, copies) = (stream()?, stream()?);
+        let is_set = |name| std::env::var(name).is_ok_and(|value| value == "1");
+        Ok(Self {
+            context,
+            stream,
+            copies,
+            loaded: Mutex::default(),
+            multiplier: Mutex::default(),
+            recording: AtomicBool::new(false),
+            waits: is_set("ALCHEMIST_SYNC_LAUNCH"),
+            keeps_memory: !is_set("ALCHEMIST_PLAIN_ALLOCATIONS"),
+            facts,
+        })
     }
 
-    fn loaded(&self) -> std::sync::MutexGuard<'_, Loaded> {
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something with the context bound to this thread. An error stays: after one of a kernel nothing works again.
-    fn with<R>(&self, what: &str, work: impl FnOnce() -> Result<R, DriverError>) -> Result<R> {
+    fn fail(&self, message: impl Into<String>) -> Error {
+        missing(&self.facts.name, message)
+    }
+
+    /// Does something with the context bound to this thread. After an error of a kernel nothing works again, and every call
+    /// says so.
+    fn with<R>(&self, what: fmt::Arguments<'_>, work: impl FnOnce() -> Result<R, DriverError>) -> Result<R> {
         if let Some(reason) = &self.loaded().broken {
-            return Err(missing(&self.facts.name, reason.clone()));
+            return Err(self.fail(reason.clone()));
         }
         self.context.bind_to_thread().and_then(|()| work()).map_err(|error| {
-            let mut loaded = self.loaded();
-            let after = if loaded.last_launch.is_empty() {
-                String::new()
-            } else {
-                format!(
-                    "; the last launch before was {} (ALCHEMIST_SYNC_LAUNCH=1 finds the one to blame)",
-                    loaded.last_launch
-                )
-            };
-            let message = format!("{what} failed: {}{after}", phrase(error));
-            loaded.broken = Some(message.clone());
-            missing(&self.facts.name, message)
+            let mut message = format!("{what} failed: {}", phrase(error));
+            if is_sticky(error) {
+                let mut loaded = self.loaded();
+                message += &loaded.launches.suspects();
+                loaded.broken = Some(message.clone());
+            }
+            self.fail(message)
         })
     }
 
     /// The function of a kernel, its module loaded if it is the first of it.
-    fn function(&self, kernel: &Kernel) -> Result<sys::CUfunction> {
+    fn function(&self, kernel: &Kernel) -> Result<Function> {
+        use sys::CUfunction_attribute_enum as Attribute;
         if let Some(&function) = self.loaded().functions.get(&kernel.name) {
-            return Ok(function as sys::CUfunction);
+            return Ok(function);
         }
         let refuse =
             |message: &str| Error::Kernel { kernel: kernel.name.clone(), message: message.to_owned() };
@@ -198,21 +313,62 @@ impl Gpu {
                     .iter()
                     .find(|(file, _)| *file == kernel.file)
                     .ok_or_else(|| refuse("its file is not among the kernels"))?;
-                let module = self.with("loading kernels", || {
-                    // SAFETY: the image is a whole fatbin made by nvcc.
-                    unsafe { result::module::load_data(image.as_ptr().cast()) }
+                let module = self.with(format_args!("loading kernels/{}.cu", kernel.file), || {
+                    // SAFETY: the image is a whole fatbin made by nvcc, and lives as long as the program.
+                    unsafe { result::module::load_data(image.0.as_ptr().cast()) }
                 })?;
                 self.loaded().modules.insert(kernel.file, module as usize);
                 module
             }
         };
         let name = CString::new(kernel.name.as_str()).map_err(|_| refuse("its name is none"))?;
-        let function = self.with(&format!("finding the kernel {}", kernel.name), || {
-            // SAFETY: the module was loaded above and is never unloaded.
-            unsafe { result::module::get_function(module, name) }
+        let function = self.with(format_args!("finding the kernel {}", kernel.name), || {
+            // SAFETY: the module was loaded above, and is unloaded at the end only; so is the function.
+            unsafe {
+                let handle = result::module::get_function(module, name)?;
+                let attribute = |which| {
+                    let value = result::function::get_function_attribute(handle, which)?;
+                    Ok(u32::try_from(value).unwrap_or(0))
+                };
+                let fixed = attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+                let most_threads = attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
+                // A launch gets more than 48 KiB only if it was said before that it may; how much it takes is the launch's.
+                let most_dynamic_bytes = self.facts.shared_bytes.saturating_sub(fixed);
+                let bytes = i32::try_from(most_dynamic_bytes).unwrap_or(i32::MAX);
+                let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                result::function::set_function_attribute(handle, most, bytes)?;
+                Ok(Function { handle: handle as usize, most_threads, most_dynamic_bytes })
+            }
         })?;
-        self.loaded().functions.insert(kernel.name.clone(), function as usize);
+        self.loaded().functions.insert(kernel.name.clone(), function);
         Ok(function)
+    }
+
+    /// Says what the driver would only call an invalid value.
+    fn check(function: &Function, launch: &Launch) -> Result<(), String> {
+        let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
+        if threads == 0 || threads > u64::from(function.most_threads) {
+            return Err(format!(
+                "a block of {threads} threads was asked for; {} are the most",
+                function.most_threads
+            ));
+        }
+        if launch.shared_bytes > function.most_dynamic_bytes {
+            return Err(format!(
+                "{} bytes of shared memory were asked for; {} are the most on this card",
+                launch.shared_bytes, function.most_dynamic_bytes
+            ));
+        }
+        let [x, y, z] = launch.grid;
+        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
+            return Err(format!("a grid of {x}, {y}, {z} blocks is beyond the card's limits"));
+        }
+        Ok(())
+    }
+
+    /// What a staging holds.
+    fn pinned<'a>(&self, staging: &'a Staging) -> Result<&'a Pinned> {
+        staging.0.downcast_ref().ok_or_else(|| self.fail("the staging belongs to another device"))
     }
 }
 
@@ -221,35 +377,46 @@ impl Driver for Gpu {
         &self.facts
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
-        self.with("allocating", || Ok(()))?;
-        let stream = self.stream.cu_stream();
-        // SAFETY: the stream lives as long as this.
-        match unsafe { result::malloc_async(stream, bytes) } {
-            Ok(address) => Ok(address),
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free_bytes, total_bytes) =
-                    result::mem_get_info().unwrap_or((0, self.facts.memory_bytes));
-                Err(Error::OutOfMemory {
-                    device: self.facts.name.clone(),
-                    asked_bytes: bytes,
-                    free_bytes,
-                    total_bytes,
-                })
-            }
-            Err(error) => self.with("allocating", || Err(error)),
+    fn layout(&self) -> MemoryLayout {
+        if self.keeps_memory {
+            MemoryLayout { granule: GRANULE, gap: 0, piece: PIECE, piece_granule: MAPPED, keep: true }
+        } else {
+            MemoryLayout { granule: 1, gap: 0, piece: 1, piece_granule: 1, keep: false }
         }
     }
 
-    unsafe fn free(&self, address: u64, _: usize) {
-        // SAFETY: the caller gives an allocation that only work already on this stream uses. A failure of a broken
-        // device is reported by its next use.
-        let _ =
-            self.with("freeing memory", || unsafe { result::free_async(address, self.stream.cu_stream()) });
+    fn allocate_piece(&self, bytes: usize) -> Result<Option<u64>> {
+        self.with(format_args!("allocating {bytes} bytes"), || {
+            // SAFETY: what the memory holds is undefined, which the caller knows.
+            match unsafe { result::malloc_sync(bytes) } {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+                other => other.map(Some),
+            }
+        })
     }
 
+    unsafe fn free_piece(&self, address: u64, _: usize) {
+        // A failure of a broken device is reported by its next use.
+        let _ = self.with(format_args!("freeing memory"), || {
+            // SAFETY: the caller gives a piece that only work asked for before uses; that is waited for.
+            unsafe {
+                result::stream::synchronize(self.stream.cu_stream())?;
+                result::stream::synchronize(self.copies.cu_stream())?;
+                result::free_sync(address)
+            }
+        });
+    }
+
+    fn free_memory(&self) -> Result<(usize, usize)> {
+        self.with(format_args!("asking for free memory"), result::mem_get_info)
+    }
+
+    unsafe fn hand_out(&self, _: u64, _: usize) {}
+
+    unsafe fn take_back(&self, _: u64, _: usize) {}
+
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
-        self.with("copying to the device", || {
+        self.with(format_args!("copying to the device"), || {
             let stream = self.stream.cu_stream();
             // SAFETY: the caller says that the destination is allocated; `bytes` is kept until the copy is done.
             unsafe {
@@ -260,7 +427,7 @@ impl Driver for Gpu {
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        self.with("copying from the device", || {
+        self.with(format_args!("copying from the device"), || {
             let stream = self.stream.cu_stream();
             // SAFETY: the caller says that the source is allocated; `bytes` is kept until the copy is done.
             unsafe {
@@ -270,15 +437,57 @@ impl Driver for Gpu {
         })
     }
 
+    fn staging(&self, bytes: usize) -> Result<Staging> {
+        self.with(format_args!("locking {bytes} bytes of the host's memory"), || {
+            let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+            let (arrived, left) = (self.context.new_event(flags)?, self.context.new_event(flags)?);
+            // What used the memory on the device before may still be on its way.
+            left.record(&self.stream)?;
+            // SAFETY: what the memory holds is undefined; it is written before it is copied.
+            let place = unsafe { result::malloc_host(bytes, 0) }? as usize;
+            Ok(Staging(Box::new(Pinned { context: self.context.clone(), place, bytes, arrived, left })))
+        })
+    }
+
+    unsafe fn upload_ahead(&self, staging: &Staging, to: u64, bytes: &[u8]) -> Result<()> {
+        let pinned = self.pinned(staging)?;
+        if bytes.len() > pinned.bytes {
+            return Err(self.fail(format!("{} bytes do not fit a staging of {}", bytes.len(), pinned.bytes)));
+        }
+        self.with(format_args!("copying to the device ahead"), || {
+            // The copy before has read the place when this is done; it was asked for a step ago.
+            pinned.arrived.synchronize()?;
+            // SAFETY: the place holds that many bytes, nothing reads it now, and the destination is allocated.
+            unsafe {
+                let place = pinned.place as *mut u8;
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+                self.copies.wait(&pinned.left)?;
+                let from = std::slice::from_raw_parts(place.cast_const(), bytes.len());
+                result::memcpy_htod_async(to, from, self.copies.cu_stream())?;
+            }
+            pinned.arrived.record(&self.copies)
+        })
+    }
+
+    fn arrive(&self, staging: &Staging) -> Result<()> {
+        let pinned = self.pinned(staging)?;
+        self.with(format_args!("waiting for a copy"), || self.stream.wait(&pinned.arrived))
+    }
+
+    fn leave(&self, staging: &Staging) -> Result<()> {
+        let pinned = self.pinned(staging)?;
+        self.with(format_args!("marking the end of a copy's use"), || pinned.left.record(&self.stream))
+    }
+
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        self.with("copying on the device", || {
+        self.with(format_args!("copying on the device"), || {
             // SAFETY: the caller says that both ranges are allocated.
             unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
         })
     }
 
     unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
-        self.with("clearing memory", || {
+        self.with(format_args!("clearing memory"), || {
             // SAFETY: the caller says that the range is allocated.
             unsafe { result::memset_d8_async(to, 0, bytes, self.stream.cu_stream()) }
         })
@@ -286,75 +495,139 @@ impl Driver for Gpu {
 
     unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         let function = self.function(kernel)?;
+        Self::check(&function, launch)
+            .map_err(|message| Error::Kernel { kernel: kernel.name.clone(), message })?;
         let mut values: Vec<*mut c_void> =
             arguments.iter().map(|argument| argument.value().cast_mut()).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        self.with(&format!("the launch of {}", kernel.name), || {
-            if launch.shared_bytes > PLAIN_SHARED_BYTES {
-                let bytes = i32::try_from(launch.shared_bytes).unwrap_or(i32::MAX);
-                let attribute =
-                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: the function was loaded in this context.
-                unsafe { result::function::set_function_attribute(function, attribute, bytes) }?;
-            }
+        let stream = self.stream.cu_stream();
+        self.loaded().launches.add(&kernel.name);
+        self.with(format_args!("the launch of {}", kernel.name), || {
             // SAFETY: the caller meets the obligations of a launch; the driver copies the values before it returns.
             unsafe {
                 result::launch_kernel(
-                    function,
+                    function.handle as sys::CUfunction,
                     (gx, gy, gz),
                     (bx, by, bz),
                     launch.shared_bytes,
-                    self.stream.cu_stream(),
+                    stream,
                     &mut values,
                 )?;
-                if self.waits { result::stream::synchronize(self.stream.cu_stream()) } else { Ok(()) }
+                if self.waits && !self.recording.load(Ordering::Relaxed) {
+                    result::stream::synchronize(stream)?;
+                }
             }
-        })?;
-        self.loaded().last_launch.clone_from(&kernel.name);
-        Ok(())
+            Ok(())
+        })
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
-        self.with("a matrix product", || Ok(()))?;
+        self.with(format_args!("a matrix product"), || Ok(()))?;
         let mut multiplier = self.multiplier.lock().unwrap_or_else(PoisonError::into_inner);
         if multiplier.is_none() {
-            let workspace = self.allocate(Multiplier::WORKSPACE_BYTES)?;
-            *multiplier =
-                Some(Multiplier::open(workspace).map_err(|message| missing(&self.facts.name, message))?);
+            let bytes = Multiplier::WORKSPACE_BYTES;
+            let workspace = self.allocate_piece(bytes)?.ok_or_else(|| Error::OutOfMemory {
+                device: self.facts.name.clone(),
+                asked_bytes: bytes,
+                free_bytes: self.free_memory().map_or(0, |(free, _)| free),
+                total_bytes: self.facts.memory_bytes,
+            })?;
+            *multiplier = Some(Multiplier::open(workspace).map_err(|message| self.fail(message))?);
         }
         let Some(multiplier) = multiplier.as_mut() else { return Ok(()) };
+        let [m, n, k] = [product.m, product.n, product.k];
+        self.loaded().launches.add(&format!("the product of {m}, {n}, {k}"));
         // SAFETY: the caller says that all matrices are allocated with their sizes; the stream lives as long as this.
-        unsafe { multiplier.run(product, self.stream.cu_stream()) }
-            .map_err(|message| missing(&self.facts.name, message))
+        unsafe { multiplier.run(product, self.stream.cu_stream()) }.map_err(|message| self.fail(message))?;
+        if self.waits && !self.recording.load(Ordering::Relaxed) {
+            self.with(format_args!("the product of {m}, {n}, {k}"), || self.stream.synchronize())?;
+        }
+        Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        // Relaxed: nothing of ours depends on what other threads do, and kernels may be loaded meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        self.with(format_args!("beginning a recording"), || self.stream.begin_capture(mode))?;
+        self.recording.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Recording> {
+        self.recording.store(false, Ordering::Relaxed);
+        let graph = self.with(format_args!("ending a recording"), || {
+            self.stream.end_capture(sys::CUgraphInstantiate_flags(0))
+        })?;
+        let graph = graph.ok_or_else(|| self.fail("the driver recorded nothing"))?;
+        Ok(Recording(Box::new(Recorded(Mutex::new(graph)))))
+    }
+
+    unsafe fn replay(&self, recording: &Recording) -> Result<()> {
+        let Some(Recorded(graph)) = recording.0.downcast_ref() else {
+            return Err(self.fail("the recording belongs to another device"));
+        };
+        self.loaded().launches.add("a recorded graph");
+        self.with(format_args!("the launch of a recorded graph"), || {
+            graph.lock().unwrap_or_else(PoisonError::into_inner).launch()?;
+            if self.waits { self.stream.synchronize() } else { Ok(()) }
+        })
     }
 
     fn record(&self) -> Result<Event> {
-        self.with("recording an event", || {
-            let event = Recorded(result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?);
-            // SAFETY: both were made in this context.
-            unsafe { result::event::record(event.0, self.stream.cu_stream()) }?;
+        self.with(format_args!("recording an event"), || {
+            let event = self.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))?;
+            event.record(&self.stream)?;
             Ok(Event(Box::new(event)))
         })
     }
 
     fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32> {
-        let (Some(start), Some(end)) = (start.0.downcast_ref::<Recorded>(), end.0.downcast_ref::<Recorded>())
+        let (Some(start), Some(end)) =
+            (start.0.downcast_ref::<CudaEvent>(), end.0.downcast_ref::<CudaEvent>())
         else {
-            return Err(missing(&self.facts.name, "the event belongs to another device"));
+            return Err(self.fail("the event belongs to another device"));
         };
-        self.with("measuring time", || {
-            // SAFETY: both events were recorded, and live.
-            unsafe {
-                result::event::synchronize(end.0)?;
-                result::event::elapsed(start.0, end.0)
-            }
-        })
+        self.with(format_args!("measuring time"), || start.elapsed_ms(end))
     }
 
     fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream lives as long as this.
-        self.with("waiting for the device", || unsafe {
-            result::stream::synchronize(self.stream.cu_stream())
-        })
+        self.with(format_args!("waiting for the device"), || self.stream.synchronize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_kernel_names_the_launches_that_may_have_made_it() {
+        let mut launches = Launches::default();
+        assert_eq!(launches.suspects(), "");
+        launches.add("gelu");
+        launches.add("gelu");
+        assert_eq!(launches.suspects(), "; the only launch before was gelu");
+        for number in 0..KEPT_LAUNCHES {
+            launches.add(&format!("kernel_{number}"));
+        }
+        let said = launches.suspects();
+        assert!(
+            !said.contains("gelu") && said.contains("kernel_0, kernel_1") && said.contains("SYNC_LAUNCH")
+        );
+    }
+
+    #[test]
+    fn launches_beyond_the_card_are_refused() {
+        let function = Function { handle: 0, most_threads: 256, most_dynamic_bytes: 1000 };
+        let fine = Launch { grid: [1, 65_535, 1], block: [64, 4, 1], shared_bytes: 1000 };
+        assert_eq!(Gpu::check(&function, &fine), Ok(()));
+        for (launch, expected) in [
+            (Launch { block: [64, 4, 2], ..fine }, "512 threads"),
+            (Launch { block: [0, 1, 1], ..fine }, "0 threads"),
+            (Launch { shared_bytes: 1001, ..fine }, "1001 bytes of shared memory"),
+            (Launch { grid: [1, 65_536, 1], ..fine }, "a grid of 1, 65536, 1"),
+            (Launch { grid: [0, 1, 1], ..fine }, "a grid of 0, 1, 1"),
+        ] {
+            assert!(Gpu::check(&function, &launch).unwrap_err().contains(expected));
+        }
     }
 }

@@ -59,6 +59,11 @@ impl Multiplier {
         Ok(Self { handle, workspace, chosen: HashMap::new() })
     }
 
+    /// The memory that was given to it.
+    pub(super) fn workspace(&self) -> u64 {
+        self.workspace
+    }
+
     /// Puts a product on the stream.
     ///
     /// # Safety
@@ -192,7 +197,7 @@ impl Multiplier {
 
 impl Drop for Multiplier {
     fn drop(&mut self) {
-        // SAFETY: made by create_handle, and this is the only handle. The workspace goes with the context.
+        // SAFETY: made by create_handle, and this is the only handle. The workspace is its owner's.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }

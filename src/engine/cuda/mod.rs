@@ -1,20 +1,28 @@
 //! Devices that run CUDA kernels: a GPU, or the emulator that runs the same sources on the processor.
 //!
 //! [`driver`] is the seam between the two: everything above it (launches, sizes, the order of arguments) is the same
-//! code for both, and is tested on the emulator where there is no GPU. [`kernels`] holds one safe launcher for each
-//! kernel.
-#![expect(
-    unsafe_code,
-    reason = "devices are driven through foreign interfaces and raw addresses, here and nowhere else"
-)]
+//! code for both, and is tested on the emulator where there is no GPU. Each op's `cuda.rs` holds one safe launcher for
+//! each of its kernels: it checks sizes, decides grid and block, and knows the order of the arguments. Buffers are dense
+//! and row-major. Numbers are stored as `T` (f32, bf16 or f16) and computed in f32; every sum has a fixed order, so
+//! results are the same bits on every run.
+#![expect(unsafe_code, reason = "devices are driven through foreign interfaces and raw addresses here")]
 
+mod ahead;
+mod arena;
+mod buffer;
+mod choice;
 pub mod device;
 pub mod driver;
 #[cfg(emulator)]
 mod emulator;
 mod gpu;
 mod gpu_product;
-pub mod kernels;
+mod graph;
 
-pub use device::{Availability, Buffer, Device, devices};
+pub use ahead::Ahead;
+pub use arena::MemoryUse;
+pub use buffer::Buffer;
+pub use choice::DeviceChoice;
+pub use device::{Availability, Device, devices};
 pub use driver::{Argument, DeviceFacts, DeviceNumber, Event, Kernel, Launch, Product};
+pub use graph::Graph;

@@ -10,7 +10,7 @@ use crate::{
         float::vectorised,
         ops::{
             attention::RotaryTable,
-            layer_norm::{dot, sum},
+            layer_norm::cpu::{dot, sum},
             matmul::{Matrix, product},
         },
     },

@@ -1,0 +1,71 @@
+//! `devices`: what there is to run on, and why something is not.
+
+use clap::Args;
+
+use crate::{
+    engine::cuda::{Availability, DeviceFacts, devices},
+    error::Result,
+};
+
+/// The arguments of `devices`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DevicesArguments {}
+
+/// Runs the command.
+///
+/// # Errors
+/// If stdout cannot be written to.
+pub fn run(_: &DevicesArguments) -> Result<()> {
+    for line in lines(rayon::current_num_threads(), &devices()) {
+        super::say(&line)?;
+    }
+    Ok(())
+}
+
+/// One line a device: its name, whether it can be used, and what it is or why not.
+fn lines(threads: usize, devices: &[Availability]) -> Vec<String> {
+    let line = |name: &str, usable: bool, what: &str| {
+        format!("{name:<10} {:<5} {what}", if usable { "yes" } else { "no" })
+    };
+    let processor = line("cpu", true, &format!("the processor, {threads} threads"));
+    let others = devices.iter().map(|Availability { name, state }| match state {
+        Ok(facts) => line(name, true, &describe(facts)),
+        Err(reason) => line(name, false, reason),
+    });
+    std::iter::once(processor).chain(others).collect()
+}
+
+fn describe(facts: &DeviceFacts) -> String {
+    let DeviceFacts { model, capability: (major, minor), memory_bytes, multiprocessors, .. } = facts;
+    let memory = *memory_bytes as f64 / f64::from(1 << 30);
+    format!("{model}; architecture {major}.{minor}, {multiprocessors} multiprocessors, {memory:.1} GiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_device_has_a_line() {
+        let facts = DeviceFacts {
+            name: "cuda:0".to_owned(),
+            model: "NVIDIA H100".to_owned(),
+            capability: (9, 0),
+            memory_bytes: 80 << 30,
+            shared_bytes: 0,
+            multiprocessors: 132,
+        };
+        let devices = [
+            Availability { name: "cuda:0".to_owned(), state: Ok(facts) },
+            Availability { name: "cuda:1".to_owned(), state: Err("its architecture is 7.5".to_owned()) },
+        ];
+        assert_eq!(
+            lines(2, &devices),
+            [
+                "cpu        yes   the processor, 2 threads",
+                "cuda:0     yes   NVIDIA H100; architecture 9.0, 132 multiprocessors, 80.0 GiB",
+                "cuda:1     no    its architecture is 7.5",
+            ]
+        );
+    }
+}

@@ -1,0 +1,134 @@
+//! Uploads that go on beside the work of a device.
+
+use std::{marker::PhantomData, sync::PoisonError};
+
+use super::{
+    buffer::Buffer,
+    device::Device,
+    driver::{DeviceNumber, Staging},
+};
+use crate::error::Result;
+
+/// Host memory and a block of the device that copies take turns with.
+#[derive(Debug)]
+struct Slot {
+    staging: Staging,
+    address: u64,
+    bytes: usize,
+}
+
+/// Slots that no copy uses.
+#[derive(Debug, Default)]
+pub(super) struct Stagings(Vec<Slot>);
+
+/// Numbers on their way to a device; see [`Device::upload_ahead`].
+#[derive(Debug)]
+pub struct Ahead<T: DeviceNumber> {
+    device: Device,
+    slot: Option<Slot>,
+    len: usize,
+    number: PhantomData<T>,
+}
+
+impl Device {
+    /// Starts copying `values` to the device, beside the work that goes on there. [`Ahead::arrive`] and
+    /// [`Ahead::copy_to`] hand them to the work that is asked for afterwards.
+    ///
+    /// Call it for the next step's numbers before or while the device does this step's. Memory for it is taken from the
+    /// arena once, and used in turns.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails; in [`capture`](Self::capture).
+    pub fn upload_ahead<T: DeviceNumber>(&self, values: &[T]) -> Result<Ahead<T>> {
+        self.refuse_in_capture("an upload")?;
+        let mut ahead = Ahead { device: self.clone(), slot: None, len: values.len(), number: PhantomData };
+        if values.is_empty() {
+            return Ok(ahead);
+        }
+        let slot = ahead.slot.insert(self.slot(size_of_val(values))?);
+        // SAFETY: the slot is of this size or more and nobody else's; work that used its memory was asked for before it
+        // was left.
+        unsafe { self.driver().upload_ahead(&slot.staging, slot.address, bytemuck::cast_slice(values)) }?;
+        Ok(ahead)
+    }
+
+    fn slot(&self, bytes: usize) -> Result<Slot> {
+        let mut slots = self.inner().stagings.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = slots.0.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
+        // Not one that is much too large: that is somebody else's.
+        let best = fitting.min_by_key(|(_, slot)| slot.bytes).filter(|(_, slot)| slot.bytes <= 4 * bytes);
+        if let Some((at, _)) = best {
+            return Ok(slots.0.remove(at));
+        }
+        drop(slots);
+        let address = self.take(bytes)?;
+        let staging = self.driver().staging(bytes).inspect_err(|_| self.give_back(address))?;
+        Ok(Slot { staging, address, bytes })
+    }
+}
+
+impl<T: DeviceNumber> Ahead<T> {
+    /// The numbers in a buffer of their own, for work that is asked for from now on.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails; in [`Device::capture`].
+    pub fn arrive(self) -> Result<Buffer<T>> {
+        let mut buffer = Buffer::new(&self.device, self.len)?;
+        self.copy_to(&mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Overwrites a buffer with the numbers, for work that is asked for from now on, such as a [`Graph`](super::Graph) that
+    /// reads it.
+    ///
+    /// # Errors
+    /// If the buffer is of another device or length, or the device fails; in [`Device::capture`].
+    pub fn copy_to(mut self, buffer: &mut Buffer<T>) -> Result<()> {
+        buffer.expect_len("upload", "the buffer", self.len)?;
+        self.device.refuse_in_capture("an upload")?;
+        if !self.device.is(buffer.device()) {
+            return Err(crate::error::Error::shape("upload", "the buffer is on another device"));
+        }
+        let Some(slot) = self.slot.take() else { return Ok(()) };
+        let driver = self.device.driver();
+        let done = driver.arrive(&slot.staging).and_then(|()| {
+            // SAFETY: both are allocated with this size or more, and are different blocks.
+            unsafe { driver.copy(buffer.address(), slot.address, buffer.bytes()) }
+        });
+        self.device.put_back(slot);
+        done
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Device {
+    /// A slot that the work asked for until now may use, and nothing else.
+    fn put_back(&self, slot: Slot) {
+        // A device that fails here fails again at its next use; the slot is then of no use to anybody.
+        if self.driver().leave(&slot.staging).is_ok() {
+            self.inner().stagings.lock().unwrap_or_else(PoisonError::into_inner).0.push(slot);
+        }
+    }
+}
+
+impl<T: DeviceNumber> Drop for Ahead<T> {
+    fn drop(&mut self) {
+        // Never used: the work waits for the copy all the same, so that the next one may follow it.
+        // (Within a recording it cannot wait; then the slot is lost.)
+        if let Some(slot) = self.slot.take()
+            && self.device.refuse_in_capture("an upload").is_ok()
+            && self.device.driver().arrive(&slot.staging).is_ok()
+        {
+            self.device.put_back(slot);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Numbers in a device's memory.
+
+use std::{marker::PhantomData, ops::Range};
+
+use super::{
+    device::Device,
+    driver::{Argument, DeviceNumber},
+};
+use crate::error::{Error, Result};
+
+/// Numbers in a device's memory, given back when dropped.
+#[derive(Debug)]
+pub struct Buffer<T: DeviceNumber> {
+    device: Device,
+    address: u64,
+    len: usize,
+    number: PhantomData<T>,
+}
+
+impl<T: DeviceNumber> Buffer<T> {
+    pub(super) fn new(device: &Device, len: usize) -> Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
+            Error::shape("allocate", format!("{len} numbers of {} are more than memory can be", T::SUFFIX))
+        })?;
+        let address = if bytes == 0 { 0 } else { device.take(bytes)? };
+        Ok(Self { device: device.clone(), address, len, number: PhantomData })
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where they are, on a multiple of 256 bytes; 0 if there is none.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The device they are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// How many bytes.
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// As an argument that a kernel reads.
+    pub fn read(&self) -> Argument {
+        Argument::Read { address: self.address, letter: T::LETTER }
+    }
+
+    /// As an argument that a kernel writes.
+    pub fn write(&mut self) -> Argument {
+        Argument::Write { address: self.address, letter: T::LETTER }
+    }
+
+    /// Sets all numbers to zero.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn clear(&mut self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the buffer is allocated with just this many bytes.
+        unsafe { self.device.driver().clear(self.address, self.bytes()) }
+    }
+
+    /// Overwrites all numbers with those of another buffer of the same device and length.
+    ///
+    /// # Errors
+    /// If it is of another device or length, or the device fails.
+    pub fn copy_from(&mut self, from: &Self) -> Result<()> {
+        self.expect_len("copy", "the buffer", from.len())?;
+        if !self.device.is(&from.device) {
+            return Err(Error::shape("copy", "the buffers are on different devices"));
+        }
+        if self.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: both are allocated with just this many bytes; this one is borrowed mutably, so it is not the other.
+        unsafe { self.device.driver().copy(self.address, from.address, self.bytes()) }
+    }
+
+    /// Overwrites the numbers from `at` on with some of another buffer of the same device.
+    ///
+    /// # Errors
+    /// If there are not as many or they do not fit, or the device fails.
+    pub fn copy_range(&mut self, at: usize, from: &Self, range: Range<usize>) -> Result<()> {
+        let fits = range.start <= range.end && range.end <= from.len && at + range.len() <= self.len;
+        if !fits || !self.device.is(&from.device) {
+            return Err(Error::shape(
+                "copy",
+                format!("numbers {range:?} of {} do not fit at {at} of {} on one device", from.len, self.len),
+            ));
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let place = |address: u64, at: usize| address + (at * size_of::<T>()) as u64;
+        let (to, start) = (place(self.address, at), place(from.address, range.start));
+        // SAFETY: both ranges lie within buffers of this device; they are two, since this one is borrowed mutably.
+        unsafe { self.device.driver().copy(to, start, range.len() * size_of::<T>()) }
+    }
+
+    /// Another buffer with the same numbers.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn try_clone(&self) -> Result<Self> {
+        let mut copy = Self::new(&self.device, self.len)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// Overwrites all numbers from the host, after all work asked for before.
+    ///
+    /// # Errors
+    /// If there are not as many values as numbers, or the device fails; in [`Device::capture`].
+    pub fn write_from(&mut self, values: &[T]) -> Result<()> {
+        self.expect_len("upload", "the buffer", values.len())?;
+        self.device.refuse_in_capture("an upload")?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the buffer is allocated with just this many bytes.
+        unsafe { self.device.driver().upload(self.address, bytemuck::cast_slice(values)) }
+    }
+
+    /// The numbers, after all work asked for before.
+    ///
+    /// # Errors
+    /// If the device fails, now or in that work; in [`Device::capture`].
+    pub fn to_host(&self) -> Result<Vec<T>> {
+        self.device.refuse_in_capture("a download")?;
+        let mut values = vec![T::default(); self.len];
+        if self.len > 0 {
+            // SAFETY: the buffer is allocated with just this many bytes.
+            unsafe { self.device.driver().download(self.address, bytemuck::cast_slice_mut(&mut values)) }?;
+        }
+        Ok(values)
+    }
+
+    /// Refuses unless there are `len` numbers.
+    pub(crate) fn expect_len(&self, op: &'static str, what: &str, len: usize) -> Result<()> {
+        if self.len == len {
+            return Ok(());
+        }
+        Err(Error::shape(op, format!("{what} holds {} numbers, expected {len}", self.len)))
+    }
+}
+
+impl<T: DeviceNumber> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            self.device.give_back(self.address);
+        }
+    }
+}

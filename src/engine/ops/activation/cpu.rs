@@ -1,0 +1,94 @@
+//! The CPU reference of the elementwise non-linearities.
+
+use rayon::prelude::*;
+
+use super::Activation;
+use crate::{
+    engine::{Float, Tensor, float::vectorised},
+    error::Result,
+};
+
+/// Elements handled by one task.
+const CHUNK: usize = 16_384;
+const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+const INVERSE_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
+
+/// `kind` of every element of `x`.
+///
+/// # Errors
+/// If `x` holds another type than `T`.
+pub fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    let mut y = vec![T::ZERO; x.len()];
+    y.par_chunks_mut(CHUNK).zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| match kind {
+        Activation::GeluTanh => each(y, x, |x| x * gate(x)),
+        Activation::GeluErf => each(y, x, |x| x * normal_below(x)),
+        Activation::Silu => each(y, x, |x| x * x.sigmoid()),
+        Activation::Sigmoid => each(y, x, T::sigmoid),
+    });
+    Tensor::new(x.shape(), y)
+}
+
+/// The gradient of the input from that of the output.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn backward<T: Float>(x: &Tensor, kind: Activation, mut d_output: Tensor) -> Result<Tensor> {
+    let x = x.as_slice::<T>()?;
+    d_output.as_mut_slice::<T>()?.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(
+        |(d, x)| match kind {
+            Activation::GeluTanh => scale(d, x, |x| {
+                let gate = gate(x);
+                let slope = T::of(2.0 * SQRT_2_OVER_PI) * (T::ONE + T::of(3.0 * 0.044_715) * x * x);
+                gate + x * gate * (T::ONE - gate) * slope
+            }),
+            Activation::GeluErf => {
+                scale(d, x, |x| normal_below(x) + x * T::of(INVERSE_SQRT_TAU) * (T::of(-0.5) * x * x).exp())
+            }
+            Activation::Silu => scale(d, x, |x| {
+                let gate = x.sigmoid();
+                gate + x * gate * (T::ONE - gate)
+            }),
+            Activation::Sigmoid => scale(d, x, |x| {
+                let gate = x.sigmoid();
+                gate * (T::ONE - gate)
+            }),
+        },
+    );
+    Ok(d_output)
+}
+
+#[inline(always)]
+fn each<T: Float>(y: &mut [T], x: &[T], function: impl Fn(T) -> T) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = function(*x);
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn scale<T: Float>(d: &mut [T], x: &[T], derivative: impl Fn(T) -> T) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (d, x) in d.iter_mut().zip(x) {
+                *d *= derivative(*x);
+            }
+        },
+    );
+}
+
+/// `(1 + tanh(u))/2 = sigmoid(2u)` with `u = √(2/π)·(x + 0.044715·x³)`.
+#[inline(always)]
+fn gate<T: Float>(x: T) -> T {
+    (T::of(2.0 * SQRT_2_OVER_PI) * (x + T::of(0.044_715) * x * x * x)).sigmoid()
+}
+
+/// Φ(x), the standard normal distribution function.
+#[inline(always)]
+fn normal_below<T: Float>(x: T) -> T {
+    T::of(0.5 * libm::erfc(-x.to_f64() * std::f64::consts::FRAC_1_SQRT_2))
+}

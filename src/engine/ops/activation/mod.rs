@@ -1,0 +1,71 @@
+//! Elementwise non-linearities: the two GELUs of the released code, SiLU and the sigmoid.
+
+pub mod cpu;
+pub mod cuda;
+
+use crate::{
+    dispatch,
+    engine::{
+        Tape, Tensor, Var,
+        tape::{Operation, Sink, Slot},
+    },
+    error::Result,
+};
+
+/// Which function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`: the blocks' MLP and the instance head.
+    GeluTanh,
+    /// `x·Φ(x)` with the exact error function: the batch head (upstream.md, A14).
+    GeluErf,
+    /// `x·sigmoid(x)`: the shared modulation.
+    Silu,
+    /// `1/(1 + e⁻ˣ)`.
+    Sigmoid,
+}
+
+struct Activate {
+    input: Tensor,
+    kind: Activation,
+    slot: Slot,
+}
+
+/// Applies `kind` to every element of `x`.
+///
+/// # Errors
+/// If `x` is not a float.
+pub fn activate(tape: &mut Tape<'_>, x: &Var, kind: Activation) -> Result<Var> {
+    let input = x.value();
+    let value = dispatch!("activation", input,
+        cpu T => cpu::forward::<T>(input, kind),
+        cuda T => {
+            let from = input.buffer::<T>()?;
+            Tensor::written(from.device(), input.shape(), |y| {
+                cuda::activation_forward(kind, y, from, None, input.len())
+            })
+        },
+    )?;
+    let (slot, input) = (tape.slot(x), input.clone());
+    Ok(tape.push(value, x.owner(), &[slot], false, || Activate { input, kind, slot }))
+}
+
+impl Operation for Activate {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let Self { input, kind, slot } = *self;
+        let dx = dispatch!("activation", d_output,
+            cpu T => cpu::backward::<T>(&input, kind, d_output),
+            cuda T => {
+                let (dy, from) = (d_output.buffer::<T>()?, input.buffer::<T>()?);
+                Tensor::written(dy.device(), input.shape(), |dx| {
+                    cuda::activation_backward(kind, dx, dy, from, None, input.len())
+                })
+            },
+        )?;
+        sink.input(slot, dx)
+    }
+}

@@ -1,0 +1,73 @@
+//! Launches of `kernels/cross_entropy.cu`.
+#![expect(unsafe_code, reason = "kernels are launched here")]
+
+use crate::{
+    engine::{
+        cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+        ops::size,
+    },
+    error::{Error, Result},
+};
+
+const THREADS: u32 = 256;
+
+/// What the cross-entropy of each token gives.
+#[derive(Debug)]
+pub struct CrossEntropyOutput<'a, T: Factor> {
+    /// `[B, L]`
+    pub losses: &'a mut Buffer<f32>,
+    /// 1 where the first of the largest logits is the target's, else 0; `[B, L]`.
+    pub correct: &'a mut Buffer<u32>,
+    /// The gradient of the logits, `[B, L, V]`, and for each sample the factor of its tokens' gradients, `[B]`: for the
+    /// mean over a sample's tokens, that mean's gradient divided by `L`.
+    pub d_logits: Option<(&'a mut Buffer<T>, &'a Buffer<f32>)>,
+}
+
+/// Loss of `logits` `[B, L, V]` against `targets` `[B, L]`, with label smoothing, and its gradient in the same pass. A
+/// target that is not below `V` stops the kernel with an error.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn cross_entropy<T: Factor>(
+    output: CrossEntropyOutput<'_, T>,
+    logits: &Buffer<T>,
+    targets: &Buffer<u32>,
+    [batch, tokens, codes]: [usize; 3],
+    smoothing: f32,
+) -> Result<()> {
+    let op = "cross_entropy";
+    let rows = batch * tokens;
+    if codes == 0 || !(0.0..1.0).contains(&smoothing) {
+        return Err(Error::shape(op, format!("{codes} codes with a smoothing of {smoothing}")));
+    }
+    logits.expect_len(op, "logits", rows * codes)?;
+    targets.expect_len(op, "targets", rows)?;
+    output.losses.expect_len(op, "losses", rows)?;
+    output.correct.expect_len(op, "correct", rows)?;
+    let (gradient, seeds) = match output.d_logits {
+        None => (Argument::null::<T>(), Argument::null::<f32>()),
+        Some((gradient, seeds)) => {
+            gradient.expect_len(op, "the gradient of the logits", rows * codes)?;
+            seeds.expect_len(op, "the samples' factors", batch)?;
+            (gradient.write(), seeds.read())
+        }
+    };
+    if rows == 0 {
+        return Ok(());
+    }
+    let arguments = [
+        output.losses.write(),
+        output.correct.write(),
+        gradient,
+        logits.read(),
+        targets.read(),
+        seeds,
+        Argument::U32(size(op, "codes", codes)?),
+        Argument::U32(size(op, "tokens", tokens)?),
+        Argument::F32(smoothing),
+    ];
+    let launch = Launch::linear(size(op, "rows", rows)?, THREADS);
+    // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in the order of the work.
+    unsafe { logits.device().launch(&Kernel::of::<T>(op, op), &launch, &arguments) }
+}

@@ -1,0 +1,357 @@
+//! Launches of `kernels/layer_norm.cu`.
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use crate::{
+    engine::{
+        cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+        ops::{blocks, share_of, size},
+    },
+    error::{Error, Result},
+};
+
+/// Rows a block, one warp each.
+const ROWS: usize = 8;
+const THREADS: u32 = 256;
+/// Channels a block of the modulation's gradient.
+const COLUMNS: u32 = 128;
+
+/// A scale and a shift for each level, out of one buffer of parts: row `s` of the scale starts at `s·stride + scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct ModulationRows<'a> {
+    /// `[S, stride]`
+    pub parts: &'a Buffer<f32>,
+    /// Numbers from one level's row to the next.
+    pub stride: usize,
+    /// Where in a row the scale is.
+    pub scale: usize,
+    /// Where in a row the shift is.
+    pub shift: usize,
+    /// The level of each token, `[L]`, each below `S`.
+    pub levels: &'a Buffer<u32>,
+}
+
+/// The rows of a layer norm.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNormInput<'a, T: Factor> {
+    /// `[R, C]`
+    pub x: &'a Buffer<T>,
+    /// `C`
+    pub channels: usize,
+    /// `y = n·(1 + scale) + shift` by the level of each token; `None`: `y = n`. `R` is a multiple of the tokens.
+    pub modulation: Option<ModulationRows<'a>>,
+}
+
+impl<T: Factor> LayerNormInput<'_, T> {
+    fn rows(&self) -> Result<usize> {
+        let (len, channels) = (self.x.len(), self.channels);
+        if channels == 0 || !len.is_multiple_of(channels) {
+            return Err(Error::shape("layer_norm", format!("{len} numbers are not rows of {channels}")));
+        }
+        let rows = len / channels;
+        if let Some(ModulationRows { parts, stride, scale, shift, levels }) = self.modulation {
+            let fits =
+                stride > 0 && scale.max(shift) + channels <= stride && parts.len().is_multiple_of(stride);
+            if !fits || levels.is_empty() || !rows.is_multiple_of(levels.len()) {
+                return Err(Error::shape(
+                    "layer_norm",
+                    format!(
+                        "{rows} rows of {channels} do not fit {} tokens and a modulation of {} numbers, rows of {stride} \
+                         with the scale at {scale} and the shift at {shift}",
+                        levels.len(),
+                        parts.len()
+                    ),
+                ));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Scale, shift, levels, and afterwards tokens and stride.
+    fn modulation_arguments(&self) -> Result<([Argument; 3], [Argument; 2])> {
+        let Some(modulation) = self.modulation else {
+            let null = Argument::null::<f32>();
+            return Ok(([null, null, Argument::null::<u32>()], [Argument::U32(1), Argument::U32(0)]));
+        };
+        let at = |offset: usize| Argument::Read {
+            address: modulation.parts.address() + (offset * size_of::<f32>()) as u64,
+            letter: b'f',
+        };
+        Ok((
+            [at(modulation.scale), at(modulation.shift), modulation.levels.read()],
+            [
+                Argument::U32(size("layer_norm", "tokens", modulation.levels.len())?),
+                Argument::U32(size("layer_norm", "numbers", modulation.stride)?),
+            ],
+        ))
+    }
+}
+
+/// Normalises the rows into `y` `[R, C]` and keeps mean and inverse deviation of each in `statistics` `[R, 2]`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails. A level that the modulation does not have is not seen here: it reads
+/// another level's numbers, or past them.
+pub fn layer_norm_forward<T: Factor>(
+    y: &mut Buffer<T>,
+    statistics: &mut Buffer<f32>,
+    input: &LayerNormInput<'_, T>,
+    epsilon: f32,
+) -> Result<()> {
+    let rows = input.rows()?;
+    y.expect_len("layer_norm", "the result", input.x.len())?;
+    statistics.expect_len("layer_norm", "the statistics", 2 * rows)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let ([scale, shift, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let arguments = [
+        y.write(),
+        statistics.write(),
+        input.x.read(),
+        scale,
+        shift,
+        levels,
+        Argument::U32(size("layer_norm", "rows", rows)?),
+        Argument::U32(size("layer_norm", "channels", input.channels)?),
+        tokens,
+        stride,
+        Argument::F32(epsilon),
+    ];
+    let launch = Launch::linear(blocks("layer_norm", rows, ROWS)?, THREADS);
+    // SAFETY: arguments in the kernel's order; y and statistics are borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in the order of the work.
+    unsafe {
+        input.x.device().launch(&Kernel::of::<T>("layer_norm", "layer_norm_forward"), &launch, &arguments)
+    }
+}
+
+/// The gradient of the input, `dx` `[R, C]`, from that of the result, `dy`, and the forward's statistics.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn layer_norm_backward<T: Factor>(
+    dx: &mut Buffer<T>,
+    dy: &Buffer<T>,
+    input: &LayerNormInput<'_, T>,
+    statistics: &Buffer<f32>,
+) -> Result<()> {
+    let rows = input.rows()?;
+    dx.expect_len("layer_norm", "the gradient of the input", input.x.len())?;
+    dy.expect_len("layer_norm", "the gradient of the result", input.x.len())?;
+    statistics.expect_len("layer_norm", "the statistics", 2 * rows)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let ([scale, _, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let arguments = [
+        dx.write(),
+        dy.read(),
+        input.x.read(),
+        statistics.read(),
+        scale,
+        levels,
+        Argument::U32(size("layer_norm", "rows", rows)?),
+        Argument::U32(size("layer_norm", "channels", input.channels)?),
+        tokens,
+        stride,
+    ];
+    let launch = Launch::linear(blocks("layer_norm", rows, ROWS)?, THREADS);
+    // SAFETY: arguments in the kernel's order; dx is borrowed mutably; the sizes were compared above; all buffers live,
+    // and are freed in the order of the work.
+    unsafe { dy.device().launch(&Kernel::of::<T>("layer_norm", "layer_norm_backward"), &launch, &arguments) }
+}
+
+/// A residual that goes on into a layer norm: `x = before + keep_i·branch` for sample `i`.
+#[derive(Clone, Copy, Debug)]
+pub struct ResidualBranch<'a, T: Factor> {
+    /// What was there before, `[R, C]`.
+    pub before: &'a Buffer<T>,
+    /// What is added, `[R, C]`.
+    pub branch: &'a Buffer<T>,
+    /// The drop-path factor of each sample, `[B]`; `None`: 1.
+    pub keep: Option<&'a Buffer<f32>>,
+}
+
+/// `sum = before + keep_i·branch` `[R, C]` and its layer norm `y` `[R, C]` with statistics `[R, 2]`, in one pass. What is
+/// normalised is the sum as it is stored. What a branch with `keep_i = 0` holds does not matter.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+#[expect(clippy::too_many_arguments, reason = "two ops in one")]
+pub fn residual_layer_norm_forward<T: Factor>(
+    sum: &mut Buffer<T>,
+    y: &mut Buffer<T>,
+    statistics: &mut Buffer<f32>,
+    residual: &ResidualBranch<'_, T>,
+    channels: usize,
+    modulation: Option<ModulationRows<'_>>,
+    epsilon: f32,
+) -> Result<()> {
+    let op = "residual_layer_norm";
+    let ResidualBranch { before, branch, keep } = *residual;
+    let input = LayerNormInput { x: before, channels, modulation };
+    let rows = input.rows()?;
+    let rows_a_sample = share_of(op, rows, keep.map_or(1, Buffer::len))?;
+    branch.expect_len(op, "the branch", before.len())?;
+    sum.expect_len(op, "the sum", before.len())?;
+    y.expect_len(op, "the result", before.len())?;
+    statistics.expect_len(op, "the statistics", 2 * rows)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let ([scale, shift, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let arguments = [
+        sum.write(),
+        y.write(),
+        statistics.write(),
+        before.read(),
+        branch.read(),
+        keep.map_or(Argument::null::<f32>(), Buffer::read),
+        scale,
+        shift,
+        levels,
+        Argument::U32(size(op, "rows", rows)?),
+        Argument::U32(size(op, "rows", rows_a_sample)?),
+        Argument::U32(size(op, "channels", channels)?),
+        tokens,
+        stride,
+        Argument::F32(epsilon),
+    ];
+    let launch = Launch::linear(blocks(op, rows, ROWS)?, THREADS);
+    let kernel = Kernel::of::<T>("layer_norm", "residual_layer_norm_forward");
+    // SAFETY: arguments in the kernel's order; sum, y and statistics are borrowed mutably; the sizes were compared above;
+    // all buffers live, and are freed in the order of the work.
+    unsafe { before.device().launch(&kernel, &launch, &arguments) }
+}
+
+/// The gradients that leave [`residual_layer_norm_forward`].
+#[derive(Debug)]
+pub struct ResidualGradients<'a, T: Factor> {
+    /// That of `before`, `[R, C]`: the norm's plus the residual's.
+    pub dx: &'a mut Buffer<T>,
+    /// That of the sum from its other uses, `[R, C]`; `None`: it is in `dx`, and is added to there.
+    pub d_residual: Option<&'a Buffer<T>>,
+    /// That of the branch, `keep_i·dx`, `[R, C]`; without a `keep` it is `dx` itself and need not be asked for.
+    pub d_branch: Option<&'a mut Buffer<T>>,
+}
+
+/// The backward of [`residual_layer_norm_forward`] in one pass: `input.x` is its `sum`, `dy` `[R, C]` the gradient of `y`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn residual_layer_norm_backward<T: Factor>(
+    gradients: ResidualGradients<'_, T>,
+    dy: &Buffer<T>,
+    input: &LayerNormInput<'_, T>,
+    statistics: &Buffer<f32>,
+    keep: Option<&Buffer<f32>>,
+) -> Result<()> {
+    let op = "residual_layer_norm";
+    let ResidualGradients { dx, d_residual, d_branch } = gradients;
+    let rows = input.rows()?;
+    let rows_a_sample = share_of(op, rows, keep.map_or(1, Buffer::len))?;
+    dx.expect_len(op, "the gradient of the input", input.x.len())?;
+    dy.expect_len(op, "the gradient of the result", input.x.len())?;
+    if let Some(d_residual) = d_residual {
+        d_residual.expect_len(op, "the gradient of the residual", input.x.len())?;
+    }
+    if let Some(d_branch) = &d_branch {
+        d_branch.expect_len(op, "the gradient of the branch", input.x.len())?;
+    }
+    statistics.expect_len(op, "the statistics", 2 * rows)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let ([scale, _, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let arguments = [
+        dx.write(),
+        d_branch.map_or(Argument::null::<T>(), Buffer::write),
+        d_residual.map_or_else(|| dx.read(), Buffer::read),
+        dy.read(),
+        input.x.read(),
+        keep.map_or(Argument::null::<f32>(), Buffer::read),
+        statistics.read(),
+        scale,
+        levels,
+        Argument::U32(size(op, "rows", rows)?),
+        Argument::U32(size(op, "rows", rows_a_sample)?),
+        Argument::U32(size(op, "channels", input.channels)?),
+        tokens,
+        stride,
+    ];
+    let launch = Launch::linear(blocks(op, rows, ROWS)?, THREADS);
+    let kernel = Kernel::of::<T>("layer_norm", "residual_layer_norm_backward");
+    // SAFETY: arguments in the kernel's order; dx and d_branch are borrowed mutably, and each number of dx is read only
+    // by the thread that writes it; the sizes were compared above; all buffers live, and are freed in the order of the
+    // work.
+    unsafe { dy.device().launch(&kernel, &launch, &arguments) }
+}
+
+/// The gradients of scale and shift for each sample and level: `d_modulation` `[B, S, 2, C]`. Level `s` has the tokens
+/// `starts[s]..starts[s + 1]` of every sample; the last start is the number of tokens.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn modulation_backward<T: Factor>(
+    d_modulation: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    statistics: &Buffer<f32>,
+    starts: &Buffer<u32>,
+    sizes: [usize; 3],
+) -> Result<()> {
+    modulation_sums(d_modulation, dy, x, Some(statistics), starts, sizes)
+}
+
+/// As [`modulation_backward`], of a modulation (or a gate) of `x` itself, without a norm before it.
+pub(crate) fn modulation_parts_backward<T: Factor>(
+    d_modulation: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    starts: &Buffer<u32>,
+    sizes: [usize; 3],
+) -> Result<()> {
+    modulation_sums(d_modulation, dy, x, None, starts, sizes)
+}
+
+fn modulation_sums<T: Factor>(
+    d_modulation: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    statistics: Option<&Buffer<f32>>,
+    starts: &Buffer<u32>,
+    [batch, tokens, channels]: [usize; 3],
+) -> Result<()> {
+    let op = "modulation_backward";
+    let levels = starts.len().saturating_sub(1);
+    x.expect_len(op, "x", batch * tokens * channels)?;
+    dy.expect_len(op, "the gradient of the result", x.len())?;
+    if let Some(statistics) = statistics {
+        statistics.expect_len(op, "the statistics", 2 * batch * tokens)?;
+    }
+    d_modulation.expect_len(op, "the gradient", batch * levels * 2 * channels)?;
+    if d_modulation.is_empty() {
+        return Ok(());
+    }
+    let launch = Launch {
+        grid: [
+            blocks(op, channels, COLUMNS as usize)?,
+            size(op, "levels", levels)?,
+            size(op, "samples", batch)?,
+        ],
+        block: [COLUMNS, 1, 1],
+        shared_bytes: 0,
+    };
+    let arguments = [
+        d_modulation.write(),
+        dy.read(),
+        x.read(),
+        statistics.map_or(Argument::null::<f32>(), Buffer::read),
+        starts.read(),
+        Argument::U32(size(op, "channels", channels)?),
+        Argument::U32(size(op, "tokens", tokens)?),
+    ];
+    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
+    // live, and are freed in the order of the work.
+    unsafe { x.device().launch(&Kernel::of::<T>("layer_norm", op), &launch, &arguments) }
+}

@@ -1,0 +1,54 @@
+//! The CPU reference of the linear layer.
+
+use super::{Bias, output_shape, sizes};
+use crate::{
+    engine::{Float, ParameterId, Parameters, Tensor, ops::matmul},
+    error::{Error, Result},
+};
+
+/// `x·Wᵀ` and the biases.
+///
+/// # Errors
+/// If the sizes do not fit or a tensor holds another type than `T`.
+pub fn forward<T: Float>(
+    parameters: &Parameters,
+    x: &Tensor,
+    weight: ParameterId,
+    biases: &[Bias],
+) -> Result<Tensor> {
+    let [inputs, outputs] = sizes(parameters, x, weight)?;
+    let w = parameters.value(weight);
+    let rows = x.len() / inputs;
+    let mut row = vec![T::ZERO; outputs];
+    for bias in biases {
+        let values = parameters.value(bias.parameter).as_slice::<T>()?;
+        let Some(place) = row.get_mut(bias.column..bias.column + values.len()) else {
+            let name = parameters.name(bias.parameter);
+            return Err(Error::shape("linear", format!("{name} reaches beyond {outputs} outputs")));
+        };
+        place.copy_from_slice(values);
+    }
+    // The bias is laid down first and the product added to it, which saves a pass over the output.
+    let mut y = if biases.is_empty() { vec![T::ZERO; rows * outputs] } else { row.repeat(rows) };
+    matmul::linear_forward(
+        &mut y,
+        x.as_slice::<T>()?,
+        w.as_slice::<T>()?,
+        inputs,
+        outputs,
+        !biases.is_empty(),
+    );
+    Tensor::new(&output_shape(x, outputs), y)
+}
+
+/// `dx = dy·W` in the shape of the input.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn backward_input<T: Float>(d_output: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let (outputs, inputs) = (weight.dim(0), weight.dim(1));
+    let mut dx = vec![T::ZERO; shape.iter().product()];
+    let (dy, w) = (d_output.as_slice::<T>()?, weight.as_slice::<T>()?);
+    matmul::linear_backward_input(&mut dx, dy, w, inputs, outputs);
+    Tensor::new(shape, dx)
+}

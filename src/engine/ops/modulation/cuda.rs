@@ -1,0 +1,213 @@
+//! Launches of `kernels/modulation.cu`. Scale and shift right after a layer norm are part of
+//! [`layer_norm_forward`](crate::engine::ops::layer_norm::cuda::layer_norm_forward).
+//!
+//! The table `[S, 6C]` that these read is the condition plus the block's own row:
+//! [`add_to_all`](crate::engine::ops::residual::cuda::add_to_all). The gradient of the pairs' table is
+//! [`gather_sum`](crate::engine::ops::accumulate::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use super::Part;
+use crate::{
+    engine::{
+        cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+        ops::{blocks, layer_norm::cuda::modulation_parts_backward, size},
+    },
+    error::{Error, Result},
+};
+
+const OP: &str = "modulation";
+const ROWS: usize = 8;
+const THREADS: u32 = 256;
+
+/// The modulation's table and the levels that tokens have.
+#[derive(Clone, Copy, Debug)]
+pub struct ModulationTable<'a> {
+    /// `[S, 6C]`
+    pub table: &'a Buffer<f32>,
+    /// The level of each token, `[L]`, each below `S`.
+    pub levels: &'a Buffer<u32>,
+    /// The first token of each level, and last `L`; `[S + 1]`.
+    pub starts: &'a Buffer<u32>,
+}
+
+impl ModulationTable<'_> {
+    fn level_count(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    /// Channels, from the table's size and that of `x`, and the batch.
+    fn sizes(&self, numbers: usize) -> Result<[usize; 2]> {
+        let (levels, tokens) = (self.level_count(), self.levels.len());
+        let channels = self.table.len().checked_div(6 * levels).unwrap_or(0);
+        let sample = channels * tokens;
+        if sample == 0 || self.table.len() != 6 * levels * channels || !numbers.is_multiple_of(sample) {
+            return Err(Error::shape(
+                OP,
+                format!(
+                    "{numbers} numbers do not fit {tokens} tokens and a table of {} numbers for {levels} levels",
+                    self.table.len()
+                ),
+            ));
+        }
+        Ok([numbers / sample, channels])
+    }
+}
+
+/// Places in a row of the table, in parts; the second may be missing. And what the factor is added to.
+fn places(part: Part) -> Result<(usize, Option<usize>, f32)> {
+    let (factor, shift, base) = match part {
+        Part::ScaleShift(scale, shift) => (scale, Some(shift), 1.0),
+        Part::Gate(gate) => (gate, None, 0.0),
+    };
+    if factor.max(shift.unwrap_or(0)) >= 6 {
+        return Err(Error::shape(OP, format!("{part:?} is not one of the six parts")));
+    }
+    Ok((factor, shift, base))
+}
+
+fn run<T: Factor>(
+    y: &mut Buffer<T>,
+    x: Option<&Buffer<T>>,
+    table: &ModulationTable<'_>,
+    (factor, shift, base): (usize, Option<usize>, f32),
+) -> Result<()> {
+    if let Some(x) = x {
+        x.expect_len(OP, "x", y.len())?;
+    }
+    let [_, channels] = table.sizes(y.len())?;
+    let rows = y.len() / channels;
+    if rows == 0 {
+        return Ok(());
+    }
+    let at = |part: usize| Argument::Read {
+        address: table.table.address() + (part * channels * size_of::<f32>()) as u64,
+        letter: b'f',
+    };
+    let arguments = [
+        y.write(),
+        x.map_or_else(|| y.read(), Buffer::read),
+        at(factor),
+        shift.map_or(Argument::null::<f32>(), at),
+        table.levels.read(),
+        Argument::U32(size(OP, "rows", rows)?),
+        Argument::U32(size(OP, "channels", channels)?),
+        Argument::U32(size(OP, "tokens", table.levels.len())?),
+        Argument::U32(size(OP, "numbers", 6 * channels)?),
+        Argument::F32(base),
+    ];
+    let launch = Launch::linear(blocks(OP, rows, ROWS)?, THREADS);
+    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each number of it is read only by the thread
+    // that writes it; the sizes were compared above, and the parts are below six; all buffers live, and are freed in the
+    // order of the work.
+    unsafe { y.device().launch(&Kernel::of::<T>(OP, "modulate"), &launch, &arguments) }
+}
+
+/// `y = x·(1 + scale) + shift`, or `y = x·gate`, by the level of each token; `y`, `x` `[B, L, C]`. Without `x`, in place.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn modulate_forward<T: Factor>(
+    y: &mut Buffer<T>,
+    x: Option<&Buffer<T>>,
+    table: &ModulationTable<'_>,
+    part: Part,
+) -> Result<()> {
+    run(y, x, table, places(part)?)
+}
+
+/// The gradient of [`modulate_forward`]'s `x`, `dx` `[B, L, C]`. Without `dy`, in place.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn modulate_backward<T: Factor>(
+    dx: &mut Buffer<T>,
+    dy: Option<&Buffer<T>>,
+    table: &ModulationTable<'_>,
+    part: Part,
+) -> Result<()> {
+    let (factor, _, base) = places(part)?;
+    run(dx, dy, table, (factor, None, base))
+}
+
+/// Adds the gradient of the table's parts to `d_table` `[S, 6C]`, from the gradient `dy` `[B, L, C]` of the result and the
+/// `x` `[B, L, C]` that was modulated. `by_sample` `[B, S, 2, C]` is working space, and afterwards holds each sample's own
+/// gradient of factor and shift.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn modulate_backward_table<T: Factor>(
+    d_table: &mut Buffer<f32>,
+    by_sample: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    table: &ModulationTable<'_>,
+    part: Part,
+) -> Result<()> {
+    let (factor, shift, _) = places(part)?;
+    let [batch, channels] = table.sizes(x.len())?;
+    d_table.expect_len(OP, "the gradient of the table", table.table.len())?;
+    modulation_parts_backward(by_sample, dy, x, table.starts, [batch, table.levels.len(), channels])?;
+    add_modulation(d_table, by_sample, [batch, channels], factor, shift)
+}
+
+/// Adds the samples' gradients of factor and shift, `by_sample` `[B, S, 2, C]` (of
+/// [`modulation_backward`](crate::engine::ops::layer_norm::cuda::modulation_backward) too), to parts `factor` and `shift` of
+/// `d_table` `[S, 6C]`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn add_modulation(
+    d_table: &mut Buffer<f32>,
+    by_sample: &Buffer<f32>,
+    [batch, channels]: [usize; 2],
+    factor: usize,
+    shift: Option<usize>,
+) -> Result<()> {
+    let levels = d_table.len().checked_div(6 * channels).unwrap_or(0);
+    d_table.expect_len(OP, "the gradient of the table", levels * 6 * channels)?;
+    by_sample.expect_len(OP, "the samples' gradients", batch * levels * 2 * channels)?;
+    if factor.max(shift.unwrap_or(0)) >= 6 {
+        return Err(Error::shape(OP, format!("{factor} and {shift:?} are not two of the six parts")));
+    }
+    if by_sample.is_empty() {
+        return Ok(());
+    }
+    let arguments = [
+        d_table.write(),
+        by_sample.read(),
+        Argument::U32(size(OP, "samples", batch)?),
+        Argument::U32(size(OP, "channels", channels)?),
+        Argument::U32(size(OP, "numbers", 6 * channels)?),
+        Argument::U32(size(OP, "numbers", factor * channels)?),
+        Argument::U32(size(OP, "numbers", shift.unwrap_or(6) * channels)?),
+    ];
+    let grid = [blocks(OP, channels, THREADS as usize)?, size(OP, "levels", levels)?, 1];
+    let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
+    // SAFETY: arguments in the kernel's order; d_table is borrowed mutably; the sizes were compared above; both live, and
+    // are freed in the order of the work.
+    unsafe { by_sample.device().launch(&Kernel::new(OP, "modulation_add"), &launch, &arguments) }
+}
+
+/// Each level's embedding beside the last level's: `table` `[S, C]` to `pairs` `[S, 2C]`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn level_pairs<T: Factor>(pairs: &mut Buffer<T>, table: &Buffer<T>, channels: usize) -> Result<()> {
+    let op = "level_pairs";
+    if channels == 0 || table.is_empty() || !table.len().is_multiple_of(channels) {
+        return Err(Error::shape(op, format!("{} numbers are not rows of {channels}", table.len())));
+    }
+    let levels = table.len() / channels;
+    pairs.expect_len(op, "the pairs", 2 * table.len())?;
+    let arguments = [
+        pairs.write(),
+        table.read(),
+        Argument::U32(size(op, "levels", levels)?),
+        Argument::U32(size(op, "channels", channels)?),
+    ];
+    let grid = [blocks(op, channels, THREADS as usize)?, size(op, "levels", levels)?, 1];
+    let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
+    // SAFETY: arguments in the kernel's order; the pairs are borrowed mutably; the sizes were compared above; both live,
+    // and are freed in the order of the work.
+    unsafe { table.device().launch(&Kernel::of::<T>(OP, op), &launch, &arguments) }
+}

@@ -1,0 +1,261 @@
+//! The shared modulation (`saln`): scale, shift and gate of each level, from the level embeddings and a block's own table.
+//! Scale and shift are applied by the layer norm that they follow.
+//!
+//! Order of the six parts, as released: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2. On a device the parts are made
+//! and kept in f32 whatever the activations are: there are few of them, and many gradients meet in them.
+
+pub mod cpu;
+pub mod cuda;
+
+use std::sync::{Arc, OnceLock};
+
+use crate::{
+    dispatch,
+    engine::{
+        ParameterId, RowOwner, Tape, Tensor, Var,
+        cuda::Device,
+        ops::{
+            accumulate::Rows, expect_shape, last_dim, patch_embed::cuda::SequenceLevels,
+            residual::cuda::add_to_all, three_dims,
+        },
+        tape::{Operation, Sink, Slot},
+        tensor::DeviceFloat,
+        visitors::Contribution,
+    },
+    error::{Error, Result},
+    with_float, with_number,
+};
+use cuda::ModulationTable;
+
+/// Which parts of the modulation are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `x·(1 + scale) + shift` with the parts numbered so.
+    ScaleShift(usize, usize),
+    /// `x·gate` with the part numbered so.
+    Gate(usize),
+}
+
+/// The level of each token of a sample.
+#[derive(Debug)]
+pub struct Levels {
+    of_tokens: Vec<u32>,
+    counts: Vec<usize>,
+    /// The rows of the table of level vectors that make a pair: a level's own and the last.
+    pairs: Rows,
+    on_device: OnceLock<(Device, SequenceLevels)>,
+}
+
+impl Levels {
+    /// Levels that follow each other: `counts[s]` tokens of level `s`.
+    #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
+    pub fn new(counts: &[usize]) -> Self {
+        let of_level = |(level, &count): (usize, &usize)| std::iter::repeat_n(level as u32, count);
+        let last = counts.len().saturating_sub(1) as u32;
+        Self {
+            of_tokens: counts.iter().enumerate().flat_map(of_level).collect(),
+            counts: counts.to_vec(),
+            pairs: Rows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1),
+            on_device: OnceLock::new(),
+        }
+    }
+
+    /// The level of each token.
+    pub fn host(&self) -> &[u32] {
+        &self.of_tokens
+    }
+
+    /// How many tokens.
+    pub fn tokens(&self) -> usize {
+        self.of_tokens.len()
+    }
+
+    /// How many levels, `S`.
+    pub fn count(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// The same on a device.
+    pub(crate) fn on(&self, device: &Device) -> Result<&SequenceLevels> {
+        let (held, levels) = match self.on_device.get() {
+            Some(held) => held,
+            None => {
+                let made = SequenceLevels::new(device, &self.counts)?;
+                self.on_device.get_or_init(|| (device.clone(), made))
+            }
+        };
+        if held.is(device) {
+            return Ok(levels);
+        }
+        Err(Error::invalid("a network is used on one device after another; build it once for each"))
+    }
+
+    /// Refuses unless there are as many tokens.
+    pub(crate) fn expect(&self, op: &'static str, tokens: usize) -> Result<()> {
+        if tokens == self.tokens() {
+            return Ok(());
+        }
+        Err(Error::shape(op, format!("{tokens} tokens, but levels of {}", self.tokens())))
+    }
+}
+
+struct LevelPairs {
+    level: ParameterId,
+    levels: Arc<Levels>,
+}
+
+/// Each level's embedding beside the last level's: `[S, C]` to `[S, 2C]`, the input of `lvl_embed_proj`.
+///
+/// # Errors
+/// If the table has not as many rows as there are levels.
+pub fn level_pairs(tape: &mut Tape<'_>, level: ParameterId, levels: &Arc<Levels>) -> Result<Var> {
+    let table = tape.parameters().value(level);
+    expect_shape("level_pairs", "the table", table, &[levels.count(), last_dim("level_pairs", table)?])?;
+    let value = dispatch!("level_pairs", table,
+        cpu T => cpu::level_pairs::<T>(table),
+        cuda T => pairs_on_device::<T>(table),
+    )?;
+    let levels = Arc::clone(levels);
+    Ok(tape.push(value, RowOwner::Batch, &[], true, || LevelPairs { level, levels }))
+}
+
+fn pairs_on_device<T: DeviceFloat>(table: &Tensor) -> Result<Tensor> {
+    let (levels, channels) = (table.dim(0), table.dim(1));
+    let from = table.buffer::<T>()?;
+    Tensor::written(from.device(), &[levels, 2 * channels], |pairs| cuda::level_pairs(pairs, from, channels))
+}
+
+impl Operation for LevelPairs {
+    fn name(&self) -> &'static str {
+        "level_pairs"
+    }
+
+    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let d_output = d_output.reshape(&[2 * d_output.dim(0), d_output.dim(1) / 2])?;
+        let gather = Contribution::Gather { d_output: &d_output, rows: &self.levels.pairs };
+        sink.parameter(self.level, RowOwner::Batch, &gather)
+    }
+}
+
+struct Parts {
+    table: ParameterId,
+    slot: Slot,
+}
+
+/// A block's six parts of every level: `condition` `[S, 6C]` plus the block's `table` (`ada_gss`, `[1, 1, 6, C]`).
+///
+/// # Errors
+/// If the sizes do not fit.
+pub fn parts(tape: &mut Tape<'_>, condition: &Var, table: ParameterId) -> Result<Var> {
+    let (rows, own) = (condition.value(), tape.parameters().value(table));
+    expect_shape("modulation", "the condition", rows, &[rows.dim(0), own.len()])?;
+    let value = dispatch!("modulation", rows,
+        cpu T => cpu::parts::<T>(rows, own),
+        cuda T => {
+            let x = rows.buffer::<T>()?;
+            let own = own.buffer::<T>()?;
+            Tensor::written(x.device(), rows.shape(), |y| add_to_all(y, Some(x), own))
+        },
+    )?;
+    let slot = tape.slot(condition);
+    Ok(tape.push(value, RowOwner::Batch, &[slot], true, || Parts { table, slot }))
+}
+
+impl Operation for Parts {
+    fn name(&self) -> &'static str {
+        "modulation"
+    }
+
+    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        sink.parameter(self.table, RowOwner::Batch, &Contribution::PerSample { d_value: &d_output })?;
+        sink.input(self.slot, d_output)
+    }
+}
+
+struct Gate {
+    input: Tensor,
+    parts: Tensor,
+    part: usize,
+    levels: Arc<Levels>,
+    slots: [Slot; 2],
+}
+
+/// `x` `[B, L, C]` times part number `part` of `parts` `[S, 6C]` by the level of each token.
+///
+/// # Errors
+/// If the sizes do not fit.
+pub fn gate(tape: &mut Tape<'_>, x: &Var, parts: &Var, part: usize, levels: &Arc<Levels>) -> Result<Var> {
+    let (input, of_levels) = (x.value(), parts.value());
+    let [_, tokens, channels] = three_dims("gate", "x", input)?;
+    levels.expect("gate", tokens)?;
+    expect_shape("gate", "the modulation", of_levels, &[levels.count(), 6 * channels])?;
+    let value = dispatch!("gate", input,
+        cpu T => cpu::gate::<T>(input, of_levels, part, levels.host()),
+        cuda T => gate_on_device::<T>(input, of_levels, part, levels),
+    )?;
+    let slots = [tape.slot(x), tape.slot(parts)];
+    let (input, parts, levels) = (input.clone(), of_levels.clone(), Arc::clone(levels));
+    Ok(tape.push(value, x.owner(), &slots, false, || Gate { input, parts, part, levels, slots }))
+}
+
+impl Operation for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let Self { input, parts, part, levels, slots } = *self;
+        let [dx, d_parts] = if d_output.device().is_none() {
+            with_float!(d_output.dtype(), "gate", T => {
+                cpu::gate_backward::<T>(&input, &parts, part, levels.host(), d_output)
+            })?
+        } else {
+            with_number!(d_output.dtype(), "gate", T => {
+                gate_backward_on_device::<T>(&input, &parts, part, &levels, &d_output)
+            })?
+        };
+        sink.input(slots[0], dx)?;
+        sink.input(slots[1], d_parts)
+    }
+}
+
+/// The modulation's table as its kernels are told of it.
+fn table<'a>(parts: &'a Tensor, levels: &'a Levels, device: &Device) -> Result<ModulationTable<'a>> {
+    let sequence = levels.on(device)?;
+    Ok(ModulationTable {
+        table: parts.buffer::<f32>()?,
+        levels: sequence.levels(),
+        starts: sequence.starts(),
+    })
+}
+
+fn gate_on_device<T: DeviceFloat>(
+    x: &Tensor,
+    parts: &Tensor,
+    part: usize,
+    levels: &Levels,
+) -> Result<Tensor> {
+    let from = x.buffer::<T>()?;
+    let table = table(parts, levels, from.device())?;
+    Tensor::written(from.device(), x.shape(), |y| {
+        cuda::modulate_forward(y, Some(from), &table, Part::Gate(part))
+    })
+}
+
+fn gate_backward_on_device<T: DeviceFloat>(
+    x: &Tensor,
+    parts: &Tensor,
+    part: usize,
+    levels: &Levels,
+    d_output: &Tensor,
+) -> Result<[Tensor; 2]> {
+    let [batch, _, channels] = three_dims("gate", "x", x)?;
+    let (input, dy) = (x.buffer::<T>()?, d_output.buffer::<T>()?);
+    let device = dy.device();
+    let (table, part) = (table(parts, levels, device)?, Part::Gate(part));
+    let dx = Tensor::written(device, x.shape(), |dx| cuda::modulate_backward(dx, Some(dy), &table, part))?;
+    let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
+    let mut d_parts = device.zeros::<f32>(parts.len())?;
+    cuda::modulate_backward_table(&mut d_parts, &mut by_sample, dy, input, &table, part)?;
+    Ok([dx, Tensor::from_buffer(parts.shape(), d_parts)?])
+}
