@@ -212,18 +212,19 @@ __device__ __forceinline__ void attention_forward32(
         dots<D>(s, q_tile, k_tile, head_dim);
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
-            float most = largest[i];
+            float most = -INFINITY;
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
                 unsigned column = x_of() + SIDE * j;
                 bool sees_it = key + column < sees[i] && (seen[j / 2] >> column % WARP & 1);
-                s[i][j] = sees_it ? s[i][j] * factor2 : -INFINITY;
+                if (!sees_it) s[i][j] = -INFINITY;
                 most = fmaxf(most, s[i][j]);
             }
 #pragma unroll
             for (unsigned other = SIDE / 2; other > 0; other /= 2) {
                 most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, other));
             }
+            most = fmaxf(most * factor2, largest[i]);
             float rescale = power_of_two(largest[i] - most);
             largest[i] = most;
             sum[i] *= rescale;
@@ -231,7 +232,8 @@ __device__ __forceinline__ void attention_forward32(
             for (unsigned at = 0; at < D / 16; ++at) o[i][at / 4][at % 4] *= rescale;
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
-                float p = power_of_two(s[i][j] - most);
+                // One rounding: a logit near 100 has few digits to lose.
+                float p = power_of_two(fmaf(s[i][j], factor2, -most));
                 sum[i] += p;
                 weights[(y_of() * 4 + i) * WEIGHTS_LINE + x_of() + SIDE * j] = p;
             }
@@ -277,7 +279,7 @@ struct Softmax32 {
         for (unsigned at = 0; at < 16; ++at) {
             unsigned i = at / 4, j = at % 4, column = x_of() + SIDE * j;
             bool sees_it = share[i] > 0.0f && key + column < sees[i] && (seen[j / 2] >> column % WARP & 1);
-            float p = sees_it ? power_of_two(s[i][j] * factor2 - shift[i]) * share[i] : 0.0f;
+            float p = sees_it ? power_of_two(fmaf(s[i][j], factor2, -shift[i])) * share[i] : 0.0f;
             s[i][j] = p;
             d_p[i][j] = p * (d_p[i][j] - mean[i]);
         }

@@ -93,10 +93,14 @@ fn check<T: Number>(device: &Device, case: &Case, hard: bool) -> Outcome {
     let expected = reference(case);
     let found = on_device::<T>(device, case);
     let naive = naive::<T>(case).errors(&expected);
-    for (part, ((what, values), [largest, mean])) in
+    for (part, ((what, _), [largest, mean])) in
         found.parts().into_iter().zip(found.errors(&expected)).enumerate()
     {
-        let [most, most_mean] = naive[part].map(|error| T::BOUND.max(2.0 * error));
+        let [mut most, most_mean] = naive[part].map(|error| T::BOUND.max(2.0 * error));
+        // Logits of 40 and more leave gradients in f32 fewer digits: measured 3.3e-5 on the emulator, with scales up to 100.
+        if hard && part > 0 {
+            most = most.max(5e-5);
+        }
         // The gradient of the scale is a few numbers, each a sum of many that cancel: it has no mean to speak of.
         let most_mean = if part == 3 {
             f64::INFINITY
