@@ -1,8 +1,8 @@
-// What the attention kernels share: which block does what, tiles of 16-bit numbers in shared memory, and rotary positions
-// with l2-normalisation applied to a tile in place.
+// What the attention kernels share: which block does what, tiles of 16-bit numbers in shared memory, and rotary
+// positions with l2-normalisation applied to a tile in place.
 //
-// Logits are powers of two: logit2 = factor log2(e) q^ k^, with q^ and k^ turned and normalised. For each row the forward
-// keeps a shift, so that the probability of a key is 2^(logit2 - shift).
+// Logits are powers of two: logit2 = factor log2(e) q^ k^, with q^ and k^ turned and normalised. For each row the
+// forward keeps a shift, so that the probability of a key is 2^(logit2 - shift).
 #pragma once
 #include "portable.cuh"
 
@@ -55,7 +55,8 @@ __device__ __forceinline__ unsigned seen_keys(const uint32_t *mask, unsigned fir
     return __ballot_sync(ALL_LANES, key < keys && (mask == nullptr || mask[key] == 1));
 }
 
-// The number of tiles of TILE queries, from the first on, that see none of the keys from `key` on; called by whole warps.
+// The number of tiles of TILE queries, from the first on, that see none of the keys from `key` on; called by whole
+// warps.
 __device__ __forceinline__ unsigned
 blind_tiles(const uint32_t *visible, unsigned key, unsigned queries, unsigned keys, unsigned tiles) {
     unsigned blind = 0;
@@ -74,14 +75,14 @@ template <unsigned LIMIT, unsigned WIDTH = 1> __device__ __forceinline__ float l
     return value;
 }
 
-// What tensor cores work on: a block of 4 warps, each with 16 rows, or with 32 where D leaves registers for it: then the
-// right operands that a warp loads are used twice.
+// What tensor cores work on: a block of 4 warps, each with 16 rows, or with 32 where D leaves registers for it: then
+// the right operands that a warp loads are used twice.
 constexpr unsigned WARPS = 4, THREADS = WARPS * WARP;
 template <unsigned D> constexpr unsigned LEFTS = D <= 64 ? 2 : 1;
 template <unsigned D> constexpr unsigned QUERY_ROWS = WARPS * 16 * LEFTS<D>;
 
-// Whether rows are read 16 bytes at a time. Heads of up to 64 channels that are not whole packs of 8 go to the kernels for
-// 128 if they are too wide for those for 32: what it takes to read them would cost those for 64 registers.
+// Whether rows are read 16 bytes at a time. Heads of up to 64 channels that are not whole packs of 8 go to the kernels
+// for 128 if they are too wide for those for 32: what it takes to read them would cost those for 64 registers.
 template <unsigned D> __device__ __forceinline__ bool is_wide(unsigned wide) { return D == 64 || wide != 0; }
 
 // Tiles of 16-bit numbers ---------------------------------------------------------------------------------------------
@@ -150,8 +151,8 @@ template <class T> struct Source {
     }
 };
 
-// Starts copying ROWS rows from `row` on into a tile; rows and channels past the end become zeros. Each thread copies the
-// chunks that it later prepares.
+// Starts copying ROWS rows from `row` on into a tile; rows and channels past the end become zeros. Each thread copies
+// the chunks that it later prepares.
 template <unsigned D, unsigned ROWS, unsigned THREADS, class T>
 __device__ __forceinline__ void start_copy(T *tile, const Source<const T> &source, unsigned row) {
     constexpr unsigned CHUNKS = Tile<D>::CHUNKS, COUNT = ROWS * CHUNKS;
@@ -168,8 +169,8 @@ __device__ __forceinline__ void start_copy(T *tile, const Source<const T> &sourc
     }
 }
 
-// Turns and normalises in place the rows of a tile that start_copy has brought, chunk by chunk by the threads that copied
-// them. `row` is the tile's first; `inverse_length`, if not null, gets 1 / max(length, 1e-12) of each row.
+// Turns and normalises in place the rows of a tile that start_copy has brought, chunk by chunk by the threads that
+// copied them. `row` is the tile's first; `inverse_length`, if not null, gets 1 / max(length, 1e-12) of each row.
 template <unsigned D, unsigned ROWS, unsigned THREADS, class T>
 __device__ __forceinline__ void
 prepare(T *tile, const Source<const T> &source, unsigned row, const Rotary &rotary, bool normalise, float *inverse_length) {

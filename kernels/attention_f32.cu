@@ -1,17 +1,19 @@
-// Attention and its gradients in f32, without tensor cores, accurate to about 1e-5: what is trained with `f32`, and what the
-// 16-bit kernels can be compared with on a card. The equations and arguments are those of attention_forward.cu and
-// attention_backward.cu; `rows` has [3, B, H, L] (the largest logit2, the mean, and the inverse of the sum, kept apart
-// because one logarithm of both would lose digits where logits reach 100) and the parts of the scale's gradient.
+// Attention and its gradients in f32, without tensor cores, accurate to about 1e-5: what is trained with `f32`, and
+// what the 16-bit kernels can be compared with on a card. The equations and arguments are those of
+// attention_forward.cu, attention_backward_queries.cu and attention_backward_keys.cu; `rows` has [3, B, H, L] (the
+// largest logit2, the mean, and the inverse of the sum, kept apart because one logarithm of both would lose digits
+// where logits reach 100) and the parts of the scale's gradient.
 //
 // Threads: a block of 256, as 16 by 16, has 64 queries (or keys) of one head and takes tiles of 64 of the others; each
-// thread 4 by 4 products, and 4 rows of D/16 channels. The largest logit is always tracked: what that costs is little here.
-// Shared memory, in floats: (3 or, for gradients, 4) 64 (D + 4) + 64 68; 149 KB for D = 128. Each product of two numbers
-// takes half a read of shared memory, which is its limit; a block or two fit a multiprocessor.
+// thread 4 by 4 products, and 4 rows of D/16 channels. The largest logit is always tracked: what that costs is little
+// here. Shared memory, in floats: (3 or, for gradients, 4) 64 (D + 4) + 64 68; 149 KB for D = 128. Each product of two
+// numbers takes half a read of shared memory, which is its limit; a block or two fit a multiprocessor.
 #include "attention.cuh"
 
 // Threads (x, y) of 16 by 16: rows 4 y .. 4 y + 3 and, of the other side, x, x + 16, x + 32, x + 48.
 constexpr unsigned SIDE = 16, BLOCK = SIDE * SIDE;
-// Numbers from one row of a tile to the next: 4 more than there are, so that 8 rows read at once lie in different banks.
+// Numbers from one row of a tile to the next: 4 more than there are, so that 8 rows read at once lie in different
+// banks.
 template <unsigned D> constexpr unsigned LINE = D + 4;
 constexpr unsigned WEIGHTS_LINE = TILE + 4;
 
@@ -29,8 +31,8 @@ source_of(const float *from, const Place &place, unsigned stride, unsigned lengt
     return {from + uint64_t(place.sample) * length * stride + place.head * head_dim, stride, length, head_dim};
 }
 
-// Brings 64 rows into a tile, a warp a row, turned and normalised if asked for; zeros past the end. `inverse_length`, if
-// not null, gets 1 / max(length, 1e-12).
+// Brings 64 rows into a tile, a warp a row, turned and normalised if asked for; zeros past the end. `inverse_length`,
+// if not null, gets 1 / max(length, 1e-12).
 template <unsigned D>
 __device__ __forceinline__ void
 bring(float *tile, const Source32 &source, unsigned row, const Rotary &rotary, bool normalise, float *inverse_length) {
@@ -128,8 +130,8 @@ write(float *to, const float (&value)[4][D / 64][4], const Source32 &like, unsig
     }
 }
 
-// Gradients before turning and normalising, in place, from those after; `hat` is the tile after it. Gives the products of
-// gradients and rows, summed over this thread's rows, as attention.cuh's undo.
+// Gradients before turning and normalising, in place, from those after; `hat` is the tile after it. Gives the products
+// of gradients and rows, summed over this thread's rows, as attention.cuh's undo.
 template <unsigned D>
 __device__ __forceinline__ float
 undo32(float (&d)[4][D / 64][4], const float *hat, const float *inverse_length, bool normalise, float factor, unsigned row,
@@ -212,18 +214,19 @@ __device__ __forceinline__ void attention_forward32(
         dots<D>(s, q_tile, k_tile, head_dim);
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
-            float most = largest[i];
+            float most = -INFINITY;
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
                 unsigned column = x_of() + SIDE * j;
                 bool sees_it = key + column < sees[i] && (seen[j / 2] >> column % WARP & 1);
-                s[i][j] = sees_it ? s[i][j] * factor2 : -INFINITY;
+                if (!sees_it) s[i][j] = -INFINITY;
                 most = fmaxf(most, s[i][j]);
             }
 #pragma unroll
             for (unsigned other = SIDE / 2; other > 0; other /= 2) {
                 most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, other));
             }
+            most = fmaxf(most * factor2, largest[i]);
             float rescale = power_of_two(largest[i] - most);
             largest[i] = most;
             sum[i] *= rescale;
@@ -231,7 +234,8 @@ __device__ __forceinline__ void attention_forward32(
             for (unsigned at = 0; at < D / 16; ++at) o[i][at / 4][at % 4] *= rescale;
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
-                float p = power_of_two(s[i][j] - most);
+                // One rounding: a logit near 100 has few digits to lose.
+                float p = power_of_two(fmaf(s[i][j], factor2, -most));
                 sum[i] += p;
                 weights[(y_of() * 4 + i) * WEIGHTS_LINE + x_of() + SIDE * j] = p;
             }
@@ -277,7 +281,7 @@ struct Softmax32 {
         for (unsigned at = 0; at < 16; ++at) {
             unsigned i = at / 4, j = at % 4, column = x_of() + SIDE * j;
             bool sees_it = share[i] > 0.0f && key + column < sees[i] && (seen[j / 2] >> column % WARP & 1);
-            float p = sees_it ? power_of_two(s[i][j] * factor2 - shift[i]) * share[i] : 0.0f;
+            float p = sees_it ? power_of_two(fmaf(s[i][j], factor2, -shift[i])) * share[i] : 0.0f;
             s[i][j] = p;
             d_p[i][j] = p * (d_p[i][j] - mean[i]);
         }

@@ -2,36 +2,37 @@
 //
 //     q^ = unit(turn(q)),  k^ = unit(turn(k)),  p = softmax(factor q^ k^, over the keys seen),  out = p v
 //
-// q, k, v: rows of one head, D numbers each, in sources of `q_stride` and `kv_stride` numbers a row; out [B, L, H D] in T;
-// rows [2, B, H, L] in float, of which the first half gets each row's shift: log2 of the sum of 2^logit2 (+infinity where
-// nothing is seen). `visible` [L]: the query sees the first so many keys, never fewer than the one before it; `mask` [B, T]:
-// only a 1 is seen; `log_scale` [H]: if null, nothing is normalised and the factor is fixed; cosine and sine [L, D/2] may be
-// null. A query that sees no key gets zeros. Source: upstream.md, B3 to B5.
+// q, k, v: rows of one head, D numbers each, in sources of `q_stride` and `kv_stride` numbers a row; out [B, L, H D] in
+// T; rows [2, B, H, L] in float, of which the first half gets each row's shift: log2 of the sum of 2^logit2 (+infinity
+// where nothing is seen). `visible` [L]: the query sees the first so many keys, never fewer than the one before it;
+// `mask` [B, T]: only a 1 is seen; `log_scale` [H]: if null, nothing is normalised and the factor is fixed; cosine and
+// sine [L, D/2] may be null. A query that sees no key gets zeros. Source: upstream.md, B3 to B5.
 //
 // Threads: a block of 4 warps has 128 queries of one head (64 for D = 128), a warp 32 of them (16), whose q^ stays in
 // registers. Tiles of 64 keys and values pass through two stages of shared memory by cp.async; each thread turns and
-// normalises in place the 16-byte chunks of keys that it has copied itself, so that one barrier a tile is enough. A warp
-// takes 16 keys at a time: where none of its queries sees them, or the mask hides them all, they cost a comparison, and a
-// tile that no query of the block sees is never loaded. Blocks with the most keys come first within 64 heads.
-// Shared memory: 512 D bytes (32 KB for D = 64; the queries pass through the second stage).
+// normalises in place the 16-byte chunks of keys that it has copied itself, so that one barrier a tile is enough. A
+// warp takes 16 keys at a time: where none of its queries sees them, or the mask hides them all, they cost a
+// comparison, and a tile that no query of the block sees is never loaded. Blocks with the most keys come first within
+// 64 heads. Shared memory: 512 D bytes (32 KB for D = 64; the queries pass through the second stage).
 //
-// Limits for B 64, H 16, D 64, L 680 on an H100, computed and not yet measured. Warps of 32 queries and 16 keys do 0.694 of
-// L^2 (the mask allows 0.619; tiles of 128 by 64 would do 0.886): 84 GFLOP, 0.14 ms at the 600 TFLOP/s of mma.sync; as many
-// exponentials take 0.09 ms; a warp issues about as many instructions for a tile's keys (240 to turn and normalise its
-// quarter) as for its 128 mma and their operands, so that issuing, 0.2 ms, is the limit to expect. HBM: 357 MB, 0.12 ms.
-// L2: 0.84 GB of keys and values, and at most as much of angles, which blocks of one multiprocessor share in its L1.
-// A warp of 16 queries would read each right operand of 512 bytes for one product, not two: then shared memory's 128 bytes
-// a cycle are the limit. With D = 64, 168 registers leave room for 3 blocks a multiprocessor.
+// Limits for B 64, H 16, D 64, L 680 on an H100, computed and not yet measured. Warps of 32 queries and 16 keys do
+// 0.694 of L^2 (the mask allows 0.619; tiles of 128 by 64 would do 0.886): 84 GFLOP, 0.14 ms at the 600 TFLOP/s of
+// mma.sync; as many exponentials take 0.09 ms; a warp issues about as many instructions for a tile's keys (240 to turn
+// and normalise its quarter) as for its 128 mma and their operands, so that issuing, 0.2 ms, is the limit to expect.
+// HBM: 357 MB, 0.12 ms. L2: 0.84 GB of keys and values, and at most as much of angles, which blocks of one
+// multiprocessor share in its L1. A warp of 16 queries would read each right operand of 512 bytes for one product, not
+// two: then shared memory's 128 bytes a cycle are the limit. With D = 64, 168 registers leave room for 3 blocks a
+// multiprocessor.
 #include "attention.cuh"
 
 // Up to this factor the bound on the logits stands for the largest of a row: nothing is compared and nothing rescaled.
-// bfloat16 has the range of f32, so 2^(logit2) itself is kept. Half does not: its powers are moved to end at 2^15, and the
-// row's largest, at worst 2^(-2 logit2) of that, must leave the digits of those that matter.
+// bfloat16 has the range of f32, so 2^(logit2) itself is kept. Half does not: its powers are moved to end at 2^15, and
+// the row's largest, at worst 2^(-2 logit2) of that, must leave the digits of those that matter.
 template <class T> constexpr float LARGEST_FIXED = std::is_same_v<T, bf16> ? 40.0f : 6.0f;
 constexpr float LARGEST_HALF_POWER = 15.0f;
-// Above it, a row's shift is its largest logit so far, but is only renewed once a logit is this much above: until then the
-// powers reach 2^8, which every type holds. A row that has seen nothing has the lowest shift, from which a logit of a key
-// that is not seen, -infinity, can be subtracted.
+// Above it, a row's shift is its largest logit so far, but is only renewed once a logit is this much above: until then
+// the powers reach 2^8, which every type holds. A row that has seen nothing has the lowest shift, from which a logit of
+// a key that is not seen, -infinity, can be subtracted.
 constexpr float SLACK = 8.0f, LOWEST = -1e30f;
 // Keys whose logits a warp holds at a time.
 constexpr unsigned SUBTILE = 16;
@@ -113,9 +114,11 @@ __device__ __forceinline__ void attention_forward(
             start_copy<D, TILE, THREADS>(next + TILE * D, v_rows, (tile + 1) * TILE);
         }
         commit_copies();
-#pragma unroll
+// Whole for D = 128 it would take nvcc long and gain nothing.
+#pragma unroll(D <= 64 ? TILE / SUBTILE : 1)
         for (unsigned part = 0; part < TILE / SUBTILE; ++part) {
-            unsigned key = tile * TILE + part * SUBTILE, bits = seen[part / 2] >> part % 2 * SUBTILE & 0xffffu;
+            unsigned key = tile * TILE + part * SUBTILE;
+            unsigned bits = (part < 2 ? seen[0] : seen[1]) >> part % 2 * SUBTILE & 0xffffu;
             if (key >= warp_end || bits == 0) continue;
             float s[LEFT][2][4] = {};
 #pragma unroll
@@ -226,18 +229,18 @@ __device__ __forceinline__ void attention_forward(
 
 #define ATTENTION_FORWARD(T, suffix, D)                                                                                \
     KERNEL_SHARING(                                                                                                    \
-        attention_forward_##D##_##suffix, THREADS, D <= 64 ? 3 : 2, T *out, float *rows, const T *q, const T *k, const T *v,            \
-        const uint32_t *visible, const uint32_t *mask, const float *log_scale, const float *cosine, const float *sine, \
-        uint32_t heads, uint32_t queries, uint32_t keys, uint32_t head_dim, uint32_t q_stride, uint32_t kv_stride,     \
-        float fixed_factor, uint32_t wide) {                                                                           \
+        attention_forward_##D##_##suffix, THREADS, D <= 64 ? 3 : 2, T *out, float *rows, const T *q, const T *k,       \
+        const T *v, const uint32_t *visible, const uint32_t *mask, const float *log_scale, const float *cosine,        \
+        const float *sine, uint32_t heads, uint32_t queries, uint32_t keys, uint32_t head_dim, uint32_t q_stride,      \
+        uint32_t kv_stride, float fixed_factor, uint32_t wide) {                                                       \
         attention_forward<T, D>(                                                                                       \
             out, rows, q, k, v, visible, mask, log_scale, cosine, sine, heads, queries, keys, head_dim, q_stride,      \
             kv_stride, fixed_factor, wide);                                                                            \
     }
-#define ATTENTION_FORWARDS(T, suffix)                                                                                  \
+#define ALL_ATTENTION_FORWARD(T, suffix)                                                                               \
     ATTENTION_FORWARD(T, suffix, 16)                                                                                   \
     ATTENTION_FORWARD(T, suffix, 32)                                                                                   \
     ATTENTION_FORWARD(T, suffix, 64)                                                                                   \
     ATTENTION_FORWARD(T, suffix, 128)
-ATTENTION_FORWARDS(bf16, bf16)
-ATTENTION_FORWARDS(f16, f16)
+ALL_ATTENTION_FORWARD(bf16, bf16)
+ALL_ATTENTION_FORWARD(f16, f16)

@@ -262,8 +262,8 @@ pub(crate) fn reference(case: &Case) -> Outcome {
     }
 }
 
-/// Plain loops that round the result of every step to `T`, as a network of single operations would. Products of vectors are
-/// summed in f32.
+/// Plain loops that round the result of every step to `T`, as a network of single operations would. Products of vectors
+/// are summed in f32.
 pub(crate) fn naive<T: Number>(case: &Case) -> Outcome {
     let round = |value: f64| T::round(value).wide();
     let heads = case.heads();

@@ -1,4 +1,5 @@
-//! Launches of `kernels/attention_forward.cu`, `kernels/attention_backward.cu` and, for f32, `kernels/attention_f32.cu`.
+//! Launches of `kernels/attention_forward.cu`, `attention_backward_queries.cu`, `attention_backward_keys.cu` and, for
+//! f32, `attention_f32.cu`.
 #![expect(
     unsafe_code,
     reason = "kernels are launched here, after all sizes have been compared with what they will touch"
@@ -201,12 +202,11 @@ impl DeviceAttention<'_> {
         Ok(arguments)
     }
 
-    /// The kernel of this name, and a launch of one block for each sample, head and `tile` rows with shared memory for
-    /// `tiles` tiles of 64 rows.
+    /// The kernel of this name, in the file of this name or in that of f32, and a launch of one block for each sample,
+    /// head and `tile` rows with shared memory for `tiles` tiles of 64 rows.
     fn kernel<T: Factor>(
         &self,
-        file: &'static str,
-        name: &str,
+        name: &'static str,
         rows: usize,
         tile: usize,
         tiles: usize,
@@ -220,7 +220,7 @@ impl DeviceAttention<'_> {
             // Rows are 4 numbers longer than they need be, and there is a tile of weights.
             ("attention_f32", THREADS_F32, 4 * TILE * (tiles * (padded + 4) + TILE + 4))
         } else {
-            (file, THREADS, 2 * TILE * tiles * padded)
+            (name, THREADS, 2 * TILE * tiles * padded)
         };
         let mut launch = Launch::linear(size("blocks", blocks)?, threads);
         launch.shared_bytes = size("bytes", bytes)?;
@@ -233,8 +233,8 @@ fn is_f32<T: Factor>() -> bool {
 }
 
 /// Attention of every sample and head: `out` `[B, L, C]`. A query that sees no key gives zeros. `rows`, of
-/// [`DeviceAttention::rows_len`] numbers, keeps what the backward needs. For a packed source, `q_source` and `kv_source`
-/// are the same buffer. Sums in f32, in a fixed order that does not depend on the batch.
+/// [`DeviceAttention::rows_len`] numbers, keeps what the backward needs. For a packed source, `q_source` and
+/// `kv_source` are the same buffer. Sums in f32, in a fixed order that does not depend on the batch.
 ///
 /// Source: upstream.md, B3 to B5; the statistics are derived in `kernels/attention.cuh`.
 ///
@@ -255,16 +255,15 @@ pub fn forward<T: Factor>(
     arguments.extend(shape.last_arguments::<T>()?);
     let tile = shape.query_tile::<T>();
     let tiles = if is_f32::<T>() { 3 } else { 4 };
-    let (kernel, launch) =
-        shape.kernel::<T>("attention_forward", "attention_forward", shape.queries, tile, tiles)?;
+    let (kernel, launch) = shape.kernel::<T>("attention_forward", shape.queries, tile, tiles)?;
     // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
     // buffers live, and are freed in the order of the work.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }
 }
 
 /// The gradients of the sources, and of the logarithm of the scale for each sample and head, `d_log_scale` `[B, H]`
-/// (present if and only if the scale is learned; zero where it is clamped). `rows` is the forward's, and gets the means of
-/// the gradients of the logits. No float atomics: the same bits on every run, whatever the other samples are.
+/// (present if and only if the scale is learned; zero where it is clamped). `rows` is the forward's, and gets the means
+/// of the gradients of the logits. No float atomics: the same bits on every run, whatever the other samples are.
 ///
 /// # Errors
 /// If the sizes do not fit, gradients and sources are not laid out alike, or the device fails.
@@ -315,16 +314,15 @@ pub fn backward<T: Factor>(
     let mut arguments = vec![d_q, rows.write(), q, k, v, out.read(), d_out.read()];
     arguments.extend(shape.last_arguments::<T>()?);
     let tile = shape.query_tile::<T>();
-    let (file, tiles) = ("attention_backward", if is_f32::<T>() { 4 } else { 4 + 2 * tile / TILE });
-    let (kernel, launch) =
-        shape.kernel::<T>(file, "attention_backward_queries", shape.queries, tile, tiles)?;
+    let tiles = if is_f32::<T>() { 4 } else { 4 + 2 * tile / TILE };
+    let (kernel, launch) = shape.kernel::<T>("attention_backward_queries", shape.queries, tile, tiles)?;
     // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
     // buffers live, and are freed in the order of the work.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }?;
 
     let mut arguments = vec![d_k, d_v, d_log_scale, rows.read(), q, k, v, d_out.read()];
     arguments.extend(shape.last_arguments::<T>()?);
-    let (kernel, launch) = shape.kernel::<T>(file, "attention_backward_keys", shape.keys, TILE, 4)?;
+    let (kernel, launch) = shape.kernel::<T>("attention_backward_keys", shape.keys, TILE, 4)?;
     // SAFETY: as above; this launch reads the rows that the one before has written, in the order of the work.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }
 }
