@@ -3,7 +3,13 @@
 
 use alchemist_engine::{
     Error, Result,
-    engine::cuda::{Argument, Buffer, Device, Kernel, Launch, kernels},
+    engine::{
+        cuda::{Argument, Buffer, Device, Kernel, Launch},
+        ops::{
+            cast::cuda::{narrow, widen},
+            layer_norm::cuda::{LayerNormInput, layer_norm_forward},
+        },
+    },
 };
 use half::bf16;
 
@@ -24,15 +30,17 @@ fn test_devices() -> Vec<Device> {
 
 /// Something like a step: buffers that come and go, and a result. Gives the addresses of all of them.
 fn step(device: &Device, input: &Buffer<f32>, result: &mut Buffer<f32>) -> Result<Vec<u64>> {
-    let mut narrow = device.uninitialised::<bf16>(input.len())?;
-    kernels::narrow(&mut narrow, input)?;
-    let mut activated = device.uninitialised::<bf16>(input.len())?;
-    kernels::gelu_forward(&mut activated, &narrow, None, input.len())?;
-    let addresses = vec![narrow.address(), activated.address()];
-    drop(narrow);
-    let mut wide = device.zeros::<f32>(input.len())?;
-    kernels::widen(&mut wide, &activated)?;
     let side = 32;
+    let mut halves = device.uninitialised::<bf16>(input.len())?;
+    narrow(&mut halves, input)?;
+    let mut normed = device.uninitialised::<bf16>(input.len())?;
+    let mut statistics = device.uninitialised(2 * side)?;
+    let rows = LayerNormInput { x: &halves, channels: side, modulation: None };
+    layer_norm_forward(&mut normed, &mut statistics, &rows, 1e-6)?;
+    let addresses = vec![halves.address(), normed.address()];
+    drop((halves, statistics));
+    let mut wide = device.zeros::<f32>(input.len())?;
+    widen(&mut wide, &normed)?;
     device.product(result, [side; 3], (&wide, false), (&wide, true), None, 1.0, 0.0)?;
     Ok([addresses, vec![wide.address()]].concat())
 }
@@ -243,4 +251,19 @@ fn replays_are_checked_as_the_work_is() {
         }
     });
     assert!(result.unwrap_err().to_string().contains("arguments were given"));
+}
+
+#[test]
+fn products_are_timed() {
+    for device in test_devices() {
+        let matrix = device.upload(&values(1)).unwrap();
+        let mut result = device.uninitialised::<f32>(1024).unwrap();
+        let mut multiply =
+            || device.product(&mut result, [32; 3], (&matrix, false), (&matrix, false), None, 1.0, 0.0);
+        multiply().unwrap();
+        let start = std::time::Instant::now();
+        let ((), time) = device.time_products(|| (0..10).try_for_each(|_| multiply())).unwrap();
+        assert!(!time.is_zero() && time <= start.elapsed(), "{time:?}");
+        assert!(device.time_products(|| Ok(())).unwrap().1.is_zero());
+    }
 }
