@@ -131,6 +131,7 @@ impl Case {
                 frozen_proxy_decays: false,
                 two_rater_passes: true,
                 drop_path: true,
+                recompute: false,
                 seed: 0,
             },
         }

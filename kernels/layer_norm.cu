@@ -161,13 +161,14 @@ __device__ __forceinline__ void layer_norm_backward(
 
 // The modulation's gradient, for each sample and level: d_scale = sum of dy n and d_shift = sum of dy over the sample's
 // tokens of the level, in the order of the tokens. Block: 128 channels of one level (y) of one sample (z). `starts` are
-// the first tokens of the levels and, last, the number of tokens. Output [B, levels, 2, C] in float.
+// the first tokens of the levels and, last, the number of tokens. Output [B, levels, stride] in float, of which the C
+// numbers from d_scale and from d_shift on are written.
 constexpr unsigned COLUMNS = 128;
 
 template <class T>
 __device__ __forceinline__ void modulation_backward(
     float *d_modulation, const T *dy, const T *x, const float *statistics, const uint32_t *starts, unsigned channels,
-    unsigned tokens) {
+    unsigned tokens, unsigned stride, unsigned scale, unsigned shift) {
     unsigned c = blockIdx.x * COLUMNS + threadIdx.x, level = blockIdx.y, sample = blockIdx.z;
     if (c >= channels) return;
     float d_scale = 0.0f, d_shift = 0.0f;
@@ -177,9 +178,9 @@ __device__ __forceinline__ void modulation_backward(
         d_scale += d * (widen(x[row * channels + c]) - statistics[2 * row]) * statistics[2 * row + 1];
         d_shift += d;
     }
-    uint64_t to = (uint64_t(sample) * gridDim.y + level) * 2 * channels + c;
-    d_modulation[to] = d_scale;
-    d_modulation[to + channels] = d_shift;
+    float *to = d_modulation + (uint64_t(sample) * gridDim.y + level) * stride + c;
+    to[scale] = d_scale;
+    to[shift] = d_shift;
 }
 
 #define LAYER_NORM(T, suffix)                                                                                          \
@@ -197,8 +198,8 @@ __device__ __forceinline__ void modulation_backward(
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         modulation_backward_##suffix, COLUMNS, float *d_modulation, const T *dy, const T *x, const float *statistics,  \
-        const uint32_t *starts, uint32_t channels, uint32_t tokens) {                                                  \
-        modulation_backward(d_modulation, dy, x, statistics, starts, channels, tokens);                                \
+        const uint32_t *starts, uint32_t channels, uint32_t tokens, uint32_t stride, uint32_t scale, uint32_t shift) { \
+        modulation_backward(d_modulation, dy, x, statistics, starts, channels, tokens, stride, scale, shift);          \
     }
 LAYER_NORM(float, f32)
 LAYER_NORM(bf16, bf16)

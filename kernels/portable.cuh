@@ -14,6 +14,9 @@
 
 #define KERNEL(name, most_threads, ...)                                                                                \
     extern "C" __global__ void __launch_bounds__(most_threads) name(__VA_ARGS__)
+// The same, with so few registers that `blocks` blocks fit a multiprocessor.
+#define KERNEL_SHARING(name, most_threads, blocks, ...)                                                                \
+    extern "C" __global__ void __launch_bounds__(most_threads, blocks) name(__VA_ARGS__)
 #define SHARED_ARRAY(type, name, size) __shared__ __align__(16) type name size
 #define DYNAMIC_SHARED(type, name)                                                                                     \
     extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];                                              \
@@ -22,6 +25,7 @@
 
 #else
 #include "host/language.h"
+#define KERNEL_SHARING(name, most_threads, blocks, ...) KERNEL(name, most_threads, __VA_ARGS__)
 #endif
 
 using bf16 = __nv_bfloat16;
@@ -97,6 +101,50 @@ __device__ __forceinline__ float block_reduce(float value, float *scratch) {
         total = MAXIMUM ? fmaxf(total, scratch[warp]) : total + scratch[warp];
     }
     return total;
+}
+
+// 2 to the power of `value`, 0 far below 2^-126 and of -infinity. The relative error is below 2^-22; one instruction, where
+// exp2f takes four to be exact about the smallest numbers.
+__device__ __forceinline__ float power_of_two(float value) {
+#if defined(__CUDACC__)
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+#else
+    return exp2f(value);
+#endif
+}
+
+// Two numbers side by side, the first in the lower half: the form in which mma_16x8x16 takes them.
+template <class T> __device__ __forceinline__ uint32_t pack_two(float low, float high) {
+#if defined(__CUDACC__)
+    uint32_t packed;
+    if constexpr (__is_same(T, bf16)) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    }
+    return packed;
+#else
+    return uint32_t(narrow<T>(low).bits) | uint32_t(narrow<T>(high).bits) << 16;
+#endif
+}
+
+// The inverse of pack_two.
+template <class T> __device__ __forceinline__ void unpack_two(uint32_t packed, float &low, float &high) {
+#if defined(__CUDACC__)
+    if constexpr (__is_same(T, bf16)) {
+        low = __uint_as_float(packed << 16);
+        high = __uint_as_float(packed & 0xffff0000u);
+    } else {
+        float2 both = __half22float2(*reinterpret_cast<const __half2 *>(&packed));
+        low = both.x;
+        high = both.y;
+    }
+#else
+    low = widen(T{uint16_t(packed)});
+    high = widen(T{uint16_t(packed >> 16)});
+#endif
 }
 
 // Tensor cores ------------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ pack_sanitizer() {
     [ -n "$found" ] || fail "the pip package holds no compute-sanitizer"
     local flat
     flat="$(mktemp -d)"
-    cp "$(dirname "$found")"/* "$(dirname "$(dirname "$found")")"/lib/* "$flat/"
+    cp "$(dirname "$(dirname "$found")")"/lib/* "$flat/"
+    cp "$(dirname "$found")"/* "$flat/"
     chmod +x "$flat/compute-sanitizer"
     tar -C "$flat" -cJf target/gpu/sanitizer/all.tar.xz .
     rm -r "$flat"

@@ -34,7 +34,7 @@ fn the_released_configuration_is_accepted_as_it_is() {
     assert_eq!(config.data.caption_column, "cogvlm_caption");
     assert_eq!(config.data.train, None);
     let warned = config.warnings.join("\n");
-    assert!(["fp16", "device", "text_enc"].iter().all(|key| warned.contains(key)), "{warned}");
+    assert!(warned.contains("text_enc"), "{warned}");
 }
 
 #[test]

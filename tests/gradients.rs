@@ -12,10 +12,10 @@ use alchemist_engine::{
             activation::{Activation, activate},
             attention::{AttentionSettings, RotaryTable, cross_attention, self_attention, visible_keys},
             cross_entropy::cross_entropy,
-            layer_norm::layer_norm,
+            layer_norm::{ScaleShift, layer_norm},
             linear::{Bias, linear},
-            modulation::{Part, level_pairs, modulate},
-            patch_embed::{PatchEmbed, patch_embed},
+            modulation::{self, Levels, gate, level_pairs},
+            patch_embed::{PatchEmbed, PatchEmbedParameters, patch_embed},
             pooling::{batch_softmax, batch_statistics, mean_tokens, scale_all},
             residual::{add_to_all, first_sample, residual},
         },
@@ -31,7 +31,7 @@ type Function<'a> = dyn Fn(&mut Tape<'_>, &[Var]) -> Var + 'a;
 const NETWORK_SAMPLES: usize = 10;
 
 fn inner(left: &Tensor, right: &Tensor) -> f64 {
-    left.to_f64_vec().iter().zip(right.to_f64_vec()).map(|(left, right)| left * right).sum()
+    left.to_f64_vec().unwrap().iter().zip(right.to_f64_vec().unwrap()).map(|(left, right)| left * right).sum()
 }
 
 /// Gradients of `⟨f, r⟩` for a fixed random `r`: of the leaves, then of the parameters.
@@ -68,15 +68,18 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
                 (parameters.name(ParameterId(id)).to_owned(), parameters.value(ParameterId(id)).len())
             }
         };
-        let gradient =
-            gradient.as_ref().unwrap_or_else(|| panic!("{name}: {what} has no gradient")).to_f64_vec();
+        let gradient = gradient
+            .as_ref()
+            .unwrap_or_else(|| panic!("{name}: {what} has no gradient"))
+            .to_f64_vec()
+            .unwrap();
         let scale = gradient.iter().fold(1e-3f64, |most, value| most.max(value.abs()));
         for element in (0..length).step_by((length / samples).max(1)) {
             let shifted = |by: f64| {
                 let (mut parameters, mut leaves) = (parameters.clone(), leaves.to_vec());
                 let tensor = match at.checked_sub(leaves.len()) {
                     None => &mut leaves[at],
-                    Some(id) => parameters.value_mut(ParameterId(id)),
+                    Some(id) => parameters.value_mut(ParameterId(id)).0,
                 };
                 tensor.as_mut_slice::<f64>().unwrap()[element] += by;
                 value(&parameters, &leaves, function)
@@ -96,15 +99,16 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
     assert!(failures.is_empty(), "{name}:\n{}", failures.join("\n"));
 
     // The same in f32, against f64 on inputs that f32 holds exactly.
-    let rounded: Vec<Tensor> = leaves.iter().map(|leaf| leaf.cast(DType::F32)).collect();
-    let narrow = parameters.cast(DType::F32);
-    let wide = narrow.cast(DType::F64);
-    let truth: Vec<Tensor> = rounded.iter().map(|leaf| leaf.cast(DType::F64)).collect();
+    let rounded: Vec<Tensor> = leaves.iter().map(|leaf| leaf.cast(DType::F32).unwrap()).collect();
+    let narrow = parameters.cast(DType::F32).unwrap();
+    let wide = narrow.cast(DType::F64).unwrap();
+    let truth: Vec<Tensor> = rounded.iter().map(|leaf| leaf.cast(DType::F64).unwrap()).collect();
     let truth = analytic(&wide, &truth, function);
     // Where a gradient is zero in truth (a softmax over one key, say), rounding is all there is: compare it with the
     // largest of the others.
-    let largest =
-        |tensor: &Tensor| tensor.to_f64_vec().iter().fold(0.0f64, |most, value| most.max(value.abs()));
+    let largest = |tensor: &Tensor| {
+        tensor.to_f64_vec().unwrap().iter().fold(0.0f64, |most, value| most.max(value.abs()))
+    };
     let scale = truth.iter().flatten().map(largest).fold(0.0, f64::max);
     for (at, (found, truth)) in analytic(&narrow, &rounded, function).iter().zip(&truth).enumerate() {
         let (Some(found), Some(truth)) = (found, truth) else { panic!("{name}: a gradient is missing") };
@@ -147,15 +151,19 @@ fn linear_and_its_biases() {
 fn norms_and_activations() {
     for shape in [&[2, 3, 17][..], &[1, 1, 4], &[5, 33]] {
         let x = [normal(shape, 1, DType::F64)];
-        check("layer_norm", &none(), &x, 99, &|tape, x| layer_norm(tape, &x[0], 1e-6).unwrap());
+        check("layer_norm", &none(), &x, 99, &|tape, x| layer_norm(tape, &x[0], 1e-6, None).unwrap());
         for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Sigmoid] {
             check("activation", &none(), &x, 99, &|tape, x| activate(tape, &x[0], kind).unwrap());
         }
     }
 }
 
-fn settings(heads: usize, scale: Option<ParameterId>, rotary: Option<RotaryTable>) -> AttentionSettings {
-    AttentionSettings { heads, scale, rotary: rotary.map(Arc::new) }
+fn settings(
+    heads: usize,
+    scale: Option<ParameterId>,
+    rotary: Option<&Arc<RotaryTable>>,
+) -> AttentionSettings {
+    AttentionSettings { heads, scale, rotary: rotary.cloned() }
 }
 
 #[test]
@@ -163,19 +171,19 @@ fn self_attention_over_odd_pyramids() {
     for patch_nums in [&[1, 2, 3][..], &[1], &[2, 5], &[1, 2, 3, 4, 5, 6, 8]] {
         let tokens: usize = patch_nums.iter().map(|side| side * side).sum();
         let samples = if tokens > 50 { 40 } else { 120 };
-        let visible = Arc::new(visible_keys(patch_nums));
+        let visible = Arc::new(visible_keys(patch_nums).into());
         let mut scale = parameters(&[("scale", &[1, 2, 1, 1])]);
-        let rotary = RotaryTable::new(patch_nums, 8, 100.0, 16.0);
+        let rotary = Arc::new(RotaryTable::new(patch_nums, 8, 100.0, 16.0));
         let qkv = [normal(&[2, tokens, 3 * 16], 2, DType::F64)];
         check("self_attention", &scale, &qkv, samples, &|tape, x| {
-            let settings = settings(2, Some(ParameterId(0)), Some(rotary.clone()));
+            let settings = settings(2, Some(ParameterId(0)), Some(&rotary));
             self_attention(tape, &x[0], &settings, &visible).unwrap()
         });
         check("self_attention without norm", &none(), &qkv, samples, &|tape, x| {
             self_attention(tape, &x[0], &settings(2, None, None), &visible).unwrap()
         });
         // Above the bound the scale is a constant.
-        scale.value_mut(ParameterId(0)).as_mut_slice::<f64>().unwrap()[1] = 5.0;
+        scale.value_mut(ParameterId(0)).0.as_mut_slice::<f64>().unwrap()[1] = 5.0;
         check("self_attention at the bound", &scale, &qkv[..1], 20, &|tape, x| {
             let settings = settings(2, Some(ParameterId(0)), None);
             self_attention(tape, &x[0], &settings, &visible).unwrap()
@@ -199,7 +207,7 @@ fn cross_attention_with_masks() {
     check("cross_attention, one hidden", &none(), &leaves, 200, &hidden);
     let mut tape = Tape::inference(&scale);
     let vars: Vec<Var> = leaves.iter().map(|leaf| tape.constant(leaf.clone())).collect();
-    let output = hidden(&mut tape, &vars).into_value().to_f64_vec();
+    let output = hidden(&mut tape, &vars).into_value().to_f64_vec().unwrap();
     assert!(output[60..].iter().all(|value| *value == 0.0));
 }
 
@@ -228,39 +236,53 @@ fn losses_and_pooling() {
 #[test]
 fn additions_and_embeddings() {
     let pair = [normal(&[3, 2, 4], 11, DType::F64), normal(&[3, 2, 4], 12, DType::F64)];
-    for keep in [None, Some(vec![0.0, 1.25, 2.0])] {
+    for keep in [None, Some(Tensor::new(&[3], vec![0.0, 1.25, 2.0]).unwrap())] {
         check("residual", &none(), &pair, 99, &|tape, x| residual(tape, &x[0], &x[1], keep.clone()).unwrap());
     }
     check("first_sample and add_to_all", &none(), &pair, 99, &|tape, x| {
         let first = first_sample(tape, &x[0]).unwrap();
         add_to_all(tape, &x[1], &first).unwrap()
     });
-    let parameters = parameters(&[("start", &[1, 1, 4]), ("level", &[2, 4]), ("position", &[1, 5, 4])]);
-    let embed = PatchEmbed {
-        start: ParameterId(0),
-        level: Some(ParameterId(1)),
-        position: Some(ParameterId(2)),
-        levels: Arc::new(vec![0, 1, 1, 1, 1]),
-        first: 1,
+    let parameters = parameters(&[
+        ("weight", &[4, 3]),
+        ("bias", &[4]),
+        ("start", &[1, 1, 4]),
+        ("level", &[2, 4]),
+        ("position", &[1, 5, 4]),
+    ]);
+    let embed = PatchEmbedParameters {
+        weight: ParameterId(0),
+        bias: ParameterId(1),
+        start: ParameterId(2),
+        level: Some(ParameterId(3)),
+        position: Some(ParameterId(4)),
     };
-    let leaves = [normal(&[3, 4], 13, DType::F64), normal(&[3, 4, 4], 14, DType::F64)];
-    check("patch_embed", &parameters, &leaves, 99, &|tape, x| {
-        patch_embed(tape, &x[0], &x[1], &embed).unwrap()
-    });
+    let embed = PatchEmbed::new(embed, Arc::new(Levels::new(&[1, 4])));
+    // Without rows for the first scale, and with some that are not looked at.
+    for rows in [4, 5] {
+        let leaves = [normal(&[3, 4], 13, DType::F64), normal(&[3, rows, 3], 14, DType::F64)];
+        check("patch_embed", &parameters, &leaves, 99, &|tape, x| {
+            patch_embed(tape, &x[0], &x[1], &embed).unwrap()
+        });
+    }
 }
 
 #[test]
 fn modulation_by_level() {
     let parameters = parameters(&[("level", &[2, 3]), ("table", &[1, 1, 6, 3])]);
-    let levels = Arc::new(vec![0u32, 1, 1, 1, 1]);
+    let levels = Arc::new(Levels::new(&[1, 4]));
     let leaves = [normal(&[2, 5, 3], 15, DType::F64), normal(&[2, 18], 16, DType::F64)];
-    for part in [Part::ScaleShift(2, 4), Part::Gate(1)] {
-        let mut only = Parameters::default();
-        only.push("table", parameters.value(ParameterId(1)).clone()).unwrap();
-        check("modulate", &only, &leaves, 99, &|tape, x| {
-            modulate(tape, &x[0], &x[1], ParameterId(0), part, &levels).unwrap()
-        });
-    }
+    let mut only = Parameters::default();
+    only.push("table", parameters.value(ParameterId(1)).clone()).unwrap();
+    check("layer_norm with modulation", &only, &leaves, 99, &|tape, x| {
+        let parts = &modulation::parts(tape, &x[1], ParameterId(0)).unwrap();
+        let modulation = ScaleShift { parts, scale: 2, shift: 4, levels: &levels };
+        layer_norm(tape, &x[0], 1e-6, Some(modulation)).unwrap()
+    });
+    check("gate", &only, &leaves, 99, &|tape, x| {
+        let parts = modulation::parts(tape, &x[1], ParameterId(0)).unwrap();
+        gate(tape, &x[0], &parts, 1, &levels).unwrap()
+    });
     let mut only = Parameters::default();
     only.push("level", parameters.value(ParameterId(0)).clone()).unwrap();
     check("level_pairs", &only, &[], 99, &|tape, _| level_pairs(tape, ParameterId(0)).unwrap());
@@ -302,8 +324,9 @@ fn batch() -> (Tensor, TextStates, Tensor) {
 fn both_networks() {
     let (input, text, codes) = batch();
     for variant in 0..4 {
-        let mode = if variant == 0 { Mode::Train { seed: 5, stream: 9 } } else { Mode::Evaluate };
         let (proxy, parameters) = Proxy::new(&tiny(variant), DType::F64, 1).unwrap();
+        let dropped = proxy.draw(5, 9, 3, None).unwrap();
+        let mode = if variant == 0 { Mode::Train(&dropped) } else { Mode::Evaluate };
         check(&format!("proxy {variant}"), &parameters, &[], 6, &|tape, _| {
             proxy.loss(tape, &input, &text, &codes, 0.0, mode).unwrap().sample_loss
         });
@@ -313,6 +336,28 @@ fn both_networks() {
                 rater.forward(tape, &input, &text, weighing, mode).unwrap().weight
             });
         }
+    }
+}
+
+/// Running each block again in the backward pass changes no bit.
+#[test]
+fn recomputing_gives_the_same_bits() {
+    let (input, text, codes) = batch();
+    for variant in 0..4 {
+        let (proxy, parameters) = Proxy::new(&tiny(variant), DType::F32, 1).unwrap();
+        let dropped = proxy.draw(5, 9, 3, None).unwrap();
+        let run = |recomputing: bool| {
+            let mut tape = Tape::new(&parameters).with_recomputing(recomputing);
+            let mode = Mode::Train(&dropped);
+            let loss = proxy.loss(&mut tape, &input, &text, &codes, 0.1, mode).unwrap().sample_loss;
+            let mut visitor = Accumulate::default();
+            let seeds = Tensor::new(&[3], vec![1.0f32, 0.5, 2.0]).unwrap();
+            tape.backward(vec![(&loss, seeds)], &[], &mut visitor).unwrap();
+            (loss.into_value(), visitor.gradients)
+        };
+        let kept = run(false);
+        assert!(kept.1.iter().all(Option::is_some));
+        assert_eq!(kept, run(true), "variant {variant}");
     }
 }
 
@@ -328,7 +373,7 @@ fn weighted_gradients_are_those_of_the_weighted_loss() {
     };
     let mut plain = Accumulate::default();
     run(weights.to_vec(), &mut plain).unwrap();
-    let mut weighted = Weighted::new(&weights);
+    let mut weighted = Weighted::new(Tensor::new(&[3], weights.to_vec()).unwrap());
     run(vec![1.0; 3], &mut weighted).unwrap();
     for (found, expected) in weighted.into_gradients().iter().zip(&plain.gradients) {
         let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
@@ -340,7 +385,9 @@ fn weighted_gradients_are_those_of_the_weighted_loss() {
     let mut tape = Tape::new(&parameters);
     let loss = proxy.loss(&mut tape, &input, &text, &codes, 0.0, Mode::Evaluate).unwrap().sample_loss;
     let seeds = Tensor::new(&[3], vec![1.0; 3]).unwrap();
-    let refused = tape.backward(vec![(&loss, seeds)], &[], &mut Weighted::new(&weights)).unwrap_err();
+    let refused = tape
+        .backward(vec![(&loss, seeds)], &[], &mut Weighted::new(Tensor::new(&[3], weights.to_vec()).unwrap()))
+        .unwrap_err();
     assert!(refused.to_string().contains("mixes the samples"), "{refused}");
 }
 

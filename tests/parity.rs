@@ -17,7 +17,9 @@ use alchemist_engine::{
         schedule::Schedule,
     },
 };
-use common::{Fixture, digest_error, read_tensors, relative_error, tolerance};
+use common::{
+    Fixture, device, digest_error, near, parameters_near, read_tensors, relative_error, text_near, tolerance,
+};
 use serde_json::Value;
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -129,12 +131,13 @@ fn proxy_matches_the_released_code() {
             fixture.tensors("inputs.safetensors"),
             fixture.tensors("outputs.safetensors"),
         );
-        let (x, text) = (&inputs["x_BLCv_wo_first_l"], text(&inputs, ""));
-        let codes = &outputs["gt_BL"];
+        let (x, text) = (&near(&inputs["x_BLCv_wo_first_l"]), text_near(&text(&inputs, "")));
+        let codes = &near(&outputs["gt_BL"]);
         for first_sample in [true, false] {
             let (proxy, mut parameters) =
                 Proxy::new(&backbone(&fixture, &weights, first_sample), DType::F32, 0).unwrap();
             load(&mut parameters, &weights);
+            let parameters = parameters_near(parameters);
             let (prefix, kind) = if first_sample { ("", "released") } else { ("fixedcross_", "default") };
             let mut tape = Tape::new(&parameters);
             let logits = proxy.logits(&mut tape, x, &text, Mode::Evaluate).unwrap();
@@ -165,7 +168,7 @@ fn proxy_matches_the_released_code() {
             let batch = codes.dim(0);
             let mut visitor = Accumulate::default();
             let seeds = Tensor::new(&[batch], vec![1.0 / batch as f32; batch]).unwrap();
-            tape.backward(vec![(&loss.sample_loss, seeds)], &[], &mut visitor).unwrap();
+            tape.backward(vec![(&loss.sample_loss, near(&seeds))], &[], &mut visitor).unwrap();
             let worst = worst_gradient(&fixture, &parameters, &visitor.gradients);
             report(&fixture, "gradients of the mean loss", worst, tolerance::PARITY_GRADIENT);
             if let Some(expected) = outputs.get("loss_per_token_label_smooth_0p1") {
@@ -187,11 +190,12 @@ fn rater_matches_the_released_code() {
             fixture.tensors("inputs.safetensors"),
             fixture.tensors("outputs.safetensors"),
         );
-        let (x, text) = (&inputs["x_BLCv_wo_first_l"], text(&inputs, ""));
+        let (x, text) = (&near(&inputs["x_BLCv_wo_first_l"]), text_near(&text(&inputs, "")));
         for first_sample in [true, false] {
             let (rater, mut parameters) =
                 Rater::new(&backbone(&fixture, &weights, first_sample), DType::F32, 0).unwrap();
             load(&mut parameters, &weights);
+            let parameters = parameters_near(parameters);
             let (prefix, kind) = if first_sample { ("", "released") } else { ("fixedcross_", "default") };
             let mut tape = Tape::new(&parameters);
             let rated = rater.forward(&mut tape, x, &text, Weighing::Released, Mode::Evaluate).unwrap();
@@ -214,7 +218,7 @@ fn rater_matches_the_released_code() {
             let error = relative_error(rated.weight.value(), &outputs["rating_weight_softmax"]);
             report(&fixture, "weights", error, tolerance::PARITY_FORWARD);
             let mut visitor = Accumulate::default();
-            let seeds = vec![(&rated.score, outputs["grad_vector"].clone())];
+            let seeds = vec![(&rated.score, near(&outputs["grad_vector"]))];
             tape.backward(seeds, &[], &mut visitor).unwrap();
             let worst = worst_gradient(&fixture, &parameters, &visitor.gradients);
             report(&fixture, "gradients of the score", worst, tolerance::PARITY_GRADIENT);
@@ -252,7 +256,7 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
         epsilon: number(&optimizer["eps"]),
         clip: Some(number(&optimizer["grad_clip"])),
     };
-    Bilevel {
+    let mut bilevel = Bilevel {
         proxy,
         proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
         proxy_parameters,
@@ -268,9 +272,14 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
             frozen_proxy_decays: true,
             two_rater_passes: true,
             drop_path: false,
+            recompute: false,
             seed: 0,
         },
+    };
+    if let Some(device) = device() {
+        bilevel.move_to(device, DType::F32).unwrap();
     }
+    bilevel
 }
 
 fn batch(batches: &Tensors, prefix: &str, last_scale: usize) -> Batch {
@@ -315,7 +324,7 @@ fn final_weights_error(fixture: &Fixture, parameters: &Parameters, net: &str) ->
     let digests = &fixture.manifest[format!("final_{net}_digest")];
     let mut worst = 0.0f64;
     for (_, name, value) in parameters.iter() {
-        let scale = value.to_f64_vec().iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        let scale = value.to_f64_vec().unwrap().iter().fold(0.0f64, |most, value| most.max(value.abs()));
         let error = match (full.get(name), digests.get(name)) {
             (Some(expected), _) => relative_error(value, expected) * scale,
             (None, Some(digest)) => digest_error(value, digest) * scale,
@@ -450,10 +459,10 @@ fn pictures_are_cut_and_resized_as_by_the_released_code() {
             let (file, side) = name.rsplit_once(".r").expect("a name says the side");
             let side: usize = side.parse().expect("a side is a number");
             let picture = load_picture(fixture.folder.join(file), &Preprocess::released(side)).unwrap();
-            let found = picture.to_tensor().unwrap().to_f64_vec();
+            let found = picture.to_tensor().unwrap().to_f64_vec().unwrap();
             let levels = found.iter().map(|value| ((value + 1.0) * 127.5).round());
             let difference =
-                levels.zip(expected.to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                levels.zip(expected.to_f64_vec().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             worst = worst.max(difference);
         }
         // The manifest allows one level for JPEG, whose decoders differ.

@@ -95,6 +95,8 @@ fn state(step: u64) -> State {
         seed: 7,
         proxy_optimizer_steps: step,
         rater_optimizer_steps: step,
+        proxy_loss_scale: None,
+        rater_loss_scale: Some(alchemist_engine::train::loss_scale::LossScale::default()),
         config: "c".to_owned(),
         image_tokenizer: "t".to_owned(),
         text_encoder: "e".to_owned(),
@@ -107,8 +109,8 @@ fn state(step: u64) -> State {
 fn checkpoint(step: u64) -> Checkpoint {
     let parameters = network(step as f32);
     let optimizer = AdamW::new(&parameters, decays, AdamWSettings::default());
-    let weights = checkpoint::weights(&parameters);
-    let moments = checkpoint::moments("proxy", &parameters, &optimizer);
+    let weights = checkpoint::weights(&parameters).unwrap();
+    let moments = checkpoint::moments("proxy", &parameters, &optimizer).unwrap();
     Checkpoint { proxy: weights.clone(), rater: weights, optimizer: moments, state: state(step) }
 }
 
@@ -166,7 +168,7 @@ fn damage_is_noticed() {
 
 #[test]
 fn tensors_that_do_not_fit_are_all_named() {
-    let mut tensors: Tensors = checkpoint::weights(&network(1.0));
+    let mut tensors: Tensors = checkpoint::weights(&network(1.0)).unwrap();
     let weight = tensors.remove("word_embed.weight").unwrap();
     tensors.insert("word_embed.weights".to_owned(), weight);
     tensors.insert("word_embed.bias".to_owned(), Tensor::new(&[3], vec![0f32; 3]).unwrap());

@@ -2,7 +2,13 @@
 
 use alchemist_engine::{
     Result,
-    engine::ops::adamw::cuda::{AdamWStep, AdamWTensor, AdamWTensors, adamw_norm, adamw_update},
+    engine::{
+        cuda::Buffer,
+        ops::adamw::{
+            Factors,
+            cuda::{AdamWTables, AdamWTensor, adamw},
+        },
+    },
 };
 use half::bf16;
 
@@ -10,34 +16,43 @@ use crate::{Bench, Floor};
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
-    // A block's matrices at width 1024, sixteen times.
-    let (tensors, len) = (measured.size(16, 2), measured.size(16 << 20, 5000));
+    // As many numbers as sixteen blocks of width 1024 have.
+    let (count, len) = (measured.size(16, 2), measured.size(16 << 20, 5000));
     let device = measured.device.clone();
-    let tensor = || -> Result<AdamWTensor<bf16>> {
-        Ok(AdamWTensor {
-            value: device.zeros(len)?,
-            gradient: device.upload(&vec![0.5; len])?,
-            first: device.zeros(len)?,
-            second: device.zeros(len)?,
-            copy: Some(device.zeros(len)?),
+    let floats = |value: f32| -> Result<Vec<Buffer<f32>>> {
+        (0..count).map(|_| device.upload(&vec![value; len])).collect()
+    };
+    let [mut values, mut first, mut second] = [floats(1.0)?, floats(0.0)?, floats(0.0)?];
+    let gradients = floats(0.5)?;
+    let mut copies = (0..count).map(|_| device.zeros::<bf16>(len)).collect::<Result<Vec<_>>>()?;
+    let moments = first.iter_mut().zip(&mut second);
+    let mut tensors: Vec<AdamWTensor<'_, bf16>> = values
+        .iter_mut()
+        .zip(&gradients)
+        .zip(moments)
+        .zip(&mut copies)
+        .map(|(((value, gradient), (first, second)), copy)| AdamWTensor {
+            value,
+            gradient,
+            first,
+            second,
+            copy: Some(copy),
             decays: true,
         })
-    };
-    let tensors = (0..tensors).map(|_| tensor()).collect::<Result<Vec<_>>>()?;
-    let numbers = tensors.len() * len;
-    let mut tensors = AdamWTensors::new(&device, tensors)?;
-    let norm = Floor { bytes: numbers * size_of::<f32>(), flop: 0 };
-    bench.device("adamw_norm", norm, || adamw_norm(&mut tensors, Some(2.0)));
-    let step = AdamWStep {
-        learning_rate: 1e-4,
-        weight_decay: 0.05,
-        beta1: 0.9,
+        .collect();
+    let mut tables = AdamWTables::new(&device, &tensors)?;
+    tables.set(&Factors {
+        inverse_scale: 1.0,
+        most: Some(2.0),
+        keep: 1.0 - 1e-4 * 0.05,
+        rate: 1e-3,
+        rest1: 0.1,
         beta2: 0.95,
+        root2: 0.05f64.sqrt(),
         epsilon: 1e-8,
-        step: 1,
-    };
-    // The gradient is read; value and moments are read and written; the copy is written.
-    let update = Floor { bytes: numbers * (7 * size_of::<f32>() + size_of::<bf16>()), flop: 0 };
-    bench.device("adamw_update", update, || adamw_update(&mut tensors, &step));
+    })?;
+    // The gradient is read twice; value and moments are read and written; the copy is written.
+    let floor = Floor { bytes: count * len * (8 * size_of::<f32>() + size_of::<bf16>()), flop: 0 };
+    bench.device("adamw", floor, || adamw(&mut tables, &mut tensors));
     Ok(())
 }

@@ -19,7 +19,7 @@ const EPSILON: f32 = 1e-6;
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let x = normal(&[2, 130, 256], 1);
     bench.cpu("layer_norm", &Parameters::default(), &[x], &|tape, vars| {
-        layer_norm(tape, &vars[0], f64::from(EPSILON))
+        layer_norm(tape, &vars[0], f64::from(EPSILON), None)
     });
     let Some(measured) = &bench.measured else { return Ok(()) };
     let (rows, channels) = (measured.size(64 * 680, 9), measured.size(1024, 48));

@@ -57,6 +57,7 @@ template <class To, class From> inline To bits_of(From from) {
 
 inline unsigned __float_as_uint(float value) { return emulator::bits_of<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return emulator::bits_of<float>(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T> inline T __ldg(const T *place) { return *place; }
 
 template <class T> inline T min(T left, T right) { return right < left ? right : left; }

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Watch,
     demo::{DemoReport, demo},
+    engine::cuda::DeviceChoice,
     error::Result,
     report::text_table::TextTable,
     train::interrupt::Interrupt,
@@ -24,6 +25,9 @@ pub struct DemoArguments {
     /// Discard the demo that is in the directory.
     #[arg(long)]
     pub overwrite: bool,
+    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Sets a key of the demo's configuration; as often as wanted: --set compat=released
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -36,8 +40,10 @@ pub struct DemoArguments {
 pub fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
     let command_line: Vec<String> = std::env::args().collect();
     let mut watch = Watch::new(arguments.out.join("run"));
-    let DemoArguments { out, seed, overwrite, set } = arguments;
-    let report = demo(out, *seed, *overwrite, set, &command_line, interrupt, &mut watch)?;
+    let DemoArguments { out, seed, overwrite, device, set } = arguments;
+    let mut sets = set.clone();
+    sets.extend(device.map(|device| format!("device={device}")));
+    let report = demo(out, *seed, *overwrite, &sets, &command_line, interrupt, &mut watch)?;
     super::say(&table(&report))
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
+    engine::cuda::DeviceChoice,
     error::{Error, Result},
     rate::{pictures::rating_pictures, scorer},
     train::interrupt::Interrupt,
@@ -36,6 +37,9 @@ pub struct ScoreArguments {
     /// A column of the corpus to show before each caption on the contact sheet.
     #[arg(long, value_name = "COLUMN")]
     pub note_column: Option<String>,
+    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -46,6 +50,8 @@ pub struct ScoreArguments {
 /// # Errors
 /// Whatever keeps the corpus from being rated; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
+    let mut sets = arguments.set;
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
     let batch = usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?;
     let request = scorer::ScoreRequest {
         checkpoint: arguments.checkpoint,
@@ -54,7 +60,7 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
         batch,
         batch_normalised: arguments.batch_normalised,
         overwrite: arguments.overwrite,
-        sets: arguments.set,
+        sets,
     };
     let config = request.configuration()?;
     let mut progress = Counted::new();

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Watch,
     config::Config,
+    engine::cuda::DeviceChoice,
     error::{Error, Result},
     rate::trainer,
     train::{
@@ -24,6 +25,12 @@ pub struct TrainArguments {
     /// Sets a key on top of the file, nested ones with dots; as often as wanted: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Keep only each block's input and run the block again in the backward pass: less memory, more time.
+    #[arg(long)]
+    pub recompute: bool,
     /// Directory of the run; the configuration's local_out_dir_path unless given.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -55,7 +62,10 @@ pub fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()> {
 /// # Errors
 /// If the configuration cannot be used, or does not fit the run that is to be resumed.
 pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
-    let given = arguments.config.as_deref().map(|path| Config::load(path, &arguments.set)).transpose()?;
+    let mut sets = arguments.set.clone();
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
+    sets.extend(arguments.recompute.then(|| "recompute=true".to_owned()));
+    let given = arguments.config.as_deref().map(|path| Config::load(path, &sets)).transpose()?;
     let Some(resume) = &arguments.resume else {
         let config = given.ok_or_else(|| Error::invalid("train needs --config FILE.json"))?;
         config.data.train_csv()?;
@@ -77,8 +87,8 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     let (run, held) = RunDirectory::open(&path)?;
     let config = match given {
         Some(config) => config,
-        None if arguments.set.is_empty() => return Ok((run, held)),
-        None => Config::parse(&path.display().to_string(), &held.to_json().to_string(), &arguments.set)?,
+        None if sets.is_empty() => return Ok((run, held)),
+        None => Config::parse(&path.display().to_string(), &held.to_json().to_string(), &sets)?,
     };
     refuse_change(&path, &held, &config)?;
     run.replace_config(&config)?;

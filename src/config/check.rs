@@ -9,6 +9,7 @@ use super::{
     TrainingConfig, raw::RawConfig, source::Source,
 };
 use crate::{
+    engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{Initialisation, Rope},
     train::schedule::Shape,
@@ -110,9 +111,13 @@ pub(super) fn check(source: Source) -> Result<Config> {
     let (training, checkpoint_every) = training(&checker, &mut raw)?;
     let keep = checker.size("keep_checkpoints", &mut raw.keep_checkpoints, 3, 0, 1_000_000)?;
     let log_lines = checker.integer("print_every", &mut raw.print_every, 500, 1, i64::MAX)?.unsigned_abs();
+    let (device, compute) = device(&checker, &mut raw)?;
     let out = checker.path("local_out_dir_path", &mut raw.local_out_dir_path)?;
     Ok(Config {
         seed,
+        device,
+        compute,
+        recompute: *raw.recompute.get_or_insert(false),
         experiment: raw.exp_name.get_or_insert_default().clone(),
         out,
         data,
@@ -182,6 +187,21 @@ fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
     Ok(())
 }
 
+/// Where the networks are, and the type of their activations there.
+fn device(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(DeviceChoice, DType)> {
+    let name = raw.device.get_or_insert_with(|| "cpu".to_owned()).clone();
+    let device = match name.parse::<DeviceChoice>() {
+        Ok(device) => device,
+        Err(error) => return checker.refuse("device", error.to_string()),
+    };
+    let compute = match checker.integer("fp16", &mut raw.fp16, 2, 0, 2)? {
+        0 => DType::F32,
+        1 => DType::F16,
+        _ => DType::Bf16,
+    };
+    Ok((device, compute))
+}
+
 /// What is accepted and changes nothing here; the default is the released value.
 fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> {
     let data = raw.data_args.get_or_insert_default();
@@ -191,17 +211,6 @@ fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> 
     checker.number("reward_thre", &mut raw.reward_thre, 0.0, f64::MIN, f64::MAX)?;
     checker.integer("vfast", &mut raw.vfast, 0, 0, 3)?;
     checker.integer("tfast", &mut raw.tfast, 0, 0, 3)?;
-    if checker.integer("fp16", &mut raw.fp16, 0, 0, 2)? > 0 {
-        checker.warnings.push("fp16: the CPU computes in 32-bit floats; the key has no effect".to_owned());
-    }
-    let device = raw.device.get_or_insert_with(|| "cpu".to_owned()).clone();
-    match device.as_str() {
-        "cpu" => {}
-        "cuda" => {
-            checker.warnings.push("device: this version has no CUDA device; the run uses the CPU".to_owned());
-        }
-        other => return checker.refuse("device", format!("must be \"cpu\" or \"cuda\", but is \"{other}\"")),
-    }
     if let Some(encoder) = &raw.text_enc {
         checker.warnings.push(format!(
             "text_enc: {encoder} is not part of this version; captions are encoded by `text_encoder`"

@@ -80,7 +80,11 @@ pub const KEYS: &[Key] = &[
     key("hd", "factor on the initial weight of the proxy's head", Yes),
     key("aln", "factor on initial modulation scales and shifts (with `saln`)", Yes),
     key("alng", "factor on initial modulation gates (with `saln`)", Yes),
-    key("fp16", "0: 32-bit floats, 1: half, 2: bfloat16", CPU),
+    key(
+        "fp16",
+        "activations on a device: 0: 32-bit floats, 1: half with scaled losses, 2: bfloat16; the CPU always computes in 32-bit floats",
+        Yes,
+    ),
     key("tblr", "base learning rate, from which `tlr` comes when it is null: ac · tblr · batch / 5120", Yes),
     key("tlr", "peak learning rate of both networks", Yes),
     key("twd", "weight decay of both networks at the start", Yes),
@@ -143,7 +147,11 @@ pub const KEYS: &[Key] = &[
     key("pg0", "first scale of progressive training", NoEffect("`pg` must be 0")),
     key("pgwp", "warm-up of progressive training", NoEffect("`pg` must be 0")),
     key("tf32", "TensorFloat-32", CPU),
-    key("device", "`cpu`; `cuda` is accepted and runs on the CPU, with a warning", Yes),
+    key(
+        "device",
+        "`cpu`, `cuda` (the first GPU), `cuda:N`, `emulated` (the GPU's kernels on the CPU) or `auto`",
+        Yes,
+    ),
     key("default_label", "class label", NoEffect("the networks are conditioned on text only")),
     key("seed", "fixes every random number; null: 0", Yes),
     key("same_seed_for_all_ranks", "added to the seed of the sampler", Yes),
@@ -193,6 +201,11 @@ pub const KEYS: &[Key] = &[
         Yes,
     ),
     key("max_pixels", "pictures with more pixels are refused before memory is taken for them", Yes),
+    key(
+        "recompute",
+        "keep only each block's input and run the block again in the backward pass: less memory, more time",
+        Yes,
+    ),
     key(
         "checkpoint_every",
         "updates between checkpoints, beside those at epoch ends; null: `val_it` batches",

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 pub use compat::Compat;
 
 use crate::{
+    engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{BackboneConfig, Initialisation, Rope},
     train::schedule::Shape,
@@ -28,6 +29,12 @@ use source::Source;
 pub struct Config {
     /// Fixes every random number.
     pub seed: u64,
+    /// Where the networks are.
+    pub device: DeviceChoice,
+    /// The type of activations on a device; the processor computes in f32.
+    pub compute: DType,
+    /// Keep only each block's input for the backward pass.
+    pub recompute: bool,
     /// The run's name.
     pub experiment: String,
     /// The run directory, where the command line names none.
@@ -214,7 +221,7 @@ pub struct TrainingConfig {
 }
 
 /// Keys that a run may change when it resumes: they do not change its results.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 13] = [
     "local_out_dir_path",
     "exp_name",
     "workers",
@@ -226,6 +233,7 @@ const HARMLESS: [&str; 12] = [
     "image_tokenizer",
     "text_encoder",
     "device",
+    "recompute",
     "instance_prompt",
 ];
 

@@ -161,6 +161,7 @@ raw! {
         columns: RawColumns,
         validation_portion: f64,
         max_pixels: i64,
+        recompute: bool,
         checkpoint_every: i64,
         keep_checkpoints: i64,
     }

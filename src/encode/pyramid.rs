@@ -105,7 +105,7 @@ impl PyramidQuantizer {
                 format!("the codes have {channels} channels, but a convolution has {other}"),
             ));
         }
-        let codebook = codebook.cast(DType::F32);
+        let codebook = codebook.cast(DType::F32)?;
         let values = codebook.as_slice::<f32>()?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(Error::invalid(format!("code {} of the codebook is not finite", at / channels)));

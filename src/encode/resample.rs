@@ -198,7 +198,7 @@ impl Convolution {
                 ),
             ));
         }
-        let (weight, bias) = (weight.to_f64_vec(), bias.to_f64_vec());
+        let (weight, bias) = (weight.to_f64_vec()?, bias.to_f64_vec()?);
         let groups = channels.div_ceil(LANES);
         let mut packed = vec![[0.0; LANES]; groups * 9 * channels];
         let mut packed_bias = vec![[0.0; LANES]; groups];

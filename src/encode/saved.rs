@@ -131,7 +131,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
     let made = match view.dtype() {
         Dtype::F32 => Tensor::new(shape, numbers(bytes, f32::from_le_bytes)),
         Dtype::F64 => {
-            Tensor::new(shape, numbers(bytes, f64::from_le_bytes)).map(|wide| wide.cast(DType::F32))
+            Tensor::new(shape, numbers(bytes, f64::from_le_bytes)).and_then(|wide| wide.cast(DType::F32))
         }
         Dtype::F16 => Tensor::new(shape, numbers(bytes, |bytes| f16::from_le_bytes(bytes).to_f32())),
         Dtype::BF16 => Tensor::new(shape, numbers(bytes, |bytes| bf16::from_le_bytes(bytes).to_f32())),

@@ -1,5 +1,6 @@
 //! Tensors, the tape, random numbers and the operations: everything numerical, and nothing that knows of models.
 
+pub mod constant;
 pub mod cuda;
 pub mod float;
 pub mod ops;
@@ -9,6 +10,7 @@ pub mod tape;
 pub mod tensor;
 pub mod visitors;
 
+pub use constant::Constant;
 pub use float::Float;
 pub use parameters::{ParameterId, Parameters};
 pub use random::{Purpose, Random};

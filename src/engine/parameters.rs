@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use crate::{
-    engine::tensor::{DType, Tensor},
+    engine::{
+        cuda::Device,
+        tensor::{DType, Tensor},
+    },
     error::{Error, Result},
 };
 
@@ -12,10 +15,14 @@ use crate::{
 pub struct ParameterId(pub usize);
 
 /// Named tensors in the order in which the network declared them. Names are those of the released PyTorch code.
+///
+/// On a device a value is kept in f32, and beside it, where the network computes in a 16-bit type, a copy in that type.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
     names: Vec<String>,
     values: Vec<Tensor>,
+    /// Empty where the network computes with the values themselves.
+    copies: Vec<Tensor>,
     index: HashMap<String, ParameterId>,
 }
 
@@ -29,6 +36,9 @@ impl Parameters {
         let id = ParameterId(self.values.len());
         if self.index.insert(name.clone(), id).is_some() {
             return Err(Error::invalid(format!("the parameter {name} is declared twice")));
+        }
+        if let Some(copy) = self.copies.first() {
+            self.copies.push(value.cast(copy.dtype())?);
         }
         self.names.push(name);
         self.values.push(value);
@@ -65,9 +75,36 @@ impl Parameters {
         &self.values[id.0]
     }
 
-    /// The value of a parameter, to be changed in place.
-    pub fn value_mut(&mut self, id: ParameterId) -> &mut Tensor {
-        &mut self.values[id.0]
+    /// The value of a parameter in the type that an activation has: the value itself or its copy.
+    ///
+    /// # Errors
+    /// If it is kept in neither.
+    pub fn value_as(&self, id: ParameterId, dtype: DType) -> Result<&Tensor> {
+        let kept = [Some(&self.values[id.0]), self.copies.get(id.0)];
+        kept.into_iter().flatten().find(|value| value.dtype() == dtype).ok_or_else(|| {
+            Error::shape("parameters", format!("{} is not kept in {dtype:?}", self.names[id.0]))
+        })
+    }
+
+    /// The value of a parameter and its copy, if there is one, to be changed in place.
+    pub fn value_mut(&mut self, id: ParameterId) -> (&mut Tensor, Option<&mut Tensor>) {
+        (&mut self.values[id.0], self.copies.get_mut(id.0))
+    }
+
+    /// All values and their copies in order, to be changed in place.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = (&mut Tensor, Option<&mut Tensor>)> {
+        let copies = self.copies.iter_mut().map(Some).chain(std::iter::repeat_with(|| None));
+        self.values.iter_mut().zip(copies)
+    }
+
+    /// The float type that activations have.
+    pub fn compute_dtype(&self) -> DType {
+        self.copies.first().or(self.values.first()).map_or(DType::F32, Tensor::dtype)
+    }
+
+    /// The device that holds the values; `None` on the host.
+    pub fn device(&self) -> Option<&Device> {
+        self.values.first().and_then(Tensor::device)
     }
 
     /// (id, name, value) in order.
@@ -79,10 +116,10 @@ impl Parameters {
             .map(|(at, (name, value))| (ParameterId(at), name.as_str(), value))
     }
 
-    /// Replaces one value by another of the same shape, cast to the type held.
+    /// Replaces one value by another of the same shape, in the type and the place of the one held.
     ///
     /// # Errors
-    /// If the name is unknown or the shape differs.
+    /// If the name is unknown, the shape differs, or a device fails.
     pub fn set(&mut self, name: &str, value: &Tensor) -> Result<()> {
         let id = self.id(name).ok_or_else(|| Error::invalid(format!("there is no parameter {name}")))?;
         let held = &mut self.values[id.0];
@@ -92,16 +129,41 @@ impl Parameters {
                 format!("{name} has the shape {:?} here, but {:?} was given", held.shape(), value.shape()),
             ));
         }
-        *held = value.cast(held.dtype());
+        let value = value.to_host()?.cast(held.dtype())?;
+        *held = match held.device() {
+            None => value,
+            Some(device) => value.to_device(&device.clone())?,
+        };
+        if let Some(copy) = self.copies.get_mut(id.0) {
+            *copy = self.values[id.0].cast(copy.dtype())?;
+        }
         Ok(())
     }
 
     /// The same parameters in another float type.
-    pub fn cast(&self, dtype: DType) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If a device does not have the type, or fails.
+    pub fn cast(&self, dtype: DType) -> Result<Self> {
+        Ok(Self {
             names: self.names.clone(),
-            values: self.values.iter().map(|value| value.cast(dtype)).collect(),
+            values: self.values.iter().map(|value| value.cast(dtype)).collect::<Result<_>>()?,
+            copies: Vec::new(),
             index: self.index.clone(),
-        }
+        })
+    }
+
+    /// The same parameters on a device, in f32, with copies for activations of another type.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn to_device(&self, device: &Device, compute: DType) -> Result<Self> {
+        let on_device = |value: &Tensor| value.to_host()?.cast(DType::F32)?.to_device(device);
+        let values: Vec<Tensor> = self.values.iter().map(on_device).collect::<Result<_>>()?;
+        let copies = match compute {
+            DType::F32 => Vec::new(),
+            _ => values.iter().map(|value| value.cast(compute)).collect::<Result<_>>()?,
+        };
+        Ok(Self { names: self.names.clone(), values, copies, index: self.index.clone() })
     }
 }

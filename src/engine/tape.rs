@@ -7,6 +7,7 @@
 use crate::{
     engine::{
         float::Float,
+        ops::residual,
         parameters::{ParameterId, Parameters},
         tensor::{DType, Tensor},
         visitors::{Contribution, GradientVisitor},
@@ -132,8 +133,44 @@ fn add(mut sum: Tensor, more: &Tensor) -> Result<Tensor> {
             format!("gradients of {:?} and {:?} meet", sum.shape(), more.shape()),
         ));
     }
+    if sum.device().is_some() {
+        return residual::sum(&sum, more, None);
+    }
     crate::with_float!(sum.dtype(), "tape", T => run::<T>(&mut sum, more))?;
     Ok(sum)
+}
+
+type Body = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + Send;
+
+/// A part of a network of which only the inputs are kept.
+struct Segment {
+    inputs: Vec<Var>,
+    slots: Vec<Slot>,
+    body: Box<Body>,
+}
+
+impl Operation for Segment {
+    fn name(&self) -> &'static str {
+        "segment"
+    }
+
+    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let mut tape = Tape::new(sink.parameters);
+        let again = |(input, slot): (&Var, &Slot)| {
+            let node = slot.wanted().then(|| tape.new_leaf());
+            Var { value: input.value.clone(), node, owner: input.owner }
+        };
+        let inputs: Vec<Var> = self.inputs.iter().zip(&self.slots).map(again).collect();
+        let output = (self.body)(&mut tape, &inputs)?;
+        let leaves: Vec<&Var> = inputs.iter().collect();
+        let gradients = tape.backward(vec![(&output, d_output)], &leaves, &mut *sink.visitor)?;
+        for (slot, gradient) in self.slots.iter().zip(gradients) {
+            if let Some(gradient) = gradient {
+                sink.input(*slot, gradient)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Records operations over one set of parameters.
@@ -141,17 +178,47 @@ pub struct Tape<'p> {
     parameters: &'p Parameters,
     nodes: Vec<Node>,
     recording: bool,
+    recomputing: bool,
 }
 
 impl<'p> Tape<'p> {
     /// A tape that records, for training.
     pub fn new(parameters: &'p Parameters) -> Self {
-        Self { parameters, nodes: Vec::new(), recording: true }
+        Self { parameters, nodes: Vec::new(), recording: true, recomputing: false }
     }
 
     /// A tape that keeps nothing, for inference: values are freed when their `Var` is dropped.
     pub fn inference(parameters: &'p Parameters) -> Self {
-        Self { parameters, nodes: Vec::new(), recording: false }
+        Self { parameters, nodes: Vec::new(), recording: false, recomputing: false }
+    }
+
+    /// The same tape, which with `recomputing` keeps of each [`segment`](Self::segment) only the inputs and runs it
+    /// forward again in the backward pass: the same bits in less memory and more time.
+    #[must_use]
+    pub fn with_recomputing(self, recomputing: bool) -> Self {
+        Self { recomputing, ..self }
+    }
+
+    /// A part of the network, from its inputs to its output, that can be run again.
+    ///
+    /// # Errors
+    /// If `body` fails.
+    pub fn segment(
+        &mut self,
+        inputs: &[Var],
+        body: impl Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + Send + 'static,
+    ) -> Result<Var> {
+        if !(self.recording && self.recomputing) {
+            return body(self, inputs);
+        }
+        let output = body(&mut Tape::inference(self.parameters), inputs)?;
+        let slots: Vec<Slot> = inputs.iter().map(|input| self.slot(input)).collect();
+        let kept = slots.clone();
+        Ok(self.push(output.value, output.owner, &slots, true, || Segment {
+            inputs: inputs.to_vec(),
+            slots: kept,
+            body: Box::new(body),
+        }))
     }
 
     /// The parameters under the tape.
@@ -159,9 +226,9 @@ impl<'p> Tape<'p> {
         self.parameters
     }
 
-    /// The float type that the network computes in: that of its parameters.
+    /// The float type that the network's activations have.
     pub fn dtype(&self) -> DType {
-        self.parameters.iter().next().map_or(DType::F32, |(_, _, value)| value.dtype())
+        self.parameters.compute_dtype()
     }
 
     /// A value that needs no gradient, its first dimension being the batch.
@@ -173,8 +240,12 @@ impl<'p> Tape<'p> {
     /// A value whose gradient will be asked for.
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let owner = RowOwner::Samples { rows_per_sample: rows_per_sample(&value) };
+        Var { value, node: Some(self.new_leaf()), owner }
+    }
+
+    fn new_leaf(&mut self) -> usize {
         self.nodes.push(Node { operation: None });
-        Var { value, node: Some(self.nodes.len() - 1), owner }
+        self.nodes.len() - 1
     }
 
     /// The slot that receives an input's gradient.
@@ -255,6 +326,44 @@ macro_rules! with_float {
             other => {
                 Err($crate::Error::shape($op, format!("the CPU computes in F32 or F64, not in {other:?}")))
             }
+        }
+    };
+}
+
+/// Runs one of two bodies by where a tensor is: the reference on the host, with a type name bound to the float that it
+/// computes in, or the launches on a device, with the name bound to the type that the numbers are stored in there.
+#[macro_export]
+macro_rules! dispatch {
+    ($op:expr, $tensor:expr, cpu $float:ident => $reference:expr, cuda $number:ident => $launch:expr $(,)?) => {
+        if $tensor.device().is_none() {
+            $crate::with_float!($tensor.dtype(), $op, $float => $reference)
+        } else {
+            $crate::with_number!($tensor.dtype(), $op, $number => $launch)
+        }
+    };
+}
+
+/// Runs a body with a type name bound to the Rust type of a dtype that kernels store floats in.
+#[macro_export]
+macro_rules! with_number {
+    ($dtype:expr, $op:expr, $type:ident => $body:expr) => {
+        match $dtype {
+            $crate::engine::DType::F32 => {
+                type $type = f32;
+                $body
+            }
+            $crate::engine::DType::Bf16 => {
+                type $type = half::bf16;
+                $body
+            }
+            $crate::engine::DType::F16 => {
+                type $type = half::f16;
+                $body
+            }
+            other => Err($crate::Error::shape(
+                $op,
+                format!("devices compute with F32, Bf16 or F16, not with {other:?}"),
+            )),
         }
     };
 }

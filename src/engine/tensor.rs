@@ -1,10 +1,17 @@
-//! A contiguous, typed, row-major array with a shape. No strides, no broadcasting: an op takes what it is given.
+//! A contiguous, typed, row-major array with a shape, on the host or on a device. No strides, no broadcasting: an op takes
+//! what it is given.
 
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::error::{Error, Result};
+use crate::{
+    engine::{
+        cuda::{Buffer, Device, DeviceNumber, device::Factor},
+        ops::cast::cast_on_device,
+    },
+    error::{Error, Result},
+};
 
 /// The kinds of numbers a tensor can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +29,7 @@ pub enum DType {
     U32,
 }
 
-/// The numbers of a tensor, one variant per [`DType`].
+/// The numbers of a tensor on the host, one variant per [`DType`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Storage {
@@ -36,6 +43,31 @@ pub enum Storage {
     F16(Vec<f16>),
     /// See [`DType::U32`].
     U32(Vec<u32>),
+}
+
+/// The numbers of a tensor on a device. There are no 64-bit floats there.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DeviceStorage {
+    /// See [`DType::F32`].
+    F32(Buffer<f32>),
+    /// See [`DType::Bf16`].
+    Bf16(Buffer<bf16>),
+    /// See [`DType::F16`].
+    F16(Buffer<f16>),
+    /// See [`DType::U32`].
+    U32(Buffer<u32>),
+}
+
+impl DeviceStorage {
+    fn device(&self) -> &Device {
+        match self {
+            Self::F32(buffer) => buffer.device(),
+            Self::Bf16(buffer) => buffer.device(),
+            Self::F16(buffer) => buffer.device(),
+            Self::U32(buffer) => buffer.device(),
+        }
+    }
 }
 
 /// A Rust type that a tensor can hold.
@@ -72,11 +104,64 @@ element!(bf16, Bf16);
 element!(f16, F16);
 element!(u32, U32);
 
+/// A Rust type that a tensor on a device can hold.
+pub trait DeviceElement: Element + DeviceNumber {
+    /// Wraps a buffer.
+    fn wrap_buffer(buffer: Buffer<Self>) -> DeviceStorage;
+    /// The buffer, if the storage holds this type.
+    fn buffer(storage: &DeviceStorage) -> Option<&Buffer<Self>>;
+    /// The buffer, to be written, if the storage holds this type.
+    fn buffer_mut(storage: &mut DeviceStorage) -> Option<&mut Buffer<Self>>;
+}
+
+/// A float that kernels store numbers in: f32, bf16 or f16.
+pub trait DeviceFloat: DeviceElement + Factor {}
+
+impl<T: DeviceElement + Factor> DeviceFloat for T {}
+
+macro_rules! device_element {
+    ($type:ty, $variant:ident) => {
+        impl DeviceElement for $type {
+            fn wrap_buffer(buffer: Buffer<Self>) -> DeviceStorage {
+                DeviceStorage::$variant(buffer)
+            }
+            fn buffer(storage: &DeviceStorage) -> Option<&Buffer<Self>> {
+                if let DeviceStorage::$variant(buffer) = storage { Some(buffer) } else { None }
+            }
+            fn buffer_mut(storage: &mut DeviceStorage) -> Option<&mut Buffer<Self>> {
+                if let DeviceStorage::$variant(buffer) = storage { Some(buffer) } else { None }
+            }
+        }
+    };
+}
+device_element!(f32, F32);
+device_element!(bf16, Bf16);
+device_element!(f16, F16);
+device_element!(u32, U32);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Host(Arc<Storage>),
+    Device(Arc<DeviceStorage>),
+}
+
 /// A contiguous row-major array. Cloning is cheap: the numbers are shared until one owner writes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Vec<usize>,
-    storage: Arc<Storage>,
+    place: Place,
+}
+
+/// Equal shapes and equal numbers; on a device, where numbers are not looked at, only the same numbers are equal.
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape
+            && match (&self.place, &other.place) {
+                (Place::Host(own), Place::Host(other)) => own == other,
+                (Place::Device(own), Place::Device(other)) => Arc::ptr_eq(own, other),
+                _ => false,
+            }
+    }
 }
 
 impl Tensor {
@@ -92,7 +177,7 @@ impl Tensor {
                 format!("{} values do not fill the shape {shape:?}", values.len()),
             ));
         }
-        Ok(Self { shape: shape.to_vec(), storage: Arc::new(T::wrap(values)) })
+        Ok(Self::host(shape, T::wrap(values)))
     }
 
     /// A tensor of zeros.
@@ -105,7 +190,107 @@ impl Tensor {
             DType::F16 => Storage::F16(vec![f16::ZERO; length]),
             DType::U32 => Storage::U32(vec![0; length]),
         };
-        Self { shape: shape.to_vec(), storage: Arc::new(storage) }
+        Self::host(shape, storage)
+    }
+
+    fn host(shape: &[usize], storage: Storage) -> Self {
+        Self { shape: shape.to_vec(), place: Place::Host(Arc::new(storage)) }
+    }
+
+    /// A tensor of `shape` over the numbers of a device.
+    ///
+    /// # Errors
+    /// If the number of values is not the product of the shape.
+    pub fn from_buffer<T: DeviceElement>(shape: &[usize], buffer: Buffer<T>) -> Result<Self> {
+        buffer.expect_len("tensor", "the buffer", shape.iter().product())?;
+        Ok(Self { shape: shape.to_vec(), place: Place::Device(Arc::new(T::wrap_buffer(buffer))) })
+    }
+
+    /// A tensor on a device whose numbers `write` writes, all of them.
+    ///
+    /// # Errors
+    /// If there is not enough memory or `write` fails.
+    pub fn written<T: DeviceElement>(
+        device: &Device,
+        shape: &[usize],
+        write: impl FnOnce(&mut Buffer<T>) -> Result<()>,
+    ) -> Result<Self> {
+        let mut buffer = device.uninitialised(shape.iter().product())?;
+        write(&mut buffer)?;
+        Self::from_buffer(shape, buffer)
+    }
+
+    /// A tensor of zeros on a device.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or devices do not have the type.
+    pub fn zeros_on(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
+        let length = shape.iter().product();
+        match dtype {
+            DType::F32 => Self::from_buffer(shape, device.zeros::<f32>(length)?),
+            DType::Bf16 => Self::from_buffer(shape, device.zeros::<bf16>(length)?),
+            DType::F16 => Self::from_buffer(shape, device.zeros::<f16>(length)?),
+            DType::U32 => Self::from_buffer(shape, device.zeros::<u32>(length)?),
+            DType::F64 => Err(no_f64(device)),
+        }
+    }
+
+    /// A tensor of zeros in the same place as this one.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn zeros_like(&self, shape: &[usize]) -> Result<Self> {
+        match self.device() {
+            None => Ok(Self::zeros(shape, self.dtype())),
+            Some(device) => Self::zeros_on(device, shape, self.dtype()),
+        }
+    }
+
+    /// The device that holds the numbers; `None` on the host.
+    pub fn device(&self) -> Option<&Device> {
+        match &self.place {
+            Place::Host(_) => None,
+            Place::Device(storage) => Some(storage.device()),
+        }
+    }
+
+    /// The same numbers on a device; nothing is copied if they are there.
+    ///
+    /// # Errors
+    /// If they are 64-bit floats, there is not enough memory, or the device fails.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let storage = match &self.place {
+            Place::Device(storage) if storage.device().is(device) => return Ok(self.clone()),
+            Place::Device(_) => return self.to_host()?.to_device(device),
+            Place::Host(storage) => storage,
+        };
+        match &**storage {
+            Storage::F32(values) => Self::from_buffer(&self.shape, device.upload(values)?),
+            Storage::Bf16(values) => Self::from_buffer(&self.shape, device.upload(values)?),
+            Storage::F16(values) => Self::from_buffer(&self.shape, device.upload(values)?),
+            Storage::U32(values) => Self::from_buffer(&self.shape, device.upload(values)?),
+            Storage::F64(_) => Err(no_f64(device)),
+        }
+    }
+
+    /// The same numbers on the host, after all work asked for before; nothing is copied if they are there.
+    ///
+    /// # Errors
+    /// If the device fails, now or in that work.
+    pub fn to_host(&self) -> Result<Self> {
+        let storage = match &self.place {
+            Place::Host(_) => return Ok(self.clone()),
+            Place::Device(storage) => storage,
+        };
+        Ok(Self::host(
+            &self.shape,
+            match &**storage {
+                DeviceStorage::F32(buffer) => Storage::F32(buffer.to_host()?),
+                DeviceStorage::Bf16(buffer) => Storage::Bf16(buffer.to_host()?),
+                DeviceStorage::F16(buffer) => Storage::F16(buffer.to_host()?),
+                DeviceStorage::U32(buffer) => Storage::U32(buffer.to_host()?),
+            },
+        ))
     }
 
     /// The shape.
@@ -130,42 +315,81 @@ impl Tensor {
 
     /// The kind of numbers held.
     pub fn dtype(&self) -> DType {
-        match *self.storage {
-            Storage::F32(_) => DType::F32,
-            Storage::F64(_) => DType::F64,
-            Storage::Bf16(_) => DType::Bf16,
-            Storage::F16(_) => DType::F16,
-            Storage::U32(_) => DType::U32,
+        match &self.place {
+            Place::Host(storage) => match **storage {
+                Storage::F32(_) => DType::F32,
+                Storage::F64(_) => DType::F64,
+                Storage::Bf16(_) => DType::Bf16,
+                Storage::F16(_) => DType::F16,
+                Storage::U32(_) => DType::U32,
+            },
+            Place::Device(storage) => match **storage {
+                DeviceStorage::F32(_) => DType::F32,
+                DeviceStorage::Bf16(_) => DType::Bf16,
+                DeviceStorage::F16(_) => DType::F16,
+                DeviceStorage::U32(_) => DType::U32,
+            },
         }
     }
 
     /// The storage itself.
-    pub fn storage(&self) -> &Storage {
-        &self.storage
+    ///
+    /// # Errors
+    /// If it is on a device.
+    pub fn storage(&self) -> Result<&Storage> {
+        match &self.place {
+            Place::Host(storage) => Ok(storage),
+            Place::Device(storage) => Err(elsewhere(storage.device())),
+        }
+    }
+
+    fn other_type(&self, asked: DType) -> Error {
+        Error::shape("tensor", format!("asked for {asked:?}, but the tensor holds {:?}", self.dtype()))
     }
 
     /// The numbers as a slice of `T`.
     ///
     /// # Errors
-    /// If the tensor holds another type.
+    /// If the tensor holds another type or is on a device.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
-        T::slice(&self.storage).ok_or_else(|| {
-            Error::shape(
-                "tensor",
-                format!("asked for {:?}, but the tensor holds {:?}", T::DTYPE, self.dtype()),
-            )
-        })
+        T::slice(self.storage()?).ok_or_else(|| self.other_type(T::DTYPE))
+    }
+
+    /// The numbers on the device, of type `T`.
+    ///
+    /// # Errors
+    /// If the tensor holds another type or is on the host.
+    pub fn buffer<T: DeviceElement>(&self) -> Result<&Buffer<T>> {
+        match &self.place {
+            Place::Host(_) => Err(on_host()),
+            Place::Device(storage) => T::buffer(storage).ok_or_else(|| self.other_type(T::DTYPE)),
+        }
+    }
+
+    /// The numbers on the device, of type `T`, to be written; copied first if they are shared.
+    ///
+    /// # Errors
+    /// If the tensor holds another type or is on the host, or the device fails.
+    pub fn buffer_mut<T: DeviceElement>(&mut self) -> Result<&mut Buffer<T>> {
+        let other = self.other_type(T::DTYPE);
+        let Place::Device(storage) = &mut self.place else { return Err(on_host()) };
+        if Arc::get_mut(storage).is_none() {
+            let Some(shared) = T::buffer(storage) else { return Err(other) };
+            *storage = Arc::new(T::wrap_buffer(shared.try_clone()?));
+        }
+        Arc::get_mut(storage).and_then(T::buffer_mut).ok_or(other)
     }
 
     /// The numbers as a mutable slice of `T`; copies first if they are shared.
     ///
     /// # Errors
-    /// If the tensor holds another type.
+    /// If the tensor holds another type or is on a device.
     pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
-        let held = self.dtype();
-        T::slice_mut(Arc::make_mut(&mut self.storage)).ok_or_else(|| {
-            Error::shape("tensor", format!("asked for {:?}, but the tensor holds {held:?}", T::DTYPE))
-        })
+        let other = self.other_type(T::DTYPE);
+        match &mut self.place {
+            Place::Host(storage) => T::slice_mut(Arc::make_mut(storage)).ok_or(other),
+            Place::Device(storage) => Err(elsewhere(storage.device())),
+        }
     }
 
     /// The same numbers under another shape.
@@ -176,26 +400,35 @@ impl Tensor {
         if shape.iter().product::<usize>() != self.len() {
             return Err(Error::shape("reshape", format!("{:?} does not fit into {shape:?}", self.shape)));
         }
-        Ok(Self { shape: shape.to_vec(), storage: Arc::clone(&self.storage) })
+        Ok(Self { shape: shape.to_vec(), place: self.place.clone() })
     }
 
-    /// The numbers as `f64`, whatever the type.
-    pub fn to_f64_vec(&self) -> Vec<f64> {
-        match &*self.storage {
+    /// The numbers as `f64`, whatever the type and the place.
+    ///
+    /// # Errors
+    /// If they are on a device that fails.
+    pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
+        Ok(match self.to_host()?.storage()? {
             Storage::F32(values) => values.iter().map(|&value| f64::from(value)).collect(),
             Storage::F64(values) => values.clone(),
             Storage::Bf16(values) => values.iter().map(|value| value.to_f64()).collect(),
             Storage::F16(values) => values.iter().map(|value| value.to_f64()).collect(),
             Storage::U32(values) => values.iter().map(|&value| f64::from(value)).collect(),
-        }
+        })
     }
 
-    /// The same numbers in another type, rounded to nearest even where it is narrower.
-    pub fn cast(&self, dtype: DType) -> Self {
+    /// The same numbers in another type in the same place, rounded to nearest even where it is narrower.
+    ///
+    /// # Errors
+    /// If the device does not have the type, or fails.
+    pub fn cast(&self, dtype: DType) -> Result<Self> {
         if dtype == self.dtype() {
-            return self.clone();
+            return Ok(self.clone());
         }
-        let wide = self.to_f64_vec();
+        if self.device().is_some() {
+            return cast_on_device(self, dtype);
+        }
+        let wide = self.to_f64_vec()?;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -208,6 +441,21 @@ impl Tensor {
             DType::F16 => Storage::F16(wide.into_iter().map(f16::from_f64).collect()),
             DType::U32 => Storage::U32(wide.into_iter().map(|value| value as u32).collect()),
         };
-        Self { shape: self.shape.clone(), storage: Arc::new(storage) }
+        Ok(Self::host(&self.shape, storage))
     }
+}
+
+fn elsewhere(device: &Device) -> Error {
+    Error::shape(
+        "tensor",
+        format!("the tensor is on {}, but is needed on the host like what it meets", device.facts().name),
+    )
+}
+
+fn on_host() -> Error {
+    Error::shape("tensor", "the tensor is on the host, but is needed on the device like what it meets")
+}
+
+fn no_f64(device: &Device) -> Error {
+    Error::shape("tensor", format!("64-bit floats stay on the host; {} has none", device.facts().name))
 }

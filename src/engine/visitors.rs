@@ -6,14 +6,12 @@
 
 use crate::{
     engine::{
-        float::Float,
-        ops::matmul,
+        ops::accumulate::{Rows, accumulate, scale_samples},
         parameters::{ParameterId, Parameters},
         tape::RowOwner,
         tensor::Tensor,
     },
     error::{Error, Result},
-    with_float,
 };
 
 /// One parameter's part of a gradient, before any sum over rows. `R` rows are those of the output.
@@ -33,18 +31,30 @@ pub enum Contribution<'a> {
         /// The first column that the parameter was added to.
         column: usize,
     },
-    /// Of a table `[K, N]` whose row `index[r]` was added to row `r`; `u32::MAX` where none was.
+    /// Of a table `[K, N]` of which one row was added to each row.
     Gather {
         /// `[R, N]`.
         d_output: &'a Tensor,
-        /// `R` row numbers of the table.
-        index: &'a [u32],
+        /// Which row of the table was added to which.
+        rows: &'a Rows,
     },
     /// Already summed over a sample's rows: `[S, N]` for `S` samples.
     PerSample {
         /// `[S, N]`, the parameter having `N` elements.
         d_value: &'a Tensor,
     },
+}
+
+impl Contribution<'_> {
+    /// The gradient's rows, whatever they stand for.
+    pub fn rows(&self) -> &Tensor {
+        match *self {
+            Self::Product { d_output, .. } | Self::Sum { d_output, .. } | Self::Gather { d_output, .. } => {
+                d_output
+            }
+            Self::PerSample { d_value } => d_value,
+        }
+    }
 }
 
 /// Receives every parameter's contribution during a backward pass.
@@ -90,22 +100,21 @@ impl GradientVisitor for Accumulate {
         contribution: &Contribution<'_>,
     ) -> Result<()> {
         self.gradients.resize(parameters.len(), None);
-        let value = parameters.value(id);
-        let sum = self.gradients[id.0].get_or_insert_with(|| Tensor::zeros(value.shape(), value.dtype()));
-        with_float!(value.dtype(), "accumulate", T => accumulate::<T>(sum, contribution))
+        accumulate(&mut self.gradients[id.0], parameters.value(id), contribution)
     }
 }
 
 /// Sums every contribution with the rows of sample `i` scaled by its weight: `Σ_i W_i g_i` from one backward pass of
 /// `Σ_i ℓ_i`.
-pub struct Weighted<'a> {
-    weights: &'a [f64],
+pub struct Weighted {
+    /// `[B]`: in f64 on the host, in f32 on a device.
+    weights: Tensor,
     inner: Accumulate,
 }
 
-impl<'a> Weighted<'a> {
-    /// One weight a sample of the batch.
-    pub fn new(weights: &'a [f64]) -> Self {
+impl Weighted {
+    /// One weight a sample of the batch, `[B]`, where the network is: in f64 on the host, in f32 on a device.
+    pub fn new(weights: Tensor) -> Self {
         Self { weights, inner: Accumulate::default() }
     }
 
@@ -115,16 +124,6 @@ impl<'a> Weighted<'a> {
     }
 
     fn scaled(&self, rows: &Tensor, rows_per_sample: usize) -> Result<Tensor> {
-        fn run<T: Float>(values: &mut Tensor, weights: &[f64]) -> Result<()> {
-            let share = values.len() / weights.len();
-            for (rows, &weight) in values.as_mut_slice::<T>()?.chunks_mut(share.max(1)).zip(weights) {
-                let weight = T::of(weight);
-                for value in rows {
-                    *value *= weight;
-                }
-            }
-            Ok(())
-        }
         let held = rows.len() / rows.shape().last().copied().unwrap_or(1).max(1);
         if held != rows_per_sample * self.weights.len() {
             return Err(Error::shape(
@@ -132,13 +131,11 @@ impl<'a> Weighted<'a> {
                 format!("{held} rows, but {} weights for {rows_per_sample} rows each", self.weights.len()),
             ));
         }
-        let mut values = rows.clone();
-        with_float!(rows.dtype(), "weighted", T => run::<T>(&mut values, self.weights))?;
-        Ok(values)
+        scale_samples(rows, &self.weights)
     }
 }
 
-impl GradientVisitor for Weighted<'_> {
+impl GradientVisitor for Weighted {
     fn visit(
         &mut self,
         parameters: &Parameters,
@@ -162,9 +159,9 @@ impl GradientVisitor for Weighted<'_> {
                 scaled = self.scaled(d_output, rows_per_sample)?;
                 Contribution::Sum { d_output: &scaled, column }
             }
-            Contribution::Gather { d_output, index } => {
+            Contribution::Gather { d_output, rows } => {
                 scaled = self.scaled(d_output, rows_per_sample)?;
-                Contribution::Gather { d_output: &scaled, index }
+                Contribution::Gather { d_output: &scaled, rows }
             }
             Contribution::PerSample { d_value } => {
                 scaled = self.scaled(d_value, 1)?;
@@ -173,49 +170,4 @@ impl GradientVisitor for Weighted<'_> {
         };
         self.inner.visit(parameters, id, owner, &weighted)
     }
-}
-
-fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -> Result<()> {
-    let sum = sum.as_mut_slice::<T>()?;
-    match *contribution {
-        Contribution::Product { input, d_output } => {
-            let inputs = input.shape()[input.shape().len() - 1];
-            let outputs = sum.len() / inputs;
-            matmul::linear_backward_weight(
-                sum,
-                d_output.as_slice::<T>()?,
-                input.as_slice::<T>()?,
-                inputs,
-                outputs,
-            );
-        }
-        Contribution::Sum { d_output, column } => {
-            let width = d_output.shape()[d_output.shape().len() - 1];
-            let count = sum.len();
-            for row in d_output.as_slice::<T>()?.chunks(width) {
-                for (sum, value) in sum.iter_mut().zip(&row[column..column + count]) {
-                    *sum += *value;
-                }
-            }
-        }
-        Contribution::Gather { d_output, index } => {
-            let width = d_output.shape()[d_output.shape().len() - 1];
-            for (row, &at) in d_output.as_slice::<T>()?.chunks(width).zip(index) {
-                if at != u32::MAX {
-                    for (sum, value) in sum[at as usize * width..][..width].iter_mut().zip(row) {
-                        *sum += *value;
-                    }
-                }
-            }
-        }
-        Contribution::PerSample { d_value } => {
-            let count = sum.len();
-            for row in d_value.as_slice::<T>()?.chunks(count) {
-                for (sum, value) in sum.iter_mut().zip(row) {
-                    *sum += *value;
-                }
-            }
-        }
-    }
-    Ok(())
 }

@@ -7,13 +7,16 @@ use crate::{
     encode::TextStates,
     engine::{
         DType, ParameterId, Parameters, Purpose, Random, Tape, Tensor, Var,
+        cuda::Device,
         ops::{
             activation::{Activation, activate},
-            attention::{AttentionSettings, RotaryTable, cross_attention, self_attention, visible_keys},
-            layer_norm::layer_norm,
+            attention::{
+                AttentionSettings, RotaryTable, Visible, cross_attention, self_attention, visible_keys,
+            },
+            layer_norm::{ScaleShift, layer_norm},
             linear::{Bias, linear},
-            modulation::{Part, level_pairs, modulate},
-            patch_embed::{PatchEmbed, patch_embed},
+            modulation::{self, Levels, gate, level_pairs},
+            patch_embed::{PatchEmbed, PatchEmbedParameters, patch_embed},
             residual::{add_to_all, first_sample, residual},
         },
     },
@@ -64,42 +67,42 @@ struct CrossAttention {
     settings: AttentionSettings,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Block {
     modulation: Option<ParameterId>,
     query_key_value: LinearLayer,
     projection: LinearLayer,
     attention: AttentionSettings,
     cross: Option<CrossAttention>,
+    cross_from_first_sample: bool,
     first: LinearLayer,
     second: LinearLayer,
     drop_path: f64,
+    levels: Arc<Levels>,
+    visible: Arc<Visible>,
 }
+
+/// The factors of drop-path in one forward pass: for each of a block's two branches, and each block, one a sample, `[B]`,
+/// or nothing where none is dropped.
+#[derive(Clone, Debug, Default)]
+pub struct DropPath(Vec<[Option<Tensor>; 2]>);
 
 /// The batch's random choices in one forward pass: none for evaluation.
 #[derive(Clone, Copy, Debug)]
-pub enum Mode {
+pub enum Mode<'a> {
     /// No drop-path.
     Evaluate,
-    /// Drop-path masks drawn from this seed and stream (a step, and which forward pass of it).
-    Train {
-        /// The run's seed.
-        seed: u64,
-        /// Different for every forward pass of a run.
-        stream: u64,
-    },
+    /// Drop-path with these factors.
+    Train(&'a DropPath),
 }
 
 /// Everything of a network below its head.
 #[derive(Clone, Debug)]
 pub struct Backbone {
-    config: BackboneConfig,
     encoder_proj: LinearLayer,
-    word_embed: LinearLayer,
     embed: PatchEmbed,
     modulation: Option<(ParameterId, LinearLayer, LinearLayer)>,
-    blocks: Vec<Block>,
-    visible: Arc<Vec<usize>>,
+    blocks: Vec<Arc<Block>>,
 }
 
 impl Backbone {
@@ -117,7 +120,10 @@ impl Backbone {
         let scales = config.patch_nums.len();
         let first = config.patch_nums.first().map_or(0, |side| side * side);
         let start = init.positions("pos_start", &[1, first, width])?;
-        let word_embed = LinearLayer::new(init, "word_embed", width, config.code_channels)?;
+        let word_embed = (
+            init.weight("word_embed.weight", &[width, config.code_channels], 1.0)?,
+            init.zeros("word_embed.bias", &[width])?,
+        );
         let position = match config.rope {
             Some(_) => None,
             None => Some(init.positions("pos_1LC", &[1, config.tokens(), width])?),
@@ -136,104 +142,80 @@ impl Backbone {
             )),
             _ => None,
         };
-        let blocks =
-            (0..depth).map(|at| Block::new(init, config, at, rotary.as_ref())).collect::<Result<_>>()?;
+        let counts: Vec<usize> = config.patch_nums.iter().map(|side| side * side).collect();
+        let shared = (
+            rotary.as_ref(),
+            Arc::new(Levels::new(&counts)),
+            Arc::new(visible_keys(&config.patch_nums).into()),
+        );
+        let blocks = (0..depth)
+            .map(|at| Block::new(init, config, at, &shared).map(Arc::new))
+            .collect::<Result<_>>()?;
         let encoder_proj = LinearLayer::new(init, "encoder_proj", width, config.text_channels)?;
-        let sides = config.patch_nums.iter().enumerate();
-        #[expect(clippy::cast_possible_truncation, reason = "a pyramid has a handful of scales")]
-        let levels = sides.flat_map(|(scale, side)| std::iter::repeat_n(scale as u32, side * side)).collect();
-        Ok(Self {
-            config: config.clone(),
-            encoder_proj,
-            word_embed,
-            embed: PatchEmbed {
-                start,
-                level: if config.level_embedding { level } else { None },
-                position,
-                levels: Arc::new(levels),
-                first,
-            },
-            modulation,
-            blocks,
-            visible: Arc::new(visible_keys(&config.patch_nums)),
-        })
+        let level = if config.level_embedding { level } else { None };
+        let (weight, bias) = word_embed;
+        let embed = PatchEmbedParameters { weight, bias, start, level, position };
+        Ok(Self { encoder_proj, embed: PatchEmbed::new(embed, shared.1), modulation, blocks })
+    }
+
+    /// Draws the factors of drop-path for a batch: 0 with the block's rate as probability, else what keeps the mean (B11).
+    /// A stream is a step and which forward pass of it. They are the same wherever the network is.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn draw(&self, seed: u64, stream: u64, batch: usize, device: Option<&Device>) -> Result<DropPath> {
+        let branch = |rate: f64, branch: u64| -> Result<Option<Tensor>> {
+            if rate <= 0.0 {
+                return Ok(None);
+            }
+            let mut random = Random::new(seed, Purpose::DropPath, stream << 16 | branch);
+            let keep = |_| if random.uniform() < rate { 0.0 } else { 1.0 / (1.0 - rate) };
+            let factors = Tensor::new(&[batch], (0..batch).map(keep).collect::<Vec<f64>>())?;
+            Ok(Some(match device {
+                None => factors,
+                Some(device) => factors.cast(DType::F32)?.to_device(device)?,
+            }))
+        };
+        let block = |(at, block): (usize, &Arc<Block>)| {
+            Ok([branch(block.drop_path, 2 * at as u64)?, branch(block.drop_path, 2 * at as u64 + 1)?])
+        };
+        Ok(DropPath(self.blocks.iter().enumerate().map(block).collect::<Result<_>>()?))
     }
 
     /// The pyramid `[B, L − L₀, Cvae]` and the text to the last block's residual stream `[B, L, C]`.
     ///
     /// # Errors
     /// If the sizes do not fit.
-    pub fn forward(&self, tape: &mut Tape<'_>, input: &Tensor, text: &TextStates, mode: Mode) -> Result<Var> {
-        let dtype = tape.dtype();
-        let pooled = tape.constant(text.pooled.cast(dtype));
-        let sos = self.encoder_proj.forward(tape, &pooled)?;
-        let input = tape.constant(input.cast(dtype));
-        let words = self.word_embed.forward(tape, &input)?;
-        let mut x = patch_embed(tape, &sos, &words, &self.embed)?;
-        drop((sos, words));
-        let condition = match &self.modulation {
-            None => None,
-            Some((level, first, second)) => {
-                let pairs = level_pairs(tape, *level)?;
-                let hidden = first.forward(tape, &pairs)?;
-                let hidden = activate(tape, &hidden, Activation::Silu)?;
-                Some(second.forward(tape, &hidden)?)
-            }
-        };
-        let states = tape.constant(text.states.cast(dtype));
-        for (at, block) in self.blocks.iter().enumerate() {
-            x = self.block(tape, block, at, x, condition.as_ref(), (&states, &text.mask), mode)?;
-        }
-        Ok(x)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the released block takes as many")]
-    fn block(
+    pub fn forward(
         &self,
         tape: &mut Tape<'_>,
-        block: &Block,
-        at: usize,
-        x: Var,
-        condition: Option<&Var>,
-        text: (&Var, &Tensor),
-        mode: Mode,
+        input: &Tensor,
+        text: &TextStates,
+        mode: Mode<'_>,
     ) -> Result<Var> {
-        let batch = x.value().dim(0);
-        let levels = &self.embed.levels;
-        let condition = condition.zip(block.modulation);
-        let change = |tape: &mut Tape<'_>, x: Var, part: Part| match condition {
-            Some((condition, table)) => modulate(tape, &x, condition, table, part, levels),
-            None => Ok(x),
-        };
-        let normed = layer_norm(tape, &x, EPSILON)?;
-        let normed = change(tape, normed, Part::ScaleShift(2, 4))?;
-        let qkv = block.query_key_value.forward(tape, &normed)?;
-        drop(normed);
-        let attended = self_attention(tape, &qkv, &block.attention, &self.visible)?;
-        drop(qkv);
-        let branch = block.projection.forward(tape, &attended)?;
-        let branch = change(tape, branch, Part::Gate(0))?;
-        let mut x = residual(tape, &x, &branch, keep(block.drop_path, batch, 2 * at as u64, mode))?;
-        if let Some(cross) = &block.cross {
-            let normed = layer_norm(tape, &x, EPSILON)?;
-            x = if self.config.cross_from_first_sample {
-                let (states, mask) = (first_sample(tape, text.0)?, first_row(text.1)?);
-                let normed = first_sample(tape, &normed)?;
-                let branch = cross.forward(tape, &normed, &states, &mask)?;
-                add_to_all(tape, &x, &branch)?
-            } else {
-                let branch = cross.forward(tape, &normed, text.0, text.1)?;
-                residual(tape, &x, &branch, None)?
-            };
+        let dtype = tape.dtype();
+        let pooled = tape.constant(text.pooled.cast(dtype)?);
+        let sos = self.encoder_proj.forward(tape, &pooled)?;
+        let input = tape.constant(input.cast(dtype)?);
+        let mut x = patch_embed(tape, &sos, &input, &self.embed)?;
+        // Every block gets the stream, the text and, where levels modulate it, their condition.
+        let mut rest = vec![tape.constant(text.states.cast(dtype)?)];
+        if let Some((level, first, second)) = &self.modulation {
+            let pairs = level_pairs(tape, *level)?;
+            let hidden = first.forward(tape, &pairs)?;
+            let hidden = activate(tape, &hidden, Activation::Silu)?;
+            rest.push(second.forward(tape, &hidden)?);
         }
-        let normed = layer_norm(tape, &x, EPSILON)?;
-        let normed = change(tape, normed, Part::ScaleShift(3, 5))?;
-        let hidden = block.first.forward(tape, &normed)?;
-        drop(normed);
-        let hidden = activate(tape, &hidden, Activation::GeluTanh)?;
-        let branch = block.second.forward(tape, &hidden)?;
-        let branch = change(tape, branch, Part::Gate(1))?;
-        residual(tape, &x, &branch, keep(block.drop_path, batch, 2 * at as u64 + 1, mode))
+        for (at, block) in self.blocks.iter().enumerate() {
+            let keep = match mode {
+                Mode::Evaluate => [None, None],
+                Mode::Train(DropPath(keep)) => keep.get(at).cloned().unwrap_or_default(),
+            };
+            let inputs = [vec![x], rest.clone()].concat();
+            let (block, mask) = (Arc::clone(block), text.mask.clone());
+            x = tape.segment(&inputs, move |tape, inputs| block.forward(tape, inputs, &mask, &keep))?;
+        }
+        Ok(x)
     }
 }
 
@@ -247,11 +229,65 @@ impl CrossAttention {
 }
 
 impl Block {
+    /// `inputs`: the stream `[B, L, C]`, the text's states and, if there is a modulation, its condition.
+    fn forward(
+        &self,
+        tape: &mut Tape<'_>,
+        inputs: &[Var],
+        mask: &Tensor,
+        keep: &[Option<Tensor>; 2],
+    ) -> Result<Var> {
+        let (x, states, levels) = (&inputs[0], &inputs[1], &self.levels);
+        let parts = match (inputs.get(2), self.modulation) {
+            (Some(condition), Some(table)) => Some(modulation::parts(tape, condition, table)?),
+            _ => None,
+        };
+        let norm = |tape: &mut Tape<'_>, x: &Var, [scale, shift]: [usize; 2]| {
+            layer_norm(
+                tape,
+                x,
+                EPSILON,
+                parts.as_ref().map(|parts| ScaleShift { parts, scale, shift, levels }),
+            )
+        };
+        let gated = |tape: &mut Tape<'_>, branch: Var, part: usize| match &parts {
+            Some(parts) => gate(tape, &branch, parts, part, levels),
+            None => Ok(branch),
+        };
+        let normed = norm(tape, x, [2, 4])?;
+        let qkv = self.query_key_value.forward(tape, &normed)?;
+        drop(normed);
+        let attended = self_attention(tape, &qkv, &self.attention, &self.visible)?;
+        drop(qkv);
+        let branch = self.projection.forward(tape, &attended)?;
+        let branch = gated(tape, branch, 0)?;
+        let mut x = residual(tape, x, &branch, keep[0].clone())?;
+        if let Some(cross) = &self.cross {
+            let normed = layer_norm(tape, &x, EPSILON, None)?;
+            x = if self.cross_from_first_sample {
+                let (states, mask) = (first_sample(tape, states)?, first_row(mask)?);
+                let normed = first_sample(tape, &normed)?;
+                let branch = cross.forward(tape, &normed, &states, &mask)?;
+                add_to_all(tape, &x, &branch)?
+            } else {
+                let branch = cross.forward(tape, &normed, states, mask)?;
+                residual(tape, &x, &branch, None)?
+            };
+        }
+        let normed = norm(tape, &x, [3, 5])?;
+        let hidden = self.first.forward(tape, &normed)?;
+        drop(normed);
+        let hidden = activate(tape, &hidden, Activation::GeluTanh)?;
+        let branch = self.second.forward(tape, &hidden)?;
+        let branch = gated(tape, branch, 1)?;
+        residual(tape, &x, &branch, keep[1].clone())
+    }
+
     fn new(
         init: &mut Initialiser<'_>,
         config: &BackboneConfig,
         at: usize,
-        rotary: Option<&Arc<RotaryTable>>,
+        (rotary, levels, visible): &(Option<&Arc<RotaryTable>>, Arc<Levels>, Arc<Visible>),
     ) -> Result<Self> {
         let BackboneConfig { width, heads, depth, .. } = *config;
         let name = format!("blocks.{at}");
@@ -313,27 +349,26 @@ impl Block {
             modulation,
             query_key_value,
             projection: own_projection,
-            attention: AttentionSettings { heads, scale: own_scale, rotary: rotary.cloned() },
+            attention: AttentionSettings { heads, scale: own_scale, rotary: (*rotary).cloned() },
             cross,
+            cross_from_first_sample: config.cross_from_first_sample,
             first,
             second,
             drop_path: config.drop_path * share,
+            levels: Arc::clone(levels),
+            visible: Arc::clone(visible),
         })
     }
 }
 
-/// The drop-path factor of each sample: 0 with the rate's probability, else what keeps the mean (B11).
-fn keep(rate: f64, batch: usize, branch: u64, mode: Mode) -> Option<Vec<f64>> {
-    let Mode::Train { seed, stream } = mode else { return None };
-    if rate <= 0.0 {
-        return None;
-    }
-    let mut random = Random::new(seed, Purpose::DropPath, stream << 16 | branch);
-    Some((0..batch).map(|_| if random.uniform() < rate { 0.0 } else { 1.0 / (1.0 - rate) }).collect())
-}
-
 fn first_row(mask: &Tensor) -> Result<Tensor> {
-    Tensor::new(&[1, mask.dim(1)], mask.as_slice::<u32>()?[..mask.dim(1)].to_vec())
+    let tokens = mask.dim(1);
+    match mask.device() {
+        None => Tensor::new(&[1, tokens], mask.as_slice::<u32>()?[..tokens].to_vec()),
+        Some(device) => {
+            Tensor::written::<u32>(device, &[1, tokens], |row| row.copy_range(0, mask.buffer()?, 0..tokens))
+        }
+    }
 }
 
 /// Builds a network's parameters: `build` declares them through an [`Initialiser`].

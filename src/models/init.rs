@@ -46,7 +46,7 @@ impl<'a> Initialiser<'a> {
         let values: Vec<f64> = (0..shape.iter().product())
             .map(|at| (random.normal() * deviation(at)).clamp(-2.0, 2.0))
             .collect();
-        self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype))
+        self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype)?)
     }
 
     /// A weight or an embedding, multiplied by `factor` after drawing.
@@ -92,7 +92,7 @@ impl<'a> Initialiser<'a> {
     /// If the name is taken.
     pub fn constant(&mut self, name: &str, shape: &[usize], value: f64) -> Result<ParameterId> {
         let values = vec![value; shape.iter().product()];
-        self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype))
+        self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype)?)
     }
 
     /// A tensor of zeros.

@@ -5,7 +5,7 @@ pub mod init;
 pub mod proxy;
 pub mod rater;
 
-pub use block::Mode;
+pub use block::{DropPath, Mode};
 pub use proxy::Proxy;
 pub use rater::{Rater, RaterOutput, Weighing};
 

@@ -5,6 +5,7 @@ use crate::{
     encode::TextStates,
     engine::{
         DType, ParameterId, Parameters, Tape, Tensor, Var,
+        cuda::Device,
         ops::{
             cross_entropy::{CrossEntropy, cross_entropy},
             layer_norm::layer_norm,
@@ -13,7 +14,7 @@ use crate::{
     },
     error::Result,
     models::{
-        BackboneConfig, Mode,
+        BackboneConfig, DropPath, Mode,
         block::{Backbone, EPSILON, declare},
     },
 };
@@ -41,14 +42,28 @@ impl Proxy {
         })
     }
 
+    /// See [`Backbone::draw`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn draw(&self, seed: u64, stream: u64, batch: usize, device: Option<&Device>) -> Result<DropPath> {
+        self.backbone.draw(seed, stream, batch, device)
+    }
+
     /// Logits of every token, `[B, L, V]`, from the pyramid `[B, L − L₀, Cvae]` and the text.
     ///
     /// # Errors
     /// If the sizes do not fit.
-    pub fn logits(&self, tape: &mut Tape<'_>, input: &Tensor, text: &TextStates, mode: Mode) -> Result<Var> {
+    pub fn logits(
+        &self,
+        tape: &mut Tape<'_>,
+        input: &Tensor,
+        text: &TextStates,
+        mode: Mode<'_>,
+    ) -> Result<Var> {
         let mut x = self.backbone.forward(tape, input, text, mode)?;
         if self.logit_norm {
-            x = layer_norm(tape, &x, EPSILON)?;
+            x = layer_norm(tape, &x, EPSILON, None)?;
         }
         linear(tape, &x, self.head, &[Bias { parameter: self.head_bias, column: 0 }])
     }
@@ -64,7 +79,7 @@ impl Proxy {
         text: &TextStates,
         codes: &Tensor,
         smoothing: f64,
-        mode: Mode,
+        mode: Mode<'_>,
     ) -> Result<CrossEntropy> {
         let logits = self.logits(tape, input, text, mode)?;
         cross_entropy(tape, &logits, codes, smoothing)

@@ -5,6 +5,7 @@ use crate::{
     encode::TextStates,
     engine::{
         DType, Parameters, Tape, Tensor, Var,
+        cuda::Device,
         ops::{
             activation::{Activation, activate},
             pooling::{batch_softmax, batch_statistics, mean_tokens, scale_all},
@@ -12,7 +13,7 @@ use crate::{
     },
     error::Result,
     models::{
-        BackboneConfig, Mode,
+        BackboneConfig, DropPath, Mode,
         block::{Backbone, LinearLayer, declare},
     },
 };
@@ -78,6 +79,14 @@ impl Rater {
         })
     }
 
+    /// See [`Backbone::draw`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn draw(&self, seed: u64, stream: u64, batch: usize, device: Option<&Device>) -> Result<DropPath> {
+        self.backbone.draw(seed, stream, batch, device)
+    }
+
     /// Pooled features `[B, C]` and instance logits `[B, 1]`: what does not depend on the rest of the batch.
     ///
     /// # Errors
@@ -87,7 +96,7 @@ impl Rater {
         tape: &mut Tape<'_>,
         input: &Tensor,
         text: &TextStates,
-        mode: Mode,
+        mode: Mode<'_>,
     ) -> Result<(Var, Var)> {
         let x = self.backbone.forward(tape, input, text, mode)?;
         let pooled = mean_tokens(tape, &x)?;
@@ -108,7 +117,7 @@ impl Rater {
         input: &Tensor,
         text: &TextStates,
         weighing: Weighing,
-        mode: Mode,
+        mode: Mode<'_>,
     ) -> Result<RaterOutput> {
         let (pooled, logit) = self.instance(tape, input, text, mode)?;
         let statistics = batch_statistics(tape, &pooled)?;

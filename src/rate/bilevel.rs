@@ -3,9 +3,16 @@
 
 use crate::{
     encode::TextStates,
-    engine::{Accumulate, Gradients, Parameters, Tape, Tensor, ops::cross_entropy::CrossEntropy},
+    engine::{
+        Accumulate, DType, Gradients, Parameters, Tape, Tensor,
+        cuda::Device,
+        ops::{
+            cross_entropy::CrossEntropy,
+            rater_loss::{RaterLoss, RaterLossFactors, entropy_term},
+        },
+    },
     error::{Error, Result},
-    models::{Mode, Proxy, Rater, Weighing},
+    models::{DropPath, Mode, Proxy, Rater, Weighing},
     train::optimizer::AdamW,
 };
 
@@ -20,6 +27,27 @@ pub struct Batch {
     pub text: TextStates,
     /// Tokens of the finest scale, the last ones of each row.
     pub last_scale: usize,
+}
+
+impl Batch {
+    /// The same batch on a device, floats in the type of the activations; nothing is copied if it is there.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
+        // Narrowed on the host, half as much has to be copied.
+        let float = |tensor: &Tensor| tensor.cast(dtype)?.to_device(device);
+        Ok(Self {
+            codes: self.codes.to_device(device)?,
+            input: float(&self.input)?,
+            text: TextStates {
+                states: float(&self.text.states)?,
+                mask: self.text.mask.to_device(device)?,
+                pooled: float(&self.text.pooled)?,
+            },
+            last_scale: self.last_scale,
+        })
+    }
 }
 
 /// What a step measured, all before the update.
@@ -43,6 +71,8 @@ pub struct StepReport {
     pub proxy_gradient_norm: f64,
     /// Norm of the rater's gradient before clipping.
     pub rater_gradient_norm: f64,
+    /// Updates of both networks skipped since the run began, where losses are scaled.
+    pub skipped_updates: Option<u64>,
     /// Validation loss over the tokens of the last scale.
     pub validation_tail_loss: f64,
     /// Share in percent of validation tokens predicted right.
@@ -70,14 +100,11 @@ pub struct BilevelSettings {
     pub two_rater_passes: bool,
     /// Use drop-path.
     pub drop_path: bool,
+    /// Keep only each block's input for the backward pass and run the block forward again there.
+    pub recompute: bool,
     /// The run's seed.
     pub seed: u64,
 }
-
-/// Factor of the released entropy term.
-const REGULARISATION: f64 = 0.01;
-/// Floor inside its logarithms.
-const REGULARISATION_FLOOR: f64 = 1e-8;
 
 /// Both networks, their weights and their optimisers.
 #[derive(Clone, Debug)]
@@ -107,6 +134,19 @@ pub struct MicroBatch {
     pub validation: Batch,
 }
 
+impl MicroBatch {
+    /// See [`Batch::to_device`].
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            train: self.train.to_device(device, dtype)?,
+            validation: self.validation.to_device(device, dtype)?,
+        })
+    }
+}
+
 /// The rates of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepRates {
@@ -127,176 +167,323 @@ enum Pass {
     RaterForRater,
 }
 
+/// All that a device has to be told before a micro-batch begins.
+struct Prepared {
+    micro: MicroBatch,
+    /// One for each [`Pass`], in order.
+    drop_path: [DropPath; 4],
+    rater_loss: RaterLoss,
+    /// The gradient of each validation sample's loss; `None` if the validation loss does not count.
+    validation_seeds: Option<Tensor>,
+    /// Whether the weighted training loss counts.
+    train_counts: bool,
+}
+
+/// What a micro-batch leaves behind to be looked at once all work has been asked for.
+struct Measured {
+    train_loss: Tensor,
+    score: Tensor,
+    /// The weights that the proxy's loss was weighted with.
+    weight: Tensor,
+    /// The weights that the rater is trained by.
+    rater_weight: Tensor,
+    validation: CrossEntropy,
+    last_scale: usize,
+}
+
 impl Bilevel {
-    /// One step over the micro-batches of an accumulated batch. `step` counts from 0 and only picks random streams.
+    /// Moves both networks and their optimisers to a device; activations get the type `compute`, f32, bf16, or f16 with
+    /// scaled losses.
     ///
     /// # Errors
-    /// If there is no micro-batch, a shape does not fit, or a loss is not finite (the weights are then left as they
-    /// were).
+    /// If there is not enough memory or the device fails.
+    pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+        for (parameters, optimizer) in [
+            (&mut self.proxy_parameters, &mut self.proxy_optimizer),
+            (&mut self.rater_parameters, &mut self.rater_optimizer),
+        ] {
+            *parameters = parameters.to_device(device, compute)?;
+            optimizer.move_to(device, compute == DType::F16)?;
+        }
+        Ok(())
+    }
+
+    /// One step over the micro-batches of an accumulated batch. `step` counts from 0 and only picks random streams. On a
+    /// device everything is asked for before anything is waited for.
+    ///
+    /// # Errors
+    /// If there is no micro-batch, a shape does not fit, or a loss or a gradient is not finite: a network whose gradients
+    /// are not is then left as it was. With scaled losses such an update is skipped instead, until no scale is left.
     pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
         if micro_batches.is_empty() {
             return Err(Error::invalid("a step needs at least one batch"));
         }
-        let (mut proxy, mut rater) = (Accumulate::default(), Accumulate::default());
-        let mut report = StepReport::default();
-        let share = 1.0 / micro_batches.len() as f64;
-        for (at, micro) in micro_batches.iter().enumerate() {
-            let stream = step * micro_batches.len() as u64 + at as u64;
-            self.micro_step(micro, rates, share, stream, (&mut proxy, &mut rater), &mut report)?;
-        }
-        if !(report.proxy_loss.is_finite() && report.rater_loss.is_finite()) {
-            return Err(Error::invalid(format!(
-                "the loss is no longer a number at step {step} (proxy {}, rater {}); lower tlr or tclip and start again \
-                 from the last checkpoint",
-                report.proxy_loss, report.rater_loss
-            )));
-        }
         let StepRates { learning_rate, weight_decay, .. } = rates;
-        if !self.settings.freeze_proxy || self.settings.frozen_proxy_decays {
-            let gradients =
-                if self.settings.freeze_proxy { zeroed(proxy.gradients) } else { proxy.gradients };
-            let parameters = &mut self.proxy_parameters;
-            report.proxy_gradient_norm =
-                self.proxy_optimizer.step(parameters, &gradients, learning_rate, weight_decay)?;
+        let updates_proxy = !self.settings.freeze_proxy || self.settings.frozen_proxy_decays;
+        if updates_proxy {
+            self.proxy_optimizer.prepare(learning_rate, weight_decay)?;
         }
-        let (parameters, optimizer) = (&mut self.rater_parameters, &mut self.rater_optimizer);
-        report.rater_gradient_norm =
-            optimizer.step(parameters, &rater.gradients, learning_rate, weight_decay)?;
-        Ok(report)
+        self.rater_optimizer.prepare(learning_rate, weight_decay)?;
+        let share = 1.0 / micro_batches.len() as f64;
+        let prepare = |(at, micro)| {
+            let stream = step * micro_batches.len() as u64 + at as u64;
+            self.prepare(micro, rates, share, stream)
+        };
+        let prepared: Vec<Prepared> = micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
+
+        let (mut proxy, mut rater) = (Accumulate::default(), Accumulate::default());
+        let micro_step = |micro| self.micro_step(micro, &mut proxy, &mut rater);
+        let measured: Vec<Measured> = prepared.iter().map(micro_step).collect::<Result<_>>()?;
+        let mut proxy = proxy.gradients;
+        if self.settings.freeze_proxy {
+            zero(&mut proxy)?;
+        }
+        if updates_proxy {
+            self.proxy_optimizer.update(&mut self.proxy_parameters, &proxy)?;
+        }
+        self.rater_optimizer.update(&mut self.rater_parameters, &rater.gradients)?;
+
+        let mut report = StepReport::default();
+        for measured in &measured {
+            self.report(measured, rates, share, &mut report)?;
+        }
+        let mut complaints = Vec::new();
+        if !(report.proxy_loss.is_finite() && report.rater_loss.is_finite()) {
+            complaints.push(format!("the losses are {} and {}", report.proxy_loss, report.rater_loss));
+        }
+        let mut scaled = true;
+        for (network, updates, parameters, optimizer, gradients, norm) in [
+            (
+                "proxy",
+                updates_proxy,
+                &self.proxy_parameters,
+                &mut self.proxy_optimizer,
+                &proxy,
+                &mut report.proxy_gradient_norm,
+            ),
+            (
+                "rater",
+                true,
+                &self.rater_parameters,
+                &mut self.rater_optimizer,
+                &rater.gradients,
+                &mut report.rater_gradient_norm,
+            ),
+        ] {
+            if !updates {
+                continue;
+            }
+            let updated = optimizer.finish()?;
+            *norm = updated.norm;
+            scaled &= optimizer.loss_scale().is_some_and(|scale| scale.factor() >= SMALLEST_SCALE);
+            if !updated.applied {
+                let name = first_not_finite(parameters, gradients)?.unwrap_or("none alone");
+                complaints.push(format!(
+                    "the {network}'s gradient is not finite, {name} being the first tensor that has it"
+                ));
+            }
+        }
+        let scales = [self.proxy_optimizer.loss_scale(), self.rater_optimizer.loss_scale()];
+        report.skipped_updates = scales.iter().flatten().map(|scale| scale.skipped()).reduce(|a, b| a + b);
+        if complaints.is_empty() || scaled {
+            return Ok(report);
+        }
+        Err(Error::invalid(format!(
+            "the loss is no longer a number at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and start again from \
+             the last checkpoint",
+            report.proxy_loss,
+            report.rater_loss,
+            complaints.join("; ")
+        )))
     }
 
-    fn mode(&self, stream: u64, pass: Pass) -> Mode {
-        if self.settings.drop_path {
-            Mode::Train { seed: self.settings.seed, stream: 4 * stream + pass as u64 }
+    /// Takes everything of a micro-batch to where the networks are.
+    fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<Prepared> {
+        let device = self.proxy_parameters.device();
+        let micro = match device {
+            None => micro.clone(),
+            Some(device) => micro.to_device(device, self.proxy_parameters.compute_dtype())?,
+        };
+        let settings = &self.settings;
+        let (batch, validation) = (micro.train.codes.dim(0), micro.validation.codes.dim(0));
+        let draw = |pass: Pass| {
+            let (seed, stream) = (settings.seed, 4 * stream + pass as u64);
+            match pass {
+                _ if !settings.drop_path => Ok(DropPath::default()),
+                Pass::Validation => self.proxy.draw(seed, stream, validation, device),
+                Pass::Train => self.proxy.draw(seed, stream, batch, device),
+                Pass::RaterForProxy | Pass::RaterForRater => self.rater.draw(seed, stream, batch, device),
+            }
+        };
+        let upper = rates.upper_level_weight;
+        let (proxy_scale, rater_scale) =
+            (self.proxy_optimizer.loss_factor(), self.rater_optimizer.loss_factor());
+        let mean = self.mean_factor(batch);
+        let seed = (1.0 - upper) * share * mean * proxy_scale;
+        let factors = RaterLossFactors {
+            seed,
+            loss: share * mean * rater_scale,
+            entropy: if settings.rater_regularisation { share * rater_scale } else { 0.0 },
+        };
+        let learning = !settings.freeze_proxy || settings.frozen_proxy_decays;
+        let validation_seed = upper * share / validation as f64 * proxy_scale;
+        let validation_seeds = if learning && validation_seed != 0.0 {
+            let seeds = Tensor::new(&[validation], vec![validation_seed; validation])?;
+            Some(match device {
+                None => seeds.cast(self.proxy_parameters.compute_dtype())?,
+                Some(device) => seeds.cast(DType::F32)?.to_device(device)?,
+            })
         } else {
-            Mode::Evaluate
-        }
+            None
+        };
+        Ok(Prepared {
+            drop_path: [
+                draw(Pass::Validation)?,
+                draw(Pass::Train)?,
+                draw(Pass::RaterForProxy)?,
+                draw(Pass::RaterForRater)?,
+            ],
+            rater_loss: RaterLoss::new(factors, device)?,
+            validation_seeds,
+            train_counts: learning && seed != 0.0,
+            micro,
+        })
+    }
+
+    /// What the weighted sum over a batch is multiplied by.
+    fn mean_factor(&self, batch: usize) -> f64 {
+        if self.settings.weighted_mean { 1.0 / batch as f64 } else { 1.0 }
     }
 
     fn micro_step(
         &self,
-        micro: &MicroBatch,
-        rates: StepRates,
-        share: f64,
-        stream: u64,
-        (proxy, rater): (&mut Accumulate, &mut Accumulate),
-        report: &mut StepReport,
-    ) -> Result<()> {
-        let train = &micro.train;
-        let batch = train.codes.dim(0) as f64;
-        let mean = if self.settings.weighted_mean { 1.0 / batch } else { 1.0 };
-        let upper = rates.upper_level_weight;
-
-        // The rater's weights first: they do not depend on the proxy.
-        let pass = if self.settings.two_rater_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
-        let mut rater_tape = Tape::new(&self.rater_parameters);
-        let mode = self.mode(stream, pass);
-        let rated =
-            self.rater.forward(&mut rater_tape, &train.input, &train.text, self.settings.weighing, mode)?;
-        let rater_weight = rated.weight.value().to_f64_vec();
-        let (score, weight) = if self.settings.two_rater_passes && self.settings.drop_path {
-            let mut tape = Tape::inference(&self.rater_parameters);
-            let mode = self.mode(stream, Pass::RaterForProxy);
-            let rated =
-                self.rater.forward(&mut tape, &train.input, &train.text, self.settings.weighing, mode)?;
-            (rated.score.value().to_f64_vec(), rated.weight.value().to_f64_vec())
-        } else {
-            (rated.score.value().to_f64_vec(), rater_weight.clone())
+        prepared: &Prepared,
+        proxy: &mut Accumulate,
+        rater: &mut Accumulate,
+    ) -> Result<Measured> {
+        let Prepared { micro, drop_path, rater_loss, validation_seeds, train_counts } = prepared;
+        let (train, weighing) = (&micro.train, self.settings.weighing);
+        let mode = |pass: Pass| match self.settings.drop_path {
+            true => Mode::Train(&drop_path[pass as usize]),
+            false => Mode::Evaluate,
         };
 
-        let validation = &micro.validation;
-        let seeds = vec![upper * share / validation.codes.dim(0) as f64; validation.codes.dim(0)];
-        let seen = self.proxy_pass(validation, &seeds, self.mode(stream, Pass::Validation), proxy)?;
-        let seeds: Vec<f64> = weight.iter().map(|weight| (1.0 - upper) * share * mean * weight).collect();
-        let losses = self.proxy_pass(train, &seeds, self.mode(stream, Pass::Train), proxy)?;
-        let losses = losses.sample_loss.value().to_f64_vec();
+        // The rater's weights first: they do not depend on the proxy.
+        let two_passes = self.settings.two_rater_passes;
+        let pass = if two_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
+        let mut rater_tape = Tape::new(&self.rater_parameters).with_recomputing(self.settings.recompute);
+        let rated = self.rater.forward(&mut rater_tape, &train.input, &train.text, weighing, mode(pass))?;
+        let rater_weight = rated.weight.value().clone();
+        let (score, weight) = if two_passes && self.settings.drop_path {
+            let mut tape = Tape::inference(&self.rater_parameters);
+            let mode = mode(Pass::RaterForProxy);
+            let rated = self.rater.forward(&mut tape, &train.input, &train.text, weighing, mode)?;
+            (rated.score.into_value(), rated.weight.into_value())
+        } else {
+            (rated.score.value().clone(), rater_weight.clone())
+        };
 
-        let pairs = losses.iter().zip(&rater_weight);
-        let mut rater_loss = pairs.map(|(loss, weight)| loss * weight).sum::<f64>() * mean;
-        let mut d_weight: Vec<f64> = losses.iter().map(|loss| share * mean * loss).collect();
-        if self.settings.rater_regularisation {
-            let (loss, gradient) = entropy_term(&rater_weight);
-            rater_loss += loss;
-            for (d, gradient) in d_weight.iter_mut().zip(gradient) {
-                *d += share * gradient;
-            }
-        }
-        let d_weight =
-            Tensor::new(rated.weight.value().shape(), d_weight)?.cast(self.rater_parameters_dtype());
+        let given = validation_seeds.as_ref().map(|seeds| |_: &Tensor| Ok(seeds.clone()));
+        let validation = self.proxy_pass(&micro.validation, given, mode(Pass::Validation), proxy)?;
+        let weighted = train_counts.then_some(|losses: &Tensor| rater_loss.seeds(&weight, losses.dtype()));
+        let seen = self.proxy_pass(train, weighted, mode(Pass::Train), proxy)?;
+        let train_loss = seen.sample_loss.into_value();
+
+        let d_weight = rater_loss.d_weights(&train_loss, &rater_weight)?;
         rater_tape.backward(vec![(&rated.weight, d_weight)], &[], rater)?;
-
-        let weighted = losses.iter().zip(&weight).map(|(loss, weight)| loss * weight).sum::<f64>() * mean;
-        let measured = validation_measures(&seen, validation)?;
-        report.validation_loss += share * measured[0];
-        report.validation_tail_loss += share * measured[1];
-        report.validation_accuracy += share * measured[2];
-        report.validation_tail_accuracy += share * measured[3];
-        report.weighted_train_loss += share * weighted;
-        report.proxy_loss += share * (upper * measured[0] + (1.0 - upper) * weighted);
-        report.rater_loss += share * rater_loss;
-        report.train_loss.extend(losses);
-        report.score.extend(score);
-        report.weight.extend(weight);
-        Ok(())
+        let last_scale = micro.validation.last_scale;
+        Ok(Measured { train_loss, score, weight, rater_weight, validation, last_scale })
     }
 
-    fn rater_parameters_dtype(&self) -> crate::engine::DType {
-        Tape::inference(&self.rater_parameters).dtype()
-    }
-
-    /// Forward, and backward from `Σ_i seed_i ℓ_i` unless that is nothing at all.
+    /// Forward, and backward from `Σ_i seed_i ℓ_i` where there are seeds.
     fn proxy_pass(
         &self,
         batch: &Batch,
-        seeds: &[f64],
-        mode: Mode,
+        seeds: Option<impl FnOnce(&Tensor) -> Result<Tensor>>,
+        mode: Mode<'_>,
         into: &mut Accumulate,
     ) -> Result<CrossEntropy> {
-        let idle = seeds.iter().all(|&seed| seed == 0.0);
-        let learning = !self.settings.freeze_proxy || self.settings.frozen_proxy_decays;
-        let mut tape = if idle || !learning {
-            Tape::inference(&self.proxy_parameters)
-        } else {
-            Tape::new(&self.proxy_parameters)
+        let mut tape = match seeds {
+            Some(_) => Tape::new(&self.proxy_parameters).with_recomputing(self.settings.recompute),
+            None => Tape::inference(&self.proxy_parameters),
         };
         let smoothing = self.settings.label_smoothing;
         let result = self.proxy.loss(&mut tape, &batch.input, &batch.text, &batch.codes, smoothing, mode)?;
-        if !idle && learning {
-            let dtype = tape.dtype();
-            let d_loss = Tensor::new(&[seeds.len()], seeds.to_vec())?.cast(dtype);
-            tape.backward(vec![(&result.sample_loss, d_loss)], &[], into)?;
+        if let Some(seeds) = seeds {
+            let seeds = seeds(result.sample_loss.value())?;
+            tape.backward(vec![(&result.sample_loss, seeds)], &[], into)?;
         }
         Ok(result)
     }
-}
 
-/// The released term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient by each weight.
-fn entropy_term(weights: &[f64]) -> (f64, Vec<f64>) {
-    let share = REGULARISATION / weights.len() as f64;
-    let (mut loss, mut gradient) = (0.0, Vec::with_capacity(weights.len()));
-    for &w in weights {
-        let (yes, no) = (w + REGULARISATION_FLOOR, 1.0 - w + REGULARISATION_FLOOR);
-        loss += share * (w * yes.ln() + (1.0 - w) * no.ln());
-        gradient.push(share * (yes.ln() + w / yes - no.ln() - (1.0 - w) / no));
+    /// Adds what a micro-batch measured; on a device this waits for it.
+    fn report(
+        &self,
+        measured: &Measured,
+        rates: StepRates,
+        share: f64,
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let losses = measured.train_loss.to_f64_vec()?;
+        let [score, weight, rater_weight] =
+            [&measured.score, &measured.weight, &measured.rater_weight].map(Tensor::to_f64_vec);
+        let (weight, rater_weight) = (weight?, rater_weight?);
+        let mean = self.mean_factor(losses.len());
+        let upper = rates.upper_level_weight;
+        let weighted_sum =
+            |weights: &[f64]| losses.iter().zip(weights).map(|(loss, weight)| loss * weight).sum::<f64>();
+        let mut rater_loss = weighted_sum(&rater_weight) * mean;
+        if self.settings.rater_regularisation {
+            rater_loss += entropy_term(&rater_weight).0;
+        }
+        let weighted = weighted_sum(&weight) * mean;
+        let seen = validation_measures(&measured.validation, measured.last_scale)?;
+        report.validation_loss += share * seen[0];
+        report.validation_tail_loss += share * seen[1];
+        report.validation_accuracy += share * seen[2];
+        report.validation_tail_accuracy += share * seen[3];
+        report.weighted_train_loss += share * weighted;
+        report.proxy_loss += share * (upper * seen[0] + (1.0 - upper) * weighted);
+        report.rater_loss += share * rater_loss;
+        report.train_loss.extend(losses);
+        report.score.extend(score?);
+        report.weight.extend(weight);
+        Ok(())
     }
-    (loss, gradient)
 }
 
-fn zeroed(gradients: Gradients) -> Gradients {
-    gradients.into_iter().map(|held| held.map(|held| Tensor::zeros(held.shape(), held.dtype()))).collect()
+/// Below this scale it is not fp16 that makes gradients overflow.
+const SMALLEST_SCALE: f64 = 1.0;
+
+fn zero(gradients: &mut Gradients) -> Result<()> {
+    for gradient in gradients.iter_mut().flatten() {
+        *gradient = gradient.zeros_like(gradient.shape())?;
+    }
+    Ok(())
+}
+
+/// The name of the first parameter whose gradient is not finite.
+fn first_not_finite<'a>(parameters: &'a Parameters, gradients: &Gradients) -> Result<Option<&'a str>> {
+    for ((_, name, _), gradient) in parameters.iter().zip(gradients) {
+        if let Some(gradient) = gradient
+            && gradient.to_f64_vec()?.iter().any(|value| !value.is_finite())
+        {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Loss and accuracy (percent) over all tokens and over those of the last scale: `[loss, tail loss, accuracy, tail
 /// accuracy]` (upstream.md, C9).
-fn validation_measures(seen: &CrossEntropy, batch: &Batch) -> Result<[f64; 4]> {
-    let (samples, tokens) = (batch.codes.dim(0), batch.codes.dim(1));
-    let tail = batch.last_scale;
+fn validation_measures(seen: &CrossEntropy, tail: usize) -> Result<[f64; 4]> {
+    let (samples, tokens) = (seen.token_loss.dim(0), seen.token_loss.dim(1));
     if tail == 0 || tail > tokens {
         return Err(Error::shape("bilevel", format!("a last scale of {tail} tokens among {tokens}")));
     }
-    let losses = seen.token_loss.to_f64_vec();
+    let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
     let mut sums = [0.0; 4];
-    for (losses, correct) in losses.chunks(tokens).zip(seen.correct.chunks(tokens)) {
+    for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
         let count = |correct: &[u32]| 100.0 * correct.iter().map(|&one| f64::from(one)).sum::<f64>();
         let total = (samples * tokens) as f64;
         let total_tail = (samples * tail) as f64;

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     data::{Corpus, Loader, Position, Record, stack},
     encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
-    engine::{DType, Parameters, Purpose, Random, Tape, Tensor},
+    engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
     models::{Mode, Rater, Weighing},
     rate::corpus::{self, batch, in_parallel},
@@ -278,6 +278,9 @@ impl Scorer {
             .map(|(_, _, value)| Ok(bytemuck::cast_slice::<f32, u8>(value.as_slice::<f32>()?).to_vec()))
             .collect::<Result<Vec<_>>>()?
             .concat();
+        if let Some(device) = config.device.open()? {
+            parameters = parameters.to_device(&device, config.compute)?;
+        }
         Ok(Self {
             config,
             tokenizer,
@@ -355,6 +358,9 @@ impl Scorer {
     /// Ratings of one batch of codes `[B, L]`.
     fn rate<'r>(&self, codes: &Tensor, records: impl Iterator<Item = &'r Record>) -> Result<Vec<f64>> {
         let captions: Vec<&str> = records.map(|record| self.caption(record)).collect();
+        if let Some(device) = self.parameters.device() {
+            return self.rate_on_device(device, codes, captions);
+        }
         // Samples influence each other in the released rating, and in the released cross-attention.
         if self.batch_normalised || self.config.compat.cross_attention_first_sample {
             let batch = batch(codes.clone(), &captions, self.tokenizer.as_ref(), self.text.as_ref())?;
@@ -362,11 +368,11 @@ impl Scorer {
             let rated =
                 self.rater.forward(&mut tape, &batch.input, &batch.text, self.weighing, Mode::Evaluate)?;
             if !self.batch_normalised {
-                return Ok(rated.logit.value().to_f64_vec());
+                return rated.logit.value().to_f64_vec();
             }
             // A last, smaller batch would be rated higher by the ratio of the sizes (upstream.md, A3).
             let share = captions.len() as f64 / self.batch as f64;
-            return Ok(rated.score.value().to_f64_vec().into_iter().map(|score| score * share).collect());
+            return Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect());
         }
         // One sample at a time, so that not a bit of a rating depends on the others.
         let tokens = codes.dim(1);
@@ -376,8 +382,33 @@ impl Scorer {
             let batch = batch(codes, &[caption], self.tokenizer.as_ref(), self.text.as_ref())?;
             let mut tape = Tape::inference(&self.parameters);
             let (_, logit) = self.rater.instance(&mut tape, &batch.input, &batch.text, Mode::Evaluate)?;
-            Ok(logit.value().to_f64_vec()[0])
+            Ok(logit.value().to_f64_vec()?[0])
         })
+    }
+
+    /// Ratings of one batch on a device. A batch that is not full is filled up with its last sample, so that every batch
+    /// is the same work and a rating does not depend on which one it falls into.
+    fn rate_on_device(&self, device: &Device, codes: &Tensor, mut captions: Vec<&str>) -> Result<Vec<f64>> {
+        let (count, tokens) = (captions.len(), codes.dim(1));
+        let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
+        let mut codes = codes.as_slice::<u32>()?.to_vec();
+        while !mixed && captions.len() < self.batch {
+            codes.extend_from_within(codes.len() - tokens..);
+            captions.push(captions[count - 1]);
+        }
+        let codes = Tensor::new(&[captions.len(), tokens], codes)?;
+        let batch = batch(codes, &captions, self.tokenizer.as_ref(), self.text.as_ref())?
+            .to_device(device, self.parameters.compute_dtype())?;
+        let mut tape = Tape::inference(&self.parameters);
+        if !self.batch_normalised {
+            let (_, logit) = self.rater.instance(&mut tape, &batch.input, &batch.text, Mode::Evaluate)?;
+            return Ok(logit.value().to_f64_vec()?[..count].to_vec());
+        }
+        let rated =
+            self.rater.forward(&mut tape, &batch.input, &batch.text, self.weighing, Mode::Evaluate)?;
+        // As on the processor: a last, smaller batch would be rated higher by the ratio of the sizes.
+        let share = count as f64 / self.batch as f64;
+        Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())
     }
 
     /// Puts the table together from the parts and the corpus, and checks that no row is lost or doubled.

@@ -8,7 +8,7 @@ use crate::{
     config::{Config, Portion},
     data::{Record, ReleasedOrder, ReleasedSampler, Sampler},
     encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport},
-    engine::{DType, Parameters, Purpose, Random},
+    engine::{DType, Parameters, Purpose, Random, cuda::Device},
     error::{Error, Result},
     models::{Proxy, Rater, Weighing},
     rate::{
@@ -142,8 +142,10 @@ pub fn train(
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary> {
+    // A device that cannot be used ends the run before the data is read.
+    let device = config.device.open()?;
     let (run, report) = prepare(config, directory, interrupt, observer)?;
-    let mut bilevel = run.networks()?;
+    let mut bilevel = run.networks(device.as_ref())?;
     let mut step = 0;
     if let Some(folder) = checkpoint::Checkpoint::newest(&directory.checkpoints())? {
         step = run.restore(&folder, &mut bilevel)?;
@@ -211,7 +213,7 @@ pub fn train(
 fn line(step: u64, epoch: u64, rates: StepRates, report: &StepReport) -> serde_json::Value {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let most = |values: &[f64]| values.iter().fold(0.0f64, |most, value| most.max(*value));
-    json!({
+    let mut line = json!({
         "step": step,
         "epoch": epoch,
         "learning_rate": rates.learning_rate,
@@ -228,7 +230,11 @@ fn line(step: u64, epoch: u64, rates: StepRates, report: &StepReport) -> serde_j
         "proxy_gradient_norm": report.proxy_gradient_norm,
         "rater_gradient_norm": report.rater_gradient_norm,
         "largest_weight": most(&report.weight),
-    })
+    });
+    if let Some(skipped) = report.skipped_updates {
+        line["skipped_updates"] = json!(skipped);
+    }
+    line
 }
 
 fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
@@ -410,6 +416,7 @@ pub fn build_networks(
             frozen_proxy_decays: compat.frozen_proxy_decays,
             two_rater_passes: compat.two_rater_passes,
             drop_path: true,
+            recompute: config.recompute,
             seed: config.seed,
         },
     })
@@ -423,7 +430,7 @@ fn zero_cross_projections(parameters: &mut Parameters) -> Result<()> {
         .map(|(id, _, _)| id)
         .collect();
     for id in ids {
-        parameters.value_mut(id).as_mut_slice::<f32>()?.fill(0.0);
+        parameters.value_mut(id).0.as_mut_slice::<f32>()?.fill(0.0);
     }
     Ok(())
 }
@@ -432,8 +439,12 @@ fn zero_cross_projections(parameters: &mut Parameters) -> Result<()> {
 const SHORT_CAPTION: usize = 20;
 
 impl Run<'_> {
-    fn networks(&self) -> Result<Bilevel> {
-        build_networks(self.config, self.tokenizer.as_ref(), self.text.as_ref())
+    fn networks(&self, device: Option<&Device>) -> Result<Bilevel> {
+        let mut bilevel = build_networks(self.config, self.tokenizer.as_ref(), self.text.as_ref())?;
+        if let Some(device) = device {
+            bilevel.move_to(device, self.config.compute)?;
+        }
+        Ok(bilevel)
     }
 
     fn batch(&self, from: &EncodedCorpus, places: &[usize], stream: u64) -> Result<Batch> {
@@ -447,8 +458,9 @@ impl Run<'_> {
 
     fn save(&self, bilevel: &Bilevel, step: u64) -> Result<()> {
         let next = step.min(self.plan.updates().saturating_sub(1));
-        let mut optimizer = checkpoint::moments("proxy", &bilevel.proxy_parameters, &bilevel.proxy_optimizer);
-        optimizer.extend(checkpoint::moments("rater", &bilevel.rater_parameters, &bilevel.rater_optimizer));
+        let mut optimizer =
+            checkpoint::moments("proxy", &bilevel.proxy_parameters, &bilevel.proxy_optimizer)?;
+        optimizer.extend(checkpoint::moments("rater", &bilevel.rater_parameters, &bilevel.rater_optimizer)?);
         let state = State {
             step,
             epoch: self.plan.epoch(next),
@@ -456,6 +468,8 @@ impl Run<'_> {
             seed: self.config.seed,
             proxy_optimizer_steps: bilevel.proxy_optimizer.steps(),
             rater_optimizer_steps: bilevel.rater_optimizer.steps(),
+            proxy_loss_scale: bilevel.proxy_optimizer.loss_scale(),
+            rater_loss_scale: bilevel.rater_optimizer.loss_scale(),
             config: self.config.fingerprint(),
             image_tokenizer: self.tokenizer.fingerprint(),
             text_encoder: self.text.fingerprint(),
@@ -464,8 +478,8 @@ impl Run<'_> {
             git_hash: env!("ALCHEMIST_GIT_HASH").to_owned(),
         };
         let checkpoint = Checkpoint {
-            proxy: checkpoint::weights(&bilevel.proxy_parameters),
-            rater: checkpoint::weights(&bilevel.rater_parameters),
+            proxy: checkpoint::weights(&bilevel.proxy_parameters)?,
+            rater: checkpoint::weights(&bilevel.rater_parameters)?,
             optimizer,
             state,
         };
@@ -496,6 +510,8 @@ impl Run<'_> {
         }
         bilevel.proxy_optimizer.set_steps(saved.state.proxy_optimizer_steps);
         bilevel.rater_optimizer.set_steps(saved.state.rater_optimizer_steps);
+        bilevel.proxy_optimizer.set_loss_scale(saved.state.proxy_loss_scale);
+        bilevel.rater_optimizer.set_loss_scale(saved.state.rater_loss_scale);
         Ok(saved.state.step)
     }
 }

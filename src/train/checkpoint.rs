@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     files::{PendingFolder, remove_folder, sha256},
+    loss_scale::LossScale,
     optimizer::AdamW,
 };
 use crate::{
@@ -52,6 +53,12 @@ pub struct State {
     pub proxy_optimizer_steps: u64,
     /// Updates that the rater's optimiser has done.
     pub rater_optimizer_steps: u64,
+    /// Scaling of the proxy's losses, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_loss_scale: Option<LossScale>,
+    /// Scaling of the rater's losses, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rater_loss_scale: Option<LossScale>,
     /// [`Config::fingerprint`](crate::config::Config::fingerprint).
     pub config: String,
     /// Fingerprint of the image tokenizer.
@@ -221,7 +228,7 @@ fn to_safetensors(tensors: &Tensors) -> Result<Vec<u8>, String> {
     let views: Result<Vec<_>, String> = tensors
         .iter()
         .map(|(name, tensor)| {
-            let (dtype, bytes): (Dtype, &[u8]) = match tensor.storage() {
+            let (dtype, bytes): (Dtype, &[u8]) = match tensor.storage().map_err(|error| error.to_string())? {
                 Storage::F32(values) => (Dtype::F32, bytemuck::cast_slice(values)),
                 Storage::F64(values) => (Dtype::F64, bytemuck::cast_slice(values)),
                 Storage::Bf16(values) => (Dtype::BF16, bytemuck::cast_slice(values)),
@@ -259,19 +266,25 @@ fn from_safetensors(bytes: &[u8]) -> Result<Tensors, String> {
 }
 
 /// A network's weights, to be saved.
-pub fn weights(parameters: &Parameters) -> Tensors {
-    parameters.iter().map(|(_, name, value)| (name.to_owned(), value.clone())).collect()
+///
+/// # Errors
+/// If they are on a device that fails.
+pub fn weights(parameters: &Parameters) -> Result<Tensors> {
+    parameters.iter().map(|(_, name, value)| Ok((name.to_owned(), value.to_host()?))).collect()
 }
 
 /// An optimiser's moments, to be saved under `network/first/…` and `network/second/…`.
-pub fn moments(network: &str, parameters: &Parameters, optimizer: &AdamW) -> Tensors {
+///
+/// # Errors
+/// If they are on a device that fails.
+pub fn moments(network: &str, parameters: &Parameters, optimizer: &AdamW) -> Result<Tensors> {
     let mut tensors = Tensors::new();
     for (id, name, _) in parameters.iter() {
         let (first, second) = optimizer.moments(id);
-        tensors.insert(format!("{network}/first/{name}"), first.clone());
-        tensors.insert(format!("{network}/second/{name}"), second.clone());
+        tensors.insert(format!("{network}/first/{name}"), first.to_host()?);
+        tensors.insert(format!("{network}/second/{name}"), second.to_host()?);
     }
-    tensors
+    Ok(tensors)
 }
 
 /// Puts saved weights into a network. `origin` is the checkpoint, for messages.

@@ -6,7 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use alchemist_engine::engine::{DType, Purpose, Random, Tensor};
+use alchemist_engine::{
+    encode::TextStates,
+    engine::{
+        DType, Parameters, Purpose, Random, Tensor,
+        cuda::{Device, DeviceChoice},
+    },
+};
 use serde_json::Value;
 
 /// Every tolerance of the test suite in one place. Relative errors are against a tensor's largest magnitude.
@@ -105,7 +111,7 @@ fn tensor(view: &safetensors::tensor::TensorView<'_>) -> Tensor {
 /// The largest difference over the largest magnitude of `expected`.
 pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.len(), expected.len(), "{:?} beside {:?}", found.shape(), expected.shape());
-    let (found, expected) = (found.to_f64_vec(), expected.to_f64_vec());
+    let (found, expected) = (found.to_f64_vec().unwrap(), expected.to_f64_vec().unwrap());
     let scale = expected.iter().fold(0.0f64, |most, value| most.max(value.abs()));
     let error = found.iter().zip(&expected).fold(0.0f64, |most, (found, expected)| {
         let difference = (found - expected).abs();
@@ -117,7 +123,7 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
 /// The error of a tensor against its digest (definition in each manifest): the worst of the sampled values, against
 /// the digest's largest magnitude, and of sum, sum of squares and inner product, against their natural scales.
 pub fn digest_error(found: &Tensor, digest: &Value) -> f64 {
-    let values = found.to_f64_vec();
+    let values = found.to_f64_vec().unwrap();
     let count = values.len() as u64;
     let number = |key: &str| digest[key].as_f64().unwrap_or_else(|| panic!("the digest lacks {key}"));
     assert_eq!(Some(count), digest["numel"].as_u64(), "the digest is of another size");
@@ -143,5 +149,37 @@ pub fn digest_error(found: &Tensor, digest: &Value) -> f64 {
 pub fn normal(shape: &[usize], stream: u64, dtype: DType) -> Tensor {
     let mut random = Random::new(11, Purpose::Test, stream);
     let values: Vec<f64> = (0..shape.iter().product()).map(|_| random.normal()).collect();
-    Tensor::new(shape, values).expect("the values fill the shape").cast(dtype)
+    Tensor::new(shape, values).expect("the values fill the shape").cast(dtype).unwrap()
+}
+
+/// The device that `ALCHEMIST_DEVICE` names (`cpu` unless given), opened once.
+pub fn device() -> Option<&'static Device> {
+    static OPENED: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+    let open = || {
+        let name = std::env::var("ALCHEMIST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+        let choice: DeviceChoice = name.parse().unwrap_or_else(|error| panic!("ALCHEMIST_DEVICE: {error}"));
+        choice.open().unwrap_or_else(|error| panic!("ALCHEMIST_DEVICE: {error}"))
+    };
+    OPENED.get_or_init(open).as_ref()
+}
+
+/// A tensor where `ALCHEMIST_DEVICE` says.
+pub fn near(tensor: &Tensor) -> Tensor {
+    match device() {
+        None => tensor.clone(),
+        Some(device) => tensor.to_device(device).expect("the device takes it"),
+    }
+}
+
+/// A network's weights there, activations in f32.
+pub fn parameters_near(parameters: Parameters) -> Parameters {
+    match device() {
+        None => parameters,
+        Some(device) => parameters.to_device(device, DType::F32).expect("the device takes them"),
+    }
+}
+
+/// Captions there.
+pub fn text_near(text: &TextStates) -> TextStates {
+    TextStates { states: near(&text.states), mask: near(&text.mask), pooled: near(&text.pooled) }
 }

@@ -1,6 +1,6 @@
 //! Numbers in a device's memory.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use super::{
     device::Device,
@@ -87,6 +87,27 @@ impl<T: DeviceNumber> Buffer<T> {
         }
         // SAFETY: both are allocated with just this many bytes; this one is borrowed mutably, so it is not the other.
         unsafe { self.device.driver().copy(self.address, from.address, self.bytes()) }
+    }
+
+    /// Overwrites the numbers from `at` on with some of another buffer of the same device.
+    ///
+    /// # Errors
+    /// If there are not as many or they do not fit, or the device fails.
+    pub fn copy_range(&mut self, at: usize, from: &Self, range: Range<usize>) -> Result<()> {
+        let fits = range.start <= range.end && range.end <= from.len && at + range.len() <= self.len;
+        if !fits || !self.device.is(&from.device) {
+            return Err(Error::shape(
+                "copy",
+                format!("numbers {range:?} of {} do not fit at {at} of {} on one device", from.len, self.len),
+            ));
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let place = |address: u64, at: usize| address + (at * size_of::<T>()) as u64;
+        let (to, start) = (place(self.address, at), place(from.address, range.start));
+        // SAFETY: both ranges lie within buffers of this device; they are two, since this one is borrowed mutably.
+        unsafe { self.device.driver().copy(to, start, range.len() * size_of::<T>()) }
     }
 
     /// Another buffer with the same numbers.

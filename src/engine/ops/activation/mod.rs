@@ -4,12 +4,12 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::{
+    dispatch,
     engine::{
         Tape, Tensor, Var,
         tape::{Operation, Sink, Slot},
     },
     error::Result,
-    with_float,
 };
 
 /// Which function.
@@ -36,8 +36,17 @@ struct Activate {
 /// # Errors
 /// If `x` is not a float.
 pub fn activate(tape: &mut Tape<'_>, x: &Var, kind: Activation) -> Result<Var> {
-    let value = with_float!(x.value().dtype(), "activation", T => cpu::forward::<T>(x.value(), kind))?;
-    let (slot, input) = (tape.slot(x), x.value().clone());
+    let input = x.value();
+    let value = dispatch!("activation", input,
+        cpu T => cpu::forward::<T>(input, kind),
+        cuda T => {
+            let from = input.buffer::<T>()?;
+            Tensor::written(from.device(), input.shape(), |y| {
+                cuda::activation_forward(kind, y, from, None, input.len())
+            })
+        },
+    )?;
+    let (slot, input) = (tape.slot(x), input.clone());
     Ok(tape.push(value, x.owner(), &[slot], false, || Activate { input, kind, slot }))
 }
 
@@ -48,8 +57,15 @@ impl Operation for Activate {
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let Self { input, kind, slot } = *self;
-        let dx =
-            with_float!(d_output.dtype(), "activation", T => cpu::backward::<T>(&input, kind, d_output))?;
+        let dx = dispatch!("activation", d_output,
+            cpu T => cpu::backward::<T>(&input, kind, d_output),
+            cuda T => {
+                let (dy, from) = (d_output.buffer::<T>()?, input.buffer::<T>()?);
+                Tensor::written(dy.device(), input.shape(), |dx| {
+                    cuda::activation_backward(kind, dx, dy, from, None, input.len())
+                })
+            },
+        )?;
         sink.input(slot, dx)
     }
 }

@@ -37,18 +37,21 @@ pub fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
     Ok(parts.iter().sum())
 }
 
-/// Updates a value and its moments in place.
+/// Updates a value and its moments in place, the gradient multiplied by `clip`.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
 pub fn update<T: Float>(
     factors: &Factors,
+    clip: f64,
+    decays: bool,
     value: &mut Tensor,
     first: &mut Tensor,
     second: &mut Tensor,
     g: &Tensor,
 ) -> Result<()> {
-    let (clip, keep, rest1) = (T::of(factors.clip), T::of(factors.keep), T::of(factors.rest1));
+    let keep = if decays { factors.keep } else { 1.0 };
+    let (clip, keep, rest1) = (T::of(clip), T::of(keep), T::of(factors.rest1));
     let (beta2, rest2) = (T::of(factors.beta2), T::of(1.0 - factors.beta2));
     let (root2, epsilon, rate) = (T::of(factors.root2), T::of(factors.epsilon), T::of(factors.rate));
     let values = value.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);

@@ -1,6 +1,7 @@
 //! Launches of `kernels/adamw.cu`.
-#![expect(unsafe_code, reason = "kernels are launched here")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
+use super::Factors;
 use crate::{
     engine::{
         cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
@@ -12,30 +13,55 @@ use crate::{
 const THREADS: u32 = 256;
 /// Numbers a block: enough for its start to cost little, few enough that a small network fills a card.
 const CHUNK: usize = 8192;
-/// Addresses that the table holds of each tensor.
-const FIELDS: usize = 5;
+/// Numbers that change from step to step, in the kernel's order.
+const FACTORS: usize = 9;
 
 /// One parameter with its gradient, its state and, if the network computes in `T`, the copy that it reads.
 #[derive(Debug)]
-pub struct AdamWTensor<T: Factor> {
+pub struct AdamWTensor<'a, T: Factor> {
     /// Master weights.
-    pub value: Buffer<f32>,
+    pub value: &'a mut Buffer<f32>,
     /// Gradient.
-    pub gradient: Buffer<f32>,
+    pub gradient: &'a Buffer<f32>,
     /// First moment.
-    pub first: Buffer<f32>,
+    pub first: &'a mut Buffer<f32>,
     /// Second moment.
-    pub second: Buffer<f32>,
+    pub second: &'a mut Buffer<f32>,
     /// The value rounded to `T`, renewed by each update.
-    pub copy: Option<Buffer<T>>,
+    pub copy: Option<&'a mut Buffer<T>>,
     /// Whether weight decay applies.
     pub decays: bool,
 }
 
-/// All parameters of a network, with the tables that let one launch update them.
+impl<T: Factor> AdamWTensor<'_, T> {
+    /// The row of the table.
+    fn addresses(&self) -> [u64; 5] {
+        let Self { value, gradient, first, second, copy, .. } = self;
+        let copy = copy.as_ref().map_or(0, |copy| copy.address());
+        [value.address(), gradient.address(), first.address(), second.address(), copy]
+    }
+
+    fn check(&self) -> Result<()> {
+        let len = self.value.len();
+        self.gradient.expect_len("adamw", "a gradient", len)?;
+        self.first.expect_len("adamw", "a first moment", len)?;
+        self.second.expect_len("adamw", "a second moment", len)?;
+        match &self.copy {
+            Some(_) if T::SUFFIX == "f32" => {
+                Err(Error::invalid("a copy of the weights in f32 would be the weights themselves"))
+            }
+            Some(copy) => copy.expect_len("adamw", "a copy", len),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What lets one launch update all parameters of a network: where they are, and how they are cut into chunks. It is made
+/// once and renewed when a buffer is another one than before.
 #[derive(Debug)]
-pub struct AdamWTensors<T: Factor> {
-    tensors: Vec<AdamWTensor<T>>,
+pub struct AdamWTables {
+    held: Vec<u64>,
+    lengths: Vec<usize>,
     table: Buffer<u64>,
     chunks: Buffer<u32>,
     decays: Buffer<u32>,
@@ -43,60 +69,60 @@ pub struct AdamWTensors<T: Factor> {
     squares: Buffer<f32>,
     /// The norm and the factor that clips to it.
     norm: Buffer<f32>,
+    factors: Buffer<f32>,
 }
 
-impl<T: Factor> AdamWTensors<T> {
-    /// Takes the tensors and builds the tables.
+impl AdamWTables {
+    /// The tables for these tensors.
     ///
     /// # Errors
     /// If the buffers of a tensor differ in length, or there is nothing to update.
-    pub fn new(device: &Device, tensors: Vec<AdamWTensor<T>>) -> Result<Self> {
-        let (mut table, mut chunks) = (Vec::with_capacity(tensors.len() * FIELDS), Vec::new());
+    pub fn new<T: Factor>(device: &Device, tensors: &[AdamWTensor<'_, T>]) -> Result<Self> {
+        let mut chunks = Vec::new();
         for (number, tensor) in tensors.iter().enumerate() {
-            let len = tensor.value.len();
-            for (what, buffer) in [
-                ("a gradient", &tensor.gradient),
-                ("a first moment", &tensor.first),
-                ("a second moment", &tensor.second),
-            ] {
-                buffer.expect_len("adamw", what, len)?;
-            }
-            if let Some(copy) = &tensor.copy {
-                copy.expect_len("adamw", "a copy", len)?;
-            }
-            let AdamWTensor { value, gradient, first, second, copy, .. } = tensor;
-            let copy = copy.as_ref().map_or(0, Buffer::address);
-            table.extend([value.address(), gradient.address(), first.address(), second.address(), copy]);
-            let (number, whole) = (size("adamw", "tensors", number)?, size("adamw", "numbers", len)?);
+            tensor.check()?;
+            let (number, whole) =
+                (size("adamw", "tensors", number)?, size("adamw", "numbers", tensor.value.len())?);
+            let most = size("adamw", "numbers", CHUNK)?;
             for begin in (0..whole).step_by(CHUNK) {
-                chunks.extend([number, begin, (whole - begin).min(size("adamw", "numbers", CHUNK)?)]);
+                chunks.extend([number, begin, (whole - begin).min(most)]);
             }
         }
         if chunks.is_empty() {
             return Err(Error::invalid("there is no parameter to update"));
         }
+        let held: Vec<u64> = tensors.iter().flat_map(AdamWTensor::addresses).collect();
         let decays: Vec<u32> = tensors.iter().map(|tensor| u32::from(tensor.decays)).collect();
         Ok(Self {
-            table: device.upload(&table)?,
+            table: device.upload(&held)?,
+            held,
+            lengths: tensors.iter().map(|tensor| tensor.value.len()).collect(),
             squares: device.uninitialised(chunks.len() / 3)?,
             chunks: device.upload(&chunks)?,
             decays: device.upload(&decays)?,
-            norm: device.uninitialised(2)?,
-            tensors,
+            norm: device.zeros(2)?,
+            factors: device.zeros(FACTORS)?,
         })
     }
 
-    /// The tensors, in the order given.
-    pub fn tensors(&self) -> &[AdamWTensor<T>] {
-        &self.tensors
+    /// Whether these are tables of tensors of these lengths.
+    pub fn fit<T: Factor>(&self, tensors: &[AdamWTensor<'_, T>]) -> bool {
+        tensors.iter().map(|tensor| tensor.value.len()).eq(self.lengths.iter().copied())
     }
 
-    /// The tensors, to write gradients into. Their buffers must stay the same ones: the tables hold their addresses.
-    pub fn gradients_mut(&mut self) -> impl Iterator<Item = &mut Buffer<f32>> {
-        self.tensors.iter_mut().map(|tensor| &mut tensor.gradient)
+    /// Sets the numbers of the next update.
+    ///
+    /// # Errors
+    /// If the device fails.
+    #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+    pub fn set(&mut self, factors: &Factors) -> Result<()> {
+        let Factors { inverse_scale, most, keep, rate, rest1, beta2, root2, epsilon } = *factors;
+        let in_order: [f64; FACTORS] =
+            [inverse_scale, most.unwrap_or(0.0), keep, rate, rest1, beta2, 1.0 - beta2, root2, epsilon];
+        self.factors.write_from(&in_order.map(|factor| factor as f32))
     }
 
-    /// The global norm of the last [`adamw_norm`]. Waits for the device.
+    /// The global norm that the last update found. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -105,74 +131,40 @@ impl<T: Factor> AdamWTensors<T> {
     }
 }
 
-/// The settings of one update.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWStep {
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Which update this is, from 1.
-    pub step: u64,
-}
-
-/// Computes the global norm of the gradients and the factor that clips to `clip`; nothing waits for the device.
+/// One update of all tensors with the numbers of the last [`AdamWTables::set`]; nothing waits for the device. Where the
+/// gradients' norm is not finite, everything stays as it is.
 ///
 /// # Errors
-/// If the device fails.
-pub fn adamw_norm<T: Factor>(tensors: &mut AdamWTensors<T>, clip: Option<f32>) -> Result<()> {
-    let parts = size("adamw", "chunks", tensors.squares.len())?;
-    let device = tensors.table.device().clone();
-    let arguments = [tensors.squares.write(), tensors.table.read(), tensors.chunks.read()];
-    // SAFETY: arguments in the kernel's order; the chunks lie within the tensors that the table points to, all owned by
-    // `tensors`, which is borrowed mutably, and freed in the order of the work.
+/// If the tensors are not those of the tables, or the device fails.
+pub fn adamw<T: Factor>(tables: &mut AdamWTables, tensors: &mut [AdamWTensor<'_, T>]) -> Result<()> {
+    for tensor in tensors.iter() {
+        tensor.check()?;
+    }
+    if !tables.fit(tensors) {
+        return Err(Error::invalid("the tables of the update are those of other tensors"));
+    }
+    let now: Vec<u64> = tensors.iter().flat_map(AdamWTensor::addresses).collect();
+    if now != tables.held {
+        tables.table.write_from(&now)?;
+        tables.held = now;
+    }
+    let AdamWTables { table, chunks, decays, squares, norm, factors, .. } = tables;
+    let parts = size("adamw", "chunks", squares.len())?;
+    let device = table.device();
+    let arguments = [squares.write(), table.read(), chunks.read()];
+    // SAFETY: arguments in the kernel's order; the chunks lie within the tensors, whose lengths are those that the tables
+    // were made for and whose addresses the table has been given; what is written is borrowed mutably, and freed in the
+    // order of the work.
     unsafe {
         device.launch(&Kernel::new("adamw", "adamw_squares"), &Launch::linear(parts, THREADS), &arguments)
     }?;
-    let arguments = [
-        tensors.norm.write(),
-        tensors.squares.read(),
-        Argument::U32(parts),
-        Argument::F32(clip.unwrap_or(0.0)),
-    ];
-    // SAFETY: arguments in the kernel's order, the norm of 2 numbers and the squares of `parts`; as above.
-    unsafe { device.launch(&Kernel::new("adamw", "adamw_norm"), &Launch::linear(1, THREADS), &arguments) }
-}
-
-/// One update of all tensors with the clip factor of the last [`adamw_norm`].
-///
-/// # Errors
-/// If the device fails.
-#[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
-pub fn adamw_update<T: Factor>(tensors: &mut AdamWTensors<T>, step: &AdamWStep) -> Result<()> {
-    let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
-    let factors = [
-        1.0 - step.learning_rate * step.weight_decay,
-        step.learning_rate / (1.0 - step.beta1.powi(exponent)),
-        1.0 - step.beta1,
-        step.beta2,
-        1.0 - step.beta2,
-        (1.0 - step.beta2.powi(exponent)).sqrt(),
-        step.epsilon,
-    ]
-    .map(|factor| Argument::F32(factor as f32));
-    let mut arguments =
-        vec![tensors.table.read(), tensors.chunks.read(), tensors.decays.read(), tensors.norm.read()];
-    arguments.extend(factors);
-    let launch = Launch::linear(size("adamw", "chunks", tensors.squares.len())?, THREADS);
+    let arguments = [norm.write(), squares.read(), Argument::U32(parts), factors.read()];
+    // SAFETY: arguments in the kernel's order: the norm of 2 numbers, the squares of `parts`, the factors of 9; as above.
+    unsafe { device.launch(&Kernel::new("adamw", "adamw_norm"), &Launch::linear(1, THREADS), &arguments) }?;
+    let arguments = [table.read(), chunks.read(), decays.read(), norm.read(), factors.read()];
     // Without copies any 16-bit variant will do: it then reads no address of that type.
-    let kernel =
-        Kernel::new("adamw", &format!("adamw_update_{}", if T::SUFFIX == "f16" { "f16" } else { "bf16" }));
-    if T::SUFFIX == "f32" && tensors.tensors.iter().any(|tensor| tensor.copy.is_some()) {
-        return Err(Error::invalid("a copy of the weights in f32 would be the weights themselves"));
-    }
-    // SAFETY: arguments in the kernel's order; the chunks lie within the tensors that the table points to, all owned by
-    // `tensors`, which is borrowed mutably, and freed in the order of the work.
-    unsafe { tensors.table.device().launch(&kernel, &launch, &arguments) }
+    let variant = if T::SUFFIX == "f16" { "f16" } else { "bf16" };
+    let kernel = Kernel::new("adamw", &format!("adamw_update_{variant}"));
+    // SAFETY: as above; the copies are of the variant's type, or there are none.
+    unsafe { device.launch(&kernel, &Launch::linear(parts, THREADS), &arguments) }
 }

@@ -1,15 +1,20 @@
-//! One update of AdamW with decoupled weight decay, as PyTorch computes it (upstream.md, C1 to C3).
+//! One update of AdamW with decoupled weight decay and clipping by the global norm, as PyTorch computes it (upstream.md, C1
+//! to C3).
 
 pub mod cpu;
 pub mod cuda;
 
-/// The numbers of one tensor's update.
+/// The numbers of one update of a network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factors {
-    /// Multiplies the gradient, so that its global norm is within bounds.
-    pub clip: f64,
-    /// `1 − learning rate·decay`: multiplies the value.
+    /// `1 / s` where the losses were multiplied by `s`.
+    pub inverse_scale: f64,
+    /// The largest global norm; `None` does not clip.
+    pub most: Option<f64>,
+    /// `1 − learning rate·decay`: multiplies the values that decay.
     pub keep: f64,
+    /// `learning rate / (1 − β₁ᵗ)`.
+    pub rate: f64,
     /// `1 − β₁`.
     pub rest1: f64,
     /// `β₂`.
@@ -18,6 +23,12 @@ pub struct Factors {
     pub root2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// `learning rate / (1 − β₁ᵗ)`.
-    pub rate: f64,
+}
+
+impl Factors {
+    /// What multiplies gradients whose global norm, as they are, is `norm`.
+    pub fn clip(&self, norm: f64) -> f64 {
+        let length = norm * self.inverse_scale;
+        self.most.map_or(1.0, |most| (most / (length + 1e-6)).min(1.0)) * self.inverse_scale
+    }
 }

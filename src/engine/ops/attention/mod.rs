@@ -5,26 +5,35 @@
 //! probabilities from the logarithm of each row's sum.
 
 pub mod cpu;
+pub mod cuda;
+
+use std::sync::Arc;
 
 use crate::{
+    dispatch,
     engine::{
-        ParameterId, RowOwner, Tape, Tensor, Var,
+        Constant, DType, ParameterId, RowOwner, Tape, Tensor, Var,
+        cuda::Device,
         ops::{expect_shape, joint_owner, three_dims},
         tape::{Operation, Sink, Slot},
+        tensor::DeviceFloat,
         visitors::Contribution,
     },
     error::{Error, Result},
-    with_float,
+    with_float, with_number,
 };
-use cpu::{Heads, Saved, Side};
+use cpu::{AttentionGradients, Heads, Saved, Side};
+use cuda::{DeviceAttention, SourceGradients};
 
 /// Angles of the rotary positions, `[L, D/2]` each.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct RotaryTable {
     /// Cosines.
     pub cosine: Vec<f64>,
     /// Sines.
     pub sine: Vec<f64>,
+    /// Both as a device takes them.
+    narrow: Arc<[Constant<f32>; 2]>,
 }
 
 impl RotaryTable {
@@ -43,10 +52,12 @@ impl RotaryTable {
                 angles.extend(frequencies.iter().map(|frequency| row * frequency));
             }
         }
-        Self {
-            cosine: angles.iter().map(|angle| angle.cos()).collect(),
-            sine: angles.iter().map(|angle| angle.sin()).collect(),
-        }
+        let cosine: Vec<f64> = angles.iter().map(|angle| angle.cos()).collect();
+        let sine: Vec<f64> = angles.iter().map(|angle| angle.sin()).collect();
+        #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+        let narrow =
+            [&cosine, &sine].map(|wide| wide.iter().map(|&value| value as f32).collect::<Vec<_>>().into());
+        Self { cosine, sine, narrow: Arc::new(narrow) }
     }
 }
 
@@ -59,7 +70,7 @@ pub struct AttentionSettings {
     /// 100, multiplies the queries. `None`: no normalisation, and the fixed scale `0.25/√D`.
     pub scale: Option<ParameterId>,
     /// Rotary positions, of the pyramid only.
-    pub rotary: Option<std::sync::Arc<RotaryTable>>,
+    pub rotary: Option<Arc<RotaryTable>>,
 }
 
 /// The number of keys that each query of a pyramid sees: all tokens of its own and coarser scales (upstream.md, B5).
@@ -73,18 +84,48 @@ pub fn visible_keys(patch_nums: &[usize]) -> Vec<usize> {
     visible
 }
 
+/// How many of the keys each query sees, from the first on; never decreasing.
+#[derive(Debug)]
+pub struct Visible {
+    keys: Arc<Vec<usize>>,
+    narrow: Constant<u32>,
+}
+
+impl From<Vec<usize>> for Visible {
+    fn from(keys: Vec<usize>) -> Self {
+        let narrow = keys.iter().map(|&keys| u32::try_from(keys).unwrap_or(u32::MAX)).collect::<Vec<_>>();
+        Self { keys: Arc::new(keys), narrow: narrow.into() }
+    }
+}
+
+/// What decides which keys a query sees.
+#[derive(Clone)]
+enum Mask {
+    /// Those of its own and coarser scales.
+    Pyramid(Arc<Visible>),
+    /// Those that are 1 in `[B, T]`.
+    Text(Tensor),
+}
+
+/// What the backward needs beside sources and result.
+enum Kept {
+    Host(Saved),
+    /// Statistics of the rows of logits: see [`cuda::DeviceAttention::rows_len`].
+    Device(Tensor),
+}
+
 struct Attention {
     heads: Heads,
-    saved: Saved,
+    mask: Mask,
+    saved: Kept,
     output: Tensor,
     sources: [Tensor; 2],
     slots: [Slot; 2],
     owner: RowOwner,
     settings: AttentionSettings,
-    packed: bool,
 }
 
-/// Self-attention over the pyramid: `qkv` `[B, L, 3C]` to `[B, L, C]`. Token `t` sees the first `visible[t]` tokens.
+/// Self-attention over the pyramid: `qkv` `[B, L, 3C]` to `[B, L, C]`.
 ///
 /// # Errors
 /// If the sizes do not fit.
@@ -92,15 +133,15 @@ pub fn self_attention(
     tape: &mut Tape<'_>,
     qkv: &Var,
     settings: &AttentionSettings,
-    visible: &std::sync::Arc<Vec<usize>>,
+    visible: &Arc<Visible>,
 ) -> Result<Var> {
     let [batch, tokens, packed] = three_dims("self_attention", "qkv", qkv.value())?;
     let channels = packed / 3;
-    if packed % 3 != 0 || channels % settings.heads != 0 || visible.len() != tokens {
+    if packed % 3 != 0 || channels % settings.heads != 0 || visible.keys.len() != tokens {
         let shape = qkv.value().shape();
         return Err(Error::shape(
             "self_attention",
-            format!("qkv {shape:?} does not fit {} heads and {} tokens", settings.heads, visible.len()),
+            format!("qkv {shape:?} does not fit {} heads and {} tokens", settings.heads, visible.keys.len()),
         ));
     }
     let heads = Heads {
@@ -110,10 +151,10 @@ pub fn self_attention(
         queries: Side { length: tokens, stride: packed, offset: 0 },
         keys: Side { length: tokens, stride: packed, offset: channels },
         values: Side { length: tokens, stride: packed, offset: 2 * channels },
-        visible: std::sync::Arc::clone(visible),
+        visible: Arc::clone(&visible.keys),
         key_mask: None,
     };
-    attend(tape, heads, [qkv, qkv], settings, true)
+    attend(tape, heads, Mask::Pyramid(Arc::clone(visible)), [qkv, qkv], settings)
 }
 
 /// Cross-attention to the text: `q` `[B, L, C]`, `kv` `[B, T, 2C]`, `mask` `[B, T]` u32 (only a 1 is seen; a row without
@@ -138,6 +179,10 @@ pub fn cross_attention(
             format!("{channels} channels, {} heads", settings.heads),
         ));
     }
+    let key_mask = match q.value().device() {
+        None => Some(mask.as_slice::<u32>()?.iter().map(|&keep| keep == 1).collect()),
+        Some(_) => None,
+    };
     let heads = Heads {
         batch,
         heads: settings.heads,
@@ -145,54 +190,144 @@ pub fn cross_attention(
         queries: Side { length: tokens, stride: channels, offset: 0 },
         keys: Side { length, stride: 2 * channels, offset: 0 },
         values: Side { length, stride: 2 * channels, offset: channels },
-        visible: std::sync::Arc::new(vec![length; tokens]),
-        key_mask: Some(mask.as_slice::<u32>()?.iter().map(|&keep| keep == 1).collect()),
+        visible: Arc::new(vec![length; tokens]),
+        key_mask,
     };
-    attend(tape, heads, [q, kv], settings, false)
+    attend(tape, heads, Mask::Text(mask.clone()), [q, kv], settings)
 }
 
 fn attend(
     tape: &mut Tape<'_>,
     heads: Heads,
+    mask: Mask,
     sources: [&Var; 2],
     settings: &AttentionSettings,
-    packed: bool,
 ) -> Result<Var> {
     let scale = settings.scale.map(|id| tape.parameters().value(id));
-    let (output, saved) = with_float!(sources[0].value().dtype(), "attention", T => {
-        cpu::forward::<T>(&heads, sources.map(Var::value), scale, settings.rotary.as_deref())
-    })?;
+    let values = sources.map(Var::value);
+    let (output, saved) = dispatch!("attention", values[0],
+        cpu T => {
+            let (output, saved) = cpu::forward::<T>(&heads, values, scale, settings.rotary.as_deref())?;
+            Ok((output, Kept::Host(saved)))
+        },
+        cuda T => forward_on_device::<T>(&heads, &mask, values, scale, settings),
+    )?;
     let slots = sources.map(|var| tape.slot(var));
     let owner = joint_owner(sources[0].owner(), sources[1].owner());
-    let kept = sources.map(|var| var.value().clone());
+    let kept = values.map(Clone::clone);
     let value = output.clone();
     let settings = settings.clone();
     Ok(tape.push(value, owner, &slots, settings.scale.is_some(), || Attention {
         heads,
+        mask,
         saved,
         output,
         sources: kept,
         slots,
         owner,
         settings,
-        packed,
     }))
+}
+
+/// The attention as its kernels are told of it.
+fn on_device<'a>(
+    heads: &Heads,
+    mask: &'a Mask,
+    scale: Option<&'a Tensor>,
+    settings: &'a AttentionSettings,
+    device: &Device,
+) -> Result<DeviceAttention<'a>> {
+    let (packed, visible, text) = match mask {
+        Mask::Pyramid(visible) => (true, Some(visible.narrow.on(device)?), None),
+        Mask::Text(mask) => (false, None, Some(mask.buffer::<u32>()?)),
+    };
+    let rotary = |table: &'a Arc<RotaryTable>| {
+        let [cosine, sine] = &*table.narrow;
+        Ok::<_, Error>((cosine.on(device)?, sine.on(device)?))
+    };
+    Ok(DeviceAttention {
+        batch: heads.batch,
+        heads: heads.heads,
+        head_dim: heads.head_dim,
+        queries: heads.queries.length,
+        keys: heads.keys.length,
+        packed,
+        visible,
+        mask: text,
+        log_scale: scale.map(Tensor::buffer::<f32>).transpose()?,
+        rotary: settings.rotary.as_ref().map(rotary).transpose()?,
+    })
+}
+
+fn forward_on_device<T: DeviceFloat>(
+    heads: &Heads,
+    mask: &Mask,
+    sources: [&Tensor; 2],
+    scale: Option<&Tensor>,
+    settings: &AttentionSettings,
+) -> Result<(Tensor, Kept)> {
+    let [q, kv] = [sources[0].buffer::<T>()?, sources[1].buffer::<T>()?];
+    let device = q.device();
+    let shape = on_device(heads, mask, scale, settings, device)?;
+    let length = shape.rows_len::<T>();
+    let mut rows = device.uninitialised(length)?;
+    let sizes = [heads.batch, heads.queries.length, heads.heads * heads.head_dim];
+    let output = Tensor::written(device, &sizes, |out| cuda::forward(out, &mut rows, &shape, q, kv))?;
+    Ok((output, Kept::Device(Tensor::from_buffer(&[length], rows)?)))
+}
+
+fn backward_on_device<T: DeviceFloat>(
+    op: &Attention,
+    rows: &mut Tensor,
+    scale: Option<&Tensor>,
+    d_output: &Tensor,
+) -> Result<AttentionGradients> {
+    let [q, kv] = [op.sources[0].buffer::<T>()?, op.sources[1].buffer::<T>()?];
+    let (out, d_out, device) = (op.output.buffer::<T>()?, d_output.buffer::<T>()?, q.device());
+    let shape = on_device(&op.heads, &op.mask, scale, &op.settings, device)?;
+    let rows = rows.buffer_mut::<f32>()?;
+    let mut d_scale =
+        scale.map(|_| device.uninitialised::<f32>(op.heads.batch * op.heads.heads)).transpose()?;
+    let mut d_first = device.uninitialised::<T>(q.len())?;
+    let d_sources = if shape.packed {
+        let gradients = SourceGradients::Packed(&mut d_first);
+        cuda::backward(gradients, d_scale.as_mut(), rows, &shape, q, kv, out, d_out)?;
+        [Some(Tensor::from_buffer(op.sources[0].shape(), d_first)?), None]
+    } else {
+        let mut d_kv = device.uninitialised::<T>(kv.len())?;
+        let gradients = SourceGradients::Apart { d_q: &mut d_first, d_kv: &mut d_kv };
+        cuda::backward(gradients, d_scale.as_mut(), rows, &shape, q, kv, out, d_out)?;
+        let d_q = Tensor::from_buffer(op.sources[0].shape(), d_first)?;
+        [Some(d_q), Some(Tensor::from_buffer(op.sources[1].shape(), d_kv)?)]
+    };
+    let sizes = [op.heads.batch, op.heads.heads];
+    let d_scale = d_scale.map(|gradient| Tensor::from_buffer(&sizes, gradient)).transpose()?;
+    Ok(AttentionGradients { d_sources, d_scale })
 }
 
 impl Operation for Attention {
     fn name(&self) -> &'static str {
-        if self.packed { "self_attention" } else { "cross_attention" }
+        if matches!(self.mask, Mask::Pyramid(_)) { "self_attention" } else { "cross_attention" }
     }
 
-    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+    fn backward(mut self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let scale = self.settings.scale.map(|id| sink.parameters().value(id));
         let sources = [&self.sources[0], &self.sources[1]];
-        let gradients = with_float!(d_output.dtype(), "attention", T => {
-            cpu::backward::<T>(
-                &self.heads, sources, &self.output, &self.saved, &d_output, scale,
-                self.settings.rotary.as_deref(), self.packed,
-            )
-        })?;
+        let packed = matches!(self.mask, Mask::Pyramid(_));
+        let gradients = match &mut self.saved {
+            Kept::Host(saved) => with_float!(d_output.dtype(), "attention", T => {
+                cpu::backward::<T>(
+                    &self.heads, sources, &self.output, saved, &d_output, scale,
+                    self.settings.rotary.as_deref(), packed,
+                )
+            })?,
+            Kept::Device(rows) => {
+                let mut rows = std::mem::replace(rows, Tensor::zeros(&[0], DType::F32));
+                with_number!(d_output.dtype(), "attention", T => {
+                    backward_on_device::<T>(&self, &mut rows, scale, &d_output)
+                })?
+            }
+        };
         if let (Some(id), Some(d_scale)) = (self.settings.scale, &gradients.d_scale) {
             sink.parameter(id, self.owner, &Contribution::PerSample { d_value: d_scale })?;
         }

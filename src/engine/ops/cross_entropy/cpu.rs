@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::Forward;
 use crate::{
     engine::{
         Float, Tensor,
@@ -14,11 +15,7 @@ use crate::{
 /// Rows handled by one task.
 const ROWS: usize = 64;
 
-/// The mean of each sample's losses: `[B, L]` to `[B]`.
-///
-/// # Errors
-/// If the losses hold another type than `T`.
-pub fn sample_means<T: Float>(losses: &Tensor) -> Result<Tensor> {
+fn sample_means<T: Float>(losses: &Tensor) -> Result<Tensor> {
     let (batch, tokens) = (losses.dim(0), losses.dim(1));
     let share = T::of(1.0 / tokens as f64);
     let rows = losses.as_slice::<T>()?.chunks(tokens);
@@ -29,11 +26,7 @@ pub fn sample_means<T: Float>(losses: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn forward<T: Float>(
-    logits: &Tensor,
-    targets: &Tensor,
-    smoothing: f64,
-) -> Result<(Tensor, Tensor, Vec<u32>)> {
+pub(super) fn forward<T: Float>(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Forward> {
     let codes = logits.dim(2);
     let rows = targets.len();
     let targets_of = targets.as_slice::<u32>()?;
@@ -65,7 +58,13 @@ pub fn forward<T: Float>(
                 },
             );
         });
-    Ok((Tensor::new(targets.shape(), losses)?, Tensor::new(&[rows], sums)?, correct))
+    let token_loss = Tensor::new(targets.shape(), losses)?;
+    Ok(Forward {
+        sample_loss: sample_means::<T>(&token_loss)?,
+        token_loss,
+        log_sum: Some(Tensor::new(&[rows], sums)?),
+        correct: Tensor::new(targets.shape(), correct)?,
+    })
 }
 
 /// The gradient of the logits from that of the samples' losses, in place of the logits.

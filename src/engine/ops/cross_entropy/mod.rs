@@ -4,14 +4,17 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::{
+    dispatch,
     engine::{
         Tape, Tensor, Var,
-        ops::{expect_shape, three_dims},
+        ops::{accumulate::cuda::scale, expect_shape, pooling::cuda::mean_tokens_forward, three_dims},
         tape::{Operation, Sink, Slot},
+        tensor::DeviceFloat,
     },
     error::{Error, Result},
-    with_float,
+    with_float, with_number,
 };
+use cuda::CrossEntropyOutput;
 
 /// The loss and what else a forward pass shows of the predictions.
 pub struct CrossEntropy {
@@ -19,13 +22,22 @@ pub struct CrossEntropy {
     pub sample_loss: Var,
     /// Each token's loss, `[B, L]`.
     pub token_loss: Tensor,
-    /// Whether the largest logit is the target's, `[B, L]`, 1 or 0.
-    pub correct: Vec<u32>,
+    /// Whether the largest logit is the target's, `[B, L]` u32, 1 or 0.
+    pub correct: Tensor,
+}
+
+/// What a forward pass finds.
+struct Forward {
+    sample_loss: Tensor,
+    token_loss: Tensor,
+    /// The logarithm of each token's sum, on the host: a device forms it again.
+    log_sum: Option<Tensor>,
+    correct: Tensor,
 }
 
 struct Operator {
     logits: Tensor,
-    log_sum: Tensor,
+    log_sum: Option<Tensor>,
     targets: Tensor,
     smoothing: f64,
     slot: Slot,
@@ -44,13 +56,22 @@ pub fn cross_entropy(
 ) -> Result<CrossEntropy> {
     let [batch, tokens, codes] = three_dims("cross_entropy", "logits", logits.value())?;
     expect_shape("cross_entropy", "targets", targets, &[batch, tokens])?;
-    if let Some(bad) = targets.as_slice::<u32>()?.iter().find(|&&target| target as usize >= codes) {
-        return Err(Error::shape("cross_entropy", format!("the target {bad} is not one of {codes} codes")));
-    }
-    let (losses, log_sum, correct) = with_float!(logits.value().dtype(), "cross_entropy", T => cpu::forward::<T>(logits.value(), targets, smoothing))?;
-    let sample_loss = with_float!(losses.dtype(), "cross_entropy", T => cpu::sample_means::<T>(&losses))?;
+    let input = logits.value();
+    let forward = dispatch!("cross_entropy", input,
+        cpu T => {
+            if let Some(bad) = targets.as_slice::<u32>()?.iter().find(|&&target| target as usize >= codes) {
+                return Err(Error::shape(
+                    "cross_entropy",
+                    format!("the target {bad} is not one of {codes} codes"),
+                ));
+            }
+            cpu::forward::<T>(input, targets, smoothing)
+        },
+        cuda T => forward_on_device::<T>(input, targets, smoothing),
+    )?;
+    let Forward { sample_loss, token_loss, log_sum, correct } = forward;
     let slot = tape.slot(logits);
-    let (kept, targets) = (logits.value().clone(), targets.clone());
+    let (kept, targets) = (input.clone(), targets.clone());
     let sample_loss = tape.push(sample_loss, logits.owner(), &[slot], false, || Operator {
         logits: kept,
         log_sum,
@@ -58,7 +79,7 @@ pub fn cross_entropy(
         smoothing,
         slot,
     });
-    Ok(CrossEntropy { sample_loss, token_loss: losses, correct })
+    Ok(CrossEntropy { sample_loss, token_loss, correct })
 }
 
 impl Operation for Operator {
@@ -68,9 +89,61 @@ impl Operation for Operator {
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let Self { logits, log_sum, targets, smoothing, slot } = *self;
-        let d_logits = with_float!(d_output.dtype(), "cross_entropy", T => {
-            cpu::backward::<T>(logits, &log_sum, &targets, smoothing, &d_output)
-        })?;
+        let d_logits = match log_sum {
+            Some(log_sum) => with_float!(d_output.dtype(), "cross_entropy", T => {
+                cpu::backward::<T>(logits, &log_sum, &targets, smoothing, &d_output)
+            })?,
+            None => with_number!(logits.dtype(), "cross_entropy", T => {
+                backward_on_device::<T>(&logits, &targets, smoothing, &d_output)
+            })?,
+        };
         sink.input(slot, d_logits)
     }
+}
+
+/// On a device losses are in f32 whatever the logits are.
+#[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+fn forward_on_device<T: DeviceFloat>(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Forward> {
+    let sizes = three_dims("cross_entropy", "logits", logits)?;
+    let [batch, tokens, _] = sizes;
+    let (from, targets) = (logits.buffer::<T>()?, targets.buffer::<u32>()?);
+    let device = from.device();
+    let (mut losses, mut correct) =
+        (device.uninitialised(targets.len())?, device.uninitialised(targets.len())?);
+    let output = CrossEntropyOutput { losses: &mut losses, correct: &mut correct, d_logits: None };
+    cuda::cross_entropy(output, from, targets, sizes, smoothing as f32)?;
+    let sample_loss = Tensor::written::<f32>(device, &[batch], |mean| {
+        mean_tokens_forward(mean, &losses, [batch, tokens, 1])
+    })?;
+    let shape = [batch, tokens];
+    Ok(Forward {
+        sample_loss,
+        token_loss: Tensor::from_buffer(&shape, losses)?,
+        log_sum: None,
+        correct: Tensor::from_buffer(&shape, correct)?,
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+fn backward_on_device<T: DeviceFloat>(
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+    d_output: &Tensor,
+) -> Result<Tensor> {
+    let sizes = three_dims("cross_entropy", "logits", logits)?;
+    let (from, targets) = (logits.buffer::<T>()?, targets.buffer::<u32>()?);
+    let device = from.device();
+    let mut seeds = device.uninitialised(d_output.len())?;
+    scale(&mut seeds, Some(d_output.buffer::<f32>()?), 1.0 / sizes[1] as f32)?;
+    let (mut losses, mut correct) =
+        (device.uninitialised(targets.len())?, device.uninitialised(targets.len())?);
+    Tensor::written(device, logits.shape(), |d_logits| {
+        let output = CrossEntropyOutput {
+            losses: &mut losses,
+            correct: &mut correct,
+            d_logits: Some((d_logits, &seeds)),
+        };
+        cuda::cross_entropy(output, from, targets, sizes, smoothing as f32)
+    })
 }

@@ -161,13 +161,26 @@ pub fn layer_norm_backward<T: Factor>(
     unsafe { dy.device().launch(&Kernel::of::<T>("layer_norm", "layer_norm_backward"), &launch, &arguments) }
 }
 
-/// The gradients of scale and shift for each sample and level: `d_modulation` `[B, S, 2, C]`. Level `s` has the tokens
-/// `starts[s]..starts[s + 1]` of every sample; the last start is the number of tokens.
+/// Where the gradients of scale and shift go in a sample's row for each level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModulationLayout {
+    /// Numbers from one level's row to the next.
+    pub stride: usize,
+    /// Where in a row the scale's gradient goes.
+    pub scale: usize,
+    /// Where in a row the shift's gradient goes.
+    pub shift: usize,
+}
+
+/// The gradients of scale and shift for each sample and level: `d_modulation` `[B, S, stride]`, of which all other numbers
+/// stay as they are. Level `s` has the tokens `starts[s]..starts[s + 1]` of every sample; the last start is the number of
+/// tokens.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
 pub fn modulation_backward<T: Factor>(
     d_modulation: &mut Buffer<f32>,
+    ModulationLayout { stride, scale, shift }: ModulationLayout,
     dy: &Buffer<T>,
     x: &Buffer<T>,
     statistics: &Buffer<f32>,
@@ -179,7 +192,13 @@ pub fn modulation_backward<T: Factor>(
     x.expect_len(op, "x", batch * tokens * channels)?;
     dy.expect_len(op, "the gradient of the result", x.len())?;
     statistics.expect_len(op, "the statistics", 2 * batch * tokens)?;
-    d_modulation.expect_len(op, "the gradient", batch * levels * 2 * channels)?;
+    d_modulation.expect_len(op, "the gradient", batch * levels * stride)?;
+    if scale.max(shift) + channels > stride || scale.abs_diff(shift) < channels {
+        return Err(Error::shape(
+            op,
+            format!("two parts of {channels} at {scale} and {shift} do not fit into rows of {stride}"),
+        ));
+    }
     if d_modulation.is_empty() {
         return Ok(());
     }
@@ -200,6 +219,9 @@ pub fn modulation_backward<T: Factor>(
         starts.read(),
         Argument::U32(size(op, "channels", channels)?),
         Argument::U32(size(op, "tokens", tokens)?),
+        Argument::U32(size(op, "numbers", stride)?),
+        Argument::U32(size(op, "numbers", scale)?),
+        Argument::U32(size(op, "numbers", shift)?),
     ];
     // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
     // live, and are freed in the order of the work.

@@ -1,34 +1,137 @@
-//! Layer norm without learned scale or shift: `y = (x − mean) / √(variance + ε)` over the channels.
+//! Layer norm without learned scale or shift: `n = (x − mean) / √(variance + ε)` over the channels; where the networks share
+//! their modulation (`saln`), `n·(1 + scale) + shift` with the parts of each token's level.
 
 pub mod cpu;
 pub mod cuda;
 
+use std::sync::Arc;
+
 use crate::{
+    dispatch,
     engine::{
         Tape, Tensor, Var,
+        ops::{
+            accumulate::cuda::sum_samples,
+            expect_shape, last_dim,
+            modulation::{self, Levels},
+            three_dims,
+        },
         tape::{Operation, Sink, Slot},
+        tensor::DeviceFloat,
     },
     error::Result,
-    with_float,
 };
+use cuda::{LayerNormInput, ModulationLayout, ModulationRows};
+
+/// The scale and the shift that follow a norm, out of a block's modulation.
+#[derive(Clone, Copy, Debug)]
+pub struct ScaleShift<'a> {
+    /// The six parts of every level, `[S, 6C]`: see [`modulation::parts`].
+    pub parts: &'a Var,
+    /// Which of them is the scale.
+    pub scale: usize,
+    /// Which of them is the shift.
+    pub shift: usize,
+    /// The level of each token.
+    pub levels: &'a Arc<Levels>,
+}
+
+/// A [`ScaleShift`] that outlives the forward pass.
+struct Kept {
+    parts: Tensor,
+    slot: Slot,
+    scale: usize,
+    shift: usize,
+    levels: Arc<Levels>,
+}
 
 struct LayerNorm {
-    /// The output, `[.., C]`: all that the backward needs beside the scale.
-    output: Tensor,
-    /// `1 / √(variance + ε)`, one a row.
-    inverse_deviation: Tensor,
+    saved: Saved,
+    modulation: Option<Kept>,
     slot: Slot,
 }
 
-/// Normalises each row of `x` `[.., C]`; the variance is the biased one. Released ε: 1e-6.
+/// What the backward needs beside the modulation.
+enum Saved {
+    /// On the host: the normalised rows, and `1 / √(variance + ε)`, one a row.
+    Normalised { output: Tensor, inverse_deviation: Tensor },
+    /// On a device: the input, and mean and inverse deviation of each row, `[R, 2]`.
+    Input { input: Tensor, statistics: Tensor },
+}
+
+/// Normalises each row of `x` `[.., C]`; the variance is the biased one. Released ε: 1e-6. With a modulation `x` is
+/// `[B, L, C]`.
 ///
 /// # Errors
-/// If `x` has no channels.
-pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, epsilon: f64) -> Result<Var> {
-    let (output, inverse_deviation) =
-        with_float!(x.value().dtype(), "layer_norm", T => cpu::forward::<T>(x.value(), epsilon))?;
-    let (slot, value) = (tape.slot(x), output.clone());
-    Ok(tape.push(value, x.owner(), &[slot], false, || LayerNorm { output, inverse_deviation, slot }))
+/// If the sizes do not fit.
+pub fn layer_norm(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    epsilon: f64,
+    modulation: Option<ScaleShift<'_>>,
+) -> Result<Var> {
+    let channels = last_dim("layer_norm", x.value())?;
+    if let Some(ScaleShift { parts, levels, .. }) = modulation {
+        let [_, tokens, _] = three_dims("layer_norm", "x", x.value())?;
+        levels.expect("layer_norm", tokens)?;
+        expect_shape("layer_norm", "the modulation", parts.value(), &[levels.count(), 6 * channels])?;
+    }
+    let (slot, kept) = (
+        tape.slot(x),
+        modulation.map(|ScaleShift { parts, scale, shift, levels }| Kept {
+            parts: parts.value().clone(),
+            slot: tape.slot(parts),
+            scale,
+            shift,
+            levels: Arc::clone(levels),
+        }),
+    );
+    let (value, saved) = dispatch!("layer_norm", x.value(),
+        cpu T => {
+            let (output, inverse_deviation) = cpu::forward::<T>(x.value(), epsilon)?;
+            let value = match &kept {
+                None => output.clone(),
+                Some(Kept { parts, scale, shift, levels, .. }) => {
+                    modulation::cpu::scale_shift::<T>(&output, parts, [*scale, *shift], levels.host())?
+                }
+            };
+            Ok((value, Saved::Normalised { output, inverse_deviation }))
+        },
+        cuda T => forward_on_device::<T>(x.value(), epsilon, kept.as_ref()),
+    )?;
+    let parts = kept.as_ref().map_or(slot, |kept| kept.slot);
+    Ok(tape.push(value, x.owner(), &[slot, parts], false, || LayerNorm { saved, modulation: kept, slot }))
+}
+
+fn input<'a, T: DeviceFloat>(x: &'a Tensor, modulation: Option<&'a Kept>) -> Result<LayerNormInput<'a, T>> {
+    let channels = last_dim("layer_norm", x)?;
+    let x = x.buffer::<T>()?;
+    let rows = |Kept { parts, scale, shift, levels, .. }: &'a Kept| -> Result<ModulationRows<'a>> {
+        Ok(ModulationRows {
+            parts: parts.buffer::<f32>()?,
+            stride: 6 * channels,
+            scale: scale * channels,
+            shift: shift * channels,
+            levels: levels.on(x.device())?,
+        })
+    };
+    Ok(LayerNormInput { x, channels, modulation: modulation.map(rows).transpose()? })
+}
+
+fn forward_on_device<T: DeviceFloat>(
+    x: &Tensor,
+    epsilon: f64,
+    modulation: Option<&Kept>,
+) -> Result<(Tensor, Saved)> {
+    let input = input::<T>(x, modulation)?;
+    let rows = x.len() / input.channels;
+    let mut statistics = input.x.device().uninitialised(2 * rows)?;
+    #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+    let y = Tensor::written(input.x.device(), x.shape(), |y| {
+        cuda::layer_norm_forward(y, &mut statistics, &input, epsilon as f32)
+    })?;
+    let statistics = Tensor::from_buffer(&[rows, 2], statistics)?;
+    Ok((y, Saved::Input { input: x.clone(), statistics }))
 }
 
 impl Operation for LayerNorm {
@@ -37,10 +140,54 @@ impl Operation for LayerNorm {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let Self { output, inverse_deviation, slot } = *self;
-        let dx = with_float!(d_output.dtype(), "layer_norm", T => {
-            cpu::backward::<T>(&output, &inverse_deviation, d_output)
-        })?;
+        let Self { saved, modulation, slot } = *self;
+        let (dx, d_parts) = match saved {
+            Saved::Normalised { output, inverse_deviation } => {
+                crate::with_float!(d_output.dtype(), "layer_norm", T => {
+                    let (d_normalised, d_parts) = match &modulation {
+                        None => (d_output, None),
+                        Some(Kept { parts, scale, shift, levels, .. }) => {
+                            let at = [*scale, *shift];
+                            let (d, d_parts) = modulation::cpu::scale_shift_backward::<T>(
+                                &output, parts, at, levels.host(), d_output,
+                            )?;
+                            (d, Some(d_parts))
+                        }
+                    };
+                    Ok((cpu::backward::<T>(&output, &inverse_deviation, d_normalised)?, d_parts))
+                })?
+            }
+            Saved::Input { input, statistics } => crate::with_number!(d_output.dtype(), "layer_norm", T => {
+                backward_on_device::<T>(&input, &statistics, modulation.as_ref(), &d_output)
+            })?,
+        };
+        if let (Some(modulation), Some(d_parts)) = (modulation, d_parts) {
+            sink.input(modulation.slot, d_parts)?;
+        }
         sink.input(slot, dx)
     }
+}
+
+fn backward_on_device<T: DeviceFloat>(
+    x: &Tensor,
+    statistics: &Tensor,
+    modulation: Option<&Kept>,
+    d_output: &Tensor,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let input = input::<T>(x, modulation)?;
+    let (dy, statistics) = (d_output.buffer::<T>()?, statistics.buffer::<f32>()?);
+    let device = dy.device();
+    let dx = Tensor::written(device, x.shape(), |dx| cuda::layer_norm_backward(dx, dy, &input, statistics))?;
+    let Some(Kept { parts, scale, shift, levels, .. }) = modulation else { return Ok((dx, None)) };
+    // Each sample's part first, then the sum over samples: the order of the sum does not depend on the grid.
+    let [batch, tokens, channels] = three_dims("layer_norm", "x", x)?;
+    let mut samples = device.zeros::<f32>(batch * parts.len())?;
+    let layout = ModulationLayout { stride: 6 * channels, scale: scale * channels, shift: shift * channels };
+    let starts = levels.starts_on(device)?;
+    let sizes = [batch, tokens, channels];
+    cuda::modulation_backward(&mut samples, layout, dy, input.x, statistics, starts, sizes)?;
+    let d_parts = Tensor::written::<f32>(device, parts.shape(), |sum| {
+        sum_samples(sum, &samples, None, parts.len(), false)
+    })?;
+    Ok((dx, Some(d_parts)))
 }

@@ -1,11 +1,8 @@
 //! The CPU reference of the linear layer.
 
-use super::Bias;
+use super::{Bias, output_shape, sizes};
 use crate::{
-    engine::{
-        Float, ParameterId, Parameters, Tensor,
-        ops::{last_dim, matmul},
-    },
+    engine::{Float, ParameterId, Parameters, Tensor, ops::matmul},
     error::{Error, Result},
 };
 
@@ -19,18 +16,8 @@ pub fn forward<T: Float>(
     weight: ParameterId,
     biases: &[Bias],
 ) -> Result<Tensor> {
+    let [inputs, outputs] = sizes(parameters, x, weight)?;
     let w = parameters.value(weight);
-    let inputs = last_dim("linear", x)?;
-    let &[outputs, expected] = w.shape() else {
-        return Err(Error::shape("linear", format!("{} is not a matrix", parameters.name(weight))));
-    };
-    if inputs != expected {
-        let name = parameters.name(weight);
-        return Err(Error::shape(
-            "linear",
-            format!("{name} takes {expected} channels, but the input has {inputs}"),
-        ));
-    }
     let rows = x.len() / inputs;
     let mut row = vec![T::ZERO; outputs];
     for bias in biases {
@@ -51,11 +38,7 @@ pub fn forward<T: Float>(
         outputs,
         !biases.is_empty(),
     );
-    let mut shape = x.shape().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = outputs;
-    }
-    Tensor::new(&shape, y)
+    Tensor::new(&output_shape(x, outputs), y)
 }
 
 /// `dx = dy·W` in the shape of the input.

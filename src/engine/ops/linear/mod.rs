@@ -1,15 +1,17 @@
 //! `y = x·Wᵀ + b`, the weight as PyTorch keeps it.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::{
+    dispatch,
     engine::{
-        ParameterId, Tape, Tensor, Var,
+        ParameterId, Parameters, Tape, Tensor, Var,
+        ops::last_dim,
         tape::{Operation, RowOwner, Sink, Slot},
         visitors::Contribution,
     },
-    error::Result,
-    with_float,
+    error::{Error, Result},
 };
 
 /// A bias vector and the first output column it is added to. A packed query-key-value product has two: the key's bias
@@ -35,9 +37,38 @@ struct Linear {
 /// # Errors
 /// If the sizes do not fit.
 pub fn linear(tape: &mut Tape<'_>, x: &Var, weight: ParameterId, biases: &[Bias]) -> Result<Var> {
-    let value = with_float!(x.value().dtype(), "linear", T => cpu::forward::<T>(tape.parameters(), x.value(), weight, biases))?;
+    let (parameters, input) = (tape.parameters(), x.value());
+    let value = dispatch!("linear", input,
+        cpu T => cpu::forward::<T>(parameters, input, weight, biases),
+        cuda T => cuda::forward::<T>(parameters, input, weight, biases)
+    )?;
     let (slot, input, owner, biases) = (tape.slot(x), x.value().clone(), x.owner(), biases.to_vec());
     Ok(tape.push(value, owner, &[slot], true, || Linear { input, slot, owner, weight, biases }))
+}
+
+/// Inputs and outputs of a weight `[O, I]` that takes the rows of `x`.
+fn sizes(parameters: &Parameters, x: &Tensor, weight: ParameterId) -> Result<[usize; 2]> {
+    let inputs = last_dim("linear", x)?;
+    let &[outputs, expected] = parameters.value(weight).shape() else {
+        return Err(Error::shape("linear", format!("{} is not a matrix", parameters.name(weight))));
+    };
+    if inputs != expected {
+        let name = parameters.name(weight);
+        return Err(Error::shape(
+            "linear",
+            format!("{name} takes {expected} channels, but the input has {inputs}"),
+        ));
+    }
+    Ok([inputs, outputs])
+}
+
+/// The shape of `x` with another last dimension.
+fn output_shape(x: &Tensor, outputs: usize) -> Vec<usize> {
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = outputs;
+    }
+    shape
 }
 
 impl Operation for Linear {
@@ -53,8 +84,11 @@ impl Operation for Linear {
             sink.parameter(bias.parameter, self.owner, &sum)?;
         }
         if self.slot.wanted() {
-            let weight = sink.parameters().value(self.weight);
-            let dx = with_float!(d_output.dtype(), "linear", T => cpu::backward_input::<T>(&d_output, weight, self.input.shape()))?;
+            let weight = sink.parameters().value_as(self.weight, d_output.dtype())?;
+            let dx = dispatch!("linear", d_output,
+                cpu T => cpu::backward_input::<T>(&d_output, weight, self.input.shape()),
+                cuda T => cuda::backward_input::<T>(&d_output, weight, self.input.shape())
+            )?;
             sink.input(self.slot, dx)?;
         }
         Ok(())

@@ -2,7 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::Part;
 use crate::{
     engine::{Float, Tensor, ops::three_dims},
     error::Result,
@@ -20,76 +19,114 @@ pub fn level_pairs<T: Float>(table: &Tensor) -> Result<Tensor> {
     Tensor::new(&[levels, 2 * channels], pairs)
 }
 
-/// Condition plus table, and `x` modulated by it.
+/// Condition plus table.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn forward<T: Float>(
-    x: &Tensor,
-    condition: &Tensor,
-    own: &Tensor,
-    part: Part,
-    levels: &[u32],
-) -> Result<(Tensor, Tensor)> {
-    let [_, tokens, channels] = three_dims("modulate", "x", x)?;
+pub fn parts<T: Float>(condition: &Tensor, own: &Tensor) -> Result<Tensor> {
     let own = own.as_slice::<T>()?;
-    let rows = condition.as_slice::<T>()?.chunks(6 * channels);
-    let sum: Vec<T> = rows.flat_map(|row| row.iter().zip(own).map(|(a, b)| *a + *b)).collect();
+    let rows = condition.as_slice::<T>()?.chunks(own.len().max(1));
+    let sum = rows.flat_map(|row| row.iter().zip(own).map(|(a, b)| *a + *b)).collect();
+    Tensor::new(condition.shape(), sum)
+}
+
+/// `x·(1 + scale) + shift` with the parts numbered so.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn scale_shift<T: Float>(
+    x: &Tensor,
+    parts: &Tensor,
+    [scale, shift]: [usize; 2],
+    levels: &[u32],
+) -> Result<Tensor> {
+    let [_, tokens, channels] = three_dims("modulate", "x", x)?;
+    let parts = parts.as_slice::<T>()?;
     let mut y = x.as_slice::<T>()?.to_vec();
     y.par_chunks_mut(tokens * channels).for_each(|y| {
         for (row, &level) in y.chunks_mut(channels).zip(levels) {
-            let at = |part: usize| &sum[(level as usize * 6 + part) * channels..][..channels];
-            match part {
-                Part::ScaleShift(scale, shift) => {
-                    for ((y, scale), shift) in row.iter_mut().zip(at(scale)).zip(at(shift)) {
-                        *y = *y * (T::ONE + *scale) + *shift;
-                    }
-                }
-                Part::Gate(gate) => {
-                    for (y, gate) in row.iter_mut().zip(at(gate)) {
-                        *y *= *gate;
-                    }
-                }
+            let at = |part: usize| &parts[(level as usize * 6 + part) * channels..][..channels];
+            for ((y, scale), shift) in row.iter_mut().zip(at(scale)).zip(at(shift)) {
+                *y = *y * (T::ONE + *scale) + *shift;
             }
         }
     });
-    Ok((Tensor::new(condition.shape(), sum)?, Tensor::new(x.shape(), y)?))
+    Tensor::new(x.shape(), y)
 }
 
-/// The gradients of `x` and of the sum of condition and table.
+/// The gradients of `x` and of all parts.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn backward<T: Float>(
-    input: &Tensor,
-    sum: &Tensor,
-    part: Part,
+pub fn scale_shift_backward<T: Float>(
+    x: &Tensor,
+    parts: &Tensor,
+    [scale, shift]: [usize; 2],
     levels: &[u32],
     mut d_output: Tensor,
-) -> Result<[Tensor; 2]> {
-    let [_, tokens, channels] = three_dims("modulate", "x", input)?;
-    let shape = sum.shape();
-    let (x, sum) = (input.as_slice::<T>()?, sum.as_slice::<T>()?);
-    let mut d_sum = vec![T::ZERO; sum.len()];
+) -> Result<(Tensor, Tensor)> {
+    let [_, tokens, channels] = three_dims("modulate", "x", x)?;
+    let shape = parts.shape();
+    let (x, parts) = (x.as_slice::<T>()?, parts.as_slice::<T>()?);
+    let mut d_parts = vec![T::ZERO; parts.len()];
     let rows = d_output.as_mut_slice::<T>()?.chunks_mut(channels).zip(x.chunks(channels));
     for (token, (d, x)) in rows.enumerate() {
         let level = levels[token % tokens] as usize;
         let place = |part: usize| (level * 6 + part) * channels;
-        let factor = match part {
-            Part::ScaleShift(scale, shift) => {
-                for (sum, d) in d_sum[place(shift)..][..channels].iter_mut().zip(d.iter()) {
-                    *sum += *d;
-                }
-                scale
-            }
-            Part::Gate(gate) => gate,
-        };
-        let one = if matches!(part, Part::Gate(_)) { T::ZERO } else { T::ONE };
-        let (values, sums) = (&sum[place(factor)..][..channels], &mut d_sum[place(factor)..][..channels]);
+        for (sum, d) in d_parts[place(shift)..][..channels].iter_mut().zip(d.iter()) {
+            *sum += *d;
+        }
+        let (values, sums) = (&parts[place(scale)..][..channels], &mut d_parts[place(scale)..][..channels]);
         for (((d, x), value), sum) in d.iter_mut().zip(x).zip(values).zip(sums) {
             *sum += *d * *x;
-            *d *= one + *value;
+            *d *= T::ONE + *value;
         }
     }
-    Ok([d_output, Tensor::new(shape, d_sum)?])
+    Ok((d_output, Tensor::new(shape, d_parts)?))
+}
+
+/// `x·gate` with the part numbered so.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn gate<T: Float>(x: &Tensor, parts: &Tensor, part: usize, levels: &[u32]) -> Result<Tensor> {
+    let [_, tokens, channels] = three_dims("gate", "x", x)?;
+    let parts = parts.as_slice::<T>()?;
+    let mut y = x.as_slice::<T>()?.to_vec();
+    y.par_chunks_mut(tokens * channels).for_each(|y| {
+        for (row, &level) in y.chunks_mut(channels).zip(levels) {
+            let gate = &parts[(level as usize * 6 + part) * channels..][..channels];
+            for (y, gate) in row.iter_mut().zip(gate) {
+                *y *= *gate;
+            }
+        }
+    });
+    Tensor::new(x.shape(), y)
+}
+
+/// The gradients of `x` and of all parts.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn gate_backward<T: Float>(
+    x: &Tensor,
+    parts: &Tensor,
+    part: usize,
+    levels: &[u32],
+    mut d_output: Tensor,
+) -> Result<[Tensor; 2]> {
+    let [_, tokens, channels] = three_dims("gate", "x", x)?;
+    let shape = parts.shape();
+    let (x, parts) = (x.as_slice::<T>()?, parts.as_slice::<T>()?);
+    let mut d_parts = vec![T::ZERO; parts.len()];
+    let rows = d_output.as_mut_slice::<T>()?.chunks_mut(channels).zip(x.chunks(channels));
+    for (token, (d, x)) in rows.enumerate() {
+        let place = (levels[token % tokens] as usize * 6 + part) * channels;
+        let (values, sums) = (&parts[place..][..channels], &mut d_parts[place..][..channels]);
+        for (((d, x), value), sum) in d.iter_mut().zip(x).zip(values).zip(sums) {
+            *sum += *d * *x;
+            *d *= *value;
+        }
+    }
+    Ok([d_output, Tensor::new(shape, d_parts)?])
 }

@@ -2,33 +2,42 @@
 
 use rayon::prelude::*;
 
-use super::PatchEmbed;
+use super::{PatchEmbed, PatchEmbedParameters};
 use crate::{
-    engine::{Float, Parameters, Tensor, ops::three_dims},
+    engine::{
+        Float, Parameters, Tensor,
+        ops::{
+            linear::{self, Bias},
+            three_dims,
+        },
+    },
     error::Result,
 };
 
-/// Text, words and tables to the sequence.
+/// Text, the pyramid's rows and tables to the sequence.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
 pub fn forward<T: Float>(
     parameters: &Parameters,
     text: &Tensor,
-    words: &Tensor,
+    rows: &Tensor,
     settings: &PatchEmbed,
 ) -> Result<Tensor> {
-    let [batch, given, channels] = three_dims("patch_embed", "the pyramid", words)?;
-    let (first, tokens) = (settings.first, settings.levels.len());
+    let (first, tokens) = (settings.first, settings.levels.tokens());
+    let PatchEmbedParameters { weight, bias, start, level, position } = settings.parameters;
+    let rows = after_first::<T>(rows, tokens, first)?;
+    let words = linear::cpu::forward::<T>(parameters, &rows, weight, &[Bias { parameter: bias, column: 0 }])?;
+    let [batch, given, channels] = three_dims("patch_embed", "the pyramid", &words)?;
     // What every sample gets: level, position and start in one table.
     let mut table = vec![T::ZERO; tokens * channels];
-    if let Some(level) = settings.level {
+    if let Some(level) = level {
         let level = parameters.value(level).as_slice::<T>()?;
-        for (row, &at) in table.chunks_mut(channels).zip(settings.levels.iter()) {
+        for (row, &at) in table.chunks_mut(channels).zip(settings.levels.host()) {
             row.copy_from_slice(&level[at as usize * channels..][..channels]);
         }
     }
-    for (id, rows) in [(settings.position, tokens), (Some(settings.start), first)] {
+    for (id, rows) in [(position, tokens), (Some(start), first)] {
         if let Some(id) = id {
             let values = parameters.value(id).as_slice::<T>()?;
             for (sum, value) in table[..rows * channels].iter_mut().zip(values) {
@@ -50,6 +59,36 @@ pub fn forward<T: Float>(
         }
     });
     Tensor::new(&[batch, tokens, channels], x)
+}
+
+/// The rows of all tokens but the first scale's: without the zeros in their place, if there are any.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub(super) fn after_first<T: Float>(rows: &Tensor, tokens: usize, first: usize) -> Result<Tensor> {
+    let [batch, given, width] = three_dims("patch_embed", "the pyramid", rows)?;
+    if given != tokens {
+        return Ok(rows.clone());
+    }
+    let samples = rows.as_slice::<T>()?.chunks((tokens * width).max(1));
+    let kept = samples.flat_map(|sample| &sample[first * width..]).copied().collect();
+    Tensor::new(&[batch, tokens - first, width], kept)
+}
+
+/// The gradient of the pyramid's rows, of which those of the first scale, if they are there, are 0.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub(super) fn d_rows<T: Float>(d_words: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let [batch, given, _] = three_dims("patch_embed", "the pyramid", d_words)?;
+    let (width, tokens) = (shape[2], shape[1]);
+    let d = linear::cpu::backward_input::<T>(d_words, weight, &[batch, given, width])?;
+    if tokens == given {
+        return Ok(d);
+    }
+    let zeros = vec![T::ZERO; (tokens - given) * width];
+    let samples = d.as_slice::<T>()?.chunks((given * width).max(1));
+    Tensor::new(shape, samples.flat_map(|sample| zeros.iter().chain(sample)).copied().collect())
 }
 
 /// The gradients of text and words from that of the sequence.

@@ -1,70 +1,132 @@
 //! The start of the sequence: the pooled text as first tokens, the projected pyramid after it, level and positions added.
 
 pub mod cpu;
+pub mod cuda;
+
+use std::sync::Arc;
 
 use crate::{
+    dispatch,
     engine::{
-        ParameterId, RowOwner, Tape, Tensor, Var,
-        ops::{expect_shape, joint_owner, three_dims},
+        ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
+        ops::{accumulate::Rows, expect_shape, joint_owner, last_dim, modulation::Levels, three_dims},
         tape::{Operation, Sink, Slot},
+        tensor::DeviceFloat,
         visitors::Contribution,
     },
     error::{Error, Result},
-    with_float,
+    with_float, with_number,
 };
+use cuda::PatchEmbedInput;
 
-/// The parameters that are added to the sequence (upstream.md, B6).
-#[derive(Clone, Debug)]
-pub struct PatchEmbed {
+/// The parameters of the start of the sequence (upstream.md, B6).
+#[derive(Clone, Copy, Debug)]
+pub struct PatchEmbedParameters {
+    /// Projects the pyramid's rows, `[C, Cvae]` (`word_embed`).
+    pub weight: ParameterId,
+    /// Added to each projected row, `[C]`.
+    pub bias: ParameterId,
     /// Added to the first scale's tokens, `[1, L₀, C]`.
     pub start: ParameterId,
     /// One vector a scale, `[S, C]`.
     pub level: Option<ParameterId>,
     /// One vector a token, `[1, L, C]`, where positions are not rotary.
     pub position: Option<ParameterId>,
-    /// The scale of each token, `L` numbers.
-    pub levels: std::sync::Arc<Vec<u32>>,
-    /// Tokens of the first scale, `L₀`.
-    pub first: usize,
+}
+
+/// Parameters and sizes of the start of the sequence.
+#[derive(Clone, Debug)]
+pub struct PatchEmbed {
+    parameters: PatchEmbedParameters,
+    levels: Arc<Levels>,
+    first: usize,
+    /// Which rows of the tables of start, level and position are added to each token.
+    rows: Arc<[Rows; 3]>,
+}
+
+impl PatchEmbed {
+    /// With the scale of each token.
+    pub fn new(parameters: PatchEmbedParameters, levels: Arc<Levels>) -> Self {
+        let (tokens, scales) = (levels.tokens(), levels.count());
+        let first = levels.host().iter().filter(|&&level| level == 0).count();
+        let number = |token: usize| u32::try_from(token).unwrap_or(u32::MAX);
+        let start_of = |token: usize| if token < first { number(token) } else { u32::MAX };
+        let rows = Arc::new([
+            Rows::new((0..tokens).map(start_of).collect(), first),
+            Rows::new(levels.host().to_vec(), scales),
+            Rows::new((0..tokens).map(number).collect(), tokens),
+        ]);
+        Self { parameters, levels, first, rows }
+    }
 }
 
 struct Operator {
     settings: PatchEmbed,
+    rows: Tensor,
     shape: [usize; 3],
     slots: [Slot; 2],
     owner: RowOwner,
 }
 
-/// `text` `[B, C]` (the projected pooled text) and `words` `[B, L − L₀, C]` (the projected pyramid) to `[B, L, C]`.
+/// `text` `[B, C]` (the projected pooled text) and `rows` `[B, L − L₀, Cvae]` (the pyramid) to `[B, L, C]`. The rows may
+/// also be `[B, L, Cvae]` with zeros for the first scale, which saves a device from moving them.
 ///
 /// # Errors
 /// If the sizes do not fit.
-pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, words: &Var, settings: &PatchEmbed) -> Result<Var> {
-    let tokens = settings.levels.len();
-    let [batch, given, channels] = three_dims("patch_embed", "the pyramid", words.value())?;
-    if given + settings.first != tokens {
-        let first = settings.first;
+pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, rows: &Var, settings: &PatchEmbed) -> Result<Var> {
+    let (tokens, first) = (settings.levels.tokens(), settings.first);
+    let (parameters, input, pooled) = (tape.parameters(), rows.value(), text.value());
+    let [batch, given, code_channels] = three_dims("patch_embed", "the pyramid", input)?;
+    if given != tokens && given + first != tokens {
         return Err(Error::shape(
             "patch_embed",
             format!("{given} tokens after {first} do not make {tokens}"),
         ));
     }
-    expect_shape("patch_embed", "the text", text.value(), &[batch, channels])?;
-    let value = with_float!(words.value().dtype(), "patch_embed", T => {
-        cpu::forward::<T>(tape.parameters(), text.value(), words.value(), settings)
-    })?;
-    let slots = [tape.slot(text), tape.slot(words)];
-    let owner = match joint_owner(text.owner(), words.owner()) {
+    let channels = last_dim("patch_embed", pooled)?;
+    expect_shape("patch_embed", "the text", pooled, &[batch, channels])?;
+    let weight = parameters.value(settings.parameters.weight);
+    expect_shape("patch_embed", "the weight", weight, &[channels, code_channels])?;
+    let value = dispatch!("patch_embed", input,
+        cpu T => cpu::forward::<T>(parameters, pooled, input, settings),
+        cuda T => forward_on_device::<T>(parameters, pooled, input, settings),
+    )?;
+    let slots = [tape.slot(text), tape.slot(rows)];
+    let owner = match joint_owner(text.owner(), rows.owner()) {
         RowOwner::Samples { .. } => RowOwner::Samples { rows_per_sample: tokens },
         RowOwner::Batch => RowOwner::Batch,
     };
-    let settings = settings.clone();
+    let (settings, rows) = (settings.clone(), input.clone());
     Ok(tape.push(value, owner, &slots, true, || Operator {
         settings,
+        rows,
         shape: [batch, tokens, channels],
         slots,
         owner,
     }))
+}
+
+fn forward_on_device<T: DeviceFloat>(
+    parameters: &Parameters,
+    text: &Tensor,
+    rows: &Tensor,
+    settings: &PatchEmbed,
+) -> Result<Tensor> {
+    let from = rows.buffer::<T>()?;
+    let (channels, tokens) = (text.dim(1), settings.levels.tokens());
+    let wide = |id: ParameterId| parameters.value(id).buffer::<f32>();
+    let PatchEmbedParameters { weight, bias, start, level, position } = settings.parameters;
+    let input = PatchEmbedInput {
+        text: text.buffer::<T>()?,
+        rows: from,
+        weight: parameters.value_as(weight, T::DTYPE)?.buffer::<T>()?,
+        bias: wide(bias)?,
+        start: wide(start)?,
+        level: level.map(wide).transpose()?,
+        position: position.map(wide).transpose()?,
+        levels: settings.levels.on(from.device())?,
+    };
+    Tensor::written(from.device(), &[rows.dim(0), tokens, channels], |x| cuda::patch_embed_forward(x, &input))
 }
 
 impl Operation for Operator {
@@ -73,23 +135,88 @@ impl Operation for Operator {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let [batch, tokens, _] = self.shape;
-        let first = self.settings.first;
-        let mut gather = |id: ParameterId, row: &dyn Fn(usize) -> u32| {
-            let index: Vec<u32> = (0..batch * tokens).map(|at| row(at % tokens)).collect();
-            sink.parameter(id, self.owner, &Contribution::Gather { d_output: &d_output, index: &index })
-        };
-        let number = |token: usize| u32::try_from(token).unwrap_or(u32::MAX);
-        gather(self.settings.start, &|token| if token < first { number(token) } else { u32::MAX })?;
-        if let Some(level) = self.settings.level {
-            gather(level, &|token| self.settings.levels[token])?;
+        if d_output.device().is_some() {
+            return with_number!(d_output.dtype(), "patch_embed", T => {
+                self.backward_on_device::<T>(&d_output, sink)
+            });
         }
-        if let Some(position) = self.settings.position {
-            gather(position, &number)?;
+        let (tokens, first) = (self.settings.levels.tokens(), self.settings.first);
+        let PatchEmbedParameters { weight, bias, start, level, position } = self.settings.parameters;
+        for (id, rows) in [Some(start), level, position].into_iter().zip(self.settings.rows.iter()) {
+            if let Some(id) = id {
+                sink.parameter(id, self.owner, &Contribution::Gather { d_output: &d_output, rows })?;
+            }
         }
         let [d_text, d_words] =
             with_float!(d_output.dtype(), "patch_embed", T => cpu::split::<T>(&d_output, self.shape, first))?;
+        let rows = with_float!(d_output.dtype(), "patch_embed", T => cpu::after_first::<T>(&self.rows, tokens, first))?;
+        let owner = match self.owner {
+            RowOwner::Samples { .. } => RowOwner::Samples { rows_per_sample: tokens - first },
+            RowOwner::Batch => RowOwner::Batch,
+        };
+        let product = Contribution::Product { input: &rows, d_output: &d_words };
+        sink.parameter(weight, owner, &product)?;
+        sink.parameter(bias, owner, &Contribution::Sum { d_output: &d_words, column: 0 })?;
         sink.input(self.slots[0], d_text)?;
-        sink.input(self.slots[1], d_words)
+        if self.slots[1].wanted() {
+            let weight = sink.parameters().value(weight);
+            let d_rows = with_float!(d_output.dtype(), "patch_embed", T => {
+                cpu::d_rows::<T>(&d_words, weight, self.rows.shape())
+            })?;
+            sink.input(self.slots[1], d_rows)?;
+        }
+        Ok(())
+    }
+}
+
+impl Operator {
+    fn backward_on_device<T: DeviceFloat>(&self, d_output: &Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let [batch, tokens, channels] = self.shape;
+        let PatchEmbedParameters { weight, bias, start, level, position } = self.settings.parameters;
+        let levels = &self.settings.levels;
+        let d_x = d_output.buffer::<T>()?;
+        let device = d_x.device();
+        let scales = levels.count();
+        let mut sums = device.uninitialised::<f32>(batch * scales * channels)?;
+        let d_text = Tensor::written::<T>(device, &[batch, channels], |d_text| {
+            let starts = levels.starts_on(device)?;
+            cuda::patch_embed_backward(&mut sums, Some(d_text), d_x, starts, self.shape)
+        })?;
+        let d_bias = Tensor::written::<f32>(device, &[batch, channels], |d_bias| {
+            cuda::patch_embed_bias(d_bias, &sums, [scales, channels])
+        })?;
+        sink.parameter(bias, self.owner, &Contribution::PerSample { d_value: &d_bias })?;
+        if let Some(level) = level {
+            let sums = Tensor::from_buffer(&[batch, scales * channels], sums)?;
+            sink.parameter(level, self.owner, &Contribution::PerSample { d_value: &sums })?;
+        }
+        if let Some(position) = position {
+            let d_value = d_output.reshape(&[batch, tokens * channels])?;
+            sink.parameter(position, self.owner, &Contribution::PerSample { d_value: &d_value })?;
+        }
+        let gather = Contribution::Gather { d_output, rows: &self.settings.rows[0] };
+        sink.parameter(start, self.owner, &gather)?;
+        let rows = self.whole_rows::<T>()?;
+        sink.parameter(weight, self.owner, &Contribution::Product { input: &rows, d_output })?;
+        if self.slots[1].wanted() {
+            return Err(Error::invalid("the pyramid has no gradient on a device"));
+        }
+        sink.input(self.slots[0], d_text)
+    }
+
+    /// The pyramid with zeros for the first scale, so that its rows are those of the gradient.
+    fn whole_rows<T: DeviceFloat>(&self) -> Result<Tensor> {
+        let [batch, given, width] = three_dims("patch_embed", "the pyramid", &self.rows)?;
+        let tokens = self.settings.levels.tokens();
+        if given == tokens {
+            return Ok(self.rows.clone());
+        }
+        let from = self.rows.buffer::<T>()?;
+        let mut whole = from.device().zeros::<T>(batch * tokens * width)?;
+        for sample in 0..batch {
+            let to = (sample * tokens + self.settings.first) * width;
+            whole.copy_range(to, from, sample * given * width..(sample + 1) * given * width)?;
+        }
+        Tensor::from_buffer(&[batch, tokens, width], whole)
     }
 }

@@ -26,22 +26,6 @@ pub fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> 
     Tensor::new(x.shape(), y)
 }
 
-/// The gradient of the branch: each sample's rows scaled by its factor.
-///
-/// # Errors
-/// If a tensor holds another type than `T`.
-pub fn scale_samples<T: Float>(d_output: &Tensor, keep: &[f64]) -> Result<Tensor> {
-    let share = (d_output.len() / keep.len().max(1)).max(1);
-    let mut scaled = d_output.clone();
-    scaled.as_mut_slice::<T>()?.par_chunks_mut(share).zip(keep).for_each(|(values, &keep)| {
-        let keep = T::of(keep);
-        for value in values {
-            *value *= keep;
-        }
-    });
-    Ok(scaled)
-}
-
 /// The first rows of `x`, as many as `shape` holds.
 ///
 /// # Errors

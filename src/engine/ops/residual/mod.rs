@@ -1,27 +1,29 @@
 //! Additions: `x + keep·branch` with drop-path, and the broadcast that the released cross-attention amounts to.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::{
+    dispatch,
     engine::{
         RowOwner, Tape, Tensor, Var,
-        ops::{expect_shape, joint_owner},
+        ops::{accumulate::scale_samples, expect_shape, joint_owner},
         tape::{Operation, Sink, Slot},
     },
     error::{Error, Result},
-    with_float,
 };
 
 struct Residual {
     slots: [Slot; 2],
-    keep: Option<Vec<f64>>,
+    keep: Option<Tensor>,
 }
 
-/// `x + keep_i·branch` for sample `i`; both `[B, ..]`. Drop-path draws `keep_i` as 0 or `1/(1 − rate)`; `None` is 1.
+/// `x + keep_i·branch` for sample `i`; both `[B, ..]`. Drop-path draws `keep_i` as 0 or `1/(1 − rate)`, `[B]`: in f64 on the
+/// host, in f32 on a device; `None` is 1.
 ///
 /// # Errors
 /// If the shapes differ.
-pub fn residual(tape: &mut Tape<'_>, x: &Var, branch: &Var, keep: Option<Vec<f64>>) -> Result<Var> {
+pub fn residual(tape: &mut Tape<'_>, x: &Var, branch: &Var, keep: Option<Tensor>) -> Result<Var> {
     expect_shape("residual", "the branch", branch.value(), x.value().shape())?;
     if let Some(keep) = &keep
         && keep.len() != x.value().dim(0)
@@ -31,9 +33,24 @@ pub fn residual(tape: &mut Tape<'_>, x: &Var, branch: &Var, keep: Option<Vec<f64
             format!("{} keeps for {} samples", keep.len(), x.value().dim(0)),
         ));
     }
-    let value = with_float!(x.value().dtype(), "residual", T => cpu::residual::<T>(x.value(), branch.value(), keep.as_deref()))?;
+    let value = sum(x.value(), branch.value(), keep.as_ref())?;
     let slots = [tape.slot(x), tape.slot(branch)];
     Ok(tape.push(value, joint_owner(x.owner(), branch.owner()), &slots, false, || Residual { slots, keep }))
+}
+
+/// `x + keep_i·branch`, without a tape.
+///
+/// # Errors
+/// If the two are in different places or types.
+pub(crate) fn sum(x: &Tensor, branch: &Tensor, keep: Option<&Tensor>) -> Result<Tensor> {
+    dispatch!("residual", x,
+        cpu T => cpu::residual::<T>(x, branch, keep.map(Tensor::as_slice::<f64>).transpose()?),
+        cuda T => {
+            let (from, branch) = (x.buffer::<T>()?, branch.buffer::<T>()?);
+            let keep = keep.map(Tensor::buffer::<f32>).transpose()?;
+            Tensor::written(from.device(), x.shape(), |y| cuda::residual_forward(y, Some(from), branch, keep))
+        },
+    )
 }
 
 impl Operation for Residual {
@@ -44,9 +61,7 @@ impl Operation for Residual {
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let d_branch = match &self.keep {
             None => d_output.clone(),
-            Some(keep) => {
-                with_float!(d_output.dtype(), "residual", T => cpu::scale_samples::<T>(&d_output, keep))?
-            }
+            Some(keep) => scale_samples(&d_output, keep)?,
         };
         sink.input(self.slots[0], d_output)?;
         sink.input(self.slots[1], d_branch)
@@ -64,14 +79,20 @@ struct FirstSample {
 /// # Errors
 /// If the batch is empty.
 pub fn first_sample(tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
-    let mut shape = x.value().shape().to_vec();
+    let input = x.value();
+    let mut shape = input.shape().to_vec();
     match shape.first_mut() {
         Some(batch) if *batch > 0 => *batch = 1,
         _ => return Err(Error::shape("first_sample", "the batch is empty")),
     }
-    let value =
-        with_float!(x.value().dtype(), "first_sample", T => cpu::first_sample::<T>(x.value(), &shape))?;
-    let (slot, shape) = (tape.slot(x), x.value().shape().to_vec());
+    let value = dispatch!("first_sample", input,
+        cpu T => cpu::first_sample::<T>(input, &shape),
+        cuda T => {
+            let from = input.buffer::<T>()?;
+            Tensor::written(from.device(), &shape, |first| cuda::first_sample_forward(first, from))
+        },
+    )?;
+    let (slot, shape) = (tape.slot(x), input.shape().to_vec());
     Ok(tape.push(value, RowOwner::Batch, &[slot], false, || FirstSample { shape, slot }))
 }
 
@@ -81,7 +102,13 @@ impl Operation for FirstSample {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let dx = with_float!(d_output.dtype(), "first_sample", T => cpu::first_sample_backward::<T>(&d_output, &self.shape))?;
+        let dx = dispatch!("first_sample", d_output,
+            cpu T => cpu::first_sample_backward::<T>(&d_output, &self.shape),
+            cuda T => {
+                let d_first = d_output.buffer::<T>()?;
+                Tensor::written(d_first.device(), &self.shape, |dx| cuda::first_sample_backward(dx, d_first))
+            },
+        )?;
         sink.input(self.slot, dx)
     }
 }
@@ -95,13 +122,19 @@ struct AddToAll {
 /// # Errors
 /// If the shapes do not fit.
 pub fn add_to_all(tape: &mut Tape<'_>, x: &Var, y: &Var) -> Result<Var> {
-    let mut shape = x.value().shape().to_vec();
+    let (input, addend) = (x.value(), y.value());
+    let mut shape = input.shape().to_vec();
     if let Some(batch) = shape.first_mut() {
         *batch = 1;
     }
-    expect_shape("add_to_all", "the addend", y.value(), &shape)?;
-    let value =
-        with_float!(x.value().dtype(), "add_to_all", T => cpu::add_to_all::<T>(x.value(), y.value()))?;
+    expect_shape("add_to_all", "the addend", addend, &shape)?;
+    let value = dispatch!("add_to_all", input,
+        cpu T => cpu::add_to_all::<T>(input, addend),
+        cuda T => {
+            let (from, addend) = (input.buffer::<T>()?, addend.buffer::<T>()?);
+            Tensor::written(from.device(), input.shape(), |sum| cuda::add_to_all(sum, Some(from), addend))
+        },
+    )?;
     let slots = [tape.slot(x), tape.slot(y)];
     Ok(tape.push(value, x.owner(), &slots, false, || AddToAll { slots }))
 }
@@ -112,7 +145,15 @@ impl Operation for AddToAll {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let d_y = with_float!(d_output.dtype(), "add_to_all", T => cpu::sum_samples::<T>(&d_output))?;
+        let mut shape = d_output.shape().to_vec();
+        shape[0] = 1;
+        let d_y = dispatch!("add_to_all", d_output,
+            cpu T => cpu::sum_samples::<T>(&d_output),
+            cuda T => {
+                let d = d_output.buffer::<T>()?;
+                Tensor::written(d.device(), &shape, |d_y| cuda::add_to_all_backward(d_y, d))
+            },
+        )?;
         sink.input(self.slots[0], d_output)?;
         sink.input(self.slots[1], d_y)
     }

@@ -1,0 +1,172 @@
+// What the visitors of a backward pass do with a parameter's contribution, and small arithmetic on vectors.
+//
+// Sums are in float, in a fixed order, without atomics. Gradients are float and may be added to what is there.
+//   column_sum    sums[c] (+)= sum over rows of d[row, first + c]
+//   sum_samples   sum[n] (+)= sum over samples of weight[sample] d[sample, n]
+//   gather_sum    table[k, n] += sum over the rows r with index[r] = k of d[r, n]
+//   scale         to[sample, n] = factor weight[sample] from[sample, n]; with one sample, a scalar times a vector
+//   add_scaled    y += factor x          multiply   y = x z          fill   y = value
+// Bytes moved: each input is read once, each output is written once (and read once where it is added to).
+#include "elementwise.cuh"
+
+// Columns in two steps: block (x, y) adds 32 columns of the rows of part y; a second launch with the parts as rows adds
+// those. Rows are taken 8 at a time by 8 warps, whose sums are added in order.
+constexpr unsigned SUM_ROWS = 8;
+
+// Adds the sums of the warps, a column a lane, and gives them to warp 0.
+__device__ __forceinline__ float add_warps(float sum, float (&partial)[SUM_ROWS][WARP]) {
+    unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    partial[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0) {
+#pragma unroll
+        for (unsigned other = 1; other < SUM_ROWS; ++other) sum += partial[other][lane];
+    }
+    return sum;
+}
+
+template <class T>
+__device__ __forceinline__ void column_sum(
+    float *sums, const T *d, unsigned rows, unsigned columns, unsigned width, unsigned first, unsigned rows_a_part,
+    unsigned accumulate) {
+    SHARED_ARRAY(float, partial, [SUM_ROWS][WARP]);
+    unsigned warp = threadIdx.x / WARP, c = blockIdx.x * WARP + threadIdx.x % WARP;
+    unsigned begin = blockIdx.y * rows_a_part, end = min(rows, begin + rows_a_part);
+    float sum = 0.0f;
+    if (c < columns) {
+        for (unsigned row = begin + warp; row < end; row += SUM_ROWS) sum += widen(d[uint64_t(row) * width + first + c]);
+    }
+    sum = add_warps(sum, partial);
+    if (warp == 0 && c < columns) {
+        float *to = sums + uint64_t(blockIdx.y) * columns + c;
+        *to = accumulate != 0 ? *to + sum : sum;
+    }
+}
+
+// `order`: the tokens of the first table row, of the second, ...; `starts[k]`: where row k's begin. All samples have the
+// same. Block: 32 columns (x) of one table row (y).
+template <class T>
+__device__ __forceinline__ void gather_sum(
+    float *table, const T *d, const uint32_t *starts, const uint32_t *order, unsigned samples, unsigned tokens,
+    unsigned columns) {
+    SHARED_ARRAY(float, partial, [SUM_ROWS][WARP]);
+    unsigned warp = threadIdx.x / WARP, c = blockIdx.x * WARP + threadIdx.x % WARP;
+    unsigned begin = starts[blockIdx.y], count = starts[blockIdx.y + 1] - begin;
+    float sum = 0.0f;
+    if (c < columns) {
+        for (unsigned sample = 0; sample < samples; ++sample) {
+            for (unsigned at = warp; at < count; at += SUM_ROWS) {
+                sum += widen(d[(uint64_t(sample) * tokens + order[begin + at]) * columns + c]);
+            }
+        }
+    }
+    sum = add_warps(sum, partial);
+    if (warp == 0 && c < columns) table[uint64_t(blockIdx.y) * columns + c] += sum;
+}
+
+// Samples start `stride` numbers apart. Four numbers a thread where that is aligned.
+template <class To, class From>
+__device__ __forceinline__ void sum_samples(
+    To *sum, const From *d, const float *weights, uint64_t count, uint64_t stride, unsigned samples,
+    unsigned accumulate) {
+    constexpr unsigned NUMBERS = 4;
+    uint64_t number = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x;
+    if (count % NUMBERS == 0 && stride % NUMBERS == 0 && reinterpret_cast<uintptr_t>(d) % (NUMBERS * sizeof(From)) == 0 &&
+        reinterpret_cast<uintptr_t>(sum) % (NUMBERS * sizeof(To)) == 0) {
+        uint64_t at = number * NUMBERS;
+        if (at >= count) return;
+        float total[NUMBERS] = {}, values[NUMBERS];
+        for (unsigned sample = 0; sample < samples; ++sample) {
+            float weight = weights == nullptr ? 1.0f : weights[sample];
+            load<NUMBERS>(values, d + sample * stride + at);
+#pragma unroll
+            for (unsigned i = 0; i < NUMBERS; ++i) total[i] += weight * values[i];
+        }
+        if (accumulate != 0) {
+            load<NUMBERS>(values, sum + at);
+#pragma unroll
+            for (unsigned i = 0; i < NUMBERS; ++i) total[i] += values[i];
+        }
+        store<NUMBERS>(sum + at, total);
+    } else {
+        for (uint64_t at = number; at < count; at += uint64_t(gridDim.x) * EACH_THREADS) {
+            float total = 0.0f;
+            for (unsigned sample = 0; sample < samples; ++sample) {
+                total += (weights == nullptr ? 1.0f : weights[sample]) * widen(d[sample * stride + at]);
+            }
+            sum[at] = narrow<To>(accumulate != 0 ? total + widen(sum[at]) : total);
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void scale(T *to, const T *from, const float *weights, float factor, uint64_t share) {
+    if (weights != nullptr) factor *= weights[blockIdx.y];
+    const T *const inputs[1] = {from + blockIdx.y * share};
+    each(to + blockIdx.y * share, inputs, share, [factor](const float (&in)[1]) { return factor * in[0]; });
+}
+
+template <class T> __device__ __forceinline__ void add_scaled(float *y, const T *x, float factor, uint64_t count) {
+    constexpr unsigned NUMBERS = 4;
+    uint64_t at = (uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x) * NUMBERS;
+    if (at + NUMBERS <= count) {
+        float sum[NUMBERS], values[NUMBERS];
+        load<NUMBERS>(sum, y + at);
+        load<NUMBERS>(values, x + at);
+#pragma unroll
+        for (unsigned i = 0; i < NUMBERS; ++i) sum[i] += factor * values[i];
+        store<NUMBERS>(y + at, sum);
+    } else {
+        for (; at < count; ++at) y[at] += factor * widen(x[at]);
+    }
+}
+
+template <class T> __device__ __forceinline__ void multiply(T *y, const T *x, const T *z, uint64_t count) {
+    const T *const inputs[2] = {x, z};
+    each(y, inputs, count, [](const float (&in)[2]) { return in[0] * in[1]; });
+}
+
+template <class T> __device__ __forceinline__ void fill(T *y, float value, uint64_t count) {
+    uint64_t step = uint64_t(gridDim.x) * EACH_THREADS;
+    for (uint64_t at = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x; at < count; at += step) {
+        y[at] = narrow<T>(value);
+    }
+}
+
+#define ACCUMULATE(T, suffix)                                                                                          \
+    KERNEL(                                                                                                            \
+        column_sum_##suffix, SUM_ROWS *WARP, float *sums, const T *d, uint32_t rows, uint32_t columns, uint32_t width, \
+        uint32_t first, uint32_t rows_a_part, uint32_t accumulate) {                                                   \
+        column_sum(sums, d, rows, columns, width, first, rows_a_part, accumulate);                                     \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        gather_sum_##suffix, SUM_ROWS *WARP, float *table, const T *d, const uint32_t *starts, const uint32_t *order,  \
+        uint32_t samples, uint32_t tokens, uint32_t columns) {                                                         \
+        gather_sum(table, d, starts, order, samples, tokens, columns);                                                 \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        sum_samples_##suffix##_to_f32, EACH_THREADS, float *sum, const T *d, const float *weights, uint64_t count,     \
+        uint64_t stride, uint32_t samples, uint32_t accumulate) {                                                      \
+        sum_samples(sum, d, weights, count, stride, samples, accumulate);                                              \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        scale_##suffix, EACH_THREADS, T *to, const T *from, const float *weights, float factor, uint64_t share) {      \
+        scale(to, from, weights, factor, share);                                                                       \
+    }                                                                                                                  \
+    KERNEL(add_scaled_##suffix, EACH_THREADS, float *y, const T *x, float factor, uint64_t count) {                    \
+        add_scaled(y, x, factor, count);                                                                               \
+    }                                                                                                                  \
+    KERNEL(multiply_##suffix, EACH_THREADS, T *y, const T *x, const T *z, uint64_t count) { multiply(y, x, z, count); } \
+    KERNEL(fill_##suffix, EACH_THREADS, T *y, float value, uint64_t count) { fill(y, value, count); }
+ACCUMULATE(float, f32)
+ACCUMULATE(bf16, bf16)
+ACCUMULATE(f16, f16)
+
+#define SUM_SAMPLES(T, suffix)                                                                                         \
+    KERNEL(                                                                                                            \
+        sum_samples_##suffix##_to_##suffix, EACH_THREADS, T *sum, const T *d, const float *weights, uint64_t count,    \
+        uint64_t stride, uint32_t samples, uint32_t accumulate) {                                                      \
+        sum_samples(sum, d, weights, count, stride, samples, accumulate);                                              \
+    }
+SUM_SAMPLES(bf16, bf16)
+SUM_SAMPLES(f16, f16)

@@ -1,0 +1,74 @@
+//! The CPU reference of the sums.
+
+use rayon::prelude::*;
+
+use crate::{
+    engine::{Float, Tensor, ops::matmul, visitors::Contribution},
+    error::Result,
+};
+
+/// Adds a contribution to a gradient.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -> Result<()> {
+    let sum = sum.as_mut_slice::<T>()?;
+    match *contribution {
+        Contribution::Product { input, d_output } => {
+            let inputs = input.shape()[input.shape().len() - 1];
+            let outputs = sum.len() / inputs;
+            matmul::linear_backward_weight(
+                sum,
+                d_output.as_slice::<T>()?,
+                input.as_slice::<T>()?,
+                inputs,
+                outputs,
+            );
+        }
+        Contribution::Sum { d_output, column } => {
+            let width = d_output.shape()[d_output.shape().len() - 1];
+            let count = sum.len();
+            for row in d_output.as_slice::<T>()?.chunks(width) {
+                for (sum, value) in sum.iter_mut().zip(&row[column..column + count]) {
+                    *sum += *value;
+                }
+            }
+        }
+        Contribution::Gather { d_output, rows } => {
+            let width = d_output.shape()[d_output.shape().len() - 1];
+            let index = rows.index().iter().cycle();
+            for (row, &at) in d_output.as_slice::<T>()?.chunks(width).zip(index) {
+                if at != u32::MAX {
+                    for (sum, value) in sum[at as usize * width..][..width].iter_mut().zip(row) {
+                        *sum += *value;
+                    }
+                }
+            }
+        }
+        Contribution::PerSample { d_value } => {
+            let count = sum.len();
+            for row in d_value.as_slice::<T>()?.chunks(count) {
+                for (sum, value) in sum.iter_mut().zip(row) {
+                    *sum += *value;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Scales each sample's rows by its weight.
+///
+/// # Errors
+/// If the rows hold another type than `T`.
+pub fn scale_samples<T: Float>(rows: &Tensor, weights: &[f64]) -> Result<Tensor> {
+    let share = (rows.len() / weights.len().max(1)).max(1);
+    let mut scaled = rows.clone();
+    scaled.as_mut_slice::<T>()?.par_chunks_mut(share).zip(weights).for_each(|(rows, &weight)| {
+        let weight = T::of(weight);
+        for value in rows {
+            *value *= weight;
+        }
+    });
+    Ok(scaled)
+}

@@ -1,0 +1,291 @@
+//! Launches of `kernels/accumulate.cu`: sums of parameters' contributions, and small arithmetic.
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use crate::{
+    engine::{
+        cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
+        ops::{blocks, each_launch, share_of, size},
+    },
+    error::{Error, Result},
+};
+
+const FILE: &str = "accumulate";
+const THREADS: u32 = 256;
+/// Columns a block of a sum.
+const COLUMNS: usize = 32;
+/// Rows that one block of a sum's first step adds.
+const ROWS_A_PART: usize = 512;
+
+fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
+    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
+    // the order of the work.
+    unsafe { device.launch(kernel, launch, arguments) }
+}
+
+/// The columns of a matrix that a sum is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// Numbers in a row of the matrix.
+    pub width: usize,
+    /// The first column of the sum.
+    pub first: usize,
+}
+
+/// The sum over the rows of columns of `d` `[R, width]`, `sums.len()` of them from `columns.first`: the gradient of a bias.
+/// With `accumulate` it is added to what `sums` holds.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn column_sum<T: Factor>(
+    sums: &mut Buffer<f32>,
+    d: &Buffer<T>,
+    columns: Columns,
+    accumulate: bool,
+) -> Result<()> {
+    let (count, Columns { width, first }) = (sums.len(), columns);
+    if count == 0 || d.is_empty() || first + count > width || !d.len().is_multiple_of(width) {
+        return Err(Error::shape(
+            "column_sum",
+            format!("{} numbers are not rows of {width} with {count} columns from {first}", d.len()),
+        ));
+    }
+    let rows = d.len() / width;
+    if rows <= ROWS_A_PART {
+        return sum_parts(sums, d, columns, rows, 1, accumulate);
+    }
+    let parts = rows.div_ceil(ROWS_A_PART);
+    let mut partial = d.device().uninitialised(parts * count)?;
+    sum_parts(&mut partial, d, columns, rows, parts, false)?;
+    sum_parts(sums, &partial, Columns { width: count, first: 0 }, parts, 1, accumulate)
+}
+
+fn sum_parts<T: Factor>(
+    sums: &mut Buffer<f32>,
+    d: &Buffer<T>,
+    columns: Columns,
+    rows: usize,
+    parts: usize,
+    accumulate: bool,
+) -> Result<()> {
+    let op = "column_sum";
+    let count = sums.len() / parts;
+    let grid = [blocks(op, count, COLUMNS)?, size(op, "parts", parts)?, 1];
+    let arguments = [
+        sums.write(),
+        d.read(),
+        Argument::U32(size(op, "rows", rows)?),
+        Argument::U32(size(op, "columns", count)?),
+        Argument::U32(size(op, "columns", columns.width)?),
+        Argument::U32(size(op, "columns", columns.first)?),
+        Argument::U32(size(op, "rows", rows.div_ceil(parts))?),
+        Argument::U32(u32::from(accumulate)),
+    ];
+    let shape = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
+    launch(d.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
+}
+
+/// Which tokens a table's rows were added to, the same for every sample.
+#[derive(Debug)]
+pub struct GatherIndex {
+    tokens: usize,
+    /// The tokens of the first row of the table, of the second, and so on.
+    order: Buffer<u32>,
+    /// Where each row's tokens begin in `order`, and last how many there are.
+    starts: Buffer<u32>,
+}
+
+impl GatherIndex {
+    /// From the table row of each of a sample's tokens (`u32::MAX`: none) and the table's rows.
+    ///
+    /// # Errors
+    /// If a token has a row that the table does not have, or there is not enough memory.
+    pub fn new(device: &Device, index: &[u32], rows: usize) -> Result<Self> {
+        let op = "gather_sum";
+        let mut lists = vec![Vec::new(); rows];
+        for (token, &row) in index.iter().enumerate() {
+            if row != u32::MAX {
+                let list = lists.get_mut(row as usize).ok_or_else(|| {
+                    Error::shape(op, format!("token {token} has row {row} of a table of {rows} rows"))
+                })?;
+                list.push(size(op, "tokens", token)?);
+            }
+        }
+        let mut starts = vec![0u32];
+        for list in &lists {
+            starts.push(starts[starts.len() - 1] + size(op, "tokens", list.len())?);
+        }
+        Ok(Self {
+            tokens: index.len(),
+            order: device.upload(&lists.concat())?,
+            starts: device.upload(&starts)?,
+        })
+    }
+
+    /// Tokens of a sample.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Rows of the table.
+    pub fn rows(&self) -> usize {
+        self.starts.len() - 1
+    }
+}
+
+/// Adds to each row of `table` `[K, N]` the rows of `d` `[B, tokens, N]` that it was added to: the gradient of a table.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn gather_sum<T: Factor>(table: &mut Buffer<f32>, d: &Buffer<T>, index: &GatherIndex) -> Result<()> {
+    let op = "gather_sum";
+    let columns = share_of(op, table.len(), index.rows())?;
+    let sample = index.tokens * columns;
+    if sample == 0 || !d.len().is_multiple_of(sample) {
+        return Err(Error::shape(
+            op,
+            format!("{} numbers are not samples of {} rows of {columns}", d.len(), index.tokens),
+        ));
+    }
+    if d.is_empty() {
+        return Ok(());
+    }
+    let grid = [blocks(op, columns, COLUMNS)?, size(op, "rows", index.rows())?, 1];
+    let arguments = [
+        table.write(),
+        d.read(),
+        index.starts.read(),
+        index.order.read(),
+        Argument::U32(size(op, "samples", d.len() / sample)?),
+        Argument::U32(size(op, "tokens", index.tokens)?),
+        Argument::U32(size(op, "columns", columns)?),
+    ];
+    let shape = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
+    launch(d.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
+}
+
+/// The sum over samples of `weights_i·d_i` (no weights: 1) of the first `sum.len()` numbers of each sample of `d`, samples
+/// being `stride` numbers apart; in f32, or in the type of `d`. With `accumulate` it is added to what `sum` holds.
+///
+/// # Errors
+/// If the sizes do not fit, `d` and `sum` hold two types of which neither is f32, or the device fails.
+pub fn sum_samples<O: Factor, T: Factor>(
+    sum: &mut Buffer<O>,
+    d: &Buffer<T>,
+    weights: Option<&Buffer<f32>>,
+    stride: usize,
+    accumulate: bool,
+) -> Result<()> {
+    let op = "sum_samples";
+    if stride == 0 || sum.len() > stride || !d.len().is_multiple_of(stride) {
+        return Err(Error::shape(op, format!("{} of {} numbers in samples of {stride}", sum.len(), d.len())));
+    }
+    let samples = d.len() / stride;
+    if let Some(weights) = weights {
+        weights.expect_len(op, "weights", samples)?;
+    }
+    if sum.is_empty() || (samples == 0 && accumulate) {
+        return Ok(());
+    }
+    let arguments = [
+        sum.write(),
+        d.read(),
+        weights.map_or(Argument::null::<f32>(), Buffer::read),
+        Argument::U64(sum.len() as u64),
+        Argument::U64(stride as u64),
+        Argument::U32(size(op, "samples", samples)?),
+        Argument::U32(u32::from(accumulate)),
+    ];
+    let shape = Launch::linear(blocks(op, sum.len(), 4 * THREADS as usize)?, THREADS);
+    let kernel = Kernel::new(FILE, &format!("sum_samples_{}_to_{}", T::SUFFIX, O::SUFFIX));
+    launch(d.device(), &kernel, &shape, &arguments)
+}
+
+/// `y_i = weights_i·x_i` for each sample `i`: `y`, `x` `[B, ..]`, `weights` `[B]` (one weight: a scalar times a vector).
+/// Without `x`, in place.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn scale_samples<T: Factor>(
+    y: &mut Buffer<T>,
+    x: Option<&Buffer<T>>,
+    weights: &Buffer<f32>,
+) -> Result<()> {
+    scaled(y, x, Some(weights), 1.0)
+}
+
+/// `y = factor·x`. Without `x`, in place.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn scale<T: Factor>(y: &mut Buffer<T>, x: Option<&Buffer<T>>, factor: f32) -> Result<()> {
+    scaled(y, x, None, factor)
+}
+
+fn scaled<T: Factor>(
+    y: &mut Buffer<T>,
+    x: Option<&Buffer<T>>,
+    weights: Option<&Buffer<f32>>,
+    factor: f32,
+) -> Result<()> {
+    let op = "scale";
+    if let Some(x) = x {
+        x.expect_len(op, "x", y.len())?;
+    }
+    let samples = weights.map_or(1, Buffer::len);
+    let share = share_of(op, y.len(), samples)?;
+    if y.is_empty() {
+        return Ok(());
+    }
+    let arguments = [
+        y.write(),
+        x.map_or_else(|| y.read(), Buffer::read),
+        weights.map_or(Argument::null::<f32>(), Buffer::read),
+        Argument::F32(factor),
+        Argument::U64(share as u64),
+    ];
+    launch(y.device(), &Kernel::of::<T>(FILE, op), &each_launch::<T>(op, samples, share)?, &arguments)
+}
+
+/// `y += factor·x`, into f32.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn add_scaled<T: Factor>(y: &mut Buffer<f32>, x: &Buffer<T>, factor: f32) -> Result<()> {
+    let op = "add_scaled";
+    y.expect_len(op, "the sum", x.len())?;
+    if x.is_empty() {
+        return Ok(());
+    }
+    let arguments = [y.write(), x.read(), Argument::F32(factor), Argument::U64(x.len() as u64)];
+    let shape = Launch::linear(blocks(op, x.len(), 4 * THREADS as usize)?, THREADS);
+    launch(x.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
+}
+
+/// `y = x·z`, number by number.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn multiply<T: Factor>(y: &mut Buffer<T>, x: &Buffer<T>, z: &Buffer<T>) -> Result<()> {
+    let op = "multiply";
+    y.expect_len(op, "the product", x.len())?;
+    z.expect_len(op, "a factor", x.len())?;
+    if x.is_empty() {
+        return Ok(());
+    }
+    let arguments = [y.write(), x.read(), z.read(), Argument::U64(x.len() as u64)];
+    launch(x.device(), &Kernel::of::<T>(FILE, op), &each_launch::<T>(op, 1, x.len())?, &arguments)
+}
+
+/// Sets all numbers of `y`.
+///
+/// # Errors
+/// If the device fails.
+pub fn fill<T: Factor>(y: &mut Buffer<T>, value: f32) -> Result<()> {
+    let op = "fill";
+    if y.is_empty() {
+        return Ok(());
+    }
+    let arguments = [y.write(), Argument::F32(value), Argument::U64(y.len() as u64)];
+    launch(y.device(), &Kernel::of::<T>(FILE, op), &each_launch::<T>(op, 1, y.len())?, &arguments)
+}

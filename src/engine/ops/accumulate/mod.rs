@@ -1,0 +1,123 @@
+//! Sums of parameters' contributions into their gradients: what the visitors of a backward pass are made of.
+
+pub mod cpu;
+pub mod cuda;
+
+use std::sync::OnceLock;
+
+use crate::{
+    engine::{
+        Tensor,
+        cuda::{Buffer, Device},
+        tensor::DeviceFloat,
+        visitors::Contribution,
+    },
+    error::{Error, Result},
+    with_float, with_number,
+};
+use cuda::{Columns, GatherIndex};
+
+/// Which row of a table was added to each row of every sample.
+#[derive(Debug)]
+pub struct Rows {
+    index: Vec<u32>,
+    table: usize,
+    on_device: OnceLock<(Device, GatherIndex)>,
+}
+
+impl Rows {
+    /// Row `index[t]` of a table of `table` rows was added to row `t` of each sample, or none where it is `u32::MAX`.
+    pub fn new(index: Vec<u32>, table: usize) -> Self {
+        Self { index, table, on_device: OnceLock::new() }
+    }
+
+    /// The index of a sample's rows.
+    pub fn index(&self) -> &[u32] {
+        &self.index
+    }
+
+    fn on(&self, device: &Device) -> Result<&GatherIndex> {
+        let (held, index) = match self.on_device.get() {
+            Some(held) => held,
+            None => {
+                let made = GatherIndex::new(device, &self.index, self.table)?;
+                self.on_device.get_or_init(|| (device.clone(), made))
+            }
+        };
+        if held.is(device) {
+            return Ok(index);
+        }
+        Err(Error::invalid("a network is used on one device after another; build it once for each"))
+    }
+}
+
+/// Adds a contribution to a gradient, which begins as nothing and is kept like the parameter's `value`: in its type on the
+/// host, in f32 on a device.
+///
+/// # Errors
+/// If the sizes do not fit or something is elsewhere.
+pub(crate) fn accumulate(
+    sum: &mut Option<Tensor>,
+    value: &Tensor,
+    contribution: &Contribution<'_>,
+) -> Result<()> {
+    let Some(device) = value.device() else {
+        let sum = sum.get_or_insert_with(|| Tensor::zeros(value.shape(), value.dtype()));
+        return with_float!(value.dtype(), "accumulate", T => cpu::accumulate::<T>(sum, contribution));
+    };
+    // What is written first need not be cleared.
+    let fresh = sum.is_none();
+    let sum = match sum {
+        Some(sum) => sum,
+        None => sum.insert(Tensor::from_buffer(value.shape(), device.uninitialised::<f32>(value.len())?)?),
+    };
+    with_number!(contribution.rows().dtype(), "accumulate", T => {
+        on_device::<T>(sum.buffer_mut::<f32>()?, fresh, contribution)
+    })
+}
+
+fn on_device<T: DeviceFloat>(
+    sum: &mut Buffer<f32>,
+    fresh: bool,
+    contribution: &Contribution<'_>,
+) -> Result<()> {
+    match *contribution {
+        Contribution::Product { input, d_output } => {
+            let (input, d) = (input.buffer::<T>()?, d_output.buffer::<T>()?);
+            let outputs = d_output.shape().last().copied().unwrap_or(1).max(1);
+            let sizes = [outputs, sum.len() / outputs, d.len() / outputs];
+            let beta = if fresh { 0.0 } else { 1.0 };
+            d.device().product(sum, sizes, (d, true), (input, false), None, 1.0, beta)
+        }
+        Contribution::Sum { d_output, column } => {
+            let width = d_output.shape().last().copied().unwrap_or(1);
+            cuda::column_sum(sum, d_output.buffer::<T>()?, Columns { width, first: column }, !fresh)
+        }
+        Contribution::Gather { d_output, rows } => {
+            if fresh {
+                sum.clear()?;
+            }
+            let d = d_output.buffer::<T>()?;
+            cuda::gather_sum(sum, d, rows.on(d.device())?)
+        }
+        Contribution::PerSample { d_value } => {
+            let stride = sum.len();
+            cuda::sum_samples(sum, d_value.buffer::<T>()?, None, stride, !fresh)
+        }
+    }
+}
+
+/// Scales the rows of sample `i` by weight `i`: `rows` `[B, ..]`, `weights` `[B]` in f64 on the host, in f32 on a device.
+///
+/// # Errors
+/// If the sizes do not fit or something is elsewhere.
+pub(crate) fn scale_samples(rows: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    crate::dispatch!("scale_samples", rows,
+        cpu T => cpu::scale_samples::<T>(rows, weights.as_slice::<f64>()?),
+        cuda T => {
+            let x = rows.buffer::<T>()?;
+            let weights = weights.buffer::<f32>()?;
+            Tensor::written(x.device(), rows.shape(), |y| cuda::scale_samples(y, Some(x), weights))
+        }
+    )
+}

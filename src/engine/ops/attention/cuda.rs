@@ -1,0 +1,334 @@
+//! Launches of `kernels/attention_forward.cu`, `kernels/attention_backward.cu` and, for f32, `kernels/attention_f32.cu`.
+#![expect(
+    unsafe_code,
+    reason = "kernels are launched here, after all sizes have been compared with what they will touch"
+)]
+
+use crate::{
+    engine::cuda::{
+        Argument, Buffer, Device, DeviceNumber, Kernel, Launch, device::Factor, driver::ProductNumber,
+    },
+    error::{Error, Result},
+};
+
+const OP: &str = "attention";
+/// Keys of a tile, and queries of a tile in f32 and where keys are kept.
+const TILE: usize = 64;
+/// Threads of a block that uses tensor cores, and of one that does not.
+const THREADS: u32 = 128;
+const THREADS_F32: u32 = 256;
+/// The widest head that kernels are made for.
+const WIDEST_HEAD: usize = 128;
+
+/// The sizes of one attention on a device and what it looks like: see
+/// [`AttentionSettings`](super::AttentionSettings).
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceAttention<'a> {
+    /// Samples, `B`.
+    pub batch: usize,
+    /// Heads, `H`.
+    pub heads: usize,
+    /// Channels a head, `D`: a multiple of 4, at most 128. `C = H·D`.
+    pub head_dim: usize,
+    /// Queries a sample, `L`.
+    pub queries: usize,
+    /// Keys a sample: `L` if packed, else `T`.
+    pub keys: usize,
+    /// Whether queries, keys and values are in one source `[B, L, 3C]` (self-attention), or queries in `[B, L, C]` and
+    /// keys and values in `[B, T, 2C]` (cross-attention).
+    pub packed: bool,
+    /// How many of the keys each query sees, from the first on, `[L]`; it must never decrease. `None`: all.
+    pub visible: Option<&'a Buffer<u32>>,
+    /// Whether each key is seen, `[B, T]`: only a 1 is. `None`: all.
+    pub mask: Option<&'a Buffer<u32>>,
+    /// The logarithm of each head's scale, `[H]`: queries and keys are l2-normalised and the scale, clamped at 100,
+    /// multiplies the logits. `None`: no normalisation, and the fixed factor `0.25/√D`.
+    pub log_scale: Option<&'a Buffer<f32>>,
+    /// Cosines and sines of the rotary positions, `[L, D/2]` each; only if packed.
+    pub rotary: Option<(&'a Buffer<f32>, &'a Buffer<f32>)>,
+}
+
+/// Where the gradients of the sources go.
+#[derive(Debug)]
+pub enum SourceGradients<'a, T: Factor> {
+    /// Of the one source, `[B, L, 3C]`.
+    Packed(&'a mut Buffer<T>),
+    /// Of both.
+    Apart {
+        /// `[B, L, C]`
+        d_q: &'a mut Buffer<T>,
+        /// `[B, T, 2C]`
+        d_kv: &'a mut Buffer<T>,
+    },
+}
+
+/// A pointer into a buffer, from number `offset` on.
+fn read_from<T: DeviceNumber>(buffer: &Buffer<T>, offset: usize) -> Argument {
+    Argument::Read { address: buffer.address() + (offset * size_of::<T>()) as u64, letter: T::LETTER }
+}
+
+fn write_from<T: DeviceNumber>(buffer: &mut Buffer<T>, offset: usize) -> Argument {
+    Argument::Write { address: buffer.address() + (offset * size_of::<T>()) as u64, letter: T::LETTER }
+}
+
+fn optional<T: DeviceNumber>(buffer: Option<&Buffer<T>>) -> Argument {
+    buffer.map_or(Argument::null::<T>(), Buffer::read)
+}
+
+fn size(what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::shape(OP, format!("{value} {what} are too many for a kernel")))
+}
+
+impl DeviceAttention<'_> {
+    /// How many numbers the forward's and backward's `rows` hold: for each sample, head and query the shift of its
+    /// logits, the mean of their gradients and, in f32, the inverse of its sum; and for each tile of queries a part of
+    /// the gradient of the scale. The forward writes shifts and sums, the backward the others.
+    pub fn rows_len<T: Factor>(&self) -> usize {
+        let planes = if is_f32::<T>() { 3 } else { 2 };
+        let tiles = self.queries.div_ceil(self.query_tile::<T>());
+        self.batch * self.heads * (planes * self.queries + tiles)
+    }
+
+    fn channels(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Numbers a row of the source of queries, and of that of keys and values.
+    fn strides(&self) -> [usize; 2] {
+        let channels = self.channels();
+        if self.packed { [3 * channels; 2] } else { [channels, 2 * channels] }
+    }
+
+    /// The channels of keys and values of head 0 in their source.
+    fn key_offsets(&self) -> [usize; 2] {
+        let channels = self.channels();
+        if self.packed { [channels, 2 * channels] } else { [0, channels] }
+    }
+
+    /// The head's channels as the kernels are made for. Those for 64 in 16 bits read 8 numbers at a time.
+    fn padded<T: Factor>(&self) -> usize {
+        let made: &[usize] = match (is_f32::<T>(), self.is_wide()) {
+            (true, _) => &[64, 128],
+            (false, true) => &[16, 32, 64, 128],
+            (false, false) => &[16, 32, 128],
+        };
+        made.iter().copied().find(|&made| self.head_dim <= made).unwrap_or(WIDEST_HEAD)
+    }
+
+    /// Whether a head's rows are whole packs of 16 bytes in 16 bits: allocations start at multiples of 256 bytes.
+    fn is_wide(&self) -> bool {
+        self.head_dim.is_multiple_of(8)
+    }
+
+    /// Queries of a block where queries are kept.
+    fn query_tile<T: Factor>(&self) -> usize {
+        if is_f32::<T>() || self.padded::<T>() > 64 { TILE } else { 2 * TILE }
+    }
+
+    fn check<T: Factor>(&self, q_source: &Buffer<T>, kv_source: &Buffer<T>) -> Result<()> {
+        let Self { batch, heads, head_dim, queries, keys, .. } = *self;
+        if [batch, heads, head_dim, queries, keys].contains(&0) {
+            return Err(Error::shape(
+                OP,
+                format!(
+                    "{batch} samples, {heads} heads of {head_dim}, {queries} queries and {keys} keys: none may be 0"
+                ),
+            ));
+        }
+        if !head_dim.is_multiple_of(4) || head_dim > WIDEST_HEAD {
+            return Err(Error::shape(
+                OP,
+                format!("a head of {head_dim} channels: kernels take multiples of 4 up to {WIDEST_HEAD}"),
+            ));
+        }
+        if self.packed && keys != queries {
+            return Err(Error::shape(
+                OP,
+                format!("{queries} queries and {keys} keys do not come from one source"),
+            ));
+        }
+        if self.rotary.is_some() && !self.packed {
+            return Err(Error::shape(
+                OP,
+                "rotary positions are of the pyramid only, not of the text".to_owned(),
+            ));
+        }
+        let [q_stride, kv_stride] = self.strides();
+        q_source.expect_len(OP, "the source of queries", batch * queries * q_stride)?;
+        kv_source.expect_len(OP, "the source of keys and values", batch * keys * kv_stride)?;
+        if let Some(visible) = self.visible {
+            visible.expect_len(OP, "the number of visible keys", queries)?;
+        }
+        if let Some(mask) = self.mask {
+            mask.expect_len(OP, "the mask", batch * keys)?;
+        }
+        if let Some(log_scale) = self.log_scale {
+            log_scale.expect_len(OP, "the logarithm of the scale", heads)?;
+        }
+        if let Some((cosine, sine)) = self.rotary {
+            cosine.expect_len(OP, "the cosines", queries * head_dim / 2)?;
+            sine.expect_len(OP, "the sines", queries * head_dim / 2)?;
+        }
+        Ok(())
+    }
+
+    /// Queries, keys and values in their sources.
+    fn sources<T: Factor>(&self, q_source: &Buffer<T>, kv_source: &Buffer<T>) -> [Argument; 3] {
+        let [keys, values] = self.key_offsets();
+        [q_source.read(), read_from(kv_source, keys), read_from(kv_source, values)]
+    }
+
+    /// Mask, scale, positions and sizes: what every kernel takes last.
+    fn last_arguments<T: Factor>(&self) -> Result<Vec<Argument>> {
+        let [q_stride, kv_stride] = self.strides();
+        let mut arguments = vec![
+            optional(self.visible),
+            optional(self.mask),
+            optional(self.log_scale),
+            optional(self.rotary.map(|(cosine, _)| cosine)),
+            optional(self.rotary.map(|(_, sine)| sine)),
+            Argument::U32(size("heads", self.heads)?),
+            Argument::U32(size("queries", self.queries)?),
+            Argument::U32(size("keys", self.keys)?),
+            Argument::U32(size("channels", self.head_dim)?),
+            Argument::U32(size("channels", q_stride)?),
+            Argument::U32(size("channels", kv_stride)?),
+            Argument::F32((0.25 / (self.head_dim as f64).sqrt()) as f32),
+        ];
+        if !is_f32::<T>() {
+            arguments.push(Argument::U32(u32::from(self.is_wide())));
+        }
+        Ok(arguments)
+    }
+
+    /// The kernel of this name, and a launch of one block for each sample, head and `tile` rows with shared memory for
+    /// `tiles` tiles of 64 rows.
+    fn kernel<T: Factor>(
+        &self,
+        file: &'static str,
+        name: &str,
+        rows: usize,
+        tile: usize,
+        tiles: usize,
+    ) -> Result<(Kernel, Launch)> {
+        let padded = self.padded::<T>();
+        let blocks = self.batch * self.heads * rows.div_ceil(tile);
+        if i32::try_from(blocks).is_err() {
+            return Err(Error::shape(OP, format!("{blocks} blocks are more than a launch may have")));
+        }
+        let (file, threads, bytes) = if is_f32::<T>() {
+            // Rows are 4 numbers longer than they need be, and there is a tile of weights.
+            ("attention_f32", THREADS_F32, 4 * TILE * (tiles * (padded + 4) + TILE + 4))
+        } else {
+            (file, THREADS, 2 * TILE * tiles * padded)
+        };
+        let mut launch = Launch::linear(size("blocks", blocks)?, threads);
+        launch.shared_bytes = size("bytes", bytes)?;
+        Ok((Kernel::of::<T>(file, &format!("{name}_{padded}")), launch))
+    }
+}
+
+fn is_f32<T: Factor>() -> bool {
+    T::NUMBER == ProductNumber::F32
+}
+
+/// Attention of every sample and head: `out` `[B, L, C]`. A query that sees no key gives zeros. `rows`, of
+/// [`DeviceAttention::rows_len`] numbers, keeps what the backward needs. For a packed source, `q_source` and `kv_source`
+/// are the same buffer. Sums in f32, in a fixed order that does not depend on the batch.
+///
+/// Source: upstream.md, B3 to B5; the statistics are derived in `kernels/attention.cuh`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails. `visible` is not looked at here: where it decreases, keys are left out.
+pub fn forward<T: Factor>(
+    out: &mut Buffer<T>,
+    rows: &mut Buffer<f32>,
+    shape: &DeviceAttention<'_>,
+    q_source: &Buffer<T>,
+    kv_source: &Buffer<T>,
+) -> Result<()> {
+    shape.check(q_source, kv_source)?;
+    out.expect_len(OP, "the result", shape.batch * shape.queries * shape.channels())?;
+    rows.expect_len(OP, "the rows' statistics", shape.rows_len::<T>())?;
+    let mut arguments = vec![out.write(), rows.write()];
+    arguments.extend(shape.sources(q_source, kv_source));
+    arguments.extend(shape.last_arguments::<T>()?);
+    let tile = shape.query_tile::<T>();
+    let tiles = if is_f32::<T>() { 3 } else { 4 };
+    let (kernel, launch) =
+        shape.kernel::<T>("attention_forward", "attention_forward", shape.queries, tile, tiles)?;
+    // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in the order of the work.
+    unsafe { device(out).launch(&kernel, &launch, &arguments) }
+}
+
+/// The gradients of the sources, and of the logarithm of the scale for each sample and head, `d_log_scale` `[B, H]`
+/// (present if and only if the scale is learned; zero where it is clamped). `rows` is the forward's, and gets the means of
+/// the gradients of the logits. No float atomics: the same bits on every run, whatever the other samples are.
+///
+/// # Errors
+/// If the sizes do not fit, gradients and sources are not laid out alike, or the device fails.
+#[expect(clippy::too_many_arguments, reason = "the forward's inputs, its output and the gradients")]
+pub fn backward<T: Factor>(
+    gradients: SourceGradients<'_, T>,
+    d_log_scale: Option<&mut Buffer<f32>>,
+    rows: &mut Buffer<f32>,
+    shape: &DeviceAttention<'_>,
+    q_source: &Buffer<T>,
+    kv_source: &Buffer<T>,
+    out: &Buffer<T>,
+    d_out: &Buffer<T>,
+) -> Result<()> {
+    shape.check(q_source, kv_source)?;
+    out.expect_len(OP, "the result", shape.batch * shape.queries * shape.channels())?;
+    d_out.expect_len(OP, "the gradient of the result", out.len())?;
+    rows.expect_len(OP, "the rows' statistics", shape.rows_len::<T>())?;
+    if d_log_scale.is_some() != shape.log_scale.is_some() {
+        return Err(Error::shape(
+            OP,
+            "the scale is learned if and only if its gradient is asked for".to_owned(),
+        ));
+    }
+    let d_log_scale = match d_log_scale {
+        None => Argument::Write { address: 0, letter: f32::LETTER },
+        Some(gradient) => {
+            gradient.expect_len(OP, "the gradient of the scale", shape.batch * shape.heads)?;
+            gradient.write()
+        }
+    };
+    let [keys, values] = shape.key_offsets();
+    let [d_q, d_k, d_v] = match gradients {
+        SourceGradients::Packed(gradient) if shape.packed => {
+            gradient.expect_len(OP, "the gradient of the source", q_source.len())?;
+            [gradient.write(), write_from(gradient, keys), write_from(gradient, values)]
+        }
+        SourceGradients::Apart { d_q, d_kv } if !shape.packed => {
+            d_q.expect_len(OP, "the gradient of the queries", q_source.len())?;
+            d_kv.expect_len(OP, "the gradient of keys and values", kv_source.len())?;
+            [d_q.write(), write_from(d_kv, keys), write_from(d_kv, values)]
+        }
+        _ => {
+            return Err(Error::shape(OP, "the gradients are not laid out as the sources are".to_owned()));
+        }
+    };
+    let [q, k, v] = shape.sources(q_source, kv_source);
+    let mut arguments = vec![d_q, rows.write(), q, k, v, out.read(), d_out.read()];
+    arguments.extend(shape.last_arguments::<T>()?);
+    let tile = shape.query_tile::<T>();
+    let (file, tiles) = ("attention_backward", if is_f32::<T>() { 4 } else { 4 + 2 * tile / TILE });
+    let (kernel, launch) =
+        shape.kernel::<T>(file, "attention_backward_queries", shape.queries, tile, tiles)?;
+    // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in the order of the work.
+    unsafe { device(out).launch(&kernel, &launch, &arguments) }?;
+
+    let mut arguments = vec![d_k, d_v, d_log_scale, rows.read(), q, k, v, d_out.read()];
+    arguments.extend(shape.last_arguments::<T>()?);
+    let (kernel, launch) = shape.kernel::<T>(file, "attention_backward_keys", shape.keys, TILE, 4)?;
+    // SAFETY: as above; this launch reads the rows that the one before has written, in the order of the work.
+    unsafe { device(out).launch(&kernel, &launch, &arguments) }
+}
+
+fn device<T: Factor>(buffer: &Buffer<T>) -> &Device {
+    buffer.device()
+}

@@ -1,0 +1,87 @@
+//! The factor on the losses that keeps small gradients within fp16, as released: PyTorch's `GradScaler` with a bound
+//! (upstream.md, A9).
+
+use serde::{Deserialize, Serialize};
+
+/// The first factor.
+const FIRST: f64 = 2048.0;
+/// Updates in a row after which the factor grows.
+const INTERVAL: u64 = 1000;
+/// What it grows by.
+const GROWTH: f64 = 2.0;
+/// What it shrinks by after an update that had to be skipped.
+const BACKOFF: f64 = 0.5;
+/// The most that it may be.
+const MOST: f64 = 32_768.0;
+
+/// The factor and what decides of it. It is a power of two, so it changes no digit of what stays in range.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossScale {
+    factor: f64,
+    /// Updates since the factor last changed.
+    since: u64,
+    /// Updates skipped in the whole run.
+    skipped: u64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self { factor: FIRST, since: 0, skipped: 0 }
+    }
+}
+
+impl LossScale {
+    /// What the losses are multiplied by.
+    pub fn factor(&self) -> f64 {
+        self.factor
+    }
+
+    /// Updates skipped in the whole run.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Takes note of an update: applied, or skipped because the gradients were not finite.
+    pub fn record(&mut self, applied: bool) {
+        if !applied {
+            self.factor *= BACKOFF;
+            (self.since, self.skipped) = (0, self.skipped + 1);
+            return;
+        }
+        self.since += 1;
+        if self.since == INTERVAL {
+            (self.factor, self.since) = ((self.factor * GROWTH).min(MOST), 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_factor_follows_the_released_rules() {
+        let mut scale = LossScale::default();
+        assert_eq!(scale.factor(), 2048.0);
+        scale.record(false);
+        assert_eq!((scale.factor(), scale.skipped()), (1024.0, 1));
+        for _ in 0..999 {
+            scale.record(true);
+        }
+        assert_eq!(scale.factor(), 1024.0);
+        scale.record(true);
+        assert_eq!(scale.factor(), 2048.0);
+        // A skipped update starts the count again.
+        for _ in 0..999 {
+            scale.record(true);
+        }
+        scale.record(false);
+        scale.record(true);
+        assert_eq!(scale.factor(), 1024.0);
+        for _ in 0..20_000 {
+            scale.record(true);
+        }
+        assert_eq!((scale.factor(), scale.skipped()), (32_768.0, 2));
+    }
+}

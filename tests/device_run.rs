@@ -1,0 +1,161 @@
+//! Whole commands on the emulated device: a run that is resumed gives the bytes of one that was not stopped, and ratings
+//! agree with the processor's.
+#![cfg(unix)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use alchemist_engine::{
+    data::{
+        drawn::{DataSetSettings, write_data_set},
+        flaws::FlawShares,
+    },
+    train::checkpoint::Checkpoint,
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+struct Workplace(TempDir);
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            DataSetSettings { train: 12, validation: 6, side: 16, shares: FlawShares::default(), seed: 3 };
+        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        let config = json!({
+            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
+            "depth": 1,
+            "raterDepth": 1,
+            "pn": "1_2",
+            "patch_size": 8,
+            "image_tokenizer": {"components": 8, "codes": 16, "fit_images": 12},
+            "text_encoder": {"tokens": 4, "channels": 16},
+            "bs": 3,
+            "ep": 1,
+            "tlr": 1e-3,
+            "upperlevel_weight": 0.5,
+            "workers": 1,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 0,
+            "fp16": 1,
+        });
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
+        command.current_dir(self.0.path()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.output().unwrap()
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+    }
+
+    fn files(&self, run: &str) -> Vec<(String, Vec<u8>)> {
+        let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
+        let mut files = vec![self.path(run).join("metrics.jsonl")];
+        for name in ["proxy.safetensors", "rater.safetensors", "optimizer.safetensors", "state.json"] {
+            files.push(newest.join(name));
+        }
+        let name = |file: &Path| file.file_name().unwrap().to_string_lossy().into_owned();
+        files.iter().map(|file| (name(file), fs::read(file).unwrap())).collect()
+    }
+
+    fn ratings(&self, file: &str) -> Vec<f64> {
+        let text = fs::read_to_string(self.path(file)).unwrap();
+        let mut lines = text.lines();
+        let column = lines.next().unwrap().split(',').position(|name| name == "rating").unwrap();
+        // Ratings and ids come before the captions, which may hold commas.
+        lines.map(|line| line.split(',').nth(column).unwrap().parse().unwrap()).collect()
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_run_is_resumed_to_the_byte_and_its_ratings_agree() {
+    let work = Workplace::new();
+    let train = ["train", "--config", "config.json", "--device", "emulated", "--out"];
+    work.succeed(&[&train[..], &["whole"]].concat());
+    let state = fs::read_to_string(
+        Checkpoint::newest(&work.path("whole/checkpoints")).unwrap().unwrap().join("state.json"),
+    )
+    .unwrap();
+    assert!(state.contains("proxy_loss_scale"), "{state}");
+
+    // As if it had been killed after two steps.
+    copy(&work.path("whole"), &work.path("part"));
+    let mut removed = 0;
+    for entry in fs::read_dir(work.path("part/checkpoints")).unwrap() {
+        let entry = entry.unwrap();
+        let step: u64 = entry.file_name().to_string_lossy().strip_prefix("step-").unwrap().parse().unwrap();
+        if step > 2 {
+            fs::remove_dir_all(entry.path()).unwrap();
+            removed += 1;
+        }
+    }
+    assert!(removed > 0);
+    work.succeed(&[&train[..], &["part", "--resume"]].concat());
+    for ((name, found), (_, expected)) in work.files("part").iter().zip(work.files("whole")) {
+        assert!(*found == expected, "{name} differs");
+    }
+
+    let data = work.path("data/train.csv");
+    let score = ["score", "--checkpoint", "whole", "--data", data.to_str().unwrap()];
+    for (out, rest) in [
+        ("cpu.csv", &["--device", "cpu"][..]),
+        ("exact.csv", &["--device", "emulated", "--set", "fp16=0", "--batch", "5"]),
+        ("small.csv", &["--device", "emulated", "--set", "fp16=0", "--batch", "4"]),
+        ("half.csv", &["--device", "emulated", "--batch", "5"]),
+    ] {
+        work.succeed(&[&score[..], &["--out", out], rest].concat());
+    }
+    let (cpu, exact, half) = (work.ratings("cpu.csv"), work.ratings("exact.csv"), work.ratings("half.csv"));
+    assert_eq!(cpu.len(), 12);
+    let scale = cpu.iter().fold(0.0f64, |most, rating| most.max(rating.abs()));
+    let worst = |found: &[f64]| {
+        found.iter().zip(&cpu).map(|(found, cpu)| (found - cpu).abs() / scale).fold(0.0, f64::max)
+    };
+    println!("ratings differ by {:.1e} in f32, {:.1e} in f16", worst(&exact), worst(&half));
+    assert!(worst(&exact) <= 1e-5 && worst(&half) <= 1e-2);
+    // Not a bit of a rating depends on the batch it fell into.
+    assert_eq!(exact, work.ratings("small.csv"));
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_before_anything_else() {
+    let work = Workplace::new();
+    let output = work.run(&["train", "--config", "config.json", "--out", "run", "--device", "tpu"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("emulated"));
+    if alchemist_engine::engine::cuda::Device::cuda(0).is_err() {
+        let output = work.run(&["train", "--config", "config.json", "--out", "run", "--device", "cuda"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cuda"));
+    }
+}

@@ -1,0 +1,284 @@
+//! Training on a device follows training on the processor: same models, same tape, same random choices. On the emulator,
+//! so that it is tested on any machine.
+
+mod common;
+
+use alchemist_engine::{
+    encode::TextStates,
+    engine::{DType, Tensor, cuda::Device},
+    models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+    train::{
+        optimizer::{AdamW, AdamWSettings},
+        parameter_groups::decays,
+    },
+};
+use common::normal;
+
+const VOCABULARY: usize = 11;
+const TOKENS: usize = 14;
+const BATCH: usize = 3;
+
+/// What differs between cases.
+#[derive(Clone, Copy)]
+struct Case {
+    shared_aln: bool,
+    rope: bool,
+    first_sample: bool,
+    drop_path: bool,
+    micro_batches: usize,
+    recompute: bool,
+}
+
+const PLAIN: Case = Case {
+    shared_aln: false,
+    rope: true,
+    first_sample: false,
+    drop_path: true,
+    micro_batches: 2,
+    recompute: false,
+};
+
+fn backbone(case: &Case, depth: usize) -> BackboneConfig {
+    BackboneConfig {
+        patch_nums: vec![1, 2, 3],
+        vocabulary: VOCABULARY,
+        code_channels: 6,
+        text_channels: 12,
+        depth,
+        width: 16,
+        heads: 2,
+        mlp_ratio: 2.0,
+        attention_l2_norm: true,
+        rope: case.rope.then_some(Rope { theta: 100.0, norm: 8.0 }),
+        level_embedding: true,
+        logit_norm: true,
+        shared_aln: case.shared_aln,
+        cross_attention: true,
+        drop_path: 0.4,
+        cross_from_first_sample: case.first_sample,
+        initialisation: Initialisation { std: 0.2, head: 0.5, aln: 0.5, aln_gamma: 0.5 },
+    }
+}
+
+fn bilevel(case: &Case) -> Bilevel {
+    let (proxy, proxy_parameters) = Proxy::new(&backbone(case, 2), DType::F32, 1).unwrap();
+    let (rater, rater_parameters) = Rater::new(&backbone(case, 2), DType::F32, 2).unwrap();
+    let settings = AdamWSettings { clip: Some(0.5), ..AdamWSettings::default() };
+    Bilevel {
+        proxy,
+        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
+        proxy_parameters,
+        rater,
+        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
+        rater_parameters,
+        settings: BilevelSettings {
+            weighing: Weighing::Logits { temperature: 1.0 },
+            weighted_mean: false,
+            label_smoothing: 0.1,
+            rater_regularisation: true,
+            freeze_proxy: false,
+            frozen_proxy_decays: false,
+            two_rater_passes: true,
+            drop_path: case.drop_path,
+            recompute: case.recompute,
+            seed: 7,
+        },
+    }
+}
+
+fn batch(stream: u64) -> Batch {
+    let codes = (0..BATCH * TOKENS).map(|at| ((at as u64 * 7 + stream * 3) % VOCABULARY as u64) as u32);
+    Batch {
+        codes: Tensor::new(&[BATCH, TOKENS], codes.collect::<Vec<u32>>()).unwrap(),
+        input: normal(&[BATCH, TOKENS - 1, 6], 100 + stream, DType::F32),
+        text: TextStates {
+            states: normal(&[BATCH, 5, 12], 200 + stream, DType::F32),
+            mask: Tensor::new(&[BATCH, 5], vec![1u32, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0]).unwrap(),
+            pooled: normal(&[BATCH, 12], 300 + stream, DType::F32),
+        },
+        last_scale: 9,
+    }
+}
+
+const RATES: StepRates = StepRates { upper_level_weight: 0.5, learning_rate: 3e-3, weight_decay: 0.05 };
+
+fn steps(bilevel: &mut Bilevel, case: &Case, range: std::ops::Range<u64>) -> Vec<StepReport> {
+    range
+        .map(|step| {
+            let micro = |at: usize| {
+                let stream = 2 * (step * case.micro_batches as u64 + at as u64);
+                MicroBatch { train: batch(stream), validation: batch(stream + 1) }
+            };
+            let micro: Vec<MicroBatch> = (0..case.micro_batches).map(micro).collect();
+            bilevel.step(&micro, RATES, step).unwrap()
+        })
+        .collect()
+}
+
+/// The worst relative difference of all losses and norms, with and without those of single samples.
+fn difference(found: &[StepReport], expected: &[StepReport]) -> f64 {
+    let figures = |report: &StepReport| {
+        let mut figures = vec![
+            report.validation_loss,
+            report.validation_tail_loss,
+            report.weighted_train_loss,
+            report.proxy_loss,
+            report.rater_loss,
+            report.proxy_gradient_norm,
+            report.rater_gradient_norm,
+        ];
+        figures.extend(&report.train_loss);
+        figures.extend(&report.weight);
+        figures
+    };
+    let mut worst = 0.0f64;
+    for (found, expected) in found.iter().zip(expected) {
+        for (found, expected) in figures(found).into_iter().zip(figures(expected)) {
+            let error = (found - expected).abs() / expected.abs();
+            worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+        }
+    }
+    worst
+}
+
+fn losses_alone(reports: &[StepReport]) -> Vec<StepReport> {
+    let alone = |report: &StepReport| StepReport {
+        proxy_gradient_norm: 1.0,
+        rater_gradient_norm: 1.0,
+        ..report.clone()
+    };
+    reports.iter().map(alone).collect()
+}
+
+fn on_emulator(case: &Case, compute: DType, count: u64) -> (Bilevel, Vec<StepReport>) {
+    let mut bilevel = bilevel(case);
+    bilevel.move_to(&Device::emulated().unwrap(), compute).unwrap();
+    let reports = steps(&mut bilevel, case, 0..count);
+    (bilevel, reports)
+}
+
+#[test]
+fn in_f32_the_emulator_follows_the_processor() {
+    for case in [
+        PLAIN,
+        Case { shared_aln: true, micro_batches: 1, ..PLAIN },
+        Case { rope: false, first_sample: true, drop_path: false, micro_batches: 1, ..PLAIN },
+    ] {
+        let expected = steps(&mut bilevel(&case), &case, 0..3);
+        let (_, found) = on_emulator(&case, DType::F32, 3);
+        let (losses, all) =
+            (difference(&losses_alone(&found), &losses_alone(&expected)), difference(&found, &expected));
+        println!("shared_aln {}: losses {losses:.1e}, with norms {all:.1e}", case.shared_aln);
+        assert!(losses <= 1e-5, "losses differ by {losses:e}");
+        assert!(all <= 1e-4, "losses and norms differ by {all:e}");
+    }
+}
+
+#[test]
+fn in_16_bits_the_losses_stay_close() {
+    let case = Case { micro_batches: 1, ..PLAIN };
+    let expected = steps(&mut bilevel(&case), &case, 0..3);
+    for (compute, bound) in [(DType::Bf16, 1e-2), (DType::F16, 2e-3)] {
+        let (bilevel, found) = on_emulator(&case, compute, 3);
+        let worst = difference(&losses_alone(&found), &losses_alone(&expected));
+        println!("{compute:?}: {worst:.1e}");
+        assert!(worst <= bound, "{compute:?}: losses differ by {worst:e}");
+        assert_eq!(bilevel.proxy_optimizer.loss_scale().is_some(), compute == DType::F16);
+    }
+}
+
+#[test]
+fn recomputing_and_repeating_change_no_bit() {
+    let case = Case { shared_aln: true, micro_batches: 1, ..PLAIN };
+    let (kept, first) = on_emulator(&case, DType::Bf16, 2);
+    let (again, second) = on_emulator(&Case { recompute: true, ..case }, DType::Bf16, 2);
+    assert_eq!(first, second);
+    for ((_, name, left), (_, _, right)) in kept.proxy_parameters.iter().zip(again.proxy_parameters.iter()) {
+        assert_eq!(left.to_host().unwrap(), right.to_host().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn an_overflow_is_skipped_with_scaled_losses_and_stops_without() {
+    let case = Case { micro_batches: 1, drop_path: false, ..PLAIN };
+    let overflowing = |compute: DType| {
+        let mut bilevel = bilevel(&case);
+        let name = "blocks.1.ffn.fc2.weight";
+        let value = bilevel.proxy_parameters.value(bilevel.proxy_parameters.id(name).unwrap());
+        let large = vec![3e38f32; value.len()];
+        let large = Tensor::new(value.shape(), large).unwrap();
+        bilevel.proxy_parameters.set(name, &large).unwrap();
+        bilevel.move_to(&Device::emulated().unwrap(), compute).unwrap();
+        bilevel
+    };
+    let micro = [MicroBatch { train: batch(0), validation: batch(1) }];
+
+    let mut scaled = overflowing(DType::F16);
+    let before = scaled.proxy_parameters.value(alchemist_engine::engine::ParameterId(0)).to_host().unwrap();
+    let report = scaled.step(&micro, RATES, 0).unwrap();
+    assert!(!report.proxy_gradient_norm.is_finite());
+    let scale = scaled.proxy_optimizer.loss_scale().unwrap();
+    assert_eq!((scale.factor(), scale.skipped(), scaled.proxy_optimizer.steps()), (1024.0, 1, 0));
+    let after = scaled.proxy_parameters.value(alchemist_engine::engine::ParameterId(0)).to_host().unwrap();
+    assert_eq!(before, after);
+
+    let message = overflowing(DType::F32).step(&micro, RATES, 4).unwrap_err().to_string();
+    assert!(message.contains("step 4") && message.contains("the first tensor that has it"), "{message}");
+    assert!(message.contains("pos_start"), "{message}");
+}
+
+/// Weights and state taken to the host and back between two steps change nothing.
+#[test]
+fn a_state_that_was_saved_goes_on_as_if_nothing_had_been() {
+    let case = Case { micro_batches: 1, ..PLAIN };
+    let (whole, expected) = on_emulator(&case, DType::F16, 3);
+    let (first, _) = on_emulator(&case, DType::F16, 2);
+    let mut second = bilevel(&case);
+    second.move_to(&Device::emulated().unwrap(), DType::F16).unwrap();
+    for (into, into_optimizer, from, from_optimizer) in [
+        (
+            &mut second.proxy_parameters,
+            &mut second.proxy_optimizer,
+            &first.proxy_parameters,
+            &first.proxy_optimizer,
+        ),
+        (
+            &mut second.rater_parameters,
+            &mut second.rater_optimizer,
+            &first.rater_parameters,
+            &first.rater_optimizer,
+        ),
+    ] {
+        for (id, name, value) in from.iter() {
+            into.set(name, &value.to_host().unwrap()).unwrap();
+            let (moment, square) = from_optimizer.moments(id);
+            into_optimizer.restore(id, &moment.to_host().unwrap(), &square.to_host().unwrap()).unwrap();
+        }
+        into_optimizer.set_steps(from_optimizer.steps());
+        into_optimizer.set_loss_scale(from_optimizer.loss_scale());
+    }
+    assert_eq!(steps(&mut second, &case, 2..3)[..], expected[2..]);
+    for ((_, name, left), (_, _, right)) in whole.rater_parameters.iter().zip(second.rater_parameters.iter())
+    {
+        assert_eq!(left.to_host().unwrap(), right.to_host().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn tensors_of_two_places_do_not_meet() {
+    let device = Device::emulated().unwrap();
+    let case = Case { micro_batches: 1, ..PLAIN };
+    let (proxy, parameters) = Proxy::new(&backbone(&case, 1), DType::F32, 1).unwrap();
+    let parameters = parameters.to_device(&device, DType::F32).unwrap();
+    let batch = batch(0);
+    let mut tape = alchemist_engine::engine::Tape::inference(&parameters);
+    let mode = alchemist_engine::models::Mode::Evaluate;
+    let message = proxy.logits(&mut tape, &batch.input, &batch.text, mode).unwrap_err().to_string();
+    assert!(message.contains("is on emulated"), "{message}");
+    let tensor = batch.input.to_device(&device).unwrap();
+    assert!(tensor.as_slice::<f32>().unwrap_err().to_string().contains("is on emulated"));
+    assert!(batch.input.buffer::<f32>().unwrap_err().to_string().contains("on the host"));
+    assert_eq!(tensor.to_host().unwrap(), batch.input);
+    assert!(normal(&[2], 1, DType::F64).to_device(&device).is_err());
+}
