@@ -285,7 +285,7 @@ fn modulation_by_level() {
     });
     let mut only = Parameters::default();
     only.push("level", parameters.value(ParameterId(0)).clone()).unwrap();
-    check("level_pairs", &only, &[], 99, &|tape, _| level_pairs(tape, ParameterId(0)).unwrap());
+    check("level_pairs", &only, &[], 99, &|tape, _| level_pairs(tape, ParameterId(0), &levels).unwrap());
 }
 
 fn tiny(variant: usize) -> BackboneConfig {

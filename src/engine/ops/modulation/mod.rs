@@ -16,7 +16,7 @@ use crate::{
         cuda::{Buffer, Device},
         ops::{
             accumulate::{Rows, cuda::sum_samples},
-            expect_shape,
+            expect_shape, last_dim,
             residual::cuda::add_to_all,
             three_dims,
         },
@@ -35,19 +35,22 @@ pub struct Levels {
     of_tokens: Constant<u32>,
     /// Where each level's tokens begin and, last, the number of tokens.
     starts: Constant<u32>,
+    /// The rows of the table of level vectors that make a pair: a level's own and the last.
+    pairs: Rows,
 }
 
 impl Levels {
     /// Levels that follow each other: `counts[s]` tokens of level `s`.
+    #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
     pub fn new(counts: &[usize]) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
         let (mut of_tokens, mut starts) = (Vec::new(), vec![0]);
-        #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
         for (level, &count) in counts.iter().enumerate() {
             of_tokens.extend(std::iter::repeat_n(level as u32, count));
             starts.push(of_tokens.len() as u32);
         }
-        Self { of_tokens: of_tokens.into(), starts: starts.into() }
+        let last = starts.len().saturating_sub(2) as u32;
+        let pairs = Rows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1);
+        Self { of_tokens: of_tokens.into(), starts: starts.into(), pairs }
     }
 
     /// The level of each token.
@@ -84,27 +87,22 @@ impl Levels {
 
 struct LevelPairs {
     level: ParameterId,
-    rows: Rows,
+    levels: Arc<Levels>,
 }
 
 /// Each level's embedding beside the last level's: `[S, C]` to `[S, 2C]`, the input of `lvl_embed_proj`.
 ///
 /// # Errors
-/// If the table is not a matrix.
-pub fn level_pairs(tape: &mut Tape<'_>, level: ParameterId) -> Result<Var> {
+/// If the table has not as many rows as there are levels.
+pub fn level_pairs(tape: &mut Tape<'_>, level: ParameterId, levels: &Arc<Levels>) -> Result<Var> {
     let table = tape.parameters().value(level);
-    let &[levels, _] = table.shape() else {
-        return Err(Error::shape("level_pairs", format!("{:?} is not a table", table.shape())));
-    };
+    expect_shape("level_pairs", "the table", table, &[levels.count(), last_dim("level_pairs", table)?])?;
     let value = dispatch!("level_pairs", table,
         cpu T => cpu::level_pairs::<T>(table),
         cuda T => pairs_on_device::<T>(table),
     )?;
-    Ok(tape.push(value, RowOwner::Batch, &[], true, || {
-        let last = u32::try_from(levels - 1).unwrap_or(u32::MAX);
-        // Each row is two rows of the table: its own and the last.
-        LevelPairs { level, rows: Rows::new((0..=last).flat_map(|level| [level, last]).collect(), levels) }
-    }))
+    let levels = Arc::clone(levels);
+    Ok(tape.push(value, RowOwner::Batch, &[], true, || LevelPairs { level, levels }))
 }
 
 fn pairs_on_device<T: DeviceFloat>(table: &Tensor) -> Result<Tensor> {
@@ -127,7 +125,7 @@ impl Operation for LevelPairs {
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let d_output = d_output.reshape(&[2 * d_output.dim(0), d_output.dim(1) / 2])?;
-        let gather = Contribution::Gather { d_output: &d_output, rows: &self.rows };
+        let gather = Contribution::Gather { d_output: &d_output, rows: &self.levels.pairs };
         sink.parameter(self.level, RowOwner::Batch, &gather)
     }
 }

@@ -58,6 +58,11 @@ impl PatchEmbed {
         ]);
         Self { parameters, levels, first, rows }
     }
+
+    /// The scale of each token.
+    pub fn levels(&self) -> &Arc<Levels> {
+        &self.levels
+    }
 }
 
 struct Operator {
