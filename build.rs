@@ -3,7 +3,7 @@
 //!
 //! Environment: `NVCC` (a path; `none` leaves the cards out), `CUDA_HOME`, `PATH` to find nvcc; `ALCHEMIST_CUDA_ARCHS`
 //! (default `80,90a`, and PTX for newer cards); `ALCHEMIST_KERNEL_TABLE=1` prints registers, shared memory, stack and
-//! spills of every kernel.
+//! spills of every kernel; `ALCHEMIST_CANARY=1` adds the kernels with planted mistakes to those for cards.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -52,6 +52,9 @@ fn main() -> Result<()> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(variable("OUT_DIR")?).join("kernels");
     fs::create_dir_all(&out).map_err(during(out.display()))?;
+    for name in ["NVCC", "CUDA_HOME", "ALCHEMIST_CUDA_ARCHS", "ALCHEMIST_KERNEL_TABLE", "ALCHEMIST_CANARY"] {
+        say(format_args!("rerun-if-env-changed={name}"));
+    }
     let sources = Sources::find(&root)?;
     build_for_cards(&sources, &out)?;
     build_for_emulator(&sources, &out)
@@ -78,6 +81,10 @@ fn record_commit() {
         .map_or_else(|| "unknown".to_owned(), |hash| hash.trim().to_owned());
     say(format_args!("rustc-env=ALCHEMIST_GIT_HASH={hash}"));
 }
+
+/// Kernels with planted mistakes, which prove that the tools for cards find any. They are part of what is built for cards
+/// only if `ALCHEMIST_CANARY=1` asks for it, as `scripts/gpu.sh pack` does.
+const CANARY: &str = "kernels/canary.cu";
 
 /// The files of `kernels/`.
 struct Sources {
@@ -191,9 +198,6 @@ fn run_all(jobs: Vec<Job>, sources: &Sources) -> Result<Vec<String>> {
 
 /// The nvcc to use, or why there is none.
 fn find_nvcc() -> std::result::Result<PathBuf, String> {
-    for name in ["NVCC", "CUDA_HOME", "ALCHEMIST_CUDA_ARCHS", "ALCHEMIST_KERNEL_TABLE"] {
-        say(format_args!("rerun-if-env-changed={name}"));
-    }
     let file = format!("nvcc{}", env::consts::EXE_SUFFIX);
     if let Some(path) = env::var_os("NVCC").filter(|path| !path.is_empty()) {
         if path == "none" {
@@ -222,8 +226,11 @@ fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
     };
     let architectures = env::var("ALCHEMIST_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.to_owned());
     let version = Command::new(&nvcc).arg("--version").output().map_err(during(nvcc.display()))?;
+    let with_canary = env::var("ALCHEMIST_CANARY").is_ok_and(|value| value == "1");
+    let kernels: Vec<&PathBuf> =
+        sources.kernels.iter().filter(|source| with_canary || *source != Path::new(CANARY)).collect();
     let mut jobs = Vec::new();
-    for source in &sources.kernels {
+    for &source in &kernels {
         let object = out.join(stem(source)).with_extension("fatbin");
         let mut command = Command::new(&nvcc);
         command.args(["-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v", "-fatbin"]);
@@ -237,16 +244,16 @@ fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
         jobs.push(Job { command, source: source.clone(), object });
     }
     let said = run_all(jobs, sources)?;
-    let kernels: Vec<Usage> = said.iter().flat_map(|said| Usage::parse(said)).collect();
-    write(&out.join("table.txt"), &usage_table(&kernels))?;
+    let usage: Vec<Usage> = said.iter().flat_map(|said| Usage::parse(said)).collect();
+    write(&out.join("table.txt"), &usage_table(&usage))?;
     if env::var("ALCHEMIST_KERNEL_TABLE").is_ok_and(|value| value == "1") {
-        for line in usage_table(&kernels).lines() {
+        for line in usage_table(&usage).lines() {
             say(format_args!("warning={line}"));
         }
     }
-    refuse_spills(sources, &kernels)?;
+    refuse_spills(sources, &usage)?;
     let mut text = "Ok(&[".to_owned();
-    for source in &sources.kernels {
+    for source in kernels {
         let name = stem(source);
         // Writing to a string cannot fail.
         let _ = write!(

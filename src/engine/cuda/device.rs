@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use half::{bf16, f16};
@@ -28,6 +29,8 @@ pub(super) struct Inner {
     driver: Box<dyn Driver>,
     arena: Mutex<Arena>,
     pub(super) stagings: Mutex<Stagings>,
+    /// Before and after each matrix product, while they are timed.
+    products: Mutex<Option<Vec<(Event, Event)>>>,
 }
 
 impl fmt::Debug for Device {
@@ -81,7 +84,7 @@ pub fn devices() -> Vec<Availability> {
 impl Device {
     fn new(driver: Box<dyn Driver>) -> Self {
         let arena = Mutex::new(Arena::new(driver.layout()));
-        Self(Arc::new(Inner { driver, arena, stagings: Mutex::default() }))
+        Self(Arc::new(Inner { driver, arena, stagings: Mutex::default(), products: Mutex::default() }))
     }
 
     /// GPU number `ordinal`.
@@ -331,7 +334,32 @@ impl Device {
         };
         // SAFETY: buffers are allocated with their lengths, which fit the sizes; C is borrowed mutably, so it is none of
         // the others.
-        unsafe { self.driver().product(&product) }
+        let run = || unsafe { self.driver().product(&product) };
+        let mut timed = self.0.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(times) = timed.as_mut() else {
+            drop(timed);
+            return run();
+        };
+        let start = self.record()?;
+        run()?;
+        times.push((start, self.record()?));
+        Ok(())
+    }
+
+    /// Does `work` and gives the time that its matrix products took on the device.
+    ///
+    /// # Errors
+    /// Those of `work`, or if the device fails; in [`capture`](Self::capture).
+    pub fn time_products<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, Duration)> {
+        let products = || self.0.products.lock().unwrap_or_else(PoisonError::into_inner);
+        *products() = Some(Vec::new());
+        let result = work();
+        let times = products().take().unwrap_or_default();
+        let mut total = 0.0;
+        for (start, end) in &times {
+            total += f64::from(self.elapsed_ms(start, end)?);
+        }
+        Ok((result?, Duration::from_secs_f64(total / 1e3)))
     }
 
     /// Marks this point in the work.

@@ -165,6 +165,24 @@ fn phrase(error: DriverError) -> String {
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
 }
 
+/// Refuses a driver that is older than the kernels' toolkit.
+fn check_driver(version: c_int) -> Result<(), String> {
+    if version >= OLDEST_DRIVER {
+        return Ok(());
+    }
+    let [has, needs] =
+        [version, OLDEST_DRIVER].map(|version| format!("{}.{}", version / 1000, version % 1000 / 10));
+    Err(format!("the driver is for CUDA {has}; the kernels need {needs} or newer: update the driver"))
+}
+
+/// Refuses a card that the kernels are not compiled for.
+fn check_architecture((major, minor): (u32, u32)) -> Result<(), String> {
+    if (major, minor) >= OLDEST_ARCHITECTURE {
+        return Ok(());
+    }
+    Err(format!("its architecture is {major}.{minor}; the kernels need 8.0 (A100) or newer"))
+}
+
 /// Whether an error leaves the context unusable.
 fn is_sticky(DriverError(code): DriverError) -> bool {
     use sys::CUresult as Code;
@@ -202,18 +220,7 @@ impl Gpu {
         unsafe { sys::cuDriverGetVersion(&raw mut version) }
             .result()
             .map_err(|error| missing("cuda", phrase(error)))?;
-        if version < OLDEST_DRIVER {
-            return Err(missing(
-                "cuda",
-                format!(
-                    "the driver is for CUDA {}.{}; the kernels need {}.{} or newer: update the driver",
-                    version / 1000,
-                    version % 1000 / 10,
-                    OLDEST_DRIVER / 1000,
-                    OLDEST_DRIVER % 1000 / 10
-                ),
-            ));
-        }
+        check_driver(version).map_err(|message| missing("cuda", message))?;
         let count = CudaContext::device_count().map_err(|error| missing("cuda", phrase(error)))?;
         match usize::try_from(count) {
             Ok(count) if count > 0 => Ok(count),
@@ -240,13 +247,7 @@ impl Gpu {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
-        if capability < OLDEST_ARCHITECTURE {
-            let (major, minor) = capability;
-            return Err(missing(
-                &name,
-                format!("its architecture is {major}.{minor}; the kernels need 8.0 (A100) or newer"),
-            ));
-        }
+        check_architecture(capability).map_err(|message| missing(&name, message))?;
         let facts = DeviceFacts {
             model: context.name().map_err(fail)?,
             capability,
@@ -613,6 +614,26 @@ mod tests {
         assert!(
             !said.contains("gelu") && said.contains("kernel_0, kernel_1") && said.contains("SYNC_LAUNCH")
         );
+    }
+
+    #[test]
+    fn old_drivers_and_cards_are_refused() {
+        assert_eq!(check_driver(13_000), Ok(()));
+        let message = check_driver(12_080).unwrap_err();
+        assert!(message.contains("for CUDA 12.8") && message.contains("need 13.0"), "{message}");
+        assert_eq!(check_architecture((8, 0)), Ok(()));
+        assert_eq!(check_architecture((12, 0)), Ok(()));
+        assert!(check_architecture((7, 5)).unwrap_err().contains("7.5"));
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_says_so() {
+        // SAFETY: only tries to open the library.
+        if unsafe { sys::is_culib_present() } {
+            return;
+        }
+        let message = Gpu::open(0).unwrap_err().to_string();
+        assert_eq!(message, "cuda: there is no CUDA driver (libcuda) on this machine");
     }
 
     #[test]

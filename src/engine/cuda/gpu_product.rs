@@ -12,8 +12,8 @@ use cudarc::{
 
 use super::driver::{Product, ProductNumber};
 
-/// What tells products apart for the choice of an algorithm.
-type Key = (ProductNumber, ProductNumber, [usize; 3], [bool; 4]);
+/// What tells products apart for the choice of an algorithm: types, sizes, switches, and how the matrices are aligned.
+type Key = (ProductNumber, ProductNumber, [usize; 3], [bool; 4], [u32; 3]);
 
 /// cuBLASLt's handle, workspace, and the algorithms chosen so far.
 pub(super) struct Multiplier {
@@ -40,6 +40,21 @@ fn data_type(number: ProductNumber) -> sys::cudaDataType {
         ProductNumber::F32 => sys::cudaDataType::CUDA_R_32F,
         ProductNumber::Bf16 => sys::cudaDataType::CUDA_R_16BF,
         ProductNumber::F16 => sys::cudaDataType::CUDA_R_16F,
+    }
+}
+
+/// The largest power of two that divides an address, up to what matters to any algorithm.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
+/// What cuBLASLt says, for the person at the terminal.
+fn phrase(error: CublasError) -> String {
+    match error.0 {
+        sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => {
+            "cuBLASLt has no algorithm for these types, sizes and addresses".to_owned()
+        }
+        _ => format!("cuBLASLt says {error}"),
     }
 }
 
@@ -75,8 +90,8 @@ impl Multiplier {
     ) -> Result<(), String> {
         // SAFETY: the caller's obligations are the same.
         unsafe { self.multiply(product, stream) }.map_err(|error| {
-            let Product { m, n, k, .. } = product;
-            format!("the matrix product of the sizes {m}, {n}, {k} failed in cuBLASLt: {error}")
+            let Product { m, n, k, inputs, output, .. } = product;
+            format!("the product of {m}, {n}, {k} ({inputs:?} to {output:?}) failed: {}", phrase(error))
         })
     }
 
@@ -85,7 +100,9 @@ impl Multiplier {
         product: &Product,
         stream: driver::sys::CUstream,
     ) -> Result<(), CublasError> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        use sys::{
+            cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Wish,
+        };
         // cuBLASLt stores columns, so our row-major C = A B is its Cᵀ = Bᵀ Aᵀ with the same bytes: B comes first, and the
         // bias of our columns is that of its rows.
         let layout = |number, rows: usize, columns: usize| -> Result<_, CublasError> {
@@ -142,20 +159,33 @@ impl Multiplier {
             product.output,
             [product.m, product.n, product.k],
             [product.a_transposed, product.b_transposed, product.bias.is_some(), product.beta == 0.0],
+            [product.b, product.a, product.c].map(alignment),
         );
         let algorithm = match self.chosen.get(&key) {
             Some(algorithm) => *algorithm,
             None => {
                 let preference = Owned(result::create_matmul_pref()?, result::destroy_matmul_pref);
+                let prefer = |attribute, value: *const c_void, bytes| {
+                    // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+                    unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, bytes) }
+                };
                 let bytes = Self::WORKSPACE_BYTES;
-                // SAFETY: the value has the size that the attribute asks for; the layouts are those of the product.
+                prefer(
+                    Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                    (&raw const bytes).cast(),
+                    size_of::<usize>(),
+                )?;
+                let [first_alignment, second_alignment, output_alignment] = key.4;
+                for (attribute, alignment) in [
+                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, first_alignment),
+                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, second_alignment),
+                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, output_alignment),
+                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, output_alignment),
+                ] {
+                    prefer(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
+                }
+                // SAFETY: the layouts are those of the product.
                 let found = unsafe {
-                    result::set_matmul_pref_attribute(
-                        preference.0,
-                        sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                        (&raw const bytes).cast(),
-                        size_of::<usize>(),
-                    )?;
                     result::get_matmul_algo_heuristic(
                         self.handle,
                         description.0,

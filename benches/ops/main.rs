@@ -1,0 +1,151 @@
+//! Every op by itself: on the processor as the tape runs it, and each kernel on a device if there is one, by that device's
+//! clock, with its share of what the device can do at best. One file an op.
+#![expect(clippy::print_stdout, reason = "figures are what this program is for")]
+
+mod activation;
+mod adamw;
+mod attention;
+mod cast;
+mod cross_entropy;
+mod layer_norm;
+mod linear;
+mod measure;
+mod patch_embed;
+
+use std::{cell::Cell, hint::black_box};
+
+use alchemist_engine::{
+    Result,
+    engine::{Accumulate, Parameters, Purpose, Random, Tape, Tensor, Var},
+};
+use criterion::{Criterion, Throughput};
+use measure::Measured;
+use serde_json::json;
+
+/// A function of leaves and parameters.
+type Function<'a> = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + 'a;
+
+/// What a kernel must do at least.
+#[derive(Clone, Copy)]
+struct Floor {
+    /// Bytes to and from memory.
+    bytes: usize,
+    /// Operations of matrix products.
+    flop: usize,
+}
+
+struct Bench {
+    criterion: Criterion,
+    measured: Option<Measured>,
+    /// Bytes and operations a second, at best.
+    ceilings: (f64, f64),
+}
+
+impl Bench {
+    fn open() -> Self {
+        let measured = measure::measured();
+        let ceilings = measured.as_ref().map_or((0.0, 0.0), |measured| {
+            let side = measured.size(8192, 16);
+            let copy = measured.copy_ceiling().expect("copies work");
+            (copy, measured.product_rate([side; 3], true).expect("products work"))
+        });
+        let criterion = Criterion::default().sample_size(10).configure_from_args();
+        Self { criterion, measured, ceilings }
+    }
+
+    /// Forward and backward on the processor, through the tape; `elements` go in.
+    fn cpu(&mut self, name: &str, parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>) {
+        let elements: usize = leaves.iter().map(Tensor::len).sum();
+        let mut group = self.criterion.benchmark_group(format!("cpu/{name}"));
+        group.throughput(Throughput::Elements(elements as u64));
+        group.bench_function("forward", |bencher| {
+            bencher.iter(|| {
+                let mut tape = Tape::inference(parameters);
+                let vars: Vec<Var> = leaves.iter().map(|leaf| tape.constant(leaf.clone())).collect();
+                black_box(function(&mut tape, &vars).expect("the sizes fit").into_value())
+            });
+        });
+        group.bench_function("forward_backward", |bencher| {
+            bencher.iter(|| {
+                let mut tape = Tape::new(parameters);
+                let vars: Vec<Var> = leaves.iter().map(|leaf| tape.leaf(leaf.clone())).collect();
+                let output = function(&mut tape, &vars).expect("the sizes fit");
+                let seed = output.value().clone();
+                let of_leaves: Vec<&Var> = vars.iter().collect();
+                let mut visitor = Accumulate::default();
+                black_box(
+                    tape.backward(vec![(&output, seed)], &of_leaves, &mut visitor).expect("it goes back"),
+                )
+            });
+        });
+        group.finish();
+    }
+
+    /// A kernel on the device.
+    fn device(&mut self, name: &str, floor: Floor, mut work: impl FnMut() -> Result<()>) {
+        let Some(measured) = &self.measured else { return };
+        let best = Cell::new(f64::INFINITY);
+        let mut group = self.criterion.benchmark_group(format!("device/{name}"));
+        group.throughput(Throughput::Bytes(floor.bytes as u64));
+        if measured.rehearsal {
+            group.warm_up_time(std::time::Duration::from_millis(1));
+            group.measurement_time(std::time::Duration::from_millis(1));
+        }
+        let median = Cell::new(0.0);
+        group.bench_function(&measured.device.facts().name, |bencher| {
+            bencher.iter_custom(|count| {
+                let time = measured.time(count, &mut work).expect("the kernel runs");
+                best.set(best.get().min(time.as_secs_f64() / count as f64));
+                time
+            });
+            median.set(measured.median(&mut work).expect("the kernel runs"));
+        });
+        group.finish();
+        if best.get().is_infinite() {
+            // Not among those that the command line asks for.
+            return;
+        }
+        let (seconds, (copy, product)) = (median.get(), self.ceilings);
+        let least = (floor.bytes as f64 / copy).max(floor.flop as f64 / product);
+        println!(
+            "{}",
+            json!({
+                "name": name,
+                "median_s": seconds,
+                "min_s": best.get(),
+                "bytes_per_s": floor.bytes as f64 / seconds,
+                "flop_per_s": floor.flop as f64 / seconds,
+                "time_over_floor": seconds / least,
+            })
+        );
+    }
+}
+
+/// Standard normal numbers, the same on every run.
+fn normal(shape: &[usize], stream: u64) -> Tensor {
+    let mut random = Random::new(1, Purpose::Test, stream);
+    let values = (0..shape.iter().product()).map(|_| random.normal() as f32).collect();
+    Tensor::new(shape, values).expect("the values fill the shape")
+}
+
+/// Numbers between -1 and 1 in bf16, made fast enough for many millions.
+fn halves(count: usize) -> Vec<half::bf16> {
+    (0..count).map(|at| half::bf16::from_f32(((at * 7919) % 2003) as f32 / 1001.5 - 1.0)).collect()
+}
+
+fn main() {
+    let mut bench = Bench::open();
+    for run in [
+        activation::run,
+        adamw::run,
+        attention::run,
+        cast::run,
+        cross_entropy::run,
+        layer_norm::run,
+        linear::run,
+        patch_embed::run,
+    ] {
+        run(&mut bench).expect("the device has enough memory");
+    }
+    bench.criterion.final_summary();
+}

@@ -1,0 +1,305 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, on a machine that has one but neither cargo nor a network.
+#
+#     bash scripts/gpu.sh pack                       # here: builds, strips, and puts all into target/gpu (below 64 MiB)
+#     bash scripts/gpu.sh run [PART...]              # there, from the same folder or from target/gpu itself
+#     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
+#
+# Parts, in this order unless chosen: facts parity sanitizer kernels bench step pytorch table. Each has a time limit
+# (`--limit SECONDS` for one part); results stay in target/gpu/results (or `--out DIR`), so parts may be run in several calls,
+# and `table` puts together what is there: a short table, and a block for benches/RESULTS.md.
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+if [ -d "$here/bin" ]; then
+    pack="$here"
+else
+    pack="$(dirname "$here")/target/gpu"
+fi
+
+fail() {
+    echo "gpu.sh: $*" >&2
+    exit 2
+}
+
+# Here -----------------------------------------------------------------------------------------------------------------
+
+# The binary that cargo built for one target: cargo says where.
+built() {
+    python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("reason") == "compiler-artifact" and message.get("executable"):
+        kind = message["target"]["kind"][0]
+        print(kind, message["target"]["name"], message["executable"])'
+}
+
+make_pack() {
+    cd "$(dirname "$here")"
+    local benches="ops ceilings" name targets=()
+    [ -f benches/device_step.rs ] && benches="$benches device_step"
+    # The tests that use a device: as many as there are.
+    for name in $(grep -lE 'Device::cuda|DeviceChoice' tests/*.rs | xargs -n 1 basename -s .rs); do
+        targets+=(--test "$name")
+    done
+    for name in $benches; do targets+=(--bench "$name"); done
+    rm -rf target/gpu
+    mkdir -p target/gpu/bin target/gpu/sanitizer
+    echo "the kernels' table"
+    bash scripts/kernels.sh > target/gpu/kernels.txt || { cat target/gpu/kernels.txt; fail "the kernels do not compile"; }
+    NVCC="${NVCC:-$(find "$PWD/target/nvcc" -path '*/bin/nvcc' | head -n 1)}"
+    export NVCC ALCHEMIST_CANARY=1
+    # A folder of its own: the everyday build, without kernels for cards, stays as it is.
+    cargo build --release --target-dir target/cards --message-format=json --bin alchemist-engine "${targets[@]}" \
+        > target/gpu/cargo.json
+    built < target/gpu/cargo.json | sort -u > target/gpu/built.txt
+    rm target/gpu/cargo.json
+    while read -r kind name executable; do
+        strip -o "target/gpu/bin/$kind-$name" "$executable"
+    done < target/gpu/built.txt
+    rm target/gpu/built.txt
+    ls target/gpu/bin/bin-alchemist-engine > /dev/null
+    cp -r tests/fixtures target/gpu/fixtures
+    mkdir -p target/gpu/pytorch
+    cp benches/pytorch/*.py target/gpu/pytorch/
+    cp scripts/gpu.sh scripts/gpu_table.py target/gpu/
+    git rev-parse --short=12 HEAD > target/gpu/commit
+    git diff --quiet HEAD || echo "with changes" >> target/gpu/commit
+    pack_sanitizer
+    # Test binaries are much alike; together they compress to a fraction.
+    tar -C target/gpu -cJf target/gpu.tar.xz bin && rm -r target/gpu/bin && mkdir target/gpu/bin
+    mv target/gpu.tar.xz target/gpu/bin/all.tar.xz
+    local mib=$(($(du -sk target/gpu | cut -f 1) / 1024))
+    echo "target/gpu: $mib MiB, commit $(head -n 1 target/gpu/commit)"
+    [ "$mib" -lt 64 ] || fail "the folder is larger than the 64 MiB that are carried"
+}
+
+# NVIDIA's checking tool from pip, as that machine may not have it.
+pack_sanitizer() {
+    local environment=target/sanitizer found
+    if [ ! -x "$environment/bin/python" ]; then
+        python3 -m venv "$environment"
+    fi
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "nvidia-cuda-sanitizer-api==13.0.*"
+    found="$(find "$PWD/$environment" -path '*/bin/compute-sanitizer' | head -n 1)"
+    [ -n "$found" ] || fail "the pip package holds no compute-sanitizer"
+    local flat
+    flat="$(mktemp -d)"
+    cp "$(dirname "$(dirname "$found")")"/lib/* "$flat/"
+    cp "$(dirname "$found")"/* "$flat/"
+    chmod +x "$flat/compute-sanitizer"
+    tar -C "$flat" -cJf target/gpu/sanitizer/all.tar.xz .
+    rm -r "$flat"
+}
+
+# There ----------------------------------------------------------------------------------------------------------------
+
+device=cuda
+limit=
+results="$pack/results"
+
+# One line of the summary: part, what, how it went, more.
+note() {
+    printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" >> "$results/notes.tsv"
+    printf '%-10s %-34s %-14s %s\n' "$1" "$2" "$3" "${4:-}"
+}
+
+# Runs a command with a time limit and a log; notes how it went. `limited PART NAME SECONDS COMMAND...`
+limited() {
+    local part="$1" name="$2" most="$3" log started=$SECONDS code=0
+    shift 3
+    log="$results/$part-${name//[^A-Za-z0-9_.]/_}.log"
+    timeout --kill-after=10 "${limit:-$most}" "$@" > "$log" 2>&1 || code=$?
+    local took="$((SECONDS - started)) s"
+    case $code in
+        0) note "$part" "$name" ok "$took" ;;
+        124 | 137) note "$part" "$name" "OUT OF TIME" "$took; $log" ;;
+        *) note "$part" "$name" FAILED "exit code $code, $took; $log" ;;
+    esac
+    return $code
+}
+
+unpack() {
+    local to="${TMPDIR:-/tmp}/alchemist-gpu-$(id -u)"
+    mkdir -p "$to/bin" "$to/sanitizer"
+    tar -C "$to" -xJf "$pack/bin/all.tar.xz"
+    tar -C "$to/sanitizer" -xJf "$pack/sanitizer/all.tar.xz"
+    bin="$to/bin"
+    sanitizers="$to/sanitizer"
+}
+
+# cuBLASLt comes with the CUDA toolkit or with PyTorch.
+find_libraries() {
+    local folders
+    folders="$(python3 -c '
+import glob, sys
+print(":".join(f for p in sys.path for f in sorted(glob.glob(p + "/nvidia/*/lib"), reverse=True)))' 2> /dev/null || true)"
+    export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64:$folders"
+}
+
+on_card() {
+    [ "$device" != emulated ]
+}
+
+part_facts() {
+    {
+        date -u +"date %Y-%m-%d"
+        echo "commit $(tr '\n' ' ' < "$pack/commit")"
+        if on_card; then
+            nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit \
+                --format=csv,noheader || echo "nvidia-smi does not run"
+        else
+            echo "rehearsal on the emulator"
+        fi
+        "$bin/bin-alchemist-engine" devices || true
+    } | tee "$results/facts.txt"
+    if limited facts ceilings 180 "$bin/bench-ceilings"; then
+        grep '^{' "$results/facts-ceilings.log" > "$results/ceilings.jsonl" || true
+    fi
+}
+
+part_parity() {
+    local test name failed=0
+    on_card && export ALCHEMIST_REQUIRE_GPU=1
+    export ALCHEMIST_FIXTURES="$pack/fixtures"
+    for test in "$bin"/test-*; do
+        name="${test##*/test-}"
+        limited parity "$name" 300 "$test" || failed=1
+        grep '^test result' "$results/parity-$name.log" || true
+    done
+    return $failed
+}
+
+# Every tool must find its canary, and nothing else.
+part_sanitizer() {
+    local tool failed=0 sanitizer canary code log
+    limited sanitizer "canaries on the emulator" 60 "$bin/test-canary" || failed=1
+    if ! on_card; then
+        note sanitizer "tools" "needs a card"
+        return $failed
+    fi
+    sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null || true)"
+    local options=(--error-exitcode 9 --print-limit 20)
+    if [ -z "$sanitizer" ] && "$sanitizers/compute-sanitizer" --version > /dev/null 2>&1; then
+        sanitizer="$sanitizers/compute-sanitizer"
+        options+=(--injection-path "$sanitizers")
+    fi
+    if [ -z "$sanitizer" ]; then
+        note sanitizer "compute-sanitizer" "NOT INSTALLED" "nothing was checked on the card"
+        return 1
+    fi
+    export ALCHEMIST_PLAIN_ALLOCATIONS=1 ALCHEMIST_REQUIRE_GPU=1
+    for tool in memcheck:out_of_bounds racecheck:race initcheck:unwritten synccheck:divergent_barrier; do
+        canary="card_${tool#*:}" tool="${tool%:*}" code=0
+        log="$results/sanitizer-$tool-canary.log"
+        timeout 60 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-canary" --ignored --exact "$canary" \
+            --test-threads 1 > "$log" 2>&1 || code=$?
+        # The tool's own code and its report, not any failure: a tool that does not start must not pass.
+        if [ $code = 9 ] && grep -Eq 'ERROR SUMMARY: [1-9]|[1-9][0-9]* hazards? displayed' "$log"; then
+            note sanitizer "$tool, canary" found
+        else
+            note sanitizer "$tool, canary" "NOT FOUND" "exit code $code; $log"
+            failed=1
+        fi
+        if limited sanitizer "$tool" 200 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-kernels" --test-threads 1
+        then
+            if ! grep -Eq 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$results/sanitizer-$tool.log"; then
+                note sanitizer "$tool" "NO REPORT" "$results/sanitizer-$tool.log"
+                failed=1
+            fi
+        else
+            failed=1
+        fi
+    done
+    unset ALCHEMIST_PLAIN_ALLOCATIONS
+    return $failed
+}
+
+part_kernels() {
+    cat "$pack/kernels.txt"
+    cp "$pack/kernels.txt" "$results/kernels.txt"
+    note kernels table ok "$(wc -l < "$pack/kernels.txt") lines"
+}
+
+part_bench() {
+    # The processor's benches need no GPU machine's time.
+    local options=(--bench --noplot '^device/')
+    if limited bench ops 400 "$bin/bench-ops" "${options[@]}"; then
+        grep '^{' "$results/bench-ops.log" | tee "$results/ops.jsonl"
+    else
+        return 1
+    fi
+}
+
+part_step() {
+    if [ ! -x "$bin/bench-device_step" ]; then
+        note step device_step "NOT THERE" "this pack has no bench of the step on a device"
+        return 1
+    fi
+    limited step device_step 300 "$bin/bench-device_step" || return 1
+    grep '^{' "$results/step-device_step.log" | tee "$results/step.jsonl"
+}
+
+part_pytorch() {
+    local python="${PYTHON:-python3}" failed=0 script
+    local where=(--device cuda) tiny=() case=(--case large --given input)
+    on_card || { where=(--device cpu) tiny=(--tiny) case=(--case smallest --repeats 3 --given input); }
+    if ! "$python" -c 'import torch' > /dev/null 2>&1; then
+        note pytorch torch "NOT INSTALLED" "nothing to compare with (PYTHON=... names another Python)"
+        return 1
+    fi
+    : > "$results/pytorch.jsonl"
+    cd "$pack/pytorch"
+    for script in attention patch_embed cross_entropy; do
+        limited pytorch "$script" 170 "$python" "$script.py" "${where[@]}" "${tiny[@]}" || failed=1
+    done
+    limited pytorch step 400 "$python" step.py "${where[@]}" "${case[@]}" || failed=1
+    cat "$results"/pytorch-*.log | grep '^{' >> "$results/pytorch.jsonl" || failed=1
+    cd - > /dev/null
+    return $failed
+}
+
+part_table() {
+    python3 "$here/gpu_table.py" "$results" | tee "$results/table.md"
+}
+
+run() {
+    local parts=() failed=() part
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --device) device="$2" && shift ;;
+            --limit) limit="$2" && shift ;;
+            --out) results="$2" && shift ;;
+            facts | parity | sanitizer | kernels | bench | step | pytorch | table) parts+=("$1") ;;
+            *) fail "unknown part or option: $1" ;;
+        esac
+        shift
+    done
+    [ ${#parts[@]} -gt 0 ] || parts=(facts parity sanitizer kernels bench step pytorch table)
+    [ -f "$pack/bin/all.tar.xz" ] || fail "$pack is not packed: run scripts/gpu.sh pack first"
+    mkdir -p "$results"
+    results="$(cd "$results" && pwd)"
+    unpack
+    find_libraries
+    export ALCHEMIST_BENCH_DEVICE="$device" CRITERION_HOME="$results/criterion"
+    for part in "${parts[@]}"; do
+        printf '\n== %s\n' "$part"
+        # What a part noted before is replaced.
+        if [ -f "$results/notes.tsv" ]; then
+            grep -v "^$part	" "$results/notes.tsv" > "$results/notes.new" || true
+            mv "$results/notes.new" "$results/notes.tsv"
+        fi
+        "part_$part" || failed+=("$part")
+    done
+    if [ ${#failed[@]} -gt 0 ]; then
+        printf '\ngpu.sh: not as it should be: %s\n' "${failed[*]}"
+        exit 1
+    fi
+}
+
+case "${1:-}" in
+    pack) make_pack ;;
+    run) shift && run "$@" ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
+esac

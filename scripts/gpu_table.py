@@ -1,0 +1,103 @@
+"""Puts the results of scripts/gpu.sh together: a short table, and a block of Markdown for benches/RESULTS.md.
+
+    python3 scripts/gpu_table.py target/gpu/results
+"""
+
+import json
+import pathlib
+import sys
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def objects(path):
+    return [json.loads(line) for line in lines(path) if line.startswith("{")]
+
+
+def time(seconds):
+    for factor, unit in [(1, "s"), (1e3, "ms"), (1e6, "us")]:
+        if seconds * factor >= 1 or unit == "us":
+            return f"{seconds * factor:.3g} {unit}"
+
+
+def comparisons(ours, theirs):
+    """Ratios that the project promises: name, what, ratio (above 1: ours is faster), and the least that is promised."""
+
+    def own(name):
+        return next((line["median_s"] for line in ours if line["name"] == name and "median_s" in line), None)
+
+    def best(wanted):
+        times = [line["median_s"] for line in theirs if "median_s" in line and wanted(line)]
+        return min(times) if times else None
+
+    def is_named(name, **more):
+        return lambda line: line["name"] == name and all(line.get(key) == value for key, value in more.items())
+
+    def attention(masked):
+        return lambda line: line["name"].startswith("attention/sdpa") and line.get("masked") is masked
+
+    attended = own("self_attention_forward_backward")
+    step, scored = own("train_step"), own("score")
+    return [
+        ("attention, forward and backward", "SDPA with the mask", attended, best(attention(True)), 2.5),
+        ("attention, forward and backward", "best dense backend without a mask", attended, best(attention(False)), 1.0),
+        ("attention, forward and backward", "FlexAttention, block mask", attended, best(is_named("attention/flex")), 1.5),
+        ("training step", "eager", step, best(is_named("train_step", mode="eager")), 1.5),
+        ("training step", "torch.compile", step, best(is_named("train_step", mode="compiled")), 1.07),
+        ("scoring", "torch.compile", scored, best(is_named("score", mode="compiled")), None),
+    ]
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    facts = lines(folder / "facts.txt")
+    ceilings = objects(folder / "ceilings.jsonl")
+    ops, steps, theirs = (objects(folder / name) for name in ["ops.jsonl", "step.jsonl", "pytorch.jsonl"])
+    notes = [line.split("\t") for line in lines(folder / "notes.tsv")]
+
+    print("## " + (", ".join(facts[:3]) or "no facts: run the part `facts`"))
+    print()
+    print("| part | what | result | |")
+    print("| --- | --- | --- | --- |")
+    for part, what, how, more in notes:
+        print(f"| {part} | {what} | {how} | {pathlib.Path(more).name if more.startswith('/') else more.split('; ')[0]} |")
+    for line in ceilings:
+        if line["name"] == "ceiling/copy":
+            print(f"| ceiling | copies | {line['bytes_per_s'] / 1e12:.3f} TB/s | |")
+        elif line["name"] == "ceiling/product_bf16":
+            sizes = " x ".join(map(str, line["mnk"]))
+            print(f"| ceiling | bf16 product {sizes} | {line['flop_per_s'] / 1e12:.1f} TFLOP/s | |")
+    if ops:
+        print()
+        print("| kernel | median | GB/s | TFLOP/s | time over the floor |")
+        print("| --- | --- | --- | --- | --- |")
+        for line in ops:
+            print(
+                f"| {line['name']} | {time(line['median_s'])} | {line['bytes_per_s'] / 1e9:.0f} "
+                f"| {line['flop_per_s'] / 1e12:.1f} | {line['time_over_floor']:.2f} |")
+    rows = [(f"this project, {line['name']}", line) for line in steps]
+    rows += [(f"PyTorch {line.get('torch', '')}, {line['name']} {line.get('mode', '')}", line) for line in theirs]
+    if rows:
+        print()
+        print("| what | median | images/s | peak memory | |")
+        print("| --- | --- | --- | --- | --- |")
+        for name, line in rows:
+            if "median_s" not in line:
+                print(f"| {name} | | | | refused: {line.get('refused', '')[:80]} |")
+                continue
+            images = f"{line['images_per_s']:.1f}" if "images_per_s" in line else ""
+            peak = f"{line['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in line else ""
+            share = f"products {line['product_share']:.0%}" if "product_share" in line else ""
+            print(f"| {name} | {time(line['median_s'])} | {images} | {peak} | {share} |")
+    print()
+    print("| ours | beside | times faster | promised |")
+    print("| --- | --- | --- | --- |")
+    for what, beside, ours, other, promised in comparisons(ops + steps, theirs):
+        ratio = f"{other / ours:.2f}" if ours and other else "not yet run"
+        print(f"| {what} | {beside} | {ratio} | {'' if promised is None else f'>= {promised}'} |")
+
+
+if __name__ == "__main__":
+    main()
