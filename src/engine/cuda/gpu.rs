@@ -24,8 +24,11 @@ use crate::error::{Error, Result};
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-/// Each kernel file's machine code for all targets, or why there is none.
-const FATBINS: std::result::Result<&[(&str, &Aligned<[u8]>)], &str> =
+/// A kernel file's name and its machine code for all targets.
+type Fatbin = (&'static str, &'static Aligned<[u8]>);
+
+/// All of them, or why there is none.
+const FATBINS: std::result::Result<&[Fatbin], &str> =
     include!(concat!(env!("OUT_DIR"), "/kernels/fatbins.rs"));
 
 /// What the kernels' toolkit needs of the driver: CUDA 13.0, as `cuDriverGetVersion` counts.

@@ -177,7 +177,6 @@ pub struct ResidualBranch<'a, T: Factor> {
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-#[expect(clippy::too_many_arguments, reason = "two ops in one")]
 pub fn residual_layer_norm_forward<T: Factor>(
     sum: &mut Buffer<T>,
     y: &mut Buffer<T>,
