@@ -7,6 +7,8 @@
 //! which all others see, are far above the mean, and a scale of 40 or 100 multiplies the rounding of unit vectors.
 //! `ALCHEMIST_REQUIRE_GPU=1` makes a machine without a GPU an error.
 
+#![expect(clippy::print_stdout, reason = "ALCHEMIST_SHOW_ERRORS asks for the errors")]
+
 mod attention_cases;
 
 use alchemist_engine::engine::{

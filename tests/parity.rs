@@ -568,7 +568,7 @@ fn digests_find_what_full_tensors_find() {
         for tensor in read_tensors(&path).values() {
             let digest = common::digest(tensor);
             worst = worst.max(digest_error(tensor, &digest));
-            let values = tensor.to_f64_vec();
+            let values = tensor.to_f64_vec().unwrap();
             let scale = values.iter().fold(0.0f64, |most, value| most.max(value.abs()));
             let last = values.len() - 1;
             // The last number wrong, all numbers a little too large, and two halves changed places.

@@ -505,7 +505,13 @@ fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfi
             0.0,
             1.0,
         )?,
-        rater_temperature: checker.number("rater_temperature", &mut raw.rater_temperature, 10.0, 1e-6, 1e6)?,
+        rater_temperature: checker.number(
+            "rater_temperature",
+            &mut raw.rater_temperature,
+            10.0,
+            1e-6,
+            1e6,
+        )?,
         rater_regularisation: Checker::flag(&mut raw.rater_reg, false),
         freeze_proxy: Checker::flag(&mut raw.fix_var, false),
         sampler_seed: checker

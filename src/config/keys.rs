@@ -176,7 +176,11 @@ pub const KEYS: &[Key] = &[
     key("rater_reg", "add the released entropy term to the rater's loss", Yes),
     key("fixVar", "do not train the proxy", Yes),
     key("compat", "`default`, `released`, or an object of the switches below", Yes),
-    key("rater_temperature", "divides the rater's logits before the softmax over a batch; at 1 the weights soon stand on one sample of a batch", Yes),
+    key(
+        "rater_temperature",
+        "divides the rater's logits before the softmax over a batch; at 1 the weights soon stand on one sample of a batch",
+        Yes,
+    ),
     key(
         "proxy_width",
         "channels of the proxy, a multiple of 64; null: 64 · `depth`; one head every 64 channels",

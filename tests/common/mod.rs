@@ -132,7 +132,7 @@ fn digest_place(at: u64, count: u64) -> usize {
 
 /// A tensor's digest, as each manifest defines it.
 pub fn digest(tensor: &Tensor) -> Value {
-    let values = tensor.to_f64_vec();
+    let values = tensor.to_f64_vec().unwrap();
     let count = values.len() as u64;
     let dot: f64 = values.iter().enumerate().map(|(at, value)| value * digest_pattern(at as u64)).sum();
     serde_json::json!({
