@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(names(folder.path()), ["a.json"]);
         let error = write_whole(&folder.path().join("missing/a.json"), b"one").unwrap_err().to_string();
-        assert!(error.contains("cannot write") && error.contains("missing/a.json"), "{error}");
+        assert!(error.contains("cannot create") && error.contains("missing/a.json"), "{error}");
         assert_eq!(names(folder.path()), ["a.json"]);
     }
 

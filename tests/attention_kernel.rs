@@ -102,7 +102,8 @@ fn check<T: Number>(device: &Device, case: &Case, hard: bool) -> Outcome {
         // Logits of 40 and more leave gradients in f32 fewer digits: measured 3.3e-5 on the emulator, with scales up to
         // 100.
         if hard && part > 0 {
-            most = most.max(5e-5);
+            // The scale's gradient is a sum in which nearly equal logits of -40 cancel: measured 1.7e-4.
+            most = most.max(if part == 3 { 5e-4 } else { 5e-5 });
         }
         // The gradient of the scale is a few numbers, each a sum of many that cancel: it has no mean to speak of.
         let most_mean = if part == 3 {
