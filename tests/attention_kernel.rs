@@ -89,26 +89,42 @@ fn on_device<T: Number>(device: &Device, case: &Case) -> Outcome {
     }
 }
 
-/// Compares with the reference. A `hard` case is one whose mean errors are not held to the bound either.
+/// How many digits a case leaves of its results.
+#[derive(Clone, Copy, PartialEq)]
+enum Digits {
+    All,
+    /// Large scales multiply the rounding of unit vectors.
+    Fewer,
+    /// All logits are nearly equal and far from 0, too.
+    Cancelled,
+}
+
+/// Compares with the reference. Where digits are few, mean errors are not held to the bound either.
 #[track_caller]
-fn check<T: Number>(device: &Device, case: &Case, hard: bool) -> Outcome {
+fn check<T: Number>(device: &Device, case: &Case, digits: Digits) -> Outcome {
     let expected = reference(case);
     let found = on_device::<T>(device, case);
     let naive = naive::<T>(case).errors(&expected);
     for (part, ((what, _), [largest, mean])) in
         found.parts().into_iter().zip(found.errors(&expected)).enumerate()
     {
-        let [mut most, most_mean] = naive[part].map(|error| T::BOUND.max(2.0 * error));
+        // Where scales are large: twice the error of plain loops and the noise of one rounding.
+        let noise = if digits != Digits::All { T::BOUND } else { 0.0 };
+        let [mut most, most_mean] = naive[part].map(|error| T::BOUND.max(2.0 * error + noise));
         // Logits of 40 and more leave gradients in f32 fewer digits: measured 3.3e-5 on the emulator, with scales up to
         // 100.
-        if hard && part > 0 {
-            // The scale's gradient is a sum in which nearly equal logits of -40 cancel: measured 1.7e-4.
-            most = most.max(if part == 3 { 5e-4 } else { 5e-5 });
+        if digits != Digits::All && part > 0 {
+            most = most.max(5e-5);
+        }
+        // Equal logits of -40 cancel in the sum that is the scale's gradient: measured 1.7e-4 in f32, and in 16 bits
+        // nothing is left of it, here or in plain loops.
+        if digits == Digits::Cancelled && part == 3 {
+            most = if T::BOUND < 1e-4 { 5e-4 } else { f64::INFINITY };
         }
         // The gradient of the scale is a few numbers, each a sum of many that cancel: it has no mean to speak of.
         let most_mean = if part == 3 {
             f64::INFINITY
-        } else if hard {
+        } else if digits != Digits::All {
             most_mean
         } else {
             T::BOUND
@@ -132,7 +148,7 @@ fn check<T: Number>(device: &Device, case: &Case, hard: bool) -> Outcome {
 
 fn head_sizes<T: Number>(device: &Device) {
     for (heads, head_dim) in [(2, 4), (1, 16), (2, 20), (2, 32), (2, 36), (2, 64), (1, 128)] {
-        check::<T>(device, &Case::pyramid::<T>(2, heads, head_dim, &[1, 2, 3, 5]), false);
+        check::<T>(device, &Case::pyramid::<T>(2, heads, head_dim, &[1, 2, 3, 5]), Digits::All);
     }
 }
 
@@ -142,10 +158,10 @@ fn self_attention_matches_the_reference_for_all_head_sizes() {
 }
 
 fn pyramids<T: Number>(device: &Device) {
-    check::<T>(device, &Case::pyramid::<T>(1, 1, 4, &[1]), false);
-    check::<T>(device, &Case::pyramid::<T>(1, 2, 64, &[1, 2, 3, 4, 6, 8]), false);
+    check::<T>(device, &Case::pyramid::<T>(1, 1, 4, &[1]), Digits::All);
+    check::<T>(device, &Case::pyramid::<T>(1, 2, 64, &[1, 2, 3, 4, 6, 8]), Digits::All);
     for pyramid in [&[8usize][..], &[1, 8], &[1, 2, 11]] {
-        check::<T>(device, &Case::pyramid::<T>(1, 1, 32, pyramid), false);
+        check::<T>(device, &Case::pyramid::<T>(1, 1, 32, pyramid), Digits::All);
     }
 }
 
@@ -155,7 +171,7 @@ fn self_attention_matches_the_reference_for_small_pyramids_and_whole_tiles() {
 }
 
 fn released_pyramid<T: Number>(device: &Device) {
-    check::<T>(device, &Case::pyramid::<T>(1, 1, 64, &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]), false);
+    check::<T>(device, &Case::pyramid::<T>(1, 1, 64, &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]), Digits::All);
 }
 
 #[test]
@@ -174,9 +190,9 @@ fn without_norm_or_positions<T: Number>(device: &Device) {
         if !rotary {
             case.rotary = None;
         }
-        check::<T>(device, &case, false);
+        check::<T>(device, &case, Digits::All);
         case.visible = None;
-        check::<T>(device, &case, false);
+        check::<T>(device, &case, Digits::All);
     }
 }
 
@@ -197,7 +213,7 @@ fn cross<T: Number>(device: &Device) {
         [(1, 1, 64), (9, 7, 20), (65, 16, 16), (30, 77, 64), (7, 130, 128), (129, 33, 4)]
     {
         let case = Case::cross::<T>([4, 2, head_dim], queries, keys, mask);
-        let found = check::<T>(device, &case, false);
+        let found = check::<T>(device, &case, Digits::All);
         let last = 3 * found.out.len() / 4;
         assert!(found.out[last..].iter().all(|&value| value == 0.0), "a sample without keys gives zeros");
         for d in found.d_sources {
@@ -207,9 +223,9 @@ fn cross<T: Number>(device: &Device) {
     }
     let mut plain = Case::cross::<T>([1, 1, 32], 11, 40, mask);
     plain.log_scale = None;
-    check::<T>(device, &plain, false);
+    check::<T>(device, &plain, Digits::All);
     plain.mask = None;
-    check::<T>(device, &plain, false);
+    check::<T>(device, &plain, Digits::All);
 }
 
 #[test]
@@ -222,7 +238,7 @@ fn scales<T: Number>(device: &Device) {
     let factors = [5.99, 6.01, 39.9, 40.0, 40.1, 99.9, 150.0];
     let mut case = Case::pyramid::<T>(1, factors.len(), 16, &[1, 3, 8]);
     case.log_scale = Some(rounded::<f32>(&factors.map(f64::ln)));
-    let found = check::<T>(device, &case, true);
+    let found = check::<T>(device, &case, Digits::Fewer);
     assert_eq!(found.d_log_scale[6], 0.0, "a clamped scale has no gradient");
     assert!(found.d_log_scale[..6].iter().all(|&d| d != 0.0), "others have one");
     // Queries that point away from all keys: every logit is near the lowest that there can be.
@@ -237,7 +253,7 @@ fn scales<T: Number>(device: &Device) {
     }
     for factor in [5.99, 39.9, 40.1, 99.9f64] {
         away.log_scale = Some(rounded::<f32>(&[factor.ln()]));
-        check::<T>(device, &away, true);
+        check::<T>(device, &away, Digits::Cancelled);
     }
 }
 
@@ -253,7 +269,7 @@ fn vectors_of_no_length<T: Number>(device: &Device) {
         case.sources[0][2 * 48 + c] = 0.0;
         case.sources[0][3 * 48 + 16 + c] = 0.0;
     }
-    let found = check::<T>(device, &case, false);
+    let found = check::<T>(device, &case, Digits::All);
     assert!(found.parts().iter().all(|(_, values)| values.iter().all(|value| value.is_finite())));
 }
 
