@@ -15,7 +15,7 @@ use alchemist_engine::{
     encode::TextStates,
     engine::{DType, Purpose, Random, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
@@ -123,8 +123,10 @@ impl Case {
                 two_rater_passes: true,
                 drop_path: true,
                 recompute: std::env::var("ALCHEMIST_RECOMPUTE").is_ok_and(|value| value == "1"),
+                cuda_graph: std::env::var("ALCHEMIST_GRAPH").map_or(true, |value| value != "0"),
                 seed: 0,
             },
+            recorded: RecordedStep::default(),
         })
     }
 }
@@ -184,12 +186,14 @@ fn train_step(measured: &Measured, case: &Case) -> Result<()> {
     let micro = MicroBatch { train: case.batch(case.batch, 10)?, validation: case.batch(case.batch, 20)? };
     let micro = [micro.to_device(device, DType::Bf16)?];
     let mut step = 0;
-    let mut work = || {
+    let mut work = |bilevel: &mut Bilevel| {
         step += 1;
         bilevel.step(&micro, RATES, step).map(drop)
     };
-    let times = times(measured, 20, &mut work)?;
-    let ((), products) = device.time_products(&mut work)?;
+    let times = times(measured, 20, || work(&mut bilevel))?;
+    // Within a graph single products cannot be timed.
+    bilevel.settings.cuda_graph = false;
+    let ((), products) = device.time_products(|| work(&mut bilevel))?;
     report(measured, "train_step", case.batch, &times, products.as_secs_f64());
     Ok(())
 }

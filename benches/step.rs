@@ -12,7 +12,7 @@ use alchemist_engine::{
     encode::{TextStates, pyramid::PyramidQuantizer, resample::Convolution},
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
@@ -171,8 +171,10 @@ impl Case {
                 two_rater_passes: true,
                 drop_path: true,
                 recompute: false,
+                cuda_graph: true,
                 seed: 0,
             },
+            recorded: RecordedStep::default(),
         }
     }
 }

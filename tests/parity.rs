@@ -11,7 +11,7 @@ use alchemist_engine::{
     encode::{TextStates, pyramid::PyramidQuantizer},
     engine::{Accumulate, DType, Parameters, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
     train::{
         optimizer::{AdamW, AdamWSettings},
         schedule::Schedule,
@@ -288,8 +288,10 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
             two_rater_passes: true,
             drop_path: false,
             recompute: false,
+            cuda_graph: true,
             seed: 0,
         },
+        recorded: RecordedStep::default(),
     };
     if let Some(device) = device() {
         bilevel.move_to(device, DType::F32).unwrap();

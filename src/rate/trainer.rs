@@ -14,7 +14,7 @@ use crate::{
     interrupt::Interrupt,
     models::{Proxy, Rater, Weighing},
     rate::{
-        bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+        bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
         corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
     },
     train::{
@@ -417,8 +417,10 @@ pub fn build_networks(
             two_rater_passes: compat.two_rater_passes,
             drop_path: true,
             recompute: config.recompute,
+            cuda_graph: config.cuda_graph,
             seed: config.seed,
         },
+        recorded: RecordedStep::default(),
     })
 }
 
