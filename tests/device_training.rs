@@ -214,6 +214,24 @@ fn recomputing_and_repeating_change_no_bit() {
     assert_same_weights(&kept, &again);
 }
 
+#[test]
+fn recomputing_needs_less_memory() {
+    let step_bytes = |recompute: bool| {
+        let case =
+            Case { depth: 4, recompute, micro_batches: 1, drop_path: false, cuda_graph: false, ..PLAIN };
+        let device = Device::emulated().unwrap();
+        let mut bilevel = bilevel(&case);
+        bilevel.move_to(&device, DType::Bf16).unwrap();
+        let held = device.memory().used_bytes;
+        device.reset_peak_memory();
+        step(&mut bilevel, &case, RATES, 0);
+        device.memory().peak_bytes - held
+    };
+    let (kept, again) = (step_bytes(false), step_bytes(true));
+    println!("a step takes {kept} bytes beside weights and moments, {again} when blocks run again");
+    assert!(10 * again <= 9 * kept, "{again} bytes are hardly less than {kept}");
+}
+
 /// Steps 0 to 7 with the weight of the validation loss going from 0 to a half and to 1, as from epoch to epoch, and learning
 /// rates that never come again; gives whether a graph was kept after each.
 fn scheduled(bilevel: &mut Bilevel, case: &Case) -> (Vec<StepReport>, Vec<bool>) {
