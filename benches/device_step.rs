@@ -92,7 +92,7 @@ impl Case {
         let codes = (0..batch * tokens).map(|_| random.below(self.vocabulary as u64) as u32).collect();
         Ok(Batch {
             codes: Tensor::new(&[batch, tokens], codes)?,
-            input: self.normal(&[batch, tokens - 1, self.code_channels], stream + 1)?,
+            input: Some(self.normal(&[batch, tokens - 1, self.code_channels], stream + 1)?),
             text: TextStates {
                 states: self.normal(&[batch, self.text_tokens, self.text_channels], stream + 2)?,
                 mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens])?,
@@ -126,6 +126,7 @@ impl Case {
                 cuda_graph: std::env::var("ALCHEMIST_GRAPH").map_or(true, |value| value != "0"),
                 seed: 0,
             },
+            reader: None,
             recorded: RecordedStep::default(),
         })
     }
@@ -205,7 +206,7 @@ fn score(measured: &Measured, case: &Case) -> Result<()> {
     let batch = case.batch(case.score_batch, 10)?.to_device(device, DType::Bf16)?;
     let mut work = || {
         let mut tape = Tape::inference(&parameters);
-        rater.forward(&mut tape, &batch.input, &batch.text, Weighing::Released, Mode::Evaluate).map(drop)
+        rater.forward(&mut tape, batch.input()?, &batch.text, Weighing::Released, Mode::Evaluate).map(drop)
     };
     let times = times(measured, 20, &mut work)?;
     let ((), products) = device.time_products(&mut work)?;

@@ -4,7 +4,10 @@
 mod common;
 
 use alchemist_engine::{
-    encode::TextStates,
+    encode::{
+        TextStates,
+        pyramid::{CodeReader, PyramidQuantizer},
+    },
     engine::{DType, ParameterId, Tensor, cuda::Device},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
     rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
@@ -89,6 +92,7 @@ fn bilevel(case: &Case) -> Bilevel {
             cuda_graph: case.cuda_graph,
             seed: 7,
         },
+        reader: None,
         recorded: RecordedStep::default(),
     }
 }
@@ -97,7 +101,7 @@ fn batch(stream: u64) -> Batch {
     let codes = (0..BATCH * TOKENS).map(|at| ((at as u64 * 7 + stream * 3) % VOCABULARY as u64) as u32);
     Batch {
         codes: Tensor::new(&[BATCH, TOKENS], codes.collect::<Vec<u32>>()).unwrap(),
-        input: normal(&[BATCH, TOKENS - 1, 6], 100 + stream, DType::F32),
+        input: Some(normal(&[BATCH, TOKENS - 1, 6], 100 + stream, DType::F32)),
         text: TextStates {
             states: normal(&[BATCH, 5, 12], 200 + stream, DType::F32),
             mask: Tensor::new(&[BATCH, 5], vec![1u32, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0]).unwrap(),
@@ -212,6 +216,37 @@ fn recomputing_and_repeating_change_no_bit() {
     let (again, second) = on_emulator(&Case { recompute: true, ..case }, DType::Bf16, 2);
     assert_eq!(first, second);
     assert_same_weights(&kept, &again);
+}
+
+/// Batches without an input: a device makes it from the codes, and trains as with the host's.
+#[test]
+fn codes_are_enough_for_a_device() {
+    let quantizer =
+        PyramidQuantizer::new(&[1, 2, 3], &normal(&[VOCABULARY, 6], 9, DType::F32), Vec::new()).unwrap();
+    let case = Case { depth: 1, micro_batches: 1, ..PLAIN };
+    let run = |on_device: bool| -> Vec<StepReport> {
+        let device = Device::emulated().unwrap();
+        let mut bilevel = bilevel(&case);
+        bilevel.move_to(&device, DType::F32).unwrap();
+        if on_device {
+            bilevel.reader = Some(CodeReader::new(&quantizer, &device, BATCH).unwrap());
+        }
+        let of = |stream: u64| {
+            let batch = Batch { input: None, ..batch(stream) };
+            if on_device { batch } else { batch.with_input(&quantizer).unwrap() }
+        };
+        let micro = |step: u64| MicroBatch { train: of(2 * step), validation: of(2 * step + 1) };
+        (0..3).map(|step| bilevel.step(&[micro(step)], RATES, step).unwrap()).collect()
+    };
+    let worst = difference(&run(true), &run(false));
+    assert!(worst <= 1e-5, "losses differ by {worst:e}");
+
+    let mut without = bilevel(&case);
+    without.move_to(&Device::emulated().unwrap(), DType::F32).unwrap();
+    let batch = Batch { input: None, ..batch(0) };
+    let micro = MicroBatch { train: batch.clone(), validation: batch };
+    let message = without.step(&[micro], RATES, 0).unwrap_err().to_string();
+    assert!(message.contains("has not been made from its codes"), "{message}");
 }
 
 #[test]
@@ -366,11 +401,12 @@ fn tensors_of_two_places_do_not_meet() {
     let batch = batch(0);
     let mut tape = alchemist_engine::engine::Tape::inference(&parameters);
     let mode = alchemist_engine::models::Mode::Evaluate;
-    let message = proxy.logits(&mut tape, &batch.input, &batch.text, mode).unwrap_err().to_string();
+    let input = batch.input().unwrap();
+    let message = proxy.logits(&mut tape, input, &batch.text, mode).unwrap_err().to_string();
     assert!(message.contains("is on emulated"), "{message}");
-    let tensor = batch.input.to_device(&device).unwrap();
+    let tensor = input.to_device(&device).unwrap();
     assert!(tensor.as_slice::<f32>().unwrap_err().to_string().contains("is on emulated"));
-    assert!(batch.input.buffer::<f32>().unwrap_err().to_string().contains("on the host"));
-    assert_eq!(tensor.to_host().unwrap(), batch.input);
+    assert!(input.buffer::<f32>().unwrap_err().to_string().contains("on the host"));
+    assert_eq!(tensor.to_host().unwrap(), *input);
     assert!(normal(&[2], 1, DType::F64).to_device(&device).is_err());
 }

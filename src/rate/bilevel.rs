@@ -10,6 +10,7 @@ pub use recorded::RecordedStep;
 use inputs::{Pass, Prepared};
 
 use crate::{
+    encode::pyramid::CodeReader,
     engine::{
         Accumulate, DType, Gradients, Parameters, Tape, Tensor,
         cuda::Device,
@@ -98,6 +99,8 @@ pub struct Bilevel {
     pub rater_optimizer: AdamW,
     /// See [`BilevelSettings`].
     pub settings: BilevelSettings,
+    /// On a device: makes the networks' input from codes, for batches that come without it.
+    pub reader: Option<CodeReader>,
     /// See [`RecordedStep`]; begins as the default.
     pub recorded: RecordedStep,
 }
@@ -318,12 +321,12 @@ impl Bilevel {
         let two_passes = self.settings.two_rater_passes;
         let pass = if two_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
         let mut rater_tape = Tape::new(&self.rater_parameters).with_recomputing(self.settings.recompute);
-        let rated = self.rater.forward(&mut rater_tape, &train.input, &train.text, weighing, mode(pass))?;
+        let rated = self.rater.forward(&mut rater_tape, train.input()?, &train.text, weighing, mode(pass))?;
         let rater_weight = rated.weight.value().clone();
         let (score, weight) = if two_passes && self.settings.drop_path {
             let mut tape = Tape::inference(&self.rater_parameters);
             let mode = mode(Pass::RaterForProxy);
-            let rated = self.rater.forward(&mut tape, &train.input, &train.text, weighing, mode)?;
+            let rated = self.rater.forward(&mut tape, train.input()?, &train.text, weighing, mode)?;
             (rated.score.into_value(), rated.weight.into_value())
         } else {
             (rated.score.value().clone(), rater_weight.clone())
@@ -354,7 +357,8 @@ impl Bilevel {
             None => Tape::inference(&self.proxy_parameters),
         };
         let smoothing = self.settings.label_smoothing;
-        let result = self.proxy.loss(&mut tape, &batch.input, &batch.text, &batch.codes, smoothing, mode)?;
+        let result =
+            self.proxy.loss(&mut tape, batch.input()?, &batch.text, &batch.codes, smoothing, mode)?;
         if let Some(seeds) = seeds {
             let seeds = seeds(result.sample_loss.value())?;
             tape.backward(vec![(&result.sample_loss, seeds)], &[], into)?;

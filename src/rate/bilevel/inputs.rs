@@ -1,13 +1,16 @@
 //! What a step is told: the batches, and the numbers that the host draws and schedules.
 
 use crate::{
-    encode::TextStates,
+    encode::{
+        TextStates,
+        pyramid::{CodeReader, PyramidQuantizer},
+    },
     engine::{
         DType, Tensor,
         cuda::{Buffer, Device},
         ops::rater_loss::RaterLoss,
     },
-    error::Result,
+    error::{Error, Result},
     models::DropPath,
 };
 
@@ -16,8 +19,9 @@ use crate::{
 pub struct Batch {
     /// The codes to be predicted, `[B, L]` u32.
     pub codes: Tensor,
-    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`.
-    pub input: Tensor,
+    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
+    /// `[B, L, Cvae]` with zeros for the first. Nothing where it is to be made from the codes, see [`CodeReader`].
+    pub input: Option<Tensor>,
     /// The captions.
     pub text: TextStates,
     /// Tokens of the finest scale, the last ones of each row.
@@ -25,6 +29,35 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The same batch with its input made on the host.
+    ///
+    /// # Errors
+    /// If the codes are not the quantiser's.
+    pub fn with_input(self, quantizer: &PyramidQuantizer) -> Result<Self> {
+        Ok(Self { input: Some(quantizer.input(&self.codes)?), ..self })
+    }
+
+    /// The pyramid input.
+    ///
+    /// # Errors
+    /// If it has not been made.
+    pub fn input(&self) -> Result<&Tensor> {
+        self.input
+            .as_ref()
+            .ok_or_else(|| Error::invalid("the input of a batch has not been made from its codes"))
+    }
+
+    /// Makes the input where it is missing; the codes are on a device.
+    ///
+    /// # Errors
+    /// Those of [`CodeReader::input`].
+    pub(crate) fn read_codes(&mut self, reader: Option<&CodeReader>, dtype: DType) -> Result<()> {
+        if let (None, Some(reader)) = (&self.input, reader) {
+            self.input = Some(reader.input(&self.codes, dtype)?);
+        }
+        Ok(())
+    }
+
     /// The same batch on a device, floats in the type of the activations; nothing is copied if it is there.
     ///
     /// # Errors
@@ -41,7 +74,7 @@ impl Batch {
     fn narrowed(&self, dtype: DType) -> Result<Self> {
         Ok(Self {
             codes: self.codes.clone(),
-            input: self.input.cast(dtype)?,
+            input: self.input.as_ref().map(|input| input.cast(dtype)).transpose()?,
             text: TextStates {
                 states: self.text.states.cast(dtype)?,
                 mask: self.text.mask.clone(),
@@ -51,9 +84,9 @@ impl Batch {
         })
     }
 
-    fn tensors_mut(&mut self) -> [&mut Tensor; 5] {
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let TextStates { states, mask, pooled } = &mut self.text;
-        [&mut self.codes, &mut self.input, states, mask, pooled]
+        [&mut self.codes, states, mask, pooled].into_iter().chain(&mut self.input)
     }
 }
 
@@ -84,7 +117,7 @@ impl MicroBatch {
     }
 
     fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.train.tensors_mut().into_iter().chain(self.validation.tensors_mut())
+        self.train.tensors_mut().chain(self.validation.tensors_mut())
     }
 }
 
@@ -175,8 +208,14 @@ impl OnDevice {
         Ok(())
     }
 
-    /// What the work reads. It is itself work of the device: each tensor of numbers gets its part.
-    pub(super) fn unpacked(&self, device: &Device) -> Result<Prepared> {
+    /// What the work reads, the input in the type `dtype`. It is itself work of the device: each tensor of numbers
+    /// gets its part, and codes become the networks' input.
+    pub(super) fn unpacked(
+        &self,
+        device: &Device,
+        reader: Option<&CodeReader>,
+        dtype: DType,
+    ) -> Result<Prepared> {
         let (mut prepared, mut at) = (self.prepared.clone(), 0);
         let numbers: &Buffer<f32> = self.numbers.buffer()?;
         for tensor in prepared.numbers_mut() {
@@ -184,6 +223,9 @@ impl OnDevice {
             at = range.end;
             *tensor = Tensor::written(device, tensor.shape(), |part| part.copy_range(0, numbers, range))?;
         }
+        let MicroBatch { train, validation } = &mut prepared.micro;
+        train.read_codes(reader, dtype)?;
+        validation.read_codes(reader, dtype)?;
         Ok(prepared)
     }
 }

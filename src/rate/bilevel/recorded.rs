@@ -86,7 +86,8 @@ impl Bilevel {
     }
 
     fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice]) -> Result<Asked> {
-        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device)))
+        let (reader, dtype) = (self.reader.clone(), self.proxy_parameters.compute_dtype());
+        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), dtype)))
     }
 
     fn record(&mut self, device: &Device, inputs: &[OnDevice]) -> Result<(Graph, Asked)> {
