@@ -15,7 +15,7 @@ use alchemist_engine::{
     encode::TextStates,
     engine::{DType, Purpose, Random, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
@@ -92,7 +92,7 @@ impl Case {
         let codes = (0..batch * tokens).map(|_| random.below(self.vocabulary as u64) as u32).collect();
         Ok(Batch {
             codes: Tensor::new(&[batch, tokens], codes)?,
-            input: self.normal(&[batch, tokens - 1, self.code_channels], stream + 1)?,
+            input: Some(self.normal(&[batch, tokens - 1, self.code_channels], stream + 1)?),
             text: TextStates {
                 states: self.normal(&[batch, self.text_tokens, self.text_channels], stream + 2)?,
                 mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens])?,
@@ -123,8 +123,11 @@ impl Case {
                 two_rater_passes: true,
                 drop_path: true,
                 recompute: std::env::var("ALCHEMIST_RECOMPUTE").is_ok_and(|value| value == "1"),
+                cuda_graph: std::env::var("ALCHEMIST_GRAPH").map_or(true, |value| value != "0"),
                 seed: 0,
             },
+            reader: None,
+            recorded: RecordedStep::default(),
         })
     }
 }
@@ -184,12 +187,14 @@ fn train_step(measured: &Measured, case: &Case) -> Result<()> {
     let micro = MicroBatch { train: case.batch(case.batch, 10)?, validation: case.batch(case.batch, 20)? };
     let micro = [micro.to_device(device, DType::Bf16)?];
     let mut step = 0;
-    let mut work = || {
+    let mut work = |bilevel: &mut Bilevel| {
         step += 1;
         bilevel.step(&micro, RATES, step).map(drop)
     };
-    let times = times(measured, 20, &mut work)?;
-    let ((), products) = device.time_products(&mut work)?;
+    let times = times(measured, 20, || work(&mut bilevel))?;
+    // Within a graph single products cannot be timed.
+    bilevel.settings.cuda_graph = false;
+    let ((), products) = device.time_products(|| work(&mut bilevel))?;
     report(measured, "train_step", case.batch, &times, products.as_secs_f64());
     Ok(())
 }
@@ -201,7 +206,7 @@ fn score(measured: &Measured, case: &Case) -> Result<()> {
     let batch = case.batch(case.score_batch, 10)?.to_device(device, DType::Bf16)?;
     let mut work = || {
         let mut tape = Tape::inference(&parameters);
-        rater.forward(&mut tape, &batch.input, &batch.text, Weighing::Released, Mode::Evaluate).map(drop)
+        rater.forward(&mut tape, batch.input()?, &batch.text, Weighing::Released, Mode::Evaluate).map(drop)
     };
     let times = times(measured, 20, &mut work)?;
     let ((), products) = device.time_products(&mut work)?;

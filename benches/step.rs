@@ -12,7 +12,7 @@ use alchemist_engine::{
     encode::{TextStates, pyramid::PyramidQuantizer, resample::Convolution},
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
@@ -123,7 +123,7 @@ impl Case {
     fn batch(&self, quantizer: &PyramidQuantizer, (features, text): &(Tensor, TextStates)) -> Batch {
         let codes = quantizer.encode(features).expect("features are quantised");
         Batch {
-            input: quantizer.input(&codes).expect("codes have an input"),
+            input: Some(quantizer.input(&codes).expect("codes have an input")),
             codes,
             text: text.clone(),
             last_scale: self.patch_nums.last().map_or(0, |side| side * side),
@@ -171,8 +171,11 @@ impl Case {
                 two_rater_passes: true,
                 drop_path: true,
                 recompute: false,
+                cuda_graph: true,
                 seed: 0,
             },
+            reader: None,
+            recorded: RecordedStep::default(),
         }
     }
 }
@@ -214,7 +217,8 @@ fn score(criterion: &mut Criterion) {
 
 fn score_batch(rater: &Rater, parameters: &Parameters, batch: &Batch) {
     let mut tape = Tape::inference(parameters);
-    let rated = rater.forward(&mut tape, &batch.input, &batch.text, Weighing::Released, Mode::Evaluate);
+    let input = batch.input().expect("the input was made");
+    let rated = rater.forward(&mut tape, input, &batch.text, Weighing::Released, Mode::Evaluate);
     black_box(rated.expect("scoring works").score.into_value());
 }
 

@@ -4,10 +4,13 @@
 mod common;
 
 use alchemist_engine::{
-    encode::TextStates,
-    engine::{DType, Tensor, cuda::Device},
+    encode::{
+        TextStates,
+        pyramid::{CodeReader, PyramidQuantizer},
+    },
+    engine::{DType, ParameterId, Tensor, cuda::Device},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
     train::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
@@ -22,21 +25,25 @@ const BATCH: usize = 3;
 /// What differs between cases.
 #[derive(Clone, Copy)]
 struct Case {
+    depth: usize,
     shared_aln: bool,
     rope: bool,
     first_sample: bool,
     drop_path: bool,
     micro_batches: usize,
     recompute: bool,
+    cuda_graph: bool,
 }
 
 const PLAIN: Case = Case {
+    depth: 2,
     shared_aln: false,
     rope: true,
     first_sample: false,
     drop_path: true,
     micro_batches: 2,
     recompute: false,
+    cuda_graph: true,
 };
 
 fn backbone(case: &Case, depth: usize) -> BackboneConfig {
@@ -62,8 +69,8 @@ fn backbone(case: &Case, depth: usize) -> BackboneConfig {
 }
 
 fn bilevel(case: &Case) -> Bilevel {
-    let (proxy, proxy_parameters) = Proxy::new(&backbone(case, 2), DType::F32, 1).unwrap();
-    let (rater, rater_parameters) = Rater::new(&backbone(case, 2), DType::F32, 2).unwrap();
+    let (proxy, proxy_parameters) = Proxy::new(&backbone(case, case.depth), DType::F32, 1).unwrap();
+    let (rater, rater_parameters) = Rater::new(&backbone(case, case.depth), DType::F32, 2).unwrap();
     let settings = AdamWSettings { clip: Some(0.5), ..AdamWSettings::default() };
     Bilevel {
         proxy,
@@ -82,8 +89,11 @@ fn bilevel(case: &Case) -> Bilevel {
             two_rater_passes: true,
             drop_path: case.drop_path,
             recompute: case.recompute,
+            cuda_graph: case.cuda_graph,
             seed: 7,
         },
+        reader: None,
+        recorded: RecordedStep::default(),
     }
 }
 
@@ -91,7 +101,7 @@ fn batch(stream: u64) -> Batch {
     let codes = (0..BATCH * TOKENS).map(|at| ((at as u64 * 7 + stream * 3) % VOCABULARY as u64) as u32);
     Batch {
         codes: Tensor::new(&[BATCH, TOKENS], codes.collect::<Vec<u32>>()).unwrap(),
-        input: normal(&[BATCH, TOKENS - 1, 6], 100 + stream, DType::F32),
+        input: Some(normal(&[BATCH, TOKENS - 1, 6], 100 + stream, DType::F32)),
         text: TextStates {
             states: normal(&[BATCH, 5, 12], 200 + stream, DType::F32),
             mask: Tensor::new(&[BATCH, 5], vec![1u32, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0]).unwrap(),
@@ -103,17 +113,28 @@ fn batch(stream: u64) -> Batch {
 
 const RATES: StepRates = StepRates { upper_level_weight: 0.5, learning_rate: 3e-3, weight_decay: 0.05 };
 
+fn step(bilevel: &mut Bilevel, case: &Case, rates: StepRates, step: u64) -> StepReport {
+    let micro = |at: usize| {
+        let stream = 2 * (step * case.micro_batches as u64 + at as u64);
+        MicroBatch { train: batch(stream), validation: batch(stream + 1) }
+    };
+    let micro: Vec<MicroBatch> = (0..case.micro_batches).map(micro).collect();
+    bilevel.step(&micro, rates, step).unwrap()
+}
+
 fn steps(bilevel: &mut Bilevel, case: &Case, range: std::ops::Range<u64>) -> Vec<StepReport> {
-    range
-        .map(|step| {
-            let micro = |at: usize| {
-                let stream = 2 * (step * case.micro_batches as u64 + at as u64);
-                MicroBatch { train: batch(stream), validation: batch(stream + 1) }
-            };
-            let micro: Vec<MicroBatch> = (0..case.micro_batches).map(micro).collect();
-            bilevel.step(&micro, RATES, step).unwrap()
-        })
-        .collect()
+    range.map(|at| step(bilevel, case, RATES, at)).collect()
+}
+
+#[track_caller]
+fn assert_same_weights(left: &Bilevel, right: &Bilevel) {
+    for (left, right) in
+        [(&left.proxy_parameters, &right.proxy_parameters), (&left.rater_parameters, &right.rater_parameters)]
+    {
+        for ((_, name, left), (_, _, right)) in left.iter().zip(right.iter()) {
+            assert_eq!(left.to_host().unwrap(), right.to_host().unwrap(), "{name}");
+        }
+    }
 }
 
 /// The worst relative difference of all losses and norms, with and without those of single samples.
@@ -194,9 +215,115 @@ fn recomputing_and_repeating_change_no_bit() {
     let (kept, first) = on_emulator(&case, DType::Bf16, 2);
     let (again, second) = on_emulator(&Case { recompute: true, ..case }, DType::Bf16, 2);
     assert_eq!(first, second);
-    for ((_, name, left), (_, _, right)) in kept.proxy_parameters.iter().zip(again.proxy_parameters.iter()) {
-        assert_eq!(left.to_host().unwrap(), right.to_host().unwrap(), "{name}");
+    assert_same_weights(&kept, &again);
+}
+
+/// Batches without an input: a device makes it from the codes, and trains as with the host's.
+#[test]
+fn codes_are_enough_for_a_device() {
+    let quantizer =
+        PyramidQuantizer::new(&[1, 2, 3], &normal(&[VOCABULARY, 6], 9, DType::F32), Vec::new()).unwrap();
+    let case = Case { depth: 1, micro_batches: 1, ..PLAIN };
+    let run = |on_device: bool| -> Vec<StepReport> {
+        let device = Device::emulated().unwrap();
+        let mut bilevel = bilevel(&case);
+        bilevel.move_to(&device, DType::F32).unwrap();
+        if on_device {
+            bilevel.reader = Some(CodeReader::new(&quantizer, &device, BATCH).unwrap());
+        }
+        let of = |stream: u64| {
+            let batch = Batch { input: None, ..batch(stream) };
+            if on_device { batch } else { batch.with_input(&quantizer).unwrap() }
+        };
+        let micro = |step: u64| MicroBatch { train: of(2 * step), validation: of(2 * step + 1) };
+        (0..3).map(|step| bilevel.step(&[micro(step)], RATES, step).unwrap()).collect()
+    };
+    let worst = difference(&run(true), &run(false));
+    assert!(worst <= 1e-5, "losses differ by {worst:e}");
+
+    let mut without = bilevel(&case);
+    without.move_to(&Device::emulated().unwrap(), DType::F32).unwrap();
+    let batch = Batch { input: None, ..batch(0) };
+    let micro = MicroBatch { train: batch.clone(), validation: batch };
+    let message = without.step(&[micro], RATES, 0).unwrap_err().to_string();
+    assert!(message.contains("has not been made from its codes"), "{message}");
+}
+
+#[test]
+fn recomputing_needs_less_memory() {
+    let step_bytes = |recompute: bool| {
+        let case =
+            Case { depth: 4, recompute, micro_batches: 1, drop_path: false, cuda_graph: false, ..PLAIN };
+        let device = Device::emulated().unwrap();
+        let mut bilevel = bilevel(&case);
+        bilevel.move_to(&device, DType::Bf16).unwrap();
+        let held = device.memory().used_bytes;
+        device.reset_peak_memory();
+        step(&mut bilevel, &case, RATES, 0);
+        device.memory().peak_bytes - held
+    };
+    let (kept, again) = (step_bytes(false), step_bytes(true));
+    println!("a step takes {kept} bytes beside weights and moments, {again} when blocks run again");
+    assert!(10 * again <= 9 * kept, "{again} bytes are hardly less than {kept}");
+}
+
+/// Steps 0 to 7 with the weight of the validation loss going from 0 to a half and to 1, as from epoch to epoch, and learning
+/// rates that never come again; gives whether a graph was kept after each.
+fn scheduled(bilevel: &mut Bilevel, case: &Case) -> (Vec<StepReport>, Vec<bool>) {
+    let one = |at: u64| {
+        let upper_level_weight = [0.0, 0.0, 0.5, 0.5, 0.25, 1.0, 1.0, 1.0][at as usize];
+        let rates = StepRates { upper_level_weight, learning_rate: 1e-3 * (at + 1) as f64, ..RATES };
+        let report = step(bilevel, case, rates, at);
+        (report, bilevel.recorded.is_recorded())
+    };
+    (0..8).map(one).unzip()
+}
+
+#[test]
+fn a_replayed_step_is_the_step_to_the_bit() {
+    let cases = [
+        (Case { depth: 1, ..PLAIN }, DType::F32),
+        (Case { shared_aln: true, micro_batches: 1, recompute: true, ..PLAIN }, DType::F16),
+    ];
+    for (case, compute) in cases {
+        let run = |cuda_graph: bool| {
+            let case = Case { cuda_graph, ..case };
+            let mut bilevel = bilevel(&case);
+            bilevel.move_to(&Device::emulated().unwrap(), compute).unwrap();
+            let (reports, recorded) = scheduled(&mut bilevel, &case);
+            (bilevel, reports, recorded)
+        };
+        let (launched, expected, never) = run(false);
+        let (replayed, found, recorded) = run(true);
+        assert_eq!(never, [false; 8]);
+        // The first step of each kind is launched, the second recorded.
+        assert_eq!(recorded, [false, true, false, true, true, false, true, true]);
+        assert_eq!(found, expected);
+        assert_same_weights(&replayed, &launched);
     }
+}
+
+/// A graph writes weights in place; they are not those of a copy, nor of a state put back.
+#[test]
+fn a_graph_keeps_off_what_became_another_networks() {
+    let case = Case { micro_batches: 1, ..PLAIN };
+    let (mut own, _) = on_emulator(&case, DType::Bf16, 3);
+    assert!(own.recorded.is_recorded());
+    let mut copy = own.clone();
+    assert!(!copy.recorded.is_recorded());
+    let before = copy.proxy_parameters.value(ParameterId(0)).to_host().unwrap();
+    let expected = steps(&mut own, &case, 3..6);
+    assert_eq!(copy.proxy_parameters.value(ParameterId(0)).to_host().unwrap(), before);
+    assert_ne!(own.proxy_parameters.value(ParameterId(0)).to_host().unwrap(), before);
+    assert_eq!(steps(&mut copy, &case, 3..6), expected);
+    assert_same_weights(&own, &copy);
+
+    let name = own.proxy_parameters.name(ParameterId(0)).to_owned();
+    own.proxy_parameters.set(&name, &before).unwrap();
+    copy.proxy_parameters.set(&name, &before).unwrap();
+    copy.settings.cuda_graph = false;
+    assert_eq!(steps(&mut own, &case, 6..9), steps(&mut copy, &case, 6..9));
+    assert_same_weights(&own, &copy);
 }
 
 #[test]
@@ -215,12 +342,12 @@ fn an_overflow_is_skipped_with_scaled_losses_and_stops_without() {
     let micro = [MicroBatch { train: batch(0), validation: batch(1) }];
 
     let mut scaled = overflowing(DType::F16);
-    let before = scaled.proxy_parameters.value(alchemist_engine::engine::ParameterId(0)).to_host().unwrap();
+    let before = scaled.proxy_parameters.value(ParameterId(0)).to_host().unwrap();
     let report = scaled.step(&micro, RATES, 0).unwrap();
     assert!(!report.proxy_gradient_norm.is_finite());
     let scale = scaled.proxy_optimizer.loss_scale().unwrap();
     assert_eq!((scale.factor(), scale.skipped(), scaled.proxy_optimizer.steps()), (1024.0, 1, 0));
-    let after = scaled.proxy_parameters.value(alchemist_engine::engine::ParameterId(0)).to_host().unwrap();
+    let after = scaled.proxy_parameters.value(ParameterId(0)).to_host().unwrap();
     assert_eq!(before, after);
 
     let message = overflowing(DType::F32).step(&micro, RATES, 4).unwrap_err().to_string();
@@ -274,11 +401,12 @@ fn tensors_of_two_places_do_not_meet() {
     let batch = batch(0);
     let mut tape = alchemist_engine::engine::Tape::inference(&parameters);
     let mode = alchemist_engine::models::Mode::Evaluate;
-    let message = proxy.logits(&mut tape, &batch.input, &batch.text, mode).unwrap_err().to_string();
+    let input = batch.input().unwrap();
+    let message = proxy.logits(&mut tape, input, &batch.text, mode).unwrap_err().to_string();
     assert!(message.contains("is on emulated"), "{message}");
-    let tensor = batch.input.to_device(&device).unwrap();
+    let tensor = input.to_device(&device).unwrap();
     assert!(tensor.as_slice::<f32>().unwrap_err().to_string().contains("is on emulated"));
-    assert!(batch.input.buffer::<f32>().unwrap_err().to_string().contains("on the host"));
-    assert_eq!(tensor.to_host().unwrap(), batch.input);
+    assert!(input.buffer::<f32>().unwrap_err().to_string().contains("on the host"));
+    assert_eq!(tensor.to_host().unwrap(), *input);
     assert!(normal(&[2], 1, DType::F64).to_device(&device).is_err());
 }

@@ -325,7 +325,7 @@ fn both_networks() {
     let (input, text, codes) = batch();
     for variant in 0..4 {
         let (proxy, parameters) = Proxy::new(&tiny(variant), DType::F64, 1).unwrap();
-        let dropped = proxy.draw(5, 9, 3, None).unwrap();
+        let dropped = proxy.draw(5, 9, 3).unwrap();
         let mode = if variant == 0 { Mode::Train(&dropped) } else { Mode::Evaluate };
         check(&format!("proxy {variant}"), &parameters, &[], 6, &|tape, _| {
             proxy.loss(tape, &input, &text, &codes, 0.0, mode).unwrap().sample_loss
@@ -345,7 +345,7 @@ fn recomputing_gives_the_same_bits() {
     let (input, text, codes) = batch();
     for variant in 0..4 {
         let (proxy, parameters) = Proxy::new(&tiny(variant), DType::F32, 1).unwrap();
-        let dropped = proxy.draw(5, 9, 3, None).unwrap();
+        let dropped = proxy.draw(5, 9, 3).unwrap();
         let run = |recomputing: bool| {
             let mut tape = Tape::new(&parameters).with_recomputing(recomputing);
             let mode = Mode::Train(&dropped);

@@ -8,10 +8,13 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use alchemist_engine::{
     data::{Preprocess, ReleasedOrder, ReleasedSampler, load_picture},
-    encode::{TextStates, pyramid::PyramidQuantizer},
-    engine::{Accumulate, DType, Parameters, Tape, Tensor},
+    encode::{
+        TextStates,
+        pyramid::{CodeReader, PyramidQuantizer},
+    },
+    engine::{Accumulate, DType, Parameters, Tape, Tensor, ops::pyramid::cuda::pyramid_quantize},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
     train::{
         optimizer::{AdamW, AdamWSettings},
         schedule::Schedule,
@@ -288,8 +291,11 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
             two_rater_passes: true,
             drop_path: false,
             recompute: false,
+            cuda_graph: true,
             seed: 0,
         },
+        reader: None,
+        recorded: RecordedStep::default(),
     };
     if let Some(device) = device() {
         bilevel.move_to(device, DType::F32).unwrap();
@@ -300,7 +306,7 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
 fn batch(batches: &Tensors, prefix: &str, last_scale: usize) -> Batch {
     Batch {
         codes: batches[&format!("{prefix}idx_BL")].clone(),
-        input: batches[&format!("{prefix}x_BLCv_wo_first_l")].clone(),
+        input: Some(batches[&format!("{prefix}x_BLCv_wo_first_l")].clone()),
         text: text(batches, prefix),
         last_scale,
     }
@@ -432,7 +438,32 @@ fn quantiser_single(fixture: &Fixture) {
     for (scale, found) in reconstructions.iter().enumerate() {
         worst = worst.max(relative_error(found, &io[&format!("f_hat_{scale}")]));
     }
+    worst =
+        worst.max(quantiser_on_device(&quantizer, &io["f_BChw"], &io["idx_BL"], &io["x_BLCv_wo_first_l"]));
     report(fixture, "codes equal; features", worst, tolerance::PARITY_FORWARD);
+}
+
+/// The same by the kernels of the device that the tests run on, if there is one.
+fn quantiser_on_device(
+    quantizer: &PyramidQuantizer,
+    features: &Tensor,
+    codes: &Tensor,
+    input: &Tensor,
+) -> f64 {
+    let Some(device) = device() else { return 0.0 };
+    let [batch, first] = [codes.dim(0), quantizer.patch_nums()[0].pow(2)];
+    let mut tables = quantizer.on_device(device, batch).unwrap();
+    let features = features.to_device(device).unwrap();
+    let found = Tensor::written::<u32>(device, codes.shape(), |found| {
+        pyramid_quantize(found, features.buffer()?, &mut tables)
+    });
+    let found = found.unwrap();
+    assert_eq!(&found.to_host().unwrap(), codes, "the codes differ on the device");
+    let reader = CodeReader::new(quantizer, device, batch).unwrap();
+    let rows = reader.input(&found, DType::F32).unwrap().to_host().unwrap();
+    let tail = |sample: &[f32]| sample[first * quantizer.channels()..].to_vec();
+    let samples = rows.as_slice::<f32>().unwrap().chunks(quantizer.tokens() * quantizer.channels());
+    relative_error(&Tensor::new(input.shape(), samples.flat_map(tail).collect::<Vec<f32>>()).unwrap(), input)
 }
 
 fn quantiser_cases(fixture: &Fixture) {
@@ -455,10 +486,17 @@ fn quantiser_cases(fixture: &Fixture) {
             relative_error(&quantizer.input(&codes).unwrap(), &all[&format!("{case}.x_BLCv_wo_first_l")]);
         let last =
             relative_error(&quantizer.reconstruct(&codes).unwrap(), &all[&format!("{case}.f_hat_last")]);
+        let of_case = |name: &str| &all[&format!("{case}.{name}")];
+        let kernels = quantiser_on_device(
+            &quantizer,
+            of_case("f_BChw"),
+            of_case("idx_BL"),
+            of_case("x_BLCv_wo_first_l"),
+        );
         report(
             fixture,
             &format!("{case}: codes equal; features"),
-            input.max(last),
+            input.max(last).max(kernels),
             tolerance::PARITY_FORWARD,
         );
     }

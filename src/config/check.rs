@@ -118,6 +118,7 @@ pub(super) fn check(source: Source) -> Result<Config> {
         device,
         compute,
         recompute: *raw.recompute.get_or_insert(false),
+        cuda_graph: *raw.cuda_graph.get_or_insert(true),
         experiment: raw.exp_name.get_or_insert_default().clone(),
         out,
         data,

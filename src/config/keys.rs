@@ -211,6 +211,11 @@ pub const KEYS: &[Key] = &[
         Yes,
     ),
     key(
+        "cuda_graph",
+        "on a GPU, record a step and replay it as one launch (the same bits in less time); false: launch by launch",
+        Yes,
+    ),
+    key(
         "checkpoint_every",
         "updates between checkpoints, beside those at epoch ends; null: `val_it` batches",
         Yes,

@@ -35,6 +35,8 @@ pub struct Config {
     pub compute: DType,
     /// Keep only each block's input for the backward pass.
     pub recompute: bool,
+    /// On a device, record a step that comes again and replay it.
+    pub cuda_graph: bool,
     /// The run's name.
     pub experiment: String,
     /// The run directory, where the command line names none.
@@ -221,7 +223,7 @@ pub struct TrainingConfig {
 }
 
 /// Keys that a run may change when it resumes: they do not change its results.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 14] = [
     "local_out_dir_path",
     "exp_name",
     "workers",
@@ -234,6 +236,7 @@ const HARMLESS: [&str; 13] = [
     "text_encoder",
     "device",
     "recompute",
+    "cuda_graph",
     "instance_prompt",
 ];
 

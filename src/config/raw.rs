@@ -162,6 +162,7 @@ raw! {
         validation_portion: f64,
         max_pixels: i64,
         recompute: bool,
+        cuda_graph: bool,
         checkpoint_every: i64,
         keep_checkpoints: i64,
     }

@@ -7,6 +7,8 @@
 
 mod device;
 
+pub use device::CodeReader;
+
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;

@@ -273,6 +273,56 @@ impl Tensor {
         }
     }
 
+    /// The same numbers on a device, in memory that nobody shares.
+    ///
+    /// # Errors
+    /// As for [`to_device`](Self::to_device).
+    pub fn copied_to(&self, device: &Device) -> Result<Self> {
+        let mut copy = self.to_device(device)?;
+        copy.own_address()?;
+        Ok(copy)
+    }
+
+    /// Where the numbers are on their device; copied first if they are shared, so that they can be changed there.
+    ///
+    /// # Errors
+    /// If the tensor is on the host or the device fails.
+    pub fn own_address(&mut self) -> Result<u64> {
+        Ok(match self.dtype() {
+            DType::U32 => self.buffer_mut::<u32>()?.address(),
+            _ => crate::with_number!(self.dtype(), "tensor", T => Ok(self.buffer_mut::<T>()?.address()))?,
+        })
+    }
+
+    /// Overwrites the numbers of a device where they are, for work that is asked for from now on; nothing waits for it.
+    ///
+    /// # Errors
+    /// If they are on the host or shared, `from` holds other numbers in shape or type, or the device fails.
+    pub fn overwrite(&mut self, from: &Self) -> Result<()> {
+        fn run<T: DeviceElement>(held: &mut Tensor, from: &Tensor) -> Result<()> {
+            let buffer = held.buffer_mut::<T>()?;
+            match &from.place {
+                Place::Host(_) => buffer.device().upload_ahead(from.as_slice::<T>()?)?.copy_to(buffer),
+                Place::Device(_) => buffer.copy_from(from.buffer::<T>()?),
+            }
+        }
+        if let Place::Device(storage) = &mut self.place
+            && Arc::get_mut(storage).is_none()
+        {
+            return Err(Error::shape("overwrite", "the tensor is shared"));
+        }
+        if self.shape != from.shape {
+            return Err(Error::shape(
+                "overwrite",
+                format!("{:?} does not hold {:?}", self.shape, from.shape),
+            ));
+        }
+        match self.dtype() {
+            DType::U32 => run::<u32>(self, from),
+            dtype => crate::with_number!(dtype, "overwrite", T => run::<T>(self, from)),
+        }
+    }
+
     /// The same numbers on the host, after all work asked for before; nothing is copied if they are there.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use crate::{
     encode::TextStates,
     engine::{
         DType, ParameterId, Parameters, Purpose, Random, Tape, Tensor, Var,
-        cuda::Device,
         ops::{
             activation::{Activation, activate},
             attention::{
@@ -87,6 +86,13 @@ struct Block {
 #[derive(Clone, Debug, Default)]
 pub struct DropPath(Vec<[Option<Tensor>; 2]>);
 
+impl DropPath {
+    /// The factors in order, to be taken to a device.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.0.iter_mut().flatten().flatten()
+    }
+}
+
 /// The batch's random choices in one forward pass: none for evaluation.
 #[derive(Clone, Copy, Debug)]
 pub enum Mode<'a> {
@@ -159,22 +165,18 @@ impl Backbone {
     }
 
     /// Draws the factors of drop-path for a batch: 0 with the block's rate as probability, else what keeps the mean (B11).
-    /// A stream is a step and which forward pass of it. They are the same wherever the network is.
+    /// A stream is a step and which forward pass of it. They are drawn on the host, in f64; a device has them in f32.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn draw(&self, seed: u64, stream: u64, batch: usize, device: Option<&Device>) -> Result<DropPath> {
+    /// Never, as there is a factor for each sample.
+    pub fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
         let branch = |rate: f64, branch: u64| -> Result<Option<Tensor>> {
             if rate <= 0.0 {
                 return Ok(None);
             }
             let mut random = Random::new(seed, Purpose::DropPath, stream << 16 | branch);
             let keep = |_| if random.uniform() < rate { 0.0 } else { 1.0 / (1.0 - rate) };
-            let factors = Tensor::new(&[batch], (0..batch).map(keep).collect::<Vec<f64>>())?;
-            Ok(Some(match device {
-                None => factors,
-                Some(device) => factors.cast(DType::F32)?.to_device(device)?,
-            }))
+            Ok(Some(Tensor::new(&[batch], (0..batch).map(keep).collect::<Vec<f64>>())?))
         };
         let block = |(at, block): (usize, &Arc<Block>)| {
             Ok([branch(block.drop_path, 2 * at as u64)?, branch(block.drop_path, 2 * at as u64 + 1)?])

@@ -5,7 +5,6 @@ use crate::{
     encode::TextStates,
     engine::{
         DType, ParameterId, Parameters, Tape, Tensor, Var,
-        cuda::Device,
         ops::{
             cross_entropy::{CrossEntropy, cross_entropy},
             layer_norm::layer_norm,
@@ -45,9 +44,9 @@ impl Proxy {
     /// See [`Backbone::draw`].
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn draw(&self, seed: u64, stream: u64, batch: usize, device: Option<&Device>) -> Result<DropPath> {
-        self.backbone.draw(seed, stream, batch, device)
+    /// Never, as there is a factor for each sample.
+    pub fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
+        self.backbone.draw(seed, stream, batch)
     }
 
     /// Logits of every token, `[B, L, V]`, from the pyramid `[B, L − L₀, Cvae]` and the text.

@@ -5,7 +5,6 @@ use crate::{
     encode::TextStates,
     engine::{
         DType, Parameters, Tape, Tensor, Var,
-        cuda::Device,
         ops::{
             activation::{Activation, activate},
             pooling::{batch_softmax, batch_statistics, mean_tokens, scale_all},
@@ -82,9 +81,9 @@ impl Rater {
     /// See [`Backbone::draw`].
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn draw(&self, seed: u64, stream: u64, batch: usize, device: Option<&Device>) -> Result<DropPath> {
-        self.backbone.draw(seed, stream, batch, device)
+    /// Never, as there is a factor for each sample.
+    pub fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
+        self.backbone.draw(seed, stream, batch)
     }
 
     /// Pooled features `[B, C]` and instance logits `[B, 1]`: what does not depend on the rest of the batch.

@@ -1,8 +1,16 @@
 //! One bilevel step on both networks with the `loss` rule (eq. 9): the proxy descends the validation loss and the
 //! weighted training loss together (eq. 5), the rater descends `Σ_i ℓ_i·W_i(μ)` with the losses held fixed.
 
+mod inputs;
+mod recorded;
+
+pub use inputs::{Batch, MicroBatch};
+pub use recorded::RecordedStep;
+
+use inputs::{Pass, Prepared};
+
 use crate::{
-    encode::TextStates,
+    encode::pyramid::CodeReader,
     engine::{
         Accumulate, DType, Gradients, Parameters, Tape, Tensor,
         cuda::Device,
@@ -15,40 +23,6 @@ use crate::{
     models::{DropPath, Mode, Proxy, Rater, Weighing},
     train::optimizer::AdamW,
 };
-
-/// One batch as the networks see it.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// The codes to be predicted, `[B, L]` u32.
-    pub codes: Tensor,
-    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`.
-    pub input: Tensor,
-    /// The captions.
-    pub text: TextStates,
-    /// Tokens of the finest scale, the last ones of each row.
-    pub last_scale: usize,
-}
-
-impl Batch {
-    /// The same batch on a device, floats in the type of the activations; nothing is copied if it is there.
-    ///
-    /// # Errors
-    /// If there is not enough memory or the device fails.
-    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
-        // Narrowed on the host, half as much has to be copied.
-        let float = |tensor: &Tensor| tensor.cast(dtype)?.to_device(device);
-        Ok(Self {
-            codes: self.codes.to_device(device)?,
-            input: float(&self.input)?,
-            text: TextStates {
-                states: float(&self.text.states)?,
-                mask: self.text.mask.to_device(device)?,
-                pooled: float(&self.text.pooled)?,
-            },
-            last_scale: self.last_scale,
-        })
-    }
-}
 
 /// What a step measured, all before the update.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,6 +76,8 @@ pub struct BilevelSettings {
     pub drop_path: bool,
     /// Keep only each block's input for the backward pass and run the block forward again there.
     pub recompute: bool,
+    /// On a device, record a step that comes again and replay it at the cost of one launch.
+    pub cuda_graph: bool,
     /// The run's seed.
     pub seed: u64,
 }
@@ -123,28 +99,10 @@ pub struct Bilevel {
     pub rater_optimizer: AdamW,
     /// See [`BilevelSettings`].
     pub settings: BilevelSettings,
-}
-
-/// One micro-batch: what the rater weighs, and what the proxy is judged by.
-#[derive(Clone, Debug)]
-pub struct MicroBatch {
-    /// Training samples.
-    pub train: Batch,
-    /// Validation samples.
-    pub validation: Batch,
-}
-
-impl MicroBatch {
-    /// See [`Batch::to_device`].
-    ///
-    /// # Errors
-    /// If there is not enough memory or the device fails.
-    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
-        Ok(Self {
-            train: self.train.to_device(device, dtype)?,
-            validation: self.validation.to_device(device, dtype)?,
-        })
-    }
+    /// On a device: makes the networks' input from codes, for batches that come without it.
+    pub reader: Option<CodeReader>,
+    /// See [`RecordedStep`]; begins as the default.
+    pub recorded: RecordedStep,
 }
 
 /// The rates of one step.
@@ -158,28 +116,16 @@ pub struct StepRates {
     pub weight_decay: f64,
 }
 
-/// Which forward pass of a step draws a drop-path mask.
-#[derive(Clone, Copy)]
-enum Pass {
-    Validation,
-    Train,
-    RaterForProxy,
-    RaterForRater,
+/// What a step leaves behind to be looked at once all work has been asked for.
+#[derive(Clone, Debug)]
+struct Asked {
+    measured: Vec<Measured>,
+    proxy: Gradients,
+    rater: Gradients,
 }
 
-/// All that a device has to be told before a micro-batch begins.
-struct Prepared {
-    micro: MicroBatch,
-    /// One for each [`Pass`], in order.
-    drop_path: [DropPath; 4],
-    rater_loss: RaterLoss,
-    /// The gradient of each validation sample's loss; `None` if the validation loss does not count.
-    validation_seeds: Option<Tensor>,
-    /// Whether the weighted training loss counts.
-    train_counts: bool,
-}
-
-/// What a micro-batch leaves behind to be looked at once all work has been asked for.
+/// What a micro-batch leaves behind.
+#[derive(Clone, Debug)]
 struct Measured {
     train_loss: Tensor,
     score: Tensor,
@@ -230,18 +176,10 @@ impl Bilevel {
             self.prepare(micro, rates, share, stream)
         };
         let prepared: Vec<Prepared> = micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
-
-        let (mut proxy, mut rater) = (Accumulate::default(), Accumulate::default());
-        let micro_step = |micro| self.micro_step(micro, &mut proxy, &mut rater);
-        let measured: Vec<Measured> = prepared.iter().map(micro_step).collect::<Result<_>>()?;
-        let mut proxy = proxy.gradients;
-        if self.settings.freeze_proxy {
-            zero(&mut proxy)?;
-        }
-        if updates_proxy {
-            self.proxy_optimizer.update(&mut self.proxy_parameters, &proxy)?;
-        }
-        self.rater_optimizer.update(&mut self.rater_parameters, &rater.gradients)?;
+        let Asked { measured, proxy, rater } = match self.proxy_parameters.device().cloned() {
+            None => self.ask(prepared.into_iter().map(Ok))?,
+            Some(device) => self.ask_device(&device, prepared)?,
+        };
 
         let mut report = StepReport::default();
         for measured in &measured {
@@ -266,7 +204,7 @@ impl Bilevel {
                 true,
                 &self.rater_parameters,
                 &mut self.rater_optimizer,
-                &rater.gradients,
+                &rater,
                 &mut report.rater_gradient_norm,
             ),
         ] {
@@ -297,22 +235,36 @@ impl Bilevel {
         )))
     }
 
-    /// Takes everything of a micro-batch to where the networks are.
+    /// Asks for the work of a step, all of it.
+    fn ask(&mut self, micro_batches: impl Iterator<Item = Result<Prepared>>) -> Result<Asked> {
+        let (mut proxy, mut rater) = (Accumulate::default(), Accumulate::default());
+        let micro_step = |micro: Result<Prepared>| self.micro_step(&micro?, &mut proxy, &mut rater);
+        let measured = micro_batches.map(micro_step).collect::<Result<_>>()?;
+        let (mut proxy, rater) = (proxy.gradients, rater.gradients);
+        if self.settings.freeze_proxy {
+            zero(&mut proxy)?;
+        }
+        if !self.settings.freeze_proxy || self.settings.frozen_proxy_decays {
+            self.proxy_optimizer.update(&mut self.proxy_parameters, &proxy)?;
+        }
+        self.rater_optimizer.update(&mut self.rater_parameters, &rater)?;
+        Ok(Asked { measured, proxy, rater })
+    }
+
+    /// Draws and schedules what a micro-batch needs, on the host.
     fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<Prepared> {
-        let device = self.proxy_parameters.device();
-        let micro = match device {
-            None => micro.clone(),
-            Some(device) => micro.to_device(device, self.proxy_parameters.compute_dtype())?,
-        };
+        let dtype = self.proxy_parameters.compute_dtype();
+        let on_host = self.proxy_parameters.device().is_none();
+        let micro = if on_host { micro.clone() } else { micro.narrowed(dtype)? };
         let settings = &self.settings;
         let (batch, validation) = (micro.train.codes.dim(0), micro.validation.codes.dim(0));
         let draw = |pass: Pass| {
             let (seed, stream) = (settings.seed, 4 * stream + pass as u64);
             match pass {
                 _ if !settings.drop_path => Ok(DropPath::default()),
-                Pass::Validation => self.proxy.draw(seed, stream, validation, device),
-                Pass::Train => self.proxy.draw(seed, stream, batch, device),
-                Pass::RaterForProxy | Pass::RaterForRater => self.rater.draw(seed, stream, batch, device),
+                Pass::Validation => self.proxy.draw(seed, stream, validation),
+                Pass::Train => self.proxy.draw(seed, stream, batch),
+                Pass::RaterForProxy | Pass::RaterForRater => self.rater.draw(seed, stream, batch),
             }
         };
         let upper = rates.upper_level_weight;
@@ -329,10 +281,7 @@ impl Bilevel {
         let validation_seed = upper * share / validation as f64 * proxy_scale;
         let validation_seeds = if learning && validation_seed != 0.0 {
             let seeds = Tensor::new(&[validation], vec![validation_seed; validation])?;
-            Some(match device {
-                None => seeds.cast(self.proxy_parameters.compute_dtype())?,
-                Some(device) => seeds.cast(DType::F32)?.to_device(device)?,
-            })
+            Some(if on_host { seeds.cast(dtype)? } else { seeds })
         } else {
             None
         };
@@ -343,7 +292,7 @@ impl Bilevel {
                 draw(Pass::RaterForProxy)?,
                 draw(Pass::RaterForRater)?,
             ],
-            rater_loss: RaterLoss::new(factors, device)?,
+            rater_loss: RaterLoss::new(factors)?,
             validation_seeds,
             train_counts: learning && seed != 0.0,
             micro,
@@ -372,12 +321,12 @@ impl Bilevel {
         let two_passes = self.settings.two_rater_passes;
         let pass = if two_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
         let mut rater_tape = Tape::new(&self.rater_parameters).with_recomputing(self.settings.recompute);
-        let rated = self.rater.forward(&mut rater_tape, &train.input, &train.text, weighing, mode(pass))?;
+        let rated = self.rater.forward(&mut rater_tape, train.input()?, &train.text, weighing, mode(pass))?;
         let rater_weight = rated.weight.value().clone();
         let (score, weight) = if two_passes && self.settings.drop_path {
             let mut tape = Tape::inference(&self.rater_parameters);
             let mode = mode(Pass::RaterForProxy);
-            let rated = self.rater.forward(&mut tape, &train.input, &train.text, weighing, mode)?;
+            let rated = self.rater.forward(&mut tape, train.input()?, &train.text, weighing, mode)?;
             (rated.score.into_value(), rated.weight.into_value())
         } else {
             (rated.score.value().clone(), rater_weight.clone())
@@ -408,7 +357,8 @@ impl Bilevel {
             None => Tape::inference(&self.proxy_parameters),
         };
         let smoothing = self.settings.label_smoothing;
-        let result = self.proxy.loss(&mut tape, &batch.input, &batch.text, &batch.codes, smoothing, mode)?;
+        let result =
+            self.proxy.loss(&mut tape, batch.input()?, &batch.text, &batch.codes, smoothing, mode)?;
         if let Some(seeds) = seeds {
             let seeds = seeds(result.sample_loss.value())?;
             tape.backward(vec![(&result.sample_loss, seeds)], &[], into)?;

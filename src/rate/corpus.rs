@@ -300,7 +300,7 @@ impl EncodedCorpus {
     }
 }
 
-/// Codes `[B, L]` and captions as one batch.
+/// Codes `[B, L]` and captions as one batch, the networks' input not yet made.
 ///
 /// # Errors
 /// If an encoder fails.
@@ -312,8 +312,8 @@ pub fn batch(
 ) -> Result<Batch> {
     let quantizer = tokenizer.quantizer();
     let text: TextStates = text.encode(captions)?;
-    let input = quantizer.input(&codes)?;
-    Ok(Batch { codes, input, text, last_scale: quantizer.patch_nums().last().map_or(0, |side| side * side) })
+    let last_scale = quantizer.patch_nums().last().map_or(0, |side| side * side);
+    Ok(Batch { codes, input: None, text, last_scale })
 }
 
 /// Maps every record of a chunk on all threads, in order.

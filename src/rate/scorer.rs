@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::Config,
     data::{Corpus, Loader, Position, Record, stack},
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
+    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pyramid::CodeReader},
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
     files::{remove_folder, remove_leftovers, sha256, write_whole},
@@ -134,6 +134,8 @@ struct Scorer {
     rater: Rater,
     parameters: Parameters,
     weighing: Weighing,
+    /// On a device: makes the rater's input from codes.
+    reader: Option<CodeReader>,
     batch: usize,
     batch_normalised: bool,
     /// SHA-256 of the checkpoint's state.
@@ -280,8 +282,10 @@ impl Scorer {
             .map(|(_, _, value)| Ok(bytemuck::cast_slice::<f32, u8>(value.as_slice::<f32>()?).to_vec()))
             .collect::<Result<Vec<_>>>()?
             .concat();
+        let (mut reader, batch) = (None, request.batch.max(1));
         if let Some(device) = config.device.open()? {
             parameters = parameters.to_device(&device, config.compute)?;
+            reader = Some(CodeReader::new(tokenizer.quantizer(), &device, batch)?);
         }
         Ok(Self {
             config,
@@ -290,7 +294,8 @@ impl Scorer {
             rater,
             parameters,
             weighing,
-            batch: request.batch.max(1),
+            reader,
+            batch,
             batch_normalised: request.batch_normalised,
             checkpoint: sha256(&[described, weights].concat()),
         })
@@ -365,10 +370,11 @@ impl Scorer {
         }
         // Samples influence each other in the released rating, and in the released cross-attention.
         if self.batch_normalised || self.config.compat.cross_attention_first_sample {
-            let batch = batch(codes.clone(), &captions, self.tokenizer.as_ref(), self.text.as_ref())?;
+            let batch = batch(codes.clone(), &captions, self.tokenizer.as_ref(), self.text.as_ref())?
+                .with_input(self.tokenizer.quantizer())?;
             let mut tape = Tape::inference(&self.parameters);
             let rated =
-                self.rater.forward(&mut tape, &batch.input, &batch.text, self.weighing, Mode::Evaluate)?;
+                self.rater.forward(&mut tape, batch.input()?, &batch.text, self.weighing, Mode::Evaluate)?;
             if !self.batch_normalised {
                 return rated.logit.value().to_f64_vec();
             }
@@ -381,9 +387,10 @@ impl Scorer {
         let rows: Vec<(&[u32], &str)> = codes.as_slice::<u32>()?.chunks(tokens).zip(captions).collect();
         in_parallel(&rows, |(codes, caption)| {
             let codes = Tensor::new(&[1, tokens], codes.to_vec())?;
-            let batch = batch(codes, &[caption], self.tokenizer.as_ref(), self.text.as_ref())?;
+            let batch = batch(codes, &[caption], self.tokenizer.as_ref(), self.text.as_ref())?
+                .with_input(self.tokenizer.quantizer())?;
             let mut tape = Tape::inference(&self.parameters);
-            let (_, logit) = self.rater.instance(&mut tape, &batch.input, &batch.text, Mode::Evaluate)?;
+            let (_, logit) = self.rater.instance(&mut tape, batch.input()?, &batch.text, Mode::Evaluate)?;
             Ok(logit.value().to_f64_vec()?[0])
         })
     }
@@ -399,15 +406,17 @@ impl Scorer {
             captions.push(captions[count - 1]);
         }
         let codes = Tensor::new(&[captions.len(), tokens], codes)?;
-        let batch = batch(codes, &captions, self.tokenizer.as_ref(), self.text.as_ref())?
-            .to_device(device, self.parameters.compute_dtype())?;
+        let dtype = self.parameters.compute_dtype();
+        let mut batch =
+            batch(codes, &captions, self.tokenizer.as_ref(), self.text.as_ref())?.to_device(device, dtype)?;
+        batch.read_codes(self.reader.as_ref(), dtype)?;
         let mut tape = Tape::inference(&self.parameters);
         if !self.batch_normalised {
-            let (_, logit) = self.rater.instance(&mut tape, &batch.input, &batch.text, Mode::Evaluate)?;
+            let (_, logit) = self.rater.instance(&mut tape, batch.input()?, &batch.text, Mode::Evaluate)?;
             return Ok(logit.value().to_f64_vec()?[..count].to_vec());
         }
         let rated =
-            self.rater.forward(&mut tape, &batch.input, &batch.text, self.weighing, Mode::Evaluate)?;
+            self.rater.forward(&mut tape, batch.input()?, &batch.text, self.weighing, Mode::Evaluate)?;
         // As on the processor: a last, smaller batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())

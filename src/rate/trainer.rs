@@ -7,14 +7,17 @@ use serde_json::json;
 use crate::{
     config::{Config, Portion},
     data::{Record, ReleasedOrder, ReleasedSampler, Sampler},
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport},
+    encode::{
+        ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport,
+        pyramid::CodeReader,
+    },
     engine::{DType, Parameters, Purpose, Random, cuda::Device},
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
     models::{Proxy, Rater, Weighing},
     rate::{
-        bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
+        bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
         corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
     },
     train::{
@@ -85,6 +88,7 @@ struct Run<'a> {
     validation: EncodedCorpus,
     plan: Plan,
     data: String,
+    on_device: bool,
 }
 
 /// Order of the samples: ours or the released one.
@@ -144,7 +148,8 @@ pub fn train(
 ) -> Result<TrainSummary> {
     // A device that cannot be used ends the run before the data is read.
     let device = config.device.open()?;
-    let (run, report) = prepare(config, directory, interrupt, observer)?;
+    let (mut run, report) = prepare(config, directory, interrupt, observer)?;
+    run.on_device = device.is_some();
     let mut bilevel = run.networks(device.as_ref())?;
     let mut step = 0;
     if let Some(folder) = checkpoint::Checkpoint::newest(&directory.checkpoints())? {
@@ -303,7 +308,7 @@ fn prepare<'a>(
     write_failed(directory, &[&train.failed, &validation.failed])?;
     let plan = Plan::new(config, train.len(), validation.len())?;
     let data = format!("{}+{}", train.fingerprint(), validation.fingerprint());
-    Ok((Run { config, directory, tokenizer, text, train, validation, plan, data }, report))
+    Ok((Run { config, directory, tokenizer, text, train, validation, plan, data, on_device: false }, report))
 }
 
 /// Share of the training set held out where the configuration says nothing of validation.
@@ -417,8 +422,11 @@ pub fn build_networks(
             two_rater_passes: compat.two_rater_passes,
             drop_path: true,
             recompute: config.recompute,
+            cuda_graph: config.cuda_graph,
             seed: config.seed,
         },
+        reader: None,
+        recorded: RecordedStep::default(),
     })
 }
 
@@ -443,6 +451,8 @@ impl Run<'_> {
         let mut bilevel = build_networks(self.config, self.tokenizer.as_ref(), self.text.as_ref())?;
         if let Some(device) = device {
             bilevel.move_to(device, self.config.compute)?;
+            let most = self.config.training.batch;
+            bilevel.reader = Some(CodeReader::new(self.tokenizer.quantizer(), device, most)?);
         }
         Ok(bilevel)
     }
@@ -453,7 +463,9 @@ impl Run<'_> {
         let (rate, rule) = (self.config.training.caption_drop, self.config.compat.caption_drop_length_rule);
         let drop =
             |at: usize, caption: &str| draws[at] < rate && (!rule || caption.chars().count() > SHORT_CAPTION);
-        from.batch(places, drop, self.tokenizer.as_ref(), self.text.as_ref())
+        let batch = from.batch(places, drop, self.tokenizer.as_ref(), self.text.as_ref())?;
+        // A device makes the input itself: then there is less to upload.
+        if self.on_device { Ok(batch) } else { batch.with_input(self.tokenizer.quantizer()) }
     }
 
     fn save(&self, bilevel: &Bilevel, step: u64) -> Result<()> {

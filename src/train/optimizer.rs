@@ -117,6 +117,11 @@ impl AdamW {
         (&self.first[id.0], &self.second[id.0])
     }
 
+    /// All moments, to be changed in place.
+    pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.first.iter_mut().chain(&mut self.second)
+    }
+
     /// Puts saved moments back; shapes must be the parameter's.
     ///
     /// # Errors
@@ -251,6 +256,17 @@ impl AdamW {
             }
         };
         adamw(tables, &mut tensors)
+    }
+
+    /// To be called between the recording of an update in a graph and the graph's first replay.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn recorded(&mut self) -> Result<()> {
+        match &mut self.tables {
+            Tables(Some(tables)) => tables.settle(),
+            Tables(None) => Ok(()),
+        }
     }
 
     /// Ends an update: waits for a device and counts it, if it was made.

@@ -1,12 +1,16 @@
-//! The quantiser's tables on a device.
+//! The quantiser on a device.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::PyramidQuantizer;
 use crate::{
     engine::{
+        DType, Tensor,
         cuda::Device,
-        ops::pyramid::cuda::{PyramidConvolution, PyramidSource, PyramidTables},
+        ops::pyramid::cuda::{PyramidConvolution, PyramidRows, PyramidSource, PyramidTables, pyramid_input},
     },
     error::Result,
+    with_number,
 };
 
 impl PyramidQuantizer {
@@ -34,5 +38,37 @@ impl PyramidQuantizer {
             phi_index: &self.phi_index,
         };
         PyramidTables::new(device, &source, most_samples)
+    }
+}
+
+/// Makes the networks' input from codes where they are: on a device. Copies share the tables.
+#[derive(Clone, Debug)]
+pub struct CodeReader {
+    tables: Arc<Mutex<PyramidTables>>,
+    channels: usize,
+}
+
+impl CodeReader {
+    /// For batches of up to `most_samples`.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new(quantizer: &PyramidQuantizer, device: &Device, most_samples: usize) -> Result<Self> {
+        let tables = Arc::new(Mutex::new(quantizer.on_device(device, most_samples)?));
+        Ok(Self { tables, channels: quantizer.channels() })
+    }
+
+    /// Codes `[B, L]` to the input `[B, L, Cvae]` of this type: what [`PyramidQuantizer::input`] makes, after rows of zeros
+    /// for the first scale.
+    ///
+    /// # Errors
+    /// If the codes are elsewhere or more samples than were said, or the device fails.
+    pub fn input(&self, codes: &Tensor, dtype: DType) -> Result<Tensor> {
+        let from = codes.buffer::<u32>()?;
+        let shape = [codes.shape(), &[self.channels]].concat();
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        with_number!(dtype, "pyramid", T => Tensor::written::<T>(from.device(), &shape, |rows| {
+            pyramid_input(PyramidRows { wide: None, rows: Some(rows), padded: true }, from, &mut tables)
+        }))
     }
 }

@@ -44,6 +44,11 @@ impl Device {
         Ok((Graph { device: self.clone(), number: recorder.number, recording }, result))
     }
 
+    /// Whether work is being recorded.
+    pub fn is_recording(&self) -> bool {
+        self.arena().is_recording()
+    }
+
     fn failure(&self, message: &str) -> Error {
         Error::Device { device: self.facts().name.clone(), message: message.to_owned() }
     }

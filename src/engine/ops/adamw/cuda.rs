@@ -61,6 +61,8 @@ impl<T: Factor> AdamWTensor<'_, T> {
 #[derive(Debug)]
 pub struct AdamWTables {
     held: Vec<u64>,
+    /// Whether the table on the device has yet to be told of `held`.
+    late: bool,
     lengths: Vec<usize>,
     table: Buffer<u64>,
     chunks: Buffer<u32>,
@@ -96,6 +98,7 @@ impl AdamWTables {
         Ok(Self {
             table: device.upload(&held)?,
             held,
+            late: false,
             lengths: tensors.iter().map(|tensor| tensor.value.len()).collect(),
             squares: device.uninitialised(chunks.len() / 3)?,
             chunks: device.upload(&chunks)?,
@@ -110,7 +113,7 @@ impl AdamWTables {
         tensors.iter().map(|tensor| tensor.value.len()).eq(self.lengths.iter().copied())
     }
 
-    /// Sets the numbers of the next update.
+    /// Sets the numbers of the next update; nothing waits for the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -119,7 +122,19 @@ impl AdamWTables {
         let Factors { inverse_scale, most, keep, rate, rest1, beta2, root2, epsilon } = *factors;
         let in_order: [f64; FACTORS] =
             [inverse_scale, most.unwrap_or(0.0), keep, rate, rest1, beta2, 1.0 - beta2, root2, epsilon];
-        self.factors.write_from(&in_order.map(|factor| factor as f32))
+        let device = self.factors.device();
+        device.upload_ahead(&in_order.map(|factor| factor as f32))?.copy_to(&mut self.factors)
+    }
+
+    /// Tells the device where the tensors of an update are that was recorded in a graph, before its first replay.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn settle(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.late) {
+            self.table.device().upload_ahead(&self.held)?.copy_to(&mut self.table)?;
+        }
+        Ok(())
     }
 
     /// The global norm that the last update found. Waits for the device.
@@ -132,7 +147,7 @@ impl AdamWTables {
 }
 
 /// One update of all tensors with the numbers of the last [`AdamWTables::set`]; nothing waits for the device. Where the
-/// gradients' norm is not finite, everything stays as it is.
+/// gradients' norm is not finite, everything stays as it is. Where it is recorded, [`AdamWTables::settle`] has to follow.
 ///
 /// # Errors
 /// If the tensors are not those of the tables, or the device fails.
@@ -145,8 +160,10 @@ pub fn adamw<T: Factor>(tables: &mut AdamWTables, tensors: &mut [AdamWTensor<'_,
     }
     let now: Vec<u64> = tensors.iter().flat_map(AdamWTensor::addresses).collect();
     if now != tables.held {
-        tables.table.write_from(&now)?;
-        tables.held = now;
+        (tables.held, tables.late) = (now, true);
+    }
+    if !tables.table.device().is_recording() {
+        tables.settle()?;
     }
     let AdamWTables { table, chunks, decays, squares, norm, factors, .. } = tables;
     let parts = size("adamw", "chunks", squares.len())?;

@@ -17,6 +17,7 @@ use crate::{
 use cuda::CrossEntropyOutput;
 
 /// The loss and what else a forward pass shows of the predictions.
+#[derive(Clone, Debug)]
 pub struct CrossEntropy {
     /// Mean over a sample's tokens, `[B]`; gradients flow from here.
     pub sample_loss: Var,

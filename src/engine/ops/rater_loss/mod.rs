@@ -5,7 +5,7 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::{
-    engine::{DType, Tensor, cuda::Device},
+    engine::{DType, Tensor},
     error::Result,
 };
 
@@ -25,17 +25,18 @@ pub struct RaterLossFactors {
 }
 
 impl RaterLoss {
-    /// Takes the factors to where the networks are.
+    /// The factors on the host.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn new(factors: RaterLossFactors, device: Option<&Device>) -> Result<Self> {
+    /// Never, as they are three.
+    pub fn new(factors: RaterLossFactors) -> Result<Self> {
         let RaterLossFactors { seed, loss, entropy } = factors;
-        let factors = Tensor::new(&[3], vec![seed, loss, entropy])?;
-        Ok(Self(match device {
-            None => factors,
-            Some(device) => factors.cast(DType::F32)?.to_device(device)?,
-        }))
+        Ok(Self(Tensor::new(&[3], vec![seed, loss, entropy])?))
+    }
+
+    /// The factors `[3]`, to be taken to a device, in f32 there.
+    pub fn factors_mut(&mut self) -> &mut Tensor {
+        &mut self.0
     }
 
     /// The gradient of each sample's loss, `[B]`, from the weights `[B, 1]`.

@@ -1,0 +1,231 @@
+//! What a step is told: the batches, and the numbers that the host draws and schedules.
+
+use crate::{
+    encode::{
+        TextStates,
+        pyramid::{CodeReader, PyramidQuantizer},
+    },
+    engine::{
+        DType, Tensor,
+        cuda::{Buffer, Device},
+        ops::rater_loss::RaterLoss,
+    },
+    error::{Error, Result},
+    models::DropPath,
+};
+
+/// One batch as the networks see it.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The codes to be predicted, `[B, L]` u32.
+    pub codes: Tensor,
+    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
+    /// `[B, L, Cvae]` with zeros for the first. Nothing where it is to be made from the codes, see [`CodeReader`].
+    pub input: Option<Tensor>,
+    /// The captions.
+    pub text: TextStates,
+    /// Tokens of the finest scale, the last ones of each row.
+    pub last_scale: usize,
+}
+
+impl Batch {
+    /// The same batch with its input made on the host.
+    ///
+    /// # Errors
+    /// If the codes are not the quantiser's.
+    pub fn with_input(self, quantizer: &PyramidQuantizer) -> Result<Self> {
+        Ok(Self { input: Some(quantizer.input(&self.codes)?), ..self })
+    }
+
+    /// The pyramid input.
+    ///
+    /// # Errors
+    /// If it has not been made.
+    pub fn input(&self) -> Result<&Tensor> {
+        self.input
+            .as_ref()
+            .ok_or_else(|| Error::invalid("the input of a batch has not been made from its codes"))
+    }
+
+    /// Makes the input where it is missing; the codes are on a device.
+    ///
+    /// # Errors
+    /// Those of [`CodeReader::input`].
+    pub(crate) fn read_codes(&mut self, reader: Option<&CodeReader>, dtype: DType) -> Result<()> {
+        if let (None, Some(reader)) = (&self.input, reader) {
+            self.input = Some(reader.input(&self.codes, dtype)?);
+        }
+        Ok(())
+    }
+
+    /// The same batch on a device, floats in the type of the activations; nothing is copied if it is there.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let mut batch = self.narrowed(dtype)?;
+        for tensor in batch.tensors_mut() {
+            *tensor = tensor.to_device(device)?;
+        }
+        Ok(batch)
+    }
+
+    /// Floats in the type of the activations: narrowed on the host, half as much has to be copied.
+    fn narrowed(&self, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            codes: self.codes.clone(),
+            input: self.input.as_ref().map(|input| input.cast(dtype)).transpose()?,
+            text: TextStates {
+                states: self.text.states.cast(dtype)?,
+                mask: self.text.mask.clone(),
+                pooled: self.text.pooled.cast(dtype)?,
+            },
+            last_scale: self.last_scale,
+        })
+    }
+
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let TextStates { states, mask, pooled } = &mut self.text;
+        [&mut self.codes, states, mask, pooled].into_iter().chain(&mut self.input)
+    }
+}
+
+/// One micro-batch: what the rater weighs, and what the proxy is judged by.
+#[derive(Clone, Debug)]
+pub struct MicroBatch {
+    /// Training samples.
+    pub train: Batch,
+    /// Validation samples.
+    pub validation: Batch,
+}
+
+impl MicroBatch {
+    /// See [`Batch::to_device`].
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            train: self.train.to_device(device, dtype)?,
+            validation: self.validation.to_device(device, dtype)?,
+        })
+    }
+
+    /// See [`Batch::narrowed`].
+    pub(super) fn narrowed(&self, dtype: DType) -> Result<Self> {
+        Ok(Self { train: self.train.narrowed(dtype)?, validation: self.validation.narrowed(dtype)? })
+    }
+
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.train.tensors_mut().chain(self.validation.tensors_mut())
+    }
+}
+
+/// Which forward pass of a step draws a drop-path mask.
+#[derive(Clone, Copy)]
+pub(super) enum Pass {
+    Validation,
+    Train,
+    RaterForProxy,
+    RaterForRater,
+}
+
+/// All that has to be known before a micro-batch begins.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) micro: MicroBatch,
+    /// One for each [`Pass`], in order.
+    pub(super) drop_path: [DropPath; 4],
+    pub(super) rater_loss: RaterLoss,
+    /// The gradient of each validation sample's loss; `None` if the validation loss does not count.
+    pub(super) validation_seeds: Option<Tensor>,
+    /// Whether the weighted training loss counts.
+    pub(super) train_counts: bool,
+}
+
+/// What makes the work on a micro-batch the same as on another: everything but the numbers themselves.
+#[derive(Debug, PartialEq)]
+pub(super) struct Form {
+    tensors: Vec<(Vec<usize>, DType)>,
+    last_scale: [usize; 2],
+    validation_counts: bool,
+    train_counts: bool,
+}
+
+impl Prepared {
+    /// The numbers drawn and scheduled: one a sample, or a few.
+    fn numbers_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let drop_path = self.drop_path.iter_mut().flat_map(DropPath::tensors_mut);
+        drop_path.chain([self.rater_loss.factors_mut()]).chain(&mut self.validation_seeds)
+    }
+
+    /// See [`Form`].
+    pub(super) fn form(&mut self) -> Form {
+        let last_scale = [self.micro.train.last_scale, self.micro.validation.last_scale];
+        let (validation_counts, train_counts) = (self.validation_seeds.is_some(), self.train_counts);
+        let mut tensors: Vec<_> =
+            self.micro.tensors_mut().map(|tensor| (tensor.shape().to_vec(), tensor.dtype())).collect();
+        tensors.extend(self.numbers_mut().map(|tensor| (tensor.shape().to_vec(), tensor.dtype())));
+        Form { tensors, last_scale, validation_counts, train_counts }
+    }
+
+    /// The drawn and scheduled numbers one after the other, as a device computes with them.
+    fn packed(&mut self) -> Result<Tensor> {
+        let mut packed = Vec::new();
+        for tensor in self.numbers_mut() {
+            packed.extend(tensor.to_f64_vec()?);
+        }
+        Tensor::new(&[packed.len()], packed)?.cast(DType::F32)
+    }
+}
+
+/// A micro-batch's inputs on a device. They stay where they are, so that recorded work finds those of each step.
+#[derive(Debug)]
+pub(super) struct OnDevice {
+    /// The batches on the device; the numbers on the host, of which only the shapes are used.
+    prepared: Prepared,
+    /// The numbers one after the other, so that one copy takes them to the device.
+    numbers: Tensor,
+}
+
+impl OnDevice {
+    /// Takes them to a device.
+    pub(super) fn new(mut prepared: Prepared, device: &Device) -> Result<Self> {
+        for tensor in prepared.micro.tensors_mut() {
+            // Buffers of its own: those of the caller are not to be written.
+            *tensor = tensor.copied_to(device)?;
+        }
+        let numbers = prepared.packed()?.to_device(device)?;
+        Ok(Self { prepared, numbers })
+    }
+
+    /// Overwrites them with those of another step of the same form; nothing waits for the device.
+    pub(super) fn overwrite(&mut self, mut next: Prepared) -> Result<()> {
+        self.numbers.overwrite(&next.packed()?)?;
+        for (held, next) in self.prepared.micro.tensors_mut().zip(next.micro.tensors_mut()) {
+            held.overwrite(next)?;
+        }
+        Ok(())
+    }
+
+    /// What the work reads, the input in the type `dtype`. It is itself work of the device: each tensor of numbers
+    /// gets its part, and codes become the networks' input.
+    pub(super) fn unpacked(
+        &self,
+        device: &Device,
+        reader: Option<&CodeReader>,
+        dtype: DType,
+    ) -> Result<Prepared> {
+        let (mut prepared, mut at) = (self.prepared.clone(), 0);
+        let numbers: &Buffer<f32> = self.numbers.buffer()?;
+        for tensor in prepared.numbers_mut() {
+            let range = at..at + tensor.len();
+            at = range.end;
+            *tensor = Tensor::written(device, tensor.shape(), |part| part.copy_range(0, numbers, range))?;
+        }
+        let MicroBatch { train, validation } = &mut prepared.micro;
+        train.read_codes(reader, dtype)?;
+        validation.read_codes(reader, dtype)?;
+        Ok(prepared)
+    }
+}
