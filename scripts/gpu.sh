@@ -25,7 +25,7 @@ fail() {
 
 # Here -----------------------------------------------------------------------------------------------------------------
 
-# The binary that cargo built for one target: cargo says where.
+# The binary that cargo built for each target, and the kernels' table: cargo says where.
 built() {
     python3 -c '
 import json, sys
@@ -33,7 +33,9 @@ for line in sys.stdin:
     message = json.loads(line)
     if message.get("reason") == "compiler-artifact" and message.get("executable"):
         kind = message["target"]["kind"][0]
-        print(kind, message["target"]["name"], message["executable"])'
+        print(kind, message["target"]["name"], message["executable"])
+    if message.get("reason") == "build-script-executed" and "alchemist-engine" in message["package_id"]:
+        print("kernels", "table", message["out_dir"] + "/kernels/table.txt")'
 }
 
 make_pack() {
@@ -47,20 +49,24 @@ make_pack() {
     for name in $benches; do targets+=(--bench "$name"); done
     rm -rf target/gpu
     mkdir -p target/gpu/bin target/gpu/sanitizer
-    echo "the kernels' table"
-    bash scripts/kernels.sh > target/gpu/kernels.txt || { cat target/gpu/kernels.txt; fail "the kernels do not compile"; }
-    NVCC="${NVCC:-$(find "$PWD/target/nvcc" -path '*/bin/nvcc' | head -n 1)}"
+    NVCC="$(bash scripts/kernels.sh --nvcc)"
     export NVCC ALCHEMIST_CANARY=1
     # A folder of its own: the everyday build, without kernels for cards, stays as it is.
     cargo build --release --target-dir target/cards --message-format=json --bin alchemist-engine "${targets[@]}" \
         > target/gpu/cargo.json
     built < target/gpu/cargo.json | sort -u > target/gpu/built.txt
     rm target/gpu/cargo.json
-    while read -r kind name executable; do
-        strip -o "target/gpu/bin/$kind-$name" "$executable"
+    while read -r kind name file; do
+        if [ "$kind" = kernels ]; then
+            cp "$file" target/gpu/kernels.txt
+        else
+            strip -o "target/gpu/bin/$kind-$name" "$file"
+        fi
     done < target/gpu/built.txt
     rm target/gpu/built.txt
-    ls target/gpu/bin/bin-alchemist-engine > /dev/null
+    ls target/gpu/bin/bin-alchemist-engine target/gpu/kernels.txt > /dev/null
+    # What a fatbin begins with.
+    LC_ALL=C grep -aqP '\x50\xed\x55\xba' target/gpu/bin/bin-alchemist-engine || fail "no kernels for cards are in it"
     cp -r tests/fixtures target/gpu/fixtures
     mkdir -p target/gpu/pytorch
     cp benches/pytorch/*.py target/gpu/pytorch/
