@@ -209,7 +209,7 @@ fn score(measured: &Measured, case: &Case) -> Result<()> {
         rater.forward(&mut tape, batch.input()?, &batch.text, Weighing::Released, Mode::Evaluate).map(drop)
     };
     let times = times(measured, 20, &mut work)?;
-    let ((), products) = device.time_products(&mut work)?;
+    let ((), products) = device.time_products(work)?;
     report(measured, "score", case.score_batch, &times, products.as_secs_f64());
     Ok(())
 }

@@ -5,9 +5,10 @@
 #     bash scripts/gpu.sh run [PART...]              # there, from the same folder or from target/gpu itself
 #     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
 #
-# Parts, in this order unless chosen: facts parity sanitizer kernels bench step pytorch table. Each has a time limit
-# (`--limit SECONDS` for one part); results stay in target/gpu/results (or `--out DIR`), so parts may be run in several calls,
-# and `table` puts together what is there: a short table, and a block for benches/RESULTS.md.
+# Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch
+# pytorch_step table (`sanitizer`: the four checks). Each ends within 560 seconds (`--limit SECONDS`); results stay in
+# target/gpu/results (or `--out DIR`), so that parts may be run in several calls, and `table` puts together what is there:
+# a short table, and a block for benches/RESULTS.md.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -24,7 +25,7 @@ fail() {
 
 # Here -----------------------------------------------------------------------------------------------------------------
 
-# The binary that cargo built for one target: cargo says where.
+# The binary that cargo built for each target, and the kernels' table: cargo says where.
 built() {
     python3 -c '
 import json, sys
@@ -32,34 +33,40 @@ for line in sys.stdin:
     message = json.loads(line)
     if message.get("reason") == "compiler-artifact" and message.get("executable"):
         kind = message["target"]["kind"][0]
-        print(kind, message["target"]["name"], message["executable"])'
+        print(kind, message["target"]["name"], message["executable"])
+    if message.get("reason") == "build-script-executed" and "alchemist-engine" in message["package_id"]:
+        print("kernels", "table", message["out_dir"] + "/kernels/table.txt")'
 }
 
 make_pack() {
     cd "$(dirname "$here")"
     local benches="ops ceilings" name targets=()
     [ -f benches/device_step.rs ] && benches="$benches device_step"
-    # The tests that use a device: as many as there are.
-    for name in $(grep -lE 'Device::cuda|DeviceChoice' tests/*.rs | xargs -n 1 basename -s .rs); do
+    # The tests that use a device: by themselves, or through tests/device or tests/common.
+    for name in $(grep -lE 'Device::(cuda|emulated)\(|^mod device;|parameters_near' tests/*.rs | xargs -n 1 basename -s .rs); do
         targets+=(--test "$name")
     done
     for name in $benches; do targets+=(--bench "$name"); done
     rm -rf target/gpu
     mkdir -p target/gpu/bin target/gpu/sanitizer
-    echo "the kernels' table"
-    bash scripts/kernels.sh > target/gpu/kernels.txt || { cat target/gpu/kernels.txt; fail "the kernels do not compile"; }
-    NVCC="${NVCC:-$(find "$PWD/target/nvcc" -path '*/bin/nvcc' | head -n 1)}"
+    NVCC="$(bash scripts/kernels.sh --nvcc)"
     export NVCC ALCHEMIST_CANARY=1
     # A folder of its own: the everyday build, without kernels for cards, stays as it is.
     cargo build --release --target-dir target/cards --message-format=json --bin alchemist-engine "${targets[@]}" \
         > target/gpu/cargo.json
     built < target/gpu/cargo.json | sort -u > target/gpu/built.txt
     rm target/gpu/cargo.json
-    while read -r kind name executable; do
-        strip -o "target/gpu/bin/$kind-$name" "$executable"
+    while read -r kind name file; do
+        if [ "$kind" = kernels ]; then
+            cp "$file" target/gpu/kernels.txt
+        else
+            strip -o "target/gpu/bin/$kind-$name" "$file"
+        fi
     done < target/gpu/built.txt
     rm target/gpu/built.txt
-    ls target/gpu/bin/bin-alchemist-engine > /dev/null
+    ls target/gpu/bin/bin-alchemist-engine target/gpu/kernels.txt > /dev/null
+    # What a fatbin begins with.
+    LC_ALL=C grep -aqP '\x50\xed\x55\xba' target/gpu/bin/bin-alchemist-engine || fail "no kernels for cards are in it"
     cp -r tests/fixtures target/gpu/fixtures
     mkdir -p target/gpu/pytorch
     cp benches/pytorch/*.py target/gpu/pytorch/
@@ -96,7 +103,8 @@ pack_sanitizer() {
 # There ----------------------------------------------------------------------------------------------------------------
 
 device=cuda
-limit=
+limit=560
+part_started=0
 results="$pack/results"
 
 # One line of the summary: part, what, how it went, more.
@@ -110,7 +118,15 @@ limited() {
     local part="$1" name="$2" most="$3" log started=$SECONDS code=0
     shift 3
     log="$results/$part-${name//[^A-Za-z0-9_.]/_}.log"
-    timeout --kill-after=10 "${limit:-$most}" "$@" > "$log" 2>&1 || code=$?
+    # What the part has left, if that is less. On the emulator times say nothing.
+    local left=$((limit - (SECONDS - part_started)))
+    on_card || most=$((most * 4)) left=$most
+    [ "$left" -gt "$most" ] || most=$left
+    if [ "$most" -lt 1 ]; then
+        note "$part" "$name" "NOT STARTED" "the part's $limit s were over"
+        return 1
+    fi
+    timeout --kill-after=5 "$most" "$@" > "$log" 2>&1 || code=$?
     local took="$((SECONDS - started)) s"
     case $code in
         0) note "$part" "$name" ok "$took" ;;
@@ -162,7 +178,7 @@ part_facts() {
 part_parity() {
     local test name failed=0
     on_card && export ALCHEMIST_REQUIRE_GPU=1
-    export ALCHEMIST_FIXTURES="$pack/fixtures"
+    export ALCHEMIST_FIXTURES="$pack/fixtures" ALCHEMIST_DEVICE="$device" ALCHEMIST_PROGRAM="$bin/bin-alchemist-engine"
     for test in "$bin"/test-*; do
         name="${test##*/test-}"
         limited parity "$name" 300 "$test" || failed=1
@@ -171,13 +187,17 @@ part_parity() {
     return $failed
 }
 
-# Every tool must find its canary, and nothing else.
-part_sanitizer() {
-    local tool failed=0 sanitizer canary code log
-    limited sanitizer "canaries on the emulator" 60 "$bin/test-canary" || failed=1
+part_memcheck() { check memcheck card_out_of_bounds; }
+part_racecheck() { check racecheck card_race; }
+part_initcheck() { check initcheck card_unwritten; }
+part_synccheck() { check synccheck card_divergent_barrier; }
+
+# Every tool of compute-sanitizer must find its canary, and nothing else in any test of kernels. `check TOOL CANARY`
+check() {
+    local tool="$1" canary="$2" failed=0 sanitizer code=0 log name
     if ! on_card; then
-        note sanitizer "tools" "needs a card"
-        return $failed
+        note "$tool" "compute-sanitizer" "NOT CHECKED" "it needs a card; the emulator's own checks ran in the part parity"
+        return 0
     fi
     sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null || true)"
     local options=(--error-exitcode 9 --print-limit 20)
@@ -186,33 +206,29 @@ part_sanitizer() {
         options+=(--injection-path "$sanitizers")
     fi
     if [ -z "$sanitizer" ]; then
-        note sanitizer "compute-sanitizer" "NOT INSTALLED" "nothing was checked on the card"
+        note "$tool" "compute-sanitizer" "NOT INSTALLED" "nothing was checked on the card"
         return 1
     fi
-    export ALCHEMIST_PLAIN_ALLOCATIONS=1 ALCHEMIST_REQUIRE_GPU=1
-    for tool in memcheck:out_of_bounds racecheck:race initcheck:unwritten synccheck:divergent_barrier; do
-        canary="card_${tool#*:}" tool="${tool%:*}" code=0
-        log="$results/sanitizer-$tool-canary.log"
-        timeout 60 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-canary" --ignored --exact "$canary" \
-            --test-threads 1 > "$log" 2>&1 || code=$?
-        # The tool's own code and its report, not any failure: a tool that does not start must not pass.
-        if [ $code = 9 ] && grep -Eq 'ERROR SUMMARY: [1-9]|[1-9][0-9]* hazards? displayed' "$log"; then
-            note sanitizer "$tool, canary" found
-        else
-            note sanitizer "$tool, canary" "NOT FOUND" "exit code $code; $log"
-            failed=1
-        fi
-        if limited sanitizer "$tool" 200 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-kernels" --test-threads 1
+    local -x ALCHEMIST_PLAIN_ALLOCATIONS=1 ALCHEMIST_REQUIRE_GPU=1
+    log="$results/$tool-canary.log"
+    timeout 60 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-canary" --ignored --exact "$canary" \
+        --test-threads 1 > "$log" 2>&1 || code=$?
+    # The tool's own code and its report, not any failure: a tool that does not start must not pass.
+    if [ $code = 9 ] && grep -Eq 'ERROR SUMMARY: [1-9]|[1-9][0-9]* hazards? displayed' "$log"; then
+        note "$tool" canary found
+    else
+        note "$tool" canary "NOT FOUND" "exit code $code; $log"
+        failed=1
+    fi
+    for name in kernels small_kernels patch_embed_kernel pyramid_kernel attention_kernel; do
+        if ! limited "$tool" "$name" 200 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-$name" --test-threads 1
         then
-            if ! grep -Eq 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$results/sanitizer-$tool.log"; then
-                note sanitizer "$tool" "NO REPORT" "$results/sanitizer-$tool.log"
-                failed=1
-            fi
-        else
+            failed=1
+        elif ! grep -Eq 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$results/$tool-$name.log"; then
+            note "$tool" "$name" "NO REPORT" "$results/$tool-$name.log"
             failed=1
         fi
     done
-    unset ALCHEMIST_PLAIN_ALLOCATIONS
     return $failed
 }
 
@@ -241,26 +257,34 @@ part_step() {
     grep '^{' "$results/step-device_step.log" | tee "$results/step.jsonl"
 }
 
-part_pytorch() {
-    local python="${PYTHON:-python3}" failed=0 script
-    local where=(--device cuda) tiny=() case=(--case large --given input)
-    on_card || { where=(--device cpu) tiny=(--tiny) case=(--case smallest --repeats 3 --given input); }
+# Runs one of benches/pytorch. `compare PART SCRIPT SECONDS ARGUMENT...`
+compare() {
+    local part="$1" script="$2" most="$3" python="${PYTHON:-python3}"
+    shift 3
     if ! "$python" -c 'import torch' > /dev/null 2>&1; then
-        note pytorch torch "NOT INSTALLED" "nothing to compare with (PYTHON=... names another Python)"
+        note "$part" "$script" "NO TORCH" "nothing to compare with (PYTHON=... names another Python)"
         return 1
     fi
-    : > "$results/pytorch.jsonl"
-    cd "$pack/pytorch"
+    (cd "$pack/pytorch" && limited "$part" "$script" "$most" "$python" "$script.py" "$@")
+}
+
+part_pytorch() {
+    local where=(--device cuda) failed=0 script
+    on_card || where=(--device cpu --tiny)
     for script in attention patch_embed cross_entropy; do
-        limited pytorch "$script" 170 "$python" "$script.py" "${where[@]}" "${tiny[@]}" || failed=1
+        compare pytorch "$script" 180 "${where[@]}" || failed=1
     done
-    limited pytorch step 400 "$python" step.py "${where[@]}" "${case[@]}" || failed=1
-    cat "$results"/pytorch-*.log | grep '^{' >> "$results/pytorch.jsonl" || failed=1
-    cd - > /dev/null
     return $failed
 }
 
+part_pytorch_step() {
+    local case=(--device cuda --case large --given input)
+    on_card || case=(--device cpu --case smallest --repeats 3 --given input)
+    compare pytorch_step step 540 "${case[@]}"
+}
+
 part_table() {
+    cat "$results"/pytorch*.log 2> /dev/null | grep '^{' > "$results/pytorch.jsonl" || true
     python3 "$here/gpu_table.py" "$results" | tee "$results/table.md"
 }
 
@@ -271,12 +295,16 @@ run() {
             --device) device="$2" && shift ;;
             --limit) limit="$2" && shift ;;
             --out) results="$2" && shift ;;
-            facts | parity | sanitizer | kernels | bench | step | pytorch | table) parts+=("$1") ;;
+            facts | parity | memcheck | racecheck | initcheck | synccheck | kernels | bench | step) parts+=("$1") ;;
+            pytorch | pytorch_step | table) parts+=("$1") ;;
+            sanitizer) parts+=(memcheck racecheck initcheck synccheck) ;;
             *) fail "unknown part or option: $1" ;;
         esac
         shift
     done
-    [ ${#parts[@]} -gt 0 ] || parts=(facts parity sanitizer kernels bench step pytorch table)
+    [ ${#parts[@]} -gt 0 ] || parts=(
+        facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch pytorch_step table
+    )
     [ -f "$pack/bin/all.tar.xz" ] || fail "$pack is not packed: run scripts/gpu.sh pack first"
     mkdir -p "$results"
     results="$(cd "$results" && pwd)"
@@ -290,6 +318,7 @@ run() {
             grep -v "^$part	" "$results/notes.tsv" > "$results/notes.new" || true
             mv "$results/notes.new" "$results/notes.tsv"
         fi
+        part_started=$SECONDS
         "part_$part" || failed+=("$part")
     done
     if [ ${#failed[@]} -gt 0 ]; then
@@ -301,5 +330,5 @@ run() {
 case "${1:-}" in
     pack) make_pack ;;
     run) shift && run "$@" ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
 esac

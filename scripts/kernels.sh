@@ -2,7 +2,8 @@
 # Compiles all kernels with NVIDIA's compiler from pip, for sm_80, sm_90a and PTX, as build.rs does, and prints registers,
 # shared memory, stack and spills of each. Fails if one does not compile, or spills without a reason in kernels/spills.txt.
 #
-# No GPU and no CUDA installation is needed. NVCC=/path/to/nvcc uses that one instead. Further arguments go to cargo.
+# No GPU and no CUDA installation is needed. NVCC=/path/to/nvcc uses that one instead. `--write` puts the table into
+# benches/kernels.txt too; `--nvcc` only says where the compiler is. Further arguments go to cargo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +23,28 @@ if [ -z "${NVCC:-}" ]; then
     fi
 fi
 export NVCC
+if [ "${1:-}" = --nvcc ]; then
+    echo "$NVCC"
+    exit
+fi
+
+write=
+if [ "${1:-}" = --write ]; then
+    write=yes
+    shift
+fi
+printed="$(mktemp)"
+trap 'rm -f "$printed"' EXIT
 
 # A folder of its own: the kernels' objects stay between runs, and the everyday build is not made again.
 ALCHEMIST_KERNEL_TABLE=1 cargo check --release --lib --target-dir target/kernels "$@" 2>&1 |
-    sed -u 's/^warning: alchemist-engine@[^:]*: //'
+    sed -u 's/^warning: alchemist-engine@[^:]*: //' | tee "$printed"
+
+if [ -n "$write" ]; then
+    {
+        echo "# bash scripts/kernels.sh --write, $("$NVCC" --version | grep -o 'release [0-9.]*, V[0-9.]*')"
+        echo "# Registers of a thread; static shared memory, stack frame and spills in bytes. PTX has no figures before a card's"
+        echo "# driver compiles it."
+        grep -E '^(kernel +target|[a-z0-9_]+ +sm_[0-9a-z]+ +[0-9]+)' "$printed"
+    } > benches/kernels.txt
+fi

@@ -1,8 +1,10 @@
 //! Whole commands on the emulated device: a run that is resumed gives the bytes of one that was not stopped, and ratings
-//! agree with the processor's.
+//! agree with the processor's. `ALCHEMIST_DEVICE` names another device, `ALCHEMIST_PROGRAM` another place of the program.
 #![cfg(unix)]
 
 use std::{
+    env,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -52,7 +54,8 @@ impl Workplace {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
+        let built = || OsString::from(env!("CARGO_BIN_EXE_alchemist-engine"));
+        let mut command = Command::new(env::var_os("ALCHEMIST_PROGRAM").unwrap_or_else(built));
         command.current_dir(self.0.path()).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.output().unwrap()
@@ -84,6 +87,10 @@ impl Workplace {
     }
 }
 
+fn device() -> String {
+    env::var("ALCHEMIST_DEVICE").unwrap_or_else(|_| "emulated".to_owned())
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -100,7 +107,8 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_run_is_resumed_to_the_byte_and_its_ratings_agree() {
     let work = Workplace::new();
-    let train = ["train", "--config", "config.json", "--device", "emulated", "--out"];
+    let device = device();
+    let train = ["train", "--config", "config.json", "--device", &device, "--out"];
     work.succeed(&[&train[..], &["whole"]].concat());
     let state = fs::read_to_string(
         Checkpoint::newest(&work.path("whole/checkpoints")).unwrap().unwrap().join("state.json"),
@@ -129,8 +137,8 @@ fn a_run_is_resumed_to_the_byte_and_its_ratings_agree() {
     let score = ["score", "--checkpoint", "whole", "--data", data.to_str().unwrap()];
     for (out, rest) in [
         ("cpu.csv", &["--device", "cpu"][..]),
-        ("exact.csv", &["--device", "emulated", "--set", "fp16=0", "--batch", "5"]),
-        ("half.csv", &["--device", "emulated", "--batch", "5"]),
+        ("exact.csv", &["--device", &device, "--set", "fp16=0", "--batch", "5"]),
+        ("half.csv", &["--device", &device, "--batch", "5"]),
     ] {
         work.succeed(&[&score[..], &["--out", out], rest].concat());
     }
@@ -146,7 +154,7 @@ fn a_run_is_resumed_to_the_byte_and_its_ratings_agree() {
     let table = fs::read_to_string(&data).unwrap();
     let beginning: Vec<&str> = table.lines().take(1 + 7).collect();
     fs::write(work.path("data/beginning.csv"), beginning.join("\n")).unwrap();
-    let rest = ["--device", "emulated", "--set", "fp16=0", "--batch", "5"];
+    let rest = ["--device", &device, "--set", "fp16=0", "--batch", "5"];
     let beginning = ["score", "--checkpoint", "whole", "--data", "data/beginning.csv", "--out", "part.csv"];
     work.succeed(&[&beginning[..], &rest].concat());
     assert_eq!(exact[..7], work.ratings("part.csv")[..]);

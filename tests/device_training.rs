@@ -1,5 +1,5 @@
 //! Training on a device follows training on the processor: same models, same tape, same random choices. On the emulator,
-//! so that it is tested on any machine.
+//! so that it is tested on any machine, unless `ALCHEMIST_DEVICE` names a card.
 
 mod common;
 
@@ -172,22 +172,26 @@ fn losses_alone(reports: &[StepReport]) -> Vec<StepReport> {
     reports.iter().map(alone).collect()
 }
 
-fn on_emulator(case: &Case, compute: DType, count: u64) -> (Bilevel, Vec<StepReport>) {
+fn device() -> Device {
+    common::device().cloned().unwrap_or_else(|| Device::emulated().expect("the emulator"))
+}
+
+fn on_device(case: &Case, compute: DType, count: u64) -> (Bilevel, Vec<StepReport>) {
     let mut bilevel = bilevel(case);
-    bilevel.move_to(&Device::emulated().unwrap(), compute).unwrap();
+    bilevel.move_to(&device(), compute).unwrap();
     let reports = steps(&mut bilevel, case, 0..count);
     (bilevel, reports)
 }
 
 #[test]
-fn in_f32_the_emulator_follows_the_processor() {
+fn in_f32_the_device_follows_the_processor() {
     for case in [
         PLAIN,
         Case { shared_aln: true, micro_batches: 1, ..PLAIN },
         Case { rope: false, first_sample: true, drop_path: false, micro_batches: 1, ..PLAIN },
     ] {
         let expected = steps(&mut bilevel(&case), &case, 0..3);
-        let (_, found) = on_emulator(&case, DType::F32, 3);
+        let (_, found) = on_device(&case, DType::F32, 3);
         let (losses, all) =
             (difference(&losses_alone(&found), &losses_alone(&expected)), difference(&found, &expected));
         println!("shared_aln {}: losses {losses:.1e}, with norms {all:.1e}", case.shared_aln);
@@ -201,7 +205,7 @@ fn in_16_bits_the_losses_stay_close() {
     let case = Case { micro_batches: 1, ..PLAIN };
     let expected = steps(&mut bilevel(&case), &case, 0..3);
     for (compute, bound) in [(DType::Bf16, 1e-2), (DType::F16, 2e-3)] {
-        let (bilevel, found) = on_emulator(&case, compute, 3);
+        let (bilevel, found) = on_device(&case, compute, 3);
         let worst = difference(&losses_alone(&found), &losses_alone(&expected));
         println!("{compute:?}: {worst:.1e}");
         assert!(worst <= bound, "{compute:?}: losses differ by {worst:e}");
@@ -212,8 +216,8 @@ fn in_16_bits_the_losses_stay_close() {
 #[test]
 fn recomputing_and_repeating_change_no_bit() {
     let case = Case { shared_aln: true, micro_batches: 1, ..PLAIN };
-    let (kept, first) = on_emulator(&case, DType::Bf16, 2);
-    let (again, second) = on_emulator(&Case { recompute: true, ..case }, DType::Bf16, 2);
+    let (kept, first) = on_device(&case, DType::Bf16, 2);
+    let (again, second) = on_device(&Case { recompute: true, ..case }, DType::Bf16, 2);
     assert_eq!(first, second);
     assert_same_weights(&kept, &again);
 }
@@ -336,7 +340,7 @@ fn an_overflow_is_skipped_with_scaled_losses_and_stops_without() {
         let large = vec![3e38f32; value.len()];
         let large = Tensor::new(value.shape(), large).unwrap();
         bilevel.proxy_parameters.set(name, &large).unwrap();
-        bilevel.move_to(&Device::emulated().unwrap(), compute).unwrap();
+        bilevel.move_to(&device(), compute).unwrap();
         bilevel
     };
     let micro = [MicroBatch { train: batch(0), validation: batch(1) }];
@@ -359,10 +363,10 @@ fn an_overflow_is_skipped_with_scaled_losses_and_stops_without() {
 #[test]
 fn a_state_that_was_saved_goes_on_as_if_nothing_had_been() {
     let case = Case { micro_batches: 1, ..PLAIN };
-    let (whole, expected) = on_emulator(&case, DType::F16, 3);
-    let (first, _) = on_emulator(&case, DType::F16, 2);
+    let (whole, expected) = on_device(&case, DType::F16, 3);
+    let (first, _) = on_device(&case, DType::F16, 2);
     let mut second = bilevel(&case);
-    second.move_to(&Device::emulated().unwrap(), DType::F16).unwrap();
+    second.move_to(&device(), DType::F16).unwrap();
     for (into, into_optimizer, from, from_optimizer) in [
         (
             &mut second.proxy_parameters,

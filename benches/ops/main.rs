@@ -12,7 +12,7 @@ mod linear;
 mod measure;
 mod patch_embed;
 
-use std::{cell::Cell, hint::black_box};
+use std::{cell::Cell, hint::black_box, time::Duration};
 
 use alchemist_engine::{
     Result,
@@ -87,10 +87,10 @@ impl Bench {
         let best = Cell::new(f64::INFINITY);
         let mut group = self.criterion.benchmark_group(format!("device/{name}"));
         group.throughput(Throughput::Bytes(floor.bytes as u64));
-        if measured.rehearsal {
-            group.warm_up_time(std::time::Duration::from_millis(1));
-            group.measurement_time(std::time::Duration::from_millis(1));
-        }
+        // All ops together take about two minutes on a card.
+        let [warm_up, measurement] = if measured.rehearsal { [1, 1] } else { [500, 2000] };
+        group.warm_up_time(Duration::from_millis(warm_up));
+        group.measurement_time(Duration::from_millis(measurement));
         let median = Cell::new(0.0);
         group.bench_function(&measured.device.facts().name, |bencher| {
             bencher.iter_custom(|count| {
