@@ -36,6 +36,13 @@ constexpr float LARGEST_HALF_POWER = 15.0f;
 constexpr float SLACK = 8.0f, LOWEST = -1e30f;
 // Keys whose logits a warp holds at a time.
 constexpr unsigned SUBTILE = 16;
+// Subtiles of a tile that are written out for D up to 64: as many as each card's compiler has registers for without a
+// spill. For D = 128 it would take nvcc long and gain nothing.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr unsigned UNROLLED = 2;
+#else
+constexpr unsigned UNROLLED = TILE / SUBTILE;
+#endif
 
 template <class T, unsigned D>
 __device__ __forceinline__ void attention_forward(
@@ -114,8 +121,7 @@ __device__ __forceinline__ void attention_forward(
             start_copy<D, TILE, THREADS>(next + TILE * D, v_rows, (tile + 1) * TILE);
         }
         commit_copies();
-// Whole for D = 128 it would take nvcc long and gain nothing.
-#pragma unroll(D <= 64 ? TILE / SUBTILE : 1)
+#pragma unroll(D <= 64 ? UNROLLED : 1)
         for (unsigned part = 0; part < TILE / SUBTILE; ++part) {
             unsigned key = tile * TILE + part * SUBTILE;
             unsigned bits = (part < 2 ? seen[0] : seen[1]) >> part % 2 * SUBTILE & 0xffffu;
