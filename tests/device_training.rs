@@ -229,7 +229,7 @@ fn codes_are_enough_for_a_device() {
         PyramidQuantizer::new(&[1, 2, 3], &normal(&[VOCABULARY, 6], 9, DType::F32), Vec::new()).unwrap();
     let case = Case { depth: 1, micro_batches: 1, ..PLAIN };
     let run = |on_device: bool| -> Vec<StepReport> {
-        let device = Device::emulated().unwrap();
+        let device = device();
         let mut bilevel = bilevel(&case);
         bilevel.move_to(&device, DType::F32).unwrap();
         if on_device {
@@ -246,7 +246,7 @@ fn codes_are_enough_for_a_device() {
     assert!(worst <= 1e-5, "losses differ by {worst:e}");
 
     let mut without = bilevel(&case);
-    without.move_to(&Device::emulated().unwrap(), DType::F32).unwrap();
+    without.move_to(&device(), DType::F32).unwrap();
     let batch = Batch { input: None, ..batch(0) };
     let micro = MicroBatch { train: batch.clone(), validation: batch };
     let message = without.step(&[micro], RATES, 0).unwrap_err().to_string();
@@ -258,7 +258,7 @@ fn recomputing_needs_less_memory() {
     let step_bytes = |recompute: bool| {
         let case =
             Case { depth: 4, recompute, micro_batches: 1, drop_path: false, cuda_graph: false, ..PLAIN };
-        let device = Device::emulated().unwrap();
+        let device = device();
         let mut bilevel = bilevel(&case);
         bilevel.move_to(&device, DType::Bf16).unwrap();
         let held = device.memory().used_bytes;
@@ -293,7 +293,7 @@ fn a_replayed_step_is_the_step_to_the_bit() {
         let run = |cuda_graph: bool| {
             let case = Case { cuda_graph, ..case };
             let mut bilevel = bilevel(&case);
-            bilevel.move_to(&Device::emulated().unwrap(), compute).unwrap();
+            bilevel.move_to(&device(), compute).unwrap();
             let (reports, recorded) = scheduled(&mut bilevel, &case);
             (bilevel, reports, recorded)
         };
@@ -311,7 +311,7 @@ fn a_replayed_step_is_the_step_to_the_bit() {
 #[test]
 fn a_graph_keeps_off_what_became_another_networks() {
     let case = Case { micro_batches: 1, ..PLAIN };
-    let (mut own, _) = on_emulator(&case, DType::Bf16, 3);
+    let (mut own, _) = on_device(&case, DType::Bf16, 3);
     assert!(own.recorded.is_recorded());
     let mut copy = own.clone();
     assert!(!copy.recorded.is_recorded());
@@ -398,7 +398,7 @@ fn a_state_that_was_saved_goes_on_as_if_nothing_had_been() {
 
 #[test]
 fn tensors_of_two_places_do_not_meet() {
-    let device = Device::emulated().unwrap();
+    let device = device();
     let case = Case { micro_batches: 1, ..PLAIN };
     let (proxy, parameters) = Proxy::new(&backbone(&case, 1), DType::F32, 1).unwrap();
     let parameters = parameters.to_device(&device, DType::F32).unwrap();
