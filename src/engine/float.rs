@@ -41,6 +41,11 @@ pub trait Float:
     /// The larger of two; the other if one is NaN.
     fn max(self, other: Self) -> Self;
 
+    /// `length` numbers of no meaning, for what writes them all.
+    fn numbers(length: usize) -> Vec<Self>;
+    /// Keeps numbers that are no longer needed for [`numbers`](Self::numbers); tensors do so by themselves.
+    fn give_back(numbers: Vec<Self>);
+
     /// 1 / (1 + e⁻ˣ).
     #[inline(always)]
     fn sigmoid(self) -> Self {
@@ -72,6 +77,10 @@ impl Float for f64 {
     fn max(self, other: Self) -> Self {
         f64::max(self, other)
     }
+    fn numbers(length: usize) -> Vec<Self> {
+        vec![0.0; length]
+    }
+    fn give_back(_: Vec<Self>) {}
 }
 
 impl Float for f32 {
@@ -98,6 +107,12 @@ impl Float for f32 {
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         f32::max(self, other)
+    }
+    fn numbers(length: usize) -> Vec<Self> {
+        super::recycled::take(length)
+    }
+    fn give_back(numbers: Vec<Self>) {
+        super::recycled::give_back(numbers);
     }
 }
 

@@ -6,6 +6,7 @@ pub mod float;
 pub mod ops;
 pub mod parameters;
 pub mod random;
+mod recycled;
 pub mod tape;
 pub mod tensor;
 pub mod visitors;

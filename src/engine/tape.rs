@@ -4,6 +4,8 @@
 //! consumed as soon as it has run. What a parameter's gradient is used *for* is decided at backward time by a
 //! [`GradientVisitor`].
 
+use rayon::prelude::*;
+
 use crate::{
     engine::{
         float::Float,
@@ -120,11 +122,17 @@ impl Sink<'_> {
     }
 }
 
+/// Numbers that one task adds.
+const CHUNK: usize = 16_384;
+
 fn add(mut sum: Tensor, more: &Tensor) -> Result<Tensor> {
     fn run<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
-        for (sum, more) in sum.as_mut_slice::<T>()?.iter_mut().zip(more.as_slice::<T>()?) {
-            *sum += *more;
-        }
+        let sum = sum.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);
+        sum.zip(more.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(sum, more)| {
+            for (sum, more) in sum.iter_mut().zip(more) {
+                *sum += *more;
+            }
+        });
         Ok(())
     }
     if sum.shape() != more.shape() {

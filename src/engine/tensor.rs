@@ -30,7 +30,7 @@ pub enum DType {
 }
 
 /// The numbers of a tensor on the host, one variant per [`DType`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Storage {
     /// See [`DType::F32`].
@@ -43,6 +43,30 @@ pub enum Storage {
     F16(Vec<f16>),
     /// See [`DType::U32`].
     U32(Vec<u32>),
+}
+
+impl Clone for Storage {
+    fn clone(&self) -> Self {
+        match self {
+            Self::F32(values) => {
+                let mut copy = super::recycled::take(values.len());
+                copy.copy_from_slice(values);
+                Self::F32(copy)
+            }
+            Self::F64(values) => Self::F64(values.clone()),
+            Self::Bf16(values) => Self::Bf16(values.clone()),
+            Self::F16(values) => Self::F16(values.clone()),
+            Self::U32(values) => Self::U32(values.clone()),
+        }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if let Self::F32(values) = self {
+            super::recycled::give_back(std::mem::take(values));
+        }
+    }
 }
 
 /// The numbers of a tensor on a device. There are no 64-bit floats there.

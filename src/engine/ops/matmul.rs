@@ -7,10 +7,15 @@ use rayon::prelude::*;
 
 use crate::engine::float::Float;
 
-/// Rows of an output tile: enough that packing the other side is paid for.
-const TILE_ROWS: usize = 256;
-/// Elements of a weight gradient's tile, by rows of the output.
-const TILE_WEIGHT_ROWS: usize = 128;
+/// The most rows of an output tile: enough that packing the other side is paid for.
+const TILE_ROWS: usize = 640;
+/// The same for a weight gradient's tile.
+const TILE_WEIGHT_ROWS: usize = 256;
+
+/// The rows of one tile, where all have as many: an even number of tiles, so that two threads end together.
+fn tile(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).next_multiple_of(2).max(1)).max(1)
+}
 
 /// A row-major matrix view, possibly a part of wider rows, possibly read transposed.
 #[derive(Clone, Copy)]
@@ -110,30 +115,31 @@ pub fn product<T: Float>(
     }
 }
 
-/// `y = x · wᵀ` (+ what `y` held when `accumulate`): `x` `[R, I]`, `w` `[O, I]`, `y` `[R, O]`.
+/// `y = x · wᵀ` (+ the bias): `x` `[R, I]`, `w` `[O, I]`, `bias` `[O]`, `y` `[R, O]`.
 pub fn linear_forward<T: Float>(
     y: &mut [T],
     x: &[T],
     w: &[T],
+    bias: Option<&[T]>,
     inputs: usize,
     outputs: usize,
-    accumulate: bool,
 ) {
-    y.par_chunks_mut(TILE_ROWS * outputs).zip(x.par_chunks(TILE_ROWS * inputs)).for_each(|(y, x)| {
+    let tile = tile(x.len() / inputs, TILE_ROWS);
+    y.par_chunks_mut(tile * outputs).zip(x.par_chunks(tile * inputs)).for_each(|(y, x)| {
         let rows = x.len() / inputs;
-        product(
-            y,
-            outputs,
-            Matrix::new(x, rows, inputs),
-            Matrix::new(w, outputs, inputs).transposed(),
-            accumulate,
-        );
+        // The bias is laid down first and the product added to it, which saves a pass over the output.
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+        }
+        let (x, w) = (Matrix::new(x, rows, inputs), Matrix::new(w, outputs, inputs).transposed());
+        product(y, outputs, x, w, bias.is_some());
     });
 }
 
 /// `dx = dy · w`: `dy` `[R, O]`, `w` `[O, I]`, `dx` `[R, I]`.
 pub fn linear_backward_input<T: Float>(dx: &mut [T], dy: &[T], w: &[T], inputs: usize, outputs: usize) {
-    dx.par_chunks_mut(TILE_ROWS * inputs).zip(dy.par_chunks(TILE_ROWS * outputs)).for_each(|(dx, dy)| {
+    let tile = tile(dy.len() / outputs, TILE_ROWS);
+    dx.par_chunks_mut(tile * inputs).zip(dy.par_chunks(tile * outputs)).for_each(|(dx, dy)| {
         let rows = dy.len() / outputs;
         product(dx, inputs, Matrix::new(dy, rows, outputs), Matrix::new(w, outputs, inputs), false);
     });
@@ -142,8 +148,9 @@ pub fn linear_backward_input<T: Float>(dx: &mut [T], dy: &[T], w: &[T], inputs: 
 /// `dw += dyᵀ · x`: `dy` `[R, O]`, `x` `[R, I]`, `dw` `[O, I]`.
 pub fn linear_backward_weight<T: Float>(dw: &mut [T], dy: &[T], x: &[T], inputs: usize, outputs: usize) {
     let rows = x.len() / inputs;
-    dw.par_chunks_mut(TILE_WEIGHT_ROWS * inputs).enumerate().for_each(|(tile, dw)| {
-        let first = tile * TILE_WEIGHT_ROWS;
+    let size = tile(outputs, TILE_WEIGHT_ROWS);
+    dw.par_chunks_mut(size * inputs).enumerate().for_each(|(tile, dw)| {
+        let first = tile * size;
         let count = dw.len() / inputs;
         if rows == 0 {
             return;
@@ -180,7 +187,7 @@ mod tests {
         for (r, i, o) in [(1, 1, 1), (3, 5, 7), (257, 33, 129), (513, 64, 255), (130, 17, 1)] {
             let (x, w, dy) = (values(r * i, 1), values(o * i, 2), values(r * o, 3));
             let mut y = vec![9.0; r * o];
-            linear_forward(&mut y, &x, &w, i, o, false);
+            linear_forward(&mut y, &x, &w, None, i, o);
             let truth = naive(&x, &w, r, i, o);
             for (a, b) in y.iter().zip(&truth) {
                 approx::assert_relative_eq!(a, b, epsilon = 1e-12, max_relative = 1e-11);

@@ -7,6 +7,9 @@ use crate::{
     error::Result,
 };
 
+/// Columns that one task sums.
+const COLUMNS: usize = 64;
+
 /// Adds a contribution to a gradient.
 ///
 /// # Errors
@@ -27,12 +30,15 @@ pub fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -
         }
         Contribution::Sum { d_output, column } => {
             let width = d_output.shape()[d_output.shape().len() - 1];
-            let count = sum.len();
-            for row in d_output.as_slice::<T>()?.chunks(width) {
-                for (sum, value) in sum.iter_mut().zip(&row[column..column + count]) {
-                    *sum += *value;
+            let d_output = d_output.as_slice::<T>()?;
+            sum.par_chunks_mut(COLUMNS).enumerate().for_each(|(task, sum)| {
+                let first = column + task * COLUMNS;
+                for row in d_output.chunks(width) {
+                    for (sum, value) in sum.iter_mut().zip(&row[first..]) {
+                        *sum += *value;
+                    }
                 }
-            }
+            });
         }
         Contribution::Gather { d_output, rows } => {
             let width = d_output.shape()[d_output.shape().len() - 1];

@@ -18,7 +18,7 @@ const INVERSE_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
 /// # Errors
 /// If `x` holds another type than `T`.
 pub fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    let mut y = vec![T::ZERO; x.len()];
+    let mut y = T::numbers(x.len());
     y.par_chunks_mut(CHUNK).zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| match kind {
         Activation::GeluTanh => each(y, x, |x| x * gate(x)),
         Activation::GeluErf => each(y, x, |x| x * normal_below(x)),

@@ -109,10 +109,10 @@ impl<T: Float> Rotary<T> {
 
 impl Heads {
     fn gather<T: Float>(&self, source: &[T], side: Side, sample: usize, head: usize) -> Vec<T> {
-        let mut rows = Vec::with_capacity(side.length * self.head_dim);
-        for row in 0..side.length {
+        let mut rows = T::numbers(side.length * self.head_dim);
+        for (row, place) in rows.chunks_exact_mut(self.head_dim).enumerate() {
             let at = (sample * side.length + row) * side.stride + side.offset + head * self.head_dim;
-            rows.extend_from_slice(&source[at..at + self.head_dim]);
+            place.copy_from_slice(&source[at..at + self.head_dim]);
         }
         rows
     }
@@ -198,7 +198,7 @@ pub fn forward<T: Float>(
     let rotary = rotary.map(Rotary::new);
     let factors = heads.factors::<T>(scale)?;
     // Head-major, so that each task owns a contiguous part.
-    let mut attended = vec![T::ZERO; heads.batch * heads.heads * length * dim];
+    let mut attended = T::numbers(heads.batch * heads.heads * length * dim);
     let mut saved = vec![[T::NEGATIVE_INFINITY, T::ZERO]; heads.batch * heads.heads * length];
     attended.par_chunks_mut(length * dim).zip(saved.par_chunks_mut(length)).enumerate().for_each(
         |(task, (attended, saved))| {
@@ -208,11 +208,12 @@ pub fn forward<T: Float>(
             let k = heads.gather(second, heads.keys, sample, head);
             let k = heads.prepare(k, rotary.as_ref(), scale.is_some());
             let v = heads.gather(second, heads.values, sample, head);
-            let mut logits = vec![T::ZERO; TILE * keys];
+            let mut logits = T::numbers(TILE * keys);
             for start in (0..length).step_by(TILE) {
                 let end = (start + TILE).min(length);
                 let visible = heads.visible[end - 1];
                 if visible == 0 {
+                    attended[start * dim..end * dim].fill(T::ZERO);
                     continue;
                 }
                 let queries = Matrix::new(&q.values[start * dim..end * dim], end - start, dim);
@@ -231,9 +232,11 @@ pub fn forward<T: Float>(
                 let place = &mut attended[start * dim..end * dim];
                 product(place, dim, Matrix::new(tile, end - start, visible), values, false);
             }
+            [q.values, k.values, v, logits].into_iter().for_each(T::give_back);
         },
     );
     let output = scatter(heads, &[&attended], heads.queries.length);
+    T::give_back(attended);
     let row = Tensor::new(&[heads.batch, heads.heads, length, 2], saved.into_flattened())?;
     Ok((Tensor::new(&[heads.batch, length, heads.heads * dim], output)?, Saved { row }))
 }
@@ -293,7 +296,7 @@ pub(crate) fn largest<T: Float>(values: &[T]) -> T {
 fn scatter<T: Float>(heads: &Heads, parts: &[&[T]], length: usize) -> Vec<T> {
     let dim = heads.head_dim;
     let width = parts.len() * heads.heads * dim;
-    let mut output = vec![T::ZERO; heads.batch * length * width];
+    let mut output = T::numbers(heads.batch * length * width);
     output.par_chunks_mut((length * width).max(1)).enumerate().for_each(|(sample, output)| {
         for (row, output) in output.chunks_mut(width).enumerate() {
             for (at, place) in output.chunks_mut(dim).enumerate() {
@@ -329,8 +332,8 @@ pub fn backward<T: Float>(
     let factors = heads.factors::<T>(scale)?;
     let result_side = Side { length, stride: heads.heads * dim, offset: 0 };
     let tasks = heads.batch * heads.heads;
-    let (mut d_queries, mut d_scale) = (vec![T::ZERO; tasks * length * dim], vec![T::ZERO; tasks]);
-    let (mut d_keys, mut d_values) = (vec![T::ZERO; tasks * keys * dim], vec![T::ZERO; tasks * keys * dim]);
+    let (mut d_queries, mut d_scale) = (T::numbers(tasks * length * dim), vec![T::ZERO; tasks]);
+    let (mut d_keys, mut d_values) = (T::numbers(tasks * keys * dim), T::numbers(tasks * keys * dim));
     d_queries
         .par_chunks_mut((length * dim).max(1))
         .zip(d_keys.par_chunks_mut((keys * dim).max(1)))
@@ -340,6 +343,7 @@ pub fn backward<T: Float>(
         .for_each(|(task, (((d_q, d_k), d_v), d_scale))| {
             let (sample, head) = (task / heads.heads, task % heads.heads);
             let (factor, learning) = factors[head];
+            [&mut *d_q, &mut *d_k, &mut *d_v].into_iter().for_each(|d| d.fill(T::ZERO));
             let q = heads.gather(first, heads.queries, sample, head);
             let q = heads.prepare(q, rotary.as_ref(), scale.is_some());
             let k = heads.gather(second, heads.keys, sample, head);
@@ -348,7 +352,7 @@ pub fn backward<T: Float>(
             let out = heads.gather(output, result_side, sample, head);
             let d_out = heads.gather(d_output, result_side, sample, head);
             let saved = &saved[task * length..(task + 1) * length];
-            let (mut logits, mut d_logits) = (vec![T::ZERO; TILE * keys], vec![T::ZERO; TILE * keys]);
+            let (mut logits, mut d_logits) = (T::numbers(TILE * keys), T::numbers(TILE * keys));
             for start in (0..length).step_by(TILE) {
                 let end = (start + TILE).min(length);
                 let (rows, visible) = (end - start, heads.visible[end - 1]);
@@ -386,6 +390,7 @@ pub fn backward<T: Float>(
             }
             heads.undo(d_q, &q, rotary.as_ref());
             heads.undo(d_k, &k, rotary.as_ref());
+            [q.values, k.values, v, out, d_out, logits, d_logits].into_iter().for_each(T::give_back);
         });
     let d_scale = scale.map(|_| Tensor::new(&[heads.batch, heads.heads], d_scale)).transpose()?;
     let channels = heads.heads * dim;
@@ -400,6 +405,7 @@ pub fn backward<T: Float>(
             Some(Tensor::new(&[heads.batch, keys, 2 * channels], d_kv)?),
         ]
     };
+    [d_queries, d_keys, d_values].into_iter().for_each(T::give_back);
     Ok(AttentionGradients { d_sources, d_scale })
 }
 

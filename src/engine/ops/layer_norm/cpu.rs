@@ -18,7 +18,7 @@ pub fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
     let channels = last_dim("layer_norm", x)?;
     let rows = x.len() / channels;
     let share = T::of(1.0 / channels as f64);
-    let mut y = vec![T::ZERO; x.len()];
+    let mut y = T::numbers(x.len());
     let mut inverse = vec![T::ZERO; rows];
     y.par_chunks_mut(ROWS * channels)
         .zip(x.as_slice::<T>()?.par_chunks(ROWS * channels))

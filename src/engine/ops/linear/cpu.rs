@@ -28,16 +28,9 @@ pub fn forward<T: Float>(
         };
         place.copy_from_slice(values);
     }
-    // The bias is laid down first and the product added to it, which saves a pass over the output.
-    let mut y = if biases.is_empty() { vec![T::ZERO; rows * outputs] } else { row.repeat(rows) };
-    matmul::linear_forward(
-        &mut y,
-        x.as_slice::<T>()?,
-        w.as_slice::<T>()?,
-        inputs,
-        outputs,
-        !biases.is_empty(),
-    );
+    let mut y = T::numbers(rows * outputs);
+    let bias = (!biases.is_empty()).then_some(row.as_slice());
+    matmul::linear_forward(&mut y, x.as_slice::<T>()?, w.as_slice::<T>()?, bias, inputs, outputs);
     Tensor::new(&output_shape(x, outputs), y)
 }
 
@@ -47,7 +40,7 @@ pub fn forward<T: Float>(
 /// If a tensor holds another type than `T`.
 pub fn backward_input<T: Float>(d_output: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let (outputs, inputs) = (weight.dim(0), weight.dim(1));
-    let mut dx = vec![T::ZERO; shape.iter().product()];
+    let mut dx = T::numbers(shape.iter().product());
     let (dy, w) = (d_output.as_slice::<T>()?, weight.as_slice::<T>()?);
     matmul::linear_backward_input(&mut dx, dy, w, inputs, outputs);
     Tensor::new(shape, dx)

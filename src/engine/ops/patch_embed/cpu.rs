@@ -46,8 +46,9 @@ pub fn forward<T: Float>(
         }
     }
     let (text, words) = (text.as_slice::<T>()?, words.as_slice::<T>()?);
-    let mut x = table.repeat(batch);
+    let mut x = T::numbers(batch * tokens * channels);
     x.par_chunks_mut(tokens * channels).enumerate().for_each(|(sample, x)| {
+        x.copy_from_slice(&table);
         let (head, tail) = x.split_at_mut(first * channels);
         for row in head.chunks_mut(channels) {
             for (x, text) in row.iter_mut().zip(&text[sample * channels..]) {
@@ -97,16 +98,18 @@ pub(super) fn d_rows<T: Float>(d_words: &Tensor, weight: &Tensor, shape: &[usize
 /// If a tensor holds another type than `T`.
 pub fn split<T: Float>(d: &Tensor, shape: [usize; 3], first: usize) -> Result<[Tensor; 2]> {
     let [batch, tokens, channels] = shape;
-    let (mut d_text, mut d_words) = (vec![T::ZERO; batch * channels], Vec::new());
-    d_words.reserve_exact(batch * (tokens - first) * channels);
-    for (d, d_text) in d.as_slice::<T>()?.chunks(tokens * channels).zip(d_text.chunks_mut(channels)) {
+    let given = (tokens - first) * channels;
+    let (mut d_text, mut d_words) = (vec![T::ZERO; batch * channels], T::numbers(batch * given));
+    for (sample, (d, d_text)) in
+        d.as_slice::<T>()?.chunks(tokens * channels).zip(d_text.chunks_mut(channels)).enumerate()
+    {
         let (head, tail) = d.split_at(first * channels);
         for row in head.chunks(channels) {
             for (sum, value) in d_text.iter_mut().zip(row) {
                 *sum += *value;
             }
         }
-        d_words.extend_from_slice(tail);
+        d_words[sample * given..][..given].copy_from_slice(tail);
     }
     Ok([Tensor::new(&[batch, channels], d_text)?, Tensor::new(&[batch, tokens - first, channels], d_words)?])
 }

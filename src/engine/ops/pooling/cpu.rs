@@ -33,12 +33,11 @@ pub fn mean_tokens<T: Float>(x: &Tensor) -> Result<Tensor> {
 pub fn mean_tokens_backward<T: Float>(d_output: &Tensor, tokens: usize) -> Result<Tensor> {
     let (batch, channels) = (d_output.dim(0), d_output.dim(1));
     let share = T::of(1.0 / tokens as f64);
-    let mut dx = Vec::with_capacity(batch * tokens * channels);
-    for row in d_output.as_slice::<T>()?.chunks(channels) {
+    let mut dx = T::numbers(batch * tokens * channels);
+    let samples = dx.chunks_mut((tokens * channels).max(1)).zip(d_output.as_slice::<T>()?.chunks(channels));
+    for (dx, row) in samples {
         let scaled: Vec<T> = row.iter().map(|value| *value * share).collect();
-        for _ in 0..tokens {
-            dx.extend_from_slice(&scaled);
-        }
+        dx.chunks_mut(channels).for_each(|dx| dx.copy_from_slice(&scaled));
     }
     Tensor::new(&[batch, tokens, channels], dx)
 }

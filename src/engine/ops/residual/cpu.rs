@@ -13,14 +13,15 @@ use crate::{
 /// If a tensor holds another type than `T`.
 pub fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> Result<Tensor> {
     let share = x.len() / x.dim(0).max(1);
-    let mut y = x.as_slice::<T>()?.to_vec();
+    let mut y = T::numbers(x.len());
     y.par_chunks_mut(share.max(1))
+        .zip(x.as_slice::<T>()?.par_chunks(share.max(1)))
         .zip(branch.as_slice::<T>()?.par_chunks(share.max(1)))
         .enumerate()
-        .for_each(|(sample, (y, branch))| {
+        .for_each(|(sample, ((y, x), branch))| {
             let keep = T::of(keep.map_or(1.0, |keep| keep[sample]));
-            for (y, branch) in y.iter_mut().zip(branch) {
-                *y += keep * *branch;
+            for ((y, x), branch) in y.iter_mut().zip(x).zip(branch) {
+                *y = *x + keep * *branch;
             }
         });
     Tensor::new(x.shape(), y)
