@@ -13,9 +13,17 @@ const FEWEST: usize = 4096;
 /// The most that is kept, in bytes; what comes back beyond it is freed.
 const MOST_BYTES: usize = 1 << 30;
 
+/// What is kept of one length.
+#[derive(Default)]
+struct Length {
+    /// As many as had to be made, which is how many were in use at once: more are never kept.
+    made: usize,
+    kept: Vec<Vec<f32>>,
+}
+
 #[derive(Default)]
 struct Kept {
-    by_length: HashMap<usize, Vec<Vec<f32>>>,
+    lengths: HashMap<usize, Length>,
     bytes: usize,
 }
 
@@ -31,7 +39,9 @@ pub(super) fn take(length: usize) -> Vec<f32> {
         return vec![0.0; length];
     }
     let mut kept = kept();
-    let found = kept.by_length.get_mut(&length).and_then(Vec::pop);
+    let of_length = kept.lengths.entry(length).or_default();
+    let found = of_length.kept.pop();
+    of_length.made += usize::from(found.is_none());
     kept.bytes -= found.as_ref().map_or(0, |values| size_of_val(values.as_slice()));
     drop(kept);
     let mut values = found.unwrap_or_else(|| vec![0.0; length]);
@@ -42,16 +52,21 @@ pub(super) fn take(length: usize) -> Vec<f32> {
     values
 }
 
-/// Keeps numbers that nobody needs.
+/// Keeps numbers that nobody needs, if their length has been asked for.
 pub(super) fn give_back(values: Vec<f32>) {
     let bytes = size_of_val(values.as_slice());
     if values.len() < FEWEST || values.capacity() != values.len() {
         return;
     }
     let mut kept = kept();
-    if kept.bytes + bytes <= MOST_BYTES {
+    if kept.bytes + bytes > MOST_BYTES {
+        return;
+    }
+    if let Some(length) = kept.lengths.get_mut(&values.len())
+        && length.kept.len() < length.made
+    {
+        length.kept.push(values);
         kept.bytes += bytes;
-        kept.by_length.entry(values.len()).or_default().push(values);
     }
 }
 
@@ -63,9 +78,12 @@ mod tests {
     fn numbers_come_back_by_their_length() {
         // A length that no other test of this process uses.
         let length = FEWEST + 12_345;
-        let values = vec![1.5; length];
+        give_back(vec![1.5; length]);
+        let values = take(length);
+        assert!(values.iter().all(|value| *value != 1.5), "nobody had asked for this length");
         let address = values.as_ptr();
         give_back(values);
+        give_back(vec![1.5; length]);
         let (longer, again, another) = (take(length + 1), take(length), take(length));
         assert_eq!((again.as_ptr(), again.len()), (address, length));
         assert_ne!(longer.as_ptr(), address, "another length");
