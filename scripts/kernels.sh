@@ -36,8 +36,9 @@ fi
 printed="$(mktemp)"
 trap 'rm -f "$printed"' EXIT
 
-# A folder of its own: the kernels' objects stay between runs, and the everyday build is not made again.
-ALCHEMIST_KERNEL_TABLE=1 cargo check --release --lib --target-dir target/kernels "$@" 2>&1 |
+# A folder of its own: the kernels' objects stay between runs, and the everyday build is not made again. CARGO_TARGET_DIR
+# names another.
+ALCHEMIST_KERNEL_TABLE=1 cargo check --release --lib --target-dir "${CARGO_TARGET_DIR:-target/kernels}" "$@" 2>&1 |
     sed -u 's/^warning: alchemist-engine@[^:]*: //' | tee "$printed"
 
 if [ -n "$write" ]; then
