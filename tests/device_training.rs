@@ -172,8 +172,9 @@ fn losses_alone(reports: &[StepReport]) -> Vec<StepReport> {
     reports.iter().map(alone).collect()
 }
 
+/// Of each test's own, as a device that records one test's work takes no upload of another's.
 fn device() -> Device {
-    common::device().cloned().unwrap_or_else(|| Device::emulated().expect("the emulator"))
+    common::open_device().unwrap_or_else(|| Device::emulated().expect("the emulator"))
 }
 
 fn on_device(case: &Case, compute: DType, count: u64) -> (Bilevel, Vec<StepReport>) {

@@ -175,15 +175,17 @@ pub fn normal(shape: &[usize], stream: u64, dtype: DType) -> Tensor {
     Tensor::new(shape, values).expect("the values fill the shape").cast(dtype).unwrap()
 }
 
-/// The device that `ALCHEMIST_DEVICE` names (`cpu` unless given), opened once.
+/// The device that `ALCHEMIST_DEVICE` names (`cpu` unless given), opened anew.
+pub fn open_device() -> Option<Device> {
+    let name = std::env::var("ALCHEMIST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let choice: DeviceChoice = name.parse().unwrap_or_else(|error| panic!("ALCHEMIST_DEVICE: {error}"));
+    choice.open().unwrap_or_else(|error| panic!("ALCHEMIST_DEVICE: {error}"))
+}
+
+/// The same, opened once.
 pub fn device() -> Option<&'static Device> {
     static OPENED: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
-    let open = || {
-        let name = std::env::var("ALCHEMIST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-        let choice: DeviceChoice = name.parse().unwrap_or_else(|error| panic!("ALCHEMIST_DEVICE: {error}"));
-        choice.open().unwrap_or_else(|error| panic!("ALCHEMIST_DEVICE: {error}"))
-    };
-    OPENED.get_or_init(open).as_ref()
+    OPENED.get_or_init(open_device).as_ref()
 }
 
 /// A tensor where `ALCHEMIST_DEVICE` says.
