@@ -141,6 +141,8 @@ limited() {
 
 unpack() {
     local to="${TMPDIR:-/tmp}/alchemist-gpu-$(id -u)"
+    # Nothing of an earlier pack stays.
+    rm -rf "$to"
     mkdir -p "$to/bin" "$to/sanitizer"
     tar -C "$to" -xJf "$pack/bin/all.tar.xz"
     tar -C "$to/sanitizer" -xJf "$pack/sanitizer/all.tar.xz"
