@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::{
-    Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, NetworksConfig, Portion, TextEncoderConfig,
-    TrainingConfig, raw::RawConfig, source::Source,
+    Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, NetworksConfig, Portion, ScheduleShape,
+    TextEncoderConfig, TrainingConfig, raw::RawConfig, source::Source,
 };
 use crate::{
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{Initialisation, Rope},
-    train::schedule::Shape,
 };
 
 /// The released pyramid for 256 pixels.
@@ -466,8 +465,8 @@ fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfi
     }
     let warmup_epochs = checker.number("wp", &mut raw.wp, epochs as f64 / 50.0, 0.0, epochs as f64)?;
     let name = raw.sche.get_or_insert_with(|| "lin0".to_owned()).clone();
-    let schedule = name.parse::<Shape>().map_err(|message| checker.source.refuse("sche", message))?;
-    let least_end = if schedule == Shape::Exponential { 1e-12 } else { 0.0 };
+    let schedule = name.parse::<ScheduleShape>().map_err(|message| checker.source.refuse("sche", message))?;
+    let least_end = if schedule == ScheduleShape::Exponential { 1e-12 } else { 0.0 };
     let clip = checker.number("tclip", &mut raw.tclip, 2.0, 0.0, 1e9)?;
     let val_it = checker.integer("val_it", &mut raw.val_it, 10_000, 1, i64::MAX)?;
     let every = raw.checkpoint_every;

@@ -7,6 +7,7 @@ mod check;
 mod compat;
 pub mod keys;
 pub mod raw;
+mod schedule;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -15,12 +16,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use compat::Compat;
+pub use schedule::ScheduleShape;
 
 use crate::{
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{BackboneConfig, Initialisation, Rope},
-    train::schedule::Shape,
 };
 use source::Source;
 
@@ -189,7 +190,7 @@ pub struct TrainingConfig {
     /// Batches whose gradients make one update.
     pub accumulation: usize,
     /// Shape of the learning-rate schedule.
-    pub schedule: Shape,
+    pub schedule: ScheduleShape,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Epochs of warm-up.

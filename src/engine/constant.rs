@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::{
     engine::{
-        cuda::{Buffer, Device},
-        tensor::{DeviceElement, Tensor},
+        cuda::{Buffer, Device, DeviceElement},
+        tensor::Tensor,
     },
     error::{Error, Result},
 };

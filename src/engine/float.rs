@@ -8,7 +8,7 @@ use std::{
     ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign},
 };
 
-use crate::engine::tensor::Element;
+use crate::engine::storage::Element;
 
 /// A float that ops compute in on the CPU: `f32` or `f64`.
 pub trait Float:

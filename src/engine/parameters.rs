@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    engine::{
-        cuda::Device,
-        tensor::{DType, Tensor},
-    },
+    engine::{cuda::Device, storage::DType, tensor::Tensor},
     error::{Error, Result},
 };
 

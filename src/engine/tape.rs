@@ -4,30 +4,16 @@
 //! consumed as soon as it has run. What a parameter's gradient is used *for* is decided at backward time by a
 //! [`GradientVisitor`].
 
-use rayon::prelude::*;
-
 use crate::{
     engine::{
-        float::Float,
-        ops::residual,
+        ops::accumulate::{Contribution, add},
         parameters::{ParameterId, Parameters},
-        tensor::{DType, Tensor},
-        visitors::{Contribution, GradientVisitor},
+        storage::DType,
+        tensor::Tensor,
+        visitors::{GradientVisitor, RowOwner},
     },
     error::{Error, Result},
 };
-
-/// To which sample the rows of a value belong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowOwner {
-    /// Row `r` belongs to sample `r / rows_per_sample` of the batch.
-    Samples {
-        /// Rows of one sample; all samples have as many.
-        rows_per_sample: usize,
-    },
-    /// The rows mix samples, so no per-sample gradient can be read off them.
-    Batch,
-}
 
 /// A value on the tape.
 #[derive(Clone, Debug)]
@@ -98,7 +84,10 @@ impl Sink<'_> {
         let held = &mut self.gradients[node];
         *held = Some(match held.take() {
             None => gradient,
-            Some(sum) => add(sum, &gradient)?,
+            Some(mut sum) => {
+                add(&mut sum, &gradient)?;
+                sum
+            }
         });
         Ok(())
     }
@@ -120,32 +109,6 @@ impl Sink<'_> {
     pub fn parameters(&self) -> &Parameters {
         self.parameters
     }
-}
-
-/// Numbers that one task adds.
-const CHUNK: usize = 16_384;
-
-fn add(mut sum: Tensor, more: &Tensor) -> Result<Tensor> {
-    fn run<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
-        let sum = sum.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);
-        sum.zip(more.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(sum, more)| {
-            for (sum, more) in sum.iter_mut().zip(more) {
-                *sum += *more;
-            }
-        });
-        Ok(())
-    }
-    if sum.shape() != more.shape() {
-        return Err(Error::shape(
-            "tape",
-            format!("gradients of {:?} and {:?} meet", sum.shape(), more.shape()),
-        ));
-    }
-    if sum.device().is_some() {
-        return residual::sum(&sum, more, None);
-    }
-    crate::with_float!(sum.dtype(), "tape", T => run::<T>(&mut sum, more))?;
-    Ok(sum)
 }
 
 type Body = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + Send;

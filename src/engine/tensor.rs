@@ -7,161 +7,11 @@ use half::{bf16, f16};
 
 use crate::{
     engine::{
-        cuda::{Buffer, Device, DeviceNumber, device::Factor},
-        ops::cast::cast_on_device,
+        cuda::{Buffer, Device, DeviceElement, DeviceStorage},
+        storage::{DType, Element, Storage},
     },
     error::{Error, Result},
 };
-
-/// The kinds of numbers a tensor can hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DType {
-    /// 32-bit float: weights, activations and optimiser state on the CPU.
-    F32,
-    /// 64-bit float: the reference that finite differences and parity tests compute in.
-    F64,
-    /// bfloat16, as storage.
-    Bf16,
-    /// IEEE half, as storage.
-    F16,
-    /// Unsigned 32-bit: token codes and indices.
-    U32,
-}
-
-/// The numbers of a tensor on the host, one variant per [`DType`].
-#[derive(Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Storage {
-    /// See [`DType::F32`].
-    F32(Vec<f32>),
-    /// See [`DType::F64`].
-    F64(Vec<f64>),
-    /// See [`DType::Bf16`].
-    Bf16(Vec<bf16>),
-    /// See [`DType::F16`].
-    F16(Vec<f16>),
-    /// See [`DType::U32`].
-    U32(Vec<u32>),
-}
-
-impl Clone for Storage {
-    fn clone(&self) -> Self {
-        match self {
-            Self::F32(values) => {
-                let mut copy = super::recycled::take(values.len());
-                copy.copy_from_slice(values);
-                Self::F32(copy)
-            }
-            Self::F64(values) => Self::F64(values.clone()),
-            Self::Bf16(values) => Self::Bf16(values.clone()),
-            Self::F16(values) => Self::F16(values.clone()),
-            Self::U32(values) => Self::U32(values.clone()),
-        }
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        if let Self::F32(values) = self {
-            super::recycled::give_back(std::mem::take(values));
-        }
-    }
-}
-
-/// The numbers of a tensor on a device. There are no 64-bit floats there.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum DeviceStorage {
-    /// See [`DType::F32`].
-    F32(Buffer<f32>),
-    /// See [`DType::Bf16`].
-    Bf16(Buffer<bf16>),
-    /// See [`DType::F16`].
-    F16(Buffer<f16>),
-    /// See [`DType::U32`].
-    U32(Buffer<u32>),
-}
-
-impl DeviceStorage {
-    fn device(&self) -> &Device {
-        match self {
-            Self::F32(buffer) => buffer.device(),
-            Self::Bf16(buffer) => buffer.device(),
-            Self::F16(buffer) => buffer.device(),
-            Self::U32(buffer) => buffer.device(),
-        }
-    }
-}
-
-/// A Rust type that a tensor can hold.
-pub trait Element: Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
-    /// The matching [`DType`].
-    const DTYPE: DType;
-    /// Wraps a vector.
-    fn wrap(values: Vec<Self>) -> Storage;
-    /// The numbers, if the storage holds this type.
-    fn slice(storage: &Storage) -> Option<&[Self]>;
-    /// The numbers, mutably, if the storage holds this type.
-    fn slice_mut(storage: &mut Storage) -> Option<&mut [Self]>;
-}
-
-macro_rules! element {
-    ($type:ty, $variant:ident) => {
-        impl Element for $type {
-            const DTYPE: DType = DType::$variant;
-            fn wrap(values: Vec<Self>) -> Storage {
-                Storage::$variant(values)
-            }
-            fn slice(storage: &Storage) -> Option<&[Self]> {
-                if let Storage::$variant(values) = storage { Some(values) } else { None }
-            }
-            fn slice_mut(storage: &mut Storage) -> Option<&mut [Self]> {
-                if let Storage::$variant(values) = storage { Some(values) } else { None }
-            }
-        }
-    };
-}
-element!(f32, F32);
-element!(f64, F64);
-element!(bf16, Bf16);
-element!(f16, F16);
-element!(u32, U32);
-
-/// A Rust type that a tensor on a device can hold.
-pub trait DeviceElement: Element + DeviceNumber {
-    /// Wraps a buffer.
-    fn wrap_buffer(buffer: Buffer<Self>) -> DeviceStorage;
-    /// The buffer, if the storage holds this type.
-    fn buffer(storage: &DeviceStorage) -> Option<&Buffer<Self>>;
-    /// The buffer, to be written, if the storage holds this type.
-    fn buffer_mut(storage: &mut DeviceStorage) -> Option<&mut Buffer<Self>>;
-}
-
-/// A float that kernels store numbers in: f32, bf16 or f16.
-pub trait DeviceFloat: DeviceElement + Factor {}
-
-impl<T: DeviceElement + Factor> DeviceFloat for T {}
-
-macro_rules! device_element {
-    ($type:ty, $variant:ident) => {
-        impl DeviceElement for $type {
-            fn wrap_buffer(buffer: Buffer<Self>) -> DeviceStorage {
-                DeviceStorage::$variant(buffer)
-            }
-            fn buffer(storage: &DeviceStorage) -> Option<&Buffer<Self>> {
-                if let DeviceStorage::$variant(buffer) = storage { Some(buffer) } else { None }
-            }
-            fn buffer_mut(storage: &mut DeviceStorage) -> Option<&mut Buffer<Self>> {
-                if let DeviceStorage::$variant(buffer) = storage { Some(buffer) } else { None }
-            }
-        }
-    };
-}
-device_element!(f32, F32);
-device_element!(bf16, Bf16);
-device_element!(f16, F16);
-device_element!(u32, U32);
 
 #[derive(Clone, Debug)]
 enum Place {
@@ -217,7 +67,7 @@ impl Tensor {
         Self::host(shape, storage)
     }
 
-    fn host(shape: &[usize], storage: Storage) -> Self {
+    pub(in crate::engine) fn host(shape: &[usize], storage: Storage) -> Self {
         Self { shape: shape.to_vec(), place: Place::Host(Arc::new(storage)) }
     }
 
@@ -489,33 +339,6 @@ impl Tensor {
             Storage::F16(values) => values.iter().map(|value| value.to_f64()).collect(),
             Storage::U32(values) => values.iter().map(|&value| f64::from(value)).collect(),
         })
-    }
-
-    /// The same numbers in another type in the same place, rounded to nearest even where it is narrower.
-    ///
-    /// # Errors
-    /// If the device does not have the type, or fails.
-    pub fn cast(&self, dtype: DType) -> Result<Self> {
-        if dtype == self.dtype() {
-            return Ok(self.clone());
-        }
-        if self.device().is_some() {
-            return cast_on_device(self, dtype);
-        }
-        let wide = self.to_f64_vec()?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a cast is what was asked for"
-        )]
-        let storage = match dtype {
-            DType::F32 => Storage::F32(wide.into_iter().map(|value| value as f32).collect()),
-            DType::F64 => Storage::F64(wide),
-            DType::Bf16 => Storage::Bf16(wide.into_iter().map(bf16::from_f64).collect()),
-            DType::F16 => Storage::F16(wide.into_iter().map(f16::from_f64).collect()),
-            DType::U32 => Storage::U32(wide.into_iter().map(|value| value as u32).collect()),
-        };
-        Ok(Self::host(&self.shape, storage))
     }
 }
 

@@ -6,54 +6,29 @@
 
 use crate::{
     engine::{
-        ops::accumulate::{Rows, accumulate, scale_samples},
+        ops::accumulate::{Contribution, accumulate, scale_samples},
         parameters::{ParameterId, Parameters},
-        tape::RowOwner,
         tensor::Tensor,
     },
     error::{Error, Result},
 };
 
-/// One parameter's part of a gradient, before any sum over rows. `R` rows are those of the output.
-#[derive(Clone, Debug)]
-pub enum Contribution<'a> {
-    /// Of a matrix `[O, I]`: `Σ_r d_output[r] ⊗ input[r]`.
-    Product {
-        /// `[R, I]`.
-        input: &'a Tensor,
-        /// `[R, O]`.
-        d_output: &'a Tensor,
+/// To which sample the rows of a value belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOwner {
+    /// Row `r` belongs to sample `r / rows_per_sample` of the batch.
+    Samples {
+        /// Rows of one sample; all samples have as many.
+        rows_per_sample: usize,
     },
-    /// Of a vector `[N]` that was added to columns `column..column + N` of each row: `Σ_r d_output[r, column..]`.
-    Sum {
-        /// `[R, O]`.
-        d_output: &'a Tensor,
-        /// The first column that the parameter was added to.
-        column: usize,
-    },
-    /// Of a table `[K, N]` of which one row was added to each row.
-    Gather {
-        /// `[R, N]`.
-        d_output: &'a Tensor,
-        /// Which row of the table was added to which.
-        rows: &'a Rows,
-    },
-    /// Already summed over a sample's rows: `[S, N]` for `S` samples.
-    PerSample {
-        /// `[S, N]`, the parameter having `N` elements.
-        d_value: &'a Tensor,
-    },
+    /// The rows mix samples, so no per-sample gradient can be read off them.
+    Batch,
 }
 
-impl Contribution<'_> {
-    /// The gradient's rows, whatever they stand for.
-    pub fn rows(&self) -> &Tensor {
-        match *self {
-            Self::Product { d_output, .. } | Self::Sum { d_output, .. } | Self::Gather { d_output, .. } => {
-                d_output
-            }
-            Self::PerSample { d_value } => d_value,
-        }
+impl RowOwner {
+    /// The owner of rows made from two inputs: samples only if both are.
+    pub fn joint(self, other: Self) -> Self {
+        if other == Self::Batch { Self::Batch } else { self }
     }
 }
 

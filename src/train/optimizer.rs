@@ -4,7 +4,7 @@
 use crate::{
     engine::{
         Gradients, ParameterId, Parameters, Tensor,
-        cuda::Device,
+        cuda::{Device, DeviceFloat},
         ops::{
             adamw::{
                 Factors, cpu,
@@ -12,7 +12,6 @@ use crate::{
             },
             expect_shape,
         },
-        tensor::DeviceFloat,
     },
     error::{Error, Result},
     train::loss_scale::LossScale,

@@ -1,49 +1,14 @@
 //! Learning rate and weight decay as functions of the iteration (released: `lr_wd_annealing` in `utils/lr_control.py`),
 //! the weight between the two losses, and the lengths of epochs.
 
-use std::{f64::consts::PI, str::FromStr};
+use std::f64::consts::PI;
 
 use crate::{
-    config::Config,
+    config::{Config, ScheduleShape},
     error::{Error, Result},
 };
 
-/// How the learning rate falls after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Shape {
-    /// `cos`: half a cosine.
-    Cosine,
-    /// `lin` and `lin0`: flat for this share of the time, then straight down.
-    FlatThenLinear(f64),
-    /// `lin00`: straight down.
-    Linear,
-    /// `lin<share>`: half as steep for this share of the time, then straight down to the end.
-    Bent(f64),
-    /// `exp`: flat for 15% of the time, then exponentially down.
-    Exponential,
-}
-
-impl FromStr for Shape {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "cos" => Ok(Self::Cosine),
-            "lin" => Ok(Self::FlatThenLinear(0.15)),
-            "lin0" => Ok(Self::FlatThenLinear(0.05)),
-            "lin00" => Ok(Self::Linear),
-            "exp" => Ok(Self::Exponential),
-            other => match other.strip_prefix("lin").and_then(|share| share.parse::<f64>().ok()) {
-                Some(share) if share > 0.0 && share < 1.0 => Ok(Self::Bent(share)),
-                _ => Err(format!(
-                    "must be lin0, lin, lin00, lin<share between 0 and 1>, cos or exp, but is \"{other}\""
-                )),
-            },
-        }
-    }
-}
-
-impl Shape {
+impl ScheduleShape {
     /// The learning rate over its peak, at the share `passed` of the time after the warm-up; it ends at `end`.
     fn factor(self, passed: f64, end: f64) -> f64 {
         let rest = 1.0 - passed;
@@ -72,7 +37,7 @@ impl Shape {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// How the learning rate falls after the warm-up.
-    pub shape: Shape,
+    pub shape: ScheduleShape,
     /// The largest learning rate.
     pub peak: f64,
     /// Iterations of warm-up; rounded half to even, as Python does.
@@ -219,7 +184,7 @@ mod tests {
     #[test]
     fn short_runs_divide_by_nothing() {
         let schedule = |iterations, warmup| Schedule {
-            shape: Shape::FlatThenLinear(0.05),
+            shape: ScheduleShape::FlatThenLinear(0.05),
             peak: 1.0,
             warmup,
             start: 0.005,
@@ -249,10 +214,10 @@ mod tests {
     #[test]
     fn shapes_are_read_by_their_released_names() {
         for name in ["lin0", "lin", "lin00", "lin0.3", "cos", "exp"] {
-            name.parse::<Shape>().unwrap();
+            name.parse::<ScheduleShape>().unwrap();
         }
         for name in ["", "linear", "lin1", "lin0.0", "linNaN", "pi"] {
-            assert!(name.parse::<Shape>().unwrap_err().contains(&format!("\"{name}\"")));
+            assert!(name.parse::<ScheduleShape>().unwrap_err().contains(&format!("\"{name}\"")));
         }
     }
 

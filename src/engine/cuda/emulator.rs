@@ -22,7 +22,7 @@ use super::driver::{
     Staging,
 };
 use crate::{
-    engine::ops::matmul::{Matrix, product},
+    engine::matmul::{Matrix, product},
     error::{Error, Result},
 };
 

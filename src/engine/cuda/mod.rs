@@ -18,6 +18,7 @@ mod emulator;
 mod gpu;
 mod gpu_product;
 mod graph;
+mod storage;
 
 pub use ahead::Ahead;
 pub use arena::MemoryUse;
@@ -26,3 +27,4 @@ pub use choice::DeviceChoice;
 pub use device::{Availability, Device, devices};
 pub use driver::{Argument, DeviceFacts, DeviceNumber, Event, Kernel, Launch, Product};
 pub use graph::Graph;
+pub use storage::{DeviceElement, DeviceFloat, DeviceStorage};

@@ -12,7 +12,6 @@ pub mod cast;
 pub mod cross_entropy;
 pub mod layer_norm;
 pub mod linear;
-pub mod matmul;
 pub mod modulation;
 pub mod patch_embed;
 pub mod pooling;
@@ -24,7 +23,6 @@ use crate::{
     engine::{
         Tensor,
         cuda::{DeviceNumber, Launch},
-        tape::RowOwner,
     },
     error::{Error, Result},
 };
@@ -50,11 +48,6 @@ pub(crate) fn three_dims(op: &'static str, what: &str, tensor: &Tensor) -> Resul
     <[usize; 3]>::try_from(tensor.shape()).map_err(|_| {
         Error::shape(op, format!("{what} has the shape {:?}, expected three dimensions", tensor.shape()))
     })
-}
-
-/// The owner of rows made from two inputs: samples only if both are.
-pub(crate) fn joint_owner(left: RowOwner, right: RowOwner) -> RowOwner {
-    if right == RowOwner::Batch { RowOwner::Batch } else { left }
 }
 
 /// A size as kernels take it.

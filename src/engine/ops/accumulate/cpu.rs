@@ -3,12 +3,29 @@
 use rayon::prelude::*;
 
 use crate::{
-    engine::{Float, Tensor, ops::matmul, visitors::Contribution},
+    engine::{Float, Tensor, matmul, ops::accumulate::Contribution},
     error::Result,
 };
 
 /// Columns that one task sums.
 const COLUMNS: usize = 64;
+
+/// Numbers that one task adds.
+const CHUNK: usize = 16_384;
+
+/// Adds `more` to `sum`.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn add<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
+    let sum = sum.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);
+    sum.zip(more.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(sum, more)| {
+        for (sum, more) in sum.iter_mut().zip(more) {
+            *sum += *more;
+        }
+    });
+    Ok(())
+}
 
 /// Adds a contribution to a gradient.
 ///

@@ -8,9 +8,8 @@ use std::sync::OnceLock;
 use crate::{
     engine::{
         Tensor,
-        cuda::{Buffer, Device},
-        tensor::DeviceFloat,
-        visitors::Contribution,
+        cuda::{Buffer, Device, DeviceFloat},
+        ops::residual::cuda::residual_forward,
     },
     error::{Error, Result},
     with_float, with_number,
@@ -49,6 +48,66 @@ impl Rows {
         }
         Err(Error::invalid("a network is used on one device after another; build it once for each"))
     }
+}
+
+/// One parameter's part of a gradient, before any sum over rows. `R` rows are those of the output.
+#[derive(Clone, Debug)]
+pub enum Contribution<'a> {
+    /// Of a matrix `[O, I]`: `Σ_r d_output[r] ⊗ input[r]`.
+    Product {
+        /// `[R, I]`.
+        input: &'a Tensor,
+        /// `[R, O]`.
+        d_output: &'a Tensor,
+    },
+    /// Of a vector `[N]` that was added to columns `column..column + N` of each row: `Σ_r d_output[r, column..]`.
+    Sum {
+        /// `[R, O]`.
+        d_output: &'a Tensor,
+        /// The first column that the parameter was added to.
+        column: usize,
+    },
+    /// Of a table `[K, N]` of which one row was added to each row.
+    Gather {
+        /// `[R, N]`.
+        d_output: &'a Tensor,
+        /// Which row of the table was added to which.
+        rows: &'a Rows,
+    },
+    /// Already summed over a sample's rows: `[S, N]` for `S` samples.
+    PerSample {
+        /// `[S, N]`, the parameter having `N` elements.
+        d_value: &'a Tensor,
+    },
+}
+
+impl Contribution<'_> {
+    /// The gradient's rows, whatever they stand for.
+    pub fn rows(&self) -> &Tensor {
+        match *self {
+            Self::Product { d_output, .. } | Self::Sum { d_output, .. } | Self::Gather { d_output, .. } => {
+                d_output
+            }
+            Self::PerSample { d_value } => d_value,
+        }
+    }
+}
+
+/// Adds `more` to `sum`, of the same shape, type and place.
+///
+/// # Errors
+/// If they differ in one of these, or the device fails.
+pub(crate) fn add(sum: &mut Tensor, more: &Tensor) -> Result<()> {
+    if sum.shape() != more.shape() {
+        return Err(Error::shape(
+            "add",
+            format!("gradients of {:?} and {:?} meet", sum.shape(), more.shape()),
+        ));
+    }
+    crate::dispatch!("add", sum,
+        cpu T => cpu::add::<T>(sum, more),
+        cuda T => residual_forward(sum.buffer_mut::<T>()?, None, more.buffer::<T>()?, None),
+    )
 }
 
 /// Adds a contribution to a gradient, which begins as nothing and is kept like the parameter's `value`: in its type on the

@@ -8,10 +8,10 @@ use crate::{
     engine::{
         Float, Tensor,
         float::vectorised,
+        matmul::{Matrix, product},
         ops::{
             attention::RotaryTable,
             layer_norm::cpu::{dot, sum},
-            matmul::{Matrix, product},
         },
     },
     error::Result,

@@ -13,11 +13,9 @@ use crate::{
     dispatch,
     engine::{
         Constant, DType, ParameterId, RowOwner, Tape, Tensor, Var,
-        cuda::Device,
-        ops::{expect_shape, joint_owner, three_dims},
+        cuda::{Device, DeviceFloat},
+        ops::{accumulate::Contribution, expect_shape, three_dims},
         tape::{Operation, Sink, Slot},
-        tensor::DeviceFloat,
-        visitors::Contribution,
     },
     error::{Error, Result},
     with_float, with_number,
@@ -213,7 +211,7 @@ fn attend(
         cuda T => forward_on_device::<T>(&heads, &mask, values, scale, settings),
     )?;
     let slots = sources.map(|var| tape.slot(var));
-    let owner = joint_owner(sources[0].owner(), sources[1].owner());
+    let owner = sources[0].owner().joint(sources[1].owner());
     let kept = values.map(Clone::clone);
     let value = output.clone();
     let settings = settings.clone();

@@ -5,22 +5,54 @@ pub mod cuda;
 use half::{bf16, f16};
 
 use crate::{
-    engine::{DType, Tensor, cuda::device::Factor, tensor::DeviceElement},
+    engine::{
+        DType, Storage, Tensor,
+        cuda::{DeviceElement, device::Factor},
+    },
     error::{Error, Result},
 };
+
+impl Tensor {
+    /// The same numbers in another type in the same place, rounded to nearest even where it is narrower.
+    ///
+    /// # Errors
+    /// If the device does not have the type, or fails.
+    pub fn cast(&self, dtype: DType) -> Result<Self> {
+        if dtype == self.dtype() {
+            return Ok(self.clone());
+        }
+        if self.device().is_some() {
+            return on_device(self, dtype);
+        }
+        let wide = self.to_f64_vec()?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a cast is what was asked for"
+        )]
+        let storage = match dtype {
+            DType::F32 => Storage::F32(wide.into_iter().map(|value| value as f32).collect()),
+            DType::F64 => Storage::F64(wide),
+            DType::Bf16 => Storage::Bf16(wide.into_iter().map(bf16::from_f64).collect()),
+            DType::F16 => Storage::F16(wide.into_iter().map(f16::from_f64).collect()),
+            DType::U32 => Storage::U32(wide.into_iter().map(|value| value as u32).collect()),
+        };
+        Ok(Self::host(self.shape(), storage))
+    }
+}
 
 /// The numbers of a tensor on a device in another type; between the two 16-bit types by way of f32.
 ///
 /// # Errors
 /// If there is no such conversion, or the device fails.
-pub(crate) fn cast_on_device(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
+fn on_device(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     match (tensor.dtype(), dtype) {
         (DType::F32, DType::Bf16) => narrow::<bf16>(tensor),
         (DType::F32, DType::F16) => narrow::<f16>(tensor),
         (DType::Bf16, DType::F32) => widen::<bf16>(tensor),
         (DType::F16, DType::F32) => widen::<f16>(tensor),
         (DType::Bf16 | DType::F16, DType::Bf16 | DType::F16) => {
-            cast_on_device(&cast_on_device(tensor, DType::F32)?, dtype)
+            on_device(&on_device(tensor, DType::F32)?, dtype)
         }
         (from, to) => Err(Error::shape("cast", format!("devices do not turn {from:?} into {to:?}"))),
     }

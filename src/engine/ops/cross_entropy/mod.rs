@@ -7,9 +7,9 @@ use crate::{
     dispatch,
     engine::{
         Tape, Tensor, Var,
+        cuda::DeviceFloat,
         ops::{accumulate::cuda::scale, expect_shape, pooling::cuda::mean_tokens_forward, three_dims},
         tape::{Operation, Sink, Slot},
-        tensor::DeviceFloat,
     },
     error::{Error, Result},
     with_float, with_number,

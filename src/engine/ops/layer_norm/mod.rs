@@ -10,13 +10,13 @@ use crate::{
     dispatch,
     engine::{
         Tape, Tensor, Var,
+        cuda::DeviceFloat,
         ops::{
             expect_shape, last_dim,
             modulation::{self, Levels, cuda::add_modulation},
             three_dims,
         },
         tape::{Operation, Sink, Slot},
-        tensor::DeviceFloat,
     },
     error::Result,
 };

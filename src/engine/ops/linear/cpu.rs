@@ -2,7 +2,7 @@
 
 use super::{Bias, output_shape, sizes};
 use crate::{
-    engine::{Float, ParameterId, Parameters, Tensor, ops::matmul},
+    engine::{Float, ParameterId, Parameters, Tensor, matmul},
     error::{Error, Result},
 };
 

@@ -2,7 +2,10 @@
 
 use super::{Bias, output_shape, sizes};
 use crate::{
-    engine::{ParameterId, Parameters, Tensor, cuda::Buffer, tensor::DeviceFloat},
+    engine::{
+        ParameterId, Parameters, Tensor,
+        cuda::{Buffer, DeviceFloat},
+    },
     error::{Error, Result},
 };
 

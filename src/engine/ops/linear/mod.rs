@@ -6,10 +6,9 @@ pub mod cuda;
 use crate::{
     dispatch,
     engine::{
-        ParameterId, Parameters, Tape, Tensor, Var,
-        ops::last_dim,
-        tape::{Operation, RowOwner, Sink, Slot},
-        visitors::Contribution,
+        ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
+        ops::{accumulate::Contribution, last_dim},
+        tape::{Operation, Sink, Slot},
     },
     error::{Error, Result},
 };

@@ -9,10 +9,14 @@ use crate::{
     dispatch,
     engine::{
         ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
-        ops::{accumulate::Rows, expect_shape, joint_owner, last_dim, modulation::Levels, three_dims},
+        cuda::DeviceFloat,
+        ops::{
+            accumulate::{Contribution, Rows},
+            expect_shape, last_dim,
+            modulation::Levels,
+            three_dims,
+        },
         tape::{Operation, Sink, Slot},
-        tensor::DeviceFloat,
-        visitors::Contribution,
     },
     error::{Error, Result},
     with_float, with_number,
@@ -96,7 +100,7 @@ pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, rows: &Var, settings: &Patch
         cuda T => forward_on_device::<T>(parameters, pooled, input, settings),
     )?;
     let slots = [tape.slot(text), tape.slot(rows)];
-    let owner = match joint_owner(text.owner(), rows.owner()) {
+    let owner = match text.owner().joint(rows.owner()) {
         RowOwner::Samples { .. } => RowOwner::Samples { rows_per_sample: tokens },
         RowOwner::Batch => RowOwner::Batch,
     };

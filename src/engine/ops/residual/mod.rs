@@ -7,7 +7,7 @@ use crate::{
     dispatch,
     engine::{
         RowOwner, Tape, Tensor, Var,
-        ops::{accumulate::scale_samples, expect_shape, joint_owner},
+        ops::{accumulate::scale_samples, expect_shape},
         tape::{Operation, Sink, Slot},
     },
     error::{Error, Result},
@@ -33,24 +33,17 @@ pub fn residual(tape: &mut Tape<'_>, x: &Var, branch: &Var, keep: Option<Tensor>
             format!("{} keeps for {} samples", keep.len(), x.value().dim(0)),
         ));
     }
-    let value = sum(x.value(), branch.value(), keep.as_ref())?;
-    let slots = [tape.slot(x), tape.slot(branch)];
-    Ok(tape.push(value, joint_owner(x.owner(), branch.owner()), &slots, false, || Residual { slots, keep }))
-}
-
-/// `x + keep_i·branch`, without a tape.
-///
-/// # Errors
-/// If the two are in different places or types.
-pub(crate) fn sum(x: &Tensor, branch: &Tensor, keep: Option<&Tensor>) -> Result<Tensor> {
-    dispatch!("residual", x,
-        cpu T => cpu::residual::<T>(x, branch, keep.map(Tensor::as_slice::<f64>).transpose()?),
+    let (input, keeps) = (x.value(), keep.as_ref());
+    let value = dispatch!("residual", input,
+        cpu T => cpu::residual::<T>(input, branch.value(), keeps.map(Tensor::as_slice::<f64>).transpose()?),
         cuda T => {
-            let (from, branch) = (x.buffer::<T>()?, branch.buffer::<T>()?);
-            let keep = keep.map(Tensor::buffer::<f32>).transpose()?;
-            Tensor::written(from.device(), x.shape(), |y| cuda::residual_forward(y, Some(from), branch, keep))
+            let (from, branch) = (input.buffer::<T>()?, branch.value().buffer::<T>()?);
+            let keep = keeps.map(Tensor::buffer::<f32>).transpose()?;
+            Tensor::written(from.device(), input.shape(), |y| cuda::residual_forward(y, Some(from), branch, keep))
         },
-    )
+    )?;
+    let slots = [tape.slot(x), tape.slot(branch)];
+    Ok(tape.push(value, x.owner().joint(branch.owner()), &slots, false, || Residual { slots, keep }))
 }
 
 impl Operation for Residual {
