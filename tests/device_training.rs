@@ -113,13 +113,16 @@ fn batch(stream: u64) -> Batch {
 
 const RATES: StepRates = StepRates { upper_level_weight: 0.5, learning_rate: 3e-3, weight_decay: 0.05 };
 
-fn step(bilevel: &mut Bilevel, case: &Case, rates: StepRates, step: u64) -> StepReport {
+fn micro_batches(case: &Case, step: u64) -> Vec<MicroBatch> {
     let micro = |at: usize| {
         let stream = 2 * (step * case.micro_batches as u64 + at as u64);
         MicroBatch { train: batch(stream), validation: batch(stream + 1) }
     };
-    let micro: Vec<MicroBatch> = (0..case.micro_batches).map(micro).collect();
-    bilevel.step(&micro, rates, step).unwrap()
+    (0..case.micro_batches).map(micro).collect()
+}
+
+fn step(bilevel: &mut Bilevel, case: &Case, rates: StepRates, step: u64) -> StepReport {
+    bilevel.step(&micro_batches(case, step), rates, step).unwrap()
 }
 
 fn steps(bilevel: &mut Bilevel, case: &Case, range: std::ops::Range<u64>) -> Vec<StepReport> {
@@ -224,6 +227,26 @@ fn recomputing_and_repeating_change_no_bit() {
 }
 
 /// Batches without an input: a device makes it from the codes, and trains as with the host's.
+#[test]
+fn batches_that_came_ahead_change_no_bit() {
+    let case = PLAIN;
+    let mut ahead = bilevel(&case);
+    ahead.move_to(&device(), DType::Bf16).unwrap();
+    let mut plain = ahead.clone();
+    let mut next = micro_batches(&case, 0);
+    for at in 0..4 {
+        let expected = step(&mut plain, &case, RATES, at);
+        let fetch = |bilevel: &Bilevel| {
+            micro_batches(&case, at + 1).into_iter().map(|micro| bilevel.ahead(micro)).collect()
+        };
+        let (report, fetched) = ahead.step_while(&next, RATES, at, fetch).unwrap();
+        assert_eq!(report, expected, "step {at}");
+        assert!(next[0].train.codes.device().is_some() || at == 0);
+        next = fetched;
+    }
+    assert_same_weights(&ahead, &plain);
+}
+
 #[test]
 fn codes_are_enough_for_a_device() {
     let quantizer =

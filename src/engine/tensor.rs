@@ -147,6 +147,25 @@ impl Tensor {
         }
     }
 
+    /// The same numbers on a device, for work that is asked for from now on; the copy goes on beside the work there.
+    /// Nothing is copied if they are there.
+    ///
+    /// # Errors
+    /// As for [`to_device`](Self::to_device).
+    pub fn ahead_to(&self, device: &Device) -> Result<Self> {
+        let storage = match &self.place {
+            Place::Device(_) => return self.to_device(device),
+            Place::Host(storage) => storage,
+        };
+        match &**storage {
+            Storage::F32(values) => Self::from_buffer(&self.shape, device.upload_ahead(values)?.arrive()?),
+            Storage::Bf16(values) => Self::from_buffer(&self.shape, device.upload_ahead(values)?.arrive()?),
+            Storage::F16(values) => Self::from_buffer(&self.shape, device.upload_ahead(values)?.arrive()?),
+            Storage::U32(values) => Self::from_buffer(&self.shape, device.upload_ahead(values)?.arrive()?),
+            Storage::F64(_) => Err(no_f64(device)),
+        }
+    }
+
     /// The same numbers on a device, in memory that nobody shares.
     ///
     /// # Errors

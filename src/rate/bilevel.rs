@@ -161,6 +161,21 @@ impl Bilevel {
     /// If there is no micro-batch, a shape does not fit, or a loss or a gradient is not finite: a network whose gradients
     /// are not is then left as it was. With scaled losses such an update is skipped instead, until no scale is left.
     pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
+        self.step_while(micro_batches, rates, step, |_| Ok(())).map(|(report, ())| report)
+    }
+
+    /// A step as [`step`](Self::step), with something that the host does once all of its work has been asked for, before
+    /// anything is waited for: the place to get the next step's batches [ahead](Self::ahead).
+    ///
+    /// # Errors
+    /// Those of a step, and of `meanwhile`.
+    pub fn step_while<R>(
+        &mut self,
+        micro_batches: &[MicroBatch],
+        rates: StepRates,
+        step: u64,
+        meanwhile: impl FnOnce(&Self) -> Result<R>,
+    ) -> Result<(StepReport, R)> {
         if micro_batches.is_empty() {
             return Err(Error::invalid("a step needs at least one batch"));
         }
@@ -180,6 +195,7 @@ impl Bilevel {
             None => self.ask(prepared.into_iter().map(Ok))?,
             Some(device) => self.ask_device(&device, prepared)?,
         };
+        let done_meanwhile = meanwhile(self)?;
 
         let mut report = StepReport::default();
         for measured in &measured {
@@ -224,7 +240,7 @@ impl Bilevel {
         let scales = [self.proxy_optimizer.loss_scale(), self.rater_optimizer.loss_scale()];
         report.skipped_updates = scales.iter().flatten().map(|scale| scale.skipped()).reduce(|a, b| a + b);
         if complaints.is_empty() || scaled {
-            return Ok(report);
+            return Ok((report, done_meanwhile));
         }
         Err(Error::invalid(format!(
             "the loss is no longer a number at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and start again from \
@@ -233,6 +249,18 @@ impl Bilevel {
             report.rater_loss,
             complaints.join("; ")
         )))
+    }
+
+    /// A micro-batch on its way to where the networks are, in the type of their activations; copied beside the work that
+    /// goes on there.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn ahead(&self, micro: MicroBatch) -> Result<MicroBatch> {
+        match self.proxy_parameters.device() {
+            None => Ok(micro),
+            Some(device) => micro.ahead_to(device, self.proxy_parameters.compute_dtype()),
+        }
     }
 
     /// Asks for the work of a step, all of it.

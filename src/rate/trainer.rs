@@ -1,12 +1,14 @@
 //! The training loop around the bilevel step: data in, batches in a fixed order, checkpoints, resume.
 
+mod batches;
+
 use std::path::Path;
 
 use serde_json::json;
 
 use crate::{
     config::{Config, Portion},
-    data::{Record, ReleasedOrder, ReleasedSampler, Sampler},
+    data::Record,
     encode::{
         ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport,
         pyramid::CodeReader,
@@ -17,7 +19,7 @@ use crate::{
     interrupt::Interrupt,
     models::{Proxy, Rater, Weighing},
     rate::{
-        bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
+        bilevel::{Bilevel, BilevelSettings, RecordedStep, StepRates, StepReport},
         corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
     },
     train::{
@@ -28,6 +30,8 @@ use crate::{
         schedule::Plan,
     },
 };
+
+use batches::Batches;
 
 /// Watches a run from outside: progress bars, event files.
 pub trait Observer {
@@ -91,49 +95,6 @@ struct Run<'a> {
     on_device: bool,
 }
 
-/// Order of the samples: ours or the released one.
-enum Order {
-    Default(Sampler),
-    Released(ReleasedSampler),
-}
-
-impl Order {
-    fn new(config: &Config, samples: usize, what: &str, offset: u64) -> Result<Self> {
-        let batch = config.training.batch;
-        if samples < batch {
-            return Err(Error::invalid(format!(
-                "the {what} set has {samples} usable records, fewer than one batch of {batch}; lower bs or give more data"
-            )));
-        }
-        let seed = config.training.sampler_seed;
-        if config.compat.released_sampler {
-            return Ok(Self::Released(ReleasedSampler::new(ReleasedOrder {
-                dataset_len: samples,
-                global_batch: batch,
-                world_size: 1,
-                rank: 0,
-                seed,
-                start_epoch: 0,
-                fill_last: true,
-                shuffle: true,
-            })?));
-        }
-        // Two sets of one size must not be visited in one order.
-        Ok(Self::Default(Sampler::new(
-            samples,
-            batch,
-            config.seed.wrapping_add(seed).wrapping_mul(2) + offset,
-        )?))
-    }
-
-    fn batch(&mut self, step: u64) -> Result<Vec<usize>> {
-        match self {
-            Self::Default(sampler) => Ok(sampler.batch(step)),
-            Self::Released(sampler) => sampler.batch(step),
-        }
-    }
-}
-
 /// Trains the rater beside the proxy in `directory`, from its newest checkpoint on where there is one.
 ///
 /// # Errors
@@ -157,32 +118,25 @@ pub fn train(
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
     directory.record_start(config, command_line, step)?;
-    let mut train_order = Order::new(config, run.train.len(), "training", 0)?;
-    let mut validation_order = Order::new(config, run.validation.len(), "validation", 1)?;
+    let mut batches = Batches::new(&run)?;
     let mut metrics = directory.metrics(step)?;
     let total = run.plan.updates();
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
     let mut last = None;
+    let mut micro_batches = if step < total { batches.of(&run, step, &bilevel)? } else { Vec::new() };
     while step < total {
-        let mut micro_batches = Vec::new();
-        for iteration in run.plan.iterations(step) {
-            micro_batches.push(MicroBatch {
-                train: run.batch(&run.train, &train_order.batch(iteration)?, 2 * iteration)?,
-                validation: run.batch(
-                    &run.validation,
-                    &validation_order.batch(iteration)?,
-                    2 * iteration + 1,
-                )?,
-            });
-        }
         let scheduled = run.plan.rates(step);
         let rates = StepRates {
             upper_level_weight: run.plan.upper_level_weight(step),
             learning_rate: scheduled.learning_rate,
             weight_decay: scheduled.weight_decay,
         };
-        let report = bilevel.step(&micro_batches, rates, step)?;
+        // A device works meanwhile.
+        let (report, next) = bilevel.step_while(&micro_batches, rates, step, |bilevel| {
+            if step + 1 < total { batches.of(&run, step + 1, bilevel) } else { Ok(Vec::new()) }
+        })?;
         let samples = micro_batches.iter().map(|micro| micro.train.codes.dim(0)).sum();
+        micro_batches = next;
         observer.step(step, total, samples, rates, &report);
         if step % every == 0 || step + 1 == total {
             metrics.append(&line(step, run.plan.epoch(step), rates, &report))?;
@@ -443,9 +397,6 @@ fn zero_cross_projections(parameters: &mut Parameters) -> Result<()> {
     Ok(())
 }
 
-/// Released: captions of at most so many characters are never dropped (upstream.md, D3).
-const SHORT_CAPTION: usize = 20;
-
 impl Run<'_> {
     fn networks(&self, device: Option<&Device>) -> Result<Bilevel> {
         let mut bilevel = build_networks(self.config, self.tokenizer.as_ref(), self.text.as_ref())?;
@@ -455,17 +406,6 @@ impl Run<'_> {
             bilevel.reader = Some(CodeReader::new(self.tokenizer.quantizer(), device, most)?);
         }
         Ok(bilevel)
-    }
-
-    fn batch(&self, from: &EncodedCorpus, places: &[usize], stream: u64) -> Result<Batch> {
-        let mut random = Random::new(self.config.seed, Purpose::CaptionDrop, stream);
-        let draws: Vec<f64> = places.iter().map(|_| random.uniform()).collect();
-        let (rate, rule) = (self.config.training.caption_drop, self.config.compat.caption_drop_length_rule);
-        let drop =
-            |at: usize, caption: &str| draws[at] < rate && (!rule || caption.chars().count() > SHORT_CAPTION);
-        let batch = from.batch(places, drop, self.tokenizer.as_ref(), self.text.as_ref())?;
-        // A device makes the input itself: then there is less to upload.
-        if self.on_device { Ok(batch) } else { batch.with_input(self.tokenizer.quantizer()) }
     }
 
     fn save(&self, bilevel: &Bilevel, step: u64) -> Result<()> {

@@ -111,6 +111,18 @@ impl MicroBatch {
         })
     }
 
+    /// The same on a device, floats in the type of the activations, copied beside the work that goes on there.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub(super) fn ahead_to(&self, device: &Device, dtype: DType) -> Result<Self> {
+        let mut micro = self.narrowed(dtype)?;
+        for tensor in micro.tensors_mut() {
+            *tensor = tensor.ahead_to(device)?;
+        }
+        Ok(micro)
+    }
+
     /// See [`Batch::narrowed`].
     pub(super) fn narrowed(&self, dtype: DType) -> Result<Self> {
         Ok(Self { train: self.train.narrowed(dtype)?, validation: self.validation.narrowed(dtype)? })
