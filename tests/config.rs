@@ -1,8 +1,12 @@
 //! The configuration: released files are read as they are, every key is documented, and mistakes are named.
 
+#[path = "device/pyramids.rs"]
+mod pyramids;
+
 use std::{fs, path::Path};
 
 use alchemist_engine::config::{Compat, Config, Portion, keys};
+use pyramids::PYRAMIDS;
 use serde_json::{Value, json};
 
 fn parse(text: &str) -> Config {
@@ -42,7 +46,9 @@ fn every_shipped_configuration_is_accepted() {
     let mut files = 0;
     for entry in fs::read_dir("configs").unwrap() {
         let path = entry.unwrap().path();
-        Config::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let config = Config::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let pyramid = &config.networks.patch_nums[..];
+        assert!(PYRAMIDS.contains(&pyramid), "no kernel is tested with {pyramid:?} of {}", path.display());
         files += 1;
     }
     assert!(files >= 3);

@@ -21,7 +21,7 @@ use alchemist_engine::engine::{
         },
     },
 };
-use device::{Number, close, noise, rounded, upload};
+use device::{Number, close, noise, pyramids::PYRAMIDS, rounded, upload};
 
 struct Case {
     batch: usize,
@@ -42,7 +42,11 @@ fn cases() -> Vec<Case> {
         level,
         position,
     };
-    vec![
+    let pyramids = PYRAMIDS.map(|sides| {
+        let counts: Vec<usize> = sides.iter().map(|side| side * side).collect();
+        case(1, &counts, 64, 32, true, true)
+    });
+    let others = [
         case(1, &[1], 1, 1, false, false),
         case(2, &[1, 4], 37, 3, true, true),
         // A start of four tokens, a size of code that is no multiple of four, more channels than a block has.
@@ -53,7 +57,8 @@ fn cases() -> Vec<Case> {
         case(2, &[4, 16, 15], 64, 64, true, false),
         // Larger than what the tensor-core kernels take.
         case(1, &[1, 7], 64, 80, true, false),
-    ]
+    ];
+    pyramids.into_iter().chain(others).collect()
 }
 
 fn patch_embed_case<T: Number>(device: &Device) {

@@ -10,7 +10,7 @@ use alchemist_engine::{
         ops::pyramid::cuda::{PyramidRows, pyramid_input, pyramid_quantize},
     },
 };
-use device::{close, noise, test_devices};
+use device::{close, noise, pyramids::PYRAMIDS, test_devices};
 use half::bf16;
 
 fn floats(count: usize, seed: u64) -> Vec<f32> {
@@ -37,17 +37,17 @@ fn quantizer(
     PyramidQuantizer::new(patch_nums, &codebook, convolutions).unwrap()
 }
 
-const RELEASED: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
-
 fn cases() -> Vec<(PyramidQuantizer, usize, bool)> {
+    let [odd, small, released] = PYRAMIDS;
     vec![
         (quantizer(&[1], 1, 1, 0), 2, true),
-        (quantizer(&[1, 2, 3, 5], 7, 3, 2), 3, true),
+        (quantizer(odd, 7, 3, 2), 3, true),
+        (quantizer(small, 512, 16, 0), 2, true),
         (quantizer(&[2, 3, 7], 65, 6, 1), 2, true),
         (quantizer(&[1, 3, 4], 64, 4, 0), 2, true),
         // More than shared memory holds.
         (quantizer(&[1, 2, 16], 9, 160, 0), 2, false),
-        (quantizer(&RELEASED, 4096, 32, 4), 1, true),
+        (quantizer(released, 4096, 32, 4), 1, true),
     ]
 }
 

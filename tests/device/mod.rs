@@ -4,6 +4,8 @@
 //! the reference: f32 1e-5, bf16 2e-2, f16 3e-3. `ALCHEMIST_REQUIRE_GPU=1` tests on the GPU alone: no GPU is an error.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its own part")]
 
+pub mod pyramids;
+
 use alchemist_engine::engine::cuda::{Buffer, Device, device::Factor};
 use half::{bf16, f16};
 
