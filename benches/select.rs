@@ -5,6 +5,8 @@
 
 #![expect(clippy::print_stdout, reason = "a figure is what this program is for")]
 
+mod memory;
+
 use std::{
     fs::File,
     io::{BufWriter, Write},
@@ -15,6 +17,7 @@ use alchemist_engine::{
     interrupt::Interrupt,
     select::{ColumnNames, Keep, Strategy, SubsetJob, write_subset},
 };
+use memory::peak_mebibytes;
 
 const SHIFT_GSAMPLE: Strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
 
@@ -46,15 +49,5 @@ fn main() {
     let report = write_subset(&job, &Interrupt::default()).expect("the table can be used");
     let seconds = started.elapsed().as_secs_f64();
     let kept = report.selection.summary.kept;
-    println!(
-        "select/shift_gsample: {kept} of {rows} rows in {seconds:.1} s, peak {} MiB",
-        peak_mebibytes().map_or("unknown".to_owned(), |peak| peak.to_string())
-    );
-}
-
-/// The most memory that this process has held; Linux alone says.
-fn peak_mebibytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
+    println!("select/shift_gsample: {kept} of {rows} rows in {seconds:.1} s, peak {} MiB", peak_mebibytes());
 }

@@ -6,6 +6,8 @@
 
 #![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
 
+mod memory;
+
 use std::hint::black_box;
 
 use alchemist_engine::{
@@ -19,6 +21,7 @@ use alchemist_engine::{
     },
 };
 use criterion::{Criterion, SamplingMode, Throughput};
+use memory::peak_mebibytes;
 
 struct Case {
     name: &'static str,
@@ -227,21 +230,14 @@ fn peak_memory(name: &str) {
     let names: Vec<&str> = cases().iter().map(|case| case.name).collect();
     let found = cases().into_iter().find(|case| case.name == name);
     let case = found.unwrap_or_else(|| panic!("PEAK_MEMORY names one of {names:?}, not {name}"));
-    let peak = || {
-        let status =
-            std::fs::read_to_string("/proc/self/status").expect("Linux says how much memory is used");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the peak is there");
-        let kilobytes = line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB");
-        kilobytes / 1024
-    };
     let (rater, parameters) = case.rater();
     let batch = case.batch(&case.quantizer(), &case.features(case.score_batch, 10));
     (0..3).for_each(|_| score_batch(&rater, &parameters, &batch));
-    println!("score/{name}: peak {} MiB", peak());
+    println!("score/{name}: peak {} MiB", peak_mebibytes());
     let (mut bilevel, quantizer) = (case.bilevel(), case.quantizer());
     let features = [case.features(case.batch, 10), case.features(case.batch, 20)];
     (0..3).for_each(|step| case.step(&mut bilevel, &quantizer, &features, step));
-    println!("train_step/{name}: peak {} MiB", peak());
+    println!("train_step/{name}: peak {} MiB", peak_mebibytes());
 }
 
 fn main() {

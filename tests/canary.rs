@@ -57,25 +57,25 @@ fn on_the_card(name: &str) {
 }
 
 #[test]
-#[ignore = "for compute-sanitizer --tool memcheck"]
+#[ignore = "wrong on purpose on a card: `scripts/gpu.sh run memcheck` runs it under compute-sanitizer"]
 fn card_out_of_bounds() {
     on_the_card("canary_out_of_bounds");
 }
 
 #[test]
-#[ignore = "for compute-sanitizer --tool racecheck"]
+#[ignore = "wrong on purpose on a card: `scripts/gpu.sh run racecheck` runs it under compute-sanitizer"]
 fn card_race() {
     on_the_card("canary_race");
 }
 
 #[test]
-#[ignore = "for compute-sanitizer --tool initcheck"]
+#[ignore = "wrong on purpose on a card: `scripts/gpu.sh run initcheck` runs it under compute-sanitizer"]
 fn card_unwritten() {
     on_the_card("canary_unwritten");
 }
 
 #[test]
-#[ignore = "for compute-sanitizer --tool synccheck"]
+#[ignore = "wrong on purpose on a card: `scripts/gpu.sh run synccheck` runs it under compute-sanitizer"]
 fn card_divergent_barrier() {
     on_the_card("canary_divergent_barrier");
 }

@@ -226,7 +226,6 @@ fn recomputing_and_repeating_change_no_bit() {
     assert_same_weights(&kept, &again);
 }
 
-/// Batches without an input: a device makes it from the codes, and trains as with the host's.
 #[test]
 fn batches_that_came_ahead_change_no_bit() {
     let case = PLAIN;
@@ -247,6 +246,7 @@ fn batches_that_came_ahead_change_no_bit() {
     assert_same_weights(&ahead, &plain);
 }
 
+/// Batches without an input: a device makes it from the codes, and trains as with the host's.
 #[test]
 fn codes_are_enough_for_a_device() {
     let quantizer =

@@ -27,6 +27,11 @@ struct Kept {
     bytes: usize,
 }
 
+/// Whether numbers of no meaning are made not to be numbers, so that whoever reads before writing shows itself:
+/// `ALCHEMIST_POISON_MEMORY=1`.
+static POISONED: LazyLock<bool> =
+    LazyLock::new(|| std::env::var("ALCHEMIST_POISON_MEMORY").is_ok_and(|value| value == "1"));
+
 static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
 fn kept() -> MutexGuard<'static, Kept> {
@@ -45,8 +50,7 @@ pub(super) fn take(length: usize) -> Vec<f32> {
     kept.bytes -= found.as_ref().map_or(0, |values| size_of_val(values.as_slice()));
     drop(kept);
     let mut values = found.unwrap_or_else(|| vec![0.0; length]);
-    if cfg!(debug_assertions) {
-        // Whoever reads before writing shows itself.
+    if *POISONED {
         values.fill(f32::NAN);
     }
     values

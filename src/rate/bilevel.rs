@@ -168,7 +168,7 @@ impl Bilevel {
     /// anything is waited for: the place to get the next step's batches [ahead](Self::ahead).
     ///
     /// # Errors
-    /// Those of a step, and of `meanwhile`.
+    /// Those of a step, and of `meanwhile`, after which the step has been taken all the same.
     pub fn step_while<R>(
         &mut self,
         micro_batches: &[MicroBatch],
@@ -195,7 +195,8 @@ impl Bilevel {
             None => self.ask(prepared.into_iter().map(Ok))?,
             Some(device) => self.ask_device(&device, prepared)?,
         };
-        let done_meanwhile = meanwhile(self)?;
+        // The step is taken whatever comes of it.
+        let done_meanwhile = meanwhile(self);
 
         let mut report = StepReport::default();
         for measured in &measured {
@@ -240,7 +241,7 @@ impl Bilevel {
         let scales = [self.proxy_optimizer.loss_scale(), self.rater_optimizer.loss_scale()];
         report.skipped_updates = scales.iter().flatten().map(|scale| scale.skipped()).reduce(|a, b| a + b);
         if complaints.is_empty() || scaled {
-            return Ok((report, done_meanwhile));
+            return Ok((report, done_meanwhile?));
         }
         Err(Error::invalid(format!(
             "the loss is no longer a number at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and start again from \

@@ -630,13 +630,15 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_a_driver_says_so() {
+    fn a_card_that_is_not_there_is_an_error_that_says_why() {
+        let message = Gpu::open(usize::MAX).unwrap_err().to_string();
         // SAFETY: only tries to open the library.
-        if unsafe { sys::is_culib_present() } {
-            return;
-        }
-        let message = Gpu::open(0).unwrap_err().to_string();
-        assert_eq!(message, "cuda: there is no CUDA driver (libcuda) on this machine");
+        let expected: &[&str] = if unsafe { sys::is_culib_present() } {
+            &["counted from 0", "the driver"]
+        } else {
+            &["cuda: there is no CUDA driver (libcuda) on this machine"]
+        };
+        assert!(expected.iter().any(|part| message.contains(part)), "{message}");
     }
 
     #[test]
