@@ -3,22 +3,19 @@
 #![expect(clippy::print_stdout, reason = "the figures are what the test is run for")]
 
 mod common;
+#[path = "parity/encoders.rs"]
+mod encoders;
+#[path = "parity/schedules.rs"]
+mod schedules;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use alchemist_engine::{
-    data::{Preprocess, ReleasedOrder, ReleasedSampler, load_picture},
-    encode::{
-        TextStates,
-        pyramid::{CodeReader, PyramidQuantizer},
-    },
-    engine::{Accumulate, DType, Parameters, Tape, Tensor, ops::pyramid::cuda::pyramid_quantize},
+    encode::TextStates,
+    engine::{Accumulate, DType, Parameters, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
     rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
-    train::{
-        optimizer::{AdamW, AdamWSettings},
-        schedule::Schedule,
-    },
+    train::optimizer::{AdamW, AdamWSettings},
 };
 use common::{
     Fixture, device, digest_error, near, parameters_near, read_tensors, relative_error, text_near, tolerance,
@@ -405,193 +402,9 @@ fn training_steps_match_the_released_code() {
     }
 }
 
-/// One figure of a fixture that is a single file rather than a folder.
-fn report_file(name: &str, what: &str, worst: f64, limit: f64) {
-    println!("parity {name:<24} {what:<42} worst {worst:.2e} (limit {limit:.0e})");
-    assert!(worst <= limit, "{name}: {what} is off by {worst:e}, more than {limit:e}");
-}
-
 fn sizes(list: &Value) -> Vec<usize> {
     let list = list.as_array().expect("a list of sizes");
     list.iter().map(|size| size.as_u64().expect("a size is a number") as usize).collect()
-}
-
-#[test]
-fn quantiser_matches_the_released_code() {
-    for fixture in fixtures("quant") {
-        if fixture.manifest["cases"].is_object() {
-            quantiser_cases(&fixture);
-        } else {
-            quantiser_single(&fixture);
-        }
-    }
-}
-
-fn quantiser_single(fixture: &Fixture) {
-    let (weights, io) = (fixture.tensors("weights.safetensors"), fixture.tensors("io.safetensors"));
-    let ratio = fixture.number("quant_resi") as f32;
-    let quantizer =
-        PyramidQuantizer::from_tensors(&fixture.patch_nums(), &weights, "quantize.", ratio).unwrap();
-    let (codes, reconstructions) = quantizer.encode_with_reconstructions(&io["f_BChw"]).unwrap();
-    assert_eq!(codes, io["idx_BL"], "{}: the codes differ", fixture.name());
-    let mut worst = relative_error(&quantizer.input(&codes).unwrap(), &io["x_BLCv_wo_first_l"]);
-    for (scale, found) in reconstructions.iter().enumerate() {
-        worst = worst.max(relative_error(found, &io[&format!("f_hat_{scale}")]));
-    }
-    worst =
-        worst.max(quantiser_on_device(&quantizer, &io["f_BChw"], &io["idx_BL"], &io["x_BLCv_wo_first_l"]));
-    report(fixture, "codes equal; features", worst, tolerance::PARITY_FORWARD);
-}
-
-/// The same by the kernels of the device that the tests run on, if there is one.
-fn quantiser_on_device(
-    quantizer: &PyramidQuantizer,
-    features: &Tensor,
-    codes: &Tensor,
-    input: &Tensor,
-) -> f64 {
-    let Some(device) = device() else { return 0.0 };
-    let [batch, first] = [codes.dim(0), quantizer.patch_nums()[0].pow(2)];
-    let mut tables = quantizer.on_device(device, batch).unwrap();
-    let features = features.to_device(device).unwrap();
-    let found = Tensor::written::<u32>(device, codes.shape(), |found| {
-        pyramid_quantize(found, features.buffer()?, &mut tables)
-    });
-    let found = found.unwrap();
-    assert_eq!(&found.to_host().unwrap(), codes, "the codes differ on the device");
-    let reader = CodeReader::new(quantizer, device, batch).unwrap();
-    let rows = reader.input(&found, DType::F32).unwrap().to_host().unwrap();
-    let tail = |sample: &[f32]| sample[first * quantizer.channels()..].to_vec();
-    let samples = rows.as_slice::<f32>().unwrap().chunks(quantizer.tokens() * quantizer.channels());
-    relative_error(&Tensor::new(input.shape(), samples.flat_map(tail).collect::<Vec<f32>>()).unwrap(), input)
-}
-
-fn quantiser_cases(fixture: &Fixture) {
-    let all = fixture.tensors("all.safetensors");
-    let cases = fixture.manifest["cases"].as_object().unwrap();
-    assert!(!cases.is_empty(), "{} has no case", fixture.name());
-    for (case, of) in cases {
-        let ratio = of["quant_resi"].as_f64().unwrap_or(0.5) as f32;
-        let quantizer =
-            PyramidQuantizer::from_tensors(&sizes(&of["patch_nums"]), &all, "weights.quantize.", ratio)
-                .unwrap();
-        assert_eq!(
-            quantizer.phi_index(),
-            sizes(&of["phi_index_per_scale"]),
-            "{case}: the convolutions differ"
-        );
-        let codes = quantizer.encode(&all[&format!("{case}.f_BChw")]).unwrap();
-        assert_eq!(codes, all[&format!("{case}.idx_BL")], "{case}: the codes differ");
-        let input =
-            relative_error(&quantizer.input(&codes).unwrap(), &all[&format!("{case}.x_BLCv_wo_first_l")]);
-        let last =
-            relative_error(&quantizer.reconstruct(&codes).unwrap(), &all[&format!("{case}.f_hat_last")]);
-        let of_case = |name: &str| &all[&format!("{case}.{name}")];
-        let kernels = quantiser_on_device(
-            &quantizer,
-            of_case("f_BChw"),
-            of_case("idx_BL"),
-            of_case("x_BLCv_wo_first_l"),
-        );
-        report(
-            fixture,
-            &format!("{case}: codes equal; features"),
-            input.max(last).max(kernels),
-            tolerance::PARITY_FORWARD,
-        );
-    }
-}
-
-#[test]
-fn pictures_are_cut_and_resized_as_by_the_released_code() {
-    for fixture in fixtures("image_preproc") {
-        let expected = fixture.tensors("expected.safetensors");
-        assert!(!expected.is_empty(), "{} has no picture", fixture.name());
-        let mut worst = 0.0f64;
-        for (name, expected) in &expected {
-            let (file, side) = name.rsplit_once(".r").expect("a name says the side");
-            let side: usize = side.parse().expect("a side is a number");
-            let picture = load_picture(fixture.folder.join(file), &Preprocess::released(side)).unwrap();
-            let found = picture.to_tensor().unwrap().to_f64_vec().unwrap();
-            let levels = found.iter().map(|value| ((value + 1.0) * 127.5).round());
-            let difference =
-                levels.zip(expected.to_f64_vec().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            worst = worst.max(difference);
-        }
-        // The manifest allows one level for JPEG, whose decoders differ.
-        report(&fixture, "8-bit levels", worst, 1.0);
-    }
-}
-
-/// A fixture that is one JSON file in the chosen folder, or in the folder of copies where that has none.
-fn json_fixture(name: &str) -> Value {
-    let path = fixture_root().join(name);
-    let path = if path.exists() {
-        path
-    } else {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-    };
-    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_slice(&text).expect("the fixture is JSON")
-}
-
-#[test]
-fn schedules_match_the_released_code() {
-    let fixture = json_fixture("lr_schedule.json");
-    let argument = |name: &str| fixture["args"][name].as_f64().expect("an argument is a number");
-    let (mut worst, mut compared) = (0.0f64, 0);
-    for (name, rows) in fixture["schedules"].as_object().expect("schedules by name") {
-        let schedule = Schedule {
-            shape: name.parse().unwrap(),
-            peak: argument("peak_lr"),
-            warmup: argument("wp_it"),
-            start: argument("wp0"),
-            end: argument("wpe"),
-            weight_decay: argument("wd"),
-            weight_decay_end: argument("wd_end"),
-            iterations: fixture["args"]["max_it"].as_u64().expect("a count"),
-        };
-        for row in rows.as_array().expect("rows of a schedule") {
-            let rates = schedule.at(row[0].as_u64().expect("an iteration"));
-            for (found, expected) in [(rates.learning_rate, &row[1]), (rates.weight_decay, &row[2])] {
-                let expected = expected.as_f64().expect("a rate is a number");
-                worst = worst.max((found - expected).abs() / expected.abs().max(1e-300));
-                compared += 1;
-            }
-        }
-    }
-    assert!(compared > 0, "the fixture holds no schedule");
-    report_file("lr_schedule.json", &format!("{compared} rates"), worst, 1e-9);
-}
-
-#[test]
-fn sampler_matches_the_released_code() {
-    let cases = json_fixture("sampler.json");
-    let cases = cases.as_object().expect("cases by name");
-    assert!(!cases.is_empty(), "the fixture holds no case");
-    for (name, case) in cases {
-        let setting = |key: &str| -> Option<usize> {
-            let (_, rest) = name.split_once(&format!("{key}="))?;
-            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-        };
-        let order = ReleasedOrder {
-            dataset_len: setting("len").expect("a length"),
-            global_batch: setting("glb_bs").expect("a batch size"),
-            world_size: setting("world").unwrap_or(1),
-            rank: setting("rank").unwrap_or(0),
-            seed: 0,
-            start_epoch: 0,
-            fill_last: true,
-            shuffle: true,
-        };
-        let mut sampler = ReleasedSampler::new(order).unwrap();
-        for (step, batch) in
-            case.get("batches").unwrap_or(case).as_array().expect("batches").iter().enumerate()
-        {
-            assert_eq!(sampler.batch(step as u64).unwrap(), sizes(batch), "{name}, step {step}");
-        }
-    }
-    report_file("sampler.json", &format!("{} cases equal", cases.len()), 0.0, 0.0);
 }
 
 /// A digest says what the tensor says: of the right tensor nothing is off, and every kind of mistake shows.

@@ -4,11 +4,13 @@
 //! reach, a read of memory that nothing wrote, an access outside an allocation, a race) is an [`Error::Kernel`] that names
 //! the kernel, the thread and the line.
 
+mod pages;
+mod runtime;
+
 use std::{
-    collections::BTreeMap,
-    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    ffi::{CStr, CString, c_uint, c_void},
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -25,9 +27,13 @@ use crate::{
     engine::matmul::{Matrix, product},
     error::{Error, Result},
 };
+use pages::{PAGE, Pages};
+use runtime::{
+    KernelDescription, Shape, Worker, describe, emulator_arena_add, emulator_arena_holds,
+    emulator_arena_is_written, emulator_arena_mark_written, emulator_arena_remove, emulator_find,
+    emulator_run_block, emulator_worker_new, pointer,
+};
 
-/// Allocations start on pages, as `kernels/host/memory.h` has it.
-const PAGE: usize = 4096;
 /// What is taken of the emulated memory at once, in bytes. It is address space; only what is used costs memory.
 const PIECE: usize = 64 << 20;
 /// What a kernel may use on every card it is compiled for: the limits of architecture 8.0.
@@ -35,139 +41,6 @@ const SHARED_BYTES: u32 = 163 * 1024;
 const MOST_THREADS: u32 = 1024;
 const BLOCK_LIMITS: [u32; 3] = [1024, 1024, 64];
 const GRID_LIMITS: [u32; 3] = [0x7fff_ffff, 65_535, 65_535];
-
-/// `emulator::Kernel`
-#[repr(C)]
-struct KernelDescription {
-    name: *const c_char,
-    file: *const c_char,
-    line: c_uint,
-    threads: c_uint,
-    signature: *const c_char,
-    call: *const c_void,
-    next: *const c_void,
-}
-
-// SAFETY: a description is never written after the program has started, and all that it points to is constant.
-unsafe impl Sync for KernelDescription {}
-
-/// `emulator::Shape`
-#[repr(C)]
-struct Shape {
-    grid: [c_uint; 3],
-    block: [c_uint; 3],
-    dynamic_bytes: c_uint,
-    shared_limit: c_uint,
-    serial: c_uint,
-}
-
-/// `emulator::Fault`
-#[repr(C)]
-struct Fault {
-    message: [c_char; 512],
-    pc: *const c_void,
-    file: *const c_char,
-    line: c_uint,
-    block: [c_uint; 3],
-    thread: [c_uint; 3],
-}
-
-/// `emulator::Worker`
-#[repr(C)]
-struct RawWorker {
-    private: [u8; 0],
-}
-
-unsafe extern "C" {
-    fn emulator_arena_open() -> u64;
-    fn emulator_arena_base() -> *mut c_void;
-    fn emulator_arena_add(address: *mut c_void, bytes: u64);
-    fn emulator_arena_remove(address: *mut c_void, bytes: u64);
-    fn emulator_arena_holds(address: *const c_void, bytes: u64) -> c_int;
-    fn emulator_arena_mark_written(address: *mut c_void, bytes: u64);
-    fn emulator_arena_is_written(address: *const c_void, bytes: u64) -> c_int;
-    fn emulator_find(name: *const c_char) -> *const KernelDescription;
-    fn emulator_worker_new() -> *mut RawWorker;
-    fn emulator_worker_free(worker: *mut RawWorker);
-    fn emulator_run_block(
-        worker: *mut RawWorker,
-        kernel: *const KernelDescription,
-        shape: *const Shape,
-        arguments: *const *const c_void,
-        block: *const [c_uint; 3],
-    ) -> *const Fault;
-}
-
-/// The fibers and shared memory of one block at a time.
-struct Worker(*mut RawWorker);
-
-// SAFETY: a worker is plain memory without ties to a thread; it is used by one thread at a time, the one that holds it.
-unsafe impl Send for Worker {}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // SAFETY: made by emulator_worker_new, and nothing else holds it.
-        unsafe { emulator_worker_free(self.0) };
-    }
-}
-
-/// Which pages of the emulated memory are free; one for the whole process, as the memory is.
-struct Pages {
-    base: u64,
-    total: usize,
-    used: usize,
-    /// Freed stretches, by first page, none touching another.
-    free: BTreeMap<usize, usize>,
-}
-
-impl Pages {
-    fn get() -> Result<MutexGuard<'static, Self>> {
-        static PAGES: OnceLock<Mutex<Pages>> = OnceLock::new();
-        let pages = PAGES.get_or_init(|| {
-            // SAFETY: called once, before anything else of the emulator's memory.
-            let bytes = unsafe { emulator_arena_open() };
-            let total = usize::try_from(bytes).unwrap_or(0) / PAGE;
-            // SAFETY: the memory has been opened.
-            let base = unsafe { emulator_arena_base() }.addr() as u64;
-            // The first page stays free, so that what lies just before an allocation is never another.
-            Mutex::new(Self { base, total, used: 0, free: BTreeMap::from([(1, total.saturating_sub(1))]) })
-        });
-        let pages = pages.lock().unwrap_or_else(PoisonError::into_inner);
-        if pages.total == 0 {
-            return Err(Error::Device {
-                device: "emulated".to_owned(),
-                message: "the system grants no address space for the emulated memory".to_owned(),
-            });
-        }
-        Ok(pages)
-    }
-
-    /// The first stretch that is long enough; one page is left between allocations.
-    fn take(&mut self, pages: usize) -> Option<usize> {
-        let (&first, &length) = self.free.iter().find(|(_, length)| **length > pages)?;
-        self.free.remove(&first);
-        if length > pages + 1 {
-            self.free.insert(first + pages + 1, length - pages - 1);
-        }
-        self.used += pages + 1;
-        Some(first)
-    }
-
-    fn put_back(&mut self, first: usize, pages: usize) {
-        let (mut first, mut length) = (first, pages + 1);
-        self.used -= length;
-        if let Some(after) = self.free.remove(&(first + length)) {
-            length += after;
-        }
-        if let Some((&before, &size)) = self.free.range(..first).next_back()
-            && before + size == first
-        {
-            first = before;
-            length += size;
-        }
-        self.free.insert(first, length);
-    }
-}
 
 /// One call that was recorded.
 #[derive(Clone, Debug)]
@@ -319,45 +192,6 @@ impl Emulator {
             }
         })
     }
-}
-
-/// An address of the emulated memory as a pointer.
-fn pointer(address: u64) -> *mut c_void {
-    std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
-}
-
-/// A string of the runtime.
-///
-/// # Safety
-/// `text` is null or a string.
-unsafe fn text_of(text: *const c_char) -> String {
-    if text.is_null() {
-        return String::new();
-    }
-    // SAFETY: the caller says so.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
-/// What happened, in which thread, at which line.
-fn describe(fault: &Fault) -> String {
-    // SAFETY: the runtime ends the message with 0, and file names are strings of the program.
-    let (message, file) = unsafe { (text_of(fault.message.as_ptr()), text_of(fault.file)) };
-    let mut places = Vec::new();
-    if fault.pc.is_null() {
-        places.push(format!("{file}:{}", fault.line));
-    } else {
-        // A return address: the access is before it. Innermost first, where functions were put into each other.
-        backtrace::resolve(fault.pc.wrapping_byte_sub(1).cast_mut(), |symbol| {
-            let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) else { return };
-            let file = file.to_string_lossy();
-            if let Some(at) = file.find("kernels/").filter(|_| !file.contains("host/language.h")) {
-                places.push(format!("{}:{line}", &file[at..]));
-            }
-        });
-    }
-    let [bx, by, bz] = fault.block;
-    let [tx, ty, tz] = fault.thread;
-    format!("thread ({tx}, {ty}, {tz}) of block ({bx}, {by}, {bz}) at {}: {message}", places.join(" in "))
 }
 
 impl Driver for Emulator {

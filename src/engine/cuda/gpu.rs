@@ -1,7 +1,9 @@
 //! A GPU through the CUDA driver, loaded when the program runs: nothing of CUDA is needed to build or to start it.
 
+mod kernels;
+mod refusals;
+
 use std::{
-    collections::{HashMap, VecDeque},
     ffi::{CString, c_int, c_void},
     fmt,
     sync::{
@@ -19,76 +21,14 @@ use super::{
     gpu_product::Multiplier,
 };
 use crate::error::{Error, Result};
+use kernels::{FATBINS, Function, Loaded};
+use refusals::{check_architecture, check_driver, is_sticky, phrase};
 
-/// The driver reads images in words.
-#[repr(C, align(64))]
-struct Aligned<T: ?Sized>(T);
-
-/// A kernel file's name and its machine code for all targets.
-type Fatbin = (&'static str, &'static Aligned<[u8]>);
-
-/// All of them, or why there is none.
-const FATBINS: std::result::Result<&[Fatbin], &str> =
-    include!(concat!(env!("OUT_DIR"), "/kernels/fatbins.rs"));
-
-/// What the kernels' toolkit needs of the driver: CUDA 13.0, as `cuDriverGetVersion` counts.
-const OLDEST_DRIVER: c_int = 13_000;
-/// The oldest architecture that the kernels are compiled for.
-const OLDEST_ARCHITECTURE: (u32, u32) = (8, 0);
 /// Memory is asked of the driver in pieces of this many bytes, and larger ones in multiples of what it maps at once.
 const PIECE: usize = 64 << 20;
 const MAPPED: usize = 2 << 20;
 /// Blocks start where every load and copy is as wide as it can be.
 const GRANULE: usize = 512;
-/// Names of launches that are kept for the message of an error that comes later.
-const KEPT_LAUNCHES: usize = 8;
-
-/// A kernel's function and what the card allows it.
-#[derive(Clone, Copy)]
-struct Function {
-    handle: usize,
-    most_threads: u32,
-    most_dynamic_bytes: u32,
-}
-
-/// Modules and functions of a context, loaded when first asked for. Handles are addresses that only the driver reads.
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<&'static str, usize>,
-    functions: HashMap<String, Function>,
-    /// Why nothing works any more, once the driver has said so: its errors of kernels stay until the process ends.
-    broken: Option<String>,
-    launches: Launches,
-}
-
-/// The last launches, of which one is to blame when the driver reports an error of a kernel.
-#[derive(Default)]
-struct Launches(VecDeque<String>);
-
-impl Launches {
-    fn add(&mut self, name: &str) {
-        if self.0.back().is_some_and(|last| last == name) {
-            return;
-        }
-        if self.0.len() == KEPT_LAUNCHES {
-            self.0.pop_front();
-        }
-        self.0.push_back(name.to_owned());
-    }
-
-    /// What to add to the message of an error that any of them may have caused.
-    fn suspects(&self) -> String {
-        match self.0.len() {
-            0 => String::new(),
-            1 => format!("; the only launch before was {}", self.0[0]),
-            _ => format!(
-                "; the last launches before were {} (ALCHEMIST_SYNC_LAUNCH=1 finds the one to blame)",
-                Vec::from_iter(self.0.iter().map(String::as_str)).join(", ")
-            ),
-        }
-    }
-}
-
 /// One GPU and the stream that all its work is put on.
 pub(super) struct Gpu {
     facts: DeviceFacts,
@@ -158,54 +98,6 @@ unsafe impl Sync for Recorded {}
 
 fn missing(device: &str, message: impl Into<String>) -> Error {
     Error::Device { device: device.to_owned(), message: message.into() }
-}
-
-/// What the driver says, as one phrase.
-fn phrase(error: DriverError) -> String {
-    let text = |found: Result<&std::ffi::CStr, DriverError>| {
-        found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
-    };
-    format!("{} ({})", text(error.error_string()), text(error.error_name()))
-}
-
-/// Refuses a driver that is older than the kernels' toolkit.
-fn check_driver(version: c_int) -> Result<(), String> {
-    if version >= OLDEST_DRIVER {
-        return Ok(());
-    }
-    let [has, needs] =
-        [version, OLDEST_DRIVER].map(|version| format!("{}.{}", version / 1000, version % 1000 / 10));
-    Err(format!("the driver is for CUDA {has}; the kernels need {needs} or newer: update the driver"))
-}
-
-/// Refuses a card that the kernels are not compiled for.
-fn check_architecture((major, minor): (u32, u32)) -> Result<(), String> {
-    if (major, minor) >= OLDEST_ARCHITECTURE {
-        return Ok(());
-    }
-    Err(format!("its architecture is {major}.{minor}; the kernels need 8.0 (A100) or newer"))
-}
-
-/// Whether an error leaves the context unusable.
-fn is_sticky(DriverError(code): DriverError) -> bool {
-    use sys::CUresult as Code;
-    matches!(
-        code,
-        Code::CUDA_ERROR_ILLEGAL_ADDRESS
-            | Code::CUDA_ERROR_LAUNCH_TIMEOUT
-            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | Code::CUDA_ERROR_ASSERT
-            | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | Code::CUDA_ERROR_MISALIGNED_ADDRESS
-            | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | Code::CUDA_ERROR_INVALID_PC
-            | Code::CUDA_ERROR_LAUNCH_FAILED
-            | Code::CUDA_ERROR_ECC_UNCORRECTABLE
-            | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | Code::CUDA_ERROR_EXTERNAL_DEVICE
-            | Code::CUDA_ERROR_UNKNOWN
-    )
 }
 
 impl Gpu {
@@ -348,28 +240,6 @@ impl Gpu {
         Ok(function)
     }
 
-    /// Says what the driver would only call an invalid value.
-    fn check(function: &Function, launch: &Launch) -> Result<(), String> {
-        let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
-        if threads == 0 || threads > u64::from(function.most_threads) {
-            return Err(format!(
-                "a block of {threads} threads was asked for; {} are the most",
-                function.most_threads
-            ));
-        }
-        if launch.shared_bytes > function.most_dynamic_bytes {
-            return Err(format!(
-                "{} bytes of shared memory were asked for; {} are the most on this card",
-                launch.shared_bytes, function.most_dynamic_bytes
-            ));
-        }
-        let [x, y, z] = launch.grid;
-        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
-            return Err(format!("a grid of {x}, {y}, {z} blocks is beyond the card's limits"));
-        }
-        Ok(())
-    }
-
     /// What a staging holds.
     fn pinned<'a>(&self, staging: &'a Staging) -> Result<&'a Pinned> {
         staging.0.downcast_ref().ok_or_else(|| self.fail("the staging belongs to another device"))
@@ -499,8 +369,7 @@ impl Driver for Gpu {
 
     unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         let function = self.function(kernel)?;
-        Self::check(&function, launch)
-            .map_err(|message| Error::Kernel { kernel: kernel.name.clone(), message })?;
+        function.check(launch).map_err(|message| Error::Kernel { kernel: kernel.name.clone(), message })?;
         let mut values: Vec<*mut c_void> =
             arguments.iter().map(|argument| argument.value().cast_mut()).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
@@ -604,32 +473,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_a_kernel_names_the_launches_that_may_have_made_it() {
-        let mut launches = Launches::default();
-        assert_eq!(launches.suspects(), "");
-        launches.add("gelu");
-        launches.add("gelu");
-        assert_eq!(launches.suspects(), "; the only launch before was gelu");
-        for number in 0..KEPT_LAUNCHES {
-            launches.add(&format!("kernel_{number}"));
-        }
-        let said = launches.suspects();
-        assert!(
-            !said.contains("gelu") && said.contains("kernel_0, kernel_1") && said.contains("SYNC_LAUNCH")
-        );
-    }
-
-    #[test]
-    fn old_drivers_and_cards_are_refused() {
-        assert_eq!(check_driver(13_000), Ok(()));
-        let message = check_driver(12_080).unwrap_err();
-        assert!(message.contains("for CUDA 12.8") && message.contains("need 13.0"), "{message}");
-        assert_eq!(check_architecture((8, 0)), Ok(()));
-        assert_eq!(check_architecture((12, 0)), Ok(()));
-        assert!(check_architecture((7, 5)).unwrap_err().contains("7.5"));
-    }
-
-    #[test]
     fn a_card_that_is_not_there_is_an_error_that_says_why() {
         let message = Gpu::open(usize::MAX).unwrap_err().to_string();
         // SAFETY: only tries to open the library.
@@ -639,21 +482,5 @@ mod tests {
             &["cuda: there is no CUDA driver (libcuda) on this machine"]
         };
         assert!(expected.iter().any(|part| message.contains(part)), "{message}");
-    }
-
-    #[test]
-    fn launches_beyond_the_card_are_refused() {
-        let function = Function { handle: 0, most_threads: 256, most_dynamic_bytes: 1000 };
-        let fine = Launch { grid: [1, 65_535, 1], block: [64, 4, 1], shared_bytes: 1000 };
-        assert_eq!(Gpu::check(&function, &fine), Ok(()));
-        for (launch, expected) in [
-            (Launch { block: [64, 4, 2], ..fine }, "512 threads"),
-            (Launch { block: [0, 1, 1], ..fine }, "0 threads"),
-            (Launch { shared_bytes: 1001, ..fine }, "1001 bytes of shared memory"),
-            (Launch { grid: [1, 65_536, 1], ..fine }, "a grid of 1, 65536, 1"),
-            (Launch { grid: [0, 1, 1], ..fine }, "a grid of 0, 1, 1"),
-        ] {
-            assert!(Gpu::check(&function, &launch).unwrap_err().contains(expected));
-        }
     }
 }

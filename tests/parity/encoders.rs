@@ -1,0 +1,119 @@
+//! The quantiser's codes and features, and the cutting and resizing of pictures.
+
+use alchemist_engine::{
+    data::{Preprocess, load_picture},
+    encode::pyramid::{CodeReader, PyramidQuantizer},
+    engine::{DType, Tensor, ops::pyramid::cuda::pyramid_quantize},
+};
+
+use super::{
+    common::{Fixture, device, relative_error, tolerance},
+    fixtures, report, sizes,
+};
+
+#[test]
+fn quantiser_matches_the_released_code() {
+    for fixture in fixtures("quant") {
+        if fixture.manifest["cases"].is_object() {
+            quantiser_cases(&fixture);
+        } else {
+            quantiser_single(&fixture);
+        }
+    }
+}
+
+fn quantiser_single(fixture: &Fixture) {
+    let (weights, io) = (fixture.tensors("weights.safetensors"), fixture.tensors("io.safetensors"));
+    let ratio = fixture.number("quant_resi") as f32;
+    let quantizer =
+        PyramidQuantizer::from_tensors(&fixture.patch_nums(), &weights, "quantize.", ratio).unwrap();
+    let (codes, reconstructions) = quantizer.encode_with_reconstructions(&io["f_BChw"]).unwrap();
+    assert_eq!(codes, io["idx_BL"], "{}: the codes differ", fixture.name());
+    let mut worst = relative_error(&quantizer.input(&codes).unwrap(), &io["x_BLCv_wo_first_l"]);
+    for (scale, found) in reconstructions.iter().enumerate() {
+        worst = worst.max(relative_error(found, &io[&format!("f_hat_{scale}")]));
+    }
+    worst =
+        worst.max(quantiser_on_device(&quantizer, &io["f_BChw"], &io["idx_BL"], &io["x_BLCv_wo_first_l"]));
+    report(fixture, "codes equal; features", worst, tolerance::PARITY_FORWARD);
+}
+
+/// The same by the kernels of the device that the tests run on, if there is one.
+fn quantiser_on_device(
+    quantizer: &PyramidQuantizer,
+    features: &Tensor,
+    codes: &Tensor,
+    input: &Tensor,
+) -> f64 {
+    let Some(device) = device() else { return 0.0 };
+    let [batch, first] = [codes.dim(0), quantizer.patch_nums()[0].pow(2)];
+    let mut tables = quantizer.on_device(device, batch).unwrap();
+    let features = features.to_device(device).unwrap();
+    let found = Tensor::written::<u32>(device, codes.shape(), |found| {
+        pyramid_quantize(found, features.buffer()?, &mut tables)
+    });
+    let found = found.unwrap();
+    assert_eq!(&found.to_host().unwrap(), codes, "the codes differ on the device");
+    let reader = CodeReader::new(quantizer, device, batch).unwrap();
+    let rows = reader.input(&found, DType::F32).unwrap().to_host().unwrap();
+    let tail = |sample: &[f32]| sample[first * quantizer.channels()..].to_vec();
+    let samples = rows.as_slice::<f32>().unwrap().chunks(quantizer.tokens() * quantizer.channels());
+    relative_error(&Tensor::new(input.shape(), samples.flat_map(tail).collect::<Vec<f32>>()).unwrap(), input)
+}
+
+fn quantiser_cases(fixture: &Fixture) {
+    let all = fixture.tensors("all.safetensors");
+    let cases = fixture.manifest["cases"].as_object().unwrap();
+    assert!(!cases.is_empty(), "{} has no case", fixture.name());
+    for (case, of) in cases {
+        let ratio = of["quant_resi"].as_f64().unwrap_or(0.5) as f32;
+        let quantizer =
+            PyramidQuantizer::from_tensors(&sizes(&of["patch_nums"]), &all, "weights.quantize.", ratio)
+                .unwrap();
+        assert_eq!(
+            quantizer.phi_index(),
+            sizes(&of["phi_index_per_scale"]),
+            "{case}: the convolutions differ"
+        );
+        let codes = quantizer.encode(&all[&format!("{case}.f_BChw")]).unwrap();
+        assert_eq!(codes, all[&format!("{case}.idx_BL")], "{case}: the codes differ");
+        let input =
+            relative_error(&quantizer.input(&codes).unwrap(), &all[&format!("{case}.x_BLCv_wo_first_l")]);
+        let last =
+            relative_error(&quantizer.reconstruct(&codes).unwrap(), &all[&format!("{case}.f_hat_last")]);
+        let of_case = |name: &str| &all[&format!("{case}.{name}")];
+        let kernels = quantiser_on_device(
+            &quantizer,
+            of_case("f_BChw"),
+            of_case("idx_BL"),
+            of_case("x_BLCv_wo_first_l"),
+        );
+        report(
+            fixture,
+            &format!("{case}: codes equal; features"),
+            input.max(last).max(kernels),
+            tolerance::PARITY_FORWARD,
+        );
+    }
+}
+
+#[test]
+fn pictures_are_cut_and_resized_as_by_the_released_code() {
+    for fixture in fixtures("image_preproc") {
+        let expected = fixture.tensors("expected.safetensors");
+        assert!(!expected.is_empty(), "{} has no picture", fixture.name());
+        let mut worst = 0.0f64;
+        for (name, expected) in &expected {
+            let (file, side) = name.rsplit_once(".r").expect("a name says the side");
+            let side: usize = side.parse().expect("a side is a number");
+            let picture = load_picture(fixture.folder.join(file), &Preprocess::released(side)).unwrap();
+            let found = picture.to_tensor().unwrap().to_f64_vec().unwrap();
+            let levels = found.iter().map(|value| ((value + 1.0) * 127.5).round());
+            let difference =
+                levels.zip(expected.to_f64_vec().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            worst = worst.max(difference);
+        }
+        // The manifest allows one level for JPEG, whose decoders differ.
+        report(&fixture, "8-bit levels", worst, 1.0);
+    }
+}
