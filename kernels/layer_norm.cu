@@ -6,7 +6,8 @@
 // residual's own gradient is added to that of the norm.
 //
 // x, y: [R, C] in T; statistics: [R, 2] (mean, 1/deviation) in float; scale, shift: rows of float, one a level, `stride`
-// numbers apart. Sums in float, in a fixed order. Source: upstream.md, B; the backward is derived in the op's file.
+// numbers apart, and those of the next sample `sample_stride` numbers on: 0 where all samples share them. Sums in float,
+// in a fixed order. Source: upstream.md, B; the backward is derived in the op's file.
 //
 // Threads: one warp a row, 8 rows a block. Where a row is a multiple of 16 bytes and fits, it is held in registers, so
 // that it is read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T); of a
@@ -29,9 +30,11 @@ template <class T> struct Rows {
 };
 
 __device__ __forceinline__ Modulation
-modulation_of(const float *scale, const float *shift, const uint32_t *levels, unsigned row, unsigned tokens, unsigned stride) {
+modulation_of(
+    const float *scale, const float *shift, const uint32_t *levels, unsigned row, unsigned tokens, unsigned stride,
+    unsigned sample_stride) {
     if (scale == nullptr) return {nullptr, nullptr};
-    uint64_t from = uint64_t(levels[row % tokens]) * stride;
+    uint64_t from = uint64_t(levels[row % tokens]) * stride + uint64_t(row / tokens) * sample_stride;
     return {scale + from, shift == nullptr ? nullptr : shift + from};
 }
 
@@ -55,13 +58,14 @@ template <class T> __device__ __forceinline__ float joined(float before, float b
 template <bool RESIDUAL, class T>
 __device__ __forceinline__ void layer_norm_forward(
     T *sum_to, T *y, float *statistics, const T *x, Branch<T> residual, const float *scale, const float *shift,
-    const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride, float epsilon) {
+    const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride, unsigned sample_stride,
+    float epsilon) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Whole warps leave: the sums below are within one.
     if (row >= rows) return;
     const T *from = x + uint64_t(row) * channels;
     T *to = y + uint64_t(row) * channels;
-    Modulation change = modulation_of(scale, shift, levels, row, tokens, stride);
+    Modulation change = modulation_of(scale, shift, levels, row, tokens, stride, sample_stride);
     float share = 1.0f / float(channels), mean, inverse;
     const T *branch = RESIDUAL ? residual.branch + uint64_t(row) * channels : from;
     T *joint = RESIDUAL ? sum_to + uint64_t(row) * channels : to;
@@ -145,12 +149,13 @@ __device__ __forceinline__ void layer_norm_forward(
 template <bool RESIDUAL, class T>
 __device__ __forceinline__ void layer_norm_backward(
     T *dx, T *d_branch, const T *d_residual, const T *dy, const T *x, Branch<T> residual, const float *statistics,
-    const float *scale, const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride) {
+    const float *scale, const uint32_t *levels, unsigned rows, unsigned channels, unsigned tokens, unsigned stride,
+    unsigned sample_stride) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     const T *from = x + uint64_t(row) * channels, *d_from = dy + uint64_t(row) * channels;
     T *to = dx + uint64_t(row) * channels;
-    const float *factor = modulation_of(scale, nullptr, levels, row, tokens, stride).scale;
+    const float *factor = modulation_of(scale, nullptr, levels, row, tokens, stride, sample_stride).scale;
     float mean = statistics[2 * uint64_t(row)], inverse = statistics[2 * uint64_t(row) + 1];
     float share = 1.0f / float(channels), sum = 0.0f, along = 0.0f;
     const T *beside = RESIDUAL ? d_residual + uint64_t(row) * channels : from;
@@ -247,32 +252,36 @@ __device__ __forceinline__ void modulation_backward(
     KERNEL(                                                                                                            \
         layer_norm_forward_##suffix, THREADS, T *y, float *statistics, const T *x, const float *scale,                 \
         const float *shift, const uint32_t *levels, uint32_t rows, uint32_t channels, uint32_t tokens,                 \
-        uint32_t stride, float epsilon) {                                                                              \
+        uint32_t stride, uint32_t sample_stride, float epsilon) {                                                      \
         layer_norm_forward<false, T>(                                                                                  \
-            nullptr, y, statistics, x, {}, scale, shift, levels, rows, channels, tokens, stride, epsilon);             \
+            nullptr, y, statistics, x, {}, scale, shift, levels, rows, channels, tokens, stride, sample_stride,        \
+            epsilon);                                                                                                  \
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         residual_layer_norm_forward_##suffix, THREADS, T *sum, T *y, float *statistics, const T *x, const T *branch,   \
         const float *keep, const float *scale, const float *shift, const uint32_t *levels, uint32_t rows,              \
-        uint32_t rows_a_sample, uint32_t channels, uint32_t tokens, uint32_t stride, float epsilon) {                  \
+        uint32_t rows_a_sample, uint32_t channels, uint32_t tokens, uint32_t stride, uint32_t sample_stride,           \
+        float epsilon) {                                                                                               \
         layer_norm_forward<true, T>(                                                                                   \
             sum, y, statistics, x, {branch, keep, rows_a_sample}, scale, shift, levels, rows, channels, tokens,        \
-            stride, epsilon);                                                                                          \
+            stride, sample_stride, epsilon);                                                                           \
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         residual_layer_norm_backward_##suffix, THREADS, T *dx, T *d_branch, const T *d_residual, const T *dy,          \
         const T *sum, const float *keep, const float *statistics, const float *scale, const uint32_t *levels,          \
-        uint32_t rows, uint32_t rows_a_sample, uint32_t channels, uint32_t tokens, uint32_t stride) {                  \
+        uint32_t rows, uint32_t rows_a_sample, uint32_t channels, uint32_t tokens, uint32_t stride,                    \
+        uint32_t sample_stride) {                                                                                      \
         layer_norm_backward<true, T>(                                                                                  \
             dx, d_branch, d_residual, dy, sum, {nullptr, keep, rows_a_sample}, statistics, scale, levels, rows,        \
-            channels, tokens, stride);                                                                                 \
+            channels, tokens, stride, sample_stride);                                                                  \
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         layer_norm_backward_##suffix, THREADS, T *dx, const T *dy, const T *x, const float *statistics,                \
         const float *scale, const uint32_t *levels, uint32_t rows, uint32_t channels, uint32_t tokens,                 \
-        uint32_t stride) {                                                                                             \
+        uint32_t stride, uint32_t sample_stride) {                                                                     \
         layer_norm_backward<false, T>(                                                                                 \
-            dx, nullptr, nullptr, dy, x, {}, statistics, scale, levels, rows, channels, tokens, stride);               \
+            dx, nullptr, nullptr, dy, x, {}, statistics, scale, levels, rows, channels, tokens, stride,                \
+            sample_stride);                                                                                            \
     }                                                                                                                  \
     KERNEL(                                                                                                            \
         modulation_backward_##suffix, COLUMNS, float *d_modulation, const T *dy, const T *x, const float *statistics,  \

@@ -2,10 +2,11 @@
 //
 //     y = x (base + factor[level]) + shift[level]     base 1: scale and shift; base 0, no shift: a gate
 //
-// x, y: [R, C] in T, y may be x; factor, shift: rows of float, one a level, `stride` numbers apart. With dy for x, the same
-// kernel without a shift gives dx. Its parameters' gradients for each sample are modulation_backward of layer_norm.cu
-// without statistics; modulation_add sums them over samples, in order, into the table's gradient. Threads: 256 a block, one
-// warp a row, 16 bytes a lane where C allows. Bytes a number: 2 sizeof(T), and the level's rows from the caches.
+// x, y: [R, C] in T, y may be x; factor, shift: rows of float, one a level, `stride` numbers apart, and those of the next
+// sample `sample_stride` numbers on: 0 where all samples share them. With dy for x, the same kernel without a shift gives
+// dx. Its parameters' gradients for each sample are modulation_backward of layer_norm.cu without statistics; modulation_add
+// sums them over samples, in order, into the table's gradient. Threads: 256 a block, one warp a row, 16 bytes a lane where
+// C allows. Bytes a number: 2 sizeof(T), and the level's rows from the caches.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
@@ -14,14 +15,14 @@ constexpr unsigned THREADS = ROWS * WARP;
 template <class T>
 __device__ __forceinline__ void modulate(
     T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, unsigned rows, unsigned channels,
-    unsigned tokens, unsigned stride, float base) {
+    unsigned tokens, unsigned stride, unsigned sample_stride, float base) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     const T *from = x + uint64_t(row) * channels;
     T *to = y + uint64_t(row) * channels;
-    uint64_t level = uint64_t(levels[row % tokens]) * stride;
-    factor += level;
-    if (shift != nullptr) shift += level;
+    uint64_t own = uint64_t(levels[row % tokens]) * stride + uint64_t(row / tokens) * sample_stride;
+    factor += own;
+    if (shift != nullptr) shift += own;
     if (packs(from, channels) && packs(to, channels)) {
         for (unsigned c = lane * PACK<T>; c < channels; c += WARP * PACK<T>) {
             float values[PACK<T>];
@@ -40,7 +41,8 @@ __device__ __forceinline__ void modulate(
 }
 
 // d_table[level, factor + c] += sum over samples of d[sample, level, 0, c], and the same of d[.., 1, c] at shift, if shift
-// lies within the stride. A thread a channel (x) of a level (y).
+// lies within the stride. A thread a channel (x) of a level (y). With each sample's levels for levels and one sample, each
+// sample's gradient is put in its place.
 KERNEL(
     modulation_add, THREADS, float *d_table, const float *d, uint32_t samples, uint32_t channels, uint32_t stride,
     uint32_t factor, uint32_t shift) {
@@ -57,12 +59,12 @@ KERNEL(
     if (shift < stride) to[shift] += d_shift;
 }
 
-// Each row of the table [S, C] beside the last one, [S, 2C].
+// Each row of the table [S, C] beside the last one, [S, 2C]; for each sample (z) again.
 template <class T>
 __device__ __forceinline__ void level_pairs(T *pairs, const T *table, unsigned levels, unsigned channels) {
     unsigned c = blockIdx.x * THREADS + threadIdx.x;
     if (c >= channels) return;
-    T *to = pairs + uint64_t(blockIdx.y) * 2 * channels + c;
+    T *to = pairs + (uint64_t(blockIdx.z) * levels + blockIdx.y) * 2 * channels + c;
     to[0] = table[uint64_t(blockIdx.y) * channels + c];
     to[channels] = table[uint64_t(levels - 1) * channels + c];
 }
@@ -70,8 +72,8 @@ __device__ __forceinline__ void level_pairs(T *pairs, const T *table, unsigned l
 #define MODULATION(T, suffix)                                                                                          \
     KERNEL(                                                                                                            \
         modulate_##suffix, THREADS, T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, \
-        uint32_t rows, uint32_t channels, uint32_t tokens, uint32_t stride, float base) {                              \
-        modulate(y, x, factor, shift, levels, rows, channels, tokens, stride, base);                                   \
+        uint32_t rows, uint32_t channels, uint32_t tokens, uint32_t stride, uint32_t sample_stride, float base) {      \
+        modulate(y, x, factor, shift, levels, rows, channels, tokens, stride, sample_stride, base);                    \
     }                                                                                                                  \
     KERNEL(level_pairs_##suffix, THREADS, T *pairs, const T *table, uint32_t levels, uint32_t channels) {              \
         level_pairs(pairs, table, levels, channels);                                                                   \

@@ -35,8 +35,13 @@ fn inner(left: &Tensor, right: &Tensor) -> f64 {
 }
 
 /// Gradients of `⟨f, r⟩` for a fixed random `r`: of the leaves, then of the parameters.
-fn analytic(parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>) -> Vec<Option<Tensor>> {
-    let mut tape = Tape::new(parameters);
+fn analytic(
+    parameters: &Parameters,
+    apart: bool,
+    leaves: &[Tensor],
+    function: &Function<'_>,
+) -> Vec<Option<Tensor>> {
+    let mut tape = Tape::new(parameters).with_samples_apart(apart);
     let vars: Vec<Var> = leaves.iter().map(|leaf| tape.leaf(leaf.clone())).collect();
     let output = function(&mut tape, &vars);
     let seed = normal(output.value().shape(), 99, output.value().dtype());
@@ -48,8 +53,8 @@ fn analytic(parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>)
     gradients
 }
 
-fn value(parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>) -> f64 {
-    let mut tape = Tape::inference(parameters);
+fn value(parameters: &Parameters, apart: bool, leaves: &[Tensor], function: &Function<'_>) -> f64 {
+    let mut tape = Tape::inference(parameters).with_samples_apart(apart);
     let vars: Vec<Var> = leaves.iter().map(|leaf| tape.constant(leaf.clone())).collect();
     let output = function(&mut tape, &vars);
     inner(output.value(), &normal(output.value().shape(), 99, DType::F64))
@@ -57,7 +62,19 @@ fn value(parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>) ->
 
 /// Compares up to `samples` elements of each gradient with central differences.
 fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize, function: &Function<'_>) {
-    let gradients = analytic(parameters, leaves, function);
+    check_on(false, name, parameters, leaves, samples, function);
+}
+
+/// The same, on a tape with samples apart or without.
+fn check_on(
+    apart: bool,
+    name: &str,
+    parameters: &Parameters,
+    leaves: &[Tensor],
+    samples: usize,
+    function: &Function<'_>,
+) {
+    let gradients = analytic(parameters, apart, leaves, function);
     let step = tolerance::FINITE_DIFFERENCE_STEP;
     let mut failures = Vec::new();
     let mut checked = 0;
@@ -82,7 +99,7 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
                     Some(id) => parameters.value_mut(ParameterId(id)).0,
                 };
                 tensor.as_mut_slice::<f64>().unwrap()[element] += by;
-                value(&parameters, &leaves, function)
+                value(&parameters, apart, &leaves, function)
             };
             let numerical = (shifted(step) - shifted(-step)) / (2.0 * step);
             checked += 1;
@@ -103,14 +120,14 @@ fn check(name: &str, parameters: &Parameters, leaves: &[Tensor], samples: usize,
     let narrow = parameters.cast(DType::F32).unwrap();
     let wide = narrow.cast(DType::F64).unwrap();
     let truth: Vec<Tensor> = rounded.iter().map(|leaf| leaf.cast(DType::F64).unwrap()).collect();
-    let truth = analytic(&wide, &truth, function);
+    let truth = analytic(&wide, apart, &truth, function);
     // Where a gradient is zero in truth (a softmax over one key, say), rounding is all there is: compare it with the
     // largest of the others.
     let largest = |tensor: &Tensor| {
         tensor.to_f64_vec().unwrap().iter().fold(0.0f64, |most, value| most.max(value.abs()))
     };
     let scale = truth.iter().flatten().map(largest).fold(0.0, f64::max);
-    for (at, (found, truth)) in analytic(&narrow, &rounded, function).iter().zip(&truth).enumerate() {
+    for (at, (found, truth)) in analytic(&narrow, apart, &rounded, function).iter().zip(&truth).enumerate() {
         let (Some(found), Some(truth)) = (found, truth) else { panic!("{name}: a gradient is missing") };
         let own = largest(truth);
         let error = relative_error(found, truth) * if own > 0.0 { own } else { 1.0 } / own.max(1e-2 * scale);
@@ -271,21 +288,45 @@ fn additions_and_embeddings() {
 fn modulation_by_level() {
     let parameters = parameters(&[("level", &[2, 3]), ("table", &[1, 1, 6, 3])]);
     let levels = Arc::new(Levels::new(&[1, 4]));
-    let leaves = [normal(&[2, 5, 3], 15, DType::F64), normal(&[2, 18], 16, DType::F64)];
     let mut only = Parameters::default();
     only.push("table", parameters.value(ParameterId(1)).clone()).unwrap();
-    check("layer_norm with modulation", &only, &leaves, 99, &|tape, x| {
-        let parts = &modulation::parts(tape, &x[1], ParameterId(0)).unwrap();
-        let modulation = ScaleShift { parts, scale: 2, shift: 4, levels: &levels };
-        layer_norm(tape, &x[0], 1e-6, Some(modulation)).unwrap()
-    });
-    check("gate", &only, &leaves, 99, &|tape, x| {
-        let parts = modulation::parts(tape, &x[1], ParameterId(0)).unwrap();
-        gate(tape, &x[0], &parts, 1, &levels).unwrap()
-    });
+    // Parts that the samples share, and parts of each sample's own.
+    for condition in [&[2, 18][..], &[3, 2, 18]] {
+        let leaves = [normal(&[3, 5, 3], 15, DType::F64), normal(condition, 16, DType::F64)];
+        check("layer_norm with modulation", &only, &leaves, 99, &|tape, x| {
+            let parts = &modulation::parts(tape, &x[1], ParameterId(0)).unwrap();
+            let modulation = ScaleShift { parts, scale: 2, shift: 4, levels: &levels };
+            layer_norm(tape, &x[0], 1e-6, Some(modulation)).unwrap()
+        });
+        check("gate", &only, &leaves, 99, &|tape, x| {
+            let parts = modulation::parts(tape, &x[1], ParameterId(0)).unwrap();
+            gate(tape, &x[0], &parts, 1, &levels).unwrap()
+        });
+    }
     let mut only = Parameters::default();
     only.push("level", parameters.value(ParameterId(0)).clone()).unwrap();
-    check("level_pairs", &only, &[], 99, &|tape, _| level_pairs(tape, ParameterId(0), &levels).unwrap());
+    for (apart, shape) in [(false, &[2, 6][..]), (true, &[3, 2, 6])] {
+        check_on(apart, "level_pairs", &only, &[], 99, &|tape, _| {
+            let pairs = level_pairs(tape, ParameterId(0), &levels, 3).unwrap();
+            assert_eq!(pairs.value().shape(), shape);
+            pairs
+        });
+    }
+}
+
+#[test]
+fn parts_of_another_batch_are_refused() {
+    let none = none();
+    let mut tape = Tape::inference(&none);
+    let levels = Arc::new(Levels::new(&[1, 4]));
+    let x = tape.constant(normal(&[3, 5, 3], 15, DType::F64));
+    for shape in [&[2, 2, 18][..], &[3, 1, 18], &[3, 18]] {
+        let parts = &tape.constant(normal(shape, 16, DType::F64));
+        let message = gate(&mut tape, &x, parts, 1, &levels).unwrap_err().to_string();
+        assert!(message.contains("the modulation has the shape"), "{message}");
+        let modulation = ScaleShift { parts, scale: 2, shift: 4, levels: &levels };
+        assert!(layer_norm(&mut tape, &x, 1e-6, Some(modulation)).is_err());
+    }
 }
 
 fn tiny(variant: usize) -> BackboneConfig {
@@ -327,9 +368,12 @@ fn both_networks() {
         let (proxy, parameters) = Proxy::new(&tiny(variant), DType::F64, 1).unwrap();
         let dropped = proxy.draw(5, 9, 3).unwrap();
         let mode = if variant == 0 { Mode::Train(&dropped) } else { Mode::Evaluate };
-        check(&format!("proxy {variant}"), &parameters, &[], 6, &|tape, _| {
-            proxy.loss(tape, &input, &text, &codes, 0.0, mode).unwrap().sample_loss
-        });
+        // Only the shared modulation is another with samples apart.
+        for apart in if variant == 1 { &[false, true][..] } else { &[false] } {
+            check_on(*apart, &format!("proxy {variant}"), &parameters, &[], 6, &|tape, _| {
+                proxy.loss(tape, &input, &text, &codes, 0.0, mode).unwrap().sample_loss
+            });
+        }
         let (rater, parameters) = Rater::new(&tiny(variant), DType::F64, 2).unwrap();
         for weighing in [Weighing::Released, Weighing::Logits { temperature: 0.5 }] {
             check(&format!("rater {variant}"), &parameters, &[], 6, &|tape, _| {

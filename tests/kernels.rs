@@ -66,6 +66,8 @@ struct LayerNormCase {
     starts: Vec<usize>,
     channels: usize,
     modulated: bool,
+    /// Whether each sample has scales and shifts of its own.
+    apart: bool,
 }
 
 const EPSILON: f64 = 1e-6;
@@ -92,8 +94,9 @@ fn layer_norm_reference(
         let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / channels as f64;
         let deviation = (variance + EPSILON).sqrt();
         let n: Vec<f64> = x.iter().map(|value| (value - mean) / deviation).collect();
-        let factor = |c: usize| if case.modulated { 1.0 + scale[level * channels + c] } else { 1.0 };
-        let offset = |c: usize| if case.modulated { shift[level * channels + c] } else { 0.0 };
+        let own = if case.apart { sample * levels + level } else { level };
+        let factor = |c: usize| if case.modulated { 1.0 + scale[own * channels + c] } else { 1.0 };
+        let offset = |c: usize| if case.modulated { shift[own * channels + c] } else { 0.0 };
         reference.y.extend((0..channels).map(|c| n[c] * factor(c) + offset(c)));
         let g: Vec<f64> = (0..channels).map(|c| dy[c] * factor(c)).collect();
         let mean_g = g.iter().sum::<f64>() / channels as f64;
@@ -110,12 +113,14 @@ fn layer_norm_reference(
 
 fn layer_norm_case<T: Number>(device: &Device) {
     for case in [
-        LayerNormCase { batch: 1, starts: vec![0, 1], channels: 1, modulated: false },
-        LayerNormCase { batch: 3, starts: vec![0, 1, 5], channels: 37, modulated: true },
-        LayerNormCase { batch: 2, starts: vec![0, 1, 5, 14], channels: 64, modulated: true },
-        LayerNormCase { batch: 1, starts: vec![0, 9], channels: 512, modulated: false },
-        LayerNormCase { batch: 1, starts: vec![0, 2, 3], channels: 1024, modulated: true },
-        LayerNormCase { batch: 1, starts: vec![0, 2], channels: 2056, modulated: false },
+        LayerNormCase { batch: 1, starts: vec![0, 1], channels: 1, modulated: false, apart: false },
+        LayerNormCase { batch: 3, starts: vec![0, 1, 5], channels: 37, modulated: true, apart: false },
+        LayerNormCase { batch: 3, starts: vec![0, 1, 5], channels: 37, modulated: true, apart: true },
+        LayerNormCase { batch: 2, starts: vec![0, 1, 5, 14], channels: 64, modulated: true, apart: false },
+        LayerNormCase { batch: 5, starts: vec![0, 1, 5, 14], channels: 64, modulated: true, apart: true },
+        LayerNormCase { batch: 1, starts: vec![0, 9], channels: 512, modulated: false, apart: false },
+        LayerNormCase { batch: 1, starts: vec![0, 2, 3], channels: 1024, modulated: true, apart: true },
+        LayerNormCase { batch: 1, starts: vec![0, 2], channels: 2056, modulated: false, apart: false },
     ] {
         let (channels, levels) = (case.channels, case.starts.len() - 1);
         let tokens = case.starts[levels];
@@ -123,9 +128,10 @@ fn layer_norm_case<T: Number>(device: &Device) {
         let x: Vec<f64> =
             rounded::<T>(&noise(rows * channels, 1).iter().map(|x| 2.0 * x + 0.3).collect::<Vec<_>>());
         let dy = rounded::<T>(&noise(rows * channels, 2));
-        let parts = rounded::<f32>(&noise(levels * stride, 3));
+        let table_rows = if case.apart { case.batch * levels } else { levels };
+        let parts = rounded::<f32>(&noise(table_rows * stride, 3));
         let part = |offset: usize| -> Vec<f64> {
-            (0..levels).flat_map(|level| parts[level * stride + offset..][..channels].to_vec()).collect()
+            (0..table_rows).flat_map(|row| parts[row * stride + offset..][..channels].to_vec()).collect()
         };
         let (scale_at, shift_at) = (1, channels + 2);
         let expected = layer_norm_reference(&case, &x, &dy, &part(scale_at), &part(shift_at));
@@ -135,6 +141,7 @@ fn layer_norm_case<T: Number>(device: &Device) {
         let (x, dy) = (upload::<T>(device, &x), upload::<T>(device, &dy));
         let modulation = ModulationRows {
             parts: &parts,
+            samples: case.apart.then_some(case.batch),
             stride,
             scale: scale_at,
             shift: shift_at,
@@ -343,8 +350,24 @@ fn launchers_refuse_sizes_that_do_not_fit() {
     let input = LayerNormInput { x: &x, channels: 10, modulation: None };
     assert!(kernels::layer_norm_forward(&mut y, &mut short, &input, 1e-6).is_err());
     let levels = device.zeros::<u32>(2).unwrap();
-    let modulation = ModulationRows { parts: &x, stride: 15, scale: 0, shift: 10, levels: &levels };
+    let modulation =
+        ModulationRows { parts: &x, samples: None, stride: 15, scale: 0, shift: 10, levels: &levels };
     let input = LayerNormInput { x: &x, channels: 10, modulation: Some(modulation) };
     let mut statistics = device.zeros::<f32>(6).unwrap();
     assert!(kernels::layer_norm_forward(&mut y, &mut statistics, &input, 1e-6).is_err());
+    // Three samples of one token: parts of three fit, of two or of none do not.
+    let one = device.zeros::<u32>(1).unwrap();
+    let mut refused = |samples: usize| {
+        let modulation = ModulationRows {
+            parts: &x,
+            samples: Some(samples),
+            stride: 10,
+            scale: 0,
+            shift: 0,
+            levels: &one,
+        };
+        let input = LayerNormInput { x: &x, channels: 10, modulation: Some(modulation) };
+        kernels::layer_norm_forward(&mut y, &mut statistics, &input, 1e-6).is_err()
+    };
+    assert_eq!([0, 2, 3].map(&mut refused), [true, true, false]);
 }

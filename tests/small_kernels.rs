@@ -1,5 +1,5 @@
-//! The kernels around the large ones (activations, residuals, pooling, modulation, accumulation) against the crate's CPU reference in
-//! f64, on the emulator and, where there is one, on a GPU.
+//! The kernels around the large ones (activations, residuals, pooling, accumulation) against the crate's CPU reference in f64,
+//! on the emulator and, where there is one, on a GPU.
 
 #[macro_use]
 mod device;
@@ -15,10 +15,6 @@ use alchemist_engine::{
             layer_norm::{
                 cuda::{LayerNormInput, ModulationRows, ResidualBranch, ResidualGradients},
                 layer_norm,
-            },
-            modulation::{
-                self, Part,
-                cuda::{self as modulation_kernels, ModulationTable},
             },
             pooling::{self, cuda as pooling_kernels},
             residual::{self, cuda as residual_kernels},
@@ -172,17 +168,21 @@ struct FusedCase {
     tokens: usize,
     channels: usize,
     modulated: bool,
+    /// Whether each sample has scales and shifts of its own.
+    apart: bool,
     dropped: bool,
 }
 
 fn residual_layer_norm_case<T: Number>(device: &Device) {
     const EPSILON: f64 = 1e-6;
     for case in [
-        FusedCase { batch: 1, tokens: 1, channels: 3, modulated: false, dropped: false },
-        FusedCase { batch: 3, tokens: 5, channels: 37, modulated: true, dropped: true },
-        FusedCase { batch: 2, tokens: 3, channels: 64, modulated: true, dropped: false },
-        FusedCase { batch: 2, tokens: 2, channels: 1024, modulated: false, dropped: true },
-        FusedCase { batch: 1, tokens: 2, channels: 2056, modulated: true, dropped: true },
+        FusedCase { batch: 1, tokens: 1, channels: 3, modulated: false, apart: false, dropped: false },
+        FusedCase { batch: 3, tokens: 5, channels: 37, modulated: true, apart: false, dropped: true },
+        FusedCase { batch: 3, tokens: 5, channels: 37, modulated: true, apart: true, dropped: true },
+        FusedCase { batch: 2, tokens: 3, channels: 64, modulated: true, apart: false, dropped: false },
+        FusedCase { batch: 3, tokens: 3, channels: 64, modulated: true, apart: true, dropped: false },
+        FusedCase { batch: 2, tokens: 2, channels: 1024, modulated: false, apart: false, dropped: true },
+        FusedCase { batch: 1, tokens: 2, channels: 2056, modulated: true, apart: false, dropped: true },
     ] {
         let FusedCase { batch, tokens, channels, .. } = case;
         let rows = batch * tokens;
@@ -192,10 +192,11 @@ fn residual_layer_norm_case<T: Number>(device: &Device) {
         let keep: Vec<f64> = (0..batch).map(|sample| if sample == 1 { 0.0 } else { 1.25 }).collect();
         // Two levels: the first token, and the others.
         let level_of: Vec<u32> = (0..tokens).map(|token| u32::from(token > 0)).collect();
-        let parts = rounded::<f32>(&noise(2 * 2 * channels, 5));
+        let samples = case.apart.then_some(batch);
+        let parts = rounded::<f32>(&noise(samples.unwrap_or(1) * 2 * 2 * channels, 5));
         let part = |row: usize, offset: usize, c: usize| {
-            let level = level_of[row % tokens] as usize;
-            if case.modulated { parts[level * 2 * channels + offset * channels + c] } else { 0.0 }
+            let own = if case.apart { row / tokens * 2 } else { 0 } + level_of[row % tokens] as usize;
+            if case.modulated { parts[own * 2 * channels + offset * channels + c] } else { 0.0 }
         };
         // The reference normalises the sum as it is stored.
         let (sum, _) = reference(&[(&shape, &x), (&shape, &branch)], &dy, |tape, inputs| {
@@ -228,6 +229,7 @@ fn residual_layer_norm_case<T: Number>(device: &Device) {
         let (parts, levels) = (upload::<f32>(device, &parts), device.upload(&level_of).unwrap());
         let modulation = case.modulated.then_some(ModulationRows {
             parts: &parts,
+            samples,
             stride: 2 * channels,
             scale: 0,
             shift: channels,
@@ -461,82 +463,4 @@ fn launchers_refuse_sizes_that_do_not_fit() {
     assert!(residual_kernels::first_sample_forward(&mut y, &four).is_err());
     assert!(pooling_kernels::mean_tokens_forward(&mut short, &x, [3, 2, 5]).is_err());
     assert!(pooling_kernels::batch_softmax_forward(&mut y, &x, 0.0).is_err());
-}
-
-fn modulation_case<T: Number>(device: &Device) {
-    for (batch, counts, channels) in
-        [(1, vec![1], 1), (3, vec![1, 4], 37), (2, vec![1, 4, 9], 64), (1, vec![2, 3], 264)]
-    {
-        let (tokens, levels) = (counts.iter().sum::<usize>(), counts.len());
-        let level_of: Vec<u32> =
-            (0..levels).flat_map(|level| std::iter::repeat_n(level as u32, counts[level])).collect();
-        let starts: Vec<u32> =
-            (0..=levels).map(|level| counts[..level].iter().sum::<usize>() as u32).collect();
-        let x = rounded::<T>(&noise(batch * tokens * channels, 1));
-        let dy = rounded::<T>(&noise(batch * tokens * channels, 2));
-        let condition = rounded::<f32>(&noise(levels * 6 * channels, 3));
-        let own = rounded::<f32>(&noise(6 * channels, 4));
-        let shape = [batch, tokens, channels];
-        let (x_here, dy_here) = (upload::<T>(device, &x), upload::<T>(device, &dy));
-        let (levels_here, starts_here) = (device.upload(&level_of).unwrap(), device.upload(&starts).unwrap());
-        let (condition_here, own_here) = (upload::<f32>(device, &condition), upload::<f32>(device, &own));
-        let mut table = device.uninitialised(levels * 6 * channels).unwrap();
-        residual_kernels::add_to_all(&mut table, Some(&condition_here), &own_here).unwrap();
-        let table = ModulationTable { table: &table, levels: &levels_here, starts: &starts_here };
-        let mut d_table = device.zeros::<f32>(levels * 6 * channels).unwrap();
-        let mut expected_table = vec![0.0; levels * 6 * channels];
-        let mut by_sample = device.uninitialised::<f32>(batch * levels * 2 * channels).unwrap();
-        for part in [Part::ScaleShift(2, 4), Part::Gate(0), Part::Gate(1)] {
-            let own_tensor = Tensor::new(&[1, 1, 6, channels], own.clone()).unwrap();
-            let condition = Tensor::new(&[levels, 6 * channels], condition.clone()).unwrap();
-            let parts = modulation::cpu::parts::<f64>(&condition, &own_tensor).unwrap();
-            let [x, d_output] = [&x, &dy].map(|values| Tensor::new(&shape, values.clone()).unwrap());
-            let (y, dx, d_condition) = match part {
-                Part::ScaleShift(scale, shift) => {
-                    let at = [scale, shift];
-                    let y = modulation::cpu::scale_shift::<f64>(&x, &parts, at, &level_of).unwrap();
-                    let (dx, d) =
-                        modulation::cpu::scale_shift_backward::<f64>(&x, &parts, at, &level_of, d_output)
-                            .unwrap();
-                    (y, dx, d)
-                }
-                Part::Gate(gate) => {
-                    let y = modulation::cpu::gate::<f64>(&x, &parts, gate, &level_of).unwrap();
-                    let [dx, d] =
-                        modulation::cpu::gate_backward::<f64>(&x, &parts, gate, &level_of, d_output).unwrap();
-                    (y, dx, d)
-                }
-            };
-            let [y, dx, d_condition] = [y, dx, d_condition].map(|tensor| tensor.to_f64_vec().unwrap());
-            for (sum, d) in expected_table.iter_mut().zip(&d_condition) {
-                *sum += d;
-            }
-            let mut out = device.uninitialised::<T>(x.len()).unwrap();
-            modulation_kernels::modulate_forward(&mut out, Some(&x_here), &table, part).unwrap();
-            close::<T>("modulate", &out, &y, T::BOUND);
-            modulation_kernels::modulate_backward(&mut out, Some(&dy_here), &table, part).unwrap();
-            close::<T>("modulate's gradient", &out, &dx, T::BOUND);
-            modulation_kernels::modulate_backward_table(
-                &mut d_table,
-                &mut by_sample,
-                &dy_here,
-                &x_here,
-                &table,
-                part,
-            )
-            .unwrap();
-        }
-        close::<f32>("the table's gradient", &d_table, &expected_table, 1e-5);
-        let level_table = rounded::<T>(&noise(levels * channels, 5));
-        let mut pairs = device.uninitialised::<T>(2 * levels * channels).unwrap();
-        modulation_kernels::level_pairs(&mut pairs, &upload::<T>(device, &level_table), channels).unwrap();
-        let last = &level_table[(levels - 1) * channels..];
-        let expected: Vec<f64> = level_table.chunks(channels).flat_map(|row| [row, last].concat()).collect();
-        close::<T>("pairs of levels", &pairs, &expected, 0.0);
-    }
-}
-
-#[test]
-fn modulation_matches_the_reference() {
-    in_all_types!(modulation_case);
 }

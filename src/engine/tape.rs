@@ -117,6 +117,7 @@ type Body = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + Send;
 struct Segment {
     inputs: Vec<Var>,
     slots: Vec<Slot>,
+    samples_apart: bool,
     body: Box<Body>,
 }
 
@@ -126,7 +127,7 @@ impl Operation for Segment {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let mut tape = Tape::new(sink.parameters);
+        let mut tape = Tape::new(sink.parameters).with_samples_apart(self.samples_apart);
         let again = |(input, slot): (&Var, &Slot)| {
             let node = slot.wanted().then(|| tape.new_leaf());
             Var { value: input.value.clone(), node, owner: input.owner }
@@ -150,17 +151,18 @@ pub struct Tape<'p> {
     nodes: Vec<Node>,
     recording: bool,
     recomputing: bool,
+    samples_apart: bool,
 }
 
 impl<'p> Tape<'p> {
     /// A tape that records, for training.
     pub fn new(parameters: &'p Parameters) -> Self {
-        Self { parameters, nodes: Vec::new(), recording: true, recomputing: false }
+        Self { parameters, nodes: Vec::new(), recording: true, recomputing: false, samples_apart: false }
     }
 
     /// A tape that keeps nothing, for inference: values are freed when their `Var` is dropped.
     pub fn inference(parameters: &'p Parameters) -> Self {
-        Self { parameters, nodes: Vec::new(), recording: false, recomputing: false }
+        Self { parameters, nodes: Vec::new(), recording: false, recomputing: false, samples_apart: false }
     }
 
     /// The same tape, which with `recomputing` keeps of each [`segment`](Self::segment) only the inputs and runs it
@@ -168,6 +170,19 @@ impl<'p> Tape<'p> {
     #[must_use]
     pub fn with_recomputing(self, recomputing: bool) -> Self {
         Self { recomputing, ..self }
+    }
+
+    /// The same tape, on which with `samples_apart` nothing is shared between the samples of a batch: what depends on no
+    /// sample is computed for each of them again, so that the gradient of every parameter has per-sample parts
+    /// ([`RowOwner::Samples`]). An op that mixes samples by its nature still says so ([`RowOwner::Batch`]).
+    #[must_use]
+    pub fn with_samples_apart(self, samples_apart: bool) -> Self {
+        Self { samples_apart, ..self }
+    }
+
+    /// Whether nothing is shared between samples: see [`with_samples_apart`](Self::with_samples_apart).
+    pub fn samples_apart(&self) -> bool {
+        self.samples_apart
     }
 
     /// A part of the network, from its inputs to its output, that can be run again.
@@ -182,12 +197,14 @@ impl<'p> Tape<'p> {
         if !(self.recording && self.recomputing) {
             return body(self, inputs);
         }
-        let output = body(&mut Tape::inference(self.parameters), inputs)?;
+        let samples_apart = self.samples_apart;
+        let output = body(&mut Tape::inference(self.parameters).with_samples_apart(samples_apart), inputs)?;
         let slots: Vec<Slot> = inputs.iter().map(|input| self.slot(input)).collect();
         let kept = slots.clone();
         Ok(self.push(output.value, output.owner, &slots, true, || Segment {
             inputs: inputs.to_vec(),
             slots: kept,
+            samples_apart,
             body: Box::new(body),
         }))
     }

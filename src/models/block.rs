@@ -203,7 +203,7 @@ impl Backbone {
         // Every block gets the stream, the text and, where levels modulate it, their condition.
         let mut rest = vec![tape.constant(text.states.cast(dtype)?)];
         if let Some((level, first, second)) = &self.modulation {
-            let pairs = level_pairs(tape, *level, self.embed.levels())?;
+            let pairs = level_pairs(tape, *level, self.embed.levels(), x.value().dim(0))?;
             let hidden = first.forward(tape, &pairs)?;
             let hidden = activate(tape, &hidden, Activation::Silu)?;
             rest.push(second.forward(tape, &hidden)?);

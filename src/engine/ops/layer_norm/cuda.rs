@@ -18,8 +18,10 @@ const COLUMNS: u32 = 128;
 /// A scale and a shift for each level, out of one buffer of parts: row `s` of the scale starts at `s·stride + scale`.
 #[derive(Clone, Copy, Debug)]
 pub struct ModulationRows<'a> {
-    /// `[S, stride]`
+    /// `[S, stride]`, or `[B, S, stride]`
     pub parts: &'a Buffer<f32>,
+    /// `B`, where each sample has rows of its own; `None`: all samples share them.
+    pub samples: Option<usize>,
     /// Numbers from one level's row to the next.
     pub stride: usize,
     /// Where in a row the scale is.
@@ -28,6 +30,13 @@ pub struct ModulationRows<'a> {
     pub shift: usize,
     /// The level of each token, `[L]`, each below `S`.
     pub levels: &'a Buffer<u32>,
+}
+
+impl ModulationRows<'_> {
+    /// Numbers from the rows of one sample to those of the next: none where all share them.
+    fn sample_stride(&self) -> usize {
+        self.samples.map_or(0, |samples| self.parts.len() / samples.max(1))
+    }
 }
 
 /// The rows of a layer norm.
@@ -48,17 +57,20 @@ impl<T: Factor> LayerNormInput<'_, T> {
             return Err(Error::shape("layer_norm", format!("{len} numbers are not rows of {channels}")));
         }
         let rows = len / channels;
-        if let Some(ModulationRows { parts, stride, scale, shift, levels }) = self.modulation {
-            let fits =
-                stride > 0 && scale.max(shift) + channels <= stride && parts.len().is_multiple_of(stride);
+        if let Some(ModulationRows { parts, samples, stride, scale, shift, levels }) = self.modulation {
+            let fits = stride > 0
+                && scale.max(shift) + channels <= stride
+                && parts.len().is_multiple_of(stride * samples.unwrap_or(1).max(1))
+                && samples.is_none_or(|samples| rows == samples * levels.len());
             if !fits || levels.is_empty() || !rows.is_multiple_of(levels.len()) {
                 return Err(Error::shape(
                     "layer_norm",
                     format!(
-                        "{rows} rows of {channels} do not fit {} tokens and a modulation of {} numbers, rows of {stride} \
-                         with the scale at {scale} and the shift at {shift}",
+                        "{rows} rows of {channels} do not fit {} tokens and a modulation of {} numbers of {}, rows of \
+                         {stride} with the scale at {scale} and the shift at {shift}",
                         levels.len(),
-                        parts.len()
+                        parts.len(),
+                        samples.map_or("all samples".to_owned(), |samples| format!("{samples} samples"))
                     ),
                 ));
             }
@@ -66,11 +78,11 @@ impl<T: Factor> LayerNormInput<'_, T> {
         Ok(rows)
     }
 
-    /// Scale, shift, levels, and afterwards tokens and stride.
-    fn modulation_arguments(&self) -> Result<([Argument; 3], [Argument; 2])> {
+    /// Scale, shift, levels, and afterwards tokens and the strides of levels and of samples.
+    fn modulation_arguments(&self) -> Result<([Argument; 3], [Argument; 3])> {
         let Some(modulation) = self.modulation else {
             let null = Argument::null::<f32>();
-            return Ok(([null, null, Argument::null::<u32>()], [Argument::U32(1), Argument::U32(0)]));
+            return Ok(([null, null, Argument::null::<u32>()], [1, 0, 0].map(Argument::U32)));
         };
         let at = |offset: usize| Argument::Read {
             address: modulation.parts.address() + (offset * size_of::<f32>()) as u64,
@@ -81,6 +93,7 @@ impl<T: Factor> LayerNormInput<'_, T> {
             [
                 Argument::U32(size("layer_norm", "tokens", modulation.levels.len())?),
                 Argument::U32(size("layer_norm", "numbers", modulation.stride)?),
+                Argument::U32(size("layer_norm", "numbers", modulation.sample_stride())?),
             ],
         ))
     }
@@ -103,7 +116,7 @@ pub fn layer_norm_forward<T: Factor>(
     if rows == 0 {
         return Ok(());
     }
-    let ([scale, shift, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let ([scale, shift, levels], [tokens, stride, sample_stride]) = input.modulation_arguments()?;
     let arguments = [
         y.write(),
         statistics.write(),
@@ -115,6 +128,7 @@ pub fn layer_norm_forward<T: Factor>(
         Argument::U32(size("layer_norm", "channels", input.channels)?),
         tokens,
         stride,
+        sample_stride,
         Argument::F32(epsilon),
     ];
     let launch = Launch::linear(blocks("layer_norm", rows, ROWS)?, THREADS);
@@ -142,7 +156,7 @@ pub fn layer_norm_backward<T: Factor>(
     if rows == 0 {
         return Ok(());
     }
-    let ([scale, _, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let ([scale, _, levels], [tokens, stride, sample_stride]) = input.modulation_arguments()?;
     let arguments = [
         dx.write(),
         dy.read(),
@@ -154,6 +168,7 @@ pub fn layer_norm_backward<T: Factor>(
         Argument::U32(size("layer_norm", "channels", input.channels)?),
         tokens,
         stride,
+        sample_stride,
     ];
     let launch = Launch::linear(blocks("layer_norm", rows, ROWS)?, THREADS);
     // SAFETY: arguments in the kernel's order; dx is borrowed mutably; the sizes were compared above; all buffers live,
@@ -198,7 +213,7 @@ pub fn residual_layer_norm_forward<T: Factor>(
     if rows == 0 {
         return Ok(());
     }
-    let ([scale, shift, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let ([scale, shift, levels], [tokens, stride, sample_stride]) = input.modulation_arguments()?;
     let arguments = [
         sum.write(),
         y.write(),
@@ -214,6 +229,7 @@ pub fn residual_layer_norm_forward<T: Factor>(
         Argument::U32(size(op, "channels", channels)?),
         tokens,
         stride,
+        sample_stride,
         Argument::F32(epsilon),
     ];
     let launch = Launch::linear(blocks(op, rows, ROWS)?, THREADS);
@@ -261,7 +277,7 @@ pub fn residual_layer_norm_backward<T: Factor>(
     if rows == 0 {
         return Ok(());
     }
-    let ([scale, _, levels], [tokens, stride]) = input.modulation_arguments()?;
+    let ([scale, _, levels], [tokens, stride, sample_stride]) = input.modulation_arguments()?;
     let arguments = [
         dx.write(),
         d_branch.map_or(Argument::null::<T>(), Buffer::write),
@@ -277,6 +293,7 @@ pub fn residual_layer_norm_backward<T: Factor>(
         Argument::U32(size(op, "channels", input.channels)?),
         tokens,
         stride,
+        sample_stride,
     ];
     let launch = Launch::linear(blocks(op, rows, ROWS)?, THREADS);
     let kernel = Kernel::of::<T>("layer_norm", "residual_layer_norm_backward");

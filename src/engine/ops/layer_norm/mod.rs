@@ -12,8 +12,8 @@ use crate::{
         Tape, Tensor, Var,
         cuda::DeviceFloat,
         ops::{
-            expect_shape, last_dim,
-            modulation::{self, Levels, cuda::add_modulation},
+            last_dim,
+            modulation::{self, Levels, cuda::add_modulation, expect_parts, own_samples},
             three_dims,
         },
         tape::{Operation, Sink, Slot},
@@ -25,7 +25,7 @@ use cuda::{LayerNormInput, ModulationRows};
 /// The scale and the shift that follow a norm, out of a block's modulation.
 #[derive(Clone, Copy, Debug)]
 pub struct ScaleShift<'a> {
-    /// The six parts of every level, `[S, 6C]`: see [`modulation::parts`].
+    /// The six parts of every level, `[S, 6C]`, or of every level of each sample, `[B, S, 6C]`: see [`modulation::parts`].
     pub parts: &'a Var,
     /// Which of them is the scale.
     pub scale: usize,
@@ -71,9 +71,9 @@ pub fn layer_norm(
 ) -> Result<Var> {
     let channels = last_dim("layer_norm", x.value())?;
     if let Some(ScaleShift { parts, levels, .. }) = modulation {
-        let [_, tokens, _] = three_dims("layer_norm", "x", x.value())?;
+        let [batch, tokens, _] = three_dims("layer_norm", "x", x.value())?;
         levels.expect("layer_norm", tokens)?;
-        expect_shape("layer_norm", "the modulation", parts.value(), &[levels.count(), 6 * channels])?;
+        expect_parts("layer_norm", parts.value(), levels, [batch, channels])?;
     }
     let (slot, kept) = (
         tape.slot(x),
@@ -108,6 +108,7 @@ fn input<'a, T: DeviceFloat>(x: &'a Tensor, modulation: Option<&'a Kept>) -> Res
     let rows = |Kept { parts, scale, shift, levels, .. }: &'a Kept| -> Result<ModulationRows<'a>> {
         Ok(ModulationRows {
             parts: parts.buffer::<f32>()?,
+            samples: own_samples(parts),
             stride: 6 * channels,
             scale: scale * channels,
             shift: shift * channels,
@@ -183,6 +184,8 @@ fn backward_on_device<T: DeviceFloat>(
     let starts = levels.on(device)?.starts();
     cuda::modulation_backward(&mut by_sample, dy, input.x, statistics, starts, [batch, tokens, channels])?;
     let mut d_parts = device.zeros::<f32>(parts.len())?;
-    add_modulation(&mut d_parts, &by_sample, [batch, channels], *scale, Some(*shift))?;
+    // Parts that are each sample's own are met by no other sample's gradient.
+    let summed = own_samples(parts).map_or(batch, |_| 1);
+    add_modulation(&mut d_parts, &by_sample, [summed, channels], *scale, Some(*shift))?;
     Ok((dx, Some(Tensor::from_buffer(parts.shape(), d_parts)?)))
 }

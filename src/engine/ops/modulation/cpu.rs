@@ -1,22 +1,31 @@
-//! The CPU reference of the shared modulation.
+//! The CPU reference of the shared modulation. Parts are `[S, 6C]`, shared by the samples, or `[B, S, 6C]`, each sample's own.
 
 use rayon::prelude::*;
 
+use super::own_samples;
 use crate::{
     engine::{Float, Tensor, ops::three_dims},
     error::Result,
 };
 
-/// Each row of the table beside the last.
+/// Each row of the table beside the last; with `samples`, so for each of them.
 ///
 /// # Errors
 /// If the table holds another type than `T`.
-pub fn level_pairs<T: Float>(table: &Tensor) -> Result<Tensor> {
+pub fn level_pairs<T: Float>(table: &Tensor, samples: Option<usize>) -> Result<Tensor> {
     let (levels, channels) = (table.dim(0), table.dim(1));
     let rows = table.as_slice::<T>()?;
     let last = &rows[(levels - 1) * channels..];
-    let pairs = rows.chunks(channels).flat_map(|row| row.iter().chain(last)).copied().collect();
-    Tensor::new(&[levels, 2 * channels], pairs)
+    let pairs: Vec<T> = rows.chunks(channels).flat_map(|row| row.iter().chain(last)).copied().collect();
+    match samples {
+        None => Tensor::new(&[levels, 2 * channels], pairs),
+        Some(samples) => Tensor::new(&[samples, levels, 2 * channels], pairs.repeat(samples)),
+    }
+}
+
+/// Numbers from the parts of one sample to those of the next: none where all samples share them.
+fn sample_stride(parts: &Tensor) -> usize {
+    own_samples(parts).map_or(0, |samples| parts.len() / samples.max(1))
 }
 
 /// Condition plus table.
@@ -41,9 +50,10 @@ pub fn scale_shift<T: Float>(
     levels: &[u32],
 ) -> Result<Tensor> {
     let [_, tokens, channels] = three_dims("modulate", "x", x)?;
-    let parts = parts.as_slice::<T>()?;
+    let (stride, parts) = (sample_stride(parts), parts.as_slice::<T>()?);
     let mut y = x.as_slice::<T>()?.to_vec();
-    y.par_chunks_mut(tokens * channels).for_each(|y| {
+    y.par_chunks_mut(tokens * channels).enumerate().for_each(|(sample, y)| {
+        let parts = &parts[sample * stride..];
         for (row, &level) in y.chunks_mut(channels).zip(levels) {
             let at = |part: usize| &parts[(level as usize * 6 + part) * channels..][..channels];
             for ((y, scale), shift) in row.iter_mut().zip(at(scale)).zip(at(shift)) {
@@ -54,7 +64,7 @@ pub fn scale_shift<T: Float>(
     Tensor::new(x.shape(), y)
 }
 
-/// The gradients of `x` and of all parts.
+/// The gradients of `x` and of all parts, in the parts' shape.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
@@ -66,13 +76,13 @@ pub fn scale_shift_backward<T: Float>(
     mut d_output: Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let [_, tokens, channels] = three_dims("modulate", "x", x)?;
-    let shape = parts.shape();
+    let (shape, stride) = (parts.shape(), sample_stride(parts));
     let (x, parts) = (x.as_slice::<T>()?, parts.as_slice::<T>()?);
     let mut d_parts = vec![T::ZERO; parts.len()];
     let rows = d_output.as_mut_slice::<T>()?.chunks_mut(channels).zip(x.chunks(channels));
     for (token, (d, x)) in rows.enumerate() {
         let level = levels[token % tokens] as usize;
-        let place = |part: usize| (level * 6 + part) * channels;
+        let place = |part: usize| token / tokens * stride + (level * 6 + part) * channels;
         for (sum, d) in d_parts[place(shift)..][..channels].iter_mut().zip(d.iter()) {
             *sum += *d;
         }
@@ -91,9 +101,10 @@ pub fn scale_shift_backward<T: Float>(
 /// If a tensor holds another type than `T`.
 pub fn gate<T: Float>(x: &Tensor, parts: &Tensor, part: usize, levels: &[u32]) -> Result<Tensor> {
     let [_, tokens, channels] = three_dims("gate", "x", x)?;
-    let parts = parts.as_slice::<T>()?;
+    let (stride, parts) = (sample_stride(parts), parts.as_slice::<T>()?);
     let mut y = x.as_slice::<T>()?.to_vec();
-    y.par_chunks_mut(tokens * channels).for_each(|y| {
+    y.par_chunks_mut(tokens * channels).enumerate().for_each(|(sample, y)| {
+        let parts = &parts[sample * stride..];
         for (row, &level) in y.chunks_mut(channels).zip(levels) {
             let gate = &parts[(level as usize * 6 + part) * channels..][..channels];
             for (y, gate) in row.iter_mut().zip(gate) {
@@ -104,7 +115,7 @@ pub fn gate<T: Float>(x: &Tensor, parts: &Tensor, part: usize, levels: &[u32]) -
     Tensor::new(x.shape(), y)
 }
 
-/// The gradients of `x` and of all parts.
+/// The gradients of `x` and of all parts, in the parts' shape.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
@@ -116,12 +127,12 @@ pub fn gate_backward<T: Float>(
     mut d_output: Tensor,
 ) -> Result<[Tensor; 2]> {
     let [_, tokens, channels] = three_dims("gate", "x", x)?;
-    let shape = parts.shape();
+    let (shape, stride) = (parts.shape(), sample_stride(parts));
     let (x, parts) = (x.as_slice::<T>()?, parts.as_slice::<T>()?);
     let mut d_parts = vec![T::ZERO; parts.len()];
     let rows = d_output.as_mut_slice::<T>()?.chunks_mut(channels).zip(x.chunks(channels));
     for (token, (d, x)) in rows.enumerate() {
-        let place = (levels[token % tokens] as usize * 6 + part) * channels;
+        let place = token / tokens * stride + (levels[token % tokens] as usize * 6 + part) * channels;
         let (values, sums) = (&parts[place..][..channels], &mut d_parts[place..][..channels]);
         for (((d, x), value), sum) in d.iter_mut().zip(x).zip(values).zip(sums) {
             *sum += *d * *x;

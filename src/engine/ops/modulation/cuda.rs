@@ -1,8 +1,8 @@
 //! Launches of `kernels/modulation.cu`. Scale and shift right after a layer norm are part of
 //! [`layer_norm_forward`](crate::engine::ops::layer_norm::cuda::layer_norm_forward).
 //!
-//! The table `[S, 6C]` that these read is the condition plus the block's own row:
-//! [`add_to_all`](crate::engine::ops::residual::cuda::add_to_all). The gradient of the pairs' table is
+//! The table `[S, 6C]`, or `[B, S, 6C]` where each sample has its own, that these read is the condition plus the block's own
+//! row: [`add_to_all`](crate::engine::ops::residual::cuda::add_to_all). The gradient of the pairs' table is
 //! [`gather_sum`](crate::engine::ops::accumulate::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
@@ -22,12 +22,14 @@ const THREADS: u32 = 256;
 /// The modulation's table and the levels that tokens have.
 #[derive(Clone, Copy, Debug)]
 pub struct ModulationTable<'a> {
-    /// `[S, 6C]`
+    /// `[S, 6C]`, or `[B, S, 6C]`
     pub table: &'a Buffer<f32>,
     /// The level of each token, `[L]`, each below `S`.
     pub levels: &'a Buffer<u32>,
     /// The first token of each level, and last `L`; `[S + 1]`.
     pub starts: &'a Buffer<u32>,
+    /// `B`, where each sample has a table of its own; `None`: all samples share it.
+    pub samples: Option<usize>,
 }
 
 impl ModulationTable<'_> {
@@ -38,18 +40,28 @@ impl ModulationTable<'_> {
     /// Channels, from the table's size and that of `x`, and the batch.
     fn sizes(&self, numbers: usize) -> Result<[usize; 2]> {
         let (levels, tokens) = (self.level_count(), self.levels.len());
-        let channels = self.table.len().checked_div(6 * levels).unwrap_or(0);
+        let rows = levels * self.samples.unwrap_or(1);
+        let channels = self.table.len().checked_div(6 * rows).unwrap_or(0);
         let sample = channels * tokens;
-        if sample == 0 || self.table.len() != 6 * levels * channels || !numbers.is_multiple_of(sample) {
+        let fits = sample > 0
+            && self.table.len() == 6 * rows * channels
+            && numbers.is_multiple_of(sample)
+            && self.samples.is_none_or(|samples| numbers == samples * sample);
+        if !fits {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "{numbers} numbers do not fit {tokens} tokens and a table of {} numbers for {levels} levels",
+                    "{numbers} numbers do not fit {tokens} tokens and a table of {} numbers for {rows} levels",
                     self.table.len()
                 ),
             ));
         }
         Ok([numbers / sample, channels])
+    }
+
+    /// Numbers from the rows of one sample to those of the next: none where all share them.
+    fn sample_stride(&self) -> usize {
+        self.samples.map_or(0, |samples| self.table.len() / samples.max(1))
     }
 }
 
@@ -93,6 +105,7 @@ fn run<T: Factor>(
         Argument::U32(size(OP, "channels", channels)?),
         Argument::U32(size(OP, "tokens", table.levels.len())?),
         Argument::U32(size(OP, "numbers", 6 * channels)?),
+        Argument::U32(size(OP, "numbers", table.sample_stride())?),
         Argument::F32(base),
     ];
     let launch = Launch::linear(blocks(OP, rows, ROWS)?, THREADS);
@@ -129,9 +142,9 @@ pub fn modulate_backward<T: Factor>(
     run(dx, dy, table, (factor, None, base))
 }
 
-/// Adds the gradient of the table's parts to `d_table` `[S, 6C]`, from the gradient `dy` `[B, L, C]` of the result and the
-/// `x` `[B, L, C]` that was modulated. `by_sample` `[B, S, 2, C]` is working space, and afterwards holds each sample's own
-/// gradient of factor and shift.
+/// Adds the gradient of the table's parts to `d_table`, `[S, 6C]` or `[B, S, 6C]` as the table is, from the gradient `dy`
+/// `[B, L, C]` of the result and the `x` `[B, L, C]` that was modulated. `by_sample` `[B, S, 2, C]` is working space, and
+/// afterwards holds each sample's own gradient of factor and shift.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
@@ -147,12 +160,14 @@ pub fn modulate_backward_table<T: Factor>(
     let [batch, channels] = table.sizes(x.len())?;
     d_table.expect_len(OP, "the gradient of the table", table.table.len())?;
     modulation_parts_backward(by_sample, dy, x, table.starts, [batch, table.levels.len(), channels])?;
-    add_modulation(d_table, by_sample, [batch, channels], factor, shift)
+    let summed = table.samples.map_or(batch, |_| 1);
+    add_modulation(d_table, by_sample, [summed, channels], factor, shift)
 }
 
 /// Adds the samples' gradients of factor and shift, `by_sample` `[B, S, 2, C]` (of
 /// [`modulation_backward`](crate::engine::ops::layer_norm::cuda::modulation_backward) too), to parts `factor` and `shift` of
-/// `d_table` `[S, 6C]`.
+/// `d_table` `[S, 6C]`. Where each sample has its own, `d_table` `[B, S, 6C]`, they are one batch's: a `batch` of 1 with `B·S`
+/// levels, and nothing is summed.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
@@ -188,7 +203,8 @@ pub fn add_modulation(
     unsafe { by_sample.device().launch(&Kernel::new(OP, "modulation_add"), &launch, &arguments) }
 }
 
-/// Each level's embedding beside the last level's: `table` `[S, C]` to `pairs` `[S, 2C]`.
+/// Each level's embedding beside the last level's: `table` `[S, C]` to `pairs` `[S, 2C]`, or to `[B, S, 2C]`, for each of as
+/// many samples as it has room for.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
@@ -198,14 +214,19 @@ pub fn level_pairs<T: Factor>(pairs: &mut Buffer<T>, table: &Buffer<T>, channels
         return Err(Error::shape(op, format!("{} numbers are not rows of {channels}", table.len())));
     }
     let levels = table.len() / channels;
-    pairs.expect_len(op, "the pairs", 2 * table.len())?;
+    let samples = pairs.len() / (2 * table.len());
+    pairs.expect_len(op, "the pairs", samples * 2 * table.len())?;
+    if samples == 0 {
+        return Ok(());
+    }
     let arguments = [
         pairs.write(),
         table.read(),
         Argument::U32(size(op, "levels", levels)?),
         Argument::U32(size(op, "channels", channels)?),
     ];
-    let grid = [blocks(op, channels, THREADS as usize)?, size(op, "levels", levels)?, 1];
+    let grid =
+        [blocks(op, channels, THREADS as usize)?, size(op, "levels", levels)?, size(op, "samples", samples)?];
     let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
     // SAFETY: arguments in the kernel's order; the pairs are borrowed mutably; the sizes were compared above; both live,
     // and are freed in the order of the work.

@@ -3,6 +3,10 @@
 //!
 //! Order of the six parts, as released: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2. On a device the parts are made
 //! and kept in f32 whatever the activations are: there are few of them, and many gradients meet in them.
+//!
+//! All samples share the parts, `[S, 6C]`, so that their gradient has no per-sample parts. On a tape
+//! [with samples apart](Tape::with_samples_apart) each sample has its own, `[B, S, 6C]`, from its own pairs of levels on: the
+//! same numbers, but rows that belong to samples.
 
 pub mod cpu;
 pub mod cuda;
@@ -103,27 +107,41 @@ impl Levels {
 struct LevelPairs {
     level: ParameterId,
     levels: Arc<Levels>,
+    samples: Option<usize>,
 }
 
-/// Each level's embedding beside the last level's: `[S, C]` to `[S, 2C]`, the input of `lvl_embed_proj`.
+/// Each level's embedding beside the last level's, the input of `lvl_embed_proj`: `[S, C]` to `[S, 2C]`, which the `batch`'s
+/// samples share, or, on a tape with samples apart, to `[B, S, 2C]`.
 ///
 /// # Errors
 /// If the table has not as many rows as there are levels.
-pub fn level_pairs(tape: &mut Tape<'_>, level: ParameterId, levels: &Arc<Levels>) -> Result<Var> {
+pub fn level_pairs(
+    tape: &mut Tape<'_>,
+    level: ParameterId,
+    levels: &Arc<Levels>,
+    batch: usize,
+) -> Result<Var> {
     let table = tape.parameters().value(level);
     expect_shape("level_pairs", "the table", table, &[levels.count(), last_dim("level_pairs", table)?])?;
+    let samples = tape.samples_apart().then_some(batch);
     let value = dispatch!("level_pairs", table,
-        cpu T => cpu::level_pairs::<T>(table),
-        cuda T => pairs_on_device::<T>(table),
+        cpu T => cpu::level_pairs::<T>(table, samples),
+        cuda T => pairs_on_device::<T>(table, samples),
     )?;
+    let owner = match samples {
+        Some(_) => RowOwner::Samples { rows_per_sample: levels.count() },
+        None => RowOwner::Batch,
+    };
     let levels = Arc::clone(levels);
-    Ok(tape.push(value, RowOwner::Batch, &[], true, || LevelPairs { level, levels }))
+    Ok(tape.push(value, owner, &[], true, || LevelPairs { level, levels, samples }))
 }
 
-fn pairs_on_device<T: DeviceFloat>(table: &Tensor) -> Result<Tensor> {
+fn pairs_on_device<T: DeviceFloat>(table: &Tensor, samples: Option<usize>) -> Result<Tensor> {
     let (levels, channels) = (table.dim(0), table.dim(1));
     let from = table.buffer::<T>()?;
-    Tensor::written(from.device(), &[levels, 2 * channels], |pairs| cuda::level_pairs(pairs, from, channels))
+    let row = [levels, 2 * channels];
+    let shape = samples.map_or(row.to_vec(), |samples| [&[samples][..], &row].concat());
+    Tensor::written(from.device(), &shape, |pairs| cuda::level_pairs(pairs, from, channels))
 }
 
 impl Operation for LevelPairs {
@@ -132,24 +150,33 @@ impl Operation for LevelPairs {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let d_output = d_output.reshape(&[2 * d_output.dim(0), d_output.dim(1) / 2])?;
+        // A pair is two rows of the table.
+        let (rows, channels) = (2 * self.levels.count(), last_dim("level_pairs", &d_output)? / 2);
+        let (shape, owner) = match self.samples {
+            Some(samples) => (vec![samples, rows, channels], RowOwner::Samples { rows_per_sample: rows }),
+            None => (vec![rows, channels], RowOwner::Batch),
+        };
+        let d_output = d_output.reshape(&shape)?;
         let gather = Contribution::Gather { d_output: &d_output, rows: &self.levels.pairs };
-        sink.parameter(self.level, RowOwner::Batch, &gather)
+        sink.parameter(self.level, owner, &gather)
     }
 }
 
 struct Parts {
     table: ParameterId,
     slot: Slot,
+    owner: RowOwner,
 }
 
-/// A block's six parts of every level: `condition` `[S, 6C]` plus the block's `table` (`ada_gss`, `[1, 1, 6, C]`).
+/// A block's six parts of every level: `condition` `[S, 6C]`, or `[B, S, 6C]` where samples are apart, plus the block's
+/// `table` (`ada_gss`, `[1, 1, 6, C]`).
 ///
 /// # Errors
 /// If the sizes do not fit.
 pub fn parts(tape: &mut Tape<'_>, condition: &Var, table: ParameterId) -> Result<Var> {
     let (rows, own) = (condition.value(), tape.parameters().value(table));
-    expect_shape("modulation", "the condition", rows, &[rows.dim(0), own.len()])?;
+    let levels = rows.shape().split_last().map_or(&[][..], |(_, levels)| levels);
+    expect_shape("modulation", "the condition", rows, &[levels, &[own.len()]].concat())?;
     let value = dispatch!("modulation", rows,
         cpu T => cpu::parts::<T>(rows, own),
         cuda T => {
@@ -158,8 +185,8 @@ pub fn parts(tape: &mut Tape<'_>, condition: &Var, table: ParameterId) -> Result
             Tensor::written(x.device(), rows.shape(), |y| add_to_all(y, Some(x), own))
         },
     )?;
-    let slot = tape.slot(condition);
-    Ok(tape.push(value, RowOwner::Batch, &[slot], true, || Parts { table, slot }))
+    let (slot, owner) = (tape.slot(condition), own_rows(condition));
+    Ok(tape.push(value, owner, &[slot], true, || Parts { table, slot, owner }))
 }
 
 impl Operation for Parts {
@@ -168,9 +195,39 @@ impl Operation for Parts {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        sink.parameter(self.table, RowOwner::Batch, &Contribution::PerSample { d_value: &d_output })?;
+        // The whole table was added to every level's row: to several of each sample, or to rows that are no sample's.
+        let contribution = match self.owner {
+            RowOwner::Samples { .. } => Contribution::Sum { d_output: &d_output, column: 0 },
+            RowOwner::Batch => Contribution::PerSample { d_value: &d_output },
+        };
+        sink.parameter(self.table, self.owner, &contribution)?;
         sink.input(self.slot, d_output)
     }
+}
+
+/// The batch, where each sample has parts of its own, `[B, S, 6C]`; nothing where all share them, `[S, 6C]`.
+pub(crate) fn own_samples(parts: &Tensor) -> Option<usize> {
+    (parts.shape().len() == 3).then(|| parts.dim(0))
+}
+
+/// To whom the rows of a condition belong, by its shape: a leaf is told nothing of samples apart.
+fn own_rows(condition: &Var) -> RowOwner {
+    match own_samples(condition.value()) {
+        Some(_) => condition.owner(),
+        None => RowOwner::Batch,
+    }
+}
+
+/// Refuses parts that are neither those of all `levels`, `[S, 6C]`, nor those of all levels of each sample, `[B, S, 6C]`.
+pub(crate) fn expect_parts(
+    op: &'static str,
+    parts: &Tensor,
+    levels: &Levels,
+    [batch, channels]: [usize; 2],
+) -> Result<()> {
+    let row = [levels.count(), 6 * channels];
+    let shape = own_samples(parts).map_or(row.to_vec(), |_| [&[batch][..], &row].concat());
+    expect_shape(op, "the modulation", parts, &shape)
 }
 
 struct Gate {
@@ -181,15 +238,15 @@ struct Gate {
     slots: [Slot; 2],
 }
 
-/// `x` `[B, L, C]` times part number `part` of `parts` `[S, 6C]` by the level of each token.
+/// `x` `[B, L, C]` times part number `part` of `parts`, `[S, 6C]` or `[B, S, 6C]`, by the level of each token.
 ///
 /// # Errors
 /// If the sizes do not fit.
 pub fn gate(tape: &mut Tape<'_>, x: &Var, parts: &Var, part: usize, levels: &Arc<Levels>) -> Result<Var> {
     let (input, of_levels) = (x.value(), parts.value());
-    let [_, tokens, channels] = three_dims("gate", "x", input)?;
+    let [batch, tokens, channels] = three_dims("gate", "x", input)?;
     levels.expect("gate", tokens)?;
-    expect_shape("gate", "the modulation", of_levels, &[levels.count(), 6 * channels])?;
+    expect_parts("gate", of_levels, levels, [batch, channels])?;
     let value = dispatch!("gate", input,
         cpu T => cpu::gate::<T>(input, of_levels, part, levels.host()),
         cuda T => gate_on_device::<T>(input, of_levels, part, levels),
@@ -227,6 +284,7 @@ fn table<'a>(parts: &'a Tensor, levels: &'a Levels, device: &Device) -> Result<M
         table: parts.buffer::<f32>()?,
         levels: sequence.levels(),
         starts: sequence.starts(),
+        samples: own_samples(parts),
     })
 }
 
