@@ -6,9 +6,9 @@
 #     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
 #
 # Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch
-# pytorch_step table (`sanitizer`: the four checks). Each ends within 560 seconds (`--limit SECONDS`); results stay in
-# target/gpu/results (or `--out DIR`), so that parts may be run in several calls, and `table` puts together what is there:
-# a short table, and a block for benches/RESULTS.md.
+# pytorch_step pytorch_meta_gradient table (`sanitizer`: the four checks). Each ends within 560 seconds (`--limit
+# SECONDS`); results stay in target/gpu/results (or `--out DIR`), so that parts may be run in several calls, and `table`
+# puts together what is there: a short table, and a block for benches/RESULTS.md.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -289,6 +289,12 @@ part_pytorch_step() {
     compare pytorch_step step 540 "${case[@]}"
 }
 
+part_pytorch_meta_gradient() {
+    local case=(--device cuda --case large)
+    on_card || case=(--device cpu --case smallest --repeats 3)
+    compare pytorch_meta_gradient meta_gradient 540 "${case[@]}"
+}
+
 part_table() {
     cat "$results"/pytorch*.log 2> /dev/null | grep '^{' > "$results/pytorch.jsonl" || true
     python3 "$here/gpu_table.py" "$results" | tee "$results/table.md"
@@ -302,14 +308,15 @@ run() {
             --limit) limit="$2" && shift ;;
             --out) results="$2" && shift ;;
             facts | parity | memcheck | racecheck | initcheck | synccheck | kernels | bench | step) parts+=("$1") ;;
-            pytorch | pytorch_step | table) parts+=("$1") ;;
+            pytorch | pytorch_step | pytorch_meta_gradient | table) parts+=("$1") ;;
             sanitizer) parts+=(memcheck racecheck initcheck synccheck) ;;
             *) fail "unknown part or option: $1" ;;
         esac
         shift
     done
     [ ${#parts[@]} -gt 0 ] || parts=(
-        facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch pytorch_step table
+        facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch pytorch_step
+        pytorch_meta_gradient table
     )
     [ -f "$pack/bin/all.tar.xz" ] || fail "$pack is not packed: run scripts/gpu.sh pack first"
     mkdir -p "$results"

@@ -89,8 +89,11 @@ def main():
                 continue
             images = f"{line['images_per_s']:.1f}" if "images_per_s" in line else ""
             peak = f"{line['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in line else ""
-            share = f"products {line['product_share']:.0%}" if "product_share" in line else ""
-            print(f"| {name} | {time(line['median_s'])} | {images} | {peak} | {share} |")
+            more = f"products {line['product_share']:.0%}" if "product_share" in line else ""
+            if "over_plain" in line:
+                more = f"{line['over_plain']:.2f} times the plain step, {line['peak_over_plain']:.2f} times its memory"
+                more += f", {line['piece']} of {line['batch']} at a time" if line["piece"] < line["batch"] else ""
+            print(f"| {name} | {time(line['median_s'])} | {images} | {peak} | {more} |")
     print()
     print("| ours | beside | times faster | promised |")
     print("| --- | --- | --- | --- |")

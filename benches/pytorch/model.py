@@ -153,11 +153,21 @@ class Scaled(nn.Module):
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
 
 
+class Packed(nn.Linear):
+    """Several layers' weights in one; their biases are given, as some of them are no parameters."""
+
+    def __init__(self, channels, outputs):
+        super().__init__(channels, outputs, bias=False)
+
+    def forward(self, x, bias):
+        return F.linear(x, self.weight, bias)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mat_qkv = Packed(width, 3 * width)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("zero_k_bias", torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -167,7 +177,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask, cosine, sine):
         batch, tokens, width = x.shape
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.mat_qkv(x, bias).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = self.scaled(rotate(q, cosine, sine), rotate(k, cosine, sine))
         y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=1.0)
@@ -178,8 +188,8 @@ class CrossAttention(nn.Module):
     def __init__(self, width, heads, text_channels):
         super().__init__()
         self.heads = heads
-        self.mat_q = nn.Linear(width, width, bias=False)
-        self.mat_kv = nn.Linear(text_channels, 2 * width, bias=False)
+        self.mat_q = Packed(width, width)
+        self.mat_kv = Packed(text_channels, 2 * width)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("zero_k_bias", torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -188,9 +198,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x, text, mask):
         batch, tokens, width = x.shape
-        q = F.linear(x, self.mat_q.weight, self.q_bias).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        q = self.mat_q(x, self.q_bias).view(batch, tokens, self.heads, -1).transpose(1, 2)
         bias = torch.cat([self.zero_k_bias, self.v_bias])
-        kv = F.linear(text, self.mat_kv.weight, bias).view(batch, text.shape[1], 2, self.heads, -1)
+        kv = self.mat_kv(text, bias).view(batch, text.shape[1], 2, self.heads, -1)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.scaled(q.float(), k.float())
         y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=1.0)
@@ -241,7 +251,7 @@ class Backbone(nn.Module):
         mask = self.mask if self.mask.dtype == torch.bool else self.mask.to(x.dtype)
         seen = text_mask[:, None, None, :] == 1
         if self.mask.dtype != torch.bool:
-            seen = torch.zeros(seen.shape, device=x.device, dtype=x.dtype).masked_fill_(~seen, -math.inf)
+            seen = torch.zeros(seen.shape, device=x.device, dtype=x.dtype).masked_fill(~seen, -math.inf)
         for block in self.blocks:
             x = block(x, text, mask, seen, self.cosine, self.sine)
         return x
