@@ -12,6 +12,7 @@ pub mod cast;
 pub mod cross_entropy;
 pub mod layer_norm;
 pub mod linear;
+pub mod meta_gradient;
 pub mod modulation;
 pub mod patch_embed;
 pub mod pooling;

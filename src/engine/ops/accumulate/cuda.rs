@@ -85,6 +85,29 @@ fn sum_parts<T: Factor>(
     launch(d.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
 }
 
+/// The same for the rows of each of `samples` samples: `sums` `[S, N]`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub(crate) fn sample_sums<T: Factor>(
+    sums: &mut Buffer<f32>,
+    d: &Buffer<T>,
+    columns: Columns,
+    samples: usize,
+) -> Result<()> {
+    let op = "sample_column_sums";
+    let (count, Columns { width, first }) = (share_of(op, sums.len(), samples)?, columns);
+    let rows = d.len() / width.max(1);
+    if count == 0 || rows == 0 || first + count > width || d.len() != rows * width {
+        return Err(Error::shape(
+            op,
+            format!("{} numbers are not rows of {width} with {count} columns from {first}", d.len()),
+        ));
+    }
+    share_of(op, rows, samples)?;
+    sum_parts(sums, d, columns, rows, samples, false)
+}
+
 /// Which tokens a table's rows were added to, the same for every sample.
 #[derive(Debug)]
 pub struct GatherIndex {
@@ -130,6 +153,11 @@ impl GatherIndex {
     /// Rows of the table.
     pub fn rows(&self) -> usize {
         self.starts.len() - 1
+    }
+
+    /// As kernels read it: where each row's tokens begin, and the tokens.
+    pub(crate) fn read(&self) -> [Argument; 2] {
+        [self.starts.read(), self.order.read()]
     }
 }
 
