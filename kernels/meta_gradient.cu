@@ -86,7 +86,7 @@ struct PlainTile {
 
     static __device__ __forceinline__ void
     multiply(float (&gradient)[NUMBERS], const float *d_output, const float *input, unsigned rows) {
-#pragma unroll 4
+#pragma unroll 2
         for (unsigned k = 0; k < min(rows, STEP); ++k) {
             float left[4], right[4];
             load<4>(left, d_output + k * SIDE + threadIdx.x / 16 * 4);
@@ -98,32 +98,6 @@ struct PlainTile {
         }
     }
 };
-
-// Columns `first` to `first + SIDE` of rows `row` to `row + STEP` of one sample, zeros where there is none.
-template <class Tile>
-__device__ __forceinline__ void start_rows(
-    typename Tile::Number *to, const typename Tile::Number *from, unsigned row, unsigned rows, unsigned first,
-    unsigned columns, bool wide) {
-    using T = typename Tile::Number;
-    constexpr unsigned CHUNKS = Tile::SIDE / PACK<T>;
-#pragma unroll
-    for (unsigned chunk = threadIdx.x; chunk < Tile::STEP * CHUNKS; chunk += THREADS) {
-        unsigned r = chunk / CHUNKS, column = first + chunk % CHUNKS * PACK<T>;
-        T *place = to + Tile::at(r, chunk % CHUNKS);
-        bool within = row + r < rows && column < columns;
-        const T *source = from + uint64_t(row + r) * columns + column;
-        if (wide) {
-            copy_16_async(place, within ? source : from, within);
-        } else {
-            Pack<T, PACK<T>> pack;
-#pragma unroll
-            for (unsigned i = 0; i < PACK<T>; ++i) {
-                pack.value[i] = within && column + i < columns ? source[i] : narrow<T>(0.0f);
-            }
-            *reinterpret_cast<Pack<T, PACK<T>> *>(place) = pack;
-        }
-    }
-}
 
 template <class Tile>
 __device__ __forceinline__ void in_tile(
@@ -167,6 +141,7 @@ __device__ __forceinline__ void in_tile(
     });
     if (asked.products != nullptr) bring_direction<Tile>(direction, asked.direction, output, column, sizes);
 
+    uint64_t part = uint64_t(blockIdx.x) * slots + range.slot;
     unsigned stage = 0;
     for (unsigned sample = range.begin; sample < range.end; ++sample) {
         float weight = sums == nullptr ? 0.0f : asked.weights[sample];
@@ -175,8 +150,7 @@ __device__ __forceinline__ void in_tile(
             // From here on all see this step's rows, and none reads those of the step before.
             __syncthreads();
             if (step == 0 && sample > range.begin) {
-                unsigned slot = range.slot + sample - 1 - range.begin;
-                write_sample(warp_sums[(sample - 1) % 2], asked, slot, slots, threadIdx.x);
+                write_sample(warp_sums[(sample - 1) % 2], asked, part + sample - 1 - range.begin, threadIdx.x);
             }
             start_next((stage + STAGES - 1) % STAGES);
             T *rows = shared + stage * 2 * PART;
@@ -189,7 +163,7 @@ __device__ __forceinline__ void in_tile(
     __syncthreads();
     if (range.begin < range.end) {
         unsigned sample = range.end - 1;
-        write_sample(warp_sums[sample % 2], asked, range.slot + sample - range.begin, slots, threadIdx.x);
+        write_sample(warp_sums[sample % 2], asked, part + sample - range.begin, threadIdx.x);
     }
     if (sums == nullptr) return;
     each_place<Tile>(output, column, sizes, [&](unsigned number, bool within, uint64_t at) {
@@ -197,21 +171,19 @@ __device__ __forceinline__ void in_tile(
     });
 }
 
-// <d_i, V> and |d_i|^2 of one part of each sample: block (part, sample). Both results are [parts, samples]. Directions of
-// the samples are `stride` numbers apart: 0 if all have the same.
+// <d_i, V> and |d_i|^2 of one part of each sample: block (part, sample). Both results are [parts, samples].
 constexpr unsigned DOT_SHARE = 8192;
 
-template <class T, class V>
+template <class T>
 __device__ __forceinline__ void
-dot_samples(float *products, float *norms, const T *d, const V *direction, uint64_t count, uint64_t stride) {
+dot_samples(float *products, float *norms, const T *d, const float *direction, uint64_t count) {
     SHARED_ARRAY(float, scratch, [THREADS / WARP]);
     const T *mine = d + blockIdx.y * count;
-    direction += blockIdx.y * stride;
     uint64_t begin = uint64_t(blockIdx.x) * DOT_SHARE, end = min(count, begin + DOT_SHARE);
     float product = 0.0f, norm = 0.0f;
     for (uint64_t at = begin + threadIdx.x; at < end; at += THREADS) {
         float value = widen(mine[at]);
-        if (products != nullptr) product += value * widen(direction[at]);
+        if (products != nullptr) product += value * direction[at];
         norm += value * value;
     }
     uint64_t to = uint64_t(blockIdx.x) * gridDim.y + blockIdx.y;
@@ -272,24 +244,17 @@ IN_TILE(float, PlainTile, f32)
 IN_TILE(bf16, TensorTile<bf16>, bf16)
 IN_TILE(f16, TensorTile<f16>, f16)
 
-#define DOT_SAMPLES(T, V, suffix)                                                                                      \
+#define OF_SAMPLES(T, suffix)                                                                                          \
     KERNEL(                                                                                                            \
-        dot_samples_##suffix, THREADS, float *products, float *norms, const T *d, const V *direction, uint64_t count,  \
-        uint64_t stride) {                                                                                             \
-        dot_samples(products, norms, d, direction, count, stride);                                                     \
-    }
-DOT_SAMPLES(float, float, f32_f32)
-DOT_SAMPLES(bf16, float, bf16_f32)
-DOT_SAMPLES(f16, float, f16_f32)
-DOT_SAMPLES(bf16, bf16, bf16_bf16)
-DOT_SAMPLES(f16, f16, f16_f16)
-
-#define GATHER_SAMPLES(T, suffix)                                                                                      \
+        dot_samples_##suffix, THREADS, float *products, float *norms, const T *d, const float *direction,              \
+        uint64_t count) {                                                                                              \
+        dot_samples(products, norms, d, direction, count);                                                             \
+    }                                                                                                                  \
     KERNEL(                                                                                                            \
         gather_samples_##suffix, THREADS, float *tables, const T *d, const uint32_t *starts, const uint32_t *order,    \
         uint32_t tokens, uint32_t columns) {                                                                           \
         gather_samples(tables, d, starts, order, tokens, columns);                                                     \
     }
-GATHER_SAMPLES(float, f32)
-GATHER_SAMPLES(bf16, bf16)
-GATHER_SAMPLES(f16, f16)
+OF_SAMPLES(float, f32)
+OF_SAMPLES(bf16, bf16)
+OF_SAMPLES(f16, f16)

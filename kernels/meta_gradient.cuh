@@ -2,11 +2,38 @@
 // b_t x_t^T for a linear layer's output gradient b and input x, a tile of [outputs, inputs] a block.
 //
 // g_i is never stored. Before the block goes on to the next sample it multiplies the tile with the direction's and with
-// itself, and writes one number a quantity: `products` and `norms` are [tiles, slots], a slot for each sample of the
-// launch. Sums over tiles follow in another launch. A sample's numbers are made of its own rows in an order that the
+// itself, and writes one number a quantity: `products` and `norms` are [parts, slots], a part for each tile, or for each of
+// its halves, and a slot for each sample of the launch. Sums over parts follow in another launch. A sample's numbers are made of its own rows in an order that the
 // sizes of the layer alone decide, so they are the same bits in whatever batch, and at whatever place of it, it stands.
 #pragma once
 #include "portable.cuh"
+
+// Starts copying a tile of STEP rows of SIDE numbers: columns from `first` on of rows from `row` on, of `rows` rows of
+// `columns` numbers; zeros where there is none. `wide`: 16 bytes can be read at once.
+template <class Tile>
+__device__ __forceinline__ void start_rows(
+    typename Tile::Number *to, const typename Tile::Number *from, unsigned row, unsigned rows, unsigned first,
+    unsigned columns, bool wide) {
+    using T = typename Tile::Number;
+    constexpr unsigned CHUNKS = Tile::SIDE / PACK<T>;
+#pragma unroll
+    for (unsigned chunk = threadIdx.x; chunk < Tile::STEP * CHUNKS; chunk += Tile::THREADS) {
+        unsigned r = chunk / CHUNKS, column = first + chunk % CHUNKS * PACK<T>;
+        T *place = to + Tile::at(r, chunk % CHUNKS);
+        bool within = row + r < rows && column < columns;
+        const T *source = from + uint64_t(row + r) * columns + column;
+        if (wide) {
+            copy_16_async(place, within ? source : from, within);
+        } else {
+            Pack<T, PACK<T>> pack;
+#pragma unroll
+            for (unsigned i = 0; i < PACK<T>; ++i) {
+                pack.value[i] = within && column + i < columns ? source[i] : narrow<T>(0.0f);
+            }
+            *reinterpret_cast<Pack<T, PACK<T>> *>(place) = pack;
+        }
+    }
+}
 
 // What is asked of the gradients; null is not asked for and costs a branch.
 struct Asked {
@@ -35,12 +62,12 @@ struct SampleRange {
 };
 
 // Multiplies a sample's tile with the direction's and with itself, adds it to the weighted sum, and leaves zeros for the
-// next. The sums of each warp go to `warp_sums`, [2][WARPS]. `direction` is the calling thread's own, THREADS numbers of
-// 16 bytes apart.
-template <unsigned THREADS, unsigned NUMBERS>
+// next. The sum of each warp of those that share a part goes to `warp_sums`. `direction` is the calling thread's own, THREADS
+// times 16 bytes apart.
+template <unsigned THREADS, unsigned NUMBERS, unsigned WARPS>
 __device__ __forceinline__ void finish_sample(
     float (&gradient)[NUMBERS], float (&sum)[NUMBERS], const float4 *direction, const Asked &asked, float weight,
-    float (&warp_sums)[2][THREADS / WARP], unsigned warp) {
+    float (&warp_sums)[2][WARPS], unsigned warp) {
     // Four sums side by side: one would wait for itself.
     if (asked.products != nullptr) {
         float part[4] = {};
@@ -70,17 +97,18 @@ __device__ __forceinline__ void finish_sample(
     for (unsigned at = 0; at < NUMBERS; ++at) gradient[at] = 0.0f;
 }
 
-// Adds the sums of the warps in order and writes them: the first thread those of the products, the second the norms'.
+// Adds the sums of the warps in order and writes them at [part, slot]: the first thread those of the products, the second
+// the norms'.
 template <unsigned WARPS>
 __device__ __forceinline__ void
-write_sample(const float (&warp_sums)[2][WARPS], const Asked &asked, unsigned slot, unsigned slots, unsigned thread) {
+write_sample(const float (&warp_sums)[2][WARPS], const Asked &asked, uint64_t at, unsigned thread) {
     if (thread >= 2) return;
     float *to = thread == 0 ? asked.products : asked.norms;
     if (to == nullptr) return;
     float total = warp_sums[thread][0];
 #pragma unroll
     for (unsigned warp = 1; warp < WARPS; ++warp) total += warp_sums[thread][warp];
-    to[uint64_t(blockIdx.x) * slots + slot] = total;
+    to[at] = total;
 }
 
 // Calls work(number, at) for each number of the thread's tile that lies within [outputs, inputs].

@@ -11,7 +11,7 @@ use alchemist_engine::engine::{
     },
 };
 use device::{Number, close, noise, rounded, test_devices, upload};
-use half::bf16;
+use half::{bf16, f16};
 
 /// What is asked for in a case.
 #[derive(Clone, Copy, Debug)]
@@ -187,6 +187,34 @@ fn gradients_in_the_tile_match_plain_loops() {
     in_all_types!(in_tile_case);
 }
 
+fn without_gradients_case<T: Number + DeviceFloat>(device: &Device) {
+    for shape in [[3, 5, 33, 17], [2, 1, 130, 24], [1, 70, 8, 72], [2, 3, 7, 136], [1, 130, 66, 3]] {
+        let layer = Layer::new::<T>(shape);
+        let sizes = layer.sizes;
+        let gradients = layer.gradients();
+        let [input, d_output] = layer.rows::<T>(device);
+        let work = |asked: Asked<'_>| {
+            kernels::projected(asked.products.unwrap(), asked.direction.unwrap(), &input, &d_output, sizes)?;
+            kernels::gram(asked.squared_norms.unwrap(), &input, &d_output, sizes)
+        };
+        let wanted = Wanted { sum: false, ..EVERYTHING };
+        let found = layer.run(device, wanted, work);
+        expect::<T>(&format!("rows of {shape:?}"), &found, &layer.expected(&gradients, false));
+        for accumulate in [false, true] {
+            let wanted = Wanted { accumulate, ..EVERYTHING };
+            let found =
+                layer.run(device, wanted, |asked| kernels::meta_gradient(asked, &input, &d_output, sizes));
+            let expected = layer.expected(&gradients, accumulate);
+            expect::<T>(&format!("the shortest way for {shape:?}"), &found, &expected);
+        }
+    }
+}
+
+#[test]
+fn products_and_norms_without_gradients_match_plain_loops() {
+    in_all_types!(without_gradients_case);
+}
+
 /// Batches in other orders and parts give each sample the same bits; so do launches of few samples at a time, which give
 /// the sum's too.
 fn same_bits_case<T: Number + DeviceFloat>(device: &Device) {
@@ -208,9 +236,88 @@ fn same_bits_case<T: Number + DeviceFloat>(device: &Device) {
     }
 }
 
+/// The same for samples of few rows, whose gradients are not formed.
+fn same_bits_without_gradients_case<T: Number + DeviceFloat>(device: &Device) {
+    for shape in [[5, 1, 70, 40], [3, 7, 20, 24]] {
+        let layer = Layer::new::<T>(shape);
+        let run = |layer: &Layer| {
+            let [input, d_output] = layer.rows::<T>(device);
+            let wanted = Wanted { sum: false, ..EVERYTHING };
+            let [products, norms, _] = layer.run(device, wanted, |asked| {
+                let (products, direction) = (asked.products.unwrap(), asked.direction.unwrap());
+                kernels::projected(products, direction, &input, &d_output, layer.sizes)?;
+                kernels::gram(asked.squared_norms.unwrap(), &input, &d_output, layer.sizes)
+            });
+            [products, norms].map(|buffer| buffer.unwrap().to_host().unwrap())
+        };
+        let all = run(&layer);
+        for order in [vec![2, 0, 1], vec![1], vec![2, 2, 0, 1]] {
+            let some = run(&layer.pick(&order));
+            for (some, all) in some.iter().zip(&all) {
+                let expected = order.iter().map(|&sample| all[sample].to_bits());
+                assert!(some.iter().map(|value| value.to_bits()).eq(expected), "{order:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_sample_has_the_same_bits_in_any_batch() {
+    in_all_types!(same_bits_without_gradients_case);
     in_all_types!(same_bits_case);
+}
+
+/// Only a Hopper card runs its kernel: its results are those of the kernel for all cards, and as independent of the batch.
+fn hopper_case<T: Number + DeviceFloat>(device: &Device) {
+    for shape in [
+        [3, 64, 128, 128],
+        [2, 33, 8, 8],
+        [5, 77, 72, 200],
+        [2, 130, 264, 64],
+        [3, 680, 136, 1024],
+        [40, 65, 1024, 256],
+    ] {
+        let layer = Layer::new::<T>(shape);
+        assert!(kernels::is_for_hopper(device, layer.sizes), "{shape:?}");
+        let [input, d_output] = layer.rows::<T>(device);
+        for wanted in combinations() {
+            let found =
+                layer.run(device, wanted, |asked| kernels::in_tile(asked, &input, &d_output, layer.sizes));
+            let expected = layer.run(device, wanted, |asked| {
+                kernels::in_tile_portable(asked, &input, &d_output, layer.sizes)
+            });
+            for ((name, found), expected) in ["products", "norms", "the sum"].iter().zip(found).zip(expected)
+            {
+                if let (Some(found), Some(expected)) = (found, expected) {
+                    let expected: Vec<f64> = expected.to_host().unwrap().into_iter().map(f64::from).collect();
+                    // Both add the same products in f32, in another order.
+                    close::<f32>(&format!("{name} of {shape:?}, {wanted:?}"), &found, &expected, 1e-4);
+                }
+            }
+        }
+        let run = |layer: &Layer, most: usize| {
+            let [input, d_output] = layer.rows::<T>(device);
+            layer.bits(device, |asked| kernels::in_tile_within(asked, &input, &d_output, layer.sizes, most))
+        };
+        let all = run(&layer, kernels::MOST_PARTIALS);
+        assert_eq!(run(&layer, 0), all, "{shape:?}, few numbers at once");
+        let some = run(&layer.pick(&[1, 0]), kernels::MOST_PARTIALS);
+        for quantity in 0..2 {
+            assert_eq!(some[quantity], [all[quantity][1], all[quantity][0]], "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn the_kernel_for_hopper_agrees_with_the_one_for_all_cards() {
+    for device in test_devices() {
+        if device.facts().capability == (9, 0) {
+            hopper_case::<bf16>(&device);
+            hopper_case::<f16>(&device);
+        } else {
+            println!("SKIP: {} is no Hopper card, which alone has this kernel", device.facts().name);
+        }
+    }
 }
 
 fn per_sample_case<T: Number + DeviceFloat>(device: &Device) {
@@ -350,6 +457,10 @@ fn sizes_that_do_not_fit_are_errors() {
         assert!(message(Asked { sum: Some(sum), ..Asked::default() }, sizes).contains("the sum holds 3"));
         let asked = Asked { squared_norms: Some(&mut wrong), ..Asked::default() };
         assert!(kernels::per_sample(asked, &short).is_err());
+        assert!(kernels::gram(&mut wrong, &input, &d_output, sizes).is_err());
+        assert!(kernels::projected(&mut products, &long, &input, &d_output, sizes).is_err());
+        let other = Asked { products: Some(&mut products), ..Asked::default() };
+        assert!(kernels::meta_gradient(other, &input, &d_output, sizes).is_err());
         let columns = Columns { width: 8, first: 1 };
         assert!(kernels::sample_column_sums(&mut products, &d_output, columns, 5).is_err());
         let mut eight = device.zeros::<f32>(16).unwrap();

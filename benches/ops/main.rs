@@ -10,6 +10,7 @@ mod cross_entropy;
 mod layer_norm;
 mod linear;
 mod measure;
+mod meta_gradient;
 mod patch_embed;
 
 use std::{cell::Cell, hint::black_box, time::Duration};
@@ -143,6 +144,7 @@ fn main() {
         cross_entropy::run,
         layer_norm::run,
         linear::run,
+        meta_gradient::run,
         patch_embed::run,
     ] {
         run(&mut bench).expect("the device has enough memory");

@@ -12,7 +12,10 @@ use super::{
     ahead::Stagings,
     arena::{Arena, MemoryUse},
     buffer::Buffer,
-    driver::{Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, Product, ProductNumber},
+    driver::{
+        Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, Product, ProductNumber,
+        SampleMap, SampleRows,
+    },
     gpu::Gpu,
 };
 use crate::error::{Error, Result};
@@ -282,6 +285,22 @@ impl Device {
     pub unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         // SAFETY: the caller's obligations are the same.
         unsafe { self.driver().launch(kernel, launch, arguments) }
+    }
+
+    /// What a kernel needs to copy boxes of a buffer `[S, T, C]` by the card's own unit: `sizes` are `S`, `T` and `C`,
+    /// `box_sizes` rows and columns of a box. `None` where there is no such unit.
+    ///
+    /// # Errors
+    /// If the sizes do not fit or the device fails.
+    pub(crate) fn sample_map<T: Factor>(
+        &self,
+        buffer: &Buffer<T>,
+        sizes: [usize; 3],
+        box_sizes: [u32; 2],
+    ) -> Result<Option<SampleMap>> {
+        buffer.expect_len("sample_map", "the buffer", sizes.iter().product())?;
+        let rows = SampleRows { number: T::NUMBER, address: buffer.address(), sizes, box_sizes };
+        self.driver().sample_map(&rows)
     }
 
     /// `c[m, n] = alpha · op(a)[m, k] · op(b)[k, n] + beta · c (+ bias[n])`, row-major, summed in f32. A matrix comes

@@ -123,7 +123,28 @@ pub enum Argument {
     U64(u64),
     /// `float`
     F32(f32),
+    /// What [`Driver::sample_map`] made, as `const __grid_constant__ TensorMap`.
+    SampleMap(SampleMap),
 }
+
+/// Rows of 16-bit numbers for each sample, `[S, T, C]`, of which a kernel copies boxes by the card's own unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleRows {
+    /// [`ProductNumber::Bf16`] or [`ProductNumber::F16`].
+    pub number: ProductNumber,
+    /// Where they are, on a multiple of 16 bytes.
+    pub address: u64,
+    /// `S`, `T` and `C`, a multiple of 8.
+    pub sizes: [usize; 3],
+    /// Rows and columns of a box, the columns 128 bytes: what is past the rows of a sample, or its columns, is zeros. In
+    /// shared memory the 16-byte chunks of a row are exchanged by the row's last three bits.
+    pub box_sizes: [u32; 2],
+}
+
+/// What the copy unit wants to know of [`SampleRows`].
+#[repr(C, align(128))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleMap(pub(super) [u64; 16]);
 
 impl Argument {
     /// A null pointer to `T`, for what a kernel may do without.
@@ -139,6 +160,7 @@ impl Argument {
             Self::U32(_) => *b"vu",
             Self::U64(_) => *b"vl",
             Self::F32(_) => *b"vf",
+            Self::SampleMap(_) => *b"vx",
         }
     }
 
@@ -149,6 +171,7 @@ impl Argument {
             Self::U32(value) => std::ptr::from_ref(value).cast(),
             Self::U64(value) => std::ptr::from_ref(value).cast(),
             Self::F32(value) => std::ptr::from_ref(value).cast(),
+            Self::SampleMap(value) => std::ptr::from_ref(value).cast(),
         }
     }
 }
@@ -345,6 +368,15 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// If there is no such kernel, the launch is beyond the device's limits, or the device fails.
     unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// What a kernel needs to copy boxes of rows by the card's own unit; `None` where there is no such unit.
+    ///
+    /// # Errors
+    /// If the device fails, or its unit cannot copy such boxes.
+    fn sample_map(&self, rows: &SampleRows) -> Result<Option<SampleMap>> {
+        let _ = rows;
+        Ok(None)
+    }
 
     /// Multiplies matrices.
     ///

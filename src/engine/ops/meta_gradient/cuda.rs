@@ -1,23 +1,38 @@
-//! Launches of `kernels/meta_gradient.cu`: quantities of the gradient of each sample.
+//! Launches of `kernels/meta_gradient.cu` and `kernels/meta_gradient_short.cu`: quantities of the gradient of each sample.
 //!
 //! For a linear layer a sample's gradient is `g = Σ_t d_output[t] ⊗ input[t]` over its rows. A sample's inner product and
-//! squared norm by [`in_tile`], [`gram`] and [`per_sample`] are made of its own rows in an order that the sizes of the
-//! layer alone decide: they are the same bits in whatever batch, and at whatever place of it, the sample stands.
+//! squared norm are made of its own rows, in an order that the sizes of the layer and a sample's number of rows alone
+//! decide: they are the same bits in whatever batch, and at whatever place of it, the sample stands.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use std::any::Any;
 
 use crate::{
     engine::{
-        cuda::{Argument, Buffer, Device, DeviceFloat, Kernel, Launch, device::Factor},
+        cuda::{
+            Argument, Buffer, Device, DeviceFloat, Kernel, Launch, device::Factor, driver::ProductNumber,
+        },
         ops::{
-            accumulate::cuda::{Columns, GatherIndex, column_sum, sample_sums, sum_samples},
-            blocks, each_launch, share_of, size,
+            accumulate::cuda::{Columns, GatherIndex, column_sum, sample_sums, scale_samples, sum_samples},
+            blocks,
+            cast::cuda::narrow,
+            each_launch, share_of, size,
         },
     },
     error::{Error, Result},
 };
 
 const FILE: &str = "meta_gradient";
+const SHORT_FILE: &str = "meta_gradient_short";
+const HOPPER_FILE: &str = "meta_gradient_hopper";
+/// The architecture that `kernels/meta_gradient_hopper.cu` is for, the rows and columns of its boxes, and the rows of a
+/// sample from which on it has less to pad than it gains.
+const HOPPER: (u32, u32) = (9, 0);
+const BOX: [u32; 2] = [64, 64];
+const LEAST_HOPPER_ROWS: usize = 33;
 const THREADS: u32 = 256;
+/// Shared memory that kernels which form gradients take beside what they are given, at most.
+const STATIC_BYTES: u32 = 1024;
 /// Columns a block of a sum over the rows of a table.
 const COLUMNS: usize = 32;
 /// Numbers of a sample that one block multiplies: `DOT_SHARE` there.
@@ -28,6 +43,27 @@ pub const MOST_PARTIALS: usize = 16 << 20;
 const MULTIPROCESSORS: usize = 132;
 /// Chunks of a batch at most: each needs memory for a gradient.
 const MOST_CHUNKS: usize = 4;
+/// Rows of a tile of products of rows, the threads of its block and their shared memory: `ROWS`, `THREADS` and 3 stages of
+/// two tiles with 128 bytes a row, there.
+const ROWS: usize = 64;
+const ROW_THREADS: u32 = 128;
+const ROW_BYTES: u32 = 3 * 2 * 64 * 128;
+/// Rows of a sample up to which each pair of rows has a block of its own.
+const MOST_PAIRED_ROWS: usize = 4;
+
+/// What [`meta_gradient`] reckons with, all of it computed and not yet measured. Times are in operations of a matrix
+/// product at a card's full rate (989 TFLOP/s and 3.35 TB/s on an H100).
+mod cost {
+    /// What part of that rate each way has: products in the tile, by rows, and by the vendor's library.
+    pub(super) const IN_TILE: f64 = 0.5;
+    pub(super) const BY_ROWS: f64 = 0.3;
+    pub(super) const LIBRARY: f64 = 0.75;
+    /// The end of a sample for one number of its gradient: 4 instructions, of which a multiprocessor does 128 a cycle where
+    /// it does 4096 of the other operations.
+    pub(super) const END: f64 = 128.0;
+    /// Reading or writing a number of 16 bits.
+    pub(super) const MOVE: f64 = 600.0;
+}
 
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
     // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
@@ -185,7 +221,29 @@ pub fn in_tile_within<T: DeviceFloat>(
     sizes: ProductSizes,
     most_partials: usize,
 ) -> Result<()> {
-    portable(size_of::<T>() == 2).run(asked, input, d_output, sizes, most_partials)
+    InTile::suited(input.device(), T::NUMBER, sizes).run(asked, input, d_output, sizes, most_partials)
+}
+
+/// [`in_tile`] by the kernel for all cards, where another would be chosen: to compare the two.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn in_tile_portable<T: DeviceFloat>(
+    asked: Asked<'_>,
+    input: &Buffer<T>,
+    d_output: &Buffer<T>,
+    sizes: ProductSizes,
+) -> Result<()> {
+    InTile::portable(T::NUMBER).run(asked, input, d_output, sizes, MOST_PARTIALS)
+}
+
+/// Whether [`in_tile`] of 16-bit numbers takes the kernel for Hopper on this device.
+pub fn is_for_hopper(device: &Device, sizes: ProductSizes) -> bool {
+    let ProductSizes { rows, outputs, inputs, .. } = sizes;
+    device.facts().capability == HOPPER
+        && rows >= LEAST_HOPPER_ROWS
+        && outputs.is_multiple_of(8)
+        && inputs.is_multiple_of(8)
 }
 
 /// A kernel that forms gradients in the tile.
@@ -193,28 +251,77 @@ struct InTile {
     file: &'static str,
     name: &'static str,
     /// Outputs and inputs of a tile.
-    tile: [usize; 2],
+    side: usize,
+    /// Parts of a tile that write numbers for each sample.
+    parts: usize,
     threads: u32,
     /// Bytes of shared memory for rows, and for the direction.
     row_bytes: u32,
     direction_bytes: u32,
-}
-
-/// The kernel for every card, in 16-bit numbers or f32.
-fn portable(half: bool) -> InTile {
-    let (side, step) = if half { (128, 32) } else { (64, 16) };
-    let number = if half { 2 } else { 4 };
-    InTile {
-        file: FILE,
-        name: "in_tile",
-        tile: [side as usize; 2],
-        threads: THREADS,
-        row_bytes: 4 * 2 * step * side * number,
-        direction_bytes: side * side * 4,
-    }
+    /// Whether rows come by the card's own copy unit.
+    maps: bool,
 }
 
 impl InTile {
+    /// The kernel for all cards.
+    fn portable(number: ProductNumber) -> Self {
+        // 4 stages of two operands: 16 rows of 64 numbers, or 32 of 128.
+        let (side, row_bytes, direction_bytes) = match number {
+            ProductNumber::F32 => (64, 4 * 2 * 16 * 64 * 4, 64 * 64 * 4),
+            ProductNumber::Bf16 | ProductNumber::F16 => (128, 4 * 2 * 32 * 128 * 2, 128 * 128 * 4),
+        };
+        Self {
+            file: FILE,
+            name: "in_tile",
+            side,
+            parts: 1,
+            threads: THREADS,
+            row_bytes,
+            direction_bytes,
+            maps: false,
+        }
+    }
+
+    /// The kernel for Hopper.
+    fn hopper() -> Self {
+        Self {
+            file: HOPPER_FILE,
+            name: "in_tile_hopper",
+            side: 128,
+            parts: 2,
+            threads: 384,
+            // 4 stages of 4 boxes, which begin on a multiple of 1024.
+            row_bytes: 4 * 4 * BOX[0] * BOX[1] * 2 + 1024,
+            direction_bytes: 128 * 128 * 4,
+            maps: true,
+        }
+    }
+
+    /// The kernel to take. What decides is the same for every batch of a layer.
+    fn suited(device: &Device, number: ProductNumber, sizes: ProductSizes) -> Self {
+        match number {
+            ProductNumber::Bf16 | ProductNumber::F16 if is_for_hopper(device, sizes) => Self::hopper(),
+            _ => Self::portable(number),
+        }
+    }
+
+    /// A layer's rows `[S·T, columns]` as the kernel reads them.
+    fn rows<T: DeviceFloat>(
+        &self,
+        rows: &Buffer<T>,
+        sizes: ProductSizes,
+        columns: usize,
+    ) -> Result<Argument> {
+        if !self.maps {
+            return Ok(rows.read());
+        }
+        let map = rows.device().sample_map(rows, [sizes.samples, sizes.rows, columns], BOX)?;
+        map.map(Argument::SampleMap).ok_or_else(|| Error::Kernel {
+            kernel: self.name.to_owned(),
+            message: "the device has no unit that copies boxes".to_owned(),
+        })
+    }
+
     fn run<T: DeviceFloat>(
         &self,
         mut asked: Asked<'_>,
@@ -226,16 +333,23 @@ impl InTile {
         let op = self.name;
         sizes.check(op, input, d_output)?;
         asked.check(op, sizes.parameter(), sizes.samples)?;
+        let device = input.device();
+        if self.row_bytes + self.direction_bytes + STATIC_BYTES > device.facts().shared_bytes
+            && let (Some(products), Some(direction)) = (asked.products.take(), asked.direction.take())
+        {
+            // Cards below the data centre's have room for the rows alone.
+            projected(products, direction, input, d_output, sizes)?;
+        }
         if asked.is_nothing() {
             return Ok(());
         }
-        let device = input.device();
-        let tiles = sizes.outputs.div_ceil(self.tile[0]) * sizes.inputs.div_ceil(self.tile[1]);
+        let tiles = sizes.outputs.div_ceil(self.side) * sizes.inputs.div_ceil(self.side);
         let chunks = chunks(tiles, sizes.samples);
         let chunk = sizes.samples.div_ceil(chunks);
         let chunks = sizes.samples.div_ceil(chunk);
         // Samples of each chunk in one launch.
-        let count = (most_partials / (tiles * chunks)).clamp(1, chunk);
+        let parts = tiles * self.parts;
+        let count = (most_partials / (parts * chunks)).clamp(1, chunk);
         let slots = if count == chunk { sizes.samples } else { chunks * count };
         let mut sums = match &asked.sum {
             Some(_) if chunks > 1 => Some(device.uninitialised::<f32>(chunks * sizes.parameter())?),
@@ -246,9 +360,9 @@ impl InTile {
                 // Where chunks are not of one length, some slots are nobody's.
                 let make = || {
                     if count == chunk {
-                        device.uninitialised(tiles * slots)
+                        device.uninitialised(parts * slots)
                     } else {
-                        device.zeros(tiles * slots)
+                        device.zeros(parts * slots)
                     }
                 };
                 if wanted { make().map(Some) } else { Ok(None) }
@@ -270,8 +384,8 @@ impl InTile {
                 written(to_sum),
                 read(asked.direction),
                 read(weights),
-                input.read(),
-                d_output.read(),
+                self.rows(input, sizes, sizes.inputs)?,
+                self.rows(d_output, sizes, sizes.outputs)?,
             ];
             arguments.extend(sizes.arguments(op)?);
             for (what, value) in
@@ -311,6 +425,144 @@ impl InTile {
     }
 }
 
+/// Inner products with the direction `[O, I]` by one more matrix product, `Σ_t d_output[t]·(V input[t])`, which is never
+/// stored: `products` `[S]` from `input` `[S·T, I]`, `d_output` `[S·T, O]`. The direction is rounded to `T`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn projected<T: DeviceFloat>(
+    products: &mut Buffer<f32>,
+    direction: &Buffer<f32>,
+    input: &Buffer<T>,
+    d_output: &Buffer<T>,
+    sizes: ProductSizes,
+) -> Result<()> {
+    let op = "projected";
+    sizes.check(op, input, d_output)?;
+    products.expect_len(op, "products", sizes.samples)?;
+    direction.expect_len(op, "the direction", sizes.parameter())?;
+    let device = input.device();
+    let rounded;
+    let direction = match (direction as &dyn Any).downcast_ref::<Buffer<T>>() {
+        Some(direction) => direction,
+        None => {
+            let mut to = device.uninitialised::<T>(direction.len())?;
+            narrow(&mut to, direction)?;
+            rounded = to;
+            &rounded
+        }
+    };
+    let (rows, tiles) = (sizes.samples * sizes.rows, sizes.outputs.div_ceil(ROWS));
+    let mut partial = device.uninitialised::<f32>(tiles * rows)?;
+    let arguments = [
+        partial.write(),
+        direction.read(),
+        input.read(),
+        d_output.read(),
+        Argument::U32(size(op, "rows", rows)?),
+        Argument::U32(size(op, "outputs", sizes.outputs)?),
+        Argument::U32(size(op, "inputs", sizes.inputs)?),
+    ];
+    let grid = [size(op, "tiles", tiles * rows.div_ceil(ROWS))?, 1, 1];
+    let shape = Launch { grid, block: [ROW_THREADS, 1, 1], shared_bytes: ROW_BYTES };
+    launch(device, &Kernel::of::<T>(SHORT_FILE, op), &shape, &arguments)?;
+    if sizes.rows == 1 {
+        return totals(products, &partial);
+    }
+    let mut of_rows = device.uninitialised::<f32>(rows)?;
+    totals(&mut of_rows, &partial)?;
+    sample_sums(products, &of_rows, Columns { width: 1, first: 0 }, sizes.samples)
+}
+
+/// Squared norms without the gradients, `Σ_t Σ_s (input[t]·input[s])·(d_output[t]·d_output[s])`: `squared_norms` `[S]` from
+/// `input` `[S·T, I]`, `d_output` `[S·T, O]`. Neither matrix of products is stored.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn gram<T: DeviceFloat>(
+    squared_norms: &mut Buffer<f32>,
+    input: &Buffer<T>,
+    d_output: &Buffer<T>,
+    sizes: ProductSizes,
+) -> Result<()> {
+    let op = "gram";
+    sizes.check(op, input, d_output)?;
+    squared_norms.expect_len(op, "squared norms", sizes.samples)?;
+    let paired = sizes.rows <= MOST_PAIRED_ROWS;
+    let across = if paired { sizes.rows } else { sizes.rows.div_ceil(ROWS) };
+    let pairs = across * (across + 1) / 2;
+    let device = input.device();
+    let mut partial = device.uninitialised::<f32>(pairs * sizes.samples)?;
+    let arguments = [
+        partial.write(),
+        input.read(),
+        d_output.read(),
+        Argument::U32(size(op, "rows", sizes.rows)?),
+        Argument::U32(size(op, "outputs", sizes.outputs)?),
+        Argument::U32(size(op, "inputs", sizes.inputs)?),
+    ];
+    let shape = Launch {
+        grid: [size(op, "pairs", pairs)?, size(op, "samples", sizes.samples)?, 1],
+        block: [ROW_THREADS, 1, 1],
+        shared_bytes: if paired { 0 } else { ROW_BYTES },
+    };
+    let name = if paired { "gram_pairs" } else { "gram" };
+    launch(device, &Kernel::of::<T>(SHORT_FILE, name), &shape, &arguments)?;
+    totals(squared_norms, &partial)
+}
+
+/// Whether [`in_tile`] takes longer than [`projected`], [`gram`] and the weight gradient of rows that were weighted before.
+/// All times grow with the number of samples, so the choice does not depend on it: a sample's bits must not. Nor does it
+/// depend on what is asked for.
+fn is_shorter_apart(sizes: ProductSizes) -> bool {
+    let [rows, outputs, inputs] = [sizes.rows, sizes.outputs, sizes.inputs].map(|size| size as f64);
+    let numbers = outputs * inputs;
+    let in_tile = numbers * (2.0 * sizes.rows.next_multiple_of(16) as f64 / cost::IN_TILE + cost::END);
+    let projected = 2.0 * rows * numbers / cost::BY_ROWS;
+    // A pair of rows by itself reads both.
+    let gram = match sizes.rows {
+        0..=MOST_PAIRED_ROWS => rows * (rows + 1.0) * (inputs + outputs) * cost::MOVE,
+        _ => (sizes.rows.next_multiple_of(ROWS) as f64).powi(2) * (inputs + outputs) / cost::BY_ROWS,
+    };
+    let weighted = 2.0 * rows * numbers / cost::LIBRARY + 3.0 * rows * outputs * cost::MOVE;
+    projected + gram + weighted < in_tile
+}
+
+/// Quantities of the gradients of a linear layer's weight `[O, I]` in whichever way is reckoned the shortest for these sizes:
+/// `input` `[S·T, I]`, `d_output` `[S·T, O]`. That is [`in_tile`] but for samples of few rows, for which the direction, and
+/// each row times its weight, are rounded to `T`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn meta_gradient<T: DeviceFloat>(
+    asked: Asked<'_>,
+    input: &Buffer<T>,
+    d_output: &Buffer<T>,
+    sizes: ProductSizes,
+) -> Result<()> {
+    if !is_shorter_apart(sizes) {
+        return in_tile(asked, input, d_output, sizes);
+    }
+    let op = "meta_gradient";
+    sizes.check(op, input, d_output)?;
+    asked.check(op, sizes.parameter(), sizes.samples)?;
+    if let (Some(products), Some(direction)) = (asked.products, asked.direction) {
+        projected(products, direction, input, d_output, sizes)?;
+    }
+    if let Some(squared_norms) = asked.squared_norms {
+        gram(squared_norms, input, d_output, sizes)?;
+    }
+    if let Some(WeightedSum { sum, weights, accumulate }) = asked.sum {
+        let mut weighted = d_output.device().uninitialised::<T>(d_output.len())?;
+        scale_samples(&mut weighted, Some(d_output), weights)?;
+        let product = [sizes.outputs, sizes.inputs, sizes.samples * sizes.rows];
+        let beta = if accumulate { 1.0 } else { 0.0 };
+        let device = d_output.device();
+        device.product(sum, product, (&weighted, true), (input, false), None, 1.0, beta)?;
+    }
+    Ok(())
+}
+
 /// Quantities of gradients that are there for each sample: `d_value` `[S, N]`, in `T`. `S` is as many as there are of what is
 /// asked for.
 ///
@@ -332,41 +584,25 @@ pub fn per_sample<T: Factor>(asked: Asked<'_>, d_value: &Buffer<T>) -> Result<()
     if let Some(WeightedSum { sum, weights, accumulate }) = asked.sum {
         sum_samples(sum, d_value, Some(weights), count, accumulate)?;
     }
-    dot_samples(op, [asked.products, asked.squared_norms], d_value, asked.direction, 0)
-}
-
-/// Inner products of each sample with the direction, of which each sample's is `stride` numbers apart, and squared norms.
-fn dot_samples<T: Factor, V: Factor>(
-    op: &'static str,
-    to: [Option<&mut Buffer<f32>>; 2],
-    d: &Buffer<T>,
-    direction: Option<&Buffer<V>>,
-    stride: usize,
-) -> Result<()> {
-    let Some(samples) = to.iter().flatten().map(|numbers| numbers.len()).next() else { return Ok(()) };
-    let device = d.device();
-    let count = share_of(op, d.len(), samples)?;
+    let device = d_value.device();
     let parts = count.div_ceil(DOT_SHARE);
-    let mut partials = [None, None];
-    for (partial, to) in partials.iter_mut().zip(&to) {
-        if to.is_some() {
-            *partial = Some(device.uninitialised::<f32>(parts * samples)?);
-        }
+    let partial = |wanted: bool| wanted.then(|| device.uninitialised::<f32>(parts * samples)).transpose();
+    let mut products = partial(asked.products.is_some())?;
+    let mut norms = partial(asked.squared_norms.is_some())?;
+    if products.is_none() && norms.is_none() {
+        return Ok(());
     }
-    let [products, norms] = &mut partials;
     let arguments = [
         written(products.as_mut()),
         written(norms.as_mut()),
-        d.read(),
-        direction.map_or(Argument::null::<V>(), Buffer::read),
+        d_value.read(),
+        read(asked.direction),
         Argument::U64(count as u64),
-        Argument::U64(stride as u64),
     ];
     let grid = [size(op, "parts", parts)?, size(op, "samples", samples)?, 1];
     let shape = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
-    let kernel = Kernel::new(FILE, &format!("dot_samples_{}_{}", T::SUFFIX, V::SUFFIX));
-    launch(device, &kernel, &shape, &arguments)?;
-    for (to, partial) in to.into_iter().zip(partials) {
+    launch(device, &Kernel::of::<T>(FILE, "dot_samples"), &shape, &arguments)?;
+    for (to, partial) in [(asked.products, products), (asked.squared_norms, norms)] {
         if let (Some(to), Some(partial)) = (to, partial) {
             totals(to, &partial)?;
         }
@@ -451,4 +687,26 @@ pub fn precondition(
 pub fn totals(to: &mut Buffer<f32>, matrix: &Buffer<f32>) -> Result<()> {
     let columns = Columns { width: to.len(), first: 0 };
     column_sum(to, matrix, columns, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tile_is_the_way_but_for_samples_of_few_rows() {
+        for [outputs, inputs] in [[3072, 1024], [1024, 4096], [6144, 1024], [512, 512]] {
+            let apart = |rows| is_shorter_apart(ProductSizes { samples: 64, rows, outputs, inputs });
+            assert!(apart(1) && !apart(77) && !apart(680), "{outputs} by {inputs}");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_that_keeps_more_of_a_card_at_work() {
+        assert_eq!(chunks(192, 64), 2);
+        assert_eq!(chunks(64, 64), 2);
+        assert_eq!(chunks(256, 64), 1);
+        assert_eq!(chunks(1, 1), 1);
+        assert_eq!(chunks(1, 3), 3);
+    }
 }
