@@ -2,6 +2,8 @@
 //!
 //! The counterpart of `benches/pytorch/step.py --device cuda --case large --given input`. `ALCHEMIST_BENCH_DEVICE` names the
 //! device as for the other benches; on the emulator the sizes are the smallest. Each figure is one JSON object on a line.
+//! `ALCHEMIST_STEP=meta_gradient` measures only what products and norms cost; with `ALCHEMIST_PORTABLE=1` by the kernels for all
+//! cards.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
 
 #[path = "ops/measure.rs"]
@@ -12,8 +14,11 @@ use std::time::Instant;
 
 use alchemist_engine::{
     Result,
+    config::{RuleName, RuleSettings},
     encode::TextStates,
-    engine::{DType, Purpose, Random, Tape, Tensor},
+    engine::{
+        Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
+    },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
     rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
@@ -25,7 +30,8 @@ use measure::Measured;
 use serde_json::json;
 
 /// As in `benches/pytorch/step.py`: both terms of the proxy's loss are there.
-const RATES: StepRates = StepRates { upper_level_weight: 0.9, learning_rate: 1e-4, weight_decay: 0.05 };
+const RATES: StepRates =
+    StepRates { upper_level_weight: 0.9, learning_rate: 1e-4, weight_decay: 0.05, warm_up: false };
 
 struct Case {
     patch_nums: Vec<usize>,
@@ -124,9 +130,12 @@ impl Case {
                 drop_path: true,
                 recompute: std::env::var("ALCHEMIST_RECOMPUTE").is_ok_and(|value| value == "1"),
                 cuda_graph: std::env::var("ALCHEMIST_GRAPH").map_or(true, |value| value != "0"),
+                rule: RuleSettings::default(),
+                record_norms: false,
                 seed: 0,
             },
             reader: None,
+            reference: None,
             recorded: RecordedStep::default(),
         })
     }
@@ -176,15 +185,69 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let case = Case::of(&measured);
-    train_step(&measured, &case)?;
+    // `ALCHEMIST_STEP=meta_gradient`: only what shows the price of products and norms.
+    if std::env::var("ALCHEMIST_STEP").is_ok_and(|value| value == "meta_gradient") {
+        return meta_gradient(&measured, &case);
+    }
+    let aligned = RuleSettings { rule: RuleName::Alignment, ..RuleSettings::default() };
+    train_step(&measured, &case, "train_step", RuleSettings::default())?;
+    train_step(&measured, &case, "train_step_alignment", aligned)?;
+    meta_gradient(&measured, &case)?;
     score(&measured, &case)
 }
 
-fn train_step(measured: &Measured, case: &Case) -> Result<()> {
+/// Forward and backward of a training batch through the proxy: plainly, and with the product, the norm and the weighted sum of
+/// every sample's gradient.
+fn meta_gradient(measured: &Measured, case: &Case) -> Result<()> {
+    let device = &measured.device;
+    let (proxy, parameters) = Proxy::new(&case.backbone(case.proxy_depth), DType::F32, 1)?;
+    let parameters = parameters.to_device(device, DType::Bf16)?;
+    let batch = case.batch(case.batch, 10)?.to_device(device, DType::Bf16)?;
+    let pass = |seed: f32, visitor: &mut dyn GradientVisitor| -> Result<()> {
+        let mut tape = Tape::new(&parameters).with_samples_apart(true);
+        let text = &batch.text;
+        let loss = proxy.loss(&mut tape, batch.input()?, text, &batch.codes, 0.0, Mode::Evaluate)?;
+        let seeds = Tensor::new(&[case.batch], vec![seed; case.batch])?.to_device(device)?;
+        tape.backward(vec![(&loss.sample_loss, seeds)], &[], visitor).map(drop)
+    };
+    let share = 1.0 / case.batch as f32;
+    let plain = |direction: &mut Gradients| {
+        let mut visitor = Accumulate::default();
+        pass(share, &mut visitor)?;
+        *direction = visitor.gradients;
+        Ok(())
+    };
+    let mut direction = Gradients::new();
+    let plain_times = times(measured, 20, || plain(&mut direction))?;
+    let ((), products) = device.time_products(|| plain(&mut direction))?;
+    report(measured, "meta_gradient/plain_step", case.batch, &plain_times, products.as_secs_f64());
+    let weights = Tensor::new(&[case.batch], vec![share; case.batch])?.to_device(device)?;
+    let everything = || {
+        let mut ghost = Ghost::new(case.batch)
+            .with_dot(Direction { gradients: &direction, preconditioner: None })
+            .with_norms()
+            .with_weights(weights.clone())
+            .with_repeated(proxy.repeated());
+        pass(1.0, &mut ghost)?;
+        ghost.finish(&parameters).map(drop)
+    };
+    let everything_times = times(measured, 20, everything)?;
+    let ((), products) = device.time_products(everything)?;
+    report(measured, "meta_gradient/everything", case.batch, &everything_times, products.as_secs_f64());
+    Ok(())
+}
+
+fn train_step(measured: &Measured, case: &Case, name: &str, rule: RuleSettings) -> Result<()> {
     let device = &measured.device;
     let mut bilevel = case.bilevel()?;
+    bilevel.settings.rule = rule;
+    bilevel.settings.record_norms = rule.rule == RuleName::Alignment;
     bilevel.move_to(device, DType::Bf16)?;
-    let micro = MicroBatch { train: case.batch(case.batch, 10)?, validation: case.batch(case.batch, 20)? };
+    let micro = MicroBatch {
+        train: case.batch(case.batch, 10)?,
+        validation: case.batch(case.batch, 20)?,
+        prior: None,
+    };
     let micro = [micro.to_device(device, DType::Bf16)?];
     let mut step = 0;
     let mut work = |bilevel: &mut Bilevel| {
@@ -195,7 +258,7 @@ fn train_step(measured: &Measured, case: &Case) -> Result<()> {
     // Within a graph single products cannot be timed.
     bilevel.settings.cuda_graph = false;
     let ((), products) = device.time_products(|| work(&mut bilevel))?;
-    report(measured, "train_step", case.batch, &times, products.as_secs_f64());
+    report(measured, name, case.batch, &times, products.as_secs_f64());
     Ok(())
 }
 

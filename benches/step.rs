@@ -6,185 +6,19 @@
 
 #![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
 
+mod cases;
 mod memory;
 
 use std::hint::black_box;
 
 use alchemist_engine::{
-    encode::{TextStates, pyramid::PyramidQuantizer, resample::Convolution},
-    engine::{DType, Parameters, Purpose, Random, Tape, Tensor},
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
-    train::{
-        optimizer::{AdamW, AdamWSettings},
-        parameter_groups::decays,
-    },
+    engine::{Parameters, Tape},
+    models::{Mode, Rater, Weighing},
+    rate::bilevel::Batch,
 };
+use cases::cases;
 use criterion::{Criterion, SamplingMode, Throughput};
 use memory::peak_mebibytes;
-
-struct Case {
-    name: &'static str,
-    patch_nums: Vec<usize>,
-    vocabulary: usize,
-    code_channels: usize,
-    proxy_depth: usize,
-    rater_depth: usize,
-    text_tokens: usize,
-    text_channels: usize,
-    batch: usize,
-    score_batch: usize,
-}
-
-fn cases() -> [Case; 2] {
-    [
-        Case {
-            name: "tiny-demo",
-            patch_nums: vec![1, 2, 3, 4, 6, 8],
-            vocabulary: 512,
-            code_channels: 16,
-            proxy_depth: 4,
-            rater_depth: 2,
-            text_tokens: 16,
-            text_channels: 64,
-            batch: 16,
-            score_batch: 16,
-        },
-        Case {
-            name: "small",
-            patch_nums: vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
-            vocabulary: 4096,
-            code_channels: 32,
-            proxy_depth: 6,
-            rater_depth: 4,
-            text_tokens: 77,
-            text_channels: 256,
-            batch: 2,
-            score_batch: 4,
-        },
-    ]
-}
-
-impl Case {
-    fn backbone(&self, depth: usize) -> BackboneConfig {
-        BackboneConfig {
-            patch_nums: self.patch_nums.clone(),
-            vocabulary: self.vocabulary,
-            code_channels: self.code_channels,
-            text_channels: self.text_channels,
-            depth,
-            width: 64 * depth,
-            heads: depth,
-            mlp_ratio: 4.0,
-            attention_l2_norm: true,
-            rope: Some(Rope { theta: 10_000.0, norm: 64.0 }),
-            level_embedding: true,
-            logit_norm: true,
-            shared_aln: false,
-            cross_attention: true,
-            drop_path: 0.1 * depth as f64 / 24.0,
-            cross_from_first_sample: false,
-            initialisation: Initialisation { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
-        }
-    }
-
-    fn normal(&self, shape: &[usize], stream: u64) -> Tensor {
-        let mut random = Random::new(1, Purpose::Test, stream);
-        let values = (0..shape.iter().product()).map(|_| random.normal() as f32).collect();
-        Tensor::new(shape, values).expect("the values fill the shape")
-    }
-
-    fn text(&self, batch: usize, stream: u64) -> TextStates {
-        TextStates {
-            states: self.normal(&[batch, self.text_tokens, self.text_channels], stream),
-            mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens])
-                .expect("sizes fit"),
-            pooled: self.normal(&[batch, self.text_channels], stream + 1),
-        }
-    }
-
-    /// The pyramid's quantiser with the released number of shared convolutions.
-    fn quantizer(&self) -> PyramidQuantizer {
-        let channels = self.code_channels;
-        let convolutions = (0..4)
-            .map(|at| {
-                let weight = self.normal(&[channels, channels, 3, 3], 40 + at);
-                let bias = self.normal(&[channels], 50 + at);
-                Convolution::new(&weight, &bias, 0.5).expect("sizes fit")
-            })
-            .collect();
-        let codebook = self.normal(&[self.vocabulary, channels], 60);
-        PyramidQuantizer::new(&self.patch_nums, &codebook, convolutions).expect("sizes fit")
-    }
-
-    /// The image tokenizer's features, `[B, Cvae, H, H]`, and the text of a batch.
-    fn features(&self, batch: usize, stream: u64) -> (Tensor, TextStates) {
-        let side = self.patch_nums.last().copied().unwrap_or(0);
-        (self.normal(&[batch, self.code_channels, side, side], stream), self.text(batch, stream + 4))
-    }
-
-    fn batch(&self, quantizer: &PyramidQuantizer, (features, text): &(Tensor, TextStates)) -> Batch {
-        let codes = quantizer.encode(features).expect("features are quantised");
-        Batch {
-            input: Some(quantizer.input(&codes).expect("codes have an input")),
-            codes,
-            text: text.clone(),
-            last_scale: self.patch_nums.last().map_or(0, |side| side * side),
-        }
-    }
-
-    /// One whole step from features, the `step`-th.
-    fn step(
-        &self,
-        bilevel: &mut Bilevel,
-        quantizer: &PyramidQuantizer,
-        [train, validation]: &[(Tensor, TextStates); 2],
-        step: u64,
-    ) {
-        let micro = [MicroBatch {
-            train: self.batch(quantizer, train),
-            validation: self.batch(quantizer, validation),
-        }];
-        black_box(bilevel.step(&micro, RATES, step).expect("a step works"));
-    }
-
-    fn rater(&self) -> (Rater, Parameters) {
-        Rater::new(&self.backbone(self.rater_depth), DType::F32, 2).expect("the sizes fit together")
-    }
-
-    fn bilevel(&self) -> Bilevel {
-        let (proxy, proxy_parameters) =
-            Proxy::new(&self.backbone(self.proxy_depth), DType::F32, 1).expect("the sizes fit together");
-        let (rater, rater_parameters) = self.rater();
-        let settings = AdamWSettings::default();
-        Bilevel {
-            proxy,
-            proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-            proxy_parameters,
-            rater,
-            rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-            rater_parameters,
-            settings: BilevelSettings {
-                weighing: Weighing::Released,
-                weighted_mean: true,
-                label_smoothing: 0.0,
-                rater_regularisation: false,
-                freeze_proxy: false,
-                frozen_proxy_decays: false,
-                two_rater_passes: true,
-                drop_path: true,
-                recompute: false,
-                cuda_graph: true,
-                seed: 0,
-            },
-            reader: None,
-            recorded: RecordedStep::default(),
-        }
-    }
-}
-
-/// The released share of the validation loss after a few epochs: both terms are there, so both passes go backward.
-const RATES: StepRates = StepRates { upper_level_weight: 0.9, learning_rate: 1e-4, weight_decay: 0.05 };
 
 fn train_step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("train_step");

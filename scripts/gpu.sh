@@ -261,6 +261,10 @@ part_step() {
     fi
     limited step device_step 300 "$bin/bench-device_step" || return 1
     grep '^{' "$results/step-device_step.log" | tee "$results/step.jsonl"
+    # The price of products and norms once more, by the kernel for all cards.
+    ALCHEMIST_STEP=meta_gradient ALCHEMIST_PORTABLE=1 limited step portable 120 "$bin/bench-device_step" || return 1
+    grep '^{' "$results/step-portable.log" | sed 's|"meta_gradient/everything"|"meta_gradient/everything_portable"|' |
+        grep portable | tee -a "$results/step.jsonl"
 }
 
 # Runs one of benches/pytorch. `compare PART SCRIPT SECONDS ARGUMENT...`

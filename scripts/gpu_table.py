@@ -40,12 +40,20 @@ def comparisons(ours, theirs):
 
     attended = own("self_attention_forward_backward")
     step, scored = own("train_step"), own("score")
+    plain, everything = own("meta_gradient/plain_step"), own("meta_gradient/everything")
+    portable = own("meta_gradient/everything_portable")
+    in_tile, alone = own("meta_gradient_in_tile"), own("meta_gradient_weight_gradient")
     return [
         ("attention, forward and backward", "SDPA with the mask", attended, best(attention(True)), 2.5),
         ("attention, forward and backward", "best dense backend without a mask", attended, best(attention(False)), 1.0),
         ("attention, forward and backward", "FlexAttention, block mask", attended, best(is_named("attention/flex")), 1.5),
         ("training step", "eager", step, best(is_named("train_step", mode="eager")), 1.5),
         ("training step", "torch.compile", step, best(is_named("train_step", mode="compiled")), 1.07),
+        ("products and norms, all parameters", "our own plain step", everything, plain, 0.95),
+        ("the same by the kernel for all cards", "our own plain step", portable, plain, 0.83),
+        ("the same in the kernel", "cuBLASLt's weight gradient", in_tile, alone, 0.85),
+        ("products and norms", "vmap(grad)", everything, best(is_named("meta_gradient/vmap_grad")), 10),
+        ("products and norms", "hooks, projected", everything, best(is_named("meta_gradient/projected_hooks_norms")), 1.25),
         ("scoring", "torch.compile", scored, best(is_named("score", mode="compiled")), None),
     ]
 

@@ -1,6 +1,9 @@
 //! The whole loop on the built-in data set: draw, spoil, train, score, and say how well each kind of flaw was found.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     config::Config,
@@ -9,8 +12,10 @@ use crate::{
         flaws::{Flaw, FlawShares},
     },
     error::{Error, Result},
+    files::write_whole,
     interrupt::Interrupt,
     rate::{
+        dynamics::{Recording, recordings},
         pictures::rating_pictures,
         scorer::{ScoreRequest, ScoreSummary, score},
         trainer::{Observer, TrainSummary, train},
@@ -46,6 +51,11 @@ pub struct FlawReport {
     pub mean_percentile: f64,
     /// Probability that a record with the flaw is rated below a clean one; `None` for clean records themselves.
     pub auroc: Option<f64>,
+    /// The same of what was measured in training, without a rater: of the loss, averaged over the epochs, a high one being
+    /// taken for a low rating.
+    pub auroc_of_loss: Option<f64>,
+    /// And of the running average of what the rule takes a record to be worth.
+    pub auroc_of_average: Option<f64>,
 }
 
 /// What the demo did.
@@ -59,6 +69,8 @@ pub struct DemoReport {
     pub scoring: ScoreSummary,
     /// Pictures written.
     pub pictures: Vec<PathBuf>,
+    /// The table of [`flaws`](Self::flaws) as a file.
+    pub table: PathBuf,
     /// The chosen half.
     pub subset: PathBuf,
 }
@@ -104,6 +116,7 @@ pub fn demo(
     let mut curves = Curves { inner: observer, points: [const { Vec::new() }; 3] };
     let training = train(&config, &directory, command_line, interrupt, &mut curves)?;
     let points = curves.points;
+    let seen = recordings(&directory.dynamics())?;
     drop(directory);
     let request = ScoreRequest {
         checkpoint: run_folder,
@@ -115,7 +128,7 @@ pub fn demo(
         sets: Vec::new(),
     };
     let scoring = score(&request, interrupt, &mut |done, total| observer.preparing("scoring", done, total))?;
-    let rows = read_ratings(&ratings)?;
+    let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
     let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
@@ -133,7 +146,10 @@ pub fn demo(
         },
         interrupt,
     )?;
-    Ok(DemoReport { flaws: judge(&rows), training, scoring, pictures, subset: subset.subset })
+    let flaws = judge(&rows);
+    let table = folder.join("flaws.csv");
+    write_table(&table, &flaws)?;
+    Ok(DemoReport { flaws, training, scoring, pictures, table, subset: subset.subset })
 }
 
 fn demo_config(sets: &[String]) -> Result<Config> {
@@ -176,10 +192,21 @@ impl Observer for Curves<'_> {
 
 struct Rated {
     rating: f64,
+    /// The mean over the epochs, and the running average of what the record is worth; no numbers where nothing was recorded.
+    loss: f64,
+    average: f64,
     flaw: Flaw,
 }
 
-fn read_ratings(path: &Path) -> Result<Vec<Rated>> {
+fn read_ratings(path: &Path, seen: &[Recording]) -> Result<Vec<Rated>> {
+    let mut measured = HashMap::new();
+    if let Some(last) = seen.last() {
+        let average = last.column("average").unwrap_or_default();
+        for (at, id) in last.ids.iter().enumerate() {
+            let losses = seen.iter().filter_map(|epoch| Some(epoch.column("loss")?[at]));
+            measured.insert(id.as_str(), (losses.sum::<f64>() / seen.len() as f64, average[at]));
+        }
+    }
     let mut reader = RatingsReader::open(path, &ColumnNames::default())?;
     let column = reader.header().carried().position(|column| column == "flaw");
     let column = column.ok_or_else(|| Error::invalid(format!("{} has no column `flaw`", path.display())))?;
@@ -189,9 +216,32 @@ fn read_ratings(path: &Path) -> Result<Vec<Rated>> {
         let flaw = row.carried[column]
             .parse()
             .map_err(|_| Error::invalid("a flaw of the demo's table is unknown"))?;
-        rows.push(Rated { rating: row.rating, flaw });
+        let (loss, average) = measured.get(row.id.as_str()).copied().unwrap_or((f64::NAN, f64::NAN));
+        rows.push(Rated { rating: row.rating, loss, average, flaw });
     }
     Ok(rows)
+}
+
+fn write_table(path: &Path, flaws: &[FlawReport]) -> Result<()> {
+    let refuse =
+        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let header = ["flaw", "records", "mean_percentile", "auroc", "auroc_of_loss", "auroc_of_average"];
+    table.write_record(header).map_err(refuse)?;
+    for line in flaws {
+        let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+        let row = [
+            line.flaw.to_string(),
+            line.records.to_string(),
+            line.mean_percentile.to_string(),
+            number(line.auroc),
+            number(line.auroc_of_loss),
+            number(line.auroc_of_average),
+        ];
+        table.write_record(row).map_err(refuse)?;
+    }
+    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(path, &bytes)
 }
 
 /// How each kind of record was rated. A flaw counts as found when it is rated lower than the clean records.
@@ -201,14 +251,21 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
         .iter()
         .map(|&flaw| {
             let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
-            let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
-            let (scores, positives): (Vec<f64>, Vec<bool>) =
-                beside.map(|row| (-row.rating, row.flaw == flaw)).unzip();
+            // How well a low worth tells the flaw.
+            let told = |worth: &dyn Fn(&Rated) -> f64| {
+                let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
+                let (scores, positives): (Vec<f64>, Vec<bool>) =
+                    beside.map(|row| (-worth(row), row.flaw == flaw)).unzip();
+                let known = flaw != Flaw::Clean && scores.iter().all(|score| score.is_finite());
+                if known { auroc(&scores, &positives) } else { None }
+            };
             FlawReport {
                 flaw,
                 records: of.iter().filter(|&&is| is).count(),
                 mean_percentile: mean_percentile(&ratings, &of).unwrap_or(f64::NAN),
-                auroc: if flaw == Flaw::Clean { None } else { auroc(&scores, &positives) },
+                auroc: told(&|row| row.rating),
+                auroc_of_loss: told(&|row| -row.loss),
+                auroc_of_average: told(&|row| row.average),
             }
         })
         .collect()

@@ -5,7 +5,7 @@ mod pyramids;
 
 use std::{fs, path::Path};
 
-use alchemist_engine::config::{Compat, Config, Portion, keys};
+use alchemist_engine::config::{Compat, Config, Geometry, Portion, RuleSettings, Teaching, keys};
 use pyramids::PYRAMIDS;
 use serde_json::{Value, json};
 
@@ -139,10 +139,32 @@ fn a_value_out_of_range_is_named_with_the_range() {
         (r#"{"ac": 9, "bs": 4}"#, "ac", "fewer"),
         (r#"{"compat": "old"}"#, "compat", "released"),
         (r#"{"batch_size": 7}"#, "batch_size", "set it to 0"),
+        (r#"{"rule": "aligned"}"#, "rule", "\"loss\" or \"excess\" or \"alignment\""),
+        (r#"{"rule": "loss", "rule_geometry": "adamw"}"#, "rule_geometry", "forms no inner products"),
+        (r#"{"rule_scaling": "median"}"#, "rule_scaling", "\"standardise\""),
+        (r#"{"rater_teaching": "both"}"#, "rater_teaching", "\"regression\""),
+        (r#"{"rule": "alignment", "compat": "released"}"#, "rule", "each sample's own gradient"),
+        (
+            r#"{"rule": "loss", "record_norms": true, "compat": {"cross_attention_first_sample": true}}"#,
+            "record_norms",
+            "switch that off",
+        ),
+        (r#"{"ep": 3, "proxy_warmup_epochs": 3}"#, "proxy_warmup_epochs", "between 0 and 2"),
     ] {
         let error = refused(text, &[]);
         assert!(error.starts_with(&format!("test.json: {key}: ")) && error.contains(part), "{text}: {error}");
     }
+}
+
+#[test]
+fn a_rule_brings_its_own_defaults() {
+    let excess = set(&["rule=excess", "ep=4"]).training;
+    assert_eq!((excess.rule.teaching, excess.proxy_warmup_epochs), (Teaching::Weights, 1));
+    let alignment = set(&["rule=alignment", "ep=4"]).training;
+    assert_eq!((alignment.rule.geometry, alignment.rule.teaching), (Geometry::AdamW, Teaching::Regression));
+    assert_eq!((alignment.average_from_epoch, alignment.record_norms), (1, true));
+    let released = set(&["compat=released"]).training;
+    assert_eq!((released.rule, released.record_norms), (RuleSettings::default(), false));
 }
 
 #[test]

@@ -5,12 +5,15 @@
 mod common;
 #[path = "parity/encoders.rs"]
 mod encoders;
+#[path = "parity/meta_gradient.rs"]
+mod meta_gradient;
 #[path = "parity/schedules.rs"]
 mod schedules;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use alchemist_engine::{
+    config::RuleSettings,
     encode::TextStates,
     engine::{Accumulate, DType, Parameters, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
@@ -289,9 +292,12 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
             drop_path: false,
             recompute: false,
             cuda_graph: true,
+            rule: RuleSettings::default(),
+            record_norms: false,
             seed: 0,
         },
         reader: None,
+        reference: None,
         recorded: RecordedStep::default(),
     };
     if let Some(device) = device() {
@@ -363,6 +369,7 @@ fn training_steps_match_the_released_code() {
             upper_level_weight: fixture.manifest["ul_weight"].as_f64().unwrap(),
             learning_rate: optimizer["lr"].as_f64().unwrap(),
             weight_decay: optimizer["weight_decay"].as_f64().unwrap(),
+            warm_up: false,
         };
         let runs = [
             ("steps", Run { rater_regularisation: false, freeze_proxy: false }),
@@ -377,6 +384,7 @@ fn training_steps_match_the_released_code() {
                 let micro = MicroBatch {
                     train: batch(&batches, &format!("step{at}.train."), last_scale),
                     validation: batch(&batches, &format!("step{at}.val."), last_scale),
+                    prior: None,
                 };
                 let found = bilevel.step(&[micro], rates, at as u64).unwrap();
                 worst = worst.max(step_error(&found, expected));

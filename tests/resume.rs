@@ -89,8 +89,9 @@ impl Workplace {
     fn result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
         let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
         let mut files = vec![self.path(run).join("metrics.jsonl"), self.path(run).join("failed.csv")];
-        for name in ["proxy.safetensors", "rater.safetensors", "optimizer.safetensors", "state.json"] {
-            files.push(newest.join(name));
+        for folder in [newest, self.path(run).join("dynamics")] {
+            let entries = fs::read_dir(folder).unwrap();
+            files.extend(entries.map(|entry| entry.unwrap().path()));
         }
         let name = |file: &Path| file.file_name().unwrap().to_string_lossy().into_owned();
         files.iter().map(|file| (name(file), fs::read(file).unwrap())).collect()
@@ -150,6 +151,47 @@ fn a_killed_training_goes_on_to_the_bit() {
         assert_equal(&work.result(&out), &expected, &out);
         runs += 1;
     }
+}
+
+/// Rules with something of their own to keep: a reference proxy made in the middle of the run, and running averages.
+#[test]
+fn every_rule_goes_on_to_the_bit() {
+    let work = Workplace::new(3);
+    let excess: &[&str] = &["--set", "rule=excess"];
+    let alignment: &[&str] = &["--set", "rule=alignment"];
+    let weights: &[&str] = &["--set", "rule=alignment", "--set", "rater_teaching=weights"];
+    let mut random = Random::new(12, Purpose::Test, 0);
+    for (name, sets) in [("excess", excess), ("alignment", alignment), ("weights", weights)] {
+        let run = |out: &str| {
+            let mut arguments = vec!["train", "--config", "config.json", "--resume", "--out"];
+            arguments.push(out);
+            arguments.extend(sets);
+            work.program(&arguments)
+        };
+        assert!(run(name).output().unwrap().status.success());
+        let killed = format!("{name}-killed");
+        let mut kills = 0;
+        while kills < 4
+            && kill_after(run(&killed).spawn().unwrap(), Duration::from_millis(20 + random.below(200)), name)
+        {
+            kills += 1;
+        }
+        assert!(run(&killed).output().unwrap().status.success());
+        assert_equal(&work.result(&killed), &work.result(name), name);
+        assert_eq!(work.result(name).contains_key("reference.safetensors"), name == "excess");
+        assert!(work.result(name).contains_key("epoch-0002.csv"));
+    }
+
+    // Without the reference proxy there is nothing to compare with: an older checkpoint serves, this one does not.
+    let newest = Checkpoint::newest(&work.path("excess/checkpoints")).unwrap().unwrap();
+    let state = newest.join("state.json");
+    let mut described: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    described["files"].as_object_mut().unwrap().remove("reference.safetensors").unwrap();
+    fs::write(&state, described.to_string()).unwrap();
+    let refused = work.program(&["train", "--resume", "excess"]).output().unwrap();
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(errors.contains("holds no reference proxy, which the rule `excess` needs"), "{errors}");
 }
 
 #[test]

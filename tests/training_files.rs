@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use alchemist_engine::{
     config::Config,
     engine::{Parameters, Tensor},
+    rate::samples::Samples,
     train::{
         checkpoint::{self, Checkpoint, State, Tensors},
         optimizer::{AdamW, AdamWSettings},
@@ -95,7 +96,9 @@ fn state(step: u64) -> State {
         seed: 7,
         proxy_optimizer_steps: step,
         rater_optimizer_steps: step,
+        reference_optimizer_steps: None,
         proxy_loss_scale: None,
+        reference_loss_scale: None,
         rater_loss_scale: Some(alchemist_engine::train::loss_scale::LossScale::default()),
         config: "c".to_owned(),
         image_tokenizer: "t".to_owned(),
@@ -111,7 +114,16 @@ fn checkpoint(step: u64) -> Checkpoint {
     let optimizer = AdamW::new(&parameters, decays, AdamWSettings::default());
     let weights = checkpoint::weights(&parameters).unwrap();
     let moments = checkpoint::moments("proxy", &parameters, &optimizer).unwrap();
-    Checkpoint { proxy: weights.clone(), rater: weights, optimizer: moments, state: state(step) }
+    // Numbers, as no number is like no other.
+    let samples = Samples::new(0, 0).tensors().unwrap();
+    Checkpoint {
+        proxy: weights.clone(),
+        rater: weights,
+        optimizer: moments,
+        reference: None,
+        samples,
+        state: state(step),
+    }
 }
 
 #[test]

@@ -48,14 +48,23 @@ pub fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn table(report: &DemoReport) -> String {
-    let mut table = TextTable::new(["record", "number", "mean percentile", "AUROC (flaw = low rating)"]);
+    let mut table = TextTable::new([
+        "record",
+        "number",
+        "mean percentile",
+        "AUROC (flaw = low rating)",
+        "of high loss",
+        "of low average worth",
+    ]);
+    let auroc = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     for line in &report.flaws {
-        let auroc = line.auroc.map_or_else(|| "-".to_owned(), |auroc| format!("{auroc:.3}"));
         table.row([
             line.flaw.to_string(),
             line.records.to_string(),
             format!("{:.3}", line.mean_percentile),
-            auroc,
+            auroc(line.auroc),
+            auroc(line.auroc_of_loss),
+            auroc(line.auroc_of_average),
         ]);
     }
     let pictures: Vec<String> = report.pictures.iter().map(|path| path.display().to_string()).collect();

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
 
+pub mod attribute;
 pub mod demo;
 pub mod devices;
 pub mod score;
@@ -46,6 +47,8 @@ pub enum Command {
     Train(train::TrainArguments),
     /// Rate every pair of a corpus.
     Score(score::ScoreArguments),
+    /// Attribute the proxy's validation loss to single pairs: gradient norms, inner products, cosines, TracIn.
+    Attribute(attribute::AttributeArguments),
     /// Choose a subset by its ratings.
     Select(select::SelectArguments),
     /// List what there is to run on, and why something is not.
@@ -79,6 +82,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
         Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Attribute(arguments) => attribute::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }

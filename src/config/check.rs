@@ -1,5 +1,7 @@
 //! From raw values to checked ones: defaults (those of the released configuration), ranges, and what is refused.
 
+mod rule;
+
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -107,7 +109,7 @@ pub(super) fn check(source: Source) -> Result<Config> {
     let image_tokenizer = image_tokenizer(&checker, &mut raw, networks.patch_size)?;
     let text_encoder = text_encoder(&checker, &mut raw)?;
     let data = data(&checker, &mut raw)?;
-    let (training, checkpoint_every) = training(&checker, &mut raw)?;
+    let (training, checkpoint_every) = training(&checker, &mut raw, compat)?;
     let keep = checker.size("keep_checkpoints", &mut raw.keep_checkpoints, 3, 0, 1_000_000)?;
     let log_lines = checker.integer("print_every", &mut raw.print_every, 500, 1, i64::MAX)?.unsigned_abs();
     let (device, compute) = device(&checker, &mut raw)?;
@@ -435,7 +437,11 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
     })
 }
 
-fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfig, Option<u64>)> {
+fn training(
+    checker: &Checker<'_>,
+    raw: &mut RawConfig,
+    compat: Compat,
+) -> Result<(TrainingConfig, Option<u64>)> {
     let epochs = checker.integer("ep", &mut raw.ep, 10, 1, 1_000_000)?;
     let accumulation = checker.size("ac", &mut raw.ac, 1, 1, 65_536)?;
     let update = checker.size("bs", &mut raw.bs, 64, 1, 1 << 20)?;
@@ -477,6 +483,7 @@ fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfi
         return checker.refuse("checkpoint_every", message);
     }
     let every = every.unwrap_or((val_it / accumulation as i64).max(1)).unsigned_abs();
+    let rule = rule::check(checker, raw, compat)?;
     let training = TrainingConfig {
         epochs: epochs.unsigned_abs(),
         batch,
@@ -517,6 +524,11 @@ fn training(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(TrainingConfi
         sampler_seed: checker
             .integer("same_seed_for_all_ranks", &mut raw.same_seed_for_all_ranks, 0, 0, i64::from(u32::MAX))?
             .unsigned_abs(),
+        rule: rule.settings,
+        proxy_warmup_epochs: rule.proxy_warmup_epochs,
+        average_from_epoch: rule.average_from_epoch,
+        record_every: rule.record_every,
+        record_norms: rule.record_norms,
     };
     Ok((training, Some(every)))
 }

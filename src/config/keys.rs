@@ -182,6 +182,46 @@ pub const KEYS: &[Key] = &[
         Yes,
     ),
     key(
+        "rule",
+        "what a training sample is taken to be worth: `loss` (eq. 9, as released), `excess` (eq. 6, against a reference proxy) or `alignment` (the exact one-step meta-gradient); docs/rules.md says more",
+        Yes,
+    ),
+    key(
+        "rule_geometry",
+        "what the samples' gradients are multiplied with under `alignment`: `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it",
+        Yes,
+    ),
+    key(
+        "rule_scaling",
+        "what is done to a batch's constants before the rater sees them: `none`, `centre` or `standardise`",
+        Yes,
+    ),
+    key(
+        "rater_teaching",
+        "`weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its weights; `regression`: it learns each sample's running average, and the proxy is trained with equal weights",
+        Yes,
+    ),
+    key(
+        "proxy_warmup_epochs",
+        "epochs at the start in which the proxy learns from the training samples alone and the rater not at all (eq. 4)",
+        Yes,
+    ),
+    key(
+        "average_from_epoch",
+        "first epoch, counted from 0, that counts in the samples' running averages",
+        Yes,
+    ),
+    key(
+        "record_every",
+        "epochs between two recordings of each sample's loss, gradient norm, inner product and logit (`dynamics/` in the run directory, figure 3); 0: never",
+        Yes,
+    ),
+    key(
+        "record_norms",
+        "measure the norm of each sample's gradient in the recorded epochs; null: where the rule forms inner products anyway",
+        Yes,
+    ),
+    key(
         "proxy_width",
         "channels of the proxy, a multiple of 64; null: 64 · `depth`; one head every 64 channels",
         Yes,

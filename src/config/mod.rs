@@ -7,6 +7,7 @@ mod check;
 mod compat;
 pub mod keys;
 pub mod raw;
+mod rule;
 mod schedule;
 mod source;
 
@@ -16,6 +17,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use compat::Compat;
+pub use rule::{Geometry, RuleName, RuleSettings, Scaling, Teaching};
 pub use schedule::ScheduleShape;
 
 use crate::{
@@ -221,6 +223,16 @@ pub struct TrainingConfig {
     pub freeze_proxy: bool,
     /// Added to the sampler's seed.
     pub sampler_seed: u64,
+    /// By which rule the rater learns, and how.
+    pub rule: RuleSettings,
+    /// Epochs at the start in which the proxy learns from the training samples alone, and the rater not at all (eq. 4).
+    pub proxy_warmup_epochs: u64,
+    /// The first epoch, counted from 0, whose constants enter the running averages; those of earlier ones are replaced.
+    pub average_from_epoch: u64,
+    /// Epochs between two recordings of what was measured of each sample; `None`: never.
+    pub record_every: Option<u64>,
+    /// Measure the norm of each training sample's gradient in the epochs that are recorded.
+    pub record_norms: bool,
 }
 
 /// Keys that a run may change when it resumes: they do not change its results.

@@ -21,4 +21,7 @@ pub use random::{Purpose, Random};
 pub use storage::{DType, Element, Storage};
 pub use tape::{Tape, Var};
 pub use tensor::Tensor;
-pub use visitors::{Accumulate, GradientVisitor, Gradients, Ignore, RowOwner, Weighted};
+pub use visitors::{
+    Accumulate, Direction, Ghost, GhostNumbers, GradientVisitor, Gradients, Ignore, Preconditioner, RowOwner,
+    Weighted,
+};

@@ -2,7 +2,11 @@
 //!
 //! An op hands every parameter's contribution over as (input rows, output-gradient rows, the sample each row belongs
 //! to). [`Accumulate`] sums them, as plain training does; [`Weighted`] scales each sample's rows by its weight first.
-//! Inner products and norms of per-sample gradients need no more than another visitor.
+//! [`Ghost`] finds inner products and norms of the samples' own gradients on the way.
+
+mod ghost;
+
+pub use ghost::{Direction, Ghost, GhostNumbers, Preconditioner, Repeated};
 
 use crate::{
     engine::{
@@ -54,6 +58,14 @@ impl GradientVisitor for Ignore {
     fn visit(&mut self, _: &Parameters, _: ParameterId, _: RowOwner, _: &Contribution<'_>) -> Result<()> {
         Ok(())
     }
+}
+
+/// Why a parameter's contribution cannot be taken apart.
+fn per_sample_refusal(parameters: &Parameters, id: ParameterId) -> Error {
+    Error::invalid(format!(
+        "{} mixes the samples of a batch, so its gradient has no per-sample parts",
+        parameters.name(id)
+    ))
 }
 
 /// Gradients of a network's parameters, in their order; `None` where nothing has arrived.
@@ -119,10 +131,7 @@ impl GradientVisitor for Weighted {
         contribution: &Contribution<'_>,
     ) -> Result<()> {
         let RowOwner::Samples { rows_per_sample } = owner else {
-            return Err(Error::invalid(format!(
-                "{} mixes the samples of a batch, so its gradient has no per-sample parts; weigh the losses instead",
-                parameters.name(id)
-            )));
+            return Err(per_sample_refusal(parameters, id));
         };
         let scaled;
         let weighted = match *contribution {

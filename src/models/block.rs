@@ -109,6 +109,7 @@ pub struct Backbone {
     embed: PatchEmbed,
     modulation: Option<(ParameterId, LinearLayer, LinearLayer)>,
     blocks: Vec<Arc<Block>>,
+    repeated: Vec<ParameterId>,
 }
 
 impl Backbone {
@@ -158,10 +159,17 @@ impl Backbone {
             .map(|at| Block::new(init, config, at, &shared).map(Arc::new))
             .collect::<Result<_>>()?;
         let encoder_proj = LinearLayer::new(init, "encoder_proj", width, config.text_channels)?;
+        // The vectors of the levels are added to the tokens and condition the modulation.
+        let repeated = level.filter(|_| config.level_embedding && config.shared_aln).into_iter().collect();
         let level = if config.level_embedding { level } else { None };
         let (weight, bias) = word_embed;
         let embed = PatchEmbedParameters { weight, bias, start, level, position };
-        Ok(Self { encoder_proj, embed: PatchEmbed::new(embed, shared.1), modulation, blocks })
+        Ok(Self { encoder_proj, embed: PatchEmbed::new(embed, shared.1), modulation, blocks, repeated })
+    }
+
+    /// The parameters that a forward pass reads more than once.
+    pub fn repeated(&self) -> &[ParameterId] {
+        &self.repeated
     }
 
     /// Draws the factors of drop-path for a batch: 0 with the block's rate as probability, else what keeps the mean (B11).

@@ -41,6 +41,11 @@ impl Proxy {
         })
     }
 
+    /// See [`Backbone::repeated`].
+    pub fn repeated(&self) -> &[ParameterId] {
+        self.backbone.repeated()
+    }
+
     /// See [`Backbone::draw`].
     ///
     /// # Errors

@@ -1,59 +1,31 @@
-//! One bilevel step on both networks with the `loss` rule (eq. 9): the proxy descends the validation loss and the
-//! weighted training loss together (eq. 5), the rater descends `Σ_i ℓ_i·W_i(μ)` with the losses held fixed.
+//! One bilevel step on both networks: the proxy descends the validation loss and the weighted training loss together (eq. 5),
+//! the rater learns from one constant a sample that a [rule](crate::rate::rules) makes of what the proxy showed.
 
 mod inputs;
+mod passes;
 mod recorded;
+mod report;
 
-pub use inputs::{Batch, MicroBatch};
+pub use inputs::{Batch, MicroBatch, Prior};
 pub use recorded::RecordedStep;
+pub use report::StepReport;
 
-use inputs::{Pass, Prepared};
+use inputs::{Apart, Pass, Prepared};
+use passes::Measured;
 
 use crate::{
+    config::{Geometry, RuleSettings, Teaching},
     encode::pyramid::CodeReader,
     engine::{
-        Accumulate, DType, Gradients, Parameters, Tape, Tensor,
+        Accumulate, DType, Gradients, Parameters, Tensor,
         cuda::Device,
-        ops::{
-            cross_entropy::CrossEntropy,
-            rater_loss::{RaterLoss, RaterLossFactors, entropy_term},
-        },
+        ops::rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets},
     },
     error::{Error, Result},
-    models::{DropPath, Mode, Proxy, Rater, Weighing},
+    models::{DropPath, Proxy, Rater, Weighing},
+    rate::rules::rule,
     train::optimizer::AdamW,
 };
-
-/// What a step measured, all before the update.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StepReport {
-    /// Mean loss of the validation batch.
-    pub validation_loss: f64,
-    /// Loss of each training sample.
-    pub train_loss: Vec<f64>,
-    /// The rater's score of each training sample.
-    pub score: Vec<f64>,
-    /// The weight of each training sample.
-    pub weight: Vec<f64>,
-    /// Weighted training loss.
-    pub weighted_train_loss: f64,
-    /// The loss that the proxy descends.
-    pub proxy_loss: f64,
-    /// The loss that the rater descends.
-    pub rater_loss: f64,
-    /// Norm of the proxy's gradient before clipping.
-    pub proxy_gradient_norm: f64,
-    /// Norm of the rater's gradient before clipping.
-    pub rater_gradient_norm: f64,
-    /// Updates of both networks skipped since the run began, where losses are scaled.
-    pub skipped_updates: Option<u64>,
-    /// Validation loss over the tokens of the last scale.
-    pub validation_tail_loss: f64,
-    /// Share in percent of validation tokens predicted right.
-    pub validation_accuracy: f64,
-    /// The same over the tokens of the last scale.
-    pub validation_tail_accuracy: f64,
-}
 
 /// What the released code does that the default does not, and the other settings of a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,8 +50,21 @@ pub struct BilevelSettings {
     pub recompute: bool,
     /// On a device, record a step that comes again and replay it at the cost of one launch.
     pub cuda_graph: bool,
+    /// By which rule the rater learns, and how.
+    pub rule: RuleSettings,
+    /// Measure the norm of each training sample's gradient, whether the rule needs it or not.
+    pub record_norms: bool,
     /// The run's seed.
     pub seed: u64,
+}
+
+/// A proxy that goes on by itself: the weighted training loss alone (the sentence after eq. 5).
+#[derive(Clone, Debug)]
+pub struct Reference {
+    /// Its weights, θ̂.
+    pub parameters: Parameters,
+    /// Its optimiser.
+    pub optimizer: AdamW,
 }
 
 /// Both networks, their weights and their optimisers.
@@ -101,6 +86,8 @@ pub struct Bilevel {
     pub settings: BilevelSettings,
     /// On a device: makes the networks' input from codes, for batches that come without it.
     pub reader: Option<CodeReader>,
+    /// The reference proxy, for rules that compare with one; see [`begin_reference`](Self::begin_reference).
+    pub reference: Option<Reference>,
     /// See [`RecordedStep`]; begins as the default.
     pub recorded: RecordedStep,
 }
@@ -114,27 +101,32 @@ pub struct StepRates {
     pub learning_rate: f64,
     /// Weight decay of both networks.
     pub weight_decay: f64,
+    /// A step of the warm-up (eq. 4): the proxy learns from the training samples alone, all with the same weight, and the
+    /// rater not at all.
+    pub warm_up: bool,
 }
 
 /// What a step leaves behind to be looked at once all work has been asked for.
 #[derive(Clone, Debug)]
 struct Asked {
     measured: Vec<Measured>,
-    proxy: Gradients,
-    rater: Gradients,
+    sums: Sums,
 }
 
-/// What a micro-batch leaves behind.
-#[derive(Clone, Debug)]
-struct Measured {
-    train_loss: Tensor,
-    score: Tensor,
-    /// The weights that the proxy's loss was weighted with.
-    weight: Tensor,
-    /// The weights that the rater is trained by.
-    rater_weight: Tensor,
-    validation: CrossEntropy,
-    last_scale: usize,
+/// The gradients of a step, by network.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    proxy: Gradients,
+    rater: Gradients,
+    reference: Gradients,
+}
+
+/// Which networks a step updates.
+#[derive(Clone, Copy, Debug)]
+struct Updates {
+    proxy: bool,
+    rater: bool,
+    reference: bool,
 }
 
 impl Bilevel {
@@ -144,22 +136,35 @@ impl Bilevel {
     /// # Errors
     /// If there is not enough memory or the device fails.
     pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
-        for (parameters, optimizer) in [
+        let reference =
+            self.reference.as_mut().map(|reference| (&mut reference.parameters, &mut reference.optimizer));
+        let networks = [
             (&mut self.proxy_parameters, &mut self.proxy_optimizer),
             (&mut self.rater_parameters, &mut self.rater_optimizer),
-        ] {
+        ];
+        for (parameters, optimizer) in networks.into_iter().chain(reference) {
             *parameters = parameters.to_device(device, compute)?;
             optimizer.move_to(device, compute == DType::F16)?;
         }
         Ok(())
     }
 
+    /// Makes the reference proxy θ̂ of the proxy as it is: at the end of the warm-up, from where both go on.
+    pub fn begin_reference(&mut self) {
+        self.reference = Some(Reference {
+            parameters: self.proxy_parameters.clone(),
+            optimizer: self.proxy_optimizer.clone(),
+        });
+    }
+
     /// One step over the micro-batches of an accumulated batch. `step` counts from 0 and only picks random streams. On a
     /// device everything is asked for before anything is waited for.
     ///
     /// # Errors
-    /// If there is no micro-batch, a shape does not fit, or a loss or a gradient is not finite: a network whose gradients
-    /// are not is then left as it was. With scaled losses such an update is skipped instead, until no scale is left.
+    /// If there is no micro-batch, a shape does not fit, the rule lacks something, or a loss or a gradient is not finite: a
+    /// network whose gradients are not is then left as it was. With scaled losses such an update is skipped instead, until
+    /// no scale is left; so it is where only some training samples have a loss that is no number, which the report then
+    /// names.
     pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
         self.step_while(micro_batches, rates, step, |_| Ok(())).map(|(report, ())| report)
     }
@@ -179,21 +184,28 @@ impl Bilevel {
         if micro_batches.is_empty() {
             return Err(Error::invalid("a step needs at least one batch"));
         }
+        let updates = self.updates(rates)?;
         let StepRates { learning_rate, weight_decay, .. } = rates;
-        let updates_proxy = !self.settings.freeze_proxy || self.settings.frozen_proxy_decays;
-        if updates_proxy {
+        if updates.proxy {
             self.proxy_optimizer.prepare(learning_rate, weight_decay)?;
         }
-        self.rater_optimizer.prepare(learning_rate, weight_decay)?;
+        if updates.rater {
+            self.rater_optimizer.prepare(learning_rate, weight_decay)?;
+        }
+        if let Some(reference) = &mut self.reference
+            && updates.reference
+        {
+            reference.optimizer.prepare(learning_rate, weight_decay)?;
+        }
         let share = 1.0 / micro_batches.len() as f64;
         let prepare = |(at, micro)| {
             let stream = step * micro_batches.len() as u64 + at as u64;
             self.prepare(micro, rates, share, stream)
         };
         let prepared: Vec<Prepared> = micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
-        let Asked { measured, proxy, rater } = match self.proxy_parameters.device().cloned() {
-            None => self.ask(prepared.into_iter().map(Ok))?,
-            Some(device) => self.ask_device(&device, prepared)?,
+        let Asked { measured, sums } = match self.proxy_parameters.device().cloned() {
+            None => self.ask(prepared.into_iter().map(Ok), updates)?,
+            Some(device) => self.ask_device(&device, prepared, updates)?,
         };
         // The step is taken whatever comes of it.
         let done_meanwhile = meanwhile(self);
@@ -203,43 +215,54 @@ impl Bilevel {
             self.report(measured, rates, share, &mut report)?;
         }
         let mut complaints = Vec::new();
-        if !(report.proxy_loss.is_finite() && report.rater_loss.is_finite()) {
+        let some_lost = report.validation_loss.is_finite() && report.some_losses_are_lost();
+        let finite = report.proxy_loss.is_finite() && report.rater_loss.is_finite();
+        if !(finite || some_lost) {
             complaints.push(format!("the losses are {} and {}", report.proxy_loss, report.rater_loss));
         }
         let mut scaled = true;
-        for (network, updates, parameters, optimizer, gradients, norm) in [
-            (
+        let networks = [
+            updates.proxy.then_some((
                 "proxy",
-                updates_proxy,
                 &self.proxy_parameters,
                 &mut self.proxy_optimizer,
-                &proxy,
+                &sums.proxy,
                 &mut report.proxy_gradient_norm,
-            ),
-            (
+            )),
+            updates.rater.then_some((
                 "rater",
-                true,
                 &self.rater_parameters,
                 &mut self.rater_optimizer,
-                &rater,
+                &sums.rater,
                 &mut report.rater_gradient_norm,
-            ),
-        ] {
-            if !updates {
-                continue;
-            }
+            )),
+            match &mut self.reference {
+                Some(Reference { parameters, optimizer }) if updates.reference => Some((
+                    "reference proxy",
+                    &*parameters,
+                    optimizer,
+                    &sums.reference,
+                    &mut report.reference_gradient_norm,
+                )),
+                _ => None,
+            },
+        ];
+        let mut skipped = None;
+        for (network, parameters, optimizer, gradients, norm) in networks.into_iter().flatten() {
             let updated = optimizer.finish()?;
             *norm = updated.norm;
             scaled &= optimizer.loss_scale().is_some_and(|scale| scale.factor() >= SMALLEST_SCALE);
-            if !updated.applied {
+            if let Some(scale) = optimizer.loss_scale() {
+                *skipped.get_or_insert(0) += scale.skipped();
+            }
+            if !(updated.applied || some_lost && network != "rater") {
                 let name = first_not_finite(parameters, gradients)?.unwrap_or("none alone");
                 complaints.push(format!(
                     "the {network}'s gradient is not finite, {name} being the first tensor that has it"
                 ));
             }
         }
-        let scales = [self.proxy_optimizer.loss_scale(), self.rater_optimizer.loss_scale()];
-        report.skipped_updates = scales.iter().flatten().map(|scale| scale.skipped()).reduce(|a, b| a + b);
+        report.skipped_updates = skipped;
         if complaints.is_empty() || scaled {
             return Ok((report, done_meanwhile?));
         }
@@ -264,27 +287,55 @@ impl Bilevel {
         }
     }
 
+    fn updates(&self, rates: StepRates) -> Result<Updates> {
+        let needs_reference = rule(self.settings.rule.rule).needs().reference && !rates.warm_up;
+        if needs_reference && self.reference.is_none() {
+            return Err(Error::invalid(format!(
+                "the rule `{}` compares with a reference proxy, and there is none",
+                self.settings.rule.rule
+            )));
+        }
+        Ok(Updates {
+            proxy: !self.settings.freeze_proxy || self.settings.frozen_proxy_decays,
+            rater: !rates.warm_up,
+            reference: needs_reference,
+        })
+    }
+
     /// Asks for the work of a step, all of it.
-    fn ask(&mut self, micro_batches: impl Iterator<Item = Result<Prepared>>) -> Result<Asked> {
-        let (mut proxy, mut rater) = (Accumulate::default(), Accumulate::default());
-        let micro_step = |micro: Result<Prepared>| self.micro_step(&micro?, &mut proxy, &mut rater);
-        let measured = micro_batches.map(micro_step).collect::<Result<_>>()?;
-        let (mut proxy, rater) = (proxy.gradients, rater.gradients);
+    fn ask(
+        &mut self,
+        micro_batches: impl Iterator<Item = Result<Prepared>>,
+        updates: Updates,
+    ) -> Result<Asked> {
+        let [mut proxy, mut rater, mut reference] = [(); 3].map(|()| Accumulate::default());
+        let measured = micro_batches
+            .map(|micro| self.micro_step(&micro?, [&mut proxy, &mut rater, &mut reference]))
+            .collect::<Result<_>>()?;
+        let mut sums =
+            Sums { proxy: proxy.gradients, rater: rater.gradients, reference: reference.gradients };
         if self.settings.freeze_proxy {
-            zero(&mut proxy)?;
+            zero(&mut sums.proxy)?;
         }
-        if !self.settings.freeze_proxy || self.settings.frozen_proxy_decays {
-            self.proxy_optimizer.update(&mut self.proxy_parameters, &proxy)?;
+        if updates.proxy {
+            self.proxy_optimizer.update(&mut self.proxy_parameters, &sums.proxy)?;
         }
-        self.rater_optimizer.update(&mut self.rater_parameters, &rater)?;
-        Ok(Asked { measured, proxy, rater })
+        if updates.rater {
+            self.rater_optimizer.update(&mut self.rater_parameters, &sums.rater)?;
+        }
+        if let Some(Reference { parameters, optimizer }) = &mut self.reference
+            && updates.reference
+        {
+            optimizer.update(parameters, &sums.reference)?;
+        }
+        Ok(Asked { measured, sums })
     }
 
     /// Draws and schedules what a micro-batch needs, on the host.
     fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<Prepared> {
         let dtype = self.proxy_parameters.compute_dtype();
         let on_host = self.proxy_parameters.device().is_none();
-        let micro = if on_host { micro.clone() } else { micro.narrowed(dtype)? };
+        micro.check()?;
         let settings = &self.settings;
         let (batch, validation) = (micro.train.codes.dim(0), micro.validation.codes.dim(0));
         let draw = |pass: Pass| {
@@ -296,23 +347,71 @@ impl Bilevel {
                 Pass::RaterForProxy | Pass::RaterForRater => self.rater.draw(seed, stream, batch),
             }
         };
-        let upper = rates.upper_level_weight;
+        let floats = |values: Vec<f64>| {
+            let tensor = Tensor::new(&[values.len()], values)?;
+            if on_host { tensor.cast(dtype) } else { Ok(tensor) }
+        };
+        let (needs, warm_up) = (rule(settings.rule.rule).needs(), rates.warm_up);
+        let upper = if warm_up { 0.0 } else { rates.upper_level_weight };
         let (proxy_scale, rater_scale) =
             (self.proxy_optimizer.loss_factor(), self.rater_optimizer.loss_factor());
-        let mean = self.mean_factor(batch);
-        let seed = (1.0 - upper) * share * mean * proxy_scale;
+        let weighs = !warm_up && settings.rule.teaching == Teaching::Weights;
+        let mean = if weighs { self.mean_factor(batch) } else { 1.0 };
+        let products = needs.products && !warm_up;
+        let norms = needs.norms || settings.record_norms;
+        // What each sample's loss is seeded with where gradients are taken apart: the same for all, and small enough for
+        // fp16. A power of two away from another batch's, so that not a bit of a sample's rows depends on it.
+        let unit = match self.proxy_optimizer.loss_scale() {
+            Some(_) => proxy_scale / batch.next_power_of_two() as f64,
+            None => 1.0,
+        };
+        let apart = (products || norms).then_some(unit);
         let factors = RaterLossFactors {
-            seed,
-            loss: share * mean * rater_scale,
+            seed: (1.0 - upper) * share * mean * proxy_scale / apart.unwrap_or(1.0),
+            constant: share * mean * rater_scale,
             entropy: if settings.rater_regularisation { share * rater_scale } else { 0.0 },
         };
         let learning = !settings.freeze_proxy || settings.frozen_proxy_decays;
-        let validation_seed = upper * share / validation as f64 * proxy_scale;
-        let validation_seeds = if learning && validation_seed != 0.0 {
-            let seeds = Tensor::new(&[validation], vec![validation_seed; validation])?;
-            Some(if on_host { seeds.cast(dtype)? } else { seeds })
-        } else {
-            None
+        let validation_counts = learning && upper != 0.0;
+        let validation_seed = if products { 1.0 } else { upper * share } / validation as f64 * proxy_scale;
+        let validation_seeds = (products || validation_counts && validation_seed != 0.0)
+            .then(|| floats(vec![validation_seed; validation]))
+            .transpose()?;
+        let one = |value: f64| Tensor::new(&[1], vec![value]);
+        let apart = match apart {
+            None => None,
+            Some(unit) => Some(Apart {
+                seeds: floats(vec![unit; batch])?,
+                products,
+                norms,
+                unscale_product: one(1.0 / (unit * proxy_scale))?,
+                unscale_norm: one(1.0 / (unit * unit))?,
+                validation_share: (products && validation_counts).then(|| one(upper * share)).transpose()?,
+                geometry: (products && settings.rule.geometry == Geometry::AdamW)
+                    .then(|| Tensor::new(&[2], self.proxy_optimizer.second_moment_factors().to_vec()))
+                    .transpose()?,
+            }),
+        };
+        let reference = match &self.reference {
+            Some(reference) if needs.reference && !warm_up => Some(RaterLoss::new(RaterLossFactors {
+                seed: share * mean * reference.optimizer.loss_factor(),
+                constant: 0.0,
+                entropy: 0.0,
+            })?),
+            _ => None,
+        };
+        let targets = match &micro.prior {
+            _ if warm_up || settings.rule.teaching == Teaching::Weights => None,
+            None => {
+                return Err(Error::invalid("the rater is taught by running averages, but a batch has none"));
+            }
+            Some(prior) => {
+                let factor = share / batch as f64 * rater_scale;
+                Some(RegressionTargets {
+                    averages: Tensor::new(&[batch, 2], prior.averages.concat())?,
+                    corpus: Tensor::new(&[3], vec![prior.mean, prior.inverse_deviation, factor])?,
+                })
+            }
         };
         Ok(Prepared {
             drop_path: [
@@ -321,113 +420,21 @@ impl Bilevel {
                 draw(Pass::RaterForProxy)?,
                 draw(Pass::RaterForRater)?,
             ],
+            train_counts: learning && factors.seed != 0.0,
             rater_loss: RaterLoss::new(factors)?,
             validation_seeds,
-            train_counts: learning && seed != 0.0,
-            micro,
+            equal_weights: (!weighs).then(|| floats(vec![1.0 / batch as f64; batch])).transpose()?,
+            apart,
+            reference,
+            targets,
+            warm_up,
+            micro: if on_host { micro.clone() } else { micro.narrowed(dtype)? },
         })
     }
 
     /// What the weighted sum over a batch is multiplied by.
     fn mean_factor(&self, batch: usize) -> f64 {
         if self.settings.weighted_mean { 1.0 / batch as f64 } else { 1.0 }
-    }
-
-    fn micro_step(
-        &self,
-        prepared: &Prepared,
-        proxy: &mut Accumulate,
-        rater: &mut Accumulate,
-    ) -> Result<Measured> {
-        let Prepared { micro, drop_path, rater_loss, validation_seeds, train_counts } = prepared;
-        let (train, weighing) = (&micro.train, self.settings.weighing);
-        let mode = |pass: Pass| match self.settings.drop_path {
-            true => Mode::Train(&drop_path[pass as usize]),
-            false => Mode::Evaluate,
-        };
-
-        // The rater's weights first: they do not depend on the proxy.
-        let two_passes = self.settings.two_rater_passes;
-        let pass = if two_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
-        let mut rater_tape = Tape::new(&self.rater_parameters).with_recomputing(self.settings.recompute);
-        let rated = self.rater.forward(&mut rater_tape, train.input()?, &train.text, weighing, mode(pass))?;
-        let rater_weight = rated.weight.value().clone();
-        let (score, weight) = if two_passes && self.settings.drop_path {
-            let mut tape = Tape::inference(&self.rater_parameters);
-            let mode = mode(Pass::RaterForProxy);
-            let rated = self.rater.forward(&mut tape, train.input()?, &train.text, weighing, mode)?;
-            (rated.score.into_value(), rated.weight.into_value())
-        } else {
-            (rated.score.value().clone(), rater_weight.clone())
-        };
-
-        let given = validation_seeds.as_ref().map(|seeds| |_: &Tensor| Ok(seeds.clone()));
-        let validation = self.proxy_pass(&micro.validation, given, mode(Pass::Validation), proxy)?;
-        let weighted = train_counts.then_some(|losses: &Tensor| rater_loss.seeds(&weight, losses.dtype()));
-        let seen = self.proxy_pass(train, weighted, mode(Pass::Train), proxy)?;
-        let train_loss = seen.sample_loss.into_value();
-
-        let d_weight = rater_loss.d_weights(&train_loss, &rater_weight)?;
-        rater_tape.backward(vec![(&rated.weight, d_weight)], &[], rater)?;
-        let last_scale = micro.validation.last_scale;
-        Ok(Measured { train_loss, score, weight, rater_weight, validation, last_scale })
-    }
-
-    /// Forward, and backward from `Σ_i seed_i ℓ_i` where there are seeds.
-    fn proxy_pass(
-        &self,
-        batch: &Batch,
-        seeds: Option<impl FnOnce(&Tensor) -> Result<Tensor>>,
-        mode: Mode<'_>,
-        into: &mut Accumulate,
-    ) -> Result<CrossEntropy> {
-        let mut tape = match seeds {
-            Some(_) => Tape::new(&self.proxy_parameters).with_recomputing(self.settings.recompute),
-            None => Tape::inference(&self.proxy_parameters),
-        };
-        let smoothing = self.settings.label_smoothing;
-        let result =
-            self.proxy.loss(&mut tape, batch.input()?, &batch.text, &batch.codes, smoothing, mode)?;
-        if let Some(seeds) = seeds {
-            let seeds = seeds(result.sample_loss.value())?;
-            tape.backward(vec![(&result.sample_loss, seeds)], &[], into)?;
-        }
-        Ok(result)
-    }
-
-    /// Adds what a micro-batch measured; on a device this waits for it.
-    fn report(
-        &self,
-        measured: &Measured,
-        rates: StepRates,
-        share: f64,
-        report: &mut StepReport,
-    ) -> Result<()> {
-        let losses = measured.train_loss.to_f64_vec()?;
-        let [score, weight, rater_weight] =
-            [&measured.score, &measured.weight, &measured.rater_weight].map(Tensor::to_f64_vec);
-        let (weight, rater_weight) = (weight?, rater_weight?);
-        let mean = self.mean_factor(losses.len());
-        let upper = rates.upper_level_weight;
-        let weighted_sum =
-            |weights: &[f64]| losses.iter().zip(weights).map(|(loss, weight)| loss * weight).sum::<f64>();
-        let mut rater_loss = weighted_sum(&rater_weight) * mean;
-        if self.settings.rater_regularisation {
-            rater_loss += entropy_term(&rater_weight).0;
-        }
-        let weighted = weighted_sum(&weight) * mean;
-        let seen = validation_measures(&measured.validation, measured.last_scale)?;
-        report.validation_loss += share * seen[0];
-        report.validation_tail_loss += share * seen[1];
-        report.validation_accuracy += share * seen[2];
-        report.validation_tail_accuracy += share * seen[3];
-        report.weighted_train_loss += share * weighted;
-        report.proxy_loss += share * (upper * seen[0] + (1.0 - upper) * weighted);
-        report.rater_loss += share * rater_loss;
-        report.train_loss.extend(losses);
-        report.score.extend(score?);
-        report.weight.extend(weight);
-        Ok(())
     }
 }
 
@@ -451,25 +458,4 @@ fn first_not_finite<'a>(parameters: &'a Parameters, gradients: &Gradients) -> Re
         }
     }
     Ok(None)
-}
-
-/// Loss and accuracy (percent) over all tokens and over those of the last scale: `[loss, tail loss, accuracy, tail
-/// accuracy]` (upstream.md, C9).
-fn validation_measures(seen: &CrossEntropy, tail: usize) -> Result<[f64; 4]> {
-    let (samples, tokens) = (seen.token_loss.dim(0), seen.token_loss.dim(1));
-    if tail == 0 || tail > tokens {
-        return Err(Error::shape("bilevel", format!("a last scale of {tail} tokens among {tokens}")));
-    }
-    let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
-    let mut sums = [0.0; 4];
-    for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
-        let count = |correct: &[u32]| 100.0 * correct.iter().map(|&one| f64::from(one)).sum::<f64>();
-        let total = (samples * tokens) as f64;
-        let total_tail = (samples * tail) as f64;
-        sums[0] += losses.iter().sum::<f64>() / total;
-        sums[1] += losses[tokens - tail..].iter().sum::<f64>() / total_tail;
-        sums[2] += count(correct) / total;
-        sums[3] += count(&correct[tokens - tail..]) / total_tail;
-    }
-    Ok(sums)
 }

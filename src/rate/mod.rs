@@ -1,7 +1,13 @@
-//! Rating: one bilevel step, the training loop and the scorer.
+//! Rating: the rules, one bilevel step, the training loop, the scorer, and attribution to single samples.
 
+pub mod attribute;
 pub mod bilevel;
 pub mod corpus;
+pub mod dynamics;
+mod parts;
 pub mod pictures;
+pub mod rules;
+pub mod samples;
 pub mod scorer;
+mod trained;
 pub mod trainer;

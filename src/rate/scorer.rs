@@ -1,38 +1,33 @@
-//! Rates every record of a corpus, streaming: constant memory, the corpus' order, resumable after a kill.
-//!
-//! Ratings go into part files beside the output, each written whole; a part names the place in the corpus where the
-//! next one begins. When all parts are there the table is put together from them and the corpus, and they are removed.
+//! Rates every record of a corpus, streaming: constant memory, the corpus' order, resumable after a kill (see
+//! `rate::parts`).
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
     config::Config,
-    data::{Corpus, Loader, Position, Record, stack},
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pyramid::CodeReader},
+    data::Record,
+    encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
-    files::{remove_folder, remove_leftovers, sha256, write_whole},
+    files::sha256,
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
-    rate::corpus::{self, batch, in_parallel},
-    select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
-    train::{
-        checkpoint::{self, Checkpoint, expect_fingerprint},
-        run_directory::RunDirectory,
+    rate::{
+        corpus::{batch, in_parallel},
+        parts::{Outcome, Parts, Sequence, Source, Words},
+        trained::{Encoders, Named, configuration},
     },
+    select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
+    train::checkpoint::{self, Checkpoint},
 };
 
-/// Records of one part file, rounded up to whole batches.
-const PART: usize = 512;
-/// Pictures decoded ahead of their use.
-const AHEAD: usize = 128;
-/// Name of the file that says what the parts belong to.
-const JOB: &str = "job.json";
+/// How messages name the job.
+const WORDS: Words = Words { command: "score", doing: "scoring", done: "scored" };
 
 /// What is to be rated and how.
 #[derive(Clone, Debug)]
@@ -54,24 +49,12 @@ pub struct ScoreRequest {
 }
 
 impl ScoreRequest {
-    /// The run that the checkpoint belongs to, and the checkpoint itself where one is named.
-    fn run(&self) -> (PathBuf, Option<PathBuf>) {
-        let given = &self.checkpoint;
-        if given.join("config.json").exists() {
-            return (given.clone(), None);
-        }
-        let run = given.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-        (run.to_path_buf(), Some(given.clone()))
-    }
-
     /// The run's configuration with the arguments on top.
     ///
     /// # Errors
     /// If there is no run or an argument cannot be used.
     pub fn configuration(&self) -> Result<Config> {
-        let run = self.run().0;
-        let held = RunDirectory::config_of(&run)?;
-        Config::parse(&run.display().to_string(), &held.to_json().to_string(), &self.sets)
+        configuration(&Named::new(&self.checkpoint).run, &self.sets)
     }
 }
 
@@ -101,23 +84,8 @@ impl fmt::Display for ScoreSummary {
     }
 }
 
-/// One part file: what became of consecutive records.
-#[derive(Serialize, Deserialize)]
-struct Part {
-    /// Where the next part begins; `None` at the end of the corpus.
-    next: Option<Position>,
-    /// Row, and rating or reason, in order.
-    rows: Vec<(u64, Outcome)>,
-}
-
-#[derive(Serialize, Deserialize)]
-enum Outcome {
-    Rating(f64),
-    Failed(String),
-}
-
 /// What a set of parts belongs to; parts of another job are refused.
-#[derive(PartialEq, Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Job {
     checkpoint: String,
     corpus: String,
@@ -129,8 +97,7 @@ struct Job {
 
 struct Scorer {
     config: Config,
-    tokenizer: Box<dyn ImageTokenizer>,
-    text: Box<dyn TextEncoder>,
+    encoders: Encoders,
     rater: Rater,
     parameters: Parameters,
     weighing: Weighing,
@@ -152,123 +119,47 @@ pub fn score(
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ScoreSummary> {
-    let failed_out = beside(&request.out, ".failed.csv");
-    let parts = beside(&request.out, ".parts");
-    // Beside the parts of an unfinished job, outputs are what it had got to when it was stopped.
-    let unfinished = parts.join(JOB).exists();
-    for path in [&request.out, &failed_out] {
-        if path.exists() && !request.overwrite && !unfinished {
-            let path = path.display();
-            return Err(Error::invalid(format!(
-                "{path} is there already; give --overwrite or another --out"
-            )));
-        }
-    }
+    let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
     let scorer = Scorer::new(request)?;
-    // The whole table is read once before the first picture, so that a bad line ends the job now and not at its end.
-    let mut rows = 0;
-    for record in corpus::open(&scorer.config, &request.corpus)?.refusing_duplicates() {
-        record?;
-        rows += 1;
-    }
-    let header = corpus::open(&scorer.config, &request.corpus)?.header().to_vec();
+    let source = scorer.source(&request.corpus);
+    let rows = source.rows()?;
+    let corpus = source.open()?;
+    let id = corpus.columns()[0];
     let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
-    let ratings = RatingsHeader::for_corpus(&header, &columns)?;
-    let mut number = prepare_parts(&parts, &scorer.job(request, rows), request.overwrite)?;
-    let mut done = 0;
-    let mut next = Some(None);
-    for at in 0..number {
-        let part = read_part(&parts, at)?;
-        done += part.rows.len() as u64;
-        next = part.next.map(Some);
-    }
-    while let Some(position) = next {
-        progress(done, rows);
-        if interrupt.is_raised() {
-            let saved =
-                format!("{done} of {rows} rows are rated and kept; give the same command again to go on");
-            return Err(Error::Interrupted { saved });
-        }
-        let mut corpus = corpus::open(&scorer.config, &request.corpus)?;
-        if let Some(position) = position {
-            corpus.seek(position)?;
-        }
-        let part = scorer.part(&mut corpus)?;
-        done += part.rows.len() as u64;
-        let bytes = serde_json::to_vec(&part).map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&part_path(&parts, number), &bytes)?;
-        next = part.next.map(Some);
-        number += 1;
-    }
-    progress(done, rows);
-    let summary = scorer.assemble(request, ratings, (&parts, number), rows, failed_out)?;
-    remove_folder(&parts)?;
-    Ok(summary)
-}
-
-/// `dir/name.csv` to `dir/name` and an ending.
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.file_stem().unwrap_or_default().to_os_string();
-    name.push(ending);
-    path.with_file_name(name)
-}
-
-fn part_path(parts: &Path, number: u64) -> PathBuf {
-    parts.join(format!("{number:08}.json"))
-}
-
-fn read_part(parts: &Path, number: u64) -> Result<Part> {
-    let path = part_path(parts, number);
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::Table {
-        path: path.clone(),
-        line: None,
-        message: format!("is damaged ({error}); remove {} and score again", parts.display()),
+    let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
+    parts.prepare(&scorer.job(request, rows), request.overwrite)?;
+    let mut progress = |_: &str, done, total| progress(done, total);
+    parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, &mut progress, |_| {
+        Ok(|codes: &Tensor, records: &[&Record]| scorer.measure(codes, records))
+    })?;
+    let mut ratings = RatingsWriter::create(&request.out, header)?;
+    let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
+        let mut carried = record.fields;
+        carried.remove(id);
+        ratings.write(&RatingRow { id: record.id, rating: found[0], carried })
+    })?;
+    ratings.finish()?;
+    let failed_out = parts.failed_out.clone();
+    parts.remove()?;
+    Ok(ScoreSummary {
+        rows,
+        scored: counts.found,
+        failed: counts.failed,
+        out: request.out.clone(),
+        failed_out,
     })
-}
-
-/// Makes the folder of parts, or finds one of the same job, and gives the number of parts in it.
-fn prepare_parts(parts: &Path, job: &Job, overwrite: bool) -> Result<u64> {
-    let path = parts.join(JOB);
-    let described = serde_json::to_vec_pretty(job).map_err(|error| Error::invalid(error.to_string()))?;
-    if path.exists() {
-        let held = fs::read(&path).map_err(Error::io("read", &path))?;
-        if held == described {
-            remove_leftovers(parts)?;
-            return Ok((0..).take_while(|&number| part_path(parts, number).exists()).count() as u64);
-        }
-        if !overwrite {
-            return Err(Error::invalid(format!(
-                "{} holds parts of another job (another checkpoint, corpus or option); remove it, or give --overwrite",
-                parts.display()
-            )));
-        }
-    }
-    if parts.exists() {
-        remove_folder(parts)?;
-    }
-    fs::create_dir_all(parts).map_err(Error::io("create", parts))?;
-    write_whole(&path, &described)?;
-    Ok(0)
 }
 
 impl Scorer {
     fn new(request: &ScoreRequest) -> Result<Self> {
-        let (run, folder) = request.run();
         let config = request.configuration()?;
-        let folder = match folder {
-            Some(folder) => folder,
-            None => Checkpoint::newest(&run.join("checkpoints"))?.ok_or_else(|| {
-                Error::invalid(format!("{} has no checkpoint yet; train it further first", run.display()))
-            })?,
-        };
-        let tokenizer = load_image_tokenizer(&run.join("image_tokenizer"))?;
-        let text = load_text_encoder(&run.join("text_encoder"))?;
+        let named = Named::new(&request.checkpoint);
+        let folder = named.folder()?;
+        let encoders = Encoders::of(&named.run)?;
         let (tensors, state) = Checkpoint::load_rater(&folder)?;
-        expect_fingerprint(&folder, "image tokenizer", &state.image_tokenizer, &tokenizer.fingerprint())?;
-        expect_fingerprint(&folder, "text encoder", &state.text_encoder, &text.fingerprint())?;
-        let quantizer = tokenizer.quantizer();
-        let backbone = config.rater_backbone(quantizer.vocabulary(), quantizer.channels(), text.channels());
+        encoders.expect(&folder, &state)?;
+        let (vocabulary, code_channels, text_channels) = encoders.sizes();
+        let backbone = config.rater_backbone(vocabulary, code_channels, text_channels);
         let (rater, mut parameters) = Rater::new(&backbone, DType::F32, 0)?;
         checkpoint::restore_weights(&folder, &tensors, &mut parameters)?;
         let weighing = if config.compat.double_softmax {
@@ -285,12 +176,11 @@ impl Scorer {
         let (mut reader, batch) = (None, request.batch.max(1));
         if let Some(device) = config.device.open()? {
             parameters = parameters.to_device(&device, config.compute)?;
-            reader = Some(CodeReader::new(tokenizer.quantizer(), &device, batch)?);
+            reader = Some(CodeReader::new(encoders.tokenizer.quantizer(), &device, batch)?);
         }
         Ok(Self {
             config,
-            tokenizer,
-            text,
+            encoders,
             rater,
             parameters,
             weighing,
@@ -312,45 +202,21 @@ impl Scorer {
         }
     }
 
-    /// Rates the next records.
-    fn part(&self, corpus: &mut Corpus) -> Result<Part> {
-        let size = PART.div_ceil(self.batch) * self.batch;
-        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
-        let next = (records.len() == size).then(|| Corpus::position(corpus));
-        let requests: Vec<_> = records.iter().map(|record| ((), record.image.clone())).collect();
-        let preprocess = corpus::preprocess(&self.config, self.tokenizer.image_side());
-        let loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;
-        let mut rows = Vec::with_capacity(records.len());
-        let mut usable = Vec::new();
-        let mut pictures = Vec::new();
-        for (record, ((), picture)) in records.iter().zip(loader) {
-            match picture {
-                Ok(picture) => {
-                    usable.push((rows.len(), record));
-                    pictures.push(picture);
-                    rows.push((record.row, Outcome::Rating(f64::NAN)));
-                }
-                Err(error) => {
-                    tracing::warn!("left out {}: {error}", record.id);
-                    rows.push((record.row, Outcome::Failed(error.to_string())));
-                }
+    fn source<'a>(&'a self, path: &'a Path) -> Source<'a> {
+        let (config, tokenizer) = (&self.config, self.encoders.tokenizer.as_ref());
+        Source { path, config, tokenizer, batch: self.batch }
+    }
+
+    /// Rates a batch of records.
+    fn measure(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<Outcome<f64>>> {
+        let ratings = self.rate(codes, records)?;
+        let outcome = |rating: f64| match rating.is_finite() {
+            true => Outcome::Found(rating),
+            false => {
+                Outcome::Failed(format!("the rating is {rating}, not a number; the checkpoint has diverged"))
             }
-        }
-        for (records, pictures) in usable.chunks(self.batch).zip(pictures.chunks(self.batch)) {
-            let codes = self.tokenizer.encode(&stack(pictures)?)?;
-            let ratings = self.rate(&codes, records.iter().map(|(_, record)| *record))?;
-            for ((place, record), rating) in records.iter().zip(ratings) {
-                let outcome = if rating.is_finite() {
-                    Outcome::Rating(rating)
-                } else {
-                    Outcome::Failed(format!(
-                        "the rating is {rating}, not a number; the checkpoint has diverged"
-                    ))
-                };
-                rows[*place] = (record.row, outcome);
-            }
-        }
-        Ok(Part { next, rows })
+        };
+        Ok(ratings.into_iter().map(outcome).collect())
     }
 
     fn caption<'r>(&self, record: &'r Record) -> &'r str {
@@ -363,15 +229,16 @@ impl Scorer {
     }
 
     /// Ratings of one batch of codes `[B, L]`.
-    fn rate<'r>(&self, codes: &Tensor, records: impl Iterator<Item = &'r Record>) -> Result<Vec<f64>> {
-        let captions: Vec<&str> = records.map(|record| self.caption(record)).collect();
+    fn rate(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<f64>> {
+        let captions: Vec<&str> = records.iter().map(|record| self.caption(record)).collect();
+        let Encoders { tokenizer, text } = &self.encoders;
         if let Some(device) = self.parameters.device() {
             return self.rate_on_device(device, codes, captions);
         }
         // Samples influence each other in the released rating, and in the released cross-attention.
         if self.batch_normalised || self.config.compat.cross_attention_first_sample {
-            let batch = batch(codes.clone(), &captions, self.tokenizer.as_ref(), self.text.as_ref())?
-                .with_input(self.tokenizer.quantizer())?;
+            let batch = batch(codes.clone(), &captions, tokenizer.as_ref(), text.as_ref())?
+                .with_input(tokenizer.quantizer())?;
             let mut tape = Tape::inference(&self.parameters);
             let rated =
                 self.rater.forward(&mut tape, batch.input()?, &batch.text, self.weighing, Mode::Evaluate)?;
@@ -387,8 +254,8 @@ impl Scorer {
         let rows: Vec<(&[u32], &str)> = codes.as_slice::<u32>()?.chunks(tokens).zip(captions).collect();
         in_parallel(&rows, |(codes, caption)| {
             let codes = Tensor::new(&[1, tokens], codes.to_vec())?;
-            let batch = batch(codes, &[caption], self.tokenizer.as_ref(), self.text.as_ref())?
-                .with_input(self.tokenizer.quantizer())?;
+            let batch = batch(codes, &[caption], tokenizer.as_ref(), text.as_ref())?
+                .with_input(tokenizer.quantizer())?;
             let mut tape = Tape::inference(&self.parameters);
             let (_, logit) = self.rater.instance(&mut tape, batch.input()?, &batch.text, Mode::Evaluate)?;
             Ok(logit.value().to_f64_vec()?[0])
@@ -400,6 +267,7 @@ impl Scorer {
     fn rate_on_device(&self, device: &Device, codes: &Tensor, mut captions: Vec<&str>) -> Result<Vec<f64>> {
         let (count, tokens) = (captions.len(), codes.dim(1));
         let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
+        let Encoders { tokenizer, text } = &self.encoders;
         let mut codes = codes.as_slice::<u32>()?.to_vec();
         while !mixed && captions.len() < self.batch {
             codes.extend_from_within(codes.len() - tokens..);
@@ -408,7 +276,7 @@ impl Scorer {
         let codes = Tensor::new(&[captions.len(), tokens], codes)?;
         let dtype = self.parameters.compute_dtype();
         let mut batch =
-            batch(codes, &captions, self.tokenizer.as_ref(), self.text.as_ref())?.to_device(device, dtype)?;
+            batch(codes, &captions, tokenizer.as_ref(), text.as_ref())?.to_device(device, dtype)?;
         batch.read_codes(self.reader.as_ref(), dtype)?;
         let mut tape = Tape::inference(&self.parameters);
         if !self.batch_normalised {
@@ -420,60 +288,5 @@ impl Scorer {
         // As on the processor: a last, smaller batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())
-    }
-
-    /// Puts the table together from the parts and the corpus, and checks that no row is lost or doubled.
-    fn assemble(
-        &self,
-        request: &ScoreRequest,
-        header: RatingsHeader,
-        (parts, number): (&Path, u64),
-        rows: u64,
-        failed_out: PathBuf,
-    ) -> Result<ScoreSummary> {
-        let mut ratings = RatingsWriter::create(&request.out, header)?;
-        let mut failures = csv::Writer::from_writer(Vec::new());
-        let refuse =
-            |error: csv::Error| Error::invalid(format!("cannot write {}: {error}", failed_out.display()));
-        failures.write_record(["id", "line", "reason"]).map_err(refuse)?;
-        let mut corpus = corpus::open(&self.config, &request.corpus)?;
-        let id = corpus.columns()[0];
-        let (mut scored, mut failed) = (0, 0);
-        for at in 0..number {
-            for (row, outcome) in read_part(parts, at)?.rows {
-                let Some(record) = corpus.next().transpose()?.filter(|record| record.row == row) else {
-                    return Err(Error::invalid(format!(
-                        "{} changed while it was rated (row {row} is another); remove {} and score again",
-                        request.corpus.display(),
-                        parts.display()
-                    )));
-                };
-                match outcome {
-                    Outcome::Rating(rating) => {
-                        let mut carried = record.fields;
-                        carried.remove(id);
-                        ratings.write(&RatingRow { id: record.id, rating, carried })?;
-                        scored += 1;
-                    }
-                    Outcome::Failed(reason) => {
-                        failures
-                            .write_record([&record.id, &record.line.to_string(), &reason])
-                            .map_err(refuse)?;
-                        failed += 1;
-                    }
-                }
-            }
-        }
-        if scored + failed != rows || corpus.next().is_some() {
-            return Err(Error::invalid(format!(
-                "{rows} rows went in, but {scored} were scored and {failed} failed; the corpus changed meanwhile: remove \
-                 {} and score again",
-                parts.display()
-            )));
-        }
-        let failures = failures.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&failed_out, &failures)?;
-        ratings.finish()?;
-        Ok(ScoreSummary { rows, scored, failed, out: request.out.clone(), failed_out })
     }
 }

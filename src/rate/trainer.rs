@@ -1,29 +1,29 @@
 //! The training loop around the bilevel step: data in, batches in a fixed order, checkpoints, resume.
 
 mod batches;
+mod preparation;
+mod saved;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde_json::json;
 
 use crate::{
-    config::{Config, Portion},
-    data::Record,
-    encode::{
-        ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport,
-        pyramid::CodeReader,
-    },
-    engine::{DType, Parameters, Purpose, Random, cuda::Device},
+    config::{Config, Teaching},
+    encode::{ImageTokenizer, TextEncoder, pca::FitReport, pyramid::CodeReader},
+    engine::{DType, Parameters, cuda::Device},
     error::{Error, Result},
-    files::write_whole,
     interrupt::Interrupt,
     models::{Proxy, Rater, Weighing},
     rate::{
         bilevel::{Bilevel, BilevelSettings, RecordedStep, StepRates, StepReport},
-        corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
+        corpus::EncodedCorpus,
+        dynamics::write_figure,
+        rules::rule,
+        samples::Samples,
     },
     train::{
-        checkpoint::{self, Checkpoint, State, expect_fingerprint},
+        checkpoint,
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
         run_directory::RunDirectory,
@@ -31,7 +31,8 @@ use crate::{
     },
 };
 
-use batches::Batches;
+use batches::{Batches, StepBatches};
+use preparation::prepare;
 
 /// Watches a run from outside: progress bars, event files.
 pub trait Observer {
@@ -58,6 +59,8 @@ pub struct TrainSummary {
     pub tokenizer: Option<FitReport>,
     /// The last step's report.
     pub last: Option<StepReport>,
+    /// The table and the pictures of loss and gradient norm by rating over the epochs.
+    pub figures: Vec<PathBuf>,
 }
 
 impl std::fmt::Display for TrainSummary {
@@ -77,6 +80,9 @@ impl std::fmt::Display for TrainSummary {
         if let Some(last) = &self.last {
             let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
             write!(formatter, "\nlast step: validation loss {loss:.4}, accuracy {accuracy:.2}%")?;
+        }
+        for path in &self.figures {
+            write!(formatter, "\n{}", path.display())?;
         }
         Ok(())
     }
@@ -112,9 +118,10 @@ pub fn train(
     let (mut run, report) = prepare(config, directory, interrupt, observer)?;
     run.on_device = device.is_some();
     let mut bilevel = run.networks(device.as_ref())?;
+    let mut samples = Samples::new(run.train.len(), config.training.average_from_epoch);
     let mut step = 0;
     if let Some(folder) = checkpoint::Checkpoint::newest(&directory.checkpoints())? {
-        step = run.restore(&folder, &mut bilevel)?;
+        step = run.restore(&folder, &mut bilevel, &mut samples)?;
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
     directory.record_start(config, command_line, step)?;
@@ -123,31 +130,42 @@ pub fn train(
     let total = run.plan.updates();
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
     let mut last = None;
-    let mut micro_batches = if step < total { batches.of(&run, step, &bilevel)? } else { Vec::new() };
+    let mut these = if step < total { batches.of(&run, step, &bilevel)? } else { StepBatches::default() };
     while step < total {
-        let scheduled = run.plan.rates(step);
-        let rates = StepRates {
-            upper_level_weight: run.plan.upper_level_weight(step),
-            learning_rate: scheduled.learning_rate,
-            weight_decay: scheduled.weight_decay,
-        };
+        let epoch = run.plan.epoch(step);
+        let rates = run.rates(step);
+        run.begin(step, &mut bilevel);
+        if config.training.rule.teaching == Teaching::Regression {
+            for (micro, places) in these.micro.iter_mut().zip(&these.places) {
+                micro.prior = Some(samples.prior(places));
+            }
+        }
         // A device works meanwhile.
-        let (report, next) = bilevel.step_while(&micro_batches, rates, step, |bilevel| {
-            if step + 1 < total { batches.of(&run, step + 1, bilevel) } else { Ok(Vec::new()) }
+        let (report, next) = bilevel.step_while(&these.micro, rates, step, |bilevel| {
+            if step + 1 < total { batches.of(&run, step + 1, bilevel) } else { Ok(StepBatches::default()) }
         })?;
-        let samples = micro_batches.iter().map(|micro| micro.train.codes.dim(0)).sum();
-        micro_batches = next;
-        observer.step(step, total, samples, rates, &report);
+        let places = std::mem::replace(&mut these, next).places.concat();
+        for place in samples.record(&places, &report, epoch) {
+            let id = &run.train.ids[place];
+            observer.note(&format!(
+                "what {id} is worth is no number at step {step}; the rater does not learn from it"
+            ));
+        }
+        observer.step(step, total, places.len(), rates, &report);
         if step % every == 0 || step + 1 == total {
-            metrics.append(&line(step, run.plan.epoch(step), rates, &report))?;
+            metrics.append(&line(step, epoch, rates, &report, &samples))?;
         }
         let ends_epoch = run.plan.ends_epoch(step);
+        if ends_epoch || step + 1 == total {
+            let recordings = run.records(epoch).then(|| directory.dynamics());
+            samples.end_epoch(&run.train.ids, epoch, recordings.as_deref())?;
+        }
         step += 1;
         last = Some(report);
         let due = config.checkpoint_every.is_some_and(|every| every > 0 && step % every == 0);
         if due || ends_epoch || interrupt.is_raised() || step == total {
             metrics.sync()?;
-            run.save(&bilevel, step)?;
+            run.save(&bilevel, &samples, step)?;
         }
         if interrupt.is_raised() && step < total {
             let path = directory.path().display();
@@ -158,6 +176,7 @@ pub fn train(
     if last.is_none() {
         observer.note("the run was complete already");
     }
+    let figures = write_figure(&directory.dynamics())?;
     let failed = run.train.failed.len() + run.validation.failed.len();
     Ok(TrainSummary {
         steps: total,
@@ -166,10 +185,17 @@ pub fn train(
         failed,
         tokenizer: report,
         last,
+        figures,
     })
 }
 
-fn line(step: u64, epoch: u64, rates: StepRates, report: &StepReport) -> serde_json::Value {
+fn line(
+    step: u64,
+    epoch: u64,
+    rates: StepRates,
+    report: &StepReport,
+    samples: &Samples,
+) -> serde_json::Value {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let most = |values: &[f64]| values.iter().fold(0.0f64, |most, value| most.max(*value));
     let mut line = json!({
@@ -190,146 +216,28 @@ fn line(step: u64, epoch: u64, rates: StepRates, report: &StepReport) -> serde_j
         "rater_gradient_norm": report.rater_gradient_norm,
         "largest_weight": most(&report.weight),
     });
+    let optional = [
+        ("reference_loss", &report.reference_loss),
+        ("product", &report.product),
+        ("gradient_norm", &report.gradient_norm),
+        ("rating", &report.logit),
+        ("target", &report.target),
+    ];
+    for (name, values) in optional {
+        if !values.is_empty() {
+            line[name] = json!(mean(values));
+        }
+    }
+    if !report.reference_loss.is_empty() {
+        line["reference_gradient_norm"] = json!(report.reference_gradient_norm);
+    }
+    if samples.left_out() > 0 {
+        line["left_out"] = json!(samples.left_out());
+    }
     if let Some(skipped) = report.skipped_updates {
         line["skipped_updates"] = json!(skipped);
     }
     line
-}
-
-fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
-    let count = |share: f64| ((records.len() as f64 * share).round().max(1.0)) as usize;
-    match config.data.portion {
-        Portion::All => records,
-        Portion::First(share) => {
-            let count = count(share);
-            records.truncate(count);
-            records
-        }
-        Portion::Random(share) => {
-            let count = count(share);
-            let mut places: Vec<usize> = (0..records.len()).collect();
-            Random::new(config.seed, Purpose::Select, 0).shuffle(&mut places);
-            places.truncate(count);
-            places.sort_unstable();
-            let mut kept = places.into_iter().peekable();
-            let mut place = 0;
-            records.retain(|_| {
-                let keep = kept.next_if_eq(&place).is_some();
-                place += 1;
-                keep
-            });
-            records
-        }
-    }
-}
-
-fn prepare<'a>(
-    config: &'a Config,
-    directory: &'a RunDirectory,
-    interrupt: &Interrupt,
-    observer: &mut dyn Observer,
-) -> Result<(Run<'a>, Option<FitReport>)> {
-    let records = portion(config, corpus::open(config, config.data.train_csv()?)?.read_all()?);
-    let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
-    let progress: &mut Progress<'_> = &mut progress;
-    let (tokenizer, report, mut pictures) =
-        saved_or_fitted(config, directory, &records, interrupt, progress)?;
-    let text = text_encoder(config, directory)?;
-    let mut train =
-        EncodedCorpus::encode(config, records, tokenizer.as_ref(), &mut pictures, interrupt, progress)?;
-    let (validation, note) = match &config.data.validation {
-        Some(path) => {
-            let records = corpus::open(config, path)?.read_all()?;
-            let none = &mut FitPictures::default();
-            (EncodedCorpus::encode(config, records, tokenizer.as_ref(), none, interrupt, progress)?, None)
-        }
-        None => {
-            let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
-            let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
-            if train.len() < count + config.training.batch {
-                return Err(Error::invalid(format!(
-                    "{} usable records are too few to hold out {count} for validation; give val_csv_path or lower bs",
-                    train.len()
-                )));
-            }
-            let note = format!("no validation set is named, so {count} training records are held out for it");
-            (train.split_off(count, config.seed), Some(note))
-        }
-    };
-    if let Some(note) = note {
-        observer.note(&note);
-    }
-    write_failed(directory, &[&train.failed, &validation.failed])?;
-    let plan = Plan::new(config, train.len(), validation.len())?;
-    let data = format!("{}+{}", train.fingerprint(), validation.fingerprint());
-    Ok((Run { config, directory, tokenizer, text, train, validation, plan, data, on_device: false }, report))
-}
-
-/// Share of the training set held out where the configuration says nothing of validation.
-const DEFAULT_VALIDATION_PORTION: f64 = 0.05;
-
-/// The tokenizer of the run: the one it saved, else a fresh one, which is saved before anything is trained on it.
-fn saved_or_fitted(
-    config: &Config,
-    directory: &RunDirectory,
-    records: &[Record],
-    interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
-) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
-    let folder = directory.image_tokenizer();
-    if folder.join(READY).exists() {
-        return Ok((load_image_tokenizer(&folder)?, None, FitPictures::default()));
-    }
-    let (tokenizer, report, pictures) = corpus::image_tokenizer(config, records, interrupt, progress)?;
-    if tokenizer.quantizer().patch_nums() != config.networks.patch_nums
-        || tokenizer.image_side() != config.networks.image_side()
-    {
-        return Err(Error::invalid(format!(
-            "the image tokenizer makes token maps of sides {:?} from pictures of {} pixels, but the configuration says \
-             {:?} and {}",
-            tokenizer.quantizer().patch_nums(),
-            tokenizer.image_side(),
-            config.networks.patch_nums,
-            config.networks.image_side()
-        )));
-    }
-    make_folder(&folder)?;
-    tokenizer.save(&folder)?;
-    write_whole(&folder.join(READY), b"")?;
-    Ok((tokenizer, report, pictures))
-}
-
-/// Written into an encoder's folder when all of it is there.
-const READY: &str = "ready";
-
-fn make_folder(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))
-}
-
-fn text_encoder(config: &Config, directory: &RunDirectory) -> Result<Box<dyn TextEncoder>> {
-    let folder = directory.text_encoder();
-    if folder.join(READY).exists() {
-        return load_text_encoder(&folder);
-    }
-    let text = corpus::text_encoder(config)?;
-    make_folder(&folder)?;
-    text.save(&folder)?;
-    write_whole(&folder.join(READY), b"")?;
-    Ok(text)
-}
-
-fn write_failed(directory: &RunDirectory, failed: &[&Vec<FailedRecord>]) -> Result<()> {
-    let path = directory.failed();
-    let mut table = csv::Writer::from_writer(Vec::new());
-    let refuse =
-        |error: csv::Error| Error::Table { path: path.clone(), line: None, message: error.to_string() };
-    table.write_record(["id", "line", "reason"]).map_err(refuse)?;
-    for record in failed.iter().copied().flatten() {
-        table.write_record([&record.id, &record.line.to_string(), &record.reason]).map_err(refuse)?;
-    }
-    table.flush().map_err(Error::io("write", &path))?;
-    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&path, &bytes)
 }
 
 /// Both networks, freshly drawn, with their optimisers.
@@ -377,9 +285,12 @@ pub fn build_networks(
             drop_path: true,
             recompute: config.recompute,
             cuda_graph: config.cuda_graph,
+            rule: training.rule,
+            record_norms: false,
             seed: config.seed,
         },
         reader: None,
+        reference: None,
         recorded: RecordedStep::default(),
     })
 }
@@ -408,62 +319,33 @@ impl Run<'_> {
         Ok(bilevel)
     }
 
-    fn save(&self, bilevel: &Bilevel, step: u64) -> Result<()> {
-        let next = step.min(self.plan.updates().saturating_sub(1));
-        let mut optimizer =
-            checkpoint::moments("proxy", &bilevel.proxy_parameters, &bilevel.proxy_optimizer)?;
-        optimizer.extend(checkpoint::moments("rater", &bilevel.rater_parameters, &bilevel.rater_optimizer)?);
-        let state = State {
-            step,
-            epoch: self.plan.epoch(next),
-            upper_level_weight: self.plan.upper_level_weight(next),
-            seed: self.config.seed,
-            proxy_optimizer_steps: bilevel.proxy_optimizer.steps(),
-            rater_optimizer_steps: bilevel.rater_optimizer.steps(),
-            proxy_loss_scale: bilevel.proxy_optimizer.loss_scale(),
-            rater_loss_scale: bilevel.rater_optimizer.loss_scale(),
-            config: self.config.fingerprint(),
-            image_tokenizer: self.tokenizer.fingerprint(),
-            text_encoder: self.text.fingerprint(),
-            data: self.data.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            git_hash: env!("ALCHEMIST_GIT_HASH").to_owned(),
-        };
-        let checkpoint = Checkpoint {
-            proxy: checkpoint::weights(&bilevel.proxy_parameters)?,
-            rater: checkpoint::weights(&bilevel.rater_parameters)?,
-            optimizer,
-            state,
-        };
-        checkpoint.save(&self.directory.checkpoints(), self.config.keep_checkpoints)?;
-        Ok(())
+    /// The rates of a step.
+    fn rates(&self, step: u64) -> StepRates {
+        let scheduled = self.plan.rates(step);
+        StepRates {
+            upper_level_weight: self.plan.upper_level_weight(step),
+            learning_rate: scheduled.learning_rate,
+            weight_decay: scheduled.weight_decay,
+            warm_up: self.warms_up(step),
+        }
     }
 
-    /// Puts a checkpoint back and gives the steps it had done.
-    fn restore(&self, folder: &Path, bilevel: &mut Bilevel) -> Result<u64> {
-        let saved = Checkpoint::load(folder)?;
-        expect_fingerprint(folder, "configuration", &saved.state.config, &self.config.fingerprint())?;
-        expect_fingerprint(
-            folder,
-            "image tokenizer",
-            &saved.state.image_tokenizer,
-            &self.tokenizer.fingerprint(),
-        )?;
-        expect_fingerprint(folder, "text encoder", &saved.state.text_encoder, &self.text.fingerprint())?;
-        expect_fingerprint(folder, "data set", &saved.state.data, &self.data)?;
-        checkpoint::restore_weights(folder, &saved.proxy, &mut bilevel.proxy_parameters)?;
-        checkpoint::restore_weights(folder, &saved.rater, &mut bilevel.rater_parameters)?;
-        let nets = [
-            ("proxy", &bilevel.proxy_parameters, &mut bilevel.proxy_optimizer),
-            ("rater", &bilevel.rater_parameters, &mut bilevel.rater_optimizer),
-        ];
-        for (net, parameters, optimizer) in nets {
-            checkpoint::restore_moments(folder, net, &saved.optimizer, parameters, optimizer)?;
+    fn warms_up(&self, step: u64) -> bool {
+        self.plan.epoch(step) < self.config.training.proxy_warmup_epochs
+    }
+
+    /// Whether what is measured in an epoch is recorded.
+    fn records(&self, epoch: u64) -> bool {
+        self.config.training.record_every.is_some_and(|every| epoch.is_multiple_of(every))
+    }
+
+    /// What has to be there before a step: at the first after the warm-up, the reference proxy.
+    fn begin(&self, step: u64, bilevel: &mut Bilevel) {
+        let first = !self.warms_up(step) && (step == 0 || self.warms_up(step - 1));
+        if first && rule(self.config.training.rule.rule).needs().reference {
+            bilevel.begin_reference();
         }
-        bilevel.proxy_optimizer.set_steps(saved.state.proxy_optimizer_steps);
-        bilevel.rater_optimizer.set_steps(saved.state.rater_optimizer_steps);
-        bilevel.proxy_optimizer.set_loss_scale(saved.state.proxy_loss_scale);
-        bilevel.rater_optimizer.set_loss_scale(saved.state.rater_loss_scale);
-        Ok(saved.state.step)
+        bilevel.settings.record_norms =
+            self.config.training.record_norms && self.records(self.plan.epoch(step));
     }
 }

@@ -5,12 +5,14 @@
 //! files of other programs are read too: numbers become text, missing carried values become empty text.
 
 mod comma_separated;
+mod numbers;
 mod parquet_file;
 
 use std::path::{Path, PathBuf};
 
 pub use comma_separated::CsvTable;
 pub(crate) use comma_separated::write_error;
+pub use numbers::{NumberColumn, NumberHeader, NumberWriter};
 
 use super::ids::{IdIndex, Ids};
 use crate::error::{Error, Result};

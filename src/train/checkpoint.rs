@@ -3,7 +3,9 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `proxy.safetensors`, `rater.safetensors` | the weights under their released names |
-//! | `optimizer.safetensors` | AdamW's moments: `proxy/first/<name>`, `proxy/second/<name>`, and the rater's |
+//! | `optimizer.safetensors` | AdamW's moments: `proxy/first/<name>`, `proxy/second/<name>`, and the other networks' |
+//! | `reference.safetensors` | the weights of the reference proxy, for rules that have one, after the warm-up |
+//! | `samples.safetensors` | what the run knows of each training sample |
 //! | `state.json` | counters, fingerprints, and the SHA-256 of the other files |
 
 use std::{
@@ -27,7 +29,7 @@ use crate::{
 pub type Tensors = BTreeMap<String, Tensor>;
 
 /// The form of `state.json` that this version writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The file of counters and fingerprints.
 const STATE: &str = "state.json";
 /// What the folders' names begin with.
@@ -50,12 +52,18 @@ pub struct State {
     pub proxy_optimizer_steps: u64,
     /// Updates that the rater's optimiser has done.
     pub rater_optimizer_steps: u64,
+    /// Updates that the reference proxy's optimiser has done, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_optimizer_steps: Option<u64>,
     /// Scaling of the proxy's losses, where there is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_loss_scale: Option<LossScale>,
     /// Scaling of the rater's losses, where there is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rater_loss_scale: Option<LossScale>,
+    /// Scaling of the reference proxy's losses, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_loss_scale: Option<LossScale>,
     /// [`Config::fingerprint`](crate::config::Config::fingerprint).
     pub config: String,
     /// Fingerprint of the image tokenizer.
@@ -93,14 +101,21 @@ pub struct Checkpoint {
     pub proxy: Tensors,
     /// The rater's weights.
     pub rater: Tensors,
-    /// Both optimisers' moments.
+    /// All optimisers' moments.
     pub optimizer: Tensors,
+    /// The reference proxy's weights, where there is one.
+    pub reference: Option<Tensors>,
+    /// What the run knows of each training sample.
+    pub samples: Tensors,
     /// The rest.
     pub state: State,
 }
 
-/// The three files of tensors.
-const FILES: [&str; 3] = ["proxy.safetensors", "rater.safetensors", "optimizer.safetensors"];
+/// The files of tensors that every checkpoint has.
+const FILES: [&str; 4] =
+    ["proxy.safetensors", "rater.safetensors", "optimizer.safetensors", "samples.safetensors"];
+/// The file of the reference proxy.
+const REFERENCE: &str = "reference.safetensors";
 
 impl Checkpoint {
     /// Writes the checkpoint into `checkpoints`, the folder of all of them, and removes all but the `keep` newest.
@@ -112,7 +127,9 @@ impl Checkpoint {
         let target = checkpoints.join(format!("{PREFIX}{:08}", self.state.step));
         let pending = PendingFolder::new(&target)?;
         let mut files = BTreeMap::new();
-        for (name, tensors) in FILES.into_iter().zip([&self.proxy, &self.rater, &self.optimizer]) {
+        let tensors = [&self.proxy, &self.rater, &self.optimizer, &self.samples];
+        let reference = self.reference.as_ref().map(|reference| (REFERENCE, reference));
+        for (name, tensors) in FILES.into_iter().zip(tensors).chain(reference) {
             let bytes = to_safetensors(tensors).map_err(|message| damaged(&target.join(name), message))?;
             files.insert(name.to_owned(), FileRecord { bytes: bytes.len() as u64, sha256: sha256(&bytes) });
             pending.write(name, &bytes)?;
@@ -138,8 +155,19 @@ impl Checkpoint {
     /// If a file is missing, truncated or changed since it was written.
     pub fn load(folder: &Path) -> Result<Self> {
         let state = read_state(folder)?;
-        let [proxy, rater, optimizer] = FILES.map(|name| read_file(folder, name, &state));
-        Ok(Self { proxy: proxy?, rater: rater?, optimizer: optimizer?, state: state.state })
+        let [proxy, rater, optimizer, samples] = FILES.map(|name| read_file(folder, name, &state));
+        let reference = match state.files.contains_key(REFERENCE) {
+            true => Some(read_file(folder, REFERENCE, &state)?),
+            false => None,
+        };
+        Ok(Self {
+            proxy: proxy?,
+            rater: rater?,
+            optimizer: optimizer?,
+            reference,
+            samples: samples?,
+            state: state.state,
+        })
     }
 
     /// The rater's weights and the state alone, for scoring.

@@ -116,6 +116,20 @@ impl AdamW {
         (&self.first[id.0], &self.second[id.0])
     }
 
+    /// The second moments of all parameters.
+    pub fn second_moments(&self) -> &[Tensor] {
+        &self.second
+    }
+
+    /// What corrects the bias of the second moments, and ε: `[1 / (1 − β₂ᵗ), ε]` after `t` updates, the first being 0 where
+    /// there has been none.
+    pub fn second_moment_factors(&self) -> [f64; 2] {
+        let AdamWSettings { beta2, epsilon, .. } = self.settings;
+        let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let inverse = if self.steps == 0 { 0.0 } else { 1.0 / (1.0 - beta2.powi(exponent)) };
+        [inverse, epsilon]
+    }
+
     /// All moments, to be changed in place.
     pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.first.iter_mut().chain(&mut self.second)

@@ -6,6 +6,7 @@
 //! | `provenance.json` | version, commit, seed and command line of every start |
 //! | `metrics.jsonl` | one line a logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
+//! | `dynamics/` | what was measured of each training sample, an epoch a file |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
 //! | `lock` | held while a process writes here |
@@ -98,6 +99,9 @@ impl RunDirectory {
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
         remove_leftovers(&checkpoints)?;
+        if run.dynamics().exists() {
+            remove_leftovers(&run.dynamics())?;
+        }
         Ok((run, config))
     }
 
@@ -147,6 +151,11 @@ impl RunDirectory {
     /// The folder of the text encoder.
     pub fn text_encoder(&self) -> PathBuf {
         self.path.join("text_encoder")
+    }
+
+    /// The folder of what was measured of each sample, an epoch a file.
+    pub fn dynamics(&self) -> PathBuf {
+        self.path.join("dynamics")
     }
 
     /// The table of records that could not be used.

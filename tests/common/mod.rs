@@ -33,6 +33,14 @@ pub mod tolerance {
     pub const OP_F32: f64 = 1e-5;
     /// A whole network's gradients in f32 against its own f64 run: rounding adds up over its layers.
     pub const NETWORK_F32: f64 = 1e-4;
+    /// Per-sample products and norms against one backward pass a sample, in f64, for each parameter.
+    pub const GHOST_F64: f64 = 1e-10;
+    /// The same in f32, against f64.
+    pub const GHOST_F32: f64 = 1e-5;
+    /// The same over all parameters on a device in bf16, against f64.
+    pub const GHOST_BF16: f64 = 1e-2;
+    /// The same against the released model, in all and for each parameter.
+    pub const PARITY_GHOST: f64 = 1e-4;
 }
 
 /// A folder made by running the released code.

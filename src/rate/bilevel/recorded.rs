@@ -1,7 +1,7 @@
 //! A step on a device: done once as it is written, then recorded as a graph, then replayed for as long as it is the same.
 
 use super::{
-    Asked, Bilevel, BilevelSettings,
+    Asked, Bilevel, BilevelSettings, Updates,
     inputs::{Form, OnDevice, Prepared},
 };
 use crate::{
@@ -52,7 +52,12 @@ struct Key {
 
 impl Bilevel {
     /// Asks a device for a step.
-    pub(super) fn ask_device(&mut self, device: &Device, mut prepared: Vec<Prepared>) -> Result<Asked> {
+    pub(super) fn ask_device(
+        &mut self,
+        device: &Device,
+        mut prepared: Vec<Prepared>,
+        updates: Updates,
+    ) -> Result<Asked> {
         let key = Key {
             settings: self.settings.clone(),
             forms: prepared.iter_mut().map(Prepared::form).collect(),
@@ -65,7 +70,7 @@ impl Bilevel {
                 }
                 let (graph, asked) = match held.graph {
                     Some(recorded) => recorded,
-                    None => self.record(device, &held.inputs)?,
+                    None => self.record(device, &held.inputs, updates)?,
                 };
                 graph.replay()?;
                 self.recorded = RecordedStep(Some(Held { graph: Some((graph, asked.clone())), ..held }));
@@ -76,7 +81,7 @@ impl Bilevel {
                 drop(other);
                 let to_device = |prepared| OnDevice::new(prepared, device);
                 let inputs: Vec<OnDevice> = prepared.into_iter().map(to_device).collect::<Result<_>>()?;
-                let asked = self.ask_unpacked(device, &inputs)?;
+                let asked = self.ask_unpacked(device, &inputs, updates)?;
                 if self.settings.cuda_graph {
                     self.recorded = RecordedStep(Some(Held { key, inputs, graph: None }));
                 }
@@ -85,15 +90,16 @@ impl Bilevel {
         }
     }
 
-    fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice]) -> Result<Asked> {
+    fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<Asked> {
         let (reader, dtype) = (self.reader.clone(), self.proxy_parameters.compute_dtype());
-        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), dtype)))
+        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), dtype)), updates)
     }
 
-    fn record(&mut self, device: &Device, inputs: &[OnDevice]) -> Result<(Graph, Asked)> {
+    fn record(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<(Graph, Asked)> {
         device.consolidate_memory()?;
-        let recorded = device.capture(|| self.ask_unpacked(device, inputs))?;
-        for optimizer in [&mut self.proxy_optimizer, &mut self.rater_optimizer] {
+        let recorded = device.capture(|| self.ask_unpacked(device, inputs, updates))?;
+        let reference = self.reference.as_mut().map(|reference| &mut reference.optimizer);
+        for optimizer in [&mut self.proxy_optimizer, &mut self.rater_optimizer].into_iter().chain(reference) {
             optimizer.recorded()?;
         }
         Ok(recorded)
@@ -102,10 +108,13 @@ impl Bilevel {
     /// Where the weights, their copies and the moments are, each the network's own: what a graph writes in place.
     fn addresses(&mut self) -> Result<Vec<u64>> {
         let mut tensors: Vec<&mut Tensor> = Vec::new();
-        for (parameters, optimizer) in [
+        let reference =
+            self.reference.as_mut().map(|reference| (&mut reference.parameters, &mut reference.optimizer));
+        let networks = [
             (&mut self.proxy_parameters, &mut self.proxy_optimizer),
             (&mut self.rater_parameters, &mut self.rater_optimizer),
-        ] {
+        ];
+        for (parameters, optimizer) in networks.into_iter().chain(reference) {
             tensors.extend(parameters.values_mut().flat_map(|(value, copy)| [Some(value), copy]).flatten());
             tensors.extend(optimizer.moments_mut());
         }

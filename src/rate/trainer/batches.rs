@@ -58,6 +58,13 @@ impl Order {
 /// Released: captions of at most so many characters are never dropped (upstream.md, D3).
 const SHORT_CAPTION: usize = 20;
 
+/// The batches of a step, and which training samples are in them.
+#[derive(Default)]
+pub(super) struct StepBatches {
+    pub(super) micro: Vec<MicroBatch>,
+    pub(super) places: Vec<Vec<usize>>,
+}
+
 /// Makes the batches of any step.
 pub(super) struct Batches {
     train: Order,
@@ -74,18 +81,18 @@ impl Batches {
     }
 
     /// Those of a step, on their way to where the networks are.
-    pub(super) fn of(&mut self, run: &Run<'_>, step: u64, bilevel: &Bilevel) -> Result<Vec<MicroBatch>> {
-        let micro_batch = |iteration: u64| {
-            bilevel.ahead(MicroBatch {
-                train: run.batch(&run.train, &self.train.batch(iteration)?, 2 * iteration)?,
-                validation: run.batch(
-                    &run.validation,
-                    &self.validation.batch(iteration)?,
-                    2 * iteration + 1,
-                )?,
-            })
-        };
-        run.plan.iterations(step).map(micro_batch).collect()
+    pub(super) fn of(&mut self, run: &Run<'_>, step: u64, bilevel: &Bilevel) -> Result<StepBatches> {
+        let mut batches = StepBatches::default();
+        for iteration in run.plan.iterations(step) {
+            let (train, validation) = (self.train.batch(iteration)?, self.validation.batch(iteration)?);
+            batches.micro.push(bilevel.ahead(MicroBatch {
+                train: run.batch(&run.train, &train, 2 * iteration)?,
+                validation: run.batch(&run.validation, &validation, 2 * iteration + 1)?,
+                prior: None,
+            })?);
+            batches.places.push(train);
+        }
+        Ok(batches)
     }
 }
 

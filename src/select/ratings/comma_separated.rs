@@ -276,7 +276,8 @@ pub(crate) fn write_error(path: &Path, error: csv::Error) -> Error {
     }
 }
 
-fn finish_csv(writer: csv::Writer<WholeFile>, path: &Path) -> Result<()> {
+/// Completes a table and gives the file its name.
+pub(super) fn finish_csv(writer: csv::Writer<WholeFile>, path: &Path) -> Result<()> {
     match writer.into_inner() {
         Ok(file) => file.finish(),
         Err(error) => {

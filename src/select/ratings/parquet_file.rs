@@ -28,12 +28,12 @@ use crate::{
 };
 
 /// A row group is written when it holds this many rows or [`GROUP_BYTES`] of text.
-const GROUP_ROWS: usize = 1 << 17;
-const GROUP_BYTES: usize = 32 << 20;
+pub(super) const GROUP_ROWS: usize = 1 << 17;
+pub(super) const GROUP_BYTES: usize = 32 << 20;
 /// Rows decoded at a time when reading.
 const BATCH_ROWS: usize = 1 << 13;
 
-fn parquet_error(action: &'static str, path: &Path, error: ParquetError) -> Error {
+pub(super) fn parquet_error(action: &'static str, path: &Path, error: ParquetError) -> Error {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
             Ok(source) => Error::Io { action, path: path.to_path_buf(), source: *source },

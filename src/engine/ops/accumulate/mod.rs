@@ -35,7 +35,7 @@ impl Rows {
         &self.index
     }
 
-    fn on(&self, device: &Device) -> Result<&GatherIndex> {
+    pub(crate) fn on(&self, device: &Device) -> Result<&GatherIndex> {
         let (held, index) = match self.on_device.get() {
             Some(held) => held,
             None => {

@@ -11,7 +11,7 @@ use crate::{
 
 const OP: &str = "rater_loss";
 const THREADS: u32 = 256;
-/// The seeds' factor, the losses' and that of the entropy term.
+/// The seeds' factor, the constants' and that of the entropy term.
 const FACTORS: usize = 3;
 
 fn launch(samples: usize) -> Result<Launch> {
@@ -37,27 +37,86 @@ pub fn rater_loss_seeds(seeds: &mut Buffer<f32>, weights: &Buffer<f32>, factors:
     }
 }
 
-/// The gradient of the weights, `[B]` like losses and weights.
+/// The gradient of the weights, `[B]` like constants and weights.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
 pub fn rater_loss_backward(
     d_weights: &mut Buffer<f32>,
-    losses: &Buffer<f32>,
+    constants: &Buffer<f32>,
     weights: &Buffer<f32>,
     factors: &Buffer<f32>,
 ) -> Result<()> {
     d_weights.expect_len(OP, "the gradient", weights.len())?;
-    losses.expect_len(OP, "the losses", weights.len())?;
+    constants.expect_len(OP, "the constants", weights.len())?;
     factors.expect_len(OP, "the factors", FACTORS)?;
     if weights.is_empty() {
         return Ok(());
     }
     let count = Argument::U32(size(OP, "samples", weights.len())?);
-    let arguments = [d_weights.write(), losses.read(), weights.read(), factors.read(), count];
+    let arguments = [d_weights.write(), constants.read(), weights.read(), factors.read(), count];
     // SAFETY: arguments in the kernel's order; the gradient is borrowed mutably; the sizes were compared above; all buffers
     // live, and are freed in the order of the work.
     unsafe {
-        weights.device().launch(&Kernel::new(OP, "rater_loss_backward"), &launch(weights.len())?, &arguments)
+        let kernel = Kernel::new(OP, "rater_loss_backward");
+        weights.device().launch(&kernel, &Launch::linear(1, THREADS), &arguments)
+    }
+}
+
+/// The constants less their mean and, with `deviation`, over their standard deviation; `[B]`. What is not finite stays as it
+/// is and does not count.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn rater_loss_standardise(to: &mut Buffer<f32>, constants: &Buffer<f32>, deviation: bool) -> Result<()> {
+    to.expect_len(OP, "the result", constants.len())?;
+    if constants.is_empty() {
+        return Ok(());
+    }
+    let count = Argument::U32(size(OP, "samples", constants.len())?);
+    let arguments = [to.write(), constants.read(), count, Argument::U32(u32::from(deviation))];
+    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
+    // live, and are freed in the order of the work.
+    unsafe {
+        let kernel = Kernel::new(OP, "rater_loss_standardise");
+        constants.device().launch(&kernel, &Launch::linear(1, THREADS), &arguments)
+    }
+}
+
+/// The gradient of the logits and the targets, `[B]` each, from the logits, the constants, the running averages `[B, 2]` and
+/// the corpus' figures `[3]`.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn rater_loss_regression(
+    [d_logits, targets]: [&mut Buffer<f32>; 2],
+    logits: &Buffer<f32>,
+    constants: &Buffer<f32>,
+    averages: &Buffer<f32>,
+    corpus: &Buffer<f32>,
+) -> Result<()> {
+    d_logits.expect_len(OP, "the gradient", logits.len())?;
+    targets.expect_len(OP, "the targets", logits.len())?;
+    constants.expect_len(OP, "the constants", logits.len())?;
+    averages.expect_len(OP, "the averages", 2 * logits.len())?;
+    corpus.expect_len(OP, "the corpus' figures", FACTORS)?;
+    if logits.is_empty() {
+        return Ok(());
+    }
+    let count = Argument::U32(size(OP, "samples", logits.len())?);
+    let arguments = [
+        d_logits.write(),
+        targets.write(),
+        logits.read(),
+        constants.read(),
+        averages.read(),
+        corpus.read(),
+        count,
+    ];
+    // SAFETY: arguments in the kernel's order; gradient and targets are borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in the order of the work.
+    unsafe {
+        let kernel = Kernel::new(OP, "rater_loss_regression");
+        logits.device().launch(&kernel, &launch(logits.len())?, &arguments)
     }
 }

@@ -1,13 +1,19 @@
-//! What passes between the two networks of a bilevel step with the rule `loss` (method.md, eq. 9): the rater's weights seed
-//! the proxy's backward, and the proxy's losses seed the rater's. Nothing is differentiated through this.
+//! What passes between the two networks of a bilevel step (method.md, the table of rules): the rater's weights seed the
+//! proxy's backward, and one constant a sample, which a rule makes of what the proxy showed, seeds the rater's. Nothing is
+//! differentiated through this. A constant that is not finite leaves its sample out of the rater's update.
 
 pub mod cpu;
 pub mod cuda;
 
 use crate::{
-    engine::{DType, Tensor},
-    error::Result,
+    engine::{
+        DType, Tensor,
+        ops::{accumulate::cuda::add_scaled, expect_shape},
+    },
+    error::{Error, Result},
 };
+
+const OP: &str = "rater_loss";
 
 /// The factors of one micro-batch: in f64 on the host, in f32 on a device.
 #[derive(Clone, Debug)]
@@ -18,8 +24,8 @@ pub struct RaterLoss(Tensor);
 pub struct RaterLossFactors {
     /// Multiplies the weights: the share of the weighted training loss in the proxy's.
     pub seed: f64,
-    /// Multiplies the losses.
-    pub loss: f64,
+    /// Multiplies the constants.
+    pub constant: f64,
     /// Multiplies the released entropy term; 0 leaves it out.
     pub entropy: f64,
 }
@@ -30,8 +36,8 @@ impl RaterLoss {
     /// # Errors
     /// Never, as they are three.
     pub fn new(factors: RaterLossFactors) -> Result<Self> {
-        let RaterLossFactors { seed, loss, entropy } = factors;
-        Ok(Self(Tensor::new(&[3], vec![seed, loss, entropy])?))
+        let RaterLossFactors { seed, constant, entropy } = factors;
+        Ok(Self(Tensor::new(&[3], vec![seed, constant, entropy])?))
     }
 
     /// The factors `[3]`, to be taken to a device, in f32 there.
@@ -52,17 +58,100 @@ impl RaterLoss {
         Tensor::written(weights.device(), &samples, |seeds| cuda::rater_loss_seeds(seeds, weights, factors))
     }
 
-    /// The gradient of each weight, `[B, 1]`, from the losses `[B]` and the weights `[B, 1]`.
+    /// The gradient of each weight, `[B, 1]`, from the rule's constants `[B]` and the weights `[B, 1]`.
     ///
     /// # Errors
     /// If they are elsewhere.
-    pub fn d_weights(&self, losses: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    pub fn d_weights(&self, constants: &Tensor, weights: &Tensor) -> Result<Tensor> {
         if weights.device().is_none() {
-            return cpu::d_weights(losses, weights, self.0.as_slice()?)?.cast(weights.dtype());
+            return cpu::d_weights(constants, weights, self.0.as_slice()?)?.cast(weights.dtype());
         }
-        let (losses, factors) = (losses.buffer::<f32>()?, self.0.buffer::<f32>()?);
+        let (constants, factors) = (constants.buffer::<f32>()?, self.0.buffer::<f32>()?);
         let (shape, weights) = (weights.shape(), weights.buffer::<f32>()?);
-        Tensor::written(weights.device(), shape, |d| cuda::rater_loss_backward(d, losses, weights, factors))
+        Tensor::written(weights.device(), shape, |d| {
+            cuda::rater_loss_backward(d, constants, weights, factors)
+        })
+    }
+}
+
+/// `Σ factor·x` of tensors `[B]` of one place: in the first one's type.
+///
+/// # Errors
+/// If there is none, or they differ in size or place.
+pub fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+    let Some((_, first)) = terms.first() else {
+        return Err(Error::invalid("a combination of nothing has no size"));
+    };
+    for (_, term) in terms {
+        expect_shape(OP, "a term", term, first.shape())?;
+    }
+    if first.device().is_none() {
+        return cpu::linear_combination(terms)?.cast(first.dtype());
+    }
+    let samples = first.buffer::<f32>()?;
+    Tensor::written::<f32>(samples.device(), first.shape(), |sum| {
+        sum.clear()?;
+        terms.iter().try_for_each(|(factor, term)| add_scaled(sum, term.buffer::<f32>()?, narrowed(*factor)))
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a device computes in f32")]
+fn narrowed(factor: f64) -> f32 {
+    factor as f32
+}
+
+/// The constants of a batch less their mean and, with `deviation`, over their standard deviation (all zeros where it is 0).
+/// What is not finite stays as it is and does not count.
+///
+/// # Errors
+/// If a device fails.
+pub fn standardise(constants: &Tensor, deviation: bool) -> Result<Tensor> {
+    if constants.device().is_none() {
+        return cpu::standardise(constants, deviation)?.cast(constants.dtype());
+    }
+    let from = constants.buffer::<f32>()?;
+    Tensor::written(from.device(), constants.shape(), |to| cuda::rater_loss_standardise(to, from, deviation))
+}
+
+/// What the rater's logits are regressed on, for one batch: in f64 on the host, in f32 on a device.
+#[derive(Clone, Debug)]
+pub struct RegressionTargets {
+    /// `[B, 2]`: what is there of a sample's running average, and the share of a new number in it.
+    pub averages: Tensor,
+    /// `[3]`: the mean of the averages over the corpus, 1 over their deviation, and the factor of the loss.
+    pub corpus: Tensor,
+}
+
+impl RegressionTargets {
+    /// The gradient of `factor·Σ_i (logit_i − t_i)²` by the logits `[B, 1]`, in their type, and the targets `t` `[B]`: the
+    /// running average with `−c_i` in it, standardised. Samples whose constant is not finite have no gradient, and no
+    /// number as target.
+    ///
+    /// # Errors
+    /// If the sizes do not fit or something is elsewhere.
+    pub fn d_logits(&self, logits: &Tensor, constants: &Tensor) -> Result<[Tensor; 2]> {
+        let samples = constants.len();
+        expect_shape(OP, "the logits", logits, &[samples, 1])?;
+        expect_shape(OP, "the averages", &self.averages, &[samples, 2])?;
+        expect_shape(OP, "the corpus' figures", &self.corpus, &[3])?;
+        if logits.device().is_none() {
+            let [d, targets] =
+                cpu::d_logits(logits, constants, self.averages.as_slice()?, self.corpus.as_slice()?)?;
+            return Ok([d.cast(logits.dtype())?, targets]);
+        }
+        let wide = logits.cast(DType::F32)?;
+        let device = constants.buffer::<f32>()?.device();
+        let mut targets = device.uninitialised::<f32>(samples)?;
+        let d = Tensor::written::<f32>(device, logits.shape(), |d| {
+            cuda::rater_loss_regression(
+                [d, &mut targets],
+                wide.buffer()?,
+                constants.buffer()?,
+                self.averages.buffer()?,
+                self.corpus.buffer()?,
+            )
+        })?;
+        Ok([d.cast(logits.dtype())?, Tensor::from_buffer(&[samples], targets)?])
     }
 }
 

@@ -1,0 +1,85 @@
+//! `attribute`: how each record's gradient lies to the validation gradient.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    cli::watch::Counted,
+    engine::cuda::DeviceChoice,
+    error::{Error, Result},
+    interrupt::Interrupt,
+    rate::attribute,
+};
+
+/// The geometry of the inner product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Geometry {
+    /// With the validation gradient V.
+    Sgd,
+    /// With V / (√v̂ + ε), v̂ being the second moment of the checkpoint's optimiser.
+    Adamw,
+}
+
+/// The arguments of `attribute`.
+#[derive(Clone, Debug, Args)]
+pub struct AttributeArguments {
+    /// A run directory, for its newest checkpoint, or one or more of the folders in its `checkpoints`.
+    #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
+    pub checkpoint: Vec<PathBuf>,
+    /// All checkpoints that the run keeps (`keep_checkpoints` in its configuration says how many).
+    #[arg(long)]
+    pub every: bool,
+    /// The corpus: a CSV with the columns that the run's configuration names.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: PathBuf,
+    /// The records whose mean loss the others are held against, in the same form.
+    #[arg(long, value_name = "FILE.csv")]
+    pub validation: PathBuf,
+    /// Where the numbers go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What a record's gradient is multiplied with.
+    #[arg(long, value_enum, default_value_t = Geometry::Sgd)]
+    pub geometry: Geometry,
+    /// Pairs at once. Numbers do not depend on it, except for their last digits on a device.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Replace an output that is there already.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Where the proxy is: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the corpus from being attributed; [`Error::Interrupted`] when the user stopped it.
+pub fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Result<()> {
+    let mut sets = arguments.set;
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
+    let request = attribute::AttributeRequest {
+        checkpoints: arguments.checkpoint,
+        every: arguments.every,
+        corpus: arguments.data,
+        validation: arguments.validation,
+        out: arguments.out,
+        geometry: match arguments.geometry {
+            Geometry::Sgd => attribute::Geometry::Sgd,
+            Geometry::Adamw => attribute::Geometry::Adamw,
+        },
+        batch: usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?,
+        overwrite: arguments.overwrite,
+        sets,
+    };
+    let mut progress = Counted::new();
+    let summary = attribute::attribute(&request, interrupt, &mut |what, done, total| {
+        progress.count(what, done, total);
+    })?;
+    super::say(&summary.to_string())
+}

@@ -1,0 +1,83 @@
+//! The keys of the rater's rule.
+
+use std::str::FromStr;
+
+use super::Checker;
+use crate::{
+    config::{Compat, Geometry, RuleName, RuleSettings, Scaling, Teaching, raw::RawConfig},
+    error::Result,
+};
+
+/// What the keys come to.
+pub(super) struct RuleKeys {
+    pub(super) settings: RuleSettings,
+    pub(super) proxy_warmup_epochs: u64,
+    pub(super) average_from_epoch: u64,
+    pub(super) record_every: Option<u64>,
+    pub(super) record_norms: bool,
+}
+
+/// A name out of a list; the default is written back.
+fn named<T: FromStr<Err = crate::Error> + ToString>(
+    checker: &Checker<'_>,
+    key: &str,
+    held: &mut Option<String>,
+    default: T,
+) -> Result<T> {
+    let name = held.get_or_insert_with(|| default.to_string()).clone();
+    name.parse().or_else(|error: crate::Error| checker.refuse(key, error.to_string()))
+}
+
+/// Checks the keys; defaults depend on the rule.
+pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
+    let rule = named(checker, "rule", &mut raw.rule, RuleName::default())?;
+    let aligns = rule == RuleName::Alignment;
+    let (geometry, scaling, teaching) = match aligns {
+        true => (Geometry::AdamW, Scaling::None, Teaching::Regression),
+        false => (Geometry::Sgd, Scaling::None, Teaching::Weights),
+    };
+    let settings = RuleSettings {
+        rule,
+        geometry: named(checker, "rule_geometry", &mut raw.rule_geometry, geometry)?,
+        scaling: named(checker, "rule_scaling", &mut raw.rule_scaling, scaling)?,
+        teaching: named(checker, "rater_teaching", &mut raw.rater_teaching, teaching)?,
+    };
+    if settings.geometry == Geometry::AdamW && !aligns {
+        return checker
+            .refuse("rule_geometry", format!("is adamw, but the rule `{rule}` forms no inner products"));
+    }
+    let epochs = raw.ep.unwrap_or(1).max(1);
+    let warm_up = i64::from(rule == RuleName::Excess && epochs > 1);
+    let warm_up = checker.integer(
+        "proxy_warmup_epochs",
+        &mut raw.proxy_warmup_epochs,
+        warm_up,
+        0,
+        epochs.saturating_sub(1).max(0),
+    )?;
+    let from = warm_up.max(i64::from(epochs > 1));
+    let from = checker.integer(
+        "average_from_epoch",
+        &mut raw.average_from_epoch,
+        from,
+        0,
+        epochs.saturating_sub(1),
+    )?;
+    let every = checker.integer("record_every", &mut raw.record_every, 1, 0, i64::MAX)?.unsigned_abs();
+    let norms = *raw.record_norms.get_or_insert(aligns && every > 0);
+    if compat.cross_attention_first_sample && (aligns || norms) {
+        let key = if aligns { "rule" } else { "record_norms" };
+        return checker.refuse(
+            key,
+            "needs each sample's own gradient, but under compat.cross_attention_first_sample every sample's loss depends on \
+             the first of its batch; switch that off",
+        );
+    }
+    Ok(RuleKeys {
+        settings,
+        proxy_warmup_epochs: warm_up.unsigned_abs(),
+        average_from_epoch: from.unsigned_abs(),
+        record_every: (every > 0).then_some(every),
+        record_norms: norms,
+    })
+}

@@ -1,0 +1,102 @@
+//! By which rule the rater learns, and how: the names that a configuration gives. What they do is in
+//! [`rate::rules`](crate::rate::rules).
+
+use std::{fmt, str::FromStr};
+
+use crate::error::{Error, Result};
+
+/// Names with their meanings, as a configuration writes it.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// All of them, in order.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(match self { $(Self::$variant => $text),* })
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                match text {
+                    $($text => Ok(Self::$variant),)*
+                    _ => Err(Error::invalid(format!(
+                        "must be {}, but is \"{text}\"",
+                        [$(concat!("\"", $text, "\"")),*].join(" or ")
+                    ))),
+                }
+            }
+        }
+    };
+}
+
+named! {
+    /// Which rule.
+    RuleName {
+        /// `c_i = ℓ_i(θ)` (eq. 9, as released).
+        #[default]
+        Loss = "loss",
+        /// `c_i = ℓ_i(θ) − ℓ_i(θ̂)` (eq. 6).
+        Excess = "excess",
+        /// `c_i = −⟨∇ℓ_i(θ), ∇L_val(θ)⟩` (the exact one-step meta-gradient).
+        Alignment = "alignment",
+    }
+}
+
+named! {
+    /// What the samples' gradients are multiplied with, where a rule needs products.
+    Geometry {
+        /// The validation gradient V: what a step of SGD would change.
+        #[default]
+        Sgd = "sgd",
+        /// `V / (√v̂ + ε)` with AdamW's second moment: the geometry in which the proxy moves.
+        AdamW = "adamw",
+    }
+}
+
+named! {
+    /// What is done to the constants of a batch before the rater sees them.
+    Scaling {
+        /// Nothing.
+        #[default]
+        None = "none",
+        /// Their mean is taken off.
+        Centre = "centre",
+        /// Their mean is taken off, and they are divided by their standard deviation.
+        Standardise = "standardise",
+    }
+}
+
+named! {
+    /// How the rater is taught.
+    Teaching {
+        /// The rater descends `Σ_i c_i W_i`, `W` being a softmax over the batch; the proxy is trained with these weights.
+        #[default]
+        Weights = "weights",
+        /// The rater's logit of a sample descends its squared distance to the sample's running average of `−c_i`, standardised
+        /// over the corpus; the proxy is trained with equal weights.
+        Regression = "regression",
+    }
+}
+
+/// A rule and how it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleSettings {
+    /// Which.
+    pub rule: RuleName,
+    /// What gradients are multiplied with.
+    pub geometry: Geometry,
+    /// What is done to a batch's constants.
+    pub scaling: Scaling,
+    /// How the rater learns from them.
+    pub teaching: Teaching,
+}

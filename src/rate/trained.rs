@@ -1,0 +1,112 @@
+//! A trained run as the commands that come after it find it: configuration, encoders and checkpoints.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
+    error::{Error, Result},
+    train::{
+        checkpoint::{Checkpoint, State, expect_fingerprint},
+        run_directory::RunDirectory,
+    },
+};
+
+/// What a user's path to a run or a checkpoint names.
+pub(crate) struct Named {
+    /// The run that the checkpoint belongs to.
+    pub(crate) run: PathBuf,
+    /// The checkpoint itself, where one is named.
+    pub(crate) checkpoint: Option<PathBuf>,
+}
+
+impl Named {
+    /// A run directory, or one checkpoint in it.
+    pub(crate) fn new(given: &Path) -> Self {
+        if RunDirectory::is_run(given) {
+            return Self { run: given.to_path_buf(), checkpoint: None };
+        }
+        let run = given.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+        Self { run: run.to_path_buf(), checkpoint: Some(given.to_path_buf()) }
+    }
+
+    /// The checkpoint that is named, or the run's newest.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        match &self.checkpoint {
+            Some(folder) => Ok(folder.clone()),
+            None => Checkpoint::newest(&checkpoints(&self.run))?.ok_or_else(|| no_checkpoint(&self.run)),
+        }
+    }
+}
+
+/// All checkpoints of a run that are kept, oldest first.
+pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
+    let path = checkpoints(run);
+    let mut found = Vec::new();
+    if path.exists() {
+        for entry in fs::read_dir(&path).map_err(Error::io("read", &path))? {
+            let entry = entry.map_err(Error::io("read", &path))?;
+            let name = entry.file_name();
+            if let Some(step) =
+                name.to_string_lossy().strip_prefix("step-").and_then(|step| step.parse().ok())
+            {
+                found.push((step, entry.path()));
+            }
+        }
+    }
+    found.sort_by_key(|&(step, _): &(u64, _)| step);
+    if found.is_empty() {
+        Err(no_checkpoint(run))
+    } else {
+        Ok(found.into_iter().map(|(_, path)| path).collect())
+    }
+}
+
+fn checkpoints(run: &Path) -> PathBuf {
+    run.join("checkpoints")
+}
+
+fn no_checkpoint(run: &Path) -> Error {
+    Error::invalid(format!("{} has no checkpoint yet; train it further first", run.display()))
+}
+
+/// The configuration of a run with `key=value` arguments on top.
+///
+/// # Errors
+/// If there is no run or an argument cannot be used.
+pub(crate) fn configuration(run: &Path, sets: &[String]) -> Result<Config> {
+    let held = RunDirectory::config_of(run)?;
+    Config::parse(&run.display().to_string(), &held.to_json().to_string(), sets)
+}
+
+/// The encoders that a run was trained with.
+pub(crate) struct Encoders {
+    pub(crate) tokenizer: Box<dyn ImageTokenizer>,
+    pub(crate) text: Box<dyn TextEncoder>,
+}
+
+impl Encoders {
+    /// Reads those of a run.
+    pub(crate) fn of(run: &Path) -> Result<Self> {
+        Ok(Self {
+            tokenizer: load_image_tokenizer(&run.join("image_tokenizer"))?,
+            text: load_text_encoder(&run.join("text_encoder"))?,
+        })
+    }
+
+    /// Refuses a checkpoint that was made with others.
+    pub(crate) fn expect(&self, folder: &Path, state: &State) -> Result<()> {
+        let (tokenizer, text) = (self.tokenizer.fingerprint(), self.text.fingerprint());
+        expect_fingerprint(folder, "image tokenizer", &state.image_tokenizer, &tokenizer)?;
+        expect_fingerprint(folder, "text encoder", &state.text_encoder, &text)
+    }
+
+    /// Vocabulary, channels of a code, and channels of the text, which a network's size depends on.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        let quantizer = self.tokenizer.quantizer();
+        (quantizer.vocabulary(), quantizer.channels(), self.text.channels())
+    }
+}
