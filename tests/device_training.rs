@@ -233,8 +233,8 @@ fn every_rule_is_the_same_on_a_device() {
     for (rule, shared_aln, count) in
         [(excess, false, 1), (scaled, true, 1), (taught, false, 2), (RULE, false, 1)]
     {
-        let case = Case { rule, shared_aln, micro_batches: count, record_norms: true, ..PLAIN };
-        let run = |compute: Option<DType>| {
+        let case = Case { rule, shared_aln, depth: 1, micro_batches: count, record_norms: true, ..PLAIN };
+        let run = |compute: Option<DType>, steps: u64| {
             let mut bilevel = bilevel(&case);
             if rule.rule == RuleName::Excess {
                 bilevel.begin_reference();
@@ -250,15 +250,15 @@ fn every_rule_is_the_same_on_a_device() {
                 }
                 bilevel.step(&micro, RATES, at).unwrap()
             };
-            // The third step is the first that a device repeats from its recording.
-            (0..4).map(one).collect::<Vec<StepReport>>()
+            // The second step is recorded, and the third replayed from the recording.
+            (0..steps).map(one).collect::<Vec<StepReport>>()
         };
-        let expected = run(None);
+        let expected = run(None, 3);
         // In 16 bits the first step alone: AdamW makes whole steps of small differences.
-        for (compute, bound, steps) in [(DType::F32, 2e-4, 4), (DType::Bf16, 8e-2, 1), (DType::F16, 2e-2, 1)]
+        for (compute, bound, steps) in [(DType::F32, 2e-4, 3), (DType::Bf16, 8e-2, 1), (DType::F16, 2e-2, 1)]
         {
-            let found = run(Some(compute));
-            for (at, (found, expected)) in found.iter().zip(&expected).take(steps).enumerate() {
+            let found = run(Some(compute), steps);
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 for (what, found, expected) in [
                     ("losses", &found.train_loss, &expected.train_loss),
                     ("reference losses", &found.reference_loss, &expected.reference_loss),
