@@ -226,7 +226,8 @@ check() {
         note "$tool" canary "NOT FOUND" "exit code $code; $log"
         failed=1
     fi
-    for name in kernels small_kernels modulation_kernel patch_embed_kernel pyramid_kernel attention_kernel; do
+    for name in kernels small_kernels modulation_kernel patch_embed_kernel pyramid_kernel attention_kernel \
+        meta_gradient_kernel rater_loss_kernel; do
         if ! limited "$tool" "$name" 200 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-$name" --test-threads 1
         then
             failed=1

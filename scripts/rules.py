@@ -2,7 +2,7 @@
 """How well each rule finds the planted flaws of the built-in data set: runs `demo` for every rule and seed, and prints the
 AUROC of each flaw, mean and 95% interval over the seeds.
 
-    python3 scripts/rules.py --out rules [--seeds 5] [--jobs 2] [--only NAME...]
+    python3 scripts/rules.py [--out runs/rules] [--seeds 5] [--jobs 2] [--only NAME...]
 
 One run takes minutes; what is there already is not run again, so that the table can be made in several calls. Beside the
 ratings, two controls come from the same runs: the loss of each record averaged over the epochs, and the running average of
@@ -75,7 +75,7 @@ def interval(values: list) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("rules"))
+    parser.add_argument("--out", type=Path, default=Path("runs/rules"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one thread")
     parser.add_argument("--only", nargs="*", help="names of rules; all unless given")

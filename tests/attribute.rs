@@ -348,6 +348,46 @@ fn the_same_numbers_whatever_the_batch_the_threads_and_the_kind_of_table() {
     }
 }
 
+/// A device gives the processor's numbers, rounding apart.
+#[test]
+fn a_device_gives_the_numbers_of_the_processor() {
+    let work = Workplace::new();
+    for (from, to, rows) in [("train.csv", "few.csv", 4), ("validation.csv", "few_validation.csv", 5)] {
+        let table = fs::read_to_string(work.path("data").join(from)).unwrap();
+        let lines: Vec<&str> = table.lines().take(1 + rows).collect();
+        fs::write(work.path("data").join(to), lines.join("\n")).unwrap();
+    }
+    let numbers = |device: &str| {
+        let out = format!("{device}.csv");
+        work.finish(&[
+            "attribute",
+            "--checkpoint",
+            "run",
+            "--data",
+            "data/few.csv",
+            "--validation",
+            "data/few_validation.csv",
+            "--out",
+            &out,
+            "--device",
+            device,
+            "--set",
+            "fp16=0",
+        ]);
+        read_csv(&work.path(&out)).1
+    };
+    let (here, there) = (numbers("cpu"), numbers("emulated"));
+    assert_eq!((here.len(), there.len()), (4, 4));
+    for column in ["loss", "gradient_norm", "product", "cosine"] {
+        let values = |rows: &[HashMap<String, String>]| {
+            let numbers = rows.iter().map(|row| row[column].parse().unwrap()).collect::<Vec<f64>>();
+            Tensor::new(&[numbers.len()], numbers).unwrap()
+        };
+        let error = common::relative_error(&values(&there), &values(&here));
+        assert!(error <= common::tolerance::NETWORK_F32, "{column} is off by {error:e}");
+    }
+}
+
 #[test]
 fn a_killed_attribution_loses_and_doubles_nothing() {
     let work = Workplace::new();

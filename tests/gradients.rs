@@ -7,7 +7,7 @@ use std::sync::Arc;
 use alchemist_engine::{
     encode::TextStates,
     engine::{
-        Accumulate, DType, ParameterId, Parameters, Tape, Tensor, Var, Weighted,
+        Accumulate, DType, Ghost, ParameterId, Parameters, Tape, Tensor, Var,
         ops::{
             activation::{Activation, activate},
             attention::{AttentionSettings, RotaryTable, cross_attention, self_attention, visible_keys},
@@ -417,9 +417,10 @@ fn weighted_gradients_are_those_of_the_weighted_loss() {
     };
     let mut plain = Accumulate::default();
     run(weights.to_vec(), &mut plain).unwrap();
-    let mut weighted = Weighted::new(Tensor::new(&[3], weights.to_vec()).unwrap());
-    run(vec![1.0; 3], &mut weighted).unwrap();
-    for (found, expected) in weighted.into_gradients().iter().zip(&plain.gradients) {
+    let weighted = || Ghost::new(3).with_weights(Tensor::new(&[3], weights.to_vec()).unwrap());
+    let mut visitor = weighted();
+    run(vec![1.0; 3], &mut visitor).unwrap();
+    for (found, expected) in visitor.finish(&parameters).unwrap().gradients.iter().zip(&plain.gradients) {
         let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
         assert!(relative_error(found, expected) < 1e-12);
     }
@@ -429,9 +430,7 @@ fn weighted_gradients_are_those_of_the_weighted_loss() {
     let mut tape = Tape::new(&parameters);
     let loss = proxy.loss(&mut tape, &input, &text, &codes, 0.0, Mode::Evaluate).unwrap().sample_loss;
     let seeds = Tensor::new(&[3], vec![1.0; 3]).unwrap();
-    let refused = tape
-        .backward(vec![(&loss, seeds)], &[], &mut Weighted::new(Tensor::new(&[3], weights.to_vec()).unwrap()))
-        .unwrap_err();
+    let refused = tape.backward(vec![(&loss, seeds)], &[], &mut weighted()).unwrap_err();
     assert!(refused.to_string().contains("mixes the samples"), "{refused}");
 }
 

@@ -6,7 +6,7 @@ use alchemist_engine::{
     encode::TextStates,
     engine::{
         Accumulate, Contribution, DType, Direction, Ghost, GhostNumbers, GradientVisitor, Gradients,
-        ParameterId, Parameters, Preconditioner, RowOwner, Tape, Tensor, Weighted,
+        ParameterId, Parameters, Preconditioner, RowOwner, Tape, Tensor,
         ops::meta_gradient::{
             Form,
             cpu::{Asked, Rows, linear},
@@ -229,10 +229,13 @@ fn everything_is_asked_in_one_pass_or_in_several() {
     assert!(
         dot.squared_norms.is_none() && norm.products.is_none() && dot.gradients.iter().all(Option::is_none)
     );
-    let mut weighted = Weighted::new(weights.clone());
-    backward(&proxy, &parameters, &train, 1.0, mode, &mut weighted).unwrap();
+    // The gradient of the weighted loss itself.
+    let mut weighted = Accumulate::default();
+    let mut tape = Tape::new(&parameters);
+    let loss = proxy.loss(&mut tape, &train.input, &train.text, &train.codes, 0.0, mode).unwrap().sample_loss;
+    tape.backward(vec![(&loss, weights.clone())], &[], &mut weighted).unwrap();
     let alone = run(Ghost::new(SAMPLES).with_weights(weights.clone()));
-    for (at, expected) in weighted.into_gradients().iter().enumerate() {
+    for (at, expected) in weighted.gradients.iter().enumerate() {
         let expected = expected.as_ref().unwrap();
         for found in [&all, &alone] {
             assert!(relative_error(found.gradients[at].as_ref().unwrap(), expected) < 1e-12);

@@ -7,8 +7,8 @@ use alchemist_engine::{
     Result,
     encode::TextStates,
     engine::{
-        Accumulate, Contribution, DType, GradientVisitor, Gradients, ParameterId, Parameters, RowOwner, Tape,
-        Tensor, Weighted, cuda::Device,
+        Accumulate, Contribution, DType, Ghost, GradientVisitor, Gradients, ParameterId, Parameters,
+        RowOwner, Tape, Tensor, cuda::Device,
     },
     models::{BackboneConfig, DropPath, Initialisation, Mode, Proxy, Rope},
 };
@@ -338,10 +338,13 @@ fn weighted_gradients_are_those_of_the_weighted_loss() {
     for (case, bound) in [(Case::on_host(true), 1e-12), (Case::on_device(true, DType::F32), 1e-5)] {
         let mut plain = Accumulate::default();
         case.run(SHARED, weights, &mut plain).unwrap();
-        let weighted = || Weighted::new(case.near(&Tensor::new(&[BATCH], weights.to_vec()).unwrap()));
+        let weighted = || {
+            let weights = case.near(&Tensor::new(&[BATCH], weights.to_vec()).unwrap());
+            Ghost::new(BATCH).with_weights(weights).with_repeated(case.proxy.repeated())
+        };
         let mut found = weighted();
         case.run(APART, [1.0; BATCH], &mut found).unwrap();
-        let worst = case.worst(&found.into_gradients(), &plain.gradients);
+        let worst = case.worst(&found.finish(&case.parameters).unwrap().gradients, &plain.gradients);
         assert!(worst <= bound, "gradients differ by {worst:e}");
         let refused = case.run(SHARED, [1.0; BATCH], &mut weighted()).unwrap_err().to_string();
         assert!(refused.contains("mixes the samples"), "{refused}");

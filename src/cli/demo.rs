@@ -68,6 +68,7 @@ fn table(report: &DemoReport) -> String {
         ]);
     }
     let pictures: Vec<String> = report.pictures.iter().map(|path| path.display().to_string()).collect();
-    let DemoReport { training, scoring, subset, .. } = report;
-    format!("{training}\n{scoring}\nsubset:  {}\n\n{table}\n{}", subset.display(), pictures.join("\n"))
+    let DemoReport { training, scoring, subset, table: file, .. } = report;
+    let (subset, file, pictures) = (subset.display(), file.display(), pictures.join("\n"));
+    format!("{training}\n{scoring}\nsubset:  {subset}\n\n{table}\n{file}\n{pictures}")
 }

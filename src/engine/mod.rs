@@ -23,5 +23,4 @@ pub use tape::{Tape, Var};
 pub use tensor::Tensor;
 pub use visitors::{
     Accumulate, Direction, Ghost, GhostNumbers, GradientVisitor, Gradients, Ignore, Preconditioner, RowOwner,
-    Weighted,
 };

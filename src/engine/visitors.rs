@@ -1,8 +1,8 @@
 //! What a parameter's gradient is used for: chosen at backward time, not built into the ops.
 //!
 //! An op hands every parameter's contribution over as (input rows, output-gradient rows, the sample each row belongs
-//! to). [`Accumulate`] sums them, as plain training does; [`Weighted`] scales each sample's rows by its weight first.
-//! [`Ghost`] finds inner products and norms of the samples' own gradients on the way.
+//! to). [`Accumulate`] sums them, as plain training does. [`Ghost`] finds inner products and norms of the samples' own gradients on
+//! the way, and their sum with a weight for each sample.
 
 mod ghost;
 
@@ -10,7 +10,7 @@ pub use ghost::{Direction, Ghost, GhostNumbers, Preconditioner, Repeated};
 
 use crate::{
     engine::{
-        ops::accumulate::{Contribution, accumulate, scale_samples},
+        ops::accumulate::{Contribution, accumulate},
         parameters::{ParameterId, Parameters},
         tensor::Tensor,
     },
@@ -88,70 +88,5 @@ impl GradientVisitor for Accumulate {
     ) -> Result<()> {
         self.gradients.resize(parameters.len(), None);
         accumulate(&mut self.gradients[id.0], parameters.value(id), contribution)
-    }
-}
-
-/// Sums every contribution with the rows of sample `i` scaled by its weight: `Σ_i W_i g_i` from one backward pass of
-/// `Σ_i ℓ_i`.
-pub struct Weighted {
-    /// `[B]`: in f64 on the host, in f32 on a device.
-    weights: Tensor,
-    inner: Accumulate,
-}
-
-impl Weighted {
-    /// One weight a sample of the batch, `[B]`, where the network is: in f64 on the host, in f32 on a device.
-    pub fn new(weights: Tensor) -> Self {
-        Self { weights, inner: Accumulate::default() }
-    }
-
-    /// The weighted sums.
-    pub fn into_gradients(self) -> Gradients {
-        self.inner.gradients
-    }
-
-    fn scaled(&self, rows: &Tensor, rows_per_sample: usize) -> Result<Tensor> {
-        let held = rows.len() / rows.shape().last().copied().unwrap_or(1).max(1);
-        if held != rows_per_sample * self.weights.len() {
-            return Err(Error::shape(
-                "weighted",
-                format!("{held} rows, but {} weights for {rows_per_sample} rows each", self.weights.len()),
-            ));
-        }
-        scale_samples(rows, &self.weights)
-    }
-}
-
-impl GradientVisitor for Weighted {
-    fn visit(
-        &mut self,
-        parameters: &Parameters,
-        id: ParameterId,
-        owner: RowOwner,
-        contribution: &Contribution<'_>,
-    ) -> Result<()> {
-        let RowOwner::Samples { rows_per_sample } = owner else {
-            return Err(per_sample_refusal(parameters, id));
-        };
-        let scaled;
-        let weighted = match *contribution {
-            Contribution::Product { input, d_output } => {
-                scaled = self.scaled(d_output, rows_per_sample)?;
-                Contribution::Product { input, d_output: &scaled }
-            }
-            Contribution::Sum { d_output, column } => {
-                scaled = self.scaled(d_output, rows_per_sample)?;
-                Contribution::Sum { d_output: &scaled, column }
-            }
-            Contribution::Gather { d_output, rows } => {
-                scaled = self.scaled(d_output, rows_per_sample)?;
-                Contribution::Gather { d_output: &scaled, rows }
-            }
-            Contribution::PerSample { d_value } => {
-                scaled = self.scaled(d_value, 1)?;
-                Contribution::PerSample { d_value: &scaled }
-            }
-        };
-        self.inner.visit(parameters, id, owner, &weighted)
     }
 }

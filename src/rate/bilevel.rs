@@ -163,8 +163,8 @@ impl Bilevel {
     /// # Errors
     /// If there is no micro-batch, a shape does not fit, the rule lacks something, or a loss or a gradient is not finite: a
     /// network whose gradients are not is then left as it was. With scaled losses such an update is skipped instead, until
-    /// no scale is left; so it is where only some training samples have a loss that is no number, which the report then
-    /// names.
+    /// no scale is left; so it is where only some training samples have a loss or a constant that is no number, which the
+    /// report then names.
     pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
         self.step_while(micro_batches, rates, step, |_| Ok(())).map(|(report, ())| report)
     }
@@ -215,7 +215,7 @@ impl Bilevel {
             self.report(measured, rates, share, &mut report)?;
         }
         let mut complaints = Vec::new();
-        let some_lost = report.validation_loss.is_finite() && report.some_losses_are_lost();
+        let some_lost = report.validation_loss.is_finite() && report.some_samples_are_lost();
         let finite = report.proxy_loss.is_finite() && report.rater_loss.is_finite();
         if !(finite || some_lost) {
             complaints.push(format!("the losses are {} and {}", report.proxy_loss, report.rater_loss));

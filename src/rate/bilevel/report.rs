@@ -57,10 +57,12 @@ pub struct StepReport {
 }
 
 impl StepReport {
-    /// Whether some, but not all, training samples have a loss that is no number.
-    pub(super) fn some_losses_are_lost(&self) -> bool {
-        let lost = self.train_loss.iter().filter(|loss| !loss.is_finite()).count();
-        lost > 0 && lost < self.train_loss.len()
+    /// Whether some, but not all, training samples have a loss or a constant that is no number: the others are sound.
+    pub(super) fn some_samples_are_lost(&self) -> bool {
+        [&self.train_loss, &self.constant].into_iter().any(|numbers| {
+            let lost = numbers.iter().filter(|number| !number.is_finite()).count();
+            lost > 0 && lost < numbers.len()
+        })
     }
 }
 
@@ -147,4 +149,21 @@ fn validation_measures(seen: &CrossEntropy, tail: usize) -> Result<[f64; 4]> {
         sums[3] += count(&correct[tokens - tail..]) / total_tail;
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_samples_are_lost_but_not_all() {
+        let lost = |train_loss: &[f64], constant: &[f64]| {
+            let (train_loss, constant) = (train_loss.to_vec(), constant.to_vec());
+            StepReport { train_loss, constant, ..StepReport::default() }.some_samples_are_lost()
+        };
+        assert!(!lost(&[1.0, 2.0], &[0.5, 0.5]) && !lost(&[1.0, 2.0], &[]));
+        assert!(lost(&[1.0, f64::NAN], &[0.5, f64::NAN]) && lost(&[1.0, f64::NAN], &[]));
+        assert!(lost(&[1.0, 2.0], &[0.5, f64::INFINITY]), "a gradient without an end");
+        assert!(!lost(&[f64::NAN, f64::NAN], &[f64::NAN, f64::NAN]), "the network itself has diverged");
+    }
 }
