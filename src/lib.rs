@@ -28,6 +28,7 @@ pub mod rate;
 pub mod report;
 pub mod select;
 pub mod train;
+pub mod weights;
 
 pub mod cli;
 

@@ -1,0 +1,191 @@
+//! The kinds of numbers that weight files hold, and how each is turned into numbers of this program.
+
+use std::fmt;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// A kind of number in a weights file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum NumberKind {
+    /// 32-bit float.
+    F32,
+    /// 64-bit float.
+    F64,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit float of 4 exponent bits; copied, not read.
+    F8E4M3,
+    /// 8-bit float of 5 exponent bits; copied, not read.
+    F8E5M2,
+    /// Two 32-bit floats; copied, not read.
+    Complex64,
+    /// Unsigned 8-bit.
+    U8,
+    /// Signed 8-bit.
+    I8,
+    /// Unsigned 16-bit.
+    U16,
+    /// Signed 16-bit.
+    I16,
+    /// Unsigned 32-bit.
+    U32,
+    /// Signed 32-bit.
+    I32,
+    /// Unsigned 64-bit.
+    U64,
+    /// Signed 64-bit.
+    I64,
+    /// True or false, a byte each.
+    Bool,
+}
+
+impl NumberKind {
+    /// Every kind there is.
+    pub const ALL: [Self; 16] = [
+        Self::F32,
+        Self::F64,
+        Self::F16,
+        Self::Bf16,
+        Self::F8E4M3,
+        Self::F8E5M2,
+        Self::Complex64,
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::U64,
+        Self::I64,
+        Self::Bool,
+    ];
+
+    /// Bytes of one number.
+    pub fn width(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::F16 | Self::Bf16 | Self::U16 | Self::I16 => 2,
+            Self::F32 | Self::U32 | Self::I32 => 4,
+            Self::F64 | Self::U64 | Self::I64 | Self::Complex64 => 8,
+        }
+    }
+
+    /// Bytes whose order a big-endian file turns round.
+    pub(super) fn swapped_width(self) -> usize {
+        if self == Self::Complex64 { 4 } else { self.width() }
+    }
+
+    /// The name that the commands and messages use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F8E4M3 => "f8_e4m3",
+            Self::F8E5M2 => "f8_e5m2",
+            Self::Complex64 => "complex64",
+            Self::U8 => "u8",
+            Self::I8 => "i8",
+            Self::U16 => "u16",
+            Self::I16 => "i16",
+            Self::U32 => "u32",
+            Self::I32 => "i32",
+            Self::U64 => "u64",
+            Self::I64 => "i64",
+            Self::Bool => "bool",
+        }
+    }
+
+    /// Whether it is one of the floats that [`read`](super::Weights::read) gives as f32.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F64 | Self::F16 | Self::Bf16)
+    }
+
+    /// The kind of a safetensors file; `None` for the packed ones, which no PyTorch model of this program's kind has.
+    pub(super) fn of_safetensors(dtype: Dtype) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.safetensors() == dtype)
+    }
+
+    /// The type that a safetensors file calls it.
+    pub(super) fn safetensors(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F64 => Dtype::F64,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+            Self::F8E4M3 => Dtype::F8_E4M3,
+            Self::F8E5M2 => Dtype::F8_E5M2,
+            Self::Complex64 => Dtype::C64,
+            Self::U8 => Dtype::U8,
+            Self::I8 => Dtype::I8,
+            Self::U16 => Dtype::U16,
+            Self::I16 => Dtype::I16,
+            Self::U32 => Dtype::U32,
+            Self::I32 => Dtype::I32,
+            Self::U64 => Dtype::U64,
+            Self::I64 => Dtype::I64,
+            Self::Bool => Dtype::BOOL,
+        }
+    }
+
+    /// Gives each float of little-endian bytes; nothing for kinds that are no float.
+    pub(super) fn floats(self, bytes: &[u8], mut take: impl FnMut(f64)) {
+        match self {
+            Self::F32 => each(bytes, |bytes| take(f32::from_le_bytes(bytes).into())),
+            Self::F64 => each(bytes, |bytes| take(f64::from_le_bytes(bytes))),
+            Self::F16 => each(bytes, |bytes| take(f16::from_le_bytes(bytes).to_f64())),
+            Self::Bf16 => each(bytes, |bytes| take(bf16::from_le_bytes(bytes).to_f64())),
+            _ => {}
+        }
+    }
+
+    /// Appends floats, from little-endian bytes; nothing for kinds that are no float. NaNs keep their bits from f32.
+    pub(super) fn append_f32(self, bytes: &[u8], to: &mut Vec<f32>) {
+        match self {
+            Self::F32 => each(bytes, |bytes| to.push(f32::from_le_bytes(bytes))),
+            Self::F64 => each(bytes, |bytes| to.push(f64::from_le_bytes(bytes) as f32)),
+            Self::F16 => each(bytes, |bytes| to.push(f16::from_le_bytes(bytes).to_f32())),
+            Self::Bf16 => each(bytes, |bytes| to.push(bf16::from_le_bytes(bytes).to_f32())),
+            _ => {}
+        }
+    }
+
+    /// Appends whole numbers and bools, from little-endian bytes; the first that does not fit is the error. Nothing for
+    /// kinds that are neither.
+    pub(super) fn append_u32(self, bytes: &[u8], to: &mut Vec<u32>) -> Result<(), i128> {
+        let mut bad = None;
+        let mut take = |value: i128| match u32::try_from(value) {
+            Ok(value) => to.push(value),
+            Err(_) => bad = bad.or(Some(value)),
+        };
+        match self {
+            Self::U8 => each(bytes, |bytes| take(u8::from_le_bytes(bytes).into())),
+            Self::Bool => each(bytes, |bytes| take((u8::from_le_bytes(bytes) != 0).into())),
+            Self::I8 => each(bytes, |bytes| take(i8::from_le_bytes(bytes).into())),
+            Self::U16 => each(bytes, |bytes| take(u16::from_le_bytes(bytes).into())),
+            Self::I16 => each(bytes, |bytes| take(i16::from_le_bytes(bytes).into())),
+            Self::U32 => each(bytes, |bytes| take(u32::from_le_bytes(bytes).into())),
+            Self::I32 => each(bytes, |bytes| take(i32::from_le_bytes(bytes).into())),
+            Self::U64 => each(bytes, |bytes| take(u64::from_le_bytes(bytes).into())),
+            Self::I64 => each(bytes, |bytes| take(i64::from_le_bytes(bytes).into())),
+            _ => {}
+        }
+        bad.map_or(Ok(()), Err)
+    }
+}
+
+impl fmt::Display for NumberKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+/// The whole groups of `N` bytes.
+fn each<const N: usize>(bytes: &[u8], take: impl FnMut([u8; N])) {
+    bytes.as_chunks::<N>().0.iter().copied().for_each(take);
+}

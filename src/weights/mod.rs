@@ -1,0 +1,193 @@
+//! Weights in files: safetensors and PyTorch checkpoints, whole or in shards, behind one type.
+//!
+//! A file is mapped and its table of tensors checked against its length when it is opened; numbers are read when they are
+//! asked for. Nothing in a file is ever executed: a PyTorch checkpoint is a program for Python's `pickle` machine, of which
+//! only the few instructions and names that tensors need are understood, and all others are refused by name.
+//!
+//! ```no_run
+//! # fn main() -> alchemist_engine::Result<()> {
+//! use alchemist_engine::weights::Weights;
+//! let file = Weights::open("ar-ckpt-ep0.pth".as_ref())?;
+//! let rater = file.within("trainer.varRater_wo_ddp").without_module();
+//! let embedding = rater.read("word_embed.weight")?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod compare;
+mod kind;
+mod open;
+mod safetensors_file;
+mod stored;
+mod value;
+
+use std::{collections::HashMap, fmt, path::Path, sync::Arc};
+
+pub use compare::{Differences, OtherShape, Unmatched};
+pub use kind::NumberKind;
+pub use stored::Entry;
+use stored::Stored;
+pub use value::Value;
+
+use crate::{
+    engine::Tensor,
+    error::{Error, Result},
+};
+
+/// Tensors of a file or a folder of files, found by name, read when asked for. Cloning is cheap.
+#[derive(Clone)]
+pub struct Weights {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: Arc<Path>,
+    /// In the order of the file.
+    tensors: Vec<(String, Stored)>,
+    places: HashMap<String, usize>,
+    values: Vec<(String, Value)>,
+}
+
+/// What a reader found, in the file's order.
+#[derive(Default)]
+struct Found {
+    tensors: Vec<(String, Stored)>,
+    values: Vec<(String, Value)>,
+}
+
+impl Weights {
+    /// Opens a safetensors file, a PyTorch checkpoint (`.pth`, `.pt`, `.bin`), the index of a model in shards
+    /// (`*.index.json`), or a folder that holds one of them under a name that Hugging Face's libraries use. What a file is
+    /// is told by its content.
+    ///
+    /// # Errors
+    /// If it cannot be read, is cut off or damaged, holds no weights, or asks for code to be run.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::of(path.into(), open::open(path)?)
+    }
+
+    fn of(path: Arc<Path>, found: Found) -> Result<Self> {
+        let mut places = HashMap::with_capacity(found.tensors.len());
+        for (at, (name, _)) in found.tensors.iter().enumerate() {
+            if places.insert(name.clone(), at).is_some() {
+                return Err(damaged(&path, format!("two tensors have the name {name}")));
+            }
+        }
+        let Found { tensors, values } = found;
+        Ok(Self { inner: Arc::new(Inner { path, tensors, places, values }) })
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// The number of tensors.
+    pub fn len(&self) -> usize {
+        self.inner.tensors.len()
+    }
+
+    /// Whether there is no tensor.
+    pub fn is_empty(&self) -> bool {
+        self.inner.tensors.is_empty()
+    }
+
+    /// The names of the tensors, in the file's order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inner.tensors.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The tensors' names with shapes and kinds, in the file's order.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.inner.tensors.iter().map(|(name, stored)| (name.as_str(), stored.entry()))
+    }
+
+    /// Shape and kind of a tensor.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.inner.places.get(name).map(|&at| self.inner.tensors[at].1.entry())
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.inner.places.contains_key(name)
+    }
+
+    /// What there is besides tensors, such as `epoch` or `trainer.config.patch_nums`, in the file's order; of a safetensors
+    /// file its remarks.
+    pub fn values(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.inner.values.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// One of the [`values`](Self::values).
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.values().find(|(other, _)| *other == name).map(|(_, value)| value)
+    }
+
+    /// A tensor on the host, row by row: floats of any width as f32, whole numbers and bools as u32.
+    ///
+    /// # Errors
+    /// If there is none of this name, a whole number is negative or above 2³² − 1, or the kind is one that this program does
+    /// not compute with (8-bit floats, complex numbers).
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        self.stored(name)?.read(name)
+    }
+
+    fn stored(&self, name: &str) -> Result<&Stored> {
+        let at = self.inner.places.get(name).ok_or_else(|| {
+            let missing = self.compare([(name.to_owned(), Vec::new())]).missing;
+            let nearest = missing.into_iter().find_map(|one| one.nearest);
+            let hint = nearest.map_or(String::new(), |nearest| format!("; the nearest name is {nearest}"));
+            damaged(self.path(), format!("no tensor is called {name}{hint}"))
+        })?;
+        Ok(&self.inner.tensors[*at].1)
+    }
+
+    /// The tensors and values below `prefix.`, under the rest of their names: `trainer.varRater_wo_ddp` gives the rater
+    /// of a released checkpoint, and an empty prefix everything. None is no error; see [`is_empty`](Self::is_empty).
+    pub fn within(&self, prefix: &str) -> Self {
+        if prefix.is_empty() {
+            return self.clone();
+        }
+        self.renamed(|name| name.strip_prefix(prefix)?.strip_prefix('.'))
+    }
+
+    /// The same without the leading `module.` that a network wrapped for parallel training gives every name; as it is if
+    /// one lacks it.
+    pub fn without_module(&self) -> Self {
+        const WRAPPER: &str = "module.";
+        if self.is_empty() || !self.names().all(|name| name.starts_with(WRAPPER)) {
+            return self.clone();
+        }
+        self.renamed(|name| name.strip_prefix(WRAPPER))
+    }
+
+    /// What `rename` keeps. It must not make two names one.
+    fn renamed(&self, rename: impl Fn(&str) -> Option<&str>) -> Self {
+        fn keep<T: Clone>(list: &[(String, T)], rename: impl Fn(&str) -> Option<&str>) -> Vec<(String, T)> {
+            let kept = |(name, item): &(String, T)| Some((rename(name)?.to_owned(), item.clone()));
+            list.iter().filter_map(kept).collect()
+        }
+        let tensors = keep(&self.inner.tensors, &rename);
+        let values = keep(&self.inner.values, &rename);
+        let places = tensors.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+        let path = Arc::clone(&self.inner.path);
+        Self { inner: Arc::new(Inner { path, tensors, places, values }) }
+    }
+
+    /// How the tensors differ from the names and shapes that a model expects.
+    pub fn compare(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Differences {
+        Differences::of(self, expected)
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut structure = formatter.debug_struct("Weights");
+        structure.field("path", &self.path()).field("tensors", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// An [`Error::Checkpoint`].
+fn damaged(path: &Path, message: impl Into<String>) -> Error {
+    Error::Checkpoint { path: path.to_path_buf(), message: message.into() }
+}

@@ -1,0 +1,53 @@
+//! Safetensors files: the header is read and checked when the file is opened, numbers when they are asked for.
+
+use std::sync::Arc;
+
+use safetensors::SafeTensors;
+
+use super::{
+    Found, damaged,
+    kind::NumberKind,
+    stored::{Entry, MappedFile, Stored},
+    value::Value,
+};
+use crate::error::Result;
+
+/// Whether the bytes begin as a safetensors file does: a length, and a JSON object.
+pub(super) fn begins(bytes: &[u8]) -> bool {
+    bytes.get(8) == Some(&b'{') && header_length(bytes).is_some_and(|length| length <= 100 << 20)
+}
+
+fn header_length(bytes: &[u8]) -> Option<u64> {
+    bytes.first_chunk().map(|length| u64::from_le_bytes(*length))
+}
+
+/// The tensors of a file, in the order they lie in, and its remarks as texts.
+pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
+    let refuse = |message: String| damaged(file.path(), message);
+    let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| {
+        refuse(format!(
+            "not a whole safetensors file ({error}); it is cut off or damaged, so fetch or write it again"
+        ))
+    })?;
+    let data = 8 + header;
+    let mut found = Found::default();
+    for name in metadata.offset_keys() {
+        let info = metadata
+            .info(&name)
+            .ok_or_else(|| refuse(format!("tensor {name} has no place in the header")))?;
+        let kind = NumberKind::of_safetensors(info.dtype).ok_or_else(|| {
+            refuse(format!("tensor {name} is of the kind {:?}, which this program does not know", info.dtype))
+        })?;
+        let entry = Entry { shape: info.shape.clone(), kind };
+        let (start, end) = info.data_offsets;
+        let stored = Stored::new(file, data + start..data + end, entry, None, false)
+            .map_err(|message| refuse(format!("tensor {name}: {message}")))?;
+        found.tensors.push((name, stored));
+    }
+    let mut remarks: Vec<_> = metadata.metadata().iter().flatten().collect();
+    remarks.sort();
+    for (name, text) in remarks {
+        found.values.push((name.clone(), Value::Text(text.as_str().into())));
+    }
+    Ok(found)
+}

@@ -1,0 +1,270 @@
+//! Mapped files and the tensors that lie in them: a place, a shape and strides, checked once against the file's length.
+
+use std::{
+    fs::File,
+    ops::{Deref, Range},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::Mmap;
+
+use super::{damaged, kind::NumberKind};
+use crate::{
+    engine::Tensor,
+    error::{Error, Result},
+};
+
+/// The bytes given to a reader at a time: a multiple of every kind's width.
+const CHUNK_BYTES: usize = 1 << 18;
+
+/// More numbers than a file has bytes come from strides of 0, an expanded tensor; this many beyond are read none the less.
+const EXPANDED_NUMBERS: usize = 1 << 16;
+
+/// A file of weights, mapped. Pages are read when touched.
+///
+/// Whoever shortens the file meanwhile ends the process, as with every mapped file: replace files by renaming.
+pub(super) struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps a file.
+    pub(super) fn open(path: &Path) -> Result<Arc<Self>> {
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        #[expect(unsafe_code, reason = "a file is mapped so that only what is asked for is read")]
+        // SAFETY: the map is only read, as bytes, of which any value is sound. That nobody changes the file meanwhile is
+        // beyond this process's power; all that depends on its content is checked where it is used, from these bytes.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
+        Ok(Arc::new(Self { path: path.to_path_buf(), map }))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// What is known of a tensor in a file without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its shape; empty for a single number.
+    pub shape: Vec<usize>,
+    /// The kind of its numbers.
+    pub kind: NumberKind,
+}
+
+impl Entry {
+    /// The number of numbers.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no number.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes that its numbers take, each one once.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.kind.width()
+    }
+}
+
+/// A tensor in a mapped file. All offsets are within the file.
+#[derive(Clone)]
+pub(super) struct Stored {
+    entry: Entry,
+    file: Arc<MappedFile>,
+    /// Where its first number is.
+    start: usize,
+    /// Numbers between neighbours along each dimension, where it is not simply row by row.
+    strides: Option<Vec<usize>>,
+    big_endian: bool,
+}
+
+/// Where numbers lie in a storage: the first one's index, and strides.
+pub(super) struct View {
+    pub(super) offset: usize,
+    pub(super) strides: Vec<usize>,
+}
+
+impl Stored {
+    /// A tensor of the numbers at `region` of a file, through a view if there is one; says what does not fit.
+    pub(super) fn new(
+        file: &Arc<MappedFile>,
+        region: Range<usize>,
+        entry: Entry,
+        view: Option<View>,
+        big_endian: bool,
+    ) -> Result<Self, String> {
+        let too_large = || format!("the shape {:?} has more numbers than can be counted", entry.shape);
+        let numbers = entry.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        let numbers = numbers.ok_or_else(too_large)?;
+        // A shape such as [2⁶³, 0] has a product, but only in this order.
+        let nonzero = entry.shape.iter().filter(|&&size| size > 0);
+        nonzero.clone().try_fold(8usize, |product, &size| product.checked_mul(size)).ok_or_else(too_large)?;
+        let held = region.len() / entry.kind.width();
+        let (offset, strides) = match view {
+            None => (0, contiguous(&entry.shape)),
+            Some(View { offset, strides }) => (offset, strides),
+        };
+        if strides.len() != entry.shape.len() {
+            return Err(format!("{} strides for the shape {:?}", strides.len(), entry.shape));
+        }
+        let last = entry.shape.iter().zip(&strides).try_fold(offset, |last, (&size, &stride)| {
+            size.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
+        });
+        if numbers > 0 && last.is_none_or(|last| last >= held) {
+            return Err(format!(
+                "the shape {:?} with strides {strides:?} from {offset} reaches beyond the {held} numbers of its storage",
+                entry.shape
+            ));
+        }
+        if region.end > file.len() {
+            return Err("its storage reaches beyond the end of the file".to_owned());
+        }
+        let start = if numbers == 0 { region.start } else { region.start + offset * entry.kind.width() };
+        let row_by_row = {
+            let shape = &entry.shape;
+            let expected = contiguous(shape);
+            numbers == 0
+                || shape
+                    .iter()
+                    .zip(strides.iter().zip(&expected))
+                    .all(|(&size, (own, row))| size == 1 || own == row)
+        };
+        Ok(Self {
+            entry,
+            file: Arc::clone(file),
+            start,
+            strides: (!row_by_row).then_some(strides),
+            big_endian,
+        })
+    }
+
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The numbers as little-endian bytes, row by row, some at a time: each piece holds whole numbers.
+    pub(super) fn each_chunk(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if self.strides.is_none() && (!self.big_endian || self.entry.kind.width() == 1) {
+            let bytes = &self.file[self.start..self.start + self.entry.bytes()];
+            return bytes.chunks(CHUNK_BYTES).try_for_each(take);
+        }
+        let strides = self.strides.clone().unwrap_or_else(|| contiguous(&self.entry.shape));
+        let width = self.entry.kind.width();
+        let mut buffer = Vec::with_capacity(CHUNK_BYTES.min(self.entry.bytes()));
+        let mut walk = Walk::new(&self.entry.shape, &strides);
+        while let Some(at) = walk.next() {
+            let start = self.start + at * width;
+            buffer.extend_from_slice(&self.file[start..start + width]);
+            if buffer.len() == CHUNK_BYTES {
+                self.deliver(&mut buffer, &mut take)?;
+            }
+        }
+        self.deliver(&mut buffer, &mut take)
+    }
+
+    fn deliver(&self, buffer: &mut Vec<u8>, take: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if self.big_endian {
+            buffer.chunks_mut(self.entry.kind.swapped_width()).for_each(<[u8]>::reverse);
+        }
+        if !buffer.is_empty() {
+            take(buffer)?;
+        }
+        buffer.clear();
+        Ok(())
+    }
+
+    /// Floats as f32, whole numbers and bools as u32.
+    pub(super) fn read(&self, name: &str) -> Result<Tensor> {
+        let refuse = |message: String| damaged(self.path(), format!("tensor {name} {message}"));
+        let Entry { shape, kind } = &self.entry;
+        let numbers = self.entry.len();
+        if numbers > self.file.len().saturating_add(EXPANDED_NUMBERS) {
+            return Err(refuse(format!(
+                "is one of few numbers expanded to {shape:?}, more than the whole file holds; save it without expanding it"
+            )));
+        }
+        match kind {
+            NumberKind::F8E4M3 | NumberKind::F8E5M2 | NumberKind::Complex64 => Err(refuse(format!(
+                "is of the kind {kind}, which this program does not compute with; convert it with the program that wrote it"
+            ))),
+            kind if kind.is_float() => {
+                let mut values = Vec::with_capacity(numbers);
+                self.each_chunk(|bytes| {
+                    kind.append_f32(bytes, &mut values);
+                    Ok(())
+                })?;
+                Tensor::new(shape, values)
+            }
+            kind => {
+                let mut values = Vec::with_capacity(numbers);
+                self.each_chunk(|bytes| {
+                    kind.append_u32(bytes, &mut values).map_err(|value| {
+                        refuse(format!("holds {value}, which is not a whole number from 0 to {}", u32::MAX))
+                    })
+                })?;
+                Tensor::new(shape, values)
+            }
+        }
+    }
+}
+
+/// The strides of a tensor that lies row by row.
+pub(super) fn contiguous(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![0; shape.len()];
+    let mut step = 1usize;
+    for (stride, &size) in strides.iter_mut().zip(shape).rev() {
+        *stride = step;
+        // Overflows only beside a size of 0, where no number is ever looked at.
+        step = step.wrapping_mul(size);
+    }
+    strides
+}
+
+/// The indices of a strided tensor's numbers in a storage, row by row.
+struct Walk<'a> {
+    shape: &'a [usize],
+    strides: &'a [usize],
+    position: Vec<usize>,
+    next: Option<usize>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(shape: &'a [usize], strides: &'a [usize]) -> Self {
+        let next = (!shape.contains(&0)).then_some(0);
+        Self { shape, strides, position: vec![0; shape.len()], next }
+    }
+
+    fn next(&mut self) -> Option<usize> {
+        let current = self.next?;
+        let mut at = current;
+        self.next = None;
+        for dimension in (0..self.shape.len()).rev() {
+            self.position[dimension] += 1;
+            at += self.strides[dimension];
+            if self.position[dimension] < self.shape[dimension] {
+                self.next = Some(at);
+                break;
+            }
+            at -= self.strides[dimension] * self.shape[dimension];
+            self.position[dimension] = 0;
+        }
+        Some(current)
+    }
+}
