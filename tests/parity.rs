@@ -9,6 +9,8 @@ mod encoders;
 mod meta_gradient;
 #[path = "parity/schedules.rs"]
 mod schedules;
+#[path = "parity/weights.rs"]
+mod weights;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
