@@ -20,8 +20,9 @@ use alchemist_engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
+    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
+        batch::Batch,
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

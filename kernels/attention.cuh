@@ -37,6 +37,13 @@ struct Rotary {
     unsigned half;
 };
 
+// The positions of queries that are the last of as many tokens as there are keys.
+__device__ __forceinline__ Rotary last_rows(Rotary rotary, unsigned queries, unsigned keys) {
+    if (rotary.cosine == nullptr) return rotary;
+    uint64_t first = uint64_t(keys - queries) * rotary.half;
+    return {rotary.cosine + first, rotary.sine + first, rotary.half};
+}
+
 // The factor on the logits, learned (its logarithm, per head) or 0.25/sqrt(D).
 __device__ __forceinline__ float factor_of(const float *log_scale, unsigned head, float fixed) {
     if (log_scale == nullptr) return fixed;

@@ -190,6 +190,7 @@ __device__ __forceinline__ void attention_forward32(
     Source32 v_rows = source_of(v, place, kv_stride, keys, head_dim);
     Source32 out_rows = source_of(out, place, heads * head_dim, queries, head_dim);
     Rotary rotary = {cosine, sine, head_dim / 2}, none = {nullptr, nullptr, 0};
+    Rotary q_rotary = last_rows(rotary, queries, keys);
     bool normalise = log_scale != nullptr;
     float factor2 = factor_of(log_scale, place.head, fixed_factor) * LOG2_E;
     if (mask != nullptr) mask += uint64_t(place.sample) * keys;
@@ -203,7 +204,7 @@ __device__ __forceinline__ void attention_forward32(
         sum[i] = 0.0f;
     }
     clear<D>(o);
-    bring<D>(q_tile, q_rows, row, rotary, normalise, nullptr);
+    bring<D>(q_tile, q_rows, row, q_rotary, normalise, nullptr);
     for (unsigned key = 0; key < end; key += TILE) {
         __syncthreads();
         bring<D>(k_tile, k_rows, key, rotary, normalise, nullptr);

@@ -60,7 +60,7 @@ __device__ __forceinline__ void attention_forward(
     Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
     Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
     Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
-    Rotary rotary = {cosine, sine, head_dim / 2};
+    Rotary rotary = {cosine, sine, head_dim / 2}, q_rotary = last_rows(rotary, queries, keys);
     bool normalise = log_scale != nullptr;
     float factor = factor_of(log_scale, place.head, fixed_factor), factor2 = factor * LOG2_E;
     if (mask != nullptr) mask += uint64_t(place.sample) * keys;
@@ -80,7 +80,7 @@ __device__ __forceinline__ void attention_forward(
     }
     commit_copies();
     wait_copies<1>();
-    prepare<D, ROWS, THREADS>(q_tile, q_rows, row, rotary, normalise, nullptr);
+    prepare<D, ROWS, THREADS>(q_tile, q_rows, row, q_rotary, normalise, nullptr);
     __syncthreads();
     uint32_t q_hat[LEFT][STEPS][4];
 #pragma unroll

@@ -3,8 +3,9 @@
 //     loss = (1 - s)(log_sum - z[target]) + s (log_sum - mean(z)),   log_sum = log sum exp z
 //     dz   = seed (exp(z - log_sum) - s/V - (1 - s) [v = target])
 //
-// z: [R, V] in T; targets: [R]; seeds: [B], the gradient of each sample's mean loss divided by its tokens; losses: [R] in
-// float; correct: [R], whether the first of the largest logits is the target's. dz may be z itself, or null.
+// z: [R, V] in T; targets: [R]; seeds: the factor of a row's gradient, one for `tokens` rows (the gradient of a sample's mean
+// loss divided by its tokens); losses: [R] in float; correct: [R], whether the first of the largest logits is the target's.
+// dz may be z itself, or null.
 //
 // Threads: one block of 256 a row. Rows of up to 4096 logits are held in registers (16 a thread): 2 sizeof(T) bytes a
 // logit with the gradient, sizeof(T) without. Longer rows are read again. Shared memory: 32 bytes.

@@ -29,7 +29,10 @@ use crate::{
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
-    train::run_directory::{Existing, RunDirectory},
+    train::{
+        prepared::Preparing,
+        run_directory::{Existing, RunDirectory},
+    },
 };
 
 /// The configuration that is built in; also a file of the repository.
@@ -119,6 +122,7 @@ pub fn demo(
     let seen = recordings(&directory.dynamics())?;
     drop(directory);
     let request = ScoreRequest {
+        config: None,
         checkpoint: run_folder,
         corpus: data.train_csv.clone(),
         out: ratings.clone(),
@@ -162,7 +166,7 @@ struct Curves<'a> {
     points: [Vec<(f64, f64)>; 3],
 }
 
-impl Observer for Curves<'_> {
+impl Preparing for Curves<'_> {
     fn preparing(&mut self, what: &str, done: u64, total: u64) {
         self.inner.preparing(what, done, total);
     }
@@ -170,7 +174,9 @@ impl Observer for Curves<'_> {
     fn note(&mut self, sentence: &str) {
         self.inner.note(sentence);
     }
+}
 
+impl Observer for Curves<'_> {
     fn step(
         &mut self,
         step: u64,

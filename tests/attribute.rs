@@ -23,9 +23,9 @@ use alchemist_engine::{
     encode::{ImageTokenizer, TextEncoder, TextStates, load_image_tokenizer, load_text_encoder},
     engine::{Accumulate, DType, Gradients, Parameters, Purpose, Random, Tape, Tensor},
     models::{Mode, Proxy},
-    rate::corpus,
     train::{
         checkpoint::{Checkpoint, restore_weights},
+        corpus,
         run_directory::RunDirectory,
     },
 };

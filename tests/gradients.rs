@@ -231,9 +231,9 @@ fn cross_attention_with_masks() {
 #[test]
 fn losses_and_pooling() {
     let targets = Tensor::new(&[2, 3], vec![0u32, 4, 2, 6, 1, 1]).unwrap();
-    for smoothing in [0.0, 0.1] {
+    for (smoothing, weights) in [(0.0, None), (0.1, None), (0.1, Some([0.5, 0.0, 2.0].as_slice()))] {
         check("cross_entropy", &none(), &[normal(&[2, 3, 7], 5, DType::F64)], 99, &|tape, x| {
-            cross_entropy(tape, &x[0], &targets, smoothing).unwrap().sample_loss
+            cross_entropy(tape, &x[0], &targets, smoothing, weights).unwrap().sample_loss
         });
     }
     check("mean_tokens", &none(), &[normal(&[3, 5, 4], 6, DType::F64)], 99, &|tape, x| {

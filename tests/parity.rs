@@ -9,6 +9,8 @@ mod encoders;
 mod meta_gradient;
 #[path = "parity/schedules.rs"]
 mod schedules;
+#[path = "parity/vqvae.rs"]
+mod vqvae;
 #[path = "parity/weights.rs"]
 mod weights;
 
@@ -19,8 +21,11 @@ use alchemist_engine::{
     encode::TextStates,
     engine::{Accumulate, DType, Parameters, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
-    train::optimizer::{AdamW, AdamWSettings},
+    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
+    train::{
+        batch::Batch,
+        optimizer::{AdamW, AdamWSettings},
+    },
 };
 use common::{
     Fixture, device, digest_error, near, parameters_near, read_tensors, relative_error, text_near, tolerance,

@@ -244,7 +244,7 @@ fn charts_without_anything_to_draw_are_refused() {
         contact_sheet("x", &[]).unwrap_err().to_string(),
         "a contact sheet needs at least one picture."
     );
-    let wrong = Thumbnail { side: 2, rgb: vec![0; 11], caption: String::new(), rating: 0.0 };
+    let wrong = Thumbnail { side: 2, rgb: vec![0; 11], caption: String::new(), rating: Some(0.0) };
     let rows = [SheetRow { label: "a".to_owned(), details: vec![], thumbnails: vec![wrong] }];
     assert_eq!(
         contact_sheet("x", &rows).unwrap_err().to_string(),
@@ -298,7 +298,7 @@ fn thumbnail(row: u32, side: u32, caption: &str, rating: f64) -> Thumbnail {
             });
         }
     }
-    Thumbnail { side, rgb, caption: caption.to_owned(), rating }
+    Thumbnail { side, rgb, caption: caption.to_owned(), rating: Some(rating) }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use alchemist_engine::{
     encode::{TextStates, pyramid::PyramidQuantizer, resample::Convolution},
     engine::{DType, Parameters, Purpose, Random, Tensor},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Batch, Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
+    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     train::{
+        batch::Batch,
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

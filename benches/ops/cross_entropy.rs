@@ -23,7 +23,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let logits = normal(&[batch, tokens, codes], 1);
     let wanted = Tensor::new(&[batch, tokens], targets(batch * tokens, codes))?;
     bench.cpu("cross_entropy", &Parameters::default(), &[logits], &|tape, vars| {
-        Ok(cross_entropy(tape, &vars[0], &wanted, 0.0)?.sample_loss)
+        Ok(cross_entropy(tape, &vars[0], &wanted, 0.0, None)?.sample_loss)
     });
     let Some(measured) = &bench.measured else { return Ok(()) };
     let (batch, tokens, codes) = (measured.size(64, 2), measured.size(680, 5), measured.size(4096, 100));

@@ -6,7 +6,10 @@ pub mod attribute;
 pub mod convert;
 pub mod demo;
 pub mod devices;
+pub mod export;
+pub mod fit;
 pub mod inspect;
+pub mod sample;
 pub mod score;
 pub mod select;
 pub mod train;
@@ -53,6 +56,12 @@ pub enum Command {
     Attribute(attribute::AttributeArguments),
     /// Choose a subset by its ratings.
     Select(select::SelectArguments),
+    /// Train a text-to-image model on a data set or a chosen subset.
+    Fit(fit::FitArguments),
+    /// Draw pictures from captions with a model that `fit` trained, or a released one.
+    Sample(sample::SampleArguments),
+    /// Write a run's networks as a checkpoint that the released code loads.
+    Export(export::ExportArguments),
     /// Show what a file of weights holds: tensors, numbers and texts. Nothing in it is run.
     Inspect(inspect::InspectArguments),
     /// Turn weights into safetensors or a PyTorch checkpoint.
@@ -90,8 +99,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
         Command::Attribute(arguments) => attribute::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Export(arguments) => export::run(&arguments)?,
         Command::Inspect(arguments) => inspect::run(&arguments)?,
         Command::Convert(arguments) => convert::run(&arguments)?,
+        Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }
     Ok(())

@@ -15,9 +15,13 @@ use crate::{
 /// The arguments of `score`.
 #[derive(Clone, Debug, Args)]
 pub struct ScoreArguments {
-    /// A run directory, for its newest checkpoint, or one of the folders in its `checkpoints`.
-    #[arg(long, value_name = "DIR")]
+    /// A run directory, for its newest checkpoint, or one of the folders in its `checkpoints`; with --config, a checkpoint of
+    /// the released code (`ar-ckpt*.pth`) or a file of the rater's weights.
+    #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
+    /// The configuration of a rater that was not trained here; it names the image tokenizer and the text encoder.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The corpus: a CSV with the columns that the run's configuration names.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
@@ -56,6 +60,7 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
     let batch = usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?;
     let request = scorer::ScoreRequest {
         checkpoint: arguments.checkpoint,
+        config: arguments.config,
         corpus: arguments.data,
         out: arguments.out,
         batch,

@@ -65,7 +65,7 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     sets.extend(arguments.recompute.then(|| "recompute=true".to_owned()));
     let given = arguments.config.as_deref().map(|path| Config::load(path, &sets)).transpose()?;
     let Some(resume) = &arguments.resume else {
-        let config = given.ok_or_else(|| Error::invalid("train needs --config FILE.json"))?;
+        let config = given.ok_or_else(|| Error::invalid("a run needs --config FILE.json"))?;
         config.data.train_csv()?;
         let path = directory(arguments, Some(&config))?;
         let existing = if arguments.overwrite { Existing::Overwrite } else { Existing::Refuse };

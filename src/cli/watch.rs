@@ -10,6 +10,11 @@ use crate::{
         trainer::Observer,
     },
     report::event_file::EventFile,
+    train::{
+        fit::{FitObserver, FitStepReport, Measures},
+        prepared::Preparing,
+        schedule::Rates,
+    },
 };
 
 /// A bar on stderr, which indicatif hides where that is no terminal.
@@ -105,7 +110,7 @@ impl Watch {
     }
 }
 
-impl Observer for Watch {
+impl Preparing for Watch {
     fn preparing(&mut self, what: &str, done: u64, total: u64) {
         self.preparing.count(what, done, total);
     }
@@ -113,8 +118,11 @@ impl Observer for Watch {
     fn note(&mut self, sentence: &str) {
         self.bar.suspend(|| tracing::info!("{sentence}"));
     }
+}
 
-    fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport) {
+impl Watch {
+    /// Advances the bar and gives the images a second so far.
+    fn advance(&mut self, step: u64, total: u64, samples: usize) -> f64 {
         // The first step only starts the clock: its time is not known.
         let (begun, first) = *self.begun.get_or_insert_with(|| (Instant::now(), step));
         let seconds = begun.elapsed().as_secs_f64();
@@ -124,17 +132,59 @@ impl Observer for Watch {
         } else {
             0.0
         };
-        let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
-        let largest = report.weight.iter().copied().fold(0.0, f64::max);
         self.bar.set_length(total);
         self.bar.set_position(step + 1);
+        if step + 1 == total {
+            self.bar.finish_and_clear();
+        }
+        rate
+    }
+}
+
+impl FitObserver for Watch {
+    fn step(&mut self, step: u64, total: u64, samples: usize, rates: Rates, report: &FitStepReport) {
+        let rate = self.advance(step, total, samples);
+        let Measures { loss, tail_loss, accuracy, tail_accuracy } = report.measures;
+        self.bar.set_message(format!("loss {loss:.3}, {rate:.1} images/s"));
+        self.write_events(
+            step,
+            &[
+                ("loss/train", loss),
+                ("loss/train_tail", tail_loss),
+                ("accuracy/train", accuracy),
+                ("accuracy/train_tail", tail_accuracy),
+                ("gradient_norm/model", report.gradient_norm),
+                ("schedule/learning_rate", rates.learning_rate),
+                ("schedule/weight_decay", rates.weight_decay),
+                ("speed/images_per_second", rate),
+            ],
+        );
+    }
+
+    fn validated(&mut self, step: u64, measures: &Measures) {
+        let Measures { loss, tail_loss, accuracy, tail_accuracy } = *measures;
+        self.note(&format!("after step {step}: validation loss {loss:.4}, accuracy {accuracy:.2}%"));
+        self.write_events(
+            step,
+            &[
+                ("loss/validation", loss),
+                ("loss/validation_tail", tail_loss),
+                ("accuracy/validation", accuracy),
+                ("accuracy/validation_tail", tail_accuracy),
+            ],
+        );
+    }
+}
+
+impl Observer for Watch {
+    fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport) {
+        let rate = self.advance(step, total, samples);
+        let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
+        let largest = report.weight.iter().copied().fold(0.0, f64::max);
         self.bar.set_message(format!(
             "loss {train:.3} train, {:.3} validation, {rate:.1} images/s",
             report.validation_loss
         ));
-        if step + 1 == total {
-            self.bar.finish_and_clear();
-        }
         self.write_events(
             step,
             &[

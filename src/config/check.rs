@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::{
-    Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, NetworksConfig, Portion, ScheduleShape,
-    TextEncoderConfig, TrainingConfig, raw::RawConfig, source::Source,
+    Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, ImageTokenizerKind, NetworksConfig,
+    Portion, Progressive, ScheduleShape, TextEncoderConfig, TrainingConfig, raw::RawConfig, source::Source,
 };
 use crate::{
     engine::{DType, cuda::DeviceChoice},
@@ -166,22 +166,11 @@ fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
         "each picture is tokenised once, so it cannot be mirrored at random",
     )?;
     checker.only("from_0", &mut raw.from_0, false, "a run resumes whole; start a new one instead")?;
-    let weights = "cannot read (released weights); leave it empty";
     checker.empty(
         "text_enc_path",
         &mut raw.text_enc_path,
         "cannot read; leave it empty to use `text_encoder`",
     )?;
-    checker.empty("ckpt_path", &mut raw.ckpt_path, "cannot read; leave it empty to use `image_tokenizer`")?;
-    checker.empty("pretrained_ckpt", &mut raw.pretrained_ckpt, weights)?;
-    checker.empty("warmupVAR", &mut raw.warmup_var, weights)?;
-    if raw.drop_scale_length.is_some() {
-        return checker
-            .refuse("drop_scale_length", "must be null: training on a sample of the tokens is not offered");
-    }
-    if *raw.pg.get_or_insert(0.0) != 0.0 {
-        return checker.refuse("pg", "must be 0: progressive training is not offered");
-    }
     let optimizer = raw.opt.get_or_insert_with(|| "adamw".to_owned());
     if !["adam", "adamw"].contains(&optimizer.trim().to_lowercase().as_str()) {
         return checker.refuse("opt", format!("must be \"adamw\" or \"adam\", but is \"{optimizer}\""));
@@ -219,8 +208,6 @@ fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> 
         ));
     }
     checker.number("mid_reso", &mut raw.mid_reso, 1.125, f64::MIN, f64::MAX)?;
-    checker.integer("pg0", &mut raw.pg0, 4, 0, 64)?;
-    checker.number("pgwp", &mut raw.pgwp, 0.0, 0.0, f64::MAX)?;
     checker.integer("default_label", &mut raw.default_label, 1000, i64::MIN, i64::MAX)?;
     checker.number("cfg", &mut raw.cfg, 4.0, f64::MIN, f64::MAX)?;
     checker.integer("infer_bsz", &mut raw.infer_bsz, 16, 1, i64::MAX)?;
@@ -256,6 +243,13 @@ fn compat(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<Compat> {
 
 fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig> {
     let (patch_nums, patch_size) = pyramid(checker, raw)?;
+    let warm_up = checker.path("warmupVAR", &mut raw.warmup_var)?;
+    let pretrained = checker.path("pretrained_ckpt", &mut raw.pretrained_ckpt)?;
+    if warm_up.is_some() && pretrained.is_some() && warm_up != pretrained {
+        return checker
+            .refuse("pretrained_ckpt", "names other weights than warmupVAR; leave one of them empty");
+    }
+    let initial_weights = warm_up.or(pretrained);
     let proxy_depth = checker.size("depth", &mut raw.depth, 30, 1, 128)?;
     let rater_depth = checker.size("raterDepth", &mut raw.rater_depth, 8, 1, 128)?;
     let width = |key: &str, held: &mut Option<i64>, depth: usize| {
@@ -290,6 +284,7 @@ fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig
         shared_aln: Checker::flag(&mut raw.saln, false),
         cross_attention: Checker::flag(&mut raw.enable_cross, true),
         zero_cross_attention: !Checker::flag(&mut raw.from_scratch, true),
+        initial_weights,
         initialisation,
     })
 }
@@ -370,18 +365,46 @@ fn image_tokenizer(
     raw: &mut RawConfig,
     patch_size: usize,
 ) -> Result<ImageTokenizerConfig> {
+    let released = checker.path("ckpt_path", &mut raw.ckpt_path)?;
     let held = raw.image_tokenizer.get_or_insert_default();
-    let kind = held.kind.get_or_insert_with(|| "pca".to_owned());
-    if kind != "pca" {
-        return checker.refuse("image_tokenizer.kind", format!("must be \"pca\", but is \"{kind}\""));
+    let mut path = checker.path("image_tokenizer.path", &mut held.path)?;
+    if let Some(released) = released {
+        if path.as_ref().is_some_and(|path| *path != released) {
+            return checker.refuse(
+                "ckpt_path",
+                "names other weights than image_tokenizer.path; leave one of them empty",
+            );
+        }
+        held.kind.get_or_insert_with(|| "vqvae".to_owned());
+        held.path.clone_from(&raw.ckpt_path);
+        path = Some(released);
     }
+    let kind = match held.kind.get_or_insert_with(|| "pca".to_owned()).as_str() {
+        "pca" if raw.ckpt_path.as_deref() != Some("") => {
+            return checker
+                .refuse("ckpt_path", "is the VQ-VAE's weights, but image_tokenizer.kind is \"pca\"");
+        }
+        "pca" => ImageTokenizerKind::Pca,
+        "vqvae" if path.is_none() => {
+            return checker.refuse(
+                "image_tokenizer.path",
+                "is empty; a tokenizer of the kind \"vqvae\" needs its weights, such as vae_ch160v4096z32.pth",
+            );
+        }
+        "vqvae" => ImageTokenizerKind::VqVae,
+        other => {
+            let message = format!("must be \"pca\" or \"vqvae\", but is \"{other}\"");
+            return checker.refuse("image_tokenizer.kind", message);
+        }
+    };
     let most = (3 * patch_size * patch_size) as i64;
     let components = 32.min(most);
     Ok(ImageTokenizerConfig {
+        kind,
         components: checker.size("image_tokenizer.components", &mut held.components, components, 1, most)?,
         codes: checker.size("image_tokenizer.codes", &mut held.codes, 4096, 2, 65_536)?,
         fit_images: checker.size("image_tokenizer.fit_images", &mut held.fit_images, 4096, 1, 1_000_000)?,
-        path: checker.path("image_tokenizer.path", &mut held.path)?,
+        path,
     })
 }
 
@@ -437,6 +460,15 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
     })
 }
 
+/// Progressive training, if there is any.
+fn progressive(checker: &Checker<'_>, raw: &mut RawConfig, epochs: i64) -> Result<Option<Progressive>> {
+    let share = checker.number("pg", &mut raw.pg, 0.0, 0.0, 0.99)?;
+    let first = checker.size("pg0", &mut raw.pg0, 4, 0, 64)?;
+    let warm_up_epochs = checker.number("pgwp", &mut raw.pgwp, 0.0, 0.0, f64::MAX)?;
+    let warm_up_epochs = if warm_up_epochs == 0.0 { epochs as f64 / 300.0 } else { warm_up_epochs };
+    Ok((share > 0.0).then_some(Progressive { share, first, warm_up_epochs }))
+}
+
 fn training(
     checker: &Checker<'_>,
     raw: &mut RawConfig,
@@ -470,7 +502,19 @@ fn training(
         raw.wp = None;
     }
     let warmup_epochs = checker.number("wp", &mut raw.wp, epochs as f64 / 50.0, 0.0, epochs as f64)?;
-    let name = raw.sche.get_or_insert_with(|| "lin0".to_owned()).clone();
+    let progressive = progressive(checker, raw, epochs)?;
+    let drop_scale_length = match raw.drop_scale_length {
+        Some(_) if progressive.is_some() => {
+            return checker.refuse("drop_scale_length", "contradicts pg; give one of the two");
+        }
+        Some(_) => Some(checker.size("drop_scale_length", &mut raw.drop_scale_length, 1, 1, 1 << 24)?),
+        None => None,
+    };
+    let name = match progressive {
+        // Released: the learning rate stays at its peak until all scales are trained.
+        Some(Progressive { share, .. }) => raw.sche.insert(format!("lin{share}")).clone(),
+        None => raw.sche.get_or_insert_with(|| "lin0".to_owned()).clone(),
+    };
     let schedule = name.parse::<ScheduleShape>().map_err(|message| checker.source.refuse("sche", message))?;
     let least_end = if schedule == ScheduleShape::Exponential { 1e-12 } else { 0.0 };
     let clip = checker.number("tclip", &mut raw.tclip, 2.0, 0.0, 1e9)?;
@@ -497,6 +541,8 @@ fn training(
         weight_decay_end,
         clip: (clip > 0.0).then_some(clip),
         label_smoothing: checker.number("ls", &mut raw.ls, 0.0, 0.0, 0.99)?,
+        progressive,
+        drop_scale_length,
         upper_level_weight: checker.number("upperlevel_weight", &mut raw.upperlevel_weight, 1.0, 0.0, 1.0)?,
         upper_level_weight_decay: checker.number(
             "upperlevel_weight_decay",

@@ -37,6 +37,7 @@ const LMDB: Honoured = Only("`[]`: read a CSV instead");
 const CSV_ONLY: Honoured = NoEffect("belongs to the LMDB and tar readers");
 const PICTURES: Honoured =
     NoEffect("the released code uses it for sample pictures only, which `train` does not draw");
+const FIT: Honoured = Only("by `fit`; `train` refuses it");
 const CPU: Honoured = NoEffect("numbers are 32-bit floats on the CPU");
 
 /// Every key but the switches of `compat`, in the order of the file.
@@ -96,13 +97,17 @@ pub const KEYS: &[Key] = &[
     key("text_enc_path", "weights of the released text encoder", Only("empty: use `text_encoder`")),
     key(
         "ckpt_path",
-        "folder of the released image tokenizer's weights",
-        Only("empty: use `image_tokenizer`"),
+        "weights of the released image tokenizer, a file or the folder of `vae_ch160v4096z32.pth`; the same as `image_tokenizer.path` with the kind `vqvae`",
+        Yes,
     ),
     key("local_out_dir_path", "run directory, where `--out` is not given", Yes),
     key("exp_name", "name of the run, recorded in its provenance", Yes),
-    key("pretrained_ckpt", "released checkpoint to start from", Only("empty")),
-    key("warmupVAR", "released checkpoint of a proxy to start from", Only("empty")),
+    key(
+        "pretrained_ckpt",
+        "weights that the proxy (and the rater, if they are there), or the model of `fit`, starts from: a released checkpoint, or a .pth or safetensors file of the proxy's",
+        Yes,
+    ),
+    key("warmupVAR", "the same", Yes),
     key("bs", "samples of an update, before rounding to `ac` equal batches", Yes),
     key(
         "batch_size",
@@ -139,13 +144,21 @@ pub const KEYS: &[Key] = &[
     key("resos", "picture sides of the scales", Only("null, or `patch_nums` · `patch_size`")),
     key("data_load_reso", "picture side", Only("null, or the last of `patch_nums` · `patch_size`")),
     key("mid_reso", "side before random cropping", NoEffect("the released CSV reader never crops at random")),
-    key("drop_scale_length", "train on a sample of the tokens", Only("null")),
+    key(
+        "drop_scale_length",
+        "tokens of a sample that a step of `fit` trains on, the others being dropped at random from the finest scale; null: all",
+        FIT,
+    ),
     key("classifier_free_training_prob", "share of captions replaced by the empty one, for guidance", Yes),
     key("hflip", "mirror pictures at random", Only("`false`: each picture is tokenised once")),
     key("workers", "threads that decode pictures", Yes),
-    key("pg", "progressive training", Only("0")),
-    key("pg0", "first scale of progressive training", NoEffect("`pg` must be 0")),
-    key("pgwp", "warm-up of progressive training", NoEffect("`pg` must be 0")),
+    key(
+        "pg",
+        "progressive training: the share of the run after which `fit` trains on all scales, finer ones being added on the way; 0: on all from the start; sets `sche`",
+        FIT,
+    ),
+    key("pg0", "the newest scale at the start of progressive training, counted from 0", FIT),
+    key("pgwp", "epochs in which a new scale's tokens come to count in full; 0: `ep` / 300", FIT),
     key("tf32", "TensorFloat-32", CPU),
     key(
         "device",
@@ -227,11 +240,19 @@ pub const KEYS: &[Key] = &[
         Yes,
     ),
     key("rater_width", "channels of the rater, a multiple of 64; null: 64 · `raterDepth`", Yes),
-    key("image_tokenizer.kind", "`pca`: principal components of patches, quantised by k-means", Yes),
+    key(
+        "image_tokenizer.kind",
+        "`pca`: principal components of patches, quantised by k-means; `vqvae`: the released one, by its weights",
+        Yes,
+    ),
     key("image_tokenizer.components", "principal components, the channels of a code", Yes),
     key("image_tokenizer.codes", "codes in the vocabulary", Yes),
     key("image_tokenizer.fit_images", "training pictures that the tokenizer is fitted on, at most", Yes),
-    key("image_tokenizer.path", "folder of a fitted tokenizer to use instead of fitting one", Yes),
+    key(
+        "image_tokenizer.path",
+        "`pca`: folder of a fitted tokenizer to use instead of fitting one; `vqvae`: its weights",
+        Yes,
+    ),
     key("text_encoder.kind", "`hashed_words`: a fixed random vector for every word", Yes),
     key("text_encoder.tokens", "tokens a caption, padded or cut", Yes),
     key("text_encoder.channels", "channels of a token's vector", Yes),

@@ -115,16 +115,27 @@ pub enum Portion {
     First(f64),
 }
 
-/// How pictures become codes: principal components of patches, quantised by k-means.
+/// Which image tokenizer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageTokenizerKind {
+    /// Principal components of patches, quantised by k-means: fitted to the training pictures.
+    Pca,
+    /// The released VQ-VAE, whose weights are read.
+    VqVae,
+}
+
+/// How pictures become codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageTokenizerConfig {
+    /// Which one it is.
+    pub kind: ImageTokenizerKind,
     /// Principal components, the channels of a code.
     pub components: usize,
     /// Codes in the vocabulary.
     pub codes: usize,
     /// Training pictures to fit on, at most.
     pub fit_images: usize,
-    /// Folder of a fitted tokenizer to use instead.
+    /// Folder of a fitted tokenizer to use instead, or the VQ-VAE's weights.
     pub path: Option<PathBuf>,
 }
 
@@ -168,6 +179,8 @@ pub struct NetworksConfig {
     pub cross_attention: bool,
     /// Start cross-attention projections at 0 (`from_scratch: false`).
     pub zero_cross_attention: bool,
+    /// Weights that the proxy, or the model that is fitted, starts from instead of fresh ones.
+    pub initial_weights: Option<PathBuf>,
     /// How weights start.
     pub initialisation: Initialisation,
 }
@@ -180,6 +193,17 @@ impl NetworksConfig {
     pub fn image_side(&self) -> usize {
         self.patch_size * self.patch_nums.last().copied().unwrap_or(1)
     }
+}
+
+/// Progressive training: the model learns the coarser scales first, as released (`pg`, `pg0`, `pgwp`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progressive {
+    /// Share of the run after which all scales are trained.
+    pub share: f64,
+    /// The newest scale at the start, counted from 0.
+    pub first: usize,
+    /// Epochs in which the tokens of a new scale come to count in full.
+    pub warm_up_epochs: f64,
 }
 
 /// How both networks are trained.
@@ -209,6 +233,10 @@ pub struct TrainingConfig {
     pub clip: Option<f64>,
     /// Label smoothing.
     pub label_smoothing: f64,
+    /// Whether scales are added as training goes on; `fit` alone.
+    pub progressive: Option<Progressive>,
+    /// Tokens of a sample that a step trains on, the others being dropped at random from the finest scale; `fit` alone.
+    pub drop_scale_length: Option<usize>,
     /// Share of the validation loss in the proxy's loss, in the first epoch.
     pub upper_level_weight: f64,
     /// Taken off that at every later epoch.
@@ -236,7 +264,7 @@ pub struct TrainingConfig {
 }
 
 /// Keys that a run may change when it resumes: they do not change its results.
-const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 15] = [
     "local_out_dir_path",
     "exp_name",
     "workers",
@@ -245,6 +273,7 @@ const HARMLESS: [&str; 14] = [
     "checkpoint_every",
     "keep_checkpoints",
     "data_args",
+    "ckpt_path",
     "image_tokenizer",
     "text_encoder",
     "device",
@@ -307,6 +336,7 @@ impl Config {
             "data_args.cogvlm",
             "data_args.random_portion_train",
             "data_args.rank_portion_train",
+            "image_tokenizer.kind",
             "image_tokenizer.components",
             "image_tokenizer.codes",
             "image_tokenizer.fit_images",

@@ -11,6 +11,7 @@ mod projection;
 pub mod pyramid;
 pub mod resample;
 pub mod saved;
+pub mod vqvae;
 
 use std::path::Path;
 
@@ -90,7 +91,8 @@ pub fn load_image_tokenizer(folder: &Path) -> Result<Box<dyn ImageTokenizer>> {
     let path = folder.join(saved::IMAGE_TOKENIZER);
     match saved::read_description(&path)?.kind.as_str() {
         pca::KIND => Ok(Box::new(pca::PcaTokenizer::load(folder)?)),
-        other => Err(saved::unknown_kind(&path, other, &[pca::KIND])),
+        vqvae::KIND => Ok(Box::new(vqvae::VqVae::load(folder)?)),
+        other => Err(saved::unknown_kind(&path, other, &[pca::KIND, vqvae::KIND])),
     }
 }
 

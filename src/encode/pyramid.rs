@@ -483,7 +483,8 @@ impl PyramidQuantizer {
     }
 
     /// Checks features `[B, Cvae, H, H]` and turns them into `[B, H², Cvae]`.
-    fn channels_last(&self, features: &Tensor) -> Result<Vec<f32>> {
+    /// Checked features `[B, Cvae, H, H]` as channels-last maps `[B, H², Cvae]`.
+    pub(super) fn channels_last(&self, features: &Tensor) -> Result<Vec<f32>> {
         let (channels, side) = (self.channels(), self.side());
         let batch = features.shape().first().copied().unwrap_or(0);
         if features.shape() != [batch, channels, side, side] {
@@ -505,7 +506,8 @@ impl PyramidQuantizer {
         Ok(transpose(values, channels, side * side))
     }
 
-    fn channels_first(&self, batch: usize, maps: &[f32]) -> Result<Tensor> {
+    /// Channels-last maps `[B, H², Cvae]` as features `[B, Cvae, H, H]`.
+    pub(super) fn channels_first(&self, batch: usize, maps: &[f32]) -> Result<Tensor> {
         let (channels, side) = (self.channels(), self.side());
         Tensor::new(&[batch, channels, side, side], transpose(maps, side * side, channels))
     }

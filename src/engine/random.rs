@@ -48,6 +48,10 @@ pub enum Purpose {
     Words = 8,
     /// Tests and benches.
     Test = 9,
+    /// Tokens left out of a training step.
+    TokenDrop = 10,
+    /// Codes of pictures that are sampled.
+    Sample = 11,
 }
 
 /// A stream of random numbers, fixed by a seed, a purpose and an index within the purpose (a step, a layer, a row).

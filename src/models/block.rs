@@ -9,18 +9,16 @@ use crate::{
         DType, ParameterId, Parameters, Purpose, Random, Tape, Tensor, Var,
         ops::{
             activation::{Activation, activate},
-            attention::{
-                AttentionSettings, RotaryTable, Visible, cross_attention, self_attention, visible_keys,
-            },
+            attention::{AttentionSettings, RotaryTable, cached_attention, cross_attention, self_attention},
             layer_norm::{ScaleShift, layer_norm},
             linear::{Bias, linear},
-            modulation::{self, Levels, gate, level_pairs},
+            modulation::{self, gate, level_pairs},
             patch_embed::{PatchEmbed, PatchEmbedParameters, patch_embed},
             residual::{add_to_all, first_sample, residual},
         },
     },
     error::{Error, Result},
-    models::{BackboneConfig, init::Initialiser},
+    models::{BackboneConfig, Layout, init::Initialiser},
 };
 
 /// Released ε of every layer norm.
@@ -71,14 +69,37 @@ struct Block {
     modulation: Option<ParameterId>,
     query_key_value: LinearLayer,
     projection: LinearLayer,
-    attention: AttentionSettings,
+    heads: usize,
+    scale: Option<ParameterId>,
     cross: Option<CrossAttention>,
     cross_from_first_sample: bool,
     first: LinearLayer,
     second: LinearLayer,
     drop_path: f64,
-    levels: Arc<Levels>,
-    visible: Arc<Visible>,
+}
+
+/// What a block keeps from scale to scale while a pyramid grows.
+#[derive(Clone, Debug, Default)]
+struct BlockCache {
+    /// Queries, keys and values of the scales so far, `[B, L, 3C]`.
+    tokens: Option<Tensor>,
+    /// Keys and values of the text, `[B, T, 2C]`.
+    text: Option<Tensor>,
+}
+
+/// What a network keeps from scale to scale while a pyramid grows.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    blocks: Vec<BlockCache>,
+    /// The scales so far.
+    scales: usize,
+}
+
+impl Cache {
+    /// The scales so far: the next one's number.
+    pub fn scales(&self) -> usize {
+        self.scales
+    }
 }
 
 /// The factors of drop-path in one forward pass: for each of a block's two branches, and each block, one a sample, `[B]`,
@@ -110,6 +131,7 @@ pub struct Backbone {
     modulation: Option<(ParameterId, LinearLayer, LinearLayer)>,
     blocks: Vec<Arc<Block>>,
     repeated: Vec<ParameterId>,
+    layout: Layout,
 }
 
 impl Backbone {
@@ -140,7 +162,7 @@ impl Backbone {
             if has_level { Some(init.weight("lvl_embed.weight", &[scales, width], 1.0)?) } else { None };
         let rotary = config
             .rope
-            .map(|rope| Arc::new(RotaryTable::new(&config.patch_nums, width / heads, rope.theta, rope.norm)));
+            .map(|rope| RotaryTable::new(&config.patch_nums, width / heads, rope.theta, rope.norm));
         let modulation = match level {
             Some(level) if config.shared_aln => Some((
                 level,
@@ -149,22 +171,34 @@ impl Backbone {
             )),
             _ => None,
         };
-        let counts: Vec<usize> = config.patch_nums.iter().map(|side| side * side).collect();
-        let shared = (
-            rotary.as_ref(),
-            Arc::new(Levels::new(&counts)),
-            Arc::new(visible_keys(&config.patch_nums).into()),
-        );
-        let blocks = (0..depth)
-            .map(|at| Block::new(init, config, at, &shared).map(Arc::new))
-            .collect::<Result<_>>()?;
+        let layout = Layout::whole(&config.patch_nums, rotary, width / heads);
+        let blocks =
+            (0..depth).map(|at| Block::new(init, config, at).map(Arc::new)).collect::<Result<_>>()?;
         let encoder_proj = LinearLayer::new(init, "encoder_proj", width, config.text_channels)?;
         // The vectors of the levels are added to the tokens and condition the modulation.
         let repeated = level.filter(|_| config.level_embedding && config.shared_aln).into_iter().collect();
         let level = if config.level_embedding { level } else { None };
         let (weight, bias) = word_embed;
         let embed = PatchEmbedParameters { weight, bias, start, level, position };
-        Ok(Self { encoder_proj, embed: PatchEmbed::new(embed, shared.1), modulation, blocks, repeated })
+        let embed = PatchEmbed::new(embed, Arc::clone(&layout.levels));
+        Ok(Self { encoder_proj, embed, modulation, blocks, repeated, layout })
+    }
+
+    /// All tokens of the pyramid, of which other layouts are parts.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The same network for a part of the pyramid's tokens.
+    #[must_use]
+    pub fn with_layout(&self, layout: Layout) -> Self {
+        let embed = self.embed.with_tokens(Arc::clone(&layout.levels), &layout.places);
+        Self { embed, layout, ..self.clone() }
+    }
+
+    /// A cache for a pyramid that has no scale yet.
+    pub fn cache(&self) -> Cache {
+        Cache { blocks: vec![BlockCache::default(); self.blocks.len()], scales: 0 }
     }
 
     /// The parameters that a forward pass reads more than once.
@@ -203,11 +237,50 @@ impl Backbone {
         text: &TextStates,
         mode: Mode<'_>,
     ) -> Result<Var> {
+        let (mut x, rest) = self.start(tape, input, text)?;
+        for (at, block) in self.blocks.iter().enumerate() {
+            let keep = match mode {
+                Mode::Evaluate => [None, None],
+                Mode::Train(DropPath(keep)) => keep.get(at).cloned().unwrap_or_default(),
+            };
+            let inputs = [vec![x], rest.clone()].concat();
+            let (block, layout, mask) = (Arc::clone(block), self.layout.clone(), text.mask.clone());
+            x = tape.segment(&inputs, move |tape, inputs| {
+                block.forward(tape, inputs, &layout, &mask, &keep, None)
+            })?;
+        }
+        Ok(x)
+    }
+
+    /// The next scale's tokens of a pyramid that grows: `input` `[B, pn², Cvae]` (of the first scale `[B, 0, Cvae]`) to
+    /// `[B, pn², C]`. What the whole pass gives for these tokens, as the coarser scales do not see finer ones.
+    ///
+    /// # Errors
+    /// If the pyramid has all its scales, or the sizes do not fit.
+    pub fn forward_scale(
+        &self,
+        tape: &mut Tape<'_>,
+        input: &Tensor,
+        text: &TextStates,
+        cache: &mut Cache,
+    ) -> Result<Var> {
+        let part = self.with_layout(self.layout.scale(cache.scales)?);
+        let (mut x, rest) = part.start(tape, input, text)?;
+        for (block, cache) in part.blocks.iter().zip(&mut cache.blocks) {
+            let inputs = [vec![x], rest.clone()].concat();
+            x = block.forward(tape, &inputs, &part.layout, &text.mask, &[None, None], Some(cache))?;
+        }
+        cache.scales += 1;
+        Ok(x)
+    }
+
+    /// What the first block gets: the stream; and what every block gets beside it.
+    fn start(&self, tape: &mut Tape<'_>, input: &Tensor, text: &TextStates) -> Result<(Var, Vec<Var>)> {
         let dtype = tape.dtype();
         let pooled = tape.constant(text.pooled.cast(dtype)?);
         let sos = self.encoder_proj.forward(tape, &pooled)?;
         let input = tape.constant(input.cast(dtype)?);
-        let mut x = patch_embed(tape, &sos, &input, &self.embed)?;
+        let x = patch_embed(tape, &sos, &input, &self.embed)?;
         // Every block gets the stream, the text and, where levels modulate it, their condition.
         let mut rest = vec![tape.constant(text.states.cast(dtype)?)];
         if let Some((level, first, second)) = &self.modulation {
@@ -216,38 +289,47 @@ impl Backbone {
             let hidden = activate(tape, &hidden, Activation::Silu)?;
             rest.push(second.forward(tape, &hidden)?);
         }
-        for (at, block) in self.blocks.iter().enumerate() {
-            let keep = match mode {
-                Mode::Evaluate => [None, None],
-                Mode::Train(DropPath(keep)) => keep.get(at).cloned().unwrap_or_default(),
-            };
-            let inputs = [vec![x], rest.clone()].concat();
-            let (block, mask) = (Arc::clone(block), text.mask.clone());
-            x = tape.segment(&inputs, move |tape, inputs| block.forward(tape, inputs, &mask, &keep))?;
-        }
-        Ok(x)
+        Ok((x, rest))
     }
 }
 
 impl CrossAttention {
-    fn forward(&self, tape: &mut Tape<'_>, x: &Var, states: &Var, mask: &Tensor) -> Result<Var> {
+    fn forward(
+        &self,
+        tape: &mut Tape<'_>,
+        x: &Var,
+        states: &Var,
+        mask: &Tensor,
+        cache: Option<&mut Option<Tensor>>,
+    ) -> Result<Var> {
         let q = self.query.forward(tape, x)?;
-        let kv = self.key_value.forward(tape, states)?;
+        let kv = match cache {
+            Some(Some(kept)) => tape.constant(kept.clone()),
+            Some(empty) => {
+                let kv = self.key_value.forward(tape, states)?;
+                *empty = Some(kv.value().clone());
+                kv
+            }
+            None => self.key_value.forward(tape, states)?,
+        };
         let attended = cross_attention(tape, &q, &kv, mask, &self.settings)?;
         self.projection.forward(tape, &attended)
     }
 }
 
 impl Block {
-    /// `inputs`: the stream `[B, L, C]`, the text's states and, if there is a modulation, its condition.
+    /// `inputs`: the stream `[B, L, C]`, the text's states and, if there is a modulation, its condition. With a cache the
+    /// tokens are those after the ones it holds.
     fn forward(
         &self,
         tape: &mut Tape<'_>,
         inputs: &[Var],
+        layout: &Layout,
         mask: &Tensor,
         keep: &[Option<Tensor>; 2],
+        mut cache: Option<&mut BlockCache>,
     ) -> Result<Var> {
-        let (x, states, levels) = (&inputs[0], &inputs[1], &self.levels);
+        let (x, states, levels) = (&inputs[0], &inputs[1], &layout.levels);
         let parts = match (inputs.get(2), self.modulation) {
             (Some(condition), Some(table)) => Some(modulation::parts(tape, condition, table)?),
             _ => None,
@@ -267,20 +349,26 @@ impl Block {
         let normed = norm(tape, x, [2, 4])?;
         let qkv = self.query_key_value.forward(tape, &normed)?;
         drop(normed);
-        let attended = self_attention(tape, &qkv, &self.attention, &self.visible)?;
+        let attention =
+            AttentionSettings { heads: self.heads, scale: self.scale, rotary: layout.rotary.clone() };
+        let attended = match &mut cache {
+            Some(cache) => cached_attention(tape, &qkv, &attention, &mut cache.tokens)?,
+            None => self_attention(tape, &qkv, &attention, &layout.visible)?,
+        };
         drop(qkv);
         let branch = self.projection.forward(tape, &attended)?;
         let branch = gated(tape, branch, 0)?;
         let mut x = residual(tape, x, &branch, keep[0].clone())?;
         if let Some(cross) = &self.cross {
             let normed = layer_norm(tape, &x, EPSILON, None)?;
+            let text = cache.map(|cache| &mut cache.text);
             x = if self.cross_from_first_sample {
                 let (states, mask) = (first_sample(tape, states)?, first_row(mask)?);
                 let normed = first_sample(tape, &normed)?;
-                let branch = cross.forward(tape, &normed, &states, &mask)?;
+                let branch = cross.forward(tape, &normed, &states, &mask, text)?;
                 add_to_all(tape, &x, &branch)?
             } else {
-                let branch = cross.forward(tape, &normed, states, mask)?;
+                let branch = cross.forward(tape, &normed, states, mask, text)?;
                 residual(tape, &x, &branch, None)?
             };
         }
@@ -293,12 +381,7 @@ impl Block {
         residual(tape, &x, &branch, keep[1].clone())
     }
 
-    fn new(
-        init: &mut Initialiser<'_>,
-        config: &BackboneConfig,
-        at: usize,
-        (rotary, levels, visible): &(Option<&Arc<RotaryTable>>, Arc<Levels>, Arc<Visible>),
-    ) -> Result<Self> {
+    fn new(init: &mut Initialiser<'_>, config: &BackboneConfig, at: usize) -> Result<Self> {
         let BackboneConfig { width, heads, depth, .. } = *config;
         let name = format!("blocks.{at}");
         let modulation = match config.shared_aln {
@@ -359,14 +442,13 @@ impl Block {
             modulation,
             query_key_value,
             projection: own_projection,
-            attention: AttentionSettings { heads, scale: own_scale, rotary: (*rotary).cloned() },
+            heads,
+            scale: own_scale,
             cross,
             cross_from_first_sample: config.cross_from_first_sample,
             first,
             second,
             drop_path: config.drop_path * share,
-            levels: Arc::clone(levels),
-            visible: Arc::clone(visible),
         })
     }
 }

@@ -103,3 +103,18 @@ impl<'a> Initialiser<'a> {
         self.constant(name, shape, 0.0)
     }
 }
+/// `from_scratch: false` starts the cross-attention's projections at zero.
+///
+/// # Errors
+/// If the weights are not f32 on the host.
+pub(crate) fn zero_cross_projections(parameters: &mut Parameters) -> Result<()> {
+    let ids: Vec<_> = parameters
+        .iter()
+        .filter(|(_, name, _)| name.contains("cross_attn.proj."))
+        .map(|(id, _, _)| id)
+        .collect();
+    for id in ids {
+        parameters.value_mut(id).0.as_mut_slice::<f32>()?.fill(0.0);
+    }
+    Ok(())
+}

@@ -2,10 +2,12 @@
 
 pub mod block;
 pub mod init;
+pub mod layout;
 pub mod proxy;
 pub mod rater;
 
-pub use block::{DropPath, Mode};
+pub use block::{Cache, DropPath, Mode};
+pub use layout::Layout;
 pub use proxy::Proxy;
 pub use rater::{Rater, RaterOutput, Weighing};
 

@@ -24,13 +24,14 @@ use crate::{
     error::{Error, Result},
     files::sha256,
     interrupt::Interrupt,
-    rate::{
+    rate::parts::{Counts, Parts, Sequence, Source, Words},
+    select::ratings::{NumberColumn, NumberHeader, NumberWriter},
+    train::{
+        checkpoint::Checkpoint,
         corpus::Progress,
-        parts::{Counts, Parts, Sequence, Source, Words},
+        run_directory::RunDirectory,
         trained::{Encoders, Named, configuration, every_checkpoint},
     },
-    select::ratings::{NumberColumn, NumberHeader, NumberWriter},
-    train::{checkpoint::Checkpoint, run_directory::RunDirectory},
 };
 
 use learning_rate::LearningRates;

@@ -6,7 +6,7 @@ mod passes;
 mod recorded;
 mod report;
 
-pub use inputs::{Batch, MicroBatch, Prior};
+pub use inputs::{MicroBatch, Prior};
 pub use recorded::RecordedStep;
 pub use report::StepReport;
 

@@ -2,12 +2,10 @@
 
 pub mod attribute;
 pub mod bilevel;
-pub mod corpus;
 pub mod dynamics;
 mod parts;
 pub mod pictures;
 pub mod rules;
 pub mod samples;
 pub mod scorer;
-mod trained;
 pub mod trainer;

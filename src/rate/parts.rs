@@ -19,8 +19,8 @@ use crate::{
     error::{Error, Result},
     files::{WholeFile, remove_folder, remove_leftovers, write_whole},
     interrupt::Interrupt,
-    rate::corpus::{self, Progress},
     select::ratings::{TableKind, write_error},
+    train::corpus::{self, Progress},
 };
 
 /// Records of one part file, rounded up to whole batches.

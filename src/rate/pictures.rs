@@ -9,12 +9,12 @@ use crate::{
     config::Config,
     data::{Record, load_picture},
     error::Result,
-    rate::corpus,
     report::{
         contact_sheet::{Thumbnail, contact_sheet, decile_samples},
         plot::rating_histogram,
     },
     select::ratings::{ColumnNames, RatingsTable},
+    train::corpus,
 };
 
 /// Thumbnails a decile.
@@ -68,7 +68,7 @@ pub fn rating_pictures(
                 side: u32::try_from(picture.side).unwrap_or(u32::MAX),
                 rgb: picture.rgb,
                 caption: format!("{note}{}", record.caption),
-                rating: table.ratings[row as usize],
+                rating: Some(table.ratings[row as usize]),
             });
         }
         rows.push(sample.sheet_row(thumbnails));

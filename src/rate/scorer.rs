@@ -17,13 +17,14 @@ use crate::{
     files::sha256,
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
-    rate::{
+    rate::parts::{Outcome, Parts, Sequence, Source, Words},
+    select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
+    train::{
+        checkpoint::{self, Checkpoint},
         corpus::{batch, in_parallel},
-        parts::{Outcome, Parts, Sequence, Source, Words},
+        released,
         trained::{Encoders, Named, configuration},
     },
-    select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
-    train::checkpoint::{self, Checkpoint},
 };
 
 /// How messages name the job.
@@ -32,8 +33,10 @@ const WORDS: Words = Words { command: "score", doing: "scoring", done: "scored" 
 /// What is to be rated and how.
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
-    /// A run directory, for its newest checkpoint, or one checkpoint in it.
+    /// A run directory, for its newest checkpoint, or one checkpoint in it; with `config`, a checkpoint of the released code.
     pub checkpoint: PathBuf,
+    /// The configuration of a rater that was not trained here.
+    pub config: Option<PathBuf>,
     /// The corpus.
     pub corpus: PathBuf,
     /// The ratings table to write, `.csv` or `.parquet`.
@@ -54,7 +57,10 @@ impl ScoreRequest {
     /// # Errors
     /// If there is no run or an argument cannot be used.
     pub fn configuration(&self) -> Result<Config> {
-        configuration(&Named::new(&self.checkpoint).run, &self.sets)
+        match &self.config {
+            Some(path) => Config::load(path, &self.sets),
+            None => configuration(&Named::new(&self.checkpoint).run, &self.sets),
+        }
     }
 }
 
@@ -120,7 +126,7 @@ pub fn score(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ScoreSummary> {
     let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
-    let scorer = Scorer::new(request)?;
+    let scorer = Scorer::new(request, interrupt)?;
     let source = scorer.source(&request.corpus);
     let rows = source.rows()?;
     let corpus = source.open()?;
@@ -151,23 +157,34 @@ pub fn score(
 }
 
 impl Scorer {
-    fn new(request: &ScoreRequest) -> Result<Self> {
+    fn new(request: &ScoreRequest, interrupt: &Interrupt) -> Result<Self> {
         let config = request.configuration()?;
-        let named = Named::new(&request.checkpoint);
-        let folder = named.folder()?;
-        let encoders = Encoders::of(&named.run)?;
-        let (tensors, state) = Checkpoint::load_rater(&folder)?;
-        encoders.expect(&folder, &state)?;
-        let (vocabulary, code_channels, text_channels) = encoders.sizes();
-        let backbone = config.rater_backbone(vocabulary, code_channels, text_channels);
-        let (rater, mut parameters) = Rater::new(&backbone, DType::F32, 0)?;
-        checkpoint::restore_weights(&folder, &tensors, &mut parameters)?;
+        let rater_for = |encoders: &Encoders| {
+            let (vocabulary, code_channels, text_channels) = encoders.sizes();
+            Rater::new(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32, 0)
+        };
+        let (encoders, rater, mut parameters, described) = if request.config.is_some() {
+            let encoders = Encoders::named(&config, interrupt)?;
+            let (rater, mut parameters) = rater_for(&encoders)?;
+            released::load(&request.checkpoint, released::RATER, &mut parameters)?;
+            let described = [encoders.tokenizer.fingerprint(), encoders.text.fingerprint()].concat();
+            (encoders, rater, parameters, described.into_bytes())
+        } else {
+            let named = Named::new(&request.checkpoint);
+            let folder = named.folder()?;
+            let encoders = Encoders::of(&named.run)?;
+            let (tensors, state) = Checkpoint::load_rater(&folder)?;
+            encoders.expect(&folder, &state)?;
+            let (rater, mut parameters) = rater_for(&encoders)?;
+            checkpoint::restore_weights(&folder, &tensors, &mut parameters)?;
+            let described = serde_json::to_vec(&state).map_err(|error| Error::invalid(error.to_string()))?;
+            (encoders, rater, parameters, described)
+        };
         let weighing = if config.compat.double_softmax {
             Weighing::Released
         } else {
             Weighing::Logits { temperature: config.training.rater_temperature }
         };
-        let described = serde_json::to_vec(&state).map_err(|error| Error::invalid(error.to_string()))?;
         let weights: Vec<u8> = parameters
             .iter()
             .map(|(_, _, value)| Ok(bytemuck::cast_slice::<f32, u8>(value.as_slice::<f32>()?).to_vec()))

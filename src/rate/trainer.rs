@@ -1,7 +1,6 @@
 //! The training loop around the bilevel step: data in, batches in a fixed order, checkpoints, resume.
 
 mod batches;
-mod preparation;
 mod saved;
 
 use std::path::PathBuf;
@@ -11,13 +10,12 @@ use serde_json::json;
 use crate::{
     config::{Config, Teaching},
     encode::{ImageTokenizer, TextEncoder, pca::FitReport, pyramid::CodeReader},
-    engine::{DType, Parameters, cuda::Device},
+    engine::{DType, cuda::Device},
     error::{Error, Result},
     interrupt::Interrupt,
-    models::{Proxy, Rater, Weighing},
+    models::{Proxy, Rater, Weighing, init},
     rate::{
         bilevel::{Bilevel, BilevelSettings, RecordedStep, StepRates, StepReport},
-        corpus::EncodedCorpus,
         dynamics::write_figure,
         rules::rule,
         samples::Samples,
@@ -26,20 +24,17 @@ use crate::{
         checkpoint,
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
+        prepared::{Prepared, Preparing, prepare},
+        released,
         run_directory::RunDirectory,
         schedule::Plan,
     },
 };
 
 use batches::{Batches, StepBatches};
-use preparation::prepare;
 
 /// Watches a run from outside: progress bars, event files.
-pub trait Observer {
-    /// A part of the preparation is `done` out of `total`.
-    fn preparing(&mut self, what: &str, done: u64, total: u64);
-    /// Something the user should know, in one sentence.
-    fn note(&mut self, sentence: &str);
+pub trait Observer: Preparing {
     /// One step of `total` is done.
     fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport);
 }
@@ -92,12 +87,8 @@ impl std::fmt::Display for TrainSummary {
 struct Run<'a> {
     config: &'a Config,
     directory: &'a RunDirectory,
-    tokenizer: Box<dyn ImageTokenizer>,
-    text: Box<dyn TextEncoder>,
-    train: EncodedCorpus,
-    validation: EncodedCorpus,
+    data: Prepared,
     plan: Plan,
-    data: String,
     on_device: bool,
 }
 
@@ -113,12 +104,19 @@ pub fn train(
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<TrainSummary> {
+    if config.training.progressive.is_some() || config.training.drop_scale_length.is_some() {
+        return Err(Error::invalid(
+            "pg and drop_scale_length train on a part of the tokens, which `fit` does; for `train` set pg to 0 and \
+             drop_scale_length to null",
+        ));
+    }
     // A device that cannot be used ends the run before the data is read.
     let device = config.device.open()?;
-    let (mut run, report) = prepare(config, directory, interrupt, observer)?;
-    run.on_device = device.is_some();
+    let data = prepare(config, directory, interrupt, observer)?;
+    let plan = Plan::new(config, data.train.len(), data.validation.len())?;
+    let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let mut bilevel = run.networks(device.as_ref())?;
-    let mut samples = Samples::new(run.train.len(), config.training.average_from_epoch);
+    let mut samples = Samples::new(run.data.train.len(), config.training.average_from_epoch);
     let mut step = 0;
     if let Some(folder) = checkpoint::Checkpoint::newest(&directory.checkpoints())? {
         step = run.restore(&folder, &mut bilevel, &mut samples)?;
@@ -146,7 +144,7 @@ pub fn train(
         })?;
         let places = std::mem::replace(&mut these, next).places.concat();
         for place in samples.record(&places, &report, epoch) {
-            let id = &run.train.ids[place];
+            let id = &run.data.train.ids[place];
             observer.note(&format!(
                 "what {id} is worth is no number at step {step}; the rater does not learn from it"
             ));
@@ -158,7 +156,7 @@ pub fn train(
         let ends_epoch = run.plan.ends_epoch(step);
         if ends_epoch || step + 1 == total {
             let recordings = run.records(epoch).then(|| directory.dynamics());
-            samples.end_epoch(&run.train.ids, epoch, recordings.as_deref())?;
+            samples.end_epoch(&run.data.train.ids, epoch, recordings.as_deref())?;
         }
         step += 1;
         last = Some(report);
@@ -177,13 +175,12 @@ pub fn train(
         observer.note("the run was complete already");
     }
     let figures = write_figure(&directory.dynamics())?;
-    let failed = run.train.failed.len() + run.validation.failed.len();
     Ok(TrainSummary {
         steps: total,
-        train: run.train.len(),
-        validation: run.validation.len(),
-        failed,
-        tokenizer: report,
+        train: run.data.train.len(),
+        validation: run.data.validation.len(),
+        failed: run.data.failed(),
+        tokenizer: run.data.fit.clone(),
         last,
         figures,
     })
@@ -257,8 +254,8 @@ pub fn build_networks(
     let (rater, mut rater_parameters) =
         Rater::new(&rater_config, DType::F32, config.seed.wrapping_mul(2) + 1)?;
     if config.networks.zero_cross_attention {
-        zero_cross_projections(&mut proxy_parameters)?;
-        zero_cross_projections(&mut rater_parameters)?;
+        init::zero_cross_projections(&mut proxy_parameters)?;
+        init::zero_cross_projections(&mut rater_parameters)?;
     }
     let (training, compat) = (&config.training, &config.compat);
     let settings = AdamWSettings { clip: training.clip, ..AdamWSettings::default() };
@@ -295,26 +292,19 @@ pub fn build_networks(
     })
 }
 
-/// `from_scratch: false` starts the cross-attention's projections at zero.
-fn zero_cross_projections(parameters: &mut Parameters) -> Result<()> {
-    let ids: Vec<_> = parameters
-        .iter()
-        .filter(|(_, name, _)| name.contains("cross_attn.proj."))
-        .map(|(id, _, _)| id)
-        .collect();
-    for id in ids {
-        parameters.value_mut(id).0.as_mut_slice::<f32>()?.fill(0.0);
-    }
-    Ok(())
-}
-
 impl Run<'_> {
     fn networks(&self, device: Option<&Device>) -> Result<Bilevel> {
-        let mut bilevel = build_networks(self.config, self.tokenizer.as_ref(), self.text.as_ref())?;
+        let mut bilevel = build_networks(self.config, self.data.tokenizer.as_ref(), self.data.text.as_ref())?;
+        if let Some(path) = &self.config.networks.initial_weights {
+            released::load(path, released::PROXY, &mut bilevel.proxy_parameters)?;
+            if released::holds(path, released::RATER)? {
+                released::load(path, released::RATER, &mut bilevel.rater_parameters)?;
+            }
+        }
         if let Some(device) = device {
             bilevel.move_to(device, self.config.compute)?;
             let most = self.config.training.batch;
-            bilevel.reader = Some(CodeReader::new(self.tokenizer.quantizer(), device, most)?);
+            bilevel.reader = Some(CodeReader::new(self.data.tokenizer.quantizer(), device, most)?);
         }
         Ok(bilevel)
     }

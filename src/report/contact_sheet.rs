@@ -23,8 +23,8 @@ pub struct Thumbnail {
     pub rgb: Vec<u8>,
     /// The caption; two short lines of it are shown.
     pub caption: String,
-    /// The rating.
-    pub rating: f64,
+    /// The rating, if it has one.
+    pub rating: Option<f64>,
 }
 
 /// One row of the sheet.
@@ -159,8 +159,10 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
             for (line, text) in lines.iter().enumerate() {
                 sheet.text(x, top + SIDE + 17 + line as u32 * 17, CAPTION, INK, text);
             }
-            let rating = shortened(&rating_text(thumbnail.rating), CAPTION, SIDE as f32);
-            sheet.text(x, top + SIDE + 17 + lines.len() as u32 * 17 + 2, CAPTION, FAINT_INK, &rating);
+            if let Some(rating) = thumbnail.rating {
+                let rating = shortened(&rating_text(rating), CAPTION, SIDE as f32);
+                sheet.text(x, top + SIDE + 17 + lines.len() as u32 * 17 + 2, CAPTION, FAINT_INK, &rating);
+            }
         }
     }
     Ok(sheet)

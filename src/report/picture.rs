@@ -36,6 +36,20 @@ impl Picture {
         Self { width, height, rgb: colour.repeat(pixels) }
     }
 
+    /// A picture of `width` by `height` pixels over three bytes a pixel, row by row.
+    ///
+    /// # Errors
+    /// If there are not as many bytes.
+    pub fn from_rgb(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
+        if rgb.len() != width as usize * height as usize * 3 {
+            return Err(Error::invalid(format!(
+                "{} bytes are no picture of {width}x{height} pixels",
+                rgb.len()
+            )));
+        }
+        Ok(Self { width, height, rgb })
+    }
+
     /// Width in pixels.
     pub fn width(&self) -> u32 {
         self.width

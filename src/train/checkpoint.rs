@@ -8,32 +8,24 @@
 //! | `samples.safetensors` | what the run knows of each training sample |
 //! | `state.json` | counters, fingerprints, and the SHA-256 of the other files |
 
+pub(crate) mod folder;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
 };
 
-use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
+use self::folder::{damaged, list};
 use super::{loss_scale::LossScale, optimizer::AdamW};
 use crate::{
-    engine::{Parameters, Storage, Tensor},
-    error::{Error, Result},
-    files::{PendingFolder, remove_folder, sha256},
+    engine::{Parameters, Tensor},
+    error::Result,
 };
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
-
-/// The form of `state.json` that this version writes.
-const FORMAT: u32 = 2;
-/// The file of counters and fingerprints.
-const STATE: &str = "state.json";
-/// What the folders' names begin with.
-const PREFIX: &str = "step-";
 
 /// Everything of a checkpoint that is not a tensor. Random numbers need no state: each is a function of the seed and
 /// the step, and so is the sampler's position.
@@ -78,22 +70,6 @@ pub struct State {
     pub git_hash: String,
 }
 
-/// The whole of `state.json`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StateFile {
-    format: u32,
-    state: State,
-    files: BTreeMap<String, FileRecord>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileRecord {
-    bytes: u64,
-    sha256: String,
-}
-
 /// A training run at one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
@@ -124,29 +100,10 @@ impl Checkpoint {
     /// # Errors
     /// If writing fails; checkpoints that were there stay as they are.
     pub fn save(&self, checkpoints: &Path, keep: Option<usize>) -> Result<PathBuf> {
-        let target = checkpoints.join(format!("{PREFIX}{:08}", self.state.step));
-        let pending = PendingFolder::new(&target)?;
-        let mut files = BTreeMap::new();
         let tensors = [&self.proxy, &self.rater, &self.optimizer, &self.samples];
         let reference = self.reference.as_ref().map(|reference| (REFERENCE, reference));
-        for (name, tensors) in FILES.into_iter().zip(tensors).chain(reference) {
-            let bytes = to_safetensors(tensors).map_err(|message| damaged(&target.join(name), message))?;
-            files.insert(name.to_owned(), FileRecord { bytes: bytes.len() as u64, sha256: sha256(&bytes) });
-            pending.write(name, &bytes)?;
-        }
-        let state = StateFile { format: FORMAT, state: self.state.clone(), files };
-        let mut text = serde_json::to_vec_pretty(&state)
-            .map_err(|error| damaged(&target.join(STATE), format!("cannot be written as JSON: {error}")))?;
-        text.push(b'\n');
-        pending.write(STATE, &text)?;
-        pending.publish()?;
-        if let Some(keep) = keep {
-            let all = list(checkpoints)?;
-            for (_, old) in &all[..all.len().saturating_sub(keep.max(1))] {
-                remove_folder(old)?;
-            }
-        }
-        Ok(target)
+        let files = FILES.into_iter().zip(tensors).chain(reference);
+        folder::write(checkpoints, self.state.step, keep, files, &self.state)
     }
 
     /// Reads a checkpoint's folder.
@@ -154,10 +111,10 @@ impl Checkpoint {
     /// # Errors
     /// If a file is missing, truncated or changed since it was written.
     pub fn load(folder: &Path) -> Result<Self> {
-        let state = read_state(folder)?;
-        let [proxy, rater, optimizer, samples] = FILES.map(|name| read_file(folder, name, &state));
-        let reference = match state.files.contains_key(REFERENCE) {
-            true => Some(read_file(folder, REFERENCE, &state)?),
+        let opened = open_rating(folder)?;
+        let [proxy, rater, optimizer, samples] = FILES.map(|name| opened.tensors(name));
+        let reference = match opened.has(REFERENCE) {
+            true => Some(opened.tensors(REFERENCE)?),
             false => None,
         };
         Ok(Self {
@@ -166,7 +123,7 @@ impl Checkpoint {
             optimizer: optimizer?,
             reference,
             samples: samples?,
-            state: state.state,
+            state: opened.state,
         })
     }
 
@@ -175,8 +132,8 @@ impl Checkpoint {
     /// # Errors
     /// As for [`load`](Self::load).
     pub fn load_rater(folder: &Path) -> Result<(Tensors, State)> {
-        let state = read_state(folder)?;
-        Ok((read_file(folder, FILES[1], &state)?, state.state))
+        let opened = open_rating(folder)?;
+        Ok((opened.tensors(FILES[1])?, opened.state))
     }
 
     /// The newest checkpoint among `checkpoints`, if there is one. Nothing is changed there: a run that is still being
@@ -192,102 +149,12 @@ impl Checkpoint {
     }
 }
 
-/// The checkpoints' steps and folders, oldest first.
-fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(checkpoints).map_err(Error::io("read", checkpoints))? {
-        let entry = entry.map_err(Error::io("read", checkpoints))?;
-        let name = entry.file_name();
-        if let Some(step) = name.to_string_lossy().strip_prefix(PREFIX).and_then(|step| step.parse().ok()) {
-            found.push((step, entry.path()));
-        }
+/// Opens the checkpoint of a rater; that of a model alone is called by its name.
+fn open_rating(path: &Path) -> Result<folder::Opened<'_, State>> {
+    if super::fit::is_fit(path) {
+        return Err(damaged(path, "holds a model that `fit` trained, and no rater; give the run of `train`"));
     }
-    found.sort();
-    Ok(found)
-}
-
-fn read_state(folder: &Path) -> Result<StateFile> {
-    let path = folder.join(STATE);
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    #[derive(Deserialize)]
-    struct Format {
-        format: u32,
-    }
-    let unreadable = |error: serde_json::Error| {
-        damaged(
-            &path,
-            format!("is not the state of a checkpoint ({error}); remove the folder to use an older one"),
-        )
-    };
-    let Format { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
-    if format != FORMAT {
-        let message = format!("was written in form {format}, but this version reads form {FORMAT}");
-        return Err(damaged(&path, message));
-    }
-    serde_json::from_slice(&bytes).map_err(unreadable)
-}
-
-fn read_file(folder: &Path, name: &str, state: &StateFile) -> Result<Tensors> {
-    let path = folder.join(name);
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    let cure = "remove the folder to use an older checkpoint";
-    let Some(record) = state.files.get(name) else {
-        return Err(damaged(&path, format!("is not mentioned in {STATE}; {cure}")));
-    };
-    if bytes.len() as u64 != record.bytes {
-        let message = format!("is truncated: {} bytes instead of {}; {cure}", bytes.len(), record.bytes);
-        return Err(damaged(&path, message));
-    }
-    if sha256(&bytes) != record.sha256 {
-        return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one in {STATE}; {cure}")));
-    }
-    from_safetensors(&bytes).map_err(|message| damaged(&path, message))
-}
-
-fn damaged(path: &Path, message: impl Into<String>) -> Error {
-    Error::Checkpoint { path: path.to_path_buf(), message: message.into() }
-}
-
-/// Tensors as the bytes of a safetensors file.
-fn to_safetensors(tensors: &Tensors) -> Result<Vec<u8>, String> {
-    let views: Result<Vec<_>, String> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let (dtype, bytes): (Dtype, &[u8]) = match tensor.storage().map_err(|error| error.to_string())? {
-                Storage::F32(values) => (Dtype::F32, bytemuck::cast_slice(values)),
-                Storage::F64(values) => (Dtype::F64, bytemuck::cast_slice(values)),
-                Storage::Bf16(values) => (Dtype::BF16, bytemuck::cast_slice(values)),
-                Storage::F16(values) => (Dtype::F16, bytemuck::cast_slice(values)),
-                Storage::U32(values) => (Dtype::U32, bytemuck::cast_slice(values)),
-            };
-            let view =
-                TensorView::new(dtype, tensor.shape().to_vec(), bytes).map_err(|error| error.to_string())?;
-            Ok((name.as_str(), view))
-        })
-        .collect();
-    safetensors::serialize(views?, None).map_err(|error| error.to_string())
-}
-
-/// The tensors of a safetensors file, in the types that they have there.
-fn from_safetensors(bytes: &[u8]) -> Result<Tensors, String> {
-    fn numbers<const N: usize, T>(view: &TensorView<'_>, read: impl Fn([u8; N]) -> T) -> Vec<T> {
-        view.data().as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()
-    }
-    let file =
-        SafeTensors::deserialize(bytes).map_err(|error| format!("is not a safetensors file ({error})"))?;
-    let tensor = |(name, view): (&str, TensorView<'_>)| {
-        let shape = view.shape();
-        let tensor = match view.dtype() {
-            Dtype::F32 => Tensor::new(shape, numbers(&view, f32::from_le_bytes)),
-            Dtype::F64 => Tensor::new(shape, numbers(&view, f64::from_le_bytes)),
-            Dtype::BF16 => Tensor::new(shape, numbers(&view, bf16::from_le_bytes)),
-            Dtype::F16 => Tensor::new(shape, numbers(&view, f16::from_le_bytes)),
-            Dtype::U32 => Tensor::new(shape, numbers(&view, u32::from_le_bytes)),
-            other => return Err(format!("{name} has the type {other:?}, which is not read")),
-        };
-        Ok((name.to_owned(), tensor.map_err(|error| error.to_string())?))
-    };
-    file.iter().map(tensor).collect()
+    folder::open(path)
 }
 
 /// A network's weights, to be saved.

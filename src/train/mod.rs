@@ -1,8 +1,17 @@
-//! Optimiser, schedule, checkpoints and run directories.
+//! Training as such: the data as batches, optimiser, schedule, checkpoints and run directories; and training a text-to-image
+//! model on a data set or a part of it.
 
+pub mod batch;
 pub mod checkpoint;
+pub mod corpus;
+pub mod fit;
 pub mod loss_scale;
 pub mod optimizer;
+pub(crate) mod order;
 pub mod parameter_groups;
+pub mod prepared;
+pub mod released;
 pub mod run_directory;
+pub mod sample;
 pub mod schedule;
+pub(crate) mod trained;

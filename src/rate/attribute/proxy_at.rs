@@ -13,12 +13,10 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     models::{Mode, Proxy},
-    rate::{
-        corpus::{Progress, batch, in_parallel},
-        parts::{Outcome, Source},
-    },
+    rate::parts::{Outcome, Source},
     train::{
         checkpoint::{Checkpoint, restore_moments, restore_weights},
+        corpus::{Progress, batch, in_parallel},
         optimizer::{AdamW, AdamWSettings, global_norm},
         parameter_groups::decays,
     },

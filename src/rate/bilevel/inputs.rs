@@ -1,10 +1,7 @@
 //! What a step is told: the batches, and the numbers that the host draws and schedules.
 
 use crate::{
-    encode::{
-        TextStates,
-        pyramid::{CodeReader, PyramidQuantizer},
-    },
+    encode::pyramid::CodeReader,
     engine::{
         DType, Tensor,
         cuda::{Buffer, Device},
@@ -12,83 +9,8 @@ use crate::{
     },
     error::{Error, Result},
     models::DropPath,
+    train::batch::Batch,
 };
-
-/// One batch as the networks see it.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// The codes to be predicted, `[B, L]` u32.
-    pub codes: Tensor,
-    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
-    /// `[B, L, Cvae]` with zeros for the first. Nothing where it is to be made from the codes, see [`CodeReader`].
-    pub input: Option<Tensor>,
-    /// The captions.
-    pub text: TextStates,
-    /// Tokens of the finest scale, the last ones of each row.
-    pub last_scale: usize,
-}
-
-impl Batch {
-    /// The same batch with its input made on the host.
-    ///
-    /// # Errors
-    /// If the codes are not the quantiser's.
-    pub fn with_input(self, quantizer: &PyramidQuantizer) -> Result<Self> {
-        Ok(Self { input: Some(quantizer.input(&self.codes)?), ..self })
-    }
-
-    /// The pyramid input.
-    ///
-    /// # Errors
-    /// If it has not been made.
-    pub fn input(&self) -> Result<&Tensor> {
-        self.input
-            .as_ref()
-            .ok_or_else(|| Error::invalid("the input of a batch has not been made from its codes"))
-    }
-
-    /// Makes the input where it is missing; the codes are on a device.
-    ///
-    /// # Errors
-    /// Those of [`CodeReader::input`].
-    pub(crate) fn read_codes(&mut self, reader: Option<&CodeReader>, dtype: DType) -> Result<()> {
-        if let (None, Some(reader)) = (&self.input, reader) {
-            self.input = Some(reader.input(&self.codes, dtype)?);
-        }
-        Ok(())
-    }
-
-    /// The same batch on a device, floats in the type of the activations; nothing is copied if it is there.
-    ///
-    /// # Errors
-    /// If there is not enough memory or the device fails.
-    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
-        let mut batch = self.narrowed(dtype)?;
-        for tensor in batch.tensors_mut() {
-            *tensor = tensor.to_device(device)?;
-        }
-        Ok(batch)
-    }
-
-    /// Floats in the type of the activations: narrowed on the host, half as much has to be copied.
-    fn narrowed(&self, dtype: DType) -> Result<Self> {
-        Ok(Self {
-            codes: self.codes.clone(),
-            input: self.input.as_ref().map(|input| input.cast(dtype)).transpose()?,
-            text: TextStates {
-                states: self.text.states.cast(dtype)?,
-                mask: self.text.mask.clone(),
-                pooled: self.text.pooled.cast(dtype)?,
-            },
-            last_scale: self.last_scale,
-        })
-    }
-
-    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        let TextStates { states, mask, pooled } = &mut self.text;
-        [&mut self.codes, states, mask, pooled].into_iter().chain(&mut self.input)
-    }
-}
 
 /// One micro-batch: what the rater weighs, and what the proxy is judged by.
 #[derive(Clone, Debug)]

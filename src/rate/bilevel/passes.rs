@@ -2,7 +2,7 @@
 
 use super::{
     Bilevel, Reference,
-    inputs::{Apart, Batch, Pass, Prepared},
+    inputs::{Apart, Pass, Prepared},
 };
 use crate::{
     config::{Scaling, Teaching},
@@ -13,6 +13,7 @@ use crate::{
     error::Result,
     models::Mode,
     rate::rules::{Seen, rule},
+    train::batch::Batch,
 };
 
 /// What a micro-batch leaves behind.

@@ -2,11 +2,9 @@
 
 use super::{Bilevel, StepRates, passes::Measured};
 use crate::{
-    engine::{
-        Tensor,
-        ops::{cross_entropy::CrossEntropy, rater_loss::entropy_term},
-    },
-    error::{Error, Result},
+    engine::{Tensor, ops::rater_loss::entropy_term},
+    error::Result,
+    train::batch::token_measures,
 };
 
 /// What a step measured, all before the update.
@@ -106,7 +104,7 @@ impl Bilevel {
         };
         let weighted = finite_sum(&losses, &weight) * mean;
         let upper = if rates.warm_up { 0.0 } else { rates.upper_level_weight };
-        let seen = validation_measures(&measured.validation, measured.last_scale)?;
+        let seen = token_measures(&measured.validation, measured.last_scale)?;
         report.validation_loss += share * seen[0];
         report.validation_tail_loss += share * seen[1];
         report.validation_accuracy += share * seen[2];
@@ -128,27 +126,6 @@ impl Bilevel {
         report.weight.extend(weight);
         Ok(())
     }
-}
-
-/// Loss and accuracy (percent) over all tokens and over those of the last scale: `[loss, tail loss, accuracy, tail
-/// accuracy]` (upstream.md, C9).
-fn validation_measures(seen: &CrossEntropy, tail: usize) -> Result<[f64; 4]> {
-    let (samples, tokens) = (seen.token_loss.dim(0), seen.token_loss.dim(1));
-    if tail == 0 || tail > tokens {
-        return Err(Error::shape("bilevel", format!("a last scale of {tail} tokens among {tokens}")));
-    }
-    let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
-    let mut sums = [0.0; 4];
-    for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
-        let count = |correct: &[u32]| 100.0 * correct.iter().map(|&one| f64::from(one)).sum::<f64>();
-        let total = (samples * tokens) as f64;
-        let total_tail = (samples * tail) as f64;
-        sums[0] += losses.iter().sum::<f64>() / total;
-        sums[1] += losses[tokens - tail..].iter().sum::<f64>() / total_tail;
-        sums[2] += count(correct) / total;
-        sums[3] += count(&correct[tokens - tail..]) / total_tail;
-    }
-    Ok(sums)
 }
 
 #[cfg(test)]

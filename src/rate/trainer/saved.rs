@@ -36,9 +36,9 @@ impl Run<'_> {
             rater_loss_scale: bilevel.rater_optimizer.loss_scale(),
             reference_loss_scale: reference.and_then(|reference| reference.optimizer.loss_scale()),
             config: self.config.fingerprint(),
-            image_tokenizer: self.tokenizer.fingerprint(),
-            text_encoder: self.text.fingerprint(),
-            data: self.data.clone(),
+            image_tokenizer: self.data.tokenizer.fingerprint(),
+            text_encoder: self.data.text.fingerprint(),
+            data: self.data.fingerprint.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             git_hash: env!("ALCHEMIST_GIT_HASH").to_owned(),
         };
@@ -62,10 +62,10 @@ impl Run<'_> {
             folder,
             "image tokenizer",
             &saved.state.image_tokenizer,
-            &self.tokenizer.fingerprint(),
+            &self.data.tokenizer.fingerprint(),
         )?;
-        expect_fingerprint(folder, "text encoder", &saved.state.text_encoder, &self.text.fingerprint())?;
-        expect_fingerprint(folder, "data set", &saved.state.data, &self.data)?;
+        expect_fingerprint(folder, "text encoder", &saved.state.text_encoder, &self.data.text.fingerprint())?;
+        expect_fingerprint(folder, "data set", &saved.state.data, &self.data.fingerprint)?;
         checkpoint::restore_weights(folder, &saved.proxy, &mut bilevel.proxy_parameters)?;
         checkpoint::restore_weights(folder, &saved.rater, &mut bilevel.rater_parameters)?;
         let nets = [

@@ -92,11 +92,12 @@ impl<T: Float> Rotary<T> {
         }
     }
 
-    /// Turns the pairs of each row; backwards to undo it (and for gradients).
+    /// Turns the pairs of each row, the first of which is that of token `first`; backwards to undo it (and for gradients).
     #[inline(always)]
-    fn turn(&self, rows: &mut [T], head_dim: usize, backwards: bool) {
+    fn turn(&self, rows: &mut [T], first: usize, head_dim: usize, backwards: bool) {
         let half = head_dim / 2;
-        let angles = self.cosine.chunks(half).zip(self.sine.chunks(half));
+        let [cosine, sine] = [&self.cosine, &self.sine].map(|table| table[first * half..].chunks(half));
+        let angles = cosine.zip(sine);
         for (row, (cosine, sine)) in rows.chunks_mut(head_dim).zip(angles) {
             for ((pair, &cosine), &sine) in row.as_chunks_mut::<2>().0.iter_mut().zip(cosine).zip(sine) {
                 let sine = if backwards { -sine } else { sine };
@@ -107,7 +108,16 @@ impl<T: Float> Rotary<T> {
     }
 }
 
+/// The angles by which rows are turned, and the token of the first row.
+type Turn<'a, T> = Option<(&'a Rotary<T>, usize)>;
+
 impl Heads {
+    /// How queries and keys are turned: with more keys than queries, the queries are the last of the tokens.
+    fn turns<'a, T>(&self, rotary: Option<&'a Rotary<T>>) -> [Turn<'a, T>; 2] {
+        let first = self.keys.length.saturating_sub(self.queries.length);
+        [rotary.map(|rotary| (rotary, first)), rotary.map(|rotary| (rotary, 0))]
+    }
+
     fn gather<T: Float>(&self, source: &[T], side: Side, sample: usize, head: usize) -> Vec<T> {
         let mut rows = T::numbers(side.length * self.head_dim);
         for (row, place) in rows.chunks_exact_mut(self.head_dim).enumerate() {
@@ -117,13 +127,13 @@ impl Heads {
         rows
     }
 
-    fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Option<&Rotary<T>>, normalise: bool) -> Rows<T> {
+    fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Turn<'_, T>, normalise: bool) -> Rows<T> {
         let mut inverse_length = Vec::new();
         vectorised(
             #[inline(always)]
             || {
-                if let Some(rotary) = rotary {
-                    rotary.turn(&mut values, self.head_dim, false);
+                if let Some((rotary, first)) = rotary {
+                    rotary.turn(&mut values, first, self.head_dim, false);
                 }
                 if normalise {
                     for row in values.chunks_mut(self.head_dim) {
@@ -140,7 +150,7 @@ impl Heads {
     }
 
     /// The gradient of a row before normalisation and turning, from that after: in place.
-    fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Option<&Rotary<T>>) {
+    fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Turn<'_, T>) {
         vectorised(
             #[inline(always)]
             || {
@@ -156,8 +166,8 @@ impl Heads {
                         }
                     }
                 }
-                if let Some(rotary) = rotary {
-                    rotary.turn(d_rows, self.head_dim, true);
+                if let Some((rotary, first)) = rotary {
+                    rotary.turn(d_rows, first, self.head_dim, true);
                 }
             },
         );
@@ -196,6 +206,7 @@ pub fn forward<T: Float>(
     let (first, second) = (sources[0].as_slice::<T>()?, sources[1].as_slice::<T>()?);
     let (dim, length, keys) = (heads.head_dim, heads.queries.length, heads.keys.length);
     let rotary = rotary.map(Rotary::new);
+    let [q_turn, k_turn] = heads.turns(rotary.as_ref());
     let factors = heads.factors::<T>(scale)?;
     // Head-major, so that each task owns a contiguous part.
     let mut attended = T::numbers(heads.batch * heads.heads * length * dim);
@@ -204,9 +215,9 @@ pub fn forward<T: Float>(
         |(task, (attended, saved))| {
             let (sample, head) = (task / heads.heads, task % heads.heads);
             let q = heads.gather(first, heads.queries, sample, head);
-            let q = heads.prepare(q, rotary.as_ref(), scale.is_some());
+            let q = heads.prepare(q, q_turn, scale.is_some());
             let k = heads.gather(second, heads.keys, sample, head);
-            let k = heads.prepare(k, rotary.as_ref(), scale.is_some());
+            let k = heads.prepare(k, k_turn, scale.is_some());
             let v = heads.gather(second, heads.values, sample, head);
             let mut logits = T::numbers(TILE * keys);
             for start in (0..length).step_by(TILE) {
@@ -329,6 +340,7 @@ pub fn backward<T: Float>(
     let saved = saved.row.as_slice::<T>()?.as_chunks::<2>().0;
     let (dim, length, keys) = (heads.head_dim, heads.queries.length, heads.keys.length);
     let rotary = rotary.map(Rotary::new);
+    let [q_turn, k_turn] = heads.turns(rotary.as_ref());
     let factors = heads.factors::<T>(scale)?;
     let result_side = Side { length, stride: heads.heads * dim, offset: 0 };
     let tasks = heads.batch * heads.heads;
@@ -345,9 +357,9 @@ pub fn backward<T: Float>(
             let (factor, learning) = factors[head];
             [&mut *d_q, &mut *d_k, &mut *d_v].into_iter().for_each(|d| d.fill(T::ZERO));
             let q = heads.gather(first, heads.queries, sample, head);
-            let q = heads.prepare(q, rotary.as_ref(), scale.is_some());
+            let q = heads.prepare(q, q_turn, scale.is_some());
             let k = heads.gather(second, heads.keys, sample, head);
-            let k = heads.prepare(k, rotary.as_ref(), scale.is_some());
+            let k = heads.prepare(k, k_turn, scale.is_some());
             let v = heads.gather(second, heads.values, sample, head);
             let out = heads.gather(output, result_side, sample, head);
             let d_out = heads.gather(d_output, result_side, sample, head);
@@ -388,8 +400,8 @@ pub fn backward<T: Float>(
             if !learning {
                 *d_scale = T::ZERO;
             }
-            heads.undo(d_q, &q, rotary.as_ref());
-            heads.undo(d_k, &k, rotary.as_ref());
+            heads.undo(d_q, &q, q_turn);
+            heads.undo(d_k, &k, k_turn);
             [q.values, k.values, v, out, d_out, logits, d_logits].into_iter().for_each(T::give_back);
         });
     let d_scale = scale.map(|_| Tensor::new(&[heads.batch, heads.heads], d_scale)).transpose()?;

@@ -33,10 +33,11 @@ pub struct DeviceAttention<'a> {
     pub head_dim: usize,
     /// Queries a sample, `L`.
     pub queries: usize,
-    /// Keys a sample: `L` if packed, else `T`.
+    /// Keys a sample: `L` or, in a forward pass with a cache, more if packed, else `T`.
     pub keys: usize,
     /// Whether queries, keys and values are in one source `[B, L, 3C]` (self-attention), or queries in `[B, L, C]` and
-    /// keys and values in `[B, T, 2C]` (cross-attention).
+    /// keys and values in `[B, T, 2C]` (cross-attention). With more keys than queries there are two packed sources: that of
+    /// the queries has the last of the tokens alone.
     pub packed: bool,
     /// How many of the keys each query sees, from the first on, `[L]`; it must never decrease. `None`: all.
     pub visible: Option<&'a Buffer<u32>>,
@@ -45,7 +46,7 @@ pub struct DeviceAttention<'a> {
     /// The logarithm of each head's scale, `[H]`: queries and keys are l2-normalised and the scale, clamped at 100,
     /// multiplies the logits. `None`: no normalisation, and the fixed factor `0.25/√D`.
     pub log_scale: Option<&'a Buffer<f32>>,
-    /// Cosines and sines of the rotary positions, `[L, D/2]` each; only if packed.
+    /// Cosines and sines of the rotary positions, `[keys, D/2]` each or more rows; only if packed.
     pub rotary: Option<(&'a Buffer<f32>, &'a Buffer<f32>)>,
 }
 
@@ -142,11 +143,8 @@ impl DeviceAttention<'_> {
                 format!("a head of {head_dim} channels: kernels take multiples of 4 up to {WIDEST_HEAD}"),
             ));
         }
-        if self.packed && keys != queries {
-            return Err(Error::shape(
-                OP,
-                format!("{queries} queries and {keys} keys do not come from one source"),
-            ));
+        if self.packed && keys < queries {
+            return Err(Error::shape(OP, format!("{queries} queries are not the last of {keys} tokens")));
         }
         if self.rotary.is_some() && !self.packed {
             return Err(Error::shape(
@@ -167,8 +165,17 @@ impl DeviceAttention<'_> {
             log_scale.expect_len(OP, "the logarithm of the scale", heads)?;
         }
         if let Some((cosine, sine)) = self.rotary {
-            cosine.expect_len(OP, "the cosines", queries * head_dim / 2)?;
-            sine.expect_len(OP, "the sines", queries * head_dim / 2)?;
+            let angles = keys * head_dim / 2;
+            if cosine.len() < angles || sine.len() < angles {
+                return Err(Error::shape(
+                    OP,
+                    format!(
+                        "{keys} keys need {angles} cosines and sines, but there are {} and {}",
+                        cosine.len(),
+                        sine.len()
+                    ),
+                ));
+            }
         }
         Ok(())
     }

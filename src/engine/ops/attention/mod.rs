@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::{
     dispatch,
     engine::{
-        Constant, DType, ParameterId, RowOwner, Tape, Tensor, Var,
+        Constant, DType, Float, ParameterId, RowOwner, Tape, Tensor, Var,
         cuda::{Device, DeviceFloat},
         ops::{accumulate::Contribution, expect_shape, three_dims},
         tape::{Operation, Sink, Slot},
@@ -50,8 +50,25 @@ impl RotaryTable {
                 angles.extend(frequencies.iter().map(|frequency| row * frequency));
             }
         }
-        let cosine: Vec<f64> = angles.iter().map(|angle| angle.cos()).collect();
-        let sine: Vec<f64> = angles.iter().map(|angle| angle.sin()).collect();
+        let cosine = angles.iter().map(|angle| angle.cos()).collect();
+        let sine = angles.iter().map(|angle| angle.sin()).collect();
+        Self::of(cosine, sine)
+    }
+
+    /// The rows of some tokens of a table for heads of `head_dim` channels.
+    ///
+    /// # Panics
+    /// If there is no such token.
+    #[must_use]
+    pub fn rows(&self, tokens: &[usize], head_dim: usize) -> Self {
+        let half = head_dim / 2;
+        let rows = |table: &[f64]| {
+            tokens.iter().flat_map(|token| &table[token * half..(token + 1) * half]).copied().collect()
+        };
+        Self::of(rows(&self.cosine), rows(&self.sine))
+    }
+
+    fn of(cosine: Vec<f64>, sine: Vec<f64>) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
         let narrow =
             [&cosine, &sine].map(|wide| wide.iter().map(|&value| value as f32).collect::<Vec<_>>().into());
@@ -73,11 +90,16 @@ pub struct AttentionSettings {
 
 /// The number of keys that each query of a pyramid sees: all tokens of its own and coarser scales (upstream.md, B5).
 pub fn visible_keys(patch_nums: &[usize]) -> Vec<usize> {
+    visible_of_levels(&patch_nums.iter().map(|side| side * side).collect::<Vec<_>>())
+}
+
+/// The same where level `s` has `counts[s]` tokens.
+pub fn visible_of_levels(counts: &[usize]) -> Vec<usize> {
     let mut visible = Vec::new();
     let mut end = 0;
-    for side in patch_nums {
-        end += side * side;
-        visible.extend(std::iter::repeat_n(end, side * side));
+    for &count in counts {
+        end += count;
+        visible.extend(std::iter::repeat_n(end, count));
     }
     visible
 }
@@ -153,6 +175,81 @@ pub fn self_attention(
         key_mask: None,
     };
     attend(tape, heads, Mask::Pyramid(Arc::clone(visible)), [qkv, qkv], settings)
+}
+
+/// Self-attention of the tokens of one more scale, `qkv` `[B, n, 3C]`, to themselves and to all of `cache` `[B, m, 3C]`, the
+/// packed rows of the scales before, to which theirs are added: `[B, n, C]`. For inference; positions are those of all
+/// `m + n` tokens, of which the queries have the last.
+///
+/// # Errors
+/// If the sizes do not fit or the tape records.
+pub fn cached_attention(
+    tape: &mut Tape<'_>,
+    qkv: &Var,
+    settings: &AttentionSettings,
+    cache: &mut Option<Tensor>,
+) -> Result<Var> {
+    let [batch, tokens, packed] = three_dims("cached_attention", "qkv", qkv.value())?;
+    let channels = packed / 3;
+    if packed % 3 != 0 || channels % settings.heads != 0 {
+        return Err(Error::shape(
+            "cached_attention",
+            format!("qkv {:?} does not fit {} heads", qkv.value().shape(), settings.heads),
+        ));
+    }
+    let rows = match cache.take() {
+        None => qkv.value().clone(),
+        Some(before) => append_tokens(&before, qkv.value())?,
+    };
+    let length = rows.dim(1);
+    let all = tape.constant(rows.clone());
+    *cache = Some(rows);
+    let side = |offset| Side { length, stride: packed, offset };
+    let visible = Arc::new(Visible::from(vec![length; tokens]));
+    let heads = Heads {
+        batch,
+        heads: settings.heads,
+        head_dim: channels / settings.heads,
+        queries: Side { length: tokens, stride: packed, offset: 0 },
+        keys: side(channels),
+        values: side(2 * channels),
+        visible: Arc::clone(&visible.keys),
+        key_mask: None,
+    };
+    attend(tape, heads, Mask::Pyramid(visible), [qkv, &all], settings)
+}
+
+/// `[B, m, N]` and `[B, n, N]` to `[B, m + n, N]`, sample by sample.
+fn append_tokens(before: &Tensor, after: &Tensor) -> Result<Tensor> {
+    let [batch, m, width] = three_dims("append_tokens", "before", before)?;
+    let [_, n, _] = three_dims("append_tokens", "after", after)?;
+    expect_shape("append_tokens", "after", after, &[batch, n, width])?;
+    dispatch!("append_tokens", before,
+        cpu T => {
+            let (before, after) = (before.as_slice::<T>()?, after.as_slice::<T>()?);
+            let mut rows = T::numbers(batch * (m + n) * width);
+            for ((rows, before), after) in rows
+                .chunks_exact_mut((m + n) * width)
+                .zip(before.chunks_exact(m * width))
+                .zip(after.chunks_exact(n * width))
+            {
+                rows[..m * width].copy_from_slice(before);
+                rows[m * width..].copy_from_slice(after);
+            }
+            Tensor::new(&[batch, m + n, width], rows)
+        },
+        cuda T => {
+            let (before, after) = (before.buffer::<T>()?, after.buffer::<T>()?);
+            Tensor::written::<T>(before.device(), &[batch, m + n, width], |rows| {
+                for sample in 0..batch {
+                    let at = sample * (m + n) * width;
+                    rows.copy_range(at, before, sample * m * width..(sample + 1) * m * width)?;
+                    rows.copy_range(at + m * width, after, sample * n * width..(sample + 1) * n * width)?;
+                }
+                Ok(())
+            })
+        },
+    )
 }
 
 /// Cross-attention to the text: `q` `[B, L, C]`, `kv` `[B, T, 2C]`, `mask` `[B, T]` u32 (only a 1 is seen; a row without

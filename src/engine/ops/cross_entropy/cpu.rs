@@ -15,18 +15,31 @@ use crate::{
 /// Rows handled by one task.
 const ROWS: usize = 64;
 
-fn sample_means<T: Float>(losses: &Tensor) -> Result<Tensor> {
+fn sample_means<T: Float>(losses: &Tensor, weights: Option<&[f64]>) -> Result<Tensor> {
     let (batch, tokens) = (losses.dim(0), losses.dim(1));
     let share = T::of(1.0 / tokens as f64);
     let rows = losses.as_slice::<T>()?.chunks(tokens);
-    Tensor::new(&[batch], rows.map(|row| sum(row, |value| value) * share).collect())
+    let mean = |row: &[T]| match weights {
+        None => sum(row, |value| value) * share,
+        Some(weights) => {
+            let weighted: Vec<T> =
+                row.iter().zip(weights).map(|(loss, &weight)| *loss * T::of(weight)).collect();
+            sum(&weighted, |value| value) * share
+        }
+    };
+    Tensor::new(&[batch], rows.map(mean).collect())
 }
 
 /// Each token's loss, the logarithm of its sum, and whether the largest logit is the target's.
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub(super) fn forward<T: Float>(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Forward> {
+pub(super) fn forward<T: Float>(
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+    weights: Option<&[f64]>,
+) -> Result<Forward> {
     let codes = logits.dim(2);
     let rows = targets.len();
     let targets_of = targets.as_slice::<u32>()?;
@@ -60,7 +73,7 @@ pub(super) fn forward<T: Float>(logits: &Tensor, targets: &Tensor, smoothing: f6
         });
     let token_loss = Tensor::new(targets.shape(), losses)?;
     Ok(Forward {
-        sample_loss: sample_means::<T>(&token_loss)?,
+        sample_loss: sample_means::<T>(&token_loss, weights)?,
         token_loss,
         log_sum: Some(Tensor::new(&[rows], sums)?),
         correct: Tensor::new(targets.shape(), correct)?,
@@ -76,6 +89,7 @@ pub fn backward<T: Float>(
     log_sum: &Tensor,
     targets: &Tensor,
     smoothing: f64,
+    weights: Option<&[f64]>,
     d_output: &Tensor,
 ) -> Result<Tensor> {
     let [_, tokens, codes] = three_dims("cross_entropy", "logits", &logits)?;
@@ -90,7 +104,8 @@ pub fn backward<T: Float>(
             || {
                 for (at, row) in rows.chunks_mut(codes).enumerate() {
                     let token = task * ROWS + at;
-                    let d = d_output[token / tokens] * T::of(share);
+                    let weight = weights.map_or(1.0, |weights| weights[token % tokens]);
+                    let d = d_output[token / tokens] * T::of(share * weight);
                     let log_sum = log_sum[token];
                     for value in row.iter_mut() {
                         *value = ((*value - log_sum).exp() - even) * d;

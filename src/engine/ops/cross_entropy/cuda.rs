@@ -18,8 +18,8 @@ pub struct CrossEntropyOutput<'a, T: Factor> {
     pub losses: &'a mut Buffer<f32>,
     /// 1 where the first of the largest logits is the target's, else 0; `[B, L]`.
     pub correct: &'a mut Buffer<u32>,
-    /// The gradient of the logits, `[B, L, V]`, and for each sample the factor of its tokens' gradients, `[B]`: for the
-    /// mean over a sample's tokens, that mean's gradient divided by `L`.
+    /// The gradient of the logits, `[B, L, V]`, and the factor of the tokens' gradients, one for each sample, `[B]` (for the
+    /// mean over a sample's tokens, that mean's gradient divided by `L`), or one for each token, `[B, L]`.
     pub d_logits: Option<(&'a mut Buffer<T>, &'a Buffer<f32>)>,
 }
 
@@ -44,11 +44,15 @@ pub fn cross_entropy<T: Factor>(
     targets.expect_len(op, "targets", rows)?;
     output.losses.expect_len(op, "losses", rows)?;
     output.correct.expect_len(op, "correct", rows)?;
+    let mut shared_by = tokens;
     let (gradient, seeds) = match output.d_logits {
         None => (Argument::null::<T>(), Argument::null::<f32>()),
         Some((gradient, seeds)) => {
             gradient.expect_len(op, "the gradient of the logits", rows * codes)?;
-            seeds.expect_len(op, "the samples' factors", batch)?;
+            // As many factors as tokens: each row has its own.
+            let each = seeds.len() == rows && tokens > 1;
+            seeds.expect_len(op, "the samples' factors", if each { rows } else { batch })?;
+            shared_by = if each { 1 } else { tokens };
             (gradient.write(), seeds.read())
         }
     };
@@ -63,7 +67,7 @@ pub fn cross_entropy<T: Factor>(
         targets.read(),
         seeds,
         Argument::U32(size(op, "codes", codes)?),
-        Argument::U32(size(op, "tokens", tokens)?),
+        Argument::U32(size(op, "tokens", shared_by)?),
         Argument::F32(smoothing),
     ];
     let launch = Launch::linear(size(op, "rows", rows)?, THREADS);

@@ -1,4 +1,5 @@
-//! Token cross-entropy: `−log softmax(logits)[target]`, with label smoothing, averaged over each sample's tokens.
+//! Token cross-entropy: `−log softmax(logits)[target]`, with label smoothing, averaged over each sample's tokens, all alike
+//! or each with a weight.
 
 pub mod cpu;
 pub mod cuda;
@@ -7,8 +8,13 @@ use crate::{
     dispatch,
     engine::{
         Tape, Tensor, Var,
-        cuda::DeviceFloat,
-        ops::{accumulate::cuda::scale, expect_shape, pooling::cuda::mean_tokens_forward, three_dims},
+        cuda::{Buffer, Device, DeviceFloat},
+        ops::{
+            accumulate::cuda::{scale, scale_samples},
+            expect_shape,
+            pooling::cuda::mean_tokens_forward,
+            three_dims,
+        },
         tape::{Operation, Sink, Slot},
     },
     error::{Error, Result},
@@ -41,11 +47,12 @@ struct Operator {
     log_sum: Option<Tensor>,
     targets: Tensor,
     smoothing: f64,
+    weights: Option<Vec<f64>>,
     slot: Slot,
 }
 
 /// Loss of `logits` `[B, L, V]` against `targets` `[B, L]` u32. With smoothing `s` a target is `1 − s` plus `s/V` on
-/// every code, as PyTorch's (released: `ls`).
+/// every code, as PyTorch's (released: `ls`). With `weights` `[L]` a sample's loss is `Σ_t weights_t loss_t / L`.
 ///
 /// # Errors
 /// If the sizes do not fit or a target is not below `V`.
@@ -54,9 +61,15 @@ pub fn cross_entropy(
     logits: &Var,
     targets: &Tensor,
     smoothing: f64,
+    weights: Option<&[f64]>,
 ) -> Result<CrossEntropy> {
     let [batch, tokens, codes] = three_dims("cross_entropy", "logits", logits.value())?;
     expect_shape("cross_entropy", "targets", targets, &[batch, tokens])?;
+    if let Some(weights) = weights
+        && weights.len() != tokens
+    {
+        return Err(Error::shape("cross_entropy", format!("{} weights for {tokens} tokens", weights.len())));
+    }
     let input = logits.value();
     let forward = dispatch!("cross_entropy", input,
         cpu T => {
@@ -66,18 +79,19 @@ pub fn cross_entropy(
                     format!("the target {bad} is not one of {codes} codes"),
                 ));
             }
-            cpu::forward::<T>(input, targets, smoothing)
+            cpu::forward::<T>(input, targets, smoothing, weights)
         },
-        cuda T => forward_on_device::<T>(input, targets, smoothing),
+        cuda T => forward_on_device::<T>(input, targets, smoothing, weights),
     )?;
     let Forward { sample_loss, token_loss, log_sum, correct } = forward;
     let slot = tape.slot(logits);
-    let (kept, targets) = (input.clone(), targets.clone());
+    let (kept, targets, weights) = (input.clone(), targets.clone(), weights.map(<[f64]>::to_vec));
     let sample_loss = tape.push(sample_loss, logits.owner(), &[slot], false, || Operator {
         logits: kept,
         log_sum,
         targets,
         smoothing,
+        weights,
         slot,
     });
     Ok(CrossEntropy { sample_loss, token_loss, correct })
@@ -89,13 +103,14 @@ impl Operation for Operator {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let Self { logits, log_sum, targets, smoothing, slot } = *self;
+        let Self { logits, log_sum, targets, smoothing, weights, slot } = *self;
+        let weights = weights.as_deref();
         let d_logits = match log_sum {
             Some(log_sum) => with_float!(d_output.dtype(), "cross_entropy", T => {
-                cpu::backward::<T>(logits, &log_sum, &targets, smoothing, &d_output)
+                cpu::backward::<T>(logits, &log_sum, &targets, smoothing, weights, &d_output)
             })?,
             None => with_number!(logits.dtype(), "cross_entropy", T => {
-                backward_on_device::<T>(&logits, &targets, smoothing, &d_output)
+                backward_on_device::<T>(&logits, &targets, smoothing, weights, &d_output)
             })?,
         };
         sink.input(slot, d_logits)
@@ -104,7 +119,12 @@ impl Operation for Operator {
 
 /// On a device losses are in f32 whatever the logits are.
 #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
-fn forward_on_device<T: DeviceFloat>(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Forward> {
+fn forward_on_device<T: DeviceFloat>(
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+    weights: Option<&[f64]>,
+) -> Result<Forward> {
     let sizes = three_dims("cross_entropy", "logits", logits)?;
     let [batch, tokens, _] = sizes;
     let (from, targets) = (logits.buffer::<T>()?, targets.buffer::<u32>()?);
@@ -113,8 +133,16 @@ fn forward_on_device<T: DeviceFloat>(logits: &Tensor, targets: &Tensor, smoothin
         (device.uninitialised(targets.len())?, device.uninitialised(targets.len())?);
     let output = CrossEntropyOutput { losses: &mut losses, correct: &mut correct, d_logits: None };
     cuda::cross_entropy(output, from, targets, sizes, smoothing as f32)?;
+    let weighted = match weights {
+        Some(weights) => {
+            let mut weighted = device.uninitialised(losses.len())?;
+            scale_samples(&mut weighted, Some(&losses), &of_tokens(device, weights, batch)?)?;
+            Some(weighted)
+        }
+        None => None,
+    };
     let sample_loss = Tensor::written::<f32>(device, &[batch], |mean| {
-        mean_tokens_forward(mean, &losses, [batch, tokens, 1])
+        mean_tokens_forward(mean, weighted.as_ref().unwrap_or(&losses), [batch, tokens, 1])
     })?;
     let shape = [batch, tokens];
     Ok(Forward {
@@ -125,11 +153,19 @@ fn forward_on_device<T: DeviceFloat>(logits: &Tensor, targets: &Tensor, smoothin
     })
 }
 
+/// The weights of a sample's tokens once for each sample, `[B, L]`.
+#[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+fn of_tokens(device: &Device, weights: &[f64], batch: usize) -> Result<Buffer<f32>> {
+    let row: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+    device.upload(&row.repeat(batch))
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
 fn backward_on_device<T: DeviceFloat>(
     logits: &Tensor,
     targets: &Tensor,
     smoothing: f64,
+    weights: Option<&[f64]>,
     d_output: &Tensor,
 ) -> Result<Tensor> {
     let sizes = three_dims("cross_entropy", "logits", logits)?;
@@ -137,6 +173,12 @@ fn backward_on_device<T: DeviceFloat>(
     let device = from.device();
     let mut seeds = device.uninitialised(d_output.len())?;
     scale(&mut seeds, Some(d_output.buffer::<f32>()?), 1.0 / sizes[1] as f32)?;
+    if let Some(weights) = weights {
+        let even = of_tokens(device, weights, sizes[0])?;
+        let mut of_tokens = device.uninitialised(even.len())?;
+        scale_samples(&mut of_tokens, Some(&even), &seeds)?;
+        seeds = of_tokens;
+    }
     let (mut losses, mut correct) =
         (device.uninitialised(targets.len())?, device.uninitialised(targets.len())?);
     Tensor::written(device, logits.shape(), |d_logits| {

@@ -37,13 +37,18 @@ pub fn forward<T: Float>(
             row.copy_from_slice(&level[at as usize * channels..][..channels]);
         }
     }
-    for (id, rows) in [(position, tokens), (Some(start), first)] {
-        if let Some(id) = id {
-            let values = parameters.value(id).as_slice::<T>()?;
-            for (sum, value) in table[..rows * channels].iter_mut().zip(values) {
+    if let Some(position) = position {
+        let values = parameters.value(position).as_slice::<T>()?;
+        for (token, row) in table.chunks_mut(channels).enumerate() {
+            let place = settings.places.as_ref().map_or(token, |places| places[token]);
+            for (sum, value) in row.iter_mut().zip(&values[place * channels..]) {
                 *sum += *value;
             }
         }
+    }
+    let values = parameters.value(start).as_slice::<T>()?;
+    for (sum, value) in table[..first * channels].iter_mut().zip(values) {
+        *sum += *value;
     }
     let (text, words) = (text.as_slice::<T>()?, words.as_slice::<T>()?);
     let mut x = T::numbers(batch * tokens * channels);

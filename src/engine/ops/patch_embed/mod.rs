@@ -45,21 +45,43 @@ pub struct PatchEmbed {
     first: usize,
     /// Which rows of the tables of start, level and position are added to each token.
     rows: Arc<[Rows; 3]>,
+    /// The row of the table of positions of each token, where that is not its number.
+    places: Option<Arc<Vec<usize>>>,
+    /// Rows of the table of positions.
+    positions: usize,
 }
 
 impl PatchEmbed {
     /// With the scale of each token.
     pub fn new(parameters: PatchEmbedParameters, levels: Arc<Levels>) -> Self {
+        let positions = levels.tokens();
+        Self::made(parameters, levels, None, positions)
+    }
+
+    /// The same start of a sequence of some of the tokens: the scale of each, and its place among all.
+    #[must_use]
+    pub fn with_tokens(&self, levels: Arc<Levels>, places: &Arc<Vec<usize>>) -> Self {
+        let whole = places.len() == self.positions;
+        Self::made(self.parameters, levels, (!whole).then(|| Arc::clone(places)), self.positions)
+    }
+
+    fn made(
+        parameters: PatchEmbedParameters,
+        levels: Arc<Levels>,
+        places: Option<Arc<Vec<usize>>>,
+        positions: usize,
+    ) -> Self {
         let (tokens, scales) = (levels.tokens(), levels.count());
         let first = levels.host().iter().filter(|&&level| level == 0).count();
         let number = |token: usize| u32::try_from(token).unwrap_or(u32::MAX);
         let start_of = |token: usize| if token < first { number(token) } else { u32::MAX };
+        let place = |token: usize| places.as_ref().map_or(token, |places| places[token]);
         let rows = Arc::new([
             Rows::new((0..tokens).map(start_of).collect(), first),
             Rows::new(levels.host().to_vec(), scales),
-            Rows::new((0..tokens).map(number).collect(), tokens),
+            Rows::new((0..tokens).map(|token| number(place(token))).collect(), positions),
         ]);
-        Self { parameters, levels, first, rows }
+        Self { parameters, levels, first, rows, places, positions }
     }
 
     /// The scale of each token.
@@ -124,16 +146,37 @@ fn forward_on_device<T: DeviceFloat>(
     let (channels, tokens) = (text.dim(1), settings.levels.tokens());
     let wide = |id: ParameterId| parameters.value(id).buffer::<f32>();
     let PatchEmbedParameters { weight, bias, start, level, position } = settings.parameters;
+    let positions = match (position, &settings.places) {
+        (Some(id), Some(places)) => Some(rows_of(parameters.value(id), places, channels)?),
+        _ => None,
+    };
     let parameters = cuda::PatchEmbedParameters {
         weight: parameters.value_as(weight, T::DTYPE)?.buffer::<T>()?,
         bias: wide(bias)?,
         start: wide(start)?,
         level: level.map(wide).transpose()?,
-        position: position.map(wide).transpose()?,
+        position: match &positions {
+            Some(rows) => Some(rows.buffer::<f32>()?),
+            None => position.map(wide).transpose()?,
+        },
     };
     let (text, sequence) = (text.buffer::<T>()?, settings.levels.on(from.device())?);
     Tensor::written(from.device(), &[rows.dim(0), tokens, channels], |x| {
         cuda::patch_embed_forward(x, text, from, &parameters, sequence)
+    })
+}
+
+/// Rows of a table `[1, L, C]` on a device, one after the other.
+fn rows_of(table: &Tensor, places: &[usize], channels: usize) -> Result<Tensor> {
+    let from = table.buffer::<f32>()?;
+    Tensor::written::<f32>(from.device(), &[places.len(), channels], |rows| {
+        let mut to = 0;
+        // Neighbours are copied together: there are few gaps.
+        for run in places.chunk_by(|place, next| place + 1 == *next) {
+            rows.copy_range(to * channels, from, run[0] * channels..(run[0] + run.len()) * channels)?;
+            to += run.len();
+        }
+        Ok(())
     })
 }
 
@@ -198,9 +241,16 @@ impl Operator {
             let sums = Tensor::from_buffer(&[batch, scales * channels], sums)?;
             sink.parameter(level, self.owner, &Contribution::PerSample { d_value: &sums })?;
         }
-        if let Some(position) = position {
-            let d_value = d_output.reshape(&[batch, tokens * channels])?;
-            sink.parameter(position, self.owner, &Contribution::PerSample { d_value: &d_value })?;
+        match (position, &self.settings.places) {
+            (Some(position), None) => {
+                let d_value = d_output.reshape(&[batch, tokens * channels])?;
+                sink.parameter(position, self.owner, &Contribution::PerSample { d_value: &d_value })?;
+            }
+            (Some(position), Some(_)) => {
+                let gather = Contribution::Gather { d_output, rows: &self.settings.rows[2] };
+                sink.parameter(position, self.owner, &gather)?;
+            }
+            (None, _) => (),
         }
         let gather = Contribution::Gather { d_output, rows: &self.settings.rows[0] };
         sink.parameter(start, self.owner, &gather)?;

@@ -6,18 +6,19 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::Config,
+    config::{Config, ImageTokenizerKind},
     data::{ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, stack},
     encode::{
         ImageTokenizer, TextEncoder, TextStates,
         hashed::HashedWords,
         pca::{FitReport, PcaSettings, PcaTokenizer},
+        vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random, Tensor},
     error::{Error, Result},
     files::hexadecimal,
     interrupt::Interrupt,
-    rate::bilevel::Batch,
+    train::batch::Batch,
 };
 
 /// Pictures tokenised at once.
@@ -90,7 +91,14 @@ pub fn image_tokenizer(
     progress: &mut Progress<'_>,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     if let Some(path) = &config.image_tokenizer.path {
-        return Ok((crate::encode::load_image_tokenizer(path)?, None, FitPictures::default()));
+        let tokenizer = match config.image_tokenizer.kind {
+            ImageTokenizerKind::Pca => crate::encode::load_image_tokenizer(path)?,
+            ImageTokenizerKind::VqVae => Box::new(VqVae::open(VqVaeSettings {
+                path: path.clone(),
+                patch_nums: config.networks.patch_nums.clone(),
+            })?),
+        };
+        return Ok((tokenizer, None, FitPictures::default()));
     }
     let settings = PcaSettings {
         side: config.networks.image_side(),

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::{Observer, Run};
 use crate::{
     config::{Config, Portion},
     data::Record,
@@ -11,9 +10,38 @@ use crate::{
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
-    rate::corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
-    train::{run_directory::RunDirectory, schedule::Plan},
+    train::{
+        corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
+        run_directory::RunDirectory,
+    },
 };
+
+/// Watches what comes before training.
+pub trait Preparing {
+    /// A part of the preparation is `done` out of `total`.
+    fn preparing(&mut self, what: &str, done: u64, total: u64);
+    /// Something the user should know, in one sentence.
+    fn note(&mut self, sentence: &str);
+}
+
+/// Encoders and the two sets, encoded.
+pub(crate) struct Prepared {
+    pub(crate) tokenizer: Box<dyn ImageTokenizer>,
+    pub(crate) text: Box<dyn TextEncoder>,
+    pub(crate) train: EncodedCorpus,
+    pub(crate) validation: EncodedCorpus,
+    /// How well the tokenizer fits, if it was fitted here.
+    pub(crate) fit: Option<FitReport>,
+    /// Of the samples and their order.
+    pub(crate) fingerprint: String,
+}
+
+impl Prepared {
+    /// Records that were left out.
+    pub(crate) fn failed(&self) -> usize {
+        self.train.failed.len() + self.validation.failed.len()
+    }
+}
 
 fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     let count = |share: f64| ((records.len() as f64 * share).round().max(1.0)) as usize;
@@ -42,21 +70,20 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     }
 }
 
-/// Everything that a run is made of, and how well the tokenizer fits if it was fitted here.
+/// Everything that a run needs of data and encoders.
 ///
 /// # Errors
 /// If the data or an encoder cannot be used, a file cannot be written, or the user interrupts.
-pub(super) fn prepare<'a>(
-    config: &'a Config,
-    directory: &'a RunDirectory,
+pub(crate) fn prepare(
+    config: &Config,
+    directory: &RunDirectory,
     interrupt: &Interrupt,
-    observer: &mut dyn Observer,
-) -> Result<(Run<'a>, Option<FitReport>)> {
+    observer: &mut dyn Preparing,
+) -> Result<Prepared> {
     let records = portion(config, corpus::open(config, config.data.train_csv()?)?.read_all()?);
     let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
     let progress: &mut Progress<'_> = &mut progress;
-    let (tokenizer, report, mut pictures) =
-        saved_or_fitted(config, directory, &records, interrupt, progress)?;
+    let (tokenizer, fit, mut pictures) = saved_or_fitted(config, directory, &records, interrupt, progress)?;
     let text = text_encoder(config, directory)?;
     let mut train =
         EncodedCorpus::encode(config, records, tokenizer.as_ref(), &mut pictures, interrupt, progress)?;
@@ -83,9 +110,8 @@ pub(super) fn prepare<'a>(
         observer.note(&note);
     }
     write_failed(directory, &[&train.failed, &validation.failed])?;
-    let plan = Plan::new(config, train.len(), validation.len())?;
-    let data = format!("{}+{}", train.fingerprint(), validation.fingerprint());
-    Ok((Run { config, directory, tokenizer, text, train, validation, plan, data, on_device: false }, report))
+    let fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
+    Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
 }
 
 /// Share of the training set held out where the configuration says nothing of validation.

@@ -9,8 +9,10 @@ use crate::{
     config::Config,
     encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
     error::{Error, Result},
+    interrupt::Interrupt,
     train::{
         checkpoint::{Checkpoint, State, expect_fingerprint},
+        corpus,
         run_directory::RunDirectory,
     },
 };
@@ -95,6 +97,21 @@ impl Encoders {
             tokenizer: load_image_tokenizer(&run.join("image_tokenizer"))?,
             text: load_text_encoder(&run.join("text_encoder"))?,
         })
+    }
+
+    /// Those that a configuration names, for weights that were not trained here.
+    ///
+    /// # Errors
+    /// If it names no image tokenizer, or one cannot be read.
+    pub(crate) fn named(config: &Config, interrupt: &Interrupt) -> Result<Self> {
+        if config.image_tokenizer.path.is_none() {
+            return Err(Error::invalid(
+                "released weights need the image tokenizer they were trained with: set image_tokenizer.kind to vqvae and \
+                 image_tokenizer.path to its weights",
+            ));
+        }
+        let (tokenizer, ..) = corpus::image_tokenizer(config, &[], interrupt, &mut |_, _, _| {})?;
+        Ok(Self { tokenizer, text: corpus::text_encoder(config)? })
     }
 
     /// Refuses a checkpoint that was made with others.

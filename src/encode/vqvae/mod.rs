@@ -1,0 +1,261 @@
+//! The released image tokenizer: a multi-scale VQ-VAE (`models/vqvae.py`, weights such as `vae_ch160v4096z32.pth`), frozen.
+//!
+//! Every size comes from the weights; the sides of the token maps, which no weight tells, from whoever loads it.
+
+mod convolution;
+mod network;
+mod normalisation;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    encode::{
+        ImageTokenizer,
+        pyramid::PyramidQuantizer,
+        saved::{self, IMAGE_TOKENIZER, damaged},
+    },
+    engine::{DType, Tensor},
+    error::{Error, Result},
+    weights::Weights,
+};
+use network::{Decoder, Encoder, Reader, Workspace};
+
+/// The `kind` in the saved JSON.
+pub(super) const KIND: &str = "vqvae";
+
+const OP: &str = "VQ-VAE";
+
+/// The weights in a folder as released.
+const RELEASED_NAME: &str = "vae_ch160v4096z32.pth";
+
+/// Share of the convolution in φ as released (`quant_resi`).
+const QUANT_RESI: f32 = 0.5;
+
+/// Threads that work on one picture: more do not find enough rows in the small maps.
+const THREADS_A_PICTURE: usize = 8;
+
+/// What is saved of a VQ-VAE: where its weights lie, not the weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VqVaeSettings {
+    /// The weights: a `.pth` or safetensors file, a folder of them, or the folder of `vae_ch160v4096z32.pth`.
+    pub path: PathBuf,
+    /// Sides of the token maps, coarsest first.
+    pub patch_nums: Vec<usize>,
+}
+
+/// Tokenizes pictures as the released code does.
+#[derive(Debug)]
+pub struct VqVae {
+    settings: VqVaeSettings,
+    encoder: Encoder,
+    decoder: Decoder,
+    quantizer: PyramidQuantizer,
+    fingerprint: String,
+    /// Working space that no picture is using.
+    idle: Mutex<Vec<Workspace>>,
+}
+
+impl VqVae {
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// If they cannot be read, a tensor is missing or too many or does not fit the others, or the sides do not fit.
+    pub fn open(settings: VqVaeSettings) -> Result<Self> {
+        let in_folder = settings.path.join(RELEASED_NAME);
+        let weights =
+            Weights::open(if in_folder.is_file() { &in_folder } else { &settings.path })?.without_module();
+        let mut reader = Reader::new(&weights, &format!("{KIND}{:?}", settings.patch_nums));
+        let encoder = Encoder::read(&mut reader)?;
+        let decoder = Decoder::read(&mut reader, encoder.channels())?;
+        if encoder.reduction() != decoder.growth() {
+            return Err(damaged(
+                &settings.path,
+                format!(
+                    "the encoder divides the side by {}, but the decoder multiplies it by {}",
+                    encoder.reduction(),
+                    decoder.growth()
+                ),
+            ));
+        }
+        let names: Vec<String> = weights
+            .names()
+            .filter(|name| {
+                name.starts_with("quantize.embedding.") || name.starts_with("quantize.quant_resi.")
+            })
+            .map(str::to_owned)
+            .collect();
+        let tensors = names
+            .into_iter()
+            .map(|name| Ok((name.clone(), reader.tensor(name)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let quantizer =
+            PyramidQuantizer::from_tensors(&settings.patch_nums, &tensors, "quantize.", QUANT_RESI)?;
+        if quantizer.channels() != encoder.channels() {
+            return Err(damaged(
+                &settings.path,
+                format!("codes have {} channels, but features {}", quantizer.channels(), encoder.channels()),
+            ));
+        }
+        let (read, fingerprint) = reader.into_account();
+        // How often each code was hit in training: nothing reads it.
+        let surplus: Vec<&str> = weights
+            .names()
+            .filter(|name| !read.contains(*name) && *name != "quantize.ema_vocab_hit_SV")
+            .collect();
+        if !surplus.is_empty() {
+            return Err(damaged(
+                &settings.path,
+                format!(
+                    "{} tensors are no part of a VQ-VAE as released: {}{}",
+                    surplus.len(),
+                    surplus[..surplus.len().min(8)].join(", "),
+                    if surplus.len() > 8 { ", …" } else { "" }
+                ),
+            ));
+        }
+        Ok(Self { settings, encoder, decoder, quantizer, fingerprint, idle: Mutex::default() })
+    }
+
+    /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names.
+    ///
+    /// # Errors
+    /// If the description is damaged, or the weights are gone or other ones.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(IMAGE_TOKENIZER);
+        let description = saved::read_description(&path)?;
+        let loaded = Self::open(description.settings(&path, KIND)?)?;
+        description.check_fingerprint(&path, &loaded.fingerprint)?;
+        Ok(loaded)
+    }
+
+    /// Pixels of a token's side, 16 as released.
+    pub fn patch_size(&self) -> usize {
+        self.encoder.reduction()
+    }
+
+    /// Pictures `[B, 3, R, R]` in [-1, 1] to features before quantisation, `[B, Cvae, R/16, R/16]`
+    /// (released: `quant_conv(encoder(x))`, which is what it stores as a precomputed latent).
+    ///
+    /// # Errors
+    /// If the shape does not fit or a number is not finite.
+    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.quantizer.channels_first(images.dim(0), &self.maps(images)?)
+    }
+
+    /// Features `[B, Cvae, R/16, R/16]` to pictures `[B, 3, R, R]` that may reach beyond [-1, 1].
+    ///
+    /// # Errors
+    /// If the shape does not fit or a number is not finite.
+    pub fn decode_features(&self, features: &Tensor) -> Result<Tensor> {
+        self.pictures(&self.quantizer.channels_last(features)?)
+    }
+
+    /// Features `[B, H², Cvae]`, channels last, of checked pictures.
+    fn maps(&self, images: &Tensor) -> Result<Vec<f32>> {
+        let side = self.image_side();
+        if images.dtype() != DType::F32
+            || !matches!(*images.shape(), [_, 3, height, width] if (height, width) == (side, side))
+        {
+            return Err(Error::shape(
+                OP,
+                format!(
+                    "pictures [B, 3, {side}, {side}] of f32 were expected, but {:?} of {:?} were given",
+                    images.shape(),
+                    images.dtype()
+                ),
+            ));
+        }
+        let (values, picture) = (images.as_slice::<f32>()?, 3 * side * side);
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(Error::invalid(format!(
+                "picture {} of the batch holds a number that is not finite",
+                at / picture
+            )));
+        }
+        let length = self.quantizer.side().pow(2) * self.quantizer.channels();
+        let mut maps = vec![0.0; images.dim(0) * length];
+        self.each(values, picture, &mut maps, length, |picture, work, map| {
+            self.encoder.apply(picture, side, work, map);
+        });
+        match maps.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(Error::invalid(format!(
+                "the VQ-VAE overflows on picture {} of the batch; its weights are not those of a trained one",
+                at / length
+            ))),
+            None => Ok(maps),
+        }
+    }
+
+    fn pictures(&self, maps: &[f32]) -> Result<Tensor> {
+        let (side, grid) = (self.image_side(), self.quantizer.side());
+        let (length, picture) = (grid * grid * self.quantizer.channels(), 3 * side * side);
+        let batch = maps.len() / length;
+        let mut pictures = vec![0.0; batch * picture];
+        self.each(maps, length, &mut pictures, picture, |map, work, picture| {
+            self.decoder.apply(map, grid, work, picture);
+        });
+        Tensor::new(&[batch, 3, side, side], pictures)
+    }
+
+    /// Does `work` on every piece of `from` and `to`, several at once where there are many threads. The bits of one do
+    /// not depend on the others.
+    fn each(
+        &self,
+        from: &[f32],
+        from_length: usize,
+        to: &mut [f32],
+        to_length: usize,
+        work: impl Fn(&[f32], &mut Workspace, &mut [f32]) + Sync,
+    ) {
+        let lanes = rayon::current_num_threads().div_ceil(THREADS_A_PICTURE);
+        let pieces = (to.len() / to_length).div_ceil(lanes).max(1);
+        to.par_chunks_mut(pieces * to_length).zip(from.par_chunks(pieces * from_length)).for_each(
+            |(to, from)| {
+                let idle = self.idle.lock().ok().and_then(|mut idle| idle.pop());
+                let mut space = idle.unwrap_or_default();
+                for (to, from) in to.chunks_exact_mut(to_length).zip(from.chunks_exact(from_length)) {
+                    work(from, &mut space, to);
+                }
+                if let Ok(mut idle) = self.idle.lock() {
+                    idle.push(space);
+                }
+            },
+        );
+    }
+}
+
+impl ImageTokenizer for VqVae {
+    fn quantizer(&self) -> &PyramidQuantizer {
+        &self.quantizer
+    }
+
+    fn image_side(&self) -> usize {
+        self.encoder.reduction() * self.quantizer.side()
+    }
+
+    fn encode(&self, images: &Tensor) -> Result<Tensor> {
+        self.quantizer.encode_maps(&self.maps(images)?)
+    }
+
+    fn decode(&self, codes: &Tensor) -> Result<Tensor> {
+        let mut pictures = self.pictures(&self.quantizer.reconstruct_maps(codes)?)?;
+        pictures.as_mut_slice::<f32>()?.iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
+        Ok(pictures)
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        saved::write_description(&folder.join(IMAGE_TOKENIZER), KIND, &self.settings, &self.fingerprint)
+    }
+}

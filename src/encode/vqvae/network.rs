@@ -1,0 +1,451 @@
+//! Encoder and decoder of the released VQ-VAE (`models/basic_vae.py`), one picture at a time, channels last.
+//!
+//! Every size comes from the weights: channels and levels from the shapes, attention from whether there are tensors for it.
+
+use std::collections::BTreeSet;
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    convolution::{Bordered, Convolution, Into, Map},
+    normalisation::GroupNorm,
+};
+use crate::{
+    encode::saved::damaged,
+    engine::{
+        Tensor,
+        matmul::{Matrix, product},
+    },
+    error::{Error, Result},
+    files::hexadecimal,
+    weights::Weights,
+};
+
+/// Working space of one picture, kept from picture to picture.
+#[derive(Debug, Default)]
+pub(super) struct Workspace {
+    /// The residual stream.
+    stream: Map,
+    /// A block's hidden map, and the next stream where the channels change.
+    hidden: Map,
+    normed: Map,
+    bordered: Bordered,
+}
+
+/// Reads layers by name, and keeps account of what was read.
+pub(super) struct Reader<'a> {
+    weights: &'a Weights,
+    read: BTreeSet<String>,
+    hash: Sha256,
+}
+
+impl<'a> Reader<'a> {
+    /// `settings` is what else the fingerprint stands for.
+    pub(super) fn new(weights: &'a Weights, settings: &str) -> Self {
+        Self { weights, read: BTreeSet::new(), hash: Sha256::new_with_prefix(settings) }
+    }
+
+    /// The names that were read, and SHA-256 over settings, names, shapes and numbers in the order of reading: the same for
+    /// the same weights, whatever file they lie in.
+    pub(super) fn into_account(self) -> (BTreeSet<String>, String) {
+        (self.read, hexadecimal(&self.hash.finalize()))
+    }
+
+    /// The tensor of a name, as f32.
+    pub(super) fn tensor(&mut self, name: String) -> Result<Tensor> {
+        let tensor = self.weights.read(&name)?;
+        let values = tensor.as_slice::<f32>()?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(damaged(self.weights.path(), format!("{name} holds a number that is not finite")));
+        }
+        self.hash.update(format!("{name}{:?}", tensor.shape()));
+        self.hash.update(bytemuck::cast_slice::<f32, u8>(values));
+        self.read.insert(name);
+        Ok(tensor)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.weights.contains(&format!("{name}.weight"))
+    }
+
+    fn pair(&mut self, name: &str) -> Result<[Tensor; 2]> {
+        Ok([self.tensor(format!("{name}.weight"))?, self.tensor(format!("{name}.bias"))?])
+    }
+
+    pub(super) fn convolution(&mut self, name: &str) -> Result<Convolution> {
+        let [weight, bias] = self.pair(name)?;
+        Convolution::new(name, &weight, &bias)
+    }
+
+    fn norm(&mut self, name: &str) -> Result<GroupNorm> {
+        let [scale, shift] = self.pair(name)?;
+        GroupNorm::new(name, &scale, &shift)
+    }
+
+    /// As many of `name.0`, `name.1`, … as have a tensor `name.N.probe.weight`.
+    fn count(&self, name: &str, probe: &str) -> usize {
+        (0..).take_while(|at| self.has(&format!("{name}.{at}.{probe}"))).count()
+    }
+}
+
+/// Refuses a layer that does not take the channels that come to it.
+fn expect(name: &str, takes: usize, given: usize) -> Result<()> {
+    if takes == given {
+        return Ok(());
+    }
+    Err(Error::shape("VQ-VAE", format!("{name} takes {takes} channels, but {given} come to it")))
+}
+
+/// Two convolutions beside a shortcut (released: `ResnetBlock`).
+#[derive(Debug)]
+struct Residual {
+    norms: [GroupNorm; 2],
+    convolutions: [Convolution; 2],
+    shortcut: Option<Convolution>,
+}
+
+impl Residual {
+    fn read(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<Self> {
+        let part = |part: &str| format!("{name}.{part}");
+        let block = Self {
+            norms: [reader.norm(&part("norm1"))?, reader.norm(&part("norm2"))?],
+            convolutions: [reader.convolution(&part("conv1"))?, reader.convolution(&part("conv2"))?],
+            shortcut: if reader.has(&part("nin_shortcut")) {
+                Some(reader.convolution(&part("nin_shortcut"))?)
+            } else {
+                None
+            },
+        };
+        let [first, second] = &block.convolutions;
+        expect(&part("norm1"), block.norms[0].channels(), *channels)?;
+        expect(&part("conv1"), first.inputs(), *channels)?;
+        expect(&part("norm2"), block.norms[1].channels(), first.outputs())?;
+        expect(&part("conv2"), second.inputs(), first.outputs())?;
+        let around = match &block.shortcut {
+            Some(shortcut) => {
+                expect(&part("nin_shortcut"), shortcut.inputs(), *channels)?;
+                shortcut.outputs()
+            }
+            None => *channels,
+        };
+        expect("the sum after the block", second.outputs(), around)?;
+        let squares = [first, second].iter().all(|convolution| convolution.size() == 3);
+        if !squares || block.shortcut.as_ref().is_some_and(|shortcut| shortcut.size() != 1) {
+            return Err(Error::shape("VQ-VAE", format!("{name} has filters of another size than released")));
+        }
+        *channels = second.outputs();
+        Ok(block)
+    }
+
+    fn apply(&self, work: &mut Workspace) {
+        let Workspace { stream, hidden, normed, bordered } = work;
+        self.norms[0].apply_silu(stream, bordered);
+        self.convolutions[0].apply(bordered, hidden, Into::Overwrite);
+        self.norms[1].apply_silu(hidden, bordered);
+        if let Some(shortcut) = &self.shortcut {
+            normed.resize(stream.side, shortcut.outputs());
+            shortcut.pointwise(&stream.values, &mut normed.values);
+            std::mem::swap(stream, normed);
+        }
+        self.convolutions[1].apply(bordered, stream, Into::Add);
+    }
+}
+
+/// Attention of every pixel to every pixel, one head (released: `AttnBlock`).
+#[derive(Debug)]
+struct Attention {
+    norm: GroupNorm,
+    query_key_value: Convolution,
+    projection: Convolution,
+}
+
+impl Attention {
+    fn read(reader: &mut Reader<'_>, name: &str, channels: usize) -> Result<Self> {
+        let part = |part: &str| format!("{name}.{part}");
+        let attention = Self {
+            norm: reader.norm(&part("norm"))?,
+            query_key_value: reader.convolution(&part("qkv"))?,
+            projection: reader.convolution(&part("proj_out"))?,
+        };
+        let Self { norm, query_key_value, projection } = &attention;
+        expect(&part("norm"), norm.channels(), channels)?;
+        expect(&part("qkv"), query_key_value.inputs(), channels)?;
+        expect(&part("proj_out"), projection.inputs(), channels)?;
+        expect("the sum after the attention", projection.outputs(), channels)?;
+        if query_key_value.outputs() != 3 * channels || query_key_value.size() != 1 || projection.size() != 1
+        {
+            return Err(Error::shape(
+                "VQ-VAE",
+                format!("{name}.qkv should have filters [{}, {channels}, 1, 1]", 3 * channels),
+            ));
+        }
+        Ok(attention)
+    }
+
+    fn apply(&self, work: &mut Workspace) {
+        let Workspace { stream, hidden, normed, .. } = work;
+        let (pixels, channels) = (stream.side * stream.side, stream.channels);
+        self.norm.apply(stream, normed);
+        hidden.resize(stream.side, 3 * channels);
+        self.query_key_value.pointwise(&normed.values, &mut hidden.values);
+        let part =
+            |at: usize| Matrix::strided(&hidden.values[at * channels..], pixels, channels, 3 * channels);
+        let mut scores = vec![0.0; pixels * pixels];
+        product(&mut scores, pixels, part(0), part(1).transposed(), false);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a scale below 1")]
+        let scale = (channels as f64).powf(-0.5) as f32;
+        scores.chunks_exact_mut(pixels).for_each(|row| softmax(row, scale));
+        product(&mut normed.values, channels, Matrix::new(&scores, pixels, pixels), part(2), false);
+        let mut projected = vec![0.0; stream.values.len()];
+        self.projection.pointwise(&normed.values, &mut projected);
+        stream.values.iter_mut().zip(&projected).for_each(|(stream, value)| *stream += value);
+    }
+}
+
+/// `softmax(scale · row)` in place.
+fn softmax(row: &mut [f32], scale: f32) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for value in &mut *row {
+        *value = ((*value - largest) * scale).exp();
+        sum += *value;
+    }
+    row.iter_mut().for_each(|value| *value /= sum);
+}
+
+/// The blocks of one resolution.
+#[derive(Debug)]
+struct Level {
+    blocks: Vec<(Residual, Option<Attention>)>,
+    /// Halves the side on the way down, follows its doubling on the way up.
+    resize: Option<Convolution>,
+}
+
+impl Level {
+    fn read(reader: &mut Reader<'_>, name: &str, resize: &str, channels: &mut usize) -> Result<Self> {
+        let mut blocks = Vec::new();
+        for at in 0..reader.count(&format!("{name}.block"), "norm1") {
+            let block = Residual::read(reader, &format!("{name}.block.{at}"), channels)?;
+            let attention = format!("{name}.attn.{at}");
+            let attention = if reader.has(&format!("{attention}.norm")) {
+                Some(Attention::read(reader, &attention, *channels)?)
+            } else {
+                None
+            };
+            blocks.push((block, attention));
+        }
+        let resize = format!("{name}.{resize}.conv");
+        let resize = if reader.has(&resize) { Some(square(reader, &resize, channels)?) } else { None };
+        Ok(Self { blocks, resize })
+    }
+
+    fn apply(&self, work: &mut Workspace) {
+        for (block, attention) in &self.blocks {
+            block.apply(work);
+            if let Some(attention) = attention {
+                attention.apply(work);
+            }
+        }
+    }
+}
+
+/// A 3×3 convolution that takes `channels` and leaves its own.
+fn square(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<Convolution> {
+    let convolution = reader.convolution(name)?;
+    expect(name, convolution.inputs(), *channels)?;
+    if convolution.size() != 3 {
+        return Err(Error::shape("VQ-VAE", format!("{name} should have filters of 3×3")));
+    }
+    *channels = convolution.outputs();
+    Ok(convolution)
+}
+
+/// The blocks at the lowest resolution, in the middle of either network.
+#[derive(Debug)]
+struct Middle {
+    before: Residual,
+    attention: Option<Attention>,
+    after: Residual,
+}
+
+impl Middle {
+    fn read(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<Self> {
+        let before = Residual::read(reader, &format!("{name}.block_1"), channels)?;
+        let attention = format!("{name}.attn_1");
+        let attention = if reader.has(&format!("{attention}.norm")) {
+            Some(Attention::read(reader, &attention, *channels)?)
+        } else {
+            None
+        };
+        let after = Residual::read(reader, &format!("{name}.block_2"), channels)?;
+        Ok(Self { before, attention, after })
+    }
+
+    fn apply(&self, work: &mut Workspace) {
+        self.before.apply(work);
+        if let Some(attention) = &self.attention {
+            attention.apply(work);
+        }
+        self.after.apply(work);
+    }
+}
+
+/// The way out of either network: norm, SiLU, convolution.
+#[derive(Debug)]
+struct Head {
+    norm: GroupNorm,
+    convolution: Convolution,
+}
+
+impl Head {
+    fn read(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<Self> {
+        let norm = reader.norm(&format!("{name}.norm_out"))?;
+        expect("norm_out", norm.channels(), *channels)?;
+        Ok(Self { norm, convolution: square(reader, &format!("{name}.conv_out"), channels)? })
+    }
+
+    fn apply(&self, work: &mut Workspace) {
+        self.norm.apply_silu(&work.stream, &mut work.bordered);
+        self.convolution.apply(&work.bordered, &mut work.hidden, Into::Overwrite);
+        std::mem::swap(&mut work.stream, &mut work.hidden);
+    }
+}
+
+/// Pictures to features.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    first: Convolution,
+    levels: Vec<Level>,
+    middle: Middle,
+    head: Head,
+    /// Released: `quant_conv`, of 3×3 or 1×1.
+    last: Convolution,
+}
+
+impl Encoder {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        let mut channels = 3;
+        let first = square(reader, "encoder.conv_in", &mut channels)?;
+        let levels = (0..reader.count("encoder.down", "block.0.norm1"))
+            .map(|level| Level::read(reader, &format!("encoder.down.{level}"), "downsample", &mut channels))
+            .collect::<Result<Vec<_>>>()?;
+        if levels.is_empty() {
+            return Err(Error::invalid(
+                "there are no tensors encoder.down.0.block.0.… among the weights; this is no VQ-VAE as released",
+            ));
+        }
+        let middle = Middle::read(reader, "encoder.mid", &mut channels)?;
+        let head = Head::read(reader, "encoder", &mut channels)?;
+        let last = reader.convolution("quant_conv")?;
+        expect("quant_conv", last.inputs(), channels)?;
+        Ok(Self { first, levels, middle, head, last })
+    }
+
+    /// How many times the side is halved, as a factor.
+    pub(super) fn reduction(&self) -> usize {
+        1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
+    }
+
+    /// Channels of the features, `Cvae`.
+    pub(super) fn channels(&self) -> usize {
+        self.last.outputs()
+    }
+
+    /// A picture `[3, R, R]` to features `[H · H, Cvae]`, `H` being `R` over [`reduction`](Self::reduction).
+    pub(super) fn apply(&self, picture: &[f32], side: usize, work: &mut Workspace, features: &mut [f32]) {
+        work.stream.resize(side, 3);
+        for (pixel, values) in work.stream.values.chunks_exact_mut(3).enumerate() {
+            for (channel, value) in values.iter_mut().enumerate() {
+                *value = picture[channel * side * side + pixel];
+            }
+        }
+        start(&self.first, work);
+        for level in &self.levels {
+            level.apply(work);
+            if let Some(resize) = &level.resize {
+                work.bordered.copy_of(&work.stream);
+                resize.apply_halving(&work.bordered, &mut work.hidden);
+                std::mem::swap(&mut work.stream, &mut work.hidden);
+            }
+        }
+        self.middle.apply(work);
+        self.head.apply(work);
+        finish(&self.last, work);
+        features.copy_from_slice(&work.stream.values);
+    }
+}
+
+/// Features to pictures.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    /// Released: `post_quant_conv`, of 3×3 or 1×1.
+    before: Convolution,
+    first: Convolution,
+    middle: Middle,
+    /// The lowest resolution first.
+    levels: Vec<Level>,
+    head: Head,
+}
+
+impl Decoder {
+    pub(super) fn read(reader: &mut Reader<'_>, channels: usize) -> Result<Self> {
+        let before = reader.convolution("post_quant_conv")?;
+        expect("post_quant_conv", before.inputs(), channels)?;
+        let mut channels = before.outputs();
+        let first = square(reader, "decoder.conv_in", &mut channels)?;
+        let middle = Middle::read(reader, "decoder.mid", &mut channels)?;
+        let levels = (0..reader.count("decoder.up", "block.0.norm1"))
+            .rev()
+            .map(|level| Level::read(reader, &format!("decoder.up.{level}"), "upsample", &mut channels))
+            .collect::<Result<Vec<_>>>()?;
+        let head = Head::read(reader, "decoder", &mut channels)?;
+        expect("a picture", 3, channels)?;
+        Ok(Self { before, first, middle, levels, head })
+    }
+
+    /// How many times the side is doubled, as a factor.
+    pub(super) fn growth(&self) -> usize {
+        1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
+    }
+
+    /// Features `[side², Cvae]` to a picture `[3, R, R]`, not clamped.
+    pub(super) fn apply(&self, features: &[f32], side: usize, work: &mut Workspace, picture: &mut [f32]) {
+        work.stream.resize(side, self.before.inputs());
+        work.stream.values.copy_from_slice(features);
+        finish(&self.before, work);
+        start(&self.first, work);
+        self.middle.apply(work);
+        for level in &self.levels {
+            level.apply(work);
+            if let Some(resize) = &level.resize {
+                work.bordered.copy_of_doubled(&work.stream);
+                resize.apply(&work.bordered, &mut work.hidden, Into::Overwrite);
+                std::mem::swap(&mut work.stream, &mut work.hidden);
+            }
+        }
+        self.head.apply(work);
+        let plane = work.stream.side * work.stream.side;
+        for (pixel, values) in work.stream.values.chunks_exact(3).enumerate() {
+            for (channel, &value) in values.iter().enumerate() {
+                picture[channel * plane + pixel] = value;
+            }
+        }
+    }
+}
+
+/// The first convolution of a network, in place of the stream.
+fn start(convolution: &Convolution, work: &mut Workspace) {
+    work.bordered.copy_of(&work.stream);
+    convolution.apply(&work.bordered, &mut work.hidden, Into::Overwrite);
+    std::mem::swap(&mut work.stream, &mut work.hidden);
+}
+
+/// A convolution of either size, in place of the stream.
+fn finish(convolution: &Convolution, work: &mut Workspace) {
+    if convolution.size() == 3 {
+        return start(convolution, work);
+    }
+    work.hidden.resize(work.stream.side, convolution.outputs());
+    convolution.pointwise(&work.stream.values, &mut work.hidden.values);
+    std::mem::swap(&mut work.stream, &mut work.hidden);
+}

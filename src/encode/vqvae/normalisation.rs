@@ -1,0 +1,133 @@
+//! Group normalisation of a channels-last map, with SiLU after it where asked for.
+
+use rayon::prelude::*;
+
+use super::convolution::{Bordered, Map};
+use crate::{
+    engine::{Float, Tensor, float::vectorised},
+    error::{Error, Result},
+};
+
+/// Groups of every norm, as released.
+const GROUPS: usize = 32;
+/// ε of every norm, as released.
+const EPSILON: f64 = 1e-6;
+
+/// A group norm with a scale and a shift a channel.
+#[derive(Clone, Debug)]
+pub(super) struct GroupNorm {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+/// What a norm does to each channel of one map: `x · factor + offset`.
+struct Line {
+    factor: Vec<f32>,
+    offset: Vec<f32>,
+}
+
+impl GroupNorm {
+    /// From a scale and a shift `[C]`, both f32.
+    ///
+    /// # Errors
+    /// If the shapes differ or `C` is not a multiple of 32.
+    pub(super) fn new(name: &str, scale: &Tensor, shift: &Tensor) -> Result<Self> {
+        let channels = scale.len();
+        if scale.shape() != [channels] || shift.shape() != [channels] || !channels.is_multiple_of(GROUPS) {
+            return Err(Error::shape(
+                "group norm",
+                format!(
+                    "{name} should have a scale and a shift [C] with C a multiple of {GROUPS}, but has {:?} and {:?}",
+                    scale.shape(),
+                    shift.shape()
+                ),
+            ));
+        }
+        Ok(Self { scale: scale.as_slice::<f32>()?.to_vec(), shift: shift.as_slice::<f32>()?.to_vec() })
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.scale.len()
+    }
+
+    /// The normalised map in place of `output`, without SiLU.
+    pub(super) fn apply(&self, map: &Map, output: &mut Map) {
+        output.resize(map.side, map.channels);
+        let line = self.line(map);
+        let row = map.row();
+        output
+            .values
+            .par_chunks_exact_mut(row)
+            .zip(map.values.par_chunks_exact(row))
+            .for_each(|(output, input)| line.each(input, output, |value| value));
+    }
+
+    /// The normalised map after SiLU, `x · σ(x)`, with a border of zeros for a convolution.
+    pub(super) fn apply_silu(&self, map: &Map, output: &mut Bordered) {
+        let line = self.line(map);
+        let row = map.row();
+        output.fill(map.side, map.channels, |y, output| {
+            line.each(&map.values[y * row..(y + 1) * row], output, |value| value * value.sigmoid());
+        });
+    }
+
+    /// Mean and deviation of each group, as a line a channel. Sums are taken in f64, row by row, and the rows' sums in
+    /// order, so that the bits do not depend on threads.
+    fn line(&self, map: &Map) -> Line {
+        let channels = map.channels;
+        debug_assert_eq!(channels, self.scale.len(), "the norm has the map's channels");
+        let sums: Vec<Vec<[f64; 2]>> = map
+            .values
+            .par_chunks_exact(map.row())
+            .map(|row| {
+                let mut sums = vec![[0.0; 2]; channels];
+                vectorised(|| {
+                    for pixel in row.chunks_exact(channels) {
+                        for (sums, &value) in sums.iter_mut().zip(pixel) {
+                            let value = f64::from(value);
+                            sums[0] += value;
+                            sums[1] += value * value;
+                        }
+                    }
+                });
+                sums
+            })
+            .collect();
+        let size = channels / GROUPS;
+        #[expect(clippy::cast_precision_loss, reason = "pixels of a map")]
+        let count = (map.side * map.side * size) as f64;
+        let mut line = Line { factor: Vec::with_capacity(channels), offset: Vec::with_capacity(channels) };
+        for group in 0..GROUPS {
+            let range = group * size..(group + 1) * size;
+            let total =
+                |at: usize| sums.iter().flat_map(|row| &row[range.clone()]).map(|sums| sums[at]).sum::<f64>();
+            let mean = total(0) / count;
+            let deviation = (total(1) / count - mean * mean).max(0.0);
+            let inverse = 1.0 / (deviation + EPSILON).sqrt();
+            for channel in range.clone() {
+                let factor = f64::from(self.scale[channel]) * inverse;
+                #[expect(clippy::cast_possible_truncation, reason = "the map is f32")]
+                line.factor.push(factor as f32);
+                #[expect(clippy::cast_possible_truncation, reason = "the map is f32")]
+                line.offset.push((f64::from(self.shift[channel]) - mean * factor) as f32);
+            }
+        }
+        line
+    }
+}
+
+impl Line {
+    /// Applies the line and `then` to every value of a row of pixels.
+    fn each(&self, input: &[f32], output: &mut [f32], then: impl Fn(f32) -> f32) {
+        let channels = self.factor.len();
+        vectorised(|| {
+            for (output, input) in output.chunks_exact_mut(channels).zip(input.chunks_exact(channels)) {
+                for (((output, input), factor), offset) in
+                    output.iter_mut().zip(input).zip(&self.factor).zip(&self.offset)
+                {
+                    *output = then(input * factor + offset);
+                }
+            }
+        });
+    }
+}

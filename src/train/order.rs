@@ -1,0 +1,74 @@
+//! In which order samples come, and which captions are left out: both fixed by the seed.
+
+use crate::{
+    config::Config,
+    data::{ReleasedOrder, ReleasedSampler, Sampler},
+    engine::{Purpose, Random},
+    error::{Error, Result},
+};
+
+/// Order of the samples: ours or the released one.
+pub(crate) enum Order {
+    Default(Sampler),
+    Released(ReleasedSampler),
+}
+
+impl Order {
+    /// The order of a set of `samples`, called `what` in messages; sets that are visited side by side have different offsets.
+    ///
+    /// # Errors
+    /// If there are fewer samples than in one batch.
+    pub(crate) fn new(config: &Config, samples: usize, what: &str, offset: u64) -> Result<Self> {
+        let batch = config.training.batch;
+        if samples < batch {
+            return Err(Error::invalid(format!(
+                "the {what} set has {samples} usable records, fewer than one batch of {batch}; lower bs or give more data"
+            )));
+        }
+        let seed = config.training.sampler_seed;
+        if config.compat.released_sampler {
+            return Ok(Self::Released(ReleasedSampler::new(ReleasedOrder {
+                dataset_len: samples,
+                global_batch: batch,
+                world_size: 1,
+                rank: 0,
+                seed,
+                start_epoch: 0,
+                fill_last: true,
+                shuffle: true,
+            })?));
+        }
+        // Two sets of one size must not be visited in one order.
+        Ok(Self::Default(Sampler::new(
+            samples,
+            batch,
+            config.seed.wrapping_add(seed).wrapping_mul(2) + offset,
+        )?))
+    }
+
+    /// The samples of a batch.
+    ///
+    /// # Errors
+    /// If the released order has none.
+    pub(crate) fn batch(&mut self, step: u64) -> Result<Vec<usize>> {
+        match self {
+            Self::Default(sampler) => Ok(sampler.batch(step)),
+            Self::Released(sampler) => sampler.batch(step),
+        }
+    }
+}
+
+/// Released: captions of at most so many characters are never dropped (upstream.md, D3).
+const SHORT_CAPTION: usize = 20;
+
+/// Which captions of a batch of `count` are left out, for guidance: a stream is a batch.
+pub(crate) fn dropped_captions(
+    config: &Config,
+    stream: u64,
+    count: usize,
+) -> impl Fn(usize, &str) -> bool + use<> {
+    let mut random = Random::new(config.seed, Purpose::CaptionDrop, stream);
+    let draws: Vec<f64> = (0..count).map(|_| random.uniform()).collect();
+    let (rate, rule) = (config.training.caption_drop, config.compat.caption_drop_length_rule);
+    move |at, caption| draws[at] < rate && (!rule || caption.chars().count() > SHORT_CAPTION)
+}

@@ -1,0 +1,206 @@
+//! Pictures of a list of prompts in a folder: a PNG each, a grid of all, and a table that says which is which.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use super::{SampleSettings, Sampler};
+use crate::{
+    config::Config,
+    encode::{ImageTokenizer, TextEncoder},
+    engine::Tensor,
+    error::{Error, Result},
+    files::write_whole,
+    interrupt::Interrupt,
+    report::{
+        contact_sheet::{SheetRow, Thumbnail, contact_sheet},
+        picture::Picture,
+    },
+    train::{
+        fit::{Model, load_model},
+        released,
+        trained::{Encoders, Named, configuration},
+    },
+};
+
+/// What is to be drawn, from which model.
+#[derive(Clone, Debug)]
+pub struct SampleRequest {
+    /// A run of `fit` or one checkpoint in it; or, with `weights`, a configuration file.
+    pub model: PathBuf,
+    /// Weights in the released layout, for a model that was not fitted here.
+    pub weights: Option<PathBuf>,
+    /// Keys set on top of the configuration.
+    pub sets: Vec<String>,
+    /// The captions.
+    pub prompts: Vec<String>,
+    /// Pictures of each.
+    pub each: usize,
+    /// The folder to write into; it must not hold anything yet.
+    pub out: PathBuf,
+    /// Pictures drawn at once.
+    pub batch: usize,
+    /// How codes are drawn.
+    pub settings: SampleSettings,
+}
+
+/// What was drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSummary {
+    /// Pictures written.
+    pub pictures: usize,
+    /// The picture of all.
+    pub grid: PathBuf,
+    /// Which picture is of which prompt: `file`, `prompt`, `number`.
+    pub table: PathBuf,
+}
+
+impl fmt::Display for SampleSummary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} pictures\n{}\n{}", self.pictures, self.table.display(), self.grid.display())
+    }
+}
+
+/// A model and the encoders it goes with.
+struct Loaded {
+    model: Model,
+    tokenizer: Box<dyn ImageTokenizer>,
+    text: Box<dyn TextEncoder>,
+}
+
+impl Loaded {
+    fn open(request: &SampleRequest, interrupt: &Interrupt) -> Result<Self> {
+        let (config, mut loaded) = match &request.weights {
+            Some(weights) => {
+                let config = Config::load(&request.model, &request.sets)?;
+                let Encoders { tokenizer, text } = Encoders::named(&config, interrupt)?;
+                let mut model = Model::new(&config, sizes(tokenizer.as_ref(), text.as_ref()))?;
+                released::load(weights, released::PROXY, &mut model.parameters)?;
+                (config, Self { model, tokenizer, text })
+            }
+            None => {
+                let named = Named::new(&request.model);
+                let config = configuration(&named.run, &request.sets)?;
+                let Encoders { tokenizer, text } = Encoders::of(&named.run)?;
+                let sizes = sizes(tokenizer.as_ref(), text.as_ref());
+                let checkpoints = named.run.join("checkpoints");
+                let (model, _) = load_model(&config, &checkpoints, named.checkpoint.as_deref(), sizes)?;
+                (config, Self { model, tokenizer, text })
+            }
+        };
+        if let Some(device) = config.device.open()? {
+            loaded.model.parameters = loaded.model.parameters.to_device(&device, config.compute)?;
+        }
+        Ok(loaded)
+    }
+}
+
+fn sizes(tokenizer: &dyn ImageTokenizer, text: &dyn TextEncoder) -> [usize; 3] {
+    let quantizer = tokenizer.quantizer();
+    [quantizer.vocabulary(), quantizer.channels(), text.channels()]
+}
+
+/// Draws the pictures. A picture depends on the model, its prompt's place in the list, its number and the seed alone.
+///
+/// # Errors
+/// If the model cannot be read, there is no prompt, the folder holds something already or cannot be written, or the user
+/// interrupts.
+pub fn sample(
+    request: &SampleRequest,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<SampleSummary> {
+    let SampleRequest { prompts, each, out, batch, settings, .. } = request;
+    if prompts.is_empty() || *each == 0 || *batch == 0 {
+        return Err(Error::invalid(
+            "there is nothing to draw: give at least one prompt, and one picture of it",
+        ));
+    }
+    if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Error::invalid(format!("{} is not empty; give another folder", out.display())));
+    }
+    let Loaded { model, tokenizer, text } = Loaded::open(request, interrupt)?;
+    fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    let sampler = Sampler {
+        network: &model.network,
+        parameters: &model.parameters,
+        quantizer: tokenizer.quantizer(),
+        settings: *settings,
+    };
+    let empty = text.encode(&[""])?;
+    let wanted: Vec<(usize, usize)> =
+        (0..prompts.len()).flat_map(|prompt| (0..*each).map(move |number| (prompt, number))).collect();
+    let mut rows: Vec<SheetRow> = Vec::new();
+    let table = out.join("samples.csv");
+    let refuse =
+        |error: csv::Error| Error::Table { path: table.clone(), line: None, message: error.to_string() };
+    let mut lines = csv::Writer::from_writer(Vec::new());
+    lines.write_record(["file", "prompt", "number"]).map_err(refuse)?;
+    let mut done = 0;
+    for chunk in wanted.chunks(*batch) {
+        interrupt.check(&format!("{done} pictures are in {}", out.display()))?;
+        let captions: Vec<&str> = chunk.iter().map(|&(prompt, _)| prompts[prompt].as_str()).collect();
+        let streams: Vec<u64> =
+            chunk.iter().map(|&(prompt, number)| (prompt * each + number) as u64).collect();
+        let codes = sampler.codes(&text.encode(&captions)?, &empty, &streams)?;
+        let pictures = tokenizer.decode(&codes)?;
+        for (&(prompt, number), picture) in chunk.iter().zip(pictures_of(&pictures)?) {
+            let name = format!("{prompt:04}_{number:02}.png");
+            picture.write_png(&out.join(&name))?;
+            let caption = &prompts[prompt];
+            lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
+            if number == 0 {
+                rows.push(SheetRow { label: String::new(), details: Vec::new(), thumbnails: Vec::new() });
+            }
+            if let Some(row) = rows.last_mut() {
+                let side = picture.width();
+                let rgb = picture.rgb().to_vec();
+                row.thumbnails.push(Thumbnail { side, rgb, caption: caption.clone(), rating: None });
+            }
+            done += 1;
+            progress(done, wanted.len() as u64);
+        }
+    }
+    let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(&table, &bytes)?;
+    let grid = out.join("grid.png");
+    write_grid(rows, *each, &grid)?;
+    Ok(SampleSummary { pictures: wanted.len(), grid, table })
+}
+
+/// Pictures in a row of the grid where there is one of each prompt.
+const COLUMNS: usize = 5;
+
+/// A prompt's pictures in a row; single ones several to a row.
+fn write_grid(rows: Vec<SheetRow>, each: usize, path: &Path) -> Result<()> {
+    let rows = if each > 1 {
+        rows
+    } else {
+        let all: Vec<Thumbnail> = rows.into_iter().flat_map(|row| row.thumbnails).collect();
+        let row = |part: &[Thumbnail]| SheetRow {
+            label: String::new(),
+            details: Vec::new(),
+            thumbnails: part.to_vec(),
+        };
+        all.chunks(COLUMNS).map(row).collect()
+    };
+    contact_sheet("Samples", &rows)?.write_png(path)
+}
+
+/// Pictures `[B, 3, R, R]` in [-1, 1] as bytes.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
+fn pictures_of(pictures: &Tensor) -> Result<Vec<Picture>> {
+    let side = pictures.dim(2);
+    let plane = side * side;
+    let width = u32::try_from(side).map_err(|_| Error::invalid("a picture is too wide for a PNG file"))?;
+    let byte = |value: f32| ((value + 1.0) * 127.5).clamp(0.0, 255.0).round() as u8;
+    pictures
+        .as_slice::<f32>()?
+        .chunks_exact(3 * plane)
+        .map(|planes| {
+            let rgb = (0..plane).flat_map(|pixel| (0..3).map(move |channel| channel * plane + pixel));
+            Picture::from_rgb(width, width, rgb.map(|at| byte(planes[at])).collect())
+        })
+        .collect()
+}

@@ -1,0 +1,202 @@
+//! `fit` and `sample` as a user calls them: the loss falls, a killed run goes on to the bit, parts of the pyramid are trained
+//! as the configuration says, and pictures come out.
+#![cfg(unix)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use alchemist_engine::{
+    data::{
+        drawn::{DataSetSettings, write_data_set},
+        flaws::FlawShares,
+    },
+    train::checkpoint::Checkpoint,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How often a run is killed.
+const KILLS: usize = 6;
+
+struct Workplace(TempDir);
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            DataSetSettings { train: 64, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
+        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        let config = json!({
+            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
+            "depth": 2,
+            "pn": "1_2_3",
+            "patch_size": 8,
+            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
+            "text_encoder": {"tokens": 8, "channels": 16},
+            "bs": 8,
+            "ep": 3,
+            "tlr": 2e-3,
+            "ls": 0.1,
+            "workers": 2,
+            "checkpoint_every": 1,
+        });
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
+        command.current_dir(self.0.path()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str]) -> String {
+        let output: Output = self.program(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
+        let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
+        let entries = fs::read_dir(newest).unwrap().map(|entry| entry.unwrap().path());
+        let files = entries.chain([self.path(run).join("metrics.jsonl")]);
+        files
+            .map(|file| (file.file_name().unwrap().to_string_lossy().into_owned(), fs::read(file).unwrap()))
+            .collect()
+    }
+}
+
+#[test]
+fn the_loss_falls_and_pictures_come_out() {
+    let work = Workplace::new();
+    let said = work.succeed(&["fit", "--config", "config.json", "--out", "run", "--set", "ep=8"]);
+    assert!(said.contains("64 steps on 64 training records, 16 for validation (0 left out)"), "{said}");
+    let measured: Vec<f64> =
+        work.metrics("run").iter().filter_map(|line| line["validation_loss"].as_f64()).collect();
+    assert_eq!(measured.len(), 8, "one measurement an epoch");
+    // A guess among 32 codes costs ln 32; few pictures teach little of others.
+    assert!(measured.iter().all(|loss| *loss < f64::from(32).ln()), "{measured:?}");
+    let trained: Vec<f64> =
+        work.metrics("run").iter().map(|line| line["train_loss"].as_f64().unwrap()).collect();
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let (first, last) = (mean(&trained[..8]), mean(&trained[56..]));
+    assert!(last < first - 0.2, "the mean loss of an epoch went from {first} to {last}");
+
+    let draw = |out: &str, more: &[&str]| {
+        let arguments =
+            ["sample", "--checkpoint", "run", "--prompt", "a red circle", "--prompt", "", "--out", out];
+        work.succeed(&[&arguments[..], more].concat());
+        let read = |name: &str| fs::read(work.path(out).join(name)).unwrap();
+        [read("0000_00.png"), read("0001_00.png"), read("samples.csv"), read("grid.png")]
+    };
+    let first = draw("one", &[]);
+    assert!(first == draw("again", &["--batch", "1", "--threads", "1"]), "the batch changes a picture");
+    assert!(first[0] != draw("other", &["--seed", "1"])[0], "the seed changes nothing");
+    let table = String::from_utf8(first[2].clone()).unwrap();
+    assert_eq!(table, "file,prompt,number\n0000_00.png,a red circle,0\n0001_00.png,,0\n");
+    let said = work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "one"]);
+    assert!(said.contains("is not empty"), "{said}");
+    let said = work.refused(&["sample", "--checkpoint", "run", "--out", "none"]);
+    assert!(said.contains("at least one prompt"), "{said}");
+    let said =
+        work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "none", "--top-p", "2"]);
+    assert!(said.contains("top-p must lie between 0 and 1"), "{said}");
+    let said = work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"]);
+    assert!(said.contains("holds a model that `fit` trained, and no rater"), "{said}");
+}
+
+#[test]
+fn a_killed_fit_goes_on_to_the_bit() {
+    let work = Workplace::new();
+    for (name, sets) in [("plain", [].as_slice()), ("progressive", &["--set", "pg=0.6", "--set", "pg0=0"])] {
+        let arguments =
+            |out: &'static str| [&["fit", "--config", "config.json", "--out", out], sets].concat();
+        let (whole, killed) = if name == "plain" { ("whole", "killed") } else { ("whole-pg", "killed-pg") };
+        work.succeed(&arguments(whole));
+        let mut kills = 0;
+        for attempt in 0.. {
+            let again = [arguments(killed), vec!["--resume"]].concat();
+            let mut child = work.program(&again).spawn().unwrap();
+            sleep(Duration::from_millis(30 + 45 * attempt % 400));
+            let running = child.try_wait().unwrap().is_none();
+            if !running || kills == KILLS {
+                assert!(child.wait().unwrap().success());
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+        }
+        assert!(kills > 0, "the run was never killed");
+        let (expected, found) = (work.result(whole), work.result(killed));
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (file, bytes) in &found {
+            assert!(bytes == &expected[file], "{name}: {file} differs after {kills} kills");
+        }
+    }
+}
+
+#[test]
+fn parts_of_the_pyramid_are_trained_as_configured() {
+    let work = Workplace::new();
+    let run = |out: &str, sets: &[&str]| {
+        let mut arguments = vec!["fit", "--config", "config.json", "--out", out];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        work.succeed(&arguments);
+        work.metrics(out)
+    };
+    let whole = run("all", &[]);
+    let dropped = run("dropped", &["drop_scale_length=9"]);
+    let progressive = run("progressive", &["pg=0.9", "pg0=0"]);
+    let of = |lines: &[Value], at: usize, key: &str| lines[at][key].as_f64().unwrap();
+    // The first step of progressive training sees the first scale alone: one token, so its tail is all of it.
+    assert_eq!(of(&progressive, 0, "train_loss"), of(&progressive, 0, "train_tail_loss"));
+    assert!(of(&whole, 0, "train_loss") != of(&whole, 0, "train_tail_loss"));
+    // Its loss is as released a sum over tokens divided by the number of all of them.
+    let (seen, descended) = (of(&progressive, 0, "train_loss"), of(&progressive, 0, "descended_loss"));
+    assert!((descended * 14.0 / seen - 1.0).abs() < 0.2, "{descended} of {seen}");
+    for (name, lines) in [("dropped", &dropped), ("progressive", &progressive)] {
+        assert!(of(lines, 1, "train_loss") != of(&whole, 1, "train_loss"), "{name} trains on all tokens");
+        let last = lines.last().unwrap();
+        assert!(last["validation_loss"].as_f64().unwrap() < f64::from(32).ln() + 0.2, "{name}: {last}");
+    }
+    let refused = |sets: &[&str]| {
+        let mut arguments = vec!["fit", "--config", "config.json", "--out", "refused"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        arguments.push("--overwrite");
+        work.refused(&arguments)
+    };
+    let said = refused(&["drop_scale_length=5"]);
+    assert!(said.contains("must lie between 6 and 14"), "{said}");
+    let said = refused(&["pg=0.5", "pg0=3"]);
+    assert!(said.contains("pg0") && said.contains("scale 2"), "{said}");
+    let said = refused(&["pg=0.5", "drop_scale_length=9"]);
+    assert!(said.contains("contradicts pg"), "{said}");
+    let said = work.refused(&["train", "--config", "config.json", "--out", "rater", "--set", "pg=0.5"]);
+    assert!(said.contains("which `fit` does"), "{said}");
+}

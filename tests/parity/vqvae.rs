@@ -1,0 +1,71 @@
+//! The VQ-VAE's features, codes and pictures.
+
+use std::path::PathBuf;
+
+use alchemist_engine::{
+    encode::{
+        ImageTokenizer,
+        vqvae::{VqVae, VqVaeSettings},
+    },
+    engine::Tensor,
+};
+
+use super::{
+    common::{Fixture, relative_error, tolerance},
+    fixtures, report,
+};
+
+/// The file of the weights.
+fn weights(fixture: &Fixture) -> PathBuf {
+    let entries = std::fs::read_dir(&fixture.folder).unwrap().flatten().map(|entry| entry.path());
+    let is_weights = |path: &PathBuf| {
+        path.extension().is_some_and(|ending| ending == "pth")
+            || path
+                .file_name()
+                .is_some_and(|name| name == "weights.safetensors" || name == "model.safetensors")
+    };
+    entries.into_iter().find(is_weights).expect("a fixture of a VQ-VAE has its weights")
+}
+
+#[test]
+fn vqvae_matches_the_released_code() {
+    for fixture in fixtures("vqvae") {
+        let io = fixture.tensors("io.safetensors");
+        let settings = VqVaeSettings { path: weights(&fixture), patch_nums: fixture.patch_nums() };
+        let vqvae = VqVae::open(settings).unwrap();
+        let size = |key: &str| fixture.manifest["vqvae"][key].as_u64().unwrap() as usize;
+        assert_eq!(vqvae.image_side(), size("image_size"));
+        assert_eq!(vqvae.quantizer().vocabulary(), size("vocab_size"));
+        let features = vqvae.features(&io["image"]).unwrap();
+        report(&fixture, "features", relative_error(&features, &io["f_BChw"]), tolerance::PARITY_FORWARD);
+        let codes = vqvae.encode(&io["image"]).unwrap();
+        assert!(
+            codes == io["idx_BL"],
+            "{}: {} codes differ",
+            fixture.name(),
+            differing(&codes, &io["idx_BL"])
+        );
+        let input = vqvae.quantizer().input(&codes).unwrap();
+        let worst = relative_error(&input, &io["x_BLCv_wo_first_l"]);
+        report(&fixture, "codes equal; the networks' input", worst, tolerance::PARITY_FORWARD);
+        let raw = vqvae.decode_features(&io["f_hat_last"]).unwrap();
+        report(&fixture, "decoder", relative_error(&raw, &io["decoder_raw"]), tolerance::PARITY_FORWARD);
+        let picture = vqvae.decode(&codes).unwrap();
+        let worst = relative_error(&picture, &io["reconstruction"]);
+        report(&fixture, "picture from codes", worst, tolerance::PARITY_FORWARD);
+        // A picture's codes do not depend on the others of its batch.
+        let twice = Tensor::new(
+            &[2, 3, vqvae.image_side(), vqvae.image_side()],
+            io["image"].as_slice::<f32>().unwrap()[..3 * vqvae.image_side().pow(2)].repeat(2),
+        )
+        .unwrap();
+        let both = vqvae.features(&twice).unwrap().to_f64_vec().unwrap();
+        let (first, second) = both.split_at(both.len() / 2);
+        assert!(first == second && first == &features.to_f64_vec().unwrap()[..first.len()]);
+    }
+}
+
+fn differing(found: &Tensor, expected: &Tensor) -> usize {
+    let pairs = found.as_slice::<u32>().unwrap().iter().zip(expected.as_slice::<u32>().unwrap());
+    pairs.filter(|(found, expected)| found != expected).count()
+}
