@@ -155,7 +155,7 @@ impl Scorer {
         let config = request.configuration()?;
         let named = Named::new(&request.checkpoint);
         let folder = named.folder()?;
-        let encoders = Encoders::of(&named.run)?;
+        let encoders = Encoders::of(&named.run, &config)?;
         let (tensors, state) = Checkpoint::load_rater(&folder)?;
         encoders.expect(&folder, &state)?;
         let (vocabulary, code_channels, text_channels) = encoders.sizes();

@@ -7,8 +7,9 @@ use std::{
 
 use crate::{
     config::Config,
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
+    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer},
     error::{Error, Result},
+    rate::corpus::saved_text_encoder,
     train::{
         checkpoint::{Checkpoint, State, expect_fingerprint},
         run_directory::RunDirectory,
@@ -89,11 +90,11 @@ pub(crate) struct Encoders {
 }
 
 impl Encoders {
-    /// Reads those of a run.
-    pub(crate) fn of(run: &Path) -> Result<Self> {
+    /// Reads those of a run; its configuration says where a text encoder that the run holds no copy of is.
+    pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
         Ok(Self {
             tokenizer: load_image_tokenizer(&run.join("image_tokenizer"))?,
-            text: load_text_encoder(&run.join("text_encoder"))?,
+            text: saved_text_encoder(config, &run.join("text_encoder"))?,
         })
     }
 

@@ -6,7 +6,7 @@ use super::{Observer, Run};
 use crate::{
     config::{Config, Portion},
     data::Record,
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport},
+    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, pca::FitReport},
     engine::{Purpose, Random},
     error::{Error, Result},
     files::write_whole,
@@ -132,7 +132,7 @@ fn make_folder(folder: &Path) -> Result<()> {
 fn text_encoder(config: &Config, directory: &RunDirectory) -> Result<Box<dyn TextEncoder>> {
     let folder = directory.text_encoder();
     if folder.join(READY).exists() {
-        return load_text_encoder(&folder);
+        return corpus::saved_text_encoder(config, &folder);
     }
     let text = corpus::text_encoder(config)?;
     make_folder(&folder)?;
