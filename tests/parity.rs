@@ -11,6 +11,8 @@ mod meta_gradient;
 mod schedules;
 #[path = "parity/text_encoders.rs"]
 mod text_encoders;
+#[path = "parity/weights.rs"]
+mod weights;
 
 use std::{collections::BTreeMap, path::PathBuf};
 

@@ -3,8 +3,10 @@
 //! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
 
 pub mod attribute;
+pub mod convert;
 pub mod demo;
 pub mod devices;
+pub mod inspect;
 pub mod score;
 pub mod select;
 pub mod train;
@@ -51,6 +53,10 @@ pub enum Command {
     Attribute(attribute::AttributeArguments),
     /// Choose a subset by its ratings.
     Select(select::SelectArguments),
+    /// Show what a file of weights holds: tensors, numbers and texts. Nothing in it is run.
+    Inspect(inspect::InspectArguments),
+    /// Turn weights into safetensors or a PyTorch checkpoint.
+    Convert(convert::ConvertArguments),
     /// List what there is to run on, and why something is not.
     Devices(devices::DevicesArguments),
 }
@@ -84,6 +90,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
         Command::Attribute(arguments) => attribute::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Inspect(arguments) => inspect::run(&arguments)?,
+        Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }
     Ok(())

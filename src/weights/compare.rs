@@ -90,11 +90,11 @@ impl fmt::Display for Differences {
         fn sort(count: usize, what: &str, items: impl Iterator<Item = String>) -> Option<String> {
             let listed: Vec<String> = items.take(LISTED).collect();
             let more = if count > listed.len() { ", …" } else { "" };
-            (count > 0).then(|| format!("{count} {what} ({}{more})", listed.join(", ")))
+            (count > 0).then(|| format!("{count} {what}: {}{more}", listed.join(", ")))
         }
         let unmatched = |one: &Unmatched| match &one.nearest {
             None => one.name.clone(),
-            Some(nearest) => format!("{}, perhaps {nearest}", one.name),
+            Some(nearest) => format!("{} (perhaps {nearest})", one.name),
         };
         let shape =
             |one: &OtherShape| format!("{} is {:?} instead of {:?}", one.name, one.found, one.expected);

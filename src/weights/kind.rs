@@ -133,8 +133,20 @@ impl NumberKind {
         }
     }
 
+    /// Appends floats of this kind as little-endian bytes of another kind, rounded to nearest; nothing unless both are floats.
+    pub(super) fn append_as(self, bytes: &[u8], kind: Self, to: &mut Vec<u8>) {
+        let take = |value: f64| match kind {
+            Self::F32 => to.extend_from_slice(&(value as f32).to_le_bytes()),
+            Self::F64 => to.extend_from_slice(&value.to_le_bytes()),
+            Self::F16 => to.extend_from_slice(&f16::from_f64(value).to_le_bytes()),
+            Self::Bf16 => to.extend_from_slice(&bf16::from_f64(value).to_le_bytes()),
+            _ => {}
+        };
+        self.floats(bytes, take);
+    }
+
     /// Gives each float of little-endian bytes; nothing for kinds that are no float.
-    pub(super) fn floats(self, bytes: &[u8], mut take: impl FnMut(f64)) {
+    fn floats(self, bytes: &[u8], mut take: impl FnMut(f64)) {
         match self {
             Self::F32 => each(bytes, |bytes| take(f32::from_le_bytes(bytes).into())),
             Self::F64 => each(bytes, |bytes| take(f64::from_le_bytes(bytes))),

@@ -19,7 +19,9 @@ mod kind;
 mod open;
 mod safetensors_file;
 mod stored;
+mod torch;
 mod value;
+mod write;
 
 use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
@@ -28,6 +30,7 @@ pub use kind::NumberKind;
 pub use stored::Entry;
 use stored::Stored;
 pub use value::Value;
+pub use write::{Payload, write_safetensors, write_shards, write_torch};
 
 use crate::{
     engine::Tensor,
@@ -130,6 +133,14 @@ impl Weights {
     /// not compute with (8-bit floats, complex numbers).
     pub fn read(&self, name: &str) -> Result<Tensor> {
         self.stored(name)?.read(name)
+    }
+
+    /// A tensor to be written elsewhere, read while it is written.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn payload(&self, name: &str) -> Result<Payload> {
+        Ok(Payload::stored(self.stored(name)?.clone()))
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {

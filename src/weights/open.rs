@@ -8,7 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Found, damaged, safetensors_file, stored::MappedFile};
+use super::{Found, damaged, safetensors_file, stored::MappedFile, torch};
 use crate::error::{Error, Result};
 
 /// The names that Hugging Face's libraries give a folder's weights, in the order they are looked for.
@@ -89,7 +89,11 @@ fn sharded(path: &Path) -> Result<Found> {
             ));
         }
         let shard_path = path.with_file_name(shard);
-        let mut held: BTreeMap<String, _> = single(&shard_path)?.tensors.into_iter().collect();
+        let Found { tensors, values } = single(&shard_path)?;
+        let mut held: BTreeMap<String, _> = tensors.into_iter().collect();
+        if found.values.is_empty() {
+            found.values = values;
+        }
         for name in names {
             let stored = held.remove(name).ok_or_else(|| {
                 damaged(
@@ -112,6 +116,9 @@ fn single(path: &Path) -> Result<Found> {
     let file = MappedFile::open(path)?;
     if safetensors_file::begins(&file) {
         return safetensors_file::read(&file);
+    }
+    if torch::begins(&file) {
+        return torch::read(&file);
     }
     Err(damaged(path, unknown(&file)))
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use super::Payload;
+
 /// A value of a checkpoint, as Python has them.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -22,6 +24,10 @@ pub enum Value {
     Tuple(Vec<Value>),
     /// A dict with texts as keys, in its order.
     Dict(Vec<(String, Value)>),
+    /// The same as an `OrderedDict`, which the state of a network is. Only written: read, it is a dict.
+    Ordered(Vec<(String, Value)>),
+    /// A tensor. Only written: those that are read are found by name in [`Weights`](super::Weights).
+    Tensor(Payload),
 }
 
 impl From<&str> for Value {
@@ -56,7 +62,10 @@ impl fmt::Display for Value {
                 list(formatter, items)?;
                 formatter.write_str(if items.len() == 1 { ",)" } else { ")" })
             }
-            Self::Dict(items) => {
+            Self::Tensor(payload) => {
+                write!(formatter, "a tensor of {} {:?}", payload.entry().kind, payload.entry().shape)
+            }
+            Self::Dict(items) | Self::Ordered(items) => {
                 formatter.write_str("{")?;
                 for (at, (key, item)) in items.iter().enumerate() {
                     write!(formatter, "{}{key:?}: {item}", if at > 0 { ", " } else { "" })?;

@@ -1,0 +1,185 @@
+//! `convert`: weights from one form of file into another.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    error::{Error, Result},
+    weights::{NumberKind, Payload, Value, Weights, write_safetensors, write_shards, write_torch},
+};
+
+/// The arguments of `convert`.
+#[derive(Clone, Debug, Args)]
+pub struct ConvertArguments {
+    /// A safetensors file, PyTorch checkpoint, index of shards, or a folder that holds one of them.
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The file to write: NAME.safetensors, or NAME.pth (.pt, .bin) for PyTorch.
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Only the tensors below this name, under the rest of theirs.
+    #[arg(long, value_name = "PREFIX")]
+    pub within: Option<String>,
+    /// Leave out the `module.` that every name begins with.
+    #[arg(long)]
+    pub without_module: bool,
+    /// Write floats as this kind.
+    #[arg(long, value_name = "KIND")]
+    pub dtype: Option<FloatKind>,
+    /// Split safetensors into files of at most this size, with an index: 2GB, 500MB, 1GiB, or bytes.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub shard_size: Option<usize>,
+    /// Put the tensors of a PyTorch file into dicts of these names, such as trainer.varRater_wo_ddp.
+    #[arg(long, value_name = "NAMES", conflicts_with = "shard_size")]
+    pub under: Option<String>,
+    /// Replace outputs that exist.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// The kinds of floats that can be asked for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FloatKind {
+    /// 32-bit.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl FloatKind {
+    fn kind(self) -> NumberKind {
+        match self {
+            Self::F32 => NumberKind::F32,
+            Self::F16 => NumberKind::F16,
+            Self::Bf16 => NumberKind::Bf16,
+        }
+    }
+}
+
+/// A number of bytes with a unit or without.
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim().trim_end_matches(|character: char| !character.is_ascii_digit());
+    let unit = match text.trim()[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        other => return Err(format!("the unit {other} is none of B, kB, MB, GB, KiB, MiB, GiB")),
+    };
+    let count: usize =
+        digits.parse().map_err(|_| "not a whole number with a unit, such as 2GB".to_owned())?;
+    count
+        .checked_mul(unit)
+        .filter(|&bytes| bytes > 0)
+        .ok_or_else(|| "a size from 1 byte on is needed".to_owned())
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the input cannot be read or is refused, the output cannot be written, or its name says no form.
+pub fn run(arguments: &ConvertArguments) -> Result<()> {
+    let output = &arguments.output;
+    let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let to_torch = match extension {
+        "safetensors" => false,
+        "pth" | "pt" | "bin" => true,
+        _ => {
+            return Err(Error::invalid(format!(
+                "{} does not end in .safetensors, .pth, .pt or .bin, one of which says what to write.",
+                output.display()
+            )));
+        }
+    };
+    let mut weights =
+        Weights::open(&arguments.input)?.within(arguments.within.as_deref().unwrap_or_default());
+    if arguments.without_module {
+        weights = weights.without_module();
+    }
+    if weights.is_empty() {
+        return Err(Error::invalid(format!(
+            "{} holds no tensors{}; `inspect` lists what there is.",
+            arguments.input.display(),
+            arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
+        )));
+    }
+    let mut tensors = Vec::with_capacity(weights.len());
+    for name in weights.names() {
+        let payload = weights.payload(name)?;
+        let payload = match arguments.dtype {
+            None => payload,
+            Some(kind) => payload.as_float(kind.kind())?,
+        };
+        tensors.push((name.to_owned(), payload));
+    }
+    let written = if to_torch {
+        to_checkpoint(output, tensors, arguments)?
+    } else {
+        to_safetensors(output, &weights, &tensors, arguments)?
+    };
+    for path in written {
+        super::say(&format!("wrote {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn to_checkpoint(
+    output: &Path,
+    tensors: Vec<(String, Payload)>,
+    arguments: &ConvertArguments,
+) -> Result<Vec<PathBuf>> {
+    if arguments.shard_size.is_some() {
+        return Err(Error::invalid(
+            "--shard-size splits safetensors only; a PyTorch file is written in one.",
+        ));
+    }
+    let tensors = tensors.into_iter().map(|(name, payload)| (name, Value::Tensor(payload))).collect();
+    let names = arguments.under.iter().flat_map(|names| names.rsplit('.'));
+    let nested =
+        names.fold(Value::Ordered(tensors), |inner, name| Value::Dict(vec![(name.to_owned(), inner)]));
+    write_torch(output, &nested)?;
+    Ok(vec![output.to_path_buf()])
+}
+
+fn to_safetensors(
+    output: &Path,
+    weights: &Weights,
+    tensors: &[(String, Payload)],
+    arguments: &ConvertArguments,
+) -> Result<Vec<PathBuf>> {
+    if arguments.under.is_some() {
+        return Err(Error::invalid("--under makes dicts in a PyTorch file; safetensors has none."));
+    }
+    // Safetensors keeps texts only; numbers are kept as Python prints them.
+    let text = |value: &Value| match value {
+        Value::Text(text) => text.to_string(),
+        other => other.to_string(),
+    };
+    let remarks: Vec<_> = weights.values().map(|(name, value)| (name.to_owned(), text(value))).collect();
+    match arguments.shard_size {
+        Some(bytes) => write_shards(output, tensors, &remarks, bytes),
+        None => {
+            write_safetensors(output, tensors, &remarks)?;
+            Ok(vec![output.to_path_buf()])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("2GB"), Ok(2_000_000_000));
+        assert_eq!(size("1 GiB"), Ok(1 << 30));
+        assert_eq!(size("500"), Ok(500));
+        assert!(size("0").is_err() && size("GB").is_err() && size("1.5GB").is_err() && size("2TB").is_err());
+    }
+}

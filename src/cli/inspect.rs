@@ -1,0 +1,101 @@
+//! `inspect`: what a file of weights holds, without running anything in it.
+
+use std::{fmt::Write, path::PathBuf};
+
+use clap::Args;
+
+use crate::{
+    error::Result,
+    report::text_table::TextTable,
+    weights::{Differences, Unmatched, Weights},
+};
+
+/// The arguments of `inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArguments {
+    /// A safetensors file, PyTorch checkpoint, index of shards, or a folder that holds one of them.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Only what lies below this name, such as trainer.varRater_wo_ddp.
+    #[arg(long, value_name = "PREFIX")]
+    pub within: Option<String>,
+    /// Compare names and shapes with those of another file.
+    #[arg(long, value_name = "OTHER")]
+    pub against: Option<PathBuf>,
+    /// Only what lies below this name in the other file.
+    #[arg(long, value_name = "PREFIX", requires = "against")]
+    pub against_within: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If a file cannot be read or is refused, or stdout cannot be written to.
+pub fn run(arguments: &InspectArguments) -> Result<()> {
+    let open = |file: &PathBuf, within: &Option<String>| {
+        Ok::<_, crate::Error>(Weights::open(file)?.within(within.as_deref().unwrap_or_default()))
+    };
+    let weights = open(&arguments.file, &arguments.within)?;
+    let Some(other) = &arguments.against else { return super::say(&described(&weights)) };
+    let other = open(other, &arguments.against_within)?;
+    let expected = other.entries().map(|(name, entry)| (name.to_owned(), entry.shape.clone()));
+    super::say(&compared(&weights.compare(expected)))
+}
+
+/// A table of the tensors, their totals, and the other values.
+fn described(weights: &Weights) -> String {
+    let mut table = TextTable::new(["tensor", "kind", "shape", "bytes"]);
+    let (mut numbers, mut bytes) = (0usize, 0usize);
+    for (name, entry) in weights.entries() {
+        numbers = numbers.saturating_add(entry.len());
+        bytes = bytes.saturating_add(entry.bytes());
+        table.row([
+            name.to_owned(),
+            entry.kind.to_string(),
+            format!("{:?}", entry.shape),
+            entry.bytes().to_string(),
+        ]);
+    }
+    let mut text = String::new();
+    if !weights.is_empty() {
+        text = format!("{table}\n\n");
+    }
+    let _ = write!(text, "{} tensors, {numbers} numbers, {bytes} bytes", weights.len());
+    if weights.values().next().is_some() {
+        let mut values = TextTable::new(["value", "is"]);
+        for (name, value) in weights.values() {
+            values.row([name.to_owned(), value.to_string()]);
+        }
+        let _ = write!(text, "\n\n{values}");
+    }
+    text
+}
+
+/// Every difference on a line.
+fn compared(differences: &Differences) -> String {
+    if differences.is_empty() {
+        return "The same names and shapes.".to_owned();
+    }
+    let mut table = TextTable::new(["difference", "tensor", "remark"]);
+    let hint = |one: &Unmatched| one.nearest.as_ref().map_or(String::new(), |name| format!("perhaps {name}"));
+    for one in &differences.missing {
+        table.row(["missing".to_owned(), one.name.clone(), hint(one)]);
+    }
+    for one in &differences.surplus {
+        table.row(["surplus".to_owned(), one.name.clone(), hint(one)]);
+    }
+    for one in &differences.shapes {
+        table.row([
+            "shape".to_owned(),
+            one.name.clone(),
+            format!("{:?} instead of {:?}", one.found, one.expected),
+        ]);
+    }
+    let Differences { missing, surplus, shapes } = differences;
+    format!(
+        "{table}\n\n{} missing, {} surplus, {} of another shape",
+        missing.len(),
+        surplus.len(),
+        shapes.len()
+    )
+}

@@ -1,0 +1,223 @@
+//! The tensors and values of a pickle under names: keys and positions joined by points.
+//!
+//! A pickle of a few bytes can mention one dict so often that its names fill the memory. All that is made here is bounded
+//! by the pickle's length.
+
+use super::{
+    Storages,
+    globals::{Global, python_name},
+    pickle::{Item, Node, Pickled, TensorNode},
+};
+use crate::weights::{
+    Found, NumberKind, Value,
+    stored::{Entry, Stored, View},
+};
+
+/// Dicts and lists within each other.
+const DEEPEST: usize = 64;
+
+pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<Found, String> {
+    let length = pickled.length;
+    let mut walk = Walk {
+        pickled,
+        storages,
+        found: Found::default(),
+        steps: 16 * length + (1 << 16),
+        text: 16 * length + (1 << 16),
+        tensors: length / 16 + 4096,
+        values: length / 4 + 4096,
+    };
+    let mut name = String::new();
+    walk.visit(pickled.root, &mut name, 0)?;
+    Ok(walk.found)
+}
+
+struct Walk<'a> {
+    pickled: &'a Pickled<'a>,
+    storages: &'a Storages<'a>,
+    found: Found,
+    /// How many more of each there may be.
+    steps: usize,
+    text: usize,
+    tensors: usize,
+    values: usize,
+}
+
+fn spend(budget: &mut usize, amount: usize) -> Result<(), String> {
+    *budget = budget
+        .checked_sub(amount)
+        .ok_or("the pickle mentions its parts more often than its length allows")?;
+    Ok(())
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, item: Item, name: &mut String, depth: usize) -> Result<(), String> {
+        if depth > DEEPEST {
+            return Err(format!("dicts and lists lie more than {DEEPEST} deep in each other"));
+        }
+        spend(&mut self.steps, 1)?;
+        match self.pickled.node(item) {
+            Some(Node::Tensor(tensor)) => {
+                let name = if name.is_empty() { "tensor" } else { name };
+                spend(&mut self.tensors, 1)?;
+                spend(&mut self.text, name.len())?;
+                let stored = self.place(tensor).map_err(|message| format!("tensor {name}: {message}"))?;
+                self.found.tensors.push((name.to_owned(), stored));
+                Ok(())
+            }
+            Some(Node::Dict(pairs)) if !pairs.is_empty() => {
+                for &(key, value) in pairs {
+                    self.within(&|walk, name| walk.key(key, name), value, name, depth)?;
+                }
+                Ok(())
+            }
+            Some(Node::List(items)) if !self.is_plain(item, depth)? => self.items(items, name, depth),
+            Some(Node::Tuple(items)) if !self.is_plain(item, depth)? => self.items(items, name, depth),
+            _ => {
+                spend(&mut self.values, 1)?;
+                spend(&mut self.text, name.len())?;
+                let value = self.value(item, depth)?;
+                let name = if name.is_empty() { "value" } else { name };
+                self.found.values.push((name.to_owned(), value));
+                Ok(())
+            }
+        }
+    }
+
+    fn items(&mut self, items: &[Item], name: &mut String, depth: usize) -> Result<(), String> {
+        for (at, &item) in items.iter().enumerate() {
+            let key = |_: &mut Self, name: &mut String| {
+                name.push_str(&at.to_string());
+                Ok(())
+            };
+            self.within(&key, item, name, depth)?;
+        }
+        Ok(())
+    }
+
+    /// Visits a part under the name with a further component.
+    fn within(
+        &mut self,
+        append: &dyn Fn(&mut Self, &mut String) -> Result<(), String>,
+        item: Item,
+        name: &mut String,
+        depth: usize,
+    ) -> Result<(), String> {
+        let length = name.len();
+        if length > 0 {
+            name.push('.');
+        }
+        append(self, name)?;
+        self.visit(item, name, depth + 1)?;
+        name.truncate(length);
+        Ok(())
+    }
+
+    fn key(&mut self, key: Item, name: &mut String) -> Result<(), String> {
+        if let Some(bytes) = self.pickled.bytes_of(key) {
+            spend(&mut self.text, bytes.len())?;
+            name.push_str(std::str::from_utf8(bytes).map_err(|_| "the key of a dict is not UTF-8")?);
+            return Ok(());
+        }
+        if !self.is_plain(key, 0)? {
+            return Err("the key of a dict is neither text nor number".to_owned());
+        }
+        let key = self.value(key, 0)?.to_string();
+        spend(&mut self.text, key.len())?;
+        name.push_str(&key);
+        Ok(())
+    }
+
+    /// Whether neither tensor nor dict is within, so that it is one value.
+    fn is_plain(&mut self, item: Item, depth: usize) -> Result<bool, String> {
+        spend(&mut self.steps, 1)?;
+        let items = match self.pickled.node(item) {
+            Some(Node::Tensor(_) | Node::Dict(_)) => return Ok(false),
+            Some(Node::List(items)) => &items[..],
+            Some(Node::Tuple(items)) => items,
+            _ => return Ok(true),
+        };
+        if depth > DEEPEST {
+            return Ok(false);
+        }
+        for &item in items {
+            if !self.is_plain(item, depth + 1)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A value with neither tensor nor filled dict within.
+    fn value(&mut self, item: Item, depth: usize) -> Result<Value, String> {
+        spend(&mut self.steps, 1)?;
+        Ok(match item {
+            Item::None => Value::None,
+            Item::Bool(value) => Value::Bool(value),
+            Item::Int(value) => Value::Int(value),
+            Item::Float(value) => Value::Float(value),
+            Item::Node(_) => match self.pickled.node(item) {
+                Some(Node::Text(range)) => {
+                    spend(&mut self.text, range.len())?;
+                    Value::Text(String::from_utf8_lossy(self.pickled.text_bytes(range)).into())
+                }
+                Some(Node::Long(range)) => {
+                    spend(&mut self.text, 2 * range.len())?;
+                    let digits = self.pickled.text_bytes(range).iter().rev();
+                    let digits: String = digits.map(|byte| format!("{byte:02x}")).collect();
+                    Value::Text(format!("0x{digits}").into())
+                }
+                Some(Node::List(items)) => Value::List(self.values(items, depth)?),
+                Some(Node::Tuple(items)) => Value::Tuple(self.values(items, depth)?),
+                Some(Node::Global(global)) => Value::from(described(*global).as_str()),
+                Some(Node::Storage(_)) => Value::from("a storage"),
+                Some(Node::Dict(_) | Node::Tensor(_)) | None => Value::Dict(Vec::new()),
+            },
+        })
+    }
+
+    fn values(&mut self, items: &[Item], depth: usize) -> Result<Vec<Value>, String> {
+        if depth > DEEPEST {
+            return Err(format!("lists lie more than {DEEPEST} deep in each other"));
+        }
+        spend(&mut self.steps, items.len())?;
+        items.iter().map(|&item| self.value(item, depth + 1)).collect()
+    }
+
+    /// A tensor's place in the file.
+    fn place(&self, tensor: &TensorNode) -> Result<Stored, String> {
+        const WRONG: &str = "its storage has no place in the file";
+        let storage = self.pickled.storage(tensor.storage).ok_or(WRONG)?;
+        let key = self.pickled.text_bytes(&storage.key);
+        let region = self.storages.regions.get(key).ok_or_else(|| {
+            format!("its storage {} is missing; the file is cut off or damaged", String::from_utf8_lossy(key))
+        })?;
+        if storage.bytes() != Some(region.len()) {
+            return Err(format!(
+                "its storage is to have {} numbers of {} bytes, but has {} bytes",
+                storage.numbers,
+                storage.width(),
+                region.len()
+            ));
+        }
+        let region = match storage.part {
+            None => region.clone(),
+            Some((offset, size)) => {
+                let end = offset.checked_add(size).filter(|&end| end <= storage.numbers).ok_or(WRONG)?;
+                region.start + offset * storage.width()..region.start + end * storage.width()
+            }
+        };
+        let kind: NumberKind =
+            tensor.kind.or(storage.kind).ok_or("its storage is of bytes, and no kind of number is named")?;
+        let entry = Entry { shape: tensor.shape.clone(), kind };
+        let view = View { offset: tensor.offset, strides: tensor.strides.clone() };
+        Stored::new(self.storages.file, region, entry, Some(view), self.storages.big_endian)
+    }
+}
+
+fn described(global: Global) -> String {
+    match global {
+        Global::Kind(kind) => format!("torch.{}", python_name(kind)),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,640 @@
+//! Python's pickle machine, as far as checkpoints need it. It builds nodes in one table and executes nothing.
+//!
+//! Bounds, with `n` the bytes of the pickle: at most n / 4 + 4096 nodes, n / 2 + 4096 remembered items, 65536 items on the
+//! stack; texts and bytes stay where they are in the file. Nodes name each other by number, so that neither a deep nor a
+//! circular structure costs recursion here. Source: `Lib/pickletools.py` of CPython, protocols 0 to 5.
+
+use std::ops::Range;
+
+use super::globals::{self, Global};
+use crate::weights::NumberKind;
+
+/// Items that lie on the stack at once: the pickler hands lists and dicts over by the thousand.
+const STACK: usize = 1 << 16;
+/// Dimensions of a tensor; PyTorch has the same bound.
+const DIMENSIONS: usize = 64;
+/// Nodes and remembered items that even the shortest pickle may have.
+const FEW: usize = 4096;
+/// Bytes of the longest whole number.
+const LONGEST: usize = 1024;
+
+/// A value: small ones as they are, others by the number of their node.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Item {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Node(usize),
+}
+
+/// A value that does not fit into an [`Item`].
+pub(super) enum Node {
+    /// Text or bytes, where they are in the pickle.
+    Text(Range<usize>),
+    /// A whole number of more than 64 bits, little-endian.
+    Long(Range<usize>),
+    Tuple(Box<[Item]>),
+    List(Vec<Item>),
+    Dict(Vec<(Item, Item)>),
+    Global(Global),
+    Storage(Box<StorageNode>),
+    Tensor(Box<TensorNode>),
+}
+
+/// A storage that is kept outside the pickle.
+pub(super) struct StorageNode {
+    /// `None` for one of bytes.
+    pub(super) kind: Option<NumberKind>,
+    /// Its name among the storages.
+    pub(super) key: Range<usize>,
+    /// Numbers (or bytes) of the whole storage.
+    pub(super) numbers: usize,
+    /// The part of it that is meant, in numbers.
+    pub(super) part: Option<(usize, usize)>,
+}
+
+impl StorageNode {
+    pub(super) fn width(&self) -> usize {
+        self.kind.map_or(1, NumberKind::width)
+    }
+
+    /// Bytes of the whole storage.
+    pub(super) fn bytes(&self) -> Option<usize> {
+        self.numbers.checked_mul(self.width())
+    }
+}
+
+/// A tensor: a view of a storage.
+pub(super) struct TensorNode {
+    pub(super) storage: usize,
+    pub(super) kind: Option<NumberKind>,
+    pub(super) offset: usize,
+    pub(super) shape: Vec<usize>,
+    pub(super) strides: Vec<usize>,
+}
+
+/// What a pickle holds.
+pub(super) struct Pickled<'a> {
+    bytes: &'a [u8],
+    nodes: Vec<Node>,
+    pub(super) root: Item,
+    /// Bytes up to its end.
+    pub(super) length: usize,
+}
+
+impl<'a> Pickled<'a> {
+    pub(super) fn node(&self, item: Item) -> Option<&Node> {
+        match item {
+            Item::Node(at) => self.nodes.get(at),
+            _ => None,
+        }
+    }
+
+    pub(super) fn text_bytes(&self, range: &Range<usize>) -> &'a [u8] {
+        &self.bytes[range.clone()]
+    }
+
+    /// The bytes of a text.
+    pub(super) fn bytes_of(&self, item: Item) -> Option<&'a [u8]> {
+        match self.node(item)? {
+            Node::Text(range) => Some(self.text_bytes(range)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn storage(&self, at: usize) -> Option<&StorageNode> {
+        match self.nodes.get(at)? {
+            Node::Storage(storage) => Some(storage),
+            _ => None,
+        }
+    }
+
+    /// All storages mentioned.
+    pub(super) fn storages(&self) -> impl Iterator<Item = &StorageNode> {
+        (0..self.nodes.len()).filter_map(|at| self.storage(at))
+    }
+}
+
+/// Reads the pickle that the bytes begin with; says what is wrong or refused.
+pub(super) fn run(bytes: &[u8]) -> Result<Pickled<'_>, String> {
+    let mut machine = Machine {
+        bytes,
+        at: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: Vec::new(),
+        nodes: Vec::new(),
+        copied: 0,
+    };
+    loop {
+        let [code] = machine.array()?;
+        if code == b'.' {
+            let root = machine.pop()?;
+            return Ok(Pickled { bytes, nodes: machine.nodes, root, length: machine.at });
+        }
+        machine.step(code).map_err(|message| {
+            // A refusal speaks for itself; of damage it helps to know where.
+            if message.contains("refused") {
+                message
+            } else {
+                format!("{message} (byte {} of the pickle)", machine.at)
+            }
+        })?;
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    stack: Vec<Item>,
+    /// Where on the stack marks lie.
+    marks: Vec<usize>,
+    memo: Vec<Item>,
+    nodes: Vec<Node>,
+    /// Items copied from one node to another, which a short pickle could ask for again and again.
+    copied: usize,
+}
+
+const CUT_OFF: &str = "the pickle is cut off or damaged; fetch or write the file again";
+const MALFORMED: &str = "the pickle is damaged: an instruction does not find what it needs";
+
+impl<'a> Machine<'a> {
+    fn step(&mut self, code: u8) -> Result<(), String> {
+        match code {
+            // The version, and the length of a frame, which only helps readers from a socket.
+            0x80 => match self.array::<1>()? {
+                [0..=5] => Ok(()),
+                [version] => Err(format!("the pickle's protocol is {version}; those up to 5 are known")),
+            },
+            0x95 => self.array::<8>().map(drop),
+            b'(' => self.mark(),
+            b'0' => self.discard(),
+            b'1' => self.pop_to_mark().map(drop),
+            b'2' => {
+                let top = self.top()?;
+                self.push(top)
+            }
+            b'N' => self.push(Item::None),
+            0x88 => self.push(Item::Bool(true)),
+            0x89 => self.push(Item::Bool(false)),
+            b'J' | b'K' | b'M' | b'G' | 0x8a | 0x8b | b'I' | b'L' | b'F' => self.number(code),
+            b'X' | b'T' | b'B' | b'U' | b'C' | 0x8c..=0x8e | b'S' | b'V' => self.text(code),
+            b'h' | b'j' | b'g' | b'q' | b'r' | b'p' | 0x94 => self.memory(code),
+            b'}' | b']' | b')' | 0x8f | 0x85..=0x87 | b't' | b'l' | b'd' | 0x91 => self.collect(code),
+            b'a' | b'e' | 0x90 | b's' | b'u' => self.extend(code),
+            b'c' | 0x93 => self.global(code),
+            b'Q' => self.persistent(),
+            b'R' => self.reduce(),
+            b'b' => self.build(),
+            other => Err(self.refuse(other)),
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Result<Range<usize>, String> {
+        let end = self.at.checked_add(length).filter(|&end| end <= self.bytes.len()).ok_or(CUT_OFF)?;
+        let range = self.at..end;
+        self.at = end;
+        Ok(range)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let range = self.take(N)?;
+        self.bytes[range].first_chunk().copied().ok_or_else(|| CUT_OFF.to_owned())
+    }
+
+    /// A line of text, without its end.
+    fn line(&mut self) -> Result<Range<usize>, String> {
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().position(|&byte| byte == b'\n').ok_or(CUT_OFF)?;
+        let range = self.at..self.at + length;
+        self.at += length + 1;
+        Ok(range)
+    }
+
+    fn line_as<T: std::str::FromStr>(&mut self) -> Result<T, String> {
+        let range = self.line()?;
+        let text = std::str::from_utf8(&self.bytes[range]).map_err(|_| MALFORMED)?;
+        text.trim().trim_end_matches('L').parse().map_err(|_| MALFORMED.to_owned())
+    }
+
+    fn push(&mut self, item: Item) -> Result<(), String> {
+        if self.stack.len() >= STACK {
+            return Err(format!("the pickle keeps more than {STACK} items on its stack"));
+        }
+        self.stack.push(item);
+        Ok(())
+    }
+
+    fn push_node(&mut self, node: Node) -> Result<(), String> {
+        if self.nodes.len() >= self.bytes.len() / 4 + FEW {
+            return Err("the pickle holds more values than its length allows".to_owned());
+        }
+        self.nodes.push(node);
+        self.push(Item::Node(self.nodes.len() - 1))
+    }
+
+    /// How many items lie above the last mark.
+    fn above(&self) -> usize {
+        self.stack.len() - self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Item, String> {
+        self.stack.last().copied().filter(|_| self.above() > 0).ok_or_else(|| MALFORMED.to_owned())
+    }
+
+    fn pop(&mut self) -> Result<Item, String> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn mark(&mut self) -> Result<(), String> {
+        if self.marks.len() >= STACK {
+            return Err(format!("the pickle is nested more than {STACK} deep"));
+        }
+        self.marks.push(self.stack.len());
+        Ok(())
+    }
+
+    /// Python's POP takes a mark away if it lies on top.
+    fn discard(&mut self) -> Result<(), String> {
+        if self.above() == 0 && self.marks.pop().is_some() {
+            return Ok(());
+        }
+        self.pop().map(drop)
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Item>, String> {
+        let mark = self.marks.pop().ok_or(MALFORMED)?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn number(&mut self, code: u8) -> Result<(), String> {
+        let item = match code {
+            b'J' => Item::Int(i32::from_le_bytes(self.array()?).into()),
+            b'K' => Item::Int(u8::from_le_bytes(self.array()?).into()),
+            b'M' => Item::Int(u16::from_le_bytes(self.array()?).into()),
+            b'G' => Item::Float(f64::from_be_bytes(self.array()?)),
+            b'F' => Item::Float(self.line_as()?),
+            b'L' => Item::Int(self.line_as()?),
+            b'I' => {
+                let start = self.at;
+                let value: i64 = self.line_as()?;
+                // Protocol 0 writes bools as whole numbers of two digits.
+                match &self.bytes[start..self.at] {
+                    b"00\n" => Item::Bool(false),
+                    b"01\n" => Item::Bool(true),
+                    _ => Item::Int(value),
+                }
+            }
+            _ => {
+                let length = match code {
+                    0x8a => u8::from_le_bytes(self.array()?).into(),
+                    _ => i32::from_le_bytes(self.array()?) as usize,
+                };
+                if length > LONGEST {
+                    return Err(format!(
+                        "the pickle holds a whole number of {length} bytes, more than {LONGEST}"
+                    ));
+                }
+                let range = self.take(length)?;
+                return self.long(range);
+            }
+        };
+        self.push(item)
+    }
+
+    /// A whole number of any width, two's complement.
+    fn long(&mut self, range: Range<usize>) -> Result<(), String> {
+        let digits = &self.bytes[range.clone()];
+        let negative = digits.last().is_some_and(|byte| byte & 0x80 != 0);
+        let mut wide = if negative { [0xff; 8] } else { [0; 8] };
+        let Some(part) = wide.get_mut(..digits.len()) else { return self.push_node(Node::Long(range)) };
+        part.copy_from_slice(digits);
+        self.push(Item::Int(i64::from_le_bytes(wide)))
+    }
+
+    fn text(&mut self, code: u8) -> Result<(), String> {
+        let range = match code {
+            b'S' | b'V' => self.plain_line(code)?,
+            _ => {
+                let length = match code {
+                    b'U' | b'C' | 0x8c => Some(u8::from_le_bytes(self.array()?).into()),
+                    b'X' | b'T' | b'B' => Some(u32::from_le_bytes(self.array()?) as usize),
+                    _ => usize::try_from(u64::from_le_bytes(self.array()?)).ok(),
+                };
+                self.take(length.ok_or(CUT_OFF)?)?
+            }
+        };
+        self.push_node(Node::Text(range))
+    }
+
+    /// A text of protocol 0. Those with escapes would have to be rewritten; names of weights have none.
+    fn plain_line(&mut self, code: u8) -> Result<Range<usize>, String> {
+        let mut range = self.line()?;
+        let text = &self.bytes[range.clone()];
+        if text.contains(&b'\\') {
+            return Err("a text of the pickle's protocol 0 has escapes; save the file with a newer PyTorch"
+                .to_owned());
+        }
+        if code == b'S' {
+            match text {
+                [b'\'', .., b'\''] | [b'"', .., b'"'] => range = range.start + 1..range.end - 1,
+                _ => return Err(MALFORMED.to_owned()),
+            }
+        }
+        Ok(range)
+    }
+
+    fn memory(&mut self, code: u8) -> Result<(), String> {
+        let key = match code {
+            b'h' | b'q' => self.array::<1>()?[0].into(),
+            b'j' | b'r' => u32::from_le_bytes(self.array()?) as usize,
+            b'g' | b'p' => self.line_as()?,
+            _ => self.memo.len(),
+        };
+        if matches!(code, b'h' | b'j' | b'g') {
+            let item = self
+                .memo
+                .get(key)
+                .copied()
+                .ok_or("the pickle refers to something that it has not remembered")?;
+            return self.push(item);
+        }
+        let top = self.top()?;
+        if let Some(place) = self.memo.get_mut(key) {
+            *place = top;
+            return Ok(());
+        }
+        // Picklers number what they remember one by one; a table with gaps could be made as long as one likes.
+        if key != self.memo.len() || key >= self.bytes.len() / 2 + FEW {
+            return Err(format!(
+                "the pickle remembers something as number {key} after {} others",
+                self.memo.len()
+            ));
+        }
+        self.memo.push(top);
+        Ok(())
+    }
+
+    fn collect(&mut self, code: u8) -> Result<(), String> {
+        let node = match code {
+            b'}' => Node::Dict(Vec::new()),
+            b']' | 0x8f => Node::List(Vec::new()),
+            b')' => Node::Tuple(Box::default()),
+            b't' => Node::Tuple(self.pop_to_mark()?.into()),
+            b'l' | 0x91 => Node::List(self.pop_to_mark()?),
+            b'd' => Node::Dict(pairs(&self.pop_to_mark()?)?),
+            _ => {
+                let count = usize::from(code - 0x84);
+                if self.above() < count {
+                    return Err(MALFORMED.to_owned());
+                }
+                Node::Tuple(self.stack.split_off(self.stack.len() - count).into())
+            }
+        };
+        self.push_node(node)
+    }
+
+    fn extend(&mut self, code: u8) -> Result<(), String> {
+        let items = match code {
+            b'a' => vec![self.pop()?],
+            b's' => {
+                let value = self.pop()?;
+                vec![self.pop()?, value]
+            }
+            _ => self.pop_to_mark()?,
+        };
+        match self.node_mut(self.top()?) {
+            Some(Node::List(list)) if matches!(code, b'a' | b'e' | 0x90) => list.extend(items),
+            Some(Node::Dict(dict)) if matches!(code, b's' | b'u') => dict.extend(pairs(&items)?),
+            _ => return Err(MALFORMED.to_owned()),
+        }
+        Ok(())
+    }
+
+    fn node(&self, item: Item) -> Option<&Node> {
+        match item {
+            Item::Node(at) => self.nodes.get(at),
+            _ => None,
+        }
+    }
+
+    fn node_mut(&mut self, item: Item) -> Option<&mut Node> {
+        match item {
+            Item::Node(at) => self.nodes.get_mut(at),
+            _ => None,
+        }
+    }
+
+    fn text_of(&self, item: Item) -> Option<&'a [u8]> {
+        match self.node(item)? {
+            Node::Text(range) => Some(&self.bytes[range.clone()]),
+            _ => None,
+        }
+    }
+
+    fn global(&mut self, code: u8) -> Result<(), String> {
+        let (module, name) = if code == b'c' {
+            let (module, name) = (self.line()?, self.line()?);
+            (&self.bytes[module], &self.bytes[name])
+        } else {
+            let name = self.pop()?;
+            let module = self.pop()?;
+            (self.text_of(module).ok_or(MALFORMED)?, self.text_of(name).ok_or(MALFORMED)?)
+        };
+        self.push_node(Node::Global(globals::find(module, name)?))
+    }
+
+    /// A storage: `("storage", class, key, device, numbers)`, and in the older stream a part of it.
+    fn persistent(&mut self) -> Result<(), String> {
+        const WRONG: &str = "the pickle refers to something outside that is not a storage";
+        let item = self.pop()?;
+        let Some(Node::Tuple(parts)) = self.node(item) else { return Err(WRONG.to_owned()) };
+        let [tag, class, key, _device, numbers, rest @ ..] = &**parts else { return Err(WRONG.to_owned()) };
+        let (
+            Some(b"storage"),
+            Some(Node::Global(Global::Storage(kind))),
+            Some(Node::Text(key)),
+            Item::Int(numbers),
+        ) = (self.text_of(*tag), self.node(*class), self.node(*key), *numbers)
+        else {
+            return Err(WRONG.to_owned());
+        };
+        let part = match rest {
+            [] | [Item::None] => None,
+            [part] => match self.node(*part) {
+                Some(Node::Tuple(part)) => match **part {
+                    [_, Item::Int(offset), Item::Int(size)] => Some((count(offset)?, count(size)?)),
+                    _ => return Err(WRONG.to_owned()),
+                },
+                _ => return Err(WRONG.to_owned()),
+            },
+            _ => return Err(WRONG.to_owned()),
+        };
+        let storage = StorageNode { kind: *kind, key: key.clone(), numbers: count(numbers)?, part };
+        self.push_node(Node::Storage(Box::new(storage)))
+    }
+
+    fn reduce(&mut self) -> Result<(), String> {
+        let arguments = self.pop()?;
+        let callee = self.pop()?;
+        let made = self.call(callee, arguments)?;
+        match made {
+            Made::Item(item) => self.push(item),
+            Made::Node(node) => self.push_node(node),
+        }
+    }
+
+    /// What a name on the list makes of arguments.
+    fn call(&mut self, callee: Item, arguments: Item) -> Result<Made, String> {
+        let Some(&Node::Global(global)) = self.node(callee) else {
+            return Err(globals::refused("a call of something that is no name"));
+        };
+        let Some(Node::Tuple(arguments)) = self.node(arguments) else { return Err(MALFORMED.to_owned()) };
+        let wrong = || format!("the pickle gives {global:?} arguments that it does not take");
+        match (global, &**arguments) {
+            (Global::OrderedDict, []) => Ok(Made::Node(Node::Dict(Vec::new()))),
+            (Global::OrderedDict, &[list]) => self.ordered(list).map(Made::Node),
+            (Global::Set, []) => Ok(Made::Node(Node::List(Vec::new()))),
+            (Global::Set, &[list]) => Ok(Made::Item(list)),
+            (Global::Counter, &[item]) if matches!(self.node(item), Some(Node::Dict(_))) => {
+                Ok(Made::Item(item))
+            }
+            (Global::Size, &[item]) if matches!(self.node(item), Some(Node::Tuple(_))) => {
+                Ok(Made::Item(item))
+            }
+            (Global::Device | Global::Encode, &[text, ..]) if self.text_of(text).is_some() => {
+                Ok(Made::Item(text))
+            }
+            (Global::RebuildTensor, &[storage, offset, shape, strides, ..]) => {
+                self.tensor([storage, offset, shape, strides], None)
+            }
+            (Global::RebuildTensorOfKind, &[storage, offset, shape, strides, _, _, kind, ..]) => {
+                match self.node(kind) {
+                    Some(&Node::Global(Global::Kind(kind))) => {
+                        self.tensor([storage, offset, shape, strides], Some(kind))
+                    }
+                    _ => Err(wrong()),
+                }
+            }
+            (Global::RebuildParameter, &[data, ..]) if matches!(self.node(data), Some(Node::Tensor(_))) => {
+                Ok(Made::Item(data))
+            }
+            (Global::RebuildFromType, &[function, class, arguments, _state]) => {
+                let inner = match self.node(function) {
+                    Some(Node::Global(inner)) => *inner,
+                    _ => return Err(wrong()),
+                };
+                let plain = matches!(self.node(class), Some(Node::Global(Global::TensorType)));
+                if !plain || inner == Global::RebuildFromType {
+                    return Err(wrong());
+                }
+                self.call(function, arguments)
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    /// An ordered dict of a list of pairs, as Python 2 wrote them.
+    fn ordered(&mut self, list: Item) -> Result<Node, String> {
+        let Some(Node::List(items)) = self.node(list) else { return Err(MALFORMED.to_owned()) };
+        self.copied += items.len();
+        if self.copied > self.bytes.len() {
+            return Err("the pickle copies more than its length allows".to_owned());
+        }
+        let Some(Node::List(items)) = self.node(list) else { return Err(MALFORMED.to_owned()) };
+        let pair = |&item: &Item| match self.node(item) {
+            Some(Node::Tuple(pair)) => <[Item; 2]>::try_from(&**pair).ok(),
+            Some(Node::List(pair)) => <[Item; 2]>::try_from(&**pair).ok(),
+            _ => None,
+        };
+        let pairs = items.iter().map(|item| pair(item).map(|[key, value]| (key, value)).ok_or(MALFORMED));
+        Ok(Node::Dict(pairs.collect::<Result<_, _>>()?))
+    }
+
+    fn tensor(
+        &self,
+        [storage, offset, shape, strides]: [Item; 4],
+        kind: Option<NumberKind>,
+    ) -> Result<Made, String> {
+        let Item::Node(storage_at) = storage else { return Err(MALFORMED.to_owned()) };
+        let Some(Node::Storage(_)) = self.node(storage) else {
+            return Err("the pickle makes a tensor of something that is not a storage".to_owned());
+        };
+        let Item::Int(offset) = offset else { return Err(MALFORMED.to_owned()) };
+        let sizes = |item: Item| match self.node(item) {
+            Some(Node::Tuple(sizes)) if sizes.len() <= DIMENSIONS => sizes
+                .iter()
+                .map(|size| match size {
+                    Item::Int(size) => count(*size),
+                    _ => Err(MALFORMED.to_owned()),
+                })
+                .collect(),
+            Some(Node::Tuple(sizes)) => {
+                Err(format!("a tensor has {} dimensions, more than {DIMENSIONS}", sizes.len()))
+            }
+            _ => Err(MALFORMED.to_owned()),
+        };
+        let (shape, strides) = (sizes(shape)?, sizes(strides)?);
+        let tensor = TensorNode { storage: storage_at, kind, offset: count(offset)?, shape, strides };
+        Ok(Made::Node(Node::Tensor(Box::new(tensor))))
+    }
+
+    /// Attributes of a dict (`_metadata` of a state dict) or a parameter: taken note of by nobody.
+    fn build(&mut self) -> Result<(), String> {
+        self.pop()?;
+        match self.node(self.top()?) {
+            Some(Node::Dict(_) | Node::Tensor(_)) => Ok(()),
+            _ => Err(globals::refused("BUILD, the state of an object that is neither dict nor tensor")),
+        }
+    }
+
+    /// Why an instruction that is not understood ends the reading.
+    fn refuse(&mut self, code: u8) -> String {
+        let name = match code {
+            b'i' => {
+                let class = self.line().and_then(|module| Ok((module, self.line()?)));
+                let text = |range: Range<usize>| String::from_utf8_lossy(&self.bytes[range]).into_owned();
+                return globals::refused(&match class {
+                    Ok((module, name)) => format!("INST of {}.{}", text(module), text(name)),
+                    Err(_) => "INST".to_owned(),
+                });
+            }
+            b'o' => "OBJ",
+            b'P' => "PERSID",
+            0x81 => "NEWOBJ",
+            0x92 => "NEWOBJ_EX",
+            0x82 => "EXT1",
+            0x83 => "EXT2",
+            0x84 => "EXT4",
+            0x97 => "NEXT_BUFFER",
+            0x98 => "READONLY_BUFFER",
+            _ => {
+                return format!(
+                    "the pickle is damaged: {code:#04x} is no instruction that a checkpoint needs"
+                );
+            }
+        };
+        globals::refused(&format!("the instruction {name}"))
+    }
+}
+
+/// What a call makes: something that was there, or something new.
+enum Made {
+    Item(Item),
+    Node(Node),
+}
+
+fn count(value: i64) -> Result<usize, String> {
+    usize::try_from(value).map_err(|_| format!("the size {value} is negative or too large"))
+}
+
+fn pairs(items: &[Item]) -> Result<Vec<(Item, Item)>, String> {
+    let (pairs, rest) = items.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(MALFORMED.to_owned());
+    }
+    Ok(pairs.iter().map(|&[key, value]| (key, value)).collect())
+}

@@ -1,0 +1,121 @@
+//! Safetensors files, as <https://github.com/huggingface/safetensors> describes them.
+
+use std::{
+    cmp::Reverse,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value as Json, json};
+
+use super::Payload;
+use crate::{
+    error::{Error, Result},
+    files::{WholeFile, finish_together},
+};
+
+/// Writes a safetensors file of these tensors, and of remarks beside them.
+///
+/// # Errors
+/// If two tensors have one name, one of them cannot be read, or the file cannot be written.
+pub fn write_safetensors(
+    path: &Path,
+    tensors: &[(String, Payload)],
+    remarks: &[(String, String)],
+) -> Result<()> {
+    refuse_doubles(path, tensors)?;
+    fill(path, &tensors.iter().collect::<Vec<_>>(), remarks)?.finish()
+}
+
+/// Writes safetensors files of at most `shard_bytes` of numbers each (a larger tensor has one to itself) and their index:
+/// `model-00001-of-00002.safetensors` and `model.safetensors.index.json` for the path `model.safetensors`. Gives what was
+/// written; if all fit into one file, that is `path` itself, without an index.
+///
+/// # Errors
+/// As [`write_safetensors`]; no file is left then.
+pub fn write_shards(
+    path: &Path,
+    tensors: &[(String, Payload)],
+    remarks: &[(String, String)],
+    shard_bytes: usize,
+) -> Result<Vec<PathBuf>> {
+    refuse_doubles(path, tensors)?;
+    let mut shards: Vec<Vec<&(String, Payload)>> = Vec::new();
+    let mut room = 0;
+    for tensor in tensors {
+        let bytes = tensor.1.entry().bytes();
+        match shards.last_mut() {
+            Some(shard) if bytes <= room => shard.push(tensor),
+            _ => {
+                shards.push(vec![tensor]);
+                room = shard_bytes;
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    if shards.len() <= 1 {
+        write_safetensors(path, tensors, remarks)?;
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let mut places = Map::new();
+    let mut files = Vec::with_capacity(shards.len() + 1);
+    for (at, shard) in shards.iter().enumerate() {
+        let name = format!("{stem}-{:05}-of-{:05}.safetensors", at + 1, shards.len());
+        places.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
+        files.push(fill(&path.with_file_name(name), shard, remarks)?);
+    }
+    let total: usize = tensors.iter().map(|(_, payload)| payload.entry().bytes()).sum();
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": places });
+    let mut file = WholeFile::create(&path.with_file_name(format!("{stem}.safetensors.index.json")))?;
+    let text = format!("{index:#}\n");
+    file.write_all(text.as_bytes()).map_err(Error::io("write", file.path()))?;
+    files.push(file);
+    let written = files.iter().map(|file| file.path().to_path_buf()).collect();
+    finish_together(files)?;
+    Ok(written)
+}
+
+fn refuse_doubles(path: &Path, tensors: &[(String, Payload)]) -> Result<()> {
+    let mut names = std::collections::HashSet::new();
+    match tensors.iter().find(|(name, _)| !names.insert(name) || name == "__metadata__") {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::Checkpoint {
+            path: path.to_path_buf(),
+            message: format!("cannot be written: the name {name} is given twice or is the format's own"),
+        }),
+    }
+}
+
+/// A file with everything in it, still without its name.
+fn fill(path: &Path, tensors: &[&(String, Payload)], remarks: &[(String, String)]) -> Result<WholeFile> {
+    let mut tensors = tensors.to_vec();
+    // Wide numbers first: each tensor then begins at a multiple of its numbers' width, as readers that map the file like.
+    tensors.sort_by_key(|(_, payload)| Reverse(payload.entry().kind.width()));
+    let mut header = Map::new();
+    let mut texts: Map<String, Json> =
+        remarks.iter().map(|(name, text)| (name.clone(), json!(text))).collect();
+    // Hugging Face's loaders refuse a file that does not say whose layout its tensors have.
+    texts.insert("format".to_owned(), json!("pt"));
+    header.insert("__metadata__".to_owned(), Json::Object(texts));
+    let mut end = 0;
+    for (name, payload) in &tensors {
+        let (entry, start) = (payload.entry(), end);
+        end += entry.bytes();
+        let kind = entry.kind.safetensors().to_string();
+        header.insert(
+            name.clone(),
+            json!({ "dtype": kind, "shape": entry.shape, "data_offsets": [start, end] }),
+        );
+    }
+    let mut text = Json::Object(header).to_string();
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+    let mut file = WholeFile::create(path)?;
+    let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", path));
+    write(&(text.len() as u64).to_le_bytes())?;
+    write(text.as_bytes())?;
+    for (_, payload) in &tensors {
+        payload.each_chunk(&mut write)?;
+    }
+    Ok(file)
+}

@@ -1,0 +1,325 @@
+//! Files that want to run code, that lie, or that are no weights: each is an error that says so, and nothing worse.
+
+use std::{fs, path::Path};
+
+use alchemist_engine::weights::Weights;
+
+use super::forged::{Forged, archive_of, checkpoint, dict_of, tensor};
+
+/// Opens a file of these bytes and reads all of it; the error.
+fn error_of(bytes: &[u8]) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file.pth");
+    fs::write(&path, bytes).unwrap();
+    error_of_path(&path)
+}
+
+fn error_of_path(path: &Path) -> Option<String> {
+    let read = || {
+        let weights = Weights::open(path)?;
+        weights.names().try_for_each(|name| weights.read(name).map(drop))
+    };
+    read().err().map(|error: alchemist_engine::Error| error.to_string())
+}
+
+#[track_caller]
+fn refused(bytes: &[u8], says: &[&str]) {
+    let error = error_of(bytes).expect("the file is refused");
+    for part in says {
+        assert!(error.contains(part), "`{error}` does not say `{part}`");
+    }
+    assert!(error.len() < 1500, "the message is {} bytes long", error.len());
+}
+
+fn short(text: &str) -> Vec<u8> {
+    [&[0x8c, text.len() as u8], text.as_bytes()].concat()
+}
+
+const CODE: &str = "wants to run code";
+
+#[test]
+fn a_pickle_that_wants_to_run_code_is_refused_by_name() {
+    let system = [
+        b"\x80\x04".to_vec(),
+        short("posix"),
+        short("system"),
+        b"\x93".to_vec(),
+        short("ls"),
+        b"\x85R.".to_vec(),
+    ];
+    let cases: [(&[u8], &str); 17] = [
+        (b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.", "os.system"),
+        (&system.concat(), "posix.system"),
+        (b"\x80\x02c__builtin__\neval\nX\x01\0\0\x001\x85R.", "__builtin__.eval"),
+        (b"cbuiltins\nexec\n.", "builtins.exec"),
+        (b"ctorch\nload\n.", "torch.load"),
+        (b"ctorch.storage\n_load_from_bytes\n.", "torch.storage._load_from_bytes"),
+        (b"ccollections\nnamedtuple\n.", "collections.namedtuple"),
+        (b"(S'ls'\nios\nsystem\n.", "INST of os.system"),
+        (b"(ccollections\nOrderedDict\no.", "OBJ"),
+        (b"ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
+        (b"\x80\x04ccollections\nOrderedDict\n)}\x92.", "NEWOBJ_EX"),
+        (b"\x80\x02\x82\x01.", "EXT1"),
+        (b"\x80\x02\x83\x01\x02.", "EXT2"),
+        (b"\x80\x02\x84\x01\x02\x03\x04.", "EXT4"),
+        (b"Pstorage\n.", "PERSID"),
+        (b"ctorch\nSize\n}b.", "BUILD"),
+        (b"K\x01)R.", "a call of something"),
+    ];
+    for (pickle, what) in cases {
+        refused(&checkpoint(pickle), &[CODE, what, "is refused"]);
+    }
+}
+
+#[test]
+fn code_is_refused_in_the_older_stream_too() {
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    let system = b"\x80\x02}X\x0d\0\0\0little_endian\x88s.";
+    let stream =
+        [&magic[..], b"\x80\x02M\xe9\x03.", system, b"\x80\x02cos\nsystem\n)R.", b"\x80\x02]."].concat();
+    refused(&stream, &[CODE, "os.system"]);
+    refused(b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.", &["not one of PyTorch's"]);
+}
+
+#[test]
+fn a_list_of_names_is_not_a_way_round() {
+    // Names on the list, called with what they do not take.
+    for pickle in [
+        &b"ctorch._utils\n_rebuild_tensor_v2\n)R."[..],
+        b"ctorch._utils\n_rebuild_parameter\nK\x01\x85R.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nctorch\nTensor\n)NtR.",
+        b"ctorch\nFloatStorage\n)R.",
+        b"ccollections\nOrderedDict\nK\x01\x85R.",
+        b"ctorch\nSize\nK\x01\x85R.",
+    ] {
+        refused(&checkpoint(pickle), &[]);
+    }
+    refused(
+        &checkpoint(b"ctorch._utils\n_rebuild_sparse_tensor\n."),
+        &["does not know", "_rebuild_sparse_tensor"],
+    );
+    refused(&checkpoint(b"ctorch\nQInt8Storage\n."), &["QInt8Storage"]);
+}
+
+#[test]
+fn bombs_do_not_go_off() {
+    let deep = [&b"\x80\x02"[..], &b"]".repeat(5000), &b"a".repeat(4999), b"."].concat();
+    refused(&checkpoint(&deep), &[]);
+    let nested = [&b"\x80\x02"[..], &b"}X\x01\0\0\0x".repeat(2000), b"}", &b"s".repeat(2000), b"."].concat();
+    refused(&checkpoint(&nested), &["deep"]);
+    refused(&checkpoint(&b"(".repeat(200_000)), &["nested"]);
+    refused(&checkpoint(&b"N".repeat(200_000)), &["stack"]);
+    refused(&checkpoint(&b"]0".repeat(200_000)), &["more values than its length allows"]);
+    // Forty dicts, each holding the one before twice.
+    let mut laughs = b"\x80\x02}q\0X\x01\0\0\0xK\x01s0".to_vec();
+    for at in 1..40u8 {
+        laughs.extend(
+            [b"}q", &[at][..], b"X\x01\0\0\0ah", &[at - 1], b"sX\x01\0\0\0bh", &[at - 1], b"s0"].concat(),
+        );
+    }
+    laughs.extend(b"h\x27.");
+    refused(&checkpoint(&laughs), &["more often than its length allows"]);
+    // A list that holds itself.
+    refused(&checkpoint(b"\x80\x02]q\0h\0a."), &[]);
+    refused(&checkpoint(b"\x80\x02}q\0X\x01\0\0\0xh\0s."), &["deep"]);
+    let remembered = b"\x80\x02Nr\xff\xff\xff\x7f.";
+    refused(&checkpoint(remembered), &["remembers"]);
+    refused(&checkpoint(b"h\x05."), &["not remembered"]);
+    // One long list, turned into dicts again and again.
+    let mut copies = b"\x80\x02]q\0(".to_vec();
+    copies.extend(b"NN\x86".repeat(1000));
+    copies.extend(b"e");
+    copies.extend(b"ccollections\nOrderedDict\nh\0\x85R0".repeat(1000));
+    copies.extend(b"N.");
+    refused(&checkpoint(&copies), &["copies more"]);
+}
+
+#[test]
+fn lengths_that_lie_are_found() {
+    refused(&checkpoint(b"\x80\x02X\xff\xff\xff\xffabc."), &["cut off"]);
+    refused(&checkpoint(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc."), &["cut off"]);
+    refused(&checkpoint(b"\x80\x02\x8b\xff\xff\xff\x7f."), &["whole number"]);
+    refused(&checkpoint(b"\x80\x02\x8b\xff\xff\xff\xff."), &["whole number"]);
+    refused(&checkpoint(b"\x80\x09N."), &["protocol"]);
+    refused(&checkpoint(b"\x80\x02"), &["cut off"]);
+    refused(&checkpoint(b""), &["cut off"]);
+    for damaged in [
+        &b"."[..],
+        b"a.",
+        b"s.",
+        b"t.",
+        b"0.",
+        b"\x85.",
+        b"R.",
+        b"Q.",
+        b"b.",
+        b"\x93.",
+        b"\xff.",
+        b"(.",
+        b"]K\x01K\x02s.",
+    ] {
+        refused(&checkpoint(damaged), &[]);
+    }
+}
+
+#[test]
+fn tensors_stay_within_their_storages() {
+    let good = dict_of(&tensor(b"K\x10", b"K\0", b"K\x04K\x04", b"K\x04K\x01"));
+    assert_eq!(error_of(&checkpoint(&good)), None);
+    let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
+    let large = b"\x8a\x08\0\0\0\0\0\0\0\x40";
+    let cases: [(&[u8], &[u8], &[u8], &[u8], &str); 12] = [
+        (b"K\x10", b"K\x01", b"K\x04K\x04", b"K\x04K\x01", "beyond"),
+        (b"K\x10", b"K\0", b"K\x11", b"K\x01", "beyond"),
+        (b"K\x10", b"K\0", b"K\x02", b"K\x10", "beyond"),
+        (b"K\x10", huge, b"K\x02", b"K\x01", "beyond"),
+        (b"K\x10", b"K\0", b"K\x02", huge, "beyond"),
+        (b"K\x10", b"J\xff\xff\xff\xff", b"K\x02", b"K\x01", "negative"),
+        (b"K\x10", b"K\0", b"J\xff\xff\xff\xff", b"K\x01", "negative"),
+        (b"K\x10", b"K\0", b"K\x02", b"J\xff\xff\xff\xff", "negative"),
+        (b"K\x10", b"K\0", b"K\x02", b"", "strides"),
+        (b"K\x11", b"K\0", b"K\x02", b"K\x01", "numbers of 4 bytes"),
+        (huge, b"K\0", b"K\x02", b"K\x01", "numbers of 4 bytes"),
+        (b"K\x10", b"K\0", &[large.as_slice(), large, large].concat(), b"K\0K\0K\0", "more numbers"),
+    ];
+    for (numbers, offset, shape, strides, says) in cases {
+        refused(&checkpoint(&dict_of(&tensor(numbers, offset, shape, strides))), &["tensor x", says]);
+    }
+    // Of one number, expanded: listed, but not read into memory.
+    let expanded = checkpoint(&dict_of(&tensor(b"K\x10", b"K\0", b"J\0\0\0\x40", b"K\0")));
+    refused(&expanded, &["tensor x", "expanded"]);
+    let dimensions = dict_of(&tensor(b"K\x10", b"K\0", &b"K\x01".repeat(65), &b"K\x01".repeat(65)));
+    refused(&checkpoint(&dimensions), &["dimensions"]);
+    let missing = tensor(b"K\x10", b"K\0", b"K\x02", b"K\x01")
+        .iter()
+        .map(|&byte| if byte == b'0' { b'7' } else { byte })
+        .collect::<Vec<_>>();
+    refused(&checkpoint(&dict_of(&missing)), &["storage 7 is missing"]);
+    let twice = [
+        &b"\x80\x02}(X\x01\0\0\0x"[..],
+        &tensor(b"K\x10", b"K\0", b"K\x02", b"K\x01"),
+        b"X\x01\0\0\0x",
+        &tensor(b"K\x10", b"K\0", b"K\x02", b"K\x01"),
+        b"u.",
+    ]
+    .concat();
+    refused(&checkpoint(&twice), &["two tensors have the name x"]);
+}
+
+#[test]
+fn archives_that_lie_are_found() {
+    let pickle = dict_of(&tensor(b"K\x10", b"K\0", b"K\x04", b"K\x01"));
+    let numbers = [0u8; 64];
+    let with = |change: &dyn Fn(&mut Forged<'_>)| {
+        let mut entries = [Forged::honest("a/data.pkl", &pickle), Forged::honest("a/data/0", &numbers)];
+        change(&mut entries[1]);
+        archive_of(&entries, false)
+    };
+    assert_eq!(error_of(&with(&|_| {})), None);
+    refused(&with(&|entry| entry.said_size = Some(1 << 30)), &["a/data/0", "does not lie"]);
+    refused(&with(&|entry| entry.said_size = Some(u32::MAX)), &[]);
+    refused(&with(&|entry| entry.said_place = Some(0)), &["a/data/0", "does not lie"]);
+    refused(&with(&|entry| entry.said_place = Some(u32::MAX)), &[]);
+    refused(&with(&|entry| entry.method = 8), &["compressed"]);
+    refused(&with(&|entry| entry.flags = 1), &["encrypted"]);
+    refused(&with(&|entry| entry.name = "a/data.pkl"), &["two entries"]);
+    refused(&with(&|entry| entry.name = "b/data.pkl"), &["both"]);
+    refused(&archive_of(&[Forged::honest("a/numbers", &numbers)], false), &["without data.pkl"]);
+    let script = [Forged::honest("a/data.pkl", &pickle), Forged::honest("a/constants.pkl", b"")];
+    refused(&archive_of(&script, false), &["TorchScript"]);
+    let order = [Forged::honest("a/data.pkl", &pickle), Forged::honest("a/byteorder", b"middle")];
+    refused(&archive_of(&order, false), &["byte order"]);
+    // An entry that claims the one behind it too, in whose bytes there is a second header of the right name.
+    let mut inner = archive_of(&[Forged::honest("a/data/0", &numbers)], false);
+    inner.truncate(30 + 8 + 64);
+    let mut overlapping = [
+        Forged::honest("a/data.pkl", &pickle),
+        Forged::honest("a/cover", &inner),
+        Forged::honest("a/data/0", &numbers),
+    ];
+    overlapping[2].said_place = Some(30 + 10 + pickle.len() as u32 + 30 + 7);
+    refused(&archive_of(&overlapping, false), &["overlap"]);
+}
+
+#[test]
+fn wide_archives_are_read() {
+    let pickle = dict_of(&tensor(b"K\x10", b"K\0", b"K\x04", b"K\x01"));
+    let entries = [Forged::honest("data.pkl", &pickle), Forged::honest("data/0", &[0; 64])];
+    let wide = archive_of(&entries, true);
+    assert_eq!(error_of(&wide), None);
+    for length in (0..wide.len()).step_by(7) {
+        refused(&wide[..length], &[]);
+    }
+}
+
+#[test]
+fn every_cut_is_found() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures_made");
+    for name in ["nested_zip.pth", "nested_legacy.pth", "kinds_legacy.pth"] {
+        let whole = fs::read(folder.join(name)).unwrap();
+        for length in (0..whole.len()).step_by(97) {
+            refused(&whole[..length], &["file.pth"]);
+        }
+    }
+    refused(&fs::read(folder.join("nested_zip.pth")).unwrap()[..1000], &["cut off"]);
+}
+
+#[test]
+fn files_that_are_no_weights_are_recognised() {
+    refused(b"", &["empty", "fetch"]);
+    refused(b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", &["HTML page", "download"]);
+    refused(b"\n <HTML>Sign in</HTML>", &["HTML page"]);
+    refused(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+        &["Git LFS pointer", "git lfs pull"],
+    );
+    refused(b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", &["XML"]);
+    refused(b"\x89HDF\r\n\x1a\n", &["HDF5"]);
+    refused(b"GGUF\x03\0\0\0", &["GGUF"]);
+    refused(b"\x1f\x8b\x08\0", &["gzip"]);
+    refused(b"some text", &["neither safetensors nor"]);
+}
+
+#[test]
+fn safetensors_that_lie_are_found() {
+    let file = |header: &str, numbers: usize| {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; numbers]].concat()
+    };
+    let good = r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    assert_eq!(error_of(&file(good, 8)), None);
+    refused(&file(good, 7), &["safetensors"]);
+    refused(&file(good, 9), &["safetensors"]);
+    for header in [
+        r#"{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
+        r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#,
+        r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,80000000000]}}"#,
+        r#"{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#,
+        r#"{"x":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}"#,
+        r#"{"x":"#,
+    ] {
+        refused(&file(header, 8), &["safetensors"]);
+    }
+    refused(&file(r#"{"x":{"dtype":"F8_E8M0","shape":[8],"data_offsets":[0,8]}}"#, 8), &["F8_E8M0"]);
+    let mut long = file(good, 8);
+    long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    refused(&long, &[]);
+    long[..8].copy_from_slice(&1000u64.to_le_bytes());
+    refused(&long, &["safetensors"]);
+}
+
+#[test]
+fn an_index_names_files_of_its_own_folder_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors.index.json");
+    for outside in ["../../etc/passwd", "/etc/passwd", "sub/model.safetensors", "..", "", "."] {
+        fs::write(&path, serde_json::json!({"weight_map": {"x": outside}}).to_string()).unwrap();
+        let error = error_of_path(&path).unwrap();
+        assert!(error.contains("not a file in the index's own folder; refused"), "{outside}: {error}");
+    }
+    fs::write(&path, r#"{"weight_map": {"x": "missing.safetensors"}}"#).unwrap();
+    assert!(error_of_path(folder.path()).unwrap().contains("missing.safetensors"));
+    fs::write(&path, r#"{"other": 1}"#).unwrap();
+    assert!(error_of_path(&path).unwrap().contains("weight_map"));
+    fs::remove_file(&path).unwrap();
+    assert!(error_of_path(folder.path()).unwrap().contains("model.safetensors"));
+}

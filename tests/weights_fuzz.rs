@@ -1,0 +1,206 @@
+//! Files changed at random, with every allocation watched. A further reader of files is one more [`Target`].
+//!
+//! `FUZZ_SECONDS=600 cargo test --release --test weights_fuzz -- --ignored` runs for long.
+
+#[path = "weights/forged.rs"]
+mod forged;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use alchemist_engine::weights::Weights;
+
+/// The largest single allocation since it was last set to 0.
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+/// The system's allocator, which notes the largest request.
+struct Watched;
+
+#[expect(unsafe_code, reason = "an allocator is watched, which only its own trait allows")]
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        LARGEST.fetch_max(size, Ordering::Relaxed);
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watched = Watched;
+
+/// A reader of files, and good files to begin with.
+struct Target {
+    name: &'static str,
+    seeds: Vec<Vec<u8>>,
+    /// The file around what is changed.
+    wrap: fn(Vec<u8>) -> Vec<u8>,
+    /// Reads everything; errors are fine.
+    read: fn(&Path),
+    /// No allocation may be larger than this many times the file, and a mebibyte.
+    times: usize,
+}
+
+fn made(names: &[&str]) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures_made");
+    names.iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
+}
+
+fn read_weights(path: &Path) {
+    let Ok(weights) = Weights::open(path) else { return };
+    for name in weights.names() {
+        let _ = weights.read(name);
+    }
+    let texts: usize = weights.values().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    assert!(texts < usize::MAX);
+}
+
+fn targets() -> Vec<Target> {
+    let pickles =
+        made(&["nested_zip.pth", "kinds_zip.pth", "views_zip.pth", "trained_zip.pth", "protocol4_zip.pth"]);
+    let number = 16usize.to_le_bytes();
+    let header = br#"{"x":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+    let safetensors = [&(header.len() as u64).to_le_bytes()[..], header, &number, &number].concat();
+    let whole = |bytes| bytes;
+    vec![
+        Target { name: "archive", seeds: pickles.clone(), wrap: whole, read: read_weights, times: 32 },
+        Target {
+            name: "pickle",
+            seeds: pickles.iter().map(|archive| pickle_in(archive).to_vec()).collect(),
+            wrap: |pickle| forged::checkpoint(&pickle),
+            read: read_weights,
+            times: 32,
+        },
+        Target {
+            name: "stream",
+            seeds: made(&["nested_legacy.pth", "kinds_legacy.pth", "views_legacy.pth", "trained_legacy.pth"]),
+            wrap: whole,
+            read: read_weights,
+            times: 32,
+        },
+        Target { name: "safetensors", seeds: vec![safetensors], wrap: whole, read: read_weights, times: 32 },
+    ]
+}
+
+/// The pickle of an archive, from its protocol to the header of the next entry.
+fn pickle_in(archive: &[u8]) -> &[u8] {
+    let start = archive.windows(2).position(|pair| pair[0] == 0x80 && matches!(pair[1], 2 | 4)).unwrap();
+    let length = archive[start..].windows(4).position(|four| four == b"PK\x07\x08").unwrap();
+    &archive[start..start + length]
+}
+
+/// Splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.roll() % limit.max(1) as u64) as usize
+    }
+}
+
+fn mutate(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
+    const NUMBERS: [u64; 8] = [0, 1, 0x7f, 0xff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, u64::MAX];
+    const CODES: &[u8] = b"().0NR}]aebstulcQhqrjJKXx\x85\x86\x87\x88\x93\x94";
+    let mut bytes = seeds[dice.below(seeds.len())].clone();
+    for _ in 0..=dice.below(6) {
+        let at = dice.below(bytes.len());
+        let length = dice.below(64).min(bytes.len() - at);
+        match dice.below(8) {
+            0 if !bytes.is_empty() => bytes[at] = dice.roll() as u8,
+            1 if !bytes.is_empty() => bytes[at] ^= 1 << dice.below(8),
+            2 => {
+                let width = [1, 2, 4, 8][dice.below(4)].min(bytes.len() - at);
+                let number = NUMBERS[dice.below(NUMBERS.len())].to_le_bytes();
+                bytes[at..at + width].copy_from_slice(&number[..width]);
+            }
+            3 => drop(bytes.drain(at..at + length)),
+            4 => {
+                let part = bytes[at..at + length].to_vec();
+                let to = dice.below(bytes.len());
+                for _ in 0..=dice.below(40) {
+                    bytes.splice(to..to, part.iter().copied());
+                }
+            }
+            5 => bytes.insert(at, CODES[dice.below(CODES.len())]),
+            6 => {
+                let other = &seeds[dice.below(seeds.len())];
+                let from = dice.below(other.len());
+                let part = other[from..(from + length).min(other.len())].to_vec();
+                bytes.splice(at..at + length, part);
+            }
+            _ => bytes.truncate(at.max(bytes.len() / 2)),
+        }
+    }
+    bytes
+}
+
+fn run(time: Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let targets = targets();
+    let seed = std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut dice = Dice(seed);
+    let (start, mut count, mut most) = (Instant::now(), 0u64, 0usize);
+    while start.elapsed() < time {
+        for target in &targets {
+            let bytes = (target.wrap)(mutate(&mut dice, &target.seeds));
+            let path: PathBuf = folder.path().join(target.name);
+            fs::write(&path, &bytes).unwrap();
+            LARGEST.store(0, Ordering::Relaxed);
+            let outcome = std::panic::catch_unwind(|| (target.read)(&path));
+            let largest = LARGEST.load(Ordering::Relaxed);
+            let limit = target.times * bytes.len() + (1 << 20);
+            if outcome.is_err() || largest > limit {
+                let kept = std::env::temp_dir().join(format!("fuzz-{}-{}", target.name, std::process::id()));
+                fs::write(&kept, &bytes).unwrap();
+                panic!(
+                    "{}: {largest} bytes at once for a file of {}; kept as {}",
+                    target.name,
+                    bytes.len(),
+                    kept.display()
+                );
+            }
+            most = most.max(largest);
+            count += 1;
+        }
+    }
+    let message = format!("{count} files, seed {seed}, largest allocation {most} bytes");
+    #[expect(clippy::print_stdout, reason = "the figures are what the test is run for")]
+    {
+        println!("{message}");
+    }
+}
+
+#[test]
+fn changed_files_are_read_or_refused_within_bounds() {
+    run(Duration::from_secs(2));
+}
+
+#[test]
+#[ignore = "runs for FUZZ_SECONDS (600): cargo test --release --test weights_fuzz -- --ignored"]
+fn changed_files_for_long() {
+    let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(600);
+    run(Duration::from_secs(seconds));
+}
