@@ -14,7 +14,7 @@ use std::hint::black_box;
 use alchemist_engine::{
     engine::{Parameters, Tape},
     models::{Mode, Rater, Weighing},
-    rate::bilevel::Batch,
+    train::batch::Batch,
 };
 use cases::cases;
 use criterion::{Criterion, SamplingMode, Throughput};

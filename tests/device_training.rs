@@ -11,10 +11,9 @@ use alchemist_engine::{
     },
     engine::{DType, ParameterId, Tensor, cuda::Device},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{
-        Batch, Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates, StepReport,
-    },
+    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates, StepReport},
     train::{
+        batch::Batch,
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

@@ -9,6 +9,8 @@ mod encoders;
 mod meta_gradient;
 #[path = "parity/schedules.rs"]
 mod schedules;
+#[path = "parity/text_encoders.rs"]
+mod text_encoders;
 #[path = "parity/vqvae.rs"]
 mod vqvae;
 #[path = "parity/weights.rs"]

@@ -1,6 +1,7 @@
 //! From raw values to checked ones: defaults (those of the released configuration), ranges, and what is refused.
 
 mod rule;
+mod text;
 
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, ImageTokenizerKind, NetworksConfig,
-    Portion, Progressive, ScheduleShape, TextEncoderConfig, TrainingConfig, raw::RawConfig, source::Source,
+    Portion, Progressive, ScheduleShape, TrainingConfig, raw::RawConfig, source::Source,
 };
 use crate::{
     engine::{DType, cuda::DeviceChoice},
@@ -107,7 +108,7 @@ pub(super) fn check(source: Source) -> Result<Config> {
     let seed = checker.integer("seed", &mut raw.seed, 0, 0, i64::MAX)?.unsigned_abs();
     let networks = networks(&checker, &mut raw)?;
     let image_tokenizer = image_tokenizer(&checker, &mut raw, networks.patch_size)?;
-    let text_encoder = text_encoder(&checker, &mut raw)?;
+    let text_encoder = text::check(&mut checker, &mut raw)?;
     let data = data(&checker, &mut raw)?;
     let (training, checkpoint_every) = training(&checker, &mut raw, compat)?;
     let keep = checker.size("keep_checkpoints", &mut raw.keep_checkpoints, 3, 0, 1_000_000)?;
@@ -166,11 +167,6 @@ fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
         "each picture is tokenised once, so it cannot be mirrored at random",
     )?;
     checker.only("from_0", &mut raw.from_0, false, "a run resumes whole; start a new one instead")?;
-    checker.empty(
-        "text_enc_path",
-        &mut raw.text_enc_path,
-        "cannot read; leave it empty to use `text_encoder`",
-    )?;
     let optimizer = raw.opt.get_or_insert_with(|| "adamw".to_owned());
     if !["adam", "adamw"].contains(&optimizer.trim().to_lowercase().as_str()) {
         return checker.refuse("opt", format!("must be \"adamw\" or \"adam\", but is \"{optimizer}\""));
@@ -202,11 +198,6 @@ fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> 
     checker.number("reward_thre", &mut raw.reward_thre, 0.0, f64::MIN, f64::MAX)?;
     checker.integer("vfast", &mut raw.vfast, 0, 0, 3)?;
     checker.integer("tfast", &mut raw.tfast, 0, 0, 3)?;
-    if let Some(encoder) = &raw.text_enc {
-        checker.warnings.push(format!(
-            "text_enc: {encoder} is not part of this version; captions are encoded by `text_encoder`"
-        ));
-    }
     checker.number("mid_reso", &mut raw.mid_reso, 1.125, f64::MIN, f64::MAX)?;
     checker.integer("default_label", &mut raw.default_label, 1000, i64::MIN, i64::MAX)?;
     checker.number("cfg", &mut raw.cfg, 4.0, f64::MIN, f64::MAX)?;
@@ -405,19 +396,6 @@ fn image_tokenizer(
         codes: checker.size("image_tokenizer.codes", &mut held.codes, 4096, 2, 65_536)?,
         fit_images: checker.size("image_tokenizer.fit_images", &mut held.fit_images, 4096, 1, 1_000_000)?,
         path,
-    })
-}
-
-fn text_encoder(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<TextEncoderConfig> {
-    let held = raw.text_encoder.get_or_insert_default();
-    let kind = held.kind.get_or_insert_with(|| "hashed_words".to_owned());
-    if kind != "hashed_words" {
-        return checker.refuse("text_encoder.kind", format!("must be \"hashed_words\", but is \"{kind}\""));
-    }
-    Ok(TextEncoderConfig {
-        tokens: checker.size("text_encoder.tokens", &mut held.tokens, 77, 1, 4096)?,
-        channels: checker.size("text_encoder.channels", &mut held.channels, 1024, 1, 16_384)?,
-        path: checker.path("text_encoder.path", &mut held.path)?,
     })
 }
 

@@ -60,6 +60,8 @@ switches! {
     empty_caption_text,
     /// Only captions of more than 20 characters are dropped for guidance (D3).
     caption_drop_length_rule,
+    /// The vector of a caption under T5 is the mean over padding, too, not over its tokens only (D8).
+    t5_mean_over_padding,
     /// A tenth of the captions is dropped when scoring, too (D4).
     drop_captions_when_scoring,
     /// Transparency is dropped instead of being laid over white (D2).

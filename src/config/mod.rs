@@ -21,6 +21,7 @@ pub use rule::{Geometry, RuleName, RuleSettings, Scaling, Teaching};
 pub use schedule::ScheduleShape;
 
 use crate::{
+    encode::pretrained,
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{BackboneConfig, Initialisation, Rope},
@@ -139,15 +140,34 @@ pub struct ImageTokenizerConfig {
     pub path: Option<PathBuf>,
 }
 
-/// How captions become text states: a fixed random vector for every word.
+/// How captions become text states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextEncoderConfig {
-    /// Tokens a caption.
-    pub tokens: usize,
-    /// Channels of a token's vector.
-    pub channels: usize,
-    /// Folder of a saved encoder to use instead.
+    /// Which encoder.
+    pub kind: TextEncoderKind,
+    /// Folder of a released encoder, or of a saved one to use instead.
     pub path: Option<PathBuf>,
+}
+
+/// Which text encoder, and its sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextEncoderKind {
+    /// A fixed random vector for every word.
+    HashedWords {
+        /// Tokens a caption.
+        tokens: usize,
+        /// Channels of a token's vector.
+        channels: usize,
+    },
+    /// A released encoder; what is `None` is as its folder says.
+    Pretrained {
+        /// Which one.
+        kind: pretrained::Kind,
+        /// Tokens a caption.
+        tokens: Option<usize>,
+        /// Channels of a token's vector, which cannot be chosen, only expected.
+        channels: Option<usize>,
+    },
 }
 
 /// Sizes and switches of both networks.
@@ -340,6 +360,7 @@ impl Config {
             "image_tokenizer.components",
             "image_tokenizer.codes",
             "image_tokenizer.fit_images",
+            "text_encoder.kind",
             "text_encoder.tokens",
             "text_encoder.channels",
         ] {

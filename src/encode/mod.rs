@@ -1,17 +1,22 @@
 //! Pictures to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
 //! the embedded ones (PCA patches, hashed words) and the released ones (VQ-VAE, CLIP, T5) are interchangeable.
 
+pub mod clip;
 mod codebook;
 mod components;
 pub mod hashed;
+mod layers;
 pub mod nearest;
 pub mod pca;
 pub mod phi;
+pub mod pretrained;
 mod projection;
 pub mod pyramid;
 pub mod resample;
 pub mod saved;
+pub mod t5;
 pub mod vqvae;
+pub mod word_pieces;
 
 use std::path::Path;
 
@@ -88,22 +93,46 @@ pub trait TextEncoder: Send + Sync {
 /// # Errors
 /// If there is none, its kind is unknown or a file is damaged.
 pub fn load_image_tokenizer(folder: &Path) -> Result<Box<dyn ImageTokenizer>> {
+    load_moved_image_tokenizer(folder, None)
+}
+
+/// The same; weights that are not kept in the folder are in `moved` now, if that is given.
+///
+/// # Errors
+/// As for [`load_image_tokenizer`], or if the weights are other ones.
+pub fn load_moved_image_tokenizer(folder: &Path, moved: Option<&Path>) -> Result<Box<dyn ImageTokenizer>> {
     let path = folder.join(saved::IMAGE_TOKENIZER);
     match saved::read_description(&path)?.kind.as_str() {
         pca::KIND => Ok(Box::new(pca::PcaTokenizer::load(folder)?)),
-        vqvae::KIND => Ok(Box::new(vqvae::VqVae::load(folder)?)),
+        vqvae::KIND => Ok(Box::new(vqvae::VqVae::load(folder, moved)?)),
         other => Err(saved::unknown_kind(&path, other, &[pca::KIND, vqvae::KIND])),
     }
 }
 
-/// Loads the text encoder that was saved in `folder`, whatever its kind.
+/// Loads the text encoder that was saved in `folder`, whatever its kind. A released encoder is not in the folder; its
+/// description says where it is.
 ///
 /// # Errors
-/// If there is none, its kind is unknown or a file is damaged.
+/// If there is none, its kind is unknown, a file is damaged, or a released encoder is gone or was changed.
 pub fn load_text_encoder(folder: &Path) -> Result<Box<dyn TextEncoder>> {
+    load_moved_text_encoder(folder, None)
+}
+
+/// The same, where a released encoder is now in `moved`; other kinds have no use for it.
+///
+/// # Errors
+/// As for [`load_text_encoder`].
+pub fn load_moved_text_encoder(folder: &Path, moved: Option<&Path>) -> Result<Box<dyn TextEncoder>> {
     let path = folder.join(saved::TEXT_ENCODER);
-    match saved::read_description(&path)?.kind.as_str() {
+    let kind = saved::read_description(&path)?.kind;
+    if let Some(kind) = pretrained::Kind::named(&kind) {
+        return Ok(Box::new(pretrained::Pretrained::load(kind, folder, moved)?));
+    }
+    match kind.as_str() {
         hashed::KIND => Ok(Box::new(hashed::HashedWords::load(folder)?)),
-        other => Err(saved::unknown_kind(&path, other, &[hashed::KIND])),
+        other => {
+            let [clip, t5] = [pretrained::Kind::Clip, pretrained::Kind::T5].map(pretrained::Kind::name);
+            Err(saved::unknown_kind(&path, other, &[hashed::KIND, clip, t5]))
+        }
     }
 }

@@ -321,7 +321,8 @@ impl<'a> Setting<'a> {
         }
         // A device that cannot be used ends the job before the data is read.
         let device = config.device.open()?;
-        Ok(Self { config, encoders: Encoders::of(run)?, device, request })
+        let encoders = Encoders::of(run, &config)?;
+        Ok(Self { config, encoders, device, request })
     }
 
     /// The checkpoints in the order of their steps.

@@ -172,7 +172,7 @@ impl Scorer {
         } else {
             let named = Named::new(&request.checkpoint);
             let folder = named.folder()?;
-            let encoders = Encoders::of(&named.run)?;
+            let encoders = Encoders::of(&named.run, &config)?;
             let (tensors, state) = Checkpoint::load_rater(&folder)?;
             encoders.expect(&folder, &state)?;
             let (rater, mut parameters) = rater_for(&encoders)?;

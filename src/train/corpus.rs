@@ -6,12 +6,14 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{Config, ImageTokenizerKind},
+    config::{Config, ImageTokenizerKind, TextEncoderKind},
     data::{ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, stack},
     encode::{
         ImageTokenizer, TextEncoder, TextStates,
         hashed::HashedWords,
         pca::{FitReport, PcaSettings, PcaTokenizer},
+        pretrained::{self, Pretrained},
+        saved::TEXT_ENCODER,
         vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random, Tensor},
@@ -136,10 +138,45 @@ pub fn image_tokenizer(
 /// If it cannot be made.
 pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
     let settings = &config.text_encoder;
-    match &settings.path {
-        Some(path) => crate::encode::load_text_encoder(path),
-        None => Ok(Box::new(HashedWords::new(settings.tokens, settings.channels, config.seed)?)),
+    match (settings.kind, &settings.path) {
+        // A folder that an encoder was saved in says itself what it is.
+        (_, Some(path)) if path.join(TEXT_ENCODER).exists() => crate::encode::load_text_encoder(path),
+        (TextEncoderKind::HashedWords { .. }, Some(path)) => crate::encode::load_text_encoder(path),
+        (TextEncoderKind::HashedWords { tokens, channels }, None) => {
+            Ok(Box::new(HashedWords::new(tokens, channels, config.seed)?))
+        }
+        (TextEncoderKind::Pretrained { kind, tokens, channels }, Some(path)) => {
+            let mean_over_padding = config.compat.t5_mean_over_padding;
+            let settings = pretrained::Settings { path: path.clone(), tokens, channels, mean_over_padding };
+            Ok(Box::new(Pretrained::open(kind, settings)?))
+        }
+        (TextEncoderKind::Pretrained { .. }, None) => {
+            Err(Error::invalid("text_encoder.path must name the folder of the text encoder"))
+        }
     }
+}
+
+/// The image tokenizer that a run saved in `folder`, its weights being where the configuration says that they are now.
+///
+/// # Errors
+/// If it cannot be loaded.
+pub fn saved_image_tokenizer(config: &Config, folder: &std::path::Path) -> Result<Box<dyn ImageTokenizer>> {
+    let settings = &config.image_tokenizer;
+    let moved = settings.path.as_deref().filter(|_| settings.kind == ImageTokenizerKind::VqVae);
+    crate::encode::load_moved_image_tokenizer(folder, moved)
+}
+
+/// The text encoder that a run saved in `folder`, from where the configuration says that it is now.
+///
+/// # Errors
+/// If it cannot be loaded.
+pub fn saved_text_encoder(config: &Config, folder: &std::path::Path) -> Result<Box<dyn TextEncoder>> {
+    // The path of another kind of encoder, or of a description, is where the run's copy was made from.
+    let moved = config.text_encoder.path.as_deref().filter(|path| {
+        matches!(config.text_encoder.kind, TextEncoderKind::Pretrained { .. })
+            && !path.join(TEXT_ENCODER).exists()
+    });
+    crate::encode::load_moved_text_encoder(folder, moved)
 }
 
 fn interrupted(interrupt: &Interrupt) -> Result<()> {

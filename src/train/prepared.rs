@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     config::{Config, Portion},
     data::Record,
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder, pca::FitReport},
+    encode::{ImageTokenizer, TextEncoder, pca::FitReport},
     engine::{Purpose, Random},
     error::{Error, Result},
     files::write_whole,
@@ -127,7 +127,7 @@ fn saved_or_fitted(
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     let folder = directory.image_tokenizer();
     if folder.join(READY).exists() {
-        return Ok((load_image_tokenizer(&folder)?, None, FitPictures::default()));
+        return Ok((corpus::saved_image_tokenizer(config, &folder)?, None, FitPictures::default()));
     }
     let (tokenizer, report, pictures) = corpus::image_tokenizer(config, records, interrupt, progress)?;
     if tokenizer.quantizer().patch_nums() != config.networks.patch_nums
@@ -158,7 +158,7 @@ fn make_folder(folder: &Path) -> Result<()> {
 fn text_encoder(config: &Config, directory: &RunDirectory) -> Result<Box<dyn TextEncoder>> {
     let folder = directory.text_encoder();
     if folder.join(READY).exists() {
-        return load_text_encoder(&folder);
+        return corpus::saved_text_encoder(config, &folder);
     }
     let text = corpus::text_encoder(config)?;
     make_folder(&folder)?;

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     config::Config,
-    encode::{ImageTokenizer, TextEncoder, load_image_tokenizer, load_text_encoder},
+    encode::{ImageTokenizer, TextEncoder},
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
@@ -91,11 +91,11 @@ pub(crate) struct Encoders {
 }
 
 impl Encoders {
-    /// Reads those of a run.
-    pub(crate) fn of(run: &Path) -> Result<Self> {
+    /// Reads those of a run; its configuration says where weights are that the run holds no copy of.
+    pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
         Ok(Self {
-            tokenizer: load_image_tokenizer(&run.join("image_tokenizer"))?,
-            text: load_text_encoder(&run.join("text_encoder"))?,
+            tokenizer: corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
+            text: corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
         })
     }
 

@@ -124,14 +124,18 @@ impl VqVae {
         Ok(Self { settings, encoder, decoder, quantizer, fingerprint, idle: Mutex::default() })
     }
 
-    /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names.
+    /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names, or those in `moved`.
     ///
     /// # Errors
     /// If the description is damaged, or the weights are gone or other ones.
-    pub fn load(folder: &Path) -> Result<Self> {
+    pub fn load(folder: &Path, moved: Option<&Path>) -> Result<Self> {
         let path = folder.join(IMAGE_TOKENIZER);
         let description = saved::read_description(&path)?;
-        let loaded = Self::open(description.settings(&path, KIND)?)?;
+        let mut settings: VqVaeSettings = description.settings(&path, KIND)?;
+        if let Some(moved) = moved {
+            settings.path = moved.to_path_buf();
+        }
+        let loaded = Self::open(settings)?;
         description.check_fingerprint(&path, &loaded.fingerprint)?;
         Ok(loaded)
     }

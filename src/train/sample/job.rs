@@ -82,7 +82,7 @@ impl Loaded {
             None => {
                 let named = Named::new(&request.model);
                 let config = configuration(&named.run, &request.sets)?;
-                let Encoders { tokenizer, text } = Encoders::of(&named.run)?;
+                let Encoders { tokenizer, text } = Encoders::of(&named.run, &config)?;
                 let sizes = sizes(tokenizer.as_ref(), text.as_ref());
                 let checkpoints = named.run.join("checkpoints");
                 let (model, _) = load_model(&config, &checkpoints, named.checkpoint.as_deref(), sizes)?;

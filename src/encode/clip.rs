@@ -1,0 +1,226 @@
+//! CLIP's text encoder as Stable Diffusion 1.5 (768 channels), 2.1 (1024) and XL (its first) have it; source: `CLIPTextModel`
+//! of Hugging Face's transformers, which the released code calls.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{
+    encode::{
+        TextStates,
+        layers::{Attention, Linear, Nonlinearity, Norm, add},
+        pretrained::{
+            TextNetwork, embed, expect_finite,
+            reading::{Take, assemble, read_settings},
+        },
+        word_pieces::TokenIds,
+    },
+    engine::Tensor,
+    error::{Error, Result},
+    weights::Weights,
+};
+
+/// The id of the end mark in configurations that were written before it was honoured; see [`ClipText`].
+const LEGACY_END: u32 = 2;
+
+/// What `config.json` says; what it leaves out is what transformers takes then.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Settings {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    max_position_embeddings: usize,
+    hidden_act: String,
+    layer_norm_eps: f32,
+    eos_token_id: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49_408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: "quick_gelu".to_owned(),
+            layer_norm_eps: 1e-5,
+            eos_token_id: 49_407,
+        }
+    }
+}
+
+/// A causal transformer over token ids. The vector of a caption is the state at its end mark: at the first place of the
+/// id that the configuration names, or, where that is 2, which no released vocabulary means, at the first place of the
+/// largest id.
+#[derive(Clone, Debug)]
+pub struct ClipText {
+    settings: Settings,
+    activation: Nonlinearity,
+    /// `[V, C]`.
+    tokens: Tensor,
+    /// `[T, C]`.
+    positions: Tensor,
+    blocks: Vec<Block>,
+    last: Norm,
+    digest: String,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    first: Norm,
+    queries: Linear,
+    keys: Linear,
+    values: Linear,
+    joined: Linear,
+    second: Norm,
+    widen: Linear,
+    narrow: Linear,
+}
+
+impl ClipText {
+    /// Reads `config.json` and the weights in `folder`, names with or without the leading `text_model.`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of CLIP's.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let settings: Settings = read_settings(folder, &["clip_text_model", "clip"], "text_config")?;
+        let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
+        let Some(activation) = Nonlinearity::named(&settings.hidden_act) else {
+            let known = Nonlinearity::NAMES;
+            return refuse(format!("hidden_act: \"{}\" is none of {known}", settings.hidden_act));
+        };
+        let heads = settings.num_attention_heads;
+        if heads == 0 || settings.hidden_size == 0 || !settings.hidden_size.is_multiple_of(heads) {
+            return refuse(format!("{} channels do not split into {heads} heads", settings.hidden_size));
+        }
+        let weights = Weights::open(folder)?;
+        const PREFIX: &str = "text_model.";
+        let prefix = if weights.names().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
+        // What a whole CLIP has besides, and the list of positions that old files hold.
+        let ignored = |name: &str| {
+            name.ends_with("embeddings.position_ids")
+                || name.starts_with("vision_model.")
+                || ["text_projection.weight", "visual_projection.weight", "logit_scale"].contains(&name)
+        };
+        let (clip, digest) =
+            assemble(&weights, prefix, ignored, |take| Self::assemble(settings.clone(), activation, take))?;
+        Ok(Self { digest, ..clip })
+    }
+
+    fn assemble(settings: Settings, activation: Nonlinearity, take: &mut Take<'_>) -> Result<Self> {
+        let (channels, wide) = (settings.hidden_size, settings.intermediate_size);
+        let epsilon = settings.layer_norm_eps;
+        let tokens = take("embeddings.token_embedding.weight", &[settings.vocab_size, channels])?;
+        let positions =
+            take("embeddings.position_embedding.weight", &[settings.max_position_embeddings, channels])?;
+        let norm = |name: &str, take: &mut Take<'_>| -> Result<Norm> {
+            let weight = take(&format!("{name}.weight"), &[channels])?;
+            Ok(Norm { weight, bias: Some(take(&format!("{name}.bias"), &[channels])?), epsilon })
+        };
+        let linear = |name: &str, outputs: usize, inputs: usize, take: &mut Take<'_>| -> Result<Linear> {
+            let weight = take(&format!("{name}.weight"), &[outputs, inputs])?;
+            Ok(Linear { weight, bias: Some(take(&format!("{name}.bias"), &[outputs])?) })
+        };
+        let mut blocks = Vec::with_capacity(settings.num_hidden_layers);
+        for at in 0..settings.num_hidden_layers {
+            let of = |part: &str| format!("encoder.layers.{at}.{part}");
+            blocks.push(Block {
+                first: norm(&of("layer_norm1"), take)?,
+                queries: linear(&of("self_attn.q_proj"), channels, channels, take)?,
+                keys: linear(&of("self_attn.k_proj"), channels, channels, take)?,
+                values: linear(&of("self_attn.v_proj"), channels, channels, take)?,
+                joined: linear(&of("self_attn.out_proj"), channels, channels, take)?,
+                second: norm(&of("layer_norm2"), take)?,
+                widen: linear(&of("mlp.fc1"), wide, channels, take)?,
+                narrow: linear(&of("mlp.fc2"), channels, wide, take)?,
+            });
+        }
+        let last = norm("final_layer_norm", take)?;
+        Ok(Self { settings, activation, tokens, positions, blocks, last, digest: String::new() })
+    }
+
+    /// The most tokens a caption that there are positions for.
+    pub fn positions(&self) -> usize {
+        self.settings.max_position_embeddings
+    }
+
+    /// The id that marks a caption's end; `None`: the largest of its ids does.
+    pub fn end(&self) -> Option<u32> {
+        (self.settings.eos_token_id != LEGACY_END).then_some(self.settings.eos_token_id)
+    }
+
+    /// The place whose state stands for the caption.
+    fn end_of(&self, ids: &[u32]) -> usize {
+        let marked = match self.end() {
+            Some(end) => end,
+            None => ids.iter().copied().max().unwrap_or(0),
+        };
+        // As in the source: a caption without a mark is read at its beginning.
+        ids.iter().position(|&id| id == marked).unwrap_or(0)
+    }
+}
+
+impl TextNetwork for ClipText {
+    fn channels(&self) -> usize {
+        self.settings.hidden_size
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.settings.vocab_size
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn states(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        name: &dyn Fn(usize) -> String,
+    ) -> Result<TextStates> {
+        const WHAT: &str = "the CLIP text encoder";
+        let [batch, tokens] = [ids.dim(0), ids.dim(1)];
+        if tokens > self.positions() {
+            return Err(Error::shape(
+                "clip",
+                format!("{tokens} tokens a caption are more than the {} positions", self.positions()),
+            ));
+        }
+        let TokenIds { ids, mask } = TokenIds::checked("clip", ids, mask)?;
+        let channels = self.channels();
+        let mut x = embed(&self.tokens, &ids)?;
+        let positions = &self.positions.as_slice::<f32>()?[..tokens * channels];
+        x.chunks_exact_mut(positions.len().max(1)).for_each(|sample| add(sample, positions));
+        let heads = self.settings.num_attention_heads;
+        #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
+        let scale = 1.0 / f32::sqrt((channels / heads) as f32);
+        let mask_values = mask.as_slice::<u32>()?;
+        let attention = Attention { tokens, heads, scale, causal: true, mask: Some(mask_values), bias: None };
+        for (at, block) in self.blocks.iter().enumerate() {
+            let y = block.first.apply(&x)?;
+            let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
+            let values = block.values.apply(&y)?;
+            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values, channels))?);
+            let wide = self.activation.apply(block.widen.apply(&block.second.apply(&x)?)?)?;
+            add(&mut x, &block.narrow.apply(&wide)?);
+            expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
+        }
+        let states = self.last.apply(&x)?;
+        expect_finite(&states, tokens * channels, &format!("the last norm of {WHAT}"), name)?;
+        let mut pooled = Vec::with_capacity(batch * channels);
+        for (at, ids) in ids.as_slice::<u32>()?.chunks_exact(tokens).enumerate() {
+            pooled.extend_from_slice(&states[(at * tokens + self.end_of(ids)) * channels..][..channels]);
+        }
+        Ok(TextStates {
+            states: Tensor::new(&[batch, tokens, channels], states)?,
+            mask,
+            pooled: Tensor::new(&[batch, channels], pooled)?,
+        })
+    }
+}

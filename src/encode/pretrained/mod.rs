@@ -1,0 +1,337 @@
+//! Released text encoders: a folder as Hugging Face's libraries write it, with a tokenizer, a configuration and weights.
+//!
+//! Everything is computed in 32-bit floats, whatever the weights are stored as, so that nothing overflows that did not in
+//! training. A run keeps no copy of the weights: it notes where they are and what they were; see [`Pretrained`].
+
+mod folder;
+pub(super) mod reading;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    encode::{
+        TextEncoder, TextStates,
+        clip::ClipText,
+        layers::first_not_finite,
+        saved::{self, Description, TEXT_ENCODER},
+        t5::{Pooling, T5Text},
+        word_pieces::{TokenIds, WordPieces},
+    },
+    engine::Tensor,
+    error::{Error, Result},
+    files::hexadecimal,
+};
+use folder::Folder;
+
+/// Rows (tokens of all captions) computed at once: enough for the products, few enough for memory.
+const ROWS: usize = 640;
+
+/// Tokens a caption in the released use of T5.
+pub const T5_TOKENS: usize = 120;
+
+/// Which released encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// CLIP's text encoder.
+    Clip,
+    /// T5's encoder.
+    T5,
+}
+
+impl Kind {
+    /// The name in configurations and descriptions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clip => "clip",
+            Self::T5 => "t5",
+        }
+    }
+
+    /// By that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Clip, Self::T5].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// A network from token ids to text states.
+pub trait TextNetwork: Send + Sync {
+    /// Channels of a token's vector.
+    fn channels(&self) -> usize;
+
+    /// Ids that there are vectors for.
+    fn vocabulary(&self) -> usize;
+
+    /// SHA-256 over the weights that are used.
+    fn digest(&self) -> &str;
+
+    /// Ids `[B, T]` and the mask `[B, T]` of those that are seen (`None`: all) to text states; `name` says in messages
+    /// which sample it was.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, an id is out of range, a sample has no token, or a state is not finite.
+    fn states(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        name: &dyn Fn(usize) -> String,
+    ) -> Result<TextStates>;
+}
+
+/// Where an encoder is and how it is used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The folder: of the encoder, with the tokenizer inside or beside it, or of a pipeline.
+    pub path: PathBuf,
+    /// Tokens a caption. `None`: CLIP's own number, and 120 for T5.
+    pub tokens: Option<usize>,
+    /// Channels that are expected. `None`: whatever the folder's encoder has.
+    pub channels: Option<usize>,
+    /// The vector of a caption under T5 is the mean over padding, too, as released.
+    pub mean_over_padding: bool,
+}
+
+/// A released text encoder. [`save`](TextEncoder::save) writes a description with the folder and the fingerprint, not the
+/// gigabytes; [`load`](Self::load) follows it.
+pub struct Pretrained {
+    kind: Kind,
+    settings: Settings,
+    words: WordPieces,
+    network: Box<dyn TextNetwork>,
+    fingerprint: String,
+}
+
+impl Pretrained {
+    /// Opens the folder that the settings name.
+    ///
+    /// # Errors
+    /// If it holds no such encoder or no tokenizer, a file is damaged, tensors are missing or surplus, or the sizes do not
+    /// fit what the settings say.
+    pub fn open(kind: Kind, settings: Settings) -> Result<Self> {
+        let folder = Folder::find(&settings.path)?;
+        let refuse = |message| Err(Error::Checkpoint { path: settings.path.clone(), message });
+        let (words, network): (WordPieces, Box<dyn TextNetwork>) = match kind {
+            Kind::Clip => {
+                let clip = ClipText::open(&folder.model)?;
+                if let Some(tokens) = settings.tokens
+                    && tokens > clip.positions()
+                {
+                    return refuse(format!(
+                        "text_encoder.tokens is {tokens}, but this encoder has {} positions",
+                        clip.positions()
+                    ));
+                }
+                let words = WordPieces::clip(&folder.tokenizer, settings.tokens, clip.positions())?;
+                expect_end(&words, clip.end(), &folder)?;
+                (words, Box::new(clip))
+            }
+            Kind::T5 => {
+                let pooling = if settings.mean_over_padding { Pooling::Everything } else { Pooling::Tokens };
+                let words = WordPieces::t5(&folder.tokenizer, settings.tokens.unwrap_or(T5_TOKENS))?;
+                (words, Box::new(T5Text::open(&folder.model, pooling)?))
+            }
+        };
+        if let Some(channels) = settings.channels
+            && channels != network.channels()
+        {
+            return refuse(format!(
+                "text_encoder.channels is {channels}, but this encoder has {} channels; leave the key out",
+                network.channels()
+            ));
+        }
+        if words.largest_id() as usize >= network.vocabulary() {
+            return refuse(format!(
+                "the tokenizer gives ids up to {}, but the encoder knows {} only; they belong to different models",
+                words.largest_id(),
+                network.vocabulary()
+            ));
+        }
+        let settings = Settings {
+            path: std::path::absolute(&settings.path).map_err(Error::io("resolve", &settings.path))?,
+            tokens: Some(words.length()),
+            channels: Some(network.channels()),
+            ..settings
+        };
+        let fingerprint = fingerprint(kind, &settings, &folder, &words, network.as_ref())?;
+        Ok(Self { kind, settings, words, network, fingerprint })
+    }
+
+    /// Opens the encoder that the description in `folder` names; `moved` is where it is now, if it was moved.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and if it is another one than that which the description was written for.
+    pub fn load(kind: Kind, folder: &Path, moved: Option<&Path>) -> Result<Self> {
+        let path = folder.join(TEXT_ENCODER);
+        let description: Description = saved::read_description(&path)?;
+        let mut settings: Settings = description.settings(&path, kind.name())?;
+        if let Some(moved) = moved {
+            moved.clone_into(&mut settings.path);
+        }
+        let at = settings.path.clone();
+        if !at.is_dir() {
+            return Err(Error::Checkpoint {
+                path,
+                message: format!(
+                    "the text encoder was in {}, and there is no such folder any more; --set text_encoder.path=FOLDER says \
+                     where it is now",
+                    at.display()
+                ),
+            });
+        }
+        let loaded = Self::open(kind, settings)?;
+        if loaded.fingerprint != description.fingerprint {
+            return Err(Error::Checkpoint {
+                path,
+                message: format!(
+                    "the text encoder in {} is another one than that which was used (fingerprint {}, not {}); --set \
+                     text_encoder.path=FOLDER names the right one",
+                    at.display(),
+                    loaded.fingerprint,
+                    description.fingerprint
+                ),
+            });
+        }
+        Ok(loaded)
+    }
+
+    /// Which encoder it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+impl TextEncoder for Pretrained {
+    fn tokens(&self) -> usize {
+        self.words.length()
+    }
+
+    fn channels(&self) -> usize {
+        self.network.channels()
+    }
+
+    fn encode(&self, captions: &[&str]) -> Result<TextStates> {
+        let (tokens, channels) = (self.tokens(), self.channels());
+        let (mut states, mut mask, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
+        // A few captions at a time: what lies between the layers is many times larger than what comes out.
+        for captions in captions.chunks((ROWS / tokens).max(1)) {
+            let words = self.words.encode(captions)?;
+            let name = |at: usize| format!("the caption {:?}", captions[at]);
+            let found = self.network.states(&words.ids, Some(&words.mask), &name)?;
+            states.extend_from_slice(found.states.as_slice::<f32>()?);
+            mask.extend_from_slice(found.mask.as_slice::<u32>()?);
+            pooled.extend_from_slice(found.pooled.as_slice::<f32>()?);
+        }
+        let batch = captions.len();
+        Ok(TextStates {
+            states: Tensor::new(&[batch, tokens, channels], states)?,
+            mask: Tensor::new(&[batch, tokens], mask)?,
+            pooled: Tensor::new(&[batch, channels], pooled)?,
+        })
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(TEXT_ENCODER);
+        saved::write_description(&path, self.kind.name(), &self.settings, &self.fingerprint)
+    }
+}
+
+/// SHA-256 over everything that the states depend on. The weights count by their numbers, so that the same encoder stored
+/// in one file or in shards, as safetensors or not, is the same.
+fn fingerprint(
+    kind: Kind,
+    settings: &Settings,
+    folder: &Folder,
+    words: &WordPieces,
+    network: &dyn TextNetwork,
+) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mean = kind == Kind::T5 && settings.mean_over_padding;
+    hash.update(format!("{}/1 tokens {} mean over padding {mean}\n", kind.name(), words.length()));
+    let config = folder.model.join("config.json");
+    for path in std::iter::once(&config).chain(words.files()) {
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        hash.update(format!("{name} {}\n", bytes.len()));
+        hash.update(&bytes);
+    }
+    hash.update(network.digest());
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// Refuses a tokenizer that never gives the end mark whose state stands for the caption.
+fn expect_end(words: &WordPieces, end: Option<u32>, folder: &Folder) -> Result<()> {
+    let Some(end) = end else { return Ok(()) };
+    if words.encode(&[""])?.ids.as_slice::<u32>()?.contains(&end) {
+        return Ok(());
+    }
+    Err(Error::Checkpoint {
+        path: folder.model.join("config.json"),
+        message: format!(
+            "eos_token_id is {end}, but the tokenizer in {} never gives that id; they belong to different models",
+            folder.tokenizer.display()
+        ),
+    })
+}
+
+impl TokenIds {
+    /// Ids and mask (`None`: everything is seen) of one shape, with a token in every sample.
+    pub(super) fn checked(op: &'static str, ids: &Tensor, mask: Option<&Tensor>) -> Result<Self> {
+        let values = ids.as_slice::<u32>()?;
+        let mask = match mask {
+            Some(mask) => mask.clone(),
+            None => Tensor::new(ids.shape(), vec![1u32; values.len()])?,
+        };
+        if ids.shape().len() != 2 || mask.shape() != ids.shape() {
+            return Err(Error::shape(
+                op,
+                format!("ids {:?} and mask {:?} are not both [B, T]", ids.shape(), mask.shape()),
+            ));
+        }
+        let tokens = ids.dim(1).max(1);
+        if let Some(at) = mask.as_slice::<u32>()?.chunks(tokens).position(|mask| !mask.contains(&1)) {
+            return Err(Error::shape(op, format!("the mask of sample {at} leaves no token")));
+        }
+        Ok(Self { ids: ids.clone(), mask })
+    }
+}
+
+/// The vectors of ids, rows `[B·T, C]`.
+pub(super) fn embed(table: &Tensor, ids: &Tensor) -> Result<Vec<f32>> {
+    let (count, channels) = (table.dim(0), table.dim(1));
+    let (table, ids) = (table.as_slice::<f32>()?, ids.as_slice::<u32>()?);
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= count) {
+        return Err(Error::shape("embed", format!("id {id} is not below {count}")));
+    }
+    let mut rows = vec![0.0; ids.len() * channels];
+    rows.par_chunks_exact_mut(channels)
+        .zip(ids)
+        .for_each(|(row, &id)| row.copy_from_slice(&table[id as usize * channels..][..channels]));
+    Ok(rows)
+}
+
+/// Refuses states that are not finite: which part gave them, and for which sample (of `sample` numbers).
+pub(super) fn expect_finite(
+    x: &[f32],
+    sample: usize,
+    part: &str,
+    name: &dyn Fn(usize) -> String,
+) -> Result<()> {
+    match first_not_finite(x, sample) {
+        None => Ok(()),
+        Some(at) => Err(Error::invalid(format!(
+            "{part} gives numbers that are not finite for {}; its weights are damaged or of another model",
+            name(at)
+        ))),
+    }
+}

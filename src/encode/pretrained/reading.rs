@@ -1,0 +1,89 @@
+//! A released model's weights, tensor by tensor, under the names that its layers ask for.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    engine::{DType, Tensor},
+    error::{Error, Result},
+    files::hexadecimal,
+    weights::Weights,
+};
+
+/// What a network is put together with: gives the tensor of a name and shape.
+pub(in crate::encode) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
+
+/// Reads `config.json`; `section` names the part that stands for the text encoder in the configuration of a larger model.
+///
+/// # Errors
+/// If it cannot be read, lacks sense, or is of a model of none of these types.
+pub(in crate::encode) fn read_settings<T: DeserializeOwned>(
+    folder: &Path,
+    types: &[&str],
+    section: &str,
+) -> Result<T> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let damaged = |message: String| Error::Checkpoint { path: path.clone(), message };
+    let mut value: Value =
+        serde_json::from_str(&text).map_err(|error| damaged(format!("not JSON: {error}")))?;
+    if let Some(found) = value.get("model_type").and_then(Value::as_str)
+        && !types.contains(&found)
+    {
+        return Err(damaged(format!(
+            "describes a model of the type \"{found}\", not {}",
+            types.join(" or ")
+        )));
+    }
+    if value.get(section).is_some_and(Value::is_object) {
+        value = value[section].take();
+    }
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| damaged(format!("{}: {}", error.path(), error.inner())))
+}
+
+/// Opens the folder's weights and puts a network together from them: `assemble` is called once to learn what it takes, and
+/// once more, when all of it is known to be there, to take it. `ignored` says which other tensors may be there.
+///
+/// Gives the network and the SHA-256 over names, shapes and numbers, which is the same however the numbers are stored.
+///
+/// # Errors
+/// If tensors are missing, of another shape or surplus, cannot be read, or hold numbers that are not finite.
+pub(in crate::encode) fn assemble<N>(
+    weights: &Weights,
+    prefix: &str,
+    ignored: impl Fn(&str) -> bool,
+    assemble: impl Fn(&mut Take<'_>) -> Result<N>,
+) -> Result<(N, String)> {
+    let mut expected = Vec::new();
+    assemble(&mut |name, shape| {
+        expected.push((format!("{prefix}{name}"), shape.to_vec()));
+        Ok(Tensor::zeros(&[0], DType::F32))
+    })?;
+    let damaged = |message| Error::Checkpoint { path: weights.path().to_path_buf(), message };
+    let mut differences = weights.compare(expected);
+    differences.surplus.retain(|one| !ignored(&one.name));
+    if !differences.is_empty() {
+        return Err(damaged(format!("does not fit config.json: {differences}")));
+    }
+    let mut hash = Sha256::new();
+    let network = assemble(&mut |name, _| {
+        let full = format!("{prefix}{name}");
+        let tensor = weights.read(&full)?;
+        if tensor.dtype() != DType::F32 {
+            return Err(damaged(format!("tensor {full} holds whole numbers instead of floats")));
+        }
+        let values = tensor.as_slice::<f32>()?;
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let message = format!("tensor {full} holds {} at place {at}; the file is damaged", values[at]);
+            return Err(damaged(message));
+        }
+        hash.update(format!("{name} {:?}\n", tensor.shape()));
+        hash.update(bytemuck::cast_slice(values));
+        Ok(tensor)
+    })?;
+    Ok((network, hexadecimal(&hash.finalize())))
+}

@@ -1,0 +1,315 @@
+//! T5's encoder: flan-t5-xl, which the released code takes, and its kin; source: `T5EncoderModel` of Hugging Face's
+//! transformers.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{
+    encode::{
+        TextStates,
+        layers::{Attention, Linear, Nonlinearity, Norm, add, multiply},
+        pretrained::{
+            TextNetwork, embed, expect_finite,
+            reading::{Take, assemble, read_settings},
+        },
+        word_pieces::TokenIds,
+    },
+    engine::Tensor,
+    error::{Error, Result},
+    weights::Weights,
+};
+
+/// What `config.json` says; what it leaves out is what transformers takes then.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Settings {
+    vocab_size: usize,
+    d_model: usize,
+    d_kv: usize,
+    d_ff: usize,
+    num_layers: usize,
+    num_heads: usize,
+    relative_attention_num_buckets: usize,
+    relative_attention_max_distance: usize,
+    layer_norm_epsilon: f32,
+    feed_forward_proj: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32_128,
+            d_model: 512,
+            d_kv: 64,
+            d_ff: 2048,
+            num_layers: 6,
+            num_heads: 8,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: "relu".to_owned(),
+        }
+    }
+}
+
+/// How the caption's vector is made of its states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over its tokens, the end mark included.
+    #[default]
+    Tokens,
+    /// The mean over every place, padding included, as released (upstream.md, D8).
+    Everything,
+}
+
+/// A transformer that sees the whole caption, with a learned number for every distance between two tokens and no scaling
+/// of their products.
+#[derive(Clone, Debug)]
+pub struct T5Text {
+    settings: Settings,
+    activation: Nonlinearity,
+    pooling: Pooling,
+    /// `[V, C]`.
+    tokens: Tensor,
+    /// `[buckets, H]`, of the first block, for all.
+    distances: Tensor,
+    blocks: Vec<Block>,
+    last: Norm,
+    digest: String,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    first: Norm,
+    queries: Linear,
+    keys: Linear,
+    values: Linear,
+    joined: Linear,
+    second: Norm,
+    /// What the non-linearity is applied to.
+    widen: Linear,
+    /// What its result is multiplied with (v1.1).
+    gate: Option<Linear>,
+    narrow: Linear,
+}
+
+impl T5Text {
+    /// Reads `config.json` and the weights in `folder`; those of a decoder are left alone.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of T5's.
+    pub fn open(folder: &Path, pooling: Pooling) -> Result<Self> {
+        let settings: Settings = read_settings(folder, &["t5"], "")?;
+        let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
+        // "gated-gelu" has meant the tanh form ever since the first models of that kind.
+        let name = match settings.feed_forward_proj.as_str() {
+            "gated-gelu" => "gelu_new",
+            other => other.strip_prefix("gated-").unwrap_or(other),
+        };
+        let Some(activation) = Nonlinearity::named(name) else {
+            let known = Nonlinearity::NAMES;
+            return refuse(format!("feed_forward_proj: \"{name}\" is none of {known}"));
+        };
+        if settings.num_heads == 0 || settings.d_kv == 0 || settings.num_layers == 0 {
+            return refuse("num_heads, d_kv and num_layers must be 1 or more".to_owned());
+        }
+        let buckets = settings.relative_attention_num_buckets;
+        if buckets < 4 || settings.relative_attention_max_distance <= buckets / 4 {
+            return refuse(format!(
+                "{buckets} buckets for distances up to {} make no sense",
+                settings.relative_attention_max_distance
+            ));
+        }
+        let weights = Weights::open(folder)?;
+        const SHARED: &str = "shared.weight";
+        const EMBEDDING: &str = "encoder.embed_tokens.weight";
+        let embedding = if weights.contains(SHARED) { SHARED } else { EMBEDDING };
+        let ignored =
+            |name: &str| name == EMBEDDING || name.starts_with("decoder.") || name.starts_with("lm_head.");
+        let (t5, digest) = assemble(&weights, "", ignored, |take| {
+            Self::assemble(settings.clone(), activation, embedding, take)
+        })?;
+        Ok(Self { digest, pooling, ..t5 })
+    }
+
+    fn assemble(
+        settings: Settings,
+        activation: Nonlinearity,
+        embedding: &str,
+        take: &mut Take<'_>,
+    ) -> Result<Self> {
+        let (channels, wide, heads) = (settings.d_model, settings.d_ff, settings.num_heads);
+        let inner = heads * settings.d_kv;
+        let epsilon = settings.layer_norm_epsilon;
+        let gated = settings.feed_forward_proj.starts_with("gated-");
+        let tokens = take(embedding, &[settings.vocab_size, channels])?;
+        let distances = take(
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            &[settings.relative_attention_num_buckets, heads],
+        )?;
+        let norm = |name: &str, take: &mut Take<'_>| -> Result<Norm> {
+            Ok(Norm { weight: take(&format!("{name}.weight"), &[channels])?, bias: None, epsilon })
+        };
+        let linear = |name: &str, outputs: usize, inputs: usize, take: &mut Take<'_>| -> Result<Linear> {
+            Ok(Linear { weight: take(&format!("{name}.weight"), &[outputs, inputs])?, bias: None })
+        };
+        let mut blocks = Vec::with_capacity(settings.num_layers);
+        for at in 0..settings.num_layers {
+            let attention = |part: &str| format!("encoder.block.{at}.layer.0.SelfAttention.{part}");
+            let feed = |part: &str| format!("encoder.block.{at}.layer.1.DenseReluDense.{part}");
+            blocks.push(Block {
+                first: norm(&format!("encoder.block.{at}.layer.0.layer_norm"), take)?,
+                queries: linear(&attention("q"), inner, channels, take)?,
+                keys: linear(&attention("k"), inner, channels, take)?,
+                values: linear(&attention("v"), inner, channels, take)?,
+                joined: linear(&attention("o"), channels, inner, take)?,
+                second: norm(&format!("encoder.block.{at}.layer.1.layer_norm"), take)?,
+                widen: linear(&feed(if gated { "wi_0" } else { "wi" }), wide, channels, take)?,
+                gate: gated.then(|| linear(&feed("wi_1"), wide, channels, take)).transpose()?,
+                narrow: linear(&feed("wo"), channels, wide, take)?,
+            });
+        }
+        let last = norm("encoder.final_layer_norm", take)?;
+        let (pooling, digest) = (Pooling::default(), String::new());
+        Ok(Self { settings, activation, pooling, tokens, distances, blocks, last, digest })
+    }
+
+    /// What the attention adds to each product of a query and a key, `[H, T, T]`.
+    fn distance_bias(&self, tokens: usize) -> Result<Vec<f32>> {
+        let (heads, table) = (self.settings.num_heads, self.distances.as_slice::<f32>()?);
+        let mut bias = vec![0.0; heads * tokens * tokens];
+        for query in 0..tokens {
+            for key in 0..tokens {
+                let bucket = bucket(
+                    query,
+                    key,
+                    self.settings.relative_attention_num_buckets,
+                    self.settings.relative_attention_max_distance,
+                );
+                for head in 0..heads {
+                    bias[(head * tokens + query) * tokens + key] = table[bucket * heads + head];
+                }
+            }
+        }
+        Ok(bias)
+    }
+}
+
+/// The bucket of the distance from a query to a key: half of the buckets for keys that come later; of each half, the
+/// first half one for each distance, the rest growing with its logarithm, up to `most`.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small whole numbers; the rounding is the source's, in f32"
+)]
+fn bucket(query: usize, key: usize, buckets: usize, most: usize) -> usize {
+    let half = buckets / 2;
+    let exact = half / 2;
+    let distance = key.abs_diff(query);
+    let side = if key > query { half } else { 0 };
+    if distance < exact {
+        return side + distance;
+    }
+    let share = f32::ln(distance as f32 / exact as f32) / f64::ln(most as f64 / exact as f64) as f32;
+    side + (exact + (share * (half - exact) as f32) as usize).min(half - 1)
+}
+
+impl TextNetwork for T5Text {
+    fn channels(&self) -> usize {
+        self.settings.d_model
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.settings.vocab_size
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn states(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        name: &dyn Fn(usize) -> String,
+    ) -> Result<TextStates> {
+        const WHAT: &str = "the T5 text encoder";
+        let [batch, tokens] = [ids.dim(0), ids.dim(1)];
+        let TokenIds { ids, mask } = TokenIds::checked("t5", ids, mask)?;
+        let channels = self.channels();
+        let (heads, inner) = (self.settings.num_heads, self.settings.num_heads * self.settings.d_kv);
+        let bias = self.distance_bias(tokens)?;
+        let mask_values = mask.as_slice::<u32>()?;
+        let attention = Attention {
+            tokens,
+            heads,
+            scale: 1.0,
+            causal: false,
+            mask: Some(mask_values),
+            bias: Some(&bias),
+        };
+        let mut x = embed(&self.tokens, &ids)?;
+        // Padding is computed like everything else: its states are given out, and under `Pooling::Everything` they count.
+        for (at, block) in self.blocks.iter().enumerate() {
+            let y = block.first.apply(&x)?;
+            let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
+            let values = block.values.apply(&y)?;
+            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values, inner))?);
+            let y = block.second.apply(&x)?;
+            let mut wide = self.activation.apply(block.widen.apply(&y)?)?;
+            if let Some(gate) = &block.gate {
+                multiply(&mut wide, &gate.apply(&y)?);
+            }
+            add(&mut x, &block.narrow.apply(&wide)?);
+            expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
+        }
+        let states = self.last.apply(&x)?;
+        expect_finite(&states, tokens * channels, &format!("the last norm of {WHAT}"), name)?;
+        let mut pooled = vec![0.0; batch * channels];
+        for (at, pooled) in pooled.chunks_exact_mut(channels).enumerate() {
+            let mut counted = 0.0f32;
+            for token in at * tokens..(at + 1) * tokens {
+                if self.pooling == Pooling::Everything || mask_values[token] == 1 {
+                    counted += 1.0;
+                    add(pooled, &states[token * channels..][..channels]);
+                }
+            }
+            pooled.iter_mut().for_each(|value| *value /= counted);
+        }
+        Ok(TextStates {
+            states: Tensor::new(&[batch, tokens, channels], states)?,
+            mask,
+            pooled: Tensor::new(&[batch, channels], pooled)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bucket;
+
+    #[test]
+    fn distances_fall_into_the_buckets_of_the_source() {
+        // As the source gives them for 32 buckets and 128 tokens.
+        for (query, key, expected) in [
+            (0, 0, 0),
+            (7, 0, 7),
+            (8, 0, 8),
+            (11, 0, 8),
+            (12, 0, 9),
+            (16, 0, 10),
+            (32, 0, 12),
+            (64, 0, 14),
+            (119, 0, 15),
+            (500, 0, 15),
+            (0, 1, 17),
+            (0, 7, 23),
+            (0, 8, 24),
+            (0, 119, 31),
+        ] {
+            assert_eq!(bucket(query, key, 32, 128), expected, "{query} {key}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The mending of captions before CLIP's tokenizer cuts them, as the released code's tokenizer does it with the Python
+//! library ftfy: HTML entities, ligatures, widths, quotation marks and control characters.
+//!
+//! What is left out is ftfy's guess at text that was decoded with the wrong table ("mojibake"): it rests on statistics of
+//! whole character classes, and captions that need it are broken at their source.
+
+use unicode_normalization::UnicodeNormalization;
+
+/// A caption may be escaped more than once; nobody escapes more often than this.
+const ROUNDS: usize = 8;
+
+/// Mends a caption: HTML entities (unless a `<` says that it is markup), terminal escapes, Latin ligatures, full and half
+/// widths, curly quotation marks, line ends and control characters; then NFC.
+///
+/// ```
+/// use alchemist_engine::encode::word_pieces::fix_text;
+/// assert_eq!(fix_text("“ﬁne” cats &amp; dogs"), "\"fine\" cats & dogs");
+/// assert_eq!(fix_text("<b>cats &amp; dogs</b>"), "<b>cats &amp; dogs</b>");
+/// ```
+pub fn fix_text(text: &str) -> String {
+    let mut escaped = true;
+    let mut mended = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        // From the first line with markup on, entities are taken to be part of it.
+        escaped &= !line.contains('<');
+        mended.push_str(&fix_line(line, escaped));
+    }
+    mended
+}
+
+fn fix_line(line: &str, escaped: bool) -> String {
+    let mut text = line.to_owned();
+    for _ in 0..ROUNDS {
+        let plain =
+            if escaped { html_escape::decode_html_entities(&text).into_owned() } else { text.clone() };
+        let mut mended = String::with_capacity(plain.len());
+        without_terminal_escapes(&plain).chars().for_each(|character| mend(&mut mended, character));
+        let mended = mended.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
+        let mended: String = mended.nfc().collect();
+        if mended == text {
+            break;
+        }
+        text = mended;
+    }
+    text
+}
+
+/// Mended, in lower case, and with single spaces: what CLIP's vocabulary was made from.
+pub(super) fn clean(text: &str) -> String {
+    fix_text(text).split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Adds what stands for a character: it, others, or nothing.
+fn mend(mended: &mut String, character: char) {
+    match character {
+        '\0'..='\u{8}'
+        | '\u{b}'
+        | '\u{e}'..='\u{1f}'
+        | '\u{7f}'
+        | '\u{206a}'..='\u{206f}'
+        | '\u{feff}'
+        | '\u{fff9}'..='\u{fffc}' => {}
+        '\u{2bc}' | '\u{2018}'..='\u{201b}' => mended.push('\''),
+        '\u{201c}'..='\u{201f}' => mended.push('"'),
+        '\u{3000}' => mended.push(' '),
+        // Every character of this block stands for one of usual width.
+        '\u{ff01}'..='\u{ffef}' => mended.extend(std::iter::once(character).nfkc()),
+        other => match ligature(other) {
+            Some(letters) => mended.push_str(letters),
+            None => mended.push(other),
+        },
+    }
+}
+
+/// The letters that a Latin ligature joins.
+fn ligature(character: char) -> Option<&'static str> {
+    Some(match character {
+        'Ĳ' => "IJ",
+        'ĳ' => "ij",
+        'ŉ' => "ʼn",
+        'Ǆ' => "DŽ",
+        'ǅ' => "Dž",
+        'ǆ' => "dž",
+        'Ǉ' => "LJ",
+        'ǈ' => "Lj",
+        'ǉ' => "lj",
+        'Ǌ' => "NJ",
+        'ǋ' => "Nj",
+        'ǌ' => "nj",
+        'Ǳ' => "DZ",
+        'ǲ' => "Dz",
+        'ǳ' => "dz",
+        'ﬀ' => "ff",
+        'ﬁ' => "fi",
+        'ﬂ' => "fl",
+        'ﬃ' => "ffi",
+        'ﬄ' => "ffl",
+        'ﬅ' => "ſt",
+        'ﬆ' => "st",
+        _ => return None,
+    })
+}
+
+/// Without `ESC [ numbers letter`, which colours a terminal.
+fn without_terminal_escapes(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut parts = text.split("\u{1b}[");
+    kept.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let end = part.find(|character: char| !character.is_ascii_digit() && character != ';');
+        match end.and_then(|end| part[end..].chars().next().map(|letter| (end, letter))) {
+            Some((end, letter)) if letter.is_ascii_alphabetic() => kept.push_str(&part[end + 1..]),
+            _ => {
+                kept.push('[');
+                kept.push_str(part);
+            }
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{clean, fix_text};
+
+    #[test]
+    fn captions_are_mended_as_by_the_released_tokenizer() {
+        for (caption, mended) in [
+            ("a&amp;b &lt;tag&gt;", "a&b <tag>"),
+            ("&amp;amp; &#233; &unknown; &amp", "& é &unknown; &amp"),
+            ("<i>&amp;</i>\n&amp;", "<i>&amp;</i>\n&amp;"),
+            ("&amp;\n<i>", "&\n<i>"),
+            ("‘a’ “b” ＬＯＵＤ　ｶﾅ", "'a' \"b\" LOUD カナ"),
+            ("\u{1b}[36;44mblue\u{1b}[0m", "blue"),
+            ("e\u{301}\u{feff}\u{0}x\r\ny", "éx\ny"),
+            ("ﬃ ĳ ﬅ", "ffi ij ſt"),
+        ] {
+            assert_eq!(fix_text(caption), mended, "{caption:?}");
+        }
+    }
+
+    #[test]
+    fn cleaning_leaves_single_spaces_and_lower_case() {
+        assert_eq!(clean("  A RED\t\u{a0}Car\n\n ÄÖ "), "a red car äö");
+        assert_eq!(clean(""), "");
+    }
+}

@@ -1,0 +1,218 @@
+//! Captions to token ids, by the word pieces that a released text encoder was trained with.
+//!
+//! The pieces come from the folder's tokenizer files; every caption gives the same number of ids, the encoder's marks of
+//! beginning and end included: longer captions are cut before the end mark, shorter ones are padded behind it.
+
+mod clean;
+mod clip;
+mod special;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use tokenizers::{
+    Encoding, PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationDirection,
+    TruncationParams, TruncationStrategy,
+};
+
+pub use clean::fix_text;
+
+use crate::{
+    engine::Tensor,
+    error::{Error, Result},
+};
+use special::Special;
+
+/// Files that fast tokenizers of every kind are saved in.
+const TOKENIZER: &str = "tokenizer.json";
+
+/// Token ids of a batch of captions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenIds {
+    /// `[B, T]` u32.
+    pub ids: Tensor,
+    /// 1 for a token, marks included, and 0 for padding, `[B, T]` u32.
+    pub mask: Tensor,
+}
+
+/// The word pieces of one encoder.
+#[derive(Clone, Debug)]
+pub struct WordPieces {
+    pipeline: Pipeline,
+    length: usize,
+    largest_id: u32,
+    files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+enum Pipeline {
+    /// From `tokenizer.json`; `fix` says whether captions are mended first, as the released code's tokenizer does.
+    Saved { tokenizer: Box<Tokenizer>, fix: bool },
+    /// From `vocab.json` and `merges.txt`.
+    Clip(Box<clip::ClipTokenizer>),
+}
+
+impl WordPieces {
+    /// CLIP's pieces: from `tokenizer.json` if the folder has it, otherwise from `vocab.json` and `merges.txt`.
+    ///
+    /// `length` is the number of ids a caption; `None`: what `tokenizer_config.json` says, at most `most`.
+    ///
+    /// # Errors
+    /// If the folder holds neither, a file is damaged, or `length` has no room for both marks.
+    pub fn clip(folder: &Path, length: Option<usize>, most: usize) -> Result<Self> {
+        let (special, mut files) = Special::read(folder)?;
+        let length = length.unwrap_or_else(|| special.model_max_length.unwrap_or(most).min(most));
+        let saved = folder.join(TOKENIZER);
+        let (pipeline, pad) = if saved.exists() {
+            let tokenizer = open(&saved)?;
+            files.push(saved);
+            let pad = padding(&tokenizer, &special, special::CLIP_END, folder)?;
+            (Pipeline::Saved { tokenizer: Box::new(tokenizer), fix: true }, pad)
+        } else {
+            let (tokenizer, pad, mut read) = clip::open(folder, &special)?;
+            files.append(&mut read);
+            (Pipeline::Clip(Box::new(tokenizer)), pad)
+        };
+        Self::of(pipeline, pad, length, files, folder)
+    }
+
+    /// T5's pieces, from `tokenizer.json`; `length` is the number of ids a caption.
+    ///
+    /// # Errors
+    /// If the folder has no such file, it is damaged, or `length` has no room for the end mark.
+    pub fn t5(folder: &Path, length: usize) -> Result<Self> {
+        let (special, mut files) = Special::read(folder)?;
+        let saved = folder.join(TOKENIZER);
+        if !saved.exists() {
+            let message = if folder.join("spiece.model").exists() {
+                "holds spiece.model but no tokenizer.json, and SentencePiece files are not read; Python writes one from the \
+                 other: transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            } else {
+                "has no tokenizer.json; copy the one of the encoder's Hugging Face folder here"
+            };
+            return Err(unusable(folder, message));
+        }
+        let tokenizer = open(&saved)?;
+        files.push(saved);
+        let pad = padding(&tokenizer, &special, "<pad>", folder)?;
+        Self::of(Pipeline::Saved { tokenizer: Box::new(tokenizer), fix: false }, pad, length, files, folder)
+    }
+
+    fn of(
+        mut pipeline: Pipeline,
+        (pad_token, pad_id): (String, u32),
+        length: usize,
+        mut files: Vec<PathBuf>,
+        folder: &Path,
+    ) -> Result<Self> {
+        let cut = TruncationParams {
+            direction: TruncationDirection::Right,
+            max_length: length,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+        };
+        let pad = PaddingParams {
+            strategy: PaddingStrategy::Fixed(length),
+            direction: PaddingDirection::Right,
+            pad_to_multiple_of: None,
+            pad_id,
+            pad_type_id: 0,
+            pad_token,
+        };
+        let (cuts, vocabulary) = match &mut pipeline {
+            Pipeline::Saved { tokenizer, .. } => {
+                tokenizer.with_padding(Some(pad));
+                (tokenizer.with_truncation(Some(cut)).map(|_| ()), tokenizer.get_vocab(true))
+            }
+            Pipeline::Clip(tokenizer) => {
+                tokenizer.with_padding(Some(pad));
+                (tokenizer.with_truncation(Some(cut)).map(|_| ()), tokenizer.get_vocab(true))
+            }
+        };
+        cuts.map_err(|error| unusable(folder, format!("{length} tokens a caption are too few: {error}")))?;
+        let largest_id = vocabulary.values().copied().max().unwrap_or(0).max(pad_id);
+        files.sort();
+        let pieces = Self { pipeline, length, largest_id, files };
+        // An encoder without marks, or a length without room for them, shows on the empty caption.
+        let empty = pieces.one("")?;
+        if empty.get_ids().len() != length || !empty.get_attention_mask().contains(&1) {
+            return Err(unusable(
+                folder,
+                format!("{length} tokens a caption have no room for the marks of beginning and end"),
+            ));
+        }
+        Ok(pieces)
+    }
+
+    /// Ids a caption, `T`.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The largest id that can come out.
+    pub fn largest_id(&self) -> u32 {
+        self.largest_id
+    }
+
+    /// The files that were read, in the order of their names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Captions to ids.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses a caption, which a whole one never does.
+    pub fn encode(&self, captions: &[&str]) -> Result<TokenIds> {
+        let encoded: Vec<Encoding> =
+            captions.par_iter().map(|caption| self.one(caption)).collect::<Result<_>>()?;
+        let gather = |part: fn(&Encoding) -> &[u32]| -> Result<Tensor> {
+            let values: Vec<u32> = encoded.iter().flat_map(|encoding| part(encoding)).copied().collect();
+            Tensor::new(&[captions.len(), self.length], values)
+        };
+        Ok(TokenIds { ids: gather(Encoding::get_ids)?, mask: gather(Encoding::get_attention_mask)? })
+    }
+
+    fn one(&self, caption: &str) -> Result<Encoding> {
+        let encoded = match &self.pipeline {
+            Pipeline::Saved { tokenizer, fix: true } => tokenizer.encode_fast(fix_text(caption), true),
+            Pipeline::Saved { tokenizer, fix: false } => tokenizer.encode_fast(caption, true),
+            Pipeline::Clip(tokenizer) => tokenizer.encode_fast(caption, true),
+        };
+        encoded.map_err(|error| {
+            Error::invalid(format!("the tokenizer refuses the caption {caption:?}: {error}"))
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    Tokenizer::from_bytes(bytes).map_err(|error| unusable(path, format!("not a tokenizer's JSON: {error}")))
+}
+
+/// Text and id of the padding: what the folder's settings name, else what the tokenizer itself pads with, else `usual`.
+fn padding(tokenizer: &Tokenizer, special: &Special, usual: &str, folder: &Path) -> Result<(String, u32)> {
+    if let (None, Some(own)) = (&special.pad, tokenizer.get_padding()) {
+        return Ok((own.pad_token.clone(), own.pad_id));
+    }
+    let token = special.pad.as_deref().unwrap_or(usual);
+    let id = tokenizer
+        .token_to_id(token)
+        .ok_or_else(|| unusable(folder, format!("the vocabulary lacks the token {token:?} to pad with")))?;
+    Ok((token.to_owned(), id))
+}
+
+/// Tokens with their ids, from `added_tokens.json`.
+fn read_ids(path: &Path) -> Result<Vec<(String, u32)>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let ids: BTreeMap<String, u32> = serde_json::from_str(&text)
+        .map_err(|error| unusable(path, format!("not an object of ids: {error}")))?;
+    Ok(ids.into_iter().collect())
+}
+
+fn unusable(path: &Path, message: impl Into<String>) -> Error {
+    Error::Checkpoint { path: path.to_path_buf(), message: message.into() }
+}

@@ -1,0 +1,85 @@
+//! The small JSON files beside a vocabulary: which tokens are marks, which pads, and how long a caption may be.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::unusable;
+use crate::error::{Error, Result};
+
+/// CLIP's mark of the beginning, unless the files say otherwise.
+pub(super) const CLIP_BEGIN: &str = "<|startoftext|>";
+/// CLIP's mark of the end, which also pads and stands for what is unknown, unless the files say otherwise.
+pub(super) const CLIP_END: &str = "<|endoftext|>";
+
+/// Both files list tokens as text or as an object with settings, of which only the text matters here.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Text(String),
+    Settings { content: String },
+}
+
+impl Token {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Settings { content: text } => text,
+        }
+    }
+}
+
+/// What is read of `special_tokens_map.json` and `tokenizer_config.json`; their other keys do not matter here.
+#[derive(Default, Deserialize)]
+struct File {
+    bos_token: Option<Token>,
+    eos_token: Option<Token>,
+    pad_token: Option<Token>,
+    unk_token: Option<Token>,
+    /// 1e30 where the writer knew none.
+    model_max_length: Option<f64>,
+}
+
+/// The tokens with a part of their own. `None`: no file says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Special {
+    pub(super) begin: Option<String>,
+    pub(super) end: Option<String>,
+    pub(super) pad: Option<String>,
+    pub(super) unknown: Option<String>,
+    pub(super) model_max_length: Option<usize>,
+}
+
+impl Special {
+    /// Reads both files where they exist, `special_tokens_map.json` before `tokenizer_config.json`, and says which do.
+    pub(super) fn read(folder: &Path) -> Result<(Self, Vec<PathBuf>)> {
+        let (mut special, mut files) = (Self::default(), Vec::new());
+        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let path = folder.join(name);
+            if !path.exists() {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+            let file: File = serde_json::from_str(&text)
+                .map_err(|error| unusable(&path, format!("not a tokenizer's settings: {error}")))?;
+            for (held, found) in [
+                (&mut special.begin, file.bos_token),
+                (&mut special.end, file.eos_token),
+                (&mut special.pad, file.pad_token),
+                (&mut special.unknown, file.unk_token),
+            ] {
+                if held.is_none() {
+                    *held = found.map(Token::into_text);
+                }
+            }
+            special.model_max_length = file.model_max_length.and_then(tokens).or(special.model_max_length);
+            files.push(path);
+        }
+        Ok((special, files))
+    }
+}
+
+/// A length that somebody set: the writers' stand-in for none is 1e30.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
+fn tokens(length: f64) -> Option<usize> {
+    (length >= 1.0 && length < 1e6).then_some(length as usize)
+}
