@@ -24,7 +24,7 @@ use alchemist_engine::{
         },
     },
     models::{Mode, Proxy},
-    rate::bilevel::Batch,
+    train::batch::Batch,
 };
 use cases::{Case, cases};
 use criterion::{BenchmarkId, Criterion, SamplingMode};

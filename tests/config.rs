@@ -39,6 +39,12 @@ fn the_released_configuration_is_accepted_as_it_is() {
     assert_eq!(config.data.train, None);
     let warned = config.warnings.join("\n");
     assert!(warned.contains("text_enc"), "{warned}");
+
+    let config = Config::load("configs/model.json", &[]).unwrap();
+    assert_eq!((config.networks.proxy_depth, config.networks.proxy_width), (16, 1024));
+    assert_eq!((config.training.batch, config.training.epochs), (512, 10));
+    assert_eq!((config.training.progressive, config.training.drop_scale_length), (None, None));
+    assert_eq!(config.networks.initial_weights, None);
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod common;
 mod encoders;
 #[path = "parity/meta_gradient.rs"]
 mod meta_gradient;
+#[path = "parity/released.rs"]
+mod released;
 #[path = "parity/schedules.rs"]
 mod schedules;
 #[path = "parity/text_encoders.rs"]

@@ -63,16 +63,6 @@ impl Checker<'_> {
         }
     }
 
-    /// Text of which only the empty one is accepted.
-    fn empty(&self, key: &str, held: &mut Option<String>, cure: &str) -> Result<()> {
-        let value = held.get_or_insert_default();
-        if value.is_empty() {
-            Ok(())
-        } else {
-            self.refuse(key, format!("is \"{value}\", which this version {cure}"))
-        }
-    }
-
     /// A switch of which only one position is accepted.
     fn only(&self, key: &str, held: &mut Option<bool>, accepted: bool, cure: &str) -> Result<()> {
         let value = *held.get_or_insert(accepted);
