@@ -15,7 +15,9 @@ use alchemist_engine::engine::DType;
 /// Weights by name: shape and numbers.
 pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-pub const CHANNELS: usize = 16;
+/// Wide enough that no product is small: those that give 256 numbers or fewer are summed in another order.
+pub const CHANNELS: usize = 64;
+pub const WIDE: usize = 80;
 pub const POSITIONS: usize = 14;
 /// Of `clip_tokenizer_tiny`.
 pub const CLIP_VOCABULARY: usize = 654;
@@ -32,7 +34,7 @@ fn random(shapes: Vec<(String, Vec<usize>)>) -> Weights {
 pub fn clip_config() -> Value {
     json!({
         "model_type": "clip_text_model", "vocab_size": CLIP_VOCABULARY, "hidden_size": CHANNELS,
-        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": WIDE, "num_hidden_layers": 2, "num_attention_heads": 2,
         "max_position_embeddings": POSITIONS, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 653,
     })
 }
@@ -54,8 +56,8 @@ pub fn clip_weights() -> Weights {
         }
         shapes.extend(both(of("layer_norm1"), c, None));
         shapes.extend(both(of("layer_norm2"), c, None));
-        shapes.extend(both(of("mlp.fc1"), 32, Some(c)));
-        shapes.extend(both(of("mlp.fc2"), c, Some(32)));
+        shapes.extend(both(of("mlp.fc1"), WIDE, Some(c)));
+        shapes.extend(both(of("mlp.fc2"), c, Some(WIDE)));
     }
     shapes.extend(both("text_model.final_layer_norm".to_owned(), c, None));
     random(shapes)
@@ -180,7 +182,7 @@ pub fn t5_folder(root: &Path, gated: bool) -> Weights {
     let c = CHANNELS;
     let projection = if gated { "gated-gelu" } else { "relu" };
     let config = json!({
-        "model_type": "t5", "vocab_size": 40, "d_model": c, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3,
+        "model_type": "t5", "vocab_size": 40, "d_model": c, "d_kv": 20, "d_ff": WIDE, "num_layers": 2, "num_heads": 3,
         "feed_forward_proj": projection,
     });
     fs::write(root.join("config.json"), config.to_string()).unwrap();
@@ -193,15 +195,15 @@ pub fn t5_folder(root: &Path, gated: bool) -> Weights {
     for block in 0..2 {
         let of = |part: &str| format!("encoder.block.{block}.layer.{part}.weight");
         for part in ["q", "k", "v"] {
-            shapes.push((of(&format!("0.SelfAttention.{part}")), vec![12, c]));
+            shapes.push((of(&format!("0.SelfAttention.{part}")), vec![60, c]));
         }
-        shapes.push((of("0.SelfAttention.o"), vec![c, 12]));
+        shapes.push((of("0.SelfAttention.o"), vec![c, 60]));
         shapes.push((of("0.layer_norm"), vec![c]));
         shapes.push((of("1.layer_norm"), vec![c]));
         for part in if gated { &["wi_0", "wi_1"][..] } else { &["wi"][..] } {
-            shapes.push((of(&format!("1.DenseReluDense.{part}")), vec![24, c]));
+            shapes.push((of(&format!("1.DenseReluDense.{part}")), vec![WIDE, c]));
         }
-        shapes.push((of("1.DenseReluDense.wo"), vec![c, 24]));
+        shapes.push((of("1.DenseReluDense.wo"), vec![c, WIDE]));
     }
     let weights = random(shapes);
     write_weights(&root.join("model.safetensors"), &weights);
