@@ -13,14 +13,14 @@ use super::common::normal;
 use alchemist_engine::engine::DType;
 
 /// Weights by name: shape and numbers.
-pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Wide enough that no product is small: those that give 256 numbers or fewer are summed in another order.
-pub const CHANNELS: usize = 64;
-pub const WIDE: usize = 80;
-pub const POSITIONS: usize = 14;
+pub(crate) const CHANNELS: usize = 64;
+pub(crate) const WIDE: usize = 80;
+pub(crate) const POSITIONS: usize = 14;
 /// Of `clip_tokenizer_tiny`.
-pub const CLIP_VOCABULARY: usize = 654;
+pub(crate) const CLIP_VOCABULARY: usize = 654;
 
 fn random(shapes: Vec<(String, Vec<usize>)>) -> Weights {
     let one = |(at, (name, shape)): (usize, (String, Vec<usize>))| {
@@ -31,7 +31,7 @@ fn random(shapes: Vec<(String, Vec<usize>)>) -> Weights {
     shapes.into_iter().enumerate().map(one).collect()
 }
 
-pub fn clip_config() -> Value {
+pub(crate) fn clip_config() -> Value {
     json!({
         "model_type": "clip_text_model", "vocab_size": CLIP_VOCABULARY, "hidden_size": CHANNELS,
         "intermediate_size": WIDE, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -39,7 +39,7 @@ pub fn clip_config() -> Value {
     })
 }
 
-pub fn clip_weights() -> Weights {
+pub(crate) fn clip_weights() -> Weights {
     let c = CHANNELS;
     let mut shapes = vec![
         ("text_model.embeddings.token_embedding.weight".to_owned(), vec![CLIP_VOCABULARY, c]),
@@ -63,7 +63,7 @@ pub fn clip_weights() -> Weights {
     random(shapes)
 }
 
-pub fn write_weights(path: &Path, weights: &Weights) {
+pub(crate) fn write_weights(path: &Path, weights: &Weights) {
     let bytes: Vec<(&String, &Vec<usize>, &[u8])> =
         weights.iter().map(|(name, (shape, values))| (name, shape, bytemuck::cast_slice(values))).collect();
     let views = bytes
@@ -73,7 +73,7 @@ pub fn write_weights(path: &Path, weights: &Weights) {
 }
 
 /// The same in two shards with an index.
-pub fn write_shards(folder: &Path, weights: &Weights) {
+pub(crate) fn write_shards(folder: &Path, weights: &Weights) {
     let mut map = BTreeMap::new();
     for shard in 0..2 {
         let file = format!("model-0000{}-of-00002.safetensors", shard + 1);
@@ -90,7 +90,7 @@ pub fn write_shards(folder: &Path, weights: &Weights) {
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }
 
-pub fn copy_clip_tokenizer(to: &Path) {
+pub(crate) fn copy_clip_tokenizer(to: &Path) {
     fs::create_dir_all(to).unwrap();
     for file in ["vocab.json", "merges.txt"] {
         fs::copy(Path::new("tests/fixtures/clip_tokenizer_tiny").join(file), to.join(file)).unwrap();
@@ -98,7 +98,7 @@ pub fn copy_clip_tokenizer(to: &Path) {
 }
 
 /// A pipeline's root with `text_encoder/` and `tokenizer/`.
-pub fn clip_pipeline(root: &Path, weights: &Weights) -> PathBuf {
+pub(crate) fn clip_pipeline(root: &Path, weights: &Weights) -> PathBuf {
     let model = root.join("text_encoder");
     fs::create_dir_all(&model).unwrap();
     fs::write(model.join("config.json"), clip_config().to_string()).unwrap();
@@ -108,7 +108,7 @@ pub fn clip_pipeline(root: &Path, weights: &Weights) -> PathBuf {
 }
 
 /// The fast form of `clip_tokenizer_tiny`.
-pub fn clip_tokenizer_json() -> Value {
+pub(crate) fn clip_tokenizer_json() -> Value {
     let fixture = Path::new("tests/fixtures/clip_tokenizer_tiny");
     let vocabulary: Value = serde_json::from_slice(&fs::read(fixture.join("vocab.json")).unwrap()).unwrap();
     let merges = fs::read_to_string(fixture.join("merges.txt")).unwrap();
@@ -149,7 +149,7 @@ pub fn clip_tokenizer_json() -> Value {
 }
 
 /// Pieces of a T5 tokenizer: every letter, and two words.
-pub fn t5_tokenizer_json() -> Value {
+pub(crate) fn t5_tokenizer_json() -> Value {
     let special = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -177,7 +177,7 @@ pub fn t5_tokenizer_json() -> Value {
 }
 
 /// The folder of a T5 encoder, its tokenizer inside; `gated`: v1.1, otherwise v1.0.
-pub fn t5_folder(root: &Path, gated: bool) -> Weights {
+pub(crate) fn t5_folder(root: &Path, gated: bool) -> Weights {
     fs::create_dir_all(root).unwrap();
     let c = CHANNELS;
     let projection = if gated { "gated-gelu" } else { "relu" };

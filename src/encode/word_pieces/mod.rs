@@ -174,7 +174,7 @@ impl WordPieces {
         let encoded: Vec<Encoding> =
             captions.par_iter().map(|caption| self.pipeline.one(caption)).collect::<Result<_>>()?;
         let gather = |part: fn(&Encoding) -> &[u32]| -> Result<Tensor> {
-            let values: Vec<u32> = encoded.iter().flat_map(|encoding| part(encoding)).copied().collect();
+            let values: Vec<u32> = encoded.iter().flat_map(part).copied().collect();
             Tensor::new(&[captions.len(), self.length], values)
         };
         Ok(TokenIds { ids: gather(Encoding::get_ids)?, mask: gather(Encoding::get_attention_mask)? })
