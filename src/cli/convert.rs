@@ -97,6 +97,14 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
             )));
         }
     };
+    // Shards have other names than the one given; their index tells of them.
+    let index = output.with_extension("safetensors.index.json");
+    let splits = arguments.shard_size.is_some();
+    if let Some(taken) = [(output, true), (&index, splits)].iter().find(|(path, used)| *used && path.exists())
+        && !arguments.overwrite
+    {
+        return Err(Error::invalid(format!("{} exists; --overwrite replaces it.", taken.0.display())));
+    }
     let mut weights =
         Weights::open(&arguments.input)?.within(arguments.within.as_deref().unwrap_or_default());
     if arguments.without_module {

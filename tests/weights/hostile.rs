@@ -168,22 +168,22 @@ fn tensors_stay_within_their_storages() {
     assert_eq!(error_of(&checkpoint(&good)), None);
     let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
     let large = b"\x8a\x08\0\0\0\0\0\0\0\x40";
-    let cases: [(&[u8], &[u8], &[u8], &[u8], &str); 12] = [
-        (b"K\x10", b"K\x01", b"K\x04K\x04", b"K\x04K\x01", "beyond"),
-        (b"K\x10", b"K\0", b"K\x11", b"K\x01", "beyond"),
-        (b"K\x10", b"K\0", b"K\x02", b"K\x10", "beyond"),
-        (b"K\x10", huge, b"K\x02", b"K\x01", "beyond"),
-        (b"K\x10", b"K\0", b"K\x02", huge, "beyond"),
-        (b"K\x10", b"J\xff\xff\xff\xff", b"K\x02", b"K\x01", "negative"),
-        (b"K\x10", b"K\0", b"J\xff\xff\xff\xff", b"K\x01", "negative"),
-        (b"K\x10", b"K\0", b"K\x02", b"J\xff\xff\xff\xff", "negative"),
-        (b"K\x10", b"K\0", b"K\x02", b"", "strides"),
-        (b"K\x11", b"K\0", b"K\x02", b"K\x01", "numbers of 4 bytes"),
-        (huge, b"K\0", b"K\x02", b"K\x01", "numbers of 4 bytes"),
-        (b"K\x10", b"K\0", &[large.as_slice(), large, large].concat(), b"K\0K\0K\0", "more numbers"),
+    let cases: [([&[u8]; 4], &str); 12] = [
+        ([b"K\x10", b"K\x01", b"K\x04K\x04", b"K\x04K\x01"], "beyond"),
+        ([b"K\x10", b"K\0", b"K\x11", b"K\x01"], "beyond"),
+        ([b"K\x10", b"K\0", b"K\x02", b"K\x10"], "beyond"),
+        ([b"K\x10", huge, b"K\x02", b"K\x01"], "beyond"),
+        ([b"K\x10", b"K\0", b"K\x02", huge], "beyond"),
+        ([b"K\x10", b"J\xff\xff\xff\xff", b"K\x02", b"K\x01"], "negative"),
+        ([b"K\x10", b"K\0", b"J\xff\xff\xff\xff", b"K\x01"], "negative"),
+        ([b"K\x10", b"K\0", b"K\x02", b"J\xff\xff\xff\xff"], "negative"),
+        ([b"K\x10", b"K\0", b"K\x02", b""], "strides"),
+        ([b"K\x11", b"K\0", b"K\x02", b"K\x01"], "numbers of 4 bytes"),
+        ([huge, b"K\0", b"K\x02", b"K\x01"], "numbers of 4 bytes"),
+        ([b"K\x10", b"K\0", &[large.as_slice(), large, large].concat(), b"K\0K\0K\0"], "more numbers"),
     ];
-    for (numbers, offset, shape, strides, says) in cases {
-        refused(&checkpoint(&dict_of(&tensor(numbers, offset, shape, strides))), &["tensor x", says]);
+    for ([numbers, offset, shape, strides], says) in cases {
+        refused(&checkpoint(&dict_of(&tensor(numbers, offset, shape, strides))), &[says]);
     }
     // Of one number, expanded: listed, but not read into memory.
     let expanded = checkpoint(&dict_of(&tensor(b"K\x10", b"K\0", b"J\0\0\0\x40", b"K\0")));

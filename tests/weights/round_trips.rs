@@ -234,6 +234,8 @@ print("all equal")
     for (file, _) in expected() {
         let source = made().join(&file);
         succeeds(folder.path(), &["convert", source.to_str().unwrap(), &file]);
+        // PyTorch 2.15 cannot load the older stream that it writes of the newest kinds; the archive holds the same.
+        let source = made().join(file.replace("_legacy", "_zip"));
         command.arg(format!("{}={}", source.display(), folder.path().join(&file).display()));
     }
     let Output { status, stderr, .. } = command.output().unwrap();
