@@ -203,7 +203,7 @@ fn what_is_not_offered_is_refused_by_name() {
         ("using_csv", json!(false)),
         ("hflip", json!(true)),
         ("from_0", json!(true)),
-        ("text_enc_path", json!("clip")),
+        ("text_enc", json!("bert")),
         ("ckpt_path", json!("vae")),
         ("pretrained_ckpt", json!("a.pth")),
         ("warmupVAR", json!("a.pth")),

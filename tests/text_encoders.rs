@@ -72,7 +72,7 @@ fn clip_gives_every_caption_its_states() {
     assert_eq!(found.states.shape(), [5, POSITIONS, CHANNELS]);
     let mask = found.mask.as_slice::<u32>().unwrap();
     let tokens: Vec<u32> = mask.chunks(POSITIONS).map(|mask| mask.iter().sum()).collect();
-    assert_eq!(tokens, [POSITIONS as u32, 2, POSITIONS as u32, POSITIONS as u32, 12]);
+    assert_eq!(tokens, [10, 2, POSITIONS as u32, POSITIONS as u32, 9]);
     // The vector of a caption is the state at its end mark.
     let (states, pooled) = (found.states.as_slice::<f32>().unwrap(), found.pooled.as_slice::<f32>().unwrap());
     for (at, &tokens) in tokens.iter().enumerate() {
@@ -81,13 +81,14 @@ fn clip_gives_every_caption_its_states() {
     }
 }
 
-/// What else is in a batch changes no bit of a caption's states.
+/// What else is in a batch changes no bit of a caption's states, at sizes above those of the products' kernels for tiny
+/// matrices.
 #[test]
 fn captions_are_encoded_each_for_itself() {
     let folder = changed(|_, _| {});
     let t5 = tempfile::tempdir().unwrap();
     t5_folder(t5.path(), true);
-    let t5 = Pretrained::open(Kind::T5, Settings { tokens: Some(9), ..settings(t5.path()) }).unwrap();
+    let t5 = Pretrained::open(Kind::T5, Settings { tokens: Some(12), ..settings(t5.path()) }).unwrap();
     let clip = clip(folder.path());
     for encoder in [&clip as &dyn TextEncoder, &t5] {
         let many: Vec<&str> = CAPTIONS.iter().copied().cycle().take(150).collect();
@@ -147,11 +148,7 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     let folder = changed(|folder, _| fs::remove_file(folder.join("text_encoder/config.json")).unwrap());
     refuses(Kind::Clip, open(&folder), &["config.json"]);
     refuses(Kind::Clip, settings(Path::new("/nowhere/at/all")), &["no such folder"]);
-    refuses(
-        Kind::T5,
-        open(&changed(|_, _| {})),
-        &["spiece.model", "tokenizer.json"].map(|_| "tokenizer.json"),
-    );
+    refuses(Kind::T5, open(&changed(|_, _| {})), &["has no tokenizer.json"]);
 
     let config = |change: fn(&mut serde_json::Value)| {
         changed(move |folder, _| {
@@ -163,7 +160,7 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     let folder = config(|config| config["hidden_act"] = json!("mish"));
     refuses(Kind::Clip, open(&folder), &["hidden_act", "mish", "quick_gelu"]);
     let folder = config(|config| config["num_attention_heads"] = json!(3));
-    refuses(Kind::Clip, open(&folder), &["16 channels", "3 heads"]);
+    refuses(Kind::Clip, open(&folder), &["64 channels", "3 heads"]);
     let folder = config(|config| config["model_type"] = json!("bert"));
     refuses(Kind::Clip, open(&folder), &["bert", "clip_text_model"]);
     let folder = config(|config| config["hidden_size"] = json!("wide"));
@@ -177,7 +174,7 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
         let moved = weights.remove("text_model.encoder.layers.1.mlp.fc1.bias").unwrap();
         weights.insert("text_model.encoder.layers.1.mlp.fc3.bias".to_owned(), moved);
     });
-    refuses(Kind::Clip, open(&folder), &["1 missing", "1 surplus", "mlp.fc1.bias, perhaps", "mlp.fc3.bias"]);
+    refuses(Kind::Clip, open(&folder), &["1 missing", "1 surplus", "mlp.fc1.bias (perhaps", "mlp.fc3.bias"]);
     let folder = changed(|folder, weights| {
         let mut config = clip_config();
         config["vocab_size"] = json!(CLIP_VOCABULARY - 4);
@@ -193,9 +190,9 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     refuses(Kind::Clip, open(&folder), &["final_layer_norm.bias", "NaN", "place 3"]);
 
     let folder = changed(|_, _| {});
-    refuses(Kind::Clip, Settings { channels: Some(1024), ..open(&folder) }, &["1024", "16 channels"]);
+    refuses(Kind::Clip, Settings { channels: Some(1024), ..open(&folder) }, &["1024", "64 channels"]);
     refuses(Kind::Clip, Settings { tokens: Some(77), ..open(&folder) }, &["77", "14 positions"]);
-    refuses(Kind::Clip, Settings { tokens: Some(1), ..open(&folder) }, &["1 tokens"]);
+    refuses(Kind::Clip, Settings { tokens: Some(2), ..open(&folder) }, &["2 tokens", "2 marks"]);
 }
 
 #[test]
@@ -331,7 +328,7 @@ fn the_released_keys_and_our_own_agree() {
     assert!(warned.warnings.join("\n").contains("text_enc: "), "{:?}", warned.warnings);
     refused(json!({"text_enc": "bert"}), &["text_enc", "bert", "clip"]);
     refused(json!({"text_encoder": {"kind": "bert"}}), &["text_encoder.kind", "bert", "clip"]);
-    refused(json!({"text_encoder": {"kind": "clip"}}), &["text_encoder.path", "folder"]);
+    refused(json!({"text_encoder": {"kind": "clip"}}), &["text_encoder.kind", "text_encoder.path"]);
     refused(
         json!({"text_enc": "t5", "text_encoder": {"kind": "clip", "path": "/models/x"}}),
         &["text_encoder.kind", "clip", "t5"],

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use crate::{
     engine::{
         Float, Tensor,
+        float::vectorised,
         matmul::{Matrix, linear_forward, product},
         ops::activation,
     },
@@ -105,7 +106,7 @@ impl Nonlinearity {
     pub(super) fn apply(self, mut x: Vec<f32>) -> Result<Vec<f32>> {
         match self {
             Self::QuickGelu => x.par_chunks_mut(16_384).for_each(|chunk| {
-                chunk.iter_mut().for_each(|x| *x *= (1.702 * *x).sigmoid());
+                vectorised(|| chunk.iter_mut().for_each(|x| *x *= (1.702 * *x).sigmoid()));
             }),
             Self::Relu => x.par_chunks_mut(16_384).for_each(|chunk| {
                 chunk.iter_mut().for_each(|x| *x = x.max(0.0));

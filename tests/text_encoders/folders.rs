@@ -13,12 +13,14 @@ use super::common::normal;
 use alchemist_engine::engine::DType;
 
 /// Weights by name: shape and numbers.
-pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-pub const CHANNELS: usize = 16;
-pub const POSITIONS: usize = 14;
+/// Wide enough that no product is small: those that give 256 numbers or fewer are summed in another order.
+pub(crate) const CHANNELS: usize = 64;
+pub(crate) const WIDE: usize = 80;
+pub(crate) const POSITIONS: usize = 14;
 /// Of `clip_tokenizer_tiny`.
-pub const CLIP_VOCABULARY: usize = 654;
+pub(crate) const CLIP_VOCABULARY: usize = 654;
 
 fn random(shapes: Vec<(String, Vec<usize>)>) -> Weights {
     let one = |(at, (name, shape)): (usize, (String, Vec<usize>))| {
@@ -29,15 +31,15 @@ fn random(shapes: Vec<(String, Vec<usize>)>) -> Weights {
     shapes.into_iter().enumerate().map(one).collect()
 }
 
-pub fn clip_config() -> Value {
+pub(crate) fn clip_config() -> Value {
     json!({
         "model_type": "clip_text_model", "vocab_size": CLIP_VOCABULARY, "hidden_size": CHANNELS,
-        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": WIDE, "num_hidden_layers": 2, "num_attention_heads": 2,
         "max_position_embeddings": POSITIONS, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 653,
     })
 }
 
-pub fn clip_weights() -> Weights {
+pub(crate) fn clip_weights() -> Weights {
     let c = CHANNELS;
     let mut shapes = vec![
         ("text_model.embeddings.token_embedding.weight".to_owned(), vec![CLIP_VOCABULARY, c]),
@@ -54,14 +56,14 @@ pub fn clip_weights() -> Weights {
         }
         shapes.extend(both(of("layer_norm1"), c, None));
         shapes.extend(both(of("layer_norm2"), c, None));
-        shapes.extend(both(of("mlp.fc1"), 32, Some(c)));
-        shapes.extend(both(of("mlp.fc2"), c, Some(32)));
+        shapes.extend(both(of("mlp.fc1"), WIDE, Some(c)));
+        shapes.extend(both(of("mlp.fc2"), c, Some(WIDE)));
     }
     shapes.extend(both("text_model.final_layer_norm".to_owned(), c, None));
     random(shapes)
 }
 
-pub fn write_weights(path: &Path, weights: &Weights) {
+pub(crate) fn write_weights(path: &Path, weights: &Weights) {
     let bytes: Vec<(&String, &Vec<usize>, &[u8])> =
         weights.iter().map(|(name, (shape, values))| (name, shape, bytemuck::cast_slice(values))).collect();
     let views = bytes
@@ -71,7 +73,7 @@ pub fn write_weights(path: &Path, weights: &Weights) {
 }
 
 /// The same in two shards with an index.
-pub fn write_shards(folder: &Path, weights: &Weights) {
+pub(crate) fn write_shards(folder: &Path, weights: &Weights) {
     let mut map = BTreeMap::new();
     for shard in 0..2 {
         let file = format!("model-0000{}-of-00002.safetensors", shard + 1);
@@ -88,7 +90,7 @@ pub fn write_shards(folder: &Path, weights: &Weights) {
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }
 
-pub fn copy_clip_tokenizer(to: &Path) {
+pub(crate) fn copy_clip_tokenizer(to: &Path) {
     fs::create_dir_all(to).unwrap();
     for file in ["vocab.json", "merges.txt"] {
         fs::copy(Path::new("tests/fixtures/clip_tokenizer_tiny").join(file), to.join(file)).unwrap();
@@ -96,7 +98,7 @@ pub fn copy_clip_tokenizer(to: &Path) {
 }
 
 /// A pipeline's root with `text_encoder/` and `tokenizer/`.
-pub fn clip_pipeline(root: &Path, weights: &Weights) -> PathBuf {
+pub(crate) fn clip_pipeline(root: &Path, weights: &Weights) -> PathBuf {
     let model = root.join("text_encoder");
     fs::create_dir_all(&model).unwrap();
     fs::write(model.join("config.json"), clip_config().to_string()).unwrap();
@@ -106,7 +108,7 @@ pub fn clip_pipeline(root: &Path, weights: &Weights) -> PathBuf {
 }
 
 /// The fast form of `clip_tokenizer_tiny`.
-pub fn clip_tokenizer_json() -> Value {
+pub(crate) fn clip_tokenizer_json() -> Value {
     let fixture = Path::new("tests/fixtures/clip_tokenizer_tiny");
     let vocabulary: Value = serde_json::from_slice(&fs::read(fixture.join("vocab.json")).unwrap()).unwrap();
     let merges = fs::read_to_string(fixture.join("merges.txt")).unwrap();
@@ -147,7 +149,7 @@ pub fn clip_tokenizer_json() -> Value {
 }
 
 /// Pieces of a T5 tokenizer: every letter, and two words.
-pub fn t5_tokenizer_json() -> Value {
+pub(crate) fn t5_tokenizer_json() -> Value {
     let special = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -175,12 +177,12 @@ pub fn t5_tokenizer_json() -> Value {
 }
 
 /// The folder of a T5 encoder, its tokenizer inside; `gated`: v1.1, otherwise v1.0.
-pub fn t5_folder(root: &Path, gated: bool) -> Weights {
+pub(crate) fn t5_folder(root: &Path, gated: bool) -> Weights {
     fs::create_dir_all(root).unwrap();
     let c = CHANNELS;
     let projection = if gated { "gated-gelu" } else { "relu" };
     let config = json!({
-        "model_type": "t5", "vocab_size": 40, "d_model": c, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3,
+        "model_type": "t5", "vocab_size": 40, "d_model": c, "d_kv": 20, "d_ff": WIDE, "num_layers": 2, "num_heads": 3,
         "feed_forward_proj": projection,
     });
     fs::write(root.join("config.json"), config.to_string()).unwrap();
@@ -193,15 +195,15 @@ pub fn t5_folder(root: &Path, gated: bool) -> Weights {
     for block in 0..2 {
         let of = |part: &str| format!("encoder.block.{block}.layer.{part}.weight");
         for part in ["q", "k", "v"] {
-            shapes.push((of(&format!("0.SelfAttention.{part}")), vec![12, c]));
+            shapes.push((of(&format!("0.SelfAttention.{part}")), vec![60, c]));
         }
-        shapes.push((of("0.SelfAttention.o"), vec![c, 12]));
+        shapes.push((of("0.SelfAttention.o"), vec![c, 60]));
         shapes.push((of("0.layer_norm"), vec![c]));
         shapes.push((of("1.layer_norm"), vec![c]));
         for part in if gated { &["wi_0", "wi_1"][..] } else { &["wi"][..] } {
-            shapes.push((of(&format!("1.DenseReluDense.{part}")), vec![24, c]));
+            shapes.push((of(&format!("1.DenseReluDense.{part}")), vec![WIDE, c]));
         }
-        shapes.push((of("1.DenseReluDense.wo"), vec![c, 24]));
+        shapes.push((of("1.DenseReluDense.wo"), vec![c, WIDE]));
     }
     let weights = random(shapes);
     write_weights(&root.join("model.safetensors"), &weights);

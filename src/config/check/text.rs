@@ -69,8 +69,8 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
         return Ok(TextEncoderConfig { kind, path });
     };
     if path.is_none() {
-        let message = format!("must name the folder of the {name} encoder");
-        return checker.refuse("text_encoder.path", message);
+        let message = format!("is \"{name}\", which needs the folder of that encoder in text_encoder.path");
+        return checker.refuse("text_encoder.kind", message);
     }
     if kind == Kind::T5 {
         held.tokens.get_or_insert(T5_TOKENS as i64);

@@ -30,7 +30,8 @@ use crate::{
 };
 use folder::Folder;
 
-/// Rows (tokens of all captions) computed at once: enough for the products, few enough for memory.
+/// Rows (tokens of all captions) computed at once: enough for the products, few enough for memory. How captions are put
+/// together changes no bit of their states: a product that gives more than 256 numbers treats every row alike.
 const ROWS: usize = 640;
 
 /// Tokens a caption in the released use of T5.

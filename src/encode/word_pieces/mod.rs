@@ -122,6 +122,17 @@ impl WordPieces {
             pad_type_id: 0,
             pad_token,
         };
+        // The marks alone are what the empty caption gives, unless a saved tokenizer pads it already.
+        if let Pipeline::Saved { tokenizer, .. } = &mut pipeline {
+            tokenizer.with_padding(None);
+        }
+        let marks = pipeline.one("")?.get_ids().len();
+        if length <= marks {
+            return Err(unusable(
+                folder,
+                format!("{length} tokens a caption leave no room for a word beside {marks} marks"),
+            ));
+        }
         let (cuts, vocabulary) = match &mut pipeline {
             Pipeline::Saved { tokenizer, .. } => {
                 tokenizer.with_padding(Some(pad));
@@ -132,19 +143,12 @@ impl WordPieces {
                 (tokenizer.with_truncation(Some(cut)).map(|_| ()), tokenizer.get_vocab(true))
             }
         };
-        cuts.map_err(|error| unusable(folder, format!("{length} tokens a caption are too few: {error}")))?;
+        cuts.map_err(|error| {
+            unusable(folder, format!("captions cannot be cut to {length} tokens: {error}"))
+        })?;
         let largest_id = vocabulary.values().copied().max().unwrap_or(0).max(pad_id);
         files.sort();
-        let pieces = Self { pipeline, length, largest_id, files };
-        // An encoder without marks, or a length without room for them, shows on the empty caption.
-        let empty = pieces.one("")?;
-        if empty.get_ids().len() != length || !empty.get_attention_mask().contains(&1) {
-            return Err(unusable(
-                folder,
-                format!("{length} tokens a caption have no room for the marks of beginning and end"),
-            ));
-        }
-        Ok(pieces)
+        Ok(Self { pipeline, length, largest_id, files })
     }
 
     /// Ids a caption, `T`.
@@ -168,19 +172,21 @@ impl WordPieces {
     /// If the tokenizer refuses a caption, which a whole one never does.
     pub fn encode(&self, captions: &[&str]) -> Result<TokenIds> {
         let encoded: Vec<Encoding> =
-            captions.par_iter().map(|caption| self.one(caption)).collect::<Result<_>>()?;
+            captions.par_iter().map(|caption| self.pipeline.one(caption)).collect::<Result<_>>()?;
         let gather = |part: fn(&Encoding) -> &[u32]| -> Result<Tensor> {
-            let values: Vec<u32> = encoded.iter().flat_map(|encoding| part(encoding)).copied().collect();
+            let values: Vec<u32> = encoded.iter().flat_map(part).copied().collect();
             Tensor::new(&[captions.len(), self.length], values)
         };
         Ok(TokenIds { ids: gather(Encoding::get_ids)?, mask: gather(Encoding::get_attention_mask)? })
     }
+}
 
+impl Pipeline {
     fn one(&self, caption: &str) -> Result<Encoding> {
-        let encoded = match &self.pipeline {
-            Pipeline::Saved { tokenizer, fix: true } => tokenizer.encode_fast(fix_text(caption), true),
-            Pipeline::Saved { tokenizer, fix: false } => tokenizer.encode_fast(caption, true),
-            Pipeline::Clip(tokenizer) => tokenizer.encode_fast(caption, true),
+        let encoded = match self {
+            Self::Saved { tokenizer, fix: true } => tokenizer.encode_fast(fix_text(caption), true),
+            Self::Saved { tokenizer, fix: false } => tokenizer.encode_fast(caption, true),
+            Self::Clip(tokenizer) => tokenizer.encode_fast(caption, true),
         };
         encoded.map_err(|error| {
             Error::invalid(format!("the tokenizer refuses the caption {caption:?}: {error}"))

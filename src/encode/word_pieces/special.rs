@@ -81,5 +81,5 @@ impl Special {
 /// A length that somebody set: the writers' stand-in for none is 1e30.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
 fn tokens(length: f64) -> Option<usize> {
-    (length >= 1.0 && length < 1e6).then_some(length as usize)
+    (1.0..1e6).contains(&length).then_some(length as usize)
 }
