@@ -5,8 +5,8 @@ AUROC of each flaw, mean and 95% interval over the seeds.
     python3 scripts/rules.py [--out runs/rules] [--seeds 5] [--jobs 2] [--only NAME...]
 
 One run takes minutes; what is there already is not run again, so that the table can be made in several calls. Beside the
-ratings, two controls come from the same runs: the loss of each record averaged over the epochs, and the running average of
-the inner product, without any rater. `rules.csv` and `rules.md` in the folder hold the table.
+ratings, controls come from the same runs, without any rater: the loss of each record averaged over the epochs, and the running
+averages of the excess loss and of the inner product. `rules.csv` and `rules.md` in the folder hold the table.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 RULES = {
     "loss": ["rule=loss"],
     "excess": ["rule=excess"],
+    "excess, regression": ["rule=excess", "rater_teaching=regression"],
     "alignment, weights": [
         "rule=alignment", "rater_teaching=weights", "rule_geometry=sgd", "rule_scaling=standardise"],
     "alignment, regression": ["rule=alignment", "rule_geometry=sgd"],
@@ -95,6 +96,7 @@ def main() -> None:
     rows = []
     controls = [
         ("loss, averaged, no rater", "alignment, regression", "auroc_of_loss"),
+        ("excess loss, averaged, no rater", "excess, regression", "auroc_of_average"),
         ("inner product, averaged, no rater", "alignment, regression", "auroc_of_average"),
         ("inner product (AdamW), averaged, no rater", "alignment (AdamW), regression", "auroc_of_average"),
     ]
