@@ -339,10 +339,16 @@ fn sizes_that_do_not_fit_are_refused() {
     for (changed, out, rows, needle) in [
         (DeviceAttention { head_dim: 6, ..shape }, 48, rows, "multiples of 4 up to 128"),
         (DeviceAttention { head_dim: 132, ..shape }, 48, rows, "multiples of 4 up to 128"),
-        (DeviceAttention { keys: 4, ..shape }, 48, rows, "do not come from one source"),
+        (DeviceAttention { keys: 2, ..shape }, 48, rows, "3 queries are not the last of 2 tokens"),
+        (DeviceAttention { keys: 4, ..shape }, 48, rows, "the source of keys and values holds 144"),
         (DeviceAttention { batch: 0, ..shape }, 48, rows, "none may be 0"),
         (DeviceAttention { log_scale: Some(&short), ..shape }, 48, rows, "holds 5 numbers, expected 2"),
-        (DeviceAttention { rotary: Some((&table, &short)), ..shape }, 48, rows, "the sines holds 5"),
+        (
+            DeviceAttention { rotary: Some((&table, &short)), ..shape },
+            48,
+            rows,
+            "need 12 cosines and sines, but there are 12 and 5",
+        ),
         (shape, 47, rows, "the result holds 47"),
         (shape, 48, rows + 1, "statistics holds"),
     ] {

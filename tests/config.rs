@@ -5,7 +5,9 @@ mod pyramids;
 
 use std::{fs, path::Path};
 
-use alchemist_engine::config::{Compat, Config, Geometry, Portion, RuleSettings, Teaching, keys};
+use alchemist_engine::config::{
+    Compat, Config, Geometry, ImageTokenizerKind, Portion, RuleSettings, Teaching, keys,
+};
 use pyramids::PYRAMIDS;
 use serde_json::{Value, json};
 
@@ -204,17 +206,28 @@ fn what_is_not_offered_is_refused_by_name() {
         ("hflip", json!(true)),
         ("from_0", json!(true)),
         ("text_enc", json!("bert")),
-        ("ckpt_path", json!("vae")),
-        ("pretrained_ckpt", json!("a.pth")),
-        ("warmupVAR", json!("a.pth")),
-        ("drop_scale_length", json!(100)),
-        ("pg", json!(0.5)),
-        ("image_tokenizer.kind", json!("vqvae")),
+        ("pg", json!(1.5)),
+        ("image_tokenizer.kind", json!("vqgan")),
         ("text_encoder.kind", json!("clip")),
     ] {
         let error = refused("{}", &[&format!("{key}={value}")]);
         assert!(error.starts_with(&format!("--set: {key}: ")), "{error}");
     }
+    // What contradicts something else is refused under the key that says more.
+    for (sets, key) in [
+        (["image_tokenizer.kind=vqvae", "seed=1"], "image_tokenizer.path"),
+        (["ckpt_path=vae", "image_tokenizer.path=other"], "ckpt_path"),
+        (["ckpt_path=vae", "image_tokenizer.kind=pca"], "ckpt_path"),
+        (["pretrained_ckpt=a.pth", "warmupVAR=b.pth"], "pretrained_ckpt"),
+        (["pg=0.5", "drop_scale_length=100"], "drop_scale_length"),
+    ] {
+        let error = refused("{}", &sets);
+        assert!(error.contains(&format!("{key}: ")), "{sets:?}: {error}");
+    }
+    let config = set(&["ckpt_path=vae", "warmupVAR=a.pth"]);
+    assert_eq!(config.image_tokenizer.kind, ImageTokenizerKind::VqVae);
+    assert!(config.image_tokenizer.path.unwrap().ends_with("vae"));
+    assert!(config.networks.initial_weights.unwrap().ends_with("a.pth"));
 }
 
 #[test]

@@ -149,6 +149,15 @@ fn scale_by_scale_is_the_whole_pass_on_a_device() {
 }
 
 #[test]
+fn a_pass_with_a_cache_has_no_gradient() {
+    let (proxy, parameters) = network(FORMS[0], DType::F64);
+    let nothing = Tensor::new(&[BATCH, 0, CHANNELS], Vec::<f64>::new()).unwrap();
+    let mut tape = Tape::new(&parameters);
+    let refused = proxy.next_logits(&mut tape, &nothing, &text(DType::F64), &mut proxy.cache());
+    assert!(refused.unwrap_err().to_string().contains("no backward pass"));
+}
+
+#[test]
 fn coarser_scales_alone_are_as_in_the_whole() {
     for form in FORMS {
         let (proxy, parameters) = network(form, DType::F64);

@@ -304,7 +304,7 @@ pub fn backward<T: Factor>(
     };
     let [keys, values] = shape.key_offsets();
     let [d_q, d_k, d_v] = match gradients {
-        SourceGradients::Packed(gradient) if shape.packed => {
+        SourceGradients::Packed(gradient) if shape.packed && shape.keys == shape.queries => {
             gradient.expect_len(OP, "the gradient of the source", q_source.len())?;
             [gradient.write(), write_from(gradient, keys), write_from(gradient, values)]
         }

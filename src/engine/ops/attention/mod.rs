@@ -197,6 +197,9 @@ pub fn cached_attention(
             format!("qkv {:?} does not fit {} heads", qkv.value().shape(), settings.heads),
         ));
     }
+    if tape.slot(qkv).wanted() {
+        return Err(Error::invalid("a pass with a cache has no backward pass: use a tape for inference"));
+    }
     let rows = match cache.take() {
         None => qkv.value().clone(),
         Some(before) => append_tokens(&before, qkv.value())?,
