@@ -109,7 +109,7 @@ fn released_files_are_taken_as_they_are() {
 
     // A run that starts from the checkpoint and learns nothing rates the same, and is exported as it came.
     let start = format!("pretrained_ckpt={released}");
-    let said = work.refused(&["train", "--config", "config.json", "--out", "run", "--set", &start]);
+    let said = work.refused(&["train", "--config", "config.json", "--out", "refused", "--set", &start]);
     assert!(said.contains("without trainer.var_wo_ddp"), "the fixture has no proxy: {said}");
     work.succeed(&["train", "--config", "config.json", "--out", "run"]);
     work.succeed(&["export", "--checkpoint", "run", "--out", "exported.pth"]);
