@@ -96,7 +96,7 @@ def main() -> None:
     rows = []
     controls = [
         ("loss, averaged, no rater", "alignment, regression", "auroc_of_loss"),
-        ("excess loss, averaged, no rater", "excess, regression", "auroc_of_average"),
+        ("excess loss, averaged, no rater", "excess", "auroc_of_average"),
         ("inner product, averaged, no rater", "alignment, regression", "auroc_of_average"),
         ("inner product (AdamW), averaged, no rater", "alignment (AdamW), regression", "auroc_of_average"),
     ]
