@@ -107,7 +107,7 @@ fn released_files_are_taken_as_they_are() {
     run(score("rater.safetensors", "converted.csv"));
     assert_eq!(work.ratings("converted.csv"), rated);
 
-    // A run that starts from the checkpoint and learns nothing rates the same, and is exported as it came.
+    // A run cannot start from a checkpoint without a proxy. One of the same sizes is exported under the released names.
     let start = format!("pretrained_ckpt={released}");
     let said = work.refused(&["train", "--config", "config.json", "--out", "refused", "--set", &start]);
     assert!(said.contains("without trainer.var_wo_ddp"), "the fixture has no proxy: {said}");
@@ -142,6 +142,10 @@ fn released_files_are_taken_as_they_are() {
     let arguments = ["fit", "--config", "config.json", "--out", "model", "--weights", "exported.pth"];
     work.succeed(&[&arguments[..], &frozen].concat());
     work.succeed(&["export", "--checkpoint", "model", "--out", "model.pth"]);
+    // The weights that a run started from are needed once: it goes on without them.
+    fs::rename(work.path("exported.pth"), work.path("kept.pth")).unwrap();
+    work.succeed(&["fit", "--out", "model", "--resume"]);
+    work.succeed(&["train", "--out", "again", "--resume"]);
     let model = Weights::open(&work.path("model.pth")).unwrap().within("trainer.var_wo_ddp");
     let proxy = exported.within("trainer.var_wo_ddp");
     assert_eq!(shapes(&model), shapes(&proxy));

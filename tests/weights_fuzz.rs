@@ -1,6 +1,6 @@
 //! Files changed at random, with every allocation watched. A further reader of files is one more [`Target`].
 //!
-//! `FUZZ_SECONDS=600 cargo test --release --test weights_fuzz -- --ignored` runs for long.
+//! `scripts/weights.sh` runs for long.
 
 #[path = "weights/forged.rs"]
 mod forged;
@@ -199,7 +199,7 @@ fn changed_files_are_read_or_refused_within_bounds() {
 }
 
 #[test]
-#[ignore = "runs for FUZZ_SECONDS (600): cargo test --release --test weights_fuzz -- --ignored"]
+#[ignore = "runs for FUZZ_SECONDS (600): `scripts/weights.sh` runs it"]
 fn changed_files_for_long() {
     let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(600);
     run(Duration::from_secs(seconds));

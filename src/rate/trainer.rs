@@ -115,10 +115,11 @@ pub fn train(
     let data = prepare(config, directory, interrupt, observer)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
-    let mut bilevel = run.networks(device.as_ref())?;
+    let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
+    let mut bilevel = run.networks(device.as_ref(), saved.is_none())?;
     let mut samples = Samples::new(run.data.train.len(), config.training.average_from_epoch);
     let mut step = 0;
-    if let Some(folder) = checkpoint::Checkpoint::newest(&directory.checkpoints())? {
+    if let Some(folder) = saved {
         step = run.restore(&folder, &mut bilevel, &mut samples)?;
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
@@ -293,9 +294,10 @@ pub fn build_networks(
 }
 
 impl Run<'_> {
-    fn networks(&self, device: Option<&Device>) -> Result<Bilevel> {
+    fn networks(&self, device: Option<&Device>, fresh: bool) -> Result<Bilevel> {
         let mut bilevel = build_networks(self.config, self.data.tokenizer.as_ref(), self.data.text.as_ref())?;
-        if let Some(path) = &self.config.networks.initial_weights {
+        // Weights to start from need not be there any more when a run goes on.
+        if let Some(path) = self.config.networks.initial_weights.as_ref().filter(|_| fresh) {
             released::load(path, released::PROXY, &mut bilevel.proxy_parameters)?;
             if released::holds(path, released::RATER)? {
                 released::load(path, released::RATER, &mut bilevel.rater_parameters)?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, TextEncoderKind},
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, Result},
     interrupt::Interrupt,
@@ -109,6 +109,15 @@ impl Encoders {
                 "released weights need the image tokenizer they were trained with: set image_tokenizer.kind to vqvae and \
                  image_tokenizer.path to its weights",
             ));
+        }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        if matches!(config.text_encoder.kind, TextEncoderKind::HashedWords { .. }) {
+            tracing::warn!(
+                "captions are encoded by hashed words; unless the weights were trained on them, set text_enc_path to the folder \
+                 of their text encoder"
+            );
         }
         let (tokenizer, ..) = corpus::image_tokenizer(config, &[], interrupt, &mut |_, _, _| {})?;
         Ok(Self { tokenizer, text: corpus::text_encoder(config)? })

@@ -187,9 +187,8 @@ fn a_released_checkpoint_is_written_and_read_back() {
     assert_eq!(weights.values().count(), 2 + 6 + 2500);
 }
 
-/// `PYTHON=/path/to/python cargo test --test weights -- --ignored pytorch_opens`
 #[test]
-#[ignore = "needs a Python with PyTorch 2.4 or newer, named by PYTHON"]
+#[ignore = "needs a Python with PyTorch 2.4 or newer, named by PYTHON: `scripts/weights.sh` installs one and runs it"]
 fn pytorch_opens_what_is_written() {
     const CHECK: &str = r#"
 import sys, torch

@@ -140,11 +140,6 @@ impl VqVae {
         Ok(loaded)
     }
 
-    /// Pixels of a token's side, 16 as released.
-    pub fn patch_size(&self) -> usize {
-        self.encoder.reduction()
-    }
-
     /// Pictures `[B, 3, R, R]` in [-1, 1] to features before quantisation, `[B, Cvae, R/16, R/16]`
     /// (released: `quant_conv(encoder(x))`, which is what it stores as a precomputed latent).
     ///

@@ -106,7 +106,9 @@ pub fn fit(
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let quantizer = data.tokenizer.quantizer();
     let mut model = Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
-    if let Some(path) = &config.networks.initial_weights {
+    let saved = super::checkpoint::Checkpoint::newest(&directory.checkpoints())?;
+    // Weights to start from need not be there any more when a run goes on.
+    if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
         released::load(path, released::PROXY, &mut model.parameters)?;
     }
     if let Some(device) = &device {
@@ -116,7 +118,7 @@ pub fn fit(
     let chooser = Chooser::new(config, &plan, model.network.layout().clone())?;
     let run = Run { config, directory, data, plan, chooser };
     let mut step = 0;
-    if let Some(folder) = super::checkpoint::Checkpoint::newest(&directory.checkpoints())? {
+    if let Some(folder) = saved {
         step = run.restore(&folder, &mut model)?;
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }

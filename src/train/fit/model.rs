@@ -40,7 +40,8 @@ impl Measures {
 /// What a step measured, before the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FitStepReport {
-    /// Over the tokens that the step trained on, without smoothing's weights: the released `Lm`, `Lt`, `Accm`, `Acct`.
+    /// Over the tokens that the step trained on, all alike; losses are those that are descended, label smoothing included (the
+    /// released `Lm` and `Lt` leave it out).
     pub measures: Measures,
     /// The loss that was descended.
     pub loss: f64,
