@@ -6,6 +6,7 @@ pub mod attribute;
 pub mod convert;
 pub mod demo;
 pub mod devices;
+pub mod encode;
 pub mod export;
 pub mod fit;
 pub mod inspect;
@@ -50,6 +51,8 @@ pub enum Command {
     Demo(demo::DemoArguments),
     /// Train a rater beside a proxy.
     Train(train::TrainArguments),
+    /// Keep a corpus' tokens and text states, so that they are made once.
+    Encode(encode::EncodeArguments),
     /// Rate every pair of a corpus.
     Score(score::ScoreArguments),
     /// Attribute the proxy's validation loss to single pairs: gradient norms, inner products, cosines, TracIn.
@@ -96,6 +99,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
         Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Encode(arguments) => encode::run(arguments, &Interrupt::from_signals()?)?,
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
         Command::Attribute(arguments) => attribute::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,

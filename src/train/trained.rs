@@ -3,14 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
     config::{Config, TextEncoderKind},
-    encode::{ImageTokenizer, TextEncoder},
+    encode::{ImageTokenizer, TextEncoder, pretrained::is_pretrained, saved::TEXT_ENCODER},
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
+        cache::{CachedText, TokenCache},
         checkpoint::{Checkpoint, State, expect_fingerprint},
         corpus,
         run_directory::RunDirectory,
@@ -88,15 +90,20 @@ pub(crate) fn configuration(run: &Path, sets: &[String]) -> Result<Config> {
 pub(crate) struct Encoders {
     pub(crate) tokenizer: Box<dyn ImageTokenizer>,
     pub(crate) text: Box<dyn TextEncoder>,
+    /// What `encode` kept by them.
+    pub(crate) cache: Option<Arc<TokenCache>>,
 }
 
 impl Encoders {
     /// Reads those of a run; its configuration says where weights are that the run holds no copy of.
     pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
-        Ok(Self {
-            tokenizer: corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
-            text: corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
-        })
+        let cache = TokenCache::configured(config)?;
+        let tokenizer = corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?;
+        if let Some(cache) = &cache {
+            cache.expect(config, tokenizer.as_ref())?;
+        }
+        let text = corpus::cached_text_encoder(config, &run.join("text_encoder"), cache.as_ref())?;
+        Ok(Self { tokenizer, text, cache })
     }
 
     /// Those that a configuration names, for weights that were not trained here.
@@ -120,7 +127,32 @@ impl Encoders {
             );
         }
         let (tokenizer, ..) = corpus::image_tokenizer(config, &[], interrupt, &mut |_, _, _| {})?;
-        Ok(Self { tokenizer, text: corpus::text_encoder(config)? })
+        let cache = TokenCache::configured(config)?;
+        if let Some(cache) = &cache {
+            cache.expect(config, tokenizer.as_ref())?;
+        }
+        let text = corpus::text_encoder(config)?;
+        let text = match &cache {
+            None => text,
+            Some(cache) => {
+                cache.expect_text(&text.fingerprint())?;
+                let config = config.clone();
+                CachedText::wrap(cache, move || corpus::text_encoder(&config))?
+            }
+        };
+        Ok(Self { tokenizer, text, cache })
+    }
+
+    /// Whether captions are encoded by a released encoder, in a run or as a configuration says.
+    pub(crate) fn text_is_pretrained(config: &Config, run: Option<&Path>) -> Result<bool> {
+        let described = match run {
+            Some(run) => Some(run.join("text_encoder")),
+            None => config.text_encoder.path.clone().filter(|path| path.join(TEXT_ENCODER).exists()),
+        };
+        match described {
+            Some(folder) => is_pretrained(&folder),
+            None => Ok(matches!(config.text_encoder.kind, TextEncoderKind::Pretrained { .. })),
+        }
     }
 
     /// Refuses a checkpoint that was made with others.
