@@ -24,7 +24,7 @@ use super::driver::{
     Staging,
 };
 use crate::{
-    engine::matmul::{Matrix, product},
+    engine::matmul::{Matrix, product_by_row},
     error::{Error, Result},
 };
 use pages::{PAGE, Pages};
@@ -375,7 +375,7 @@ impl Driver for Emulator {
         let a = if gemm.a_transposed { Matrix::new(&a, k, m).transposed() } else { Matrix::new(&a, m, k) };
         let b = if gemm.b_transposed { Matrix::new(&b, n, k).transposed() } else { Matrix::new(&b, k, n) };
         let mut c = vec![0.0f32; m * n];
-        product(&mut c, n, a, b, false);
+        product_by_row(&mut c, n, a, b, false);
         for value in &mut c {
             *value *= gemm.alpha;
         }
