@@ -10,6 +10,7 @@ pub mod encode;
 pub mod export;
 pub mod fit;
 pub mod inspect;
+pub mod plant;
 pub mod sample;
 pub mod score;
 pub mod select;
@@ -69,6 +70,8 @@ pub enum Command {
     Inspect(inspect::InspectArguments),
     /// Turn weights into safetensors or a PyTorch checkpoint.
     Convert(convert::ConvertArguments),
+    /// Copy a corpus with known flaws planted in it, so that a rating can be judged.
+    Plant(plant::PlantArguments),
     /// List what there is to run on, and why something is not.
     Devices(devices::DevicesArguments),
 }
@@ -108,6 +111,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
         Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Plant(arguments) => plant::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }
     Ok(())
