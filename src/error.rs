@@ -66,6 +66,9 @@ pub enum Error {
     /// Arguments that make no sense together.
     #[error("{0}")]
     Invalid(String),
+    /// A loss or gradient that is no longer a number.
+    #[error("{0}")]
+    Diverged(String),
     /// The program holds no kernels for this kind of device.
     #[error("{device}: this program was built without its kernels: {reason}")]
     KernelsNotBuilt {

@@ -58,7 +58,7 @@ pub fn run(arguments: FitArguments, interrupt: &Interrupt) -> Result<()> {
 }
 
 /// A path as a value of `--set`, whatever is in it.
-fn quoted(path: &Path) -> Result<String> {
+pub(super) fn quoted(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
     serde_json::to_string(text).map_err(|error| Error::invalid(error.to_string()))
 }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
 
 pub mod attribute;
+pub mod compare;
 pub mod convert;
 pub mod demo;
 pub mod devices;
@@ -64,6 +65,8 @@ pub enum Command {
     Fit(fit::FitArguments),
     /// Draw pictures from captions with a model that `fit` trained, or a released one.
     Sample(sample::SampleArguments),
+    /// Train the same model on what each rating and sampler chooses, beside the controls, with several seeds.
+    Compare(compare::CompareArguments),
     /// Write a run's networks as a checkpoint that the released code loads.
     Export(export::ExportArguments),
     /// Show what a file of weights holds: tensors, numbers and texts. Nothing in it is run.
@@ -111,6 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
         Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Compare(arguments) => compare::run(arguments, &Interrupt::from_signals()?)?,
         Command::Plant(arguments) => plant::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }

@@ -266,7 +266,7 @@ impl Bilevel {
         if complaints.is_empty() || scaled {
             return Ok((report, done_meanwhile?));
         }
-        Err(Error::invalid(format!(
+        Err(Error::Diverged(format!(
             "the loss is no longer a number at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and start again from \
              the last checkpoint",
             report.proxy_loss,

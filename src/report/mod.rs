@@ -2,6 +2,7 @@
 
 pub mod contact_sheet;
 pub mod event_file;
+pub mod intervals;
 pub mod picture;
 pub mod plot;
 pub mod statistics;

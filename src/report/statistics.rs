@@ -74,3 +74,41 @@ pub fn spearman(left: &[f64], right: &[f64]) -> Option<f64> {
     }
     (left_square > 0.0 && right_square > 0.0).then(|| product / (left_square * right_square).sqrt())
 }
+
+/// Two-sided 95% points of Student's t by degrees of freedom, from 1.
+const STUDENT: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+
+/// The mean and half of its 95% interval by Student's t, which one value does not have. `None` without a value.
+#[expect(clippy::cast_precision_loss, reason = "counts fit 53 bits")]
+pub fn mean_interval(values: &[f64]) -> Option<(f64, Option<f64>)> {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    match values.len() {
+        0 => None,
+        1 => Some((mean, None)),
+        many => {
+            let spread = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+            // Beyond the table the normal's point is within half a percent.
+            let point = STUDENT.get(many - 2).copied().unwrap_or(1.96 + 2.5 / count);
+            Some((mean, Some(point * (spread / count).sqrt())))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_is_that_of_the_t_distribution() {
+        assert_eq!(mean_interval(&[]), None);
+        assert_eq!(mean_interval(&[3.0]), Some((3.0, None)));
+        let (mean, half) = mean_interval(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        assert_eq!(mean, 3.0);
+        // The deviation is √2.5, and t at 4 degrees of freedom 2.776.
+        approx::assert_relative_eq!(half.unwrap(), 2.776 * (2.5f64 / 5.0).sqrt(), max_relative = 1e-12);
+    }
+}

@@ -315,6 +315,11 @@ impl TokenCache {
         )
     }
 
+    /// Whether the codes of a picture are kept, and it was not changed since.
+    pub fn holds(&self, picture: &Path) -> bool {
+        matches!(self.find(picture), Cached::At(_))
+    }
+
     /// What there is of a picture.
     pub(crate) fn find(&self, picture: &Path) -> Cached {
         match self.pictures.get(&picture_key(&self.folder, picture)) {

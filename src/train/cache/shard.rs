@@ -13,8 +13,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::Read,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::UNIX_EPOCH,
@@ -30,7 +29,7 @@ use crate::{
     data::Position,
     encode::TextStates,
     error::{Error, Result},
-    files::{hexadecimal, sha256, write_whole},
+    files::{digest_of_file, hexadecimal, sha256, write_whole},
     train::corpus::FailedRecord,
     weights::MappedFile,
 };
@@ -115,24 +114,6 @@ impl Entry {
         self.codes.is_whole(&codes_path(folder, number))
             && self.text.as_ref().is_none_or(|text| text.is_whole(&text_path(folder, number)))
     }
-}
-
-/// SHA-256 of a file that may be larger than memory.
-fn digest_of_file(path: &Path) -> std::io::Result<[u8; 32]> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().into()),
-            read => hash.update(&buffer[..read]),
-        }
-    }
-}
-
-/// The same, in hexadecimal.
-pub(super) fn file_sha256(path: &Path) -> std::io::Result<String> {
-    Ok(hexadecimal(&digest_of_file(path)?))
 }
 
 /// Length and time of a picture's file.

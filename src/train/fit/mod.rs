@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde_json::json;
 
-pub use model::{FitStepReport, Measures, Model};
+pub use model::{FitStepReport, Measures, Model, ScaleMeasures};
 pub use saved::{is_fit, load_model, weights_of};
 use tokens::{Chooser, Tokens};
 
@@ -56,6 +56,8 @@ pub struct FitSummary {
     pub tokenizer: Option<FitReport>,
     /// The model on the validation set, at the end.
     pub measures: Measures,
+    /// The same by scale, the coarsest first.
+    pub scales: Vec<ScaleMeasures>,
 }
 
 impl fmt::Display for FitSummary {
@@ -170,6 +172,7 @@ pub fn fit(
             run.validate(&model)?
         }
     };
+    let scales = run.validate_scales(&model)?;
     Ok(FitSummary {
         steps: total,
         train: run.data.train.len(),
@@ -177,6 +180,7 @@ pub fn fit(
         failed: run.data.failed(),
         tokenizer: run.data.fit.clone(),
         measures,
+        scales,
     })
 }
 
@@ -241,9 +245,22 @@ impl Run<'_> {
 
     /// The model on the whole validation set, no caption left out.
     fn validate(&self, model: &Model) -> Result<Measures> {
-        let all: Vec<usize> = (0..self.data.validation.len()).collect();
-        let whole = Tokens { layout: None, weights: None };
-        let batch = |places: &[usize]| self.batch(model, &self.data.validation, places, |_, _| false, &whole);
-        model.measure(all.chunks(self.config.training.batch).map(batch))
+        model.measure(self.validation(model))
+    }
+
+    /// The same by scale.
+    fn validate_scales(&self, model: &Model) -> Result<Vec<ScaleMeasures>> {
+        model.measure_scales(self.validation(model), self.data.tokenizer.quantizer().patch_nums())
+    }
+
+    /// The batches of the validation set.
+    fn validation<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = Result<Batch>> + 'a {
+        let count = self.data.validation.len();
+        let size = self.config.training.batch;
+        (0..count).step_by(size).map(move |start| {
+            let places: Vec<usize> = (start..(start + size).min(count)).collect();
+            let whole = Tokens { layout: None, weights: None };
+            self.batch(model, &self.data.validation, &places, |_, _| false, &whole)
+        })
     }
 }

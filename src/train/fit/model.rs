@@ -1,10 +1,12 @@
 //! The model that is fitted: weights, optimiser, one plain step.
 
+use serde::{Deserialize, Serialize};
+
 use super::tokens::Tokens;
 use crate::{
     config::Config,
     encode::pyramid::CodeReader,
-    engine::{Accumulate, DType, Parameters, Tape, Tensor, cuda::Device},
+    engine::{Accumulate, DType, Parameters, Tape, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
     error::{Error, Result},
     models::{Mode, Proxy},
     train::{
@@ -35,6 +37,18 @@ impl Measures {
         self.accuracy += share * accuracy;
         self.tail_accuracy += share * tail_accuracy;
     }
+}
+
+/// One scale of the pyramid: means over samples and tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleMeasures {
+    /// The side of its token map.
+    pub side: usize,
+    /// Loss a token.
+    pub loss: f64,
+    /// Share in percent of tokens predicted right.
+    pub accuracy: f64,
 }
 
 /// What a step measured, before the update.
@@ -179,7 +193,7 @@ impl Model {
         if (report.loss.is_finite() && updated.applied) || scaled {
             return Ok(report);
         }
-        Err(Error::invalid(format!(
+        Err(Error::Diverged(format!(
             "the loss is no longer a number at step {step} (loss {}, norm of the gradient {}); lower tlr or tclip and start \
              again from the last checkpoint",
             report.loss, report.gradient_norm
@@ -191,7 +205,63 @@ impl Model {
     /// # Errors
     /// If there is no sample or a shape does not fit.
     pub fn measure(&self, batches: impl Iterator<Item = Result<Batch>>) -> Result<Measures> {
-        let (mut sums, mut samples) = (Measures::default(), 0.0);
+        let mut sums = Measures::default();
+        let samples = self.each_pass(batches, |seen, batch| {
+            #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
+            let count = batch.codes.dim(0) as f64;
+            sums.add(count, token_measures(seen, batch.last_scale)?);
+            Ok(())
+        })?;
+        let Measures { loss, tail_loss, accuracy, tail_accuracy } = sums;
+        let mut means = Measures::default();
+        means.add(1.0 / samples, [loss, tail_loss, accuracy, tail_accuracy]);
+        Ok(means)
+    }
+
+    /// The same by the scales of the pyramid, whose token maps have these sides.
+    ///
+    /// # Errors
+    /// As for [`measure`](Self::measure), or if there are other scales.
+    pub fn measure_scales(
+        &self,
+        batches: impl Iterator<Item = Result<Batch>>,
+        sides: &[usize],
+    ) -> Result<Vec<ScaleMeasures>> {
+        let mut sums = vec![(0.0, 0.0); sides.len()];
+        let samples = self.each_pass(batches, |seen, _| {
+            let tokens = seen.token_loss.dim(1);
+            if tokens != sides.iter().map(|side| side * side).sum::<usize>() {
+                return Err(Error::shape("scales", format!("{tokens} tokens in maps of sides {sides:?}")));
+            }
+            let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
+            for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
+                let mut start = 0;
+                for (side, (loss, right)) in sides.iter().zip(&mut sums) {
+                    let end = start + side * side;
+                    #[expect(clippy::cast_precision_loss, reason = "some hundred tokens")]
+                    let count = (end - start) as f64;
+                    *loss += losses[start..end].iter().sum::<f64>() / count;
+                    *right += correct[start..end].iter().map(|&one| f64::from(one)).sum::<f64>() / count;
+                    start = end;
+                }
+            }
+            Ok(())
+        })?;
+        let mean = |(&side, (loss, right)): (&usize, (f64, f64))| ScaleMeasures {
+            side,
+            loss: loss / samples,
+            accuracy: 100.0 * right / samples,
+        };
+        Ok(sides.iter().zip(sums).map(mean).collect())
+    }
+
+    /// A pass without drop-path over each batch; gives the number of samples.
+    fn each_pass(
+        &self,
+        batches: impl Iterator<Item = Result<Batch>>,
+        mut see: impl FnMut(&CrossEntropy, &Batch) -> Result<()>,
+    ) -> Result<f64> {
+        let mut samples = 0.0;
         for batch in batches {
             let batch = self.placed(&batch?)?;
             let mut tape = Tape::inference(&self.parameters);
@@ -203,17 +273,14 @@ impl Model {
                 0.0,
                 Mode::Evaluate,
             )?;
+            see(&result, &batch)?;
             #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
             let count = batch.codes.dim(0) as f64;
-            sums.add(count, token_measures(&result, batch.last_scale)?);
             samples += count;
         }
         if samples == 0.0 {
             return Err(Error::invalid("there is no validation sample to measure the model on"));
         }
-        let Measures { loss, tail_loss, accuracy, tail_accuracy } = sums;
-        let mut means = Measures::default();
-        means.add(1.0 / samples, [loss, tail_loss, accuracy, tail_accuracy]);
-        Ok(means)
+        Ok(samples)
     }
 }

@@ -1,0 +1,137 @@
+//! `compare`: models trained on what each rating chooses, beside the controls.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    cli::watch::Counted,
+    compare::{
+        CompareRequest,
+        arms::{Convention, Rating, Sampler},
+        compare,
+        table::markdown,
+    },
+    config::Config,
+    engine::cuda::DeviceChoice,
+    error::{Error, Result},
+    interrupt::Interrupt,
+    select::Keep,
+};
+
+/// The arguments of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareArguments {
+    /// Configuration in JSON: the models' and raters' sizes and training, and the data.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The training set, in place of the configuration's; a column `flaw`, as `plant` writes it, is the planted truth.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: Option<PathBuf>,
+    /// The validation set, in place of the configuration's; a tenth of the training set is held out if neither is given.
+    #[arg(long, value_name = "FILE.csv")]
+    pub validation: Option<PathBuf>,
+    /// Folder of the comparison. Given again, it goes on, also with more seeds, shares, ratings or samplers.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Seeds, from --first-seed on.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// The first seed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub first_seed: u64,
+    /// How much is kept: shares (50%) or numbers of records.
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', default_value = "20%,50%")]
+    pub keep: Vec<String>,
+    /// Ratings: of raters (loss, excess-weights, excess, alignment), measured in their runs (plain-loss, gradient-norm,
+    /// inner-product, excess-loss), of no network (clarity, frequency, edge-density, resolution, caption-length); or all.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "all")]
+    pub ratings: Vec<String>,
+    /// Samplers: top-k, block:OFFSET, gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "top-k,block:0.2,block:0.4,gsample,shift-gsample"
+    )]
+    pub samplers: Vec<String>,
+    /// By what subsets and the whole are trained alike: epochs, as in the paper, or steps.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "epochs,steps")]
+    pub equal: Vec<String>,
+    /// The column of the planted truth, if it is not `flaw`.
+    #[arg(long, value_name = "NAME")]
+    pub flaw_column: Option<String>,
+    /// Go on although pictures are in both sets.
+    #[arg(long)]
+    pub allow_duplicates: bool,
+    /// Keep the models, not only what they came to.
+    #[arg(long)]
+    pub keep_models: bool,
+    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Sets a key of the configuration.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the comparison from being made; [`Error::Interrupted`] when the user stopped it.
+pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
+    let mut sets = arguments.set;
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
+    for (key, path) in
+        [("data_args.train_csv_path", arguments.data), ("data_args.val_csv_path", arguments.validation)]
+    {
+        if let Some(path) = path {
+            sets.push(format!("{key}={}", super::fit::quoted(&path)?));
+        }
+    }
+    let config = Config::load(&arguments.config, &sets)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let ratings = match &arguments.ratings[..] {
+        [all] if all == "all" => Rating::ALL.to_vec(),
+        named => parsed(named)?,
+    };
+    let keeps = arguments.keep.iter().map(|text| Ok((text.clone(), text.parse::<Keep>()?)));
+    let request = CompareRequest {
+        config,
+        out: arguments.out,
+        seeds: (arguments.first_seed..arguments.first_seed.saturating_add(arguments.seeds)).collect(),
+        keeps: keeps.collect::<Result<_>>()?,
+        ratings,
+        samplers: parsed::<Sampler>(&arguments.samplers)?,
+        conventions: parsed::<Convention>(&arguments.equal)?,
+        flaw_column: arguments.flaw_column,
+        allow_duplicates: arguments.allow_duplicates,
+        keep_models: arguments.keep_models,
+    };
+    let mut progress = Counted::new();
+    let summary = compare(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
+    super::say(&format!(
+        "{} records to train on, {} for validation\n\n{}",
+        summary.records,
+        summary.validation,
+        markdown(&summary.lines, &summary.flaws, &summary.costs)
+    ))?;
+    for path in &summary.files {
+        super::say(&path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Names, each once.
+fn parsed<T: std::str::FromStr<Err = Error> + PartialEq>(names: &[String]) -> Result<Vec<T>> {
+    let mut found = Vec::with_capacity(names.len());
+    for name in names {
+        let one: T = name.trim().parse()?;
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    Ok(found)
+}

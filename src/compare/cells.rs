@@ -1,0 +1,212 @@
+//! One model of the comparison: fitted once for its content, whatever the name under which it is asked for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Teller;
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    files::{digest_of_file, remove_folder, sha256, write_whole},
+    interrupt::Interrupt,
+    train::{
+        fit::{ScaleMeasures, fit},
+        run_directory::{Existing, RunDirectory},
+    },
+};
+
+/// What a fit came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellResult {
+    /// What it is known by: SHA-256 over configuration, training set and validation set, shortened.
+    pub key: String,
+    /// Records trained on.
+    pub records: u64,
+    /// Epochs over them.
+    pub epochs: u64,
+    /// Updates.
+    pub steps: u64,
+    /// Validation loss at the end; nothing if the run diverged, as with the other measures.
+    pub loss: Option<f64>,
+    /// The finest scale's.
+    pub tail_loss: Option<f64>,
+    /// Share of tokens predicted right, in percent.
+    pub accuracy: Option<f64>,
+    /// The finest scale's.
+    pub tail_accuracy: Option<f64>,
+    /// By scale, the coarsest first.
+    pub scales: Vec<ScaleMeasures>,
+    /// Updates and validation loss, after each epoch.
+    pub curve: Vec<(u64, f64)>,
+    /// Seconds that it took, over all starts.
+    pub seconds: f64,
+    /// What was said when the loss was no number any more.
+    pub diverged: Option<String>,
+}
+
+impl CellResult {
+    /// That of a model which could not be fitted, for what came before it diverged.
+    pub(super) fn diverged(records: u64, message: String) -> Self {
+        Self {
+            key: String::new(),
+            records,
+            epochs: 0,
+            steps: 0,
+            loss: None,
+            tail_loss: None,
+            accuracy: None,
+            tail_accuracy: None,
+            scales: Vec::new(),
+            curve: Vec::new(),
+            seconds: 0.0,
+            diverged: Some(message),
+        }
+    }
+}
+
+/// A configuration with keys set on top.
+pub(super) fn with_keys(config: &Config, keys: &[String]) -> Result<Config> {
+    Config::parse("compare", &config.to_json().to_string(), keys)
+}
+
+/// A path as the value of a key.
+pub(super) fn path_key(key: &str, path: &Path) -> Result<String> {
+    let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
+    Ok(format!("{key}={}", serde_json::Value::from(text)))
+}
+
+/// Opens a run that was begun, or begins it.
+pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory> {
+    if !RunDirectory::is_run(path) {
+        return RunDirectory::create(path, config, Existing::Refuse);
+    }
+    let (run, held) = RunDirectory::open(path)?;
+    match held.first_difference(config) {
+        None => Ok(run),
+        Some((key, there, here)) => Err(Error::invalid(format!(
+            "{} was begun with {key} = {there}, not {here}; remove it, or give another --out",
+            path.display()
+        ))),
+    }
+}
+
+/// Does work and adds the time it took to what a file says of earlier starts, however it ends. Gives both.
+pub(super) fn timed<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let before: f64 =
+        fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(0.0);
+    let start = Instant::now();
+    let done = work();
+    let seconds = before + start.elapsed().as_secs_f64();
+    write_whole(path, seconds.to_string().as_bytes())?;
+    Ok((done?, seconds))
+}
+
+/// Fits models and remembers what they came to.
+pub(super) struct Fits<'a> {
+    /// What all of them share.
+    pub(super) config: &'a Config,
+    /// Where runs and results lie.
+    pub(super) folder: PathBuf,
+    pub(super) validation: &'a Path,
+    pub(super) cache: &'a Path,
+    /// Keep each model's last checkpoint.
+    pub(super) keep_models: bool,
+}
+
+impl Fits<'_> {
+    /// The model of a training set, a seed and a number of epochs.
+    pub(super) fn result(
+        &self,
+        table: &Path,
+        seed: u64,
+        epochs: u64,
+        interrupt: &Interrupt,
+        teller: &mut Teller<'_>,
+    ) -> Result<CellResult> {
+        let config = with_keys(
+            self.config,
+            &[
+                path_key("data_args.train_csv_path", table)?,
+                path_key("data_args.val_csv_path", self.validation)?,
+                path_key("token_cache", self.cache)?,
+                format!("seed={seed}"),
+                format!("ep={epochs}"),
+                "keep_checkpoints=1".to_owned(),
+            ],
+        )?;
+        let digest = |path: &Path| digest_of_file(path).map_err(Error::io("read", path));
+        let told = [config.fingerprint().as_bytes(), &digest(table)?, &digest(self.validation)?].concat();
+        let key = sha256(&told)[..16].to_owned();
+        let path = self.folder.join(format!("{key}.json"));
+        if path.exists() {
+            let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+            return serde_json::from_slice(&bytes).map_err(|error| Error::Table {
+                path: path.clone(),
+                line: None,
+                message: format!("is damaged ({error}); remove it, and the model is fitted again"),
+            });
+        }
+        let run = self.folder.join(&key);
+        let directory = run_directory(&run, &config)?;
+        let fitted = timed(&self.folder.join(format!("{key}.seconds")), || {
+            match fit(&config, &directory, &["compare".to_owned()], interrupt, teller) {
+                Err(Error::Diverged(message)) => Ok(Err(message)),
+                Ok(summary) => Ok(Ok(summary)),
+                Err(error) => Err(error),
+            }
+        });
+        let (summary, seconds) = match fitted {
+            Err(Error::Interrupted { .. }) => {
+                return Err(Error::Interrupted {
+                    saved: "what is finished is kept, and the model at work goes on from its checkpoint; give the same command \
+                            again"
+                        .to_owned(),
+                });
+            }
+            other => other?,
+        };
+        let result = match summary {
+            Err(message) => {
+                CellResult { key: key.clone(), epochs, seconds, ..CellResult::diverged(0, message) }
+            }
+            Ok(summary) => CellResult {
+                key: key.clone(),
+                records: summary.train as u64,
+                epochs,
+                steps: summary.steps,
+                loss: Some(summary.measures.loss),
+                tail_loss: Some(summary.measures.tail_loss),
+                accuracy: Some(summary.measures.accuracy),
+                tail_accuracy: Some(summary.measures.tail_accuracy),
+                scales: summary.scales,
+                curve: curve(&run)?,
+                seconds,
+                diverged: None,
+            },
+        };
+        let json = serde_json::to_vec(&result).map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(&path, &json)?;
+        drop(directory);
+        if !self.keep_models {
+            remove_folder(&run)?;
+        }
+        Ok(result)
+    }
+}
+
+/// Updates and validation loss, as the run's metrics have them.
+fn curve(run: &Path) -> Result<Vec<(u64, f64)>> {
+    let path = run.join("metrics.jsonl");
+    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let points = text.lines().filter_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some((line["step"].as_u64()? + 1, line["validation_loss"].as_f64()?))
+    });
+    Ok(points.collect())
+}

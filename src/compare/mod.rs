@@ -1,0 +1,541 @@
+//! Does it work? Trains one text-to-image model on everything, on random parts, and on the parts that each rating and sampler
+//! chooses, with several seeds, and says what each came to beside the controls.
+//!
+//! A folder holds it all: `data/` (the records that can be used, and the validation set), `tokens/` (what `encode` keeps),
+//! `raters/`, `ratings/`, `subsets/`, `fits/` (a result for each different model), and the tables. Whatever is there is not made
+//! again, so a stopped comparison goes on, and one with more ratings, shares or seeds takes up what it has.
+
+pub mod arms;
+mod cells;
+mod heuristics;
+mod ratings;
+pub mod table;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use arms::{Arm, Convention, Rating, Sampler};
+pub use cells::CellResult;
+use cells::Fits;
+use ratings::Ratings;
+use table::{FlawLine, Line, summarise};
+
+use crate::{
+    config::Config,
+    data::{Record, flaws::Flaw},
+    engine::{Purpose, Random},
+    error::{Error, Result},
+    files::{digest_of_file, hexadecimal, write_whole},
+    interrupt::Interrupt,
+    rate::{
+        bilevel::{StepRates, StepReport},
+        trainer::Observer,
+    },
+    report::statistics::{auroc, mean_interval, mean_percentile},
+    select::{Keep, Strategy, SubsetJob, write_subset},
+    train::{
+        cache::{EncodeRequest, TokenCache, encode},
+        corpus,
+        fit::{FitObserver, FitStepReport, Measures},
+        prepared::Preparing,
+        schedule::Rates,
+    },
+};
+
+/// Share held out for validation where no table of it is named.
+const VALIDATION_SHARE: f64 = 0.1;
+
+/// What is to be compared.
+#[derive(Clone, Debug)]
+pub struct CompareRequest {
+    /// Sizes and training of the models and raters, and the data.
+    pub config: Config,
+    /// The folder of the comparison.
+    pub out: PathBuf,
+    /// The seeds: each draws the weights, the order of the samples, the raters and the subsets anew.
+    pub seeds: Vec<u64>,
+    /// How much is kept, with the texts that the tables show.
+    pub keeps: Vec<(String, Keep)>,
+    /// By what records are ranked.
+    pub ratings: Vec<Rating>,
+    /// How they are chosen from a ranking.
+    pub samplers: Vec<Sampler>,
+    /// By what subsets and the whole are trained alike.
+    pub conventions: Vec<Convention>,
+    /// The column that says what was planted; `clean` is what is not spoiled.
+    pub flaw_column: Option<String>,
+    /// Go on where the training and validation set share pictures.
+    pub allow_duplicates: bool,
+    /// Keep the models.
+    pub keep_models: bool,
+}
+
+/// One model of the comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The rating, or `everything`, `random`, `oracle`.
+    pub rating: String,
+    /// The sampler, if there is one.
+    pub sampler: String,
+    /// How much was kept.
+    pub keep: String,
+    /// By what it is alike; nothing for everything.
+    pub convention: String,
+    /// The seed.
+    pub seed: u64,
+    /// What the model came to.
+    pub result: CellResult,
+    /// The share of each kind of record in what it was trained on.
+    pub flaws: Vec<(String, f64)>,
+}
+
+/// What a comparison came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompareSummary {
+    /// Records that models could be trained on.
+    pub records: usize,
+    /// Of the validation set.
+    pub validation: usize,
+    /// One line an arm, share and convention.
+    pub lines: Vec<Line>,
+    /// How well each rating tells each planted flaw.
+    pub flaws: Vec<FlawLine>,
+    /// What each rater cost: training and scoring, mean seconds a seed.
+    pub costs: Vec<(String, f64, f64)>,
+    /// What was written.
+    pub files: Vec<PathBuf>,
+}
+
+/// Passes on how far a part is, under its name.
+struct Teller<'a> {
+    what: String,
+    progress: &'a mut dyn FnMut(&str, u64, u64),
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, done: u64, total: u64) {
+        (self.progress)(&self.what, done, total);
+    }
+}
+
+impl Preparing for Teller<'_> {
+    fn preparing(&mut self, what: &str, done: u64, total: u64) {
+        (self.progress)(what, done, total);
+    }
+
+    fn note(&mut self, sentence: &str) {
+        tracing::info!("{}: {sentence}", self.what);
+    }
+}
+
+impl FitObserver for Teller<'_> {
+    fn step(&mut self, step: u64, total: u64, _samples: usize, _rates: Rates, _report: &FitStepReport) {
+        self.tell(step + 1, total);
+    }
+
+    fn validated(&mut self, _step: u64, _measures: &Measures) {}
+}
+
+impl Observer for Teller<'_> {
+    fn step(&mut self, step: u64, total: u64, _samples: usize, _rates: StepRates, _report: &StepReport) {
+        self.tell(step + 1, total);
+    }
+}
+
+/// What the data of a comparison is; a folder of another one is refused.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Described {
+    /// The configuration's fingerprint.
+    config: String,
+    /// SHA-256 of the tables.
+    tables: Vec<String>,
+}
+
+/// The data, ready.
+struct Data {
+    pool: PathBuf,
+    validation: PathBuf,
+    validation_records: usize,
+    records: Vec<Record>,
+    cache: PathBuf,
+}
+
+/// Runs a comparison, or goes on with it.
+///
+/// # Errors
+/// If the data or an arm cannot be used, the training and validation set share pictures, a file cannot be written, or the user
+/// interrupts: what is finished is kept.
+pub fn compare(
+    request: &CompareRequest,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<CompareSummary> {
+    let config = &request.config;
+    if request.seeds.is_empty() || request.keeps.is_empty() || request.conventions.is_empty() {
+        return Err(Error::invalid("a comparison needs a seed, a share to keep and a convention"));
+    }
+    let out = std::path::absolute(&request.out).map_err(Error::io("resolve", &request.out))?;
+    for part in ["data", "raters", "ratings", "subsets", "fits"] {
+        let folder = out.join(part);
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    }
+    let mut teller = Teller { what: "preparing".to_owned(), progress };
+    let data = prepare(request, &out, interrupt, &mut teller)?;
+    let flaw = flaw_column(request, &data.pool)?;
+    let flaw_of = |record: &Record| flaw.map(|column| record.fields[column].clone());
+    check_sizes(request, data.records.len())?;
+
+    let mut ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
+    let fits = Fits {
+        config,
+        folder: out.join("fits"),
+        validation: &data.validation,
+        cache: &data.cache,
+        keep_models: request.keep_models,
+    };
+    let arms = arms(request, flaw.is_some());
+    let mut outcomes = Vec::new();
+    let mut told: BTreeMap<Rating, Vec<HashMap<String, f64>>> = BTreeMap::new();
+    let mut summary = None;
+    for (turn, &seed) in request.seeds.iter().enumerate() {
+        for (at, arm) in arms.iter().enumerate() {
+            let (rating, sampler) = arm.names();
+            let name = format!("{rating} {sampler}").trim().to_owned();
+            let what = format!(
+                "seed {} of {}, {name} ({} of {})",
+                turn + 1,
+                request.seeds.len(),
+                at + 1,
+                arms.len()
+            );
+            let chosen = match arm {
+                Arm::Everything => None,
+                Arm::Random => Some(Ok(ratings.constant("random", seed, |_| true)?)),
+                Arm::Oracle => Some(Ok(ratings.constant("oracle", seed, |record| {
+                    flaw_of(record).as_deref() == Some(Flaw::Clean.name())
+                })?)),
+                Arm::Chosen(rating, _) => {
+                    let table = ratings.table(*rating, seed, &request.ratings, interrupt, &mut teller)?;
+                    if let Ok(path) = &table
+                        && told.get(rating).is_none_or(|seen| seen.len() <= turn)
+                    {
+                        told.entry(*rating).or_default().push(ratings.read(path)?);
+                    }
+                    Some(table)
+                }
+            };
+            let outcome = |keep: &str, convention: &str, result: CellResult, flaws| Outcome {
+                rating: rating.clone(),
+                sampler: sampler.clone(),
+                keep: keep.to_owned(),
+                convention: convention.to_owned(),
+                seed,
+                result,
+                flaws,
+            };
+            teller.what = what;
+            let Some(chosen) = chosen else {
+                let result = fits.result(&data.pool, seed, config.training.epochs, interrupt, &mut teller)?;
+                outcomes.push(outcome("100%", "", result, shares(&data.records, &flaw_of)));
+                continue;
+            };
+            for (keep_name, keep) in &request.keeps {
+                let count = keep.count(data.records.len())?;
+                let chosen = match &chosen {
+                    Ok(path) => path,
+                    Err(message) => {
+                        for convention in &request.conventions {
+                            let result = CellResult::diverged(count as u64, message.clone());
+                            outcomes.push(outcome(keep_name, convention.name(), result, Vec::new()));
+                        }
+                        continue;
+                    }
+                };
+                let strategy = match arm {
+                    Arm::Chosen(_, Sampler(strategy)) => *strategy,
+                    _ => Strategy::Random,
+                };
+                if let Strategy::Block { offset } = strategy
+                    && offset * data.records.len() as f64 + count as f64 > data.records.len() as f64 + 0.5
+                {
+                    continue;
+                }
+                let named = format!("{name}-{keep_name}-{seed}").replace([' ', ':', '/'], "_");
+                let subset = out.join("subsets").join(format!("{named}.csv"));
+                let rated = ratings.read(chosen)?.len();
+                let job = SubsetJob {
+                    ratings: chosen.clone(),
+                    names: ratings.columns(),
+                    strategy,
+                    // An oracle may have fewer records than are to be kept.
+                    keep: Keep::Count(count.min(rated) as u64),
+                    seed,
+                    out: subset.clone(),
+                    data: Some(data.pool.clone()),
+                    overwrite: true,
+                };
+                write_subset(&job, interrupt)?;
+                let kept = corpus::open(config, &subset)?.read_all()?;
+                let share = kept.len() as f64 / data.records.len() as f64;
+                for convention in &request.conventions {
+                    let epochs = convention.epochs(config.training.epochs, share);
+                    let result = fits.result(&subset, seed, epochs, interrupt, &mut teller)?;
+                    outcomes.push(outcome(keep_name, convention.name(), result, shares(&kept, &flaw_of)));
+                }
+            }
+        }
+        // After each seed, so that there is something to look at.
+        let lines = summarise(&outcomes);
+        let flaws = flaw_lines(&data.records, &flaw_of, &told);
+        let costs = costs(&ratings);
+        let files = table::write(&out, &outcomes, &lines, &flaws, &costs)?;
+        summary = Some(CompareSummary {
+            records: data.records.len(),
+            validation: data.validation_records,
+            lines,
+            flaws,
+            costs,
+            files,
+        });
+    }
+    summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))
+}
+
+/// The arms in the order of the tables.
+fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
+    let mut arms = vec![Arm::Everything, Arm::Random];
+    arms.extend(planted.then_some(Arm::Oracle));
+    for &rating in &request.ratings {
+        arms.extend(request.samplers.iter().map(|&sampler| Arm::Chosen(rating, sampler)));
+    }
+    arms
+}
+
+/// The place of the column of flaws: the one that is asked for, or `flaw` if there is one.
+fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
+    let corpus = corpus::open(&request.config, pool)?;
+    let name = request.flaw_column.as_deref().unwrap_or("flaw");
+    match corpus.header().iter().position(|column| column == name) {
+        None if request.flaw_column.is_some() => Err(Error::Table {
+            path: pool.to_path_buf(),
+            line: Some(1),
+            message: format!("there is no column `{name}`"),
+        }),
+        found => Ok(found),
+    }
+}
+
+/// Refuses shares that come to less than a batch, before anything is trained.
+fn check_sizes(request: &CompareRequest, records: usize) -> Result<()> {
+    let batch = request.config.training.batch;
+    for (name, keep) in &request.keeps {
+        let count = keep.count(records)?;
+        if count < batch || count > records {
+            return Err(Error::invalid(format!(
+                "{name} of {records} usable records are {count}, but a model needs at least a batch of {batch} and at most all; \
+                 keep another part, or set bs lower"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The share of each kind of record, in the order of [`Flaw::ALL`]; kinds that are no flaws of ours by their names, last.
+fn shares(records: &[Record], flaw_of: &dyn Fn(&Record) -> Option<String>) -> Vec<(String, f64)> {
+    let mut counts: BTreeMap<(usize, String), f64> = BTreeMap::new();
+    for flaw in records.iter().filter_map(flaw_of) {
+        let place = Flaw::ALL.iter().position(|known| known.name() == flaw).unwrap_or(Flaw::ALL.len());
+        *counts.entry((place, flaw)).or_default() += 1.0;
+    }
+    counts.into_iter().map(|((_, flaw), count)| (flaw, count / records.len() as f64)).collect()
+}
+
+fn flaw_lines(
+    records: &[Record],
+    flaw_of: &dyn Fn(&Record) -> Option<String>,
+    told: &BTreeMap<Rating, Vec<HashMap<String, f64>>>,
+) -> Vec<FlawLine> {
+    let mut lines = Vec::new();
+    let kinds = shares(records, flaw_of);
+    for (rating, seeds) in told {
+        for (flaw, _) in kinds.iter().filter(|(flaw, _)| flaw != Flaw::Clean.name()) {
+            let (mut found, mut percentiles) = (Vec::new(), Vec::new());
+            for numbers in seeds {
+                let rated: Vec<(f64, String)> = records
+                    .iter()
+                    .filter_map(|record| Some((*numbers.get(&record.id)?, flaw_of(record)?)))
+                    .collect();
+                let beside = rated.iter().filter(|(_, kind)| kind == flaw || kind == Flaw::Clean.name());
+                let (scores, positives): (Vec<f64>, Vec<bool>) =
+                    beside.map(|(number, kind)| (-number, kind == flaw)).unzip();
+                found.extend(auroc(&scores, &positives));
+                let (all, members): (Vec<f64>, Vec<bool>) =
+                    rated.iter().map(|(number, kind)| (*number, kind == flaw)).unzip();
+                percentiles.extend(mean_percentile(&all, &members));
+            }
+            if let (Some(auroc), Some((percentile, _))) = (mean_interval(&found), mean_interval(&percentiles))
+            {
+                lines.push(FlawLine { rating: rating.to_string(), flaw: flaw.clone(), auroc, percentile });
+            }
+        }
+    }
+    lines
+}
+
+/// Mean seconds of each rater's training and scoring, over the seeds that came to an end.
+fn costs(ratings: &Ratings<'_>) -> Vec<(String, f64, f64)> {
+    let mut sums: BTreeMap<Rating, Vec<[f64; 2]>> = BTreeMap::new();
+    for ((rule, _), seconds) in &ratings.raters {
+        if let Ok(seconds) = seconds {
+            sums.entry(Rating::Rater(*rule)).or_default().push(*seconds);
+        }
+    }
+    let mean = |all: &[[f64; 2]], at: usize| all.iter().map(|one| one[at]).sum::<f64>() / all.len() as f64;
+    sums.into_iter().map(|(rating, all)| (rating.to_string(), mean(&all, 0), mean(&all, 1))).collect()
+}
+
+/// Splits off a validation set where there is none, encodes both, and leaves the records that can be used.
+fn prepare(
+    request: &CompareRequest,
+    out: &Path,
+    interrupt: &Interrupt,
+    teller: &mut Teller<'_>,
+) -> Result<Data> {
+    let config = &request.config;
+    let folder = out.join("data");
+    let (pool, cache) = (folder.join("pool.csv"), out.join("tokens"));
+    let train = config.data.train_csv()?.to_path_buf();
+    let given = config.data.validation.clone();
+    let tables = std::iter::once(&train)
+        .chain(&given)
+        .map(|path| Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?)))
+        .collect::<Result<Vec<_>>>()?;
+    let described = Described { config: config.fingerprint(), tables };
+    let path = out.join("compare.json");
+    if path.exists() {
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let same = serde_json::from_slice::<Described>(&bytes).is_ok_and(|held| held == described);
+        if !same {
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of another configuration or other tables; give another --out, or remove it",
+                out.display()
+            )));
+        }
+    }
+    let json = serde_json::to_vec_pretty(&described).map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(&path, &json)?;
+
+    let corpus = corpus::open(config, &train)?;
+    let (header, columns) = (corpus.header().to_vec(), corpus.columns());
+    let mut records = corpus.read_all()?;
+    let validation = match given {
+        Some(path) => path,
+        None => {
+            let share = config.data.validation_portion.unwrap_or(VALIDATION_SHARE);
+            let count = ((records.len() as f64 * share).round() as usize).max(config.training.batch);
+            if count >= records.len() {
+                let message =
+                    format!("{} records are too few to hold {count} out for validation", records.len());
+                return Err(Error::Table { path: train, line: None, message });
+            }
+            tracing::warn!(
+                "no validation set is named, so {count} records are held out for it, the same for every model"
+            );
+            let mut places: Vec<usize> = (0..records.len()).collect();
+            Random::new(config.seed, Purpose::Shuffle, u64::MAX).shuffle(&mut places);
+            let mut held = vec![false; records.len()];
+            places[..count].iter().for_each(|&at| held[at] = true);
+            let path = folder.join("validation.csv");
+            let (out, left): (Vec<_>, Vec<_>) = records.into_iter().zip(held).partition(|(_, held)| *held);
+            let only = |records: Vec<(Record, bool)>| -> Vec<Record> {
+                records.into_iter().map(|(record, _)| record).collect()
+            };
+            write_records(&path, &header, columns, &only(out))?;
+            records = only(left);
+            path
+        }
+    };
+    let all = folder.join("train.csv");
+    write_records(&all, &header, columns, &records)?;
+    let encoding = EncodeRequest {
+        config: config.clone(),
+        run: None,
+        tables: vec![all, validation.clone()],
+        out: cache.clone(),
+        text: None,
+        shard_rows: 512,
+        overwrite: false,
+    };
+    encode(&encoding, interrupt, &mut |what, done, total| (teller.progress)(what, done, total))?;
+    let tokens = TokenCache::open(&cache)?;
+    let held = corpus::open(config, &validation)?.read_all()?;
+    let usable = |record: &Record| tokens.holds(&record.image);
+    let before = records.len();
+    records.retain(usable);
+    if records.len() < before {
+        tracing::warn!(
+            "{} of {before} records cannot be used; {} says why",
+            before - records.len(),
+            cache.join("failed.csv").display()
+        );
+    }
+    refuse_shared(request, &records, &held)?;
+    write_records(&pool, &header, columns, &records)?;
+    // Their pictures are named by whole paths now.
+    let records = corpus::open(config, &pool)?.read_all()?;
+    let validation_records = held.iter().filter(|record| usable(record)).count();
+    Ok(Data { pool, validation, validation_records, records, cache })
+}
+
+/// Refuses pictures that are in both sets, by their content.
+fn refuse_shared(request: &CompareRequest, train: &[Record], validation: &[Record]) -> Result<()> {
+    let digests = |records: &[Record]| -> HashMap<[u8; 32], String> {
+        records
+            .par_iter()
+            .filter_map(|record| Some((digest_of_file(&record.image).ok()?, record.id.clone())))
+            .collect()
+    };
+    let held = digests(validation);
+    let shared: Vec<(String, String)> = train
+        .par_iter()
+        .filter_map(|record| {
+            let other = held.get(&digest_of_file(&record.image).ok()?)?;
+            Some((record.id.clone(), other.clone()))
+        })
+        .collect();
+    let Some((first, other)) = shared.first() else { return Ok(()) };
+    let message = format!(
+        "{} training pictures are in the validation set, too (the first: {first} is {other})",
+        shared.len()
+    );
+    if request.allow_duplicates {
+        tracing::warn!("{message}");
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{message}; remove them, or allow it by --allow-duplicates")))
+}
+
+/// Writes records with all their columns, pictures by their whole paths.
+fn write_records(path: &Path, header: &[String], columns: [usize; 3], records: &[Record]) -> Result<()> {
+    let refuse =
+        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(header).map_err(refuse)?;
+    for record in records {
+        let image = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
+        let Some(image) = image.to_str() else {
+            return Err(Error::invalid(format!("{} is not UTF-8", image.display())));
+        };
+        let mut fields = record.fields.clone();
+        image.clone_into(&mut fields[columns[1]]);
+        table.write_record(&fields).map_err(refuse)?;
+    }
+    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(path, &bytes)
+}

@@ -1,0 +1,258 @@
+//! The ratings of a comparison: each a table of ids and numbers, made once for a seed.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Teller,
+    arms::{Heuristic, Measured, RaterRule, Rating},
+    cells::{path_key, run_directory, timed, with_keys},
+    heuristics,
+};
+use crate::{
+    config::Config,
+    data::Record,
+    error::{Error, Result},
+    files::write_whole,
+    interrupt::Interrupt,
+    rate::{
+        dynamics::recordings,
+        scorer::{ScoreRequest, score},
+        trainer::train,
+    },
+    select::{RatingsTable, ratings::ColumnNames},
+    train::corpus,
+};
+
+/// Makes ratings and remembers them.
+pub(super) struct Ratings<'a> {
+    /// What all runs share.
+    pub(super) config: &'a Config,
+    /// The comparison's folder.
+    pub(super) folder: &'a Path,
+    /// All records that can be used, and their table.
+    pub(super) pool: (&'a Path, &'a [Record]),
+    pub(super) validation: &'a Path,
+    pub(super) cache: &'a Path,
+    /// What a rater's run and scoring took, or that it diverged, by rule and seed.
+    pub(super) raters: HashMap<(RaterRule, u64), Result<[f64; 2], String>>,
+    heuristics: HashMap<Heuristic, Vec<f64>>,
+}
+
+impl<'a> Ratings<'a> {
+    /// For a pool of records.
+    pub(super) fn new(
+        config: &'a Config,
+        folder: &'a Path,
+        pool: (&'a Path, &'a [Record]),
+        validation: &'a Path,
+        cache: &'a Path,
+    ) -> Self {
+        Self { config, folder, pool, validation, cache, raters: HashMap::new(), heuristics: HashMap::new() }
+    }
+
+    /// The names of the columns of ids and ratings.
+    pub(super) fn columns(&self) -> ColumnNames {
+        ColumnNames { id: self.config.data.id_column.clone(), ..ColumnNames::default() }
+    }
+
+    fn path(&self, name: &str, seed: u64) -> PathBuf {
+        self.folder.join("ratings").join(format!("{name}-{seed}.csv"))
+    }
+
+    /// The table of a rating for a seed, or what was said when its rater's loss was no number any more.
+    pub(super) fn table(
+        &mut self,
+        rating: Rating,
+        seed: u64,
+        all: &[Rating],
+        interrupt: &Interrupt,
+        teller: &mut Teller<'_>,
+    ) -> Result<Result<PathBuf, String>> {
+        let path = self.path(rating.name(), seed);
+        if let Some(rule) = rating.run()
+            && let Err(message) = self.rater(rule, seed, interrupt, teller)?
+        {
+            return Ok(Err(message));
+        }
+        match rating {
+            // Scoring has written it.
+            Rating::Rater(_) => {}
+            _ if path.exists() => {}
+            Rating::Measured(measured) => {
+                let numbers = self.measured(measured, seed)?;
+                self.write(&path, &numbers)?;
+            }
+            Rating::Heuristic(heuristic) => {
+                if self.heuristics.is_empty() {
+                    self.look(all, interrupt, teller)?;
+                }
+                self.write(&path, &self.heuristics[&heuristic].clone())?;
+            }
+        }
+        Ok(Ok(path))
+    }
+
+    /// A table in which every record for which `keep` holds is rated alike.
+    pub(super) fn constant(&self, name: &str, seed: u64, keep: impl Fn(&Record) -> bool) -> Result<PathBuf> {
+        let path = self.path(name, seed);
+        let numbers: Vec<f64> =
+            self.pool.1.iter().map(|record| if keep(record) { 0.0 } else { f64::NAN }).collect();
+        self.write(&path, &numbers)?;
+        Ok(path)
+    }
+
+    /// Trains and scores by a rule, unless that was done.
+    fn rater(
+        &mut self,
+        rule: RaterRule,
+        seed: u64,
+        interrupt: &Interrupt,
+        teller: &mut Teller<'_>,
+    ) -> Result<Result<(), String>> {
+        if let Some(known) = self.raters.get(&(rule, seed)) {
+            return Ok(known.clone().map(|_| ()));
+        }
+        let name = Rating::Rater(rule).name();
+        let mut keys: Vec<String> = rule.keys().iter().map(|&key| key.to_owned()).collect();
+        keys.extend([
+            path_key("data_args.train_csv_path", self.pool.0)?,
+            path_key("data_args.val_csv_path", self.validation)?,
+            path_key("token_cache", self.cache)?,
+            format!("seed={seed}"),
+            "record_every=1".to_owned(),
+            "record_norms=null".to_owned(),
+            "keep_checkpoints=1".to_owned(),
+        ]);
+        let config = with_keys(self.config, &keys)?;
+        let run = self.folder.join("raters").join(format!("{name}-{seed}"));
+        let out = self.path(name, seed);
+        let times =
+            ["train", "score"].map(|what| run.with_file_name(format!("{name}-{seed}.{what}.seconds")));
+        if !out.exists() {
+            teller.what = format!("rating by {name}, seed {seed}");
+            let directory = run_directory(&run, &config)?;
+            let trained = timed(&times[0], || {
+                match train(&config, &directory, &["compare".to_owned()], interrupt, teller) {
+                    Err(Error::Diverged(message)) => Ok(Err(message)),
+                    Ok(_) => Ok(Ok(())),
+                    Err(error) => Err(error),
+                }
+            });
+            drop(directory);
+            let (trained, _) = trained.map_err(kept)?;
+            if let Err(message) = trained {
+                tracing::warn!("the rater of {name} with seed {seed} diverged: {message}");
+                self.raters.insert((rule, seed), Err(message.clone()));
+                return Ok(Err(message));
+            }
+            let request = ScoreRequest {
+                checkpoint: run,
+                config: None,
+                corpus: self.pool.0.to_path_buf(),
+                out,
+                batch: config.training.batch,
+                batch_normalised: false,
+                overwrite: false,
+                sets: Vec::new(),
+            };
+            let (scored, _) = timed(&times[1], || {
+                score(&request, interrupt, &mut |done, total| teller.tell(done, total)).map_err(kept)
+            })?;
+            if scored.failed > 0 {
+                return Err(Error::invalid(format!(
+                    "{} records could not be rated by {name} although their tokens are kept; see {}",
+                    scored.failed,
+                    scored.failed_out.display()
+                )));
+            }
+        }
+        let seconds = times.map(|path| {
+            fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(f64::NAN)
+        });
+        self.raters.insert((rule, seed), Ok(seconds));
+        Ok(Ok(()))
+    }
+
+    /// What was measured of each record of the pool in a run, a mean over its epochs; no number where there was none.
+    fn measured(&self, measured: Measured, seed: u64) -> Result<Vec<f64>> {
+        let name = Rating::Rater(measured.run()).name();
+        let folder = self.folder.join("raters").join(format!("{name}-{seed}")).join("dynamics");
+        let all = recordings(&folder)?;
+        let (column, high_is_good) = measured.column();
+        // The last epoch's running average holds the earlier ones.
+        let epochs = if column == "average" { &all[all.len().saturating_sub(1)..] } else { &all[..] };
+        let mut sums: HashMap<&str, (f64, f64)> = HashMap::new();
+        for epoch in epochs {
+            for (id, &value) in epoch.ids.iter().zip(epoch.column(column).unwrap_or_default()) {
+                if value.is_finite() {
+                    let (sum, count) = sums.entry(id).or_default();
+                    *sum += value;
+                    *count += 1.0;
+                }
+            }
+        }
+        if sums.is_empty() {
+            return Err(Error::invalid(format!("{} holds no {column}", folder.display())));
+        }
+        let sign = if high_is_good { 1.0 } else { -1.0 };
+        let number = |record: &Record| {
+            sums.get(record.id.as_str()).map_or(f64::NAN, |(sum, count)| sign * sum / count)
+        };
+        Ok(self.pool.1.iter().map(number).collect())
+    }
+
+    fn look(&mut self, all: &[Rating], interrupt: &Interrupt, teller: &mut Teller<'_>) -> Result<()> {
+        let asked: Vec<Heuristic> = all
+            .iter()
+            .filter_map(|rating| match rating {
+                Rating::Heuristic(heuristic) => Some(*heuristic),
+                _ => None,
+            })
+            .collect();
+        let data = &self.config.data;
+        let preprocess = corpus::preprocess(self.config, 1);
+        let numbers =
+            heuristics::rate(&asked, self.pool.1, preprocess, data.workers, interrupt, teller.progress)?;
+        self.heuristics = asked.into_iter().zip(numbers).collect();
+        Ok(())
+    }
+
+    /// Writes a ratings table of the records that have a number.
+    fn write(&self, path: &Path, numbers: &[f64]) -> Result<()> {
+        let refuse = |error: csv::Error| Error::Table {
+            path: path.to_path_buf(),
+            line: None,
+            message: error.to_string(),
+        };
+        let mut table = csv::Writer::from_writer(Vec::new());
+        table.write_record([self.config.data.id_column.as_str(), "rating"]).map_err(refuse)?;
+        for (record, number) in self.pool.1.iter().zip(numbers).filter(|(_, number)| number.is_finite()) {
+            table.write_record([record.id.as_str(), &number.to_string()]).map_err(refuse)?;
+        }
+        let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(path, &bytes)
+    }
+
+    /// The numbers of a table by id.
+    pub(super) fn read(&self, path: &Path) -> Result<HashMap<String, f64>> {
+        let table = RatingsTable::read(path, &self.columns())?;
+        let id =
+            |at: usize| u32::try_from(at).map_or(String::new(), |at| table.ids.get(at as usize).to_owned());
+        Ok(table.ratings.iter().enumerate().map(|(at, &rating)| (id(at), rating)).collect())
+    }
+}
+
+/// The advice of an interrupted part is not that of the whole.
+fn kept(error: Error) -> Error {
+    match error {
+        Error::Interrupted { .. } => Error::Interrupted {
+            saved: "what is finished is kept, and the rater at work goes on from its checkpoint; give the same command again"
+                .to_owned(),
+        },
+        other => other,
+    }
+}

@@ -1,0 +1,441 @@
+//! What a comparison comes to: every fit by itself, means with intervals, differences to a random part of the same size, and
+//! the share of the gap to the ceiling that is closed; as CSV, Markdown and a picture.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{Outcome, cells::CellResult};
+use crate::{
+    error::{Error, Result},
+    files::write_whole,
+    report::{
+        intervals::{Interval, interval_chart},
+        statistics::mean_interval,
+    },
+};
+
+/// One line of the summary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// The rating, or `everything`, `random`, `oracle`.
+    pub rating: String,
+    /// The sampler; nothing where there is none.
+    pub sampler: String,
+    /// How much is kept; `100%` for everything.
+    pub keep: String,
+    /// `epochs` or `steps`; nothing for everything, which is both.
+    pub convention: String,
+    /// Seeds that came to an end.
+    pub seeds: usize,
+    /// Seeds whose loss was no number any more.
+    pub diverged: usize,
+    /// Mean records and steps of a fit.
+    pub records: f64,
+    /// Mean steps of a fit.
+    pub steps: f64,
+    /// Validation loss: mean, and half the 95% interval where there are two seeds.
+    pub loss: Option<(f64, Option<f64>)>,
+    /// The same of the accuracy, in percent.
+    pub accuracy: Option<(f64, Option<f64>)>,
+    /// The difference of the loss to random's, paired by seed.
+    pub difference: Option<(f64, Option<f64>)>,
+    /// The share of the gap between random and the ceiling that is closed, in the mean.
+    pub closed: Option<f64>,
+}
+
+/// By what cells are compared with one another.
+type Setting = (String, String);
+
+/// The summary, in the order in which arms first come.
+pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
+    let mut order: Vec<(String, String, Setting)> = Vec::new();
+    let mut groups: BTreeMap<(String, String, Setting), Vec<(u64, &CellResult)>> = BTreeMap::new();
+    for outcome in outcomes {
+        let setting = (outcome.keep.clone(), outcome.convention.clone());
+        let key = (outcome.rating.clone(), outcome.sampler.clone(), setting);
+        if !groups.contains_key(&key) {
+            order.push(key.clone());
+        }
+        groups.entry(key).or_default().push((outcome.seed, &outcome.result));
+    }
+    let loss_of = |rating: &str, setting: &Setting| -> BTreeMap<u64, f64> {
+        let sampler = if rating == "oracle" { "random" } else { "" };
+        let held = groups.get(&(rating.to_owned(), sampler.to_owned(), setting.clone()));
+        held.into_iter().flatten().filter_map(|(seed, result)| Some((*seed, result.loss?))).collect()
+    };
+    let mean = |values: &BTreeMap<u64, f64>| mean_interval(&values.values().copied().collect::<Vec<_>>());
+    order
+        .into_iter()
+        .map(|key| {
+            let results = &groups[&key];
+            let (rating, sampler, setting) = key;
+            let losses: BTreeMap<u64, f64> =
+                results.iter().filter_map(|(seed, result)| Some((*seed, result.loss?))).collect();
+            let accuracies: Vec<f64> = results.iter().filter_map(|(_, result)| result.accuracy).collect();
+            let random = loss_of("random", &setting);
+            let paired: Vec<f64> =
+                losses.iter().filter_map(|(seed, loss)| Some(loss - random.get(seed)?)).collect();
+            let difference = if rating == "random" { None } else { mean_interval(&paired) };
+            let ceiling = mean(&loss_of("oracle", &setting));
+            let closed = match (mean(&losses), mean(&random), ceiling) {
+                (Some((own, _)), Some((random, _)), Some((ceiling, _))) if random > ceiling => {
+                    Some((random - own) / (random - ceiling)).filter(|_| rating != "random")
+                }
+                _ => None,
+            };
+            let average = |number: fn(&CellResult) -> u64| {
+                results.iter().map(|(_, result)| number(result) as f64).sum::<f64>()
+                    / results.len().max(1) as f64
+            };
+            Line {
+                seeds: losses.len(),
+                diverged: results.iter().filter(|(_, result)| result.diverged.is_some()).count(),
+                records: average(|result| result.records),
+                steps: average(|result| result.steps),
+                loss: mean(&losses),
+                accuracy: mean_interval(&accuracies),
+                difference,
+                closed,
+                rating,
+                sampler,
+                keep: setting.0,
+                convention: setting.1,
+            }
+        })
+        .collect()
+}
+
+/// How well a rating tells a flaw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlawLine {
+    /// The rating.
+    pub rating: String,
+    /// The flaw.
+    pub flaw: String,
+    /// The chance that a record with it is rated below an unspoiled one, mean over the seeds and half its interval.
+    pub auroc: (f64, Option<f64>),
+    /// Mean place in the ranking, 0 the best rated.
+    pub percentile: f64,
+}
+
+/// Writes `fits.csv`, `summary.csv`, `summary.md`, `scales.csv`, `flaws.csv` and `subsets.csv` where there are flaws, and a
+/// picture for each share and convention. Gives what was written.
+///
+/// # Errors
+/// If a file cannot be written.
+pub(super) fn write(
+    folder: &Path,
+    outcomes: &[Outcome],
+    lines: &[Line],
+    flaws: &[FlawLine],
+    costs: &[(String, f64, f64)],
+) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    let mut csv_file = |name: &str, header: &[&str], rows: Vec<Vec<String>>| -> Result<()> {
+        let path = folder.join(name);
+        let refuse =
+            |error: csv::Error| Error::Table { path: path.clone(), line: None, message: error.to_string() };
+        let mut table = csv::Writer::from_writer(Vec::new());
+        table.write_record(header).map_err(refuse)?;
+        for row in rows {
+            table.write_record(row).map_err(refuse)?;
+        }
+        let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(&path, &bytes)?;
+        written.push(path);
+        Ok(())
+    };
+    let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let cell = |outcome: &Outcome| {
+        vec![
+            outcome.rating.clone(),
+            outcome.sampler.clone(),
+            outcome.keep.clone(),
+            outcome.convention.clone(),
+            outcome.seed.to_string(),
+        ]
+    };
+    csv_file(
+        "fits.csv",
+        &[
+            "rating",
+            "sampler",
+            "keep",
+            "convention",
+            "seed",
+            "records",
+            "epochs",
+            "steps",
+            "validation_loss",
+            "validation_tail_loss",
+            "validation_accuracy",
+            "validation_tail_accuracy",
+            "seconds",
+            "diverged",
+            "fit",
+        ],
+        outcomes
+            .iter()
+            .map(|outcome| {
+                let result = &outcome.result;
+                let mut row = cell(outcome);
+                row.extend([
+                    result.records.to_string(),
+                    result.epochs.to_string(),
+                    result.steps.to_string(),
+                    number(result.loss),
+                    number(result.tail_loss),
+                    number(result.accuracy),
+                    number(result.tail_accuracy),
+                    format!("{:.1}", result.seconds),
+                    result.diverged.clone().unwrap_or_default(),
+                    result.key.clone(),
+                ]);
+                row
+            })
+            .collect(),
+    )?;
+    csv_file(
+        "scales.csv",
+        &[
+            "rating",
+            "sampler",
+            "keep",
+            "convention",
+            "seed",
+            "side",
+            "validation_loss",
+            "validation_accuracy",
+        ],
+        outcomes
+            .iter()
+            .flat_map(|outcome| {
+                outcome.result.scales.iter().map(move |scale| {
+                    let mut row = cell(outcome);
+                    row.extend([scale.side.to_string(), scale.loss.to_string(), scale.accuracy.to_string()]);
+                    row
+                })
+            })
+            .collect(),
+    )?;
+    let pair = |value: Option<(f64, Option<f64>)>| {
+        let half = value.and_then(|(_, half)| half);
+        [number(value.map(|(mean, _)| mean)), number(half)]
+    };
+    csv_file(
+        "summary.csv",
+        &[
+            "rating",
+            "sampler",
+            "keep",
+            "convention",
+            "seeds",
+            "diverged",
+            "records",
+            "steps",
+            "validation_loss",
+            "half_interval",
+            "validation_accuracy",
+            "accuracy_half_interval",
+            "difference_to_random",
+            "difference_half_interval",
+            "gap_closed",
+        ],
+        lines
+            .iter()
+            .map(|line| {
+                let mut row = vec![
+                    line.rating.clone(),
+                    line.sampler.clone(),
+                    line.keep.clone(),
+                    line.convention.clone(),
+                    line.seeds.to_string(),
+                    line.diverged.to_string(),
+                    line.records.to_string(),
+                    line.steps.to_string(),
+                ];
+                row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
+                row.push(number(line.closed));
+                row
+            })
+            .collect(),
+    )?;
+    if !flaws.is_empty() {
+        let rows = flaws.iter().map(|line| {
+            let FlawLine { rating, flaw, auroc: (auroc, half), percentile } = line;
+            vec![rating.clone(), flaw.clone(), auroc.to_string(), number(*half), percentile.to_string()]
+        });
+        csv_file(
+            "flaws.csv",
+            &["rating", "flaw", "auroc", "half_interval", "mean_percentile"],
+            rows.collect(),
+        )?;
+        let rows = outcomes.iter().flat_map(|outcome| {
+            outcome.flaws.iter().map(move |(flaw, share)| {
+                let mut row = cell(outcome);
+                row.extend([flaw.clone(), share.to_string()]);
+                row
+            })
+        });
+        csv_file(
+            "subsets.csv",
+            &["rating", "sampler", "keep", "convention", "seed", "flaw", "share"],
+            rows.collect(),
+        )?;
+    }
+    let path = folder.join("summary.md");
+    write_whole(&path, markdown(lines, flaws, costs).as_bytes())?;
+    written.push(path);
+    written.extend(pictures(folder, lines)?);
+    Ok(written)
+}
+
+/// A number with half its interval.
+fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
+    match value {
+        None => "-".to_owned(),
+        Some((mean, None)) => format!("{mean:.digits$}"),
+        Some((mean, Some(half))) => format!("{mean:.digits$} ± {half:.digits$}"),
+    }
+}
+
+/// The tables as people read them.
+pub fn markdown(lines: &[Line], flaws: &[FlawLine], costs: &[(String, f64, f64)]) -> String {
+    let mut text = String::from(
+        "Validation loss of the model, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
+         by seed; share of the gap between random and the ceiling (`oracle`: unspoiled records only) that is closed.\n\n\
+         | keep | equal | rating | sampler | seeds | steps | validation loss | difference to random | gap closed |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for line in lines {
+        let seeds = match line.diverged {
+            0 => line.seeds.to_string(),
+            diverged => format!("{} ({diverged} diverged)", line.seeds),
+        };
+        let closed = line.closed.map_or("-".to_owned(), |closed| format!("{:.0}%", 100.0 * closed));
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {seeds} | {:.0} | {} | {} | {closed} |\n",
+            line.keep,
+            line.convention,
+            line.rating,
+            line.sampler,
+            line.steps,
+            with_interval(line.loss, 4),
+            with_interval(line.difference, 4),
+        ));
+    }
+    if !flaws.is_empty() {
+        let mut kinds: Vec<&str> = Vec::new();
+        let mut ratings: Vec<&str> = Vec::new();
+        for line in flaws {
+            if !kinds.contains(&line.flaw.as_str()) {
+                kinds.push(&line.flaw);
+            }
+            if !ratings.contains(&line.rating.as_str()) {
+                ratings.push(&line.rating);
+            }
+        }
+        text.push_str("\nAUROC of each planted flaw (a low rating tells it; 0.5 is chance), and in brackets its mean percentile.\n\n");
+        text.push_str(&format!(
+            "| rating | {} |\n| --- |{}\n",
+            kinds.join(" | "),
+            " --- |".repeat(kinds.len())
+        ));
+        for rating in ratings {
+            let cells = kinds.iter().map(|kind| {
+                let found = flaws.iter().find(|line| line.rating == rating && line.flaw == *kind);
+                found.map_or("-".to_owned(), |line| {
+                    format!("{} ({:.2})", with_interval(Some(line.auroc), 2), line.percentile)
+                })
+            });
+            text.push_str(&format!("| {rating} | {} |\n", cells.collect::<Vec<_>>().join(" | ")));
+        }
+    }
+    if !costs.is_empty() {
+        text.push_str("\nWhat the ratings cost, mean seconds a seed.\n\n| rater | training | scoring |\n| --- | --- | --- |\n");
+        for (rule, training, scoring) in costs {
+            text.push_str(&format!("| {rule} | {training:.1} | {scoring:.1} |\n"));
+        }
+    }
+    text
+}
+
+/// The differences to random, a picture for each share and convention.
+fn pictures(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
+    let mut settings: Vec<(&str, &str)> = Vec::new();
+    for line in lines.iter().filter(|line| line.difference.is_some() && !line.convention.is_empty()) {
+        if !settings.contains(&(&line.keep, &line.convention)) {
+            settings.push((&line.keep, &line.convention));
+        }
+    }
+    let mut written = Vec::new();
+    for (keep, convention) in settings {
+        let rows: Vec<Interval> = lines
+            .iter()
+            .filter(|line| (line.keep.as_str(), line.convention.as_str()) == (keep, convention))
+            .filter_map(|line| {
+                let (mean, half) = line.difference?;
+                let name = format!("{} {}", line.rating, line.sampler);
+                Some(Interval { name: name.trim().to_owned(), mean, half: half.unwrap_or(0.0) })
+            })
+            .collect();
+        let title = format!("Validation loss less random's, {keep} kept, equal {convention}");
+        let path = folder.join(format!("difference-{}-{convention}.png", keep.replace(['%', ' '], "")));
+        interval_chart(&title, "difference of the validation loss (left is better)", &rows)?
+            .write_png(&path)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(rating: &str, seed: u64, loss: Option<f64>) -> Outcome {
+        let diverged = CellResult::diverged(10, "the loss is no longer a number".to_owned());
+        let result = match loss {
+            None => diverged,
+            Some(_) => CellResult { loss, accuracy: Some(50.0), diverged: None, ..diverged },
+        };
+        Outcome {
+            rating: rating.to_owned(),
+            sampler: if rating == "oracle" { "random".to_owned() } else { String::new() },
+            keep: "50%".to_owned(),
+            convention: "steps".to_owned(),
+            seed,
+            result,
+            flaws: Vec::new(),
+        }
+    }
+
+    /// A seed that diverged is told and stands in no mean; differences are of the seeds that both have.
+    #[test]
+    fn a_seed_that_diverges_is_told_and_not_dropped() {
+        let outcomes = [
+            outcome("random", 0, Some(4.0)),
+            outcome("oracle", 0, Some(3.0)),
+            outcome("own", 0, Some(3.5)),
+            outcome("random", 1, None),
+            outcome("oracle", 1, Some(3.2)),
+            outcome("own", 1, Some(3.6)),
+            outcome("random", 2, Some(4.2)),
+            outcome("oracle", 2, Some(3.1)),
+            outcome("own", 2, Some(3.9)),
+        ];
+        let lines = summarise(&outcomes);
+        let line = |rating: &str| lines.iter().find(|line| line.rating == rating).unwrap();
+        assert_eq!((line("random").seeds, line("random").diverged), (2, 1));
+        assert_eq!((line("own").seeds, line("own").diverged), (3, 0));
+        let (difference, half) = line("own").difference.unwrap();
+        approx::assert_relative_eq!(difference, -0.4, max_relative = 1e-12);
+        approx::assert_relative_eq!(half.unwrap(), 12.706 * 0.1, max_relative = 1e-9);
+        let closed = (4.1 - (3.5 + 3.6 + 3.9) / 3.0) / (4.1 - 3.1);
+        approx::assert_relative_eq!(line("own").closed.unwrap(), closed, max_relative = 1e-9);
+        assert_eq!((line("random").difference, line("random").closed), (None, None));
+        let text = markdown(&lines, &[], &[]);
+        assert!(text.contains("| random |  | 2 (1 diverged) |"), "{text}");
+    }
+}

@@ -1,0 +1,257 @@
+//! `compare` as a user meets it: every arm is fitted and told, a stopped comparison goes on to the same numbers, and what makes a
+//! comparison unfair is refused.
+#![cfg(unix)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use alchemist_engine::data::{
+    drawn::{DataSetSettings, write_data_set},
+    flaws::FlawShares,
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+struct Workplace(TempDir);
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            DataSetSettings { train: 96, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
+        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        let work = Self(folder);
+        let config = json!({
+            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
+            "depth": 1, "raterDepth": 1, "proxy_width": 64, "rater_width": 64,
+            "pn": "1_2_3", "patch_size": 8,
+            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 90},
+            "text_encoder": {"tokens": 8, "channels": 16},
+            "bs": 8, "ep": 2, "tlr": 2e-3, "workers": 2,
+        });
+        fs::write(work.path("config.json"), config.to_string()).unwrap();
+        work
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
+        command.current_dir(self.0.path()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+        String::from_utf8(output.stdout).unwrap() + &errors
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], words: &[&str]) {
+        let output: Output = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+        for word in words {
+            assert!(errors.contains(word), "`{word}` is missing in: {errors}");
+        }
+    }
+
+    /// The rows of a table, by column.
+    fn table(&self, name: &str) -> Vec<BTreeMap<String, String>> {
+        let mut reader = csv::Reader::from_path(self.path(name)).unwrap();
+        reader.deserialize().map(Result::unwrap).collect()
+    }
+
+    /// What every fit came to, without its time.
+    fn fits(&self, comparison: &str) -> Vec<BTreeMap<String, String>> {
+        let mut rows = self.table(&format!("{comparison}/fits.csv"));
+        rows.iter_mut().for_each(|row| drop(row.remove("seconds")));
+        rows
+    }
+}
+
+const COMPARE: [&str; 9] = [
+    "compare",
+    "--config",
+    "config.json",
+    "--keep",
+    "50%",
+    "--ratings",
+    "alignment,plain-loss,inner-product,clarity,caption-length",
+    "--samplers",
+    "top-k,shift-gsample",
+];
+
+#[test]
+fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
+    let work = Workplace::new();
+    let whole = [&COMPARE[..], &["--seeds", "2", "--out", "whole"]].concat();
+    let said = work.succeed(&whole);
+    assert!(said.contains("96 records to train on, 16 for validation"), "{said}");
+    let fits = work.fits("whole");
+    // Everything once, random, the oracle and ten chosen parts by both conventions, for two seeds.
+    assert_eq!(fits.len(), 2 * (1 + 2 * (2 + 10)));
+    for row in &fits {
+        let loss: f64 = row["validation_loss"].parse().unwrap();
+        assert!(loss > 0.5 && loss < 4.5, "{row:?}");
+        let steps = match (row["rating"].as_str(), row["convention"].as_str()) {
+            ("everything", "") | (_, "steps") => "24",
+            _ => "12",
+        };
+        // 65 of 96 are unspoiled, so the oracle keeps a half, too.
+        assert_eq!(row["steps"], steps, "{row:?}");
+    }
+    // The summary is what the fits say.
+    let loss = |rating: &str, sampler: &str, convention: &str| -> Vec<f64> {
+        let rows = fits.iter().filter(|row| {
+            (row["rating"].as_str(), row["sampler"].as_str(), row["convention"].as_str())
+                == (rating, sampler, convention)
+        });
+        rows.map(|row| row["validation_loss"].parse().unwrap()).collect()
+    };
+    let summary = work.table("whole/summary.csv");
+    assert_eq!(summary.len(), 1 + 2 * (2 + 10));
+    let line = summary.iter().find(|row| row["rating"] == "clarity" && row["sampler"] == "top-k").unwrap();
+    assert_eq!(line["convention"], "epochs");
+    let (own, random, oracle) = (
+        loss("clarity", "top-k", "epochs"),
+        loss("random", "", "epochs"),
+        loss("oracle", "random", "epochs"),
+    );
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let number = |name: &str| line[name].parse::<f64>().unwrap();
+    approx::assert_relative_eq!(number("validation_loss"), mean(&own), max_relative = 1e-12);
+    let differences = [own[0] - random[0], own[1] - random[1]];
+    approx::assert_relative_eq!(number("difference_to_random"), mean(&differences), max_relative = 1e-9);
+    let half = 12.706 * (differences[0] - differences[1]).abs() / 2.0;
+    approx::assert_relative_eq!(number("difference_half_interval"), half, max_relative = 1e-9);
+    if mean(&random) > mean(&oracle) {
+        let closed = (mean(&random) - mean(&own)) / (mean(&random) - mean(&oracle));
+        approx::assert_relative_eq!(number("gap_closed"), closed, max_relative = 1e-9);
+    } else {
+        assert_eq!(line["gap_closed"], "");
+    }
+    // Scales, flaws and pictures.
+    assert_eq!(work.table("whole/scales.csv").len(), 3 * fits.len());
+    let flaws = work.table("whole/flaws.csv");
+    assert_eq!(flaws.len(), 5 * 5, "five ratings, five flaws");
+    assert!(flaws.iter().all(|row| (0.0..=1.0).contains(&row["auroc"].parse::<f64>().unwrap())));
+    let subsets = work.table("whole/subsets.csv");
+    assert!(subsets.iter().filter(|row| row["rating"] == "oracle").all(|row| row["flaw"] == "clean"));
+    assert!(subsets.iter().any(|row| row["rating"] == "random" && row["flaw"] == "noise"));
+    for name in ["difference-50-epochs.png", "difference-50-steps.png", "summary.md"] {
+        assert!(work.path("whole").join(name).metadata().unwrap().len() > 300, "{name}");
+    }
+
+    // A cell is what `fit` gives of its subset.
+    let row = fits
+        .iter()
+        .find(|row| row["rating"] == "alignment" && row["sampler"] == "top-k" && row["seed"] == "1")
+        .unwrap();
+    let said = work.succeed(&[
+        "fit",
+        "--config",
+        "config.json",
+        "--out",
+        "by-hand",
+        "--data",
+        "whole/subsets/alignment_top-k-50%-1.csv",
+        "--set",
+        "token_cache=whole/tokens",
+        "--set",
+        "seed=1",
+    ]);
+    let loss: f64 = row["validation_loss"].parse().unwrap();
+    assert!(said.contains(&format!("validation: loss {loss:.4}")), "{said}, not {loss}");
+
+    // Stopped anywhere, it comes to the same; first with one seed only.
+    let one = [&COMPARE[..], &["--seeds", "1", "--out", "stopped"]].concat();
+    for attempt in 0..8 {
+        let mut child = work.program(&one).spawn().unwrap();
+        sleep(Duration::from_millis(120 + 90 * attempt));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    work.succeed(&one);
+    let results = || -> BTreeMap<PathBuf, u64> {
+        let entries = fs::read_dir(work.path("stopped/fits")).unwrap().map(|entry| entry.unwrap());
+        entries
+            .filter(|entry| entry.path().extension().is_some_and(|end| end == "json"))
+            .map(|entry| (entry.path(), entry.metadata().unwrap().ino()))
+            .collect()
+    };
+    let first = results();
+    work.succeed(&[&COMPARE[..], &["--seeds", "2", "--out", "stopped"]].concat());
+    assert!(work.fits("stopped") == fits, "a stopped comparison comes to something else");
+    let both = results();
+    assert!(first.iter().all(|(path, inode)| both.get(path) == Some(inode)), "a fit was made again");
+    assert!(both.len() > first.len());
+}
+
+const QUICK: [&str; 9] = [
+    "compare",
+    "--config",
+    "config.json",
+    "--seeds",
+    "1",
+    "--samplers",
+    "block:0.6",
+    "--ratings",
+    "resolution",
+];
+
+fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&QUICK[..], more].concat()
+}
+
+#[test]
+fn what_makes_a_comparison_unfair_is_refused() {
+    let work = Workplace::new();
+    work.refused(&run(&["--out", "few", "--keep", "5%"]), &["5% of 96", "are 5", "a batch of 8"]);
+    work.refused(&run(&["--out", "name", "--samplers", "best"]), &["the sampler `best`", "top-k"]);
+    work.refused(&run(&["--out", "flaw", "--flaw-column", "spoiled"]), &["no column `spoiled`"]);
+    // Without a validation set one is held out, and the column of flaws need not be there.
+    let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
+    fs::write(work.path("data/plain.csv"), table.replacen(",flaw,", ",kind,", 1)).unwrap();
+    let without = [
+        "--out",
+        "without",
+        "--data",
+        "data/plain.csv",
+        "--set",
+        "data_args.val_csv_path=",
+        "--equal",
+        "epochs",
+    ];
+    let said = work.succeed(&run(&[&without[..], &["--keep", "30%"]].concat()));
+    assert!(said.contains("10 records are held out for it"), "{said}");
+    assert!(said.contains("86 records to train on, 10 for validation"), "{said}");
+    assert!(!work.path("without/flaws.csv").exists());
+    // The block of 50% from 60% on would run past the end.
+    let said = work.succeed(&run(&[&without[..], &["--keep", "30%,50%"]].concat()));
+    assert!(said.contains("| 30% | epochs | resolution | block:0.6 |"), "{said}");
+    assert!(
+        !said.contains("| 50% | epochs | resolution |") && said.contains("| 50% | epochs | random |"),
+        "{said}"
+    );
+    work.refused(&run(&[&without[..], &["--set", "tlr=1e-3"]].concat()), &["another configuration"]);
+    // Pictures in both sets.
+    fs::copy(work.path("data/train/000003.png"), work.path("data/validation/000099.png")).unwrap();
+    let shared = run(&["--out", "shared", "--keep", "30%", "--equal", "epochs"]);
+    work.refused(&shared, &["1 training pictures are in the validation set", "--allow-duplicates"]);
+    let said = work.succeed(&[&shared[..], &["--allow-duplicates"]].concat());
+    assert!(said.contains("1 training pictures are in the validation set"), "{said}");
+}
