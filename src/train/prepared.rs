@@ -6,13 +6,14 @@ use crate::{
     config::{Config, Portion},
     data::Record,
     encode::{ImageTokenizer, TextEncoder, pca::FitReport},
-    engine::{Purpose, Random},
+    engine::{Purpose, Random, cuda::Device},
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
     train::{
         corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
         run_directory::RunDirectory,
+        trained::Encoders,
     },
 };
 
@@ -70,13 +71,14 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     }
 }
 
-/// Everything that a run needs of data and encoders.
+/// Everything that a run needs of data and encoders, which compute on the device if there is one.
 ///
 /// # Errors
 /// If the data or an encoder cannot be used, a file cannot be written, or the user interrupts.
 pub(crate) fn prepare(
     config: &Config,
     directory: &RunDirectory,
+    device: Option<&Device>,
     interrupt: &Interrupt,
     observer: &mut dyn Preparing,
 ) -> Result<Prepared> {
@@ -85,6 +87,7 @@ pub(crate) fn prepare(
     let progress: &mut Progress<'_> = &mut progress;
     let (tokenizer, fit, mut pictures) = saved_or_fitted(config, directory, &records, interrupt, progress)?;
     let text = text_encoder(config, directory)?;
+    let Encoders { tokenizer, text } = Encoders { tokenizer, text }.on(device)?;
     let mut train =
         EncodedCorpus::encode(config, records, tokenizer.as_ref(), &mut pictures, interrupt, progress)?;
     let (validation, note) = match &config.data.validation {

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     config::{Config, TextEncoderKind},
     encode::{ImageTokenizer, TextEncoder},
+    engine::cuda::Device,
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
@@ -121,6 +122,15 @@ impl Encoders {
         }
         let (tokenizer, ..) = corpus::image_tokenizer(config, &[], interrupt, &mut |_, _, _| {})?;
         Ok(Self { tokenizer, text: corpus::text_encoder(config)? })
+    }
+
+    /// The same encoders, computing on a device if there is one.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or the device fails.
+    pub(crate) fn on(self, device: Option<&Device>) -> Result<Self> {
+        let Some(device) = device else { return Ok(self) };
+        Ok(Self { tokenizer: self.tokenizer.to_device(device)?, ..self })
     }
 
     /// Refuses a checkpoint that was made with others.

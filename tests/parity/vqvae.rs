@@ -7,11 +7,11 @@ use alchemist_engine::{
         ImageTokenizer,
         vqvae::{VqVae, VqVaeSettings},
     },
-    engine::Tensor,
+    engine::{DType, Tensor},
 };
 
 use super::{
-    common::{Fixture, relative_error, tolerance},
+    common::{Fixture, device, relative_error, tolerance},
     fixtures, report,
 };
 
@@ -27,12 +27,26 @@ fn weights(fixture: &Fixture) -> PathBuf {
     entries.into_iter().find(is_weights).expect("a fixture of a VQ-VAE has its weights")
 }
 
+/// The VQ-VAE where `ALCHEMIST_DEVICE` says.
+fn open(fixture: &Fixture, dtype: DType) -> VqVae {
+    let settings = VqVaeSettings { path: weights(fixture), patch_nums: fixture.patch_nums() };
+    let vqvae = VqVae::open(settings).unwrap();
+    match device() {
+        None => vqvae,
+        Some(device) => {
+            let fingerprint = vqvae.fingerprint();
+            let placed = vqvae.placed(device, dtype).unwrap();
+            assert_eq!(placed.fingerprint(), fingerprint);
+            placed
+        }
+    }
+}
+
 #[test]
 fn vqvae_matches_the_released_code() {
     for fixture in fixtures("vqvae") {
         let io = fixture.tensors("io.safetensors");
-        let settings = VqVaeSettings { path: weights(&fixture), patch_nums: fixture.patch_nums() };
-        let vqvae = VqVae::open(settings).unwrap();
+        let vqvae = open(&fixture, DType::F32);
         let size = |key: &str| fixture.manifest["vqvae"][key].as_u64().unwrap() as usize;
         assert_eq!(vqvae.image_side(), size("image_size"));
         assert_eq!(vqvae.quantizer().vocabulary(), size("vocab_size"));
@@ -62,6 +76,25 @@ fn vqvae_matches_the_released_code() {
         let both = vqvae.features(&twice).unwrap().to_f64_vec().unwrap();
         let (first, second) = both.split_at(both.len() / 2);
         assert!(first == second && first == &features.to_f64_vec().unwrap()[..first.len()]);
+    }
+}
+
+/// On a device, in bf16: the codes are not those of f32 everywhere, which is why that is not the default.
+#[test]
+fn vqvae_in_bf16_is_near_the_released_code() {
+    if device().is_none() {
+        return;
+    }
+    for fixture in fixtures("vqvae") {
+        let io = fixture.tensors("io.safetensors");
+        let vqvae = open(&fixture, DType::Bf16);
+        let features = vqvae.features(&io["image"]).unwrap();
+        let worst = relative_error(&features, &io["f_BChw"]);
+        report(&fixture, "features in bf16", worst, tolerance::VQVAE_BF16);
+        let codes = vqvae.encode(&io["image"]).unwrap();
+        let share = 1.0 - differing(&codes, &io["idx_BL"]) as f64 / codes.len() as f64;
+        println!("parity {:<24} {:.1}% of the codes in bf16 are those of f32", fixture.name(), 100.0 * share);
+        assert!(share >= tolerance::VQVAE_BF16_CODES, "{}: {share} of the codes", fixture.name());
     }
 }
 

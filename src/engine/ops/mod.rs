@@ -9,7 +9,9 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cast;
+pub mod convolution;
 pub mod cross_entropy;
+pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod meta_gradient;
@@ -19,6 +21,7 @@ pub mod pooling;
 pub mod pyramid;
 pub mod rater_loss;
 pub mod residual;
+pub mod softmax;
 
 use crate::{
     engine::{
