@@ -96,6 +96,13 @@ pub trait TextEncoder: Send + Sync {
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
+
+    /// The same encoder, its network computing on a device if it has one: captions and states stay on the host, and the
+    /// fingerprint is the same.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or the device fails.
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>>;
 }
 
 /// Loads the image tokenizer that was saved in `folder`, whatever its kind.

@@ -130,7 +130,7 @@ impl Encoders {
     /// If there is not enough memory, or the device fails.
     pub(crate) fn on(self, device: Option<&Device>) -> Result<Self> {
         let Some(device) = device else { return Ok(self) };
-        Ok(Self { tokenizer: self.tokenizer.to_device(device)?, ..self })
+        Ok(Self { tokenizer: self.tokenizer.to_device(device)?, text: self.text.to_device(device)? })
     }
 
     /// Refuses a checkpoint that was made with others.

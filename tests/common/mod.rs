@@ -24,10 +24,9 @@ pub mod tolerance {
     /// Losses of training steps against the released code, relative.
     pub const PARITY_LOSS: f64 = 1e-4;
     /// The VQ-VAE's features in bf16 against the released code in f32.
-    pub const VQVAE_BF16: f64 = 5e-2;
-    /// The share of its codes in bf16 that are those of f32, at least. The fixture's weights are random, its nearest codes much
-    /// nearer to each other than those of a trained one.
-    pub const VQVAE_BF16_CODES: f64 = 0.9;
+    pub const VQVAE_BF16: f64 = 2e-2;
+    /// The share of its codes in bf16 that may be others than in f32.
+    pub const VQVAE_BF16_CODES: f64 = 0.005;
     /// Final weights: this many times the released code's own f32-against-f64 difference.
     pub const PARITY_FINAL_WEIGHTS: f64 = 5.0;
     /// Tensors of released checkpoints against their digests, whose numbers have nine or ten digits.

@@ -145,7 +145,7 @@ impl VqVae {
     }
 
     /// The same tokenizer with its networks and its quantiser on a device, activations in f32 or bf16. Codes are those of the
-    /// processor in f32, but where two are almost equally near; in bf16 some differ, so [`ImageTokenizer::to_device`] takes f32.
+    /// processor in f32, but where two are almost equally near; in bf16 more may differ, so [`ImageTokenizer::to_device`] takes f32.
     ///
     /// # Errors
     /// If it is on a device already, the type is another one, or there is not enough memory.

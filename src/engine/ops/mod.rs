@@ -7,6 +7,7 @@
 pub mod accumulate;
 pub mod activation;
 pub mod adamw;
+pub mod affine_norm;
 pub mod attention;
 pub mod cast;
 pub mod convolution;
