@@ -14,7 +14,7 @@ use alchemist_engine::{
 use serde_json::Value;
 
 use super::{
-    common::{device, relative_error, tolerance},
+    common::{open_device, relative_error, tolerance},
     fixture_root, fixtures, named_root, report,
 };
 
@@ -22,11 +22,11 @@ fn sample(at: usize) -> String {
     format!("sample {at}")
 }
 
-/// The network where `ALCHEMIST_DEVICE` says.
+/// The network where `ALCHEMIST_DEVICE` says, on a device of its own: on the one that tests share, others record their work.
 fn placed(network: impl TextNetwork + 'static) -> Box<dyn TextNetwork> {
-    match device() {
+    match open_device() {
         None => Box::new(network),
-        Some(device) => Box::new(network).to_device(device).unwrap(),
+        Some(device) => Box::new(network).to_device(&device).unwrap(),
     }
 }
 

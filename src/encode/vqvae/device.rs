@@ -72,15 +72,20 @@ impl<T: DeviceFloat> Networks<T> {
         length: usize,
         work: impl Fn(&Tensor) -> Result<Buffer<f32>>,
     ) -> Result<Vec<f32>> {
-        let mut found = Vec::new();
+        let mut made = Vec::new();
         for pieces in from.chunks(PICTURES * length) {
             let mut filled = pieces.to_vec();
             while filled.len() < PICTURES * length {
                 filled.extend_from_within(filled.len() - length..);
             }
-            let filled = Tensor::new(&[filled.len()], filled)?.to_device(&self.device)?.cast(T::DTYPE)?;
-            let made = work(&filled)?.to_host()?;
-            found.extend_from_slice(&made[..made.len() / PICTURES * (pieces.len() / length)]);
+            let filled = Tensor::new(&[filled.len()], filled)?.ahead_to(&self.device)?.cast(T::DTYPE)?;
+            made.push((work(&filled)?, pieces.len() / length));
+        }
+        // Downloads wait, so they come last.
+        let mut found = Vec::new();
+        for (made, pieces) in made {
+            let made = made.to_host()?;
+            found.extend_from_slice(&made[..made.len() / PICTURES * pieces]);
         }
         Ok(found)
     }

@@ -223,10 +223,13 @@ fn softmax(row: &mut [f32], scale: f32) {
     row.iter_mut().for_each(|value| *value /= sum);
 }
 
+/// A block, and the attention after it where there is one.
+type Block<C, N> = (Residual<C, N>, Option<Attention<C, N>>);
+
 /// The blocks of one resolution.
 #[derive(Debug)]
 struct Level<C = Convolution, N = GroupNorm> {
-    blocks: Vec<(Residual<C, N>, Option<Attention<C, N>>)>,
+    blocks: Vec<Block<C, N>>,
     /// Halves the side on the way down, follows its doubling on the way up.
     resize: Option<C>,
 }
