@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The two tests of the readers and writers of weights that are too long or too heavy for every change: PyTorch opens what is
+# The two tests of the readers and writers of weights and token caches that are too long or too heavy for every change: PyTorch opens what is
 # written here and finds the same numbers, and files changed at random are read for ten minutes, every allocation watched.
 #
 #     bash scripts/weights.sh              # PYTHON=/path/to/python names one that has PyTorch; else it is installed from pip

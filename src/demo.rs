@@ -255,6 +255,7 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
     let ratings: Vec<f64> = rows.iter().map(|row| row.rating).collect();
     Flaw::ALL
         .iter()
+        .filter(|&&flaw| rows.iter().any(|row| row.flaw == flaw))
         .map(|&flaw| {
             let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
             // How well a low worth tells the flaw.

@@ -4,10 +4,13 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use alchemist_engine::{
     data::{
+        ColumnNames, Preprocess,
         drawn::{DataSetSettings, draw_scene, write_data_set},
         flaws::{Flaw, FlawShares, plan, sources, spoil},
+        planted::{PlantSettings, plant},
     },
     files::LEFTOVER,
+    interrupt::Interrupt,
 };
 use sha2::{Digest, Sha256};
 
@@ -122,7 +125,7 @@ fn a_plan_has_exact_counts_in_a_seeded_order() {
     let flaws = plan(2100, &shares, 1).unwrap();
     let count = |flaw| flaws.iter().filter(|&&found| found == flaw).count();
     let counts = Flaw::ALL.map(count);
-    assert_eq!(counts, [1428, 126, 168, 126, 147, 105]);
+    assert_eq!(counts, [1428, 126, 168, 126, 147, 105, 0, 0]);
     assert_eq!(counts[0], (0.68 * 2100.0) as usize);
     assert_eq!(flaws, plan(2100, &shares, 1).unwrap());
     assert_ne!(flaws, plan(2100, &shares, 2).unwrap());
@@ -204,10 +207,24 @@ fn flaws_of_pictures_do_what_they_say() {
         for flaw in [Flaw::Clean, Flaw::WrongCaption, Flaw::Duplicate] {
             assert!(spoiled(flaw, 0) == clean, "{flaw} changes the picture");
         }
-        for flaw in [Flaw::Plain, Flaw::Noise, Flaw::Blur] {
+        let changed = |rgb: &[u8]| {
+            let pixels = clean.chunks_exact(3).zip(rgb.chunks_exact(3));
+            let far = |(own, other): &(&[u8], &[u8])| {
+                own.iter().zip(*other).any(|(own, other)| own.abs_diff(*other) > 8)
+            };
+            pixels.filter(far).count() as f64 / (SIDE * SIDE) as f64
+        };
+        let ruined = changed(&spoiled(Flaw::Jpeg, 0));
+        assert!(ruined > 0.15, "JPEG changes {ruined} of the pixels");
+        let marked = changed(&spoiled(Flaw::Watermark, 0));
+        assert!((0.04..0.6).contains(&marked), "the watermark changes {marked} of the pixels");
+        for flaw in [Flaw::Plain, Flaw::Noise, Flaw::Blur, Flaw::Jpeg, Flaw::Watermark] {
             assert!(spoiled(flaw, 0) == spoiled(flaw, 0), "{flaw} is not fixed by its seed");
-            // Blur comes in few strengths, so that two seeds may agree on it.
-            assert!(flaw == Flaw::Blur || spoiled(flaw, 0) != spoiled(flaw, 1), "{flaw} ignores its seed");
+            // Blur and JPEG come in few strengths, so that two seeds may agree on one.
+            assert!(
+                matches!(flaw, Flaw::Blur | Flaw::Jpeg) || spoiled(flaw, 0) != spoiled(flaw, 1),
+                "{flaw} ignores its seed"
+            );
         }
     }
 }
@@ -242,13 +259,83 @@ fn flaws_take_pictures_of_any_shape() {
 
 #[test]
 fn names_of_flaws_are_read_back() {
-    let names = ["clean", "plain", "noise", "blur", "wrong_caption", "duplicate"];
+    let names = ["clean", "plain", "noise", "blur", "wrong_caption", "duplicate", "jpeg", "watermark"];
     for (flaw, name) in Flaw::ALL.into_iter().zip(names) {
         assert_eq!(flaw.to_string(), name);
         assert_eq!(name.parse::<Flaw>().unwrap(), flaw);
         assert_eq!(serde_json::to_value(flaw).unwrap(), name);
     }
     assert!("blurred".parse::<Flaw>().unwrap_err().to_string().contains("wrong_caption"));
+}
+
+#[test]
+fn flaws_are_planted_in_any_corpus_and_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let shares = FlawShares::NONE;
+    let drawn = DataSetSettings { train: 100, validation: 1, side: 40, shares, seed: 6 };
+    let data = write_data_set(&folder.path().join("data"), &drawn).unwrap();
+    // A corpus with columns of its own, and a picture that cannot be read.
+    let table = fs::read_to_string(&data.train_csv).unwrap();
+    let table = table.replace(",flaw,", ",source,").replace(",clean,", ",\"web, 2020\",");
+    fs::write(&data.train_csv, table).unwrap();
+    fs::write(folder.path().join("data/train/000017.png"), "no picture").unwrap();
+    let plant_into = |out: &str, seed: u64, overwrite: bool| {
+        let settings = PlantSettings {
+            corpus: data.train_csv.clone(),
+            columns: ColumnNames::default(),
+            out: folder.path().join(out),
+            preprocess: Preprocess::default_for(32),
+            shares: FlawShares::PLANTED,
+            workers: 2,
+            seed,
+            overwrite,
+        };
+        plant(&settings, &Interrupt::default(), &mut |_, _| {})
+    };
+    let planted = plant_into("planted", 1, false).unwrap();
+    let mut reader = csv::Reader::from_path(&planted.table).unwrap();
+    let header = ["id", "image_save_path", "caption", "source", "duplicate_of", "flaw", "flaw_source"];
+    assert_eq!(reader.headers().unwrap(), header.to_vec());
+    let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
+    let lost = 100 - rows.len();
+    assert!(lost >= 1 && planted.failed == lost, "{lost} rows are missing, {} failed", planted.failed);
+    assert!(rows.iter().all(|row| &row[0] != "17" && &row[3] == "web, 2020"));
+    let original = |id: &str| draw_scene(6, id.parse().unwrap(), 40).caption;
+    let picture = |id: &str| {
+        let row = rows.iter().find(|row| &row[0] == id).unwrap();
+        fs::read(folder.path().join("planted").join(&row[1])).unwrap()
+    };
+    for row in &rows {
+        let (flaw, source): (Flaw, &str) = (row[5].parse().unwrap(), &row[6]);
+        assert_eq!(flaw.needs_source(), !source.is_empty());
+        let told = if flaw.needs_source() { source } else { &row[0] };
+        assert_eq!(row[2], original(told), "{flaw}");
+        if flaw == Flaw::Duplicate && rows.iter().any(|row| &row[0] == source) {
+            assert!(picture(&row[0]) == picture(source));
+        }
+    }
+    let counted: usize = planted.counts.iter().map(|(_, count)| count).sum();
+    assert_eq!(counted, rows.len());
+    assert_eq!(planted.counts.len(), Flaw::ALL.len(), "{:?}", planted.counts);
+    // The same again; another seed; and what is refused.
+    plant_into("again", 1, false).unwrap();
+    let (planted, again) = (folder.path().join("planted"), folder.path().join("again"));
+    assert!(contents(&planted) == contents(&again));
+    assert!(plant_into("planted", 2, false).unwrap_err().to_string().contains("--overwrite"));
+    plant_into("again", 2, true).unwrap();
+    assert!(contents(&planted) != contents(&again));
+    let settings = PlantSettings {
+        corpus: planted.join("corpus.csv"),
+        columns: ColumnNames::default(),
+        out: folder.path().join("twice"),
+        preprocess: Preprocess::default_for(32),
+        shares: FlawShares::PLANTED,
+        workers: 2,
+        seed: 0,
+        overwrite: false,
+    };
+    let message = plant(&settings, &Interrupt::default(), &mut |_, _| {}).unwrap_err().to_string();
+    assert!(message.contains("column `flaw` is there already"), "{message}");
 }
 
 /// Every file under a folder with its bytes.
@@ -299,7 +386,7 @@ fn the_data_set_on_disk_is_what_the_tables_say() {
                 assert_eq!((&original[2], &original[3]), (&row[2], "clean"));
                 assert!(picture(original) == shown, "row {index}");
             }
-            Flaw::Plain | Flaw::Noise | Flaw::Blur => {
+            Flaw::Plain | Flaw::Noise | Flaw::Blur | Flaw::Jpeg | Flaw::Watermark => {
                 assert!(shown.as_raw() != &scene.rgb, "row {index}");
                 assert_eq!(row[2], scene.caption);
             }

@@ -290,31 +290,35 @@ fn a_preconditioned_product_is_the_product_with_the_step_of_adamw() {
     assert!(run([0.0, epsilon]).to_f64_vec().unwrap().iter().all(|product| *product == 0.0));
 }
 
-/// A sample's numbers, to the bit, wherever in its batch it stands. (In a batch of another size the rows themselves have
-/// other last bits, because matrix products are cut otherwise; of the same rows, the numbers are the same: see below.)
+/// A sample's numbers and its loss, to the bit, wherever in its batch it stands and whatever else is in it.
 #[test]
-fn a_sample_has_the_same_bits_everywhere_in_its_batch() {
-    let (proxy, parameters) = Proxy::new(&backbone(0), DType::F32, 1).unwrap();
-    let (train, v) =
-        (data(0, DType::F32), gradient(&proxy, &parameters, &data(1, DType::F32), Mode::Evaluate));
-    let numbers = |places: &[usize]| -> Vec<[Vec<u64>; 2]> {
-        let found = ghost(&proxy, &parameters, &train.chosen(places), &v, Mode::Evaluate);
-        let bits = |numbers: &Option<Tensor>, at: usize| {
-            let values = numbers.as_ref().unwrap().to_f64_vec().unwrap();
-            values.iter().skip(at).step_by(places.len()).map(|value| value.to_bits()).collect()
+fn a_sample_has_the_same_bits_in_every_batch() {
+    for dtype in [DType::F32, DType::F64] {
+        let (proxy, parameters) = Proxy::new(&backbone(0), dtype, 1).unwrap();
+        let (train, v) = (data(0, dtype), gradient(&proxy, &parameters, &data(1, dtype), Mode::Evaluate));
+        let numbers = |places: &[usize]| -> Vec<[Vec<u64>; 2]> {
+            let found = ghost(&proxy, &parameters, &train.chosen(places), &v, Mode::Evaluate);
+            let bits = |numbers: &Option<Tensor>, at: usize| {
+                let values = numbers.as_ref().unwrap().to_f64_vec().unwrap();
+                values.iter().skip(at).step_by(places.len()).map(|value| value.to_bits()).collect()
+            };
+            (0..places.len()).map(|at| [bits(&found.products, at), bits(&found.squared_norms, at)]).collect()
         };
-        (0..places.len()).map(|at| [bits(&found.products, at), bits(&found.squared_norms, at)]).collect()
-    };
-    let whole = numbers(&[0, 1, 2, 3, 4]);
-    for places in [
-        vec![4, 3, 2, 1, 0],
-        vec![2, 0, 4, 1, 3],
-        vec![1, 2, 3, 4, 0],
-        vec![3, 4, 0, 2, 1],
-        vec![0, 4, 2, 2, 1],
-    ] {
-        for (found, &place) in numbers(&places).iter().zip(&places) {
-            assert_eq!(found, &whole[place], "sample {place} in the batch {places:?}");
+        let whole = numbers(&[0, 1, 2, 3, 4]);
+        for places in [
+            vec![4, 3, 2, 1, 0],
+            vec![2, 0, 4, 1, 3],
+            vec![0, 4, 2, 2, 1],
+            vec![0],
+            vec![3],
+            vec![0, 1],
+            vec![2, 3, 4],
+            vec![4, 1, 0, 3],
+            vec![1, 1, 0, 2, 3, 4, 0, 4, 3, 2, 1, 2],
+        ] {
+            for (found, &place) in numbers(&places).iter().zip(&places) {
+                assert!(found == &whole[place], "sample {place} in the batch {places:?}, {dtype:?}");
+            }
         }
     }
 }

@@ -202,4 +202,12 @@ fn a_released_rater_rates_alike_on_a_device() {
             placed[id]
         );
     }
+
+    // What the device encodes is what the processor encodes, so that the processor's ratings are the same to the bit.
+    let encode = ["encode", "--config", "config.json", "--data", "data/five.csv", "--device", "emulated"];
+    work.succeed(&[&encode[..], &["--out", "cache"]].concat());
+    let score = ["score", "--config", "config.json", "--checkpoint", released.to_str().unwrap()];
+    let rest = ["--data", "data/five.csv", "--batch", "3", "--out", "cached.csv", "--set", "fp16=0"];
+    work.succeed(&[&score[..], &rest, &["--set", "token_cache=cache"]].concat());
+    assert_eq!(work.ratings("cached.csv"), cpu);
 }

@@ -9,11 +9,23 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use alchemist_engine::weights::Weights;
+use alchemist_engine::{
+    config::Config,
+    data::{
+        drawn::{DataSetSettings, write_data_set},
+        flaws::FlawShares,
+    },
+    interrupt::Interrupt,
+    train::cache::{EncodeRequest, Floats, TokenCache, encode},
+    weights::Weights,
+};
 
 /// The largest single allocation since it was last set to 0.
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
@@ -71,6 +83,61 @@ fn read_weights(path: &Path) {
     assert!(texts < usize::MAX);
 }
 
+/// A small token cache: its first shard is what is changed, one file at a time.
+fn cache() -> &'static Path {
+    static CACHE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = CACHE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            DataSetSettings { train: 6, validation: 1, side: 16, shares: FlawShares::default(), seed: 3 };
+        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        let keys = [
+            "pn=1_2".to_owned(),
+            "patch_size=8".to_owned(),
+            r#"image_tokenizer={"components": 4, "codes": 8}"#.to_owned(),
+            r#"text_encoder={"tokens": 4, "channels": 8}"#.to_owned(),
+        ];
+        let request = EncodeRequest {
+            config: Config::parse("fuzz", "{}", &keys).unwrap(),
+            run: None,
+            tables: vec![data.train_csv],
+            out: folder.path().join("cache"),
+            text: Some(Some(Floats::Bf16)),
+            shard_rows: 4,
+            overwrite: false,
+        };
+        encode(&request, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
+        folder
+    });
+    // A static is never dropped, and so this folder stays; it lies where temporary files do.
+    Box::leak(folder.path().join("cache").into_boxed_path())
+}
+
+/// Opens the cache with one of its files in place of the good one, and puts that back. The entry says of the changed file what
+/// is true of it, so that it is not refused for its checksum.
+fn read_cache_with(name: &str, changed: &Path) {
+    let path = cache().join(name);
+    let entry = cache().join("shard-00000.json");
+    let (good, good_entry) = (fs::read(&path).unwrap(), fs::read(&entry).unwrap());
+    let bytes = fs::read(changed).unwrap();
+    fs::write(&path, &bytes).unwrap();
+    if let Some(part) = name.strip_suffix(".safetensors").and_then(|name| name.rsplit('.').next()) {
+        let mut told: serde_json::Value = serde_json::from_slice(&good_entry).unwrap();
+        told[part]["bytes"] = bytes.len().into();
+        told[part]["sha256"] = alchemist_engine::files::sha256(&bytes).into();
+        fs::write(&entry, told.to_string()).unwrap();
+    }
+    if let Ok(cache) = TokenCache::open(cache()) {
+        let _ = cache.read_all();
+    }
+    fs::write(&path, good).unwrap();
+    fs::write(&entry, good_entry).unwrap();
+}
+
+fn of_cache(name: &str) -> Vec<Vec<u8>> {
+    vec![fs::read(cache().join(name)).unwrap()]
+}
+
 fn targets() -> Vec<Target> {
     let pickles =
         made(&["nested_zip.pth", "kinds_zip.pth", "views_zip.pth", "trained_zip.pth", "protocol4_zip.pth"]);
@@ -95,6 +162,34 @@ fn targets() -> Vec<Target> {
             times: 32,
         },
         Target { name: "safetensors", seeds: vec![safetensors], wrap: whole, read: read_weights, times: 32 },
+        Target {
+            name: "cache",
+            seeds: of_cache("cache.json"),
+            wrap: whole,
+            read: |path| read_cache_with("cache.json", path),
+            times: 32,
+        },
+        Target {
+            name: "shard",
+            seeds: of_cache("shard-00000.json"),
+            wrap: whole,
+            read: |path| read_cache_with("shard-00000.json", path),
+            times: 32,
+        },
+        Target {
+            name: "codes",
+            seeds: of_cache("shard-00000.codes.safetensors"),
+            wrap: whole,
+            read: |path| read_cache_with("shard-00000.codes.safetensors", path),
+            times: 32,
+        },
+        Target {
+            name: "states",
+            seeds: of_cache("shard-00000.text.safetensors"),
+            wrap: whole,
+            read: |path| read_cache_with("shard-00000.text.safetensors", path),
+            times: 32,
+        },
     ]
 }
 

@@ -6,9 +6,11 @@ pub mod attribute;
 pub mod convert;
 pub mod demo;
 pub mod devices;
+pub mod encode;
 pub mod export;
 pub mod fit;
 pub mod inspect;
+pub mod plant;
 pub mod sample;
 pub mod score;
 pub mod select;
@@ -50,6 +52,8 @@ pub enum Command {
     Demo(demo::DemoArguments),
     /// Train a rater beside a proxy.
     Train(train::TrainArguments),
+    /// Keep a corpus' tokens and text states, so that they are made once.
+    Encode(encode::EncodeArguments),
     /// Rate every pair of a corpus.
     Score(score::ScoreArguments),
     /// Attribute the proxy's validation loss to single pairs: gradient norms, inner products, cosines, TracIn.
@@ -66,6 +70,8 @@ pub enum Command {
     Inspect(inspect::InspectArguments),
     /// Turn weights into safetensors or a PyTorch checkpoint.
     Convert(convert::ConvertArguments),
+    /// Copy a corpus with known flaws planted in it, so that a rating can be judged.
+    Plant(plant::PlantArguments),
     /// List what there is to run on, and why something is not.
     Devices(devices::DevicesArguments),
 }
@@ -96,6 +102,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
         Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Encode(arguments) => encode::run(arguments, &Interrupt::from_signals()?)?,
         Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
         Command::Attribute(arguments) => attribute::run(arguments, &Interrupt::from_signals()?)?,
         Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
@@ -104,6 +111,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
         Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Plant(arguments) => plant::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }
     Ok(())

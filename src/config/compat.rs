@@ -44,6 +44,8 @@ switches! {
     /// Weights are a softmax of a softmax of a sigmoid, and so nearly uniform; otherwise one softmax of the raw
     /// logits times the group score, at `rater_temperature` (A2).
     double_softmax,
+    /// The rule is `loss` where the key `rule` is not given, the only one that the released code has (A4).
+    loss_rule,
     /// The weighted loss is divided by the batch size once more (A5).
     weighted_mean,
     /// The upper-level weight is not stopped at 0 when its decay carries it below (A7).

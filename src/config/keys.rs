@@ -291,6 +291,11 @@ pub const KEYS: &[Key] = &[
     ),
     key("max_pixels", "pictures with more pixels are refused before memory is taken for them", Yes),
     key(
+        "token_cache",
+        "folder that `encode` made: tokens and text states are taken from it; what it does not hold is made as without it",
+        Yes,
+    ),
+    key(
         "recompute",
         "keep only each block's input and run the block again in the backward pass: less memory, more time",
         Yes,

@@ -89,6 +89,8 @@ pub struct DataConfig {
     pub workers: usize,
     /// Pictures with more pixels are refused.
     pub max_pixels: u64,
+    /// The folder of a token cache, see [`train::cache`](crate::train::cache).
+    pub token_cache: Option<PathBuf>,
 }
 
 impl DataConfig {
@@ -284,7 +286,7 @@ pub struct TrainingConfig {
 }
 
 /// Keys that a run may change when it resumes: they do not change its results.
-const HARMLESS: [&str; 15] = [
+const HARMLESS: [&str; 16] = [
     "local_out_dir_path",
     "exp_name",
     "workers",
@@ -300,6 +302,7 @@ const HARMLESS: [&str; 15] = [
     "recompute",
     "cuda_graph",
     "instance_prompt",
+    "token_cache",
 ];
 
 impl Config {

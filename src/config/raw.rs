@@ -169,6 +169,7 @@ raw! {
         columns: RawColumns,
         validation_portion: f64,
         max_pixels: i64,
+        token_cache: String,
         recompute: bool,
         cuda_graph: bool,
         checkpoint_every: i64,

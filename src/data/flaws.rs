@@ -3,9 +3,13 @@
 //! A rating can only be judged against a truth. Here a known share of the records of a data set is spoiled on
 //! purpose, so that one can see which flaws a rating finds. Nothing in here knows where the pictures come from.
 
+mod spoil;
+
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub use spoil::spoil;
 
 use crate::{
     Error, Result,
@@ -15,7 +19,6 @@ use crate::{
 /// Indices of streams under [`Purpose::Draw`] that belong to flaws; scenes use the small ones.
 const PLAN: u64 = 1 << 48;
 const SOURCES: u64 = 2 << 48;
-const SPOIL: u64 = 3 << 48;
 
 /// What was done to a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,12 +36,24 @@ pub enum Flaw {
     WrongCaption,
     /// Picture and caption are those of another record.
     Duplicate,
+    /// The picture is ruined by coarse JPEG compression; the caption is its own.
+    Jpeg,
+    /// A pattern such as a watermark lies over the picture; the caption is its own.
+    Watermark,
 }
 
 impl Flaw {
     /// Every kind, the unspoiled one first.
-    pub const ALL: [Self; 6] =
-        [Self::Clean, Self::Plain, Self::Noise, Self::Blur, Self::WrongCaption, Self::Duplicate];
+    pub const ALL: [Self; 8] = [
+        Self::Clean,
+        Self::Plain,
+        Self::Noise,
+        Self::Blur,
+        Self::WrongCaption,
+        Self::Duplicate,
+        Self::Jpeg,
+        Self::Watermark,
+    ];
 
     /// The name in tables and CSV files.
     pub fn name(self) -> &'static str {
@@ -49,6 +64,8 @@ impl Flaw {
             Self::Blur => "blur",
             Self::WrongCaption => "wrong_caption",
             Self::Duplicate => "duplicate",
+            Self::Jpeg => "jpeg",
+            Self::Watermark => "watermark",
         }
     }
 
@@ -89,11 +106,34 @@ pub struct FlawShares {
     pub wrong_caption: f64,
     /// Share of [`Flaw::Duplicate`].
     pub duplicate: f64,
+    /// Share of [`Flaw::Jpeg`].
+    pub jpeg: f64,
+    /// Share of [`Flaw::Watermark`].
+    pub watermark: f64,
 }
 
 impl FlawShares {
     /// No flaws at all.
-    pub const NONE: Self = Self { plain: 0.0, noise: 0.0, blur: 0.0, wrong_caption: 0.0, duplicate: 0.0 };
+    pub const NONE: Self = Self {
+        plain: 0.0,
+        noise: 0.0,
+        blur: 0.0,
+        wrong_caption: 0.0,
+        duplicate: 0.0,
+        jpeg: 0.0,
+        watermark: 0.0,
+    };
+
+    /// 30% in all, every flaw among them: what `plant` does unless told otherwise.
+    pub const PLANTED: Self = Self {
+        plain: 0.04,
+        noise: 0.05,
+        blur: 0.05,
+        wrong_caption: 0.06,
+        duplicate: 0.04,
+        jpeg: 0.03,
+        watermark: 0.03,
+    };
 
     /// The share of one flaw; what is left over for [`Flaw::Clean`].
     pub fn share(&self, flaw: Flaw) -> f64 {
@@ -104,19 +144,42 @@ impl FlawShares {
             Flaw::Blur => self.blur,
             Flaw::WrongCaption => self.wrong_caption,
             Flaw::Duplicate => self.duplicate,
+            Flaw::Jpeg => self.jpeg,
+            Flaw::Watermark => self.watermark,
         }
+    }
+
+    /// Sets the share of one flaw; that of [`Flaw::Clean`] is what is left over, and cannot be set.
+    ///
+    /// # Errors
+    /// If it is clean.
+    pub fn set(&mut self, flaw: Flaw, share: f64) -> Result<()> {
+        let held = match flaw {
+            Flaw::Clean => {
+                return Err(Error::invalid("the share of `clean` is what the flaws leave over; set theirs"));
+            }
+            Flaw::Plain => &mut self.plain,
+            Flaw::Noise => &mut self.noise,
+            Flaw::Blur => &mut self.blur,
+            Flaw::WrongCaption => &mut self.wrong_caption,
+            Flaw::Duplicate => &mut self.duplicate,
+            Flaw::Jpeg => &mut self.jpeg,
+            Flaw::Watermark => &mut self.watermark,
+        };
+        *held = share;
+        Ok(())
     }
 
     /// The share of all flaws together.
     pub fn spoiled(&self) -> f64 {
-        self.plain + self.noise + self.blur + self.wrong_caption + self.duplicate
+        Flaw::ALL[1..].iter().map(|&flaw| self.share(flaw)).sum()
     }
 }
 
 impl Default for FlawShares {
-    /// 32% in all: 6% plain, 8% noise, 6% blurred, 7% with a wrong caption, 5% duplicates.
+    /// What the built-in data set has, 32% in all: 6% plain, 8% noise, 6% blurred, 7% with a wrong caption, 5% duplicates.
     fn default() -> Self {
-        Self { plain: 0.06, noise: 0.08, blur: 0.06, wrong_caption: 0.07, duplicate: 0.05 }
+        Self { plain: 0.06, noise: 0.08, blur: 0.06, wrong_caption: 0.07, duplicate: 0.05, ..Self::NONE }
     }
 }
 
@@ -214,92 +277,4 @@ fn words(caption: &str) -> BTreeSet<String> {
         .filter(|word| !word.is_empty())
         .map(str::to_lowercase)
         .collect()
-}
-
-/// Spoils a picture, `[height, width, 3]` bytes, by a flaw of pictures; the other flaws leave it as it is. The same
-/// (`seed`, `record`) gives the same bytes.
-///
-/// # Errors
-/// If `rgb` is not `width`×`height` pixels.
-pub fn spoil(rgb: &mut [u8], width: usize, height: usize, flaw: Flaw, seed: u64, record: u64) -> Result<()> {
-    if rgb.len() != width * height * 3 {
-        return Err(Error::shape(
-            "spoil",
-            format!("{} bytes are not a picture of {width}×{height} pixels of 3 bytes", rgb.len()),
-        ));
-    }
-    let mut random = Random::new(seed, Purpose::Draw, SPOIL + record);
-    match flaw {
-        Flaw::Plain => make_plain(rgb, &mut random),
-        Flaw::Noise => add_noise(rgb, &mut random),
-        Flaw::Blur => blur(rgb, width, height, &mut random),
-        Flaw::Clean | Flaw::WrongCaption | Flaw::Duplicate => {}
-    }
-    Ok(())
-}
-
-/// Puts one random colour in place of the picture, each byte off by at most 2.
-fn make_plain(rgb: &mut [u8], random: &mut Random) {
-    let colour = [0; 3].map(|_: i32| 8 + random.below(240) as u8);
-    for pixel in rgb.chunks_exact_mut(3) {
-        for (byte, &base) in pixel.iter_mut().zip(&colour) {
-            *byte = base + random.below(5) as u8 - 2;
-        }
-    }
-}
-
-/// Leaves 10 to 30% of the contrast and adds normal noise with a deviation of 55 to 85 of 255.
-fn add_noise(rgb: &mut [u8], random: &mut Random) {
-    let contrast = 0.1 + 0.2 * random.uniform();
-    let deviation = 55.0 + 30.0 * random.uniform();
-    for byte in rgb {
-        // The sum of 12 uniform numbers has variance 1 and is close to normal; unlike a logarithm it is the same
-        // bits on every platform.
-        let uniforms: f64 = (0..6).map(|_| both_halves(random.next_u64())).sum();
-        let normal = uniforms - 6.0;
-        let value = 128.0 + contrast * (f64::from(*byte) - 128.0) + deviation * normal;
-        *byte = (value + 0.5).clamp(0.0, 255.0) as u8;
-    }
-}
-
-/// The sum of the two uniform numbers in [0, 1) that 64 bits hold.
-fn both_halves(bits: u64) -> f64 {
-    ((bits >> 32) + (bits & 0xFFFF_FFFF)) as f64 / (1u64 << 32) as f64
-}
-
-/// Blurs by three box filters in each direction, which together are close to a Gaussian with a deviation of 7 to 11%
-/// of the shorter side.
-fn blur(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
-    let deviation = (0.07 + 0.04 * random.uniform()) * width.min(height) as f64;
-    // Three boxes of 2r + 1 pixels have variance ((2r + 1)² - 1) / 4.
-    let radius = (((4.0 * deviation * deviation + 1.0).sqrt() - 1.0) / 2.0).round().max(1.0) as usize;
-    let mut line = Vec::new();
-    for channel in 0..3 {
-        for row in 0..height {
-            blur_line(rgb, row * width * 3 + channel, 3, width, radius, &mut line);
-        }
-        for column in 0..width {
-            blur_line(rgb, column * 3 + channel, width * 3, height, radius, &mut line);
-        }
-    }
-}
-
-/// Filters the `count` bytes at `start`, `start + step`, ... three times; the picture's edge goes on outside it.
-fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: usize, line: &mut Vec<f64>) {
-    line.clear();
-    line.extend((0..count).map(|index| f64::from(rgb[start + index * step])));
-    let share = 1.0 / (2 * radius + 1) as f64;
-    for _ in 0..3 {
-        let old = line.clone();
-        let at = |index: isize| old[index.clamp(0, count as isize - 1) as usize];
-        let reach = radius as isize;
-        let mut sum: f64 = (-reach..=reach).map(at).sum();
-        for (index, value) in line.iter_mut().enumerate() {
-            *value = sum * share;
-            sum += at(index as isize + reach + 1) - at(index as isize - reach);
-        }
-    }
-    for (index, value) in line.iter().enumerate() {
-        rgb[start + index * step] = (value + 0.5).clamp(0.0, 255.0) as u8;
-    }
 }

@@ -9,6 +9,7 @@ pub mod drawn;
 pub mod flaws;
 pub mod loader;
 pub mod picture;
+pub mod planted;
 pub mod resample;
 pub mod rows;
 pub mod sampler;

@@ -1,16 +1,21 @@
 //! From a picture's file to the square in [-1, 1] that the networks see.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use image::metadata::Orientation;
+use image::{
+    ExtendedColorType, ImageEncoder,
+    codecs::png::{CompressionType, FilterType, PngEncoder},
+    metadata::Orientation,
+};
 
 use super::decode::{Decoded, Samples, decode};
 use super::resample::lanczos_square;
 use crate::engine::Tensor;
 use crate::error::{Error, Result};
+use crate::files::WholeFile;
 
 /// Pillow's limit above which it warns of a decompression bomb (`Image.MAX_IMAGE_PIXELS`).
 pub const DEFAULT_MAX_PIXELS: u64 = 89_478_485;
@@ -134,6 +139,22 @@ pub fn decode_picture(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Res
         .unwrap_or_else(|_| Err("corrupt: the decoder stopped in the middle of it".to_owned()))
         .map_err(|message| refuse(path, message))?;
     Ok(square(&decoded, preprocess))
+}
+
+/// Writes a square picture, `[side, side, 3]` bytes, as PNG. Thousands of small pictures are not each forced to the disk; a table
+/// that says that they are there, written after them, is.
+///
+/// # Errors
+/// If it cannot be encoded or written.
+pub fn write_png(path: &Path, rgb: &[u8], side: usize) -> Result<()> {
+    let mut bytes = Vec::new();
+    let side = u32::try_from(side).map_err(|_| refuse(path, "too large for PNG".to_owned()))?;
+    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
+        .write_image(rgb, side, side, ExtendedColorType::Rgb8)
+        .map_err(|error| refuse(path, format!("cannot encode it as PNG: {error}")))?;
+    let mut file = WholeFile::create(path)?;
+    file.write_all(&bytes).map_err(Error::io("write", path))?;
+    file.finish_unsynced()
 }
 
 fn refuse(path: &Path, message: String) -> Error {

@@ -115,6 +115,48 @@ pub fn product<T: Float>(
     }
 }
 
+/// The fewest rows with which a row's bits do not depend on how many others there are: `gemm` has kernels of their own for
+/// outputs of 256 numbers or fewer and for a single row, and cuts a long sum elsewhere where neither side is above 64.
+fn least_rows(columns: usize, inner: usize) -> usize {
+    let long = if columns <= 64 && inner > 512 { 65 } else { 2 };
+    (256 / columns.max(1) + 1).max(long)
+}
+
+/// As [`product`] without accumulating, or with; each row of the output has the bits that it has beside any number of others.
+/// Where there are too few rows, rows of zeros are added.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn product_by_row<T: Float>(
+    output: &mut [T],
+    row_stride: usize,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    accumulate: bool,
+) {
+    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
+    let least = least_rows(columns, inner);
+    if rows >= least || rows == 0 || inner == 0 {
+        return product(output, row_stride, left, right, accumulate);
+    }
+    let mut padded = vec![T::ZERO; least * inner];
+    for (at, row) in padded.chunks_exact_mut(inner).take(rows).enumerate() {
+        for (column, value) in row.iter_mut().enumerate() {
+            *value = left.values[at * left.row_stride + column * left.column_stride];
+        }
+    }
+    let mut found = vec![T::ZERO; least * columns];
+    if accumulate {
+        for (found, row) in found.chunks_exact_mut(columns).zip(output.chunks(row_stride)).take(rows) {
+            found.copy_from_slice(&row[..columns]);
+        }
+    }
+    product(&mut found, columns, Matrix::new(&padded, least, inner), right, accumulate);
+    for (found, row) in found.chunks_exact(columns).zip(output.chunks_mut(row_stride)).take(rows) {
+        row[..columns].copy_from_slice(found);
+    }
+}
+
 /// `y = x · wᵀ` (+ the bias): `x` `[R, I]`, `w` `[O, I]`, `bias` `[O]`, `y` `[R, O]`.
 pub fn linear_forward<T: Float>(
     y: &mut [T],
@@ -132,7 +174,7 @@ pub fn linear_forward<T: Float>(
             y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
         }
         let (x, w) = (Matrix::new(x, rows, inputs), Matrix::new(w, outputs, inputs).transposed());
-        product(y, outputs, x, w, bias.is_some());
+        product_by_row(y, outputs, x, w, bias.is_some());
     });
 }
 
@@ -141,7 +183,7 @@ pub fn linear_backward_input<T: Float>(dx: &mut [T], dy: &[T], w: &[T], inputs: 
     let tile = tile(dy.len() / outputs, TILE_ROWS);
     dx.par_chunks_mut(tile * inputs).zip(dy.par_chunks(tile * outputs)).for_each(|(dx, dy)| {
         let rows = dy.len() / outputs;
-        product(dx, inputs, Matrix::new(dy, rows, outputs), Matrix::new(w, outputs, inputs), false);
+        product_by_row(dx, inputs, Matrix::new(dy, rows, outputs), Matrix::new(w, outputs, inputs), false);
     });
 }
 
@@ -180,6 +222,38 @@ mod tests {
             }
         }
         y
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_beside_any_number_of_others() {
+        for (inputs, outputs) in [(1, 1), (5, 1), (33, 3), (2, 40), (700, 64), (1500, 70), (64, 300)] {
+            let (x, w) = (values(300 * inputs, 1), values(outputs * inputs, 2));
+            let x: Vec<f32> = x.iter().map(|&value| value as f32).collect();
+            let w: Vec<f32> = w.iter().map(|&value| value as f32).collect();
+            let forward = |from: usize, rows: usize, bias: bool| {
+                let (mut y, bias) = (vec![9.0; rows * outputs], bias.then_some(&w[..outputs]));
+                linear_forward(&mut y, &x[from * inputs..][..rows * inputs], &w, bias, inputs, outputs);
+                y
+            };
+            let backward = |from: usize, rows: usize| {
+                let mut dx = vec![9.0; rows * outputs];
+                let transposed: Vec<f32> =
+                    (0..inputs * outputs).map(|at| w[at % outputs * inputs + at / outputs]).collect();
+                let dy = &x[from * inputs..][..rows * inputs];
+                linear_backward_input(&mut dx, dy, &transposed, outputs, inputs);
+                dx
+            };
+            let whole = [forward(0, 300, false), forward(0, 300, true), backward(0, 300)];
+            for (from, rows) in [(0, 1), (7, 1), (3, 2), (10, 5), (100, 17), (20, 260)] {
+                let part = [forward(from, rows, false), forward(from, rows, true), backward(from, rows)];
+                for (part, whole) in part.iter().zip(&whole) {
+                    assert!(
+                        part == &whole[from * outputs..][..rows * outputs],
+                        "{rows} rows from {from} of {inputs} by {outputs}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -349,8 +349,9 @@ impl<'a> Setting<'a> {
     }
 
     fn source<'s>(&'s self, path: &'s Path) -> Source<'s> {
-        let (config, tokenizer) = (&self.config, self.encoders.tokenizer.as_ref());
-        Source { path, config, tokenizer, batch: self.request.batch.max(1) }
+        let Encoders { tokenizer, cache, .. } = &self.encoders;
+        let (config, tokenizer, cache) = (&self.config, tokenizer.as_ref(), cache.as_deref());
+        Source { path, config, tokenizer, cache, batch: self.request.batch.max(1) }
     }
 
     fn validation(&self) -> Source<'_> {

@@ -13,20 +13,22 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     config::Config,
-    data::{Corpus, Loader, Position, Record, stack},
+    data::{Corpus, Position, Record},
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, Result},
     files::{WholeFile, remove_folder, remove_leftovers, write_whole},
     interrupt::Interrupt,
     select::ratings::{TableKind, write_error},
-    train::corpus::{self, Progress},
+    train::{
+        cache::TokenCache,
+        corpus::{self, Progress},
+        tokenise::{FitPictures, Tokenise},
+    },
 };
 
 /// Records of one part file, rounded up to whole batches.
 const PART: usize = 512;
-/// Pictures decoded ahead of their use.
-const AHEAD: usize = 128;
 /// Name of the file that says what the parts belong to.
 const JOB: &str = "job.json";
 
@@ -60,6 +62,8 @@ pub(crate) struct Source<'a> {
     pub(crate) config: &'a Config,
     /// Turns pictures into codes.
     pub(crate) tokenizer: &'a dyn ImageTokenizer,
+    /// Codes that are kept.
+    pub(crate) cache: Option<&'a TokenCache>,
     /// Usable pictures handed over at once.
     pub(crate) batch: usize,
 }
@@ -85,27 +89,28 @@ impl Source<'_> {
         let size = PART.div_ceil(self.batch) * self.batch;
         let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
         let next = (records.len() == size).then(|| Corpus::position(corpus));
-        let requests: Vec<_> = records.iter().map(|record| ((), record.image.clone())).collect();
-        let preprocess = corpus::preprocess(self.config, self.tokenizer.image_side());
-        let loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;
+        let Self { config, tokenizer, cache, .. } = *self;
         let mut reasons = Vec::with_capacity(records.len());
-        let (mut usable, mut pictures) = (Vec::new(), Vec::new());
-        for (record, ((), picture)) in records.iter().zip(loader) {
-            reasons.push(match picture {
-                Ok(picture) => {
-                    usable.push(record);
-                    pictures.push(picture);
+        let (mut usable, mut codes) = (Vec::new(), Vec::new());
+        let tokenise = Tokenise { config, tokenizer, cache };
+        tokenise.each(&records, &mut FitPictures::default(), |place, found| {
+            reasons.push(match found {
+                Ok(found) => {
+                    usable.push(&records[place]);
+                    codes.extend(found.into_iter().map(u32::from));
                     None
                 }
                 Err(error) => {
-                    tracing::warn!("left out {}: {error}", record.id);
+                    tracing::warn!("left out {}: {error}", records[place].id);
                     Some(error.to_string())
                 }
             });
-        }
+            Ok(())
+        })?;
+        let tokens = tokenizer.quantizer().tokens();
         let mut measured = Vec::with_capacity(usable.len());
-        for (records, pictures) in usable.chunks(self.batch).zip(pictures.chunks(self.batch)) {
-            measured.extend(measure(&self.tokenizer.encode(&stack(pictures)?)?, records)?);
+        for (records, codes) in usable.chunks(self.batch).zip(codes.chunks(self.batch * tokens)) {
+            measured.extend(measure(&Tensor::new(&[records.len(), tokens], codes.to_vec())?, records)?);
         }
         let mut measured = measured.into_iter();
         let mut rows = Vec::with_capacity(records.len());

@@ -62,7 +62,14 @@ pub fn rating_pictures(
         let mut thumbnails = Vec::new();
         for &row in &sample.rows {
             let Some(record) = found.get(table.ids.get(row as usize)) else { continue };
-            let picture = load_picture(&record.image, &preprocess)?;
+            let picture = match load_picture(&record.image, &preprocess) {
+                Ok(picture) => picture,
+                // It was rated by tokens that are kept: the ratings stand without it.
+                Err(error) => {
+                    tracing::warn!("not on the contact sheet: {error}");
+                    continue;
+                }
+            };
             let note = note.map_or(String::new(), |column| format!("[{}] ", record.fields[column]));
             thumbnails.push(Thumbnail {
                 side: u32::try_from(picture.side).unwrap_or(u32::MAX),
@@ -71,8 +78,14 @@ pub fn rating_pictures(
                 rating: Some(table.ratings[row as usize]),
             });
         }
-        rows.push(sample.sheet_row(thumbnails));
+        if !thumbnails.is_empty() {
+            rows.push(sample.sheet_row(thumbnails));
+        }
     }
-    contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&paths[1])?;
-    Ok(paths.into())
+    let [histogram, sheet] = paths;
+    if rows.is_empty() {
+        return Ok(vec![histogram]);
+    }
+    contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&sheet)?;
+    Ok(vec![histogram, sheet])
 }

@@ -222,8 +222,9 @@ impl Scorer {
     }
 
     fn source<'a>(&'a self, path: &'a Path) -> Source<'a> {
-        let (config, tokenizer) = (&self.config, self.encoders.tokenizer.as_ref());
-        Source { path, config, tokenizer, batch: self.batch }
+        let Encoders { tokenizer, cache, .. } = &self.encoders;
+        let (config, tokenizer, cache) = (&self.config, tokenizer.as_ref(), cache.as_deref());
+        Source { path, config, tokenizer, cache, batch: self.batch }
     }
 
     /// Rates a batch of records.
@@ -250,7 +251,7 @@ impl Scorer {
     /// Ratings of one batch of codes `[B, L]`.
     fn rate(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<f64>> {
         let captions: Vec<&str> = records.iter().map(|record| self.caption(record)).collect();
-        let Encoders { tokenizer, text } = &self.encoders;
+        let Encoders { tokenizer, text, .. } = &self.encoders;
         if let Some(device) = self.parameters.device() {
             return self.rate_on_device(device, codes, captions);
         }
@@ -286,7 +287,7 @@ impl Scorer {
     fn rate_on_device(&self, device: &Device, codes: &Tensor, mut captions: Vec<&str>) -> Result<Vec<f64>> {
         let (count, tokens) = (captions.len(), codes.dim(1));
         let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
-        let Encoders { tokenizer, text } = &self.encoders;
+        let Encoders { tokenizer, text, .. } = &self.encoders;
         let mut codes = codes.as_slice::<u32>()?.to_vec();
         while !mixed && captions.len() < self.batch {
             codes.extend_from_within(codes.len() - tokens..);

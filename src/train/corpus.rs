@@ -1,35 +1,38 @@
 //! A corpus as the networks see it: every record's codes and caption, each picture decoded and tokenised once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     config::{Config, ImageTokenizerKind, TextEncoderKind},
-    data::{ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, stack},
+    data::{ColumnNames, Corpus, Loader, Preprocess, RELEASED_EMPTY_CAPTION, Record},
     encode::{
         ImageTokenizer, TextEncoder, TextStates,
         hashed::HashedWords,
         pca::{FitReport, PcaSettings, PcaTokenizer},
         pretrained::{self, Pretrained},
-        saved::TEXT_ENCODER,
+        saved::{TEXT_ENCODER, read_description},
         vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random, Tensor},
     error::{Error, Result},
-    files::hexadecimal,
+    files::{hexadecimal, write_whole},
     interrupt::Interrupt,
-    train::batch::Batch,
+    train::{
+        batch::Batch,
+        cache::{CachedText, TokenCache},
+        tokenise::{FitPictures, Tokenise},
+    },
 };
 
-/// Pictures tokenised at once.
-const CHUNK: usize = 64;
 /// Pictures decoded ahead of their use.
 const AHEAD: usize = 128;
 
 /// A record that could not be used, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedRecord {
     /// The record's id.
     pub id: String,
@@ -65,7 +68,7 @@ pub fn columns(config: &Config) -> ColumnNames {
 ///
 /// # Errors
 /// If the table cannot be used.
-pub fn open(config: &Config, path: &std::path::Path) -> Result<Corpus> {
+pub fn open(config: &Config, path: &Path) -> Result<Corpus> {
     let corpus = Corpus::open(path, &columns(config))?;
     Ok(if config.compat.empty_caption_text {
         corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
@@ -76,10 +79,6 @@ pub fn open(config: &Config, path: &std::path::Path) -> Result<Corpus> {
 
 /// Says how far a long job is; called from the thread that does it.
 pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
-
-/// The pictures that a tokenizer is fitted to, decoded, by the record's place.
-#[derive(Default)]
-pub struct FitPictures(HashMap<usize, PictureBytes>);
 
 /// Fits the configured image tokenizer to a seeded sample of the records, or loads the one that is named. The decoded
 /// pictures are given back, so that none is decoded twice.
@@ -160,7 +159,7 @@ pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
 ///
 /// # Errors
 /// If it cannot be loaded.
-pub fn saved_image_tokenizer(config: &Config, folder: &std::path::Path) -> Result<Box<dyn ImageTokenizer>> {
+pub fn saved_image_tokenizer(config: &Config, folder: &Path) -> Result<Box<dyn ImageTokenizer>> {
     let settings = &config.image_tokenizer;
     let moved = settings.path.as_deref().filter(|_| settings.kind == ImageTokenizerKind::VqVae);
     crate::encode::load_moved_image_tokenizer(folder, moved)
@@ -170,13 +169,44 @@ pub fn saved_image_tokenizer(config: &Config, folder: &std::path::Path) -> Resul
 ///
 /// # Errors
 /// If it cannot be loaded.
-pub fn saved_text_encoder(config: &Config, folder: &std::path::Path) -> Result<Box<dyn TextEncoder>> {
+pub fn saved_text_encoder(config: &Config, folder: &Path) -> Result<Box<dyn TextEncoder>> {
     // The path of another kind of encoder, or of a description, is where the run's copy was made from.
     let moved = config.text_encoder.path.as_deref().filter(|path| {
         matches!(config.text_encoder.kind, TextEncoderKind::Pretrained { .. })
             && !path.join(TEXT_ENCODER).exists()
     });
     crate::encode::load_moved_text_encoder(folder, moved)
+}
+
+/// The text encoder that a run saved in `folder`, its states taken from the token cache where that holds some.
+///
+/// # Errors
+/// If it cannot be loaded, or the cache's states are another encoder's.
+pub(crate) fn cached_text_encoder(
+    config: &Config,
+    folder: &Path,
+    cache: Option<&Arc<TokenCache>>,
+) -> Result<Box<dyn TextEncoder>> {
+    let Some(cache) = cache else { return saved_text_encoder(config, folder) };
+    cache.expect_text(&read_description(&folder.join(TEXT_ENCODER))?.fingerprint)?;
+    let (config, folder) = (config.clone(), folder.to_path_buf());
+    CachedText::wrap(cache, move || saved_text_encoder(&config, &folder))
+}
+
+/// Writes a table of records that were left out.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn write_failed<'a>(path: &Path, failed: impl Iterator<Item = &'a FailedRecord>) -> Result<()> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let refuse =
+        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
+    table.write_record(["id", "line", "reason"]).map_err(refuse)?;
+    for record in failed {
+        table.write_record([&record.id, &record.line.to_string(), &record.reason]).map_err(refuse)?;
+    }
+    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(path, &bytes)
 }
 
 fn interrupted(interrupt: &Interrupt) -> Result<()> {
@@ -197,76 +227,56 @@ pub struct EncodedCorpus {
 }
 
 impl EncodedCorpus {
-    /// Decodes and tokenises every record.
+    /// Every record's codes, from the cache or from its picture.
     ///
     /// # Errors
     /// If the vocabulary has more than 65,536 codes or the run is interrupted.
-    pub fn encode(
-        config: &Config,
-        records: Vec<Record>,
-        tokenizer: &dyn ImageTokenizer,
+    pub(crate) fn encode(
+        tokenise: Tokenise<'_>,
+        mut records: Vec<Record>,
         pictures: &mut FitPictures,
         interrupt: &Interrupt,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
-        let tokens = tokenizer.quantizer().tokens();
-        if tokenizer.quantizer().vocabulary() > usize::from(u16::MAX) + 1 {
-            return Err(Error::invalid("a vocabulary may have at most 65536 codes"));
-        }
+        let tokens = tokenise.tokenizer.quantizer().tokens();
         let total = records.len() as u64;
-        let mut corpus =
-            Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes: Vec::new(), tokens };
-        let requests: Vec<_> = records
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| !pictures.0.contains_key(place))
-            .map(|(place, record)| (place, record.image.clone()))
-            .collect();
-        let preprocess = preprocess(config, tokenizer.image_side());
-        let mut loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
-        let mut waiting = Vec::with_capacity(CHUNK);
-        for (place, record) in records.into_iter().enumerate() {
+        let (mut codes, mut reasons) = (Vec::new(), Vec::with_capacity(records.len()));
+        let origins = tokenise.each(&records, pictures, |place, found| {
             interrupted(interrupt)?;
             progress("tokenising", place as u64 + 1, total);
-            let picture = match pictures.0.remove(&place) {
-                Some(picture) => Ok(picture),
-                None => loader
-                    .next()
-                    .map_or_else(|| Err(Error::invalid("a picture was not decoded")), |(_, picture)| picture),
-            };
-            match picture {
-                Ok(picture) => {
-                    waiting.push(picture);
+            reasons.push(match found {
+                Ok(found) => {
+                    codes.extend(found);
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            });
+            Ok(())
+        })?;
+        if let Some(cache) = tokenise.cache {
+            let folder = cache.folder().display();
+            if origins.changed > 0 {
+                tracing::warn!(
+                    "{} pictures were changed since {folder} was made; they are tokenised anew",
+                    origins.changed
+                );
+            }
+            tracing::info!("{} of {total} pictures' tokens are in {folder}", origins.cached);
+        }
+        let mut corpus = Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes, tokens };
+        for (record, reason) in records.drain(..).zip(reasons) {
+            match reason {
+                None => {
                     corpus.ids.push(record.id);
                     corpus.captions.push(record.caption);
                 }
-                Err(error) => {
-                    tracing::warn!("left out {}: {error}", record.id);
-                    corpus.failed.push(FailedRecord {
-                        id: record.id,
-                        line: record.line,
-                        reason: error.to_string(),
-                    });
+                Some(reason) => {
+                    tracing::warn!("left out {}: {reason}", record.id);
+                    corpus.failed.push(FailedRecord { id: record.id, line: record.line, reason });
                 }
             }
-            if waiting.len() == CHUNK {
-                corpus.tokenise(tokenizer, &mut waiting)?;
-            }
         }
-        corpus.tokenise(tokenizer, &mut waiting)?;
         Ok(corpus)
-    }
-
-    fn tokenise(&mut self, tokenizer: &dyn ImageTokenizer, waiting: &mut Vec<PictureBytes>) -> Result<()> {
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        let codes = tokenizer.encode(&stack(waiting)?)?;
-        waiting.clear();
-        for &code in codes.as_slice::<u32>()? {
-            self.codes.push(u16::try_from(code).map_err(|_| Error::invalid("a code does not fit 16 bits"))?);
-        }
-        Ok(())
     }
 
     /// Usable records.

@@ -2,6 +2,7 @@
 //! model on a data set or a part of it.
 
 pub mod batch;
+pub mod cache;
 pub mod checkpoint;
 pub mod corpus;
 pub mod fit;
@@ -14,4 +15,5 @@ pub mod released;
 pub mod run_directory;
 pub mod sample;
 pub mod schedule;
+pub mod tokenise;
 pub(crate) mod trained;

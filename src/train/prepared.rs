@@ -1,19 +1,21 @@
 //! What comes before the first step: records, encoders, tokens.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use crate::{
     config::{Config, Portion},
     data::Record,
-    encode::{ImageTokenizer, TextEncoder, pca::FitReport},
+    encode::{ImageTokenizer, TextEncoder, pca::FitReport, pretrained::is_pretrained, saved::TEXT_ENCODER},
     engine::{Purpose, Random, cuda::Device},
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
     train::{
-        corpus::{self, EncodedCorpus, FailedRecord, FitPictures, Progress},
+        cache::TokenCache,
+        corpus::{self, EncodedCorpus, Progress},
         run_directory::RunDirectory,
-        trained::Encoders,
+        tokenise::{FitPictures, Tokenise},
+        trained::on,
     },
 };
 
@@ -85,16 +87,21 @@ pub(crate) fn prepare(
     let records = portion(config, corpus::open(config, config.data.train_csv()?)?.read_all()?);
     let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
     let progress: &mut Progress<'_> = &mut progress;
-    let (tokenizer, fit, mut pictures) = saved_or_fitted(config, directory, &records, interrupt, progress)?;
-    let text = text_encoder(config, directory)?;
-    let Encoders { tokenizer, text } = Encoders { tokenizer, text }.on(device)?;
-    let mut train =
-        EncodedCorpus::encode(config, records, tokenizer.as_ref(), &mut pictures, interrupt, progress)?;
+    let cache = TokenCache::configured(config)?;
+    let cache = cache.as_ref();
+    let (tokenizer, fit, mut pictures) =
+        saved_or_fitted(config, directory, cache, &records, interrupt, progress)?;
+    if let Some(cache) = cache {
+        cache.expect(config, tokenizer.as_ref())?;
+    }
+    let (tokenizer, text) = on(device, tokenizer, text_encoder(config, directory, cache)?)?;
+    let tokenise = Tokenise { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
+    let mut train = EncodedCorpus::encode(tokenise, records, &mut pictures, interrupt, progress)?;
     let (validation, note) = match &config.data.validation {
         Some(path) => {
             let records = corpus::open(config, path)?.read_all()?;
             let none = &mut FitPictures::default();
-            (EncodedCorpus::encode(config, records, tokenizer.as_ref(), none, interrupt, progress)?, None)
+            (EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?, None)
         }
         None => {
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
@@ -112,8 +119,12 @@ pub(crate) fn prepare(
     if let Some(note) = note {
         observer.note(&note);
     }
-    write_failed(directory, &[&train.failed, &validation.failed])?;
-    let fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
+    corpus::write_failed(&directory.failed(), train.failed.iter().chain(&validation.failed))?;
+    let mut fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
+    if cache.is_some_and(|cache| cache.rounds_text()) {
+        // Training on rounded states gives other bits: a run goes on as it was begun.
+        fingerprint.push_str("+text states in bf16");
+    }
     Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
 }
 
@@ -124,6 +135,7 @@ const DEFAULT_VALIDATION_PORTION: f64 = 0.05;
 fn saved_or_fitted(
     config: &Config,
     directory: &RunDirectory,
+    cache: Option<&Arc<TokenCache>>,
     records: &[Record],
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
@@ -132,7 +144,22 @@ fn saved_or_fitted(
     if folder.join(READY).exists() {
         return Ok((corpus::saved_image_tokenizer(config, &folder)?, None, FitPictures::default()));
     }
-    let (tokenizer, report, pictures) = corpus::image_tokenizer(config, records, interrupt, progress)?;
+    let (tokenizer, report, pictures) = match cache {
+        // Where none is named, that which made the cache is meant, and nothing is fitted.
+        Some(cache) if config.image_tokenizer.path.is_none() => {
+            (crate::encode::load_image_tokenizer(&cache.image_tokenizer())?, None, FitPictures::default())
+        }
+        _ => corpus::image_tokenizer(config, records, interrupt, progress)?,
+    };
+    expect_pyramid(config, tokenizer.as_ref())?;
+    make_folder(&folder)?;
+    tokenizer.save(&folder)?;
+    write_whole(&folder.join(READY), b"")?;
+    Ok((tokenizer, report, pictures))
+}
+
+/// Refuses a tokenizer whose token maps or pictures have other sides than the configuration's.
+pub(super) fn expect_pyramid(config: &Config, tokenizer: &dyn ImageTokenizer) -> Result<()> {
     if tokenizer.quantizer().patch_nums() != config.networks.patch_nums
         || tokenizer.image_side() != config.networks.image_side()
     {
@@ -145,41 +172,49 @@ fn saved_or_fitted(
             config.networks.image_side()
         )));
     }
-    make_folder(&folder)?;
-    tokenizer.save(&folder)?;
-    write_whole(&folder.join(READY), b"")?;
-    Ok((tokenizer, report, pictures))
+    Ok(())
 }
 
 /// Written into an encoder's folder when all of it is there.
-const READY: &str = "ready";
+pub(super) const READY: &str = "ready";
 
-fn make_folder(folder: &Path) -> Result<()> {
+pub(super) fn make_folder(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))
 }
 
-fn text_encoder(config: &Config, directory: &RunDirectory) -> Result<Box<dyn TextEncoder>> {
+/// The text encoder of the run: the one it saved, else the configuration's, which is saved first.
+fn text_encoder(
+    config: &Config,
+    directory: &RunDirectory,
+    cache: Option<&Arc<TokenCache>>,
+) -> Result<Box<dyn TextEncoder>> {
     let folder = directory.text_encoder();
     if folder.join(READY).exists() {
-        return corpus::saved_text_encoder(config, &folder);
+        return corpus::cached_text_encoder(config, &folder, cache);
     }
-    let text = corpus::text_encoder(config)?;
+    // As for pictures: where no encoder's folder is named, the released one that made the cache is meant.
+    let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
+    let description = match kept {
+        Some(kept) => Some(kept.join(TEXT_ENCODER)).filter(|_| is_pretrained(&kept).unwrap_or(false)),
+        None => None,
+    };
     make_folder(&folder)?;
-    text.save(&folder)?;
+    let text = match description {
+        Some(description) => {
+            let bytes = std::fs::read(&description).map_err(Error::io("read", &description))?;
+            write_whole(&folder.join(TEXT_ENCODER), &bytes)?;
+            None
+        }
+        None => {
+            let text = corpus::text_encoder(config)?;
+            text.save(&folder)?;
+            Some(text)
+        }
+    };
     write_whole(&folder.join(READY), b"")?;
-    Ok(text)
-}
-
-fn write_failed(directory: &RunDirectory, failed: &[&Vec<FailedRecord>]) -> Result<()> {
-    let path = directory.failed();
-    let mut table = csv::Writer::from_writer(Vec::new());
-    let refuse =
-        |error: csv::Error| Error::Table { path: path.clone(), line: None, message: error.to_string() };
-    table.write_record(["id", "line", "reason"]).map_err(refuse)?;
-    for record in failed.iter().copied().flatten() {
-        table.write_record([&record.id, &record.line.to_string(), &record.reason]).map_err(refuse)?;
+    match (text, cache) {
+        (Some(text), None) => Ok(text),
+        // An encoder that is large goes again; it comes back if a caption is not in the cache.
+        (_, cache) => corpus::cached_text_encoder(config, &folder, cache),
     }
-    table.flush().map_err(Error::io("write", &path))?;
-    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&path, &bytes)
 }

@@ -280,7 +280,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Locks the folder for this process; the system lets go of the lock when the process ends, however it does.
-fn lock(folder: &Path) -> Result<File> {
+pub(super) fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("lock");
     let file = OpenOptions::new()
         .write(true)

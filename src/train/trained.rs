@@ -3,15 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
     config::{Config, TextEncoderKind},
-    encode::{ImageTokenizer, TextEncoder},
+    encode::{ImageTokenizer, TextEncoder, pretrained::is_pretrained, saved::TEXT_ENCODER},
     engine::cuda::Device,
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
+        cache::{CachedText, TokenCache},
         checkpoint::{Checkpoint, State, expect_fingerprint},
         corpus,
         run_directory::RunDirectory,
@@ -89,15 +91,20 @@ pub(crate) fn configuration(run: &Path, sets: &[String]) -> Result<Config> {
 pub(crate) struct Encoders {
     pub(crate) tokenizer: Box<dyn ImageTokenizer>,
     pub(crate) text: Box<dyn TextEncoder>,
+    /// What `encode` kept by them.
+    pub(crate) cache: Option<Arc<TokenCache>>,
 }
 
 impl Encoders {
     /// Reads those of a run; its configuration says where weights are that the run holds no copy of.
     pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
-        Ok(Self {
-            tokenizer: corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
-            text: corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
-        })
+        let cache = TokenCache::configured(config)?;
+        let tokenizer = corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?;
+        if let Some(cache) = &cache {
+            cache.expect(config, tokenizer.as_ref())?;
+        }
+        let text = corpus::cached_text_encoder(config, &run.join("text_encoder"), cache.as_ref())?;
+        Ok(Self { tokenizer, text, cache })
     }
 
     /// Those that a configuration names, for weights that were not trained here.
@@ -121,16 +128,41 @@ impl Encoders {
             );
         }
         let (tokenizer, ..) = corpus::image_tokenizer(config, &[], interrupt, &mut |_, _, _| {})?;
-        Ok(Self { tokenizer, text: corpus::text_encoder(config)? })
+        let cache = TokenCache::configured(config)?;
+        if let Some(cache) = &cache {
+            cache.expect(config, tokenizer.as_ref())?;
+        }
+        let text = corpus::text_encoder(config)?;
+        let text = match &cache {
+            None => text,
+            Some(cache) => {
+                cache.expect_text(&text.fingerprint())?;
+                let config = config.clone();
+                CachedText::wrap(cache, move || corpus::text_encoder(&config))?
+            }
+        };
+        Ok(Self { tokenizer, text, cache })
+    }
+
+    /// Whether captions are encoded by a released encoder, in a run or as a configuration says.
+    pub(crate) fn text_is_pretrained(config: &Config, run: Option<&Path>) -> Result<bool> {
+        let described = match run {
+            Some(run) => Some(run.join("text_encoder")),
+            None => config.text_encoder.path.clone().filter(|path| path.join(TEXT_ENCODER).exists()),
+        };
+        match described {
+            Some(folder) => is_pretrained(&folder),
+            None => Ok(matches!(config.text_encoder.kind, TextEncoderKind::Pretrained { .. })),
+        }
     }
 
     /// The same encoders, computing on a device if there is one.
     ///
     /// # Errors
-    /// If there is not enough memory, or the device fails.
+    /// As for [`on`].
     pub(crate) fn on(self, device: Option<&Device>) -> Result<Self> {
-        let Some(device) = device else { return Ok(self) };
-        Ok(Self { tokenizer: self.tokenizer.to_device(device)?, text: self.text.to_device(device)? })
+        let (tokenizer, text) = on(device, self.tokenizer, self.text)?;
+        Ok(Self { tokenizer, text, ..self })
     }
 
     /// Refuses a checkpoint that was made with others.
@@ -144,5 +176,20 @@ impl Encoders {
     pub(crate) fn sizes(&self) -> (usize, usize, usize) {
         let quantizer = self.tokenizer.quantizer();
         (quantizer.vocabulary(), quantizer.channels(), self.text.channels())
+    }
+}
+
+/// Encoders that compute on a device, if there is one.
+///
+/// # Errors
+/// If there is not enough memory, or the device fails.
+pub(crate) fn on(
+    device: Option<&Device>,
+    tokenizer: Box<dyn ImageTokenizer>,
+    text: Box<dyn TextEncoder>,
+) -> Result<(Box<dyn ImageTokenizer>, Box<dyn TextEncoder>)> {
+    match device {
+        None => Ok((tokenizer, text)),
+        Some(device) => Ok((tokenizer.to_device(device)?, text.to_device(device)?)),
     }
 }

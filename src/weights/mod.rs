@@ -28,6 +28,7 @@ use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 pub use compare::{Differences, OtherShape, Unmatched};
 pub use kind::NumberKind;
 pub use stored::Entry;
+pub(crate) use stored::MappedFile;
 use stored::Stored;
 pub use value::Value;
 pub use write::{Payload, write_safetensors, write_shards, write_torch};

@@ -24,14 +24,14 @@ const EXPANDED_NUMBERS: usize = 1 << 16;
 /// A file of weights, mapped. Pages are read when touched.
 ///
 /// Whoever shortens the file meanwhile ends the process, as with every mapped file: replace files by renaming.
-pub(super) struct MappedFile {
+pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
 }
 
 impl MappedFile {
     /// Maps a file.
-    pub(super) fn open(path: &Path) -> Result<Arc<Self>> {
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         #[expect(unsafe_code, reason = "a file is mapped so that only what is asked for is read")]
         // SAFETY: the map is only read, as bytes, of which any value is sound. That nobody changes the file meanwhile is
@@ -40,7 +40,7 @@ impl MappedFile {
         Ok(Arc::new(Self { path: path.to_path_buf(), map }))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -30,7 +30,10 @@ fn named<T: FromStr<Err = crate::Error> + ToString>(
 
 /// Checks the keys; defaults depend on the rule.
 pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
-    let rule = named(checker, "rule", &mut raw.rule, RuleName::default())?;
+    // `alignment` needs each sample's own gradient.
+    let released = compat.loss_rule || compat.cross_attention_first_sample;
+    let default = if released { RuleName::Loss } else { RuleName::Alignment };
+    let rule = named(checker, "rule", &mut raw.rule, default)?;
     let aligns = rule == RuleName::Alignment;
     let (geometry, scaling, teaching) = match aligns {
         true => (Geometry::AdamW, Scaling::None, Teaching::Regression),

@@ -2,21 +2,19 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
-use image::{
-    ExtendedColorType, ImageEncoder,
-    codecs::png::{CompressionType, FilterType, PngEncoder},
-};
 use rayon::prelude::*;
 
 use super::draw_scene;
 use crate::{
     Error, Result,
-    data::flaws::{Flaw, FlawShares, plan, sources, spoil},
-    files::{WholeFile, write_whole},
+    data::{
+        flaws::{Flaw, FlawShares, plan, sources, spoil},
+        picture::write_png,
+    },
+    files::write_whole,
 };
 
 /// The largest side of a drawn picture, in pixels.
@@ -97,7 +95,7 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
             let mut scene = draw_scene(seed, record as u64, side);
             if flaws[record] != Flaw::Duplicate {
                 spoil(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
-                write_picture(folder, "train", record, &scene.rgb, side)?;
+                write_png(&folder.join(picture_path("train", record)), &scene.rgb, side)?;
             }
             Ok(scene.caption)
         })
@@ -110,7 +108,7 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
             let duplicate_of = sources[id].filter(|_| flaws[id] == Flaw::Duplicate);
             if let Some(original) = duplicate_of {
                 let scene = draw_scene(seed, original as u64, side);
-                write_picture(folder, "train", id, &scene.rgb, side)?;
+                write_png(&folder.join(picture_path("train", id)), &scene.rgb, side)?;
             }
             Ok(Row { id, caption, flaw: flaws[id], duplicate_of })
         })
@@ -119,7 +117,7 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
         .into_par_iter()
         .map(|id| {
             let scene = draw_scene(seed, id as u64, side);
-            write_picture(folder, "validation", id, &scene.rgb, side)?;
+            write_png(&folder.join(picture_path("validation", id)), &scene.rgb, side)?;
             Ok(Row { id, caption: scene.caption, flaw: Flaw::Clean, duplicate_of: None })
         })
         .collect::<Result<Vec<Row>>>()?;
@@ -130,21 +128,6 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
 
 fn picture_path(part: &str, id: usize) -> String {
     format!("{part}/{id:06}.png")
-}
-
-fn write_picture(folder: &Path, part: &str, id: usize, rgb: &[u8], side: usize) -> Result<()> {
-    let path = folder.join(picture_path(part, id));
-    let mut bytes = Vec::new();
-    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
-        .write_image(rgb, side as u32, side as u32, ExtendedColorType::Rgb8)
-        .map_err(|error| Error::Image {
-            path: path.clone(),
-            message: format!("cannot encode it as PNG: {error}"),
-        })?;
-    // Thousands of small pictures are not each forced to the disk; the tables, which say that they are there, are.
-    let mut file = WholeFile::create(&path)?;
-    file.write_all(&bytes).map_err(Error::io("write", &path))?;
-    file.finish_unsynced()
 }
 
 fn write_table(path: &Path, part: &str, rows: &[Row]) -> Result<()> {

@@ -61,6 +61,14 @@ impl Kind {
     }
 }
 
+/// Whether the text encoder that is described in `folder` is a released one.
+///
+/// # Errors
+/// If there is no description.
+pub fn is_pretrained(folder: &Path) -> Result<bool> {
+    Ok(Kind::named(&saved::read_description(&folder.join(TEXT_ENCODER))?.kind).is_some())
+}
+
 /// A network from token ids to text states.
 pub trait TextNetwork: Send + Sync {
     /// Channels of a token's vector.

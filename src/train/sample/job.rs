@@ -73,18 +73,20 @@ impl Loaded {
     fn open(request: &SampleRequest, interrupt: &Interrupt) -> Result<Self> {
         let (device, config, mut loaded) = match &request.weights {
             Some(weights) => {
-                let config = Config::load(&request.model, &request.sets)?;
+                let config = without_cache(Config::load(&request.model, &request.sets)?);
                 let device = config.device.open()?;
-                let Encoders { tokenizer, text } = Encoders::named(&config, interrupt)?.on(device.as_ref())?;
+                let Encoders { tokenizer, text, .. } =
+                    Encoders::named(&config, interrupt)?.on(device.as_ref())?;
                 let mut model = Model::new(&config, sizes(tokenizer.as_ref(), text.as_ref()))?;
                 released::load(weights, released::PROXY, &mut model.parameters)?;
                 (device, config, Self { model, tokenizer, text })
             }
             None => {
                 let named = Named::new(&request.model);
-                let config = configuration(&named.run, &request.sets)?;
+                let config = without_cache(configuration(&named.run, &request.sets)?);
                 let device = config.device.open()?;
-                let Encoders { tokenizer, text } = Encoders::of(&named.run, &config)?.on(device.as_ref())?;
+                let Encoders { tokenizer, text, .. } =
+                    Encoders::of(&named.run, &config)?.on(device.as_ref())?;
                 let sizes = sizes(tokenizer.as_ref(), text.as_ref());
                 let checkpoints = named.run.join("checkpoints");
                 let (model, _) = load_model(&config, &checkpoints, named.checkpoint.as_deref(), sizes)?;
@@ -96,6 +98,12 @@ impl Loaded {
         }
         Ok(loaded)
     }
+}
+
+/// A prompt is no part of the corpus that was encoded, and the cache may be gone.
+fn without_cache(mut config: Config) -> Config {
+    config.data.token_cache = None;
+    config
 }
 
 fn sizes(tokenizer: &dyn ImageTokenizer, text: &dyn TextEncoder) -> [usize; 3] {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     engine::{
         cuda::driver::{Driver, Product, ProductNumber, Stored},
-        matmul::{Matrix, product},
+        matmul::{Matrix, product_by_row},
     },
     error::Result,
 };
@@ -34,7 +34,7 @@ impl Emulator {
         for at in 0..gemm.batch {
             let (a, b) = (factor("A", &gemm.a, at, m, k)?, factor("B", &gemm.b, at, k, n)?);
             let mut c = vec![0.0f32; m * n];
-            product(&mut c, n, matrix(&a), matrix(&b), false);
+            product_by_row(&mut c, n, matrix(&a), matrix(&b), false);
             for value in &mut c {
                 *value *= gemm.alpha;
             }

@@ -1,0 +1,101 @@
+//! `encode`: tokens and text states of a corpus, kept so that they are made once.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    cli::watch::Counted,
+    config::Config,
+    engine::cuda::DeviceChoice,
+    error::{Error, Result},
+    interrupt::Interrupt,
+    train::{
+        cache::{EncodeRequest, Floats, encode},
+        trained::configuration,
+    },
+};
+
+/// The arguments of `encode`.
+#[derive(Clone, Debug, Args)]
+pub struct EncodeArguments {
+    /// Configuration in JSON: it names the encoders and the columns; an image tokenizer that has to be fitted is fitted to the
+    /// first table, as training would.
+    #[arg(long, value_name = "FILE", required_unless_present = "run", conflicts_with = "run")]
+    pub config: Option<PathBuf>,
+    /// A run of `train` or `fit` whose encoders are used instead.
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// A CSV of pictures and captions, as often as wanted; the configuration's training and validation set unless given.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: Vec<PathBuf>,
+    /// Folder of the cache. Given again, the same command goes on, and makes anew what was damaged.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// How text states are kept: rounded to bf16, as f32, or not at all. bf16 for CLIP and T5 unless given, and none for hashed
+    /// words, which cost nothing.
+    #[arg(long, value_name = "KIND")]
+    pub text: Option<TextKept>,
+    /// Rows of a shard: what is lost when the command is stopped.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub shard: u32,
+    /// Discard another cache that is in the folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Where the encoders compute: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Sets a key of the configuration.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// What is kept of captions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum TextKept {
+    /// States in bfloat16.
+    Bf16,
+    /// States in 32-bit floats.
+    F32,
+    /// Nothing: the encoder runs when states are needed.
+    None,
+}
+
+impl TextKept {
+    fn floats(self) -> Option<Floats> {
+        match self {
+            Self::Bf16 => Some(Floats::Bf16),
+            Self::F32 => Some(Floats::F32),
+            Self::None => None,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the corpus from being encoded; [`Error::Interrupted`] when the user stopped it.
+pub fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
+    let mut sets = arguments.set;
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
+    let config = match (&arguments.config, &arguments.run) {
+        (Some(path), _) => Config::load(path, &sets)?,
+        (None, Some(run)) => configuration(run, &sets)?,
+        (None, None) => return Err(Error::invalid("give --config FILE or --run DIR")),
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let request = EncodeRequest {
+        config,
+        run: arguments.run,
+        tables: arguments.data,
+        out: arguments.out,
+        text: arguments.text.map(TextKept::floats),
+        shard_rows: arguments.shard as usize,
+        overwrite: arguments.overwrite,
+    };
+    let mut progress = Counted::new();
+    let summary = encode(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
+    super::say(&summary.to_string())
+}

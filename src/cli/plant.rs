@@ -1,0 +1,109 @@
+//! `plant`: known flaws in a copy of a corpus.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    cli::watch::Counted,
+    data::{
+        ColumnNames, Preprocess,
+        flaws::{Flaw, FlawShares},
+        picture::DEFAULT_MAX_PIXELS,
+        planted::{PlantSettings, plant},
+    },
+    error::{Error, Result},
+    interrupt::Interrupt,
+};
+
+/// The arguments of `plant`.
+#[derive(Clone, Debug, Args)]
+pub struct PlantArguments {
+    /// The corpus: a CSV.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: PathBuf,
+    /// Folder for the copy: corpus.csv with the columns flaw and flaw_source, and pictures.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Shares of the flaws, such as noise=5%,blur=0.05; those that are not named are none. The flaws are plain, noise, blur,
+    /// wrong_caption, duplicate, jpeg and watermark; all of them, 30% together, unless given.
+    #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
+    pub flaws: Vec<String>,
+    /// Side of the copied pictures, spoiled or not, in pixels: the middle square of each.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    pub side: u32,
+    /// Fixes which records are spoiled, and how.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Column of the ids.
+    #[arg(long, value_name = "NAME", default_value = "id")]
+    pub id_column: String,
+    /// Column of the pictures' paths.
+    #[arg(long, value_name = "NAME", default_value = "image_save_path")]
+    pub image_column: String,
+    /// Column of the captions.
+    #[arg(long, value_name = "NAME", default_value = "caption")]
+    pub caption_column: String,
+    /// Pictures with more pixels are left out.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_PIXELS)]
+    pub max_pixels: u64,
+    /// Threads that decode.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: u16,
+    /// Replace a planted corpus that is in the folder.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the corpus from being copied; [`Error::Interrupted`] when the user stopped it.
+pub fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
+    let settings = PlantSettings {
+        corpus: arguments.data,
+        columns: ColumnNames {
+            id: arguments.id_column,
+            image: arguments.image_column,
+            caption: arguments.caption_column,
+        },
+        out: arguments.out,
+        preprocess: Preprocess {
+            max_pixels: arguments.max_pixels,
+            ..Preprocess::default_for(arguments.side as usize)
+        },
+        shares: shares(&arguments.flaws)?,
+        workers: usize::from(arguments.workers),
+        seed: arguments.seed,
+        overwrite: arguments.overwrite,
+    };
+    let mut progress = Counted::new();
+    let planted = plant(&settings, interrupt, &mut |done, total| progress.count("planting", done, total))?;
+    let total: usize = planted.counts.iter().map(|(_, count)| count).sum();
+    let counts: Vec<String> = planted.counts.iter().map(|(flaw, count)| format!("{count} {flaw}")).collect();
+    let left_out = if planted.failed > 0 { format!("; {} left out", planted.failed) } else { String::new() };
+    super::say(&format!("{total} records: {}{left_out}\n{}", counts.join(", "), planted.table.display()))
+}
+
+/// The shares that the arguments name.
+fn shares(named: &[String]) -> Result<FlawShares> {
+    if named.is_empty() {
+        return Ok(FlawShares::PLANTED);
+    }
+    let mut shares = FlawShares::NONE;
+    for text in named {
+        let Some((flaw, share)) = text.split_once('=') else {
+            return Err(Error::invalid(format!("`{text}` is not a flaw with its share, such as noise=5%")));
+        };
+        let flaw: Flaw = flaw.trim().parse()?;
+        let share = share.trim();
+        let number = match share.strip_suffix('%') {
+            Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+            None => share.parse(),
+        };
+        let number = number
+            .map_err(|_| Error::invalid(format!("the share of `{flaw}` is `{share}`, which is no number")))?;
+        shares.set(flaw, number)?;
+    }
+    Ok(shares)
+}

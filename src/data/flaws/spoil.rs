@@ -1,0 +1,173 @@
+//! What the flaws of pictures do to one.
+
+use image::{ColorType, ImageFormat, codecs::jpeg::JpegEncoder};
+
+use super::Flaw;
+use crate::{
+    Error, Result,
+    engine::{Purpose, Random},
+};
+
+/// The index of the first stream under [`Purpose::Draw`] that belongs to spoiled pictures.
+const SPOIL: u64 = 3 << 48;
+
+/// Spoils a picture, `[height, width, 3]` bytes, by a flaw of pictures; the other flaws leave it as it is. The same
+/// (`seed`, `record`) gives the same bytes.
+///
+/// # Errors
+/// If `rgb` is not `width`×`height` pixels, or there are more than JPEG takes.
+pub fn spoil(rgb: &mut [u8], width: usize, height: usize, flaw: Flaw, seed: u64, record: u64) -> Result<()> {
+    if rgb.len() != width * height * 3 {
+        return Err(Error::shape(
+            "spoil",
+            format!("{} bytes are not a picture of {width}×{height} pixels of 3 bytes", rgb.len()),
+        ));
+    }
+    let mut random = Random::new(seed, Purpose::Draw, SPOIL + record);
+    match flaw {
+        Flaw::Plain => make_plain(rgb, &mut random),
+        Flaw::Noise => add_noise(rgb, &mut random),
+        Flaw::Blur => blur(rgb, width, height, &mut random),
+        Flaw::Jpeg => return ruin(rgb, width, height, &mut random),
+        Flaw::Watermark => overlay(rgb, width, height, &mut random),
+        Flaw::Clean | Flaw::WrongCaption | Flaw::Duplicate => {}
+    }
+    Ok(())
+}
+
+/// Puts one random colour in place of the picture, each byte off by at most 2.
+fn make_plain(rgb: &mut [u8], random: &mut Random) {
+    let colour = [0; 3].map(|_: i32| 8 + random.below(240) as u8);
+    for pixel in rgb.chunks_exact_mut(3) {
+        for (byte, &base) in pixel.iter_mut().zip(&colour) {
+            *byte = base + random.below(5) as u8 - 2;
+        }
+    }
+}
+
+/// Leaves 10 to 30% of the contrast and adds normal noise with a deviation of 55 to 85 of 255.
+fn add_noise(rgb: &mut [u8], random: &mut Random) {
+    let contrast = 0.1 + 0.2 * random.uniform();
+    let deviation = 55.0 + 30.0 * random.uniform();
+    for byte in rgb {
+        // The sum of 12 uniform numbers has variance 1 and is close to normal; unlike a logarithm it is the same
+        // bits on every platform.
+        let uniforms: f64 = (0..6).map(|_| both_halves(random.next_u64())).sum();
+        let normal = uniforms - 6.0;
+        let value = 128.0 + contrast * (f64::from(*byte) - 128.0) + deviation * normal;
+        *byte = (value + 0.5).clamp(0.0, 255.0) as u8;
+    }
+}
+
+/// The sum of the two uniform numbers in [0, 1) that 64 bits hold.
+fn both_halves(bits: u64) -> f64 {
+    ((bits >> 32) + (bits & 0xFFFF_FFFF)) as f64 / (1u64 << 32) as f64
+}
+
+/// Blurs by three box filters in each direction, which together are close to a Gaussian with a deviation of 7 to 11%
+/// of the shorter side.
+fn blur(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
+    let deviation = (0.07 + 0.04 * random.uniform()) * width.min(height) as f64;
+    // Three boxes of 2r + 1 pixels have variance ((2r + 1)² - 1) / 4.
+    let radius = (((4.0 * deviation * deviation + 1.0).sqrt() - 1.0) / 2.0).round().max(1.0) as usize;
+    let mut line = Vec::new();
+    for channel in 0..3 {
+        for row in 0..height {
+            blur_line(rgb, row * width * 3 + channel, 3, width, radius, &mut line);
+        }
+        for column in 0..width {
+            blur_line(rgb, column * 3 + channel, width * 3, height, radius, &mut line);
+        }
+    }
+}
+
+/// Filters the `count` bytes at `start`, `start + step`, ... three times; the picture's edge goes on outside it.
+fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: usize, line: &mut Vec<f64>) {
+    line.clear();
+    line.extend((0..count).map(|index| f64::from(rgb[start + index * step])));
+    let share = 1.0 / (2 * radius + 1) as f64;
+    for _ in 0..3 {
+        let old = line.clone();
+        let at = |index: isize| old[index.clamp(0, count as isize - 1) as usize];
+        let reach = radius as isize;
+        let mut sum: f64 = (-reach..=reach).map(at).sum();
+        for (index, value) in line.iter_mut().enumerate() {
+            *value = sum * share;
+            sum += at(index as isize + reach + 1) - at(index as isize - reach);
+        }
+    }
+    for (index, value) in line.iter().enumerate() {
+        rgb[start + index * step] = (value + 0.5).clamp(0.0, 255.0) as u8;
+    }
+}
+
+/// Compresses the picture as JPEG at a quality of 2 to 6 of 100, twice, the second time moved by half a block, and takes what
+/// comes back.
+fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Result<()> {
+    if width == 0 || height == 0 {
+        return Ok(());
+    }
+    let quality = 2 + random.below(5) as u8;
+    let refuse =
+        |error: image::ImageError| Error::invalid(format!("a picture cannot be ruined by JPEG: {error}"));
+    for shift in [0, 4] {
+        // Moved down and right, the edge going on: the blocks lie elsewhere.
+        let (wide, high) = (width + shift, height + shift);
+        let mut moved = Vec::with_capacity(wide * high * 3);
+        for y in 0..high {
+            for x in 0..wide {
+                let from = (y.saturating_sub(shift) * width + x.saturating_sub(shift)) * 3;
+                moved.extend_from_slice(&rgb[from..from + 3]);
+            }
+        }
+        let size = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, quality)
+            .encode(&moved, size(wide), size(high), ColorType::Rgb8.into())
+            .map_err(refuse)?;
+        let back =
+            image::load_from_memory_with_format(&bytes, ImageFormat::Jpeg).map_err(refuse)?.into_rgb8();
+        for y in 0..height {
+            let from = ((y + shift) * wide + shift) * 3;
+            rgb[y * width * 3..][..width * 3].copy_from_slice(&back.as_raw()[from..from + width * 3]);
+        }
+    }
+    Ok(())
+}
+
+/// Lays rows of slanted bars, as letters of a repeated mark, over the picture: white or black, at an opacity of 40 to 60%.
+fn overlay(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
+    let ink = if random.below(2) == 0 { 255.0 } else { 0.0 };
+    let opacity = 0.4 + 0.2 * random.uniform();
+    let short = width.min(height) as f64;
+    // Line height, letter width and slant; a row of letters in every second line.
+    let line = (short * (0.10 + 0.04 * random.uniform())).max(2.0);
+    let letter = line * 0.45;
+    let slant = 0.3 + 0.3 * random.uniform();
+    let letters = random.next_u64();
+    for y in 0..height {
+        for x in 0..width {
+            // Turned: the lines fall from left to right.
+            let along = x as f64 + slant * y as f64;
+            let down = y as f64 + 0.5 * x as f64;
+            let row = (down / line).floor();
+            if row.rem_euclid(2.0) != 0.0 {
+                continue;
+            }
+            let place = (along / letter).floor();
+            let (across, inside) = (along / letter - place, down / line - row);
+            // Each letter is a stem, and one or two bars by its number; every fifth is a space.
+            let number = (place + 7.0 * row).rem_euclid(61.0) as u64;
+            let shape = letters.rotate_left((number % 64) as u32) & 3;
+            let inked = number % 5 != 0
+                && (across < 0.35
+                    || (across < 0.8 && (inside < 0.25 || (shape & 1 == 1 && inside > 0.75)))
+                    || (shape & 2 == 2 && across < 0.8 && (0.4..0.6).contains(&inside)));
+            if inked {
+                for byte in &mut rgb[(y * width + x) * 3..][..3] {
+                    *byte = (f64::from(*byte) * (1.0 - opacity) + ink * opacity + 0.5) as u8;
+                }
+            }
+        }
+    }
+}

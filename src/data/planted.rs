@@ -1,0 +1,183 @@
+//! Planted truth: known flaws in a copy of any corpus, so that a rating of it can be judged.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+
+use super::{
+    ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record,
+    flaws::{Flaw, FlawShares, plan, sources, spoil},
+    picture::write_png,
+};
+use crate::{
+    Error, Result,
+    files::{remove_leftovers, write_whole},
+    interrupt::Interrupt,
+};
+
+/// Pictures spoiled and written at once.
+const CHUNK: usize = 64;
+/// Pictures decoded ahead of their use.
+const AHEAD: usize = 128;
+/// The column that says what was done to a record.
+pub const FLAW_COLUMN: &str = "flaw";
+/// The column that says which record a duplicate is of, or whose caption a wrong one is.
+pub const SOURCE_COLUMN: &str = "flaw_source";
+/// The table of the planted corpus.
+const TABLE: &str = "corpus.csv";
+
+/// What [`plant`] does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlantSettings {
+    /// The corpus.
+    pub corpus: PathBuf,
+    /// Its columns.
+    pub columns: ColumnNames,
+    /// The folder that is made.
+    pub out: PathBuf,
+    /// How pictures are decoded. All of them, spoiled or not, are cut to squares of this side, so that a flaw cannot be told by
+    /// the size of its file's picture.
+    pub preprocess: Preprocess,
+    /// How many records get which flaw.
+    pub shares: FlawShares,
+    /// Decoding threads.
+    pub workers: usize,
+    /// Fixes which records, and what becomes of them.
+    pub seed: u64,
+    /// Replace a planted corpus that is there.
+    pub overwrite: bool,
+}
+
+/// What was planted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planted {
+    /// The table: the corpus' columns, the caption and the picture's path replaced, and two of our own.
+    pub table: PathBuf,
+    /// Records of it by flaw, in the order of [`Flaw::ALL`].
+    pub counts: Vec<(Flaw, usize)>,
+    /// Records left out because their picture, or that which they were to be a duplicate of, cannot be read; `failed.csv` says
+    /// why.
+    pub failed: usize,
+}
+
+/// Copies a corpus and spoils a part of it on purpose. The same seed gives the same bytes.
+///
+/// # Errors
+/// If the corpus cannot be used or has one of the columns already, a share does not fit, a file cannot be written, or the user
+/// interrupts.
+pub fn plant(
+    settings: &PlantSettings,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Planted> {
+    let PlantSettings { out, shares, seed, preprocess, .. } = settings;
+    let corpus = Corpus::open(&settings.corpus, &settings.columns)?;
+    let (header, columns) = (corpus.header().to_vec(), corpus.columns());
+    if let Some(taken) = header.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str())) {
+        return Err(Error::Table {
+            path: settings.corpus.clone(),
+            line: Some(1),
+            message: format!("the column `{taken}` is there already, and is to be added; rename it"),
+        });
+    }
+    let table = out.join(TABLE);
+    if table.exists() && !settings.overwrite {
+        let message = format!("{} is there already; give --overwrite or another --out", table.display());
+        return Err(Error::invalid(message));
+    }
+    let records = corpus.read_all()?;
+    let flaws = plan(records.len(), shares, *seed)?;
+    let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
+    let sources = sources(&flaws, &captions, *seed)?;
+    let pictures = out.join("pictures");
+    fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
+    remove_leftovers(&pictures)?;
+    if table.exists() {
+        // Where the table is, its pictures are complete.
+        fs::remove_file(&table).map_err(Error::io("replace", &table))?;
+    }
+
+    // A duplicate's picture is that of its source.
+    let from = |at: usize| sources[at].filter(|_| flaws[at] == Flaw::Duplicate).unwrap_or(at);
+    let requests: Vec<_> = (0..records.len()).map(|at| (at, records[from(at)].image.clone())).collect();
+    let total = records.len() as u64;
+    let mut loader = Loader::new(requests, *preprocess, settings.workers, AHEAD)?;
+    let mut kept = Vec::with_capacity(records.len());
+    let mut failed: Vec<(usize, String)> = Vec::new();
+    loop {
+        interrupt.check("the pictures that were written stay; give the same command again")?;
+        let chunk: Vec<(usize, Result<PictureBytes>)> = loader.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() {
+            break;
+        }
+        let mut usable = Vec::with_capacity(chunk.len());
+        for (at, picture) in chunk {
+            progress(at as u64 + 1, total);
+            match picture {
+                Ok(picture) => usable.push((at, picture)),
+                Err(error) => {
+                    tracing::warn!("left out {}: {error}", records[at].id);
+                    failed.push((at, error.to_string()));
+                }
+            }
+        }
+        kept.extend(usable.iter().map(|(at, _)| *at));
+        usable.into_par_iter().try_for_each(|(at, PictureBytes { side, mut rgb })| {
+            spoil(&mut rgb, side, side, flaws[at], *seed, at as u64)?;
+            write_png(&out.join(picture_path(at)), &rgb, side)
+        })?;
+    }
+    if kept.is_empty() {
+        return Err(Error::Table {
+            path: settings.corpus.clone(),
+            line: None,
+            message: "no picture of it can be read".to_owned(),
+        });
+    }
+    let failures = failed.iter().map(|(at, reason)| {
+        [records[*at].id.clone(), records[*at].line.to_string(), reason.clone()].to_vec()
+    });
+    write_table(&out.join("failed.csv"), &["id", "line", "reason"].map(str::to_owned), failures)?;
+    let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
+    let rows = kept.iter().map(|&at| {
+        let caption = &records[sources[at].unwrap_or(at)].caption;
+        let mut fields = replaced(&records[at], columns, picture_path(at), caption);
+        fields.extend([flaws[at].name().to_owned(), source_id(at)]);
+        fields
+    });
+    let header = [header, vec![FLAW_COLUMN.to_owned(), SOURCE_COLUMN.to_owned()]].concat();
+    write_table(&table, &header, rows)?;
+    let counts = Flaw::ALL
+        .into_iter()
+        .map(|flaw| (flaw, kept.iter().filter(|&&at| flaws[at] == flaw).count()))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    Ok(Planted { table, counts, failed: failed.len() })
+}
+
+fn picture_path(at: usize) -> String {
+    format!("pictures/{at:07}.png")
+}
+
+/// A record's fields with another picture and caption.
+fn replaced(record: &Record, columns: [usize; 3], picture: String, caption: &str) -> Vec<String> {
+    let mut fields = record.fields.clone();
+    fields[columns[1]] = picture;
+    caption.clone_into(&mut fields[columns[2]]);
+    fields
+}
+
+fn write_table(path: &Path, header: &[String], rows: impl Iterator<Item = Vec<String>>) -> Result<()> {
+    let refuse =
+        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(header).map_err(refuse)?;
+    for row in rows {
+        table.write_record(row).map_err(refuse)?;
+    }
+    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(path, &bytes)
+}

@@ -1,0 +1,489 @@
+//! `encode`: makes a token cache, a shard at a time. What is there and whole is kept; what was cut off is made again.
+
+use std::{
+    collections::HashSet,
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rayon::prelude::*;
+
+use super::{
+    CACHE, Description, FORMAT, Floats, Preparation, START, TableDescription, TextDescription, absolute,
+    image_tokenizer_folder, picture_key,
+    shard::{self, Entry, Key, Row, Stamp, Text, TextRows, Written},
+    text_encoder_folder,
+};
+use crate::{
+    config::Config,
+    data::{Corpus, Position, Record},
+    encode::{ImageTokenizer, TextEncoder},
+    error::{Error, Result},
+    files::{remove_folder, remove_leftovers, sha256, write_whole},
+    interrupt::Interrupt,
+    train::{
+        corpus::{self, FailedRecord, Progress},
+        prepared::{READY, expect_pyramid, make_folder},
+        run_directory::lock,
+        tokenise::{FitPictures, Tokenise},
+        trained::Encoders,
+    },
+};
+
+/// Captions encoded at once.
+const CAPTIONS: usize = 64;
+
+/// What is to be encoded and how.
+#[derive(Clone, Debug)]
+pub struct EncodeRequest {
+    /// Names the encoders, the columns and how pictures are prepared.
+    pub config: Config,
+    /// A run whose encoders are used, in place of those that the configuration names.
+    pub run: Option<PathBuf>,
+    /// The tables; the configuration's training and validation set if there is none.
+    pub tables: Vec<PathBuf>,
+    /// The folder of the cache.
+    pub out: PathBuf,
+    /// The floats that text states are kept in, `Some(None)`: none are kept. `None`: bf16 for a pretrained encoder, none for
+    /// hashed words, which are made as fast as they are read.
+    pub text: Option<Option<Floats>>,
+    /// Rows of a shard.
+    pub shard_rows: usize,
+    /// Replace another cache that is in the folder.
+    pub overwrite: bool,
+}
+
+/// What came of it. Rows in are rows encoded and rows failed, which [`encode`] has checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodeSummary {
+    /// Rows of all tables.
+    pub rows: u64,
+    /// Rows encoded.
+    pub encoded: u64,
+    /// Rows left out; `failed.csv` in the folder says why.
+    pub failed: u64,
+    /// Different captions whose states are kept.
+    pub captions: u64,
+    /// Shards in all.
+    pub shards: usize,
+    /// Shards that were made now; the others were there.
+    pub made: usize,
+    /// Bytes of all shards.
+    pub bytes: u64,
+    /// Pictures encoded now.
+    pub pictures_now: u64,
+    /// How long that took, in seconds.
+    pub seconds: f64,
+    /// The folder.
+    pub out: PathBuf,
+}
+
+impl fmt::Display for EncodeSummary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rows, encoded, failed, captions, shards, made, bytes, pictures_now, seconds, out } = self;
+        writeln!(
+            formatter,
+            "{rows} rows in = {encoded} encoded + {failed} failed; states of {captions} captions"
+        )?;
+        writeln!(
+            formatter,
+            "{shards} shards, {made} of them made now, {:.1} MB: {}",
+            *bytes as f64 / 1e6,
+            out.display()
+        )?;
+        if *made > 0 {
+            let rate = *pictures_now as f64 / seconds.max(1e-9);
+            write!(formatter, "{pictures_now} pictures in {seconds:.1} s, {rate:.2} images/s; ")?;
+        }
+        write!(formatter, "use it with --set token_cache={}", out.display())
+    }
+}
+
+/// Everything that a shard is made with.
+struct Builder<'a> {
+    config: &'a Config,
+    folder: PathBuf,
+    description: Description,
+    tables: Vec<PathBuf>,
+    tokenizer: Box<dyn ImageTokenizer>,
+    text: Option<Box<dyn TextEncoder>>,
+    /// Captions that earlier shards hold.
+    seen: HashSet<Key>,
+}
+
+/// Makes a token cache, or goes on with it, or repairs it.
+///
+/// # Errors
+/// If a table or an encoder cannot be used, the folder holds something else, or the user interrupts: whole shards are then
+/// kept and the same command goes on.
+pub fn encode(
+    request: &EncodeRequest,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<EncodeSummary> {
+    let config = &request.config;
+    if request.shard_rows == 0 {
+        return Err(Error::invalid("a shard needs at least one row"));
+    }
+    // A device that cannot be used ends the job before the data is read.
+    let device = config.device.open()?;
+    let tables = tables(request)?;
+    let described = tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()?;
+    let folder = absolute(&request.out)?;
+    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let _lock = lock(&folder)?;
+    remove_leftovers(&folder)?;
+    let settings = settings(request)?;
+    refuse_other(&folder, request, &settings, &described)?;
+    let tokenizer = image_tokenizer(request, &folder, &tables[0], interrupt, progress)?;
+    let (text, floats) = text_encoder(request, &folder)?;
+    let (tokenizer, text) = match &device {
+        None => (tokenizer, text),
+        Some(device) => {
+            let text = text.map(|text| text.to_device(device)).transpose()?;
+            (tokenizer.to_device(device)?, text)
+        }
+    };
+    let quantizer = tokenizer.quantizer();
+    let description = Description {
+        format: FORMAT,
+        image_tokenizer: tokenizer.fingerprint(),
+        side: tokenizer.image_side(),
+        patch_nums: quantizer.patch_nums().to_vec(),
+        vocabulary: quantizer.vocabulary(),
+        preparation: Preparation::of(&corpus::preprocess(config, tokenizer.image_side())),
+        text: text.as_ref().zip(floats).map(|(text, floats)| TextDescription {
+            encoder: text.fingerprint(),
+            tokens: text.tokens(),
+            channels: text.channels(),
+            floats,
+        }),
+        settings,
+        shard_rows: request.shard_rows,
+        tables: described,
+    };
+    let path = folder.join(CACHE);
+    let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(&path, &json)?;
+    let builder = Builder { config, folder, description, tables, tokenizer, text, seen: HashSet::new() };
+    builder.run(interrupt, progress)
+}
+
+/// The tables that are to be encoded.
+fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
+    if !request.tables.is_empty() {
+        return Ok(request.tables.clone());
+    }
+    let data = &request.config.data;
+    let mut tables = vec![data.train_csv()?.to_path_buf()];
+    tables.extend(data.validation.clone());
+    Ok(tables)
+}
+
+/// Reads a table once, so that a bad line ends the job now, and says what it is.
+fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
+    let mut rows = 0;
+    for record in corpus::open(config, path)?.refusing_duplicates() {
+        record?;
+        rows += 1;
+    }
+    let sha256 = shard::file_sha256(path).map_err(Error::io("read", path))?;
+    Ok(TableDescription { path: absolute(path)?, rows, sha256 })
+}
+
+/// SHA-256 over the keys that decide by what pictures and captions are encoded.
+fn settings(request: &EncodeRequest) -> Result<String> {
+    let all = request.config.to_json();
+    let keys =
+        ["image_tokenizer", "text_encoder", "pn", "patch_nums", "patch_size", "seed", "compat", "columns"];
+    let chosen: Vec<_> = keys.iter().map(|key| (key, all.get(key))).collect();
+    let run = request.run.as_deref().map(absolute).transpose()?;
+    let told = serde_json::to_vec(&(chosen, run, request.text))
+        .map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(sha256(&told))
+}
+
+/// Refuses a folder that holds something else, or clears it.
+fn refuse_other(
+    folder: &Path,
+    request: &EncodeRequest,
+    settings: &str,
+    tables: &[TableDescription],
+) -> Result<()> {
+    let ours = |name: &str| {
+        [CACHE, "lock", "failed.csv", "image_tokenizer", "text_encoder"].contains(&name)
+            || name.starts_with("shard-")
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    if let Some(foreign) = names.iter().find(|name| !ours(name)) {
+        return Err(Error::invalid(format!(
+            "{} holds {foreign}, which is no part of a token cache; give another --out",
+            folder.display()
+        )));
+    }
+    if folder.join(CACHE).exists() {
+        let held = Description::read(folder);
+        let same = held.as_ref().is_ok_and(|held| {
+            held.settings == settings && held.tables == tables && held.shard_rows == request.shard_rows
+        });
+        if same {
+            return Ok(());
+        }
+        if !request.overwrite {
+            let why = match &held {
+                Ok(held) if held.tables != tables => "of other tables, or they were changed since",
+                Ok(_) => "by other encoders or options",
+                Err(_) => "that cannot be read",
+            };
+            return Err(Error::invalid(format!(
+                "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
+                folder.display()
+            )));
+        }
+    }
+    // What was begun and never described is begun again.
+    for name in names.iter().filter(|name| *name != "lock") {
+        let path = folder.join(name);
+        if path.is_dir() {
+            remove_folder(&path)?;
+        } else {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The tokenizer that the cache holds, or that of the run, or the configuration's; saved before anything is made by it.
+fn image_tokenizer(
+    request: &EncodeRequest,
+    cache: &Path,
+    first: &Path,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<Box<dyn ImageTokenizer>> {
+    let (config, folder) = (&request.config, image_tokenizer_folder(cache));
+    if folder.join(READY).exists() {
+        return corpus::saved_image_tokenizer(config, &folder);
+    }
+    let tokenizer = match &request.run {
+        Some(run) => corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
+        None => {
+            let records = match config.image_tokenizer.path {
+                // Nothing has to be fitted.
+                Some(_) => Vec::new(),
+                None => corpus::open(config, first)?.read_all()?,
+            };
+            let (tokenizer, ..) = corpus::image_tokenizer(config, &records, interrupt, progress)?;
+            expect_pyramid(config, tokenizer.as_ref())?;
+            tokenizer
+        }
+    };
+    make_folder(&folder)?;
+    tokenizer.save(&folder)?;
+    write_whole(&folder.join(READY), b"")?;
+    Ok(tokenizer)
+}
+
+/// The text encoder whose states are to be kept, if they are, and in which floats.
+fn text_encoder(
+    request: &EncodeRequest,
+    cache: &Path,
+) -> Result<(Option<Box<dyn TextEncoder>>, Option<Floats>)> {
+    let config = &request.config;
+    let floats = match request.text {
+        Some(asked) => asked,
+        None if Encoders::text_is_pretrained(config, request.run.as_deref())? => Some(Floats::Bf16),
+        None => None,
+    };
+    if floats.is_none() {
+        return Ok((None, None));
+    }
+    let folder = text_encoder_folder(cache);
+    if folder.join(READY).exists() {
+        return Ok((Some(corpus::saved_text_encoder(config, &folder)?), floats));
+    }
+    let text = match &request.run {
+        Some(run) => corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
+        None => corpus::text_encoder(config)?,
+    };
+    make_folder(&folder)?;
+    text.save(&folder)?;
+    write_whole(&folder.join(READY), b"")?;
+    Ok((Some(text), floats))
+}
+
+impl Builder<'_> {
+    fn run(mut self, interrupt: &Interrupt, progress: &mut Progress<'_>) -> Result<EncodeSummary> {
+        let start = Instant::now();
+        let total: u64 = self.description.tables.iter().map(|table| table.rows).sum();
+        let (mut number, mut done, mut made, mut pictures_now) = (0, 0, 0, 0);
+        let mut entries: Vec<Entry> = Vec::new();
+        for table in 0..self.tables.len() {
+            let mut from: Option<Position> = None;
+            loop {
+                progress("encoding", done, total);
+                let held = Entry::read(&self.folder, number).filter(|entry| {
+                    (entry.table, entry.from) == (table, from)
+                        && entry.next.is_none_or(|next| next.byte > from.unwrap_or(START).byte)
+                        && entry.is_whole(&self.folder, number)
+                });
+                let entry = match held {
+                    Some(entry) => {
+                        self.note_captions(&entry, number)?;
+                        entry
+                    }
+                    None => {
+                        interrupt.check(&format!(
+                            "{done} of {total} rows are encoded and kept; give the same command again to go on"
+                        ))?;
+                        let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
+                        made += 1;
+                        pictures_now += entry.rows - entry.failed.len() as u64;
+                        entry
+                    }
+                };
+                done += entry.rows;
+                number += 1;
+                from = entry.next;
+                entries.push(entry);
+                if from.is_none() {
+                    break;
+                }
+            }
+        }
+        progress("encoding", done, total);
+        if done != total {
+            return Err(Error::invalid(format!(
+                "{total} rows went in, but {done} came out: a table was changed meanwhile; give --overwrite to begin anew"
+            )));
+        }
+        let failed: Vec<&FailedRecord> = entries.iter().flat_map(|entry| &entry.failed).collect();
+        corpus::write_failed(&self.folder.join("failed.csv"), failed.iter().copied())?;
+        let failed = failed.len() as u64;
+        let bytes = |entry: &Entry| entry.codes.bytes + entry.text.as_ref().map_or(0, |text| text.bytes);
+        Ok(EncodeSummary {
+            rows: total,
+            encoded: total - failed,
+            failed,
+            captions: self.seen.len() as u64,
+            shards: number,
+            made,
+            bytes: entries.iter().map(bytes).sum(),
+            pictures_now,
+            seconds: start.elapsed().as_secs_f64(),
+            out: self.folder,
+        })
+    }
+
+    /// Remembers which captions a shard holds.
+    fn note_captions(&mut self, entry: &Entry, number: usize) -> Result<()> {
+        if let (Some(described), Some(_)) = (&self.description.text, &entry.text) {
+            let text = Text::open(&shard::text_path(&self.folder, number), described)?;
+            self.seen.extend(text.keys());
+        }
+        Ok(())
+    }
+
+    /// Makes one shard.
+    fn make(
+        &mut self,
+        number: usize,
+        table: usize,
+        from: Option<Position>,
+        (done, total): (u64, u64),
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<Entry> {
+        let mut corpus = corpus::open(self.config, &self.tables[table])?;
+        if let Some(position) = from {
+            corpus.seek(position)?;
+        }
+        let size = self.description.shard_rows;
+        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
+        let next = (records.len() == size).then(|| Corpus::position(&corpus));
+        // A table whose last shard is full has nothing after it.
+        let next = if next.is_some() && corpus.next().is_none() { None } else { next };
+        let (rows, failed) = self.rows(&records, |at| {
+            progress("encoding", done + at, total);
+            interrupt.check(&format!(
+                "{done} of {total} rows are encoded and kept; give the same command again to go on"
+            ))
+        })?;
+        let kept: Vec<&Record> = rows.iter().map(|(at, _)| &records[*at]).collect();
+        let text = self.text_states(number, &kept)?;
+        let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+        let tokens = self.description.tokens();
+        let codes = shard::write_codes(&shard::codes_path(&self.folder, number), tokens, &rows)?;
+        let entry = Entry { table, from, next, rows: records.len() as u64, failed, codes, text };
+        entry.write(&self.folder, number)?;
+        Ok(entry)
+    }
+
+    /// The usable records, by their place, and the others.
+    fn rows(
+        &self,
+        records: &[Record],
+        mut report: impl FnMut(u64) -> Result<()>,
+    ) -> Result<(Vec<(usize, Row)>, Vec<FailedRecord>)> {
+        let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| Stamp::of(&record.image)).collect();
+        let tokenise = Tokenise { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
+        let mut found = Vec::with_capacity(records.len());
+        tokenise.each(records, &mut FitPictures::default(), |at, codes| {
+            report(at as u64)?;
+            found.push(codes.map_err(|error| error.to_string()));
+            Ok(())
+        })?;
+        // The file that was stamped must be the one that was decoded.
+        let digests: Vec<Option<(Stamp, [u8; 32])>> = records
+            .par_iter()
+            .zip(&stamps)
+            .zip(&found)
+            .map(|((record, stamp), found)| {
+                let stamp = stamp.filter(|_| found.is_ok())?;
+                Some((stamp, shard::unchanged(&record.image, stamp)?))
+            })
+            .collect();
+        let (mut rows, mut failed) = (Vec::with_capacity(records.len()), Vec::new());
+        for (at, ((record, found), digest)) in records.iter().zip(found).zip(digests).enumerate() {
+            let reason = match (found, digest) {
+                (Ok(codes), Some((stamp, digest))) => {
+                    let picture = picture_key(&self.folder, &record.image);
+                    rows.push((at, Row { id: record.id.clone(), picture, stamp, digest, codes }));
+                    continue;
+                }
+                (Ok(_), None) => "the picture was changed while it was encoded".to_owned(),
+                (Err(reason), _) => reason,
+            };
+            tracing::warn!("left out {}: {reason}", record.id);
+            failed.push(FailedRecord { id: record.id.clone(), line: record.line, reason });
+        }
+        Ok((rows, failed))
+    }
+
+    /// Writes the states of the captions that no earlier shard holds.
+    fn text_states(&mut self, number: usize, records: &[&Record]) -> Result<Option<Written>> {
+        let (Some(encoder), Some(described)) = (&self.text, &self.description.text) else {
+            return Ok(None);
+        };
+        // The first shard also holds the empty caption, which stands for those that are left out in training.
+        let empty = (number == 0).then_some("");
+        let mut captions = Vec::new();
+        for caption in empty.into_iter().chain(records.iter().map(|record| record.caption.as_str())) {
+            let key = shard::key(caption.as_bytes());
+            if self.seen.insert(key) {
+                captions.push((key, caption));
+            }
+        }
+        let mut rows = TextRows::default();
+        for chunk in captions.chunks(CAPTIONS) {
+            let (keys, texts): (Vec<Key>, Vec<&str>) = chunk.iter().copied().unzip();
+            rows.add(&keys, &encoder.encode(&texts)?, described.floats)?;
+        }
+        rows.write(&shard::text_path(&self.folder, number), described).map(Some)
+    }
+}

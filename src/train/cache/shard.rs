@@ -1,0 +1,496 @@
+//! One shard of a token cache: consecutive rows of a table, in a file of codes and, where text states are kept, a file of the
+//! states of those captions that no earlier shard holds. Both are safetensors; a JSON file beside them, written last, holds
+//! their lengths and checksums.
+//!
+//! | tensor | holds |
+//! | --- | --- |
+//! | `codes` | u16 `[N, L]`, the usable pictures' codes; their ids are the remark `ids` |
+//! | `pictures` | u8 `[N, 16]`, what the picture is found by: SHA-256 of its path from the cache's folder |
+//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of the picture's file |
+//! | `captions` | u8 `[M, 16]`, SHA-256 of the captions |
+//! | `mask` | u8 `[M, T]`: 1 for a token, 0 for padding |
+//! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: a vector for each of the mask's ones, and one a caption |
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
+
+use half::bf16;
+use safetensors::{Dtype, SafeTensors, tensor::Metadata, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Floats, TextDescription, damaged};
+use crate::{
+    data::Position,
+    encode::TextStates,
+    error::{Error, Result},
+    files::{hexadecimal, sha256, write_whole},
+    train::corpus::FailedRecord,
+    weights::MappedFile,
+};
+
+/// What pictures and captions are found by: the beginning of a SHA-256.
+pub(super) type Key = [u8; 16];
+
+/// The key of these bytes.
+pub(super) fn key(bytes: &[u8]) -> Key {
+    let digest = Sha256::digest(bytes);
+    let mut key = Key::default();
+    key.copy_from_slice(&digest[..16]);
+    key
+}
+
+/// The file that says that a shard is whole, and of what.
+pub(super) fn entry_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.json"))
+}
+
+/// The file of a shard's codes.
+pub(super) fn codes_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.codes.safetensors"))
+}
+
+/// The file of a shard's text states.
+pub(super) fn text_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.text.safetensors"))
+}
+
+/// A file as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Written {
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
+}
+
+impl Written {
+    /// Whether the file still has its length.
+    pub(super) fn has_length(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|about| about.is_file() && about.len() == self.bytes)
+    }
+
+    /// Whether the file is still the same, which takes reading it.
+    pub(super) fn is_whole(&self, path: &Path) -> bool {
+        self.has_length(path) && digest_of_file(path).is_ok_and(|digest| hexadecimal(&digest) == self.sha256)
+    }
+}
+
+/// A shard's entry in the index.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Entry {
+    /// Which of the tables.
+    pub(super) table: usize,
+    /// Where its rows begin; `None`: at the first one.
+    pub(super) from: Option<Position>,
+    /// Where the next shard's begin; `None`: these are the table's last.
+    pub(super) next: Option<Position>,
+    pub(super) rows: u64,
+    pub(super) failed: Vec<FailedRecord>,
+    pub(super) codes: Written,
+    pub(super) text: Option<Written>,
+}
+
+impl Entry {
+    /// Reads an entry; nothing if there is none or it cannot be read.
+    pub(super) fn read(folder: &Path, number: usize) -> Option<Self> {
+        serde_json::from_slice(&fs::read(entry_path(folder, number)).ok()?).ok()
+    }
+
+    /// Writes the entry: the shard's files must be there.
+    pub(super) fn write(&self, folder: &Path, number: usize) -> Result<()> {
+        let path = entry_path(folder, number);
+        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(&path, &text)
+    }
+
+    /// Whether the shard's files are what was written.
+    pub(super) fn is_whole(&self, folder: &Path, number: usize) -> bool {
+        self.codes.is_whole(&codes_path(folder, number))
+            && self.text.as_ref().is_none_or(|text| text.is_whole(&text_path(folder, number)))
+    }
+}
+
+/// SHA-256 of a file that may be larger than memory.
+fn digest_of_file(path: &Path) -> std::io::Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hash.finalize().into()),
+            read => hash.update(&buffer[..read]),
+        }
+    }
+}
+
+/// The same, in hexadecimal.
+pub(super) fn file_sha256(path: &Path) -> std::io::Result<String> {
+    Ok(hexadecimal(&digest_of_file(path)?))
+}
+
+/// Length and time of a picture's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    modified: i64,
+}
+
+impl Stamp {
+    /// Of a regular file; nothing of anything else.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let about = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let since = about.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Some(Self { bytes: about.len(), modified: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX) })
+    }
+}
+
+/// A usable record of a shard that is being made.
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) picture: Key,
+    pub(super) stamp: Stamp,
+    pub(super) digest: [u8; 32],
+    pub(super) codes: Vec<u16>,
+}
+
+/// The SHA-256 of a picture's file, if it is still the one that had this stamp.
+pub(super) fn unchanged(path: &Path, stamp: Stamp) -> Option<[u8; 32]> {
+    let digest = digest_of_file(path).ok()?;
+    (Stamp::of(path)? == stamp).then_some(digest)
+}
+
+/// Writes the file of codes.
+pub(super) fn write_codes(path: &Path, tokens: usize, rows: &[Row]) -> Result<Written> {
+    let count = rows.len();
+    let gather = |bytes: &dyn Fn(&Row) -> Vec<u8>| rows.iter().flat_map(bytes).collect::<Vec<u8>>();
+    let codes = gather(&|row| row.codes.iter().flat_map(|code| code.to_le_bytes()).collect());
+    let pictures = gather(&|row| row.picture.to_vec());
+    let bytes = gather(&|row| row.stamp.bytes.to_le_bytes().to_vec());
+    let modified = gather(&|row| row.stamp.modified.to_le_bytes().to_vec());
+    let digests = gather(&|row| row.digest.to_vec());
+    let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    let ids = serde_json::to_string(&ids).map_err(|error| Error::invalid(error.to_string()))?;
+    let tensors = [
+        ("codes", Dtype::U16, vec![count, tokens], codes),
+        ("pictures", Dtype::U8, vec![count, 16], pictures),
+        ("bytes", Dtype::U64, vec![count], bytes),
+        ("modified", Dtype::I64, vec![count], modified),
+        ("digests", Dtype::U8, vec![count, 32], digests),
+    ];
+    write(path, &tensors, HashMap::from([("ids".to_owned(), ids)]))
+}
+
+/// Text states on their way into a shard.
+#[derive(Default)]
+pub(super) struct TextRows {
+    captions: Vec<u8>,
+    mask: Vec<u8>,
+    states: Vec<u8>,
+    pooled: Vec<u8>,
+}
+
+impl TextRows {
+    /// Adds the states of captions with these keys.
+    pub(super) fn add(&mut self, keys: &[Key], found: &TextStates, floats: Floats) -> Result<()> {
+        let channels = found.states.dim(2);
+        let mask = found.mask.as_slice::<u32>()?;
+        self.captions.extend(keys.iter().flatten());
+        self.mask.extend(mask.iter().map(|&one| u8::from(one != 0)));
+        let states = found.states.as_slice::<f32>()?.chunks_exact(channels);
+        for (state, _) in states.zip(mask).filter(|(_, one)| **one != 0) {
+            floats.append(state, &mut self.states);
+        }
+        floats.append(found.pooled.as_slice::<f32>()?, &mut self.pooled);
+        Ok(())
+    }
+
+    /// Writes the file of text states.
+    pub(super) fn write(self, path: &Path, text: &TextDescription) -> Result<Written> {
+        let count = self.captions.len() / 16;
+        let row = text.channels * text.floats.width();
+        let states = self.states.len() / row;
+        let kind = text.floats.kind();
+        let tensors = [
+            ("captions", Dtype::U8, vec![count, 16], self.captions),
+            ("mask", Dtype::U8, vec![count, text.tokens], self.mask),
+            ("states", kind, vec![states, text.channels], self.states),
+            ("pooled", kind, vec![count, text.channels], self.pooled),
+        ];
+        write(path, &tensors, HashMap::new())
+    }
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)],
+    remarks: HashMap<String, String>,
+) -> Result<Written> {
+    let refuse = |error: safetensors::SafeTensorError| damaged(path, format!("cannot be written: {error}"));
+    let views = tensors
+        .iter()
+        .map(|(name, kind, shape, bytes)| Ok((*name, TensorView::new(*kind, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(refuse)?;
+    let bytes = safetensors::serialize(views, Some(remarks)).map_err(refuse)?;
+    write_whole(path, &bytes)?;
+    Ok(Written { bytes: bytes.len() as u64, sha256: sha256(&bytes) })
+}
+
+/// Rows of one tensor in a mapped file.
+struct Table {
+    file: Arc<MappedFile>,
+    start: usize,
+    /// Bytes of a row.
+    row: usize,
+    rows: usize,
+}
+
+impl Table {
+    fn row(&self, at: usize) -> &[u8] {
+        &self.file[self.start + at * self.row..][..self.row]
+    }
+}
+
+/// A mapped safetensors file of a shard.
+struct Opened {
+    file: Arc<MappedFile>,
+    metadata: Metadata,
+    data: usize,
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let (header, metadata) = SafeTensors::read_metadata(&file)
+            .map_err(|error| damaged(path, format!("not a whole safetensors file ({error})")))?;
+        Ok(Self { file, metadata, data: 8 + header })
+    }
+
+    /// The tensor of a name, whose rows hold this many numbers of this kind.
+    fn table(&self, name: &str, kind: Dtype, numbers: usize) -> Result<Table> {
+        let refuse = |message: String| damaged(self.file.path(), message);
+        let info = self.metadata.info(name).ok_or_else(|| refuse(format!("has no tensor {name}")))?;
+        let fits = info.dtype == kind && info.shape.get(1).copied().unwrap_or(1) == numbers;
+        let (start, end) = info.data_offsets;
+        let row = numbers.checked_mul(kind.bitsize() / 8).filter(|&row| row > 0);
+        match (info.shape[..].first(), row) {
+            (Some(&rows), Some(row))
+                if fits && info.shape.len() <= 2 && rows.checked_mul(row) == Some(end - start) =>
+            {
+                Ok(Table { file: Arc::clone(&self.file), start: self.data + start, row, rows })
+            }
+            _ => Err(refuse(format!(
+                "tensor {name} is {:?} {:?}, but rows of {numbers} of {kind:?} were expected",
+                info.dtype, info.shape
+            ))),
+        }
+    }
+}
+
+/// A shard's codes, mapped.
+pub(super) struct Codes {
+    path: PathBuf,
+    vocabulary: usize,
+    codes: Table,
+    pictures: Table,
+    bytes: Table,
+    modified: Table,
+    digests: Table,
+}
+
+/// What a look at a picture's file says of what is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// The file is as it was, or it is not there any more.
+    Same,
+    /// It is another one.
+    Changed,
+}
+
+impl Codes {
+    /// Opens a file of codes.
+    pub(super) fn open(path: &Path, tokens: usize, vocabulary: usize) -> Result<Self> {
+        let opened = Opened::new(path)?;
+        let found = Self {
+            path: path.to_path_buf(),
+            vocabulary,
+            codes: opened.table("codes", Dtype::U16, tokens)?,
+            pictures: opened.table("pictures", Dtype::U8, 16)?,
+            bytes: opened.table("bytes", Dtype::U64, 1)?,
+            modified: opened.table("modified", Dtype::I64, 1)?,
+            digests: opened.table("digests", Dtype::U8, 32)?,
+        };
+        let rows = found.codes.rows;
+        if [&found.pictures, &found.bytes, &found.modified, &found.digests]
+            .iter()
+            .any(|table| table.rows != rows)
+        {
+            return Err(damaged(path, "its tensors have different numbers of rows"));
+        }
+        Ok(found)
+    }
+
+    /// The keys of its pictures, in order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        (0..self.pictures.rows).map(|at| Key::try_from(self.pictures.row(at)).unwrap_or_default())
+    }
+
+    /// The codes of a row.
+    pub(super) fn codes(&self, at: usize) -> Result<Vec<u16>> {
+        let codes: Vec<u16> =
+            self.codes.row(at).as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
+        match codes.iter().find(|&&code| usize::from(code) >= self.vocabulary) {
+            None => Ok(codes),
+            Some(code) => Err(damaged(
+                &self.path,
+                format!("holds the code {code}, but there are only {} codes", self.vocabulary),
+            )),
+        }
+    }
+
+    /// Whether a row still belongs to the file at `picture`. A file of the same length and time is taken to be the same; one
+    /// of the same length and another time, such as a copy, is read.
+    pub(super) fn freshness(&self, at: usize, picture: &Path) -> Freshness {
+        let number = |table: &Table| <[u8; 8]>::try_from(table.row(at)).unwrap_or_default();
+        let (bytes, modified) =
+            (u64::from_le_bytes(number(&self.bytes)), i64::from_le_bytes(number(&self.modified)));
+        match Stamp::of(picture) {
+            None if picture.exists() => Freshness::Changed,
+            None => Freshness::Same,
+            Some(stamp) if stamp.bytes != bytes => Freshness::Changed,
+            Some(stamp) if stamp.modified == modified => Freshness::Same,
+            Some(_) => match digest_of_file(picture) {
+                Ok(digest) if digest == *self.digests.row(at) => Freshness::Same,
+                _ => Freshness::Changed,
+            },
+        }
+    }
+}
+
+/// A shard's text states, mapped.
+pub(super) struct Text {
+    floats: Floats,
+    captions: Table,
+    mask: Table,
+    states: Table,
+    pooled: Table,
+    /// The first of each caption's states, and how many there are in all.
+    first: Vec<usize>,
+}
+
+impl Text {
+    /// Opens a file of text states.
+    pub(super) fn open(path: &Path, text: &TextDescription) -> Result<Self> {
+        let opened = Opened::new(path)?;
+        let kind = text.floats.kind();
+        let (captions, mask) =
+            (opened.table("captions", Dtype::U8, 16)?, opened.table("mask", Dtype::U8, text.tokens)?);
+        let (states, pooled) =
+            (opened.table("states", kind, text.channels)?, opened.table("pooled", kind, text.channels)?);
+        if mask.rows != captions.rows || pooled.rows != captions.rows {
+            return Err(damaged(path, "its tensors have different numbers of rows"));
+        }
+        let mut first = vec![0];
+        let mut end = 0;
+        for at in 0..mask.rows {
+            end += mask.row(at).iter().filter(|&&one| one != 0).count();
+            first.push(end);
+        }
+        if end != states.rows {
+            return Err(damaged(
+                path,
+                format!("has {} states for the {end} tokens of its masks", states.rows),
+            ));
+        }
+        Ok(Self { floats: text.floats, captions, mask, states, pooled, first })
+    }
+
+    /// The keys of its captions, in order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        (0..self.captions.rows).map(|at| Key::try_from(self.captions.row(at)).unwrap_or_default())
+    }
+
+    /// How many of its numbers are finite.
+    pub(super) fn count_finite(&self) -> usize {
+        let mut count = 0;
+        for table in [&self.states, &self.pooled] {
+            let mut row = vec![0.0f32; table.row / self.floats.width()];
+            for at in 0..table.rows {
+                self.floats.read(table.row(at), &mut row);
+                count += row.iter().filter(|value| value.is_finite()).count();
+            }
+        }
+        count
+    }
+
+    /// Fills in what is kept of a caption: states `[T, D]` (0 for padding), mask `[T]` and the caption's vector `[D]`.
+    pub(super) fn read(&self, at: usize, states: &mut [f32], mask: &mut [u32], pooled: &mut [f32]) {
+        let channels = pooled.len();
+        let mut next = self.first[at];
+        for ((state, mask), &one) in states.chunks_exact_mut(channels).zip(mask).zip(self.mask.row(at)) {
+            *mask = u32::from(one != 0);
+            if one == 0 {
+                state.fill(0.0);
+            } else {
+                self.floats.read(self.states.row(next), state);
+                next += 1;
+            }
+        }
+        self.floats.read(self.pooled.row(at), pooled);
+    }
+}
+
+impl Floats {
+    fn kind(self) -> Dtype {
+        match self {
+            Self::Bf16 => Dtype::BF16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
+    fn width(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    fn append(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            Self::Bf16 => {
+                bytes.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
+            }
+            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        }
+    }
+
+    fn read(self, bytes: &[u8], values: &mut [f32]) {
+        match self {
+            Self::Bf16 => {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            Self::F32 => {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+    }
+
+    /// What a number becomes by being kept.
+    pub(super) fn round(self, values: &mut [f32]) {
+        if self == Self::Bf16 {
+            values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A text encoder whose states come from the token cache where it has them.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{TextDescription, TokenCache, shard};
+use crate::{
+    encode::{TextEncoder, TextStates},
+    engine::{Tensor, cuda::Device},
+    error::Result,
+};
+
+/// Makes the encoder itself.
+type Open = dyn Fn() -> Result<Box<dyn TextEncoder>> + Send + Sync;
+
+/// Stands for the encoder that made a cache's states, and has its fingerprint. The encoder itself, which may be gigabytes, is
+/// opened for the first caption that the cache does not hold.
+pub(crate) struct CachedText {
+    cache: Arc<TokenCache>,
+    text: TextDescription,
+    open: Box<Open>,
+    encoder: Mutex<Option<Arc<dyn TextEncoder>>>,
+}
+
+impl CachedText {
+    /// The encoder that `open` makes, with the states of the cache; `open`'s own where the cache holds none.
+    ///
+    /// # Errors
+    /// If `open` is needed and fails.
+    pub(crate) fn wrap(
+        cache: &Arc<TokenCache>,
+        open: impl Fn() -> Result<Box<dyn TextEncoder>> + Send + Sync + 'static,
+    ) -> Result<Box<dyn TextEncoder>> {
+        let Some(text) = cache.description.text.clone() else { return open() };
+        Ok(Box::new(Self { cache: Arc::clone(cache), text, open: Box::new(open), encoder: Mutex::default() }))
+    }
+
+    fn encoder(&self) -> Result<Arc<dyn TextEncoder>> {
+        let mut held = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoder) = &*held {
+            return Ok(Arc::clone(encoder));
+        }
+        let encoder: Arc<dyn TextEncoder> = (self.open)()?.into();
+        self.cache.expect_text(&encoder.fingerprint())?;
+        Ok(Arc::clone(held.insert(encoder)))
+    }
+}
+
+impl TextEncoder for CachedText {
+    fn tokens(&self) -> usize {
+        self.text.tokens
+    }
+
+    fn channels(&self) -> usize {
+        self.text.channels
+    }
+
+    fn encode(&self, captions: &[&str]) -> Result<TextStates> {
+        let TextDescription { tokens, channels, floats, .. } = self.text;
+        let batch = captions.len();
+        let mut states = vec![0.0; batch * tokens * channels];
+        let mut mask = vec![0u32; batch * tokens];
+        let mut pooled = vec![0.0; batch * channels];
+        let mut missing = Vec::new();
+        for (at, caption) in captions.iter().enumerate() {
+            match self.cache.captions.get(&shard::key(caption.as_bytes())) {
+                None => missing.push(at),
+                Some(place) => self.cache.text[place.shard as usize].read(
+                    place.row as usize,
+                    &mut states[at * tokens * channels..][..tokens * channels],
+                    &mut mask[at * tokens..][..tokens],
+                    &mut pooled[at * channels..][..channels],
+                ),
+            }
+        }
+        if !missing.is_empty() {
+            let absent: Vec<&str> = missing.iter().map(|&at| captions[at]).collect();
+            let found = self.encoder()?.encode(&absent)?;
+            let (found_states, found_mask, found_pooled) = (
+                found.states.as_slice::<f32>()?,
+                found.mask.as_slice::<u32>()?,
+                found.pooled.as_slice::<f32>()?,
+            );
+            for (from, &to) in missing.iter().enumerate() {
+                // Rounded as what is kept is: a caption's states do not depend on whether the cache holds it.
+                let copy = |into: &mut [f32], values: &[f32], length: usize| {
+                    let into = &mut into[to * length..][..length];
+                    into.copy_from_slice(&values[from * length..][..length]);
+                    floats.round(into);
+                };
+                copy(&mut states, found_states, tokens * channels);
+                copy(&mut pooled, found_pooled, channels);
+                let seen = &found_mask[from * tokens..][..tokens];
+                mask[to * tokens..][..tokens].copy_from_slice(seen);
+                let rows = states[to * tokens * channels..].chunks_exact_mut(channels);
+                rows.zip(seen).filter(|(_, one)| **one == 0).for_each(|(row, _)| row.fill(0.0));
+            }
+        }
+        Ok(TextStates {
+            states: Tensor::new(&[batch, tokens, channels], states)?,
+            mask: Tensor::new(&[batch, tokens], mask)?,
+            pooled: Tensor::new(&[batch, channels], pooled)?,
+        })
+    }
+
+    fn fingerprint(&self) -> String {
+        self.text.encoder.clone()
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        self.encoder()?.save(folder)
+    }
+
+    /// The encoder itself goes there when it is opened.
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>> {
+        let Self { cache, text, open, .. } = *self;
+        let device = device.clone();
+        let open = Box::new(move || open()?.to_device(&device));
+        Ok(Box::new(Self { cache, text, open, encoder: Mutex::default() }))
+    }
+}

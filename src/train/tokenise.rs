@@ -1,0 +1,155 @@
+//! Pictures to codes: from the token cache where it has them, else decoded ahead of use and tokenised some at a time.
+
+use std::collections::{HashMap, VecDeque};
+
+use rayon::prelude::*;
+
+use crate::{
+    config::Config,
+    data::{Loader, PictureBytes, Record, stack},
+    encode::ImageTokenizer,
+    error::{Error, Result},
+    train::{
+        cache::{Cached, TokenCache},
+        corpus::preprocess,
+    },
+};
+
+/// Pictures tokenised at once.
+const CHUNK: usize = 64;
+/// Records that may wait for a chunk to be full.
+const WAITING: usize = 4096;
+/// Pictures decoded ahead of their use.
+const AHEAD: usize = 128;
+
+/// Pictures that were decoded already, by the record's place.
+#[derive(Default)]
+pub struct FitPictures(pub(super) HashMap<usize, PictureBytes>);
+
+/// How many records' codes came from where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origins {
+    /// From the cache.
+    pub(crate) cached: usize,
+    /// From a picture that was changed since it was encoded.
+    pub(crate) changed: usize,
+    /// From a picture that the cache does not hold.
+    pub(crate) absent: usize,
+}
+
+/// How records become codes.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokenise<'a> {
+    /// Decoding and threads.
+    pub(crate) config: &'a Config,
+    pub(crate) tokenizer: &'a dyn ImageTokenizer,
+    /// Made by this tokenizer.
+    pub(crate) cache: Option<&'a TokenCache>,
+}
+
+/// A record whose turn has not come.
+enum Waiting {
+    Codes(Vec<u16>),
+    /// The next of the pictures that wait to be tokenised.
+    Picture,
+    Failed(Error),
+}
+
+impl Tokenise<'_> {
+    /// Gives the codes of every record, or why there are none, in order.
+    ///
+    /// # Errors
+    /// If the vocabulary has more than 65,536 codes, the cache is damaged, or `give` fails.
+    pub(crate) fn each(
+        &self,
+        records: &[Record],
+        pictures: &mut FitPictures,
+        mut give: impl FnMut(usize, Result<Vec<u16>>) -> Result<()>,
+    ) -> Result<Origins> {
+        if self.tokenizer.quantizer().vocabulary() > usize::from(u16::MAX) + 1 {
+            return Err(Error::invalid("a vocabulary may have at most 65536 codes"));
+        }
+        let known: Vec<Cached> = match self.cache {
+            None => vec![Cached::Absent; records.len()],
+            Some(cache) => records.par_iter().map(|record| cache.find(&record.image)).collect(),
+        };
+        let requests: Vec<_> = records
+            .iter()
+            .zip(&known)
+            .enumerate()
+            .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !pictures.0.contains_key(place))
+            .map(|(place, (record, _))| (place, record.image.clone()))
+            .collect();
+        let preprocess = preprocess(self.config, self.tokenizer.image_side());
+        let mut loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;
+        let mut origins = Origins::default();
+        let (mut first, mut waiting, mut chunk) = (0, VecDeque::new(), Vec::with_capacity(CHUNK));
+        for (place, known) in known.into_iter().enumerate() {
+            let next = match (known, self.cache) {
+                (Cached::At(at), Some(cache)) => {
+                    origins.cached += 1;
+                    Waiting::Codes(cache.codes(at)?)
+                }
+                _ => {
+                    let count =
+                        if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
+                    *count += 1;
+                    let picture = match pictures.0.remove(&place) {
+                        Some(picture) => Ok(picture),
+                        None => loader.next().map_or_else(
+                            || Err(Error::invalid("a picture was not decoded")),
+                            |(_, picture)| picture,
+                        ),
+                    };
+                    match picture {
+                        Ok(picture) => {
+                            chunk.push(picture);
+                            Waiting::Picture
+                        }
+                        Err(error) => Waiting::Failed(error),
+                    }
+                }
+            };
+            waiting.push_back(next);
+            if chunk.len() == CHUNK || waiting.len() == WAITING {
+                self.deliver(&mut first, &mut waiting, &mut chunk, &mut give)?;
+            }
+        }
+        self.deliver(&mut first, &mut waiting, &mut chunk, &mut give)?;
+        Ok(origins)
+    }
+
+    /// Tokenises the chunk and gives everything that waits.
+    fn deliver(
+        &self,
+        first: &mut usize,
+        waiting: &mut VecDeque<Waiting>,
+        chunk: &mut Vec<PictureBytes>,
+        give: &mut impl FnMut(usize, Result<Vec<u16>>) -> Result<()>,
+    ) -> Result<()> {
+        let mut tokenised = Vec::with_capacity(chunk.len());
+        if !chunk.is_empty() {
+            let codes = self.tokenizer.encode(&stack(chunk)?)?;
+            for codes in codes.as_slice::<u32>()?.chunks(codes.dim(1)) {
+                let narrow = |&code: &u32| {
+                    u16::try_from(code).map_err(|_| Error::invalid("a code does not fit 16 bits"))
+                };
+                tokenised.push(codes.iter().map(narrow).collect::<Result<Vec<u16>>>()?);
+            }
+            chunk.clear();
+        }
+        let mut tokenised = tokenised.into_iter();
+        for next in waiting.drain(..) {
+            let codes = match next {
+                Waiting::Codes(codes) => Ok(codes),
+                Waiting::Picture => {
+                    tokenised.next().ok_or_else(|| Error::invalid("a picture was not tokenised"))
+                }
+                Waiting::Failed(error) => Err(error),
+            };
+            give(*first, codes)?;
+            *first += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,332 @@
+//! The token cache as a user meets it: what is trained and rated with it equals what is trained and rated without it, a stopped
+//! `encode` goes on, a damaged shard alone is made again, and a cache of another encoder is refused.
+#![cfg(unix)]
+
+mod common;
+#[allow(dead_code, reason = "the encoders' own tests use the rest")]
+#[path = "text_encoders/folders.rs"]
+mod folders;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use alchemist_engine::{
+    data::{
+        drawn::{DataSetSettings, write_data_set},
+        flaws::FlawShares,
+    },
+    train::{cache::TokenCache, checkpoint::Checkpoint},
+};
+use folders::{clip_pipeline, clip_weights};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+struct Workplace(TempDir);
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            DataSetSettings { train: 64, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
+        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        let work = Self(folder);
+        let config = json!({
+            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
+            "depth": 1, "raterDepth": 1, "proxy_width": 64, "rater_width": 64,
+            "pn": "1_2_3", "patch_size": 8,
+            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
+            "text_encoder": {"tokens": 8, "channels": 16},
+            "bs": 8, "ep": 2, "tlr": 2e-3, "workers": 2, "rule": "loss",
+        });
+        fs::write(work.path("config.json"), config.to_string()).unwrap();
+        work
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
+        command.current_dir(self.0.path()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], words: &[&str]) {
+        let output: Output = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+        for word in words {
+            assert!(errors.contains(word), "`{word}` is missing in: {errors}");
+        }
+    }
+
+    /// Everything that a run came to.
+    fn result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
+        let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
+        let entries = fs::read_dir(newest).unwrap().map(|entry| entry.unwrap().path());
+        contents(entries.chain([self.path(run).join("metrics.jsonl"), self.path(run).join("failed.csv")]))
+    }
+
+    fn shards(&self, cache: &str) -> BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(self.path(cache)).unwrap().map(|entry| entry.unwrap().path());
+        contents(entries.filter(|path| path.is_file() && !path.ends_with("lock")))
+    }
+}
+
+fn contents(paths: impl Iterator<Item = PathBuf>) -> BTreeMap<String, Vec<u8>> {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    paths.map(|path| (name(&path), fs::read(&path).unwrap())).collect()
+}
+
+const ENCODE: [&str; 5] = ["encode", "--config", "config.json", "--shard", "13"];
+
+#[test]
+fn what_is_trained_and_rated_with_it_is_the_same() {
+    let work = Workplace::new();
+    let said = work.succeed(&[&ENCODE[..], &["--out", "cache"]].concat());
+    assert!(said.contains("80 rows in = 80 encoded + 0 failed"), "{said}");
+    // 64 rows make 4 shards of 13 and one of 12, 16 rows two more.
+    assert!(said.contains("7 shards, 7 of them made now"), "{said}");
+    for (command, run) in [("train", "rated"), ("fit", "fitted")] {
+        work.succeed(&[command, "--config", "config.json", "--out", run]);
+        let other = format!("{run}-cached");
+        work.succeed(&[command, "--config", "config.json", "--out", &other, "--set", "token_cache=cache"]);
+        assert!(work.result(run) == work.result(&other), "{command} gives other bits with the cache");
+    }
+    let rate = |out: &str, more: &[&str]| {
+        let arguments = ["score", "--checkpoint", "rated", "--data", "data/train.csv", "--out", out];
+        work.succeed(&[&arguments[..], more].concat());
+        fs::read(work.path(out)).unwrap()
+    };
+    let expected = rate("plain.csv", &[]);
+    assert!(expected == rate("cached.csv", &["--set", "token_cache=cache"]));
+    // Nothing is decoded: the codes serve without the pictures.
+    fs::rename(work.path("data/train"), work.path("data/away")).unwrap();
+    assert!(expected == rate("without.csv", &["--set", "token_cache=cache"]));
+    work.refused(
+        &["score", "--checkpoint", "rated", "--data", "data/train.csv", "--out", "none.csv"],
+        &["none.csv", "no row"],
+    );
+    fs::rename(work.path("data/away"), work.path("data/train")).unwrap();
+    // A picture that is another one now is tokenised anew, and one that was only copied is not.
+    let pictures: Vec<PathBuf> =
+        fs::read_dir(work.path("data/train")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let (first, second) = (&pictures[0], &pictures[1]);
+    let original = fs::read(first).unwrap();
+    fs::write(first, fs::read(second).unwrap()).unwrap();
+    let changed = rate("changed.csv", &["--set", "token_cache=cache"]);
+    assert!(changed != expected && changed == rate("changed-plain.csv", &[]));
+    fs::write(first, original).unwrap();
+    assert!(expected == rate("again.csv", &["--set", "token_cache=cache"]));
+}
+
+#[test]
+fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
+    let work = Workplace::new();
+    work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
+    let expected = work.shards("whole");
+    let arguments = [&ENCODE[..], &["--out", "killed"]].concat();
+    for attempt in 0..4 {
+        let mut child = work.program(&arguments).spawn().unwrap();
+        sleep(Duration::from_millis(30 + 40 * attempt));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    // What `encode` left is refused until it is whole, whether it was killed early or at its last shard.
+    fs::remove_file(work.path("whole/shard-00006.json")).unwrap();
+    work.refused(
+        &["train", "--config", "config.json", "--out", "run", "--set", "token_cache=whole"],
+        &["whole", "is not finished"],
+    );
+    work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
+    work.succeed(&arguments);
+    assert!(work.shards("whole") == expected);
+    let same = |here: &BTreeMap<String, Vec<u8>>, there: &BTreeMap<String, Vec<u8>>| {
+        // Keys are of paths seen from the cache's folder, so two caches side by side are equal.
+        here.iter()
+            .zip(there)
+            .filter(|(here, there)| here != there)
+            .map(|(here, _)| here.0.clone())
+            .collect::<Vec<_>>()
+    };
+    assert!(same(&work.shards("killed"), &expected).is_empty(), "a killed and resumed encode differs");
+
+    let damaged = work.path("whole/shard-00003.codes.safetensors");
+    let inode = |name: &str| fs::metadata(work.path("whole").join(name)).unwrap().ino();
+    let names: Vec<String> = expected.keys().filter(|name| name.ends_with(".safetensors")).cloned().collect();
+    for (what, damage) in [
+        (
+            "cut off",
+            Box::new(|bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2)) as Box<dyn Fn(&mut Vec<u8>)>,
+        ),
+        ("changed", Box::new(|bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1)),
+    ] {
+        let before: Vec<u64> = names.iter().map(|name| inode(name)).collect();
+        let mut bytes = fs::read(&damaged).unwrap();
+        damage(&mut bytes);
+        fs::write(&damaged, bytes).unwrap();
+        work.refused(
+            &["fit", "--config", "config.json", "--out", what, "--set", "token_cache=whole"],
+            &["shard-00003.codes.safetensors", "makes this shard anew"],
+        );
+        let said = work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
+        assert!(said.contains("7 shards, 1 of them made now"), "{what}: {said}");
+        assert!(work.shards("whole") == expected, "{what}");
+        let after: Vec<u64> = names.iter().map(|name| inode(name)).collect();
+        let written = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        assert_eq!(written, 1, "{what}: {names:?}");
+    }
+}
+
+#[test]
+fn a_cache_of_something_else_is_refused() {
+    let work = Workplace::new();
+    work.succeed(&[&ENCODE[..], &["--out", "cache", "--text", "f32"]].concat());
+    let train = |out: &str, more: &[&str], words: &[&str]| {
+        let arguments = ["train", "--config", "config.json", "--out", out, "--set", "token_cache=cache"];
+        work.refused(&[&arguments[..], more].concat(), words);
+    };
+    // Another resolution, and another pyramid.
+    train("side", &["--set", "patch_size=10"], &["24 pixels", "30"]);
+    train("pyramid", &["--set", "pn=1_3"], &["[1, 2, 3]", "[1, 3]"]);
+    train("alpha", &["--set", "compat.drop_alpha=true"], &["prepared otherwise"]);
+    train("text", &["--set", "seed=4"], &["another text encoder"]);
+    // A run that has a tokenizer of its own.
+    let other = ["train", "--config", "config.json", "--out", "other", "--set", "seed=4"];
+    work.succeed(&other);
+    work.refused(
+        &[
+            "score",
+            "--checkpoint",
+            "other",
+            "--data",
+            "data/train.csv",
+            "--out",
+            "r.csv",
+            "--set",
+            "token_cache=cache",
+        ],
+        &["another image tokenizer", "encode the corpus again"],
+    );
+    // The run's own encoders serve as well.
+    work.succeed(&["encode", "--run", "other", "--out", "of-run"]);
+    let score = ["score", "--checkpoint", "other", "--data", "data/train.csv", "--out", "r.csv"];
+    work.succeed(&[&score[..], &["--set", "token_cache=of-run"]].concat());
+    let with = fs::read(work.path("r.csv")).unwrap();
+    work.succeed(&[&score[..], &["--overwrite"]].concat());
+    assert!(with == fs::read(work.path("r.csv")).unwrap());
+    // A folder of something else, and a cache of other tables or encoders.
+    let encode = |more: &[&str], words: &[&str]| work.refused(&[&ENCODE[..], more].concat(), words);
+    encode(&["--out", "data"], &["data holds", "no part of a token cache"]);
+    encode(
+        &["--out", "cache", "--data", "data/train.csv", "--text", "f32"],
+        &["of other tables", "--overwrite"],
+    );
+    encode(&["--out", "cache"], &["by other encoders or options", "--overwrite"]);
+    work.refused(
+        &["train", "--config", "config.json", "--out", "none", "--set", "token_cache=data"],
+        &["data holds no token cache", "token_cache="],
+    );
+    let written: Value = serde_json::from_slice(&fs::read(work.path("cache/cache.json")).unwrap()).unwrap();
+    let mut newer = written;
+    newer["format"] = json!(2);
+    fs::write(work.path("cache/cache.json"), newer.to_string()).unwrap();
+    train("newer", &[], &["has the form 2"]);
+    encode(&["--out", "cache", "--text", "f32"], &["cannot be read"]);
+    work.succeed(&[&ENCODE[..], &["--out", "cache", "--overwrite"]].concat());
+}
+
+/// A released encoder's states: f32 gives the same bits, bf16 the same for a caption whether the cache holds it or not, and the
+/// encoder itself is not needed where every caption is held.
+#[test]
+fn text_states_are_kept_of_a_released_encoder() {
+    let work = Workplace::new();
+    clip_pipeline(&work.path("clip"), &clip_weights());
+    let clip = [
+        "--set",
+        "text_encoder.kind=clip",
+        "--set",
+        "text_encoder.path=clip",
+        "--set",
+        "text_encoder.tokens=null",
+        "--set",
+        "text_encoder.channels=null",
+    ];
+    for (out, text) in [("f32", &["--text", "f32"][..]), ("bf16", &[])] {
+        let said = work.succeed(&[&ENCODE[..], &clip, &["--out", out], text].concat());
+        assert!(!said.contains("states of 0 captions"), "{said}");
+        let cache = TokenCache::open(&work.path(out)).unwrap();
+        assert_eq!(cache.pictures(), 80);
+        let (codes, numbers) = cache.read_all().unwrap();
+        assert_eq!(codes, 80 * 14);
+        assert!(numbers > 64 * cache.captions(), "{numbers} numbers of {} captions", cache.captions());
+    }
+    let train = |out: &str, more: &[&str]| {
+        work.succeed(&[&["train", "--config", "config.json", "--out", out][..], &clip, more].concat());
+    };
+    train("plain", &[]);
+    train("exact", &["--set", "token_cache=f32"]);
+    assert!(work.result("plain") == work.result("exact"));
+    train("rounded", &["--set", "token_cache=bf16"]);
+    assert!(work.result("plain") != work.result("rounded"), "rounding changes nothing");
+    work.refused(&["train", "--resume", "rounded", "--set", "token_cache="], &["data set"]);
+    let score = |out: &str, data: &str, more: &[&str]| {
+        let arguments = ["score", "--checkpoint", "rounded", "--data", data, "--out", out];
+        work.succeed(&[&arguments[..], more].concat());
+        fs::read_to_string(work.path(out)).unwrap()
+    };
+    let exact = score("f32.csv", "data/train.csv", &["--set", "token_cache=f32"]);
+    assert!(exact == score("own.csv", "data/train.csv", &["--set", "token_cache="]));
+    let all = score("all.csv", "data/train.csv", &["--set", "token_cache=bf16"]);
+    // A cache of the validation set alone holds hardly any of these captions.
+    let few = [&ENCODE[..], &clip, &["--out", "few", "--data", "data/validation.csv"]].concat();
+    work.succeed(&few);
+    work.refused(
+        &[
+            "score",
+            "--checkpoint",
+            "rounded",
+            "--data",
+            "data/train.csv",
+            "--out",
+            "few.csv",
+            "--set",
+            "token_cache=few",
+        ],
+        &["another image tokenizer"],
+    );
+    work.succeed(&[
+        "encode",
+        "--run",
+        "rounded",
+        "--out",
+        "few",
+        "--data",
+        "data/validation.csv",
+        "--overwrite",
+    ]);
+    let fresh = score("few.csv", "data/train.csv", &["--set", "token_cache=few"]);
+    let other: Vec<_> = all.lines().zip(fresh.lines()).filter(|(one, other)| one != other).collect();
+    assert!(other.is_empty(), "{other:?}");
+    // Every caption is held: nothing is missed when the encoder is away.
+    fs::rename(work.path("clip"), work.path("away")).unwrap();
+    assert!(all == score("away.csv", "data/train.csv", &["--set", "token_cache=bf16"]));
+}
