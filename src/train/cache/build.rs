@@ -100,6 +100,9 @@ impl fmt::Display for EncodeSummary {
     }
 }
 
+/// Usable records, by their place, and the others.
+type Rows = (Vec<(usize, Row)>, Vec<FailedRecord>);
+
 /// Everything that a shard is made with.
 struct Builder<'a> {
     config: &'a Config,
@@ -289,11 +292,11 @@ fn image_tokenizer(
     Ok(tokenizer)
 }
 
+/// A text encoder, if there is one, and the floats that its states are kept in.
+type KeptText = (Option<Box<dyn TextEncoder>>, Option<Floats>);
+
 /// The text encoder whose states are to be kept, if they are, and in which floats.
-fn text_encoder(
-    request: &EncodeRequest,
-    cache: &Path,
-) -> Result<(Option<Box<dyn TextEncoder>>, Option<Floats>)> {
+fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
     let config = &request.config;
     let floats = match request.text {
         Some(asked) => asked,
@@ -425,11 +428,7 @@ impl Builder<'_> {
     }
 
     /// The usable records, by their place, and the others.
-    fn rows(
-        &self,
-        records: &[Record],
-        mut report: impl FnMut(u64) -> Result<()>,
-    ) -> Result<(Vec<(usize, Row)>, Vec<FailedRecord>)> {
+    fn rows(&self, records: &[Record], mut report: impl FnMut(u64) -> Result<()>) -> Result<Rows> {
         let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| Stamp::of(&record.image)).collect();
         let tokenise = Tokenise { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
         let mut found = Vec::with_capacity(records.len());
