@@ -2,10 +2,11 @@
 //
 //     gelu_tanh  u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))) / 2        silu     u / (1 + exp(-u))
 //     gelu_erf   u erfc(-u / sqrt(2)) / 2                               sigmoid  1 / (1 + exp(-u))
+//     quick_gelu u / (1 + exp(-1.702 u))                                relu     max(u, 0)
 //
 // x, y: [R, C] in T; bias: [C] in float or null. y may be x. Threads: 256 a block, 16 bytes a thread where C allows, else
 // one number. Forward 2 sizeof(T) bytes a number, backward 3 sizeof(T). No shared memory. Source: torch.nn.GELU (both
-// forms), SiLU, Sigmoid.
+// forms), SiLU, Sigmoid, ReLU; QuickGELUActivation of Hugging Face's transformers.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 256;
@@ -49,6 +50,20 @@ struct Sigmoid {
         float s = sigmoid(u);
         return s * (1.0f - s);
     }
+};
+
+struct QuickGelu {
+    static constexpr float SLOPE = 1.702f;
+    static __device__ __forceinline__ float value(float u) { return u * sigmoid(SLOPE * u); }
+    static __device__ __forceinline__ float slope(float u) {
+        float s = sigmoid(SLOPE * u);
+        return s * (1.0f + SLOPE * u * (1.0f - s));
+    }
+};
+
+struct Relu {
+    static __device__ __forceinline__ float value(float u) { return fmaxf(u, 0.0f); }
+    static __device__ __forceinline__ float slope(float u) { return u > 0.0f ? 1.0f : 0.0f; }
 };
 
 template <class Kind, class T>
@@ -110,6 +125,8 @@ backward(T *dx, const T *dy, const T *x, const float *bias, uint64_t count, unsi
 #define ACTIVATIONS(T, suffix)                                                                                         \
     ACTIVATION(GeluTanh, gelu_tanh, T, suffix)                                                                         \
     ACTIVATION(GeluErf, gelu_erf, T, suffix)                                                                           \
+    ACTIVATION(QuickGelu, quick_gelu, T, suffix)                                                                       \
+    ACTIVATION(Relu, relu, T, suffix)                                                                                  \
     ACTIVATION(Silu, silu, T, suffix)                                                                                  \
     ACTIVATION(Sigmoid, sigmoid, T, suffix)
 ACTIVATIONS(float, f32)

@@ -5,7 +5,7 @@
 #     bash scripts/gpu.sh run [PART...]              # there, from the same folder or from target/gpu itself
 #     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
 #
-# Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch
+# Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step encode pytorch
 # pytorch_step pytorch_meta_gradient table (`sanitizer`: the four checks). Each ends within 560 seconds (`--limit
 # SECONDS`); results stay in target/gpu/results (or `--out DIR`), so that parts may be run in several calls, and `table`
 # puts together what is there: a short table, and a block for benches/RESULTS.md.
@@ -42,6 +42,7 @@ make_pack() {
     cd "$(dirname "$here")"
     local benches="ops ceilings" name targets=()
     [ -f benches/device_step.rs ] && benches="$benches device_step"
+    [ -f benches/device_encode.rs ] && benches="$benches device_encode"
     # The tests that use a device: by themselves, or through tests/device or tests/common.
     # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
     for name in $(grep -lE 'Device::(cuda|emulated)\(|^mod device;|parameters_near' tests/*.rs | xargs -n 1 basename -s .rs); do
@@ -227,7 +228,7 @@ check() {
         failed=1
     fi
     for name in kernels small_kernels modulation_kernel patch_embed_kernel pyramid_kernel attention_kernel \
-        meta_gradient_kernel rater_loss_kernel; do
+        meta_gradient_kernel rater_loss_kernel encoder_kernels; do
         if ! limited "$tool" "$name" 200 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-$name" --test-threads 1
         then
             failed=1
@@ -268,6 +269,32 @@ part_step() {
         grep portable | tee -a "$results/step.jsonl"
 }
 
+# The VQ-VAE of the released size, with random weights that PyTorch writes, ours and then PyTorch's; in a rehearsal the
+# fixture's, ours alone.
+part_encode() {
+    local weights="$results/vae.pth" failed=0
+    if on_card; then
+        compare encode encode 120 --weights "$weights" --write || return 1
+        # The same name once more would replace the log.
+        mv "$results/encode-encode.log" "$results/encode-weights.log"
+    fi
+    export ALCHEMIST_VQVAE="$weights"
+    if ALCHEMIST_FIXTURES="$pack/fixtures" limited encode device_encode 200 "$bin/bench-device_encode"; then
+        grep '^{' "$results/encode-device_encode.log" | tee "$results/encode.jsonl"
+    else
+        failed=1
+    fi
+    if on_card; then
+        compare encode encode 200 --weights "$weights" --device cuda || failed=1
+        rm -f "$weights"
+        # From files of pictures to ratings, whole processes; this one wants Pillow, too.
+        compare encode released_size 200 --device cuda --images 256 --binary "$bin/bin-alchemist-engine" \
+            --out "$results/released_size" || failed=1
+        rm -rf "$results/released_size"
+    fi
+    return $failed
+}
+
 # Runs one of benches/pytorch. `compare PART SCRIPT SECONDS ARGUMENT...`
 compare() {
     local part="$1" script="$2" most="$3" python="${PYTHON:-python3}"
@@ -301,7 +328,8 @@ part_pytorch_meta_gradient() {
 }
 
 part_table() {
-    cat "$results"/pytorch*.log 2> /dev/null | grep '^{' > "$results/pytorch.jsonl" || true
+    cat "$results"/pytorch*.log "$results/encode-encode.log" 2> /dev/null | grep '^{' > "$results/pytorch.jsonl" || true
+    grep -h '^{' "$results/encode-released_size.log" 2> /dev/null || true
     python3 "$here/gpu_table.py" "$results" | tee "$results/table.md"
 }
 
@@ -312,7 +340,7 @@ run() {
             --device) device="$2" && shift ;;
             --limit) limit="$2" && shift ;;
             --out) results="$2" && shift ;;
-            facts | parity | memcheck | racecheck | initcheck | synccheck | kernels | bench | step) parts+=("$1") ;;
+            facts | parity | memcheck | racecheck | initcheck | synccheck | kernels | bench | step | encode) parts+=("$1") ;;
             pytorch | pytorch_step | pytorch_meta_gradient | table) parts+=("$1") ;;
             sanitizer) parts+=(memcheck racecheck initcheck synccheck) ;;
             *) fail "unknown part or option: $1" ;;
@@ -320,7 +348,7 @@ run() {
         shift
     done
     [ ${#parts[@]} -gt 0 ] || parts=(
-        facts parity memcheck racecheck initcheck synccheck kernels bench step pytorch pytorch_step
+        facts parity memcheck racecheck initcheck synccheck kernels bench step encode pytorch pytorch_step
         pytorch_meta_gradient table
     )
     [ -f "$pack/bin/all.tar.xz" ] || fail "$pack is not packed: run scripts/gpu.sh pack first"

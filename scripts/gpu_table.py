@@ -54,6 +54,9 @@ def comparisons(ours, theirs):
         ("the same in the kernel", "cuBLASLt's weight gradient", in_tile, alone, 0.85),
         ("products and norms", "vmap(grad)", everything, best(is_named("meta_gradient/vmap_grad")), 10),
         ("products and norms", "hooks, projected", everything, best(is_named("meta_gradient/projected_hooks_norms")), 1.25),
+        ("pictures to codes, f32", "PyTorch, f32", own("encode/f32"), best(is_named("encode", mode="f32")), 1.5),
+        ("pictures to codes, f32", "PyTorch, TF32", own("encode/f32"), best(is_named("encode", mode="tf32")), None),
+        ("pictures to codes, bf16", "PyTorch, bf16", own("encode/bf16"), best(is_named("encode", mode="bf16")), 1.5),
         ("scoring", "torch.compile", scored, best(is_named("score", mode="compiled")), None),
     ]
 
@@ -62,7 +65,8 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     facts = lines(folder / "facts.txt")
     ceilings = objects(folder / "ceilings.jsonl")
-    ops, steps, theirs = (objects(folder / name) for name in ["ops.jsonl", "step.jsonl", "pytorch.jsonl"])
+    ops, theirs = objects(folder / "ops.jsonl"), objects(folder / "pytorch.jsonl")
+    steps = objects(folder / "step.jsonl") + objects(folder / "encode.jsonl")
     notes = [line.split("\t") for line in lines(folder / "notes.tsv")]
 
     print("## " + (", ".join(facts[:3]) or "no facts: run the part `facts`"))

@@ -1,5 +1,6 @@
-//! Whole commands on the emulated device: a run that is resumed gives the bytes of one that was not stopped, and ratings
-//! agree with the processor's. `ALCHEMIST_DEVICE` names another device, `ALCHEMIST_PROGRAM` another place of the program.
+//! Whole commands on the emulated device: a run that is resumed gives the bytes of one that was not stopped, and ratings,
+//! losses and drawn pictures agree with the processor's. `ALCHEMIST_DEVICE` names another device, `ALCHEMIST_PROGRAM` another
+//! place of the program.
 #![cfg(unix)]
 
 use std::{
@@ -158,6 +159,43 @@ fn a_run_is_resumed_to_the_byte_and_its_ratings_agree() {
     let beginning = ["score", "--checkpoint", "whole", "--data", "data/beginning.csv", "--out", "part.csv"];
     work.succeed(&[&beginning[..], &rest].concat());
     assert_eq!(exact[..7], work.ratings("part.csv")[..]);
+}
+
+#[test]
+fn a_model_that_is_fitted_and_drawn_from_agrees_with_the_processor() {
+    let work = Workplace::new();
+    let device = device();
+    let measured = |run: &str| -> Vec<[f64; 3]> {
+        let text = fs::read_to_string(work.path(run).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines
+            .map(|line| {
+                ["train_loss", "gradient_norm", "validation_loss"]
+                    .map(|key| line[key].as_f64().unwrap_or_default())
+            })
+            .collect()
+    };
+    for (run, on) in [("cpu", "cpu"), ("placed", &*device)] {
+        work.succeed(&["fit", "--config", "config.json", "--set", "fp16=0", "--device", on, "--out", run]);
+    }
+    let (cpu, placed) = (measured("cpu"), measured("placed"));
+    assert_eq!(cpu.len(), 4, "a line a step");
+    assert!(cpu[3][2] > 0.0, "the last step is followed by a validation");
+    let pairs = || cpu.iter().flatten().zip(placed.iter().flatten());
+    let worst = pairs().map(|(cpu, placed)| (cpu - placed).abs() / cpu.abs().max(1e-30)).fold(0.0, f64::max);
+    println!("losses and norms differ by {worst:.1e}");
+    assert!(cpu.len() == placed.len() && worst <= 1e-4, "{cpu:?}, on the device {placed:?}");
+
+    // The same weights on either: the logits differ in their last digits, the codes that are drawn do not.
+    for (out, on) in [("drawn-cpu", "cpu"), ("drawn", &*device)] {
+        let prompts = ["--prompt", "a red circle", "--prompt", "", "--seed", "5"];
+        let from = ["sample", "--checkpoint", "cpu", "--device", on, "--out", out];
+        work.succeed(&[&from[..], &prompts].concat());
+    }
+    for picture in ["0000_00.png", "0001_00.png", "grid.png"] {
+        let [cpu, placed] = ["drawn-cpu", "drawn"].map(|out| fs::read(work.path(out).join(picture)).unwrap());
+        assert!(cpu == placed, "{picture} differs");
+    }
 }
 
 #[test]

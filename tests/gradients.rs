@@ -169,7 +169,14 @@ fn norms_and_activations() {
     for shape in [&[2, 3, 17][..], &[1, 1, 4], &[5, 33]] {
         let x = [normal(shape, 1, DType::F64)];
         check("layer_norm", &none(), &x, 99, &|tape, x| layer_norm(tape, &x[0], 1e-6, None).unwrap());
-        for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Sigmoid] {
+        for kind in [
+            Activation::GeluTanh,
+            Activation::GeluErf,
+            Activation::QuickGelu,
+            Activation::Relu,
+            Activation::Silu,
+            Activation::Sigmoid,
+        ] {
             check("activation", &none(), &x, 99, &|tape, x| activate(tape, &x[0], kind).unwrap());
         }
     }

@@ -173,3 +173,41 @@ fn released_files_are_taken_as_they_are() {
     let said = work.refused(&[&arguments[..], &keys].concat());
     assert!(said.contains("HTML"), "{said}");
 }
+
+/// The VQ-VAE and the rater on the emulator: what they give is what the processor gives.
+#[test]
+fn a_released_rater_rates_alike_on_a_device() {
+    let work = Workplace::new();
+    let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
+    // Five of them: a group of pictures and a part of one.
+    let beginning: Vec<&str> = table.lines().take(1 + 5).collect();
+    fs::write(work.path("data/five.csv"), beginning.join("\n")).unwrap();
+    let released = fixture("ar_ckpt/ar-ckpt-ep0.pth");
+    let mut ratings = Vec::new();
+    for device in ["cpu", "emulated"] {
+        let out = format!("{device}.csv");
+        let arguments = ["score", "--config", "config.json", "--checkpoint", released.to_str().unwrap()];
+        let rest = ["--data", "data/five.csv", "--batch", "3", "--device", device, "--out", &out];
+        work.succeed(&[&arguments[..], &rest, &["--set", "fp16=0"]].concat());
+        ratings.push(work.ratings(&out));
+    }
+    let [cpu, placed] = ratings.try_into().unwrap();
+    assert_eq!(cpu.len(), 5);
+    assert!(cpu.keys().eq(placed.keys()));
+    let scale = cpu.values().fold(0.0f64, |most, rating| most.max(rating.abs()));
+    for (id, rating) in &cpu {
+        assert!(
+            (placed[id] - rating).abs() <= 1e-4 * scale,
+            "{id}: {} on the device, not {rating}",
+            placed[id]
+        );
+    }
+
+    // What the device encodes is what the processor encodes, so that the processor's ratings are the same to the bit.
+    let encode = ["encode", "--config", "config.json", "--data", "data/five.csv", "--device", "emulated"];
+    work.succeed(&[&encode[..], &["--out", "cache"]].concat());
+    let score = ["score", "--config", "config.json", "--checkpoint", released.to_str().unwrap()];
+    let rest = ["--data", "data/five.csv", "--batch", "3", "--out", "cached.csv", "--set", "fp16=0"];
+    work.succeed(&[&score[..], &rest, &["--set", "token_cache=cache"]].concat());
+    assert_eq!(work.ratings("cached.csv"), cpu);
+}

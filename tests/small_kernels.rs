@@ -51,7 +51,14 @@ fn reference(
 }
 
 fn activation_case<T: Number>(device: &Device) {
-    let kinds = [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Sigmoid];
+    let kinds = [
+        Activation::GeluTanh,
+        Activation::GeluErf,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Sigmoid,
+    ];
     for (rows, channels, biased) in
         [(1, 1, false), (3, 37, true), (5, 64, true), (2, 520, false), (70, 24, true)]
     {

@@ -21,7 +21,9 @@ use alchemist_engine::{
         pretrained::{Kind, Pretrained, Settings},
         word_pieces::WordPieces,
     },
+    engine::cuda::DeviceChoice,
 };
+use common::{relative_error, tolerance};
 use folders::{
     CHANNELS, CLIP_VOCABULARY, POSITIONS, Weights, clip_config, clip_pipeline, clip_tokenizer_json,
     clip_weights, copy_clip_tokenizer, t5_folder, write_shards, write_weights,
@@ -100,6 +102,34 @@ fn captions_are_encoded_each_for_itself() {
             assert!(alone.states.as_slice::<f32>().unwrap() == states, "{caption:?}");
             assert!(alone.pooled.as_slice::<f32>().unwrap() == pooled, "{caption:?}");
         }
+    }
+}
+
+/// On a device (the emulator, unless `ALCHEMIST_DEVICE` names another) they are those of the processor, and no bit of one
+/// depends on the others there either.
+#[test]
+fn captions_are_encoded_alike_on_a_device() {
+    let emulated = || DeviceChoice::Emulated.open().unwrap().expect("the emulator");
+    let device = common::open_device().unwrap_or_else(emulated);
+    let pipeline = changed(|_, _| {});
+    let folder = tempfile::tempdir().unwrap();
+    t5_folder(folder.path(), true);
+    let t5 = Settings { tokens: Some(12), ..settings(folder.path()) };
+    for (kind, settings) in [(Kind::Clip, settings(pipeline.path())), (Kind::T5, t5)] {
+        let host = Pretrained::open(kind, settings.clone()).unwrap();
+        let placed = Box::new(Pretrained::open(kind, settings).unwrap()).to_device(&device).unwrap();
+        assert_eq!(placed.fingerprint(), host.fingerprint());
+        let (expected, found) = (host.encode(&CAPTIONS).unwrap(), placed.encode(&CAPTIONS).unwrap());
+        assert_eq!(found.mask, expected.mask);
+        for (found, expected) in [(&found.states, &expected.states), (&found.pooled, &expected.pooled)] {
+            assert_eq!(found.shape(), expected.shape());
+            let error = relative_error(found, expected);
+            assert!(error <= tolerance::NETWORK_F32, "{kind:?}: {error:e}");
+        }
+        let alone = placed.encode(&CAPTIONS[3..4]).unwrap();
+        let length = placed.tokens() * placed.channels();
+        let of_all = &found.states.as_slice::<f32>().unwrap()[3 * length..4 * length];
+        assert!(alone.states.as_slice::<f32>().unwrap() == of_all, "{kind:?}");
     }
 }
 

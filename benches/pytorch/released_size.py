@@ -2,10 +2,11 @@
 with random weights in the released layout; this project's `score` and PyTorch, one after the other.
 
     python benches/pytorch/released_size.py --corpus openclipart/corpus.csv --binary target/release/alchemist-engine
+    python released_size.py --device cuda --images 256 --binary alchemist-engine
 
-Weights, a table of the pictures and a configuration are written into --out. PyTorch's time is that of its work alone, weights
-loaded and the library imported; this project's is that of the whole process, reading and writing included. Peak memory is
-that of each whole process. Text states are hashed words here and random numbers there: their cost is next to nothing.
+Without a corpus, pictures of noise are drawn. Weights, a table of the pictures and a configuration are written into --out.
+PyTorch's time is that of its work alone, weights loaded and the library imported; this project's is that of the whole process,
+reading and writing included. Peak memory is that of each whole process, on the host. Text states are hashed words here and random numbers there: their cost is next to nothing.
 
 Needs torch, numpy and Pillow.
 """
@@ -22,126 +23,10 @@ from pathlib import Path
 
 import numpy
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 
-from model import FULL_PYRAMID, PyramidQuantizer, Rater, Sizes
-
-SIDE, TEXT_TOKENS, TEXT_CHANNELS, BATCH = 256, 77, 1024, 8
-SIZES = Sizes(FULL_PYRAMID, 4096, 32, 8, 8, TEXT_TOKENS, TEXT_CHANNELS, BATCH, BATCH)
-
-
-def norm(channels):
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-class Residual(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-
-    def forward(self, x):
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
-
-
-class Attention(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.norm, self.qkv, self.proj_out = norm(channels), nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, 2)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
-
-
-class Sampling(nn.Module):
-    def __init__(self, channels, down):
-        super().__init__()
-        self.down = down
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if down else 1, padding=0 if down else 1)
-
-    def forward(self, x):
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.down else F.interpolate(x, scale_factor=2.0))
-
-
-class Middle(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.block_1, self.attn_1, self.block_2 = Residual(channels, channels), Attention(channels), Residual(channels, channels)
-
-    def forward(self, x):
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Half(nn.Module):
-    """The encoder, or the decoder with `up`: the names of its parts are those of the released weights."""
-
-    def __init__(self, ch, inputs, outputs, up, multipliers=(1, 1, 2, 2, 4)):
-        super().__init__()
-        levels, channels = nn.ModuleList(), ch * (multipliers[-1] if up else 1)
-        self.conv_in = nn.Conv2d(inputs, channels, 3, padding=1)
-        if up:
-            self.mid = Middle(channels)
-        lowest = len(multipliers) - 1
-        for at in reversed(range(len(multipliers))) if up else range(len(multipliers)):
-            level = nn.Module()
-            level.block, level.attn = nn.ModuleList(), nn.ModuleList()
-            for _ in range(3 if up else 2):
-                level.block.append(Residual(channels, ch * multipliers[at]))
-                channels = ch * multipliers[at]
-                if at == lowest:
-                    level.attn.append(Attention(channels))
-            if up and at != 0:
-                level.upsample = Sampling(channels, down=False)
-            if not up and at != lowest:
-                level.downsample = Sampling(channels, down=True)
-            levels.append(level)
-        if up:
-            self.up = nn.ModuleList(reversed(levels))
-        else:
-            self.down, self.mid = levels, Middle(channels)
-        self.norm_out, self.conv_out = norm(channels), nn.Conv2d(channels, outputs, 3, padding=1)
-
-    def forward(self, x):
-        x = self.conv_in(x)
-        up = hasattr(self, "up")
-        if up:
-            x = self.mid(x)
-        for level in reversed(self.up) if up else self.down:
-            for at, block in enumerate(level.block):
-                x = block(x)
-                if len(level.attn):
-                    x = level.attn[at](x)
-            for name in ("upsample", "downsample"):
-                if hasattr(level, name):
-                    x = getattr(level, name)(x)
-        return self.conv_out(F.silu(self.norm_out(x if up else self.mid(x))))
-
-
-class VqVae(nn.Module):
-    def __init__(self, ch=160, channels=SIZES.code_channels):
-        super().__init__()
-        self.encoder, self.decoder = Half(ch, 3, channels, up=False), Half(ch, channels, 3, up=True)
-        self.quant_conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.post_quant_conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, images):
-        return self.quant_conv(self.encoder(images))
-
-
-def released_state(vqvae, quantizer):
-    state = dict(vqvae.state_dict())
-    state["quantize.embedding.weight"] = quantizer.codebook.weight.data
-    for at, phi in enumerate(quantizer.phi):
-        state[f"quantize.quant_resi.qresi_ls.{at}.weight"] = phi.weight.data
-        state[f"quantize.quant_resi.qresi_ls.{at}.bias"] = phi.bias.data
-    state["quantize.ema_vocab_hit_SV"] = torch.zeros(len(SIZES.patch_nums), SIZES.vocabulary)
-    return state
+from model import PyramidQuantizer, Rater
+from vqvae import BATCH, SIDE, SIZES, TEXT_CHANNELS, TEXT_TOKENS, VqVae, released_state
 
 
 def released_rater(rater):
@@ -154,8 +39,10 @@ def released_rater(rater):
     return state
 
 
-def pictures(corpus, count):
+def pictures(out, corpus, count):
     """The first `count` rows of a corpus whose pictures can be read, with absolute paths."""
+    if not corpus.exists():
+        return drawn(out, count)
     found = []
     with open(corpus, newline="") as lines:
         for row in csv.DictReader(lines):
@@ -165,6 +52,16 @@ def pictures(corpus, count):
             if len(found) == count:
                 return found
     sys.exit(f"released_size.py: {corpus} has only {len(found)} pictures of less than a megabyte")
+
+
+def drawn(out, count):
+    found, random = [], numpy.random.default_rng(1)
+    for at in range(count):
+        path = (out / f"{at}.png").resolve()
+        noise = random.integers(0, 256, (SIDE // 8, SIDE // 8, 3), dtype=numpy.uint8)
+        Image.fromarray(noise).resize((SIDE, SIDE), Image.BICUBIC).save(path)
+        found.append({"id": at, "image_save_path": str(path), "caption": f"noise number {at}"})
+    return found
 
 
 def load(path):
@@ -178,21 +75,24 @@ def load(path):
 
 
 @torch.inference_mode()
-def in_pytorch(out, threads):
+def in_pytorch(out, threads, device):
     """The work in PyTorch: printed as one line of JSON."""
     torch.set_num_threads(threads)
-    vqvae, quantizer, rater = VqVae().eval(), PyramidQuantizer(SIZES).eval(), Rater(SIZES).eval()
+    vqvae, quantizer, rater = (part.eval().to(device) for part in [VqVae(), PyramidQuantizer(SIZES), Rater(SIZES)])
     vqvae.load_state_dict(torch.load(out / "vae.pth"), strict=False)
     with open(out / "corpus.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    text = torch.randn(BATCH, TEXT_TOKENS, TEXT_CHANNELS)
-    mask, pooled = torch.ones(BATCH, TEXT_TOKENS, dtype=torch.long), torch.randn(BATCH, TEXT_CHANNELS)
+    text = torch.randn(BATCH, TEXT_TOKENS, TEXT_CHANNELS, device=device)
+    mask = torch.ones(BATCH, TEXT_TOKENS, dtype=torch.long, device=device)
+    pooled = torch.randn(BATCH, TEXT_CHANNELS, device=device)
     begun = time.perf_counter()
     for start in range(0, len(rows), BATCH):
         images = torch.stack([load(row["image_save_path"]) for row in rows[start:start + BATCH]])
-        _, inputs = quantizer.quantize(vqvae(images))
+        _, inputs = quantizer.quantize(vqvae(images.to(device)))
         size = len(images)
         rater(inputs, text[:size], mask[:size], pooled[:size])
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - begun
     print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
@@ -206,17 +106,18 @@ def prepare(out, corpus, count):
     with open(out / "corpus.csv", "w", newline="") as to:
         writer = csv.DictWriter(to, ["id", "image_save_path", "caption"])
         writer.writeheader()
-        writer.writerows(pictures(corpus, count))
+        writer.writerows(pictures(out, corpus, count))
     config = {"raterDepth": SIZES.rater_depth, "pn": "256", "ckpt_path": str((out / "vae.pth").resolve()),
               "text_encoder": {"tokens": TEXT_TOKENS, "channels": TEXT_CHANNELS}, "workers": 2}
     (out / "config.json").write_text(json.dumps(config, indent=4) + "\n")
 
 
-def ours(out, binary, threads):
+def ours(out, binary, threads, device):
     for old in out.glob("ratings*"):
         old.unlink()
     command = [binary, "--threads", str(threads), "score", "--config", out / "config.json", "--checkpoint",
-               out / "ar-ckpt.pth", "--data", out / "corpus.csv", "--out", out / "ratings.csv", "--batch", str(BATCH)]
+               out / "ar-ckpt.pth", "--data", out / "corpus.csv", "--out", out / "ratings.csv", "--batch", str(BATCH),
+               "--device", device]
     begun = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -232,18 +133,20 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/released_size"))
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for both")
     parser.add_argument("--pytorch-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.pytorch_only:
-        return in_pytorch(arguments.out, arguments.threads)
+        return in_pytorch(arguments.out, arguments.threads, arguments.device)
     prepare(arguments.out, arguments.corpus, arguments.images)
-    here = [sys.executable, __file__, "--pytorch-only", "--out", arguments.out, "--threads", str(arguments.threads)]
+    here = [sys.executable, __file__, "--pytorch-only", "--out", arguments.out, "--threads", str(arguments.threads),
+            "--device", arguments.device]
     theirs = json.loads(subprocess.run(here, check=True, capture_output=True, text=True).stdout)
-    seconds, peak = ours(arguments.out, arguments.binary, arguments.threads)
+    seconds, peak = ours(arguments.out, arguments.binary, arguments.threads, arguments.device)
     for name, took, memory in [("PyTorch", theirs["seconds"], theirs["peak"]), ("alchemist-engine", seconds, peak)]:
         print(json.dumps({"name": f"released_size/{name}", "images": arguments.images, "seconds": round(took, 2),
                           "images_per_s": round(arguments.images / took, 3), "peak_mib": round(memory / 2**20),
-                          "threads": arguments.threads, "torch": torch.__version__}))
+                          "threads": arguments.threads, "device": arguments.device, "torch": torch.__version__}))
     print(json.dumps({"name": "released_size/ratio", "time": round(seconds / theirs["seconds"], 3),
                       "memory": round(peak / theirs["peak"], 3)}))
 

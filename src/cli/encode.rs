@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     cli::watch::Counted,
     config::Config,
+    engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
@@ -41,6 +42,9 @@ pub struct EncodeArguments {
     /// Discard another cache that is in the folder.
     #[arg(long)]
     pub overwrite: bool,
+    /// Where the encoders compute: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Sets a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -72,9 +76,11 @@ impl TextKept {
 /// # Errors
 /// Whatever keeps the corpus from being encoded; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
+    let mut sets = arguments.set;
+    sets.extend(arguments.device.map(|device| format!("device={device}")));
     let config = match (&arguments.config, &arguments.run) {
-        (Some(path), _) => Config::load(path, &arguments.set)?,
-        (None, Some(run)) => configuration(run, &arguments.set)?,
+        (Some(path), _) => Config::load(path, &sets)?,
+        (None, Some(run)) => configuration(run, &sets)?,
         (None, None) => return Err(Error::invalid("give --config FILE or --run DIR")),
     };
     for warning in &config.warnings {

@@ -8,14 +8,14 @@ use serde::Deserialize;
 use crate::{
     encode::{
         TextStates,
-        layers::{Attention, Linear, Nonlinearity, Norm, add},
+        layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activate, activation_named, add},
         pretrained::{
-            TextNetwork, embed, expect_finite,
+            TextNetwork, embed, expect_finite, on,
             reading::{Take, assemble, read_settings},
         },
         word_pieces::TokenIds,
     },
-    engine::Tensor,
+    engine::{Tensor, cuda::Device, ops::activation::Activation},
     error::{Error, Result},
     weights::Weights,
 };
@@ -60,7 +60,7 @@ impl Default for Settings {
 #[derive(Clone, Debug)]
 pub struct ClipText {
     settings: Settings,
-    activation: Nonlinearity,
+    activation: Activation,
     /// `[V, C]`.
     tokens: Tensor,
     /// `[T, C]`.
@@ -68,6 +68,8 @@ pub struct ClipText {
     blocks: Vec<Block>,
     last: Norm,
     digest: String,
+    /// Where blocks and last norm are; the tables stay on the host.
+    device: Option<Device>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,9 +92,8 @@ impl ClipText {
     pub fn open(folder: &Path) -> Result<Self> {
         let settings: Settings = read_settings(folder, &["clip_text_model", "clip"], "text_config")?;
         let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
-        let Some(activation) = Nonlinearity::named(&settings.hidden_act) else {
-            let known = Nonlinearity::NAMES;
-            return refuse(format!("hidden_act: \"{}\" is none of {known}", settings.hidden_act));
+        let Some(activation) = activation_named(&settings.hidden_act) else {
+            return refuse(format!("hidden_act: \"{}\" is none of {ACTIVATION_NAMES}", settings.hidden_act));
         };
         let heads = settings.num_attention_heads;
         if heads == 0 || settings.hidden_size == 0 || !settings.hidden_size.is_multiple_of(heads) {
@@ -112,7 +113,7 @@ impl ClipText {
         Ok(Self { digest, ..clip })
     }
 
-    fn assemble(settings: Settings, activation: Nonlinearity, take: &mut Take<'_>) -> Result<Self> {
+    fn assemble(settings: Settings, activation: Activation, take: &mut Take<'_>) -> Result<Self> {
         let (channels, wide) = (settings.hidden_size, settings.intermediate_size);
         let epsilon = settings.layer_norm_eps;
         let tokens = take("embeddings.token_embedding.weight", &[settings.vocab_size, channels])?;
@@ -141,7 +142,16 @@ impl ClipText {
             });
         }
         let last = norm("final_layer_norm", take)?;
-        Ok(Self { settings, activation, tokens, positions, blocks, last, digest: String::new() })
+        Ok(Self {
+            settings,
+            activation,
+            tokens,
+            positions,
+            blocks,
+            last,
+            digest: String::new(),
+            device: None,
+        })
     }
 
     /// The most tokens a caption that there are positions for.
@@ -162,6 +172,24 @@ impl ClipText {
         };
         // As in the source: a caption without a mark is read at its beginning.
         ids.iter().position(|&id| id == marked).unwrap_or(0)
+    }
+}
+
+impl Block {
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        let [queries, keys, values, joined, widen, narrow] =
+            [&self.queries, &self.keys, &self.values, &self.joined, &self.widen, &self.narrow]
+                .map(|linear| linear.to_device(device));
+        Ok(Self {
+            first: self.first.to_device(device)?,
+            queries: queries?,
+            keys: keys?,
+            values: values?,
+            joined: joined?,
+            second: self.second.to_device(device)?,
+            widen: widen?,
+            narrow: narrow?,
+        })
     }
 }
 
@@ -194,33 +222,44 @@ impl TextNetwork for ClipText {
         }
         let TokenIds { ids, mask } = TokenIds::checked("clip", ids, mask)?;
         let channels = self.channels();
-        let mut x = embed(&self.tokens, &ids)?;
+        let mut rows = embed(&self.tokens, &ids)?;
         let positions = &self.positions.as_slice::<f32>()?[..tokens * channels];
-        x.chunks_exact_mut(positions.len().max(1)).for_each(|sample| add(sample, positions));
+        for sample in rows.chunks_exact_mut(positions.len().max(1)) {
+            sample.iter_mut().zip(positions).for_each(|(value, position)| *value += position);
+        }
+        let device = self.device.as_ref();
+        let mut x = on(device, &Tensor::new(&[batch * tokens, channels], rows)?)?;
         let heads = self.settings.num_attention_heads;
         #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
         let scale = 1.0 / f32::sqrt((channels / heads) as f32);
-        let mask_values = mask.as_slice::<u32>()?;
-        let attention = Attention { tokens, heads, scale, causal: true, mask: Some(mask_values), bias: None };
+        let seen = on(device, &mask)?;
+        let attention = Attention { tokens, heads, scale, causal: true, mask: &seen, bias: None };
         for (at, block) in self.blocks.iter().enumerate() {
             let y = block.first.apply(&x)?;
             let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
             let values = block.values.apply(&y)?;
-            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values, channels))?);
-            let wide = self.activation.apply(block.widen.apply(&block.second.apply(&x)?)?)?;
-            add(&mut x, &block.narrow.apply(&wide)?);
+            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values)?)?)?;
+            let wide = activate(self.activation, &block.widen.apply(&block.second.apply(&x)?)?)?;
+            add(&mut x, &block.narrow.apply(&wide)?)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
         }
-        let states = self.last.apply(&x)?;
+        let states = self.last.apply(&x)?.to_host()?;
         expect_finite(&states, tokens * channels, &format!("the last norm of {WHAT}"), name)?;
+        let rows = states.as_slice::<f32>()?;
         let mut pooled = Vec::with_capacity(batch * channels);
         for (at, ids) in ids.as_slice::<u32>()?.chunks_exact(tokens).enumerate() {
-            pooled.extend_from_slice(&states[(at * tokens + self.end_of(ids)) * channels..][..channels]);
+            pooled.extend_from_slice(&rows[(at * tokens + self.end_of(ids)) * channels..][..channels]);
         }
         Ok(TextStates {
-            states: Tensor::new(&[batch, tokens, channels], states)?,
+            states: states.reshape(&[batch, tokens, channels])?,
             mask,
             pooled: Tensor::new(&[batch, channels], pooled)?,
         })
+    }
+
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextNetwork>> {
+        let blocks = self.blocks.iter().map(|block| block.to_device(device)).collect::<Result<_>>()?;
+        let last = self.last.to_device(device)?;
+        Ok(Box::new(Self { blocks, last, device: Some(device.clone()), ..*self }))
     }
 }

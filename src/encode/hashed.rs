@@ -17,7 +17,7 @@ use crate::{
         TextEncoder, TextStates,
         saved::{self, TEXT_ENCODER},
     },
-    engine::{Purpose, Random, Tensor},
+    engine::{Purpose, Random, Tensor, cuda::Device},
     error::{Error, Result},
 };
 
@@ -154,6 +154,11 @@ impl TextEncoder for HashedWords {
 
     fn save(&self, folder: &Path) -> Result<()> {
         saved::write_description(&folder.join(TEXT_ENCODER), KIND, &self.settings, &self.fingerprint())
+    }
+
+    /// There is no network.
+    fn to_device(self: Box<Self>, _: &Device) -> Result<Box<dyn TextEncoder>> {
+        Ok(self)
     }
 }
 

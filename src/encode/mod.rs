@@ -20,7 +20,10 @@ pub mod word_pieces;
 
 use std::path::Path;
 
-use crate::{engine::Tensor, error::Result};
+use crate::{
+    engine::{Tensor, cuda::Device},
+    error::Result,
+};
 use pyramid::PyramidQuantizer;
 
 /// Turns pictures into pyramids of codes and back.
@@ -51,6 +54,13 @@ pub trait ImageTokenizer: Send + Sync {
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
+
+    /// The same tokenizer, its networks computing on a device if it has any: pictures and codes stay on the host, and the
+    /// fingerprint is the same.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or the device fails.
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn ImageTokenizer>>;
 }
 
 /// What a text encoder says of a batch of captions.
@@ -86,6 +96,13 @@ pub trait TextEncoder: Send + Sync {
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
+
+    /// The same encoder, its network computing on a device if it has one: captions and states stay on the host, and the
+    /// fingerprint is the same.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or the device fails.
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>>;
 }
 
 /// Loads the image tokenizer that was saved in `folder`, whatever its kind.

@@ -15,7 +15,7 @@ use crate::{
         pyramid::PyramidQuantizer,
         saved::{self, IMAGE_TOKENIZER, damaged},
     },
-    engine::{Purpose, Random, Tensor},
+    engine::{Purpose, Random, Tensor, cuda::Device},
     error::{Error, Result},
 };
 
@@ -394,6 +394,11 @@ impl ImageTokenizer for PcaTokenizer {
         saved::write_tensors(&folder.join(WEIGHTS), &tensors)?;
         // The description comes last: a folder that has one is whole.
         saved::write_description(&folder.join(IMAGE_TOKENIZER), KIND, &self.settings, &self.fingerprint())
+    }
+
+    /// A few products a picture: not worth the way.
+    fn to_device(self: Box<Self>, _: &Device) -> Result<Box<dyn ImageTokenizer>> {
+        Ok(self)
     }
 }
 

@@ -8,14 +8,14 @@ use serde::Deserialize;
 use crate::{
     encode::{
         TextStates,
-        layers::{Attention, Linear, Nonlinearity, Norm, add, multiply},
+        layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activate, activation_named, add, multiply},
         pretrained::{
-            TextNetwork, embed, expect_finite,
+            TextNetwork, embed, expect_finite, on,
             reading::{Take, assemble, read_settings},
         },
         word_pieces::TokenIds,
     },
-    engine::Tensor,
+    engine::{Tensor, cuda::Device, ops::activation::Activation},
     error::{Error, Result},
     weights::Weights,
 };
@@ -68,7 +68,7 @@ pub enum Pooling {
 #[derive(Clone, Debug)]
 pub struct T5Text {
     settings: Settings,
-    activation: Nonlinearity,
+    activation: Activation,
     pooling: Pooling,
     /// `[V, C]`.
     tokens: Tensor,
@@ -77,6 +77,8 @@ pub struct T5Text {
     blocks: Vec<Block>,
     last: Norm,
     digest: String,
+    /// Where blocks and last norm are; the tables stay on the host.
+    device: Option<Device>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,9 +109,8 @@ impl T5Text {
             "gated-gelu" => "gelu_new",
             other => other.strip_prefix("gated-").unwrap_or(other),
         };
-        let Some(activation) = Nonlinearity::named(name) else {
-            let known = Nonlinearity::NAMES;
-            return refuse(format!("feed_forward_proj: \"{name}\" is none of {known}"));
+        let Some(activation) = activation_named(name) else {
+            return refuse(format!("feed_forward_proj: \"{name}\" is none of {ACTIVATION_NAMES}"));
         };
         if settings.num_heads == 0 || settings.d_kv == 0 || settings.num_layers == 0 {
             return refuse("num_heads, d_kv and num_layers must be 1 or more".to_owned());
@@ -135,7 +136,7 @@ impl T5Text {
 
     fn assemble(
         settings: Settings,
-        activation: Nonlinearity,
+        activation: Activation,
         embedding: &str,
         take: &mut Take<'_>,
     ) -> Result<Self> {
@@ -172,11 +173,11 @@ impl T5Text {
         }
         let last = norm("encoder.final_layer_norm", take)?;
         let (pooling, digest) = (Pooling::default(), String::new());
-        Ok(Self { settings, activation, pooling, tokens, distances, blocks, last, digest })
+        Ok(Self { settings, activation, pooling, tokens, distances, blocks, last, digest, device: None })
     }
 
     /// What the attention adds to each product of a query and a key, `[H, T, T]`.
-    fn distance_bias(&self, tokens: usize) -> Result<Vec<f32>> {
+    fn distance_bias(&self, tokens: usize) -> Result<Tensor> {
         let (heads, table) = (self.settings.num_heads, self.distances.as_slice::<f32>()?);
         let mut bias = vec![0.0; heads * tokens * tokens];
         for query in 0..tokens {
@@ -192,7 +193,7 @@ impl T5Text {
                 }
             }
         }
-        Ok(bias)
+        Tensor::new(&[heads, tokens, tokens], bias)
     }
 }
 
@@ -214,6 +215,25 @@ fn bucket(query: usize, key: usize, buckets: usize, most: usize) -> usize {
     }
     let share = f32::ln(distance as f32 / exact as f32) / f64::ln(most as f64 / exact as f64) as f32;
     side + (exact + (share * (half - exact) as f32) as usize).min(half - 1)
+}
+
+impl Block {
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        let [queries, keys, values, joined, widen, narrow] =
+            [&self.queries, &self.keys, &self.values, &self.joined, &self.widen, &self.narrow]
+                .map(|linear| linear.to_device(device));
+        Ok(Self {
+            first: self.first.to_device(device)?,
+            queries: queries?,
+            keys: keys?,
+            values: values?,
+            joined: joined?,
+            second: self.second.to_device(device)?,
+            widen: widen?,
+            gate: self.gate.as_ref().map(|gate| gate.to_device(device)).transpose()?,
+            narrow: narrow?,
+        })
+    }
 }
 
 impl TextNetwork for T5Text {
@@ -239,50 +259,59 @@ impl TextNetwork for T5Text {
         let [batch, tokens] = [ids.dim(0), ids.dim(1)];
         let TokenIds { ids, mask } = TokenIds::checked("t5", ids, mask)?;
         let channels = self.channels();
-        let (heads, inner) = (self.settings.num_heads, self.settings.num_heads * self.settings.d_kv);
-        let bias = self.distance_bias(tokens)?;
-        let mask_values = mask.as_slice::<u32>()?;
+        let device = self.device.as_ref();
+        let bias = on(device, &self.distance_bias(tokens)?)?;
+        let seen = on(device, &mask)?;
         let attention = Attention {
             tokens,
-            heads,
+            heads: self.settings.num_heads,
             scale: 1.0,
             causal: false,
-            mask: Some(mask_values),
+            mask: &seen,
             bias: Some(&bias),
         };
-        let mut x = embed(&self.tokens, &ids)?;
+        let rows = embed(&self.tokens, &ids)?;
+        let mut x = on(device, &Tensor::new(&[batch * tokens, channels], rows)?)?;
         // Padding is computed like everything else: its states are given out, and under `Pooling::Everything` they count.
         for (at, block) in self.blocks.iter().enumerate() {
             let y = block.first.apply(&x)?;
             let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
             let values = block.values.apply(&y)?;
-            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values, inner))?);
+            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values)?)?)?;
             let y = block.second.apply(&x)?;
-            let mut wide = self.activation.apply(block.widen.apply(&y)?)?;
+            let mut wide = activate(self.activation, &block.widen.apply(&y)?)?;
             if let Some(gate) = &block.gate {
-                multiply(&mut wide, &gate.apply(&y)?);
+                wide = multiply(&wide, &gate.apply(&y)?)?;
             }
-            add(&mut x, &block.narrow.apply(&wide)?);
+            add(&mut x, &block.narrow.apply(&wide)?)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
         }
-        let states = self.last.apply(&x)?;
+        let states = self.last.apply(&x)?.to_host()?;
         expect_finite(&states, tokens * channels, &format!("the last norm of {WHAT}"), name)?;
+        let (rows, mask_values) = (states.as_slice::<f32>()?, mask.as_slice::<u32>()?);
         let mut pooled = vec![0.0; batch * channels];
         for (at, pooled) in pooled.chunks_exact_mut(channels).enumerate() {
             let mut counted = 0.0f32;
             for token in at * tokens..(at + 1) * tokens {
                 if self.pooling == Pooling::Everything || mask_values[token] == 1 {
                     counted += 1.0;
-                    add(pooled, &states[token * channels..][..channels]);
+                    let state = &rows[token * channels..][..channels];
+                    pooled.iter_mut().zip(state).for_each(|(sum, value)| *sum += value);
                 }
             }
             pooled.iter_mut().for_each(|value| *value /= counted);
         }
         Ok(TextStates {
-            states: Tensor::new(&[batch, tokens, channels], states)?,
+            states: states.reshape(&[batch, tokens, channels])?,
             mask,
             pooled: Tensor::new(&[batch, channels], pooled)?,
         })
+    }
+
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextNetwork>> {
+        let blocks = self.blocks.iter().map(|block| block.to_device(device)).collect::<Result<_>>()?;
+        let last = self.last.to_device(device)?;
+        Ok(Box::new(Self { blocks, last, device: Some(device.clone()), ..*self }))
     }
 }
 

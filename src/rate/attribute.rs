@@ -321,7 +321,7 @@ impl<'a> Setting<'a> {
         }
         // A device that cannot be used ends the job before the data is read.
         let device = config.device.open()?;
-        let encoders = Encoders::of(run, &config)?;
+        let encoders = Encoders::of(run, &config)?.on(device.as_ref())?;
         Ok(Self { config, encoders, device, request })
     }
 

@@ -159,12 +159,14 @@ pub fn score(
 impl Scorer {
     fn new(request: &ScoreRequest, interrupt: &Interrupt) -> Result<Self> {
         let config = request.configuration()?;
+        // A device that cannot be used ends the job before the data is read.
+        let device = config.device.open()?;
         let rater_for = |encoders: &Encoders| {
             let (vocabulary, code_channels, text_channels) = encoders.sizes();
             Rater::new(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32, 0)
         };
         let (encoders, rater, mut parameters, described) = if request.config.is_some() {
-            let encoders = Encoders::named(&config, interrupt)?;
+            let encoders = Encoders::named(&config, interrupt)?.on(device.as_ref())?;
             let (rater, mut parameters) = rater_for(&encoders)?;
             released::load(&request.checkpoint, released::RATER, &mut parameters)?;
             let described = [encoders.tokenizer.fingerprint(), encoders.text.fingerprint()].concat();
@@ -172,7 +174,7 @@ impl Scorer {
         } else {
             let named = Named::new(&request.checkpoint);
             let folder = named.folder()?;
-            let encoders = Encoders::of(&named.run, &config)?;
+            let encoders = Encoders::of(&named.run, &config)?.on(device.as_ref())?;
             let (tensors, state) = Checkpoint::load_rater(&folder)?;
             encoders.expect(&folder, &state)?;
             let (rater, mut parameters) = rater_for(&encoders)?;
@@ -191,9 +193,9 @@ impl Scorer {
             .collect::<Result<Vec<_>>>()?
             .concat();
         let (mut reader, batch) = (None, request.batch.max(1));
-        if let Some(device) = config.device.open()? {
-            parameters = parameters.to_device(&device, config.compute)?;
-            reader = Some(CodeReader::new(encoders.tokenizer.quantizer(), &device, batch)?);
+        if let Some(device) = &device {
+            parameters = parameters.to_device(device, config.compute)?;
+            reader = Some(CodeReader::new(encoders.tokenizer.quantizer(), device, batch)?);
         }
         Ok(Self {
             config,

@@ -112,7 +112,7 @@ pub fn train(
     }
     // A device that cannot be used ends the run before the data is read.
     let device = config.device.open()?;
-    let data = prepare(config, directory, interrupt, observer)?;
+    let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;

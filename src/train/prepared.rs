@@ -6,7 +6,7 @@ use crate::{
     config::{Config, Portion},
     data::Record,
     encode::{ImageTokenizer, TextEncoder, pca::FitReport, pretrained::is_pretrained, saved::TEXT_ENCODER},
-    engine::{Purpose, Random},
+    engine::{Purpose, Random, cuda::Device},
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
@@ -15,6 +15,7 @@ use crate::{
         corpus::{self, EncodedCorpus, Progress},
         run_directory::RunDirectory,
         tokenise::{FitPictures, Tokenise},
+        trained::on,
     },
 };
 
@@ -72,13 +73,14 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     }
 }
 
-/// Everything that a run needs of data and encoders.
+/// Everything that a run needs of data and encoders, which compute on the device if there is one.
 ///
 /// # Errors
 /// If the data or an encoder cannot be used, a file cannot be written, or the user interrupts.
 pub(crate) fn prepare(
     config: &Config,
     directory: &RunDirectory,
+    device: Option<&Device>,
     interrupt: &Interrupt,
     observer: &mut dyn Preparing,
 ) -> Result<Prepared> {
@@ -92,7 +94,7 @@ pub(crate) fn prepare(
     if let Some(cache) = cache {
         cache.expect(config, tokenizer.as_ref())?;
     }
-    let text = text_encoder(config, directory, cache)?;
+    let (tokenizer, text) = on(device, tokenizer, text_encoder(config, directory, cache)?)?;
     let tokenise = Tokenise { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
     let mut train = EncodedCorpus::encode(tokenise, records, &mut pictures, interrupt, progress)?;
     let (validation, note) = match &config.data.validation {

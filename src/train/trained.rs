@@ -9,6 +9,7 @@ use std::{
 use crate::{
     config::{Config, TextEncoderKind},
     encode::{ImageTokenizer, TextEncoder, pretrained::is_pretrained, saved::TEXT_ENCODER},
+    engine::cuda::Device,
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
@@ -155,6 +156,15 @@ impl Encoders {
         }
     }
 
+    /// The same encoders, computing on a device if there is one.
+    ///
+    /// # Errors
+    /// As for [`on`].
+    pub(crate) fn on(self, device: Option<&Device>) -> Result<Self> {
+        let (tokenizer, text) = on(device, self.tokenizer, self.text)?;
+        Ok(Self { tokenizer, text, ..self })
+    }
+
     /// Refuses a checkpoint that was made with others.
     pub(crate) fn expect(&self, folder: &Path, state: &State) -> Result<()> {
         let (tokenizer, text) = (self.tokenizer.fingerprint(), self.text.fingerprint());
@@ -166,5 +176,20 @@ impl Encoders {
     pub(crate) fn sizes(&self) -> (usize, usize, usize) {
         let quantizer = self.tokenizer.quantizer();
         (quantizer.vocabulary(), quantizer.channels(), self.text.channels())
+    }
+}
+
+/// Encoders that compute on a device, if there is one.
+///
+/// # Errors
+/// If there is not enough memory, or the device fails.
+pub(crate) fn on(
+    device: Option<&Device>,
+    tokenizer: Box<dyn ImageTokenizer>,
+    text: Box<dyn TextEncoder>,
+) -> Result<(Box<dyn ImageTokenizer>, Box<dyn TextEncoder>)> {
+    match device {
+        None => Ok((tokenizer, text)),
+        Some(device) => Ok((tokenizer.to_device(device)?, text.to_device(device)?)),
     }
 }

@@ -14,7 +14,7 @@ use alchemist_engine::{
 use serde_json::Value;
 
 use super::{
-    common::{relative_error, tolerance},
+    common::{open_device, relative_error, tolerance},
     fixture_root, fixtures, named_root, report,
 };
 
@@ -22,10 +22,18 @@ fn sample(at: usize) -> String {
     format!("sample {at}")
 }
 
+/// The network where `ALCHEMIST_DEVICE` says, on a device of its own: on the one that tests share, others record their work.
+fn placed(network: impl TextNetwork + 'static) -> Box<dyn TextNetwork> {
+    match open_device() {
+        None => Box::new(network),
+        Some(device) => Box::new(network).to_device(&device).unwrap(),
+    }
+}
+
 #[test]
 fn clip_matches_the_released_code() {
     for fixture in fixtures("clip_text") {
-        let clip = ClipText::open(&fixture.folder).unwrap();
+        let clip = placed(ClipText::open(&fixture.folder).unwrap());
         let io = fixture.tensors("io.safetensors");
         for (mask, suffix) in [(Some(&io["attention_mask"]), ""), (None, "_nomask")] {
             let found = clip.states(&io["input_ids"], mask, &sample).unwrap();
@@ -47,7 +55,7 @@ fn t5_matches_the_released_code() {
             (Pooling::Everything, "pooled_upstream_avgpool", io["pooled_upstream_avgpool"].clone()),
             (Pooling::Tokens, "the mean over tokens", mean_over_tokens(states, mask)),
         ] {
-            let t5 = T5Text::open(&fixture.folder, pooling).unwrap();
+            let t5 = placed(T5Text::open(&fixture.folder, pooling).unwrap());
             let found = t5.states(ids, Some(mask), &sample).unwrap();
             let error = relative_error(&found.states, states);
             report(&fixture, "last_hidden_state", error, tolerance::PARITY_FORWARD);

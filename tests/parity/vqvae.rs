@@ -7,11 +7,11 @@ use alchemist_engine::{
         ImageTokenizer,
         vqvae::{VqVae, VqVaeSettings},
     },
-    engine::Tensor,
+    engine::{DType, Tensor, cuda::Device},
 };
 
 use super::{
-    common::{Fixture, relative_error, tolerance},
+    common::{Fixture, open_device, relative_error, tolerance},
     fixtures, report,
 };
 
@@ -27,12 +27,22 @@ fn weights(fixture: &Fixture) -> PathBuf {
     entries.into_iter().find(is_weights).expect("a fixture of a VQ-VAE has its weights")
 }
 
+/// The VQ-VAE on the processor.
+fn open(fixture: &Fixture) -> VqVae {
+    let settings = VqVaeSettings { path: weights(fixture), patch_nums: fixture.patch_nums() };
+    VqVae::open(settings).unwrap()
+}
+
 #[test]
 fn vqvae_matches_the_released_code() {
     for fixture in fixtures("vqvae") {
         let io = fixture.tensors("io.safetensors");
-        let settings = VqVaeSettings { path: weights(&fixture), patch_nums: fixture.patch_nums() };
-        let vqvae = VqVae::open(settings).unwrap();
+        // Where `ALCHEMIST_DEVICE` says. The device is its own: on the one that tests share, others record their work.
+        let vqvae = match open_device() {
+            None => open(&fixture),
+            Some(device) => open(&fixture).placed(&device, DType::F32).unwrap(),
+        };
+        assert_eq!(vqvae.fingerprint(), open(&fixture).fingerprint());
         let size = |key: &str| fixture.manifest["vqvae"][key].as_u64().unwrap() as usize;
         assert_eq!(vqvae.image_side(), size("image_size"));
         assert_eq!(vqvae.quantizer().vocabulary(), size("vocab_size"));
@@ -62,6 +72,24 @@ fn vqvae_matches_the_released_code() {
         let both = vqvae.features(&twice).unwrap().to_f64_vec().unwrap();
         let (first, second) = both.split_at(both.len() / 2);
         assert!(first == second && first == &features.to_f64_vec().unwrap()[..first.len()]);
+    }
+}
+
+/// In bf16, on a device (the emulator, unless `ALCHEMIST_DEVICE` names another): codes must be those of f32, but for a few.
+#[test]
+fn vqvae_in_bf16_is_near_the_released_code() {
+    let device = open_device().unwrap_or_else(|| Device::emulated().expect("the emulator"));
+    for fixture in fixtures("vqvae") {
+        let io = fixture.tensors("io.safetensors");
+        let refused = open(&fixture).placed(&device, DType::F16).unwrap_err().to_string();
+        assert!(refused.contains("computes in f32 or bf16"), "{refused}");
+        let vqvae = open(&fixture).placed(&device, DType::Bf16).unwrap();
+        let features = vqvae.features(&io["image"]).unwrap();
+        let worst = relative_error(&features, &io["f_BChw"]);
+        report(&fixture, "features in bf16", worst, tolerance::VQVAE_BF16);
+        let codes = vqvae.quantizer().encode(&features).unwrap();
+        let share = differing(&codes, &io["idx_BL"]) as f64 / codes.len() as f64;
+        report(&fixture, "the share of other codes in bf16", share, tolerance::VQVAE_BF16_CODES);
     }
 }
 

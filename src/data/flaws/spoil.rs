@@ -159,7 +159,7 @@ fn overlay(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
             // Each letter is a stem, and one or two bars by its number; every fifth is a space.
             let number = (place + 7.0 * row).rem_euclid(61.0) as u64;
             let shape = letters.rotate_left((number % 64) as u32) & 3;
-            let inked = number % 5 != 0
+            let inked = !number.is_multiple_of(5)
                 && (across < 0.35
                     || (across < 0.8 && (inside < 0.25 || (shape & 1 == 1 && inside > 0.75)))
                     || (shape & 2 == 2 && across < 0.8 && (0.4..0.6).contains(&inside)));

@@ -24,7 +24,7 @@ use crate::{
         t5::{Pooling, T5Text},
         word_pieces::{TokenIds, WordPieces},
     },
-    engine::Tensor,
+    engine::{Tensor, cuda::Device},
     error::{Error, Result},
     files::hexadecimal,
 };
@@ -91,6 +91,13 @@ pub trait TextNetwork: Send + Sync {
         mask: Option<&Tensor>,
         name: &dyn Fn(usize) -> String,
     ) -> Result<TextStates>;
+
+    /// The same network on a device. Ids and states stay on the host; that a number is not finite is only seen there at the
+    /// end, of all layers.
+    ///
+    /// # Errors
+    /// If there is not enough memory, or the device fails.
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextNetwork>>;
 }
 
 /// Where an encoder is and how it is used.
@@ -115,6 +122,8 @@ pub struct Pretrained {
     words: WordPieces,
     network: Box<dyn TextNetwork>,
     fingerprint: String,
+    /// Whether the network is on a device.
+    on_device: bool,
 }
 
 impl Pretrained {
@@ -169,7 +178,7 @@ impl Pretrained {
             ..settings
         };
         let fingerprint = fingerprint(kind, &settings, &folder, &words, network.as_ref())?;
-        Ok(Self { kind, settings, words, network, fingerprint })
+        Ok(Self { kind, settings, words, network, fingerprint, on_device: false })
     }
 
     /// Opens the encoder that the description in `folder` names; `moved` is where it is now, if it was moved.
@@ -229,13 +238,20 @@ impl TextEncoder for Pretrained {
         let (tokens, channels) = (self.tokens(), self.channels());
         let (mut states, mut mask, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
         // A few captions at a time: what lies between the layers is many times larger than what comes out.
-        for captions in captions.chunks((ROWS / tokens).max(1)) {
-            let words = self.words.encode(captions)?;
-            let name = |at: usize| format!("the caption {:?}", captions[at]);
+        let most = (ROWS / tokens).max(1);
+        for captions in captions.chunks(most) {
+            let mut filled = captions.to_vec();
+            if self.on_device {
+                // As many every time, so that all are computed alike.
+                filled.resize(most, captions[0]);
+            }
+            let words = self.words.encode(&filled)?;
+            let name = |at: usize| format!("the caption {:?}", filled[at]);
             let found = self.network.states(&words.ids, Some(&words.mask), &name)?;
-            states.extend_from_slice(found.states.as_slice::<f32>()?);
-            mask.extend_from_slice(found.mask.as_slice::<u32>()?);
-            pooled.extend_from_slice(found.pooled.as_slice::<f32>()?);
+            let rows = captions.len() * tokens;
+            states.extend_from_slice(&found.states.as_slice::<f32>()?[..rows * channels]);
+            mask.extend_from_slice(&found.mask.as_slice::<u32>()?[..rows]);
+            pooled.extend_from_slice(&found.pooled.as_slice::<f32>()?[..captions.len() * channels]);
         }
         let batch = captions.len();
         Ok(TextStates {
@@ -252,6 +268,11 @@ impl TextEncoder for Pretrained {
     fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(TEXT_ENCODER);
         saved::write_description(&path, self.kind.name(), &self.settings, &self.fingerprint)
+    }
+
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>> {
+        let network = self.network.to_device(device)?;
+        Ok(Box::new(Self { network, on_device: true, ..*self }))
     }
 }
 
@@ -329,14 +350,23 @@ pub(super) fn embed(table: &Tensor, ids: &Tensor) -> Result<Vec<f32>> {
     Ok(rows)
 }
 
-/// Refuses states that are not finite: which part gave them, and for which sample (of `sample` numbers).
+/// Numbers on a device, if there is one.
+pub(super) fn on(device: Option<&Device>, tensor: &Tensor) -> Result<Tensor> {
+    device.map_or_else(|| Ok(tensor.clone()), |device| tensor.to_device(device))
+}
+
+/// Refuses states that are not finite: which part gave them, and for which sample (of `sample` numbers). What is on a device is
+/// not looked at.
 pub(super) fn expect_finite(
-    x: &[f32],
+    x: &Tensor,
     sample: usize,
     part: &str,
     name: &dyn Fn(usize) -> String,
 ) -> Result<()> {
-    match first_not_finite(x, sample) {
+    if x.device().is_some() {
+        return Ok(());
+    }
+    match first_not_finite(x.as_slice()?, sample) {
         None => Ok(()),
         Some(at) => Err(Error::invalid(format!(
             "{part} gives numbers that are not finite for {}; its weights are damaged or of another model",

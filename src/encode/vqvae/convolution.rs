@@ -161,6 +161,16 @@ impl Convolution {
         self.size
     }
 
+    /// Filters of 3×3 as `[3, 3, I, O]`, of one pixel as `[O, I]`.
+    pub(super) fn weight(&self) -> &[f32] {
+        &self.weight
+    }
+
+    /// `[O]`
+    pub(super) fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// A 1×1 convolution of rows of pixels `[N, I]` to `[N, O]`.
     pub(super) fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
         debug_assert_eq!(self.size, 1, "a filter of one pixel");

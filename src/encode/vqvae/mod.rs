@@ -3,6 +3,7 @@
 //! Every size comes from the weights; the sides of the token maps, which no weight tells, from whoever loads it.
 
 mod convolution;
+mod device;
 mod network;
 mod normalisation;
 
@@ -12,6 +13,7 @@ use std::{
     sync::Mutex,
 };
 
+use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -21,10 +23,11 @@ use crate::{
         pyramid::PyramidQuantizer,
         saved::{self, IMAGE_TOKENIZER, damaged},
     },
-    engine::{DType, Tensor},
+    engine::{DType, Tensor, cuda::Device},
     error::{Error, Result},
     weights::Weights,
 };
+use device::{Placed, place};
 use network::{Decoder, Encoder, Reader, Workspace};
 
 /// The `kind` in the saved JSON.
@@ -55,10 +58,25 @@ pub struct VqVaeSettings {
 #[derive(Debug)]
 pub struct VqVae {
     settings: VqVaeSettings,
-    encoder: Encoder,
-    decoder: Decoder,
+    networks: Networks,
+    /// How many times the encoder halves the side, as a factor.
+    reduction: usize,
     quantizer: PyramidQuantizer,
     fingerprint: String,
+}
+
+/// Where the networks are.
+#[derive(Debug)]
+enum Networks {
+    Host(Box<Hosted>),
+    Device(Box<dyn Placed>),
+}
+
+/// The networks on the processor.
+#[derive(Debug)]
+struct Hosted {
+    encoder: Encoder,
+    decoder: Decoder,
     /// Working space that no picture is using.
     idle: Mutex<Vec<Workspace>>,
 }
@@ -121,7 +139,29 @@ impl VqVae {
                 ),
             ));
         }
-        Ok(Self { settings, encoder, decoder, quantizer, fingerprint, idle: Mutex::default() })
+        let reduction = encoder.reduction();
+        let networks = Networks::Host(Box::new(Hosted { encoder, decoder, idle: Mutex::default() }));
+        Ok(Self { settings, networks, reduction, quantizer, fingerprint })
+    }
+
+    /// The same tokenizer with its networks and its quantiser on a device, activations in f32 or bf16. Codes are those of the
+    /// processor in f32, but where two are almost equally near; in bf16 more may differ, so [`ImageTokenizer::to_device`] takes f32.
+    ///
+    /// # Errors
+    /// If it is on a device already, the type is another one, or there is not enough memory.
+    pub fn placed(self, device: &Device, dtype: DType) -> Result<Self> {
+        let Networks::Host(hosted) = &self.networks else {
+            return Err(Error::invalid("the VQ-VAE is on a device already; open it once for each"));
+        };
+        let Hosted { encoder, decoder, .. } = hosted.as_ref();
+        let networks = match dtype {
+            DType::F32 => place::<f32>(encoder, decoder, &self.quantizer, device)?,
+            DType::Bf16 => place::<bf16>(encoder, decoder, &self.quantizer, device)?,
+            other => {
+                return Err(Error::invalid(format!("the VQ-VAE computes in f32 or bf16, not in {other:?}")));
+            }
+        };
+        Ok(Self { networks: Networks::Device(networks), ..self })
     }
 
     /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names, or those in `moved`.
@@ -180,10 +220,16 @@ impl VqVae {
             )));
         }
         let length = self.quantizer.side().pow(2) * self.quantizer.channels();
-        let mut maps = vec![0.0; images.dim(0) * length];
-        self.each(values, picture, &mut maps, length, |picture, work, map| {
-            self.encoder.apply(picture, side, work, map);
-        });
+        let maps = match &self.networks {
+            Networks::Device(placed) => placed.features(values, side)?,
+            Networks::Host(hosted) => {
+                let mut maps = vec![0.0; images.dim(0) * length];
+                hosted.each(values, picture, &mut maps, length, |picture, work, map| {
+                    hosted.encoder.apply(picture, side, work, map);
+                });
+                maps
+            }
+        };
         match maps.iter().position(|value| !value.is_finite()) {
             Some(at) => Err(Error::invalid(format!(
                 "the VQ-VAE overflows on picture {} of the batch; its weights are not those of a trained one",
@@ -197,13 +243,21 @@ impl VqVae {
         let (side, grid) = (self.image_side(), self.quantizer.side());
         let (length, picture) = (grid * grid * self.quantizer.channels(), 3 * side * side);
         let batch = maps.len() / length;
-        let mut pictures = vec![0.0; batch * picture];
-        self.each(maps, length, &mut pictures, picture, |map, work, picture| {
-            self.decoder.apply(map, grid, work, picture);
-        });
+        let pictures = match &self.networks {
+            Networks::Device(placed) => placed.pictures(maps, grid, picture)?,
+            Networks::Host(hosted) => {
+                let mut pictures = vec![0.0; batch * picture];
+                hosted.each(maps, length, &mut pictures, picture, |map, work, picture| {
+                    hosted.decoder.apply(map, grid, work, picture);
+                });
+                pictures
+            }
+        };
         Tensor::new(&[batch, 3, side, side], pictures)
     }
+}
 
+impl Hosted {
     /// Does `work` on every piece of `from` and `to`, several at once where there are many threads. The bits of one do
     /// not depend on the others.
     fn each(
@@ -237,11 +291,15 @@ impl ImageTokenizer for VqVae {
     }
 
     fn image_side(&self) -> usize {
-        self.encoder.reduction() * self.quantizer.side()
+        self.reduction * self.quantizer.side()
     }
 
     fn encode(&self, images: &Tensor) -> Result<Tensor> {
-        self.quantizer.encode_maps(&self.maps(images)?)
+        let maps = self.maps(images)?;
+        match &self.networks {
+            Networks::Host(_) => self.quantizer.encode_maps(&maps),
+            Networks::Device(placed) => placed.codes(&self.quantizer.channels_first(images.dim(0), &maps)?),
+        }
     }
 
     fn decode(&self, codes: &Tensor) -> Result<Tensor> {
@@ -256,5 +314,9 @@ impl ImageTokenizer for VqVae {
 
     fn save(&self, folder: &Path) -> Result<()> {
         saved::write_description(&folder.join(IMAGE_TOKENIZER), KIND, &self.settings, &self.fingerprint)
+    }
+
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn ImageTokenizer>> {
+        Ok(Box::new(self.placed(device, DType::F32)?))
     }
 }

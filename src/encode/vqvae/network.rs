@@ -1,6 +1,9 @@
 //! Encoder and decoder of the released VQ-VAE (`models/basic_vae.py`), one picture at a time, channels last.
 //!
 //! Every size comes from the weights: channels and levels from the shapes, attention from whether there are tensors for it.
+//! The layers are convolutions `C` and norms `N`: these here, or those of `device`.
+
+mod device;
 
 use std::collections::BTreeSet;
 
@@ -20,6 +23,8 @@ use crate::{
     files::hexadecimal,
     weights::Weights,
 };
+
+pub(super) use device::{PlacedConvolution, PlacedNorm};
 
 /// Working space of one picture, kept from picture to picture.
 #[derive(Debug, Default)]
@@ -98,10 +103,10 @@ fn expect(name: &str, takes: usize, given: usize) -> Result<()> {
 
 /// Two convolutions beside a shortcut (released: `ResnetBlock`).
 #[derive(Debug)]
-struct Residual {
-    norms: [GroupNorm; 2],
-    convolutions: [Convolution; 2],
-    shortcut: Option<Convolution>,
+struct Residual<C = Convolution, N = GroupNorm> {
+    norms: [N; 2],
+    convolutions: [C; 2],
+    shortcut: Option<C>,
 }
 
 impl Residual {
@@ -153,10 +158,10 @@ impl Residual {
 
 /// Attention of every pixel to every pixel, one head (released: `AttnBlock`).
 #[derive(Debug)]
-struct Attention {
-    norm: GroupNorm,
-    query_key_value: Convolution,
-    projection: Convolution,
+struct Attention<C = Convolution, N = GroupNorm> {
+    norm: N,
+    query_key_value: C,
+    projection: C,
 }
 
 impl Attention {
@@ -192,14 +197,19 @@ impl Attention {
             |at: usize| Matrix::strided(&hidden.values[at * channels..], pixels, channels, 3 * channels);
         let mut scores = vec![0.0; pixels * pixels];
         product(&mut scores, pixels, part(0), part(1).transposed(), false);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a scale below 1")]
-        let scale = (channels as f64).powf(-0.5) as f32;
+        let scale = attention_scale(channels);
         scores.chunks_exact_mut(pixels).for_each(|row| softmax(row, scale));
         product(&mut normed.values, channels, Matrix::new(&scores, pixels, pixels), part(2), false);
         let mut projected = vec![0.0; stream.values.len()];
         self.projection.pointwise(&normed.values, &mut projected);
         stream.values.iter_mut().zip(&projected).for_each(|(stream, value)| *stream += value);
     }
+}
+
+/// What products of queries and keys of this many channels are multiplied with.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a scale below 1")]
+fn attention_scale(channels: usize) -> f32 {
+    (channels as f64).powf(-0.5) as f32
 }
 
 /// `softmax(scale · row)` in place.
@@ -213,12 +223,15 @@ fn softmax(row: &mut [f32], scale: f32) {
     row.iter_mut().for_each(|value| *value /= sum);
 }
 
+/// A block, and the attention after it where there is one.
+type Block<C, N> = (Residual<C, N>, Option<Attention<C, N>>);
+
 /// The blocks of one resolution.
 #[derive(Debug)]
-struct Level {
-    blocks: Vec<(Residual, Option<Attention>)>,
+struct Level<C = Convolution, N = GroupNorm> {
+    blocks: Vec<Block<C, N>>,
     /// Halves the side on the way down, follows its doubling on the way up.
-    resize: Option<Convolution>,
+    resize: Option<C>,
 }
 
 impl Level {
@@ -262,10 +275,10 @@ fn square(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<C
 
 /// The blocks at the lowest resolution, in the middle of either network.
 #[derive(Debug)]
-struct Middle {
-    before: Residual,
-    attention: Option<Attention>,
-    after: Residual,
+struct Middle<C = Convolution, N = GroupNorm> {
+    before: Residual<C, N>,
+    attention: Option<Attention<C, N>>,
+    after: Residual<C, N>,
 }
 
 impl Middle {
@@ -292,9 +305,9 @@ impl Middle {
 
 /// The way out of either network: norm, SiLU, convolution.
 #[derive(Debug)]
-struct Head {
-    norm: GroupNorm,
-    convolution: Convolution,
+struct Head<C = Convolution, N = GroupNorm> {
+    norm: N,
+    convolution: C,
 }
 
 impl Head {
@@ -313,13 +326,13 @@ impl Head {
 
 /// Pictures to features.
 #[derive(Debug)]
-pub(super) struct Encoder {
-    first: Convolution,
-    levels: Vec<Level>,
-    middle: Middle,
-    head: Head,
+pub(super) struct Encoder<C = Convolution, N = GroupNorm> {
+    first: C,
+    levels: Vec<Level<C, N>>,
+    middle: Middle<C, N>,
+    head: Head<C, N>,
     /// Released: `quant_conv`, of 3×3 or 1×1.
-    last: Convolution,
+    last: C,
 }
 
 impl Encoder {
@@ -377,14 +390,14 @@ impl Encoder {
 
 /// Features to pictures.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub(super) struct Decoder<C = Convolution, N = GroupNorm> {
     /// Released: `post_quant_conv`, of 3×3 or 1×1.
-    before: Convolution,
-    first: Convolution,
-    middle: Middle,
+    before: C,
+    first: C,
+    middle: Middle<C, N>,
     /// The lowest resolution first.
-    levels: Vec<Level>,
-    head: Head,
+    levels: Vec<Level<C, N>>,
+    head: Head<C, N>,
 }
 
 impl Decoder {

@@ -9,9 +9,9 @@ use crate::{
 };
 
 /// Groups of every norm, as released.
-const GROUPS: usize = 32;
+pub(super) const GROUPS: usize = 32;
 /// ε of every norm, as released.
-const EPSILON: f64 = 1e-6;
+pub(super) const EPSILON: f64 = 1e-6;
 
 /// A group norm with a scale and a shift a channel.
 #[derive(Clone, Debug)]
@@ -48,6 +48,11 @@ impl GroupNorm {
 
     pub(super) fn channels(&self) -> usize {
         self.scale.len()
+    }
+
+    /// What each channel is multiplied with, and what is added to it.
+    pub(super) fn scale_and_shift(&self) -> [&[f32]; 2] {
+        [&self.scale, &self.shift]
     }
 
     /// The normalised map in place of `output`, without SiLU.

@@ -13,8 +13,8 @@ use super::{
     arena::{Arena, MemoryUse},
     buffer::Buffer,
     driver::{
-        Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, Product, ProductNumber,
-        SampleMap, SampleRows,
+        Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, ProductNumber, SampleMap,
+        SampleRows,
     },
     gpu::Gpu,
 };
@@ -33,7 +33,7 @@ pub(super) struct Inner {
     arena: Mutex<Arena>,
     pub(super) stagings: Mutex<Stagings>,
     /// Before and after each matrix product, while they are timed.
-    products: Mutex<Option<Vec<(Event, Event)>>>,
+    pub(super) products: Mutex<Option<Vec<(Event, Event)>>>,
 }
 
 impl fmt::Debug for Device {
@@ -301,68 +301,6 @@ impl Device {
         buffer.expect_len("sample_map", "the buffer", sizes.iter().product())?;
         let rows = SampleRows { number: T::NUMBER, address: buffer.address(), sizes, box_sizes };
         self.driver().sample_map(&rows)
-    }
-
-    /// `c[m, n] = alpha · op(a)[m, k] · op(b)[k, n] + beta · c (+ bias[n])`, row-major, summed in f32. A matrix comes
-    /// with whether it is stored transposed.
-    ///
-    /// # Errors
-    /// If the sizes do not fit or the device fails.
-    #[expect(clippy::too_many_arguments, reason = "a matrix product has these")]
-    pub fn product<I: Factor, O: Factor>(
-        &self,
-        c: &mut Buffer<O>,
-        [m, n, k]: [usize; 3],
-        (a, a_transposed): (&Buffer<I>, bool),
-        (b, b_transposed): (&Buffer<I>, bool),
-        bias: Option<&Buffer<O>>,
-        alpha: f32,
-        beta: f32,
-    ) -> Result<()> {
-        if O::NUMBER != I::NUMBER && O::NUMBER != ProductNumber::F32 {
-            return Err(Error::shape("product", format!("{} from {} is not made", O::SUFFIX, I::SUFFIX)));
-        }
-        let sizes = [(a.len(), m * k), (b.len(), k * n), (c.len(), m * n), (bias.map_or(n, Buffer::len), n)];
-        if sizes.iter().any(|(len, needed)| len != needed) {
-            return Err(Error::shape(
-                "product",
-                format!(
-                    "A, B, C and bias hold {:?} numbers for the sizes {:?}",
-                    sizes.map(|size| size.0),
-                    [m, n, k]
-                ),
-            ));
-        }
-        if m == 0 || n == 0 || k == 0 {
-            return Err(Error::shape("product", format!("the sizes {:?} hold a zero", [m, n, k])));
-        }
-        let product = Product {
-            inputs: I::NUMBER,
-            output: O::NUMBER,
-            m,
-            n,
-            k,
-            a: a.address(),
-            a_transposed,
-            b: b.address(),
-            b_transposed,
-            c: c.address(),
-            alpha,
-            beta,
-            bias: bias.map(Buffer::address),
-        };
-        // SAFETY: buffers are allocated with their lengths, which fit the sizes; C is borrowed mutably, so it is none of
-        // the others.
-        let run = || unsafe { self.driver().product(&product) };
-        let mut timed = self.0.products.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(times) = timed.as_mut() else {
-            drop(timed);
-            return run();
-        };
-        let start = self.record()?;
-        run()?;
-        times.push((start, self.record()?));
-        Ok(())
     }
 
     /// Does `work` and gives the time that its matrix products took on the device.

@@ -197,7 +197,20 @@ impl ProductNumber {
     }
 }
 
-/// `C[m, n] = alpha · op(A)[m, k] · op(B)[k, n] + beta · C (+ bias[n])`, all row-major and dense, summed in f32.
+/// A matrix as it is stored, by rows; or the first of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Address of its first number.
+    pub address: u64,
+    /// Numbers from the beginning of one stored row to that of the next.
+    pub row: usize,
+    /// Numbers from the beginning of one matrix to that of the next.
+    pub step: usize,
+    /// Whether the stored rows are the matrix's columns.
+    pub transposed: bool,
+}
+
+/// `C[m, n] = alpha · A[m, k] · B[k, n] + beta · C (+ bias[n])`, summed in f32; or several such, with one bias for all.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Type of A and B.
@@ -210,16 +223,14 @@ pub struct Product {
     pub n: usize,
     /// The inner size.
     pub k: usize,
-    /// Address of A, `[m, k]`, or `[k, m]` if transposed.
-    pub a: u64,
-    /// Whether A is stored transposed.
-    pub a_transposed: bool,
-    /// Address of B, `[k, n]`, or `[n, k]` if transposed.
-    pub b: u64,
-    /// Whether B is stored transposed.
-    pub b_transposed: bool,
-    /// Address of C.
-    pub c: u64,
+    /// How many products.
+    pub batch: usize,
+    /// A, stored `[m, k]`, or `[k, m]` if transposed.
+    pub a: Stored,
+    /// B, stored `[k, n]`, or `[n, k]` if transposed.
+    pub b: Stored,
+    /// C, never transposed.
+    pub c: Stored,
     /// Factor of the product.
     pub alpha: f32,
     /// Factor of what C held; 0 does not read it.

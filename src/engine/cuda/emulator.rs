@@ -5,6 +5,7 @@
 //! the kernel, the thread and the line.
 
 mod pages;
+mod product;
 mod runtime;
 
 use std::{
@@ -16,17 +17,12 @@ use std::{
     time::Instant,
 };
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::driver::{
-    Argument, DeviceFacts, Driver, Event, Kernel, Launch, MemoryLayout, Product, ProductNumber, Recording,
-    Staging,
+    Argument, DeviceFacts, Driver, Event, Kernel, Launch, MemoryLayout, Product, Recording, Staging,
 };
-use crate::{
-    engine::matmul::{Matrix, product_by_row},
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 use pages::{PAGE, Pages};
 use runtime::{
     KernelDescription, Shape, Worker, describe, emulator_arena_add, emulator_arena_holds,
@@ -170,27 +166,6 @@ impl Emulator {
             return Ok(());
         }
         Err(self.fail(format!("{what}: {bytes} bytes at {address:#x} are not within one allocation")))
-    }
-
-    fn read_matrix(&self, what: &str, number: ProductNumber, address: u64, len: usize) -> Result<Vec<f32>> {
-        let bytes = len * number.bytes();
-        self.expect_allocated(what, address, bytes)?;
-        // SAFETY: the range is allocated.
-        if unsafe { emulator_arena_is_written(pointer(address), bytes as u64) } == 0 {
-            return Err(self.fail(format!("{what} is read by a product, but not all of it was written")));
-        }
-        let mut raw = vec![0u8; bytes];
-        // SAFETY: the range is allocated, and `raw` has its size.
-        unsafe { std::ptr::copy_nonoverlapping(pointer(address).cast::<u8>(), raw.as_mut_ptr(), bytes) };
-        Ok(match number {
-            ProductNumber::F32 => bytemuck::pod_collect_to_vec(&raw),
-            ProductNumber::Bf16 => {
-                bytemuck::pod_collect_to_vec::<u8, bf16>(&raw).iter().map(|value| value.to_f32()).collect()
-            }
-            ProductNumber::F16 => {
-                bytemuck::pod_collect_to_vec::<u8, f16>(&raw).iter().map(|value| value.to_f32()).collect()
-            }
-        })
     }
 }
 
@@ -368,43 +343,7 @@ impl Driver for Emulator {
         if self.record_step(|| Step::Product(*gemm)) {
             return Ok(());
         }
-        let Product { m, n, k, .. } = *gemm;
-        let a = self.read_matrix("A", gemm.inputs, gemm.a, m * k)?;
-        let b = self.read_matrix("B", gemm.inputs, gemm.b, k * n)?;
-        let bias = gemm.bias.map(|bias| self.read_matrix("the bias", gemm.output, bias, n)).transpose()?;
-        let a = if gemm.a_transposed { Matrix::new(&a, k, m).transposed() } else { Matrix::new(&a, m, k) };
-        let b = if gemm.b_transposed { Matrix::new(&b, n, k).transposed() } else { Matrix::new(&b, k, n) };
-        let mut c = vec![0.0f32; m * n];
-        product_by_row(&mut c, n, a, b, false);
-        for value in &mut c {
-            *value *= gemm.alpha;
-        }
-        if gemm.beta != 0.0 {
-            let before = self.read_matrix("C", gemm.output, gemm.c, m * n)?;
-            for (value, before) in c.iter_mut().zip(before) {
-                *value += gemm.beta * before;
-            }
-        }
-        if let Some(bias) = bias {
-            for row in c.chunks_mut(n) {
-                for (value, bias) in row.iter_mut().zip(&bias) {
-                    *value += bias;
-                }
-            }
-        }
-        let write = |bytes: &[u8]| {
-            // SAFETY: `upload` checks that the destination is allocated.
-            unsafe { self.upload(gemm.c, bytes) }
-        };
-        match gemm.output {
-            ProductNumber::F32 => write(bytemuck::cast_slice(&c)),
-            ProductNumber::Bf16 => {
-                write(bytemuck::cast_slice(&c.iter().map(|&value| bf16::from_f32(value)).collect::<Vec<_>>()))
-            }
-            ProductNumber::F16 => {
-                write(bytemuck::cast_slice(&c.iter().map(|&value| f16::from_f32(value)).collect::<Vec<_>>()))
-            }
-        }
+        self.multiply(gemm)
     }
 
     fn begin_recording(&self) -> Result<()> {

@@ -10,10 +10,11 @@ use cudarc::{
     driver,
 };
 
-use super::driver::{Product, ProductNumber};
+use super::driver::{Product, ProductNumber, Stored};
 
-/// What tells products apart for the choice of an algorithm: types, sizes, switches, and how the matrices are aligned.
-type Key = (ProductNumber, ProductNumber, [usize; 3], [bool; 4], [u32; 3]);
+/// What tells products apart for the choice of an algorithm: types, sizes, how rows and matrices are spaced, switches, and how
+/// the matrices are aligned.
+type Key = (ProductNumber, ProductNumber, [usize; 4], [[usize; 2]; 3], [bool; 4], [u32; 3]);
 
 /// cuBLASLt's handle, workspace, and the algorithms chosen so far.
 pub(super) struct Multiplier {
@@ -90,8 +91,9 @@ impl Multiplier {
     ) -> Result<(), String> {
         // SAFETY: the caller's obligations are the same.
         unsafe { self.multiply(product, stream) }.map_err(|error| {
-            let Product { m, n, k, inputs, output, .. } = product;
-            format!("the product of {m}, {n}, {k} ({inputs:?} to {output:?}) failed: {}", phrase(error))
+            let Product { batch, m, n, k, inputs, output, .. } = product;
+            let sizes = format!("{m}, {n}, {k} ({batch} at once, {inputs:?} to {output:?})");
+            format!("the product of {sizes} failed: {}", phrase(error))
         })
     }
 
@@ -102,25 +104,41 @@ impl Multiplier {
     ) -> Result<(), CublasError> {
         use sys::{
             cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Wish,
+            cublasLtMatrixLayoutAttribute_t as Spacing,
         };
         // cuBLASLt stores columns, so our row-major C = A B is its Cᵀ = Bᵀ Aᵀ with the same bytes: B comes first, and the
         // bias of our columns is that of its rows.
-        let layout = |number, rows: usize, columns: usize| -> Result<_, CublasError> {
-            let made = result::create_matrix_layout(
-                data_type(number),
-                rows as u64,
-                columns as u64,
-                i64::try_from(rows).unwrap_or(i64::MAX),
-            )?;
-            Ok(Owned(made, result::destroy_matrix_layout))
+        let Product { m, n, k, batch, a, b, c, .. } = *product;
+        let layout = |number, stored: &Stored, rows: usize, columns: usize| -> Result<_, CublasError> {
+            let (rows, columns) = if stored.transposed { (columns, rows) } else { (rows, columns) };
+            let distance = i64::try_from(stored.row).unwrap_or(i64::MAX);
+            let made =
+                result::create_matrix_layout(data_type(number), columns as u64, rows as u64, distance)?;
+            let made = Owned(made, result::destroy_matrix_layout);
+            if batch > 1 {
+                let count = i32::try_from(batch).unwrap_or(i32::MAX);
+                let step = i64::try_from(stored.step).unwrap_or(i64::MAX);
+                // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+                unsafe {
+                    result::set_matrix_layout_attribute(
+                        made.0,
+                        Spacing::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                        (&raw const count).cast(),
+                        size_of::<i32>(),
+                    )?;
+                    result::set_matrix_layout_attribute(
+                        made.0,
+                        Spacing::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                        (&raw const step).cast(),
+                        size_of::<i64>(),
+                    )?;
+                }
+            }
+            Ok(made)
         };
-        let turned =
-            |transposed: bool, rows, columns| if transposed { (columns, rows) } else { (rows, columns) };
-        let (first_rows, first_columns) = turned(product.b_transposed, product.n, product.k);
-        let (second_rows, second_columns) = turned(product.a_transposed, product.k, product.m);
-        let first = layout(product.inputs, first_rows, first_columns)?;
-        let second = layout(product.inputs, second_rows, second_columns)?;
-        let output = layout(product.output, product.n, product.m)?;
+        let first = layout(product.inputs, &b, k, n)?;
+        let second = layout(product.inputs, &a, m, k)?;
+        let output = layout(product.output, &c, m, n)?;
         let description = Owned(
             result::create_matmul_desc(
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
@@ -133,8 +151,8 @@ impl Multiplier {
             result::set_matmul_desc_attribute(description.0, attribute, value, bytes)
         };
         for (attribute, transposed) in [
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, product.b_transposed),
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, product.a_transposed),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, b.transposed),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, a.transposed),
         ] {
             let operation = i32::from(transposed);
             set(attribute, (&raw const operation).cast(), size_of::<i32>())?;
@@ -157,9 +175,10 @@ impl Multiplier {
         let key = (
             product.inputs,
             product.output,
-            [product.m, product.n, product.k],
-            [product.a_transposed, product.b_transposed, product.bias.is_some(), product.beta == 0.0],
-            [product.b, product.a, product.c].map(alignment),
+            [batch, m, n, k],
+            [b, a, c].map(|stored| [stored.row, if batch > 1 { stored.step } else { 0 }]),
+            [a.transposed, b.transposed, product.bias.is_some(), product.beta == 0.0],
+            [b, a, c].map(|stored| alignment(stored.address)),
         );
         let algorithm = match self.chosen.get(&key) {
             Some(algorithm) => *algorithm,
@@ -175,7 +194,7 @@ impl Multiplier {
                     (&raw const bytes).cast(),
                     size_of::<usize>(),
                 )?;
-                let [first_alignment, second_alignment, output_alignment] = key.4;
+                let [first_alignment, second_alignment, output_alignment] = key.5;
                 for (attribute, alignment) in [
                     (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, first_alignment),
                     (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, second_alignment),
@@ -208,13 +227,13 @@ impl Multiplier {
                 description.0,
                 (&raw const product.alpha).cast(),
                 (&raw const product.beta).cast(),
-                product.b as *const c_void,
+                b.address as *const c_void,
                 first.0,
-                product.a as *const c_void,
+                a.address as *const c_void,
                 second.0,
-                product.c as *const c_void,
+                c.address as *const c_void,
                 output.0,
-                product.c as *mut c_void,
+                c.address as *mut c_void,
                 output.0,
                 &raw const algorithm,
                 self.workspace as *mut c_void,

@@ -18,6 +18,7 @@ mod emulator;
 mod gpu;
 mod gpu_product;
 mod graph;
+mod product;
 mod storage;
 
 pub use ahead::Ahead;
@@ -27,4 +28,5 @@ pub use choice::DeviceChoice;
 pub use device::{Availability, Device, devices};
 pub use driver::{Argument, DeviceFacts, DeviceNumber, Event, Kernel, Launch, Product};
 pub use graph::Graph;
+pub use product::{Operand, Products, Target};
 pub use storage::{DeviceElement, DeviceFloat, DeviceStorage};

@@ -7,9 +7,12 @@
 pub mod accumulate;
 pub mod activation;
 pub mod adamw;
+pub mod affine_norm;
 pub mod attention;
 pub mod cast;
+pub mod convolution;
 pub mod cross_entropy;
+pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod meta_gradient;
@@ -19,6 +22,7 @@ pub mod pooling;
 pub mod pyramid;
 pub mod rater_loss;
 pub mod residual;
+pub mod softmax;
 
 use crate::{
     engine::{

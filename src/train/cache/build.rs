@@ -100,6 +100,9 @@ impl fmt::Display for EncodeSummary {
     }
 }
 
+/// Usable records, by their place, and the others.
+type Rows = (Vec<(usize, Row)>, Vec<FailedRecord>);
+
 /// Everything that a shard is made with.
 struct Builder<'a> {
     config: &'a Config,
@@ -126,6 +129,8 @@ pub fn encode(
     if request.shard_rows == 0 {
         return Err(Error::invalid("a shard needs at least one row"));
     }
+    // A device that cannot be used ends the job before the data is read.
+    let device = config.device.open()?;
     let tables = tables(request)?;
     let described = tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()?;
     let folder = absolute(&request.out)?;
@@ -136,6 +141,13 @@ pub fn encode(
     refuse_other(&folder, request, &settings, &described)?;
     let tokenizer = image_tokenizer(request, &folder, &tables[0], interrupt, progress)?;
     let (text, floats) = text_encoder(request, &folder)?;
+    let (tokenizer, text) = match &device {
+        None => (tokenizer, text),
+        Some(device) => {
+            let text = text.map(|text| text.to_device(device)).transpose()?;
+            (tokenizer.to_device(device)?, text)
+        }
+    };
     let quantizer = tokenizer.quantizer();
     let description = Description {
         format: FORMAT,
@@ -280,11 +292,11 @@ fn image_tokenizer(
     Ok(tokenizer)
 }
 
+/// A text encoder, if there is one, and the floats that its states are kept in.
+type KeptText = (Option<Box<dyn TextEncoder>>, Option<Floats>);
+
 /// The text encoder whose states are to be kept, if they are, and in which floats.
-fn text_encoder(
-    request: &EncodeRequest,
-    cache: &Path,
-) -> Result<(Option<Box<dyn TextEncoder>>, Option<Floats>)> {
+fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
     let config = &request.config;
     let floats = match request.text {
         Some(asked) => asked,
@@ -416,11 +428,7 @@ impl Builder<'_> {
     }
 
     /// The usable records, by their place, and the others.
-    fn rows(
-        &self,
-        records: &[Record],
-        mut report: impl FnMut(u64) -> Result<()>,
-    ) -> Result<(Vec<(usize, Row)>, Vec<FailedRecord>)> {
+    fn rows(&self, records: &[Record], mut report: impl FnMut(u64) -> Result<()>) -> Result<Rows> {
         let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| Stamp::of(&record.image)).collect();
         let tokenise = Tokenise { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
         let mut found = Vec::with_capacity(records.len());

@@ -8,7 +8,7 @@ use std::{
 use super::{TextDescription, TokenCache, shard};
 use crate::{
     encode::{TextEncoder, TextStates},
-    engine::Tensor,
+    engine::{Tensor, cuda::Device},
     error::Result,
 };
 
@@ -111,5 +111,13 @@ impl TextEncoder for CachedText {
 
     fn save(&self, folder: &Path) -> Result<()> {
         self.encoder()?.save(folder)
+    }
+
+    /// The encoder itself goes there when it is opened.
+    fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>> {
+        let Self { cache, text, open, .. } = *self;
+        let device = device.clone();
+        let open = Box::new(move || open()?.to_device(&device));
+        Ok(Box::new(Self { cache, text, open, encoder: Mutex::default() }))
     }
 }

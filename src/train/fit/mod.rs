@@ -104,7 +104,7 @@ pub fn fit(
 ) -> Result<FitSummary> {
     // A device that cannot be used ends the run before the data is read.
     let device = config.device.open()?;
-    let data = prepare(config, directory, interrupt, observer)?;
+    let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let quantizer = data.tokenizer.quantizer();
     let mut model = Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;

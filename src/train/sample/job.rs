@@ -71,25 +71,29 @@ struct Loaded {
 
 impl Loaded {
     fn open(request: &SampleRequest, interrupt: &Interrupt) -> Result<Self> {
-        let (config, mut loaded) = match &request.weights {
+        let (device, config, mut loaded) = match &request.weights {
             Some(weights) => {
                 let config = without_cache(Config::load(&request.model, &request.sets)?);
-                let Encoders { tokenizer, text, .. } = Encoders::named(&config, interrupt)?;
+                let device = config.device.open()?;
+                let Encoders { tokenizer, text, .. } =
+                    Encoders::named(&config, interrupt)?.on(device.as_ref())?;
                 let mut model = Model::new(&config, sizes(tokenizer.as_ref(), text.as_ref()))?;
                 released::load(weights, released::PROXY, &mut model.parameters)?;
-                (config, Self { model, tokenizer, text })
+                (device, config, Self { model, tokenizer, text })
             }
             None => {
                 let named = Named::new(&request.model);
                 let config = without_cache(configuration(&named.run, &request.sets)?);
-                let Encoders { tokenizer, text, .. } = Encoders::of(&named.run, &config)?;
+                let device = config.device.open()?;
+                let Encoders { tokenizer, text, .. } =
+                    Encoders::of(&named.run, &config)?.on(device.as_ref())?;
                 let sizes = sizes(tokenizer.as_ref(), text.as_ref());
                 let checkpoints = named.run.join("checkpoints");
                 let (model, _) = load_model(&config, &checkpoints, named.checkpoint.as_deref(), sizes)?;
-                (config, Self { model, tokenizer, text })
+                (device, config, Self { model, tokenizer, text })
             }
         };
-        if let Some(device) = config.device.open()? {
+        if let Some(device) = device {
             loaded.model.parameters = loaded.model.parameters.to_device(&device, config.compute)?;
         }
         Ok(loaded)

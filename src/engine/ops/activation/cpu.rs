@@ -11,6 +11,7 @@ use crate::{
 /// Elements handled by one task.
 const CHUNK: usize = 16_384;
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+const QUICK_GELU_SLOPE: f64 = 1.702;
 const INVERSE_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
 
 /// `kind` of every element of `x`.
@@ -22,6 +23,8 @@ pub fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
     y.par_chunks_mut(CHUNK).zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| match kind {
         Activation::GeluTanh => each(y, x, |x| x * gate(x)),
         Activation::GeluErf => each(y, x, |x| x * normal_below(x)),
+        Activation::QuickGelu => each(y, x, |x| x * (T::of(QUICK_GELU_SLOPE) * x).sigmoid()),
+        Activation::Relu => each(y, x, |x| x.max(T::ZERO)),
         Activation::Silu => each(y, x, |x| x * x.sigmoid()),
         Activation::Sigmoid => each(y, x, T::sigmoid),
     });
@@ -44,6 +47,12 @@ pub fn backward<T: Float>(x: &Tensor, kind: Activation, mut d_output: Tensor) ->
             Activation::GeluErf => {
                 scale(d, x, |x| normal_below(x) + x * T::of(INVERSE_SQRT_TAU) * (T::of(-0.5) * x * x).exp())
             }
+            Activation::QuickGelu => scale(d, x, |x| {
+                let slope = T::of(QUICK_GELU_SLOPE);
+                let gate = (slope * x).sigmoid();
+                gate + slope * x * gate * (T::ONE - gate)
+            }),
+            Activation::Relu => scale(d, x, |x| if x > T::ZERO { T::ONE } else { T::ZERO }),
             Activation::Silu => scale(d, x, |x| {
                 let gate = x.sigmoid();
                 gate + x * gate * (T::ONE - gate)

@@ -19,6 +19,8 @@ impl Activation {
         match self {
             Self::GeluTanh => "gelu_tanh",
             Self::GeluErf => "gelu_erf",
+            Self::QuickGelu => "quick_gelu",
+            Self::Relu => "relu",
             Self::Silu => "silu",
             Self::Sigmoid => "sigmoid",
         }

@@ -1,4 +1,4 @@
-//! Elementwise non-linearities: the two GELUs of the released code, SiLU and the sigmoid.
+//! Elementwise non-linearities: the two GELUs of the released code, SiLU and the sigmoid, and those of text encoders.
 
 pub mod cpu;
 pub mod cuda;
@@ -19,6 +19,10 @@ pub enum Activation {
     GeluTanh,
     /// `x·Φ(x)` with the exact error function: the batch head (upstream.md, A14).
     GeluErf,
+    /// `x·sigmoid(1.702·x)`: CLIP.
+    QuickGelu,
+    /// `max(x, 0)`: the first T5.
+    Relu,
     /// `x·sigmoid(x)`: the shared modulation.
     Silu,
     /// `1/(1 + e⁻ˣ)`.

@@ -1,0 +1,105 @@
+//! Launches of `kernels/group_norm.cu`.
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use crate::{
+    engine::{
+        cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
+        ops::{blocks, size},
+    },
+    error::{Error, Result},
+};
+
+const OP: &str = "group_norm";
+const THREADS: u32 = 256;
+/// Groups a block of the statistics, one warp each.
+const GROUPS_A_BLOCK: usize = 8;
+/// The most parts that the pixels of a sample are summed in, and the fewest pixels of a part.
+const PARTS: usize = 256;
+const PIXELS: usize = 64;
+
+/// What group norms do.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm<'a> {
+    /// How many groups the channels fall into.
+    pub groups: usize,
+    /// `[C]`
+    pub scale: &'a Buffer<f32>,
+    /// `[C]`
+    pub shift: &'a Buffer<f32>,
+    /// ε
+    pub epsilon: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
+    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
+    // the order of the work.
+    unsafe { device.launch(kernel, launch, arguments) }
+}
+
+/// The norm of `x` `[B, P, C]` into `y`. `C` is a multiple of the groups and of 8.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn group_norm<T: Factor>(
+    y: &mut Buffer<T>,
+    x: &Buffer<T>,
+    samples: usize,
+    norm: &GroupNorm<'_>,
+) -> Result<()> {
+    let GroupNorm { groups, scale, shift, epsilon, silu } = *norm;
+    let channels = scale.len();
+    let fits = groups > 0
+        && channels > 0
+        && channels.is_multiple_of(groups)
+        && channels.is_multiple_of(8)
+        && shift.len() == channels
+        && samples > 0
+        && !x.is_empty()
+        && x.len().is_multiple_of(samples * channels);
+    if !fits {
+        return Err(Error::shape(
+            OP,
+            format!(
+                "{} numbers are not {samples} maps of {channels} channels (a multiple of 8), in {groups} groups",
+                x.len()
+            ),
+        ));
+    }
+    y.expect_len(OP, "the result", x.len())?;
+    let device = x.device();
+    let pixels = x.len() / samples / channels;
+    let whole = |value: usize| -> Result<Argument> { Ok(Argument::U32(size(OP, "pixels", value)?)) };
+    let sizes = [whole(pixels)?, whole(channels)?, whole(groups)?];
+    let each = pixels.div_ceil(PARTS).max(PIXELS);
+    let parts = pixels.div_ceil(each);
+    let mut partial = device.uninitialised::<f32>(samples * parts * groups * 2)?;
+    let packs = channels / (16 / size_of::<T>());
+    let lanes = (THREADS as usize / packs).max(1);
+    let sums = Launch {
+        grid: [size(OP, "parts", parts)?, size(OP, "samples", samples)?, 1],
+        block: [THREADS, 1, 1],
+        shared_bytes: size(OP, "bytes", lanes * channels * 2 * size_of::<f32>())?,
+    };
+    let arguments = [&[partial.write(), x.read()], &sizes[..], &[whole(each)?]].concat();
+    launch(device, &Kernel::of::<T>(OP, "group_norm_sums"), &sums, &arguments)?;
+
+    let mut statistics = device.uninitialised::<f32>(samples * groups * 2)?;
+    let rest = [whole(samples)?, whole(parts)?, Argument::F32(epsilon)];
+    let arguments = [&[statistics.write(), partial.read(), x.read()], &sizes[..], &rest].concat();
+    let warps = Launch::linear(blocks(OP, samples * groups, GROUPS_A_BLOCK)?, THREADS);
+    launch(device, &Kernel::of::<T>(OP, "group_norm_statistics"), &warps, &arguments)?;
+
+    let buffers = [y.write(), x.read(), statistics.read(), scale.read(), shift.read()];
+    let arguments = [&buffers[..], &sizes].concat();
+    let share = THREADS as usize * 16 / size_of::<T>();
+    let apply = Launch {
+        grid: [blocks(OP, pixels * channels, share)?, size(OP, "samples", samples)?, 1],
+        block: [THREADS, 1, 1],
+        shared_bytes: 0,
+    };
+    let name = if silu { "group_norm_silu" } else { "group_norm_plain" };
+    launch(device, &Kernel::of::<T>(OP, name), &apply, &arguments)
+}

@@ -1,0 +1,82 @@
+//! Launches of `kernels/softmax.cu`.
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use crate::{
+    engine::{
+        cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+        ops::{blocks, size},
+    },
+    error::{Error, Result},
+};
+
+const OP: &str = "softmax";
+/// Rows a block, one warp each.
+const ROWS: usize = 8;
+const THREADS: u32 = 256;
+
+/// Products of queries and keys, and which keys a query sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// `[B, H, Q, row]`, of whose rows the first `K` numbers are used.
+    pub products: &'a Buffer<f32>,
+    /// `B`, `H`, `Q` and `K`.
+    pub sizes: [usize; 4],
+    /// Numbers from one row to the next, in the products and in the weights.
+    pub row: usize,
+    /// Multiplies the products.
+    pub scale: f32,
+    /// Added to them, `[H, Q, K]`.
+    pub bias: Option<&'a Buffer<f32>>,
+    /// Keys that are seen at all, 1 or 0, `[B, K]`; `None`: all.
+    pub mask: Option<&'a Buffer<u32>>,
+    /// Queries see no key after themselves.
+    pub causal: bool,
+}
+
+/// `weights = softmax(scale·products + bias)` over the keys that are seen, 0 for the others. A query that sees none gets
+/// zeros. What lies between `K` and `row` is left alone.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn softmax<T: Factor>(weights: &mut Buffer<T>, scores: &Scores<'_>) -> Result<()> {
+    let Scores { products, sizes, row, scale, bias, mask, causal } = *scores;
+    let [batch, heads, queries, keys] = sizes;
+    let rows = batch * heads * queries;
+    let fits = keys <= row
+        && products.len() == rows * row
+        && bias.is_none_or(|bias| bias.len() == heads * queries * keys)
+        && mask.is_none_or(|mask| mask.len() == batch * keys);
+    if !fits {
+        return Err(Error::shape(
+            OP,
+            format!(
+                "{} products, {:?} numbers of bias and {:?} of mask do not fit the sizes {sizes:?} with rows {row} apart",
+                products.len(),
+                bias.map(Buffer::len),
+                mask.map(Buffer::len)
+            ),
+        ));
+    }
+    weights.expect_len(OP, "the weights", products.len())?;
+    if rows == 0 || keys == 0 {
+        return Ok(());
+    }
+    let whole = |value: usize| -> Result<Argument> { Ok(Argument::U32(size(OP, "rows", value)?)) };
+    let arguments = [
+        weights.write(),
+        products.read(),
+        bias.map_or(Argument::null::<f32>(), Buffer::read),
+        mask.map_or(Argument::null::<u32>(), Buffer::read),
+        whole(rows)?,
+        whole(heads)?,
+        whole(queries)?,
+        whole(keys)?,
+        whole(row)?,
+        Argument::U32(u32::from(causal)),
+        Argument::F32(scale),
+    ];
+    let launch = Launch::linear(blocks(OP, rows, ROWS)?, THREADS);
+    // SAFETY: arguments in the kernel's order; the weights are borrowed mutably; the sizes were compared above; all buffers
+    // live, and are freed in the order of the work.
+    unsafe { products.device().launch(&Kernel::of::<T>(OP, "softmax"), &launch, &arguments) }
+}
