@@ -48,10 +48,13 @@ pub struct Line {
 /// By what cells are compared with one another.
 type Setting = (String, String);
 
+/// Rating, sampler, and the setting.
+type Cell = (String, String, Setting);
+
 /// The summary, in the order in which arms first come.
 pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
-    let mut order: Vec<(String, String, Setting)> = Vec::new();
-    let mut groups: BTreeMap<(String, String, Setting), Vec<(u64, &CellResult)>> = BTreeMap::new();
+    let mut order: Vec<Cell> = Vec::new();
+    let mut groups: BTreeMap<Cell, Vec<(u64, &CellResult)>> = BTreeMap::new();
     for outcome in outcomes {
         let setting = (outcome.keep.clone(), outcome.convention.clone());
         let key = (outcome.rating.clone(), outcome.sampler.clone(), setting);
