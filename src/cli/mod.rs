@@ -11,6 +11,7 @@ pub mod encode;
 pub mod export;
 pub mod fit;
 pub mod inspect;
+pub mod pack;
 pub mod plant;
 pub mod sample;
 pub mod score;
@@ -61,6 +62,8 @@ pub enum Command {
     Attribute(attribute::AttributeArguments),
     /// Choose a subset by its ratings.
     Select(select::SelectArguments),
+    /// Write a chosen subset in the form that another trainer reads.
+    Pack(pack::PackArguments),
     /// Train a text-to-image model on a data set or a chosen subset.
     Fit(fit::FitArguments),
     /// Draw pictures from captions with a model that `fit` trained, or a released one.
@@ -115,6 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
         Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
         Command::Compare(arguments) => compare::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Pack(arguments) => pack::run(arguments, &Interrupt::from_signals()?)?,
         Command::Plant(arguments) => plant::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,
     }

@@ -3,6 +3,7 @@
 //! Order: rows are ranked by rating from high to low, ties in the order of the input. The percentile of rank `r` of
 //! `n` is `r / n` in [0, 1); percentile 0 is the best rated. Every place that speaks of percentiles means this.
 
+pub mod formats;
 pub mod ids;
 pub mod ranking;
 pub mod ratings;

@@ -135,9 +135,11 @@ fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Res
     Ok(())
 }
 
-/// Lays rows of slanted bars, as letters of a repeated mark, over the picture: white or black, at an opacity of 40 to 60%.
+/// Lays rows of slanted bars, as letters of a repeated mark, over the picture, at an opacity of 40 to 60%.
 fn overlay(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
-    let ink = if random.below(2) == 0 { 255.0 } else { 0.0 };
+    // Black on bright pictures and white on dark ones, so that it shows.
+    let bright = rgb.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 128 * rgb.len() as u64;
+    let ink = if bright { 0.0 } else { 255.0 };
     let opacity = 0.4 + 0.2 * random.uniform();
     let short = width.min(height) as f64;
     // Line height, letter width and slant; a row of letters in every second line.

@@ -1,0 +1,65 @@
+//! `pack`: a chosen subset in the form that another trainer reads.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    cli::watch::Counted,
+    data::ColumnNames,
+    error::Result,
+    interrupt::Interrupt,
+    select::formats::{Format, PackJob, SHARD, pack},
+};
+
+/// The arguments of `pack`.
+#[derive(Clone, Debug, Args)]
+pub struct PackArguments {
+    /// The subset: a CSV, as `select` writes it, or any corpus.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: PathBuf,
+    /// csv, parquet, imagefolder (Hugging Face; pictures copied), imagefolder-links, webdataset (tar shards), or uids (DataComp's
+    /// .npy).
+    #[arg(long, value_name = "FORM")]
+    pub format: Format,
+    /// The file, or the folder for imagefolder and webdataset.
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// webdataset: samples of a shard.
+    #[arg(long, value_name = "N", default_value_t = SHARD)]
+    pub shard: usize,
+    /// Column of the ids.
+    #[arg(long, value_name = "NAME", default_value = "id")]
+    pub id_column: String,
+    /// Column of the pictures' paths.
+    #[arg(long, value_name = "NAME", default_value = "image_save_path")]
+    pub image_column: String,
+    /// Column of the captions.
+    #[arg(long, value_name = "NAME", default_value = "caption")]
+    pub caption_column: String,
+    /// Replace what is there.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the subset from being written; [`Error::Interrupted`](crate::Error::Interrupted) when the user stopped it.
+pub fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
+    let job = PackJob {
+        subset: arguments.data,
+        columns: ColumnNames {
+            id: arguments.id_column,
+            image: arguments.image_column,
+            caption: arguments.caption_column,
+        },
+        format: arguments.format,
+        out: arguments.out,
+        shard: arguments.shard,
+        overwrite: arguments.overwrite,
+    };
+    let mut progress = Counted::new();
+    let packed = pack(&job, interrupt, &mut |done, total| progress.count("packing", done, total))?;
+    super::say(&packed.to_string())
+}

@@ -1,0 +1,326 @@
+//! A chosen subset in the forms that other trainers read: a Parquet table, a Hugging Face image folder, WebDataset shards, and
+//! DataComp's array of uids.
+
+use std::{
+    collections::HashSet,
+    fmt, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use serde_json::{Map, Value};
+
+use super::ratings::{NumberHeader, NumberWriter};
+use crate::{
+    data::{ColumnNames, Corpus, Record},
+    error::{Error, Result},
+    files::{WholeFile, remove_folder, write_whole},
+    interrupt::Interrupt,
+};
+
+/// Samples of a WebDataset shard.
+pub const SHARD: usize = 10_000;
+
+/// A form of subsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One `.csv` table, pictures named by whole paths.
+    Csv,
+    /// One `.parquet` table, pictures named by whole paths.
+    Parquet,
+    /// A folder with `metadata.jsonl` and pictures, as `datasets.load_dataset("imagefolder", data_dir=…)` reads it. Pictures are
+    /// copied, or linked.
+    ImageFolder {
+        /// Whether pictures are symbolic links.
+        link: bool,
+    },
+    /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the picture is), `KEY.txt` (the caption) and
+    /// `KEY.json` (all columns). Keys are row numbers, because a dot in an id would cut a key off.
+    WebDataset,
+    /// DataComp's `.npy`: pairs of 64-bit numbers, sorted, of ids that are 32 hexadecimal digits.
+    Uids,
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Ok(match name {
+            "csv" => Self::Csv,
+            "parquet" => Self::Parquet,
+            "imagefolder" => Self::ImageFolder { link: false },
+            "imagefolder-links" => Self::ImageFolder { link: true },
+            "webdataset" => Self::WebDataset,
+            "uids" => Self::Uids,
+            _ => {
+                return Err(Error::invalid(format!(
+                    "`{name}` is not a form of subsets; they are csv, parquet, imagefolder, imagefolder-links, webdataset and uids"
+                )));
+            }
+        })
+    }
+}
+
+/// What is to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackJob {
+    /// The subset: a CSV, as `select` writes it.
+    pub subset: PathBuf,
+    /// Its columns.
+    pub columns: ColumnNames,
+    /// The form.
+    pub format: Format,
+    /// A file, or a folder for those forms that are one.
+    pub out: PathBuf,
+    /// Samples of a WebDataset shard.
+    pub shard: usize,
+    /// Replace what is there.
+    pub overwrite: bool,
+}
+
+/// What was written. Rows in are rows written and rows left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Rows of the subset.
+    pub rows: usize,
+    /// Records left out because their picture is not there: id and reason.
+    pub left_out: Vec<(String, String)>,
+    /// The file or folder.
+    pub out: PathBuf,
+}
+
+impl fmt::Display for Packed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lost = self.left_out.len();
+        write!(
+            formatter,
+            "{} rows in = {} written + {lost} left out\n{}",
+            self.rows,
+            self.rows - lost,
+            self.out.display()
+        )
+    }
+}
+
+/// Writes a subset in another form.
+///
+/// # Errors
+/// If the subset cannot be read, the output is there and not to be replaced, an id does not fit the form, a file cannot be
+/// written, or the user interrupts.
+pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<Packed> {
+    if job.out.exists() {
+        if !job.overwrite {
+            let message =
+                format!("{} is there already; give --overwrite or another --out", job.out.display());
+            return Err(Error::invalid(message));
+        }
+        if job.out.is_dir() {
+            refuse_foreign(&job.out)?;
+            remove_folder(&job.out)?;
+        }
+    }
+    let corpus = Corpus::open(&job.subset, &job.columns)?;
+    let (header, columns) = (corpus.header().to_vec(), corpus.columns());
+    let records = corpus.read_all()?;
+    let mut packing = Packing { job, header, columns, left_out: Vec::new(), interrupt };
+    match job.format {
+        Format::Csv | Format::Parquet => packing.table(&records)?,
+        Format::ImageFolder { link } => packing.image_folder(&records, link, progress)?,
+        Format::WebDataset => packing.web_dataset(&records, progress)?,
+        Format::Uids => packing.uids(&records)?,
+    }
+    Ok(Packed { rows: records.len(), left_out: packing.left_out, out: job.out.clone() })
+}
+
+/// Refuses to replace a folder that holds something else than a subset.
+fn refuse_foreign(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let name = entry.map_err(Error::io("read", folder))?.file_name();
+        let name = name.to_string_lossy();
+        if !(["metadata.jsonl", "pictures"].contains(&&*name) || name.ends_with(".tar")) {
+            return Err(Error::invalid(format!(
+                "{} holds {name}, which is no part of a packed subset, so it is not replaced; give another --out",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+struct Packing<'a> {
+    job: &'a PackJob,
+    header: Vec<String>,
+    columns: [usize; 3],
+    left_out: Vec<(String, String)>,
+    interrupt: &'a Interrupt,
+}
+
+impl Packing<'_> {
+    fn check(&self) -> Result<()> {
+        self.interrupt.check("the output is not complete; give the same command with --overwrite")
+    }
+
+    /// The picture's file and its ending, or the record is left out.
+    fn picture(&mut self, record: &Record) -> Option<(PathBuf, String)> {
+        let ending = record.image.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_lowercase();
+        let reason = match fs::metadata(&record.image) {
+            Ok(about) if !about.is_file() => "not a regular file".to_owned(),
+            Ok(_) if ending.is_empty() => "the file's name has no ending that says what it is".to_owned(),
+            Ok(_) => match std::path::absolute(&record.image) {
+                Ok(path) => return Some((path, ending)),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("left out {}: {}: {reason}", record.id, record.image.display());
+        self.left_out.push((record.id.clone(), reason));
+        None
+    }
+
+    /// All columns of a record but the picture's path, as JSON.
+    fn told(&self, record: &Record) -> Map<String, Value> {
+        let columns = self.header.iter().zip(&record.fields).enumerate();
+        columns
+            .filter(|(at, _)| *at != self.columns[1])
+            .map(|(_, (name, field))| (name.clone(), Value::from(field.as_str())))
+            .collect()
+    }
+
+    fn table(&mut self, records: &[Record]) -> Result<()> {
+        let wanted = if self.job.format == Format::Csv { "csv" } else { "parquet" };
+        if self.job.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
+            return Err(Error::invalid(format!("{} must end in .{wanted}", self.job.out.display())));
+        }
+        let header = NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new())?;
+        let mut table = NumberWriter::create(&self.job.out, header)?;
+        for record in records {
+            let path = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
+            let mut fields = record.fields.clone();
+            fields[self.columns[1]] = path.to_string_lossy().into_owned();
+            table.write(&fields, &[])?;
+        }
+        table.finish()
+    }
+
+    fn image_folder(
+        &mut self,
+        records: &[Record],
+        link: bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        if let Some(name) = self.header.iter().find(|name| *name == "file_name") {
+            return Err(Error::Table {
+                path: self.job.subset.clone(),
+                line: Some(1),
+                message: format!("the column `{name}` is to be written and is there already; rename it"),
+            });
+        }
+        let folder = self.job.out.join("pictures");
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let mut lines = WholeFile::create(&self.job.out.join("metadata.jsonl"))?;
+        for (at, record) in records.iter().enumerate() {
+            self.check()?;
+            progress(at as u64 + 1, records.len() as u64);
+            let Some((from, ending)) = self.picture(record) else { continue };
+            let name = format!("pictures/{at:08}.{ending}");
+            let to = self.job.out.join(&name);
+            place(&from, &to, link)?;
+            let mut line = Map::from_iter([("file_name".to_owned(), Value::from(name))]);
+            line.extend(self.told(record));
+            let line = format!("{}\n", Value::Object(line));
+            lines.write_all(line.as_bytes()).map_err(Error::io("write", lines.path()))?;
+        }
+        // The table of the pictures is last: where it is, they are.
+        lines.finish()
+    }
+
+    fn web_dataset(&mut self, records: &[Record], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        fs::create_dir_all(&self.job.out).map_err(Error::io("create", &self.job.out))?;
+        let size = self.job.shard.max(1);
+        for (number, shard) in records.chunks(size).enumerate() {
+            let path = self.job.out.join(format!("shard-{number:06}.tar"));
+            let mut archive = tar::Builder::new(WholeFile::create(&path)?);
+            for (place, record) in shard.iter().enumerate() {
+                self.check()?;
+                let at = number * size + place;
+                progress(at as u64 + 1, records.len() as u64);
+                let Some((from, ending)) = self.picture(record) else { continue };
+                let picture = fs::read(&from).map_err(Error::io("read", &from))?;
+                let mut told = self.told(record);
+                told.insert("original_path".to_owned(), Value::from(from.to_string_lossy()));
+                let told = Value::Object(told).to_string();
+                let parts = [
+                    (ending.as_str(), &picture[..]),
+                    ("txt", record.caption.as_bytes()),
+                    ("json", told.as_bytes()),
+                ];
+                for (ending, bytes) in parts {
+                    let mut header = tar::Header::new_ustar();
+                    header.set_size(bytes.len() as u64);
+                    header.set_mode(0o644);
+                    archive
+                        .append_data(&mut header, format!("{at:08}.{ending}"), bytes)
+                        .map_err(Error::io("write", &path))?;
+                }
+            }
+            archive.into_inner().map_err(Error::io("write", &path))?.finish()?;
+        }
+        Ok(())
+    }
+
+    fn uids(&mut self, records: &[Record]) -> Result<()> {
+        let mut uids = Vec::with_capacity(records.len());
+        for record in records {
+            let number = |range: std::ops::Range<usize>| {
+                record.id.get(range).and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            };
+            let hexadecimal = record.id.len() == 32 && record.id.bytes().all(|byte| byte.is_ascii_hexdigit());
+            match (number(0..16), number(16..32)) {
+                (Some(high), Some(low)) if hexadecimal => uids.push((high, low)),
+                _ => {
+                    return Err(Error::Table {
+                        path: self.job.subset.clone(),
+                        line: Some(record.line),
+                        message: format!(
+                            "the id `{}` is no uid of DataComp, which has 32 hexadecimal digits; choose another form",
+                            record.id
+                        ),
+                    });
+                }
+            }
+        }
+        uids.sort_unstable();
+        let kept: HashSet<&(u64, u64)> = uids.iter().collect();
+        if kept.len() != uids.len() {
+            return Err(Error::invalid("two ids are the same uid but for the case of their letters"));
+        }
+        write_whole(&self.job.out, &npy(&uids))
+    }
+}
+
+/// Copies a picture, or links to it.
+fn place(from: &Path, to: &Path, link: bool) -> Result<()> {
+    if !link {
+        return fs::copy(from, to).map(drop).map_err(Error::io("write", to));
+    }
+    #[cfg(unix)]
+    return std::os::unix::fs::symlink(from, to).map_err(Error::io("link", to));
+    #[cfg(not(unix))]
+    Err(Error::invalid("pictures can be linked on Unix only; copy them with imagefolder"))
+}
+
+/// NumPy's format 1.0 of an array of pairs of 64-bit numbers.
+fn npy(uids: &[(u64, u64)]) -> Vec<u8> {
+    let told = format!(
+        "{{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': ({},), }}",
+        uids.len()
+    );
+    // Magic, version and length take 10 bytes, and all of the header a multiple of 64, with a line end.
+    let length = (10 + told.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes());
+    bytes.extend(format!("{told:<width$}\n", width = length - 1).bytes());
+    bytes.extend(uids.iter().flat_map(|(high, low)| [high.to_le_bytes(), low.to_le_bytes()].concat()));
+    bytes
+}
