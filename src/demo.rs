@@ -12,7 +12,7 @@ use crate::{
         flaws::{Flaw, FlawShares},
     },
     error::{Error, Result},
-    files::write_whole,
+    files::write_csv,
     interrupt::Interrupt,
     rate::{
         dynamics::{Recording, recordings},
@@ -229,25 +229,19 @@ fn read_ratings(path: &Path, seen: &[Recording]) -> Result<Vec<Rated>> {
 }
 
 fn write_table(path: &Path, flaws: &[FlawReport]) -> Result<()> {
-    let refuse =
-        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
-    let mut table = csv::Writer::from_writer(Vec::new());
     let header = ["flaw", "records", "mean_percentile", "auroc", "auroc_of_loss", "auroc_of_average"];
-    table.write_record(header).map_err(refuse)?;
-    for line in flaws {
-        let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-        let row = [
+    let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let row = |line: &FlawReport| {
+        [
             line.flaw.to_string(),
             line.records.to_string(),
             line.mean_percentile.to_string(),
             number(line.auroc),
             number(line.auroc_of_loss),
             number(line.auroc_of_average),
-        ];
-        table.write_record(row).map_err(refuse)?;
-    }
-    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(path, &bytes)
+        ]
+    };
+    write_csv(path, &header, flaws.iter().map(row))
 }
 
 /// How each kind of record was rated. A flaw counts as found when it is rated lower than the clean records.

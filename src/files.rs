@@ -176,6 +176,25 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     file.finish()
 }
 
+/// Writes a CSV of these columns and rows whole.
+///
+/// # Errors
+/// If a row has another number of fields than the header, or as for [`write_whole`].
+pub fn write_csv<Field: AsRef<[u8]>>(
+    path: &Path,
+    header: &[impl AsRef<[u8]>],
+    rows: impl IntoIterator<Item = impl IntoIterator<Item = Field>>,
+) -> Result<()> {
+    let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(header).map_err(|error| refuse(error.to_string()))?;
+    for row in rows {
+        table.write_record(row).map_err(|error| refuse(error.to_string()))?;
+    }
+    let bytes = table.into_inner().map_err(|error| refuse(error.to_string()))?;
+    write_whole(path, &bytes)
+}
+
 /// Finishes files that belong together: all are on disk before the first gets its name, and if one cannot get its
 /// name those that did are removed. The last is named last, so its presence says that the others are there.
 ///

@@ -2,73 +2,26 @@
 //! comparison unfair is refused.
 #![cfg(unix)]
 
+mod workplace;
+
 use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
+    collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, thread::sleep, time::Duration,
 };
 
-use alchemist_engine::data::{
-    drawn::{DataSetSettings, write_data_set},
-    flaws::FlawShares,
-};
 use serde_json::json;
-use tempfile::TempDir;
+use workplace::Workplace;
 
-struct Workplace(TempDir);
+fn workplace() -> Workplace {
+    let sizes = json!({"depth": 1, "raterDepth": 1, "proxy_width": 64, "rater_width": 64, "ep": 2});
+    Workplace::new(96, &sizes)
+}
 
-impl Workplace {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let settings =
-            DataSetSettings { train: 96, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
-        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
-        let work = Self(folder);
-        let config = json!({
-            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
-            "depth": 1, "raterDepth": 1, "proxy_width": 64, "rater_width": 64,
-            "pn": "1_2_3", "patch_size": 8,
-            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 90},
-            "text_encoder": {"tokens": 8, "channels": 16},
-            "bs": 8, "ep": 2, "tlr": 2e-3, "workers": 2,
-        });
-        fs::write(work.path("config.json"), config.to_string()).unwrap();
-        work
-    }
+trait Tables {
+    fn table(&self, name: &str) -> Vec<BTreeMap<String, String>>;
+    fn fits(&self, comparison: &str) -> Vec<BTreeMap<String, String>>;
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
-        command.current_dir(self.0.path()).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.program(arguments).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
-        String::from_utf8(output.stdout).unwrap() + &errors
-    }
-
-    #[track_caller]
-    fn refused(&self, arguments: &[&str], words: &[&str]) {
-        let output: Output = self.program(arguments).output().unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
-        for word in words {
-            assert!(errors.contains(word), "`{word}` is missing in: {errors}");
-        }
-    }
-
+impl Tables for Workplace {
     /// The rows of a table, by column.
     fn table(&self, name: &str) -> Vec<BTreeMap<String, String>> {
         let mut reader = csv::Reader::from_path(self.path(name)).unwrap();
@@ -97,7 +50,7 @@ const COMPARE: [&str; 9] = [
 
 #[test]
 fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
-    let work = Workplace::new();
+    let work = workplace();
     let whole = [&COMPARE[..], &["--seeds", "2", "--out", "whole"]].concat();
     let said = work.succeed(&whole);
     assert!(said.contains("96 records to train on, 16 for validation"), "{said}");
@@ -219,7 +172,7 @@ fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 fn what_makes_a_comparison_unfair_is_refused() {
-    let work = Workplace::new();
+    let work = workplace();
     work.refused(&run(&["--out", "few", "--keep", "5%"]), &["5% of 96", "are 5", "a batch of 8"]);
     work.refused(&run(&["--out", "name", "--samplers", "best"]), &["the sampler `best`", "top-k"]);
     work.refused(&run(&["--out", "flaw", "--flaw-column", "spoiled"]), &["no column `spoiled`"]);

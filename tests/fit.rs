@@ -2,107 +2,38 @@
 //! as the configuration says, and pictures come out.
 #![cfg(unix)]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
-};
+mod workplace;
 
-use alchemist_engine::{
-    data::{
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
-    },
-    train::checkpoint::Checkpoint,
-};
+use std::{fs, thread::sleep, time::Duration};
+
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use workplace::Workplace;
 
 /// How often a run is killed.
 const KILLS: usize = 6;
 
-struct Workplace(TempDir);
+fn workplace() -> Workplace {
+    Workplace::new(64, &json!({"depth": 2, "ep": 3, "ls": 0.1, "checkpoint_every": 1}))
+}
 
-impl Workplace {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let settings =
-            DataSetSettings { train: 64, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
-        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
-        let config = json!({
-            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
-            "depth": 2,
-            "pn": "1_2_3",
-            "patch_size": 8,
-            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
-            "text_encoder": {"tokens": 8, "channels": 16},
-            "bs": 8,
-            "ep": 3,
-            "tlr": 2e-3,
-            "ls": 0.1,
-            "workers": 2,
-            "checkpoint_every": 1,
-        });
-        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
-        command.current_dir(self.0.path()).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.program(arguments).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn refused(&self, arguments: &[&str]) -> String {
-        let output: Output = self.program(arguments).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn metrics(&self, run: &str) -> Vec<Value> {
-        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
-        let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
-        let entries = fs::read_dir(newest).unwrap().map(|entry| entry.unwrap().path());
-        let files = entries.chain([self.path(run).join("metrics.jsonl")]);
-        files
-            .map(|file| (file.file_name().unwrap().to_string_lossy().into_owned(), fs::read(file).unwrap()))
-            .collect()
-    }
+/// The lines of a run's metrics.
+fn metrics(work: &Workplace, run: &str) -> Vec<Value> {
+    let text = fs::read_to_string(work.path(run).join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
 fn the_loss_falls_and_pictures_come_out() {
-    let work = Workplace::new();
+    let work = workplace();
     let said = work.succeed(&["fit", "--config", "config.json", "--out", "run", "--set", "ep=8"]);
     assert!(said.contains("64 steps on 64 training records, 16 for validation (0 left out)"), "{said}");
     let measured: Vec<f64> =
-        work.metrics("run").iter().filter_map(|line| line["validation_loss"].as_f64()).collect();
+        metrics(&work, "run").iter().filter_map(|line| line["validation_loss"].as_f64()).collect();
     assert_eq!(measured.len(), 8, "one measurement an epoch");
     // A guess among 32 codes costs ln 32; few pictures teach little of others.
     assert!(measured.iter().all(|loss| *loss < f64::from(32).ln()), "{measured:?}");
     let trained: Vec<f64> =
-        work.metrics("run").iter().map(|line| line["train_loss"].as_f64().unwrap()).collect();
+        metrics(&work, "run").iter().map(|line| line["train_loss"].as_f64().unwrap()).collect();
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&trained[..8]), mean(&trained[56..]));
     assert!(last < first - 0.2, "the mean loss of an epoch went from {first} to {last}");
@@ -119,20 +50,21 @@ fn the_loss_falls_and_pictures_come_out() {
     assert!(first[0] != draw("other", &["--seed", "1"])[0], "the seed changes nothing");
     let table = String::from_utf8(first[2].clone()).unwrap();
     assert_eq!(table, "file,prompt,number\n0000_00.png,a red circle,0\n0001_00.png,,0\n");
-    let said = work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "one"]);
+    let said = work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "one"], &[]);
     assert!(said.contains("is not empty"), "{said}");
-    let said = work.refused(&["sample", "--checkpoint", "run", "--out", "none"]);
+    let said = work.refused(&["sample", "--checkpoint", "run", "--out", "none"], &[]);
     assert!(said.contains("at least one prompt"), "{said}");
-    let said =
-        work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "none", "--top-p", "2"]);
+    let said = work
+        .refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "none", "--top-p", "2"], &[]);
     assert!(said.contains("top-p must lie between 0 and 1"), "{said}");
-    let said = work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"]);
+    let said =
+        work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"], &[]);
     assert!(said.contains("holds a model that `fit` trained, and no rater"), "{said}");
 }
 
 #[test]
 fn a_killed_fit_goes_on_to_the_bit() {
-    let work = Workplace::new();
+    let work = workplace();
     for (name, sets) in [("plain", [].as_slice()), ("progressive", &["--set", "pg=0.6", "--set", "pg0=0"])] {
         let arguments =
             |out: &'static str| [&["fit", "--config", "config.json", "--out", out], sets].concat();
@@ -163,12 +95,12 @@ fn a_killed_fit_goes_on_to_the_bit() {
 
 #[test]
 fn parts_of_the_pyramid_are_trained_as_configured() {
-    let work = Workplace::new();
+    let work = workplace();
     let run = |out: &str, sets: &[&str]| {
         let mut arguments = vec!["fit", "--config", "config.json", "--out", out];
         sets.iter().for_each(|set| arguments.extend(["--set", set]));
         work.succeed(&arguments);
-        work.metrics(out)
+        metrics(&work, out)
     };
     let whole = run("all", &[]);
     let dropped = run("dropped", &["drop_scale_length=9"]);
@@ -189,7 +121,7 @@ fn parts_of_the_pyramid_are_trained_as_configured() {
         let mut arguments = vec!["fit", "--config", "config.json", "--out", "refused"];
         sets.iter().for_each(|set| arguments.extend(["--set", set]));
         arguments.push("--overwrite");
-        work.refused(&arguments)
+        work.refused(&arguments, &[])
     };
     let said = refused(&["drop_scale_length=5"]);
     assert!(said.contains("must lie between 6 and 14"), "{said}");
@@ -197,6 +129,6 @@ fn parts_of_the_pyramid_are_trained_as_configured() {
     assert!(said.contains("pg0") && said.contains("scale 2"), "{said}");
     let said = refused(&["pg=0.5", "drop_scale_length=9"]);
     assert!(said.contains("contradicts pg"), "{said}");
-    let said = work.refused(&["train", "--config", "config.json", "--out", "rater", "--set", "pg=0.5"]);
+    let said = work.refused(&["train", "--config", "config.json", "--out", "rater", "--set", "pg=0.5"], &[]);
     assert!(said.contains("which `fit` does"), "{said}");
 }

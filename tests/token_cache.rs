@@ -7,100 +7,34 @@ mod common;
 #[path = "text_encoders/folders.rs"]
 mod folders;
 
+mod workplace;
+
 use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
+    collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, thread::sleep, time::Duration,
 };
 
-use alchemist_engine::{
-    data::{
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
-    },
-    train::{cache::TokenCache, checkpoint::Checkpoint},
-};
+use alchemist_engine::train::cache::TokenCache;
 use folders::{clip_pipeline, clip_weights};
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use workplace::{Workplace, contents};
 
-struct Workplace(TempDir);
-
-impl Workplace {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let settings =
-            DataSetSettings { train: 64, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
-        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
-        let work = Self(folder);
-        let config = json!({
-            "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
-            "depth": 1, "raterDepth": 1, "proxy_width": 64, "rater_width": 64,
-            "pn": "1_2_3", "patch_size": 8,
-            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
-            "text_encoder": {"tokens": 8, "channels": 16},
-            "bs": 8, "ep": 2, "tlr": 2e-3, "workers": 2, "rule": "loss",
-        });
-        fs::write(work.path("config.json"), config.to_string()).unwrap();
-        work
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
-        command.current_dir(self.0.path()).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.program(arguments).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn refused(&self, arguments: &[&str], words: &[&str]) {
-        let output: Output = self.program(arguments).output().unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
-        for word in words {
-            assert!(errors.contains(word), "`{word}` is missing in: {errors}");
-        }
-    }
-
-    /// Everything that a run came to.
-    fn result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
-        let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
-        let entries = fs::read_dir(newest).unwrap().map(|entry| entry.unwrap().path());
-        contents(entries.chain([self.path(run).join("metrics.jsonl"), self.path(run).join("failed.csv")]))
-    }
-
-    fn shards(&self, cache: &str) -> BTreeMap<String, Vec<u8>> {
-        let entries = fs::read_dir(self.path(cache)).unwrap().map(|entry| entry.unwrap().path());
-        contents(entries.filter(|path| path.is_file() && !path.ends_with("lock")))
-    }
+fn workplace() -> Workplace {
+    let sizes =
+        json!({"depth": 1, "raterDepth": 1, "proxy_width": 64, "rater_width": 64, "ep": 2, "rule": "loss"});
+    Workplace::new(64, &sizes)
 }
 
-fn contents(paths: impl Iterator<Item = PathBuf>) -> BTreeMap<String, Vec<u8>> {
-    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-    paths.map(|path| (name(&path), fs::read(&path).unwrap())).collect()
+/// The files of a cache that hold what was encoded.
+fn shards(work: &Workplace, cache: &str) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(work.path(cache)).unwrap().map(|entry| entry.unwrap().path());
+    contents(entries.filter(|path| path.is_file() && !path.ends_with("lock")))
 }
 
 const ENCODE: [&str; 5] = ["encode", "--config", "config.json", "--shard", "13"];
 
 #[test]
 fn what_is_trained_and_rated_with_it_is_the_same() {
-    let work = Workplace::new();
+    let work = workplace();
     let said = work.succeed(&[&ENCODE[..], &["--out", "cache"]].concat());
     assert!(said.contains("80 rows in = 80 encoded + 0 failed"), "{said}");
     // 64 rows make 4 shards of 13 and one of 12, 16 rows two more.
@@ -140,9 +74,9 @@ fn what_is_trained_and_rated_with_it_is_the_same() {
 
 #[test]
 fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
-    let work = Workplace::new();
+    let work = workplace();
     work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
-    let expected = work.shards("whole");
+    let expected = shards(&work, "whole");
     let arguments = [&ENCODE[..], &["--out", "killed"]].concat();
     for attempt in 0..4 {
         let mut child = work.program(&arguments).spawn().unwrap();
@@ -158,7 +92,7 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
     );
     work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
     work.succeed(&arguments);
-    assert!(work.shards("whole") == expected);
+    assert!(shards(&work, "whole") == expected);
     let same = |here: &BTreeMap<String, Vec<u8>>, there: &BTreeMap<String, Vec<u8>>| {
         // Keys are of paths seen from the cache's folder, so two caches side by side are equal.
         here.iter()
@@ -167,7 +101,7 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
             .map(|(here, _)| here.0.clone())
             .collect::<Vec<_>>()
     };
-    assert!(same(&work.shards("killed"), &expected).is_empty(), "a killed and resumed encode differs");
+    assert!(same(&shards(&work, "killed"), &expected).is_empty(), "a killed and resumed encode differs");
 
     let damaged = work.path("whole/shard-00003.codes.safetensors");
     let inode = |name: &str| fs::metadata(work.path("whole").join(name)).unwrap().ino();
@@ -189,7 +123,7 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
         );
         let said = work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
         assert!(said.contains("7 shards, 1 of them made now"), "{what}: {said}");
-        assert!(work.shards("whole") == expected, "{what}");
+        assert!(shards(&work, "whole") == expected, "{what}");
         let after: Vec<u64> = names.iter().map(|name| inode(name)).collect();
         let written = before.iter().zip(&after).filter(|(before, after)| before != after).count();
         assert_eq!(written, 1, "{what}: {names:?}");
@@ -198,7 +132,7 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
 
 #[test]
 fn a_cache_of_something_else_is_refused() {
-    let work = Workplace::new();
+    let work = workplace();
     work.succeed(&[&ENCODE[..], &["--out", "cache", "--text", "f32"]].concat());
     let train = |out: &str, more: &[&str], words: &[&str]| {
         let arguments = ["train", "--config", "config.json", "--out", out, "--set", "token_cache=cache"];
@@ -258,7 +192,7 @@ fn a_cache_of_something_else_is_refused() {
 /// encoder itself is not needed where every caption is held.
 #[test]
 fn text_states_are_kept_of_a_released_encoder() {
-    let work = Workplace::new();
+    let work = workplace();
     clip_pipeline(&work.path("clip"), &clip_weights());
     let clip = [
         "--set",

@@ -15,7 +15,7 @@ use crate::{
     data::Record,
     engine::{Purpose, Random},
     error::{Error, Result},
-    files::{digest_of_file, hexadecimal, write_whole},
+    files::{digest_of_file, hexadecimal, write_csv, write_whole},
     interrupt::Interrupt,
     train::{
         cache::{EncodeRequest, TokenCache, encode},
@@ -172,19 +172,14 @@ fn refuse_shared(request: &CompareRequest, train: &[Record], validation: &[Recor
 
 /// Writes records with all their columns, pictures by their whole paths.
 fn write_records(path: &Path, header: &[String], columns: [usize; 3], records: &[Record]) -> Result<()> {
-    let refuse =
-        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(header).map_err(refuse)?;
-    for record in records {
+    let row = |record: &Record| {
         let image = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
         let Some(image) = image.to_str() else {
             return Err(Error::invalid(format!("{} is not UTF-8", image.display())));
         };
         let mut fields = record.fields.clone();
         image.clone_into(&mut fields[columns[1]]);
-        table.write_record(&fields).map_err(refuse)?;
-    }
-    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(path, &bytes)
+        Ok(fields)
+    };
+    write_csv(path, header, records.iter().map(row).collect::<Result<Vec<_>>>()?)
 }

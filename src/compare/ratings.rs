@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     data::Record,
     error::{Error, Result},
-    files::write_whole,
+    files::write_csv,
     interrupt::Interrupt,
     rate::{
         dynamics::recordings,
@@ -223,18 +223,9 @@ impl<'a> Ratings<'a> {
 
     /// Writes a ratings table of the records that have a number.
     fn write(&self, path: &Path, numbers: &[f64]) -> Result<()> {
-        let refuse = |error: csv::Error| Error::Table {
-            path: path.to_path_buf(),
-            line: None,
-            message: error.to_string(),
-        };
-        let mut table = csv::Writer::from_writer(Vec::new());
-        table.write_record([self.config.data.id_column.as_str(), "rating"]).map_err(refuse)?;
-        for (record, number) in self.pool.1.iter().zip(numbers).filter(|(_, number)| number.is_finite()) {
-            table.write_record([record.id.as_str(), &number.to_string()]).map_err(refuse)?;
-        }
-        let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(path, &bytes)
+        let rated = self.pool.1.iter().zip(numbers).filter(|(_, number)| number.is_finite());
+        let rows = rated.map(|(record, number)| [record.id.clone(), number.to_string()]);
+        write_csv(path, &[self.config.data.id_column.as_str(), "rating"], rows)
     }
 
     /// The numbers of a table by id.

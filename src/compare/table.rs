@@ -8,8 +8,8 @@ use std::{
 
 use super::{Outcome, cells::CellResult};
 use crate::{
-    error::{Error, Result},
-    files::write_whole,
+    error::Result,
+    files::{write_csv, write_whole},
     report::{
         intervals::{Interval, interval_chart},
         statistics::mean_interval,
@@ -138,15 +138,7 @@ pub(super) fn write(
     let mut written = Vec::new();
     let mut csv_file = |name: &str, header: &[&str], rows: Vec<Vec<String>>| -> Result<()> {
         let path = folder.join(name);
-        let refuse =
-            |error: csv::Error| Error::Table { path: path.clone(), line: None, message: error.to_string() };
-        let mut table = csv::Writer::from_writer(Vec::new());
-        table.write_record(header).map_err(refuse)?;
-        for row in rows {
-            table.write_record(row).map_err(refuse)?;
-        }
-        let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&path, &bytes)?;
+        write_csv(&path, header, rows)?;
         written.push(path);
         Ok(())
     };

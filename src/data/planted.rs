@@ -1,9 +1,6 @@
 //! Planted truth: known flaws in a copy of any corpus, so that a rating of it can be judged.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use rayon::prelude::*;
 
@@ -14,7 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    files::{remove_leftovers, write_whole},
+    files::{remove_leftovers, write_csv},
     interrupt::Interrupt,
 };
 
@@ -140,7 +137,7 @@ pub fn plant(
     let failures = failed.iter().map(|(at, reason)| {
         [records[*at].id.clone(), records[*at].line.to_string(), reason.clone()].to_vec()
     });
-    write_table(&out.join("failed.csv"), &["id", "line", "reason"].map(str::to_owned), failures)?;
+    write_csv(&out.join("failed.csv"), &["id", "line", "reason"], failures)?;
     let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
     let rows = kept.iter().map(|&at| {
         let caption = &records[sources[at].unwrap_or(at)].caption;
@@ -149,7 +146,7 @@ pub fn plant(
         fields
     });
     let header = [header, vec![FLAW_COLUMN.to_owned(), SOURCE_COLUMN.to_owned()]].concat();
-    write_table(&table, &header, rows)?;
+    write_csv(&table, &header, rows)?;
     let counts = Flaw::ALL
         .into_iter()
         .map(|flaw| (flaw, kept.iter().filter(|&&at| flaws[at] == flaw).count()))
@@ -168,16 +165,4 @@ fn replaced(record: &Record, columns: [usize; 3], picture: String, caption: &str
     fields[columns[1]] = picture;
     caption.clone_into(&mut fields[columns[2]]);
     fields
-}
-
-fn write_table(path: &Path, header: &[String], rows: impl Iterator<Item = Vec<String>>) -> Result<()> {
-    let refuse =
-        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(header).map_err(refuse)?;
-    for row in rows {
-        table.write_record(row).map_err(refuse)?;
-    }
-    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(path, &bytes)
 }

@@ -19,7 +19,7 @@ use crate::{
     },
     engine::{Purpose, Random, Tensor},
     error::{Error, Result},
-    files::{hexadecimal, write_whole},
+    files::{hexadecimal, write_csv},
     interrupt::Interrupt,
     train::{
         batch::Batch,
@@ -198,15 +198,8 @@ pub(crate) fn cached_text_encoder(
 /// # Errors
 /// If it cannot be written.
 pub(crate) fn write_failed<'a>(path: &Path, failed: impl Iterator<Item = &'a FailedRecord>) -> Result<()> {
-    let mut table = csv::Writer::from_writer(Vec::new());
-    let refuse =
-        |error: csv::Error| Error::Table { path: path.to_path_buf(), line: None, message: error.to_string() };
-    table.write_record(["id", "line", "reason"]).map_err(refuse)?;
-    for record in failed {
-        table.write_record([&record.id, &record.line.to_string(), &record.reason]).map_err(refuse)?;
-    }
-    let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(path, &bytes)
+    let row = |record: &FailedRecord| [record.id.clone(), record.line.to_string(), record.reason.clone()];
+    write_csv(path, &["id", "line", "reason"], failed.map(row))
 }
 
 fn interrupted(interrupt: &Interrupt) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::{
         flaws::{Flaw, FlawShares, plan, sources, spoil},
         picture::write_png,
     },
-    files::write_whole,
+    files::write_csv,
 };
 
 /// The largest side of a drawn picture, in pixels.
@@ -131,25 +131,11 @@ fn picture_path(part: &str, id: usize) -> String {
 }
 
 fn write_table(path: &Path, part: &str, rows: &[Row]) -> Result<()> {
-    let failed = |error: csv::Error| Error::Table {
-        path: path.to_path_buf(),
-        line: None,
-        message: format!("cannot write the table: {error}"),
-    };
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(["id", "image_save_path", "caption", "flaw", "duplicate_of"]).map_err(failed)?;
-    for row in rows {
+    let row = |row: &Row| {
         let original = row.duplicate_of.map_or(String::new(), |original| original.to_string());
-        writer
-            .write_record([
-                &row.id.to_string(),
-                &picture_path(part, row.id),
-                &row.caption,
-                row.flaw.name(),
-                &original,
-            ])
-            .map_err(failed)?;
-    }
-    let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
-    write_whole(path, &bytes)
+        let picture = picture_path(part, row.id);
+        [row.id.to_string(), picture, row.caption.clone(), row.flaw.name().to_owned(), original]
+    };
+    let header = ["id", "image_save_path", "caption", "flaw", "duplicate_of"];
+    write_csv(path, &header, rows.iter().map(row))
 }
