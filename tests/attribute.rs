@@ -66,6 +66,7 @@ impl Workplace {
             "text_encoder": {"tokens": 8, "channels": 16},
             "bs": 8,
             "ep": 2,
+            "rule": "loss",
             "tlr": 1e-3,
             "ls": 0.1,
             "workers": 2,
