@@ -43,7 +43,7 @@ const COMPARE: [&str; 9] = [
     "--keep",
     "50%",
     "--ratings",
-    "alignment,plain-loss,inner-product,clarity,caption-length",
+    "alignment,plain-loss,inner-product,excess-loss,caption-length,clarity",
     "--samplers",
     "top-k,shift-gsample",
 ];
@@ -55,8 +55,8 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     let said = work.succeed(&whole);
     assert!(said.contains("96 records to train on, 16 for validation"), "{said}");
     let fits = work.fits("whole");
-    // Everything once, random, the oracle and ten chosen parts by both conventions, for two seeds.
-    assert_eq!(fits.len(), 2 * (1 + 2 * (2 + 10)));
+    // Everything once, random, the oracle and twelve chosen parts by both conventions, for two seeds.
+    assert_eq!(fits.len(), 2 * (1 + 2 * (2 + 12)));
     for row in &fits {
         let loss: f64 = row["validation_loss"].parse().unwrap();
         assert!(loss > 0.5 && loss < 4.5, "{row:?}");
@@ -76,7 +76,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
         rows.map(|row| row["validation_loss"].parse().unwrap()).collect()
     };
     let summary = work.table("whole/summary.csv");
-    assert_eq!(summary.len(), 1 + 2 * (2 + 10));
+    assert_eq!(summary.len(), 1 + 2 * (2 + 12));
     let line = summary.iter().find(|row| row["rating"] == "clarity" && row["sampler"] == "top-k").unwrap();
     assert_eq!(line["convention"], "epochs");
     let (own, random, oracle) = (
@@ -100,7 +100,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     // Scales, flaws and pictures.
     assert_eq!(work.table("whole/scales.csv").len(), 3 * fits.len());
     let flaws = work.table("whole/flaws.csv");
-    assert_eq!(flaws.len(), 5 * 5, "five ratings, five flaws");
+    assert_eq!(flaws.len(), 6 * 5, "six ratings, five flaws");
     assert!(flaws.iter().all(|row| (0.0..=1.0).contains(&row["auroc"].parse::<f64>().unwrap())));
     let subsets = work.table("whole/subsets.csv");
     assert!(subsets.iter().filter(|row| row["rating"] == "oracle").all(|row| row["flaw"] == "clean"));

@@ -33,12 +33,12 @@ pub enum RaterRule {
 }
 
 impl RaterRule {
-    /// The keys of a configuration that make it.
+    /// The keys of a configuration that make it, whatever rule the configuration is of.
     pub fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Loss => &["rule=loss", "rater_teaching=weights"],
-            Self::ExcessWeights => &["rule=excess", "rater_teaching=weights"],
-            Self::Excess => &["rule=excess", "rater_teaching=regression"],
+            Self::Loss => &["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
+            Self::ExcessWeights => &["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
+            Self::Excess => &["rule=excess", "rule_geometry=sgd", "rater_teaching=regression"],
             Self::Alignment => &["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
         }
     }

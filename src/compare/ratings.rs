@@ -123,6 +123,10 @@ impl<'a> Ratings<'a> {
             path_key("data_args.val_csv_path", self.validation)?,
             path_key("token_cache", self.cache)?,
             format!("seed={seed}"),
+            // What a rule has defaults of its own for.
+            "rule_scaling=none".to_owned(),
+            "proxy_warmup_epochs=null".to_owned(),
+            "average_from_epoch=null".to_owned(),
             "record_every=1".to_owned(),
             "record_norms=null".to_owned(),
             "keep_checkpoints=1".to_owned(),
