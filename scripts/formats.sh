@@ -5,13 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [ -z "${PYTHON:-}" ]; then
-    environment=target/formats
-    if [ ! -x "$environment/bin/python" ]; then
-        python3 -m venv "$environment"
-    fi
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check datasets webdataset pyarrow numpy Pillow
-    PYTHON="$PWD/$environment/bin/python"
-fi
-export PYTHON
+source scripts/python.sh formats datasets webdataset pyarrow numpy Pillow
 cargo test --release --locked --test pack -- --ignored

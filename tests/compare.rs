@@ -4,9 +4,7 @@
 
 mod workplace;
 
-use std::{
-    collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, thread::sleep, time::Duration,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use serde_json::json;
 use workplace::Workplace;
@@ -132,12 +130,8 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
 
     // Stopped anywhere, it comes to the same; first with one seed only.
     let one = [&COMPARE[..], &["--seeds", "1", "--out", "stopped"]].concat();
-    for attempt in 0..8 {
-        let mut child = work.program(&one).spawn().unwrap();
-        sleep(Duration::from_millis(120 + 90 * attempt));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let kills = work.killed(&one, 8, 120, 90);
+    assert!(kills > 0, "the comparison was never killed");
     work.succeed(&one);
     let results = || -> BTreeMap<PathBuf, u64> {
         let entries = fs::read_dir(work.path("stopped/fits")).unwrap().map(|entry| entry.unwrap());
@@ -195,6 +189,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
     assert!(!work.path("without/flaws.csv").exists());
     // The block of 50% from 60% on would run past the end.
     let said = work.succeed(&run(&[&without[..], &["--keep", "30%,50%"]].concat()));
+    assert!(said.contains("resolution block:0.6 has no 50%"), "{said}");
     assert!(said.contains("| 30% | epochs | resolution | block:0.6 |"), "{said}");
     assert!(
         !said.contains("| 50% | epochs | resolution |") && said.contains("| 50% | epochs | random |"),

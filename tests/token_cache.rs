@@ -9,9 +9,7 @@ mod folders;
 
 mod workplace;
 
-use std::{
-    collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, thread::sleep, time::Duration,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use alchemist_engine::train::cache::TokenCache;
 use folders::{clip_pipeline, clip_weights};
@@ -78,12 +76,8 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
     work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
     let expected = shards(&work, "whole");
     let arguments = [&ENCODE[..], &["--out", "killed"]].concat();
-    for attempt in 0..4 {
-        let mut child = work.program(&arguments).spawn().unwrap();
-        sleep(Duration::from_millis(30 + 40 * attempt));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let kills = work.killed(&arguments, 4, 30, 40);
+    assert!(kills > 0, "encode was never killed");
     // What `encode` left is refused until it is whole, whether it was killed early or at its last shard.
     fs::remove_file(work.path("whole/shard-00006.json")).unwrap();
     work.refused(
@@ -93,15 +87,8 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
     work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
     work.succeed(&arguments);
     assert!(shards(&work, "whole") == expected);
-    let same = |here: &BTreeMap<String, Vec<u8>>, there: &BTreeMap<String, Vec<u8>>| {
-        // Keys are of paths seen from the cache's folder, so two caches side by side are equal.
-        here.iter()
-            .zip(there)
-            .filter(|(here, there)| here != there)
-            .map(|(here, _)| here.0.clone())
-            .collect::<Vec<_>>()
-    };
-    assert!(same(&shards(&work, "killed"), &expected).is_empty(), "a killed and resumed encode differs");
+    // Pictures are named by their paths from the cache's folder, so two caches side by side are equal.
+    assert!(shards(&work, "killed") == expected, "a killed and resumed encode differs");
 
     let damaged = work.path("whole/shard-00003.codes.safetensors");
     let inode = |name: &str| fs::metadata(work.path("whole").join(name)).unwrap().ino();

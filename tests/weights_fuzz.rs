@@ -8,11 +8,9 @@ mod forged;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs,
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -64,7 +62,7 @@ struct Target {
     /// The file around what is changed.
     wrap: fn(Vec<u8>) -> Vec<u8>,
     /// Reads everything; errors are fine.
-    read: fn(&Path),
+    read: Box<dyn Fn(&Path)>,
     /// No allocation may be larger than this many times the file, and a mebibyte.
     times: usize,
 }
@@ -83,41 +81,36 @@ fn read_weights(path: &Path) {
     assert!(texts < usize::MAX);
 }
 
-/// A small token cache: its first shard is what is changed, one file at a time.
-fn cache() -> &'static Path {
-    static CACHE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = CACHE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let settings =
-            DataSetSettings { train: 6, validation: 1, side: 16, shares: FlawShares::default(), seed: 3 };
-        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
-        let keys = [
-            "pn=1_2".to_owned(),
-            "patch_size=8".to_owned(),
-            r#"image_tokenizer={"components": 4, "codes": 8}"#.to_owned(),
-            r#"text_encoder={"tokens": 4, "channels": 8}"#.to_owned(),
-        ];
-        let request = EncodeRequest {
-            config: Config::parse("fuzz", "{}", &keys).unwrap(),
-            run: None,
-            tables: vec![data.train_csv],
-            out: folder.path().join("cache"),
-            text: Some(Some(Floats::Bf16)),
-            shard_rows: 4,
-            overwrite: false,
-        };
-        encode(&request, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
-        folder
-    });
-    // A static is never dropped, and so this folder stays; it lies where temporary files do.
-    Box::leak(folder.path().join("cache").into_boxed_path())
+/// Makes a small token cache in a folder: its first shard is what is changed, one file at a time.
+fn make_cache(folder: &Path) -> PathBuf {
+    let settings =
+        DataSetSettings { train: 6, validation: 1, side: 16, shares: FlawShares::default(), seed: 3 };
+    let data = write_data_set(&folder.join("data"), &settings).unwrap();
+    let keys = [
+        "pn=1_2".to_owned(),
+        "patch_size=8".to_owned(),
+        r#"image_tokenizer={"components": 4, "codes": 8}"#.to_owned(),
+        r#"text_encoder={"tokens": 4, "channels": 8}"#.to_owned(),
+    ];
+    let out = folder.join("cache");
+    let request = EncodeRequest {
+        config: Config::parse("fuzz", "{}", &keys).unwrap(),
+        run: None,
+        tables: vec![data.train_csv],
+        out: out.clone(),
+        text: Some(Some(Floats::Bf16)),
+        shard_rows: 4,
+        overwrite: false,
+    };
+    encode(&request, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
+    TokenCache::open(&out).unwrap().read_all().unwrap();
+    out
 }
 
 /// Opens the cache with one of its files in place of the good one, and puts that back. The entry says of the changed file what
 /// is true of it, so that it is not refused for its checksum.
-fn read_cache_with(name: &str, changed: &Path) {
-    let path = cache().join(name);
-    let entry = cache().join("shard-00000.json");
+fn read_cache_with(cache: &Path, name: &str, changed: &Path) {
+    let (path, entry) = (cache.join(name), cache.join("shard-00000.json"));
     let (good, good_entry) = (fs::read(&path).unwrap(), fs::read(&entry).unwrap());
     let bytes = fs::read(changed).unwrap();
     fs::write(&path, &bytes).unwrap();
@@ -127,15 +120,32 @@ fn read_cache_with(name: &str, changed: &Path) {
         told[part]["sha256"] = alchemist_engine::files::sha256(&bytes).into();
         fs::write(&entry, told.to_string()).unwrap();
     }
-    if let Ok(cache) = TokenCache::open(cache()) {
+    if let Ok(cache) = TokenCache::open(cache) {
         let _ = cache.read_all();
     }
     fs::write(&path, good).unwrap();
     fs::write(&entry, good_entry).unwrap();
 }
 
-fn of_cache(name: &str) -> Vec<Vec<u8>> {
-    vec![fs::read(cache().join(name)).unwrap()]
+/// A target for each file of a cache.
+fn cache_targets(cache: &Path) -> Vec<Target> {
+    let files = [
+        ("cache", "cache.json"),
+        ("shard", "shard-00000.json"),
+        ("codes", "shard-00000.codes.safetensors"),
+        ("states", "shard-00000.text.safetensors"),
+    ];
+    let target = |(name, file): (&'static str, &'static str)| {
+        let folder = cache.to_path_buf();
+        Target {
+            name,
+            seeds: vec![fs::read(cache.join(file)).unwrap()],
+            wrap: |bytes| bytes,
+            read: Box::new(move |path| read_cache_with(&folder, file, path)),
+            times: 32,
+        }
+    };
+    files.map(target).into()
 }
 
 fn targets() -> Vec<Target> {
@@ -146,48 +156,32 @@ fn targets() -> Vec<Target> {
     let safetensors = [&(header.len() as u64).to_le_bytes()[..], header, &number, &number].concat();
     let whole = |bytes| bytes;
     vec![
-        Target { name: "archive", seeds: pickles.clone(), wrap: whole, read: read_weights, times: 32 },
+        Target {
+            name: "archive",
+            seeds: pickles.clone(),
+            wrap: whole,
+            read: Box::new(read_weights),
+            times: 32,
+        },
         Target {
             name: "pickle",
             seeds: pickles.iter().map(|archive| pickle_in(archive).to_vec()).collect(),
             wrap: |pickle| forged::checkpoint(&pickle),
-            read: read_weights,
+            read: Box::new(read_weights),
             times: 32,
         },
         Target {
             name: "stream",
             seeds: made(&["nested_legacy.pth", "kinds_legacy.pth", "views_legacy.pth", "trained_legacy.pth"]),
             wrap: whole,
-            read: read_weights,
-            times: 32,
-        },
-        Target { name: "safetensors", seeds: vec![safetensors], wrap: whole, read: read_weights, times: 32 },
-        Target {
-            name: "cache",
-            seeds: of_cache("cache.json"),
-            wrap: whole,
-            read: |path| read_cache_with("cache.json", path),
+            read: Box::new(read_weights),
             times: 32,
         },
         Target {
-            name: "shard",
-            seeds: of_cache("shard-00000.json"),
+            name: "safetensors",
+            seeds: vec![safetensors],
             wrap: whole,
-            read: |path| read_cache_with("shard-00000.json", path),
-            times: 32,
-        },
-        Target {
-            name: "codes",
-            seeds: of_cache("shard-00000.codes.safetensors"),
-            wrap: whole,
-            read: |path| read_cache_with("shard-00000.codes.safetensors", path),
-            times: 32,
-        },
-        Target {
-            name: "states",
-            seeds: of_cache("shard-00000.text.safetensors"),
-            wrap: whole,
-            read: |path| read_cache_with("shard-00000.text.safetensors", path),
+            read: Box::new(read_weights),
             times: 32,
         },
     ]
@@ -254,7 +248,8 @@ fn mutate(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 fn run(time: Duration) {
     let folder = tempfile::tempdir().unwrap();
-    let targets = targets();
+    let mut targets = targets();
+    targets.extend(cache_targets(&make_cache(folder.path())));
     let seed = std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let mut dice = Dice(seed);
     let (start, mut count, mut most) = (Instant::now(), 0u64, 0usize);
@@ -264,7 +259,7 @@ fn run(time: Duration) {
             let path: PathBuf = folder.path().join(target.name);
             fs::write(&path, &bytes).unwrap();
             LARGEST.store(0, Ordering::Relaxed);
-            let outcome = std::panic::catch_unwind(|| (target.read)(&path));
+            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| (target.read)(&path)));
             let largest = LARGEST.load(Ordering::Relaxed);
             let limit = target.times * bytes.len() + (1 << 20);
             if outcome.is_err() || largest > limit {

@@ -33,14 +33,20 @@ pub enum RaterRule {
 }
 
 impl RaterRule {
-    /// The keys of a configuration that make it, whatever rule the configuration is of.
-    pub fn keys(self) -> &'static [&'static str] {
-        match self {
-            Self::Loss => &["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
-            Self::ExcessWeights => &["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
-            Self::Excess => &["rule=excess", "rule_geometry=sgd", "rater_teaching=regression"],
-            Self::Alignment => &["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
-        }
+    /// All of them.
+    #[cfg(test)]
+    const ALL: [Self; 4] = [Self::Loss, Self::ExcessWeights, Self::Excess, Self::Alignment];
+
+    /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of.
+    pub fn keys(self) -> [&'static str; 6] {
+        let [rule, geometry, teaching] = match self {
+            Self::Loss => ["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
+            Self::ExcessWeights => ["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
+            Self::Excess => ["rule=excess", "rule_geometry=sgd", "rater_teaching=regression"],
+            Self::Alignment => ["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
+        };
+        let own = ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null"];
+        [rule, geometry, teaching, own[0], own[1], own[2]]
     }
 }
 
@@ -157,7 +163,7 @@ impl FromStr for Rating {
 }
 
 /// A way to choose from a ranking, written `top-k`, `block:0.4` (offset), `gsample:0.5/0.2` (mean, sigma) or
-/// `shift-gsample:0.1/0.45/0.2` (share dropped from the top, mean, sigma); these numbers are the defaults, the block's but for.
+/// `shift-gsample:0.1/0.45/0.2` (share dropped from the top, mean, sigma). Without numbers, these are meant; a block needs one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler(pub Strategy);
 
@@ -280,6 +286,7 @@ impl Arm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn names_are_read_back() {
@@ -300,6 +307,19 @@ mod tests {
             assert!(message.contains(word), "{message}");
         }
         assert!("lost".parse::<Rating>().unwrap_err().to_string().contains("alignment"));
+    }
+
+    #[test]
+    fn every_rule_can_be_made_of_a_configuration_of_every_other() {
+        for before in RaterRule::ALL {
+            for after in RaterRule::ALL {
+                let keys = |rule: RaterRule| rule.keys().map(str::to_owned);
+                let config = Config::parse("before", "{}", &keys(before)).unwrap();
+                let found = Config::parse("after", &config.to_json().to_string(), &keys(after)).unwrap();
+                let expected = Config::parse("after", "{}", &keys(after)).unwrap();
+                assert_eq!(found.fingerprint(), expected.fingerprint(), "{after:?} after {before:?}");
+            }
+        }
     }
 
     #[test]

@@ -104,6 +104,9 @@ pub struct CompareSummary {
     pub files: Vec<PathBuf>,
 }
 
+/// The numbers of each rating by seed and id.
+type Told = BTreeMap<Rating, BTreeMap<u64, HashMap<String, f64>>>;
+
 /// Passes on how far a part is, under its name.
 struct Teller<'a> {
     what: String,
@@ -175,7 +178,7 @@ pub fn compare(
     };
     let arms = arms(request, flaw.is_some());
     let mut outcomes = Vec::new();
-    let mut told: BTreeMap<Rating, Vec<HashMap<String, f64>>> = BTreeMap::new();
+    let mut told = Told::new();
     let mut summary = None;
     for (turn, &seed) in request.seeds.iter().enumerate() {
         for (at, arm) in arms.iter().enumerate() {
@@ -196,10 +199,9 @@ pub fn compare(
                 })?)),
                 Arm::Chosen(rating, _) => {
                     let table = ratings.table(*rating, seed, &request.ratings, interrupt, &mut teller)?;
-                    if let Ok(path) = &table
-                        && told.get(rating).is_none_or(|seen| seen.len() <= turn)
-                    {
-                        told.entry(*rating).or_default().push(ratings.read(path)?);
+                    if let Ok(path) = &table {
+                        let numbers = ratings.read(path)?;
+                        told.entry(*rating).or_default().insert(seed, numbers);
                     }
                     Some(table)
                 }
@@ -238,11 +240,19 @@ pub fn compare(
                 if let Strategy::Block { offset } = strategy
                     && offset * data.records.len() as f64 + count as f64 > data.records.len() as f64 + 0.5
                 {
+                    if turn == 0 {
+                        tracing::warn!("{name} has no {keep_name}: the block would run past the last record");
+                    }
                     continue;
                 }
                 let named = format!("{name}-{keep_name}-{seed}").replace([' ', ':', '/'], "_");
                 let subset = out.join("subsets").join(format!("{named}.csv"));
                 let rated = ratings.read(chosen)?.len();
+                if rated < count && turn == 0 {
+                    tracing::warn!(
+                        "{name} has {rated} records, fewer than {keep_name}; all of them are kept"
+                    );
+                }
                 let job = SubsetJob {
                     ratings: chosen.clone(),
                     names: ratings.columns(),
@@ -330,17 +340,13 @@ fn shares(records: &[Record], flaw_of: &dyn Fn(&Record) -> Option<String>) -> Ve
     counts.into_iter().map(|((_, flaw), count)| (flaw, count / records.len() as f64)).collect()
 }
 
-fn flaw_lines(
-    records: &[Record],
-    flaw_of: &dyn Fn(&Record) -> Option<String>,
-    told: &BTreeMap<Rating, Vec<HashMap<String, f64>>>,
-) -> Vec<FlawLine> {
+fn flaw_lines(records: &[Record], flaw_of: &dyn Fn(&Record) -> Option<String>, told: &Told) -> Vec<FlawLine> {
     let mut lines = Vec::new();
     let kinds = shares(records, flaw_of);
     for (rating, seeds) in told {
         for (flaw, _) in kinds.iter().filter(|(flaw, _)| flaw != Flaw::Clean.name()) {
             let (mut found, mut percentiles) = (Vec::new(), Vec::new());
-            for numbers in seeds {
+            for numbers in seeds.values() {
                 let rated: Vec<(f64, String)> = records
                     .iter()
                     .filter_map(|record| Some((*numbers.get(&record.id)?, flaw_of(record)?)))

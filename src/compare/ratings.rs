@@ -117,16 +117,12 @@ impl<'a> Ratings<'a> {
             return Ok(known.clone().map(|_| ()));
         }
         let name = Rating::Rater(rule).name();
-        let mut keys: Vec<String> = rule.keys().iter().map(|&key| key.to_owned()).collect();
+        let mut keys = rule.keys().map(str::to_owned).to_vec();
         keys.extend([
             path_key("data_args.train_csv_path", self.pool.0)?,
             path_key("data_args.val_csv_path", self.validation)?,
             path_key("token_cache", self.cache)?,
             format!("seed={seed}"),
-            // What a rule has defaults of its own for.
-            "rule_scaling=none".to_owned(),
-            "proxy_warmup_epochs=null".to_owned(),
-            "average_from_epoch=null".to_owned(),
             "record_every=1".to_owned(),
             "record_norms=null".to_owned(),
             "keep_checkpoints=1".to_owned(),

@@ -195,8 +195,8 @@ fn text_encoder(
     // As for pictures: where no encoder's folder is named, the released one that made the cache is meant.
     let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
     let description = match kept {
-        Some(kept) => Some(kept.join(TEXT_ENCODER)).filter(|_| is_pretrained(&kept).unwrap_or(false)),
-        None => None,
+        Some(kept) if is_pretrained(&kept)? => Some(kept.join(TEXT_ENCODER)),
+        _ => None,
     };
     make_folder(&folder)?;
     let text = match description {

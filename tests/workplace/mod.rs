@@ -6,6 +6,8 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 
 use alchemist_engine::{
@@ -75,6 +77,20 @@ impl Workplace {
             assert!(errors.contains(word), "`{word}` is missing in: {errors}");
         }
         errors
+    }
+
+    /// Starts the program as often as `times` and kills it after a while that grows each time, in milliseconds; how often it was
+    /// still running.
+    pub fn killed(&self, arguments: &[&str], times: u64, first: u64, more: u64) -> usize {
+        let mut kills = 0;
+        for attempt in 0..times {
+            let mut child = self.program(arguments).spawn().unwrap();
+            sleep(Duration::from_millis(first + more * attempt));
+            kills += usize::from(child.try_wait().unwrap().is_none());
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        kills
     }
 
     /// Everything that a run came to.
