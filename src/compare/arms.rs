@@ -38,15 +38,17 @@ impl RaterRule {
     const ALL: [Self; 4] = [Self::Loss, Self::ExcessWeights, Self::Excess, Self::Alignment];
 
     /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of.
-    pub fn keys(self) -> [&'static str; 6] {
+    pub fn keys(self) -> [&'static str; 7] {
         let [rule, geometry, teaching] = match self {
             Self::Loss => ["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
             Self::ExcessWeights => ["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
             Self::Excess => ["rule=excess", "rule_geometry=sgd", "rater_teaching=regression"],
             Self::Alignment => ["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
         };
-        let own = ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null"];
-        [rule, geometry, teaching, own[0], own[1], own[2]]
+        // What a rule has a default of its own for.
+        let [scaling, warmup, from, norms] =
+            ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null", "record_norms=null"];
+        [rule, geometry, teaching, scaling, warmup, from, norms]
     }
 }
 

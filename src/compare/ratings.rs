@@ -124,7 +124,6 @@ impl<'a> Ratings<'a> {
             path_key("token_cache", self.cache)?,
             format!("seed={seed}"),
             "record_every=1".to_owned(),
-            "record_norms=null".to_owned(),
             "keep_checkpoints=1".to_owned(),
         ]);
         let config = with_keys(self.config, &keys)?;
