@@ -51,12 +51,12 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     let work = workplace();
     let whole = [&COMPARE[..], &["--seeds", "2", "--out", "whole"]].concat();
     let said = work.succeed(&whole);
-    assert!(said.contains("96 records to train on, 16 for validation"), "{said}");
+    assert!(said.contains("96 records to train on, 8 to guide raters, 8 to measure models on"), "{said}");
     let fits = work.fits("whole");
     // Everything once, random, the oracle and twelve chosen parts by both conventions, for two seeds.
     assert_eq!(fits.len(), 2 * (1 + 2 * (2 + 12)));
     for row in &fits {
-        let loss: f64 = row["validation_loss"].parse().unwrap();
+        let loss: f64 = row["held_out_loss"].parse().unwrap();
         assert!(loss > 0.5 && loss < 4.5, "{row:?}");
         let steps = match (row["rating"].as_str(), row["convention"].as_str()) {
             ("everything", "") | (_, "steps") => "24",
@@ -71,7 +71,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
             (row["rating"].as_str(), row["sampler"].as_str(), row["convention"].as_str())
                 == (rating, sampler, convention)
         });
-        rows.map(|row| row["validation_loss"].parse().unwrap()).collect()
+        rows.map(|row| row["held_out_loss"].parse().unwrap()).collect()
     };
     let summary = work.table("whole/summary.csv");
     assert_eq!(summary.len(), 1 + 2 * (2 + 12));
@@ -84,7 +84,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     );
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let number = |name: &str| line[name].parse::<f64>().unwrap();
-    approx::assert_relative_eq!(number("validation_loss"), mean(&own), max_relative = 1e-12);
+    approx::assert_relative_eq!(number("held_out_loss"), mean(&own), max_relative = 1e-12);
     let differences = [own[0] - random[0], own[1] - random[1]];
     approx::assert_relative_eq!(number("difference_to_random"), mean(&differences), max_relative = 1e-9);
     let half = 12.706 * (differences[0] - differences[1]).abs() / 2.0;
@@ -120,12 +120,14 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
         "by-hand",
         "--data",
         "whole/subsets/alignment_top-k-50%-1.csv",
+        "--validation",
+        "whole/data/held_out.csv",
         "--set",
         "token_cache=whole/tokens",
         "--set",
         "seed=1",
     ]);
-    let loss: f64 = row["validation_loss"].parse().unwrap();
+    let loss: f64 = row["held_out_loss"].parse().unwrap();
     assert!(said.contains(&format!("validation: loss {loss:.4}")), "{said}, not {loss}");
 
     // Stopped anywhere, it comes to the same; first with one seed only.
@@ -170,7 +172,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
     work.refused(&run(&["--out", "few", "--keep", "5%"]), &["5% of 96", "are 5", "a batch of 8"]);
     work.refused(&run(&["--out", "name", "--samplers", "best"]), &["the sampler `best`", "top-k"]);
     work.refused(&run(&["--out", "flaw", "--flaw-column", "spoiled"]), &["no column `spoiled`"]);
-    // Without a validation set one is held out, and the column of flaws need not be there.
+    // Without a validation set records are set aside, and the column of flaws need not be there.
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
     fs::write(work.path("data/plain.csv"), table.replacen(",flaw,", ",kind,", 1)).unwrap();
     let without = [
@@ -184,8 +186,8 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "epochs",
     ];
     let said = work.succeed(&run(&[&without[..], &["--keep", "30%"]].concat()));
-    assert!(said.contains("10 records are held out for it"), "{said}");
-    assert!(said.contains("86 records to train on, 10 for validation"), "{said}");
+    assert!(said.contains("19 records are set aside"), "{said}");
+    assert!(said.contains("77 records to train on, 10 to guide raters, 9 to measure models on"), "{said}");
     assert!(!work.path("without/flaws.csv").exists());
     // The block of 50% from 60% on would run past the end.
     let said = work.succeed(&run(&[&without[..], &["--keep", "30%,50%"]].concat()));
@@ -196,10 +198,12 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "{said}"
     );
     work.refused(&run(&[&without[..], &["--set", "tlr=1e-3"]].concat()), &["another configuration"]);
-    // Pictures in both sets.
+    // Pictures in two of the sets.
+    let same = run(&["--out", "same", "--held-out", "data/validation.csv"]);
+    work.refused(&same, &["16 validation pictures are in the held-out set", "--allow-duplicates"]);
     fs::copy(work.path("data/train/000003.png"), work.path("data/validation/000099.png")).unwrap();
     let shared = run(&["--out", "shared", "--keep", "30%", "--equal", "epochs"]);
-    work.refused(&shared, &["1 training pictures are in the validation set", "--allow-duplicates"]);
+    work.refused(&shared, &["1 training pictures are in the held-out set", "--allow-duplicates"]);
     let said = work.succeed(&[&shared[..], &["--allow-duplicates"]].concat());
-    assert!(said.contains("1 training pictures are in the validation set"), "{said}");
+    assert!(said.contains("1 training pictures are in the held-out set"), "{said}");
 }

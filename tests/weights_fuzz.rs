@@ -256,7 +256,7 @@ fn run(time: Duration) {
     while start.elapsed() < time {
         for target in &targets {
             let bytes = (target.wrap)(mutate(&mut dice, &target.seeds));
-            let path: PathBuf = folder.path().join(target.name);
+            let path = folder.path().join(format!("changed-{}", target.name));
             fs::write(&path, &bytes).unwrap();
             LARGEST.store(0, Ordering::Relaxed);
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| (target.read)(&path)));

@@ -28,9 +28,13 @@ pub struct CompareArguments {
     /// The training set, in place of the configuration's; a column `flaw`, as `plant` writes it, is the planted truth.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
-    /// The validation set, in place of the configuration's; a tenth of the training set is held out if neither is given.
+    /// The validation set, which guides the raters, in place of the configuration's; a fifth of the training set is set aside if
+    /// neither is given.
     #[arg(long, value_name = "FILE.csv")]
     pub validation: Option<PathBuf>,
+    /// What models are measured on and no rater sees; half of the validation set if it is not given.
+    #[arg(long, value_name = "FILE.csv")]
+    pub held_out: Option<PathBuf>,
     /// Folder of the comparison. Given again, it goes on, also with more seeds, shares, ratings or samplers.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -106,6 +110,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         ratings,
         samplers: parsed::<Sampler>(&arguments.samplers)?,
         conventions: parsed::<Convention>(&arguments.equal)?,
+        held_out: arguments.held_out,
         flaw_column: arguments.flaw_column,
         allow_duplicates: arguments.allow_duplicates,
         keep_models: arguments.keep_models,
@@ -113,9 +118,10 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
     let mut progress = Counted::new();
     let summary = compare(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
     super::say(&format!(
-        "{} records to train on, {} for validation\n\n{}",
+        "{} records to train on, {} to guide raters, {} to measure models on\n\n{}",
         summary.records,
         summary.validation,
+        summary.held_out,
         markdown(&summary.lines, &summary.flaws, &summary.costs)
     ))?;
     for path in &summary.files {

@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CellResult {
-    /// What it is known by: SHA-256 over configuration, training set and validation set, shortened.
+    /// What it is known by: SHA-256 over configuration, training set and held-out set, shortened.
     pub key: String,
     /// Records trained on.
     pub records: u64,
@@ -32,7 +32,7 @@ pub struct CellResult {
     pub epochs: u64,
     /// Updates.
     pub steps: u64,
-    /// Validation loss at the end; nothing if the run diverged, as with the other measures.
+    /// Loss on the held-out set at the end; nothing if the run diverged, as with the other measures.
     pub loss: Option<f64>,
     /// The finest scale's.
     pub tail_loss: Option<f64>,
@@ -42,7 +42,7 @@ pub struct CellResult {
     pub tail_accuracy: Option<f64>,
     /// By scale, the coarsest first.
     pub scales: Vec<ScaleMeasures>,
-    /// Updates and validation loss, after each epoch.
+    /// Updates and loss on the held-out set, after each epoch.
     pub curve: Vec<(u64, f64)>,
     /// Seconds that it took, over all starts.
     pub seconds: f64,
@@ -113,7 +113,8 @@ pub(super) struct Fits<'a> {
     pub(super) config: &'a Config,
     /// Where runs and results lie.
     pub(super) folder: PathBuf,
-    pub(super) validation: &'a Path,
+    /// What they are measured on.
+    pub(super) held_out: &'a Path,
     pub(super) cache: &'a Path,
     /// Keep each model's last checkpoint.
     pub(super) keep_models: bool,
@@ -133,7 +134,7 @@ impl Fits<'_> {
             self.config,
             &[
                 path_key("data_args.train_csv_path", table)?,
-                path_key("data_args.val_csv_path", self.validation)?,
+                path_key("data_args.val_csv_path", self.held_out)?,
                 path_key("token_cache", self.cache)?,
                 format!("seed={seed}"),
                 format!("ep={epochs}"),
@@ -141,7 +142,7 @@ impl Fits<'_> {
             ],
         )?;
         let digest = |path: &Path| digest_of_file(path).map_err(Error::io("read", path));
-        let told = [config.fingerprint().as_bytes(), &digest(table)?, &digest(self.validation)?].concat();
+        let told = [config.fingerprint().as_bytes(), &digest(table)?, &digest(self.held_out)?].concat();
         let key = sha256(&told)[..16].to_owned();
         let path = self.folder.join(format!("{key}.json"));
         if path.exists() {

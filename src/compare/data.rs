@@ -1,5 +1,5 @@
-//! The data of a comparison: the records that can be used, a validation set that has none of their pictures, and the tokens of
-//! both.
+//! The data of a comparison: the records that can be used, a validation set that guides the raters, a held-out set that no rater
+//! sees and models are measured on, none with a picture of another, and the tokens of all.
 
 use std::{
     collections::HashMap,
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// Share held out for validation where no table of it is named.
-const VALIDATION_SHARE: f64 = 0.1;
+/// Share set aside, for validation and for measuring together, where no table is named.
+const ASIDE_SHARE: f64 = 0.2;
 
 /// What the data of a comparison is; a folder of another one is refused.
 #[derive(PartialEq, Serialize, Deserialize)]
@@ -39,17 +39,19 @@ struct Described {
 pub(super) struct Data {
     /// The records that models can be trained on.
     pub(super) pool: PathBuf,
-    /// The validation set.
+    /// What guides the raters.
     pub(super) validation: PathBuf,
-    /// Usable records of it.
-    pub(super) validation_records: usize,
+    /// What models are measured on.
+    pub(super) held_out: PathBuf,
+    /// Usable records of the two.
+    pub(super) aside: [usize; 2],
     /// Those of the pool.
     pub(super) records: Vec<Record>,
-    /// The tokens of both.
+    /// The tokens of all.
     pub(super) cache: PathBuf,
 }
 
-/// Splits off a validation set where there is none, encodes both, and leaves the records that can be used.
+/// Splits off what is not named, encodes all, and leaves the records that can be used.
 pub(super) fn prepare(
     request: &CompareRequest,
     out: &Path,
@@ -63,6 +65,7 @@ pub(super) fn prepare(
     let given = config.data.validation.clone();
     let tables = std::iter::once(&train)
         .chain(&given)
+        .chain(&request.held_out)
         .map(|path| Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?)))
         .collect::<Result<Vec<_>>>()?;
     let described = Described { config: config.fingerprint(), tables };
@@ -83,39 +86,53 @@ pub(super) fn prepare(
     let corpus = corpus::open(config, &train)?;
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
     let mut records = corpus.read_all()?;
-    let validation = match given {
-        Some(path) => path,
+    // Where tables are named, they are read; what is not is split off, the same for every model.
+    let aside = match &given {
+        Some(path) => corpus::open(config, path)?.read_all()?,
         None => {
-            let share = config.data.validation_portion.unwrap_or(VALIDATION_SHARE);
-            let count = ((records.len() as f64 * share).round() as usize).max(config.training.batch);
+            let share = config.data.validation_portion.unwrap_or(ASIDE_SHARE);
+            let count = ((records.len() as f64 * share).round() as usize).max(2 * config.training.batch);
             if count >= records.len() {
-                let message =
-                    format!("{} records are too few to hold {count} out for validation", records.len());
+                let message = format!("{} records are too few to set {count} of them aside", records.len());
                 return Err(Error::Table { path: train, line: None, message });
             }
-            tracing::warn!(
-                "no validation set is named, so {count} records are held out for it, the same for every model"
-            );
-            let mut places: Vec<usize> = (0..records.len()).collect();
-            Random::new(config.seed, Purpose::Shuffle, u64::MAX).shuffle(&mut places);
-            let mut held = vec![false; records.len()];
-            places[..count].iter().for_each(|&at| held[at] = true);
-            let path = folder.join("validation.csv");
-            let (out, left): (Vec<_>, Vec<_>) = records.into_iter().zip(held).partition(|(_, held)| *held);
-            let only = |records: Vec<(Record, bool)>| -> Vec<Record> {
-                records.into_iter().map(|(record, _)| record).collect()
-            };
-            write_records(&path, &header, columns, &only(out))?;
-            records = only(left);
-            path
+            tracing::warn!("no validation set is named, so {count} records are set aside");
+            let (aside, left) = split(records, count, config.seed, u64::MAX);
+            records = left;
+            aside
         }
     };
+    let (validation, held_out) = match &request.held_out {
+        Some(path) => (aside, corpus::open(config, path)?.read_all()?),
+        None => {
+            let count = aside.len() / 2;
+            tracing::warn!(
+                "no held-out set is named, so {count} of the {} records for validation are: raters do not see them, and models are \
+                 measured on them",
+                aside.len()
+            );
+            let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1);
+            (validation, held_out)
+        }
+    };
+    for (what, set) in [("validation", &validation), ("measuring", &held_out)] {
+        if set.len() < config.training.batch {
+            return Err(Error::invalid(format!(
+                "{} records are left for {what}, fewer than a batch of {}; give more, or set bs lower",
+                set.len(),
+                config.training.batch
+            )));
+        }
+    }
+    let paths = ["validation.csv", "held_out.csv"].map(|name| folder.join(name));
+    write_records(&paths[0], &header, columns, &validation)?;
+    write_records(&paths[1], &header, columns, &held_out)?;
     let all = folder.join("train.csv");
     write_records(&all, &header, columns, &records)?;
     let encoding = EncodeRequest {
         config: config.clone(),
         run: None,
-        tables: vec![all, validation.clone()],
+        tables: [&[all][..], &paths].concat(),
         out: cache.clone(),
         text: None,
         shard_rows: 512,
@@ -123,7 +140,6 @@ pub(super) fn prepare(
     };
     encode(&encoding, interrupt, &mut |what, done, total| (teller.progress)(what, done, total))?;
     let tokens = TokenCache::open(&cache)?;
-    let held = corpus::open(config, &validation)?.read_all()?;
     let usable = |record: &Record| tokens.holds(&record.image);
     let before = records.len();
     records.retain(usable);
@@ -134,40 +150,51 @@ pub(super) fn prepare(
             cache.join("failed.csv").display()
         );
     }
-    refuse_shared(request, &records, &held)?;
+    refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;
     write_records(&pool, &header, columns, &records)?;
     // Their pictures are named by whole paths now.
     let records = corpus::open(config, &pool)?.read_all()?;
-    let validation_records = held.iter().filter(|record| usable(record)).count();
-    Ok(Data { pool, validation, validation_records, records, cache })
+    let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
+    let [validation, held_out] = paths;
+    Ok(Data { pool, validation, held_out, aside, records, cache })
 }
 
-/// Refuses pictures that are in both sets, by their content.
-fn refuse_shared(request: &CompareRequest, train: &[Record], validation: &[Record]) -> Result<()> {
-    let digests = |records: &[Record]| -> HashMap<[u8; 32], String> {
-        records
-            .par_iter()
-            .filter_map(|record| Some((digest_of_file(&record.image).ok()?, record.id.clone())))
-            .collect()
-    };
-    let held = digests(validation);
-    let shared: Vec<(String, String)> = train
-        .par_iter()
-        .filter_map(|record| {
-            let other = held.get(&digest_of_file(&record.image).ok()?)?;
-            Some((record.id.clone(), other.clone()))
-        })
-        .collect();
-    let Some((first, other)) = shared.first() else { return Ok(()) };
-    let message = format!(
-        "{} training pictures are in the validation set, too (the first: {first} is {other})",
-        shared.len()
-    );
-    if request.allow_duplicates {
+/// Takes `count` records out at random; gives them and those that are left, both in the order they had.
+fn split(records: Vec<Record>, count: usize, seed: u64, turn: u64) -> (Vec<Record>, Vec<Record>) {
+    let mut places: Vec<usize> = (0..records.len()).collect();
+    Random::new(seed, Purpose::Shuffle, turn).shuffle(&mut places);
+    let mut taken = vec![false; records.len()];
+    places[..count].iter().for_each(|&at| taken[at] = true);
+    let (out, left): (Vec<_>, Vec<_>) = records.into_iter().zip(taken).partition(|(_, taken)| *taken);
+    let only = |records: Vec<(Record, bool)>| records.into_iter().map(|(record, _)| record).collect();
+    (only(out), only(left))
+}
+
+/// Refuses pictures that are in two of the sets, by their content.
+fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Result<()> {
+    let digests = sets.map(|(_, records)| -> Vec<Option<[u8; 32]>> {
+        records.par_iter().map(|record| digest_of_file(&record.image).ok()).collect()
+    });
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        let held: HashMap<[u8; 32], &str> = std::iter::zip(&digests[other], sets[other].1)
+            .filter_map(|(digest, record)| Some(((*digest)?, record.id.as_str())))
+            .collect();
+        let shared: Vec<(&str, &str)> = std::iter::zip(&digests[one], sets[one].1)
+            .filter_map(|(digest, record)| Some((record.id.as_str(), *held.get(&(*digest)?)?)))
+            .collect();
+        let Some((first, second)) = shared.first() else { continue };
+        let message = format!(
+            "{} {} pictures are in the {} set, too (the first: {first} is {second})",
+            shared.len(),
+            sets[one].0,
+            sets[other].0
+        );
+        if !request.allow_duplicates {
+            return Err(Error::invalid(format!("{message}; remove them, or allow it by --allow-duplicates")));
+        }
         tracing::warn!("{message}");
-        return Ok(());
     }
-    Err(Error::invalid(format!("{message}; remove them, or allow it by --allow-duplicates")))
+    Ok(())
 }
 
 /// Writes records with all their columns, pictures by their whole paths.

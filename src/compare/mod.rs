@@ -1,7 +1,9 @@
 //! Does it work? Trains one text-to-image model on everything, on random parts, and on the parts that each rating and sampler
 //! chooses, with several seeds, and says what each came to beside the controls.
 //!
-//! A folder holds it all: `data/` (the records that can be used, and the validation set), `tokens/` (what `encode` keeps),
+//! Raters are guided by a validation set, and models are measured on a held-out set that no rater sees.
+//!
+//! A folder holds it all: `data/` (the records that can be used, and the two sets), `tokens/` (what `encode` keeps),
 //! `raters/`, `ratings/`, `subsets/`, `fits/` (a result for each different model), and the tables. Whatever is there is not made
 //! again, so a stopped comparison goes on, and one with more ratings, shares or seeds takes up what it has.
 
@@ -62,7 +64,9 @@ pub struct CompareRequest {
     pub conventions: Vec<Convention>,
     /// The column that says what was planted; `clean` is what is not spoiled.
     pub flaw_column: Option<String>,
-    /// Go on where the training and validation set share pictures.
+    /// What models are measured on; half of the validation set if it is not named.
+    pub held_out: Option<PathBuf>,
+    /// Go on where the sets share pictures.
     pub allow_duplicates: bool,
     /// Keep the models.
     pub keep_models: bool,
@@ -94,6 +98,8 @@ pub struct CompareSummary {
     pub records: usize,
     /// Of the validation set.
     pub validation: usize,
+    /// Of what models are measured on.
+    pub held_out: usize,
     /// One line an arm, share and convention.
     pub lines: Vec<Line>,
     /// How well each rating tells each planted flaw.
@@ -146,7 +152,7 @@ impl Observer for Teller<'_> {
 /// Runs a comparison, or goes on with it.
 ///
 /// # Errors
-/// If the data or an arm cannot be used, the training and validation set share pictures, a file cannot be written, or the user
+/// If the data or an arm cannot be used, two of the sets share pictures, a file cannot be written, or the user
 /// interrupts: what is finished is kept.
 pub fn compare(
     request: &CompareRequest,
@@ -172,7 +178,7 @@ pub fn compare(
     let fits = Fits {
         config,
         folder: out.join("fits"),
-        validation: &data.validation,
+        held_out: &data.held_out,
         cache: &data.cache,
         keep_models: request.keep_models,
     };
@@ -281,7 +287,8 @@ pub fn compare(
         let files = table::write(&out, &outcomes, &lines, &flaws, &costs)?;
         summary = Some(CompareSummary {
             records: data.records.len(),
-            validation: data.validation_records,
+            validation: data.aside[0],
+            held_out: data.aside[1],
             lines,
             flaws,
             costs,

@@ -163,10 +163,10 @@ pub(super) fn write(
             "records",
             "epochs",
             "steps",
-            "validation_loss",
-            "validation_tail_loss",
-            "validation_accuracy",
-            "validation_tail_accuracy",
+            "held_out_loss",
+            "held_out_tail_loss",
+            "held_out_accuracy",
+            "held_out_tail_accuracy",
             "seconds",
             "diverged",
             "fit",
@@ -194,16 +194,7 @@ pub(super) fn write(
     )?;
     csv_file(
         "scales.csv",
-        &[
-            "rating",
-            "sampler",
-            "keep",
-            "convention",
-            "seed",
-            "side",
-            "validation_loss",
-            "validation_accuracy",
-        ],
+        &["rating", "sampler", "keep", "convention", "seed", "side", "held_out_loss", "held_out_accuracy"],
         outcomes
             .iter()
             .flat_map(|outcome| {
@@ -230,9 +221,9 @@ pub(super) fn write(
             "diverged",
             "records",
             "steps",
-            "validation_loss",
+            "held_out_loss",
             "half_interval",
-            "validation_accuracy",
+            "held_out_accuracy",
             "accuracy_half_interval",
             "difference_to_random",
             "difference_half_interval",
@@ -299,9 +290,9 @@ fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
 /// The tables as people read them.
 pub fn markdown(lines: &[Line], flaws: &[FlawLine], costs: &[(String, f64, f64)]) -> String {
     let mut text = String::from(
-        "Validation loss of the model, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
+        "Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
          by seed; share of the gap between random and the ceiling (`oracle`: unspoiled records only) that is closed.\n\n\
-         | keep | equal | rating | sampler | seeds | steps | validation loss | difference to random | gap closed |\n\
+         | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for line in lines {
@@ -376,9 +367,9 @@ fn pictures(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
                 Some(Interval { name: name.trim().to_owned(), mean, half: half.unwrap_or(0.0) })
             })
             .collect();
-        let title = format!("Validation loss less random's, {keep} kept, equal {convention}");
+        let title = format!("Held-out loss less random's, {keep} kept, equal {convention}");
         let path = folder.join(format!("difference-{}-{convention}.png", keep.replace(['%', ' '], "")));
-        interval_chart(&title, "difference of the validation loss (left is better)", &rows)?
+        interval_chart(&title, "difference of the held-out loss (left is better)", &rows)?
             .write_png(&path)?;
         written.push(path);
     }
