@@ -12,10 +12,11 @@ use crate::{
         flaws::{Flaw, FlawShares},
     },
     error::{Error, Result},
-    files::write_csv,
+    files::{write_csv, write_whole},
     interrupt::Interrupt,
     rate::{
         dynamics::{Recording, recordings},
+        page::RunPage,
         pictures::rating_pictures,
         scorer::{ScoreRequest, ScoreSummary, score},
         trainer::{Observer, TrainSummary, train},
@@ -72,6 +73,8 @@ pub struct DemoReport {
     pub scoring: ScoreSummary,
     /// Pictures written.
     pub pictures: Vec<PathBuf>,
+    /// One page of all that.
+    pub page: PathBuf,
     /// The table of [`flaws`](Self::flaws) as a file.
     pub table: PathBuf,
     /// The chosen half.
@@ -123,7 +126,7 @@ pub fn demo(
     drop(directory);
     let request = ScoreRequest {
         config: None,
-        checkpoint: run_folder,
+        checkpoint: run_folder.clone(),
         corpus: data.train_csv.clone(),
         out: ratings.clone(),
         batch: config.training.batch,
@@ -137,6 +140,9 @@ pub fn demo(
     draw_losses(&losses, points)?;
     let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
     pictures.insert(0, losses);
+    let page = folder.join("report.html");
+    let of_run = RunPage { run: run_folder, ratings: Some(ratings.clone()), corpus: None, flaw_column: None };
+    write_whole(&page, of_run.page()?.to_html().as_bytes())?;
     let subset = write_subset(
         &SubsetJob {
             ratings,
@@ -153,7 +159,7 @@ pub fn demo(
     let flaws = judge(&rows);
     let table = folder.join("flaws.csv");
     write_table(&table, &flaws)?;
-    Ok(DemoReport { flaws, training, scoring, pictures, table, subset: subset.subset })
+    Ok(DemoReport { flaws, training, scoring, pictures, page, table, subset: subset.subset })
 }
 
 fn demo_config(sets: &[String]) -> Result<Config> {
@@ -273,7 +279,7 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
 }
 
 fn draw_losses(path: &Path, [validation, tail, train]: [Vec<(f64, f64)>; 3]) -> Result<()> {
-    let series = |name: &str, points| Series { name: name.to_owned(), points };
+    let series = |name: &str, points| Series::new(name, points);
     let curves = LossCurves {
         title: "Loss of the proxy".to_owned(),
         x_label: "step".to_owned(),

@@ -3,8 +3,12 @@
 use std::{fs, path::PathBuf};
 
 use alchemist_engine::report::{
-    EventFile, LossCurves, Picture, Series, SheetRow, TextTable, Thumbnail, auroc, contact_sheet,
-    decile_samples, event_file::Clock, loss_curves, mean_percentile, picture, rating_histogram, spearman,
+    EventFile, Kept, LossCurves, Picture, RatingHistogram, Series, SheetRow, TextTable, Thumbnail, auroc,
+    contact_sheet, decile_samples,
+    event_file::Clock,
+    loss_curves, mean_percentile, picture,
+    plot::{loss_curves_svg, rating_histogram_svg},
+    rating_histogram, spearman,
 };
 
 fn close(value: Option<f64>, expected: f64) {
@@ -180,17 +184,12 @@ fn curves(smoothing: f64) -> LossCurves {
         let bits = step.wrapping_mul(2_654_435_761) ^ series.wrapping_mul(40_503);
         f64::from(bits.wrapping_mul(2_246_822_519) >> 16) / 65_536.0 - 0.5
     };
-    let line = |index: u32, name: &str, end: f64| Series {
-        name: name.to_owned(),
-        points: (0..2400)
-            .map(|step| {
-                let value = end + (6.2 - end) * (-f64::from(step) / 420.0).exp() + 0.35 * noise(step, index);
-                (
-                    f64::from(step) * 10.0,
-                    if (900..960).contains(&step) && index == 2 { f64::NAN } else { value },
-                )
-            })
-            .collect(),
+    let line = |index: u32, name: &str, end: f64| {
+        let points = (0..2400).map(|step| {
+            let value = end + (6.2 - end) * (-f64::from(step) / 420.0).exp() + 0.35 * noise(step, index);
+            (f64::from(step) * 10.0, if (900..960).contains(&step) && index == 2 { f64::NAN } else { value })
+        });
+        Series::new(name, points.collect())
     };
     LossCurves {
         title: "Losses of the proxy and the rater".to_owned(),
@@ -216,15 +215,46 @@ fn loss_curves_show_every_series() {
     let plain = loss_curves(&curves(0.0)).unwrap();
     written(&plain, "loss_curves_plain.png");
     assert_ne!(picture, plain);
-    let one = Series { name: "one point".to_owned(), points: vec![(3.0, 0.5)] };
+    let one = Series::new("one point", vec![(3.0, 0.5)]);
     written(&loss_curves(&LossCurves { series: vec![one], ..curves(0.0) }).unwrap(), "loss_curves_point.png");
+}
+
+/// A band is drawn around its line, and the chart in the page's colours holds no colour of paper or ink of its own.
+#[test]
+fn a_chart_has_bands_and_a_form_for_pages() {
+    let line: Vec<(f64, f64)> = (0..20).map(|x| (f64::from(x), 5.0 - f64::from(x) * 0.1)).collect();
+    let band = |half: f64| line.iter().map(|&(x, y)| (x, y - half, y + half)).collect();
+    let chart = |half: f64| LossCurves {
+        series: vec![Series { band: band(half), ..Series::new("a < b & \"c\"", line.clone()) }],
+        title: "Loss <held out>".to_owned(),
+        ..curves(0.0)
+    };
+    // Blue on white, at 16%.
+    let faint = |half: f64| {
+        let picture = loss_curves(&chart(half)).unwrap();
+        written(&picture, "loss_curves_band.png");
+        picture.rgb().chunks(3).filter(|pixel| pixel[0] < 225 && pixel[0] > 205 && pixel[2] > 235).count()
+    };
+    let (narrow, wide) = (faint(0.05), faint(0.4));
+    assert!(narrow > 10_000 && wide > 3 * narrow, "{narrow} and {wide} pixels of the band");
+
+    let svg = loss_curves_svg(&chart(0.4)).unwrap();
+    assert!(
+        svg.starts_with("<svg viewBox=\"0 70 1600 890\" role=\"img\" aria-label=\"Loss &lt;held out&gt;\"")
+    );
+    assert!(svg.contains("var(--ink)") && svg.contains("var(--grid)") && svg.contains("a &lt; b &amp; "));
+    assert!(svg.contains("<polygon"), "the band");
+    for colour in ["#222222", "#FFFFFF", "#E2E2E2", "embedded DejaVu"] {
+        assert!(!svg.contains(colour), "{colour} is left");
+    }
+    assert!(svg.trim_end().ends_with("</svg>"));
 }
 
 #[test]
 fn charts_without_anything_to_draw_are_refused() {
     let empty = LossCurves { series: vec![], ..curves(0.0) };
     assert_eq!(loss_curves(&empty).unwrap_err().to_string(), "the chart has no finite point to draw.");
-    let gap = Series { name: "gap".to_owned(), points: vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)] };
+    let gap = Series::new("gap", vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)]);
     assert!(loss_curves(&LossCurves { series: vec![gap], ..curves(0.0) }).is_err());
     for smoothing in [1.0, -0.1, f64::NAN] {
         assert_eq!(
@@ -233,11 +263,11 @@ fn charts_without_anything_to_draw_are_refused() {
         );
     }
     assert_eq!(
-        rating_histogram("x", &[f64::NAN], None).unwrap_err().to_string(),
+        histogram("x", &[f64::NAN], &[]).unwrap_err().to_string(),
         "the histogram has no finite rating to draw."
     );
     assert_eq!(
-        rating_histogram("x", &[1.0], Some(&[1])).unwrap_err().to_string(),
+        histogram("x", &[1.0], &[kept("", &[1])]).unwrap_err().to_string(),
         "row 1 is kept, but there are only 1 ratings."
     );
     assert_eq!(
@@ -250,6 +280,14 @@ fn charts_without_anything_to_draw_are_refused() {
         contact_sheet("x", &rows).unwrap_err().to_string(),
         "contact_sheet: 11 bytes are not a picture of 2×2 pixels"
     );
+}
+
+fn histogram(title: &str, ratings: &[f64], kept: &[Kept]) -> alchemist_engine::error::Result<Picture> {
+    rating_histogram(&RatingHistogram { title: title.to_owned(), ratings, kept })
+}
+
+fn kept(name: &str, rows: &[u32]) -> Kept {
+    Kept { name: name.to_owned(), rows: rows.to_vec() }
 }
 
 /// Ratings with a hump on either side.
@@ -271,16 +309,27 @@ fn the_histogram_lays_what_is_kept_over_all() {
     let strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
     let selection = select(&ratings, &strategy, Keep::Share(0.5), 0).unwrap();
     let picture =
-        rating_histogram("Ratings, and what shift-gsample keeps", &ratings, Some(&selection.kept)).unwrap();
+        histogram("Ratings, and what shift-gsample keeps", &ratings, &[kept("", &selection.kept)]).unwrap();
     written(&picture, "rating_histogram.png");
     let (all, kept) = (pixels_of(&picture, [190, 198, 206]), pixels_of(&picture, [0, 114, 178]));
     assert!(all > 20_000 && kept > 20_000, "{all} pixels of all, {kept} of kept");
-    let whole = rating_histogram("Ratings", &ratings, None).unwrap();
+    let whole = histogram("Ratings", &ratings, &[]).unwrap();
     assert_eq!(pixels_of(&whole, [0, 114, 178]), 0);
     // Half of the rows are kept, so half of the bars' area is covered.
     let share = kept as f64 / pixels_of(&whole, [190, 198, 206]) as f64;
     assert!((share - 0.5).abs() < 0.03, "{share}");
-    written(&rating_histogram("One rating only", &[0.25; 10], None).unwrap(), "rating_histogram_one.png");
+    written(&histogram("One rating only", &[0.25; 10], &[]).unwrap(), "rating_histogram_one.png");
+    // Several are outlined over bars of all.
+    let best = select(&ratings, &Strategy::TopK, Keep::Share(0.5), 0).unwrap();
+    let several = [kept("shift-gsample", &selection.kept), kept("top-k", &best.kept)];
+    let picture = histogram("Ratings, and what is kept", &ratings, &several).unwrap();
+    written(&picture, "rating_histogram_several.png");
+    for colour in [[0, 114, 178], [213, 94, 0]] {
+        let pixels = pixels_of(&picture, colour);
+        assert!((1000..20_000).contains(&pixels), "{pixels} of {colour:?}");
+    }
+    let svg = RatingHistogram { title: "Ratings".to_owned(), ratings: &ratings, kept: &several };
+    assert!(rating_histogram_svg(&svg).unwrap().contains("top-k: 6000"));
 }
 
 fn thumbnail(row: u32, side: u32, caption: &str, rating: f64) -> Thumbnail {

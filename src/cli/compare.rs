@@ -116,15 +116,16 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         keep_models: arguments.keep_models,
     };
     let mut progress = Counted::new();
-    let summary = compare(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
+    let (comparison, files) =
+        compare(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
     super::say(&format!(
         "{} records to train on, {} to guide raters, {} to measure models on\n\n{}",
-        summary.records,
-        summary.validation,
-        summary.held_out,
-        markdown(&summary.lines, &summary.flaws, &summary.costs)
+        comparison.records,
+        comparison.validation,
+        comparison.held_out,
+        markdown(&comparison)
     ))?;
-    for path in &summary.files {
+    for path in &files {
         super::say(&path.display().to_string())?;
     }
     Ok(())

@@ -68,7 +68,8 @@ fn table(report: &DemoReport) -> String {
         ]);
     }
     let pictures: Vec<String> = report.pictures.iter().map(|path| path.display().to_string()).collect();
-    let DemoReport { training, scoring, subset, table: file, .. } = report;
-    let (subset, file, pictures) = (subset.display(), file.display(), pictures.join("\n"));
-    format!("{training}\n{scoring}\nsubset:  {subset}\n\n{table}\n{file}\n{pictures}")
+    let DemoReport { training, scoring, subset, page, table: file, .. } = report;
+    let (subset, file, pictures, page) =
+        (subset.display(), file.display(), pictures.join("\n"), page.display());
+    format!("{training}\n{scoring}\nsubset:  {subset}\n\n{table}\n{file}\n{pictures}\n{page}")
 }

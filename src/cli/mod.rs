@@ -13,6 +13,7 @@ pub mod fit;
 pub mod inspect;
 pub mod pack;
 pub mod plant;
+pub mod report;
 pub mod sample;
 pub mod score;
 pub mod select;
@@ -70,6 +71,8 @@ pub enum Command {
     Sample(sample::SampleArguments),
     /// Train the same model on what each rating and sampler chooses, beside the controls, with several seeds.
     Compare(compare::CompareArguments),
+    /// Make one page of a run or a comparison: tables, charts and pairs by rating.
+    Report(report::ReportArguments),
     /// Write a run's networks as a checkpoint that the released code loads.
     Export(export::ExportArguments),
     /// Show what a file of weights holds: tensors, numbers and texts. Nothing in it is run.
@@ -118,6 +121,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
         Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
         Command::Compare(arguments) => compare::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Report(arguments) => report::run(arguments)?,
         Command::Pack(arguments) => pack::run(arguments, &Interrupt::from_signals()?)?,
         Command::Plant(arguments) => plant::run(arguments, &Interrupt::from_signals()?)?,
         Command::Devices(arguments) => devices::run(&arguments)?,

@@ -9,8 +9,10 @@
 
 pub mod arms;
 mod cells;
+mod comparison;
 mod data;
 mod heuristics;
+pub mod page;
 mod ratings;
 pub mod table;
 
@@ -20,11 +22,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use arms::{Arm, Convention, Rating, Sampler};
 pub use cells::CellResult;
 use cells::Fits;
+pub use comparison::Comparison;
 use ratings::Ratings;
-use table::{FlawLine, Line, summarise};
+use table::FlawLine;
 
 use crate::{
     config::Config,
@@ -73,7 +78,7 @@ pub struct CompareRequest {
 }
 
 /// One model of the comparison.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The rating, or `everything`, `random`, `oracle`.
     pub rating: String,
@@ -91,24 +96,8 @@ pub struct Outcome {
     pub flaws: Vec<(String, f64)>,
 }
 
-/// What a comparison came to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CompareSummary {
-    /// Records that models could be trained on.
-    pub records: usize,
-    /// Of the validation set.
-    pub validation: usize,
-    /// Of what models are measured on.
-    pub held_out: usize,
-    /// One line an arm, share and convention.
-    pub lines: Vec<Line>,
-    /// How well each rating tells each planted flaw.
-    pub flaws: Vec<FlawLine>,
-    /// What each rater cost: training and scoring, mean seconds a seed.
-    pub costs: Vec<(String, f64, f64)>,
-    /// What was written.
-    pub files: Vec<PathBuf>,
-}
+/// The column of flaws, unless another is named.
+const FLAW_COLUMN: &str = "flaw";
 
 /// The numbers of each rating by seed and id.
 type Told = BTreeMap<Rating, BTreeMap<u64, HashMap<String, f64>>>;
@@ -149,7 +138,7 @@ impl Observer for Teller<'_> {
     }
 }
 
-/// Runs a comparison, or goes on with it.
+/// Runs a comparison, or goes on with it. Gives what it came to and the tables and pictures that were written.
 ///
 /// # Errors
 /// If the data or an arm cannot be used, two of the sets share pictures, a file cannot be written, or the user
@@ -158,7 +147,7 @@ pub fn compare(
     request: &CompareRequest,
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(&str, u64, u64),
-) -> Result<CompareSummary> {
+) -> Result<(Comparison, Vec<PathBuf>)> {
     let config = &request.config;
     if request.seeds.is_empty() || request.keeps.is_empty() || request.conventions.is_empty() {
         return Err(Error::invalid("a comparison needs a seed, a share to keep and a convention"));
@@ -281,19 +270,20 @@ pub fn compare(
             }
         }
         // After each seed, so that there is something to look at.
-        let lines = summarise(&outcomes);
-        let flaws = flaw_lines(&data.records, &flaw_of, &told);
-        let costs = costs(&ratings);
-        let files = table::write(&out, &outcomes, &lines, &flaws, &costs)?;
-        summary = Some(CompareSummary {
+        let comparison = Comparison {
+            config: config.to_json(),
+            flaw_column: request.flaw_column.clone().unwrap_or_else(|| FLAW_COLUMN.to_owned()),
             records: data.records.len(),
             validation: data.aside[0],
             held_out: data.aside[1],
-            lines,
-            flaws,
-            costs,
-            files,
-        });
+            flaws: flaw_lines(&data.records, &flaw_of, &told),
+            kinds: shares(&data.records, &flaw_of),
+            costs: costs(&ratings),
+            outcomes: outcomes.clone(),
+        };
+        comparison.write(&out)?;
+        let files = table::write(&out, &comparison)?;
+        summary = Some((comparison, files));
     }
     summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))
 }
@@ -311,7 +301,7 @@ fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
 /// The place of the column of flaws: the one that is asked for, or `flaw` if there is one.
 fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     let corpus = corpus::open(&request.config, pool)?;
-    let name = request.flaw_column.as_deref().unwrap_or("flaw");
+    let name = request.flaw_column.as_deref().unwrap_or(FLAW_COLUMN);
     match corpus.header().iter().position(|column| column == name) {
         None if request.flaw_column.is_some() => Err(Error::Table {
             path: pool.to_path_buf(),

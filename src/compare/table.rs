@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Outcome, cells::CellResult};
+use serde::{Deserialize, Serialize};
+
+use super::{Comparison, Outcome, cells::CellResult};
 use crate::{
     error::Result,
     files::{write_csv, write_whole},
@@ -111,7 +113,7 @@ pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
 }
 
 /// How well a rating tells a flaw.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlawLine {
     /// The rating.
     pub rating: String,
@@ -128,13 +130,9 @@ pub struct FlawLine {
 ///
 /// # Errors
 /// If a file cannot be written.
-pub(super) fn write(
-    folder: &Path,
-    outcomes: &[Outcome],
-    lines: &[Line],
-    flaws: &[FlawLine],
-    costs: &[(String, f64, f64)],
-) -> Result<Vec<PathBuf>> {
+pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBuf>> {
+    let Comparison { outcomes, flaws, .. } = comparison;
+    let lines = &summarise(outcomes);
     let mut written = Vec::new();
     let mut csv_file = |name: &str, header: &[&str], rows: Vec<Vec<String>>| -> Result<()> {
         let path = folder.join(name);
@@ -272,7 +270,7 @@ pub(super) fn write(
         )?;
     }
     let path = folder.join("summary.md");
-    write_whole(&path, markdown(lines, flaws, costs).as_bytes())?;
+    write_whole(&path, markdown(comparison).as_bytes())?;
     written.push(path);
     written.extend(pictures(folder, lines)?);
     Ok(written)
@@ -288,14 +286,16 @@ fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
 }
 
 /// The tables as people read them.
-pub fn markdown(lines: &[Line], flaws: &[FlawLine], costs: &[(String, f64, f64)]) -> String {
+pub fn markdown(comparison: &Comparison) -> String {
+    let Comparison { outcomes, flaws, costs, .. } = comparison;
+    let lines = summarise(outcomes);
     let mut text = String::from(
         "Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
          by seed; share of the gap between random and the ceiling (`oracle`: unspoiled records only) that is closed.\n\n\
          | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    for line in lines {
+    for line in &lines {
         let seeds = match line.diverged {
             0 => line.seeds.to_string(),
             diverged => format!("{} ({diverged} diverged)", line.seeds),
@@ -421,7 +421,18 @@ mod tests {
         let closed = (4.1 - (3.5 + 3.6 + 3.9) / 3.0) / (4.1 - 3.1);
         approx::assert_relative_eq!(line("own").closed.unwrap(), closed, max_relative = 1e-9);
         assert_eq!((line("random").difference, line("random").closed), (None, None));
-        let text = markdown(&lines, &[], &[]);
+        let comparison = Comparison {
+            config: serde_json::Value::Null,
+            flaw_column: String::new(),
+            records: 20,
+            validation: 8,
+            held_out: 8,
+            outcomes: outcomes.to_vec(),
+            flaws: Vec::new(),
+            kinds: Vec::new(),
+            costs: Vec::new(),
+        };
+        let text = markdown(&comparison);
         assert!(text.contains("| random |  | 2 (1 diverged) |"), "{text}");
     }
 }

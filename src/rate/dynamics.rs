@@ -156,26 +156,37 @@ pub fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
     let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&table_path, &bytes)?;
     let mut written = vec![table_path.clone()];
-    for (at, name, label) in
-        [(0, "loss", "mean loss of a sample"), (1, "gradient_norm", "mean norm of a sample's gradient")]
-    {
+    for (name, curves) in figures(&recordings) {
+        let path = folder.join(format!("{name}.png"));
+        loss_curves(&curves)?.write_png(&path)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// The charts of figure 3, loss and gradient norm, each with a name; those of which something was measured.
+pub fn figures(recordings: &[Recording]) -> Vec<(&'static str, LossCurves)> {
+    let Some(ratings) = recordings.last().and_then(|last| last.column("rating")) else {
+        return Vec::new();
+    };
+    let ranges = ranges(ratings);
+    if ranges.iter().any(Vec::is_empty) {
+        return Vec::new();
+    }
+    let measured = [("loss", "mean loss of a sample"), ("gradient_norm", "mean norm of a sample's gradient")];
+    let chart = |(name, label): (&'static str, &str)| {
         let line = |number: usize| {
             let samples = ranges[number * RANGES / LINES..(number + 1) * RANGES / LINES].concat();
             let points = recordings.iter().map(|recording| {
+                let column = recording.column(name).unwrap_or_default();
                 // The end of the epoch.
-                (recording.epoch as f64 + 1.0, means(recording, &samples)[at])
+                let mean = mean(samples.iter().filter_map(|&at| column.get(at).copied()));
+                (recording.epoch as f64 + 1.0, mean)
             });
             let width = 100 / LINES;
-            Series {
-                name: format!("rated {}–{}%", number * width, (number + 1) * width),
-                points: points.collect(),
-            }
+            Series::new(format!("rated {}–{}%", number * width, (number + 1) * width), points.collect())
         };
         let series: Vec<Series> = (0..LINES).map(line).collect();
-        if series.iter().all(|line| line.points.iter().all(|(_, value)| !value.is_finite())) {
-            continue;
-        }
-        let path = folder.join(format!("{name}.png"));
         let curves = LossCurves {
             title: format!("{} by rating (0% is the best rated)", label[..1].to_uppercase() + &label[1..]),
             x_label: "epoch".to_owned(),
@@ -183,10 +194,10 @@ pub fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
             series,
             smoothing: 0.0,
         };
-        loss_curves(&curves)?.write_png(&path)?;
-        written.push(path);
-    }
-    Ok(written)
+        let any = curves.series.iter().any(|line| line.points.iter().any(|(_, value)| value.is_finite()));
+        any.then_some((name, curves))
+    };
+    measured.into_iter().filter_map(chart).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod attribute;
 pub mod bilevel;
 pub mod dynamics;
+pub mod page;
 mod parts;
 pub mod pictures;
 pub mod rules;

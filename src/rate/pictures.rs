@@ -1,7 +1,7 @@
 //! What people look at after scoring: the histogram of the ratings and a contact sheet by rating decile.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use crate::{
     error::Result,
     report::{
         contact_sheet::{Thumbnail, contact_sheet, decile_samples},
-        plot::rating_histogram,
+        plot::{RatingHistogram, rating_histogram},
     },
     select::ratings::{ColumnNames, RatingsTable},
     train::corpus,
@@ -39,23 +39,14 @@ pub fn rating_pictures(
         ratings.with_file_name(name)
     };
     let paths = [name(".histogram.png"), name(".contact_sheet.png")];
-    rating_histogram("Ratings", &table.ratings, None)?.write_png(&paths[0])?;
+    let histogram = RatingHistogram { title: "Ratings".to_owned(), ratings: &table.ratings, kept: &[] };
+    rating_histogram(&histogram)?.write_png(&paths[0])?;
 
     let samples = decile_samples(&table.ratings, THUMBNAILS)?;
-    let wanted: HashMap<&str, ()> = samples
-        .iter()
-        .flat_map(|sample| &sample.rows)
-        .map(|&row| (table.ids.get(row as usize), ()))
-        .collect();
-    let corpus = corpus::open(config, corpus_csv)?;
-    let note = note_column.and_then(|name| corpus.header().iter().position(|column| column == name));
-    let mut found: HashMap<String, Record> = HashMap::new();
-    for record in corpus {
-        let record = record?;
-        if wanted.contains_key(record.id.as_str()) {
-            found.insert(record.id.clone(), record);
-        }
-    }
+    let wanted: HashSet<&str> =
+        samples.iter().flat_map(|sample| &sample.rows).map(|&row| table.ids.get(row as usize)).collect();
+    let (header, found) = records_of(config, corpus_csv, &wanted)?;
+    let note = note_column.and_then(|name| header.iter().position(|column| column == name));
     let preprocess = corpus::preprocess(config, config.networks.image_side());
     let mut rows = Vec::new();
     for sample in &samples {
@@ -88,4 +79,25 @@ pub fn rating_pictures(
     }
     contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&sheet)?;
     Ok(vec![histogram, sheet])
+}
+
+/// The corpus' columns, and those of its records that are wanted, by id.
+///
+/// # Errors
+/// If the table cannot be read.
+pub(crate) fn records_of(
+    config: &Config,
+    corpus_csv: &Path,
+    wanted: &HashSet<&str>,
+) -> Result<(Vec<String>, HashMap<String, Record>)> {
+    let corpus = corpus::open(config, corpus_csv)?;
+    let header = corpus.header().to_vec();
+    let mut found = HashMap::new();
+    for record in corpus {
+        let record = record?;
+        if wanted.contains(record.id.as_str()) {
+            found.insert(record.id.clone(), record);
+        }
+    }
+    Ok((header, found))
 }

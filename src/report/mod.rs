@@ -1,8 +1,9 @@
-//! What people look at: statistics of ratings, tables, pictures (PNG) and TensorBoard events.
+//! What people look at: statistics of ratings, tables, pictures (PNG), TensorBoard events, and one page (HTML) of all.
 
 pub mod contact_sheet;
 pub mod event_file;
 pub mod intervals;
+pub mod page;
 pub mod picture;
 pub mod plot;
 pub mod statistics;
@@ -11,6 +12,6 @@ pub mod text_table;
 pub use contact_sheet::{SheetRow, Thumbnail, contact_sheet, decile_samples};
 pub use event_file::EventFile;
 pub use picture::Picture;
-pub use plot::{LossCurves, Series, loss_curves, rating_histogram};
+pub use plot::{Kept, LossCurves, RatingHistogram, Series, loss_curves, rating_histogram};
 pub use statistics::{auroc, mean_percentile, spearman};
 pub use text_table::TextTable;

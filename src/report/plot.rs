@@ -3,11 +3,11 @@
 use std::sync::OnceLock;
 
 use plotters::{
-    backend::BitMapBackend,
+    backend::{BitMapBackend, DrawingBackend, SVGBackend},
     chart::{ChartBuilder, ChartContext, SeriesLabelPosition},
     coord::{Shift, cartesian::Cartesian2d, types::RangedCoordf64},
     drawing::{DrawingArea, IntoDrawingArea},
-    element::{Circle, DynElement, IntoDynElement, PathElement, Rectangle},
+    element::{Circle, DynElement, IntoDynElement, PathElement, Polygon, Rectangle},
     style::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyle, WHITE, register_font},
 };
 
@@ -27,6 +27,8 @@ const PALETTE: [RGBColor; 7] = [
 const INK: RGBColor = RGBColor(34, 34, 34);
 const GRID: RGBColor = RGBColor(226, 226, 226);
 const FAINT_GRID: RGBColor = RGBColor(243, 243, 243);
+/// The bars of all rows.
+const ALL_ROWS: RGBColor = RGBColor(190, 198, 206);
 const WIDTH: u32 = 1600;
 const HEIGHT: u32 = 960;
 
@@ -37,6 +39,24 @@ pub struct Series {
     pub name: String,
     /// (x, y), x ascending. Points that are not finite leave a gap.
     pub points: Vec<(f64, f64)>,
+    /// (x, low, high) of a band around the line, x ascending; empty for none.
+    pub band: Vec<(f64, f64, f64)>,
+}
+
+impl Series {
+    /// A line without a band.
+    pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.into(), points, band: Vec::new() }
+    }
+}
+
+/// Rows that something keeps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// What keeps them, for the legend.
+    pub name: String,
+    /// The rows, counted from 0.
+    pub rows: Vec<u32>,
 }
 
 /// A line chart of losses or other measurements over the course of a run.
@@ -59,10 +79,11 @@ fn drawing_failed(error: impl std::fmt::Display) -> Error {
     Error::invalid(format!("a chart cannot be drawn: {error}."))
 }
 
+const FAMILY: &str = "embedded DejaVu Sans";
+
 /// Text in the embedded font, `size` pixels high.
 fn text_style(size: u32) -> TextStyle<'static> {
     static REGISTERED: OnceLock<()> = OnceLock::new();
-    const FAMILY: &str = "embedded DejaVu Sans";
     REGISTERED.get_or_init(|| {
         let registered = register_font(FAMILY, FontStyle::Normal, FONT_FILE);
         assert!(registered.is_ok(), "the embedded font is a TrueType font");
@@ -70,32 +91,61 @@ fn text_style(size: u32) -> TextStyle<'static> {
     TextStyle::from((FAMILY, size).into_font()).color(&INK)
 }
 
-type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
-type Chart<'a, 'b> = ChartContext<'a, BitMapBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Canvas<B> = DrawingArea<B, Shift>;
+type Chart<'a, B> = ChartContext<'a, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// A white picture with a title and what `draw` puts under it. The title is not left to `plotters`, which places each
-/// glyph on a whole pixel: large text looks uneven.
-fn drawn(title: &str, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<Picture> {
+/// Draws a chart on a canvas of any kind.
+trait Draw {
+    fn title(&self) -> &str;
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()>;
+}
+
+/// A white picture with a title and a chart under it. The title is not left to `plotters`, which places each glyph on a whole
+/// pixel: large text looks uneven.
+fn drawn(chart: &impl Draw) -> Result<Picture> {
     let mut picture = Picture::new(WIDTH, HEIGHT, [255; 3]);
     {
         let canvas = BitMapBackend::with_buffer(picture.rgb_mut(), (WIDTH, HEIGHT)).into_drawing_area();
-        draw(&canvas)?;
+        chart.draw(&canvas)?;
         canvas.present().map_err(drawing_failed)?;
     }
     const SIZE: f32 = 42.0;
-    let title = shortened(title, SIZE, WIDTH as f32 - 80.0);
+    let title = shortened(chart.title(), SIZE, WIDTH as f32 - 80.0);
     let left = (WIDTH as f32 - text_width(&title, SIZE)) / 2.0;
     picture.text(left as u32, 54, SIZE, [INK.0, INK.1, INK.2], &title);
     Ok(picture)
 }
 
+/// The chart as an SVG element without its title, in the colours of the page that it stands in: ink, paper and grid are the CSS
+/// variables of these names.
+fn scalable(chart: &impl Draw) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let canvas = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
+        chart.draw(&canvas)?;
+        canvas.present().map_err(drawing_failed)?;
+    }
+    let title = html_escape::encode_double_quoted_attribute(chart.title());
+    // The room for the title is not needed.
+    let head = format!("<svg viewBox=\"0 70 {WIDTH} {}\" role=\"img\" aria-label=\"{title}\"", HEIGHT - 70);
+    let body = svg.find("xmlns").map_or("", |at| &svg[at..]);
+    let mut svg = format!("{head} {body}");
+    for (colour, name) in [(INK, "ink"), (WHITE, "paper"), (GRID, "grid"), (FAINT_GRID, "grid")] {
+        svg = svg.replace(
+            &format!("\"#{:02X}{:02X}{:02X}\"", colour.0, colour.1, colour.2),
+            &format!("\"var(--{name})\""),
+        );
+    }
+    Ok(svg.replace(FAMILY, "inherit"))
+}
+
 /// Title, axes and grid over the given ranges.
-fn chart<'a, 'b>(
-    canvas: &'a Canvas<'b>,
+fn chart<'a, B: DrawingBackend>(
+    canvas: &'a Canvas<B>,
     (x_label, y_label): (&str, &str),
     x: (f64, f64),
     y: (f64, f64),
-) -> Result<Chart<'a, 'b>> {
+) -> Result<Chart<'a, B>> {
     let mut chart = ChartBuilder::on(canvas)
         .margin_top(84)
         .margin_left(20)
@@ -125,7 +175,7 @@ fn chart<'a, 'b>(
     Ok(chart)
 }
 
-fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, position: SeriesLabelPosition) -> Result<()> {
+fn legend<'a, B: DrawingBackend + 'a>(chart: &mut Chart<'a, B>, position: SeriesLabelPosition) -> Result<()> {
     chart
         .configure_series_labels()
         .position(position)
@@ -199,10 +249,10 @@ fn stretches(points: &[(f64, f64)]) -> impl Iterator<Item = &[(f64, f64)]> {
 
 /// A line through `points`, a segment at a time: `plotters` prolongs the corners of thick lines into long spikes. One
 /// point alone becomes a dot.
-fn line<'b>(
+fn line<B: DrawingBackend>(
     points: &[(f64, f64)],
     style: ShapeStyle,
-) -> Vec<DynElement<'static, BitMapBackend<'b>, (f64, f64)>> {
+) -> Vec<DynElement<'static, B, (f64, f64)>> {
     if let [point] = points {
         return vec![Circle::new(*point, style.stroke_width + 2, style.filled()).into_dyn()];
     }
@@ -214,34 +264,64 @@ fn line<'b>(
 /// # Errors
 /// If no point is finite or the smoothing is outside [0, 1).
 pub fn loss_curves(curves: &LossCurves) -> Result<Picture> {
-    if !(0.0..1.0).contains(&curves.smoothing) {
-        return Err(Error::invalid(format!(
-            "smoothing is {}, but it must be at least 0 and below 1.",
-            curves.smoothing
-        )));
+    drawn(curves)
+}
+
+/// The line chart as an SVG element without its title, in the colours of the page around it.
+///
+/// # Errors
+/// As [`loss_curves`].
+pub fn loss_curves_svg(curves: &LossCurves) -> Result<String> {
+    scalable(curves)
+}
+
+impl Draw for LossCurves {
+    fn title(&self) -> &str {
+        &self.title
     }
-    let points = || {
-        let all = curves.series.iter().flat_map(|series| &series.points);
-        all.filter(|(x, y)| x.is_finite() && y.is_finite())
-    };
-    let (Some(x), Some(y)) =
-        (range(points().map(|point| point.0), 0.0), range(points().map(|point| point.1), 0.05))
-    else {
-        return Err(Error::invalid("the chart has no finite point to draw."));
-    };
-    drawn(&curves.title, |canvas| {
-        let mut chart = chart(canvas, (&curves.x_label, &curves.y_label), x, y)?;
-        if curves.smoothing > 0.0 {
-            for (index, series) in curves.series.iter().enumerate() {
+
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()> {
+        if !(0.0..1.0).contains(&self.smoothing) {
+            return Err(Error::invalid(format!(
+                "smoothing is {}, but it must be at least 0 and below 1.",
+                self.smoothing
+            )));
+        }
+        let points = || {
+            let all = self.series.iter().flat_map(|series| {
+                let band = series.band.iter().flat_map(|&(x, low, high)| [(x, low), (x, high)]);
+                series.points.iter().copied().chain(band)
+            });
+            all.filter(|(x, y)| x.is_finite() && y.is_finite())
+        };
+        let (Some(x), Some(y)) =
+            (range(points().map(|point| point.0), 0.0), range(points().map(|point| point.1), 0.05))
+        else {
+            return Err(Error::invalid("the chart has no finite point to draw."));
+        };
+        let mut chart = chart(canvas, (&self.x_label, &self.y_label), x, y)?;
+        for (index, series) in self.series.iter().enumerate() {
+            let style = PALETTE[index % PALETTE.len()].mix(0.16).filled();
+            let finite = |(x, low, high): &&(f64, f64, f64)| (x + low + high).is_finite();
+            let band: Vec<_> = series.band.iter().filter(finite).collect();
+            if band.len() > 1 {
+                let low = band.iter().map(|&&(x, low, _)| (x, low));
+                let high = band.iter().rev().map(|&&(x, _, high)| (x, high));
+                let outline: Vec<(f64, f64)> = low.chain(high).collect();
+                chart.draw_series([Polygon::new(outline, style)]).map_err(drawing_failed)?;
+            }
+        }
+        if self.smoothing > 0.0 {
+            for (index, series) in self.series.iter().enumerate() {
                 let style = PALETTE[index % PALETTE.len()].mix(0.22).stroke_width(2);
                 for stretch in stretches(&series.points) {
                     chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
                 }
             }
         }
-        for (index, series) in curves.series.iter().enumerate() {
+        for (index, series) in self.series.iter().enumerate() {
             let style = PALETTE[index % PALETTE.len()].stroke_width(4);
-            let points = smoothed(&series.points, curves.smoothing);
+            let points = smoothed(&series.points, self.smoothing);
             for (part, stretch) in stretches(&points).enumerate() {
                 let drawn = chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
                 if part == 0 {
@@ -252,42 +332,71 @@ pub fn loss_curves(curves: &LossCurves) -> Result<Picture> {
             }
         }
         legend(&mut chart, SeriesLabelPosition::UpperRight)
-    })
+    }
 }
 
-/// Draws a histogram of all ratings and over it that of the rows in `kept` (counted from 0), 1600 × 960 pixels.
+/// A histogram of all ratings, and over it those of the rows that something keeps: bars if it is one, outlines if there are
+/// several.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RatingHistogram<'a> {
+    /// Above the chart.
+    pub title: String,
+    /// All ratings.
+    pub ratings: &'a [f64],
+    /// What is kept.
+    pub kept: &'a [Kept],
+}
+
+/// Draws a histogram, 1600 × 960 pixels.
 ///
 /// # Errors
 /// If no rating is finite or a kept row is not among the ratings.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts and bins of a chart"
-)]
-pub fn rating_histogram(title: &str, ratings: &[f64], kept: Option<&[u32]>) -> Result<Picture> {
-    const BINS: usize = 60;
-    let Some(x) = range(ratings.iter().copied(), 0.0) else {
-        return Err(Error::invalid("the histogram has no finite rating to draw."));
-    };
-    if let Some(row) = kept.unwrap_or(&[]).iter().find(|&&row| row as usize >= ratings.len()) {
-        return Err(Error::invalid(format!(
-            "row {row} is kept, but there are only {} ratings.",
-            ratings.len()
-        )));
+pub fn rating_histogram(histogram: &RatingHistogram<'_>) -> Result<Picture> {
+    drawn(histogram)
+}
+
+/// The histogram as an SVG element without its title, in the colours of the page around it.
+///
+/// # Errors
+/// As [`rating_histogram`].
+pub fn rating_histogram_svg(histogram: &RatingHistogram<'_>) -> Result<String> {
+    scalable(histogram)
+}
+
+impl Draw for RatingHistogram<'_> {
+    fn title(&self) -> &str {
+        &self.title
     }
-    let bin_width = (x.1 - x.0) / BINS as f64;
-    let count = |values: &mut dyn Iterator<Item = f64>| {
-        let mut counts = [0u64; BINS];
-        for value in values.filter(|value| value.is_finite()) {
-            counts[(((value - x.0) / bin_width) as usize).min(BINS - 1)] += 1;
+
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counts and bins of a chart"
+    )]
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()> {
+        const BINS: usize = 60;
+        let ratings = self.ratings;
+        let Some(x) = range(ratings.iter().copied(), 0.0) else {
+            return Err(Error::invalid("the histogram has no finite rating to draw."));
+        };
+        let all_kept = self.kept.iter().flat_map(|kept| &kept.rows);
+        if let Some(row) = all_kept.clone().find(|&&row| row as usize >= ratings.len()) {
+            return Err(Error::invalid(format!(
+                "row {row} is kept, but there are only {} ratings.",
+                ratings.len()
+            )));
         }
-        counts
-    };
-    let all = count(&mut ratings.iter().copied());
-    let kept_counts = kept.map(|kept| count(&mut kept.iter().map(|&row| ratings[row as usize])));
-    let top = all.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.08;
-    drawn(title, |canvas| {
+        let bin_width = (x.1 - x.0) / BINS as f64;
+        let count = |values: &mut dyn Iterator<Item = f64>| {
+            let mut counts = [0u64; BINS];
+            for value in values.filter(|value| value.is_finite()) {
+                counts[(((value - x.0) / bin_width) as usize).min(BINS - 1)] += 1;
+            }
+            counts
+        };
+        let all = count(&mut ratings.iter().copied());
+        let top = all.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.08;
         let mut chart = chart(canvas, ("rating", "rows"), x, (0.0, top))?;
         let mut bars =
             |counts: &[u64; BINS], colour: RGBColor, name: String| -> Result<()> {
@@ -305,9 +414,30 @@ pub fn rating_histogram(title: &str, ratings: &[f64], kept: Option<&[u32]>) -> R
                 Ok(())
             };
         let rows = |count: usize| grouped(&count.to_string());
-        bars(&all, RGBColor(190, 198, 206), format!("all {} rows", rows(ratings.len())))?;
-        if let (Some(counts), Some(kept)) = (&kept_counts, kept) {
-            bars(counts, PALETTE[0], format!("{} kept", rows(kept.len())))?;
+        bars(&all, ALL_ROWS, format!("all {} rows", rows(ratings.len())))?;
+        let counts_of = |kept: &Kept| count(&mut kept.rows.iter().map(|&row| ratings[row as usize]));
+        let name_of = |kept: &Kept| match kept.name.is_empty() {
+            true => format!("{} kept", rows(kept.rows.len())),
+            false => drawable(&format!("{}: {}", kept.name, rows(kept.rows.len()))),
+        };
+        if let [kept] = self.kept {
+            bars(&counts_of(kept), PALETTE[0], name_of(kept))?;
+        } else {
+            for (index, kept) in self.kept.iter().enumerate() {
+                let style = PALETTE[index % PALETTE.len()].stroke_width(4);
+                let steps: Vec<(f64, f64)> = counts_of(kept)
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(bin, &count)| {
+                        [bin, bin + 1].map(|edge| (x.0 + edge as f64 * bin_width, count as f64))
+                    })
+                    .collect();
+                chart
+                    .draw_series(line(&steps, style))
+                    .map_err(drawing_failed)?
+                    .label(name_of(kept))
+                    .legend(move |(x, y)| PathElement::new([(x + 4, y), (x + 40, y)], style));
+            }
         }
         let mass = |bins: &[u64]| bins.iter().sum::<u64>();
         let left_is_heavier = mass(&all[..BINS / 2]) > mass(&all[BINS / 2..]);
@@ -315,5 +445,5 @@ pub fn rating_histogram(title: &str, ratings: &[f64], kept: Option<&[u32]>) -> R
             &mut chart,
             if left_is_heavier { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::UpperLeft },
         )
-    })
+    }
 }

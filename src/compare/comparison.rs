@@ -1,0 +1,75 @@
+//! What a comparison came to, as a file that [`report`](super::page) reads.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Outcome, table::FlawLine};
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    files::write_whole,
+};
+
+/// Everything that the tables are made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Its configuration.
+    pub config: serde_json::Value,
+    /// The column of the corpus that says what is known of a pair.
+    pub flaw_column: String,
+    /// Records that models could be trained on.
+    pub records: usize,
+    /// Of the validation set, which guides the raters.
+    pub validation: usize,
+    /// Of what models are measured on.
+    pub held_out: usize,
+    /// Every fit.
+    pub outcomes: Vec<Outcome>,
+    /// How well each rating tells each planted flaw.
+    pub flaws: Vec<FlawLine>,
+    /// The share of each kind in all records, where it is known.
+    pub kinds: Vec<(String, f64)>,
+    /// What each rater cost: training and scoring, mean seconds a seed.
+    pub costs: Vec<(String, f64, f64)>,
+}
+
+const FILE: &str = "comparison.json";
+
+impl Comparison {
+    /// Whether a folder holds one.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(FILE).is_file()
+    }
+
+    /// Reads that of a folder.
+    ///
+    /// # Errors
+    /// If there is none or it is damaged.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Table {
+            path,
+            line: Some(error.line() as u64),
+            message: format!("is damaged ({error}); give the command of the comparison again"),
+        })
+    }
+
+    /// Its configuration, checked.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn config(&self) -> Result<Config> {
+        Config::parse(FILE, &self.config.to_string(), &[])
+    }
+
+    /// Writes it into a folder.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let json = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(&folder.join(FILE), &json)
+    }
+}

@@ -1,0 +1,465 @@
+//! The page of a comparison, from its folder.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+};
+
+use super::{
+    Comparison, Outcome,
+    arms::{Rating, Sampler},
+    table::{Line, summarise},
+};
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    rate::{
+        dynamics::recordings,
+        page::{Rated, auroc_cell, dynamics_parts, histogram_part, kind_number, last_losses},
+    },
+    report::{
+        page::{Cell, Page, Part, Section, Table, legend},
+        plot::{LossCurves, Series, loss_curves_svg},
+        statistics::mean_interval,
+    },
+    select::{Keep, RatingsTable, Strategy, ratings::ColumnNames},
+};
+
+/// Chosen lines in a chart of losses over time, beside everything, random and the oracle.
+const BEST: usize = 3;
+
+/// What a page of a comparison is made of.
+#[derive(Clone, Debug)]
+pub struct ComparisonPage<'a> {
+    /// The comparison's folder.
+    pub folder: &'a Path,
+    /// The ratings whose pictures are shown; empty for the three that come to the lowest losses.
+    pub sheets: &'a [Rating],
+}
+
+impl ComparisonPage<'_> {
+    /// The page.
+    ///
+    /// # Errors
+    /// If the folder holds no comparison, or a part of it cannot be read.
+    pub fn page(&self) -> Result<Page> {
+        let comparison = Comparison::read(self.folder)?;
+        let config = comparison.config()?;
+        let lines = summarise(&comparison.outcomes);
+        let seeds: BTreeSet<u64> = comparison.outcomes.iter().map(|outcome| outcome.seed).collect();
+        let mut lead = vec![format!(
+            "One text-to-image model, trained from the same starts with {} on everything, on random parts, and on what each rating \
+             and sampler chooses of {} pairs. {} other pairs guide the raters; the models are measured on {} that no rater sees.",
+            counted(seeds.len(), "seed"),
+            comparison.records,
+            comparison.validation,
+            comparison.held_out
+        )];
+        lead.extend(settings(&lines).iter().map(|setting| best_of(&lines, *setting)));
+        let mut sections = vec![
+            Section { title: "Held-out loss".to_owned(), parts: tables(&lines) },
+            Section { title: "Loss over time".to_owned(), parts: curves(&comparison.outcomes, &lines)? },
+        ];
+        if !comparison.flaws.is_empty() {
+            sections.push(Section { title: "Planted flaws".to_owned(), parts: flaws(&comparison) });
+        }
+        sections.extend(self.ratings(&comparison, &config, &lines)?);
+        sections.push(Section { title: "Cost".to_owned(), parts: cost(&comparison) });
+        Ok(Page { title: format!("Comparison of ratings: {}", config.experiment), lead, sections })
+    }
+
+    /// Histograms, pictures and figure 3 of the ratings that are shown.
+    fn ratings(&self, comparison: &Comparison, config: &Config, lines: &[Line]) -> Result<Vec<Section>> {
+        let ranked = by_loss(lines);
+        let shown: Vec<Rating> = if self.sheets.is_empty() {
+            ranked.into_iter().filter_map(|(rating, _)| rating.parse().ok()).take(BEST).collect()
+        } else {
+            self.sheets.to_vec()
+        };
+        let seed = comparison.outcomes.first().map_or(0, |outcome| outcome.seed);
+        let mut sections = Vec::new();
+        let mut strategies: Vec<Strategy> = Vec::new();
+        for outcome in &comparison.outcomes {
+            if let Ok(Sampler(strategy)) = outcome.sampler.parse()
+                && !strategies.contains(&strategy)
+            {
+                strategies.push(strategy);
+            }
+        }
+        let keep: Keep = match comparison.outcomes.iter().rfind(|outcome| !outcome.sampler.is_empty()) {
+            Some(outcome) => outcome.keep.parse()?,
+            None => Keep::Share(0.5),
+        };
+        for rating in shown {
+            let path = self.folder.join("ratings").join(format!("{rating}-{seed}.csv"));
+            if !path.is_file() {
+                return Err(Error::invalid(format!(
+                    "{} holds no ratings by {rating}; name others, or add it to the comparison",
+                    self.folder.display()
+                )));
+            }
+            let names = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
+            let table = RatingsTable::read(&path, &names)?;
+            let dynamics = match rating.run() {
+                Some(rule) => {
+                    let run = format!("{}-{seed}", Rating::Rater(rule));
+                    recordings(&self.folder.join("raters").join(run).join("dynamics"))?
+                }
+                None => Vec::new(),
+            };
+            let losses = last_losses(&dynamics);
+            let pool = self.folder.join("data/pool.csv");
+            let rated = Rated {
+                config,
+                corpus: &pool,
+                ids: (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect(),
+                ratings: table.ratings,
+                losses: &losses,
+                note_column: Some(&comparison.flaw_column),
+            };
+            // A block that would run past the last record is no part of the comparison either.
+            let fits = |strategy: &&Strategy| {
+                let rows = rated.ratings.len() as f64;
+                let kept = keep.count(rated.ratings.len()).map_or(0.0, |count| count as f64);
+                match **strategy {
+                    Strategy::Block { offset } => offset * rows + kept <= rows + 0.5,
+                    _ => true,
+                }
+            };
+            let fitting: Vec<Strategy> = strategies.iter().filter(fits).copied().collect();
+            let mut parts = vec![histogram_part(&rated.ratings, &fitting, keep, seed)?];
+            if matches!(rating, Rating::Rater(_)) {
+                parts.extend(dynamics_parts(&dynamics)?);
+            }
+            parts.push(Part::Text(
+                "Tenths of the ranking, the best rated first. A click shows a pair with its neighbours."
+                    .to_owned(),
+            ));
+            parts.push(rated.sheet()?);
+            sections.push(Section { title: format!("Ratings by {rating}, seed {seed}"), parts });
+        }
+        Ok(sections)
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// How much is kept, and by what models are trained alike.
+type Setting<'a> = (&'a str, &'a str);
+
+fn settings(lines: &[Line]) -> Vec<Setting<'_>> {
+    let mut found = Vec::new();
+    for line in lines.iter().filter(|line| !line.convention.is_empty()) {
+        let setting = (line.keep.as_str(), line.convention.as_str());
+        if !found.contains(&setting) {
+            found.push(setting);
+        }
+    }
+    found
+}
+
+fn of_setting<'a>(lines: &'a [Line], (keep, convention): Setting<'_>) -> Vec<&'a Line> {
+    lines.iter().filter(|line| line.keep == keep && line.convention == convention).collect()
+}
+
+fn is_control(rating: &str) -> bool {
+    ["everything", "random", "oracle"].contains(&rating)
+}
+
+/// The chosen lines, the lowest loss first.
+fn chosen<'a>(lines: &'a [Line], setting: Setting<'_>) -> Vec<&'a Line> {
+    let mut chosen = of_setting(lines, setting);
+    chosen.retain(|line| !is_control(&line.rating) && line.loss.is_some());
+    let loss = |line: &&Line| line.loss.map_or(f64::INFINITY, |(mean, _)| mean);
+    chosen.sort_by(|one, other| loss(one).total_cmp(&loss(other)));
+    chosen
+}
+
+/// Ratings by the mean difference to random of their best samplers over all settings.
+fn by_loss(lines: &[Line]) -> Vec<(&str, f64)> {
+    let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for setting in settings(lines) {
+        let mut seen = BTreeSet::new();
+        for line in chosen(lines, setting) {
+            if let Some((difference, _)) = line.difference
+                && seen.insert(&line.rating)
+            {
+                let (sum, count) = sums.entry(&line.rating).or_default();
+                *sum += difference;
+                *count += 1.0;
+            }
+        }
+    }
+    let mut means: Vec<(&str, f64)> =
+        sums.into_iter().map(|(rating, (sum, count))| (rating, sum / count)).collect();
+    means.sort_by(|one, other| one.1.total_cmp(&other.1));
+    means
+}
+
+/// What a setting came to, in words.
+fn best_of(lines: &[Line], (keep, convention): Setting<'_>) -> String {
+    let begin = format!("{keep} kept, equal {convention}:");
+    let Some(best) = chosen(lines, (keep, convention)).into_iter().next() else {
+        return format!("{begin} nothing was chosen.");
+    };
+    let name = format!("{} with {}", best.rating, best.sampler);
+    let difference = match best.difference {
+        Some((mean, Some(half))) if mean + half < 0.0 => {
+            format!(
+                "its loss is {:.4} ± {half:.4} below that of a random part, and the interval excludes 0",
+                -mean
+            )
+        }
+        Some((mean, Some(half))) => {
+            format!(
+                "its loss differs from that of a random part by {mean:+.4} ± {half:.4}, which may be nothing"
+            )
+        }
+        Some((mean, None)) => {
+            format!("its loss differs from that of a random part by {mean:+.4}, by one seed only")
+        }
+        None => "there is no random part to compare it with".to_owned(),
+    };
+    let closed = best.closed.map_or(String::new(), |closed| {
+        format!("; {:.0}% of the gap to the oracle are closed", 100.0 * closed)
+    });
+    format!("{begin} the lowest loss is that of {name}; {difference}{closed}.")
+}
+
+fn with_interval((mean, half): (f64, Option<f64>)) -> Cell {
+    let text = half.map_or_else(|| format!("{mean:.4}"), |half| format!("{mean:.4} ± {half:.4}"));
+    Cell::Number(text, mean)
+}
+
+/// A table a setting.
+fn tables(lines: &[Line]) -> Vec<Part> {
+    let mut parts = vec![Part::Text(
+        "Mean over the seeds ± half the 95% interval. The difference is to a random part of the same size, paired by seed; blue lies \
+         wholly below 0. The gap is that between random and the oracle, which is trained on unspoiled pairs only. A click on a \
+         column's name sorts by it."
+            .to_owned(),
+    )];
+    for setting in settings(lines) {
+        let mut of = lines.iter().filter(|line| line.rating == "everything").collect::<Vec<_>>();
+        of.extend(of_setting(lines, setting));
+        let ends = of.iter().filter_map(|line| line.difference).flat_map(|(mean, half)| {
+            let half = half.unwrap_or(0.0);
+            [mean - half, mean + half]
+        });
+        let range = ends.fold((0.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
+        let row = |line: &&Line| {
+            let seeds = match line.diverged {
+                0 => line.seeds.to_string(),
+                diverged => format!("{} ({diverged} diverged)", line.seeds),
+            };
+            vec![
+                Cell::Text(line.rating.clone()),
+                Cell::Text(line.sampler.clone()),
+                Cell::Number(seeds, line.seeds as f64),
+                Cell::Number(format!("{:.0}", line.records), line.records),
+                Cell::Number(format!("{:.0}", line.steps), line.steps),
+                line.loss.map_or(Cell::Nothing, with_interval),
+                line.difference.map_or(Cell::Nothing, |(mean, half)| Cell::Interval { mean, half, range }),
+                line.closed.map_or(Cell::Nothing, |closed| {
+                    Cell::Number(format!("{:.0}%", 100.0 * closed).replace('-', "−"), closed)
+                }),
+                line.accuracy.map_or(Cell::Nothing, |(mean, _)| Cell::Number(format!("{mean:.2}%"), mean)),
+            ]
+        };
+        let header = [
+            "rating",
+            "sampler",
+            "seeds",
+            "pairs",
+            "steps",
+            "held-out loss",
+            "difference to random",
+            "gap closed",
+            "accuracy",
+        ];
+        parts.push(Part::Heading(format!("{} kept, equal {}", setting.0, setting.1)));
+        parts.push(Part::Table(Table {
+            header: header.map(str::to_owned).to_vec(),
+            rows: of.iter().map(row).collect(),
+        }));
+    }
+    parts
+}
+
+/// Held-out loss over the updates with bands (figure 6 of the paper), a chart a setting.
+fn curves(outcomes: &[Outcome], lines: &[Line]) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for setting in settings(lines) {
+        let mut named = vec![("everything", "", "100%", ""), ("random", "", setting.0, setting.1)];
+        named.push(("oracle", "random", setting.0, setting.1));
+        let mut ratings = BTreeSet::new();
+        for line in chosen(lines, setting) {
+            if ratings.len() < BEST && ratings.insert(line.rating.as_str()) {
+                named.push((&line.rating, &line.sampler, setting.0, setting.1));
+            }
+        }
+        let series = named.into_iter().filter_map(|(rating, sampler, keep, convention)| {
+            let mut by_step: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+            let of = outcomes.iter().filter(|outcome| {
+                (
+                    outcome.rating.as_str(),
+                    outcome.sampler.as_str(),
+                    outcome.keep.as_str(),
+                    outcome.convention.as_str(),
+                ) == (rating, sampler, keep, convention)
+            });
+            for (step, loss) in of.flat_map(|outcome| &outcome.result.curve) {
+                by_step.entry(*step).or_default().push(*loss);
+            }
+            let name = if rating == "oracle" { rating.to_owned() } else { format!("{rating} {sampler}") };
+            let mut series = Series::new(name.trim(), Vec::new());
+            for (step, losses) in by_step {
+                let (mean, half) = mean_interval(&losses)?;
+                series.points.push((step as f64, mean));
+                series.band.extend(half.map(|half| (step as f64, mean - half, mean + half)));
+            }
+            (!series.points.is_empty()).then_some(series)
+        });
+        let curves = LossCurves {
+            title: format!("Held-out loss over the updates, {} kept, equal {}", setting.0, setting.1),
+            x_label: "update".to_owned(),
+            y_label: "held-out loss".to_owned(),
+            series: series.collect(),
+            smoothing: 0.0,
+        };
+        if curves.series.is_empty() {
+            continue;
+        }
+        parts.push(Part::Chart {
+            svg: loss_curves_svg(&curves)?,
+            caption: format!(
+                "{}: after each epoch, mean over the seeds, bands of 95%. Beside the controls the {BEST} ratings of the lowest losses, \
+                 each by its best sampler.",
+                curves.title
+            ),
+        });
+    }
+    Ok(parts)
+}
+
+/// How many subsets were counted, and the sums of their shares by kind.
+type Sum<'a> = (f64, BTreeMap<&'a str, f64>);
+
+/// How well each rating tells each flaw, and what every subset holds.
+fn flaws(comparison: &Comparison) -> Vec<Part> {
+    let mut kinds: Vec<&str> = Vec::new();
+    let mut ratings: Vec<&str> = Vec::new();
+    for line in &comparison.flaws {
+        if !kinds.contains(&line.flaw.as_str()) {
+            kinds.push(&line.flaw);
+        }
+        if !ratings.contains(&line.rating.as_str()) {
+            ratings.push(&line.rating);
+        }
+    }
+    let row = |rating: &&str| {
+        let mut row = vec![Cell::Text((*rating).to_owned())];
+        for kind in &kinds {
+            let found = comparison.flaws.iter().find(|line| line.rating == *rating && line.flaw == *kind);
+            row.extend(found.map_or([Cell::Nothing, Cell::Nothing], |line| {
+                [auroc_cell(line.auroc.0), Cell::Number(format!("{:.2}", line.percentile), line.percentile)]
+            }));
+        }
+        row
+    };
+    let mut header = vec!["rating".to_owned()];
+    header.extend(kinds.iter().flat_map(|kind| [(*kind).to_owned(), "percentile".to_owned()]));
+    let mut parts = vec![
+        Part::Text(
+            "AUROC: the chance that a pair with the flaw is rated below an unspoiled one, mean over the seeds; 0.5 is chance. \
+             Percentile: mean place in the ranking, 0 the best rated."
+                .to_owned(),
+        ),
+        Part::Table(Table { header, rows: ratings.iter().map(row).collect() }),
+        legend(comparison.kinds.iter().map(|(kind, _)| (kind.as_str(), kind_number(kind)))),
+    ];
+    // The mean shares of each subset; epochs and steps train on the same ones.
+    let mut sums: HashMap<(&str, &str, &str), Sum<'_>> = HashMap::new();
+    let mut order = Vec::new();
+    for outcome in comparison.outcomes.iter().filter(|outcome| !outcome.flaws.is_empty()) {
+        let key = (outcome.keep.as_str(), outcome.rating.as_str(), outcome.sampler.as_str());
+        if !order.contains(&key) {
+            order.push(key);
+        }
+        let (count, shares) = sums.entry(key).or_default();
+        *count += 1.0;
+        for (kind, share) in &outcome.flaws {
+            *shares.entry(kind).or_default() += share;
+        }
+    }
+    let keeps: Vec<&str> = order.iter().fold(Vec::new(), |mut keeps, key| {
+        if !keeps.contains(&key.0) {
+            keeps.push(key.0);
+        }
+        keeps
+    });
+    for keep in keeps {
+        let rows = order.iter().filter(|key| key.0 == keep).map(|key| {
+            let (count, shares) = &sums[key];
+            let share = |kind: &str| shares.get(kind).copied().unwrap_or(0.0) / count;
+            let clean = share("clean");
+            let of = comparison.kinds.iter().map(|(kind, _)| (kind.clone(), kind_number(kind), share(kind)));
+            vec![
+                Cell::Text(key.1.to_owned()),
+                Cell::Text(key.2.to_owned()),
+                Cell::Number(format!("{:.1}%", 100.0 * clean), clean),
+                Cell::Shares(of.collect()),
+            ]
+        });
+        parts.push(Part::Folded(
+            format!("What is in the subsets, {keep} kept"),
+            vec![Part::Table(Table {
+                header: ["rating", "sampler", "unspoiled", "kinds of pairs"].map(str::to_owned).to_vec(),
+                rows: rows.collect(),
+            })],
+        ));
+    }
+    parts
+}
+
+/// Seconds of the raters beside those of a model.
+fn cost(comparison: &Comparison) -> Vec<Part> {
+    let of: Vec<f64> = comparison
+        .outcomes
+        .iter()
+        .filter(|outcome| outcome.rating == "everything")
+        .map(|outcome| outcome.result.seconds)
+        .collect();
+    let whole = mean_interval(&of).map(|(mean, _)| mean);
+    let seconds = |value: f64| Cell::Number(format!("{value:.1}"), value);
+    let mut rows: Vec<Vec<Cell>> = comparison
+        .costs
+        .iter()
+        .map(|(rater, training, scoring)| {
+            let times = whole.map(|whole| (training + scoring) / whole);
+            vec![
+                Cell::Text(format!("rater by {rater}")),
+                seconds(*training),
+                seconds(*scoring),
+                times.map_or(Cell::Nothing, |times| Cell::Number(format!("{times:.1}"), times)),
+            ]
+        })
+        .collect();
+    if let Some(whole) = whole {
+        rows.push(vec![
+            Cell::Text("the model itself, on everything".to_owned()),
+            seconds(whole),
+            Cell::Nothing,
+            Cell::Number("1.0".to_owned(), 1.0),
+        ]);
+    }
+    let header = ["what", "training, s", "scoring, s", "times a model"].map(str::to_owned).to_vec();
+    vec![
+        Part::Text(
+            "Mean seconds of a seed. What is measured without a rater costs the run that it is measured in, and no scoring.".to_owned(),
+        ),
+        Part::Table(Table { header, rows }),
+    ]
+}

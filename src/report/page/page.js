@@ -1,0 +1,78 @@
+"use strict";
+// Tables are sorted by a click on a column's name.
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.parentElement, table = head.closest("table"), at = head.cellIndex;
+    const down = head.getAttribute("aria-sort") === "ascending";
+    for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = row => row.cells[at].dataset.sort ?? "";
+    const rows = [...table.tBodies[0].rows].sort((one, other) => {
+      const [a, b] = [key(one), key(other)];
+      if (a === "" || b === "") return (a === "") - (b === "");
+      const order = isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+      return down ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  });
+}
+// On paper everything is open.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => { part.open = true; }));
+// A pair of a sheet is opened with its neighbours in rank.
+const dialog = document.getElementById("pair"), strip = document.getElementById("pair-strip");
+const picture = document.getElementById("pair-picture"), text = document.getElementById("pair-text");
+let tiles = [], sheet = null, at = 0;
+function address(index) {
+  return tiles[index].picture ?? sheet.querySelector(`[data-tile="${index}"] img`)?.src ?? null;
+}
+function show(index) {
+  at = index;
+  const tile = tiles[at];
+  strip.replaceChildren();
+  for (let other = Math.max(0, at - 3); other <= Math.min(tiles.length - 1, at + 3); other++) {
+    // Tiles that do not follow one another in rank are not neighbours.
+    if (tiles[other].rank - tile.rank !== other - at) continue;
+    const button = document.createElement("button");
+    button.className = "tile";
+    button.type = "button";
+    if (other === at) button.setAttribute("aria-current", "true");
+    const source = address(other);
+    if (source) {
+      const small = document.createElement("img");
+      small.src = source;
+      small.alt = tiles[other].caption;
+      button.append(small);
+    } else {
+      const missing = document.createElement("span");
+      missing.className = "missing";
+      missing.textContent = "cannot be read";
+      button.append(missing);
+    }
+    const rank = document.createElement("small");
+    rank.textContent = `rank ${tiles[other].rank + 1}`;
+    button.append(rank);
+    button.addEventListener("click", () => show(other));
+    strip.append(button);
+  }
+  const source = address(at);
+  picture.hidden = !source;
+  if (source) picture.src = source;
+  picture.alt = tile.caption;
+  const lines = [tile.caption, "", `id ${tile.id}`, `rank ${tile.rank + 1} of ${sheet.dataset.rows}`, `rating ${tile.rating}`];
+  if (tile.loss) lines.push(`loss in training ${tile.loss}`);
+  if (tile.note) lines.push(tile.note);
+  if (tile.missing) lines.push(tile.missing);
+  text.textContent = lines.join("\n");
+}
+for (const button of document.querySelectorAll(".sheet .tile")) {
+  button.addEventListener("click", () => {
+    sheet = button.closest(".sheet");
+    tiles = JSON.parse(document.getElementById(sheet.dataset.tiles).textContent);
+    show(Number(button.dataset.tile));
+    dialog.showModal();
+  });
+}
+dialog.addEventListener("keydown", event => {
+  if (event.key === "ArrowRight" && at + 1 < tiles.length) show(at + 1);
+  if (event.key === "ArrowLeft" && at > 0) show(at - 1);
+});

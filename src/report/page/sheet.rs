@@ -1,0 +1,176 @@
+//! Contact sheets of a page: pictures by tenth of the ranking, each of which opens with its neighbours in rank.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
+use maud::{Markup, PreEscaped, html};
+
+use crate::error::{Error, Result};
+
+/// Of pictures in pages.
+const JPEG_QUALITY: u8 = 85;
+
+/// One pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tile {
+    /// Its place in the ranking, 0 the best rated.
+    pub rank: usize,
+    /// Its id.
+    pub id: String,
+    /// Its caption.
+    pub caption: String,
+    /// What else is known, such as its flaw; nothing for none.
+    pub note: String,
+    /// Its rating.
+    pub rating: f64,
+    /// Its loss in training, where it was recorded.
+    pub loss: Option<f64>,
+    /// The picture as a `data:` address, or why there is none.
+    pub picture: std::result::Result<String, String>,
+}
+
+/// A tenth of the ranking.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SheetDecile {
+    /// 0 for the best rated.
+    pub decile: usize,
+    /// The highest and the lowest rating in it.
+    pub ratings: (f64, f64),
+    /// The tiles that stand for it, by their places in [`Sheet::tiles`]. Nothing for an empty tenth.
+    pub shown: Vec<usize>,
+}
+
+/// Pictures by rating.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sheet {
+    /// Rows of the whole ranking.
+    pub rows: usize,
+    /// What is shown and its neighbours, by rank.
+    pub tiles: Vec<Tile>,
+    /// All ten.
+    pub deciles: Vec<SheetDecile>,
+}
+
+/// A picture of `side` × `side` pixels, three bytes each, as a `data:` address.
+///
+/// # Errors
+/// If the bytes are not of that size.
+pub fn data_address(side: usize, rgb: &[u8]) -> Result<String> {
+    let size = u32::try_from(side).map_err(|_| Error::invalid("a picture is too large for a page"))?;
+    if rgb.len() != side * side * 3 {
+        return Err(Error::invalid(format!("{} bytes are not a picture of {side}×{side} pixels", rgb.len())));
+    }
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+        .encode(rgb, size, size, ExtendedColorType::Rgb8)
+        .map_err(|error| Error::invalid(format!("a picture cannot be put into a page: {error}")))?;
+    Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
+}
+
+/// A rating or loss as people read it.
+fn number(value: f64) -> String {
+    let digits = if value.abs() >= 100.0 { 1 } else { 4 };
+    format!("{value:.digits$}").replace('-', "−")
+}
+
+impl Sheet {
+    pub(super) fn markup(&self, number_of_part: usize) -> Markup {
+        let name = format!("tiles-{number_of_part}");
+        let shown: Vec<bool> = {
+            let mut shown = vec![false; self.tiles.len()];
+            self.deciles.iter().flat_map(|decile| &decile.shown).for_each(|&at| shown[at] = true);
+            shown
+        };
+        // The pictures that the sheet shows are in it already.
+        let told: Vec<serde_json::Value> = std::iter::zip(&self.tiles, &shown)
+            .map(|(tile, &shown)| {
+                serde_json::json!({
+                    "rank": tile.rank,
+                    "id": tile.id,
+                    "caption": tile.caption,
+                    "note": tile.note,
+                    "rating": number(tile.rating),
+                    "loss": tile.loss.map(number),
+                    "picture": match &tile.picture { Ok(address) if !shown => Some(address), _ => None },
+                    "missing": tile.picture.as_ref().err(),
+                })
+            })
+            .collect();
+        // `<` would end the script element.
+        let told = serde_json::Value::from(told).to_string().replace('<', "\\u003c");
+        html! {
+            div.sheet data-tiles=(name) data-rows=(self.rows) {
+                @for decile in &self.deciles {
+                    div.decile {
+                        h4 {
+                            (decile.decile * 10) "–" (decile.decile * 10 + 10) "%"
+                            small { (number(decile.ratings.0)) " to " (number(decile.ratings.1)) }
+                        }
+                        @if decile.shown.is_empty() { p { "no pair has such a rank" } }
+                        @for &at in &decile.shown { (self.tiles[at].markup(at)) }
+                    }
+                }
+            }
+            script type="application/json" id=(name) { (PreEscaped(told)) }
+        }
+    }
+}
+
+impl Tile {
+    fn markup(&self, at: usize) -> Markup {
+        html! {
+            button.tile type="button" data-tile=(at) {
+                @match &self.picture {
+                    Ok(address) => img src=(address) alt=(self.caption) width="96" height="96";,
+                    Err(why) => span.missing title=(why) { "cannot be read" },
+                }
+                @if !self.note.is_empty() { em { (self.note) } }
+                span { (self.caption) }
+                small {
+                    (number(self.rating))
+                    @if let Some(loss) = self.loss { " · loss " (format!("{loss:.2}")) }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::page::{Page, Part, Section};
+
+    fn tile(rank: usize, picture: std::result::Result<String, String>) -> Tile {
+        let caption = "a </script> & a \"b\"".to_owned();
+        let id = format!("pair-{rank}");
+        Tile { rank, id, caption, note: "noise".to_owned(), rating: -0.5, loss: Some(4.25), picture }
+    }
+
+    #[test]
+    fn a_sheet_holds_each_picture_once_and_says_what_cannot_be_read() {
+        let address = |shade: u8| data_address(8, &[shade; 192]).unwrap();
+        let sheet = Sheet {
+            rows: 3,
+            tiles: vec![tile(0, Ok(address(10))), tile(1, Ok(address(200))), tile(2, Err("gone".to_owned()))],
+            deciles: vec![
+                SheetDecile { decile: 0, ratings: (1.0, 0.5), shown: vec![0, 2] },
+                SheetDecile { decile: 1, ratings: (f64::NAN, f64::NAN), shown: vec![] },
+            ],
+        };
+        let section = Section { title: "Sheets".to_owned(), parts: vec![Part::Sheet(sheet)] };
+        let page = Page { title: "Pairs".to_owned(), lead: vec![], sections: vec![section] };
+        let html = page.to_html();
+        for shade in [10, 200] {
+            assert_eq!(html.matches(&address(shade)).count(), 1);
+        }
+        assert!(html.contains("cannot be read") && html.contains("no pair has such a rank"));
+        // The page's own two scripts end, and nothing else does.
+        assert_eq!(html.matches("</script>").count(), 2);
+        assert_eq!(html.matches("loss 4.25").count(), 2);
+        assert!(data_address(8, &[0; 10]).is_err());
+        // The address is a picture.
+        let bytes = STANDARD.decode(address(200).rsplit(',').next().unwrap()).unwrap();
+        let picture = image::load_from_memory(&bytes).unwrap().to_rgb8();
+        assert_eq!(picture.dimensions(), (8, 8));
+        assert!(picture.pixels().all(|pixel| pixel.0.iter().all(|&value| value.abs_diff(200) < 4)));
+    }
+}
