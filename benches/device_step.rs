@@ -15,7 +15,7 @@ use std::time::Instant;
 use alchemist_engine::{
     Result,
     config::{RuleName, RuleSettings},
-    encode::TextStates,
+    encode::{TextStates, pyramid::Reach},
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
     },
@@ -100,6 +100,7 @@ impl Case {
         Ok(Batch {
             codes: Tensor::new(&[batch, tokens], codes)?,
             input: Some(self.normal(&[batch, tokens - 1, self.code_channels], stream + 1)?),
+            through: None,
             text: TextStates {
                 states: self.normal(&[batch, self.text_tokens, self.text_channels], stream + 2)?,
                 mask: Tensor::new(&[batch, self.text_tokens], vec![1u32; batch * self.text_tokens])?,
@@ -128,6 +129,7 @@ impl Case {
                 freeze_proxy: false,
                 frozen_proxy_decays: false,
                 two_rater_passes: true,
+                rater_reach: Reach::Before,
                 drop_path: true,
                 recompute: std::env::var("ALCHEMIST_RECOMPUTE").is_ok_and(|value| value == "1"),
                 cuda_graph: std::env::var("ALCHEMIST_GRAPH").map_or(true, |value| value != "0"),

@@ -54,29 +54,39 @@ template <int SIGN>
 __device__ __forceinline__ void
 add_scale(const Space &space, const Tables &tables, const uint32_t *codes, unsigned scale) {
     unsigned side = tables.sides[scale], full = tables.side, channels = tables.channels, width = full * channels;
-    const uint32_t *index = tables.tap_index + scale * full * 4;
-    const float *weight = tables.tap_weight + scale * full * 4;
-    for (unsigned at = threadIdx.x; at < side * width; at += THREADS) {
-        unsigned c = at % channels, x = at / channels % full, y = at / width;
-        float values[4];
-#pragma unroll
-        for (unsigned tap = 0; tap < 4; ++tap) {
-            unsigned code = codes[y * side + index[x * 4 + tap]];
-            if (code >= tables.codes) TRAP("a code is not in the codebook");
-            values[tap] = tables.codebook[uint64_t(code) * channels + c] * weight[x * 4 + tap];
-        }
-        space.rows[at] = values[0] + values[1] + values[2] + values[3];
-    }
-    __syncthreads();
     unsigned pixel = tables.pixel();
-    for (unsigned at = threadIdx.x; at < full * width; at += THREADS) {
-        unsigned y = at / width, rest = at % width;
-        float values[4];
-#pragma unroll
-        for (unsigned tap = 0; tap < 4; ++tap) {
-            values[tap] = space.rows[index[y * 4 + tap] * width + rest] * weight[y * 4 + tap];
+    if (side == full) {
+        // The last scale is not resized.
+        for (unsigned at = threadIdx.x; at < full * width; at += THREADS) {
+            unsigned place = at / channels, c = at % channels, code = codes[place];
+            if (code >= tables.codes) TRAP("a code is not in the codebook");
+            space.resized[place * pixel + c] = tables.codebook[uint64_t(code) * channels + c];
         }
-        space.resized[at / channels * pixel + at % channels] = values[0] + values[1] + values[2] + values[3];
+    } else {
+        const uint32_t *index = tables.tap_index + scale * full * 4;
+        const float *weight = tables.tap_weight + scale * full * 4;
+        for (unsigned at = threadIdx.x; at < side * width; at += THREADS) {
+            unsigned c = at % channels, x = at / channels % full, y = at / width;
+            float values[4];
+#pragma unroll
+            for (unsigned tap = 0; tap < 4; ++tap) {
+                unsigned code = codes[y * side + index[x * 4 + tap]];
+                if (code >= tables.codes) TRAP("a code is not in the codebook");
+                values[tap] = tables.codebook[uint64_t(code) * channels + c] * weight[x * 4 + tap];
+            }
+            space.rows[at] = values[0] + values[1] + values[2] + values[3];
+        }
+        __syncthreads();
+        for (unsigned at = threadIdx.x; at < full * width; at += THREADS) {
+            unsigned y = at / width, rest = at % width;
+            float values[4];
+#pragma unroll
+            for (unsigned tap = 0; tap < 4; ++tap) {
+                values[tap] = space.rows[index[y * 4 + tap] * width + rest] * weight[y * 4 + tap];
+            }
+            space.resized[at / channels * pixel + at % channels] =
+                values[0] + values[1] + values[2] + values[3];
+        }
     }
     __syncthreads();
     if (tables.convolution_count == 0) {
@@ -149,11 +159,11 @@ cell_mean(const float *map, unsigned full, unsigned side, unsigned channels, uns
 }
 
 // codes: [B, L]; rows in float and in T (either may be null): [B, head + L - first, C], of which the first `head` rows of
-// each sample are set to zero.
+// each sample are set to zero. A scale's rows show what all scales before it make; with `through`, the scale's own codes, too.
 template <class T>
 __device__ __forceinline__ void pyramid_input(
     float *wide, T *rows, float *workspace, const uint32_t *codes, const Tables &tables, unsigned tokens,
-    unsigned head, unsigned row_numbers, unsigned numbers) {
+    unsigned head, unsigned through, unsigned row_numbers, unsigned numbers) {
     DYNAMIC_SHARED(float, shared);
     Space space = space_of(
         workspace == nullptr ? shared : workspace + uint64_t(blockIdx.x) * numbers, tables, row_numbers);
@@ -167,10 +177,12 @@ __device__ __forceinline__ void pyramid_input(
     }
     row += head;
     __syncthreads();
-    for (unsigned scale = 0; scale + 1 < tables.scales; ++scale) {
+    unsigned before = through ? 0 : 1;
+    for (unsigned scale = 0; scale + before < tables.scales; ++scale) {
         add_scale<1>(space, tables, codes, scale);
         codes += tables.sides[scale] * tables.sides[scale];
-        unsigned side = tables.sides[scale + 1];
+        if (scale + before == 0) continue;
+        unsigned side = tables.sides[scale + before];
         for (unsigned at = threadIdx.x; at < side * side * channels; at += THREADS) {
             float value = cell_mean(space.map, full, side, channels, at / channels, at % channels);
             if (wide != nullptr) wide[row * channels + at] = value;
@@ -314,8 +326,9 @@ __device__ __forceinline__ void quantize(
 #define PYRAMID_INPUT(T, suffix)                                                                                       \
     KERNEL(                                                                                                            \
         pyramid_input_##suffix, THREADS, float *wide, T *rows, float *workspace, const uint32_t *codes,                \
-        PYRAMID_TABLES, uint32_t tokens, uint32_t head, uint32_t row_numbers, uint32_t numbers) {                      \
-        pyramid_input(wide, rows, workspace, codes, PYRAMID_TABLE_VALUES, tokens, head, row_numbers, numbers);         \
+        PYRAMID_TABLES, uint32_t tokens, uint32_t head, uint32_t through, uint32_t row_numbers, uint32_t numbers) {    \
+        pyramid_input(                                                                                                 \
+            wide, rows, workspace, codes, PYRAMID_TABLE_VALUES, tokens, head, through, row_numbers, numbers);          \
     }
 PYRAMID_INPUT(float, f32)
 PYRAMID_INPUT(bf16, bf16)

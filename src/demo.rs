@@ -15,6 +15,7 @@ use crate::{
     files::{write_csv, write_whole},
     interrupt::Interrupt,
     rate::{
+        bilevel::RaterReport,
         dynamics::{Recording, recordings},
         page::RunPage,
         pictures::rating_pictures,
@@ -199,6 +200,10 @@ impl Observer for Curves<'_> {
         {
             points.push((step as f64, value));
         }
+    }
+
+    fn rater_step(&mut self, step: u64, total: u64, samples: usize, report: &RaterReport) {
+        self.inner.rater_step(step, total, samples, report);
     }
 }
 

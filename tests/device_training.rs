@@ -7,7 +7,7 @@ use alchemist_engine::{
     config::{Geometry, RuleName, RuleSettings, Scaling, Teaching},
     encode::{
         TextStates,
-        pyramid::{CodeReader, PyramidQuantizer},
+        pyramid::{CodeReader, PyramidQuantizer, Reach},
     },
     engine::{DType, ParameterId, Tensor, cuda::Device},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
@@ -101,6 +101,7 @@ fn bilevel(case: &Case) -> Bilevel {
             freeze_proxy: false,
             frozen_proxy_decays: false,
             two_rater_passes: true,
+            rater_reach: Reach::Before,
             drop_path: case.drop_path,
             recompute: case.recompute,
             cuda_graph: case.cuda_graph,
@@ -119,6 +120,7 @@ fn batch(stream: u64) -> Batch {
     Batch {
         codes: Tensor::new(&[BATCH, TOKENS], codes.collect::<Vec<u32>>()).unwrap(),
         input: Some(normal(&[BATCH, TOKENS - 1, 6], 100 + stream, DType::F32)),
+        through: None,
         text: TextStates {
             states: normal(&[BATCH, 5, 12], 200 + stream, DType::F32),
             mask: Tensor::new(&[BATCH, 5], vec![1u32, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0]).unwrap(),
@@ -523,4 +525,46 @@ fn tensors_of_two_places_do_not_meet() {
     assert!(input.buffer::<f32>().unwrap_err().to_string().contains("on the host"));
     assert_eq!(tensor.to_host().unwrap(), *input);
     assert!(normal(&[2], 1, DType::F64).to_device(&device).is_err());
+}
+
+/// The rater's own steps, with what it sees made of the codes on the device, are those of the processor.
+#[test]
+fn the_rater_alone_is_the_same_on_a_device() {
+    let taught = RuleSettings { teaching: Teaching::Regression, ..RULE };
+    let case = Case { rule: taught, depth: 1, micro_batches: 2, ..PLAIN };
+    let codebook = normal(&[VOCABULARY, 6], 7, DType::F32);
+    let quantizer = PyramidQuantizer::new(&[1, 2, 3], &codebook, Vec::new()).unwrap();
+    let run = |compute: Option<DType>| {
+        let mut bilevel = bilevel(&case);
+        bilevel.settings.rater_reach = Reach::Through;
+        if let Some(compute) = compute {
+            let device = device();
+            bilevel.move_to(&device, compute).unwrap();
+            bilevel.reader = Some(CodeReader::new(&quantizer, &device, BATCH).unwrap());
+        }
+        let of = |stream: u64| {
+            let batch = Batch { input: None, ..batch(stream) };
+            let batch = match compute {
+                Some(_) => batch,
+                None => batch.with_reach(&quantizer, Reach::Through).unwrap(),
+            };
+            let average = |at: usize| if at == 1 { f64::NAN } else { at as f64 };
+            let averages = (0..BATCH).map(|at| [average(at), 0.0]).collect();
+            (batch, Prior { averages, mean: 1.0, inverse_deviation: 0.8 })
+        };
+        let step =
+            |step: u64| bilevel.rater_step(&[of(2 * step), of(2 * step + 1)], [3e-3, 0.05], step).unwrap();
+        (0..3).map(step).collect::<Vec<_>>()
+    };
+    let expected = run(None);
+    for (compute, tolerance) in [(DType::F32, 1e-4), (DType::Bf16, 5e-2)] {
+        for (found, expected) in run(Some(compute)).iter().zip(&expected) {
+            approx::assert_relative_eq!(found.loss, expected.loss, max_relative = tolerance);
+            approx::assert_relative_eq!(
+                found.gradient_norm,
+                expected.gradient_norm,
+                max_relative = tolerance
+            );
+        }
+    }
 }

@@ -13,7 +13,7 @@ use alchemist_engine::{
         hashed::HashedWords,
         load_image_tokenizer, load_text_encoder,
         pca::{FitReport, PcaSettings, PcaTokenizer},
-        pyramid::PyramidQuantizer,
+        pyramid::{PyramidQuantizer, Reach},
         resample::{Area, Bicubic},
         saved,
     },
@@ -74,6 +74,27 @@ fn quantizer_gives_the_codes_and_features_of_the_released_code() {
     }
     check(&mut worst, "reconstruct", &quantizer.reconstruct(&codes).unwrap(), &io[&format!("f_hat_{last}")]);
     check(&mut worst, "input", &quantizer.input(&codes).unwrap(), &io["x_BLCv_wo_first_l"]);
+    // What a rater sees: the released reconstructions up to each scale itself, averaged to its side.
+    let (side, channels) = (patch_nums[last], quantizer.channels());
+    let mut seen = vec![Vec::new(); features.dim(0)];
+    for (scale, &small) in patch_nums.iter().enumerate().skip(1) {
+        let maps = io[&format!("f_hat_{scale}")].to_f64_vec().unwrap();
+        for (sample, rows) in seen.iter_mut().enumerate() {
+            for cell in 0..small * small {
+                let window = |at: usize| (at * side / small)..((at + 1) * side).div_ceil(small);
+                for channel in 0..channels {
+                    let places = window(cell / small)
+                        .flat_map(|y| window(cell % small).map(move |x| y * side + x))
+                        .map(|place| maps[(sample * channels + channel) * side * side + place]);
+                    let values: Vec<f64> = places.collect();
+                    rows.push((values.iter().sum::<f64>() / values.len() as f64) as f32);
+                }
+            }
+        }
+    }
+    let through = quantizer.input_reaching(&codes, Reach::Through).unwrap();
+    let expected = Tensor::new(through.shape(), seen.concat()).unwrap();
+    check(&mut worst, "input through each scale", &through, &expected);
 
     let mut running = Tensor::zeros(features.shape(), DType::F32);
     for scale in 0..=last {

@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use alchemist_engine::{
     config::RuleSettings,
-    encode::TextStates,
+    encode::{TextStates, pyramid::Reach},
     engine::{Accumulate, DType, Parameters, Tape, Tensor},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
     rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
@@ -300,6 +300,7 @@ fn bilevel(fixture: &Fixture, run: &Run) -> Bilevel {
             freeze_proxy: run.freeze_proxy,
             frozen_proxy_decays: true,
             two_rater_passes: true,
+            rater_reach: Reach::Before,
             drop_path: false,
             recompute: false,
             cuda_graph: true,
@@ -321,6 +322,7 @@ fn batch(batches: &Tensors, prefix: &str, last_scale: usize) -> Batch {
     Batch {
         codes: batches[&format!("{prefix}idx_BL")].clone(),
         input: Some(batches[&format!("{prefix}x_BLCv_wo_first_l")].clone()),
+        through: None,
         text: text(batches, prefix),
         last_scale,
     }

@@ -3,7 +3,10 @@
 mod device;
 
 use alchemist_engine::{
-    encode::{pyramid::PyramidQuantizer, resample::Convolution},
+    encode::{
+        pyramid::{PyramidQuantizer, Reach},
+        resample::Convolution,
+    },
     engine::{
         Tensor,
         cuda::{Buffer, Device},
@@ -38,10 +41,11 @@ fn quantizer(
 }
 
 fn cases() -> Vec<(PyramidQuantizer, usize, bool)> {
-    let [odd, small, released] = PYRAMIDS;
+    let [odd, smallest, small, released] = PYRAMIDS;
     vec![
         (quantizer(&[1], 1, 1, 0), 2, true),
         (quantizer(odd, 7, 3, 2), 3, true),
+        (quantizer(smallest, 128, 16, 0), 2, true),
         (quantizer(small, 512, 16, 0), 2, true),
         (quantizer(&[2, 3, 7], 65, 6, 1), 2, true),
         (quantizer(&[1, 3, 4], 64, 4, 0), 2, true),
@@ -54,7 +58,9 @@ fn cases() -> Vec<(PyramidQuantizer, usize, bool)> {
 #[test]
 fn input_rows_match_the_reference() {
     for device in test_devices() {
-        for (quantizer, batch, shared) in cases() {
+        let both =
+            |case: (PyramidQuantizer, usize, bool)| [(case.clone(), Reach::Before), (case, Reach::Through)];
+        for ((quantizer, batch, shared), reach) in cases().into_iter().flat_map(both) {
             let (tokens, channels) = (quantizer.tokens(), quantizer.channels());
             let first = quantizer.patch_nums()[0].pow(2);
             let codes: Vec<u32> = noise(batch * tokens, 2)
@@ -62,23 +68,24 @@ fn input_rows_match_the_reference() {
                 .map(|value| ((value + 1.0) / 2.0 * quantizer.vocabulary() as f64) as u32)
                 .collect();
             let expected = quantizer
-                .input(&Tensor::new(&[batch, tokens], codes.clone()).unwrap())
+                .input_reaching(&Tensor::new(&[batch, tokens], codes.clone()).unwrap(), reach)
                 .unwrap()
                 .to_f64_vec()
                 .unwrap();
             let codes = device.upload(&codes).unwrap();
             let mut tables = quantizer.on_device(&device, batch).unwrap();
             assert_eq!(tables.in_shared_memory(), shared);
+            let through = reach == Reach::Through;
             let mut wide = device.uninitialised(expected.len()).unwrap();
             let mut rows = device.uninitialised::<bf16>(expected.len()).unwrap();
-            let output = PyramidRows { wide: Some(&mut wide), rows: Some(&mut rows), padded: false };
+            let output = PyramidRows { wide: Some(&mut wide), rows: Some(&mut rows), padded: false, through };
             pyramid_input(output, &codes, &mut tables).unwrap();
             close::<f32>("the pyramid's rows", &wide, &expected, 1e-5);
             let rounded: Vec<bf16> = wide.to_host().unwrap().into_iter().map(bf16::from_f32).collect();
             assert_eq!(rows.to_host().unwrap(), rounded);
 
             let mut padded = device.uninitialised::<f32>(batch * tokens * channels).unwrap();
-            let output = PyramidRows { wide: None, rows: Some(&mut padded), padded: true };
+            let output = PyramidRows { wide: None, rows: Some(&mut padded), padded: true, through };
             pyramid_input(output, &codes, &mut tables).unwrap();
             let wide = wide.to_host().unwrap();
             let count = (tokens - first) * channels;
@@ -189,7 +196,7 @@ fn the_first_of_equal_codes_wins() {
 }
 
 fn output(rows: &mut Buffer<f32>) -> PyramidRows<'_, f32> {
-    PyramidRows { wide: None, rows: Some(rows), padded: false }
+    PyramidRows { wide: None, rows: Some(rows), padded: false, through: false }
 }
 
 #[test]

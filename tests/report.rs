@@ -321,7 +321,7 @@ fn the_histogram_lays_what_is_kept_over_all() {
     written(&histogram("One rating only", &[0.25; 10], &[]).unwrap(), "rating_histogram_one.png");
     // Several are outlined over bars of all.
     let best = select(&ratings, &Strategy::TopK, Keep::Share(0.5), 0).unwrap();
-    let several = [kept("shift-gsample", &selection.kept), kept("top-k", &best.kept)];
+    let several = [self::kept("shift-gsample", &selection.kept), self::kept("top-k", &best.kept)];
     let picture = histogram("Ratings, and what is kept", &ratings, &several).unwrap();
     written(&picture, "rating_histogram_several.png");
     for colour in [[0, 114, 178], [213, 94, 0]] {

@@ -159,9 +159,12 @@ fn every_rule_goes_on_to_the_bit() {
     let work = Workplace::new(3);
     let excess: &[&str] = &["--set", "rule=excess"];
     let alignment: &[&str] = &["--set", "rule=alignment"];
+    let alone: &[&str] =
+        &["--set", "rule=excess", "--set", "rater_teaching=regression", "--set", "rater_only_epochs=2"];
     let weights: &[&str] = &["--set", "rule=alignment", "--set", "rater_teaching=weights"];
     let mut random = Random::new(12, Purpose::Test, 0);
-    for (name, sets) in [("excess", excess), ("alignment", alignment), ("weights", weights)] {
+    for (name, sets) in [("excess", excess), ("alignment", alignment), ("weights", weights), ("alone", alone)]
+    {
         let run = |out: &str| {
             let mut arguments = vec!["train", "--config", "config.json", "--resume", "--out"];
             arguments.push(out);
@@ -178,7 +181,10 @@ fn every_rule_goes_on_to_the_bit() {
         }
         assert!(run(&killed).output().unwrap().status.success());
         assert_equal(&work.result(&killed), &work.result(name), name);
-        assert_eq!(work.result(name).contains_key("reference.safetensors"), name == "excess");
+        assert_eq!(
+            work.result(name).contains_key("reference.safetensors"),
+            ["excess", "alone"].contains(&name)
+        );
         assert!(work.result(name).contains_key("epoch-0002.csv"));
     }
 

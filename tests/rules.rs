@@ -4,7 +4,7 @@ mod common;
 
 use alchemist_engine::{
     config::{Geometry, RuleName, RuleSettings, Scaling, Teaching},
-    encode::TextStates,
+    encode::{TextStates, pyramid::Reach},
     engine::{
         Accumulate, DType, Gradients, Parameters, Tape, Tensor,
         ops::rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets, linear_combination, standardise},
@@ -49,6 +49,7 @@ fn batch(stream: u64, samples: usize) -> Batch {
     Batch {
         codes: Tensor::new(&[samples, TOKENS], codes.collect::<Vec<u32>>()).unwrap(),
         input: Some(normal(&[samples, TOKENS - 1, 3], 100 + stream, DType::F64)),
+        through: None,
         text: TextStates {
             states: normal(&[samples, 4, 5], 200 + stream, DType::F64),
             mask: Tensor::new(&[samples, 4], vec![1u32; samples * 4]).unwrap(),
@@ -82,6 +83,7 @@ fn bilevel(rule: RuleSettings) -> Bilevel {
             freeze_proxy: false,
             frozen_proxy_decays: false,
             two_rater_passes: false,
+            rater_reach: Reach::Before,
             drop_path: false,
             recompute: false,
             cuda_graph: false,
@@ -415,4 +417,55 @@ fn batches_that_cannot_be_compared_are_refused() {
     let short = Batch { codes: Tensor::zeros(&[2, 5], DType::U32), ..batch(7, 2) };
     let said = refused(MicroBatch { validation: short, ..micro() });
     assert!(said.contains("14 tokens, but a validation sample 5"), "{said}");
+}
+
+/// The rater alone comes to the standardised averages, of the samples that have one; the proxy stays as it was.
+#[test]
+fn the_rater_alone_learns_the_averages() {
+    let rule = RuleSettings { teaching: Teaching::Regression, ..alignment() };
+    let mut trained = bilevel(rule);
+    let values: Vec<f64> = (0..SAMPLES).map(|at| 3.0 + (at as f64 * 1.7).sin()).collect();
+    let prior = |last: f64| Prior {
+        averages: (0..SAMPLES).map(|at| [if at + 1 == SAMPLES { last } else { values[at] }, 0.3]).collect(),
+        mean: 3.0,
+        inverse_deviation: 2.0,
+    };
+    let before = trained.clone();
+    let first = trained.rater_step(&[(batch(0, SAMPLES), prior(f64::NAN))], [1e-2, 0.0], 0).unwrap();
+    let expected = std::iter::zip(&first.logit, &values[..SAMPLES - 1])
+        .map(|(logit, value)| (logit - 2.0 * (value - 3.0)).powi(2))
+        .sum::<f64>()
+        / SAMPLES as f64;
+    approx::assert_relative_eq!(first.loss, expected, max_relative = 1e-9);
+    for step in 1..400 {
+        trained.rater_step(&[(batch(0, SAMPLES), prior(f64::NAN))], [3e-3, 0.0], step).unwrap();
+    }
+    let last = trained.rater_step(&[(batch(0, SAMPLES), prior(f64::NAN))], [0.0, 0.0], 400).unwrap();
+    assert!(last.loss < 1e-2 * first.loss, "{} after {}", last.loss, first.loss);
+    for ((_, name, now), (_, _, then)) in trained.proxy_parameters.iter().zip(before.proxy_parameters.iter())
+    {
+        assert_eq!(now, then, "the proxy's {name} has changed");
+    }
+    // A sample without an average does not pull; with one it does.
+    let moved = |last: f64| {
+        let mut rater = before.clone();
+        rater.rater_step(&[(batch(0, SAMPLES), prior(last))], [1e-2, 0.0], 0).unwrap().gradient_norm
+    };
+    assert!((moved(f64::NAN) - moved(100.0)).abs() > 1.0);
+
+    // Half of a batch and the other half are the whole.
+    let halves = |count: usize| -> f64 {
+        let mut rater = before.clone();
+        let twice = vec![(batch(0, SAMPLES), prior(4.0)); count];
+        rater.rater_step(&twice, [1e-2, 0.0], 0).unwrap().gradient_norm
+    };
+    approx::assert_relative_eq!(halves(1), halves(2), max_relative = 1e-9);
+
+    let short = Prior { averages: vec![[0.0, 0.0]; 2], ..prior(1.0) };
+    let said = trained.rater_step(&[(batch(0, SAMPLES), short)], [1e-2, 0.0], 0).unwrap_err().to_string();
+    assert!(said.contains("2 running averages for"), "{said}");
+    assert!(trained.rater_step(&[], [1e-2, 0.0], 0).is_err());
+    let endless = Prior { mean: f64::INFINITY, ..prior(1.0) };
+    let said = trained.rater_step(&[(batch(0, SAMPLES), endless)], [1e-2, 0.0], 0).unwrap_err().to_string();
+    assert!(said.contains("no longer a number at step 0"), "{said}");
 }

@@ -90,6 +90,7 @@ fn network(scale: f32) -> Parameters {
 
 fn state(step: u64) -> State {
     State {
+        rater_only_steps: 0,
         step,
         epoch: 1,
         upper_level_weight: 0.97,

@@ -5,7 +5,11 @@ use std::hint::black_box;
 
 use alchemist_engine::{
     config::RuleSettings,
-    encode::{TextStates, pyramid::PyramidQuantizer, resample::Convolution},
+    encode::{
+        TextStates,
+        pyramid::{PyramidQuantizer, Reach},
+        resample::Convolution,
+    },
     engine::{DType, Parameters, Purpose, Random, Tensor},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
     rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
@@ -130,6 +134,7 @@ impl Case {
         let codes = quantizer.encode(features).expect("features are quantised");
         Batch {
             input: Some(quantizer.input(&codes).expect("codes have an input")),
+            through: None,
             codes,
             text: text.clone(),
             last_scale: self.patch_nums.last().map_or(0, |side| side * side),
@@ -176,6 +181,7 @@ impl Case {
                 freeze_proxy: false,
                 frozen_proxy_decays: false,
                 two_rater_passes: true,
+                rater_reach: Reach::Before,
                 drop_path: true,
                 recompute: false,
                 cuda_graph: true,

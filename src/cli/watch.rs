@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     rate::{
-        bilevel::{StepRates, StepReport},
+        bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
     },
     report::event_file::EventFile,
@@ -204,5 +204,16 @@ impl Observer for Watch {
                 ("speed/images_per_second", rate),
             ],
         );
+    }
+
+    fn rater_step(&mut self, step: u64, total: u64, samples: usize, report: &RaterReport) {
+        let rate = self.advance(step, total, samples);
+        self.bar.set_message(format!("the rater alone: loss {:.3}, {rate:.1} images/s", report.loss));
+        let values = [
+            ("loss/rater", report.loss),
+            ("gradient_norm/rater", report.gradient_norm),
+            ("speed/images_per_second", rate),
+        ];
+        self.write_events(step, &values);
     }
 }

@@ -4,6 +4,7 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
+    config::{Config, Teaching},
     error::{Error, Result},
     select::Strategy,
 };
@@ -38,7 +39,7 @@ impl RaterRule {
     const ALL: [Self; 4] = [Self::Loss, Self::ExcessWeights, Self::Excess, Self::Alignment];
 
     /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of.
-    pub fn keys(self) -> [&'static str; 7] {
+    pub fn keys(self, base: &Config) -> Vec<String> {
         let [rule, geometry, teaching] = match self {
             Self::Loss => ["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
             Self::ExcessWeights => ["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
@@ -48,7 +49,14 @@ impl RaterRule {
         // What a rule has a default of its own for.
         let [scaling, warmup, from, norms] =
             ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null", "record_norms=null"];
-        [rule, geometry, teaching, scaling, warmup, from, norms]
+        let mut keys = [rule, geometry, teaching, scaling, warmup, from, norms].map(str::to_owned).to_vec();
+        // What was set for one rater that learns averages holds for another.
+        let (learns, training) = (teaching.ends_with("regression"), &base.training);
+        keys.push(match learns && training.rule.teaching == Teaching::Regression {
+            true => format!("rater_only_epochs={}", training.rater_only_epochs),
+            false => "rater_only_epochs=null".to_owned(),
+        });
+        keys
     }
 }
 
@@ -288,7 +296,6 @@ impl Arm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
 
     #[test]
     fn names_are_read_back() {
@@ -315,10 +322,11 @@ mod tests {
     fn every_rule_can_be_made_of_a_configuration_of_every_other() {
         for before in RaterRule::ALL {
             for after in RaterRule::ALL {
-                let keys = |rule: RaterRule| rule.keys().map(str::to_owned);
-                let config = Config::parse("before", "{}", &keys(before)).unwrap();
-                let found = Config::parse("after", &config.to_json().to_string(), &keys(after)).unwrap();
-                let expected = Config::parse("after", "{}", &keys(after)).unwrap();
+                let plain = Config::parse("plain", "{}", &[]).unwrap();
+                let config = Config::parse("before", "{}", &before.keys(&plain)).unwrap();
+                let text = config.to_json().to_string();
+                let found = Config::parse("after", &text, &after.keys(&config)).unwrap();
+                let expected = Config::parse("after", "{}", &after.keys(&plain)).unwrap();
                 assert_eq!(found.fingerprint(), expected.fingerprint(), "{after:?} after {before:?}");
             }
         }

@@ -37,7 +37,7 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     rate::{
-        bilevel::{StepRates, StepReport},
+        bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
     },
     report::statistics::{auroc, mean_interval, mean_percentile},
@@ -134,6 +134,10 @@ impl FitObserver for Teller<'_> {
 
 impl Observer for Teller<'_> {
     fn step(&mut self, step: u64, total: u64, _samples: usize, _rates: StepRates, _report: &StepReport) {
+        self.tell(step + 1, total);
+    }
+
+    fn rater_step(&mut self, step: u64, total: u64, _samples: usize, _report: &RaterReport) {
         self.tell(step + 1, total);
     }
 }

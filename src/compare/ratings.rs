@@ -117,7 +117,7 @@ impl<'a> Ratings<'a> {
             return Ok(known.clone().map(|_| ()));
         }
         let name = Rating::Rater(rule).name();
-        let mut keys = rule.keys().map(str::to_owned).to_vec();
+        let mut keys = rule.keys(self.config);
         keys.extend([
             path_key("data_args.train_csv_path", self.pool.0)?,
             path_key("data_args.val_csv_path", self.validation)?,

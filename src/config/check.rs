@@ -542,6 +542,7 @@ fn training(
         rule: rule.settings,
         proxy_warmup_epochs: rule.proxy_warmup_epochs,
         average_from_epoch: rule.average_from_epoch,
+        rater_only_epochs: rule.rater_only_epochs,
         record_every: rule.record_every,
         record_norms: rule.record_norms,
     };

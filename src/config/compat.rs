@@ -50,6 +50,9 @@ switches! {
     weighted_mean,
     /// The upper-level weight is not stopped at 0 when its decay carries it below (A7).
     unclamped_upper_level_weight,
+    /// The rater sees the proxy's input, in which a scale shows what the coarser ones make of it: never the finest one's codes
+    /// (A12).
+    rater_without_finest_scale,
     /// The rater runs twice a step, with different drop-path masks (A8).
     two_rater_passes,
     /// A proxy frozen by `fixVar` still decays (A10).

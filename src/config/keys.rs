@@ -233,6 +233,11 @@ pub const KEYS: &[Key] = &[
         Yes,
     ),
     key(
+        "rater_only_epochs",
+        "epochs after those of `ep` in which the rater alone learns the samples' averages, which do not change any more; null: 4 with `rater_teaching` `regression`, else 0, as without averages there is nothing to learn from",
+        Yes,
+    ),
+    key(
         "record_every",
         "epochs between two recordings of each sample's loss, gradient norm, inner product and logit (`dynamics/` in the run directory, figure 3); 0: never",
         Yes,

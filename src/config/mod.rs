@@ -21,7 +21,7 @@ pub use rule::{Geometry, RuleName, RuleSettings, Scaling, Teaching};
 pub use schedule::ScheduleShape;
 
 use crate::{
-    encode::pretrained,
+    encode::{pretrained, pyramid::Reach},
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{BackboneConfig, Initialisation, Rope},
@@ -279,6 +279,8 @@ pub struct TrainingConfig {
     pub proxy_warmup_epochs: u64,
     /// The first epoch, counted from 0, whose constants enter the running averages; those of earlier ones are replaced.
     pub average_from_epoch: u64,
+    /// Epochs at the end in which the rater alone learns, from averages that do not change any more.
+    pub rater_only_epochs: u64,
     /// Epochs between two recordings of what was measured of each sample; `None`: never.
     pub record_every: Option<u64>,
     /// Measure the norm of each training sample's gradient in the epochs that are recorded.
@@ -371,6 +373,11 @@ impl Config {
             values.push((key.to_owned(), value.to_string()));
         }
         values
+    }
+
+    /// What the rater sees of each scale.
+    pub fn rater_reach(&self) -> Reach {
+        if self.compat.rater_without_finest_scale { Reach::Before } else { Reach::Through }
     }
 
     /// The proxy's backbone, for a tokenizer of `vocabulary` codes of `code_channels` channels and an encoder of

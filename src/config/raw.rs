@@ -160,6 +160,7 @@ raw! {
         rater_teaching: String,
         proxy_warmup_epochs: i64,
         average_from_epoch: i64,
+        rater_only_epochs: i64,
         record_every: i64,
         record_norms: bool,
         proxy_width: i64,

@@ -47,6 +47,17 @@ struct Scale {
     up: Option<Bicubic>,
 }
 
+/// What the rows of a scale show, in a network's input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// The reconstruction from the coarser scales: what a network that predicts the scale's own codes may see.
+    #[default]
+    Before,
+    /// The reconstruction up to the scale itself: what a network that judges the picture is to see. Under
+    /// [`Before`](Self::Before) it would never see the finest scale (upstream.md, A12).
+    Through,
+}
+
 /// Working space of one sample, kept from sample to sample by a thread.
 #[derive(Debug, Default)]
 struct Workspace {
@@ -240,9 +251,22 @@ impl PyramidQuantizer {
     /// # Errors
     /// If the shape does not fit or a code is out of range.
     pub fn input(&self, codes: &Tensor) -> Result<Tensor> {
+        self.input_reaching(codes, Reach::Before)
+    }
+
+    /// As [`input`](Self::input), with rows that show what `reach` says.
+    ///
+    /// # Errors
+    /// If the shape does not fit or a code is out of range.
+    pub fn input_reaching(&self, codes: &Tensor, reach: Reach) -> Result<Tensor> {
         let (batch, codes) = self.checked_codes(codes)?;
         let channels = self.channels();
         let rows = self.tokens - self.patch_nums[0] * self.patch_nums[0];
+        // The scale after which the rows of a scale are taken comes so many before it.
+        let (scales, before) = match reach {
+            Reach::Before => (self.scales.len() - 1, 1),
+            Reach::Through => (self.scales.len(), 0),
+        };
         let mut input = vec![0.0; batch * rows * channels];
         if rows > 0 {
             input
@@ -251,8 +275,11 @@ impl PyramidQuantizer {
                 .for_each_init(Workspace::default, |work, (input, codes)| {
                     let mut rest = input;
                     let mut map = vec![0.0; self.map_length()];
-                    self.accumulate(codes, self.scales.len() - 1, &mut map, work, |scale, map| {
-                        let next = &self.scales[scale + 1];
+                    self.accumulate(codes, scales, &mut map, work, |scale, map| {
+                        if scale + before == 0 {
+                            return;
+                        }
+                        let next = &self.scales[scale + before];
                         let (rows, after) =
                             std::mem::take(&mut rest).split_at_mut(next.side * next.side * channels);
                         next.down.pool(map, channels, rows);

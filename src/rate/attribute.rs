@@ -339,11 +339,22 @@ impl<'a> Setting<'a> {
             }
             let path = folder.join("state.json");
             let digest = sha256(&fs::read(&path).map_err(Error::io("read", &path))?);
-            checkpoints.push(Held { folder, step: state.step, digest });
+            // The rater's own steps have left the proxy as it was.
+            checkpoints.push(Held {
+                folder,
+                step: state.step - state.rater_only_steps.min(state.step),
+                digest,
+            });
         }
         checkpoints.sort_by_key(|held| held.step);
+        if self.request.every {
+            checkpoints.dedup_by_key(|held| held.step);
+        }
         if let Some([first, _]) = checkpoints.array_windows().find(|[one, other]| one.step == other.step) {
-            return Err(Error::invalid(format!("{} is named twice; name it once", first.folder.display())));
+            return Err(Error::invalid(format!(
+                "{} holds the proxy of another one that is named; name one of them",
+                first.folder.display()
+            )));
         }
         Ok(checkpoints)
     }

@@ -3,10 +3,12 @@
 
 mod inputs;
 mod passes;
+mod rater_only;
 mod recorded;
 mod report;
 
 pub use inputs::{MicroBatch, Prior};
+pub use rater_only::RaterReport;
 pub use recorded::RecordedStep;
 pub use report::StepReport;
 
@@ -15,7 +17,7 @@ use passes::Measured;
 
 use crate::{
     config::{Geometry, RuleSettings, Teaching},
-    encode::pyramid::CodeReader,
+    encode::pyramid::{CodeReader, Reach},
     engine::{
         Accumulate, DType, Gradients, Parameters, Tensor,
         cuda::Device,
@@ -44,6 +46,8 @@ pub struct BilevelSettings {
     pub frozen_proxy_decays: bool,
     /// Run the rater twice a step with different drop-path masks, as released (upstream.md, A8).
     pub two_rater_passes: bool,
+    /// What the rater sees of each scale.
+    pub rater_reach: Reach,
     /// Use drop-path.
     pub drop_path: bool,
     /// Keep only each block's input for the backward pass and run the block forward again there.

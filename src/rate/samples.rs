@@ -66,6 +66,12 @@ impl Samples {
         }
     }
 
+    /// What a batch of these samples is told once nothing new comes: their averages, no number where there is none.
+    pub fn settled(&self, places: &[usize]) -> Prior {
+        let averages = places.iter().map(|&place| [self.average[place], 0.0]).collect();
+        Prior { averages, ..self.prior(places) }
+    }
+
     /// Takes in what a step of `epoch` measured of the samples at `places`. Gives the places of those whose constant is no
     /// number, which are left out.
     pub fn record(&mut self, places: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {

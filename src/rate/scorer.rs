@@ -258,10 +258,15 @@ impl Scorer {
         // Samples influence each other in the released rating, and in the released cross-attention.
         if self.batch_normalised || self.config.compat.cross_attention_first_sample {
             let batch = batch(codes.clone(), &captions, tokenizer.as_ref(), text.as_ref())?
-                .with_input(tokenizer.quantizer())?;
+                .with_reach(tokenizer.quantizer(), self.config.rater_reach())?;
             let mut tape = Tape::inference(&self.parameters);
-            let rated =
-                self.rater.forward(&mut tape, batch.input()?, &batch.text, self.weighing, Mode::Evaluate)?;
+            let rated = self.rater.forward(
+                &mut tape,
+                batch.reaching(self.config.rater_reach())?,
+                &batch.text,
+                self.weighing,
+                Mode::Evaluate,
+            )?;
             if !self.batch_normalised {
                 return rated.logit.value().to_f64_vec();
             }
@@ -275,9 +280,14 @@ impl Scorer {
         in_parallel(&rows, |(codes, caption)| {
             let codes = Tensor::new(&[1, tokens], codes.to_vec())?;
             let batch = batch(codes, &[caption], tokenizer.as_ref(), text.as_ref())?
-                .with_input(tokenizer.quantizer())?;
+                .with_reach(tokenizer.quantizer(), self.config.rater_reach())?;
             let mut tape = Tape::inference(&self.parameters);
-            let (_, logit) = self.rater.instance(&mut tape, batch.input()?, &batch.text, Mode::Evaluate)?;
+            let (_, logit) = self.rater.instance(
+                &mut tape,
+                batch.reaching(self.config.rater_reach())?,
+                &batch.text,
+                Mode::Evaluate,
+            )?;
             Ok(logit.value().to_f64_vec()?[0])
         })
     }
@@ -297,14 +307,24 @@ impl Scorer {
         let dtype = self.parameters.compute_dtype();
         let mut batch =
             batch(codes, &captions, tokenizer.as_ref(), text.as_ref())?.to_device(device, dtype)?;
-        batch.read_codes(self.reader.as_ref(), dtype)?;
+        batch.read_codes(self.reader.as_ref(), dtype, self.config.rater_reach())?;
         let mut tape = Tape::inference(&self.parameters);
         if !self.batch_normalised {
-            let (_, logit) = self.rater.instance(&mut tape, batch.input()?, &batch.text, Mode::Evaluate)?;
+            let (_, logit) = self.rater.instance(
+                &mut tape,
+                batch.reaching(self.config.rater_reach())?,
+                &batch.text,
+                Mode::Evaluate,
+            )?;
             return Ok(logit.value().to_f64_vec()?[..count].to_vec());
         }
-        let rated =
-            self.rater.forward(&mut tape, batch.input()?, &batch.text, self.weighing, Mode::Evaluate)?;
+        let rated = self.rater.forward(
+            &mut tape,
+            batch.reaching(self.config.rater_reach())?,
+            &batch.text,
+            self.weighing,
+            Mode::Evaluate,
+        )?;
         // As on the processor: a last, smaller batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())

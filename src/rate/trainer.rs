@@ -1,6 +1,7 @@
 //! The training loop around the bilevel step: data in, batches in a fixed order, checkpoints, resume.
 
 mod batches;
+mod rater_only;
 mod saved;
 
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use crate::{
     interrupt::Interrupt,
     models::{Proxy, Rater, Weighing, init},
     rate::{
-        bilevel::{Bilevel, BilevelSettings, RecordedStep, StepRates, StepReport},
+        bilevel::{Bilevel, BilevelSettings, RaterReport, RecordedStep, StepRates, StepReport},
         dynamics::write_figure,
         rules::rule,
         samples::Samples,
@@ -32,11 +33,15 @@ use crate::{
 };
 
 use batches::{Batches, StepBatches};
+use rater_only::train_rater;
 
 /// Watches a run from outside: progress bars, event files.
 pub trait Observer: Preparing {
     /// One step of `total` is done.
     fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport);
+
+    /// One step of the rater alone, at the end of a run, is done; steps count on.
+    fn rater_step(&mut self, _step: u64, _total: u64, _samples: usize, _report: &RaterReport) {}
 }
 
 /// What a run came to.
@@ -121,12 +126,14 @@ pub fn train(
     let mut step = 0;
     if let Some(folder) = saved {
         step = run.restore(&folder, &mut bilevel, &mut samples)?;
-        observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
+        observer.note(&format!("continuing after step {step}"));
     }
     directory.record_start(config, command_line, step)?;
     let mut batches = Batches::new(&run)?;
     let mut metrics = directory.metrics(step)?;
     let total = run.plan.updates();
+    let own_plan = rater_only::plan(&run)?;
+    let whole = total + own_plan.as_ref().map_or(0, Plan::updates);
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
     let mut last = None;
     let mut these = if step < total { batches.of(&run, step, &bilevel)? } else { StepBatches::default() };
@@ -166,18 +173,20 @@ pub fn train(
             metrics.sync()?;
             run.save(&bilevel, &samples, step)?;
         }
-        if interrupt.is_raised() && step < total {
+        if interrupt.is_raised() && step < whole {
             let path = directory.path().display();
-            let saved = format!("step {step} of {total} is saved; go on with `train --out {path} --resume`");
+            let saved = format!("step {step} of {whole} is saved; go on with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }
-    if last.is_none() {
+    if let Some(plan) = own_plan.filter(|_| step < whole) {
+        train_rater(&run, &plan, (&mut bilevel, &samples), &mut metrics, step, interrupt, observer)?;
+    } else if last.is_none() {
         observer.note("the run was complete already");
     }
     let figures = write_figure(&directory.dynamics())?;
     Ok(TrainSummary {
-        steps: total,
+        steps: whole,
         train: run.data.train.len(),
         validation: run.data.validation.len(),
         failed: run.data.failed(),
@@ -280,6 +289,7 @@ pub fn build_networks(
             freeze_proxy: training.freeze_proxy,
             frozen_proxy_decays: compat.frozen_proxy_decays,
             two_rater_passes: compat.two_rater_passes,
+            rater_reach: config.rater_reach(),
             drop_path: true,
             recompute: config.recompute,
             cuda_graph: config.cuda_graph,

@@ -3,7 +3,7 @@
 use crate::{
     encode::{
         TextStates,
-        pyramid::{CodeReader, PyramidQuantizer},
+        pyramid::{CodeReader, PyramidQuantizer, Reach},
     },
     engine::{DType, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
     error::{Error, Result},
@@ -18,6 +18,9 @@ pub struct Batch {
     /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
     /// `[B, L, Cvae]` with zeros for the first. Nothing where it is to be made from the codes, see [`CodeReader`].
     pub input: Option<Tensor>,
+    /// The same for a network that sees up to each scale itself, which a rater does ([`Reach::Through`]). Nothing where it is
+    /// not needed, or is to be made from the codes.
+    pub through: Option<Tensor>,
     /// The captions.
     pub text: TextStates,
     /// Tokens of the finest scale, the last ones of each row.
@@ -31,6 +34,33 @@ impl Batch {
     /// If the codes are not the quantiser's.
     pub fn with_input(self, quantizer: &PyramidQuantizer) -> Result<Self> {
         Ok(Self { input: Some(quantizer.input(&self.codes)?), ..self })
+    }
+
+    /// The same batch with the rows that show what `reach` says, made on the host, beside those that it has.
+    ///
+    /// # Errors
+    /// If the codes are not the quantiser's.
+    pub fn with_reach(self, quantizer: &PyramidQuantizer, reach: Reach) -> Result<Self> {
+        match reach {
+            Reach::Before => self.with_input(quantizer),
+            Reach::Through => {
+                Ok(Self { through: Some(quantizer.input_reaching(&self.codes, reach)?), ..self })
+            }
+        }
+    }
+
+    /// The pyramid input whose rows show what `reach` says.
+    ///
+    /// # Errors
+    /// If it has not been made.
+    pub fn reaching(&self, reach: Reach) -> Result<&Tensor> {
+        let through = || {
+            Error::invalid("the input of a batch up to each scale itself has not been made from its codes")
+        };
+        match reach {
+            Reach::Before => self.input(),
+            Reach::Through => self.through.as_ref().ok_or_else(through),
+        }
     }
 
     /// The pyramid input.
@@ -75,18 +105,28 @@ impl Batch {
         Ok(Self {
             codes: Tensor::new(&[batch, places.len()], codes)?,
             input: Some(Tensor::new(&[batch, kept.len(), channels], values)?),
+            through: None,
             text: self.text.clone(),
             last_scale: layout.last_scale(),
         })
     }
 
-    /// Makes the input where it is missing; the codes are on a device.
+    /// Makes the input of this reach where it is missing; the codes are on a device.
     ///
     /// # Errors
     /// Those of [`CodeReader::input`].
-    pub(crate) fn read_codes(&mut self, reader: Option<&CodeReader>, dtype: DType) -> Result<()> {
-        if let (None, Some(reader)) = (&self.input, reader) {
-            self.input = Some(reader.input(&self.codes, dtype)?);
+    pub(crate) fn read_codes(
+        &mut self,
+        reader: Option<&CodeReader>,
+        dtype: DType,
+        reach: Reach,
+    ) -> Result<()> {
+        let input = match reach {
+            Reach::Before => &mut self.input,
+            Reach::Through => &mut self.through,
+        };
+        if let (None, Some(reader)) = (&input, reader) {
+            *input = Some(reader.input(&self.codes, dtype, reach)?);
         }
         Ok(())
     }
@@ -108,6 +148,7 @@ impl Batch {
         Ok(Self {
             codes: self.codes.clone(),
             input: self.input.as_ref().map(|input| input.cast(dtype)).transpose()?,
+            through: self.through.as_ref().map(|input| input.cast(dtype)).transpose()?,
             text: TextStates {
                 states: self.text.states.cast(dtype)?,
                 mask: self.text.mask.clone(),
@@ -120,7 +161,7 @@ impl Batch {
     /// The tensors, to be taken elsewhere.
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let TextStates { states, mask, pooled } = &mut self.text;
-        [&mut self.codes, states, mask, pooled].into_iter().chain(&mut self.input)
+        [&mut self.codes, states, mask, pooled].into_iter().chain(&mut self.input).chain(&mut self.through)
     }
 }
 

@@ -34,6 +34,9 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub struct State {
     /// Updates done; the next one is this, counted from 0.
     pub step: u64,
+    /// How many of them were of the rater alone, the last ones.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rater_only_steps: u64,
     /// The epoch of the next update.
     pub epoch: u64,
     /// The share of the validation loss at the next update.
@@ -68,6 +71,10 @@ pub struct State {
     pub version: String,
     /// The commit it was built from.
     pub git_hash: String,
+}
+
+fn is_zero(steps: &u64) -> bool {
+    *steps == 0
 }
 
 /// A training run at one step.

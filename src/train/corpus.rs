@@ -361,7 +361,7 @@ pub fn batch(
     let quantizer = tokenizer.quantizer();
     let text: TextStates = text.encode(captions)?;
     let last_scale = quantizer.patch_nums().last().map_or(0, |side| side * side);
-    Ok(Batch { codes, input: None, text, last_scale })
+    Ok(Batch { codes, input: None, through: None, text, last_scale })
 }
 
 /// Maps every record of a chunk on all threads, in order.

@@ -2,7 +2,7 @@
 
 use alchemist_engine::{
     data::{Preprocess, load_picture},
-    encode::pyramid::{CodeReader, PyramidQuantizer},
+    encode::pyramid::{CodeReader, PyramidQuantizer, Reach},
     engine::{DType, Tensor, ops::pyramid::cuda::pyramid_quantize},
 };
 
@@ -55,7 +55,7 @@ fn quantiser_on_device(
     let found = found.unwrap();
     assert_eq!(&found.to_host().unwrap(), codes, "the codes differ on the device");
     let reader = CodeReader::new(quantizer, device, batch).unwrap();
-    let rows = reader.input(&found, DType::F32).unwrap().to_host().unwrap();
+    let rows = reader.input(&found, DType::F32, Reach::Before).unwrap().to_host().unwrap();
     let tail = |sample: &[f32]| sample[first * quantizer.channels()..].to_vec();
     let samples = rows.as_slice::<f32>().unwrap().chunks(quantizer.tokens() * quantizer.channels());
     relative_error(&Tensor::new(input.shape(), samples.flat_map(tail).collect::<Vec<f32>>()).unwrap(), input)

@@ -8,11 +8,15 @@ use crate::{
     error::Result,
 };
 
+/// Where the rater learns averages. Measured: `docs/rules.md`.
+const RATER_ONLY_EPOCHS: i64 = 4;
+
 /// What the keys come to.
 pub(super) struct RuleKeys {
     pub(super) settings: RuleSettings,
     pub(super) proxy_warmup_epochs: u64,
     pub(super) average_from_epoch: u64,
+    pub(super) rater_only_epochs: u64,
     pub(super) record_every: Option<u64>,
     pub(super) record_norms: bool,
 }
@@ -66,6 +70,14 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         0,
         epochs.saturating_sub(1),
     )?;
+    let default = if settings.teaching == Teaching::Regression { RATER_ONLY_EPOCHS } else { 0 };
+    let alone = checker.integer("rater_only_epochs", &mut raw.rater_only_epochs, default, 0, 100_000)?;
+    if alone > 0 && settings.teaching != Teaching::Regression {
+        return checker.refuse(
+            "rater_only_epochs",
+            format!("is {alone}, but a rater that is taught by weights learns from no averages; set rater_teaching to regression"),
+        );
+    }
     let every = checker.integer("record_every", &mut raw.record_every, 1, 0, i64::MAX)?.unsigned_abs();
     let norms = *raw.record_norms.get_or_insert(aligns && every > 0);
     if compat.cross_attention_first_sample && (aligns || norms) {
@@ -80,6 +92,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         settings,
         proxy_warmup_epochs: warm_up.unsigned_abs(),
         average_from_epoch: from.unsigned_abs(),
+        rater_only_epochs: alone.unsigned_abs(),
         record_every: (every > 0).then_some(every),
         record_norms: norms,
     })

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::PyramidQuantizer;
+use super::{PyramidQuantizer, Reach};
 use crate::{
     engine::{
         DType, Tensor,
@@ -58,17 +58,18 @@ impl CodeReader {
         Ok(Self { tables, channels: quantizer.channels() })
     }
 
-    /// Codes `[B, L]` to the input `[B, L, Cvae]` of this type: what [`PyramidQuantizer::input`] makes, after rows of zeros
-    /// for the first scale.
+    /// Codes `[B, L]` to the input `[B, L, Cvae]` of this type: what [`PyramidQuantizer::input_reaching`] makes, after rows of
+    /// zeros for the first scale.
     ///
     /// # Errors
     /// If the codes are elsewhere or more samples than were said, or the device fails.
-    pub fn input(&self, codes: &Tensor, dtype: DType) -> Result<Tensor> {
+    pub fn input(&self, codes: &Tensor, dtype: DType, reach: Reach) -> Result<Tensor> {
         let from = codes.buffer::<u32>()?;
         let shape = [codes.shape(), &[self.channels]].concat();
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         with_number!(dtype, "pyramid", T => Tensor::written::<T>(from.device(), &shape, |rows| {
-            pyramid_input(PyramidRows { wide: None, rows: Some(rows), padded: true }, from, &mut tables)
+            let through = reach == Reach::Through;
+            pyramid_input(PyramidRows { wide: None, rows: Some(rows), padded: true, through }, from, &mut tables)
         }))
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Geometry, Held, Setting, Validation};
 use crate::{
     data::Record,
-    encode::pyramid::CodeReader,
+    encode::pyramid::{CodeReader, Reach},
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
         ops::meta_gradient::precondition,
@@ -206,7 +206,7 @@ impl<'a> ProxyAt<'a> {
             Some(device) => {
                 let dtype = self.parameters.compute_dtype();
                 batch = batch.to_device(device, dtype)?;
-                batch.read_codes(self.reader.as_ref(), dtype)?;
+                batch.read_codes(self.reader.as_ref(), dtype, Reach::Before)?;
             }
         }
         let mut tape =

@@ -1,7 +1,7 @@
 //! What a step is told: the batches, and the numbers that the host draws and schedules.
 
 use crate::{
-    encode::pyramid::CodeReader,
+    encode::pyramid::{CodeReader, Reach},
     engine::{
         DType, Tensor,
         cuda::{Buffer, Device},
@@ -246,6 +246,7 @@ impl OnDevice {
         &self,
         device: &Device,
         reader: Option<&CodeReader>,
+        rater: Reach,
         dtype: DType,
     ) -> Result<Prepared> {
         let (mut prepared, mut at) = (self.prepared.clone(), 0);
@@ -256,8 +257,10 @@ impl OnDevice {
             *tensor = Tensor::written(device, tensor.shape(), |part| part.copy_range(0, numbers, range))?;
         }
         let MicroBatch { train, validation, .. } = &mut prepared.micro;
-        train.read_codes(reader, dtype)?;
-        validation.read_codes(reader, dtype)?;
+        for reach in [Reach::Before, rater] {
+            train.read_codes(reader, dtype, reach)?;
+        }
+        validation.read_codes(reader, dtype, Reach::Before)?;
         Ok(prepared)
     }
 }

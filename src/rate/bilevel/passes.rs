@@ -153,19 +153,20 @@ impl Bilevel {
         let mut tape = Tape::new(&self.rater_parameters).with_recomputing(settings.recompute);
         if settings.rule.teaching == Teaching::Regression {
             let mode = self.mode(prepared, Pass::RaterForProxy);
-            let (_, output) = self.rater.instance(&mut tape, train.input()?, &train.text, mode)?;
+            let (_, output) =
+                self.rater.instance(&mut tape, train.reaching(settings.rater_reach)?, &train.text, mode)?;
             let logit = output.value().clone();
             return Ok(Rated { tape, output, score: logit.clone(), logit, weight: None });
         }
-        let two_passes = settings.two_rater_passes;
+        let (seen, two_passes) = (train.reaching(settings.rater_reach)?, settings.two_rater_passes);
         let pass = if two_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
         let mode = self.mode(prepared, pass);
-        let rated = self.rater.forward(&mut tape, train.input()?, &train.text, weighing, mode)?;
+        let rated = self.rater.forward(&mut tape, seen, &train.text, weighing, mode)?;
         let logit = rated.logit.into_value();
         let (score, weight) = if two_passes && settings.drop_path {
             let mut tape = Tape::inference(&self.rater_parameters);
             let mode = self.mode(prepared, Pass::RaterForProxy);
-            let rated = self.rater.forward(&mut tape, train.input()?, &train.text, weighing, mode)?;
+            let rated = self.rater.forward(&mut tape, seen, &train.text, weighing, mode)?;
             (rated.score.into_value(), rated.weight.into_value())
         } else {
             (rated.score.value().clone(), rated.weight.value().clone())

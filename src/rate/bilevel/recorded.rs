@@ -92,7 +92,8 @@ impl Bilevel {
 
     fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<Asked> {
         let (reader, dtype) = (self.reader.clone(), self.proxy_parameters.compute_dtype());
-        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), dtype)), updates)
+        let reach = self.settings.rater_reach;
+        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), reach, dtype)), updates)
     }
 
     fn record(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<(Graph, Asked)> {

@@ -2,12 +2,17 @@
 
 use super::Run;
 use crate::{
+    encode::pyramid::Reach,
     error::Result,
-    rate::bilevel::{Bilevel, MicroBatch},
+    rate::{
+        bilevel::{Bilevel, MicroBatch, Prior},
+        samples::Samples,
+    },
     train::{
         batch::Batch,
         corpus::EncodedCorpus,
         order::{Order, dropped_captions},
+        schedule::Plan,
     },
 };
 
@@ -39,8 +44,14 @@ impl Batches {
         for iteration in run.plan.iterations(step) {
             let (train, validation) = (self.train.batch(iteration)?, self.validation.batch(iteration)?);
             batches.micro.push(bilevel.ahead(MicroBatch {
-                train: run.batch(&run.data.train, &train, 2 * iteration)?,
-                validation: run.batch(&run.data.validation, &validation, 2 * iteration + 1)?,
+                train: run.with_inputs(
+                    run.batch(&run.data.train, &train, 2 * iteration)?,
+                    &[Reach::Before, bilevel.settings.rater_reach],
+                )?,
+                validation: run.with_inputs(
+                    run.batch(&run.data.validation, &validation, 2 * iteration + 1)?,
+                    &[Reach::Before],
+                )?,
                 prior: None,
             })?);
             batches.places.push(train);
@@ -49,11 +60,39 @@ impl Batches {
     }
 }
 
+impl Batches {
+    /// Those of a step of the rater alone, by its own `plan`: they go on where the run's have ended.
+    pub(super) fn of_rater(
+        &mut self,
+        run: &Run<'_>,
+        plan: &Plan,
+        step: u64,
+        samples: &Samples,
+        bilevel: &Bilevel,
+    ) -> Result<Vec<(Batch, Prior)>> {
+        let begun = run.plan.iterations(run.plan.updates()).start;
+        let of = |iteration: u64| {
+            let iteration = begun + iteration;
+            let places = self.train.batch(iteration)?;
+            let batch = run.batch(&run.data.train, &places, 2 * iteration)?;
+            let batch = run.with_inputs(batch, &[bilevel.settings.rater_reach])?;
+            Ok((batch, samples.settled(&places)))
+        };
+        plan.iterations(step).map(of).collect()
+    }
+}
+
 impl Run<'_> {
     fn batch(&self, from: &EncodedCorpus, places: &[usize], stream: u64) -> Result<Batch> {
         let drop = dropped_captions(self.config, stream, places.len());
-        let batch = from.batch(places, drop, self.data.tokenizer.as_ref(), self.data.text.as_ref())?;
+        from.batch(places, drop, self.data.tokenizer.as_ref(), self.data.text.as_ref())
+    }
+
+    fn with_inputs(&self, mut batch: Batch, reaches: &[Reach]) -> Result<Batch> {
         // A device makes the input itself: then there is less to upload.
-        if self.on_device { Ok(batch) } else { batch.with_input(self.data.tokenizer.quantizer()) }
+        for &reach in reaches.iter().filter(|_| !self.on_device) {
+            batch = batch.with_reach(self.data.tokenizer.quantizer(), reach)?;
+        }
+        Ok(batch)
     }
 }

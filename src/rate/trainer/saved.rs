@@ -26,6 +26,7 @@ impl Run<'_> {
         }
         let state = State {
             step,
+            rater_only_steps: step.saturating_sub(self.plan.updates()),
             epoch: self.plan.epoch(next),
             upper_level_weight: self.plan.upper_level_weight(next),
             seed: self.config.seed,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::tokens::Tokens;
 use crate::{
     config::Config,
-    encode::pyramid::CodeReader,
+    encode::pyramid::{CodeReader, Reach},
     engine::{Accumulate, DType, Parameters, Tape, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
     error::{Error, Result},
     models::{Mode, Proxy},
@@ -127,7 +127,7 @@ impl Model {
         let Some(device) = self.parameters.device() else { return Ok(batch.clone()) };
         let dtype = self.parameters.compute_dtype();
         let mut batch = batch.to_device(device, dtype)?;
-        batch.read_codes(self.reader.as_ref(), dtype)?;
+        batch.read_codes(self.reader.as_ref(), dtype, Reach::Before)?;
         Ok(batch)
     }
 

@@ -223,10 +223,12 @@ pub struct PyramidRows<'a, T: Factor> {
     pub rows: Option<&'a mut Buffer<T>>,
     /// Whether the first tokens have rows.
     pub padded: bool,
+    /// Whether a scale's rows show the reconstruction up to the scale itself, in place of that from all scales before it.
+    pub through: bool,
 }
 
-/// The proxy's input: `codes` `[B, L]` to the rows of every scale but the first, each the reconstruction from all scales
-/// before it, averaged down to its side. A code that is not in the codebook stops the kernel with an error.
+/// The networks' input: `codes` `[B, L]` to the rows of every scale but the first, each the reconstruction from all scales
+/// before it (or up to it), averaged down to its side. A code that is not in the codebook stops the kernel with an error.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
@@ -235,7 +237,7 @@ pub fn pyramid_input<T: Factor>(
     codes: &Buffer<u32>,
     tables: &mut PyramidTables,
 ) -> Result<()> {
-    let PyramidRows { wide, rows, padded } = output;
+    let PyramidRows { wide, rows, padded, through } = output;
     let Sizes { tokens, first, channels, .. } = tables.sizes;
     if !codes.len().is_multiple_of(tokens) {
         return Err(Error::shape(OP, format!("{} codes are not pyramids of {tokens}", codes.len())));
@@ -259,7 +261,7 @@ pub fn pyramid_input<T: Factor>(
         codes.read(),
     ];
     arguments.extend(tables.arguments()?);
-    for value in [tokens, head, tables.sizes.rows, tables.sizes.space] {
+    for value in [tokens, head, usize::from(through), tables.sizes.rows, tables.sizes.space] {
         arguments.push(Argument::U32(size(OP, "numbers", value)?));
     }
     // SAFETY: arguments in the kernel's order; the results and the working space are borrowed mutably; the sizes were
