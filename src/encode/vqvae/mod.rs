@@ -308,6 +308,10 @@ impl ImageTokenizer for VqVae {
         Ok(pictures)
     }
 
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        Self::features(self, images)
+    }
+
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
