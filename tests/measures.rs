@@ -1,4 +1,4 @@
-//! Measures of pictures against what Hugging Face's CLIP gives (`fixtures_made/make_measures.py`), and
+//! Measures of pictures against what Hugging Face's CLIP and pytorch-fid's Inception-v3 give (`fixtures_made/make_measures.py`), and
 //! `measure` as a user meets it.
 
 use std::{
@@ -6,20 +6,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use alchemist_engine::engine::Tensor;
 use alchemist_engine::{
     data::Preprocess,
     interrupt::Interrupt,
     measure::{
         clip_image::ClipImage,
         clip_score::{ClipText, clip_score},
+        inception::Inception,
         pictures::Pictured,
         space::FeatureSpace,
     },
+    weights::{Payload, write_safetensors},
 };
 use serde_json::{Value, json};
 
 /// Relative to the length of the embedding: other orders of sums in f32.
 const EMBEDDING_TOLERANCE: f64 = 1e-5;
+/// The same through the 94 layers of Inception-v3.
+const INCEPTION_TOLERANCE: f64 = 1e-4;
 
 fn made(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures_made").join(name)
@@ -113,4 +118,89 @@ fn another_clip_is_refused() {
     refused("resample", &|_, prepare| prepare["resample"] = json!(2));
     refused("the network takes 30", &|_, prepare| prepare["crop_size"] = json!(28));
     refused("image_std", &|_, prepare| prepare["image_std"] = json!([1, 2]));
+}
+
+/// The formula of `number` in the script.
+fn number(name: &str, length: usize) -> impl Iterator<Item = f64> {
+    let salt =
+        name.bytes().fold(2_166_136_261u32, |salt, byte| (salt ^ u32::from(byte)).wrapping_mul(16_777_619));
+    (0..length as u64).map(move |place| {
+        let mut mixed = (place + u64::from(salt)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        mixed ^= mixed >> 29;
+        mixed = mixed.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (mixed >> 48) as f64 / 32768.0 - 1.0
+    })
+}
+
+/// The weights of `made` in the script, and its pictures; the names and shapes are in inception.json.
+fn inception_weights(path: &Path, shapes: &Value) {
+    let tensors = shapes.as_object().unwrap().iter().map(|(name, shape)| {
+        let shape: Vec<usize> = numbers(shape).iter().map(|&size| size as usize).collect();
+        let inner: usize = shape[1..].iter().product();
+        let spread = (6.0 / inner as f64).sqrt();
+        let values: Vec<f32> = number(name, shape.iter().product())
+            .map(|noise| {
+                let value = if name.ends_with("conv.weight") {
+                    noise * spread
+                } else if name.ends_with("bn.weight") || name.ends_with("running_var") {
+                    1.0 + 0.25 * noise
+                } else {
+                    0.25 * noise
+                };
+                value as f32
+            })
+            .collect();
+        (name.clone(), Payload::held(&Tensor::new(&shape, values).unwrap()).unwrap())
+    });
+    write_safetensors(path, &tensors.collect::<Vec<_>>(), &[]).unwrap();
+}
+
+fn slopes(side: usize, turn: usize) -> Vec<u8> {
+    let pixel = |x: usize, y: usize| {
+        let green = if (x / 5 + y / 4).is_multiple_of(2) { 40 + 60 * turn } else { 220 };
+        [(x * 7 + y * 3 + turn * 31) % 256, green, (x * x + 2 * y * y + x * y * turn) % 256]
+    };
+    (0..side * side).flat_map(|at| pixel(at % side, at / side)).map(|level| level as u8).collect()
+}
+
+#[test]
+fn features_are_those_of_pytorch_fids_inception() {
+    let expected = read(&made("inception.json"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("inception.safetensors");
+    inception_weights(&path, &expected["shapes"]);
+    let network = Inception::open(&path, Preprocess::default_for(1)).unwrap();
+    let sides: Vec<Vec<f64>> = expected["pictures"].as_array().unwrap().iter().map(numbers).collect();
+    let pictures: Vec<Tensor> = sides
+        .iter()
+        .map(|picture| {
+            let (side, turn) = (picture[0] as usize, picture[1] as usize);
+            let path = folder.path().join(format!("{side}.png"));
+            alchemist_engine::data::picture::write_png(&path, &slopes(side, turn), side).unwrap();
+            network.read(&path).unwrap()
+        })
+        .collect();
+    let values: Vec<f32> =
+        pictures.iter().flat_map(|picture| picture.as_slice::<f32>().unwrap()).copied().collect();
+    let features = network.features(&Tensor::new(&[2, 3, 299, 299], values).unwrap()).unwrap();
+    assert_eq!(features.shape(), [2, 2048]);
+    let places: Vec<usize> = numbers(&expected["places"]).iter().map(|&place| place as usize).collect();
+    for (at, feature) in features.to_f64_vec().unwrap().chunks(2048).enumerate() {
+        let kept: Vec<f64> = places.iter().map(|&place| feature[place]).collect();
+        let error = error(&kept, &numbers(&expected["features"][at]));
+        let norm = feature.iter().map(|value| value * value).sum::<f64>().sqrt();
+        println!("picture {at}: {error:e}, norm {norm} for {}", expected["norms"][at]);
+        assert!(error < INCEPTION_TOLERANCE, "picture {at}: {error:e}");
+        let truth = expected["norms"][at].as_f64().unwrap();
+        approx::assert_relative_eq!(norm, truth, max_relative = INCEPTION_TOLERANCE);
+    }
+    // One by itself has the same bits.
+    let alone = network.features(&pictures[1].reshape(&[1, 3, 299, 299]).unwrap()).unwrap();
+    assert!(alone.as_slice::<f32>().unwrap() == &features.as_slice::<f32>().unwrap()[2048..]);
+    assert!(network.distance_name().starts_with("FID "));
+
+    let message = Inception::open(&made("clip_image_tiny/model.safetensors"), Preprocess::default_for(1))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("Conv2d_1a_3x3.conv.weight"), "{message}");
 }

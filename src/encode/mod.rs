@@ -4,6 +4,7 @@
 pub mod clip;
 mod codebook;
 mod components;
+pub(crate) mod convolution;
 pub mod hashed;
 pub(crate) mod layers;
 pub mod nearest;

@@ -4,5 +4,6 @@
 pub mod clip_image;
 pub mod clip_score;
 pub mod frechet;
+pub mod inception;
 pub mod pictures;
 pub mod space;

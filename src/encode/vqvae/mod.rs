@@ -2,7 +2,6 @@
 //!
 //! Every size comes from the weights; the sides of the token maps, which no weight tells, from whoever loads it.
 
-mod convolution;
 mod device;
 mod network;
 mod normalisation;
