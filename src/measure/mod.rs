@@ -5,5 +5,6 @@ pub mod clip_image;
 pub mod clip_score;
 pub mod frechet;
 pub mod inception;
+pub mod job;
 pub mod pictures;
 pub mod space;
