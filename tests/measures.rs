@@ -1,14 +1,16 @@
 //! Measures of pictures against what Hugging Face's CLIP and pytorch-fid's Inception-v3 give (`fixtures_made/make_measures.py`), and
-//! `measure` as a user meets it.
+//! `measure` and GenEval's layout as a user meets them.
+
+mod workplace;
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use alchemist_engine::engine::Tensor;
 use alchemist_engine::{
     data::Preprocess,
+    engine::Tensor,
     interrupt::Interrupt,
     measure::{
         clip_image::ClipImage,
@@ -20,6 +22,7 @@ use alchemist_engine::{
     weights::{Payload, write_safetensors},
 };
 use serde_json::{Value, json};
+use workplace::Workplace;
 
 /// Relative to the length of the embedding: other orders of sums in f32.
 const EMBEDDING_TOLERANCE: f64 = 1e-5;
@@ -203,4 +206,139 @@ fn features_are_those_of_pytorch_fids_inception() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("Conv2d_1a_3x3.conv.weight"), "{message}");
+}
+
+const PROMPTS: [&str; 3] = [
+    r#"{"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a red circle"}"#,
+    r#"{"prompt":"two \"blue\" squares, été", "tag":"counting",  "z": 1.50, "a": null}"#,
+    r#"{"tag": "colors", "prompt": "a green triangle"}"#,
+];
+
+/// The rows of a table of measures in JSON: name, value, pictures, pictures compared with.
+fn measures(path: &Path) -> Vec<(String, f64, u64, Option<u64>)> {
+    let rows = read(path)["measures"].as_array().unwrap().clone();
+    let row = |row: &Value| {
+        let name = row["name"].as_str().unwrap().to_owned();
+        (name, row["value"].as_f64().unwrap(), row["generated"].as_u64().unwrap(), row["reference"].as_u64())
+    };
+    rows.iter().map(row).collect()
+}
+
+#[test]
+fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
+    let work = Workplace::new(96, &json!({"depth": 1, "proxy_width": 64, "ep": 1}));
+    work.succeed(&["fit", "--config", "config.json", "--out", "run"]);
+    fs::write(work.path("prompts.jsonl"), PROMPTS.join("\n") + "\n\n").unwrap();
+    let draw =
+        ["sample", "--checkpoint", "run", "--prompts", "prompts.jsonl", "--layout", "geneval", "--out"];
+    let said = work.succeed(&[&draw[..], &["drawn"]].concat());
+    assert!(said.contains("12 pictures"), "{said}");
+    let side = 24;
+    for (at, line) in PROMPTS.iter().enumerate() {
+        let folder = work.path("drawn").join(format!("{at:05}"));
+        assert_eq!(fs::read_to_string(folder.join("metadata.jsonl")).unwrap(), format!("{line}\n"));
+        let mut names: Vec<_> =
+            fs::read_dir(folder.join("samples")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["0000.png", "0001.png", "0002.png", "0003.png"]);
+        let size = image_size(&folder.join("grid.png"));
+        assert_eq!(size, (4 * (side + 2) + 2, side + 4));
+        assert_eq!(image_size(&folder.join("samples/0003.png")), (side, side));
+    }
+    // They are what the flat layout has.
+    let flat: Vec<&str> = vec![
+        "sample",
+        "--checkpoint",
+        "run",
+        "--prompt",
+        "a red circle",
+        "--prompt",
+        "two \"blue\" squares, été",
+        "--prompt",
+        "a green triangle",
+        "--each",
+        "4",
+        "--out",
+        "flat",
+    ];
+    work.succeed(&flat);
+    for (own, other) in [("00000/samples/0000.png", "0000_00.png"), ("00002/samples/0003.png", "0002_03.png")]
+    {
+        let bytes = |folder: &str, name: &str| fs::read(work.path(folder).join(name)).unwrap();
+        assert!(bytes("drawn", own) == bytes("flat", other), "{own}");
+    }
+    work.refused(
+        &["sample", "--checkpoint", "run", "--prompt", "x", "--layout", "geneval", "--out", "no"],
+        &["--prompts"],
+    );
+    fs::write(work.path("plain.txt"), "a red circle\n").unwrap();
+    work.refused(
+        &["sample", "--checkpoint", "run", "--prompts", "plain.txt", "--layout", "geneval", "--out", "no"],
+        &["plain.txt, line 1", "`prompt`"],
+    );
+
+    // Measured against the validation set, with CLIP-Score from the prompts.
+    let clip = made("clip_image_tiny");
+    let clip = clip.to_str().unwrap();
+    let run = |generated: &str, more: &[&str]| {
+        work.succeed(
+            &[&["measure", "--generated", generated, "--checkpoint", "run", "--out", "out.json"], more]
+                .concat(),
+        )
+    };
+    let against = ["--reference", "data/train.csv", "--features", "tokenizer,clip", "--clip", clip];
+    let said = run("drawn", &against);
+    let found = measures(&work.path("out.json"));
+    let names: Vec<&str> = found.iter().map(|row| row.0.as_str()).collect();
+    assert!(
+        names[0] == "Fréchet distance of tokenizer features, mean and standard deviation over the grid",
+        "{names:?}"
+    );
+    assert!(names[1].starts_with("Fréchet distance of CLIP ViT image embedding, 20 dimensions"), "{names:?}");
+    assert!(names[2].starts_with("CLIP-Score, mean of max(100 · cos, 0), CLIP ViT"), "{names:?}");
+    assert!(names.iter().all(|name| said.contains(name) && !name.contains("FID")), "{said}");
+    assert!(said.contains("12 and 96 pictures are too few for features of 16 numbers"), "{said}");
+    assert!(found.iter().all(|row| row.1 > 0.0 && row.2 == 12), "{found:?}");
+    assert_eq!([found[0].3, found[1].3, found[2].3], [Some(96), Some(96), None]);
+    let identity = read(&work.path("out.json"))["networks"].clone();
+    // The same with one thread, from the flat folder, and from its table.
+    for (generated, more) in [("drawn", &["--threads", "1"][..]), ("flat", &[]), ("flat/samples.csv", &[])] {
+        run(generated, &[&against[..], more].concat());
+        assert!(measures(&work.path("out.json")) == found, "{generated} {more:?}");
+    }
+    assert!(read(&work.path("out.json"))["networks"] == identity);
+    // A set is at no distance from itself, and nearer than what a hardly trained model draws.
+    run("data/train.csv", &["--reference", "data/train.csv"]);
+    let own = measures(&work.path("out.json"));
+    assert!(own.len() == 1 && own[0].1 < 1e-9 && own[0].2 == 96, "{own:?}");
+    // Without captions or a reference there is less to be measured.
+    let said = run("data/validation", &against);
+    assert!(said.contains("CLIP-Score is not measured"), "{said}");
+    assert_eq!(measures(&work.path("out.json")).len(), 2);
+    run("flat", &["--clip", clip]);
+    assert!(measures(&work.path("out.json"))[..] == found[2..]);
+
+    // A broken picture is told and left out.
+    fs::write(work.path("flat/0001_02.png"), b"no picture").unwrap();
+    let said = run("flat", &against);
+    assert!(
+        said.contains("left out 0001_02.png: ") && said.contains("1 pictures could not be used"),
+        "{said}"
+    );
+    assert!(measures(&work.path("out.json")).iter().all(|row| row.2 == 11));
+    let left_out = read(&work.path("out.json"))["left_out"]["generated"].clone();
+    assert_eq!((left_out.as_array().unwrap().len(), left_out[0]["line"].as_u64()), (1, Some(8)));
+
+    let measure = ["measure", "--generated", "flat", "--reference", "data/train.csv"];
+    work.refused(&measure, &["--config FILE or --checkpoint DIR"]);
+    work.refused(&[&measure[..], &["--features", "inception"]].concat(), &["--inception FILE"]);
+    work.refused(&[&measure[..], &["--features", "clip"]].concat(), &["--clip FOLDER"]);
+    work.refused(&["measure", "--generated", "flat"], &["nothing to measure"]);
+    fs::create_dir(work.path("empty")).unwrap();
+    work.refused(&["measure", "--generated", "empty", "--clip", clip], &["holds no picture"]);
+}
+
+fn image_size(path: &Path) -> (usize, usize) {
+    let picture = alchemist_engine::data::load_whole_picture(path, &Preprocess::default_for(1)).unwrap();
+    (picture.width, picture.height)
 }
