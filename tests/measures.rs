@@ -297,7 +297,7 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     assert!(names[1].starts_with("Fréchet distance of CLIP ViT image embedding, 20 dimensions"), "{names:?}");
     assert!(names[2].starts_with("CLIP-Score, mean of max(100 · cos, 0), CLIP ViT"), "{names:?}");
     assert!(names.iter().all(|name| said.contains(name) && !name.contains("FID")), "{said}");
-    assert!(said.contains("12 and 96 pictures are too few for features of 16 numbers"), "{said}");
+    assert!(said.contains("12 and 96 pictures are too few"), "{said}");
     assert!(found.iter().all(|row| row.1 > 0.0 && row.2 == 12), "{found:?}");
     assert_eq!([found[0].3, found[1].3, found[2].3], [Some(96), Some(96), None]);
     let identity = read(&work.path("out.json"))["networks"].clone();

@@ -98,6 +98,15 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
             arguments.generated.display()
         )));
     }
+    for measure in measures.iter().filter(|measure| measure.singular_covariance) {
+        tracing::warn!(
+            "{} and {} pictures are too few: a covariance is singular, and this can be compared only with distances of as many \
+             pictures: {}",
+            measure.generated,
+            measure.reference.unwrap_or_default(),
+            measure.name
+        );
+    }
     let mut table = TextTable::new(["measure", "value", "pictures", "compared with"]);
     for measure in &measures {
         let reference = measure.reference.map_or(String::new(), |count| count.to_string());

@@ -250,12 +250,11 @@ fn square(decoded: &Decoded, preprocess: &Preprocess) -> PictureBytes {
     PictureBytes { side, rgb }
 }
 
-/// Gives the rows of a view, `[width, 3]` each, in 8 bits and without transparency.
-fn rows<'a>(
-    decoded: &'a Decoded,
-    view: &'a View,
-    preprocess: &Preprocess,
-) -> Box<dyn Fn(usize, &mut [u8]) + 'a> {
+/// Fills a row of a view, `[width, 3]`, by its number.
+type ReadRow<'a> = Box<dyn Fn(usize, &mut [u8]) + 'a>;
+
+/// Gives the rows of a view in 8 bits and without transparency.
+fn rows<'a>(decoded: &'a Decoded, view: &'a View, preprocess: &Preprocess) -> ReadRow<'a> {
     let (channels, alpha) = (decoded.channels, preprocess.alpha);
     match &decoded.samples {
         Samples::Bits8(samples) => Box::new(rows_of(samples, |level| level, channels, view, alpha)),

@@ -274,7 +274,7 @@ impl Normalised {
             resized: side,
             side,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            deviation: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
         };
         let path = folder.join("preprocessor_config.json");
         if !path.exists() {

@@ -191,7 +191,7 @@ pub struct FrechetDistance {
     pub rank_deficient: bool,
 }
 
-/// The distance, symmetric but for rounding. Warns where a covariance is singular.
+/// The distance, symmetric but for rounding.
 ///
 /// # Errors
 /// If the features have different dimensions, or the singular values are not found.
@@ -205,14 +205,6 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDi
     }
     let pictures = [first.count, second.count];
     let rank_deficient = pictures.iter().any(|&count| count <= size);
-    if rank_deficient {
-        tracing::warn!(
-            "{} and {} pictures are too few for features of {size} numbers: a covariance is singular, and the Fréchet distance \
-             can be compared only with ones of as many pictures",
-            pictures[0],
-            pictures[1]
-        );
-    }
     let (rows, columns) = (first.rank, second.rank);
     let mut cross = vec![0.0; rows * columns];
     let left = Matrix::new(&first.factor, size, rows).transposed();

@@ -147,6 +147,11 @@ impl Measurer {
         Ok(Self { spaces, score })
     }
 
+    /// Numbers of the longest features of a distance: with no more pictures than these a covariance is singular.
+    pub fn dimensions(&self) -> usize {
+        self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
+    }
+
     /// All that the numbers depend on besides the pictures, weights by their SHA-256.
     pub fn identity(&self) -> String {
         let spaces = self.spaces.iter().map(|space| space.identity());
@@ -237,9 +242,19 @@ fn note(failed: &mut BTreeMap<(u64, String), FailedRecord>, left_out: Vec<Failed
 pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
     let run = Named::new(run).run;
     let config = configuration(&run, &[])?;
-    let tokenizer = corpus::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?;
-    let preprocess = corpus::preprocess(&config, tokenizer.image_side());
-    Ok((tokenizer, preprocess))
+    placed(&config, corpus::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?)
+}
+
+/// A tokenizer on the device that its configuration names, and how pictures are decoded for it.
+fn placed(
+    config: &Config,
+    tokenizer: Box<dyn ImageTokenizer>,
+) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
+    let preprocess = corpus::preprocess(config, tokenizer.image_side());
+    match config.device.open()? {
+        Some(device) => Ok((tokenizer.to_device(&device)?, preprocess)),
+        None => Ok((tokenizer, preprocess)),
+    }
 }
 
 /// The image tokenizer that a configuration names: its weights, or that of its token cache, or one fitted to its training set as
@@ -264,6 +279,5 @@ pub fn tokenizer_of_config(
             corpus::image_tokenizer(config, &records, interrupt, progress)?.0
         }
     };
-    let preprocess = corpus::preprocess(config, tokenizer.image_side());
-    Ok((tokenizer, preprocess))
+    placed(config, tokenizer)
 }
