@@ -22,6 +22,8 @@ use crate::{
 pub enum Layout {
     /// `0000_00.png` for the first picture of the first prompt, and `grid.png` of all.
     Flat,
+    /// As `Flat`, without `grid.png`.
+    Bare,
     /// For each prompt a folder `00000` with `metadata.jsonl`, `samples/0000.png` and so on, and `grid.png`.
     GenEval {
         /// What `metadata.jsonl` holds: for each prompt its line of GenEval's file of prompts, as it stands there.
@@ -80,9 +82,12 @@ impl<'a> Placed<'a> {
         picture: Picture,
     ) -> Result<String> {
         match self.layout {
-            Layout::Flat => {
+            Layout::Flat | Layout::Bare => {
                 let name = format!("{prompt:04}_{number:02}.png");
                 picture.write_png(&self.out.join(&name))?;
+                if *self.layout == Layout::Bare {
+                    return Ok(name);
+                }
                 if number == 0 {
                     self.rows.push(unlabelled(Vec::new()));
                 }
@@ -114,7 +119,7 @@ impl<'a> Placed<'a> {
     /// Writes what shows all pictures, where there is such a thing.
     pub(super) fn finish(self) -> Result<Option<PathBuf>> {
         match self.layout {
-            Layout::GenEval { .. } => Ok(None),
+            Layout::Bare | Layout::GenEval { .. } => Ok(None),
             Layout::Flat => {
                 let grid = self.out.join("grid.png");
                 write_grid(self.rows, self.each, &grid)?;
