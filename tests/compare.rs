@@ -207,3 +207,121 @@ fn what_makes_a_comparison_unfair_is_refused() {
     let said = work.succeed(&[&shared[..], &["--allow-duplicates"]].concat());
     assert!(said.contains("1 training pictures are in the held-out set"), "{said}");
 }
+
+const DISTANCE: &str = "Fréchet distance of tokenizer features, mean and standard deviation over the grid";
+
+#[test]
+fn models_draw_pictures_that_are_measured() {
+    let work = workplace();
+    let clip = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures_made/clip_image_tiny");
+    let plain = [
+        "compare",
+        "--config",
+        "config.json",
+        "--seeds",
+        "2",
+        "--samplers",
+        "top-k",
+        "--ratings",
+        "resolution",
+        "--keep",
+        "50%",
+        "--equal",
+        "epochs",
+        "--out",
+        "compared",
+    ];
+    let drawing = [&plain[..], &["--pictures", "6", "--clip", clip]].concat();
+    let results = || -> BTreeMap<PathBuf, u64> {
+        let entries = fs::read_dir(work.path("compared/fits")).unwrap().map(|entry| entry.unwrap());
+        let json = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "json"));
+        json.map(|entry| (entry.path(), entry.metadata().unwrap().ino())).collect()
+    };
+    work.succeed(&plain);
+    let (without, fits) = (results(), work.fits("compared"));
+    assert!(fits.iter().all(|row| !row.contains_key("pictures") && !row.contains_key(DISTANCE)));
+    assert!(!work.path("compared/pictures").exists());
+
+    // Stopped anywhere, it comes to the same.
+    work.killed(&drawing, 3, 700, 400);
+    let said = work.succeed(&drawing);
+    assert!(said.contains("6 pictures are too few for features of 16 numbers"), "{said}");
+    let drawn = work.fits("compared");
+    let score = drawn[0]
+        .keys()
+        .find(|name| name.starts_with("CLIP-Score, mean of max(100 · cos, 0), CLIP ViT"))
+        .unwrap();
+    for (row, before) in drawn.iter().zip(&fits) {
+        assert_eq!((&row["pictures"][..], &row["held_out_loss"]), ("6", &before["held_out_loss"]));
+        assert!(row[DISTANCE].parse::<f64>().unwrap() > 0.0, "{row:?}");
+        assert!((0.0..=100.0).contains(&row[score].parse::<f64>().unwrap()), "{row:?}");
+        let folder = work.path("compared/pictures").join(&row["fit"]);
+        assert!(folder.join("0005_00.png").exists() && !folder.join("0006_00.png").exists());
+        assert!(!folder.join("grid.png").exists());
+    }
+    // What `measure` says of the same pictures.
+    let row = drawn.iter().find(|row| row["rating"] == "resolution" && row["seed"] == "1").unwrap();
+    let folder = format!("compared/pictures/{}", row["fit"]);
+    work.succeed(&[
+        "measure",
+        "--generated",
+        &folder,
+        "--reference",
+        "compared/data/held_out.csv",
+        "--config",
+        "config.json",
+        "--set",
+        "token_cache=compared/tokens",
+        "--clip",
+        clip,
+        "--out",
+        "measured.json",
+    ]);
+    let measured: serde_json::Value =
+        serde_json::from_slice(&fs::read(work.path("measured.json")).unwrap()).unwrap();
+    for (at, name) in [(0, DISTANCE), (1, score)] {
+        assert_eq!(measured["measures"][at]["name"], name);
+        assert_eq!(measured["measures"][at]["value"].as_f64().unwrap(), row[name].parse::<f64>().unwrap());
+    }
+    // The summary is what the fits say.
+    let value = |rating: &str| -> Vec<f64> {
+        let rows = drawn.iter().filter(|row| row["rating"] == rating);
+        rows.map(|row| row[DISTANCE].parse().unwrap()).collect()
+    };
+    let (own, random) = (value("resolution"), value("random"));
+    let summary = work.table("compared/summary.csv");
+    let line = summary.iter().find(|row| row["rating"] == "resolution").unwrap();
+    let number = |name: &str| line[name].parse::<f64>().unwrap();
+    approx::assert_relative_eq!(number(DISTANCE), (own[0] + own[1]) / 2.0, max_relative = 1e-12);
+    let differences = [own[0] - random[0], own[1] - random[1]];
+    let mean = (differences[0] + differences[1]) / 2.0;
+    approx::assert_relative_eq!(
+        number(&format!("{DISTANCE}, difference_to_random")),
+        mean,
+        max_relative = 1e-9
+    );
+    let half = 12.706 * (differences[0] - differences[1]).abs() / 2.0;
+    approx::assert_relative_eq!(
+        number(&format!("{DISTANCE}, difference_half_interval")),
+        half,
+        max_relative = 1e-9
+    );
+    let text = fs::read_to_string(work.path("compared/summary.md")).unwrap();
+    assert!(text.contains(&format!(
+        "{DISTANCE}: of 6 pictures that each model draws of held-out captions, compared with 8"
+    )));
+    assert!(text.contains(&format!("{score}: of 6 pictures")), "{text}");
+
+    // What was fitted before is not fitted again, and knows nothing of pictures.
+    let both = results();
+    assert!(without.iter().all(|(path, inode)| both.get(path) == Some(inode)), "a fit was made again");
+    assert_eq!(both.len(), 2 * without.len());
+    work.succeed(&plain);
+    assert!(work.fits("compared") == fits && results() == both);
+    // Others are.
+    work.succeed(&[&plain[..], &["--pictures", "5"]].concat());
+    assert_eq!(results().len(), 3 * without.len());
+    let too_many = [&plain[..], &["--pictures", "9"]].concat();
+    work.refused(&too_many, &["9 pictures cannot be drawn of 8 held-out captions"]);
+    work.refused(&[&drawing[..], &["--features", "inception"]].concat(), &["--inception FILE"]);
+}

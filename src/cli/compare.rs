@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Counted,
     compare::{
-        CompareRequest,
+        CompareRequest, PicturesRequest,
         arms::{Convention, Rating, Sampler},
         compare,
         table::markdown,
@@ -16,7 +16,9 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
+    measure::job::{Choice, Features},
     select::Keep,
+    train::corpus,
 };
 
 /// The arguments of `compare`.
@@ -71,6 +73,24 @@ pub struct CompareArguments {
     /// Keep the models, not only what they came to.
     #[arg(long)]
     pub keep_models: bool,
+    /// Draw pictures of so many held-out captions from each model, and measure their distance to the held-out pictures. 0: none.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub pictures: usize,
+    /// Features of the Fréchet distances of drawn pictures: tokenizer, clip, inception (the distance is then FID).
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "tokenizer",
+        requires = "pictures"
+    )]
+    pub features: Vec<Features>,
+    /// A whole CLIP, its Hugging Face folder or the weights in it: CLIP-Score of drawn pictures is measured, too.
+    #[arg(long, value_name = "FOLDER", requires = "pictures")]
+    pub clip: Option<PathBuf>,
+    /// Inception-v3 as FID takes it, with pytorch-fid's names.
+    #[arg(long, value_name = "FILE", requires = "pictures")]
+    pub inception: Option<PathBuf>,
     /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
@@ -97,6 +117,13 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let choice = Choice {
+        features: arguments.features,
+        clip: arguments.clip,
+        inception: arguments.inception,
+        decode: corpus::preprocess(&config, 1),
+    };
+    let pictures = (arguments.pictures > 0).then_some(PicturesRequest { count: arguments.pictures, choice });
     let ratings = match &arguments.ratings[..] {
         [all] if all == "all" => Rating::ALL.to_vec(),
         named => parsed(named)?,
@@ -114,6 +141,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         flaw_column: arguments.flaw_column,
         allow_duplicates: arguments.allow_duplicates,
         keep_models: arguments.keep_models,
+        pictures,
     };
     let mut progress = Counted::new();
     let (comparison, files) =

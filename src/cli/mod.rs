@@ -11,6 +11,7 @@ pub mod encode;
 pub mod export;
 pub mod fit;
 pub mod inspect;
+pub mod measure;
 pub mod pack;
 pub mod plant;
 pub mod report;
@@ -69,6 +70,8 @@ pub enum Command {
     Fit(fit::FitArguments),
     /// Draw pictures from captions with a model that `fit` trained, or a released one.
     Sample(sample::SampleArguments),
+    /// Measure drawn pictures: Fréchet distances to held-out ones, and how well they fit their captions.
+    Measure(measure::MeasureArguments),
     /// Train the same model on what each rating and sampler chooses, beside the controls, with several seeds.
     Compare(compare::CompareArguments),
     /// Make one page of a run or a comparison: tables, charts and pairs by rating.
@@ -120,6 +123,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Convert(arguments) => convert::run(&arguments)?,
         Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
         Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
+        Command::Measure(arguments) => measure::run(&arguments, &Interrupt::from_signals()?)?,
         Command::Compare(arguments) => compare::run(arguments, &Interrupt::from_signals()?)?,
         Command::Report(arguments) => report::run(arguments)?,
         Command::Pack(arguments) => pack::run(arguments, &Interrupt::from_signals()?)?,

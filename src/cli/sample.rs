@@ -2,15 +2,27 @@
 
 use std::{fs, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
     cli::watch::Counted,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    train::sample::{SampleRequest, SampleSettings, sample},
+    train::sample::{Layout, SampleRequest, SampleSettings, geneval_prompts, sample},
 };
+
+/// How the pictures are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LayoutName {
+    /// All in one folder, with a picture of all.
+    Flat,
+    /// A folder for each prompt, as GenEval's own scorer reads them.
+    Geneval,
+}
+
+/// Pictures of a prompt as GenEval scores them.
+const GENEVAL_EACH: u32 = 4;
 
 /// The arguments of `sample`.
 #[derive(Clone, Debug, Args)]
@@ -27,13 +39,16 @@ pub struct SampleArguments {
     /// A caption; as often as wanted.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// A file of captions, one a line.
+    /// A file of captions, one a line; with --layout geneval its file of prompts, a JSON object a line.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Pictures of each caption.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    each: u32,
-    /// Folder for the pictures, samples.csv and grid.png.
+    /// Pictures of each caption: 1 unless given, and 4 with --layout geneval.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    each: Option<u32>,
+    /// How the pictures are laid out in --out.
+    #[arg(long, value_enum, default_value = "flat")]
+    layout: LayoutName,
+    /// Folder for the pictures, samples.csv and grid.png, or GenEval's folders.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Guidance at the finest scale; it grows with the scale. 0: none, at half the time.
@@ -65,7 +80,17 @@ pub struct SampleArguments {
 /// Whatever keeps the pictures from being drawn; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
     let SampleArguments { checkpoint, weights, config, prompt: mut prompts, .. } = arguments;
-    if let Some(path) = &arguments.prompts {
+    let mut layout = Layout::Flat;
+    if arguments.layout == LayoutName::Geneval {
+        let (Some(path), true) = (&arguments.prompts, prompts.is_empty()) else {
+            return Err(Error::invalid(
+                "--layout geneval takes its prompts from --prompts FILE.jsonl alone, whose lines its scorer needs",
+            ));
+        };
+        let (found, metadata) = geneval_prompts(path)?;
+        prompts = found;
+        layout = Layout::GenEval { metadata };
+    } else if let Some(path) = &arguments.prompts {
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
         prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
     }
@@ -80,8 +105,9 @@ pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
         weights,
         sets,
         prompts,
-        each: size(arguments.each)?,
+        each: size(arguments.each.unwrap_or(if layout == Layout::Flat { 1 } else { GENEVAL_EACH }))?,
         out: arguments.out,
+        layout,
         batch: size(arguments.batch)?,
         settings: SampleSettings {
             guidance: arguments.cfg,

@@ -8,12 +8,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Teller;
+use super::{Teller, drawn::Drawn};
 use crate::{
     config::Config,
     error::{Error, Result},
     files::{digest_of_file, remove_folder, sha256, write_whole},
     interrupt::Interrupt,
+    measure::job::Measure,
     train::{
         fit::{ScaleMeasures, fit},
         run_directory::{Existing, RunDirectory},
@@ -48,6 +49,9 @@ pub struct CellResult {
     pub seconds: f64,
     /// What was said when the loss was no number any more.
     pub diverged: Option<String>,
+    /// What was measured of the pictures that it draws, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pictures: Vec<Measure>,
 }
 
 impl CellResult {
@@ -66,6 +70,7 @@ impl CellResult {
             curve: Vec::new(),
             seconds: 0.0,
             diverged: Some(message),
+            pictures: Vec::new(),
         }
     }
 }
@@ -118,6 +123,8 @@ pub(super) struct Fits<'a> {
     pub(super) cache: &'a Path,
     /// Keep each model's last checkpoint.
     pub(super) keep_models: bool,
+    /// What they draw, if anything.
+    pub(super) drawn: Option<Drawn>,
 }
 
 impl Fits<'_> {
@@ -142,7 +149,10 @@ impl Fits<'_> {
             ],
         )?;
         let digest = |path: &Path| digest_of_file(path).map_err(Error::io("read", path));
-        let told = [config.fingerprint().as_bytes(), &digest(table)?, &digest(self.held_out)?].concat();
+        // A model that draws nothing is known by what it was known by before models drew.
+        let drawn = self.drawn.as_ref().map(Drawn::identity).unwrap_or_default();
+        let (trained, held_out) = (digest(table)?, digest(self.held_out)?);
+        let told = [config.fingerprint().as_bytes(), &trained, &held_out, drawn.as_bytes()].concat();
         let key = sha256(&told)[..16].to_owned();
         let path = self.folder.join(format!("{key}.json"));
         if path.exists() {
@@ -172,7 +182,7 @@ impl Fits<'_> {
             }
             other => other?,
         };
-        let result = match summary {
+        let mut result = match summary {
             Err(message) => {
                 CellResult { key: key.clone(), epochs, seconds, ..CellResult::diverged(0, message) }
             }
@@ -189,8 +199,18 @@ impl Fits<'_> {
                 curve: curve(&run)?,
                 seconds,
                 diverged: None,
+                pictures: Vec::new(),
             },
         };
+        if let (Some(drawn), None) = (&self.drawn, &result.diverged) {
+            result.pictures = drawn.measure(&run, &key, seed, interrupt, teller).map_err(|error| match error {
+                Error::Interrupted { .. } => Error::Interrupted {
+                    saved: "what is finished is kept, and the pictures at work are drawn anew; give the same command again"
+                        .to_owned(),
+                },
+                other => other,
+            })?;
+        }
         let json = serde_json::to_vec(&result).map_err(|error| Error::invalid(error.to_string()))?;
         write_whole(&path, &json)?;
         drop(directory);

@@ -11,6 +11,7 @@ pub mod arms;
 mod cells;
 mod comparison;
 mod data;
+mod drawn;
 mod heuristics;
 pub mod page;
 mod ratings;
@@ -28,6 +29,8 @@ use arms::{Arm, Convention, Rating, Sampler};
 pub use cells::CellResult;
 use cells::Fits;
 pub use comparison::Comparison;
+use drawn::Drawn;
+pub use drawn::{PictureLine, PicturesRequest};
 use ratings::Ratings;
 use table::FlawLine;
 
@@ -75,6 +78,8 @@ pub struct CompareRequest {
     pub allow_duplicates: bool,
     /// Keep the models.
     pub keep_models: bool,
+    /// Pictures that each model draws, and what is measured of them.
+    pub pictures: Option<PicturesRequest>,
 }
 
 /// One model of the comparison.
@@ -168,12 +173,17 @@ pub fn compare(
     check_sizes(request, data.records.len())?;
 
     let mut ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
+    let drawn = match &request.pictures {
+        Some(pictures) => Some(Drawn::open(pictures, config, &data, &out, interrupt, &mut teller)?),
+        None => None,
+    };
     let fits = Fits {
         config,
         folder: out.join("fits"),
         held_out: &data.held_out,
         cache: &data.cache,
         keep_models: request.keep_models,
+        drawn,
     };
     let arms = arms(request, flaw.is_some());
     let mut outcomes = Vec::new();

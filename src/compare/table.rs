@@ -8,7 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Comparison, Outcome, cells::CellResult};
+use super::{
+    Comparison, Outcome,
+    cells::CellResult,
+    drawn::{self, PictureLine, measure_names, picture_lines},
+};
 use crate::{
     error::Result,
     files::{write_csv, write_whole},
@@ -45,6 +49,8 @@ pub struct Line {
     pub difference: Option<(f64, Option<f64>)>,
     /// The share of the gap between random and the ceiling that is closed, in the mean.
     pub closed: Option<f64>,
+    /// What was measured of the models' pictures, where they drew some.
+    pub pictures: Vec<PictureLine>,
 }
 
 /// By what cells are compared with one another.
@@ -94,7 +100,10 @@ pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
                 results.iter().map(|(_, result)| number(result) as f64).sum::<f64>()
                     / results.len().max(1) as f64
             };
+            let beside = groups.get(&("random".to_owned(), String::new(), setting.clone()));
+            let beside = beside.filter(|_| rating != "random").map(Vec::as_slice);
             Line {
+                pictures: picture_lines(results, beside),
                 seeds: losses.len(),
                 diverged: results.iter().filter(|(_, result)| result.diverged.is_some()).count(),
                 records: average(|result| result.records),
@@ -150,25 +159,32 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
             outcome.seed.to_string(),
         ]
     };
+    let measures = outcomes.iter().flat_map(|outcome| &outcome.result.pictures);
+    let names = measure_names(measures.map(|measure| measure.name.as_str()));
+    let mut header = vec![
+        "rating",
+        "sampler",
+        "keep",
+        "convention",
+        "seed",
+        "records",
+        "epochs",
+        "steps",
+        "held_out_loss",
+        "held_out_tail_loss",
+        "held_out_accuracy",
+        "held_out_tail_accuracy",
+        "seconds",
+        "diverged",
+        "fit",
+    ];
+    if !names.is_empty() {
+        header.push("pictures");
+    }
+    header.extend(names.iter().map(String::as_str));
     csv_file(
         "fits.csv",
-        &[
-            "rating",
-            "sampler",
-            "keep",
-            "convention",
-            "seed",
-            "records",
-            "epochs",
-            "steps",
-            "held_out_loss",
-            "held_out_tail_loss",
-            "held_out_accuracy",
-            "held_out_tail_accuracy",
-            "seconds",
-            "diverged",
-            "fit",
-        ],
+        &header,
         outcomes
             .iter()
             .map(|outcome| {
@@ -186,6 +202,12 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
                     result.diverged.clone().unwrap_or_default(),
                     result.key.clone(),
                 ]);
+                if !names.is_empty() {
+                    row.push(result.pictures.first().map_or(String::new(), |one| one.generated.to_string()));
+                }
+                row.extend(names.iter().map(|name| {
+                    number(result.pictures.iter().find(|one| one.name == *name).map(|one| one.value))
+                }));
                 row
             })
             .collect(),
@@ -208,25 +230,35 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
         let half = value.and_then(|(_, half)| half);
         [number(value.map(|(mean, _)| mean)), number(half)]
     };
+    let mut header: Vec<String> = [
+        "rating",
+        "sampler",
+        "keep",
+        "convention",
+        "seeds",
+        "diverged",
+        "records",
+        "steps",
+        "held_out_loss",
+        "half_interval",
+        "held_out_accuracy",
+        "accuracy_half_interval",
+        "difference_to_random",
+        "difference_half_interval",
+        "gap_closed",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for name in &names {
+        header.push(name.clone());
+        header.extend(
+            ["half_interval", "difference_to_random", "difference_half_interval"]
+                .map(|part| format!("{name}, {part}")),
+        );
+    }
     csv_file(
         "summary.csv",
-        &[
-            "rating",
-            "sampler",
-            "keep",
-            "convention",
-            "seeds",
-            "diverged",
-            "records",
-            "steps",
-            "held_out_loss",
-            "half_interval",
-            "held_out_accuracy",
-            "accuracy_half_interval",
-            "difference_to_random",
-            "difference_half_interval",
-            "gap_closed",
-        ],
+        &header.iter().map(String::as_str).collect::<Vec<_>>(),
         lines
             .iter()
             .map(|line| {
@@ -242,6 +274,11 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
                 ];
                 row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
                 row.push(number(line.closed));
+                for name in &names {
+                    let found = line.pictures.iter().find(|picture| picture.name == *name);
+                    row.extend(pair(found.and_then(|found| found.value)));
+                    row.extend(pair(found.and_then(|found| found.difference)));
+                }
                 row
             })
             .collect(),
@@ -277,7 +314,7 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
 }
 
 /// A number with half its interval.
-fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
+pub(super) fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
     match value {
         None => "-".to_owned(),
         Some((mean, None)) => format!("{mean:.digits$}"),
@@ -312,6 +349,10 @@ pub fn markdown(comparison: &Comparison) -> String {
             with_interval(line.difference, 4),
         ));
     }
+    text.push_str(&drawn::markdown(
+        &lines,
+        &outcomes.iter().map(|outcome| &outcome.result).collect::<Vec<_>>(),
+    ));
     if !flaws.is_empty() {
         let mut kinds: Vec<&str> = Vec::new();
         let mut ratings: Vec<&str> = Vec::new();

@@ -16,6 +16,9 @@ pub mod sampler;
 pub mod table;
 
 pub use loader::Loader;
-pub use picture::{AlphaRule, PictureBytes, Preprocess, decode_picture, load_picture, stack};
+pub use picture::{
+    AlphaRule, PictureBytes, Preprocess, WholePicture, decode_picture, load_picture, load_whole_picture,
+    stack,
+};
 pub use sampler::{ReleasedOrder, ReleasedSampler, Sampler, torch_randperm};
 pub use table::{ColumnNames, Corpus, Position, RELEASED_EMPTY_CAPTION, Record};

@@ -12,7 +12,7 @@ use image::{
 };
 
 use super::decode::{Decoded, Samples, decode};
-use super::resample::lanczos_square;
+use super::resample::{Filter, resample};
 use crate::engine::Tensor;
 use crate::error::{Error, Result};
 use crate::files::WholeFile;
@@ -99,6 +99,39 @@ impl PictureBytes {
     }
 }
 
+/// A whole picture with 8 bits a sample, upright, its own size kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholePicture {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// The samples, `[height, width, 3]`, row by row.
+    pub rgb: Vec<u8>,
+}
+
+impl WholePicture {
+    /// The middle of the picture: at most `width` by `height` pixels, offsets rounded down.
+    #[must_use]
+    pub fn middle(&self, width: usize, height: usize) -> Self {
+        let (width, height) = (width.min(self.width), height.min(self.height));
+        let (left, top) = ((self.width - width) / 2, (self.height - height) / 2);
+        let rows = self.rgb.chunks_exact(3 * self.width.max(1)).skip(top).take(height);
+        let rgb = rows.flat_map(|row| &row[3 * left..3 * (left + width)]).copied().collect();
+        Self { width, height, rgb }
+    }
+
+    /// The picture at another size, which must have pixels.
+    #[must_use]
+    pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Self {
+        let stride = 3 * self.width;
+        let rgb = resample([self.width, self.height], [width, height], filter, |y, row| {
+            row.copy_from_slice(&self.rgb[y * stride..(y + 1) * stride]);
+        });
+        Self { width, height, rgb }
+    }
+}
+
 /// Pictures of one side as `[B, 3, R, R]` f32 in [-1, 1].
 ///
 /// # Errors
@@ -135,10 +168,30 @@ pub fn decode_picture(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Res
     if preprocess.side == 0 {
         return Err(Error::invalid("the side of the preprocessed pictures must be at least 1"));
     }
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode(bytes, preprocess.max_pixels)))
+    Ok(square(&decoded(bytes, path, preprocess)?, preprocess))
+}
+
+/// Reads and decodes the picture at `path` as [`load_picture`] does, but keeps all of it at its own size; the side of
+/// `preprocess` plays no part.
+///
+/// # Errors
+/// As for [`load_picture`].
+pub fn load_whole_picture(path: impl AsRef<Path>, preprocess: &Preprocess) -> Result<WholePicture> {
+    let path = path.as_ref();
+    let bytes = read_bounded(path, preprocess).map_err(|message| refuse(path, message))?;
+    let decoded = decoded(&bytes, path, preprocess)?;
+    let view = View::new(&decoded, preprocess.apply_orientation);
+    let (width, height) = (view.width, view.height);
+    let mut rgb = vec![0; 3 * width * height];
+    let read_row = rows(&decoded, &view, preprocess);
+    rgb.chunks_exact_mut(3 * width).enumerate().for_each(|(y, row)| read_row(y, row));
+    Ok(WholePicture { width, height, rgb })
+}
+
+fn decoded(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<Decoded> {
+    catch_unwind(AssertUnwindSafe(|| decode(bytes, preprocess.max_pixels)))
         .unwrap_or_else(|_| Err("corrupt: the decoder stopped in the middle of it".to_owned()))
-        .map_err(|message| refuse(path, message))?;
-    Ok(square(&decoded, preprocess))
+        .map_err(|message| refuse(path, message))
 }
 
 /// Writes a square picture, `[side, side, 3]` bytes, as PNG. Thousands of small pictures are not each forced to the disk; a table
@@ -190,29 +243,39 @@ fn read_bounded(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec
 
 /// Turns, crops the middle of the short side (floor offsets) and resamples.
 fn square(decoded: &Decoded, preprocess: &Preprocess) -> PictureBytes {
-    let view = View::new(decoded, preprocess.apply_orientation);
+    let view = View::new(decoded, preprocess.apply_orientation).middle_square();
     let side = preprocess.side;
-    let rgb = match &decoded.samples {
-        Samples::Bits8(samples) => resample(samples, |level| level, decoded.channels, &view, preprocess),
-        Samples::Bits16(samples) if preprocess.clip_grey16 && decoded.channels == 1 => {
-            resample(samples, |level| u8::try_from(level).unwrap_or(u8::MAX), 1, &view, preprocess)
-        }
-        // The high byte, as libpng's strip_16 and Pillow take it.
-        Samples::Bits16(samples) => {
-            resample(samples, |level: u16| level.to_be_bytes()[0], decoded.channels, &view, preprocess)
-        }
-    };
+    let input = [view.width, view.height];
+    let rgb = resample(input, [side, side], Filter::Lanczos, rows(decoded, &view, preprocess));
     PictureBytes { side, rgb }
 }
 
-fn resample<T: Copy>(
-    samples: &[T],
-    to_8_bits: impl Fn(T) -> u8 + Copy,
+/// Fills a row of a view, `[width, 3]`, by its number.
+type ReadRow<'a> = Box<dyn Fn(usize, &mut [u8]) + 'a>;
+
+/// Gives the rows of a view in 8 bits and without transparency.
+fn rows<'a>(decoded: &'a Decoded, view: &'a View, preprocess: &Preprocess) -> ReadRow<'a> {
+    let (channels, alpha) = (decoded.channels, preprocess.alpha);
+    match &decoded.samples {
+        Samples::Bits8(samples) => Box::new(rows_of(samples, |level| level, channels, view, alpha)),
+        Samples::Bits16(samples) if preprocess.clip_grey16 && channels == 1 => {
+            Box::new(rows_of(samples, |level| u8::try_from(level).unwrap_or(u8::MAX), 1, view, alpha))
+        }
+        // The high byte, as libpng's strip_16 and Pillow take it.
+        Samples::Bits16(samples) => {
+            Box::new(rows_of(samples, |level: u16| level.to_be_bytes()[0], channels, view, alpha))
+        }
+    }
+}
+
+fn rows_of<'a, T: Copy>(
+    samples: &'a [T],
+    to_8_bits: impl Fn(T) -> u8 + Copy + 'a,
     channels: usize,
-    view: &View,
-    preprocess: &Preprocess,
-) -> Vec<u8> {
-    let over_white = preprocess.alpha == AlphaRule::White;
+    view: &'a View,
+    alpha: AlphaRule,
+) -> impl Fn(usize, &mut [u8]) + 'a {
+    let over_white = alpha == AlphaRule::White;
     let lay = move |level: u8, alpha: u8| {
         if !over_white {
             return level;
@@ -221,7 +284,7 @@ fn resample<T: Copy>(
         let mixed = (level * alpha + 255 * (255 - alpha) + 127) / 255;
         u8::try_from(mixed).unwrap_or(u8::MAX)
     };
-    lanczos_square(view.side, preprocess.side, |y, row| {
+    move |y, row| {
         for (x, output) in row.chunks_exact_mut(3).enumerate() {
             let start = view.pixel(x, y) * channels;
             let pixel = &samples[start..start + channels];
@@ -234,13 +297,14 @@ fn resample<T: Copy>(
             };
             output.copy_from_slice(&rgb);
         }
-    })
+    }
 }
 
-/// The middle square of a turned picture, as places in the stored one: pixel (x, y) of the square is stored at
+/// A turned picture or a part of it, as places in the stored one: pixel (x, y) of it is stored at
 /// `origin + x * step_x + y * step_y`.
 struct View {
-    side: usize,
+    width: usize,
+    height: usize,
     origin: isize,
     step_x: isize,
     step_y: isize,
@@ -271,15 +335,23 @@ impl View {
         };
         let turned = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
         let (turned_width, turned_height) = if turned { (height, width) } else { (width, height) };
-        let side = turned_width.min(turned_height);
-        let (left, top) = ((turned_width - side) / 2, (turned_height - side) / 2);
-        let origin = stored(left, top);
+        let origin = stored(0, 0);
         Self {
-            side: side.unsigned_abs(),
+            width: turned_width.unsigned_abs(),
+            height: turned_height.unsigned_abs(),
             origin,
-            step_x: stored(left + 1, top) - origin,
-            step_y: stored(left, top + 1) - origin,
+            step_x: stored(1, 0) - origin,
+            step_y: stored(0, 1) - origin,
         }
+    }
+
+    /// The middle square of the whole.
+    #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]
+    fn middle_square(self) -> Self {
+        let side = self.width.min(self.height);
+        let (left, top) = ((self.width - side) / 2, (self.height - side) / 2);
+        let origin = self.origin + left as isize * self.step_x + top as isize * self.step_y;
+        Self { width: side, height: side, origin, ..self }
     }
 
     #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]

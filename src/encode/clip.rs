@@ -72,8 +72,9 @@ pub struct ClipText {
     device: Option<Device>,
 }
 
+/// One block of a CLIP transformer, of text or of pictures.
 #[derive(Clone, Debug)]
-struct Block {
+pub(crate) struct Block {
     first: Norm,
     queries: Linear,
     keys: Linear,
@@ -119,29 +120,10 @@ impl ClipText {
         let tokens = take("embeddings.token_embedding.weight", &[settings.vocab_size, channels])?;
         let positions =
             take("embeddings.position_embedding.weight", &[settings.max_position_embeddings, channels])?;
-        let norm = |name: &str, take: &mut Take<'_>| -> Result<Norm> {
-            let weight = take(&format!("{name}.weight"), &[channels])?;
-            Ok(Norm { weight, bias: Some(take(&format!("{name}.bias"), &[channels])?), epsilon })
-        };
-        let linear = |name: &str, outputs: usize, inputs: usize, take: &mut Take<'_>| -> Result<Linear> {
-            let weight = take(&format!("{name}.weight"), &[outputs, inputs])?;
-            Ok(Linear { weight, bias: Some(take(&format!("{name}.bias"), &[outputs])?) })
-        };
-        let mut blocks = Vec::with_capacity(settings.num_hidden_layers);
-        for at in 0..settings.num_hidden_layers {
-            let of = |part: &str| format!("encoder.layers.{at}.{part}");
-            blocks.push(Block {
-                first: norm(&of("layer_norm1"), take)?,
-                queries: linear(&of("self_attn.q_proj"), channels, channels, take)?,
-                keys: linear(&of("self_attn.k_proj"), channels, channels, take)?,
-                values: linear(&of("self_attn.v_proj"), channels, channels, take)?,
-                joined: linear(&of("self_attn.out_proj"), channels, channels, take)?,
-                second: norm(&of("layer_norm2"), take)?,
-                widen: linear(&of("mlp.fc1"), wide, channels, take)?,
-                narrow: linear(&of("mlp.fc2"), channels, wide, take)?,
-            });
-        }
-        let last = norm("final_layer_norm", take)?;
+        let blocks = (0..settings.num_hidden_layers)
+            .map(|at| Block::take(&format!("encoder.layers.{at}"), channels, wide, epsilon, take))
+            .collect::<Result<_>>()?;
+        let last = norm("final_layer_norm", channels, epsilon, take)?;
         Ok(Self {
             settings,
             activation,
@@ -175,7 +157,54 @@ impl ClipText {
     }
 }
 
+/// A layer norm by its name.
+pub(crate) fn norm(name: &str, channels: usize, epsilon: f32, take: &mut Take<'_>) -> Result<Norm> {
+    let weight = take(&format!("{name}.weight"), &[channels])?;
+    Ok(Norm { weight, bias: Some(take(&format!("{name}.bias"), &[channels])?), epsilon })
+}
+
+fn linear(name: &str, outputs: usize, inputs: usize, take: &mut Take<'_>) -> Result<Linear> {
+    let weight = take(&format!("{name}.weight"), &[outputs, inputs])?;
+    Ok(Linear { weight, bias: Some(take(&format!("{name}.bias"), &[outputs])?) })
+}
+
 impl Block {
+    /// The block of a name, of so many channels and so many in its hidden layer.
+    pub(crate) fn take(
+        name: &str,
+        channels: usize,
+        wide: usize,
+        epsilon: f32,
+        take: &mut Take<'_>,
+    ) -> Result<Self> {
+        let of = |part: &str| format!("{name}.{part}");
+        Ok(Self {
+            first: norm(&of("layer_norm1"), channels, epsilon, take)?,
+            queries: linear(&of("self_attn.q_proj"), channels, channels, take)?,
+            keys: linear(&of("self_attn.k_proj"), channels, channels, take)?,
+            values: linear(&of("self_attn.v_proj"), channels, channels, take)?,
+            joined: linear(&of("self_attn.out_proj"), channels, channels, take)?,
+            second: norm(&of("layer_norm2"), channels, epsilon, take)?,
+            widen: linear(&of("mlp.fc1"), wide, channels, take)?,
+            narrow: linear(&of("mlp.fc2"), channels, wide, take)?,
+        })
+    }
+
+    /// The block on rows `[B·T, C]`, in place.
+    pub(crate) fn apply(
+        &self,
+        x: &mut Tensor,
+        attention: &Attention<'_>,
+        activation: Activation,
+    ) -> Result<()> {
+        let y = self.first.apply(x)?;
+        let (queries, keys) = (self.queries.apply(&y)?, self.keys.apply(&y)?);
+        let values = self.values.apply(&y)?;
+        add(x, &self.joined.apply(&attention.apply(&queries, &keys, &values)?)?)?;
+        let wide = activate(activation, &self.widen.apply(&self.second.apply(x)?)?)?;
+        add(x, &self.narrow.apply(&wide)?)
+    }
+
     fn to_device(&self, device: &Device) -> Result<Self> {
         let [queries, keys, values, joined, widen, narrow] =
             [&self.queries, &self.keys, &self.values, &self.joined, &self.widen, &self.narrow]
@@ -235,12 +264,7 @@ impl TextNetwork for ClipText {
         let seen = on(device, &mask)?;
         let attention = Attention { tokens, heads, scale, causal: true, mask: &seen, bias: None };
         for (at, block) in self.blocks.iter().enumerate() {
-            let y = block.first.apply(&x)?;
-            let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
-            let values = block.values.apply(&y)?;
-            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values)?)?)?;
-            let wide = activate(self.activation, &block.widen.apply(&block.second.apply(&x)?)?)?;
-            add(&mut x, &block.narrow.apply(&wide)?)?;
+            block.apply(&mut x, &attention, self.activation)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
         }
         let states = self.last.apply(&x)?.to_host()?;

@@ -4,8 +4,9 @@
 pub mod clip;
 mod codebook;
 mod components;
+pub(crate) mod convolution;
 pub mod hashed;
-mod layers;
+pub(crate) mod layers;
 pub mod nearest;
 pub mod pca;
 pub mod phi;
@@ -45,6 +46,13 @@ pub trait ImageTokenizer: Send + Sync {
     /// # Errors
     /// If the shape does not fit or a code is out of range.
     fn decode(&self, codes: &Tensor) -> Result<Tensor>;
+
+    /// Pictures `[B, 3, R, R]` in [-1, 1] to their features before they are quantised, `[B, Cvae, H, H]`, `H` being the side of
+    /// the finest token map.
+    ///
+    /// # Errors
+    /// If the shape does not fit or a number is not finite.
+    fn features(&self, images: &Tensor) -> Result<Tensor>;
 
     /// SHA-256 over kind, sizes and weights: two tokenizers with one fingerprint give the same codes.
     fn fingerprint(&self) -> String;

@@ -373,6 +373,10 @@ impl ImageTokenizer for PcaTokenizer {
         Tensor::new(&[batch, 3, side, side], images)
     }
 
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        Self::features(self, images)
+    }
+
     fn fingerprint(&self) -> String {
         let PcaSettings { side, patch, components, codes, patch_nums, seed } = &self.settings;
         let mut hash = Sha256::new();

@@ -1,4 +1,4 @@
-//! What the released text encoders are made of, forward only and in f32: linear layers, norms, activations and attention, on
+//! What the released text encoders and CLIP's tower of pictures are made of, forward only and in f32: linear layers, norms, activations and attention, on
 //! the host or, where the rows are on a device, there. Rows are tokens, `[B·T, channels]`.
 
 mod device;
@@ -15,16 +15,16 @@ use crate::{
 
 /// `y = x · wᵀ`, with a bias or without.
 #[derive(Clone, Debug)]
-pub(super) struct Linear {
+pub(crate) struct Linear {
     /// `[O, I]`.
-    pub(super) weight: Tensor,
+    pub(crate) weight: Tensor,
     /// `[O]`.
-    pub(super) bias: Option<Tensor>,
+    pub(crate) bias: Option<Tensor>,
 }
 
 impl Linear {
     /// Rows `[R, I]` to rows `[R, O]`.
-    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let [outputs, inputs] = [self.weight.dim(0), self.weight.dim(1)];
         let shape = [x.len() / inputs.max(1), outputs];
         match x.device() {
@@ -34,7 +34,7 @@ impl Linear {
     }
 
     /// The same layer on a device.
-    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let bias = self.bias.as_ref().map(|bias| bias.to_device(device)).transpose()?;
         Ok(Self { weight: self.weight.to_device(device)?, bias })
     }
@@ -42,17 +42,17 @@ impl Linear {
 
 /// A norm over a row's channels, with what it is multiplied with and, in CLIP, what is added.
 #[derive(Clone, Debug)]
-pub(super) struct Norm {
+pub(crate) struct Norm {
     /// `[C]`.
-    pub(super) weight: Tensor,
+    pub(crate) weight: Tensor,
     /// `[C]`: the mean is taken off first (layer norm). `None`: it is not (T5's root-mean-square norm).
-    pub(super) bias: Option<Tensor>,
-    pub(super) epsilon: f32,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) epsilon: f32,
 }
 
 impl Norm {
     /// Rows to rows.
-    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         match x.device() {
             None => Tensor::new(x.shape(), host::norm(self, x.as_slice()?)?),
             Some(device) => Tensor::written(device, x.shape(), |y| device::norm(self, y, x.buffer()?)),
@@ -60,14 +60,14 @@ impl Norm {
     }
 
     /// The same norm on a device.
-    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let bias = self.bias.as_ref().map(|bias| bias.to_device(device)).transpose()?;
         Ok(Self { weight: self.weight.to_device(device)?, bias, epsilon: self.epsilon })
     }
 }
 
 /// The non-linearity that a text encoder's configuration names.
-pub(super) fn activation_named(name: &str) -> Option<Activation> {
+pub(crate) fn activation_named(name: &str) -> Option<Activation> {
     Some(match name {
         "quick_gelu" => Activation::QuickGelu,
         "relu" => Activation::Relu,
@@ -79,10 +79,10 @@ pub(super) fn activation_named(name: &str) -> Option<Activation> {
 }
 
 /// The names that [`activation_named`] understands.
-pub(super) const ACTIVATION_NAMES: &str = "quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, relu, silu";
+pub(crate) const ACTIVATION_NAMES: &str = "quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, relu, silu";
 
 /// The activation of every number.
-pub(super) fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
     match x.device() {
         None => crate::engine::ops::activation::cpu::forward::<f32>(x, kind),
         Some(device) => {
@@ -93,19 +93,19 @@ pub(super) fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Which tokens a token sees, and how queries and keys meet. Mask and bias are where the rows are.
-pub(super) struct Attention<'a> {
+pub(crate) struct Attention<'a> {
     /// Tokens a sample, `T`.
-    pub(super) tokens: usize,
+    pub(crate) tokens: usize,
     /// Heads, `H`.
-    pub(super) heads: usize,
+    pub(crate) heads: usize,
     /// Multiplies the products of queries and keys.
-    pub(super) scale: f32,
+    pub(crate) scale: f32,
     /// Tokens see only themselves and those before them.
-    pub(super) causal: bool,
+    pub(crate) causal: bool,
     /// Keys that are seen at all, 1 or 0, `[B·T]` u32.
-    pub(super) mask: &'a Tensor,
+    pub(crate) mask: &'a Tensor,
     /// Added to the products, `[H, T, T]`.
-    pub(super) bias: Option<&'a Tensor>,
+    pub(crate) bias: Option<&'a Tensor>,
 }
 
 impl Attention<'_> {
@@ -113,7 +113,7 @@ impl Attention<'_> {
     ///
     /// A key that is not seen has the weight 0 exactly, which is what the released code's most negative number comes to
     /// after a softmax; a token that sees no key at all gets zeros.
-    pub(super) fn apply(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let channels = last_dim("attention", queries)?;
         match queries.device() {
             None => {
@@ -128,7 +128,7 @@ impl Attention<'_> {
 }
 
 /// `x += y`.
-pub(super) fn add(x: &mut Tensor, y: &Tensor) -> Result<()> {
+pub(crate) fn add(x: &mut Tensor, y: &Tensor) -> Result<()> {
     match x.device() {
         None => host::add(x.as_mut_slice()?, y.as_slice()?),
         Some(_) => return device::add(x.buffer_mut()?, y.buffer()?),
@@ -137,7 +137,7 @@ pub(super) fn add(x: &mut Tensor, y: &Tensor) -> Result<()> {
 }
 
 /// `x · y`, number by number.
-pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub(crate) fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     match x.device() {
         None => Tensor::new(x.shape(), host::multiply(x.as_slice()?, y.as_slice()?)),
         Some(device) => {
@@ -148,4 +148,4 @@ pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 /// The first row, of `channels` numbers, that holds one that is not finite.
-pub(super) use host::first_not_finite;
+pub(in crate::encode) use host::first_not_finite;

@@ -4,7 +4,7 @@
 //! training. A run keeps no copy of the weights: it notes where they are and what they were; see [`Pretrained`].
 
 mod folder;
-pub(super) mod reading;
+pub(crate) mod reading;
 
 use std::{
     fs,

@@ -14,17 +14,13 @@ use crate::{
 };
 
 /// What a network is put together with: gives the tensor of a name and shape.
-pub(in crate::encode) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
+pub(crate) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 
-/// Reads `config.json`; `section` names the part that stands for the text encoder in the configuration of a larger model.
+/// Reads `config.json`; `section` names the part that stands for the network in the configuration of a larger model.
 ///
 /// # Errors
 /// If it cannot be read, lacks sense, or is of a model of none of these types.
-pub(in crate::encode) fn read_settings<T: DeserializeOwned>(
-    folder: &Path,
-    types: &[&str],
-    section: &str,
-) -> Result<T> {
+pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], section: &str) -> Result<T> {
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
     let damaged = |message: String| Error::Checkpoint { path: path.clone(), message };
@@ -52,7 +48,7 @@ pub(in crate::encode) fn read_settings<T: DeserializeOwned>(
 ///
 /// # Errors
 /// If tensors are missing, of another shape or surplus, cannot be read, or hold numbers that are not finite.
-pub(in crate::encode) fn assemble<N>(
+pub(crate) fn assemble<N>(
     weights: &Weights,
     prefix: &str,
     ignored: impl Fn(&str) -> bool,

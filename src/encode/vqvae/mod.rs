@@ -2,7 +2,6 @@
 //!
 //! Every size comes from the weights; the sides of the token maps, which no weight tells, from whoever loads it.
 
-mod convolution;
 mod device;
 mod network;
 mod normalisation;
@@ -306,6 +305,10 @@ impl ImageTokenizer for VqVae {
         let mut pictures = self.pictures(&self.quantizer.reconstruct_maps(codes)?)?;
         pictures.as_mut_slice::<f32>()?.iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
         Ok(pictures)
+    }
+
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        Self::features(self, images)
     }
 
     fn fingerprint(&self) -> String {

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 
 use sha2::{Digest, Sha256};
 
-use super::{
-    convolution::{Bordered, Convolution, Into, Map},
-    normalisation::GroupNorm,
-};
+use super::normalisation::GroupNorm;
 use crate::{
-    encode::saved::damaged,
+    encode::{
+        convolution::{Border, Bordered, Convolution, Into, Map},
+        saved::damaged,
+    },
     engine::{
         Tensor,
         matmul::{Matrix, product},
@@ -79,6 +79,15 @@ impl<'a> Reader<'a> {
 
     pub(super) fn convolution(&mut self, name: &str) -> Result<Convolution> {
         let [weight, bias] = self.pair(name)?;
+        if !matches!(*weight.shape(), [_, _, 3, 3] | [_, _, 1, 1]) {
+            return Err(Error::shape(
+                "convolution",
+                format!(
+                    "{name} should have filters [O, I, 3, 3] or [O, I, 1, 1], but has {:?}",
+                    weight.shape()
+                ),
+            ));
+        }
         Convolution::new(name, &weight, &bias)
     }
 
@@ -134,8 +143,8 @@ impl Residual {
             None => *channels,
         };
         expect("the sum after the block", second.outputs(), around)?;
-        let squares = [first, second].iter().all(|convolution| convolution.size() == 3);
-        if !squares || block.shortcut.as_ref().is_some_and(|shortcut| shortcut.size() != 1) {
+        let squares = [first, second].iter().all(|convolution| convolution.size() == [3, 3]);
+        if !squares || block.shortcut.as_ref().is_some_and(|shortcut| shortcut.size() != [1, 1]) {
             return Err(Error::shape("VQ-VAE", format!("{name} has filters of another size than released")));
         }
         *channels = second.outputs();
@@ -177,7 +186,9 @@ impl Attention {
         expect(&part("qkv"), query_key_value.inputs(), channels)?;
         expect(&part("proj_out"), projection.inputs(), channels)?;
         expect("the sum after the attention", projection.outputs(), channels)?;
-        if query_key_value.outputs() != 3 * channels || query_key_value.size() != 1 || projection.size() != 1
+        if query_key_value.outputs() != 3 * channels
+            || query_key_value.size() != [1, 1]
+            || projection.size() != [1, 1]
         {
             return Err(Error::shape(
                 "VQ-VAE",
@@ -266,7 +277,7 @@ impl Level {
 fn square(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<Convolution> {
     let convolution = reader.convolution(name)?;
     expect(name, convolution.inputs(), *channels)?;
-    if convolution.size() != 3 {
+    if convolution.size() != [3, 3] {
         return Err(Error::shape("VQ-VAE", format!("{name} should have filters of 3×3")));
     }
     *channels = convolution.outputs();
@@ -376,7 +387,7 @@ impl Encoder {
         for level in &self.levels {
             level.apply(work);
             if let Some(resize) = &level.resize {
-                work.bordered.copy_of(&work.stream);
+                work.bordered.copy_of(&work.stream, Border::ONE);
                 resize.apply_halving(&work.bordered, &mut work.hidden);
                 std::mem::swap(&mut work.stream, &mut work.hidden);
             }
@@ -448,14 +459,14 @@ impl Decoder {
 
 /// The first convolution of a network, in place of the stream.
 fn start(convolution: &Convolution, work: &mut Workspace) {
-    work.bordered.copy_of(&work.stream);
+    work.bordered.copy_of(&work.stream, Border::ONE);
     convolution.apply(&work.bordered, &mut work.hidden, Into::Overwrite);
     std::mem::swap(&mut work.stream, &mut work.hidden);
 }
 
 /// A convolution of either size, in place of the stream.
 fn finish(convolution: &Convolution, work: &mut Workspace) {
-    if convolution.size() == 3 {
+    if convolution.size() == [3, 3] {
         return start(convolution, work);
     }
     work.hidden.resize(work.stream.side, convolution.outputs());

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::convolution::{Bordered, Map};
 use crate::{
+    encode::convolution::{Border, Bordered, Map},
     engine::{Float, Tensor, float::vectorised},
     error::{Error, Result},
 };
@@ -71,7 +71,7 @@ impl GroupNorm {
     pub(super) fn apply_silu(&self, map: &Map, output: &mut Bordered) {
         let line = self.line(map);
         let row = map.row();
-        output.fill(map.side, map.channels, |y, output| {
+        output.fill(map.side, map.channels, Border::ONE, |y, output| {
             line.each(&map.values[y * row..(y + 1) * row], output, |value| value * value.sigmoid());
         });
     }

@@ -1,11 +1,11 @@
-//! Pictures of a list of prompts in a folder: a PNG each, a grid of all, and a table that says which is which.
+//! Pictures of a list of prompts in a folder, and a table that says which is which.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
+use std::{fmt, fs, path::PathBuf};
+
+use super::{
+    SampleSettings, Sampler,
+    layout::{Layout, Placed},
 };
-
-use super::{SampleSettings, Sampler};
 use crate::{
     config::Config,
     encode::{ImageTokenizer, TextEncoder},
@@ -13,10 +13,7 @@ use crate::{
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
-    report::{
-        contact_sheet::{SheetRow, Thumbnail, contact_sheet},
-        picture::Picture,
-    },
+    report::picture::Picture,
     train::{
         fit::{Model, load_model},
         released,
@@ -39,6 +36,8 @@ pub struct SampleRequest {
     pub each: usize,
     /// The folder to write into; it must not hold anything yet.
     pub out: PathBuf,
+    /// How the pictures are laid out in it.
+    pub layout: Layout,
     /// Pictures drawn at once.
     pub batch: usize,
     /// How codes are drawn.
@@ -50,15 +49,16 @@ pub struct SampleRequest {
 pub struct SampleSummary {
     /// Pictures written.
     pub pictures: usize,
-    /// The picture of all.
-    pub grid: PathBuf,
+    /// The picture of all, if there is one.
+    pub grid: Option<PathBuf>,
     /// Which picture is of which prompt: `file`, `prompt`, `number`.
     pub table: PathBuf,
 }
 
 impl fmt::Display for SampleSummary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} pictures\n{}\n{}", self.pictures, self.table.display(), self.grid.display())
+        write!(formatter, "{} pictures\n{}", self.pictures, self.table.display())?;
+        self.grid.as_ref().map_or(Ok(()), |grid| write!(formatter, "\n{}", grid.display()))
     }
 }
 
@@ -121,11 +121,16 @@ pub fn sample(
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<SampleSummary> {
-    let SampleRequest { prompts, each, out, batch, settings, .. } = request;
+    let SampleRequest { prompts, each, out, layout, batch, settings, .. } = request;
     if prompts.is_empty() || *each == 0 || *batch == 0 {
         return Err(Error::invalid(
             "there is nothing to draw: give at least one prompt, and one picture of it",
         ));
+    }
+    if let Layout::GenEval { metadata } = layout
+        && metadata.len() != prompts.len()
+    {
+        return Err(Error::invalid("each prompt needs its line of GenEval's file"));
     }
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::invalid(format!("{} is not empty; give another folder", out.display())));
@@ -141,7 +146,7 @@ pub fn sample(
     let empty = text.encode(&[""])?;
     let wanted: Vec<(usize, usize)> =
         (0..prompts.len()).flat_map(|prompt| (0..*each).map(move |number| (prompt, number))).collect();
-    let mut rows: Vec<SheetRow> = Vec::new();
+    let mut placed = Placed::new(layout, out, *each);
     let table = out.join("samples.csv");
     let refuse =
         |error: csv::Error| Error::Table { path: table.clone(), line: None, message: error.to_string() };
@@ -156,46 +161,17 @@ pub fn sample(
         let codes = sampler.codes(&text.encode(&captions)?, &empty, &streams)?;
         let pictures = tokenizer.decode(&codes)?;
         for (&(prompt, number), picture) in chunk.iter().zip(pictures_of(&pictures)?) {
-            let name = format!("{prompt:04}_{number:02}.png");
-            picture.write_png(&out.join(&name))?;
             let caption = &prompts[prompt];
+            let name = placed.write(prompt, number, caption, picture)?;
             lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
-            if number == 0 {
-                rows.push(SheetRow { label: String::new(), details: Vec::new(), thumbnails: Vec::new() });
-            }
-            if let Some(row) = rows.last_mut() {
-                let side = picture.width();
-                let rgb = picture.rgb().to_vec();
-                row.thumbnails.push(Thumbnail { side, rgb, caption: caption.clone(), rating: None });
-            }
             done += 1;
             progress(done, wanted.len() as u64);
         }
     }
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&table, &bytes)?;
-    let grid = out.join("grid.png");
-    write_grid(rows, *each, &grid)?;
+    let grid = placed.finish()?;
     Ok(SampleSummary { pictures: wanted.len(), grid, table })
-}
-
-/// Pictures in a row of the grid where there is one of each prompt.
-const COLUMNS: usize = 5;
-
-/// A prompt's pictures in a row; single ones several to a row.
-fn write_grid(rows: Vec<SheetRow>, each: usize, path: &Path) -> Result<()> {
-    let rows = if each > 1 {
-        rows
-    } else {
-        let all: Vec<Thumbnail> = rows.into_iter().flat_map(|row| row.thumbnails).collect();
-        let row = |part: &[Thumbnail]| SheetRow {
-            label: String::new(),
-            details: Vec::new(),
-            thumbnails: part.to_vec(),
-        };
-        all.chunks(COLUMNS).map(row).collect()
-    };
-    contact_sheet("Samples", &rows)?.write_png(path)
 }
 
 /// Pictures `[B, 3, R, R]` in [-1, 1] as bytes.

@@ -2,8 +2,10 @@
 //! guidance that grows with the scale (released: `autoregressive_infer_cfg`).
 
 mod job;
+mod layout;
 
 pub use job::{SampleRequest, SampleSummary, sample};
+pub use layout::{Layout, geneval_prompts};
 
 use crate::{
     encode::{TextStates, pyramid::PyramidQuantizer},

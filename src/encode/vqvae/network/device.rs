@@ -2,9 +2,9 @@
 
 use super::{Attention, Decoder, Encoder, Head, Level, Middle, Residual, attention_scale};
 use crate::{
-    encode::vqvae::{
+    encode::{
         convolution::Convolution,
-        normalisation::{EPSILON, GROUPS, GroupNorm},
+        vqvae::normalisation::{EPSILON, GROUPS, GroupNorm},
     },
     engine::{
         Tensor,
@@ -70,7 +70,7 @@ impl<T: DeviceFloat> PlacedConvolution<T> {
         });
         let (weight, bias) = (weight?, bias?);
         let weight = match convolution.size() {
-            1 => Weight::Point(device.upload(weight.as_slice::<T>()?)?),
+            [1, 1] => Weight::Point(device.upload(weight.as_slice::<T>()?)?),
             _ => Weight::Square(Filters::new(device, weight.as_slice::<T>()?, inputs, outputs)?),
         };
         let bias = device.upload(bias.as_slice::<T>()?)?;

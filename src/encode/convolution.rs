@@ -1,8 +1,8 @@
 //! Convolutions over channels-last maps, as matrix products without an unrolled copy of the input.
 //!
-//! With a border of one pixel around a map `[side + 2, side + 2, I]`, the three neighbours of a row that a filter's row
-//! covers lie side by side in memory, and the next pixel's begin `I` values later. So the windows of a whole strip of rows are
-//! one matrix with overlapping rows, and a filter is three products that add up.
+//! With a border around a map, such as `[side + 2, side + 2, I]`, the neighbours of a row that a filter's row covers lie side by
+//! side in memory, and the next pixel's begin `I` values later. So the windows of a whole strip of rows are one matrix with
+//! overlapping rows, and a filter is as many products that add up as it has rows: three of 3×3.
 
 use rayon::prelude::*;
 
@@ -19,66 +19,92 @@ const PRODUCT_ROWS: usize = 384;
 
 /// A map of one picture, channels last.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Map {
+pub(crate) struct Map {
     /// Pixels of a side.
-    pub(super) side: usize,
+    pub(crate) side: usize,
     /// Channels of a pixel.
-    pub(super) channels: usize,
+    pub(crate) channels: usize,
     /// `[side, side, channels]`.
-    pub(super) values: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 impl Map {
     /// Makes this map one of another size; the numbers mean nothing afterwards.
-    pub(super) fn resize(&mut self, side: usize, channels: usize) {
+    pub(crate) fn resize(&mut self, side: usize, channels: usize) {
         (self.side, self.channels) = (side, channels);
         self.values.resize(side * side * channels, 0.0);
     }
 
     /// Values of a row of pixels.
-    pub(super) fn row(&self) -> usize {
+    pub(crate) fn row(&self) -> usize {
         self.side * self.channels
     }
 }
 
-/// A map with a border of one pixel of zeros around it.
+/// Rows of zeros above and below a map, and columns of zeros at its left and right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Border {
+    /// Above, and as many below.
+    pub(crate) rows: usize,
+    /// At the left, and as many at the right.
+    pub(crate) columns: usize,
+}
+
+impl Border {
+    /// One pixel all around, which leaves a filter of 3×3 the side.
+    pub(crate) const ONE: Self = Self { rows: 1, columns: 1 };
+}
+
+/// A map with a border of zeros around it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bordered {
+pub(crate) struct Bordered {
     side: usize,
     channels: usize,
-    /// `[side + 2, side + 2, channels]`.
+    border: Border,
+    /// `[side + 2 · rows, side + 2 · columns, channels]`.
     values: Vec<f32>,
 }
 
 impl Bordered {
     /// Fills the inside row by row: `write` gets the number of a row of pixels and its `[side, channels]`.
-    pub(super) fn fill(&mut self, side: usize, channels: usize, write: impl Fn(usize, &mut [f32]) + Sync) {
-        (self.side, self.channels) = (side, channels);
-        let width = (side + 2) * channels;
-        self.values.resize((side + 2) * width, 0.0);
+    pub(crate) fn fill(
+        &mut self,
+        side: usize,
+        channels: usize,
+        border: Border,
+        write: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        (self.side, self.channels, self.border) = (side, channels, border);
+        let (width, beside) = (self.width() * channels, border.columns * channels);
+        self.values.resize((side + 2 * border.rows) * width, 0.0);
         self.values.par_chunks_exact_mut(width).enumerate().for_each(|(row, values)| {
-            if row == 0 || row == side + 1 {
+            if row < border.rows || row >= side + border.rows {
                 values.fill(0.0);
                 return;
             }
-            values[..channels].fill(0.0);
-            values[width - channels..].fill(0.0);
-            write(row - 1, &mut values[channels..width - channels]);
+            values[..beside].fill(0.0);
+            values[width - beside..].fill(0.0);
+            write(row - border.rows, &mut values[beside..width - beside]);
         });
     }
 
+    /// Pixels of a row, those of the border included.
+    fn width(&self) -> usize {
+        self.side + 2 * self.border.columns
+    }
+
     /// The map inside.
-    pub(super) fn copy_of(&mut self, map: &Map) {
+    pub(crate) fn copy_of(&mut self, map: &Map, border: Border) {
         let row = map.row();
-        self.fill(map.side, map.channels, |y, values| {
+        self.fill(map.side, map.channels, border, |y, values| {
             values.copy_from_slice(&map.values[y * row..(y + 1) * row]);
         });
     }
 
-    /// The map inside at twice the side, each pixel four times.
-    pub(super) fn copy_of_doubled(&mut self, map: &Map) {
+    /// The map inside at twice the side, each pixel four times, with a border of one pixel.
+    pub(crate) fn copy_of_doubled(&mut self, map: &Map) {
         let (row, channels) = (map.row(), map.channels);
-        self.fill(2 * map.side, channels, |y, values| {
+        self.fill(2 * map.side, channels, Border::ONE, |y, values| {
             let source = map.values[y / 2 * row..(y / 2 + 1) * row].chunks_exact(channels);
             for (pair, pixel) in values.chunks_exact_mut(2 * channels).zip(source) {
                 pair[..channels].copy_from_slice(pixel);
@@ -90,38 +116,37 @@ impl Bordered {
 
 /// What a convolution does with the numbers that its output holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Into {
+pub(crate) enum Into {
     /// Replaces them.
     Overwrite,
     /// Adds to them.
     Add,
 }
 
-/// A convolution by filters of 3×3 or 1×1.
+/// A convolution by filters of any size.
 #[derive(Clone, Debug)]
-pub(super) struct Convolution {
+pub(crate) struct Convolution {
     inputs: usize,
     outputs: usize,
-    /// 3×3: `[3, 3·I, O]`, a filter's rows one after the other; 1×1: `[O, I]`.
+    /// A filter's rows one after the other, `[rows, columns · I, O]`; 1×1: `[O, I]`.
     weight: Vec<f32>,
     bias: Vec<f32>,
-    /// Side of a filter, 1 or 3.
-    size: usize,
+    /// Rows and columns of a filter.
+    size: [usize; 2],
 }
 
 impl Convolution {
-    /// From filters `[O, I, 3, 3]` or `[O, I, 1, 1]` and a bias `[O]`, both f32.
+    /// From filters `[O, I, rows, columns]` and a bias `[O]`, both f32.
     ///
     /// # Errors
     /// If the shapes are others.
-    pub(super) fn new(name: &str, weight: &Tensor, bias: &Tensor) -> Result<Self> {
+    pub(crate) fn new(name: &str, weight: &Tensor, bias: &Tensor) -> Result<Self> {
         let (outputs, inputs, size) = match *weight.shape() {
-            [outputs, inputs, 3, 3] => (outputs, inputs, 3),
-            [outputs, inputs, 1, 1] => (outputs, inputs, 1),
+            [outputs, inputs, rows, columns] if rows > 0 && columns > 0 => (outputs, inputs, [rows, columns]),
             ref other => {
                 return Err(Error::shape(
                     "convolution",
-                    format!("{name} should have filters [O, I, 3, 3] or [O, I, 1, 1], but has {other:?}"),
+                    format!("{name} should have filters [O, I, rows, columns], but has {other:?}"),
                 ));
             }
         };
@@ -132,12 +157,13 @@ impl Convolution {
             ));
         }
         let (given, bias) = (weight.as_slice::<f32>()?, bias.as_slice::<f32>()?.to_vec());
-        let weight = if size == 1 {
+        let weight = if size == [1, 1] {
             given.to_vec()
         } else {
+            let taps = size[0] * size[1];
             let mut rows = vec![0.0; given.len()];
-            for (output, filter) in given.chunks_exact(9 * inputs).enumerate() {
-                for (input, taps) in filter.chunks_exact(9).enumerate() {
+            for (output, filter) in given.chunks_exact(taps * inputs).enumerate() {
+                for (input, taps) in filter.chunks_exact(taps).enumerate() {
                     for (tap, &value) in taps.iter().enumerate() {
                         rows[(tap * inputs + input) * outputs + output] = value;
                     }
@@ -148,50 +174,52 @@ impl Convolution {
         Ok(Self { inputs, outputs, weight, bias, size })
     }
 
-    pub(super) fn inputs(&self) -> usize {
+    pub(crate) fn inputs(&self) -> usize {
         self.inputs
     }
 
-    pub(super) fn outputs(&self) -> usize {
+    pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// Side of a filter, 1 or 3.
-    pub(super) fn size(&self) -> usize {
+    /// Rows and columns of a filter.
+    pub(crate) fn size(&self) -> [usize; 2] {
         self.size
     }
 
-    /// Filters of 3×3 as `[3, 3, I, O]`, of one pixel as `[O, I]`.
-    pub(super) fn weight(&self) -> &[f32] {
+    /// Filters as `[rows, columns, I, O]`, of one pixel as `[O, I]`.
+    pub(crate) fn weight(&self) -> &[f32] {
         &self.weight
     }
 
     /// `[O]`
-    pub(super) fn bias(&self) -> &[f32] {
+    pub(crate) fn bias(&self) -> &[f32] {
         &self.bias
     }
 
     /// A 1×1 convolution of rows of pixels `[N, I]` to `[N, O]`.
-    pub(super) fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
-        debug_assert_eq!(self.size, 1, "a filter of one pixel");
+    pub(crate) fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
+        debug_assert_eq!(self.size, [1, 1], "a filter of one pixel");
         linear_forward(output, pixels, &self.weight, Some(&self.bias), self.inputs, self.outputs);
     }
 
-    /// A 3×3 convolution at every pixel, the border being zeros.
-    pub(super) fn apply(&self, input: &Bordered, output: &mut Map, into: Into) {
+    /// The convolution at every place where the filter lies within map and border, `side + 2 · border − size + 1` of them, which
+    /// must be as many down as across.
+    pub(crate) fn apply(&self, input: &Bordered, output: &mut Map, into: Into) {
+        let side = self.places(input);
         if into == Into::Overwrite {
-            output.resize(input.side, self.outputs);
+            output.resize(side, self.outputs);
         }
-        debug_assert_eq!((output.side, output.channels), (input.side, self.outputs), "the map has the size");
-        let (side, width) = (input.side, input.side + 2);
+        debug_assert_eq!((output.side, output.channels), (side, self.outputs), "the map has the size");
+        let width = input.width();
         let strip_rows = PRODUCT_ROWS.div_ceil(width).min(side);
         let row = output.row();
         output.values.par_chunks_mut(strip_rows * row).enumerate().for_each_init(
             Vec::new,
             |sums, (strip, output)| {
                 let rows = output.len() / row;
-                // Two windows of each row but the last begin in the border and mean nothing.
-                let windows = rows * width - 2;
+                // The last windows of each row but the last begin in the border and mean nothing.
+                let windows = rows * width - (self.size[1] - 1);
                 sums.resize(windows * self.outputs, 0.0);
                 let first = strip * strip_rows * width * self.inputs;
                 self.products(&input.values[first..], self.inputs, windows, width, sums);
@@ -202,15 +230,35 @@ impl Convolution {
         );
     }
 
-    /// A 3×3 convolution at every other pixel, with the border at the right and below alone
+    /// The places of a filter in a row and in a column of what is given.
+    fn places(&self, input: &Bordered) -> usize {
+        let [rows, columns] = self.size;
+        let side = input.width() + 1 - columns;
+        debug_assert_eq!(side, input.side + 2 * input.border.rows + 1 - rows, "as many down as across");
+        side
+    }
+
+    /// The convolution at every other pixel, within map and border: those where [`apply`](Self::apply) has places with even
+    /// numbers.
+    pub(crate) fn apply_every_other(&self, input: &Bordered, output: &mut Map) {
+        self.every_other(input, 0, self.places(input).div_ceil(2), output);
+    }
+
+    /// A 3×3 convolution at every other pixel, with the border of one pixel at the right and below alone
     /// (released: `Downsample2x`, padding (0, 1, 0, 1)). The side must be even.
-    pub(super) fn apply_halving(&self, input: &Bordered, output: &mut Map) {
-        output.resize(input.side / 2, self.outputs);
-        let (width, row) = (input.side + 2, output.row());
+    pub(crate) fn apply_halving(&self, input: &Bordered, output: &mut Map) {
+        debug_assert_eq!((input.border, self.size), (Border::ONE, [3, 3]), "as released");
+        // The window begins at the pixel itself, which the border has moved by one row and one column.
+        self.every_other(input, 1, input.side / 2, output);
+    }
+
+    /// At every other place from (`first`, `first`) on, `side` of them each way.
+    fn every_other(&self, input: &Bordered, first: usize, side: usize, output: &mut Map) {
+        output.resize(side, self.outputs);
+        let (width, row) = (input.width(), output.row());
         output.values.par_chunks_mut(row).enumerate().for_each_init(Vec::new, |sums, (y, output)| {
             sums.resize(row, 0.0);
-            // The window begins at the pixel itself, which the border has moved by one row and one column.
-            let first = ((2 * y + 1) * width + 1) * self.inputs;
+            let first = ((2 * y + first) * width + first) * self.inputs;
             self.products(&input.values[first..], 2 * self.inputs, output.len() / self.outputs, width, sums);
             self.finish(output, sums, Into::Overwrite);
         });
@@ -219,7 +267,7 @@ impl Convolution {
     /// The windows' products with the filters, `[windows, O]`: windows begin every `step` values, and the rows of a filter
     /// lie `width` pixels apart.
     fn products(&self, values: &[f32], step: usize, windows: usize, width: usize, sums: &mut [f32]) {
-        let inner = 3 * self.inputs;
+        let inner = self.size[1] * self.inputs;
         for (row, weight) in self.weight.chunks_exact(inner * self.outputs).enumerate() {
             let windows = Matrix::strided(&values[row * width * self.inputs..], windows, inner, step);
             product(sums, self.outputs, windows, Matrix::new(weight, inner, self.outputs), row > 0);
@@ -275,7 +323,7 @@ mod tests {
             .unwrap();
             let map = Map { side, channels: inputs, values: random(side * side * inputs, 3) };
             let (mut bordered, mut found, mut halved) = (Bordered::default(), Map::default(), Map::default());
-            bordered.copy_of(&map);
+            bordered.copy_of(&map, Border::ONE);
             convolution.apply(&bordered, &mut found, Into::Overwrite);
             let mut twice = found.clone();
             convolution.apply(&bordered, &mut twice, Into::Add);
@@ -290,6 +338,62 @@ mod tests {
                 if y % 2 == 1 && x % 2 == 1 {
                     let at = (y / 2 * (side / 2) + x / 2) * outputs + output;
                     assert!((f64::from(halved.values[at]) - truth).abs() < 1e-4, "{side} {inputs} {y} {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn filters_of_any_size_are_the_plain_sums_with_and_without_a_border() {
+        let border = |rows, columns| Border { rows, columns };
+        for (size, border) in [
+            ([1, 7], border(0, 3)),
+            ([7, 1], border(3, 0)),
+            ([5, 5], border(2, 2)),
+            ([3, 3], border(0, 0)),
+            ([2, 2], border(0, 0)),
+        ] {
+            for (side, inputs, outputs) in [(9, 3, 5), (37, 8, 40)] {
+                let taps = size[0] * size[1];
+                let (weight, bias) = (random(outputs * inputs * taps, 1), random(outputs, 2));
+                let convolution = Convolution::new(
+                    "test",
+                    &Tensor::new(&[outputs, inputs, size[0], size[1]], weight.clone()).unwrap(),
+                    &Tensor::new(&[outputs], bias.clone()).unwrap(),
+                )
+                .unwrap();
+                let map = Map { side, channels: inputs, values: random(side * side * inputs, 3) };
+                let (mut bordered, mut found, mut halved) =
+                    (Bordered::default(), Map::default(), Map::default());
+                bordered.copy_of(&map, border);
+                convolution.apply(&bordered, &mut found, Into::Overwrite);
+                convolution.apply_every_other(&bordered, &mut halved);
+                let places = side + 2 * border.rows + 1 - size[0];
+                assert_eq!((found.side, halved.side), (places, places.div_ceil(2)));
+                for (y, x) in (0..places).flat_map(|y| (0..places).map(move |x| (y, x))) {
+                    for output in 0..outputs {
+                        let mut truth = f64::from(bias[output]);
+                        for (tap, input) in (0..taps).flat_map(|tap| (0..inputs).map(move |i| (tap, i))) {
+                            let row = (y + tap / size[1]).wrapping_sub(border.rows);
+                            let column = (x + tap % size[1]).wrapping_sub(border.columns);
+                            if row < side && column < side {
+                                truth += f64::from(map.values[(row * side + column) * inputs + input])
+                                    * f64::from(weight[(output * inputs + input) * taps + tap]);
+                            }
+                        }
+                        let at = (y * places + x) * outputs + output;
+                        assert!(
+                            (f64::from(found.values[at]) - truth).abs() < 1e-4,
+                            "{size:?} {side} {y} {x}"
+                        );
+                        if y % 2 == 0 && x % 2 == 0 {
+                            let at = (y / 2 * halved.side + x / 2) * outputs + output;
+                            assert!(
+                                (f64::from(halved.values[at]) - truth).abs() < 1e-4,
+                                "{size:?} {side} {y} {x}"
+                            );
+                        }
+                    }
                 }
             }
         }

@@ -1,0 +1,136 @@
+//! `measure`: distances between drawn and held-out pictures, and how well pictures fit their captions.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    cli::watch::Counted,
+    config::Config,
+    data::{ColumnNames, Preprocess},
+    error::{Error, Result},
+    files::write_whole,
+    interrupt::Interrupt,
+    measure::{
+        job::{Choice, Features, Measurer, tokenizer_of_config, tokenizer_of_run},
+        pictures::pictures,
+    },
+    report::text_table::TextTable,
+    train::corpus,
+};
+
+/// The arguments of `measure`.
+#[derive(Clone, Debug, Args)]
+pub struct MeasureArguments {
+    /// The pictures to judge: a folder that `sample` wrote, samples.csv, any folder of pictures, or a corpus in CSV.
+    #[arg(long, value_name = "DIR|FILE.csv")]
+    generated: PathBuf,
+    /// The pictures to compare with, of the same kinds. Without it CLIP-Score alone is measured.
+    #[arg(long, value_name = "DIR|FILE.csv")]
+    reference: Option<PathBuf>,
+    /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "tokenizer")]
+    features: Vec<Features>,
+    /// Features of the tokenizer: the configuration that names it, or whose training set it is fitted to.
+    #[arg(long, value_name = "FILE", conflicts_with = "checkpoint")]
+    config: Option<PathBuf>,
+    /// Features of the tokenizer: the run whose tokenizer it is.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// A whole CLIP: its Hugging Face folder, or the weights in it. With it CLIP-Score is measured, too.
+    #[arg(long, value_name = "FOLDER")]
+    clip: Option<PathBuf>,
+    /// Inception-v3 as FID takes it, with pytorch-fid's names: safetensors or pt_inception-2015-12-05.pth.
+    #[arg(long, value_name = "FILE")]
+    inception: Option<PathBuf>,
+    /// Where to write the measures as JSON, too.
+    #[arg(long, value_name = "FILE.json")]
+    out: Option<PathBuf>,
+    /// Sets a key of the configuration.
+    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the measures from being taken; [`Error::Interrupted`] when the user stopped it.
+pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
+    let config = arguments.config.as_ref().map(|path| Config::load(path, &arguments.set)).transpose()?;
+    for warning in config.iter().flat_map(|config| &config.warnings) {
+        tracing::warn!("{warning}");
+    }
+    let columns = config.as_ref().map_or_else(ColumnNames::default, corpus::columns);
+    let choice = Choice {
+        features: if arguments.reference.is_some() { arguments.features.clone() } else { Vec::new() },
+        clip: arguments.clip.clone(),
+        inception: arguments.inception.clone(),
+        decode: config.as_ref().map_or(Preprocess::default_for(1), |config| corpus::preprocess(config, 1)),
+    };
+    let mut progress = Counted::new();
+    let measurer = Measurer::open(&choice, || match (&config, &arguments.checkpoint) {
+        (Some(config), _) => {
+            tokenizer_of_config(config, interrupt, &mut |what, done, total| progress.count(what, done, total))
+        }
+        (None, Some(run)) => tokenizer_of_run(run),
+        (None, None) => Err(Error::invalid(
+            "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
+        )),
+    })?;
+    let generated = pictures(&arguments.generated, &columns)?;
+    let mut left_out = json!({"generated": [], "reference": []});
+    let mut tell = |what: &str, done, total| progress.count(what, done, total);
+    let references = match &arguments.reference {
+        None => None,
+        Some(path) => {
+            let (references, failed) =
+                measurer.references(&pictures(path, &columns)?, interrupt, &mut tell)?;
+            left_out["reference"] = json!(failed);
+            Some(references)
+        }
+    };
+    let (measures, failed) = measurer.measure(&generated, references.as_ref(), interrupt, &mut tell)?;
+    left_out["generated"] = json!(failed);
+    if measures.is_empty() {
+        return Err(Error::invalid(format!(
+            "nothing is measured: {} says of no picture what it should show",
+            arguments.generated.display()
+        )));
+    }
+    for measure in measures.iter().filter(|measure| measure.singular_covariance) {
+        tracing::warn!(
+            "{} and {} pictures are too few: a covariance is singular, and this can be compared only with distances of as many \
+             pictures: {}",
+            measure.generated,
+            measure.reference.unwrap_or_default(),
+            measure.name
+        );
+    }
+    let mut table = TextTable::new(["measure", "value", "pictures", "compared with"]);
+    for measure in &measures {
+        let reference = measure.reference.map_or(String::new(), |count| count.to_string());
+        table.row([
+            measure.name.clone(),
+            format!("{:.4}", measure.value),
+            measure.generated.to_string(),
+            reference,
+        ]);
+    }
+    super::say(&table.to_string())?;
+    for (side, what) in [("generated", "pictures"), ("reference", "pictures compared with")] {
+        let count = left_out[side].as_array().map_or(0, Vec::len);
+        if count > 0 {
+            super::say(&format!("{count} {what} could not be used and were left out"))?;
+        }
+    }
+    if let Some(path) = &arguments.out {
+        let json = json!({"measures": measures, "networks": measurer.identity(), "left_out": left_out});
+        let mut bytes =
+            serde_json::to_vec_pretty(&json).map_err(|error| Error::invalid(error.to_string()))?;
+        bytes.push(b'\n');
+        write_whole(path, &bytes)?;
+        super::say(&path.display().to_string())?;
+    }
+    Ok(())
+}

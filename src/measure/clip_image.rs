@@ -1,0 +1,325 @@
+//! CLIP's tower of pictures: a vision transformer and the projection to where pictures and captions meet; source:
+//! `CLIPVisionModelWithProjection` of Hugging Face's transformers.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::space::FeatureSpace;
+use crate::{
+    data::{Preprocess, load_whole_picture, resample::Filter},
+    encode::{
+        clip::{Block, norm},
+        layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activation_named},
+        pretrained::reading::{Take, assemble, read_settings},
+    },
+    engine::{Tensor, ops::activation::Activation},
+    error::{Error, Result},
+    weights::Weights,
+};
+
+const OP: &str = "CLIP image embedding";
+
+/// The projection's name, in a whole CLIP as in a tower by itself.
+const PROJECTION: &str = "visual_projection.weight";
+
+/// What `config.json` says; what it leaves out is what transformers takes then.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Settings {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_channels: usize,
+    image_size: usize,
+    patch_size: usize,
+    hidden_act: String,
+    layer_norm_eps: f32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            num_channels: 3,
+            image_size: 224,
+            patch_size: 32,
+            hidden_act: "quick_gelu".to_owned(),
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+/// What is done to a picture before the network, by `preprocessor_config.json` or, without one, as CLIP was trained: the short
+/// side resized to [`side`](Self::side) by Pillow's bicubic filter, the middle square cut out, and each channel normalised.
+#[derive(Clone, Debug, PartialEq)]
+struct Normalised {
+    /// Pixels of the short side after resizing.
+    resized: usize,
+    /// Pixels of the square's side.
+    side: usize,
+    mean: [f32; 3],
+    deviation: [f32; 3],
+}
+
+/// Pictures to their embeddings `[B, D]`.
+#[derive(Clone, Debug)]
+pub struct ClipImage {
+    settings: Settings,
+    prepare: Normalised,
+    decode: Preprocess,
+    activation: Activation,
+    /// `[C]`.
+    class: Tensor,
+    /// `[C, 3·P²]`.
+    patches: Linear,
+    /// `[1 + N, C]`.
+    positions: Tensor,
+    first: Norm,
+    blocks: Vec<Block>,
+    last: Norm,
+    /// `[D, C]`.
+    projection: Linear,
+    digest: String,
+}
+
+/// The folder that a path to a folder or to weights in it names.
+pub(super) fn folder_of(path: &Path) -> PathBuf {
+    if path.is_file() { path.parent().unwrap_or(Path::new(".")).to_path_buf() } else { path.to_path_buf() }
+}
+
+impl ClipImage {
+    /// Reads a folder as Hugging Face's libraries write it, or its file of weights, `config.json` being beside it: of a whole
+    /// CLIP or of its tower of pictures. `decode` says what becomes of transparency and of EXIF data.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of CLIP's.
+    pub fn open(path: &Path, decode: Preprocess) -> Result<Self> {
+        let folder = folder_of(path);
+        let settings: Settings = read_settings(&folder, &["clip", "clip_vision_model"], "vision_config")?;
+        let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
+        let Some(activation) = activation_named(&settings.hidden_act) else {
+            return refuse(format!("hidden_act: \"{}\" is none of {ACTIVATION_NAMES}", settings.hidden_act));
+        };
+        let Settings { hidden_size, num_attention_heads: heads, image_size, patch_size, .. } = settings;
+        if heads == 0 || hidden_size == 0 || !hidden_size.is_multiple_of(heads) {
+            return refuse(format!("{hidden_size} channels do not split into {heads} heads"));
+        }
+        if patch_size == 0 || image_size < patch_size || settings.num_channels != 3 {
+            return refuse(format!(
+                "pictures of {} channels and side {image_size} cannot be cut into patches of side {patch_size}",
+                settings.num_channels
+            ));
+        }
+        let prepare = Normalised::read(&folder, image_size)?;
+        let weights = Weights::open(path)?;
+        // A tower without a projection has no embeddings to compare with captions; its own states are another space.
+        let Some(&[dimensions, _]) = weights.entry(PROJECTION).map(|entry| &entry.shape[..]) else {
+            return Err(Error::Checkpoint {
+                path: path.to_path_buf(),
+                message: format!(
+                    "holds no matrix {PROJECTION}; take a CLIPModel or a CLIPVisionModelWithProjection"
+                ),
+            });
+        };
+        let ignored = |name: &str| {
+            name.ends_with("embeddings.position_ids")
+                || name.starts_with("text_model.")
+                || ["text_projection.weight", "logit_scale"].contains(&name)
+        };
+        let (clip, digest) = assemble(&weights, "", ignored, |take| {
+            Self::assemble(&settings, &prepare, decode, activation, dimensions, take)
+        })?;
+        Ok(Self { digest, ..clip })
+    }
+
+    fn assemble(
+        settings: &Settings,
+        prepare: &Normalised,
+        decode: Preprocess,
+        activation: Activation,
+        dimensions: usize,
+        take: &mut Take<'_>,
+    ) -> Result<Self> {
+        let Settings { hidden_size: channels, intermediate_size: wide, patch_size: patch, .. } = *settings;
+        let (epsilon, cells) = (settings.layer_norm_eps, (settings.image_size / patch).pow(2));
+        let class = take("vision_model.embeddings.class_embedding", &[channels])?;
+        let filters = take("vision_model.embeddings.patch_embedding.weight", &[channels, 3, patch, patch])?;
+        // Nothing is taken yet where this is called to learn the names.
+        let filters =
+            if filters.is_empty() { filters } else { filters.reshape(&[channels, 3 * patch * patch])? };
+        let positions = take("vision_model.embeddings.position_embedding.weight", &[1 + cells, channels])?;
+        // The name is misspelt there, too.
+        let first = norm("vision_model.pre_layrnorm", channels, epsilon, take)?;
+        let blocks = (0..settings.num_hidden_layers)
+            .map(|at| {
+                Block::take(&format!("vision_model.encoder.layers.{at}"), channels, wide, epsilon, take)
+            })
+            .collect::<Result<_>>()?;
+        let last = norm("vision_model.post_layernorm", channels, epsilon, take)?;
+        let projection = Linear { weight: take(PROJECTION, &[dimensions, channels])?, bias: None };
+        Ok(Self {
+            settings: settings.clone(),
+            prepare: prepare.clone(),
+            decode,
+            activation,
+            class,
+            patches: Linear { weight: filters, bias: None },
+            positions,
+            first,
+            blocks,
+            last,
+            projection,
+            digest: String::new(),
+        })
+    }
+
+    /// What is left of a picture's tokens before the blocks, `[B·(1 + N), C]`.
+    fn tokens(&self, pictures: &Tensor) -> Result<Tensor> {
+        let Settings { image_size: side, patch_size: patch, hidden_size: channels, .. } = self.settings;
+        let grid = side / patch;
+        let mut cut = Vec::with_capacity(pictures.len());
+        for picture in pictures.as_slice::<f32>()?.chunks_exact(3 * side * side) {
+            for cell in 0..grid * grid {
+                let (top, left) = (cell / grid * patch, cell % grid * patch);
+                for line in 0..3 * patch {
+                    let (channel, row) = (line / patch, line % patch);
+                    cut.extend_from_slice(&picture[(channel * side + top + row) * side + left..][..patch]);
+                }
+            }
+        }
+        let cut = Tensor::new(&[cut.len() / (3 * patch * patch), 3 * patch * patch], cut)?;
+        let embedded = self.patches.apply(&cut)?;
+        let (class, positions) = (self.class.as_slice::<f32>()?, self.positions.as_slice::<f32>()?);
+        let mut rows = Vec::with_capacity(pictures.dim(0) * positions.len());
+        for cells in embedded.as_slice::<f32>()?.chunks_exact(grid * grid * channels) {
+            let all = class.iter().chain(cells);
+            rows.extend(all.zip(positions).map(|(value, position)| value + position));
+        }
+        Tensor::new(&[rows.len() / channels, channels], rows)
+    }
+}
+
+impl FeatureSpace for ClipImage {
+    fn name(&self) -> String {
+        let Settings { image_size, patch_size, hidden_size, num_hidden_layers, .. } = self.settings;
+        format!(
+            "CLIP ViT image embedding, {} dimensions ({num_hidden_layers} layers of {hidden_size}, {image_size} pixels in patches \
+             of {patch_size})",
+            self.dimensions()
+        )
+    }
+
+    fn identity(&self) -> String {
+        format!("{} {:?} {}", self.name(), self.prepare, self.digest)
+    }
+
+    fn dimensions(&self) -> usize {
+        self.projection.weight.dim(0)
+    }
+
+    fn read(&self, path: &Path) -> Result<Tensor> {
+        let picture = load_whole_picture(path, &self.decode)?;
+        let Normalised { resized, side, mean, deviation } = self.prepare;
+        let (width, height) = (picture.width, picture.height);
+        let long = |long: usize, short: usize| (resized * long) / short;
+        let (width, height) =
+            if width <= height { (resized, long(height, width)) } else { (long(width, height), resized) };
+        let square = picture.resized(width, height, Filter::Bicubic).middle(side, side);
+        let values = (0..3).flat_map(|channel| {
+            let levels = square.rgb.iter().skip(channel).step_by(3);
+            levels.map(move |&level| (f32::from(level) / 255.0 - mean[channel]) / deviation[channel])
+        });
+        Tensor::new(&[3, side, side], values.collect::<Vec<f32>>())
+    }
+
+    fn features(&self, pictures: &Tensor) -> Result<Tensor> {
+        let Settings { image_size: side, patch_size, hidden_size: channels, .. } = self.settings;
+        if !matches!(*pictures.shape(), [_, 3, height, width] if (height, width) == (side, side)) {
+            return Err(Error::shape(
+                OP,
+                format!(
+                    "pictures [B, 3, {side}, {side}] were expected, but {:?} were given",
+                    pictures.shape()
+                ),
+            ));
+        }
+        let (batch, tokens) = (pictures.dim(0), 1 + (side / patch_size).pow(2));
+        let mut x = self.first.apply(&self.tokens(pictures)?)?;
+        let heads = self.settings.num_attention_heads;
+        #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
+        let scale = 1.0 / f32::sqrt((channels / heads) as f32);
+        let mask = Tensor::new(&[batch * tokens], vec![1u32; batch * tokens])?;
+        let attention = Attention { tokens, heads, scale, causal: false, mask: &mask, bias: None };
+        for block in &self.blocks {
+            block.apply(&mut x, &attention, self.activation)?;
+        }
+        let rows = x.as_slice::<f32>()?;
+        let class: Vec<f32> =
+            rows.chunks_exact(tokens * channels).flat_map(|rows| &rows[..channels]).copied().collect();
+        let class = self.last.apply(&Tensor::new(&[batch, channels], class)?)?;
+        self.projection.apply(&class)
+    }
+}
+
+impl Normalised {
+    /// By the folder's `preprocessor_config.json`, for a network that takes pictures of this side.
+    fn read(folder: &Path, side: usize) -> Result<Self> {
+        let usual = Self {
+            resized: side,
+            side,
+            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+        };
+        let path = folder.join("preprocessor_config.json");
+        if !path.exists() {
+            return Ok(usual);
+        }
+        let damaged = |message: String| Error::Checkpoint { path: path.clone(), message };
+        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|error| damaged(format!("not JSON: {error}")))?;
+        // A number, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
+        let pixels = |key: &str, or: usize| -> Result<usize> {
+            let Some(found) = value.get(key).filter(|found| !found.is_null()) else { return Ok(or) };
+            let of = |part: &str| found.get(part).and_then(Value::as_u64);
+            let number = found
+                .as_u64()
+                .or_else(|| of("shortest_edge"))
+                .or_else(|| of("height").filter(|height| Some(*height) == of("width")));
+            number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number > 0).ok_or_else(
+                || {
+                    damaged(format!(
+                        "{key}: {found} is no number of pixels that pictures are brought to here"
+                    ))
+                },
+            )
+        };
+        let three = |key: &str, or: [f32; 3]| -> Result<[f32; 3]> {
+            let Some(found) = value.get(key).filter(|found| !found.is_null()) else { return Ok(or) };
+            serde_json::from_value(found.clone())
+                .map_err(|_| damaged(format!("{key}: {found} are not three numbers")))
+        };
+        let found = Self {
+            resized: pixels("size", side)?,
+            side: pixels("crop_size", side)?,
+            mean: three("image_mean", usual.mean)?,
+            deviation: three("image_std", usual.deviation)?,
+        };
+        if value.get("resample").and_then(Value::as_u64).is_some_and(|filter| filter != 3) {
+            return Err(damaged("resample: only 3, Pillow's bicubic filter, is known here".to_owned()));
+        }
+        if found.side != side || found.resized < side || found.deviation.iter().any(|value| *value <= 0.0) {
+            return Err(damaged(format!(
+                "pictures are resized to {} and cut to {}, but config.json says that the network takes {side}",
+                found.resized, found.side
+            )));
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,163 @@
+//! CLIP-Score: how well pictures fit their captions (Hessel et al., arXiv 2104.08718, without its weight of 2.5 and in percent, as
+//! torchmetrics has it): the mean of `max(100 · cos(image, text), 0)` over the pairs.
+
+use std::path::Path;
+
+use super::{
+    clip_image::{ClipImage, folder_of},
+    pictures::Pictured,
+    space::{FeatureSpace, each},
+};
+use crate::{
+    encode::{
+        TextEncoder,
+        layers::Linear,
+        pretrained::{Kind, Pretrained, Settings},
+    },
+    engine::Tensor,
+    error::{Error, Result},
+    files::sha256,
+    interrupt::Interrupt,
+    train::corpus::{FailedRecord, Progress},
+    weights::Weights,
+};
+
+/// The projection of captions, in a whole CLIP.
+const PROJECTION: &str = "text_projection.weight";
+
+/// CLIP's tower of captions with its projection.
+pub struct ClipText {
+    encoder: Pretrained,
+    /// `[D, C]`.
+    projection: Linear,
+    /// SHA-256 over the projection, which the encoder's fingerprint knows nothing of.
+    digest: String,
+}
+
+impl ClipText {
+    /// Reads the tower of captions of a whole CLIP, the tokenizer being in the folder.
+    ///
+    /// # Errors
+    /// If it holds no such tower, projection or tokenizer, or a file is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = folder_of(path);
+        let settings = Settings { path: folder, tokens: None, channels: None, mean_over_padding: false };
+        let encoder = Pretrained::open(Kind::Clip, settings)?;
+        let weight = Weights::open(path)?.read(PROJECTION)?;
+        if !matches!(*weight.shape(), [_, channels] if channels == encoder.channels()) {
+            return Err(Error::Checkpoint {
+                path: path.to_path_buf(),
+                message: format!(
+                    "{PROJECTION} should be [D, {}], but is {:?}",
+                    encoder.channels(),
+                    weight.shape()
+                ),
+            });
+        }
+        let digest = sha256(bytemuck::cast_slice(weight.as_slice::<f32>()?));
+        Ok(Self { encoder, projection: Linear { weight, bias: None }, digest })
+    }
+
+    /// All that the embeddings depend on, weights by their SHA-256.
+    pub fn identity(&self) -> String {
+        format!("{} {}", self.encoder.fingerprint(), self.digest)
+    }
+
+    /// Captions to embeddings `[B, D]` f32: the projected states at the captions' end marks.
+    ///
+    /// # Errors
+    /// If the network refuses a caption.
+    pub fn embeddings(&self, captions: &[&str]) -> Result<Tensor> {
+        self.projection.apply(&self.encoder.encode(captions)?.pooled)
+    }
+}
+
+/// A mean of scores.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipScore {
+    /// Between 0 and 100.
+    pub value: f64,
+    /// Pairs that it is the mean of.
+    pub pairs: usize,
+    /// Pictures that were left out.
+    pub failed: Vec<FailedRecord>,
+}
+
+/// What a CLIP-Score by these towers is called.
+pub fn clip_score_name(image: &ClipImage) -> String {
+    format!("CLIP-Score, mean of max(100 · cos, 0), {}", image.name())
+}
+
+/// The score of pictures that have captions.
+///
+/// # Errors
+/// If there is no pair, the towers do not fit each other, one refuses its input, or the user interrupts.
+pub fn clip_score(
+    image: &ClipImage,
+    text: &ClipText,
+    pictures: &[Pictured],
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<ClipScore> {
+    let captioned: Vec<Pictured> =
+        pictures.iter().filter(|picture| picture.caption.is_some()).cloned().collect();
+    let (mut sum, mut pairs) = (0.0, 0usize);
+    let failed = each(image, &captioned, interrupt, progress, |kept, features| {
+        let captions: Vec<&str> = kept.iter().filter_map(|picture| picture.caption.as_deref()).collect();
+        let embeddings = text.embeddings(&captions)?;
+        if embeddings.shape() != features.shape() {
+            return Err(Error::shape(
+                "CLIP-Score",
+                format!(
+                    "embeddings {:?} of pictures do not fit {:?} of captions",
+                    features.shape(),
+                    embeddings.shape()
+                ),
+            ));
+        }
+        let dimensions = features.dim(1);
+        let rows = features.as_slice::<f32>()?.chunks_exact(dimensions);
+        for (picture, caption) in rows.zip(embeddings.as_slice::<f32>()?.chunks_exact(dimensions)) {
+            sum += score(picture, caption);
+            pairs += 1;
+        }
+        Ok(())
+    })?;
+    if pairs == 0 {
+        return Err(Error::invalid(
+            "CLIP-Score needs pictures with captions, but there are none that can be used",
+        ));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
+    let value = sum / pairs as f64;
+    if !value.is_finite() {
+        return Err(Error::invalid(
+            "CLIP gives an embedding of length 0 or one that is not finite; its weights are damaged",
+        ));
+    }
+    Ok(ClipScore { value, pairs, failed })
+}
+
+/// `max(100 · cos, 0)` of two embeddings; not a number where one has no length.
+fn score(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    if cosine.is_nan() { cosine } else { (100.0 * cosine).max(0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_is_the_cosine_in_percent_and_never_negative() {
+        assert_eq!(score(&[3.0, 0.0], &[5.0, 0.0]), 100.0);
+        approx::assert_relative_eq!(
+            score(&[1.0, 0.0], &[2.0, 2.0]),
+            50.0 * f64::sqrt(2.0),
+            max_relative = 1e-12
+        );
+        assert_eq!(score(&[1.0, 0.0], &[-1.0, 0.5]), 0.0);
+        assert!(score(&[0.0, 0.0], &[1.0, 1.0]).is_nan());
+    }
+}

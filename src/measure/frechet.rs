@@ -1,0 +1,361 @@
+//! The Fréchet distance of two sets of features, each taken for a Gaussian (Dowson and Landau, 1982; Heusel et al.,
+//! arXiv 1706.08500): `|μ₁ − μ₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½)`.
+//!
+//! With factors `Cᵢ = Fᵢ Fᵢᵀ` the last trace is the sum of the singular values of `F₁ᵀ F₂`: its squares are the eigenvalues of
+//! `C₁^½ C₂ C₁^½`, whose roots lose half of the digits where a covariance is nearly singular, as that of few pictures is.
+
+use faer::{MatRef, Side};
+
+use crate::{
+    engine::{
+        Tensor,
+        matmul::{Matrix, linear_backward_weight, product},
+    },
+    error::{Error, Result},
+};
+
+const OP: &str = "Fréchet distance";
+
+/// Rows folded into the sums at once, whatever batches they come in, so that the bits do not depend on the batches.
+const FOLD_ROWS: usize = 256;
+
+/// Mean and covariance of features that come batch by batch, in f64.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    dimensions: usize,
+    count: usize,
+    mean: Vec<f64>,
+    /// Sum of the outer products of what is left of a row without the mean, `[D, D]`.
+    products: Vec<f64>,
+    /// Rows that are not folded in yet, fewer than [`FOLD_ROWS`].
+    waiting: Vec<f64>,
+}
+
+impl Moments {
+    /// Of no features yet, of `dimensions` numbers each (`D`).
+    pub fn new(dimensions: usize) -> Self {
+        Self {
+            dimensions,
+            count: 0,
+            mean: vec![0.0; dimensions],
+            products: vec![0.0; dimensions * dimensions],
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Adds features `[N, D]` of any float type.
+    ///
+    /// # Errors
+    /// If the shape does not fit, or a number is not finite.
+    pub fn add(&mut self, features: &Tensor) -> Result<()> {
+        if self.dimensions == 0 || !matches!(*features.shape(), [_, columns] if columns == self.dimensions) {
+            return Err(Error::shape(
+                OP,
+                format!(
+                    "features [N, {}] were expected, but {:?} were given",
+                    self.dimensions,
+                    features.shape()
+                ),
+            ));
+        }
+        for row in features.to_f64_vec()?.chunks_exact(self.dimensions) {
+            if row.iter().any(|value| !value.is_finite()) {
+                return Err(Error::invalid(format!(
+                    "the features of picture {} are not finite; the weights are damaged or of another network",
+                    self.count()
+                )));
+            }
+            self.waiting.extend_from_slice(row);
+            if self.waiting.len() == FOLD_ROWS * self.dimensions {
+                self.fold();
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows so far (`N`).
+    pub fn count(&self) -> usize {
+        self.count + self.waiting.len() / self.dimensions.max(1)
+    }
+
+    /// Chan, Golub and LeVeque's update: the rows' own moments, and the shift between the means.
+    #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
+    fn fold(&mut self) {
+        let mut rows = std::mem::take(&mut self.waiting);
+        let added = rows.len() / self.dimensions.max(1);
+        if added == 0 {
+            return;
+        }
+        let mut mean = vec![0.0; self.dimensions];
+        for row in rows.chunks_exact(self.dimensions) {
+            mean.iter_mut().zip(row).for_each(|(mean, value)| *mean += value / added as f64);
+        }
+        for row in rows.chunks_exact_mut(self.dimensions) {
+            row.iter_mut().zip(&mean).for_each(|(value, mean)| *value -= mean);
+        }
+        let (before, added_share) = (self.count as f64, added as f64 / (self.count + added) as f64);
+        let weight = f64::sqrt(before * added_share);
+        // One more row, so that the shift between the means goes the same way as the rows.
+        rows.extend(mean.iter().zip(&self.mean).map(|(new, old)| (new - old) * weight));
+        linear_backward_weight(&mut self.products, &rows, &rows, self.dimensions, self.dimensions);
+        for (old, new) in self.mean.iter_mut().zip(&mean) {
+            *old += (new - *old) * added_share;
+        }
+        self.count += added;
+    }
+
+    /// The Gaussian of these moments, its covariance divided by `N − 1`.
+    ///
+    /// # Errors
+    /// If there are fewer than two rows, or the covariance cannot be decomposed.
+    #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
+    pub fn finish(mut self) -> Result<Gaussian> {
+        self.fold();
+        if self.count < 2 {
+            return Err(Error::invalid(format!(
+                "a Fréchet distance needs at least 2 pictures on either side, but there {} {}",
+                if self.count == 1 { "is" } else { "are" },
+                self.count
+            )));
+        }
+        let size = self.dimensions;
+        let scale = 1.0 / (self.count - 1) as f64;
+        let covariance: Vec<f64> = (0..size * size)
+            .map(|at| {
+                let turned = at % size * size + at / size;
+                0.5 * (self.products[at] + self.products[turned]) * scale
+            })
+            .collect();
+        let trace = (0..size).map(|at| covariance[at * size + at]).sum();
+        let (factor, rank) = factor(&covariance, size)?;
+        Ok(Gaussian { count: self.count, mean: self.mean, trace, factor, rank })
+    }
+}
+
+/// `F` `[D, r]` with `F Fᵀ` = the covariance `[D, D]`, and its rank `r`: eigenvectors times the roots of the eigenvalues, those
+/// left out that are zero or less but for rounding.
+#[expect(clippy::cast_precision_loss, reason = "a few thousand dimensions")]
+fn factor(covariance: &[f64], size: usize) -> Result<(Vec<f64>, usize)> {
+    let decomposed =
+        MatRef::from_row_major_slice(covariance, size, size).self_adjoint_eigen(Side::Lower).map_err(
+            |error| Error::invalid(format!("the covariance of the features has no eigenvalues: {error:?}")),
+        )?;
+    let (values, vectors) = (decomposed.S(), decomposed.U());
+    let largest = (0..size).map(|at| values[at]).fold(0.0, f64::max);
+    let least = largest * size as f64 * f64::EPSILON;
+    let kept: Vec<usize> = (0..size).filter(|&at| values[at] > least).collect();
+    let rank = kept.len();
+    let mut factor = vec![0.0; size * rank];
+    for (row, factor) in factor.chunks_exact_mut(rank.max(1)).enumerate() {
+        for (value, &at) in factor.iter_mut().zip(&kept) {
+            *value = vectors[(row, at)] * values[at].sqrt();
+        }
+    }
+    Ok((factor, rank))
+}
+
+/// What a set of features is taken for.
+#[derive(Clone, Debug)]
+pub struct Gaussian {
+    count: usize,
+    mean: Vec<f64>,
+    /// Of the covariance.
+    trace: f64,
+    /// `[D, r]`, times its transpose the covariance.
+    factor: Vec<f64>,
+    rank: usize,
+}
+
+impl Gaussian {
+    /// The pictures that it was made of (`N`).
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Numbers of a feature (`D`).
+    pub fn dimensions(&self) -> usize {
+        self.mean.len()
+    }
+}
+
+/// A Fréchet distance and what it was measured on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FrechetDistance {
+    /// In squared units of the features; 0 for equal sets.
+    pub value: f64,
+    /// Pictures on either side, in the order they were given.
+    pub pictures: [usize; 2],
+    /// Numbers of a feature (`D`).
+    pub dimensions: usize,
+    /// Whether a side has so few pictures (`N ≤ D`) that its covariance is singular; the distance then depends strongly on `N`.
+    pub rank_deficient: bool,
+}
+
+/// The distance, symmetric but for rounding.
+///
+/// # Errors
+/// If the features have different dimensions, or the singular values are not found.
+pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDistance> {
+    let size = first.dimensions();
+    if size != second.dimensions() {
+        return Err(Error::shape(
+            OP,
+            format!("features of {size} numbers cannot be compared with features of {}", second.dimensions()),
+        ));
+    }
+    let pictures = [first.count, second.count];
+    let rank_deficient = pictures.iter().any(|&count| count <= size);
+    let (rows, columns) = (first.rank, second.rank);
+    let mut cross = vec![0.0; rows * columns];
+    let left = Matrix::new(&first.factor, size, rows).transposed();
+    product(&mut cross, columns.max(1), left, Matrix::new(&second.factor, size, columns), false);
+    let singular =
+        MatRef::from_row_major_slice(&cross, rows, columns).singular_values().map_err(|error| {
+            Error::invalid(format!("the covariances of the features have no root: {error:?}"))
+        })?;
+    let shift: f64 = first.mean.iter().zip(&second.mean).map(|(a, b)| (a - b).powi(2)).sum();
+    let spread = first.trace + second.trace - 2.0 * singular.iter().sum::<f64>();
+    Ok(FrechetDistance { value: (shift + spread).max(0.0), pictures, dimensions: size, rank_deficient })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Purpose, Random};
+
+    fn gaussian(rows: &[f64], dimensions: usize) -> Gaussian {
+        let mut moments = Moments::new(dimensions);
+        moments.add(&Tensor::new(&[rows.len() / dimensions, dimensions], rows.to_vec()).unwrap()).unwrap();
+        moments.finish().unwrap()
+    }
+
+    fn distance(first: &[f64], second: &[f64], dimensions: usize) -> f64 {
+        frechet_distance(&gaussian(first, dimensions), &gaussian(second, dimensions)).unwrap().value
+    }
+
+    fn normal(rows: usize, dimensions: usize, stream: u64) -> Vec<f64> {
+        let mut random = Random::new(7, Purpose::Test, stream);
+        (0..rows * dimensions).map(|at| 3.0 + random.normal() * (1.0 + (at % dimensions) as f64)).collect()
+    }
+
+    /// In one dimension it is `(μ₁ − μ₂)² + (σ₁ − σ₂)²`.
+    #[test]
+    fn one_dimension_is_the_closed_form() {
+        let (first, second) = ([1.0, 2.0, 3.0, 6.0], [10.0, 0.0, 5.0]);
+        let deviation = |values: &[f64]| {
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+            (mean, (square / (values.len() - 1) as f64).sqrt())
+        };
+        let ((m, s), (n, t)) = (deviation(&first), deviation(&second));
+        let truth = (m - n).powi(2) + (s - t).powi(2);
+        approx::assert_relative_eq!(distance(&first, &second, 1), truth, max_relative = 1e-12);
+    }
+
+    /// Features whose columns are uncorrelated exactly: all corners of a box.
+    #[test]
+    fn diagonal_gaussians_are_the_closed_form() {
+        let corners = |middle: [f64; 3], half: [f64; 3]| -> Vec<f64> {
+            (0..8)
+                .flat_map(|corner| {
+                    (0..3).map(move |axis| {
+                        middle[axis] + if corner >> axis & 1 == 0 { half[axis] } else { -half[axis] }
+                    })
+                })
+                .collect()
+        };
+        let found = distance(
+            &corners([1.0, 2.0, 3.0], [0.5, 1.0, 4.0]),
+            &corners([0.0, 2.5, 1.0], [2.0, 1.5, 0.25]),
+            3,
+        );
+        let shift = 1.0 + 0.25 + 4.0;
+        // Eight corners at ±h have the variance 8/7 h².
+        let spread = 8.0 / 7.0 * (1.5f64.powi(2) + 0.5f64.powi(2) + 3.75f64.powi(2));
+        approx::assert_relative_eq!(found, shift + spread, max_relative = 1e-12);
+    }
+
+    /// Full covariances and one of few rows, against what this gives (NumPy 2.4.6, SciPy 1.17.1):
+    ///
+    /// ```python
+    /// import numpy as np
+    /// from scipy.linalg import sqrtm
+    /// def rows(n, a, b, m):
+    ///     i, j = np.meshgrid(np.arange(n), np.arange(4), indexing="ij")
+    ///     return ((i * i * a + j * j * b + i * j * 7 + 3 * i + 5 * j) % m) / m
+    /// def distance(x, y):
+    ///     c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    ///     return np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(c + d - 2 * np.real(sqrtm(c @ d)))
+    /// print(repr(distance(rows(40, 3, 11, 37), 2 * rows(33, 5, 2, 29))), repr(distance(rows(40, 3, 11, 37), rows(3, 5, 2, 29))))
+    /// ```
+    #[test]
+    fn full_covariances_are_those_of_scipy() {
+        let rows = |count: u64, a: u64, b: u64, m: u64, scale: f64| -> Vec<f64> {
+            let pairs = (0..count).flat_map(|i| (0..4).map(move |j| (i, j)));
+            pairs
+                .map(|(i, j)| {
+                    scale * ((i * i * a + j * j * b + i * j * 7 + 3 * i + 5 * j) % m) as f64 / m as f64
+                })
+                .collect()
+        };
+        let (first, second) = (rows(40, 3, 11, 37, 1.0), rows(33, 5, 2, 29, 2.0));
+        approx::assert_relative_eq!(distance(&first, &second, 4), SCIPY_FULL, max_relative = 1e-10);
+        let few = rows(3, 5, 2, 29, 1.0);
+        // SciPy's root of a singular matrix has about half of the digits.
+        approx::assert_relative_eq!(distance(&first, &few, 4), SCIPY_FEW, max_relative = 1e-6);
+    }
+    const SCIPY_FULL: f64 = 1.060_915_883_313_839_5;
+    const SCIPY_FEW: f64 = 0.276_606_860_115_513_94;
+
+    #[test]
+    fn equal_sets_are_at_no_distance_and_sides_may_be_exchanged() {
+        for (rows, dimensions) in [(700, 24), (10, 40)] {
+            let (first, second) = (normal(rows, dimensions, 1), normal(rows + 3, dimensions, 2));
+            let scale = gaussian(&first, dimensions).trace;
+            assert!(distance(&first, &first, dimensions) < 1e-12 * scale);
+            let (there, back) =
+                (distance(&first, &second, dimensions), distance(&second, &first, dimensions));
+            assert!(there > 0.1, "{there}");
+            approx::assert_relative_eq!(there, back, max_relative = 1e-12);
+        }
+    }
+
+    /// The mean far from zero costs no digits, and batches do not matter.
+    #[test]
+    fn moments_do_not_depend_on_the_batches_and_not_on_the_place() {
+        let (dimensions, rows) = (5, normal(1000, 5, 3));
+        let whole = gaussian(&rows, dimensions);
+        let mut parts = Moments::new(dimensions);
+        for part in rows.chunks(17 * dimensions) {
+            let part = Tensor::new(&[part.len() / dimensions, dimensions], part.to_vec()).unwrap();
+            parts.add(&part).unwrap();
+        }
+        assert_eq!(parts.count(), 1000);
+        let parts = parts.finish().unwrap();
+        assert!(parts.mean == whole.mean && parts.factor == whole.factor);
+        let far: Vec<f64> = rows.iter().map(|value| value + 1e6).collect();
+        approx::assert_relative_eq!(gaussian(&far, dimensions).trace, whole.trace, max_relative = 1e-9);
+        let mean: Vec<f64> = (0..5).map(|at| rows.iter().skip(at).step_by(5).sum::<f64>() / 1000.0).collect();
+        let variance = (0..5).map(|at| {
+            rows.iter().skip(at).step_by(5).map(|value| (value - mean[at]).powi(2)).sum::<f64>() / 999.0
+        });
+        approx::assert_relative_eq!(whole.trace, variance.sum::<f64>(), max_relative = 1e-12);
+    }
+
+    #[test]
+    fn too_few_pictures_are_refused_or_told() {
+        let mut one = Moments::new(3);
+        one.add(&Tensor::new(&[1, 3], vec![1.0f32, 2.0, 3.0]).unwrap()).unwrap();
+        assert!(one.clone().finish().unwrap_err().to_string().contains("at least 2 pictures"));
+        assert!(one.add(&Tensor::new(&[1, 2], vec![1.0f32, 2.0]).unwrap()).is_err());
+        assert!(one.add(&Tensor::new(&[1, 3], vec![1.0f32, f32::NAN, 3.0]).unwrap()).is_err());
+        let told = |rows| {
+            let sides = [normal(rows, 3, 4), normal(9, 3, 5)].map(|rows| gaussian(&rows, 3));
+            frechet_distance(&sides[0], &sides[1]).unwrap()
+        };
+        assert!(told(3).rank_deficient && !told(4).rank_deficient);
+        assert_eq!(told(4).pictures, [4, 9]);
+        let other = gaussian(&normal(5, 2, 6), 2);
+        assert!(frechet_distance(&other, &gaussian(&normal(5, 3, 6), 3)).is_err());
+    }
+}

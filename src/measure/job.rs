@@ -1,0 +1,283 @@
+//! Which measures are taken, and taking them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    clip_image::ClipImage,
+    clip_score::{ClipText, clip_score, clip_score_name},
+    frechet::{Gaussian, frechet_distance},
+    inception::Inception,
+    pictures::Pictured,
+    space::{FeatureSpace, TokenizerFeatures, gaussian},
+};
+use crate::{
+    config::Config,
+    data::Preprocess,
+    encode::{ImageTokenizer, load_image_tokenizer},
+    error::{Error, Result},
+    interrupt::Interrupt,
+    train::{
+        cache::TokenCache,
+        corpus::{self, FailedRecord, Progress},
+        trained::{Named, configuration},
+    },
+};
+
+/// A kind of features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Features {
+    /// Those of an image tokenizer.
+    Tokenizer,
+    /// CLIP's embeddings of pictures.
+    Clip,
+    /// What Inception-v3's last pool gives.
+    Inception,
+}
+
+impl FromStr for Features {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "tokenizer" => Ok(Self::Tokenizer),
+            "clip" => Ok(Self::Clip),
+            "inception" => Ok(Self::Inception),
+            _ => {
+                Err(Error::invalid(format!("`{name}` is none of the features tokenizer, clip and inception")))
+            }
+        }
+    }
+}
+
+/// What is to be measured, and where weights are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Features of Fréchet distances.
+    pub features: Vec<Features>,
+    /// CLIP: a folder or its weights; with it CLIP-Score is measured.
+    pub clip: Option<PathBuf>,
+    /// Inception-v3's weights.
+    pub inception: Option<PathBuf>,
+    /// How pictures are decoded for CLIP and Inception; its side plays no part.
+    pub decode: Preprocess,
+}
+
+/// A number and what it says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measure {
+    /// What exactly was measured.
+    pub name: String,
+    /// The number.
+    pub value: f64,
+    /// Pictures that were judged; fewer than there are where some cannot be used.
+    pub generated: u64,
+    /// Pictures they were compared with; nothing for CLIP-Score.
+    pub reference: Option<u64>,
+    /// Whether a side has too few pictures for its covariance to have full rank.
+    pub singular_covariance: bool,
+}
+
+/// The networks of the measures, opened.
+pub struct Measurer {
+    spaces: Vec<Arc<dyn FeatureSpace>>,
+    score: Option<(Arc<ClipImage>, ClipText)>,
+}
+
+/// The pictures compared with: their Gaussian in each space.
+pub struct References(Vec<Gaussian>);
+
+impl Measurer {
+    /// Opens the networks of a choice; `tokenizer` is called where the tokenizer's features are wanted.
+    ///
+    /// # Errors
+    /// If weights are not named or cannot be used, or nothing is to be measured.
+    pub fn open(
+        choice: &Choice,
+        tokenizer: impl FnOnce() -> Result<(Box<dyn ImageTokenizer>, Preprocess)>,
+    ) -> Result<Self> {
+        let image = match &choice.clip {
+            Some(path) => Some(Arc::new(ClipImage::open(path, choice.decode)?)),
+            None => None,
+        };
+        let (mut tokenizer, mut spaces) = (Some(tokenizer), Vec::<Arc<dyn FeatureSpace>>::new());
+        for (at, features) in choice.features.iter().enumerate() {
+            if choice.features[..at].contains(features) {
+                continue;
+            }
+            match features {
+                Features::Tokenizer => {
+                    if let Some(open) = tokenizer.take() {
+                        let (tokenizer, preprocess) = open()?;
+                        spaces.push(Arc::new(TokenizerFeatures::new(tokenizer, preprocess)));
+                    }
+                }
+                Features::Clip => match &image {
+                    Some(image) => spaces.push(Arc::clone(image) as Arc<dyn FeatureSpace>),
+                    None => {
+                        return Err(Error::invalid("features of CLIP need its weights: give --clip FOLDER"));
+                    }
+                },
+                Features::Inception => match &choice.inception {
+                    Some(path) => spaces.push(Arc::new(Inception::open(path, choice.decode)?)),
+                    None => {
+                        return Err(Error::invalid(
+                            "features of Inception-v3 need its weights: give --inception FILE",
+                        ));
+                    }
+                },
+            }
+        }
+        let score = match (image, &choice.clip) {
+            (Some(image), Some(path)) => Some((image, ClipText::open(path)?)),
+            _ => None,
+        };
+        if spaces.is_empty() && score.is_none() {
+            return Err(Error::invalid(
+                "there is nothing to measure: name features, or give --clip FOLDER for CLIP-Score",
+            ));
+        }
+        Ok(Self { spaces, score })
+    }
+
+    /// Numbers of the longest features of a distance: with no more pictures than these a covariance is singular.
+    pub fn dimensions(&self) -> usize {
+        self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
+    }
+
+    /// All that the numbers depend on besides the pictures, weights by their SHA-256.
+    pub fn identity(&self) -> String {
+        let spaces = self.spaces.iter().map(|space| space.identity());
+        let score = self
+            .score
+            .iter()
+            .map(|(image, text)| format!("CLIP-Score {} {}", image.identity(), text.identity()));
+        spaces.chain(score).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Takes the pictures to compare with, and gives those that cannot be used; nothing is looked at where there is no distance
+    /// to be measured.
+    ///
+    /// # Errors
+    /// If fewer than two can be used, a network refuses them, or the user interrupts.
+    pub fn references(
+        &self,
+        pictures: &[Pictured],
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<(References, Vec<FailedRecord>)> {
+        let (mut found, mut failed) = (Vec::new(), BTreeMap::new());
+        for space in &self.spaces {
+            let (gaussian, left_out) = gaussian(space.as_ref(), pictures, interrupt, progress)?;
+            found.push(gaussian);
+            note(&mut failed, left_out);
+        }
+        Ok((References(found), failed.into_values().collect()))
+    }
+
+    /// Measures pictures: a distance in each space to the references, if there are any, and CLIP-Score where there are its weights
+    /// and captions. Gives those that cannot be used, too.
+    ///
+    /// # Errors
+    /// As for [`references`](Self::references).
+    pub fn measure(
+        &self,
+        pictures: &[Pictured],
+        references: Option<&References>,
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<(Vec<Measure>, Vec<FailedRecord>)> {
+        let (mut measures, mut failed) = (Vec::new(), BTreeMap::new());
+        for (space, reference) in
+            self.spaces.iter().zip(references.iter().flat_map(|references| &references.0))
+        {
+            let (generated, left_out) = gaussian(space.as_ref(), pictures, interrupt, progress)?;
+            note(&mut failed, left_out);
+            let distance = frechet_distance(&generated, reference)?;
+            measures.push(Measure {
+                name: space.distance_name(),
+                value: distance.value,
+                generated: distance.pictures[0] as u64,
+                reference: Some(distance.pictures[1] as u64),
+                singular_covariance: distance.rank_deficient,
+            });
+        }
+        if let Some((image, text)) = &self.score {
+            if pictures.iter().any(|picture| picture.caption.is_some()) {
+                let score = clip_score(image, text, pictures, interrupt, progress)?;
+                note(&mut failed, score.failed);
+                measures.push(Measure {
+                    name: clip_score_name(image),
+                    value: score.value,
+                    generated: score.pairs as u64,
+                    reference: None,
+                    singular_covariance: false,
+                });
+            } else {
+                tracing::warn!("CLIP-Score is not measured: nothing says what the pictures should show");
+            }
+        }
+        Ok((measures, failed.into_values().collect()))
+    }
+}
+
+/// Each picture once, in the order of the lines.
+fn note(failed: &mut BTreeMap<(u64, String), FailedRecord>, left_out: Vec<FailedRecord>) {
+    for record in left_out {
+        failed.entry((record.line, record.id.clone())).or_insert(record);
+    }
+}
+
+/// The image tokenizer of a run, and how pictures are decoded there.
+///
+/// # Errors
+/// If there is no run, or its tokenizer cannot be loaded.
+pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
+    let run = Named::new(run).run;
+    let config = configuration(&run, &[])?;
+    placed(&config, corpus::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?)
+}
+
+/// A tokenizer on the device that its configuration names, and how pictures are decoded for it.
+fn placed(
+    config: &Config,
+    tokenizer: Box<dyn ImageTokenizer>,
+) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
+    let preprocess = corpus::preprocess(config, tokenizer.image_side());
+    match config.device.open()? {
+        Some(device) => Ok((tokenizer.to_device(&device)?, preprocess)),
+        None => Ok((tokenizer, preprocess)),
+    }
+}
+
+/// The image tokenizer that a configuration names: its weights, or that of its token cache, or one fitted to its training set as
+/// training fits it.
+///
+/// # Errors
+/// If it cannot be loaded or fitted, or the user interrupts.
+pub fn tokenizer_of_config(
+    config: &Config,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
+    let tokenizer = match TokenCache::configured(config)? {
+        Some(cache) if config.image_tokenizer.path.is_none() => {
+            load_image_tokenizer(&cache.image_tokenizer())?
+        }
+        _ => {
+            let records = match &config.image_tokenizer.path {
+                Some(_) => Vec::new(),
+                None => corpus::open(config, config.data.train_csv()?)?.read_all()?,
+            };
+            corpus::image_tokenizer(config, &records, interrupt, progress)?.0
+        }
+    };
+    placed(config, tokenizer)
+}

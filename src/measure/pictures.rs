@@ -1,0 +1,148 @@
+//! Which pictures are measured: those of a table, of a folder that `sample` wrote, or all in a folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    data::{ColumnNames, Corpus},
+    error::{Error, Result},
+};
+
+/// The table that `sample` writes beside its pictures.
+const SAMPLES: &str = "samples.csv";
+
+/// What GenEval's layout has in each prompt's folder.
+const METADATA: &str = "metadata.jsonl";
+
+/// A picture that is to be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pictured {
+    /// Its id in its table; in a folder its path from there.
+    pub id: String,
+    /// Its line in the table, counted from 1; in a folder its place, counted from 1.
+    pub line: u64,
+    /// Its file.
+    pub path: PathBuf,
+    /// What it should show, if that is known.
+    pub caption: Option<String>,
+}
+
+/// The pictures that `path` names: of a corpus in CSV with these columns, of a table `samples.csv`, of a folder with such a
+/// table, of a folder in GenEval's layout, or all PNG, JPEG, WebP and GIF files in a folder and below, by name.
+///
+/// # Errors
+/// If there is no such table or folder, it cannot be read, or it has no picture.
+pub fn pictures(path: &Path, columns: &ColumnNames) -> Result<Vec<Pictured>> {
+    if !path.is_dir() {
+        return of_table(path, columns);
+    }
+    if path.join(SAMPLES).is_file() {
+        return of_table(&path.join(SAMPLES), columns);
+    }
+    let prompts = prompt_folders(path)?;
+    let found = if prompts.is_empty() { of_folder(path)? } else { of_prompts(path, &prompts)? };
+    if found.is_empty() {
+        return Err(Error::invalid(format!(
+            "{} holds no picture: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
+            path.display()
+        )));
+    }
+    Ok(found)
+}
+
+fn of_table(path: &Path, columns: &ColumnNames) -> Result<Vec<Pictured>> {
+    let refuse = |error: csv::Error| Error::Table {
+        path: path.to_path_buf(),
+        line: error.position().map(csv::Position::line),
+        message: error.to_string(),
+    };
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let mut reader = csv::Reader::from_reader(&bytes[..]);
+    let header = reader.headers().map_err(refuse)?.clone();
+    let place = |name: &str| header.iter().position(|column| column == name);
+    let (Some(file), Some(prompt), None) = (place("file"), place("prompt"), place(&columns.image)) else {
+        let pictured = |record: crate::data::Record| Pictured {
+            id: record.id,
+            line: record.line,
+            path: record.image,
+            caption: Some(record.caption),
+        };
+        return Ok(Corpus::open(path, columns)?.read_all()?.into_iter().map(pictured).collect());
+    };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut found = Vec::new();
+    for row in reader.records() {
+        let row = row.map_err(refuse)?;
+        let line = row.position().map_or(0, csv::Position::line);
+        found.push(Pictured {
+            id: row[file].to_owned(),
+            line,
+            path: folder.join(&row[file]),
+            caption: Some(row[prompt].to_owned()),
+        });
+    }
+    if found.is_empty() {
+        let message = "there is a header but no picture".to_owned();
+        return Err(Error::Table { path: path.to_path_buf(), line: None, message });
+    }
+    Ok(found)
+}
+
+/// What is in a folder, by name.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(Error::io("read", folder)))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The folders of GenEval's layout, by number.
+fn prompt_folders(folder: &Path) -> Result<Vec<PathBuf>> {
+    let numbered = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u64>().is_ok())
+    };
+    Ok(entries(folder)?.into_iter().filter(|path| numbered(path) && path.join(METADATA).is_file()).collect())
+}
+
+fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
+    let mut found = Vec::new();
+    for prompt in prompts {
+        let path = prompt.join(METADATA);
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let value: Option<Value> = serde_json::from_str(&text).ok();
+        let Some(caption) = value.as_ref().and_then(|value| value["prompt"].as_str()) else {
+            let message = "is not one JSON object with a text `prompt`".to_owned();
+            return Err(Error::Table { path, line: None, message });
+        };
+        for picture in of_folder(&prompt.join("samples"))? {
+            let id = picture.path.strip_prefix(folder).unwrap_or(&picture.path).display().to_string();
+            let line = found.len() as u64 + 1;
+            found.push(Pictured { id, line, caption: Some(caption.to_owned()), ..picture });
+        }
+    }
+    Ok(found)
+}
+
+fn of_folder(folder: &Path) -> Result<Vec<Pictured>> {
+    let mut found = Vec::new();
+    let mut waiting = entries(folder)?;
+    waiting.reverse();
+    while let Some(path) = waiting.pop() {
+        if path.is_dir() {
+            waiting.extend(entries(&path)?.into_iter().rev());
+            continue;
+        }
+        let end = path.extension().and_then(|end| end.to_str()).map(str::to_ascii_lowercase);
+        if end.is_some_and(|end| ["png", "jpg", "jpeg", "webp", "gif"].contains(&end.as_str())) {
+            let id = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
+            found.push(Pictured { id, line: found.len() as u64 + 1, path, caption: None });
+        }
+    }
+    Ok(found)
+}

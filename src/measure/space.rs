@@ -1,0 +1,177 @@
+//! Where pictures are compared: a network that turns each into a row of numbers, under a name that says which.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::{
+    frechet::{Gaussian, Moments},
+    pictures::Pictured,
+};
+use crate::{
+    data::{Preprocess, load_picture},
+    encode::ImageTokenizer,
+    engine::Tensor,
+    error::{Error, Result},
+    interrupt::Interrupt,
+    train::corpus::{FailedRecord, Progress},
+};
+
+/// Pictures whose features are computed at once.
+const BATCH: usize = 32;
+
+/// A space of features of pictures.
+pub trait FeatureSpace: Send + Sync {
+    /// Says exactly what the features are.
+    fn name(&self) -> String;
+
+    /// What a Fréchet distance in this space is called.
+    fn distance_name(&self) -> String {
+        format!("Fréchet distance of {}", self.name())
+    }
+
+    /// All that the features depend on, the weights by their SHA-256: equal identities give equal features.
+    fn identity(&self) -> String;
+
+    /// Numbers of a feature (`D`).
+    fn dimensions(&self) -> usize;
+
+    /// A picture from its file as the network takes it, `[3, R, R]` f32.
+    ///
+    /// # Errors
+    /// [`Error::Image`] for whatever is wrong with the file.
+    fn read(&self, path: &Path) -> Result<Tensor>;
+
+    /// Pictures `[B, 3, R, R]` as [`read`](Self::read) gives them to features `[B, D]` f32. The features of one do not depend on
+    /// the others.
+    ///
+    /// # Errors
+    /// If the shape does not fit, or a number is not finite.
+    fn features(&self, pictures: &Tensor) -> Result<Tensor>;
+}
+
+/// The features of an image tokenizer at its full resolution, before they are quantised: of each channel the mean over the grid
+/// and the standard deviation over the grid.
+pub struct TokenizerFeatures {
+    tokenizer: Box<dyn ImageTokenizer>,
+    preprocess: Preprocess,
+}
+
+impl TokenizerFeatures {
+    /// Of a tokenizer, pictures being decoded in this way and brought to its side.
+    pub fn new(tokenizer: Box<dyn ImageTokenizer>, preprocess: Preprocess) -> Self {
+        let preprocess = Preprocess { side: tokenizer.image_side(), ..preprocess };
+        Self { tokenizer, preprocess }
+    }
+}
+
+impl FeatureSpace for TokenizerFeatures {
+    fn name(&self) -> String {
+        "tokenizer features, mean and standard deviation over the grid".to_owned()
+    }
+
+    fn identity(&self) -> String {
+        format!("{} {:?} {}", self.name(), self.preprocess, self.tokenizer.fingerprint())
+    }
+
+    fn dimensions(&self) -> usize {
+        2 * self.tokenizer.quantizer().channels()
+    }
+
+    fn read(&self, path: &Path) -> Result<Tensor> {
+        load_picture(path, &self.preprocess)?.to_tensor()
+    }
+
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "features are f32")]
+    fn features(&self, pictures: &Tensor) -> Result<Tensor> {
+        let maps = self.tokenizer.features(pictures)?;
+        let (batch, channels) = (maps.dim(0), maps.dim(1));
+        let cells = maps.dim(2) * maps.dim(3);
+        let mut features = Vec::with_capacity(batch * 2 * channels);
+        for maps in maps.as_slice::<f32>()?.chunks_exact(channels * cells) {
+            let moments: Vec<(f64, f64)> = maps
+                .chunks_exact(cells)
+                .map(|map| {
+                    let mean = map.iter().map(|&value| f64::from(value)).sum::<f64>() / cells as f64;
+                    let square = map.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>();
+                    (mean, (square / cells as f64).sqrt())
+                })
+                .collect();
+            features.extend(moments.iter().map(|(mean, _)| *mean as f32));
+            features.extend(moments.iter().map(|(_, deviation)| *deviation as f32));
+        }
+        Tensor::new(&[batch, 2 * channels], features)
+    }
+}
+
+/// Pictures `[3, R, R]` of one side as `[B, 3, R, R]`.
+fn stacked(pictures: &[Tensor]) -> Result<Tensor> {
+    let mut values = Vec::with_capacity(pictures.iter().map(Tensor::len).sum());
+    for picture in pictures {
+        values.extend_from_slice(picture.as_slice::<f32>()?);
+    }
+    let shape = pictures.first().map_or(vec![3, 0, 0], |picture| picture.shape().to_vec());
+    Tensor::new(&[&[pictures.len()], &shape[..]].concat(), values)
+}
+
+/// Calls `with` for the features `[B, D]` of some pictures after the other, and of which they are. Pictures that cannot be used
+/// are left out, logged, and given back.
+///
+/// # Errors
+/// If the network refuses the pictures, or the user interrupts.
+pub(super) fn each(
+    space: &dyn FeatureSpace,
+    pictures: &[Pictured],
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+    mut with: impl FnMut(&[&Pictured], &Tensor) -> Result<()>,
+) -> Result<Vec<FailedRecord>> {
+    let mut failed = Vec::new();
+    let total = pictures.len() as u64;
+    for (turn, part) in pictures.chunks(BATCH).enumerate() {
+        interrupt.check("the measures had not been taken, so there was nothing to save")?;
+        let read: Vec<Result<Tensor>> = part.par_iter().map(|picture| space.read(&picture.path)).collect();
+        let (mut kept, mut tensors) = (Vec::new(), Vec::new());
+        for (picture, read) in part.iter().zip(read) {
+            match read {
+                Ok(tensor) => {
+                    kept.push(picture);
+                    tensors.push(tensor);
+                }
+                Err(error) => {
+                    tracing::warn!("left out {}: {error}", picture.id);
+                    let reason = error.to_string();
+                    failed.push(FailedRecord { id: picture.id.clone(), line: picture.line, reason });
+                }
+            }
+        }
+        if !kept.is_empty() {
+            with(&kept, &space.features(&stacked(&tensors)?)?)?;
+        }
+        progress("looking at pictures", (turn * BATCH + part.len()) as u64, total);
+    }
+    Ok(failed)
+}
+
+/// The Gaussian of the pictures' features, and the pictures that were left out.
+///
+/// # Errors
+/// If fewer than two pictures can be used, the network refuses them, or the user interrupts.
+pub fn gaussian(
+    space: &dyn FeatureSpace,
+    pictures: &[Pictured],
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<(Gaussian, Vec<FailedRecord>)> {
+    let mut moments = Moments::new(space.dimensions());
+    let failed = each(space, pictures, interrupt, progress, |_, features| moments.add(features))?;
+    match moments.count() {
+        0 if !pictures.is_empty() => Err(Error::invalid(format!(
+            "none of {} pictures can be used; the first, {}: {}",
+            pictures.len(),
+            failed[0].id,
+            failed[0].reason
+        ))),
+        _ => Ok((moments.finish()?, failed)),
+    }
+}

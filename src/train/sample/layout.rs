@@ -1,0 +1,173 @@
+//! Where drawn pictures go: a flat folder, or the folders that GenEval's scorer reads
+//! (<https://github.com/djghosh13/geneval>, `generation/diffusers_generate.py` and its README).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    error::{Error, Result},
+    files::write_whole,
+    report::{
+        contact_sheet::{SheetRow, Thumbnail, contact_sheet},
+        picture::Picture,
+    },
+};
+
+/// How pictures are laid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `0000_00.png` for the first picture of the first prompt, and `grid.png` of all.
+    Flat,
+    /// As `Flat`, without `grid.png`.
+    Bare,
+    /// For each prompt a folder `00000` with `metadata.jsonl`, `samples/0000.png` and so on, and `grid.png`.
+    GenEval {
+        /// What `metadata.jsonl` holds: for each prompt its line of GenEval's file of prompts, as it stands there.
+        metadata: Vec<String>,
+    },
+}
+
+/// Reads GenEval's prompts: a JSON object a line, with the text `prompt`. Gives the prompts and the lines.
+///
+/// # Errors
+/// If the file cannot be read, a line is no such object, or there is none.
+pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let refuse =
+        |line, message: &str| Error::Table { path: path.to_path_buf(), line, message: message.to_owned() };
+    let (mut prompts, mut lines) = (Vec::new(), Vec::new());
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let value: Option<Value> = serde_json::from_str(line).ok();
+        let Some(prompt) = value.as_ref().and_then(|value| value.get("prompt")?.as_str()) else {
+            return Err(refuse(
+                Some(at as u64 + 1),
+                "is not a JSON object with a text `prompt`; GenEval's prompts are prompts/evaluation_metadata.jsonl",
+            ));
+        };
+        prompts.push(prompt.to_owned());
+        lines.push(line.to_owned());
+    }
+    if prompts.is_empty() {
+        return Err(refuse(None, "holds no prompt"));
+    }
+    Ok((prompts, lines))
+}
+
+/// Pictures on their way into their places, in the order of the prompts.
+pub(super) struct Placed<'a> {
+    layout: &'a Layout,
+    out: &'a Path,
+    each: usize,
+    /// Of a flat folder: all pictures, a row a prompt.
+    rows: Vec<SheetRow>,
+    /// Of GenEval's: those of the prompt at hand.
+    strip: Vec<Picture>,
+}
+
+impl<'a> Placed<'a> {
+    pub(super) fn new(layout: &'a Layout, out: &'a Path, each: usize) -> Self {
+        Self { layout, out, each, rows: Vec::new(), strip: Vec::new() }
+    }
+
+    /// Writes a picture, and gives its name below the folder.
+    pub(super) fn write(
+        &mut self,
+        prompt: usize,
+        number: usize,
+        caption: &str,
+        picture: Picture,
+    ) -> Result<String> {
+        match self.layout {
+            Layout::Flat | Layout::Bare => {
+                let name = format!("{prompt:04}_{number:02}.png");
+                picture.write_png(&self.out.join(&name))?;
+                if *self.layout == Layout::Bare {
+                    return Ok(name);
+                }
+                if number == 0 {
+                    self.rows.push(unlabelled(Vec::new()));
+                }
+                if let Some(row) = self.rows.last_mut() {
+                    let (side, rgb) = (picture.width(), picture.rgb().to_vec());
+                    row.thumbnails.push(Thumbnail { side, rgb, caption: caption.to_owned(), rating: None });
+                }
+                Ok(name)
+            }
+            Layout::GenEval { metadata } => {
+                let folder = self.out.join(format!("{prompt:05}"));
+                if number == 0 {
+                    let samples = folder.join("samples");
+                    fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
+                    let line = format!("{}\n", metadata[prompt]);
+                    write_whole(&folder.join("metadata.jsonl"), line.as_bytes())?;
+                }
+                let name = format!("{prompt:05}/samples/{number:04}.png");
+                picture.write_png(&self.out.join(&name))?;
+                self.strip.push(picture);
+                if number + 1 == self.each {
+                    side_by_side(&std::mem::take(&mut self.strip)).write_png(&folder.join("grid.png"))?;
+                }
+                Ok(name)
+            }
+        }
+    }
+
+    /// Writes what shows all pictures, where there is such a thing.
+    pub(super) fn finish(self) -> Result<Option<PathBuf>> {
+        match self.layout {
+            Layout::Bare | Layout::GenEval { .. } => Ok(None),
+            Layout::Flat => {
+                let grid = self.out.join("grid.png");
+                write_grid(self.rows, self.each, &grid)?;
+                Ok(Some(grid))
+            }
+        }
+    }
+}
+
+/// Pictures of one size in a row, two black pixels around each, as torchvision's `make_grid` puts them.
+fn side_by_side(pictures: &[Picture]) -> Picture {
+    const GAP: u32 = 2;
+    let side = pictures.first().map_or(0, Picture::width);
+    let count = u32::try_from(pictures.len()).unwrap_or(u32::MAX);
+    let mut row = Picture::new(count.saturating_mul(side + GAP) + GAP, side + 2 * GAP, [0; 3]);
+    let places = (0..count).map(|at| GAP + at * (side + GAP));
+    places.zip(pictures).for_each(|(x, picture)| row.paste(x, GAP, side, picture.rgb()));
+    row
+}
+
+fn unlabelled(thumbnails: Vec<Thumbnail>) -> SheetRow {
+    SheetRow { label: String::new(), details: Vec::new(), thumbnails }
+}
+
+/// Pictures in a row of the grid where there is one of each prompt.
+const COLUMNS: usize = 5;
+
+/// A prompt's pictures in a row; single ones several to a row.
+fn write_grid(rows: Vec<SheetRow>, each: usize, path: &Path) -> Result<()> {
+    let rows = if each > 1 {
+        rows
+    } else {
+        let all: Vec<Thumbnail> = rows.into_iter().flat_map(|row| row.thumbnails).collect();
+        all.chunks(COLUMNS).map(|part| unlabelled(part.to_vec())).collect()
+    };
+    contact_sheet("Samples", &rows)?.write_png(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_two_black_pixels_around_each_picture() {
+        let row = side_by_side(&[Picture::new(3, 3, [9; 3]), Picture::new(3, 3, [7; 3])]);
+        assert_eq!((row.width(), row.height()), (12, 7));
+        let line: Vec<u8> = row.rgb()[2 * 36..3 * 36].iter().step_by(3).copied().collect();
+        assert_eq!(line, [0, 0, 9, 9, 9, 0, 0, 7, 7, 7, 0, 0]);
+        assert!(row.rgb()[..2 * 36].iter().all(|&level| level == 0));
+    }
+}
