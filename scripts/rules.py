@@ -20,7 +20,7 @@ from pathlib import Path
 # Name, and the keys that make it.
 RULES = {
     "loss": ["rule=loss"],
-    "excess": ["rule=excess"],
+    "excess": ["rule=excess", "rater_teaching=weights"],
     "excess, regression": ["rule=excess", "rater_teaching=regression"],
     "alignment, weights": [
         "rule=alignment", "rater_teaching=weights", "rule_geometry=sgd", "rule_scaling=standardise"],

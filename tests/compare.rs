@@ -130,6 +130,39 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     let loss: f64 = row["held_out_loss"].parse().unwrap();
     assert!(said.contains(&format!("validation: loss {loss:.4}")), "{said}, not {loss}");
 
+    // One page of all that, from the folder alone.
+    work.succeed(&["report", "--of", "whole"]);
+    let page = fs::read_to_string(work.path("whole/report.html")).unwrap();
+    let difference = format!("{:+.4}", number("difference_to_random")).replace('-', "−");
+    for text in [
+        "with 2 seeds on everything",
+        "8 other pairs guide the raters; the models are measured on 8",
+        "50% kept, equal epochs",
+        "50% kept, equal steps",
+        &difference,
+        "AUROC",
+        "What is in the subsets, 50% kept",
+        "rater by alignment",
+        "the model itself, on everything",
+    ] {
+        assert!(page.contains(text), "the page says nothing of {text}");
+    }
+    // Two tables of fifteen lines, one of flaws, two of what is in the subsets (everything's and 50%'s), one of costs.
+    assert_eq!(page.matches("<table>").count(), 2 + 1 + 2 + 1);
+    assert_eq!(page.matches("<td data-sort=\"clarity\">").count(), 2 * 2 + 1 + 2);
+    assert_eq!(page.matches("class=\"sheet\"").count(), 3, "the three best ratings have sheets");
+    // 96 pairs: each tenth shows all its nine or ten.
+    assert!(page.matches("<img src=\"data:image/jpeg;base64,").count() >= 3 * 90);
+    let chosen = ["report", "--of", "whole", "--sheets", "caption-length", "--out", "one.html"];
+    work.succeed(&chosen);
+    let page = fs::read_to_string(work.path("one.html")).unwrap();
+    assert!(
+        page.contains("Ratings by caption-length, seed 0") && page.matches("class=\"sheet\"").count() == 1
+    );
+    work.refused(&["report", "--of", "whole", "--sheets", "loss"], &["no ratings by loss"]);
+    work.refused(&["report", "--of", "whole", "--ratings", "x.csv"], &["the page of a run"]);
+    work.refused(&["report", "--of", "data"], &["neither a run of `train` nor a comparison"]);
+
     // Stopped anywhere, it comes to the same; first with one seed only.
     let one = [&COMPARE[..], &["--seeds", "1", "--out", "stopped"]].concat();
     let kills = work.killed(&one, 8, 120, 90);
@@ -172,6 +205,16 @@ fn what_makes_a_comparison_unfair_is_refused() {
     work.refused(&run(&["--out", "few", "--keep", "5%"]), &["5% of 96", "are 5", "a batch of 8"]);
     work.refused(&run(&["--out", "name", "--samplers", "best"]), &["the sampler `best`", "top-k"]);
     work.refused(&run(&["--out", "flaw", "--flaw-column", "spoiled"]), &["no column `spoiled`"]);
+    // The validation set may have other columns than the corpus.
+    let table = fs::read_to_string(work.path("data/validation.csv")).unwrap();
+    let more = table
+        .lines()
+        .enumerate()
+        .map(|(at, line)| format!("{},{line}\n", if at == 0 { "more" } else { "x" }));
+    fs::write(work.path("data/wide.csv"), more.collect::<String>()).unwrap();
+    let wide = ["--out", "wide", "--validation", "data/wide.csv", "--keep", "30%", "--equal", "epochs"];
+    let said = work.succeed(&run(&wide));
+    assert!(said.contains("96 records to train on, 8 to guide raters, 8 to measure models on"), "{said}");
     // Without a validation set records are set aside, and the column of flaws need not be there.
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
     fs::write(work.path("data/plain.csv"), table.replacen(",flaw,", ",kind,", 1)).unwrap();

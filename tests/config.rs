@@ -157,6 +157,11 @@ fn a_value_out_of_range_is_named_with_the_range() {
             "record_norms",
             "switch that off",
         ),
+        (
+            r#"{"rule": "loss", "rater_only_epochs": 2}"#,
+            "rater_only_epochs",
+            "set rater_teaching to regression",
+        ),
         (r#"{"ep": 3, "proxy_warmup_epochs": 3}"#, "proxy_warmup_epochs", "between 0 and 2"),
     ] {
         let error = refused(text, &[]);
@@ -167,13 +172,16 @@ fn a_value_out_of_range_is_named_with_the_range() {
 #[test]
 fn a_rule_brings_its_own_defaults() {
     let excess = set(&["rule=excess", "ep=4"]).training;
-    assert_eq!((excess.rule.teaching, excess.proxy_warmup_epochs), (Teaching::Weights, 1));
+    assert_eq!((excess.rule.teaching, excess.proxy_warmup_epochs), (Teaching::Regression, 1));
+    assert_eq!((excess.rater_only_epochs, excess.record_norms), (4, true));
+    let weights = set(&["rule=excess", "rater_teaching=weights"]).training;
+    assert_eq!(weights.rater_only_epochs, 0, "without averages there is nothing to learn alone");
     let alignment = set(&["rule=alignment", "ep=4"]).training;
     assert_eq!((alignment.rule.geometry, alignment.rule.teaching), (Geometry::AdamW, Teaching::Regression));
     assert_eq!((alignment.average_from_epoch, alignment.record_norms), (1, true));
     // The released code has the rule of the loss alone, and where samples are mixed none has a gradient of its own.
     let rule = |sets: &[&str]| set(sets).training.rule.rule;
-    assert_eq!(rule(&[]), RuleName::Alignment);
+    assert_eq!(rule(&[]), RuleName::Excess);
     assert_eq!(rule(&["compat.loss_rule=true"]), RuleName::Loss);
     assert_eq!(rule(&["compat.cross_attention_first_sample=true"]), RuleName::Loss);
     assert_eq!(rule(&["compat.loss_rule=true", "rule=excess"]), RuleName::Excess);

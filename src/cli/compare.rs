@@ -110,7 +110,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         [("data_args.train_csv_path", arguments.data), ("data_args.val_csv_path", arguments.validation)]
     {
         if let Some(path) = path {
-            sets.push(format!("{key}={}", super::fit::quoted(&path)?));
+            sets.push(format!("{key}={}", super::train::quoted(&path)?));
         }
     }
     let config = Config::load(&arguments.config, &sets)?;

@@ -20,6 +20,13 @@ pub struct TrainArguments {
     /// Configuration in JSON; docs/config.md lists its keys.
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     pub config: Option<PathBuf>,
+    /// The training set: a CSV as the configuration names its columns, such as what `select` writes; in place of the
+    /// configuration's.
+    #[arg(long, value_name = "FILE.csv")]
+    pub data: Option<PathBuf>,
+    /// The validation set, in place of the configuration's.
+    #[arg(long, value_name = "FILE.csv")]
+    pub validation: Option<PathBuf>,
     /// Sets a key on top of the file, nested ones with dots; as often as wanted: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -61,6 +68,13 @@ pub fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()> {
 /// If the configuration cannot be used, or does not fit the run that is to be resumed.
 pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     let mut sets = arguments.set.clone();
+    let tables =
+        [("data_args.train_csv_path", &arguments.data), ("data_args.val_csv_path", &arguments.validation)];
+    for (key, path) in tables {
+        if let Some(path) = path {
+            sets.push(format!("{key}={}", quoted(path)?));
+        }
+    }
     sets.extend(arguments.device.map(|device| format!("device={device}")));
     sets.extend(arguments.recompute.then(|| "recompute=true".to_owned()));
     let given = arguments.config.as_deref().map(|path| Config::load(path, &sets)).transpose()?;
@@ -91,6 +105,12 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     refuse_change(&path, &held, &config)?;
     run.replace_config(&config)?;
     Ok((run, config))
+}
+
+/// A path as a value of `--set`, whatever is in it.
+pub(super) fn quoted(path: &Path) -> Result<String> {
+    let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
+    serde_json::to_string(text).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn directory(arguments: &TrainArguments, config: Option<&Config>) -> Result<PathBuf> {

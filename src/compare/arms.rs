@@ -47,8 +47,10 @@ impl RaterRule {
             Self::Alignment => ["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
         };
         // What a rule has a default of its own for.
-        let [scaling, warmup, from, norms] =
-            ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null", "record_norms=null"];
+        let [scaling, warmup, from] =
+            ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null"];
+        // Ratings by the gradient's norm are measured in the run of `alignment`.
+        let norms = if self == Self::Alignment { "record_norms=true" } else { "record_norms=false" };
         let mut keys = [rule, geometry, teaching, scaling, warmup, from, norms].map(str::to_owned).to_vec();
         // What was set for one rater that learns averages holds for another.
         let (learns, training) = (teaching.ends_with("regression"), &base.training);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareRequest, Teller};
 use crate::{
-    data::Record,
+    data::{Corpus, Record},
     engine::{Purpose, Random},
     error::{Error, Result},
     files::{digest_of_file, hexadecimal, write_csv, write_whole},
@@ -84,11 +84,15 @@ pub(super) fn prepare(
     write_whole(&path, &json)?;
 
     let corpus = corpus::open(config, &train)?;
-    let (header, columns) = (corpus.header().to_vec(), corpus.columns());
+    let named = Columns::of(&corpus);
     let mut records = corpus.read_all()?;
     // Where tables are named, they are read; what is not is split off, the same for every model.
-    let aside = match &given {
-        Some(path) => corpus::open(config, path)?.read_all()?,
+    let read = |path: &Path| {
+        let corpus = corpus::open(config, path)?;
+        Ok::<_, Error>((Columns::of(&corpus), corpus.read_all()?))
+    };
+    let (aside_columns, aside) = match &given {
+        Some(path) => read(path)?,
         None => {
             let share = config.data.validation_portion.unwrap_or(ASIDE_SHARE);
             let count = ((records.len() as f64 * share).round() as usize).max(2 * config.training.batch);
@@ -99,11 +103,14 @@ pub(super) fn prepare(
             tracing::warn!("no validation set is named, so {count} records are set aside");
             let (aside, left) = split(records, count, config.seed, u64::MAX);
             records = left;
-            aside
+            (named.clone(), aside)
         }
     };
-    let (validation, held_out) = match &request.held_out {
-        Some(path) => (aside, corpus::open(config, path)?.read_all()?),
+    let (validation, held_out, held_out_columns) = match &request.held_out {
+        Some(path) => {
+            let (columns, held_out) = read(path)?;
+            (aside, held_out, columns)
+        }
         None => {
             let count = aside.len() / 2;
             tracing::warn!(
@@ -112,7 +119,7 @@ pub(super) fn prepare(
                 aside.len()
             );
             let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1);
-            (validation, held_out)
+            (validation, held_out, aside_columns.clone())
         }
     };
     for (what, set) in [("validation", &validation), ("measuring", &held_out)] {
@@ -125,10 +132,10 @@ pub(super) fn prepare(
         }
     }
     let paths = ["validation.csv", "held_out.csv"].map(|name| folder.join(name));
-    write_records(&paths[0], &header, columns, &validation)?;
-    write_records(&paths[1], &header, columns, &held_out)?;
+    write_records(&paths[0], &aside_columns, &validation)?;
+    write_records(&paths[1], &held_out_columns, &held_out)?;
     let all = folder.join("train.csv");
-    write_records(&all, &header, columns, &records)?;
+    write_records(&all, &named, &records)?;
     let encoding = EncodeRequest {
         config: config.clone(),
         run: None,
@@ -151,12 +158,25 @@ pub(super) fn prepare(
         );
     }
     refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;
-    write_records(&pool, &header, columns, &records)?;
+    write_records(&pool, &named, &records)?;
     // Their pictures are named by whole paths now.
     let records = corpus::open(config, &pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
     let [validation, held_out] = paths;
     Ok(Data { pool, validation, held_out, aside, records, cache })
+}
+
+/// The columns of a table: each set has its own.
+#[derive(Clone)]
+struct Columns {
+    header: Vec<String>,
+    image: usize,
+}
+
+impl Columns {
+    fn of(corpus: &Corpus) -> Self {
+        Self { header: corpus.header().to_vec(), image: corpus.columns()[1] }
+    }
 }
 
 /// Takes `count` records out at random; gives them and those that are left, both in the order they had.
@@ -198,15 +218,15 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
 }
 
 /// Writes records with all their columns, pictures by their whole paths.
-fn write_records(path: &Path, header: &[String], columns: [usize; 3], records: &[Record]) -> Result<()> {
+fn write_records(path: &Path, columns: &Columns, records: &[Record]) -> Result<()> {
     let row = |record: &Record| {
         let image = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
         let Some(image) = image.to_str() else {
             return Err(Error::invalid(format!("{} is not UTF-8", image.display())));
         };
         let mut fields = record.fields.clone();
-        image.clone_into(&mut fields[columns[1]]);
+        image.clone_into(&mut fields[columns.image]);
         Ok(fields)
     };
-    write_csv(path, header, records.iter().map(row).collect::<Result<Vec<_>>>()?)
+    write_csv(path, &columns.header, records.iter().map(row).collect::<Result<Vec<_>>>()?)
 }

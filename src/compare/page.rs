@@ -284,8 +284,40 @@ fn tables(lines: &[Line]) -> Vec<Part> {
             header: header.map(str::to_owned).to_vec(),
             rows: of.iter().map(row).collect(),
         }));
+        parts.extend(drawn(&of));
     }
     parts
+}
+
+/// What was measured of the models' pictures, where they drew some.
+fn drawn(lines: &[&Line]) -> Option<Part> {
+    let mut names: Vec<&str> = Vec::new();
+    for measure in lines.iter().flat_map(|line| &line.pictures) {
+        if !names.contains(&measure.name.as_str()) {
+            names.push(&measure.name);
+        }
+    }
+    if names.is_empty() {
+        return None;
+    }
+    let mut header = vec!["rating".to_owned(), "sampler".to_owned()];
+    header.extend(names.iter().flat_map(|name| [(*name).to_owned(), "difference to random".to_owned()]));
+    let row = |line: &&Line| {
+        let mut row = vec![Cell::Text(line.rating.clone()), Cell::Text(line.sampler.clone())];
+        for name in &names {
+            let measured = line.pictures.iter().find(|measure| measure.name == *name);
+            row.extend([
+                measured.and_then(|measure| measure.value).map_or(Cell::Nothing, with_interval),
+                measured.and_then(|measure| measure.difference).map_or(Cell::Nothing, with_interval),
+            ]);
+        }
+        row
+    };
+    let rows = lines.iter().map(row).collect();
+    Some(Part::Folded(
+        "What was measured of their pictures".to_owned(),
+        vec![Part::Table(Table { header, rows })],
+    ))
 }
 
 /// Held-out loss over the updates with bands (figure 6 of the paper), a chart a setting.

@@ -331,7 +331,16 @@ impl Draw for LossCurves {
                 }
             }
         }
-        legend(&mut chart, SeriesLabelPosition::UpperRight)
+        // Where lines end low there is room above them.
+        let last = |series: &Series| {
+            series.points.iter().rev().find(|point| point.1.is_finite()).map(|point| point.1)
+        };
+        let ends: Vec<f64> = self.series.iter().filter_map(last).collect();
+        let low = ends.iter().sum::<f64>() / ends.len().max(1) as f64 <= (y.0 + y.1) / 2.0;
+        legend(
+            &mut chart,
+            if low { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::LowerRight },
+        )
     }
 }
 

@@ -34,15 +34,14 @@ fn named<T: FromStr<Err = crate::Error> + ToString>(
 
 /// Checks the keys; defaults depend on the rule.
 pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
-    // `alignment` needs each sample's own gradient.
     let released = compat.loss_rule || compat.cross_attention_first_sample;
-    let default = if released { RuleName::Loss } else { RuleName::Alignment };
+    let default = if released { RuleName::Loss } else { RuleName::Excess };
     let rule = named(checker, "rule", &mut raw.rule, default)?;
     let aligns = rule == RuleName::Alignment;
-    let (geometry, scaling, teaching) = match aligns {
-        true => (Geometry::AdamW, Scaling::None, Teaching::Regression),
-        false => (Geometry::Sgd, Scaling::None, Teaching::Weights),
-    };
+    let geometry = if aligns { Geometry::AdamW } else { Geometry::Sgd };
+    let scaling = Scaling::None;
+    // The released rule is taught as released.
+    let teaching = if rule == RuleName::Loss { Teaching::Weights } else { Teaching::Regression };
     let settings = RuleSettings {
         rule,
         geometry: named(checker, "rule_geometry", &mut raw.rule_geometry, geometry)?,
@@ -79,7 +78,9 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         );
     }
     let every = checker.integer("record_every", &mut raw.record_every, 1, 0, i64::MAX)?.unsigned_abs();
-    let norms = *raw.record_norms.get_or_insert(aligns && every > 0);
+    // Where samples have gradients of their own.
+    let apart = !compat.cross_attention_first_sample && rule != RuleName::Loss;
+    let norms = *raw.record_norms.get_or_insert(apart && every > 0);
     if compat.cross_attention_first_sample && (aligns || norms) {
         let key = if aligns { "rule" } else { "record_norms" };
         return checker.refuse(
