@@ -102,20 +102,21 @@ async function interact(page, where, findings, file) {
   for (const tile of opened) {
     await tile.scrollIntoViewIfNeeded();
     await tile.click();
-    findings.add(where, await page.evaluate(unfit, await tile.getAttribute("data-tile")));
+    const place = await tile.getAttribute("data-tile");
+    findings.add(where, await page.evaluate(unfit, place));
     if (!(await page.evaluate(() => document.getElementById("pair").open))) continue;
     findings.add(where, await page.evaluate(wide).then(found => found.document));
     findings.add(where, await page.evaluate(contrast));
     const rank = () => page.evaluate(() => Number(/^rank (\d+) of/m.exec(document.getElementById("pair-text").innerText)?.[1]));
     // Three times, because the first step must not take the keys away from the dialog.
     const first = await rank();
-    const forward = first > 4 ? "ArrowLeft" : "ArrowRight";
+    const forward = Number(place) >= 3 ? "ArrowLeft" : "ArrowRight";
     const step = forward === "ArrowLeft" ? -1 : 1;
     let before = first;
     for (let time = 1; time <= 3; time++) {
       await page.keyboard.press(forward);
       const now = await rank();
-      // The pairs that the page holds may have gaps in rank; only the direction is certain then.
+      // The pairs that the page holds may have gaps in rank, so that only the direction is certain.
       if (!((now - before) * step > 0)) findings.add(where, [`${forward} leads from rank ${before} to ${now}`]);
       before = now;
     }
