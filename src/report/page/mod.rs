@@ -163,7 +163,9 @@ impl Part {
 
 impl Table {
     fn markup(&self) -> Markup {
-        let words = |at: usize| self.rows.iter().any(|row| matches!(row.get(at), Some(Cell::Text(_))));
+        let words = |at: usize| {
+            self.rows.iter().any(|row| matches!(row.get(at), Some(Cell::Text(_) | Cell::Shares(_))))
+        };
         html! {
             div.table {
                 table {

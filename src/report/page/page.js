@@ -16,8 +16,13 @@ for (const button of document.querySelectorAll("th button")) {
     table.tBodies[0].append(...rows);
   });
 }
-// On paper everything is open.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => { part.open = true; }));
+// On paper everything is open, and as it was afterwards.
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open])")];
+  for (const part of opened) part.open = true;
+});
+addEventListener("afterprint", () => { for (const part of opened) part.open = false; });
 // A pair of a sheet is opened with its neighbours in rank.
 const dialog = document.getElementById("pair"), strip = document.getElementById("pair-strip");
 const picture = document.getElementById("pair-picture"), text = document.getElementById("pair-text");
@@ -58,21 +63,25 @@ function show(index) {
   picture.hidden = !source;
   if (source) picture.src = source;
   picture.alt = tile.caption;
-  const lines = [tile.caption, "", `id ${tile.id}`, `rank ${tile.rank + 1} of ${sheet.dataset.rows}`, `rating ${tile.rating}`];
+  // The caption comes last, because it may be long.
+  const lines = [`id ${tile.id}`, `rank ${tile.rank + 1} of ${sheet.dataset.rows}`, `rating ${tile.rating}`];
   if (tile.loss) lines.push(`loss in training ${tile.loss}`);
   if (tile.note) lines.push(tile.note);
   if (tile.missing) lines.push(tile.missing);
+  lines.push("", tile.caption);
   text.textContent = lines.join("\n");
+  // The button that had the focus is gone, and keys go to what has it.
+  strip.querySelector("[aria-current]").focus();
 }
 for (const button of document.querySelectorAll(".sheet .tile")) {
   button.addEventListener("click", () => {
     sheet = button.closest(".sheet");
     tiles = JSON.parse(document.getElementById(sheet.dataset.tiles).textContent);
-    show(Number(button.dataset.tile));
     dialog.showModal();
+    show(Number(button.dataset.tile));
   });
 }
 dialog.addEventListener("keydown", event => {
-  if (event.key === "ArrowRight" && at + 1 < tiles.length) show(at + 1);
-  if (event.key === "ArrowLeft" && at > 0) show(at - 1);
+  const next = at + { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (next in tiles) show(next);
 });

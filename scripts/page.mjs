@@ -1,0 +1,242 @@
+// Opens pages of `report` in a headless browser, light and dark, on a wide window and on a phone, and in print, and fails with what
+// is wrong with them. Screenshots and the printed page lie beside each page.
+//
+//     node scripts/page.mjs PAGE.html…
+//     node scripts/page.mjs --self-test PAGE.html     # spoils a page in every way that is looked for, and each must be found
+//
+// scripts/page.sh makes the pages and installs what this needs: a Chromium (CHROMIUM names one) and playwright-core.
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { basename, join, resolve } from "node:path";
+import { pathToFileURL } from "node:url";
+
+import { chart, colours, contents, contrast, pictures, sort, unfit, wide } from "./page_checks.mjs";
+import { MUTATIONS } from "./page_mutations.mjs";
+
+const { chromium } = createRequire(new URL("../target/page/", import.meta.url))("playwright-core");
+
+const WIDE = { width: 1280, height: 900 };
+const PHONE = { width: 390, height: 844 };
+// An A4 page less Chromium's margins, in CSS pixels.
+const PAPER = { width: 718, height: 1047 };
+
+/** What is wrong with a page, and what only deserves a look. */
+class Findings {
+  constructor() {
+    this.wrong = new Set();
+    this.notes = new Set();
+  }
+
+  add(where, list) {
+    for (const text of list) this.wrong.add(`${where}: ${text}`);
+  }
+}
+
+async function open(browser, file, where, viewport, scheme, findings) {
+  const context = await browser.newContext({ viewport, colorScheme: scheme });
+  const page = await context.newPage();
+  page.setDefaultTimeout(10_000);
+  const own = pathToFileURL(file).href;
+  page.on("console", message => {
+    if (["error", "warning"].includes(message.type())) findings.add(where, [`the console says: ${message.text().slice(0, 200)}`]);
+  });
+  page.on("pageerror", error => findings.add(where, [`a script fails: ${error.message}`]));
+  page.on("request", request => {
+    const address = request.url();
+    if (!address.startsWith("data:") && address.split("#")[0] !== own) findings.add(where, [`${address} is asked for`]);
+  });
+  await page.goto(own, { waitUntil: "load" });
+  return page;
+}
+
+/** Looks at everything that does not depend on a reader's clicks. The screenshot goes to `file` if there is one. */
+async function look(page, where, findings, kind, seen, file) {
+  findings.add(where, await page.evaluate(contents));
+  findings.add(where, await page.evaluate(pictures));
+  findings.add(where, await page.evaluate(contrast));
+  findings.add(where, await page.evaluate(chart, kind));
+  findings.add(where, await page.evaluate(colours));
+  const widths = await page.evaluate(wide);
+  findings.add(where, kind === "phone" ? widths.document : [...widths.document, ...widths.elements]);
+  if (kind === "phone") widths.elements.forEach(text => findings.notes.add(`${where}: ${text}`));
+  if (!seen) return;
+  const shot = await page.screenshot({ fullPage: true, path: file });
+  findings.add(where, await onlyOneColour(page, shot));
+}
+
+/** Decodes the screenshot in the browser, in an empty page whose policy lets it be read. */
+async function onlyOneColour(page, shot) {
+  const empty = await page.context().newPage();
+  const found = await empty.evaluate(async address => {
+    const picture = await createImageBitmap(await (await fetch(address)).blob());
+    const canvas = new OffscreenCanvas(picture.width, picture.height);
+    const context = canvas.getContext("2d");
+    context.drawImage(picture, 0, 0);
+    const pixels = new Uint32Array(context.getImageData(0, 0, picture.width, picture.height).data.buffer);
+    const counts = new Map();
+    for (let at = 0; at < pixels.length; at += 7) counts.set(pixels[at], (counts.get(pixels[at]) ?? 0) + 1);
+    return { colours: counts.size, most: Math.max(...counts.values()) / Math.ceil(pixels.length / 7) };
+  }, `data:image/png;base64,${shot.toString("base64")}`);
+  await empty.close();
+  if (found.colours >= 16 && found.most < 0.998) return [];
+  return [`the screenshot is of ${found.colours} colours, ${(100 * found.most).toFixed(1)}% of it of one`];
+}
+
+/** What a reader does: sorts every table, opens pairs and goes along the ranking. */
+async function interact(page, where, findings, file) {
+  findings.add(where, await page.evaluate(sort));
+  const tiles = page.locator(".sheet .tile");
+  const count = await tiles.count();
+  if (count === 0) {
+    findings.add(where, ["there is no sheet of pictures"]);
+    return;
+  }
+  const missing = page.locator(".sheet .tile:has(.missing)");
+  const longest = await tiles.evaluateAll(all => {
+    const lengths = all.map(tile => tile.innerText.length);
+    return lengths.indexOf(Math.max(...lengths));
+  });
+  const opened = [tiles.first(), tiles.nth(count >> 1), tiles.last(), tiles.nth(longest)];
+  if (await missing.count()) opened.push(missing.first());
+  for (const tile of opened) {
+    await tile.scrollIntoViewIfNeeded();
+    await tile.click();
+    const place = await tile.getAttribute("data-tile");
+    findings.add(where, await page.evaluate(unfit, place));
+    if (!(await page.evaluate(() => document.getElementById("pair").open))) continue;
+    findings.add(where, await page.evaluate(wide).then(found => found.document));
+    findings.add(where, await page.evaluate(contrast));
+    const rank = () => page.evaluate(() => Number(/^rank (\d+) of/m.exec(document.getElementById("pair-text").innerText)?.[1]));
+    // Three times, because the first step must not take the keys away from the dialog.
+    const first = await rank();
+    const forward = Number(place) >= 3 ? "ArrowLeft" : "ArrowRight";
+    const step = forward === "ArrowLeft" ? -1 : 1;
+    let before = first;
+    for (let time = 1; time <= 3; time++) {
+      await page.keyboard.press(forward);
+      const now = await rank();
+      // The pairs that the page holds may have gaps in rank, so that only the direction is certain.
+      if (!((now - before) * step > 0)) findings.add(where, [`${forward} leads from rank ${before} to ${now}`]);
+      before = now;
+    }
+    for (let time = 1; time <= 3; time++) await page.keyboard.press(forward === "ArrowLeft" ? "ArrowRight" : "ArrowLeft");
+    if ((await rank()) !== first) findings.add(where, [`the arrow keys do not lead back to rank ${first} but to ${await rank()}`]);
+    if (file && tile === opened[1]) await page.screenshot({ path: file });
+    await page.keyboard.press("Escape");
+    if (await page.evaluate(() => document.getElementById("pair").open)) {
+      findings.add(where, ["Escape does not close the dialog"]);
+      await page.evaluate(() => document.getElementById("pair").close());
+    }
+  }
+}
+
+async function print(page, where, findings, file) {
+  await page.emulateMedia({ media: null });
+  await page.evaluate(() => {
+    // After the page's own listener.
+    addEventListener("beforeprint", () => {
+      window.shut = [...document.querySelectorAll("details:not([open])")].map(part => part.querySelector("summary").innerText);
+    });
+  });
+  const bytes = await page.pdf({ format: "A4", printBackground: false, path: file });
+  const pages = bytes.toString("latin1").match(/\/Type\s*\/Page\b/g)?.length ?? 0;
+  if (pages === 0) findings.add(where, ["the printed page has no pages"]);
+  const shut = await page.evaluate(() => window.shut);
+  if (shut === undefined) findings.add(where, ["the browser does not tell the page that it is printed"]);
+  findings.add(where, (shut ?? []).map(title => `“${title}” is shut in print`));
+}
+
+/** The ways in which a page is seen: a window, a colour scheme, and whether it is used. */
+const VIEWS = [
+  { where: "light", viewport: WIDE, scheme: "light", kind: "wide", use: true },
+  { where: "dark", viewport: WIDE, scheme: "dark", kind: "wide", use: true },
+  { where: "phone", viewport: PHONE, scheme: "light", kind: "phone", use: true },
+  { where: "phone in the dark", viewport: PHONE, scheme: "dark", kind: "phone" },
+  { where: "print", viewport: PAPER, scheme: "light", kind: "print" },
+  { where: "print in the dark", viewport: PAPER, scheme: "dark", kind: "print" },
+];
+
+/** Looks for everything in these views of a page. Screenshots and prints go beside it if they are wanted. */
+async function check(browser, file, views, wanted) {
+  const findings = new Findings();
+  for (const { where, viewport, scheme, kind, use, seen = true } of views) {
+    const shot = wanted && join(resolve(file, ".."), `${basename(file, ".html")}-${where.replaceAll(" ", "-")}`);
+    const page = await open(browser, file, where, viewport, scheme, findings);
+    if (kind === "print") {
+      await page.emulateMedia({ media: "print", colorScheme: scheme });
+      await page.evaluate(() => dispatchEvent(new Event("beforeprint")));
+    }
+    await look(page, where, findings, kind, seen, shot && `${shot}.png`);
+    if (use) {
+      await interact(page, where, findings, shot && `${shot}-pair.png`).catch(error => {
+        findings.add(where, [`a reader cannot use it: ${error.message.split("\n")[0]}`]);
+      });
+    }
+    if (kind === "print") {
+      const paper = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+      if (paper !== "rgb(255, 255, 255)") findings.add(where, [`the paper is ${paper}`]);
+      await page.evaluate(() => dispatchEvent(new Event("afterprint")));
+      await print(page, where, findings, shot && `${shot}.pdf`);
+    }
+    await page.context().close();
+  }
+  return findings;
+}
+
+/** Spoils the page in every way that is known, and demands that each is found. */
+async function selfTest(browser, file) {
+  const html = readFileSync(file, "utf8");
+  const folder = mkdtempSync(join(tmpdir(), "page-"));
+  const missed = [];
+  try {
+    for (const { what, spoil, found, at = "light", used = false, seen = false } of MUTATIONS) {
+      const spoiled = spoil(html);
+      if (spoiled === html) {
+        missed.push(`“${what}” changes nothing in ${file}`);
+        continue;
+      }
+      const path = join(folder, "spoiled.html");
+      writeFileSync(path, spoiled);
+      const findings = await check(browser, path, [{ ...VIEWS.find(view => view.where === at), use: used, seen }], false);
+      const told = [...findings.wrong].find(text => found.test(text));
+      if (told) console.log(`${what}: found, “${told.slice(0, 130)}”`);
+      else missed.push(`“${what}” is not found; what is found is: ${[...findings.wrong].slice(0, 5).join("; ") || "nothing"}`);
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+  return missed;
+}
+
+async function main() {
+  const named = process.argv.slice(2);
+  const testing = named[0] === "--self-test";
+  const files = (testing ? named.slice(1) : named).map(name => resolve(name));
+  if (testing && files.length === 0) files.push(resolve("target/page/run.html"));
+  if (files.length === 0) throw new Error("name the pages");
+  const browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
+    args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+      "--disable-component-update", "--disable-sync"],
+  });
+  const wrong = [];
+  try {
+    for (const file of files) {
+      if (testing) {
+        wrong.push(...(await selfTest(browser, file)));
+        continue;
+      }
+      const findings = await check(browser, file, VIEWS, true);
+      findings.notes.forEach(note => console.log(`${basename(file)}: to know, ${note}`));
+      wrong.push(...[...findings.wrong].map(text => `${basename(file)}: ${text}`));
+      if (findings.wrong.size === 0) console.log(`${basename(file)}: nothing is wrong with it`);
+    }
+  } finally {
+    await browser.close();
+  }
+  wrong.forEach(text => console.error(text));
+  if (wrong.length) process.exit(1);
+}
+
+await main();

@@ -1,0 +1,57 @@
+// Ways to spoil a page, and what scripts/page.mjs must say then: each of its checks can fail. `at` names the view that it is seen in,
+// a wide window in light colours unless told otherwise; what shows only when a reader does something is `used`, what only
+// a screenshot shows is `seen`.
+const style = rules => html => html.replace("</style>", `${rules}</style>`);
+// The page's own script is the last one.
+const script = code => html => html.replace(/<\/script><\/body>/, () => `\n${code}</script></body>`);
+const replace = (from, to) => html => html.replace(from, () => to);
+const policy = /<meta http-equiv="Content-Security-Policy"[^>]*>/;
+
+export const MUTATIONS = [
+  { what: "a broken address of a picture", spoil: replace(/src="data:image\/jpeg;base64,[^"]{40}/, 'src="data:image/jpeg;base64,'), found: /a picture is missing/ },
+  { what: "an error in the console", spoil: script('console.error("spoiled");'), found: /the console says: spoiled/ },
+  { what: "a warning in the console", spoil: script('console.warn("spoiled");'), found: /the console says: spoiled/ },
+  { what: "a script that fails", spoil: script('throw new Error("spoiled");'), found: /a script fails: spoiled/ },
+  { what: "a request that the policy refuses", spoil: replace("</main>", '<img alt="" src="http://127.0.0.1:9/a.png"></main>'), found: /the console says: .*(Refused|violates)/s },
+  { what: "a request without the policy", spoil: html => html.replace(policy, "").replace("</main>", '<img alt="" src="http://127.0.0.1:9/a.png"></main>'), found: /127\.0\.0\.1:9\/a\.png is asked for/ },
+  { what: "a page that is too wide", spoil: style("main { width: 1500px; }"), found: /^light: the page is 1\d\d\d pixels wide in a window of 1280/ },
+  { what: "a page that is too wide for a phone", spoil: style("h1 { min-width: 500px; }"), at: "phone", found: /^phone: the page is \d+ pixels wide in a window of 390/ },
+  { what: "something wide that nothing shows", spoil: style("main { overflow-x: clip; } h2 { width: 1500px; }"), found: /^light: <h2 class=""> ends at/ },
+  { what: "an empty chart", spoil: html => html.replace(/(<figure class="chart"><svg[^>]*>).*?<\/svg>/s, "$1</svg>"), found: /the chart “.*” is empty/ },
+  { what: "a chart without its lines", spoil: html => html.replace(/<figure class="chart"><svg.*?<\/svg>/s, svg => svg.replace(/<(\w+)[^>]*"#[0-9A-F]{6}"[^>]*\/>/g, "")), found: /the chart “.*” is empty/ },
+  { what: "a small chart", spoil: style("figure.chart > svg { width: 150px !important; min-width: 0 !important; }"), found: /the chart “.*” is 150 ×/ },
+  { what: "small text in a chart", spoil: style("figure.chart text { font-size: 8px !important; }"), found: /has text of \d\.\d pixels/ },
+  { what: "text in a chart that is cut off", spoil: style("figure.chart text { font-size: 90px !important; }"), found: /cuts “.*” off/ },
+  { what: "text that leaves a legend", spoil: style('figure.chart text[text-anchor="start"] { font-size: 60px !important; }'), found: /leaves its legend/ },
+  { what: "text in a chart like paper, in the dark", spoil: style("@media (prefers-color-scheme: dark) { figure.chart text { fill: var(--paper); } }"), at: "dark", found: /^dark: .* text\) has a contrast of 1\.00/ },
+  { what: "text like paper", spoil: style("section > p { color: var(--paper); }"), found: /^light: .*\(section p\) has a contrast of 1\.00/ },
+  { what: "faint text in the dark", spoil: style("@media (prefers-color-scheme: dark) { td { color: #555; } }"), at: "dark", found: /^dark: .* td\) has a contrast of/ },
+  { what: "a bar that hides its number", spoil: style("td.bar span { opacity: 1 !important; background: var(--ink) !important; }"), found: /\(td b\) has a contrast of/ },
+  { what: "dark paper in print", spoil: style("@media print { :root { --paper: #14181c; } }"), at: "print", found: /^print: the paper is rgb\(20, 24, 28\)/ },
+  { what: "swatches like paper", spoil: style(".kind-1 { background: var(--paper) !important; }"), found: /kind 1 has a contrast of 1\.00 to the paper/ },
+  { what: "swatches like one another", spoil: style(".kind-1, .kind-2 { background: #0072b2 !important; }"), found: /kind 1 and kind 2 look alike/ },
+  { what: "lines like one another", at: "dark", spoil: style('figure.chart [stroke="#D55E00"] { stroke: #009e73; }'), found: /a line's #\w+ and a line's #\w+ look alike/ },
+  { what: "no heading", spoil: replace(/<h2>[^<]*<\/h2>/, ""), found: /the part part-\d+ has no heading/ },
+  { what: "no title", spoil: replace(/<h1>.*?<\/h1>/s, "<h1></h1>"), found: /the page has no title/ },
+  { what: "contents that lead nowhere", spoil: replace('href="#part-1"', 'href="#part-99"'), found: /in the contents leads nowhere/ },
+  { what: "a caption that is markup", spoil: html => html.replace(/&lt;b&gt;bold&lt;\/b&gt;( caption[^<]*<\/span>)/, "<b>bold</b>$1"), found: /markup of a caption/ },
+  { seen: true, what: "a page that shows nothing", spoil: style("body > * { visibility: hidden; }"), found: /the screenshot is of 1 colours/ },
+  { used: true, what: "tables that are not sorted", spoil: replace("table.tBodies[0].append(...rows);", ""), found: /is not sorted, ascending/ },
+  { used: true, what: "tables that are sorted one way only", spoil: replace("return down ? -order : order;", "return order;"), found: /is not sorted, descending/ },
+  { used: true, what: "numbers that are sorted as text", spoil: replace("isNaN(a) || isNaN(b) ?", "true ?"), found: /is not sorted, ascending/ },
+  { used: true, what: "a column that does not say how it is sorted", spoil: replace('head.setAttribute("aria-sort"', 'head.setAttribute("data-order"'), found: /does not say that it is ascending/ },
+  { used: true, what: "a dialog that does not open", spoil: replace("dialog.showModal();", ""), found: /opens no dialog/ },
+  { used: true, what: "a dialog without the id", spoil: replace("const lines = [`id ${tile.id}`, ", "const lines = ["), found: /does not show the id/ },
+  { used: true, what: "a dialog without the caption", spoil: replace('lines.push("", tile.caption);', ""), found: /does not show the caption/ },
+  { used: true, what: "a dialog without the rank", spoil: replace("`rank ${tile.rank + 1} of", "`${tile.rank + 1} of"), found: /does not show the rank/ },
+  { used: true, what: "neighbours that are too few", spoil: replace("Math.min(tiles.length - 1, at + 3)", "Math.min(tiles.length - 1, at + 1)"), found: /the neighbours of rank \d+ are/ },
+  { used: true, what: "neighbours in the wrong order", spoil: replace("strip.append(button);", "strip.prepend(button);"), found: /the neighbours of rank \d+ are/ },
+  { used: true, what: "a pair that is not marked", spoil: replace('button.setAttribute("aria-current", "true")', "button.blur()"), found: /is not marked among its neighbours/ },
+  { used: true, what: "arrow keys that do nothing", spoil: replace("ArrowRight: 1", "ArrowUp: 1"), found: /ArrowRight leads from|do not lead back/ },
+  { used: true, what: "arrow keys that work once", spoil: html => script("const shown = show; show = index => { shown(index); document.activeElement.blur(); };")(html), found: /Arrow\w+ leads from rank (\d+) to \1$/ },
+  { used: true, what: "a dialog that Escape does not close", spoil: script('dialog.addEventListener("cancel", event => event.preventDefault());'), found: /Escape does not close/ },
+  { used: true, what: "a picture that cannot be read and is not called so", spoil: replace("if (tile.missing) lines.push(tile.missing);", ""), found: /does not say why the picture/ },
+  { used: true, what: "a dialog that keeps the last picture", spoil: replace("picture.hidden = !source;", "picture.hidden = false;"), found: /shows another picture for/ },
+  { used: true, what: "a dialog that is too large", spoil: style("#pair { min-height: 2000px; max-height: none; }"), found: /the dialog is larger than the window/ },
+  { what: "folded parts that stay shut in print", spoil: html => html.replace('addEventListener("beforeprint"', 'addEventListener("never"').replace("</main>", "<details><summary>More</summary>words</details></main>"), at: "print", found: /“More” is shut in print/ },
+];
