@@ -225,7 +225,9 @@ fn best_of(lines: &[Line], (keep, convention): Setting<'_>) -> String {
     let closed = best.closed.map_or(String::new(), |closed| {
         format!("; {:.0}% of the gap to the oracle are closed", 100.0 * closed)
     });
-    format!("{begin} the lowest loss is that of {name}; {difference}{closed}.")
+    // A true minus: the names of ratings and samplers have hyphens.
+    let told = format!("{difference}{closed}").replace(" -", " −");
+    format!("{begin} the lowest loss is that of {name}; {told}.")
 }
 
 fn with_interval((mean, half): (f64, Option<f64>)) -> Cell {

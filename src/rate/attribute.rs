@@ -352,7 +352,7 @@ impl<'a> Setting<'a> {
         }
         if let Some([first, _]) = checkpoints.array_windows().find(|[one, other]| one.step == other.step) {
             return Err(Error::invalid(format!(
-                "{} holds the proxy of another one that is named; name one of them",
+                "{} is named twice, or holds the same proxy as another one that is named; name one of them",
                 first.folder.display()
             )));
         }

@@ -220,7 +220,7 @@ impl Cell {
                 }
             }
             Self::Shares(shares) => html! {
-                td.shares {
+                td.shares data-sort=(shares.first().map_or(0.0, |(_, _, share)| *share)) {
                     div {
                         @for (name, kind, share) in shares {
                             span class=(format!("kind-{kind}")) style=(format!("width:{:.3}%", 100.0 * share))
