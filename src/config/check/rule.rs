@@ -8,7 +8,7 @@ use crate::{
     error::Result,
 };
 
-/// Where the rater learns averages. Measured: `docs/rules.md`.
+/// Where the rater learns averages. Measured: `docs/comparison.md`.
 const RATER_ONLY_EPOCHS: i64 = 4;
 
 /// What the keys come to.
