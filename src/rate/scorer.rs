@@ -251,22 +251,17 @@ impl Scorer {
     /// Ratings of one batch of codes `[B, L]`.
     fn rate(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<f64>> {
         let captions: Vec<&str> = records.iter().map(|record| self.caption(record)).collect();
-        let Encoders { tokenizer, text, .. } = &self.encoders;
+        let (Encoders { tokenizer, text, .. }, reach) = (&self.encoders, self.config.rater_reach());
         if let Some(device) = self.parameters.device() {
             return self.rate_on_device(device, codes, captions);
         }
         // Samples influence each other in the released rating, and in the released cross-attention.
         if self.batch_normalised || self.config.compat.cross_attention_first_sample {
             let batch = batch(codes.clone(), &captions, tokenizer.as_ref(), text.as_ref())?
-                .with_reach(tokenizer.quantizer(), self.config.rater_reach())?;
+                .with_reach(tokenizer.quantizer(), reach)?;
             let mut tape = Tape::inference(&self.parameters);
-            let rated = self.rater.forward(
-                &mut tape,
-                batch.reaching(self.config.rater_reach())?,
-                &batch.text,
-                self.weighing,
-                Mode::Evaluate,
-            )?;
+            let seen = batch.reaching(reach)?;
+            let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
             if !self.batch_normalised {
                 return rated.logit.value().to_f64_vec();
             }
@@ -280,14 +275,10 @@ impl Scorer {
         in_parallel(&rows, |(codes, caption)| {
             let codes = Tensor::new(&[1, tokens], codes.to_vec())?;
             let batch = batch(codes, &[caption], tokenizer.as_ref(), text.as_ref())?
-                .with_reach(tokenizer.quantizer(), self.config.rater_reach())?;
+                .with_reach(tokenizer.quantizer(), reach)?;
             let mut tape = Tape::inference(&self.parameters);
-            let (_, logit) = self.rater.instance(
-                &mut tape,
-                batch.reaching(self.config.rater_reach())?,
-                &batch.text,
-                Mode::Evaluate,
-            )?;
+            let (_, logit) =
+                self.rater.instance(&mut tape, batch.reaching(reach)?, &batch.text, Mode::Evaluate)?;
             Ok(logit.value().to_f64_vec()?[0])
         })
     }
@@ -297,7 +288,7 @@ impl Scorer {
     fn rate_on_device(&self, device: &Device, codes: &Tensor, mut captions: Vec<&str>) -> Result<Vec<f64>> {
         let (count, tokens) = (captions.len(), codes.dim(1));
         let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
-        let Encoders { tokenizer, text, .. } = &self.encoders;
+        let (Encoders { tokenizer, text, .. }, reach) = (&self.encoders, self.config.rater_reach());
         let mut codes = codes.as_slice::<u32>()?.to_vec();
         while !mixed && captions.len() < self.batch {
             codes.extend_from_within(codes.len() - tokens..);
@@ -307,24 +298,14 @@ impl Scorer {
         let dtype = self.parameters.compute_dtype();
         let mut batch =
             batch(codes, &captions, tokenizer.as_ref(), text.as_ref())?.to_device(device, dtype)?;
-        batch.read_codes(self.reader.as_ref(), dtype, self.config.rater_reach())?;
+        batch.read_codes(self.reader.as_ref(), dtype, reach)?;
+        let seen = batch.reaching(reach)?;
         let mut tape = Tape::inference(&self.parameters);
         if !self.batch_normalised {
-            let (_, logit) = self.rater.instance(
-                &mut tape,
-                batch.reaching(self.config.rater_reach())?,
-                &batch.text,
-                Mode::Evaluate,
-            )?;
+            let (_, logit) = self.rater.instance(&mut tape, seen, &batch.text, Mode::Evaluate)?;
             return Ok(logit.value().to_f64_vec()?[..count].to_vec());
         }
-        let rated = self.rater.forward(
-            &mut tape,
-            batch.reaching(self.config.rater_reach())?,
-            &batch.text,
-            self.weighing,
-            Mode::Evaluate,
-        )?;
+        let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
         // As on the processor: a last, smaller batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())
