@@ -45,7 +45,7 @@ make_pack() {
     [ -f benches/device_encode.rs ] && benches="$benches device_encode"
     # The tests that use a device: by themselves, or through tests/device or tests/common.
     # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
-    for name in $(grep -lE 'Device::(cuda|emulated)\(|^mod device;|parameters_near' tests/*.rs | xargs -n 1 basename -s .rs); do
+    for name in $(grep -lE 'Device::(cuda|emulated)\(|^mod device;|parameters_near|open_device' tests/*.rs | xargs -n 1 basename -s .rs); do
         [ "$name" = emulator ] || targets+=(--test "$name")
     done
     for name in $benches; do targets+=(--bench "$name"); done
@@ -181,16 +181,40 @@ part_facts() {
     fi
 }
 
+# One test in a process of its own: binary, test, seconds. Prints what the part sums up.
+one_test() {
+    local name="${1##*/test-}" code=0 started=$SECONDS
+    timeout --kill-after=5 "$3" "$1" --exact "$2" --test-threads 1 \
+        > "$results/parity-$name-${2//[^A-Za-z0-9_]/_}.log" 2>&1 || code=$?
+    printf '%s\t%s\t%s\t%s\n' "$name" "$2" "$code" $((SECONDS - started))
+}
+
+# Each test in its own process, several at a time: what breaks the card's context breaks one test. Those of memory, which
+# is measured for the card as a whole, come first and alone.
 part_parity() {
-    local test name failed=0
-    on_card && export ALCHEMIST_REQUIRE_GPU=1
+    local test name jobs=6 most=150 list="$results/parity.list" sums="$results/parity.tsv" failed=0
+    on_card && export ALCHEMIST_REQUIRE_GPU=1 || { jobs=2 && most=900; }
     export ALCHEMIST_FIXTURES="$pack/fixtures" ALCHEMIST_DEVICE="$device" ALCHEMIST_PROGRAM="$bin/bin-alchemist-engine"
+    export results
+    export -f one_test
     for test in "$bin"/test-*; do
-        name="${test##*/test-}"
-        # One after the other: the card's memory is measured, and its work recorded.
-        limited parity "$name" 300 "$test" --test-threads 1 || failed=1
-        grep '^test result' "$results/parity-$name.log" || true
+        [ "${test##*/}" != test-canary ] || continue
+        "$test" --list --format terse | sed -n "s|^\(.*\): test\$|$test \1 $most|p"
+    done > "$list"
+    { grep '/test-device_memory ' "$list" | xargs -L 1 bash -c 'one_test "$@"' _
+        grep -v '/test-device_memory ' "$list" | xargs -P "$jobs" -L 1 bash -c 'one_test "$@"' _; } > "$sums"
+    for name in $(cut -f 1 "$sums" | sort -u); do
+        local passed broken
+        passed="$(awk -F '\t' -v name="$name" '$1 == name && $3 == 0' "$sums" | wc -l)"
+        broken="$(awk -F '\t' -v name="$name" '$1 == name && $3 != 0 {print $2 ($3 == 124 || $3 == 137 ? " (out of time)" : "")}' "$sums")"
+        if [ -z "$broken" ]; then
+            note parity "$name" ok "$passed tests"
+        else
+            note parity "$name" FAILED "$passed tests passed; failed: $(tr '\n' ' ' <<< "$broken")"
+            failed=1
+        fi
     done
+    [ "$(wc -l < "$sums")" = "$(wc -l < "$list")" ] || { note parity all FAILED "not every test was run" && failed=1; }
     return $failed
 }
 
@@ -199,7 +223,8 @@ part_racecheck() { check racecheck card_race; }
 part_initcheck() { check initcheck card_unwritten; }
 part_synccheck() { check synccheck card_divergent_barrier; }
 
-# Every tool of compute-sanitizer must find its canary, and nothing else in any test of kernels. `check TOOL CANARY`
+# Every tool of compute-sanitizer must find its canary, and nothing else in any test of kernels, all of them side by side.
+# `check TOOL CANARY`
 check() {
     local tool="$1" canary="$2" failed=0 sanitizer code=0 log name
     if ! on_card; then
@@ -227,17 +252,27 @@ check() {
         note "$tool" canary "NOT FOUND" "exit code $code; $log"
         failed=1
     fi
+    local pids=()
     for name in kernels small_kernels modulation_kernel patch_embed_kernel pyramid_kernel attention_kernel \
         meta_gradient_kernel rater_loss_kernel encoder_kernels; do
-        if ! limited "$tool" "$name" 200 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-$name" --test-threads 1
-        then
-            failed=1
-        elif ! grep -Eq 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$results/$tool-$name.log"; then
-            note "$tool" "$name" "NO REPORT" "$results/$tool-$name.log"
-            failed=1
-        fi
+        checked "$tool" "$name" "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-$name" --test-threads 1 &
+        pids+=($!)
+    done
+    for name in "${pids[@]}"; do
+        wait "$name" || failed=1
     done
     return $failed
+}
+
+# `checked TOOL TEST COMMAND...`: the command under the tool ends well and its report counts no error.
+checked() {
+    local tool="$1" name="$2"
+    shift 2
+    limited "$tool" "$name" 400 "$@" || return 1
+    if ! grep -Eq 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$results/$tool-$name.log"; then
+        note "$tool" "$name" "NO REPORT" "$results/$tool-$name.log"
+        return 1
+    fi
 }
 
 part_kernels() {
