@@ -45,7 +45,8 @@ make_pack() {
     [ -f benches/device_encode.rs ] && benches="$benches device_encode"
     # The tests that use a device: by themselves, or through tests/device or tests/common.
     # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
-    for name in $(grep -lE 'Device::(cuda|emulated)\(|^mod device;|parameters_near|open_device' tests/*.rs | xargs -n 1 basename -s .rs); do
+    local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near|open_device'
+    for name in $(grep -lE "$uses" tests/*.rs | xargs -n 1 basename -s .rs); do
         [ "$name" = emulator ] || targets+=(--test "$name")
     done
     for name in $benches; do targets+=(--bench "$name"); done
@@ -78,7 +79,7 @@ make_pack() {
     pack_sanitizer
     # The binaries share most of what is in them, the kernels above all; with a window wider than one of them they compress to
     # little more than the first.
-    tar -C target/gpu -cf - bin | xz --lzma2=preset=6,dict=128MiB > target/gpu.tar.xz
+    tar -C target/gpu -cf - bin | xz --lzma2=preset=2,dict=128MiB > target/gpu.tar.xz
     rm -r target/gpu/bin && mkdir target/gpu/bin
     mv target/gpu.tar.xz target/gpu/bin/all.tar.xz
     local mib=$(($(du -sk target/gpu | cut -f 1) / 1024))
@@ -357,7 +358,7 @@ part_pytorch_step() {
 }
 
 part_pytorch_meta_gradient() {
-    local case=(--device cuda --case large)
+    local case=(--device cuda --case large --repeats 6 --budget 12)
     on_card || case=(--device cpu --case smallest --repeats 3)
     compare pytorch_meta_gradient meta_gradient 540 "${case[@]}"
 }

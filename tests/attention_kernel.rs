@@ -111,9 +111,9 @@ fn check<T: Number>(device: &Device, case: &Case, digits: Digits) -> Outcome {
         // Where scales are large: twice the error of plain loops and the noise of one rounding.
         let noise = if digits != Digits::All { T::BOUND } else { 0.0 };
         let [mut most, most_mean] = naive[part].map(|error| T::BOUND.max(2.0 * error + noise));
-        // Logits of 40 and more leave gradients in f32 fewer digits: measured 3.3e-5 on the emulator, with scales up to
-        // 100.
-        if digits != Digits::All && part > 0 {
+        // Logits of 40 and more leave f32 fewer digits: one rounding of a logit of 144 is 1e-5 of its weight. Measured, with
+        // scales up to 100: 3.3e-5 on the emulator, 3.8e-5 on an H200.
+        if digits != Digits::All {
             most = most.max(5e-5);
         }
         // Equal logits of -40 cancel in the sum that is the scale's gradient: measured 1.7e-4 in f32, and in 16 bits

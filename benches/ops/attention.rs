@@ -45,7 +45,7 @@ fn own_on_device(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
     let patch_nums: &[usize] =
         if measured.rehearsal { &[1, 2, 3] } else { &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16] };
-    let (batch, heads) = (measured.size(64, 1), measured.size(16, 2));
+    let (batch, heads) = (measured.size(64, 2), measured.size(16, 3));
     let device = measured.device.clone();
     let visible = visible_keys(patch_nums);
     let (tokens, channels) = (visible.len(), 64 * heads);
@@ -78,7 +78,7 @@ fn own_on_device(bench: &mut Bench) -> Result<()> {
     let floor = Floor { bytes: qkv.bytes() + out.bytes(), flop: 2 * pair };
     bench.device("self_attention_forward", floor, || forward(&mut out, &mut rows, &shape, &qkv, &qkv));
     let mut d_qkv = device.uninitialised::<bf16>(qkv.len())?;
-    let mut d_log_scale = device.uninitialised::<f32>(heads)?;
+    let mut d_log_scale = device.uninitialised::<f32>(batch * heads)?;
     let floor = Floor { bytes: 3 * qkv.bytes() + 4 * out.bytes(), flop: 7 * pair };
     bench.device("self_attention_forward_backward", floor, || {
         forward(&mut out, &mut rows, &shape, &qkv, &qkv)?;
@@ -91,7 +91,7 @@ fn own_on_device(bench: &mut Bench) -> Result<()> {
 /// To a text of 77 tokens.
 fn cross_on_device(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
-    let (batch, heads) = (measured.size(64, 1), measured.size(16, 2));
+    let (batch, heads) = (measured.size(64, 2), measured.size(16, 3));
     let (tokens, text) = (measured.size(680, 14), measured.size(77, 5));
     let device = measured.device.clone();
     let channels = 64 * heads;
@@ -116,7 +116,7 @@ fn cross_on_device(bench: &mut Bench) -> Result<()> {
     let mut rows: Buffer<f32> = device.uninitialised(shape.rows_len::<bf16>())?;
     let (mut d_q, mut d_kv) =
         (device.uninitialised::<bf16>(q.len())?, device.uninitialised::<bf16>(kv.len())?);
-    let mut d_log_scale = device.uninitialised::<f32>(heads)?;
+    let mut d_log_scale = device.uninitialised::<f32>(batch * heads)?;
     let pair = 2 * 64 * batch * heads * tokens * text;
     let floor = Floor { bytes: 7 * q.bytes() + 3 * kv.bytes(), flop: 7 * pair };
     bench.device("cross_attention_forward_backward", floor, || {
