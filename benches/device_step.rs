@@ -189,10 +189,11 @@ fn main() -> Result<()> {
     };
     let case = Case::of(&measured);
     // `ALCHEMIST_STEP=meta_gradient`: only what shows the price of products and norms.
+    let aligned = RuleSettings { rule: RuleName::Alignment, ..RuleSettings::default() };
     if std::env::var("ALCHEMIST_STEP").is_ok_and(|value| value == "meta_gradient") {
+        train_step(&measured, &case, "train_step_alignment", aligned)?;
         return meta_gradient(&measured, &case);
     }
-    let aligned = RuleSettings { rule: RuleName::Alignment, ..RuleSettings::default() };
     train_step(&measured, &case, "train_step", RuleSettings::default())?;
     train_step(&measured, &case, "train_step_alignment", aligned)?;
     meta_gradient(&measured, &case)?;

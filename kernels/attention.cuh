@@ -1,5 +1,5 @@
-// What the attention kernels share: which block does what, tiles of 16-bit numbers in shared memory, and rotary
-// positions with l2-normalisation applied to a tile in place.
+// What the attention kernels share: which block does what, tiles of 16-bit numbers in shared memory, and the way back
+// through rotary positions and l2-normalisation.
 //
 // Logits are powers of two: logit2 = factor log2(e) q^ k^, with q^ and k^ turned and normalised. For each row the
 // forward keeps a shift, so that the probability of a key is 2^(logit2 - shift).
@@ -158,8 +158,7 @@ template <class T> struct Source {
     }
 };
 
-// Starts copying ROWS rows from `row` on into a tile; rows and channels past the end become zeros. Each thread copies
-// the chunks that it later prepares.
+// Starts copying ROWS rows from `row` on into a tile; rows and channels past the end become zeros.
 template <unsigned D, unsigned ROWS, unsigned THREADS, class T>
 __device__ __forceinline__ void start_copy(T *tile, const Source<const T> &source, unsigned row) {
     constexpr unsigned CHUNKS = Tile<D>::CHUNKS, COUNT = ROWS * CHUNKS;
@@ -173,60 +172,6 @@ __device__ __forceinline__ void start_copy(T *tile, const Source<const T> &sourc
         } else {
             *reinterpret_cast<Pack<T, 8> *>(tile + to) = source.read(row + at / CHUNKS, chunk);
         }
-    }
-}
-
-// Turns and normalises in place the rows of a tile that start_copy has brought, chunk by chunk by the threads that
-// copied them. `row` is the tile's first; `inverse_length`, if not null, gets 1 / max(length, 1e-12) of each row.
-template <unsigned D, unsigned ROWS, unsigned THREADS, class T>
-__device__ __forceinline__ void
-prepare(T *tile, const Source<const T> &source, unsigned row, const Rotary &rotary, bool normalise, float *inverse_length) {
-    constexpr unsigned CHUNKS = Tile<D>::CHUNKS, COUNT = ROWS * CHUNKS;
-    static_assert(COUNT % THREADS == 0, "lanes sum the squares of a row together");
-    if (!normalise && rotary.cosine == nullptr) return;
-#pragma unroll 2
-    for (unsigned from = 0; from < COUNT; from += THREADS) {
-        unsigned at = from + threadIdx.x, chunk = at % CHUNKS, r = at / CHUNKS;
-        auto *place = reinterpret_cast<uint4 *>(tile + Tile<D>::at(r, chunk));
-        uint4 packed = *place;
-        uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
-        float value[8];
-#pragma unroll
-        for (unsigned i = 0; i < 4; ++i) unpack_two<T>(pairs[i], value[2 * i], value[2 * i + 1]);
-        if (rotary.cosine != nullptr && source.has(row + r, chunk)) {
-            uint64_t angle = uint64_t(row + r) * rotary.half + chunk * 4;
-            float cosine[4], sine[4];
-            if (source.wide) {
-                load<4>(cosine, rotary.cosine + angle);
-                load<4>(sine, rotary.sine + angle);
-            } else {
-#pragma unroll
-                for (unsigned i = 0; i < 4; ++i) {
-                    bool inside = chunk * 4 + i < rotary.half;
-                    cosine[i] = inside ? rotary.cosine[angle + i] : 1.0f;
-                    sine[i] = inside ? rotary.sine[angle + i] : 0.0f;
-                }
-            }
-#pragma unroll
-            for (unsigned i = 0; i < 4; ++i) {
-                float real = value[2 * i], imaginary = value[2 * i + 1];
-                value[2 * i] = real * cosine[i] - imaginary * sine[i];
-                value[2 * i + 1] = real * sine[i] + imaginary * cosine[i];
-            }
-        }
-        if (normalise) {
-            float squares = 0.0f;
-#pragma unroll
-            for (unsigned i = 0; i < 8; ++i) squares += value[i] * value[i];
-            squares = lanes_sum<CHUNKS>(squares);
-            float inverse = rsqrtf(fmaxf(squares, SHORTEST * SHORTEST));
-#pragma unroll
-            for (unsigned i = 0; i < 8; ++i) value[i] *= inverse;
-            if (inverse_length != nullptr && chunk == 0) inverse_length[r] = inverse;
-        }
-#pragma unroll
-        for (unsigned i = 0; i < 4; ++i) pairs[i] = pack_two<T>(value[2 * i], value[2 * i + 1]);
-        *place = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
 }
 

@@ -1,5 +1,5 @@
 // Gradients of attention's keys and values in 16-bit numbers on tensor cores; runs after attention_backward_queries.cu.
-// With g = d_out:
+// With g = d_out, and q^, k^ and the inverse lengths of keys from attention_prepare.cu:
 //
 //     d_s = p (g v - mean),  d_v = p g,  d_k^ = factor d_s q^,  d_k = turned back (d_k^ - k^ (k^ d_k^)) / length
 //
@@ -11,7 +11,7 @@
 // on its batch mates. Shared memory: 512 D bytes, 32 KB for D = 64 (keys and values pass through the second stage), and
 // 2 KB of row sums.
 //
-// Limits for B 64, H 16, D 64, L 680 on an H100, computed and not yet measured: 4 products over 0.657 of L^2 (16 by
+// Limits for B 64, H 16, D 64, L 680 on an H100: 4 products over 0.657 of L^2 (16 by
 // 16), 159 GFLOP or 0.27 ms at the 600 TFLOP/s of mma.sync. A warp reads 16 right operands of 512 bytes for 32 mma: 0.4
 // ms of shared memory's bandwidth, the limit to expect; 32 keys a warp would halve that and need 128 registers of sums.
 // 168 registers with D = 64: 3 blocks a multiprocessor. With the queries' kernel 7 products are computed, not the 5 of
@@ -21,12 +21,12 @@
 template <class T, unsigned D>
 __device__ __forceinline__ void attention_backward_keys(
     T *d_k, T *d_v, float *d_log_scale, const float *rows, const T *q, const T *k, const T *v, const T *d_out,
-    const uint32_t *visible, const uint32_t *mask, const float *log_scale, const float *cosine, const float *sine,
-    unsigned heads, unsigned queries, unsigned keys, unsigned head_dim, unsigned q_stride, unsigned kv_stride,
+    const float *inverse_lengths, const uint32_t *visible, const uint32_t *mask, const float *log_scale,
+    const float *cosine, const float *sine, unsigned heads, unsigned queries, unsigned keys, unsigned head_dim,
+    unsigned q_stride, unsigned k_stride, unsigned v_stride, unsigned length_stride, unsigned d_stride,
     float fixed_factor, unsigned wide) {
     constexpr unsigned STEPS = D / 16, STAGE = 2 * TILE * D, SUBTILE = 16;
     DYNAMIC_SHARED(T, shared);
-    SHARED_ARRAY(float, inverse_length, [TILE]);
     SHARED_ARRAY(float, shifts, [2][TILE]);
     SHARED_ARRAY(float, means, [2][TILE]);
     SHARED_ARRAY(unsigned, sees, [2][TILE]);
@@ -35,11 +35,13 @@ __device__ __forceinline__ void attention_backward_keys(
     Place place = place_of(blockIdx.x, tasks, tiles, heads);
     unsigned row = place.tile * TILE, warp = threadIdx.x / WARP, warp_row = row + warp * 16;
     uint64_t q_first = uint64_t(place.sample) * queries * q_stride + place.head * head_dim;
-    uint64_t k_first = uint64_t(place.sample) * keys * kv_stride + place.head * head_dim;
+    uint64_t k_first = uint64_t(place.sample) * keys * k_stride + place.head * head_dim;
+    uint64_t v_first = uint64_t(place.sample) * keys * v_stride + place.head * head_dim;
+    uint64_t d_first = uint64_t(place.sample) * keys * d_stride + place.head * head_dim;
     uint64_t out_first = (uint64_t(place.sample) * queries * heads + place.head) * head_dim;
     Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
-    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
-    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> k_rows = {k + k_first, k_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> v_rows = {v + v_first, v_stride, keys, head_dim, is_wide<D>(wide)};
     Source<const T> d_out_rows = {d_out + out_first, heads * head_dim, queries, head_dim, is_wide<D>(wide)};
     Rotary rotary = {cosine, sine, head_dim / 2};
     bool normalise = log_scale != nullptr;
@@ -84,7 +86,6 @@ __device__ __forceinline__ void attention_backward_keys(
     if (count > 0) start_queries(0);
     commit_copies();
     wait_copies<1>();
-    prepare<D, TILE, THREADS>(k_tile, k_rows, row, rotary, normalise, inverse_length);
     __syncthreads();
     uint32_t k_hat[STEPS][4], v_left[STEPS][4];
     float d_k_sum[D / 8][4], d_v_sum[D / 8][4];
@@ -110,7 +111,6 @@ __device__ __forceinline__ void attention_backward_keys(
             means[number % 2][threadIdx.x - TILE] = next_number;
         }
         wait_copies<0>();
-        prepare<D, TILE, THREADS>(q_tile, q_rows, first, rotary, normalise, nullptr);
         // From here on all see this tile, and none uses the one before.
         __syncthreads();
         if (number + 1 < count) start_queries(number + 1);
@@ -163,12 +163,15 @@ __device__ __forceinline__ void attention_backward_keys(
         }
     }
 
-    Source<T> k_results = {d_k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
-    Source<T> v_results = {d_v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<T> k_results = {d_k + d_first, d_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<T> v_results = {d_v + d_first, d_stride, keys, head_dim, is_wide<D>(wide)};
     float inverse[2] = {1.0f, 1.0f};
 #pragma unroll
     for (unsigned pair = 0; pair < 2; ++pair) {
-        if (normalise) inverse[pair] = inverse_length[warp * 16 + result_row(pair)];
+        unsigned at = warp_row + result_row(pair);
+        if (normalise && at < keys) {
+            inverse[pair] = inverse_lengths[(uint64_t(place.sample) * keys + at) * length_stride + place.head];
+        }
     }
 #pragma unroll
     for (unsigned n = 0; n < D / 8; ++n) {
@@ -188,13 +191,14 @@ __device__ __forceinline__ void attention_backward_keys(
 #define ATTENTION_BACKWARD_KEYS(T, suffix, D)                                                                          \
     KERNEL_SHARING(                                                                                                    \
         attention_backward_keys_##D##_##suffix, THREADS, D <= 64 ? 3 : 2, T *d_k, T *d_v, float *d_log_scale,          \
-        const float *rows, const T *q, const T *k, const T *v, const T *d_out, const uint32_t *visible,                \
-        const uint32_t *mask, const float *log_scale, const float *cosine, const float *sine, uint32_t heads,          \
-        uint32_t queries, uint32_t keys, uint32_t head_dim, uint32_t q_stride, uint32_t kv_stride, float fixed_factor, \
-        uint32_t wide) {                                                                                               \
+        const float *rows, const T *q, const T *k, const T *v, const T *d_out, const float *inverse_lengths,           \
+        const uint32_t *visible, const uint32_t *mask, const float *log_scale, const float *cosine, const float *sine, \
+        uint32_t heads, uint32_t queries, uint32_t keys, uint32_t head_dim, uint32_t q_stride, uint32_t k_stride,      \
+        uint32_t v_stride, uint32_t length_stride, uint32_t d_stride, float fixed_factor, uint32_t wide) {             \
         attention_backward_keys<T, D>(                                                                                 \
-            d_k, d_v, d_log_scale, rows, q, k, v, d_out, visible, mask, log_scale, cosine, sine, heads, queries, keys, \
-            head_dim, q_stride, kv_stride, fixed_factor, wide);                                                        \
+            d_k, d_v, d_log_scale, rows, q, k, v, d_out, inverse_lengths, visible, mask, log_scale, cosine, sine,      \
+            heads, queries, keys, head_dim, q_stride, k_stride, v_stride, length_stride, d_stride, fixed_factor,       \
+            wide);                                                                                                     \
     }
 #define ALL_ATTENTION_BACKWARD_KEYS(T, suffix)                                                                         \
     ATTENTION_BACKWARD_KEYS(T, suffix, 16)                                                                             \

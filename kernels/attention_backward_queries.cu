@@ -4,6 +4,9 @@
 //     mean = sum(out g),  d_s = p (g v - mean),  d_q^ = factor d_s k^
 //     d_q = turned back (d_q^ - q^ (q^ d_q^)) / length
 //
+// q^ and k^ are those of attention_prepare.cu, with the inverse lengths of queries; d_q, in rows of `d_stride`, is the
+// gradient before turning and normalising.
+//
 // The gradient of the logarithm of the scale is the sum of q^ d_q^ over a sample's queries, for each sample and head.
 // `rows` continues with the means, [B, H, L], and each block's part of that sum, [B, H, blocks]:
 // attention_backward_keys.cu, which runs after this, uses both.
@@ -12,33 +15,33 @@
 // stay in registers; a warp takes 16 keys at a time. No atomics: every sum has one order. Shared memory: 1024 D bytes
 // (768 D for D = 128), 64 KB for D = 64, and 1 KB of row sums.
 //
-// Limits for B 64, H 16, D 64, L 680 on an H100, computed and not yet measured: 3 products over 0.694 of L^2, 126 GFLOP
-// or 0.21 ms at the 600 TFLOP/s of mma.sync; the same 0.09 ms of exponentials, and the same turning of keys (240
-// instructions a warp and tile, here beside 192 mma), as the forward. Up to 230 registers with D = 64: 2 blocks a
+// Limits for B 64, H 16, D 64, L 680 on an H100: 3 products over 0.694 of L^2, 126 GFLOP or 0.21 ms at the 600 TFLOP/s
+// of mma.sync; the same 0.09 ms of exponentials as the forward. Up to 230 registers with D = 64: 2 blocks a
 // multiprocessor.
 #include "attention.cuh"
 
 template <class T, unsigned D>
 __device__ __forceinline__ void attention_backward_queries(
-    T *d_q, float *rows, const T *q, const T *k, const T *v, const T *out, const T *d_out, const uint32_t *visible,
-    const uint32_t *mask, const float *log_scale, const float *cosine, const float *sine, unsigned heads,
-    unsigned queries, unsigned keys, unsigned head_dim, unsigned q_stride, unsigned kv_stride, float fixed_factor,
-    unsigned wide) {
+    T *d_q, float *rows, const T *q, const T *k, const T *v, const T *out, const T *d_out, const float *inverse_lengths,
+    const uint32_t *visible, const uint32_t *mask, const float *log_scale, const float *cosine, const float *sine,
+    unsigned heads, unsigned queries, unsigned keys, unsigned head_dim, unsigned q_stride, unsigned k_stride,
+    unsigned v_stride, unsigned length_stride, unsigned d_stride, float fixed_factor, unsigned wide) {
     constexpr unsigned LEFT = LEFTS<D>, ROWS = QUERY_ROWS<D>, STEPS = D / 16, STAGE = 2 * TILE * D;
     constexpr unsigned CHUNKS = Tile<D>::CHUNKS, SUBTILE = 16;
     DYNAMIC_SHARED(T, shared);
-    SHARED_ARRAY(float, inverse_length, [ROWS]);
     SHARED_ARRAY(float, means, [ROWS]);
     SHARED_ARRAY(float, warp_sums, [WARPS]);
     unsigned tiles = (queries + ROWS - 1) / ROWS, tasks = gridDim.x / tiles;
     Place place = place_of(blockIdx.x, tasks, tiles, heads);
     unsigned row = (tiles - 1 - place.tile) * ROWS, warp = threadIdx.x / WARP, warp_row = row + warp * 16 * LEFT;
     uint64_t q_first = uint64_t(place.sample) * queries * q_stride + place.head * head_dim;
-    uint64_t k_first = uint64_t(place.sample) * keys * kv_stride + place.head * head_dim;
+    uint64_t k_first = uint64_t(place.sample) * keys * k_stride + place.head * head_dim;
+    uint64_t v_first = uint64_t(place.sample) * keys * v_stride + place.head * head_dim;
+    uint64_t d_first = uint64_t(place.sample) * queries * d_stride + place.head * head_dim;
     uint64_t out_first = (uint64_t(place.sample) * queries * heads + place.head) * head_dim;
     Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
-    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
-    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> k_rows = {k + k_first, k_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> v_rows = {v + v_first, v_stride, keys, head_dim, is_wide<D>(wide)};
     Source<const T> out_rows = {out + out_first, heads * head_dim, queries, head_dim, is_wide<D>(wide)};
     Source<const T> d_out_rows = {d_out + out_first, heads * head_dim, queries, head_dim, is_wide<D>(wide)};
     Rotary rotary = {cosine, sine, head_dim / 2};
@@ -63,7 +66,6 @@ __device__ __forceinline__ void attention_backward_queries(
     }
     commit_copies();
     wait_copies<1>();
-    prepare<D, ROWS, THREADS>(q_tile, q_rows, row, rotary, normalise, inverse_length);
     // Each row's mean of the gradients of its logits: the product of output and gradient.
 #pragma unroll 2
     for (unsigned from = 0; from < ROWS * CHUNKS; from += THREADS) {
@@ -109,7 +111,6 @@ __device__ __forceinline__ void attention_backward_queries(
         T *k_tile = stages + tile % 2 * STAGE, *v_tile = k_tile + TILE * D;
         const unsigned seen[2] = {seen_keys(mask, tile * TILE, keys), seen_keys(mask, tile * TILE + WARP, keys)};
         wait_copies<0>();
-        prepare<D, TILE, THREADS>(k_tile, k_rows, tile * TILE, rotary, normalise, nullptr);
         // From here on all see this tile, and none uses the one before.
         __syncthreads();
         if (tile + 1 < key_tiles) {
@@ -170,7 +171,7 @@ __device__ __forceinline__ void attention_backward_queries(
         }
     }
 
-    Source<T> results = {d_q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
+    Source<T> results = {d_q + d_first, d_stride, queries, head_dim, is_wide<D>(wide)};
     float total = 0.0f;
 #pragma unroll
     for (unsigned left = 0; left < LEFT; ++left) {
@@ -178,7 +179,10 @@ __device__ __forceinline__ void attention_backward_queries(
         float inverse[2] = {1.0f, 1.0f};
 #pragma unroll
         for (unsigned pair = 0; pair < 2; ++pair) {
-            if (normalise) inverse[pair] = inverse_length[first + result_row(pair)];
+            unsigned at = row + first + result_row(pair);
+            if (normalise && at < queries) {
+                inverse[pair] = inverse_lengths[(uint64_t(place.sample) * queries + at) * length_stride + place.head];
+            }
         }
 #pragma unroll
         for (unsigned n = 0; n < D / 8; ++n) {
@@ -204,12 +208,13 @@ __device__ __forceinline__ void attention_backward_queries(
 #define ATTENTION_BACKWARD_QUERIES(T, suffix, D)                                                                       \
     KERNEL(                                                                                                            \
         attention_backward_queries_##D##_##suffix, THREADS, T *d_q, float *rows, const T *q, const T *k, const T *v,   \
-        const T *out, const T *d_out, const uint32_t *visible, const uint32_t *mask, const float *log_scale,           \
-        const float *cosine, const float *sine, uint32_t heads, uint32_t queries, uint32_t keys, uint32_t head_dim,    \
-        uint32_t q_stride, uint32_t kv_stride, float fixed_factor, uint32_t wide) {                                    \
+        const T *out, const T *d_out, const float *inverse_lengths, const uint32_t *visible, const uint32_t *mask,     \
+        const float *log_scale, const float *cosine, const float *sine, uint32_t heads, uint32_t queries,              \
+        uint32_t keys, uint32_t head_dim, uint32_t q_stride, uint32_t k_stride, uint32_t v_stride,                     \
+        uint32_t length_stride, uint32_t d_stride, float fixed_factor, uint32_t wide) {                                \
         attention_backward_queries<T, D>(                                                                              \
-            d_q, rows, q, k, v, out, d_out, visible, mask, log_scale, cosine, sine, heads, queries, keys, head_dim,    \
-            q_stride, kv_stride, fixed_factor, wide);                                                                  \
+            d_q, rows, q, k, v, out, d_out, inverse_lengths, visible, mask, log_scale, cosine, sine, heads, queries,   \
+            keys, head_dim, q_stride, k_stride, v_stride, length_stride, d_stride, fixed_factor, wide);                \
     }
 #define ALL_ATTENTION_BACKWARD_QUERIES(T, suffix)                                                                      \
     ATTENTION_BACKWARD_QUERIES(T, suffix, 16)                                                                          \

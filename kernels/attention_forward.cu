@@ -1,28 +1,23 @@
 // Attention of queries to keys in 16-bit numbers on tensor cores, flash-style: nothing of the size [L, L] is kept.
 //
-//     q^ = unit(turn(q)),  k^ = unit(turn(k)),  p = softmax(factor q^ k^, over the keys seen),  out = p v
+//     p = softmax(factor q k, over the keys seen),  out = p v
 //
-// q, k, v: rows of one head, D numbers each, in sources of `q_stride` and `kv_stride` numbers a row; out [B, L, H D] in
-// T; rows [2, B, H, L] in float, of which the first half gets each row's shift: log2 of the sum of 2^logit2 (+infinity
+// q, k, v: rows of one head, D numbers each, in sources of `q_stride`, `k_stride` and `v_stride` numbers a row, turned and
+// normalised by attention_prepare.cu where they are to be; out [B, L, H D] in T; rows [2, B, H, L] in float, of which the first half gets each row's shift: log2 of the sum of 2^logit2 (+infinity
 // where nothing is seen). `visible` [L]: the query sees the first so many keys, never fewer than the one before it;
-// `mask` [B, T]: only a 1 is seen; `log_scale` [H]: if null, nothing is normalised and the factor is fixed; cosine and
-// sine [L, D/2] may be null. A query that sees no key gets zeros. Source: upstream.md, B3 to B5.
+// `mask` [B, T]: only a 1 is seen; `log_scale` [H]: if null, nothing is normalised and the factor is fixed. A query that
+// sees no key gets zeros. Source: upstream.md, B3 to B5.
 //
-// Threads: a block of 4 warps has 128 queries of one head (64 for D = 128), a warp 32 of them (16), whose q^ stays in
-// registers. Tiles of 64 keys and values pass through two stages of shared memory by cp.async; each thread turns and
-// normalises in place the 16-byte chunks of keys that it has copied itself, so that one barrier a tile is enough. A
-// warp takes 16 keys at a time: where none of its queries sees them, or the mask hides them all, they cost a
+// Threads: a block of 4 warps has 128 queries of one head (64 for D = 128), a warp 32 of them (16), which stay in
+// registers. Tiles of 64 keys and values pass through two stages of shared memory by cp.async, a barrier each. A warp takes 16 keys at a time: where none of its queries sees them, or the mask hides them all, they cost a
 // comparison, and a tile that no query of the block sees is never loaded. Blocks with the most keys come first within
 // 64 heads. Shared memory: 512 D bytes (32 KB for D = 64; the queries pass through the second stage).
 //
-// Limits for B 64, H 16, D 64, L 680 on an H100, computed and not yet measured. Warps of 32 queries and 16 keys do
-// 0.694 of L^2 (the mask allows 0.619; tiles of 128 by 64 would do 0.886): 84 GFLOP, 0.14 ms at the 600 TFLOP/s of
-// mma.sync; as many exponentials take 0.09 ms; a warp issues about as many instructions for a tile's keys (240 to turn
-// and normalise its quarter) as for its 128 mma and their operands, so that issuing, 0.2 ms, is the limit to expect.
-// HBM: 357 MB, 0.12 ms. L2: 0.84 GB of keys and values, and at most as much of angles, which blocks of one
-// multiprocessor share in its L1. A warp of 16 queries would read each right operand of 512 bytes for one product, not
-// two: then shared memory's 128 bytes a cycle are the limit. With D = 64, 168 registers leave room for 3 blocks a
-// multiprocessor.
+// Limits for B 64, H 16, D 64, L 680 on an H100. Warps of 32 queries and 16 keys do 0.694 of L^2 (the mask allows 0.619;
+// tiles of 128 by 64 would do 0.886): 84 GFLOP, 0.14 ms at the 600 TFLOP/s of mma.sync; as many exponentials take 0.09
+// ms. HBM: 357 MB, 0.12 ms. L2: 0.84 GB of keys and values. A warp of 16 queries would read each right operand of 512
+// bytes for one product, not two: then shared memory's 128 bytes a cycle are the limit. With D = 64, 168 registers leave
+// room for 3 blocks a multiprocessor. What was measured is in benches/RESULTS.md.
 #include "attention.cuh"
 
 // Up to this factor the bound on the logits stands for the largest of a row: nothing is compared and nothing rescaled.
@@ -47,8 +42,8 @@ constexpr unsigned UNROLLED = TILE / SUBTILE;
 template <class T, unsigned D>
 __device__ __forceinline__ void attention_forward(
     T *out, float *rows, const T *q, const T *k, const T *v, const uint32_t *visible, const uint32_t *mask,
-    const float *log_scale, const float *cosine, const float *sine, unsigned heads, unsigned queries, unsigned keys,
-    unsigned head_dim, unsigned q_stride, unsigned kv_stride, float fixed_factor, unsigned wide) {
+    const float *log_scale, unsigned heads, unsigned queries, unsigned keys, unsigned head_dim, unsigned q_stride,
+    unsigned k_stride, unsigned v_stride, float fixed_factor, unsigned wide) {
     constexpr unsigned LEFT = LEFTS<D>, ROWS = QUERY_ROWS<D>, STEPS = D / 16, STAGE = 2 * TILE * D;
     static_assert(ROWS * D <= STAGE, "the queries pass through the second stage");
     DYNAMIC_SHARED(T, shared);
@@ -56,11 +51,11 @@ __device__ __forceinline__ void attention_forward(
     Place place = place_of(blockIdx.x, gridDim.x / tiles, tiles, heads);
     unsigned row = (tiles - 1 - place.tile) * ROWS, warp = threadIdx.x / WARP, warp_row = row + warp * 16 * LEFT;
     uint64_t q_first = uint64_t(place.sample) * queries * q_stride + place.head * head_dim;
-    uint64_t k_first = uint64_t(place.sample) * keys * kv_stride + place.head * head_dim;
+    uint64_t k_first = uint64_t(place.sample) * keys * k_stride + place.head * head_dim;
+    uint64_t v_first = uint64_t(place.sample) * keys * v_stride + place.head * head_dim;
     Source<const T> q_rows = {q + q_first, q_stride, queries, head_dim, is_wide<D>(wide)};
-    Source<const T> k_rows = {k + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
-    Source<const T> v_rows = {v + k_first, kv_stride, keys, head_dim, is_wide<D>(wide)};
-    Rotary rotary = {cosine, sine, head_dim / 2}, q_rotary = last_rows(rotary, queries, keys);
+    Source<const T> k_rows = {k + k_first, k_stride, keys, head_dim, is_wide<D>(wide)};
+    Source<const T> v_rows = {v + v_first, v_stride, keys, head_dim, is_wide<D>(wide)};
     bool normalise = log_scale != nullptr;
     float factor = factor_of(log_scale, place.head, fixed_factor), factor2 = factor * LOG2_E;
     if (mask != nullptr) mask += uint64_t(place.sample) * keys;
@@ -80,7 +75,6 @@ __device__ __forceinline__ void attention_forward(
     }
     commit_copies();
     wait_copies<1>();
-    prepare<D, ROWS, THREADS>(q_tile, q_rows, row, q_rotary, normalise, nullptr);
     __syncthreads();
     uint32_t q_hat[LEFT][STEPS][4];
 #pragma unroll
@@ -112,7 +106,6 @@ __device__ __forceinline__ void attention_forward(
         T *k_tile = shared + tile % 2 * STAGE, *v_tile = k_tile + TILE * D;
         const unsigned seen[2] = {seen_keys(mask, tile * TILE, keys), seen_keys(mask, tile * TILE + WARP, keys)};
         wait_copies<0>();
-        prepare<D, TILE, THREADS>(k_tile, k_rows, tile * TILE, rotary, normalise, nullptr);
         // From here on all see this tile, and none uses the one before.
         __syncthreads();
         if (tile + 1 < key_tiles) {
@@ -236,12 +229,12 @@ __device__ __forceinline__ void attention_forward(
 #define ATTENTION_FORWARD(T, suffix, D)                                                                                \
     KERNEL_SHARING(                                                                                                    \
         attention_forward_##D##_##suffix, THREADS, D <= 64 ? 3 : 2, T *out, float *rows, const T *q, const T *k,       \
-        const T *v, const uint32_t *visible, const uint32_t *mask, const float *log_scale, const float *cosine,        \
-        const float *sine, uint32_t heads, uint32_t queries, uint32_t keys, uint32_t head_dim, uint32_t q_stride,      \
-        uint32_t kv_stride, float fixed_factor, uint32_t wide) {                                                       \
+        const T *v, const uint32_t *visible, const uint32_t *mask, const float *log_scale, uint32_t heads,             \
+        uint32_t queries, uint32_t keys, uint32_t head_dim, uint32_t q_stride, uint32_t k_stride, uint32_t v_stride,   \
+        float fixed_factor, uint32_t wide) {                                                                           \
         attention_forward<T, D>(                                                                                       \
-            out, rows, q, k, v, visible, mask, log_scale, cosine, sine, heads, queries, keys, head_dim, q_stride,      \
-            kv_stride, fixed_factor, wide);                                                                            \
+            out, rows, q, k, v, visible, mask, log_scale, heads, queries, keys, head_dim, q_stride, k_stride,          \
+            v_stride, fixed_factor, wide);                                                                             \
     }
 #define ALL_ATTENTION_FORWARD(T, suffix)                                                                               \
     ATTENTION_FORWARD(T, suffix, 16)                                                                                   \

@@ -301,8 +301,8 @@ part_step() {
     grep '^{' "$results/step-device_step.log" | tee "$results/step.jsonl"
     # The price of products and norms once more, by the kernel for all cards.
     ALCHEMIST_STEP=meta_gradient ALCHEMIST_PORTABLE=1 limited step portable 120 "$bin/bench-device_step" || return 1
-    grep '^{' "$results/step-portable.log" | sed 's|"meta_gradient/everything"|"meta_gradient/everything_portable"|' |
-        grep portable | tee -a "$results/step.jsonl"
+    grep '^{' "$results/step-portable.log" |
+        sed -E 's#"(meta_gradient/everything|train_step_alignment)"#"\1_portable"#' | grep portable | tee -a "$results/step.jsonl"
 }
 
 # The VQ-VAE of the released size, with random weights that PyTorch writes, ours and then PyTorch's; in a rehearsal the

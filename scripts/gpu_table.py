@@ -42,6 +42,7 @@ def comparisons(ours, theirs):
     step, scored = own("train_step"), own("score")
     plain, everything = own("meta_gradient/plain_step"), own("meta_gradient/everything")
     portable = own("meta_gradient/everything_portable")
+    aligned, aligned_portable = own("train_step_alignment"), own("train_step_alignment_portable")
     in_tile, alone = own("meta_gradient_in_tile"), own("meta_gradient_weight_gradient")
     return [
         ("attention, forward and backward", "SDPA with the mask", attended, best(attention(True)), 2.5),
@@ -49,8 +50,10 @@ def comparisons(ours, theirs):
         ("attention, forward and backward", "FlexAttention, block mask", attended, best(is_named("attention/flex")), 1.5),
         ("training step", "eager", step, best(is_named("train_step", mode="eager")), 1.5),
         ("training step", "torch.compile", step, best(is_named("train_step", mode="compiled")), 1.07),
-        ("products and norms, all parameters", "our own plain step", everything, plain, 0.95),
-        ("the same by the kernel for all cards", "our own plain step", portable, plain, 0.83),
+        ("training step with products and norms", "our own step by the loss", aligned, step, 0.95),
+        ("the same by the kernel for all cards", "our own step by the loss", aligned_portable, step, 0.83),
+        ("the proxy's pass with products and norms", "our own plain pass", everything, plain, 0.95),
+        ("the same by the kernel for all cards", "our own plain pass", portable, plain, 0.83),
         ("the same in the kernel", "cuBLASLt's weight gradient", in_tile, alone, 0.85),
         ("products and norms", "vmap(grad)", everything, best(is_named("meta_gradient/vmap_grad")), 10),
         ("products and norms", "hooks, projected", everything, best(is_named("meta_gradient/projected_hooks_norms")), 1.25),

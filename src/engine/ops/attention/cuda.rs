@@ -1,5 +1,5 @@
-//! Launches of `kernels/attention_forward.cu`, `attention_backward_queries.cu`, `attention_backward_keys.cu` and, for
-//! f32, `attention_f32.cu`.
+//! Launches of `kernels/attention_prepare.cu`, `attention_forward.cu`, `attention_backward_queries.cu`,
+//! `attention_backward_keys.cu` and, for f32, `attention_f32.cu`.
 #![expect(
     unsafe_code,
     reason = "kernels are launched here, after all sizes have been compared with what they will touch"
@@ -18,6 +18,8 @@ const TILE: usize = 64;
 /// Threads of a block that uses tensor cores, and of one that does not.
 const THREADS: u32 = 128;
 const THREADS_F32: u32 = 256;
+/// Threads of a block that turns and normalises.
+const PREPARING: u32 = 256;
 /// The widest head that kernels are made for.
 const WIDEST_HEAD: usize = 128;
 
@@ -186,27 +188,35 @@ impl DeviceAttention<'_> {
         [q_source.read(), read_from(kv_source, keys), read_from(kv_source, values)]
     }
 
-    /// Mask, scale, positions and sizes: what every kernel takes last.
-    fn last_arguments<T: Factor>(&self) -> Result<Vec<Argument>> {
-        let [q_stride, kv_stride] = self.strides();
-        let mut arguments = vec![
-            optional(self.visible),
-            optional(self.mask),
-            optional(self.log_scale),
-            optional(self.rotary.map(|(cosine, _)| cosine)),
-            optional(self.rotary.map(|(_, sine)| sine)),
-            Argument::U32(size("heads", self.heads)?),
-            Argument::U32(size("queries", self.queries)?),
-            Argument::U32(size("keys", self.keys)?),
-            Argument::U32(size("channels", self.head_dim)?),
-            Argument::U32(size("channels", q_stride)?),
-            Argument::U32(size("channels", kv_stride)?),
-            Argument::F32((0.25 / (self.head_dim as f64).sqrt()) as f32),
+    /// What is seen, and the scale.
+    fn mask_and_scale(&self) -> [Argument; 3] {
+        [optional(self.visible), optional(self.mask), optional(self.log_scale)]
+    }
+
+    /// Cosines and sines.
+    fn angles(&self) -> [Argument; 2] {
+        [optional(self.rotary.map(|(cosine, _)| cosine)), optional(self.rotary.map(|(_, sine)| sine))]
+    }
+
+    /// Heads, queries, keys and channels of a head, then how far rows are apart.
+    fn sizes(&self, strides: &[usize]) -> Result<Vec<Argument>> {
+        let sizes = [
+            ("heads", self.heads),
+            ("queries", self.queries),
+            ("keys", self.keys),
+            ("channels", self.head_dim),
         ];
+        let strides = strides.iter().map(|&stride| ("channels", stride));
+        sizes.into_iter().chain(strides).map(|(what, value)| Ok(Argument::U32(size(what, value)?))).collect()
+    }
+
+    /// The factor where none is learned and, for 16-bit kernels, whether they may read 16 bytes at a time.
+    fn last<T: Factor>(&self) -> Vec<Argument> {
+        let mut arguments = vec![Argument::F32((0.25 / (self.head_dim as f64).sqrt()) as f32)];
         if !is_f32::<T>() {
             arguments.push(Argument::U32(u32::from(self.is_wide())));
         }
-        Ok(arguments)
+        arguments
     }
 
     /// The kernel of this name, in the file of this name or in that of f32, and a launch of one block for each sample,
@@ -239,6 +249,126 @@ fn is_f32<T: Factor>() -> bool {
     T::NUMBER == ProductNumber::F32
 }
 
+/// Queries, keys and values as the kernels take them. Those for 16 bits want queries and keys turned and normalised: what
+/// that made lives as long as this.
+struct Taken<T: Factor> {
+    sources: [Argument; 3],
+    /// Numbers a row of queries, keys and values.
+    row: [usize; 3],
+    /// The inverse lengths of queries and of keys before they were normalised, and how far those of two tokens are apart.
+    lengths: [Argument; 2],
+    length_stride: usize,
+    _made: Vec<(Buffer<T>, Option<Buffer<f32>>)>,
+}
+
+impl<T: Factor> Taken<T> {
+    fn of(
+        shape: &DeviceAttention<'_>,
+        q_source: &Buffer<T>,
+        kv_source: &Buffer<T>,
+        with_lengths: bool,
+    ) -> Result<Self> {
+        let ([q_stride, kv_stride], none) = (shape.strides(), Argument::null::<f32>());
+        let mut taken = Self {
+            sources: shape.sources(q_source, kv_source),
+            row: [q_stride, kv_stride, kv_stride],
+            lengths: [none, none],
+            length_stride: 0,
+            _made: Vec::new(),
+        };
+        if is_f32::<T>() || (shape.log_scale.is_none() && shape.rotary.is_none()) {
+            return Ok(taken);
+        }
+        let (channels, heads) = (shape.channels(), shape.heads);
+        let with_lengths = with_lengths && shape.log_scale.is_some();
+        let length = |lengths: &Option<Buffer<f32>>, first| {
+            lengths.as_ref().map_or(none, |lengths| read_from(lengths, first))
+        };
+        if shape.packed && shape.keys == shape.queries {
+            // A row's queries and keys lie side by side, as if there were twice the heads.
+            let rows = Rows { source: q_source, offset: 0, stride: q_stride, tokens: shape.keys, first: 0 };
+            let (hats, lengths) = rows.prepare(shape, 2 * heads, with_lengths)?;
+            taken.sources[0] = hats.read();
+            taken.sources[1] = read_from(&hats, channels);
+            taken.row = [2 * channels, 2 * channels, kv_stride];
+            taken.lengths = [length(&lengths, 0), length(&lengths, heads)];
+            taken.length_stride = 2 * heads;
+            taken._made.push((hats, lengths));
+            return Ok(taken);
+        }
+        let [keys, _] = shape.key_offsets();
+        let first = if shape.packed { shape.keys - shape.queries } else { 0 };
+        let both = [
+            Rows { source: q_source, offset: 0, stride: q_stride, tokens: shape.queries, first },
+            Rows { source: kv_source, offset: keys, stride: kv_stride, tokens: shape.keys, first: 0 },
+        ];
+        for (at, rows) in both.into_iter().enumerate() {
+            let (hats, lengths) = rows.prepare(shape, heads, with_lengths)?;
+            taken.sources[at] = hats.read();
+            taken.row[at] = channels;
+            taken.lengths[at] = length(&lengths, 0);
+            taken._made.push((hats, lengths));
+        }
+        taken.length_stride = heads;
+        Ok(taken)
+    }
+
+    /// As the kernels take them: those for f32 have one for keys and values, which lie in one source.
+    fn strides<N: Factor>(&self) -> &[usize] {
+        if is_f32::<N>() { &self.row[..2] } else { &self.row }
+    }
+}
+
+/// The rows of queries or keys in their source.
+struct Rows<'a, T: Factor> {
+    source: &'a Buffer<T>,
+    offset: usize,
+    stride: usize,
+    tokens: usize,
+    /// The position of the first token.
+    first: usize,
+}
+
+impl<T: Factor> Rows<'_, T> {
+    /// Turned and normalised, `[B, tokens, heads, D]`, and the inverse lengths `[B, tokens, heads]` if they are wanted.
+    fn prepare(
+        &self,
+        shape: &DeviceAttention<'_>,
+        heads: usize,
+        with_lengths: bool,
+    ) -> Result<(Buffer<T>, Option<Buffer<f32>>)> {
+        let (device, padded) = (self.source.device(), shape.padded::<T>());
+        let rows = shape.batch * self.tokens * heads;
+        let mut hats = device.uninitialised::<T>(rows * shape.head_dim)?;
+        let mut lengths = if with_lengths { Some(device.uninitialised::<f32>(rows)?) } else { None };
+        let mut arguments = vec![
+            hats.write(),
+            lengths.as_mut().map_or(Argument::Write { address: 0, letter: f32::LETTER }, Buffer::write),
+            read_from(self.source, self.offset),
+        ];
+        arguments.extend(shape.angles());
+        arguments.push(Argument::U32(u32::from(shape.log_scale.is_some())));
+        for (what, value) in [
+            ("rows", rows),
+            ("tokens", self.tokens),
+            ("tokens", self.first),
+            ("heads", heads),
+            ("channels", shape.head_dim),
+            ("channels", self.stride),
+        ] {
+            arguments.push(Argument::U32(size(what, value)?));
+        }
+        arguments.push(Argument::U32(u32::from(shape.is_wide())));
+        let blocks = rows.div_ceil(PREPARING as usize / (padded / 8));
+        let launch = Launch::linear(size("blocks", blocks)?, PREPARING);
+        let kernel = Kernel::of::<T>("attention_prepare", &format!("attention_prepare_{padded}"));
+        // SAFETY: arguments in the kernel's order; it writes the two buffers made here, of its sizes; it reads the heads of
+        // the source's rows, whose sizes `check` has compared, and angles of as many positions as there are keys.
+        unsafe { device.launch(&kernel, &launch, &arguments) }?;
+        Ok((hats, lengths))
+    }
+}
+
 /// Attention of every sample and head: `out` `[B, L, C]`. A query that sees no key gives zeros. `rows`, of
 /// [`DeviceAttention::rows_len`] numbers, keeps what the backward needs. For a packed source, `q_source` and
 /// `kv_source` are the same buffer. Sums in f32, in a fixed order that does not depend on the batch.
@@ -257,9 +387,15 @@ pub fn forward<T: Factor>(
     shape.check(q_source, kv_source)?;
     out.expect_len(OP, "the result", shape.batch * shape.queries * shape.channels())?;
     rows.expect_len(OP, "the rows' statistics", shape.rows_len::<T>())?;
+    let taken = Taken::of(shape, q_source, kv_source, false)?;
     let mut arguments = vec![out.write(), rows.write()];
-    arguments.extend(shape.sources(q_source, kv_source));
-    arguments.extend(shape.last_arguments::<T>()?);
+    arguments.extend(taken.sources);
+    arguments.extend(shape.mask_and_scale());
+    if is_f32::<T>() {
+        arguments.extend(shape.angles());
+    }
+    arguments.extend(shape.sizes(taken.strides::<T>())?);
+    arguments.extend(shape.last::<T>());
     let tile = shape.query_tile::<T>();
     let tiles = if is_f32::<T>() { 3 } else { 4 };
     let (kernel, launch) = shape.kernel::<T>("attention_forward", shape.queries, tile, tiles)?;
@@ -317,9 +453,27 @@ pub fn backward<T: Factor>(
             return Err(Error::shape(OP, "the gradients are not laid out as the sources are".to_owned()));
         }
     };
-    let [q, k, v] = shape.sources(q_source, kv_source);
+    let taken = Taken::of(shape, q_source, kv_source, true)?;
+    let [q, k, v] = taken.sources;
+    let [q_lengths, k_lengths] = taken.lengths;
+    let [q_stride, kv_stride] = shape.strides();
+    let more = |lengths: Argument, d_stride: usize| -> Result<Vec<Argument>> {
+        let mut more = Vec::new();
+        if !is_f32::<T>() {
+            more.push(lengths);
+        }
+        more.extend(shape.mask_and_scale());
+        more.extend(shape.angles());
+        let mut strides = taken.strides::<T>().to_vec();
+        if !is_f32::<T>() {
+            strides.extend([taken.length_stride, d_stride]);
+        }
+        more.extend(shape.sizes(&strides)?);
+        more.extend(shape.last::<T>());
+        Ok(more)
+    };
     let mut arguments = vec![d_q, rows.write(), q, k, v, out.read(), d_out.read()];
-    arguments.extend(shape.last_arguments::<T>()?);
+    arguments.extend(more(q_lengths, q_stride)?);
     let tile = shape.query_tile::<T>();
     let tiles = if is_f32::<T>() { 4 } else { 4 + 2 * tile / TILE };
     let (kernel, launch) = shape.kernel::<T>("attention_backward_queries", shape.queries, tile, tiles)?;
@@ -328,7 +482,7 @@ pub fn backward<T: Factor>(
     unsafe { device(out).launch(&kernel, &launch, &arguments) }?;
 
     let mut arguments = vec![d_k, d_v, d_log_scale, rows.read(), q, k, v, d_out.read()];
-    arguments.extend(shape.last_arguments::<T>()?);
+    arguments.extend(more(k_lengths, kv_stride)?);
     let (kernel, launch) = shape.kernel::<T>("attention_backward_keys", shape.keys, TILE, 4)?;
     // SAFETY: as above; this launch reads the rows that the one before has written, in the order of the work.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }
