@@ -7,30 +7,36 @@
 //   gather_samples     table[sample, k, n] = sum over the rows r with index[r] = k of d[sample, r, n]
 //   precondition       v / (sqrt(second_moment inverse_correction) + epsilon)
 //
-// Threads of in_tile: a block of 8 warps has 128 by 128 numbers of the gradient (64 by 64 in f32), and goes through its
-// samples in order. 32 rows a step (16 in f32) come by asynchronous copies, 3 steps ahead, also over the end of a
-// sample: the steps of a sample start with its first row, and rows past its last are zeros. Each warp has 64 by 32
-// numbers in registers, and as many of the weighted sum; it reads the factors of the next 16 rows while it multiplies
-// those of the last, over a step's end too, as there are no more than 2 warps for each part of a multiprocessor to wait
-// for one another. The direction stays in shared memory, each thread's own numbers side by side.
-// Shared memory: 64 KB of rows, and 64 KB of the direction; one block a multiprocessor.
+// Threads of in_tile: a block of 8 warps has 128 by 128 numbers of the gradient (64 by 64 in f32), and goes through
+// its samples in order. 64 rows a step come by asynchronous copies, 2 steps ahead (16 rows, and 3 steps, in f32), also
+// over the end of a sample: the steps of a sample start with its first row, and rows past its last are zeros. Each
+// warp has 64 by 32 numbers in registers, and as many of the weighted sum; it reads the factors of the next 16 rows
+// while it multiplies those of the last, over a step's end too, as there are no more than 2 warps for each part of a
+// multiprocessor to wait for one another. The direction stays in shared memory, each thread's own numbers side by
+// side.
+// Shared memory: 96 KB of rows, and 64 KB of the direction; one block a multiprocessor. In f32 32 KB and 16 KB.
 //
 // Work for T rows a sample: the weight gradient's products, T rounded up to 16, and for each sample and number of the
 // gradient up to 3 multiplications beside. At T = 680 those are 3 for 1376 on tensor cores. Limits on an H100 for S 64,
-// T 680, [3072, 1024], computed: 274 GFLOP or 0.46 ms at the 600 TFLOP/s of mma.sync. The factors of 16 rows are 24 KB
-// that warps read from shared memory and 8 KB that come there: 256 cycles, where mma.sync takes about 210. Blocks of
-// one launch read the same rows at about the same time, so memory is read about once. From the second-level cache come
-// 4.4 GB: 0.7 ms at 6 TB/s.
+// T 680, [3072, 1024], computed: 277 GFLOP or 0.46 ms at the 600 TFLOP/s of mma.sync. The factors of 16 rows are
+// 24 KB that warps read from shared memory and 8 KB that come there: 256 cycles, where mma.sync takes about 210. Blocks
+// of one launch read the same rows at about the same time, so memory is read about once.
+//
+// Measured for that layer in bf16 on an H200 on 2026-11-26: 0.98 ms; 1.19 ms with 4 stages of 32 rows, and 1.12 ms with
+// those and rows past a sample's last multiplied as others are, which with 64 rows needs more registers than there are;
+// 1.52 ms with 512 threads; 1.85 ms before factors were read ahead. cuBLAS's weight gradient alone takes 0.35 ms, by
+// warpgroup instructions (meta_gradient_hopper.cu).
 #include "elementwise.cuh"
 #include "meta_gradient.cuh"
 
-constexpr unsigned THREADS = 256, STAGES = 4;
+constexpr unsigned THREADS = 256;
 
 // A warp's numbers on tensor cores, for bf16 and f16: 64 outputs by 32 inputs, of 2 by 4 warps.
 template <class T> struct TensorTile {
     using Number = T;
     // ROWS are multiplied at once.
-    static constexpr unsigned SIDE = 128, STEP = 32, ROWS = 16, NUMBERS = 64;
+    static constexpr unsigned SIDE = 128, STEP = 64, STAGES = 3, ROWS = 16, NUMBERS = 64;
+    static constexpr unsigned UNROLL = STEP / ROWS;
     static constexpr unsigned THREADS = ::THREADS, OUTPUTS = 4, INPUTS = 4;
 
     // Of ROWS rows, as mma_16x8x16 takes them.
@@ -97,7 +103,8 @@ template <class T> struct TensorTile {
 // A thread's 4 by 4 numbers in f32, which tensor cores would round.
 struct PlainTile {
     using Number = float;
-    static constexpr unsigned THREADS = ::THREADS, SIDE = 64, STEP = 16, ROWS = 2, NUMBERS = 16;
+    static constexpr unsigned THREADS = ::THREADS, SIDE = 64, STEP = 16, STAGES = 4, ROWS = 2, NUMBERS = 16;
+    static constexpr unsigned UNROLL = 2;
 
     struct Factors {
         float left[ROWS][4], right[ROWS][4];
@@ -170,6 +177,7 @@ __device__ __forceinline__ void in_tile(
     const LayerSizes &sizes, const SampleRange &range, unsigned slots) {
     using T = typename Tile::Number;
     constexpr unsigned PART = Tile::STEP * Tile::SIDE, WARPS = THREADS / WARP, GROUPS = Tile::STEP / Tile::ROWS;
+    constexpr unsigned STAGES = Tile::STAGES;
     DYNAMIC_SHARED(T, shared);
     SHARED_ARRAY(float, warp_sums, [2][2][WARPS]);
     float4 *direction = reinterpret_cast<float4 *>(shared + STAGES * 2 * PART) + threadIdx.x;
@@ -218,7 +226,7 @@ __device__ __forceinline__ void in_tile(
         float weight = sums == nullptr ? 0.0f : asked.weights[sample];
         for (unsigned step = 0; step < steps; ++step) {
             unsigned rows = sizes.rows - step * Tile::STEP;
-#pragma unroll 2
+#pragma unroll (Tile::UNROLL)
             for (unsigned group = 0; group < GROUPS; ++group) {
                 bool here = group + 1 < GROUPS;
                 if (!here) {
