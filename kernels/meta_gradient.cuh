@@ -61,10 +61,10 @@ struct SampleRange {
     }
 };
 
-// Multiplies a sample's tile with the direction's and with itself, adds it to the weighted sum, and leaves zeros for the
-// next. The sum of each warp of those that share a part goes to `warp_sums`. `direction` is the calling thread's own, THREADS
-// times 16 bytes apart.
-template <unsigned THREADS, unsigned NUMBERS, unsigned WARPS>
+// Multiplies a sample's tile with the direction's and with itself, adds it to the weighted sum, and with CLEAR leaves zeros
+// for the next. The sum of each warp of those that share a part goes to `warp_sums`. `direction` is the calling thread's
+// own, THREADS times 16 bytes apart.
+template <unsigned THREADS, bool CLEAR = true, unsigned NUMBERS, unsigned WARPS>
 __device__ __forceinline__ void finish_sample(
     float (&gradient)[NUMBERS], float (&sum)[NUMBERS], const float4 *direction, const Asked &asked, float weight,
     float (&warp_sums)[2][WARPS], unsigned warp) {
@@ -93,8 +93,10 @@ __device__ __forceinline__ void finish_sample(
 #pragma unroll
         for (unsigned at = 0; at < NUMBERS; ++at) sum[at] += weight * gradient[at];
     }
+    if constexpr (CLEAR) {
 #pragma unroll
-    for (unsigned at = 0; at < NUMBERS; ++at) gradient[at] = 0.0f;
+        for (unsigned at = 0; at < NUMBERS; ++at) gradient[at] = 0.0f;
+    }
 }
 
 // Adds the sums of the warps in order and writes them at [part, slot]: the first thread those of the products, the second

@@ -276,6 +276,9 @@ fn hopper_case<T: Number + DeviceFloat>(device: &Device) {
         [2, 130, 264, 64],
         [3, 680, 136, 1024],
         [40, 65, 1024, 256],
+        // Tiles of 192 along the outputs, and along the inputs in 2 chunks; those above have 128.
+        [2, 65, 3064, 1016],
+        [9, 680, 1016, 1528],
     ] {
         let layer = Layer::new::<T>(shape);
         assert!(kernels::is_for_hopper(device, layer.sizes), "{shape:?}");

@@ -25,10 +25,9 @@ use tiles::InTile;
 
 const FILE: &str = "meta_gradient";
 const SHORT_FILE: &str = "meta_gradient_short";
-/// The architecture that `kernels/meta_gradient_hopper.cu` is for, the rows and columns of its boxes, and the rows of a
-/// sample from which on it has less to pad than it gains.
+/// The architecture that `kernels/meta_gradient_hopper.cu` is for, and the rows of a sample from which on it has less to pad
+/// than it gains.
 const HOPPER: (u32, u32) = (9, 0);
-const BOX: [u32; 2] = [64, 64];
 const LEAST_HOPPER_ROWS: usize = 33;
 const THREADS: u32 = 256;
 /// Columns a block of a sum over the rows of a table.

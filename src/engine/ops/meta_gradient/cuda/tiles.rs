@@ -1,8 +1,7 @@
 //! The kernels that form gradients in the tile: which one, and its launches.
 
 use super::{
-    Asked, BOX, FILE, ProductSizes, THREADS, WeightedSum, is_for_hopper, launch, projected, read, totals,
-    written,
+    Asked, FILE, ProductSizes, THREADS, WeightedSum, is_for_hopper, launch, projected, read, totals, written,
 };
 use crate::{
     engine::{
@@ -19,81 +18,127 @@ const STATIC_BYTES: u32 = 1024;
 const MULTIPROCESSORS: usize = 132;
 /// Chunks of a batch at most: each needs memory for a gradient.
 const MOST_CHUNKS: usize = 4;
+/// Columns of the boxes that Hopper's copy unit brings: of the kernel's `left` they are two, `LEFT` there.
+const BOX_COLUMNS: u32 = 64;
+const LEFT: usize = 2 * BOX_COLUMNS as usize;
+
+/// Times of the kernel for Hopper on one multiprocessor, in microseconds, from a run on an H200 on 2026-11-26 (S 64, T 680,
+/// bf16). There a tile of one sample took 5.05 with 128 columns and 6.55 with 192.
+mod cost {
+    /// The end of a sample: the same without what is asked of it took 0.6 less with 192 columns, 0.8 with 128.
+    pub(super) const END: f64 = 0.7;
+    /// 64 rows: 5.05 and 6.55 are the end and 11 times these.
+    pub(super) const ROWS_128: f64 = 0.395;
+    pub(super) const ROWS_192: f64 = 0.532;
+    /// A number of the gradient for each chunk, where there are several: its sum is written and read again, and a block
+    /// begins and ends. Taken from what runs of 3 and 8 chunks took beyond their samples: 5 to 9 a million numbers.
+    pub(super) const CHUNK: f64 = 7e-6;
+}
 
 /// A kernel that forms gradients in the tile.
 pub(super) struct InTile {
     file: &'static str,
     name: &'static str,
     /// Outputs and inputs of a tile.
-    side: usize,
+    tile: [usize; 2],
     /// Parts of a tile that write numbers for each sample.
     parts: usize,
     threads: u32,
     /// Bytes of shared memory for rows, and for the direction.
     row_bytes: u32,
     direction_bytes: u32,
-    /// Whether rows come by the card's own copy unit.
-    maps: bool,
+    /// For the kernel whose rows come by the card's own copy unit.
+    hopper: Option<HopperTile>,
 }
 
 impl InTile {
     /// The kernel for all cards.
     pub(super) fn portable(number: ProductNumber) -> Self {
-        // 4 stages of two operands: 16 rows of 64 numbers, or 32 of 128.
+        // Stages of two operands: 4 of 16 rows of 64 numbers, or 3 of 64 rows of 128.
         let (side, row_bytes, direction_bytes) = match number {
             ProductNumber::F32 => (64, 4 * 2 * 16 * 64 * 4, 64 * 64 * 4),
-            ProductNumber::Bf16 | ProductNumber::F16 => (128, 4 * 2 * 32 * 128 * 2, 128 * 128 * 4),
+            ProductNumber::Bf16 | ProductNumber::F16 => (128, 3 * 2 * 64 * 128 * 2, 128 * 128 * 4),
         };
         Self {
             file: FILE,
             name: "in_tile",
-            side,
+            tile: [side; 2],
             parts: 1,
             threads: THREADS,
             row_bytes,
             direction_bytes,
-            maps: false,
+            hopper: None,
         }
     }
 
     /// The kernel for Hopper.
-    fn hopper() -> Self {
+    fn hopper(tile: HopperTile) -> Self {
+        let HopperTile { width, swapped } = tile;
+        let (name, stages) = match width {
+            Width::W128 => ("in_tile_hopper_128", 5),
+            Width::W192 => ("in_tile_hopper_192", 6),
+        };
+        let columns = width.columns();
+        let (all_columns, numbers) = ((LEFT + columns) as u32, (LEFT * columns) as u32);
         Self {
             file: HOPPER_FILE,
-            name: "in_tile_hopper",
-            side: 128,
+            name,
+            tile: if swapped { [columns, LEFT] } else { [LEFT, columns] },
             parts: 2,
             threads: 384,
-            // 4 stages of 4 boxes, which begin on a multiple of 1024.
-            row_bytes: 4 * 4 * BOX[0] * BOX[1] * 2 + 1024,
-            direction_bytes: 128 * 128 * 4,
-            maps: true,
+            // Boxes begin on a multiple of 1024.
+            row_bytes: stages * width.step() * all_columns * 2 + 1024,
+            direction_bytes: numbers * 4,
+            hopper: Some(tile),
         }
     }
 
     /// The kernel to take. What decides is the same for every batch of a layer.
     pub(super) fn suited(device: &Device, number: ProductNumber, sizes: ProductSizes) -> Self {
         match number {
-            ProductNumber::Bf16 | ProductNumber::F16 if is_for_hopper(device, sizes) => Self::hopper(),
+            ProductNumber::Bf16 | ProductNumber::F16 if is_for_hopper(device, sizes) => {
+                Self::hopper(HopperTile::suited(sizes))
+            }
             _ => Self::portable(number),
         }
     }
 
-    /// A layer's rows `[S·T, columns]` as the kernel reads them.
-    fn rows<T: DeviceFloat>(
+    /// A layer's rows and its sizes as the kernel reads them.
+    fn layer<T: DeviceFloat>(
         &self,
-        rows: &Buffer<T>,
+        input: &Buffer<T>,
+        d_output: &Buffer<T>,
         sizes: ProductSizes,
-        columns: usize,
-    ) -> Result<Argument> {
-        if !self.maps {
-            return Ok(rows.read());
+    ) -> Result<Vec<Argument>> {
+        let Some(HopperTile { width, swapped }) = self.hopper else {
+            let mut arguments = vec![input.read(), d_output.read()];
+            arguments.extend(sizes.arguments(self.name)?);
+            return Ok(arguments);
+        };
+        let ProductSizes { samples, rows, outputs, inputs } = sizes;
+        // Rows, their columns, and how far apart in memory the numbers of neighbouring columns are in a gradient.
+        let (of_output, of_input) = ((d_output, outputs, inputs), (input, inputs, 1));
+        let (left, right) = if swapped { (of_input, of_output) } else { (of_output, of_input) };
+        let mut arguments = Vec::new();
+        for (operand, columns, _) in [left, right] {
+            let box_sizes = [width.step(), BOX_COLUMNS];
+            let map = operand.device().sample_map(operand, [samples, rows, columns], box_sizes)?;
+            arguments.push(map.map(Argument::SampleMap).ok_or_else(|| Error::Kernel {
+                kernel: self.name.to_owned(),
+                message: "the device has no unit that copies boxes".to_owned(),
+            })?);
         }
-        let map = rows.device().sample_map(rows, [sizes.samples, sizes.rows, columns], BOX)?;
-        map.map(Argument::SampleMap).ok_or_else(|| Error::Kernel {
-            kernel: self.name.to_owned(),
-            message: "the device has no unit that copies boxes".to_owned(),
-        })
+        for (what, value) in [
+            ("samples", samples),
+            ("rows", rows),
+            ("columns", left.1),
+            ("columns", right.1),
+            ("inputs", left.2),
+            ("inputs", right.2),
+        ] {
+            arguments.push(Argument::U32(size(self.name, what, value)?));
+        }
+        Ok(arguments)
     }
 
     /// Does what is asked, keeping at most so many numbers for each sample and tile at once.
@@ -121,8 +166,11 @@ impl InTile {
         if asked.is_nothing() {
             return Ok(());
         }
-        let tiles = sizes.outputs.div_ceil(self.side) * sizes.inputs.div_ceil(self.side);
-        let chunks = chunks(tiles, sizes.samples);
+        let tiles = sizes.outputs.div_ceil(self.tile[0]) * sizes.inputs.div_ceil(self.tile[1]);
+        let chunks = match self.hopper {
+            Some(tile) => tile.chunks(sizes),
+            None => chunks(tiles, sizes.samples),
+        };
         let chunk = sizes.samples.div_ceil(chunks);
         let chunks = sizes.samples.div_ceil(chunk);
         // Samples of each chunk in one launch.
@@ -162,10 +210,8 @@ impl InTile {
                 written(to_sum),
                 read(asked.direction),
                 read(weights),
-                self.rows(input, sizes, sizes.inputs)?,
-                self.rows(d_output, sizes, sizes.outputs)?,
             ];
-            arguments.extend(sizes.arguments(op)?);
+            arguments.extend(self.layer(input, d_output, sizes)?);
             for (what, value) in
                 [("samples", chunk), ("samples", first), ("samples", count), ("samples", slots)]
             {
@@ -203,7 +249,81 @@ impl InTile {
     }
 }
 
-/// Into how many chunks a batch is cut that are summed apart: as many as leave the fewest multiprocessors idle.
+/// Columns of the kernel's `right` in a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    W128,
+    W192,
+}
+
+impl Width {
+    fn columns(self) -> usize {
+        match self {
+            Self::W128 => 128,
+            Self::W192 => 192,
+        }
+    }
+
+    /// Rows of a step.
+    fn step(self) -> u32 {
+        match self {
+            Self::W128 => 64,
+            Self::W192 => 32,
+        }
+    }
+
+    /// What a tile of one sample takes.
+    fn time(self, rows: usize) -> f64 {
+        let each = match self {
+            Self::W128 => cost::ROWS_128,
+            Self::W192 => cost::ROWS_192,
+        };
+        cost::END + rows.next_multiple_of(self.step() as usize) as f64 / 64.0 * each
+    }
+}
+
+/// How the kernel for Hopper cuts a gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HopperTile {
+    width: Width,
+    /// Whether the width lies along the outputs, and not along the inputs.
+    swapped: bool,
+}
+
+impl HopperTile {
+    /// What takes the least for 64 samples of a layer. It may not depend on how many there are: numbers of a sample are
+    /// added in another order in other tiles.
+    fn suited(sizes: ProductSizes) -> Self {
+        let sizes = ProductSizes { samples: 64, ..sizes };
+        let time = |tile: Self| tile.time(sizes, tile.chunks(sizes));
+        let first = Self { width: Width::W128, swapped: false };
+        [false, true].map(|swapped| Self { width: Width::W192, swapped }).into_iter().fold(
+            first,
+            |best, tile| {
+                if time(tile) < time(best) { tile } else { best }
+            },
+        )
+    }
+
+    /// Into how many chunks a batch is cut that are summed apart.
+    fn chunks(self, sizes: ProductSizes) -> usize {
+        (2..=MOST_CHUNKS.min(sizes.samples)).fold(1, |best, chunks| {
+            if self.time(sizes, chunks) < self.time(sizes, best) { chunks } else { best }
+        })
+    }
+
+    /// What a batch takes, with all that can be asked: the rounds that the busiest multiprocessor does, and the chunks.
+    fn time(self, sizes: ProductSizes, chunks: usize) -> f64 {
+        let ProductSizes { samples, rows, outputs, inputs } = sizes;
+        let (left, right) = if self.swapped { (inputs, outputs) } else { (outputs, inputs) };
+        let tiles = left.div_ceil(LEFT) * right.div_ceil(self.width.columns());
+        let rounds = (tiles * chunks).div_ceil(MULTIPROCESSORS) * samples.div_ceil(chunks);
+        let apart = if chunks > 1 { (chunks * outputs * inputs) as f64 * cost::CHUNK } else { 0.0 };
+        rounds as f64 * self.width.time(rows) + apart
+    }
+}
+
+/// Into how many chunks the kernel for all cards cuts a batch: as many as leave the fewest multiprocessors idle.
 fn chunks(tiles: usize, samples: usize) -> usize {
     // Time for all, if one tile and sample take 1: the rounds that the busiest multiprocessor does, of shorter chunks.
     let time = |chunks: usize| (tiles * chunks).div_ceil(MULTIPROCESSORS) as f64 / chunks as f64;
@@ -224,5 +344,27 @@ mod tests {
         assert_eq!(chunks(256, 64), 1);
         assert_eq!(chunks(1, 1), 1);
         assert_eq!(chunks(1, 3), 3);
+    }
+
+    #[test]
+    fn hopper_gets_the_tiles_that_keep_it_at_work() {
+        let found = |samples, rows, outputs, inputs| {
+            let sizes = ProductSizes { samples, rows, outputs, inputs };
+            let tile = HopperTile::suited(sizes);
+            (tile.width.columns(), tile.swapped, tile.chunks(sizes))
+        };
+        assert_eq!(found(64, 680, 3072, 1024), (192, true, 1));
+        assert_eq!(found(64, 680, 1024, 3072), (192, false, 1));
+        assert_eq!(found(64, 680, 1024, 1024), (128, false, 2));
+        assert_eq!(found(64, 680, 4096, 1024), (128, false, 1));
+        assert_eq!(found(64, 680, 1024, 4096), (128, false, 1));
+        // How the tests of the kernel come to all ways.
+        assert_eq!(found(2, 65, 3064, 1016), (192, true, 1));
+        assert_eq!(found(9, 680, 1016, 1528), (192, false, 2));
+        assert_eq!(found(40, 65, 1024, 256), (128, false, 4));
+        for samples in 1..300 {
+            assert_eq!(found(samples, 680, 3072, 1024).0, 192, "{samples} samples");
+            assert_eq!(found(samples, 680, 1024, 1024).0, 128, "{samples} samples");
+        }
     }
 }
