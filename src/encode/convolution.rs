@@ -4,6 +4,8 @@
 //! side in memory, and the next pixel's begin `I` values later. So the windows of a whole strip of rows are one matrix with
 //! overlapping rows, and a filter is as many products that add up as it has rows: three of 3×3.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::{
@@ -187,9 +189,17 @@ impl Convolution {
         self.size
     }
 
-    /// Filters as `[rows, columns, I, O]`, of one pixel as `[O, I]`.
-    pub(crate) fn weight(&self) -> &[f32] {
-        &self.weight
+    /// Filters as `[rows, columns, I, O]`.
+    pub(crate) fn filters(&self) -> Cow<'_, [f32]> {
+        if self.size != [1, 1] {
+            return Cow::Borrowed(&self.weight);
+        }
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let mut filters = vec![0.0; self.weight.len()];
+        for (output, row) in self.weight.chunks_exact(inputs).enumerate() {
+            row.iter().zip(filters.chunks_exact_mut(outputs)).for_each(|(value, to)| to[output] = *value);
+        }
+        Cow::Owned(filters)
     }
 
     /// `[O]`

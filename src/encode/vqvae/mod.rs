@@ -12,7 +12,6 @@ use std::{
     sync::Mutex,
 };
 
-use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +25,7 @@ use crate::{
     error::{Error, Result},
     weights::Weights,
 };
-use device::{Placed, place};
+use device::Placed;
 use network::{Decoder, Encoder, Reader, Workspace};
 
 /// The `kind` in the saved JSON.
@@ -68,7 +67,7 @@ pub struct VqVae {
 #[derive(Debug)]
 enum Networks {
     Host(Box<Hosted>),
-    Device(Box<dyn Placed>),
+    Device(Box<Placed>),
 }
 
 /// The networks on the processor.
@@ -143,24 +142,17 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// The same tokenizer with its networks and its quantiser on a device, activations in f32 or bf16. Codes are those of the
-    /// processor in f32, but where two are almost equally near; in bf16 more may differ, so [`ImageTokenizer::to_device`] takes f32.
+    /// The same tokenizer with its networks and its quantiser on a device. Codes are those of the processor, but where two are
+    /// almost equally near.
     ///
     /// # Errors
-    /// If it is on a device already, the type is another one, or there is not enough memory.
-    pub fn placed(self, device: &Device, dtype: DType) -> Result<Self> {
+    /// If it is on a device already, or there is not enough memory.
+    pub fn placed(self, device: &Device) -> Result<Self> {
         let Networks::Host(hosted) = &self.networks else {
             return Err(Error::invalid("the VQ-VAE is on a device already; open it once for each"));
         };
-        let Hosted { encoder, decoder, .. } = hosted.as_ref();
-        let networks = match dtype {
-            DType::F32 => place::<f32>(encoder, decoder, &self.quantizer, device)?,
-            DType::Bf16 => place::<bf16>(encoder, decoder, &self.quantizer, device)?,
-            other => {
-                return Err(Error::invalid(format!("the VQ-VAE computes in f32 or bf16, not in {other:?}")));
-            }
-        };
-        Ok(Self { networks: Networks::Device(networks), ..self })
+        let placed = Placed::new(&hosted.encoder, &hosted.decoder, &self.quantizer, device)?;
+        Ok(Self { networks: Networks::Device(Box::new(placed)), ..self })
     }
 
     /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names, or those in `moved`.
@@ -320,6 +312,6 @@ impl ImageTokenizer for VqVae {
     }
 
     fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn ImageTokenizer>> {
-        Ok(Box::new(self.placed(device, DType::F32)?))
+        Ok(Box::new(self.placed(device)?))
     }
 }
