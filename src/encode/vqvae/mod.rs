@@ -80,7 +80,7 @@ struct Hosted {
 }
 
 impl VqVae {
-    /// Reads the weights.
+    /// Reads the weights: all of them once for their fingerprint, and filters once more when they are first used.
     ///
     /// # Errors
     /// If they cannot be read, a tensor is missing or too many or does not fit the others, or the sides do not fit.
@@ -142,17 +142,16 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// The same tokenizer with its networks and its quantiser on a device. Codes are those of the processor, but where two are
+    /// The same tokenizer with its networks and its quantiser on a device, where each goes when it is first used. Codes are those of the processor, but where two are
     /// almost equally near.
     ///
     /// # Errors
-    /// If it is on a device already, or there is not enough memory.
+    /// If it is on a device already.
     pub fn placed(self, device: &Device) -> Result<Self> {
-        let Networks::Host(hosted) = &self.networks else {
+        let Networks::Host(hosted) = self.networks else {
             return Err(Error::invalid("the VQ-VAE is on a device already; open it once for each"));
         };
-        let placed = Placed::new(&hosted.encoder, &hosted.decoder, &self.quantizer, device)?;
-        Ok(Self { networks: Networks::Device(Box::new(placed)), ..self })
+        Ok(Self { networks: Networks::Device(Box::new(Placed::new(hosted, device))), ..self })
     }
 
     /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names, or those in `moved`.
@@ -204,7 +203,7 @@ impl VqVae {
             ));
         }
         let (values, picture) = (images.as_slice::<f32>()?, 3 * side * side);
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        if let Some(at) = values.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::invalid(format!(
                 "picture {} of the batch holds a number that is not finite",
                 at / picture
@@ -289,7 +288,9 @@ impl ImageTokenizer for VqVae {
         let maps = self.maps(images)?;
         match &self.networks {
             Networks::Host(_) => self.quantizer.encode_maps(&maps),
-            Networks::Device(placed) => placed.codes(&self.quantizer.channels_first(images.dim(0), &maps)?),
+            Networks::Device(placed) => {
+                placed.codes(&self.quantizer, &self.quantizer.channels_first(images.dim(0), &maps)?)
+            }
         }
     }
 
