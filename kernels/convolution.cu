@@ -1,68 +1,104 @@
-// The windows of 3x3 convolutions as the rows of a matrix, which is then multiplied by the filters: of the map as it is, with
-// a border of one zero; of every second pixel, with zeros past the end; or of the map with each pixel twice in either
-// direction, which is never made itself.
+// The windows of convolutions as the rows of a matrix, which is then multiplied by the filters: of the map as it is, with a
+// border of one zero; of every second pixel, with zeros past the end; of the map with each pixel twice in either direction,
+// which is never made itself; or, for filters of one pixel, the pixels. Every number x is split into parts that tensor cores
+// take, each being what the parts before it have left of x, rounded to T:
 //
-// map: [B, H, H, C], or with `planes` [B, C, H, H]; rows: [count, width], of which row r is the window of pixel first + r
-// of the B H' H' that come out, [3, 3, C] and zeros up to `width`. What is at (y, x) of H up by H up comes from (y / up,
-// x / up); the window of (y, x) begins at (stride y - before, stride x - before). Source: torch.nn.Conv2d, Upsample.
+//     x = p0 + p1 (+ p2),    p0 = T(x),  p1 = T(x - p0),  p2 = T(x - p0 - p1)
 //
-// Threads: one warp a row, 8 rows a block; 16 bytes a lane where C allows, else one number. Bytes moved a number of a row:
-// 2 sizeof(T), of which those read come mostly from the cache. No shared memory.
+// Two parts of f16 hold 22 bits of a number below 65504, to 2^-25 at the smallest; three of bf16 all 24 of any.
+//
+// map: [B, H, H, C], or with `planes` [B, C, H, H]; rows: [count, PARTS, width], of which row r is the window of pixel first +
+// r of the B H' H' that come out, [size, size, C] and zeros up to `width`, once for each part. What is at (y, x) of H up by
+// H up comes from (y / up, x / up); the window of (y, x) begins at (stride y - before, stride x - before). Source:
+// torch.nn.Conv2d, Upsample.
+//
+// Threads: one warp a row, 8 rows a block; 8 numbers a lane where C allows, so that parts are stored 16 bytes at a time, else
+// one. Bytes moved a number of a row: 4, mostly from the cache, and PARTS sizeof(T) written. No shared memory.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
 constexpr unsigned THREADS = ROWS * WARP;
 
+// Into how many numbers of a type one of float is split.
+template <class T> constexpr unsigned PARTS = 0;
+template <> constexpr unsigned PARTS<f16> = 2;
+template <> constexpr unsigned PARTS<bf16> = 3;
+
 struct Window {
-    unsigned side, side_out, channels, up, stride, before;
+    unsigned side, side_out, channels, up, stride, before, size;
 };
 
+// Stores the parts of N numbers, `width` apart. What is too large for T leaves an infinity, whose rest is not finite either.
+template <class T, unsigned N> __device__ __forceinline__ void store_parts(T *to, float (&rest)[N], unsigned width) {
+#pragma unroll
+    for (unsigned part = 0; part < PARTS<T>; ++part) {
+        Pack<T, N> pack;
+#pragma unroll
+        for (unsigned i = 0; i < N; ++i) {
+            pack.value[i] = narrow<T>(rest[i]);
+            rest[i] -= widen(pack.value[i]);
+        }
+        *reinterpret_cast<Pack<T, N> *>(to + part * width) = pack;
+    }
+}
+
 template <class T>
-__device__ __forceinline__ void
-convolution_windows(T *rows, const T *map, Window window, unsigned first, unsigned count, unsigned width, bool planes) {
+__device__ __forceinline__ void convolution_windows(
+    T *rows, const float *map, Window window, unsigned first, unsigned count, unsigned width, bool planes) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= count) return;
-    unsigned pixel = first + row, side = window.side, channels = window.channels, limit = side * window.up;
+    unsigned pixel = first + row, side = window.side, channels = window.channels, taps = window.size * window.size;
+    // A pixel stands once or twice: shifting is dividing.
+    unsigned shift = window.up - 1, limit = side * window.up;
     unsigned left = pixel % window.side_out * window.stride - window.before;
     unsigned top = pixel / window.side_out % window.side_out * window.stride - window.before;
     uint64_t area = uint64_t(side) * side;
     map += uint64_t(pixel / window.side_out / window.side_out) * area * channels;
-    rows += uint64_t(row) * width;
-    // Where the window's number `at` comes from; false: from outside, where all is zero. One left of 0 is far beyond the end.
-    auto find = [&](unsigned at, uint64_t &from) {
-        unsigned tap = at / channels, c = at - tap * channels, y = top + tap / 3, x = left + tap % 3;
-        if (tap >= 9 || y >= limit || x >= limit) return false;
-        uint64_t place = uint64_t(y / window.up) * side + x / window.up;
-        from = planes ? c * area + place : place * channels + c;
-        return true;
+    rows += uint64_t(row) * width * PARTS<T>;
+    // Where the pixel under a tap is; false: outside, where all is zero. One left of 0 is far beyond the end.
+    auto find = [&](unsigned tap, uint64_t &place) {
+        unsigned y = top + tap / 3, x = left + tap % 3;
+        place = uint64_t(y >> shift) * side + (x >> shift);
+        return tap < taps && y < limit && x < limit;
     };
-    if (!planes && packs(map, channels) && packs(rows, width)) {
-        for (unsigned at = lane * PACK<T>; at < width; at += WARP * PACK<T>) {
-            Pack<T, PACK<T>> pack;
-            uint64_t from;
-            if (find(at, from)) {
-                pack = *reinterpret_cast<const Pack<T, PACK<T>> *>(map + from);
-            } else {
+    constexpr unsigned N = PACK<T>;
+    if (!planes && channels % N == 0 && packs(map, channels) && packs(rows, width)) {
+        // Taps are counted along: a division a number would cost more than what is done with it.
+        unsigned packs_a_tap = channels / N, tap = 0, pack = lane;
+        for (unsigned at = lane * N; at < width; at += WARP * N, pack += WARP) {
+            for (; pack >= packs_a_tap; ++tap) pack -= packs_a_tap;
+            float values[N] = {};
+            uint64_t place;
+            if (find(tap, place)) {
+                const float *from = map + place * channels + pack * N;
 #pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) pack.value[i] = narrow<T>(0.0f);
+                for (unsigned half = 0; half < N; half += 4) {
+                    float four[4];
+                    load<4>(four, from + half);
+#pragma unroll
+                    for (unsigned i = 0; i < 4; ++i) values[half + i] = four[i];
+                }
             }
-            *reinterpret_cast<Pack<T, PACK<T>> *>(rows + at) = pack;
+            store_parts<T>(rows + at, values, width);
         }
     } else {
         for (unsigned at = lane; at < width; at += WARP) {
-            uint64_t from;
-            rows[at] = find(at, from) ? map[from] : narrow<T>(0.0f);
+            unsigned tap = at / channels, c = at - tap * channels;
+            float value[1] = {};
+            uint64_t place;
+            if (find(tap, place)) value[0] = map[planes ? c * area + place : place * channels + c];
+            store_parts<T>(rows + at, value, width);
         }
     }
 }
 
 #define CONVOLUTION(T, suffix)                                                                                         \
     KERNEL(                                                                                                            \
-        convolution_windows_##suffix, THREADS, T *rows, const T *map, uint32_t side, uint32_t side_out,                \
-        uint32_t channels, uint32_t up, uint32_t stride, uint32_t before, uint32_t first, uint32_t count,              \
-        uint32_t width, uint32_t planes) {                                                                             \
-        Window window = {side, side_out, channels, up, stride, before};                                                \
+        convolution_windows_##suffix, THREADS, T *rows, const float *map, uint32_t side, uint32_t side_out,            \
+        uint32_t channels, uint32_t up, uint32_t stride, uint32_t before, uint32_t size, uint32_t first,               \
+        uint32_t count, uint32_t width, uint32_t planes) {                                                             \
+        Window window = {side, side_out, channels, up, stride, before, size};                                          \
         convolution_windows(rows, map, window, first, count, width, planes != 0);                                      \
     }
-CONVOLUTION(float, f32)
+CONVOLUTION(f16, f16)
 CONVOLUTION(bf16, bf16)

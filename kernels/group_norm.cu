@@ -4,38 +4,38 @@
 //
 // with mean and variance over all pixels and the channels of a group of a sample. Source: torch.nn.GroupNorm, SiLU.
 //
-// x, y: [B, P, C] in T, C a multiple of the groups G and of 16 bytes; scale, shift: [C] in float; partial: [B, N, G, 2], the
+// x, y: [B, P, C] in float, C a multiple of the groups G and of 4; scale, shift: [C]; partial: [B, N, G, 2], the
 // sums of x - x0 and (x - x0)^2 over one of N parts of the pixels, x0 being the group's first number: so a variance that is
 // a difference keeps its digits where the mean is far from 0; statistics: [B, G, 2] (mean, 1/deviation). Sums in float, in
 // an order that depends on P, C and N alone. y may be x.
 //
 // Three kernels. Sums: a block of 256 threads a part, 16 bytes of channels a thread, each with as many other pixels as
-// there are threads for; max(C, 256 PACK) pairs of float in shared memory. Statistics: a warp a group. Then 16 bytes a
-// thread. Bytes a number: 3 sizeof(T).
+// there are threads for; max(C, 1024) pairs of float in shared memory. Statistics: a warp a group. Then 16 bytes a
+// thread. Bytes a number: 12.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 256;
+// Numbers in 16 bytes.
+constexpr unsigned N = PACK<float>;
 
 struct Sizes {
     unsigned pixels, channels, groups;
 };
 
-template <class T>
 __device__ __forceinline__ void
-group_norm_sums(float *partial, const T *x, Sizes sizes, unsigned pixels_a_part) {
+group_norm_sums(float *partial, const float *x, Sizes sizes, unsigned pixels_a_part) {
     // [lanes, C, 2]
     DYNAMIC_SHARED(float, sums);
-    constexpr unsigned N = PACK<T>;
     unsigned channels = sizes.channels, packs_a_pixel = channels / N, size = channels / sizes.groups;
     unsigned lanes = packs_a_pixel < THREADS ? THREADS / packs_a_pixel : 1;
     unsigned lane = packs_a_pixel < THREADS ? threadIdx.x / packs_a_pixel : 0;
     unsigned first = packs_a_pixel < THREADS ? threadIdx.x % packs_a_pixel : threadIdx.x;
-    const T *sample = x + uint64_t(blockIdx.y) * sizes.pixels * channels;
+    const float *sample = x + uint64_t(blockIdx.y) * sizes.pixels * channels;
     unsigned begin = blockIdx.x * pixels_a_part, end = min(begin + pixels_a_part, sizes.pixels);
     for (unsigned pack = first; lane < lanes && pack < packs_a_pixel; pack += THREADS) {
         float origin[N], sum[N] = {}, square[N] = {};
 #pragma unroll
-        for (unsigned i = 0; i < N; ++i) origin[i] = widen(sample[(pack * N + i) / size * size]);
+        for (unsigned i = 0; i < N; ++i) origin[i] = sample[(pack * N + i) / size * size];
         for (unsigned pixel = begin + lane; pixel < end; pixel += lanes) {
             float values[N];
             load<N>(values, sample + uint64_t(pixel) * channels + pack * N);
@@ -67,9 +67,8 @@ group_norm_sums(float *partial, const T *x, Sizes sizes, unsigned pixels_a_part)
     }
 }
 
-template <class T>
 __device__ __forceinline__ void group_norm_statistics(
-    float *statistics, const float *partial, const T *x, Sizes sizes, unsigned samples, unsigned parts, float epsilon) {
+    float *statistics, const float *partial, const float *x, Sizes sizes, unsigned samples, unsigned parts, float epsilon) {
     unsigned item = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Whole warps leave: the sums below are within one.
     if (item >= samples * sizes.groups) return;
@@ -84,16 +83,15 @@ __device__ __forceinline__ void group_norm_statistics(
     float beyond = warp_sum(sum) * share;
     float variance = fmaxf(warp_sum(square) * share - beyond * beyond, 0.0f);
     if (lane == 0) {
-        float origin = widen(x[uint64_t(sample) * sizes.pixels * sizes.channels + group * size]);
+        float origin = x[uint64_t(sample) * sizes.pixels * sizes.channels + group * size];
         statistics[2 * uint64_t(item)] = origin + beyond;
         statistics[2 * uint64_t(item) + 1] = rsqrtf(variance + epsilon);
     }
 }
 
-template <bool SILU, class T>
+template <bool SILU>
 __device__ __forceinline__ void group_norm_apply(
-    T *y, const T *x, const float *statistics, const float *scale, const float *shift, Sizes sizes) {
-    constexpr unsigned N = PACK<T>;
+    float *y, const float *x, const float *statistics, const float *scale, const float *shift, Sizes sizes) {
     uint64_t share = uint64_t(sizes.pixels) * sizes.channels;
     uint64_t at = (uint64_t(blockIdx.x) * THREADS + threadIdx.x) * N;
     if (at >= share) return;
@@ -111,26 +109,23 @@ __device__ __forceinline__ void group_norm_apply(
     store<N>(y + at, values);
 }
 
-#define GROUP_NORM(T, suffix)                                                                                          \
-    KERNEL(                                                                                                            \
-        group_norm_sums_##suffix, THREADS, float *partial, const T *x, uint32_t pixels, uint32_t channels,             \
-        uint32_t groups, uint32_t pixels_a_part) {                                                                     \
-        group_norm_sums(partial, x, {pixels, channels, groups}, pixels_a_part);                                        \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        group_norm_statistics_##suffix, THREADS, float *statistics, const float *partial, const T *x,                  \
-        uint32_t pixels, uint32_t channels, uint32_t groups, uint32_t samples, uint32_t parts, float epsilon) {        \
-        group_norm_statistics(statistics, partial, x, {pixels, channels, groups}, samples, parts, epsilon);            \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        group_norm_plain_##suffix, THREADS, T *y, const T *x, const float *statistics, const float *scale,             \
-        const float *shift, uint32_t pixels, uint32_t channels, uint32_t groups) {                                     \
-        group_norm_apply<false>(y, x, statistics, scale, shift, {pixels, channels, groups});                           \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        group_norm_silu_##suffix, THREADS, T *y, const T *x, const float *statistics, const float *scale,              \
-        const float *shift, uint32_t pixels, uint32_t channels, uint32_t groups) {                                     \
-        group_norm_apply<true>(y, x, statistics, scale, shift, {pixels, channels, groups});                            \
-    }
-GROUP_NORM(float, f32)
-GROUP_NORM(bf16, bf16)
+KERNEL(
+    group_norm_sums_f32, THREADS, float *partial, const float *x, uint32_t pixels, uint32_t channels,
+    uint32_t groups, uint32_t pixels_a_part) {
+    group_norm_sums(partial, x, {pixels, channels, groups}, pixels_a_part);
+}
+KERNEL(
+    group_norm_statistics_f32, THREADS, float *statistics, const float *partial, const float *x,
+    uint32_t pixels, uint32_t channels, uint32_t groups, uint32_t samples, uint32_t parts, float epsilon) {
+    group_norm_statistics(statistics, partial, x, {pixels, channels, groups}, samples, parts, epsilon);
+}
+KERNEL(
+    group_norm_plain_f32, THREADS, float *y, const float *x, const float *statistics, const float *scale,
+    const float *shift, uint32_t pixels, uint32_t channels, uint32_t groups) {
+    group_norm_apply<false>(y, x, statistics, scale, shift, {pixels, channels, groups});
+}
+KERNEL(
+    group_norm_silu_f32, THREADS, float *y, const float *x, const float *statistics, const float *scale,
+    const float *shift, uint32_t pixels, uint32_t channels, uint32_t groups) {
+    group_norm_apply<true>(y, x, statistics, scale, shift, {pixels, channels, groups});
+}

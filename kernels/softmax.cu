@@ -4,7 +4,7 @@
 //
 // A query sees the keys whose mask is 1, and with `causal` none after itself; one that sees no key gets zeros.
 //
-// x: [B, H, Q, row] in float and y: the same in T, K <= row numbers of each row being used; bias: [H, Q, K] in float, or
+// x and y: [B, H, Q, row] in float, K <= row numbers of each row being used; bias: [H, Q, K] in float, or
 // null; mask: [B, K], or null. Threads: one warp a row, 8 rows a block. x is read three times, from the cache but the first.
 // No shared memory; sums in float, in a fixed order. Source: torch.softmax.
 #include "portable.cuh"
@@ -12,9 +12,8 @@
 constexpr unsigned ROWS = 8;
 constexpr unsigned THREADS = ROWS * WARP;
 
-template <class T>
 __device__ __forceinline__ void softmax(
-    T *y, const float *x, const float *bias, const uint32_t *mask, unsigned rows, unsigned heads, unsigned queries,
+    float *y, const float *x, const float *bias, const uint32_t *mask, unsigned rows, unsigned heads, unsigned queries,
     unsigned keys, unsigned distance, bool causal, float scale) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Whole warps leave: the sums below are within one.
@@ -40,15 +39,12 @@ __device__ __forceinline__ void softmax(
     sum = warp_sum(sum);
     float share = 1.0f / sum;
     for (unsigned key = lane; key < keys; key += WARP) {
-        y[key] = narrow<T>(seen(key) ? expf(value(key) - most) * share : 0.0f);
+        y[key] = seen(key) ? expf(value(key) - most) * share : 0.0f;
     }
 }
 
-#define SOFTMAX(T, suffix)                                                                                             \
-    KERNEL(                                                                                                            \
-        softmax_##suffix, THREADS, T *y, const float *x, const float *bias, const uint32_t *mask, uint32_t rows,       \
-        uint32_t heads, uint32_t queries, uint32_t keys, uint32_t distance, uint32_t causal, float scale) {            \
-        softmax(y, x, bias, mask, rows, heads, queries, keys, distance, causal != 0, scale);                           \
-    }
-SOFTMAX(float, f32)
-SOFTMAX(bf16, bf16)
+KERNEL(
+    softmax_f32, THREADS, float *y, const float *x, const float *bias, const uint32_t *mask, uint32_t rows, uint32_t heads,
+    uint32_t queries, uint32_t keys, uint32_t distance, uint32_t causal, float scale) {
+    softmax(y, x, bias, mask, rows, heads, queries, keys, distance, causal != 0, scale);
+}

@@ -324,7 +324,7 @@ part_encode() {
         compare encode encode 200 --weights "$weights" --device cuda || failed=1
         rm -f "$weights"
         # From files of pictures to ratings, whole processes; this one wants Pillow, too.
-        compare encode released_size 200 --device cuda --images 256 --binary "$bin/bin-alchemist-engine" \
+        compare encode released_size 200 --device cuda --binary "$bin/bin-alchemist-engine" \
             --out "$results/released_size" || failed=1
         rm -rf "$results/released_size"
     fi

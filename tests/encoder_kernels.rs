@@ -7,13 +7,13 @@ use alchemist_engine::engine::{
     cuda::{Buffer, Device, Operand, Products, Target},
     ops::{
         affine_norm::cuda::affine_norm,
-        convolution::cuda::{Filters, Maps, Window, convolve, windows},
+        convolution::cuda::{Filters, Maps, Part, Window, convolve, windows},
         group_norm::cuda::{GroupNorm, group_norm},
         softmax::cuda::{Scores, softmax},
     },
 };
 use device::{Number, close, noise, rounded, test_devices, upload};
-use half::bf16;
+use half::{bf16, f16};
 
 /// The types that the encoders compute in.
 macro_rules! in_both_types {
@@ -64,6 +64,9 @@ const CONVOLUTIONS: [Case; 5] = [
 fn seen(map: &[f64], case: &Case, window: Window, [y, x, row, column]: [usize; 4], channel: usize) -> f64 {
     let [y, x, row, column] = [y, x, row, column].map(|place| i64::try_from(place).unwrap());
     let (side, inputs) = (case.side, case.inputs);
+    if window == Window::POINT {
+        return at(map, side, inputs, y, x, channel);
+    }
     if window == Window::HALVING {
         return at(map, side, inputs, 2 * y + row, 2 * x + column, channel);
     }
@@ -72,83 +75,153 @@ fn seen(map: &[f64], case: &Case, window: Window, [y, x, row, column]: [usize; 4
     at(map, side, inputs, doubled(y), doubled(x), channel)
 }
 
-fn convolution_case<T: Number>(device: &Device) {
-    for case in &CONVOLUTIONS {
+/// The parts of a number, added up: what the products see of it.
+fn parts_of<P: Part>(value: f64) -> Vec<f64> {
+    let mut rest = value as f32;
+    (0..P::PARTS)
+        .map(|_| {
+            let part = P::nearest(rest).wide();
+            rest -= part;
+            f64::from(part)
+        })
+        .collect()
+}
+
+/// A convolution with parts of type `P` against sums in f64 over the numbers themselves, within `bound`.
+fn convolution_case<P: Part>(device: &Device, bound: f64) {
+    let windows_of_3 = [Window::SAME, Window::HALVING, Window::DOUBLING];
+    for (case, window) in CONVOLUTIONS
+        .iter()
+        .flat_map(|case| windows_of_3.into_iter().chain([Window::POINT]).map(move |window| (case, window)))
+    {
         let Case { samples, side, inputs, outputs } = *case;
-        let maps = rounded::<T>(&noise(samples * side * side * inputs, 1));
-        let share = 1.0 / (9.0 * inputs as f64).sqrt();
-        let filters: Vec<f64> = noise(9 * inputs * outputs, 2).iter().map(|w| w * share).collect();
-        let (filters, bias) = (rounded::<T>(&filters), rounded::<T>(&noise(outputs, 3)));
-        let placed: Vec<T> = filters.iter().map(|&value| T::round(value)).collect();
-        let placed = Filters::new(device, &placed, inputs, outputs).unwrap();
-        let (bias_of, values) = (upload::<T>(device, &bias), upload::<T>(device, &maps));
-        let separate = upload::<T>(device, &planes(&maps, side, inputs));
-        for window in [Window::SAME, Window::HALVING, Window::DOUBLING] {
-            let out = window.side(side);
-            let (mut expected, mut rows) = (Vec::new(), Vec::new());
-            for map in maps.chunks(side * side * inputs) {
-                for (y, x) in (0..out).flat_map(|y| (0..out).map(move |x| (y, x))) {
-                    let mut sums = bias.clone();
-                    for (tap, channel) in (0..9).flat_map(|tap| (0..inputs).map(move |c| (tap, c))) {
-                        let value = seen(map, case, window, [y, x, tap / 3, tap % 3], channel);
-                        rows.push(value);
-                        for (output, sum) in sums.iter_mut().enumerate() {
-                            *sum += value * filters[(tap * inputs + channel) * outputs + output];
-                        }
+        let taps = if window == Window::POINT { 1 } else { 9 };
+        let maps = rounded::<f32>(&noise(samples * side * side * inputs, 1));
+        let share = 1.0 / ((taps * inputs) as f64).sqrt();
+        let filters: Vec<f64> = noise(taps * inputs * outputs, 2).iter().map(|w| w * share).collect();
+        let (filters, bias) = (rounded::<f32>(&filters), rounded::<f32>(&noise(outputs, 3)));
+        let placed: Vec<f32> = filters.iter().map(|&value| value as f32).collect();
+        let placed = Filters::<P>::new(device, &placed, [taps, inputs, outputs]).unwrap();
+        let (bias_of, values) = (upload::<f32>(device, &bias), upload::<f32>(device, &maps));
+        let separate = upload::<f32>(device, &planes(&maps, side, inputs));
+        let out = window.side(side);
+        let (mut expected, mut rows) = (Vec::new(), Vec::new());
+        for map in maps.chunks(side * side * inputs) {
+            for (y, x) in (0..out).flat_map(|y| (0..out).map(move |x| (y, x))) {
+                let mut sums = bias.clone();
+                for (tap, channel) in (0..taps).flat_map(|tap| (0..inputs).map(move |c| (tap, c))) {
+                    let value = seen(map, case, window, [y, x, tap / 3, tap % 3], channel);
+                    rows.push(value);
+                    for (output, sum) in sums.iter_mut().enumerate() {
+                        *sum += value * filters[(tap * inputs + channel) * outputs + output];
                     }
-                    expected.extend(sums);
                 }
+                expected.extend(sums);
             }
-            if expected.is_empty() {
-                continue;
+        }
+        if expected.is_empty() {
+            continue;
+        }
+        let mut y = device.uninitialised::<f32>(expected.len()).unwrap();
+        for (values, planes) in [(&values, false), (&separate, true)] {
+            let maps = Maps { values, side, channels: inputs, planes };
+            expect_windows::<P>(&maps, window, &rows, taps * inputs);
+            convolve(&mut y, &maps, &placed, &bias_of, window, false).unwrap();
+            close::<f32>("a convolution", &y, &expected, bound);
+        }
+        let maps = Maps { values: &values, side, channels: inputs, planes: false };
+        convolve(&mut y, &maps, &placed, &bias_of, window, true).unwrap();
+        let twice: Vec<f64> = expected.iter().map(|value| 2.0 * value).collect();
+        close::<f32>("a convolution that is added", &y, &twice, 2.0 * bound);
+    }
+}
+
+/// Windows hold the parts of what they see, exactly: two windows at a time, with zeros at the end of each part, and rows that
+/// can be written 16 bytes at a time or not.
+fn expect_windows<P: Part>(maps: &Maps<'_>, window: Window, rows: &[f64], length: usize) {
+    let pixels = rows.len() / length;
+    for width in [length + 3, (length + 1).next_multiple_of(8)] {
+        let mut found: Vec<P> = Vec::new();
+        for first in (0..pixels).step_by(2) {
+            let count = 2.min(pixels - first);
+            let mut part = maps.values.device().uninitialised::<P>(count * P::PARTS * width).unwrap();
+            windows(&mut part, maps, window, [first, count, width]).unwrap();
+            found.extend(part.to_host().unwrap());
+        }
+        for (found, expected) in found.chunks(P::PARTS * width).zip(rows.chunks(length)) {
+            for (at, found) in found.iter().enumerate() {
+                let (part, at) = (at / width, at % width);
+                let expected = expected.get(at).map_or(0.0, |&value| parts_of::<P>(value)[part]);
+                assert!(f64::from(found.wide()) == expected, "{window:?}, part {part}, number {at}");
             }
-            let mut y = device.uninitialised::<T>(expected.len()).unwrap();
-            for (values, planes) in [(&values, false), (&separate, true)] {
-                let maps = Maps { values, side, channels: inputs, planes };
-                // Windows are copies, so that they are equal; two of them at a time, and zeros at the end of each.
-                let (width, pixels) = (9 * inputs + 3, rows.len() / (9 * inputs));
-                let mut found: Vec<T> = Vec::new();
-                for first in (0..pixels).step_by(2) {
-                    let count = 2.min(pixels - first);
-                    let mut part = device.uninitialised::<T>(count * width).unwrap();
-                    windows(&mut part, &maps, window, [first, count, width]).unwrap();
-                    found.extend(part.to_host().unwrap());
-                }
-                for (found, expected) in found.chunks(width).zip(rows.chunks(9 * inputs)) {
-                    let same = found.iter().map(|value| value.wide()).zip(expected.iter().chain(&[0.0; 3]));
-                    assert!(same.clone().all(|(found, expected)| found == *expected), "{side} {inputs}");
-                }
-                convolve(&mut y, &maps, &placed, &bias_of, window, false).unwrap();
-                close::<T>("a convolution", &y, &expected, T::BOUND);
-            }
-            let maps = Maps { values: &values, side, channels: inputs, planes: false };
-            convolve(&mut y, &maps, &placed, &bias_of, window, true).unwrap();
-            let twice: Vec<f64> = expected.iter().map(|value| 2.0 * value).collect();
-            close::<T>("a convolution that is added", &y, &twice, 2.0 * T::BOUND);
-            let mut wide = device.uninitialised::<f32>(expected.len()).unwrap();
-            convolve(&mut wide, &maps, &placed, &upload::<f32>(device, &bias), window, false).unwrap();
-            close::<f32>("a convolution in f32", &wide, &expected, 1e-5);
         }
     }
 }
 
 #[test]
-fn convolutions_match_plain_loops() {
-    in_both_types!(convolution_case);
+fn convolutions_match_plain_loops_as_in_f32() {
+    for device in test_devices() {
+        convolution_case::<f16>(&device, 2e-6);
+        convolution_case::<bf16>(&device, 2e-6);
+    }
 }
 
-fn group_norm_case<T: Number>(device: &Device) {
+/// Numbers from the smallest to the largest: of filters all sizes are alike, of maps f16 takes those up to 65504, and what is
+/// larger does not pass unseen.
+#[test]
+fn convolutions_keep_to_f32_whatever_the_size_of_numbers() {
+    const CASE: [usize; 3] = [1, 16, 8];
+    let [_, inputs, outputs] = CASE;
+    for device in test_devices() {
+        let (maps, filters) = (noise(4 * inputs, 1), noise(inputs * outputs, 2));
+        let bias = device.zeros::<f32>(outputs).unwrap();
+        for (of_map, of_filters) in
+            [(1.0, 1e-30), (1.0, 1e30), (1e4, 1e-3), (1e5, 1.0), (1e-20, 1.0), (1e30, 1e-5)]
+        {
+            let maps: Vec<f32> = maps.iter().map(|value| (value * of_map) as f32).collect();
+            let filters: Vec<f32> = filters.iter().map(|value| (value * of_filters) as f32).collect();
+            let product = |pixel: usize, output: usize| -> f64 {
+                (0..inputs)
+                    .map(|c| f64::from(maps[pixel * inputs + c]) * f64::from(filters[c * outputs + output]))
+                    .sum()
+            };
+            let expected: Vec<f64> = (0..4)
+                .flat_map(|pixel| (0..outputs).map(move |o| (pixel, o)))
+                .map(|(p, o)| product(p, o))
+                .collect();
+            let values = device.upload(&maps).unwrap();
+            let maps = Maps { values: &values, side: 2, channels: inputs, planes: false };
+            let mut y = device.uninitialised::<f32>(expected.len()).unwrap();
+            let wide = Filters::<bf16>::new(&device, &filters, CASE).unwrap();
+            convolve(&mut y, &maps, &wide, &bias, Window::POINT, false).unwrap();
+            close::<f32>("a convolution in three parts", &y, &expected, 2e-6);
+            let narrow = Filters::<f16>::new(&device, &filters, CASE).unwrap();
+            convolve(&mut y, &maps, &narrow, &bias, Window::POINT, false).unwrap();
+            if (1.0..=1e4).contains(&of_map) {
+                close::<f32>("a convolution in two parts", &y, &expected, 2e-6);
+            } else if of_map > 1.0 {
+                assert!(
+                    y.to_host().unwrap().iter().any(|value| !value.is_finite()),
+                    "{of_map} passed unseen"
+                );
+            }
+        }
+    }
+}
+
+fn group_norm_case(device: &Device) {
     const EPSILON: f64 = 1e-6;
     // A mean far from 0 takes digits from a variance that is computed as a difference.
     for (samples, pixels, channels, groups, mean) in [
         (1, 1, 8, 1, 0.0),
+        (1, 5, 12, 3, 0.0),
         (2, 9, 32, 32, 0.0),
         (2, 67, 160, 32, 3.0),
         (1, 130, 96, 32, -20.0),
         (1, 3, 1056, 32, 0.5),
     ] {
         let x: Vec<f64> = noise(samples * pixels * channels, 4).iter().map(|x| x + mean).collect();
-        let x = rounded::<T>(&x);
+        let x = rounded::<f32>(&x);
         let (scale, shift) = (rounded::<f32>(&noise(channels, 5)), rounded::<f32>(&noise(channels, 6)));
         let size = channels / groups;
         let mut plain = vec![0.0; x.len()];
@@ -170,23 +243,23 @@ fn group_norm_case<T: Number>(device: &Device) {
             assert!(sample < samples);
         }
         let silu: Vec<f64> = plain.iter().map(|u| u / (1.0 + (-u).exp())).collect();
-        let x = upload::<T>(device, &x);
+        let x = upload::<f32>(device, &x);
         let (scale, shift) = (upload::<f32>(device, &scale), upload::<f32>(device, &shift));
         for (with_silu, expected) in [(false, &plain), (true, &silu)] {
             let norm =
                 GroupNorm { groups, scale: &scale, shift: &shift, epsilon: EPSILON as f32, silu: with_silu };
-            let mut y = device.uninitialised::<T>(x.len()).unwrap();
+            let mut y = device.uninitialised::<f32>(x.len()).unwrap();
             group_norm(&mut y, &x, samples, &norm).unwrap();
             // What is subtracted has the rounding of the mean's size.
-            let bound = T::BOUND.max(f64::from(f32::EPSILON) * mean.abs() * 4.0);
-            close::<T>("a group norm", &y, expected, bound);
+            let bound = f32::BOUND.max(f64::from(f32::EPSILON) * mean.abs() * 4.0);
+            close::<f32>("a group norm", &y, expected, bound);
         }
     }
 }
 
 #[test]
 fn group_norms_match_plain_loops() {
-    in_both_types!(group_norm_case);
+    test_devices().iter().for_each(group_norm_case);
 }
 
 #[test]
@@ -227,7 +300,7 @@ struct Attending {
     causal: bool,
 }
 
-fn softmax_case<T: Number>(device: &Device) {
+fn softmax_case(device: &Device) {
     for case in [
         Attending { sizes: [1, 1, 1, 1], row: 1, biased: false, masked: false, causal: false },
         Attending { sizes: [2, 1, 9, 9], row: 9, biased: false, masked: false, causal: false },
@@ -266,20 +339,20 @@ fn softmax_case<T: Number>(device: &Device) {
             mask: masked.then_some(&mask),
             causal,
         };
-        let mut weights = device.zeros::<T>(rows * row).unwrap();
+        let mut weights = device.zeros::<f32>(rows * row).unwrap();
         softmax(&mut weights, &scores).unwrap();
-        let found: Vec<T> = weights.to_host().unwrap();
-        let dense: Vec<T> = found.chunks(row).flat_map(|row| &row[..keys]).copied().collect();
+        let found: Vec<f32> = weights.to_host().unwrap();
+        let dense: Vec<f32> = found.chunks(row).flat_map(|row| &row[..keys]).copied().collect();
         for (found, expected) in dense.iter().zip(&expected) {
             assert!(*expected != 0.0 || found.wide() == 0.0, "a key that is not seen has a weight");
         }
-        close::<T>("a softmax", &device.upload(&dense).unwrap(), &expected, T::BOUND);
+        close::<f32>("a softmax", &device.upload(&dense).unwrap(), &expected, f32::BOUND);
     }
 }
 
 #[test]
 fn softmaxes_match_plain_loops() {
-    in_both_types!(softmax_case);
+    test_devices().iter().for_each(softmax_case);
 }
 
 /// Queries and keys side by side in wider rows, and results side by side: the products of attention's heads.

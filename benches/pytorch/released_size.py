@@ -2,12 +2,13 @@
 with random weights in the released layout; this project's `encode` and `score`, and PyTorch, one after the other.
 
     python benches/pytorch/released_size.py --corpus openclipart/corpus.csv --binary target/release/alchemist-engine
-    python released_size.py --device cuda --images 256 --binary alchemist-engine
+    python released_size.py --device cuda --binary alchemist-engine
 
 Without a corpus, pictures of noise are drawn. Weights, a table of the pictures and a configuration are written into --out.
-PyTorch's time is that of its work alone, weights loaded and the library imported; this project's is that of both whole
-processes, reading and writing included. Peak memory is that of the largest process, on the host. Text states are hashed words
-here and random numbers there: their cost is next to nothing.
+Of either side two times are printed: `process`, from starting the processes (this project has two) to their end, libraries,
+weights and writing included; and `work`, from the first picture to the last rating, weights loaded, as each says itself. Both
+decode files of pictures. On a GPU PyTorch runs with TF32, its default for convolutions, and without. Peak memory is that of the
+largest process, on the host. Text states are hashed words here and random numbers there: their cost is next to nothing.
 
 Needs torch, numpy and Pillow.
 """
@@ -16,6 +17,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -77,9 +79,10 @@ def load(path):
 
 
 @torch.inference_mode()
-def in_pytorch(out, threads, device):
+def in_pytorch(out, threads, device, tf32):
     """The work in PyTorch: printed as one line of JSON."""
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     vqvae, quantizer, rater = (part.eval().to(device) for part in [VqVae(), PyramidQuantizer(SIZES), Rater(SIZES)])
     vqvae.load_state_dict(torch.load(out / "vae.pth"), strict=False)
     with open(out / "corpus.csv", newline="") as lines:
@@ -96,7 +99,7 @@ def in_pytorch(out, threads, device):
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begun
-    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    print(json.dumps({"work": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
 def prepare(out, corpus, count):
@@ -114,27 +117,44 @@ def prepare(out, corpus, count):
     (out / "config.json").write_text(json.dumps(config, indent=4) + "\n")
 
 
+def work_of(lines):
+    """The seconds that `encode`, or `score -v`, says it worked, in a line `... in 1.23 s, ...`."""
+    found = [re.search(r" in ([0-9.]+) s, ", line) for line in lines]
+    return sum(float(one[1]) for one in found if one)
+
+
 def ours(out, binary, threads, device):
     for old in out.glob("ratings*"):
         old.unlink()
     shutil.rmtree(out / "tokens", ignore_errors=True)
-    program = [binary, "--threads", str(threads)]
+    program = [binary, "-v", "--threads", str(threads)]
     encode = program + ["encode", "--config", out / "config.json", "--data", out / "corpus.csv", "--out", out / "tokens",
                         "--device", device]
     score = program + ["score", "--config", out / "config.json", "--checkpoint", out / "ar-ckpt.pth", "--data",
                        out / "corpus.csv", "--out", out / "ratings.csv", "--batch", str(BATCH), "--device", device, "--set",
                        f"token_cache={out / 'tokens'}"]
-    seconds, peaks = [], []
+    process, work, peaks = [], [], []
     for command in [encode, score]:
         begun = time.perf_counter()
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        lines = child.stdout.readlines()
         _, status, usage = os.wait4(child.pid, 0)
         if status != 0:
-            sys.exit(f"released_size.py: {' '.join(map(str, command))} failed")
-        seconds.append(time.perf_counter() - begun)
+            sys.exit(f"released_size.py: {' '.join(map(str, command))} failed:\n{''.join(lines)}")
+        process.append(time.perf_counter() - begun)
+        work.append(work_of(lines))
         peaks.append(usage.ru_maxrss * 1024)
-    print(f"encode {seconds[0]:.1f} s, score {seconds[1]:.1f} s")
-    return sum(seconds), max(peaks)
+    for name, whole, part in zip(["encode", "score"], process, work):
+        print(f"{name}: {whole:.2f} s, of which it worked {part:.2f} s")
+    return {"work": sum(work), "process": sum(process), "peak": max(peaks)}
+
+
+def theirs(arguments, mode):
+    here = [sys.executable, __file__, "--pytorch-only", mode, "--out", arguments.out, "--threads", str(arguments.threads),
+            "--device", arguments.device]
+    begun = time.perf_counter()
+    found = json.loads(subprocess.run(here, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return {**found, "process": time.perf_counter() - begun}
 
 
 def main():
@@ -142,24 +162,27 @@ def main():
     parser.add_argument("--corpus", type=Path, default=Path("openclipart/corpus.csv"))
     parser.add_argument("--binary", default="target/release/alchemist-engine")
     parser.add_argument("--out", type=Path, default=Path("runs/released_size"))
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, help="32, or 1024 on a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for both")
-    parser.add_argument("--pytorch-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--pytorch-only", choices=["f32", "tf32"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.pytorch_only:
-        return in_pytorch(arguments.out, arguments.threads, arguments.device)
-    prepare(arguments.out, arguments.corpus, arguments.images)
-    here = [sys.executable, __file__, "--pytorch-only", "--out", arguments.out, "--threads", str(arguments.threads),
-            "--device", arguments.device]
-    theirs = json.loads(subprocess.run(here, check=True, capture_output=True, text=True).stdout)
-    seconds, peak = ours(arguments.out, arguments.binary, arguments.threads, arguments.device)
-    for name, took, memory in [("PyTorch", theirs["seconds"], theirs["peak"]), ("alchemist-engine", seconds, peak)]:
-        print(json.dumps({"name": f"released_size/{name}", "images": arguments.images, "seconds": round(took, 2),
-                          "images_per_s": round(arguments.images / took, 3), "peak_mib": round(memory / 2**20),
-                          "threads": arguments.threads, "device": arguments.device, "torch": torch.__version__}))
-    print(json.dumps({"name": "released_size/ratio", "time": round(seconds / theirs["seconds"], 3),
-                      "memory": round(peak / theirs["peak"], 3)}))
+        return in_pytorch(arguments.out, arguments.threads, arguments.device, arguments.pytorch_only == "tf32")
+    on_card = arguments.device.startswith("cuda")
+    images = arguments.images or (1024 if on_card else 32)
+    prepare(arguments.out, arguments.corpus, images)
+    runs = {f"PyTorch, {mode}": theirs(arguments, mode) for mode in (["f32", "tf32"] if on_card else ["f32"])}
+    own = ours(arguments.out, arguments.binary, arguments.threads, arguments.device)
+    for name, run in [*runs.items(), ("alchemist-engine", own)]:
+        print(json.dumps({"name": f"released_size/{name}", "images": images, "work_s": round(run["work"], 2),
+                          "process_s": round(run["process"], 2), "images_per_s": round(images / run["work"], 3),
+                          "peak_mib": round(run["peak"] / 2**20), "threads": arguments.threads, "device": arguments.device,
+                          "torch": torch.__version__}))
+    for name, run in runs.items():
+        print(json.dumps({"name": f"released_size/ratio to {name}", "work": round(own["work"] / run["work"], 3),
+                          "process": round(own["process"] / run["process"], 3),
+                          "memory": round(own["peak"] / run["peak"], 3)}))
 
 
 if __name__ == "__main__":

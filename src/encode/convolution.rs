@@ -4,6 +4,8 @@
 //! side in memory, and the next pixel's begin `I` values later. So the windows of a whole strip of rows are one matrix with
 //! overlapping rows, and a filter is as many products that add up as it has rows: three of 3×3.
 
+use std::{borrow::Cow, sync::OnceLock};
+
 use rayon::prelude::*;
 
 use crate::{
@@ -12,10 +14,14 @@ use crate::{
         matmul::{Matrix, linear_forward, product},
     },
     error::{Error, Result},
+    weights::Floats,
 };
 
 /// Rows of one product, about: enough that packing the filter is paid for, few enough that its output stays in cache.
 const PRODUCT_ROWS: usize = 384;
+
+/// Rows of filters that are arranged by one task at a time.
+const ARRANGED_ROWS: usize = 32;
 
 /// A map of one picture, channels last.
 #[derive(Clone, Debug, Default)]
@@ -128,8 +134,11 @@ pub(crate) enum Into {
 pub(crate) struct Convolution {
     inputs: usize,
     outputs: usize,
-    /// A filter's rows one after the other, `[rows, columns · I, O]`; 1×1: `[O, I]`.
-    weight: Vec<f32>,
+    /// A filter's rows one after the other, `[rows, columns · I, O]`; 1×1: `[O, I]`. Of filters that are still in their file
+    /// when they are first needed: most commands use a part of a network, and some none.
+    weight: OnceLock<Vec<f32>>,
+    /// `[O, I, rows, columns]`
+    given: Option<Floats>,
     bias: Vec<f32>,
     /// Rows and columns of a filter.
     size: [usize; 2],
@@ -141,7 +150,22 @@ impl Convolution {
     /// # Errors
     /// If the shapes are others.
     pub(crate) fn new(name: &str, weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        let (outputs, inputs, size) = match *weight.shape() {
+        let convolution = Self::of(name, weight.shape(), bias, None)?;
+        let weight = convolution.arranged(weight.as_slice::<f32>()?);
+        Ok(Self { weight: OnceLock::from(weight), ..convolution })
+    }
+
+    /// The same from filters in a file, which are read when they are needed.
+    ///
+    /// # Errors
+    /// If the shapes are others.
+    pub(crate) fn in_file(name: &str, weight: Floats, bias: &Tensor) -> Result<Self> {
+        let shape = weight.shape().to_vec();
+        Self::of(name, &shape, bias, Some(weight))
+    }
+
+    fn of(name: &str, shape: &[usize], bias: &Tensor, given: Option<Floats>) -> Result<Self> {
+        let (outputs, inputs, size) = match *shape {
             [outputs, inputs, rows, columns] if rows > 0 && columns > 0 => (outputs, inputs, [rows, columns]),
             ref other => {
                 return Err(Error::shape(
@@ -156,22 +180,36 @@ impl Convolution {
                 format!("{name} should have a bias [{outputs}], but has {:?}", bias.shape()),
             ));
         }
-        let (given, bias) = (weight.as_slice::<f32>()?, bias.as_slice::<f32>()?.to_vec());
-        let weight = if size == [1, 1] {
-            given.to_vec()
-        } else {
-            let taps = size[0] * size[1];
-            let mut rows = vec![0.0; given.len()];
-            for (output, filter) in given.chunks_exact(taps * inputs).enumerate() {
-                for (input, taps) in filter.chunks_exact(taps).enumerate() {
-                    for (tap, &value) in taps.iter().enumerate() {
-                        rows[(tap * inputs + input) * outputs + output] = value;
-                    }
+        let bias = bias.as_slice::<f32>()?.to_vec();
+        Ok(Self { inputs, outputs, weight: OnceLock::new(), given, bias, size })
+    }
+
+    /// Filters `[O, I, rows, columns]` as products on the host take them.
+    fn arranged(&self, given: &[f32]) -> Vec<f32> {
+        if self.size == [1, 1] { given.to_vec() } else { self.outputs_last(given) }
+    }
+
+    /// Filters `[O, I, rows, columns]` as `[rows, columns, I, O]`.
+    fn outputs_last(&self, given: &[f32]) -> Vec<f32> {
+        let (inputs, outputs, taps) = (self.inputs, self.outputs, self.size[0] * self.size[1]);
+        let mut filters = vec![0.0; given.len()];
+        // Some rows at a time, so that what is read of a filter is still in the cache for the next row.
+        filters.par_chunks_mut((ARRANGED_ROWS * outputs).max(1)).enumerate().for_each(|(chunk, rows)| {
+            for output in 0..outputs {
+                let filter = &given[output * inputs * taps..][..inputs * taps];
+                for (row, values) in rows.chunks_exact_mut(outputs).enumerate() {
+                    let row = chunk * ARRANGED_ROWS + row;
+                    values[output] = filter[row % inputs * taps + row / inputs];
                 }
             }
-            rows
-        };
-        Ok(Self { inputs, outputs, weight, bias, size })
+        });
+        filters
+    }
+
+    /// As products on the host take them.
+    fn weight(&self) -> &[f32] {
+        let read = || self.given.as_ref().map_or_else(Vec::new, |given| self.arranged(&given.values()));
+        self.weight.get_or_init(read)
     }
 
     pub(crate) fn inputs(&self) -> usize {
@@ -187,9 +225,13 @@ impl Convolution {
         self.size
     }
 
-    /// Filters as `[rows, columns, I, O]`, of one pixel as `[O, I]`.
-    pub(crate) fn weight(&self) -> &[f32] {
-        &self.weight
+    /// Filters as `[rows, columns, I, O]`; those of a file are not kept.
+    pub(crate) fn filters(&self) -> Cow<'_, [f32]> {
+        match &self.given {
+            Some(given) if self.weight.get().is_none() => Cow::Owned(self.outputs_last(&given.values())),
+            _ if self.size == [1, 1] => Cow::Owned(self.outputs_last(self.weight())),
+            _ => Cow::Borrowed(self.weight()),
+        }
     }
 
     /// `[O]`
@@ -200,7 +242,7 @@ impl Convolution {
     /// A 1×1 convolution of rows of pixels `[N, I]` to `[N, O]`.
     pub(crate) fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
         debug_assert_eq!(self.size, [1, 1], "a filter of one pixel");
-        linear_forward(output, pixels, &self.weight, Some(&self.bias), self.inputs, self.outputs);
+        linear_forward(output, pixels, self.weight(), Some(&self.bias), self.inputs, self.outputs);
     }
 
     /// The convolution at every place where the filter lies within map and border, `side + 2 · border − size + 1` of them, which
@@ -268,7 +310,7 @@ impl Convolution {
     /// lie `width` pixels apart.
     fn products(&self, values: &[f32], step: usize, windows: usize, width: usize, sums: &mut [f32]) {
         let inner = self.size[1] * self.inputs;
-        for (row, weight) in self.weight.chunks_exact(inner * self.outputs).enumerate() {
+        for (row, weight) in self.weight().chunks_exact(inner * self.outputs).enumerate() {
             let windows = Matrix::strided(&values[row * width * self.inputs..], windows, inner, step);
             product(sums, self.outputs, windows, Matrix::new(weight, inner, self.outputs), row > 0);
         }

@@ -463,17 +463,19 @@ fn first_row(mask: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Builds a network's parameters: `build` declares them through an [`Initialiser`].
+/// Builds a network's parameters: `build` declares them through an [`Initialiser`]. Without a seed what would be drawn is 0.
 ///
 /// # Errors
 /// If `build` fails.
 pub(crate) fn declare<N>(
     config: &BackboneConfig,
     dtype: DType,
-    seed: u64,
+    seed: Option<u64>,
     build: impl FnOnce(&mut Initialiser<'_>) -> Result<N>,
 ) -> Result<(N, Parameters)> {
     let mut parameters = Parameters::default();
-    let network = build(&mut Initialiser::new(&mut parameters, config, dtype, seed))?;
+    let mut initialiser = Initialiser::new(&mut parameters, config, dtype, seed);
+    let network = build(&mut initialiser)?;
+    initialiser.finish()?;
     Ok((network, parameters))
 }

@@ -1,12 +1,15 @@
 //! How weights start (upstream.md, B10): normal with the released deviation, biases 0, two projections divided.
 
+use rayon::prelude::*;
+
 use crate::{
     engine::{DType, ParameterId, Parameters, Purpose, Random, Tensor},
     error::Result,
     models::BackboneConfig,
 };
 
-/// Declares parameters in order and draws their first values, each from a stream of its own name's place.
+/// Declares parameters in order and draws their first values, each from a stream of its own name's place, all at once in the
+/// end.
 pub struct Initialiser<'a> {
     parameters: &'a mut Parameters,
     deviation: f64,
@@ -15,12 +18,28 @@ pub struct Initialiser<'a> {
     scale_shift: f64,
     head: f64,
     dtype: DType,
-    seed: u64,
+    /// `None`: what would be drawn stays 0, for a checkpoint to replace it.
+    seed: Option<u64>,
+    drawn: Vec<Drawn>,
+}
+
+/// A parameter that is drawn: its first numbers, up to `until`, with one deviation, the others with another.
+struct Drawn {
+    id: ParameterId,
+    stream: u64,
+    first: f64,
+    until: usize,
+    rest: f64,
 }
 
 impl<'a> Initialiser<'a> {
     /// An initialiser for the network of `config`.
-    pub fn new(parameters: &'a mut Parameters, config: &BackboneConfig, dtype: DType, seed: u64) -> Self {
+    pub fn new(
+        parameters: &'a mut Parameters,
+        config: &BackboneConfig,
+        dtype: DType,
+        seed: Option<u64>,
+    ) -> Self {
         let automatic = (1.0 / (3.0 * config.width as f64)).sqrt();
         let start = config.initialisation;
         Self {
@@ -32,6 +51,7 @@ impl<'a> Initialiser<'a> {
             head: start.head,
             dtype,
             seed,
+            drawn: Vec::new(),
         }
     }
 
@@ -39,14 +59,38 @@ impl<'a> Initialiser<'a> {
         &mut self,
         name: &str,
         shape: &[usize],
-        deviation: impl Fn(usize) -> f64,
+        first: f64,
+        until: usize,
+        rest: f64,
     ) -> Result<ParameterId> {
-        let mut random = Random::new(self.seed, Purpose::Initialise, self.parameters.len() as u64);
-        // PyTorch's truncation at ±2 lies so many deviations out that it never happens; it is kept all the same.
-        let values: Vec<f64> = (0..shape.iter().product())
-            .map(|at| (random.normal() * deviation(at)).clamp(-2.0, 2.0))
-            .collect();
-        self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype)?)
+        let stream = self.parameters.len() as u64;
+        let id = self.parameters.push(name, Tensor::zeros(shape, self.dtype))?;
+        self.drawn.push(Drawn { id, stream, first, until, rest });
+        Ok(id)
+    }
+
+    /// Draws all weights, on all threads.
+    ///
+    /// # Errors
+    /// Never, as the shapes are those declared.
+    pub(crate) fn finish(self) -> Result<()> {
+        let Some(seed) = self.seed else { return Ok(()) };
+        let (parameters, dtype) = (self.parameters, self.dtype);
+        let draw = |drawn: &Drawn| {
+            let shape = parameters.value(drawn.id).shape();
+            let mut random = Random::new(seed, Purpose::Initialise, drawn.stream);
+            let deviation = |at: usize| if at < drawn.until { drawn.first } else { drawn.rest };
+            // PyTorch's truncation at ±2 lies so many deviations out that it never happens; it is kept all the same.
+            let values: Vec<f64> = (0..shape.iter().product())
+                .map(|at| (random.normal() * deviation(at)).clamp(-2.0, 2.0))
+                .collect();
+            Tensor::new(shape, values)?.cast(dtype)
+        };
+        let values = self.drawn.par_iter().map(draw).collect::<Result<Vec<_>>>()?;
+        for (drawn, value) in self.drawn.iter().zip(values) {
+            *parameters.value_mut(drawn.id).0 = value;
+        }
+        Ok(())
     }
 
     /// A weight or an embedding, multiplied by `factor` after drawing.
@@ -55,7 +99,7 @@ impl<'a> Initialiser<'a> {
     /// If the name is taken.
     pub fn weight(&mut self, name: &str, shape: &[usize], factor: f64) -> Result<ParameterId> {
         let deviation = self.deviation * factor;
-        self.normal(name, shape, |_| deviation)
+        self.normal(name, shape, deviation, usize::MAX, deviation)
     }
 
     /// The proxy's head: a weight multiplied by the configured factor (`hd`).
@@ -73,7 +117,7 @@ impl<'a> Initialiser<'a> {
     /// If the name is taken.
     pub fn positions(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         let deviation = self.position_deviation;
-        self.normal(name, shape, |_| deviation)
+        self.normal(name, shape, deviation, usize::MAX, deviation)
     }
 
     /// A block's modulation table `[1, 1, 6, C]`: gates scaled by `alng`, the rest by `aln`.
@@ -83,7 +127,7 @@ impl<'a> Initialiser<'a> {
     pub fn modulation(&mut self, name: &str, width: usize) -> Result<ParameterId> {
         let (gate, rest) = (self.gate, self.scale_shift);
         let base = 1.0 / (width as f64).sqrt();
-        self.normal(name, &[1, 1, 6, width], |at| base * if at < 2 * width { gate } else { rest })
+        self.normal(name, &[1, 1, 6, width], base * gate, 2 * width, base * rest)
     }
 
     /// A tensor of one value.

@@ -63,6 +63,18 @@ impl Rater {
     /// # Errors
     /// If the sizes do not fit together.
     pub fn new(config: &BackboneConfig, dtype: DType, seed: u64) -> Result<(Self, Parameters)> {
+        Self::declared(config, dtype, Some(seed))
+    }
+
+    /// A rater whose weights a checkpoint is about to replace: nothing is drawn.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub fn undrawn(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
+        Self::declared(config, dtype, None)
+    }
+
+    fn declared(config: &BackboneConfig, dtype: DType, seed: Option<u64>) -> Result<(Self, Parameters)> {
         declare(config, dtype, seed, |init| {
             let backbone = Backbone::new(init, config)?;
             let width = config.width;

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rayon::prelude::*;
+
 use crate::{
     config::Config,
     data::{Record, load_picture},
@@ -51,9 +53,13 @@ pub fn rating_pictures(
     let mut rows = Vec::new();
     for sample in &samples {
         let mut thumbnails = Vec::new();
-        for &row in &sample.rows {
-            let Some(record) = found.get(table.ids.get(row as usize)) else { continue };
-            let picture = match load_picture(&record.image, &preprocess) {
+        let of_row = |&row: &u32| {
+            let record = found.get(table.ids.get(row as usize))?;
+            Some((row, record, load_picture(&record.image, &preprocess)))
+        };
+        let loaded: Vec<_> = sample.rows.par_iter().filter_map(of_row).collect();
+        for (row, record, picture) in loaded {
+            let picture = match picture {
                 Ok(picture) => picture,
                 // It was rated by tokens that are kept: the ratings stand without it.
                 Err(error) => {

@@ -4,9 +4,11 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
@@ -14,7 +16,7 @@ use crate::{
     encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
-    files::sha256,
+    files::{hexadecimal, sha256},
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
     rate::parts::{Outcome, Parts, Sequence, Source, Words},
@@ -135,9 +137,12 @@ pub fn score(
     let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
     parts.prepare(&scorer.job(request, rows), request.overwrite)?;
     let mut progress = |_: &str, done, total| progress(done, total);
+    let begun = Instant::now();
     parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, &mut progress, |_| {
         Ok(|codes: &Tensor, records: &[&Record]| scorer.measure(codes, records))
     })?;
+    let seconds = begun.elapsed().as_secs_f64();
+    tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
     let mut ratings = RatingsWriter::create(&request.out, header)?;
     let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
         let mut carried = record.fields;
@@ -163,7 +168,7 @@ impl Scorer {
         let device = config.device.open()?;
         let rater_for = |encoders: &Encoders| {
             let (vocabulary, code_channels, text_channels) = encoders.sizes();
-            Rater::new(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32, 0)
+            Rater::undrawn(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32)
         };
         let (encoders, rater, mut parameters, described) = if request.config.is_some() {
             let encoders = Encoders::named(&config, interrupt)?.on(device.as_ref())?;
@@ -187,11 +192,10 @@ impl Scorer {
         } else {
             Weighing::Logits { temperature: config.training.rater_temperature }
         };
-        let weights: Vec<u8> = parameters
-            .iter()
-            .map(|(_, _, value)| Ok(bytemuck::cast_slice::<f32, u8>(value.as_slice::<f32>()?).to_vec()))
-            .collect::<Result<Vec<_>>>()?
-            .concat();
+        let mut checkpoint = Sha256::new_with_prefix(&described);
+        for (_, _, value) in parameters.iter() {
+            checkpoint.update(bytemuck::cast_slice::<f32, u8>(value.as_slice::<f32>()?));
+        }
         let (mut reader, batch) = (None, request.batch.max(1));
         if let Some(device) = &device {
             parameters = parameters.to_device(device, config.compute)?;
@@ -206,7 +210,7 @@ impl Scorer {
             reader,
             batch,
             batch_normalised: request.batch_normalised,
-            checkpoint: sha256(&[described, weights].concat()),
+            checkpoint: hexadecimal(&checkpoint.finalize()),
         })
     }
 

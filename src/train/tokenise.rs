@@ -1,6 +1,6 @@
 //! Pictures to codes: from the token cache where it has them, else decoded ahead of use and tokenised some at a time.
 
-use std::collections::{HashMap, VecDeque};
+use std::{collections::HashMap, thread::ScopedJoinHandle};
 
 use rayon::prelude::*;
 
@@ -8,6 +8,7 @@ use crate::{
     config::Config,
     data::{Loader, PictureBytes, Record, stack},
     encode::ImageTokenizer,
+    engine::Tensor,
     error::{Error, Result},
     train::{
         cache::{Cached, TokenCache},
@@ -83,63 +84,83 @@ impl Tokenise<'_> {
         let preprocess = preprocess(self.config, self.tokenizer.image_side());
         let mut loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;
         let mut origins = Origins::default();
-        let (mut first, mut waiting, mut chunk) = (0, VecDeque::new(), Vec::with_capacity(CHUNK));
-        for (place, known) in known.into_iter().enumerate() {
-            let next = match (known, self.cache) {
-                (Cached::At(at), Some(cache)) => {
-                    origins.cached += 1;
-                    Waiting::Codes(cache.codes(at)?)
-                }
-                _ => {
-                    let count =
-                        if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
-                    *count += 1;
-                    let picture = match pictures.0.remove(&place) {
-                        Some(picture) => Ok(picture),
-                        None => loader.next().map_or_else(
-                            || Err(Error::invalid("a picture was not decoded")),
-                            |(_, picture)| picture,
-                        ),
-                    };
-                    match picture {
-                        Ok(picture) => {
-                            chunk.push(picture);
-                            Waiting::Picture
-                        }
-                        Err(error) => Waiting::Failed(error),
-                    }
-                }
+        std::thread::scope(|scope| {
+            let (mut waiting, mut chunk) = (Vec::new(), Vec::with_capacity(CHUNK));
+            let mut delivery = Delivery { first: 0, under_way: None, give: &mut give };
+            // Pictures are put together while those before them are tokenised.
+            let mut start = |waiting: &mut Vec<Waiting>, chunk: &mut Vec<PictureBytes>| -> Result<()> {
+                let pictures = if chunk.is_empty() { None } else { Some(stack(chunk)?) };
+                chunk.clear();
+                delivery.finish()?;
+                let codes = pictures.map(|pictures| scope.spawn(move || self.tokenizer.encode(&pictures)));
+                delivery.under_way = Some((std::mem::take(waiting), codes));
+                Ok(())
             };
-            waiting.push_back(next);
-            if chunk.len() == CHUNK || waiting.len() == WAITING {
-                self.deliver(&mut first, &mut waiting, &mut chunk, &mut give)?;
+            for (place, known) in known.into_iter().enumerate() {
+                waiting.push(match (known, self.cache) {
+                    (Cached::At(at), Some(cache)) => {
+                        origins.cached += 1;
+                        Waiting::Codes(cache.codes(at)?)
+                    }
+                    _ => {
+                        let count =
+                            if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
+                        *count += 1;
+                        let picture = match pictures.0.remove(&place) {
+                            Some(picture) => Ok(picture),
+                            None => loader.next().map_or_else(
+                                || Err(Error::invalid("a picture was not decoded")),
+                                |(_, picture)| picture,
+                            ),
+                        };
+                        match picture {
+                            Ok(picture) => {
+                                chunk.push(picture);
+                                Waiting::Picture
+                            }
+                            Err(error) => Waiting::Failed(error),
+                        }
+                    }
+                });
+                if chunk.len() == CHUNK || waiting.len() == WAITING {
+                    start(&mut waiting, &mut chunk)?;
+                }
             }
-        }
-        self.deliver(&mut first, &mut waiting, &mut chunk, &mut give)?;
+            start(&mut waiting, &mut chunk)?;
+            delivery.finish()
+        })?;
         Ok(origins)
     }
+}
 
-    /// Tokenises the chunk and gives everything that waits.
-    fn deliver(
-        &self,
-        first: &mut usize,
-        waiting: &mut VecDeque<Waiting>,
-        chunk: &mut Vec<PictureBytes>,
-        give: &mut impl FnMut(usize, Result<Vec<u16>>) -> Result<()>,
-    ) -> Result<()> {
-        let mut tokenised = Vec::with_capacity(chunk.len());
-        if !chunk.is_empty() {
-            let codes = self.tokenizer.encode(&stack(chunk)?)?;
+/// Codes that are being made on a thread of their own.
+type Tokenising<'scope> = Option<ScopedJoinHandle<'scope, Result<Tensor>>>;
+
+/// Gives what is tokenised, a chunk behind what is decoded.
+struct Delivery<'scope, 'a, G> {
+    /// The place of the next record to be given.
+    first: usize,
+    /// Records whose pictures are being tokenised, and those between them.
+    under_way: Option<(Vec<Waiting>, Tokenising<'scope>)>,
+    give: &'a mut G,
+}
+
+impl<G: FnMut(usize, Result<Vec<u16>>) -> Result<()>> Delivery<'_, '_, G> {
+    /// Waits for what is under way and gives it.
+    fn finish(&mut self) -> Result<()> {
+        let Some((waiting, tokenising)) = self.under_way.take() else { return Ok(()) };
+        let mut tokenised = Vec::new();
+        if let Some(tokenising) = tokenising {
+            let codes = tokenising.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             for codes in codes.as_slice::<u32>()?.chunks(codes.dim(1)) {
                 let narrow = |&code: &u32| {
                     u16::try_from(code).map_err(|_| Error::invalid("a code does not fit 16 bits"))
                 };
                 tokenised.push(codes.iter().map(narrow).collect::<Result<Vec<u16>>>()?);
             }
-            chunk.clear();
         }
         let mut tokenised = tokenised.into_iter();
-        for next in waiting.drain(..) {
+        for next in waiting {
             let codes = match next {
                 Waiting::Codes(codes) => Ok(codes),
                 Waiting::Picture => {
@@ -147,8 +168,8 @@ impl Tokenise<'_> {
                 }
                 Waiting::Failed(error) => Err(error),
             };
-            give(*first, codes)?;
-            *first += 1;
+            (self.give)(self.first, codes)?;
+            self.first += 1;
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ mod torch;
 mod value;
 mod write;
 
-use std::{collections::HashMap, fmt, path::Path, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, path::Path, sync::Arc};
 
 pub use compare::{Differences, OtherShape, Unmatched};
 pub use kind::NumberKind;
@@ -50,6 +50,28 @@ struct Inner {
     tensors: Vec<(String, Stored)>,
     places: HashMap<String, usize>,
     values: Vec<(String, Value)>,
+}
+
+/// Floats in a file, which are read when they are asked for. Cloning is cheap.
+#[derive(Clone)]
+pub(crate) struct Floats(Stored);
+
+impl Floats {
+    /// The tensor's shape.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.0.entry().shape
+    }
+
+    /// The numbers as f32, row by row: without a copy where they lie so in the file.
+    pub(crate) fn values(&self) -> Cow<'_, [f32]> {
+        self.0.floats()
+    }
+}
+
+impl fmt::Debug for Floats {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Floats").field(self.0.entry()).finish()
+    }
 }
 
 /// What a reader found, in the file's order.
@@ -142,6 +164,16 @@ impl Weights {
     /// If there is none of this name.
     pub fn payload(&self, name: &str) -> Result<Payload> {
         Ok(Payload::stored(self.stored(name)?.clone()))
+    }
+
+    /// A tensor of floats, not read yet.
+    ///
+    /// # Errors
+    /// If there is none of this name, or it is not of floats that this program computes with.
+    pub(crate) fn floats(&self, name: &str) -> Result<Floats> {
+        let stored = self.stored(name)?;
+        stored.expect_floats(name)?;
+        Ok(Floats(stored.clone()))
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {

@@ -1,6 +1,7 @@
 //! Mapped files and the tensors that lie in them: a place, a shape and strides, checked once against the file's length.
 
 use std::{
+    borrow::Cow,
     fs::File,
     ops::{Deref, Range},
     path::{Path, PathBuf},
@@ -190,30 +191,63 @@ impl Stored {
         Ok(())
     }
 
+    /// Says how a tensor of more numbers than the file has bytes is refused.
+    fn expect_few(&self, name: &str) -> Result<()> {
+        if self.entry.len() <= self.file.len().saturating_add(EXPANDED_NUMBERS) {
+            return Ok(());
+        }
+        Err(damaged(
+            self.path(),
+            format!(
+                "tensor {name} is one of few numbers expanded to {:?}, more than the whole file holds; save it without \
+                 expanding it",
+                self.entry.shape
+            ),
+        ))
+    }
+
+    /// Refuses what [`floats`](Self::floats) would not give.
+    pub(super) fn expect_floats(&self, name: &str) -> Result<()> {
+        self.expect_few(name)?;
+        if self.entry.kind.is_float() {
+            return Ok(());
+        }
+        Err(damaged(self.path(), format!("tensor {name} is of the kind {}, not of floats", self.entry.kind)))
+    }
+
+    /// Floats as f32: those in the file themselves where they lie there just so. Nothing of kinds that are no float.
+    pub(super) fn floats(&self) -> Cow<'_, [f32]> {
+        let plain = self.entry.kind == NumberKind::F32
+            && self.strides.is_none()
+            && !self.big_endian
+            && cfg!(target_endian = "little");
+        if plain
+            && let Ok(values) =
+                bytemuck::try_cast_slice(&self.file[self.start..self.start + self.entry.bytes()])
+        {
+            return Cow::Borrowed(values);
+        }
+        let mut values = Vec::with_capacity(self.entry.len());
+        let appended = self.each_chunk(|bytes| {
+            self.entry.kind.append_f32(bytes, &mut values);
+            Ok(())
+        });
+        debug_assert!(appended.is_ok(), "appending does not fail");
+        Cow::Owned(values)
+    }
+
     /// Floats as f32, whole numbers and bools as u32.
     pub(super) fn read(&self, name: &str) -> Result<Tensor> {
         let refuse = |message: String| damaged(self.path(), format!("tensor {name} {message}"));
         let Entry { shape, kind } = &self.entry;
-        let numbers = self.entry.len();
-        if numbers > self.file.len().saturating_add(EXPANDED_NUMBERS) {
-            return Err(refuse(format!(
-                "is one of few numbers expanded to {shape:?}, more than the whole file holds; save it without expanding it"
-            )));
-        }
+        self.expect_few(name)?;
         match kind {
             NumberKind::F8E4M3 | NumberKind::F8E5M2 | NumberKind::Complex64 => Err(refuse(format!(
                 "is of the kind {kind}, which this program does not compute with; convert it with the program that wrote it"
             ))),
-            kind if kind.is_float() => {
-                let mut values = Vec::with_capacity(numbers);
-                self.each_chunk(|bytes| {
-                    kind.append_f32(bytes, &mut values);
-                    Ok(())
-                })?;
-                Tensor::new(shape, values)
-            }
+            kind if kind.is_float() => Tensor::new(shape, self.floats().into_owned()),
             kind => {
-                let mut values = Vec::with_capacity(numbers);
+                let mut values = Vec::with_capacity(self.entry.len());
                 self.each_chunk(|bytes| {
                     kind.append_u32(bytes, &mut values).map_err(|value| {
                         refuse(format!("holds {value}, which is not a whole number from 0 to {}", u32::MAX))

@@ -23,10 +23,6 @@ pub mod tolerance {
     pub const PARITY_GRADIENT: f64 = 1e-3;
     /// Losses of training steps against the released code, relative.
     pub const PARITY_LOSS: f64 = 1e-4;
-    /// The VQ-VAE's features in bf16 against the released code in f32.
-    pub const VQVAE_BF16: f64 = 2e-2;
-    /// The share of its codes in bf16 that may be others than in f32.
-    pub const VQVAE_BF16_CODES: f64 = 0.005;
     /// Final weights: this many times the released code's own f32-against-f64 difference.
     pub const PARITY_FINAL_WEIGHTS: f64 = 5.0;
     /// Tensors of released checkpoints against their digests, whose numbers have nine or ten digits.

@@ -1,16 +1,16 @@
 //! The VQ-VAE on a device: pictures and features come from the host and go there.
 
-use std::{
-    fmt,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::network::{Decoder, Encoder, PlacedConvolution, PlacedNorm};
+use super::{
+    Hosted,
+    network::{Decoder, Encoder, PlacedConvolution, PlacedNorm},
+};
 use crate::{
     encode::pyramid::PyramidQuantizer,
     engine::{
         Tensor,
-        cuda::{Buffer, Device, DeviceFloat},
+        cuda::{Buffer, Device},
         ops::pyramid::cuda::{PyramidTables, pyramid_quantize},
     },
     error::Result,
@@ -23,48 +23,33 @@ const PICTURES: usize = 4;
 /// Pictures quantised at once.
 const QUANTISED: usize = 64;
 
-/// The networks and the quantiser on a device, in f32 or bf16.
-pub(super) trait Placed: fmt::Debug + Send + Sync {
-    /// Pictures `[B, 3, side, side]` to features `[B, H², Cvae]`, not checked.
-    fn features(&self, pictures: &[f32], side: usize) -> Result<Vec<f32>>;
-
-    /// Features `[B, side², Cvae]` to pictures `[B, 3, R, R]`, not clamped.
-    fn pictures(&self, features: &[f32], side: usize, picture: usize) -> Result<Vec<f32>>;
-
-    /// Finite features `[B, Cvae, H, H]` to codes `[B, L]`.
-    fn codes(&self, features: &Tensor) -> Result<Tensor>;
-}
-
-/// Those that compute in `T`.
+/// The networks and the quantiser on a device, each put there when it is first used: who reads tokens that were kept uses none,
+/// and who makes them no decoder.
 #[derive(Debug)]
-struct Networks<T: DeviceFloat> {
+pub(super) struct Placed {
     device: Device,
-    encoder: Encoder<PlacedConvolution<T>, PlacedNorm>,
-    decoder: Decoder<PlacedConvolution<T>, PlacedNorm>,
-    tokens: usize,
-    tables: Mutex<PyramidTables>,
+    hosted: Box<Hosted>,
+    encoder: OnceLock<Encoder<PlacedConvolution, PlacedNorm>>,
+    decoder: OnceLock<Decoder<PlacedConvolution, PlacedNorm>>,
+    tables: OnceLock<Mutex<PyramidTables>>,
 }
 
-/// Puts networks and quantiser on a device, activations in `T`.
-///
-/// # Errors
-/// If there is not enough memory.
-pub(super) fn place<T: DeviceFloat>(
-    encoder: &Encoder,
-    decoder: &Decoder,
-    quantizer: &PyramidQuantizer,
-    device: &Device,
-) -> Result<Box<dyn Placed>> {
-    Ok(Box::new(Networks::<T> {
-        device: device.clone(),
-        encoder: encoder.placed(device)?,
-        decoder: decoder.placed(device)?,
-        tokens: quantizer.tokens(),
-        tables: Mutex::new(quantizer.on_device(device, QUANTISED)?),
-    }))
+/// What `slot` holds, made first if it holds nothing.
+fn filled<T>(slot: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(held) = slot.get() {
+        return Ok(held);
+    }
+    let made = make()?;
+    Ok(slot.get_or_init(|| made))
 }
 
-impl<T: DeviceFloat> Networks<T> {
+impl Placed {
+    /// Those of the host, to be put on a device.
+    pub(super) fn new(hosted: Box<Hosted>, device: &Device) -> Self {
+        let device = device.clone();
+        Self { device, hosted, encoder: OnceLock::new(), decoder: OnceLock::new(), tables: OnceLock::new() }
+    }
+
     /// Does `work` on as many pieces of `from` at a time as there always are; the first of what it gives for each are kept.
     fn each(
         &self,
@@ -78,7 +63,7 @@ impl<T: DeviceFloat> Networks<T> {
             while filled.len() < PICTURES * length {
                 filled.extend_from_within(filled.len() - length..);
             }
-            let filled = Tensor::new(&[filled.len()], filled)?.ahead_to(&self.device)?.cast(T::DTYPE)?;
+            let filled = Tensor::new(&[filled.len()], filled)?.ahead_to(&self.device)?;
             made.push((work(&filled)?, pieces.len() / length));
         }
         // Downloads wait, so they come last.
@@ -89,17 +74,19 @@ impl<T: DeviceFloat> Networks<T> {
         }
         Ok(found)
     }
-}
 
-impl<T: DeviceFloat> Placed for Networks<T> {
-    fn features(&self, pictures: &[f32], side: usize) -> Result<Vec<f32>> {
-        self.each(pictures, 3 * side * side, |pictures| self.encoder.run(pictures.buffer::<T>()?, side))
+    /// Pictures `[B, 3, side, side]` to features `[B, H², Cvae]`, not checked.
+    pub(super) fn features(&self, pictures: &[f32], side: usize) -> Result<Vec<f32>> {
+        let encoder = filled(&self.encoder, || self.hosted.encoder.placed(&self.device))?;
+        self.each(pictures, 3 * side * side, |pictures| encoder.run(pictures.buffer::<f32>()?, side))
     }
 
-    fn pictures(&self, features: &[f32], side: usize, picture: usize) -> Result<Vec<f32>> {
-        let length = side * side * self.decoder.channels();
+    /// Features `[B, side², Cvae]` to pictures `[B, 3, R, R]`, not clamped.
+    pub(super) fn pictures(&self, features: &[f32], side: usize, picture: usize) -> Result<Vec<f32>> {
+        let decoder = filled(&self.decoder, || self.hosted.decoder.placed(&self.device))?;
+        let length = side * side * decoder.channels();
         let mut pictures =
-            self.each(features, length, |features| self.decoder.run(features.buffer::<T>()?, side))?;
+            self.each(features, length, |features| decoder.run(features.buffer::<f32>()?, side))?;
         let mut planes = vec![0.0; picture];
         for pixels in pictures.chunks_exact_mut(picture) {
             for (at, pixel) in pixels.chunks_exact(3).enumerate() {
@@ -112,15 +99,18 @@ impl<T: DeviceFloat> Placed for Networks<T> {
         Ok(pictures)
     }
 
-    fn codes(&self, features: &Tensor) -> Result<Tensor> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut codes = Vec::with_capacity(features.dim(0) * self.tokens);
+    /// Finite features `[B, Cvae, H, H]` to codes `[B, L]`.
+    pub(super) fn codes(&self, quantizer: &PyramidQuantizer, features: &Tensor) -> Result<Tensor> {
+        let tables = filled(&self.tables, || Ok(Mutex::new(quantizer.on_device(&self.device, QUANTISED)?)))?;
+        let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = quantizer.tokens();
+        let mut codes = Vec::with_capacity(features.dim(0) * tokens);
         let sample = features.len() / features.dim(0).max(1);
         for some in features.as_slice::<f32>()?.chunks((QUANTISED * sample).max(1)) {
-            let mut found = self.device.uninitialised::<u32>(some.len() / sample * self.tokens)?;
+            let mut found = self.device.uninitialised::<u32>(some.len() / sample * tokens)?;
             pyramid_quantize(&mut found, &self.device.upload(some)?, &mut tables)?;
             codes.extend(found.to_host()?);
         }
-        Tensor::new(&[features.dim(0), self.tokens], codes)
+        Tensor::new(&[features.dim(0), tokens], codes)
     }
 }

@@ -12,7 +12,6 @@ use std::{
     sync::Mutex,
 };
 
-use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +25,7 @@ use crate::{
     error::{Error, Result},
     weights::Weights,
 };
-use device::{Placed, place};
+use device::Placed;
 use network::{Decoder, Encoder, Reader, Workspace};
 
 /// The `kind` in the saved JSON.
@@ -68,7 +67,7 @@ pub struct VqVae {
 #[derive(Debug)]
 enum Networks {
     Host(Box<Hosted>),
-    Device(Box<dyn Placed>),
+    Device(Box<Placed>),
 }
 
 /// The networks on the processor.
@@ -81,7 +80,7 @@ struct Hosted {
 }
 
 impl VqVae {
-    /// Reads the weights.
+    /// Reads the weights: all of them once for their fingerprint, and filters once more when they are first used.
     ///
     /// # Errors
     /// If they cannot be read, a tensor is missing or too many or does not fit the others, or the sides do not fit.
@@ -143,24 +142,16 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// The same tokenizer with its networks and its quantiser on a device, activations in f32 or bf16. Codes are those of the
-    /// processor in f32, but where two are almost equally near; in bf16 more may differ, so [`ImageTokenizer::to_device`] takes f32.
+    /// The same tokenizer with its networks and its quantiser on a device, where each goes when it is first used. Codes are those of the processor, but where two are
+    /// almost equally near.
     ///
     /// # Errors
-    /// If it is on a device already, the type is another one, or there is not enough memory.
-    pub fn placed(self, device: &Device, dtype: DType) -> Result<Self> {
-        let Networks::Host(hosted) = &self.networks else {
+    /// If it is on a device already.
+    pub fn placed(self, device: &Device) -> Result<Self> {
+        let Networks::Host(hosted) = self.networks else {
             return Err(Error::invalid("the VQ-VAE is on a device already; open it once for each"));
         };
-        let Hosted { encoder, decoder, .. } = hosted.as_ref();
-        let networks = match dtype {
-            DType::F32 => place::<f32>(encoder, decoder, &self.quantizer, device)?,
-            DType::Bf16 => place::<bf16>(encoder, decoder, &self.quantizer, device)?,
-            other => {
-                return Err(Error::invalid(format!("the VQ-VAE computes in f32 or bf16, not in {other:?}")));
-            }
-        };
-        Ok(Self { networks: Networks::Device(networks), ..self })
+        Ok(Self { networks: Networks::Device(Box::new(Placed::new(hosted, device))), ..self })
     }
 
     /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names, or those in `moved`.
@@ -212,7 +203,7 @@ impl VqVae {
             ));
         }
         let (values, picture) = (images.as_slice::<f32>()?, 3 * side * side);
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        if let Some(at) = values.par_iter().position_first(|value| !value.is_finite()) {
             return Err(Error::invalid(format!(
                 "picture {} of the batch holds a number that is not finite",
                 at / picture
@@ -297,7 +288,9 @@ impl ImageTokenizer for VqVae {
         let maps = self.maps(images)?;
         match &self.networks {
             Networks::Host(_) => self.quantizer.encode_maps(&maps),
-            Networks::Device(placed) => placed.codes(&self.quantizer.channels_first(images.dim(0), &maps)?),
+            Networks::Device(placed) => {
+                placed.codes(&self.quantizer, &self.quantizer.channels_first(images.dim(0), &maps)?)
+            }
         }
     }
 
@@ -320,6 +313,6 @@ impl ImageTokenizer for VqVae {
     }
 
     fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn ImageTokenizer>> {
-        Ok(Box::new(self.placed(device, DType::F32)?))
+        Ok(Box::new(self.placed(device)?))
     }
 }

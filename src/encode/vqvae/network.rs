@@ -7,6 +7,7 @@ mod device;
 
 use std::collections::BTreeSet;
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::normalisation::GroupNorm;
@@ -21,10 +22,13 @@ use crate::{
     },
     error::{Error, Result},
     files::hexadecimal,
-    weights::Weights,
+    weights::{Floats, Weights},
 };
 
 pub(super) use device::{PlacedConvolution, PlacedNorm};
+
+/// Numbers that one task looks at, of those read.
+const CHECKED: usize = 1 << 16;
 
 /// Working space of one picture, kept from picture to picture.
 #[derive(Debug, Default)]
@@ -58,27 +62,36 @@ impl<'a> Reader<'a> {
 
     /// The tensor of a name, as f32.
     pub(super) fn tensor(&mut self, name: String) -> Result<Tensor> {
-        let tensor = self.weights.read(&name)?;
-        let values = tensor.as_slice::<f32>()?;
-        if values.iter().any(|value| !value.is_finite()) {
+        let floats = self.floats(name)?;
+        Tensor::new(floats.shape(), floats.values().into_owned())
+    }
+
+    /// The same, checked but not kept.
+    fn floats(&mut self, name: String) -> Result<Floats> {
+        let floats = self.weights.floats(&name)?;
+        let values = floats.values();
+        self.hash.update(format!("{name}{:?}", floats.shape()));
+        // The digest is one long chain, the slowest part of opening the weights.
+        let (hash, looked_at) = (&mut self.hash, values.par_chunks(CHECKED));
+        let (finite, ()) = rayon::join(
+            || looked_at.all(|values| values.iter().fold(true, |finite, value| finite & value.is_finite())),
+            || hash.update(bytemuck::cast_slice::<f32, u8>(&values)),
+        );
+        if !finite {
             return Err(damaged(self.weights.path(), format!("{name} holds a number that is not finite")));
         }
-        self.hash.update(format!("{name}{:?}", tensor.shape()));
-        self.hash.update(bytemuck::cast_slice::<f32, u8>(values));
+        drop(values);
         self.read.insert(name);
-        Ok(tensor)
+        Ok(floats)
     }
 
     fn has(&self, name: &str) -> bool {
         self.weights.contains(&format!("{name}.weight"))
     }
 
-    fn pair(&mut self, name: &str) -> Result<[Tensor; 2]> {
-        Ok([self.tensor(format!("{name}.weight"))?, self.tensor(format!("{name}.bias"))?])
-    }
-
     pub(super) fn convolution(&mut self, name: &str) -> Result<Convolution> {
-        let [weight, bias] = self.pair(name)?;
+        let weight = self.floats(format!("{name}.weight"))?;
+        let bias = self.tensor(format!("{name}.bias"))?;
         if !matches!(*weight.shape(), [_, _, 3, 3] | [_, _, 1, 1]) {
             return Err(Error::shape(
                 "convolution",
@@ -88,11 +101,12 @@ impl<'a> Reader<'a> {
                 ),
             ));
         }
-        Convolution::new(name, &weight, &bias)
+        Convolution::in_file(name, weight, &bias)
     }
 
     fn norm(&mut self, name: &str) -> Result<GroupNorm> {
-        let [scale, shift] = self.pair(name)?;
+        let scale = self.tensor(format!("{name}.weight"))?;
+        let shift = self.tensor(format!("{name}.bias"))?;
         GroupNorm::new(name, &scale, &shift)
     }
 

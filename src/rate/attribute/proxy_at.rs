@@ -66,7 +66,7 @@ impl<'a> ProxyAt<'a> {
         let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
         let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
         let saved = Checkpoint::load(&held.folder)?;
-        let (proxy, mut parameters) = Proxy::new(&backbone, DType::F32, 0)?;
+        let (proxy, mut parameters) = Proxy::undrawn(&backbone, DType::F32)?;
         restore_weights(&held.folder, &saved.proxy, &mut parameters)?;
         let optimizer = match setting.request.geometry {
             Geometry::Sgd => None,

@@ -8,7 +8,7 @@ use crate::{
     encode::pyramid::{CodeReader, Reach},
     engine::{Accumulate, DType, Parameters, Tape, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
     error::{Error, Result},
-    models::{Mode, Proxy},
+    models::{BackboneConfig, Mode, Proxy},
     train::{
         batch::{Batch, token_measures},
         optimizer::{AdamW, AdamWSettings},
@@ -89,20 +89,36 @@ pub(super) struct MicroStep {
     pub(super) iteration: u64,
 }
 
+fn backbone(config: &Config, [vocabulary, code_channels, text_channels]: [usize; 3]) -> BackboneConfig {
+    config.proxy_backbone(vocabulary, code_channels, text_channels)
+}
+
 impl Model {
     /// A model with freshly drawn weights, as a configuration says, for a tokenizer of `vocabulary` codes of
     /// `code_channels` channels and an encoder of `text_channels` channels.
     ///
     /// # Errors
     /// If the sizes do not fit together.
-    pub fn new(config: &Config, [vocabulary, code_channels, text_channels]: [usize; 3]) -> Result<Self> {
-        let backbone = config.proxy_backbone(vocabulary, code_channels, text_channels);
-        let (network, mut parameters) = Proxy::new(&backbone, DType::F32, config.seed.wrapping_mul(2))?;
+    pub fn new(config: &Config, sizes: [usize; 3]) -> Result<Self> {
+        let network = Proxy::new(&backbone(config, sizes), DType::F32, config.seed.wrapping_mul(2))?;
+        let mut model = Self::of(config, network);
         if config.networks.zero_cross_attention {
-            crate::models::init::zero_cross_projections(&mut parameters)?;
+            crate::models::init::zero_cross_projections(&mut model.parameters)?;
         }
+        Ok(model)
+    }
+
+    /// The same, its weights about to be replaced by those of a checkpoint: nothing is drawn.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub(crate) fn undrawn(config: &Config, sizes: [usize; 3]) -> Result<Self> {
+        Ok(Self::of(config, Proxy::undrawn(&backbone(config, sizes), DType::F32)?))
+    }
+
+    fn of(config: &Config, (network, parameters): (Proxy, Parameters)) -> Self {
         let settings = AdamWSettings { clip: config.training.clip, ..AdamWSettings::default() };
-        Ok(Self {
+        Self {
             network,
             optimizer: AdamW::new(&parameters, decays, settings),
             parameters,
@@ -110,7 +126,7 @@ impl Model {
             smoothing: config.training.label_smoothing,
             recompute: config.recompute,
             seed: config.seed,
-        })
+        }
     }
 
     /// Moves weights and optimiser to a device; activations get the type `compute`.

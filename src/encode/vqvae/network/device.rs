@@ -1,4 +1,6 @@
-//! The same layers on a device, of several pictures at once.
+//! The same layers on a device, of several pictures at once, in f32.
+
+use half::{bf16, f16};
 
 use super::{Attention, Decoder, Encoder, Head, Level, Middle, Residual, attention_scale};
 use crate::{
@@ -7,8 +9,7 @@ use crate::{
         vqvae::normalisation::{EPSILON, GROUPS, GroupNorm},
     },
     engine::{
-        Tensor,
-        cuda::{Buffer, Device, DeviceFloat, Operand, Products, Target},
+        cuda::{Buffer, Device, Operand, Products, Target},
         ops::{
             convolution::cuda::{Filters, Maps, Window, convolve},
             group_norm::cuda as group_norm,
@@ -19,16 +20,16 @@ use crate::{
 };
 
 /// Maps of all pictures that are worked on.
-struct Stream<T: DeviceFloat> {
+struct Stream {
     samples: usize,
     side: usize,
     channels: usize,
     /// `[samples, side, side, channels]`, or with `planes` `[samples, channels, side, side]`.
-    values: Buffer<T>,
+    values: Buffer<f32>,
     planes: bool,
 }
 
-impl<T: DeviceFloat> Stream<T> {
+impl Stream {
     fn new(device: &Device, samples: usize, side: usize, channels: usize) -> Result<Self> {
         let values = device.uninitialised(samples * side * side * channels)?;
         Ok(Self { samples, side, channels, values, planes: false })
@@ -38,88 +39,69 @@ impl<T: DeviceFloat> Stream<T> {
         self.values.device()
     }
 
-    fn maps(&self) -> Maps<'_, T> {
+    fn maps(&self) -> Maps<'_> {
         Maps { values: &self.values, side: self.side, channels: self.channels, planes: self.planes }
     }
 }
 
-#[derive(Debug)]
-enum Weight<T: DeviceFloat> {
-    /// Of 3×3.
-    Square(Filters<T>),
-    /// Of one pixel, `[O, I]`.
-    Point(Buffer<T>),
+/// What is known of the numbers that a convolution takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// They come from a norm: about 1, the largest of a map of `n` numbers a group being `√n` times the norm's scale.
+    Normed,
+    /// Nothing: the residual stream of trained networks reaches beyond what f16 holds.
+    Any,
 }
 
-/// A convolution on a device, computed in `T` with sums in f32.
 #[derive(Debug)]
-pub(in crate::encode::vqvae) struct PlacedConvolution<T: DeviceFloat> {
+enum Weight {
+    Normed(Filters<f16>),
+    Any(Filters<bf16>),
+}
+
+/// A convolution on a device.
+#[derive(Debug)]
+pub(in crate::encode::vqvae) struct PlacedConvolution {
     inputs: usize,
     outputs: usize,
-    weight: Weight<T>,
-    bias: Buffer<T>,
-    /// The same for results in f32.
-    wide_bias: Buffer<f32>,
+    /// Filters of one pixel see no other, whatever window the layer has.
+    point: bool,
+    weight: Weight,
+    bias: Buffer<f32>,
 }
 
-impl<T: DeviceFloat> PlacedConvolution<T> {
-    fn new(convolution: &Convolution, device: &Device) -> Result<Self> {
+impl PlacedConvolution {
+    fn new(convolution: &Convolution, device: &Device, takes: Takes) -> Result<Self> {
         let (inputs, outputs) = (convolution.inputs(), convolution.outputs());
-        let [weight, bias] = [convolution.weight(), convolution.bias()].map(|values| -> Result<Tensor> {
-            Tensor::new(&[values.len()], values.to_vec())?.cast(T::DTYPE)
-        });
-        let (weight, bias) = (weight?, bias?);
-        let weight = match convolution.size() {
-            [1, 1] => Weight::Point(device.upload(weight.as_slice::<T>()?)?),
-            _ => Weight::Square(Filters::new(device, weight.as_slice::<T>()?, inputs, outputs)?),
+        let [rows, columns] = convolution.size();
+        let filters = convolution.filters();
+        let sizes = [rows * columns, inputs, outputs];
+        let weight = match takes {
+            Takes::Normed => Weight::Normed(Filters::new(device, &filters, sizes)?),
+            Takes::Any => Weight::Any(Filters::new(device, &filters, sizes)?),
         };
-        let bias = device.upload(bias.as_slice::<T>()?)?;
-        Ok(Self { inputs, outputs, weight, bias, wide_bias: device.upload(convolution.bias())? })
+        let bias = device.upload(convolution.bias())?;
+        Ok(Self { inputs, outputs, point: rows * columns == 1, weight, bias })
     }
 
     /// `y = conv(x) + bias`, or `y += conv(x) + bias` with `add`.
-    fn run<O: DeviceFloat>(
-        &self,
-        y: &mut Buffer<O>,
-        x: &Stream<T>,
-        window: Window,
-        bias: &Buffer<O>,
-        add: bool,
-    ) -> Result<()> {
+    fn run(&self, y: &mut Buffer<f32>, x: &Stream, window: Window, add: bool) -> Result<()> {
+        let window = if self.point { Window::POINT } else { window };
         match &self.weight {
-            Weight::Square(filters) => convolve(y, &x.maps(), filters, bias, window, add),
-            Weight::Point(weight) => {
-                let products = Products {
-                    sizes: [x.samples * x.side * x.side, self.outputs, self.inputs],
-                    batch: 1,
-                    a: Operand::of(&x.values, self.inputs),
-                    b: Operand::of(weight, self.inputs).transposed(),
-                    bias: Some(bias),
-                    alpha: 1.0,
-                    beta: if add { 1.0 } else { 0.0 },
-                };
-                let target = Target { buffer: y, first: 0, row: self.outputs, step: 0 };
-                x.device().products(target, &products)
-            }
+            Weight::Normed(filters) => convolve(y, &x.maps(), filters, &self.bias, window, add),
+            Weight::Any(filters) => convolve(y, &x.maps(), filters, &self.bias, window, add),
         }
     }
 
-    fn apply(&self, x: &Stream<T>, window: Window) -> Result<Stream<T>> {
+    fn apply(&self, x: &Stream, window: Window) -> Result<Stream> {
         let mut y = Stream::new(x.device(), x.samples, window.side(x.side), self.outputs)?;
-        self.run(&mut y.values, x, window, &self.bias, false)?;
+        self.run(&mut y.values, x, window, false)?;
         Ok(y)
     }
 
     /// `y += conv(x) + bias`.
-    fn add_to(&self, y: &mut Stream<T>, x: &Stream<T>) -> Result<()> {
-        self.run(&mut y.values, x, Window::SAME, &self.bias, true)
-    }
-
-    /// The result in f32, for what leaves the networks.
-    fn apply_wide(&self, x: &Stream<T>) -> Result<Buffer<f32>> {
-        let mut y = x.device().uninitialised(x.samples * x.side * x.side * self.outputs)?;
-        self.run(&mut y, x, Window::SAME, &self.wide_bias, false)?;
-        Ok(y)
+    fn add_to(&self, y: &mut Stream, x: &Stream) -> Result<()> {
+        self.run(&mut y.values, x, Window::SAME, true)
     }
 }
 
@@ -137,7 +119,7 @@ impl PlacedNorm {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
-    fn run<T: DeviceFloat>(&self, x: &Stream<T>, silu: bool) -> Result<Stream<T>> {
+    fn run(&self, x: &Stream, silu: bool) -> Result<Stream> {
         let mut y = Stream::new(x.device(), x.samples, x.side, x.channels)?;
         let norm = group_norm::GroupNorm {
             groups: GROUPS,
@@ -151,21 +133,27 @@ impl PlacedNorm {
     }
 }
 
-type Layer<T> = PlacedConvolution<T>;
+type Layer = PlacedConvolution;
 
 impl Residual {
-    fn placed<T: DeviceFloat>(&self, device: &Device) -> Result<Residual<Layer<T>, PlacedNorm>> {
+    fn placed(&self, device: &Device) -> Result<Residual<Layer, PlacedNorm>> {
         let Self { norms: [norm, second_norm], convolutions: [first, second], shortcut } = self;
         Ok(Residual {
             norms: [PlacedNorm::new(norm, device)?, PlacedNorm::new(second_norm, device)?],
-            convolutions: [Layer::new(first, device)?, Layer::new(second, device)?],
-            shortcut: shortcut.as_ref().map(|shortcut| Layer::new(shortcut, device)).transpose()?,
+            convolutions: [
+                Layer::new(first, device, Takes::Normed)?,
+                Layer::new(second, device, Takes::Normed)?,
+            ],
+            shortcut: shortcut
+                .as_ref()
+                .map(|shortcut| Layer::new(shortcut, device, Takes::Any))
+                .transpose()?,
         })
     }
 }
 
-impl<T: DeviceFloat> Residual<Layer<T>, PlacedNorm> {
-    fn run(&self, x: Stream<T>) -> Result<Stream<T>> {
+impl Residual<Layer, PlacedNorm> {
+    fn run(&self, x: Stream) -> Result<Stream> {
         let hidden = self.convolutions[0].apply(&self.norms[0].run(&x, true)?, Window::SAME)?;
         let hidden = self.norms[1].run(&hidden, true)?;
         let mut y = match &self.shortcut {
@@ -178,17 +166,17 @@ impl<T: DeviceFloat> Residual<Layer<T>, PlacedNorm> {
 }
 
 impl Attention {
-    fn placed<T: DeviceFloat>(&self, device: &Device) -> Result<Attention<Layer<T>, PlacedNorm>> {
+    fn placed(&self, device: &Device) -> Result<Attention<Layer, PlacedNorm>> {
         Ok(Attention {
             norm: PlacedNorm::new(&self.norm, device)?,
-            query_key_value: Layer::new(&self.query_key_value, device)?,
-            projection: Layer::new(&self.projection, device)?,
+            query_key_value: Layer::new(&self.query_key_value, device, Takes::Normed)?,
+            projection: Layer::new(&self.projection, device, Takes::Any)?,
         })
     }
 }
 
-impl<T: DeviceFloat> Attention<Layer<T>, PlacedNorm> {
-    fn run(&self, mut x: Stream<T>) -> Result<Stream<T>> {
+impl Attention<Layer, PlacedNorm> {
+    fn run(&self, mut x: Stream) -> Result<Stream> {
         let (device, samples, channels) = (x.device().clone(), x.samples, x.channels);
         let (pixels, wide) = (x.side * x.side, 3 * channels);
         let parts = self.query_key_value.apply(&self.norm.run(&x, false)?, Window::SAME)?;
@@ -209,7 +197,7 @@ impl<T: DeviceFloat> Attention<Layer<T>, PlacedNorm> {
         };
         let target = Target { buffer: &mut scores, first: 0, row: pixels, step: pixels * pixels };
         device.products(target, &products)?;
-        let mut weights = device.uninitialised::<T>(scores.len())?;
+        let mut weights = device.uninitialised::<f32>(scores.len())?;
         let scores = Scores {
             products: &scores,
             sizes: [samples, 1, pixels, pixels],
@@ -238,20 +226,20 @@ impl<T: DeviceFloat> Attention<Layer<T>, PlacedNorm> {
 }
 
 impl Level {
-    fn placed<T: DeviceFloat>(&self, device: &Device) -> Result<Level<Layer<T>, PlacedNorm>> {
+    fn placed(&self, device: &Device) -> Result<Level<Layer, PlacedNorm>> {
         let blocks = self.blocks.iter().map(|(block, attention)| {
             let attention = attention.as_ref().map(|attention| attention.placed(device)).transpose()?;
             Ok((block.placed(device)?, attention))
         });
         Ok(Level {
             blocks: blocks.collect::<Result<_>>()?,
-            resize: self.resize.as_ref().map(|resize| Layer::new(resize, device)).transpose()?,
+            resize: self.resize.as_ref().map(|resize| Layer::new(resize, device, Takes::Any)).transpose()?,
         })
     }
 }
 
-impl<T: DeviceFloat> Level<Layer<T>, PlacedNorm> {
-    fn run(&self, mut x: Stream<T>, resizing: Window) -> Result<Stream<T>> {
+impl Level<Layer, PlacedNorm> {
+    fn run(&self, mut x: Stream, resizing: Window) -> Result<Stream> {
         for (block, attention) in &self.blocks {
             x = block.run(x)?;
             if let Some(attention) = attention {
@@ -266,7 +254,7 @@ impl<T: DeviceFloat> Level<Layer<T>, PlacedNorm> {
 }
 
 impl Middle {
-    fn placed<T: DeviceFloat>(&self, device: &Device) -> Result<Middle<Layer<T>, PlacedNorm>> {
+    fn placed(&self, device: &Device) -> Result<Middle<Layer, PlacedNorm>> {
         Ok(Middle {
             before: self.before.placed(device)?,
             attention: self.attention.as_ref().map(|attention| attention.placed(device)).transpose()?,
@@ -275,8 +263,8 @@ impl Middle {
     }
 }
 
-impl<T: DeviceFloat> Middle<Layer<T>, PlacedNorm> {
-    fn run(&self, x: Stream<T>) -> Result<Stream<T>> {
+impl Middle<Layer, PlacedNorm> {
+    fn run(&self, x: Stream) -> Result<Stream> {
         let mut x = self.before.run(x)?;
         if let Some(attention) = &self.attention {
             x = attention.run(x)?;
@@ -286,39 +274,39 @@ impl<T: DeviceFloat> Middle<Layer<T>, PlacedNorm> {
 }
 
 impl Head {
-    fn placed<T: DeviceFloat>(&self, device: &Device) -> Result<Head<Layer<T>, PlacedNorm>> {
+    fn placed(&self, device: &Device) -> Result<Head<Layer, PlacedNorm>> {
         Ok(Head {
             norm: PlacedNorm::new(&self.norm, device)?,
-            convolution: Layer::new(&self.convolution, device)?,
+            convolution: Layer::new(&self.convolution, device, Takes::Normed)?,
         })
     }
 }
 
 impl Encoder {
-    /// The same network on a device, activations in `T`.
+    /// The same network on a device.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub(in crate::encode::vqvae) fn placed<T: DeviceFloat>(
+    pub(in crate::encode::vqvae) fn placed(
         &self,
         device: &Device,
-    ) -> Result<Encoder<PlacedConvolution<T>, PlacedNorm>> {
+    ) -> Result<Encoder<PlacedConvolution, PlacedNorm>> {
         Ok(Encoder {
-            first: Layer::new(&self.first, device)?,
+            first: Layer::new(&self.first, device, Takes::Any)?,
             levels: self.levels.iter().map(|level| level.placed(device)).collect::<Result<_>>()?,
             middle: self.middle.placed(device)?,
             head: self.head.placed(device)?,
-            last: Layer::new(&self.last, device)?,
+            last: Layer::new(&self.last, device, Takes::Any)?,
         })
     }
 }
 
-impl<T: DeviceFloat> Encoder<PlacedConvolution<T>, PlacedNorm> {
+impl Encoder<PlacedConvolution, PlacedNorm> {
     /// Pictures `[B, 3, side, side]` to features `[B, H · H, Cvae]`, not checked.
     ///
     /// # Errors
     /// If the sizes do not fit, there is not enough memory, or the device fails.
-    pub(in crate::encode::vqvae) fn run(&self, pictures: &Buffer<T>, side: usize) -> Result<Buffer<f32>> {
+    pub(in crate::encode::vqvae) fn run(&self, pictures: &Buffer<f32>, side: usize) -> Result<Buffer<f32>> {
         let samples = pictures.len() / (3 * side * side);
         let x = Stream { samples, side, channels: 3, values: pictures.try_clone()?, planes: true };
         let mut x = self.first.apply(&x, Window::SAME)?;
@@ -327,22 +315,22 @@ impl<T: DeviceFloat> Encoder<PlacedConvolution<T>, PlacedNorm> {
         }
         let x = self.middle.run(x)?;
         let x = self.head.convolution.apply(&self.head.norm.run(&x, true)?, Window::SAME)?;
-        self.last.apply_wide(&x)
+        Ok(self.last.apply(&x, Window::SAME)?.values)
     }
 }
 
 impl Decoder {
-    /// The same network on a device, activations in `T`.
+    /// The same network on a device.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub(in crate::encode::vqvae) fn placed<T: DeviceFloat>(
+    pub(in crate::encode::vqvae) fn placed(
         &self,
         device: &Device,
-    ) -> Result<Decoder<PlacedConvolution<T>, PlacedNorm>> {
+    ) -> Result<Decoder<PlacedConvolution, PlacedNorm>> {
         Ok(Decoder {
-            before: Layer::new(&self.before, device)?,
-            first: Layer::new(&self.first, device)?,
+            before: Layer::new(&self.before, device, Takes::Any)?,
+            first: Layer::new(&self.first, device, Takes::Any)?,
             middle: self.middle.placed(device)?,
             levels: self.levels.iter().map(|level| level.placed(device)).collect::<Result<_>>()?,
             head: self.head.placed(device)?,
@@ -350,7 +338,7 @@ impl Decoder {
     }
 }
 
-impl<T: DeviceFloat> Decoder<PlacedConvolution<T>, PlacedNorm> {
+impl Decoder<PlacedConvolution, PlacedNorm> {
     /// Channels of the features, `Cvae`.
     pub(in crate::encode::vqvae) fn channels(&self) -> usize {
         self.before.inputs
@@ -360,7 +348,7 @@ impl<T: DeviceFloat> Decoder<PlacedConvolution<T>, PlacedNorm> {
     ///
     /// # Errors
     /// If the sizes do not fit, there is not enough memory, or the device fails.
-    pub(in crate::encode::vqvae) fn run(&self, features: &Buffer<T>, side: usize) -> Result<Buffer<f32>> {
+    pub(in crate::encode::vqvae) fn run(&self, features: &Buffer<f32>, side: usize) -> Result<Buffer<f32>> {
         let channels = self.channels();
         let samples = features.len() / (side * side * channels);
         let x = Stream { samples, side, channels, values: features.try_clone()?, planes: false };
@@ -369,6 +357,6 @@ impl<T: DeviceFloat> Decoder<PlacedConvolution<T>, PlacedNorm> {
         for level in &self.levels {
             x = level.run(x, Window::DOUBLING)?;
         }
-        self.head.convolution.apply_wide(&self.head.norm.run(&x, true)?)
+        Ok(self.head.convolution.apply(&self.head.norm.run(&x, true)?, Window::SAME)?.values)
     }
 }

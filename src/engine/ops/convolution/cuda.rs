@@ -1,5 +1,11 @@
-//! Launches of `kernels/convolution.cu`, and the products with the filters.
+//! Launches of `kernels/convolution.cu`, and the products with the filters: convolutions in f32 on the tensor cores.
+//!
+//! Tensor cores multiply numbers of 16 bits and add up in f32. So every f32 is split into parts of 16 bits, of which each is
+//! what those before it left over: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`, products of parts too small to
+//! count in f32 being left out. See [`Part`] for which parts there are.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+
+use half::{bf16, f16};
 
 use crate::{
     engine::{
@@ -14,37 +20,90 @@ const OP: &str = "convolution";
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
 /// The most that windows are written of at once, in bytes: enough rows for every multiprocessor of a card to have a tile of
-/// the product, few enough for memory.
+/// the product, few enough for them to be in the cache when they are multiplied.
 const WINDOW_BYTES: usize = 64 << 20;
+/// Filters are multiplied by a power of two that brings the largest number near this one: in f16, too, what is small then
+/// keeps its bits, and its parts theirs.
+const LARGEST: f32 = 4096.0;
+
+/// What an f32 is split into parts of.
+///
+/// f16 in two parts holds 22 bits, which is as good as f32 for numbers of the size of 1, such as norms give; but one beyond
+/// 65504 becomes an infinity, which the result then shows. bf16 in three parts holds all bits of any number, and takes twice
+/// the work.
+pub trait Part: Factor {
+    /// How many.
+    const PARTS: usize;
+
+    /// The nearest number of this type.
+    fn nearest(value: f32) -> Self;
+
+    /// The same number as an f32.
+    fn wide(self) -> f32;
+}
+
+impl Part for f16 {
+    const PARTS: usize = 2;
+
+    fn nearest(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Part for bf16 {
+    const PARTS: usize = 3;
+
+    fn nearest(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+}
 
 /// Where the window of an output pixel lies: at `(y, x)` it begins at `(stride·y − before, stride·x − before)` of the map, each
 /// pixel of which stands `up` times in either direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
+    /// 1 or 2.
     up: usize,
     stride: usize,
     before: usize,
+    /// Pixels of its own side.
+    size: usize,
 }
 
 impl Window {
+    /// The pixel alone.
+    pub const POINT: Self = Self { up: 1, stride: 1, before: 0, size: 1 };
     /// Around each pixel.
-    pub const SAME: Self = Self { up: 1, stride: 1, before: 1 };
+    pub const SAME: Self = Self { up: 1, stride: 1, before: 1, size: 3 };
     /// From every second pixel on, with zeros past the end alone.
-    pub const HALVING: Self = Self { up: 1, stride: 2, before: 0 };
+    pub const HALVING: Self = Self { up: 1, stride: 2, before: 0, size: 3 };
     /// Around each pixel of the map at twice its side.
-    pub const DOUBLING: Self = Self { up: 2, stride: 1, before: 1 };
+    pub const DOUBLING: Self = Self { up: 2, stride: 1, before: 1, size: 3 };
 
     /// The side of what comes out of a map of this side.
     pub fn side(self, side: usize) -> usize {
         side * self.up / self.stride
     }
+
+    /// Pixels of a window.
+    fn taps(self) -> usize {
+        self.size * self.size
+    }
 }
 
 /// Maps of several samples.
 #[derive(Clone, Copy, Debug)]
-pub struct Maps<'a, T: Factor> {
+pub struct Maps<'a> {
     /// `[B, side, side, C]`, or with `planes` `[B, C, side, side]`.
-    pub values: &'a Buffer<T>,
+    pub values: &'a Buffer<f32>,
     /// Pixels of a side.
     pub side: usize,
     /// Channels of a pixel, `C`.
@@ -53,7 +112,7 @@ pub struct Maps<'a, T: Factor> {
     pub planes: bool,
 }
 
-impl<T: Factor> Maps<'_, T> {
+impl Maps<'_> {
     fn samples(&self) -> Result<usize> {
         let (len, map) = (self.values.len(), self.side * self.side * self.channels);
         if map == 0 || len == 0 || !len.is_multiple_of(map) {
@@ -69,36 +128,56 @@ impl<T: Factor> Maps<'_, T> {
     }
 }
 
-/// Filters of 3×3 with their biases, in a device's memory.
+/// Filters of 3×3 or 1×1 in a device's memory, split into parts.
 #[derive(Debug)]
-pub struct Filters<T: Factor> {
-    /// `[width, O]`: the numbers of a window, one after the other, and zeros.
-    weight: Buffer<T>,
+pub struct Filters<P: Part> {
+    /// For every part `p` of the filters, `PARTS − p` times the same `[width, row]`: the numbers of a window, one after the
+    /// other, and zeros; of the outputs, and zeros. So the first `PARTS − p` parts of a row of windows meet part `p` in one
+    /// product.
+    weight: Buffer<P>,
     width: usize,
+    row: usize,
+    taps: usize,
     inputs: usize,
     outputs: usize,
+    /// What takes the filters' factor off.
+    alpha: f32,
 }
 
-impl<T: Factor> Filters<T> {
-    /// From filters `[3, 3, I, O]`.
+impl<P: Part> Filters<P> {
+    /// From filters `[taps, I, O]`, of 9 taps or one.
     ///
     /// # Errors
     /// If the sizes do not fit, or there is not enough memory.
-    pub fn new(device: &Device, filters: &[T], inputs: usize, outputs: usize) -> Result<Self> {
-        if inputs == 0 || outputs == 0 || filters.len() != 9 * inputs * outputs {
+    pub fn new(device: &Device, filters: &[f32], [taps, inputs, outputs]: [usize; 3]) -> Result<Self> {
+        if !matches!(taps, 1 | 9) || inputs == 0 || outputs == 0 || filters.len() != taps * inputs * outputs {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "{} numbers are not filters of 3×3 from {inputs} to {outputs} channels",
+                    "{} numbers are not filters of 9 taps or one, but {taps}, from {inputs} to {outputs} channels",
                     filters.len()
                 ),
             ));
         }
         // Rows of 16 bytes are what products read best.
-        let width = (9 * inputs).next_multiple_of(8);
-        let mut padded = filters.to_vec();
-        padded.resize(width * outputs, T::default());
-        Ok(Self { weight: device.upload(&padded)?, width, inputs, outputs })
+        let (width, row) = ((taps * inputs).next_multiple_of(8), outputs.next_multiple_of(8));
+        let most = filters.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        let scale = if most > 0.0 {
+            power_of_two((LARGEST / most).clamp(2f32.powi(-100), 2f32.powi(100)))
+        } else {
+            1.0
+        };
+        let mut rest = vec![0.0; width * row];
+        for (rest, filters) in rest.chunks_exact_mut(row).zip(filters.chunks_exact(outputs)) {
+            rest.iter_mut().zip(filters).for_each(|(rest, value)| *rest = value * scale);
+        }
+        let mut parts = Vec::with_capacity(P::PARTS * (P::PARTS + 1) / 2 * rest.len());
+        for part in 0..P::PARTS {
+            let rounded: Vec<P> = rest.iter().map(|&value| P::nearest(value)).collect();
+            rest.iter_mut().zip(&rounded).for_each(|(rest, rounded)| *rest -= rounded.wide());
+            (part..P::PARTS).for_each(|_| parts.extend_from_slice(&rounded));
+        }
+        Ok(Self { weight: device.upload(&parts)?, width, row, taps, inputs, outputs, alpha: 1.0 / scale })
     }
 
     /// Channels that come out, `O`.
@@ -107,24 +186,33 @@ impl<T: Factor> Filters<T> {
     }
 }
 
-/// Writes the windows of `count` output pixels from `first` on, `[count, width]`, to the beginning of `rows`.
+/// The power of two at or below a number, which is positive and not subnormal.
+fn power_of_two(value: f32) -> f32 {
+    f32::from_bits(value.to_bits() & 0xff80_0000)
+}
+
+/// Writes the windows of `count` output pixels from `first` on, `[count, PARTS, width]`, to the beginning of `rows`.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn windows<T: Factor>(
-    rows: &mut Buffer<T>,
-    maps: &Maps<'_, T>,
+pub fn windows<P: Part>(
+    rows: &mut Buffer<P>,
+    maps: &Maps<'_>,
     window: Window,
     [first, count, width]: [usize; 3],
 ) -> Result<()> {
     let side = window.side(maps.side);
     let pixels = maps.samples()? * side * side;
-    if first + count > pixels || width < 9 * maps.channels || rows.len() < count * width {
+    if first + count > pixels
+        || width < window.taps() * maps.channels
+        || rows.len() < count * P::PARTS * width
+    {
         return Err(Error::shape(
             OP,
             format!(
-                "windows {first} to {} of {pixels}, rows of {width} for {} channels, into {} numbers",
+                "windows {first} to {} of {pixels}, {} parts of {width} for {} channels, into {} numbers",
                 first + count,
+                P::PARTS,
                 maps.channels,
                 rows.len()
             ),
@@ -144,38 +232,42 @@ pub fn windows<T: Factor>(
         whole(window.up)?,
         whole(window.stride)?,
         whole(window.before)?,
+        whole(window.size)?,
         whole(first)?,
         whole(count)?,
         whole(width)?,
         Argument::U32(u32::from(maps.planes)),
     ];
-    let kernel = Kernel::of::<T>(OP, "convolution_windows");
+    let kernel = Kernel::of::<P>(OP, "convolution_windows");
     let launch = Launch::linear(blocks(OP, count, ROWS)?, THREADS);
     // SAFETY: arguments in the kernel's order; the rows are borrowed mutably; the sizes were compared above, and all pixels
     // fit 32 bits; both buffers live, and are freed in the order of the work.
     unsafe { maps.values.device().launch(&kernel, &launch, &arguments) }
 }
 
-/// `y = conv(maps) + bias`, or `y += conv(maps) + bias` with `add`; `y` `[B, side', side', O]` in the type of the maps or in
-/// f32, `bias` `[O]` in that of `y`.
+/// `y = conv(maps) + bias`, or `y += conv(maps) + bias` with `add`; `y` `[B, side', side', O]`, `bias` `[O]`.
 ///
-/// The pixels are done in equal parts, so that all of them are computed alike.
+/// The pixels are done in equal portions, so that all of them are computed alike.
 ///
 /// # Errors
 /// If the sizes do not fit, there is not enough memory, or the device fails.
-pub fn convolve<T: Factor, O: Factor>(
-    y: &mut Buffer<O>,
-    maps: &Maps<'_, T>,
-    filters: &Filters<T>,
-    bias: &Buffer<O>,
+pub fn convolve<P: Part>(
+    y: &mut Buffer<f32>,
+    maps: &Maps<'_>,
+    filters: &Filters<P>,
+    bias: &Buffer<f32>,
     window: Window,
     add: bool,
 ) -> Result<()> {
-    let Filters { ref weight, width, inputs, outputs } = *filters;
-    if inputs != maps.channels {
+    let Filters { ref weight, width, row: filters_row, taps, inputs, outputs, alpha } = *filters;
+    if inputs != maps.channels || taps != window.taps() {
         return Err(Error::shape(
             OP,
-            format!("{inputs} channels are taken, but {} are given", maps.channels),
+            format!(
+                "{taps} taps of {inputs} channels are taken, but {} of {} are given",
+                window.taps(),
+                maps.channels
+            ),
         ));
     }
     let side = window.side(maps.side);
@@ -185,24 +277,30 @@ pub fn convolve<T: Factor, O: Factor>(
         return Ok(());
     }
     let device = maps.values.device();
-    let line = side * width * size_of::<T>();
-    let most = (WINDOW_BYTES / line).clamp(1, lines);
-    let part = (1..=most).rev().find(|part| lines.is_multiple_of(*part)).unwrap_or(1);
-    let count = part * side;
-    let mut rows = device.uninitialised::<T>(count * width)?;
-    for at in 0..lines / part {
+    let row = P::PARTS * width;
+    let most = (WINDOW_BYTES / (side * row * size_of::<P>())).clamp(1, lines);
+    let portion = (1..=most).rev().find(|portion| lines.is_multiple_of(*portion)).unwrap_or(1);
+    let count = portion * side;
+    let mut rows = device.uninitialised::<P>(count * row)?;
+    for at in 0..lines / portion {
         let first = at * count;
         windows(&mut rows, maps, window, [first, count, width])?;
-        let products = Products {
-            sizes: [count, outputs, width],
-            batch: 1,
-            a: Operand::of(&rows, width),
-            b: Operand::of(weight, outputs),
-            bias: Some(bias),
-            alpha: 1.0,
-            beta: if add { 1.0 } else { 0.0 },
-        };
-        device.products(Target { buffer: y, first: first * outputs, row: outputs, step: 0 }, &products)?;
+        let mut begin = 0;
+        for part in 0..P::PARTS {
+            let inner = (P::PARTS - part) * width;
+            let products = Products {
+                sizes: [count, outputs, inner],
+                batch: 1,
+                a: Operand::of(&rows, row),
+                b: Operand { first: begin * filters_row, ..Operand::of(weight, filters_row) },
+                bias: (part == 0).then_some(bias),
+                alpha,
+                beta: if add || part > 0 { 1.0 } else { 0.0 },
+            };
+            begin += inner;
+            device
+                .products(Target { buffer: y, first: first * outputs, row: outputs, step: 0 }, &products)?;
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     engine::{
-        cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
+        cuda::{Argument, Buffer, Device, Kernel, Launch},
         ops::{blocks, size},
     },
     error::{Error, Result},
@@ -39,22 +39,17 @@ fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argume
     unsafe { device.launch(kernel, launch, arguments) }
 }
 
-/// The norm of `x` `[B, P, C]` into `y`. `C` is a multiple of the groups and of 8.
+/// The norm of `x` `[B, P, C]` into `y`. `C` is a multiple of the groups and of 4.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn group_norm<T: Factor>(
-    y: &mut Buffer<T>,
-    x: &Buffer<T>,
-    samples: usize,
-    norm: &GroupNorm<'_>,
-) -> Result<()> {
+pub fn group_norm(y: &mut Buffer<f32>, x: &Buffer<f32>, samples: usize, norm: &GroupNorm<'_>) -> Result<()> {
     let GroupNorm { groups, scale, shift, epsilon, silu } = *norm;
     let channels = scale.len();
     let fits = groups > 0
         && channels > 0
         && channels.is_multiple_of(groups)
-        && channels.is_multiple_of(8)
+        && channels.is_multiple_of(4)
         && shift.len() == channels
         && samples > 0
         && !x.is_empty()
@@ -63,7 +58,7 @@ pub fn group_norm<T: Factor>(
         return Err(Error::shape(
             OP,
             format!(
-                "{} numbers are not {samples} maps of {channels} channels (a multiple of 8), in {groups} groups",
+                "{} numbers are not {samples} maps of {channels} channels (a multiple of 4), in {groups} groups",
                 x.len()
             ),
         ));
@@ -76,7 +71,7 @@ pub fn group_norm<T: Factor>(
     let each = pixels.div_ceil(PARTS).max(PIXELS);
     let parts = pixels.div_ceil(each);
     let mut partial = device.uninitialised::<f32>(samples * parts * groups * 2)?;
-    let packs = channels / (16 / size_of::<T>());
+    let packs = channels / (16 / size_of::<f32>());
     let lanes = (THREADS as usize / packs).max(1);
     let sums = Launch {
         grid: [size(OP, "parts", parts)?, size(OP, "samples", samples)?, 1],
@@ -84,22 +79,22 @@ pub fn group_norm<T: Factor>(
         shared_bytes: size(OP, "bytes", lanes * channels * 2 * size_of::<f32>())?,
     };
     let arguments = [&[partial.write(), x.read()], &sizes[..], &[whole(each)?]].concat();
-    launch(device, &Kernel::of::<T>(OP, "group_norm_sums"), &sums, &arguments)?;
+    launch(device, &Kernel::of::<f32>(OP, "group_norm_sums"), &sums, &arguments)?;
 
     let mut statistics = device.uninitialised::<f32>(samples * groups * 2)?;
     let rest = [whole(samples)?, whole(parts)?, Argument::F32(epsilon)];
     let arguments = [&[statistics.write(), partial.read(), x.read()], &sizes[..], &rest].concat();
     let warps = Launch::linear(blocks(OP, samples * groups, GROUPS_A_BLOCK)?, THREADS);
-    launch(device, &Kernel::of::<T>(OP, "group_norm_statistics"), &warps, &arguments)?;
+    launch(device, &Kernel::of::<f32>(OP, "group_norm_statistics"), &warps, &arguments)?;
 
     let buffers = [y.write(), x.read(), statistics.read(), scale.read(), shift.read()];
     let arguments = [&buffers[..], &sizes].concat();
-    let share = THREADS as usize * 16 / size_of::<T>();
+    let share = THREADS as usize * 16 / size_of::<f32>();
     let apply = Launch {
         grid: [blocks(OP, pixels * channels, share)?, size(OP, "samples", samples)?, 1],
         block: [THREADS, 1, 1],
         shared_bytes: 0,
     };
     let name = if silu { "group_norm_silu" } else { "group_norm_plain" };
-    launch(device, &Kernel::of::<T>(OP, name), &apply, &arguments)
+    launch(device, &Kernel::of::<f32>(OP, name), &apply, &arguments)
 }
