@@ -345,6 +345,8 @@ class Measured:
     def measure(self, name, way, dots=True, norms=True, piece=None, **more):
         """False where PyTorch refuses."""
         work, arguments, device = self.work, self.arguments, self.device
+        if name != "plain_step" and arguments.ways and name not in arguments.ways.split(","):
+            return True
         name = f"meta_gradient/{name}"
         context = way if isinstance(way, Hooks) else contextlib.nullcontext()
         try:
@@ -399,6 +401,7 @@ def main():
     parser.add_argument("--batch", type=int)
     parser.add_argument("--piece", type=int, help="the most samples at a time; the whole batch unless given")
     parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--ways", help="which to measure, with commas between, after plain_step")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for one measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
