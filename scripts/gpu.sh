@@ -45,7 +45,7 @@ make_pack() {
     [ -f benches/device_encode.rs ] && benches="$benches device_encode"
     # The tests that use a device: by themselves, or through tests/device or tests/common.
     # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
-    local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near|open_device'
+    local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near'
     for name in $(grep -lE "$uses" tests/*.rs | xargs -n 1 basename -s .rs); do
         [ "$name" = emulator ] || targets+=(--test "$name")
     done

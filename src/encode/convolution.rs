@@ -184,26 +184,42 @@ impl Convolution {
         Ok(Self { inputs, outputs, weight: OnceLock::new(), given, bias, size })
     }
 
-    /// Filters `[O, I, rows, columns]` as products on the host take them.
+    /// Filters `[O, I, rows, columns]` as products on the host take them. On one thread: this is done at the first use, by
+    /// whichever of the threads that work on pictures comes first, while the others wait. Where it asked them for help, one of
+    /// them, or this one itself, could take up a picture meanwhile and wait for ever.
     fn arranged(&self, given: &[f32]) -> Vec<f32> {
-        if self.size == [1, 1] { given.to_vec() } else { self.outputs_last(given) }
+        if self.size == [1, 1] {
+            return given.to_vec();
+        }
+        let mut filters = vec![0.0; given.len()];
+        let chunks = filters.chunks_mut(self.chunk()).enumerate();
+        chunks.for_each(|(chunk, rows)| self.arrange(given, chunk, rows));
+        filters
     }
 
     /// Filters `[O, I, rows, columns]` as `[rows, columns, I, O]`.
     fn outputs_last(&self, given: &[f32]) -> Vec<f32> {
-        let (inputs, outputs, taps) = (self.inputs, self.outputs, self.size[0] * self.size[1]);
         let mut filters = vec![0.0; given.len()];
-        // Some rows at a time, so that what is read of a filter is still in the cache for the next row.
-        filters.par_chunks_mut((ARRANGED_ROWS * outputs).max(1)).enumerate().for_each(|(chunk, rows)| {
-            for output in 0..outputs {
-                let filter = &given[output * inputs * taps..][..inputs * taps];
-                for (row, values) in rows.chunks_exact_mut(outputs).enumerate() {
-                    let row = chunk * ARRANGED_ROWS + row;
-                    values[output] = filter[row % inputs * taps + row / inputs];
-                }
-            }
-        });
+        let chunks = filters.par_chunks_mut(self.chunk()).enumerate();
+        chunks.for_each(|(chunk, rows)| self.arrange(given, chunk, rows));
         filters
+    }
+
+    /// Numbers of some rows, so few that what is read of a filter is still in the cache for the next row.
+    fn chunk(&self) -> usize {
+        (ARRANGED_ROWS * self.outputs).max(1)
+    }
+
+    /// Fills the rows of a chunk of `[rows, columns, I, O]`.
+    fn arrange(&self, given: &[f32], chunk: usize, rows: &mut [f32]) {
+        let (inputs, outputs, taps) = (self.inputs, self.outputs, self.size[0] * self.size[1]);
+        for output in 0..outputs {
+            let filter = &given[output * inputs * taps..][..inputs * taps];
+            for (row, values) in rows.chunks_exact_mut(outputs).enumerate() {
+                let row = chunk * ARRANGED_ROWS + row;
+                values[output] = filter[row % inputs * taps + row / inputs];
+            }
+        }
     }
 
     /// As products on the host take them.

@@ -91,6 +91,20 @@ fn vqvae_on_a_device_gives_the_codes_of_the_processor() {
     }
 }
 
+/// Filters are read and arranged at their first use, by whichever thread comes first: with many threads and pictures, too.
+#[test]
+fn many_threads_use_a_vqvae_for_the_first_time() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap();
+    for fixture in fixtures("vqvae") {
+        let io = fixture.tensors("io.safetensors");
+        let expected = open(&fixture).features(&io["image"]).unwrap();
+        for _ in 0..10 {
+            let vqvae = open(&fixture);
+            assert_eq!(pool.install(|| vqvae.features(&io["image"])).unwrap(), expected);
+        }
+    }
+}
+
 fn differing(found: &Tensor, expected: &Tensor) -> usize {
     let pairs = found.as_slice::<u32>().unwrap().iter().zip(expected.as_slice::<u32>().unwrap());
     pairs.filter(|(found, expected)| found != expected).count()
