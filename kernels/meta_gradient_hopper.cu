@@ -16,7 +16,8 @@
 // needs.
 // Shared memory: 160 KB of rows and 64 KB of the direction, or 120 KB and 96 KB; one block a multiprocessor.
 //
-// Measured for S 64, T 680, [3072, 1024] in bf16 on an H200 on 2026-11-26: 0.419 ms with tiles of 192 (128 blocks, each
+// Measured for S 64, T 680, [3072, 1024] in bf16 on an H200 on 2026-11-26, each kernel by itself (in the benches, on a card
+// at work, 0.484 ms and 0.409 ms for the library): 0.419 ms with tiles of 192 (128 blocks, each
 // through all samples), 0.483 ms with tiles of 128 (384 blocks in 3 rounds of half the samples). cuBLAS takes 0.347 ms
 // for the weight gradient alone. Products with nothing asked of them take 0.381 ms by 192, and 0.421 ms of 0.496 by 128
 // with 4 stages; 97% of the multiprocessors are at work in both. So the end of a sample is 9% for 192 and 15% for 128,
