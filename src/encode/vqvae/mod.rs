@@ -142,8 +142,8 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// The same tokenizer with its networks and its quantiser on a device, where each goes when it is first used. Codes are those of the processor, but where two are
-    /// almost equally near.
+    /// The same tokenizer with its networks and its quantiser on a device, where each goes when it is first used. Codes are
+    /// those of the processor, but where two are almost equally near.
     ///
     /// # Errors
     /// If it is on a device already.
