@@ -1,5 +1,6 @@
 //! From raw values to checked ones: defaults (those of the released configuration), ranges, and what is refused.
 
+mod image;
 mod rule;
 mod text;
 
@@ -8,17 +9,14 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::{
-    Compat, Config, DataConfig, HEAD_WIDTH, ImageTokenizerConfig, ImageTokenizerKind, NetworksConfig,
-    Portion, Progressive, ScheduleShape, TrainingConfig, raw::RawConfig, source::Source,
+    Compat, Config, DataConfig, HEAD_WIDTH, NetworksConfig, Portion, Progressive, ScheduleShape,
+    TrainingConfig, raw::RawConfig, source::Source,
 };
 use crate::{
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{Initialisation, Rope},
 };
-
-/// The released pyramid for 256 pixels.
-const RELEASED_PYRAMID: &str = "1_2_3_4_5_6_8_10_13_16";
 
 /// Gives each key its value: what is written, or the default; writes it back, so that the effective configuration is
 /// whole; and checks its range.
@@ -97,7 +95,7 @@ pub(super) fn check(source: Source) -> Result<Config> {
     let compat = compat(&checker, &mut raw)?;
     let seed = checker.integer("seed", &mut raw.seed, 0, 0, i64::MAX)?.unsigned_abs();
     let networks = networks(&checker, &mut raw)?;
-    let image_tokenizer = image_tokenizer(&checker, &mut raw, networks.patch_size)?;
+    let image_tokenizer = image::tokenizer(&checker, &mut raw, networks.patch_size)?;
     let text_encoder = text::check(&mut checker, &mut raw)?;
     let data = data(&checker, &mut raw)?;
     let (training, checkpoint_every) = training(&checker, &mut raw, compat)?;
@@ -223,7 +221,7 @@ fn compat(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<Compat> {
 }
 
 fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig> {
-    let (patch_nums, patch_size) = pyramid(checker, raw)?;
+    let (patch_nums, patch_size) = image::pyramid(checker, raw)?;
     let warm_up = checker.path("warmupVAR", &mut raw.warmup_var)?;
     let pretrained = checker.path("pretrained_ckpt", &mut raw.pretrained_ckpt)?;
     if warm_up.is_some() && pretrained.is_some() && warm_up != pretrained {
@@ -267,125 +265,6 @@ fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig
         zero_cross_attention: !Checker::flag(&mut raw.from_scratch, true),
         initial_weights,
         initialisation,
-    })
-}
-
-/// `patch_nums` and `patch_size`, with `pn`, `resos` and `data_load_reso` in agreement.
-fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec<usize>, usize)> {
-    let patch_size = checker.size("patch_size", &mut raw.patch_size, 16, 1, 256)?;
-    let from_pn = raw.pn.as_deref().map(|pn| parse_pn(checker, pn)).transpose()?;
-    let sides = match (from_pn, raw.patch_nums.take()) {
-        (Some(from_pn), Some(listed)) if from_pn != listed => {
-            let message = format!(
-                "{listed:?} contradicts `pn` \"{}\", which means {from_pn:?}; give one of the two",
-                raw.pn.as_deref().unwrap_or_default()
-            );
-            return checker.refuse("patch_nums", message);
-        }
-        (_, Some(listed)) => listed,
-        (Some(from_pn), None) => from_pn,
-        (None, None) => parse_pn(checker, RELEASED_PYRAMID)?,
-    };
-    let key = if raw.pn.is_some() { "pn" } else { "patch_nums" };
-    if !(2..=64).contains(&sides.len()) {
-        return checker.refuse(key, format!("must have between 2 and 64 scales, but has {}", sides.len()));
-    }
-    if sides[0] < 1 || sides.windows(2).any(|pair| pair[0] >= pair[1]) {
-        return checker
-            .refuse(key, format!("must start at 1 or more and grow from scale to scale, but is {sides:?}"));
-    }
-    let last = sides[sides.len() - 1];
-    let side = last.saturating_mul(patch_size as i64);
-    if last > 256 || side > 4096 {
-        let message = format!(
-            "gives pictures of {side} pixels with {last} patches a side; at most 4096 and 256 are allowed"
-        );
-        return checker.refuse(key, message);
-    }
-    let resos: Vec<i64> = sides.iter().map(|side| side * patch_size as i64).collect();
-    if let Some(given) = raw.resos.replace(resos.clone())
-        && given != resos
-    {
-        let message =
-            format!("{given:?} does not fit: patch_nums times patch_size is {resos:?}; leave it null");
-        return checker.refuse("resos", message);
-    }
-    if let Some(given) = raw.data_load_reso.replace(side)
-        && given != side
-    {
-        let message = format!(
-            "{given} does not fit: the pyramid ends at {last} patches of {patch_size} pixels, so the side is {side}; \
-             change patch_nums or patch_size, or leave this null"
-        );
-        return checker.refuse("data_load_reso", message);
-    }
-    raw.pn = Some(sides.iter().map(i64::to_string).collect::<Vec<_>>().join("_"));
-    raw.patch_nums = Some(sides.clone());
-    Ok((sides.into_iter().map(|side| side.unsigned_abs() as usize).collect(), patch_size))
-}
-
-fn parse_pn(checker: &Checker<'_>, pn: &str) -> Result<Vec<i64>> {
-    let spelt = match pn {
-        "256" => RELEASED_PYRAMID,
-        "512" => "1_2_3_4_6_9_13_18_24_32",
-        "1024" => "1_2_3_4_5_7_9_12_16_21_27_36_48_64",
-        other => other,
-    };
-    let sides: Result<Vec<i64>, _> =
-        spelt.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
-    sides.or_else(|_| {
-        let message = format!(
-            "must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""
-        );
-        checker.refuse("pn", message)
-    })
-}
-
-fn image_tokenizer(
-    checker: &Checker<'_>,
-    raw: &mut RawConfig,
-    patch_size: usize,
-) -> Result<ImageTokenizerConfig> {
-    let released = checker.path("ckpt_path", &mut raw.ckpt_path)?;
-    let held = raw.image_tokenizer.get_or_insert_default();
-    let mut path = checker.path("image_tokenizer.path", &mut held.path)?;
-    if let Some(released) = released {
-        if path.as_ref().is_some_and(|path| *path != released) {
-            return checker.refuse(
-                "ckpt_path",
-                "names other weights than image_tokenizer.path; leave one of them empty",
-            );
-        }
-        held.kind.get_or_insert_with(|| "vqvae".to_owned());
-        held.path.clone_from(&raw.ckpt_path);
-        path = Some(released);
-    }
-    let kind = match held.kind.get_or_insert_with(|| "pca".to_owned()).as_str() {
-        "pca" if raw.ckpt_path.as_deref() != Some("") => {
-            return checker
-                .refuse("ckpt_path", "is the VQ-VAE's weights, but image_tokenizer.kind is \"pca\"");
-        }
-        "pca" => ImageTokenizerKind::Pca,
-        "vqvae" if path.is_none() => {
-            return checker.refuse(
-                "image_tokenizer.path",
-                "is empty; a tokenizer of the kind \"vqvae\" needs its weights, such as vae_ch160v4096z32.pth",
-            );
-        }
-        "vqvae" => ImageTokenizerKind::VqVae,
-        other => {
-            let message = format!("must be \"pca\" or \"vqvae\", but is \"{other}\"");
-            return checker.refuse("image_tokenizer.kind", message);
-        }
-    };
-    let most = (3 * patch_size * patch_size) as i64;
-    let components = 32.min(most);
-    Ok(ImageTokenizerConfig {
-        kind,
-        components: checker.size("image_tokenizer.components", &mut held.components, components, 1, most)?,
-        codes: checker.size("image_tokenizer.codes", &mut held.codes, 4096, 2, 65_536)?,
-        fit_images: checker.size("image_tokenizer.fit_images", &mut held.fit_images, 4096, 1, 1_000_000)?,
-        path,
     })
 }
 

@@ -6,6 +6,8 @@
 //! and are subtracted.
 
 mod device;
+mod layout;
+mod step;
 
 pub use device::CodeReader;
 
@@ -318,83 +320,6 @@ impl PyramidQuantizer {
         each.iter().map(|maps| self.channels_first(batch, maps)).collect()
     }
 
-    /// The codebook's vectors of one scale's codes: `[B, pn²]` to `[B, Cvae, pn, pn]`.
-    ///
-    /// # Errors
-    /// If there is no such scale, the shape does not fit or a code is out of range.
-    pub fn embed(&self, scale: usize, codes: &Tensor) -> Result<Tensor> {
-        let side = self.scale(scale)?.side;
-        let &[batch, cells] = codes.shape() else {
-            return Err(Error::shape(OP, format!("codes [B, {}] were expected", side * side)));
-        };
-        if cells != side * side {
-            return Err(Error::shape(
-                OP,
-                format!("scale {scale} has {} codes, but codes {:?} were given", side * side, codes.shape()),
-            ));
-        }
-        let values = codes.as_slice::<u32>()?;
-        self.check_range(values, cells)?;
-        let (channels, codebook) = (self.channels(), self.codebook.as_slice::<f32>()?);
-        let mut embedded = vec![0.0; batch * channels * cells];
-        for (map, codes) in embedded.chunks_exact_mut(channels * cells).zip(values.chunks_exact(cells)) {
-            for (cell, &code) in codes.iter().enumerate() {
-                for channel in 0..channels {
-                    map[channel * cells + cell] = codebook[code as usize * channels + channel];
-                }
-            }
-        }
-        Tensor::new(&[batch, channels, side, side], embedded)
-    }
-
-    /// One step of sampling (`get_next_autoregressive_input`): adds scale `scale`'s vectors `embedded`
-    /// `[B, Cvae, pn, pn]` (from [`embed`](Self::embed), or soft ones) to the running `reconstruction`
-    /// `[B, Cvae, H, H]`, and gives the input of the next scale, `[B, Cvae, pn', pn']`; after the last scale, the
-    /// reconstruction itself.
-    ///
-    /// # Errors
-    /// If there is no such scale or the shapes do not fit.
-    pub fn next_input(&self, scale: usize, reconstruction: &mut Tensor, embedded: &Tensor) -> Result<Tensor> {
-        let at = self.scale(scale)?;
-        let (channels, full) = (self.channels(), self.side());
-        let batch = reconstruction.shape().first().copied().unwrap_or(0);
-        for (tensor, side) in [(&*reconstruction, full), (embedded, at.side)] {
-            if tensor.shape() != [batch, channels, side, side] {
-                return Err(Error::shape(
-                    OP,
-                    format!(
-                        "[{batch}, {channels}, {side}, {side}] was expected at scale {scale}, but {:?} was given",
-                        tensor.shape()
-                    ),
-                ));
-            }
-        }
-        let mut maps = transpose(reconstruction.as_slice()?, channels, full * full);
-        let vectors = transpose(embedded.as_slice()?, channels, at.side * at.side);
-        let mut work = Workspace::default();
-        for (map, vectors) in
-            maps.chunks_exact_mut(self.map_length()).zip(vectors.chunks_exact(at.side * at.side * channels))
-        {
-            work.embedded.clear();
-            work.embedded.extend_from_slice(vectors);
-            self.resize(scale, &mut work);
-            add(map, &work.resized);
-        }
-        *reconstruction = self.channels_first(batch, &maps)?;
-        let Some(next) = self.scales.get(scale + 1) else { return Ok(reconstruction.clone()) };
-        let mut pooled = vec![0.0; batch * next.side * next.side * channels];
-        for (map, pooled) in maps
-            .chunks_exact(self.map_length())
-            .zip(pooled.chunks_exact_mut(next.side * next.side * channels))
-        {
-            next.down.pool(map, channels, pooled);
-        }
-        Tensor::new(
-            &[batch, channels, next.side, next.side],
-            transpose(&pooled, next.side * next.side, channels),
-        )
-    }
-
     /// [`encode`](Self::encode) for channels-last maps `[B, H², Cvae]` that are known to be finite.
     pub(super) fn encode_maps(&self, maps: &[f32]) -> Result<Tensor> {
         let batch = maps.len() / self.map_length();
@@ -502,86 +427,10 @@ impl PyramidQuantizer {
     fn map_length(&self) -> usize {
         self.side() * self.side() * self.channels()
     }
-
-    fn scale(&self, scale: usize) -> Result<&Scale> {
-        self.scales.get(scale).ok_or_else(|| {
-            Error::invalid(format!("there is no scale {scale}; there are {}", self.scales.len()))
-        })
-    }
-
-    /// Checks features `[B, Cvae, H, H]` and turns them into `[B, H², Cvae]`.
-    /// Checked features `[B, Cvae, H, H]` as channels-last maps `[B, H², Cvae]`.
-    pub(super) fn channels_last(&self, features: &Tensor) -> Result<Vec<f32>> {
-        let (channels, side) = (self.channels(), self.side());
-        let batch = features.shape().first().copied().unwrap_or(0);
-        if features.shape() != [batch, channels, side, side] {
-            return Err(Error::shape(
-                OP,
-                format!(
-                    "features [B, {channels}, {side}, {side}] were expected (the last of patch_nums is {side}), but {:?} was given",
-                    features.shape()
-                ),
-            ));
-        }
-        let values = features.as_slice::<f32>()?;
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!(
-                "the features of sample {} of the batch are not finite",
-                at / self.map_length()
-            )));
-        }
-        Ok(transpose(values, channels, side * side))
-    }
-
-    /// Channels-last maps `[B, H², Cvae]` as features `[B, Cvae, H, H]`.
-    pub(super) fn channels_first(&self, batch: usize, maps: &[f32]) -> Result<Tensor> {
-        let (channels, side) = (self.channels(), self.side());
-        Tensor::new(&[batch, channels, side, side], transpose(maps, side * side, channels))
-    }
-
-    /// Checks codes `[B, L]`; gives B and the codes.
-    fn checked_codes<'a>(&self, codes: &'a Tensor) -> Result<(usize, &'a [u32])> {
-        let batch = codes.shape().first().copied().unwrap_or(0);
-        if codes.shape() != [batch, self.tokens] {
-            return Err(Error::shape(
-                OP,
-                format!("codes [B, {}] were expected, but {:?} was given", self.tokens, codes.shape()),
-            ));
-        }
-        let values = codes.as_slice::<u32>()?;
-        self.check_range(values, self.tokens)?;
-        Ok((batch, values))
-    }
-
-    fn check_range(&self, codes: &[u32], per_sample: usize) -> Result<()> {
-        match codes.iter().position(|&code| code as usize >= self.vocabulary()) {
-            None => Ok(()),
-            Some(at) => Err(Error::invalid(format!(
-                "code {} (sample {}, token {}) is out of range: the codebook has {} codes",
-                codes[at],
-                at / per_sample,
-                at % per_sample,
-                self.vocabulary()
-            ))),
-        }
-    }
 }
 
 fn add(map: &mut [f32], values: &[f32]) {
     for (sum, value) in map.iter_mut().zip(values) {
         *sum += value;
     }
-}
-
-/// Each sample's `[rows, columns]` to `[columns, rows]`.
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut transposed = vec![0.0; values.len()];
-    for (from, to) in values.chunks_exact(rows * columns).zip(transposed.chunks_exact_mut(rows * columns)) {
-        for (column, to) in to.chunks_exact_mut(rows).enumerate() {
-            for (row, to) in to.iter_mut().enumerate() {
-                *to = from[row * columns + column];
-            }
-        }
-    }
-    transposed
 }
