@@ -228,6 +228,33 @@ fn a_run_is_not_overwritten_unasked() {
     drop(RunDirectory::create(&path, &config, Existing::Overwrite).unwrap());
     assert!(!path.join("metrics.jsonl").exists() && !path.join("provenance.json").exists());
 
+    // It has not begun: nothing is lost by another.
+    fs::create_dir(path.join("image_tokenizer")).unwrap();
+    let seed = Config::parse("test", "{}", &["seed=1".to_owned()]).unwrap();
+    let run = RunDirectory::create(&path, &seed, Existing::Refuse).unwrap();
+    assert!(!path.join("image_tokenizer").exists());
+    // A configuration is replaced by a start, not before.
+    let (wanted, held) =
+        (Config::parse("test", "{}", &["seed=1".to_owned(), "workers=9".to_owned()]).unwrap(), seed);
+    assert_eq!(RunDirectory::config_of(&path).unwrap(), held);
+    run.record_start(&wanted, &["train".to_owned()], 3).unwrap();
+    assert_eq!(RunDirectory::config_of(&path).unwrap(), wanted);
+    drop(run);
+    // Somebody's file lies in a run that has not begun, and a folder of another program has a config.json.
+    let notes = folder.path().join("notes");
+    drop(RunDirectory::create(&notes, &config, Existing::Refuse).unwrap());
+    fs::write(notes.join("notes.txt"), "").unwrap();
+    let error = RunDirectory::create(&notes, &config, Existing::Refuse).unwrap_err().to_string();
+    assert!(error.contains("already holds a run"), "{error}");
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    fs::write(model.join("config.json"), "{\"model_type\": \"clip\"}").unwrap();
+    for existing in [Existing::Refuse, Existing::Overwrite] {
+        let error = RunDirectory::create(&model, &config, existing).unwrap_err().to_string();
+        assert!(error.contains("not empty"), "{error}");
+    }
+    assert!(model.join("config.json").exists() && notes.join("notes.txt").exists());
+
     let other = folder.path().join("other");
     fs::create_dir(&other).unwrap();
     let error = RunDirectory::open(&other).unwrap_err().to_string();

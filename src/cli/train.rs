@@ -103,7 +103,6 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
         None => Config::parse(&path.display().to_string(), &held.to_json().to_string(), &sets)?,
     };
     refuse_change(&path, &held, &config)?;
-    run.replace_config(&config)?;
     Ok((run, config))
 }
 

@@ -2,8 +2,8 @@
 //!
 //! | entry | holds |
 //! | --- | --- |
-//! | `config.json` | the effective configuration; the folder is a run because this is in it |
-//! | `provenance.json` | version, commit, seed and command line of every start |
+//! | `config.json` | the effective configuration; the folder is a run because this and `checkpoints` are in it |
+//! | `provenance.json` | version, commit, seed and command line of every start; without it the run was refused before its first step |
 //! | `metrics.jsonl` | one line a logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
 //! | `dynamics/` | what was measured of each training sample, an epoch a file |
@@ -12,7 +12,7 @@
 //! | `lock` | held while a process writes here |
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirEntry, File, OpenOptions, TryLockError},
     io::{BufRead, BufReader, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -31,8 +31,13 @@ const CONFIG: &str = "config.json";
 const PROVENANCE: &str = "provenance.json";
 /// What was measured.
 const METRICS: &str = "metrics.jsonl";
+const CHECKPOINTS: &str = "checkpoints";
+const IMAGE_TOKENIZER: &str = "image_tokenizer";
+const TEXT_ENCODER: &str = "text_encoder";
+const FAILED: &str = "failed.csv";
+const LOCK: &str = "lock";
 
-/// What to do when the folder already holds a run.
+/// What to do when the folder already holds a run that has taken a step; one that was refused before it is begun anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// Refuse.
@@ -55,11 +60,11 @@ impl RunDirectory {
     /// If it holds something already (unless that is a run and is to be overwritten), another process uses it, or it
     /// cannot be written.
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
-        let occupied = fs::read_dir(path).is_ok_and(|entries| {
-            entries.flatten().any(|entry| entry.file_name() != "lock" && !is_leftover(&entry.file_name()))
-        });
+        let entries: Vec<_> = fs::read_dir(path).into_iter().flatten().flatten().collect();
+        let occupied = entries.iter().any(|entry| !may_be_in_an_empty_folder(entry));
         let is_run = Self::is_run(path);
-        if occupied && existing == Existing::Refuse {
+        let unbegun = is_run && entries.iter().all(may_be_in_a_refused_run);
+        if occupied && existing == Existing::Refuse && !unbegun {
             let what = if is_run { "already holds a run" } else { "is not empty" };
             let cure = if is_run {
                 "--resume to continue it, --overwrite to discard it, or another --out"
@@ -81,10 +86,10 @@ impl RunDirectory {
             run.clear()?;
         }
         remove_leftovers(path)?;
-        // First of all: until it is there, the folder counts as empty.
-        write_json(&path.join(CONFIG), &config.to_json())?;
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
+        // Until it is there, the folder counts as empty.
+        write_json(&path.join(CONFIG), &config.to_json())?;
         Ok(run)
     }
 
@@ -105,9 +110,9 @@ impl RunDirectory {
         Ok((run, config))
     }
 
-    /// Whether a folder holds a run.
+    /// Whether a folder holds a run. A `config.json` alone, which many programs write, does not make it one.
     pub fn is_run(path: &Path) -> bool {
-        path.join(CONFIG).is_file()
+        path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
     }
 
     /// The configuration of the run in a folder, without locking it.
@@ -117,20 +122,12 @@ impl RunDirectory {
     pub fn config_of(path: &Path) -> Result<Config> {
         if !Self::is_run(path) {
             let message = format!(
-                "{} holds no run (there is no {CONFIG} in it); start one with `train --config FILE.json --out {0}`",
+                "{} holds no run (no {CONFIG} and {CHECKPOINTS} are in it); start one with `train --config FILE.json --out {0}`",
                 path.display()
             );
             return Err(Error::invalid(message));
         }
         Config::load(path.join(CONFIG), &[])
-    }
-
-    /// Writes a configuration that differs from the first only in keys that do not change results.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn replace_config(&self, config: &Config) -> Result<()> {
-        write_json(&self.path.join(CONFIG), &config.to_json())
     }
 
     /// The folder.
@@ -140,17 +137,17 @@ impl RunDirectory {
 
     /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
     /// The folder of the image tokenizer.
     pub fn image_tokenizer(&self) -> PathBuf {
-        self.path.join("image_tokenizer")
+        self.path.join(IMAGE_TOKENIZER)
     }
 
     /// The folder of the text encoder.
     pub fn text_encoder(&self) -> PathBuf {
-        self.path.join("text_encoder")
+        self.path.join(TEXT_ENCODER)
     }
 
     /// The folder of what was measured of each sample, an epoch a file.
@@ -160,10 +157,12 @@ impl RunDirectory {
 
     /// The table of records that could not be used.
     pub fn failed(&self) -> PathBuf {
-        self.path.join("failed.csv")
+        self.path.join(FAILED)
     }
 
-    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from.
+    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from. The run is
+    /// sure to go on now, so its configuration becomes `config`, which differs from the one before only in keys that do
+    /// not change results.
     ///
     /// # Errors
     /// If the file cannot be read or written.
@@ -190,6 +189,7 @@ impl RunDirectory {
             "command_line": command_line,
             "step": step,
         }));
+        write_json(&self.path.join(CONFIG), &config.to_json())?;
         write_json(&path, &Value::Array(starts))
     }
 
@@ -230,7 +230,7 @@ impl RunDirectory {
         sync_folder(&self.path)?;
         for entry in fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
             let entry = entry.map_err(Error::io("read", &self.path))?;
-            if entry.file_name() == "lock" {
+            if entry.file_name() == LOCK {
                 continue;
             }
             let path = entry.path();
@@ -268,8 +268,19 @@ impl Metrics {
     }
 }
 
-fn is_leftover(name: &std::ffi::OsStr) -> bool {
-    name.to_string_lossy().starts_with(LEFTOVER)
+/// Whether an entry of a folder may be there although the folder is empty: a process was here and came to nothing.
+fn may_be_in_an_empty_folder(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+    name == LOCK || name.to_string_lossy().starts_with(LEFTOVER) || name == CHECKPOINTS && is_empty_folder()
+}
+
+/// Whether an entry of a run's folder may be there although the run was refused before its first step, so that nothing is
+/// lost with it.
+fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    may_be_in_an_empty_folder(entry)
+        || [CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
@@ -281,7 +292,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Locks the folder for this process; the system lets go of the lock when the process ends, however it does.
 pub(super) fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join("lock");
+    let path = folder.join(LOCK);
     let file = OpenOptions::new()
         .write(true)
         .create(true)
