@@ -175,8 +175,8 @@ fn a_cache_of_something_else_is_refused() {
     work.succeed(&[&ENCODE[..], &["--out", "cache", "--overwrite"]].concat());
 }
 
-/// A released encoder's states: f32 gives the same bits, bf16 the same for a caption whether the cache holds it or not, and the
-/// encoder itself is not needed where every caption is held.
+/// A released encoder's states: f32 and token ids give the same bits, bf16 the same for a caption whether the cache holds it or
+/// not, and the encoder itself is not needed where every caption's states are held.
 #[test]
 fn text_states_are_kept_of_a_released_encoder() {
     let work = workplace();
@@ -191,14 +191,18 @@ fn text_states_are_kept_of_a_released_encoder() {
         "--set",
         "text_encoder.channels=null",
     ];
-    for (out, text) in [("f32", &["--text", "f32"][..]), ("bf16", &[])] {
+    for (out, text) in [("f32", &["--text", "f32"][..]), ("bf16", &[]), ("ids", &["--text", "ids"])] {
         let said = work.succeed(&[&ENCODE[..], &clip, &["--out", out], text].concat());
         assert!(!said.contains("states of 0 captions"), "{said}");
         let cache = TokenCache::open(&work.path(out)).unwrap();
         assert_eq!(cache.pictures(), 80);
         let (codes, numbers) = cache.read_all().unwrap();
         assert_eq!(codes, 80 * 14);
-        assert!(numbers > 64 * cache.captions(), "{numbers} numbers of {} captions", cache.captions());
+        if out == "ids" {
+            assert_eq!(numbers % cache.captions(), 0, "as many ids of every caption");
+        } else {
+            assert!(numbers > 64 * cache.captions(), "{numbers} numbers of {} captions", cache.captions());
+        }
     }
     let train = |out: &str, more: &[&str]| {
         work.succeed(&[&["train", "--config", "config.json", "--out", out][..], &clip, more].concat());
@@ -206,6 +210,8 @@ fn text_states_are_kept_of_a_released_encoder() {
     train("plain", &[]);
     train("exact", &["--set", "token_cache=f32"]);
     assert!(work.result("plain") == work.result("exact"));
+    train("by-ids", &["--set", "token_cache=ids"]);
+    assert!(work.result("plain") == work.result("by-ids"));
     train("rounded", &["--set", "token_cache=bf16"]);
     assert!(work.result("plain") != work.result("rounded"), "rounding changes nothing");
     work.refused(&["train", "--resume", "rounded", "--set", "token_cache="], &["data set"]);
@@ -216,6 +222,7 @@ fn text_states_are_kept_of_a_released_encoder() {
     };
     let exact = score("f32.csv", "data/train.csv", &["--set", "token_cache=f32"]);
     assert!(exact == score("own.csv", "data/train.csv", &["--set", "token_cache="]));
+    assert!(exact == score("ids.csv", "data/train.csv", &["--set", "token_cache=ids"]));
     let all = score("all.csv", "data/train.csv", &["--set", "token_cache=bf16"]);
     // A cache of the validation set alone holds hardly any of these captions.
     let few = [&ENCODE[..], &clip, &["--out", "few", "--data", "data/validation.csv"]].concat();
@@ -247,6 +254,11 @@ fn text_states_are_kept_of_a_released_encoder() {
     let fresh = score("few.csv", "data/train.csv", &["--set", "token_cache=few"]);
     let other: Vec<_> = all.lines().zip(fresh.lines()).filter(|(one, other)| one != other).collect();
     assert!(other.is_empty(), "{other:?}");
+    let held =
+        ["encode", "--run", "rounded", "--out", "few-ids", "--data", "data/validation.csv", "--text", "ids"];
+    work.succeed(&held);
+    assert!(exact == score("few-ids.csv", "data/train.csv", &["--set", "token_cache=few-ids"]));
+    work.refused(&[&ENCODE[..], &["--out", "words", "--text", "ids"]].concat(), &["no token ids"]);
     // Every caption is held: nothing is missed when the encoder is away.
     fs::rename(work.path("clip"), work.path("away")).unwrap();
     assert!(all == score("away.csv", "data/train.csv", &["--set", "token_cache=bf16"]));

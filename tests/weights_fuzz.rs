@@ -21,7 +21,7 @@ use alchemist_engine::{
         flaws::FlawShares,
     },
     interrupt::Interrupt,
-    train::cache::{EncodeRequest, Floats, TokenCache, encode},
+    train::cache::{EncodeRequest, TextKept, TokenCache, encode},
     weights::Weights,
 };
 
@@ -98,7 +98,7 @@ fn make_cache(folder: &Path) -> PathBuf {
         run: None,
         tables: vec![data.train_csv],
         out: out.clone(),
-        text: Some(Some(Floats::Bf16)),
+        text: Some(Some(TextKept::Bf16)),
         shard_rows: 4,
         overwrite: false,
     };

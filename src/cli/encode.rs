@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     train::{
-        cache::{EncodeRequest, Floats, encode},
+        cache::{self, EncodeRequest, encode},
         trained::configuration,
     },
 };
@@ -32,8 +32,8 @@ pub struct EncodeArguments {
     /// Folder of the cache. Given again, the same command goes on, and makes anew what was damaged.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// How text states are kept: rounded to bf16, as f32, or not at all. bf16 for CLIP and T5 unless given, and none for hashed
-    /// words, which cost nothing.
+    /// What is kept of captions: states rounded to bf16, states as f32, token ids only, which take next to no space, or nothing.
+    /// bf16 for CLIP and T5 unless given, and none for hashed words, which cost nothing.
     #[arg(long, value_name = "KIND")]
     pub text: Option<TextKept>,
     /// Rows of a shard: what is lost when the command is stopped.
@@ -57,15 +57,18 @@ pub enum TextKept {
     Bf16,
     /// States in 32-bit floats.
     F32,
+    /// Token ids: the encoder's network runs when states are needed.
+    Ids,
     /// Nothing: the encoder runs when states are needed.
     None,
 }
 
 impl TextKept {
-    fn floats(self) -> Option<Floats> {
+    fn kept(self) -> Option<cache::TextKept> {
         match self {
-            Self::Bf16 => Some(Floats::Bf16),
-            Self::F32 => Some(Floats::F32),
+            Self::Bf16 => Some(cache::TextKept::Bf16),
+            Self::F32 => Some(cache::TextKept::F32),
+            Self::Ids => Some(cache::TextKept::Ids),
             Self::None => None,
         }
     }
@@ -91,7 +94,7 @@ pub fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
         run: arguments.run,
         tables: arguments.data,
         out: arguments.out,
-        text: arguments.text.map(TextKept::floats),
+        text: arguments.text.map(TextKept::kept),
         shard_rows: arguments.shard as usize,
         overwrite: arguments.overwrite,
     };

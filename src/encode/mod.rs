@@ -23,9 +23,10 @@ use std::path::Path;
 
 use crate::{
     engine::{Tensor, cuda::Device},
-    error::Result,
+    error::{Error, Result},
 };
 use pyramid::PyramidQuantizer;
+use word_pieces::TokenIds;
 
 /// Turns pictures into pyramids of codes and back.
 pub trait ImageTokenizer: Send + Sync {
@@ -96,6 +97,22 @@ pub trait TextEncoder: Send + Sync {
     /// If the encoder fails.
     fn encode(&self, captions: &[&str]) -> Result<TextStates>;
 
+    /// Captions to the token ids that [`encode_ids`](Self::encode_ids) takes.
+    ///
+    /// # Errors
+    /// If the encoder has no ids: hashed words have none.
+    fn ids(&self, _captions: &[&str]) -> Result<TokenIds> {
+        Err(no_ids())
+    }
+
+    /// What [`encode`](Self::encode) gives, to the bit, for captions of these ids.
+    ///
+    /// # Errors
+    /// If the encoder has no ids, the shapes do not fit, an id is out of range, or the encoder fails.
+    fn encode_ids(&self, _ids: &TokenIds) -> Result<TextStates> {
+        Err(no_ids())
+    }
+
     /// SHA-256 over kind, sizes and weights.
     fn fingerprint(&self) -> String;
 
@@ -111,6 +128,10 @@ pub trait TextEncoder: Send + Sync {
     /// # Errors
     /// If there is not enough memory, or the device fails.
     fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>>;
+}
+
+fn no_ids() -> Error {
+    Error::invalid("this text encoder makes no token ids; --text ids is for clip and t5")
 }
 
 /// Loads the image tokenizer that was saved in `folder`, whatever its kind.

@@ -223,6 +223,44 @@ impl Pretrained {
     pub fn kind(&self) -> Kind {
         self.kind
     }
+
+    /// States of ids `[B, T]`; `name` says in messages which caption it was.
+    fn states(&self, words: &TokenIds, name: &dyn Fn(usize) -> String) -> Result<TextStates> {
+        let (tokens, channels) = (self.tokens(), self.channels());
+        let batch = words.ids.shape().first().copied().unwrap_or(0);
+        let words = TokenIds::checked("text encoder", &words.ids, Some(&words.mask))?;
+        if words.ids.shape() != [batch, tokens] {
+            return Err(Error::shape(
+                "text encoder",
+                format!("ids [B, {tokens}] were expected, but {:?} was given", words.ids.shape()),
+            ));
+        }
+        let (ids, seen) = (words.ids.as_slice::<u32>()?, words.mask.as_slice::<u32>()?);
+        let (mut states, mut mask, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
+        // A few captions at a time: what lies between the layers is many times larger than what comes out.
+        let most = (ROWS / tokens).max(1);
+        for start in (0..batch).step_by(most) {
+            let count = most.min(batch - start);
+            // On a device as many every time, so that all are computed alike.
+            let filled = if self.on_device { most } else { count };
+            let part = |values: &[u32]| {
+                let mut part = values[start * tokens..(start + count) * tokens].to_vec();
+                (count..filled).for_each(|_| part.extend_from_within(..tokens));
+                Tensor::new(&[filled, tokens], part)
+            };
+            let name = |at: usize| name(start + if at < count { at } else { 0 });
+            let found = self.network.states(&part(ids)?, Some(&part(seen)?), &name)?;
+            let rows = count * tokens;
+            states.extend_from_slice(&found.states.as_slice::<f32>()?[..rows * channels]);
+            mask.extend_from_slice(&found.mask.as_slice::<u32>()?[..rows]);
+            pooled.extend_from_slice(&found.pooled.as_slice::<f32>()?[..count * channels]);
+        }
+        Ok(TextStates {
+            states: Tensor::new(&[batch, tokens, channels], states)?,
+            mask: Tensor::new(&[batch, tokens], mask)?,
+            pooled: Tensor::new(&[batch, channels], pooled)?,
+        })
+    }
 }
 
 impl TextEncoder for Pretrained {
@@ -235,30 +273,15 @@ impl TextEncoder for Pretrained {
     }
 
     fn encode(&self, captions: &[&str]) -> Result<TextStates> {
-        let (tokens, channels) = (self.tokens(), self.channels());
-        let (mut states, mut mask, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
-        // A few captions at a time: what lies between the layers is many times larger than what comes out.
-        let most = (ROWS / tokens).max(1);
-        for captions in captions.chunks(most) {
-            let mut filled = captions.to_vec();
-            if self.on_device {
-                // As many every time, so that all are computed alike.
-                filled.resize(most, captions[0]);
-            }
-            let words = self.words.encode(&filled)?;
-            let name = |at: usize| format!("the caption {:?}", filled[at]);
-            let found = self.network.states(&words.ids, Some(&words.mask), &name)?;
-            let rows = captions.len() * tokens;
-            states.extend_from_slice(&found.states.as_slice::<f32>()?[..rows * channels]);
-            mask.extend_from_slice(&found.mask.as_slice::<u32>()?[..rows]);
-            pooled.extend_from_slice(&found.pooled.as_slice::<f32>()?[..captions.len() * channels]);
-        }
-        let batch = captions.len();
-        Ok(TextStates {
-            states: Tensor::new(&[batch, tokens, channels], states)?,
-            mask: Tensor::new(&[batch, tokens], mask)?,
-            pooled: Tensor::new(&[batch, channels], pooled)?,
-        })
+        self.states(&self.words.encode(captions)?, &|at| format!("the caption {:?}", captions[at]))
+    }
+
+    fn ids(&self, captions: &[&str]) -> Result<TokenIds> {
+        self.words.encode(captions)
+    }
+
+    fn encode_ids(&self, ids: &TokenIds) -> Result<TextStates> {
+        self.states(ids, &|at| format!("caption {at} of the batch"))
     }
 
     fn fingerprint(&self) -> String {

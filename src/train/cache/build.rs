@@ -10,7 +10,7 @@ use std::{
 use rayon::prelude::*;
 
 use super::{
-    CACHE, Description, FORMAT, Floats, Preparation, START, TableDescription, TextDescription, absolute,
+    CACHE, Description, FORMAT, Preparation, START, TableDescription, TextDescription, TextKept, absolute,
     image_tokenizer_folder, picture_key,
     shard::{self, Entry, Key, Row, Stamp, Text, TextRows, Written},
     text_encoder_folder,
@@ -45,9 +45,9 @@ pub struct EncodeRequest {
     pub tables: Vec<PathBuf>,
     /// The folder of the cache.
     pub out: PathBuf,
-    /// The floats that text states are kept in, `Some(None)`: none are kept. `None`: bf16 for a pretrained encoder, none for
-    /// hashed words, which are made as fast as they are read.
-    pub text: Option<Option<Floats>>,
+    /// What is kept of captions, `Some(None)`: nothing. `None`: states in bf16 for a pretrained encoder, nothing for hashed
+    /// words, which are made as fast as they are read.
+    pub text: Option<Option<TextKept>>,
     /// Rows of a shard.
     pub shard_rows: usize,
     /// Replace another cache that is in the folder.
@@ -140,7 +140,7 @@ pub fn encode(
     let settings = settings(request)?;
     refuse_other(&folder, request, &settings, &described)?;
     let tokenizer = image_tokenizer(request, &folder, &tables[0], interrupt, progress)?;
-    let (text, floats) = text_encoder(request, &folder)?;
+    let (text, kept) = text_encoder(request, &folder)?;
     let (tokenizer, text) = match &device {
         None => (tokenizer, text),
         Some(device) => {
@@ -156,11 +156,11 @@ pub fn encode(
         patch_nums: quantizer.patch_nums().to_vec(),
         vocabulary: quantizer.vocabulary(),
         preparation: Preparation::of(&corpus::preprocess(config, tokenizer.image_side())),
-        text: text.as_ref().zip(floats).map(|(text, floats)| TextDescription {
+        text: text.as_ref().zip(kept).map(|(text, kept)| TextDescription {
             encoder: text.fingerprint(),
             tokens: text.tokens(),
             channels: text.channels(),
-            floats,
+            kept,
         }),
         settings,
         shard_rows: request.shard_rows,
@@ -292,32 +292,35 @@ fn image_tokenizer(
     Ok(tokenizer)
 }
 
-/// A text encoder, if there is one, and the floats that its states are kept in.
-type KeptText = (Option<Box<dyn TextEncoder>>, Option<Floats>);
+/// A text encoder, if there is one, and what is kept of what it gives.
+type KeptText = (Option<Box<dyn TextEncoder>>, Option<TextKept>);
 
-/// The text encoder whose states are to be kept, if they are, and in which floats.
+/// The text encoder whose states or ids are to be kept, if they are, and which.
 fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
     let config = &request.config;
-    let floats = match request.text {
+    let kept = match request.text {
         Some(asked) => asked,
-        None if Encoders::text_is_pretrained(config, request.run.as_deref())? => Some(Floats::Bf16),
+        None if Encoders::text_is_pretrained(config, request.run.as_deref())? => Some(TextKept::Bf16),
         None => None,
     };
-    if floats.is_none() {
+    if kept.is_none() {
         return Ok((None, None));
     }
     let folder = text_encoder_folder(cache);
     if folder.join(READY).exists() {
-        return Ok((Some(corpus::saved_text_encoder(config, &folder)?), floats));
+        return Ok((Some(corpus::saved_text_encoder(config, &folder)?), kept));
     }
     let text = match &request.run {
         Some(run) => corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
         None => corpus::text_encoder(config)?,
     };
+    if kept == Some(TextKept::Ids) {
+        text.ids(&[""])?;
+    }
     make_folder(&folder)?;
     text.save(&folder)?;
     write_whole(&folder.join(READY), b"")?;
-    Ok((Some(text), floats))
+    Ok((Some(text), kept))
 }
 
 impl Builder<'_> {
@@ -464,7 +467,7 @@ impl Builder<'_> {
         Ok((rows, failed))
     }
 
-    /// Writes the states of the captions that no earlier shard holds.
+    /// Writes the states or ids of the captions that no earlier shard holds.
     fn text_states(&mut self, number: usize, records: &[&Record]) -> Result<Option<Written>> {
         let (Some(encoder), Some(described)) = (&self.text, &self.description.text) else {
             return Ok(None);
@@ -481,7 +484,10 @@ impl Builder<'_> {
         let mut rows = TextRows::default();
         for chunk in captions.chunks(CAPTIONS) {
             let (keys, texts): (Vec<Key>, Vec<&str>) = chunk.iter().copied().unzip();
-            rows.add(&keys, &encoder.encode(&texts)?, described.floats)?;
+            match described.kept.floats() {
+                Some(floats) => rows.add(&keys, &encoder.encode(&texts)?, floats)?,
+                None => rows.add_ids(&keys, &encoder.ids(&texts)?)?,
+            }
         }
         rows.write(&shard::text_path(&self.folder, number), described).map(Some)
     }

@@ -41,14 +41,33 @@ const FORMAT: u32 = 1;
 const MOST_TOKENS: usize = 4096;
 const MOST_CHANNELS: usize = 16_384;
 
-/// The floats that text states are kept in.
+/// What is kept of a caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Floats {
-    /// bfloat16: half the space; a state is rounded to 8 bits.
+pub enum TextKept {
+    /// Its states in bfloat16: half the space; a state is rounded to 8 bits.
     Bf16,
-    /// As the encoder gives them.
+    /// Its states as the encoder gives them.
     F32,
+    /// Its token ids: next to no space; the encoder's network runs when states are needed.
+    Ids,
+}
+
+/// The floats that text states are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Floats {
+    Bf16,
+    F32,
+}
+
+impl TextKept {
+    fn floats(self) -> Option<Floats> {
+        match self {
+            Self::Bf16 => Some(Floats::Bf16),
+            Self::F32 => Some(Floats::F32),
+            Self::Ids => None,
+        }
+    }
 }
 
 /// By what the text states were made.
@@ -59,7 +78,8 @@ struct TextDescription {
     encoder: String,
     tokens: usize,
     channels: usize,
-    floats: Floats,
+    #[serde(alias = "floats")]
+    kept: TextKept,
 }
 
 /// What of a picture's preparation changes its tokens.
@@ -244,7 +264,7 @@ impl TokenCache {
 
     /// Whether states are rounded: what is trained on them is another thing than without the cache.
     pub(crate) fn rounds_text(&self) -> bool {
-        self.description.text.as_ref().is_some_and(|text| text.floats == Floats::Bf16)
+        self.description.text.as_ref().is_some_and(|text| text.kept == TextKept::Bf16)
     }
 
     /// The folder of the image tokenizer that made the codes.

@@ -1,5 +1,5 @@
 //! One shard of a token cache: consecutive rows of a table, in a file of codes and, where text states are kept, a file of the
-//! states of those captions that no earlier shard holds. Both are safetensors; a JSON file beside them, written last, holds
+//! states, or the token ids, of those captions that no earlier shard holds. Both are safetensors; a JSON file beside them, written last, holds
 //! their lengths and checksums.
 //!
 //! | tensor | holds |
@@ -10,6 +10,9 @@
 //! | `captions` | u8 `[M, 16]`, SHA-256 of the captions |
 //! | `mask` | u8 `[M, T]`: 1 for a token, 0 for padding |
 //! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: a vector for each of the mask's ones, and one a caption |
+//! | `ids` | u32 `[M, T]`, in place of the states: the tokens, which the encoder's network is still to be run on |
+
+mod text;
 
 use std::{
     collections::HashMap,
@@ -19,20 +22,19 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use half::bf16;
 use safetensors::{Dtype, SafeTensors, tensor::Metadata, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Floats, TextDescription, damaged};
+use super::damaged;
 use crate::{
     data::Position,
-    encode::TextStates,
     error::{Error, Result},
     files::{digest_of_file, hexadecimal, sha256, write_whole},
     train::corpus::FailedRecord,
     weights::MappedFile,
 };
+pub(super) use text::{Text, TextRows};
 
 /// What pictures and captions are found by: the beginning of a SHA-256.
 pub(super) type Key = [u8; 16];
@@ -167,46 +169,6 @@ pub(super) fn write_codes(path: &Path, tokens: usize, rows: &[Row]) -> Result<Wr
         ("digests", Dtype::U8, vec![count, 32], digests),
     ];
     write(path, &tensors, HashMap::from([("ids".to_owned(), ids)]))
-}
-
-/// Text states on their way into a shard.
-#[derive(Default)]
-pub(super) struct TextRows {
-    captions: Vec<u8>,
-    mask: Vec<u8>,
-    states: Vec<u8>,
-    pooled: Vec<u8>,
-}
-
-impl TextRows {
-    /// Adds the states of captions with these keys.
-    pub(super) fn add(&mut self, keys: &[Key], found: &TextStates, floats: Floats) -> Result<()> {
-        let channels = found.states.dim(2);
-        let mask = found.mask.as_slice::<u32>()?;
-        self.captions.extend(keys.iter().flatten());
-        self.mask.extend(mask.iter().map(|&one| u8::from(one != 0)));
-        let states = found.states.as_slice::<f32>()?.chunks_exact(channels);
-        for (state, _) in states.zip(mask).filter(|(_, one)| **one != 0) {
-            floats.append(state, &mut self.states);
-        }
-        floats.append(found.pooled.as_slice::<f32>()?, &mut self.pooled);
-        Ok(())
-    }
-
-    /// Writes the file of text states.
-    pub(super) fn write(self, path: &Path, text: &TextDescription) -> Result<Written> {
-        let count = self.captions.len() / 16;
-        let row = text.channels * text.floats.width();
-        let states = self.states.len() / row;
-        let kind = text.floats.kind();
-        let tensors = [
-            ("captions", Dtype::U8, vec![count, 16], self.captions),
-            ("mask", Dtype::U8, vec![count, text.tokens], self.mask),
-            ("states", kind, vec![states, text.channels], self.states),
-            ("pooled", kind, vec![count, text.channels], self.pooled),
-        ];
-        write(path, &tensors, HashMap::new())
-    }
 }
 
 fn write(
@@ -352,126 +314,6 @@ impl Codes {
                 Ok(digest) if digest == *self.digests.row(at) => Freshness::Same,
                 _ => Freshness::Changed,
             },
-        }
-    }
-}
-
-/// A shard's text states, mapped.
-pub(super) struct Text {
-    floats: Floats,
-    captions: Table,
-    mask: Table,
-    states: Table,
-    pooled: Table,
-    /// The first of each caption's states, and how many there are in all.
-    first: Vec<usize>,
-}
-
-impl Text {
-    /// Opens a file of text states.
-    pub(super) fn open(path: &Path, text: &TextDescription) -> Result<Self> {
-        let opened = Opened::new(path)?;
-        let kind = text.floats.kind();
-        let (captions, mask) =
-            (opened.table("captions", Dtype::U8, 16)?, opened.table("mask", Dtype::U8, text.tokens)?);
-        let (states, pooled) =
-            (opened.table("states", kind, text.channels)?, opened.table("pooled", kind, text.channels)?);
-        if mask.rows != captions.rows || pooled.rows != captions.rows {
-            return Err(damaged(path, "its tensors have different numbers of rows"));
-        }
-        let mut first = vec![0];
-        let mut end = 0;
-        for at in 0..mask.rows {
-            end += mask.row(at).iter().filter(|&&one| one != 0).count();
-            first.push(end);
-        }
-        if end != states.rows {
-            return Err(damaged(
-                path,
-                format!("has {} states for the {end} tokens of its masks", states.rows),
-            ));
-        }
-        Ok(Self { floats: text.floats, captions, mask, states, pooled, first })
-    }
-
-    /// The keys of its captions, in order.
-    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
-        (0..self.captions.rows).map(|at| Key::try_from(self.captions.row(at)).unwrap_or_default())
-    }
-
-    /// How many of its numbers are finite.
-    pub(super) fn count_finite(&self) -> usize {
-        let mut count = 0;
-        for table in [&self.states, &self.pooled] {
-            let mut row = vec![0.0f32; table.row / self.floats.width()];
-            for at in 0..table.rows {
-                self.floats.read(table.row(at), &mut row);
-                count += row.iter().filter(|value| value.is_finite()).count();
-            }
-        }
-        count
-    }
-
-    /// Fills in what is kept of a caption: states `[T, D]` (0 for padding), mask `[T]` and the caption's vector `[D]`.
-    pub(super) fn read(&self, at: usize, states: &mut [f32], mask: &mut [u32], pooled: &mut [f32]) {
-        let channels = pooled.len();
-        let mut next = self.first[at];
-        for ((state, mask), &one) in states.chunks_exact_mut(channels).zip(mask).zip(self.mask.row(at)) {
-            *mask = u32::from(one != 0);
-            if one == 0 {
-                state.fill(0.0);
-            } else {
-                self.floats.read(self.states.row(next), state);
-                next += 1;
-            }
-        }
-        self.floats.read(self.pooled.row(at), pooled);
-    }
-}
-
-impl Floats {
-    fn kind(self) -> Dtype {
-        match self {
-            Self::Bf16 => Dtype::BF16,
-            Self::F32 => Dtype::F32,
-        }
-    }
-
-    fn width(self) -> usize {
-        match self {
-            Self::Bf16 => 2,
-            Self::F32 => 4,
-        }
-    }
-
-    fn append(self, values: &[f32], bytes: &mut Vec<u8>) {
-        match self {
-            Self::Bf16 => {
-                bytes.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
-            }
-            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        }
-    }
-
-    fn read(self, bytes: &[u8], values: &mut [f32]) {
-        match self {
-            Self::Bf16 => {
-                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = bf16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            Self::F32 => {
-                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *value = f32::from_le_bytes(*bytes);
-                }
-            }
-        }
-    }
-
-    /// What a number becomes by being kept.
-    pub(super) fn round(self, values: &mut [f32]) {
-        if self == Self::Bf16 {
-            values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         }
     }
 }

@@ -1,13 +1,13 @@
-//! A text encoder whose states come from the token cache where it has them.
+//! A text encoder whose states, or token ids, come from the token cache where it has them.
 
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{TextDescription, TokenCache, shard};
+use super::{Floats, TextDescription, TokenCache, shard};
 use crate::{
-    encode::{TextEncoder, TextStates},
+    encode::{TextEncoder, TextStates, word_pieces::TokenIds},
     engine::{Tensor, cuda::Device},
     error::Result,
 };
@@ -16,7 +16,7 @@ use crate::{
 type Open = dyn Fn() -> Result<Box<dyn TextEncoder>> + Send + Sync;
 
 /// Stands for the encoder that made a cache's states, and has its fingerprint. The encoder itself, which may be gigabytes, is
-/// opened for the first caption that the cache does not hold.
+/// opened for the first caption whose states the cache does not hold.
 pub(crate) struct CachedText {
     cache: Arc<TokenCache>,
     text: TextDescription,
@@ -46,19 +46,10 @@ impl CachedText {
         self.cache.expect_text(&encoder.fingerprint())?;
         Ok(Arc::clone(held.insert(encoder)))
     }
-}
 
-impl TextEncoder for CachedText {
-    fn tokens(&self) -> usize {
-        self.text.tokens
-    }
-
-    fn channels(&self) -> usize {
-        self.text.channels
-    }
-
-    fn encode(&self, captions: &[&str]) -> Result<TextStates> {
-        let TextDescription { tokens, channels, floats, .. } = self.text;
+    /// States that the cache keeps, and those of the encoder rounded alike.
+    fn kept_states(&self, captions: &[&str], floats: Floats) -> Result<TextStates> {
+        let TextDescription { tokens, channels, .. } = self.text;
         let batch = captions.len();
         let mut states = vec![0.0; batch * tokens * channels];
         let mut mask = vec![0u32; batch * tokens];
@@ -103,6 +94,56 @@ impl TextEncoder for CachedText {
             mask: Tensor::new(&[batch, tokens], mask)?,
             pooled: Tensor::new(&[batch, channels], pooled)?,
         })
+    }
+}
+
+impl TextEncoder for CachedText {
+    fn tokens(&self) -> usize {
+        self.text.tokens
+    }
+
+    fn channels(&self) -> usize {
+        self.text.channels
+    }
+
+    fn encode(&self, captions: &[&str]) -> Result<TextStates> {
+        match self.text.kept.floats() {
+            Some(floats) => self.kept_states(captions, floats),
+            None => self.encoder()?.encode_ids(&self.ids(captions)?),
+        }
+    }
+
+    fn ids(&self, captions: &[&str]) -> Result<TokenIds> {
+        if self.text.kept.floats().is_some() {
+            return self.encoder()?.ids(captions);
+        }
+        let (batch, tokens) = (captions.len(), self.text.tokens);
+        let (mut ids, mut mask) = (vec![0u32; batch * tokens], vec![0u32; batch * tokens]);
+        let mut missing = Vec::new();
+        for (at, caption) in captions.iter().enumerate() {
+            match self.cache.captions.get(&shard::key(caption.as_bytes())) {
+                None => missing.push(at),
+                Some(place) => self.cache.text[place.shard as usize].read_ids(
+                    place.row as usize,
+                    &mut ids[at * tokens..][..tokens],
+                    &mut mask[at * tokens..][..tokens],
+                ),
+            }
+        }
+        if !missing.is_empty() {
+            let absent: Vec<&str> = missing.iter().map(|&at| captions[at]).collect();
+            let found = self.encoder()?.ids(&absent)?;
+            for (into, found) in [(&mut ids, &found.ids), (&mut mask, &found.mask)] {
+                for (&to, found) in missing.iter().zip(found.as_slice::<u32>()?.chunks_exact(tokens)) {
+                    into[to * tokens..][..tokens].copy_from_slice(found);
+                }
+            }
+        }
+        Ok(TokenIds { ids: Tensor::new(&[batch, tokens], ids)?, mask: Tensor::new(&[batch, tokens], mask)? })
+    }
+
+    fn encode_ids(&self, ids: &TokenIds) -> Result<TextStates> {
+        self.encoder()?.encode_ids(ids)
     }
 
     fn fingerprint(&self) -> String {
