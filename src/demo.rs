@@ -42,9 +42,6 @@ pub const CONFIG: &str = include_str!("../configs/demo.json");
 /// Training and validation pictures.
 const PICTURES: (usize, usize) = (2_400, 320);
 
-/// How the half is chosen: the paper's best region.
-const STRATEGY: Strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
-
 /// How the ratings treat one kind of flaw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlawReport {
@@ -148,7 +145,7 @@ pub fn demo(
         &SubsetJob {
             ratings,
             names: ColumnNames::default(),
-            strategy: STRATEGY,
+            strategy: Strategy::SHIFT_GSAMPLE,
             keep: Keep::Share(0.5),
             seed,
             out: folder.join("subset.csv"),

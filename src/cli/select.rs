@@ -24,13 +24,14 @@ pub struct SelectArguments {
     /// The way to choose. Percentiles count from the best rated, which is 0.
     #[arg(long, value_enum, default_value_t = StrategyName::ShiftGsample)]
     pub strategy: StrategyName,
-    /// shift-gsample: share of all rows to drop from the top [default: 0.1].
+    /// shift-gsample: share of all rows to drop from the top [default: 0.05; the paper's best is about 0.1].
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub drop_top: Option<f64>,
-    /// gsample, shift-gsample: mean of the Gaussian, a percentile [default: 0.5 for gsample, 0.45 for shift-gsample].
+    /// gsample, shift-gsample: mean of the Gaussian, a percentile [default: 0.5 for gsample, 0.3 for shift-gsample; the paper's best
+    /// for shift-gsample is about 0.45].
     #[arg(long, value_name = "PERCENTILE", allow_negative_numbers = true)]
     pub mean: Option<f64>,
-    /// gsample, shift-gsample: standard deviation of the Gaussian [default: 0.2].
+    /// gsample, shift-gsample: standard deviation of the Gaussian [default: 0.2 for gsample, 0.25 for shift-gsample].
     #[arg(long, value_name = "WIDTH", allow_negative_numbers = true)]
     pub sigma: Option<f64>,
     /// block: percentile where the window begins.
@@ -94,21 +95,25 @@ impl SelectArguments {
                 bail!("{flag} belongs to {owners}; leave it out or choose another --strategy.");
             }
         }
-        let sigma = self.sigma.unwrap_or(0.2);
-        Ok(match self.strategy {
-            Name::Random => Strategy::Random,
-            Name::TopK => Strategy::TopK,
-            Name::Block => match self.offset {
-                Some(offset) => Strategy::Block { offset },
-                None => bail!("--strategy block needs --offset, the percentile where the window begins."),
-            },
-            Name::Gsample => Strategy::Gsample { mean: self.mean.unwrap_or(0.5), sigma },
-            Name::ShiftGsample => Strategy::ShiftGsample {
-                drop_top: self.drop_top.unwrap_or(0.1),
-                mean: self.mean.unwrap_or(0.45),
-                sigma,
-            },
-        })
+        let mut strategy = match (self.strategy, self.offset) {
+            (Name::Random, _) => Strategy::Random,
+            (Name::TopK, _) => Strategy::TopK,
+            (Name::Block, Some(offset)) => Strategy::Block { offset },
+            (Name::Block, None) => {
+                bail!("--strategy block needs --offset, the percentile where the window begins.")
+            }
+            (Name::Gsample, _) => Strategy::GSAMPLE,
+            (Name::ShiftGsample, _) => Strategy::SHIFT_GSAMPLE,
+        };
+        if let Strategy::ShiftGsample { drop_top, .. } = &mut strategy {
+            *drop_top = self.drop_top.unwrap_or(*drop_top);
+        }
+        if let Strategy::Gsample { mean, sigma } | Strategy::ShiftGsample { mean, sigma, .. } = &mut strategy
+        {
+            *mean = self.mean.unwrap_or(*mean);
+            *sigma = self.sigma.unwrap_or(*sigma);
+        }
+        Ok(strategy)
     }
 }
 
@@ -187,12 +192,13 @@ mod tests {
     #[test]
     fn each_strategy_takes_its_own_parameters() {
         let shift = |drop_top, mean, sigma| Ok(Strategy::ShiftGsample { drop_top, mean, sigma });
-        assert_eq!(strategy(""), shift(0.1, 0.45, 0.2));
+        assert_eq!(strategy(""), shift(0.05, 0.3, 0.25));
         assert_eq!(
-            strategy("--strategy shift-gsample --drop-top 0.05 --mean 0.3 --sigma 0.25"),
-            shift(0.05, 0.3, 0.25)
+            strategy("--strategy shift-gsample --drop-top 0.1 --mean 0.45 --sigma 0.2"),
+            shift(0.1, 0.45, 0.2)
         );
-        assert_eq!(strategy("--strategy gsample"), Ok(Strategy::Gsample { mean: 0.5, sigma: 0.2 }));
+        assert_eq!(strategy("--mean 0.6"), shift(0.05, 0.6, 0.25));
+        assert_eq!(strategy("--strategy gsample"), Ok(Strategy::GSAMPLE));
         assert_eq!(strategy("--strategy block --offset 0.4"), Ok(Strategy::Block { offset: 0.4 }));
         assert_eq!(strategy("--strategy random"), Ok(Strategy::Random));
         assert_eq!(strategy("--strategy top-k"), Ok(Strategy::TopK));
