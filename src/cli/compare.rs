@@ -49,8 +49,9 @@ pub struct CompareArguments {
     /// How much is kept: shares (50%) or numbers of records.
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', default_value = "20%,50%")]
     pub keep: Vec<String>,
-    /// Ratings: of raters (loss, excess-weights, excess, alignment), measured in their runs (plain-loss, gradient-norm,
-    /// inner-product, excess-loss), of no network (clarity, frequency, edge-density, resolution, caption-length); or all.
+    /// Ratings: of raters (loss, excess-weights, excess, alignment-weights, alignment, alignment-sgd), measured in their runs
+    /// (plain-loss, gradient-norm, inner-product, inner-product-sgd, excess-loss), of no network (clarity, frequency,
+    /// edge-density, resolution, caption-length); or all.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "all")]
     pub ratings: Vec<String>,
     /// Samplers: top-k, block:OFFSET, gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].

@@ -29,29 +29,42 @@ pub enum RaterRule {
     ExcessWeights,
     /// Eq. 6, by regression on the running average.
     Excess,
+    /// The one-step meta-gradient in plain geometry, by weights.
+    AlignmentWeights,
     /// The one-step meta-gradient in AdamW's geometry, by regression on the running average.
     Alignment,
+    /// The same in plain geometry: from the inner product with the validation gradient itself.
+    AlignmentSgd,
 }
 
 impl RaterRule {
     /// All of them.
     #[cfg(test)]
-    const ALL: [Self; 4] = [Self::Loss, Self::ExcessWeights, Self::Excess, Self::Alignment];
+    const ALL: [Self; 6] = [
+        Self::Loss,
+        Self::ExcessWeights,
+        Self::Excess,
+        Self::AlignmentWeights,
+        Self::Alignment,
+        Self::AlignmentSgd,
+    ];
 
-    /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of.
+    /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of. How a
+    /// batch's constants are scaled is left as it is.
     pub fn keys(self, base: &Config) -> Vec<String> {
         let [rule, geometry, teaching] = match self {
             Self::Loss => ["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
             Self::ExcessWeights => ["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
             Self::Excess => ["rule=excess", "rule_geometry=sgd", "rater_teaching=regression"],
+            Self::AlignmentWeights => ["rule=alignment", "rule_geometry=sgd", "rater_teaching=weights"],
             Self::Alignment => ["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
+            Self::AlignmentSgd => ["rule=alignment", "rule_geometry=sgd", "rater_teaching=regression"],
         };
         // What a rule has a default of its own for.
-        let [scaling, warmup, from] =
-            ["rule_scaling=none", "proxy_warmup_epochs=null", "average_from_epoch=null"];
+        let [warmup, from] = ["proxy_warmup_epochs=null", "average_from_epoch=null"];
         // Ratings by the gradient's norm are measured in the run of `alignment`.
         let norms = if self == Self::Alignment { "record_norms=true" } else { "record_norms=false" };
-        let mut keys = [rule, geometry, teaching, scaling, warmup, from, norms].map(str::to_owned).to_vec();
+        let mut keys = [rule, geometry, teaching, warmup, from, norms].map(str::to_owned).to_vec();
         // What was set for one rater that learns averages holds for another.
         let (learns, training) = (teaching.ends_with("regression"), &base.training);
         keys.push(match learns && training.rule.teaching == Teaching::Regression {
@@ -69,8 +82,10 @@ pub enum Measured {
     PlainLoss,
     /// The norm of the gradient; a low one is the best rated.
     GradientNorm,
-    /// The inner product with the validation gradient; a high one is the best rated.
+    /// The inner product with AdamW's step along the validation gradient; a high one is the best rated.
     InnerProduct,
+    /// The inner product with the validation gradient itself; a high one is the best rated.
+    InnerProductSgd,
     /// The reference's loss less the proxy's, which learns from the validation set, too; a high one is the best rated.
     ExcessLoss,
 }
@@ -81,6 +96,7 @@ impl Measured {
     pub fn run(self) -> RaterRule {
         match self {
             Self::ExcessLoss => RaterRule::Excess,
+            Self::InnerProductSgd => RaterRule::AlignmentSgd,
             _ => RaterRule::Alignment,
         }
     }
@@ -90,7 +106,7 @@ impl Measured {
         match self {
             Self::PlainLoss => ("loss", false),
             Self::GradientNorm => ("gradient_norm", false),
-            Self::InnerProduct | Self::ExcessLoss => ("average", true),
+            Self::InnerProduct | Self::InnerProductSgd | Self::ExcessLoss => ("average", true),
         }
     }
 }
@@ -112,14 +128,17 @@ pub enum Heuristic {
 
 impl Rating {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Rater(RaterRule::Loss),
         Self::Rater(RaterRule::ExcessWeights),
         Self::Rater(RaterRule::Excess),
+        Self::Rater(RaterRule::AlignmentWeights),
         Self::Rater(RaterRule::Alignment),
+        Self::Rater(RaterRule::AlignmentSgd),
         Self::Measured(Measured::PlainLoss),
         Self::Measured(Measured::GradientNorm),
         Self::Measured(Measured::InnerProduct),
+        Self::Measured(Measured::InnerProductSgd),
         Self::Measured(Measured::ExcessLoss),
         Self::Heuristic(Heuristic::Clarity),
         Self::Heuristic(Heuristic::Frequency),
@@ -134,10 +153,13 @@ impl Rating {
             Self::Rater(RaterRule::Loss) => "loss",
             Self::Rater(RaterRule::ExcessWeights) => "excess-weights",
             Self::Rater(RaterRule::Excess) => "excess",
+            Self::Rater(RaterRule::AlignmentWeights) => "alignment-weights",
             Self::Rater(RaterRule::Alignment) => "alignment",
+            Self::Rater(RaterRule::AlignmentSgd) => "alignment-sgd",
             Self::Measured(Measured::PlainLoss) => "plain-loss",
             Self::Measured(Measured::GradientNorm) => "gradient-norm",
             Self::Measured(Measured::InnerProduct) => "inner-product",
+            Self::Measured(Measured::InnerProductSgd) => "inner-product-sgd",
             Self::Measured(Measured::ExcessLoss) => "excess-loss",
             Self::Heuristic(Heuristic::Clarity) => "clarity",
             Self::Heuristic(Heuristic::Frequency) => "frequency",
@@ -175,7 +197,7 @@ impl FromStr for Rating {
 }
 
 /// A way to choose from a ranking, written `top-k`, `block:0.4` (offset), `gsample:0.5/0.2` (mean, sigma) or
-/// `shift-gsample:0.1/0.45/0.2` (share dropped from the top, mean, sigma). Without numbers, these are meant; a block needs one.
+/// `shift-gsample:0.05/0.3/0.25` (share dropped from the top, mean, sigma). Without numbers, these are meant; a block needs one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler(pub Strategy);
 
@@ -210,9 +232,9 @@ impl FromStr for Sampler {
             ("top-k", []) => Strategy::TopK,
             ("block", &[offset]) => Strategy::Block { offset },
             ("block", []) => return refuse("needs the percentile where the block begins, such as block:0.4"),
-            ("gsample", []) => Strategy::Gsample { mean: 0.5, sigma: 0.2 },
+            ("gsample", []) => Strategy::GSAMPLE,
             ("gsample", &[mean, sigma]) => Strategy::Gsample { mean, sigma },
-            ("shift-gsample", []) => Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 },
+            ("shift-gsample", []) => Strategy::SHIFT_GSAMPLE,
             ("shift-gsample", &[drop_top, mean, sigma]) => Strategy::ShiftGsample { drop_top, mean, sigma },
             ("top-k" | "gsample" | "shift-gsample", _) => {
                 return refuse("has another number of parameters than its kind; see --help");
@@ -304,9 +326,10 @@ mod tests {
         for rating in Rating::ALL {
             assert_eq!(rating.name().parse::<Rating>().unwrap(), rating);
         }
-        for text in ["top-k", "block:0.4", "gsample:0.5/0.2", "shift-gsample:0.05/0.3/0.25"] {
+        for text in ["top-k", "block:0.4", "gsample:0.5/0.2", "shift-gsample:0.1/0.45/0.2"] {
             assert_eq!(text.parse::<Sampler>().unwrap().to_string(), text);
         }
+        assert_eq!("shift-gsample".parse::<Sampler>().unwrap().to_string(), "shift-gsample:0.05/0.3/0.25");
         for (text, word) in [
             ("block", "begins"),
             ("random", "always there"),
