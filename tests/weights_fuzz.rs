@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
 use alchemist_engine::{
     config::Config,
     data::{
@@ -107,6 +109,37 @@ fn make_cache(folder: &Path) -> PathBuf {
     out
 }
 
+/// A copy of the cache that holds token ids in place of text states.
+fn with_ids(cache: &Path, to: &Path) -> PathBuf {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(cache).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    let edit = |path: PathBuf, change: &dyn Fn(&mut serde_json::Value)| {
+        let mut told = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut told);
+        fs::write(path, told.to_string()).unwrap();
+    };
+    edit(to.join("cache.json"), &|told| told["text"]["kept"] = "ids".into());
+    for shard in ["shard-00000", "shard-00001"] {
+        let path = to.join(format!("{shard}.text.safetensors"));
+        let bytes = fs::read(&path).unwrap();
+        let states = SafeTensors::deserialize(&bytes).unwrap();
+        let [captions, mask] = ["captions", "mask"].map(|name| states.tensor(name).unwrap());
+        let numbers = vec![1; 4 * mask.data().len()];
+        let ids = TensorView::new(Dtype::U32, mask.shape().to_vec(), &numbers).unwrap();
+        let views = [("captions", captions), ("mask", mask), ("ids", ids)];
+        let written = safetensors::serialize(views, None).unwrap();
+        fs::write(&path, &written).unwrap();
+        edit(to.join(format!("{shard}.json")), &|told| {
+            told["text"]["bytes"] = written.len().into();
+            told["text"]["sha256"] = alchemist_engine::files::sha256(&written).into();
+        });
+    }
+    TokenCache::open(to).unwrap().read_all().unwrap();
+    to.to_path_buf()
+}
+
 /// Opens the cache with one of its files in place of the good one, and puts that back. The entry says of the changed file what
 /// is true of it, so that it is not refused for its checksum.
 fn read_cache_with(cache: &Path, name: &str, changed: &Path) {
@@ -127,15 +160,16 @@ fn read_cache_with(cache: &Path, name: &str, changed: &Path) {
     fs::write(&entry, good_entry).unwrap();
 }
 
-/// A target for each file of a cache.
-fn cache_targets(cache: &Path) -> Vec<Target> {
+/// A target for each file of a cache, and for one that keeps token ids.
+fn cache_targets(cache: &Path, ids: &Path) -> Vec<Target> {
     let files = [
-        ("cache", "cache.json"),
-        ("shard", "shard-00000.json"),
-        ("codes", "shard-00000.codes.safetensors"),
-        ("states", "shard-00000.text.safetensors"),
+        ("cache", cache, "cache.json"),
+        ("shard", cache, "shard-00000.json"),
+        ("codes", cache, "shard-00000.codes.safetensors"),
+        ("states", cache, "shard-00000.text.safetensors"),
+        ("ids", ids, "shard-00000.text.safetensors"),
     ];
-    let target = |(name, file): (&'static str, &'static str)| {
+    let target = |(name, cache, file): (&'static str, &Path, &'static str)| {
         let folder = cache.to_path_buf();
         Target {
             name,
@@ -249,7 +283,8 @@ fn mutate(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
 fn run(time: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let mut targets = targets();
-    targets.extend(cache_targets(&make_cache(folder.path())));
+    let cache = make_cache(folder.path());
+    targets.extend(cache_targets(&cache, &with_ids(&cache, &folder.path().join("ids"))));
     let seed = std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let mut dice = Dice(seed);
     let (start, mut count, mut most) = (Instant::now(), 0u64, 0usize);
