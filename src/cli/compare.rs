@@ -10,7 +10,7 @@ use crate::{
         CompareRequest, PicturesRequest,
         arms::{Convention, Rating, Sampler},
         compare,
-        table::markdown,
+        markdown::markdown,
     },
     config::Config,
     engine::cuda::DeviceChoice,

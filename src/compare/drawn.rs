@@ -10,7 +10,8 @@ use super::{
     Teller,
     cells::{CellResult, path_key, with_keys},
     data::Data,
-    table::{Line, with_interval},
+    markdown::with_interval,
+    table::Line,
 };
 use crate::{
     config::Config,

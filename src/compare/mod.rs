@@ -13,6 +13,7 @@ mod comparison;
 mod data;
 mod drawn;
 mod heuristics;
+pub mod markdown;
 pub mod page;
 mod ratings;
 pub mod table;

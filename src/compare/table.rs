@@ -1,5 +1,5 @@
 //! What a comparison comes to: every fit by itself, means with intervals, differences to a random part of the same size, and
-//! the share of the gap to the ceiling that is closed; as CSV, Markdown and a picture.
+//! the share of the gap to the ceiling that is closed; as CSV and a picture. `markdown` writes it for people.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Comparison, Outcome,
     cells::CellResult,
-    drawn::{self, PictureLine, measure_names, picture_lines},
+    drawn::{PictureLine, measure_names, picture_lines},
+    markdown::markdown,
 };
 use crate::{
     error::Result,
@@ -313,82 +314,6 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
     Ok(written)
 }
 
-/// A number with half its interval.
-pub(super) fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
-    match value {
-        None => "-".to_owned(),
-        Some((mean, None)) => format!("{mean:.digits$}"),
-        Some((mean, Some(half))) => format!("{mean:.digits$} ± {half:.digits$}"),
-    }
-}
-
-/// The tables as people read them.
-pub fn markdown(comparison: &Comparison) -> String {
-    let Comparison { outcomes, flaws, costs, .. } = comparison;
-    let lines = summarise(outcomes);
-    let mut text = String::from(
-        "Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
-         by seed; share of the gap between random and the ceiling (`oracle`: unspoiled records only) that is closed.\n\n\
-         | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
-    );
-    for line in &lines {
-        let seeds = match line.diverged {
-            0 => line.seeds.to_string(),
-            diverged => format!("{} ({diverged} diverged)", line.seeds),
-        };
-        let closed = line.closed.map_or("-".to_owned(), |closed| format!("{:.0}%", 100.0 * closed));
-        text.push_str(&format!(
-            "| {} | {} | {} | {} | {seeds} | {:.0} | {} | {} | {closed} |\n",
-            line.keep,
-            line.convention,
-            line.rating,
-            line.sampler,
-            line.steps,
-            with_interval(line.loss, 4),
-            with_interval(line.difference, 4),
-        ));
-    }
-    text.push_str(&drawn::markdown(
-        &lines,
-        &outcomes.iter().map(|outcome| &outcome.result).collect::<Vec<_>>(),
-    ));
-    if !flaws.is_empty() {
-        let mut kinds: Vec<&str> = Vec::new();
-        let mut ratings: Vec<&str> = Vec::new();
-        for line in flaws {
-            if !kinds.contains(&line.flaw.as_str()) {
-                kinds.push(&line.flaw);
-            }
-            if !ratings.contains(&line.rating.as_str()) {
-                ratings.push(&line.rating);
-            }
-        }
-        text.push_str("\nAUROC of each planted flaw (a low rating tells it; 0.5 is chance), and in brackets its mean percentile.\n\n");
-        text.push_str(&format!(
-            "| rating | {} |\n| --- |{}\n",
-            kinds.join(" | "),
-            " --- |".repeat(kinds.len())
-        ));
-        for rating in ratings {
-            let cells = kinds.iter().map(|kind| {
-                let found = flaws.iter().find(|line| line.rating == rating && line.flaw == *kind);
-                found.map_or("-".to_owned(), |line| {
-                    format!("{} ({:.2})", with_interval(Some(line.auroc), 2), line.percentile)
-                })
-            });
-            text.push_str(&format!("| {rating} | {} |\n", cells.collect::<Vec<_>>().join(" | ")));
-        }
-    }
-    if !costs.is_empty() {
-        text.push_str("\nWhat the ratings cost, mean seconds a seed.\n\n| rater | training | scoring |\n| --- | --- | --- |\n");
-        for (rule, training, scoring) in costs {
-            text.push_str(&format!("| {rule} | {training:.1} | {scoring:.1} |\n"));
-        }
-    }
-    text
-}
-
 /// The differences to random, a picture for each share and convention.
 fn pictures(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
     let mut settings: Vec<(&str, &str)> = Vec::new();
@@ -475,5 +400,8 @@ mod tests {
         };
         let text = markdown(&comparison);
         assert!(text.contains("| random |  | 2 (1 diverged) |"), "{text}");
+        for row in ["| random |  | 4.1000 ± ", "| own |  | -0.400 ± 1.271 (43%) |"] {
+            assert!(text.contains(row), "{text}");
+        }
     }
 }
