@@ -14,6 +14,9 @@
 //
 // Threads: one warp a row, 8 rows a block; 8 numbers a lane where C allows, so that parts are stored 16 bytes at a time, else
 // one. Bytes moved a number of a row: 4, mostly from the cache, and PARTS sizeof(T) written. No shared memory.
+//
+// And the filters, once when they are placed: times a factor, in the order of a window, split into parts in the same way, a
+// number a thread.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
@@ -92,6 +95,28 @@ __device__ __forceinline__ void convolution_windows(
     }
 }
 
+// parts: for each part p, PARTS - p times the same [width, row], of which number (w, o) is that of filter o at w of its window
+// [taps, I]; zeros where there is none. given: (tap, i, o) at tap * by_tap + i * by_input + o * by_output.
+template <class T>
+__device__ __forceinline__ void convolution_filters(
+    T *parts, const float *given, float factor, unsigned taps, unsigned inputs, unsigned outputs, unsigned width,
+    unsigned row, unsigned by_tap, unsigned by_input, unsigned by_output) {
+    uint64_t at = uint64_t(blockIdx.x) * THREADS + threadIdx.x, size = uint64_t(width) * row;
+    if (at >= size) return;
+    unsigned w = at / row, output = at % row, tap = w / inputs, input = w % inputs;
+    float rest = 0.0f;
+    if (tap < taps && output < outputs) {
+        rest = given[uint64_t(tap) * by_tap + uint64_t(input) * by_input + uint64_t(output) * by_output] * factor;
+    }
+#pragma unroll
+    for (unsigned part = 0; part < PARTS<T>; ++part) {
+        T rounded = narrow<T>(rest);
+        rest -= widen(rounded);
+#pragma unroll
+        for (unsigned copy = part; copy < PARTS<T>; ++copy, at += size) parts[at] = rounded;
+    }
+}
+
 #define CONVOLUTION(T, suffix)                                                                                         \
     KERNEL(                                                                                                            \
         convolution_windows_##suffix, THREADS, T *rows, const float *map, uint32_t side, uint32_t side_out,            \
@@ -99,6 +124,13 @@ __device__ __forceinline__ void convolution_windows(
         uint32_t count, uint32_t width, uint32_t planes) {                                                             \
         Window window = {side, side_out, channels, up, stride, before, size};                                          \
         convolution_windows(rows, map, window, first, count, width, planes != 0);                                      \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        convolution_filters_##suffix, THREADS, T *parts, const float *given, float factor, uint32_t taps,              \
+        uint32_t inputs, uint32_t outputs, uint32_t width, uint32_t row, uint32_t by_tap, uint32_t by_input,           \
+        uint32_t by_output) {                                                                                          \
+        convolution_filters(                                                                                           \
+            parts, given, factor, taps, inputs, outputs, width, row, by_tap, by_input, by_output);                     \
     }
 CONVOLUTION(f16, f16)
 CONVOLUTION(bf16, bf16)

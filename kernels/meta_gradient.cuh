@@ -3,8 +3,9 @@
 //
 // g_i is never stored. Before the block goes on to the next sample it multiplies the tile with the direction's and with
 // itself, and writes one number a quantity: `products` and `norms` are [parts, slots], a part for each tile, or for each of
-// its halves, and a slot for each sample of the launch. Sums over parts follow in another launch. A sample's numbers are made of its own rows in an order that the
-// sizes of the layer alone decide, so they are the same bits in whatever batch, and at whatever place of it, it stands.
+// its halves, and a slot for each sample of the launch. Sums over parts follow in another launch. A sample's numbers are
+// made of its own rows in an order that the sizes of the layer alone decide, so they are the same bits in whatever batch,
+// and at whatever place of it, it stands.
 #pragma once
 #include "portable.cuh"
 

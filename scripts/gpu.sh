@@ -2,7 +2,8 @@
 # Everything that wants a GPU, on a machine that has one but neither cargo nor a network.
 #
 #     bash scripts/gpu.sh pack                       # here: builds, strips, and puts all into target/gpu (below 64 MiB)
-#     bash scripts/gpu.sh run [PART...]              # there, from the same folder or from target/gpu itself
+#     bash scripts/gpu.sh pack --whole               # the same with the fixtures, so that target/gpu suffices there
+#     bash scripts/gpu.sh run [PART...]              # there, from the repository's folder, or from a whole target/gpu
 #     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
 #
 # Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step encode pytorch
@@ -70,7 +71,10 @@ make_pack() {
     ls target/gpu/bin/bin-alchemist-engine target/gpu/kernels.txt > /dev/null
     # What a fatbin begins with.
     LC_ALL=C grep -aqP '\x50\xed\x55\xba' target/gpu/bin/bin-alchemist-engine || fail "no kernels for cards are in it"
-    cp -r tests/fixtures target/gpu/fixtures
+    if [ "${1:-}" = --whole ]; then
+        mkdir target/gpu/tests
+        cp -r tests/fixtures target/gpu/tests/fixtures
+    fi
     mkdir -p target/gpu/pytorch
     cp benches/pytorch/*.py target/gpu/pytorch/
     cp scripts/gpu.sh scripts/gpu_table.py target/gpu/
@@ -185,6 +189,8 @@ part_facts() {
 # One test in a process of its own: binary, test, seconds. Prints what the part sums up.
 one_test() {
     local name="${1##*/test-}" code=0 started=$SECONDS
+    # Some tests read tests/fixtures from where they are started.
+    cd "$ALCHEMIST_FIXTURES/../.."
     timeout --kill-after=5 "$3" "$1" --exact "$2" --test-threads 1 \
         > "$results/parity-$name-${2//[^A-Za-z0-9_]/_}.log" 2>&1 || code=$?
     printf '%s\t%s\t%s\t%s\n' "$name" "$2" "$code" $((SECONDS - started))
@@ -195,7 +201,7 @@ one_test() {
 part_parity() {
     local test name jobs=6 most=150 list="$results/parity.list" sums="$results/parity.tsv" failed=0
     on_card && export ALCHEMIST_REQUIRE_GPU=1 || { jobs=2 && most=900; }
-    export ALCHEMIST_FIXTURES="$pack/fixtures" ALCHEMIST_DEVICE="$device" ALCHEMIST_PROGRAM="$bin/bin-alchemist-engine"
+    export ALCHEMIST_FIXTURES="$fixtures" ALCHEMIST_DEVICE="$device" ALCHEMIST_PROGRAM="$bin/bin-alchemist-engine"
     export results
     export -f one_test
     for test in "$bin"/test-*; do
@@ -315,7 +321,7 @@ part_encode() {
         mv "$results/encode-encode.log" "$results/encode-weights.log"
     fi
     export ALCHEMIST_VQVAE="$weights"
-    if ALCHEMIST_FIXTURES="$pack/fixtures" limited encode device_encode 200 "$bin/bench-device_encode"; then
+    if ALCHEMIST_FIXTURES="$fixtures" limited encode device_encode 200 "$bin/bench-device_encode"; then
         grep '^{' "$results/encode-device_encode.log" | tee "$results/encode.jsonl"
     else
         failed=1
@@ -388,6 +394,9 @@ run() {
         pytorch_meta_gradient table
     )
     [ -f "$pack/bin/all.tar.xz" ] || fail "$pack is not packed: run scripts/gpu.sh pack first"
+    fixtures="$pack/tests/fixtures"
+    [ -d "$fixtures" ] || fixtures="$(dirname "$(dirname "$pack")")/tests/fixtures"
+    [ -d "$fixtures" ] || fail "there are no fixtures: run this from the repository's folder, or pack with --whole"
     mkdir -p "$results"
     results="$(cd "$results" && pwd)"
     unpack
@@ -410,7 +419,7 @@ run() {
 }
 
 case "${1:-}" in
-    pack) make_pack ;;
+    pack) make_pack "${2:-}" ;;
     run) shift && run "$@" ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
+    *) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
 esac

@@ -12,6 +12,7 @@ use crate::{
     engine::{
         Tensor,
         matmul::{Matrix, linear_forward, product},
+        ops::convolution::cuda::FilterOrder,
     },
     error::{Error, Result},
     weights::Floats,
@@ -197,14 +198,6 @@ impl Convolution {
         filters
     }
 
-    /// Filters `[O, I, rows, columns]` as `[rows, columns, I, O]`.
-    fn outputs_last(&self, given: &[f32]) -> Vec<f32> {
-        let mut filters = vec![0.0; given.len()];
-        let chunks = filters.par_chunks_mut(self.chunk()).enumerate();
-        chunks.for_each(|(chunk, rows)| self.arrange(given, chunk, rows));
-        filters
-    }
-
     /// Numbers of some rows, so few that what is read of a filter is still in the cache for the next row.
     fn chunk(&self) -> usize {
         (ARRANGED_ROWS * self.outputs).max(1)
@@ -241,12 +234,12 @@ impl Convolution {
         self.size
     }
 
-    /// Filters as `[rows, columns, I, O]`; those of a file are not kept.
-    pub(crate) fn filters(&self) -> Cow<'_, [f32]> {
+    /// Filters, and in which order: as they lie in their file, if they were not arranged yet.
+    pub(crate) fn filters(&self) -> (Cow<'_, [f32]>, FilterOrder) {
         match &self.given {
-            Some(given) if self.weight.get().is_none() => Cow::Owned(self.outputs_last(&given.values())),
-            _ if self.size == [1, 1] => Cow::Owned(self.outputs_last(self.weight())),
-            _ => Cow::Borrowed(self.weight()),
+            Some(given) if self.weight.get().is_none() => (given.values(), FilterOrder::OutputsFirst),
+            _ if self.size == [1, 1] => (Cow::Borrowed(self.weight()), FilterOrder::OutputsFirst),
+            _ => (Cow::Borrowed(self.weight()), FilterOrder::OutputsLast),
         }
     }
 

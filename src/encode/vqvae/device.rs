@@ -1,6 +1,9 @@
 //! The VQ-VAE on a device: pictures and features come from the host and go there.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::{
+    borrow::Cow,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
 use super::{
     Hosted,
@@ -55,15 +58,16 @@ impl Placed {
         &self,
         from: &[f32],
         length: usize,
-        work: impl Fn(&Tensor) -> Result<Buffer<f32>>,
+        work: impl Fn(&Buffer<f32>) -> Result<Buffer<f32>>,
     ) -> Result<Vec<f32>> {
         let mut made = Vec::new();
         for pieces in from.chunks(PICTURES * length) {
-            let mut filled = pieces.to_vec();
+            let mut filled = Cow::Borrowed(pieces);
             while filled.len() < PICTURES * length {
-                filled.extend_from_within(filled.len() - length..);
+                let last = filled.len() - length;
+                filled.to_mut().extend_from_within(last..);
             }
-            let filled = Tensor::new(&[filled.len()], filled)?.ahead_to(&self.device)?;
+            let filled = self.device.upload_ahead(&filled)?.arrive()?;
             made.push((work(&filled)?, pieces.len() / length));
         }
         // Downloads wait, so they come last.
@@ -78,15 +82,14 @@ impl Placed {
     /// Pictures `[B, 3, side, side]` to features `[B, H², Cvae]`, not checked.
     pub(super) fn features(&self, pictures: &[f32], side: usize) -> Result<Vec<f32>> {
         let encoder = filled(&self.encoder, || self.hosted.encoder.placed(&self.device))?;
-        self.each(pictures, 3 * side * side, |pictures| encoder.run(pictures.buffer::<f32>()?, side))
+        self.each(pictures, 3 * side * side, |pictures| encoder.run(pictures, side))
     }
 
     /// Features `[B, side², Cvae]` to pictures `[B, 3, R, R]`, not clamped.
     pub(super) fn pictures(&self, features: &[f32], side: usize, picture: usize) -> Result<Vec<f32>> {
         let decoder = filled(&self.decoder, || self.hosted.decoder.placed(&self.device))?;
         let length = side * side * decoder.channels();
-        let mut pictures =
-            self.each(features, length, |features| decoder.run(features.buffer::<f32>()?, side))?;
+        let mut pictures = self.each(features, length, |features| decoder.run(features, side))?;
         let mut planes = vec![0.0; picture];
         for pixels in pictures.chunks_exact_mut(picture) {
             for (at, pixel) in pixels.chunks_exact(3).enumerate() {

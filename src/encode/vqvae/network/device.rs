@@ -74,11 +74,11 @@ impl PlacedConvolution {
     fn new(convolution: &Convolution, device: &Device, takes: Takes) -> Result<Self> {
         let (inputs, outputs) = (convolution.inputs(), convolution.outputs());
         let [rows, columns] = convolution.size();
-        let filters = convolution.filters();
+        let (filters, order) = convolution.filters();
         let sizes = [rows * columns, inputs, outputs];
         let weight = match takes {
-            Takes::Normed => Weight::Normed(Filters::new(device, &filters, sizes)?),
-            Takes::Any => Weight::Any(Filters::new(device, &filters, sizes)?),
+            Takes::Normed => Weight::Normed(Filters::new(device, &filters, order, sizes)?),
+            Takes::Any => Weight::Any(Filters::new(device, &filters, order, sizes)?),
         };
         let bias = device.upload(convolution.bias())?;
         Ok(Self { inputs, outputs, point: rows * columns == 1, weight, bias })

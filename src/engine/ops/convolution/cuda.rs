@@ -34,36 +34,14 @@ const LARGEST: f32 = 4096.0;
 pub trait Part: Factor {
     /// How many.
     const PARTS: usize;
-
-    /// The nearest number of this type.
-    fn nearest(value: f32) -> Self;
-
-    /// The same number as an f32.
-    fn wide(self) -> f32;
 }
 
 impl Part for f16 {
     const PARTS: usize = 2;
-
-    fn nearest(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-
-    fn wide(self) -> f32 {
-        self.to_f32()
-    }
 }
 
 impl Part for bf16 {
     const PARTS: usize = 3;
-
-    fn nearest(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-
-    fn wide(self) -> f32 {
-        self.to_f32()
-    }
 }
 
 /// Where the window of an output pixel lies: at `(y, x)` it begins at `(stride·y − before, stride·x − before)` of the map, each
@@ -144,12 +122,32 @@ pub struct Filters<P: Part> {
     alpha: f32,
 }
 
+/// In which order the numbers of filters are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterOrder {
+    /// `[O, I, taps]`, as PyTorch has them.
+    OutputsFirst,
+    /// `[taps, I, O]`
+    OutputsLast,
+}
+
+impl FilterOrder {
+    /// How far neighbouring taps, inputs and outputs are apart.
+    fn strides(self, [taps, inputs, outputs]: [usize; 3]) -> [usize; 3] {
+        match self {
+            Self::OutputsFirst => [1, taps, taps * inputs],
+            Self::OutputsLast => [inputs * outputs, outputs, 1],
+        }
+    }
+}
+
 impl<P: Part> Filters<P> {
-    /// From filters `[taps, I, O]`, of 9 taps or one.
+    /// From filters of 9 taps or one; `sizes` are taps, `I` and `O`.
     ///
     /// # Errors
     /// If the sizes do not fit, or there is not enough memory.
-    pub fn new(device: &Device, filters: &[f32], [taps, inputs, outputs]: [usize; 3]) -> Result<Self> {
+    pub fn new(device: &Device, filters: &[f32], order: FilterOrder, sizes: [usize; 3]) -> Result<Self> {
+        let [taps, inputs, outputs] = sizes;
         if !matches!(taps, 1 | 9) || inputs == 0 || outputs == 0 || filters.len() != taps * inputs * outputs {
             return Err(Error::shape(
                 OP,
@@ -161,23 +159,26 @@ impl<P: Part> Filters<P> {
         }
         // Rows of 16 bytes are what products read best.
         let (width, row) = ((taps * inputs).next_multiple_of(8), outputs.next_multiple_of(8));
-        let most = filters.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        // Positive numbers are in the order of their bits.
+        let bits = filters.iter().fold(0, |most, value| most.max(value.abs().to_bits()));
+        let most = f32::from_bits(bits);
         let scale = if most > 0.0 {
             power_of_two((LARGEST / most).clamp(2f32.powi(-100), 2f32.powi(100)))
         } else {
             1.0
         };
-        let mut rest = vec![0.0; width * row];
-        for (rest, filters) in rest.chunks_exact_mut(row).zip(filters.chunks_exact(outputs)) {
-            rest.iter_mut().zip(filters).for_each(|(rest, value)| *rest = value * scale);
+        let mut weight = device.uninitialised::<P>(P::PARTS * (P::PARTS + 1) / 2 * width * row)?;
+        let given = device.upload(filters)?;
+        let mut arguments = vec![weight.write(), given.read(), Argument::F32(scale)];
+        for value in [taps, inputs, outputs, width, row].into_iter().chain(order.strides(sizes)) {
+            arguments.push(Argument::U32(size(OP, "numbers of filters", value)?));
         }
-        let mut parts = Vec::with_capacity(P::PARTS * (P::PARTS + 1) / 2 * rest.len());
-        for part in 0..P::PARTS {
-            let rounded: Vec<P> = rest.iter().map(|&value| P::nearest(value)).collect();
-            rest.iter_mut().zip(&rounded).for_each(|(rest, rounded)| *rest -= rounded.wide());
-            (part..P::PARTS).for_each(|_| parts.extend_from_slice(&rounded));
-        }
-        Ok(Self { weight: device.upload(&parts)?, width, row, taps, inputs, outputs, alpha: 1.0 / scale })
+        let kernel = Kernel::of::<P>(OP, "convolution_filters");
+        let launch = Launch::linear(blocks(OP, width * row, THREADS as usize)?, THREADS);
+        // SAFETY: arguments in the kernel's order; the parts are borrowed mutably, and of the size that the kernel writes; the
+        // numbers given were counted above; both buffers live, and are freed in the order of the work.
+        unsafe { device.launch(&kernel, &launch, &arguments) }?;
+        Ok(Self { weight, width, row, taps, inputs, outputs, alpha: 1.0 / scale })
     }
 
     /// Channels that come out, `O`.
