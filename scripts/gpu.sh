@@ -44,9 +44,9 @@ make_pack() {
     local benches="ops ceilings" name targets=()
     [ -f benches/device_step.rs ] && benches="$benches device_step"
     [ -f benches/device_encode.rs ] && benches="$benches device_encode"
-    # The tests that use a device: by themselves, or through tests/device or tests/common.
+    # The tests that use a device: by themselves, through tests/device, or where ALCHEMIST_DEVICE says.
     # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
-    local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near'
+    local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near|ALCHEMIST_DEVICE'
     for name in $(grep -lE "$uses" tests/*.rs | xargs -n 1 basename -s .rs); do
         [ "$name" = emulator ] || targets+=(--test "$name")
     done
