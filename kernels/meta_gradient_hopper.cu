@@ -25,10 +25,11 @@
 // of 128 multiplies for 512 cycles and gets 32 KB from the second-level cache, one of 192 for 768 cycles and 40 KB.
 // Clusters of 2 by 2 blocks that share rows halve that, but took longer (0.56 ms by 128, 0.65 ms by 192): a card has
 // room for 30 of them, 120 of its 132 multiprocessors. Clusters of 2 took 0.472 and 0.451 ms. Starting the second
-// warpgroup later, and fewer products in a sample's last step, gained nothing. Nor did a direction of 16 bits, which leaves room
-// for 8 steps, nor equal shares of all pairs of tile and sample: blocks at different samples read them from memory (0.64 ms).
-// Under load it is the card's power that counts: 0.42 ms at 1.65 GHz become 0.50, and cuBLAS's 0.35 become 0.41. Then, in that
-// trial, tiles numbered down first took 2% less than across first, and clusters of 2 with 64 rows a step 3%: left to do.
+// warpgroup later, and fewer products in a sample's last step, gained nothing. Nor did a direction of 16 bits, which
+// leaves room for 8 steps, nor equal shares of all pairs of tile and sample: blocks at different samples read them from
+// memory (0.64 ms). Under load it is the card's power that counts: 0.42 ms at 1.65 GHz become 0.50, and cuBLAS's 0.35
+// become 0.41. Then, in that trial, tiles numbered down first took 2% less than across first, and clusters of 2 with 64
+// rows a step 3%: left to do. Those trials are in no script of the project.
 // Needs columns in multiples of 8.
 #include "meta_gradient.cuh"
 
