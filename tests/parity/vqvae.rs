@@ -91,6 +91,25 @@ fn vqvae_on_a_device_gives_the_codes_of_the_processor() {
     }
 }
 
+/// A number that is not finite is refused, and its picture named, wherever in the picture it is.
+#[test]
+fn pictures_that_are_not_finite_are_refused() {
+    for fixture in fixtures("vqvae") {
+        let vqvae = open(&fixture);
+        let side = vqvae.image_side();
+        let picture = 3 * side * side;
+        for (at, value) in [(0, f32::NAN), (picture + 1, f32::INFINITY), (2 * picture - 1, f32::NAN)] {
+            let mut values = vec![0.5; 3 * picture];
+            values[at] = value;
+            // A later picture is not the one that is named.
+            values[3 * picture - 1] = f32::NEG_INFINITY;
+            let pictures = Tensor::new(&[3, 3, side, side], values).unwrap();
+            let message = vqvae.encode(&pictures).unwrap_err().to_string();
+            assert!(message.contains(&format!("picture {} of the batch", at / picture)), "{message}");
+        }
+    }
+}
+
 /// Filters are read and arranged at their first use, by whichever thread comes first: with many threads and pictures, too.
 #[test]
 fn many_threads_use_a_vqvae_for_the_first_time() {
