@@ -214,7 +214,7 @@ fn find_nvcc() -> std::result::Result<PathBuf, String> {
         .ok_or_else(|| "nvcc was not found (NVCC, CUDA_HOME/bin, PATH)".to_owned())
 }
 
-/// Compiles every kernel file to a fatbin, and writes the table of them that `src/engine/cuda/fatbins.rs` includes.
+/// Compiles every kernel file to a fatbin, and writes the table of them that `src/engine/cuda/gpu/kernels.rs` includes.
 fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
     let table = out.join("fatbins.rs");
     let nvcc = match find_nvcc() {

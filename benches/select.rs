@@ -38,6 +38,7 @@ fn main() {
     let job = SubsetJob {
         ratings,
         names: ColumnNames { id: "id".to_owned(), rating: "rating".to_owned() },
+        image_column: "image_save_path".to_owned(),
         strategy: SHIFT_GSAMPLE,
         keep: Keep::Share(0.5),
         seed: 0,

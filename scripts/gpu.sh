@@ -7,9 +7,10 @@
 #     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
 #
 # Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step encode pytorch
-# pytorch_step pytorch_meta_gradient table (`sanitizer`: the four checks). Each ends within 560 seconds (`--limit
-# SECONDS`); results stay in target/gpu/results (or `--out DIR`), so that parts may be run in several calls, and `table`
-# puts together what is there: a short table, and a block for benches/RESULTS.md.
+# pytorch_step pytorch_meta_gradient table (`sanitizer`: the four checks). On a card, a part's long commands are stopped when
+# its 560 seconds (`--limit SECONDS`) are over; not so in parity, which limits each test (150 seconds) and not the part, nor in
+# a rehearsal, where each command has a limit of its own. Results stay in target/gpu/results (or `--out DIR`), so that parts
+# may be run in several calls, and `table` puts together what is there: a short table, and a block for benches/RESULTS.md.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -145,6 +145,7 @@ pub fn demo(
         &SubsetJob {
             ratings,
             names: ColumnNames::default(),
+            image_column: config.data.image_column.clone(),
             strategy: Strategy::SHIFT_GSAMPLE,
             keep: Keep::Share(0.5),
             seed,

@@ -1,5 +1,7 @@
 //! Writing files and folders whole: whoever looks sees either nothing or all of it, whenever the process is killed.
 
+pub(crate) mod mistaken;
+
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},

@@ -480,7 +480,8 @@ fn what_cannot_be_attributed_is_one_sentence() {
     with("", &["poor.csv", "no row"]);
     with(validation.lines().last().unwrap(), &["no usable record (1 of 1 failed)", "--validation"]);
 
-    // The parts of that attempt are another job's.
+    // The parts of that attempt are another job's, also if only what is in a table has changed.
+    with(validation.lines().nth(1).unwrap(), &["out.parts", "another job", "--overwrite"]);
     refuses(&run, &["out.parts", "another job", "--overwrite"]);
     let overwrite = attribute(&["--checkpoint", "run", "--overwrite"]);
     let overwrite: Vec<&str> = overwrite.iter().map(String::as_str).collect();

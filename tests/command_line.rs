@@ -133,8 +133,14 @@ fn a_full_disk_is_one_sentence_and_leaves_nothing_half_written() {
         one_sentence(&scored, &["cannot write", "ratings", "File too large"]);
         assert!(!place.path(out).exists());
     }
-    let scored =
-        place.run(&["score", "--checkpoint", "run", "--data", "data/long.csv", "--out", "ratings.csv"]);
+    // What was found by then belongs to rows in their places.
+    let score = ["score", "--checkpoint", "run", "--data", "data/long.csv", "--out", "ratings.csv"];
+    let mut lines: Vec<&str> = long.lines().collect();
+    lines.swap(1, 2);
+    fs::write(place.path("data/long.csv"), lines.join("\n")).unwrap();
+    one_sentence(&place.run(&score), &["ratings.parts", "another job", "--overwrite"]);
+    fs::write(place.path("data/long.csv"), &long).unwrap();
+    let scored = place.run(&score);
     assert_eq!(scored.0, Some(0), "once there is room again: {}", scored.1);
 
     let select = ["select", "--ratings", "ratings.csv", "--keep", "80%", "--out", "subset.csv"];
@@ -144,6 +150,51 @@ fn a_full_disk_is_one_sentence_and_leaves_nothing_half_written() {
     }
     assert!(place.unfinished().is_empty(), "{:?}", place.unfinished());
     assert_eq!(place.run(&select).0, Some(0));
+}
+
+/// Paths in a corpus start at its folder; what is made of it elsewhere must name the same pictures.
+#[test]
+fn pictures_are_found_from_tables_in_other_folders() {
+    let place = Workplace::new();
+    place.trained("run");
+    fs::create_dir(place.path("chosen")).unwrap();
+    let pictures = |table: &str| -> Vec<String> {
+        let mut reader = csv::Reader::from_path(place.path(table)).unwrap();
+        let column = reader.headers().unwrap().iter().position(|name| name == "image_save_path").unwrap();
+        reader.records().map(|row| row.unwrap()[column].to_owned()).collect()
+    };
+    let of_corpus = pictures("data/train.csv");
+    assert!(of_corpus.iter().all(|path| path.starts_with("train/")), "the corpus has relative paths");
+    let score =
+        |out: &str| place.run(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", out]);
+    assert_eq!(score("data/beside.csv").0, Some(0));
+    assert_eq!(pictures("data/beside.csv"), of_corpus, "in the same folder they stay as they are written");
+    assert_eq!(score("elsewhere.csv").0, Some(0));
+    for (written, moved) in of_corpus.iter().zip(pictures("elsewhere.csv")) {
+        assert_eq!(
+            fs::canonicalize(&moved).unwrap(),
+            fs::canonicalize(place.path("data").join(written)).unwrap()
+        );
+    }
+    let subset = "chosen/subset.csv";
+    let select = ["select", "--keep", "3", "--overwrite", "--out", subset, "--ratings"];
+    let said = place.run(&[&select[..], &["data/beside.csv"]].concat());
+    assert_eq!(said.0, Some(0), "{}", said.1);
+    assert!(pictures(subset).iter().all(|path| Path::new(path).is_absolute() && Path::new(path).is_file()));
+    let rated = place.run(&["score", "--checkpoint", "run", "--data", subset, "--out", "chosen/again.csv"]);
+    assert_eq!(rated.0, Some(0), "{}", rated.1);
+    let failed = fs::read_to_string(place.path("chosen/again.failed.csv")).unwrap();
+    assert_eq!(failed.lines().count(), 1, "a header alone: {failed}");
+    assert_eq!(pictures("chosen/again.csv"), pictures(subset));
+    // A corpus' own rows are copied as they are, and a user is told that they lead nowhere.
+    let copied = place.run(&[&select[..], &["data/beside.csv", "--data", "data/train.csv"]].concat());
+    assert_eq!(copied.0, Some(0), "{}", copied.1);
+    assert!(
+        copied.1.contains("3 rows of data/train.csv name their pictures from its own folder"),
+        "{}",
+        copied.1
+    );
+    assert!(pictures(subset).iter().all(|path| of_corpus.contains(path)));
 }
 
 #[test]

@@ -159,6 +159,19 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     assert!(
         page.contains("Ratings by caption-length, seed 0") && page.matches("class=\"sheet\"").count() == 1
     );
+    // A rater that diverged with the first seed has left nothing of it, and one that was killed has not said what it took.
+    let (rated, away) = (work.path("whole/ratings/alignment-0.csv"), work.path("away.csv"));
+    fs::rename(&rated, &away).unwrap();
+    work.succeed(&["report", "--of", "whole", "--sheets", "alignment", "--out", "one.html"]);
+    let page = fs::read_to_string(work.path("one.html")).unwrap();
+    assert!(page.contains("Ratings by alignment, seed 1") && page.matches("class=\"sheet\"").count() == 1);
+    fs::rename(&away, &rated).unwrap();
+    for seed in ["0", "1"] {
+        fs::remove_file(work.path(&format!("whole/raters/alignment-{seed}.train.seconds"))).unwrap();
+    }
+    work.succeed(&whole);
+    work.succeed(&["report", "--of", "whole", "--out", "one.html"]);
+    assert!(work.fits("whole") == fits);
     work.refused(&["report", "--of", "whole", "--sheets", "loss"], &["no ratings by loss"]);
     work.refused(&["report", "--of", "whole", "--ratings", "x.csv"], &["the page of a run"]);
     work.refused(&["report", "--of", "data"], &["neither a run of `train` nor a comparison"]);
@@ -241,6 +254,50 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "{said}"
     );
     work.refused(&run(&[&without[..], &["--set", "tlr=1e-3"]].concat()), &["another configuration"]);
+    work.refused(
+        &run(&[&without[..], &["--device", "emulated"]].concat()),
+        &["computed otherwise", "--device"],
+    );
+    // What is set aside is not spoiled where that is known; with nothing unspoiled there is no ceiling. A sampler that drops the best
+    // cannot keep nearly all.
+    let spoiled = |table: &str| {
+        let rows = work.table(table);
+        rows.iter().filter(|row| row["flaw"] != "clean").count()
+    };
+    let aside = [
+        "--allow-duplicates",
+        "--set",
+        "data_args.val_csv_path=",
+        "--equal",
+        "epochs",
+        "--keep",
+        "30%,97%",
+        "--out",
+    ];
+    let said = work.succeed(&run(&[&aside[..], &["sound", "--samplers", "shift-gsample"]].concat()));
+    assert_eq!(["validation", "held_out"].map(|set| spoiled(&format!("sound/data/{set}.csv"))), [0, 0]);
+    assert!(spoiled("sound/data/pool.csv") > 10);
+    assert!(
+        said.contains("shift-gsample:0.05/0.3/0.25 has no 97%")
+            && !said.contains("| 97% | epochs | resolution |"),
+        "{said}"
+    );
+    let all = table
+        .lines()
+        .enumerate()
+        .map(|(at, line)| if at == 0 { format!("{line}\n") } else { line.replace("clean", "noise") + "\n" });
+    fs::write(work.path("data/spoiled.csv"), all.collect::<String>()).unwrap();
+    let said = work.succeed(&run(&[
+        "--out",
+        "spoiled",
+        "--data",
+        "data/spoiled.csv",
+        "--keep",
+        "30%",
+        "--equal",
+        "epochs",
+    ]));
+    assert!(said.contains("no ceiling (`oracle`)") && !said.contains("| oracle |"), "{said}");
     // Pictures in two of the sets.
     let same = run(&["--out", "same", "--held-out", "data/validation.csv"]);
     work.refused(&same, &["16 validation pictures are in the held-out set", "--allow-duplicates"]);

@@ -94,14 +94,54 @@ fn embeddings_and_scores_are_those_of_hugging_faces_clip() {
     assert_eq!(score.pairs, 2);
 }
 
+fn copy_clip(to: &Path) {
+    for entry in fs::read_dir(made("clip_image_tiny")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_long_and_thin_picture_is_left_out_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let thin = folder.path().join("thin.png");
+    image::RgbImage::new(1, 100_000).save(&thin).unwrap();
+    let image = ClipImage::open(&made("clip_image_tiny"), Preprocess::default_for(1)).unwrap();
+    let text = ClipText::open(&made("clip_image_tiny")).unwrap();
+    let mut pictures = pictures_of_clip();
+    let caption = Some("a line".to_owned());
+    pictures.push(Pictured { id: "thin".to_owned(), line: 3, path: thin, caption });
+    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
+    assert_eq!((score.pairs, score.failed.len()), (2, 1));
+    let failed = &score.failed[0];
+    assert_eq!((failed.id.as_str(), failed.line), ("thin", 3));
+    for words in ["thin.png: ", "1 x 100000 pixels, too long and thin", "30 x 3000000"] {
+        assert!(failed.reason.contains(words), "`{words}` is missing in: {}", failed.reason);
+    }
+}
+
+#[test]
+fn what_lies_in_the_place_of_a_towers_settings_is_named() {
+    for (content, what) in [
+        ("<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n", "an HTML page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a Git LFS pointer"),
+    ] {
+        for file in ["config.json", "preprocessor_config.json"] {
+            let folder = tempfile::tempdir().unwrap();
+            copy_clip(folder.path());
+            fs::write(folder.path().join(file), content).unwrap();
+            let opened = ClipImage::open(folder.path(), Preprocess::default_for(1));
+            let message = opened.map(|_| ()).unwrap_err().to_string();
+            assert!(message.contains(&format!("/{file}: not JSON but {what}")), "{message}");
+        }
+    }
+}
+
 #[test]
 fn another_clip_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let copy = |change: &dyn Fn(&mut Value, &mut Value)| -> String {
-        for entry in fs::read_dir(made("clip_image_tiny")).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-        }
+        copy_clip(folder.path());
         let at = |name| folder.path().join(name);
         let (mut config, mut prepare) = (read(&at("config.json")), read(&at("preprocessor_config.json")));
         change(&mut config, &mut prepare);
@@ -118,6 +158,19 @@ fn another_clip_is_refused() {
     });
     refused("position_embedding", &|config, _| config["vision_config"]["patch_size"] = json!(15));
     refused("layers.2", &|config, _| config["vision_config"]["num_hidden_layers"] = json!(3));
+    refused("num_hidden_layers is 1001", &|config, _| {
+        config["vision_config"]["num_hidden_layers"] = json!(1001)
+    });
+    refused("intermediate_size must be 1 or more", &|config, _| {
+        config["vision_config"]["intermediate_size"] = json!(0)
+    });
+    let huge = 1_000_000_000_000_000_000_u64;
+    refused("image_size is 1000000000000000000", &|config, _| {
+        config["vision_config"]["image_size"] = json!(huge)
+    });
+    refused("is no number of pixels, from 1 to 8192", &|_, prepare| {
+        prepare["size"]["shortest_edge"] = json!(huge)
+    });
     refused("resample", &|_, prepare| prepare["resample"] = json!(2));
     refused("the network takes 30", &|_, prepare| prepare["crop_size"] = json!(28));
     refused("image_std", &|_, prepare| prepare["image_std"] = json!([1, 2]));

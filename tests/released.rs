@@ -102,6 +102,17 @@ fn released_files_are_taken_as_they_are() {
     let distinct: std::collections::BTreeSet<u64> = rated.values().map(|rating| rating.to_bits()).collect();
     assert!(distinct.len() > 8, "a rater that reads pictures and captions tells them apart: {rated:?}");
 
+    // What a network of other sizes would need is listed.
+    let expected = work.succeed(&["inspect", released, "--config", "config.json"]);
+    assert_eq!(expected, "The same names and shapes.\n");
+    let deeper = work.succeed(&["inspect", released, "--config", "config.json", "--set", "raterDepth=12"]);
+    assert!(
+        deeper.contains("missing     blocks.11.attn") && deeper.contains(" of another shape"),
+        "{deeper}"
+    );
+    let said = work.refused(&["inspect", released, "--config", "config.json", "--network", "proxy"]);
+    assert!(said.contains("without trainer.var_wo_ddp"), "{said}");
+
     // The same weights as safetensors rate the same, to the bit.
     work.succeed(&["convert", released, "rater.safetensors", "--within", "trainer.varRater_wo_ddp"]);
     run(score("rater.safetensors", "converted.csv"));

@@ -349,6 +349,12 @@ fn one_sample_without_a_loss_does_not_end_a_run() {
         let mut spoilt = sound.clone();
         spoilt.train.text.states.as_mut_slice::<f64>().unwrap()[2 * 4 * 5 + 4] = 1e10;
         let before = bilevel.clone();
+        // In the warm-up, too, it is named, and the proxy waits.
+        let mut warming = bilevel.clone();
+        let report =
+            warming.step(std::slice::from_ref(&spoilt), StepRates { warm_up: true, ..RATES }, 0).unwrap();
+        assert_eq!(report.left_out, [2], "{:?}", report.train_loss);
+        assert!(warming.proxy_parameters == before.proxy_parameters, "the proxy waits");
         let report = bilevel.step(&[spoilt], RATES, 0).unwrap();
         assert_eq!(report.left_out, [2], "{:?}", report.train_loss);
         assert!(bilevel.proxy_parameters == before.proxy_parameters, "the proxy waits");

@@ -282,6 +282,7 @@ fn job(folder: &Path, ratings: &str) -> SubsetJob {
     SubsetJob {
         ratings: folder.join(ratings),
         names: names(),
+        image_column: "path".to_owned(),
         strategy: Strategy::TopK,
         keep: Keep::Share(0.5),
         seed: 0,

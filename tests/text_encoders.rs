@@ -199,6 +199,10 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     refuses(Kind::Clip, open(&folder), &["eos_token_id", "49407"]);
     let folder = config(|config| config["num_hidden_layers"] = json!(3));
     refuses(Kind::Clip, open(&folder), &["missing", "encoder.layers.2."]);
+    let folder = config(|config| config["num_hidden_layers"] = json!(1001));
+    refuses(Kind::Clip, open(&folder), &["config.json: num_hidden_layers is 1001", "more than 1000 layers"]);
+    let folder = config(|config| config["intermediate_size"] = json!(0));
+    refuses(Kind::Clip, open(&folder), &["config.json", "intermediate_size must be 1 or more"]);
 
     let folder = changed(|_, weights| {
         let moved = weights.remove("text_model.encoder.layers.1.mlp.fc1.bias").unwrap();
@@ -223,6 +227,55 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     refuses(Kind::Clip, Settings { channels: Some(1024), ..open(&folder) }, &["1024", "64 channels"]);
     refuses(Kind::Clip, Settings { tokens: Some(77), ..open(&folder) }, &["77", "14 positions"]);
     refuses(Kind::Clip, Settings { tokens: Some(2), ..open(&folder) }, &["2 tokens", "2 marks"]);
+}
+
+#[test]
+fn sizes_that_no_t5_has_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    t5_folder(folder.path(), true);
+    let path = folder.path().join("config.json");
+    let good: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let huge = 1_000_000_000_000_000_000_u64;
+    for (changes, words) in [
+        (json!({"num_layers": huge}), ["num_layers is 1000000000000000000", "more than 1000 layers"]),
+        (json!({"num_heads": huge, "d_kv": huge}), ["(num_heads)", "(d_kv)"]),
+        (json!({"d_model": 0}), ["d_model", "1 or more"]),
+        (json!({"d_ff": 0}), ["d_ff", "1 or more"]),
+    ] {
+        let mut config = good.clone();
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        fs::write(&path, config.to_string()).unwrap();
+        refuses(Kind::T5, settings(folder.path()), &[&words[..], &["config.json"]].concat());
+    }
+}
+
+#[test]
+fn what_lies_in_the_place_of_a_models_file_is_named() {
+    for (content, what) in [
+        ("<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n", "an HTML page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a Git LFS pointer"),
+    ] {
+        for file in [
+            "text_encoder/config.json",
+            "tokenizer/tokenizer.json",
+            "tokenizer/vocab.json",
+            "tokenizer/merges.txt",
+            "tokenizer/added_tokens.json",
+            "tokenizer/special_tokens_map.json",
+            "tokenizer/tokenizer_config.json",
+        ] {
+            let folder = changed(|folder, _| fs::write(folder.join(file), content).unwrap());
+            refuses(Kind::Clip, settings(folder.path()), &[file, what, "download the file"]);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["tokenizer.json", "config.json"] {
+            t5_folder(folder.path(), true);
+            fs::write(folder.path().join(file), content).unwrap();
+            refuses(Kind::T5, settings(folder.path()), &[file, what, "download the file"]);
+        }
+    }
 }
 
 #[test]

@@ -112,7 +112,8 @@ def prepare(out, corpus, count):
         writer = csv.DictWriter(to, ["id", "image_save_path", "caption"])
         writer.writeheader()
         writer.writerows(pictures(out, corpus, count))
-    config = {"raterDepth": SIZES.rater_depth, "pn": "256", "ckpt_path": str((out / "vae.pth").resolve()),
+    # 32-bit floats on either side.
+    config = {"raterDepth": SIZES.rater_depth, "fp16": 0, "pn": "256", "ckpt_path": str((out / "vae.pth").resolve()),
               "text_encoder": {"tokens": TEXT_TOKENS, "channels": TEXT_CHANNELS}, "workers": 2}
     (out / "config.json").write_text(json.dumps(config, indent=4) + "\n")
 

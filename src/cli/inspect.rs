@@ -2,11 +2,13 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
+    config::Config,
     error::Result,
     report::text_table::TextTable,
+    train::released::{PROXY, RATER, differences_from},
     weights::{Differences, Unmatched, Weights},
 };
 
@@ -25,6 +27,24 @@ pub struct InspectArguments {
     /// Only what lies below this name in the other file.
     #[arg(long, value_name = "PREFIX", requires = "against")]
     pub against_within: Option<String>,
+    /// Compare names and shapes with what a network of this configuration expects.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "within"])]
+    pub config: Option<PathBuf>,
+    /// Which of the configuration's networks.
+    #[arg(long, value_name = "NETWORK", requires = "config", default_value = "rater")]
+    pub network: Network,
+    /// Sets a key of the configuration.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    pub set: Vec<String>,
+}
+
+/// The networks of a configuration.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Network {
+    /// The rater.
+    Rater,
+    /// The proxy, or the model of `fit`.
+    Proxy,
 }
 
 /// Runs the command.
@@ -32,6 +52,14 @@ pub struct InspectArguments {
 /// # Errors
 /// If a file cannot be read or is refused, or stdout cannot be written to.
 pub fn run(arguments: &InspectArguments) -> Result<()> {
+    if let Some(config) = &arguments.config {
+        let config = Config::load(config, &arguments.set)?;
+        let prefix = match arguments.network {
+            Network::Rater => RATER,
+            Network::Proxy => PROXY,
+        };
+        return super::say(&compared(&differences_from(&arguments.file, prefix, &config)?));
+    }
     let open = |file: &PathBuf, within: &Option<String>| {
         Ok::<_, crate::Error>(Weights::open(file)?.within(within.as_deref().unwrap_or_default()))
     };

@@ -49,6 +49,10 @@ pub struct SelectArguments {
     /// The column of ids.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
+    /// The column of the pictures' paths. Relative ones start at the folder of the table that they come from; for a subset in another
+    /// folder they are made absolute (with --data rows stay as they are, and a warning says so).
+    #[arg(long, value_name = "NAME", default_value = "image_save_path")]
+    pub image_column: String,
     /// The column of ratings.
     #[arg(long, value_name = "NAME", default_value = "rating")]
     pub rating_column: String,
@@ -126,6 +130,7 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let job = SubsetJob {
         ratings: arguments.ratings,
         names: ColumnNames { id: arguments.id_column, rating: arguments.rating_column },
+        image_column: arguments.image_column,
         strategy,
         keep: arguments.keep,
         seed: arguments.seed,

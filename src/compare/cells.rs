@@ -168,6 +168,10 @@ impl Fits<'_> {
         let fitted = timed(&self.folder.join(format!("{key}.seconds")), || {
             match fit(&config, &directory, &["compare".to_owned()], interrupt, teller) {
                 Err(Error::Diverged(message)) => Ok(Err(message)),
+                // The last update can be the one too many.
+                Ok(summary) if !summary.measures.loss.is_finite() => {
+                    Ok(Err(format!("the held-out loss is {} after the last update", summary.measures.loss)))
+                }
                 Ok(summary) => Ok(Ok(summary)),
                 Err(error) => Err(error),
             }

@@ -30,8 +30,8 @@ pub struct Comparison {
     pub flaws: Vec<FlawLine>,
     /// The share of each kind in all records, where it is known.
     pub kinds: Vec<(String, f64)>,
-    /// What each rater cost: training and scoring, mean seconds a seed.
-    pub costs: Vec<(String, f64, f64)>,
+    /// What each rater cost: training and scoring, mean seconds a seed; nothing where no start came to say it.
+    pub costs: Vec<(String, Option<f64>, Option<f64>)>,
 }
 
 const FILE: &str = "comparison.json";

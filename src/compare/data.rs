@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareRequest, Teller};
 use crate::{
-    data::{Corpus, Record},
+    data::{Corpus, Record, flaws::Flaw},
     engine::{Purpose, Random},
     error::{Error, Result},
     files::{digest_of_file, hexadecimal, write_csv, write_whole},
@@ -33,6 +33,9 @@ struct Described {
     config: String,
     /// SHA-256 of the tables.
     tables: Vec<String>,
+    /// The numbers that the kernels of a device compute in; none on the processor. Models of either are not to be mixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernels: Option<String>,
 }
 
 /// The data, ready.
@@ -68,14 +71,16 @@ pub(super) fn prepare(
         .chain(&request.held_out)
         .map(|path| Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?)))
         .collect::<Result<Vec<_>>>()?;
-    let described = Described { config: config.fingerprint(), tables };
+    let kernels = config.device.open()?.map(|_| format!("{:?}", config.compute));
+    let described = Described { config: config.fingerprint(), tables, kernels };
     let path = out.join("compare.json");
     if path.exists() {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let same = serde_json::from_slice::<Described>(&bytes).is_ok_and(|held| held == described);
         if !same {
             return Err(Error::invalid(format!(
-                "{} holds a comparison of another configuration or other tables; give another --out, or remove it",
+                "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
+                 otherwise (--device, fp16); give another --out, or remove it",
                 out.display()
             )));
         }
@@ -101,7 +106,18 @@ pub(super) fn prepare(
                 return Err(Error::Table { path: train, line: None, message });
             }
             tracing::warn!("no validation set is named, so {count} records are set aside");
-            let (aside, left) = split(records, count, config.seed, u64::MAX);
+            // What guides raters and measures models is not to be spoilt where it is known what is.
+            let flaw = named.header.iter().position(|column| column == request.flaw_column());
+            let sound = |record: &Record| flaw.is_none_or(|flaw| record.fields[flaw] == Flaw::Clean.name());
+            let enough = records.iter().filter(|record| sound(record)).count() > count;
+            if flaw.is_some() && !enough {
+                tracing::warn!(
+                    "fewer than {count} records are `{}`, so spoiled ones are set aside, too",
+                    Flaw::Clean.name()
+                );
+            }
+            let (aside, left) =
+                split(records, count, config.seed, u64::MAX, |record| !enough || sound(record));
             records = left;
             (named.clone(), aside)
         }
@@ -118,19 +134,10 @@ pub(super) fn prepare(
                  measured on them",
                 aside.len()
             );
-            let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1);
+            let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1, |_| true);
             (validation, held_out, aside_columns.clone())
         }
     };
-    for (what, set) in [("validation", &validation), ("measuring", &held_out)] {
-        if set.len() < config.training.batch {
-            return Err(Error::invalid(format!(
-                "{} records are left for {what}, fewer than a batch of {}; give more, or set bs lower",
-                set.len(),
-                config.training.batch
-            )));
-        }
-    }
     let paths = ["validation.csv", "held_out.csv"].map(|name| folder.join(name));
     write_records(&paths[0], &aside_columns, &validation)?;
     write_records(&paths[1], &held_out_columns, &held_out)?;
@@ -162,6 +169,14 @@ pub(super) fn prepare(
     // Their pictures are named by whole paths now.
     let records = corpus::open(config, &pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
+    for (what, count) in [("validation", aside[0]), ("measuring", aside[1])] {
+        if count < config.training.batch {
+            return Err(Error::invalid(format!(
+                "{count} usable records are left for {what}, fewer than a batch of {}; give more, or set bs lower",
+                config.training.batch
+            )));
+        }
+    }
     let [validation, held_out] = paths;
     Ok(Data { pool, validation, held_out, aside, records, cache })
 }
@@ -179,9 +194,15 @@ impl Columns {
     }
 }
 
-/// Takes `count` records out at random; gives them and those that are left, both in the order they had.
-fn split(records: Vec<Record>, count: usize, seed: u64, turn: u64) -> (Vec<Record>, Vec<Record>) {
-    let mut places: Vec<usize> = (0..records.len()).collect();
+/// Takes `count` of the records that may be taken out at random; gives them and those that are left, both in the order they had.
+fn split(
+    records: Vec<Record>,
+    count: usize,
+    seed: u64,
+    turn: u64,
+    may_be_taken: impl Fn(&Record) -> bool,
+) -> (Vec<Record>, Vec<Record>) {
+    let mut places: Vec<usize> = (0..records.len()).filter(|&at| may_be_taken(&records[at])).collect();
     Random::new(seed, Purpose::Shuffle, turn).shuffle(&mut places);
     let mut taken = vec![false; records.len()];
     places[..count].iter().for_each(|&at| taken[at] = true);

@@ -79,7 +79,8 @@ pub fn markdown(comparison: &Comparison) -> String {
     if !costs.is_empty() {
         text.push_str("\nWhat the ratings cost, mean seconds a seed.\n\n| rater | training | scoring |\n| --- | --- | --- |\n");
         for (rule, training, scoring) in costs {
-            text.push_str(&format!("| {rule} | {training:.1} | {scoring:.1} |\n"));
+            let seconds = |value: &Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+            text.push_str(&format!("| {rule} | {} | {} |\n", seconds(training), seconds(scoring)));
         }
     }
     text

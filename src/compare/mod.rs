@@ -83,6 +83,13 @@ pub struct CompareRequest {
     pub pictures: Option<PicturesRequest>,
 }
 
+impl CompareRequest {
+    /// The column of the planted truth that is looked for.
+    fn flaw_column(&self) -> &str {
+        self.flaw_column.as_deref().unwrap_or(FLAW_COLUMN)
+    }
+}
+
 /// One model of the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -172,6 +179,17 @@ pub fn compare(
     let flaw = flaw_column(request, &data.pool)?;
     let flaw_of = |record: &Record| flaw.map(|column| record.fields[column].clone());
     check_sizes(request, data.records.len())?;
+    let clean =
+        data.records.iter().filter(|record| flaw_of(record).as_deref() == Some(Flaw::Clean.name())).count();
+    let has_ceiling = clean >= config.training.batch;
+    if flaw.is_some() && !has_ceiling {
+        tracing::warn!(
+            "{clean} records are `{}` in the column `{}`, fewer than a batch of {}, so there is no ceiling (`oracle`)",
+            Flaw::Clean.name(),
+            request.flaw_column(),
+            config.training.batch
+        );
+    }
 
     let mut ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
     let drawn = match &request.pictures {
@@ -186,7 +204,7 @@ pub fn compare(
         keep_models: request.keep_models,
         drawn,
     };
-    let arms = arms(request, flaw.is_some());
+    let arms = arms(request, has_ceiling);
     let mut outcomes = Vec::new();
     let mut told = Told::new();
     let mut summary = None;
@@ -247,14 +265,6 @@ pub fn compare(
                     Arm::Chosen(_, Sampler(strategy)) => *strategy,
                     _ => Strategy::Random,
                 };
-                if let Strategy::Block { offset } = strategy
-                    && offset * data.records.len() as f64 + count as f64 > data.records.len() as f64 + 0.5
-                {
-                    if turn == 0 {
-                        tracing::warn!("{name} has no {keep_name}: the block would run past the last record");
-                    }
-                    continue;
-                }
                 let named = format!("{name}-{keep_name}-{seed}").replace([' ', ':', '/'], "_");
                 let subset = out.join("subsets").join(format!("{named}.csv"));
                 let rated = ratings.read(chosen)?.len();
@@ -263,12 +273,22 @@ pub fn compare(
                         "{name} has {rated} records, fewer than {keep_name}; all of them are kept"
                     );
                 }
+                // An oracle, or a number that not every record has, may have fewer records than are to be kept.
+                let count = count.min(rated);
+                if count < config.training.batch || count > strategy.reach(rated) {
+                    if turn == 0 {
+                        tracing::warn!(
+                            "{name} has no {keep_name} of {rated} records, or they are fewer than a batch; it is left out"
+                        );
+                    }
+                    continue;
+                }
                 let job = SubsetJob {
                     ratings: chosen.clone(),
                     names: ratings.columns(),
+                    image_column: config.data.image_column.clone(),
                     strategy,
-                    // An oracle may have fewer records than are to be kept.
-                    keep: Keep::Count(count.min(rated) as u64),
+                    keep: Keep::Count(count as u64),
                     seed,
                     out: subset.clone(),
                     data: Some(data.pool.clone()),
@@ -287,7 +307,7 @@ pub fn compare(
         // After each seed, so that there is something to look at.
         let comparison = Comparison {
             config: config.to_json(),
-            flaw_column: request.flaw_column.clone().unwrap_or_else(|| FLAW_COLUMN.to_owned()),
+            flaw_column: request.flaw_column().to_owned(),
             records: data.records.len(),
             validation: data.aside[0],
             held_out: data.aside[1],
@@ -316,7 +336,7 @@ fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
 /// The place of the column of flaws: the one that is asked for, or `flaw` if there is one.
 fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     let corpus = corpus::open(&request.config, pool)?;
-    let name = request.flaw_column.as_deref().unwrap_or(FLAW_COLUMN);
+    let name = request.flaw_column();
     match corpus.header().iter().position(|column| column == name) {
         None if request.flaw_column.is_some() => Err(Error::Table {
             path: pool.to_path_buf(),
@@ -380,14 +400,18 @@ fn flaw_lines(records: &[Record], flaw_of: &dyn Fn(&Record) -> Option<String>, t
     lines
 }
 
-/// Mean seconds of each rater's training and scoring, over the seeds that came to an end.
-fn costs(ratings: &Ratings<'_>) -> Vec<(String, f64, f64)> {
-    let mut sums: BTreeMap<Rating, Vec<[f64; 2]>> = BTreeMap::new();
+/// Mean seconds of each rater's training and scoring, over the seeds that came to an end. A start that was killed before it said
+/// what it took is left out.
+fn costs(ratings: &Ratings<'_>) -> Vec<(String, Option<f64>, Option<f64>)> {
+    let mut sums: BTreeMap<Rating, [Vec<f64>; 2]> = BTreeMap::new();
     for ((rule, _), seconds) in &ratings.raters {
         if let Ok(seconds) = seconds {
-            sums.entry(Rating::Rater(*rule)).or_default().push(*seconds);
+            let all = sums.entry(Rating::Rater(*rule)).or_default();
+            std::iter::zip(all, seconds).for_each(|(all, one)| all.extend(*one));
         }
     }
-    let mean = |all: &[[f64; 2]], at: usize| all.iter().map(|one| one[at]).sum::<f64>() / all.len() as f64;
-    sums.into_iter().map(|(rating, all)| (rating.to_string(), mean(&all, 0), mean(&all, 1))).collect()
+    let mean = |all: &[f64]| mean_interval(all).map(|(mean, _)| mean);
+    sums.into_iter()
+        .map(|(rating, [train, score])| (rating.to_string(), mean(&train), mean(&score)))
+        .collect()
 }

@@ -76,7 +76,8 @@ impl ComparisonPage<'_> {
         } else {
             self.sheets.to_vec()
         };
-        let seed = comparison.outcomes.first().map_or(0, |outcome| outcome.seed);
+        let mut seeds: Vec<u64> = comparison.outcomes.iter().map(|outcome| outcome.seed).collect();
+        seeds.dedup();
         let mut sections = Vec::new();
         let mut strategies: Vec<Strategy> = Vec::new();
         for outcome in &comparison.outcomes {
@@ -91,13 +92,15 @@ impl ComparisonPage<'_> {
             None => Keep::Share(0.5),
         };
         for rating in shown {
-            let path = self.folder.join("ratings").join(format!("{rating}-{seed}.csv"));
-            if !path.is_file() {
+            let path_of = |seed: u64| self.folder.join("ratings").join(format!("{rating}-{seed}.csv"));
+            // A rater that diverged with a seed has rated nothing.
+            let Some(seed) = seeds.iter().copied().find(|seed| path_of(*seed).is_file()) else {
                 return Err(Error::invalid(format!(
                     "{} holds no ratings by {rating}; name others, or add it to the comparison",
                     self.folder.display()
                 )));
-            }
+            };
+            let path = path_of(seed);
             let names = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
             let table = RatingsTable::read(&path, &names)?;
             let dynamics = match rating.run() {
@@ -117,15 +120,10 @@ impl ComparisonPage<'_> {
                 losses: &losses,
                 note_column: Some(&comparison.flaw_column),
             };
-            // A block that would run past the last record is no part of the comparison either.
-            let fits = |strategy: &&Strategy| {
-                let rows = rated.ratings.len() as f64;
-                let kept = keep.count(rated.ratings.len()).map_or(0.0, |count| count as f64);
-                match **strategy {
-                    Strategy::Block { offset } => offset * rows + kept <= rows + 0.5,
-                    _ => true,
-                }
-            };
+            // What a strategy cannot choose is no part of the comparison either.
+            let rows = rated.ratings.len();
+            let kept = keep.count(rows).unwrap_or(rows);
+            let fits = |strategy: &&Strategy| kept <= strategy.reach(rows);
             let fitting: Vec<Strategy> = strategies.iter().filter(fits).copied().collect();
             let mut parts = vec![histogram_part(&rated.ratings, &fitting, keep, seed)?];
             if matches!(rating, Rating::Rater(_)) {
@@ -472,11 +470,12 @@ fn cost(comparison: &Comparison) -> Vec<Part> {
         .costs
         .iter()
         .map(|(rater, training, scoring)| {
-            let times = whole.map(|whole| (training + scoring) / whole);
+            let known = |value: &Option<f64>| value.map_or(Cell::Nothing, seconds);
+            let times = whole.and_then(|whole| Some(((*training)? + (*scoring)?) / whole));
             vec![
                 Cell::Text(format!("rater by {rater}")),
-                seconds(*training),
-                seconds(*scoring),
+                known(training),
+                known(scoring),
                 times.map_or(Cell::Nothing, |times| Cell::Number(format!("{times:.1}"), times)),
             ]
         })

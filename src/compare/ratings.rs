@@ -27,6 +27,9 @@ use crate::{
     train::corpus,
 };
 
+/// Seconds of a rater's training and of its scoring, where a start came to say them.
+pub(super) type Cost = [Option<f64>; 2];
+
 /// Makes ratings and remembers them.
 pub(super) struct Ratings<'a> {
     /// What all runs share.
@@ -38,7 +41,7 @@ pub(super) struct Ratings<'a> {
     pub(super) validation: &'a Path,
     pub(super) cache: &'a Path,
     /// What a rater's run and scoring took, or that it diverged, by rule and seed.
-    pub(super) raters: HashMap<(RaterRule, u64), Result<[f64; 2], String>>,
+    pub(super) raters: HashMap<(RaterRule, u64), Result<Cost, String>>,
     heuristics: HashMap<Heuristic, Vec<f64>>,
 }
 
@@ -169,9 +172,8 @@ impl<'a> Ratings<'a> {
                 )));
             }
         }
-        let seconds = times.map(|path| {
-            fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(f64::NAN)
-        });
+        let seconds =
+            times.map(|path| fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()));
         self.raters.insert((rule, seed), Ok(seconds));
         Ok(Ok(()))
     }

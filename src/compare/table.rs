@@ -48,7 +48,8 @@ pub struct Line {
     pub accuracy: Option<(f64, Option<f64>)>,
     /// The difference of the loss to random's, paired by seed.
     pub difference: Option<(f64, Option<f64>)>,
-    /// The share of the gap between random and the ceiling that is closed, in the mean.
+    /// The share of the gap between random and the ceiling that is closed, in the mean over the seeds that all three came to an end
+    /// with.
     pub closed: Option<f64>,
     /// What was measured of the models' pictures, where they drew some.
     pub pictures: Vec<PictureLine>,
@@ -90,13 +91,14 @@ pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
             let paired: Vec<f64> =
                 losses.iter().filter_map(|(seed, loss)| Some(loss - random.get(seed)?)).collect();
             let difference = if rating == "random" { None } else { mean_interval(&paired) };
-            let ceiling = mean(&loss_of("oracle", &setting));
-            let closed = match (mean(&losses), mean(&random), ceiling) {
-                (Some((own, _)), Some((random, _)), Some((ceiling, _))) if random > ceiling => {
-                    Some((random - own) / (random - ceiling)).filter(|_| rating != "random")
-                }
-                _ => None,
-            };
+            let ceiling = loss_of("oracle", &setting);
+            // Over the seeds that all three came to an end with.
+            let paired_gaps = losses.iter().filter_map(|(seed, loss)| {
+                Some((random.get(seed)? - loss, random.get(seed)? - ceiling.get(seed)?))
+            });
+            let (own_gap, whole_gap) =
+                paired_gaps.fold((0.0, 0.0), |(own, whole), gaps| (own + gaps.0, whole + gaps.1));
+            let closed = (rating != "random" && whole_gap > 0.0).then(|| own_gap / whole_gap);
             let average = |number: fn(&CellResult) -> u64| {
                 results.iter().map(|(_, result)| number(result) as f64).sum::<f64>()
                     / results.len().max(1) as f64
@@ -384,7 +386,7 @@ mod tests {
         let (difference, half) = line("own").difference.unwrap();
         approx::assert_relative_eq!(difference, -0.4, max_relative = 1e-12);
         approx::assert_relative_eq!(half.unwrap(), 12.706 * 0.1, max_relative = 1e-9);
-        let closed = (4.1 - (3.5 + 3.6 + 3.9) / 3.0) / (4.1 - 3.1);
+        let closed = (0.5 + 0.3) / (1.0 + 1.1);
         approx::assert_relative_eq!(line("own").closed.unwrap(), closed, max_relative = 1e-9);
         assert_eq!((line("random").difference, line("random").closed), (None, None));
         let comparison = Comparison {
@@ -400,7 +402,7 @@ mod tests {
         };
         let text = markdown(&comparison);
         assert!(text.contains("| random |  | 2 (1 diverged) |"), "{text}");
-        for row in ["| random |  | 4.1000 ± ", "| own |  | -0.400 ± 1.271 (43%) |"] {
+        for row in ["| random |  | 4.1000 ± ", "| own |  | -0.400 ± 1.271 (38%) |"] {
             assert!(text.contains(row), "{text}");
         }
     }

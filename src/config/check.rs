@@ -1,4 +1,4 @@
-//! From raw values to checked ones: defaults (those of the released configuration), ranges, and what is refused.
+//! From raw values to checked ones: defaults (mostly those of the released configuration), ranges, and what is refused.
 
 mod image;
 mod rule;

@@ -204,12 +204,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "rule",
-        "what a training sample is taken to be worth: `loss` (eq. 9, as released), `excess` (eq. 6, against a reference proxy) or `alignment` (the exact one-step meta-gradient); docs/rules.md says more",
+        "what a training sample is taken to be worth: `loss` (eq. 9, as released), `excess` (eq. 6, against a reference proxy) or `alignment` (the exact one-step meta-gradient); docs/rules.md says more; null: `excess`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`",
         Yes,
     ),
     key(
         "rule_geometry",
-        "what the samples' gradients are multiplied with under `alignment`: `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it",
+        "what the samples' gradients are multiplied with under `alignment`: `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it; null: `adamw` under `alignment`, else `sgd`, as the other rules form no inner products",
         Yes,
     ),
     key(
@@ -219,17 +219,17 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "rater_teaching",
-        "`weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its weights; `regression`: it learns each sample's running average, and the proxy is trained with equal weights",
+        "`weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its weights; `regression`: it learns each sample's running average, and the proxy is trained with equal weights; null: `weights` under the rule `loss`, else `regression`",
         Yes,
     ),
     key(
         "proxy_warmup_epochs",
-        "epochs at the start in which the proxy learns from the training samples alone and the rater not at all (eq. 4)",
+        "epochs at the start in which the proxy learns from the training samples alone and the rater not at all (eq. 4); null: 1 under `excess` where `ep` is 2 or more, else 0",
         Yes,
     ),
     key(
         "average_from_epoch",
-        "first epoch, counted from 0, that counts in the samples' running averages",
+        "first epoch, counted from 0, that counts in the samples' running averages; null: `proxy_warmup_epochs`, but 1 or more where `ep` is 2 or more",
         Yes,
     ),
     key(
@@ -244,7 +244,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "record_norms",
-        "measure the norm of each sample's gradient in the recorded epochs; null: where the rule forms inner products anyway",
+        "measure the norm of each sample's gradient in the recorded epochs; null: true, but false under the rule `loss`, under `compat.cross_attention_first_sample`, and where `record_every` is 0",
         Yes,
     ),
     key(
@@ -291,7 +291,7 @@ pub const KEYS: &[Key] = &[
     key("columns.caption", "column of the captions; null: as `data_args.cogvlm` says", Yes),
     key(
         "validation_portion",
-        "share of the training set held out for validation where there is no `val_csv_path`",
+        "share of the training set held out for validation where there is no `val_csv_path`, at least a batch, in `compare` two; null: 0.05, in `compare` 0.2",
         Yes,
     ),
     key("max_pixels", "pictures with more pixels are refused before memory is taken for them", Yes),

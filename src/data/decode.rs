@@ -6,6 +6,8 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use libjpeg_turbo_rs::{ColorSpace, ComponentInfo, DecodeLimits, Decoder as JpegDecoder, PixelFormat};
 
+use crate::files::mistaken::{Mistaken, beginning};
+
 /// Samples of a decoded picture, row by row, pixel by pixel.
 #[derive(Debug)]
 pub enum Samples {
@@ -194,17 +196,14 @@ fn require_whole_riff(bytes: &[u8]) -> Result<(), String> {
 
 /// What a file is that is no picture.
 fn recognise(bytes: &[u8]) -> String {
-    let start = &bytes[..bytes.len().min(1024)];
-    let text =
-        String::from_utf8_lossy(start).trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).to_lowercase();
-    if text.starts_with("<!doctype html") || text.starts_with("<html") || text.contains("<html") {
-        return "not a picture but an HTML page; the download must have failed".to_owned();
-    }
-    if text.contains("<svg") {
-        return "an SVG drawing; PNG, JPEG, WebP and GIF are read, convert it to one of them".to_owned();
-    }
-    if text.starts_with("version https://git-lfs") {
-        return "not a picture but a pointer of Git LFS; fetch the file itself".to_owned();
+    let drawing = beginning(bytes).contains("<svg");
+    match Mistaken::of(bytes) {
+        // Drawings are XML, too, and pages hold some.
+        None | Some(Mistaken::Answer) if drawing => {
+            return "an SVG drawing; PNG, JPEG, WebP and GIF are read, convert it to one of them".to_owned();
+        }
+        Some(found) => return format!("not a picture but {found}"),
+        None => {}
     }
     if bytes.get(4..8) == Some(b"ftyp") {
         return "a HEIF, AVIF or video file; PNG, JPEG, WebP and GIF are read, convert it to one of them"

@@ -8,6 +8,7 @@ pub mod decode;
 pub mod drawn;
 pub mod flaws;
 pub mod loader;
+pub mod moved;
 pub mod picture;
 pub mod planted;
 pub mod resample;
@@ -16,6 +17,7 @@ pub mod sampler;
 pub mod table;
 
 pub use loader::Loader;
+pub use moved::MovedPaths;
 pub use picture::{
     AlphaRule, PictureBytes, Preprocess, WholePicture, decode_picture, load_picture, load_whole_picture,
     stack,

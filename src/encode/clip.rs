@@ -11,7 +11,7 @@ use crate::{
         layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activate, activation_named, add},
         pretrained::{
             TextNetwork, embed, expect_finite, on,
-            reading::{Take, assemble, read_settings},
+            reading::{Take, assemble, expect_layers, read_settings},
         },
         word_pieces::TokenIds,
     },
@@ -100,6 +100,10 @@ impl ClipText {
         if heads == 0 || settings.hidden_size == 0 || !settings.hidden_size.is_multiple_of(heads) {
             return refuse(format!("{} channels do not split into {heads} heads", settings.hidden_size));
         }
+        if settings.intermediate_size == 0 {
+            return refuse("intermediate_size must be 1 or more".to_owned());
+        }
+        expect_layers(folder, "num_hidden_layers", settings.num_hidden_layers)?;
         let weights = Weights::open(folder)?;
         const PREFIX: &str = "text_model.";
         let prefix = if weights.names().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };

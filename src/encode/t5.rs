@@ -11,7 +11,7 @@ use crate::{
         layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activate, activation_named, add, multiply},
         pretrained::{
             TextNetwork, embed, expect_finite, on,
-            reading::{Take, assemble, read_settings},
+            reading::{Take, assemble, expect_layers, read_settings},
         },
         word_pieces::TokenIds,
     },
@@ -112,8 +112,15 @@ impl T5Text {
         let Some(activation) = activation_named(name) else {
             return refuse(format!("feed_forward_proj: \"{name}\" is none of {ACTIVATION_NAMES}"));
         };
-        if settings.num_heads == 0 || settings.d_kv == 0 || settings.num_layers == 0 {
-            return refuse("num_heads, d_kv and num_layers must be 1 or more".to_owned());
+        let Settings { d_model, d_kv, d_ff, num_layers, num_heads, .. } = settings;
+        if [d_model, d_kv, d_ff, num_layers, num_heads].contains(&0) {
+            return refuse("d_model, d_kv, d_ff, num_layers and num_heads must be 1 or more".to_owned());
+        }
+        expect_layers(folder, "num_layers", num_layers)?;
+        if num_heads.checked_mul(d_kv).is_none() {
+            return refuse(format!(
+                "{num_heads} heads (num_heads) of {d_kv} channels (d_kv) are more channels than can be counted"
+            ));
         }
         let buckets = settings.relative_attention_num_buckets;
         if buckets < 4 || settings.relative_attention_max_distance <= buckets / 4 {

@@ -8,14 +8,15 @@ use serde_json::Value;
 
 use super::space::FeatureSpace;
 use crate::{
-    data::{Preprocess, load_whole_picture, resample::Filter},
+    data::{Preprocess, load_whole_picture, picture::DEFAULT_MAX_PIXELS, resample::Filter},
     encode::{
         clip::{Block, norm},
         layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activation_named},
-        pretrained::reading::{Take, assemble, read_settings},
+        pretrained::reading::{Take, assemble, expect_layers, read_settings},
     },
     engine::{Tensor, ops::activation::Activation},
     error::{Error, Result},
+    files::mistaken::read_json,
     weights::Weights,
 };
 
@@ -23,6 +24,10 @@ const OP: &str = "CLIP image embedding";
 
 /// The projection's name, in a whole CLIP as in a tower by itself.
 const PROJECTION: &str = "visual_projection.weight";
+
+/// The longest side that a network's pictures have: far beyond any released one's, and its square is no more pixels
+/// than a picture may have.
+const LONGEST_SIDE: usize = 8_192;
 
 /// What `config.json` says; what it leaves out is what transformers takes then.
 #[derive(Clone, Debug, Deserialize)]
@@ -106,7 +111,8 @@ impl ClipImage {
         let Some(activation) = activation_named(&settings.hidden_act) else {
             return refuse(format!("hidden_act: \"{}\" is none of {ACTIVATION_NAMES}", settings.hidden_act));
         };
-        let Settings { hidden_size, num_attention_heads: heads, image_size, patch_size, .. } = settings;
+        let Settings { hidden_size, intermediate_size, num_attention_heads: heads, .. } = settings;
+        let Settings { image_size, patch_size, num_hidden_layers, .. } = settings;
         if heads == 0 || hidden_size == 0 || !hidden_size.is_multiple_of(heads) {
             return refuse(format!("{hidden_size} channels do not split into {heads} heads"));
         }
@@ -116,6 +122,16 @@ impl ClipImage {
                 settings.num_channels
             ));
         }
+        if image_size > LONGEST_SIDE {
+            return refuse(format!(
+                "image_size is {image_size}, but no network takes pictures of a side above {LONGEST_SIDE}; take the \
+                 config.json that came with the weights"
+            ));
+        }
+        if intermediate_size == 0 {
+            return refuse("intermediate_size must be 1 or more".to_owned());
+        }
+        expect_layers(&folder, "num_hidden_layers", num_hidden_layers)?;
         let prepare = Normalised::read(&folder, image_size)?;
         let weights = Weights::open(path)?;
         // A tower without a projection has no embeddings to compare with captions; its own states are another space.
@@ -226,10 +242,8 @@ impl FeatureSpace for ClipImage {
     fn read(&self, path: &Path) -> Result<Tensor> {
         let picture = load_whole_picture(path, &self.decode)?;
         let Normalised { resized, side, mean, deviation } = self.prepare;
-        let (width, height) = (picture.width, picture.height);
-        let long = |long: usize, short: usize| (resized * long) / short;
-        let (width, height) =
-            if width <= height { (resized, long(height, width)) } else { (long(width, height), resized) };
+        let [width, height] = size_after([picture.width, picture.height], resized, self.decode.max_pixels)
+            .map_err(|message| Error::Image { path: path.to_path_buf(), message })?;
         let square = picture.resized(width, height, Filter::Bicubic).middle(side, side);
         let values = (0..3).flat_map(|channel| {
             let levels = square.rgb.iter().skip(channel).step_by(3);
@@ -267,6 +281,24 @@ impl FeatureSpace for ClipImage {
     }
 }
 
+/// Width and height of a picture whose short side is brought to so many pixels, at most [`LONGEST_SIDE`], its long side
+/// rounded down. It is resized whole and cut afterwards, so for one that would have more pixels than any picture may
+/// have there is only a message.
+fn size_after([width, height]: [usize; 2], short: usize, max_pixels: u64) -> Result<[usize; 2], String> {
+    let long = short * width.max(height) / width.min(height).max(1);
+    let resized = if width <= height { [short, long] } else { [long, short] };
+    // A limit on files that is lower than the usual one must not refuse pictures that are only enlarged.
+    let most = max_pixels.max(DEFAULT_MAX_PIXELS);
+    if (short as u64).saturating_mul(long as u64) <= most {
+        return Ok(resized);
+    }
+    Err(format!(
+        "the picture is {width} x {height} pixels, too long and thin: with its short side brought to {short} it would \
+         be {} x {}, more than the limit of {most} pixels; cut it",
+        resized[0], resized[1]
+    ))
+}
+
 impl Normalised {
     /// By the folder's `preprocessor_config.json`, for a network that takes pictures of this side.
     fn read(folder: &Path, side: usize) -> Result<Self> {
@@ -281,9 +313,7 @@ impl Normalised {
             return Ok(usual);
         }
         let damaged = |message: String| Error::Checkpoint { path: path.clone(), message };
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|error| damaged(format!("not JSON: {error}")))?;
+        let value: Value = read_json(&path, "JSON")?;
         // A number, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
         let pixels = |key: &str, or: usize| -> Result<usize> {
             let Some(found) = value.get(key).filter(|found| !found.is_null()) else { return Ok(or) };
@@ -292,13 +322,12 @@ impl Normalised {
                 .as_u64()
                 .or_else(|| of("shortest_edge"))
                 .or_else(|| of("height").filter(|height| Some(*height) == of("width")));
-            number.and_then(|number| usize::try_from(number).ok()).filter(|&number| number > 0).ok_or_else(
-                || {
-                    damaged(format!(
-                        "{key}: {found} is no number of pixels that pictures are brought to here"
-                    ))
-                },
-            )
+            let number = number.and_then(|number| usize::try_from(number).ok());
+            number.filter(|number| (1..=LONGEST_SIDE).contains(number)).ok_or_else(|| {
+                damaged(format!(
+                    "{key}: {found} is no number of pixels, from 1 to {LONGEST_SIDE}, that pictures are brought to here"
+                ))
+            })
         };
         let three = |key: &str, or: [f32; 3]| -> Result<[f32; 3]> {
             let Some(found) = value.get(key).filter(|found| !found.is_null()) else { return Ok(or) };
@@ -321,5 +350,25 @@ impl Normalised {
             )));
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_and_thin_picture_is_refused_before_it_is_resized() {
+        assert_eq!(size_after([640, 480], 224, DEFAULT_MAX_PIXELS), Ok([298, 224]));
+        assert_eq!(size_after([480, 640], 224, DEFAULT_MAX_PIXELS), Ok([224, 298]));
+        assert_eq!(size_after([1, 1_000], 224, DEFAULT_MAX_PIXELS), Ok([224, 224_000]));
+        let message = size_after([1, 20_000], 224, DEFAULT_MAX_PIXELS).unwrap_err();
+        assert!(message.contains("is 1 x 20000") && message.contains("224 x 4480000"), "{message}");
+        let message = size_after([20_000, 1], 224, DEFAULT_MAX_PIXELS).unwrap_err();
+        assert!(message.contains("is 20000 x 1") && message.contains("4480000 x 224"), "{message}");
+        // A limit for files that is higher holds here, too, and one that is lower refuses no usual picture.
+        assert_eq!(size_after([1, 20_000], 224, 1 << 40), Ok([224, 4_480_000]));
+        assert_eq!(size_after([150, 100], 224, 20_000), Ok([336, 224]));
+        assert!(size_after([LONGEST_SIDE, LONGEST_SIDE], LONGEST_SIDE, 1).is_ok());
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
     files::sha256,
     interrupt::Interrupt,
-    rate::parts::{Counts, Parts, Sequence, Source, Words},
+    rate::parts::{Counts, Parts, Sequence, Source, Words, digest_of_table},
     select::ratings::{NumberColumn, NumberHeader, NumberWriter},
     train::{
         checkpoint::Checkpoint,
@@ -158,8 +158,12 @@ struct Job {
     /// SHA-256 of each checkpoint's state, which holds those of its tensors.
     checkpoints: Vec<String>,
     corpus: String,
+    /// SHA-256 of the table: parts know rows by their numbers.
+    corpus_digest: String,
     rows: u64,
     validation: String,
+    /// The gradient that all are compared with comes from it.
+    validation_digest: String,
     validation_rows: u64,
     geometry: Geometry,
     batch: usize,
@@ -209,8 +213,10 @@ pub fn attribute(
     let job = Job {
         checkpoints: checkpoints.iter().map(|held| held.digest.clone()).collect(),
         corpus: request.corpus.display().to_string(),
+        corpus_digest: digest_of_table(&request.corpus)?,
         rows,
         validation: request.validation.display().to_string(),
+        validation_digest: digest_of_table(&request.validation)?,
         validation_rows,
         geometry: request.geometry,
         batch: source.batch,
@@ -226,6 +232,7 @@ pub fn attribute(
         })?;
     }
 
+    parts.expect_unchanged(&request.corpus, &job.corpus_digest)?;
     let mut table = NumberWriter::create(&request.out, header)?;
     let mut zero_gradients = 0;
     let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<Numbers>| {

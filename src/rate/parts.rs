@@ -17,7 +17,7 @@ use crate::{
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, Result},
-    files::{WholeFile, remove_folder, remove_leftovers, write_whole},
+    files::{WholeFile, digest_of_file, hexadecimal, remove_folder, remove_leftovers, write_whole},
     interrupt::Interrupt,
     select::ratings::{TableKind, write_error},
     train::{
@@ -127,6 +127,11 @@ impl Source<'_> {
     }
 }
 
+/// SHA-256 of a table, in hexadecimal.
+pub(crate) fn digest_of_table(path: &Path) -> Result<String> {
+    Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?))
+}
+
 /// How messages name a job.
 #[derive(Clone, Copy)]
 pub(crate) struct Words {
@@ -205,6 +210,18 @@ impl Parts {
         }
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         write_whole(&path, &described)
+    }
+
+    /// Refuses a table that is no longer the one that the parts were made from.
+    pub(crate) fn expect_unchanged(&self, table: &Path, digest: &str) -> Result<()> {
+        if digest_of_table(table)? == digest {
+            return Ok(());
+        }
+        let Words { command, doing, .. } = self.words;
+        Err(Error::invalid(format!(
+            "{} was changed while {doing} was going on, so nothing was written; {command} again with --overwrite",
+            table.display()
+        )))
     }
 
     fn path(&self, sequence: usize, number: u64) -> PathBuf {

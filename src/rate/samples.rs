@@ -25,7 +25,7 @@ pub struct Samples {
     sums: [f64; 3],
     /// See [`MEASURES`]: the last number of this epoch, no number where there is none.
     measured: [Vec<f32>; MEASURES.len()],
-    /// Constants that were no numbers, since the run began.
+    /// Samples whose loss or constant was no number, each time, since the run began.
     left_out: u64,
     /// The first epoch that counts in the averages.
     from_epoch: u64,
@@ -115,7 +115,7 @@ impl Samples {
         *squares += *average * *average;
     }
 
-    /// Constants that were no numbers, since the run began.
+    /// Samples whose loss or constant was no number, each time, since the run began.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }

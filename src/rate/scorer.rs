@@ -12,14 +12,14 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
-    data::Record,
+    data::{MovedPaths, Record},
     encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
     files::{hexadecimal, sha256},
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
-    rate::parts::{Outcome, Parts, Sequence, Source, Words},
+    rate::parts::{Outcome, Parts, Sequence, Source, Words, digest_of_table},
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint},
@@ -97,6 +97,8 @@ impl fmt::Display for ScoreSummary {
 struct Job {
     checkpoint: String,
     corpus: String,
+    /// SHA-256 of the table: parts know rows by their numbers.
+    corpus_digest: String,
     rows: u64,
     batch: usize,
     batch_normalised: bool,
@@ -132,10 +134,12 @@ pub fn score(
     let source = scorer.source(&request.corpus);
     let rows = source.rows()?;
     let corpus = source.open()?;
-    let id = corpus.columns()[0];
+    let [id, image, _] = corpus.columns();
     let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
     let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
-    parts.prepare(&scorer.job(request, rows), request.overwrite)?;
+    let digest = digest_of_table(&request.corpus)?;
+    parts.prepare(&scorer.job(request, digest.clone(), rows), request.overwrite)?;
+    let paths = MovedPaths::between(&request.corpus, &request.out)?;
     let mut progress = |_: &str, done, total| progress(done, total);
     let begun = Instant::now();
     parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, &mut progress, |_| {
@@ -143,9 +147,13 @@ pub fn score(
     })?;
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
+    parts.expect_unchanged(&request.corpus, &digest)?;
     let mut ratings = RatingsWriter::create(&request.out, header)?;
     let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
         let mut carried = record.fields;
+        if paths.changes(&carried[image]) {
+            carried[image] = paths.moved(&carried[image])?.into_owned();
+        }
         carried.remove(id);
         ratings.write(&RatingRow { id: record.id, rating: found[0], carried })
     })?;
@@ -214,10 +222,11 @@ impl Scorer {
         })
     }
 
-    fn job(&self, request: &ScoreRequest, rows: u64) -> Job {
+    fn job(&self, request: &ScoreRequest, corpus_digest: String, rows: u64) -> Job {
         Job {
             checkpoint: self.checkpoint.clone(),
             corpus: request.corpus.display().to_string(),
+            corpus_digest,
             rows,
             batch: self.batch,
             batch_normalised: self.batch_normalised,

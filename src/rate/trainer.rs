@@ -154,7 +154,8 @@ pub fn train(
         for place in samples.record(&places, &report, epoch) {
             let id = &run.data.train.ids[place];
             observer.note(&format!(
-                "what {id} is worth is no number at step {step}; the rater does not learn from it"
+                "what {id} is worth is no number at step {step}; the rater does not learn from it, and the proxy not from its batch \
+                 where its loss is none"
             ));
         }
         observer.step(step, total, places.len(), rates, &report);

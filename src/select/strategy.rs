@@ -176,6 +176,14 @@ impl Strategy {
         }
     }
 
+    /// How many of `rows` this can keep at most.
+    pub fn reach(&self, rows: usize) -> usize {
+        match *self {
+            Self::Block { offset } => rows - rounded(offset, rows).min(rows),
+            _ => rows - self.dropped(rows),
+        }
+    }
+
     /// How many of `rows` this takes out of the running from the top before it draws.
     pub fn dropped(&self, rows: usize) -> usize {
         if let Self::ShiftGsample { drop_top, .. } = *self { rounded(drop_top, rows) } else { 0 }

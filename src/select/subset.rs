@@ -15,6 +15,7 @@ use super::{
     select,
 };
 use crate::{
+    data::MovedPaths,
     error::{Error, Result},
     files::{WholeFile, finish_together},
     interrupt::Interrupt,
@@ -27,6 +28,8 @@ pub struct SubsetJob {
     pub ratings: PathBuf,
     /// The columns of ids and ratings in it; the corpus names its ids alike.
     pub names: ColumnNames,
+    /// The column of pictures' paths, if there is one.
+    pub image_column: String,
     /// The way to choose.
     pub strategy: Strategy,
     /// How many.
@@ -72,7 +75,9 @@ struct SummaryFile<'a> {
 /// Chooses a subset and writes `<out>`, `<out stem>.ids.txt` and `<out stem>.summary.json`: all of them or none.
 ///
 /// The subset has the original columns in the original order: those of the ratings table without the rating, or with
-/// [`data`](SubsetJob::data) the very bytes of the corpus' rows, in the order of the corpus.
+/// [`data`](SubsetJob::data) the very bytes of the corpus' rows, in the order of the corpus. Relative paths of pictures start at
+/// the folder of the table that was read: for a subset in another folder those from the ratings table are made absolute, and a
+/// corpus' bytes are warned of.
 ///
 /// # Errors
 /// If an output exists and may not be replaced or would replace an input, an input cannot be used (see
@@ -183,6 +188,8 @@ fn write_table_rows(
     writer.write_record(columns.map(|(_, column)| column)).map_err(failed)?;
     // The id stands among the carried fields where it stood among the columns without the rating.
     let id_place = header.id_index() - usize::from(header.rating_index() < header.id_index());
+    let image = header.carried().position(|column| column == job.image_column);
+    let paths = MovedPaths::between(&job.ratings, &job.out)?;
     let mut row = RatingRow::default();
     let mut next = 0;
     for &kept_row in kept {
@@ -196,6 +203,11 @@ fn write_table_rows(
             ));
         }
         next = kept_row + 1;
+        if let Some(image) = image
+            && paths.changes(&row.carried[image])
+        {
+            row.carried[image] = paths.moved(&row.carried[image])?.into_owned();
+        }
         let (before, after) = row.carried.split_at(id_place);
         let fields = before.iter().chain(std::iter::once(&row.id)).chain(after);
         writer.write_record(fields).map_err(failed)?;
@@ -223,6 +235,9 @@ fn copy_corpus_rows(
         let message = format!("there is no column `{}`; the columns are {columns}.", job.names.id);
         return Err(table_error(data, Some(1), message));
     };
+    let image = corpus.columns().iter().position(|column| *column == job.image_column);
+    let paths = MovedPaths::between(data, &job.out)?;
+    let mut astray = 0_u64;
     let mut wanted = vec![false; table.ratings.len()];
     kept.iter().for_each(|&row| wanted[row as usize] = true);
     let mut copied: Vec<u32> = Vec::with_capacity(kept.len());
@@ -242,12 +257,22 @@ fn copy_corpus_rows(
         let id = corpus.record().get(id_column).unwrap_or("");
         let Some(row) = index.find(&table.ids, id).filter(|&row| wanted[row as usize]) else { continue };
         copied.push(row);
+        let path = image.and_then(|image| corpus.record().get(image)).unwrap_or("");
+        astray += u64::from(paths.changes(path));
         let bytes = copier.take(corpus.byte_range())?;
         write_line(without_line_breaks(bytes))?;
     }
     copied.sort_unstable();
     if copied != kept {
         return Err(mismatch(job, data, table, kept, &copied));
+    }
+    if astray > 0 {
+        tracing::warn!(
+            "{astray} rows of {} name their pictures from its own folder and were copied as they are, so they are not found from {}; \
+             choose an --out beside the corpus, or leave --data out",
+            data.display(),
+            job.out.display()
+        );
     }
     Ok(file)
 }

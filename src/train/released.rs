@@ -6,8 +6,10 @@ use crate::{
     config::Config,
     engine::{DType, Parameters, Tensor},
     error::{Error, Result},
-    train::checkpoint::Tensors,
-    weights::{Payload, Value, Weights, write_torch},
+    interrupt::Interrupt,
+    models::{Proxy, Rater},
+    train::{checkpoint::Tensors, trained::Encoders},
+    weights::{Differences, Payload, Value, Weights, write_torch},
 };
 
 /// Where a released checkpoint keeps the proxy's or a model's weights.
@@ -44,27 +46,49 @@ pub fn open(path: &Path, prefix: &str) -> Result<Weights> {
 /// Reads all weights of a network.
 ///
 /// # Errors
-/// As for [`open`]; or if tensors are missing, surplus or of another shape, all of which are named.
+/// As for [`open`]; or if tensors are missing, surplus or of another shape, of which the first are named.
 pub fn load(path: &Path, prefix: &str, parameters: &mut Parameters) -> Result<()> {
     let weights = open(path, prefix)?;
-    let expected: Vec<(String, Vec<usize>)> =
-        parameters.iter().map(|(_, name, value)| (name.to_owned(), value.shape().to_vec())).collect();
-    let unused: Vec<(String, Vec<usize>)> = weights
-        .names()
-        .filter(|name| is_unused(name))
-        .filter_map(|name| Some((name.to_owned(), weights.entry(name)?.shape.clone())))
-        .collect();
-    let differences = weights.compare(expected.iter().cloned().chain(unused));
+    let differences = differences(&weights, parameters);
     if !differences.is_empty() {
         return Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: format!("does not fit the network of this configuration: {differences}"),
+            message: format!(
+                "does not fit the network of this configuration: {differences} (`inspect --config` lists all)"
+            ),
         });
     }
-    for (name, _) in &expected {
+    let names: Vec<String> = parameters.iter().map(|(_, name, _)| name.to_owned()).collect();
+    for name in &names {
         parameters.set(name, &weights.read(name)?)?;
     }
     Ok(())
+}
+
+/// How a file's tensors differ from those that a network has; what nothing reads may be there.
+fn differences(weights: &Weights, parameters: &Parameters) -> Differences {
+    let expected = parameters.iter().map(|(_, name, value)| (name.to_owned(), value.shape().to_vec()));
+    let unused = weights
+        .names()
+        .filter(|name| is_unused(name))
+        .filter_map(|name| Some((name.to_owned(), weights.entry(name)?.shape.clone())));
+    weights.compare(expected.chain(unused))
+}
+
+/// How a file differs from what a configuration's network expects, the one below `prefix` ([`PROXY`] or [`RATER`]); sizes
+/// come from the encoders that the configuration names.
+///
+/// # Errors
+/// As for [`open`], or if an encoder cannot be read.
+pub fn differences_from(path: &Path, prefix: &str, config: &Config) -> Result<Differences> {
+    let weights = open(path, prefix)?;
+    let (vocabulary, code_channels, text_channels) = Encoders::named(config, &Interrupt::default())?.sizes();
+    let parameters = if prefix == RATER {
+        Rater::undrawn(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32)?.1
+    } else {
+        Proxy::undrawn(&config.proxy_backbone(vocabulary, code_channels, text_channels), DType::F32)?.1
+    };
+    Ok(differences(&weights, &parameters))
 }
 
 /// Whether a file is a checkpoint of the released code that holds the network at `prefix`.

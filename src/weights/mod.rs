@@ -161,9 +161,11 @@ impl Weights {
     /// A tensor to be written elsewhere, read while it is written.
     ///
     /// # Errors
-    /// If there is none of this name.
+    /// If there is none of this name, or it is one of few numbers expanded to more than the file holds.
     pub fn payload(&self, name: &str) -> Result<Payload> {
-        Ok(Payload::stored(self.stored(name)?.clone()))
+        let stored = self.stored(name)?;
+        stored.expect_few(name)?;
+        Ok(Payload::stored(stored.clone()))
     }
 
     /// A tensor of floats, not read yet.

@@ -9,7 +9,10 @@ use std::{
 use serde::Deserialize;
 
 use super::{Found, damaged, safetensors_file, stored::MappedFile, torch};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::mistaken::{Mistaken, read_json},
+};
 
 /// The names that Hugging Face's libraries give a folder's weights, in the order they are looked for.
 const NAMES: [&str; 10] = [
@@ -69,15 +72,13 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
 
 /// The shards that an index names.
 fn sharded(path: &Path) -> Result<Found> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| {
-        damaged(path, format!("not an index of shards, which has the key weight_map: {error}"))
-    })?;
+    let index: Index = read_json(path, "an index of shards with the key weight_map")?;
     let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, shard) in &index.weight_map {
         shards.entry(shard).or_default().push(name);
     }
     let mut found = Found::default();
+    let mut unnamed = Vec::new();
     for (shard, names) in shards {
         let own_name = Path::new(shard).components().eq([Component::Normal(shard.as_ref())]);
         if !own_name {
@@ -103,6 +104,16 @@ fn sharded(path: &Path) -> Result<Found> {
             })?;
             found.tensors.push((name.to_owned(), stored));
         }
+        unnamed.extend(held.into_keys().filter(|name| !index.weight_map.contains_key(name)));
+    }
+    if let Some(first) = unnamed.first() {
+        // No error: what is named is whole. But an index may also be older than the shards beside it.
+        tracing::warn!(
+            "{} does not name {} of the tensors in its shards, the first of them {first}; they are left out, fetch \
+             the index again if they should not be",
+            path.display(),
+            unnamed.len()
+        );
     }
     Ok(found)
 }
@@ -125,26 +136,19 @@ fn single(path: &Path) -> Result<Found> {
 
 /// What a file is that holds no weights, and what to do.
 fn unknown(bytes: &[u8]) -> String {
-    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).trim_start().to_ascii_lowercase();
-    let known: [(bool, &str); 6] = [
-        (
-            beginning.starts_with("version https://git-lfs"),
-            "a Git LFS pointer, not the weights themselves; run `git lfs pull` in its repository, or download the file",
-        ),
-        (
-            beginning.starts_with("<!doctype html") || beginning.starts_with("<html"),
-            "an HTML page, not weights: the download gave an error or a login page; download the file again, with access to it",
-        ),
-        (
-            beginning.starts_with("<?xml"),
-            "an XML answer, not weights: the download was refused; download the file again",
-        ),
-        (bytes.starts_with(b"\x89HDF"), "an HDF5 file, as Keras writes; export the weights as safetensors"),
-        (bytes.starts_with(b"GGUF"), "a GGUF file; take the model's safetensors or PyTorch weights instead"),
-        (bytes.starts_with(&[0x1f, 0x8b]), "a gzip archive; unpack it first"),
+    let known: [(&[u8], &str); 3] = [
+        (b"\x89HDF", "an HDF5 file, as Keras writes; export the weights as safetensors"),
+        (b"GGUF", "a GGUF file; take the model's safetensors or PyTorch weights instead"),
+        (&[0x1f, 0x8b], "a gzip archive; unpack it first"),
     ];
-    let found = known.iter().find(|(is, _)| *is).map(|(_, what)| *what);
-    found
-        .unwrap_or("neither safetensors nor a PyTorch checkpoint, or cut off near its beginning; fetch or write it again")
-        .to_owned()
+    if let Some((_, what)) = known.iter().find(|(begins, _)| bytes.starts_with(begins)) {
+        return (*what).to_owned();
+    }
+    match Mistaken::of(bytes) {
+        Some(found) => format!("not weights but {found}"),
+        None => {
+            let cure = "fetch or write it again";
+            format!("neither safetensors nor a PyTorch checkpoint, or cut off near its beginning; {cure}")
+        }
+    }
 }

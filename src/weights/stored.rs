@@ -191,8 +191,8 @@ impl Stored {
         Ok(())
     }
 
-    /// Says how a tensor of more numbers than the file has bytes is refused.
-    fn expect_few(&self, name: &str) -> Result<()> {
+    /// Refuses a tensor of more numbers than the file has bytes: it would fill memory, or the disk where it is written.
+    pub(super) fn expect_few(&self, name: &str) -> Result<()> {
         if self.entry.len() <= self.file.len().saturating_add(EXPANDED_NUMBERS) {
             return Ok(());
         }

@@ -15,7 +15,8 @@ use alchemist_engine::{
 };
 use serde_json::Value;
 
-/// Every tolerance of the test suite in one place. Relative errors are against a tensor's largest magnitude.
+/// The tolerances of comparisons with other code and with finite differences, but for those that belong to one type of number or
+/// one fixture, which stand beside it. Relative errors are against a tensor's largest magnitude.
 pub mod tolerance {
     /// Forward values against the released code, f32.
     pub const PARITY_FORWARD: f64 = 1e-4;

@@ -207,6 +207,20 @@ fn tensors_stay_within_their_storages() {
 }
 
 #[test]
+fn expanded_tensors_are_not_written_without_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file.pth");
+    let payload = |shape: &[u8]| {
+        fs::write(&path, checkpoint(&dict_of(&tensor(b"K\x10", b"K\0", shape, b"K\0")))).unwrap();
+        Weights::open(&path).unwrap().payload("x")
+    };
+    // A number 2³⁰ times is 4 GiB.
+    let error = payload(b"J\0\0\0\x40").unwrap_err().to_string();
+    assert!(error.contains("file.pth: tensor x is one of few numbers expanded"), "{error}");
+    assert_eq!(payload(b"M\xe8\x03").unwrap().entry().shape, [1000]);
+}
+
+#[test]
 fn archives_that_lie_are_found() {
     let pickle = dict_of(&tensor(b"K\x10", b"K\0", b"K\x04", b"K\x01"));
     let numbers = [0u8; 64];
@@ -278,6 +292,19 @@ fn files_that_are_no_weights_are_recognised() {
     refused(b"GGUF\x03\0\0\0", &["GGUF"]);
     refused(b"\x1f\x8b\x08\0", &["gzip"]);
     refused(b"some text", &["neither safetensors nor"]);
+}
+
+#[test]
+fn what_lies_in_the_place_of_an_index_is_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    for (content, what) in [
+        ("<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", "an HTML page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a Git LFS pointer"),
+    ] {
+        fs::write(folder.path().join("model.safetensors.index.json"), content).unwrap();
+        let error = error_of_path(folder.path()).unwrap();
+        assert!(error.contains("not an index of shards") && error.contains(what), "{error}");
+    }
 }
 
 #[test]

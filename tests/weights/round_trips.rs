@@ -8,7 +8,7 @@ use std::{
 
 use alchemist_engine::{
     engine::Tensor,
-    weights::{NumberKind, Payload, Value, Weights, write_torch},
+    weights::{NumberKind, Payload, Value, Weights, write_safetensors, write_torch},
 };
 use half::{bf16, f16};
 
@@ -75,6 +75,33 @@ fn shards_hold_all_and_have_an_index() {
             assert!(held.len() == 1 || held.entries().map(|(_, entry)| entry.bytes()).sum::<usize>() <= 500);
         }
     }
+}
+
+#[test]
+fn tensors_that_an_index_does_not_name_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let one = Payload::held(&Tensor::new(&[2], vec![1.0f32, 2.0]).unwrap()).unwrap();
+    for (shard, names) in [("1.safetensors", ["a", "b", "c"]), ("2.safetensors", ["a", "d", "e"])] {
+        let tensors = names.map(|name| (name.to_owned(), one.clone()));
+        write_safetensors(&folder.join(shard), &tensors, &[]).unwrap();
+    }
+    let inspected = |map: serde_json::Value| {
+        let index = serde_json::json!({ "weight_map": map }).to_string();
+        fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+        let Output { status, stdout, stderr } = program(folder, &["inspect", "."]);
+        let errors = String::from_utf8(stderr).unwrap();
+        assert!(status.success(), "{errors}");
+        (String::from_utf8(stdout).unwrap(), errors)
+    };
+    let (first, second) = ("1.safetensors", "2.safetensors");
+    let (said, errors) = inspected(serde_json::json!({"a": first, "c": first, "d": second}));
+    let warning = "index.json does not name 2 of the tensors in its shards, the first of them b;";
+    assert!(said.contains("3 tensors") && errors.contains(warning), "{said}{errors}");
+    // What another shard gives is not missing.
+    let (said, errors) =
+        inspected(serde_json::json!({"a": first, "b": first, "c": first, "d": second, "e": second}));
+    assert!(said.contains("5 tensors") && errors.is_empty(), "{said}{errors}");
 }
 
 #[test]

@@ -9,12 +9,15 @@ use sha2::{Digest, Sha256};
 use crate::{
     engine::{DType, Tensor},
     error::{Error, Result},
-    files::hexadecimal,
+    files::{hexadecimal, mistaken::read_json},
     weights::Weights,
 };
 
 /// What a network is put together with: gives the tensor of a name and shape.
 pub(crate) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
+
+/// The most layers of a network; the deepest released ones have some dozens.
+const MOST_LAYERS: usize = 1_000;
 
 /// Reads `config.json`; `section` names the part that stands for the network in the configuration of a larger model.
 ///
@@ -22,10 +25,8 @@ pub(crate) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 /// If it cannot be read, lacks sense, or is of a model of none of these types.
 pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], section: &str) -> Result<T> {
     let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let mut value: Value = read_json(&path, "JSON")?;
     let damaged = |message: String| Error::Checkpoint { path: path.clone(), message };
-    let mut value: Value =
-        serde_json::from_str(&text).map_err(|error| damaged(format!("not JSON: {error}")))?;
     if let Some(found) = value.get("model_type").and_then(Value::as_str)
         && !types.contains(&found)
     {
@@ -39,6 +40,24 @@ pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], 
     }
     serde_path_to_error::deserialize(value)
         .map_err(|error| damaged(format!("{}: {}", error.path(), error.inner())))
+}
+
+/// Refuses a number of layers, under this key of the folder's `config.json`, that no network has: the names of all
+/// their tensors are held in memory before they are compared with those of the weights.
+///
+/// # Errors
+/// If there are too many.
+pub(crate) fn expect_layers(folder: &Path, key: &str, layers: usize) -> Result<()> {
+    if layers <= MOST_LAYERS {
+        return Ok(());
+    }
+    Err(Error::Checkpoint {
+        path: folder.join("config.json"),
+        message: format!(
+            "{key} is {layers}, but no encoder has more than {MOST_LAYERS} layers; take the config.json that came \
+             with the weights"
+        ),
+    })
 }
 
 /// Opens the folder's weights and puts a network together from them: `assemble` is called once to learn what it takes, and

@@ -24,7 +24,7 @@ use super::{
     special::{CLIP_BEGIN, CLIP_END, Special},
     unusable,
 };
-use crate::error::Result;
+use crate::{error::Result, files::mistaken::Mistaken};
 
 /// English contractions, words, single digits, and runs of anything else but spaces.
 const PIECES: &str = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
@@ -58,8 +58,18 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
     let (Some(vocabulary_file), Some(merges_file)) = (vocabulary_path.to_str(), merges_path.to_str()) else {
         return Err(unusable(folder, "the folder's name is not UTF-8, so its files cannot be opened"));
     };
-    let (mut vocabulary, merges) = BPE::read_file(vocabulary_file, merges_file)
-        .map_err(|error| unusable(folder, format!("vocab.json or merges.txt is damaged: {error}")))?;
+    // Asked after each of their errors: a Git LFS pointer has two words a line as merges have, and is only found out
+    // when they meet the vocabulary.
+    let mistaken = || {
+        [&vocabulary_path, &merges_path].into_iter().find_map(|path| {
+            let found = Mistaken::of(&std::fs::read(path).ok()?)?;
+            Some(unusable(path, format!("not a tokenizer's file but {found}")))
+        })
+    };
+    let (mut vocabulary, merges) = BPE::read_file(vocabulary_file, merges_file).map_err(|error| {
+        mistaken()
+            .unwrap_or_else(|| unusable(folder, format!("vocab.json or merges.txt is damaged: {error}")))
+    })?;
     let mut files = vec![vocabulary_path.clone(), merges_path.clone()];
     let added_path = folder.join("added_tokens.json");
     let mut added: Vec<(String, u32)> = Vec::new();
@@ -91,7 +101,11 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix("</w>".to_owned())
         .build()
-        .map_err(|error| unusable(&merges_path, format!("the merges do not fit the vocabulary: {error}")))?;
+        .map_err(|error| {
+            mistaken().unwrap_or_else(|| {
+                unusable(&merges_path, format!("the merges do not fit the vocabulary: {error}"))
+            })
+        })?;
     let refuse = |error| unusable(folder, format!("the tokenizer cannot be put together: {error}"));
     let pieces = Split::new(SplitPattern::Regex(PIECES.to_owned()), SplitDelimiterBehavior::Removed, true)
         .map_err(refuse)?;

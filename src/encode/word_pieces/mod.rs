@@ -23,6 +23,7 @@ pub use clean::fix_text;
 use crate::{
     engine::Tensor,
     error::{Error, Result},
+    files::mistaken::{read_json, refusal},
 };
 use special::Special;
 
@@ -196,7 +197,8 @@ impl Pipeline {
 
 fn open(path: &Path) -> Result<Tokenizer> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    Tokenizer::from_bytes(bytes).map_err(|error| unusable(path, format!("not a tokenizer's JSON: {error}")))
+    Tokenizer::from_bytes(&bytes)
+        .map_err(|error| unusable(path, refusal("a tokenizer's JSON", &bytes, error)))
 }
 
 /// Text and id of the padding: what the folder's settings name, else what the tokenizer itself pads with, else `usual`.
@@ -213,9 +215,7 @@ fn padding(tokenizer: &Tokenizer, special: &Special, usual: &str, folder: &Path)
 
 /// Tokens with their ids, from `added_tokens.json`.
 fn read_ids(path: &Path) -> Result<Vec<(String, u32)>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let ids: BTreeMap<String, u32> = serde_json::from_str(&text)
-        .map_err(|error| unusable(path, format!("not an object of ids: {error}")))?;
+    let ids: BTreeMap<String, u32> = read_json(path, "an object of ids")?;
     Ok(ids.into_iter().collect())
 }
 

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::unusable;
-use crate::error::{Error, Result};
+use crate::{error::Result, files::mistaken::read_json};
 
 /// CLIP's mark of the beginning, unless the files say otherwise.
 pub(super) const CLIP_BEGIN: &str = "<|startoftext|>";
@@ -58,9 +57,7 @@ impl Special {
             if !path.exists() {
                 continue;
             }
-            let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-            let file: File = serde_json::from_str(&text)
-                .map_err(|error| unusable(&path, format!("not a tokenizer's settings: {error}")))?;
+            let file: File = read_json(&path, "a tokenizer's settings")?;
             for (held, found) in [
                 (&mut special.begin, file.bos_token),
                 (&mut special.end, file.eos_token),

@@ -22,7 +22,8 @@ pub struct StepReport {
     pub gradient_norm: Vec<f64>,
     /// The rule's constant of each training sample, scaled as configured; nothing in the warm-up.
     pub constant: Vec<f64>,
-    /// Places in the batch of the training samples whose constant is no number: the rater did not learn from them.
+    /// Places in the batch of the training samples whose loss or constant is no number: the rater did not learn from them, and
+    /// where it is the loss, no proxy made an update of the batch.
     pub left_out: Vec<usize>,
     /// The rater's logit of each training sample; nothing in the warm-up.
     pub logit: Vec<f64>,
@@ -113,8 +114,10 @@ impl Bilevel {
         report.proxy_loss += share * (upper * seen[0] + (1.0 - upper) * weighted);
         report.rater_loss += share * rater_loss;
         let before = report.train_loss.len();
-        let lost = constant.iter().enumerate().filter(|(_, constant)| !constant.is_finite());
-        report.left_out.extend(lost.map(|(at, _)| before + at));
+        let is_lost = |at: &usize| {
+            [&losses, &constant].iter().any(|of| of.get(*at).is_some_and(|value| !value.is_finite()))
+        };
+        report.left_out.extend((0..losses.len()).filter(is_lost).map(|at| before + at));
         report.train_loss.extend(losses);
         report.reference_loss.extend(optional(&measured.reference_loss)?);
         report.product.extend(optional(&measured.product)?);
