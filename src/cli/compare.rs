@@ -31,7 +31,7 @@ pub struct CompareArguments {
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
     /// The validation set, which guides the raters, in place of the configuration's; a fifth of the training set is set aside if
-    /// neither is given.
+    /// neither is given, of unspoiled records where the column of flaws tells them.
     #[arg(long, value_name = "FILE.csv")]
     pub validation: Option<PathBuf>,
     /// What models are measured on and no rater sees; half of the validation set if it is not given.
