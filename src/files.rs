@@ -47,6 +47,14 @@ pub fn digest_of_file(path: &Path) -> io::Result<[u8; 32]> {
     }
 }
 
+/// The same in hexadecimal.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn sha256_of_file(path: &Path) -> Result<String> {
+    Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?))
+}
+
 /// A name in the same folder that no other process or thread uses.
 fn temporary_name(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -56,7 +64,7 @@ fn temporary_name(path: &Path) -> PathBuf {
 }
 
 /// The folder that holds `path`.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

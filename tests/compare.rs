@@ -298,6 +298,16 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "epochs",
     ]));
     assert!(said.contains("no ceiling (`oracle`)") && !said.contains("| oracle |"), "{said}");
+    // Fewer than a batch to guide raters or to measure models on, as rows and as pictures that can be read.
+    let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();
+    let few: Vec<&str> = validation.lines().take(10).collect();
+    fs::write(work.path("data/few.csv"), few.join("\n")).unwrap();
+    let refused = ["can be used are left", "a batch of 8"];
+    work.refused(&run(&["--out", "rows", "--validation", "data/few.csv"]), &refused);
+    assert!(!work.path("rows/tokens").exists(), "it is refused before pictures are looked at");
+    let unreadable = validation.replace("validation/", "absent/");
+    fs::write(work.path("data/unreadable.csv"), unreadable).unwrap();
+    work.refused(&run(&["--out", "unreadable", "--validation", "data/unreadable.csv"]), &refused);
     // Pictures in two of the sets.
     let same = run(&["--out", "same", "--held-out", "data/validation.csv"]);
     work.refused(&same, &["16 validation pictures are in the held-out set", "--allow-duplicates"]);

@@ -15,7 +15,7 @@ use crate::{
     data::{Corpus, Record, flaws::Flaw},
     engine::{Purpose, Random},
     error::{Error, Result},
-    files::{digest_of_file, hexadecimal, write_csv, write_whole},
+    files::{digest_of_file, sha256_of_file, write_csv, write_whole},
     interrupt::Interrupt,
     train::{
         cache::{EncodeRequest, TokenCache, encode},
@@ -69,7 +69,7 @@ pub(super) fn prepare(
     let tables = std::iter::once(&train)
         .chain(&given)
         .chain(&request.held_out)
-        .map(|path| Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?)))
+        .map(|path| sha256_of_file(path))
         .collect::<Result<Vec<_>>>()?;
     let kernels = config.device.open()?.map(|_| format!("{:?}", config.compute));
     let described = Described { config: config.fingerprint(), tables, kernels };
@@ -138,6 +138,7 @@ pub(super) fn prepare(
             (validation, held_out, aside_columns.clone())
         }
     };
+    expect_batches([validation.len(), held_out.len()], config.training.batch)?;
     let paths = ["validation.csv", "held_out.csv"].map(|name| folder.join(name));
     write_records(&paths[0], &aside_columns, &validation)?;
     write_records(&paths[1], &held_out_columns, &held_out)?;
@@ -169,16 +170,22 @@ pub(super) fn prepare(
     // Their pictures are named by whole paths now.
     let records = corpus::open(config, &pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
-    for (what, count) in [("validation", aside[0]), ("measuring", aside[1])] {
-        if count < config.training.batch {
+    expect_batches(aside, config.training.batch)?;
+    let [validation, held_out] = paths;
+    Ok(Data { pool, validation, held_out, aside, records, cache })
+}
+
+/// Refuses sets for validation and for measuring of less than a batch: before pictures are looked at, and once more when it is known
+/// which can be used.
+fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
+    for (what, count) in std::iter::zip(["validation", "measuring"], records) {
+        if count < batch {
             return Err(Error::invalid(format!(
-                "{count} usable records are left for {what}, fewer than a batch of {}; give more, or set bs lower",
-                config.training.batch
+                "{count} records that can be used are left for {what}, fewer than a batch of {batch}; give more, or set bs lower"
             )));
         }
     }
-    let [validation, held_out] = paths;
-    Ok(Data { pool, validation, held_out, aside, records, cache })
+    Ok(())
 }
 
 /// The columns of a table: each set has its own.

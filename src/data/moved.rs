@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::folder_of,
+};
 
 /// Rewrites paths for a table in another folder. A relative path starts at the folder of its table, so it is made absolute
 /// there; between tables of one folder, and where it is absolute already, it stays as it is written.
@@ -21,16 +24,12 @@ impl MovedPaths {
     /// # Errors
     /// If one of their folders cannot be looked up.
     pub fn between(from: &Path, to: &Path) -> Result<Self> {
-        let folder = |table: &Path| match table.parent() {
-            Some(folder) if folder != Path::new("") => folder.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
-        let (from, to) = (folder(from), folder(to));
+        let (from, to) = (folder_of(from), folder_of(to));
         let real = |folder: &Path| folder.canonicalize().map_err(Error::io("look up", folder));
-        if real(&from)? == real(&to)? {
+        if real(from)? == real(to)? {
             return Ok(Self { from: None });
         }
-        let from = std::path::absolute(&from).map_err(Error::io("look up", &from))?;
+        let from = std::path::absolute(from).map_err(Error::io("look up", from))?;
         Ok(Self { from: Some(from) })
     }
 

@@ -17,7 +17,7 @@ use crate::{
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, Result},
-    files::{WholeFile, digest_of_file, hexadecimal, remove_folder, remove_leftovers, write_whole},
+    files::{WholeFile, remove_folder, remove_leftovers, sha256_of_file, write_whole},
     interrupt::Interrupt,
     select::ratings::{TableKind, write_error},
     train::{
@@ -127,11 +127,6 @@ impl Source<'_> {
     }
 }
 
-/// SHA-256 of a table, in hexadecimal.
-pub(crate) fn digest_of_table(path: &Path) -> Result<String> {
-    Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?))
-}
-
 /// How messages name a job.
 #[derive(Clone, Copy)]
 pub(crate) struct Words {
@@ -214,7 +209,7 @@ impl Parts {
 
     /// Refuses a table that is no longer the one that the parts were made from.
     pub(crate) fn expect_unchanged(&self, table: &Path, digest: &str) -> Result<()> {
-        if digest_of_table(table)? == digest {
+        if sha256_of_file(table)? == digest {
             return Ok(());
         }
         let Words { command, doing, .. } = self.words;

@@ -16,10 +16,10 @@ use crate::{
     encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
-    files::{hexadecimal, sha256},
+    files::{hexadecimal, sha256, sha256_of_file},
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
-    rate::parts::{Outcome, Parts, Sequence, Source, Words, digest_of_table},
+    rate::parts::{Outcome, Parts, Sequence, Source, Words},
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint},
@@ -137,7 +137,7 @@ pub fn score(
     let [id, image, _] = corpus.columns();
     let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
     let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
-    let digest = digest_of_table(&request.corpus)?;
+    let digest = sha256_of_file(&request.corpus)?;
     parts.prepare(&scorer.job(request, digest.clone(), rows), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
     let mut progress = |_: &str, done, total| progress(done, total);

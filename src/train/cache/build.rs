@@ -20,7 +20,7 @@ use crate::{
     data::{Corpus, Position, Record},
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, Result},
-    files::{digest_of_file, hexadecimal, remove_folder, remove_leftovers, sha256, write_whole},
+    files::{remove_folder, remove_leftovers, sha256, sha256_of_file, write_whole},
     interrupt::Interrupt,
     train::{
         corpus::{self, FailedRecord, Progress},
@@ -191,8 +191,7 @@ fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
         record?;
         rows += 1;
     }
-    let sha256 = hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?);
-    Ok(TableDescription { path: absolute(path)?, rows, sha256 })
+    Ok(TableDescription { path: absolute(path)?, rows, sha256: sha256_of_file(path)? })
 }
 
 /// SHA-256 over the keys that decide by what pictures and captions are encoded.
