@@ -9,19 +9,35 @@
 // numbers apart, and those of the next sample `sample_stride` numbers on: 0 where all samples share them. Sums in float,
 // in a fixed order. Source: upstream.md, B; the backward is derived in the op's file.
 //
-// Threads: one warp a row, 8 rows a block. Where a row is a multiple of 16 bytes and fits, it is held in registers, so
-// that it is read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T); of a
-// residual 4 and 5. No shared memory.
+// Threads: one warp a row, 8 rows a block. Where a row is a multiple of 16 bytes, its first 1024 numbers are held in
+// registers, so that they are read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T); of a residual 4 and 5.
+// What is beyond is read again, forward 16 bytes at a time. No shared memory.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
 constexpr unsigned THREADS = ROWS * WARP;
-// Numbers of a row that one lane can hold.
-constexpr unsigned HELD = 64;
+// Numbers of a row that one lane holds.
+constexpr unsigned HELD = 32;
 
 struct Modulation {
     const float *scale, *shift;
 };
+
+// N numbers of a modulation's row, 16 bytes at a time where it lies so.
+template <unsigned N> __device__ __forceinline__ void load_row(float (&to)[N], const float *from) {
+    if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+#pragma unroll
+        for (unsigned four = 0; four < N; four += 4) {
+            float values[4];
+            load<4>(values, from + four);
+#pragma unroll
+            for (unsigned i = 0; i < 4; ++i) to[four + i] = values[i];
+        }
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < N; ++i) to[i] = from[i];
+    }
+}
 
 template <class T> struct Rows {
     static constexpr unsigned PACKS = HELD / PACK<T>;
@@ -71,51 +87,75 @@ __device__ __forceinline__ void layer_norm_forward(
     T *joint = RESIDUAL ? sum_to + uint64_t(row) * channels : to;
     float factor = RESIDUAL ? residual.factor(row) : 0.0f;
 
-    if (packs(from, channels) && packs(to, channels) && packs(branch, channels) && packs(joint, channels) &&
-        channels <= HELD * WARP) {
-        float held[Rows<T>::PACKS][PACK<T>];
-        float sum = 0.0f, squares = 0.0f;
-#pragma unroll
-        for (unsigned at = 0; at < Rows<T>::PACKS; ++at) {
-            if (Rows<T>::place(at) < channels) {
-                load<PACK<T>>(held[at], from + Rows<T>::place(at));
-                if constexpr (RESIDUAL) {
-                    float added[PACK<T>];
-                    load<PACK<T>>(added, branch + Rows<T>::place(at));
-#pragma unroll
-                    for (unsigned i = 0; i < PACK<T>; ++i) held[at][i] = joined<T>(held[at][i], added[i], factor);
-                    store<PACK<T>>(joint + Rows<T>::place(at), held[at]);
-                }
-#pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) sum += held[at][i];
+    if (packs(from, channels) && packs(to, channels) && packs(branch, channels) && packs(joint, channels)) {
+        constexpr unsigned PACKS = Rows<T>::PACKS;
+        using Numbers = Pack<T, PACK<T>>;
+        const T *stored = RESIDUAL ? joint : from;
+        Numbers held[PACKS];
+        // Calls work(c, numbers) for each of the lane's places c that are not held.
+        auto each_further = [&](const T *source, auto work) {
+            for (unsigned c = Rows<T>::place(PACKS); c < channels; c += WARP * PACK<T>) {
+                Numbers numbers = *reinterpret_cast<const Numbers *>(source + c);
+                work(c, numbers);
             }
-        }
-        mean = warp_sum(sum) * share;
+        };
+        // The same for all of its places.
+        auto each = [&](auto work) {
 #pragma unroll
-        for (unsigned at = 0; at < Rows<T>::PACKS; ++at) {
-            if (Rows<T>::place(at) < channels) {
-#pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) {
-                    held[at][i] -= mean;
-                    squares += held[at][i] * held[at][i];
-                }
+            for (unsigned at = 0; at < PACKS; ++at) {
+                if (Rows<T>::place(at) < channels) work(Rows<T>::place(at), held[at]);
             }
-        }
-        inverse = rsqrtf(warp_sum(squares) * share + epsilon);
+            each_further(stored, work);
+        };
+        // All that is held is on its way before the first of it is looked at.
 #pragma unroll
-        for (unsigned at = 0; at < Rows<T>::PACKS; ++at) {
+        for (unsigned at = 0; at < PACKS; ++at) {
             unsigned c = Rows<T>::place(at);
-            if (c < channels) {
+            if (c < channels) held[at] = *reinterpret_cast<const Numbers *>(from + c);
+        }
+        if constexpr (RESIDUAL) {
+            auto join = [&](unsigned c, Numbers &numbers) {
+                float added[PACK<T>];
+                load<PACK<T>>(added, branch + c);
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) {
-                    held[at][i] *= inverse;
-                    if (change.scale != nullptr) {
-                        held[at][i] = held[at][i] * (1.0f + change.scale[c + i]) + change.shift[c + i];
-                    }
+                    numbers.value[i] = narrow<T>(joined<T>(widen(numbers.value[i]), added[i], factor));
                 }
-                store<PACK<T>>(to + c, held[at]);
+                *reinterpret_cast<Numbers *>(joint + c) = numbers;
+            };
+#pragma unroll
+            for (unsigned at = 0; at < PACKS; ++at) {
+                if (Rows<T>::place(at) < channels) join(Rows<T>::place(at), held[at]);
             }
+            each_further(from, join);
         }
+        float sum = 0.0f, squares = 0.0f;
+        each([&](unsigned, const Numbers &numbers) {
+#pragma unroll
+            for (unsigned i = 0; i < PACK<T>; ++i) sum += widen(numbers.value[i]);
+        });
+        mean = warp_sum(sum) * share;
+        each([&](unsigned, const Numbers &numbers) {
+#pragma unroll
+            for (unsigned i = 0; i < PACK<T>; ++i) {
+                float apart = widen(numbers.value[i]) - mean;
+                squares += apart * apart;
+            }
+        });
+        inverse = rsqrtf(warp_sum(squares) * share + epsilon);
+        each([&](unsigned c, const Numbers &numbers) {
+            float values[PACK<T>];
+#pragma unroll
+            for (unsigned i = 0; i < PACK<T>; ++i) values[i] = (widen(numbers.value[i]) - mean) * inverse;
+            if (change.scale != nullptr) {
+                float scales[PACK<T>], shifts[PACK<T>];
+                load_row(scales, change.scale + c);
+                load_row(shifts, change.shift + c);
+#pragma unroll
+                for (unsigned i = 0; i < PACK<T>; ++i) values[i] = values[i] * (1.0f + scales[i]) + shifts[i];
+            }
+            store<PACK<T>>(to + c, values);
+        });
     } else {
         float sum = 0.0f, squares = 0.0f;
         if constexpr (RESIDUAL) {
@@ -163,8 +203,8 @@ __device__ __forceinline__ void layer_norm_backward(
     float keep = RESIDUAL ? residual.factor(row) : 1.0f;
 
     if (packs(from, channels) && packs(d_from, channels) && packs(to, channels) && packs(beside, channels) &&
-        packs(branch, channels) && channels <= HELD / 2 * WARP) {
-        constexpr unsigned PACKS = Rows<T>::PACKS / 2;
+        packs(branch, channels) && channels <= HELD * WARP) {
+        constexpr unsigned PACKS = Rows<T>::PACKS;
         float n[PACKS][PACK<T>], g[PACKS][PACK<T>];
 #pragma unroll
         for (unsigned at = 0; at < PACKS; ++at) {
@@ -172,10 +212,12 @@ __device__ __forceinline__ void layer_norm_backward(
             if (c < channels) {
                 load<PACK<T>>(n[at], from + c);
                 load<PACK<T>>(g[at], d_from + c);
+                float factors[PACK<T>] = {};
+                if (factor != nullptr) load_row(factors, factor + c);
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) {
                     n[at][i] = (n[at][i] - mean) * inverse;
-                    if (factor != nullptr) g[at][i] *= 1.0f + factor[c + i];
+                    g[at][i] *= 1.0f + factors[i];
                     sum += g[at][i];
                     along += g[at][i] * n[at][i];
                 }

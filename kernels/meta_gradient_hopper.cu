@@ -220,8 +220,9 @@ __device__ __forceinline__ void in_tile(
     SHARED_ARRAY(float, warp_sums, [2][2][2][4]);
     unsigned padding = (1024 - address_of(dynamic) % 1024) % 1024, stages = address_of(dynamic) + padding;
     float4 *direction = reinterpret_cast<float4 *>(dynamic + padding + STAGES * STAGE_BYTES) + threadIdx.x;
-    unsigned across = (sides.right_columns + Shape::RIGHT - 1) / Shape::RIGHT;
-    unsigned left_column = blockIdx.x / across * Shape::LEFT, right_column = blockIdx.x % across * Shape::RIGHT;
+    // Tiles are numbered down first: neighbours in time then share the wider operand.
+    unsigned down = (sides.left_columns + Shape::LEFT - 1) / Shape::LEFT;
+    unsigned left_column = blockIdx.x % down * Shape::LEFT, right_column = blockIdx.x / down * Shape::RIGHT;
     unsigned steps = (rows + STEP - 1) / STEP;
     if (threadIdx.x == 0) {
         for (unsigned stage = 0; stage < STAGES; ++stage) {

@@ -10,8 +10,9 @@
 // The floor is the write of x: sizeof(T) bytes a number; rows are K / C of that, and W is read once a block.
 // patch_embed_forward_<T>: any sizes; 128 threads for 32 tokens x 128 channels, 4 channels x 8 tokens a thread, 20.6 KB of
 // shared memory. patch_embed_forward_<T>_<K>: tensor cores, 16-bit T, K = 32 or 64, C a multiple of 64; a warp keeps the
-// weights of 64 channels in registers and goes through 16 tokens at a time. Its columns are dealt to the matrix so that a
-// lane's results are 8 neighbouring channels: stores are 16 bytes, 64 neighbouring bytes a row.
+// weights of 64 channels, and what is added to 16 tokens, in registers and goes through 8 samples, their rows fetched one
+// sample ahead. Its columns are dealt to the matrix so that a lane's results are 8 neighbouring channels: stores are 16
+// bytes, 64 neighbouring bytes a row.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 128;
@@ -29,10 +30,10 @@ struct Terms {
     }
 };
 
-// The first tokens of sample blockIdx.z, channels `from` to `to`.
+// The first tokens of a sample, channels `from` to `to`.
 template <class T>
-__device__ __forceinline__ void head(T *x, const T *text, const Terms &terms, unsigned from, unsigned to) {
-    uint64_t sample = blockIdx.z;
+__device__ __forceinline__ void
+head(T *x, const T *text, const Terms &terms, uint64_t sample, unsigned from, unsigned to) {
     for (unsigned token = 0; token < terms.first; ++token) {
         for (unsigned c = from + threadIdx.x; c < to; c += THREADS) {
             float value = widen(text[sample * terms.channels + c]) +
@@ -57,7 +58,7 @@ __device__ __forceinline__ void patch_embed_forward(
     SHARED_ARRAY(float, shared_rows, [TOKENS][DEPTH]);
     unsigned channels = terms.channels, column = blockIdx.x * COLUMNS;
     if (blockIdx.y == 0) {
-        head(x, text, terms, column, min(column + COLUMNS, channels));
+        head(x, text, terms, blockIdx.z, column, min(column + COLUMNS, channels));
         return;
     }
     unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -114,9 +115,9 @@ __device__ __forceinline__ void patch_embed_forward(
 
 constexpr unsigned WARP_COLUMNS = 64;
 constexpr unsigned TILE = 16;
-constexpr unsigned TILES = 8;
+constexpr unsigned SAMPLES = 8;
 
-// The lane's 16 channels: 8 from `column` and 8 from 32 later.
+// Adds the lane's 16 channels of a row: 8 from where it starts and 8 from 32 later.
 __device__ __forceinline__ void add_row(float (&to)[16], const float *row) {
 #pragma unroll
     for (unsigned four = 0; four < 4; ++four) {
@@ -127,88 +128,83 @@ __device__ __forceinline__ void add_row(float (&to)[16], const float *row) {
     }
 }
 
-// Block: 256 channels (x), the first tokens (y = 0) or 8 tiles of 16 others, one sample (z). No barriers: warps without
-// channels leave.
+// Block: 256 channels (x), the first tokens (y = 0) or a tile of 16 others, 8 samples (z). No barriers: warps without
+// channels leave. What a tile's tokens have in common in all samples, weights and what is added, stays in registers.
 template <unsigned STEPS, class T>
 __device__ __forceinline__ void patch_embed_tensor(
-    T *x, const T *text, const T *rows, const T *weight, const Terms &terms, unsigned rows_a_sample, unsigned skip) {
+    T *x, const T *text, const T *rows, const T *weight, const Terms &terms, unsigned rows_a_sample, unsigned skip,
+    unsigned samples) {
     constexpr unsigned K = STEPS * 16;
     unsigned channels = terms.channels, first_column = blockIdx.x * (THREADS / WARP) * WARP_COLUMNS;
+    unsigned begin = blockIdx.z * SAMPLES, end = min(begin + SAMPLES, samples);
     if (blockIdx.y == 0) {
-        head(x, text, terms, first_column, min(first_column + THREADS / WARP * WARP_COLUMNS, channels));
+        unsigned last_column = min(first_column + THREADS / WARP * WARP_COLUMNS, channels);
+        for (unsigned sample = begin; sample < end; ++sample) head(x, text, terms, sample, first_column, last_column);
         return;
     }
     unsigned base = first_column + threadIdx.x / WARP * WARP_COLUMNS;
     if (base >= channels) return;
     unsigned g = threadIdx.x % WARP / 4, t = threadIdx.x % 4, column = base + t * 8;
-    // Column n of the matrix's part j is channel base + j/4 32 + n/2 8 + j%4 2 + n%2.
-    uint32_t b[8][STEPS][2];
-#pragma unroll
-    for (unsigned j = 0; j < 8; ++j) {
-        const T *from = weight + uint64_t(base + j / 4 * 32 + g / 2 * 8 + j % 4 * 2 + g % 2) * K + 2 * t;
-#pragma unroll
-        for (unsigned step = 0; step < STEPS; ++step) {
-            b[j][step][0] = *reinterpret_cast<const uint32_t *>(from + step * 16);
-            b[j][step][1] = *reinterpret_cast<const uint32_t *>(from + step * 16 + 8);
-        }
-    }
-    const T *from = rows + (uint64_t(blockIdx.z) * rows_a_sample + skip) * K + 2 * t;
-    // Bias and level of the tokens of one level.
-    float terms_held[16];
-    unsigned held = ~0u, end = terms.tokens;
-    unsigned token = terms.first + (blockIdx.y - 1) * TILES * TILE;
-    for (unsigned tile = 0; tile < TILES && token < end; ++tile, token += TILE) {
-        unsigned at[2] = {token + g, token + g + 8};
-        uint32_t a[STEPS][4];
+    unsigned token = terms.first + (blockIdx.y - 1) * TILE + g;
+    bool inside[2] = {token < terms.tokens, token + 8 < terms.tokens};
+    const T *from = rows + (uint64_t(begin) * rows_a_sample + skip + token - terms.first) * K + 2 * t;
+    uint64_t apart = uint64_t(rows_a_sample) * K;
+    // The lane's numbers of the tile's rows in a sample.
+    uint32_t next[STEPS][4];
+    auto fetch = [&]() {
 #pragma unroll
         for (unsigned step = 0; step < STEPS; ++step) {
 #pragma unroll
             for (unsigned part = 0; part < 4; ++part) {
-                unsigned row = at[part % 2];
-                a[step][part] =
-                    row < end ? *reinterpret_cast<const uint32_t *>(
-                                    from + uint64_t(row - terms.first) * K + step * 16 + part / 2 * 8)
-                              : 0;
+                const T *place = from + part % 2 * 8 * K + step * 16 + part / 2 * 8;
+                next[step][part] = inside[part % 2] ? *reinterpret_cast<const uint32_t *>(place) : 0;
             }
         }
-        unsigned levels[2] = {terms.levels[min(at[0], end - 1)], terms.levels[min(at[1], end - 1)]};
-        unsigned level = __shfl_sync(ALL_LANES, levels[0], 0);
-        bool one_level = __all_sync(ALL_LANES, levels[0] == level && levels[1] == level);
-        if (one_level && level != held) {
+    };
+    fetch();
+    // Column n of the matrix's part j is channel base + j/4 32 + n/2 8 + j%4 2 + n%2.
+    uint32_t b[8][STEPS][2];
 #pragma unroll
-            for (unsigned i = 0; i < 16; ++i) terms_held[i] = 0.0f;
-            add_row(terms_held, terms.bias + column);
-            if (terms.level != nullptr) add_row(terms_held, terms.level + uint64_t(level) * channels + column);
-            held = level;
+    for (unsigned j = 0; j < 8; ++j) {
+        const T *one = weight + uint64_t(base + j / 4 * 32 + g / 2 * 8 + j % 4 * 2 + g % 2) * K + 2 * t;
+#pragma unroll
+        for (unsigned step = 0; step < STEPS; ++step) {
+            b[j][step][0] = *reinterpret_cast<const uint32_t *>(one + step * 16);
+            b[j][step][1] = *reinterpret_cast<const uint32_t *>(one + step * 16 + 8);
         }
+    }
+    // Bias, level and position of the lane's two tokens.
+    float added[2][16] = {};
+#pragma unroll
+    for (unsigned half = 0; half < 2; ++half) {
+        unsigned at = token + half * 8;
+        if (inside[half]) {
+            add_row(added[half], terms.bias + column);
+            if (terms.level != nullptr) add_row(added[half], terms.level + uint64_t(terms.levels[at]) * channels + column);
+            if (terms.position != nullptr) add_row(added[half], terms.position + uint64_t(at) * channels + column);
+        }
+    }
+    for (unsigned sample = begin; sample < end; ++sample) {
+        uint32_t a[STEPS][4];
+#pragma unroll
+        for (unsigned step = 0; step < STEPS; ++step) {
+#pragma unroll
+            for (unsigned part = 0; part < 4; ++part) a[step][part] = next[step][part];
+        }
+        from += apart;
+        if (sample + 1 < end) fetch();
         float d[8][4];
 #pragma unroll
-        for (unsigned half = 0; half < 2; ++half) {
-            float added[16];
-            if (one_level) {
-#pragma unroll
-                for (unsigned i = 0; i < 16; ++i) added[i] = terms_held[i];
-            } else {
-#pragma unroll
-                for (unsigned i = 0; i < 16; ++i) added[i] = 0.0f;
-                add_row(added, terms.bias + column);
-                if (terms.level != nullptr) add_row(added, terms.level + uint64_t(levels[half]) * channels + column);
-            }
-            if (terms.position != nullptr && at[half] < end) {
-                add_row(added, terms.position + uint64_t(at[half]) * channels + column);
-            }
-#pragma unroll
-            for (unsigned i = 0; i < 16; ++i) d[i / 2][half * 2 + i % 2] = added[i];
-        }
-#pragma unroll
         for (unsigned j = 0; j < 8; ++j) {
+#pragma unroll
+            for (unsigned i = 0; i < 4; ++i) d[j][i] = added[i / 2][j * 2 + i % 2];
 #pragma unroll
             for (unsigned step = 0; step < STEPS; ++step) mma_16x8x16<T>(d[j], a[step], b[j][step]);
         }
 #pragma unroll
         for (unsigned half = 0; half < 2; ++half) {
-            if (at[half] < end) {
-                T *to = x + (uint64_t(blockIdx.z) * terms.tokens + at[half]) * channels + column;
+            if (inside[half]) {
+                T *to = x + (uint64_t(sample) * terms.tokens + token + half * 8) * channels + column;
 #pragma unroll
                 for (unsigned eight = 0; eight < 2; ++eight) {
                     float values[8];
@@ -233,19 +229,24 @@ __device__ __forceinline__ void patch_embed_backward(
     SHARED_ARRAY(float, partial, [SUM_WARPS][WIDTH]);
     unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     unsigned column = blockIdx.x * WIDTH + lane * PACK<T>, end = starts[blockIdx.y + 1];
-    bool packed = packs(d_x, channels);
+    const T *from = d_x + uint64_t(blockIdx.z) * tokens * channels + column;
     float total[PACK<T>] = {};
-    for (unsigned token = starts[blockIdx.y] + warp; token < end; token += SUM_WARPS) {
-        const T *from = d_x + (uint64_t(blockIdx.z) * tokens + token) * channels + column;
-        float values[PACK<T>];
-        if (packed && column < channels) {
-            load<PACK<T>>(values, from);
-        } else {
+    if (packs(d_x, channels)) {
+        // Several tokens' numbers are on their way at once.
+#pragma unroll 4
+        for (unsigned token = starts[blockIdx.y] + warp; token < end && column < channels; token += SUM_WARPS) {
+            float values[PACK<T>];
+            load<PACK<T>>(values, from + uint64_t(token) * channels);
 #pragma unroll
-            for (unsigned i = 0; i < PACK<T>; ++i) values[i] = column + i < channels ? widen(from[i]) : 0.0f;
+            for (unsigned i = 0; i < PACK<T>; ++i) total[i] += values[i];
         }
+    } else {
+        for (unsigned token = starts[blockIdx.y] + warp; token < end; token += SUM_WARPS) {
 #pragma unroll
-        for (unsigned i = 0; i < PACK<T>; ++i) total[i] += values[i];
+            for (unsigned i = 0; i < PACK<T>; ++i) {
+                total[i] += column + i < channels ? widen(from[uint64_t(token) * channels + i]) : 0.0f;
+            }
+        }
     }
 #pragma unroll
     for (unsigned i = 0; i < PACK<T>; ++i) partial[warp][lane * PACK<T> + i] = total[i];
@@ -278,7 +279,7 @@ KERNEL(
     KERNEL(                                                                                                            \
         patch_embed_forward_##suffix, THREADS, T *x, const T *text, const T *rows, const T *weight, const float *bias, \
         const float *start, const float *level, const float *position, const uint32_t *levels, uint32_t tokens,        \
-        uint32_t first, uint32_t channels, uint32_t depth, uint32_t rows_a_sample, uint32_t skip) {                    \
+        uint32_t first, uint32_t channels, uint32_t depth, uint32_t rows_a_sample, uint32_t skip, uint32_t) {          \
         patch_embed_forward(                                                                                           \
             x, text, rows, weight, {bias, start, level, position, levels, tokens, first, channels}, depth,             \
             rows_a_sample, skip);                                                                                      \
@@ -296,10 +297,11 @@ PATCH_EMBED(f16, f16)
     KERNEL(                                                                                                            \
         patch_embed_forward_##suffix##_##size, THREADS, T *x, const T *text, const T *rows, const T *weight,           \
         const float *bias, const float *start, const float *level, const float *position, const uint32_t *levels,      \
-        uint32_t tokens, uint32_t first, uint32_t channels, uint32_t, uint32_t rows_a_sample, uint32_t skip) {         \
+        uint32_t tokens, uint32_t first, uint32_t channels, uint32_t, uint32_t rows_a_sample, uint32_t skip,           \
+        uint32_t samples) {                                                                                            \
         patch_embed_tensor<steps>(                                                                                     \
             x, text, rows, weight, {bias, start, level, position, levels, tokens, first, channels}, rows_a_sample,     \
-            skip);                                                                                                     \
+            skip, samples);                                                                                            \
     }
 PATCH_EMBED_TENSOR(bf16, bf16, 2, 32)
 PATCH_EMBED_TENSOR(bf16, bf16, 4, 64)

@@ -68,6 +68,8 @@ struct LayerNormCase {
     modulated: bool,
     /// Whether each sample has scales and shifts of its own.
     apart: bool,
+    /// Whether the rows of scales and shifts start where 16 bytes can be read at once, given such a number of channels.
+    aligned: bool,
 }
 
 const EPSILON: f64 = 1e-6;
@@ -112,19 +114,31 @@ fn layer_norm_reference(
 }
 
 fn layer_norm_case<T: Number>(device: &Device) {
+    let case = |batch, starts: &[usize], channels, [modulated, apart, aligned]: [bool; 3]| LayerNormCase {
+        batch,
+        starts: starts.to_vec(),
+        channels,
+        modulated,
+        apart,
+        aligned,
+    };
     for case in [
-        LayerNormCase { batch: 1, starts: vec![0, 1], channels: 1, modulated: false, apart: false },
-        LayerNormCase { batch: 3, starts: vec![0, 1, 5], channels: 37, modulated: true, apart: false },
-        LayerNormCase { batch: 3, starts: vec![0, 1, 5], channels: 37, modulated: true, apart: true },
-        LayerNormCase { batch: 2, starts: vec![0, 1, 5, 14], channels: 64, modulated: true, apart: false },
-        LayerNormCase { batch: 5, starts: vec![0, 1, 5, 14], channels: 64, modulated: true, apart: true },
-        LayerNormCase { batch: 1, starts: vec![0, 9], channels: 512, modulated: false, apart: false },
-        LayerNormCase { batch: 1, starts: vec![0, 2, 3], channels: 1024, modulated: true, apart: true },
-        LayerNormCase { batch: 1, starts: vec![0, 2], channels: 2056, modulated: false, apart: false },
+        case(1, &[0, 1], 1, [false, false, false]),
+        case(3, &[0, 1, 5], 37, [true, false, false]),
+        case(3, &[0, 1, 5], 37, [true, true, false]),
+        case(2, &[0, 1, 5, 14], 64, [true, false, false]),
+        case(5, &[0, 1, 5, 14], 64, [true, true, false]),
+        case(1, &[0, 9], 512, [false, false, false]),
+        case(1, &[0, 2, 3], 1024, [true, true, false]),
+        case(1, &[0, 2], 2056, [false, false, false]),
+        case(2, &[0, 1, 3], 1480, [true, true, true]),
+        case(2, &[0, 1, 5], 96, [true, false, true]),
     ] {
         let (channels, levels) = (case.channels, case.starts.len() - 1);
         let tokens = case.starts[levels];
-        let (rows, stride) = (case.batch * tokens, 2 * channels + 3);
+        let rows = case.batch * tokens;
+        let [scale_at, shift_at, stride] =
+            if case.aligned { [0, channels, 2 * channels] } else { [1, channels + 2, 2 * channels + 3] };
         let x: Vec<f64> =
             rounded::<T>(&noise(rows * channels, 1).iter().map(|x| 2.0 * x + 0.3).collect::<Vec<_>>());
         let dy = rounded::<T>(&noise(rows * channels, 2));
@@ -133,7 +147,6 @@ fn layer_norm_case<T: Number>(device: &Device) {
         let part = |offset: usize| -> Vec<f64> {
             (0..table_rows).flat_map(|row| parts[row * stride + offset..][..channels].to_vec()).collect()
         };
-        let (scale_at, shift_at) = (1, channels + 2);
         let expected = layer_norm_reference(&case, &x, &dy, &part(scale_at), &part(shift_at));
         let level_of: Vec<u32> =
             (0..levels).flat_map(|s| vec![s as u32; case.starts[s + 1] - case.starts[s]]).collect();

@@ -51,7 +51,9 @@ fn cases() -> Vec<Case> {
         case(2, &[1, 4], 37, 3, true, true),
         // A start of four tokens, a size of code that is no multiple of four, more channels than a block has.
         case(3, &[4, 9, 25], 131, 33, true, false),
-        // Tensor cores in the 16-bit types: levels that meet within tiles of 16, several blocks of 8 tiles.
+        // Tensor cores in the 16-bit types: levels that meet within tiles of 16, several blocks of 8 samples.
+        case(9, &[1, 4], 64, 64, true, true),
+        case(17, &[4, 9, 16], 128, 32, true, true),
         case(2, &[1, 4, 9, 25, 100, 31], 64, 32, true, true),
         case(1, &[1, 3, 16], 320, 32, false, false),
         case(2, &[4, 16, 15], 64, 64, true, false),

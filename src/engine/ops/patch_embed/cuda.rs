@@ -21,9 +21,9 @@ use crate::{
 
 const OP: &str = "patch_embed";
 const THREADS: u32 = 128;
-/// Channels and tokens a block, of the kernel for all sizes and of that for tensor cores.
-const PLAIN: [usize; 2] = [128, 32];
-const TENSOR: [usize; 2] = [256, 128];
+/// Channels, tokens and samples a block, of the kernel for all sizes and of that for tensor cores.
+const PLAIN: [usize; 3] = [128, 32, 1];
+const TENSOR: [usize; 3] = [256, 16, 8];
 
 /// Which level each token has.
 #[derive(Debug)]
@@ -133,13 +133,13 @@ pub fn patch_embed_forward<T: Factor>(
         return Ok(());
     }
     let tensor = T::SUFFIX != "f32" && channels.is_multiple_of(64) && matches!(depth, 32 | 64);
-    let [columns, tile] = if tensor { TENSOR } else { PLAIN };
+    let [columns, tile, samples] = if tensor { TENSOR } else { PLAIN };
     let kernel = if tensor {
         Kernel::new(OP, &format!("patch_embed_forward_{}_{depth}", T::SUFFIX))
     } else {
         Kernel::of::<T>(OP, "patch_embed_forward")
     };
-    let grid = [blocks(OP, channels, columns)?, 1 + blocks(OP, given, tile)?, size(OP, "samples", batch)?];
+    let grid = [blocks(OP, channels, columns)?, 1 + blocks(OP, given, tile)?, blocks(OP, batch, samples)?];
     let optional = |buffer: Option<&Buffer<f32>>| buffer.map_or(Argument::null::<f32>(), Buffer::read);
     let arguments = [
         x.write(),
@@ -157,6 +157,7 @@ pub fn patch_embed_forward<T: Factor>(
         Argument::U32(size(OP, "channels of a code", depth)?),
         Argument::U32(size(OP, "rows", given + skip)?),
         Argument::U32(size(OP, "rows", skip)?),
+        Argument::U32(size(OP, "samples", batch)?),
     ];
     let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
     // SAFETY: arguments in the kernel's order; x is borrowed mutably; the sizes were compared above, and the levels are
