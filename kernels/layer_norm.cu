@@ -54,6 +54,15 @@ modulation_of(
     return {scale + from, shift == nullptr ? nullptr : shift + from};
 }
 
+// What was computed from 16 bytes is not kept beyond here, but computed again: as floats, 16-bit numbers would need twice the
+// registers.
+template <class T> __device__ __forceinline__ void forget(Pack<T, PACK<T>> &pack) {
+#if defined(__CUDACC__)
+    uint32_t(&words)[4] = reinterpret_cast<uint32_t(&)[4]>(pack);
+    asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+#endif
+}
+
 // What a residual adds to the norm's arguments. `keep` is null for 1.
 template <class T> struct Branch {
     const T *branch;
@@ -91,7 +100,7 @@ __device__ __forceinline__ void layer_norm_forward(
         constexpr unsigned PACKS = Rows<T>::PACKS;
         using Numbers = Pack<T, PACK<T>>;
         const T *stored = RESIDUAL ? joint : from;
-        Numbers held[PACKS];
+        Numbers held[PACKS], added[RESIDUAL ? PACKS : 1];
         // Calls work(c, numbers) for each of the lane's places c that are not held.
         auto each_further = [&](const T *source, auto work) {
             for (unsigned c = Rows<T>::place(PACKS); c < channels; c += WARP * PACK<T>) {
@@ -111,23 +120,27 @@ __device__ __forceinline__ void layer_norm_forward(
 #pragma unroll
         for (unsigned at = 0; at < PACKS; ++at) {
             unsigned c = Rows<T>::place(at);
-            if (c < channels) held[at] = *reinterpret_cast<const Numbers *>(from + c);
+            if (c < channels) {
+                held[at] = *reinterpret_cast<const Numbers *>(from + c);
+                if constexpr (RESIDUAL) added[at] = *reinterpret_cast<const Numbers *>(branch + c);
+            }
         }
         if constexpr (RESIDUAL) {
-            auto join = [&](unsigned c, Numbers &numbers) {
-                float added[PACK<T>];
-                load<PACK<T>>(added, branch + c);
+            auto join = [&](unsigned c, Numbers &numbers, const Numbers &more) {
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) {
-                    numbers.value[i] = narrow<T>(joined<T>(widen(numbers.value[i]), added[i], factor));
+                    float sum = joined<T>(widen(numbers.value[i]), widen(more.value[i]), factor);
+                    numbers.value[i] = narrow<T>(sum);
                 }
                 *reinterpret_cast<Numbers *>(joint + c) = numbers;
             };
 #pragma unroll
             for (unsigned at = 0; at < PACKS; ++at) {
-                if (Rows<T>::place(at) < channels) join(Rows<T>::place(at), held[at]);
+                if (Rows<T>::place(at) < channels) join(Rows<T>::place(at), held[at], added[at]);
             }
-            each_further(from, join);
+            each_further(from, [&](unsigned c, Numbers &numbers) {
+                join(c, numbers, *reinterpret_cast<const Numbers *>(branch + c));
+            });
         }
         float sum = 0.0f, squares = 0.0f;
         each([&](unsigned, const Numbers &numbers) {
@@ -135,7 +148,8 @@ __device__ __forceinline__ void layer_norm_forward(
             for (unsigned i = 0; i < PACK<T>; ++i) sum += widen(numbers.value[i]);
         });
         mean = warp_sum(sum) * share;
-        each([&](unsigned, const Numbers &numbers) {
+        each([&](unsigned, Numbers &numbers) {
+            forget(numbers);
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
                 float apart = widen(numbers.value[i]) - mean;
@@ -143,7 +157,8 @@ __device__ __forceinline__ void layer_norm_forward(
             }
         });
         inverse = rsqrtf(warp_sum(squares) * share + epsilon);
-        each([&](unsigned c, const Numbers &numbers) {
+        each([&](unsigned c, Numbers &numbers) {
+            forget(numbers);
             float values[PACK<T>];
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) values[i] = (widen(numbers.value[i]) - mean) * inverse;
@@ -205,21 +220,39 @@ __device__ __forceinline__ void layer_norm_backward(
     if (packs(from, channels) && packs(d_from, channels) && packs(to, channels) && packs(beside, channels) &&
         packs(branch, channels) && channels <= HELD * WARP) {
         constexpr unsigned PACKS = Rows<T>::PACKS;
-        float n[PACKS][PACK<T>], g[PACKS][PACK<T>];
+        using Numbers = Pack<T, PACK<T>>;
+        Numbers held[PACKS], d_held[PACKS], added[RESIDUAL ? PACKS : 1];
+        // All is on its way before the first of it is looked at, and before anything is written, as dx may be d_residual.
 #pragma unroll
         for (unsigned at = 0; at < PACKS; ++at) {
             unsigned c = Rows<T>::place(at);
             if (c < channels) {
-                load<PACK<T>>(n[at], from + c);
-                load<PACK<T>>(g[at], d_from + c);
-                float factors[PACK<T>] = {};
-                if (factor != nullptr) load_row(factors, factor + c);
+                held[at] = *reinterpret_cast<const Numbers *>(from + c);
+                d_held[at] = *reinterpret_cast<const Numbers *>(d_from + c);
+                if constexpr (RESIDUAL) added[at] = *reinterpret_cast<const Numbers *>(beside + c);
+            }
+        }
+        // n and g of one pack.
+        auto both = [&](unsigned at, unsigned c, float(&n)[PACK<T>], float(&g)[PACK<T>]) {
+            float factors[PACK<T>];
+            if (factor != nullptr) load_row(factors, factor + c);
+#pragma unroll
+            for (unsigned i = 0; i < PACK<T>; ++i) {
+                n[i] = (widen(held[at].value[i]) - mean) * inverse;
+                g[i] = widen(d_held[at].value[i]);
+                if (factor != nullptr) g[i] *= 1.0f + factors[i];
+            }
+        };
+#pragma unroll
+        for (unsigned at = 0; at < PACKS; ++at) {
+            unsigned c = Rows<T>::place(at);
+            if (c < channels) {
+                float n[PACK<T>], g[PACK<T>];
+                both(at, c, n, g);
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) {
-                    n[at][i] = (n[at][i] - mean) * inverse;
-                    g[at][i] *= 1.0f + factors[i];
-                    sum += g[at][i];
-                    along += g[at][i] * n[at][i];
+                    sum += g[i];
+                    along += g[i] * n[i];
                 }
             }
         }
@@ -229,19 +262,21 @@ __device__ __forceinline__ void layer_norm_backward(
         for (unsigned at = 0; at < PACKS; ++at) {
             unsigned c = Rows<T>::place(at);
             if (c < channels) {
+                forget(held[at]);
+                forget(d_held[at]);
+                if constexpr (RESIDUAL) forget(added[at]);
+                float n[PACK<T>], g[PACK<T>];
+                both(at, c, n, g);
 #pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) g[at][i] = (g[at][i] - sum - n[at][i] * along) * inverse;
-                if constexpr (RESIDUAL) {
-                    float added[PACK<T>];
-                    load<PACK<T>>(added, beside + c);
-#pragma unroll
-                    for (unsigned i = 0; i < PACK<T>; ++i) g[at][i] += added[i];
+                for (unsigned i = 0; i < PACK<T>; ++i) {
+                    g[i] = (g[i] - sum - n[i] * along) * inverse;
+                    if constexpr (RESIDUAL) g[i] += widen(added[at].value[i]);
                 }
-                store<PACK<T>>(to + c, g[at]);
+                store<PACK<T>>(to + c, g);
                 if (RESIDUAL && branch != nullptr) {
 #pragma unroll
-                    for (unsigned i = 0; i < PACK<T>; ++i) g[at][i] *= keep;
-                    store<PACK<T>>(branch + c, g[at]);
+                    for (unsigned i = 0; i < PACK<T>; ++i) g[i] *= keep;
+                    store<PACK<T>>(branch + c, g);
                 }
             }
         }

@@ -10,9 +10,9 @@
 // The floor is the write of x: sizeof(T) bytes a number; rows are K / C of that, and W is read once a block.
 // patch_embed_forward_<T>: any sizes; 128 threads for 32 tokens x 128 channels, 4 channels x 8 tokens a thread, 20.6 KB of
 // shared memory. patch_embed_forward_<T>_<K>: tensor cores, 16-bit T, K = 32 or 64, C a multiple of 64; a warp keeps the
-// weights of 64 channels, and what is added to 16 tokens, in registers and goes through 8 samples, their rows fetched one
-// sample ahead. Its columns are dealt to the matrix so that a lane's results are 8 neighbouring channels: stores are 16
-// bytes, 64 neighbouring bytes a row.
+// weights of 64 channels, and what is added to 16 tokens, in registers and goes through 8 samples, whose rows are in shared
+// memory (10 or 18 KB). Its columns are dealt to the matrix so that a lane's results are 8 neighbouring channels: stores are
+// 16 bytes, 64 neighbouring bytes a row.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 128;
@@ -128,8 +128,8 @@ __device__ __forceinline__ void add_row(float (&to)[16], const float *row) {
     }
 }
 
-// Block: 256 channels (x), the first tokens (y = 0) or a tile of 16 others, 8 samples (z). No barriers: warps without
-// channels leave. What a tile's tokens have in common in all samples, weights and what is added, stays in registers.
+// Block: 256 channels (x), the first tokens (y = 0) or a tile of 16 others, 8 samples (z). The rows of all come at once;
+// what the samples have in common, weights and what is added to a token, stays in registers.
 template <unsigned STEPS, class T>
 __device__ __forceinline__ void patch_embed_tensor(
     T *x, const T *text, const T *rows, const T *weight, const Terms &terms, unsigned rows_a_sample, unsigned skip,
@@ -142,26 +142,21 @@ __device__ __forceinline__ void patch_embed_tensor(
         for (unsigned sample = begin; sample < end; ++sample) head(x, text, terms, sample, first_column, last_column);
         return;
     }
-    unsigned base = first_column + threadIdx.x / WARP * WARP_COLUMNS;
-    if (base >= channels) return;
-    unsigned g = threadIdx.x % WARP / 4, t = threadIdx.x % 4, column = base + t * 8;
-    unsigned token = terms.first + (blockIdx.y - 1) * TILE + g;
-    bool inside[2] = {token < terms.tokens, token + 8 < terms.tokens};
-    const T *from = rows + (uint64_t(begin) * rows_a_sample + skip + token - terms.first) * K + 2 * t;
-    uint64_t apart = uint64_t(rows_a_sample) * K;
-    // The lane's numbers of the tile's rows in a sample.
-    uint32_t next[STEPS][4];
-    auto fetch = [&]() {
-#pragma unroll
-        for (unsigned step = 0; step < STEPS; ++step) {
-#pragma unroll
-            for (unsigned part = 0; part < 4; ++part) {
-                const T *place = from + part % 2 * 8 * K + step * 16 + part / 2 * 8;
-                next[step][part] = inside[part % 2] ? *reinterpret_cast<const uint32_t *>(place) : 0;
-            }
-        }
-    };
-    fetch();
+    unsigned first_token = terms.first + (blockIdx.y - 1) * TILE;
+    // Rows 16 bytes apart in the banks.
+    SHARED_ARRAY(T, shared_rows, [SAMPLES][TILE][K + 8]);
+    for (unsigned at = threadIdx.x; at < SAMPLES * TILE * K / 8; at += THREADS) {
+        unsigned sample = at / (TILE * K / 8), row = at / (K / 8) % TILE, k = at % (K / 8) * 8;
+        bool keep = begin + sample < end && first_token + row < terms.tokens;
+        uint64_t place = uint64_t(begin + sample) * rows_a_sample + skip + first_token - terms.first + row;
+        copy_16_async(&shared_rows[sample][row][k], keep ? rows + place * K + k : rows, keep);
+    }
+    commit_copies();
+    unsigned base = first_column + threadIdx.x / WARP * WARP_COLUMNS, lane = threadIdx.x % WARP;
+    bool mine = base < channels;
+    unsigned g = lane / 4, t = lane % 4, column = mine ? base + t * 8 : 0, token = first_token + g;
+    bool inside[2] = {mine && token < terms.tokens, mine && token + 8 < terms.tokens};
+    base = mine ? base : 0;
     // Column n of the matrix's part j is channel base + j/4 32 + n/2 8 + j%4 2 + n%2.
     uint32_t b[8][STEPS][2];
 #pragma unroll
@@ -184,15 +179,15 @@ __device__ __forceinline__ void patch_embed_tensor(
             if (terms.position != nullptr) add_row(added[half], terms.position + uint64_t(at) * channels + column);
         }
     }
+    wait_copies<0>();
+    __syncthreads();
+    if (!mine) return;
     for (unsigned sample = begin; sample < end; ++sample) {
         uint32_t a[STEPS][4];
 #pragma unroll
         for (unsigned step = 0; step < STEPS; ++step) {
-#pragma unroll
-            for (unsigned part = 0; part < 4; ++part) a[step][part] = next[step][part];
+            load_matrices(a[step], &shared_rows[sample - begin][lane % 16][step * 16 + lane / 16 * 8]);
         }
-        from += apart;
-        if (sample + 1 < end) fetch();
         float d[8][4];
 #pragma unroll
         for (unsigned j = 0; j < 8; ++j) {
@@ -228,20 +223,22 @@ __device__ __forceinline__ void patch_embed_backward(
     constexpr unsigned WIDTH = WARP * PACK<T>;
     SHARED_ARRAY(float, partial, [SUM_WARPS][WIDTH]);
     unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    unsigned column = blockIdx.x * WIDTH + lane * PACK<T>, end = starts[blockIdx.y + 1];
+    // The last levels have most tokens, and begin first.
+    unsigned levels = gridDim.y, level = levels - 1 - blockIdx.y;
+    unsigned column = blockIdx.x * WIDTH + lane * PACK<T>, end = starts[level + 1];
     const T *from = d_x + uint64_t(blockIdx.z) * tokens * channels + column;
     float total[PACK<T>] = {};
     if (packs(d_x, channels)) {
         // Several tokens' numbers are on their way at once.
 #pragma unroll 4
-        for (unsigned token = starts[blockIdx.y] + warp; token < end && column < channels; token += SUM_WARPS) {
+        for (unsigned token = starts[level] + warp; token < end && column < channels; token += SUM_WARPS) {
             float values[PACK<T>];
             load<PACK<T>>(values, from + uint64_t(token) * channels);
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) total[i] += values[i];
         }
     } else {
-        for (unsigned token = starts[blockIdx.y] + warp; token < end; token += SUM_WARPS) {
+        for (unsigned token = starts[level] + warp; token < end; token += SUM_WARPS) {
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
                 total[i] += column + i < channels ? widen(from[uint64_t(token) * channels + i]) : 0.0f;
@@ -257,8 +254,8 @@ __device__ __forceinline__ void patch_embed_backward(
             float sum = 0.0f;
 #pragma unroll
             for (unsigned other = 0; other < SUM_WARPS; ++other) sum += partial[other][at];
-            sums[(uint64_t(blockIdx.z) * gridDim.y + blockIdx.y) * channels + c] = sum;
-            if (blockIdx.y == 0 && d_text != nullptr) d_text[uint64_t(blockIdx.z) * channels + c] = narrow<T>(sum);
+            sums[(uint64_t(blockIdx.z) * levels + level) * channels + c] = sum;
+            if (level == 0 && d_text != nullptr) d_text[uint64_t(blockIdx.z) * channels + c] = narrow<T>(sum);
         }
     }
 }

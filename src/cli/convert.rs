@@ -117,14 +117,10 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
             arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
         )));
     }
-    let mut tensors = Vec::with_capacity(weights.len());
-    for name in weights.names() {
-        let payload = weights.payload(name)?;
-        let payload = match arguments.dtype {
-            None => payload,
-            Some(kind) => payload.as_float(kind.kind())?,
-        };
-        tensors.push((name.to_owned(), payload));
+    let mut tensors = weights.payloads()?;
+    if let Some(kind) = arguments.dtype {
+        let as_kind = |(name, payload): (String, Payload)| Ok((name, payload.as_float(kind.kind())?));
+        tensors = tensors.into_iter().map(as_kind).collect::<Result<_>>()?;
     }
     let written = if to_torch {
         to_checkpoint(output, tensors, arguments)?

@@ -23,7 +23,13 @@ mod torch;
 mod value;
 mod write;
 
-use std::{borrow::Cow, collections::HashMap, fmt, path::Path, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::Path,
+    sync::Arc,
+};
 
 pub use compare::{Differences, OtherShape, Unmatched};
 pub use kind::NumberKind;
@@ -37,6 +43,11 @@ use crate::{
     engine::Tensor,
     error::{Error, Result},
 };
+
+/// How many times a file's bytes its tensors may be when each is written with numbers of its own, and how many bytes
+/// beyond that. Tied weights and views of one buffer are a few times.
+const SHARED_COPIES: usize = 16;
+const SHARED_BYTES: usize = 1 << 20;
 
 /// Tensors of a file or a folder of files, found by name, read when asked for. Cloning is cheap.
 #[derive(Clone)]
@@ -166,6 +177,31 @@ impl Weights {
         let stored = self.stored(name)?;
         stored.expect_few(name)?;
         Ok(Payload::stored(stored.clone()))
+    }
+
+    /// All tensors to be written elsewhere, in the file's order.
+    ///
+    /// # Errors
+    /// As for [`payload`](Self::payload), or if together they are many times the files, as tensors that share their numbers
+    /// can be: written, each has its own.
+    pub fn payloads(&self) -> Result<Vec<(String, Payload)>> {
+        let payloads = self.names().map(|name| Ok((name.to_owned(), self.payload(name)?)));
+        let payloads = payloads.collect::<Result<Vec<_>>>()?;
+        let files: BTreeMap<&Path, usize> =
+            self.inner.tensors.iter().map(|(_, stored)| (stored.path(), stored.file_bytes())).collect();
+        let held = files.values().fold(0, |sum: usize, &bytes| sum.saturating_add(bytes));
+        let asked = self.entries().fold(0, |sum: usize, (_, entry)| sum.saturating_add(entry.bytes()));
+        if asked > held.saturating_mul(SHARED_COPIES).saturating_add(SHARED_BYTES) {
+            return Err(damaged(
+                self.path(),
+                format!(
+                    "its {} tensors share numbers: written, each with its own, they are {asked} bytes, more than \
+                     {SHARED_COPIES} times what there is; take fewer of them",
+                    self.len()
+                ),
+            ));
+        }
+        Ok(payloads)
     }
 
     /// A tensor of floats, not read yet.

@@ -160,6 +160,11 @@ impl Stored {
         self.file.path()
     }
 
+    /// The length of the file in bytes.
+    pub(super) fn file_bytes(&self) -> usize {
+        self.file.len()
+    }
+
     /// The numbers as little-endian bytes, row by row, some at a time: each piece holds whole numbers.
     pub(super) fn each_chunk(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         if self.strides.is_none() && (!self.big_endian || self.entry.kind.width() == 1) {

@@ -221,6 +221,26 @@ fn expanded_tensors_are_not_written_without_limit() {
 }
 
 #[test]
+fn tensors_that_share_numbers_are_not_written_without_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file.pth");
+    // So many tensors, each of the same number 60,000 times: each is small, and all are 240 kB times their count.
+    let shared = |count: u8| {
+        let one = tensor(b"K\x10", b"K\0", b"M\x60\xea", b"K\0");
+        let named = |at: u8| [&b"X\x01\0\0\0"[..], &[b'0' + at], &one].concat();
+        let all = (0..count).flat_map(named).collect::<Vec<_>>();
+        fs::write(&path, checkpoint(&[&b"\x80\x02}("[..], &all, b"u."].concat())).unwrap();
+        Weights::open(&path).unwrap().payloads()
+    };
+    assert_eq!(shared(4).unwrap().len(), 4);
+    let error = shared(9).unwrap_err().to_string();
+    assert!(
+        error.contains("file.pth: its 9 tensors share numbers") && error.contains("2160000 bytes"),
+        "{error}"
+    );
+}
+
+#[test]
 fn archives_that_lie_are_found() {
     let pickle = dict_of(&tensor(b"K\x10", b"K\0", b"K\x04", b"K\x01"));
     let numbers = [0u8; 64];
