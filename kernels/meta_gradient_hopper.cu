@@ -28,8 +28,9 @@
 // warpgroup later, and fewer products in a sample's last step, gained nothing. Nor did a direction of 16 bits, which
 // leaves room for 8 steps, nor equal shares of all pairs of tile and sample: blocks at different samples read them from
 // memory (0.64 ms). Under load it is the card's power that counts: 0.42 ms at 1.65 GHz become 0.50, and cuBLAS's 0.35
-// become 0.41. Then, in that trial, tiles numbered down first took 2% less than across first, and clusters of 2 with 64
-// rows a step 3%: left to do. Those trials are in no script of the project.
+// become 0.41. Then, in that trial, clusters of 2 with 64 rows a step took 3% less: left to do. (Tiles numbered down
+// first took 2% less than across first there; in the benches, since, 0.490 ms beside 0.492 before.) Those trials are in no
+// script of the project.
 // Needs columns in multiples of 8.
 #include "meta_gradient.cuh"
 
