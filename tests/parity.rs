@@ -2,9 +2,13 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are what the test is run for")]
 
+#[path = "parity/codes.rs"]
+mod codes;
 mod common;
 #[path = "parity/encoders.rs"]
 mod encoders;
+#[path = "pyramid/left_over.rs"]
+mod left_over;
 #[path = "parity/meta_gradient.rs"]
 mod meta_gradient;
 #[path = "parity/released.rs"]

@@ -1,6 +1,8 @@
 //! The pyramid of codes on a device against the quantiser on the processor.
 
 mod device;
+#[path = "pyramid/left_over.rs"]
+mod left_over;
 
 use alchemist_engine::{
     encode::{
@@ -15,6 +17,7 @@ use alchemist_engine::{
 };
 use device::{close, noise, pyramids::PYRAMIDS, test_devices};
 use half::bf16;
+use left_over::left_over;
 
 fn floats(count: usize, seed: u64) -> Vec<f32> {
     noise(count, seed).into_iter().map(|value| value as f32).collect()
@@ -96,35 +99,6 @@ fn input_rows_match_the_reference() {
             }
         }
     }
-}
-
-/// What each scale's search sees of one sample, if the scales before had `codes`: the features that are left, `[pn², C]`.
-fn left_over(quantizer: &PyramidQuantizer, features: &[f32], codes: &[u32]) -> Vec<Vec<f64>> {
-    let (channels, side) = (quantizer.channels(), quantizer.side());
-    let tensor = Tensor::new(&[1, codes.len()], codes.to_vec()).unwrap();
-    let reconstructions = quantizer.reconstruct_each(&tensor).unwrap();
-    let scales = quantizer.patch_nums().iter().enumerate();
-    scales
-        .map(|(scale, &small)| {
-            let before = scale.checked_sub(1).map(|at| reconstructions[at].to_f64_vec().unwrap());
-            let rest = |at: usize| f64::from(features[at]) - before.as_ref().map_or(0.0, |map| map[at]);
-            let mut rows = Vec::new();
-            for cell in 0..small * small {
-                let window = |at: usize| (at * side / small)..((at + 1) * side).div_ceil(small);
-                for channel in 0..channels {
-                    let (mut sum, mut count) = (0.0, 0.0);
-                    for y in window(cell / small) {
-                        for x in window(cell % small) {
-                            sum += rest((channel * side + y) * side + x);
-                            count += 1.0;
-                        }
-                    }
-                    rows.push(sum / count);
-                }
-            }
-            rows
-        })
-        .collect()
 }
 
 #[test]

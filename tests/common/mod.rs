@@ -28,6 +28,8 @@ pub mod tolerance {
     pub const PARITY_FINAL_WEIGHTS: f64 = 5.0;
     /// Tensors of released checkpoints against their digests, whose numbers have nine or ten digits.
     pub const PARITY_WEIGHTS: f64 = 1e-7;
+    /// Two codes are equally far from a vector if their squared distances differ by less, relative.
+    pub const CODE_TIE: f64 = 1e-6;
     /// Central differences in f64.
     pub const FINITE_DIFFERENCE: f64 = 1e-6;
     /// Step of the central differences, as a share of the input's scale of about 1.
