@@ -382,6 +382,16 @@ fn the_contact_sheet_has_a_row_a_decile() {
     written(&few, "contact_sheet_row.png");
     let narrow = SheetRow { thumbnails: rows[0].thumbnails[..1].to_vec(), ..rows[0].clone() };
     written(&contact_sheet("A title that is far too long", &[narrow]).unwrap(), "contact_sheet_one.png");
+    // Without labels and ratings no room is kept for them.
+    let mut bare = rows[0].clone();
+    bare.label.clear();
+    bare.details.clear();
+    bare.thumbnails.iter_mut().for_each(|thumbnail| thumbnail.rating = None);
+    let (bare, whole) =
+        (contact_sheet("Bare", &[bare]).unwrap(), contact_sheet("Whole", &rows[..1]).unwrap());
+    assert_eq!(bare.width(), 8 * (144 + 14) - 14 + 2 * 28);
+    assert!(bare.width() < whole.width() && bare.height() < whole.height());
+    written(&bare, "contact_sheet_bare.png");
 }
 
 #[test]

@@ -105,8 +105,8 @@ fn rating_text(rating: f64) -> String {
     }
 }
 
-/// Draws a sheet: the title on top, a row's label and details at its left, and under each picture its caption and
-/// rating.
+/// Draws a sheet: the title on top, a row's label and details at its left (if any row has some), and under each picture its
+/// caption and rating.
 ///
 /// # Errors
 /// If there is no picture, or a thumbnail's bytes are not `side · side · 3`.
@@ -120,7 +120,9 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
     const DETAIL: f32 = 17.0;
     const TITLE: f32 = 34.0;
     const TITLE_HEIGHT: u32 = 64;
-    const BELOW: u32 = 66;
+    // Under a picture: two lines of its caption, and its rating.
+    const BELOW: u32 = 44;
+    const RATING_HEIGHT: u32 = 22;
 
     let columns = rows.iter().map(|row| row.thumbnails.len()).max().unwrap_or(0);
     if columns == 0 {
@@ -135,8 +137,10 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
         .fold(0.0f32, f32::max)
         .clamp(60.0, 320.0)
         .ceil() as u32;
-    let row_height = SIDE + BELOW;
-    let left = MARGIN + label_width + 24;
+    let rated = rows.iter().flat_map(|row| &row.thumbnails).any(|thumbnail| thumbnail.rating.is_some());
+    let row_height = SIDE + BELOW + if rated { RATING_HEIGHT } else { 0 };
+    let labelled = rows.iter().any(|row| !row.label.is_empty() || !row.details.is_empty());
+    let left = MARGIN + if labelled { label_width + 24 } else { 0 };
     let width = left + columns as u32 * (SIDE + GAP) - GAP + MARGIN;
     let height = TITLE_HEIGHT + MARGIN + rows.len() as u32 * (row_height + GAP) - GAP + MARGIN;
     let mut sheet = Picture::new(width, height, PAPER);
