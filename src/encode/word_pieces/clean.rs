@@ -1,15 +1,19 @@
 //! The mending of captions before CLIP's tokenizer cuts them, as the released code's tokenizer does it with the Python
-//! library ftfy: HTML entities, ligatures, widths, quotation marks and control characters.
-//!
-//! What is left out is ftfy's guess at text that was decoded with the wrong table ("mojibake"): it rests on statistics of
-//! whole character classes, and captions that need it are broken at their source.
+//! library ftfy: HTML entities, text that was decoded by the wrong table, ligatures, widths, quotation marks and control
+//! characters.
 
 use unicode_normalization::UnicodeNormalization;
+
+use super::{
+    entities::unescape,
+    mojibake::{fix_encoding, without_c1},
+};
 
 /// A caption may be escaped more than once; nobody escapes more often than this.
 const ROUNDS: usize = 8;
 
-/// Mends a caption: HTML entities (unless a `<` says that it is markup), terminal escapes, Latin ligatures, full and half
+/// Mends a caption: HTML entities (unless a `<` says that it is markup), UTF-8 that was decoded by another table, terminal
+/// escapes, Latin ligatures, full and half
 /// widths, curly quotation marks, line ends and control characters; then NFC.
 ///
 /// ```
@@ -31,11 +35,11 @@ pub fn fix_text(text: &str) -> String {
 fn fix_line(line: &str, escaped: bool) -> String {
     let mut text = line.to_owned();
     for _ in 0..ROUNDS {
-        let plain =
-            if escaped { html_escape::decode_html_entities(&text).into_owned() } else { text.clone() };
+        let plain = fix_encoding(&if escaped { unescape(&text) } else { text.as_str().into() });
         let mut mended = String::with_capacity(plain.len());
-        without_terminal_escapes(&plain).chars().for_each(|character| mend(&mut mended, character));
-        let mended = mended.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
+        let shown = without_terminal_escapes(&plain);
+        shown.chars().map(without_c1).for_each(|character| mend(&mut mended, character));
+        let mended = mended.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}'], "\n");
         let mended: String = mended.nfc().collect();
         if mended == text {
             break;

@@ -5,6 +5,8 @@
 
 mod clean;
 mod clip;
+mod entities;
+mod mojibake;
 mod special;
 
 use std::{

@@ -1,0 +1,86 @@
+//! HTML entities as ftfy takes them: only those that end in a semicolon, names in capitals too where they can mean nothing
+//! else, and numbers as browsers read them.
+
+use std::{borrow::Cow, sync::LazyLock};
+
+use regex::{Captures, Regex};
+
+static ENTITY: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new("&#?[0-9A-Za-z]{1,24};").expect("a fixed pattern"));
+
+/// Names in capitals that are entities without a semicolon, too: what begins with one is not taken for a longer name.
+const OLD_CAPITALS: [&str; 8] = ["AMP", "COPY", "ETH", "GT", "LT", "QUOT", "REG", "THORN"];
+
+/// The text with entities replaced by what they stand for; unknown ones stay.
+pub(super) fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains('&') {
+        return Cow::Borrowed(text);
+    }
+    ENTITY.replace_all(text, |found: &Captures<'_>| {
+        let entity = &found[0];
+        let name = &entity[1..entity.len() - 1];
+        let plain = match name.strip_prefix('#') {
+            Some(number) => numbered(number),
+            None => named(entity, name),
+        };
+        plain.unwrap_or_else(|| entity.to_owned())
+    })
+}
+
+fn named(entity: &str, name: &str) -> Option<String> {
+    let known = |entity: &str| {
+        let plain = html_escape::decode_html_entities(entity);
+        (plain != entity).then(|| plain.into_owned())
+    };
+    known(entity).or_else(|| {
+        let small = name.to_ascii_lowercase();
+        let capitals = name.to_ascii_uppercase() == name && small != name;
+        if !capitals || OLD_CAPITALS.iter().any(|old| name.starts_with(old)) {
+            return None;
+        }
+        known(&format!("&{small};")).map(|plain| plain.to_uppercase())
+    })
+}
+
+/// What `&#number;` stands for, after the standard of HTML; `None` for what is no number, or would bring a semicolon.
+fn numbered(number: &str) -> Option<String> {
+    let (digits, base) = match number.strip_prefix(['x', 'X']) {
+        Some(digits) => (digits, 16),
+        None => (number, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(base)) {
+        return None;
+    }
+    // Too many digits for the type are beyond the last character, too.
+    let code = u32::from_str_radix(digits, base).unwrap_or(u32::MAX);
+    let never =
+        matches!(code, 0x1..=0x8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef) || code & 0xfffe == 0xfffe;
+    Some(match code {
+        0x3b => return None,
+        0 => '\u{fffd}'.to_string(),
+        // Whoever wrote these meant Windows' table.
+        0x80..=0x9f => encoding_rs::WINDOWS_1252.decode_without_bom_handling(&[code as u8]).0.into_owned(),
+        _ if code <= 0x10_ffff && never => String::new(),
+        _ => char::from_u32(code).unwrap_or('\u{fffd}').to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unescape;
+
+    #[test]
+    fn entities_are_those_of_ftfy() {
+        for (text, plain) in [
+            ("&lt;tag&gt; &checkmark; P&eacute;rez", "<tag> ✓ Pérez"),
+            ("P&EACUTE;REZ BUNDESSTRA&SZLIG;E", "PÉREZ BUNDESSTRASSE"),
+            ("&ntilde; &Ntilde; &NTILDE; &nTILDE;", "ñ Ñ Ñ &nTILDE;"),
+            ("this&not that &amp &unknown; &GTDOT;", "this&not that &amp &unknown; &GTDOT;"),
+            ("&#233;&#xe9;&#XE9; &#150;&#x81;", "ééé –\u{81}"),
+            ("&#0;|&#1;|&#127;|&#xffff;|&#xd800;|&#99999999999;", "\u{fffd}||||\u{fffd}|\u{fffd}"),
+            ("&#59; &#12ab; &#x; &#;", "&#59; &#12ab; &#x; &#;"),
+        ] {
+            assert_eq!(unescape(text), plain, "{text}");
+        }
+    }
+}
