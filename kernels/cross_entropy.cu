@@ -136,8 +136,8 @@ __device__ __forceinline__ void cross_entropy(
 }
 
 #define CROSS_ENTROPY(T, suffix)                                                                                       \
-    KERNEL_SHARING(                                                                                                     \
-        cross_entropy_##suffix, THREADS, 6, float *losses, uint32_t *correct, T *dz, const T *z,                          \
+    KERNEL_SHARING(                                                                                                    \
+        cross_entropy_##suffix, THREADS, 6, float *losses, uint32_t *correct, T *dz, const T *z,                       \
         const uint32_t *targets, const float *seeds, uint32_t codes, uint32_t tokens, float smoothing) {               \
         SHARED_ARRAY(float, scratch, [THREADS / WARP]);                                                                \
         if (codes <= HELD * THREADS && packs(z, codes) && packs(dz, codes)) {                                          \

@@ -9,9 +9,9 @@
 // numbers apart, and those of the next sample `sample_stride` numbers on: 0 where all samples share them. Sums in float,
 // in a fixed order. Source: upstream.md, B; the backward is derived in the op's file.
 //
-// Threads: one warp a row, 8 rows a block. Where a row is a multiple of 16 bytes, its first 1024 numbers are held in
-// registers, so that they are read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T); of a residual 4 and 5.
-// What is beyond is read again, forward 16 bytes at a time. No shared memory.
+// Threads: one warp a row, 8 rows a block. Where a row is a multiple of 16 bytes, up to 1024 numbers are held in registers,
+// so that they are read once: forward 2 sizeof(T) bytes a number, backward 3 sizeof(T); of a residual 4 and 5. Of a longer
+// row the forward reads what is beyond again, 16 bytes at a time, and the backward all of it. No shared memory.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;

@@ -143,7 +143,7 @@ __device__ __forceinline__ void patch_embed_tensor(
         return;
     }
     unsigned first_token = terms.first + (blockIdx.y - 1) * TILE;
-    // Rows 16 bytes apart in the banks.
+    // Each row 16 bytes longer than it is, so that rows that are read at once lie in different banks.
     SHARED_ARRAY(T, shared_rows, [SAMPLES][TILE][K + 8]);
     for (unsigned at = threadIdx.x; at < SAMPLES * TILE * K / 8; at += THREADS) {
         unsigned sample = at / (TILE * K / 8), row = at / (K / 8) % TILE, k = at % (K / 8) * 8;

@@ -187,7 +187,10 @@ fn cross_entropy_case<T: Number>(device: &Device) {
         [(1, 1, 1, 0.0), (2, 3, 37, 0.1), (1, 2, 256, 0.0), (2, 1, 4096, 0.2), (1, 2, 4099, 0.1)]
     {
         let rows = batch * tokens;
-        let logits = rounded::<T>(&noise(rows * codes, 7).iter().map(|z| 6.0 * z).collect::<Vec<_>>());
+        let mut logits = rounded::<T>(&noise(rows * codes, 7).iter().map(|z| 6.0 * z).collect::<Vec<_>>());
+        // In the last row the last logit is as large as the largest, and is the target's: a later one of equals is not the first.
+        let last = &mut logits[(rows - 1) * codes..];
+        last[codes - 1] = last.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let seeds = rounded::<f32>(&noise(batch, 8));
         let (mut targets, mut losses, mut correct, mut gradient) = (vec![], vec![], vec![], vec![]);
         for row in 0..rows {
@@ -195,7 +198,11 @@ fn cross_entropy_case<T: Number>(device: &Device) {
             let best = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let first_best = z.iter().position(|&value| value == best).unwrap();
             // Every other target is the largest logit, so that both answers are seen.
-            let target = if row % 2 == 0 { first_best } else { (row * 31) % codes };
+            let target = match row {
+                _ if row == rows - 1 => codes - 1,
+                _ if row % 2 == 0 => first_best,
+                _ => (row * 31) % codes,
+            };
             let log_sum = best + z.iter().map(|value| (value - best).exp()).sum::<f64>().ln();
             let mean = z.iter().sum::<f64>() / codes as f64;
             targets.push(target as u32);
@@ -218,6 +225,7 @@ fn cross_entropy_case<T: Number>(device: &Device) {
         close::<f32>("cross-entropy", &loss, &losses, 1e-5);
         close::<T>("cross-entropy's gradient", &dz, &gradient, T::BOUND);
         assert_eq!(right.to_host().unwrap(), correct);
+        assert_eq!(correct[rows - 1] == 0, codes > 1);
         let output = CrossEntropyOutput { losses: &mut loss, correct: &mut right, d_logits: None };
         kernels::cross_entropy(output, &z, &targets, sizes, smoothing as f32).unwrap();
         close::<f32>("cross-entropy alone", &loss, &losses, 1e-5);

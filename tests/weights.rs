@@ -34,9 +34,7 @@ pub fn expected() -> serde_json::Map<String, Json> {
 pub fn contents(weights: &Weights) -> Json {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy.safetensors");
-    let tensors: Vec<_> =
-        weights.names().map(|name| (name.to_owned(), weights.payload(name).unwrap())).collect();
-    write_safetensors(&path, &tensors, &[]).unwrap();
+    write_safetensors(&path, &weights.payloads().unwrap(), &[]).unwrap();
     let bytes = fs::read(&path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let described = weights.entries().map(|(name, entry)| {

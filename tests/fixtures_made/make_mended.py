@@ -3,7 +3,8 @@
 `ftfy.fix_text` makes of each.
 
     python3 tests/fixtures_made/make_mended.py                    # writes mended.json
-    python3 tests/fixtures_made/make_mended.py --times 20 --out /tmp/more.json      # more of them: MENDED=/tmp/more.json
+    python3 tests/fixtures_made/make_mended.py --times 20 --out more.json
+    MENDED=$PWD/more.json cargo test --release --lib mended      # more of them
 
 What is kept was made with ftfy 6.3.1.
 """

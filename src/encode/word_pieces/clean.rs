@@ -13,8 +13,7 @@ use super::{
 const ROUNDS: usize = 8;
 
 /// Mends a caption: HTML entities (unless a `<` says that it is markup), UTF-8 that was decoded by another table, terminal
-/// escapes, Latin ligatures, full and half
-/// widths, curly quotation marks, line ends and control characters; then NFC.
+/// escapes, Latin ligatures, full and half widths, curly quotation marks, line ends and control characters; then NFC.
 ///
 /// ```
 /// use alchemist_engine::encode::word_pieces::fix_text;
@@ -141,6 +140,21 @@ mod tests {
         ] {
             assert_eq!(fix_text(caption), mended, "{caption:?}");
         }
+    }
+
+    /// Pairs that ftfy made; `MENDED=FILE` names others, made by tests/fixtures_made/make_mended.py.
+    #[test]
+    fn captions_are_mended_as_by_ftfy() {
+        let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures_made/mended.json");
+        let file = std::env::var_os("MENDED").unwrap_or_else(|| kept.into());
+        let pairs: Vec<[String; 2]> = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let wrong: Vec<String> = pairs
+            .iter()
+            .map(|[text, mended]| (text, mended, fix_text(text)))
+            .filter(|(_, mended, found)| found != *mended)
+            .map(|(text, mended, found)| format!("{text:?}: {found:?}, not {mended:?}"))
+            .collect();
+        assert!(pairs.len() > 100 && wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), pairs.len());
     }
 
     #[test]
