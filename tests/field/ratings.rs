@@ -1,0 +1,1 @@
+//! Rating tables as people have them.

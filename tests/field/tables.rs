@@ -1,0 +1,1 @@
+//! Corpora in tables as people have them.

@@ -1,0 +1,1 @@
+//! Weights as people have them.
