@@ -63,6 +63,22 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
+    /// An output that may not be written: it is an input, or not this program's own, or there already.
+    #[error("{}: {message}", path.display())]
+    Output {
+        /// The output.
+        path: PathBuf,
+        /// Why not, and what to do.
+        message: String,
+    },
+    /// Another process writes the same output.
+    #[error("{}: is being written by {holder}; wait for it or choose another --out", path.display())]
+    Locked {
+        /// The output.
+        path: PathBuf,
+        /// The process.
+        holder: String,
+    },
     /// Arguments that make no sense together.
     #[error("{0}")]
     Invalid(String),

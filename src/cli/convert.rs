@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     error::{Error, Result},
+    jobs::{Claim, output::Output},
     weights::{NumberKind, Payload, Value, Weights, write_safetensors, write_shards, write_torch},
 };
 
@@ -97,14 +98,20 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
             )));
         }
     };
-    // Shards have other names than the one given; their index tells of them.
-    let index = output.with_extension("safetensors.index.json");
-    let splits = arguments.shard_size.is_some();
-    if let Some(taken) = [(output, true), (&index, splits)].iter().find(|(path, used)| *used && path.exists())
-        && !arguments.overwrite
-    {
-        return Err(Error::invalid(format!("{} exists; --overwrite replaces it.", taken.0.display())));
+    // Shards have other names than the one given, which are known only when they are written.
+    let companions: &[&str] = if arguments.shard_size.is_some() { &[".safetensors.index.json"] } else { &[] };
+    let inputs = [arguments.input.clone()];
+    let claim = Claim { command: "convert", inputs: &inputs, overwrite: arguments.overwrite };
+    let claimed = Output::anew(&claim, output, companions)?;
+    let written = claimed.write(|claimed| write(arguments, &claimed.staged(), to_torch))?;
+    for path in written {
+        super::say(&format!("wrote {}", output.with_file_name(path.file_name().unwrap_or_default()).display()))?;
     }
+    Ok(())
+}
+
+/// Writes what was asked for beside its name; gives the files.
+fn write(arguments: &ConvertArguments, output: &Path, to_torch: bool) -> Result<Vec<PathBuf>> {
     let mut weights =
         Weights::open(&arguments.input)?.within(arguments.within.as_deref().unwrap_or_default());
     if arguments.without_module {
@@ -122,15 +129,11 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
         let as_kind = |(name, payload): (String, Payload)| Ok((name, payload.as_float(kind.kind())?));
         tensors = tensors.into_iter().map(as_kind).collect::<Result<_>>()?;
     }
-    let written = if to_torch {
-        to_checkpoint(output, tensors, arguments)?
+    if to_torch {
+        to_checkpoint(output, tensors, arguments)
     } else {
-        to_safetensors(output, &weights, &tensors, arguments)?
-    };
-    for path in written {
-        super::say(&format!("wrote {}", path.display()))?;
+        to_safetensors(output, &weights, &tensors, arguments)
     }
-    Ok(())
 }
 
 fn to_checkpoint(

@@ -1,11 +1,13 @@
 //! `export`: a run's networks as a checkpoint that the released code loads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::{
+    config::Config,
     error::Result,
+    jobs::{Claim, output::Output},
     train::{fit, released, trained},
 };
 
@@ -18,6 +20,9 @@ pub struct ExportArguments {
     /// The file to write, such as `ar-ckpt-ep3.pth`.
     #[arg(long, value_name = "FILE.pth")]
     out: PathBuf,
+    /// Replace a file that this command wrote.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Runs the command.
@@ -28,15 +33,24 @@ pub fn run(arguments: &ExportArguments) -> Result<()> {
     let named = trained::Named::new(&arguments.checkpoint);
     let config = trained::configuration(&named.run, &[])?;
     let folder = named.folder()?;
-    let epoch = if fit::is_fit(&folder) {
-        let (model, epoch) = fit::weights_of(&folder)?;
-        released::export(&arguments.out, &config, epoch, &[(released::PROXY, &model)])?;
+    let inputs = [named.run.clone(), folder.clone()];
+    let claim = Claim { command: "export", inputs: &inputs, overwrite: arguments.overwrite };
+    let output = Output::anew(&claim, &arguments.out, &[])?;
+    let epoch = output.write(|output| write(&output.staged(), &config, &folder))?;
+    super::say(&format!("{} holds {} (epoch {epoch})", arguments.out.display(), folder.display()))
+}
+
+/// Writes the networks of a checkpoint; gives its epoch.
+fn write(out: &Path, config: &Config, folder: &Path) -> Result<u64> {
+    let epoch = if fit::is_fit(folder) {
+        let (model, epoch) = fit::weights_of(folder)?;
+        released::export(out, config, epoch, &[(released::PROXY, &model)])?;
         epoch
     } else {
-        let checkpoint = crate::train::checkpoint::Checkpoint::load(&folder)?;
+        let checkpoint = crate::train::checkpoint::Checkpoint::load(folder)?;
         let networks = [(released::PROXY, &checkpoint.proxy), (released::RATER, &checkpoint.rater)];
-        released::export(&arguments.out, &config, checkpoint.state.epoch, &networks)?;
+        released::export(out, config, checkpoint.state.epoch, &networks)?;
         checkpoint.state.epoch
     };
-    super::say(&format!("{} holds {} (epoch {epoch})", arguments.out.display(), folder.display()))
+    Ok(epoch)
 }

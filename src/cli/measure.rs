@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
+    jobs::{Claim, output::Output},
     measure::{
         job::{Choice, Features, Measurer, tokenizer_of_config, tokenizer_of_run},
         pictures::pictures,
@@ -47,6 +48,9 @@ pub struct MeasureArguments {
     /// Where to write the measures as JSON, too.
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
+    /// Replace a file that this command wrote.
+    #[arg(long, requires = "out")]
+    overwrite: bool,
     /// Sets a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE", requires = "config")]
     set: Vec<String>,
@@ -58,18 +62,38 @@ pub struct MeasureArguments {
 /// Whatever keeps the measures from being taken; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
     let config = arguments.config.as_ref().map(|path| Config::load(path, &arguments.set)).transpose()?;
+    let paths = [&arguments.config, &arguments.reference, &arguments.checkpoint, &arguments.clip, &arguments.inception];
+    let mut inputs: Vec<PathBuf> = paths.into_iter().flatten().cloned().collect();
+    inputs.push(arguments.generated.clone());
+    inputs.extend(config.iter().flat_map(Config::inputs));
+    let claim = Claim { command: "measure", inputs: &inputs, overwrite: arguments.overwrite };
+    // An output that cannot be is refused before the measures are taken.
+    let output = arguments.out.as_ref().map(|out| Output::anew(&claim, out, &[])).transpose()?;
+    let measured = measures(arguments, config.as_ref(), interrupt);
+    match (output, measured) {
+        (Some(output), measured) => {
+            let out = arguments.out.clone().unwrap_or_default();
+            output.write(|output| write_whole(&output.staged(), &measured?))?;
+            super::say(&out.display().to_string())
+        }
+        (None, measured) => measured.map(drop),
+    }
+}
+
+/// Takes the measures and prints them; gives them as JSON.
+fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &Interrupt) -> Result<Vec<u8>> {
     for warning in config.iter().flat_map(|config| &config.warnings) {
         tracing::warn!("{warning}");
     }
-    let columns = config.as_ref().map_or_else(ColumnNames::default, corpus::columns);
+    let columns = config.map_or_else(ColumnNames::default, corpus::columns);
     let choice = Choice {
         features: if arguments.reference.is_some() { arguments.features.clone() } else { Vec::new() },
         clip: arguments.clip.clone(),
         inception: arguments.inception.clone(),
-        decode: config.as_ref().map_or(Preprocess::default_for(1), |config| corpus::preprocess(config, 1)),
+        decode: config.map_or(Preprocess::default_for(1), |config| corpus::preprocess(config, 1)),
     };
     let mut progress = Counted::new();
-    let measurer = Measurer::open(&choice, || match (&config, &arguments.checkpoint) {
+    let measurer = Measurer::open(&choice, || match (config, &arguments.checkpoint) {
         (Some(config), _) => {
             tokenizer_of_config(config, interrupt, &mut |what, done, total| progress.count(what, done, total))
         }
@@ -124,13 +148,8 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
             super::say(&format!("{count} {what} could not be used and were left out"))?;
         }
     }
-    if let Some(path) = &arguments.out {
-        let json = json!({"measures": measures, "networks": measurer.identity(), "left_out": left_out});
-        let mut bytes =
-            serde_json::to_vec_pretty(&json).map_err(|error| Error::invalid(error.to_string()))?;
-        bytes.push(b'\n');
-        write_whole(path, &bytes)?;
-        super::say(&path.display().to_string())?;
-    }
-    Ok(())
+    let json = json!({"measures": measures, "networks": measurer.identity(), "left_out": left_out});
+    let mut bytes = serde_json::to_vec_pretty(&json).map_err(|error| Error::invalid(error.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }

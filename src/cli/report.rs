@@ -8,6 +8,7 @@ use crate::{
     compare::{Comparison, arms::Rating, page::ComparisonPage},
     error::{Error, Result},
     files::write_whole,
+    jobs::{Claim, output::Output},
     rate::page::RunPage,
     train::run_directory::RunDirectory,
 };
@@ -33,6 +34,9 @@ pub struct ReportArguments {
     /// Of a comparison: the ratings whose pictures are shown, in place of the three that come to the lowest losses.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     sheets: Vec<String>,
+    /// Replace a page that this command wrote.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Runs the command.
@@ -40,7 +44,9 @@ pub struct ReportArguments {
 /// # Errors
 /// If the folder is neither, or a part of it cannot be read, or the page cannot be written.
 pub fn run(arguments: ReportArguments) -> Result<()> {
-    let ReportArguments { of, out, ratings, data, flaw_column, sheets } = arguments;
+    let ReportArguments { of, out, ratings, data, flaw_column, sheets, overwrite } = arguments;
+    let out = out.unwrap_or_else(|| of.join("report.html"));
+    let inputs: Vec<PathBuf> = [Some(of.clone()), ratings.clone(), data.clone()].into_iter().flatten().collect();
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
             return Err(Error::invalid(
@@ -60,7 +66,7 @@ pub fn run(arguments: ReportArguments) -> Result<()> {
             of.display()
         )));
     };
-    let out = out.unwrap_or_else(|| of.join("report.html"));
-    write_whole(&out, page.to_html().as_bytes())?;
+    let output = Output::anew(&Claim { command: "report", inputs: &inputs, overwrite }, &out, &[])?;
+    output.write(|output| write_whole(&output.staged(), page.to_html().as_bytes()))?;
     super::say(&out.display().to_string())
 }

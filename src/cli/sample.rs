@@ -51,6 +51,9 @@ pub struct SampleArguments {
     /// Folder for the pictures, samples.csv and grid.png, or GenEval's folders.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Replace what this command wrote there.
+    #[arg(long)]
+    overwrite: bool,
     /// Guidance at the finest scale; it grows with the scale. 0: none, at half the time.
     #[arg(long, value_name = "X", default_value_t = SampleSettings::default().guidance)]
     cfg: f64,
@@ -107,6 +110,7 @@ pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
         prompts,
         each: size(arguments.each.unwrap_or(if layout == Layout::Flat { 1 } else { GENEVAL_EACH }))?,
         out: arguments.out,
+        overwrite: arguments.overwrite,
         layout,
         batch: size(arguments.batch)?,
         settings: SampleSettings {

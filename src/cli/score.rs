@@ -9,7 +9,7 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    rate::{pictures::rating_pictures, scorer},
+    rate::scorer,
 };
 
 /// The arguments of `score`.
@@ -66,14 +66,15 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
         batch,
         batch_normalised: arguments.batch_normalised,
         overwrite: arguments.overwrite,
+        pictures: true,
+        note_column: arguments.note_column,
         sets,
     };
-    let config = request.configuration()?;
     let mut progress = Counted::new();
     let summary =
         scorer::score(&request, interrupt, &mut |done, total| progress.count("scoring", done, total))?;
     super::say(&summary.to_string())?;
-    for path in rating_pictures(&config, &summary.out, &request.corpus, arguments.note_column.as_deref())? {
+    for path in &summary.pictures {
         super::say(&path.display().to_string())?;
     }
     Ok(())

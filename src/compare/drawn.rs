@@ -128,6 +128,7 @@ impl Drawn {
             prompts: self.captions.clone(),
             each: 1,
             out: out.clone(),
+            overwrite: false,
             layout: Layout::Bare,
             batch: BATCH,
             // The same draws for all models of a seed, so that their differences are paired.

@@ -40,6 +40,7 @@ use crate::{
     data::{Record, flaws::Flaw},
     error::{Error, Result},
     interrupt::Interrupt,
+    jobs::{Claim, folder::OutputFolder},
     rate::{
         bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
@@ -170,6 +171,13 @@ pub fn compare(
         return Err(Error::invalid("a comparison needs a seed, a share to keep and a convention"));
     }
     let out = std::path::absolute(&request.out).map_err(Error::io("resolve", &request.out))?;
+    let mut inputs = config.inputs();
+    inputs.extend(request.held_out.clone());
+    let folder =
+        OutputFolder::claim(&Claim { command: "compare", inputs: &inputs, overwrite: false }, &out, &[])?;
+    folder.present()?;
+    folder.expect_listed()?;
+    folder.begin_in_place()?;
     for part in ["data", "raters", "ratings", "subsets", "fits"] {
         let folder = out.join(part);
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
@@ -320,7 +328,9 @@ pub fn compare(
         let files = table::write(&out, &comparison)?;
         summary = Some((comparison, files));
     }
-    summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))
+    let (comparison, files) = summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))?;
+    folder.complete_with(&files)?;
+    Ok((comparison, files))
 }
 
 /// The arms in the order of the tables.

@@ -159,6 +159,8 @@ impl<'a> Ratings<'a> {
                 batch: config.training.batch,
                 batch_normalised: false,
                 overwrite: false,
+                pictures: false,
+                note_column: None,
                 sets: Vec::new(),
             };
             let (scored, _) = timed(&times[1], || {

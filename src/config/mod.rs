@@ -308,6 +308,14 @@ const HARMLESS: [&str; 16] = [
 ];
 
 impl Config {
+    /// The files and folders that it names to be read. They are no place for an output.
+    pub(crate) fn inputs(&self) -> Vec<PathBuf> {
+        let DataConfig { train, validation, token_cache, .. } = &self.data;
+        let (image, text) = (&self.image_tokenizer.path, &self.text_encoder.path);
+        let named = [train, validation, token_cache, image, text, &self.networks.initial_weights];
+        named.into_iter().flatten().cloned().collect()
+    }
+
     /// Reads a file and applies `--set` arguments (`key=value`, the value in JSON or bare) in order.
     ///
     /// # Errors

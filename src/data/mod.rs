@@ -7,6 +7,7 @@
 pub mod decode;
 pub mod drawn;
 pub mod flaws;
+mod folders;
 pub mod loader;
 pub mod moved;
 pub mod picture;
@@ -16,6 +17,7 @@ pub mod rows;
 pub mod sampler;
 pub mod table;
 
+pub(crate) use folders::image_folders;
 pub use loader::Loader;
 pub use moved::MovedPaths;
 pub use picture::{

@@ -24,6 +24,7 @@ use crate::{
     error::{Error, Result},
     files::{sha256, sha256_of_file},
     interrupt::Interrupt,
+    jobs::Claim,
     rate::parts::{Counts, Parts, Sequence, Source, Words},
     select::ratings::{NumberColumn, NumberHeader, NumberWriter},
     train::{
@@ -195,7 +196,10 @@ pub fn attribute(
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
 ) -> Result<AttributeSummary> {
-    let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
+    let mut inputs = request.checkpoints.clone();
+    inputs.extend([request.corpus.clone(), request.validation.clone()]);
+    let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
+    let parts = Parts::of(&claim, &request.out, &[], WORDS)?;
     let (run, folders) = request.folders()?;
     let setting = Setting::new(&run, request)?;
     let checkpoints = setting.checkpoints(folders)?;
@@ -233,7 +237,7 @@ pub fn attribute(
     }
 
     parts.expect_unchanged(&request.corpus, &job.corpus_digest)?;
-    let mut table = NumberWriter::create(&request.out, header)?;
+    let mut table = NumberWriter::create(&parts.staged(), header)?;
     let mut zero_gradients = 0;
     let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<Numbers>| {
         zero_gradients += u64::from(found.iter().any(|numbers| numbers.cosine.is_none()));
@@ -244,8 +248,7 @@ pub fn attribute(
         Ok(AtCheckpoint { step: held.step, factor, validation: parts.note(number)? })
     };
     let found = checkpoints.iter().zip(factors).enumerate().map(at).collect::<Result<_>>()?;
-    let failed_out = parts.failed_out.clone();
-    parts.remove()?;
+    parts.publish()?;
     let Counts { found: attributed, failed } = counts;
     Ok(AttributeSummary {
         rows,
@@ -255,7 +258,7 @@ pub fn attribute(
         learning_rates_known,
         checkpoints: found,
         out: request.out.clone(),
-        failed_out,
+        failed_out: Parts::failed_out(&request.out),
     })
 }
 

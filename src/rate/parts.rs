@@ -17,8 +17,9 @@ use crate::{
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, Result},
-    files::{WholeFile, remove_folder, remove_leftovers, sha256_of_file, write_whole},
+    files::{WholeFile, remove_leftovers, sha256_of_file, write_whole},
     interrupt::Interrupt,
+    jobs::{Claim, output::Output},
     select::ratings::{TableKind, write_error},
     train::{
         cache::TokenCache,
@@ -155,33 +156,38 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
 }
 
-/// A job's files: its output's companions, and its parts until it is done.
+/// Ending of the table of the records left out.
+const FAILED: &str = ".failed.csv";
+
+/// A job's files: its output with companions, and its parts until it is done, which lie where the output is written meanwhile.
 pub(crate) struct Parts {
+    output: Output,
     folder: PathBuf,
-    /// The table of the records left out.
-    pub(crate) failed_out: PathBuf,
     words: Words,
 }
 
 impl Parts {
-    /// The files of the job that writes `out`.
+    /// The files of the job that writes `out`, and beside it `companions` and the table of failed records.
     ///
     /// # Errors
-    /// If the output is no kind of table, or is there and is neither to be replaced nor that of an unfinished job.
-    pub(crate) fn of(out: &Path, overwrite: bool, words: Words) -> Result<Self> {
+    /// If the output is no kind of table, or may not be written; see [`Output::claim`].
+    pub(crate) fn of(claim: &Claim<'_>, out: &Path, companions: &[&str], words: Words) -> Result<Self> {
         TableKind::of(out)?;
-        let (folder, failed_out) = (beside(out, ".parts"), beside(out, ".failed.csv"));
-        // Beside the parts of an unfinished job, outputs are what it had got to when it was stopped.
-        let unfinished = folder.join(JOB).exists();
-        for path in [out, &failed_out] {
-            if path.exists() && !overwrite && !unfinished {
-                let path = path.display();
-                return Err(Error::invalid(format!(
-                    "{path} is there already; give --overwrite or another --out"
-                )));
-            }
-        }
-        Ok(Self { folder, failed_out, words })
+        let output = Output::claim(claim, out, &[companions, &[FAILED]].concat())?;
+        let folder = output.staging().join("parts");
+        Ok(Self { output, folder, words })
+    }
+
+    /// The table of the records left out, beside `out`.
+    pub(crate) fn failed_out(out: &Path) -> PathBuf {
+        let mut name = out.file_stem().unwrap_or_default().to_os_string();
+        name.push(FAILED);
+        out.with_file_name(name)
+    }
+
+    /// Where the output is written until all of it is there.
+    pub(crate) fn staged(&self) -> PathBuf {
+        self.output.staged()
     }
 
     /// Makes the folder of parts, or finds that of the same job; parts of another job are refused.
@@ -200,9 +206,7 @@ impl Parts {
                 )));
             }
         }
-        if self.folder.exists() {
-            remove_folder(&self.folder)?;
-        }
+        self.output.clear()?;
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         write_whole(&path, &described)
     }
@@ -312,7 +316,7 @@ impl Parts {
         mut write: impl FnMut(Record, Vec<N>) -> Result<()>,
     ) -> Result<Counts> {
         let (folder, Words { command, done, .. }) = (self.folder.display(), self.words);
-        let mut failures = Failures::create(&self.failed_out)?;
+        let mut failures = Failures::create(&self.output.companion(FAILED))?;
         let mut corpus = source.open()?;
         let mut counts = Counts { found: 0, failed: 0 };
         let mut more = true;
@@ -370,9 +374,9 @@ impl Parts {
         Ok(counts)
     }
 
-    /// Removes the parts, when the output is there.
-    pub(crate) fn remove(self) -> Result<()> {
-        remove_folder(&self.folder)
+    /// Gives the output and its companions their names; the parts go.
+    pub(crate) fn publish(self) -> Result<()> {
+        self.output.publish()
     }
 }
 
@@ -400,11 +404,4 @@ impl Failures {
         let file = self.writer.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;
         file.finish()
     }
-}
-
-/// `dir/name.csv` to `dir/name` and an ending.
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.file_stem().unwrap_or_default().to_os_string();
-    name.push(ending);
-    path.with_file_name(name)
 }

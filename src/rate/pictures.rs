@@ -22,6 +22,11 @@ use crate::{
 /// Thumbnails a decile.
 const THUMBNAILS: usize = 12;
 
+/// Ending of the histogram's name.
+pub(crate) const HISTOGRAM: &str = ".histogram.png";
+/// Ending of the contact sheet's name.
+pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
+
 /// Draws both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `note_column` names a
 /// column of the corpus that is shown before each caption.
 ///
@@ -40,7 +45,7 @@ pub fn rating_pictures(
         name.push(ending);
         ratings.with_file_name(name)
     };
-    let paths = [name(".histogram.png"), name(".contact_sheet.png")];
+    let paths = [name(HISTOGRAM), name(CONTACT_SHEET)];
     let histogram = RatingHistogram { title: "Ratings".to_owned(), ratings: &table.ratings, kept: &[] };
     rating_histogram(&histogram)?.write_png(&paths[0])?;
 

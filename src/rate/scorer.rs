@@ -18,8 +18,12 @@ use crate::{
     error::{Error, Result},
     files::{hexadecimal, sha256, sha256_of_file},
     interrupt::Interrupt,
+    jobs::Claim,
     models::{Mode, Rater, Weighing},
-    rate::parts::{Outcome, Parts, Sequence, Source, Words},
+    rate::{
+        parts::{Outcome, Parts, Sequence, Source, Words},
+        pictures::{CONTACT_SHEET, HISTOGRAM, rating_pictures},
+    },
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint},
@@ -49,6 +53,10 @@ pub struct ScoreRequest {
     pub batch_normalised: bool,
     /// Replace an output that is there.
     pub overwrite: bool,
+    /// Draw the histogram of the ratings and the contact sheet beside the table.
+    pub pictures: bool,
+    /// A column of the corpus that the contact sheet shows before each caption.
+    pub note_column: Option<String>,
     /// `key=value` arguments on top of the run's configuration.
     pub sets: Vec<String>,
 }
@@ -79,11 +87,13 @@ pub struct ScoreSummary {
     pub out: PathBuf,
     /// The file of the rows left out.
     pub failed_out: PathBuf,
+    /// The histogram and the contact sheet.
+    pub pictures: Vec<PathBuf>,
 }
 
 impl fmt::Display for ScoreSummary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, scored, failed, out, failed_out } = self;
+        let Self { rows, scored, failed, out, failed_out, .. } = self;
         write!(formatter, "{rows} rows in = {scored} scored + {failed} failed\nratings: {}", out.display())?;
         if *failed > 0 {
             write!(formatter, "\nfailed:  {}", failed_out.display())?;
@@ -129,7 +139,12 @@ pub fn score(
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ScoreSummary> {
-    let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
+    let mut inputs = request.configuration()?.inputs();
+    inputs.extend(request.config.clone());
+    inputs.extend([request.checkpoint.clone(), request.corpus.clone()]);
+    let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
+    let companions: &[&str] = if request.pictures { &[HISTOGRAM, CONTACT_SHEET] } else { &[] };
+    let parts = Parts::of(&claim, &request.out, companions, WORDS)?;
     let scorer = Scorer::new(request, interrupt)?;
     let source = scorer.source(&request.corpus);
     let rows = source.rows()?;
@@ -148,7 +163,7 @@ pub fn score(
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
     parts.expect_unchanged(&request.corpus, &digest)?;
-    let mut ratings = RatingsWriter::create(&request.out, header)?;
+    let mut ratings = RatingsWriter::create(&parts.staged(), header)?;
     let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
         let mut carried = record.fields;
         if paths.changes(&carried[image]) {
@@ -158,14 +173,21 @@ pub fn score(
         ratings.write(&RatingRow { id: record.id, rating: found[0], carried })
     })?;
     ratings.finish()?;
-    let failed_out = parts.failed_out.clone();
-    parts.remove()?;
+    let mut pictures = Vec::new();
+    if request.pictures {
+        let note = request.note_column.as_deref();
+        for drawn in rating_pictures(&scorer.config, &parts.staged(), &request.corpus, note)? {
+            pictures.push(request.out.with_file_name(drawn.file_name().unwrap_or_default()));
+        }
+    }
+    parts.publish()?;
     Ok(ScoreSummary {
         rows,
         scored: counts.found,
         failed: counts.failed,
+        failed_out: Parts::failed_out(&request.out),
         out: request.out.clone(),
-        failed_out,
+        pictures,
     })
 }
 

@@ -186,6 +186,7 @@ pub fn train(
         observer.note("the run was complete already");
     }
     let figures = write_figure(&directory.dynamics())?;
+    directory.complete()?;
     Ok(TrainSummary {
         steps: whole,
         train: run.data.train.len(),

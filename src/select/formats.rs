@@ -13,10 +13,11 @@ use serde_json::{Map, Value};
 
 use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
-    data::{ColumnNames, Corpus, Record},
+    data::{ColumnNames, Corpus, Record, image_folders},
     error::{Error, Result},
-    files::{WholeFile, remove_folder, write_whole},
+    files::{WholeFile, write_whole},
     interrupt::Interrupt,
+    jobs::{Claim, folder::OutputFolder, output::Output},
 };
 
 /// Samples of a WebDataset shard.
@@ -109,47 +110,57 @@ impl fmt::Display for Packed {
 /// If the subset cannot be read, the output is there and not to be replaced, an id does not fit the form, a file cannot be
 /// written, or the user interrupts.
 pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<Packed> {
-    if job.out.exists() {
-        if !job.overwrite {
-            let message =
-                format!("{} is there already; give --overwrite or another --out", job.out.display());
-            return Err(Error::invalid(message));
-        }
-        if job.out.is_dir() {
-            refuse_foreign(&job.out)?;
-            remove_folder(&job.out)?;
-        }
-    }
     let corpus = Corpus::open(&job.subset, &job.columns)?;
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
     let records = corpus.read_all()?;
-    let mut packing = Packing { job, header, columns, left_out: Vec::new(), interrupt };
-    match job.format {
-        Format::Csv | Format::Parquet => packing.table(&records)?,
-        Format::ImageFolder { link } => packing.image_folder(&records, link, progress)?,
-        Format::WebDataset => packing.web_dataset(&records, progress)?,
-        Format::Uids => packing.uids(&records)?,
-    }
-    Ok(Packed { rows: records.len(), left_out: packing.left_out, out: job.out.clone() })
+    let mut inputs = vec![job.subset.clone()];
+    inputs.extend(image_folders(&records));
+    let claim = Claim { command: "pack", inputs: &inputs, overwrite: job.overwrite };
+    let packing = |out| Packing { job, out, header, columns, left_out: Vec::new(), interrupt };
+    let left_out = match job.format {
+        Format::Csv | Format::Parquet | Format::Uids => {
+            job.expect_ending()?;
+            Output::anew(&claim, &job.out, &[])?.write(|output| {
+                let mut packing = packing(output.staged());
+                if job.format == Format::Uids { packing.uids(&records)? } else { packing.table(&records)? }
+                Ok(packing.left_out)
+            })?
+        }
+        Format::ImageFolder { .. } | Format::WebDataset => {
+            let folder = OutputFolder::claim(&claim, &job.out, &[])?;
+            folder.refuse_present(job.overwrite)?;
+            folder.write(|out| {
+                let mut packing = packing(out.to_path_buf());
+                match job.format {
+                    Format::ImageFolder { link } => packing.image_folder(&records, link, progress)?,
+                    _ => packing.web_dataset(&records, progress)?,
+                }
+                Ok(packing.left_out)
+            })?
+        }
+    };
+    Ok(Packed { rows: records.len(), left_out, out: job.out.clone() })
 }
 
-/// Refuses to replace a folder that holds something else than a subset.
-fn refuse_foreign(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let name = entry.map_err(Error::io("read", folder))?.file_name();
-        let name = name.to_string_lossy();
-        if !(["metadata.jsonl", "pictures"].contains(&&*name) || name.ends_with(".tar")) {
-            return Err(Error::invalid(format!(
-                "{} holds {name}, which is no part of a packed subset, so it is not replaced; give another --out",
-                folder.display()
-            )));
+impl PackJob {
+    /// Refuses a table's name that does not say what it is.
+    fn expect_ending(&self) -> Result<()> {
+        let wanted = match self.format {
+            Format::Csv => "csv",
+            Format::Parquet => "parquet",
+            _ => return Ok(()),
+        };
+        if self.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
+            return Err(Error::invalid(format!("{} must end in .{wanted}", self.out.display())));
         }
+        Ok(())
     }
-    Ok(())
 }
 
 struct Packing<'a> {
     job: &'a PackJob,
+    /// Where the output is written until all of it is there.
+    out: PathBuf,
     header: Vec<String>,
     columns: [usize; 3],
     left_out: Vec<(String, String)>,
@@ -158,7 +169,7 @@ struct Packing<'a> {
 
 impl Packing<'_> {
     fn check(&self) -> Result<()> {
-        self.interrupt.check("the output is not complete; give the same command with --overwrite")
+        self.interrupt.check("nothing was written; give the same command again")
     }
 
     /// The picture's file and its ending, or the record is left out.
@@ -188,12 +199,8 @@ impl Packing<'_> {
     }
 
     fn table(&mut self, records: &[Record]) -> Result<()> {
-        let wanted = if self.job.format == Format::Csv { "csv" } else { "parquet" };
-        if self.job.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
-            return Err(Error::invalid(format!("{} must end in .{wanted}", self.job.out.display())));
-        }
         let header = NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new())?;
-        let mut table = NumberWriter::create(&self.job.out, header)?;
+        let mut table = NumberWriter::create(&self.out, header)?;
         for record in records {
             let path = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
             let mut fields = record.fields.clone();
@@ -216,15 +223,15 @@ impl Packing<'_> {
                 message: format!("the column `{name}` is to be written and is there already; rename it"),
             });
         }
-        let folder = self.job.out.join("pictures");
+        let folder = self.out.join("pictures");
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let mut lines = WholeFile::create(&self.job.out.join("metadata.jsonl"))?;
+        let mut lines = WholeFile::create(&self.out.join("metadata.jsonl"))?;
         for (at, record) in records.iter().enumerate() {
             self.check()?;
             progress(at as u64 + 1, records.len() as u64);
             let Some((from, ending)) = self.picture(record) else { continue };
             let name = format!("pictures/{at:08}.{ending}");
-            let to = self.job.out.join(&name);
+            let to = self.out.join(&name);
             place(&from, &to, link)?;
             let mut line = Map::from_iter([("file_name".to_owned(), Value::from(name))]);
             line.extend(self.told(record));
@@ -236,10 +243,9 @@ impl Packing<'_> {
     }
 
     fn web_dataset(&mut self, records: &[Record], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        fs::create_dir_all(&self.job.out).map_err(Error::io("create", &self.job.out))?;
         let size = self.job.shard.max(1);
         for (number, shard) in records.chunks(size).enumerate() {
-            let path = self.job.out.join(format!("shard-{number:06}.tar"));
+            let path = self.out.join(format!("shard-{number:06}.tar"));
             let mut archive = tar::Builder::new(WholeFile::create(&path)?);
             for (place, record) in shard.iter().enumerate() {
                 self.check()?;
@@ -295,7 +301,7 @@ impl Packing<'_> {
         if kept.len() != uids.len() {
             return Err(Error::invalid("two ids are the same uid but for the case of their letters"));
         }
-        write_whole(&self.job.out, &npy(&uids))
+        write_whole(&self.out, &npy(&uids))
     }
 }
 

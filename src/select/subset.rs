@@ -17,8 +17,9 @@ use super::{
 use crate::{
     data::MovedPaths,
     error::{Error, Result},
-    files::{WholeFile, finish_together},
+    files::WholeFile,
     interrupt::Interrupt,
+    jobs::{Claim, output::Output},
 };
 
 /// What to choose, from where, and where to write it.
@@ -86,6 +87,16 @@ struct SummaryFile<'a> {
 pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetReport> {
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
+    let inputs: Vec<PathBuf> = std::iter::once(&job.ratings).chain(&job.data).cloned().collect();
+    let claim = Claim { command: "select", inputs: &inputs, overwrite: job.overwrite };
+    let output = Output::anew(&claim, &job.out, &[IDS, SUMMARY])?;
+    let selection = output.write(|output| write_staged(job, output, interrupt))?;
+    Ok(SubsetReport { selection, subset, ids, summary })
+}
+
+/// Writes all files of a subset beside their names.
+fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Result<Selection> {
+    let [subset, ids, summary] = [output.staged(), output.companion(IDS), output.companion(SUMMARY)];
     let (table, index) = RatingsTable::read_indexed(&job.ratings, &job.names)?;
     let index = job.data.as_ref().map(|_| index);
     interrupt.check(NOTHING_WRITTEN)?;
@@ -129,11 +140,18 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
         _ => write_table_rows(job, &selection.kept, subset_file, interrupt)?,
     };
     interrupt.check(NOTHING_WRITTEN)?;
-    finish_together(vec![ids_file, summary_file, subset_file])?;
-    Ok(SubsetReport { selection, subset, ids, summary })
+    for file in [ids_file, summary_file, subset_file] {
+        file.finish()?;
+    }
+    Ok(selection)
 }
 
-/// The three outputs; refuses those that exist or are inputs.
+/// Ending of the list of ids.
+const IDS: &str = ".ids.txt";
+/// Ending of the summary.
+const SUMMARY: &str = ".summary.json";
+
+/// The names of the three outputs.
 fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
     let ending = job.out.extension().and_then(|ending| ending.to_str()).unwrap_or("");
     let stem = job.out.file_stem().filter(|_| ending.eq_ignore_ascii_case("csv"));
@@ -148,29 +166,7 @@ fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
         name.push(ending);
         job.out.with_file_name(name)
     };
-    let outputs = [job.out.clone(), beside(".ids.txt"), beside(".summary.json")];
-    let same_file = |left: &Path, right: &Path| match (left.canonicalize(), right.canonicalize()) {
-        (Ok(left), Ok(right)) => left == right,
-        _ => left == right,
-    };
-    for output in &outputs {
-        let inputs = std::iter::once(&job.ratings).chain(&job.data);
-        for input in inputs {
-            if same_file(output, input) {
-                return Err(Error::invalid(format!(
-                    "{} is an input and would be overwritten; choose another --out.",
-                    output.display()
-                )));
-            }
-        }
-        if !job.overwrite && output.exists() {
-            return Err(Error::invalid(format!(
-                "{} exists already; choose another --out or give --overwrite.",
-                output.display()
-            )));
-        }
-    }
-    Ok(outputs)
+    Ok([job.out.clone(), beside(IDS), beside(SUMMARY)])
 }
 
 /// Streams the ratings table and writes the kept rows without their rating.

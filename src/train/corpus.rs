@@ -185,12 +185,16 @@ pub fn saved_text_encoder(config: &Config, folder: &Path) -> Result<Box<dyn Text
 pub(crate) fn cached_text_encoder(
     config: &Config,
     folder: &Path,
+    later: &Path,
     cache: Option<&Arc<TokenCache>>,
 ) -> Result<Box<dyn TextEncoder>> {
     let Some(cache) = cache else { return saved_text_encoder(config, folder) };
     cache.expect_text(&read_description(&folder.join(TEXT_ENCODER))?.fingerprint)?;
-    let (config, folder) = (config.clone(), folder.to_path_buf());
-    CachedText::wrap(cache, move || saved_text_encoder(&config, &folder))
+    let (config, places) = (config.clone(), [folder.to_path_buf(), later.to_path_buf()]);
+    CachedText::wrap(cache, move || {
+        let there = places.iter().find(|place| place.join(TEXT_ENCODER).exists());
+        saved_text_encoder(&config, there.unwrap_or(&places[0]))
+    })
 }
 
 /// Writes a table of records that were left out.

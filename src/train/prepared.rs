@@ -190,7 +190,7 @@ fn text_encoder(
 ) -> Result<Box<dyn TextEncoder>> {
     let folder = directory.text_encoder();
     if folder.join(READY).exists() {
-        return corpus::cached_text_encoder(config, &folder, cache);
+        return corpus::cached_text_encoder(config, &folder, &directory.path().join("text_encoder"), cache);
     }
     // As for pictures: where no encoder's folder is named, the released one that made the cache is meant.
     let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
@@ -215,6 +215,6 @@ fn text_encoder(
     match (text, cache) {
         (Some(text), None) => Ok(text),
         // An encoder that is large goes again; it comes back if a caption is not in the cache.
-        (_, cache) => corpus::cached_text_encoder(config, &folder, cache),
+        (_, cache) => corpus::cached_text_encoder(config, &folder, &directory.path().join("text_encoder"), cache),
     }
 }

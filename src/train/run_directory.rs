@@ -9,12 +9,14 @@
 //! | `dynamics/` | what was measured of each training sample, an epoch a file |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
-//! | `lock` | held while a process writes here |
+//!
+//! Its lock and its marker are described in [`jobs`](crate::jobs).
 
 use std::{
-    fs::{self, DirEntry, File, OpenOptions, TryLockError},
+    fs::{self, DirEntry, File, OpenOptions},
     io::{BufRead, BufReader, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use serde_json::{Value, json};
@@ -22,7 +24,12 @@ use serde_json::{Value, json};
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{LEFTOVER, remove_leftovers, sha256, sync_folder, write_whole},
+    files::{LEFTOVER, remove_leftovers, sha256, write_whole},
+    jobs::{
+        Claim,
+        folder::{Layout, OutputFolder, Present},
+        marker::MARKER,
+    },
 };
 
 /// The file that makes a folder a run.
@@ -35,7 +42,6 @@ const CHECKPOINTS: &str = "checkpoints";
 const IMAGE_TOKENIZER: &str = "image_tokenizer";
 const TEXT_ENCODER: &str = "text_encoder";
 const FAILED: &str = "failed.csv";
-const LOCK: &str = "lock";
 
 /// What to do when the folder already holds a run that has taken a step; one that was refused before it is begun anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,50 +52,68 @@ pub enum Existing {
     Overwrite,
 }
 
+/// How markers and messages name the commands that write runs.
+const WRITER: &str = "train/fit";
+
+/// What a run's folder holds; see [`Layout`].
+pub(crate) const LAYOUT: Layout = &[
+    CONFIG,
+    PROVENANCE,
+    METRICS,
+    FAILED,
+    "dynamics/*",
+    "image_tokenizer/*",
+    "text_encoder/*",
+    "checkpoints/*/*",
+    "events.out.tfevents.*",
+];
+
 /// A run directory, locked against other processes while it is held.
+///
+/// A run that takes the place of another is written beside it until its first step, when everything that could refuse it has been
+/// checked; the former one is kept, hidden, until the new one is complete.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    _lock: File,
+    folder: OutputFolder,
+    /// Whether it is still written beside.
+    pending: AtomicBool,
 }
 
 impl RunDirectory {
     /// Makes the directory of a new run and writes its configuration.
     ///
     /// # Errors
-    /// If it holds something already (unless that is a run and is to be overwritten), another process uses it, or it
-    /// cannot be written.
+    /// If it holds something already (unless that is a run as it was written and is to be overwritten), holds an input, another process
+    /// uses it, or it cannot be written.
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
+        let inputs = config.inputs();
+        let overwrite = existing == Existing::Overwrite;
+        let folder = OutputFolder::claim(&Claim { command: WRITER, inputs: &inputs, overwrite }, path, LAYOUT)?;
+        let present = folder.present()?;
         let entries: Vec<_> = fs::read_dir(path).into_iter().flatten().flatten().collect();
-        let occupied = entries.iter().any(|entry| !may_be_in_an_empty_folder(entry));
-        let is_run = Self::is_run(path);
-        let unbegun = is_run && entries.iter().all(may_be_in_a_refused_run);
-        if occupied && existing == Existing::Refuse && !unbegun {
-            let what = if is_run { "already holds a run" } else { "is not empty" };
-            let cure = if is_run {
-                "--resume to continue it, --overwrite to discard it, or another --out"
-            } else {
-                "another --out"
-            };
-            return Err(Error::invalid(format!("{} {what}; give {cure}", path.display())));
+        let unbegun = present == Present::Unfinished && entries.iter().all(may_be_in_a_refused_run);
+        if present != Present::Nothing {
+            if !unbegun && !overwrite {
+                return Err(Error::invalid(format!(
+                    "{} already holds a run; give --resume to continue it, --overwrite to discard it, or another --out",
+                    path.display()
+                )));
+            }
+            folder.expect_own()?;
         }
-        if occupied && !is_run {
-            let message = format!(
-                "{} is not empty and holds no run, so it is not overwritten; give another --out",
-                path.display()
-            );
-            return Err(Error::invalid(message));
+        let pending = present != Present::Nothing && !unbegun;
+        if pending {
+            folder.begin_beside(false)?;
+        } else {
+            folder.begin_in_place()?;
+            folder.clear_in_place()?;
         }
-        fs::create_dir_all(path).map_err(Error::io("create", path))?;
-        let run = Self { path: path.to_path_buf(), _lock: lock(path)? };
-        if occupied {
-            run.clear()?;
-        }
-        remove_leftovers(path)?;
+        let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(pending) };
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
         // Until it is there, the folder counts as empty.
-        write_json(&path.join(CONFIG), &config.to_json())?;
+        write_json(&run.here().join(CONFIG), &config.to_json())?;
         Ok(run)
     }
 
@@ -99,7 +123,8 @@ impl RunDirectory {
     /// If there is no run, another process uses it, or its configuration cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
         let config = Self::config_of(path)?;
-        let run = Self { path: path.to_path_buf(), _lock: lock(path)? };
+        let folder = OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
+        let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(false) };
         remove_leftovers(path)?;
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
@@ -108,6 +133,19 @@ impl RunDirectory {
             remove_leftovers(&run.dynamics())?;
         }
         Ok((run, config))
+    }
+
+    /// Where the run's files are now.
+    fn here(&self) -> PathBuf {
+        if self.pending.load(Ordering::Relaxed) { self.folder.staging() } else { self.path.clone() }
+    }
+
+    /// Says that the run has ended: every file of it is listed in its marker, and the run whose place it took goes.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the marker not written.
+    pub fn complete(&self) -> Result<()> {
+        self.folder.complete()
     }
 
     /// Whether a folder holds a run. A `config.json` alone, which many programs write, does not make it one.
@@ -130,34 +168,34 @@ impl RunDirectory {
         Config::load(path.join(CONFIG), &[])
     }
 
-    /// The folder.
+    /// The folder, in which the run is from its first step on.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join(CHECKPOINTS)
+        self.here().join(CHECKPOINTS)
     }
 
     /// The folder of the image tokenizer.
     pub fn image_tokenizer(&self) -> PathBuf {
-        self.path.join(IMAGE_TOKENIZER)
+        self.here().join(IMAGE_TOKENIZER)
     }
 
     /// The folder of the text encoder.
     pub fn text_encoder(&self) -> PathBuf {
-        self.path.join(TEXT_ENCODER)
+        self.here().join(TEXT_ENCODER)
     }
 
     /// The folder of what was measured of each sample, an epoch a file.
     pub fn dynamics(&self) -> PathBuf {
-        self.path.join("dynamics")
+        self.here().join("dynamics")
     }
 
     /// The table of records that could not be used.
     pub fn failed(&self) -> PathBuf {
-        self.path.join(FAILED)
+        self.here().join(FAILED)
     }
 
     /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from. The run is
@@ -167,7 +205,7 @@ impl RunDirectory {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn record_start(&self, config: &Config, command_line: &[String], step: u64) -> Result<()> {
-        let path = self.path.join(PROVENANCE);
+        let path = self.here().join(PROVENANCE);
         let mut starts = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(Value::Array(starts)) => starts,
@@ -189,8 +227,14 @@ impl RunDirectory {
             "command_line": command_line,
             "step": step,
         }));
-        write_json(&self.path.join(CONFIG), &config.to_json())?;
-        write_json(&path, &Value::Array(starts))
+        write_json(&self.here().join(CONFIG), &config.to_json())?;
+        write_json(&path, &Value::Array(starts))?;
+        if self.pending.load(Ordering::Relaxed) {
+            self.folder.show()?;
+            self.pending.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.folder.begin_in_place()
     }
 
     /// Opens `metrics.jsonl` to go on after update `step`: lines of that update and later ones, and a line that was cut
@@ -199,7 +243,7 @@ impl RunDirectory {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn metrics(&self, step: u64) -> Result<Metrics> {
-        let path = self.path.join(METRICS);
+        let path = self.here().join(METRICS);
         let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open().map_err(Error::io("write", &path))?;
         let mut kept = 0;
@@ -222,22 +266,19 @@ impl RunDirectory {
         file.seek(SeekFrom::End(0)).map_err(Error::io("write", &path))?;
         Ok(Metrics { file, path })
     }
+}
 
-    /// Removes everything but the lock. The configuration goes first: what is left of a folder half cleared is no run.
-    fn clear(&self) -> Result<()> {
-        let config = self.path.join(CONFIG);
-        fs::remove_file(&config).map_err(Error::io("remove", &config))?;
-        sync_folder(&self.path)?;
-        for entry in fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
-            let entry = entry.map_err(Error::io("read", &self.path))?;
-            if entry.file_name() == LOCK {
-                continue;
-            }
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io("remove", &path))?;
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        if self.pending.load(Ordering::Relaxed) {
+            self.folder.discard();
+        } else if self.folder.keeps_former() {
+            tracing::warn!(
+                "{} is not complete; the run whose place it takes is kept as {} until it is",
+                self.path.display(),
+                self.folder.replaced().display()
+            );
         }
-        Ok(())
     }
 }
 
@@ -268,19 +309,14 @@ impl Metrics {
     }
 }
 
-/// Whether an entry of a folder may be there although the folder is empty: a process was here and came to nothing.
-fn may_be_in_an_empty_folder(entry: &DirEntry) -> bool {
-    let name = entry.file_name();
-    let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
-    name == LOCK || name.to_string_lossy().starts_with(LEFTOVER) || name == CHECKPOINTS && is_empty_folder()
-}
-
 /// Whether an entry of a run's folder may be there although the run was refused before its first step, so that nothing is
 /// lost with it.
 fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
     let name = entry.file_name();
-    may_be_in_an_empty_folder(entry)
-        || [CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
+    let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+    name.to_string_lossy().starts_with(LEFTOVER)
+        || name == CHECKPOINTS && is_empty_folder()
+        || [MARKER, CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
@@ -288,23 +324,4 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
         .map_err(|error| Error::invalid(format!("{} cannot be written as JSON: {error}", path.display())))?;
     text.push(b'\n');
     write_whole(path, &text)
-}
-
-/// Locks the folder for this process; the system lets go of the lock when the process ends, however it does.
-pub(super) fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(LOCK);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(Error::io("write", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
-            "another process is writing to {}; wait for it or give another --out",
-            folder.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
-    }
 }

@@ -103,7 +103,8 @@ impl Encoders {
         if let Some(cache) = &cache {
             cache.expect(config, tokenizer.as_ref())?;
         }
-        let text = corpus::cached_text_encoder(config, &run.join("text_encoder"), cache.as_ref())?;
+        let folder = run.join("text_encoder");
+        let text = corpus::cached_text_encoder(config, &folder, &folder, cache.as_ref())?;
         Ok(Self { tokenizer, text, cache })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -20,12 +20,15 @@ use crate::{
     data::{Corpus, Position, Record},
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, Result},
-    files::{remove_folder, remove_leftovers, sha256, sha256_of_file, write_whole},
+    files::{remove_leftovers, sha256, sha256_of_file, write_whole},
     interrupt::Interrupt,
+    jobs::{
+        Claim,
+        folder::{Layout, OutputFolder, Present},
+    },
     train::{
         corpus::{self, FailedRecord, Progress},
         prepared::{READY, expect_pyramid, make_folder},
-        run_directory::lock,
         tokenise::{FitPictures, Tokenise},
         trained::Encoders,
     },
@@ -133,12 +136,14 @@ pub fn encode(
     let device = config.device.open()?;
     let tables = tables(request)?;
     let described = tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()?;
-    let folder = absolute(&request.out)?;
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-    let _lock = lock(&folder)?;
-    remove_leftovers(&folder)?;
+    let mut inputs = tables.clone();
+    inputs.extend(request.run.clone());
+    inputs.extend([&config.image_tokenizer.path, &config.text_encoder.path].into_iter().flatten().cloned());
+    let claim = Claim { command: "encode", inputs: &inputs, overwrite: request.overwrite };
+    let output = OutputFolder::claim(&claim, &request.out, LAYOUT)?;
     let settings = settings(request)?;
-    refuse_other(&folder, request, &settings, &described)?;
+    let (folder, beside) = place(&output, request, &settings, &described)?;
+    remove_leftovers(&folder)?;
     let tokenizer = image_tokenizer(request, &folder, &tables[0], interrupt, progress)?;
     let (text, kept) = text_encoder(request, &folder)?;
     let (tokenizer, text) = match &device {
@@ -170,8 +175,17 @@ pub fn encode(
     let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&path, &json)?;
     let builder = Builder { config, folder, description, tables, tokenizer, text, seen: HashSet::new() };
-    builder.run(interrupt, progress)
+    let summary = builder.run(interrupt, progress)?;
+    if beside {
+        output.publish()?;
+    } else {
+        output.complete()?;
+    }
+    Ok(EncodeSummary { out: absolute(&request.out)?, ..summary })
 }
+
+/// What a cache's folder holds; see [`Layout`].
+const LAYOUT: Layout = &[CACHE, "failed.csv", "image_tokenizer/*", "text_encoder/*", "shard-*"];
 
 /// The tables that are to be encoded.
 fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
@@ -206,58 +220,48 @@ fn settings(request: &EncodeRequest) -> Result<String> {
     Ok(sha256(&told))
 }
 
-/// Refuses a folder that holds something else, or clears it.
-fn refuse_other(
-    folder: &Path,
+/// Where the cache is written: in its folder, if that is empty or holds the same cache; else beside it, and whether so.
+fn place(
+    output: &OutputFolder,
     request: &EncodeRequest,
     settings: &str,
     tables: &[TableDescription],
-) -> Result<()> {
-    let ours = |name: &str| {
-        [CACHE, "lock", "failed.csv", "image_tokenizer", "text_encoder"].contains(&name)
-            || name.starts_with("shard-")
+) -> Result<(PathBuf, bool)> {
+    let same = |held: &Result<Description>| {
+        held.as_ref().is_ok_and(|held| {
+            held.settings == settings && held.tables == tables && held.shard_rows == request.shard_rows
+        })
     };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let entry = entry.map_err(Error::io("read", folder))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
+    let folder = output.target().to_path_buf();
+    if output.present()? == Present::Nothing {
+        output.begin_in_place()?;
+        return Ok((folder, false));
     }
-    if let Some(foreign) = names.iter().find(|name| !ours(name)) {
+    if !folder.join(CACHE).exists() {
+        // What was begun and never described is begun again.
+        output.expect_own()?;
+        output.clear_in_place()?;
+        return Ok((folder, false));
+    }
+    let held = Description::read(&folder);
+    if same(&held) {
+        output.begin_in_place()?;
+        return Ok((folder, false));
+    }
+    if !request.overwrite {
+        let why = match &held {
+            Ok(held) if held.tables != tables => "of other tables, or they were changed since",
+            Ok(_) => "by other encoders or options",
+            Err(_) => "that cannot be read",
+        };
         return Err(Error::invalid(format!(
-            "{} holds {foreign}, which is no part of a token cache; give another --out",
+            "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
             folder.display()
         )));
     }
-    if folder.join(CACHE).exists() {
-        let held = Description::read(folder);
-        let same = held.as_ref().is_ok_and(|held| {
-            held.settings == settings && held.tables == tables && held.shard_rows == request.shard_rows
-        });
-        if same {
-            return Ok(());
-        }
-        if !request.overwrite {
-            let why = match &held {
-                Ok(held) if held.tables != tables => "of other tables, or they were changed since",
-                Ok(_) => "by other encoders or options",
-                Err(_) => "that cannot be read",
-            };
-            return Err(Error::invalid(format!(
-                "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
-                folder.display()
-            )));
-        }
-    }
-    // What was begun and never described is begun again.
-    for name in names.iter().filter(|name| *name != "lock") {
-        let path = folder.join(name);
-        if path.is_dir() {
-            remove_folder(&path)?;
-        } else {
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(())
+    output.expect_own()?;
+    let keep = same(&Description::read(&output.staging()));
+    Ok((output.begin_beside(keep)?, true))
 }
 
 /// The tokenizer that the cache holds, or that of the run, or the configuration's; saved before anything is made by it.

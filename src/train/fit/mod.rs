@@ -173,6 +173,7 @@ pub fn fit(
         }
     };
     let scales = run.validate_scales(&model)?;
+    directory.complete()?;
     Ok(FitSummary {
         steps: total,
         train: run.data.train.len(),

@@ -9,6 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    data::{Preprocess, WholePicture, load_whole_picture},
     error::{Error, Result},
     files::write_whole,
     report::{
@@ -73,6 +74,22 @@ impl<'a> Placed<'a> {
         Self { layout, out, each, rows: Vec::new(), strip: Vec::new() }
     }
 
+    /// An image's name below the folder.
+    fn name(&self, prompt: usize, number: usize) -> String {
+        match self.layout {
+            Layout::Flat | Layout::Bare => format!("{prompt:04}_{number:02}.png"),
+            Layout::GenEval { .. } => format!("{prompt:05}/samples/{number:04}.png"),
+        }
+    }
+
+    /// An image that an earlier process wrote.
+    pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Picture> {
+        let path = self.out.join(self.name(prompt, number));
+        let WholePicture { width, height, rgb } =
+            load_whole_picture(path, &Preprocess::default_for(1)).ok()?;
+        Picture::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()
+    }
+
     /// Writes a picture, and gives its name below the folder.
     pub(super) fn write(
         &mut self,
@@ -83,7 +100,7 @@ impl<'a> Placed<'a> {
     ) -> Result<String> {
         match self.layout {
             Layout::Flat | Layout::Bare => {
-                let name = format!("{prompt:04}_{number:02}.png");
+                let name = self.name(prompt, number);
                 picture.write_png(&self.out.join(&name))?;
                 if *self.layout == Layout::Bare {
                     return Ok(name);
@@ -105,7 +122,7 @@ impl<'a> Placed<'a> {
                     let line = format!("{}\n", metadata[prompt]);
                     write_whole(&folder.join("metadata.jsonl"), line.as_bytes())?;
                 }
-                let name = format!("{prompt:05}/samples/{number:04}.png");
+                let name = self.name(prompt, number);
                 picture.write_png(&self.out.join(&name))?;
                 self.strip.push(picture);
                 if number + 1 == self.each {
