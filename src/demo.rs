@@ -95,8 +95,7 @@ pub fn demo(
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<DemoReport> {
-    let output =
-        OutputFolder::claim(&Claim { command: "demo", inputs: &[], overwrite }, folder, LAYOUT)?;
+    let output = OutputFolder::claim(&Claim { command: "demo", inputs: &[], overwrite }, folder, LAYOUT)?;
     let mut present = output.present()?;
     if present == Present::Unfinished && output.keeps_former() {
         // The process that was to replace a demo was killed.

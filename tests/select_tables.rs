@@ -418,7 +418,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
         assert_eq!(
             message(write_subset(&job, &Interrupt::default())),
             format!(
-                "{} exists already; choose another --out or give --overwrite.",
+                "{}: already exists; pass --overwrite or choose another --out",
                 folder.path().join(name).display()
             )
         );
@@ -429,7 +429,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     let itself = SubsetJob { overwrite: true, out: job.ratings.clone(), ..job.clone() };
     assert_eq!(
         message(write_subset(&itself, &Interrupt::default())),
-        format!("{} is an input and would be overwritten; choose another --out.", job.ratings.display())
+        format!("{}: is an input and would be replaced; choose another --out", job.ratings.display())
     );
     let ending = SubsetJob { out: folder.path().join("subset.parquet"), ..job.clone() };
     assert_eq!(

@@ -25,7 +25,7 @@ fn workplace() -> Workplace {
 /// The files of a cache that hold what was encoded.
 fn shards(work: &Workplace, cache: &str) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(work.path(cache)).unwrap().map(|entry| entry.unwrap().path());
-    contents(entries.filter(|path| path.is_file() && !path.ends_with("lock")))
+    contents(entries.filter(|path| path.is_file() && !path.ends_with(".alchemist.json")))
 }
 
 const ENCODE: [&str; 5] = ["encode", "--config", "config.json", "--shard", "13"];
@@ -156,7 +156,7 @@ fn a_cache_of_something_else_is_refused() {
     assert!(with == fs::read(work.path("r.csv")).unwrap());
     // A folder of something else, and a cache of other tables or encoders.
     let encode = |more: &[&str], words: &[&str]| work.refused(&[&ENCODE[..], more].concat(), words);
-    encode(&["--out", "data"], &["data holds", "no part of a token cache"]);
+    encode(&["--out", "data"], &["data", "input"]);
     encode(
         &["--out", "cache", "--data", "data/train.csv", "--text", "f32"],
         &["of other tables", "--overwrite"],

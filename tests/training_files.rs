@@ -207,7 +207,7 @@ fn a_run_is_not_overwritten_unasked() {
     let config = Config::parse("test", "{}", &[]).unwrap();
     let run = RunDirectory::create(&path, &config, Existing::Refuse).unwrap();
     let error = RunDirectory::open(&path).unwrap_err().to_string();
-    assert!(error.contains("another process"), "{error}");
+    assert!(error.contains("is being written by `train/fit` (process "), "{error}");
     run.record_start(&config, &["train".to_owned()], 0).unwrap();
     run.record_start(&config, &["train".to_owned()], 7).unwrap();
     drop(run);
@@ -225,8 +225,19 @@ fn a_run_is_not_overwritten_unasked() {
     drop(RunDirectory::open(&path).unwrap());
     assert!(!leftover.exists());
     fs::write(path.join("metrics.jsonl"), "{}").unwrap();
-    drop(RunDirectory::create(&path, &config, Existing::Overwrite).unwrap());
-    assert!(!path.join("metrics.jsonl").exists() && !path.join("provenance.json").exists());
+    // Until the new run takes its first step, the old one is there.
+    let new = RunDirectory::create(&path, &config, Existing::Overwrite).unwrap();
+    assert!(path.join("metrics.jsonl").exists());
+    drop(new);
+    assert!(path.join("metrics.jsonl").exists() && path.join("provenance.json").exists());
+    let new = RunDirectory::create(&path, &config, Existing::Overwrite).unwrap();
+    new.record_start(&config, &["train".to_owned()], 0).unwrap();
+    assert!(!path.join("metrics.jsonl").exists() && new.checkpoints().exists());
+    new.complete().unwrap();
+    drop(new);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    fs::remove_dir_all(&path).unwrap();
+    drop(RunDirectory::create(&path, &config, Existing::Refuse).unwrap());
 
     // It has not begun: nothing is lost by another.
     fs::create_dir(path.join("image_tokenizer")).unwrap();

@@ -105,7 +105,10 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
     let claimed = Output::anew(&claim, output, companions)?;
     let written = claimed.write(|claimed| write(arguments, &claimed.staged(), to_torch))?;
     for path in written {
-        super::say(&format!("wrote {}", output.with_file_name(path.file_name().unwrap_or_default()).display()))?;
+        super::say(&format!(
+            "wrote {}",
+            output.with_file_name(path.file_name().unwrap_or_default()).display()
+        ))?;
     }
     Ok(())
 }

@@ -62,7 +62,13 @@ pub struct MeasureArguments {
 /// Whatever keeps the measures from being taken; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
     let config = arguments.config.as_ref().map(|path| Config::load(path, &arguments.set)).transpose()?;
-    let paths = [&arguments.config, &arguments.reference, &arguments.checkpoint, &arguments.clip, &arguments.inception];
+    let paths = [
+        &arguments.config,
+        &arguments.reference,
+        &arguments.checkpoint,
+        &arguments.clip,
+        &arguments.inception,
+    ];
     let mut inputs: Vec<PathBuf> = paths.into_iter().flatten().cloned().collect();
     inputs.push(arguments.generated.clone());
     inputs.extend(config.iter().flat_map(Config::inputs));

@@ -46,7 +46,8 @@ pub struct ReportArguments {
 pub fn run(arguments: ReportArguments) -> Result<()> {
     let ReportArguments { of, out, ratings, data, flaw_column, sheets, overwrite } = arguments;
     let out = out.unwrap_or_else(|| of.join("report.html"));
-    let inputs: Vec<PathBuf> = [Some(of.clone()), ratings.clone(), data.clone()].into_iter().flatten().collect();
+    let inputs: Vec<PathBuf> =
+        [Some(of.clone()), ratings.clone(), data.clone()].into_iter().flatten().collect();
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
             return Err(Error::invalid(

@@ -181,7 +181,9 @@ pub fn compare(
     for part in ["data", "raters", "ratings", "subsets", "fits"] {
         let folder = out.join(part);
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        remove_leftovers(&folder)?;
     }
+    remove_leftovers(&out)?;
     let mut teller = Teller { what: "preparing".to_owned(), progress };
     let data = data::prepare(request, &out, interrupt, &mut teller)?;
     let flaw = flaw_column(request, &data.pool)?;

@@ -8,8 +8,9 @@ use std::{
 use rayon::prelude::*;
 
 use super::{
-    ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record, image_folders,
+    ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record,
     flaws::{Flaw, FlawShares, plan, sources, spoil},
+    image_folders,
     picture::write_png,
 };
 use crate::{

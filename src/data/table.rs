@@ -7,7 +7,10 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::rows::{RowError, RowReader};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    jobs::marker::expect_settled,
+};
 
 /// What the released code puts in place of an empty caption (`dataset/datasets_csv.py`); for
 /// [`Corpus::with_empty_caption`].
@@ -84,6 +87,7 @@ impl Corpus {
     /// If the file is missing, empty, not UTF-8 CSV, has no data row, or lacks one of the columns.
     pub fn open(path: impl AsRef<Path>, names: &ColumnNames) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
+        expect_settled(&path)?;
         let (mut rows, bytes_total) = open_rows(&path)?;
         if !rows.read().map_err(|error| at(&path, error))? {
             let message = format!(

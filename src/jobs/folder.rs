@@ -8,7 +8,7 @@ use std::{
 use super::{
     Claim, OTHER, beside,
     lock::Lock,
-    marker::{MARKER, Marker, State, Written, name_of},
+    marker::{MARKER, Marker, NEW, State, Written, name_of},
     output::{make_staging, rename},
     refuse, refuse_inputs, resolved,
 };
@@ -78,18 +78,24 @@ impl OutputFolder {
     /// A process that replaced the folder may have been killed between two renames.
     fn recover(&self) -> Result<()> {
         let (staging, replaced) = (self.staging(), self.replaced());
-        let staged = Marker::read(&staging.join(MARKER))?;
-        if staged.is_some_and(|marker| marker.state != State::Pending) {
+        let at = |folder: &Path| Marker::read(&folder.join(MARKER));
+        let complete = at(&self.target)?.is_some_and(|marker| marker.state == State::Complete);
+        if at(&staging)?.is_some_and(|marker| marker.state != State::Pending) {
+            // It has changed places with the new one.
             if !self.target.exists() {
                 rename(&staging, &self.target, false)?;
-            } else if replaced.exists() {
+            } else if complete || replaced.exists() {
                 remove(&staging)?;
             } else {
                 rename(&staging, &replaced, false)?;
             }
         }
-        if !self.target.exists() && Marker::read(&replaced.join(MARKER))?.is_some() {
-            rename(&replaced, &self.target, false)?;
+        if at(&replaced)?.is_some() {
+            if !self.target.exists() {
+                rename(&replaced, &self.target, false)?;
+            } else if complete {
+                remove(&replaced)?;
+            }
         }
         Ok(())
     }
@@ -117,7 +123,10 @@ impl OutputFolder {
             Some(_) => Ok(Present::Unfinished),
             None => Err(refuse(
                 &self.target,
-                format!("is not empty and was not written by `{}`, so it is left alone; {OTHER}", self.command),
+                format!(
+                    "is not empty and was not written by `{}`, so it is left alone; {OTHER}",
+                    self.command
+                ),
             )),
         }
     }
@@ -129,7 +138,9 @@ impl OutputFolder {
     pub(crate) fn refuse_present(&self, overwrite: bool) -> Result<()> {
         match self.present()? {
             Present::Nothing => Ok(()),
-            _ if !overwrite => Err(refuse(&self.target, format!("already exists; pass --overwrite or {OTHER}"))),
+            _ if !overwrite => {
+                Err(refuse(&self.target, format!("already exists; pass --overwrite or {OTHER}")))
+            }
             _ => self.expect_own(),
         }
     }
@@ -172,7 +183,8 @@ impl OutputFolder {
             let entry = entry.map_err(Error::io("read", folder))?;
             let (path, file_name) = (entry.path(), entry.file_name());
             let text = file_name.to_string_lossy();
-            if text == MARKER && folder == scope.root || text.starts_with(LEFTOVER) {
+            let is_marker = text.strip_suffix(NEW).unwrap_or(&text) == MARKER;
+            if is_marker && folder == scope.root || text.starts_with(LEFTOVER) {
                 continue;
             }
             if let Some(output) = hidden(&text, ".lock") {
@@ -252,8 +264,7 @@ impl OutputFolder {
         for entry in fs::read_dir(&self.target).map_err(Error::io("read", &self.target))? {
             let entry = entry.map_err(Error::io("read", &self.target))?;
             if entry.file_name() != MARKER {
-                let (path, is_folder) =
-                    (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
                 let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 removed.map_err(Error::io("remove", &path))?;
             }

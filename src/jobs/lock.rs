@@ -52,14 +52,14 @@ impl Lock {
             let file = acquire(output, &path, &holder)?;
             lock.held.push((path, file));
         }
-        let files =
-            lock.held.iter().map(|(path, file)| file.try_clone().map_err(Error::io("lock", path)));
+        let files = lock.held.iter().map(|(path, file)| file.try_clone().map_err(Error::io("lock", path)));
         let files = files.collect::<Result<Vec<_>>>()?;
         let (stop, stopped) = channel();
         lock.stop = Some(stop);
         let named = std::thread::Builder::new().name("lock".to_owned());
         let beating = named.spawn(move || beat(&files, &stopped));
-        lock.beating = Some(beating.map_err(Error::io("lock", outputs.first().map_or(Path::new(""), |o| o)))?);
+        lock.beating =
+            Some(beating.map_err(Error::io("lock", outputs.first().map_or(Path::new(""), |o| o)))?);
         Ok(lock)
     }
 }

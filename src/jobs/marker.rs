@@ -3,7 +3,8 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::beside;
 use crate::{
     error::{Error, Result},
-    files::{hexadecimal, sha256_of_file, write_whole},
+    files::{folder_of, hexadecimal, sha256_of_file, sync_folder},
 };
 
 /// The marker within a folder; beside a file it has the file's name before it.
@@ -110,11 +111,24 @@ impl Marker {
         }
     }
 
-    /// Writes it atomically.
+    /// Writes it atomically. What a killed process left is found by its name; see [`remove_leftover`].
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
         text.push(b'\n');
-        write_whole(path, &text)
+        remove_leftover(path)?;
+        let new = unfinished(path);
+        let write = || {
+            // A new file, so that no link that lies there is followed.
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, path)
+        };
+        write().map_err(|error| {
+            let _already_gone = fs::remove_file(&new);
+            Error::io("write", path)(error)
+        })?;
+        sync_folder(folder_of(path))
     }
 
     /// What it says of a file.
@@ -130,6 +144,25 @@ impl Marker {
             }
         }
         Ok(false)
+    }
+}
+
+/// Where a marker is written until it is complete.
+fn unfinished(marker: &Path) -> PathBuf {
+    let mut name = marker.file_name().unwrap_or_default().to_os_string();
+    name.push(NEW);
+    marker.with_file_name(name)
+}
+
+/// Ending of an unfinished marker.
+pub(crate) const NEW: &str = ".new";
+
+/// Removes what a process left that was killed while it wrote a marker. Its output must be locked.
+pub(crate) fn remove_leftover(marker: &Path) -> Result<()> {
+    let path = unfinished(marker);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -149,6 +182,9 @@ pub(crate) fn expect_settled(path: &Path) -> Result<()> {
     }
     Err(super::refuse(
         path,
-        format!("is part of a set that `{}` was replacing when it was stopped; give that command again", marker.command),
+        format!(
+            "is part of a set that `{}` was replacing when it was stopped; give that command again",
+            marker.command
+        ),
     ))
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Claim, OTHER, beside,
     lock::Lock,
-    marker::{MARKER, Marker, State, Written, name_of},
+    marker::{MARKER, Marker, State, Written, name_of, remove_leftover},
     refuse, refuse_inputs, resolved,
 };
 use crate::{
@@ -43,6 +43,7 @@ impl Output {
         for output in &outputs {
             refuse_inputs(output, claim.inputs)?;
         }
+        remove_leftover(&Marker::beside(&primary))?;
         let former = Marker::read(&Marker::beside(&primary))?;
         for output in &outputs {
             check(claim, output, former.as_ref())?;
@@ -127,9 +128,10 @@ impl Output {
             File::open(&staged).and_then(|file| file.sync_all()).map_err(Error::io("write", &staged))?;
             files.push(Written::of(&staged, name_of(name))?);
         }
-        let former = self.former.as_ref().map_or(Vec::new(), |marker| {
-            marker.files.iter().chain(&marker.former).cloned().collect()
-        });
+        let former = self
+            .former
+            .as_ref()
+            .map_or(Vec::new(), |marker| marker.files.iter().chain(&marker.former).cloned().collect());
         let path = Marker::beside(&self.primary);
         let mut marker = Marker::new(self.command, State::Unfinished, files);
         marker.former.clone_from(&former);
@@ -181,7 +183,10 @@ fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()
     if !marker.vouches_for(&name, output)? {
         return Err(refuse(
             output,
-            format!("was changed since `{}` wrote it, so it is not replaced; move it away or {OTHER}", marker.command),
+            format!(
+                "was changed since `{}` wrote it, so it is not replaced; move it away or {OTHER}",
+                marker.command
+            ),
         ));
     }
     Ok(())
@@ -196,10 +201,7 @@ pub(super) fn make_staging(staging: &Path, command: &str) -> Result<()> {
             let mut entries = fs::read_dir(staging).map_err(Error::io("read", staging))?;
             let known = Marker::read(&staging.join(MARKER))?.is_some() || entries.next().is_none();
             if !about.is_dir() || !is_own(&about) || !known {
-                return Err(refuse(
-                    staging,
-                    "is in the way and was not made by this program; move it away",
-                ));
+                return Err(refuse(staging, "is in the way and was not made by this program; move it away"));
             }
         }
         Err(error) => return Err(Error::io("create", staging)(error)),
@@ -226,7 +228,10 @@ fn is_own(_about: &fs::Metadata) -> bool {
 pub(super) fn rename(from: &Path, to: &Path, known: bool) -> Result<()> {
     #[cfg(target_os = "linux")]
     if !known {
-        use rustix::{fs::{CWD, RenameFlags, renameat_with}, io::Errno};
+        use rustix::{
+            fs::{CWD, RenameFlags, renameat_with},
+            io::Errno,
+        };
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
             // The file system cannot do it at once.

@@ -122,7 +122,11 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, 
             job.expect_ending()?;
             Output::anew(&claim, &job.out, &[])?.write(|output| {
                 let mut packing = packing(output.staged());
-                if job.format == Format::Uids { packing.uids(&records)? } else { packing.table(&records)? }
+                if job.format == Format::Uids {
+                    packing.uids(&records)?
+                } else {
+                    packing.table(&records)?
+                }
                 Ok(packing.left_out)
             })?
         }

@@ -15,7 +15,10 @@ pub(crate) use comma_separated::write_error;
 pub use numbers::{NumberColumn, NumberHeader, NumberWriter};
 
 use super::ids::{IdIndex, Ids};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    jobs::marker::expect_settled,
+};
 
 /// The names of the two columns that every ratings table has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,6 +276,7 @@ impl RatingsReader {
     /// # Errors
     /// If the ending is unknown, the file cannot be read, or a column is missing (the message lists those there are).
     pub fn open(path: &Path, names: &ColumnNames) -> Result<Self> {
+        expect_settled(path)?;
         let kind = match TableKind::of(path)? {
             TableKind::Csv => ReaderKind::Csv(Box::new(comma_separated::CsvRatings::open(path, names)?)),
             TableKind::Parquet => {

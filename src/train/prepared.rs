@@ -215,6 +215,8 @@ fn text_encoder(
     match (text, cache) {
         (Some(text), None) => Ok(text),
         // An encoder that is large goes again; it comes back if a caption is not in the cache.
-        (_, cache) => corpus::cached_text_encoder(config, &folder, &directory.path().join("text_encoder"), cache),
+        (_, cache) => {
+            corpus::cached_text_encoder(config, &folder, &directory.path().join("text_encoder"), cache)
+        }
     }
 }

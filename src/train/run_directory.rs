@@ -89,7 +89,8 @@ impl RunDirectory {
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
         let inputs = config.inputs();
         let overwrite = existing == Existing::Overwrite;
-        let folder = OutputFolder::claim(&Claim { command: WRITER, inputs: &inputs, overwrite }, path, LAYOUT)?;
+        let folder =
+            OutputFolder::claim(&Claim { command: WRITER, inputs: &inputs, overwrite }, path, LAYOUT)?;
         let present = folder.present()?;
         let entries: Vec<_> = fs::read_dir(path).into_iter().flatten().flatten().collect();
         let unbegun = present == Present::Unfinished && entries.iter().all(may_be_in_a_refused_run);
@@ -123,7 +124,8 @@ impl RunDirectory {
     /// If there is no run, another process uses it, or its configuration cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
         let config = Self::config_of(path)?;
-        let folder = OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
+        let folder =
+            OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
         let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(false) };
         remove_leftovers(path)?;
         let checkpoints = run.checkpoints();

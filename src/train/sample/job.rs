@@ -140,7 +140,8 @@ pub fn sample(
     {
         return Err(Error::invalid("each prompt needs its line of GenEval's file"));
     }
-    let inputs: Vec<PathBuf> = [Some(&request.model), request.weights.as_ref()].into_iter().flatten().cloned().collect();
+    let inputs: Vec<PathBuf> =
+        [Some(&request.model), request.weights.as_ref()].into_iter().flatten().cloned().collect();
     let claim = Claim { command: "sample", inputs: &inputs, overwrite: request.overwrite };
     let folder = OutputFolder::claim(&claim, out, &[])?;
     folder.refuse_present(request.overwrite)?;
