@@ -8,7 +8,7 @@ use std::{
 use crate::{
     config::Config,
     data::{
-        drawn::{DataSetSettings, write_data_set},
+        drawn::{DataSetSettings, write_data_set_until},
         flaws::{Flaw, FlawShares},
     },
     error::{Error, Result},
@@ -107,7 +107,7 @@ pub fn demo(
     ));
     let data = folder.join("data");
     let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
-    let data = write_data_set(&data, &settings)?;
+    let data = write_data_set_until(&data, &settings, interrupt)?;
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
     let own = [
         format!("data_args.train_csv_path={}", quoted(&data.train_csv)),
@@ -136,11 +136,13 @@ pub fn demo(
     let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
-    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
+    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"), interrupt)?;
     pictures.insert(0, losses);
     let page = folder.join("report.html");
     let of_run = RunPage { run: run_folder, ratings: Some(ratings.clone()), corpus: None, flaw_column: None };
-    write_whole(&page, of_run.page()?.to_html().as_bytes())?;
+    let trained = "the run and its ratings are complete; --overwrite makes the demo again";
+    let html = interrupt.while_reading(trained, || Ok(of_run.page()?.to_html()))?;
+    write_whole(&page, html.as_bytes())?;
     let subset = write_subset(
         &SubsetJob {
             ratings,

@@ -460,7 +460,7 @@ fn what_cannot_be_attributed_is_one_sentence() {
     let mixing = ["--set", "compat.cross_attention_first_sample=true"];
     refuses(&[&run[..], &mixing].concat(), &["cross_attention_first_sample", "mixes the samples"]);
     refuses(&["--checkpoint", "run/checkpoints/step-00000009"], &["step-00000009", "cannot read"]);
-    refuses(&["--checkpoint", "data/images/none"], &["data holds no run"]);
+    refuses(&["--checkpoint", "data/images/none"], &["data/images/none", "cannot read"]);
     let twice = ["--checkpoint", "run", "run/checkpoints/step-00000006"];
     refuses(&twice, &["step-00000006", "named twice"]);
     refuses(&[&twice[..], &["--every"]].concat(), &["--every", "the run directory alone"]);

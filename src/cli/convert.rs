@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     error::{Error, Result},
+    interrupt::Interrupt,
     weights::{NumberKind, Payload, Value, Weights, write_safetensors, write_shards, write_torch},
 };
 
@@ -83,8 +84,8 @@ fn size(text: &str) -> Result<usize, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// If the input cannot be read or is refused, the output cannot be written, or its name says no form.
-pub fn run(arguments: &ConvertArguments) -> Result<()> {
+/// If the input cannot be read or is refused, the output cannot be written, its name says no form, or the user interrupts.
+pub fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result<()> {
     let output = &arguments.output;
     let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let to_torch = match extension {
@@ -105,8 +106,8 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
     {
         return Err(Error::invalid(format!("{} exists; --overwrite replaces it.", taken.0.display())));
     }
-    let mut weights =
-        Weights::open(&arguments.input)?.within(arguments.within.as_deref().unwrap_or_default());
+    let mut weights = interrupt.while_reading("nothing was written", || Weights::open(&arguments.input))?;
+    weights = weights.within(arguments.within.as_deref().unwrap_or_default());
     if arguments.without_module {
         weights = weights.without_module();
     }
@@ -117,7 +118,9 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
             arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
         )));
     }
-    let mut tensors = weights.payloads()?;
+    let payloads = weights.payloads()?.into_iter();
+    let mut tensors: Vec<_> =
+        payloads.map(|(name, payload)| (name, payload.stopping_at(interrupt))).collect();
     if let Some(kind) = arguments.dtype {
         let as_kind = |(name, payload): (String, Payload)| Ok((name, payload.as_float(kind.kind())?));
         tensors = tensors.into_iter().map(as_kind).collect::<Result<_>>()?;

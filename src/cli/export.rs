@@ -6,7 +6,8 @@ use clap::Args;
 
 use crate::{
     error::Result,
-    train::{fit, released, trained},
+    interrupt::Interrupt,
+    train::{checkpoint::Checkpoint, fit, released, trained},
 };
 
 /// The arguments of `export`.
@@ -23,17 +24,18 @@ pub struct ExportArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// If the checkpoint cannot be read or the file not written.
-pub fn run(arguments: &ExportArguments) -> Result<()> {
-    let named = trained::Named::new(&arguments.checkpoint);
+/// If the checkpoint cannot be read, the file not written, or the user interrupts.
+pub fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<()> {
+    const NOTHING_WRITTEN: &str = "nothing was written";
+    let named = trained::Named::new(&arguments.checkpoint)?;
     let config = trained::configuration(&named.run, &[])?;
     let folder = named.folder()?;
     let epoch = if fit::is_fit(&folder) {
-        let (model, epoch) = fit::weights_of(&folder)?;
+        let (model, epoch) = interrupt.while_reading(NOTHING_WRITTEN, || fit::weights_of(&folder))?;
         released::export(&arguments.out, &config, epoch, &[(released::PROXY, &model)])?;
         epoch
     } else {
-        let checkpoint = crate::train::checkpoint::Checkpoint::load(&folder)?;
+        let checkpoint = interrupt.while_reading(NOTHING_WRITTEN, || Checkpoint::load(&folder))?;
         let networks = [(released::PROXY, &checkpoint.proxy), (released::RATER, &checkpoint.rater)];
         released::export(&arguments.out, &config, checkpoint.state.epoch, &networks)?;
         checkpoint.state.epoch

@@ -15,6 +15,7 @@ use crate::{
     measure::{
         job::{Choice, Features, Measurer, tokenizer_of_config, tokenizer_of_run},
         pictures::pictures,
+        space::NOT_MEASURED,
     },
     report::text_table::TextTable,
     train::corpus,
@@ -69,7 +70,7 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
         decode: config.as_ref().map_or(Preprocess::default_for(1), |config| corpus::preprocess(config, 1)),
     };
     let mut progress = Counted::new();
-    let measurer = Measurer::open(&choice, || match (&config, &arguments.checkpoint) {
+    let tokenizer = || match (&config, &arguments.checkpoint) {
         (Some(config), _) => {
             tokenizer_of_config(config, interrupt, &mut |what, done, total| progress.count(what, done, total))
         }
@@ -77,15 +78,16 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
         (None, None) => Err(Error::invalid(
             "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
         )),
-    })?;
-    let generated = pictures(&arguments.generated, &columns)?;
+    };
+    let measurer = interrupt.while_reading(NOT_MEASURED, || Measurer::open(&choice, tokenizer))?;
+    let list = |path: &PathBuf| interrupt.while_reading(NOT_MEASURED, || pictures(path, &columns));
+    let generated = list(&arguments.generated)?;
     let mut left_out = json!({"generated": [], "reference": []});
     let mut tell = |what: &str, done, total| progress.count(what, done, total);
     let references = match &arguments.reference {
         None => None,
         Some(path) => {
-            let (references, failed) =
-                measurer.references(&pictures(path, &columns)?, interrupt, &mut tell)?;
+            let (references, failed) = measurer.references(&list(path)?, interrupt, &mut tell)?;
             left_out["reference"] = json!(failed);
             Some(references)
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Counted,
     data::ColumnNames,
-    error::Result,
+    error::{Reasons, Result},
     interrupt::Interrupt,
     select::formats::{Format, PackJob, SHARD, pack},
 };
@@ -61,5 +61,11 @@ pub fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
     };
     let mut progress = Counted::new();
     let packed = pack(&job, interrupt, &mut |done, total| progress.count("packing", done, total))?;
+    if packed.left_out.len() == packed.rows {
+        let reasons: Vec<String> =
+            packed.left_out.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
+        let reasons: Reasons = reasons.iter().map(String::as_str).collect();
+        return Err(reasons.none_usable(&job.subset, None));
+    }
     super::say(&packed.to_string())
 }

@@ -8,6 +8,7 @@ use crate::{
     compare::{Comparison, arms::Rating, page::ComparisonPage},
     error::{Error, Result},
     files::write_whole,
+    interrupt::Interrupt,
     rate::page::RunPage,
     train::run_directory::RunDirectory,
 };
@@ -38,9 +39,17 @@ pub struct ReportArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// If the folder is neither, or a part of it cannot be read, or the page cannot be written.
-pub fn run(arguments: ReportArguments) -> Result<()> {
-    let ReportArguments { of, out, ratings, data, flaw_column, sheets } = arguments;
+/// If the folder is neither, a part of it cannot be read, the page cannot be written, or the user interrupts.
+pub fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
+    let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
+    let html = interrupt.while_reading("nothing was written", || page(arguments))?;
+    write_whole(&out, html.as_bytes())?;
+    super::say(&out.display().to_string())
+}
+
+/// The page as HTML.
+fn page(arguments: ReportArguments) -> Result<String> {
+    let ReportArguments { of, out: _, ratings, data, flaw_column, sheets } = arguments;
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
             return Err(Error::invalid(
@@ -60,7 +69,5 @@ pub fn run(arguments: ReportArguments) -> Result<()> {
             of.display()
         )));
     };
-    let out = out.unwrap_or_else(|| of.join("report.html"));
-    write_whole(&out, page.to_html().as_bytes())?;
-    super::say(&out.display().to_string())
+    Ok(page.to_html())
 }

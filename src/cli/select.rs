@@ -1,5 +1,4 @@
 //! `select`: chooses a subset of a rated corpus.
-#![expect(clippy::print_stdout, reason = "the command's result is what it prints")]
 
 use std::path::PathBuf;
 
@@ -140,13 +139,13 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     };
     let report = write_subset(&job, interrupt)?;
     let summary = &report.selection.summary;
-    println!(
+    super::say(&format!(
         "{}: kept {} of {} rows (seed {}).\n",
         strategy.name(),
         summary.kept,
         summary.rows,
         arguments.seed
-    );
+    ))?;
     let mut table = TextTable::new(["kept", "min", "25%", "median", "75%", "max", "mean"]);
     for (name, spread) in [("percentile", &summary.kept_percentiles), ("rating", &summary.kept_ratings)] {
         let numbers = [
@@ -160,14 +159,15 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
         table
             .row(std::iter::once(name.to_owned()).chain(numbers.iter().map(|number| format!("{number:.4}"))));
     }
-    println!("{table}");
+    super::say(&table.to_string())?;
     let shares = summary.kept_share_by_decile.iter().map(|share| match share {
         Some(share) => format!("{:.0}%", share * 100.0),
         None => "–".to_owned(),
     });
-    println!("share kept of each tenth, best rated first: {}\n", shares.collect::<Vec<_>>().join(" "));
+    let shares = shares.collect::<Vec<_>>().join(" ");
+    super::say(&format!("share kept of each tenth, best rated first: {shares}\n"))?;
     for path in [&report.subset, &report.ids, &report.summary] {
-        println!("wrote {}", path.display());
+        super::say(&format!("wrote {}", path.display()))?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::{CompareRequest, Teller};
 use crate::{
     data::{Corpus, Record, flaws::Flaw},
     engine::{Purpose, Random},
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     files::{digest_of_file, sha256_of_file, write_csv, write_whole},
     interrupt::Interrupt,
     train::{
@@ -69,7 +69,7 @@ pub(super) fn prepare(
     let tables = std::iter::once(&train)
         .chain(&given)
         .chain(&request.held_out)
-        .map(|path| sha256_of_file(path))
+        .map(|path| interrupt.while_reading(NOT_BEGUN, || sha256_of_file(path)))
         .collect::<Result<Vec<_>>>()?;
     let kernels = config.device.open()?.map(|_| format!("{:?}", config.compute));
     let described = Described { config: config.fingerprint(), tables, kernels };
@@ -88,14 +88,14 @@ pub(super) fn prepare(
     let json = serde_json::to_vec_pretty(&described).map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&path, &json)?;
 
-    let corpus = corpus::open(config, &train)?;
-    let named = Columns::of(&corpus);
-    let mut records = corpus.read_all()?;
-    // Where tables are named, they are read; what is not is split off, the same for every model.
     let read = |path: &Path| {
-        let corpus = corpus::open(config, path)?;
-        Ok::<_, Error>((Columns::of(&corpus), corpus.read_all()?))
+        interrupt.while_reading(NOT_BEGUN, || {
+            let corpus = corpus::open(config, path)?;
+            Ok((Columns::of(&corpus), corpus.read_all()?))
+        })
     };
+    // Where tables are named, they are read; what is not is split off, the same for every model.
+    let (named, mut records) = read(&train)?;
     let (aside_columns, aside) = match &given {
         Some(path) => read(path)?,
         None => {
@@ -158,6 +158,10 @@ pub(super) fn prepare(
     let usable = |record: &Record| tokens.holds(&record.image);
     let before = records.len();
     records.retain(usable);
+    if records.is_empty() {
+        let reasons = reasons_in(&cache.join("failed.csv"))?;
+        return Err(reasons.none_usable(&train, Some(&cache.join("failed.csv"))));
+    }
     if records.len() < before {
         tracing::warn!(
             "{} of {before} records cannot be used; {} says why",
@@ -173,6 +177,23 @@ pub(super) fn prepare(
     expect_batches(aside, config.training.batch)?;
     let [validation, held_out] = paths;
     Ok(Data { pool, validation, held_out, aside, records, cache })
+}
+
+/// What an interrupted comparison has kept before anything is encoded.
+const NOT_BEGUN: &str = "nothing had been encoded or trained yet; give the same command again";
+
+/// The reasons in a list of rows that were left out.
+fn reasons_in(failed: &Path) -> Result<Reasons> {
+    let refuse = |error: csv::Error| Error::Table {
+        path: failed.to_path_buf(),
+        line: None,
+        message: error.to_string(),
+    };
+    let mut reasons = Reasons::default();
+    for row in csv::Reader::from_path(failed).map_err(refuse)?.records() {
+        reasons.add(row.map_err(refuse)?.get(2).unwrap_or_default());
+    }
+    Ok(reasons)
 }
 
 /// Refuses sets for validation and for measuring of less than a batch: before pictures are looked at, and once more when it is known

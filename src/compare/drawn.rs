@@ -75,11 +75,11 @@ impl Drawn {
             )));
         }
         let config = with_keys(config, &[path_key("token_cache", &data.cache)?])?;
-        let measurer = Measurer::open(&request.choice, || {
-            tokenizer_of_config(&config, interrupt, &mut |what, done, total| {
-                (teller.progress)(what, done, total)
-            })
-        })?;
+        let mut progress = |what: &str, done, total| (teller.progress)(what, done, total);
+        let open =
+            || Measurer::open(&request.choice, || tokenizer_of_config(&config, interrupt, &mut progress));
+        let measurer =
+            interrupt.while_reading("what is encoded is kept; give the same command again", open)?;
         let most = measurer.dimensions();
         if request.count.min(records.len()) <= most {
             tracing::warn!(

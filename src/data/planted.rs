@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    error::Reasons,
     files::{remove_leftovers, write_csv},
     interrupt::Interrupt,
 };
@@ -85,7 +86,7 @@ pub fn plant(
         let message = format!("{} is there already; give --overwrite or another --out", table.display());
         return Err(Error::invalid(message));
     }
-    let records = corpus.read_all()?;
+    let records = interrupt.while_reading("nothing was written", || corpus.read_all())?;
     let flaws = plan(records.len(), shares, *seed)?;
     let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
     let sources = sources(&flaws, &captions, *seed)?;
@@ -127,17 +128,15 @@ pub fn plant(
             write_png(&out.join(picture_path(at)), &rgb, side)
         })?;
     }
-    if kept.is_empty() {
-        return Err(Error::Table {
-            path: settings.corpus.clone(),
-            line: None,
-            message: "no picture of it can be read".to_owned(),
-        });
-    }
     let failures = failed.iter().map(|(at, reason)| {
         [records[*at].id.clone(), records[*at].line.to_string(), reason.clone()].to_vec()
     });
-    write_csv(&out.join("failed.csv"), &["id", "line", "reason"], failures)?;
+    let failed_out = out.join("failed.csv");
+    write_csv(&failed_out, &["id", "line", "reason"], failures)?;
+    if kept.is_empty() {
+        let reasons: Reasons = failed.iter().map(|(_, reason)| reason.as_str()).collect();
+        return Err(reasons.none_usable(&settings.corpus, Some(&failed_out)));
+    }
     let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
     let rows = kept.iter().map(|&at| {
         let caption = &records[sources[at].unwrap_or(at)].caption;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     engine::{DType, Tensor},
     error::{Error, Result},
+    files::text::read_text,
 };
 
 /// The description of an image tokenizer in its folder.
@@ -73,7 +74,7 @@ impl Description {
 /// # Errors
 /// If the file cannot be read or is no description.
 pub fn read_description(path: &Path) -> Result<Description> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = read_text(path)?;
     let mut reader = serde_json::Deserializer::from_str(&text);
     serde_path_to_error::deserialize(&mut reader)
         .map_err(|error| damaged(path, format!("not the description of an encoder: {error}")))

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     clip_image::{ClipImage, folder_of},
     pictures::Pictured,
-    space::{FeatureSpace, each},
+    space::{FeatureSpace, each, none_usable},
 };
 use crate::{
     encode::{
@@ -123,6 +123,9 @@ pub fn clip_score(
         }
         Ok(())
     })?;
+    if pairs == 0 && !failed.is_empty() {
+        return Err(none_usable(&captioned, &failed));
+    }
     if pairs == 0 {
         return Err(Error::invalid(
             "CLIP-Score needs pictures with captions, but there are none that can be used",

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     data::{ColumnNames, Corpus},
     error::{Error, Result},
+    files::text::read_text,
 };
 
 /// The table that `sample` writes beside its pictures.
@@ -114,7 +115,7 @@ fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
     let mut found = Vec::new();
     for prompt in prompts {
         let path = prompt.join(METADATA);
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = read_text(&path)?;
         let value: Option<Value> = serde_json::from_str(&text).ok();
         let Some(caption) = value.as_ref().and_then(|value| value["prompt"].as_str()) else {
             let message = "is not one JSON object with a text `prompt`".to_owned();

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
     files::{sha256, sha256_of_file},
     interrupt::Interrupt,
-    rate::parts::{Counts, Parts, Sequence, Source, Words},
+    rate::parts::{Counts, NOTHING_DONE, PARTS_KEPT, Parts, Sequence, Source, Words},
     select::ratings::{NumberColumn, NumberHeader, NumberWriter},
     train::{
         checkpoint::Checkpoint,
@@ -197,11 +197,14 @@ pub fn attribute(
 ) -> Result<AttributeSummary> {
     let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
     let (run, folders) = request.folders()?;
-    let setting = Setting::new(&run, request)?;
-    let checkpoints = setting.checkpoints(folders)?;
+    let (setting, checkpoints) = interrupt.while_reading(NOTHING_DONE, || {
+        let setting = Setting::new(&run, request)?;
+        let checkpoints = setting.checkpoints(folders)?;
+        Ok((setting, checkpoints))
+    })?;
     let (source, validation) = (setting.source(&request.corpus), setting.validation());
-    let validation_rows = validation.rows()?;
-    let rows = source.rows()?;
+    let [validation_rows, rows] =
+        interrupt.while_reading(NOTHING_DONE, || Ok([validation.rows()?, source.rows()?]))?;
     let corpus = source.open()?;
     let columns = columns(&checkpoints);
     let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)?;
@@ -210,13 +213,14 @@ pub fn attribute(
     let factors: Option<Vec<f64>> = checkpoints.iter().map(|held| rates.leading_to(held.step)).collect();
     let learning_rates_known = factors.is_some();
     let factors = factors.unwrap_or_else(|| vec![1.0; checkpoints.len()]);
+    let digest = |path: &Path| interrupt.while_reading(NOTHING_DONE, || sha256_of_file(path));
     let job = Job {
         checkpoints: checkpoints.iter().map(|held| held.digest.clone()).collect(),
         corpus: request.corpus.display().to_string(),
-        corpus_digest: sha256_of_file(&request.corpus)?,
+        corpus_digest: digest(&request.corpus)?,
         rows,
         validation: request.validation.display().to_string(),
-        validation_digest: sha256_of_file(&request.validation)?,
+        validation_digest: digest(&request.validation)?,
         validation_rows,
         geometry: request.geometry,
         batch: source.batch,
@@ -232,10 +236,11 @@ pub fn attribute(
         })?;
     }
 
-    parts.expect_unchanged(&request.corpus, &job.corpus_digest)?;
+    interrupt.while_reading(PARTS_KEPT, || parts.expect_unchanged(&request.corpus, &job.corpus_digest))?;
     let mut table = NumberWriter::create(&request.out, header)?;
     let mut zero_gradients = 0;
     let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<Numbers>| {
+        interrupt.check(PARTS_KEPT)?;
         zero_gradients += u64::from(found.iter().any(|numbers| numbers.cosine.is_none()));
         table.write(&record.fields, &row(&found, &factors))
     })?;
@@ -285,7 +290,7 @@ fn row(found: &[Numbers], factors: &[f64]) -> Vec<Option<f64>> {
 impl AttributeRequest {
     /// The run, and the folders of the checkpoints that are asked for.
     fn folders(&self) -> Result<(PathBuf, Vec<PathBuf>)> {
-        let named: Vec<Named> = self.checkpoints.iter().map(|path| Named::new(path)).collect();
+        let named = self.checkpoints.iter().map(|path| Named::new(path)).collect::<Result<Vec<_>>>()?;
         let Some(first) = named.first() else {
             return Err(Error::invalid("no checkpoint is named; give --checkpoint"));
         };

@@ -16,7 +16,7 @@ use crate::{
     data::{Corpus, Position, Record},
     encode::ImageTokenizer,
     engine::Tensor,
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     files::{WholeFile, remove_folder, remove_leftovers, sha256_of_file, write_whole},
     interrupt::Interrupt,
     select::ratings::{TableKind, write_error},
@@ -126,6 +126,11 @@ impl Source<'_> {
         Ok(Part { next, rows })
     }
 }
+
+/// What an interrupted job has kept before its first part.
+pub(crate) const NOTHING_DONE: &str = "nothing had been done yet; give the same command again";
+/// What it has kept when all parts are there.
+pub(crate) const PARTS_KEPT: &str = "all rows are done and kept; give the same command again for the table";
 
 /// How messages name a job.
 #[derive(Clone, Copy)]
@@ -304,6 +309,9 @@ impl Parts {
 
     /// Goes through the corpus and the parts of all sequences side by side: gives every record of which all have numbers
     /// to `write`, puts the others into the table of failed records, and checks that no row is lost or doubled.
+    ///
+    /// # Errors
+    /// Those of reading and writing; if the corpus has changed, or no row has numbers.
     pub(crate) fn gather<N: DeserializeOwned>(
         &self,
         source: &Source<'_>,
@@ -366,7 +374,12 @@ impl Parts {
                  {folder} and {command} again"
             )));
         }
-        failures.finish()?;
+        let reasons = failures.finish()?;
+        if found == 0 {
+            // The parts say only that nothing could be read: with other files, the same command is to look again.
+            remove_folder(&self.folder)?;
+            return Err(reasons.none_usable(source.path, Some(&self.failed_out)));
+        }
         Ok(counts)
     }
 
@@ -380,25 +393,29 @@ impl Parts {
 struct Failures {
     path: PathBuf,
     writer: csv::Writer<WholeFile>,
+    reasons: Reasons,
 }
 
 impl Failures {
     fn create(path: &Path) -> Result<Self> {
         let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
         writer.write_record(["id", "line", "reason"]).map_err(|error| write_error(path, error))?;
-        Ok(Self { path: path.to_path_buf(), writer })
+        Ok(Self { path: path.to_path_buf(), writer, reasons: Reasons::default() })
     }
 
     fn add(&mut self, record: &Record, reason: &str) -> Result<()> {
+        self.reasons.add(reason);
         self.writer
             .write_record([&record.id, &record.line.to_string(), reason])
             .map_err(|error| write_error(&self.path, error))
     }
 
-    fn finish(self) -> Result<()> {
+    /// Gives the reasons.
+    fn finish(self) -> Result<Reasons> {
         let path = self.path;
         let file = self.writer.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;
-        file.finish()
+        file.finish()?;
+        Ok(self.reasons)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     files::{hexadecimal, sha256, sha256_of_file},
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
-    rate::parts::{Outcome, Parts, Sequence, Source, Words},
+    rate::parts::{NOTHING_DONE, Outcome, PARTS_KEPT, Parts, Sequence, Source, Words},
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint},
@@ -61,7 +61,7 @@ impl ScoreRequest {
     pub fn configuration(&self) -> Result<Config> {
         match &self.config {
             Some(path) => Config::load(path, &self.sets),
-            None => configuration(&Named::new(&self.checkpoint).run, &self.sets),
+            None => configuration(&Named::new(&self.checkpoint)?.run, &self.sets),
         }
     }
 }
@@ -130,14 +130,14 @@ pub fn score(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ScoreSummary> {
     let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
-    let scorer = Scorer::new(request, interrupt)?;
+    let scorer = interrupt.while_reading(NOTHING_DONE, || Scorer::new(request, interrupt))?;
     let source = scorer.source(&request.corpus);
-    let rows = source.rows()?;
+    let rows = interrupt.while_reading(NOTHING_DONE, || source.rows())?;
     let corpus = source.open()?;
     let [id, image, _] = corpus.columns();
     let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
     let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
-    let digest = sha256_of_file(&request.corpus)?;
+    let digest = interrupt.while_reading(NOTHING_DONE, || sha256_of_file(&request.corpus))?;
     parts.prepare(&scorer.job(request, digest.clone(), rows), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
     let mut progress = |_: &str, done, total| progress(done, total);
@@ -147,9 +147,10 @@ pub fn score(
     })?;
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
-    parts.expect_unchanged(&request.corpus, &digest)?;
+    interrupt.while_reading(PARTS_KEPT, || parts.expect_unchanged(&request.corpus, &digest))?;
     let mut ratings = RatingsWriter::create(&request.out, header)?;
     let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
+        interrupt.check(PARTS_KEPT)?;
         let mut carried = record.fields;
         if paths.changes(&carried[image]) {
             carried[image] = paths.moved(&carried[image])?.into_owned();
@@ -185,7 +186,7 @@ impl Scorer {
             let described = [encoders.tokenizer.fingerprint(), encoders.text.fingerprint()].concat();
             (encoders, rater, parameters, described.into_bytes())
         } else {
-            let named = Named::new(&request.checkpoint);
+            let named = Named::new(&request.checkpoint)?;
             let folder = named.folder()?;
             let encoders = Encoders::of(&named.run, &config)?.on(device.as_ref())?;
             let (tensors, state) = Checkpoint::load_rater(&folder)?;

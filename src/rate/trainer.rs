@@ -23,6 +23,7 @@ use crate::{
     },
     train::{
         checkpoint,
+        corpus::{AS_IT_WAS, NO_STEP},
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
         prepared::{Prepared, Preparing, prepare},
@@ -121,11 +122,11 @@ pub fn train(
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
-    let mut bilevel = run.networks(device.as_ref(), saved.is_none())?;
+    let mut bilevel = interrupt.while_reading(NO_STEP, || run.networks(device.as_ref(), saved.is_none()))?;
     let mut samples = Samples::new(run.data.train.len(), config.training.average_from_epoch);
     let mut step = 0;
     if let Some(folder) = saved {
-        step = run.restore(&folder, &mut bilevel, &mut samples)?;
+        step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut bilevel, &mut samples))?;
         observer.note(&format!("continuing after step {step}"));
     }
     directory.record_start(config, command_line, step)?;

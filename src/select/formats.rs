@@ -122,7 +122,7 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, 
     }
     let corpus = Corpus::open(&job.subset, &job.columns)?;
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
-    let records = corpus.read_all()?;
+    let records = interrupt.while_reading("nothing was written", || corpus.read_all())?;
     let mut packing = Packing { job, header, columns, left_out: Vec::new(), interrupt };
     match job.format {
         Format::Csv | Format::Parquet => packing.table(&records)?,
@@ -195,6 +195,7 @@ impl Packing<'_> {
         let header = NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new())?;
         let mut table = NumberWriter::create(&self.job.out, header)?;
         for record in records {
+            self.check()?;
             let path = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
             let mut fields = record.fields.clone();
             fields[self.columns[1]] = path.to_string_lossy().into_owned();

@@ -86,10 +86,12 @@ struct SummaryFile<'a> {
 pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetReport> {
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
-    let (table, index) = RatingsTable::read_indexed(&job.ratings, &job.names)?;
+    let (table, index) =
+        interrupt.while_reading(NOTHING_WRITTEN, || RatingsTable::read_indexed(&job.ratings, &job.names))?;
     let index = job.data.as_ref().map(|_| index);
     interrupt.check(NOTHING_WRITTEN)?;
-    let selection = select(&table.ratings, &job.strategy, job.keep, job.seed)?;
+    let selection = interrupt
+        .while_reading(NOTHING_WRITTEN, || select(&table.ratings, &job.strategy, job.keep, job.seed))?;
 
     let mut ids_file = WholeFile::create(&ids)?;
     for row in table.ids.sorted(&selection.kept) {

@@ -18,7 +18,7 @@ use crate::{
         vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random, Tensor},
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     files::{hexadecimal, write_csv},
     interrupt::Interrupt,
     train::{
@@ -80,25 +80,30 @@ pub fn open(config: &Config, path: &Path) -> Result<Corpus> {
 /// Says how far a long job is; called from the thread that does it.
 pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
 
-/// Fits the configured image tokenizer to a seeded sample of the records, or loads the one that is named. The decoded
-/// pictures are given back, so that none is decoded twice.
+/// Fits the configured image tokenizer to a seeded sample of the records of `table`, or loads the one that is named. The
+/// decoded pictures are given back, so that none is decoded twice.
 ///
 /// # Errors
-/// If no picture can be used, the sizes do not fit, or the run is interrupted.
+/// If no picture can be used (which `failed_out` then lists, if it is given), the sizes do not fit, or the run is
+/// interrupted.
 pub fn image_tokenizer(
     config: &Config,
-    records: &[Record],
+    (table, records): (&Path, &[Record]),
+    failed_out: Option<&Path>,
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     if let Some(path) = &config.image_tokenizer.path {
-        let tokenizer = match config.image_tokenizer.kind {
-            ImageTokenizerKind::Pca => crate::encode::load_image_tokenizer(path)?,
-            ImageTokenizerKind::VqVae => Box::new(VqVae::open(VqVaeSettings {
-                path: path.clone(),
-                patch_nums: config.networks.patch_nums.clone(),
-            })?),
+        let open = || -> Result<Box<dyn ImageTokenizer>> {
+            match config.image_tokenizer.kind {
+                ImageTokenizerKind::Pca => crate::encode::load_image_tokenizer(path),
+                ImageTokenizerKind::VqVae => Ok(Box::new(VqVae::open(VqVaeSettings {
+                    path: path.clone(),
+                    patch_nums: config.networks.patch_nums.clone(),
+                })?)),
+            }
         };
+        let tokenizer = interrupt.while_reading(NO_STEP, open)?;
         return Ok((tokenizer, None, FitPictures::default()));
     }
     let settings = PcaSettings {
@@ -117,17 +122,28 @@ pub fn image_tokenizer(
     let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
     let loader = Loader::new(requests, preprocess(config, settings.side), config.data.workers, AHEAD)?;
     let mut pictures = HashMap::new();
+    let mut failed = Vec::new();
     for (done, (place, picture)) in loader.enumerate() {
         interrupted(interrupt)?;
         progress("decoding for the tokenizer", done as u64 + 1, total);
-        if let Ok(picture) = picture {
-            pictures.insert(place, picture);
+        match picture {
+            Ok(picture) => {
+                pictures.insert(place, picture);
+            }
+            Err(error) => {
+                let Record { id, line, .. } = &records[place];
+                failed.push(FailedRecord { id: id.clone(), line: *line, reason: error.to_string() });
+            }
         }
+    }
+    if pictures.is_empty() {
+        return Err(none_usable(table, &failed, failed_out)?);
     }
     let mut order: Vec<usize> = pictures.keys().copied().collect();
     order.sort_unstable();
-    let (tokenizer, report) =
-        PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))?;
+    let (tokenizer, report) = interrupt.while_reading(NO_STEP, || {
+        PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))
+    })?;
     Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
 }
 
@@ -202,8 +218,26 @@ pub(crate) fn write_failed<'a>(path: &Path, failed: impl Iterator<Item = &'a Fai
     write_csv(path, &["id", "line", "reason"], failed.map(row))
 }
 
+/// Why a job ends that can use no row of `table`: the reasons with their counts. `failed_out`, if it is given, lists every row.
+///
+/// # Errors
+/// If the list cannot be written.
+pub(crate) fn none_usable(table: &Path, failed: &[FailedRecord], failed_out: Option<&Path>) -> Result<Error> {
+    if let Some(path) = failed_out {
+        write_failed(path, failed.iter())?;
+    }
+    let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
+    Ok(reasons.none_usable(table, failed_out))
+}
+
+/// What an interrupted run says before its first step.
+pub(crate) const NO_STEP: &str = "no step had been done yet, so there was nothing to save";
+
+/// What it says before it has continued.
+pub(crate) const AS_IT_WAS: &str = "the run is as it was; give the same command again";
+
 fn interrupted(interrupt: &Interrupt) -> Result<()> {
-    interrupt.check("no step had been done yet, so there was nothing to save")
+    interrupt.check(NO_STEP)
 }
 
 /// Usable records with their codes.

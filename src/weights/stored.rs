@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use super::{damaged, kind::NumberKind};
 use crate::{
     engine::Tensor,
-    error::{Error, Result},
+    error::{Error, Result, reserved},
 };
 
 /// The bytes given to a reader at a time: a multiple of every kind's width.
@@ -246,6 +246,8 @@ impl Stored {
         let refuse = |message: String| damaged(self.path(), format!("tensor {name} {message}"));
         let Entry { shape, kind } = &self.entry;
         self.expect_few(name)?;
+        // Asked for before it is used: an allocation that fails later ends the program.
+        drop(reserved::<f32>(self.entry.len(), self.path(), &format!("tensor {name} of {shape:?}"))?);
         match kind {
             NumberKind::F8E4M3 | NumberKind::F8E5M2 | NumberKind::Complex64 => Err(refuse(format!(
                 "is of the kind {kind}, which this program does not compute with; convert it with the program that wrote it"

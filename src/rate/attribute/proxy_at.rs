@@ -10,7 +10,7 @@ use crate::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
         ops::meta_gradient::precondition,
     },
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     interrupt::Interrupt,
     models::{Mode, Proxy},
     rate::parts::{Outcome, Source},
@@ -122,6 +122,7 @@ impl<'a> ProxyAt<'a> {
         let mut sum = Accumulate::default();
         let mut corpus = source.open()?;
         let (mut losses, mut failed, mut samples) = (0.0, 0, 0);
+        let mut reasons = Reasons::default();
         loop {
             progress("validation gradient", samples + failed, rows);
             let saved = "what was attributed before is kept; give the same command again to go on";
@@ -137,7 +138,10 @@ impl<'a> ProxyAt<'a> {
                         losses += loss;
                         samples += 1;
                     }
-                    Outcome::Failed(_) => failed += 1,
+                    Outcome::Failed(reason) => {
+                        failed += 1;
+                        reasons.add(&reason);
+                    }
                 }
             }
             if part.next.is_none() {
@@ -147,7 +151,7 @@ impl<'a> ProxyAt<'a> {
         progress("validation gradient", samples + failed, rows);
         if samples == 0 {
             return Err(Error::invalid(format!(
-                "{} has no usable record ({failed} of {rows} failed); give another --validation",
+                "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",
                 source.path.display()
             )));
         }

@@ -19,11 +19,11 @@ use crate::{
     config::Config,
     data::{Corpus, Position, Record},
     encode::{ImageTokenizer, TextEncoder},
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     files::{remove_folder, remove_leftovers, sha256, sha256_of_file, write_whole},
     interrupt::Interrupt,
     train::{
-        corpus::{self, FailedRecord, Progress},
+        corpus::{self, FailedRecord, NO_STEP, Progress},
         prepared::{READY, expect_pyramid, make_folder},
         run_directory::lock,
         tokenise::{FitPictures, Tokenise},
@@ -31,6 +31,8 @@ use crate::{
     },
 };
 
+/// The table of the rows that were left out.
+const FAILED: &str = "failed.csv";
 /// Captions encoded at once.
 const CAPTIONS: usize = 64;
 
@@ -132,7 +134,9 @@ pub fn encode(
     // A device that cannot be used ends the job before the data is read.
     let device = config.device.open()?;
     let tables = tables(request)?;
-    let described = tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()?;
+    let described = interrupt.while_reading("nothing had been encoded yet", || {
+        tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()
+    })?;
     let folder = absolute(&request.out)?;
     fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let _lock = lock(&folder)?;
@@ -140,7 +144,7 @@ pub fn encode(
     let settings = settings(request)?;
     refuse_other(&folder, request, &settings, &described)?;
     let tokenizer = image_tokenizer(request, &folder, &tables[0], interrupt, progress)?;
-    let (text, kept) = text_encoder(request, &folder)?;
+    let (text, kept) = text_encoder(request, &folder, interrupt)?;
     let (tokenizer, text) = match &device {
         None => (tokenizer, text),
         Some(device) => {
@@ -214,7 +218,7 @@ fn refuse_other(
     tables: &[TableDescription],
 ) -> Result<()> {
     let ours = |name: &str| {
-        [CACHE, "lock", "failed.csv", "image_tokenizer", "text_encoder"].contains(&name)
+        [CACHE, "lock", FAILED, "image_tokenizer", "text_encoder"].contains(&name)
             || name.starts_with("shard-")
     };
     let mut names = Vec::new();
@@ -278,9 +282,11 @@ fn image_tokenizer(
             let records = match config.image_tokenizer.path {
                 // Nothing has to be fitted.
                 Some(_) => Vec::new(),
-                None => corpus::open(config, first)?.read_all()?,
+                None => interrupt.while_reading(NO_STEP, || corpus::open(config, first)?.read_all())?,
             };
-            let (tokenizer, ..) = corpus::image_tokenizer(config, &records, interrupt, progress)?;
+            let failed_out = cache.join(FAILED);
+            let (tokenizer, ..) =
+                corpus::image_tokenizer(config, (first, &records), Some(&failed_out), interrupt, progress)?;
             expect_pyramid(config, tokenizer.as_ref())?;
             tokenizer
         }
@@ -295,7 +301,7 @@ fn image_tokenizer(
 type KeptText = (Option<Box<dyn TextEncoder>>, Option<TextKept>);
 
 /// The text encoder whose states or ids are to be kept, if they are, and which.
-fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
+fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) -> Result<KeptText> {
     let config = &request.config;
     let kept = match request.text {
         Some(asked) => asked,
@@ -309,10 +315,10 @@ fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
     if folder.join(READY).exists() {
         return Ok((Some(corpus::saved_text_encoder(config, &folder)?), kept));
     }
-    let text = match &request.run {
-        Some(run) => corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
-        None => corpus::text_encoder(config)?,
-    };
+    let text = interrupt.while_reading(NO_STEP, || match &request.run {
+        Some(run) => corpus::saved_text_encoder(config, &run.join("text_encoder")),
+        None => corpus::text_encoder(config),
+    })?;
     if kept == Some(TextKept::Ids) {
         text.ids(&[""])?;
     }
@@ -332,6 +338,9 @@ impl Builder<'_> {
             let mut from: Option<Position> = None;
             loop {
                 progress("encoding", done, total);
+                interrupt.check(&format!(
+                    "{done} of {total} rows are encoded and kept; give the same command again to go on"
+                ))?;
                 let held = Entry::read(&self.folder, number).filter(|entry| {
                     (entry.table, entry.from) == (table, from)
                         && entry.next.is_none_or(|next| next.byte > from.unwrap_or(START).byte)
@@ -343,9 +352,6 @@ impl Builder<'_> {
                         entry
                     }
                     None => {
-                        interrupt.check(&format!(
-                            "{done} of {total} rows are encoded and kept; give the same command again to go on"
-                        ))?;
                         let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
                         made += 1;
                         pictures_now += entry.rows - entry.failed.len() as u64;
@@ -368,7 +374,14 @@ impl Builder<'_> {
             )));
         }
         let failed: Vec<&FailedRecord> = entries.iter().flat_map(|entry| &entry.failed).collect();
-        corpus::write_failed(&self.folder.join("failed.csv"), failed.iter().copied())?;
+        let failed_out = self.folder.join(FAILED);
+        corpus::write_failed(&failed_out, failed.iter().copied())?;
+        if failed.len() as u64 == total {
+            let tables: Vec<String> = self.tables.iter().map(|path| path.display().to_string()).collect();
+            let tables = PathBuf::from(tables.join(", "));
+            let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
+            return Err(reasons.none_usable(&tables, Some(&failed_out)));
+        }
         let failed = failed.len() as u64;
         let bytes = |entry: &Entry| entry.codes.bytes + entry.text.as_ref().map_or(0, |text| text.bytes);
         Ok(EncodeSummary {

@@ -16,7 +16,7 @@ use tokens::{Chooser, Tokens};
 use self::model::MicroStep;
 use super::{
     batch::Batch,
-    corpus::EncodedCorpus,
+    corpus::{AS_IT_WAS, EncodedCorpus, NO_STEP},
     order::{Order, dropped_captions},
     prepared::{Prepared, Preparing, prepare},
     released,
@@ -107,12 +107,16 @@ pub fn fit(
     let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let quantizer = data.tokenizer.quantizer();
-    let mut model = Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
     let saved = super::checkpoint::Checkpoint::newest(&directory.checkpoints())?;
-    // Weights to start from need not be there any more when a run goes on.
-    if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
-        released::load(path, released::PROXY, &mut model.parameters)?;
-    }
+    let mut model = interrupt.while_reading(NO_STEP, || {
+        let mut model =
+            Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
+        // Weights to start from need not be there any more when a run goes on.
+        if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
+            released::load(path, released::PROXY, &mut model.parameters)?;
+        }
+        Ok(model)
+    })?;
     if let Some(device) = &device {
         model.move_to(device, config.compute)?;
         model.reader = Some(CodeReader::new(quantizer, device, config.training.batch)?);
@@ -121,7 +125,7 @@ pub fn fit(
     let run = Run { config, directory, data, plan, chooser };
     let mut step = 0;
     if let Some(folder) = saved {
-        step = run.restore(&folder, &mut model)?;
+        step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut model))?;
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
     directory.record_start(config, command_line, step)?;

@@ -82,7 +82,7 @@ impl Loaded {
                 (device, config, Self { model, tokenizer, text })
             }
             None => {
-                let named = Named::new(&request.model);
+                let named = Named::new(&request.model)?;
                 let config = without_cache(configuration(&named.run, &request.sets)?);
                 let device = config.device.open()?;
                 let Encoders { tokenizer, text, .. } =
@@ -135,7 +135,8 @@ pub fn sample(
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::invalid(format!("{} is not empty; give another folder", out.display())));
     }
-    let Loaded { model, tokenizer, text } = Loaded::open(request, interrupt)?;
+    let Loaded { model, tokenizer, text } =
+        interrupt.while_reading("nothing was written", || Loaded::open(request, interrupt))?;
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let sampler = Sampler {
         network: &model.network,
@@ -170,7 +171,7 @@ pub fn sample(
     }
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&table, &bytes)?;
-    let grid = placed.finish()?;
+    let grid = placed.finish(interrupt)?;
     Ok(SampleSummary { pictures: wanted.len(), grid, table })
 }
 

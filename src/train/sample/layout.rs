@@ -10,7 +10,11 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    files::write_whole,
+    files::{
+        text::{filled_lines, read_text},
+        write_whole,
+    },
+    interrupt::Interrupt,
     report::{
         contact_sheet::{SheetRow, Thumbnail, contact_sheet},
         picture::Picture,
@@ -36,15 +40,15 @@ pub enum Layout {
 /// # Errors
 /// If the file cannot be read, a line is no such object, or there is none.
 pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = read_text(path)?;
     let refuse =
         |line, message: &str| Error::Table { path: path.to_path_buf(), line, message: message.to_owned() };
     let (mut prompts, mut lines) = (Vec::new(), Vec::new());
-    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (at, line) in filled_lines(&text) {
         let value: Option<Value> = serde_json::from_str(line).ok();
         let Some(prompt) = value.as_ref().and_then(|value| value.get("prompt")?.as_str()) else {
             return Err(refuse(
-                Some(at as u64 + 1),
+                Some(at),
                 "is not a JSON object with a text `prompt`; GenEval's prompts are prompts/evaluation_metadata.jsonl",
             ));
         };
@@ -117,12 +121,14 @@ impl<'a> Placed<'a> {
     }
 
     /// Writes what shows all pictures, where there is such a thing.
-    pub(super) fn finish(self) -> Result<Option<PathBuf>> {
+    pub(super) fn finish(self, interrupt: &Interrupt) -> Result<Option<PathBuf>> {
         match self.layout {
             Layout::Bare | Layout::GenEval { .. } => Ok(None),
             Layout::Flat => {
                 let grid = self.out.join("grid.png");
-                write_grid(self.rows, self.each, &grid)?;
+                let saved = format!("all pictures are in {}, but not the grid of them", self.out.display());
+                let sheet = interrupt.while_reading(&saved, || grid_of(self.rows, self.each))?;
+                sheet.write_png(&grid)?;
                 Ok(Some(grid))
             }
         }
@@ -148,14 +154,14 @@ fn unlabelled(thumbnails: Vec<Thumbnail>) -> SheetRow {
 const COLUMNS: usize = 5;
 
 /// A prompt's pictures in a row; single ones several to a row.
-fn write_grid(rows: Vec<SheetRow>, each: usize, path: &Path) -> Result<()> {
+fn grid_of(rows: Vec<SheetRow>, each: usize) -> Result<Picture> {
     let rows = if each > 1 {
         rows
     } else {
         let all: Vec<Thumbnail> = rows.into_iter().flat_map(|row| row.thumbnails).collect();
         all.chunks(COLUMNS).map(|part| unlabelled(part.to_vec())).collect()
     };
-    contact_sheet("Samples", &rows)?.write_png(path)
+    contact_sheet("Samples", &rows)
 }
 
 #[cfg(test)]
