@@ -136,7 +136,7 @@ pub fn demo(
     let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
-    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"), interrupt)?;
+    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
     pictures.insert(0, losses);
     let page = folder.join("report.html");
     let of_run = RunPage { run: run_folder, ratings: Some(ratings.clone()), corpus: None, flaw_column: None };

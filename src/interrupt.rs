@@ -61,11 +61,14 @@ impl Interrupt {
             };
             // A terminal that does not take the line must not keep the second signal from being heard.
             let (done, printed) = mpsc::channel();
-            let tell = tell.clone();
-            thread::spawn(move || {
-                tell(&sentence);
+            let (line, print) = (sentence.clone(), tell.clone());
+            let started = thread::Builder::new().spawn(move || {
+                print(&line);
                 let _nobody_waits = done.send(());
             });
+            if started.is_err() {
+                tell(&sentence);
+            }
             if only_reading.is_some() {
                 let _ended_either_way = printed.recv_timeout(PATIENCE);
                 std::process::exit(EXIT_CODE.into());

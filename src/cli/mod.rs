@@ -128,12 +128,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     terminal::report_to_stderr(cli.verbose);
     let interrupt = &Interrupt::from_signals(terminal::tell_apart)?;
     fail_at_size_limits()?;
-    if let Some(threads) = cli.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(usize::from(threads))
-            .build_global()
-            .map_err(|error| Error::invalid(format!("cannot start {threads} threads: {error}")))?;
-    }
+    // Started later, by the first to need them, threads that cannot be started would be a panic.
+    rayon::ThreadPoolBuilder::new().num_threads(cli.threads.map_or(0, usize::from)).build_global().map_err(
+        |error| Error::invalid(format!("cannot start threads: {error}; give --threads N for fewer")),
+    )?;
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments, interrupt)?,
         Command::Train(arguments) => train::run(arguments, interrupt)?,

@@ -73,8 +73,7 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
     let summary =
         scorer::score(&request, interrupt, &mut |done, total| progress.count("scoring", done, total))?;
     super::say(&summary.to_string())?;
-    let note = arguments.note_column.as_deref();
-    for path in rating_pictures(&config, &summary.out, &request.corpus, note, interrupt)? {
+    for path in rating_pictures(&config, &summary.out, &request.corpus, arguments.note_column.as_deref())? {
         super::say(&path.display().to_string())?;
     }
     Ok(())

@@ -40,6 +40,7 @@ impl Reasons {
         group.rows += 1;
         if let Some(file) = file
             && group.files.len() < FILES
+            && !group.files.iter().any(|named| named == file)
         {
             group.files.push(file.to_owned());
         }

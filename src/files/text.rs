@@ -14,6 +14,9 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
         return Err(refuse("is UTF-16 text; save it as UTF-8".to_owned()));
     }
+    if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
+        return Err(refuse(format!("byte {at} is 0, so it is not a text file")));
+    }
     let mut text = String::from_utf8(bytes).map_err(|error| {
         refuse(format!("byte {} is not UTF-8; save the file as UTF-8", error.utf8_error().valid_up_to()))
     })?;
@@ -56,6 +59,7 @@ mod tests {
         assert_eq!(read(b"\xef\xbb\xbfa fox\n").as_deref(), Ok("a fox\n"));
         assert_eq!(read(b"a fox").as_deref(), Ok("a fox"));
         assert!(read(b"\xff\xfea\0").is_err_and(|error| error.contains("is UTF-16 text")));
+        assert!(read(b"a\0").is_err_and(|error| error.contains("not a text file")));
         assert!(read(b"caf\xe9").is_err_and(|error| error.contains("byte 3 is not UTF-8")));
         for text in ["a\n\n b \n", "a\r\n\r\n b\r\n\r\n", "a\r\rb"] {
             assert_eq!(filled_lines(text).collect::<Vec<_>>(), [(1, "a"), (3, "b")], "{text:?}");

@@ -11,9 +11,7 @@ use crate::{
     config::Config,
     data::{Record, load_picture},
     error::Result,
-    interrupt::Interrupt,
     report::{
-        Picture,
         contact_sheet::{Thumbnail, contact_sheet, decile_samples},
         plot::{RatingHistogram, rating_histogram},
     },
@@ -28,17 +26,15 @@ const THUMBNAILS: usize = 12;
 /// column of the corpus that is shown before each caption.
 ///
 /// # Errors
-/// If the table or the corpus cannot be read, a picture cannot be written, or the user interrupts.
+/// If the table or the corpus cannot be read, or a picture cannot be written.
 pub fn rating_pictures(
     config: &Config,
     ratings: &Path,
     corpus_csv: &Path,
     note_column: Option<&str>,
-    interrupt: &Interrupt,
 ) -> Result<Vec<PathBuf>> {
-    let saved = format!("{} is complete; its histogram and contact sheet are not", ratings.display());
     let columns = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
-    let table = interrupt.while_reading(&saved, || RatingsTable::read(ratings, &columns))?;
+    let table = RatingsTable::read(ratings, &columns)?;
     let name = |ending: &str| {
         let mut name = ratings.file_stem().unwrap_or_default().to_os_string();
         name.push(ending);
@@ -46,21 +42,8 @@ pub fn rating_pictures(
     };
     let paths = [name(".histogram.png"), name(".contact_sheet.png")];
     let histogram = RatingHistogram { title: "Ratings".to_owned(), ratings: &table.ratings, kept: &[] };
-    let [histogram_out, sheet_out] = paths;
-    interrupt.while_reading(&saved, || rating_histogram(&histogram))?.write_png(&histogram_out)?;
-    let sheet = interrupt.while_reading(&saved, || sheet_of(config, &table, corpus_csv, note_column))?;
-    let Some(sheet) = sheet else { return Ok(vec![histogram_out]) };
-    sheet.write_png(&sheet_out)?;
-    Ok(vec![histogram_out, sheet_out])
-}
+    rating_histogram(&histogram)?.write_png(&paths[0])?;
 
-/// The contact sheet, unless none of its pictures can be read.
-fn sheet_of(
-    config: &Config,
-    table: &RatingsTable,
-    corpus_csv: &Path,
-    note_column: Option<&str>,
-) -> Result<Option<Picture>> {
     let samples = decile_samples(&table.ratings, THUMBNAILS)?;
     let wanted: HashSet<&str> =
         samples.iter().flat_map(|sample| &sample.rows).map(|&row| table.ids.get(row as usize)).collect();
@@ -96,10 +79,12 @@ fn sheet_of(
             rows.push(sample.sheet_row(thumbnails));
         }
     }
+    let [histogram, sheet] = paths;
     if rows.is_empty() {
-        return Ok(None);
+        return Ok(vec![histogram]);
     }
-    contact_sheet("Pictures by rating, the best rated first", &rows).map(Some)
+    contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&sheet)?;
+    Ok(vec![histogram, sheet])
 }
 
 /// The corpus' columns, and those of its records that are wanted, by id.

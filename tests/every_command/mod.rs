@@ -187,7 +187,7 @@ pub const COMMANDS: &[Given] = &[
     },
     Given {
         name: "plant",
-        arguments: &["plant", "--data", "data/train.csv", "--side", "24", "--out", "OUT"],
+        arguments: &["plant", "--data", "data/plain.csv", "--side", "24", "--out", "OUT"],
         again: SAME,
         same: all,
     },
@@ -223,6 +223,13 @@ impl Place {
         let shares = FlawShares::default();
         let settings = DataSetSettings { train: 40, validation: 16, side: 24, shares, seed: 3 };
         let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        // Without the columns that `plant` adds.
+        let mut plain = csv::Writer::from_path(folder.path().join("data/plain.csv")).unwrap();
+        let mut table = csv::ReaderBuilder::new().has_headers(false).from_path(&data.train_csv).unwrap();
+        for row in table.records() {
+            plain.write_record(row.unwrap().iter().take(3)).unwrap();
+        }
+        plain.flush().unwrap();
         let config = json!({
             "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
             "depth": 1,
@@ -288,6 +295,10 @@ impl Place {
                 files.insert(rest.to_owned(), fs::read(&path).unwrap());
             }
         }
+        // Of a run's checkpoints only the newest: an interrupt makes one where there would be none.
+        let step = |name: &str| Some(name.split_once("/checkpoints/")?.1.split('/').next()?.to_owned());
+        let newest = files.keys().filter_map(|name| step(name)).max();
+        files.retain(|name, _| step(name).is_none_or(|step| Some(&step) == newest.as_ref()));
         files
     }
 

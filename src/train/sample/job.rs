@@ -171,7 +171,7 @@ pub fn sample(
     }
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&table, &bytes)?;
-    let grid = placed.finish(interrupt)?;
+    let grid = placed.finish()?;
     Ok(SampleSummary { pictures: wanted.len(), grid, table })
 }
 

@@ -14,7 +14,6 @@ use crate::{
         text::{filled_lines, read_text},
         write_whole,
     },
-    interrupt::Interrupt,
     report::{
         contact_sheet::{SheetRow, Thumbnail, contact_sheet},
         picture::Picture,
@@ -121,14 +120,12 @@ impl<'a> Placed<'a> {
     }
 
     /// Writes what shows all pictures, where there is such a thing.
-    pub(super) fn finish(self, interrupt: &Interrupt) -> Result<Option<PathBuf>> {
+    pub(super) fn finish(self) -> Result<Option<PathBuf>> {
         match self.layout {
             Layout::Bare | Layout::GenEval { .. } => Ok(None),
             Layout::Flat => {
                 let grid = self.out.join("grid.png");
-                let saved = format!("all pictures are in {}, but not the grid of them", self.out.display());
-                let sheet = interrupt.while_reading(&saved, || grid_of(self.rows, self.each))?;
-                sheet.write_png(&grid)?;
+                grid_of(self.rows, self.each)?.write_png(&grid)?;
                 Ok(Some(grid))
             }
         }
