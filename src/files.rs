@@ -1,6 +1,7 @@
 //! Writing files and folders whole: whoever looks sees either nothing or all of it, whenever the process is killed.
 
 pub(crate) mod mistaken;
+pub mod sealed;
 
 use std::{
     fs::{self, File},

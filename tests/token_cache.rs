@@ -168,11 +168,78 @@ fn a_cache_of_something_else_is_refused() {
     );
     let written: Value = serde_json::from_slice(&fs::read(work.path("cache/cache.json")).unwrap()).unwrap();
     let mut newer = written;
-    newer["format"] = json!(2);
+    newer["format"] = json!(9);
     fs::write(work.path("cache/cache.json"), newer.to_string()).unwrap();
-    train("newer", &[], &["has the form 2"]);
+    train("newer", &[], &["has the form 9"]);
     encode(&["--out", "cache", "--text", "f32"], &["cannot be read"]);
+    // One of an older version, which has no seals, serves, but is not gone on with.
+    work.succeed(&[&ENCODE[..], &["--out", "older"]].concat());
+    let unsealed = |name: &str, change: &dyn Fn(&mut Value)| {
+        let path = work.path("older").join(name);
+        let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        value.as_object_mut().unwrap().remove("sha256").unwrap();
+        change(&mut value);
+        fs::write(path, value.to_string()).unwrap();
+    };
+    unsealed("cache.json", &|value| value["format"] = json!(1));
+    for shard in 0..7 {
+        unsealed(&format!("shard-{shard:05}.json"), &|value| {
+            drop(value.as_object_mut().unwrap().remove("images"))
+        });
+    }
+    let older = ["train", "--config", "config.json", "--out", "of-older", "--set", "token_cache=older"];
+    work.succeed(&older);
+    encode(&["--out", "older"], &["of an older version", "--overwrite"]);
     work.succeed(&[&ENCODE[..], &["--out", "cache", "--overwrite"]].concat());
+}
+
+/// One rule for all jobs: an image that is another one now ends a job that goes on, whatever of it is done.
+#[test]
+fn an_image_that_was_replaced_or_deleted_is_named() {
+    let work = workplace();
+    let arguments = [&ENCODE[..], &["--out", "cache"]].concat();
+    work.succeed(&arguments);
+    let expected = shards(&work, "cache");
+    let shard = work.path("cache/shard-00001.json");
+    fs::remove_file(&shard).unwrap();
+    let image = work.path("data/train/000003.png");
+    let original = fs::read(&image).unwrap();
+    let mut other = original.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&image, &other).unwrap();
+    work.refused(&arguments, &["000003.png: was replaced", "remove that folder"]);
+    fs::remove_file(&image).unwrap();
+    work.refused(&arguments, &["000003.png: was replaced, added or deleted"]);
+    // The same file again, if under another time.
+    fs::write(&image, &original).unwrap();
+    work.succeed(&arguments);
+    assert!(shards(&work, "cache") == expected);
+    // A table that was changed is named.
+    let table = work.path("data/train.csv");
+    let rows = fs::read_to_string(&table).unwrap();
+    fs::write(&table, rows.replacen(" a ", " the ", 1) + "\n").unwrap();
+    work.refused(&arguments, &["changed since", "data/train.csv", "--overwrite"]);
+}
+
+/// Text states are read only when they are needed, and then checked.
+#[test]
+fn a_damaged_shard_of_text_states_is_not_used() {
+    let work = workplace();
+    let arguments = [&ENCODE[..], &["--out", "cache", "--text", "f32"]].concat();
+    work.succeed(&arguments);
+    let expected = shards(&work, "cache");
+    let path = work.path("cache/shard-00002.text.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    work.refused(
+        &["train", "--config", "config.json", "--out", "run", "--set", "token_cache=cache"],
+        &["shard-00002.text.safetensors", "makes this shard anew"],
+    );
+    let said = work.succeed(&arguments);
+    assert!(said.contains("7 shards, 1 of them made now"), "{said}");
+    assert!(shards(&work, "cache") == expected);
 }
 
 /// A released encoder's states: f32 and token ids give the same bits, bf16 the same for a caption whether the cache holds it or

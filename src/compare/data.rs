@@ -15,7 +15,11 @@ use crate::{
     data::{Corpus, Record, flaws::Flaw},
     engine::{Purpose, Random},
     error::{Error, Result},
-    files::{digest_of_file, sha256_of_file, write_csv, write_whole},
+    files::{
+        digest_of_file,
+        sealed::{Unsealed, read_sealed, unseal, write_sealed},
+        sha256_of_file, write_csv,
+    },
     interrupt::Interrupt,
     train::{
         cache::{EncodeRequest, TokenCache, encode},
@@ -76,8 +80,32 @@ pub(super) fn prepare(
     let path = out.join("compare.json");
     if path.exists() {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        let same = serde_json::from_slice::<Described>(&bytes).is_ok_and(|held| held == described);
-        if !same {
+        let older = matches!(unseal(&bytes), Unsealed::Without)
+            && serde_json::from_slice::<Described>(&bytes).is_ok();
+        if older {
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
+                 --out, or remove it",
+                out.display()
+            )));
+        }
+        let cure = "put it back as it was, or give another --out";
+        let held: Described = read_sealed(&path, cure)?;
+        if let Some(at) = (0..held.tables.len().max(described.tables.len()))
+            .find(|&at| held.tables.get(at) != described.tables.get(at))
+            .filter(|_| held.config == described.config && held.kernels == described.kernels)
+        {
+            let tables: Vec<&PathBuf> =
+                std::iter::once(&train).chain(&given).chain(&request.held_out).collect();
+            let table = tables
+                .get(at)
+                .map_or_else(|| path.display().to_string(), |table| table.display().to_string());
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
+                out.display()
+            )));
+        }
+        if held != described {
             return Err(Error::invalid(format!(
                 "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
                  otherwise (--device, fp16); give another --out, or remove it",
@@ -85,8 +113,7 @@ pub(super) fn prepare(
             )));
         }
     }
-    let json = serde_json::to_vec_pretty(&described).map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&path, &json)?;
+    write_sealed(&path, &described)?;
 
     let corpus = corpus::open(config, &train)?;
     let named = Columns::of(&corpus);

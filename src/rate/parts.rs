@@ -1,8 +1,13 @@
 //! Jobs over a corpus that are taken up again after a kill: constant memory, the corpus' order, no row lost or doubled.
 //!
 //! What is found goes into part files beside the output, each written whole; a part names the place in the corpus where
-//! the next one begins. When all parts are there the output is put together from them and the corpus, and they are
+//! it and the next one begin. When all parts are there the output is put together from them and the corpus, and they are
 //! removed. A job that goes over the corpus several times has a sequence of parts for each time.
+//!
+//! Parts belong to what they were made of. `job.json` names it: a job with other inputs is refused by the first of them that
+//! differs, and so is one of whose images one was replaced, added or deleted since its row was done, when the job goes on and once
+//! more when the output is put together (see [`identity`](crate::train::identity)). What numbers do not depend on is no part of
+//! that: parts serve whatever the batch and the threads. A part that was damaged is made again.
 
 use std::{
     fs,
@@ -15,14 +20,19 @@ use crate::{
     config::Config,
     data::{Corpus, Position, Record},
     encode::ImageTokenizer,
-    engine::Tensor,
+    engine::{DType, Tensor, cuda::DeviceChoice},
     error::{Error, Result},
-    files::{WholeFile, remove_folder, remove_leftovers, sha256_of_file, write_whole},
+    files::{
+        WholeFile, remove_folder, remove_leftovers,
+        sealed::{Unsealed, read_sealed, seal, unseal, write_sealed},
+        sha256_of_file, write_whole,
+    },
     interrupt::Interrupt,
     select::ratings::{TableKind, write_error},
     train::{
         cache::TokenCache,
         corpus::{self, Progress},
+        identity::{Looking, Seen, are_same, first_changed},
         tokenise::{FitPictures, Tokenise},
     },
 };
@@ -31,14 +41,97 @@ use crate::{
 const PART: usize = 512;
 /// Name of the file that says what the parts belong to.
 const JOB: &str = "job.json";
+/// The form of the files in the folder of parts.
+const FORMAT: u32 = 2;
 
 /// One part file: what became of consecutive records.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Part<N> {
+    /// Where it begins; `None` at the first record.
+    pub(crate) from: Option<Position>,
     /// Where the next part begins; `None` at the end of the corpus.
     pub(crate) next: Option<Position>,
-    /// Row, and what was found of it, in order.
-    pub(crate) rows: Vec<(u64, Outcome<N>)>,
+    /// The records in order.
+    pub(crate) rows: Vec<Row<N>>,
+}
+
+/// One record of a part.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Row<N> {
+    /// Its row in the corpus.
+    pub(crate) row: u64,
+    /// What its image was.
+    pub(crate) image: Seen,
+    /// What was found.
+    pub(crate) outcome: Outcome<N>,
+}
+
+/// Something that decides a job's numbers.
+pub(crate) struct Input {
+    /// What it is.
+    pub(crate) kind: &'static str,
+    /// How messages name it.
+    pub(crate) name: String,
+    /// What it is known by.
+    pub(crate) identity: String,
+}
+
+impl Input {
+    /// One that is named as its kind.
+    pub(crate) fn new(kind: &'static str, identity: impl Into<String>) -> Self {
+        Self { kind, name: kind.to_owned(), identity: identity.into() }
+    }
+
+    /// A file.
+    pub(crate) fn file(kind: &'static str, path: &Path, identity: &str) -> Self {
+        Self { kind, name: format!("{kind} {}", path.display()), identity: identity.to_owned() }
+    }
+}
+
+/// All that decides a job's numbers, as it is kept beside the parts.
+#[derive(PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Job {
+    format: u32,
+    /// Kinds and identities, in the order in which they are compared. Names may change: a file that was moved is the same.
+    inputs: Vec<(String, String)>,
+}
+
+impl Job {
+    fn of(inputs: &[Input]) -> Self {
+        let inputs = inputs.iter().map(|input| (input.kind.to_owned(), input.identity.clone()));
+        Self { format: FORMAT, inputs: inputs.collect() }
+    }
+
+    /// The name of the first input that is another one here.
+    fn first_difference<'a>(&'a self, named: &'a [Input], held: &'a Self) -> &'a str {
+        let differs = |at: &usize| held.inputs.get(*at) != self.inputs.get(*at);
+        let at = (0..self.inputs.len().max(held.inputs.len())).find(differs).unwrap_or(0);
+        let removed = || held.inputs.get(at).map_or("", |(kind, _)| kind);
+        named.get(at).map_or_else(removed, |input| &input.name)
+    }
+}
+
+/// The part of a configuration that decides numbers, and what they are computed in, `None` being the processor.
+pub(crate) fn deciding(config: &Config, cache: Option<&TokenCache>, device: Option<DType>) -> [Input; 3] {
+    // Which one of several alike it is does not matter.
+    let kind = if config.device == DeviceChoice::Emulated { "emulated" } else { "cuda" };
+    let computed = device.map_or_else(|| "processor".to_owned(), |compute| format!("{kind} {compute:?}"));
+    // A cache gives what the encoders give, but for states that it rounds.
+    let states = if cache.is_some_and(TokenCache::rounds_text) { "bf16" } else { "as encoded" };
+    [
+        Input::new("the configuration (--set, --config)", config.fingerprint()),
+        Input::new("where numbers are computed (--device, fp16)", computed),
+        Input::new("the token cache, by what it keeps of captions,", states),
+    ]
+}
+
+/// What images were, by the order of their rows.
+#[derive(Serialize, Deserialize)]
+struct Images {
+    images: Vec<Seen>,
 }
 
 /// What became of a record.
@@ -84,12 +177,19 @@ impl Source<'_> {
         Ok(rows)
     }
 
-    /// Does the next part.
-    pub(crate) fn part<N>(&self, corpus: &mut Corpus, measure: &mut Measure<'_, N>) -> Result<Part<N>> {
+    /// Does the next part, which begins `from` there.
+    pub(crate) fn part<N>(
+        &self,
+        corpus: &mut Corpus,
+        from: Option<Position>,
+        measure: &mut Measure<'_, N>,
+    ) -> Result<Part<N>> {
         let size = PART.div_ceil(self.batch) * self.batch;
         let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
         let next = (records.len() == size).then(|| Corpus::position(corpus));
         let Self { config, tokenizer, cache, .. } = *self;
+        let paths: Vec<&Path> = records.iter().map(|record| record.image.as_path()).collect();
+        let looking = Looking::at(&paths, cache);
         let mut reasons = Vec::with_capacity(records.len());
         let (mut usable, mut codes) = (Vec::new(), Vec::new());
         let tokenise = Tokenise { config, tokenizer, cache };
@@ -107,6 +207,10 @@ impl Source<'_> {
             });
             Ok(())
         })?;
+        let images = looking.seen(&paths).map_err(|at| Error::Image {
+            path: records[at].image.clone(),
+            message: "was changed while it was read; give the same command again".to_owned(),
+        })?;
         let tokens = tokenizer.quantizer().tokens();
         let mut measured = Vec::with_capacity(usable.len());
         for (records, codes) in usable.chunks(self.batch).zip(codes.chunks(self.batch * tokens)) {
@@ -114,16 +218,31 @@ impl Source<'_> {
         }
         let mut measured = measured.into_iter();
         let mut rows = Vec::with_capacity(records.len());
-        for (record, reason) in records.iter().zip(reasons) {
+        for ((record, reason), image) in records.iter().zip(reasons).zip(images) {
             let outcome = match reason {
                 Some(reason) => Outcome::Failed(reason),
                 None => measured
                     .next()
                     .ok_or_else(|| Error::invalid(format!("nothing was found of {}", record.id)))?,
             };
-            rows.push((record.row, outcome));
+            rows.push(Row { row: record.row, image, outcome });
         }
-        Ok(Part { next, rows })
+        Ok(Part { from, next, rows })
+    }
+
+    /// The first of the records that begin `from` there whose image is not what it was.
+    fn first_changed<'s>(
+        &self,
+        from: Option<Position>,
+        images: impl ExactSizeIterator<Item = &'s Seen>,
+    ) -> Result<Option<PathBuf>> {
+        let mut corpus = self.open()?;
+        if let Some(position) = from {
+            corpus.seek(position)?;
+        }
+        let records: Vec<Record> = corpus.take(images.len()).collect::<Result<_>>()?;
+        let pairs: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(images).collect();
+        Ok(first_changed(&pairs, self.cache).map(|at| records[at].image.clone()))
     }
 }
 
@@ -185,26 +304,60 @@ impl Parts {
     }
 
     /// Makes the folder of parts, or finds that of the same job; parts of another job are refused.
-    pub(crate) fn prepare(&self, job: &impl Serialize, overwrite: bool) -> Result<()> {
-        let path = self.folder.join(JOB);
-        let described = serde_json::to_vec_pretty(job).map_err(|error| Error::invalid(error.to_string()))?;
+    pub(crate) fn prepare(&self, inputs: &[Input], overwrite: bool) -> Result<()> {
+        let (path, job) = (self.folder.join(JOB), Job::of(inputs));
+        let described = serde_json::to_vec_pretty(&job).map_err(|error| Error::invalid(error.to_string()))?;
         if path.exists() {
             let held = fs::read(&path).map_err(Error::io("read", &path))?;
-            if held == described {
-                return remove_leftovers(&self.folder);
-            }
+            let refused = match unseal(&held) {
+                Unsealed::Whole(held) => match serde_json::from_slice::<Job>(&held) {
+                    Ok(held) if held == job => return remove_leftovers(&self.folder),
+                    Ok(held) if held.format == FORMAT => Error::invalid(format!(
+                        "{} holds parts of another job: {} is another one now, or was changed; put it back as it was, or give \
+                         --overwrite to begin anew",
+                        self.folder.display(),
+                        job.first_difference(inputs, &held)
+                    )),
+                    _ => self.of_another_version(),
+                },
+                Unsealed::Broken => self.damaged(&path),
+                Unsealed::Without => self.of_another_version(),
+            };
             if !overwrite {
-                return Err(Error::invalid(format!(
-                    "{} holds parts of another job (another checkpoint, corpus or option); remove it, or give --overwrite",
-                    self.folder.display()
-                )));
+                return Err(refused);
             }
         }
         if self.folder.exists() {
             remove_folder(&self.folder)?;
         }
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        write_whole(&path, &described)
+        write_whole(&path, &seal(described))
+    }
+
+    fn of_another_version(&self) -> Error {
+        Error::invalid(format!(
+            "{} holds parts of another version of this program, or its {JOB} is damaged; give --overwrite to begin anew",
+            self.folder.display()
+        ))
+    }
+
+    fn damaged(&self, path: &Path) -> Error {
+        Error::Table { path: path.to_path_buf(), line: None, message: format!("is damaged; {}", self.cure()) }
+    }
+
+    fn cure(&self) -> String {
+        format!("remove {} to {} anew", self.folder.display(), self.words.command)
+    }
+
+    fn changed(&self, image: PathBuf) -> Error {
+        Error::Image {
+            path: image,
+            message: format!(
+                "was replaced, added or deleted since its row was {}; put it back as it was, or {}",
+                self.words.done,
+                self.cure()
+            ),
+        }
     }
 
     /// Refuses a table that is no longer the one that the parts were made from.
@@ -224,31 +377,76 @@ impl Parts {
     }
 
     fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<T> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::Table {
-            path: path.to_path_buf(),
-            line: None,
-            message: format!(
-                "is damaged ({error}); remove {} and {} again",
-                self.folder.display(),
-                self.words.command
-            ),
-        })
+        read_sealed(path, "give the same command again, which makes it anew")
     }
 
-    fn write(path: &Path, value: &impl Serialize) -> Result<()> {
-        let bytes = serde_json::to_vec(value).map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(path, &bytes)
+    /// The part that is there and begins `from` there. One that is damaged is made anew: all that it takes is its time.
+    fn held<N: DeserializeOwned>(
+        &self,
+        sequence: usize,
+        number: u64,
+        from: Option<Position>,
+    ) -> Option<Part<N>> {
+        let path = self.path(sequence, number);
+        if !path.exists() {
+            return None;
+        }
+        match self.read::<Part<N>>(&path) {
+            // After one that was made anew with another batch, parts may begin elsewhere.
+            Ok(part) => Some(part).filter(|part| part.from == from),
+            Err(error) => {
+                tracing::warn!("{error}: its rows are {} again", self.words.done);
+                None
+            }
+        }
+    }
+
+    fn note_path(&self, sequence: usize) -> PathBuf {
+        self.folder.join(format!("{sequence:04}-note.json"))
     }
 
     /// Keeps something that belongs to a sequence; to be read when the output is put together.
     pub(crate) fn keep_note(&self, sequence: usize, note: &impl Serialize) -> Result<()> {
-        Self::write(&self.folder.join(format!("{sequence:04}-note.json")), note)
+        write_sealed(&self.note_path(sequence), note)
     }
 
     /// What [`keep_note`](Self::keep_note) kept.
     pub(crate) fn note<T: DeserializeOwned>(&self, sequence: usize) -> Result<T> {
-        self.read(&self.folder.join(format!("{sequence:04}-note.json")))
+        self.read(&self.note_path(sequence))
+    }
+
+    fn images_path(&self) -> PathBuf {
+        self.folder.join("validation.json")
+    }
+
+    /// Keeps what the images of a further table were, on which all numbers depend; or refuses others than those that were kept.
+    pub(crate) fn keep_images(&self, source: &Source<'_>, images: Vec<Seen>) -> Result<()> {
+        let path = self.images_path();
+        if !path.exists() {
+            return write_sealed(&path, &Images { images });
+        }
+        let held: Images = read_sealed(&path, &self.cure())?;
+        let same = |(one, other)| are_same(one, other);
+        match held.images.iter().zip(&images).position(|pair| !same(pair)) {
+            None if held.images.len() == images.len() => Ok(()),
+            at => {
+                let record = source.open()?.nth(at.unwrap_or_default()).transpose()?;
+                Err(self.changed(record.map(|record| record.image).unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Refuses to go on if one of those images is another one now.
+    pub(crate) fn expect_images(&self, source: &Source<'_>) -> Result<()> {
+        let path = self.images_path();
+        if !path.exists() {
+            return Ok(());
+        }
+        let held: Images = read_sealed(&path, &self.cure())?;
+        match source.first_changed(None, held.images.iter())? {
+            None => Ok(()),
+            Some(image) => Err(self.changed(image)),
+        }
     }
 
     /// Does the parts of a sequence that are not there. `begin` makes what measures a batch (see [`Measure`]), and
@@ -273,30 +471,38 @@ impl Parts {
         let total = of as u64 * rows;
         let mut next = Some(None);
         let mut number = 0;
-        while next.is_some() && self.path(at, number).exists() {
-            let part: Part<N> = self.read(&self.path(at, number))?;
-            done += part.rows.len() as u64;
-            next = part.next.map(Some);
-            number += 1;
-        }
-        if next.is_some() {
-            let mut measure = begin(progress)?;
-            while let Some(position) = next {
-                progress(self.words.doing, done, total);
-                interrupt.check(&format!(
-                    "{done} of {total} rows are {} and kept; give the same command again to go on",
-                    self.words.done
-                ))?;
-                let mut corpus = source.open()?;
-                if let Some(position) = position {
-                    corpus.seek(position)?;
+        let mut begin = Some(begin);
+        let mut measure = None;
+        while let Some(from) = next {
+            progress(self.words.doing, done, total);
+            if let Some(part) = self.held::<N>(at, number, from) {
+                let images = part.rows.iter().map(|row| &row.image);
+                if let Some(image) = source.first_changed(from, images)? {
+                    return Err(self.changed(image));
                 }
-                let part = source.part(&mut corpus, &mut measure)?;
                 done += part.rows.len() as u64;
-                Self::write(&self.path(at, number), &part)?;
                 next = part.next.map(Some);
                 number += 1;
+                continue;
             }
+            if let Some(begin) = begin.take() {
+                measure = Some(begin(progress)?);
+            }
+            let Some(measure) = &mut measure else { break };
+            progress(self.words.doing, done, total);
+            interrupt.check(&format!(
+                "{done} of {total} rows are {} and kept; give the same command again to go on",
+                self.words.done
+            ))?;
+            let mut corpus = source.open()?;
+            if let Some(position) = from {
+                corpus.seek(position)?;
+            }
+            let part = source.part(&mut corpus, from, measure)?;
+            done += part.rows.len() as u64;
+            write_sealed(&self.path(at, number), &part)?;
+            next = part.next.map(Some);
+            number += 1;
         }
         progress(self.words.doing, done, total);
         Ok(())
@@ -315,33 +521,45 @@ impl Parts {
         let mut failures = Failures::create(&self.failed_out)?;
         let mut corpus = source.open()?;
         let mut counts = Counts { found: 0, failed: 0 };
+        let mut sequences: Vec<_> = (0..sequences).map(|sequence| Going::new(self, sequence)).collect();
+        let mut left = false;
         let mut more = true;
-        for number in 0.. {
-            if !more {
-                break;
-            }
-            let parts: Vec<Part<N>> = (0..sequences)
-                .map(|sequence| self.read(&self.path(sequence, number)))
-                .collect::<Result<_>>()?;
-            more = parts.iter().any(|part| part.next.is_some());
-            let most = parts.iter().map(|part| part.rows.len()).max().unwrap_or(0);
-            let mut parts: Vec<_> = parts.into_iter().map(|part| part.rows.into_iter()).collect();
-            for _ in 0..most {
-                let outcomes: Vec<(u64, Outcome<N>)> = parts.iter_mut().filter_map(Iterator::next).collect();
+        while more {
+            // Some rows at once, as their images are looked at side by side.
+            let mut chunk: Vec<(Record, Vec<Row<N>>)> = Vec::with_capacity(PART);
+            while more && chunk.len() < PART {
+                let found: Vec<Row<N>> = sequences
+                    .iter_mut()
+                    .filter_map(|going| going.next().transpose())
+                    .collect::<Result<_>>()?;
                 let record = corpus.next().transpose()?;
+                if found.is_empty() {
+                    (more, left) = (false, record.is_some());
+                    break;
+                }
                 let same = |record: &Record| {
-                    outcomes.len() == sequences && outcomes.iter().all(|(row, _)| *row == record.row)
+                    found.len() == sequences.len() && found.iter().all(|found| found.row == record.row)
                 };
                 let Some(record) = record.filter(same) else {
-                    let row = outcomes.first().map_or(0, |(row, _)| *row);
+                    let row = found.first().map_or(0, |found| found.row);
                     return Err(Error::invalid(format!(
                         "{} changed while it was {done} (row {row} is another); remove {folder} and {command} again",
                         source.path.display()
                     )));
                 };
-                let mut numbers = Vec::with_capacity(sequences);
+                chunk.push((record, found));
+            }
+            let images: Vec<(&Path, &Seen)> = chunk
+                .iter()
+                .flat_map(|(record, found)| found.iter().map(|found| (record.image.as_path(), &found.image)))
+                .collect();
+            if let Some(at) = first_changed(&images, source.cache) {
+                return Err(self.changed(images[at].0.to_path_buf()));
+            }
+            for (record, found) in chunk {
+                let mut numbers = Vec::with_capacity(sequences.len());
                 let mut reason = None;
-                for (_, outcome) in outcomes {
+                for Row { outcome, .. } in found {
                     match outcome {
                         Outcome::Found(found) => numbers.push(found),
                         Outcome::Failed(failed) => reason = reason.or(Some(failed)),
@@ -360,7 +578,7 @@ impl Parts {
             }
         }
         let Counts { found, failed } = counts;
-        if found + failed != rows || corpus.next().is_some() {
+        if found + failed != rows || left {
             return Err(Error::invalid(format!(
                 "{rows} rows went in, but {found} were {done} and {failed} failed; the corpus changed meanwhile: remove \
                  {folder} and {command} again"
@@ -373,6 +591,35 @@ impl Parts {
     /// Removes the parts, when the output is there.
     pub(crate) fn remove(self) -> Result<()> {
         remove_folder(&self.folder)
+    }
+}
+
+/// A sequence of parts, row by row.
+struct Going<'a, N> {
+    parts: &'a Parts,
+    sequence: usize,
+    number: u64,
+    rows: std::vec::IntoIter<Row<N>>,
+    more: bool,
+}
+
+impl<'a, N: DeserializeOwned> Going<'a, N> {
+    fn new(parts: &'a Parts, sequence: usize) -> Self {
+        Self { parts, sequence, number: 0, rows: Vec::new().into_iter(), more: true }
+    }
+
+    fn next(&mut self) -> Result<Option<Row<N>>> {
+        loop {
+            match self.rows.next() {
+                None if self.more => {
+                    let part: Part<N> = self.parts.read(&self.parts.path(self.sequence, self.number))?;
+                    self.number += 1;
+                    self.more = part.next.is_some();
+                    self.rows = part.rows.into_iter();
+                }
+                next => return Ok(next),
+            }
+        }
     }
 }
 

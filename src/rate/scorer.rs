@@ -7,7 +7,6 @@ use std::{
     time::Instant,
 };
 
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -16,10 +15,10 @@ use crate::{
     encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
-    files::{hexadecimal, sha256, sha256_of_file},
+    files::{hexadecimal, sha256_of_file},
     interrupt::Interrupt,
     models::{Mode, Rater, Weighing},
-    rate::parts::{Outcome, Parts, Sequence, Source, Words},
+    rate::parts::{Input, Outcome, Parts, Sequence, Source, Words, deciding},
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint},
@@ -92,19 +91,6 @@ impl fmt::Display for ScoreSummary {
     }
 }
 
-/// What a set of parts belongs to; parts of another job are refused.
-#[derive(Serialize)]
-struct Job {
-    checkpoint: String,
-    corpus: String,
-    /// SHA-256 of the table: parts know rows by their numbers.
-    corpus_digest: String,
-    rows: u64,
-    batch: usize,
-    batch_normalised: bool,
-    config: String,
-}
-
 struct Scorer {
     config: Config,
     encoders: Encoders,
@@ -138,7 +124,7 @@ pub fn score(
     let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
     let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
     let digest = sha256_of_file(&request.corpus)?;
-    parts.prepare(&scorer.job(request, digest.clone(), rows), request.overwrite)?;
+    parts.prepare(&scorer.inputs(request, &digest), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
     let mut progress = |_: &str, done, total| progress(done, total);
     let begun = Instant::now();
@@ -222,16 +208,21 @@ impl Scorer {
         })
     }
 
-    fn job(&self, request: &ScoreRequest, corpus_digest: String, rows: u64) -> Job {
-        Job {
-            checkpoint: self.checkpoint.clone(),
-            corpus: request.corpus.display().to_string(),
-            corpus_digest,
-            rows,
-            batch: self.batch,
-            batch_normalised: self.batch_normalised,
-            config: sha256(self.config.to_json().to_string().as_bytes()),
+    /// What decides the ratings. The batch does where samples influence each other, and on a device, where it decides in which
+    /// order sums are taken.
+    fn inputs(&self, request: &ScoreRequest, corpus_digest: &str) -> Vec<Input> {
+        let mut inputs = vec![
+            Input::file("the checkpoint", &request.checkpoint, &self.checkpoint),
+            Input::file("the corpus", &request.corpus, corpus_digest),
+            Input::new("the kind of rating (--batch-normalised)", self.batch_normalised.to_string()),
+        ];
+        let device = self.parameters.device().map(|_| self.parameters.compute_dtype());
+        inputs.extend(deciding(&self.config, self.encoders.cache.as_deref(), device));
+        let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
+        if mixed || device.is_some() {
+            inputs.push(Input::new("--batch", self.batch.to_string()));
         }
+        inputs
     }
 
     fn source<'a>(&'a self, path: &'a Path) -> Source<'a> {

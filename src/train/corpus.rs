@@ -1,6 +1,12 @@
 //! A corpus as the networks see it: every record's codes and caption, each picture decoded and tokenised once.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::Path,
+    sync::Arc,
+};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -8,7 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::{Config, ImageTokenizerKind, TextEncoderKind},
-    data::{ColumnNames, Corpus, Loader, Preprocess, RELEASED_EMPTY_CAPTION, Record},
+    data::{
+        ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, load_picture,
+    },
     encode::{
         ImageTokenizer, TextEncoder, TextStates,
         hashed::HashedWords,
@@ -83,8 +91,12 @@ pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
 /// Fits the configured image tokenizer to a seeded sample of the records, or loads the one that is named. The decoded
 /// pictures are given back, so that none is decoded twice.
 ///
+/// An image that is not there or cannot be decoded is no part of the fit, and given back as such: it is left out and counted
+/// wherever the corpus is read. A file that the system fails to read ends the fit, as the same command would give another
+/// tokenizer when it can be read again.
+///
 /// # Errors
-/// If no picture can be used, the sizes do not fit, or the run is interrupted.
+/// If no picture can be used, a file cannot be read, the sizes do not fit, or the run is interrupted.
 pub fn image_tokenizer(
     config: &Config,
     records: &[Record],
@@ -115,20 +127,73 @@ pub fn image_tokenizer(
     places.sort_unstable();
     let total = places.len() as u64;
     let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
-    let loader = Loader::new(requests, preprocess(config, settings.side), config.data.workers, AHEAD)?;
+    let preprocess = preprocess(config, settings.side);
+    let loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
     let mut pictures = HashMap::new();
     for (done, (place, picture)) in loader.enumerate() {
         interrupted(interrupt)?;
         progress("decoding for the tokenizer", done as u64 + 1, total);
-        if let Ok(picture) = picture {
-            pictures.insert(place, picture);
-        }
+        let picture = match picture {
+            Err(_) => look_again(&records[place].image, &preprocess)?,
+            found => found,
+        };
+        pictures.insert(place, picture);
     }
-    let mut order: Vec<usize> = pictures.keys().copied().collect();
-    order.sort_unstable();
+    let mut used: Vec<(usize, &PictureBytes)> =
+        pictures.iter().filter_map(|(place, picture)| Some((*place, picture.as_ref().ok()?))).collect();
+    used.sort_unstable_by_key(|(place, _)| *place);
+    if used.len() < pictures.len() {
+        tracing::warn!(
+            "{} of {total} images that the tokenizer is fitted to cannot be used and are left out",
+            pictures.len() - used.len()
+        );
+    }
     let (tokenizer, report) =
-        PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))?;
+        PcaTokenizer::fit(settings, used.into_iter().map(|(_, picture)| picture.to_tensor()))?;
     Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
+}
+
+/// An image that could not be read, once more: what was wrong for a moment is not to change the tokenizer.
+///
+/// # Errors
+/// If the file is there and the system fails to read it, which is no property of the image.
+fn look_again(path: &Path, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
+    let found = load_picture(path, preprocess);
+    if found.is_err()
+        && let Err(error) = read_through(path)
+    {
+        return Err(Error::Image {
+            path: path.to_path_buf(),
+            message: format!(
+                "cannot be read ({error}), and the image tokenizer would be another one without it; mend that, or remove the row \
+                 from the table"
+            ),
+        });
+    }
+    Ok(found)
+}
+
+/// Reads a file to its end. That there is none, or something else than a file, is no failure.
+fn read_through(path: &Path) -> io::Result<()> {
+    let of_the_name = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            ErrorKind::NotFound
+                | ErrorKind::NotADirectory
+                | ErrorKind::IsADirectory
+                | ErrorKind::InvalidInput
+                | ErrorKind::InvalidFilename
+        )
+    };
+    let read = || match fs::metadata(path)?.is_file() {
+        true => io::copy(&mut File::open(path)?, &mut io::sink()).map(|_| ()),
+        // A named pipe is not opened, as that would wait for a writer.
+        false => Ok(()),
+    };
+    match read() {
+        Err(error) if !of_the_name(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The configured text encoder, fresh or loaded.
@@ -217,6 +282,8 @@ pub struct EncodedCorpus {
     pub failed: Vec<FailedRecord>,
     codes: Vec<u16>,
     tokens: usize,
+    /// For each record of the table, the beginning of a SHA-256 over id, caption and codes; 0 for one that could not be used.
+    pub(crate) rows: Vec<u64>,
 }
 
 impl EncodedCorpus {
@@ -256,8 +323,17 @@ impl EncodedCorpus {
             }
             tracing::info!("{} of {total} pictures' tokens are in {folder}", origins.cached);
         }
-        let mut corpus = Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes, tokens };
+        let mut corpus = Self {
+            ids: Vec::new(),
+            captions: Vec::new(),
+            failed: Vec::new(),
+            codes,
+            tokens,
+            rows: Vec::with_capacity(records.len()),
+        };
         for (record, reason) in records.drain(..).zip(reasons) {
+            let codes = corpus.codes_of(corpus.ids.len());
+            corpus.rows.push(reason.as_ref().map_or_else(|| row_digest(&record, codes), |_| 0));
             match reason {
                 None => {
                     corpus.ids.push(record.id);
@@ -303,11 +379,12 @@ impl EncodedCorpus {
             failed,
             codes: places.iter().flat_map(|&place| self.codes_of(place)).copied().collect(),
             tokens: self.tokens,
+            rows: Vec::new(),
         }
     }
 
     fn codes_of(&self, place: usize) -> &[u16] {
-        &self.codes[place * self.tokens..(place + 1) * self.tokens]
+        self.codes.get(place * self.tokens..(place + 1) * self.tokens).unwrap_or_default()
     }
 
     /// SHA-256 over ids, captions and codes in order.
@@ -346,6 +423,18 @@ impl EncodedCorpus {
             .collect();
         batch(Tensor::new(&[places.len(), self.tokens], codes)?, &captions, tokenizer, text)
     }
+}
+
+/// What a record is known by; never 0.
+fn row_digest(record: &Record, codes: &[u16]) -> u64 {
+    let mut hash = Sha256::new();
+    let (id, caption) = (&record.id, &record.caption);
+    hash.update(format!("{}:{id}{}:{caption}", id.len(), caption.len()));
+    for code in codes {
+        hash.update(code.to_le_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
 }
 
 /// Codes `[B, L]` and captions as one batch, the networks' input not yet made.

@@ -12,7 +12,9 @@ use crate::{
     interrupt::Interrupt,
     train::{
         cache::TokenCache,
+        checkpoint::Checkpoint,
         corpus::{self, EncodedCorpus, Progress},
+        inputs::Inputs,
         run_directory::RunDirectory,
         tokenise::{FitPictures, Tokenise},
         trained::on,
@@ -97,12 +99,17 @@ pub(crate) fn prepare(
     let (tokenizer, text) = on(device, tokenizer, text_encoder(config, directory, cache)?)?;
     let tokenise = Tokenise { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
     let mut train = EncodedCorpus::encode(tokenise, records, &mut pictures, interrupt, progress)?;
-    let (validation, note) = match &config.data.validation {
+    let named = match &config.data.validation {
+        None => None,
         Some(path) => {
             let records = corpus::open(config, path)?.read_all()?;
             let none = &mut FitPictures::default();
-            (EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?, None)
+            Some((path.as_path(), EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?))
         }
+    };
+    expect_inputs(config, directory, &train, named.as_ref())?;
+    let (validation, note) = match named {
+        Some((_, validation)) => (validation, None),
         None => {
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
@@ -126,6 +133,26 @@ pub(crate) fn prepare(
         fingerprint.push_str("+text states in bf16");
     }
     Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
+}
+
+/// Refuses other records than those that the run was begun with, or writes down what they are.
+fn expect_inputs(
+    config: &Config,
+    directory: &RunDirectory,
+    train: &EncodedCorpus,
+    validation: Option<&(&Path, EncodedCorpus)>,
+) -> Result<()> {
+    let training = config.data.train_csv()?;
+    let mut tables = vec![(training, train)];
+    tables.extend(validation.map(|(path, validation)| (*path, validation)));
+    let inputs = Inputs::of(&tables)?;
+    if Checkpoint::newest(&directory.checkpoints())?.is_none() {
+        return inputs.write(&directory.inputs());
+    }
+    inputs.expect_those_of(&directory.inputs(), |table| {
+        let records = corpus::open(config, table)?.read_all()?;
+        Ok(if table == training { portion(config, records) } else { records })
+    })
 }
 
 /// Share of the training set held out where the configuration says nothing of validation.

@@ -3,26 +3,33 @@
 //! | entry | holds |
 //! | --- | --- |
 //! | `config.json` | the effective configuration; the folder is a run because this and `checkpoints` are in it |
-//! | `provenance.json` | version, commit, seed and command line of every start; without it the run was refused before its first step |
+//! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of all up to it; without it the run was refused before its first step |
 //! | `metrics.jsonl` | one line a logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
+//! | `inputs.json` | what the tables and the records were, to name what was changed since |
 //! | `dynamics/` | what was measured of each training sample, an epoch a file |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
 //! | `lock` | held while a process writes here |
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirEntry, File, OpenOptions, TryLockError},
-    io::{BufRead, BufReader, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{LEFTOVER, remove_leftovers, sha256, sync_folder, write_whole},
+    files::{
+        LEFTOVER, hexadecimal, remove_leftovers, sealed::Written, sha256, sha256_of_file, sync_folder,
+        write_whole,
+    },
 };
 
 /// The file that makes a folder a run.
@@ -32,6 +39,9 @@ const PROVENANCE: &str = "provenance.json";
 /// What was measured.
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
+const DYNAMICS: &str = "dynamics";
+/// What the tables and records were.
+const INPUTS: &str = "inputs.json";
 const IMAGE_TOKENIZER: &str = "image_tokenizer";
 const TEXT_ENCODER: &str = "text_encoder";
 const FAILED: &str = "failed.csv";
@@ -44,6 +54,78 @@ pub enum Existing {
     Refuse,
     /// Remove it and start anew.
     Overwrite,
+}
+
+/// The files of a run beside its checkpoints, as they were when one was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFiles {
+    /// `metrics.jsonl` up to then.
+    metrics: Written,
+    /// The recordings in `dynamics/`, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    dynamics: BTreeMap<String, Written>,
+}
+
+impl RunFiles {
+    /// Refuses a run whose `metrics.jsonl` is damaged. One that is not there is for the caller.
+    ///
+    /// # Errors
+    /// If so.
+    pub(crate) fn expect_metrics(&self, run: &Path) -> Result<()> {
+        let path = run.join(METRICS);
+        if !path.exists() {
+            return Ok(());
+        }
+        let read = || beginning(&mut File::open(&path)?, self.metrics.bytes);
+        let (bytes, hash) = read().map_err(Error::io("read", &path))?;
+        let same = bytes == 0 || digest(&hash) == self.metrics.sha256;
+        if bytes == self.metrics.bytes && same { Ok(()) } else { Err(damaged(&path)) }
+    }
+
+    /// Refuses a run of which a recording is damaged or missing.
+    ///
+    /// # Errors
+    /// If so.
+    pub(crate) fn expect_recordings(&self, run: &Path) -> Result<()> {
+        let folder = run.join(DYNAMICS);
+        for (name, written) in &self.dynamics {
+            let path = folder.join(name);
+            if !written.is_whole(&path) {
+                return Err(damaged(&path));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many of the first bytes of a file there are, and a hash over them.
+fn beginning(file: &mut File, bytes: u64) -> io::Result<(u64, Sha256)> {
+    let (mut hash, mut read, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);
+    let mut file = file.take(bytes);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((read, hash)),
+            count => hash.update(&buffer[..count]),
+        }
+        read = bytes - file.limit();
+    }
+}
+
+fn digest(hash: &Sha256) -> String {
+    hexadecimal(&hash.clone().finalize())
+}
+
+/// What is said of a file that is not what it was when the checkpoint was written.
+fn damaged(path: &Path) -> Error {
+    let what = if path.exists() { "is damaged or was changed" } else { "is missing" };
+    Error::Checkpoint {
+        path: path.to_path_buf(),
+        message: format!(
+            "{what}: it is not what the newest checkpoint says that it was; put it back as it was, remove that checkpoint to go on \
+             from an older one, or start a new run with another --out"
+        ),
+    }
 }
 
 /// A run directory, locked against other processes while it is held.
@@ -152,7 +234,12 @@ impl RunDirectory {
 
     /// The folder of what was measured of each sample, an epoch a file.
     pub fn dynamics(&self) -> PathBuf {
-        self.path.join("dynamics")
+        self.path.join(DYNAMICS)
+    }
+
+    /// What the tables and records were when the run was begun.
+    pub(super) fn inputs(&self) -> PathBuf {
+        self.path.join(INPUTS)
     }
 
     /// The table of records that could not be used.
@@ -168,59 +255,71 @@ impl RunDirectory {
     /// If the file cannot be read or written.
     pub fn record_start(&self, config: &Config, command_line: &[String], step: u64) -> Result<()> {
         let path = self.path.join(PROVENANCE);
-        let mut starts = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(Value::Array(starts)) => starts,
-                _ => {
-                    let message =
-                        "is not the list of starts that this program writes; move it away".to_owned();
-                    return Err(Error::Checkpoint { path, message });
-                }
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", &path)(error)),
-        };
-        starts.push(json!({
-            "experiment": config.experiment,
-            "version": env!("CARGO_PKG_VERSION"),
-            "git_hash": env!("ALCHEMIST_GIT_HASH"),
-            "dependencies": sha256(include_bytes!("../../Cargo.lock")),
-            "seed": config.seed,
-            "command_line": command_line,
-            "step": step,
-        }));
-        write_json(&self.path.join(CONFIG), &config.to_json())?;
-        write_json(&path, &Value::Array(starts))
+        let mut starts = starts(&path)?;
+        let configuration = json_text(&config.to_json())?;
+        let mut start = Map::new();
+        for (key, value) in [
+            ("experiment", json!(config.experiment)),
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("git_hash", json!(env!("ALCHEMIST_GIT_HASH"))),
+            ("dependencies", json!(sha256(include_bytes!("../../Cargo.lock")))),
+            ("seed", json!(config.seed)),
+            ("command_line", json!(command_line)),
+            ("step", json!(step)),
+            ("config", json!(sha256(&configuration))),
+        ] {
+            start.insert(key.to_owned(), value);
+        }
+        let link = link(starts.last(), &start);
+        start.insert(LINK.to_owned(), json!(link));
+        starts.push(start);
+        // The configuration is known to one of the starts whenever the process is killed.
+        write_whole(&path, &json_text(&json!(starts))?)?;
+        write_whole(&self.path.join(CONFIG), &configuration)
     }
 
-    /// Opens `metrics.jsonl` to go on after update `step`: lines of that update and later ones, and a line that was cut
-    /// short, are removed.
+    /// Refuses a run that goes on of which a file that is read back is not what it was: the starts, the configuration, and what
+    /// the checkpoint says of the recordings. `metrics.jsonl` is checked when it is [opened](Self::journal).
     ///
     /// # Errors
-    /// If the file cannot be read or written.
-    pub fn metrics(&self, step: u64) -> Result<Metrics> {
+    /// If so; the file is named.
+    pub(crate) fn expect_whole(&self, kept: &RunFiles) -> Result<()> {
+        let path = self.path.join(PROVENANCE);
+        let starts = starts(&path)?;
+        if starts.is_empty() {
+            return Err(damaged(&path));
+        }
+        let path = self.path.join(CONFIG);
+        let digest = sha256_of_file(&path)?;
+        if !starts.iter().any(|start| start.get("config").and_then(Value::as_str) == Some(&digest)) {
+            let message = format!(
+                "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; put it back as it was, or give the keys \
+                 to change by --set when you resume"
+            );
+            return Err(Error::Checkpoint { path, message });
+        }
+        kept.expect_recordings(&self.path)
+    }
+
+    /// Opens `metrics.jsonl`, to go on after what a checkpoint says of it; what was written later is removed.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or is damaged before that place.
+    pub fn journal(&self, kept: Option<&RunFiles>) -> Result<Journal> {
         let path = self.path.join(METRICS);
+        let RunFiles { metrics, dynamics } = kept.cloned().unwrap_or_default();
+        if metrics.bytes > 0 && !path.exists() {
+            return Err(damaged(&path));
+        }
         let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open().map_err(Error::io("write", &path))?;
-        let mut kept = 0;
-        let mut reader = BufReader::new(&file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
-            let whole = line.ends_with(b"\n");
-            let before = serde_json::from_slice::<Value>(&line)
-                .ok()
-                .and_then(|value| value.get("step").and_then(Value::as_u64))
-                .is_some_and(|line_step| line_step < step);
-            if read == 0 || !whole || !before {
-                break;
-            }
-            kept += read as u64;
+        let (read, hash) = beginning(&mut file, metrics.bytes).map_err(Error::io("read", &path))?;
+        if metrics.bytes > 0 && (read, digest(&hash)) != (metrics.bytes, metrics.sha256) {
+            return Err(damaged(&path));
         }
-        file.set_len(kept).map_err(Error::io("write", &path))?;
+        file.set_len(read).map_err(Error::io("write", &path))?;
         file.seek(SeekFrom::End(0)).map_err(Error::io("write", &path))?;
-        Ok(Metrics { file, path })
+        Ok(Journal { file, path, bytes: read, hash, dynamics })
     }
 
     /// Removes everything but the lock. The configuration goes first: what is left of a folder half cleared is no run.
@@ -241,14 +340,17 @@ impl RunDirectory {
     }
 }
 
-/// `metrics.jsonl`, being appended to.
+/// `metrics.jsonl`, being appended to, and what is to be said of the run's files in the next checkpoint.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct Journal {
     file: File,
     path: PathBuf,
+    bytes: u64,
+    hash: Sha256,
+    dynamics: BTreeMap<String, Written>,
 }
 
-impl Metrics {
+impl Journal {
     /// Appends an object as one line. It should hold a `step`, and no time of day.
     ///
     /// # Errors
@@ -256,16 +358,58 @@ impl Metrics {
     pub fn append(&mut self, record: &Value) -> Result<()> {
         let mut line = record.to_string();
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))?;
+        self.hash.update(&line);
+        self.bytes += line.len() as u64;
+        Ok(())
     }
 
-    /// Makes what was appended last; to be called before a checkpoint is written.
+    /// Remembers a recording that was written into `dynamics/`.
+    pub(crate) fn note_recording(&mut self, name: String, written: Written) {
+        self.dynamics.insert(name, written);
+    }
+
+    /// Makes what was appended last, and gives what a checkpoint that is written now has to say.
     ///
     /// # Errors
     /// If the disk is full.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("write", &self.path))
+    pub fn sync(&self) -> Result<RunFiles> {
+        self.file.sync_all().map_err(Error::io("write", &self.path))?;
+        let metrics = Written { bytes: self.bytes, sha256: digest(&self.hash) };
+        Ok(RunFiles { metrics, dynamics: self.dynamics.clone() })
     }
+}
+
+/// The member of a start that holds the SHA-256 over the one of the start before and all other members.
+const LINK: &str = "sha256";
+
+fn link(before: Option<&Map<String, Value>>, start: &Map<String, Value>) -> String {
+    let before = before.and_then(|before| before.get(LINK)).cloned().unwrap_or_default();
+    sha256(json!([before, start]).to_string().as_bytes())
+}
+
+/// The starts of a run; none if there is no file.
+fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let refuse = |message: &str| Error::Checkpoint { path: path.to_path_buf(), message: message.to_owned() };
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let starts: Vec<Map<String, Value>> = serde_json::from_slice(&bytes)
+        .map_err(|_| refuse("is not the list of starts that this program writes; put it back as it was"))?;
+    let mut before = None;
+    for start in &starts {
+        let mut told = start.clone();
+        let kept = told.shift_remove(LINK);
+        if kept.as_ref().and_then(Value::as_str) != Some(&link(before, &told)) {
+            return Err(refuse(
+                "is damaged or was changed: a start does not have the SHA-256 that stands in it; put it back as it was",
+            ));
+        }
+        before = Some(start);
+    }
+    Ok(starts)
 }
 
 /// Whether an entry of a folder may be there although the folder is empty: a process was here and came to nothing.
@@ -280,14 +424,17 @@ fn may_be_in_an_empty_folder(entry: &DirEntry) -> bool {
 fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
     let name = entry.file_name();
     may_be_in_an_empty_folder(entry)
-        || [CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
+        || [CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED, INPUTS].iter().any(|made| name == *made)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::invalid(format!("{} cannot be written as JSON: {error}", path.display())))?;
+    write_whole(path, &json_text(value)?)
+}
+
+fn json_text(value: &Value) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::invalid(error.to_string()))?;
     text.push(b'\n');
-    write_whole(path, &text)
+    Ok(text)
 }
 
 /// Locks the folder for this process; the system lets go of the lock when the process ends, however it does.

@@ -23,9 +23,22 @@ const WAITING: usize = 4096;
 /// Pictures decoded ahead of their use.
 const AHEAD: usize = 128;
 
-/// Pictures that were decoded already, by the record's place.
+/// Images that were read already, by the record's place; or why they could not be, which is not tried again: an image that the
+/// tokenizer could not be fitted to is left out and counted.
 #[derive(Default)]
-pub struct FitPictures(pub(super) HashMap<usize, PictureBytes>);
+pub struct FitPictures(pub(super) HashMap<usize, Result<PictureBytes>>);
+
+impl FitPictures {
+    /// Those that could not be read, and why.
+    pub(super) fn failed(&self) -> impl Iterator<Item = (usize, String)> {
+        self.0.iter().filter_map(|(place, image)| Some((*place, image.as_ref().err()?.to_string())))
+    }
+
+    /// None but such ones.
+    pub(super) fn of_failed(failed: impl Iterator<Item = (usize, String)>) -> Self {
+        Self(failed.map(|(place, reason)| (place, Err(Error::invalid(reason)))).collect())
+    }
+}
 
 /// How many records' codes came from where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +120,7 @@ impl Tokenise<'_> {
                             if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
                         *count += 1;
                         let picture = match pictures.0.remove(&place) {
-                            Some(picture) => Ok(picture),
+                            Some(picture) => picture,
                             None => loader.next().map_or_else(
                                 || Err(Error::invalid("a picture was not decoded")),
                                 |(_, picture)| picture,

@@ -1,7 +1,6 @@
 //! A trained run as the commands that come after it find it: configuration, encoders and checkpoints.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +13,7 @@ use crate::{
     interrupt::Interrupt,
     train::{
         cache::{CachedText, TokenCache},
-        checkpoint::{Checkpoint, State, expect_fingerprint},
+        checkpoint::{Checkpoint, State, expect_fingerprint, folder},
         corpus,
         run_directory::RunDirectory,
     },
@@ -47,22 +46,17 @@ impl Named {
     }
 }
 
-/// All checkpoints of a run that are kept, oldest first.
+/// All checkpoints of a run that are kept, oldest first. One of an interrupt is only taken where there is no other: a run that was
+/// stopped and went on has the same ones as one that was not.
 pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
     let path = checkpoints(run);
     let mut found = Vec::new();
     if path.exists() {
-        for entry in fs::read_dir(&path).map_err(Error::io("read", &path))? {
-            let entry = entry.map_err(Error::io("read", &path))?;
-            let name = entry.file_name();
-            if let Some(step) =
-                name.to_string_lossy().strip_prefix("step-").and_then(|step| step.parse().ok())
-            {
-                found.push((step, entry.path()));
-            }
+        found = folder::list(&path)?;
+        if found.is_empty() {
+            found = folder::interrupted(&path)?;
         }
     }
-    found.sort_by_key(|&(step, _): &(u64, _)| step);
     if found.is_empty() {
         Err(no_checkpoint(run))
     } else {

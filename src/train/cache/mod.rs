@@ -29,13 +29,15 @@ use crate::{
     data::{AlphaRule, Preprocess},
     encode::ImageTokenizer,
     error::{Error, Result},
+    files::sealed::{Unsealed, unseal},
     train::corpus,
 };
 
 /// The file that makes a folder a token cache.
 const CACHE: &str = "cache.json";
-/// The form of the files; another one is refused.
-const FORMAT: u32 = 1;
+/// The form of the files that this version writes. Form 1, which was not sealed and did not say what the images were, is read,
+/// but not gone on with.
+const FORMAT: u32 = 2;
 
 /// The most that a configuration may ask of a text encoder.
 const MOST_TOKENS: usize = 4096;
@@ -140,12 +142,37 @@ impl Description {
             )));
         }
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let found: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| damaged(&path, format!("not the description of a token cache: {error}")))?;
-        if found.format != FORMAT {
-            let message = format!("has the form {}, but this version reads form {FORMAT}", found.format);
-            return Err(damaged(&path, message));
+        let none = |error: serde_json::Error| {
+            damaged(&path, format!("not the description of a token cache: {error}"))
+        };
+        let (text, sealed) = match unseal(&bytes) {
+            Unsealed::Whole(text) => (text, true),
+            Unsealed::Without => (bytes, false),
+            Unsealed::Broken => {
+                let cure = "encode the corpus again, with --overwrite";
+                return Err(damaged(
+                    &path,
+                    format!("is damaged: its SHA-256 is not the one at its end; {cure}"),
+                ));
+            }
+        };
+        #[derive(Deserialize)]
+        struct Form {
+            format: u32,
         }
+        let Form { format } = serde_json::from_slice(&text).map_err(none)?;
+        match (format, sealed) {
+            (FORMAT, true) | (1, false) => {}
+            (FORMAT, false) => {
+                let cure = "encode the corpus again, with --overwrite";
+                return Err(damaged(&path, format!("is damaged: it does not end with its SHA-256; {cure}")));
+            }
+            _ => {
+                let message = format!("has the form {format}, but this version reads forms 1 and {FORMAT}");
+                return Err(damaged(&path, message));
+            }
+        }
+        let found: Self = serde_json::from_slice(&text).map_err(none)?;
         let text = found.text.as_ref();
         if text.is_some_and(|text| text.tokens > MOST_TOKENS || text.channels > MOST_CHANNELS) {
             return Err(damaged(
@@ -191,7 +218,7 @@ pub struct TokenCache {
 
 impl TokenCache {
     /// Opens a cache. The files of codes are checked against their checksums, those of text states, which may be larger by far,
-    /// against their lengths.
+    /// against their lengths now and against their checksums before the first caption of each is used.
     ///
     /// # Errors
     /// If there is none, it is not finished, or a file is missing or damaged: `encode` then makes that shard again.
@@ -215,7 +242,7 @@ impl TokenCache {
                         if !written.has_length(&path) {
                             return Err(broken(&path));
                         }
-                        Some(Text::open(&path, described)?)
+                        Some(Text::open(&path, described, written)?)
                     }
                     (None, None) => None,
                     _ => return Err(broken(&shard::entry_path(&folder, number))),
@@ -359,6 +386,11 @@ impl TokenCache {
         self.codes[place.shard as usize].codes(place.row as usize)
     }
 
+    /// The SHA-256 of the file that the codes at a place were made of.
+    pub(crate) fn digest(&self, place: Place) -> [u8; 32] {
+        self.codes[place.shard as usize].digest(place.row as usize)
+    }
+
     /// Reads everything that is kept: how many codes there are, and how many finite numbers of text states.
     ///
     /// # Errors
@@ -397,7 +429,7 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
                     folder.display()
                 )));
             }
-            let entry = Entry::read(folder, number).ok_or_else(|| broken(&path))?;
+            let entry = Entry::read(folder, number, description.format).ok_or_else(|| broken(&path))?;
             if entry.table != table || entry.from != from || entry.next == Some(entry.from.unwrap_or(START)) {
                 return Err(broken(&path));
             }

@@ -120,13 +120,15 @@ pub fn fit(
     let chooser = Chooser::new(config, &plan, model.network.layout().clone())?;
     let run = Run { config, directory, data, plan, chooser };
     let mut step = 0;
+    let mut kept = None;
     if let Some(folder) = saved {
         step = run.restore(&folder, &mut model)?;
+        kept = Some(run.expect_whole(&folder)?);
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
+    let mut journal = directory.journal(kept.as_ref())?;
     directory.record_start(config, command_line, step)?;
     let mut order = Order::new(config, run.data.train.len(), "training", 0)?;
-    let mut metrics = directory.metrics(step)?;
     let total = run.plan.updates();
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
     let mut measures = None;
@@ -150,16 +152,16 @@ pub fn fit(
             false => None,
         };
         if step % every == 0 || measured.is_some() {
-            metrics.append(&line(step, run.plan.epoch(step), rates, &report, measured.as_ref()))?;
+            journal.append(&line(step, run.plan.epoch(step), rates, &report, measured.as_ref()))?;
         }
         measures = measured.or(measures);
         step += 1;
         let due = config.checkpoint_every.is_some_and(|every| every > 0 && step % every == 0);
-        if due || ends_epoch || interrupt.is_raised() || step == total {
-            metrics.sync()?;
-            run.save(&model, step)?;
+        let (stops, regular) = (interrupt.is_raised(), due || ends_epoch || step == total);
+        if regular || stops {
+            run.save(&model, step, !regular, &journal.sync()?)?;
         }
-        if interrupt.is_raised() && step < total {
+        if stops && step < total {
             let path = directory.path().display();
             let saved = format!("step {step} of {total} is saved; go on with `fit --out {path} --resume`");
             return Err(Error::Interrupted { saved });
