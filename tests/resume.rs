@@ -413,7 +413,17 @@ fn an_interrupt_leaves_no_checkpoint_of_its_own() {
 #[test]
 fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
     let work = Workplace::new(1);
-    work.finish(&["train", "--config", "config.json", "--out", "run", "--set", "checkpoint_every=4"]);
+    work.finish(&[
+        "train",
+        "--config",
+        "config.json",
+        "--out",
+        "run",
+        "--set",
+        "checkpoint_every=4",
+        "--set",
+        "keep_checkpoints=0",
+    ]);
     let train = fs::read_to_string(work.path("data/train.csv")).unwrap();
     let (header, rows) = train.split_once('\n').unwrap();
     let copies = (0..20).flat_map(|copy| rows.lines().map(move |row| format!("{copy}-{row}\n")));
@@ -474,7 +484,10 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
         let table_changed = |name: &str| {
             let path = work.path(name);
             let original = fs::read_to_string(&path).unwrap();
-            fs::write(&path, format!("{original}\n")).unwrap();
+            let mut lines: Vec<&str> = original.lines().collect();
+            let last = lines.len() - 1;
+            lines.swap(last - 1, last);
+            fs::write(&path, lines.join("\n") + "\n").unwrap();
             refused("run", &[], &["out.parts holds parts of another job", name, "--overwrite"]);
             fs::write(&path, original).unwrap();
         };
@@ -500,7 +513,8 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
         if parts.join(name).exists() {
             assert_eq!((inode(&parts.join(name)), fs::read(parts.join(name)).unwrap()), (before, bytes));
         }
-        assert!(done(&["--batch", "5"], "out.csv") == expected, "{command} gives other numbers");
+        let found = if parts.exists() { done(&["--batch", "5"], "out.csv") } else { fs::read(&out).unwrap() };
+        assert!(found == expected, "{command} gives other numbers");
         for name in ["out.csv", "out.failed.csv", "whole.csv", "whole.failed.csv"] {
             fs::remove_file(work.path(name)).unwrap();
         }

@@ -307,6 +307,15 @@ const HARMLESS: [&str; 16] = [
     "token_cache",
 ];
 
+/// Whether a key is only taken because the released configurations have it.
+fn has_no_effect(key: &str) -> bool {
+    // On a device it might have one.
+    key != "tf32"
+        && keys::KEYS
+            .iter()
+            .any(|known| known.name == key && matches!(known.honoured, keys::Honoured::NoEffect(_)))
+}
+
 impl Config {
     /// Reads a file and applies `--set` arguments (`key=value`, the value in JSON or bare) in order.
     ///
@@ -353,7 +362,7 @@ impl Config {
         let json = self.to_json();
         let mut values = Vec::new();
         for (key, value) in json.as_object().into_iter().flatten() {
-            if !HARMLESS.contains(&key.as_str()) {
+            if !HARMLESS.contains(&key.as_str()) && !has_no_effect(key) {
                 values.push((key.clone(), value.to_string()));
             }
         }

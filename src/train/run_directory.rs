@@ -180,6 +180,7 @@ impl RunDirectory {
     /// # Errors
     /// If there is no run, another process uses it, or its configuration cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
+        expect_configuration(path)?;
         let config = Self::config_of(path)?;
         let run = Self { path: path.to_path_buf(), _lock: lock(path)? };
         remove_leftovers(path)?;
@@ -278,25 +279,16 @@ impl RunDirectory {
         write_whole(&self.path.join(CONFIG), &configuration)
     }
 
-    /// Refuses a run that goes on of which a file that is read back is not what it was: the starts, the configuration, and what
-    /// the checkpoint says of the recordings. `metrics.jsonl` is checked when it is [opened](Self::journal).
+    /// Refuses a run that goes on from a checkpoint of which a file that is read back is not what it was: that of the starts,
+    /// and what the checkpoint says of the recordings. `metrics.jsonl` is checked when it is [opened](Self::journal), the
+    /// configuration when the run is.
     ///
     /// # Errors
     /// If so; the file is named.
     pub(crate) fn expect_whole(&self, kept: &RunFiles) -> Result<()> {
         let path = self.path.join(PROVENANCE);
-        let starts = starts(&path)?;
-        if starts.is_empty() {
+        if starts(&path)?.is_empty() {
             return Err(damaged(&path));
-        }
-        let path = self.path.join(CONFIG);
-        let digest = sha256_of_file(&path)?;
-        if !starts.iter().any(|start| start.get("config").and_then(Value::as_str) == Some(&digest)) {
-            let message = format!(
-                "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; put it back as it was, or give the keys \
-                 to change by --set when you resume"
-            );
-            return Err(Error::Checkpoint { path, message });
         }
         kept.expect_recordings(&self.path)
     }
@@ -386,6 +378,29 @@ const LINK: &str = "sha256";
 fn link(before: Option<&Map<String, Value>>, start: &Map<String, Value>) -> String {
     let before = before.and_then(|before| before.get(LINK)).cloned().unwrap_or_default();
     sha256(json!([before, start]).to_string().as_bytes())
+}
+
+/// Refuses a configuration that none of a run's starts has written. Before the first of them, and in runs of older versions,
+/// nobody says what it was.
+fn expect_configuration(run: &Path) -> Result<()> {
+    let path = run.join(CONFIG);
+    let starts = match path.exists() {
+        true => starts(&run.join(PROVENANCE)),
+        false => return Ok(()),
+    };
+    let told: Vec<Value> = match &starts {
+        Ok(starts) => starts.iter().filter_map(|start| start.get("config").cloned()).collect(),
+        // Whether they are those of an older version shows at the checkpoint.
+        Err(_) => Vec::new(),
+    };
+    if told.is_empty() || told.contains(&json!(sha256_of_file(&path)?)) {
+        return Ok(());
+    }
+    let message = format!(
+        "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; put it back as it was, and give keys that are to \
+         change by --set when you resume"
+    );
+    Err(Error::Checkpoint { path, message })
 }
 
 /// The starts of a run; none if there is no file.
