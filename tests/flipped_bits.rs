@@ -235,5 +235,21 @@ fn a_comparison() {
     let results = files_in(&work.path("compared/fits"));
     let result = results.iter().find(|path| path.extension().is_some_and(|end| end == "json")).unwrap();
     fs::remove_file(result).unwrap();
-    flip(&work, &arguments, "compared", 24, || {}, fits, &expected);
+    flip(&work, &arguments, "compared", 16, || {}, fits, &expected);
+    // What it is a comparison of is its own, too.
+    let image = work.path("data/train/000003.png");
+    let original = fs::read(&image).unwrap();
+    let mut other = original.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&image, other).unwrap();
+    work.refused(&arguments, &["000003.png: was replaced, added or deleted"]);
+    fs::remove_file(&image).unwrap();
+    work.refused(&arguments, &["000003.png: was replaced, added or deleted"]);
+    fs::write(&image, original).unwrap();
+    let table = work.path("data/train.csv");
+    let rows = fs::read_to_string(&table).unwrap();
+    let mut lines: Vec<&str> = rows.lines().collect();
+    lines.swap(4, 5);
+    fs::write(&table, lines.join("\n") + "\n").unwrap();
+    work.refused(&arguments, &["compared holds a comparison of other tables", "train.csv"]);
 }

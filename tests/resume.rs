@@ -429,6 +429,10 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
     let copies = (0..20).flat_map(|copy| rows.lines().map(move |row| format!("{copy}-{row}\n")));
     let table = format!("{header}\n") + &copies.collect::<String>();
     fs::write(work.path("data/corpus.csv"), &table).unwrap();
+    // States that are rounded are other ones; the tokens are the same.
+    for (cache, text) in [("rounding", "bf16"), ("exact", "f32")] {
+        work.finish(&["encode", "--run", "run", "--data", "data/train.csv", "--text", text, "--out", cache]);
+    }
     let validation = ["--validation", "data/validation.csv"];
     for (command, more) in [("score", &[][..]), ("attribute", &validation[..])] {
         let of = |checkpoint: &str, out: &str, further: &[&str]| {
@@ -494,6 +498,8 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
         table_changed("data/corpus.csv");
         refused("run/checkpoints/step-00000004", &[], &["another job: ", "checkpoint"]);
         refused("run", &["--set", "compat.drop_alpha=true"], &["another job: the configuration"]);
+        let rounding = ["--set", "token_cache=rounding"];
+        refused("run", &rounding, &["another job: the token cache, by what it keeps of captions"]);
         if command == "attribute" {
             changed(&fs::read_dir(work.path("data/validation")).unwrap().next().unwrap().unwrap().path());
             table_changed("data/validation.csv");
@@ -503,7 +509,8 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
         let (bytes, name) = (fs::read(parts.join("0000-00000000.json")).unwrap(), "0000-00000000.json");
         let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
         let before = inode(&parts.join(name));
-        let further: &[&str] = &["--batch", "7", "--threads", "1", "--set", "workers=1"];
+        let further: &[&str] =
+            &["--batch", "7", "--threads", "1", "--set", "workers=1", "--set", "token_cache=exact"];
         let mut child = of("run", "out.csv", further).spawn().unwrap();
         while !parts.join("0000-00000001.json").exists() && child.try_wait().unwrap().is_none() {
             sleep(Duration::from_millis(1));
@@ -599,4 +606,43 @@ fn an_image_that_cannot_be_read_is_counted_or_ends_the_fit_of_the_tokenizer() {
             assert!(!work.path(&out).join("image_tokenizer").exists(), "{command} has fitted a tokenizer");
         }
     }
+}
+
+/// A run as the version before this one has left it: nothing has a checksum of its own. It is read, but not gone on with.
+#[test]
+fn a_run_of_an_older_version_is_read_but_not_gone_on_with() {
+    let work = Workplace::new(2);
+    for command in ["train", "fit"] {
+        work.finish(&[command, "--config", "config.json", "--out", command]);
+        let change = |path: &Path, change: &dyn Fn(&mut serde_json::Value)| {
+            let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            change(&mut value);
+            fs::write(path, value.to_string()).unwrap();
+        };
+        for checkpoint in fs::read_dir(work.path(command).join("checkpoints")).unwrap() {
+            change(&checkpoint.unwrap().path().join("state.json"), &|state| {
+                state["format"] = json!(2);
+                let members = state.as_object_mut().unwrap();
+                assert!(members.remove("run").is_some() && members.remove("sha256").is_some());
+            });
+        }
+        change(&work.path(command).join("provenance.json"), &|starts| {
+            let start = starts[0].as_object_mut().unwrap();
+            assert!(start.remove("config").is_some() && start.remove("sha256").is_some());
+        });
+        fs::remove_file(work.path(command).join("inputs.json")).unwrap();
+        let refused = work.program(&[command, "--resume", command]).output().unwrap();
+        let errors = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("state.json: was written by an older version"), "{errors}");
+    }
+    let data = ["--data", "data/train.csv"];
+    work.finish(&[&["score", "--checkpoint", "train", "--out", "ratings.csv"][..], &data].concat());
+    let validation = ["--validation", "data/validation.csv", "--every"];
+    work.finish(
+        &[&["attribute", "--checkpoint", "train", "--out", "a.csv"][..], &data, &validation].concat(),
+    );
+    work.finish(&["report", "--of", "train", "--ratings", "ratings.csv"]);
+    fs::write(work.path("prompts.txt"), "a red circle\n").unwrap();
+    work.finish(&["sample", "--model", "fit", "--prompts", "prompts.txt", "--out", "drawn"]);
 }
