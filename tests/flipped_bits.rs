@@ -117,7 +117,6 @@ fn flip(
             code => panic!("{code:?} after {what}"),
         }
     }
-    eprintln!("{arguments:?}: {refused} refused, {same} with the same result");
     assert!(refused + same > 0);
     clear();
     copy(&saved, &state);

@@ -643,6 +643,5 @@ fn a_run_of_an_older_version_is_read_but_not_gone_on_with() {
         &[&["attribute", "--checkpoint", "train", "--out", "a.csv"][..], &data, &validation].concat(),
     );
     work.finish(&["report", "--of", "train", "--ratings", "ratings.csv"]);
-    fs::write(work.path("prompts.txt"), "a red circle\n").unwrap();
-    work.finish(&["sample", "--model", "fit", "--prompts", "prompts.txt", "--out", "drawn"]);
+    work.finish(&["sample", "--checkpoint", "fit", "--prompt", "a red circle", "--out", "drawn"]);
 }

@@ -9,6 +9,9 @@
 //! more when the output is put together (see [`identity`](crate::train::identity)). What numbers do not depend on is no part of
 //! that: parts serve whatever the batch and the threads. A part that was damaged is made again.
 
+mod inputs;
+mod source;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,11 +19,14 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use inputs::{FORMAT, Job};
+pub(crate) use inputs::{Input, deciding};
+pub(crate) use source::{Outcome, Row, Source};
+use source::{PART, Part};
+
 use crate::{
-    config::Config,
-    data::{Corpus, Position, Record},
-    encode::ImageTokenizer,
-    engine::{DType, Tensor, cuda::DeviceChoice},
+    data::{Position, Record},
+    engine::Tensor,
     error::{Error, Result},
     files::{
         WholeFile, remove_folder, remove_leftovers,
@@ -30,220 +36,18 @@ use crate::{
     interrupt::Interrupt,
     select::ratings::{TableKind, write_error},
     train::{
-        cache::TokenCache,
-        corpus::{self, Progress},
-        identity::{Looking, Seen, are_same, first_changed},
-        tokenise::{FitPictures, Tokenise},
+        corpus::Progress,
+        identity::{Seen, are_same, first_changed},
     },
 };
 
-/// Records of one part file, rounded up to whole batches.
-const PART: usize = 512;
 /// Name of the file that says what the parts belong to.
 const JOB: &str = "job.json";
-/// The form of the files in the folder of parts.
-const FORMAT: u32 = 2;
-
-/// One part file: what became of consecutive records.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Part<N> {
-    /// Where it begins; `None` at the first record.
-    pub(crate) from: Option<Position>,
-    /// Where the next part begins; `None` at the end of the corpus.
-    pub(crate) next: Option<Position>,
-    /// The records in order.
-    pub(crate) rows: Vec<Row<N>>,
-}
-
-/// One record of a part.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Row<N> {
-    /// Its row in the corpus.
-    pub(crate) row: u64,
-    /// What its image was.
-    pub(crate) image: Seen,
-    /// What was found.
-    pub(crate) outcome: Outcome<N>,
-}
-
-/// Something that decides a job's numbers.
-pub(crate) struct Input {
-    /// What it is.
-    pub(crate) kind: &'static str,
-    /// How messages name it.
-    pub(crate) name: String,
-    /// What it is known by.
-    pub(crate) identity: String,
-}
-
-impl Input {
-    /// One that is named as its kind.
-    pub(crate) fn new(kind: &'static str, identity: impl Into<String>) -> Self {
-        Self { kind, name: kind.to_owned(), identity: identity.into() }
-    }
-
-    /// A file.
-    pub(crate) fn file(kind: &'static str, path: &Path, identity: &str) -> Self {
-        Self { kind, name: format!("{kind} {}", path.display()), identity: identity.to_owned() }
-    }
-}
-
-/// All that decides a job's numbers, as it is kept beside the parts.
-#[derive(PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Job {
-    format: u32,
-    /// Kinds and identities, in the order in which they are compared. Names may change: a file that was moved is the same.
-    inputs: Vec<(String, String)>,
-}
-
-impl Job {
-    fn of(inputs: &[Input]) -> Self {
-        let inputs = inputs.iter().map(|input| (input.kind.to_owned(), input.identity.clone()));
-        Self { format: FORMAT, inputs: inputs.collect() }
-    }
-
-    /// The name of the first input that is another one here.
-    fn first_difference<'a>(&'a self, named: &'a [Input], held: &'a Self) -> &'a str {
-        let differs = |at: &usize| held.inputs.get(*at) != self.inputs.get(*at);
-        let at = (0..self.inputs.len().max(held.inputs.len())).find(differs).unwrap_or(0);
-        let removed = || held.inputs.get(at).map_or("", |(kind, _)| kind);
-        named.get(at).map_or_else(removed, |input| &input.name)
-    }
-}
-
-/// The part of a configuration that decides numbers, and what they are computed in, `None` being the processor.
-pub(crate) fn deciding(config: &Config, cache: Option<&TokenCache>, device: Option<DType>) -> [Input; 3] {
-    // Which one of several alike it is does not matter.
-    let kind = if config.device == DeviceChoice::Emulated { "emulated" } else { "cuda" };
-    let computed = device.map_or_else(|| "processor".to_owned(), |compute| format!("{kind} {compute:?}"));
-    // A cache gives what the encoders give, but for states that it rounds.
-    let states = if cache.is_some_and(TokenCache::rounds_text) { "bf16" } else { "as encoded" };
-    [
-        Input::new("the configuration (--set, --config)", config.fingerprint()),
-        Input::new("where numbers are computed (--device, fp16)", computed),
-        Input::new("the token cache, by what it keeps of captions,", states),
-    ]
-}
 
 /// What images were, by the order of their rows.
 #[derive(Serialize, Deserialize)]
 struct Images {
     images: Vec<Seen>,
-}
-
-/// What became of a record.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Outcome<N> {
-    /// The numbers that were asked for.
-    Found(N),
-    /// Why there are none.
-    Failed(String),
-}
-
-/// Looks at a batch of usable records and their codes `[B, L]`, and answers for each.
-pub(crate) type Measure<'a, N> = dyn FnMut(&Tensor, &[&Record]) -> Result<Vec<Outcome<N>>> + 'a;
-
-/// A table of pictures and how it is read.
-#[derive(Clone, Copy)]
-pub(crate) struct Source<'a> {
-    /// The table.
-    pub(crate) path: &'a Path,
-    /// Columns, decoding and threads.
-    pub(crate) config: &'a Config,
-    /// Turns pictures into codes.
-    pub(crate) tokenizer: &'a dyn ImageTokenizer,
-    /// Codes that are kept.
-    pub(crate) cache: Option<&'a TokenCache>,
-    /// Usable pictures handed over at once.
-    pub(crate) batch: usize,
-}
-
-impl Source<'_> {
-    /// Opens the table.
-    pub(crate) fn open(&self) -> Result<Corpus> {
-        corpus::open(self.config, self.path)
-    }
-
-    /// Reads the whole table once and counts its rows, so that a bad line ends a job now and not at its end.
-    pub(crate) fn rows(&self) -> Result<u64> {
-        let mut rows = 0;
-        for record in self.open()?.refusing_duplicates() {
-            record?;
-            rows += 1;
-        }
-        Ok(rows)
-    }
-
-    /// Does the next part, which begins `from` there.
-    pub(crate) fn part<N>(
-        &self,
-        corpus: &mut Corpus,
-        from: Option<Position>,
-        measure: &mut Measure<'_, N>,
-    ) -> Result<Part<N>> {
-        let size = PART.div_ceil(self.batch) * self.batch;
-        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
-        let next = (records.len() == size).then(|| Corpus::position(corpus));
-        let Self { config, tokenizer, cache, .. } = *self;
-        let paths: Vec<&Path> = records.iter().map(|record| record.image.as_path()).collect();
-        let looking = Looking::at(&paths, cache);
-        let mut reasons = Vec::with_capacity(records.len());
-        let (mut usable, mut codes) = (Vec::new(), Vec::new());
-        let tokenise = Tokenise { config, tokenizer, cache };
-        tokenise.each(&records, &mut FitPictures::default(), |place, found| {
-            reasons.push(match found {
-                Ok(found) => {
-                    usable.push(&records[place]);
-                    codes.extend(found.into_iter().map(u32::from));
-                    None
-                }
-                Err(error) => {
-                    tracing::warn!("left out {}: {error}", records[place].id);
-                    Some(error.to_string())
-                }
-            });
-            Ok(())
-        })?;
-        let images = looking.seen(&paths).map_err(|at| Error::Image {
-            path: records[at].image.clone(),
-            message: "was changed while it was read; give the same command again".to_owned(),
-        })?;
-        let tokens = tokenizer.quantizer().tokens();
-        let mut measured = Vec::with_capacity(usable.len());
-        for (records, codes) in usable.chunks(self.batch).zip(codes.chunks(self.batch * tokens)) {
-            measured.extend(measure(&Tensor::new(&[records.len(), tokens], codes.to_vec())?, records)?);
-        }
-        let mut measured = measured.into_iter();
-        let mut rows = Vec::with_capacity(records.len());
-        for ((record, reason), image) in records.iter().zip(reasons).zip(images) {
-            let outcome = match reason {
-                Some(reason) => Outcome::Failed(reason),
-                None => measured
-                    .next()
-                    .ok_or_else(|| Error::invalid(format!("nothing was found of {}", record.id)))?,
-            };
-            rows.push(Row { row: record.row, image, outcome });
-        }
-        Ok(Part { from, next, rows })
-    }
-
-    /// The first of the records that begin `from` there whose image is not what it was.
-    fn first_changed<'s>(
-        &self,
-        from: Option<Position>,
-        images: impl ExactSizeIterator<Item = &'s Seen>,
-    ) -> Result<Option<PathBuf>> {
-        let mut corpus = self.open()?;
-        if let Some(position) = from {
-            corpus.seek(position)?;
-        }
-        let records: Vec<Record> = corpus.take(images.len()).collect::<Result<_>>()?;
-        let pairs: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(images).collect();
-        Ok(first_changed(&pairs, self.cache).map(|at| records[at].image.clone()))
-    }
 }
 
 /// How messages name a job.
@@ -449,7 +253,7 @@ impl Parts {
         }
     }
 
-    /// Does the parts of a sequence that are not there. `begin` makes what measures a batch (see [`Measure`]), and
+    /// Does the parts of a sequence that are not there. `begin` makes what measures a batch (see [`Source::part`]), and
     /// runs only if something is missing.
     ///
     /// # Errors
