@@ -8,8 +8,8 @@ mod calls;
 
 use std::ops::Range;
 
-use super::globals::Global;
-use crate::weights::NumberKind;
+use super::globals::{self, Global};
+use crate::weights::{NumberKind, stored::Flipped};
 
 /// Items that lie on the stack at once: the pickler hands lists and dicts over by the thousand.
 const STACK: usize = 1 << 16;
@@ -38,14 +38,37 @@ pub(super) enum Node {
     List(Vec<Item>),
     Dict(Vec<(Item, Item)>),
     Global(Global),
+    /// A name that is not understood.
+    Foreign(Box<Foreign>),
     Storage(Box<StorageNode>),
     Tensor(Box<TensorNode>),
+    /// Something that only Python code could make.
+    Object(Box<ObjectNode>),
+}
+
+/// A name that is not understood, where it is in the pickle.
+#[derive(Clone)]
+pub(super) struct Foreign {
+    pub(super) module: Range<usize>,
+    pub(super) name: Range<usize>,
+}
+
+/// What a name that is not understood would make. It is never made: only that it is there is known.
+pub(super) struct ObjectNode {
+    /// The name that would make it, or make what makes it.
+    pub(super) class: Item,
+    /// Whether it is a tensor of a form that is not read.
+    pub(super) tensor: bool,
 }
 
 /// A storage that is kept outside the pickle.
 pub(super) struct StorageNode {
-    /// `None` for one of bytes.
+    /// `None` for one of bytes, or of numbers that are not read.
     pub(super) kind: Option<NumberKind>,
+    /// Bytes of a number.
+    pub(super) width: usize,
+    /// Its class, where that is of numbers that are not read.
+    pub(super) other: Option<Item>,
     /// Its name among the storages.
     pub(super) key: Range<usize>,
     /// Numbers (or bytes) of the whole storage.
@@ -55,13 +78,9 @@ pub(super) struct StorageNode {
 }
 
 impl StorageNode {
-    pub(super) fn width(&self) -> usize {
-        self.kind.map_or(1, NumberKind::width)
-    }
-
     /// Bytes of the whole storage.
     pub(super) fn bytes(&self) -> Option<usize> {
-        self.numbers.checked_mul(self.width())
+        self.numbers.checked_mul(self.width)
     }
 }
 
@@ -72,6 +91,7 @@ pub(super) struct TensorNode {
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,
+    pub(super) flipped: Flipped,
 }
 
 /// What a pickle holds.
@@ -103,11 +123,37 @@ impl<'a> Pickled<'a> {
         }
     }
 
+    /// What makes an object; of other items the item itself.
+    pub(super) fn class_of(&self, object: Item) -> Item {
+        match self.node(object) {
+            Some(Node::Object(object)) => object.class,
+            _ => object,
+        }
+    }
+
+    /// The name of what makes an object, as messages show it.
+    pub(super) fn class_name(&self, object: Item) -> String {
+        match self.node(self.class_of(object)) {
+            Some(Node::Foreign(foreign)) => {
+                globals::full_name(self.text_bytes(&foreign.module), self.text_bytes(&foreign.name))
+            }
+            Some(Node::Global(Global::TensorType)) => "torch.Tensor".to_owned(),
+            Some(Node::Global(Global::OtherStorage(_))) => "a torch storage of quantized or 128-bit numbers".to_owned(),
+            Some(Node::Global(global)) => format!("{global:?}"),
+            _ => "an unknown class".to_owned(),
+        }
+    }
+
     pub(super) fn storage(&self, at: usize) -> Option<&StorageNode> {
         match self.nodes.get(at)? {
             Node::Storage(storage) => Some(storage),
             _ => None,
         }
+    }
+
+    /// How many tensors there are, wherever they lie.
+    pub(super) fn tensors(&self) -> usize {
+        self.nodes.iter().filter(|node| matches!(node, Node::Tensor(_))).count()
     }
 
     /// All storages mentioned.
@@ -187,7 +233,8 @@ impl<'a> Machine<'a> {
             b'Q' => self.persistent(),
             b'R' => self.reduce(),
             b'b' => self.build(),
-            other => Err(self.refuse(other)),
+            0x81 | 0x92 | b'o' | b'i' => self.instance(code),
+            other => Err(Self::refuse(other)),
         }
     }
 
@@ -277,7 +324,16 @@ impl<'a> Machine<'a> {
             b'M' => Item::Int(u16::from_le_bytes(self.array()?).into()),
             b'G' => Item::Float(f64::from_be_bytes(self.array()?)),
             b'F' => Item::Float(self.line_as()?),
-            b'L' => Item::Int(self.line_as()?),
+            b'L' => {
+                let range = self.line()?;
+                let digits = std::str::from_utf8(&self.bytes[range.clone()]).map_err(|_| MALFORMED)?;
+                match digits.trim_end_matches('L').parse() {
+                    Ok(value) => Item::Int(value),
+                    // Of more than 64 bits: kept as it is written.
+                    Err(_) if is_whole(digits) => return self.push_node(Node::Text(range)),
+                    Err(_) => return Err(MALFORMED.to_owned()),
+                }
+            }
             b'I' => {
                 let start = self.at;
                 let value: i64 = self.line_as()?;
@@ -409,6 +465,8 @@ impl<'a> Machine<'a> {
         match self.node_mut(self.top()?) {
             Some(Node::List(list)) if matches!(code, b'a' | b'e' | 0x90) => list.extend(items),
             Some(Node::Dict(dict)) if matches!(code, b's' | b'u') => dict.extend(pairs(&items)?),
+            // What an object holds is not looked at.
+            Some(Node::Object(_)) => {}
             _ => return Err(MALFORMED.to_owned()),
         }
         Ok(())
@@ -434,6 +492,12 @@ impl<'a> Machine<'a> {
             _ => None,
         }
     }
+}
+
+/// Whether a text is a whole number of protocol 0.
+fn is_whole(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text).trim_end_matches('L');
+    !digits.is_empty() && digits.len() <= 2 * LONGEST && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn pairs(items: &[Item]) -> Result<Vec<(Item, Item)>, String> {
