@@ -21,7 +21,7 @@ pub struct ConvertArguments {
     /// Only the tensors below this name, under the rest of theirs.
     #[arg(long, value_name = "PREFIX")]
     pub within: Option<String>,
-    /// Leave out the `module.` that every name begins with.
+    /// Leave out what wrappers add to names: a leading `module.` (parallel training), `_orig_mod.` (torch.compile).
     #[arg(long)]
     pub without_module: bool,
     /// Write floats as this kind.

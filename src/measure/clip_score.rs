@@ -43,7 +43,7 @@ impl ClipText {
         let folder = folder_of(path);
         let settings = Settings { path: folder, tokens: None, channels: None, mean_over_padding: false };
         let encoder = Pretrained::open(Kind::Clip, settings)?;
-        let weight = Weights::open(path)?.read(PROJECTION)?;
+        let weight = Weights::open(path)?.network(&[PROJECTION]).read(PROJECTION)?;
         if !matches!(*weight.shape(), [_, channels] if channels == encoder.channels()) {
             return Err(Error::Checkpoint {
                 path: path.to_path_buf(),

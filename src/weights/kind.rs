@@ -164,9 +164,15 @@ impl NumberKind {
                 Self::F16 | Self::Bf16 => negate(bytes, sign::<2>),
                 Self::F8E4M3 | Self::F8E5M2 => negate(bytes, sign::<1>),
                 Self::U8 | Self::I8 => negate(bytes, |[byte]| [byte.wrapping_neg()]),
-                Self::U16 | Self::I16 => negate(bytes, |n| u16::from_le_bytes(n).wrapping_neg().to_le_bytes()),
-                Self::U32 | Self::I32 => negate(bytes, |n| u32::from_le_bytes(n).wrapping_neg().to_le_bytes()),
-                Self::U64 | Self::I64 => negate(bytes, |n| u64::from_le_bytes(n).wrapping_neg().to_le_bytes()),
+                Self::U16 | Self::I16 => {
+                    negate(bytes, |n| u16::from_le_bytes(n).wrapping_neg().to_le_bytes())
+                }
+                Self::U32 | Self::I32 => {
+                    negate(bytes, |n| u32::from_le_bytes(n).wrapping_neg().to_le_bytes())
+                }
+                Self::U64 | Self::I64 => {
+                    negate(bytes, |n| u64::from_le_bytes(n).wrapping_neg().to_le_bytes())
+                }
                 Self::Bool => {}
             }
         }

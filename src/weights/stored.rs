@@ -173,7 +173,9 @@ impl Stored {
     pub(super) fn with_flipped(self, flipped: Flipped) -> Result<Self, String> {
         let kind = self.entry.kind;
         if flipped.conjugated && kind != NumberKind::Complex64 {
-            return Err(format!("it is marked as the conjugate of numbers of the kind {kind}, which have none"));
+            return Err(format!(
+                "it is marked as the conjugate of numbers of the kind {kind}, which have none"
+            ));
         }
         if flipped.negated && kind == NumberKind::Bool {
             return Err("it is marked as the negative of bools, which have none".to_owned());

@@ -71,12 +71,40 @@ pub(super) fn find(module: &[u8], name: &[u8]) -> Option<Global> {
 /// it is: this only tells the user of a file that should not be opened in Python either.
 pub(super) fn is_harmful(module: &[u8], name: &[u8]) -> bool {
     const MODULES: [&[u8]; 20] = [
-        b"os", b"posix", b"nt", b"subprocess", b"_posixsubprocess", b"sys", b"shutil", b"socket", b"pty", b"commands",
-        b"importlib", b"runpy", b"ctypes", b"code", b"webbrowser", b"pickle", b"_pickle", b"cloudpickle", b"dill", b"marshal",
+        b"os",
+        b"posix",
+        b"nt",
+        b"subprocess",
+        b"_posixsubprocess",
+        b"sys",
+        b"shutil",
+        b"socket",
+        b"pty",
+        b"commands",
+        b"importlib",
+        b"runpy",
+        b"ctypes",
+        b"code",
+        b"webbrowser",
+        b"pickle",
+        b"_pickle",
+        b"cloudpickle",
+        b"dill",
+        b"marshal",
     ];
     const BUILTINS: [&[u8]; 12] = [
-        b"eval", b"exec", b"execfile", b"compile", b"open", b"input", b"breakpoint", b"__import__", b"apply", b"globals",
-        b"locals", b"vars",
+        b"eval",
+        b"exec",
+        b"execfile",
+        b"compile",
+        b"open",
+        b"input",
+        b"breakpoint",
+        b"__import__",
+        b"apply",
+        b"globals",
+        b"locals",
+        b"vars",
     ];
     let package = module.split(|&byte| byte == b'.').next().unwrap_or_default();
     match package {

@@ -270,7 +270,7 @@ impl Machine<'_> {
                 (Some(b"neg"), Item::Bool(value)) => flipped.negated = value,
                 (Some(b"conj"), Item::Bool(value)) => flipped.conjugated = value,
                 (key, _) => {
-                    let key = globals::full_name(b"a tensor", key.unwrap_or(b"?"));
+                    let key = globals::full_name(b"metadata", key.unwrap_or(b"?"));
                     return Err(format!("the pickle marks a tensor in a way that is not known ({key})"));
                 }
             }
