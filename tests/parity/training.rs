@@ -16,8 +16,10 @@ use super::*;
 /// How near a run is to the manifest's figures: in f64 to those of f64.
 const LIMIT_F64: f64 = 1e-7;
 /// The same of the norms of gradients. The released code keeps some numbers in f32 even then (its `rater_loss` is 5e-8 off the
-/// sum of its parts), and its norms are up to 3.9e-7 from those of PyTorch in f64 throughout.
-const LIMIT_F64_NORMS: f64 = 1e-6;
+/// sum of its parts): its norms are up to 3.9e-7 from those of PyTorch in f64 throughout, and up to 9.7e-7 from those here.
+/// Such differences grow from step to step as those of f32 do, of which a share is allowed where it is more.
+const LIMIT_F64_NORMS: f64 = 3e-6;
+const NOISE_SHARE: f64 = 0.1;
 /// In f32, three times what separates the manifest's own figures of f32 and f64, but no less than this.
 const LEAST_LIMIT_F32: f64 = 1e-5;
 const NOISE_TIMES: f64 = 3.0;
@@ -261,17 +263,17 @@ fn training_steps_match_the_released_code() {
                 continue;
             };
             let exact = fixture.manifest[format!("{}_f64", run.key)].as_array();
-            let limit = exact.map_or(LIMIT_F32, |exact| {
+            let noise = exact.map(|exact| {
                 let noise = steps.iter().zip(exact).flat_map(|(step, exact)| {
                     [false, true].map(|norms| worst(&told(step), &told(exact), run, norms).0)
                 });
-                LEAST_LIMIT_F32.max(NOISE_TIMES * noise.fold(0.0, f64::max))
+                noise.fold(0.0, f64::max)
             });
+            let limit = noise.map_or(LIMIT_F32, |noise| LEAST_LIMIT_F32.max(NOISE_TIMES * noise));
             // A device computes in f32.
-            if let Some(exact) = exact
-                && device().is_none()
-            {
-                follow(&fixture, &batches, run, DType::F64, exact, [LIMIT_F64, LIMIT_F64_NORMS]);
+            if let (Some(exact), Some(noise), None) = (exact, noise, device()) {
+                let limits = [LIMIT_F64, LIMIT_F64_NORMS.max(NOISE_SHARE * noise)];
+                follow(&fixture, &batches, run, DType::F64, exact, limits);
             }
             let Some(bilevel) = follow(&fixture, &batches, run, DType::F32, steps, [limit; 2]) else {
                 continue;
