@@ -27,7 +27,7 @@ use crate::{
         statistics::{auroc, mean_percentile},
     },
     select::{
-        ratings::{ColumnNames, RatingsReader},
+        ratings::{ColumnNames, RatingsOptions, RatingsReader},
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
@@ -127,6 +127,7 @@ pub fn demo(
         checkpoint: run_folder.clone(),
         corpus: data.train_csv.clone(),
         out: ratings.clone(),
+        rating_column: "rating".to_owned(),
         batch: config.training.batch,
         batch_normalised: false,
         overwrite: true,
@@ -136,14 +137,21 @@ pub fn demo(
     let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
-    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
+    let mut pictures = rating_pictures(&config, &ratings, "rating", &data.train_csv, Some("flaw"))?;
     pictures.insert(0, losses);
     let page = folder.join("report.html");
-    let of_run = RunPage { run: run_folder, ratings: Some(ratings.clone()), corpus: None, flaw_column: None };
+    let of_run = RunPage {
+        run: run_folder,
+        ratings: Some(ratings.clone()),
+        rating_column: "rating".to_owned(),
+        corpus: None,
+        flaw_column: None,
+    };
     write_whole(&page, of_run.page()?.to_html().as_bytes())?;
     let subset = write_subset(
         &SubsetJob {
             ratings,
+            options: RatingsOptions::default(),
             names: ColumnNames::default(),
             image_column: config.data.image_column.clone(),
             strategy: Strategy::SHIFT_GSAMPLE,

@@ -71,7 +71,8 @@ fn a_missing_table_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let message = read(&folder.path().join("none.csv")).unwrap_err().to_string();
     assert!(message.contains("cannot read") && message.contains("none.csv"), "{message}");
-    assert!(matches!(read(folder.path()), Err(Error::Io { .. })), "a folder is no table");
+    let message = read(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("is a folder, not a table"), "{message}");
 }
 
 #[test]
@@ -84,13 +85,24 @@ fn an_empty_table_is_an_error() {
 #[test]
 fn a_missing_column_is_an_error_that_lists_the_columns_and_suggests_one() {
     table_error(
-        "id,image_path,caption\n1,a,b\n",
+        "id,image_sav_path,caption\n1,a,b\n",
         Some(1),
-        &["no column `image_save_path`", "`id`, `image_path`, `caption`", "did you mean `image_path`?"],
+        &[
+            "no column `image_save_path`",
+            "`id`, `image_sav_path`, `caption`",
+            "did you mean `image_sav_path`?",
+        ],
     );
-    table_error("ID,image_save_path,caption\n1,a,b\n", Some(1), &["did you mean `ID`?"]);
-    table_error("id;image_save_path;caption\n1;a;b\n", Some(1), &["no column `id`", "separated by commas"]);
-    table_error("id,image_save_path,x,y\n1,a,b,c\n", Some(1), &["no column `caption`"]);
+    table_error(
+        "id|image_save_path|caption\n1|a|b\n",
+        Some(1),
+        &["no column `image_save_path`", "separated by commas, tabs or semicolons"],
+    );
+    table_error(
+        "id,image_save_path,x,y\n1,a,b,c\n",
+        Some(1),
+        &["no column `caption`", "--set columns.caption=NAME", "--caption-column"],
+    );
     table_error("id,id,image_save_path,caption\n1,1,a,b\n", Some(1), &["there twice", "columns 1 and 2"]);
 }
 

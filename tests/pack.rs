@@ -44,6 +44,7 @@ fn packed(subset: &Path, format: &str, out: &str, overwrite: bool) -> Result<Pac
     let job = PackJob {
         subset: subset.to_path_buf(),
         columns: ColumnNames::default(),
+        skip_bad_rows: false,
         format: format.parse()?,
         out: subset.with_file_name(out),
         shard: 4,

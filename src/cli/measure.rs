@@ -62,6 +62,7 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
         tracing::warn!("{warning}");
     }
     let columns = config.as_ref().map_or_else(ColumnNames::default, corpus::columns);
+    let skip_bad_rows = config.as_ref().is_some_and(|config| config.data.skip_bad_rows);
     let choice = Choice {
         features: if arguments.reference.is_some() { arguments.features.clone() } else { Vec::new() },
         clip: arguments.clip.clone(),
@@ -78,14 +79,14 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
             "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
         )),
     })?;
-    let generated = pictures(&arguments.generated, &columns)?;
+    let generated = pictures(&arguments.generated, &columns, skip_bad_rows)?;
     let mut left_out = json!({"generated": [], "reference": []});
     let mut tell = |what: &str, done, total| progress.count(what, done, total);
     let references = match &arguments.reference {
         None => None,
         Some(path) => {
             let (references, failed) =
-                measurer.references(&pictures(path, &columns)?, interrupt, &mut tell)?;
+                measurer.references(&pictures(path, &columns, skip_bad_rows)?, interrupt, &mut tell)?;
             left_out["reference"] = json!(failed);
             Some(references)
         }

@@ -24,6 +24,9 @@ pub struct ReportArguments {
     /// Of a run: the ratings that `score` wrote, in place of those of the last epoch.
     #[arg(long, value_name = "FILE")]
     ratings: Option<PathBuf>,
+    /// Of a run: the column of the ratings in it.
+    #[arg(long, value_name = "NAME", default_value = "rating")]
+    rating_column: String,
     /// Of a run: the corpus that was rated, if it is not what the run was trained on.
     #[arg(long, value_name = "FILE.csv")]
     data: Option<PathBuf>,
@@ -40,7 +43,7 @@ pub struct ReportArguments {
 /// # Errors
 /// If the folder is neither, or a part of it cannot be read, or the page cannot be written.
 pub fn run(arguments: ReportArguments) -> Result<()> {
-    let ReportArguments { of, out, ratings, data, flaw_column, sheets } = arguments;
+    let ReportArguments { of, out, ratings, rating_column, data, flaw_column, sheets } = arguments;
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
             return Err(Error::invalid(
@@ -53,7 +56,7 @@ pub fn run(arguments: ReportArguments) -> Result<()> {
         if !sheets.is_empty() {
             return Err(Error::invalid("--sheets is for the page of a comparison"));
         }
-        RunPage { run: of.clone(), ratings, corpus: data, flaw_column }.page()?
+        RunPage { run: of.clone(), ratings, rating_column, corpus: data, flaw_column }.page()?
     } else {
         return Err(Error::invalid(format!(
             "{} is neither a run of `train` nor a comparison that has finished a seed",

@@ -90,11 +90,11 @@ pub(super) fn prepare(
 
     let corpus = corpus::open(config, &train)?;
     let named = Columns::of(&corpus);
-    let mut records = corpus.read_all()?;
+    let mut records = corpus.read_usable()?.0;
     // Where tables are named, they are read; what is not is split off, the same for every model.
     let read = |path: &Path| {
         let corpus = corpus::open(config, path)?;
-        Ok::<_, Error>((Columns::of(&corpus), corpus.read_all()?))
+        Ok::<_, Error>((Columns::of(&corpus), corpus.read_usable()?.0))
     };
     let (aside_columns, aside) = match &given {
         Some(path) => read(path)?,

@@ -96,6 +96,7 @@ impl Drawn {
             line: record.line,
             path: record.image,
             caption: Some(record.caption),
+            malformed: record.malformed,
         });
         let held_out = pictured.collect();
         Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("pictures") })
@@ -135,7 +136,7 @@ impl Drawn {
         };
         let summary = sample(&drawing, interrupt, &mut |done, total| teller.tell(done, total))?;
         let pictures =
-            crate::measure::pictures::pictures(&summary.table, &crate::data::ColumnNames::default())?;
+            crate::measure::pictures::pictures(&summary.table, &crate::data::ColumnNames::default(), false)?;
         let mut progress = |what: &str, done, total| (teller.progress)(what, done, total);
         let references = match self.references.get() {
             Some(references) => references,

@@ -45,7 +45,7 @@ use crate::{
         trainer::Observer,
     },
     report::statistics::{auroc, mean_interval, mean_percentile},
-    select::{Keep, Strategy, SubsetJob, write_subset},
+    select::{Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
     train::{
         corpus,
         fit::{FitObserver, FitStepReport, Measures},
@@ -285,6 +285,7 @@ pub fn compare(
                 }
                 let job = SubsetJob {
                     ratings: chosen.clone(),
+                    options: RatingsOptions::default(),
                     names: ratings.columns(),
                     image_column: config.data.image_column.clone(),
                     strategy,

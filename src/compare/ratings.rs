@@ -156,6 +156,7 @@ impl<'a> Ratings<'a> {
                 config: None,
                 corpus: self.pool.0.to_path_buf(),
                 out,
+                rating_column: "rating".to_owned(),
                 batch: config.training.batch,
                 batch_normalised: false,
                 overwrite: false,

@@ -85,6 +85,8 @@ pub struct DataConfig {
     pub image_column: String,
     /// Column of the captions.
     pub caption_column: String,
+    /// Malformed rows of tables are counted as failed instead of ending the job.
+    pub skip_bad_rows: bool,
     /// Threads that decode pictures, at least 1.
     pub workers: usize,
     /// Pictures with more pixels are refused.

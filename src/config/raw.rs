@@ -168,6 +168,7 @@ raw! {
         image_tokenizer: RawImageTokenizer,
         text_encoder: RawTextEncoder,
         columns: RawColumns,
+        skip_bad_rows: bool,
         validation_portion: f64,
         max_pixels: i64,
         token_cache: String,

@@ -33,6 +33,8 @@ pub struct PlantSettings {
     pub corpus: PathBuf,
     /// Its columns.
     pub columns: ColumnNames,
+    /// Count malformed rows as failed records.
+    pub skip_bad_rows: bool,
     /// The folder that is made.
     pub out: PathBuf,
     /// How pictures are decoded. All of them, spoiled or not, are cut to squares of this side, so that a flaw cannot be told by
@@ -71,7 +73,8 @@ pub fn plant(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Planted> {
     let PlantSettings { out, shares, seed, preprocess, .. } = settings;
-    let corpus = Corpus::open(&settings.corpus, &settings.columns)?;
+    let corpus =
+        Corpus::open(&settings.corpus, &settings.columns)?.skipping_malformed(settings.skip_bad_rows);
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
     if let Some(taken) = header.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str())) {
         return Err(Error::Table {
@@ -85,7 +88,7 @@ pub fn plant(
         let message = format!("{} is there already; give --overwrite or another --out", table.display());
         return Err(Error::invalid(message));
     }
-    let records = corpus.read_all()?;
+    let (records, malformed) = corpus.read_usable()?;
     let flaws = plan(records.len(), shares, *seed)?;
     let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
     let sources = sources(&flaws, &captions, *seed)?;
@@ -134,9 +137,11 @@ pub fn plant(
             message: "no picture of it can be read".to_owned(),
         });
     }
-    let failures = failed.iter().map(|(at, reason)| {
-        [records[*at].id.clone(), records[*at].line.to_string(), reason.clone()].to_vec()
-    });
+    let row = |record: &Record, reason: &str| [record.id.clone(), record.line.to_string(), reason.to_owned()];
+    let failures = malformed
+        .iter()
+        .map(|record| row(record, record.malformed.as_deref().unwrap_or_default()))
+        .chain(failed.iter().map(|(at, reason)| row(&records[*at], reason)));
     write_csv(&out.join("failed.csv"), &["id", "line", "reason"], failures)?;
     let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
     let rows = kept.iter().map(|&at| {
@@ -152,7 +157,7 @@ pub fn plant(
         .map(|flaw| (flaw, kept.iter().filter(|&&at| flaws[at] == flaw).count()))
         .filter(|(_, count)| *count > 0)
         .collect();
-    Ok(Planted { table, counts, failed: failed.len() })
+    Ok(Planted { table, counts, failed: failed.len() + malformed.len() })
 }
 
 fn picture_path(at: usize) -> String {

@@ -130,7 +130,11 @@ pub(super) fn each(
     let total = pictures.len() as u64;
     for (turn, part) in pictures.chunks(BATCH).enumerate() {
         interrupt.check("the measures had not been taken, so there was nothing to save")?;
-        let read: Vec<Result<Tensor>> = part.par_iter().map(|picture| space.read(&picture.path)).collect();
+        let read = |picture: &Pictured| match &picture.malformed {
+            None => space.read(&picture.path),
+            Some(message) => Err(Error::invalid(format!("the row is malformed: {message}"))),
+        };
+        let read: Vec<Result<Tensor>> = part.par_iter().map(read).collect();
         let (mut kept, mut tensors) = (Vec::new(), Vec::new());
         for (picture, read) in part.iter().zip(read) {
             match read {

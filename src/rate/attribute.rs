@@ -204,7 +204,8 @@ pub fn attribute(
     let rows = source.rows()?;
     let corpus = source.open()?;
     let columns = columns(&checkpoints);
-    let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)?;
+    let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)
+        .map_err(|error| corpus.refuse_header(error.to_string()))?;
     let trained = RunDirectory::config_of(&run)?;
     let rates = LearningRates::of(&run, &trained)?;
     let factors: Option<Vec<f64>> = checkpoints.iter().map(|held| rates.leading_to(held.step)).collect();

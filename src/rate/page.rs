@@ -233,6 +233,8 @@ pub struct RunPage {
     pub run: PathBuf,
     /// What `score` wrote; without it, the ratings of the last epoch are shown.
     pub ratings: Option<PathBuf>,
+    /// The column of the ratings in it.
+    pub rating_column: String,
     /// The corpus that is rated; without it, what the run was trained on.
     pub corpus: Option<PathBuf>,
     /// The column of kinds of records; `flaw` is taken where there is one.
@@ -298,7 +300,7 @@ impl RunPage {
 
     fn rated(&self, config: &Config, seen: &[Recording]) -> Result<(Vec<String>, Vec<f64>)> {
         if let Some(path) = &self.ratings {
-            let names = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
+            let names = ColumnNames { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
             let table = RatingsTable::read(path, &names)?;
             let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
             return Ok((ids, table.ratings));

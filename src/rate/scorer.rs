@@ -43,6 +43,8 @@ pub struct ScoreRequest {
     pub corpus: PathBuf,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
+    /// The column of the ratings in it.
+    pub rating_column: String,
     /// Records rated at once.
     pub batch: usize,
     /// Give the released rating, which depends on the batch, instead of the instance logit, which does not.
@@ -135,8 +137,9 @@ pub fn score(
     let rows = source.rows()?;
     let corpus = source.open()?;
     let [id, image, _] = corpus.columns();
-    let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
-    let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
+    let columns = RatingColumns { id: corpus.header()[id].clone(), rating: request.rating_column.clone() };
+    let header = RatingsHeader::for_corpus(corpus.header(), &columns)
+        .map_err(|error| corpus.refuse_header(error.to_string()))?;
     let digest = sha256_of_file(&request.corpus)?;
     parts.prepare(&scorer.job(request, digest.clone(), rows), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;

@@ -69,6 +69,8 @@ pub struct PackJob {
     pub subset: PathBuf,
     /// Its columns.
     pub columns: ColumnNames,
+    /// Leave out malformed rows, as records that cannot be used.
+    pub skip_bad_rows: bool,
     /// The form.
     pub format: Format,
     /// A file, or a folder for those forms that are one.
@@ -120,9 +122,9 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, 
             remove_folder(&job.out)?;
         }
     }
-    let corpus = Corpus::open(&job.subset, &job.columns)?;
+    let corpus = Corpus::open(&job.subset, &job.columns)?.skipping_malformed(job.skip_bad_rows);
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
-    let records = corpus.read_all()?;
+    let (records, malformed) = corpus.read_usable()?;
     let mut packing = Packing { job, header, columns, left_out: Vec::new(), interrupt };
     match job.format {
         Format::Csv | Format::Parquet => packing.table(&records)?,
@@ -130,7 +132,10 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, 
         Format::WebDataset => packing.web_dataset(&records, progress)?,
         Format::Uids => packing.uids(&records)?,
     }
-    Ok(Packed { rows: records.len(), left_out: packing.left_out, out: job.out.clone() })
+    let malformed = malformed.into_iter().map(|record| (record.id, record.malformed.unwrap_or_default()));
+    let rows = records.len() + malformed.len();
+    packing.left_out.extend(malformed);
+    Ok(Packed { rows, left_out: packing.left_out, out: job.out.clone() })
 }
 
 /// Refuses to replace a folder that holds something else than a subset.
@@ -192,7 +197,10 @@ impl Packing<'_> {
         if self.job.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
             return Err(Error::invalid(format!("{} must end in .{wanted}", self.job.out.display())));
         }
-        let header = NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new())?;
+        let header =
+            NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new()).map_err(|error| {
+                Error::Table { path: self.job.subset.clone(), line: Some(1), message: error.to_string() }
+            })?;
         let mut table = NumberWriter::create(&self.job.out, header)?;
         for record in records {
             let path = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;

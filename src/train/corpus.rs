@@ -69,7 +69,7 @@ pub fn columns(config: &Config) -> ColumnNames {
 /// # Errors
 /// If the table cannot be used.
 pub fn open(config: &Config, path: &Path) -> Result<Corpus> {
-    let corpus = Corpus::open(path, &columns(config))?;
+    let corpus = Corpus::open(path, &columns(config))?.skipping_malformed(config.data.skip_bad_rows);
     Ok(if config.compat.empty_caption_text {
         corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
     } else {
@@ -113,6 +113,7 @@ pub fn image_tokenizer(
     Random::new(config.seed, Purpose::Fit, 0).shuffle(&mut places);
     places.truncate(config.image_tokenizer.fit_images);
     places.sort_unstable();
+    places.retain(|&place| records[place].malformed.is_none());
     let total = places.len() as u64;
     let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
     let loader = Loader::new(requests, preprocess(config, settings.side), config.data.workers, AHEAD)?;

@@ -72,12 +72,19 @@ impl Tokenise<'_> {
         }
         let known: Vec<Cached> = match self.cache {
             None => vec![Cached::Absent; records.len()],
-            Some(cache) => records.par_iter().map(|record| cache.find(&record.image)).collect(),
+            Some(cache) => records
+                .par_iter()
+                .map(|record| match record.malformed {
+                    None => cache.find(&record.image),
+                    Some(_) => Cached::Absent,
+                })
+                .collect(),
         };
         let requests: Vec<_> = records
             .iter()
             .zip(&known)
             .enumerate()
+            .filter(|(_, (record, _))| record.malformed.is_none())
             .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !pictures.0.contains_key(place))
             .map(|(place, (record, _))| (place, record.image.clone()))
             .collect();
@@ -108,10 +115,12 @@ impl Tokenise<'_> {
                         *count += 1;
                         let picture = match pictures.0.remove(&place) {
                             Some(picture) => Ok(picture),
-                            None => loader.next().map_or_else(
-                                || Err(Error::invalid("a picture was not decoded")),
-                                |(_, picture)| picture,
-                            ),
+                            None => records[place].check().and_then(|()| {
+                                loader.next().map_or_else(
+                                    || Err(Error::invalid("a picture was not decoded")),
+                                    |(_, picture)| picture,
+                                )
+                            }),
                         };
                         match picture {
                             Ok(picture) => {
