@@ -115,8 +115,8 @@ fn the_header_for_a_corpus_puts_the_rating_behind_the_id() {
     let header = RatingsHeader::for_corpus(&columns(&["path", "id", "caption"]), &names()).unwrap();
     assert_eq!(header.columns(), ["path", "id", "rating", "caption"]);
     assert_eq!(
-        message(RatingsHeader::for_corpus(&columns(&["path", "caption"]), &names())),
-        "there is no column `id`; the columns are `path`, `caption`, `rating`."
+        message(RatingsHeader::for_corpus(&columns(&["name", "caption"]), &names())),
+        "there is no column `id`; the columns are `name`, `caption`, `rating`."
     );
     assert_eq!(
         message(RatingsHeader::for_corpus(&columns(&["id", "rating"]), &names())),

@@ -166,14 +166,14 @@ impl Convention {
                 "; `{column}` holds addresses, which are not fetched: download the images with img2dataset and give a \
                  table of their paths"
             ));
-        } else if let Some((_, column)) = nearest {
-            message.push_str(&format!("; did you mean `{column}`? If so, {}", self.how_to_name()));
         } else if let [only] = header
             && let Some(separator) = only.chars().find(|c| matches!(c, '|' | ':' | ' '))
         {
             message.push_str(&format!(
                 "; fields must be separated by commas, tabs or semicolons, not by {separator:?}"
             ));
+        } else if let Some((_, column)) = nearest {
+            message.push_str(&format!("; did you mean `{column}`? If so, {}", self.how_to_name()));
         } else {
             message.push_str(&format!("; {}", self.how_to_name()));
         }

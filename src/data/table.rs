@@ -312,15 +312,18 @@ impl Corpus {
     }
 
     fn malformed_record(&self, row: Malformed) -> Record {
+        // What is wrong may stand on a later line than the one on which the row begins.
+        let line = self.table.line();
+        let Malformed { line: at, message } = row;
         Record {
             row: self.next_row - 1,
-            line: row.line,
+            line,
             // There may be none, and messages name a record by it.
-            id: format!("(line {})", row.line),
+            id: format!("(line {line})"),
             image: PathBuf::new(),
             caption: String::new(),
             fields: vec![String::new(); self.header.len()],
-            malformed: Some(row.message),
+            malformed: Some(if at == line { message } else { format!("line {at}: {message}") }),
         }
     }
 }
