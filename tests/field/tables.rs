@@ -233,8 +233,11 @@ fn a_column_of_addresses_is_never_one_of_images() {
     );
 }
 
-/// The training set's records in another form of table; `change` makes a header and rows of the released ones.
-fn rewritten(place: &Workplace, name: &str, separator: u8, columns: &[(&str, &str)]) {
+/// Columns of a table: the training set's name, or none for a column that is empty, and the table's own.
+type Columns<'a> = &'a [(&'a str, &'a str)];
+
+/// The training set's records in another form of table.
+fn rewritten(place: &Workplace, name: &str, separator: u8, columns: Columns<'_>) {
     let mut reader = csv::Reader::from_path(place.path("data/train.csv")).unwrap();
     let header: Vec<String> = reader.headers().unwrap().iter().map(str::to_owned).collect();
     let mut writer = csv::WriterBuilder::new()
@@ -264,7 +267,7 @@ fn tiny() -> Workplace {
 fn every_command_takes_every_form_of_table_alike() {
     let place = tiny();
     let (id, image, caption) = ("id", "image_save_path", "caption");
-    let forms: [(&str, u8, &[(&str, &str)]); 4] = [
+    let forms: [(&str, u8, Columns<'_>); 4] = [
         ("no_id.tsv", b'\t', &[(image, "file_name"), (caption, "text")]),
         ("laion.csv", b',', &[("", ""), (id, "key"), ("", "url"), (caption, "TEXT"), (image, "image_path")]),
         ("excel.csv", b';', &[(id, "ID"), (image, "Image"), (caption, "Caption"), ("", "")]),
