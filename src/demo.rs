@@ -10,6 +10,7 @@ use crate::{
     data::{
         drawn::{DataSetSettings, write_data_set},
         flaws::{Flaw, FlawShares},
+        moved::path_text,
     },
     error::{Error, Result},
     files::{write_csv, write_whole},
@@ -108,10 +109,11 @@ pub fn demo(
     let data = folder.join("data");
     let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
     let data = write_data_set(&data, &settings)?;
-    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
+    let quoted =
+        |path: &Path| path_text(path.to_path_buf()).map(|text| serde_json::Value::from(text).to_string());
     let own = [
-        format!("data_args.train_csv_path={}", quoted(&data.train_csv)),
-        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)),
+        format!("data_args.train_csv_path={}", quoted(&data.train_csv)?),
+        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)?),
         format!("seed={seed}"),
     ];
     let config = demo_config(&[&own, sets].concat())?;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareRequest, Teller};
 use crate::{
-    data::{Corpus, Record, flaws::Flaw},
+    data::{Corpus, Record, flaws::Flaw, moved::whole_path},
     engine::{Purpose, Random},
     error::{Error, Result},
     files::{digest_of_file, sha256_of_file, write_csv, write_whole},
@@ -247,13 +247,9 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
 
 /// Writes records with all their columns, pictures by their whole paths.
 fn write_records(path: &Path, columns: &Columns, records: &[Record]) -> Result<()> {
-    let row = |record: &Record| {
-        let image = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
-        let Some(image) = image.to_str() else {
-            return Err(Error::invalid(format!("{} is not UTF-8", image.display())));
-        };
+    let row = |record: &Record| -> Result<Vec<String>> {
         let mut fields = record.fields.clone();
-        image.clone_into(&mut fields[columns.image]);
+        fields[columns.image] = whole_path(&record.fields[columns.image], &record.image)?.into_owned();
         Ok(fields)
     };
     write_csv(path, &columns.header, records.iter().map(row).collect::<Result<Vec<_>>>()?)

@@ -304,6 +304,7 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
         max_pixels: checker
             .integer("max_pixels", &mut raw.max_pixels, 89_478_485, 1, 1 << 40)?
             .unsigned_abs(),
+        truncated_images: Checker::flag(&mut raw.truncated_images, false),
         token_cache: checker.path("token_cache", &mut raw.token_cache)?,
     })
 }

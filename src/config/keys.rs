@@ -296,6 +296,11 @@ pub const KEYS: &[Key] = &[
     ),
     key("max_pixels", "pictures with more pixels are refused before memory is taken for them", Yes),
     key(
+        "truncated_images",
+        "decode images whose pixel data is cut as far as it goes, the rest gray or black as under Pillow's `LOAD_TRUNCATED_IMAGES`; false: refuse them",
+        Yes,
+    ),
+    key(
         "token_cache",
         "folder that `encode` made: tokens and text states are taken from it; what it does not hold is made as without it",
         Yes,

@@ -89,6 +89,8 @@ pub struct DataConfig {
     pub workers: usize,
     /// Pictures with more pixels are refused.
     pub max_pixels: u64,
+    /// Images whose pixel data is cut are decoded as far as it goes.
+    pub truncated_images: bool,
     /// The folder of a token cache, see [`train::cache`](crate::train::cache).
     pub token_cache: Option<PathBuf>,
 }

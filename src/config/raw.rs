@@ -170,6 +170,7 @@ raw! {
         columns: RawColumns,
         validation_portion: f64,
         max_pixels: i64,
+        truncated_images: bool,
         token_cache: String,
         recompute: bool,
         cuda_graph: bool,

@@ -3,8 +3,9 @@
 
 use std::{
     collections::HashSet,
-    fmt, fs,
-    io::Write,
+    fmt,
+    fs::{self, File},
+    io::{Read, Write},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -13,7 +14,11 @@ use serde_json::{Map, Value};
 
 use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
-    data::{ColumnNames, Corpus, Record},
+    data::{
+        ColumnNames, Corpus, Record,
+        decode::{self, SNIFFED_BYTES},
+        moved::{not_local, whole_path},
+    },
     error::{Error, Result},
     files::{WholeFile, remove_folder, write_whole},
     interrupt::Interrupt,
@@ -35,7 +40,7 @@ pub enum Format {
         /// Whether pictures are symbolic links.
         link: bool,
     },
-    /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the picture is), `KEY.txt` (the caption) and
+    /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the content is), `KEY.txt` (the caption) and
     /// `KEY.json` (all columns). Keys are row numbers, because a dot in an id would cut a key off.
     WebDataset,
     /// DataComp's `.npy`: pairs of 64-bit numbers, sorted, of ids that are 32 hexadecimal digits.
@@ -84,7 +89,7 @@ pub struct PackJob {
 pub struct Packed {
     /// Rows of the subset.
     pub rows: usize,
-    /// Records left out because their picture is not there: id and reason.
+    /// Records left out because their image is not there or is none: id and reason.
     pub left_out: Vec<(String, String)>,
     /// The file or folder.
     pub out: PathBuf,
@@ -161,21 +166,51 @@ impl Packing<'_> {
         self.interrupt.check("the output is not complete; give the same command with --overwrite")
     }
 
-    /// The picture's file and its ending, or the record is left out.
-    fn picture(&mut self, record: &Record) -> Option<(PathBuf, String)> {
-        let ending = record.image.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_lowercase();
-        let reason = match fs::metadata(&record.image) {
-            Ok(about) if !about.is_file() => "not a regular file".to_owned(),
-            Ok(_) if ending.is_empty() => "the file's name has no ending that says what it is".to_owned(),
-            Ok(_) => match std::path::absolute(&record.image) {
-                Ok(path) => return Some((path, ending)),
-                Err(error) => error.to_string(),
-            },
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!("left out {}: {}: {reason}", record.id, record.image.display());
+    /// The image's file and the ending that its content has, or the record is left out.
+    fn image(&mut self, record: &Record) -> Option<(PathBuf, &'static str)> {
+        match not_local(self.written(record)).map_or_else(|| ending_of(&record.image), Err) {
+            Ok(ending) => Some((record.image.clone(), ending)),
+            Err(reason) => {
+                self.leave_out(record, reason);
+                None
+            }
+        }
+    }
+
+    fn leave_out(&mut self, record: &Record, reason: String) {
+        tracing::warn!("left out {}: {}: {reason}", record.id, self.written(record));
         self.left_out.push((record.id.clone(), reason));
-        None
+    }
+
+    /// The image's path as it is written in the table.
+    fn written<'r>(&self, record: &'r Record) -> &'r str {
+        &record.fields[self.columns[1]]
+    }
+
+    /// Refuses an output without a record.
+    fn require_any(&self, records: &[Record]) -> Result<()> {
+        if self.left_out.len() < records.len() || records.is_empty() {
+            return Ok(());
+        }
+        let mut reasons: Vec<(&str, usize, &str)> = Vec::new();
+        for (id, reason) in &self.left_out {
+            match reasons.iter_mut().find(|(known, ..)| known == reason) {
+                Some((_, count, _)) => *count += 1,
+                None => reasons.push((reason, 1, id)),
+            }
+        }
+        reasons.sort_by_key(|(_, count, _)| std::cmp::Reverse(*count));
+        let first = reasons.iter().take(3);
+        let told: Vec<String> =
+            first.map(|(reason, count, id)| format!("{count} × {reason} (the first: {id})")).collect();
+        let more = reasons.len().saturating_sub(told.len());
+        let more = if more > 0 { format!("; and {more} other reasons") } else { String::new() };
+        Err(Error::invalid(format!(
+            "{}: all {} rows would be left out, so nothing is written: {}{more}",
+            self.job.subset.display(),
+            records.len(),
+            told.join("; ")
+        )))
     }
 
     /// All columns of a record but the picture's path, as JSON.
@@ -195,11 +230,16 @@ impl Packing<'_> {
         let header = NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new())?;
         let mut table = NumberWriter::create(&self.job.out, header)?;
         for record in records {
-            let path = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
+            let written = self.written(record);
+            if written.is_empty() {
+                self.leave_out(record, "its path is empty".to_owned());
+                continue;
+            }
             let mut fields = record.fields.clone();
-            fields[self.columns[1]] = path.to_string_lossy().into_owned();
+            fields[self.columns[1]] = whole_path(written, &record.image)?.into_owned();
             table.write(&fields, &[])?;
         }
+        self.require_any(records)?;
         table.finish()
     }
 
@@ -222,7 +262,7 @@ impl Packing<'_> {
         for (at, record) in records.iter().enumerate() {
             self.check()?;
             progress(at as u64 + 1, records.len() as u64);
-            let Some((from, ending)) = self.picture(record) else { continue };
+            let Some((from, ending)) = self.image(record) else { continue };
             let name = format!("pictures/{at:08}.{ending}");
             let to = self.job.out.join(&name);
             place(&from, &to, link)?;
@@ -231,6 +271,12 @@ impl Packing<'_> {
             let line = format!("{}\n", Value::Object(line));
             lines.write_all(line.as_bytes()).map_err(Error::io("write", lines.path()))?;
         }
+        if let Err(error) = self.require_any(records) {
+            remove_empty(&folder);
+            drop(lines);
+            remove_empty(&self.job.out);
+            return Err(error);
+        }
         // The table of the pictures is last: where it is, they are.
         lines.finish()
     }
@@ -238,23 +284,27 @@ impl Packing<'_> {
     fn web_dataset(&mut self, records: &[Record], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         fs::create_dir_all(&self.job.out).map_err(Error::io("create", &self.job.out))?;
         let size = self.job.shard.max(1);
+        let mut written = 0;
         for (number, shard) in records.chunks(size).enumerate() {
-            let path = self.job.out.join(format!("shard-{number:06}.tar"));
-            let mut archive = tar::Builder::new(WholeFile::create(&path)?);
+            let path = self.job.out.join(format!("shard-{written:06}.tar"));
+            // Made by its first image, so that none is empty.
+            let mut archive: Option<tar::Builder<WholeFile>> = None;
             for (place, record) in shard.iter().enumerate() {
                 self.check()?;
                 let at = number * size + place;
                 progress(at as u64 + 1, records.len() as u64);
-                let Some((from, ending)) = self.picture(record) else { continue };
-                let picture = fs::read(&from).map_err(Error::io("read", &from))?;
+                let Some((from, ending)) = self.image(record) else { continue };
+                let image = fs::read(&from).map_err(Error::io("read", &from))?;
                 let mut told = self.told(record);
-                told.insert("original_path".to_owned(), Value::from(from.to_string_lossy()));
+                let original = whole_path(self.written(record), &from)?;
+                told.insert("original_path".to_owned(), Value::from(&*original));
                 let told = Value::Object(told).to_string();
-                let parts = [
-                    (ending.as_str(), &picture[..]),
-                    ("txt", record.caption.as_bytes()),
-                    ("json", told.as_bytes()),
-                ];
+                let parts =
+                    [(ending, &image[..]), ("txt", record.caption.as_bytes()), ("json", told.as_bytes())];
+                let archive = match &mut archive {
+                    Some(archive) => archive,
+                    none => none.insert(tar::Builder::new(WholeFile::create(&path)?)),
+                };
                 for (ending, bytes) in parts {
                     let mut header = tar::Header::new_ustar();
                     header.set_size(bytes.len() as u64);
@@ -264,9 +314,16 @@ impl Packing<'_> {
                         .map_err(Error::io("write", &path))?;
                 }
             }
-            archive.into_inner().map_err(Error::io("write", &path))?.finish()?;
+            if let Some(archive) = archive {
+                archive.into_inner().map_err(Error::io("write", &path))?.finish()?;
+                written += 1;
+            }
         }
-        Ok(())
+        let any = self.require_any(records);
+        if any.is_err() {
+            remove_empty(&self.job.out);
+        }
+        any
     }
 
     fn uids(&mut self, records: &[Record]) -> Result<()> {
@@ -299,13 +356,32 @@ impl Packing<'_> {
     }
 }
 
+/// The ending that an image's content has, whatever its name is, or why it cannot be packed.
+fn ending_of(path: &Path) -> std::result::Result<&'static str, String> {
+    let about = fs::metadata(path).map_err(|error| error.to_string())?;
+    if !about.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let mut start = Vec::with_capacity(SNIFFED_BYTES);
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(SNIFFED_BYTES as u64).read_to_end(&mut start).map_err(|error| error.to_string())?;
+    decode::Format::of(&start).map(decode::Format::ending)
+}
+
+/// Removes a folder of an output that came to nothing; one that holds something stays.
+fn remove_empty(folder: &Path) {
+    let _ = fs::remove_dir(folder);
+}
+
 /// Copies a picture, or links to it.
 fn place(from: &Path, to: &Path, link: bool) -> Result<()> {
     if !link {
         return fs::copy(from, to).map(drop).map_err(Error::io("write", to));
     }
     #[cfg(unix)]
-    return std::os::unix::fs::symlink(from, to).map_err(Error::io("link", to));
+    return std::path::absolute(from)
+        .and_then(|from| std::os::unix::fs::symlink(from, to))
+        .map_err(Error::io("link", to));
     #[cfg(not(unix))]
     Err(Error::invalid("pictures can be linked on Unix only; copy them with imagefolder"))
 }

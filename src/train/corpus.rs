@@ -52,6 +52,7 @@ pub fn preprocess(config: &Config, side: usize) -> Preprocess {
     preprocess.apply_orientation = !config.compat.ignore_exif;
     preprocess.clip_grey16 = config.compat.clip_grey16;
     preprocess.max_pixels = config.data.max_pixels;
+    preprocess.truncated = config.data.truncated_images;
     preprocess
 }
 

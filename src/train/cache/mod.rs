@@ -89,6 +89,9 @@ struct Preparation {
     drop_alpha: bool,
     apply_orientation: bool,
     clip_grey16: bool,
+    /// Absent from caches that were made before there was the key, all of them without it.
+    #[serde(default)]
+    truncated_images: bool,
 }
 
 impl Preparation {
@@ -97,6 +100,7 @@ impl Preparation {
             drop_alpha: preprocess.alpha == AlphaRule::Drop,
             apply_orientation: preprocess.apply_orientation,
             clip_grey16: preprocess.clip_grey16,
+            truncated_images: preprocess.truncated,
         }
     }
 }
