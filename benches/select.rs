@@ -15,7 +15,7 @@ use std::{
 
 use alchemist_engine::{
     interrupt::Interrupt,
-    select::{ColumnNames, Keep, Strategy, SubsetJob, write_subset},
+    select::{ColumnNames, Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
 };
 use memory::peak_mebibytes;
 
@@ -37,6 +37,7 @@ fn main() {
 
     let job = SubsetJob {
         ratings,
+        options: RatingsOptions::default(),
         names: ColumnNames { id: "id".to_owned(), rating: "rating".to_owned() },
         image_column: "image_save_path".to_owned(),
         strategy: SHIFT_GSAMPLE,

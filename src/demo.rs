@@ -8,17 +8,21 @@ use std::{
 use crate::{
     config::Config,
     data::{
-        drawn::{DataSetSettings, write_data_set},
+        drawn::{DataSetSettings, write_data_set_until},
         flaws::{Flaw, FlawShares},
+        moved::path_text,
     },
     error::{Error, Result},
     files::{write_csv, write_whole},
     interrupt::Interrupt,
+    jobs::{
+        Claim,
+        folder::{Layout, OutputFolder, Present},
+    },
     rate::{
         bilevel::RaterReport,
         dynamics::{Recording, recordings},
         page::RunPage,
-        pictures::rating_pictures,
         scorer::{ScoreRequest, ScoreSummary, score},
         trainer::{Observer, TrainSummary, train},
     },
@@ -27,7 +31,7 @@ use crate::{
         statistics::{auroc, mean_percentile},
     },
     select::{
-        ratings::{ColumnNames, RatingsReader},
+        ratings::{ColumnNames, RatingsOptions, RatingsReader},
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
@@ -92,12 +96,70 @@ pub fn demo(
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<DemoReport> {
+    let output = OutputFolder::claim(&Claim { command: "demo", inputs: &[], overwrite }, folder, LAYOUT)?;
+    let mut present = output.present()?;
+    if present == Present::Unfinished && output.keeps_former() {
+        // The process that was to replace a demo was killed.
+        output.expect_own()?;
+        output.restore()?;
+        present = Present::Complete;
+    }
+    match present {
+        Present::Nothing => {}
+        Present::Complete if !overwrite => {
+            let message =
+                format!("{} holds a demo already; give --overwrite or another --out", folder.display());
+            return Err(Error::invalid(message));
+        }
+        Present::Complete => {
+            output.expect_own()?;
+            output.put_aside()?;
+        }
+        Present::Unfinished => {
+            output.expect_own()?;
+            output.clear_in_place()?;
+        }
+    }
+    output.begin_in_place()?;
+    match write(folder, seed, sets, command_line, interrupt, observer) {
+        Ok(report) => output.complete().map(|()| report),
+        Err(error) => {
+            output.restore()?;
+            Err(error)
+        }
+    }
+}
+
+/// What a demo's folder holds; see [`Layout`].
+const LAYOUT: Layout = &[
+    "data/*.csv",
+    "data/*/*.png",
+    "run/config.json",
+    "run/provenance.json",
+    "run/metrics.jsonl",
+    "run/failed.csv",
+    "run/inputs.json",
+    "run/dynamics/*",
+    "run/image_tokenizer/*",
+    "run/text_encoder/*",
+    "run/checkpoints/*/*",
+    "run/events.out.tfevents.*",
+    "*.csv",
+    "*.png",
+    "report.html",
+];
+
+/// Writes everything into the folder, which is empty.
+fn write(
+    folder: &Path,
+    seed: u64,
+    sets: &[String],
+    command_line: &[String],
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<DemoReport> {
     let run_folder = folder.join("run");
     let ratings = folder.join("ratings.csv");
-    if folder.exists() && !overwrite && (run_folder.exists() || ratings.exists()) {
-        let message = format!("{} holds a demo already; give --overwrite or another --out", folder.display());
-        return Err(Error::invalid(message));
-    }
     let shares = FlawShares::default();
     let side = demo_config(sets)?.networks.image_side();
     observer.note(&format!(
@@ -107,16 +169,16 @@ pub fn demo(
     ));
     let data = folder.join("data");
     let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
-    let data = write_data_set(&data, &settings)?;
-    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
+    let data = write_data_set_until(&data, &settings, interrupt)?;
+    let quoted =
+        |path: &Path| path_text(path.to_path_buf()).map(|text| serde_json::Value::from(text).to_string());
     let own = [
-        format!("data_args.train_csv_path={}", quoted(&data.train_csv)),
-        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)),
+        format!("data_args.train_csv_path={}", quoted(&data.train_csv)?),
+        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)?),
         format!("seed={seed}"),
     ];
     let config = demo_config(&[&own, sets].concat())?;
-    let existing = if overwrite && run_folder.exists() { Existing::Overwrite } else { Existing::Refuse };
-    let directory = RunDirectory::create(&run_folder, &config, existing)?;
+    let directory = RunDirectory::create(&run_folder, &config, Existing::Refuse)?;
     let mut curves = Curves { inner: observer, points: [const { Vec::new() }; 3] };
     let training = train(&config, &directory, command_line, interrupt, &mut curves)?;
     let points = curves.points;
@@ -127,23 +189,35 @@ pub fn demo(
         checkpoint: run_folder.clone(),
         corpus: data.train_csv.clone(),
         out: ratings.clone(),
+        rating_column: "rating".to_owned(),
         batch: config.training.batch,
         batch_normalised: false,
-        overwrite: true,
+        overwrite: false,
+        pictures: true,
+        note_column: Some("flaw".to_owned()),
         sets: Vec::new(),
     };
     let scoring = score(&request, interrupt, &mut |done, total| observer.preparing("scoring", done, total))?;
     let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
-    let mut pictures = rating_pictures(&config, &ratings, &data.train_csv, Some("flaw"))?;
+    let mut pictures = scoring.pictures.clone();
     pictures.insert(0, losses);
     let page = folder.join("report.html");
-    let of_run = RunPage { run: run_folder, ratings: Some(ratings.clone()), corpus: None, flaw_column: None };
-    write_whole(&page, of_run.page()?.to_html().as_bytes())?;
+    let of_run = RunPage {
+        run: run_folder,
+        ratings: Some(ratings.clone()),
+        rating_column: "rating".to_owned(),
+        corpus: None,
+        flaw_column: None,
+    };
+    let trained = "the run and its ratings are complete; --overwrite makes the demo again";
+    let html = interrupt.while_reading(trained, || Ok(of_run.page()?.to_html()))?;
+    write_whole(&page, html.as_bytes())?;
     let subset = write_subset(
         &SubsetJob {
             ratings,
+            options: RatingsOptions::default(),
             names: ColumnNames::default(),
             image_column: config.data.image_column.clone(),
             strategy: Strategy::SHIFT_GSAMPLE,
@@ -151,7 +225,7 @@ pub fn demo(
             seed,
             out: folder.join("subset.csv"),
             data: None,
-            overwrite: true,
+            overwrite: false,
         },
         interrupt,
     )?;

@@ -1,6 +1,10 @@
 //! One error type for the library: each variant is a cause, each message says what, where and what to do.
 
+mod reasons;
+
 use std::path::{Path, PathBuf};
+
+pub use reasons::Reasons;
 
 /// Shorthand for a result with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -63,6 +67,22 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
+    /// An output that may not be written: it is an input, or not this program's own, or there already.
+    #[error("{}: {message}", path.display())]
+    Output {
+        /// The output.
+        path: PathBuf,
+        /// Why not, and what to do.
+        message: String,
+    },
+    /// Another process writes the same output.
+    #[error("{}: is being written by {holder}; wait for it or choose another --out", path.display())]
+    Locked {
+        /// The output.
+        path: PathBuf,
+        /// The process.
+        holder: String,
+    },
     /// Arguments that make no sense together.
     #[error("{0}")]
     Invalid(String),
@@ -101,6 +121,16 @@ pub enum Error {
         /// Bytes in all.
         total_bytes: usize,
     },
+    /// The memory of this machine, or what the process may have of it, is not enough.
+    #[error("{}: not enough memory: {} were requested for {what}", path.display(), size(*bytes))]
+    Memory {
+        /// The file that is read.
+        path: PathBuf,
+        /// What the memory is for.
+        what: String,
+        /// Bytes of this one request.
+        bytes: usize,
+    },
     /// A kernel that did wrong, or a launch that its device cannot do: a mistake in the program.
     #[error("kernel {kernel}: {message}")]
     Kernel {
@@ -127,6 +157,22 @@ fn size(bytes: usize) -> String {
     format!("{:.1} {}", bytes as f64 / f64::powi(1024.0, unit as i32 + 1), UNITS[unit])
 }
 
+/// An empty list with room for `length` values, which a file asks for; `what` says for what.
+///
+/// # Errors
+/// [`Error::Memory`] if there is not enough.
+pub fn reserved<T>(length: usize, path: &Path, what: &str) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    match list.try_reserve_exact(length) {
+        Ok(()) => Ok(list),
+        Err(_) => Err(Error::Memory {
+            path: path.to_path_buf(),
+            what: what.to_owned(),
+            bytes: length.saturating_mul(size_of::<T>()),
+        }),
+    }
+}
+
 impl Error {
     /// An [`Error::Io`] for use in `map_err`: `File::open(path).map_err(Error::io("read", path))`.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
@@ -142,5 +188,20 @@ impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::Invalid(message.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reservation_that_fails_says_what_was_requested() {
+        assert_eq!(reserved::<f32>(3, Path::new("a.pth"), "a tensor").unwrap().capacity(), 3);
+        let refused = reserved::<f32>(1 << 60, Path::new("a.pth"), "tensor w of 2^60 floats").unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "a.pth: not enough memory: 4096.0 PiB were requested for tensor w of 2^60 floats"
+        );
     }
 }

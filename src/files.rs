@@ -1,16 +1,20 @@
 //! Writing files and folders whole: whoever looks sees either nothing or all of it, whenever the process is killed.
 
 pub(crate) mod mistaken;
+pub mod sealed;
+pub(crate) mod temporary;
+pub(crate) mod text;
 
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use sha2::{Digest, Sha256};
+use tempfile::{NamedTempFile, TempDir};
 
+use self::temporary::{forget, remove_on_exit};
 use crate::error::{Error, Result};
 
 /// What temporary names begin with; see [`remove_leftovers`].
@@ -55,14 +59,6 @@ pub fn sha256_of_file(path: &Path) -> Result<String> {
     Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?))
 }
 
-/// A name in the same folder that no other process or thread uses.
-fn temporary_name(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!("{LEFTOVER}{}-{count}-{name}", std::process::id()))
-}
-
 /// The folder that holds `path`.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -89,13 +85,24 @@ fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::io("write", path))
 }
 
+/// A new file under a name that nobody can foretell, and that no link which lies there can lead elsewhere.
+fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(LEFTOVER).rand_bytes(12);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // The umask takes from it what it takes from every new file.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder_of(path))
+}
+
 /// A file that gets its name only when it is complete. Dropped before [`finish`](Self::finish), it leaves nothing.
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
-    temporary: PathBuf,
-    writer: BufWriter<File>,
-    published: bool,
+    writer: BufWriter<NamedTempFile>,
 }
 
 impl WholeFile {
@@ -107,10 +114,9 @@ impl WholeFile {
         if path.file_name().is_none() {
             return Err(Error::invalid(format!("{} is not the name of a file.", path.display())));
         }
-        let temporary = temporary_name(path);
-        let file = File::create(&temporary).map_err(Error::io("create", path))?;
-        let writer = BufWriter::with_capacity(1 << 20, file);
-        Ok(Self { path: path.to_path_buf(), temporary, writer, published: false })
+        let file = temporary_file(path).map_err(Error::io("create", path))?;
+        remove_on_exit(file.path());
+        Ok(Self { path: path.to_path_buf(), writer: BufWriter::with_capacity(1 << 20, file) })
     }
 
     /// The name that the file will have.
@@ -133,24 +139,21 @@ impl WholeFile {
     /// # Errors
     /// If the disk is full or the rename is refused.
     pub fn finish(mut self) -> Result<()> {
-        self.synchronise()?;
-        self.publish()
-    }
-
-    fn synchronise(&mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io("write", &self.path))?;
-        self.writer.get_ref().sync_all().map_err(Error::io("write", &self.path))
-    }
-
-    fn publish(&mut self) -> Result<()> {
+        self.writer.get_ref().as_file().sync_all().map_err(Error::io("write", &self.path))?;
+        let path = self.path.clone();
         self.rename()?;
-        sync_folder(folder_of(&self.path))
+        sync_folder(folder_of(&path))
     }
 
-    fn rename(&mut self) -> Result<()> {
-        fs::rename(&self.temporary, &self.path).map_err(Error::io("write", &self.path))?;
-        self.published = true;
-        Ok(())
+    fn rename(self) -> Result<()> {
+        // Nothing is buffered any more, so there is nothing that could fail to be written.
+        let (temporary, path) = (self.writer.get_ref().path().to_path_buf(), self.path.clone());
+        let Self { writer, .. } = self;
+        let (file, _) = writer.into_parts();
+        let persisted = file.persist(&path).map_err(|error| Error::io("write", &path)(error.error));
+        forget(&temporary);
+        persisted.map(drop)
     }
 }
 
@@ -165,14 +168,6 @@ impl Write for WholeFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
-    }
-}
-
-impl Drop for WholeFile {
-    fn drop(&mut self) {
-        if !self.published {
-            let _already_gone = fs::remove_file(&self.temporary);
-        }
     }
 }
 
@@ -205,33 +200,24 @@ pub fn write_csv<Field: AsRef<[u8]>>(
     write_whole(path, &bytes)
 }
 
-/// Finishes files that belong together: all are on disk before the first gets its name, and if one cannot get its
-/// name those that did are removed. The last is named last, so its presence says that the others are there.
-///
-/// # Errors
-/// If the disk is full or a rename is refused.
-pub fn finish_together(mut files: Vec<WholeFile>) -> Result<()> {
-    for file in &mut files {
-        file.synchronise()?;
+/// A new folder under a name that nobody can foretell.
+fn temporary_folder(path: &Path) -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(LEFTOVER).rand_bytes(12);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    for index in 0..files.len() {
-        if let Err(error) = files[index].publish() {
-            for done in &files[..index] {
-                let _already_gone = fs::remove_file(&done.path);
-            }
-            return Err(error);
-        }
-    }
-    Ok(())
+    builder.tempdir_in(folder_of(path))
 }
 
 /// A folder that appears whole: files are written into a temporary folder beside it, and [`publish`](Self::publish)
 /// renames that. Dropped before, it leaves nothing behind.
 #[derive(Debug)]
 pub struct PendingFolder {
-    temporary: PathBuf,
+    temporary: TempDir,
     target: PathBuf,
-    published: bool,
 }
 
 impl PendingFolder {
@@ -240,14 +226,13 @@ impl PendingFolder {
     /// # Errors
     /// If the temporary folder cannot be made.
     pub fn new(target: &Path) -> Result<Self> {
-        let temporary = temporary_name(target);
-        fs::create_dir(&temporary).map_err(Error::io("create", target))?;
-        Ok(Self { temporary, target: target.to_path_buf(), published: false })
+        let temporary = temporary_folder(target).map_err(Error::io("create", target))?;
+        Ok(Self { temporary, target: target.to_path_buf() })
     }
 
     /// Where the files are written meanwhile.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        self.temporary.path()
     }
 
     /// Writes a file into it.
@@ -255,7 +240,7 @@ impl PendingFolder {
     /// # Errors
     /// If writing fails; the message names the final place.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_through(&self.temporary.join(name), bytes).map_err(|error| match error {
+        write_through(&self.path().join(name), bytes).map_err(|error| match error {
             Error::Io { action, source, .. } => Error::Io { action, path: self.target.join(name), source },
             other => other,
         })
@@ -266,22 +251,13 @@ impl PendingFolder {
     /// # Errors
     /// If a folder cannot be renamed or synced.
     pub fn publish(mut self) -> Result<()> {
-        sync_folder(&self.temporary)?;
+        sync_folder(self.path())?;
         if self.target.exists() {
             remove_folder(&self.target)?;
         }
-        fs::rename(&self.temporary, &self.target).map_err(Error::io("create", &self.target))?;
-        self.published = true;
+        fs::rename(self.path(), &self.target).map_err(Error::io("create", &self.target))?;
+        self.temporary.disable_cleanup(true);
         sync_folder(folder_of(&self.target))
-    }
-}
-
-impl Drop for PendingFolder {
-    fn drop(&mut self) {
-        if !self.published {
-            // There may be nothing to remove, and whoever dropped it already reports why.
-            let _ = fs::remove_dir_all(&self.temporary);
-        }
     }
 }
 
@@ -290,9 +266,9 @@ impl Drop for PendingFolder {
 /// # Errors
 /// If it cannot be renamed or removed.
 pub fn remove_folder(folder: &Path) -> Result<()> {
-    let hidden = temporary_name(folder);
-    fs::rename(folder, &hidden).map_err(Error::io("remove", folder))?;
-    fs::remove_dir_all(&hidden).map_err(Error::io("remove", folder))
+    let hidden = temporary_folder(folder).map_err(Error::io("remove", folder))?;
+    fs::rename(folder, hidden.path().join("removed")).map_err(Error::io("remove", folder))?;
+    hidden.close().map_err(Error::io("remove", folder))
 }
 
 /// Removes what writers that were killed left in a folder. Only for a folder that no other process writes to.

@@ -1,30 +1,81 @@
-//! Stopping on Ctrl-C or SIGTERM: the first one asks long jobs to save and end, a second one ends the program at once.
+//! Stopping on Ctrl-C, SIGTERM or SIGHUP: the first signal is acknowledged at once, whatever the program is doing, and asks it to
+//! save and end; a second one ends it at once.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::temporary::clean_up,
+};
 
 /// The exit code of a program that the user stopped (128 + SIGINT).
 pub const EXIT_CODE: u8 = 130;
 
+/// The acknowledgment of a signal where the running step ends first.
+pub const ACKNOWLEDGMENT: &str =
+    "interrupted: finishing the running step; press Ctrl-C again to stop at once";
+
+/// How long the end of the program waits for its last line to be printed; nobody may be reading it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Whether the user has asked to stop. Clones share one answer.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    raised: AtomicBool,
+    /// While work runs that may end anywhere, because it only reads: what is kept of the job, and how to continue.
+    only_reading: Mutex<Option<String>>,
+}
+
+impl State {
+    fn only_reading(&self) -> MutexGuard<'_, Option<String>> {
+        self.only_reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Interrupt {
-    /// An interrupt that Ctrl-C, SIGTERM and SIGHUP raise; once in a process.
+    /// An interrupt that Ctrl-C, SIGTERM and SIGHUP raise; once in a process. `tell` prints a line, on a thread of its own.
     ///
     /// # Errors
     /// If the signals are already handled.
-    pub fn from_signals() -> Result<Self> {
+    pub fn from_signals(tell: impl Fn(&str) + Clone + Send + 'static) -> Result<Self> {
         let interrupt = Self::default();
-        let raised = interrupt.clone();
+        let state = Arc::clone(&interrupt.0);
         ctrlc::set_handler(move || {
-            if raised.0.swap(true, Ordering::SeqCst) {
+            if state.raised.swap(true, Ordering::SeqCst) {
                 // A second signal means at once; files are only ever written whole.
+                clean_up();
+                std::process::exit(EXIT_CODE.into());
+            }
+            // While this is held, no work that writes can begin.
+            let only_reading = state.only_reading();
+            let sentence = match &*only_reading {
+                Some(saved) => Error::Interrupted { saved: saved.clone() }.to_string(),
+                None => ACKNOWLEDGMENT.to_owned(),
+            };
+            // A terminal that does not take the line must not keep the second signal from being heard.
+            let (done, printed) = mpsc::channel();
+            let (line, print) = (sentence.clone(), tell.clone());
+            let started = thread::Builder::new().spawn(move || {
+                print(&line);
+                let _nobody_waits = done.send(());
+            });
+            if started.is_err() {
+                tell(&sentence);
+            }
+            if only_reading.is_some() {
+                let _ended_either_way = printed.recv_timeout(PATIENCE);
+                clean_up();
                 std::process::exit(EXIT_CODE.into());
             }
         })
@@ -34,7 +85,7 @@ impl Interrupt {
 
     /// Asks to stop, as a signal does.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.raised.store(true, Ordering::SeqCst);
     }
 
     /// An error if the user has asked to stop; `saved` says what is kept and how to go on.
@@ -47,6 +98,63 @@ impl Interrupt {
 
     /// Whether the user has asked to stop.
     pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.raised.load(Ordering::SeqCst)
+    }
+
+    /// Runs work that writes nothing: a signal ends the program in the middle of it, however long it takes between two
+    /// checks. `saved` says what is kept and how to continue, as for [`check`](Self::check).
+    ///
+    /// # Errors
+    /// Those of the work; [`Error::Interrupted`] if the user has asked to stop before or meanwhile.
+    pub fn while_reading<T>(&self, saved: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = {
+            let mut only_reading = self.0.only_reading();
+            self.check(saved)?;
+            only_reading.replace(saved.to_owned())
+        };
+        let reading = Reading { state: &self.0, before };
+        let result = work();
+        drop(reading);
+        self.check(saved)?;
+        result
+    }
+}
+
+/// A stretch of work that only reads.
+struct Reading<'a> {
+    state: &'a State,
+    /// What held before it.
+    before: Option<String>,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        *self.state.only_reading() = self.before.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_ends_with_what_was_found_or_with_the_interrupt() {
+        let interrupt = Interrupt::default();
+        assert_eq!(interrupt.while_reading("nothing", || Ok(3)).unwrap(), 3);
+        let nested = interrupt.while_reading("outer", || {
+            interrupt.while_reading("inner", || Ok(()))?;
+            assert_eq!(interrupt.0.only_reading().as_deref(), Some("outer"));
+            Ok(())
+        });
+        assert!(nested.is_ok() && interrupt.0.only_reading().is_none());
+        let failed = interrupt.while_reading::<()>("nothing", || Err(Error::invalid("broken")));
+        assert_eq!(failed.unwrap_err().to_string(), "broken");
+        let meanwhile = interrupt.while_reading("nothing was written", || {
+            interrupt.raise();
+            Ok(3)
+        });
+        assert_eq!(meanwhile.unwrap_err().to_string(), "interrupted; nothing was written");
+        let after = interrupt.while_reading::<()>("nothing was written", || unreachable!("it is too late"));
+        assert!(matches!(after, Err(Error::Interrupted { .. })));
     }
 }

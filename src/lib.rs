@@ -24,6 +24,7 @@ pub mod engine;
 pub mod error;
 pub mod files;
 pub mod interrupt;
+pub(crate) mod jobs;
 pub mod measure;
 pub mod models;
 pub mod rate;

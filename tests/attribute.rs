@@ -431,7 +431,7 @@ fn a_killed_attribution_loses_and_doubles_nothing() {
                 kills += 1;
             }
             // Killed between the naming of the table and the end, it is done once more.
-            if work.path(&format!("out-{completed}.parts")).exists() {
+            if work.path(&format!(".{out}.unfinished")).exists() {
                 work.finish(&work.attribute(&out, &further));
             }
             assert!(fs::read(work.path(&out)).unwrap() == expected, "{out} differs");
@@ -460,7 +460,7 @@ fn what_cannot_be_attributed_is_one_sentence() {
     let mixing = ["--set", "compat.cross_attention_first_sample=true"];
     refuses(&[&run[..], &mixing].concat(), &["cross_attention_first_sample", "mixes the samples"]);
     refuses(&["--checkpoint", "run/checkpoints/step-00000009"], &["step-00000009", "cannot read"]);
-    refuses(&["--checkpoint", "data/images/none"], &["data holds no run"]);
+    refuses(&["--checkpoint", "data/images/none"], &["data/images/none", "cannot read"]);
     let twice = ["--checkpoint", "run", "run/checkpoints/step-00000006"];
     refuses(&twice, &["step-00000006", "named twice"]);
     refuses(&[&twice[..], &["--every"]].concat(), &["--every", "the run directory alone"]);
@@ -481,12 +481,12 @@ fn what_cannot_be_attributed_is_one_sentence() {
     with(validation.lines().last().unwrap(), &["no usable record (1 of 1 failed)", "--validation"]);
 
     // The parts of that attempt are another job's, also if only what is in a table has changed.
-    with(validation.lines().nth(1).unwrap(), &["out.parts", "another job", "--overwrite"]);
-    refuses(&run, &["out.parts", "another job", "--overwrite"]);
+    with(validation.lines().nth(1).unwrap(), &["out.csv.unfinished", "another job", "--overwrite"]);
+    refuses(&run, &["out.csv.unfinished", "another job", "--overwrite"]);
     let overwrite = attribute(&["--checkpoint", "run", "--overwrite"]);
     let overwrite: Vec<&str> = overwrite.iter().map(String::as_str).collect();
     work.finish(&overwrite);
-    work.refuses(&work.attribute("out.csv", &run), &["out.csv", "is there already", "--overwrite"]);
+    work.refuses(&work.attribute("out.csv", &run), &["out.csv", "already exists", "--overwrite"]);
     work.finish(&overwrite);
     work.refuses(&work.attribute("out.txt", &run), &["neither .csv nor .parquet"]);
     // A column that is to be written is there already.

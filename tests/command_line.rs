@@ -78,7 +78,10 @@ impl Workplace {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
-                if path.file_name().unwrap().to_string_lossy().starts_with(LEFTOVER) {
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                if name.starts_with(LEFTOVER)
+                    || [".lock", ".new", ".replaced"].iter().any(|end| name.ends_with(end))
+                {
                     found.push(path);
                 } else if path.is_dir() {
                     walk(&path, found);
@@ -138,7 +141,7 @@ fn a_full_disk_is_one_sentence_and_leaves_nothing_half_written() {
     let mut lines: Vec<&str> = long.lines().collect();
     lines.swap(1, 2);
     fs::write(place.path("data/long.csv"), lines.join("\n")).unwrap();
-    one_sentence(&place.run(&score), &["ratings.parts", "another job", "--overwrite"]);
+    one_sentence(&place.run(&score), &["ratings.csv.unfinished", "another job", "--overwrite"]);
     fs::write(place.path("data/long.csv"), &long).unwrap();
     let scored = place.run(&score);
     assert_eq!(scored.0, Some(0), "once there is room again: {}", scored.1);
@@ -210,7 +213,7 @@ fn an_output_that_cannot_be_written_is_named() {
     assert_eq!(score("ratings.csv").0, Some(0));
     let select =
         place.run(&["select", "--ratings", "ratings.csv", "--keep", "3", "--out", "nowhere/subset.csv"]);
-    one_sentence(&select, &["cannot create", "nowhere/subset"]);
+    one_sentence(&select, &["cannot open the folder of", "nowhere/subset"]);
     let demo = place.run(&["demo", "--out", "file/demo"]);
     one_sentence(&demo, &["file/demo"]);
 }
@@ -220,10 +223,19 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused() {
     let place = Workplace::new();
     place.trained("run");
     place.trained("other");
-    let score = || place.run(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"]);
+    let score = || {
+        place.run(&[
+            "score",
+            "--checkpoint",
+            "run",
+            "--data",
+            "data/train.csv",
+            "--out",
+            "r.csv",
+            "--overwrite",
+        ])
+    };
     assert_eq!(score().0, Some(0));
-    fs::remove_file(place.path("r.csv")).unwrap();
-    fs::remove_file(place.path("r.failed.csv")).unwrap();
 
     // Another tokenizer: fitted to fewer pictures, so its codes mean something else.
     let (code, errors) = place.run(&[

@@ -162,7 +162,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     // A rater that diverged with the first seed has left nothing of it, and one that was killed has not said what it took.
     let (rated, away) = (work.path("whole/ratings/alignment-0.csv"), work.path("away.csv"));
     fs::rename(&rated, &away).unwrap();
-    work.succeed(&["report", "--of", "whole", "--sheets", "alignment", "--out", "one.html"]);
+    work.succeed(&["report", "--of", "whole", "--sheets", "alignment", "--out", "one.html", "--overwrite"]);
     let page = fs::read_to_string(work.path("one.html")).unwrap();
     assert!(page.contains("Ratings by alignment, seed 1") && page.matches("class=\"sheet\"").count() == 1);
     fs::rename(&away, &rated).unwrap();
@@ -170,11 +170,11 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
         fs::remove_file(work.path(&format!("whole/raters/alignment-{seed}.train.seconds"))).unwrap();
     }
     work.succeed(&whole);
-    work.succeed(&["report", "--of", "whole", "--out", "one.html"]);
+    work.succeed(&["report", "--of", "whole", "--out", "one.html", "--overwrite"]);
     assert!(work.fits("whole") == fits);
-    work.refused(&["report", "--of", "whole", "--sheets", "loss"], &["no ratings by loss"]);
-    work.refused(&["report", "--of", "whole", "--ratings", "x.csv"], &["the page of a run"]);
-    work.refused(&["report", "--of", "data"], &["neither a run of `train` nor a comparison"]);
+    work.refused(&["report", "--overwrite", "--of", "whole", "--sheets", "loss"], &["no ratings by loss"]);
+    work.refused(&["report", "--overwrite", "--of", "whole", "--ratings", "x.csv"], &["the page of a run"]);
+    work.refused(&["report", "--overwrite", "--of", "data"], &["neither a run of `train` nor a comparison"]);
 
     // Stopped anywhere, it comes to the same; first with one seed only.
     let one = [&COMPARE[..], &["--seeds", "1", "--out", "stopped"]].concat();

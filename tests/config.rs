@@ -281,7 +281,8 @@ fn set_takes_json_and_bare_text() {
 #[test]
 fn only_what_changes_results_changes_the_fingerprint() {
     let base = set(&[]);
-    let harmless = set(&["workers=9", "keep_checkpoints=0", "exp_name=b", "local_out_dir_path=runs/a"]);
+    let harmless =
+        set(&["workers=9", "keep_checkpoints=0", "exp_name=b", "local_out_dir_path=runs/a", "infer_bsz=3"]);
     assert_eq!(base.fingerprint(), harmless.fingerprint());
     assert_eq!(base.first_difference(&harmless), None);
     for change in ["ep=9", "seed=1", "compat.weighted_mean=true", "image_tokenizer.codes=8", "ls=0.1"] {

@@ -283,6 +283,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
         let settings = PlantSettings {
             corpus: data.train_csv.clone(),
             columns: ColumnNames::default(),
+            skip_bad_rows: false,
             out: folder.path().join(out),
             preprocess: Preprocess::default_for(32),
             shares: FlawShares::PLANTED,
@@ -327,6 +328,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
     let settings = PlantSettings {
         corpus: planted.join("corpus.csv"),
         columns: ColumnNames::default(),
+        skip_bad_rows: false,
         out: folder.path().join("twice"),
         preprocess: Preprocess::default_for(32),
         shares: FlawShares::PLANTED,

@@ -51,7 +51,7 @@ fn the_loss_falls_and_pictures_come_out() {
     let table = String::from_utf8(first[2].clone()).unwrap();
     assert_eq!(table, "file,prompt,number\n0000_00.png,a red circle,0\n0001_00.png,,0\n");
     let said = work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "one"], &[]);
-    assert!(said.contains("is not empty"), "{said}");
+    assert!(said.contains("already exists"), "{said}");
     let said = work.refused(&["sample", "--checkpoint", "run", "--out", "none"], &[]);
     assert!(said.contains("at least one prompt"), "{said}");
     let said = work

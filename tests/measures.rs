@@ -57,6 +57,7 @@ fn pictures_of_clip() -> Vec<Pictured> {
             line: 1,
             path: made("clip_image_tiny").join(format!("{at}.png")),
             caption: Some(captions[at].as_str().unwrap().to_owned()),
+            malformed: None,
         })
         .collect()
 }
@@ -110,7 +111,7 @@ fn a_long_and_thin_picture_is_left_out_and_told() {
     let text = ClipText::open(&made("clip_image_tiny")).unwrap();
     let mut pictures = pictures_of_clip();
     let caption = Some("a line".to_owned());
-    pictures.push(Pictured { id: "thin".to_owned(), line: 3, path: thin, caption });
+    pictures.push(Pictured { id: "thin".to_owned(), line: 3, path: thin, caption, malformed: None });
     let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
     assert_eq!((score.pairs, score.failed.len()), (2, 1));
     let failed = &score.failed[0];
@@ -335,8 +336,20 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     let clip = clip.to_str().unwrap();
     let run = |generated: &str, more: &[&str]| {
         work.succeed(
-            &[&["measure", "--generated", generated, "--checkpoint", "run", "--out", "out.json"], more]
-                .concat(),
+            &[
+                &[
+                    "measure",
+                    "--generated",
+                    generated,
+                    "--checkpoint",
+                    "run",
+                    "--out",
+                    "out.json",
+                    "--overwrite",
+                ],
+                more,
+            ]
+            .concat(),
         )
     };
     let against = ["--reference", "data/train.csv", "--features", "tokenizer,clip", "--clip", clip];

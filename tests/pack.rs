@@ -44,6 +44,7 @@ fn packed(subset: &Path, format: &str, out: &str, overwrite: bool) -> Result<Pac
     let job = PackJob {
         subset: subset.to_path_buf(),
         columns: ColumnNames::default(),
+        skip_bad_rows: false,
         format: format.parse()?,
         out: subset.with_file_name(out),
         shard: 4,
@@ -81,7 +82,7 @@ fn an_image_folder_holds_pictures_and_their_columns() {
     assert!(message.contains("--overwrite"), "{message}");
     packed(&subset, "imagefolder", "imagefolder", true).unwrap();
     let message = packed(&subset, "imagefolder", "train", true).unwrap_err().to_string();
-    assert!(message.contains("no part of a packed subset"), "{message}");
+    assert!(message.contains("input"), "{message}");
 }
 
 #[test]
@@ -153,6 +154,165 @@ fn tables_have_whole_paths() {
     let message = packed(&subset, "parquet", "table.csv", true).unwrap_err().to_string();
     assert!(message.contains(".parquet"), "{message}");
     assert!("zip".parse::<Format>().unwrap_err().to_string().contains("webdataset"));
+}
+
+/// A subset of the rows `id,image_save_path,caption` beside these files.
+fn subset_of(rows: &str, files: &[(&str, &[u8])]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    let path = folder.path().join("subset.csv");
+    fs::write(&path, format!("id,image_save_path,caption\n{rows}")).unwrap();
+    (folder, path)
+}
+
+fn members(path: &Path) -> Vec<String> {
+    let mut archive = tar::Archive::new(File::open(path).unwrap());
+    let entries = archive.entries().unwrap();
+    entries.map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+fn sample(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples").join(name)).unwrap()
+}
+
+#[test]
+fn an_ending_is_that_of_the_content_and_members_never_collide() {
+    let (jpeg, png, webp, gif) =
+        (sample("rgb.jpg"), sample("rgb.png"), sample("lossy.webp"), sample("still.gif"));
+    let files: [(&str, &[u8]); 9] = [
+        ("a.jpg?w=300", &jpeg),
+        ("a.jpg.1", &jpeg),
+        ("b.jpg!large", &png),
+        ("d.v2", &webp),
+        ("without", &gif),
+        ("e.txt", &jpeg),
+        ("f.json", &png),
+        ("page.jpg", b"<!DOCTYPE html><html>404"),
+        ("new.png", b"\xFF\x0A jxl"),
+    ];
+    let rows: String = (0..9).map(|at| format!("{at},{},text {at}\n", files[at].0)).collect();
+    let (folder, subset) = subset_of(&rows, &files);
+    let found = packed(&subset, "webdataset", "shards", false).unwrap();
+    let reasons: Vec<&str> = found.left_out.iter().map(|(_, reason)| reason.as_str()).collect();
+    assert!(
+        reasons.len() == 2 && reasons[0].contains("HTML") && reasons[1].contains("JPEG XL"),
+        "{reasons:?}"
+    );
+    let mut names = members(&folder.path().join("shards/shard-000000.tar"));
+    names.extend(members(&folder.path().join("shards/shard-000001.tar")));
+    let endings = ["jpg", "jpg", "png", "webp", "gif", "jpg", "png"];
+    let expected: Vec<String> = endings
+        .iter()
+        .enumerate()
+        .flat_map(|(at, ending)| [*ending, "txt", "json"].map(|ending| format!("{at:08}.{ending}")))
+        .collect();
+    assert_eq!(names, expected);
+    // The third shard would hold nothing, so there is none.
+    assert!(!folder.path().join("shards/shard-000002.tar").exists());
+    packed(&subset, "imagefolder", "folder", false).unwrap();
+    let mut names: Vec<String> = fs::read_dir(folder.path().join("folder/pictures"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert!(
+        names.iter().zip(endings).all(|(name, ending)| name.ends_with(&format!(".{ending}"))),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn addresses_stay_as_they_are_and_are_no_local_images() {
+    let addresses = [
+        "https://example.com/x.png?a=b%20c",
+        "s3://bucket/x.png",
+        "gs://bucket/x.png",
+        "file:///x.png",
+        "file:/x.png",
+        "hf://datasets/a/x.png",
+        "\"data:image/png;base64,AAAA\"",
+    ];
+    let mut rows: String =
+        addresses.iter().enumerate().map(|(at, address)| format!("{at},{address},t\n")).collect();
+    rows.push_str("empty,,t\nlocal,at 12:30 a.png,t\n");
+    let (folder, subset) = subset_of(&rows, &[("at 12:30 a.png", &sample("rgb.png"))]);
+    for form in ["csv", "parquet"] {
+        let found = packed(&subset, form, &format!("table.{form}"), false).unwrap();
+        let left_out: Vec<&str> = found.left_out.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!((found.rows, left_out), (9, vec!["empty"]));
+        assert!(found.left_out[0].1.contains("empty"));
+    }
+    let written = rows_of_paths(&folder.path().join("table.csv"));
+    let mut expected: Vec<String> =
+        addresses.iter().map(|address| address.trim_matches('"').to_owned()).collect();
+    expected.push(
+        std::path::absolute(folder.path().join("at 12:30 a.png")).unwrap().to_str().unwrap().to_owned(),
+    );
+    assert_eq!(written, expected);
+    for form in ["imagefolder", "imagefolder-links", "webdataset"] {
+        let found = packed(&subset, form, form, false).unwrap();
+        assert_eq!((found.rows, found.left_out.len()), (9, 8));
+        assert!(found.left_out[0].1.contains("img2dataset"), "{:?}", found.left_out[0]);
+        assert!(found.left_out[1].1.contains("s3:"), "{:?}", found.left_out[1]);
+        assert!(found.left_out[7].1.contains("empty"), "{:?}", found.left_out[7]);
+    }
+}
+
+fn rows_of_paths(path: &Path) -> Vec<String> {
+    rows(path).into_iter().map(|row| row["image_save_path"].clone()).collect()
+}
+
+#[test]
+fn a_pack_of_nothing_is_an_error_and_leaves_nothing() {
+    let (folder, subset) = subset_of("1,gone.png,t\n2,gone.png,t\n3,https://host/a.png,t\n", &[]);
+    for form in ["imagefolder", "imagefolder-links", "webdataset"] {
+        let error = packed(&subset, form, form, false).unwrap_err().to_string();
+        assert!(
+            error.contains("none of 3 rows") && error.contains("(2 rows") && error.contains("img2dataset"),
+            "{error}"
+        );
+        assert!(!folder.path().join(form).exists());
+    }
+    let (folder, subset) = subset_of("1,,t\n", &[]);
+    for form in ["csv", "parquet"] {
+        let error = packed(&subset, form, &format!("out.{form}"), false).unwrap_err().to_string();
+        assert!(error.contains("the only row") && error.contains("empty"), "{error}");
+        assert!(!folder.path().join(format!("out.{form}")).exists());
+    }
+    let program = env!("CARGO_BIN_EXE_alchemist-engine");
+    let out = folder.path().join("shards");
+    let run = Command::new(program)
+        .args(["pack", "--format", "webdataset", "--data"])
+        .arg(&subset)
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(1), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(!out.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_that_is_not_utf_8_is_refused_in_text() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let folder = tempfile::tempdir().unwrap();
+    let latin = folder.path().join(OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&latin).unwrap();
+    fs::write(latin.join("a.png"), sample("rgb.png")).unwrap();
+    let subset = latin.join("subset.csv");
+    fs::write(&subset, "id,image_save_path,caption\n1,a.png,t\n").unwrap();
+    for (form, out) in [("csv", "table.csv"), ("parquet", "table.parquet"), ("webdataset", "shards")] {
+        let error = packed(&subset, form, out, false).unwrap_err().to_string();
+        assert!(error.contains("not UTF-8"), "{form}: {error}");
+        let left = fs::read_dir(&latin).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> =
+            left.filter(|name| name.to_str().is_some_and(|name| name.starts_with("table"))).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    packed(&subset, "imagefolder", "folder", false).unwrap();
 }
 
 /// Reads every form and says how many records it holds, and a sum over their captions and pictures.

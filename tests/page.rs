@@ -53,8 +53,11 @@ fn a_run_has_a_page_with_its_scores_or_with_its_last_ratings() {
     let kinds = ["report", "--of", "run", "--data", "data/kinds.csv", "--out", "kinds.html"];
     work.succeed(&kinds);
     assert!(!fs::read_to_string(work.path("kinds.html")).unwrap().contains("AUROC"));
-    work.succeed(&[&kinds[..], &["--flaw-column", "kind"]].concat());
+    work.succeed(&[&kinds[..], &["--flaw-column", "kind", "--overwrite"]].concat());
     assert!(fs::read_to_string(work.path("kinds.html")).unwrap().contains("AUROC"));
-    work.refused(&["report", "--of", "run", "--sheets", "excess"], &["the page of a comparison"]);
-    work.refused(&["report", "--of", "run", "--ratings", "data/train.csv"], &["train.csv"]);
+    work.refused(
+        &["report", "--overwrite", "--of", "run", "--sheets", "excess"],
+        &["the page of a comparison"],
+    );
+    work.refused(&["report", "--overwrite", "--of", "run", "--ratings", "data/train.csv"], &["train.csv"]);
 }

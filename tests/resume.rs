@@ -105,6 +105,14 @@ fn assert_equal(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, V
     }
 }
 
+/// The text of a file that ends with the SHA-256 of what is before.
+fn sealed(mut value: serde_json::Value) -> String {
+    value.as_object_mut().unwrap().remove("sha256");
+    let text = value.to_string();
+    let text = text.strip_suffix('}').unwrap();
+    format!("{text},\n\"sha256\": \"{}\"\n}}\n", alchemist_engine::files::sha256(text.as_bytes()))
+}
+
 /// Kills the process after `delay`; whether it was still running then. A process that ended by itself must have
 /// succeeded.
 fn kill_after(mut child: Child, delay: Duration, what: &str) -> bool {
@@ -193,7 +201,7 @@ fn every_rule_goes_on_to_the_bit() {
     let state = newest.join("state.json");
     let mut described: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
     described["files"].as_object_mut().unwrap().remove("reference.safetensors").unwrap();
-    fs::write(&state, described.to_string()).unwrap();
+    fs::write(&state, sealed(described)).unwrap();
     let refused = work.program(&["train", "--resume", "excess"]).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
@@ -253,14 +261,18 @@ fn a_killed_scoring_loses_and_doubles_nothing() {
                     break;
                 }
             }
+            // Killed between the naming of the table and the end, it is done once more.
+            if work.path(&format!(".{out}.unfinished")).exists() {
+                assert!(run(&out).output().unwrap().status.success());
+            }
             assert!(fs::read(work.path(&out)).unwrap() == expected, "{out} differs");
             let failed_out = work.path(&format!("ratings-{completed}.failed.csv"));
             assert!(fs::read(&failed_out).unwrap() == failed, "{} differs", failed_out.display());
-            assert!(!work.path(&format!("ratings-{completed}.parts")).exists());
-            fs::remove_file(&failed_out).unwrap();
+            assert!(!work.path(&format!(".{out}.unfinished")).exists());
+            remove_companions(&work, &format!("ratings-{completed}"));
             completed += 1;
         }
-        fs::remove_file(work.path("whole.failed.csv")).unwrap();
+        remove_companions(&work, "whole");
     }
 }
 
@@ -322,4 +334,329 @@ fn an_interrupted_training_saves_and_goes_on() {
     assert_equal(&work.result("run"), &work.result("whole"), "interrupted");
     let usage = work.program(&["train"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
+}
+
+/// Removes what lies beside a table of ratings, so that one of the other kind can have its name.
+fn remove_companions(work: &Workplace, stem: &str) {
+    for ending in ["failed.csv", "histogram.png", "contact_sheet.png"] {
+        fs::remove_file(work.path(&format!("{stem}.{ending}"))).unwrap();
+    }
+}
+
+/// Asks a run to stop as soon as it has a checkpoint, and so often that one of the stops falls between two of those that it would
+/// have come by anyway. What is there in the end is what is there of a run that nobody stopped.
+#[test]
+fn an_interrupt_leaves_no_checkpoint_of_its_own() {
+    let work = Workplace::new(8);
+    let keys = ["--set", "checkpoint_every=5", "--set", "keep_checkpoints=3"];
+    let train = |out: &str| {
+        work.program(&[&["train", "--config", "config.json", "--resume", "--out", out][..], &keys].concat())
+    };
+    let attribute = |run: &str, out: &str| {
+        let checkpoint =
+            ["attribute", "--checkpoint", run, "--every", "--data", "data/train.csv", "--out", out];
+        work.finish(&[&checkpoint[..], &["--validation", "data/validation.csv"]].concat());
+        fs::read_to_string(work.path(out)).unwrap()
+    };
+    let all = |run: &str| -> BTreeMap<PathBuf, Vec<u8>> {
+        let folder = work.path(run).join("checkpoints");
+        let mut files = BTreeMap::new();
+        for checkpoint in fs::read_dir(&folder).unwrap() {
+            for file in fs::read_dir(checkpoint.unwrap().path()).unwrap() {
+                let path = file.unwrap().path();
+                files.insert(path.strip_prefix(&folder).unwrap().to_path_buf(), fs::read(&path).unwrap());
+            }
+        }
+        files
+    };
+    let names = |run: &str, prefix: &str| -> Vec<String> {
+        let Ok(folder) = fs::read_dir(work.path(run).join("checkpoints")) else { return Vec::new() };
+        let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(prefix)).collect()
+    };
+    assert!(train("whole").output().unwrap().status.success());
+    let expected = attribute("whole", "whole.csv");
+    assert_eq!(names("whole", "").len(), 3);
+    let mut between = 0;
+    for turn in 0..20 {
+        let run = format!("run-{turn}");
+        loop {
+            let mut child = train(&run).spawn().unwrap();
+            let before = names(&run, "");
+            // A checkpoint more than there was, and a moment.
+            while child.try_wait().unwrap().is_none()
+                && names(&run, "step-").iter().all(|name| before.contains(name))
+            {
+                sleep(Duration::from_millis(1));
+            }
+            sleep(Duration::from_millis(3 * turn));
+            let _ended = Command::new("kill").args(["-INT", &child.id().to_string()]).output().unwrap();
+            let output = child.wait_with_output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            if output.status.success() {
+                break;
+            }
+            assert_eq!(output.status.code(), Some(130), "{errors}");
+            let stops = names(&run, "interrupted-");
+            assert!(stops.len() <= 1, "{stops:?}");
+            between += stops.len();
+            if let Some(stop) = stops.first()
+                && between == 1
+            {
+                // The newest one is what the run is rated and gone on by, but not what it is attributed by.
+                let newest = Checkpoint::newest(&work.path(&run).join("checkpoints")).unwrap().unwrap();
+                assert!(newest.ends_with(stop), "{}", newest.display());
+                let step: u64 = stop.strip_prefix("interrupted-").unwrap().parse().unwrap();
+                let table = attribute(&run, "stopped.csv");
+                assert!(!table.contains(&format!("@{step},")), "{table}");
+            }
+        }
+        assert!(all(&run) == all("whole"), "{:?} of {run}", names(&run, ""));
+        assert_eq!(attribute(&run, &format!("{run}.csv")), expected);
+        if between > 1 {
+            return;
+        }
+    }
+    panic!("no interrupt fell between two checkpoints");
+}
+
+/// A stopped job of parts: its inputs are its own, and nothing else is.
+#[test]
+fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
+    let work = Workplace::new(1);
+    work.finish(&[
+        "train",
+        "--config",
+        "config.json",
+        "--out",
+        "run",
+        "--set",
+        "checkpoint_every=4",
+        "--set",
+        "keep_checkpoints=0",
+    ]);
+    let train = fs::read_to_string(work.path("data/train.csv")).unwrap();
+    let (header, rows) = train.split_once('\n').unwrap();
+    let copies = (0..20).flat_map(|copy| rows.lines().map(move |row| format!("{copy}-{row}\n")));
+    let table = format!("{header}\n") + &copies.collect::<String>();
+    fs::write(work.path("data/corpus.csv"), &table).unwrap();
+    // States that are rounded are other ones; the tokens are the same.
+    for (cache, text) in [("rounding", "bf16"), ("exact", "f32")] {
+        work.finish(&["encode", "--run", "run", "--data", "data/train.csv", "--text", text, "--out", cache]);
+    }
+    let validation = ["--validation", "data/validation.csv"];
+    for (command, more) in [("score", &[][..]), ("attribute", &validation[..])] {
+        let of = |checkpoint: &str, out: &str, further: &[&str]| {
+            let common = [command, "--data", "data/corpus.csv", "--checkpoint", checkpoint, "--out", out];
+            work.program(&[&common[..], more, further].concat())
+        };
+        let done = |further: &[&str], out: &str| {
+            let output = of("run", out, further).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            fs::read(work.path(out)).unwrap()
+        };
+        let expected = done(&["--batch", "8"], "whole.csv");
+        // With one part of three, whatever was done of the others.
+        let (parts, out) = (work.path(".out.csv.unfinished/parts"), work.path("out.csv"));
+        let mut child = of("run", "out.csv", &["--batch", "8"]).spawn().unwrap();
+        while !parts.join("0000-00000000.json").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "{command} has ended without a part");
+            sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(parts.exists() && !out.exists(), "{command} was not stopped");
+        for later in ["0000-00000001.json", "0000-00000002.json"] {
+            let _absent = fs::remove_file(parts.join(later));
+        }
+        let refused = |checkpoint: &str, further: &[&str], words: &[&str]| {
+            let output = of(checkpoint, "out.csv", further).output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{errors}");
+            assert!(!out.exists());
+            for word in words {
+                assert!(errors.contains(word), "`{word}` is missing in: {errors}");
+            }
+        };
+        // An image that is another one, of the same length, and one that is gone; among those that are done.
+        let changed = |image: &Path| {
+            let original = fs::read(image).unwrap();
+            let mut other = original.clone();
+            *other.last_mut().unwrap() ^= 1;
+            fs::write(image, &other).unwrap();
+            let name = image.file_name().unwrap().to_str().unwrap().to_owned();
+            refused("run", &[], &[&name, "was replaced, added or deleted", "out.csv.unfinished/parts"]);
+            fs::remove_file(image).unwrap();
+            refused("run", &[], &[&name, "was replaced, added or deleted"]);
+            fs::write(image, original).unwrap();
+        };
+        changed(&work.path("data/train/000005.png"));
+        // One that was not there.
+        fs::copy(work.path("data/train/000005.png"), work.path("data/train/missing.png")).unwrap();
+        refused("run", &[], &["missing.png", "was replaced, added or deleted"]);
+        fs::remove_file(work.path("data/train/missing.png")).unwrap();
+        // Tables, checkpoints, and keys that decide something.
+        let table_changed = |name: &str| {
+            let path = work.path(name);
+            let original = fs::read_to_string(&path).unwrap();
+            let mut lines: Vec<&str> = original.lines().collect();
+            let last = lines.len() - 1;
+            lines.swap(last - 1, last);
+            fs::write(&path, lines.join("\n") + "\n").unwrap();
+            refused("run", &[], &["holds parts of another job", name, "--overwrite"]);
+            fs::write(&path, original).unwrap();
+        };
+        table_changed("data/corpus.csv");
+        refused("run/checkpoints/step-00000004", &[], &["another job: ", "checkpoint"]);
+        refused("run", &["--set", "compat.drop_alpha=true"], &["another job: the configuration"]);
+        let rounding = ["--set", "token_cache=rounding"];
+        refused("run", &rounding, &["another job: the token cache, by what it keeps of captions"]);
+        if command == "attribute" {
+            changed(&fs::read_dir(work.path("data/validation")).unwrap().next().unwrap().unwrap().path());
+            table_changed("data/validation.csv");
+            refused("run", &["--geometry", "adamw"], &["another job: --geometry"]);
+        }
+        // What numbers do not depend on may change; parts of another batch go on.
+        let (bytes, name) = (fs::read(parts.join("0000-00000000.json")).unwrap(), "0000-00000000.json");
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let before = inode(&parts.join(name));
+        let further: &[&str] =
+            &["--batch", "7", "--threads", "1", "--set", "workers=1", "--set", "token_cache=exact"];
+        let mut child = of("run", "out.csv", further).spawn().unwrap();
+        while !parts.join("0000-00000001.json").exists() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if parts.join(name).exists() {
+            assert_eq!((inode(&parts.join(name)), fs::read(parts.join(name)).unwrap()), (before, bytes));
+        }
+        let found = if parts.exists() { done(&["--batch", "5"], "out.csv") } else { fs::read(&out).unwrap() };
+        assert!(found == expected, "{command} gives other numbers");
+        let of = |stem: &str| {
+            ["csv", "failed.csv", "histogram.png", "contact_sheet.png"]
+                .map(|ending| format!("{stem}.{ending}"))
+        };
+        for name in of("out").iter().chain(&of("whole")) {
+            let _attribute_plots_nothing = fs::remove_file(work.path(name));
+        }
+    }
+}
+
+/// A run that goes on says which of its data is another one now.
+#[test]
+fn a_run_names_what_was_changed_since_it_was_begun() {
+    let work = Workplace::new(1);
+    for command in ["train", "fit"] {
+        work.finish(&[command, "--config", "config.json", "--out", command]);
+        let refused = |words: &[&str]| {
+            let output = work.program(&[command, "--resume", command]).output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{errors}");
+            for word in words {
+                assert!(errors.contains(word), "`{word}` is missing in: {errors}");
+            }
+        };
+        let (image, other) = (work.path("data/train/000005.png"), work.path("data/train/000006.png"));
+        let original = fs::read(&image).unwrap();
+        fs::copy(&other, &image).unwrap();
+        refused(&["train.csv, line 7", "000005.png gives other tokens", "--out"]);
+        fs::remove_file(&image).unwrap();
+        refused(&["train.csv, line 7", "000005.png cannot be used any more"]);
+        fs::write(&image, original).unwrap();
+        let missing = work.path("data/train/missing.png");
+        fs::copy(&other, &missing).unwrap();
+        refused(&["missing.png could not be used when the run was begun, and can be now"]);
+        fs::remove_file(&missing).unwrap();
+        let table = work.path("data/validation.csv");
+        let rows = fs::read_to_string(&table).unwrap();
+        fs::write(&table, rows.lines().take(15).collect::<Vec<_>>().join("\n")).unwrap();
+        refused(&["validation.csv: was changed since the run was begun"]);
+        fs::write(&table, rows).unwrap();
+        work.finish(&[command, "--resume", command, "--set", "workers=1"]);
+    }
+}
+
+/// What is wrong with a file is counted; what is wrong with reading it ends the fit, as the tokenizer would be another one.
+#[test]
+fn an_image_that_cannot_be_read_is_counted_or_ends_the_fit_of_the_tokenizer() {
+    let work = Workplace::new(1);
+    let [cut, folder, pipe, unreadable] =
+        [3, 8, 13, 21].map(|at| work.path(&format!("data/train/{at:06}.png")));
+    let bytes = fs::read(&cut).unwrap();
+    fs::write(&cut, &bytes[..20]).unwrap();
+    for path in [&folder, &pipe] {
+        fs::remove_file(path).unwrap();
+    }
+    fs::create_dir(&folder).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (command, table) in [("train", "failed.csv"), ("fit", "failed.csv"), ("encode", "failed.csv")] {
+        let output = work.finish(&[command, "--config", "config.json", "--out", command]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        // These three, and the one that is never there.
+        assert!(said.contains("(4 left out)") || said.contains("+ 4 failed"), "{said}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr)
+                .contains("4 of 60 images that the tokenizer is fitted to")
+                || String::from_utf8_lossy(&output.stderr)
+                    .contains("3 of 60 images that the tokenizer is fitted to")
+        );
+        let failed = fs::read_to_string(work.path(command).join(table)).unwrap();
+        for name in ["000003.png", "000008.png", "000013.png", "missing.png"] {
+            assert!(failed.contains(name), "{name} is missing in: {failed}");
+        }
+    }
+    // Reading the beginning of a process' own memory fails as a broken disk does.
+    if cfg!(target_os = "linux") {
+        fs::remove_file(&unreadable).unwrap();
+        std::os::unix::fs::symlink("/proc/self/mem", &unreadable).unwrap();
+        for command in ["train", "fit", "encode"] {
+            let out = format!("unreadable-{command}");
+            let output = work.program(&[command, "--config", "config.json", "--out", &out]).output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{errors}");
+            for word in ["000021.png: cannot be read", "the image tokenizer would be another one"] {
+                assert!(errors.contains(word), "`{word}` is missing in: {errors}");
+            }
+            assert!(!work.path(&out).join("image_tokenizer").exists(), "{command} has fitted a tokenizer");
+        }
+    }
+}
+
+/// A run as the version before this one has left it: nothing has a checksum of its own. It is read, but not gone on with.
+#[test]
+fn a_run_of_an_older_version_is_read_but_not_gone_on_with() {
+    let work = Workplace::new(2);
+    for command in ["train", "fit"] {
+        work.finish(&[command, "--config", "config.json", "--out", command]);
+        let change = |path: &Path, change: &dyn Fn(&mut serde_json::Value)| {
+            let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            change(&mut value);
+            fs::write(path, value.to_string()).unwrap();
+        };
+        for checkpoint in fs::read_dir(work.path(command).join("checkpoints")).unwrap() {
+            change(&checkpoint.unwrap().path().join("state.json"), &|state| {
+                state["format"] = json!(2);
+                let members = state.as_object_mut().unwrap();
+                assert!(members.remove("run").is_some() && members.remove("sha256").is_some());
+            });
+        }
+        change(&work.path(command).join("provenance.json"), &|starts| {
+            let start = starts[0].as_object_mut().unwrap();
+            assert!(start.remove("config").is_some() && start.remove("sha256").is_some());
+        });
+        fs::remove_file(work.path(command).join("inputs.json")).unwrap();
+        let refused = work.program(&[command, "--resume", command]).output().unwrap();
+        let errors = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("state.json: was written by an older version"), "{errors}");
+    }
+    let data = ["--data", "data/train.csv"];
+    work.finish(&[&["score", "--checkpoint", "train", "--out", "ratings.csv"][..], &data].concat());
+    let validation = ["--validation", "data/validation.csv", "--every"];
+    work.finish(
+        &[&["attribute", "--checkpoint", "train", "--out", "a.csv"][..], &data, &validation].concat(),
+    );
+    work.finish(&["report", "--of", "train", "--ratings", "ratings.csv"]);
+    work.finish(&["sample", "--checkpoint", "fit", "--prompt", "a red circle", "--out", "drawn"]);
 }

@@ -9,8 +9,8 @@ use alchemist_engine::{
     Error,
     interrupt::Interrupt,
     select::{
-        ColumnNames, Keep, RatingRow, RatingsHeader, RatingsReader, RatingsTable, RatingsWriter, Strategy,
-        SubsetJob, write_subset,
+        ColumnNames, Keep, RatingRow, RatingsHeader, RatingsOptions, RatingsReader, RatingsTable,
+        RatingsWriter, Strategy, SubsetJob, write_subset,
     },
 };
 use proptest::prelude::*;
@@ -115,12 +115,12 @@ fn the_header_for_a_corpus_puts_the_rating_behind_the_id() {
     let header = RatingsHeader::for_corpus(&columns(&["path", "id", "caption"]), &names()).unwrap();
     assert_eq!(header.columns(), ["path", "id", "rating", "caption"]);
     assert_eq!(
-        message(RatingsHeader::for_corpus(&columns(&["path", "caption"]), &names())),
-        "there is no column `id`; the columns are `path`, `caption`, `rating`."
+        message(RatingsHeader::for_corpus(&columns(&["name", "caption"]), &names())),
+        "there is no column `id`; the columns are `name`, `caption`, `rating`."
     );
     assert_eq!(
         message(RatingsHeader::for_corpus(&columns(&["id", "rating"]), &names())),
-        "the corpus already has a column `rating`; rename it or choose another name for the ratings."
+        "the corpus already has a column `rating`; choose another name for the ratings with --rating-column NAME."
     );
     assert_eq!(
         message(RatingsHeader::new(columns(&["id", "a", "rating", "a"]), &names())),
@@ -149,15 +149,22 @@ fn bad_csv_is_refused_with_the_line() {
     assert_eq!(csv_message(b"id,rating\n"), ": the table has no row below its header.");
     assert_eq!(
         csv_message(b"id,score,caption\n1,2,x\n"),
-        ": there is no column `rating`; the columns are `id`, `score`, `caption`."
+        ": there is no column `rating`; the columns are `id`, `score`, `caption`. --rating-column names the one of the ratings."
     );
     assert_eq!(
         csv_message(b"name,rating\n1,2\n"),
         ": there is no column `id`; the columns are `name`, `rating`."
     );
     assert_eq!(csv_message(b"id,rating\na,1\nb,high\n"), ", line 3: the rating `high` is not a number.");
-    assert_eq!(csv_message(b"id,rating\na,\n"), ", line 2: the rating `` is not a number.");
-    for text in ["nan", "inf", "-inf", "1e999"] {
+    let hint = "; --drop-nan leaves such rows out.";
+    assert_eq!(csv_message(b"id,rating\na,\n"), format!(", line 2: the rating is missing{hint}"));
+    for text in ["nan", "NaN", "NULL"] {
+        assert_eq!(
+            csv_message(format!("id,rating\na,1\nb,{text}\n").as_bytes()),
+            format!(", line 3: the rating `{text}` is not a finite number{hint}")
+        );
+    }
+    for text in ["inf", "-inf", "1e999"] {
         assert_eq!(
             csv_message(format!("id,rating\na,1\nb,{text}\n").as_bytes()),
             format!(", line 3: the rating `{text}` is not a finite number.")
@@ -170,19 +177,23 @@ fn bad_csv_is_refused_with_the_line() {
     );
     assert_eq!(
         csv_message(b"id,rating\na,1,2\n"),
-        ", line 2: the row has 3 fields, but the header has 2; quote fields that hold commas."
+        ", line 2: the row has 3 fields and the header 2; put a field that holds a comma, a quote or a line end in quotes"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1\nb\n"),
-        ", line 3: the row has 1 fields, but the header has 2; quote fields that hold commas."
+        ", line 3: the row has 1 fields and the header 2; put a field that holds a comma, a quote or a line end in quotes"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1\n\xFF,2\n"),
-        ", line 3: the text is not UTF-8; convert the file to UTF-8."
+        ", line 3: field 1 is not UTF-8 (byte 0xff); save the file as UTF-8"
     );
-    let open = "the last record opens a quote that never closes; close it or double it.";
-    assert_eq!(csv_message(b"rating,id\n1,a\n2,\"b\n3,c\n4,d\n"), format!(", line 3: {open}"));
-    assert_eq!(csv_message(b"rating,id\n1,a\n\"2,b\n3,c\n"), format!(", line 3: {open}"));
+    for text in ["rating,id\n1,a\n2,\"b\n3,c\n4,d\n", "rating,id\n1,a\n\"2,b\n3,c\n"] {
+        let open = csv_message(text.as_bytes());
+        assert!(
+            open.starts_with(", line 3: unbalanced quotes: the quote opened here is never closed;"),
+            "{open}"
+        );
+    }
 }
 
 #[test]
@@ -281,6 +292,7 @@ fn the_writer_refuses_rows_that_could_not_be_read_back() {
 fn job(folder: &Path, ratings: &str) -> SubsetJob {
     SubsetJob {
         ratings: folder.join(ratings),
+        options: RatingsOptions::default(),
         names: names(),
         image_column: "path".to_owned(),
         strategy: Strategy::TopK,
@@ -395,8 +407,8 @@ fn a_corpus_that_does_not_fit_the_ratings_is_refused_and_nothing_is_written() {
     );
     assert_eq!(refused("id,x\nc,1\nd,1\nc,2\n"), "corpus.csv: the id `c` occurs twice; ids must be unique.");
     assert_eq!(
-        refused("key,x\na,1\n"),
-        "corpus.csv, line 1: there is no column `id`; the columns are `key`, `x`."
+        refused("name,x\na,1\n"),
+        "corpus.csv, line 1: there is no column `id`; the columns are `name`, `x`."
     );
 }
 
@@ -418,7 +430,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
         assert_eq!(
             message(write_subset(&job, &Interrupt::default())),
             format!(
-                "{} exists already; choose another --out or give --overwrite.",
+                "{}: already exists; pass --overwrite or choose another --out",
                 folder.path().join(name).display()
             )
         );
@@ -429,7 +441,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     let itself = SubsetJob { overwrite: true, out: job.ratings.clone(), ..job.clone() };
     assert_eq!(
         message(write_subset(&itself, &Interrupt::default())),
-        format!("{} is an input and would be overwritten; choose another --out.", job.ratings.display())
+        format!("{}: is an input and would be replaced; choose another --out", job.ratings.display())
     );
     let ending = SubsetJob { out: folder.path().join("subset.parquet"), ..job.clone() };
     assert_eq!(
@@ -516,7 +528,10 @@ fn parquet_of_other_programs_is_read_or_refused_but_never_changed() {
 
     let refused = || message(RatingsTable::read(&path, &names())).replace(path.to_str().unwrap(), "");
     write_foreign_table(&path, &[1, 0, 1], &[0.5, -2.0], "");
-    assert_eq!(refused(), ": the rating in row 2 is missing or not a number.");
+    assert_eq!(
+        refused(),
+        ": the rating in row 2 is missing or not a number; --drop-nan leaves such rows out."
+    );
     write_foreign_table(&path, &[1, 1, 1], &[0.5, 1.0, f32::INFINITY], "");
     assert_eq!(refused(), ": the rating `inf` in row 3 is not a finite number.");
     write_foreign_table(&path, &[1, 1, 1], &[0.5, 1.0, 2.0], "(TIMESTAMP(MILLIS,true))");

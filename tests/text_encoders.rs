@@ -3,6 +3,8 @@
 mod common;
 #[path = "text_encoders/folders.rs"]
 mod folders;
+#[path = "text_encoders/forged.rs"]
+mod forged;
 
 use std::{
     env,
@@ -28,7 +30,7 @@ use alchemist_engine::{
 use common::{relative_error, tolerance};
 use folders::{
     CHANNELS, CLIP_VOCABULARY, POSITIONS, Weights, clip_config, clip_pipeline, clip_tokenizer_json,
-    clip_weights, copy_clip_tokenizer, t5_folder, write_shards, write_weights,
+    clip_weights, copy_clip_tokenizer, t5_folder, t5_weights, write_shards, write_weights,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -180,7 +182,7 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     let folder = changed(|folder, _| fs::remove_file(folder.join("text_encoder/config.json")).unwrap());
     refuses(Kind::Clip, open(&folder), &["config.json"]);
     refuses(Kind::Clip, settings(Path::new("/nowhere/at/all")), &["no such folder"]);
-    refuses(Kind::T5, open(&changed(|_, _| {})), &["has no tokenizer.json"]);
+    refuses(Kind::T5, open(&changed(|_, _| {})), &["neither tokenizer.json nor spiece.model"]);
 
     let config = |change: fn(&mut serde_json::Value)| {
         changed(move |folder, _| {
@@ -356,7 +358,28 @@ fn t5_pads_cuts_and_averages() {
         assert!(open(false).encode(&captions).unwrap() == found);
     }
     fs::rename(folder.path().join("tokenizer.json"), folder.path().join("spiece.model")).unwrap();
-    refuses(Kind::T5, settings(folder.path()), &["spiece.model", "AutoTokenizer", "save_pretrained"]);
+    refuses(Kind::T5, settings(folder.path()), &["spiece.model", "not a SentencePiece model"]);
+}
+
+/// A T5 folder as it is often copied, without `tokenizer.json`.
+#[test]
+fn t5_is_read_with_spiece_model_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    t5_folder(folder.path(), true);
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    fs::copy("tests/field/weights/t5/spiece.model", folder.path().join("spiece.model")).unwrap();
+    // More pieces than the encoder has vectors for.
+    refuses(Kind::T5, settings(folder.path()), &["ids up to 171", "40 only", "different models"]);
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["vocab_size"] = json!(172);
+    fs::write(&path, config.to_string()).unwrap();
+    let mut weights = t5_weights(true);
+    weights.insert("shared.weight".to_owned(), (vec![172, CHANNELS], vec![0.5; 172 * CHANNELS]));
+    write_weights(&folder.path().join("model.safetensors"), &weights);
+    let encoder = Pretrained::open(Kind::T5, Settings { tokens: Some(8), ..settings(folder.path()) });
+    let found = encoder.unwrap_or_else(|error| panic!("{error}")).encode(&["a dog", ""]).unwrap();
+    assert_eq!(found.states.shape(), [2, 8, CHANNELS]);
 }
 
 #[test]

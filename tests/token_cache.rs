@@ -25,7 +25,7 @@ fn workplace() -> Workplace {
 /// The files of a cache that hold what was encoded.
 fn shards(work: &Workplace, cache: &str) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(work.path(cache)).unwrap().map(|entry| entry.unwrap().path());
-    contents(entries.filter(|path| path.is_file() && !path.ends_with("lock")))
+    contents(entries.filter(|path| path.is_file() && !path.ends_with(".alchemist.json")))
 }
 
 const ENCODE: [&str; 5] = ["encode", "--config", "config.json", "--shard", "13"];
@@ -55,7 +55,7 @@ fn what_is_trained_and_rated_with_it_is_the_same() {
     assert!(expected == rate("without.csv", &["--set", "token_cache=cache"]));
     work.refused(
         &["score", "--checkpoint", "rated", "--data", "data/train.csv", "--out", "none.csv"],
-        &["none.csv", "no row"],
+        &["data/train.csv", "none of", "none.failed.csv"],
     );
     fs::rename(work.path("data/away"), work.path("data/train")).unwrap();
     // A picture that is another one now is tokenised anew, and one that was only copied is not.
@@ -156,7 +156,7 @@ fn a_cache_of_something_else_is_refused() {
     assert!(with == fs::read(work.path("r.csv")).unwrap());
     // A folder of something else, and a cache of other tables or encoders.
     let encode = |more: &[&str], words: &[&str]| work.refused(&[&ENCODE[..], more].concat(), words);
-    encode(&["--out", "data"], &["data holds", "no part of a token cache"]);
+    encode(&["--out", "data"], &["data", "input"]);
     encode(
         &["--out", "cache", "--data", "data/train.csv", "--text", "f32"],
         &["of other tables", "--overwrite"],
@@ -168,11 +168,83 @@ fn a_cache_of_something_else_is_refused() {
     );
     let written: Value = serde_json::from_slice(&fs::read(work.path("cache/cache.json")).unwrap()).unwrap();
     let mut newer = written;
-    newer["format"] = json!(2);
+    newer["format"] = json!(9);
     fs::write(work.path("cache/cache.json"), newer.to_string()).unwrap();
-    train("newer", &[], &["has the form 2"]);
+    train("newer", &[], &["has the form 9"]);
     encode(&["--out", "cache", "--text", "f32"], &["cannot be read"]);
+    // One of an older version, which has no seals, serves, but is not gone on with.
+    work.succeed(&[&ENCODE[..], &["--out", "older"]].concat());
+    let unsealed = |name: &str, change: &dyn Fn(&mut Value)| {
+        let path = work.path("older").join(name);
+        let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        value.as_object_mut().unwrap().remove("sha256").unwrap();
+        change(&mut value);
+        fs::write(path, value.to_string()).unwrap();
+    };
+    unsealed("cache.json", &|value| value["format"] = json!(1));
+    for shard in 0..7 {
+        unsealed(&format!("shard-{shard:05}.json"), &|value| {
+            drop(value.as_object_mut().unwrap().remove("images"))
+        });
+    }
+    let older = ["train", "--config", "config.json", "--out", "of-older", "--set", "token_cache=older"];
+    work.succeed(&older);
+    encode(&["--out", "older"], &["of an older version", "--overwrite"]);
+    // A file that was changed by hand is not thrown away.
+    encode(&["--out", "cache", "--overwrite"], &["cache.json", "was changed since"]);
+    fs::remove_file(work.path("cache/cache.json")).unwrap();
     work.succeed(&[&ENCODE[..], &["--out", "cache", "--overwrite"]].concat());
+}
+
+/// One rule for all jobs: an image that is another one now ends a job that goes on, whatever of it is done.
+#[test]
+fn an_image_that_was_replaced_or_deleted_is_named() {
+    let work = workplace();
+    let arguments = [&ENCODE[..], &["--out", "cache"]].concat();
+    work.succeed(&arguments);
+    let expected = shards(&work, "cache");
+    let shard = work.path("cache/shard-00001.json");
+    fs::remove_file(&shard).unwrap();
+    let image = work.path("data/train/000003.png");
+    let original = fs::read(&image).unwrap();
+    let mut other = original.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&image, &other).unwrap();
+    work.refused(&arguments, &["000003.png: was replaced", "remove that folder"]);
+    fs::remove_file(&image).unwrap();
+    work.refused(&arguments, &["000003.png: was replaced, added or deleted"]);
+    // The same file again, if under another time.
+    fs::write(&image, &original).unwrap();
+    work.succeed(&arguments);
+    assert!(shards(&work, "cache") == expected);
+    // A table that was changed is named.
+    let table = work.path("data/train.csv");
+    let rows = fs::read_to_string(&table).unwrap();
+    let mut lines: Vec<&str> = rows.lines().collect();
+    lines.swap(4, 5);
+    fs::write(&table, lines.join("\n") + "\n").unwrap();
+    work.refused(&arguments, &["changed since", "data/train.csv", "--overwrite"]);
+}
+
+/// Text states are read only when they are needed, and then checked.
+#[test]
+fn a_damaged_shard_of_text_states_is_not_used() {
+    let work = workplace();
+    let arguments = [&ENCODE[..], &["--out", "cache", "--text", "f32"]].concat();
+    work.succeed(&arguments);
+    let expected = shards(&work, "cache");
+    let path = work.path("cache/shard-00002.text.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    work.refused(
+        &["train", "--config", "config.json", "--out", "run", "--set", "token_cache=cache"],
+        &["shard-00002.text.safetensors", "makes this shard anew"],
+    );
+    let said = work.succeed(&arguments);
+    assert!(said.contains("7 shards, 1 of them made now"), "{said}");
+    assert!(shards(&work, "cache") == expected);
 }
 
 /// A released encoder's states: f32 and token ids give the same bits, bf16 the same for a caption whether the cache holds it or

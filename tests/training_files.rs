@@ -177,6 +177,17 @@ fn damage_is_noticed() {
     assert!(refusal().contains("not the state"), "{}", refusal());
     fs::write(path.join("state.json"), "{\"format\": 99}").unwrap();
     assert!(refusal().contains("form 99"), "{}", refusal());
+    // Of an older version: read, but not gone on from.
+    let state = path.join("state.json");
+    checkpoint(1).save(folder.path(), None).unwrap();
+    let mut described = read_json(state.to_str().unwrap());
+    described["format"] = json!(2);
+    described.as_object_mut().unwrap().remove("sha256").unwrap();
+    fs::write(&state, described.to_string()).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint(1));
+    described["format"] = json!(3);
+    fs::write(&state, described.to_string()).unwrap();
+    assert!(refusal().contains("state.json: is damaged"), "{}", refusal());
 }
 
 #[test]
@@ -207,7 +218,7 @@ fn a_run_is_not_overwritten_unasked() {
     let config = Config::parse("test", "{}", &[]).unwrap();
     let run = RunDirectory::create(&path, &config, Existing::Refuse).unwrap();
     let error = RunDirectory::open(&path).unwrap_err().to_string();
-    assert!(error.contains("another process"), "{error}");
+    assert!(error.contains("is being written by `train/fit` (process "), "{error}");
     run.record_start(&config, &["train".to_owned()], 0).unwrap();
     run.record_start(&config, &["train".to_owned()], 7).unwrap();
     drop(run);
@@ -225,8 +236,19 @@ fn a_run_is_not_overwritten_unasked() {
     drop(RunDirectory::open(&path).unwrap());
     assert!(!leftover.exists());
     fs::write(path.join("metrics.jsonl"), "{}").unwrap();
-    drop(RunDirectory::create(&path, &config, Existing::Overwrite).unwrap());
-    assert!(!path.join("metrics.jsonl").exists() && !path.join("provenance.json").exists());
+    // Until the new run takes its first step, the old one is there.
+    let new = RunDirectory::create(&path, &config, Existing::Overwrite).unwrap();
+    assert!(path.join("metrics.jsonl").exists());
+    drop(new);
+    assert!(path.join("metrics.jsonl").exists() && path.join("provenance.json").exists());
+    let new = RunDirectory::create(&path, &config, Existing::Overwrite).unwrap();
+    new.record_start(&config, &["train".to_owned()], 0).unwrap();
+    assert!(!path.join("metrics.jsonl").exists() && new.checkpoints().exists());
+    new.complete().unwrap();
+    drop(new);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    fs::remove_dir_all(&path).unwrap();
+    drop(RunDirectory::create(&path, &config, Existing::Refuse).unwrap());
 
     // It has not begun: nothing is lost by another.
     fs::create_dir(path.join("image_tokenizer")).unwrap();
@@ -277,16 +299,58 @@ fn metrics_go_on_where_the_checkpoint_is() {
     let config = Config::parse("test", "{}", &[]).unwrap();
     let run = RunDirectory::create(&folder.path().join("run"), &config, Existing::Refuse).unwrap();
     let path = run.path().join("metrics.jsonl");
-    let mut metrics = run.metrics(0).unwrap();
+    let mut journal = run.journal(None).unwrap();
+    let mut kept = None;
     for step in 0..5 {
-        metrics.append(&json!({"step": step, "loss": 0.5})).unwrap();
+        if step == 3 {
+            kept = Some(journal.sync().unwrap());
+        }
+        journal.append(&json!({"step": step, "loss": 0.5})).unwrap();
     }
-    metrics.sync().unwrap();
+    let all = journal.sync().unwrap();
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 4]).unwrap();
-    let mut metrics = run.metrics(3).unwrap();
+    // What was written after the checkpoint is written again.
+    let mut journal = run.journal(kept.as_ref()).unwrap();
     for step in 3..5 {
-        metrics.append(&json!({"step": step, "loss": 0.5})).unwrap();
+        journal.append(&json!({"step": step, "loss": 0.5})).unwrap();
     }
+    assert_eq!(journal.sync().unwrap(), all);
     assert_eq!(fs::read(&path).unwrap(), whole);
+    // What was written before it must be what it was.
+    let refused = || run.journal(kept.as_ref()).unwrap_err().to_string();
+    let mut flipped = whole.clone();
+    flipped[20] ^= 4;
+    fs::write(&path, flipped).unwrap();
+    assert!(refused().contains("metrics.jsonl: is damaged"), "{}", refused());
+    fs::write(&path, &whole[..30]).unwrap();
+    assert!(refused().contains("metrics.jsonl: is damaged"), "{}", refused());
+    fs::remove_file(&path).unwrap();
+    assert!(refused().contains("metrics.jsonl: is missing"), "{}", refused());
+}
+
+#[test]
+fn no_bit_of_what_says_how_a_run_was_started_can_be_changed_unnoticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::parse("test", "{}", &[]).unwrap();
+    let run = RunDirectory::create(&folder.path().join("run"), &config, Existing::Refuse).unwrap();
+    let start = || run.record_start(&config, &["train".to_owned()], 0);
+    start().unwrap();
+    start().unwrap();
+    let path = run.path().join("provenance.json");
+    let whole = fs::read(&path).unwrap();
+    let value = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).ok();
+    for bit in (0..8 * whole.len()).step_by(7) {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        // Between the values nothing depends on what kind of space there is.
+        if value(&bytes) == value(&whole) {
+            continue;
+        }
+        fs::write(&path, bytes).unwrap();
+        let refused = start().unwrap_err().to_string();
+        assert!(refused.contains("provenance.json"), "{refused}");
+    }
+    fs::write(&path, whole).unwrap();
+    start().unwrap();
 }

@@ -22,10 +22,14 @@ use alchemist_engine::{
         drawn::{DataSetSettings, write_data_set},
         flaws::FlawShares,
     },
+    encode::word_pieces::WordPieces,
     interrupt::Interrupt,
     train::cache::{EncodeRequest, TextKept, TokenCache, encode},
     weights::Weights,
 };
+
+/// Bytes that a tokenizer may make of a short caption, with what the tokenizers' library keeps beside each of them.
+const LONGEST_TEXT: usize = 4 << 20;
 
 /// The largest single allocation since it was last set to 0.
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
@@ -116,9 +120,10 @@ fn with_ids(cache: &Path, to: &Path) -> PathBuf {
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
     let edit = |path: PathBuf, change: &dyn Fn(&mut serde_json::Value)| {
-        let mut told = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let mut told: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        told.as_object_mut().unwrap().shift_remove("sha256");
         change(&mut told);
-        fs::write(path, told.to_string()).unwrap();
+        fs::write(path, alchemist_engine::files::sealed::seal(told.to_string().into_bytes())).unwrap();
     };
     edit(to.join("cache.json"), &|told| told["text"]["kept"] = "ids".into());
     for shard in ["shard-00000", "shard-00001"] {
@@ -183,13 +188,21 @@ fn cache_targets(cache: &Path, ids: &Path) -> Vec<Target> {
 }
 
 fn targets() -> Vec<Target> {
-    let pickles =
+    let mut pickles =
         made(&["nested_zip.pth", "kinds_zip.pth", "views_zip.pth", "trained_zip.pth", "protocol4_zip.pth"]);
+    let field = |name: &str| {
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/field/weights").join(name)).unwrap()
+    };
+    pickles.extend(["objects.pth", "signs.pth", "unread.pth", "wrapped_lightning.pth"].map(field));
+    let mut streams =
+        made(&["nested_legacy.pth", "kinds_legacy.pth", "views_legacy.pth", "trained_legacy.pth"]);
+    streams
+        .extend(["objects_legacy_4.pth", "unread_legacy.pth", "legacy_1.pth", "signs_legacy.pth"].map(field));
     let number = 16usize.to_le_bytes();
     let header = br#"{"x":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
     let safetensors = [&(header.len() as u64).to_le_bytes()[..], header, &number, &number].concat();
     let whole = |bytes| bytes;
-    vec![
+    let mut targets = vec![
         Target {
             name: "archive",
             seeds: pickles.clone(),
@@ -204,19 +217,69 @@ fn targets() -> Vec<Target> {
             read: Box::new(read_weights),
             times: 32,
         },
-        Target {
-            name: "stream",
-            seeds: made(&["nested_legacy.pth", "kinds_legacy.pth", "views_legacy.pth", "trained_legacy.pth"]),
-            wrap: whole,
-            read: Box::new(read_weights),
-            times: 32,
-        },
+        Target { name: "stream", seeds: streams, wrap: whole, read: Box::new(read_weights), times: 32 },
         Target {
             name: "safetensors",
             seeds: vec![safetensors],
             wrap: whole,
             read: Box::new(read_weights),
             times: 32,
+        },
+    ];
+    targets.extend(tokenizer_targets());
+    targets
+}
+
+/// The files of a tokenizer. A caption of a few letters may become [`LONGEST_TEXT`] bytes, whatever the file's length.
+fn tokenizer_targets() -> [Target; 2] {
+    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": false});
+    let twice = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{
+            "id": 1, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": true,
+        }],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            twice, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}, {"type": "NFKC"},
+            {"type": "Prepend", "prepend": "a"}, twice, twice, twice,
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}, level, level,
+        ]},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            "pair": [], "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+        },
+        "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 2, "byte_fallback": false,
+            "vocab": [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["a", -2.0], ["aa", -3.0], ["▁a", -3.0]]},
+    });
+    let reads = |name: &'static str| -> Box<dyn Fn(&Path)> {
+        let folder = tempfile::tempdir().unwrap();
+        Box::new(move |path| {
+            fs::copy(path, folder.path().join(name)).unwrap();
+            if let Ok(words) = WordPieces::t5(folder.path(), 16) {
+                let _ = words.encode(&["a dog", "", "banana  banana", "e\u{301} ™ ﷺ"]);
+            }
+        })
+    };
+    let field = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/field/weights/t5/spiece.model");
+    let pieces = fs::read(field).unwrap();
+    [
+        Target {
+            name: "tokenizer",
+            seeds: vec![tokenizer.to_string().into_bytes()],
+            wrap: |bytes| bytes,
+            read: reads("tokenizer.json"),
+            times: LONGEST_TEXT / 1024,
+        },
+        Target {
+            name: "pieces",
+            seeds: vec![pieces],
+            wrap: |bytes| bytes,
+            read: reads("spiece.model"),
+            times: LONGEST_TEXT / 1024,
         },
     ]
 }

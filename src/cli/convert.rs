@@ -6,6 +6,8 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     error::{Error, Result},
+    interrupt::Interrupt,
+    jobs::{Claim, output::Output},
     weights::{NumberKind, Payload, Value, Weights, write_safetensors, write_shards, write_torch},
 };
 
@@ -21,7 +23,7 @@ pub struct ConvertArguments {
     /// Only the tensors below this name, under the rest of theirs.
     #[arg(long, value_name = "PREFIX")]
     pub within: Option<String>,
-    /// Leave out the `module.` that every name begins with.
+    /// Leave out what wrappers add to names: a leading `module.` (parallel training), `_orig_mod.` (torch.compile).
     #[arg(long)]
     pub without_module: bool,
     /// Write floats as this kind.
@@ -83,8 +85,8 @@ fn size(text: &str) -> Result<usize, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// If the input cannot be read or is refused, the output cannot be written, or its name says no form.
-pub fn run(arguments: &ConvertArguments) -> Result<()> {
+/// If the input cannot be read or is refused, the output cannot be written, its name says no form, or the user interrupts.
+pub fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result<()> {
     let output = &arguments.output;
     let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let to_torch = match extension {
@@ -97,16 +99,30 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
             )));
         }
     };
-    // Shards have other names than the one given; their index tells of them.
-    let index = output.with_extension("safetensors.index.json");
-    let splits = arguments.shard_size.is_some();
-    if let Some(taken) = [(output, true), (&index, splits)].iter().find(|(path, used)| *used && path.exists())
-        && !arguments.overwrite
-    {
-        return Err(Error::invalid(format!("{} exists; --overwrite replaces it.", taken.0.display())));
+    // Shards have other names than the one given, which are known only when they are written.
+    let companions: &[&str] = if arguments.shard_size.is_some() { &[".safetensors.index.json"] } else { &[] };
+    let inputs = [arguments.input.clone()];
+    let claim = Claim { command: "convert", inputs: &inputs, overwrite: arguments.overwrite };
+    let claimed = Output::anew(&claim, output, companions)?;
+    let written = claimed.write(|claimed| write(arguments, &claimed.staged(), to_torch, interrupt))?;
+    for path in written {
+        super::say(&format!(
+            "wrote {}",
+            output.with_file_name(path.file_name().unwrap_or_default()).display()
+        ))?;
     }
-    let mut weights =
-        Weights::open(&arguments.input)?.within(arguments.within.as_deref().unwrap_or_default());
+    Ok(())
+}
+
+/// Writes what was asked for beside its name; gives the files.
+fn write(
+    arguments: &ConvertArguments,
+    output: &Path,
+    to_torch: bool,
+    interrupt: &Interrupt,
+) -> Result<Vec<PathBuf>> {
+    let mut weights = interrupt.while_reading("nothing was written", || Weights::open(&arguments.input))?;
+    weights = weights.within(arguments.within.as_deref().unwrap_or_default());
     if arguments.without_module {
         weights = weights.without_module();
     }
@@ -117,20 +133,18 @@ pub fn run(arguments: &ConvertArguments) -> Result<()> {
             arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
         )));
     }
-    let mut tensors = weights.payloads()?;
+    let payloads = weights.payloads()?.into_iter();
+    let mut tensors: Vec<_> =
+        payloads.map(|(name, payload)| (name, payload.stopping_at(interrupt))).collect();
     if let Some(kind) = arguments.dtype {
         let as_kind = |(name, payload): (String, Payload)| Ok((name, payload.as_float(kind.kind())?));
         tensors = tensors.into_iter().map(as_kind).collect::<Result<_>>()?;
     }
-    let written = if to_torch {
-        to_checkpoint(output, tensors, arguments)?
+    if to_torch {
+        to_checkpoint(output, tensors, arguments)
     } else {
-        to_safetensors(output, &weights, &tensors, arguments)?
-    };
-    for path in written {
-        super::say(&format!("wrote {}", path.display()))?;
+        to_safetensors(output, &weights, &tensors, arguments)
     }
-    Ok(())
 }
 
 fn to_checkpoint(

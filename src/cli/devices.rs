@@ -5,6 +5,7 @@ use clap::Args;
 use crate::{
     engine::cuda::{Availability, DeviceFacts, devices},
     error::Result,
+    interrupt::Interrupt,
 };
 
 /// The arguments of `devices`.
@@ -14,9 +15,11 @@ pub struct DevicesArguments {}
 /// Runs the command.
 ///
 /// # Errors
-/// If stdout cannot be written to.
-pub fn run(_: &DevicesArguments) -> Result<()> {
-    for line in lines(rayon::current_num_threads(), &devices()) {
+/// If stdout cannot be written to, or the user interrupts.
+pub fn run(_: &DevicesArguments, interrupt: &Interrupt) -> Result<()> {
+    // A driver may take its time.
+    let found = interrupt.while_reading("nothing was written", || Ok(devices()))?;
+    for line in lines(rayon::current_num_threads(), &found) {
         super::say(&line)?;
     }
     Ok(())

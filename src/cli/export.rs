@@ -1,12 +1,15 @@
 //! `export`: a run's networks as a checkpoint that the released code loads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::{
+    config::Config,
     error::Result,
-    train::{fit, released, trained},
+    interrupt::Interrupt,
+    jobs::{Claim, output::Output},
+    train::{checkpoint::Checkpoint, fit, released, trained},
 };
 
 /// The arguments of `export`.
@@ -18,25 +21,38 @@ pub struct ExportArguments {
     /// The file to write, such as `ar-ckpt-ep3.pth`.
     #[arg(long, value_name = "FILE.pth")]
     out: PathBuf,
+    /// Replace a file that this command wrote.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// If the checkpoint cannot be read or the file not written.
-pub fn run(arguments: &ExportArguments) -> Result<()> {
-    let named = trained::Named::new(&arguments.checkpoint);
+/// If the checkpoint cannot be read, the file not written, or the user interrupts.
+pub fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<()> {
+    let named = trained::Named::new(&arguments.checkpoint)?;
     let config = trained::configuration(&named.run, &[])?;
     let folder = named.folder()?;
-    let epoch = if fit::is_fit(&folder) {
-        let (model, epoch) = fit::weights_of(&folder)?;
-        released::export(&arguments.out, &config, epoch, &[(released::PROXY, &model)])?;
+    let inputs = [named.run.clone(), folder.clone()];
+    let claim = Claim { command: "export", inputs: &inputs, overwrite: arguments.overwrite };
+    let output = Output::anew(&claim, &arguments.out, &[])?;
+    let epoch = output.write(|output| write(&output.staged(), &config, &folder, interrupt))?;
+    super::say(&format!("{} holds {} (epoch {epoch})", arguments.out.display(), folder.display()))
+}
+
+/// Writes the networks of a checkpoint; gives its epoch.
+fn write(out: &Path, config: &Config, folder: &Path, interrupt: &Interrupt) -> Result<u64> {
+    const NOTHING_WRITTEN: &str = "nothing was written";
+    let epoch = if fit::is_fit(folder) {
+        let (model, epoch) = interrupt.while_reading(NOTHING_WRITTEN, || fit::weights_of(folder))?;
+        released::export(out, config, epoch, &[(released::PROXY, &model)])?;
         epoch
     } else {
-        let checkpoint = crate::train::checkpoint::Checkpoint::load(&folder)?;
+        let checkpoint = interrupt.while_reading(NOTHING_WRITTEN, || Checkpoint::load(folder))?;
         let networks = [(released::PROXY, &checkpoint.proxy), (released::RATER, &checkpoint.rater)];
-        released::export(&arguments.out, &config, checkpoint.state.epoch, &networks)?;
+        released::export(out, config, checkpoint.state.epoch, &networks)?;
         checkpoint.state.epoch
     };
-    super::say(&format!("{} holds {} (epoch {epoch})", arguments.out.display(), folder.display()))
+    Ok(epoch)
 }

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     config::Config,
     error::Result,
+    interrupt::Interrupt,
     report::text_table::TextTable,
     train::released::{PROXY, RATER, differences_from},
     weights::{Differences, Unmatched, Weights},
@@ -50,24 +51,29 @@ pub enum Network {
 /// Runs the command.
 ///
 /// # Errors
-/// If a file cannot be read or is refused, or stdout cannot be written to.
-pub fn run(arguments: &InspectArguments) -> Result<()> {
+/// If a file cannot be read or is refused, stdout cannot be written to, or the user interrupts.
+pub fn run(arguments: &InspectArguments, interrupt: &Interrupt) -> Result<()> {
+    super::say(&interrupt.while_reading("nothing was written", || shown(arguments))?)
+}
+
+/// What is to be printed.
+fn shown(arguments: &InspectArguments) -> Result<String> {
     if let Some(config) = &arguments.config {
         let config = Config::load(config, &arguments.set)?;
         let prefix = match arguments.network {
             Network::Rater => RATER,
             Network::Proxy => PROXY,
         };
-        return super::say(&compared(&differences_from(&arguments.file, prefix, &config)?));
+        return Ok(compared(&differences_from(&arguments.file, prefix, &config)?));
     }
     let open = |file: &PathBuf, within: &Option<String>| {
         Ok::<_, crate::Error>(Weights::open(file)?.within(within.as_deref().unwrap_or_default()))
     };
     let weights = open(&arguments.file, &arguments.within)?;
-    let Some(other) = &arguments.against else { return super::say(&described(&weights)) };
+    let Some(other) = &arguments.against else { return Ok(described(&weights)) };
     let other = open(other, &arguments.against_within)?;
     let expected = other.entries().map(|(name, entry)| (name.to_owned(), entry.shape.clone()));
-    super::say(&compared(&weights.compare(expected)))
+    Ok(compared(&weights.compare(expected)))
 }
 
 /// A table of the tensors, their totals, and the other values.

@@ -12,9 +12,11 @@ use crate::{
     error::{Error, Result},
     files::write_whole,
     interrupt::Interrupt,
+    jobs::{Claim, output::Output},
     measure::{
         job::{Choice, Features, Measurer, tokenizer_of_config, tokenizer_of_run},
         pictures::pictures,
+        space::NOT_MEASURED,
     },
     report::text_table::TextTable,
     train::corpus,
@@ -47,6 +49,9 @@ pub struct MeasureArguments {
     /// Where to write the measures as JSON, too.
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
+    /// Replace a file that this command wrote.
+    #[arg(long, requires = "out")]
+    overwrite: bool,
     /// Sets a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE", requires = "config")]
     set: Vec<String>,
@@ -58,18 +63,45 @@ pub struct MeasureArguments {
 /// Whatever keeps the measures from being taken; [`Error::Interrupted`] when the user stopped it.
 pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
     let config = arguments.config.as_ref().map(|path| Config::load(path, &arguments.set)).transpose()?;
+    let paths = [
+        &arguments.config,
+        &arguments.reference,
+        &arguments.checkpoint,
+        &arguments.clip,
+        &arguments.inception,
+    ];
+    let mut inputs: Vec<PathBuf> = paths.into_iter().flatten().cloned().collect();
+    inputs.push(arguments.generated.clone());
+    inputs.extend(config.iter().flat_map(Config::inputs));
+    let claim = Claim { command: "measure", inputs: &inputs, overwrite: arguments.overwrite };
+    // An output that cannot be is refused before the measures are taken.
+    let output = arguments.out.as_ref().map(|out| Output::anew(&claim, out, &[])).transpose()?;
+    let measured = measures(arguments, config.as_ref(), interrupt);
+    match (output, measured) {
+        (Some(output), measured) => {
+            let out = arguments.out.clone().unwrap_or_default();
+            output.write(|output| write_whole(&output.staged(), &measured?))?;
+            super::say(&out.display().to_string())
+        }
+        (None, measured) => measured.map(drop),
+    }
+}
+
+/// Takes the measures and prints them; gives them as JSON.
+fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &Interrupt) -> Result<Vec<u8>> {
     for warning in config.iter().flat_map(|config| &config.warnings) {
         tracing::warn!("{warning}");
     }
-    let columns = config.as_ref().map_or_else(ColumnNames::default, corpus::columns);
+    let columns = config.map_or_else(ColumnNames::default, corpus::columns);
+    let skip_bad_rows = config.is_some_and(|config| config.data.skip_bad_rows);
     let choice = Choice {
         features: if arguments.reference.is_some() { arguments.features.clone() } else { Vec::new() },
         clip: arguments.clip.clone(),
         inception: arguments.inception.clone(),
-        decode: config.as_ref().map_or(Preprocess::default_for(1), |config| corpus::preprocess(config, 1)),
+        decode: config.map_or(Preprocess::default_for(1), |config| corpus::preprocess(config, 1)),
     };
     let mut progress = Counted::new();
-    let measurer = Measurer::open(&choice, || match (&config, &arguments.checkpoint) {
+    let tokenizer = || match (config, &arguments.checkpoint) {
         (Some(config), _) => {
             tokenizer_of_config(config, interrupt, &mut |what, done, total| progress.count(what, done, total))
         }
@@ -77,15 +109,17 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
         (None, None) => Err(Error::invalid(
             "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
         )),
-    })?;
-    let generated = pictures(&arguments.generated, &columns)?;
+    };
+    let measurer = interrupt.while_reading(NOT_MEASURED, || Measurer::open(&choice, tokenizer))?;
+    let list =
+        |path: &PathBuf| interrupt.while_reading(NOT_MEASURED, || pictures(path, &columns, skip_bad_rows));
+    let generated = list(&arguments.generated)?;
     let mut left_out = json!({"generated": [], "reference": []});
     let mut tell = |what: &str, done, total| progress.count(what, done, total);
     let references = match &arguments.reference {
         None => None,
         Some(path) => {
-            let (references, failed) =
-                measurer.references(&pictures(path, &columns)?, interrupt, &mut tell)?;
+            let (references, failed) = measurer.references(&list(path)?, interrupt, &mut tell)?;
             left_out["reference"] = json!(failed);
             Some(references)
         }
@@ -124,13 +158,8 @@ pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
             super::say(&format!("{count} {what} could not be used and were left out"))?;
         }
     }
-    if let Some(path) = &arguments.out {
-        let json = json!({"measures": measures, "networks": measurer.identity(), "left_out": left_out});
-        let mut bytes =
-            serde_json::to_vec_pretty(&json).map_err(|error| Error::invalid(error.to_string()))?;
-        bytes.push(b'\n');
-        write_whole(path, &bytes)?;
-        super::say(&path.display().to_string())?;
-    }
-    Ok(())
+    let json = json!({"measures": measures, "networks": measurer.identity(), "left_out": left_out});
+    let mut bytes = serde_json::to_vec_pretty(&json).map_err(|error| Error::invalid(error.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }

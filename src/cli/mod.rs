@@ -1,6 +1,6 @@
 //! The command line: one file a command, which parses and calls. Only this module prints.
 //!
-//! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM.
+//! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C, SIGTERM or SIGHUP.
 
 pub mod attribute;
 pub mod compare;
@@ -18,20 +18,19 @@ pub mod report;
 pub mod sample;
 pub mod score;
 pub mod select;
+mod terminal;
 pub mod train;
 pub mod watch;
 
-use std::{
-    io::{IsTerminal, Write},
-    process::ExitCode,
-};
+use std::{io::ErrorKind, process::ExitCode};
 
 use clap::{ArgAction, Parser, Subcommand};
-use tracing_subscriber::filter::LevelFilter;
 
+pub(crate) use self::terminal::say;
 use crate::{
     error::{Error, Result},
     interrupt::{EXIT_CODE as EXIT_INTERRUPTED, Interrupt},
+    report::visible::visible_lines,
 };
 
 /// Decides which text-image pairs are worth training on: meta-gradient rating and Shift-Gsample pruning.
@@ -90,46 +89,84 @@ pub enum Command {
 
 /// Reads the command line, runs the command and gives the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refused) => return explain(&refused),
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let code = exit_code(&error);
-            let prefix = if code == EXIT_INTERRUPTED { "" } else { "error: " };
-            // Where stderr is closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "{prefix}{error:#}");
-            ExitCode::from(code)
-        }
+        Err(error) => fail(&error),
     }
 }
 
+/// Prints help, the version, or what is wrong with the arguments.
+fn explain(refused: &clap::Error) -> ExitCode {
+    let text = refused.to_string();
+    if refused.use_stderr() && visible_lines(&text) != text {
+        // clap prints arguments as they are.
+        for line in text.lines() {
+            terminal::tell(line);
+        }
+    } else if let Err(error) = refused.print()
+        && error.kind() != ErrorKind::BrokenPipe
+        && !refused.use_stderr()
+    {
+        return fail(&Error::io("write", "stdout")(error).into());
+    }
+    ExitCode::from(u8::try_from(refused.exit_code()).unwrap_or(2))
+}
+
+/// Prints an error and gives its exit code.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let code = exit_code(error);
+    let prefix = if code == EXIT_INTERRUPTED { "" } else { "error: " };
+    terminal::tell(&format!("{prefix}{}", terminal::sentence(error)));
+    ExitCode::from(code)
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
-    report_to_stderr(cli.verbose);
-    if let Some(threads) = cli.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(usize::from(threads))
-            .build_global()
-            .map_err(|error| Error::invalid(format!("cannot start {threads} threads: {error}")))?;
-    }
+    terminal::report_to_stderr(cli.verbose);
+    let interrupt = &Interrupt::from_signals(terminal::tell_apart)?;
+    fail_at_size_limits()?;
+    // Started later, by the first to need them, threads that cannot be started would be a panic.
+    rayon::ThreadPoolBuilder::new().num_threads(cli.threads.map_or(0, usize::from)).build_global().map_err(
+        |error| Error::invalid(format!("cannot start threads: {error}; give --threads N for fewer")),
+    )?;
     match cli.command {
-        Command::Demo(arguments) => demo::run(&arguments, &Interrupt::from_signals()?)?,
-        Command::Train(arguments) => train::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Encode(arguments) => encode::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Score(arguments) => score::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Attribute(arguments) => attribute::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Select(arguments) => select::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Export(arguments) => export::run(&arguments)?,
-        Command::Inspect(arguments) => inspect::run(&arguments)?,
-        Command::Convert(arguments) => convert::run(&arguments)?,
-        Command::Fit(arguments) => fit::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Sample(arguments) => sample::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Measure(arguments) => measure::run(&arguments, &Interrupt::from_signals()?)?,
-        Command::Compare(arguments) => compare::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Report(arguments) => report::run(arguments)?,
-        Command::Pack(arguments) => pack::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Plant(arguments) => plant::run(arguments, &Interrupt::from_signals()?)?,
-        Command::Devices(arguments) => devices::run(&arguments)?,
+        Command::Demo(arguments) => demo::run(&arguments, interrupt)?,
+        Command::Train(arguments) => train::run(arguments, interrupt)?,
+        Command::Encode(arguments) => encode::run(arguments, interrupt)?,
+        Command::Score(arguments) => score::run(arguments, interrupt)?,
+        Command::Attribute(arguments) => attribute::run(arguments, interrupt)?,
+        Command::Select(arguments) => select::run(arguments, interrupt)?,
+        Command::Export(arguments) => export::run(&arguments, interrupt)?,
+        Command::Inspect(arguments) => inspect::run(&arguments, interrupt)?,
+        Command::Convert(arguments) => convert::run(&arguments, interrupt)?,
+        Command::Fit(arguments) => fit::run(arguments, interrupt)?,
+        Command::Sample(arguments) => sample::run(arguments, interrupt)?,
+        Command::Measure(arguments) => measure::run(&arguments, interrupt)?,
+        Command::Compare(arguments) => compare::run(arguments, interrupt)?,
+        Command::Report(arguments) => report::run(arguments, interrupt)?,
+        Command::Pack(arguments) => pack::run(arguments, interrupt)?,
+        Command::Plant(arguments) => plant::run(arguments, interrupt)?,
+        Command::Devices(arguments) => devices::run(&arguments, interrupt)?,
     }
+    Ok(())
+}
+
+/// Lets a write that would exceed the largest file that the process may make (`ulimit -f`) fail with a message; otherwise its signal
+/// ends the program without a word.
+#[cfg(unix)]
+fn fail_at_size_limits() -> Result<()> {
+    // Whoever handles the signal gets the error from the write itself.
+    let handled = std::sync::Arc::default();
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, handled)
+        .map(drop)
+        .map_err(|error| Error::invalid(format!("cannot handle SIGXFSZ: {error}")))
+}
+
+#[cfg(not(unix))]
+fn fail_at_size_limits() -> Result<()> {
     Ok(())
 }
 
@@ -138,36 +175,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::Interrupted { .. }) => EXIT_INTERRUPTED,
         _ => 1,
-    }
-}
-
-/// Warnings, and with `-v` what goes on, as plain lines on stderr.
-fn report_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => LevelFilter::WARN,
-        1 => LevelFilter::INFO,
-        _ => LevelFilter::DEBUG,
-    };
-    // Fails only where a program that embeds the library has set up its own reports; those then serve.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .try_init();
-}
-
-/// Prints a line on stdout.
-///
-/// # Errors
-/// If stdout cannot be written to; a reader that went away (`| head`) is no error.
-pub(crate) fn say(line: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write", "stdout")(error))
-        }
-        _ => Ok(()),
     }
 }
 

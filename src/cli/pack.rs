@@ -37,6 +37,9 @@ pub struct PackArguments {
     /// Column of the captions.
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
+    /// Count malformed rows as records that cannot be used, instead of ending with an error.
+    #[arg(long)]
+    pub skip_bad_rows: bool,
     /// Replace what is there.
     #[arg(long)]
     pub overwrite: bool,
@@ -54,6 +57,7 @@ pub fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
             image: arguments.image_column,
             caption: arguments.caption_column,
         },
+        skip_bad_rows: arguments.skip_bad_rows,
         format: arguments.format,
         out: arguments.out,
         shard: arguments.shard,

@@ -44,6 +44,9 @@ pub struct PlantArguments {
     /// Column of the captions.
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
+    /// Count malformed rows as records that cannot be used, instead of ending with an error.
+    #[arg(long)]
+    pub skip_bad_rows: bool,
     /// Pictures with more pixels are left out.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_PIXELS)]
     pub max_pixels: u64,
@@ -67,6 +70,7 @@ pub fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
             image: arguments.image_column,
             caption: arguments.caption_column,
         },
+        skip_bad_rows: arguments.skip_bad_rows,
         out: arguments.out,
         preprocess: Preprocess {
             max_pixels: arguments.max_pixels,

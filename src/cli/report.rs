@@ -8,6 +8,8 @@ use crate::{
     compare::{Comparison, arms::Rating, page::ComparisonPage},
     error::{Error, Result},
     files::write_whole,
+    interrupt::Interrupt,
+    jobs::{Claim, output::Output},
     rate::page::RunPage,
     train::run_directory::RunDirectory,
 };
@@ -24,6 +26,9 @@ pub struct ReportArguments {
     /// Of a run: the ratings that `score` wrote, in place of those of the last epoch.
     #[arg(long, value_name = "FILE")]
     ratings: Option<PathBuf>,
+    /// Of a run: the column of the ratings in it.
+    #[arg(long, value_name = "NAME", default_value = "rating")]
+    rating_column: String,
     /// Of a run: the corpus that was rated, if it is not what the run was trained on.
     #[arg(long, value_name = "FILE.csv")]
     data: Option<PathBuf>,
@@ -33,14 +38,30 @@ pub struct ReportArguments {
     /// Of a comparison: the ratings whose pictures are shown, in place of the three that come to the lowest losses.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     sheets: Vec<String>,
+    /// Replace a page that this command wrote.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// If the folder is neither, or a part of it cannot be read, or the page cannot be written.
-pub fn run(arguments: ReportArguments) -> Result<()> {
-    let ReportArguments { of, out, ratings, data, flaw_column, sheets } = arguments;
+/// If the folder is neither, a part of it cannot be read, the page cannot be written, or the user interrupts.
+pub fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
+    let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
+    let inputs = [Some(&arguments.of), arguments.ratings.as_ref(), arguments.data.as_ref()];
+    let inputs: Vec<PathBuf> = inputs.into_iter().flatten().cloned().collect();
+    let claim = Claim { command: "report", inputs: &inputs, overwrite: arguments.overwrite };
+    Output::anew(&claim, &out, &[])?.write(|output| {
+        let html = interrupt.while_reading("nothing was written", || page(arguments))?;
+        write_whole(&output.staged(), html.as_bytes())
+    })?;
+    super::say(&out.display().to_string())
+}
+
+/// The page as HTML.
+fn page(arguments: ReportArguments) -> Result<String> {
+    let ReportArguments { of, ratings, rating_column, data, flaw_column, sheets, .. } = arguments;
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
             return Err(Error::invalid(
@@ -53,14 +74,12 @@ pub fn run(arguments: ReportArguments) -> Result<()> {
         if !sheets.is_empty() {
             return Err(Error::invalid("--sheets is for the page of a comparison"));
         }
-        RunPage { run: of.clone(), ratings, corpus: data, flaw_column }.page()?
+        RunPage { run: of.clone(), ratings, rating_column, corpus: data, flaw_column }.page()?
     } else {
         return Err(Error::invalid(format!(
             "{} is neither a run of `train` nor a comparison that has finished a seed",
             of.display()
         )));
     };
-    let out = out.unwrap_or_else(|| of.join("report.html"));
-    write_whole(&out, page.to_html().as_bytes())?;
-    super::say(&out.display().to_string())
+    Ok(page.to_html())
 }

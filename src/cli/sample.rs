@@ -1,6 +1,6 @@
 //! `sample`: pictures from captions.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
@@ -8,6 +8,7 @@ use crate::{
     cli::watch::Counted,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
+    files::text::{filled_lines, read_text},
     interrupt::Interrupt,
     train::sample::{Layout, SampleRequest, SampleSettings, geneval_prompts, sample},
 };
@@ -51,6 +52,9 @@ pub struct SampleArguments {
     /// Folder for the pictures, samples.csv and grid.png, or GenEval's folders.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Replace what this command wrote there.
+    #[arg(long)]
+    overwrite: bool,
     /// Guidance at the finest scale; it grows with the scale. 0: none, at half the time.
     #[arg(long, value_name = "X", default_value_t = SampleSettings::default().guidance)]
     cfg: f64,
@@ -91,8 +95,12 @@ pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
         prompts = found;
         layout = Layout::GenEval { metadata };
     } else if let Some(path) = &arguments.prompts {
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-        prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        let before = prompts.len();
+        prompts.extend(filled_lines(&read_text(path)?).map(|(_, line)| line.to_owned()));
+        if prompts.len() == before {
+            let message = "holds no prompt".to_owned();
+            return Err(Error::Table { path: path.clone(), line: None, message });
+        }
     }
     let model = checkpoint.or(config).ok_or_else(|| {
         Error::invalid("sample needs --checkpoint DIR, or --config FILE and --weights FILE")
@@ -107,6 +115,7 @@ pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
         prompts,
         each: size(arguments.each.unwrap_or(if layout == Layout::Flat { 1 } else { GENEVAL_EACH }))?,
         out: arguments.out,
+        overwrite: arguments.overwrite,
         layout,
         batch: size(arguments.batch)?,
         settings: SampleSettings {

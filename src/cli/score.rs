@@ -9,7 +9,7 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    rate::{pictures::rating_pictures, scorer},
+    rate::scorer,
 };
 
 /// The arguments of `score`.
@@ -28,6 +28,9 @@ pub struct ScoreArguments {
     /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// The column of the ratings; another name than `rating` where the corpus has a column of that name already.
+    #[arg(long, value_name = "NAME", default_value = "rating")]
+    pub rating_column: String,
     /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given; on a device its size, though not
     /// what else is in the batch, changes their last digits.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -63,17 +66,19 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
         config: arguments.config,
         corpus: arguments.data,
         out: arguments.out,
+        rating_column: arguments.rating_column,
         batch,
         batch_normalised: arguments.batch_normalised,
         overwrite: arguments.overwrite,
+        pictures: true,
+        note_column: arguments.note_column,
         sets,
     };
-    let config = request.configuration()?;
     let mut progress = Counted::new();
     let summary =
         scorer::score(&request, interrupt, &mut |done, total| progress.count("scoring", done, total))?;
     super::say(&summary.to_string())?;
-    for path in rating_pictures(&config, &summary.out, &request.corpus, arguments.note_column.as_deref())? {
+    for path in &summary.pictures {
         super::say(&path.display().to_string())?;
     }
     Ok(())

@@ -1,5 +1,4 @@
 //! `select`: chooses a subset of a rated corpus.
-#![expect(clippy::print_stdout, reason = "the command's result is what it prints")]
 
 use std::path::PathBuf;
 
@@ -9,33 +8,34 @@ use clap::{Args, ValueEnum};
 use crate::{
     interrupt::Interrupt,
     report::text_table::TextTable,
-    select::{ColumnNames, Keep, Strategy, SubsetJob, write_subset},
+    select::{ColumnNames, Keep, Parameter, RatingsOptions, Strategy, SubsetJob, write_subset},
 };
 
 /// Choose a subset of a rated corpus.
 #[derive(Args, Clone, Debug)]
 pub struct SelectArguments {
-    /// The ratings: a .csv or .parquet file as `score` writes it.
+    /// The ratings: a .csv or .parquet file as `score` writes it, a .tsv file, or a folder of .parquet files as one table, in the order
+    /// of their names.
     #[arg(long, value_name = "FILE")]
     pub ratings: PathBuf,
     /// How much to keep: a share (50% or 0.5) or a number of rows (1200).
-    #[arg(long, value_name = "SHARE|COUNT")]
+    #[arg(long, value_name = "SHARE|COUNT", allow_hyphen_values = true)]
     pub keep: Keep,
-    /// The way to choose. Percentiles count from the best rated, which is 0.
+    /// The way to choose. Percentiles count from the best rated, which is 0; like shares they are written 30% or 0.3.
     #[arg(long, value_enum, default_value_t = StrategyName::ShiftGsample)]
     pub strategy: StrategyName,
     /// shift-gsample: share of all rows to drop from the top [default: 0.05; the paper's best is about 0.1].
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::DropTop.parse(text))]
     pub drop_top: Option<f64>,
     /// gsample, shift-gsample: mean of the Gaussian, a percentile [default: 0.5 for gsample, 0.3 for shift-gsample; the paper's best
     /// for shift-gsample is about 0.45].
-    #[arg(long, value_name = "PERCENTILE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "PERCENTILE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Mean.parse(text))]
     pub mean: Option<f64>,
     /// gsample, shift-gsample: standard deviation of the Gaussian [default: 0.2 for gsample, 0.25 for shift-gsample].
-    #[arg(long, value_name = "WIDTH", allow_negative_numbers = true)]
+    #[arg(long, value_name = "WIDTH", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Sigma.parse(text))]
     pub sigma: Option<f64>,
     /// block: percentile where the window begins.
-    #[arg(long, value_name = "PERCENTILE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "PERCENTILE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Offset.parse(text))]
     pub offset: Option<f64>,
     /// The seed of the draw.
     #[arg(long, default_value_t = 0)]
@@ -43,10 +43,10 @@ pub struct SelectArguments {
     /// The subset, a .csv file; its ids and a summary are written beside it.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The corpus' own CSV: kept rows are copied from it byte for byte.
+    /// The corpus' own table: kept rows are copied from it byte for byte.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// The column of ids.
+    /// The column of ids. Where there is no column `id`, one of the usual names is taken (key, uid), or else the image's path is the id.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
     /// The column of the pictures' paths. Relative ones start at the folder of the table that they come from; for a subset in another
@@ -56,6 +56,12 @@ pub struct SelectArguments {
     /// The column of ratings.
     #[arg(long, value_name = "NAME", default_value = "rating")]
     pub rating_column: String,
+    /// Leave out malformed rows of the ratings and of --data, and count them, instead of ending with an error.
+    #[arg(long)]
+    pub skip_bad_rows: bool,
+    /// Leave out rows whose rating is missing (NaN, null, empty), and count them, instead of ending with an error.
+    #[arg(long)]
+    pub drop_nan: bool,
     /// Replace outputs that exist.
     #[arg(long)]
     pub overwrite: bool,
@@ -129,6 +135,7 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let strategy = arguments.strategy()?;
     let job = SubsetJob {
         ratings: arguments.ratings,
+        options: RatingsOptions { skip_bad_rows: arguments.skip_bad_rows, drop_nan: arguments.drop_nan },
         names: ColumnNames { id: arguments.id_column, rating: arguments.rating_column },
         image_column: arguments.image_column,
         strategy,
@@ -140,13 +147,23 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     };
     let report = write_subset(&job, interrupt)?;
     let summary = &report.selection.summary;
-    println!(
+    let left_out = &report.left_out;
+    if left_out.total() > 0 {
+        super::say(&format!(
+            "{} rows in = {} rated + {} malformed + {} without a rating",
+            summary.rows as u64 + left_out.total(),
+            summary.rows,
+            left_out.malformed,
+            left_out.without_rating
+        ))?;
+    }
+    super::say(&format!(
         "{}: kept {} of {} rows (seed {}).\n",
         strategy.name(),
         summary.kept,
         summary.rows,
         arguments.seed
-    );
+    ))?;
     let mut table = TextTable::new(["kept", "min", "25%", "median", "75%", "max", "mean"]);
     for (name, spread) in [("percentile", &summary.kept_percentiles), ("rating", &summary.kept_ratings)] {
         let numbers = [
@@ -160,14 +177,15 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
         table
             .row(std::iter::once(name.to_owned()).chain(numbers.iter().map(|number| format!("{number:.4}"))));
     }
-    println!("{table}");
+    super::say(&table.to_string())?;
     let shares = summary.kept_share_by_decile.iter().map(|share| match share {
         Some(share) => format!("{:.0}%", share * 100.0),
         None => "–".to_owned(),
     });
-    println!("share kept of each tenth, best rated first: {}\n", shares.collect::<Vec<_>>().join(" "));
+    let shares = shares.collect::<Vec<_>>().join(" ");
+    super::say(&format!("share kept of each tenth, best rated first: {shares}\n"))?;
     for path in [&report.subset, &report.ids, &report.summary] {
-        println!("wrote {}", path.display());
+        super::say(&format!("wrote {}", path.display()))?;
     }
     Ok(())
 }
@@ -235,6 +253,48 @@ mod tests {
     }
 
     #[test]
+    fn percentages_and_shares_are_alike_and_all_else_is_refused_by_flag_and_value() {
+        let value = |flag: &str, text: &str| {
+            let strategy = if flag == "--offset" { "block" } else { "shift-gsample" };
+            let all = format!("--keep 50% --strategy {strategy} {flag} {text}");
+            parsed(&all).map(|found| match flag {
+                "--mean" => found.mean,
+                "--sigma" => found.sigma,
+                "--drop-top" => found.drop_top,
+                _ => found.offset,
+            })
+        };
+        for flag in ["--mean", "--sigma", "--drop-top", "--offset"] {
+            for thousandths in 1..1000 {
+                let (percent, share) =
+                    (format!("{}%", f64::from(thousandths) / 10.0), f64::from(thousandths) / 1000.0);
+                assert_eq!(value(flag, &percent).unwrap(), Some(share), "{flag} {percent}");
+                assert_eq!(value(flag, &share.to_string()).unwrap(), Some(share), "{flag} {share}");
+            }
+            for text in
+                ["30", "-3", "-3%", "101%", "1.01", "nan", "inf", "-inf", "half", "0,3", "%", "--seed", "3e1"]
+            {
+                let refused = value(flag, text).unwrap_err().to_string();
+                assert!(refused.contains(flag) && refused.contains(text), "{flag} {text}: {refused}");
+            }
+            let refused = value(flag, "30").unwrap_err().to_string();
+            assert!(refused.contains("write 30%"), "{refused}");
+        }
+        assert_eq!(value("--mean", "0").unwrap(), Some(0.0));
+        assert_eq!(value("--mean", "100%").unwrap(), Some(1.0));
+        assert_eq!(value("--sigma", "1").unwrap(), Some(1.0));
+        assert_eq!(value("--drop-top", "0%").unwrap(), Some(0.0));
+        for (flag, text) in [("--sigma", "0"), ("--drop-top", "100%"), ("--offset", "1")] {
+            assert!(value(flag, text).is_err(), "{flag} {text}");
+        }
+        for text in ["-3", "-3%", "101%", "1.5", "nan", "0%", "half"] {
+            let refused = parsed(&format!("--keep {text}")).err().map(|error| error.to_string()).unwrap();
+            assert!(refused.contains("--keep") && refused.contains(text), "{refused}");
+        }
+        assert_eq!(parsed("--keep 30%").unwrap().keep, parsed("--keep 0.3").unwrap().keep);
+    }
+
+    #[test]
     fn the_command_writes_the_three_files() {
         let folder = tempfile::tempdir().unwrap();
         let ratings = folder.path().join("ratings.csv");
@@ -247,6 +307,6 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&arguments.out).unwrap(), "id,caption\nc,z\nd,w\n");
         assert_eq!(std::fs::read_to_string(folder.path().join("subset.ids.txt")).unwrap(), "c\nd\n");
         assert!(folder.path().join("subset.summary.json").is_file());
-        assert!(run(arguments, &never).unwrap_err().to_string().contains("exists already"));
+        assert!(run(arguments, &never).unwrap_err().to_string().contains("already exists"));
     }
 }

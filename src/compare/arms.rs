@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 use crate::{
     config::{Config, Teaching},
     error::{Error, Result},
-    select::Strategy,
+    select::{Parameter, Strategy},
 };
 
 /// By what records are ranked.
@@ -221,11 +221,19 @@ impl FromStr for Sampler {
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |why: &str| Err(Error::invalid(format!("the sampler `{text}` {why}")));
         let (name, numbers) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let parameters = match name {
+            "block" => &[Parameter::Offset][..],
+            "gsample" => &[Parameter::Mean, Parameter::Sigma],
+            "shift-gsample" => &[Parameter::DropTop, Parameter::Mean, Parameter::Sigma],
+            _ => &[],
+        };
         let mut given = Vec::new();
-        for number in numbers.into_iter().flat_map(|numbers| numbers.split('/')) {
-            match number.trim().parse::<f64>() {
-                Ok(number) => given.push(number),
-                Err(_) => return refuse(&format!("holds `{number}` where a number belongs")),
+        for (at, number) in numbers.into_iter().flat_map(|numbers| numbers.split('/')).enumerate() {
+            match parameters.get(at).map(|parameter| parameter.parse(number)) {
+                Some(Ok(number)) => given.push(number),
+                Some(Err(error)) => return refuse(&format!("cannot be used: {error}")),
+                // That there are too many is said below.
+                None => given.push(f64::NAN),
             }
         }
         let strategy = match (name, &given[..]) {

@@ -12,7 +12,11 @@ use super::{Teller, drawn::Drawn};
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{digest_of_file, remove_folder, sha256, write_whole},
+    files::{
+        digest_of_file, remove_folder,
+        sealed::{Unsealed, read_sealed, unseal, write_sealed},
+        sha256,
+    },
     interrupt::Interrupt,
     measure::job::Measure,
     train::{
@@ -101,14 +105,29 @@ pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory
     }
 }
 
+/// Seconds over all starts, as they are kept.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seconds {
+    seconds: f64,
+}
+
+/// The seconds that a file says; nothing where there is none, or it is damaged, which is said.
+pub(super) fn seconds(path: &Path) -> Option<f64> {
+    if !path.exists() {
+        return None;
+    }
+    let read = read_sealed(path, "the time of earlier starts is not counted");
+    read.map(|Seconds { seconds }| seconds).inspect_err(|error| tracing::warn!("{error}")).ok()
+}
+
 /// Does work and adds the time it took to what a file says of earlier starts, however it ends. Gives both.
 pub(super) fn timed<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
-    let before: f64 =
-        fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(0.0);
+    let before = seconds(path).unwrap_or(0.0);
     let start = Instant::now();
     let done = work();
     let seconds = before + start.elapsed().as_secs_f64();
-    write_whole(path, seconds.to_string().as_bytes())?;
+    write_sealed(path, &Seconds { seconds })?;
     Ok((done?, seconds))
 }
 
@@ -156,12 +175,7 @@ impl Fits<'_> {
         let key = sha256(&told)[..16].to_owned();
         let path = self.folder.join(format!("{key}.json"));
         if path.exists() {
-            let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-            return serde_json::from_slice(&bytes).map_err(|error| Error::Table {
-                path: path.clone(),
-                line: None,
-                message: format!("is damaged ({error}); remove it, and the model is fitted again"),
-            });
+            return read_result(&path);
         }
         let run = self.folder.join(&key);
         let directory = run_directory(&run, &config)?;
@@ -215,13 +229,27 @@ impl Fits<'_> {
                 other => other,
             })?;
         }
-        let json = serde_json::to_vec(&result).map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&path, &json)?;
+        write_sealed(&path, &result)?;
         drop(directory);
         if !self.keep_models {
             remove_folder(&run)?;
         }
         Ok(result)
+    }
+}
+
+/// What a fit came to, as it was kept.
+fn read_result(path: &Path) -> Result<CellResult> {
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let damaged = |why: &str| Error::Table {
+        path: path.to_path_buf(),
+        line: None,
+        message: format!("is damaged ({why}); remove it, and the model is fitted again"),
+    };
+    match unseal(&bytes) {
+        Unsealed::Whole(text) => serde_json::from_slice(&text).map_err(|error| damaged(&error.to_string())),
+        Unsealed::Broken => Err(damaged("its SHA-256 is not the one at its end")),
+        Unsealed::Without => Err(damaged("it does not end with its SHA-256, or an older version wrote it")),
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Outcome, table::FlawLine};
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::write_whole,
+    files::sealed::{Unsealed, unseal, write_sealed},
 };
 
 /// Everything that the tables are made of.
@@ -49,11 +49,18 @@ impl Comparison {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::Table {
-            path,
-            line: Some(error.line() as u64),
-            message: format!("is damaged ({error}); give the command of the comparison again"),
-        })
+        let damaged = |line, why: &str| Error::Table {
+            path: path.clone(),
+            line,
+            message: format!("is damaged ({why}); give the command of the comparison again"),
+        };
+        let text = match unseal(&bytes) {
+            Unsealed::Whole(text) => text,
+            Unsealed::Broken => return Err(damaged(None, "its SHA-256 is not the one at its end")),
+            // That of an older version.
+            Unsealed::Without => bytes,
+        };
+        serde_json::from_slice(&text).map_err(|error| damaged(Some(error.line() as u64), &error.to_string()))
     }
 
     /// Its configuration, checked.
@@ -69,7 +76,6 @@ impl Comparison {
     /// # Errors
     /// If that fails.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let json = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&folder.join(FILE), &json)
+        write_sealed(&folder.join(FILE), self)
     }
 }

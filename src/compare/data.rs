@@ -12,10 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareRequest, Teller};
 use crate::{
-    data::{Corpus, Record, flaws::Flaw},
+    data::{Corpus, Record, flaws::Flaw, moved::whole_path},
     engine::{Purpose, Random},
-    error::{Error, Result},
-    files::{digest_of_file, sha256_of_file, write_csv, write_whole},
+    error::{Error, Reasons, Result},
+    files::{
+        digest_of_file,
+        sealed::{Unsealed, read_sealed, unseal, write_sealed},
+        sha256_of_file, write_csv,
+    },
     interrupt::Interrupt,
     train::{
         cache::{EncodeRequest, TokenCache, encode},
@@ -69,15 +73,39 @@ pub(super) fn prepare(
     let tables = std::iter::once(&train)
         .chain(&given)
         .chain(&request.held_out)
-        .map(|path| sha256_of_file(path))
+        .map(|path| interrupt.while_reading(NOT_BEGUN, || sha256_of_file(path)))
         .collect::<Result<Vec<_>>>()?;
     let kernels = config.device.open()?.map(|_| format!("{:?}", config.compute));
     let described = Described { config: config.fingerprint(), tables, kernels };
     let path = out.join("compare.json");
     if path.exists() {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        let same = serde_json::from_slice::<Described>(&bytes).is_ok_and(|held| held == described);
-        if !same {
+        let older = matches!(unseal(&bytes), Unsealed::Without)
+            && serde_json::from_slice::<Described>(&bytes).is_ok();
+        if older {
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
+                 --out, or remove it",
+                out.display()
+            )));
+        }
+        let cure = "put it back as it was, or give another --out";
+        let held: Described = read_sealed(&path, cure)?;
+        if let Some(at) = (0..held.tables.len().max(described.tables.len()))
+            .find(|&at| held.tables.get(at) != described.tables.get(at))
+            .filter(|_| held.config == described.config && held.kernels == described.kernels)
+        {
+            let tables: Vec<&PathBuf> =
+                std::iter::once(&train).chain(&given).chain(&request.held_out).collect();
+            let table = tables
+                .get(at)
+                .map_or_else(|| path.display().to_string(), |table| table.display().to_string());
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
+                out.display()
+            )));
+        }
+        if held != described {
             return Err(Error::invalid(format!(
                 "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
                  otherwise (--device, fp16); give another --out, or remove it",
@@ -85,17 +113,16 @@ pub(super) fn prepare(
             )));
         }
     }
-    let json = serde_json::to_vec_pretty(&described).map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&path, &json)?;
+    write_sealed(&path, &described)?;
 
-    let corpus = corpus::open(config, &train)?;
-    let named = Columns::of(&corpus);
-    let mut records = corpus.read_all()?;
-    // Where tables are named, they are read; what is not is split off, the same for every model.
     let read = |path: &Path| {
-        let corpus = corpus::open(config, path)?;
-        Ok::<_, Error>((Columns::of(&corpus), corpus.read_all()?))
+        interrupt.while_reading(NOT_BEGUN, || {
+            let corpus = corpus::open(config, path)?;
+            Ok((Columns::of(&corpus), corpus.read_usable()?.0))
+        })
     };
+    // Where tables are named, they are read; what is not is split off, the same for every model.
+    let (named, mut records) = read(&train)?;
     let (aside_columns, aside) = match &given {
         Some(path) => read(path)?,
         None => {
@@ -158,6 +185,10 @@ pub(super) fn prepare(
     let usable = |record: &Record| tokens.holds(&record.image);
     let before = records.len();
     records.retain(usable);
+    if records.is_empty() {
+        let reasons = reasons_in(&cache.join("failed.csv"))?;
+        return Err(reasons.none_usable(&train, Some(&cache.join("failed.csv"))));
+    }
     if records.len() < before {
         tracing::warn!(
             "{} of {before} records cannot be used; {} says why",
@@ -173,6 +204,23 @@ pub(super) fn prepare(
     expect_batches(aside, config.training.batch)?;
     let [validation, held_out] = paths;
     Ok(Data { pool, validation, held_out, aside, records, cache })
+}
+
+/// What an interrupted comparison has kept before anything is encoded.
+const NOT_BEGUN: &str = "nothing had been encoded or trained yet; give the same command again";
+
+/// The reasons in a list of rows that were left out.
+fn reasons_in(failed: &Path) -> Result<Reasons> {
+    let refuse = |error: csv::Error| Error::Table {
+        path: failed.to_path_buf(),
+        line: None,
+        message: error.to_string(),
+    };
+    let mut reasons = Reasons::default();
+    for row in csv::Reader::from_path(failed).map_err(refuse)?.records() {
+        reasons.add(row.map_err(refuse)?.get(2).unwrap_or_default());
+    }
+    Ok(reasons)
 }
 
 /// Refuses sets for validation and for measuring of less than a batch: before pictures are looked at, and once more when it is known
@@ -247,13 +295,9 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
 
 /// Writes records with all their columns, pictures by their whole paths.
 fn write_records(path: &Path, columns: &Columns, records: &[Record]) -> Result<()> {
-    let row = |record: &Record| {
-        let image = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
-        let Some(image) = image.to_str() else {
-            return Err(Error::invalid(format!("{} is not UTF-8", image.display())));
-        };
+    let row = |record: &Record| -> Result<Vec<String>> {
         let mut fields = record.fields.clone();
-        image.clone_into(&mut fields[columns.image]);
+        fields[columns.image] = whole_path(&record.fields[columns.image], &record.image)?.into_owned();
         Ok(fields)
     };
     write_csv(path, &columns.header, records.iter().map(row).collect::<Result<Vec<_>>>()?)

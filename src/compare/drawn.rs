@@ -75,11 +75,11 @@ impl Drawn {
             )));
         }
         let config = with_keys(config, &[path_key("token_cache", &data.cache)?])?;
-        let measurer = Measurer::open(&request.choice, || {
-            tokenizer_of_config(&config, interrupt, &mut |what, done, total| {
-                (teller.progress)(what, done, total)
-            })
-        })?;
+        let mut progress = |what: &str, done, total| (teller.progress)(what, done, total);
+        let open =
+            || Measurer::open(&request.choice, || tokenizer_of_config(&config, interrupt, &mut progress));
+        let measurer =
+            interrupt.while_reading("what is encoded is kept; give the same command again", open)?;
         let most = measurer.dimensions();
         if request.count.min(records.len()) <= most {
             tracing::warn!(
@@ -96,6 +96,7 @@ impl Drawn {
             line: record.line,
             path: record.image,
             caption: Some(record.caption),
+            malformed: record.malformed,
         });
         let held_out = pictured.collect();
         Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("pictures") })
@@ -128,6 +129,7 @@ impl Drawn {
             prompts: self.captions.clone(),
             each: 1,
             out: out.clone(),
+            overwrite: false,
             layout: Layout::Bare,
             batch: BATCH,
             // The same draws for all models of a seed, so that their differences are paired.
@@ -135,7 +137,7 @@ impl Drawn {
         };
         let summary = sample(&drawing, interrupt, &mut |done, total| teller.tell(done, total))?;
         let pictures =
-            crate::measure::pictures::pictures(&summary.table, &crate::data::ColumnNames::default())?;
+            crate::measure::pictures::pictures(&summary.table, &crate::data::ColumnNames::default(), false)?;
         let mut progress = |what: &str, done, total| (teller.progress)(what, done, total);
         let references = match self.references.get() {
             Some(references) => references,

@@ -39,13 +39,15 @@ use crate::{
     config::Config,
     data::{Record, flaws::Flaw},
     error::{Error, Result},
+    files::remove_leftovers,
     interrupt::Interrupt,
+    jobs::{Claim, folder::OutputFolder},
     rate::{
         bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
     },
     report::statistics::{auroc, mean_interval, mean_percentile},
-    select::{Keep, Strategy, SubsetJob, write_subset},
+    select::{Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
     train::{
         corpus,
         fit::{FitObserver, FitStepReport, Measures},
@@ -170,10 +172,19 @@ pub fn compare(
         return Err(Error::invalid("a comparison needs a seed, a share to keep and a convention"));
     }
     let out = std::path::absolute(&request.out).map_err(Error::io("resolve", &request.out))?;
+    let mut inputs = config.inputs();
+    inputs.extend(request.held_out.clone());
+    let folder =
+        OutputFolder::claim(&Claim { command: "compare", inputs: &inputs, overwrite: false }, &out, &[])?;
+    folder.present()?;
+    folder.expect_listed()?;
+    folder.begin_in_place()?;
     for part in ["data", "raters", "ratings", "subsets", "fits"] {
         let folder = out.join(part);
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        remove_leftovers(&folder)?;
     }
+    remove_leftovers(&out)?;
     let mut teller = Teller { what: "preparing".to_owned(), progress };
     let data = data::prepare(request, &out, interrupt, &mut teller)?;
     let flaw = flaw_column(request, &data.pool)?;
@@ -285,6 +296,7 @@ pub fn compare(
                 }
                 let job = SubsetJob {
                     ratings: chosen.clone(),
+                    options: RatingsOptions::default(),
                     names: ratings.columns(),
                     image_column: config.data.image_column.clone(),
                     strategy,
@@ -320,7 +332,9 @@ pub fn compare(
         let files = table::write(&out, &comparison)?;
         summary = Some((comparison, files));
     }
-    summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))
+    let (comparison, files) = summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))?;
+    folder.complete_with(&files)?;
+    Ok((comparison, files))
 }
 
 /// The arms in the order of the tables.

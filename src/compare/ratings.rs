@@ -9,14 +9,17 @@ use std::{
 use super::{
     Teller,
     arms::{Heuristic, Measured, RaterRule, Rating},
-    cells::{path_key, run_directory, timed, with_keys},
+    cells::{path_key, run_directory, seconds, timed, with_keys},
     heuristics,
 };
 use crate::{
     config::Config,
     data::Record,
     error::{Error, Result},
-    files::write_csv,
+    files::{
+        sealed::{Written, read_sealed, write_sealed},
+        sha256_of_file, write_csv,
+    },
     interrupt::Interrupt,
     rate::{
         dynamics::recordings,
@@ -24,7 +27,7 @@ use crate::{
         trainer::train,
     },
     select::{RatingsTable, ratings::ColumnNames},
-    train::corpus,
+    train::{checkpoint::Checkpoint, corpus},
 };
 
 /// Seconds of a rater's training and of its scoring, where a start came to say them.
@@ -84,16 +87,18 @@ impl<'a> Ratings<'a> {
         match rating {
             // Scoring has written it.
             Rating::Rater(_) => {}
-            _ if path.exists() => {}
+            _ if is_kept(&path) => {}
             Rating::Measured(measured) => {
                 let numbers = self.measured(measured, seed)?;
                 self.write(&path, &numbers)?;
+                keep(&path)?;
             }
             Rating::Heuristic(heuristic) => {
                 if self.heuristics.is_empty() {
                     self.look(all, interrupt, teller)?;
                 }
                 self.write(&path, &self.heuristics[&heuristic].clone())?;
+                keep(&path)?;
             }
         }
         Ok(Ok(path))
@@ -134,7 +139,7 @@ impl<'a> Ratings<'a> {
         let out = self.path(name, seed);
         let times =
             ["train", "score"].map(|what| run.with_file_name(format!("{name}-{seed}.{what}.seconds")));
-        if !out.exists() {
+        if !is_kept(&out) {
             teller.what = format!("rating by {name}, seed {seed}");
             let directory = run_directory(&run, &config)?;
             let trained = timed(&times[0], || {
@@ -151,14 +156,22 @@ impl<'a> Ratings<'a> {
                 self.raters.insert((rule, seed), Err(message.clone()));
                 return Ok(Err(message));
             }
+            // One that is there is damaged, or nobody came to say what it is.
+            let replaced = out.exists();
+            if replaced {
+                fs::remove_file(&out).map_err(Error::io("remove", &out))?;
+            }
             let request = ScoreRequest {
                 checkpoint: run,
                 config: None,
                 corpus: self.pool.0.to_path_buf(),
-                out,
+                out: out.clone(),
+                rating_column: "rating".to_owned(),
                 batch: config.training.batch,
                 batch_normalised: false,
-                overwrite: false,
+                overwrite: replaced,
+                pictures: false,
+                note_column: None,
                 sets: Vec::new(),
             };
             let (scored, _) = timed(&times[1], || {
@@ -171,17 +184,21 @@ impl<'a> Ratings<'a> {
                     scored.failed_out.display()
                 )));
             }
+            keep(&out)?;
         }
-        let seconds =
-            times.map(|path| fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()));
-        self.raters.insert((rule, seed), Ok(seconds));
+        let taken = times.map(|path| seconds(&path));
+        self.raters.insert((rule, seed), Ok(taken));
         Ok(Ok(()))
     }
 
     /// What was measured of each record of the pool in a run, a mean over its epochs; no number where there was none.
     fn measured(&self, measured: Measured, seed: u64) -> Result<Vec<f64>> {
         let name = Rating::Rater(measured.run()).name();
-        let folder = self.folder.join("raters").join(format!("{name}-{seed}")).join("dynamics");
+        let run = self.folder.join("raters").join(format!("{name}-{seed}"));
+        let folder = run.join("dynamics");
+        if let Some(newest) = Checkpoint::newest(&run.join("checkpoints"))? {
+            Checkpoint::run_files(&newest)?.expect_recordings(&run)?;
+        }
         let all = recordings(&folder)?;
         let (column, high_is_good) = measured.column();
         // The last epoch's running average holds the earlier ones.
@@ -236,6 +253,36 @@ impl<'a> Ratings<'a> {
             |at: usize| u32::try_from(at).map_or(String::new(), |at| table.ids.get(at as usize).to_owned());
         Ok(table.ratings.iter().enumerate().map(|(at, &rating)| (id(at), rating)).collect())
     }
+}
+
+/// Where it is kept what a table was when it was finished.
+fn note_of(table: &Path) -> PathBuf {
+    table.with_extension("written.json")
+}
+
+/// Remembers a table that is finished.
+fn keep(table: &Path) -> Result<()> {
+    let bytes = fs::metadata(table).map_err(Error::io("read", table))?.len();
+    write_sealed(&note_of(table), &Written { bytes, sha256: sha256_of_file(table)? })
+}
+
+/// Whether a table is there and what it was when it was finished; otherwise it is made again.
+fn is_kept(table: &Path) -> bool {
+    let note = note_of(table);
+    if !table.exists() || !note.exists() {
+        return false;
+    }
+    let kept = match read_sealed::<Written>(&note, "the table is made again") {
+        Ok(written) => written.is_whole(table),
+        Err(error) => {
+            tracing::warn!("{error}");
+            return false;
+        }
+    };
+    if !kept {
+        tracing::warn!("{} is damaged or was changed; it is made again", table.display());
+    }
+    kept
 }
 
 /// The advice of an interrupted part is not that of the whole.

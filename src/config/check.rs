@@ -300,10 +300,12 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
         id_column: named("columns.id", &mut columns.id, "id")?,
         image_column: named("columns.image", &mut columns.image, "image_save_path")?,
         caption_column: named("columns.caption", &mut columns.caption, caption)?,
+        skip_bad_rows: Checker::flag(&mut raw.skip_bad_rows, false),
         workers: checker.size("workers", &mut raw.workers, 3, 0, 1024)?.max(1),
         max_pixels: checker
             .integer("max_pixels", &mut raw.max_pixels, 89_478_485, 1, 1 << 40)?
             .unsigned_abs(),
+        truncated_images: Checker::flag(&mut raw.truncated_images, false),
         token_cache: checker.path("token_cache", &mut raw.token_cache)?,
     })
 }

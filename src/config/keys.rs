@@ -286,15 +286,33 @@ pub const KEYS: &[Key] = &[
         "folder of the `clip` or `t5` encoder, also after it was moved: a run keeps no copy; or of a saved encoder to use instead of making one",
         Yes,
     ),
-    key("columns.id", "column of the ids", Yes),
-    key("columns.image", "column of the pictures' paths, relative to the CSV's folder", Yes),
-    key("columns.caption", "column of the captions; null: as `data_args.cogvlm` says", Yes),
+    key("columns.id", "column of the ids; `id` stands for other usual names, too, as above", Yes),
+    key(
+        "columns.image",
+        "column of the pictures' paths, relative to the CSV's folder; `image_save_path` stands for other usual names, too, as above",
+        Yes,
+    ),
+    key(
+        "columns.caption",
+        "column of the captions; null: as `data_args.cogvlm` says; `caption` stands for other usual names, too, as above",
+        Yes,
+    ),
+    key(
+        "skip_bad_rows",
+        "a malformed row (unbalanced quotes, another number of fields, no UTF-8, no id) is counted and reported as a failed record instead of ending the job",
+        Yes,
+    ),
     key(
         "validation_portion",
         "share of the training set held out for validation where there is no `val_csv_path`, at least a batch, in `compare` two; null: 0.05, in `compare` 0.2",
         Yes,
     ),
     key("max_pixels", "pictures with more pixels are refused before memory is taken for them", Yes),
+    key(
+        "truncated_images",
+        "decode images whose pixel data is cut as far as it goes, the rest gray or black as under Pillow's `LOAD_TRUNCATED_IMAGES`; false: refuse them",
+        Yes,
+    ),
     key(
         "token_cache",
         "folder that `encode` made: tokens and text states are taken from it; what it does not hold is made as without it",

@@ -85,10 +85,14 @@ pub struct DataConfig {
     pub image_column: String,
     /// Column of the captions.
     pub caption_column: String,
+    /// Malformed rows of tables are counted as failed instead of ending the job.
+    pub skip_bad_rows: bool,
     /// Threads that decode pictures, at least 1.
     pub workers: usize,
     /// Pictures with more pixels are refused.
     pub max_pixels: u64,
+    /// Images whose pixel data is cut are decoded as far as it goes.
+    pub truncated_images: bool,
     /// The folder of a token cache, see [`train::cache`](crate::train::cache).
     pub token_cache: Option<PathBuf>,
 }
@@ -307,7 +311,24 @@ const HARMLESS: [&str; 16] = [
     "token_cache",
 ];
 
+/// Whether a key is only taken because the released configurations have it.
+fn has_no_effect(key: &str) -> bool {
+    // On a device it might have one.
+    key != "tf32"
+        && keys::KEYS
+            .iter()
+            .any(|known| known.name == key && matches!(known.honoured, keys::Honoured::NoEffect(_)))
+}
+
 impl Config {
+    /// The files and folders that it names to be read. They are no place for an output.
+    pub(crate) fn inputs(&self) -> Vec<PathBuf> {
+        let DataConfig { train, validation, token_cache, .. } = &self.data;
+        let (image, text) = (&self.image_tokenizer.path, &self.text_encoder.path);
+        let named = [train, validation, token_cache, image, text, &self.networks.initial_weights];
+        named.into_iter().flatten().cloned().collect()
+    }
+
     /// Reads a file and applies `--set` arguments (`key=value`, the value in JSON or bare) in order.
     ///
     /// # Errors
@@ -353,7 +374,7 @@ impl Config {
         let json = self.to_json();
         let mut values = Vec::new();
         for (key, value) in json.as_object().into_iter().flatten() {
-            if !HARMLESS.contains(&key.as_str()) {
+            if !HARMLESS.contains(&key.as_str()) && !has_no_effect(key) {
                 values.push((key.clone(), value.to_string()));
             }
         }

@@ -12,7 +12,7 @@ mod data_set;
 mod raster;
 mod shapes;
 
-pub use data_set::{DataSet, DataSetSettings, write_data_set};
+pub use data_set::{DataSet, DataSetSettings, write_data_set, write_data_set_until};
 
 use background::Background;
 use caption::Named;

@@ -11,7 +11,7 @@ use image::{
     metadata::Orientation,
 };
 
-use super::decode::{Decoded, Samples, decode};
+use super::decode::{DecodeOptions, Decoded, Samples, decode};
 use super::resample::{Filter, resample};
 use crate::engine::Tensor;
 use crate::error::{Error, Result};
@@ -36,13 +36,15 @@ pub struct Preprocess {
     pub side: usize,
     /// What becomes of transparency.
     pub alpha: AlphaRule,
-    /// Whether the picture is turned as its EXIF data says.
+    /// Whether the picture is turned as its EXIF data or its XMP says; a TIFF always is.
     pub apply_orientation: bool,
     /// Whether 16-bit grey is cut off at 255, so that nearly all of it turns white: what Pillow, and so the released
     /// code, does. Otherwise its high byte is taken, as it is for 16-bit colour.
     pub clip_grey16: bool,
     /// Pictures with more pixels than this are refused before anything is allocated for them.
     pub max_pixels: u64,
+    /// Whether images whose pixel data is cut are decoded as far as it goes, instead of being refused.
+    pub truncated: bool,
 }
 
 impl Preprocess {
@@ -54,6 +56,7 @@ impl Preprocess {
             apply_orientation: true,
             clip_grey16: false,
             max_pixels: DEFAULT_MAX_PIXELS,
+            truncated: false,
         }
     }
 
@@ -189,7 +192,8 @@ pub fn load_whole_picture(path: impl AsRef<Path>, preprocess: &Preprocess) -> Re
 }
 
 fn decoded(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<Decoded> {
-    catch_unwind(AssertUnwindSafe(|| decode(bytes, preprocess.max_pixels)))
+    let options = DecodeOptions { max_pixels: preprocess.max_pixels, truncated: preprocess.truncated };
+    catch_unwind(AssertUnwindSafe(|| decode(bytes, options)))
         .unwrap_or_else(|_| Err("corrupt: the decoder stopped in the middle of it".to_owned()))
         .map_err(|message| refuse(path, message))
 }
@@ -317,7 +321,8 @@ impl View {
             FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180, Rotate270,
             Rotate270FlipH,
         };
-        let orientation = if apply_orientation { decoded.orientation } else { NoTransforms };
+        let is_turned = apply_orientation || decoded.always_turned;
+        let orientation = if is_turned { decoded.orientation } else { NoTransforms };
         let (width, height) = (decoded.width as isize, decoded.height as isize);
         let (right, bottom) = (width - 1, height - 1);
         let stored = |x: isize, y: isize| {
@@ -380,6 +385,7 @@ mod tests {
                     channels: 3,
                     samples: Samples::Bits8(picture.into_raw()),
                     orientation,
+                    always_turned: false,
                 };
                 let preprocess = Preprocess::default_for(width.min(height) as usize);
                 let ours = square(&stored(picture.clone(), orientation), &preprocess);

@@ -1,18 +1,24 @@
 //! Planted truth: known flaws in a copy of any corpus, so that a rating of it can be judged.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use rayon::prelude::*;
 
 use super::{
     ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record,
     flaws::{Flaw, FlawShares, plan, sources, spoil},
+    image_folders,
     picture::write_png,
 };
 use crate::{
     Error, Result,
-    files::{remove_leftovers, write_csv},
+    error::Reasons,
+    files::write_csv,
     interrupt::Interrupt,
+    jobs::{Claim, folder::OutputFolder},
 };
 
 /// Pictures spoiled and written at once.
@@ -33,6 +39,8 @@ pub struct PlantSettings {
     pub corpus: PathBuf,
     /// Its columns.
     pub columns: ColumnNames,
+    /// Count malformed rows as failed records.
+    pub skip_bad_rows: bool,
     /// The folder that is made.
     pub out: PathBuf,
     /// How pictures are decoded. All of them, spoiled or not, are cut to squares of this side, so that a flaw cannot be told by
@@ -70,8 +78,9 @@ pub fn plant(
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Planted> {
-    let PlantSettings { out, shares, seed, preprocess, .. } = settings;
-    let corpus = Corpus::open(&settings.corpus, &settings.columns)?;
+    let PlantSettings { shares, seed, .. } = settings;
+    let corpus =
+        Corpus::open(&settings.corpus, &settings.columns)?.skipping_malformed(settings.skip_bad_rows);
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
     if let Some(taken) = header.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str())) {
         return Err(Error::Table {
@@ -80,79 +89,113 @@ pub fn plant(
             message: format!("the column `{taken}` is there already, and is to be added; rename it"),
         });
     }
-    let table = out.join(TABLE);
-    if table.exists() && !settings.overwrite {
-        let message = format!("{} is there already; give --overwrite or another --out", table.display());
-        return Err(Error::invalid(message));
-    }
-    let records = corpus.read_all()?;
+    let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let flaws = plan(records.len(), shares, *seed)?;
     let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
     let sources = sources(&flaws, &captions, *seed)?;
-    let pictures = out.join("pictures");
-    fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
-    remove_leftovers(&pictures)?;
-    if table.exists() {
-        // Where the table is, its pictures are complete.
-        fs::remove_file(&table).map_err(Error::io("replace", &table))?;
+    let mut inputs = vec![settings.corpus.clone()];
+    inputs.extend(image_folders(&records));
+    let claim = Claim { command: "plant", inputs: &inputs, overwrite: settings.overwrite };
+    let folder = OutputFolder::claim(&claim, &settings.out, &[])?;
+    folder.refuse_present(settings.overwrite)?;
+    let plan = Plan { settings, header, columns, records: &records, malformed: &malformed, flaws, sources };
+    folder.write(|out| plan.write(out, interrupt, progress))
+}
+
+/// Records whose image is written, and the others with the reason.
+type Written = (Vec<usize>, Vec<(usize, String)>);
+
+/// Which record gets what.
+struct Plan<'a> {
+    settings: &'a PlantSettings,
+    header: Vec<String>,
+    columns: [usize; 3],
+    records: &'a [Record],
+    malformed: &'a [Record],
+    flaws: Vec<Flaw>,
+    sources: Vec<Option<usize>>,
+}
+
+impl Plan<'_> {
+    /// Writes the planted corpus into a folder, which later has another name.
+    fn write(
+        &self,
+        out: &Path,
+        interrupt: &Interrupt,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Planted> {
+        let Self { settings, records, malformed, flaws, sources, .. } = self;
+        let pictures = out.join("pictures");
+        fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
+        let (kept, failed) = self.write_images(out, interrupt, progress)?;
+        if kept.is_empty() {
+            let reasons: Reasons = failed.iter().map(|(_, reason)| reason.as_str()).collect();
+            return Err(reasons.none_usable(&settings.corpus, None));
+        }
+        let row =
+            |record: &Record, reason: &str| [record.id.clone(), record.line.to_string(), reason.to_owned()];
+        let failures = malformed
+            .iter()
+            .map(|record| row(record, record.malformed.as_deref().unwrap_or_default()))
+            .chain(failed.iter().map(|(at, reason)| row(&records[*at], reason)));
+        write_csv(&out.join("failed.csv"), &["id", "line", "reason"], failures)?;
+        let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
+        let rows = kept.iter().map(|&at| {
+            let caption = &records[sources[at].unwrap_or(at)].caption;
+            let mut fields = replaced(&records[at], self.columns, picture_path(at), caption);
+            fields.extend([flaws[at].name().to_owned(), source_id(at)]);
+            fields
+        });
+        let header = [self.header.clone(), vec![FLAW_COLUMN.to_owned(), SOURCE_COLUMN.to_owned()]].concat();
+        write_csv(&out.join(TABLE), &header, rows)?;
+        let counts = Flaw::ALL
+            .into_iter()
+            .map(|flaw| (flaw, kept.iter().filter(|&&at| flaws[at] == flaw).count()))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        Ok(Planted { table: settings.out.join(TABLE), counts, failed: failed.len() + malformed.len() })
     }
 
-    // A duplicate's picture is that of its source.
-    let from = |at: usize| sources[at].filter(|_| flaws[at] == Flaw::Duplicate).unwrap_or(at);
-    let requests: Vec<_> = (0..records.len()).map(|at| (at, records[from(at)].image.clone())).collect();
-    let total = records.len() as u64;
-    let mut loader = Loader::new(requests, *preprocess, settings.workers, AHEAD)?;
-    let mut kept = Vec::with_capacity(records.len());
-    let mut failed: Vec<(usize, String)> = Vec::new();
-    loop {
-        interrupt.check("the pictures that were written stay; give the same command again")?;
-        let chunk: Vec<(usize, Result<PictureBytes>)> = loader.by_ref().take(CHUNK).collect();
-        if chunk.is_empty() {
-            break;
-        }
-        let mut usable = Vec::with_capacity(chunk.len());
-        for (at, picture) in chunk {
-            progress(at as u64 + 1, total);
-            match picture {
-                Ok(picture) => usable.push((at, picture)),
-                Err(error) => {
-                    tracing::warn!("left out {}: {error}", records[at].id);
-                    failed.push((at, error.to_string()));
+    /// Writes the images; gives the records whose image is there, and the others with the reason.
+    fn write_images(
+        &self,
+        out: &Path,
+        interrupt: &Interrupt,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Written> {
+        let Self { settings, records, flaws, sources, .. } = self;
+        let PlantSettings { seed, preprocess, .. } = settings;
+        // A duplicate's picture is that of its source.
+        let from = |at: usize| sources[at].filter(|_| flaws[at] == Flaw::Duplicate).unwrap_or(at);
+        let requests: Vec<_> = (0..records.len()).map(|at| (at, records[from(at)].image.clone())).collect();
+        let total = records.len() as u64;
+        let mut loader = Loader::new(requests, *preprocess, settings.workers, AHEAD)?;
+        let mut kept = Vec::with_capacity(records.len());
+        let mut failed: Vec<(usize, String)> = Vec::new();
+        loop {
+            interrupt.check("nothing was written; give the same command again")?;
+            let chunk: Vec<(usize, Result<PictureBytes>)> = loader.by_ref().take(CHUNK).collect();
+            if chunk.is_empty() {
+                return Ok((kept, failed));
+            }
+            let mut usable = Vec::with_capacity(chunk.len());
+            for (at, picture) in chunk {
+                progress(at as u64 + 1, total);
+                match picture {
+                    Ok(picture) => usable.push((at, picture)),
+                    Err(error) => {
+                        tracing::warn!("left out {}: {error}", records[at].id);
+                        failed.push((at, error.to_string()));
+                    }
                 }
             }
+            kept.extend(usable.iter().map(|(at, _)| *at));
+            usable.into_par_iter().try_for_each(|(at, PictureBytes { side, mut rgb })| {
+                spoil(&mut rgb, side, side, flaws[at], *seed, at as u64)?;
+                write_png(&out.join(picture_path(at)), &rgb, side)
+            })?;
         }
-        kept.extend(usable.iter().map(|(at, _)| *at));
-        usable.into_par_iter().try_for_each(|(at, PictureBytes { side, mut rgb })| {
-            spoil(&mut rgb, side, side, flaws[at], *seed, at as u64)?;
-            write_png(&out.join(picture_path(at)), &rgb, side)
-        })?;
     }
-    if kept.is_empty() {
-        return Err(Error::Table {
-            path: settings.corpus.clone(),
-            line: None,
-            message: "no picture of it can be read".to_owned(),
-        });
-    }
-    let failures = failed.iter().map(|(at, reason)| {
-        [records[*at].id.clone(), records[*at].line.to_string(), reason.clone()].to_vec()
-    });
-    write_csv(&out.join("failed.csv"), &["id", "line", "reason"], failures)?;
-    let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
-    let rows = kept.iter().map(|&at| {
-        let caption = &records[sources[at].unwrap_or(at)].caption;
-        let mut fields = replaced(&records[at], columns, picture_path(at), caption);
-        fields.extend([flaws[at].name().to_owned(), source_id(at)]);
-        fields
-    });
-    let header = [header, vec![FLAW_COLUMN.to_owned(), SOURCE_COLUMN.to_owned()]].concat();
-    write_csv(&table, &header, rows)?;
-    let counts = Flaw::ALL
-        .into_iter()
-        .map(|flaw| (flaw, kept.iter().filter(|&&at| flaws[at] == flaw).count()))
-        .filter(|(_, count)| *count > 0)
-        .collect();
-    Ok(Planted { table, counts, failed: failed.len() })
 }
 
 fn picture_path(at: usize) -> String {

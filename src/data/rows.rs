@@ -1,11 +1,16 @@
-//! Rows of a CSV file in RFC 4180 form, one at a time, in memory bounded by the longest row.
+//! Rows of delimited text in RFC 4180 form (commas, tabs or semicolons), one at a time, in memory bounded by the longest row.
 //!
 //! The `csv` crate is lenient where a corpus must not be: it reads `"a"b` as `ab`, takes the rest of the file for one
 //! field when a quote is never closed, and grows without bound while it does so. Here each of these is an error with
 //! its line. What is well formed is read alike: quotes inside an unquoted field are literal, `\n`, `\r\n` and `\r`
 //! end a row, and blank lines are skipped.
 
-use std::io::BufRead;
+use std::{
+    io::{BufRead, BufReader, Read, Seek},
+    ops::Range,
+};
+
+use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
 /// The longest row that is read. A longer one is nearly always a quote that was never closed.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
@@ -21,7 +26,42 @@ pub enum RowError {
         line: u64,
         /// What is wrong.
         message: String,
+        /// Whether the end of the row was found, so that the next row is the one after it.
+        ended: bool,
     },
+}
+
+/// The fields of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// The fields, a separator between each two.
+    text: &'a str,
+    /// Where each field ends.
+    ends: &'a [usize],
+}
+
+impl<'a> Row<'a> {
+    /// The number of fields.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no field.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The field at `index`, if there is one.
+    pub fn get(&self, index: usize) -> Option<&'a str> {
+        let end = *self.ends.get(index)?;
+        let begin = if index == 0 { 0 } else { self.ends[index - 1] + 1 };
+        Some(&self.text[begin..end])
+    }
+
+    /// The fields in order.
+    pub fn iter(self) -> impl Iterator<Item = &'a str> {
+        (0..self.len()).filter_map(move |index| self.get(index))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -38,17 +78,33 @@ enum State {
 #[derive(Debug)]
 pub struct RowReader<R> {
     input: R,
+    separator: u8,
+    /// The row being read; empty between rows.
     bytes: Vec<u8>,
+    /// The fields of the row last read, a separator between each two.
+    text: String,
     ends: Vec<usize>,
     row_line: u64,
+    row_byte: u64,
     next_line: u64,
     next_byte: u64,
 }
 
 impl<R: BufRead> RowReader<R> {
-    /// A reader whose first byte is byte `byte` (from 0) on line `line` (from 1) of the file.
-    pub fn new(input: R, line: u64, byte: u64) -> Self {
-        Self { input, bytes: Vec::new(), ends: Vec::new(), row_line: line, next_line: line, next_byte: byte }
+    /// A reader whose first byte is byte `byte` (from 0) on line `line` (from 1) of the file, and whose fields are separated by
+    /// `separator`, an ASCII byte.
+    pub fn new(input: R, separator: u8, line: u64, byte: u64) -> Self {
+        Self {
+            input,
+            separator,
+            bytes: Vec::new(),
+            text: String::new(),
+            ends: Vec::new(),
+            row_line: line,
+            row_byte: byte,
+            next_line: line,
+            next_byte: byte,
+        }
     }
 
     /// The line on which the row last read began.
@@ -56,41 +112,65 @@ impl<R: BufRead> RowReader<R> {
         self.row_line
     }
 
+    /// The bytes of the file that the row last read takes, its line break included.
+    pub fn row_bytes(&self) -> Range<u64> {
+        self.row_byte..self.next_byte
+    }
+
     /// The line and the byte at which the next row is looked for.
     pub fn next_position(&self) -> (u64, u64) {
         (self.next_line, self.next_byte)
     }
 
-    /// Fields in the row last read.
-    pub fn field_count(&self) -> usize {
-        self.ends.len()
+    /// The row last read.
+    pub fn row(&self) -> Row<'_> {
+        Row { text: &self.text, ends: &self.ends }
     }
 
-    /// The fields of the row last read, as text.
+    /// Reads the next row; `false` at the end of the file.
     ///
     /// # Errors
-    /// If a field is not UTF-8.
-    pub fn fields(&self) -> Result<Vec<&str>, RowError> {
-        let mut start = 0;
-        let mut fields = Vec::with_capacity(self.ends.len());
-        for (index, &end) in self.ends.iter().enumerate() {
-            match std::str::from_utf8(&self.bytes[start..end]) {
-                Ok(text) => fields.push(text),
-                Err(error) => {
-                    let before = &self.bytes[..start + error.valid_up_to()];
-                    return Err(RowError::Malformed {
-                        line: self.row_line + count_lines(before),
-                        message: format!(
-                            "field {} is not UTF-8 (byte 0x{:02x}); save the file as UTF-8",
-                            index + 1,
-                            self.bytes[start + error.valid_up_to()]
-                        ),
-                    });
-                }
-            }
-            start = end;
+    /// If reading fails, a quote is not closed, text follows a closing quote, a field is not UTF-8, or the row is longer than
+    /// [`MAX_ROW_BYTES`].
+    pub fn read(&mut self) -> Result<bool, RowError> {
+        self.bytes = std::mem::take(&mut self.text).into_bytes();
+        self.bytes.clear();
+        self.ends.clear();
+        if !self.read_bytes()? {
+            return Ok(false);
         }
-        Ok(fields)
+        match String::from_utf8(std::mem::take(&mut self.bytes)) {
+            Ok(text) => {
+                self.text = text;
+                Ok(true)
+            }
+            Err(error) => Err(self.not_text(error.as_bytes())),
+        }
+    }
+
+    /// What is said of a row that is not UTF-8.
+    fn not_text(&self, bytes: &[u8]) -> RowError {
+        let mut start = 0;
+        for (index, &end) in self.ends.iter().enumerate() {
+            if let Err(error) = std::str::from_utf8(&bytes[start..end]) {
+                let at = start + error.valid_up_to();
+                return RowError::Malformed {
+                    line: self.row_line + count_lines(&bytes[..at]),
+                    message: format!(
+                        "field {} is not UTF-8 (byte 0x{:02x}); save the file as UTF-8",
+                        index + 1,
+                        bytes[at]
+                    ),
+                    ended: true,
+                };
+            }
+            start = end + 1;
+        }
+        RowError::Malformed {
+            line: self.row_line,
+            message: "the row is not UTF-8; save the file as UTF-8".to_owned(),
+            ended: true,
+        }
     }
 
     /// Skips blank lines; whether anything is left after them.
@@ -110,14 +190,9 @@ impl<R: BufRead> RowReader<R> {
         }
     }
 
-    /// Reads the next row; `false` at the end of the file.
-    ///
-    /// # Errors
-    /// If reading fails, a quote is not closed, text follows a closing quote, or the row is longer than
-    /// [`MAX_ROW_BYTES`].
-    pub fn read(&mut self) -> Result<bool, RowError> {
-        self.bytes.clear();
-        self.ends.clear();
+    /// Reads the bytes of the next row and where its fields end; `false` at the end of the file.
+    fn read_bytes(&mut self) -> Result<bool, RowError> {
+        let separator = self.separator;
         let mut state = State::RowStart;
         let mut quote_line = self.next_line;
         let mut complete = false;
@@ -148,7 +223,20 @@ impl<R: BufRead> RowReader<R> {
                     }
                     State::RowStart => {
                         self.row_line = self.next_line;
+                        self.row_byte = self.next_byte + used as u64;
+                        let rest = &buffer[used..];
+                        let (taken, is_row) = without_quotes(rest, separator);
+                        let fields = &rest[..taken];
+                        self.bytes.extend_from_slice(fields);
+                        self.ends.extend(memchr_iter(separator, fields));
+                        used += taken;
                         state = State::FieldStart;
+                        if let Some(line_break) = is_row {
+                            self.ends.push(taken);
+                            self.next_line += 1;
+                            used += line_break;
+                            complete = true;
+                        }
                     }
                     State::FieldStart if byte == b'"' => {
                         quote_line = self.next_line;
@@ -161,17 +249,18 @@ impl<R: BufRead> RowReader<R> {
                         used += 1;
                     }
                     State::FieldStart | State::Unquoted | State::QuoteSeen
-                        if matches!(byte, b',' | b'\n' | b'\r') =>
+                        if byte == separator || byte == b'\n' || byte == b'\r' =>
                     {
                         self.ends.push(self.bytes.len());
                         used += 1;
-                        match byte {
-                            b',' => state = State::FieldStart,
-                            b'\r' => state = State::ReturnSeen,
-                            _ => {
-                                self.next_line += 1;
-                                complete = true;
-                            }
+                        if byte == b'\r' {
+                            state = State::ReturnSeen;
+                        } else if byte == b'\n' {
+                            self.next_line += 1;
+                            complete = true;
+                        } else {
+                            self.bytes.push(separator);
+                            state = State::FieldStart;
                         }
                     }
                     State::QuoteSeen => {
@@ -181,21 +270,19 @@ impl<R: BufRead> RowReader<R> {
                                 "unbalanced quotes: text follows the quote that closes a field opened on line \
                                  {quote_line}; write a quote inside a quoted field twice"
                             ),
+                            ended: false,
                         });
                     }
                     State::FieldStart | State::Unquoted => {
                         state = State::Unquoted;
                         let rest = &buffer[used..];
-                        let run = rest
-                            .iter()
-                            .position(|byte| matches!(byte, b',' | b'\n' | b'\r'))
-                            .unwrap_or(rest.len());
+                        let run = memchr3(separator, b'\n', b'\r', rest).unwrap_or(rest.len());
                         self.bytes.extend_from_slice(&rest[..run]);
                         used += run;
                     }
                     State::Quoted => {
                         let rest = &buffer[used..];
-                        let closing = rest.iter().position(|&byte| byte == b'"');
+                        let closing = memchr(b'"', rest);
                         let run = closing.unwrap_or(rest.len());
                         self.next_line += count_lines(&rest[..run]);
                         self.bytes.extend_from_slice(&rest[..run]);
@@ -221,10 +308,55 @@ impl<R: BufRead> RowReader<R> {
                         "the row is longer than {} MiB; most likely a quote is not closed",
                         MAX_ROW_BYTES >> 20
                     ),
+                    ended: false,
                 });
             }
         }
         Ok(true)
+    }
+}
+
+/// How many bytes from the start of a row are whole fields without quotes, and if that is all of it, the length of its line break.
+/// Most rows of most tables are taken at once by this.
+fn without_quotes(rest: &[u8], separator: u8) -> (usize, Option<usize>) {
+    match memchr3(b'\n', b'"', b'\r', rest) {
+        Some(at) if rest[at] == b'\n' => (at, Some(1)),
+        Some(at) if rest[at..].starts_with(b"\r\n") => (at, Some(2)),
+        Some(at) if rest[at] == b'"' && at > 0 && rest[at - 1] == separator => (at, None),
+        _ => (0, None),
+    }
+}
+
+impl<R: Read + Seek> RowReader<BufReader<R>> {
+    /// Goes to the line after the one on which the row last read began: past a row whose end was not found.
+    ///
+    /// # Errors
+    /// If reading fails.
+    #[expect(clippy::cast_possible_wrap, reason = "places in a file, which are below 2^63")]
+    pub fn skip_line(&mut self) -> Result<(), RowError> {
+        let back = self.row_byte as i64 - self.next_byte as i64;
+        self.input.seek_relative(back).map_err(RowError::Io)?;
+        (self.next_line, self.next_byte) = (self.row_line, self.row_byte);
+        loop {
+            let buffer = self.input.fill_buf().map_err(RowError::Io)?;
+            let found = memchr2(b'\n', b'\r', buffer);
+            let used = found.map_or(buffer.len(), |at| at + 1);
+            let at_return = found.is_some_and(|at| buffer[at] == b'\r');
+            self.next_byte += used as u64;
+            self.input.consume(used);
+            if found.is_some() {
+                self.next_line += 1;
+                // The second half of a two-byte line break begins no line.
+                if at_return && self.input.fill_buf().map_err(RowError::Io)?.first() == Some(&b'\n') {
+                    self.next_byte += 1;
+                    self.input.consume(1);
+                }
+                return Ok(());
+            }
+            if used == 0 {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -235,11 +367,12 @@ fn unclosed(line: u64) -> RowError {
             "unbalanced quotes: the quote opened here is never closed; close it, or write the whole field in \
                   quotes with the quotes inside it doubled"
                 .to_owned(),
+        ended: false,
     }
 }
 
 fn count_lines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
+    memchr_iter(b'\n', bytes).count() as u64
 }
 
 #[cfg(test)]
@@ -247,12 +380,16 @@ mod tests {
     use super::*;
 
     fn rows(text: &str) -> Vec<(u64, Vec<String>)> {
+        separated(text, b',')
+    }
+
+    fn separated(text: &str, separator: u8) -> Vec<(u64, Vec<String>)> {
         // A buffer of three bytes, so that every state also meets the end of a buffer.
-        let mut reader = RowReader::new(std::io::BufReader::with_capacity(3, text.as_bytes()), 1, 0);
+        let input = BufReader::with_capacity(3, text.as_bytes());
+        let mut reader = RowReader::new(input, separator, 1, 0);
         let mut rows = Vec::new();
         while reader.read().unwrap() {
-            let fields = reader.fields().unwrap().into_iter().map(str::to_owned).collect();
-            rows.push((reader.row_line(), fields));
+            rows.push((reader.row_line(), reader.row().iter().map(str::to_owned).collect()));
         }
         assert_eq!(reader.next_position().1, text.len() as u64);
         rows
@@ -275,6 +412,48 @@ mod tests {
             let lines: Vec<u64> =
                 rows(&["a,b", "c,d", "e,f"].join(end)).into_iter().map(|row| row.0).collect();
             assert_eq!(lines, [1, 2, 3], "{end:?}");
+        }
+    }
+
+    #[test]
+    fn other_separators_are_read_alike_and_rows_know_their_bytes() {
+        let text = "a,b\n\n\"x, \"\"y\"\"\nz\",5\" nail\r\nlast,\"q\"";
+        for (separator, mark) in [(b'\t', "\t"), (b';', ";")] {
+            let other = text.replace(", ", "\u{1}").replace(',', mark).replace('\u{1}', ", ");
+            assert_eq!(separated(&other, separator), rows(text));
+        }
+        let mut reader = RowReader::new(BufReader::with_capacity(3, text.as_bytes()), b',', 1, 0);
+        let mut found = Vec::new();
+        while reader.read().unwrap() {
+            let bytes = reader.row_bytes();
+            found.push(&text[bytes.start as usize..bytes.end as usize]);
+        }
+        assert_eq!(found, ["a,b\n", "\"x, \"\"y\"\"\nz\",5\" nail\r\n", "last,\"q\""]);
+    }
+
+    #[test]
+    fn reading_goes_on_at_the_line_after_an_unbalanced_quote() {
+        for end in ["\n", "\r\n", "\r"] {
+            let text = ["a,b", "c,\"d", "e,\"f\"g", "h,i", "j,\"k"].join(end);
+            let input = BufReader::with_capacity(3, std::io::Cursor::new(text.as_bytes()));
+            let mut reader = RowReader::new(input, b',', 1, 0);
+            let mut found = Vec::new();
+            loop {
+                match reader.read() {
+                    Ok(false) => break,
+                    Ok(true) => {
+                        found.push((reader.row_line(), reader.row().iter().collect::<Vec<_>>().join(",")))
+                    }
+                    Err(RowError::Malformed { ended, .. }) => {
+                        assert!(!ended);
+                        found.push((reader.row_line(), "!".to_owned()));
+                        reader.skip_line().unwrap();
+                    }
+                    Err(RowError::Io(error)) => panic!("{error}"),
+                }
+            }
+            let expected = [(1, "a,b"), (2, "!"), (3, "!"), (4, "h,i"), (5, "!")];
+            assert_eq!(found, expected.map(|(line, text)| (line, text.to_owned())), "{end:?}");
         }
     }
 }

@@ -1,38 +1,20 @@
-//! The corpus table: a CSV with an id, a picture's path and a caption in each row, streamed in constant memory.
+//! The corpus table: an id, an image's path and a caption in each row of delimited text, streamed in constant memory.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::rows::{RowError, RowReader};
-use crate::error::{Error, Result};
+pub use super::columns::ColumnNames;
+use super::columns::{Columns, ID_NAMES};
+use super::delimited::{DelimitedTable, Malformed, Read, Skipped};
+use crate::{
+    error::{Error, Result},
+    jobs::marker::expect_settled,
+};
 
 /// What the released code puts in place of an empty caption (`dataset/datasets_csv.py`); for
 /// [`Corpus::with_empty_caption`].
 pub const RELEASED_EMPTY_CAPTION: &str = "empty caption";
-
-/// Bytes read from the disk at a time.
-const BUFFER_BYTES: usize = 1 << 18;
-
-/// The names of the three columns that are used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ColumnNames {
-    /// The column of the ids.
-    pub id: String,
-    /// The column of the pictures' paths.
-    pub image: String,
-    /// The column of the captions. While it is `caption` and there is none, `cogvlm_caption` is taken.
-    pub caption: String,
-}
-
-impl Default for ColumnNames {
-    /// The released names: `id`, `image_save_path`, `caption`.
-    fn default() -> Self {
-        Self { id: "id".to_owned(), image: "image_save_path".to_owned(), caption: "caption".to_owned() }
-    }
-}
 
 /// One row of a corpus.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +31,22 @@ pub struct Record {
     pub caption: String,
     /// All columns in the order of the header, as they are written.
     pub fields: Vec<String>,
+    /// Why the row cannot be used; only where such rows are skipped, see [`Corpus::skipping_malformed`]. All else but its place is
+    /// then empty, and the id names the line.
+    pub malformed: Option<String>,
+}
+
+impl Record {
+    /// Refuses a malformed row.
+    ///
+    /// # Errors
+    /// If it is one.
+    pub fn check(&self) -> Result<()> {
+        match &self.malformed {
+            None => Ok(()),
+            Some(message) => Err(Error::invalid(format!("the row is malformed: {message}"))),
+        }
+    }
 }
 
 /// A place between two rows, to go on from later with [`Corpus::seek`].
@@ -63,17 +61,18 @@ pub struct Position {
 }
 
 /// A corpus being read; an iterator over its [`Record`]s, which ends after the first error.
+///
+/// Where the table has no column of ids, the corpus has one in front of the table's own, of the images' paths as they are written.
 #[derive(Debug)]
 pub struct Corpus {
-    path: PathBuf,
+    table: DelimitedTable,
     folder: PathBuf,
     header: Vec<String>,
-    columns: [usize; 3],
-    bytes_total: u64,
-    rows: RowReader<BufReader<File>>,
+    columns: Columns,
     next_row: u64,
     empty_caption: String,
     seen: Option<HashSet<u64, BuildHasherDefault<AlreadyHashed>>>,
+    skip_malformed: bool,
     ended: bool,
 }
 
@@ -81,53 +80,43 @@ impl Corpus {
     /// Opens the table at `path` and reads its header. A UTF-8 byte order mark is accepted.
     ///
     /// # Errors
-    /// If the file is missing, empty, not UTF-8 CSV, has no data row, or lacks one of the columns.
+    /// If the file is missing, empty, not delimited text in UTF-8, has no row of data, or lacks one of the columns.
     pub fn open(path: impl AsRef<Path>, names: &ColumnNames) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        let (mut rows, bytes_total) = open_rows(&path)?;
-        if !rows.read().map_err(|error| at(&path, error))? {
-            let message = format!(
+        let path = path.as_ref();
+        expect_settled(path)?;
+        let mut table = DelimitedTable::open(path)?;
+        if table.header().is_empty() {
+            return Err(table.refuse(format!(
                 "the file is empty; it needs a header with the columns `{}`, `{}` and `{}`, and a row for each picture",
                 names.id, names.image, names.caption
-            );
-            return Err(Error::Table { path, line: None, message });
+            )));
         }
-        let line = rows.row_line();
-        let fields = rows.fields().map_err(|error| at(&path, error))?;
-        let header: Vec<String> = fields.into_iter().map(str::to_owned).collect();
-        let find = |name: &str| {
-            find_column(&header, name).map_err(|message| Error::Table {
-                path: path.clone(),
-                line: Some(line),
-                message,
-            })
-        };
-        let caption = if names.caption == "caption"
-            && !header.iter().any(|column| column == "caption")
-            && header.iter().any(|column| column == "cogvlm_caption")
-        {
-            "cogvlm_caption"
-        } else {
-            &names.caption
-        };
-        let columns = [find(&names.id)?, find(&names.image)?, find(caption)?];
-        if !rows.has_more().map_err(|error| at(&path, error))? {
-            let message = "there is a header but no row of data".to_owned();
-            return Err(Error::Table { path, line: None, message });
+        let columns =
+            Columns::find(path, table.header(), names).map_err(|message| table.refuse_header(message))?;
+        if !table.has_more()? {
+            return Err(table.refuse("there is a header but no row of data"));
         }
-        let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let added = columns.id.is_none().then(|| ID_NAMES[0].to_owned());
+        let header = added.into_iter().chain(table.header().iter().cloned()).collect();
         Ok(Self {
-            path,
-            folder,
+            folder: path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            table,
             header,
             columns,
-            bytes_total,
-            rows,
             next_row: 0,
             empty_caption: String::new(),
             seen: None,
+            skip_malformed: false,
             ended: false,
         })
+    }
+
+    /// With `true`, a row that is malformed is no error: it is a [`Record`] that says so, and that fails wherever its image is
+    /// wanted. So it is counted and reported as any record that cannot be used.
+    #[must_use]
+    pub fn skipping_malformed(mut self, skip: bool) -> Self {
+        self.skip_malformed = skip;
+        self
     }
 
     /// Sets what stands in [`Record::caption`] for an empty caption: the empty string unless set,
@@ -148,7 +137,7 @@ impl Corpus {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.table.path()
     }
 
     /// The names of all columns, in order.
@@ -158,17 +147,26 @@ impl Corpus {
 
     /// Where in [`header`](Self::header) the id, the picture's path and the caption are.
     pub fn columns(&self) -> [usize; 3] {
-        self.columns
+        let Columns { id, image, caption } = self.columns;
+        match id {
+            Some(id) => [id, image, caption],
+            None => [0, image + 1, caption + 1],
+        }
+    }
+
+    /// What is wrong with the table's header, as an error that names the file.
+    pub fn refuse_header(&self, message: impl Into<String>) -> Error {
+        self.table.refuse_header(message)
     }
 
     /// The size of the file in bytes; with [`Position::byte`] the share that has been read.
     pub fn bytes_total(&self) -> u64 {
-        self.bytes_total
+        self.table.bytes_total()
     }
 
     /// Where the next record is looked for.
     pub fn position(&self) -> Position {
-        let (line, byte) = self.rows.next_position();
+        let (line, byte) = self.table.next_position();
         Position { row: self.next_row, line, byte }
     }
 
@@ -177,20 +175,14 @@ impl Corpus {
     /// # Errors
     /// If the file is shorter than that, or seeking fails.
     pub fn seek(&mut self, position: Position) -> Result<()> {
-        if position.byte > self.bytes_total {
-            return Err(Error::Table {
-                path: self.path.clone(),
-                line: None,
-                message: format!(
-                    "the file has {} bytes, fewer than the {} already read before; it was changed in between",
-                    self.bytes_total, position.byte
-                ),
-            });
+        let bytes_total = self.bytes_total();
+        if position.byte > bytes_total {
+            return Err(self.table.refuse(format!(
+                "the file has {bytes_total} bytes, fewer than the {} already read before; it was changed in between",
+                position.byte
+            )));
         }
-        let mut file = File::open(&self.path).map_err(Error::io("read", &self.path))?;
-        file.seek(SeekFrom::Start(position.byte)).map_err(Error::io("read", &self.path))?;
-        self.rows =
-            RowReader::new(BufReader::with_capacity(BUFFER_BYTES, file), position.line, position.byte);
+        self.table.seek(position.line, position.byte)?;
         self.next_row = position.row;
         self.ended = false;
         Ok(())
@@ -203,13 +195,13 @@ impl Corpus {
     /// As for reading them.
     pub fn skip_rows(&mut self, count: u64) -> Result<u64> {
         let mut skipped = 0;
-        while skipped < count && self.read_row()? {
+        while skipped < count && self.read_row()? != Read::End {
             skipped += 1;
         }
         Ok(skipped)
     }
 
-    /// Reads every remaining record, refusing duplicate ids.
+    /// Reads every remaining record, refusing duplicate ids. Malformed rows are among them where they are skipped.
     ///
     /// # Errors
     /// The first error of any row.
@@ -217,69 +209,126 @@ impl Corpus {
         self.refusing_duplicates().collect()
     }
 
-    fn refuse(&self, line: u64, message: String) -> Error {
-        Error::Table { path: self.path.clone(), line: Some(line), message }
+    /// As [`read_all`](Self::read_all), malformed rows apart from the others, and warned of.
+    ///
+    /// # Errors
+    /// As for [`read_all`](Self::read_all).
+    pub fn read_usable(self) -> Result<(Vec<Record>, Vec<Record>)> {
+        let path = self.path().to_path_buf();
+        let (usable, malformed): (Vec<_>, Vec<_>) =
+            self.read_all()?.into_iter().partition(|record| record.malformed.is_none());
+        let mut skipped = Skipped::default();
+        for Record { line, malformed, .. } in &malformed {
+            skipped.add(Malformed { line: *line, message: malformed.clone().unwrap_or_default() });
+        }
+        skipped.warn(&path);
+        Ok((usable, malformed))
     }
 
-    /// Reads and checks one row, which stays in `self.rows`; `false` at the end and after an error.
-    fn read_row(&mut self) -> Result<bool> {
+    /// Reads and checks one row, which stays in `self.table`; the end after an error.
+    fn read_row(&mut self) -> Result<Read> {
         if self.ended {
-            return Ok(false);
+            return Ok(Read::End);
         }
         let read = self.read_checked_row();
-        self.ended = !matches!(read, Ok(true));
+        self.ended = matches!(read, Err(_) | Ok(Read::End));
+        self.next_row += u64::from(!self.ended);
         read
     }
 
-    fn read_checked_row(&mut self) -> Result<bool> {
-        if !self.rows.read().map_err(|error| at(&self.path, error))? {
-            return Ok(false);
-        }
-        let line = self.rows.row_line();
-        if self.rows.field_count() != self.header.len() {
-            return Err(self.refuse(
-                line,
-                format!(
-                    "the row has {} fields and the header {}; put a field that holds a comma, a quote or a line end \
-                     in quotes",
-                    self.rows.field_count(),
-                    self.header.len()
-                ),
-            ));
-        }
-        let fields = self.rows.fields().map_err(|error| at(&self.path, error))?;
-        let id = fields[self.columns[0]];
-        if id.is_empty() {
-            let column = &self.header[self.columns[0]];
-            return Err(self.refuse(line, format!("the id (column `{column}`) is empty")));
-        }
-        if let Some(seen) = &mut self.seen {
-            let mut hasher = DefaultHasher::new();
-            id.hash(&mut hasher);
-            if !seen.insert(hasher.finish())
-                && let Some(earlier) = earlier_line(&self.path, self.columns[0], id, line)?
-            {
-                return Err(self.refuse(
-                    line,
-                    format!("the id `{id}` is already on line {earlier}; every row needs an id of its own"),
-                ));
+    fn read_checked_row(&mut self) -> Result<Read> {
+        let read = match self.table.read()? {
+            Read::Row if self.id().is_empty() => {
+                let Columns { id, image, .. } = self.columns;
+                let column = &self.table.header()[id.unwrap_or(image)];
+                let what = if id.is_some() { "the id" } else { "the image's path" };
+                Read::Malformed(Malformed {
+                    line: self.table.line(),
+                    message: format!("{what} (column `{column}`) is empty"),
+                })
             }
+            read => read,
+        };
+        match read {
+            Read::Malformed(row) if !self.skip_malformed => Err(self.table.refuse_row(row)),
+            Read::Row => self.refuse_seen().map(|()| Read::Row),
+            read => Ok(read),
         }
-        self.next_row += 1;
-        Ok(true)
     }
 
-    fn record(&self) -> Result<Record> {
-        let fields = self.rows.fields().map_err(|error| at(&self.path, error))?;
-        let [id, image, caption] = self.columns.map(|column| fields[column]);
-        Ok(Record {
+    /// The id of the row last read.
+    fn id(&self) -> &str {
+        self.table.field(self.columns.id.unwrap_or(self.columns.image))
+    }
+
+    fn refuse_seen(&mut self) -> Result<()> {
+        let Some(mut seen) = self.seen.take() else { return Ok(()) };
+        let mut hasher = DefaultHasher::new();
+        self.id().hash(&mut hasher);
+        let is_new = seen.insert(hasher.finish());
+        self.seen = Some(seen);
+        let earlier = if is_new { None } else { self.earlier_line()? };
+        let Some(earlier) = earlier else { return Ok(()) };
+        let id = self.id();
+        let message = match self.columns.id {
+            Some(_) => {
+                format!("the id `{id}` is already on line {earlier}; every row needs an id of its own")
+            }
+            None => format!(
+                "the image `{id}` is already on line {earlier}; its path is its id, so it must be there once: give the table a                  column of ids"
+            ),
+        };
+        Err(self.table.refuse_row(Malformed { line: self.table.line(), message }))
+    }
+
+    /// The line of the first row before the one last read whose id is the same.
+    fn earlier_line(&self) -> Result<Option<u64>> {
+        let column = self.columns.id.unwrap_or(self.columns.image);
+        let (id, before) = (self.id(), self.table.line());
+        let mut table = DelimitedTable::open(self.path())?;
+        loop {
+            match table.read()? {
+                Read::End => return Ok(None),
+                Read::Row if table.line() >= before => return Ok(None),
+                Read::Row if table.field(column) == id => return Ok(Some(table.line())),
+                Read::Row | Read::Malformed(_) => {}
+            }
+        }
+    }
+
+    fn record(&self) -> Record {
+        let Columns { id, image, caption } = self.columns;
+        let field = |column: usize| self.table.field(column);
+        let added = id.is_none().then(|| field(image));
+        Record {
             row: self.next_row - 1,
-            line: self.rows.row_line(),
-            id: id.to_owned(),
-            image: self.folder.join(image),
-            caption: if caption.is_empty() { self.empty_caption.clone() } else { caption.to_owned() },
-            fields: fields.into_iter().map(str::to_owned).collect(),
-        })
+            line: self.table.line(),
+            id: self.id().to_owned(),
+            image: self.folder.join(field(image)),
+            caption: if field(caption).is_empty() {
+                self.empty_caption.clone()
+            } else {
+                field(caption).to_owned()
+            },
+            fields: added.into_iter().chain(self.table.fields()).map(str::to_owned).collect(),
+            malformed: None,
+        }
+    }
+
+    fn malformed_record(&self, row: Malformed) -> Record {
+        // What is wrong may stand on a later line than the one on which the row begins.
+        let line = self.table.line();
+        let Malformed { line: at, message } = row;
+        Record {
+            row: self.next_row - 1,
+            line,
+            // There may be none, and messages name a record by it.
+            id: format!("(line {line})"),
+            image: PathBuf::new(),
+            caption: String::new(),
+            fields: vec![String::new(); self.header.len()],
+            malformed: Some(if at == line { message } else { format!("line {at}: {message}") }),
+        }
     }
 }
 
@@ -288,90 +337,12 @@ impl Iterator for Corpus {
 
     fn next(&mut self) -> Option<Self::Item> {
         match self.read_row() {
-            Ok(false) => None,
-            Ok(true) => Some(self.record()),
+            Ok(Read::End) => None,
+            Ok(Read::Row) => Some(Ok(self.record())),
+            Ok(Read::Malformed(row)) => Some(Ok(self.malformed_record(row))),
             Err(error) => Some(Err(error)),
         }
     }
-}
-
-/// The rows of the file, behind a byte order mark if there is one, and the size of the file in bytes.
-fn open_rows(path: &Path) -> Result<(RowReader<BufReader<File>>, u64)> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    let bytes_total = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
-    let start = input.fill_buf().map_err(Error::io("read", path))?;
-    if let Some(message) = foreign_form(start) {
-        return Err(Error::Table { path: path.to_path_buf(), line: None, message });
-    }
-    let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-    input.consume(mark);
-    Ok((RowReader::new(input, 1, mark as u64), bytes_total))
-}
-
-/// The line of the first row before line `before` whose id is `id`.
-fn earlier_line(path: &Path, id_column: usize, id: &str, before: u64) -> Result<Option<u64>> {
-    let (mut rows, _) = open_rows(path)?;
-    let mut is_header = true;
-    while rows.read().map_err(|error| at(path, error))? && rows.row_line() < before {
-        if !is_header && rows.fields().map_err(|error| at(path, error))?.get(id_column) == Some(&id) {
-            return Ok(Some(rows.row_line()));
-        }
-        is_header = false;
-    }
-    Ok(None)
-}
-
-fn at(path: &Path, error: RowError) -> Error {
-    match error {
-        RowError::Io(source) => Error::Io { action: "read", path: path.to_path_buf(), source },
-        RowError::Malformed { line, message } => {
-            Error::Table { path: path.to_path_buf(), line: Some(line), message }
-        }
-    }
-}
-
-/// What a file is that is plainly not UTF-8 CSV, with the cure.
-fn foreign_form(start: &[u8]) -> Option<String> {
-    let form = match start {
-        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "UTF-16 text; save it as UTF-8",
-        [b'P', b'A', b'R', b'1', ..] => "a Parquet file; convert it to CSV",
-        [0x1F, 0x8B, ..] => "compressed with gzip; unpack it",
-        [b'P', b'K', 3, 4, ..] => "a zip archive or a spreadsheet; save it as CSV",
-        _ => return None,
-    };
-    Some(format!("the file is {form}"))
-}
-
-fn find_column(header: &[String], name: &str) -> Result<usize, String> {
-    let mut places = header.iter().enumerate().filter(|(_, column)| *column == name).map(|(index, _)| index);
-    match (places.next(), places.next()) {
-        (Some(index), None) => return Ok(index),
-        (Some(first), Some(second)) => {
-            return Err(format!(
-                "the column `{name}` is there twice (columns {} and {}); rename one",
-                first + 1,
-                second + 1
-            ));
-        }
-        (None, _) => {}
-    }
-    let columns: Vec<String> = header.iter().map(|column| format!("`{column}`")).collect();
-    let mut message = format!("there is no column `{name}`; the columns are {}", columns.join(", "));
-    let wanted = name.to_lowercase();
-    let nearest = header
-        .iter()
-        .map(|column| (strsim::jaro_winkler(&wanted, column.trim().to_lowercase().as_str()), column))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|left, right| left.0.total_cmp(&right.0));
-    if let Some((_, column)) = nearest {
-        message.push_str(&format!("; did you mean `{column}`?"));
-    } else if let [only] = header
-        && let Some(separator) = only.chars().find(|c| matches!(c, ';' | '\t' | '|'))
-    {
-        message.push_str(&format!("; fields must be separated by commas, not by {separator:?}"));
-    }
-    Err(message)
 }
 
 /// Passes on a key that is a hash already.

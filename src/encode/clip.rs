@@ -104,8 +104,9 @@ impl ClipText {
             return refuse("intermediate_size must be 1 or more".to_owned());
         }
         expect_layers(folder, "num_hidden_layers", settings.num_hidden_layers)?;
-        let weights = Weights::open(folder)?;
         const PREFIX: &str = "text_model.";
+        const MARK: &str = "embeddings.token_embedding.weight";
+        let weights = Weights::open(folder)?.network(&[&format!("{PREFIX}{MARK}"), MARK]);
         let prefix = if weights.names().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
         // What a whole CLIP has besides, and the list of positions that old files hold.
         let ignored = |name: &str| {

@@ -1,11 +1,6 @@
 //! Encoders on disk: a JSON description that names the kind, and safetensors beside it where there are weights.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::Write,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -14,6 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     engine::{DType, Tensor},
     error::{Error, Result},
+    files::text::read_text,
 };
 
 /// The description of an image tokenizer in its folder.
@@ -73,7 +69,7 @@ impl Description {
 /// # Errors
 /// If the file cannot be read or is no description.
 pub fn read_description(path: &Path) -> Result<Description> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = read_text(path)?;
     let mut reader = serde_json::Deserializer::from_str(&text);
     serde_path_to_error::deserialize(&mut reader)
         .map_err(|error| damaged(path, format!("not the description of an encoder: {error}")))
@@ -161,25 +157,12 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<()> {
     write_whole(path, &bytes)
 }
 
-/// Writes a file under a temporary name in the same folder (which is made if need be), syncs and renames it.
+/// Writes a file atomically into a folder, which is made if need be.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| {
-        // The first failure is the one to report; a temporary file that cannot be removed either is harmless.
-        let _ = fs::remove_file(&temporary);
-        Error::Io { action: "write", path: path.to_path_buf(), source }
-    })
+    crate::files::write_whole(path, bytes)
 }
 
 /// Bytes in hexadecimal.

@@ -129,9 +129,9 @@ impl T5Text {
                 settings.relative_attention_max_distance
             ));
         }
-        let weights = Weights::open(folder)?;
         const SHARED: &str = "shared.weight";
         const EMBEDDING: &str = "encoder.embed_tokens.weight";
+        let weights = Weights::open(folder)?.network(&[SHARED, EMBEDDING]);
         let embedding = if weights.contains(SHARED) { SHARED } else { EMBEDDING };
         let ignored =
             |name: &str| name == EMBEDDING || name.starts_with("decoder.") || name.starts_with("lm_head.");

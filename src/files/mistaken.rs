@@ -74,9 +74,10 @@ pub(crate) fn refusal(expected: &str, bytes: &[u8], error: impl fmt::Display) ->
 /// If it cannot be read, or is something else.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::Checkpoint {
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    serde_json::from_slice(bytes).map_err(|error| Error::Checkpoint {
         path: path.to_path_buf(),
-        message: refusal(expected, &bytes, error),
+        message: refusal(expected, bytes, error),
     })
 }
 

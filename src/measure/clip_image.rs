@@ -133,7 +133,7 @@ impl ClipImage {
         }
         expect_layers(&folder, "num_hidden_layers", num_hidden_layers)?;
         let prepare = Normalised::read(&folder, image_size)?;
-        let weights = Weights::open(path)?;
+        let weights = Weights::open(path)?.network(&[PROJECTION]);
         // A tower without a projection has no embeddings to compare with captions; its own states are another space.
         let Some(&[dimensions, _]) = weights.entry(PROJECTION).map(|entry| &entry.shape[..]) else {
             return Err(Error::Checkpoint {

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     clip_image::{ClipImage, folder_of},
     pictures::Pictured,
-    space::{FeatureSpace, each},
+    space::{FeatureSpace, each, none_usable},
 };
 use crate::{
     encode::{
@@ -43,7 +43,7 @@ impl ClipText {
         let folder = folder_of(path);
         let settings = Settings { path: folder, tokens: None, channels: None, mean_over_padding: false };
         let encoder = Pretrained::open(Kind::Clip, settings)?;
-        let weight = Weights::open(path)?.read(PROJECTION)?;
+        let weight = Weights::open(path)?.network(&[PROJECTION]).read(PROJECTION)?;
         if !matches!(*weight.shape(), [_, channels] if channels == encoder.channels()) {
             return Err(Error::Checkpoint {
                 path: path.to_path_buf(),
@@ -123,6 +123,9 @@ pub fn clip_score(
         }
         Ok(())
     })?;
+    if pairs == 0 && !failed.is_empty() {
+        return Err(none_usable(&captioned, &failed));
+    }
     if pairs == 0 {
         return Err(Error::invalid(
             "CLIP-Score needs pictures with captions, but there are none that can be used",

@@ -58,7 +58,7 @@ impl Inception {
     /// # Errors
     /// If the file cannot be read, or a tensor is missing, of another shape or not finite.
     pub fn open(path: &Path, decode: Preprocess) -> Result<Self> {
-        let weights = Weights::open(path)?.without_module();
+        let weights = Weights::open(path)?.network(&["Conv2d_1a_3x3.conv.weight"]);
         let mut reader = Reader { weights: &weights, hash: Sha256::new() };
         let steps = network(&mut reader)?;
         Ok(Self { steps, decode, digest: hexadecimal(&reader.hash.finalize()) })

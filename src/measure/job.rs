@@ -15,7 +15,7 @@ use super::{
     frechet::{Gaussian, frechet_distance},
     inception::Inception,
     pictures::Pictured,
-    space::{FeatureSpace, TokenizerFeatures, gaussian},
+    space::{FeatureSpace, NOT_MEASURED, TokenizerFeatures, gaussian},
 };
 use crate::{
     config::Config,
@@ -200,7 +200,8 @@ impl Measurer {
         {
             let (generated, left_out) = gaussian(space.as_ref(), pictures, interrupt, progress)?;
             note(&mut failed, left_out);
-            let distance = frechet_distance(&generated, reference)?;
+            let distance =
+                interrupt.while_reading(NOT_MEASURED, || frechet_distance(&generated, reference))?;
             measures.push(Measure {
                 name: space.distance_name(),
                 value: distance.value,
@@ -240,7 +241,7 @@ fn note(failed: &mut BTreeMap<(u64, String), FailedRecord>, left_out: Vec<Failed
 /// # Errors
 /// If there is no run, or its tokenizer cannot be loaded.
 pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
-    let run = Named::new(run).run;
+    let run = Named::new(run)?.run;
     let config = configuration(&run, &[])?;
     placed(&config, corpus::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?)
 }
@@ -272,11 +273,14 @@ pub fn tokenizer_of_config(
             load_image_tokenizer(&cache.image_tokenizer())?
         }
         _ => {
-            let records = match &config.image_tokenizer.path {
-                Some(_) => Vec::new(),
-                None => corpus::open(config, config.data.train_csv()?)?.read_all()?,
+            let (table, records) = match &config.image_tokenizer.path {
+                Some(_) => (Path::new(""), Vec::new()),
+                None => {
+                    let table = config.data.train_csv()?;
+                    (table, corpus::open(config, table)?.read_all()?)
+                }
             };
-            corpus::image_tokenizer(config, &records, interrupt, progress)?.0
+            corpus::image_tokenizer(config, (table, &records), None, interrupt, progress)?.0
         }
     };
     placed(config, tokenizer)

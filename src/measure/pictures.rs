@@ -8,8 +8,12 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    data::{ColumnNames, Corpus},
+    data::{
+        ColumnNames, Corpus, Record,
+        delimited::{DelimitedTable, Read},
+    },
     error::{Error, Result},
+    files::text::read_text,
 };
 
 /// The table that `sample` writes beside its pictures.
@@ -29,19 +33,21 @@ pub struct Pictured {
     pub path: PathBuf,
     /// What it should show, if that is known.
     pub caption: Option<String>,
+    /// Why its row cannot be used, where such rows are skipped.
+    pub malformed: Option<String>,
 }
 
-/// The pictures that `path` names: of a corpus in CSV with these columns, of a table `samples.csv`, of a folder with such a
+/// The pictures that `path` names: of a corpus with these columns (malformed rows of it are skipped on request), of a table `samples.csv`, of a folder with such a
 /// table, of a folder in GenEval's layout, or all PNG, JPEG, WebP and GIF files in a folder and below, by name.
 ///
 /// # Errors
 /// If there is no such table or folder, it cannot be read, or it has no picture.
-pub fn pictures(path: &Path, columns: &ColumnNames) -> Result<Vec<Pictured>> {
+pub fn pictures(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<Pictured>> {
     if !path.is_dir() {
-        return of_table(path, columns);
+        return of_table(path, columns, skip_bad_rows);
     }
     if path.join(SAMPLES).is_file() {
-        return of_table(&path.join(SAMPLES), columns);
+        return of_table(&path.join(SAMPLES), columns, skip_bad_rows);
     }
     let prompts = prompt_folders(path)?;
     let found = if prompts.is_empty() { of_folder(path)? } else { of_prompts(path, &prompts)? };
@@ -54,40 +60,42 @@ pub fn pictures(path: &Path, columns: &ColumnNames) -> Result<Vec<Pictured>> {
     Ok(found)
 }
 
-fn of_table(path: &Path, columns: &ColumnNames) -> Result<Vec<Pictured>> {
-    let refuse = |error: csv::Error| Error::Table {
-        path: path.to_path_buf(),
-        line: error.position().map(csv::Position::line),
-        message: error.to_string(),
-    };
-    let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    let mut reader = csv::Reader::from_reader(&bytes[..]);
-    let header = reader.headers().map_err(refuse)?.clone();
-    let place = |name: &str| header.iter().position(|column| column == name);
+fn of_table(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<Pictured>> {
+    let table = DelimitedTable::open(path)?;
+    let place = |name: &str| table.header().iter().position(|column| column == name);
     let (Some(file), Some(prompt), None) = (place("file"), place("prompt"), place(&columns.image)) else {
-        let pictured = |record: crate::data::Record| Pictured {
+        let pictured = |record: Record| Pictured {
             id: record.id,
             line: record.line,
             path: record.image,
             caption: Some(record.caption),
+            malformed: record.malformed,
         };
-        return Ok(Corpus::open(path, columns)?.read_all()?.into_iter().map(pictured).collect());
+        let corpus = Corpus::open(path, columns)?.skipping_malformed(skip_bad_rows);
+        return Ok(corpus.read_all()?.into_iter().map(pictured).collect());
     };
-    let folder = path.parent().unwrap_or(Path::new("."));
+    of_samples(table, file, prompt)
+}
+
+/// The pictures of a table as `sample` writes it.
+fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<Vec<Pictured>> {
+    let folder = table.path().parent().unwrap_or(Path::new(".")).to_path_buf();
     let mut found = Vec::new();
-    for row in reader.records() {
-        let row = row.map_err(refuse)?;
-        let line = row.position().map_or(0, csv::Position::line);
-        found.push(Pictured {
-            id: row[file].to_owned(),
-            line,
-            path: folder.join(&row[file]),
-            caption: Some(row[prompt].to_owned()),
-        });
+    loop {
+        match table.read()? {
+            Read::End => break,
+            Read::Malformed(row) => return Err(table.refuse_row(row)),
+            Read::Row => found.push(Pictured {
+                id: table.field(file).to_owned(),
+                line: table.line(),
+                path: folder.join(table.field(file)),
+                caption: Some(table.field(prompt).to_owned()),
+                malformed: None,
+            }),
+        }
     }
     if found.is_empty() {
-        let message = "there is a header but no picture".to_owned();
-        return Err(Error::Table { path: path.to_path_buf(), line: None, message });
+        return Err(table.refuse("there is a header but no picture"));
     }
     Ok(found)
 }
@@ -114,7 +122,7 @@ fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
     let mut found = Vec::new();
     for prompt in prompts {
         let path = prompt.join(METADATA);
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = read_text(&path)?;
         let value: Option<Value> = serde_json::from_str(&text).ok();
         let Some(caption) = value.as_ref().and_then(|value| value["prompt"].as_str()) else {
             let message = "is not one JSON object with a text `prompt`".to_owned();
@@ -141,7 +149,7 @@ fn of_folder(folder: &Path) -> Result<Vec<Pictured>> {
         let end = path.extension().and_then(|end| end.to_str()).map(str::to_ascii_lowercase);
         if end.is_some_and(|end| ["png", "jpg", "jpeg", "webp", "gif"].contains(&end.as_str())) {
             let id = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
-            found.push(Pictured { id, line: found.len() as u64 + 1, path, caption: None });
+            found.push(Pictured { id, line: found.len() as u64 + 1, path, caption: None, malformed: None });
         }
     }
     Ok(found)

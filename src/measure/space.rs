@@ -12,7 +12,7 @@ use crate::{
     data::{Preprocess, load_picture},
     encode::ImageTokenizer,
     engine::Tensor,
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     interrupt::Interrupt,
     train::corpus::{FailedRecord, Progress},
 };
@@ -114,6 +114,9 @@ fn stacked(pictures: &[Tensor]) -> Result<Tensor> {
     Tensor::new(&[&[pictures.len()], &shape[..]].concat(), values)
 }
 
+/// What an interrupted measurement has kept.
+pub(crate) const NOT_MEASURED: &str = "the measures had not been taken, so there was nothing to save";
+
 /// Calls `with` for the features `[B, D]` of some pictures after the other, and of which they are. Pictures that cannot be used
 /// are left out, logged, and given back.
 ///
@@ -129,8 +132,12 @@ pub(super) fn each(
     let mut failed = Vec::new();
     let total = pictures.len() as u64;
     for (turn, part) in pictures.chunks(BATCH).enumerate() {
-        interrupt.check("the measures had not been taken, so there was nothing to save")?;
-        let read: Vec<Result<Tensor>> = part.par_iter().map(|picture| space.read(&picture.path)).collect();
+        interrupt.check(NOT_MEASURED)?;
+        let read = |picture: &Pictured| match &picture.malformed {
+            None => space.read(&picture.path),
+            Some(message) => Err(Error::invalid(format!("the row is malformed: {message}"))),
+        };
+        let read: Vec<Result<Tensor>> = part.par_iter().map(read).collect();
         let (mut kept, mut tensors) = (Vec::new(), Vec::new());
         for (picture, read) in part.iter().zip(read) {
             match read {
@@ -153,6 +160,12 @@ pub(super) fn each(
     Ok(failed)
 }
 
+/// Why nothing can be measured: the reasons with their counts.
+pub(super) fn none_usable(pictures: &[Pictured], failed: &[FailedRecord]) -> Error {
+    let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
+    Error::invalid(format!("none of {} images can be used: {reasons}", pictures.len()))
+}
+
 /// The Gaussian of the pictures' features, and the pictures that were left out.
 ///
 /// # Errors
@@ -166,12 +179,7 @@ pub fn gaussian(
     let mut moments = Moments::new(space.dimensions());
     let failed = each(space, pictures, interrupt, progress, |_, features| moments.add(features))?;
     match moments.count() {
-        0 if !pictures.is_empty() => Err(Error::invalid(format!(
-            "none of {} pictures can be used; the first, {}: {}",
-            pictures.len(),
-            failed[0].id,
-            failed[0].reason
-        ))),
+        0 if !pictures.is_empty() => Err(none_usable(pictures, &failed)),
         _ => Ok((moments.finish()?, failed)),
     }
 }

@@ -24,7 +24,8 @@ use crate::{
     error::{Error, Result},
     files::{sha256, sha256_of_file},
     interrupt::Interrupt,
-    rate::parts::{Counts, Parts, Sequence, Source, Words},
+    jobs::Claim,
+    rate::parts::{Counts, Input, NOTHING_DONE, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
     select::ratings::{NumberColumn, NumberHeader, NumberWriter},
     train::{
         checkpoint::Checkpoint,
@@ -152,24 +153,6 @@ impl fmt::Display for AttributeSummary {
     }
 }
 
-/// What a set of parts belongs to; parts of another job are refused.
-#[derive(Serialize)]
-struct Job {
-    /// SHA-256 of each checkpoint's state, which holds those of its tensors.
-    checkpoints: Vec<String>,
-    corpus: String,
-    /// SHA-256 of the table: parts know rows by their numbers.
-    corpus_digest: String,
-    rows: u64,
-    validation: String,
-    /// The gradient that all are compared with comes from it.
-    validation_digest: String,
-    validation_rows: u64,
-    geometry: Geometry,
-    batch: usize,
-    config: String,
-}
-
 /// A checkpoint that is named, not yet read.
 struct Held {
     folder: PathBuf,
@@ -195,58 +178,76 @@ pub fn attribute(
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
 ) -> Result<AttributeSummary> {
-    let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
+    let mut inputs = request.checkpoints.clone();
+    inputs.extend([request.corpus.clone(), request.validation.clone()]);
+    let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
+    let parts = Parts::of(&claim, &request.out, &[], WORDS)?;
     let (run, folders) = request.folders()?;
-    let setting = Setting::new(&run, request)?;
-    let checkpoints = setting.checkpoints(folders)?;
+    let (setting, checkpoints) = interrupt.while_reading(NOTHING_DONE, || {
+        let setting = Setting::new(&run, request)?;
+        let checkpoints = setting.checkpoints(folders)?;
+        Ok((setting, checkpoints))
+    })?;
     let (source, validation) = (setting.source(&request.corpus), setting.validation());
-    let validation_rows = validation.rows()?;
-    let rows = source.rows()?;
+    let [validation_rows, rows] =
+        interrupt.while_reading(NOTHING_DONE, || Ok([validation.rows()?, source.rows()?]))?;
     let corpus = source.open()?;
     let columns = columns(&checkpoints);
-    let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)?;
+    let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)
+        .map_err(|error| corpus.refuse_header(error.to_string()))?;
     let trained = RunDirectory::config_of(&run)?;
     let rates = LearningRates::of(&run, &trained)?;
     let factors: Option<Vec<f64>> = checkpoints.iter().map(|held| rates.leading_to(held.step)).collect();
     let learning_rates_known = factors.is_some();
     let factors = factors.unwrap_or_else(|| vec![1.0; checkpoints.len()]);
-    let job = Job {
-        checkpoints: checkpoints.iter().map(|held| held.digest.clone()).collect(),
-        corpus: request.corpus.display().to_string(),
-        corpus_digest: sha256_of_file(&request.corpus)?,
-        rows,
-        validation: request.validation.display().to_string(),
-        validation_digest: sha256_of_file(&request.validation)?,
-        validation_rows,
-        geometry: request.geometry,
-        batch: source.batch,
-        config: sha256(setting.config.to_json().to_string().as_bytes()),
+    let digests = [&request.corpus, &request.validation]
+        .map(|table| interrupt.while_reading(NOTHING_DONE, || sha256_of_file(table)));
+    let [corpus_digest, validation_digest] = digests;
+    let (corpus_digest, validation_digest) = (corpus_digest?, validation_digest?);
+    let inputs = setting.inputs(&checkpoints, [&corpus_digest, &validation_digest], &factors);
+    parts.prepare(&inputs, request.overwrite)?;
+    parts.expect_images(&validation)?;
+    let at = |held: &Held, progress: &mut Progress<'_>| {
+        let (proxy, images) =
+            ProxyAt::new(&setting, held, &validation, validation_rows, interrupt, progress)?;
+        parts.keep_images(&validation, images)?;
+        Ok::<_, Error>(proxy)
     };
-    parts.prepare(&job, request.overwrite)?;
     for (number, held) in checkpoints.iter().enumerate() {
         let sequence = Sequence { number, of: checkpoints.len(), rows };
         parts.complete(sequence, &source, interrupt, progress, |progress| {
-            let proxy = ProxyAt::new(&setting, held, &validation, validation_rows, interrupt, progress)?;
+            let proxy = at(held, progress)?;
             parts.keep_note(number, proxy.validation())?;
             Ok(move |codes: &Tensor, records: &[&Record]| proxy.measure(codes, records))
         })?;
+        if let Err(error) = parts.note::<Validation>(number) {
+            tracing::warn!("{error}: the validation set is gone over again");
+            parts.keep_note(number, at(held, progress)?.validation())?;
+        }
     }
 
-    parts.expect_unchanged(&request.corpus, &job.corpus_digest)?;
-    let mut table = NumberWriter::create(&request.out, header)?;
+    interrupt.while_reading(PARTS_KEPT, || {
+        parts.expect_unchanged(&request.validation, &validation_digest)?;
+        parts.expect_images(&validation)?;
+        parts.expect_unchanged(&request.corpus, &corpus_digest)
+    })?;
+    let mut table = NumberWriter::create(&parts.staged(), header)?;
     let mut zero_gradients = 0;
     let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<Numbers>| {
+        interrupt.check(PARTS_KEPT)?;
         zero_gradients += u64::from(found.iter().any(|numbers| numbers.cosine.is_none()));
         table.write(&record.fields, &row(&found, &factors))
     })?;
+    if counts.found == 0 {
+        return Err(parts.none_usable(&counts, &request.corpus, &request.out)?);
+    }
     table.finish()?;
     let at = |(number, (held, factor)): (usize, (&Held, f64))| {
         Ok(AtCheckpoint { step: held.step, factor, validation: parts.note(number)? })
     };
     let found = checkpoints.iter().zip(factors).enumerate().map(at).collect::<Result<_>>()?;
-    let failed_out = parts.failed_out.clone();
-    parts.remove()?;
-    let Counts { found: attributed, failed } = counts;
+    parts.publish()?;
+    let Counts { found: attributed, failed, .. } = counts;
     Ok(AttributeSummary {
         rows,
         attributed,
@@ -255,7 +256,7 @@ pub fn attribute(
         learning_rates_known,
         checkpoints: found,
         out: request.out.clone(),
-        failed_out,
+        failed_out: Parts::failed_out(&request.out),
     })
 }
 
@@ -285,7 +286,7 @@ fn row(found: &[Numbers], factors: &[f64]) -> Vec<Option<f64>> {
 impl AttributeRequest {
     /// The run, and the folders of the checkpoints that are asked for.
     fn folders(&self) -> Result<(PathBuf, Vec<PathBuf>)> {
-        let named: Vec<Named> = self.checkpoints.iter().map(|path| Named::new(path)).collect();
+        let named = self.checkpoints.iter().map(|path| Named::new(path)).collect::<Result<Vec<_>>>()?;
         let Some(first) = named.first() else {
             return Err(Error::invalid("no checkpoint is named; give --checkpoint"));
         };
@@ -364,6 +365,27 @@ impl<'a> Setting<'a> {
             )));
         }
         Ok(checkpoints)
+    }
+
+    /// What decides the numbers. On the processor the batch does not: records are taken one at a time.
+    fn inputs(&self, checkpoints: &[Held], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
+        let AttributeRequest { corpus, validation, geometry, .. } = self.request;
+        let told: Vec<&str> = checkpoints.iter().map(|held| held.digest.as_str()).collect();
+        let rates: Vec<String> = factors.iter().map(f64::to_string).collect();
+        let [corpus_digest, validation_digest] = digests;
+        let mut inputs = vec![
+            Input::new("one of the checkpoints", told.join(" ")),
+            Input::file("the corpus", corpus, corpus_digest),
+            Input::file("the validation set", validation, validation_digest),
+            Input::new("--geometry", format!("{geometry:?}")),
+            Input::new("a learning rate in the run's metrics.jsonl", rates.join(" ")),
+        ];
+        let device = self.device.as_ref().map(|_| self.config.compute);
+        inputs.extend(deciding(&self.config, self.encoders.cache.as_deref(), device));
+        if device.is_some() {
+            inputs.push(Input::new("--batch", self.request.batch.to_string()));
+        }
+        inputs
     }
 
     fn source<'s>(&'s self, path: &'s Path) -> Source<'s> {

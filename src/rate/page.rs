@@ -203,7 +203,10 @@ fn picture(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::resu
     let Some(record) = record else { return Ok(Err("the corpus has no such record".to_owned())) };
     match load_picture(&record.image, preprocess) {
         Ok(picture) => data_address(picture.side, &picture.rgb).map(Ok),
-        Err(error) => Ok(Err(error.to_string())),
+        Err(error) => {
+            tracing::warn!("not on the page: {error}");
+            Ok(Err(error.to_string()))
+        }
     }
 }
 
@@ -233,6 +236,8 @@ pub struct RunPage {
     pub run: PathBuf,
     /// What `score` wrote; without it, the ratings of the last epoch are shown.
     pub ratings: Option<PathBuf>,
+    /// The column of the ratings in it.
+    pub rating_column: String,
     /// The corpus that is rated; without it, what the run was trained on.
     pub corpus: Option<PathBuf>,
     /// The column of kinds of records; `flaw` is taken where there is one.
@@ -298,7 +303,7 @@ impl RunPage {
 
     fn rated(&self, config: &Config, seen: &[Recording]) -> Result<(Vec<String>, Vec<f64>)> {
         if let Some(path) = &self.ratings {
-            let names = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
+            let names = ColumnNames { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
             let table = RatingsTable::read(path, &names)?;
             let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
             return Ok((ids, table.ratings));

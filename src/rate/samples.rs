@@ -1,12 +1,12 @@
 //! What a run knows of each training sample: the running average of what it is worth, which the rater can be taught by, and
 //! what was measured of it in the epoch, which figure 3 is drawn from.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::{
     engine::Tensor,
     error::{Error, Result},
-    files::write_whole,
+    files::{sealed::Written, write_whole},
     rate::bilevel::{Prior, StepReport},
     train::checkpoint::Tensors,
 };
@@ -120,22 +120,29 @@ impl Samples {
         self.left_out
     }
 
-    /// Ends an epoch: with a folder, what was measured in it is written there, one row a sample; then it is forgotten.
+    /// Ends an epoch: with a folder, what was measured in it is written there, one row a sample; then it is forgotten. Gives
+    /// what was written.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn end_epoch(&mut self, ids: &[String], epoch: u64, recordings: Option<&Path>) -> Result<()> {
+    pub fn end_epoch(
+        &mut self,
+        ids: &[String],
+        epoch: u64,
+        recordings: Option<&Path>,
+    ) -> Result<Option<Written>> {
+        let mut written = None;
         if let Some(folder) = recordings {
             std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-            self.write(ids, &recording(folder, epoch))?;
+            written = Some(self.write(ids, &folder.join(recording(epoch)))?);
         }
         for held in &mut self.measured {
             held.fill(f32::NAN);
         }
-        Ok(())
+        Ok(written)
     }
 
-    fn write(&self, ids: &[String], path: &Path) -> Result<()> {
+    fn write(&self, ids: &[String], path: &Path) -> Result<Written> {
         let refuse = |error: csv::Error| Error::Table {
             path: path.to_path_buf(),
             line: None,
@@ -154,7 +161,8 @@ impl Samples {
             table.write_record(row).map_err(refuse)?;
         }
         let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(path, &bytes)
+        write_whole(path, &bytes)?;
+        Ok(Written::of(&bytes))
     }
 
     /// Everything, to be saved.
@@ -204,9 +212,9 @@ impl Samples {
     }
 }
 
-/// The file of an epoch's recording.
-pub fn recording(folder: &Path, epoch: u64) -> PathBuf {
-    folder.join(format!("epoch-{epoch:04}.csv"))
+/// The name of an epoch's recording.
+pub fn recording(epoch: u64) -> String {
+    format!("epoch-{epoch:04}.csv")
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "what is drawn needs no more")]

@@ -7,7 +7,6 @@ use std::{
     time::Instant,
 };
 
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -16,10 +15,14 @@ use crate::{
     encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
-    files::{hexadecimal, sha256, sha256_of_file},
+    files::{hexadecimal, sha256_of_file},
     interrupt::Interrupt,
+    jobs::Claim,
     models::{Mode, Rater, Weighing},
-    rate::parts::{Outcome, Parts, Sequence, Source, Words},
+    rate::{
+        parts::{Input, NOTHING_DONE, Outcome, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
+        pictures::{CONTACT_SHEET, HISTOGRAM, rating_pictures},
+    },
     select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     train::{
         checkpoint::{self, Checkpoint},
@@ -43,12 +46,18 @@ pub struct ScoreRequest {
     pub corpus: PathBuf,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
+    /// The column of the ratings in it.
+    pub rating_column: String,
     /// Records rated at once.
     pub batch: usize,
     /// Give the released rating, which depends on the batch, instead of the instance logit, which does not.
     pub batch_normalised: bool,
     /// Replace an output that is there.
     pub overwrite: bool,
+    /// Draw the histogram of the ratings and the contact sheet beside the table.
+    pub pictures: bool,
+    /// A column of the corpus that the contact sheet shows before each caption.
+    pub note_column: Option<String>,
     /// `key=value` arguments on top of the run's configuration.
     pub sets: Vec<String>,
 }
@@ -61,7 +70,7 @@ impl ScoreRequest {
     pub fn configuration(&self) -> Result<Config> {
         match &self.config {
             Some(path) => Config::load(path, &self.sets),
-            None => configuration(&Named::new(&self.checkpoint).run, &self.sets),
+            None => configuration(&Named::new(&self.checkpoint)?.run, &self.sets),
         }
     }
 }
@@ -79,30 +88,19 @@ pub struct ScoreSummary {
     pub out: PathBuf,
     /// The file of the rows left out.
     pub failed_out: PathBuf,
+    /// The histogram and the contact sheet.
+    pub pictures: Vec<PathBuf>,
 }
 
 impl fmt::Display for ScoreSummary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, scored, failed, out, failed_out } = self;
+        let Self { rows, scored, failed, out, failed_out, .. } = self;
         write!(formatter, "{rows} rows in = {scored} scored + {failed} failed\nratings: {}", out.display())?;
         if *failed > 0 {
             write!(formatter, "\nfailed:  {}", failed_out.display())?;
         }
         Ok(())
     }
-}
-
-/// What a set of parts belongs to; parts of another job are refused.
-#[derive(Serialize)]
-struct Job {
-    checkpoint: String,
-    corpus: String,
-    /// SHA-256 of the table: parts know rows by their numbers.
-    corpus_digest: String,
-    rows: u64,
-    batch: usize,
-    batch_normalised: bool,
-    config: String,
 }
 
 struct Scorer {
@@ -129,16 +127,22 @@ pub fn score(
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ScoreSummary> {
-    let parts = Parts::of(&request.out, request.overwrite, WORDS)?;
-    let scorer = Scorer::new(request, interrupt)?;
+    let mut inputs = request.configuration()?.inputs();
+    inputs.extend(request.config.clone());
+    inputs.extend([request.checkpoint.clone(), request.corpus.clone()]);
+    let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
+    let companions: &[&str] = if request.pictures { &[HISTOGRAM, CONTACT_SHEET] } else { &[] };
+    let parts = Parts::of(&claim, &request.out, companions, WORDS)?;
+    let scorer = interrupt.while_reading(NOTHING_DONE, || Scorer::new(request, interrupt))?;
     let source = scorer.source(&request.corpus);
-    let rows = source.rows()?;
+    let rows = interrupt.while_reading(NOTHING_DONE, || source.rows())?;
     let corpus = source.open()?;
     let [id, image, _] = corpus.columns();
-    let columns = RatingColumns { id: scorer.config.data.id_column.clone(), ..RatingColumns::default() };
-    let header = RatingsHeader::for_corpus(corpus.header(), &columns)?;
-    let digest = sha256_of_file(&request.corpus)?;
-    parts.prepare(&scorer.job(request, digest.clone(), rows), request.overwrite)?;
+    let columns = RatingColumns { id: corpus.header()[id].clone(), rating: request.rating_column.clone() };
+    let header = RatingsHeader::for_corpus(corpus.header(), &columns)
+        .map_err(|error| corpus.refuse_header(error.to_string()))?;
+    let digest = interrupt.while_reading(NOTHING_DONE, || sha256_of_file(&request.corpus))?;
+    parts.prepare(&scorer.inputs(request, &digest), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
     let mut progress = |_: &str, done, total| progress(done, total);
     let begun = Instant::now();
@@ -147,9 +151,10 @@ pub fn score(
     })?;
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
-    parts.expect_unchanged(&request.corpus, &digest)?;
-    let mut ratings = RatingsWriter::create(&request.out, header)?;
+    interrupt.while_reading(PARTS_KEPT, || parts.expect_unchanged(&request.corpus, &digest))?;
+    let mut ratings = RatingsWriter::create(&parts.staged(), header)?;
     let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
+        interrupt.check(PARTS_KEPT)?;
         let mut carried = record.fields;
         if paths.changes(&carried[image]) {
             carried[image] = paths.moved(&carried[image])?.into_owned();
@@ -157,15 +162,29 @@ pub fn score(
         carried.remove(id);
         ratings.write(&RatingRow { id: record.id, rating: found[0], carried })
     })?;
+    if counts.found == 0 {
+        return Err(parts.none_usable(&counts, &request.corpus, &request.out)?);
+    }
     ratings.finish()?;
-    let failed_out = parts.failed_out.clone();
-    parts.remove()?;
+    let mut pictures = Vec::new();
+    if request.pictures {
+        let note = request.note_column.as_deref();
+        let drawn = interrupt.while_reading(PARTS_KEPT, || {
+            let (staged, column) = (parts.staged(), &request.rating_column);
+            rating_pictures(&scorer.config, &staged, column, &request.corpus, note)
+        })?;
+        for drawn in drawn {
+            pictures.push(request.out.with_file_name(drawn.file_name().unwrap_or_default()));
+        }
+    }
+    parts.publish()?;
     Ok(ScoreSummary {
         rows,
         scored: counts.found,
         failed: counts.failed,
+        failed_out: Parts::failed_out(&request.out),
         out: request.out.clone(),
-        failed_out,
+        pictures,
     })
 }
 
@@ -185,7 +204,7 @@ impl Scorer {
             let described = [encoders.tokenizer.fingerprint(), encoders.text.fingerprint()].concat();
             (encoders, rater, parameters, described.into_bytes())
         } else {
-            let named = Named::new(&request.checkpoint);
+            let named = Named::new(&request.checkpoint)?;
             let folder = named.folder()?;
             let encoders = Encoders::of(&named.run, &config)?.on(device.as_ref())?;
             let (tensors, state) = Checkpoint::load_rater(&folder)?;
@@ -222,16 +241,21 @@ impl Scorer {
         })
     }
 
-    fn job(&self, request: &ScoreRequest, corpus_digest: String, rows: u64) -> Job {
-        Job {
-            checkpoint: self.checkpoint.clone(),
-            corpus: request.corpus.display().to_string(),
-            corpus_digest,
-            rows,
-            batch: self.batch,
-            batch_normalised: self.batch_normalised,
-            config: sha256(self.config.to_json().to_string().as_bytes()),
+    /// What decides the ratings. The batch does where samples influence each other, and on a device, where it decides in which
+    /// order sums are taken.
+    fn inputs(&self, request: &ScoreRequest, corpus_digest: &str) -> Vec<Input> {
+        let mut inputs = vec![
+            Input::file("the checkpoint", &request.checkpoint, &self.checkpoint),
+            Input::file("the corpus", &request.corpus, corpus_digest),
+            Input::new("the kind of rating (--batch-normalised)", self.batch_normalised.to_string()),
+        ];
+        let device = self.parameters.device().map(|_| self.parameters.compute_dtype());
+        inputs.extend(deciding(&self.config, self.encoders.cache.as_deref(), device));
+        let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
+        if mixed || device.is_some() {
+            inputs.push(Input::new("--batch", self.batch.to_string()));
         }
+        inputs
     }
 
     fn source<'a>(&'a self, path: &'a Path) -> Source<'a> {

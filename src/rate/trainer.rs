@@ -19,10 +19,11 @@ use crate::{
         bilevel::{Bilevel, BilevelSettings, RaterReport, RecordedStep, StepRates, StepReport},
         dynamics::write_figure,
         rules::rule,
-        samples::Samples,
+        samples::{Samples, recording},
     },
     train::{
         checkpoint,
+        corpus::{AS_IT_WAS, NO_STEP},
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
         prepared::{Prepared, Preparing, prepare},
@@ -121,16 +122,18 @@ pub fn train(
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
-    let mut bilevel = run.networks(device.as_ref(), saved.is_none())?;
+    let mut bilevel = interrupt.while_reading(NO_STEP, || run.networks(device.as_ref(), saved.is_none()))?;
     let mut samples = Samples::new(run.data.train.len(), config.training.average_from_epoch);
     let mut step = 0;
+    let mut kept = None;
     if let Some(folder) = saved {
-        step = run.restore(&folder, &mut bilevel, &mut samples)?;
+        step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut bilevel, &mut samples))?;
+        kept = Some(interrupt.while_reading(AS_IT_WAS, || run.expect_whole(&folder))?);
         observer.note(&format!("continuing after step {step}"));
     }
-    directory.record_start(config, command_line, step)?;
+    let mut journal = directory.journal(kept.as_ref())?;
     let mut batches = Batches::new(&run)?;
-    let mut metrics = directory.metrics(step)?;
+    directory.record_start(config, command_line, step)?;
     let total = run.plan.updates();
     let own_plan = rater_only::plan(&run)?;
     let whole = total + own_plan.as_ref().map_or(0, Plan::updates);
@@ -160,32 +163,37 @@ pub fn train(
         }
         observer.step(step, total, places.len(), rates, &report);
         if step % every == 0 || step + 1 == total {
-            metrics.append(&line(step, epoch, rates, &report, &samples))?;
+            journal.append(&line(step, epoch, rates, &report, &samples))?;
         }
         let ends_epoch = run.plan.ends_epoch(step);
         if ends_epoch || step + 1 == total {
             let recordings = run.records(epoch).then(|| directory.dynamics());
-            samples.end_epoch(&run.data.train.ids, epoch, recordings.as_deref())?;
+            if let Some(written) = samples.end_epoch(&run.data.train.ids, epoch, recordings.as_deref())? {
+                journal.note_recording(recording(epoch), written);
+            }
         }
         step += 1;
         last = Some(report);
         let due = config.checkpoint_every.is_some_and(|every| every > 0 && step % every == 0);
-        if due || ends_epoch || interrupt.is_raised() || step == total {
-            metrics.sync()?;
-            run.save(&bilevel, &samples, step)?;
+        // Asked once: what is kept of an interrupt is called so.
+        let stops = interrupt.is_raised();
+        let regular = due || ends_epoch || step == total;
+        if regular || stops {
+            run.save(&bilevel, &samples, step, !regular, &journal.sync()?)?;
         }
-        if interrupt.is_raised() && step < whole {
+        if stops && step < whole {
             let path = directory.path().display();
             let saved = format!("step {step} of {whole} is saved; go on with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }
     if let Some(plan) = own_plan.filter(|_| step < whole) {
-        train_rater(&run, &plan, (&mut bilevel, &samples), &mut metrics, step, interrupt, observer)?;
+        train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, observer)?;
     } else if last.is_none() {
         observer.note("the run was complete already");
     }
     let figures = write_figure(&directory.dynamics())?;
+    directory.complete()?;
     Ok(TrainSummary {
         steps: whole,
         train: run.data.train.len(),

@@ -8,6 +8,7 @@ pub mod picture;
 pub mod plot;
 pub mod statistics;
 pub mod text_table;
+pub mod visible;
 
 pub use contact_sheet::{SheetRow, Thumbnail, contact_sheet, decile_samples};
 pub use event_file::EventFile;

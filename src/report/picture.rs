@@ -2,7 +2,7 @@
 
 use std::{io::Cursor, path::Path, sync::OnceLock};
 
-use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
+use ab_glyph::{Font, FontRef, GlyphId, PxScale, ScaleFont, point};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
 use crate::{
@@ -126,17 +126,14 @@ impl Picture {
         }
     }
 
-    /// Writes one line of text whose left end is at `x` and whose baseline is at `y`, `size` pixels high.
+    /// Writes one line of text whose left end is at `x` and whose baseline is at `y`, `size` pixels high; what lies outside is left
+    /// out.
     #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "places on a picture")]
     pub fn text(&mut self, x: u32, y: u32, size: f32, colour: Colour, text: &str) {
         let font = font().as_scaled(PxScale::from(size));
-        let mut at = x as f32;
-        let mut last = None;
-        for character in drawable(text).chars() {
-            let id = font.glyph_id(character);
-            if let Some(last) = last.replace(id) {
-                at += font.kern(last, id);
-            }
+        let mut line = Line { width: x as f32, ..Line::new(size) };
+        for character in text.chars().take(most_characters(size, self.width as f32)).map(drawable_character) {
+            let (id, at) = line.push(character);
             let glyph = id.with_scale_and_position(PxScale::from(size), point(at, y as f32));
             if let Some(outline) = font.outline_glyph(glyph) {
                 let bounds = outline.px_bounds();
@@ -145,64 +142,114 @@ impl Picture {
                     self.mix(left + i64::from(column), top + i64::from(row), colour, share);
                 });
             }
-            at += font.h_advance(id);
         }
+    }
+}
+
+/// A line of text that grows by a character at a time.
+#[derive(Clone, Copy)]
+struct Line {
+    size: f32,
+    width: f32,
+    last: Option<GlyphId>,
+}
+
+impl Line {
+    fn new(size: f32) -> Self {
+        Self { size, width: 0.0, last: None }
+    }
+
+    /// Adds a character; its glyph, and where that begins.
+    fn push(&mut self, character: char) -> (GlyphId, f32) {
+        let font = font().as_scaled(PxScale::from(self.size));
+        let id = font.glyph_id(character);
+        if let Some(last) = self.last.replace(id) {
+            self.width += font.kern(last, id);
+        }
+        let begin = self.width;
+        self.width += font.h_advance(id);
+        (id, begin)
+    }
+
+    /// The width with a character more.
+    fn width_with(&self, character: char) -> f32 {
+        let mut longer = *self;
+        longer.push(character);
+        longer.width
+    }
+}
+
+/// More characters than fit into `width` pixels: the narrowest are a quarter of their height wide, and accents, which have no width,
+/// are not to be without end.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a width in pixels")]
+fn most_characters(size: f32, width: f32) -> usize {
+    (8.0 * width / size).max(0.0) as usize + 16
+}
+
+/// A character on a line; `·` for what the font lacks.
+fn drawable_character(character: char) -> char {
+    if character.is_whitespace() || character.is_control() {
+        ' '
+    } else if font().glyph_id(character).0 == 0 {
+        '·'
+    } else {
+        character
     }
 }
 
 /// `text` on one line and with `·` for what the font lacks.
 pub fn drawable(text: &str) -> String {
-    text.chars()
-        .map(|character| match character {
-            _ if character.is_whitespace() || character.is_control() => ' ',
-            _ if font().glyph_id(character).0 == 0 => '·',
-            _ => character,
-        })
-        .collect()
+    text.chars().map(drawable_character).collect()
 }
 
 /// The width in pixels of one line of text `size` pixels high.
 pub fn text_width(text: &str, size: f32) -> f32 {
-    let font = font().as_scaled(PxScale::from(size));
-    let mut width = 0.0;
-    let mut last = None;
-    for character in drawable(text).chars() {
-        let id = font.glyph_id(character);
-        if let Some(last) = last.replace(id) {
-            width += font.kern(last, id);
-        }
-        width += font.h_advance(id);
-    }
-    width
+    let mut line = Line::new(size);
+    text.chars().map(drawable_character).for_each(|character| {
+        line.push(character);
+    });
+    line.width
 }
 
-/// `text` if it fits into `width` pixels, else as much of it as fits with an ellipsis behind.
+/// `text` if it fits into `width` pixels, else as much of it as fits with an ellipsis behind. However long the text is, only what
+/// may fit is looked at.
 pub fn shortened(text: &str, size: f32, width: f32) -> String {
-    let text = drawable(text);
-    if text_width(&text, size) <= width {
-        return text;
-    }
-    let mut kept: Vec<char> = text.chars().collect();
-    while kept.pop().is_some() {
-        let candidate: String = kept.iter().collect::<String>().trim_end().to_owned() + "…";
-        if text_width(&candidate, size) <= width {
-            return candidate;
+    let most = most_characters(size, width);
+    let kept: Vec<char> = text.chars().take(most + 1).map(drawable_character).collect();
+    let mut line = Line::new(size);
+    // Where the text may end before an ellipsis: not behind a space.
+    let mut fitting = (line.width_with('…') <= width).then_some(0);
+    for (at, &character) in kept.iter().enumerate() {
+        line.push(character);
+        if character != ' ' && at + 1 < kept.len() && line.width_with('…') <= width {
+            fitting = Some(at + 1);
         }
     }
-    String::new()
+    if kept.len() <= most && line.width <= width {
+        return kept.into_iter().collect();
+    }
+    fitting.map_or_else(String::new, |end| kept[..end].iter().chain(&['…']).collect())
 }
 
 /// `text` broken between words into at most `lines` lines of `width` pixels; the last ends in an ellipsis if more
-/// would follow.
+/// would follow. Only what may fit is looked at, as for [`shortened`].
 pub fn wrapped(text: &str, size: f32, width: f32, lines: usize) -> Vec<String> {
-    let text = drawable(text);
-    let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+    let most = most_characters(size, width);
+    let words = first_words(text, most + 1, (most + 2) * (lines + 1));
     let mut done = Vec::new();
     let mut next = 0;
     while next < words.len() && done.len() < lines {
         let is_last = done.len() + 1 == lines;
+        let mut line = Line::new(size);
+        let mut width_with = |characters: &mut dyn Iterator<Item = char>| {
+            characters.for_each(|character| {
+                line.push(character);
+            });
+            line.width
+        };
+        width_with(&mut words[next].chars());
         let mut end = next + 1;
-        while end < words.len() && text_width(&words[next..=end].join(" "), size) <= width {
+        while end < words.len() && width_with(&mut std::iter::once(' ').chain(words[end].chars())) <= width {
             end += 1;
         }
         let line = if is_last { words[next..].join(" ") } else { words[next..end].join(" ") };
@@ -210,4 +257,91 @@ pub fn wrapped(text: &str, size: f32, width: f32, lines: usize) -> Vec<String> {
         next = end;
     }
     done
+}
+
+/// The first words of a text, drawable, until they have `enough` characters together; no more than `most` characters of each.
+fn first_words(text: &str, most: usize, enough: usize) -> Vec<String> {
+    let (mut words, mut characters) = (Vec::new(), 0);
+    let ends = |character: char| character.is_whitespace() || character.is_control();
+    for word in text.split(ends).filter(|word| !word.is_empty()) {
+        if characters >= enough {
+            break;
+        }
+        let word: String = word.chars().take(most).map(drawable_character).collect();
+        characters += word.chars().count() + 1;
+        words.push(word);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As [`shortened`], by measuring every candidate from its beginning.
+    fn shortened_slowly(text: &str, size: f32, width: f32) -> String {
+        let text = drawable(text);
+        if text_width(&text, size) <= width {
+            return text;
+        }
+        let mut kept: Vec<char> = text.chars().collect();
+        while kept.pop().is_some() {
+            let candidate = kept.iter().collect::<String>().trim_end().to_owned() + "…";
+            if text_width(&candidate, size) <= width {
+                return candidate;
+            }
+        }
+        String::new()
+    }
+
+    #[test]
+    fn what_fits_is_what_measuring_everything_finds() {
+        let texts = [
+            "",
+            " ",
+            "a fox",
+            "a fox   ",
+            "WAVE To AVAIL iiii llll ....",
+            "a large red circle above a small green square, on a table of wood  ",
+            "e\u{301}e\u{301}e\u{301} 狐 \t tab\nline",
+            "   a space before",
+        ];
+        for text in texts {
+            for width in [0.0, 3.0, 9.0, 20.0, 60.5, 144.0, 400.0] {
+                for size in [15.0, 26.0] {
+                    let found = shortened(text, size, width);
+                    assert_eq!(found, shortened_slowly(text, size, width), "{text:?} in {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lines_break_between_words_and_end_in_an_ellipsis() {
+        let text = "a large red circle above a small green square on a wooden table";
+        let lines = wrapped(text, 15.0, 144.0, 2);
+        assert_eq!(lines.len(), 2);
+        let second = lines[1].strip_suffix('…').expect("more would follow");
+        assert!(text.starts_with(&format!("{} {second}", lines[0])), "{lines:?}");
+        // Each line is as full as words, and at its end characters, allow.
+        let next = text[lines[0].len() + 1..].split(' ').next().unwrap();
+        assert!(text_width(&format!("{} {next}", lines[0]), 15.0) > 144.0, "{lines:?}");
+        assert_eq!(wrapped(text, 15.0, 144.0, 9).join(" "), text);
+        assert_eq!(wrapped("one  two\n\nthree", 15.0, 400.0, 2), ["one two three"]);
+        assert!(wrapped(" \n ", 15.0, 144.0, 2).is_empty() && wrapped("a", 15.0, 144.0, 0).is_empty());
+    }
+
+    /// Quadratic fitting would take hours for these.
+    #[test]
+    fn only_what_may_fit_of_a_long_text_is_looked_at() {
+        const MANY: usize = 1_000_000;
+        for unit in ["x", "xy ", " ", "\u{301}", "狐", "word\n"] {
+            let text = unit.repeat(MANY);
+            for line in wrapped(&text, 15.0, 144.0, 2) {
+                assert!(text_width(&line, 15.0) <= 144.0);
+            }
+            assert!(text_width(&shortened(&text, 15.0, 144.0), 15.0) <= 144.0);
+            Picture::new(144, 20, [255; 3]).text(0, 15, 15.0, [0; 3], &text);
+        }
+    }
 }

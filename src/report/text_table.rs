@@ -1,8 +1,10 @@
 //! Aligned plain-text tables for the terminal and for logs.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-/// A table with a header. A column whose filled cells are all numbers is aligned to the right, others to the left.
+use super::visible::visible_line;
+
+/// A table with a header. Cells are shown as [`visible_line`] shows them. A column whose filled cells are all numbers is aligned to the right, others to the left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextTable {
     header: Vec<String>,
@@ -12,17 +14,25 @@ pub struct TextTable {
 impl TextTable {
     /// An empty table with these columns.
     pub fn new<Cell: Into<String>>(header: impl IntoIterator<Item = Cell>) -> Self {
-        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
+        Self { header: header.into_iter().map(shown).collect(), rows: Vec::new() }
     }
 
     /// Adds a row; missing cells stay empty, further cells widen the table.
     pub fn row<Cell: Into<String>>(&mut self, cells: impl IntoIterator<Item = Cell>) -> &mut Self {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        self.rows.push(cells.into_iter().map(shown).collect());
         self
     }
 
     fn cells(&self, column: usize) -> impl Iterator<Item = &str> {
         self.rows.iter().map(move |row| row.get(column).map_or("", String::as_str))
+    }
+}
+
+fn shown(cell: impl Into<String>) -> String {
+    let cell = cell.into();
+    match visible_line(&cell) {
+        Cow::Borrowed(_) => cell,
+        Cow::Owned(shown) => shown,
     }
 }
 

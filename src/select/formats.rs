@@ -3,8 +3,9 @@
 
 use std::{
     collections::HashSet,
-    fmt, fs,
-    io::Write,
+    fmt,
+    fs::{self, File},
+    io::{Read, Write},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -13,10 +14,16 @@ use serde_json::{Map, Value};
 
 use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
-    data::{ColumnNames, Corpus, Record},
-    error::{Error, Result},
-    files::{WholeFile, remove_folder, write_whole},
+    data::{
+        ColumnNames, Corpus, Record,
+        decode::{self, SNIFFED_BYTES},
+        image_folders,
+        moved::{not_local, whole_path},
+    },
+    error::{Error, Reasons, Result},
+    files::{WholeFile, write_whole},
     interrupt::Interrupt,
+    jobs::{Claim, folder::OutputFolder, output::Output},
 };
 
 /// Samples of a WebDataset shard.
@@ -35,7 +42,7 @@ pub enum Format {
         /// Whether pictures are symbolic links.
         link: bool,
     },
-    /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the picture is), `KEY.txt` (the caption) and
+    /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the content is), `KEY.txt` (the caption) and
     /// `KEY.json` (all columns). Keys are row numbers, because a dot in an id would cut a key off.
     WebDataset,
     /// DataComp's `.npy`: pairs of 64-bit numbers, sorted, of ids that are 32 hexadecimal digits.
@@ -69,6 +76,8 @@ pub struct PackJob {
     pub subset: PathBuf,
     /// Its columns.
     pub columns: ColumnNames,
+    /// Leave out malformed rows, as records that cannot be used.
+    pub skip_bad_rows: bool,
     /// The form.
     pub format: Format,
     /// A file, or a folder for those forms that are one.
@@ -84,7 +93,7 @@ pub struct PackJob {
 pub struct Packed {
     /// Rows of the subset.
     pub rows: usize,
-    /// Records left out because their picture is not there: id and reason.
+    /// Records left out because their image is not there or is none: id and reason.
     pub left_out: Vec<(String, String)>,
     /// The file or folder.
     pub out: PathBuf,
@@ -109,47 +118,68 @@ impl fmt::Display for Packed {
 /// If the subset cannot be read, the output is there and not to be replaced, an id does not fit the form, a file cannot be
 /// written, or the user interrupts.
 pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<Packed> {
-    if job.out.exists() {
-        if !job.overwrite {
-            let message =
-                format!("{} is there already; give --overwrite or another --out", job.out.display());
-            return Err(Error::invalid(message));
-        }
-        if job.out.is_dir() {
-            refuse_foreign(&job.out)?;
-            remove_folder(&job.out)?;
-        }
-    }
-    let corpus = Corpus::open(&job.subset, &job.columns)?;
+    let corpus = Corpus::open(&job.subset, &job.columns)?.skipping_malformed(job.skip_bad_rows);
     let (header, columns) = (corpus.header().to_vec(), corpus.columns());
-    let records = corpus.read_all()?;
-    let mut packing = Packing { job, header, columns, left_out: Vec::new(), interrupt };
-    match job.format {
-        Format::Csv | Format::Parquet => packing.table(&records)?,
-        Format::ImageFolder { link } => packing.image_folder(&records, link, progress)?,
-        Format::WebDataset => packing.web_dataset(&records, progress)?,
-        Format::Uids => packing.uids(&records)?,
+    let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
+    let malformed: Vec<(String, String)> =
+        malformed.into_iter().map(|record| (record.id, record.malformed.unwrap_or_default())).collect();
+    if records.is_empty() {
+        return Err(none_usable(&job.subset, &malformed));
     }
-    Ok(Packed { rows: records.len(), left_out: packing.left_out, out: job.out.clone() })
+    let mut inputs = vec![job.subset.clone()];
+    inputs.extend(image_folders(&records));
+    let claim = Claim { command: "pack", inputs: &inputs, overwrite: job.overwrite };
+    let packing = |out| Packing { job, out, header, columns, left_out: Vec::new(), interrupt };
+    let mut left_out = match job.format {
+        Format::Csv | Format::Parquet | Format::Uids => {
+            job.expect_ending()?;
+            Output::anew(&claim, &job.out, &[])?.write(|output| {
+                let mut packing = packing(output.staged());
+                if job.format == Format::Uids {
+                    packing.uids(&records)?
+                } else {
+                    packing.table(&records)?
+                }
+                Ok(packing.left_out)
+            })?
+        }
+        Format::ImageFolder { .. } | Format::WebDataset => {
+            let folder = OutputFolder::claim(&claim, &job.out, &[])?;
+            folder.refuse_present(job.overwrite)?;
+            folder.write(|out| {
+                let mut packing = packing(out.to_path_buf());
+                match job.format {
+                    Format::ImageFolder { link } => packing.image_folder(&records, link, progress)?,
+                    _ => packing.web_dataset(&records, progress)?,
+                }
+                Ok(packing.left_out)
+            })?
+        }
+    };
+    let rows = records.len() + malformed.len();
+    left_out.extend(malformed);
+    Ok(Packed { rows, left_out, out: job.out.clone() })
 }
 
-/// Refuses to replace a folder that holds something else than a subset.
-fn refuse_foreign(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let name = entry.map_err(Error::io("read", folder))?.file_name();
-        let name = name.to_string_lossy();
-        if !(["metadata.jsonl", "pictures"].contains(&&*name) || name.ends_with(".tar")) {
-            return Err(Error::invalid(format!(
-                "{} holds {name}, which is no part of a packed subset, so it is not replaced; give another --out",
-                folder.display()
-            )));
+impl PackJob {
+    /// Refuses a table's name that does not say what it is.
+    fn expect_ending(&self) -> Result<()> {
+        let wanted = match self.format {
+            Format::Csv => "csv",
+            Format::Parquet => "parquet",
+            _ => return Ok(()),
+        };
+        if self.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
+            return Err(Error::invalid(format!("{} must end in .{wanted}", self.out.display())));
         }
+        Ok(())
     }
-    Ok(())
 }
 
 struct Packing<'a> {
     job: &'a PackJob,
+    /// Where the output is written until all of it is there.
+    out: PathBuf,
     header: Vec<String>,
     columns: [usize; 3],
     left_out: Vec<(String, String)>,
@@ -158,24 +188,36 @@ struct Packing<'a> {
 
 impl Packing<'_> {
     fn check(&self) -> Result<()> {
-        self.interrupt.check("the output is not complete; give the same command with --overwrite")
+        self.interrupt.check("nothing was written; give the same command again")
     }
 
-    /// The picture's file and its ending, or the record is left out.
-    fn picture(&mut self, record: &Record) -> Option<(PathBuf, String)> {
-        let ending = record.image.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_lowercase();
-        let reason = match fs::metadata(&record.image) {
-            Ok(about) if !about.is_file() => "not a regular file".to_owned(),
-            Ok(_) if ending.is_empty() => "the file's name has no ending that says what it is".to_owned(),
-            Ok(_) => match std::path::absolute(&record.image) {
-                Ok(path) => return Some((path, ending)),
-                Err(error) => error.to_string(),
-            },
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!("left out {}: {}: {reason}", record.id, record.image.display());
+    /// The image's file and the ending that its content has, or the record is left out.
+    fn image(&mut self, record: &Record) -> Option<(PathBuf, &'static str)> {
+        match not_local(self.written(record)).map_or_else(|| ending_of(&record.image), Err) {
+            Ok(ending) => Some((record.image.clone(), ending)),
+            Err(reason) => {
+                self.leave_out(record, reason);
+                None
+            }
+        }
+    }
+
+    fn leave_out(&mut self, record: &Record, reason: String) {
+        tracing::warn!("left out {}: {}: {reason}", record.id, self.written(record));
         self.left_out.push((record.id.clone(), reason));
-        None
+    }
+
+    /// The image's path as it is written in the table.
+    fn written<'r>(&self, record: &'r Record) -> &'r str {
+        &record.fields[self.columns[1]]
+    }
+
+    /// Refuses an output without a record.
+    fn require_any(&self, records: &[Record]) -> Result<()> {
+        if self.left_out.len() < records.len() || records.is_empty() {
+            return Ok(());
+        }
+        Err(none_usable(&self.job.subset, &self.left_out))
     }
 
     /// All columns of a record but the picture's path, as JSON.
@@ -188,18 +230,23 @@ impl Packing<'_> {
     }
 
     fn table(&mut self, records: &[Record]) -> Result<()> {
-        let wanted = if self.job.format == Format::Csv { "csv" } else { "parquet" };
-        if self.job.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
-            return Err(Error::invalid(format!("{} must end in .{wanted}", self.job.out.display())));
-        }
-        let header = NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new())?;
-        let mut table = NumberWriter::create(&self.job.out, header)?;
+        let header =
+            NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new()).map_err(|error| {
+                Error::Table { path: self.job.subset.clone(), line: Some(1), message: error.to_string() }
+            })?;
+        let mut table = NumberWriter::create(&self.out, header)?;
         for record in records {
-            let path = std::path::absolute(&record.image).map_err(Error::io("resolve", &record.image))?;
+            self.check()?;
+            let written = self.written(record);
+            if written.is_empty() {
+                self.leave_out(record, "its path is empty".to_owned());
+                continue;
+            }
             let mut fields = record.fields.clone();
-            fields[self.columns[1]] = path.to_string_lossy().into_owned();
+            fields[self.columns[1]] = whole_path(written, &record.image)?.into_owned();
             table.write(&fields, &[])?;
         }
+        self.require_any(records)?;
         table.finish()
     }
 
@@ -216,45 +263,49 @@ impl Packing<'_> {
                 message: format!("the column `{name}` is to be written and is there already; rename it"),
             });
         }
-        let folder = self.job.out.join("pictures");
+        let folder = self.out.join("pictures");
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let mut lines = WholeFile::create(&self.job.out.join("metadata.jsonl"))?;
+        let mut lines = WholeFile::create(&self.out.join("metadata.jsonl"))?;
         for (at, record) in records.iter().enumerate() {
             self.check()?;
             progress(at as u64 + 1, records.len() as u64);
-            let Some((from, ending)) = self.picture(record) else { continue };
+            let Some((from, ending)) = self.image(record) else { continue };
             let name = format!("pictures/{at:08}.{ending}");
-            let to = self.job.out.join(&name);
+            let to = self.out.join(&name);
             place(&from, &to, link)?;
             let mut line = Map::from_iter([("file_name".to_owned(), Value::from(name))]);
             line.extend(self.told(record));
             let line = format!("{}\n", Value::Object(line));
             lines.write_all(line.as_bytes()).map_err(Error::io("write", lines.path()))?;
         }
+        self.require_any(records)?;
         // The table of the pictures is last: where it is, they are.
         lines.finish()
     }
 
     fn web_dataset(&mut self, records: &[Record], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        fs::create_dir_all(&self.job.out).map_err(Error::io("create", &self.job.out))?;
         let size = self.job.shard.max(1);
+        let mut written = 0;
         for (number, shard) in records.chunks(size).enumerate() {
-            let path = self.job.out.join(format!("shard-{number:06}.tar"));
-            let mut archive = tar::Builder::new(WholeFile::create(&path)?);
+            let path = self.out.join(format!("shard-{written:06}.tar"));
+            // Made by its first image, so that none is empty.
+            let mut archive: Option<tar::Builder<WholeFile>> = None;
             for (place, record) in shard.iter().enumerate() {
                 self.check()?;
                 let at = number * size + place;
                 progress(at as u64 + 1, records.len() as u64);
-                let Some((from, ending)) = self.picture(record) else { continue };
-                let picture = fs::read(&from).map_err(Error::io("read", &from))?;
+                let Some((from, ending)) = self.image(record) else { continue };
+                let image = fs::read(&from).map_err(Error::io("read", &from))?;
                 let mut told = self.told(record);
-                told.insert("original_path".to_owned(), Value::from(from.to_string_lossy()));
+                let original = whole_path(self.written(record), &from)?;
+                told.insert("original_path".to_owned(), Value::from(&*original));
                 let told = Value::Object(told).to_string();
-                let parts = [
-                    (ending.as_str(), &picture[..]),
-                    ("txt", record.caption.as_bytes()),
-                    ("json", told.as_bytes()),
-                ];
+                let parts =
+                    [(ending, &image[..]), ("txt", record.caption.as_bytes()), ("json", told.as_bytes())];
+                let archive = match &mut archive {
+                    Some(archive) => archive,
+                    none => none.insert(tar::Builder::new(WholeFile::create(&path)?)),
+                };
                 for (ending, bytes) in parts {
                     let mut header = tar::Header::new_ustar();
                     header.set_size(bytes.len() as u64);
@@ -264,9 +315,12 @@ impl Packing<'_> {
                         .map_err(Error::io("write", &path))?;
                 }
             }
-            archive.into_inner().map_err(Error::io("write", &path))?.finish()?;
+            if let Some(archive) = archive {
+                archive.into_inner().map_err(Error::io("write", &path))?.finish()?;
+                written += 1;
+            }
         }
-        Ok(())
+        self.require_any(records)
     }
 
     fn uids(&mut self, records: &[Record]) -> Result<()> {
@@ -295,8 +349,27 @@ impl Packing<'_> {
         if kept.len() != uids.len() {
             return Err(Error::invalid("two ids are the same uid but for the case of their letters"));
         }
-        write_whole(&self.job.out, &npy(&uids))
+        write_whole(&self.out, &npy(&uids))
     }
+}
+
+/// The ending that an image's content has, whatever its name is, or why it cannot be packed.
+fn ending_of(path: &Path) -> std::result::Result<&'static str, String> {
+    let about = fs::metadata(path).map_err(|error| error.to_string())?;
+    if !about.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let mut start = Vec::with_capacity(SNIFFED_BYTES);
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(SNIFFED_BYTES as u64).read_to_end(&mut start).map_err(|error| error.to_string())?;
+    decode::Format::of(&start).map(decode::Format::ending)
+}
+
+/// The error of a subset of which nothing can be packed.
+fn none_usable(subset: &Path, left_out: &[(String, String)]) -> Error {
+    let reasons: Vec<String> = left_out.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
+    let reasons: Reasons = reasons.iter().map(String::as_str).collect();
+    reasons.none_usable(subset, None)
 }
 
 /// Copies a picture, or links to it.
@@ -305,7 +378,9 @@ fn place(from: &Path, to: &Path, link: bool) -> Result<()> {
         return fs::copy(from, to).map(drop).map_err(Error::io("write", to));
     }
     #[cfg(unix)]
-    return std::os::unix::fs::symlink(from, to).map_err(Error::io("link", to));
+    return std::path::absolute(from)
+        .and_then(|from| std::os::unix::fs::symlink(from, to))
+        .map_err(Error::io("link", to));
     #[cfg(not(unix))]
     Err(Error::invalid("pictures can be linked on Unix only; copy them with imagefolder"))
 }

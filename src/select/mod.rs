@@ -15,8 +15,10 @@ use serde::Serialize;
 use crate::error::Result;
 
 pub use ranking::Ranking;
-pub use ratings::{ColumnNames, RatingRow, RatingsHeader, RatingsReader, RatingsTable, RatingsWriter};
-pub use strategy::{Keep, Strategy};
+pub use ratings::{
+    ColumnNames, RatingRow, RatingsHeader, RatingsOptions, RatingsReader, RatingsTable, RatingsWriter,
+};
+pub use strategy::{Keep, Parameter, Strategy};
 pub use subset::{SubsetJob, SubsetReport, write_subset};
 
 /// Chooses from `ratings` (higher is better).

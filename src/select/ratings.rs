@@ -2,25 +2,41 @@
 //!
 //! A table has a column of ids, a column of ratings and any number of carried columns (text), and keeps the order of
 //! the corpus. In Parquet, ids and carried columns are UTF8, ratings are DOUBLE, compressed with snappy. Parquet
-//! files of other programs are read too: numbers become text, missing carried values become empty text.
+//! files of other programs are read too, and folders of them as one table: numbers and times become text, missing carried values
+//! become empty text, lists, structs and bytes are left out.
 
 mod comma_separated;
+mod left_out;
 mod numbers;
 mod parquet_file;
+mod parquet_read;
+mod parquet_source;
+mod parquet_text;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
-pub use comma_separated::CsvTable;
 pub(crate) use comma_separated::write_error;
+pub use left_out::{LeftOut, RatingsOptions};
 pub use numbers::{NumberColumn, NumberHeader, NumberWriter};
 
 use super::ids::{IdIndex, Ids};
-use crate::error::{Error, Result};
+use crate::{
+    data::{
+        columns::{IMAGE_NAMES, absent, find_id},
+        file_kind::{foreign, is_parquet},
+    },
+    error::{Error, Result},
+    jobs::marker::expect_settled,
+};
 
 /// The names of the two columns that every ratings table has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnNames {
-    /// The column of ids.
+    /// The column of ids. While it is `id` and there is none, one is found as in a corpus (see [`crate::data::columns`]).
     pub id: String,
     /// The column of ratings.
     pub rating: String,
@@ -46,7 +62,7 @@ impl RatingsHeader {
     /// # Errors
     /// If the id or the rating is not among them, or two columns have one name.
     pub fn new(columns: Vec<String>, names: &ColumnNames) -> Result<Self> {
-        Self::locate(columns, names).map_err(Error::Invalid)
+        Self::locate(columns, names, None).map_err(Error::Invalid)
     }
 
     /// The table for a corpus with these columns: the rating stands right after the id, so that the corpus' own
@@ -57,43 +73,40 @@ impl RatingsHeader {
     pub fn for_corpus(columns: &[String], names: &ColumnNames) -> Result<Self> {
         if columns.contains(&names.rating) {
             return Err(Error::invalid(format!(
-                "the corpus already has a column `{}`; rename it or choose another name for the ratings.",
+                "the corpus already has a column `{}`; choose another name for the ratings with --rating-column NAME.",
                 names.rating
             )));
         }
-        let mut all = Vec::with_capacity(columns.len() + 1);
-        for column in columns {
-            all.push(column.clone());
-            if *column == names.id {
-                all.push(names.rating.clone());
-            }
-        }
-        if all.len() == columns.len() {
-            all.push(names.rating.clone());
-        }
+        let id = find_id(None, columns, [&names.id, IMAGE_NAMES[0]]);
+        let mut all = columns.to_vec();
+        all.insert(id.map_or(all.len(), |id| id + 1), names.rating.clone());
         Self::new(all, names)
     }
 
-    fn locate(columns: Vec<String>, names: &ColumnNames) -> Result<Self, String> {
+    fn locate(columns: Vec<String>, names: &ColumnNames, path: Option<&Path>) -> Result<Self, String> {
         for (index, column) in columns.iter().enumerate() {
             if columns[..index].contains(column) {
                 return Err(format!("two columns are called `{column}`; rename one."));
             }
         }
-        let find = |name: &str| {
-            columns.iter().position(|column| column == name).ok_or_else(|| {
-                format!("there is no column `{name}`; the columns are {}.", list_columns(&columns))
-            })
-        };
-        let (id, rating) = (find(&names.id)?, find(&names.rating)?);
+        let id = find_id(path, &columns, [&names.id, IMAGE_NAMES[0]])?;
+        let rating = columns.iter().position(|column| *column == names.rating);
+        let rating = rating.ok_or_else(|| {
+            let absent = absent(&columns, &names.rating);
+            if path.is_some() {
+                format!("{absent} --rating-column names the one of the ratings.")
+            } else {
+                absent
+            }
+        })?;
         if id == rating {
-            return Err(format!("one column, `{}`, cannot be both the id and the rating.", names.id));
+            return Err(format!("one column, `{}`, cannot be both the id and the rating.", columns[id]));
         }
         Ok(Self { columns, id, rating })
     }
 
     fn located(path: &Path, columns: Vec<String>, names: &ColumnNames) -> Result<Self> {
-        Self::locate(columns, names).map_err(|message| table_error(path, None, message))
+        Self::locate(columns, names, Some(path)).map_err(|message| table_error(path, None, message))
     }
 
     /// All columns, in order.
@@ -137,11 +150,6 @@ pub struct RatingRow {
     pub carried: Vec<String>,
 }
 
-/// Columns as a message lists them: `a`, `b`, `c`.
-pub(crate) fn list_columns(columns: &[String]) -> String {
-    columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ")
-}
-
 pub(crate) fn table_error(path: &Path, line: Option<u64>, message: impl Into<String>) -> Error {
     Error::Table { path: path.to_path_buf(), line, message: message.into() }
 }
@@ -172,6 +180,44 @@ impl TableKind {
             )),
         }
     }
+}
+
+/// How a ratings table is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    Text,
+    Parquet,
+}
+
+impl Input {
+    /// How `path` is read: a folder as Parquet, a file by its ending, if what it holds is not plainly something else.
+    fn of(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Parquet);
+        }
+        let start = beginning(path).unwrap_or_default();
+        let refuse = |message: String| Err(table_error(path, None, message));
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_ascii_lowercase();
+        match (ending.as_str(), is_parquet(&start), foreign(&start)) {
+            ("parquet", true, _) | ("parquet", false, None) => Ok(Self::Parquet),
+            (_, true, _) => {
+                refuse("the file is a Parquet file; rename it so that it ends in .parquet".to_owned())
+            }
+            (_, false, Some(message)) => refuse(message),
+            ("tsv" | "tab", ..) => Ok(Self::Text),
+            _ => TableKind::of(path).map(|_| Self::Text),
+        }
+    }
+}
+
+/// Bytes by which a file is told.
+const BEGINNING: u64 = 1 << 16;
+
+/// The first bytes of a file.
+fn beginning(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(BEGINNING).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 enum WriterKind {
@@ -256,7 +302,7 @@ impl RatingsWriter {
 
 enum ReaderKind {
     Csv(Box<comma_separated::CsvRatings>),
-    Parquet(Box<parquet_file::ParquetRatings>),
+    Parquet(Box<parquet_read::ParquetRatings>),
 }
 
 /// Reads a ratings table row by row in constant memory.
@@ -268,16 +314,24 @@ pub struct RatingsReader {
 }
 
 impl RatingsReader {
-    /// Opens a table; its ending says whether it is CSV or Parquet.
+    /// Opens a table: delimited text or Parquet by its ending, or a folder of Parquet files.
     ///
     /// # Errors
     /// If the ending is unknown, the file cannot be read, or a column is missing (the message lists those there are).
     pub fn open(path: &Path, names: &ColumnNames) -> Result<Self> {
-        let kind = match TableKind::of(path)? {
-            TableKind::Csv => ReaderKind::Csv(Box::new(comma_separated::CsvRatings::open(path, names)?)),
-            TableKind::Parquet => {
-                ReaderKind::Parquet(Box::new(parquet_file::ParquetRatings::open(path, names)?))
-            }
+        Self::open_with(path, names, RatingsOptions::default())
+    }
+
+    /// As [`open`](Self::open), leaving rows out.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_with(path: &Path, names: &ColumnNames, options: RatingsOptions) -> Result<Self> {
+        use {comma_separated::CsvRatings, parquet_read::ParquetRatings};
+        expect_settled(path)?;
+        let kind = match Input::of(path)? {
+            Input::Text => ReaderKind::Csv(Box::new(CsvRatings::open(path, names, options)?)),
+            Input::Parquet => ReaderKind::Parquet(Box::new(ParquetRatings::open(path, names, options)?)),
         };
         Ok(Self { kind, done: false })
     }
@@ -354,36 +408,45 @@ impl RatingsTable {
     /// As for [`RatingsReader::read`], and if the table has no row, an id occurs twice, or there are more than
     /// 4,294,967,294 rows.
     pub fn read(path: &Path, names: &ColumnNames) -> Result<Self> {
-        Ok(Self::read_indexed(path, names)?.0)
+        Ok(Self::read_indexed(path, names, RatingsOptions::default())?.0)
     }
 
-    /// As [`read`](Self::read), and gives the index of ids that the check for duplicates built anyway.
+    /// As [`read`](Self::read), leaving rows out, and gives the index of ids that the check for duplicates built anyway, and how many
+    /// rows were left out.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
-    pub fn read_indexed(path: &Path, names: &ColumnNames) -> Result<(Self, IdIndex)> {
-        let kind = TableKind::of(path)?;
-        let table = match kind {
-            TableKind::Csv => comma_separated::read_ids_and_ratings(path, names)?,
-            TableKind::Parquet => parquet_file::read_ids_and_ratings(path, names)?,
+    pub fn read_indexed(
+        path: &Path,
+        names: &ColumnNames,
+        options: RatingsOptions,
+    ) -> Result<(Self, IdIndex, LeftOut)> {
+        let input = Input::of(path)?;
+        let (table, left_out) = match input {
+            Input::Text => comma_separated::read_ids_and_ratings(path, names, options)?,
+            Input::Parquet => parquet_read::read_ids_and_ratings(path, names, options)?,
         };
         if table.ratings.is_empty() {
-            return Err(table_error(path, None, "the table has no row below its header."));
+            let message = match left_out.total() {
+                0 => "the table has no row below its header.".to_owned(),
+                count => format!("no row is left: all {count} are malformed or have no rating."),
+            };
+            return Err(table_error(path, None, message));
         }
         if table.ratings.len() >= u32::MAX as usize {
             return Err(table_error(path, None, "the table has more than 4,294,967,294 rows; split it."));
         }
         let index = IdIndex::build(&table.ids).map_err(|(first, second)| {
             let id = table.ids.get(first as usize);
-            let (place, line) = match kind {
-                TableKind::Csv => {
-                    let line = |row| comma_separated::line_of_row(path, row);
+            let (place, line) = match input {
+                Input::Text => {
+                    let line = |row| comma_separated::line_of_row(path, names, options, row);
                     (format!("in line {} and here", line(first).unwrap_or(0)), line(second))
                 }
-                TableKind::Parquet => (format!("in rows {} and {}", first + 1, second + 1), None),
+                Input::Parquet => (format!("in rows {} and {}", first + 1, second + 1), None),
             };
             table_error(path, line, format!("the id `{id}` occurs twice, {place}; ids must be unique."))
         })?;
-        Ok((table, index))
+        Ok((table, index, left_out))
     }
 }

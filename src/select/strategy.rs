@@ -94,6 +94,64 @@ fn rounded(share: f64, rows: usize) -> usize {
     (share * rows as f64).round() as usize
 }
 
+/// A parameter of a strategy: a share or a percentile, written `30%` or `0.3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// Mean of the Gaussian, between 0 and 1.
+    Mean,
+    /// Standard deviation of the Gaussian, above 0 and at most 1.
+    Sigma,
+    /// Share dropped from the top, at least 0 and below 1.
+    DropTop,
+    /// Percentile where the window begins, at least 0 and below 1.
+    Offset,
+}
+
+impl Parameter {
+    /// The name in a configuration or a summary.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Sigma => "sigma",
+            Self::DropTop => "drop_top",
+            Self::Offset => "offset",
+        }
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is no number or not in the parameter's range.
+    pub fn parse(self, text: &str) -> Result<f64> {
+        let text = text.trim();
+        let number = match text.strip_suffix('%').map(str::trim_end) {
+            // The decimal point two places on, so that 33.3% is 0.333 to the last digit.
+            Some(percent) if !percent.contains(['e', 'E']) => format!("{percent}e-2").parse::<f64>(),
+            Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
+            None => text.parse::<f64>(),
+        };
+        let Ok(number) = number else {
+            return Err(Error::invalid(format!(
+                "`{text}` is neither a percentage such as 30% nor a share such as 0.3"
+            )));
+        };
+        let (fits, range) = match self {
+            Self::Mean => ((0.0..=1.0).contains(&number), "between 0 and 1 (100%)"),
+            Self::Sigma => (number > 0.0 && number <= 1.0, "above 0 and at most 1 (100%)"),
+            Self::DropTop | Self::Offset => ((0.0..1.0).contains(&number), "at least 0 and below 1 (100%)"),
+        };
+        if fits {
+            return Ok(number);
+        }
+        let hint = if number > 1.0 && number <= 100.0 && !text.ends_with('%') {
+            format!("; for {text} percent write {text}%")
+        } else {
+            String::new()
+        };
+        Err(Error::invalid(format!("{} is {text}, but it must be {range}{hint}", self.name())))
+    }
+}
+
 /// A way to choose. Percentiles count from the best rated: 0 is the highest rating, just under 1 the lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "strategy", rename_all = "kebab-case")]

@@ -11,24 +11,31 @@ use serde::Serialize;
 use super::{
     ColumnNames, Keep, RatingRow, RatingsReader, RatingsTable, Selection, SelectionSummary, Strategy,
     ids::IdIndex,
-    ratings::{CsvTable, list_columns, table_error, write_error},
+    ratings::{LeftOut, RatingsOptions, table_error, write_error},
     select,
 };
 use crate::{
-    data::MovedPaths,
+    data::{
+        MovedPaths,
+        columns::{find_id, find_image},
+        delimited::{DelimitedTable, Read as RowRead, Skipped},
+    },
     error::{Error, Result},
-    files::{WholeFile, finish_together},
+    files::WholeFile,
     interrupt::Interrupt,
+    jobs::{Claim, output::Output},
 };
 
 /// What to choose, from where, and where to write it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SubsetJob {
-    /// The ratings, CSV or Parquet.
+    /// The ratings: delimited text, Parquet, or a folder of Parquet files.
     pub ratings: PathBuf,
+    /// Which of its rows are left out; malformed rows of the corpus are, too.
+    pub options: RatingsOptions,
     /// The columns of ids and ratings in it; the corpus names its ids alike.
     pub names: ColumnNames,
-    /// The column of pictures' paths, if there is one.
+    /// The column of pictures' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::columns`]).
     pub image_column: String,
     /// The way to choose.
     pub strategy: Strategy,
@@ -49,6 +56,8 @@ pub struct SubsetJob {
 pub struct SubsetReport {
     /// The selection.
     pub selection: Selection,
+    /// The rows of the ratings table that were left out.
+    pub left_out: LeftOut,
     /// The subset's CSV.
     pub subset: PathBuf,
     /// The ids kept, one a line, sorted byte by byte.
@@ -68,8 +77,17 @@ struct SummaryFile<'a> {
     keep: String,
     ratings_file: &'a Path,
     data_file: Option<&'a Path>,
+    #[serde(skip_serializing_if = "is_zero")]
+    malformed_rows: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    rows_without_rating: u64,
     #[serde(flatten)]
     summary: &'a SelectionSummary,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Chooses a subset and writes `<out>`, `<out stem>.ids.txt` and `<out stem>.summary.json`: all of them or none.
@@ -86,10 +104,24 @@ struct SummaryFile<'a> {
 pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetReport> {
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
-    let (table, index) = RatingsTable::read_indexed(&job.ratings, &job.names)?;
+    let inputs: Vec<PathBuf> = std::iter::once(&job.ratings).chain(&job.data).cloned().collect();
+    let claim = Claim { command: "select", inputs: &inputs, overwrite: job.overwrite };
+    let output = Output::anew(&claim, &job.out, &[IDS, SUMMARY])?;
+    let (selection, left_out) = output.write(|output| write_staged(job, output, interrupt))?;
+    Ok(SubsetReport { selection, left_out, subset, ids, summary })
+}
+
+/// Writes all files of a subset beside their names.
+fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Result<(Selection, LeftOut)> {
+    let [subset, ids, summary] = [output.staged(), output.companion(IDS), output.companion(SUMMARY)];
+    let (table, index, left_out) = interrupt.while_reading(NOTHING_WRITTEN, || {
+        RatingsTable::read_indexed(&job.ratings, &job.names, job.options)
+    })?;
+    left_out.warn(&job.ratings);
     let index = job.data.as_ref().map(|_| index);
     interrupt.check(NOTHING_WRITTEN)?;
-    let selection = select(&table.ratings, &job.strategy, job.keep, job.seed)?;
+    let selection = interrupt
+        .while_reading(NOTHING_WRITTEN, || select(&table.ratings, &job.strategy, job.keep, job.seed))?;
 
     let mut ids_file = WholeFile::create(&ids)?;
     for row in table.ids.sorted(&selection.kept) {
@@ -114,6 +146,8 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
         keep: job.keep.to_string(),
         ratings_file: &job.ratings,
         data_file: job.data.as_deref(),
+        malformed_rows: left_out.malformed,
+        rows_without_rating: left_out.without_rating,
         summary: &selection.summary,
     };
     serde_json::to_writer_pretty(&mut summary_file, &contents)
@@ -129,11 +163,18 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
         _ => write_table_rows(job, &selection.kept, subset_file, interrupt)?,
     };
     interrupt.check(NOTHING_WRITTEN)?;
-    finish_together(vec![ids_file, summary_file, subset_file])?;
-    Ok(SubsetReport { selection, subset, ids, summary })
+    for file in [ids_file, summary_file, subset_file] {
+        file.finish()?;
+    }
+    Ok((selection, left_out))
 }
 
-/// The three outputs; refuses those that exist or are inputs.
+/// Ending of the list of ids.
+const IDS: &str = ".ids.txt";
+/// Ending of the summary.
+const SUMMARY: &str = ".summary.json";
+
+/// The names of the three outputs.
 fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
     let ending = job.out.extension().and_then(|ending| ending.to_str()).unwrap_or("");
     let stem = job.out.file_stem().filter(|_| ending.eq_ignore_ascii_case("csv"));
@@ -148,29 +189,7 @@ fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
         name.push(ending);
         job.out.with_file_name(name)
     };
-    let outputs = [job.out.clone(), beside(".ids.txt"), beside(".summary.json")];
-    let same_file = |left: &Path, right: &Path| match (left.canonicalize(), right.canonicalize()) {
-        (Ok(left), Ok(right)) => left == right,
-        _ => left == right,
-    };
-    for output in &outputs {
-        let inputs = std::iter::once(&job.ratings).chain(&job.data);
-        for input in inputs {
-            if same_file(output, input) {
-                return Err(Error::invalid(format!(
-                    "{} is an input and would be overwritten; choose another --out.",
-                    output.display()
-                )));
-            }
-        }
-        if !job.overwrite && output.exists() {
-            return Err(Error::invalid(format!(
-                "{} exists already; choose another --out or give --overwrite.",
-                output.display()
-            )));
-        }
-    }
-    Ok(outputs)
+    Ok([job.out.clone(), beside(IDS), beside(SUMMARY)])
 }
 
 /// Streams the ratings table and writes the kept rows without their rating.
@@ -180,7 +199,7 @@ fn write_table_rows(
     file: WholeFile,
     interrupt: &Interrupt,
 ) -> Result<WholeFile> {
-    let mut reader = RatingsReader::open(&job.ratings, &job.names)?;
+    let mut reader = RatingsReader::open_with(&job.ratings, &job.names, job.options)?;
     let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(file);
     let header = reader.header().clone();
     let columns = header.columns().iter().enumerate().filter(|(index, _)| *index != header.rating_index());
@@ -188,7 +207,10 @@ fn write_table_rows(
     writer.write_record(columns.map(|(_, column)| column)).map_err(failed)?;
     // The id stands among the carried fields where it stood among the columns without the rating.
     let id_place = header.id_index() - usize::from(header.rating_index() < header.id_index());
-    let image = header.carried().position(|column| column == job.image_column);
+    let image = find_image(header.columns(), &job.image_column).filter(|&at| at != header.rating_index());
+    // Where the paths are the ids, they stand in the column of the ids.
+    let paths_are_ids = image == Some(header.id_index());
+    let image = image.and_then(|at| header.carried().position(|column| *column == header.columns()[at]));
     let paths = MovedPaths::between(&job.ratings, &job.out)?;
     let mut row = RatingRow::default();
     let mut next = 0;
@@ -207,6 +229,9 @@ fn write_table_rows(
             && paths.changes(&row.carried[image])
         {
             row.carried[image] = paths.moved(&row.carried[image])?.into_owned();
+        }
+        if paths_are_ids && paths.changes(&row.id) {
+            row.id = paths.moved(&row.id)?.into_owned();
         }
         let (before, after) = row.carried.split_at(id_place);
         let fields = before.iter().chain(std::iter::once(&row.id)).chain(after);
@@ -229,13 +254,13 @@ fn copy_corpus_rows(
     mut file: WholeFile,
     interrupt: &Interrupt,
 ) -> Result<WholeFile> {
-    let mut corpus = CsvTable::open(data)?;
-    let Some(id_column) = corpus.columns().iter().position(|column| *column == job.names.id) else {
-        let columns = list_columns(corpus.columns());
-        let message = format!("there is no column `{}`; the columns are {columns}.", job.names.id);
-        return Err(table_error(data, Some(1), message));
-    };
-    let image = corpus.columns().iter().position(|column| *column == job.image_column);
+    let mut corpus = DelimitedTable::open(data)?;
+    if corpus.header().is_empty() {
+        return Err(corpus.refuse("the file is empty; its first line must name the columns."));
+    }
+    let id_column = find_id(Some(data), corpus.header(), [&job.names.id, &job.image_column])
+        .map_err(|message| corpus.refuse_header(message))?;
+    let image = find_image(corpus.header(), &job.image_column);
     let paths = MovedPaths::between(data, &job.out)?;
     let mut astray = 0_u64;
     let mut wanted = vec![false; table.ratings.len()];
@@ -243,25 +268,33 @@ fn copy_corpus_rows(
     let mut copied: Vec<u32> = Vec::with_capacity(kept.len());
 
     let mut copier = Copier::open(data)?;
-    let header_end = corpus.header_end();
-    let header = copier.take(0..header_end)?;
-    // The reader leaves the second half of a two-byte line break to the next record.
+    let header = copier.take(corpus.header_bytes())?;
     let line_break: &[u8] =
         if header.ends_with(b"\r") || header.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
     let mut write_line = |line: &[u8]| {
         file.write_all(line).and_then(|()| file.write_all(line_break)).map_err(Error::io("write", &job.out))
     };
     write_line(without_line_breaks(header))?;
-    while corpus.read()? {
+    let mut skipped = Skipped::default();
+    loop {
         interrupt.check(NOTHING_WRITTEN)?;
-        let id = corpus.record().get(id_column).unwrap_or("");
+        match corpus.read()? {
+            RowRead::End => break,
+            RowRead::Malformed(row) if job.options.skip_bad_rows => {
+                skipped.add(row);
+                continue;
+            }
+            RowRead::Malformed(row) => return Err(corpus.refuse_row(row)),
+            RowRead::Row => {}
+        }
+        let id = corpus.field(id_column);
         let Some(row) = index.find(&table.ids, id).filter(|&row| wanted[row as usize]) else { continue };
         copied.push(row);
-        let path = image.and_then(|image| corpus.record().get(image)).unwrap_or("");
-        astray += u64::from(paths.changes(path));
-        let bytes = copier.take(corpus.byte_range())?;
+        astray += u64::from(image.is_some_and(|image| paths.changes(corpus.field(image))));
+        let bytes = copier.take(corpus.row_bytes())?;
         write_line(without_line_breaks(bytes))?;
     }
+    skipped.warn(data);
     copied.sort_unstable();
     if copied != kept {
         return Err(mismatch(job, data, table, kept, &copied));

@@ -1,4 +1,5 @@
-//! Checkpoints: a folder a step, `checkpoints/step-00001200/`, that appears whole or not at all.
+//! Checkpoints: a folder a step, `checkpoints/step-00001200/`, that appears whole or not at all; `interrupted-00001234/` where a
+//! run was stopped, until it goes on.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -6,7 +7,7 @@
 //! | `optimizer.safetensors` | AdamW's moments: `proxy/first/<name>`, `proxy/second/<name>`, and the other networks' |
 //! | `reference.safetensors` | the weights of the reference proxy, for rules that have one, after the warm-up |
 //! | `samples.safetensors` | what the run knows of each training sample |
-//! | `state.json` | counters, fingerprints, and the SHA-256 of the other files |
+//! | `state.json` | counters, fingerprints, the SHA-256 of the other files, of the run's `metrics.jsonl` so far and its recordings, and at the end its own |
 
 pub(crate) mod folder;
 
@@ -17,8 +18,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::folder::{damaged, list};
-use super::{loss_scale::LossScale, optimizer::AdamW};
+use self::folder::{Occasion, damaged};
+use super::{loss_scale::LossScale, optimizer::AdamW, run_directory::RunFiles};
 use crate::{
     engine::{Parameters, Tensor},
     error::Result,
@@ -107,10 +108,15 @@ impl Checkpoint {
     /// # Errors
     /// If writing fails; checkpoints that were there stay as they are.
     pub fn save(&self, checkpoints: &Path, keep: Option<usize>) -> Result<PathBuf> {
+        self.save_on(checkpoints, Occasion { keep, ..Occasion::default() })
+    }
+
+    /// The same for any occasion.
+    pub(crate) fn save_on(&self, checkpoints: &Path, occasion: Occasion<'_>) -> Result<PathBuf> {
         let tensors = [&self.proxy, &self.rater, &self.optimizer, &self.samples];
         let reference = self.reference.as_ref().map(|reference| (REFERENCE, reference));
         let files = FILES.into_iter().zip(tensors).chain(reference);
-        folder::write(checkpoints, self.state.step, keep, files, &self.state)
+        folder::write(checkpoints, self.state.step, occasion, files, &self.state)
     }
 
     /// Reads a checkpoint's folder.
@@ -143,7 +149,7 @@ impl Checkpoint {
         Ok((opened.tensors(FILES[1])?, opened.state))
     }
 
-    /// The newest checkpoint among `checkpoints`, if there is one. Nothing is changed there: a run that is still being
+    /// The newest checkpoint among `checkpoints`, if there is one, be it that of an interrupt. Nothing is changed there: a run that is still being
     /// trained can be scored.
     ///
     /// # Errors
@@ -152,7 +158,15 @@ impl Checkpoint {
         if !checkpoints.exists() {
             return Ok(None);
         }
-        Ok(list(checkpoints)?.pop().map(|(_, folder)| folder))
+        folder::newest(checkpoints)
+    }
+
+    /// What a checkpoint says of the run's other files.
+    ///
+    /// # Errors
+    /// If it is damaged, or of an older version, which said nothing.
+    pub(crate) fn run_files(folder: &Path) -> Result<RunFiles> {
+        open_rating(folder)?.run_files().cloned()
     }
 }
 

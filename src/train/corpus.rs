@@ -1,6 +1,12 @@
 //! A corpus as the networks see it: every record's codes and caption, each picture decoded and tokenised once.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::Path,
+    sync::Arc,
+};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -8,7 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::{Config, ImageTokenizerKind, TextEncoderKind},
-    data::{ColumnNames, Corpus, Loader, Preprocess, RELEASED_EMPTY_CAPTION, Record},
+    data::{
+        ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, load_picture,
+    },
     encode::{
         ImageTokenizer, TextEncoder, TextStates,
         hashed::HashedWords,
@@ -18,7 +26,7 @@ use crate::{
         vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random, Tensor},
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     files::{hexadecimal, write_csv},
     interrupt::Interrupt,
     train::{
@@ -52,6 +60,7 @@ pub fn preprocess(config: &Config, side: usize) -> Preprocess {
     preprocess.apply_orientation = !config.compat.ignore_exif;
     preprocess.clip_grey16 = config.compat.clip_grey16;
     preprocess.max_pixels = config.data.max_pixels;
+    preprocess.truncated = config.data.truncated_images;
     preprocess
 }
 
@@ -69,7 +78,7 @@ pub fn columns(config: &Config) -> ColumnNames {
 /// # Errors
 /// If the table cannot be used.
 pub fn open(config: &Config, path: &Path) -> Result<Corpus> {
-    let corpus = Corpus::open(path, &columns(config))?;
+    let corpus = Corpus::open(path, &columns(config))?.skipping_malformed(config.data.skip_bad_rows);
     Ok(if config.compat.empty_caption_text {
         corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
     } else {
@@ -80,25 +89,34 @@ pub fn open(config: &Config, path: &Path) -> Result<Corpus> {
 /// Says how far a long job is; called from the thread that does it.
 pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
 
-/// Fits the configured image tokenizer to a seeded sample of the records, or loads the one that is named. The decoded
-/// pictures are given back, so that none is decoded twice.
+/// Fits the configured image tokenizer to a seeded sample of the records of `table`, or loads the one that is named. The
+/// decoded pictures are given back, so that none is decoded twice.
+///
+/// An image that is not there or cannot be decoded is no part of the fit, and given back as such: it is left out and counted
+/// wherever the corpus is read. A file that the system fails to read ends the fit, as the same command would give another
+/// tokenizer when it can be read again.
 ///
 /// # Errors
-/// If no picture can be used, the sizes do not fit, or the run is interrupted.
+/// If no picture can be used (which `failed_out` then lists, if it is given), a file cannot be read, the sizes do not fit, or the
+/// run is interrupted.
 pub fn image_tokenizer(
     config: &Config,
-    records: &[Record],
+    (table, records): (&Path, &[Record]),
+    failed_out: Option<&Path>,
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     if let Some(path) = &config.image_tokenizer.path {
-        let tokenizer = match config.image_tokenizer.kind {
-            ImageTokenizerKind::Pca => crate::encode::load_image_tokenizer(path)?,
-            ImageTokenizerKind::VqVae => Box::new(VqVae::open(VqVaeSettings {
-                path: path.clone(),
-                patch_nums: config.networks.patch_nums.clone(),
-            })?),
+        let open = || -> Result<Box<dyn ImageTokenizer>> {
+            match config.image_tokenizer.kind {
+                ImageTokenizerKind::Pca => crate::encode::load_image_tokenizer(path),
+                ImageTokenizerKind::VqVae => Ok(Box::new(VqVae::open(VqVaeSettings {
+                    path: path.clone(),
+                    patch_nums: config.networks.patch_nums.clone(),
+                })?)),
+            }
         };
+        let tokenizer = interrupt.while_reading(NO_STEP, open)?;
         return Ok((tokenizer, None, FitPictures::default()));
     }
     let settings = PcaSettings {
@@ -113,22 +131,85 @@ pub fn image_tokenizer(
     Random::new(config.seed, Purpose::Fit, 0).shuffle(&mut places);
     places.truncate(config.image_tokenizer.fit_images);
     places.sort_unstable();
+    places.retain(|&place| records[place].malformed.is_none());
     let total = places.len() as u64;
     let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
-    let loader = Loader::new(requests, preprocess(config, settings.side), config.data.workers, AHEAD)?;
+    let preprocess = preprocess(config, settings.side);
+    let loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
     let mut pictures = HashMap::new();
+    let mut failed = Vec::new();
     for (done, (place, picture)) in loader.enumerate() {
         interrupted(interrupt)?;
         progress("decoding for the tokenizer", done as u64 + 1, total);
-        if let Ok(picture) = picture {
-            pictures.insert(place, picture);
+        let picture = match picture {
+            Err(_) => look_again(&records[place].image, &preprocess)?,
+            found => found,
+        };
+        if let Err(error) = &picture {
+            let Record { id, line, .. } = &records[place];
+            failed.push(FailedRecord { id: id.clone(), line: *line, reason: error.to_string() });
         }
+        pictures.insert(place, picture);
     }
-    let mut order: Vec<usize> = pictures.keys().copied().collect();
-    order.sort_unstable();
-    let (tokenizer, report) =
-        PcaTokenizer::fit(settings, order.iter().map(|place| pictures[place].to_tensor()))?;
+    let mut used: Vec<(usize, &PictureBytes)> =
+        pictures.iter().filter_map(|(place, picture)| Some((*place, picture.as_ref().ok()?))).collect();
+    used.sort_unstable_by_key(|(place, _)| *place);
+    if used.is_empty() {
+        return Err(none_usable(table, &failed, failed_out)?);
+    }
+    if used.len() < pictures.len() {
+        tracing::warn!(
+            "{} of {total} images that the tokenizer is fitted to cannot be used and are left out",
+            pictures.len() - used.len()
+        );
+    }
+    let (tokenizer, report) = interrupt.while_reading(NO_STEP, || {
+        PcaTokenizer::fit(settings, used.iter().map(|(_, picture)| picture.to_tensor()))
+    })?;
     Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
+}
+
+/// An image that could not be read, once more: what was wrong for a moment is not to change the tokenizer.
+///
+/// # Errors
+/// If the file is there and the system fails to read it, which is no property of the image.
+fn look_again(path: &Path, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
+    let found = load_picture(path, preprocess);
+    if found.is_err()
+        && let Err(error) = read_through(path)
+    {
+        return Err(Error::Image {
+            path: path.to_path_buf(),
+            message: format!(
+                "cannot be read ({error}), and the image tokenizer would be another one without it; mend that, or remove the row \
+                 from the table"
+            ),
+        });
+    }
+    Ok(found)
+}
+
+/// Reads a file to its end. That there is none, or something else than a file, is no failure.
+fn read_through(path: &Path) -> io::Result<()> {
+    let of_the_name = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            ErrorKind::NotFound
+                | ErrorKind::NotADirectory
+                | ErrorKind::IsADirectory
+                | ErrorKind::InvalidInput
+                | ErrorKind::InvalidFilename
+        )
+    };
+    let read = || match fs::metadata(path)?.is_file() {
+        true => io::copy(&mut File::open(path)?, &mut io::sink()).map(|_| ()),
+        // A named pipe is not opened, as that would wait for a writer.
+        false => Ok(()),
+    };
+    match read() {
+        Err(error) if !of_the_name(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The configured text encoder, fresh or loaded.
@@ -185,12 +266,16 @@ pub fn saved_text_encoder(config: &Config, folder: &Path) -> Result<Box<dyn Text
 pub(crate) fn cached_text_encoder(
     config: &Config,
     folder: &Path,
+    later: &Path,
     cache: Option<&Arc<TokenCache>>,
 ) -> Result<Box<dyn TextEncoder>> {
     let Some(cache) = cache else { return saved_text_encoder(config, folder) };
     cache.expect_text(&read_description(&folder.join(TEXT_ENCODER))?.fingerprint)?;
-    let (config, folder) = (config.clone(), folder.to_path_buf());
-    CachedText::wrap(cache, move || saved_text_encoder(&config, &folder))
+    let (config, places) = (config.clone(), [folder.to_path_buf(), later.to_path_buf()]);
+    CachedText::wrap(cache, move || {
+        let there = places.iter().find(|place| place.join(TEXT_ENCODER).exists());
+        saved_text_encoder(&config, there.unwrap_or(&places[0]))
+    })
 }
 
 /// Writes a table of records that were left out.
@@ -202,8 +287,26 @@ pub(crate) fn write_failed<'a>(path: &Path, failed: impl Iterator<Item = &'a Fai
     write_csv(path, &["id", "line", "reason"], failed.map(row))
 }
 
+/// Why a job ends that can use no row of `table`: the reasons with their counts. `failed_out`, if it is given, lists every row.
+///
+/// # Errors
+/// If the list cannot be written.
+pub(crate) fn none_usable(table: &Path, failed: &[FailedRecord], failed_out: Option<&Path>) -> Result<Error> {
+    if let Some(path) = failed_out {
+        write_failed(path, failed.iter())?;
+    }
+    let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
+    Ok(reasons.none_usable(table, failed_out))
+}
+
+/// What an interrupted run says before its first step.
+pub(crate) const NO_STEP: &str = "no step had been done yet, so there was nothing to save";
+
+/// What it says before it has continued.
+pub(crate) const AS_IT_WAS: &str = "the run is as it was; give the same command again";
+
 fn interrupted(interrupt: &Interrupt) -> Result<()> {
-    interrupt.check("no step had been done yet, so there was nothing to save")
+    interrupt.check(NO_STEP)
 }
 
 /// Usable records with their codes.
@@ -217,6 +320,8 @@ pub struct EncodedCorpus {
     pub failed: Vec<FailedRecord>,
     codes: Vec<u16>,
     tokens: usize,
+    /// For each record of the table, the beginning of a SHA-256 over id, caption and codes; 0 for one that could not be used.
+    pub(crate) rows: Vec<u64>,
 }
 
 impl EncodedCorpus {
@@ -256,8 +361,17 @@ impl EncodedCorpus {
             }
             tracing::info!("{} of {total} pictures' tokens are in {folder}", origins.cached);
         }
-        let mut corpus = Self { ids: Vec::new(), captions: Vec::new(), failed: Vec::new(), codes, tokens };
+        let mut corpus = Self {
+            ids: Vec::new(),
+            captions: Vec::new(),
+            failed: Vec::new(),
+            codes,
+            tokens,
+            rows: Vec::with_capacity(records.len()),
+        };
         for (record, reason) in records.drain(..).zip(reasons) {
+            let codes = corpus.codes_of(corpus.ids.len());
+            corpus.rows.push(reason.as_ref().map_or_else(|| row_digest(&record, codes), |_| 0));
             match reason {
                 None => {
                     corpus.ids.push(record.id);
@@ -303,11 +417,12 @@ impl EncodedCorpus {
             failed,
             codes: places.iter().flat_map(|&place| self.codes_of(place)).copied().collect(),
             tokens: self.tokens,
+            rows: Vec::new(),
         }
     }
 
     fn codes_of(&self, place: usize) -> &[u16] {
-        &self.codes[place * self.tokens..(place + 1) * self.tokens]
+        self.codes.get(place * self.tokens..(place + 1) * self.tokens).unwrap_or_default()
     }
 
     /// SHA-256 over ids, captions and codes in order.
@@ -346,6 +461,18 @@ impl EncodedCorpus {
             .collect();
         batch(Tensor::new(&[places.len(), self.tokens], codes)?, &captions, tokenizer, text)
     }
+}
+
+/// What a record is known by; never 0.
+fn row_digest(record: &Record, codes: &[u16]) -> u64 {
+    let mut hash = Sha256::new();
+    let (id, caption) = (&record.id, &record.caption);
+    hash.update(format!("{}:{id}{}:{caption}", id.len(), caption.len()));
+    for code in codes {
+        hash.update(code.to_le_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
 }
 
 /// Codes `[B, L]` and captions as one batch, the networks' input not yet made.

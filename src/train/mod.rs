@@ -6,6 +6,8 @@ pub mod cache;
 pub mod checkpoint;
 pub mod corpus;
 pub mod fit;
+pub(crate) mod identity;
+pub(crate) mod inputs;
 pub mod loss_scale;
 pub mod optimizer;
 pub(crate) mod order;

@@ -12,7 +12,9 @@ use crate::{
     interrupt::Interrupt,
     train::{
         cache::TokenCache,
-        corpus::{self, EncodedCorpus, Progress},
+        checkpoint::Checkpoint,
+        corpus::{self, EncodedCorpus, NO_STEP, Progress},
+        inputs::Inputs,
         run_directory::RunDirectory,
         tokenise::{FitPictures, Tokenise},
         trained::on,
@@ -84,25 +86,36 @@ pub(crate) fn prepare(
     interrupt: &Interrupt,
     observer: &mut dyn Preparing,
 ) -> Result<Prepared> {
-    let records = portion(config, corpus::open(config, config.data.train_csv()?)?.read_all()?);
+    let table = config.data.train_csv()?;
+    let read = |table: &Path| interrupt.while_reading(NO_STEP, || corpus::open(config, table)?.read_all());
+    let records = portion(config, read(table)?);
     let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
     let progress: &mut Progress<'_> = &mut progress;
-    let cache = TokenCache::configured(config)?;
+    let cache = interrupt.while_reading(NO_STEP, || TokenCache::configured(config))?;
     let cache = cache.as_ref();
     let (tokenizer, fit, mut pictures) =
-        saved_or_fitted(config, directory, cache, &records, interrupt, progress)?;
+        saved_or_fitted(config, directory, cache, (table, &records), interrupt, progress)?;
     if let Some(cache) = cache {
         cache.expect(config, tokenizer.as_ref())?;
     }
-    let (tokenizer, text) = on(device, tokenizer, text_encoder(config, directory, cache)?)?;
+    let text = text_encoder(config, directory, cache, interrupt)?;
+    let (tokenizer, text) = on(device, tokenizer, text)?;
     let tokenise = Tokenise { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
     let mut train = EncodedCorpus::encode(tokenise, records, &mut pictures, interrupt, progress)?;
-    let (validation, note) = match &config.data.validation {
+    expect_usable(table, &train, directory)?;
+    let named = match &config.data.validation {
+        None => None,
         Some(path) => {
-            let records = corpus::open(config, path)?.read_all()?;
+            let records = read(path)?;
             let none = &mut FitPictures::default();
-            (EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?, None)
+            let validation = EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?;
+            expect_usable(path, &validation, directory)?;
+            Some((path.as_path(), validation))
         }
+    };
+    expect_inputs(config, directory, &train, named.as_ref())?;
+    let (validation, note) = match named {
+        Some((_, validation)) => (validation, None),
         None => {
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
@@ -128,6 +141,34 @@ pub(crate) fn prepare(
     Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
 }
 
+/// Refuses a table of which nothing can be used, and lists why in the run.
+fn expect_usable(table: &Path, encoded: &EncodedCorpus, directory: &RunDirectory) -> Result<()> {
+    if encoded.is_empty() {
+        return Err(corpus::none_usable(table, &encoded.failed, Some(&directory.failed()))?);
+    }
+    Ok(())
+}
+
+/// Refuses other records than those that the run was begun with, or writes down what they are.
+fn expect_inputs(
+    config: &Config,
+    directory: &RunDirectory,
+    train: &EncodedCorpus,
+    validation: Option<&(&Path, EncodedCorpus)>,
+) -> Result<()> {
+    let training = config.data.train_csv()?;
+    let mut tables = vec![(training, train)];
+    tables.extend(validation.map(|(path, validation)| (*path, validation)));
+    let inputs = Inputs::of(&tables)?;
+    if Checkpoint::newest(&directory.checkpoints())?.is_none() {
+        return inputs.write(&directory.inputs());
+    }
+    inputs.expect_those_of(&directory.inputs(), |table| {
+        let records = corpus::open(config, table)?.read_all()?;
+        Ok(if table == training { portion(config, records) } else { records })
+    })
+}
+
 /// Share of the training set held out where the configuration says nothing of validation.
 const DEFAULT_VALIDATION_PORTION: f64 = 0.05;
 
@@ -136,20 +177,25 @@ fn saved_or_fitted(
     config: &Config,
     directory: &RunDirectory,
     cache: Option<&Arc<TokenCache>>,
-    records: &[Record],
+    records: (&Path, &[Record]),
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     let folder = directory.image_tokenizer();
-    if folder.join(READY).exists() {
-        return Ok((corpus::saved_image_tokenizer(config, &folder)?, None, FitPictures::default()));
+    // Before the first checkpoint nothing says that the images are still those it was fitted to; it is fitted anew.
+    if folder.join(READY).exists() && Checkpoint::newest(&directory.checkpoints())?.is_some() {
+        let saved = interrupt.while_reading(NO_STEP, || corpus::saved_image_tokenizer(config, &folder))?;
+        return Ok((saved, None, FitPictures::default()));
     }
     let (tokenizer, report, pictures) = match cache {
         // Where none is named, that which made the cache is meant, and nothing is fitted.
         Some(cache) if config.image_tokenizer.path.is_none() => {
             (crate::encode::load_image_tokenizer(&cache.image_tokenizer())?, None, FitPictures::default())
         }
-        _ => corpus::image_tokenizer(config, records, interrupt, progress)?,
+        _ => {
+            let failed_out = directory.failed();
+            corpus::image_tokenizer(config, records, Some(&failed_out), interrupt, progress)?
+        }
     };
     expect_pyramid(config, tokenizer.as_ref())?;
     make_folder(&folder)?;
@@ -187,10 +233,14 @@ fn text_encoder(
     config: &Config,
     directory: &RunDirectory,
     cache: Option<&Arc<TokenCache>>,
+    interrupt: &Interrupt,
 ) -> Result<Box<dyn TextEncoder>> {
     let folder = directory.text_encoder();
+    let later = directory.path().join("text_encoder");
+    let saved =
+        || interrupt.while_reading(NO_STEP, || corpus::cached_text_encoder(config, &folder, &later, cache));
     if folder.join(READY).exists() {
-        return corpus::cached_text_encoder(config, &folder, cache);
+        return saved();
     }
     // As for pictures: where no encoder's folder is named, the released one that made the cache is meant.
     let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
@@ -206,7 +256,7 @@ fn text_encoder(
             None
         }
         None => {
-            let text = corpus::text_encoder(config)?;
+            let text = interrupt.while_reading(NO_STEP, || corpus::text_encoder(config))?;
             text.save(&folder)?;
             Some(text)
         }
@@ -215,6 +265,6 @@ fn text_encoder(
     match (text, cache) {
         (Some(text), None) => Ok(text),
         // An encoder that is large goes again; it comes back if a caption is not in the cache.
-        (_, cache) => corpus::cached_text_encoder(config, &folder, cache),
+        _ => saved(),
     }
 }

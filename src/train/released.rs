@@ -23,15 +23,18 @@ pub fn is_unused(name: &str) -> bool {
     name == "class_emb.weight" || name.ends_with(".zero_k_bias")
 }
 
-/// The tensors of a network in a file: below `prefix` where the file is a released checkpoint, else all of them; without
-/// `module.` before every name.
+/// Tensors that every network of this kind has, by which it is found in a file.
+const MARKS: [&str; 2] = ["pos_start", "word_embed.weight"];
+
+/// The tensors of a network in a file: below `prefix` where the file is a released checkpoint, else wherever
+/// [`Weights::network`] finds them; without what wrappers add to their names.
 ///
 /// # Errors
 /// If the file cannot be read, or is a checkpoint that lacks this network.
 pub fn open(path: &Path, prefix: &str) -> Result<Weights> {
     let file = Weights::open(path)?;
     if !file.names().any(|name| name.starts_with("trainer.")) {
-        return Ok(file.without_module());
+        return Ok(file.network(&MARKS));
     }
     let below = file.within(prefix);
     if below.names().next().is_none() {
@@ -40,7 +43,7 @@ pub fn open(path: &Path, prefix: &str) -> Result<Weights> {
             message: format!("is a checkpoint of the released code without {prefix}"),
         });
     }
-    Ok(below.without_module())
+    Ok(below.network(&MARKS))
 }
 
 /// Reads all weights of a network.

@@ -3,26 +3,37 @@
 //! | entry | holds |
 //! | --- | --- |
 //! | `config.json` | the effective configuration; the folder is a run because this and `checkpoints` are in it |
-//! | `provenance.json` | version, commit, seed and command line of every start; without it the run was refused before its first step |
+//! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of all up to it; without it the run was refused before its first step |
 //! | `metrics.jsonl` | one line a logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
+//! | `inputs.json` | what the tables and the records were, to name what was changed since |
 //! | `dynamics/` | what was measured of each training sample, an epoch a file |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
-//! | `lock` | held while a process writes here |
+//!
+//! Its lock and its marker are described in [`jobs`](crate::jobs).
 
 use std::{
-    fs::{self, DirEntry, File, OpenOptions, TryLockError},
-    io::{BufRead, BufReader, Seek, SeekFrom, Write},
+    collections::BTreeMap,
+    fs::{self, DirEntry, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{LEFTOVER, remove_leftovers, sha256, sync_folder, write_whole},
+    files::{LEFTOVER, hexadecimal, remove_leftovers, sealed::Written, sha256, sha256_of_file, write_whole},
+    jobs::{
+        Claim,
+        folder::{Layout, OutputFolder, Present},
+        marker::{MARKER, NEW},
+    },
 };
 
 /// The file that makes a folder a run.
@@ -32,10 +43,12 @@ const PROVENANCE: &str = "provenance.json";
 /// What was measured.
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
+const DYNAMICS: &str = "dynamics";
+/// What the tables and records were.
+const INPUTS: &str = "inputs.json";
 const IMAGE_TOKENIZER: &str = "image_tokenizer";
 const TEXT_ENCODER: &str = "text_encoder";
 const FAILED: &str = "failed.csv";
-const LOCK: &str = "lock";
 
 /// What to do when the folder already holds a run that has taken a step; one that was refused before it is begun anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,50 +59,141 @@ pub enum Existing {
     Overwrite,
 }
 
+/// How markers and messages name the commands that write runs.
+const WRITER: &str = "train/fit";
+
+/// What a run's folder holds; see [`Layout`].
+pub(crate) const LAYOUT: Layout = &[
+    CONFIG,
+    PROVENANCE,
+    METRICS,
+    FAILED,
+    INPUTS,
+    "dynamics/*",
+    "image_tokenizer/*",
+    "text_encoder/*",
+    "checkpoints/*/*",
+    "events.out.tfevents.*",
+];
+/// The files of a run beside its checkpoints, as they were when one was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFiles {
+    /// `metrics.jsonl` up to then.
+    metrics: Written,
+    /// The recordings in `dynamics/`, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    dynamics: BTreeMap<String, Written>,
+}
+
+impl RunFiles {
+    /// Refuses a run whose `metrics.jsonl` is damaged. One that is not there is for the caller.
+    ///
+    /// # Errors
+    /// If so.
+    pub(crate) fn expect_metrics(&self, run: &Path) -> Result<()> {
+        let path = run.join(METRICS);
+        if !path.exists() {
+            return Ok(());
+        }
+        let read = || beginning(&mut File::open(&path)?, self.metrics.bytes);
+        let (bytes, hash) = read().map_err(Error::io("read", &path))?;
+        let same = bytes == 0 || digest(&hash) == self.metrics.sha256;
+        if bytes == self.metrics.bytes && same { Ok(()) } else { Err(damaged(&path)) }
+    }
+
+    /// Refuses a run of which a recording is damaged or missing.
+    ///
+    /// # Errors
+    /// If so.
+    pub(crate) fn expect_recordings(&self, run: &Path) -> Result<()> {
+        let folder = run.join(DYNAMICS);
+        for (name, written) in &self.dynamics {
+            let path = folder.join(name);
+            if !written.is_whole(&path) {
+                return Err(damaged(&path));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many of the first bytes of a file there are, and a hash over them.
+fn beginning(file: &mut File, bytes: u64) -> io::Result<(u64, Sha256)> {
+    let (mut hash, mut read, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);
+    let mut file = file.take(bytes);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((read, hash)),
+            count => hash.update(&buffer[..count]),
+        }
+        read = bytes - file.limit();
+    }
+}
+
+fn digest(hash: &Sha256) -> String {
+    hexadecimal(&hash.clone().finalize())
+}
+
+/// What is said of a file that is not what it was when the checkpoint was written.
+fn damaged(path: &Path) -> Error {
+    let what = if path.exists() { "is damaged or was changed" } else { "is missing" };
+    Error::Checkpoint {
+        path: path.to_path_buf(),
+        message: format!(
+            "{what}: it is not what the newest checkpoint says that it was; put it back as it was, remove that checkpoint to go on \
+             from an older one, or start a new run with another --out"
+        ),
+    }
+}
+
 /// A run directory, locked against other processes while it is held.
+///
+/// A run that takes the place of another is written beside it until its first step, when everything that could refuse it has been
+/// checked; the former one is kept, hidden, until the new one is complete.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    _lock: File,
+    folder: OutputFolder,
+    /// Whether it is still written beside.
+    pending: AtomicBool,
 }
 
 impl RunDirectory {
     /// Makes the directory of a new run and writes its configuration.
     ///
     /// # Errors
-    /// If it holds something already (unless that is a run and is to be overwritten), another process uses it, or it
-    /// cannot be written.
+    /// If it holds something already (unless that is a run as it was written and is to be overwritten), holds an input, another process
+    /// uses it, or it cannot be written.
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
+        let inputs = config.inputs();
+        let overwrite = existing == Existing::Overwrite;
+        let folder =
+            OutputFolder::claim(&Claim { command: WRITER, inputs: &inputs, overwrite }, path, LAYOUT)?;
+        let present = folder.present()?;
         let entries: Vec<_> = fs::read_dir(path).into_iter().flatten().flatten().collect();
-        let occupied = entries.iter().any(|entry| !may_be_in_an_empty_folder(entry));
-        let is_run = Self::is_run(path);
-        let unbegun = is_run && entries.iter().all(may_be_in_a_refused_run);
-        if occupied && existing == Existing::Refuse && !unbegun {
-            let what = if is_run { "already holds a run" } else { "is not empty" };
-            let cure = if is_run {
-                "--resume to continue it, --overwrite to discard it, or another --out"
-            } else {
-                "another --out"
-            };
-            return Err(Error::invalid(format!("{} {what}; give {cure}", path.display())));
+        let unbegun = present == Present::Unfinished && entries.iter().all(may_be_in_a_refused_run);
+        if present != Present::Nothing {
+            if !unbegun && !overwrite {
+                return Err(Error::invalid(format!(
+                    "{} already holds a run; give --resume to continue it, --overwrite to discard it, or another --out",
+                    path.display()
+                )));
+            }
+            folder.expect_own()?;
         }
-        if occupied && !is_run {
-            let message = format!(
-                "{} is not empty and holds no run, so it is not overwritten; give another --out",
-                path.display()
-            );
-            return Err(Error::invalid(message));
+        let pending = present != Present::Nothing && !unbegun;
+        if pending {
+            folder.begin_beside(false)?;
+        } else {
+            folder.begin_in_place()?;
+            folder.clear_in_place()?;
         }
-        fs::create_dir_all(path).map_err(Error::io("create", path))?;
-        let run = Self { path: path.to_path_buf(), _lock: lock(path)? };
-        if occupied {
-            run.clear()?;
-        }
-        remove_leftovers(path)?;
+        let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(pending) };
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
         // Until it is there, the folder counts as empty.
-        write_json(&path.join(CONFIG), &config.to_json())?;
+        write_json(&run.here().join(CONFIG), &config.to_json())?;
         Ok(run)
     }
 
@@ -98,16 +202,33 @@ impl RunDirectory {
     /// # Errors
     /// If there is no run, another process uses it, or its configuration cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
+        expect_configuration(path)?;
         let config = Self::config_of(path)?;
-        let run = Self { path: path.to_path_buf(), _lock: lock(path)? };
+        let folder =
+            OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
+        let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(false) };
         remove_leftovers(path)?;
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
-        remove_leftovers(&checkpoints)?;
-        if run.dynamics().exists() {
-            remove_leftovers(&run.dynamics())?;
+        for folder in [checkpoints, run.dynamics(), run.image_tokenizer(), run.text_encoder()] {
+            if folder.exists() {
+                remove_leftovers(&folder)?;
+            }
         }
         Ok((run, config))
+    }
+
+    /// Where the run's files are now.
+    fn here(&self) -> PathBuf {
+        if self.pending.load(Ordering::Relaxed) { self.folder.staging() } else { self.path.clone() }
+    }
+
+    /// Says that the run has ended: every file of it is listed in its marker, and the run whose place it took goes.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the marker not written.
+    pub fn complete(&self) -> Result<()> {
+        self.folder.complete()
     }
 
     /// Whether a folder holds a run. A `config.json` alone, which many programs write, does not make it one.
@@ -130,34 +251,39 @@ impl RunDirectory {
         Config::load(path.join(CONFIG), &[])
     }
 
-    /// The folder.
+    /// The folder, in which the run is from its first step on.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join(CHECKPOINTS)
+        self.here().join(CHECKPOINTS)
     }
 
     /// The folder of the image tokenizer.
     pub fn image_tokenizer(&self) -> PathBuf {
-        self.path.join(IMAGE_TOKENIZER)
+        self.here().join(IMAGE_TOKENIZER)
     }
 
     /// The folder of the text encoder.
     pub fn text_encoder(&self) -> PathBuf {
-        self.path.join(TEXT_ENCODER)
+        self.here().join(TEXT_ENCODER)
     }
 
     /// The folder of what was measured of each sample, an epoch a file.
     pub fn dynamics(&self) -> PathBuf {
-        self.path.join("dynamics")
+        self.here().join(DYNAMICS)
+    }
+
+    /// What the tables and records were when the run was begun.
+    pub(super) fn inputs(&self) -> PathBuf {
+        self.here().join(INPUTS)
     }
 
     /// The table of records that could not be used.
     pub fn failed(&self) -> PathBuf {
-        self.path.join(FAILED)
+        self.here().join(FAILED)
     }
 
     /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from. The run is
@@ -167,88 +293,105 @@ impl RunDirectory {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn record_start(&self, config: &Config, command_line: &[String], step: u64) -> Result<()> {
-        let path = self.path.join(PROVENANCE);
-        let mut starts = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(Value::Array(starts)) => starts,
-                _ => {
-                    let message =
-                        "is not the list of starts that this program writes; move it away".to_owned();
-                    return Err(Error::Checkpoint { path, message });
-                }
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", &path)(error)),
-        };
-        starts.push(json!({
-            "experiment": config.experiment,
-            "version": env!("CARGO_PKG_VERSION"),
-            "git_hash": env!("ALCHEMIST_GIT_HASH"),
-            "dependencies": sha256(include_bytes!("../../Cargo.lock")),
-            "seed": config.seed,
-            "command_line": command_line,
-            "step": step,
-        }));
-        write_json(&self.path.join(CONFIG), &config.to_json())?;
-        write_json(&path, &Value::Array(starts))
+        let path = self.here().join(PROVENANCE);
+        let mut starts = starts(&path)?;
+        let configuration = json_text(&config.to_json())?;
+        let mut start = Map::new();
+        for (key, value) in [
+            ("experiment", json!(config.experiment)),
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("git_hash", json!(env!("ALCHEMIST_GIT_HASH"))),
+            ("dependencies", json!(sha256(include_bytes!("../../Cargo.lock")))),
+            ("seed", json!(config.seed)),
+            ("command_line", json!(command_line)),
+            ("step", json!(step)),
+            ("config", json!(sha256(&configuration))),
+        ] {
+            start.insert(key.to_owned(), value);
+        }
+        let link = link(starts.last(), &start);
+        start.insert(LINK.to_owned(), json!(link));
+        starts.push(start);
+        // The configuration is known to one of the starts whenever the process is killed.
+        write_whole(&path, &json_text(&json!(starts))?)?;
+        write_whole(&self.here().join(CONFIG), &configuration)?;
+        if self.pending.load(Ordering::Relaxed) {
+            self.folder.show()?;
+            self.pending.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.folder.begin_in_place()
     }
 
-    /// Opens `metrics.jsonl` to go on after update `step`: lines of that update and later ones, and a line that was cut
-    /// short, are removed.
+    /// Refuses a run that goes on from a checkpoint of which a file that is read back is not what it was: that of the starts,
+    /// and what the checkpoint says of the recordings. `metrics.jsonl` is checked when it is [opened](Self::journal), the
+    /// configuration when the run is.
     ///
     /// # Errors
-    /// If the file cannot be read or written.
-    pub fn metrics(&self, step: u64) -> Result<Metrics> {
-        let path = self.path.join(METRICS);
+    /// If so; the file is named.
+    pub(crate) fn expect_whole(&self, kept: &RunFiles) -> Result<()> {
+        let path = self.here().join(PROVENANCE);
+        if starts(&path)?.is_empty() {
+            return Err(damaged(&path));
+        }
+        kept.expect_recordings(&self.here())
+    }
+
+    /// Opens `metrics.jsonl`, to go on after what a checkpoint says of it; what was written later is removed.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or is damaged before that place.
+    pub fn journal(&self, kept: Option<&RunFiles>) -> Result<Journal> {
+        let path = self.here().join(METRICS);
+        let RunFiles { metrics, dynamics } = kept.cloned().unwrap_or_default();
+        if metrics.bytes > 0 && !path.exists() {
+            return Err(damaged(&path));
+        }
         let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open().map_err(Error::io("write", &path))?;
-        let mut kept = 0;
-        let mut reader = BufReader::new(&file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = reader.read_until(b'\n', &mut line).map_err(Error::io("read", &path))?;
-            let whole = line.ends_with(b"\n");
-            let before = serde_json::from_slice::<Value>(&line)
-                .ok()
-                .and_then(|value| value.get("step").and_then(Value::as_u64))
-                .is_some_and(|line_step| line_step < step);
-            if read == 0 || !whole || !before {
-                break;
-            }
-            kept += read as u64;
+        let (read, hash) = beginning(&mut file, metrics.bytes).map_err(Error::io("read", &path))?;
+        if metrics.bytes > 0 && (read, digest(&hash)) != (metrics.bytes, metrics.sha256) {
+            return Err(damaged(&path));
         }
-        file.set_len(kept).map_err(Error::io("write", &path))?;
+        file.set_len(read).map_err(Error::io("write", &path))?;
         file.seek(SeekFrom::End(0)).map_err(Error::io("write", &path))?;
-        Ok(Metrics { file, path })
-    }
-
-    /// Removes everything but the lock. The configuration goes first: what is left of a folder half cleared is no run.
-    fn clear(&self) -> Result<()> {
-        let config = self.path.join(CONFIG);
-        fs::remove_file(&config).map_err(Error::io("remove", &config))?;
-        sync_folder(&self.path)?;
-        for entry in fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
-            let entry = entry.map_err(Error::io("read", &self.path))?;
-            if entry.file_name() == LOCK {
-                continue;
-            }
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io("remove", &path))?;
-        }
-        Ok(())
+        Ok(Journal { file, path, bytes: read, hash, dynamics })
     }
 }
 
-/// `metrics.jsonl`, being appended to.
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        if self.pending.load(Ordering::Relaxed) {
+            // The table of failed records is what an error refers to.
+            if !self.failed().exists() {
+                self.folder.discard();
+            }
+        } else if self.folder.keeps_former() {
+            // Nothing is lost with a run that has no checkpoint yet.
+            let begun = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
+            if !begun && self.folder.restore().is_ok() {
+                return;
+            }
+            tracing::warn!(
+                "{} is not complete; the run whose place it takes is kept as {} until it is",
+                self.path.display(),
+                self.folder.replaced().display()
+            );
+        }
+    }
+}
+
+/// `metrics.jsonl`, being appended to, and what is to be said of the run's files in the next checkpoint.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct Journal {
     file: File,
     path: PathBuf,
+    bytes: u64,
+    hash: Sha256,
+    dynamics: BTreeMap<String, Written>,
 }
 
-impl Metrics {
+impl Journal {
     /// Appends an object as one line. It should hold a `step`, and no time of day.
     ///
     /// # Errors
@@ -256,55 +399,101 @@ impl Metrics {
     pub fn append(&mut self, record: &Value) -> Result<()> {
         let mut line = record.to_string();
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))?;
+        self.hash.update(&line);
+        self.bytes += line.len() as u64;
+        Ok(())
     }
 
-    /// Makes what was appended last; to be called before a checkpoint is written.
+    /// Remembers a recording that was written into `dynamics/`.
+    pub(crate) fn note_recording(&mut self, name: String, written: Written) {
+        self.dynamics.insert(name, written);
+    }
+
+    /// Makes what was appended last, and gives what a checkpoint that is written now has to say.
     ///
     /// # Errors
     /// If the disk is full.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("write", &self.path))
+    pub fn sync(&self) -> Result<RunFiles> {
+        self.file.sync_all().map_err(Error::io("write", &self.path))?;
+        let metrics = Written { bytes: self.bytes, sha256: digest(&self.hash) };
+        Ok(RunFiles { metrics, dynamics: self.dynamics.clone() })
     }
 }
 
-/// Whether an entry of a folder may be there although the folder is empty: a process was here and came to nothing.
-fn may_be_in_an_empty_folder(entry: &DirEntry) -> bool {
-    let name = entry.file_name();
-    let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
-    name == LOCK || name.to_string_lossy().starts_with(LEFTOVER) || name == CHECKPOINTS && is_empty_folder()
+/// The member of a start that holds the SHA-256 over the one of the start before and all other members.
+const LINK: &str = "sha256";
+
+fn link(before: Option<&Map<String, Value>>, start: &Map<String, Value>) -> String {
+    let before = before.and_then(|before| before.get(LINK)).cloned().unwrap_or_default();
+    sha256(json!([before, start]).to_string().as_bytes())
+}
+
+/// Refuses a configuration that none of a run's starts has written. Before the first of them, and in runs of older versions,
+/// nobody says what it was.
+fn expect_configuration(run: &Path) -> Result<()> {
+    let path = run.join(CONFIG);
+    let starts = match path.exists() {
+        true => starts(&run.join(PROVENANCE)),
+        false => return Ok(()),
+    };
+    let told: Vec<Value> = match &starts {
+        Ok(starts) => starts.iter().filter_map(|start| start.get("config").cloned()).collect(),
+        // Whether they are those of an older version shows at the checkpoint.
+        Err(_) => Vec::new(),
+    };
+    if told.is_empty() || told.contains(&json!(sha256_of_file(&path)?)) {
+        return Ok(());
+    }
+    let message = format!(
+        "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; put it back as it was, and give keys that are to \
+         change by --set when you resume"
+    );
+    Err(Error::Checkpoint { path, message })
+}
+
+/// The starts of a run; none if there is no file.
+fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let refuse = |message: &str| Error::Checkpoint { path: path.to_path_buf(), message: message.to_owned() };
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let starts: Vec<Map<String, Value>> = serde_json::from_slice(&bytes)
+        .map_err(|_| refuse("is not the list of starts that this program writes; put it back as it was"))?;
+    let mut before = None;
+    for start in &starts {
+        let mut told = start.clone();
+        let kept = told.shift_remove(LINK);
+        if kept.as_ref().and_then(Value::as_str) != Some(&link(before, &told)) {
+            return Err(refuse(
+                "is damaged or was changed: a start does not have the SHA-256 that stands in it; put it back as it was",
+            ));
+        }
+        before = Some(start);
+    }
+    Ok(starts)
 }
 
 /// Whether an entry of a run's folder may be there although the run was refused before its first step, so that nothing is
 /// lost with it.
 fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
     let name = entry.file_name();
-    may_be_in_an_empty_folder(entry)
-        || [CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
+    let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+    let text = name.to_string_lossy();
+    text.starts_with(LEFTOVER)
+        || text.strip_suffix(NEW) == Some(MARKER)
+        || name == CHECKPOINTS && is_empty_folder()
+        || [MARKER, CONFIG, INPUTS, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::invalid(format!("{} cannot be written as JSON: {error}", path.display())))?;
-    text.push(b'\n');
-    write_whole(path, &text)
+    write_whole(path, &json_text(value)?)
 }
 
-/// Locks the folder for this process; the system lets go of the lock when the process ends, however it does.
-pub(super) fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(LOCK);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(Error::io("write", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
-            "another process is writing to {}; wait for it or give another --out",
-            folder.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
-    }
+fn json_text(value: &Value) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::invalid(error.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
 }

@@ -23,9 +23,22 @@ const WAITING: usize = 4096;
 /// Pictures decoded ahead of their use.
 const AHEAD: usize = 128;
 
-/// Pictures that were decoded already, by the record's place.
+/// Images that were read already, by the record's place; or why they could not be, which is not tried again: an image that the
+/// tokenizer could not be fitted to is left out and counted.
 #[derive(Default)]
-pub struct FitPictures(pub(super) HashMap<usize, PictureBytes>);
+pub struct FitPictures(pub(super) HashMap<usize, Result<PictureBytes>>);
+
+impl FitPictures {
+    /// Those that could not be read, and why.
+    pub(super) fn failed(&self) -> impl Iterator<Item = (usize, String)> {
+        self.0.iter().filter_map(|(place, image)| Some((*place, image.as_ref().err()?.to_string())))
+    }
+
+    /// None but such ones.
+    pub(super) fn of_failed(failed: impl Iterator<Item = (usize, String)>) -> Self {
+        Self(failed.map(|(place, reason)| (place, Err(Error::invalid(reason)))).collect())
+    }
+}
 
 /// How many records' codes came from where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,12 +85,19 @@ impl Tokenise<'_> {
         }
         let known: Vec<Cached> = match self.cache {
             None => vec![Cached::Absent; records.len()],
-            Some(cache) => records.par_iter().map(|record| cache.find(&record.image)).collect(),
+            Some(cache) => records
+                .par_iter()
+                .map(|record| match record.malformed {
+                    None => cache.find(&record.image),
+                    Some(_) => Cached::Absent,
+                })
+                .collect(),
         };
         let requests: Vec<_> = records
             .iter()
             .zip(&known)
             .enumerate()
+            .filter(|(_, (record, _))| record.malformed.is_none())
             .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !pictures.0.contains_key(place))
             .map(|(place, (record, _))| (place, record.image.clone()))
             .collect();
@@ -107,11 +127,13 @@ impl Tokenise<'_> {
                             if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
                         *count += 1;
                         let picture = match pictures.0.remove(&place) {
-                            Some(picture) => Ok(picture),
-                            None => loader.next().map_or_else(
-                                || Err(Error::invalid("a picture was not decoded")),
-                                |(_, picture)| picture,
-                            ),
+                            Some(picture) => picture,
+                            None => records[place].check().and_then(|()| {
+                                loader.next().map_or_else(
+                                    || Err(Error::invalid("a picture was not decoded")),
+                                    |(_, picture)| picture,
+                                )
+                            }),
                         };
                         match picture {
                             Ok(picture) => {

@@ -14,7 +14,7 @@ use crate::{
     interrupt::Interrupt,
     train::{
         cache::{CachedText, TokenCache},
-        checkpoint::{Checkpoint, State, expect_fingerprint},
+        checkpoint::{Checkpoint, State, expect_fingerprint, folder},
         corpus,
         run_directory::RunDirectory,
     },
@@ -30,12 +30,35 @@ pub(crate) struct Named {
 
 impl Named {
     /// A run directory, or one checkpoint in it.
-    pub(crate) fn new(given: &Path) -> Self {
+    ///
+    /// # Errors
+    /// If the path is neither.
+    pub(crate) fn new(given: &Path) -> Result<Self> {
         if RunDirectory::is_run(given) {
-            return Self { run: given.to_path_buf(), checkpoint: None };
+            return Ok(Self { run: given.to_path_buf(), checkpoint: None });
         }
-        let run = given.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-        Self { run: run.to_path_buf(), checkpoint: Some(given.to_path_buf()) }
+        let refuse =
+            |message: &str| Error::Checkpoint { path: given.to_path_buf(), message: message.to_owned() };
+        let about = fs::metadata(given).map_err(Error::io("read", given))?;
+        if !about.is_dir() {
+            return Err(refuse(
+                "is a file; name the folder of a run, or one of the folders in its `checkpoints`",
+            ));
+        }
+        // A path such as `.` has its parents only when it is resolved.
+        let resolved = fs::canonicalize(given).map_err(Error::io("read", given))?;
+        let run = [given, &resolved].into_iter().find_map(|path| {
+            let run = path.parent().and_then(Path::parent)?;
+            // Two folders up from `checkpoint` there is nothing, which is here.
+            let run = if run.as_os_str().is_empty() { Path::new(".") } else { run };
+            RunDirectory::is_run(run).then(|| run.to_path_buf())
+        });
+        match run {
+            Some(run) => Ok(Self { run, checkpoint: Some(given.to_path_buf()) }),
+            None => Err(refuse(
+                "is neither a run of `train` or `fit` nor one of the folders in a run's `checkpoints`",
+            )),
+        }
     }
 
     /// The checkpoint that is named, or the run's newest.
@@ -47,22 +70,17 @@ impl Named {
     }
 }
 
-/// All checkpoints of a run that are kept, oldest first.
+/// All checkpoints of a run that are kept, oldest first. One of an interrupt is only taken where there is no other: a run that was
+/// stopped and went on has the same ones as one that was not.
 pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
     let path = checkpoints(run);
     let mut found = Vec::new();
     if path.exists() {
-        for entry in fs::read_dir(&path).map_err(Error::io("read", &path))? {
-            let entry = entry.map_err(Error::io("read", &path))?;
-            let name = entry.file_name();
-            if let Some(step) =
-                name.to_string_lossy().strip_prefix("step-").and_then(|step| step.parse().ok())
-            {
-                found.push((step, entry.path()));
-            }
+        found = folder::list(&path)?;
+        if found.is_empty() {
+            found = folder::interrupted(&path)?;
         }
     }
-    found.sort_by_key(|&(step, _): &(u64, _)| step);
     if found.is_empty() {
         Err(no_checkpoint(run))
     } else {
@@ -103,7 +121,8 @@ impl Encoders {
         if let Some(cache) = &cache {
             cache.expect(config, tokenizer.as_ref())?;
         }
-        let text = corpus::cached_text_encoder(config, &run.join("text_encoder"), cache.as_ref())?;
+        let folder = run.join("text_encoder");
+        let text = corpus::cached_text_encoder(config, &folder, &folder, cache.as_ref())?;
         Ok(Self { tokenizer, text, cache })
     }
 
@@ -127,7 +146,8 @@ impl Encoders {
                  of their text encoder"
             );
         }
-        let (tokenizer, ..) = corpus::image_tokenizer(config, &[], interrupt, &mut |_, _, _| {})?;
+        let (tokenizer, ..) =
+            corpus::image_tokenizer(config, (Path::new(""), &[]), None, interrupt, &mut |_, _, _| {})?;
         let cache = TokenCache::configured(config)?;
         if let Some(cache) = &cache {
             cache.expect(config, tokenizer.as_ref())?;

@@ -5,6 +5,8 @@ use std::fmt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::stored::Flipped;
+
 /// A kind of number in a weights file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -143,6 +145,40 @@ impl NumberKind {
             _ => {}
         };
         self.floats(bytes, take);
+    }
+
+    /// Turns the signs of little-endian numbers that are flipped: of floats the sign bit, so that NaNs and zeros are those of
+    /// PyTorch; whole numbers wrap round.
+    pub(super) fn flip(self, bytes: &mut [u8], flipped: Flipped) {
+        fn negate<const N: usize>(bytes: &mut [u8], negate: impl Fn([u8; N]) -> [u8; N]) {
+            bytes.as_chunks_mut::<N>().0.iter_mut().for_each(|number| *number = negate(*number));
+        }
+        fn sign<const N: usize>(mut number: [u8; N]) -> [u8; N] {
+            number[N - 1] ^= 0x80;
+            number
+        }
+        if flipped.negated {
+            match self {
+                Self::F32 | Self::Complex64 => negate(bytes, sign::<4>),
+                Self::F64 => negate(bytes, sign::<8>),
+                Self::F16 | Self::Bf16 => negate(bytes, sign::<2>),
+                Self::F8E4M3 | Self::F8E5M2 => negate(bytes, sign::<1>),
+                Self::U8 | Self::I8 => negate(bytes, |[byte]| [byte.wrapping_neg()]),
+                Self::U16 | Self::I16 => {
+                    negate(bytes, |n| u16::from_le_bytes(n).wrapping_neg().to_le_bytes())
+                }
+                Self::U32 | Self::I32 => {
+                    negate(bytes, |n| u32::from_le_bytes(n).wrapping_neg().to_le_bytes())
+                }
+                Self::U64 | Self::I64 => {
+                    negate(bytes, |n| u64::from_le_bytes(n).wrapping_neg().to_le_bytes())
+                }
+                Self::Bool => {}
+            }
+        }
+        if flipped.conjugated && self == Self::Complex64 {
+            negate(bytes, sign::<8>);
+        }
     }
 
     /// Gives each float of little-endian bytes; nothing for kinds that are no float.

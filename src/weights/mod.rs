@@ -2,7 +2,9 @@
 //!
 //! A file is mapped and its table of tensors checked against its length when it is opened; numbers are read when they are
 //! asked for. Nothing in a file is ever executed: a PyTorch checkpoint is a program for Python's `pickle` machine, of which
-//! only the few instructions and names that tensors need are understood, and all others are refused by name.
+//! only the few names that tensors need are understood. Objects of other classes are opaque: [`Value::Object`] says that one
+//! is there, and nothing of it is made. A file that is one such object as a whole, or that names what only harmful pickles
+//! name (`os.system`), is refused.
 //!
 //! ```no_run
 //! # fn main() -> alchemist_engine::Result<()> {
@@ -21,6 +23,7 @@ mod safetensors_file;
 mod stored;
 mod torch;
 mod value;
+mod wrappers;
 mod write;
 
 use std::{
@@ -182,9 +185,14 @@ impl Weights {
     /// All tensors to be written elsewhere, in the file's order.
     ///
     /// # Errors
-    /// As for [`payload`](Self::payload), or if together they are many times the files, as tensors that share their numbers
-    /// can be: written, each has its own.
+    /// As for [`payload`](Self::payload), if a tensor is of a form that is not read, or if together they are many times the
+    /// files, as tensors that share their numbers can be: written, each has its own.
     pub fn payloads(&self) -> Result<Vec<(String, Payload)>> {
+        if let Some((name, class)) =
+            self.values().find_map(|(name, value)| Some((name, unread_within(value)?)))
+        {
+            return Err(unread(self.path(), name, class));
+        }
         let payloads = self.names().map(|name| Ok((name.to_owned(), self.payload(name)?)));
         let payloads = payloads.collect::<Result<Vec<_>>>()?;
         let files: BTreeMap<&Path, usize> =
@@ -216,6 +224,21 @@ impl Weights {
 
     fn stored(&self, name: &str) -> Result<&Stored> {
         let at = self.inner.places.get(name).ok_or_else(|| {
+            // It may be of a form that is not read, or lie in an object that is not.
+            let holds = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let opaque = self.values().filter(|(other, _)| holds(other));
+            for (other, value) in opaque {
+                match value {
+                    Value::Unread(class) => return unread(self.path(), other, class),
+                    Value::Object(class) => {
+                        return damaged(
+                            self.path(),
+                            format!("no tensor is called {name}: {other} is an object of {class}, which is not read"),
+                        );
+                    }
+                    _ => {}
+                }
+            }
             let missing = self.compare([(name.to_owned(), Vec::new())]).missing;
             let nearest = missing.into_iter().find_map(|one| one.nearest);
             let hint = nearest.map_or(String::new(), |nearest| format!("; the nearest name is {nearest}"));
@@ -230,23 +253,13 @@ impl Weights {
         if prefix.is_empty() {
             return self.clone();
         }
-        self.renamed(|name| name.strip_prefix(prefix)?.strip_prefix('.'))
-    }
-
-    /// The same without the leading `module.` that a network wrapped for parallel training gives every name; as it is if
-    /// one lacks it.
-    pub fn without_module(&self) -> Self {
-        const WRAPPER: &str = "module.";
-        if self.is_empty() || !self.names().all(|name| name.starts_with(WRAPPER)) {
-            return self.clone();
-        }
-        self.renamed(|name| name.strip_prefix(WRAPPER))
+        self.renamed(|name| Some(name.strip_prefix(prefix)?.strip_prefix('.')?.to_owned()))
     }
 
     /// What `rename` keeps. It must not make two names one.
-    fn renamed(&self, rename: impl Fn(&str) -> Option<&str>) -> Self {
-        fn keep<T: Clone>(list: &[(String, T)], rename: impl Fn(&str) -> Option<&str>) -> Vec<(String, T)> {
-            let kept = |(name, item): &(String, T)| Some((rename(name)?.to_owned(), item.clone()));
+    fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        fn keep<T: Clone>(list: &[(String, T)], rename: impl Fn(&str) -> Option<String>) -> Vec<(String, T)> {
+            let kept = |(name, item): &(String, T)| Some((rename(name)?, item.clone()));
             list.iter().filter_map(kept).collect()
         }
         let tensors = keep(&self.inner.tensors, &rename);
@@ -267,6 +280,25 @@ impl fmt::Debug for Weights {
         let mut structure = formatter.debug_struct("Weights");
         structure.field("path", &self.path()).field("tensors", &self.len()).finish_non_exhaustive()
     }
+}
+
+/// What makes the first tensor within a value that is of a form which is not read.
+fn unread_within(value: &Value) -> Option<&str> {
+    match value {
+        Value::Unread(class) => Some(class),
+        Value::List(items) | Value::Tuple(items) => items.iter().find_map(unread_within),
+        _ => None,
+    }
+}
+
+/// The refusal of a tensor of a form that is not read.
+fn unread(path: &Path, name: &str, class: &str) -> Error {
+    damaged(
+        path,
+        format!(
+            "tensor {name} is of a form that is not read ({class}); save it in Python as a plain dense tensor"
+        ),
+    )
 }
 
 /// An [`Error::Checkpoint`].

@@ -14,8 +14,9 @@ use crate::{
     files::mistaken::{Mistaken, read_json},
 };
 
-/// The names that Hugging Face's libraries give a folder's weights, in the order they are looked for.
-const NAMES: [&str; 10] = [
+/// The names that Hugging Face's libraries give a folder's weights, in the order they are looked for; then come their
+/// [`variant`]s.
+const NAMES: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
@@ -24,8 +25,6 @@ const NAMES: [&str; 10] = [
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
 ];
 
 /// What an index of shards says.
@@ -43,20 +42,48 @@ pub(super) fn open(path: &Path) -> Result<Found> {
     single(&path)
 }
 
+/// The variant of a file of one of the [`NAMES`], which stands before its last ending: `model.fp16.safetensors`,
+/// `model.safetensors.index.fp16.json`. Shards (`model.fp16-00001-of-00002.safetensors`, or the number behind the name) are
+/// none.
+fn variant(file: &str) -> Option<&str> {
+    let (rest, ending) = file.rsplit_once('.')?;
+    let (name, variant) = rest.rsplit_once('.')?;
+    let is_shard = file.contains("-of-");
+    let known = NAMES.iter().any(|known| known.rsplit_once('.') == Some((name, ending)));
+    (known && !is_shard && !NAMES.contains(&file)).then_some(variant)
+}
+
 /// The file of weights in a folder.
 fn in_folder(folder: &Path) -> Result<PathBuf> {
     if let Some(name) = NAMES.iter().find(|name| folder.join(name).exists()) {
         return Ok(folder.join(name));
     }
-    let mut others = BTreeSet::new();
+    let (mut others, mut variants) = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
+        if path.file_name().and_then(|name| name.to_str()).and_then(variant).is_some() {
+            variants.insert(path.clone());
+        }
         if path
             .extension()
             .is_some_and(|end| ["safetensors", "pth", "pt", "bin"].iter().any(|known| end == *known))
         {
             others.insert(path);
         }
+    }
+    if variants.len() > 1 {
+        let names: Vec<_> =
+            variants.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy())).collect();
+        return Err(damaged(
+            folder,
+            format!(
+                "the folder holds several variants of the weights ({}); name the file itself",
+                names.join(", ")
+            ),
+        ));
+    }
+    if let Some(only) = variants.pop_first() {
+        return Ok(only);
     }
     match (others.len(), others.pop_first()) {
         (1, Some(only)) => Ok(only),

@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use super::{damaged, kind::NumberKind};
 use crate::{
     engine::Tensor,
-    error::{Error, Result},
+    error::{Error, Result, reserved},
 };
 
 /// The bytes given to a reader at a time: a multiple of every kind's width.
@@ -90,6 +90,22 @@ pub(super) struct Stored {
     /// Numbers between neighbours along each dimension, where it is not simply row by row.
     strides: Option<Vec<usize>>,
     big_endian: bool,
+    flipped: Flipped,
+}
+
+/// Which signs are the opposite of those in the file: PyTorch keeps `-x` and `x.conj()` as a view with a note.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flipped {
+    /// Of every number.
+    pub(super) negated: bool,
+    /// Of every imaginary part.
+    pub(super) conjugated: bool,
+}
+
+impl Flipped {
+    fn is_none(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// Where numbers lie in a storage: the first one's index, and strides.
@@ -149,7 +165,22 @@ impl Stored {
             start,
             strides: (!row_by_row).then_some(strides),
             big_endian,
+            flipped: Flipped::default(),
         })
+    }
+
+    /// The same tensor with other signs; says what PyTorch has no such view of.
+    pub(super) fn with_flipped(self, flipped: Flipped) -> Result<Self, String> {
+        let kind = self.entry.kind;
+        if flipped.conjugated && kind != NumberKind::Complex64 {
+            return Err(format!(
+                "it is marked as the conjugate of numbers of the kind {kind}, which have none"
+            ));
+        }
+        if flipped.negated && kind == NumberKind::Bool {
+            return Err("it is marked as the negative of bools, which have none".to_owned());
+        }
+        Ok(Self { flipped, ..self })
     }
 
     pub(super) fn entry(&self) -> &Entry {
@@ -167,7 +198,8 @@ impl Stored {
 
     /// The numbers as little-endian bytes, row by row, some at a time: each piece holds whole numbers.
     pub(super) fn each_chunk(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        if self.strides.is_none() && (!self.big_endian || self.entry.kind.width() == 1) {
+        let as_it_lies = self.strides.is_none() && self.flipped.is_none();
+        if as_it_lies && (!self.big_endian || self.entry.kind.width() == 1) {
             let bytes = &self.file[self.start..self.start + self.entry.bytes()];
             return bytes.chunks(CHUNK_BYTES).try_for_each(take);
         }
@@ -189,6 +221,7 @@ impl Stored {
         if self.big_endian {
             buffer.chunks_mut(self.entry.kind.swapped_width()).for_each(<[u8]>::reverse);
         }
+        self.entry.kind.flip(buffer, self.flipped);
         if !buffer.is_empty() {
             take(buffer)?;
         }
@@ -224,6 +257,7 @@ impl Stored {
     pub(super) fn floats(&self) -> Cow<'_, [f32]> {
         let plain = self.entry.kind == NumberKind::F32
             && self.strides.is_none()
+            && self.flipped.is_none()
             && !self.big_endian
             && cfg!(target_endian = "little");
         if plain
@@ -246,6 +280,8 @@ impl Stored {
         let refuse = |message: String| damaged(self.path(), format!("tensor {name} {message}"));
         let Entry { shape, kind } = &self.entry;
         self.expect_few(name)?;
+        // Asked for before it is used: an allocation that fails later ends the program.
+        drop(reserved::<f32>(self.entry.len(), self.path(), &format!("tensor {name} of {shape:?}"))?);
         match kind {
             NumberKind::F8E4M3 | NumberKind::F8E5M2 | NumberKind::Complex64 => Err(refuse(format!(
                 "is of the kind {kind}, which this program does not compute with; convert it with the program that wrote it"

@@ -26,6 +26,10 @@ pub enum Value {
     Dict(Vec<(String, Value)>),
     /// The same as an `OrderedDict`, which the state of a network is. Only written: read, it is a dict.
     Ordered(Vec<(String, Value)>),
+    /// Something of a Python class that is not read, by the class's name. Only read: it cannot be written.
+    Object(Arc<str>),
+    /// A tensor of a form that is not read (sparse, quantized, of a class of its own), by what makes it. Only read.
+    Unread(Arc<str>),
     /// A tensor. Only written: those that are read are found by name in [`Weights`](super::Weights).
     Tensor(Payload),
 }
@@ -62,6 +66,8 @@ impl fmt::Display for Value {
                 list(formatter, items)?;
                 formatter.write_str(if items.len() == 1 { ",)" } else { ")" })
             }
+            Self::Object(class) => write!(formatter, "<{class}>"),
+            Self::Unread(class) => write!(formatter, "<{class}, a tensor that is not read>"),
             Self::Tensor(payload) => {
                 write!(formatter, "a tensor of {} {:?}", payload.entry().kind, payload.entry().shape)
             }

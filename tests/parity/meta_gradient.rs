@@ -21,7 +21,13 @@ fn pass(
     visitor: &mut dyn alchemist_engine::engine::GradientVisitor,
 ) -> Tensor {
     let codes = &near(&inputs[&format!("{prefix}gt_BL")]);
-    let (x, text) = (&near(&inputs[&format!("{prefix}x_BLCv_wo_first_l")]), text_near(&text(inputs, prefix)));
+    let named = |name: &str| inputs[&format!("{prefix}{name}")].clone();
+    let text = TextStates {
+        states: named("encoder_hidden_states"),
+        mask: named("encoder_attention_mask"),
+        pooled: named("pooled"),
+    };
+    let (x, text) = (&near(&named("x_BLCv_wo_first_l")), text_near(&text));
     let mut tape = Tape::new(parameters).with_samples_apart(true);
     let loss = proxy.loss(&mut tape, x, &text, codes, 0.0, Mode::Evaluate).unwrap().sample_loss;
     let samples = codes.dim(0);
@@ -52,10 +58,13 @@ fn worst_parameter(found: &Tensor, expected: &Tensor, places: &[usize]) -> f64 {
 #[test]
 fn products_and_norms_are_those_of_the_released_model() {
     for fixture in fixtures("meta_gradient") {
-        let (inputs, expected) =
-            (fixture.tensors("inputs.safetensors"), fixture.tensors("expected.safetensors"));
+        let [Some(inputs), Some(expected)] =
+            ["inputs", "expected"].map(|file| tensors(&fixture, &format!("{file}.safetensors")))
+        else {
+            continue;
+        };
         let path = fixture.manifest["weights"].as_str().expect("the manifest names the weights");
-        let weights = read_tensors(&fixture.folder.join(path));
+        let Some(weights) = tensors_at(&fixture, &fixture.folder.join(path)) else { continue };
         let order = fixture.manifest["param_order"].as_array().expect("the parameters have an order");
         let kinds: &[DType] = if device().is_some() { &[DType::F32] } else { &[DType::F64, DType::F32] };
         for &dtype in kinds {
@@ -75,7 +84,13 @@ fn products_and_norms_are_those_of_the_released_model() {
             let places: Vec<usize> =
                 names.iter().map(|name| parameters.id(name).expect("a parameter of the proxy").0).collect();
             assert_eq!(places.len(), parameters.len(), "every parameter is compared");
-            let truth = |key: &str| &expected[&format!("f64.{key}")];
+            let truth = |key: &str| {
+                let key = format!("f64.{key}");
+                if !expected.contains_key(&key) {
+                    lacks(&fixture, &key);
+                }
+                expected.get(&key)
+            };
             let limit = tolerance::PARITY_GHOST;
             // The validation gradient of the model without the mixing of samples, and of the one with it.
             for (first_sample, val) in [(false, "solo_val"), (true, "batch_val")] {
@@ -87,30 +102,29 @@ fn products_and_norms_are_those_of_the_released_model() {
                 let losses = pass(&proxy, &parameters, &inputs, "train.", |_| 1.0, &mut ghost);
                 let found = ghost.finish(&parameters).unwrap();
                 let what = format!("products with {val}, {dtype:?}");
-                let total = relative_error(
-                    &found.product().unwrap().unwrap(),
-                    truth(&format!("ip_total__solo_train__{val}")),
-                );
-                report(&fixture, &what, total, limit);
+                let whole = |what: &str, found: &Tensor, key: &str| {
+                    if let Some(truth) = truth(key) {
+                        report(&fixture, what, relative_error(found, truth), limit);
+                    }
+                };
+                let by_parameter = |what: &str, found: &Tensor, key: &str| {
+                    if let Some(truth) = truth(key) {
+                        let worst = worst_parameter(found, truth, &places);
+                        report(&fixture, &format!("{what}, by parameter"), worst, limit);
+                    }
+                };
+                let product = found.product().unwrap().unwrap();
+                whole(&what, &product, &format!("ip_total__solo_train__{val}"));
                 let key = format!("ip_per_param__solo_train__{val}");
-                let worst = worst_parameter(found.products.as_ref().unwrap(), truth(&key), &places);
-                report(&fixture, &format!("{what}, by parameter"), worst, limit);
+                by_parameter(&what, found.products.as_ref().unwrap(), &key);
                 if first_sample {
                     continue;
                 }
-                let error = relative_error(&losses, truth("loss_solo_train"));
-                report(&fixture, &format!("losses, {dtype:?}"), error, limit);
-                let total = relative_error(
-                    &found.squared_norm().unwrap().unwrap(),
-                    truth("sqnorm_total__solo_train"),
-                );
-                report(&fixture, &format!("squared norms, {dtype:?}"), total, limit);
-                let worst = worst_parameter(
-                    found.squared_norms.as_ref().unwrap(),
-                    truth("sqnorm_per_param__solo_train"),
-                    &places,
-                );
-                report(&fixture, &format!("squared norms, {dtype:?}, by parameter"), worst, limit);
+                whole(&format!("losses, {dtype:?}"), &losses, "loss_solo_train");
+                let what = format!("squared norms, {dtype:?}");
+                let norm = found.squared_norm().unwrap().unwrap();
+                whole(&what, &norm, "sqnorm_total__solo_train");
+                by_parameter(&what, found.squared_norms.as_ref().unwrap(), "sqnorm_per_param__solo_train");
             }
         }
     }

@@ -187,6 +187,13 @@ pub(crate) fn t5_folder(root: &Path, gated: bool) -> Weights {
     });
     fs::write(root.join("config.json"), config.to_string()).unwrap();
     fs::write(root.join("tokenizer.json"), t5_tokenizer_json().to_string()).unwrap();
+    let weights = t5_weights(gated);
+    write_weights(&root.join("model.safetensors"), &weights);
+    weights
+}
+
+pub(crate) fn t5_weights(gated: bool) -> Weights {
+    let c = CHANNELS;
     let mut shapes = vec![
         ("shared.weight".to_owned(), vec![40, c]),
         ("encoder.final_layer_norm.weight".to_owned(), vec![c]),
@@ -205,7 +212,5 @@ pub(crate) fn t5_folder(root: &Path, gated: bool) -> Weights {
         }
         shapes.push((of("1.DenseReluDense.wo"), vec![c, WIDE]));
     }
-    let weights = random(shapes);
-    write_weights(&root.join("model.safetensors"), &weights);
-    weights
+    random(shapes)
 }

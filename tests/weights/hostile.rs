@@ -37,6 +37,7 @@ fn short(text: &str) -> Vec<u8> {
 
 const CODE: &str = "wants to run code";
 
+/// Names that only harmful pickles need are refused wherever they are, called or not.
 #[test]
 fn a_pickle_that_wants_to_run_code_is_refused_by_name() {
     let system = [
@@ -47,27 +48,87 @@ fn a_pickle_that_wants_to_run_code_is_refused_by_name() {
         short("ls"),
         b"\x85R.".to_vec(),
     ];
-    let cases: [(&[u8], &str); 17] = [
+    let nested = dict_of(b"cos\nsystem\nX\x02\0\0\0ls\x85R");
+    let in_an_object = dict_of(b"cargparse\nNamespace\n)\x81}X\x01\0\0\0acsubprocess\nPopen\nsb");
+    let cases: [(&[u8], &str); 21] = [
         (b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.", "os.system"),
         (&system.concat(), "posix.system"),
         (b"\x80\x02c__builtin__\neval\nX\x01\0\0\x001\x85R.", "__builtin__.eval"),
         (b"cbuiltins\nexec\n.", "builtins.exec"),
         (b"ctorch\nload\n.", "torch.load"),
-        (b"ctorch.storage\n_load_from_bytes\n.", "torch.storage._load_from_bytes"),
-        (b"ccollections\nnamedtuple\n.", "collections.namedtuple"),
-        (b"(S'ls'\nios\nsystem\n.", "INST of os.system"),
-        (b"(ccollections\nOrderedDict\no.", "OBJ"),
-        (b"ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
-        (b"\x80\x04ccollections\nOrderedDict\n)}\x92.", "NEWOBJ_EX"),
+        (b"(S'ls'\nios\nsystem\n.", "os.system"),
+        (b"(cos\nsystem\nS'ls'\no.", "os.system"),
+        (b"cos\nsystem\n)\x81.", "os.system"),
+        (b"\x80\x04cos\nsystem\n)}\x92.", "os.system"),
+        (b"csubprocess\nPopen\n.", "subprocess.Popen"),
+        (b"cos.path\nexists\n.", "os.path.exists"),
+        (b"cimportlib\nimport_module\n.", "importlib.import_module"),
+        (&nested, "os.system"),
+        (&in_an_object, "subprocess.Popen"),
         (b"\x80\x02\x82\x01.", "EXT1"),
         (b"\x80\x02\x83\x01\x02.", "EXT2"),
         (b"\x80\x02\x84\x01\x02\x03\x04.", "EXT4"),
         (b"Pstorage\n.", "PERSID"),
         (b"ctorch\nSize\n}b.", "BUILD"),
         (b"K\x01)R.", "a call of something"),
+        (b"K\x01)\x81.", "a call of something"),
     ];
     for (pickle, what) in cases {
         refused(&checkpoint(pickle), &[CODE, what, "is refused"]);
+    }
+}
+
+/// What a name that is not understood would make is an opaque object. Whatever it is, nothing is called: a program that
+/// would leave a file behind leaves none.
+#[test]
+fn objects_are_never_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().join("left");
+    let path = folder.path().join("file.pth");
+    let opens = |value: &[u8]| {
+        let both = [&tensor(b"K\x10", b"K\0", b"K\x04", b"K\x01")[..], b"sX\x01\0\0\0o", value].concat();
+        fs::write(&path, checkpoint(&dict_of(&both))).unwrap();
+        let weights = Weights::open(&path).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["x"]);
+        assert_eq!(weights.read("x").unwrap().as_slice::<f32>().unwrap(), [0.0, 1.0, 2.0, 3.0]);
+        weights.value("o").unwrap().to_string()
+    };
+    let name = left.to_str().unwrap();
+    let text = [&[b'X', name.len() as u8, 0, 0, 0], name.as_bytes()].concat();
+    let touch = |module: &[u8]| [b"c", module, b"\n", &text, b"\x85R"].concat();
+    let cases: [(Vec<u8>, &str); 13] = [
+        (touch(b"pathlib\nPath.touch"), "<pathlib.Path.touch>"),
+        (touch(b"my.module\nrun"), "<my.module.run>"),
+        // By each instruction that makes objects, with state, items and calls of what was made.
+        (b"cmy\nC\n)\x81}X\x01\0\0\0aK\x01sb".to_vec(), "<my.C>"),
+        (b"cmy\nC\n)}\x92".to_vec(), "<my.C>"),
+        (b"(cmy\nC\nK\x01o".to_vec(), "<my.C>"),
+        (b"(K\x01imy\nC\n".to_vec(), "<my.C>"),
+        (b"cmy\nC\n)R)R)R".to_vec(), "<my.C>"),
+        (b"cmy\nC\n)R(K\x01K\x02e".to_vec(), "<my.C>"),
+        (b"cmy\nC\n)R(K\x01K\x02u".to_vec(), "<my.C>"),
+        (b"cmy\nC\n".to_vec(), "<my.C>"),
+        (b"ccollections\nnamedtuple\n".to_vec(), "<collections.namedtuple>"),
+        (b"cmy\x1b[31m\nC\n)R".to_vec(), "<my\u{fffd}[31m.C>"),
+        (b"ccollections\ndeque\n)R(cmy\nC\n)RK\x01e".to_vec(), "[<my.C>, 1]"),
+    ];
+    for (value, is) in cases {
+        assert_eq!(opens(&value), is);
+    }
+    assert!(!left.exists());
+    // A tensor of a form that is not read says so, and only when it is asked for.
+    assert_eq!(
+        opens(b"ctorch._utils\n_rebuild_sparse_tensor\n)R"),
+        "<torch._utils._rebuild_sparse_tensor, a tensor that is not read>"
+    );
+    // A file that is one object as a whole is refused by its name.
+    for pickle in
+        [&b"cmy\nC\n)R."[..], b"cmy\nC\n.", b"cmy\nC\n)\x81}b.", b"ctorch.storage\n_load_from_bytes\n)R."]
+    {
+        refused(
+            &checkpoint(pickle),
+            &["is one object of", "is refused; nothing of it was run", "state_dict()"],
+        );
     }
 }
 
@@ -94,11 +155,37 @@ fn a_list_of_names_is_not_a_way_round() {
     ] {
         refused(&checkpoint(pickle), &[]);
     }
-    refused(
-        &checkpoint(b"ctorch._utils\n_rebuild_sparse_tensor\n."),
-        &["does not know", "_rebuild_sparse_tensor"],
-    );
-    refused(&checkpoint(b"ctorch\nQInt8Storage\n."), &["QInt8Storage"]);
+    // Marks that PyTorch does not know, or that such numbers do not have, could mean other numbers.
+    let marked = |marks: &[u8]| {
+        let plain = tensor(b"K\x10", b"K\0", b"K\x04", b"K\x01");
+        // Before the call's end: `…, hooks, marks)`.
+        let (arguments, end) = plain.split_at(plain.len() - 2);
+        checkpoint(&dict_of(&[arguments, marks, end].concat()))
+    };
+    assert_eq!(error_of(&marked(b"}X\x03\0\0\0neg\x88s")), None);
+    assert_eq!(error_of(&marked(b"}X\x03\0\0\0neg\x89s")), None);
+    assert_eq!(error_of(&marked(b"N")), None);
+    refused(&marked(b"}X\x04\0\0\0conj\x88s"), &["tensor x", "conjugate of numbers of the kind f32"]);
+    refused(&marked(b"}X\x05\0\0\0other\x88s"), &["marks a tensor in a way that is not known", "other"]);
+    refused(&marked(b"}X\x03\0\0\0negK\x01s"), &["not known"]);
+    refused(&marked(b"]"), &[]);
+}
+
+/// Chains of calls of what was called before, and many mentions of one long name, cost no more than their length.
+#[test]
+fn objects_are_bounded() {
+    let chain = [&b"cmy\nC\n"[..], &b")R".repeat(40_000)].concat();
+    let listed = [&b"](cmy\nC\nq\0"[..], &b"h\0)R".repeat(20_000), b"e"].concat();
+    for value in [chain, listed] {
+        let pickle = dict_of(&value);
+        let start = std::time::Instant::now();
+        let _ = error_of(&checkpoint(&pickle));
+        assert!(start.elapsed().as_secs() < 60, "{} bytes took {:?}", pickle.len(), start.elapsed());
+    }
+    let name = "n".repeat(1000);
+    let long =
+        [b"](c", name.as_bytes(), b"\n", name.as_bytes(), b"\nq\0", &b"h\0".repeat(1000), b"e"].concat();
+    assert_eq!(error_of(&checkpoint(&dict_of(&long))), None);
 }
 
 #[test]

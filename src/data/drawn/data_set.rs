@@ -15,6 +15,7 @@ use crate::{
         picture::write_png,
     },
     files::write_csv,
+    interrupt::Interrupt,
 };
 
 /// The largest side of a drawn picture, in pixels.
@@ -61,6 +62,19 @@ struct Row {
 /// # Errors
 /// If a setting is out of range or a file cannot be written.
 pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataSet> {
+    write_data_set_until(folder, settings, &Interrupt::default())
+}
+
+/// The same, unless the user interrupts; the images that are written by then stay.
+///
+/// # Errors
+/// As for [`write_data_set`]; [`Error::Interrupted`] when the user stopped it.
+pub fn write_data_set_until(
+    folder: &Path,
+    settings: &DataSetSettings,
+    interrupt: &Interrupt,
+) -> Result<DataSet> {
+    let check = || interrupt.check("the data set was not complete; give the same command again");
     let DataSetSettings { train, validation, side, shares, seed } = *settings;
     if !(8..=LARGEST_SIDE).contains(&side) {
         return Err(Error::invalid(format!(
@@ -92,6 +106,7 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
     let captions: Vec<String> = (0..train)
         .into_par_iter()
         .map(|record| {
+            check()?;
             let mut scene = draw_scene(seed, record as u64, side);
             if flaws[record] != Flaw::Duplicate {
                 spoil(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
@@ -104,6 +119,7 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
     let rows = (0..train)
         .into_par_iter()
         .map(|id| {
+            check()?;
             let caption = captions[sources[id].unwrap_or(id)].clone();
             let duplicate_of = sources[id].filter(|_| flaws[id] == Flaw::Duplicate);
             if let Some(original) = duplicate_of {
@@ -116,6 +132,7 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
     let validation_rows = (train..train + validation)
         .into_par_iter()
         .map(|id| {
+            check()?;
             let scene = draw_scene(seed, id as u64, side);
             write_png(&folder.join(picture_path("validation", id)), &scene.rgb, side)?;
             Ok(Row { id, caption: scene.caption, flaw: Flaw::Clean, duplicate_of: None })

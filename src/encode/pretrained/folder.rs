@@ -46,7 +46,7 @@ impl Folder {
             Some(tokenizer) => Ok(Self { tokenizer: tokenizer.clone(), model }),
             None => Err(refuse(format!(
                 "holds no tokenizer; copy the tokenizer's files ({}) of the encoder's Hugging Face folder to one of {}",
-                "tokenizer.json, or vocab.json and merges.txt",
+                "tokenizer.json, spiece.model, or vocab.json and merges.txt",
                 places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
             ))),
         }

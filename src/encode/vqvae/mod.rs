@@ -86,8 +86,8 @@ impl VqVae {
     /// If they cannot be read, a tensor is missing or too many or does not fit the others, or the sides do not fit.
     pub fn open(settings: VqVaeSettings) -> Result<Self> {
         let in_folder = settings.path.join(RELEASED_NAME);
-        let weights =
-            Weights::open(if in_folder.is_file() { &in_folder } else { &settings.path })?.without_module();
+        let path = if in_folder.is_file() { &in_folder } else { &settings.path };
+        let weights = Weights::open(path)?.network(&["encoder.conv_in.weight"]);
         let mut reader = Reader::new(&weights, &format!("{KIND}{:?}", settings.patch_nums));
         let encoder = Encoder::read(&mut reader)?;
         let decoder = Decoder::read(&mut reader, encoder.channels())?;

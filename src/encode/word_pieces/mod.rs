@@ -3,21 +3,24 @@
 //! The pieces come from the folder's tokenizer files; every caption gives the same number of ids, the encoder's marks of
 //! beginning and end included: longer captions are cut before the end mark, shorter ones are padded behind it.
 
+mod bounded;
 mod clean;
 mod clip;
 mod entities;
 mod mojibake;
+mod sentencepiece;
 mod special;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 use rayon::prelude::*;
 use tokenizers::{
-    Encoding, PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationDirection,
-    TruncationParams, TruncationStrategy,
+    Encoding, PaddingDirection, PaddingParams, PaddingStrategy, TruncationDirection, TruncationParams,
+    TruncationStrategy,
 };
 
 pub use clean::fix_text;
@@ -27,6 +30,7 @@ use crate::{
     error::{Error, Result},
     files::mistaken::{read_json, refusal},
 };
+use bounded::{Refusal, SavedTokenizer};
 use special::Special;
 
 /// Files that fast tokenizers of every kind are saved in.
@@ -52,8 +56,9 @@ pub struct WordPieces {
 
 #[derive(Clone, Debug)]
 enum Pipeline {
-    /// From `tokenizer.json`; `fix` says whether captions are mended first, as the released code's tokenizer does.
-    Saved { tokenizer: Box<Tokenizer>, fix: bool },
+    /// From `tokenizer.json` or `spiece.model`, the file that is named; `fix` says whether captions are mended first, as the
+    /// released code's tokenizer does.
+    Saved { tokenizer: Box<SavedTokenizer>, fix: bool, file: PathBuf },
     /// From `vocab.json` and `merges.txt`.
     Clip(Box<clip::ClipTokenizer>),
 }
@@ -71,9 +76,9 @@ impl WordPieces {
         let saved = folder.join(TOKENIZER);
         let (pipeline, pad) = if saved.exists() {
             let tokenizer = open(&saved)?;
-            files.push(saved);
+            files.push(saved.clone());
             let pad = padding(&tokenizer, &special, special::CLIP_END, folder)?;
-            (Pipeline::Saved { tokenizer: Box::new(tokenizer), fix: true }, pad)
+            (Pipeline::Saved { tokenizer: Box::new(tokenizer), fix: true, file: saved }, pad)
         } else {
             let (tokenizer, pad, mut read) = clip::open(folder, &special)?;
             files.append(&mut read);
@@ -82,26 +87,30 @@ impl WordPieces {
         Self::of(pipeline, pad, length, files, folder)
     }
 
-    /// T5's pieces, from `tokenizer.json`; `length` is the number of ids a caption.
+    /// T5's pieces: from `tokenizer.json` if the folder has it, otherwise from SentencePiece's `spiece.model`. `length` is the
+    /// number of ids per caption.
     ///
     /// # Errors
-    /// If the folder has no such file, it is damaged, or `length` has no room for the end mark.
+    /// If the folder has neither, a file is damaged, or `length` has no room for the end mark.
     pub fn t5(folder: &Path, length: usize) -> Result<Self> {
         let (special, mut files) = Special::read(folder)?;
-        let saved = folder.join(TOKENIZER);
-        if !saved.exists() {
-            let message = if folder.join("spiece.model").exists() {
-                "holds spiece.model but no tokenizer.json, and SentencePiece files are not read; Python writes one from the \
-                 other: transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            } else {
-                "has no tokenizer.json; copy the one of the encoder's Hugging Face folder here"
-            };
-            return Err(unusable(folder, message));
-        }
-        let tokenizer = open(&saved)?;
-        files.push(saved);
+        let (saved, pieces) = (folder.join(TOKENIZER), folder.join(sentencepiece::SPIECE));
+        let (tokenizer, file) = if saved.exists() {
+            files.push(saved.clone());
+            (open(&saved)?, saved)
+        } else if pieces.exists() {
+            let (tokenizer, mut read) = sentencepiece::open(folder, &special)?;
+            files.append(&mut read);
+            (tokenizer, pieces)
+        } else {
+            return Err(unusable(
+                folder,
+                "has neither tokenizer.json nor spiece.model; copy one of them from the encoder's Hugging Face folder",
+            ));
+        };
         let pad = padding(&tokenizer, &special, "<pad>", folder)?;
-        Self::of(Pipeline::Saved { tokenizer: Box::new(tokenizer), fix: false }, pad, length, files, folder)
+        let pipeline = Pipeline::Saved { tokenizer: Box::new(tokenizer), fix: false, file };
+        Self::of(pipeline, pad, length, files, folder)
     }
 
     fn of(
@@ -172,7 +181,7 @@ impl WordPieces {
     /// Captions to ids.
     ///
     /// # Errors
-    /// If the tokenizer refuses a caption, which a whole one never does.
+    /// If the tokenizer refuses a caption, or makes it many times as long, which a whole one never does.
     pub fn encode(&self, captions: &[&str]) -> Result<TokenIds> {
         let encoded: Vec<Encoding> =
             captions.par_iter().map(|caption| self.pipeline.one(caption)).collect::<Result<_>>()?;
@@ -186,25 +195,33 @@ impl WordPieces {
 
 impl Pipeline {
     fn one(&self, caption: &str) -> Result<Encoding> {
-        let encoded = match self {
-            Self::Saved { tokenizer, fix: true } => tokenizer.encode_fast(fix_text(caption), true),
-            Self::Saved { tokenizer, fix: false } => tokenizer.encode_fast(caption, true),
-            Self::Clip(tokenizer) => tokenizer.encode_fast(caption, true),
+        let refuse =
+            |error| Error::invalid(format!("the tokenizer refuses the caption {caption:?}: {error}"));
+        let (tokenizer, fix, file) = match self {
+            Self::Saved { tokenizer, fix, file } => (tokenizer, *fix, file),
+            Self::Clip(tokenizer) => return tokenizer.encode_fast(caption, true).map_err(refuse),
         };
-        encoded.map_err(|error| {
-            Error::invalid(format!("the tokenizer refuses the caption {caption:?}: {error}"))
-        })
+        let text = if fix { Cow::Owned(fix_text(caption)) } else { Cow::Borrowed(caption) };
+        match bounded::within_room(text.len(), || tokenizer.encode_fast(&*text, true)) {
+            Ok(encoding) => Ok(encoding),
+            Err(Refusal::Library(error)) => Err(refuse(error)),
+            Err(error @ Refusal::TooLong { .. }) => Err(unusable(file, error.to_string())),
+        }
     }
 }
 
-fn open(path: &Path) -> Result<Tokenizer> {
+fn open(path: &Path) -> Result<SavedTokenizer> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    Tokenizer::from_bytes(&bytes)
-        .map_err(|error| unusable(path, refusal("a tokenizer's JSON", &bytes, error)))
+    bounded::read(&bytes).map_err(|error| unusable(path, refusal("a tokenizer's JSON", &bytes, error)))
 }
 
 /// Text and id of the padding: what the folder's settings name, else what the tokenizer itself pads with, else `usual`.
-fn padding(tokenizer: &Tokenizer, special: &Special, usual: &str, folder: &Path) -> Result<(String, u32)> {
+fn padding(
+    tokenizer: &SavedTokenizer,
+    special: &Special,
+    usual: &str,
+    folder: &Path,
+) -> Result<(String, u32)> {
     if let (None, Some(own)) = (&special.pad, tokenizer.get_padding()) {
         return Ok((own.pad_token.clone(), own.pad_id));
     }

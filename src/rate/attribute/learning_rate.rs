@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     config::Config,
     error::{Error, Result},
-    train::schedule::Plan,
+    train::{checkpoint::Checkpoint, schedule::Plan},
 };
 
 /// More lengths of an epoch than this are not tried.
@@ -35,6 +35,12 @@ impl<'a> LearningRates<'a> {
     /// Reads what a run with this configuration has logged.
     pub(super) fn of(run: &Path, config: &'a Config) -> Result<Self> {
         let path = run.join("metrics.jsonl");
+        // A run of an older version does not say what the file was.
+        if let Some(newest) = Checkpoint::newest(&run.join("checkpoints"))?
+            && let Ok(files) = Checkpoint::run_files(&newest)
+        {
+            files.expect_metrics(run)?;
+        }
         let mut logged = Vec::new();
         match File::open(&path) {
             Ok(file) => {

@@ -10,13 +10,14 @@ use crate::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
         ops::meta_gradient::precondition,
     },
-    error::{Error, Result},
+    error::{Error, Reasons, Result},
     interrupt::Interrupt,
     models::{Mode, Proxy},
-    rate::parts::{Outcome, Source},
+    rate::parts::{Outcome, Row, Source},
     train::{
         checkpoint::{Checkpoint, restore_moments, restore_weights},
         corpus::{Progress, batch, in_parallel},
+        identity::Seen,
         optimizer::{AdamW, AdamWSettings, global_norm},
         parameter_groups::decays,
     },
@@ -54,7 +55,7 @@ pub(super) struct ProxyAt<'a> {
 }
 
 impl<'a> ProxyAt<'a> {
-    /// Reads a checkpoint and goes over the validation set.
+    /// Reads a checkpoint and goes over the validation set, whose images are given, too.
     pub(super) fn new(
         setting: &'a Setting<'a>,
         held: &Held,
@@ -62,7 +63,7 @@ impl<'a> ProxyAt<'a> {
         validation_rows: u64,
         interrupt: &Interrupt,
         progress: &mut Progress<'_>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Vec<Seen>)> {
         let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
         let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
         let saved = Checkpoint::load(&held.folder)?;
@@ -98,12 +99,12 @@ impl<'a> ProxyAt<'a> {
             direction: Gradients::new(),
             validation: nothing,
         };
-        found.validate(validation, validation_rows, interrupt, progress)?;
+        let images = found.validate(validation, validation_rows, interrupt, progress)?;
         if let Some(optimizer) = &optimizer {
             found.precondition(optimizer, updates)?;
         }
         found.measure_direction(held)?;
-        Ok(found)
+        Ok((found, images))
     }
 
     /// What the validation set came to.
@@ -118,42 +119,49 @@ impl<'a> ProxyAt<'a> {
         rows: u64,
         interrupt: &Interrupt,
         progress: &mut Progress<'_>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Seen>> {
         let mut sum = Accumulate::default();
         let mut corpus = source.open()?;
+        let (mut images, mut from) = (Vec::new(), None);
         let (mut losses, mut failed, mut samples) = (0.0, 0, 0);
+        let mut reasons = Reasons::default();
         loop {
             progress("validation gradient", samples + failed, rows);
             let saved = "what was attributed before is kept; give the same command again to go on";
             interrupt.check(saved)?;
-            let part = source.part(&mut corpus, &mut |codes, records| {
+            let part = source.part(&mut corpus, from, &mut |codes, records| {
                 let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
                 let losses = self.backward(codes.clone(), &captions, &mut sum)?;
                 Ok(losses.into_iter().map(Outcome::Found).collect())
             })?;
-            for (_, outcome) in part.rows {
+            for Row { image, outcome, .. } in part.rows {
+                images.push(image);
                 match outcome {
                     Outcome::Found(loss) => {
                         losses += loss;
                         samples += 1;
                     }
-                    Outcome::Failed(_) => failed += 1,
+                    Outcome::Failed(reason) => {
+                        failed += 1;
+                        reasons.add(&reason);
+                    }
                 }
             }
-            if part.next.is_none() {
+            from = part.next;
+            if from.is_none() {
                 break;
             }
         }
         progress("validation gradient", samples + failed, rows);
         if samples == 0 {
             return Err(Error::invalid(format!(
-                "{} has no usable record ({failed} of {rows} failed); give another --validation",
+                "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",
                 source.path.display()
             )));
         }
         self.direction = sum.gradients;
         self.validation = Validation { records: samples, failed, loss: losses / samples as f64, norm: 0.0 };
-        Ok(())
+        Ok(images)
     }
 
     /// Turns the sum of gradients into the direction in which the optimiser moves along it.

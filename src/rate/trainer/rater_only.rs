@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     rate::{bilevel::Bilevel, samples::Samples},
-    train::{run_directory::Metrics, schedule::Plan},
+    train::{run_directory::Journal, schedule::Plan},
 };
 
 /// The plan of the rater's own epochs; `None` if it has none.
@@ -29,7 +29,7 @@ pub(super) fn train_rater(
     run: &Run<'_>,
     plan: &Plan,
     (bilevel, samples): (&mut Bilevel, &Samples),
-    metrics: &mut Metrics,
+    journal: &mut Journal,
     mut step: u64,
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
@@ -56,15 +56,15 @@ pub(super) fn train_rater(
             if let Some(skipped) = report.skipped_updates {
                 line["skipped_updates"] = json!(skipped);
             }
-            metrics.append(&line)?;
+            journal.append(&line)?;
         }
         step += 1;
         let due = run.config.checkpoint_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
-        if due || interrupt.is_raised() || step == total {
-            metrics.sync()?;
-            run.save(bilevel, samples, step)?;
+        let (stops, regular) = (interrupt.is_raised(), due || step == total);
+        if regular || stops {
+            run.save(bilevel, samples, step, !regular, &journal.sync()?)?;
         }
-        if interrupt.is_raised() && step < total {
+        if stops && step < total {
             let path = run.directory.path().display();
             let saved = format!("step {step} of {total} is saved; go on with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });

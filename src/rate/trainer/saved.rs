@@ -10,12 +10,22 @@ use crate::{
         rules::rule,
         samples::Samples,
     },
-    train::checkpoint::{self, Checkpoint, State, expect_fingerprint},
+    train::{
+        checkpoint::{self, Checkpoint, State, expect_fingerprint, folder},
+        run_directory::RunFiles,
+    },
 };
 
 impl Run<'_> {
-    /// Writes a checkpoint before update `step`.
-    pub(super) fn save(&self, bilevel: &Bilevel, samples: &Samples, step: u64) -> Result<()> {
+    /// Writes a checkpoint before update `step`, which may be there only as the run was `interrupted`.
+    pub(super) fn save(
+        &self,
+        bilevel: &Bilevel,
+        samples: &Samples,
+        step: u64,
+        interrupted: bool,
+        run: &RunFiles,
+    ) -> Result<()> {
         let next = step.min(self.plan.updates().saturating_sub(1));
         let mut optimizer =
             checkpoint::moments("proxy", &bilevel.proxy_parameters, &bilevel.proxy_optimizer)?;
@@ -51,8 +61,18 @@ impl Run<'_> {
             samples: samples.tensors()?,
             state,
         };
-        checkpoint.save(&self.directory.checkpoints(), self.config.keep_checkpoints)?;
+        let occasion = folder::Occasion { interrupted, keep: self.config.keep_checkpoints, run: Some(run) };
+        checkpoint.save_on(&self.directory.checkpoints(), occasion)?;
         Ok(())
+    }
+
+    /// Refuses to go on from a checkpoint whose run is damaged beside it; gives what it says of the run's files. Removes
+    /// checkpoints that a process that was killed did not come to remove.
+    pub(super) fn expect_whole(&self, folder: &Path) -> Result<RunFiles> {
+        let files = Checkpoint::run_files(folder)?;
+        self.directory.expect_whole(&files)?;
+        folder::tidy(&self.directory.checkpoints(), self.config.keep_checkpoints)?;
+        Ok(files)
     }
 
     /// Puts a checkpoint back and gives the steps it had done.

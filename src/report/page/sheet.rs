@@ -1,5 +1,7 @@
 //! Contact sheets of a page: pictures by tenth of the ranking, each of which opens with its neighbours in rank.
 
+use std::borrow::Cow;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 use maud::{Markup, PreEscaped, html};
@@ -66,6 +68,17 @@ pub fn data_address(side: usize, rgb: &[u8]) -> Result<String> {
     Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
 }
 
+/// Characters of a caption on a page: no encoder reads more, and a page is to be opened.
+const CAPTION: usize = 2_000;
+
+/// The beginning of a caption.
+fn beginning(caption: &str) -> Cow<'_, str> {
+    match caption.char_indices().nth(CAPTION) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &caption[..end])),
+        None => Cow::Borrowed(caption),
+    }
+}
+
 /// A rating or loss as people read it.
 fn number(value: f64) -> String {
     let digits = if value.abs() >= 100.0 { 1 } else { 4 };
@@ -86,7 +99,7 @@ impl Sheet {
                 serde_json::json!({
                     "rank": tile.rank,
                     "id": tile.id,
-                    "caption": tile.caption,
+                    "caption": beginning(&tile.caption),
                     "note": tile.note,
                     "rating": number(tile.rating),
                     "loss": tile.loss.map(number),
@@ -117,14 +130,15 @@ impl Sheet {
 
 impl Tile {
     fn markup(&self, at: usize) -> Markup {
+        let caption = beginning(&self.caption);
         html! {
             button.tile type="button" data-tile=(at) {
                 @match &self.picture {
-                    Ok(address) => img src=(address) alt=(self.caption) width="96" height="96";,
+                    Ok(address) => img src=(address) alt=(caption) width="96" height="96";,
                     Err(why) => span.missing title=(why) { "cannot be read" },
                 }
                 @if !self.note.is_empty() { em { (self.note) } }
-                span { (self.caption) }
+                span { (caption) }
                 small {
                     (number(self.rating))
                     @if let Some(loss) = self.loss { " · loss " (format!("{loss:.2}")) }
@@ -167,6 +181,9 @@ mod tests {
         assert_eq!(html.matches("</script>").count(), 2);
         assert_eq!(html.matches("loss 4.25").count(), 2);
         assert!(data_address(8, &[0; 10]).is_err());
+        // A caption without end does not make a page without end.
+        assert_eq!(beginning(&"狐".repeat(CAPTION)), "狐".repeat(CAPTION));
+        assert_eq!(beginning(&"狐".repeat(1_000_000)), "狐".repeat(CAPTION) + "…");
         // The address is a picture.
         let bytes = STANDARD.decode(address(200).rsplit(',').next().unwrap()).unwrap();
         let picture = image::load_from_memory(&bytes).unwrap().to_rgb8();

@@ -1,8 +1,8 @@
 //! `encode`: makes a token cache, a shard at a time. What is there and whole is kept; what was cut off is made again.
 
 use std::{
-    collections::HashSet,
-    fmt, fs,
+    collections::{HashMap, HashSet},
+    fmt,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -12,25 +12,35 @@ use rayon::prelude::*;
 use super::{
     CACHE, Description, FORMAT, Preparation, START, TableDescription, TextDescription, TextKept, absolute,
     image_tokenizer_folder, picture_key,
-    shard::{self, Entry, Key, Row, Stamp, Text, TextRows, Written},
+    shard::{self, Entry, Key, Row, Text, TextRows},
     text_encoder_folder,
 };
 use crate::{
     config::Config,
     data::{Corpus, Position, Record},
     encode::{ImageTokenizer, TextEncoder},
-    error::{Error, Result},
-    files::{remove_folder, remove_leftovers, sha256, sha256_of_file, write_whole},
+    error::{Error, Reasons, Result},
+    files::{
+        remove_leftovers,
+        sealed::{Written, seal},
+        sha256, sha256_of_file, write_whole,
+    },
     interrupt::Interrupt,
+    jobs::{
+        Claim,
+        folder::{Layout, OutputFolder, Present},
+    },
     train::{
-        corpus::{self, FailedRecord, Progress},
+        corpus::{self, FailedRecord, NO_STEP, Progress},
+        identity::{Image, Seen, Stamp, first_changed},
         prepared::{READY, expect_pyramid, make_folder},
-        run_directory::lock,
         tokenise::{FitPictures, Tokenise},
         trained::Encoders,
     },
 };
 
+/// The table of the rows that were left out.
+const FAILED: &str = "failed.csv";
 /// Captions encoded at once.
 const CAPTIONS: usize = 64;
 
@@ -100,8 +110,15 @@ impl fmt::Display for EncodeSummary {
     }
 }
 
-/// Usable records, by their place, and the others.
-type Rows = (Vec<(usize, Row)>, Vec<FailedRecord>);
+/// What became of the records of a shard.
+struct Rows {
+    /// The usable ones, by their place.
+    usable: Vec<(usize, Row)>,
+    /// The others.
+    failed: Vec<FailedRecord>,
+    /// What the images of all of them were.
+    images: Vec<Seen>,
+}
 
 /// Everything that a shard is made with.
 struct Builder<'a> {
@@ -113,6 +130,9 @@ struct Builder<'a> {
     text: Option<Box<dyn TextEncoder>>,
     /// Captions that earlier shards hold.
     seen: HashSet<Key>,
+    /// Rows of the first table that the image tokenizer could not be fitted to, and why: they stay left out, whatever a later
+    /// look at them gives.
+    unfit: HashMap<u64, String>,
 }
 
 /// Makes a token cache, or goes on with it, or repairs it.
@@ -132,15 +152,24 @@ pub fn encode(
     // A device that cannot be used ends the job before the data is read.
     let device = config.device.open()?;
     let tables = tables(request)?;
-    let described = tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()?;
-    let folder = absolute(&request.out)?;
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-    let _lock = lock(&folder)?;
-    remove_leftovers(&folder)?;
+    let described = interrupt.while_reading("nothing had been encoded yet", || {
+        tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()
+    })?;
+    let mut inputs = tables.clone();
+    inputs.extend(request.run.clone());
+    inputs.extend([&config.image_tokenizer.path, &config.text_encoder.path].into_iter().flatten().cloned());
+    let claim = Claim { command: "encode", inputs: &inputs, overwrite: request.overwrite };
+    let output = OutputFolder::claim(&claim, &request.out, LAYOUT)?;
     let settings = settings(request)?;
-    refuse_other(&folder, request, &settings, &described)?;
-    let tokenizer = image_tokenizer(request, &folder, &tables[0], interrupt, progress)?;
-    let (text, kept) = text_encoder(request, &folder)?;
+    let complete = output.present()? == Present::Complete;
+    let (folder, beside) = place(&output, request, &settings, &described)?;
+    for folder in [folder.clone(), image_tokenizer_folder(&folder), text_encoder_folder(&folder)] {
+        if folder.exists() {
+            remove_leftovers(&folder)?;
+        }
+    }
+    let (tokenizer, unfit) = image_tokenizer(request, (&folder, complete), &tables[0], interrupt, progress)?;
+    let (text, kept) = text_encoder(request, &folder, interrupt)?;
     let (tokenizer, text) = match &device {
         None => (tokenizer, text),
         Some(device) => {
@@ -168,10 +197,20 @@ pub fn encode(
     };
     let path = folder.join(CACHE);
     let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&path, &json)?;
-    let builder = Builder { config, folder, description, tables, tokenizer, text, seen: HashSet::new() };
-    builder.run(interrupt, progress)
+    write_whole(&path, &seal(json))?;
+    let seen = HashSet::new();
+    let builder = Builder { config, folder, description, tables, tokenizer, text, seen, unfit };
+    let summary = builder.run(interrupt, progress)?;
+    if beside {
+        output.publish()?;
+    } else {
+        output.complete()?;
+    }
+    Ok(EncodeSummary { out: absolute(&request.out)?, ..summary })
 }
+
+/// What a cache's folder holds; see [`Layout`].
+const LAYOUT: Layout = &[CACHE, "failed.csv", "image_tokenizer/*", "text_encoder/*", "shard-*"];
 
 /// The tables that are to be encoded.
 fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
@@ -206,71 +245,80 @@ fn settings(request: &EncodeRequest) -> Result<String> {
     Ok(sha256(&told))
 }
 
-/// Refuses a folder that holds something else, or clears it.
-fn refuse_other(
-    folder: &Path,
+/// Where the cache is written: in its folder, if that is empty or holds the same cache; else beside it, and whether so.
+fn place(
+    output: &OutputFolder,
     request: &EncodeRequest,
     settings: &str,
     tables: &[TableDescription],
-) -> Result<()> {
-    let ours = |name: &str| {
-        [CACHE, "lock", "failed.csv", "image_tokenizer", "text_encoder"].contains(&name)
-            || name.starts_with("shard-")
+) -> Result<(PathBuf, bool)> {
+    let same = |held: &Result<Description>| {
+        held.as_ref().is_ok_and(|held| {
+            held.format == FORMAT
+                && held.settings == settings
+                && held.tables == tables
+                && held.shard_rows == request.shard_rows
+        })
     };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let entry = entry.map_err(Error::io("read", folder))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
+    let folder = output.target().to_path_buf();
+    if output.present()? == Present::Nothing {
+        output.begin_in_place()?;
+        return Ok((folder, false));
     }
-    if let Some(foreign) = names.iter().find(|name| !ours(name)) {
+    if !folder.join(CACHE).exists() {
+        // What was begun and never described is begun again.
+        output.expect_own()?;
+        output.clear_in_place()?;
+        return Ok((folder, false));
+    }
+    let held = Description::read(&folder);
+    if same(&held) {
+        output.begin_in_place()?;
+        return Ok((folder, false));
+    }
+    if !request.overwrite {
+        let changed = |held: &Description| {
+            let same =
+                |one: &TableDescription, other: &TableDescription| one.path == other.path && one != other;
+            let table = tables.iter().find(|table| held.tables.iter().any(|held| same(held, table)))?;
+            Some(table.path.display().to_string())
+        };
+        let why = match &held {
+            Ok(held) if held.format != FORMAT => "of an older version".to_owned(),
+            Ok(held) if held.tables != tables => match changed(held) {
+                Some(table) => format!("of other tables, or they were changed since: {table}"),
+                None => "of other tables".to_owned(),
+            },
+            Ok(_) => "by other encoders or options".to_owned(),
+            Err(error) => format!("that cannot be read ({error})"),
+        };
         return Err(Error::invalid(format!(
-            "{} holds {foreign}, which is no part of a token cache; give another --out",
+            "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
             folder.display()
         )));
     }
-    if folder.join(CACHE).exists() {
-        let held = Description::read(folder);
-        let same = held.as_ref().is_ok_and(|held| {
-            held.settings == settings && held.tables == tables && held.shard_rows == request.shard_rows
-        });
-        if same {
-            return Ok(());
-        }
-        if !request.overwrite {
-            let why = match &held {
-                Ok(held) if held.tables != tables => "of other tables, or they were changed since",
-                Ok(_) => "by other encoders or options",
-                Err(_) => "that cannot be read",
-            };
-            return Err(Error::invalid(format!(
-                "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
-                folder.display()
-            )));
-        }
-    }
-    // What was begun and never described is begun again.
-    for name in names.iter().filter(|name| *name != "lock") {
-        let path = folder.join(name);
-        if path.is_dir() {
-            remove_folder(&path)?;
-        } else {
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(())
+    output.expect_own()?;
+    let keep = same(&Description::read(&output.staging()));
+    Ok((output.begin_beside(keep)?, true))
 }
 
 /// The tokenizer that the cache holds, or that of the run, or the configuration's; saved before anything is made by it.
 fn image_tokenizer(
     request: &EncodeRequest,
-    cache: &Path,
+    (cache, complete): (&Path, bool),
     first: &Path,
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
-) -> Result<Box<dyn ImageTokenizer>> {
+) -> Result<(Box<dyn ImageTokenizer>, HashMap<u64, String>)> {
     let (config, folder) = (&request.config, image_tokenizer_folder(cache));
+    let mut unfit = HashMap::new();
+    let mut saved = None;
     if folder.join(READY).exists() {
-        return corpus::saved_image_tokenizer(config, &folder);
+        let tokenizer = corpus::saved_image_tokenizer(config, &folder)?;
+        if complete || request.run.is_some() || config.image_tokenizer.path.is_some() {
+            return Ok((tokenizer, unfit));
+        }
+        saved = Some(tokenizer);
     }
     let tokenizer = match &request.run {
         Some(run) => corpus::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
@@ -278,24 +326,41 @@ fn image_tokenizer(
             let records = match config.image_tokenizer.path {
                 // Nothing has to be fitted.
                 Some(_) => Vec::new(),
-                None => corpus::open(config, first)?.read_all()?,
+                None => interrupt.while_reading(NO_STEP, || corpus::open(config, first)?.read_all())?,
             };
-            let (tokenizer, ..) = corpus::image_tokenizer(config, &records, interrupt, progress)?;
+            let failed_out = cache.join(FAILED);
+            let (tokenizer, _, images) =
+                corpus::image_tokenizer(config, (first, &records), Some(&failed_out), interrupt, progress)?;
+            unfit.extend(images.failed().map(|(place, reason)| (records[place].row, reason)));
             expect_pyramid(config, tokenizer.as_ref())?;
+            // A job that goes on is fitted once more, as this alone says whether the images are still the same.
+            if let Some(saved) = saved {
+                if saved.fingerprint() == tokenizer.fingerprint() {
+                    return Ok((saved, unfit));
+                }
+                if shard::codes_path(cache, 0).exists() {
+                    return Err(Error::invalid(format!(
+                        "{}: images that the image tokenizer was fitted to were replaced, added or deleted since; put them back as \
+                         they were, or give --overwrite to make {} anew",
+                        first.display(),
+                        cache.display()
+                    )));
+                }
+            }
             tokenizer
         }
     };
     make_folder(&folder)?;
     tokenizer.save(&folder)?;
     write_whole(&folder.join(READY), b"")?;
-    Ok(tokenizer)
+    Ok((tokenizer, unfit))
 }
 
 /// A text encoder, if there is one, and what is kept of what it gives.
 type KeptText = (Option<Box<dyn TextEncoder>>, Option<TextKept>);
 
 /// The text encoder whose states or ids are to be kept, if they are, and which.
-fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
+fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) -> Result<KeptText> {
     let config = &request.config;
     let kept = match request.text {
         Some(asked) => asked,
@@ -309,10 +374,10 @@ fn text_encoder(request: &EncodeRequest, cache: &Path) -> Result<KeptText> {
     if folder.join(READY).exists() {
         return Ok((Some(corpus::saved_text_encoder(config, &folder)?), kept));
     }
-    let text = match &request.run {
-        Some(run) => corpus::saved_text_encoder(config, &run.join("text_encoder"))?,
-        None => corpus::text_encoder(config)?,
-    };
+    let text = interrupt.while_reading(NO_STEP, || match &request.run {
+        Some(run) => corpus::saved_text_encoder(config, &run.join("text_encoder")),
+        None => corpus::text_encoder(config),
+    })?;
     if kept == Some(TextKept::Ids) {
         text.ids(&[""])?;
     }
@@ -332,20 +397,22 @@ impl Builder<'_> {
             let mut from: Option<Position> = None;
             loop {
                 progress("encoding", done, total);
-                let held = Entry::read(&self.folder, number).filter(|entry| {
+                interrupt.check(&format!(
+                    "{done} of {total} rows are encoded and kept; give the same command again to go on"
+                ))?;
+                let held = Entry::read(&self.folder, number, FORMAT).filter(|entry| {
                     (entry.table, entry.from) == (table, from)
+                        && entry.images.len() as u64 == entry.rows
                         && entry.next.is_none_or(|next| next.byte > from.unwrap_or(START).byte)
                         && entry.is_whole(&self.folder, number)
                 });
                 let entry = match held {
                     Some(entry) => {
+                        self.expect_unchanged(&entry)?;
                         self.note_captions(&entry, number)?;
                         entry
                     }
                     None => {
-                        interrupt.check(&format!(
-                            "{done} of {total} rows are encoded and kept; give the same command again to go on"
-                        ))?;
                         let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
                         made += 1;
                         pictures_now += entry.rows - entry.failed.len() as u64;
@@ -368,7 +435,14 @@ impl Builder<'_> {
             )));
         }
         let failed: Vec<&FailedRecord> = entries.iter().flat_map(|entry| &entry.failed).collect();
-        corpus::write_failed(&self.folder.join("failed.csv"), failed.iter().copied())?;
+        let failed_out = self.folder.join(FAILED);
+        corpus::write_failed(&failed_out, failed.iter().copied())?;
+        if failed.len() as u64 == total {
+            let tables: Vec<String> = self.tables.iter().map(|path| path.display().to_string()).collect();
+            let tables = PathBuf::from(tables.join(", "));
+            let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
+            return Err(reasons.none_usable(&tables, Some(&failed_out)));
+        }
         let failed = failed.len() as u64;
         let bytes = |entry: &Entry| entry.codes.bytes + entry.text.as_ref().map_or(0, |text| text.bytes);
         Ok(EncodeSummary {
@@ -387,11 +461,33 @@ impl Builder<'_> {
 
     /// Remembers which captions a shard holds.
     fn note_captions(&mut self, entry: &Entry, number: usize) -> Result<()> {
-        if let (Some(described), Some(_)) = (&self.description.text, &entry.text) {
-            let text = Text::open(&shard::text_path(&self.folder, number), described)?;
+        if let (Some(described), Some(written)) = (&self.description.text, &entry.text) {
+            let text = Text::open(&shard::text_path(&self.folder, number), described, written)?;
             self.seen.extend(text.keys());
         }
         Ok(())
+    }
+
+    /// Refuses to go on with a shard of images that were replaced or deleted since: the tokenizer may have been fitted to them,
+    /// so that making the shard anew would not give what an undisturbed job gives.
+    fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
+        let mut corpus = corpus::open(self.config, &self.tables[entry.table])?;
+        if let Some(position) = entry.from {
+            corpus.seek(position)?;
+        }
+        let records: Vec<Record> = corpus.take(entry.images.len()).collect::<Result<_>>()?;
+        let images: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(&entry.images).collect();
+        match first_changed(&images, None) {
+            None => Ok(()),
+            Some(at) => Err(Error::Image {
+                path: records[at].image.clone(),
+                message: format!(
+                    "was replaced, added or deleted since it was encoded into {}; put it back as it was, or remove that folder \
+                     to encode all anew",
+                    self.folder.display()
+                ),
+            }),
+        }
     }
 
     /// Makes one shard.
@@ -413,57 +509,65 @@ impl Builder<'_> {
         let next = (records.len() == size).then(|| Corpus::position(&corpus));
         // A table whose last shard is full has nothing after it.
         let next = if next.is_some() && corpus.next().is_none() { None } else { next };
-        let (rows, failed) = self.rows(&records, |at| {
+        let Rows { usable, failed, images } = self.rows(table, &records, |at| {
             progress("encoding", done + at, total);
             interrupt.check(&format!(
                 "{done} of {total} rows are encoded and kept; give the same command again to go on"
             ))
         })?;
-        let kept: Vec<&Record> = rows.iter().map(|(at, _)| &records[*at]).collect();
+        let kept: Vec<&Record> = usable.iter().map(|(at, _)| &records[*at]).collect();
         let text = self.text_states(number, &kept)?;
-        let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+        let rows: Vec<Row> = usable.into_iter().map(|(_, row)| row).collect();
         let tokens = self.description.tokens();
         let codes = shard::write_codes(&shard::codes_path(&self.folder, number), tokens, &rows)?;
-        let entry = Entry { table, from, next, rows: records.len() as u64, failed, codes, text };
+        let rows = records.len() as u64;
+        let entry = Entry { table, from, next, rows, failed, images, codes, text };
         entry.write(&self.folder, number)?;
         Ok(entry)
     }
 
     /// The usable records, by their place, and the others.
-    fn rows(&self, records: &[Record], mut report: impl FnMut(u64) -> Result<()>) -> Result<Rows> {
+    fn rows(
+        &self,
+        table: usize,
+        records: &[Record],
+        mut report: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Rows> {
         let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| Stamp::of(&record.image)).collect();
         let tokenise = Tokenise { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
         let mut found = Vec::with_capacity(records.len());
-        tokenise.each(records, &mut FitPictures::default(), |at, codes| {
+        let unfit = |record: &Record| self.unfit.get(&record.row).filter(|_| table == 0);
+        let known = records.iter().enumerate().filter_map(|(at, record)| Some((at, unfit(record)?.clone())));
+        tokenise.each(records, &mut FitPictures::of_failed(known), |at, codes| {
             report(at as u64)?;
             found.push(codes.map_err(|error| error.to_string()));
             Ok(())
         })?;
         // The file that was stamped must be the one that was decoded.
-        let digests: Vec<Option<(Stamp, [u8; 32])>> = records
+        let digests: Vec<Option<[u8; 32]>> = records
             .par_iter()
             .zip(&stamps)
-            .zip(&found)
-            .map(|((record, stamp), found)| {
-                let stamp = stamp.filter(|_| found.is_ok())?;
-                Some((stamp, shard::unchanged(&record.image, stamp)?))
-            })
+            .map(|(record, stamp)| shard::unchanged(&record.image, (*stamp)?))
             .collect();
-        let (mut rows, mut failed) = (Vec::with_capacity(records.len()), Vec::new());
-        for (at, ((record, found), digest)) in records.iter().zip(found).zip(digests).enumerate() {
-            let reason = match (found, digest) {
+        let mut rows =
+            Rows { usable: Vec::with_capacity(records.len()), failed: Vec::new(), images: Vec::new() };
+        for (at, ((record, found), (stamp, digest))) in
+            records.iter().zip(found).zip(stamps.into_iter().zip(digests)).enumerate()
+        {
+            rows.images.push(stamp.map(|stamp| Image::new(stamp, digest.as_ref())));
+            let reason = match (found, stamp.zip(digest)) {
                 (Ok(codes), Some((stamp, digest))) => {
                     let picture = picture_key(&self.folder, &record.image);
-                    rows.push((at, Row { id: record.id.clone(), picture, stamp, digest, codes }));
+                    rows.usable.push((at, Row { id: record.id.clone(), picture, stamp, digest, codes }));
                     continue;
                 }
                 (Ok(_), None) => "the picture was changed while it was encoded".to_owned(),
                 (Err(reason), _) => reason,
             };
             tracing::warn!("left out {}: {reason}", record.id);
-            failed.push(FailedRecord { id: record.id.clone(), line: record.line, reason });
+            rows.failed.push(FailedRecord { id: record.id.clone(), line: record.line, reason });
         }
-        Ok((rows, failed))
+        Ok(rows)
     }
 
     /// Writes the states or ids of the captions that no earlier shard holds.

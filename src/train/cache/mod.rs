@@ -7,6 +7,7 @@
 //! was changed since, is made as without it.
 
 mod build;
+mod description;
 mod shard;
 mod text;
 
@@ -18,148 +19,19 @@ use std::{
 };
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 pub use build::{EncodeRequest, EncodeSummary, encode};
+pub use description::TextKept;
+use description::{CACHE, Description, FORMAT, Floats, Preparation, TableDescription, TextDescription};
 use shard::{Codes, Entry, Freshness, Key, Text};
 pub(crate) use text::CachedText;
 
 use crate::{
     config::Config,
-    data::{AlphaRule, Preprocess},
     encode::ImageTokenizer,
     error::{Error, Result},
     train::corpus,
 };
-
-/// The file that makes a folder a token cache.
-const CACHE: &str = "cache.json";
-/// The form of the files; another one is refused.
-const FORMAT: u32 = 1;
-
-/// The most that a configuration may ask of a text encoder.
-const MOST_TOKENS: usize = 4096;
-const MOST_CHANNELS: usize = 16_384;
-
-/// What is kept of a caption.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TextKept {
-    /// Its states in bfloat16: half the space; a state is rounded to 8 bits.
-    Bf16,
-    /// Its states as the encoder gives them.
-    F32,
-    /// Its token ids: next to no space; the encoder's network runs when states are needed.
-    Ids,
-}
-
-/// The floats that text states are kept in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Floats {
-    Bf16,
-    F32,
-}
-
-impl TextKept {
-    fn floats(self) -> Option<Floats> {
-        match self {
-            Self::Bf16 => Some(Floats::Bf16),
-            Self::F32 => Some(Floats::F32),
-            Self::Ids => None,
-        }
-    }
-}
-
-/// By what the text states were made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TextDescription {
-    /// The encoder's fingerprint.
-    encoder: String,
-    tokens: usize,
-    channels: usize,
-    #[serde(alias = "floats")]
-    kept: TextKept,
-}
-
-/// What of a picture's preparation changes its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Preparation {
-    drop_alpha: bool,
-    apply_orientation: bool,
-    clip_grey16: bool,
-}
-
-impl Preparation {
-    fn of(preprocess: &Preprocess) -> Self {
-        Self {
-            drop_alpha: preprocess.alpha == AlphaRule::Drop,
-            apply_orientation: preprocess.apply_orientation,
-            clip_grey16: preprocess.clip_grey16,
-        }
-    }
-}
-
-/// A table that was encoded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TableDescription {
-    path: PathBuf,
-    rows: u64,
-    sha256: String,
-}
-
-/// `cache.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Description {
-    format: u32,
-    /// The image tokenizer's fingerprint.
-    image_tokenizer: String,
-    /// Pixels of a picture's side.
-    side: usize,
-    patch_nums: Vec<usize>,
-    vocabulary: usize,
-    preparation: Preparation,
-    text: Option<TextDescription>,
-    /// SHA-256 over the keys of the configuration that the encoders were made by.
-    settings: String,
-    shard_rows: usize,
-    tables: Vec<TableDescription>,
-}
-
-impl Description {
-    fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(CACHE);
-        if !path.is_file() {
-            return Err(Error::invalid(format!(
-                "{} holds no token cache (there is no {CACHE} in it); make one with `encode --out {0}`, or go without: \
-                 --set token_cache=",
-                folder.display()
-            )));
-        }
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let found: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| damaged(&path, format!("not the description of a token cache: {error}")))?;
-        if found.format != FORMAT {
-            let message = format!("has the form {}, but this version reads form {FORMAT}", found.format);
-            return Err(damaged(&path, message));
-        }
-        let text = found.text.as_ref();
-        if text.is_some_and(|text| text.tokens > MOST_TOKENS || text.channels > MOST_CHANNELS) {
-            return Err(damaged(
-                &path,
-                "says that a caption has more tokens or channels than any encoder gives",
-            ));
-        }
-        Ok(found)
-    }
-
-    fn tokens(&self) -> usize {
-        self.patch_nums.iter().fold(0, |sum: usize, &side| sum.saturating_add(side.saturating_mul(side)))
-    }
-}
 
 /// Where something lies: the shard and the row in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +63,7 @@ pub struct TokenCache {
 
 impl TokenCache {
     /// Opens a cache. The files of codes are checked against their checksums, those of text states, which may be larger by far,
-    /// against their lengths.
+    /// against their lengths now and against their checksums before the first caption of each is used.
     ///
     /// # Errors
     /// If there is none, it is not finished, or a file is missing or damaged: `encode` then makes that shard again.
@@ -215,7 +87,7 @@ impl TokenCache {
                         if !written.has_length(&path) {
                             return Err(broken(&path));
                         }
-                        Some(Text::open(&path, described)?)
+                        Some(Text::open(&path, described, written)?)
                     }
                     (None, None) => None,
                     _ => return Err(broken(&shard::entry_path(&folder, number))),
@@ -359,6 +231,11 @@ impl TokenCache {
         self.codes[place.shard as usize].codes(place.row as usize)
     }
 
+    /// The SHA-256 of the file that the codes at a place were made of.
+    pub(crate) fn digest(&self, place: Place) -> [u8; 32] {
+        self.codes[place.shard as usize].digest(place.row as usize)
+    }
+
     /// Reads everything that is kept: how many codes there are, and how many finite numbers of text states.
     ///
     /// # Errors
@@ -397,7 +274,7 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
                     folder.display()
                 )));
             }
-            let entry = Entry::read(folder, number).ok_or_else(|| broken(&path))?;
+            let entry = Entry::read(folder, number, description.format).ok_or_else(|| broken(&path))?;
             if entry.table != table || entry.from != from || entry.next == Some(entry.from.unwrap_or(START)) {
                 return Err(broken(&path));
             }

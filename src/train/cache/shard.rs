@@ -19,7 +19,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::UNIX_EPOCH,
 };
 
 use safetensors::{Dtype, SafeTensors, tensor::Metadata, tensor::TensorView};
@@ -30,8 +29,15 @@ use super::damaged;
 use crate::{
     data::Position,
     error::{Error, Result},
-    files::{digest_of_file, hexadecimal, sha256, write_whole},
-    train::corpus::FailedRecord,
+    files::{
+        digest_of_file,
+        sealed::{Unsealed, Written, unseal, write_sealed},
+        write_whole,
+    },
+    train::{
+        corpus::FailedRecord,
+        identity::{Seen, Stamp},
+    },
     weights::MappedFile,
 };
 pub(super) use text::{Text, TextRows};
@@ -62,26 +68,6 @@ pub(super) fn text_path(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("shard-{number:05}.text.safetensors"))
 }
 
-/// A file as it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Written {
-    pub(super) bytes: u64,
-    pub(super) sha256: String,
-}
-
-impl Written {
-    /// Whether the file still has its length.
-    pub(super) fn has_length(&self, path: &Path) -> bool {
-        fs::metadata(path).is_ok_and(|about| about.is_file() && about.len() == self.bytes)
-    }
-
-    /// Whether the file is still the same, which takes reading it.
-    pub(super) fn is_whole(&self, path: &Path) -> bool {
-        self.has_length(path) && digest_of_file(path).is_ok_and(|digest| hexadecimal(&digest) == self.sha256)
-    }
-}
-
 /// A shard's entry in the index.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,44 +80,35 @@ pub(super) struct Entry {
     pub(super) next: Option<Position>,
     pub(super) rows: u64,
     pub(super) failed: Vec<FailedRecord>,
+    /// What the images of all rows were, in their order; nothing in a shard of an older version.
+    #[serde(default)]
+    pub(super) images: Vec<Seen>,
     pub(super) codes: Written,
     pub(super) text: Option<Written>,
 }
 
 impl Entry {
-    /// Reads an entry; nothing if there is none or it cannot be read.
-    pub(super) fn read(folder: &Path, number: usize) -> Option<Self> {
-        serde_json::from_slice(&fs::read(entry_path(folder, number)).ok()?).ok()
+    /// Reads an entry; nothing if there is none, it cannot be read or was changed since it was written. Those of form 1 have
+    /// no seal.
+    pub(super) fn read(folder: &Path, number: usize, form: u32) -> Option<Self> {
+        let bytes = fs::read(entry_path(folder, number)).ok()?;
+        let text = match unseal(&bytes) {
+            Unsealed::Whole(text) => text,
+            Unsealed::Without if form == 1 => bytes,
+            _ => return None,
+        };
+        serde_json::from_slice(&text).ok()
     }
 
     /// Writes the entry: the shard's files must be there.
     pub(super) fn write(&self, folder: &Path, number: usize) -> Result<()> {
-        let path = entry_path(folder, number);
-        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&path, &text)
+        write_sealed(&entry_path(folder, number), self)
     }
 
     /// Whether the shard's files are what was written.
     pub(super) fn is_whole(&self, folder: &Path, number: usize) -> bool {
         self.codes.is_whole(&codes_path(folder, number))
             && self.text.as_ref().is_none_or(|text| text.is_whole(&text_path(folder, number)))
-    }
-}
-
-/// Length and time of a picture's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    bytes: u64,
-    /// Nanoseconds since 1970.
-    modified: i64,
-}
-
-impl Stamp {
-    /// Of a regular file; nothing of anything else.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let about = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-        let since = about.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Some(Self { bytes: about.len(), modified: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX) })
     }
 }
 
@@ -184,7 +161,7 @@ fn write(
         .map_err(refuse)?;
     let bytes = safetensors::serialize(views, Some(remarks)).map_err(refuse)?;
     write_whole(path, &bytes)?;
-    Ok(Written { bytes: bytes.len() as u64, sha256: sha256(&bytes) })
+    Ok(Written::of(&bytes))
 }
 
 /// Rows of one tensor in a mapped file.
@@ -297,6 +274,11 @@ impl Codes {
                 format!("holds the code {code}, but there are only {} codes", self.vocabulary),
             )),
         }
+    }
+
+    /// The SHA-256 of a row's file.
+    pub(super) fn digest(&self, at: usize) -> [u8; 32] {
+        self.digests.row(at).try_into().unwrap_or_default()
     }
 
     /// Whether a row still belongs to the file at `picture`. A file of the same length and time is taken to be the same; one

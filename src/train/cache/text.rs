@@ -63,7 +63,7 @@ impl CachedText {
                     &mut states[at * tokens * channels..][..tokens * channels],
                     &mut mask[at * tokens..][..tokens],
                     &mut pooled[at * channels..][..channels],
-                ),
+                )?,
             }
         }
         if !missing.is_empty() {
@@ -127,7 +127,7 @@ impl TextEncoder for CachedText {
                     place.row as usize,
                     &mut ids[at * tokens..][..tokens],
                     &mut mask[at * tokens..][..tokens],
-                ),
+                )?,
             }
         }
         if !missing.is_empty() {

@@ -1,4 +1,8 @@
 //! The folders of checkpoints: written whole, numbered by their step, checked when they are read.
+//!
+//! Those that a run comes by anyway are called `step-00001200`. One that was only written because the user stopped the run is
+//! called `interrupted-00001234`: it counts for nothing but going on, and goes when the next one is written, so that what a run
+//! leaves does not depend on whether it was stopped.
 
 use std::{
     collections::BTreeMap,
@@ -14,15 +18,25 @@ use super::Tensors;
 use crate::{
     engine::{Storage, Tensor},
     error::{Error, Result},
-    files::{PendingFolder, remove_folder, sha256},
+    files::{
+        PendingFolder, remove_folder,
+        sealed::{Unsealed, Written, seal, unseal},
+    },
+    train::run_directory::RunFiles,
 };
 
-/// The form of `state.json` that this version writes.
-const FORMAT: u32 = 2;
+/// The form of `state.json` that this version writes. Form 2 said nothing of the run's other files and had no checksum of its
+/// own: such a checkpoint is read, but not gone on from.
+const FORMAT: u32 = 3;
+const OLDER: u32 = 2;
 /// The file of counters and fingerprints.
 const STATE: &str = "state.json";
 /// What the folders' names begin with.
 const PREFIX: &str = "step-";
+/// The same for those of an interrupt.
+const INTERRUPTED: &str = "interrupted-";
+/// What can be done about one that is damaged.
+const CURE: &str = "remove the folder to use an older checkpoint";
 
 /// The whole of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,14 +44,21 @@ const PREFIX: &str = "step-";
 struct StateFile<S> {
     format: u32,
     state: S,
-    files: BTreeMap<String, FileRecord>,
+    files: BTreeMap<String, Written>,
+    /// The run's other files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<RunFiles>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileRecord {
-    bytes: u64,
-    sha256: String,
+/// What a checkpoint is written for, and beside what.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Occasion<'a> {
+    /// Nothing but the user's wish to stop.
+    pub(crate) interrupted: bool,
+    /// How many of the others are kept.
+    pub(crate) keep: Option<usize>,
+    /// The run's other files, as they are now.
+    pub(crate) run: Option<&'a RunFiles>,
 }
 
 /// A checkpoint whose state has been read.
@@ -45,42 +66,53 @@ struct FileRecord {
 pub(crate) struct Opened<'a, S> {
     folder: &'a Path,
     pub(crate) state: S,
-    files: BTreeMap<String, FileRecord>,
+    files: BTreeMap<String, Written>,
+    run: Option<RunFiles>,
 }
 
 /// Writes the checkpoint of `step` into `checkpoints`, the folder of all of them: a file for each set of tensors, and what
-/// else there is to say. Removes all but the `keep` newest and gives the folder written.
+/// else there is to say. Removes those that are not kept any more and gives the folder written.
 ///
 /// # Errors
 /// If writing fails; checkpoints that were there stay as they are.
 pub(crate) fn write<'a>(
     checkpoints: &Path,
     step: u64,
-    keep: Option<usize>,
+    Occasion { interrupted, keep, run }: Occasion<'_>,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensors)>,
     state: &impl Serialize,
 ) -> Result<PathBuf> {
-    let target = checkpoints.join(format!("{PREFIX}{step:08}"));
+    let target = checkpoints.join(format!("{}{step:08}", if interrupted { INTERRUPTED } else { PREFIX }));
     let pending = PendingFolder::new(&target)?;
     let mut files = BTreeMap::new();
     for (name, tensors) in tensors {
         let bytes = to_safetensors(tensors).map_err(|message| damaged(&target.join(name), message))?;
-        files.insert(name.to_owned(), FileRecord { bytes: bytes.len() as u64, sha256: sha256(&bytes) });
+        files.insert(name.to_owned(), Written::of(&bytes));
         pending.write(name, &bytes)?;
     }
-    let state = StateFile { format: FORMAT, state, files };
-    let mut text = serde_json::to_vec_pretty(&state)
+    let state = StateFile { format: FORMAT, state, files, run: run.cloned() };
+    let text = serde_json::to_vec_pretty(&state)
         .map_err(|error| damaged(&target.join(STATE), format!("cannot be written as JSON: {error}")))?;
-    text.push(b'\n');
-    pending.write(STATE, &text)?;
+    pending.write(STATE, &seal(text))?;
     pending.publish()?;
-    if let Some(keep) = keep {
-        let all = list(checkpoints)?;
-        for (_, old) in &all[..all.len().saturating_sub(keep.max(1))] {
-            remove_folder(old)?;
-        }
-    }
+    tidy(checkpoints, keep)?;
     Ok(target)
+}
+
+/// Removes what is not kept any more: all but the `keep` newest checkpoints, and those of interrupts but for the newest
+/// checkpoint of all. For a run that is about to go on, too, as it may have been killed before it came to that.
+///
+/// # Errors
+/// If a folder cannot be removed.
+pub(crate) fn tidy(checkpoints: &Path, keep: Option<usize>) -> Result<()> {
+    let newest = newest(checkpoints)?;
+    let all = list(checkpoints)?;
+    let old = all.len().saturating_sub(keep.map_or(usize::MAX, |keep| keep.max(1)));
+    let surplus = all.into_iter().take(old).chain(interrupted(checkpoints)?);
+    for (_, folder) in surplus.filter(|(_, folder)| newest.as_ref() != Some(folder)) {
+        remove_folder(&folder)?;
+    }
+    Ok(())
 }
 
 /// Reads a checkpoint's state.
@@ -95,21 +127,45 @@ pub(crate) fn open<S: DeserializeOwned>(folder: &Path) -> Result<Opened<'_, S>> 
         format: u32,
     }
     let unreadable = |error: serde_json::Error| {
-        damaged(
-            &path,
-            format!("is not the state of a checkpoint ({error}); remove the folder to use an older one"),
-        )
+        damaged(&path, format!("is not the state of a checkpoint ({error}); {CURE}"))
     };
-    let Format { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
-    if format != FORMAT {
-        let message = format!("was written in form {format}, but this version reads form {FORMAT}");
-        return Err(damaged(&path, message));
+    let (text, sealed) = match unseal(&bytes) {
+        Unsealed::Whole(text) => (text, true),
+        Unsealed::Without => (bytes, false),
+        Unsealed::Broken => {
+            return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one at its end; {CURE}")));
+        }
+    };
+    let Format { format } = serde_json::from_slice(&text).map_err(unreadable)?;
+    match (format, sealed) {
+        (FORMAT, true) | (OLDER, false) => {}
+        (FORMAT | OLDER, _) => {
+            return Err(damaged(&path, format!("is damaged: it does not end with its SHA-256; {CURE}")));
+        }
+        _ => {
+            let message =
+                format!("was written in form {format}, but this version reads forms {OLDER} and {FORMAT}");
+            return Err(damaged(&path, message));
+        }
     }
-    let StateFile { state, files, .. } = serde_json::from_slice(&bytes).map_err(unreadable)?;
-    Ok(Opened { folder, state, files })
+    let StateFile { state, files, run, .. } = serde_json::from_slice(&text).map_err(unreadable)?;
+    Ok(Opened { folder, state, files, run })
 }
 
 impl<S> Opened<'_, S> {
+    /// The run's other files as they were, by which a run that goes on is checked.
+    ///
+    /// # Errors
+    /// If the checkpoint was written by a version that did not say.
+    pub(crate) fn run_files(&self) -> Result<&RunFiles> {
+        self.run.as_ref().ok_or_else(|| {
+            let message = "was written by an older version, which did not say what metrics.jsonl and dynamics/ were, so that \
+                           nobody could tell if they were damaged: the run can be scored and reported, but not gone on with; \
+                           start a new one with another --out";
+            damaged(&self.folder.join(STATE), message)
+        })
+    }
+
     /// Whether there is a file of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.files.contains_key(name)
@@ -122,28 +178,47 @@ impl<S> Opened<'_, S> {
     pub(crate) fn tensors(&self, name: &str) -> Result<Tensors> {
         let path = self.folder.join(name);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        let cure = "remove the folder to use an older checkpoint";
         let Some(record) = self.files.get(name) else {
-            return Err(damaged(&path, format!("is not mentioned in {STATE}; {cure}")));
+            return Err(damaged(&path, format!("is not mentioned in {STATE}; {CURE}")));
         };
         if bytes.len() as u64 != record.bytes {
-            let message = format!("is truncated: {} bytes instead of {}; {cure}", bytes.len(), record.bytes);
+            let message = format!("is truncated: {} bytes instead of {}; {CURE}", bytes.len(), record.bytes);
             return Err(damaged(&path, message));
         }
-        if sha256(&bytes) != record.sha256 {
-            return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one in {STATE}; {cure}")));
+        if Written::of(&bytes) != *record {
+            return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one in {STATE}; {CURE}")));
         }
         from_safetensors(&bytes).map_err(|message| damaged(&path, message))
     }
 }
 
-/// The checkpoints' steps and folders, oldest first.
-pub(super) fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
+/// The steps and folders of the checkpoints that a run comes by anyway, oldest first.
+pub(crate) fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    named(checkpoints, PREFIX)
+}
+
+/// The same of those of interrupts.
+pub(crate) fn interrupted(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    named(checkpoints, INTERRUPTED)
+}
+
+/// The newest of all.
+pub(crate) fn newest(checkpoints: &Path) -> Result<Option<PathBuf>> {
+    let last = list(checkpoints)?.pop();
+    // Of two of one step, that of the interrupt has nothing more.
+    let stopped = interrupted(checkpoints)?.pop();
+    Ok(match (last, stopped) {
+        (Some((step, last)), Some((stopped_step, _))) if step >= stopped_step => Some(last),
+        (last, stopped) => stopped.or(last).map(|(_, folder)| folder),
+    })
+}
+
+fn named(checkpoints: &Path, prefix: &str) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(checkpoints).map_err(Error::io("read", checkpoints))? {
         let entry = entry.map_err(Error::io("read", checkpoints))?;
         let name = entry.file_name();
-        if let Some(step) = name.to_string_lossy().strip_prefix(PREFIX).and_then(|step| step.parse().ok()) {
+        if let Some(step) = name.to_string_lossy().strip_prefix(prefix).and_then(|step| step.parse().ok()) {
             found.push((step, entry.path()));
         }
     }

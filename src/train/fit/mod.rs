@@ -16,7 +16,7 @@ use tokens::{Chooser, Tokens};
 use self::model::MicroStep;
 use super::{
     batch::Batch,
-    corpus::EncodedCorpus,
+    corpus::{AS_IT_WAS, EncodedCorpus, NO_STEP},
     order::{Order, dropped_captions},
     prepared::{Prepared, Preparing, prepare},
     released,
@@ -107,12 +107,16 @@ pub fn fit(
     let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let quantizer = data.tokenizer.quantizer();
-    let mut model = Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
     let saved = super::checkpoint::Checkpoint::newest(&directory.checkpoints())?;
-    // Weights to start from need not be there any more when a run goes on.
-    if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
-        released::load(path, released::PROXY, &mut model.parameters)?;
-    }
+    let mut model = interrupt.while_reading(NO_STEP, || {
+        let mut model =
+            Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
+        // Weights to start from need not be there any more when a run goes on.
+        if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
+            released::load(path, released::PROXY, &mut model.parameters)?;
+        }
+        Ok(model)
+    })?;
     if let Some(device) = &device {
         model.move_to(device, config.compute)?;
         model.reader = Some(CodeReader::new(quantizer, device, config.training.batch)?);
@@ -120,13 +124,15 @@ pub fn fit(
     let chooser = Chooser::new(config, &plan, model.network.layout().clone())?;
     let run = Run { config, directory, data, plan, chooser };
     let mut step = 0;
+    let mut kept = None;
     if let Some(folder) = saved {
-        step = run.restore(&folder, &mut model)?;
+        step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut model))?;
+        kept = Some(interrupt.while_reading(AS_IT_WAS, || run.expect_whole(&folder))?);
         observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
-    directory.record_start(config, command_line, step)?;
+    let mut journal = directory.journal(kept.as_ref())?;
     let mut order = Order::new(config, run.data.train.len(), "training", 0)?;
-    let mut metrics = directory.metrics(step)?;
+    directory.record_start(config, command_line, step)?;
     let total = run.plan.updates();
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
     let mut measures = None;
@@ -150,16 +156,16 @@ pub fn fit(
             false => None,
         };
         if step % every == 0 || measured.is_some() {
-            metrics.append(&line(step, run.plan.epoch(step), rates, &report, measured.as_ref()))?;
+            journal.append(&line(step, run.plan.epoch(step), rates, &report, measured.as_ref()))?;
         }
         measures = measured.or(measures);
         step += 1;
         let due = config.checkpoint_every.is_some_and(|every| every > 0 && step % every == 0);
-        if due || ends_epoch || interrupt.is_raised() || step == total {
-            metrics.sync()?;
-            run.save(&model, step)?;
+        let (stops, regular) = (interrupt.is_raised(), due || ends_epoch || step == total);
+        if regular || stops {
+            run.save(&model, step, !regular, &journal.sync()?)?;
         }
-        if interrupt.is_raised() && step < total {
+        if stops && step < total {
             let path = directory.path().display();
             let saved = format!("step {step} of {total} is saved; go on with `fit --out {path} --resume`");
             return Err(Error::Interrupted { saved });
@@ -173,6 +179,7 @@ pub fn fit(
         }
     };
     let scales = run.validate_scales(&model)?;
+    directory.complete()?;
     Ok(FitSummary {
         steps: total,
         train: run.data.train.len(),

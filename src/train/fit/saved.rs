@@ -15,6 +15,7 @@ use crate::{
             weights,
         },
         loss_scale::LossScale,
+        run_directory::RunFiles,
     },
 };
 
@@ -41,8 +42,14 @@ pub(super) struct FitState {
 }
 
 impl Run<'_> {
-    /// Writes a checkpoint before update `step`.
-    pub(super) fn save(&self, model: &Model, step: u64) -> Result<PathBuf> {
+    /// Writes a checkpoint before update `step`, which may be there only as the run was `interrupted`.
+    pub(super) fn save(
+        &self,
+        model: &Model,
+        step: u64,
+        interrupted: bool,
+        run: &RunFiles,
+    ) -> Result<PathBuf> {
         let state = FitState {
             step,
             epoch: self.plan.epoch(step.min(self.plan.updates().saturating_sub(1))),
@@ -59,7 +66,17 @@ impl Run<'_> {
         let (own, moments) =
             (weights(&model.parameters)?, moments("model", &model.parameters, &model.optimizer)?);
         let files = [(MODEL, &own), (OPTIMIZER, &moments)];
-        folder::write(&self.directory.checkpoints(), step, self.config.keep_checkpoints, files, &state)
+        let occasion = folder::Occasion { interrupted, keep: self.config.keep_checkpoints, run: Some(run) };
+        folder::write(&self.directory.checkpoints(), step, occasion, files, &state)
+    }
+
+    /// Refuses to go on from a checkpoint whose run is damaged beside it; gives what it says of the run's files. Removes
+    /// checkpoints that a process that was killed did not come to remove.
+    pub(super) fn expect_whole(&self, path: &Path) -> Result<RunFiles> {
+        let files = open(path)?.run_files()?.clone();
+        self.directory.expect_whole(&files)?;
+        folder::tidy(&self.directory.checkpoints(), self.config.keep_checkpoints)?;
+        Ok(files)
     }
 
     /// Puts a checkpoint back and gives the steps it had done.

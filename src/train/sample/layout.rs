@@ -9,8 +9,12 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    data::{Preprocess, WholePicture, load_whole_picture},
     error::{Error, Result},
-    files::write_whole,
+    files::{
+        text::{filled_lines, read_text},
+        write_whole,
+    },
     report::{
         contact_sheet::{SheetRow, Thumbnail, contact_sheet},
         picture::Picture,
@@ -36,15 +40,15 @@ pub enum Layout {
 /// # Errors
 /// If the file cannot be read, a line is no such object, or there is none.
 pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = read_text(path)?;
     let refuse =
         |line, message: &str| Error::Table { path: path.to_path_buf(), line, message: message.to_owned() };
     let (mut prompts, mut lines) = (Vec::new(), Vec::new());
-    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (at, line) in filled_lines(&text) {
         let value: Option<Value> = serde_json::from_str(line).ok();
         let Some(prompt) = value.as_ref().and_then(|value| value.get("prompt")?.as_str()) else {
             return Err(refuse(
-                Some(at as u64 + 1),
+                Some(at),
                 "is not a JSON object with a text `prompt`; GenEval's prompts are prompts/evaluation_metadata.jsonl",
             ));
         };
@@ -73,6 +77,22 @@ impl<'a> Placed<'a> {
         Self { layout, out, each, rows: Vec::new(), strip: Vec::new() }
     }
 
+    /// An image's name below the folder.
+    fn name(&self, prompt: usize, number: usize) -> String {
+        match self.layout {
+            Layout::Flat | Layout::Bare => format!("{prompt:04}_{number:02}.png"),
+            Layout::GenEval { .. } => format!("{prompt:05}/samples/{number:04}.png"),
+        }
+    }
+
+    /// An image that an earlier process wrote.
+    pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Picture> {
+        let path = self.out.join(self.name(prompt, number));
+        let WholePicture { width, height, rgb } =
+            load_whole_picture(path, &Preprocess::default_for(1)).ok()?;
+        Picture::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()
+    }
+
     /// Writes a picture, and gives its name below the folder.
     pub(super) fn write(
         &mut self,
@@ -83,7 +103,7 @@ impl<'a> Placed<'a> {
     ) -> Result<String> {
         match self.layout {
             Layout::Flat | Layout::Bare => {
-                let name = format!("{prompt:04}_{number:02}.png");
+                let name = self.name(prompt, number);
                 picture.write_png(&self.out.join(&name))?;
                 if *self.layout == Layout::Bare {
                     return Ok(name);
@@ -105,7 +125,7 @@ impl<'a> Placed<'a> {
                     let line = format!("{}\n", metadata[prompt]);
                     write_whole(&folder.join("metadata.jsonl"), line.as_bytes())?;
                 }
-                let name = format!("{prompt:05}/samples/{number:04}.png");
+                let name = self.name(prompt, number);
                 picture.write_png(&self.out.join(&name))?;
                 self.strip.push(picture);
                 if number + 1 == self.each {
@@ -122,7 +142,7 @@ impl<'a> Placed<'a> {
             Layout::Bare | Layout::GenEval { .. } => Ok(None),
             Layout::Flat => {
                 let grid = self.out.join("grid.png");
-                write_grid(self.rows, self.each, &grid)?;
+                grid_of(self.rows, self.each)?.write_png(&grid)?;
                 Ok(Some(grid))
             }
         }
@@ -148,14 +168,14 @@ fn unlabelled(thumbnails: Vec<Thumbnail>) -> SheetRow {
 const COLUMNS: usize = 5;
 
 /// A prompt's pictures in a row; single ones several to a row.
-fn write_grid(rows: Vec<SheetRow>, each: usize, path: &Path) -> Result<()> {
+fn grid_of(rows: Vec<SheetRow>, each: usize) -> Result<Picture> {
     let rows = if each > 1 {
         rows
     } else {
         let all: Vec<Thumbnail> = rows.into_iter().flat_map(|row| row.thumbnails).collect();
         all.chunks(COLUMNS).map(|part| unlabelled(part.to_vec())).collect()
     };
-    contact_sheet("Samples", &rows)?.write_png(path)
+    contact_sheet("Samples", &rows)
 }
 
 #[cfg(test)]

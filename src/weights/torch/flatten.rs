@@ -3,9 +3,14 @@
 //! A pickle of a few bytes can mention one dict so often that its names fill the memory. All that is made here is bounded
 //! by the pickle's length.
 
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
 use super::{
     Storages,
-    globals::{Global, python_name},
+    globals::{self, Global, python_name},
     pickle::{Item, Node, Pickled, TensorNode},
 };
 use crate::weights::{
@@ -18,10 +23,15 @@ const DEEPEST: usize = 64;
 
 pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<Found, String> {
     let length = pickled.length;
+    if matches!(pickled.node(pickled.root), Some(Node::Object(_) | Node::Foreign(_))) {
+        return Err(globals::whole_object(&pickled.class_name(pickled.root)));
+    }
     let mut walk = Walk {
         pickled,
         storages,
         found: Found::default(),
+        classes: HashMap::new(),
+        reached: HashSet::new(),
         steps: 16 * length + (1 << 16),
         text: 16 * length + (1 << 16),
         tensors: length / 16 + 4096,
@@ -29,6 +39,7 @@ pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<
     };
     let mut name = String::new();
     walk.visit(pickled.root, &mut name, 0)?;
+    walk.warn_of_hidden();
     Ok(walk.found)
 }
 
@@ -36,6 +47,10 @@ struct Walk<'a> {
     pickled: &'a Pickled<'a>,
     storages: &'a Storages<'a>,
     found: Found,
+    /// The names of objects' classes, by the classes' nodes.
+    classes: HashMap<usize, Arc<str>>,
+    /// The nodes of the tensors that were found.
+    reached: HashSet<usize>,
     /// How many more of each there may be.
     steps: usize,
     text: usize,
@@ -63,11 +78,14 @@ impl Walk<'_> {
                 spend(&mut self.text, name.len())?;
                 let stored = self.place(tensor).map_err(|message| format!("tensor {name}: {message}"))?;
                 self.found.tensors.push((name.to_owned(), stored));
+                if let Item::Node(at) = item {
+                    self.reached.insert(at);
+                }
                 Ok(())
             }
             Some(Node::Dict(pairs)) if !pairs.is_empty() => {
-                for &(key, value) in pairs {
-                    self.within(&|walk, name| walk.key(key, name), value, name, depth)?;
+                for (at, &(key, value)) in pairs.iter().enumerate() {
+                    self.within(&|walk, name| walk.key(key, at, name), value, name, depth)?;
                 }
                 Ok(())
             }
@@ -113,7 +131,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn key(&mut self, key: Item, name: &mut String) -> Result<(), String> {
+    /// The name of a dict's entry `at`.
+    fn key(&mut self, key: Item, at: usize, name: &mut String) -> Result<(), String> {
+        // Two objects of one class are two keys, and nothing more is known of them.
+        if let Some(Node::Object(_) | Node::Foreign(_)) = self.pickled.node(key) {
+            let class = self.class(key);
+            spend(&mut self.text, class.len())?;
+            name.push_str(&format!("<{class}>#{at}"));
+            return Ok(());
+        }
         if let Some(bytes) = self.pickled.bytes_of(key) {
             spend(&mut self.text, bytes.len())?;
             name.push_str(std::str::from_utf8(bytes).map_err(|_| "the key of a dict is not UTF-8")?);
@@ -171,9 +197,34 @@ impl Walk<'_> {
                 Some(Node::Tuple(items)) => Value::Tuple(self.values(items, depth)?),
                 Some(Node::Global(global)) => Value::from(described(*global).as_str()),
                 Some(Node::Storage(_)) => Value::from("a storage"),
+                Some(Node::Object(object)) if object.tensor => Value::Unread(self.class(item)),
+                Some(Node::Object(_) | Node::Foreign(_)) => Value::Object(self.class(item)),
                 Some(Node::Dict(_) | Node::Tensor(_)) | None => Value::Dict(Vec::new()),
             },
         })
+    }
+
+    /// What makes an object; the text is shared by all that mention it.
+    fn class(&mut self, object: Item) -> Arc<str> {
+        let Item::Node(at) = self.pickled.class_of(object) else { return "".into() };
+        let class = self.classes.entry(at).or_insert_with(|| self.pickled.class_name(object).into());
+        Arc::clone(class)
+    }
+
+    /// Says of tensors that lie in opaque objects that they are not among those that were found.
+    fn warn_of_hidden(&self) {
+        let hidden = self.pickled.tensors().saturating_sub(self.reached.len());
+        if hidden > 0 && !self.classes.is_empty() {
+            let mut classes: Vec<&str> = self.classes.values().map(|class| &**class).collect();
+            classes.sort_unstable();
+            classes.dedup();
+            classes.truncate(4);
+            tracing::warn!(
+                "{}: {hidden} tensors lie in objects that are not read ({}) and are left out; save them as a dict to keep them",
+                self.storages.file.path().display(),
+                classes.join(", ")
+            );
+        }
     }
 
     fn values(&mut self, items: &[Item], depth: usize) -> Result<Vec<Value>, String> {
@@ -196,7 +247,7 @@ impl Walk<'_> {
             return Err(format!(
                 "its storage is to have {} numbers of {} bytes, but has {} bytes",
                 storage.numbers,
-                storage.width(),
+                storage.width,
                 region.len()
             ));
         }
@@ -204,14 +255,15 @@ impl Walk<'_> {
             None => region.clone(),
             Some((offset, size)) => {
                 let end = offset.checked_add(size).filter(|&end| end <= storage.numbers).ok_or(WRONG)?;
-                region.start + offset * storage.width()..region.start + end * storage.width()
+                region.start + offset * storage.width..region.start + end * storage.width
             }
         };
         let kind: NumberKind =
             tensor.kind.or(storage.kind).ok_or("its storage is of bytes, and no kind of number is named")?;
         let entry = Entry { shape: tensor.shape.clone(), kind };
         let view = View { offset: tensor.offset, strides: tensor.strides.clone() };
-        Stored::new(self.storages.file, region, entry, Some(view), self.storages.big_endian)
+        Stored::new(self.storages.file, region, entry, Some(view), self.storages.big_endian)?
+            .with_flipped(tensor.flipped)
     }
 }
 

@@ -1,14 +1,21 @@
 //! The names of Python that a checkpoint may mention. Each stands for itself; none is ever called.
+//!
+//! Three kinds: names that tensors, dicts and numbers are made with, which are understood; all others, which make opaque
+//! objects; and a few that no checkpoint needs and that do harm in Python, for which the file is refused.
 
 use crate::weights::NumberKind;
 
-/// A name on the list.
+/// A name that is understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Global {
     /// `collections.OrderedDict`.
     OrderedDict,
     /// `collections.Counter`, a dict of counts.
     Counter,
+    /// `collections.defaultdict`, a dict.
+    DefaultDict,
+    /// `collections.deque`, a list.
+    Deque,
     /// `set` and `frozenset`, read as lists.
     Set,
     /// `_codecs.encode`, as which old protocols write bytes.
@@ -29,15 +36,19 @@ pub(super) enum Global {
     RebuildFromType,
     /// A class of storages; `None` for the one of bytes.
     Storage(Option<NumberKind>),
+    /// A class of storages of numbers that are not read; the bytes of one.
+    OtherStorage(usize),
     /// A `torch.dtype`.
     Kind(NumberKind),
 }
 
-/// The name in a module, if it is on the list; else why the file is refused.
-pub(super) fn find(module: &[u8], name: &[u8]) -> Result<Global, String> {
-    let listed = match (module, name) {
+/// The name in a module, if it is understood.
+pub(super) fn find(module: &[u8], name: &[u8]) -> Option<Global> {
+    match (module, name) {
         (b"collections", b"OrderedDict") => Some(Global::OrderedDict),
         (b"collections", b"Counter") => Some(Global::Counter),
+        (b"collections", b"defaultdict") => Some(Global::DefaultDict),
+        (b"collections" | b"_collections", b"deque") => Some(Global::Deque),
         (b"builtins" | b"__builtin__", b"set" | b"frozenset") => Some(Global::Set),
         (b"_codecs", b"encode") => Some(Global::Encode),
         (b"torch", b"Size") => Some(Global::Size),
@@ -53,8 +64,75 @@ pub(super) fn find(module: &[u8], name: &[u8]) -> Result<Global, String> {
             storage(name).or_else(|| kind(name).map(Global::Kind))
         }
         _ => None,
+    }
+}
+
+/// Whether a name is one that pickles are made with to do harm, and that no weights need. Nothing is called here, whatever
+/// it is: this only tells the user of a file that should not be opened in Python either.
+pub(super) fn is_harmful(module: &[u8], name: &[u8]) -> bool {
+    const MODULES: [&[u8]; 20] = [
+        b"os",
+        b"posix",
+        b"nt",
+        b"subprocess",
+        b"_posixsubprocess",
+        b"sys",
+        b"shutil",
+        b"socket",
+        b"pty",
+        b"commands",
+        b"importlib",
+        b"runpy",
+        b"ctypes",
+        b"code",
+        b"webbrowser",
+        b"pickle",
+        b"_pickle",
+        b"cloudpickle",
+        b"dill",
+        b"marshal",
+    ];
+    const BUILTINS: [&[u8]; 12] = [
+        b"eval",
+        b"exec",
+        b"execfile",
+        b"compile",
+        b"open",
+        b"input",
+        b"breakpoint",
+        b"__import__",
+        b"apply",
+        b"globals",
+        b"locals",
+        b"vars",
+    ];
+    let package = module.split(|&byte| byte == b'.').next().unwrap_or_default();
+    match package {
+        b"builtins" | b"__builtin__" => BUILTINS.contains(&name),
+        b"torch" => {
+            matches!((module, name), (b"torch" | b"torch.serialization" | b"torch.jit", b"load"))
+                || matches!(module, b"torch.hub" | b"torch.utils.cpp_extension")
+        }
+        _ => MODULES.contains(&package),
+    }
+}
+
+/// Whether a name that is not understood makes a tensor: one of a form that is not read.
+pub(super) fn is_tensor_form(module: &[u8], name: &[u8]) -> bool {
+    const CLASSES: [&[u8]; 3] = [b"Tensor", b"Storage", b"Parameter"];
+    let of_torch = module.split(|&byte| byte == b'.').next() == Some(b"torch");
+    let makes = name.starts_with(b"_rebuild") || name == b"_load_from_bytes";
+    of_torch && (makes || CLASSES.iter().any(|class| name.ends_with(class)))
+}
+
+/// A name with its module, as a message shows it.
+pub(super) fn full_name(module: &[u8], name: &[u8]) -> String {
+    const LONGEST: usize = 80;
+    let text = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into_owned();
+        text.replace(char::is_control, "\u{fffd}")
     };
-    listed.ok_or_else(|| refusal(module, name))
+    format!("{}.{}", text(module), text(name))
 }
 
 fn storage(name: &[u8]) -> Option<Global> {
@@ -71,6 +149,11 @@ fn storage(name: &[u8]) -> Option<Global> {
         b"LongStorage" => Some(NumberKind::I64),
         b"BoolStorage" => Some(NumberKind::Bool),
         b"ComplexFloatStorage" => Some(NumberKind::Complex64),
+        b"ComplexDoubleStorage" => return Some(Global::OtherStorage(16)),
+        b"QInt32Storage" => return Some(Global::OtherStorage(4)),
+        b"QInt8Storage" | b"QUInt8Storage" | b"QUInt4x2Storage" | b"QUInt2x4Storage" => {
+            return Some(Global::OtherStorage(1));
+        }
         _ => return None,
     }))
 }
@@ -121,16 +204,12 @@ pub(in crate::weights) fn storage_name(kind: NumberKind) -> Option<&'static str>
     })
 }
 
-/// Why a name that is not on the list ends the reading.
-fn refusal(module: &[u8], name: &[u8]) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-    let full = format!("{}.{}", text(module), text(name));
-    if module.starts_with(b"torch._utils") && name.starts_with(b"_rebuild_") || name.ends_with(b"Storage") {
-        return format!(
-            "holds a tensor of a form that this program does not know ({full}); save it as a plain dense tensor"
-        );
-    }
-    refused(&full)
+/// Why a file is refused that is one object with a class of its own, rather than dicts of tensors.
+pub(super) fn whole_object(class: &str) -> String {
+    format!(
+        "the file is one object of {class}, which only its own code could rebuild, and is refused; nothing of it was run. \
+         Where you trust the file, load it in Python and save its tensors: torch.save(model.state_dict(), FILE)"
+    )
 }
 
 /// The refusal of a file that wants something done.

@@ -15,24 +15,41 @@ use pickle::{Item, Node, Pickled};
 use super::{Found, damaged, stored::MappedFile};
 use crate::error::Result;
 
-/// The first bytes of the older stream: a pickle of its magic number.
-const STREAM: &[u8] =
-    &[0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
+/// The magic number of the older stream, which is a pickle of its own.
+const MAGIC: &[u8] = &[0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+
+/// The same as protocol 1 writes it.
+const MAGIC_LINE: &[u8] = b"L119547037146038801333356L\n.";
+
+/// Bytes within which the pickle of the magic number ends, whatever its protocol.
+const MAGIC_WITHIN: usize = 64;
 
 /// What the version of the older stream is.
 const STREAM_VERSION: i64 = 1001;
 
 /// Whether the bytes begin as a checkpoint of one of the two forms does, or as any other pickle.
 pub(super) fn begins(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK") || matches!(bytes, [0x80, 0..=5, ..])
+    bytes.starts_with(b"PK") || bytes.starts_with(MAGIC_LINE) || matches!(bytes, [0x80, 0..=5, ..])
+}
+
+/// The length of the magic number's pickle, if a stream begins with it.
+fn magic_length(bytes: &[u8]) -> Option<usize> {
+    if bytes.starts_with(MAGIC_LINE) {
+        return Some(MAGIC_LINE.len());
+    }
+    let pickled = pickle::run(&bytes[..bytes.len().min(MAGIC_WITHIN)]).ok()?;
+    match pickled.node(pickled.root) {
+        Some(Node::Long(digits)) if pickled.text_bytes(digits) == MAGIC => Some(pickled.length),
+        _ => None,
+    }
 }
 
 /// The tensors and values of a checkpoint, in its order.
 pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
     let found = if file.starts_with(b"PK") {
         from_archive(file)
-    } else if file.starts_with(STREAM) {
-        from_stream(file)
+    } else if let Some(length) = magic_length(file) {
+        from_stream(file, length)
     } else {
         Err("a pickle, but not one of PyTorch's; save it with torch.save, as a dict of tensors".to_owned())
     };
@@ -83,8 +100,8 @@ fn from_archive(file: &Arc<MappedFile>) -> Result<Found, String> {
     flatten::flatten(&pickled, &Storages { file, regions, big_endian })
 }
 
-fn from_stream(file: &Arc<MappedFile>) -> Result<Found, String> {
-    let mut at = STREAM.len();
+fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Found, String> {
+    let mut at = magic;
     let mut next = |what: &str| {
         let pickled = pickle::run(&file[at..]).map_err(|message| format!("{what}: {message}"))?;
         at += pickled.length;

@@ -5,18 +5,17 @@
 //! circular structure costs recursion here. Source: `Lib/pickletools.py` of CPython, protocols 0 to 5.
 
 mod calls;
+mod numbers;
 
 use std::ops::Range;
 
-use super::globals::Global;
-use crate::weights::NumberKind;
+use super::globals::{self, Global};
+use crate::weights::{NumberKind, stored::Flipped};
 
 /// Items that lie on the stack at once: the pickler hands lists and dicts over by the thousand.
 const STACK: usize = 1 << 16;
 /// Nodes and remembered items that even the shortest pickle may have.
 const FEW: usize = 4096;
-/// Bytes of the longest whole number.
-const LONGEST: usize = 1024;
 
 /// A value: small ones as they are, others by the number of their node.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +37,37 @@ pub(super) enum Node {
     List(Vec<Item>),
     Dict(Vec<(Item, Item)>),
     Global(Global),
+    /// A name that is not understood.
+    Foreign(Box<Foreign>),
     Storage(Box<StorageNode>),
     Tensor(Box<TensorNode>),
+    /// Something that only Python code could make.
+    Object(Box<ObjectNode>),
+}
+
+/// A name that is not understood, where it is in the pickle.
+#[derive(Clone)]
+pub(super) struct Foreign {
+    pub(super) module: Range<usize>,
+    pub(super) name: Range<usize>,
+}
+
+/// What a name that is not understood would make. It is never made: only that it is there is known.
+pub(super) struct ObjectNode {
+    /// The name that would make it, or make what makes it.
+    pub(super) class: Item,
+    /// Whether it is a tensor of a form that is not read.
+    pub(super) tensor: bool,
 }
 
 /// A storage that is kept outside the pickle.
 pub(super) struct StorageNode {
-    /// `None` for one of bytes.
+    /// `None` for one of bytes, or of numbers that are not read.
     pub(super) kind: Option<NumberKind>,
+    /// Bytes of a number.
+    pub(super) width: usize,
+    /// Its class, where that is of numbers that are not read.
+    pub(super) other: Option<Item>,
     /// Its name among the storages.
     pub(super) key: Range<usize>,
     /// Numbers (or bytes) of the whole storage.
@@ -55,13 +77,9 @@ pub(super) struct StorageNode {
 }
 
 impl StorageNode {
-    pub(super) fn width(&self) -> usize {
-        self.kind.map_or(1, NumberKind::width)
-    }
-
     /// Bytes of the whole storage.
     pub(super) fn bytes(&self) -> Option<usize> {
-        self.numbers.checked_mul(self.width())
+        self.numbers.checked_mul(self.width)
     }
 }
 
@@ -72,6 +90,7 @@ pub(super) struct TensorNode {
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,
+    pub(super) flipped: Flipped,
 }
 
 /// What a pickle holds.
@@ -103,11 +122,39 @@ impl<'a> Pickled<'a> {
         }
     }
 
+    /// What makes an object; of other items the item itself.
+    pub(super) fn class_of(&self, object: Item) -> Item {
+        match self.node(object) {
+            Some(Node::Object(object)) => object.class,
+            _ => object,
+        }
+    }
+
+    /// The name of what makes an object, as messages show it.
+    pub(super) fn class_name(&self, object: Item) -> String {
+        match self.node(self.class_of(object)) {
+            Some(Node::Foreign(foreign)) => {
+                globals::full_name(self.text_bytes(&foreign.module), self.text_bytes(&foreign.name))
+            }
+            Some(Node::Global(Global::TensorType)) => "torch.Tensor".to_owned(),
+            Some(Node::Global(Global::OtherStorage(_))) => {
+                "a torch storage of quantized or 128-bit numbers".to_owned()
+            }
+            Some(Node::Global(global)) => format!("{global:?}"),
+            _ => "an unknown class".to_owned(),
+        }
+    }
+
     pub(super) fn storage(&self, at: usize) -> Option<&StorageNode> {
         match self.nodes.get(at)? {
             Node::Storage(storage) => Some(storage),
             _ => None,
         }
+    }
+
+    /// How many tensors there are, wherever they lie.
+    pub(super) fn tensors(&self) -> usize {
+        self.nodes.iter().filter(|node| matches!(node, Node::Tensor(_))).count()
     }
 
     /// All storages mentioned.
@@ -187,7 +234,8 @@ impl<'a> Machine<'a> {
             b'Q' => self.persistent(),
             b'R' => self.reduce(),
             b'b' => self.build(),
-            other => Err(self.refuse(other)),
+            0x81 | 0x92 | b'o' | b'i' => self.instance(code),
+            other => Err(Self::refuse(other)),
         }
     }
 
@@ -268,51 +316,6 @@ impl<'a> Machine<'a> {
     fn pop_to_mark(&mut self) -> Result<Vec<Item>, String> {
         let mark = self.marks.pop().ok_or(MALFORMED)?;
         Ok(self.stack.split_off(mark))
-    }
-
-    fn number(&mut self, code: u8) -> Result<(), String> {
-        let item = match code {
-            b'J' => Item::Int(i32::from_le_bytes(self.array()?).into()),
-            b'K' => Item::Int(u8::from_le_bytes(self.array()?).into()),
-            b'M' => Item::Int(u16::from_le_bytes(self.array()?).into()),
-            b'G' => Item::Float(f64::from_be_bytes(self.array()?)),
-            b'F' => Item::Float(self.line_as()?),
-            b'L' => Item::Int(self.line_as()?),
-            b'I' => {
-                let start = self.at;
-                let value: i64 = self.line_as()?;
-                // Protocol 0 writes bools as whole numbers of two digits.
-                match &self.bytes[start..self.at] {
-                    b"00\n" => Item::Bool(false),
-                    b"01\n" => Item::Bool(true),
-                    _ => Item::Int(value),
-                }
-            }
-            _ => {
-                let length = match code {
-                    0x8a => u8::from_le_bytes(self.array()?).into(),
-                    _ => i32::from_le_bytes(self.array()?) as usize,
-                };
-                if length > LONGEST {
-                    return Err(format!(
-                        "the pickle holds a whole number of {length} bytes, more than {LONGEST}"
-                    ));
-                }
-                let range = self.take(length)?;
-                return self.long(range);
-            }
-        };
-        self.push(item)
-    }
-
-    /// A whole number of any width, two's complement.
-    fn long(&mut self, range: Range<usize>) -> Result<(), String> {
-        let digits = &self.bytes[range.clone()];
-        let negative = digits.last().is_some_and(|byte| byte & 0x80 != 0);
-        let mut wide = if negative { [0xff; 8] } else { [0; 8] };
-        let Some(part) = wide.get_mut(..digits.len()) else { return self.push_node(Node::Long(range)) };
-        part.copy_from_slice(digits);
-        self.push(Item::Int(i64::from_le_bytes(wide)))
     }
 
     fn text(&mut self, code: u8) -> Result<(), String> {
@@ -409,6 +412,8 @@ impl<'a> Machine<'a> {
         match self.node_mut(self.top()?) {
             Some(Node::List(list)) if matches!(code, b'a' | b'e' | 0x90) => list.extend(items),
             Some(Node::Dict(dict)) if matches!(code, b's' | b'u') => dict.extend(pairs(&items)?),
+            // What an object holds is not looked at.
+            Some(Node::Object(_)) => {}
             _ => return Err(MALFORMED.to_owned()),
         }
         Ok(())

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use crate::{
     engine::{Storage, Tensor},
     error::{Error, Result},
+    interrupt::Interrupt,
     weights::{Entry, NumberKind, stored::Stored},
 };
 
@@ -16,6 +17,8 @@ const CHUNK_BYTES: usize = 1 << 18;
 pub struct Payload {
     entry: Entry,
     source: Source,
+    /// Ends the writing between two pieces.
+    interrupt: Interrupt,
 }
 
 #[derive(Clone)]
@@ -38,11 +41,24 @@ impl Payload {
             Storage::F16(_) => NumberKind::F16,
             Storage::U32(_) => NumberKind::U32,
         };
-        Ok(Self { entry: Entry { shape: tensor.shape().to_vec(), kind }, source: Source::Held(tensor) })
+        Ok(Self {
+            entry: Entry { shape: tensor.shape().to_vec(), kind },
+            source: Source::Held(tensor),
+            interrupt: Interrupt::default(),
+        })
     }
 
     pub(in crate::weights) fn stored(stored: Stored) -> Self {
-        Self { entry: stored.entry().clone(), source: Source::Stored(stored) }
+        Self {
+            entry: stored.entry().clone(),
+            source: Source::Stored(stored),
+            interrupt: Interrupt::default(),
+        }
+    }
+
+    /// The same; writing it ends with [`Error::Interrupted`] when the user interrupts, and no file is left then.
+    pub fn stopping_at(self, interrupt: &Interrupt) -> Self {
+        Self { interrupt: interrupt.clone(), ..self }
     }
 
     /// Shape and kind as they will be written.
@@ -82,6 +98,10 @@ impl Payload {
 
     /// The numbers as little-endian bytes, row by row, some at a time.
     pub(super) fn each_chunk(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut take = |bytes: &[u8]| {
+            self.interrupt.check("nothing was written")?;
+            take(bytes)
+        };
         let (from, to) = (self.source_kind(), self.entry.kind);
         if from == to {
             return self.each_source_chunk(take);

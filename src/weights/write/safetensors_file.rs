@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 use super::Payload;
 use crate::{
     error::{Error, Result},
-    files::{WholeFile, finish_together},
+    files::WholeFile,
 };
 
 /// Writes a safetensors file of these tensors, and of remarks beside them.
@@ -72,7 +72,9 @@ pub fn write_shards(
     file.write_all(text.as_bytes()).map_err(Error::io("write", file.path()))?;
     files.push(file);
     let written = files.iter().map(|file| file.path().to_path_buf()).collect();
-    finish_together(files)?;
+    for file in files {
+        file.finish()?;
+    }
     Ok(written)
 }
 

@@ -58,6 +58,8 @@ impl<'a> Pickler<'a> {
                 self.raw(&value.to_be_bytes());
             }
             Value::Text(text) => self.text(text),
+            // What made them is not known: their names stand for them.
+            Value::Object(_) | Value::Unread(_) => self.text(&value.to_string()),
             Value::List(items) => {
                 self.raw(b"]");
                 for batch in items.chunks(BATCH) {

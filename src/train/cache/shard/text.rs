@@ -1,12 +1,16 @@
 //! The part of a shard that is of captions: text states or token ids.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use half::bf16;
 use safetensors::Dtype;
 
 use super::{
-    super::{Floats, TextDescription, damaged},
+    super::{Floats, TextDescription, broken, damaged},
     Key, Opened, Table, Written, write,
 };
 use crate::{
@@ -69,8 +73,12 @@ impl TextRows {
     }
 }
 
-/// What a shard keeps of captions, mapped.
+/// What a shard keeps of captions, mapped. States may be larger than memory by far, so that they are not read when the cache is
+/// opened: a shard is compared with its checksum when the first of its captions is asked for.
 pub(in super::super) struct Text {
+    path: PathBuf,
+    written: Written,
+    whole: OnceLock<bool>,
     captions: Table,
     mask: Table,
     held: Held,
@@ -89,7 +97,8 @@ enum Held {
 
 impl Text {
     /// Opens a file of text states or ids.
-    pub(in super::super) fn open(path: &Path, text: &TextDescription) -> Result<Self> {
+    pub(in super::super) fn open(path: &Path, text: &TextDescription, written: &Written) -> Result<Self> {
+        let (kept, written, whole) = (path.to_path_buf(), written.clone(), OnceLock::new());
         let opened = Opened::new(path)?;
         let (captions, mask) =
             (opened.table("captions", Dtype::U8, 16)?, opened.table("mask", Dtype::U8, text.tokens)?);
@@ -100,7 +109,7 @@ impl Text {
         let Some(floats) = text.kept.floats() else {
             let ids = opened.table("ids", Dtype::U32, text.tokens)?;
             rows([&mask, &ids])?;
-            return Ok(Self { captions, mask, held: Held::Ids(ids) });
+            return Ok(Self { path: kept, written, whole, captions, mask, held: Held::Ids(ids) });
         };
         let kind = floats.kind();
         let (states, pooled) =
@@ -118,7 +127,16 @@ impl Text {
                 format!("has {} states for the {end} tokens of its masks", states.rows),
             ));
         }
-        Ok(Self { captions, mask, held: Held::States { floats, states, pooled, first } })
+        let held = Held::States { floats, states, pooled, first };
+        Ok(Self { path: kept, written, whole, captions, mask, held })
+    }
+
+    /// Refuses a file that is not what was written.
+    fn expect_whole(&self) -> Result<()> {
+        match self.whole.get_or_init(|| self.written.is_whole(&self.path)) {
+            true => Ok(()),
+            false => Err(broken(&self.path)),
+        }
     }
 
     /// The keys of its captions, in order.
@@ -145,8 +163,18 @@ impl Text {
 
     /// Fills in what is kept of a caption: states `[T, D]` (0 for padding), mask `[T]` and the caption's vector `[D]`.
     /// Nothing where ids are kept.
-    pub(in super::super) fn read(&self, at: usize, states: &mut [f32], mask: &mut [u32], pooled: &mut [f32]) {
-        let Held::States { floats, states: kept, pooled: vectors, first } = &self.held else { return };
+    ///
+    /// # Errors
+    /// If the file was changed since it was written.
+    pub(in super::super) fn read(
+        &self,
+        at: usize,
+        states: &mut [f32],
+        mask: &mut [u32],
+        pooled: &mut [f32],
+    ) -> Result<()> {
+        let Held::States { floats, states: kept, pooled: vectors, first } = &self.held else { return Ok(()) };
+        self.expect_whole()?;
         let channels = pooled.len();
         let mut next = first[at];
         for ((state, mask), &one) in states.chunks_exact_mut(channels).zip(mask).zip(self.mask.row(at)) {
@@ -159,17 +187,23 @@ impl Text {
             }
         }
         floats.read(vectors.row(at), pooled);
+        Ok(())
     }
 
     /// Fills in ids and mask `[T]` of a caption. Nothing where states are kept.
-    pub(in super::super) fn read_ids(&self, at: usize, ids: &mut [u32], mask: &mut [u32]) {
-        let Held::Ids(kept) = &self.held else { return };
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub(in super::super) fn read_ids(&self, at: usize, ids: &mut [u32], mask: &mut [u32]) -> Result<()> {
+        let Held::Ids(kept) = &self.held else { return Ok(()) };
+        self.expect_whole()?;
         for (id, bytes) in ids.iter_mut().zip(kept.row(at).as_chunks::<4>().0) {
             *id = u32::from_le_bytes(*bytes);
         }
         for (mask, &one) in mask.iter_mut().zip(self.mask.row(at)) {
             *mask = u32::from(one != 0);
         }
+        Ok(())
     }
 }
 

@@ -1,10 +1,11 @@
-//! What the names on the list make of their arguments, and the refusal of all that is not on it.
+//! What the names that are understood make of their arguments. All others make opaque objects: nothing is called.
 
 use std::ops::Range;
 
-use super::{Item, MALFORMED, Machine, Node, StorageNode, TensorNode};
+use super::{Foreign, Item, MALFORMED, Machine, Node, ObjectNode, StorageNode, TensorNode};
 use crate::weights::{
     NumberKind,
+    stored::Flipped,
     torch::globals::{self, Global},
 };
 
@@ -20,14 +21,29 @@ enum Made {
 impl Machine<'_> {
     pub(super) fn global(&mut self, code: u8) -> Result<(), String> {
         let (module, name) = if code == b'c' {
-            let (module, name) = (self.line()?, self.line()?);
-            (&self.bytes[module], &self.bytes[name])
+            (self.line()?, self.line()?)
         } else {
             let name = self.pop()?;
             let module = self.pop()?;
-            (self.text_of(module).ok_or(MALFORMED)?, self.text_of(name).ok_or(MALFORMED)?)
+            match (self.node(module), self.node(name)) {
+                (Some(Node::Text(module)), Some(Node::Text(name))) => (module.clone(), name.clone()),
+                _ => return Err(MALFORMED.to_owned()),
+            }
         };
-        self.push_node(Node::Global(globals::find(module, name)?))
+        let node = self.named(module, name)?;
+        self.push_node(node)
+    }
+
+    /// The name in a module.
+    fn named(&self, module: Range<usize>, name: Range<usize>) -> Result<Node, String> {
+        let [of_module, of_name] = [&module, &name].map(|range| &self.bytes[range.clone()]);
+        if let Some(global) = globals::find(of_module, of_name) {
+            return Ok(Node::Global(global));
+        }
+        if globals::is_harmful(of_module, of_name) {
+            return Err(globals::refused(&globals::full_name(of_module, of_name)));
+        }
+        Ok(Node::Foreign(Box::new(Foreign { module, name })))
     }
 
     /// A storage: `("storage", class, key, device, numbers)`, and in the older stream a part of it.
@@ -36,14 +52,15 @@ impl Machine<'_> {
         let item = self.pop()?;
         let Some(Node::Tuple(parts)) = self.node(item) else { return Err(WRONG.to_owned()) };
         let [tag, class, key, _device, numbers, rest @ ..] = &**parts else { return Err(WRONG.to_owned()) };
-        let (
-            Some(b"storage"),
-            Some(Node::Global(Global::Storage(kind))),
-            Some(Node::Text(key)),
-            Item::Int(numbers),
-        ) = (self.text_of(*tag), self.node(*class), self.node(*key), *numbers)
+        let (Some(b"storage"), Some(&Node::Global(global)), Some(Node::Text(key)), Item::Int(numbers)) =
+            (self.text_of(*tag), self.node(*class), self.node(*key), *numbers)
         else {
             return Err(WRONG.to_owned());
+        };
+        let (kind, width, other) = match global {
+            Global::Storage(kind) => (kind, kind.map_or(1, NumberKind::width), None),
+            Global::OtherStorage(width) => (None, width, Some(*class)),
+            _ => return Err(WRONG.to_owned()),
         };
         let part = match rest {
             [] | [Item::None] => None,
@@ -56,7 +73,7 @@ impl Machine<'_> {
             },
             _ => return Err(WRONG.to_owned()),
         };
-        let storage = StorageNode { kind: *kind, key: key.clone(), numbers: count(numbers)?, part };
+        let storage = StorageNode { kind, width, other, key: key.clone(), numbers: count(numbers)?, part };
         self.push_node(Node::Storage(Box::new(storage)))
     }
 
@@ -64,17 +81,73 @@ impl Machine<'_> {
         let arguments = self.pop()?;
         let callee = self.pop()?;
         let made = self.call(callee, arguments)?;
+        self.push_made(made)
+    }
+
+    fn push_made(&mut self, made: Made) -> Result<(), String> {
         match made {
             Made::Item(item) => self.push(item),
             Made::Node(node) => self.push_node(node),
         }
     }
 
-    /// What a name on the list makes of arguments.
-    fn call(&mut self, callee: Item, arguments: Item) -> Result<Made, String> {
-        let Some(&Node::Global(global)) = self.node(callee) else {
-            return Err(globals::refused("a call of something that is no name"));
+    /// An instance of a class, by one of the instructions of Python's newer and older classes.
+    pub(super) fn instance(&mut self, code: u8) -> Result<(), String> {
+        let (class, arguments) = match code {
+            b'i' => {
+                let class = (self.line()?, self.line()?);
+                let arguments = self.pop_to_mark()?;
+                let class = self.named(class.0, class.1)?;
+                self.push_node(class)?;
+                (self.pop()?, arguments)
+            }
+            b'o' => {
+                let mut items = self.pop_to_mark()?;
+                if items.is_empty() {
+                    return Err(MALFORMED.to_owned());
+                }
+                (items.remove(0), items)
+            }
+            _ => {
+                // An object that takes arguments by their names is none of those that are understood.
+                let by_name = (code == 0x92).then(|| self.pop()).transpose()?;
+                let arguments = self.pop()?;
+                let class = self.pop()?;
+                let made = match by_name {
+                    Some(_) => self.object(class)?,
+                    None => self.call(class, arguments)?,
+                };
+                return self.push_made(made);
+            }
         };
+        self.push_node(Node::Tuple(arguments.into()))?;
+        let arguments = self.pop()?;
+        let made = self.call(class, arguments)?;
+        self.push_made(made)
+    }
+
+    /// The object that a name which is not understood would make.
+    fn object(&self, class: Item) -> Result<Made, String> {
+        let (class, tensor) = match self.node(class) {
+            Some(Node::Foreign(foreign)) => {
+                let Foreign { module, name } = &**foreign;
+                (class, globals::is_tensor_form(&self.bytes[module.clone()], &self.bytes[name.clone()]))
+            }
+            Some(Node::Object(object)) => (object.class, object.tensor),
+            Some(Node::Global(global)) => (class, matches!(global, Global::TensorType)),
+            _ => return Err(globals::refused("a call of something that is no name")),
+        };
+        Ok(Made::Node(Node::Object(Box::new(ObjectNode { class, tensor }))))
+    }
+
+    /// A tensor of a form that is not read, named by what tells that.
+    fn unread(class: Item) -> Made {
+        Made::Node(Node::Object(Box::new(ObjectNode { class, tensor: true })))
+    }
+
+    /// What a name makes of arguments.
+    fn call(&mut self, callee: Item, arguments: Item) -> Result<Made, String> {
+        let Some(&Node::Global(global)) = self.node(callee) else { return self.object(callee) };
         let Some(Node::Tuple(arguments)) = self.node(arguments) else { return Err(MALFORMED.to_owned()) };
         let wrong = || format!("the pickle gives {global:?} arguments that it does not take");
         match (global, &**arguments) {
@@ -91,31 +164,44 @@ impl Machine<'_> {
             (Global::Device | Global::Encode, &[text, ..]) if self.text_of(text).is_some() => {
                 Ok(Made::Item(text))
             }
-            (Global::RebuildTensor, &[storage, offset, shape, strides, ..]) => {
-                self.tensor([storage, offset, shape, strides], None)
+            (Global::DefaultDict, [_]) => Ok(Made::Node(Node::Dict(Vec::new()))),
+            (Global::Deque, []) => Ok(Made::Node(Node::List(Vec::new()))),
+            (Global::Deque, &[items, ..]) => match self.node(items) {
+                Some(Node::List(_)) => Ok(Made::Item(items)),
+                Some(Node::Tuple(items)) if items.is_empty() => Ok(Made::Node(Node::List(Vec::new()))),
+                _ => Err(wrong()),
+            },
+            (Global::RebuildTensor, &[storage, offset, shape, strides, ref rest @ ..]) => {
+                self.tensor([storage, offset, shape, strides], None, rest.get(2).copied())
             }
-            (Global::RebuildTensorOfKind, &[storage, offset, shape, strides, _, _, kind, ..]) => {
+            (Global::RebuildTensorOfKind, &[storage, offset, shape, strides, _, _, kind, ref rest @ ..]) => {
                 match self.node(kind) {
                     Some(&Node::Global(Global::Kind(kind))) => {
-                        self.tensor([storage, offset, shape, strides], Some(kind))
+                        self.tensor([storage, offset, shape, strides], Some(kind), rest.first().copied())
                     }
+                    // 128-bit complex numbers, kinds of 8-bit floats that few use, …
+                    Some(Node::Foreign(_)) => Ok(Self::unread(kind)),
                     _ => Err(wrong()),
                 }
             }
-            (Global::RebuildParameter, &[data, ..]) if matches!(self.node(data), Some(Node::Tensor(_))) => {
-                Ok(Made::Item(data))
-            }
+            (Global::RebuildParameter, &[data, ..]) => match self.node(data) {
+                Some(Node::Tensor(_)) => Ok(Made::Item(data)),
+                Some(Node::Object(object)) if object.tensor => Ok(Made::Item(data)),
+                _ => Err(wrong()),
+            },
             (Global::RebuildFromType, &[function, class, arguments, _state]) => {
-                let inner = match self.node(function) {
-                    Some(Node::Global(inner)) => *inner,
-                    _ => return Err(wrong()),
-                };
-                let plain = matches!(self.node(class), Some(Node::Global(Global::TensorType)));
-                if !plain || inner == Global::RebuildFromType {
-                    return Err(wrong());
+                match (self.node(function), self.node(class)) {
+                    (Some(Node::Global(Global::RebuildFromType)), _) => Err(wrong()),
+                    (Some(Node::Global(_)), Some(Node::Global(Global::TensorType))) => {
+                        self.call(function, arguments)
+                    }
+                    // A tensor of a class of its own may mean other numbers than those that it keeps.
+                    (Some(Node::Global(_)), Some(Node::Foreign(_))) => Ok(Self::unread(class)),
+                    (Some(Node::Foreign(_)), Some(_)) => Ok(Self::unread(function)),
+                    _ => Err(wrong()),
                 }
-                self.call(function, arguments)
             }
+            (Global::TensorType, _) => self.object(callee),
             _ => Err(wrong()),
         }
     }
@@ -141,11 +227,15 @@ impl Machine<'_> {
         &self,
         [storage, offset, shape, strides]: [Item; 4],
         kind: Option<NumberKind>,
+        marks: Option<Item>,
     ) -> Result<Made, String> {
         let Item::Node(storage_at) = storage else { return Err(MALFORMED.to_owned()) };
-        let Some(Node::Storage(_)) = self.node(storage) else {
+        let Some(Node::Storage(held)) = self.node(storage) else {
             return Err("the pickle makes a tensor of something that is not a storage".to_owned());
         };
+        if let Some(class) = held.other {
+            return Ok(Self::unread(class));
+        }
         let Item::Int(offset) = offset else { return Err(MALFORMED.to_owned()) };
         let sizes = |item: Item| match self.node(item) {
             Some(Node::Tuple(sizes)) if sizes.len() <= DIMENSIONS => sizes
@@ -161,34 +251,46 @@ impl Machine<'_> {
             _ => Err(MALFORMED.to_owned()),
         };
         let (shape, strides) = (sizes(shape)?, sizes(strides)?);
-        let tensor = TensorNode { storage: storage_at, kind, offset: count(offset)?, shape, strides };
+        let (offset, flipped) = (count(offset)?, self.flipped(marks)?);
+        let tensor = TensorNode { storage: storage_at, kind, offset, shape, strides, flipped };
         Ok(Made::Node(Node::Tensor(Box::new(tensor))))
     }
 
-    /// Attributes of a dict (`_metadata` of a state dict) or a parameter: taken note of by nobody.
+    /// The signs that a tensor's marks turn: `{"neg": True}` and `{"conj": True}`. One that is not known could mean other
+    /// numbers.
+    fn flipped(&self, marks: Option<Item>) -> Result<Flipped, String> {
+        let mut flipped = Flipped::default();
+        let marks = match marks {
+            None | Some(Item::None) => return Ok(flipped),
+            Some(marks) => self.node(marks),
+        };
+        let Some(Node::Dict(marks)) = marks else { return Err(MALFORMED.to_owned()) };
+        for &(key, value) in marks {
+            match (self.text_of(key), value) {
+                (Some(b"neg"), Item::Bool(value)) => flipped.negated = value,
+                (Some(b"conj"), Item::Bool(value)) => flipped.conjugated = value,
+                (key, _) => {
+                    let key = globals::full_name(b"metadata", key.unwrap_or(b"?"));
+                    return Err(format!("the pickle marks a tensor in a way that is not known ({key})"));
+                }
+            }
+        }
+        Ok(flipped)
+    }
+
+    /// Attributes of a dict (`_metadata` of a state dict), a parameter or an opaque object: taken note of by nobody.
     pub(super) fn build(&mut self) -> Result<(), String> {
         self.pop()?;
         match self.node(self.top()?) {
-            Some(Node::Dict(_) | Node::Tensor(_)) => Ok(()),
-            _ => Err(globals::refused("BUILD, the state of an object that is neither dict nor tensor")),
+            Some(Node::Dict(_) | Node::List(_) | Node::Tensor(_) | Node::Object(_)) => Ok(()),
+            _ => Err(globals::refused("BUILD, the state of something that is no object")),
         }
     }
 
     /// Why an instruction that is not understood ends the reading.
-    pub(super) fn refuse(&mut self, code: u8) -> String {
+    pub(super) fn refuse(code: u8) -> String {
         let name = match code {
-            b'i' => {
-                let class = self.line().and_then(|module| Ok((module, self.line()?)));
-                let text = |range: Range<usize>| String::from_utf8_lossy(&self.bytes[range]).into_owned();
-                return globals::refused(&match class {
-                    Ok((module, name)) => format!("INST of {}.{}", text(module), text(name)),
-                    Err(_) => "INST".to_owned(),
-                });
-            }
-            b'o' => "OBJ",
             b'P' => "PERSID",
-            0x81 => "NEWOBJ",
-            0x92 => "NEWOBJ_EX",
             0x82 => "EXT1",
             0x83 => "EXT2",
             0x84 => "EXT4",

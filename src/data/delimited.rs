@@ -1,0 +1,343 @@
+//! The one reader of tables as text: a header, and rows of as many fields, separated by commas, tabs or semicolons.
+//!
+//! The separator is told by the first lines: a first line `sep=;`, as Excel writes it, names it; else it is a tab in a file ending in
+//! `.tsv` or `.tab` whose header has one; else a comma if the header has one outside quotes; else a tab, then a semicolon.
+//!
+//! Spreadsheets leave columns behind: fields beyond the header's last name are accepted where they are empty. Of such unnamed columns
+//! at the end one alone is kept, as the column that it is; two are not, as no two columns may have one name.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Seek, SeekFrom},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    file_kind::{folder, foreign},
+    rows::{Row, RowError, RowReader},
+};
+use crate::error::{Error, Result};
+
+/// Bytes read from the disk at a time.
+const BUFFER_BYTES: usize = 1 << 18;
+
+/// A row that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// The line it concerns, counted from 1 with the header.
+    pub line: u64,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// The end of the file.
+    End,
+    /// A row, which [`DelimitedTable::row`] gives.
+    Row,
+    /// A row that cannot be used; the next one can be read.
+    Malformed(Malformed),
+}
+
+/// A table being read row by row.
+#[derive(Debug)]
+pub struct DelimitedTable {
+    path: PathBuf,
+    header: Vec<String>,
+    header_line: u64,
+    header_bytes: Range<u64>,
+    /// Columns up to the last that has a name.
+    named: usize,
+    /// Columns in the header, those that are not kept included.
+    all: usize,
+    separator: u8,
+    bytes_total: u64,
+    rows: RowReader<BufReader<File>>,
+}
+
+impl DelimitedTable {
+    /// Opens `path` and reads its header, which is empty where the file is. A UTF-8 byte order mark is accepted.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is plainly something else (which is named), or its header cannot be used.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::Table { path: path.to_path_buf(), line: None, message: folder(path) });
+        }
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        let bytes_total = file.metadata().map_err(Error::io("read", path))?.len();
+        let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
+        let start = input.fill_buf().map_err(Error::io("read", path))?;
+        if let Some(message) = foreign(start) {
+            return Err(Error::Table { path: path.to_path_buf(), line: None, message });
+        }
+        let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
+        let Beginning { separator, named_by } = Beginning::of(path, &start[mark..]);
+        let (skipped, line) = (mark + named_by, 1 + u64::from(named_by > 0));
+        input.consume(skipped);
+        let rows = RowReader::new(input, separator, line, skipped as u64);
+        let mut table = Self {
+            path: path.to_path_buf(),
+            header: Vec::new(),
+            header_line: line,
+            header_bytes: 0..0,
+            named: 0,
+            all: 0,
+            separator,
+            bytes_total,
+            rows,
+        };
+        table.read_header()?;
+        Ok(table)
+    }
+
+    fn read_header(&mut self) -> Result<()> {
+        match self.rows.read() {
+            Ok(false) => return Ok(()),
+            Ok(true) => {}
+            Err(error) => return Err(self.failed(error)),
+        }
+        self.header_line = self.rows.row_line();
+        self.header_bytes = 0..self.rows.row_bytes().end;
+        self.header = self.rows.row().iter().map(str::to_owned).collect();
+        self.all = self.header.len();
+        self.named = self.header.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
+        if self.named == 0 {
+            return Err(self.refuse_header("the first row names no column; it must be the header"));
+        }
+        let unnamed: Vec<usize> = (0..self.named).filter(|&index| self.header[index].is_empty()).collect();
+        if let [first, second, ..] = unnamed[..] {
+            return Err(self.refuse_header(format!(
+                "columns {} and {} have no name; name them, or take them out",
+                first + 1,
+                second + 1
+            )));
+        }
+        if unnamed.len() + self.all - self.named > 1 {
+            self.header.truncate(self.named);
+        }
+        Ok(())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of the columns, in order; none where the file is empty.
+    pub fn header(&self) -> &[String] {
+        &self.header
+    }
+
+    /// The byte that separates fields.
+    pub fn separator(&self) -> u8 {
+        self.separator
+    }
+
+    /// The bytes before the first row: a byte order mark, a line that names the separator, and the header with its line break.
+    pub fn header_bytes(&self) -> Range<u64> {
+        self.header_bytes.clone()
+    }
+
+    /// The size of the file.
+    pub fn bytes_total(&self) -> u64 {
+        self.bytes_total
+    }
+
+    /// Reads the next row.
+    ///
+    /// # Errors
+    /// If reading the file fails.
+    pub fn read(&mut self) -> Result<Read> {
+        match self.rows.read() {
+            Ok(false) => Ok(Read::End),
+            Ok(true) => Ok(match self.wrong_fields() {
+                None => Read::Row,
+                Some(message) => Read::Malformed(Malformed { line: self.rows.row_line(), message }),
+            }),
+            Err(RowError::Malformed { line, message, ended }) => {
+                if !ended {
+                    // The next row begins on the line after the one on which this one does.
+                    self.rows.skip_line().map_err(|error| self.failed(error))?;
+                }
+                Ok(Read::Malformed(Malformed { line, message }))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// What is wrong with the fields of the row last read.
+    fn wrong_fields(&self) -> Option<String> {
+        let row = self.rows.row();
+        let (count, kept) = (row.len(), self.header.len());
+        if count == kept && count == self.all {
+            return None;
+        }
+        let beyond_is_empty = || (kept..count).all(|index| row.get(index).is_none_or(str::is_empty));
+        if count >= self.named && beyond_is_empty() {
+            return None;
+        }
+        if count == self.all {
+            let index = (kept..count).find(|&index| row.get(index).is_some_and(|field| !field.is_empty()));
+            return Some(format!(
+                "field {} stands in a column without a name; name it, or take it out",
+                index.unwrap_or(kept) + 1
+            ));
+        }
+        let separator = match self.separator {
+            b'\t' => "a tab",
+            b';' => "a semicolon",
+            _ => "a comma",
+        };
+        Some(format!(
+            "the row has {count} fields and the header {}; put a field that holds {separator}, a quote or a line end in quotes",
+            self.all
+        ))
+    }
+
+    /// The row last read.
+    pub fn row(&self) -> Row<'_> {
+        self.rows.row()
+    }
+
+    /// A field of the row last read; empty where a row ends before an unnamed column.
+    pub fn field(&self, column: usize) -> &str {
+        self.rows.row().get(column).unwrap_or("")
+    }
+
+    /// The fields of the row last read, as many as the header has names.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        (0..self.header.len()).map(|column| self.field(column))
+    }
+
+    /// The line on which the row last read begins, counted from 1 with the header.
+    pub fn line(&self) -> u64 {
+        self.rows.row_line()
+    }
+
+    /// The bytes that the row last read takes in the file, its line break included.
+    pub fn row_bytes(&self) -> Range<u64> {
+        self.rows.row_bytes()
+    }
+
+    /// The line and the byte at which the next row is looked for.
+    pub fn next_position(&self) -> (u64, u64) {
+        self.rows.next_position()
+    }
+
+    /// Goes to what [`next_position`](Self::next_position) gave.
+    ///
+    /// # Errors
+    /// If seeking fails.
+    pub fn seek(&mut self, line: u64, byte: u64) -> Result<()> {
+        let mut file = File::open(&self.path).map_err(Error::io("read", &self.path))?;
+        file.seek(SeekFrom::Start(byte)).map_err(Error::io("read", &self.path))?;
+        let input = BufReader::with_capacity(BUFFER_BYTES, file);
+        self.rows = RowReader::new(input, self.separator, line, byte);
+        Ok(())
+    }
+
+    /// Skips blank lines; whether anything is left after them.
+    ///
+    /// # Errors
+    /// If reading fails.
+    pub fn has_more(&mut self) -> Result<bool> {
+        self.rows.has_more().map_err(|error| self.failed(error))
+    }
+
+    /// An error about the file as a whole.
+    pub fn refuse(&self, message: impl Into<String>) -> Error {
+        Error::Table { path: self.path.clone(), line: None, message: message.into() }
+    }
+
+    /// An error about the header.
+    pub fn refuse_header(&self, message: impl Into<String>) -> Error {
+        Error::Table { path: self.path.clone(), line: Some(self.header_line), message: message.into() }
+    }
+
+    /// An error about a row.
+    pub fn refuse_row(&self, row: Malformed) -> Error {
+        Error::Table { path: self.path.clone(), line: Some(row.line), message: row.message }
+    }
+
+    fn failed(&self, error: RowError) -> Error {
+        match error {
+            RowError::Io(source) => Error::Io { action: "read", path: self.path.clone(), source },
+            RowError::Malformed { line, message, .. } => self.refuse_row(Malformed { line, message }),
+        }
+    }
+}
+
+/// What the first lines say of the rest.
+struct Beginning {
+    separator: u8,
+    /// Bytes of a first line that names the separator.
+    named_by: usize,
+}
+
+impl Beginning {
+    fn of(path: &Path, start: &[u8]) -> Self {
+        if let Some((separator, named_by)) = named_separator(start) {
+            return Self { separator, named_by };
+        }
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_ascii_lowercase();
+        let tabs = ["tsv", "tab"].contains(&ending.as_str());
+        let order = if tabs { [b'\t', b',', b';'] } else { [b',', b'\t', b';'] };
+        let header = header_outside_quotes(start);
+        let separator = order.into_iter().find(|separator| header.contains(separator)).unwrap_or(b',');
+        Self { separator, named_by: 0 }
+    }
+}
+
+/// The separator of a first line such as `sep=;`, and the length of that line.
+fn named_separator(start: &[u8]) -> Option<(u8, usize)> {
+    let rest = start.strip_prefix(b"sep=").or_else(|| start.strip_prefix(b"SEP="))?;
+    let (&separator, rest) = rest.split_first()?;
+    let line_break =
+        [&b"\r\n"[..], b"\n", b"\r"].into_iter().find(|line_break| rest.starts_with(line_break))?;
+    let known = matches!(separator, b',' | b';' | b'\t' | b'|');
+    known.then_some((separator, 5 + line_break.len()))
+}
+
+/// The bytes of the first line that is not blank which stand outside quotes.
+fn header_outside_quotes(start: &[u8]) -> Vec<u8> {
+    let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let begin = start.iter().position(|byte| !is_break(byte)).unwrap_or(start.len());
+    let mut quoted = false;
+    let mut outside = Vec::new();
+    for byte in &start[begin..] {
+        match byte {
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            _ if is_break(byte) => break,
+            _ => outside.push(*byte),
+        }
+    }
+    outside
+}
+
+/// Counts rows that are skipped on request, and says what was wrong with the first of them.
+#[derive(Debug, Default)]
+pub(crate) struct Skipped {
+    count: u64,
+    first: Option<Malformed>,
+}
+
+impl Skipped {
+    pub(crate) fn add(&mut self, row: Malformed) {
+        self.count += 1;
+        self.first.get_or_insert(row);
+    }
+
+    /// Warns of what was skipped.
+    pub(crate) fn warn(&self, path: &Path) {
+        if let Some(Malformed { line, message }) = &self.first {
+            let (path, count) = (path.display(), self.count);
+            let rows = if count == 1 { "malformed row was" } else { "malformed rows were" };
+            tracing::warn!("{path}: {count} {rows} skipped, the first on line {line}: {message}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What a file is that was given as a table and plainly is none, told by its content, with what to do.
+
+use std::{fs, path::Path};
+
+use memchr::memmem;
+
+/// Bytes of a tar archive's first header before its magic.
+const TAR_MAGIC: usize = 257;
+
+/// Names in a zip archive that make it an Excel workbook.
+const WORKBOOK: [&[u8]; 4] = [b"xl/workbook", b"xl/worksheets", b"xl/theme", b"xl/styles"];
+
+/// What a file that begins with `start` is, with the cure; nothing where it may be delimited text in UTF-8.
+pub fn foreign(start: &[u8]) -> Option<String> {
+    binary(start).or_else(|| text(start)).map(|(kind, cure)| format!("the file is {kind}; {cure}"))
+}
+
+/// Whether a file that begins with `start` is a Parquet file.
+pub fn is_parquet(start: &[u8]) -> bool {
+    start.starts_with(b"PAR1")
+}
+
+fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    let has = |text: &[u8]| memmem::find(start, text).is_some();
+    Some(match start {
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
+            ("UTF-16 text", "save it as UTF-8 (in Excel: \"CSV UTF-8\" as the file type)")
+        }
+        // A first character that takes two bytes, the second or the first of them zero.
+        [first, 0, second, 0, ..] | [0, first, 0, second, ..] if *first != 0 && *second != 0 => {
+            ("UTF-16 text", "save it as UTF-8 (in Excel: \"CSV UTF-8\" as the file type)")
+        }
+        _ if is_parquet(start) => ("a Parquet file", "convert it to CSV"),
+        [0x1F, 0x8B, ..] => ("compressed with gzip", "unpack it (gunzip)"),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
+            ("compressed with zstd", "unpack it (zstd -d)")
+        }
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => {
+            ("compressed with bzip2", "unpack it (bunzip2)")
+        }
+        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => ("compressed with xz", "unpack it (unxz)"),
+        [0x04, 0x22, 0x4D, 0x18, ..] => ("compressed with lz4", "unpack it (lz4 -d)"),
+        [b'7', b'z', 0xBC, 0xAF, 0x27, 0x1C, ..] => ("a 7z archive", "unpack it"),
+        [b'R', b'a', b'r', b'!', 0x1A, 0x07, ..] => ("a RAR archive", "unpack it"),
+        [b'P', b'K', 3, 4, ..] if WORKBOOK.iter().any(|name| has(name)) => {
+            ("an Excel workbook", "save it as CSV UTF-8")
+        }
+        [b'P', b'K', 3, 4, ..] if has(b"oasis.opendocument") => {
+            ("an OpenDocument spreadsheet", "save it as CSV")
+        }
+        [b'P', b'K', 3, 4, ..] => ("a zip archive", "unpack it, or save the spreadsheet as CSV"),
+        [0xD0, 0xCF, 0x11, 0xE0, 0xA1, 0xB1, 0x1A, 0xE1, ..] => {
+            ("an old Excel workbook (.xls)", "save it as CSV UTF-8")
+        }
+        _ if start.get(TAR_MAGIC..).is_some_and(|rest| rest.starts_with(b"ustar")) => {
+            ("a tar archive", "unpack it and give a CSV that lists its images")
+        }
+        [b'A', b'R', b'R', b'O', b'W', b'1', ..] => ("an Arrow file", "convert it to CSV"),
+        [b'O', b'R', b'C', ..] if !start.is_ascii() => ("an ORC file", "convert it to CSV"),
+        [b'O', b'b', b'j', 1, ..] => ("an Avro file", "convert it to CSV"),
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => ("a NumPy array", "convert it to CSV"),
+        [0x80, 2..=5, ..] => ("a Python pickle", "convert it to CSV"),
+        [0x89, b'P', b'N', b'G', ..] | [0xFF, 0xD8, 0xFF, ..] => {
+            ("an image", "give the CSV that lists the images")
+        }
+        _ if start.starts_with(b"SQLite format 3\0") => ("an SQLite database", "export the table as CSV"),
+        _ => return None,
+    })
+}
+
+fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    let start = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start();
+    let begins =
+        |text: &str| start.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()));
+    let object = |text: &[u8]| {
+        text.strip_prefix(b"{")
+            .is_some_and(|rest| matches!(rest.trim_ascii_start().first(), Some(b'"' | b'}')))
+    };
+    if object(start) || start.strip_prefix(b"[").is_some_and(|rest| object(rest.trim_ascii_start())) {
+        Some(("JSON", "convert it to CSV"))
+    } else if begins("<!doctype html") || begins("<html") {
+        Some(("a web page", "it may be an error page in place of a download; download it again"))
+    } else if begins("version https://git-lfs.github.com/spec/") {
+        Some(("a Git LFS pointer, not the file itself", "fetch it with git lfs pull"))
+    } else {
+        None
+    }
+}
+
+/// What a folder is that was given in place of a table, with the cure.
+pub fn folder(path: &Path) -> String {
+    let names: Vec<String> = fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let holds = |ending: &str| names.iter().any(|name| name.to_ascii_lowercase().ends_with(ending));
+    let has = |name: &str| names.iter().any(|other| other == name);
+    let (kind, cure) = if has("metadata.csv") {
+        ("an image folder", "give its metadata.csv")
+    } else if has("metadata.jsonl") {
+        ("an image folder", "convert its metadata.jsonl to CSV")
+    } else if has("dataset_info.json") && holds(".arrow") {
+        ("a data set as `datasets` saves it", "write it out as images with a CSV")
+    } else if holds(".tar") {
+        ("a folder of tar shards", "unpack them and give a CSV that lists the images")
+    } else if holds(".parquet") {
+        ("a folder of Parquet files", "convert them to CSV")
+    } else {
+        ("a folder", "give the CSV that lists the images")
+    };
+    format!("is {kind}, not a table; {cure}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_not_mistaken_for_something_else() {
+        for text in [
+            "id,image,caption\n",
+            "\u{feff}id;image\n",
+            "BZh,id\n",
+            "ORC,id\n",
+            "[id],x\n",
+            "{id},x\n",
+            "PK,x\n",
+            "Object,x\n",
+            "\u{feff}\"{\"\"a\"\"}\",b\n",
+            "ключ,картинка\n",
+        ] {
+            assert_eq!(foreign(text.as_bytes()), None, "{text:?}");
+        }
+        assert_eq!(foreign(b""), None);
+    }
+}

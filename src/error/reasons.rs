@@ -1,0 +1,136 @@
+//! Why rows were left out, in one sentence: the reasons with their counts, and the first files of each.
+
+use std::path::Path;
+
+use super::Error;
+
+/// Reasons that a sentence names.
+const NAMED: usize = 3;
+/// Files that it names for each.
+const FILES: usize = 3;
+
+/// Reasons why rows were left out, grouped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reasons {
+    groups: Vec<Group>,
+    rows: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Group {
+    why: String,
+    rows: u64,
+    /// The first files.
+    files: Vec<String>,
+}
+
+impl Reasons {
+    /// Counts a row that was left out, by the message of its error: `cannot read FILE: why`, or `FILE: why`.
+    pub fn add(&mut self, message: &str) {
+        self.rows += 1;
+        let (file, why) = parted(message);
+        let group = match self.groups.iter().position(|group| group.why == why) {
+            Some(at) => &mut self.groups[at],
+            None => {
+                self.groups.push(Group { why: why.to_owned(), rows: 0, files: Vec::new() });
+                let last = self.groups.len() - 1;
+                &mut self.groups[last]
+            }
+        };
+        group.rows += 1;
+        if let Some(file) = file
+            && group.files.len() < FILES
+            && !group.files.iter().any(|named| named == file)
+        {
+            group.files.push(file.to_owned());
+        }
+    }
+
+    /// Rows that were left out.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The error of a job that could use no row of `table`; `list` is the file that holds every reason.
+    pub fn none_usable(&self, table: &Path, list: Option<&Path>) -> Error {
+        let rows = match self.rows {
+            0 => {
+                return Error::Table {
+                    path: table.to_path_buf(),
+                    line: None,
+                    message: "holds no row".to_owned(),
+                };
+            }
+            1 => "the only row cannot be used".to_owned(),
+            rows => format!("none of {rows} rows can be used"),
+        };
+        let list = list.map_or(String::new(), |list| format!("; see {}", list.display()));
+        Error::Table { path: table.to_path_buf(), line: None, message: format!("{rows}: {self}{list}") }
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Reasons {
+    fn from_iter<T: IntoIterator<Item = &'a str>>(messages: T) -> Self {
+        let mut reasons = Self::default();
+        messages.into_iter().for_each(|message| reasons.add(message));
+        reasons
+    }
+}
+
+impl std::fmt::Display for Reasons {
+    /// The most frequent reasons first: `why (58 rows: a.png, b.png, c.png, …), …`.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut groups: Vec<&Group> = self.groups.iter().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.rows));
+        for (at, group) in groups.iter().take(NAMED).enumerate() {
+            let Group { why, rows, files } = group;
+            let comma = if at > 0 { ", " } else { "" };
+            let noun = if *rows == 1 { "row" } else { "rows" };
+            write!(formatter, "{comma}{why} ({rows} {noun}")?;
+            if !files.is_empty() {
+                let more = if *rows > files.len() as u64 { ", …" } else { "" };
+                write!(formatter, ": {}{more}", files.join(", "))?;
+            }
+            write!(formatter, ")")?;
+        }
+        let others: u64 = groups.iter().skip(NAMED).map(|group| group.rows).sum();
+        if others > 0 { write!(formatter, ", and other reasons ({others})") } else { Ok(()) }
+    }
+}
+
+/// The file that a message names, and what it says of it.
+fn parted(message: &str) -> (Option<&str>, &str) {
+    let rest = message.strip_prefix("cannot ").and_then(|rest| rest.split_once(' ')).map(|(_, rest)| rest);
+    match rest.unwrap_or(message).split_once(": ") {
+        Some((file, why)) if !file.is_empty() => (Some(file), why),
+        _ => (None, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_grouped_and_the_first_files_named() {
+        let mut reasons = Reasons::default();
+        assert_eq!(reasons.none_usable(Path::new("t.csv"), None).to_string(), "t.csv: holds no row");
+        reasons.add("b.png: not an image: every byte is 0");
+        assert_eq!(
+            reasons.none_usable(Path::new("t.csv"), None).to_string(),
+            "t.csv: the only row cannot be used: not an image: every byte is 0 (1 row: b.png)"
+        );
+        for number in 0..5 {
+            reasons.add(&format!("cannot read a/{number}.png: Permission denied"));
+        }
+        for why in ["one", "two", "three"] {
+            reasons.add(&format!("c.png: {why}"));
+        }
+        let error = reasons.none_usable(Path::new("t.csv"), Some(Path::new("run/failed.csv"))).to_string();
+        assert_eq!(
+            error,
+            "t.csv: none of 9 rows can be used: Permission denied (5 rows: a/0.png, a/1.png, a/2.png, …), \
+             not an image: every byte is 0 (1 row: b.png), one (1 row: c.png), and other reasons (2); see run/failed.csv"
+        );
+    }
+}

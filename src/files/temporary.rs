@@ -1,0 +1,31 @@
+//! What is to go when the process ends without unwinding: unfinished files, locks, and staging places that nobody can continue.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Remembers a path that is to go.
+pub(crate) fn remove_on_exit(path: &Path) {
+    temporary().insert(path.to_path_buf());
+}
+
+/// Forgets it: it has its final name, or has gone.
+pub(crate) fn forget(path: &Path) {
+    temporary().remove(path);
+}
+
+/// Removes what is remembered. To be called before the process ends without unwinding.
+pub(crate) fn clean_up() {
+    for path in std::mem::take(&mut *temporary()) {
+        let _already_gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+    }
+}

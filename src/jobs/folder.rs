@@ -1,0 +1,502 @@
+//! Folders that a command writes: checked and locked before anything is read, written beside or within, and given their name at once.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Claim, OTHER, beside,
+    lock::Lock,
+    marker::{MARKER, Marker, NEW, State, Written, name_of},
+    output::{make_staging, rename},
+    refuse, refuse_inputs, resolved,
+};
+use crate::{
+    error::{Error, Result},
+    files::{
+        LEFTOVER, folder_of, sync_folder,
+        temporary::{forget, remove_on_exit},
+    },
+};
+
+/// What a folder of a command's holds while the command has not ended: names with `/`, in which `*` stands for anything within one
+/// part. By these alone is it known what a process that was killed wrote.
+pub(crate) type Layout = &'static [&'static str];
+
+/// A folder that one command writes, locked.
+#[derive(Debug)]
+pub(crate) struct OutputFolder {
+    command: &'static str,
+    layout: Layout,
+    target: PathBuf,
+    _lock: Lock,
+}
+
+/// What is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Present {
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// An output of this program whose command has not ended.
+    Unfinished,
+    /// An output of this program, as it was written.
+    Complete,
+}
+
+impl OutputFolder {
+    /// Locks a folder, which need not exist, and puts right what a process that was killed left.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if it is an input or holds one, or is a file; [`Error::Locked`] if another process writes it.
+    pub(crate) fn claim(claim: &Claim<'_>, target: &Path, layout: Layout) -> Result<Self> {
+        let absolute = std::path::absolute(target).map_err(Error::io("resolve", target))?;
+        fs::create_dir_all(folder_of(&absolute)).map_err(Error::io("create", target))?;
+        let target = resolved(target)?;
+        refuse_inputs(&target, claim.inputs)?;
+        if target.exists() && !target.is_dir() {
+            return Err(refuse(&target, format!("is a file; {OTHER}")));
+        }
+        let lock = Lock::acquire(claim.command, std::slice::from_ref(&target))?;
+        let folder = Self { command: claim.command, layout, target, _lock: lock };
+        folder.recover()?;
+        Ok(folder)
+    }
+
+    /// The folder, links resolved.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where it is written meanwhile, if it is not written in place.
+    pub(crate) fn staging(&self) -> PathBuf {
+        beside(&self.target, ".unfinished")
+    }
+
+    /// Where the former output is until the new one is complete.
+    pub(crate) fn replaced(&self) -> PathBuf {
+        beside(&self.target, ".replaced")
+    }
+
+    /// A process that replaced the folder may have been killed between two renames.
+    fn recover(&self) -> Result<()> {
+        let (staging, replaced) = (self.staging(), self.replaced());
+        let at = |folder: &Path| Marker::read(&folder.join(MARKER));
+        let complete = at(&self.target)?.is_some_and(|marker| marker.state == State::Complete);
+        if at(&staging)?.is_some_and(|marker| marker.state != State::Pending) {
+            // It has changed places with the new one.
+            if !self.target.exists() {
+                rename(&staging, &self.target, false)?;
+            } else if complete || replaced.exists() {
+                remove(&staging)?;
+            } else {
+                rename(&staging, &replaced, false)?;
+            }
+        }
+        if at(&replaced)?.is_some() {
+            if !self.target.exists() {
+                rename(&replaced, &self.target, false)?;
+            } else if complete {
+                remove(&replaced)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in the folder.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if it holds something and no marker of this command's.
+    pub(crate) fn present(&self) -> Result<Present> {
+        let entries = match fs::read_dir(&self.target) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Present::Nothing),
+            Err(error) => return Err(Error::io("read", &self.target)(error)),
+        };
+        let mut empty = true;
+        for entry in entries {
+            let name = entry.map_err(Error::io("read", &self.target))?.file_name();
+            let name = name.to_string_lossy();
+            empty &= name.starts_with(LEFTOVER) || name.strip_suffix(NEW) == Some(MARKER);
+        }
+        if empty {
+            return Ok(Present::Nothing);
+        }
+        match self.marker()? {
+            Some(marker) if marker.state == State::Complete => Ok(Present::Complete),
+            Some(_) => Ok(Present::Unfinished),
+            None => Err(refuse(
+                &self.target,
+                format!(
+                    "is not empty and was not written by `{}`, so it is left alone; {OTHER}",
+                    self.command
+                ),
+            )),
+        }
+    }
+
+    /// Refuses what is in the folder, unless it may be replaced and is still as it was written.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if so.
+    pub(crate) fn refuse_present(&self, overwrite: bool) -> Result<()> {
+        match self.present()? {
+            Present::Nothing => Ok(()),
+            _ if !overwrite => {
+                Err(refuse(&self.target, format!("already exists; pass --overwrite or {OTHER}")))
+            }
+            _ => self.expect_own(),
+        }
+    }
+
+    /// Writes the folder beside by what is given and gives it its name; if that fails, nothing is left.
+    ///
+    /// # Errors
+    /// Those of writing, and of [`publish`](Self::publish).
+    pub(crate) fn write<T>(&self, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let staging = self.begin_beside(false)?;
+        remove_on_exit(&staging);
+        match write(&staging) {
+            Ok(written) => {
+                forget(&staging);
+                self.publish().map(|()| written)
+            }
+            Err(error) => {
+                forget(&staging);
+                self.discard();
+                Err(error)
+            }
+        }
+    }
+
+    fn marker(&self) -> Result<Option<Marker>> {
+        Ok(Marker::read(&self.target.join(MARKER))?.filter(|marker| marker.command == self.command))
+    }
+
+    /// Refuses to replace a folder that holds something which its marker, or the marker of a file in it, does not list, or which was
+    /// changed since.
+    ///
+    /// # Errors
+    /// [`Error::Output`] that names the first such file; [`Error::Locked`] if another process writes in the folder.
+    pub(crate) fn expect_own(&self) -> Result<()> {
+        let Some(marker) = self.marker()? else { return self.present().map(drop) };
+        let mut inner = Vec::new();
+        let layout = self.layout.to_vec();
+        self.look_through(&Scope { root: &self.target, marker, layout }, &self.target, &mut inner)?;
+        // Whoever writes a file in it must be done; what they write next is then refused by name.
+        Lock::acquire(self.command, &inner).map(drop)
+    }
+
+    fn look_through(&self, scope: &Scope<'_>, folder: &Path, inner: &mut Vec<PathBuf>) -> Result<()> {
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let entry = entry.map_err(Error::io("read", folder))?;
+            let (path, file_name) = (entry.path(), entry.file_name());
+            let text = file_name.to_string_lossy();
+            let is_marker = text.strip_suffix(NEW).unwrap_or(&text) == MARKER;
+            if is_marker && folder == scope.root || text.starts_with(LEFTOVER) {
+                continue;
+            }
+            if let Some(output) = hidden(&text, ".lock") {
+                inner.push(folder.join(output));
+                continue;
+            }
+            let about = entry.file_type().map_err(Error::io("read", &path))?;
+            if !about.is_dir() {
+                if !scope.is_own(&path)? {
+                    return Err(self.foreign(&path, "was not written by it, or was changed since"));
+                }
+                continue;
+            }
+            let within = Marker::read(&path.join(MARKER))?;
+            if within.is_some() && hidden(&text, ".unfinished").is_some() {
+                continue;
+            }
+            match within {
+                None => self.look_through(scope, &path, inner)?,
+                Some(marker) => {
+                    // A folder with a marker of its own is another output, unless it is a part of this one.
+                    let prefix = format!("{}/", name_below(scope.root, &path));
+                    let layout: Vec<&str> =
+                        scope.layout.iter().filter_map(|pattern| pattern.strip_prefix(&prefix)).collect();
+                    if layout.is_empty() {
+                        return Err(self.foreign(&path, &format!("was written by `{}`", marker.command)));
+                    }
+                    self.look_through(&Scope { root: &path, marker, layout }, &path, inner)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn foreign(&self, path: &Path, why: &str) -> Error {
+        refuse(
+            &self.target,
+            format!(
+                "is an output of `{}`, but {} in it {why}, so it is not replaced; move that away or {OTHER}",
+                self.command,
+                name_below(&self.target, path)
+            ),
+        )
+    }
+
+    /// Refuses a complete folder of which a listed file was changed or removed.
+    ///
+    /// # Errors
+    /// [`Error::Output`] that names the first such file.
+    pub(crate) fn expect_listed(&self) -> Result<()> {
+        let marker = self.marker()?.filter(|marker| marker.state == State::Complete);
+        for written in marker.iter().flat_map(|marker| &marker.files) {
+            let path = self.target.join(&written.name);
+            if path.exists() && !written.is_unchanged(&path)? {
+                return Err(self.foreign(&path, "was changed since"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists these files of the folder, which is complete now.
+    pub(crate) fn complete_with(&self, files: &[PathBuf]) -> Result<()> {
+        let of = |path: &PathBuf| Written::of(path, name_below(&self.target, &resolved(path)?));
+        let files = files.iter().map(of).collect::<Result<_>>()?;
+        Marker::new(self.command, State::Complete, files).write(&self.target.join(MARKER))
+    }
+
+    /// Begins to write within the folder, which is there and empty afterwards or holds what was there.
+    pub(crate) fn begin_in_place(&self) -> Result<()> {
+        fs::create_dir_all(&self.target).map_err(Error::io("create", &self.target))?;
+        Marker::new(self.command, State::Unfinished, Vec::new()).write(&self.target.join(MARKER))
+    }
+
+    /// Removes everything within an output of this command's but the marker, after [`expect_own`](Self::expect_own).
+    pub(crate) fn clear_in_place(&self) -> Result<()> {
+        self.begin_in_place()?;
+        for entry in fs::read_dir(&self.target).map_err(Error::io("read", &self.target))? {
+            let entry = entry.map_err(Error::io("read", &self.target))?;
+            if entry.file_name() != MARKER {
+                let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to write beside the folder; with `keep`, what an earlier process wrote there is still there.
+    pub(crate) fn begin_beside(&self, keep: bool) -> Result<PathBuf> {
+        let staging = self.staging();
+        make_staging(&staging, self.command)?;
+        if !keep {
+            remove(&staging)?;
+            make_staging(&staging, self.command)?;
+        }
+        Ok(staging)
+    }
+
+    /// Gives what was written beside its name, in place of what had it; the command has not ended. What had the name is kept under
+    /// another until [`complete`](Self::complete), or [`restore`](Self::restore).
+    pub(crate) fn show(&self) -> Result<()> {
+        let (staging, replaced) = (self.staging(), self.replaced());
+        Marker::new(self.command, State::Unfinished, Vec::new()).write(&staging.join(MARKER))?;
+        if !self.target.exists() {
+            return rename(&staging, &self.target, false).and_then(|()| sync_folder(folder_of(&self.target)));
+        }
+        if !exchange(&staging, &self.target)? {
+            if replaced.exists() {
+                remove(&self.target)?;
+            } else {
+                rename(&self.target, &replaced, false)?;
+            }
+            return rename(&staging, &self.target, false).and_then(|()| sync_folder(folder_of(&self.target)));
+        }
+        if replaced.exists() {
+            remove(&staging)?;
+        } else {
+            rename(&staging, &replaced, false)?;
+        }
+        sync_folder(folder_of(&self.target))
+    }
+
+    /// Puts a complete output aside; a new one can then be written in place. See [`show`](Self::show).
+    pub(crate) fn put_aside(&self) -> Result<()> {
+        let replaced = self.replaced();
+        if replaced.exists() {
+            return remove(&self.target);
+        }
+        rename(&self.target, &replaced, false)
+    }
+
+    /// Puts the former output back, if there is one.
+    pub(crate) fn restore(&self) -> Result<()> {
+        if !self.replaced().exists() {
+            return Ok(());
+        }
+        if self.target.exists() {
+            remove(&self.target)?;
+        }
+        rename(&self.replaced(), &self.target, false)
+    }
+
+    /// Whether a former output waits for the new one to be complete.
+    pub(crate) fn keeps_former(&self) -> bool {
+        self.replaced().exists()
+    }
+
+    /// Lists all files in the folder, which is complete now; the former output goes.
+    pub(crate) fn complete(&self) -> Result<()> {
+        describe(self.command, &self.target)?;
+        if self.replaced().exists() {
+            remove(&self.replaced())?;
+        }
+        Ok(())
+    }
+
+    /// Gives what was written beside its name, complete, in place of what had it.
+    pub(crate) fn publish(&self) -> Result<()> {
+        let staging = self.staging();
+        describe(self.command, &staging)?;
+        sync_tree(&staging)?;
+        if !self.target.exists() {
+            rename(&staging, &self.target, false)?;
+        } else if exchange(&staging, &self.target)? {
+            remove(&staging)?;
+        } else {
+            self.put_aside()?;
+            rename(&staging, &self.target, false)?;
+            remove(&self.replaced())?;
+        }
+        sync_folder(folder_of(&self.target))
+    }
+
+    /// Gives up what was written beside.
+    pub(crate) fn discard(&self) {
+        let _already_gone = remove(&self.staging());
+    }
+}
+
+/// An output that is looked through.
+struct Scope<'a> {
+    root: &'a Path,
+    marker: Marker,
+    layout: Vec<&'a str>,
+}
+
+impl Scope<'_> {
+    /// Whether a file was written by the command of the folder, or by one whose marker lies beside the file.
+    fn is_own(&self, path: &Path) -> Result<bool> {
+        let name = name_below(self.root, path);
+        if self.marker.vouches_for(&name, path)? {
+            return Ok(true);
+        }
+        if self.marker.state != State::Complete && self.layout.iter().any(|pattern| matches(pattern, &name)) {
+            return Ok(true);
+        }
+        let file_name = name_of(path.file_name().unwrap_or_default());
+        if let Some(output) = hidden(&file_name, MARKER) {
+            return Ok(Marker::read(path)?.is_some_and(|other| other.of(&output).next().is_some()));
+        }
+        // A set of files has its marker beside one of them.
+        for entry in fs::read_dir(folder_of(path)).map_err(Error::io("read", folder_of(path)))? {
+            let entry = entry.map_err(Error::io("read", path))?;
+            if hidden(&entry.file_name().to_string_lossy(), MARKER).is_some()
+                && let Some(other) = Marker::read(&entry.path())?
+                && other.vouches_for(&file_name, path)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A file's name below a folder, with `/`.
+fn name_below(root: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    below.iter().map(name_of).collect::<Vec<_>>().join("/")
+}
+
+/// `NAME`, of `.NAME` and an ending.
+fn hidden(text: &str, ending: &str) -> Option<String> {
+    text.strip_prefix('.')?.strip_suffix(ending).filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// Whether a name fits a pattern of a [`Layout`].
+fn matches(pattern: &str, name: &str) -> bool {
+    let (patterns, names) = (pattern.split('/'), name.split('/'));
+    pattern.matches('/').count() == name.matches('/').count()
+        && patterns.zip(names).all(|(pattern, name)| match pattern.split_once('*') {
+            None => pattern == name,
+            Some((before, after)) => {
+                name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+            }
+        })
+}
+
+/// Writes the marker of a complete folder. Of outputs within it that have markers of their own nothing is said.
+fn describe(command: &str, folder: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    list(folder, "", &mut files)?;
+    files.sort_by(|left, right| left.name.cmp(&right.name));
+    Marker::new(command, State::Complete, files).write(&folder.join(MARKER))
+}
+
+fn list(folder: &Path, prefix: &str, files: &mut Vec<Written>) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let (path, name) = (entry.path(), name_of(&entry.file_name()));
+        let about = entry.file_type().map_err(Error::io("read", &path))?;
+        if about.is_dir() {
+            if !path.join(MARKER).exists() {
+                list(&path, &format!("{prefix}{name}/"), files)?;
+            }
+        } else if about.is_symlink() {
+            files.push(Written::link(&path, format!("{prefix}{name}"))?);
+        } else if !name.starts_with('.') && !Marker::beside(&path).exists() {
+            files.push(Written::of(&path, format!("{prefix}{name}"))?);
+        }
+    }
+    Ok(())
+}
+
+/// Swaps two folders' names at once; `false` where the file system cannot.
+#[cfg(target_os = "linux")]
+fn exchange(new: &Path, old: &Path) -> Result<bool> {
+    use rustix::{
+        fs::{CWD, RenameFlags, renameat_with},
+        io::Errno,
+    };
+    match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => Ok(false),
+        Err(error) => Err(Error::io("replace", old)(error.into())),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_new: &Path, _old: &Path) -> Result<bool> {
+    Ok(false)
+}
+
+/// Makes everything below a folder last: at once where the system can, else file by file.
+fn sync_tree(folder: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let open = fs::File::open(folder).map_err(Error::io("sync", folder))?;
+        rustix::fs::syncfs(&open).map_err(|error| Error::io("sync", folder)(error.into()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let path = entry.map_err(Error::io("read", folder))?.path();
+            if path.is_dir() {
+                sync_tree(&path)?;
+            } else {
+                fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
+            }
+        }
+        sync_folder(folder)
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
+}

@@ -1,0 +1,230 @@
+//! A lock on what a command writes. The kernel lets go of it when the process ends, however it does; for file systems that do not
+//! carry locks between hosts, the file names its host and is touched while it is held.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::beside;
+use crate::{
+    error::{Error, Result},
+    files::temporary::{forget, remove_on_exit},
+};
+
+/// How often a held lock is touched.
+const BEAT: Duration = Duration::from_secs(10);
+/// How long the lock of another host counts without being touched.
+const EXPIRY: Duration = Duration::from_secs(60);
+/// More is no lock of ours.
+const LARGEST: u64 = 4096;
+
+/// Who holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Holder {
+    command: String,
+    host: String,
+    process: u32,
+}
+
+/// Locks on some outputs, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    held: Vec<(PathBuf, File)>,
+    stop: Option<Sender<()>>,
+    beating: Option<JoinHandle<()>>,
+}
+
+impl Lock {
+    /// Locks the outputs for a command.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process writes one of them; or if a lock's file cannot be written.
+    pub(crate) fn acquire(command: &str, outputs: &[PathBuf]) -> Result<Self> {
+        let holder = Holder { command: command.to_owned(), host: host(), process: std::process::id() };
+        let mut lock = Self { held: Vec::new(), stop: None, beating: None };
+        for output in outputs {
+            let path = beside(output, ".lock");
+            let file = acquire(output, &path, &holder)?;
+            remove_on_exit(&path);
+            lock.held.push((path, file));
+        }
+        let files = lock.held.iter().map(|(path, file)| file.try_clone().map_err(Error::io("lock", path)));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        let (stop, stopped) = channel();
+        lock.stop = Some(stop);
+        let named = std::thread::Builder::new().name("lock".to_owned());
+        let beating = named.spawn(move || beat(&files, &stopped));
+        lock.beating =
+            Some(beating.map_err(Error::io("lock", outputs.first().map_or(Path::new(""), |o| o)))?);
+        Ok(lock)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // The file goes while its lock is held, so that no other process can take a lock on a file that is about to go.
+        for (path, file) in &self.held {
+            if is_named(path, file).unwrap_or(false) {
+                let _already_gone = fs::remove_file(path);
+            }
+            forget(path);
+        }
+        drop(self.stop.take());
+        if let Some(beating) = self.beating.take() {
+            let _ended = beating.join();
+        }
+    }
+}
+
+fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
+    loop {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            // A link that somebody put there is not followed.
+            options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+        }
+        let mut file = options.open(path).map_err(Error::io("write", path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(locked(output, holder_of(&mut file).as_ref())),
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
+        }
+        // Whoever held it before may have removed the file between our opening and locking it.
+        match is_named(path, &file) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => return Err(Error::io("read", path)(error)),
+        }
+        if let Some(other) = holder_of(&mut file)
+            && other.host != holder.host
+            && is_fresh(&file)
+        {
+            return Err(locked(output, Some(&other)));
+        }
+        let text = serde_json::to_vec(holder).map_err(|error| Error::invalid(error.to_string()))?;
+        let mut write = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(&text)
+        };
+        write().map_err(Error::io("write", path))?;
+        return Ok(file);
+    }
+}
+
+fn locked(output: &Path, holder: Option<&Holder>) -> Error {
+    let mut who = "another process".to_owned();
+    if let Some(Holder { command, host, process }) = holder {
+        who.clear();
+        let _infallible = write!(who, "`{command}` (process {process} on {host})");
+    }
+    Error::Locked { path: output.to_path_buf(), holder: who }
+}
+
+fn holder_of(file: &mut File) -> Option<Holder> {
+    file.rewind().ok()?;
+    let mut text = Vec::new();
+    Read::take(file, LARGEST).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn is_fresh(file: &File) -> bool {
+    let touched = file.metadata().and_then(|about| about.modified());
+    touched.is_ok_and(|touched| SystemTime::now().duration_since(touched).unwrap_or_default() < EXPIRY)
+}
+
+fn beat(files: &[File], stopped: &Receiver<()>) {
+    while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+        for file in files {
+            // Where it cannot be touched, the lock itself still holds on this host.
+            let _untouched = file.set_modified(SystemTime::now());
+        }
+    }
+}
+
+/// Whether a path still names an open file.
+#[cfg(unix)]
+fn is_named(path: &Path, file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(unix))]
+fn is_named(path: &Path, _file: &File) -> io::Result<bool> {
+    path.try_exists()
+}
+
+#[cfg(unix)]
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(not(unix))]
+fn host() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_holds_an_output_and_the_other_learns_who() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("a.csv");
+        let lock = Lock::acquire("score", std::slice::from_ref(&output)).unwrap();
+        let message = Lock::acquire("plant", std::slice::from_ref(&output)).unwrap_err().to_string();
+        assert!(message.contains("`score` (process ") && message.contains("a.csv"), "{message}");
+        drop(lock);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the lock's file is left behind");
+        Lock::acquire("plant", &[output]).unwrap();
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_no_obstacle_and_another_host_expires() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("a.csv");
+        let path = beside(&output, ".lock");
+        let leave = |host: &str, age: Duration| {
+            let holder = Holder { command: "score".to_owned(), host: host.to_owned(), process: 1 };
+            fs::write(&path, serde_json::to_vec(&holder).unwrap()).unwrap();
+            File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        };
+        leave(&host(), Duration::ZERO);
+        drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
+        leave("elsewhere.invalid", Duration::ZERO);
+        let message = Lock::acquire("score", std::slice::from_ref(&output)).unwrap_err().to_string();
+        assert!(message.contains("on elsewhere.invalid"), "{message}");
+        leave("elsewhere.invalid", EXPIRY * 2);
+        drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
+        fs::write(&path, "something else").unwrap();
+        drop(Lock::acquire("score", &[output]).unwrap());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_planted_link_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (output, target) = (folder.path().join("a.csv"), folder.path().join("mine"));
+        fs::write(&target, "mine").unwrap();
+        std::os::unix::fs::symlink(&target, beside(&output, ".lock")).unwrap();
+        assert!(Lock::acquire("score", &[output]).is_err());
+        assert_eq!(fs::read(&target).unwrap(), b"mine");
+    }
+}

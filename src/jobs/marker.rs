@@ -1,0 +1,192 @@
+//! The marker of an output: which command wrote it, and the size and SHA-256 of every file. Only what a marker lists, and what is still
+//! as it was written, may be replaced.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::beside;
+use crate::{
+    error::{Error, Result},
+    files::{folder_of, hexadecimal, sha256_of_file, sync_folder},
+};
+
+/// The marker within a folder; beside a file it has the file's name before it.
+pub(crate) const MARKER: &str = ".alchemist.json";
+
+/// How far an output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// It is written under another name and can be discarded.
+    Pending,
+    /// It has its name, and its command has not ended. Of a folder the files are known by their names alone.
+    Unfinished,
+    /// All of it is there as listed.
+    Complete,
+}
+
+/// A file of an output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Written {
+    /// Its path below the output's folder, with `/`.
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+impl Written {
+    /// Describes a file as it is now.
+    pub(crate) fn of(path: &Path, name: String) -> Result<Self> {
+        let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
+        Ok(Self { name, bytes, sha256: sha256_of_file(path)? })
+    }
+
+    /// Whether a file is still as it was written.
+    pub(crate) fn is_unchanged(&self, path: &Path) -> Result<bool> {
+        let about = fs::symlink_metadata(path).map_err(Error::io("read", path))?;
+        if about.is_symlink() {
+            return Ok(self.sha256 == link_digest(path)?);
+        }
+        Ok(about.is_file() && about.len() == self.bytes && sha256_of_file(path)? == self.sha256)
+    }
+
+    /// Describes a symbolic link by what it points at, which is not followed.
+    pub(crate) fn link(path: &Path, name: String) -> Result<Self> {
+        Ok(Self { name, bytes: 0, sha256: link_digest(path)? })
+    }
+}
+
+fn link_digest(path: &Path) -> Result<String> {
+    let target = fs::read_link(path).map_err(Error::io("read", path))?;
+    Ok(format!("link:{}", crate::files::sha256(target.as_os_str().as_encoded_bytes())))
+}
+
+/// What is known of an output.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    format: u32,
+    /// The command that wrote it.
+    pub(crate) command: String,
+    version: String,
+    pub(crate) state: State,
+    /// Its files.
+    pub(crate) files: Vec<Written>,
+    /// While files are being replaced: those that had their names before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former: Vec<Written>,
+}
+
+impl Marker {
+    const FORMAT: u32 = 1;
+
+    pub(crate) fn new(command: &str, state: State, files: Vec<Written>) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: Self::FORMAT, command: command.to_owned(), version, state, files, former: Vec::new() }
+    }
+
+    /// The marker of a file.
+    pub(crate) fn beside(output: &Path) -> PathBuf {
+        beside(output, MARKER)
+    }
+
+    /// Reads a marker.
+    ///
+    /// # Errors
+    /// If it is there and cannot be read, is damaged or is something else.
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
+        match fs::read(path) {
+            Ok(bytes) => {
+                let marker = serde_json::from_slice(&bytes).ok();
+                let marker = marker.filter(|marker: &Self| marker.format == Self::FORMAT);
+                let damaged = "is damaged, or not what this program writes, so nothing beside it is replaced; move it away";
+                marker.map(Some).ok_or_else(|| super::refuse(path, damaged))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
+    }
+
+    /// Writes it atomically. What a killed process left is found by its name; see [`remove_leftover`].
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
+        text.push(b'\n');
+        remove_leftover(path)?;
+        let new = unfinished(path);
+        let write = || {
+            // A new file, so that no link that lies there is followed.
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, path)
+        };
+        write().map_err(|error| {
+            let _already_gone = fs::remove_file(&new);
+            Error::io("write", path)(error)
+        })?;
+        sync_folder(folder_of(path))
+    }
+
+    /// What it says of a file.
+    pub(crate) fn of(&self, name: &str) -> impl Iterator<Item = &Written> {
+        self.files.iter().chain(&self.former).filter(move |written| written.name == name)
+    }
+
+    /// Whether a file is one that it lists, as it was written.
+    pub(crate) fn vouches_for(&self, name: &str, path: &Path) -> Result<bool> {
+        for written in self.of(name) {
+            if written.is_unchanged(path)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Where a marker is written until it is complete.
+fn unfinished(marker: &Path) -> PathBuf {
+    let mut name = marker.file_name().unwrap_or_default().to_os_string();
+    name.push(NEW);
+    marker.with_file_name(name)
+}
+
+/// Ending of an unfinished marker.
+pub(crate) const NEW: &str = ".new";
+
+/// Removes what a process left that was killed while it wrote a marker. Its output must be locked.
+pub(crate) fn remove_leftover(marker: &Path) -> Result<()> {
+    let path = unfinished(marker);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A file's name as markers have it: the name itself, or one that no other file has if it is not UTF-8.
+pub(crate) fn name_of(name: &OsStr) -> String {
+    name.to_str().map_or_else(|| format!("bytes:{}", hexadecimal(name.as_encoded_bytes())), str::to_owned)
+}
+
+/// Refuses a file of a set that was only half replaced when its command was stopped. For those that read what other commands wrote.
+///
+/// # Errors
+/// [`Error::Output`] if so.
+pub(crate) fn expect_settled(path: &Path) -> Result<()> {
+    let Some(marker) = Marker::read(&Marker::beside(path))? else { return Ok(()) };
+    if marker.state == State::Complete || marker.files.len() < 2 {
+        return Ok(());
+    }
+    Err(super::refuse(
+        path,
+        format!(
+            "is part of a set that `{}` was replacing when it was stopped; give that command again",
+            marker.command
+        ),
+    ))
+}

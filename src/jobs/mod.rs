@@ -1,0 +1,86 @@
+//! What every command that writes goes through: a lock on its output, a check that nothing of the user's is touched, a place to write
+//! beside, and a marker of what was written.
+//!
+//! | beside an output `NAME` | is |
+//! | --- | --- |
+//! | `.NAME.lock` | held while a process writes `NAME` ([`lock`]) |
+//! | `.NAME.unfinished/` | where the new output is written until it is complete ([`output`]) |
+//! | `.NAME.replaced/` | the former output until the new one is complete ([`folder`]) |
+//! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of what was written ([`marker`]); of a folder it lies within, as `.alchemist.json` |
+
+pub(crate) mod folder;
+pub(crate) mod lock;
+pub(crate) mod marker;
+pub(crate) mod output;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// What a command is about to do, for the checks on its output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim<'a> {
+    /// The command: `score`.
+    pub(crate) command: &'static str,
+    /// Files and folders that it reads. Those that do not exist are for the command itself to refuse.
+    pub(crate) inputs: &'a [PathBuf],
+    /// Whether an output of this program may be replaced.
+    pub(crate) overwrite: bool,
+}
+
+/// The hint of every refusal of an output.
+const OTHER: &str = "choose another --out";
+
+/// An [`Error::Output`].
+fn refuse(path: &Path, message: impl Into<String>) -> Error {
+    Error::Output { path: path.to_path_buf(), message: message.into() }
+}
+
+/// `.NAME` and an ending, beside `path`.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+/// Where an output really lies: its folder with all links resolved and, if the output itself is a link, what it points at.
+///
+/// # Errors
+/// If it has no name, its folder does not exist, or it is a link to nothing.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
+    // `--out .`, `--out runs/..` and `--out /` name a folder that has another name, or none.
+    let absolute = match absolute.components().next_back() {
+        Some(std::path::Component::Normal(_)) => absolute,
+        _ => absolute.canonicalize().map_err(Error::io("resolve", path))?,
+    };
+    let (Some(folder), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return Err(refuse(path, format!("cannot be replaced; {OTHER}")));
+    };
+    if absolute.symlink_metadata().is_ok_and(|about| about.file_type().is_symlink()) {
+        return absolute.canonicalize().map_err(|_| refuse(path, format!("is a link to nothing; {OTHER}")));
+    }
+    let folder = folder.canonicalize().map_err(Error::io("open the folder of", path))?;
+    if !folder.is_dir() {
+        return Err(refuse(path, format!("lies in a file, not in a folder; {OTHER}")));
+    }
+    Ok(folder.join(name))
+}
+
+/// Refuses an output that is an input, or a folder that holds one.
+fn refuse_inputs(output: &Path, inputs: &[PathBuf]) -> Result<()> {
+    for input in inputs {
+        let Ok(canonical) = input.canonicalize() else { continue };
+        if canonical == output {
+            return Err(refuse(output, format!("is an input and would be replaced; {OTHER}")));
+        }
+        if canonical.starts_with(output) {
+            return Err(refuse(
+                output,
+                format!("holds the input {}, which would be replaced; {OTHER}", input.display()),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! Files that a command writes: checked and locked before anything is read, written beside, and given their names together.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Claim, OTHER, beside,
+    lock::Lock,
+    marker::{MARKER, Marker, NEW, State, Written, name_of, remove_leftover},
+    refuse, refuse_inputs, resolved,
+};
+use crate::{
+    error::{Error, Result},
+    files::{
+        LEFTOVER, folder_of, sync_folder,
+        temporary::{forget, remove_on_exit},
+    },
+};
+
+/// One or several files that belong together, such as a table with its failed rows and its histogram.
+#[derive(Debug)]
+pub(crate) struct Output {
+    command: &'static str,
+    /// The file that the user named, links resolved.
+    primary: PathBuf,
+    staging: PathBuf,
+    former: Option<Marker>,
+    _lock: Lock,
+}
+
+impl Output {
+    /// Claims a file, and those beside it whose names are its stem and one of these endings. Nothing is changed but that
+    /// `.NAME.unfinished/` appears; what an earlier process left in it is still there.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if one of them is an input, is a folder, was not written by this program or was changed since, or is there and
+    /// is not to be replaced; [`Error::Locked`] if another process writes one of them.
+    pub(crate) fn claim(claim: &Claim<'_>, primary: &Path, companions: &[&str]) -> Result<Self> {
+        let primary = resolved(primary)?;
+        let companions = companions.iter().map(|ending| companion(&primary, ending));
+        let outputs: Vec<PathBuf> = [primary.clone()].into_iter().chain(companions).collect();
+        let lock = Lock::acquire(claim.command, &outputs)?;
+        for output in &outputs {
+            refuse_inputs(output, claim.inputs)?;
+        }
+        remove_leftover(&Marker::beside(&primary))?;
+        let former = Marker::read(&Marker::beside(&primary))?;
+        for output in &outputs {
+            check(claim, output, former.as_ref())?;
+        }
+        // A set may have had more files than it will have now.
+        for written in former.iter().flat_map(|marker| &marker.files) {
+            check(claim, &primary.with_file_name(&written.name), former.as_ref())?;
+        }
+        let staging = beside(&primary, ".unfinished");
+        make_staging(&staging, claim.command)?;
+        Ok(Self { command: claim.command, primary, staging, former, _lock: lock })
+    }
+
+    /// The same, and nothing of an earlier process is kept.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    pub(crate) fn anew(claim: &Claim<'_>, primary: &Path, companions: &[&str]) -> Result<Self> {
+        let output = Self::claim(claim, primary, companions)?;
+        output.clear()?;
+        remove_on_exit(&output.staging);
+        Ok(output)
+    }
+
+    /// Removes what is written so far.
+    pub(crate) fn clear(&self) -> Result<()> {
+        fs::remove_dir_all(&self.staging).map_err(Error::io("remove", &self.staging))?;
+        make_staging(&self.staging, self.command)
+    }
+
+    /// The folder in which the files are written meanwhile, under their names. Folders in it are for the command's own use.
+    pub(crate) fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Where the named file is written meanwhile.
+    pub(crate) fn staged(&self) -> PathBuf {
+        self.beside_staged(&self.primary)
+    }
+
+    /// Where the file with the named file's stem and an ending is written meanwhile.
+    pub(crate) fn companion(&self, ending: &str) -> PathBuf {
+        companion(&self.staged(), ending)
+    }
+
+    fn beside_staged(&self, output: &Path) -> PathBuf {
+        self.staging.join(output.file_name().unwrap_or_default())
+    }
+
+    /// Writes the files by what is given and gives them their names; if it fails, nothing is left.
+    ///
+    /// # Errors
+    /// Those of writing, and of [`publish`](Self::publish).
+    pub(crate) fn write<T>(self, write: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        match write(&self) {
+            Ok(written) => self.publish().map(|()| written),
+            Err(error) => {
+                let _already_gone = fs::remove_dir_all(&self.staging);
+                forget(&self.staging);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives all files that were written their names, the one that the user named last, and writes the marker. If the process is killed
+    /// meanwhile, the marker says so: readers refuse the set, and the command can be given again.
+    ///
+    /// # Errors
+    /// If a name was taken meanwhile, the disk is full, or a rename is refused.
+    pub(crate) fn publish(self) -> Result<()> {
+        let mut marker = self.name_files()?;
+        marker.state = State::Complete;
+        marker.former.clear();
+        marker.write(&Marker::beside(&self.primary))
+    }
+
+    /// The same of a job that could not be done, for the files that say why: the command can be given again.
+    ///
+    /// # Errors
+    /// As for [`publish`](Self::publish).
+    pub(crate) fn publish_unfinished(self) -> Result<()> {
+        self.name_files().map(drop)
+    }
+
+    /// Gives the files their names, and their marker, which is that of an unfinished output.
+    fn name_files(&self) -> Result<Marker> {
+        let folder = folder_of(&self.primary).to_path_buf();
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.staging).map_err(Error::io("read", &self.staging))? {
+            let entry = entry.map_err(Error::io("read", &self.staging))?;
+            let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
+            let name = entry.file_name();
+            if kind.is_file() && name != MARKER && !name.to_string_lossy().starts_with(LEFTOVER) {
+                names.push(name);
+            }
+        }
+        names.sort_by_key(|name| (Some(name.as_os_str()) == self.primary.file_name(), name.clone()));
+        let mut files = Vec::new();
+        for name in &names {
+            let staged = self.staging.join(name);
+            File::open(&staged).and_then(|file| file.sync_all()).map_err(Error::io("write", &staged))?;
+            files.push(Written::of(&staged, name_of(name))?);
+        }
+        let former = self
+            .former
+            .as_ref()
+            .map_or(Vec::new(), |marker| marker.files.iter().chain(&marker.former).cloned().collect());
+        let path = Marker::beside(&self.primary);
+        let mut marker = Marker::new(self.command, State::Unfinished, files);
+        marker.former.clone_from(&former);
+        marker.write(&path)?;
+        for name in &names {
+            let known = former.iter().any(|written| written.name == name_of(name));
+            rename(&self.staging.join(name), &folder.join(name), known)?;
+        }
+        for old in former.iter().filter(|old| marker.files.iter().all(|new| new.name != old.name)) {
+            let path = folder.join(&old.name);
+            if path.is_file() && old.is_unchanged(&path)? {
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        sync_folder(&folder)?;
+        fs::remove_dir_all(&self.staging).map_err(Error::io("remove", &self.staging))?;
+        forget(&self.staging);
+        Ok(marker)
+    }
+}
+
+/// `dir/name.csv` to `dir/name` and an ending.
+fn companion(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_os_string();
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+/// Refuses an output that is there, unless it may be replaced.
+fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()> {
+    let about = match fs::symlink_metadata(output) {
+        Ok(about) => about,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("read", output)(error)),
+    };
+    if about.is_dir() {
+        return Err(refuse(output, format!("is a folder; {OTHER}")));
+    }
+    let name = name_of(output.file_name().unwrap_or_default());
+    let Some(marker) = former.filter(|marker| marker.of(&name).next().is_some()) else {
+        let why = "already exists and was not written by this command, so it is not replaced";
+        return Err(refuse(output, format!("{why}; move it away or {OTHER}")));
+    };
+    let stopped = marker.state != State::Complete && marker.former.is_empty();
+    if !claim.overwrite && !stopped {
+        return Err(refuse(output, format!("already exists; pass --overwrite or {OTHER}")));
+    }
+    if !marker.vouches_for(&name, output)? {
+        return Err(refuse(
+            output,
+            format!(
+                "was changed since `{}` wrote it, so it is not replaced; move it away or {OTHER}",
+                marker.command
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Makes the folder in which an output is written meanwhile, or finds that of an earlier process.
+pub(super) fn make_staging(staging: &Path, command: &str) -> Result<()> {
+    match fs::create_dir(staging) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let about = fs::symlink_metadata(staging).map_err(Error::io("read", staging))?;
+            // A process that was killed before its marker was there left nothing else.
+            let mut empty = true;
+            for entry in fs::read_dir(staging).map_err(Error::io("read", staging))? {
+                let name = entry.map_err(Error::io("read", staging))?.file_name();
+                empty &= name.to_str().and_then(|name| name.strip_suffix(NEW)) == Some(MARKER);
+            }
+            let known = empty || Marker::read(&staging.join(MARKER))?.is_some();
+            if !about.is_dir() || !is_own(&about) || !known {
+                return Err(refuse(staging, "is in the way and was not made by this program; move it away"));
+            }
+        }
+        Err(error) => return Err(Error::io("create", staging)(error)),
+    }
+    if Marker::read(&staging.join(MARKER))?.is_none_or(|marker| marker.command != command) {
+        Marker::new(command, State::Pending, Vec::new()).write(&staging.join(MARKER))?;
+    }
+    Ok(())
+}
+
+/// Whether something belongs to the user that this process runs as.
+#[cfg(unix)]
+fn is_own(about: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    about.uid() == rustix::process::geteuid().as_raw()
+}
+
+#[cfg(not(unix))]
+fn is_own(_about: &fs::Metadata) -> bool {
+    true
+}
+
+/// Renames a file or folder; over something only if that is `known` to be replaceable.
+pub(super) fn rename(from: &Path, to: &Path, known: bool) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    if !known {
+        use rustix::{
+            fs::{CWD, RenameFlags, renameat_with},
+            io::Errno,
+        };
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            // The file system cannot do it at once.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            Err(error) => return Err(Error::io("write", to)(error.into())),
+        }
+    }
+    if !known && fs::symlink_metadata(to).is_ok() {
+        return Err(refuse(to, format!("appeared while the command was running; move it away or {OTHER}")));
+    }
+    fs::rename(from, to).map_err(Error::io("write", to))
+}
