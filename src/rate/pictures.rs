@@ -27,20 +27,19 @@ pub(crate) const HISTOGRAM: &str = ".histogram.png";
 /// Ending of the contact sheet's name.
 pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
 
-/// Draws both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `rating_column` is
-/// that of the ratings; `note_column` names a column of the corpus that is shown before each caption.
+/// Draws both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `columns` are
+/// its ids and ratings; `note_column` names a column of the corpus that is shown before each caption.
 ///
 /// # Errors
 /// If the table or the corpus cannot be read, or a picture cannot be written.
 pub fn rating_pictures(
     config: &Config,
     ratings: &Path,
-    rating_column: &str,
+    columns: &ColumnNames,
     corpus_csv: &Path,
     note_column: Option<&str>,
 ) -> Result<Vec<PathBuf>> {
-    let columns = ColumnNames { id: config.data.id_column.clone(), rating: rating_column.to_owned() };
-    let table = RatingsTable::read(ratings, &columns)?;
+    let table = RatingsTable::read(ratings, columns)?;
     let name = |ending: &str| {
         let mut name = ratings.file_stem().unwrap_or_default().to_os_string();
         name.push(ending);

@@ -170,8 +170,7 @@ pub fn score(
     if request.pictures {
         let note = request.note_column.as_deref();
         let drawn = interrupt.while_reading(PARTS_KEPT, || {
-            let (staged, column) = (parts.staged(), &request.rating_column);
-            rating_pictures(&scorer.config, &staged, column, &request.corpus, note)
+            rating_pictures(&scorer.config, &parts.staged(), &columns, &request.corpus, note)
         })?;
         for drawn in drawn {
             pictures.push(request.out.with_file_name(drawn.file_name().unwrap_or_default()));

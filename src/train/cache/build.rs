@@ -133,6 +133,8 @@ struct Builder<'a> {
     /// Rows of the first table that the image tokenizer could not be fitted to, and why: they stay left out, whatever a later
     /// look at them gives.
     unfit: HashMap<u64, String>,
+    /// What is wrong if the images that the tokenizer was fitted to are others now. Shards that are there name the image first.
+    changed: Option<Error>,
 }
 
 /// Makes a token cache, or goes on with it, or repairs it.
@@ -168,7 +170,8 @@ pub fn encode(
             remove_leftovers(&folder)?;
         }
     }
-    let (tokenizer, unfit) = image_tokenizer(request, (&folder, complete), &tables[0], interrupt, progress)?;
+    let (tokenizer, unfit, changed) =
+        image_tokenizer(request, (&folder, complete), &tables[0], interrupt, progress)?;
     let (text, kept) = text_encoder(request, &folder, interrupt)?;
     let (tokenizer, text) = match &device {
         None => (tokenizer, text),
@@ -199,7 +202,7 @@ pub fn encode(
     let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&path, &seal(json))?;
     let seen = HashSet::new();
-    let builder = Builder { config, folder, description, tables, tokenizer, text, seen, unfit };
+    let builder = Builder { config, folder, description, tables, tokenizer, text, seen, unfit, changed };
     let summary = builder.run(interrupt, progress)?;
     if beside {
         output.publish()?;
@@ -302,6 +305,9 @@ fn place(
     Ok((output.begin_beside(keep)?, true))
 }
 
+/// An image tokenizer, why images could not be used to fit it, by their rows, and what is wrong if they are others than before.
+type Fitted = (Box<dyn ImageTokenizer>, HashMap<u64, String>, Option<Error>);
+
 /// The tokenizer that the cache holds, or that of the run, or the configuration's; saved before anything is made by it.
 fn image_tokenizer(
     request: &EncodeRequest,
@@ -309,14 +315,14 @@ fn image_tokenizer(
     first: &Path,
     interrupt: &Interrupt,
     progress: &mut Progress<'_>,
-) -> Result<(Box<dyn ImageTokenizer>, HashMap<u64, String>)> {
+) -> Result<Fitted> {
     let (config, folder) = (&request.config, image_tokenizer_folder(cache));
     let mut unfit = HashMap::new();
     let mut saved = None;
     if folder.join(READY).exists() {
         let tokenizer = corpus::saved_image_tokenizer(config, &folder)?;
         if complete || request.run.is_some() || config.image_tokenizer.path.is_some() {
-            return Ok((tokenizer, unfit));
+            return Ok((tokenizer, unfit, None));
         }
         saved = Some(tokenizer);
     }
@@ -336,15 +342,16 @@ fn image_tokenizer(
             // A job that goes on is fitted once more, as this alone says whether the images are still the same.
             if let Some(saved) = saved {
                 if saved.fingerprint() == tokenizer.fingerprint() {
-                    return Ok((saved, unfit));
+                    return Ok((saved, unfit, None));
                 }
                 if shard::codes_path(cache, 0).exists() {
-                    return Err(Error::invalid(format!(
+                    let changed = Error::invalid(format!(
                         "{}: images that the image tokenizer was fitted to were replaced, added or deleted since; put them back as \
                          they were, or give --overwrite to make {} anew",
                         first.display(),
                         cache.display()
-                    )));
+                    ));
+                    return Ok((saved, unfit, Some(changed)));
                 }
             }
             tokenizer
@@ -353,7 +360,7 @@ fn image_tokenizer(
     make_folder(&folder)?;
     tokenizer.save(&folder)?;
     write_whole(&folder.join(READY), b"")?;
-    Ok((tokenizer, unfit))
+    Ok((tokenizer, unfit, None))
 }
 
 /// A text encoder, if there is one, and what is kept of what it gives.
@@ -413,6 +420,7 @@ impl Builder<'_> {
                         entry
                     }
                     None => {
+                        self.changed.take().map_or(Ok(()), Err)?;
                         let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
                         made += 1;
                         pictures_now += entry.rows - entry.failed.len() as u64;
@@ -429,6 +437,7 @@ impl Builder<'_> {
             }
         }
         progress("encoding", done, total);
+        self.changed.take().map_or(Ok(()), Err)?;
         if done != total {
             return Err(Error::invalid(format!(
                 "{total} rows went in, but {done} came out: a table was changed meanwhile; give --overwrite to begin anew"
