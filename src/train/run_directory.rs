@@ -11,7 +11,7 @@
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
 //!
-//! Its lock and its marker are described in [`jobs`](crate::jobs).
+//! Its lock and its marker are described in `src/jobs/mod.rs`.
 
 use std::{
     collections::BTreeMap,
