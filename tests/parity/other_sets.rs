@@ -173,6 +173,10 @@ fn sets_that_hold_less() {
 /// The limits of the steps follow the manifest: its own noise where it tells that, else a fixed one; f64 is held to f64.
 #[test]
 fn steps_are_held_to_the_manifests_own_noise() {
+    // Other sets' steps in f64 run on the CPU alone; the set of the repository runs on every device.
+    if std::env::var("ALCHEMIST_DEVICE").is_ok_and(|device| device != "cpu") {
+        return;
+    }
     if named_root().is_some() {
         return;
     }
