@@ -18,6 +18,9 @@ pub(super) struct Pages {
     pub(super) used: usize,
     /// Freed stretches, by first page, none touching another.
     free: BTreeMap<usize, usize>,
+    /// Where the last stretch that was taken ends. The search goes on from there, so that freed memory is reused as late
+    /// as can be, and an address that outlived its memory points at none.
+    next: usize,
 }
 
 impl Pages {
@@ -30,7 +33,8 @@ impl Pages {
             // SAFETY: the memory has been opened.
             let base = unsafe { emulator_arena_base() }.addr() as u64;
             // The first page stays free, so that what lies just before an allocation is never another.
-            Mutex::new(Self { base, total, used: 0, free: BTreeMap::from([(1, total.saturating_sub(1))]) })
+            let free = BTreeMap::from([(1, total.saturating_sub(1))]);
+            Mutex::new(Self { base, total, used: 0, free, next: 1 })
         });
         let pages = pages.lock().unwrap_or_else(PoisonError::into_inner);
         if pages.total == 0 {
@@ -42,12 +46,25 @@ impl Pages {
         Ok(pages)
     }
 
-    /// The first stretch that is long enough; one page is left between allocations.
+    /// The next stretch that is long enough; one page is left between allocations.
     pub(super) fn take(&mut self, pages: usize) -> Option<usize> {
-        let (&first, &length) = self.free.iter().find(|(_, length)| **length > pages)?;
-        self.free.remove(&first);
-        if length > pages + 1 {
-            self.free.insert(first + pages + 1, length - pages - 1);
+        // The stretch that `next` lies in gives only what comes after it.
+        let around =
+            self.free.range(..self.next).next_back().map(|(&first, &length)| (first, first + length));
+        let rest =
+            around.filter(|&(_, end)| end > self.next + pages).map(|(first, end)| (first, self.next, end));
+        let whole =
+            |(&first, &length): (&usize, &usize)| (length > pages).then_some((first, first, first + length));
+        let (key, first, end) = rest
+            .or_else(|| self.free.range(self.next..).find_map(whole))
+            .or_else(|| self.free.range(..self.next).find_map(whole))?;
+        self.free.remove(&key);
+        if first > key {
+            self.free.insert(key, first - key);
+        }
+        self.next = first + pages + 1;
+        if end > self.next {
+            self.free.insert(self.next, end - self.next);
         }
         self.used += pages + 1;
         Some(first)
@@ -66,5 +83,25 @@ impl Pages {
             length += size;
         }
         self.free.insert(first, length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_pages_are_reused_last() {
+        let mut pages = Pages { base: 0, total: 10, used: 0, free: BTreeMap::from([(1, 9)]), next: 1 };
+        assert_eq!(pages.take(1), Some(1));
+        pages.put_back(1, 1);
+        assert_eq!(pages.take(2), Some(3), "what was given back has to wait");
+        assert_eq!(pages.take(3), Some(6), "to the last page");
+        assert_eq!(pages.take(1), Some(1), "nothing else is left");
+        assert_eq!((pages.take(1), pages.used), (None, 9));
+        for (first, length) in [(3, 2), (1, 1), (6, 3)] {
+            pages.put_back(first, length);
+        }
+        assert_eq!((pages.take(8), pages.used), (Some(1), 9), "stretches grow together again");
     }
 }
