@@ -4,6 +4,7 @@ mod reasons;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use reasons::LeftOutRows;
 pub use reasons::Reasons;
 
 /// Shorthand for a result with the crate's [`Error`].

@@ -14,7 +14,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 
-use self::temporary::{forget, remove_on_exit};
+use self::temporary::{create_temporary, forget};
 use crate::error::{Error, Result};
 
 /// What temporary names begin with; see [`remove_leftovers`].
@@ -114,8 +114,8 @@ impl WholeFile {
         if path.file_name().is_none() {
             return Err(Error::invalid(format!("{} is not the name of a file.", path.display())));
         }
-        let file = temporary_file(path).map_err(Error::io("create", path))?;
-        remove_on_exit(file.path());
+        let file = create_temporary(|| temporary_file(path), |file| file.path().to_path_buf());
+        let file = file.map_err(Error::io("create", path))?;
         Ok(Self { path: path.to_path_buf(), writer: BufWriter::with_capacity(1 << 20, file) })
     }
 
@@ -209,7 +209,7 @@ fn temporary_folder(path: &Path) -> io::Result<TempDir> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    builder.tempdir_in(folder_of(path))
+    create_temporary(|| builder.tempdir_in(folder_of(path)), |folder| folder.path().to_path_buf())
 }
 
 /// A folder that appears whole: files are written into a temporary folder beside it, and [`publish`](Self::publish)
@@ -257,6 +257,7 @@ impl PendingFolder {
         }
         fs::rename(self.path(), &self.target).map_err(Error::io("create", &self.target))?;
         self.temporary.disable_cleanup(true);
+        forget(self.path());
         sync_folder(folder_of(&self.target))
     }
 }
@@ -268,6 +269,7 @@ impl PendingFolder {
 pub fn remove_folder(folder: &Path) -> Result<()> {
     let hidden = temporary_folder(folder).map_err(Error::io("remove", folder))?;
     fs::rename(folder, hidden.path().join("removed")).map_err(Error::io("remove", folder))?;
+    forget(hidden.path());
     hidden.close().map_err(Error::io("remove", folder))
 }
 

@@ -51,7 +51,7 @@ impl Interrupt {
     pub fn from_signals(tell: impl Fn(&str) + Clone + Send + 'static) -> Result<Self> {
         let interrupt = Self::default();
         let state = Arc::clone(&interrupt.0);
-        ctrlc::set_handler(move || {
+        listen(move || {
             if state.raised.swap(true, Ordering::SeqCst) {
                 // A second signal means at once; files are only ever written whole.
                 clean_up();
@@ -78,8 +78,7 @@ impl Interrupt {
                 clean_up();
                 std::process::exit(EXIT_CODE.into());
             }
-        })
-        .map_err(|error| Error::invalid(format!("cannot listen for Ctrl-C: {error}")))?;
+        })?;
         Ok(interrupt)
     }
 
@@ -118,6 +117,37 @@ impl Interrupt {
         self.check(saved)?;
         result
     }
+}
+
+/// Calls `heard` on a thread of its own for every Ctrl-C, SIGTERM and SIGHUP; for SIGHUP not where the program was started to ignore it,
+/// as `nohup` does, which is how a job outlives its terminal.
+#[cfg(unix)]
+fn listen(mut heard: impl FnMut() + Send + 'static) -> Result<()> {
+    use signal_hook::{
+        consts::{SIGHUP, SIGINT, SIGTERM},
+        iterator::Signals,
+    };
+    let failed = |error: std::io::Error| Error::invalid(format!("cannot listen for Ctrl-C: {error}"));
+    let mut asked = vec![SIGINT, SIGTERM];
+    asked.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
+    let mut signals = Signals::new(asked).map_err(failed)?;
+    let thread = thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || signals.forever().for_each(|_| heard())).map(drop).map_err(failed)
+}
+
+/// Whether the process ignores a signal. Where the system does not say it, none counts as ignored.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+/// Calls `heard` on a thread of its own for every Ctrl-C.
+#[cfg(not(unix))]
+fn listen(heard: impl FnMut() + Send + 'static) -> Result<()> {
+    ctrlc::set_handler(heard).map_err(|error| Error::invalid(format!("cannot listen for Ctrl-C: {error}")))
 }
 
 /// A stretch of work that only reads.

@@ -124,6 +124,21 @@ fn every_command_can_be_interrupted_at_every_moment() {
     assert!(stopped > 0, "no signal came in time");
 }
 
+/// `nohup` starts a program with SIGHUP ignored, so that it outlives its terminal.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_job_that_was_started_to_outlive_its_terminal_does() {
+    let place = Place::untrained();
+    let train = ["train", "--config", "config.json", "--out", "out"];
+    let ignoring = place.shell("trap '' HUP; exec \"$@\"", &train);
+    let ended = interrupted(ignoring, "-HUP", Duration::from_millis(300));
+    assert_eq!(ended.code, Some(0), "{:?}", ended.said);
+    assert!(!ended.acknowledged() && place.path("out/checkpoints").exists());
+    let ignoring = place.shell("trap '' HUP INT; exec \"$@\"", &["demo", "--out", "stopped"]);
+    let ended = interrupted(ignoring, "-INT", Duration::from_millis(1500));
+    assert_eq!(ended.code, Some(130), "Ctrl-C is still heard: {:?}", ended.said);
+}
+
 /// The data set of `demo` takes its time, and so does training on it.
 #[test]
 fn the_demo_can_be_interrupted_while_it_makes_its_data_and_trains() {

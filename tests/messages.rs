@@ -90,7 +90,16 @@ const MISTAKES: &[(&str, &[&str])] = &[
         &["ratings.csv", "`stars`"],
     ),
     ("select --ratings ratings.csv --keep 50% --out out.txt", &["out.txt"]),
-    ("select --ratings ratings.csv --keep 50% --out nowhere/out.csv", &["nowhere/out"]),
+    (
+        "select --ratings ratings.csv --keep 50% --out nowhere/deep/out.csv",
+        &["nowhere/deep/out.csv", "create it first"],
+    ),
+    (
+        "train --config config.json --set data_args.val_csv_path=null --set bs=500 --out out",
+        &["--validation", "--set bs="],
+    ),
+    ("train --config config.json --data /dev/stdin --out out", &["/dev/stdin", "not a regular file"]),
+    ("report --of run --ratings others.csv --out out.html", &["data/train.csv", "`another`", "--data"]),
     ("select --ratings ratings.csv --keep 50% --strategy block --out out.csv", &["--offset"]),
     ("pack --data data/train.csv --format csv --out out.parquet", &["out.parquet"]),
     ("pack --data data/train.csv --format csv --out ratings.csv", &["ratings.csv"]),
@@ -183,6 +192,8 @@ fn is_text(said: &str, about: &[String]) {
 fn every_provoked_error_is_one_line_that_names_what_it_is_about() {
     let place = Place::new();
     make_bad_files(&place);
+    fs::write(place.path("others.csv"), "id,rating\nanother,1\nstranger,2\n").unwrap();
+    let there = place.everything();
     let mut faults = Vec::new();
     for Provoked { arguments, code, words } in provoked(&place) {
         let output = place.program(&arguments).output().unwrap();
@@ -206,7 +217,12 @@ fn every_provoked_error_is_one_line_that_names_what_it_is_about() {
         if errors.contains("panicked") || errors.contains(|one: char| one.is_control() && one != '\n') {
             fault("more than text");
         }
-        // What a refused command has begun is not in the way of the next.
+        // A refused command leaves nothing but the list of what it could not use.
+        let left = place.everything().into_iter().filter(|path| !there.contains(path));
+        let left: Vec<_> = left.filter(|path| !path.to_string_lossy().contains("failed.csv")).collect();
+        if !left.is_empty() && !place.path("out/failed.csv").exists() {
+            fault(&format!("{left:?} is left"));
+        }
         place.clear("out");
     }
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));

@@ -78,6 +78,17 @@ fn an_image_folder_holds_pictures_and_their_columns() {
             );
         }
     }
+    // A table that calls its images as the folder does.
+    let text = fs::read_to_string(&subset).unwrap();
+    let named = folder.path().join("named.csv");
+    fs::write(&named, text.replacen("image_save_path", "file_name", 1)).unwrap();
+    packed(&named, "imagefolder", "named", false).unwrap();
+    let metadata = |name: &str| fs::read_to_string(folder.path().join(name).join("metadata.jsonl")).unwrap();
+    assert_eq!(metadata("named"), metadata("imagefolder"));
+    let doubled = folder.path().join("doubled.csv");
+    fs::write(&doubled, text.replacen("source", "file_name", 1)).unwrap();
+    let message = packed(&doubled, "imagefolder", "doubled", false).unwrap_err().to_string();
+    assert!(message.contains("`file_name` is to be written"), "{message}");
     let message = packed(&subset, "imagefolder", "imagefolder", false).unwrap_err().to_string();
     assert!(message.contains("--overwrite"), "{message}");
     packed(&subset, "imagefolder", "imagefolder", true).unwrap();

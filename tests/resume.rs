@@ -307,31 +307,44 @@ fn one_seed_gives_the_same_bytes_on_any_number_of_threads() {
 fn an_interrupted_training_saves_and_goes_on() {
     let work = Workplace::new(20);
     work.finish(&["train", "--config", "config.json", "--out", "whole"]);
-    let child = work.program(&["train", "--config", "config.json", "--out", "run"]).spawn().unwrap();
-    let checkpoints = work.path("run/checkpoints");
-    let begun = Instant::now();
-    while !checkpoints.exists() || Checkpoint::newest(&checkpoints).is_ok_and(|newest| newest.is_none()) {
-        assert!(begun.elapsed() < Duration::from_secs(180), "no checkpoint in 180 s");
-        sleep(Duration::from_millis(1));
-    }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    let output = child.wait_with_output().unwrap();
+    let stopped = |run: &str, signal: &str| {
+        let child = work.program(&["train", "--config", "config.json", "--out", run]).spawn().unwrap();
+        let checkpoints = work.path(&format!("{run}/checkpoints"));
+        let begun = Instant::now();
+        while !checkpoints.exists() || Checkpoint::newest(&checkpoints).is_ok_and(|newest| newest.is_none()) {
+            assert!(begun.elapsed() < Duration::from_secs(180), "no checkpoint in 180 s");
+            sleep(Duration::from_millis(1));
+        }
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        child.wait_with_output().unwrap()
+    };
+    let output = stopped("run", "-INT");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{errors}");
     assert!(errors.contains("is saved") && errors.contains("--resume"), "{errors}");
 
     // The other ways to name the run, and what may not change meanwhile.
-    let refused = work.program(&["train", "--config", "config.json", "--out", "run"]).output().unwrap();
+    let another = ["train", "--config", "config.json", "--out", "run", "--set", "seed=9"];
+    let refused = work.program(&another).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(errors.contains("already holds a run") && errors.contains("--resume"), "{errors}");
+    assert!(errors.contains("was started with seed = ") && errors.contains("but 9 is asked for"), "{errors}");
     let refused = work.program(&["train", "--resume", "run", "--set", "tlr=0.1"]).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
     assert!(errors.contains("tlr = 0.001, but 0.1 is asked for"), "{errors}");
     work.finish(&["train", "--resume", "run", "--set", "workers=1"]);
     assert_equal(&work.result("run"), &work.result("whole"), "interrupted");
+    let done = work.program(&["train", "--config", "config.json", "--out", "run"]).output().unwrap();
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(errors.contains("already holds a run") && errors.contains("--overwrite"), "{errors}");
+
+    // The same command once more is enough, however the run was stopped.
+    assert!(!stopped("killed", "-KILL").status.success());
+    work.finish(&["train", "--config", "config.json", "--out", "killed"]);
+    assert_equal(&work.result("killed"), &work.result("whole"), "killed");
     let usage = work.program(&["train"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
 }

@@ -249,6 +249,13 @@ fn a_run_is_not_overwritten_unasked() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     fs::remove_dir_all(&path).unwrap();
     drop(RunDirectory::create(&path, &config, Existing::Refuse).unwrap());
+    assert!(!path.exists(), "a run that was refused before its first step leaves nothing");
+    fs::create_dir(&path).unwrap();
+    drop(RunDirectory::create(&path, &config, Existing::Refuse).unwrap());
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the folder was there before");
+    let run = RunDirectory::create(&path, &config, Existing::Refuse).unwrap();
+    fs::write(run.failed(), "id,line,reason\n").unwrap();
+    drop(run);
 
     // It has not begun: nothing is lost by another.
     fs::create_dir(path.join("image_tokenizer")).unwrap();
@@ -264,8 +271,9 @@ fn a_run_is_not_overwritten_unasked() {
     drop(run);
     // Somebody's file lies in a run that has not begun, and a folder of another program has a config.json.
     let notes = folder.path().join("notes");
-    drop(RunDirectory::create(&notes, &config, Existing::Refuse).unwrap());
+    let run = RunDirectory::create(&notes, &config, Existing::Refuse).unwrap();
     fs::write(notes.join("notes.txt"), "").unwrap();
+    drop(run);
     let error = RunDirectory::create(&notes, &config, Existing::Refuse).unwrap_err().to_string();
     assert!(error.contains("already holds a run"), "{error}");
     let model = folder.path().join("model");

@@ -13,8 +13,6 @@ class Job:
     out: str = ""
     # What makes it another job with the same output.
     other: tuple = ()
-    # What is added when it is given again after it was stopped, where that is the documented way.
-    again: tuple = ()
     # Nothing but the old or the new bytes may ever lie under a final name.
     atomic: bool = True
     # What lies beside the output while the job is not done: a place where a user may have something, too.
@@ -35,14 +33,12 @@ class Job:
     def command(self) -> str:
         return self.arguments[0]
 
-    def line(self, out: str | None = None, other: bool = False, overwrite: bool = False, again: bool = False) -> list:
+    def line(self, out: str | None = None, other: bool = False, overwrite: bool = False) -> list:
         line = [word.replace("OUT", out or f"t/{self.out}") for word in self.arguments]
         if other:
             line = replaced(line, self.other)
         if overwrite:
             line.append("--overwrite")
-        elif again:
-            line += self.again
         return line
 
 
@@ -72,10 +68,10 @@ JOBS = [
     Job("compare", ("compare", "--config", "config.json", "--out", "OUT", "--seeds", "1", "--keep", "50%", "--ratings", "clarity",
                     "--samplers", "top-k", "--equal", "epochs", "--set", "ep=1"),
         "comparison", atomic=False, timed=("comparison/fits.csv", "comparison/comparison.json", "comparison/fits/*.json"), folder=True, images=TRAINED, inputs=("data", "run")),
-    Job("train", ("train", "--config", "config.json", "--out", "OUT"), "run", ("--set", "seed=1"), again=("--resume",), atomic=False,
+    Job("train", ("train", "--config", "config.json", "--out", "OUT"), "run", ("--set", "seed=1"), atomic=False,
         folder=True, images=TRAINED, inputs=("data",)),
     Job("fit", ("fit", "--config", "config.json", "--data", "data/train.csv", "--validation", "data/validation.csv", "--out", "OUT"),
-        "model", ("--set", "seed=1"), again=("--resume",), atomic=False, folder=True, images=TRAINED, inputs=("data",)),
+        "model", ("--set", "seed=1"), atomic=False, folder=True, images=TRAINED, inputs=("data",)),
     Job("encode", ("encode", "--config", "config.json", "--shard", "16", "--out", "OUT"), "cache", ("--set", "image_tokenizer.codes=8"),
         atomic=False, folder=True, images=TRAINED, inputs=("data", "run")),
     Job("score", ("score", "--checkpoint", "run", "--data", "data/many.csv", "--out", "OUT"), "ratings.csv",

@@ -36,8 +36,8 @@ class Judge:
         if self.old:
             self.told.append("an older output is there")
 
-    def run(self, fault: Fault = Fault(), again: bool = False) -> Ended:
-        line = self.job.line(overwrite=self.overwrite, again=again)
+    def run(self, fault: Fault = Fault()) -> Ended:
+        line = self.job.line(overwrite=self.overwrite)
         return self.launched(line, fault)
 
     def launched(self, line: list, fault: Fault = Fault()) -> Ended:
@@ -144,7 +144,7 @@ class Judge:
 
     def finish(self):
         """Gives the command again, undisturbed: it ends with the undisturbed output, and nothing is left beside it."""
-        ended = self.run(again=True)
+        ended = self.run()
         self.check(ended)
         tree = self.place.tree()
         if ended.code == 1:

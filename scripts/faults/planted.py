@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 
@@ -169,6 +170,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # It may have been started to ignore them, as a shell starts what goes on in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # At once, as the engine ends: nothing is left for an interpreter that is interrupted while it ends.
     code = main()
     sys.stdout.flush()

@@ -77,8 +77,8 @@ class Trial(Judge):
 
     def twice_(self):
         self.begin()
-        for attempt in range(2):
-            ended = self.run(self.stop(0.8), again=attempt > 0)
+        for _ in range(2):
+            ended = self.run(self.stop(0.8))
             self.check(ended, deaths=(9,))
             tree = self.place.tree()
             if ended.code == 0:
@@ -198,7 +198,7 @@ class Trial(Judge):
             return
         complete = self.complete(tree, self.reference)
         self.damage(changed, tree[changed][1])
-        ended = self.run(again=True)
+        ended = self.run()
         self.check(ended)
         after = self.place.tree()
         if ended.code == 1:

@@ -11,6 +11,7 @@ use crate::{
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
     rate::page::RunPage,
+    select,
     train::run_directory::RunDirectory,
 };
 
@@ -26,9 +27,9 @@ pub struct ReportArguments {
     /// Of a run: the ratings that `score` wrote, in place of those of the last epoch.
     #[arg(long, value_name = "FILE")]
     ratings: Option<PathBuf>,
-    /// Of a run: the column of the ratings in it.
-    #[arg(long, value_name = "NAME", default_value = "rating")]
-    rating_column: String,
+    /// Of a run: the column of the ratings in it [default: the one that `score` put them into, or `rating`].
+    #[arg(long, value_name = "NAME")]
+    rating_column: Option<String>,
     /// Of a run: the corpus that was rated, if it is not what the run was trained on.
     #[arg(long, value_name = "FILE.csv")]
     data: Option<PathBuf>,
@@ -74,6 +75,10 @@ fn page(arguments: ReportArguments) -> Result<String> {
         if !sheets.is_empty() {
             return Err(Error::invalid("--sheets is for the page of a comparison"));
         }
+        let rating_column = match &ratings {
+            Some(table) => select::ratings::rating_column(table, rating_column)?,
+            None => rating_column.unwrap_or_default(),
+        };
         RunPage { run: of.clone(), ratings, rating_column, corpus: data, flaw_column }.page()?
     } else {
         return Err(Error::invalid(format!(

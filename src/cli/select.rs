@@ -8,7 +8,10 @@ use clap::{Args, ValueEnum};
 use crate::{
     interrupt::Interrupt,
     report::text_table::TextTable,
-    select::{ColumnNames, Keep, Parameter, RatingsOptions, Strategy, SubsetJob, write_subset},
+    select::{
+        ColumnNames, Keep, Parameter, RatingsOptions, Strategy, SubsetJob, ratings::rating_column,
+        write_subset,
+    },
 };
 
 /// Choose a subset of a rated corpus.
@@ -53,9 +56,9 @@ pub struct SelectArguments {
     /// folder they are made absolute (with --data rows stay as they are, and a warning says so).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
-    /// The column of ratings.
-    #[arg(long, value_name = "NAME", default_value = "rating")]
-    pub rating_column: String,
+    /// The column of ratings [default: the one that `score` put them into, or `rating`].
+    #[arg(long, value_name = "NAME")]
+    pub rating_column: Option<String>,
     /// Leave out malformed rows of the ratings and of --data, and count them, instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
@@ -133,10 +136,11 @@ impl SelectArguments {
 /// If the arguments do not fit together, an input cannot be used or an output cannot be written.
 pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let strategy = arguments.strategy()?;
+    let rating = rating_column(&arguments.ratings, arguments.rating_column)?;
     let job = SubsetJob {
         ratings: arguments.ratings,
         options: RatingsOptions { skip_bad_rows: arguments.skip_bad_rows, drop_nan: arguments.drop_nan },
-        names: ColumnNames { id: arguments.id_column, rating: arguments.rating_column },
+        names: ColumnNames { id: arguments.id_column, rating },
         image_column: arguments.image_column,
         strategy,
         keep: arguments.keep,

@@ -58,10 +58,12 @@ pub(super) struct Data {
     pub(super) cache: PathBuf,
 }
 
-/// Splits off what is not named, encodes all, and leaves the records that can be used.
+/// Splits off what is not named, encodes all, and leaves the records that can be used. `begin` is called when the tables have been read,
+/// before anything is written.
 pub(super) fn prepare(
     request: &CompareRequest,
     out: &Path,
+    begin: impl FnOnce() -> Result<()>,
     interrupt: &Interrupt,
     teller: &mut Teller<'_>,
 ) -> Result<Data> {
@@ -113,7 +115,6 @@ pub(super) fn prepare(
             )));
         }
     }
-    write_sealed(&path, &described)?;
 
     let read = |path: &Path| {
         interrupt.while_reading(NOT_BEGUN, || {
@@ -166,6 +167,8 @@ pub(super) fn prepare(
         }
     };
     expect_batches([validation.len(), held_out.len()], config.training.batch)?;
+    begin()?;
+    write_sealed(&path, &described)?;
     let paths = ["validation.csv", "held_out.csv"].map(|name| folder.join(name));
     write_records(&paths[0], &aside_columns, &validation)?;
     write_records(&paths[1], &held_out_columns, &held_out)?;

@@ -178,15 +178,17 @@ pub fn compare(
         OutputFolder::claim(&Claim { command: "compare", inputs: &inputs, overwrite: false }, &out, &[])?;
     folder.present()?;
     folder.expect_listed()?;
-    folder.begin_in_place()?;
-    for part in ["data", "raters", "ratings", "subsets", "fits"] {
-        let folder = out.join(part);
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        remove_leftovers(&folder)?;
-    }
-    remove_leftovers(&out)?;
+    let begin = || {
+        folder.begin_in_place()?;
+        for part in ["data", "raters", "ratings", "subsets", "fits"] {
+            let folder = out.join(part);
+            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            remove_leftovers(&folder)?;
+        }
+        remove_leftovers(&out)
+    };
     let mut teller = Teller { what: "preparing".to_owned(), progress };
-    let data = data::prepare(request, &out, interrupt, &mut teller)?;
+    let data = data::prepare(request, &out, begin, interrupt, &mut teller)?;
     let flaw = flaw_column(request, &data.pool)?;
     let flaw_of = |record: &Record| flaw.map(|column| record.fields[column].clone());
     check_sizes(request, data.records.len())?;

@@ -163,8 +163,9 @@ impl Convention {
         let address = header.iter().find(|column| is_address(column));
         if let (Some(column), true) = (address, self.what == IMAGES.what) {
             message.push_str(&format!(
-                "; `{column}` holds addresses, which are not fetched: download the images with img2dataset and give a \
-                 table of their paths"
+                "; `{column}` is taken to hold addresses, which are not fetched: download the images with img2dataset and give a \
+                 table of their paths, or if it holds paths, {}",
+                self.how_to_name()
             ));
         } else if let [only] = header
             && let Some(separator) = only.chars().find(|c| matches!(c, '|' | ':' | ' '))

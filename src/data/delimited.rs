@@ -67,8 +67,15 @@ impl DelimitedTable {
         if path.is_dir() {
             return Err(Error::Table { path: path.to_path_buf(), line: None, message: folder(path) });
         }
+        // Asked before opening: opening a named pipe would wait for a writer.
+        let about = path.metadata().map_err(Error::io("read", path))?;
+        if !about.is_file() {
+            let message =
+                "is not a regular file, and a table is read more than once; write it to a file first";
+            return Err(Error::Table { path: path.to_path_buf(), line: None, message: message.to_owned() });
+        }
         let file = File::open(path).map_err(Error::io("read", path))?;
-        let bytes_total = file.metadata().map_err(Error::io("read", path))?.len();
+        let bytes_total = about.len();
         let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
         let start = input.fill_buf().map_err(Error::io("read", path))?;
         if let Some(message) = foreign(start) {

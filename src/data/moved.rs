@@ -40,6 +40,36 @@ pub fn not_local(written: &str) -> Option<String> {
     })
 }
 
+/// Why a file that is not there may be looked for in the wrong place, by how its path is written; to follow `there is no such file`.
+pub(crate) fn hint_of_missing(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    // A table's folder stands in front of what is written in it.
+    let starts = std::iter::once(0).chain(text.match_indices('/').map(|(at, _)| at + 1));
+    for start in starts {
+        if let Some(why) = scheme_of(&text[start..]).and_then(|_| not_local(&text[start..])) {
+            return format!(": {why}");
+        }
+    }
+    let mut parts = text.split('/');
+    if parts.clone().any(|part| part == "~") {
+        return ": `~` means a home folder to a shell only; write the whole path".to_owned();
+    }
+    let is_drive = |part: &str| {
+        let mut characters = part.chars();
+        characters.next().is_some_and(|first| first.is_ascii_alphabetic()) && characters.next() == Some(':')
+    };
+    if cfg!(unix) && parts.clone().any(|part| is_drive(part) && (part.len() == 2 || part.contains('\\'))) {
+        return ": it is a path of another machine, with a drive's letter; write it as it is here".to_owned();
+    }
+    if cfg!(unix) && text.contains('\\') {
+        return ": folders are separated by `/` here, not by `\\`".to_owned();
+    }
+    if parts.any(|part| part != part.trim()) {
+        return ": a part of the path begins or ends with a space".to_owned();
+    }
+    String::new()
+}
+
 /// How an image is to be written in a table anywhere: by its whole path, or as it is written where that is an address or empty.
 ///
 /// # Errors
@@ -133,6 +163,27 @@ mod tests {
         }
         let missing = MovedPaths::between(&table, &here.join("nowhere/ratings.csv")).unwrap_err();
         assert!(missing.to_string().contains("nowhere"), "{missing}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_from_elsewhere_is_told_by_how_it_is_written() {
+        for (written, hint) in [
+            ("https://host/b.png", "https: is an address"),
+            ("file:///a/b.png", "file: is an address"),
+            ("s3://bucket/b.png", "s3: is an address"),
+            ("~/images/b.png", "home folder"),
+            ("C:\\images\\b.png", "drive's letter"),
+            ("C:/images/b.png", "drive's letter"),
+            ("images\\b.png", "separated by `/`"),
+            (" b.png", "a space"),
+        ] {
+            let found = hint_of_missing(&Path::new("some folder").join(written));
+            assert!(found.contains(hint), "{written}: {found}");
+        }
+        for plain in ["b.png", "~b/b.png", "at 12:30/b.png", "a:b.png", "../b c.png", "/images/b.png"] {
+            assert_eq!(hint_of_missing(&Path::new("folder").join(plain)), "", "{plain}");
+        }
     }
 
     #[cfg(unix)]

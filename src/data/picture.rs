@@ -12,6 +12,7 @@ use image::{
 };
 
 use super::decode::{DecodeOptions, Decoded, Samples, decode};
+use super::moved::hint_of_missing;
 use super::resample::{Filter, resample};
 use crate::engine::Tensor;
 use crate::error::{Error, Result};
@@ -220,7 +221,7 @@ fn refuse(path: &Path, message: String) -> Error {
 
 fn read_bounded(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(path)),
         _ => format!("cannot be read: {error}"),
     };
     // Asked before opening: opening a named pipe would wait for a writer.

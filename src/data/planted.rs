@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    error::Reasons,
+    error::{LeftOutRows, Reasons},
     files::write_csv,
     interrupt::Interrupt,
     jobs::{Claim, folder::OutputFolder},
@@ -172,6 +172,7 @@ impl Plan<'_> {
         let mut loader = Loader::new(requests, *preprocess, settings.workers, AHEAD)?;
         let mut kept = Vec::with_capacity(records.len());
         let mut failed: Vec<(usize, String)> = Vec::new();
+        let mut left_out = LeftOutRows::default();
         loop {
             interrupt.check("nothing was written; give the same command again")?;
             let chunk: Vec<(usize, Result<PictureBytes>)> = loader.by_ref().take(CHUNK).collect();
@@ -184,7 +185,7 @@ impl Plan<'_> {
                 match picture {
                     Ok(picture) => usable.push((at, picture)),
                     Err(error) => {
-                        tracing::warn!("left out {}: {error}", records[at].id);
+                        left_out.add(&records[at].id, &error);
                         failed.push((at, error.to_string()));
                     }
                 }

@@ -107,6 +107,31 @@ fn parted(message: &str) -> (Option<&str>, &str) {
     }
 }
 
+/// Says which rows are left out: the first of them one by one, and at the end how many there were.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOutRows(u64);
+
+impl LeftOutRows {
+    /// Rows that are said one by one.
+    const SAID: u64 = 5;
+
+    /// Says that a row is left out, or counts it.
+    pub(crate) fn add(&mut self, id: &str, reason: &dyn std::fmt::Display) {
+        self.0 += 1;
+        if self.0 <= Self::SAID {
+            tracing::warn!("left out {id}: {reason}");
+        }
+    }
+}
+
+impl Drop for LeftOutRows {
+    fn drop(&mut self) {
+        if self.0 > Self::SAID {
+            tracing::warn!("left out {} rows in all", self.0);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

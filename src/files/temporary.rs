@@ -18,14 +18,28 @@ pub(crate) fn remove_on_exit(path: &Path) {
     temporary().insert(path.to_path_buf());
 }
 
+/// Makes something that is to go, and remembers it before the process can end in between.
+pub(crate) fn create_temporary<T, E>(
+    create: impl FnOnce() -> Result<T, E>,
+    path: impl Fn(&T) -> PathBuf,
+) -> Result<T, E> {
+    let mut remembered = temporary();
+    let made = create()?;
+    remembered.insert(path(&made));
+    Ok(made)
+}
+
 /// Forgets it: it has its final name, or has gone.
 pub(crate) fn forget(path: &Path) {
     temporary().remove(path);
 }
 
-/// Removes what is remembered. To be called before the process ends without unwinding.
+/// Removes what is remembered. To be called right before the process ends without unwinding: whoever makes something temporary from
+/// now on waits for that end.
 pub(crate) fn clean_up() {
-    for path in std::mem::take(&mut *temporary()) {
+    let mut remembered = temporary();
+    for path in std::mem::take(&mut *remembered) {
         let _already_gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
     }
+    std::mem::forget(remembered);
 }

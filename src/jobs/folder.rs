@@ -187,6 +187,21 @@ impl OutputFolder {
         Lock::acquire(self.command, &inner).map(drop)
     }
 
+    /// Outputs of other commands right in the folder, by name.
+    pub(crate) fn others(&self) -> Result<Vec<String>> {
+        let mut others = Vec::new();
+        for entry in fs::read_dir(&self.target).into_iter().flatten() {
+            let entry = entry.map_err(Error::io("read", &self.target))?;
+            let name = entry.file_name();
+            let is_other = hidden(&name.to_string_lossy(), MARKER).is_some();
+            if let Some(marker) = is_other.then(|| Marker::read(&entry.path())).transpose()?.flatten() {
+                others.extend(marker.files.into_iter().map(|written| written.name));
+            }
+        }
+        others.sort_unstable();
+        Ok(others)
+    }
+
     fn look_through(&self, scope: &Scope<'_>, folder: &Path, inner: &mut Vec<PathBuf>) -> Result<()> {
         for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
             let entry = entry.map_err(Error::io("read", folder))?;
@@ -279,6 +294,15 @@ impl OutputFolder {
             }
         }
         Ok(())
+    }
+
+    /// Gives up what was written in place, unless something of somebody else's came into it. The folder itself goes if it was
+    /// `made` for it.
+    pub(crate) fn discard_in_place(&self, made: bool) {
+        let emptied = self.expect_own().and_then(|()| self.clear_in_place()).is_ok();
+        if emptied && fs::remove_file(self.target.join(MARKER)).is_ok() && made {
+            let _not_empty = fs::remove_dir(&self.target);
+        }
     }
 
     /// Begins to write beside the folder; with `keep`, what an earlier process wrote there is still there.

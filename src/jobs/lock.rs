@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::beside;
 use crate::{
     error::{Error, Result},
-    files::temporary::{forget, remove_on_exit},
+    files::temporary::{create_temporary, forget},
 };
 
 /// How often a held lock is touched.
@@ -52,8 +52,7 @@ impl Lock {
         let mut lock = Self { held: Vec::new(), stop: None, beating: None };
         for output in outputs {
             let path = beside(output, ".lock");
-            let file = acquire(output, &path, &holder)?;
-            remove_on_exit(&path);
+            let file = create_temporary(|| acquire(output, &path, &holder), |_| path.clone())?;
             lock.held.push((path, file));
         }
         let files = lock.held.iter().map(|(path, file)| file.try_clone().map_err(Error::io("lock", path)));

@@ -77,6 +77,9 @@ pub(crate) struct Marker {
     pub(crate) state: State,
     /// Its files.
     pub(crate) files: Vec<Written>,
+    /// Of a table of ratings: the column that they are in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rating_column: Option<String>,
     /// While files are being replaced: those that had their names before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) former: Vec<Written>,
@@ -87,7 +90,8 @@ impl Marker {
 
     pub(crate) fn new(command: &str, state: State, files: Vec<Written>) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { format: Self::FORMAT, command: command.to_owned(), version, state, files, former: Vec::new() }
+        let (command, former) = (command.to_owned(), Vec::new());
+        Self { format: Self::FORMAT, command, version, state, files, rating_column: None, former }
     }
 
     /// The marker of a file.

@@ -61,7 +61,12 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     if absolute.symlink_metadata().is_ok_and(|about| about.file_type().is_symlink()) {
         return absolute.canonicalize().map_err(|_| refuse(path, format!("is a link to nothing; {OTHER}")));
     }
-    let folder = folder.canonicalize().map_err(Error::io("open the folder of", path))?;
+    let folder = match folder.canonicalize() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refuse(path, format!("there is no folder {}; create it first", folder.display())));
+        }
+        found => found.map_err(Error::io("open the folder of", path))?,
+    };
     if !folder.is_dir() {
         return Err(refuse(path, format!("lies in a file, not in a folder; {OTHER}")));
     }

@@ -28,6 +28,7 @@ pub(crate) struct Output {
     primary: PathBuf,
     staging: PathBuf,
     former: Option<Marker>,
+    rating_column: Option<String>,
     _lock: Lock,
 }
 
@@ -57,7 +58,7 @@ impl Output {
         }
         let staging = beside(&primary, ".unfinished");
         make_staging(&staging, claim.command)?;
-        Ok(Self { command: claim.command, primary, staging, former, _lock: lock })
+        Ok(Self { command: claim.command, primary, staging, former, rating_column: None, _lock: lock })
     }
 
     /// The same, and nothing of an earlier process is kept.
@@ -69,6 +70,11 @@ impl Output {
         output.clear()?;
         remove_on_exit(&output.staging);
         Ok(output)
+    }
+
+    /// Lets the marker say in which column of the table the ratings are.
+    pub(crate) fn note_rating_column(&mut self, name: &str) {
+        self.rating_column = Some(name.to_owned());
     }
 
     /// Removes what is written so far.
@@ -157,6 +163,7 @@ impl Output {
         let path = Marker::beside(&self.primary);
         let mut marker = Marker::new(self.command, State::Unfinished, files);
         marker.former.clone_from(&former);
+        marker.rating_column.clone_from(&self.rating_column);
         marker.write(&path)?;
         for name in &names {
             let known = former.iter().any(|written| written.name == name_of(name));
@@ -172,6 +179,18 @@ impl Output {
         fs::remove_dir_all(&self.staging).map_err(Error::io("remove", &self.staging))?;
         forget(&self.staging);
         Ok(marker)
+    }
+}
+
+impl Drop for Output {
+    /// A command that was refused before it kept anything leaves nothing.
+    fn drop(&mut self) {
+        let kept = fs::read_dir(&self.staging).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != MARKER))
+        });
+        if !kept {
+            let _already_gone = fs::remove_dir_all(&self.staging);
+        }
     }
 }
 

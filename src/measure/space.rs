@@ -12,7 +12,7 @@ use crate::{
     data::{Preprocess, load_picture},
     encode::ImageTokenizer,
     engine::Tensor,
-    error::{Error, Reasons, Result},
+    error::{Error, LeftOutRows, Reasons, Result},
     interrupt::Interrupt,
     train::corpus::{FailedRecord, Progress},
 };
@@ -129,7 +129,7 @@ pub(super) fn each(
     progress: &mut Progress<'_>,
     mut with: impl FnMut(&[&Pictured], &Tensor) -> Result<()>,
 ) -> Result<Vec<FailedRecord>> {
-    let mut failed = Vec::new();
+    let (mut failed, mut left_out) = (Vec::new(), LeftOutRows::default());
     let total = pictures.len() as u64;
     for (turn, part) in pictures.chunks(BATCH).enumerate() {
         interrupt.check(NOT_MEASURED)?;
@@ -146,7 +146,7 @@ pub(super) fn each(
                     tensors.push(tensor);
                 }
                 Err(error) => {
-                    tracing::warn!("left out {}: {error}", picture.id);
+                    left_out.add(&picture.id, &error);
                     let reason = error.to_string();
                     failed.push(FailedRecord { id: picture.id.clone(), line: picture.line, reason });
                 }

@@ -67,6 +67,25 @@ pub fn histogram_part(ratings: &[f64], strategies: &[Strategy], keep: Keep, seed
 }
 
 impl Rated<'_> {
+    /// Refuses ratings of which the corpus has none.
+    fn expect_known(&self) -> Result<()> {
+        let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
+        for record in corpus::open(self.config, self.corpus)? {
+            if wanted.contains(record?.id.as_str()) {
+                return Ok(());
+            }
+        }
+        Err(Error::Table {
+            path: self.corpus.to_path_buf(),
+            line: None,
+            message: format!(
+                "has none of the {} ids that are rated, the first of which is `{}`; name the corpus that was rated by --data FILE",
+                self.ids.len(),
+                self.ids.first().map_or("", String::as_str)
+            ),
+        })
+    }
+
     /// Pictures by tenth of the ranking with caption, rating and loss (figures 4 and 5 of the paper), each with its neighbours.
     ///
     /// # Errors
@@ -253,7 +272,16 @@ impl RunPage {
         let config = RunDirectory::config_of(&self.run)?;
         let corpus = match &self.corpus {
             Some(path) => path.clone(),
-            None => config.data.train_csv()?.to_path_buf(),
+            None => {
+                let path = config.data.train_csv()?.to_path_buf();
+                if !path.exists() {
+                    return Err(Error::invalid(format!(
+                        "the run was trained on {}, which is not there any more; name the corpus by --data FILE",
+                        path.display()
+                    )));
+                }
+                path
+            }
         };
         let seen = recordings(&self.run.join("dynamics"))?;
         let losses = last_losses(&seen);
@@ -267,6 +295,7 @@ impl RunPage {
             losses: &losses,
             note_column: Some(note),
         };
+        rated.expect_known()?;
         let mut sections = vec![self.training(&config)?];
         let dynamics = dynamics_parts(&seen)?;
         if !dynamics.is_empty() {

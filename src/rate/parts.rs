@@ -27,7 +27,7 @@ use source::{PART, Part};
 use crate::{
     data::{Position, Record},
     engine::Tensor,
-    error::{Error, Reasons, Result},
+    error::{Error, LeftOutRows, Reasons, Result},
     files::{
         WholeFile, remove_leftovers,
         sealed::{Unsealed, read_sealed, seal, unseal, write_sealed},
@@ -113,6 +113,11 @@ impl Parts {
         let mut name = out.file_stem().unwrap_or_default().to_os_string();
         name.push(FAILED);
         out.with_file_name(name)
+    }
+
+    /// Lets the output's marker say in which column the ratings are.
+    pub(crate) fn note_rating_column(&mut self, name: &str) {
+        self.output.note_rating_column(name);
     }
 
     /// Where the output is written until all of it is there.
@@ -288,6 +293,7 @@ impl Parts {
         let mut number = 0;
         let mut begin = Some(begin);
         let mut measure = None;
+        let mut left_out = LeftOutRows::default();
         while let Some(from) = next {
             progress(self.words.doing, done, total);
             if let Some(part) = self.held::<N>(at, number, from) {
@@ -313,7 +319,7 @@ impl Parts {
             if let Some(position) = from {
                 corpus.seek(position)?;
             }
-            let part = source.part(&mut corpus, from, measure)?;
+            let part = source.part(&mut corpus, from, &mut left_out, measure)?;
             done += part.rows.len() as u64;
             write_sealed(&self.path(at, number), &part)?;
             next = part.next.map(Some);

@@ -132,7 +132,8 @@ pub fn score(
     inputs.extend([request.checkpoint.clone(), request.corpus.clone()]);
     let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
     let companions: &[&str] = if request.pictures { &[HISTOGRAM, CONTACT_SHEET] } else { &[] };
-    let parts = Parts::of(&claim, &request.out, companions, WORDS)?;
+    let mut parts = Parts::of(&claim, &request.out, companions, WORDS)?;
+    parts.note_rating_column(&request.rating_column);
     let scorer = interrupt.while_reading(NOTHING_DONE, || Scorer::new(request, interrupt))?;
     let source = scorer.source(&request.corpus);
     let rows = interrupt.while_reading(NOTHING_DONE, || source.rows())?;

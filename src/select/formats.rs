@@ -18,7 +18,7 @@ use crate::{
         ColumnNames, Corpus, Record,
         decode::{self, SNIFFED_BYTES},
         image_folders,
-        moved::{not_local, whole_path},
+        moved::{hint_of_missing, not_local, whole_path},
     },
     error::{Error, Reasons, Result},
     files::{WholeFile, write_whole},
@@ -256,7 +256,10 @@ impl Packing<'_> {
         link: bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
-        if let Some(name) = self.header.iter().find(|name| *name == "file_name") {
+        // Where that is the column of images, it is what is written in its place.
+        let image = self.columns[1];
+        let taken = self.header.iter().enumerate().find(|&(at, name)| name == "file_name" && at != image);
+        if let Some((_, name)) = taken {
             return Err(Error::Table {
                 path: self.job.subset.clone(),
                 line: Some(1),
@@ -355,13 +358,17 @@ impl Packing<'_> {
 
 /// The ending that an image's content has, whatever its name is, or why it cannot be packed.
 fn ending_of(path: &Path) -> std::result::Result<&'static str, String> {
-    let about = fs::metadata(path).map_err(|error| error.to_string())?;
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(path)),
+        _ => format!("cannot be read: {error}"),
+    };
+    let about = fs::metadata(path).map_err(unreadable)?;
     if !about.is_file() {
         return Err("not a regular file".to_owned());
     }
     let mut start = Vec::with_capacity(SNIFFED_BYTES);
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(SNIFFED_BYTES as u64).read_to_end(&mut start).map_err(|error| error.to_string())?;
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(SNIFFED_BYTES as u64).read_to_end(&mut start).map_err(unreadable)?;
     decode::Format::of(&start).map(decode::Format::ending)
 }
 

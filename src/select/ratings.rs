@@ -30,7 +30,7 @@ use crate::{
         file_kind::{foreign, is_parquet},
     },
     error::{Error, Result},
-    jobs::marker::expect_settled,
+    jobs::marker::{Marker, expect_settled},
 };
 
 /// The names of the two columns that every ratings table has.
@@ -46,6 +46,20 @@ impl Default for ColumnNames {
     fn default() -> Self {
         Self { id: "id".to_owned(), rating: "rating".to_owned() }
     }
+}
+
+/// The column of ratings of a table: the one that is named, or else the one that the table's marker names if this program wrote it, or
+/// else `rating`.
+///
+/// # Errors
+/// If the marker is damaged.
+pub fn rating_column(table: &Path, named: Option<String>) -> Result<String> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let marker = Marker::read(&Marker::beside(table))?;
+    let written = marker.and_then(|marker| marker.rating_column);
+    Ok(written.unwrap_or_else(|| ColumnNames::default().rating))
 }
 
 /// The columns of a ratings table, in order, and which of them are the id and the rating.

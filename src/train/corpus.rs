@@ -26,7 +26,7 @@ use crate::{
         vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random, Tensor},
-    error::{Error, Reasons, Result},
+    error::{Error, LeftOutRows, Reasons, Result},
     files::{hexadecimal, write_csv},
     interrupt::Interrupt,
     train::{
@@ -369,6 +369,7 @@ impl EncodedCorpus {
             tokens,
             rows: Vec::with_capacity(records.len()),
         };
+        let mut left_out = LeftOutRows::default();
         for (record, reason) in records.drain(..).zip(reasons) {
             let codes = corpus.codes_of(corpus.ids.len());
             corpus.rows.push(reason.as_ref().map_or_else(|| row_digest(&record, codes), |_| 0));
@@ -378,7 +379,7 @@ impl EncodedCorpus {
                     corpus.captions.push(record.caption);
                 }
                 Some(reason) => {
-                    tracing::warn!("left out {}: {reason}", record.id);
+                    left_out.add(&record.id, &reason);
                     corpus.failed.push(FailedRecord { id: record.id, line: record.line, reason });
                 }
             }

@@ -121,8 +121,11 @@ pub(crate) fn prepare(
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
             if train.len() < count + config.training.batch {
                 return Err(Error::invalid(format!(
-                    "{} usable records are too few to hold out {count} for validation; give val_csv_path or lower bs",
-                    train.len()
+                    "{} usable records are too few to hold out {count} of them for validation and to train on batches of {}; give \
+                     --validation FILE.csv, or a smaller batch, such as --set bs={}",
+                    train.len(),
+                    config.training.batch,
+                    (train.len() / 4).max(1)
                 )));
             }
             let note = format!("no validation set is named, so {count} training records are held out for it");

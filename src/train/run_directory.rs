@@ -32,7 +32,7 @@ use crate::{
     jobs::{
         Claim,
         folder::{Layout, OutputFolder, Present},
-        marker::{MARKER, NEW},
+        marker::{MARKER, Marker, NEW, State},
     },
 };
 
@@ -157,6 +157,9 @@ pub struct RunDirectory {
     folder: OutputFolder,
     /// Whether it is still written beside.
     pending: AtomicBool,
+    /// Whether this process has begun it, and whether it made its folder.
+    is_new: bool,
+    made: bool,
 }
 
 impl RunDirectory {
@@ -166,7 +169,7 @@ impl RunDirectory {
     /// If it holds something already (unless that is a run as it was written and is to be overwritten), holds an input, another process
     /// uses it, or it cannot be written.
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
-        let inputs = config.inputs();
+        let (inputs, made) = (config.inputs(), !path.exists());
         let overwrite = existing == Existing::Overwrite;
         let folder =
             OutputFolder::claim(&Claim { command: WRITER, inputs: &inputs, overwrite }, path, LAYOUT)?;
@@ -181,6 +184,14 @@ impl RunDirectory {
                 )));
             }
             folder.expect_own()?;
+            let others = folder.others()?;
+            if !others.is_empty() {
+                tracing::warn!(
+                    "{} is replaced with what other commands have written into it: {}",
+                    path.display(),
+                    others.join(", ")
+                );
+            }
         }
         let pending = present != Present::Nothing && !unbegun;
         if pending {
@@ -189,12 +200,23 @@ impl RunDirectory {
             folder.begin_in_place()?;
             folder.clear_in_place()?;
         }
-        let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(pending) };
+        let run =
+            Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(pending), is_new: true, made };
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
         // Until it is there, the folder counts as empty.
         write_json(&run.here().join(CONFIG), &config.to_json())?;
         Ok(run)
+    }
+
+    /// Whether a folder holds a run that has begun and was stopped before its end.
+    ///
+    /// # Errors
+    /// If its marker is damaged.
+    pub fn was_stopped(path: &Path) -> Result<bool> {
+        let marker = Marker::read(&path.join(MARKER))?.filter(|marker| marker.command == WRITER);
+        let unfinished = marker.is_some_and(|marker| marker.state != State::Complete);
+        Ok(unfinished && Self::is_run(path) && path.join(PROVENANCE).exists())
     }
 
     /// Opens the directory of a run that is to be resumed, and gives the configuration it was started with.
@@ -206,7 +228,13 @@ impl RunDirectory {
         let config = Self::config_of(path)?;
         let folder =
             OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
-        let run = Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(false) };
+        let run = Self {
+            path: path.to_path_buf(),
+            folder,
+            pending: AtomicBool::new(false),
+            is_new: false,
+            made: false,
+        };
         remove_leftovers(path)?;
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
@@ -366,6 +394,9 @@ impl Drop for RunDirectory {
             if !self.failed().exists() {
                 self.folder.discard();
             }
+        } else if self.is_new && !self.path.join(PROVENANCE).exists() && !self.failed().exists() {
+            // It was refused before its first step.
+            self.folder.discard_in_place(self.made);
         } else if self.folder.keeps_former() {
             // Nothing is lost with a run that has no checkpoint yet.
             let begun = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());

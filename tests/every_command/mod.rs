@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -56,20 +56,19 @@ fn compared(path: &Path) -> bool {
 
 const SAME: Option<&[&str]> = Some(&[]);
 const OVERWRITE: Option<&[&str]> = Some(&["--overwrite"]);
-const RESUME: Option<&[&str]> = Some(&["--resume"]);
 
 /// All commands but `demo`, whose data set is not tiny.
 pub const COMMANDS: &[Given] = &[
     Given {
         name: "train",
         arguments: &["train", "--config", "config.json", "--out", "OUT"],
-        again: RESUME,
+        again: SAME,
         same: learned,
     },
     Given {
         name: "fit",
         arguments: &["fit", "--config", "config.json", "--out", "OUT"],
-        again: RESUME,
+        again: SAME,
         same: learned,
     },
     Given {
@@ -311,13 +310,21 @@ impl Place {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        let (mut files, mut folders) = (Vec::new(), vec![self.0.path().to_path_buf()]);
+        self.everything().into_iter().filter(|path| !path.is_dir()).collect()
+    }
+
+    /// All files and folders, hidden ones among them.
+    pub fn everything(&self) -> BTreeSet<PathBuf> {
+        let (mut all, mut folders) = (BTreeSet::new(), vec![self.0.path().to_path_buf()]);
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
-                if path.is_dir() { folders.push(path) } else { files.push(path) }
+                if path.is_dir() {
+                    folders.push(path.clone());
+                }
+                all.insert(path);
             }
         }
-        files
+        all
     }
 }

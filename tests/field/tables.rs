@@ -319,7 +319,17 @@ fn every_command_takes_every_form_of_table_alike() {
         place.succeed(&[&always[..], more].concat())
     };
     chosen("plain.csv", "train.csv", "data/chosen.csv", &[]);
-    chosen("rated.csv", "rated.csv", "data/chosen_rated.csv", &["--rating-column", "alchemist"]);
+    // `score` has noted in which column its ratings are; a column `rating` of the table's own is left to it.
+    chosen("rated.csv", "rated.csv", "data/chosen_rated.csv", &[]);
+    let own = chosen("rated.csv", "rated.csv", "data/chosen_by_own.csv", &["--rating-column", "rating"]);
+    assert_ne!(
+        column(&place.path("data/chosen_by_own.csv"), b',', image),
+        column(&place.path("data/chosen_rated.csv"), b',', image),
+        "{own}"
+    );
+    place.succeed(&["select", "--ratings", "rated.csv", "--keep", "50%", "--out", "data/carried.csv"]);
+    let carried = column(&place.path("data/carried.csv"), b',', "rating");
+    assert_eq!(carried, column(&place.path("data/chosen_rated.csv"), b',', "rating"));
     chosen("no_id.csv", "no_id.tsv", "data/chosen_no_id.csv", &[]);
     chosen("laion.parquet", "laion.csv", "data/chosen_laion.csv", &[]);
     let kept = column(&place.path("data/chosen.csv"), b',', image);
@@ -361,6 +371,8 @@ fn every_command_takes_every_form_of_table_alike() {
         said.lines().filter(|line| !line.contains("no_id.tsv")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(table(&of_form), table(&measured("train.csv")));
+    place.succeed(&["report", "--of", "run", "--ratings", "rated.csv", "--data", "data/excel.csv"]);
+    let shown = fs::read_to_string(place.path("run/report.html")).unwrap();
     place.succeed(&[
         "report",
         "--of",
@@ -371,7 +383,9 @@ fn every_command_takes_every_form_of_table_alike() {
         "alchemist",
         "--data",
         "data/excel.csv",
+        "--overwrite",
     ]);
+    assert!(fs::read_to_string(place.path("run/report.html")).unwrap() == shown);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
         ops::meta_gradient::precondition,
     },
-    error::{Error, Reasons, Result},
+    error::{Error, LeftOutRows, Reasons, Result},
     interrupt::Interrupt,
     models::{Mode, Proxy},
     rate::parts::{Outcome, Row, Source},
@@ -124,12 +124,12 @@ impl<'a> ProxyAt<'a> {
         let mut corpus = source.open()?;
         let (mut images, mut from) = (Vec::new(), None);
         let (mut losses, mut failed, mut samples) = (0.0, 0, 0);
-        let mut reasons = Reasons::default();
+        let (mut reasons, mut left_out) = (Reasons::default(), LeftOutRows::default());
         loop {
             progress("validation gradient", samples + failed, rows);
             let saved = "what was attributed before is kept; give the same command again to go on";
             interrupt.check(saved)?;
-            let part = source.part(&mut corpus, from, &mut |codes, records| {
+            let part = source.part(&mut corpus, from, &mut left_out, &mut |codes, records| {
                 let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
                 let losses = self.backward(codes.clone(), &captions, &mut sum)?;
                 Ok(losses.into_iter().map(Outcome::Found).collect())

@@ -9,7 +9,7 @@ use crate::{
     data::{Corpus, Position, Record},
     encode::ImageTokenizer,
     engine::Tensor,
-    error::{Error, Result},
+    error::{Error, LeftOutRows, Result},
     train::{
         cache::TokenCache,
         corpus,
@@ -93,6 +93,7 @@ impl Source<'_> {
         &self,
         corpus: &mut Corpus,
         from: Option<Position>,
+        left_out: &mut LeftOutRows,
         measure: &mut Measure<'_, N>,
     ) -> Result<Part<N>> {
         let size = PART.div_ceil(self.batch) * self.batch;
@@ -112,7 +113,7 @@ impl Source<'_> {
                     None
                 }
                 Err(error) => {
-                    tracing::warn!("left out {}: {error}", records[place].id);
+                    left_out.add(&records[place].id, &error);
                     Some(error.to_string())
                 }
             });

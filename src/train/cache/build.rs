@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     data::{Corpus, Position, Record},
     encode::{ImageTokenizer, TextEncoder},
-    error::{Error, Reasons, Result},
+    error::{Error, LeftOutRows, Reasons, Result},
     files::{
         remove_leftovers,
         sealed::{Written, seal},
@@ -135,6 +135,7 @@ struct Builder<'a> {
     unfit: HashMap<u64, String>,
     /// What is wrong if the images that the tokenizer was fitted to are others now. Shards that are there name the image first.
     changed: Option<Error>,
+    left_out: LeftOutRows,
 }
 
 /// Makes a token cache, or goes on with it, or repairs it.
@@ -202,7 +203,9 @@ pub fn encode(
     let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&path, &seal(json))?;
     let seen = HashSet::new();
-    let builder = Builder { config, folder, description, tables, tokenizer, text, seen, unfit, changed };
+    let left_out = LeftOutRows::default();
+    let builder =
+        Builder { config, folder, description, tables, tokenizer, text, seen, unfit, changed, left_out };
     let summary = builder.run(interrupt, progress)?;
     if beside {
         output.publish()?;
@@ -537,7 +540,7 @@ impl Builder<'_> {
 
     /// The usable records, by their place, and the others.
     fn rows(
-        &self,
+        &mut self,
         table: usize,
         records: &[Record],
         mut report: impl FnMut(u64) -> Result<()>,
@@ -573,7 +576,7 @@ impl Builder<'_> {
                 (Ok(_), None) => "the picture was changed while it was encoded".to_owned(),
                 (Err(reason), _) => reason,
             };
-            tracing::warn!("left out {}: {reason}", record.id);
+            self.left_out.add(&record.id, &reason);
             rows.failed.push(FailedRecord { id: record.id.clone(), line: record.line, reason });
         }
         Ok(rows)
