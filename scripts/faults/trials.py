@@ -265,7 +265,7 @@ class Trial(Judge):
             else:
                 path.write_bytes(other.read_bytes())
                 self.told.append(f"{path.name} is now {other.name}")
-            ended = self.run(again=True)
+            ended = self.run()
             self.check(ended)
             if ended.code == 1:
                 return
