@@ -20,6 +20,17 @@ use crate::error::{Error, Result};
 /// What temporary names begin with; see [`remove_leftovers`].
 pub const LEFTOVER: &str = ".unfinished-";
 
+/// Characters after [`LEFTOVER`] in a temporary name.
+const RANDOM: usize = 12;
+
+/// Whether a name is one that this program gives to what is not complete.
+pub(crate) fn is_leftover(name: &std::ffi::OsStr) -> bool {
+    let random = name.to_str().and_then(|name| name.strip_prefix(LEFTOVER));
+    random.is_some_and(|random| {
+        random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
 /// Bytes in hexadecimal.
 pub fn hexadecimal(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -88,7 +99,7 @@ fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
 /// A new file under a name that nobody can foretell, and that no link which lies there can lead elsewhere.
 fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(LEFTOVER).rand_bytes(12);
+    builder.prefix(LEFTOVER).rand_bytes(RANDOM);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -203,7 +214,7 @@ pub fn write_csv<Field: AsRef<[u8]>>(
 /// A new folder under a name that nobody can foretell.
 fn temporary_folder(path: &Path) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(LEFTOVER).rand_bytes(12);
+    builder.prefix(LEFTOVER).rand_bytes(RANDOM);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -280,7 +291,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
 pub fn remove_leftovers(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
-        if !entry.file_name().to_string_lossy().starts_with(LEFTOVER) {
+        if !is_leftover(&entry.file_name()) {
             continue;
         }
         let path = entry.path();
@@ -338,12 +349,17 @@ mod tests {
     #[test]
     fn leftovers_go_and_nothing_else_does() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(".unfinished-1-0-a"), "").unwrap();
-        fs::create_dir(folder.path().join(".unfinished-1-1-b")).unwrap();
-        fs::write(folder.path().join(".unfinished-1-1-b/c"), "").unwrap();
-        fs::write(folder.path().join(".hidden"), "").unwrap();
+        let kept = temporary_folder(&folder.path().join("a")).unwrap().keep();
+        fs::write(kept.join("c"), "").unwrap();
+        temporary_file(&folder.path().join("b")).unwrap().keep().unwrap();
+        assert_eq!(names(folder.path()).len(), 2);
+        for name in [".hidden", ".unfinished-novel", ".unfinished-novel-in-12.txt"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
         remove_leftovers(folder.path()).unwrap();
-        assert_eq!(names(folder.path()), [".hidden"]);
+        let mut left = names(folder.path());
+        left.sort();
+        assert_eq!(left, [".hidden", ".unfinished-novel", ".unfinished-novel-in-12.txt"]);
     }
 
     #[test]

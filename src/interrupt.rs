@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    files::temporary::clean_up,
+    files::temporary::{clean_up, is_untouched},
 };
 
 /// The exit code of a program that the user stopped (128 + SIGINT).
@@ -22,6 +22,9 @@ pub const EXIT_CODE: u8 = 130;
 /// The acknowledgment of a signal where the running step ends first.
 pub const ACKNOWLEDGMENT: &str =
     "interrupted: finishing the running step; press Ctrl-C again to stop at once";
+
+/// What is kept by a command that has written nothing yet.
+const UNTOUCHED: &str = "nothing was written";
 
 /// How long the end of the program waits for its last line to be printed; nobody may be reading it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -59,8 +62,10 @@ impl Interrupt {
             }
             // While this is held, no work that writes can begin.
             let only_reading = state.only_reading();
-            let sentence = match &*only_reading {
-                Some(saved) => Error::Interrupted { saved: saved.clone() }.to_string(),
+            let saved = only_reading.clone().or_else(|| is_untouched().then(|| UNTOUCHED.to_owned()));
+            let at_once = saved.is_some();
+            let sentence = match saved {
+                Some(saved) => Error::Interrupted { saved }.to_string(),
                 None => ACKNOWLEDGMENT.to_owned(),
             };
             // A terminal that does not take the line must not keep the second signal from being heard.
@@ -73,7 +78,7 @@ impl Interrupt {
             if started.is_err() {
                 tell(&sentence);
             }
-            if only_reading.is_some() {
+            if at_once {
                 let _ended_either_way = printed.recv_timeout(PATIENCE);
                 clean_up();
                 std::process::exit(EXIT_CODE.into());

@@ -213,7 +213,7 @@ fn an_output_that_cannot_be_written_is_named() {
     assert_eq!(score("ratings.csv").0, Some(0));
     let select =
         place.run(&["select", "--ratings", "ratings.csv", "--keep", "3", "--out", "nowhere/subset.csv"]);
-    one_sentence(&select, &["cannot open the folder of", "nowhere/subset"]);
+    one_sentence(&select, &["create it first", "nowhere/subset"]);
     let demo = place.run(&["demo", "--out", "file/demo"]);
     one_sentence(&demo, &["file/demo"]);
 }

@@ -155,7 +155,11 @@ fn bad_csv_is_refused_with_the_line() {
         csv_message(b"name,rating\n1,2\n"),
         ": there is no column `id`; the columns are `name`, `rating`."
     );
-    assert_eq!(csv_message(b"id,rating\na,1\nb,high\n"), ", line 3: the rating `high` is not a number.");
+    let skip = "; mend it, or leave such rows out with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
+    assert_eq!(
+        csv_message(b"id,rating\na,1\nb,high\n"),
+        format!(", line 3: the rating `high` is not a number{skip}")
+    );
     let hint = "; --drop-nan leaves such rows out.";
     assert_eq!(csv_message(b"id,rating\na,\n"), format!(", line 2: the rating is missing{hint}"));
     for text in ["nan", "NaN", "NULL"] {
@@ -167,7 +171,7 @@ fn bad_csv_is_refused_with_the_line() {
     for text in ["inf", "-inf", "1e999"] {
         assert_eq!(
             csv_message(format!("id,rating\na,1\nb,{text}\n").as_bytes()),
-            format!(", line 3: the rating `{text}` is not a finite number.")
+            format!(", line 3: the rating `{text}` is not a finite number{skip}")
         );
     }
     assert_eq!(csv_message(b"id,rating\n,1\n"), ", line 2: the id is empty; every row needs one.");
@@ -294,7 +298,7 @@ fn job(folder: &Path, ratings: &str) -> SubsetJob {
         ratings: folder.join(ratings),
         options: RatingsOptions::default(),
         names: names(),
-        image_column: "path".to_owned(),
+        image_column: "image_save_path".to_owned(),
         strategy: Strategy::TopK,
         keep: Keep::Share(0.5),
         seed: 0,

@@ -230,7 +230,7 @@ fn a_run_is_not_overwritten_unasked() {
     assert!(error.contains("--resume") && error.contains("--overwrite"), "{error}");
     let (run, held) = RunDirectory::open(&path).unwrap();
     assert_eq!(held, config);
-    let leftover = run.checkpoints().join(".unfinished-1-0-step-00000009");
+    let leftover = run.checkpoints().join(".unfinished-a1b2c3d4e5f6");
     fs::create_dir(&leftover).unwrap();
     drop(run);
     drop(RunDirectory::open(&path).unwrap());

@@ -19,15 +19,15 @@ pub struct PackArguments {
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
     /// csv, parquet, imagefolder (Hugging Face; pictures copied), imagefolder-links, webdataset (tar shards), or uids (DataComp's
-    /// .npy).
+    /// .npy). Tables name the images and do not look at them.
     #[arg(long, value_name = "FORM")]
     pub format: Format,
     /// The file, or the folder for imagefolder and webdataset.
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
     /// webdataset: samples of a shard.
-    #[arg(long, value_name = "N", default_value_t = SHARD)]
-    pub shard: usize,
+    #[arg(long, value_name = "N", default_value_t = SHARD as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    pub shard: u64,
     /// Column of the ids.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
@@ -60,7 +60,7 @@ pub fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
         skip_bad_rows: arguments.skip_bad_rows,
         format: arguments.format,
         out: arguments.out,
-        shard: arguments.shard,
+        shard: usize::try_from(arguments.shard).unwrap_or(usize::MAX),
         overwrite: arguments.overwrite,
     };
     let mut progress = Counted::new();

@@ -52,6 +52,18 @@ pub fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
     let inputs = [Some(&arguments.of), arguments.ratings.as_ref(), arguments.data.as_ref()];
     let inputs: Vec<PathBuf> = inputs.into_iter().flatten().cloned().collect();
+    if !arguments.of.exists() {
+        return Err(Error::invalid(format!(
+            "--of {}: there is no such folder; name a run of `train` or a comparison",
+            arguments.of.display()
+        )));
+    }
+    if !arguments.of.is_dir() {
+        return Err(Error::invalid(format!(
+            "--of {}: is a file; name the folder of a run of `train` or of a comparison",
+            arguments.of.display()
+        )));
+    }
     let claim = Claim { command: "report", inputs: &inputs, overwrite: arguments.overwrite };
     Output::anew(&claim, &out, &[])?.write(|output| {
         let html = interrupt.while_reading("nothing was written", || page(arguments))?;
@@ -77,7 +89,12 @@ fn page(arguments: ReportArguments) -> Result<String> {
         }
         let rating_column = match &ratings {
             Some(table) => select::ratings::rating_column(table, rating_column)?,
-            None => rating_column.unwrap_or_default(),
+            None if rating_column.is_some() => {
+                return Err(Error::invalid(
+                    "--rating-column names a column of --ratings FILE, which is not given",
+                ));
+            }
+            None => String::new(),
         };
         RunPage { run: of.clone(), ratings, rating_column, corpus: data, flaw_column }.page()?
     } else {

@@ -137,6 +137,7 @@ impl SelectArguments {
 pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let strategy = arguments.strategy()?;
     let rating = rating_column(&arguments.ratings, arguments.rating_column)?;
+    let by = format!("`{rating}` of {}", arguments.ratings.display());
     let job = SubsetJob {
         ratings: arguments.ratings,
         options: RatingsOptions { skip_bad_rows: arguments.skip_bad_rows, drop_nan: arguments.drop_nan },
@@ -162,7 +163,7 @@ pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
         ))?;
     }
     super::say(&format!(
-        "{}: kept {} of {} rows (seed {}).\n",
+        "{} by {by}: kept {} of {} rows (seed {}).\n",
         strategy.name(),
         summary.kept,
         summary.rows,

@@ -105,7 +105,7 @@ impl DataConfig {
     pub fn train_csv(&self) -> Result<&Path> {
         self.train.as_deref().ok_or_else(|| {
             Error::invalid(
-                "the configuration names no training set; give its CSV with --set data_args.train_csv_path=FILE.csv",
+                "the configuration names no training set; give its table with --data FILE.csv (or data_args.train_csv_path)",
             )
         })
     }

@@ -10,6 +10,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use crate::jobs::marker::Marker;
+
 /// The names of the three columns that are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnNames {
@@ -261,6 +263,10 @@ pub(crate) fn absent(header: &[String], name: &str) -> String {
 
 /// Says which columns were taken by convention.
 fn say_taken(path: &Path, header: &[String], taken: &[Taken]) {
+    // A table that this program wrote has the columns of one of which it was said.
+    if Marker::beside(path).exists() {
+        return;
+    }
     // The released reader takes this one, too.
     let silent = |taken: &&Taken| header[taken.index] != CAPTION_NAMES[1] || !taken.passed_over.is_empty();
     let said: Vec<String> = taken

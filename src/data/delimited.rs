@@ -58,6 +58,9 @@ pub struct DelimitedTable {
     rows: RowReader<BufReader<File>>,
 }
 
+/// The hint of every refusal of a row.
+const SKIP_BAD_ROWS: &str = "mend it, or leave such rows out with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
+
 impl DelimitedTable {
     /// Opens `path` and reads its header, which is empty where the file is. A UTF-8 byte order mark is accepted.
     ///
@@ -159,7 +162,12 @@ impl DelimitedTable {
     /// # Errors
     /// If reading the file fails.
     pub fn read(&mut self) -> Result<Read> {
-        match self.rows.read() {
+        let mut read = self.rows.read();
+        // Spreadsheets leave rows of nothing but separators below the last one.
+        while matches!(read, Ok(true)) && self.named > 1 && self.rows.row().iter().all(str::is_empty) {
+            read = self.rows.read();
+        }
+        match read {
             Ok(false) => Ok(Read::End),
             Ok(true) => Ok(match self.wrong_fields() {
                 None => Read::Row,
@@ -267,7 +275,12 @@ impl DelimitedTable {
 
     /// An error about a row.
     pub fn refuse_row(&self, row: Malformed) -> Error {
-        Error::Table { path: self.path.clone(), line: Some(row.line), message: row.message }
+        // One hint is enough.
+        let message = match row.message.contains("; ") {
+            true => row.message,
+            false => format!("{}; {SKIP_BAD_ROWS}", row.message.trim_end_matches('.')),
+        };
+        Error::Table { path: self.path.clone(), line: Some(row.line), message }
     }
 
     fn failed(&self, error: RowError) -> Error {

@@ -35,6 +35,7 @@ pub fn not_local(written: &str) -> Option<String> {
         "http" | "https" => format!(
             "{scheme}: is an address, not a file; download images first, with img2dataset for example"
         ),
+        "file" => "file: is an address; write the path alone, without file:".to_owned(),
         "data" => "data: holds the image itself, not its path; write it to a file first".to_owned(),
         _ => format!("{scheme}: is an address, not a local file; copy the images to this machine first"),
     })

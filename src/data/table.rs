@@ -275,7 +275,8 @@ impl Corpus {
                 format!("the id `{id}` is already on line {earlier}; every row needs an id of its own")
             }
             None => format!(
-                "the image `{id}` is already on line {earlier}; its path is its id, so it must be there once: give the table a                  column of ids"
+                "the image `{id}` is already on line {earlier}; its path is its id, so it must be there once: give the table a \
+                 column of ids"
             ),
         };
         Err(self.table.refuse_row(Malformed { line: self.table.line(), message }))

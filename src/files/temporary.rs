@@ -4,10 +4,15 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// Whether anything was ever made.
+static BEGUN: AtomicBool = AtomicBool::new(false);
 
 fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -24,9 +29,15 @@ pub(crate) fn create_temporary<T, E>(
     path: impl Fn(&T) -> PathBuf,
 ) -> Result<T, E> {
     let mut remembered = temporary();
+    BEGUN.store(true, Ordering::SeqCst);
     let made = create()?;
     remembered.insert(path(&made));
     Ok(made)
+}
+
+/// Whether nothing has been written yet: every command begins with a lock.
+pub(crate) fn is_untouched() -> bool {
+    !BEGUN.load(Ordering::SeqCst)
 }
 
 /// Forgets it: it has its final name, or has gone.

@@ -6,16 +6,16 @@ use std::{
 };
 
 use super::{
-    Claim, OTHER, beside,
-    lock::Lock,
+    Claim, OTHER, beside, hidden,
+    lock::{Lock, is_lock},
     marker::{MARKER, Marker, NEW, State, Written, name_of},
     output::{make_staging, rename},
-    refuse, refuse_inputs, resolved,
+    refuse, refuse_inputs, remove, resolved,
 };
 use crate::{
     error::{Error, Result},
     files::{
-        LEFTOVER, folder_of, sync_folder,
+        folder_of, is_leftover, sync_folder,
         temporary::{forget, remove_on_exit},
     },
 };
@@ -30,7 +30,8 @@ pub(crate) struct OutputFolder {
     command: &'static str,
     layout: Layout,
     target: PathBuf,
-    _lock: Lock,
+    overwrite: bool,
+    lock: Lock,
 }
 
 /// What is there already.
@@ -58,7 +59,8 @@ impl OutputFolder {
             return Err(refuse(&target, format!("is a file; {OTHER}")));
         }
         let lock = Lock::acquire(claim.command, std::slice::from_ref(&target))?;
-        let folder = Self { command: claim.command, layout, target, _lock: lock };
+        let Claim { command, overwrite, .. } = *claim;
+        let folder = Self { command, layout, target, overwrite, lock };
         folder.recover()?;
         Ok(folder)
     }
@@ -88,6 +90,8 @@ impl OutputFolder {
             if !self.target.exists() {
                 rename(&staging, &self.target, false)?;
             } else if complete || replaced.exists() {
+                self.expect_own_in(&staging)?;
+                move_others(&staging, &self.target)?;
                 remove(&staging)?;
             } else {
                 rename(&staging, &replaced, false)?;
@@ -97,6 +101,8 @@ impl OutputFolder {
             if !self.target.exists() {
                 rename(&replaced, &self.target, false)?;
             } else if complete {
+                self.expect_own_in(&replaced)?;
+                move_others(&replaced, &self.target)?;
                 remove(&replaced)?;
             }
         }
@@ -117,7 +123,7 @@ impl OutputFolder {
         for entry in entries {
             let name = entry.map_err(Error::io("read", &self.target))?.file_name();
             let name = name.to_string_lossy();
-            empty &= name.starts_with(LEFTOVER) || name.strip_suffix(NEW) == Some(MARKER);
+            empty &= is_leftover(name.as_ref().as_ref()) || name.strip_suffix(NEW) == Some(MARKER);
         }
         if empty {
             return Ok(Present::Nothing);
@@ -179,27 +185,37 @@ impl OutputFolder {
     /// # Errors
     /// [`Error::Output`] that names the first such file; [`Error::Locked`] if another process writes in the folder.
     pub(crate) fn expect_own(&self) -> Result<()> {
-        let Some(marker) = self.marker()? else { return self.present().map(drop) };
-        let mut inner = Vec::new();
-        let layout = self.layout.to_vec();
-        self.look_through(&Scope { root: &self.target, marker, layout }, &self.target, &mut inner)?;
+        if self.marker()?.is_none() {
+            return self.present().map(drop);
+        }
+        let inner = self.expect_own_in(&self.target)?;
         // Whoever writes a file in it must be done; what they write next is then refused by name.
         Lock::acquire(self.command, &inner).map(drop)
     }
 
-    /// Outputs of other commands right in the folder, by name.
+    /// Files that other commands have written into the folder, by name.
     pub(crate) fn others(&self) -> Result<Vec<String>> {
-        let mut others = Vec::new();
-        for entry in fs::read_dir(&self.target).into_iter().flatten() {
-            let entry = entry.map_err(Error::io("read", &self.target))?;
-            let name = entry.file_name();
-            let is_other = hidden(&name.to_string_lossy(), MARKER).is_some();
-            if let Some(marker) = is_other.then(|| Marker::read(&entry.path())).transpose()?.flatten() {
-                others.extend(marker.files.into_iter().map(|written| written.name));
-            }
-        }
+        let mut others: Vec<String> = others_in(&self.target)?
+            .into_iter()
+            .flat_map(|other| other.files)
+            .map(|path| name_below(&self.target, &path))
+            .collect();
         others.sort_unstable();
         Ok(others)
+    }
+
+    /// The same of a folder that has, or had, this output; gives what is locked in it.
+    fn expect_own_in(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let marker = Marker::read(&folder.join(MARKER))?.filter(|marker| marker.command == self.command);
+        let Some(marker) = marker else {
+            return Err(refuse(
+                folder,
+                format!("is in the way and was not written by `{}`; move it away", self.command),
+            ));
+        };
+        let mut inner = Vec::new();
+        self.look_through(&Scope { root: folder, marker, layout: self.layout.to_vec() }, folder, &mut inner)?;
+        Ok(inner)
     }
 
     fn look_through(&self, scope: &Scope<'_>, folder: &Path, inner: &mut Vec<PathBuf>) -> Result<()> {
@@ -208,10 +224,10 @@ impl OutputFolder {
             let (path, file_name) = (entry.path(), entry.file_name());
             let text = file_name.to_string_lossy();
             let is_marker = text.strip_suffix(NEW).unwrap_or(&text) == MARKER;
-            if is_marker && folder == scope.root || text.starts_with(LEFTOVER) {
+            if is_marker && folder == scope.root || is_leftover(&file_name) {
                 continue;
             }
-            if let Some(output) = hidden(&text, ".lock") {
+            if let Some(output) = hidden(&text, ".lock").filter(|_| is_lock(&path)) {
                 inner.push(folder.join(output));
                 continue;
             }
@@ -244,12 +260,14 @@ impl OutputFolder {
     }
 
     fn foreign(&self, path: &Path, why: &str) -> Error {
+        let root = [self.staging(), self.replaced()].into_iter().find(|root| path.starts_with(root));
+        let root = root.unwrap_or_else(|| self.target.clone());
         refuse(
-            &self.target,
+            &root,
             format!(
                 "is an output of `{}`, but {} in it {why}, so it is not replaced; move that away or {OTHER}",
                 self.command,
-                name_below(&self.target, path)
+                name_below(&root, path)
             ),
         )
     }
@@ -285,9 +303,13 @@ impl OutputFolder {
     /// Removes everything within an output of this command's but the marker, after [`expect_own`](Self::expect_own).
     pub(crate) fn clear_in_place(&self) -> Result<()> {
         self.begin_in_place()?;
+        let kept: Vec<PathBuf> = others_in(&self.target)?
+            .into_iter()
+            .flat_map(|other| [other.files, vec![other.marker]].concat())
+            .collect();
         for entry in fs::read_dir(&self.target).map_err(Error::io("read", &self.target))? {
             let entry = entry.map_err(Error::io("read", &self.target))?;
-            if entry.file_name() != MARKER {
+            if entry.file_name() != MARKER && !kept.iter().any(|kept| kept.starts_with(entry.path())) {
                 let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
                 let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 removed.map_err(Error::io("remove", &path))?;
@@ -319,6 +341,8 @@ impl OutputFolder {
     /// Gives what was written beside its name, in place of what had it; the command has not ended. What had the name is kept under
     /// another until [`complete`](Self::complete), or [`restore`](Self::restore).
     pub(crate) fn show(&self) -> Result<()> {
+        self.lock.expect_held()?;
+        self.refuse_present(self.overwrite)?;
         let (staging, replaced) = (self.staging(), self.replaced());
         Marker::new(self.command, State::Unfinished, Vec::new()).write(&staging.join(MARKER))?;
         if !self.target.exists() {
@@ -326,17 +350,19 @@ impl OutputFolder {
         }
         if !exchange(&staging, &self.target)? {
             if replaced.exists() {
+                move_others(&self.target, &replaced)?;
                 remove(&self.target)?;
             } else {
                 rename(&self.target, &replaced, false)?;
             }
-            return rename(&staging, &self.target, false).and_then(|()| sync_folder(folder_of(&self.target)));
-        }
-        if replaced.exists() {
+            rename(&staging, &self.target, false)?;
+        } else if replaced.exists() {
+            move_others(&staging, &replaced)?;
             remove(&staging)?;
         } else {
             rename(&staging, &replaced, false)?;
         }
+        move_others(&replaced, &self.target)?;
         sync_folder(folder_of(&self.target))
     }
 
@@ -344,6 +370,7 @@ impl OutputFolder {
     pub(crate) fn put_aside(&self) -> Result<()> {
         let replaced = self.replaced();
         if replaced.exists() {
+            move_others(&self.target, &replaced)?;
             return remove(&self.target);
         }
         rename(&self.target, &replaced, false)
@@ -355,6 +382,7 @@ impl OutputFolder {
             return Ok(());
         }
         if self.target.exists() {
+            move_others(&self.target, &self.replaced())?;
             remove(&self.target)?;
         }
         rename(&self.replaced(), &self.target, false)
@@ -367,26 +395,34 @@ impl OutputFolder {
 
     /// Lists all files in the folder, which is complete now; the former output goes.
     pub(crate) fn complete(&self) -> Result<()> {
-        describe(self.command, &self.target)?;
-        if self.replaced().exists() {
-            remove(&self.replaced())?;
+        let replaced = self.replaced();
+        if replaced.exists() {
+            move_others(&replaced, &self.target)?;
         }
-        Ok(())
+        self.lock.expect_held()?;
+        describe(self.command, &self.target, self.layout)?;
+        if replaced.exists() { remove(&replaced) } else { Ok(()) }
     }
 
     /// Gives what was written beside its name, complete, in place of what had it.
     pub(crate) fn publish(&self) -> Result<()> {
         let staging = self.staging();
-        describe(self.command, &staging)?;
+        describe(self.command, &staging, &[])?;
         sync_tree(&staging)?;
+        // What has the name may have come or been changed since the command began.
+        self.lock.expect_held()?;
+        self.refuse_present(self.overwrite)?;
         if !self.target.exists() {
             rename(&staging, &self.target, false)?;
-        } else if exchange(&staging, &self.target)? {
-            remove(&staging)?;
         } else {
-            self.put_aside()?;
-            rename(&staging, &self.target, false)?;
-            remove(&self.replaced())?;
+            let mut former = staging.clone();
+            if !exchange(&staging, &self.target)? {
+                self.put_aside()?;
+                rename(&staging, &self.target, false)?;
+                former = self.replaced();
+            }
+            move_others(&former, &self.target)?;
+            remove(&former)?;
         }
         sync_folder(folder_of(&self.target))
     }
@@ -432,15 +468,58 @@ impl Scope<'_> {
     }
 }
 
+/// An output of another command within a folder.
+struct Other {
+    marker: PathBuf,
+    /// Its files, as far as they are there and as they were written.
+    files: Vec<PathBuf>,
+}
+
+/// Outputs of other commands within a folder, which have markers of their own.
+fn others_in(folder: &Path) -> Result<Vec<Other>> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(found) };
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(others_in(&path)?);
+            continue;
+        }
+        let is_marker = hidden(&entry.file_name().to_string_lossy(), MARKER).is_some();
+        // One that is damaged vouches for nothing.
+        let Some(marker) = is_marker.then(|| Marker::read(&path).ok().flatten()).flatten() else { continue };
+        let mut files = Vec::new();
+        for written in &marker.files {
+            let file = folder.join(&written.name);
+            if file.is_file() && written.is_unchanged(&file)? {
+                files.push(file);
+            }
+        }
+        found.push(Other { marker: path, files });
+    }
+    Ok(found)
+}
+
+/// Moves what other commands have written into a folder that is to go into the one that takes its place, each with its marker last.
+fn move_others(from: &Path, to: &Path) -> Result<()> {
+    for Other { marker, files } in others_in(from)? {
+        for path in files.iter().chain([&marker]) {
+            let below = path.strip_prefix(from).unwrap_or(path);
+            let target = to.join(below);
+            if !target.exists() {
+                fs::create_dir_all(folder_of(&target)).map_err(Error::io("create", folder_of(&target)))?;
+                rename(path, &target, false)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A file's name below a folder, with `/`.
 fn name_below(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);
     below.iter().map(name_of).collect::<Vec<_>>().join("/")
-}
-
-/// `NAME`, of `.NAME` and an ending.
-fn hidden(text: &str, ending: &str) -> Option<String> {
-    text.strip_prefix('.')?.strip_suffix(ending).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// Whether a name fits a pattern of a [`Layout`].
@@ -455,10 +534,14 @@ fn matches(pattern: &str, name: &str) -> bool {
         })
 }
 
-/// Writes the marker of a complete folder. Of outputs within it that have markers of their own nothing is said.
-fn describe(command: &str, folder: &Path) -> Result<()> {
+/// Writes the marker of a complete folder. Of outputs within it that have markers of their own nothing is said, nor of what the command
+/// does not write: where there is no layout, nobody else can have put anything there.
+fn describe(command: &str, folder: &Path, layout: Layout) -> Result<()> {
     let mut files = Vec::new();
     list(folder, "", &mut files)?;
+    if !layout.is_empty() {
+        files.retain(|written| layout.iter().any(|pattern| matches(pattern, &written.name)));
+    }
     files.sort_by(|left, right| left.name.cmp(&right.name));
     Marker::new(command, State::Complete, files).write(&folder.join(MARKER))
 }
@@ -519,8 +602,4 @@ fn sync_tree(folder: &Path) -> Result<()> {
         }
         sync_folder(folder)
     }
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
 }

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::beside;
+use super::{beside, refuse};
 use crate::{
     error::{Error, Result},
     files::temporary::{create_temporary, forget},
@@ -67,6 +67,24 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Refuses to go on if a lock's file was removed: another process may have taken it since.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if so.
+    pub(crate) fn expect_held(&self) -> Result<()> {
+        for (path, file) in &self.held {
+            if !is_named(path, file).map_err(Error::io("read", path))? {
+                return Err(refuse(
+                    path,
+                    "was removed while this command held it, so another one may have written the same output; give the command again",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // The file goes while its lock is held, so that no other process can take a lock on a file that is about to go.
@@ -85,6 +103,10 @@ impl Drop for Lock {
 
 fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
     loop {
+        // Opening a named pipe would wait.
+        if fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
+            return Err(refuse(path, "is in the way and is no lock of this program; move it away"));
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
@@ -93,11 +115,25 @@ fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
             // A link that somebody put there is not followed.
             options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
         }
-        let mut file = options.open(path).map_err(Error::io("write", path))?;
+        let mut file = options.open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Error::io("write into the folder of", output)(error)
+            }
+            io::ErrorKind::InvalidFilename => refuse(
+                output,
+                "has too long a name to have files of the program's own beside it; choose a shorter one",
+            ),
+            _ => Error::io("write", path)(error),
+        })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(locked(output, holder_of(&mut file).as_ref())),
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
+        }
+        // A file of somebody else's that has this name is not written to.
+        let own = file.metadata().map_err(Error::io("read", path))?;
+        if !own.is_file() || links(&own) > 1 || own.len() > 0 && holder_of(&mut file).is_none() {
+            return Err(refuse(path, "is in the way and is no lock of this program; move it away"));
         }
         // Whoever held it before may have removed the file between our opening and locking it.
         match is_named(path, &file) {
@@ -109,7 +145,7 @@ fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
             && other.host != holder.host
             && is_fresh(&file)
         {
-            return Err(locked(output, Some(&other)));
+            return Err(locked_elsewhere(output, &other));
         }
         let text = serde_json::to_vec(holder).map_err(|error| Error::invalid(error.to_string()))?;
         let mut write = || {
@@ -131,6 +167,14 @@ fn locked(output: &Path, holder: Option<&Holder>) -> Error {
     Error::Locked { path: output.to_path_buf(), holder: who }
 }
 
+fn locked_elsewhere(output: &Path, Holder { command, host, process }: &Holder) -> Error {
+    let seconds = EXPIRY.as_secs();
+    let holder = format!(
+        "`{command}` (process {process} on {host}; if it has died, its lock expires within {seconds} s)"
+    );
+    Error::Locked { path: output.to_path_buf(), holder }
+}
+
 fn holder_of(file: &mut File) -> Option<Holder> {
     file.rewind().ok()?;
     let mut text = Vec::new();
@@ -138,9 +182,22 @@ fn holder_of(file: &mut File) -> Option<Holder> {
     serde_json::from_slice(&text).ok()
 }
 
+/// Whether a file is a lock of this program's.
+pub(super) fn is_lock(path: &Path) -> bool {
+    let is_file = fs::symlink_metadata(path).is_ok_and(|about| about.is_file() && links(&about) == 1);
+    let holder = || {
+        File::open(path).is_ok_and(|mut file| {
+            file.metadata().is_ok_and(|about| about.len() == 0) || holder_of(&mut file).is_some()
+        })
+    };
+    is_file && holder()
+}
+
 fn is_fresh(file: &File) -> bool {
     let touched = file.metadata().and_then(|about| about.modified());
-    touched.is_ok_and(|touched| SystemTime::now().duration_since(touched).unwrap_or_default() < EXPIRY)
+    // A clock may be ahead of ours, but not by more than a heartbeat lasts.
+    let age = |touched| SystemTime::now().duration_since(touched).unwrap_or_else(|ahead| ahead.duration());
+    touched.is_ok_and(|touched| age(touched) < EXPIRY)
 }
 
 fn beat(files: &[File], stopped: &Receiver<()>) {
@@ -150,6 +207,17 @@ fn beat(files: &[File], stopped: &Receiver<()>) {
             let _untouched = file.set_modified(SystemTime::now());
         }
     }
+}
+
+/// How many names a file has.
+#[cfg(unix)]
+fn links(about: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::nlink(about)
+}
+
+#[cfg(not(unix))]
+fn links(_about: &fs::Metadata) -> u64 {
+    1
 }
 
 /// Whether a path still names an open file.
@@ -212,8 +280,11 @@ mod tests {
         assert!(message.contains("on elsewhere.invalid"), "{message}");
         leave("elsewhere.invalid", EXPIRY * 2);
         drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
+        fs::write(&path, "").unwrap();
+        drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
         fs::write(&path, "something else").unwrap();
-        drop(Lock::acquire("score", &[output]).unwrap());
+        assert!(Lock::acquire("score", &[output]).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"something else");
     }
 
     #[cfg(unix)]

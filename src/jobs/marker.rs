@@ -77,6 +77,12 @@ pub(crate) struct Marker {
     pub(crate) state: State,
     /// Its files.
     pub(crate) files: Vec<Written>,
+    /// Of files: the one that the marker lies beside. A copy beside another one says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) output: Option<String>,
+    /// While files are being replaced: whether what was there before was complete.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) replaces: bool,
     /// Of a table of ratings: the column that they are in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rating_column: Option<String>,
@@ -90,8 +96,17 @@ impl Marker {
 
     pub(crate) fn new(command: &str, state: State, files: Vec<Written>) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let (command, former) = (command.to_owned(), Vec::new());
-        Self { format: Self::FORMAT, command, version, state, files, rating_column: None, former }
+        Self {
+            format: Self::FORMAT,
+            command: command.to_owned(),
+            version,
+            state,
+            files,
+            output: None,
+            replaces: false,
+            rating_column: None,
+            former: Vec::new(),
+        }
     }
 
     /// The marker of a file.
@@ -104,6 +119,13 @@ impl Marker {
     /// # Errors
     /// If it is there and cannot be read, is damaged or is something else.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
+        // A named pipe would wait for a writer.
+        if fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
+            return Err(super::refuse(
+                path,
+                "is no file, where this program keeps one of its own; move it away",
+            ));
+        }
         match fs::read(path) {
             Ok(bytes) => {
                 let marker = serde_json::from_slice(&bytes).ok();
@@ -135,6 +157,16 @@ impl Marker {
             Error::io("write", path)(error)
         })?;
         sync_folder(folder_of(path))
+    }
+
+    /// Reads the marker beside a file. One that was copied from beside another file counts as none.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub(crate) fn read_beside(output: &Path) -> Result<Option<Self>> {
+        let name = name_of(output.file_name().unwrap_or_default());
+        let marker = Self::read(&Self::beside(output))?;
+        Ok(marker.filter(|marker| marker.output.as_ref().is_none_or(|own| *own == name)))
     }
 
     /// What it says of a file.
@@ -182,7 +214,7 @@ pub(crate) fn name_of(name: &OsStr) -> String {
 /// # Errors
 /// [`Error::Output`] if so.
 pub(crate) fn expect_settled(path: &Path) -> Result<()> {
-    let Some(marker) = Marker::read(&Marker::beside(path))? else { return Ok(()) };
+    let Some(marker) = Marker::read_beside(path)? else { return Ok(()) };
     if marker.state == State::Complete || marker.files.len() < 2 {
         return Ok(());
     }

@@ -13,7 +13,10 @@ pub(crate) mod lock;
 pub(crate) mod marker;
 pub(crate) mod output;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::error::{Error, Result};
 
@@ -36,12 +39,30 @@ fn refuse(path: &Path, message: impl Into<String>) -> Error {
     Error::Output { path: path.to_path_buf(), message: message.into() }
 }
 
+/// Removes a folder of the program's own, its marker last: as long as anything is left, it is known whose it is.
+fn remove(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("remove", folder))? {
+        let entry = entry.map_err(Error::io("remove", folder))?;
+        if entry.file_name() != marker::MARKER {
+            let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io("remove", &path))?;
+        }
+    }
+    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
+}
+
 /// `.NAME` and an ending, beside `path`.
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(ending);
     path.with_file_name(name)
+}
+
+/// `NAME`, of `.NAME` and an ending.
+fn hidden(text: &str, ending: &str) -> Option<String> {
+    text.strip_prefix('.')?.strip_suffix(ending).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// Where an output really lies: its folder with all links resolved and, if the output itself is a link, what it points at.
@@ -58,6 +79,11 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     let (Some(folder), Some(name)) = (absolute.parent(), absolute.file_name()) else {
         return Err(refuse(path, format!("cannot be replaced; {OTHER}")));
     };
+    let text = name.to_string_lossy();
+    let own = [".unfinished", ".replaced", ".lock", marker::MARKER];
+    if text == marker::MARKER || own.iter().any(|ending| hidden(&text, ending).is_some()) {
+        return Err(refuse(path, format!("has a name as this program gives to files of its own; {OTHER}")));
+    }
     if absolute.symlink_metadata().is_ok_and(|about| about.file_type().is_symlink()) {
         return absolute.canonicalize().map_err(|_| refuse(path, format!("is a link to nothing; {OTHER}")));
     }

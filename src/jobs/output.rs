@@ -7,15 +7,15 @@ use std::{
 };
 
 use super::{
-    Claim, OTHER, beside,
+    Claim, OTHER, beside, hidden,
     lock::Lock,
     marker::{MARKER, Marker, NEW, State, Written, name_of, remove_leftover},
-    refuse, refuse_inputs, resolved,
+    refuse, refuse_inputs, remove, resolved,
 };
 use crate::{
     error::{Error, Result},
     files::{
-        LEFTOVER, folder_of, sync_folder,
+        folder_of, is_leftover, sync_folder,
         temporary::{forget, remove_on_exit},
     },
 };
@@ -24,12 +24,13 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Output {
     command: &'static str,
+    overwrite: bool,
     /// The file that the user named, links resolved.
     primary: PathBuf,
     staging: PathBuf,
     former: Option<Marker>,
     rating_column: Option<String>,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Output {
@@ -48,7 +49,7 @@ impl Output {
             refuse_inputs(output, claim.inputs)?;
         }
         remove_leftover(&Marker::beside(&primary))?;
-        let former = Marker::read(&Marker::beside(&primary))?;
+        let former = Marker::read_beside(&primary)?;
         for output in &outputs {
             check(claim, output, former.as_ref())?;
         }
@@ -58,7 +59,8 @@ impl Output {
         }
         let staging = beside(&primary, ".unfinished");
         make_staging(&staging, claim.command)?;
-        Ok(Self { command: claim.command, primary, staging, former, rating_column: None, _lock: lock })
+        let (command, overwrite) = (claim.command, claim.overwrite);
+        Ok(Self { command, overwrite, primary, staging, former, rating_column: None, lock })
     }
 
     /// The same, and nothing of an earlier process is kept.
@@ -79,7 +81,7 @@ impl Output {
 
     /// Removes what is written so far.
     pub(crate) fn clear(&self) -> Result<()> {
-        fs::remove_dir_all(&self.staging).map_err(Error::io("remove", &self.staging))?;
+        remove(&self.staging)?;
         make_staging(&self.staging, self.command)
     }
 
@@ -110,7 +112,7 @@ impl Output {
         match write(&self) {
             Ok(written) => self.publish().map(|()| written),
             Err(error) => {
-                let _already_gone = fs::remove_dir_all(&self.staging);
+                let _already_gone = remove(&self.staging);
                 forget(&self.staging);
                 Err(error)
             }
@@ -126,6 +128,7 @@ impl Output {
         let mut marker = self.name_files()?;
         marker.state = State::Complete;
         marker.former.clear();
+        marker.replaces = false;
         marker.write(&Marker::beside(&self.primary))
     }
 
@@ -145,7 +148,7 @@ impl Output {
             let entry = entry.map_err(Error::io("read", &self.staging))?;
             let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
             let name = entry.file_name();
-            if kind.is_file() && name != MARKER && !name.to_string_lossy().starts_with(LEFTOVER) {
+            if kind.is_file() && name != MARKER && !is_leftover(&name) {
                 names.push(name);
             }
         }
@@ -156,6 +159,13 @@ impl Output {
             File::open(&staged).and_then(|file| file.sync_all()).map_err(Error::io("write", &staged))?;
             files.push(Written::of(&staged, name_of(name))?);
         }
+        // What is there may have been changed since the command began.
+        self.lock.expect_held()?;
+        let claim = Claim { command: self.command, inputs: &[], overwrite: self.overwrite };
+        let old = self.former.iter().flat_map(|marker| marker.files.iter().map(|old| folder.join(&old.name)));
+        for output in names.iter().map(|name| folder.join(name)).chain(old) {
+            check(&claim, &output, self.former.as_ref())?;
+        }
         let former = self
             .former
             .as_ref()
@@ -163,6 +173,9 @@ impl Output {
         let path = Marker::beside(&self.primary);
         let mut marker = Marker::new(self.command, State::Unfinished, files);
         marker.former.clone_from(&former);
+        marker.output = Some(name_of(self.primary.file_name().unwrap_or_default()));
+        marker.replaces =
+            self.former.as_ref().is_some_and(|marker| marker.state == State::Complete || marker.replaces);
         marker.rating_column.clone_from(&self.rating_column);
         marker.write(&path)?;
         for name in &names {
@@ -176,7 +189,7 @@ impl Output {
             }
         }
         sync_folder(&folder)?;
-        fs::remove_dir_all(&self.staging).map_err(Error::io("remove", &self.staging))?;
+        remove(&self.staging)?;
         forget(&self.staging);
         Ok(marker)
     }
@@ -189,7 +202,7 @@ impl Drop for Output {
             entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != MARKER))
         });
         if !kept {
-            let _already_gone = fs::remove_dir_all(&self.staging);
+            let _already_gone = remove(&self.staging);
         }
     }
 }
@@ -213,12 +226,24 @@ fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()
     }
     let name = name_of(output.file_name().unwrap_or_default());
     let Some(marker) = former.filter(|marker| marker.of(&name).next().is_some()) else {
-        let why = "already exists and was not written by this command, so it is not replaced";
-        return Err(refuse(output, format!("{why}; move it away or {OTHER}")));
+        let whose = match owner(output, &name)? {
+            Some(other) => format!("belongs to {other}"),
+            None => "was not written by this command".to_owned(),
+        };
+        return Err(refuse(
+            output,
+            format!("already exists and {whose}, so it is not replaced; move it away or {OTHER}"),
+        ));
     };
-    let stopped = marker.state != State::Complete && marker.former.is_empty();
+    let stopped = marker.state != State::Complete && !marker.replaces;
     if !claim.overwrite && !stopped {
         return Err(refuse(output, format!("already exists; pass --overwrite or {OTHER}")));
+    }
+    if marker.command != claim.command {
+        return Err(refuse(
+            output,
+            format!("was written by `{}`, so it is not replaced; move it away or {OTHER}", marker.command),
+        ));
     }
     if !marker.vouches_for(&name, output)? {
         return Err(refuse(
@@ -230,6 +255,22 @@ fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()
         ));
     }
     Ok(())
+}
+
+/// The file beside which lies a marker that lists `name`, too.
+fn owner(output: &Path, name: &str) -> Result<Option<String>> {
+    let folder = folder_of(output);
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let Some(other) = hidden(&entry.file_name().to_string_lossy(), MARKER) else { continue };
+        // One that is damaged vouches for nothing.
+        if let Ok(Some(marker)) = Marker::read(&entry.path())
+            && marker.of(name).next().is_some()
+        {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
 }
 
 /// Makes the folder in which an output is written meanwhile, or finds that of an earlier process.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     config::Config,
-    data::{Preprocess, Record, flaws::Flaw, load_picture},
+    data::{Preprocess, Record, columns::absent, flaws::Flaw, load_picture},
     error::{Error, Result},
     rate::{
         dynamics::{Recording, figures, recordings},
@@ -270,6 +270,9 @@ impl RunPage {
     /// If the run, the ratings or the corpus cannot be read, or the run has neither ratings nor recordings.
     pub fn page(&self) -> Result<Page> {
         let config = RunDirectory::config_of(&self.run)?;
+        if RunDirectory::was_stopped(&self.run)? {
+            tracing::warn!("{} has not come to its end", self.run.display());
+        }
         let corpus = match &self.corpus {
             Some(path) => path.clone(),
             None => {
@@ -296,6 +299,12 @@ impl RunPage {
             note_column: Some(note),
         };
         rated.expect_known()?;
+        if let Some(column) = &self.flaw_column {
+            let header = corpus::open(&config, &corpus)?;
+            if !header.header().contains(column) {
+                return Err(header.refuse_header(absent(header.header(), column)));
+            }
+        }
         let mut sections = vec![self.training(&config)?];
         let dynamics = dynamics_parts(&seen)?;
         if !dynamics.is_empty() {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
-    data::{MovedPaths, Record},
+    data::{MovedPaths, Record, columns::absent},
     encode::pyramid::CodeReader,
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
     error::{Error, Result},
@@ -143,6 +143,9 @@ pub fn score(
     let header = RatingsHeader::for_corpus(corpus.header(), &columns)
         .map_err(|error| corpus.refuse_header(error.to_string()))?;
     let digest = interrupt.while_reading(NOTHING_DONE, || sha256_of_file(&request.corpus))?;
+    if let Some(column) = request.note_column.as_ref().filter(|column| !corpus.header().contains(column)) {
+        return Err(corpus.refuse_header(absent(corpus.header(), column)));
+    }
     parts.prepare(&scorer.inputs(request, &digest), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
     let mut progress = |_: &str, done, total| progress(done, total);

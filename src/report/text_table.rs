@@ -28,8 +28,15 @@ impl TextTable {
     }
 }
 
+/// Characters of a cell that are shown. What comes from a file may have any number.
+const WIDEST: usize = 1000;
+
 fn shown(cell: impl Into<String>) -> String {
-    let cell = cell.into();
+    let mut cell = cell.into();
+    if let Some((at, _)) = cell.char_indices().nth(WIDEST) {
+        cell.truncate(at);
+        cell.push('…');
+    }
     match visible_line(&cell) {
         Cow::Borrowed(_) => cell,
         Cow::Owned(shown) => shown,

@@ -20,7 +20,7 @@ use crate::{
         image_folders,
         moved::{hint_of_missing, not_local, whole_path},
     },
-    error::{Error, Reasons, Result},
+    error::{Error, LeftOutRows, Reasons, Result},
     files::{WholeFile, write_whole},
     interrupt::Interrupt,
     jobs::{Claim, folder::OutputFolder, output::Output},
@@ -108,7 +108,11 @@ impl fmt::Display for Packed {
             self.rows,
             self.rows - lost,
             self.out.display()
-        )
+        )?;
+        if lost > 0 {
+            write!(formatter, "\nleft out: {}", reasons(&self.left_out))?;
+        }
+        Ok(())
     }
 }
 
@@ -129,7 +133,15 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, 
     let mut inputs = vec![job.subset.clone()];
     inputs.extend(image_folders(&records));
     let claim = Claim { command: "pack", inputs: &inputs, overwrite: job.overwrite };
-    let packing = |out| Packing { job, out, header, columns, left_out: Vec::new(), interrupt };
+    let packing = |out| Packing {
+        job,
+        out,
+        header,
+        columns,
+        left_out: Vec::new(),
+        said: LeftOutRows::default(),
+        interrupt,
+    };
     let mut left_out = match job.format {
         Format::Csv | Format::Parquet | Format::Uids => {
             job.expect_ending()?;
@@ -183,6 +195,7 @@ struct Packing<'a> {
     header: Vec<String>,
     columns: [usize; 3],
     left_out: Vec<(String, String)>,
+    said: LeftOutRows,
     interrupt: &'a Interrupt,
 }
 
@@ -203,7 +216,8 @@ impl Packing<'_> {
     }
 
     fn leave_out(&mut self, record: &Record, reason: String) {
-        tracing::warn!("left out {}: {}: {reason}", record.id, self.written(record));
+        let told = format!("{}: {reason}", self.written(record));
+        self.said.add(&record.id, &told);
         self.left_out.push((record.id.clone(), reason));
     }
 
@@ -374,9 +388,13 @@ fn ending_of(path: &Path) -> std::result::Result<&'static str, String> {
 
 /// The error of a subset of which nothing can be packed.
 fn none_usable(subset: &Path, left_out: &[(String, String)]) -> Error {
+    reasons(left_out).none_usable(subset, None)
+}
+
+/// Why records, by id, are left out.
+fn reasons(left_out: &[(String, String)]) -> Reasons {
     let reasons: Vec<String> = left_out.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
-    let reasons: Reasons = reasons.iter().map(String::as_str).collect();
-    reasons.none_usable(subset, None)
+    reasons.iter().map(String::as_str).collect()
 }
 
 /// Copies a picture, or links to it.

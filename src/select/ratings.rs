@@ -57,7 +57,7 @@ pub fn rating_column(table: &Path, named: Option<String>) -> Result<String> {
     if let Some(named) = named {
         return Ok(named);
     }
-    let marker = Marker::read(&Marker::beside(table))?;
+    let marker = Marker::read_beside(table)?;
     let written = marker.and_then(|marker| marker.rating_column);
     Ok(written.unwrap_or_else(|| ColumnNames::default().rating))
 }
@@ -85,6 +85,9 @@ impl RatingsHeader {
     /// # Errors
     /// If the corpus has no column of ids, or has a column of ratings already.
     pub fn for_corpus(columns: &[String], names: &ColumnNames) -> Result<Self> {
+        if names.rating.is_empty() {
+            return Err(Error::invalid("--rating-column is empty; the column of the ratings needs a name"));
+        }
         if columns.contains(&names.rating) {
             return Err(Error::invalid(format!(
                 "the corpus already has a column `{}`; choose another name for the ratings with --rating-column NAME.",

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     data::{
         MovedPaths,
-        columns::{find_id, find_image},
+        columns::{IMAGE_NAMES, absent, find_id, find_image},
         delimited::{DelimitedTable, Read as RowRead, Skipped},
     },
     error::{Error, Result},
@@ -51,6 +51,17 @@ pub struct SubsetJob {
     pub overwrite: bool,
 }
 
+impl SubsetJob {
+    /// The column of images' paths in a table's header. Without one there is nothing to mend, but one that is named must be there.
+    fn image(&self, header: &[String], table: &Path) -> Result<Option<usize>> {
+        let found = find_image(header, &self.image_column);
+        if found.is_none() && self.image_column != IMAGE_NAMES[0] {
+            return Err(table_error(table, Some(1), absent(header, &self.image_column)));
+        }
+        Ok(found)
+    }
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SubsetReport {
@@ -76,6 +87,7 @@ struct SummaryFile<'a> {
     seed: u64,
     keep: String,
     ratings_file: &'a Path,
+    rating_column: &'a str,
     data_file: Option<&'a Path>,
     #[serde(skip_serializing_if = "is_zero")]
     malformed_rows: u64,
@@ -145,6 +157,7 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
         seed: job.seed,
         keep: job.keep.to_string(),
         ratings_file: &job.ratings,
+        rating_column: &job.names.rating,
         data_file: job.data.as_deref(),
         malformed_rows: left_out.malformed,
         rows_without_rating: left_out.without_rating,
@@ -207,7 +220,7 @@ fn write_table_rows(
     writer.write_record(columns.map(|(_, column)| column)).map_err(failed)?;
     // The id stands among the carried fields where it stood among the columns without the rating.
     let id_place = header.id_index() - usize::from(header.rating_index() < header.id_index());
-    let image = find_image(header.columns(), &job.image_column).filter(|&at| at != header.rating_index());
+    let image = job.image(header.columns(), &job.ratings)?.filter(|&at| at != header.rating_index());
     // Where the paths are the ids, they stand in the column of the ids.
     let paths_are_ids = image == Some(header.id_index());
     let image = image.and_then(|at| header.carried().position(|column| *column == header.columns()[at]));
@@ -260,7 +273,7 @@ fn copy_corpus_rows(
     }
     let id_column = find_id(Some(data), corpus.header(), [&job.names.id, &job.image_column])
         .map_err(|message| corpus.refuse_header(message))?;
-    let image = find_image(corpus.header(), &job.image_column);
+    let image = job.image(corpus.header(), data)?;
     let paths = MovedPaths::between(data, &job.out)?;
     let mut astray = 0_u64;
     let mut wanted = vec![false; table.ratings.len()];

@@ -106,6 +106,9 @@ pub(crate) fn prepare(
     let named = match &config.data.validation {
         None => None,
         Some(path) => {
+            if path.canonicalize().ok() == table.canonicalize().ok() {
+                tracing::warn!("{} is both the training and the validation set", path.display());
+            }
             let records = read(path)?;
             let none = &mut FitPictures::default();
             let validation = EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?;

@@ -28,7 +28,9 @@ use sha2::{Digest, Sha256};
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{LEFTOVER, hexadecimal, remove_leftovers, sealed::Written, sha256, sha256_of_file, write_whole},
+    files::{
+        hexadecimal, is_leftover, remove_leftovers, sealed::Written, sha256, sha256_of_file, write_whole,
+    },
     jobs::{
         Claim,
         folder::{Layout, OutputFolder, Present},
@@ -187,7 +189,7 @@ impl RunDirectory {
             let others = folder.others()?;
             if !others.is_empty() {
                 tracing::warn!(
-                    "{} is replaced with what other commands have written into it: {}",
+                    "{} is replaced, but not what other commands have written into it: {}",
                     path.display(),
                     others.join(", ")
                 );
@@ -513,9 +515,12 @@ fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
     let name = entry.file_name();
     let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
     let text = name.to_string_lossy();
-    text.starts_with(LEFTOVER)
+    is_leftover(&name)
         || text.strip_suffix(NEW) == Some(MARKER)
-        || name == CHECKPOINTS && is_empty_folder()
+        || (name == CHECKPOINTS || name == DYNAMICS) && is_empty_folder()
+        // They are opened before the start is recorded.
+        || name == METRICS
+        || text.starts_with("events.out.tfevents.")
         || [MARKER, CONFIG, INPUTS, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
 }
 

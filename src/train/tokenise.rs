@@ -112,7 +112,14 @@ impl Tokenise<'_> {
                 let pictures = if chunk.is_empty() { None } else { Some(stack(chunk)?) };
                 chunk.clear();
                 delivery.finish()?;
-                let codes = pictures.map(|pictures| scope.spawn(move || self.tokenizer.encode(&pictures)));
+                let encode = |pictures| {
+                    std::thread::Builder::new().spawn_scoped(scope, move || self.tokenizer.encode(&pictures))
+                };
+                let codes = pictures.map(encode).transpose().map_err(|error| {
+                    Error::invalid(format!(
+                        "cannot start a thread: {error}; allow more memory or processes (ulimit -v, -u)"
+                    ))
+                })?;
                 delivery.under_way = Some((std::mem::take(waiting), codes));
                 Ok(())
             };

@@ -35,6 +35,9 @@ impl Named {
     /// If the path is neither.
     pub(crate) fn new(given: &Path) -> Result<Self> {
         if RunDirectory::is_run(given) {
+            if RunDirectory::was_stopped(given)? {
+                tracing::warn!("{} has not come to its end: its newest checkpoint is taken", given.display());
+            }
             return Ok(Self { run: given.to_path_buf(), checkpoint: None });
         }
         let refuse =

@@ -147,8 +147,11 @@ fn sharded(path: &Path) -> Result<Found> {
 
 /// The tensors of one file, whatever it is called.
 fn single(path: &Path) -> Result<Found> {
-    let size = fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if size == 0 {
+    let about = fs::metadata(path).map_err(Error::io("read", path))?;
+    if !about.is_file() {
+        return Err(damaged(path, "is not a regular file; weights are read where they lie in one"));
+    }
+    if about.len() == 0 {
         return Err(damaged(path, "the file is empty; fetch or write it again"));
     }
     let file = MappedFile::open(path)?;
