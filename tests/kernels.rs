@@ -7,9 +7,9 @@
 mod device;
 
 use alchemist_engine::engine::{
+    autograd::contributions::cuda::Columns,
     cuda::{Buffer, Device},
     ops::{
-        accumulate::cuda::Columns,
         adamw::{
             Factors,
             cuda::{AdamWTables, AdamWTensor},
@@ -23,8 +23,12 @@ use half::{bf16, f16};
 
 /// All launchers.
 mod kernels {
-    pub(crate) use alchemist_engine::engine::ops::{
-        accumulate::cuda::*, adamw::cuda::*, cast::cuda::*, cross_entropy::cuda::*, layer_norm::cuda::*,
+    pub(crate) use alchemist_engine::engine::{
+        autograd::contributions::cuda::*,
+        ops::{
+            adamw::cuda::*, cast::cuda::*, cross_entropy::cuda::*, layer_norm::cuda::*,
+            modulation::cuda::modulation_backward,
+        },
     };
 }
 

@@ -4,11 +4,9 @@
 mod device;
 
 use alchemist_engine::engine::{
+    autograd::contributions::cuda::{Columns, GatherIndex},
     cuda::{Buffer, Device, DeviceFloat},
-    ops::{
-        accumulate::cuda::{Columns, GatherIndex},
-        meta_gradient::cuda::{self as kernels, Asked, ProductSizes, WeightedSum},
-    },
+    ops::meta_gradient::cuda::{self as kernels, Asked, ProductSizes, WeightedSum},
 };
 use device::{Number, close, noise, rounded, test_devices, upload};
 use half::{bf16, f16};

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use alchemist_engine::engine::{
     Accumulate, Parameters, Tape, Tensor,
+    autograd::contributions::cuda::{scale, sum_samples},
     cuda::{Buffer, Device},
     ops::{
-        accumulate::cuda::{scale, sum_samples},
-        modulation::Levels,
+        levels::{Levels, SequenceLevels},
         patch_embed::{
             self, PatchEmbed,
             cuda::{
-                PatchEmbedParameters, SequenceLevels, patch_embed_backward, patch_embed_backward_bias,
+                PatchEmbedParameters, patch_embed_backward, patch_embed_backward_bias,
                 patch_embed_backward_weight, patch_embed_forward,
             },
             patch_embed,

@@ -8,9 +8,9 @@ use alchemist_engine::{
     Result,
     engine::{
         Ignore, Parameters, Tape, Tensor, Var,
+        autograd::contributions::cuda::{Columns, GatherIndex},
         cuda::Device,
         ops::{
-            accumulate::cuda::{Columns, GatherIndex},
             activation::{Activation, activate, cuda as activation},
             layer_norm::{
                 cuda::{LayerNormInput, ModulationRows, ResidualBranch, ResidualGradients},
@@ -25,7 +25,7 @@ use device::{Number, close, noise, rounded, test_devices, upload};
 
 /// Launchers of other files.
 mod kernels {
-    pub(crate) use alchemist_engine::engine::ops::{accumulate::cuda::*, layer_norm::cuda::*};
+    pub(crate) use alchemist_engine::engine::{autograd::contributions::cuda::*, ops::layer_norm::cuda::*};
 }
 
 /// An op of the CPU reference in f64: its result, and the gradients of all inputs.
@@ -141,10 +141,10 @@ fn residual_case<T: Number>(device: &Device) {
         let keep = dropped.then_some(&keep);
         let [x, branch, d] = [&x, &branch, &d].map(|values| upload::<T>(device, values));
         let mut out = device.uninitialised(count).unwrap();
-        residual_kernels::residual_forward(&mut out, Some(&x), &branch, keep).unwrap();
+        kernels::residual_forward(&mut out, Some(&x), &branch, keep).unwrap();
         close::<T>("residual", &out, &y, T::BOUND);
         kernels::scale(&mut out, Some(&x), 1.0).unwrap();
-        residual_kernels::residual_forward(&mut out, None, &branch, keep).unwrap();
+        kernels::residual_forward(&mut out, None, &branch, keep).unwrap();
         close::<T>("residual in place", &out, &y, T::BOUND);
         if let Some(keep) = keep {
             residual_kernels::residual_backward(&mut out, Some(&d), keep).unwrap();
@@ -466,7 +466,7 @@ fn launchers_refuse_sizes_that_do_not_fit() {
     assert!(kernels::sum_samples(&mut y, &x, None, 15, false).is_err());
     assert!(kernels::scale_samples(&mut y, Some(&x), &four).is_err());
     assert!(GatherIndex::new(&device, &[0, 3], 3).is_err());
-    assert!(residual_kernels::residual_forward(&mut y, None, &x, Some(&four)).is_err());
+    assert!(kernels::residual_forward(&mut y, None, &x, Some(&four)).is_err());
     assert!(residual_kernels::first_sample_forward(&mut y, &four).is_err());
     assert!(pooling_kernels::mean_tokens_forward(&mut short, &x, [3, 2, 5]).is_err());
     assert!(pooling_kernels::batch_softmax_forward(&mut y, &x, 0.0).is_err());

@@ -2,9 +2,12 @@
 
 use alchemist_engine::{
     Result,
-    engine::ops::patch_embed::cuda::{
-        PatchEmbedParameters, SequenceLevels, patch_embed_backward, patch_embed_backward_bias,
-        patch_embed_backward_weight, patch_embed_forward,
+    engine::ops::{
+        levels::SequenceLevels,
+        patch_embed::cuda::{
+            PatchEmbedParameters, patch_embed_backward, patch_embed_backward_bias,
+            patch_embed_backward_weight, patch_embed_forward,
+        },
     },
 };
 use half::bf16;

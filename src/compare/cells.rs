@@ -3,133 +3,25 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::{Teller, drawn::Drawn};
+use super::{
+    Teller,
+    drawn::Drawn,
+    result::CellResult,
+    runs::{path_key, run_directory, timed, with_keys},
+};
 use crate::{
     config::Config,
     error::{Error, Result},
     files::{
         digest_of_file, remove_folder,
-        sealed::{Unsealed, read_sealed, unseal, write_sealed},
+        sealed::{Unsealed, unseal, write_sealed},
         sha256,
     },
     interrupt::Interrupt,
-    measure::job::Measure,
-    train::{
-        fit::{ScaleMeasures, fit},
-        run_directory::{Existing, RunDirectory},
-    },
+    train::fit::fit,
 };
-
-/// What a fit came to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CellResult {
-    /// What it is known by: SHA-256 over configuration, training set and held-out set, shortened.
-    pub key: String,
-    /// Records trained on.
-    pub records: u64,
-    /// Epochs over them.
-    pub epochs: u64,
-    /// Updates.
-    pub steps: u64,
-    /// Loss on the held-out set at the end; nothing if the run diverged, as with the other measures.
-    pub loss: Option<f64>,
-    /// The finest scale's.
-    pub tail_loss: Option<f64>,
-    /// Share of tokens predicted right, in percent.
-    pub accuracy: Option<f64>,
-    /// The finest scale's.
-    pub tail_accuracy: Option<f64>,
-    /// By scale, the coarsest first.
-    pub scales: Vec<ScaleMeasures>,
-    /// Updates and loss on the held-out set, after each epoch.
-    pub curve: Vec<(u64, f64)>,
-    /// Seconds that it took, over all starts.
-    pub seconds: f64,
-    /// What was said when the loss was no number any more.
-    pub diverged: Option<String>,
-    /// What was measured of the pictures that it draws, where that was asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pictures: Vec<Measure>,
-}
-
-impl CellResult {
-    /// That of a model which could not be fitted, for what came before it diverged.
-    pub(super) fn diverged(records: u64, message: String) -> Self {
-        Self {
-            key: String::new(),
-            records,
-            epochs: 0,
-            steps: 0,
-            loss: None,
-            tail_loss: None,
-            accuracy: None,
-            tail_accuracy: None,
-            scales: Vec::new(),
-            curve: Vec::new(),
-            seconds: 0.0,
-            diverged: Some(message),
-            pictures: Vec::new(),
-        }
-    }
-}
-
-/// A configuration with keys set on top.
-pub(super) fn with_keys(config: &Config, keys: &[String]) -> Result<Config> {
-    Config::parse("compare", &config.to_json().to_string(), keys)
-}
-
-/// A path as the value of a key.
-pub(super) fn path_key(key: &str, path: &Path) -> Result<String> {
-    let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
-    Ok(format!("{key}={}", serde_json::Value::from(text)))
-}
-
-/// Opens a run that was begun, or begins it.
-pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory> {
-    if !RunDirectory::is_run(path) {
-        return RunDirectory::create(path, config, Existing::Refuse);
-    }
-    let (run, held) = RunDirectory::open(path)?;
-    match held.first_difference(config) {
-        None => Ok(run),
-        Some((key, there, here)) => Err(Error::invalid(format!(
-            "{} was begun with {key} = {there}, not {here}; remove it, or give another --out",
-            path.display()
-        ))),
-    }
-}
-
-/// Seconds over all starts, as they are kept.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Seconds {
-    seconds: f64,
-}
-
-/// The seconds that a file says; nothing where there is none, or it is damaged, which is said.
-pub(super) fn seconds(path: &Path) -> Option<f64> {
-    if !path.exists() {
-        return None;
-    }
-    let read = read_sealed(path, "the time of earlier starts is not counted");
-    read.map(|Seconds { seconds }| seconds).inspect_err(|error| tracing::warn!("{error}")).ok()
-}
-
-/// Does work and adds the time it took to what a file says of earlier starts, however it ends. Gives both.
-pub(super) fn timed<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
-    let before = seconds(path).unwrap_or(0.0);
-    let start = Instant::now();
-    let done = work();
-    let seconds = before + start.elapsed().as_secs_f64();
-    write_sealed(path, &Seconds { seconds })?;
-    Ok((done?, seconds))
-}
 
 /// Fits models and remembers what they came to.
 pub(super) struct Fits<'a> {

@@ -4,12 +4,25 @@ use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, table::FlawLine};
+use super::Outcome;
 use crate::{
     config::Config,
     error::{Error, Result},
     files::sealed::{Unsealed, unseal, write_sealed},
 };
+
+/// How well a rating tells a flaw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlawLine {
+    /// The rating.
+    pub rating: String,
+    /// The flaw.
+    pub flaw: String,
+    /// The chance that a record with it is rated below an unspoiled one, mean over the seeds and half its interval.
+    pub auroc: (f64, Option<f64>),
+    /// Mean place in the ranking, 0 the best rated.
+    pub percentile: f64,
+}
 
 /// Everything that the tables are made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,16 +2,13 @@
 
 use std::{
     cell::OnceCell,
-    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 use super::{
     Teller,
-    cells::{CellResult, path_key, with_keys},
     data::Data,
-    markdown::with_interval,
-    table::Line,
+    runs::{path_key, with_keys},
 };
 use crate::{
     config::Config,
@@ -23,7 +20,6 @@ use crate::{
         job::{Choice, Measure, Measurer, References, tokenizer_of_config},
         pictures::Pictured,
     },
-    report::statistics::mean_interval,
     train::{
         cache::TokenCache,
         corpus,
@@ -148,85 +144,4 @@ impl Drawn {
         };
         Ok(self.measurer.measure(&pictures, Some(references), interrupt, &mut progress)?.0)
     }
-}
-
-/// A measure of one line of the summary.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PictureLine {
-    /// What exactly was measured.
-    pub name: String,
-    /// Its mean over the seeds, and half the 95% interval where there are two.
-    pub value: Option<(f64, Option<f64>)>,
-    /// The difference to random's, paired by seed.
-    pub difference: Option<(f64, Option<f64>)>,
-}
-
-/// Seeds and what their models came to.
-type Seeds<'a> = [(u64, &'a CellResult)];
-
-/// The measures of an arm's models, beside those of random parts of the same size where it is none itself.
-pub(super) fn picture_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Vec<PictureLine> {
-    let of = |results: &Seeds<'_>, name: &str| -> BTreeMap<u64, f64> {
-        let value = |result: &CellResult| Some(result.pictures.iter().find(|one| one.name == name)?.value);
-        results.iter().filter_map(|(seed, result)| Some((*seed, value(result)?))).collect()
-    };
-    let mut names: Vec<&str> = Vec::new();
-    for measure in results.iter().flat_map(|(_, result)| &result.pictures) {
-        if !names.contains(&measure.name.as_str()) {
-            names.push(&measure.name);
-        }
-    }
-    let line = |name: &str| {
-        let own = of(results, name);
-        let random = random.map(|random| of(random, name)).unwrap_or_default();
-        let paired: Vec<f64> =
-            own.iter().filter_map(|(seed, value)| Some(value - random.get(seed)?)).collect();
-        PictureLine {
-            name: name.to_owned(),
-            value: mean_interval(&own.into_values().collect::<Vec<_>>()),
-            difference: mean_interval(&paired),
-        }
-    };
-    names.into_iter().map(line).collect()
-}
-
-/// The names of all measures, in the order in which they first come.
-pub(super) fn measure_names<'a>(named: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut names = Vec::new();
-    for name in named {
-        if !names.iter().any(|known| known == name) {
-            names.push(name.to_owned());
-        }
-    }
-    names
-}
-
-/// The measures as people read them; nothing where no pictures were drawn.
-pub(super) fn markdown(lines: &[Line], results: &[&CellResult]) -> String {
-    let mut text = String::new();
-    let all = || results.iter().flat_map(|result| &result.pictures);
-    for name in measure_names(lines.iter().flat_map(|line| &line.pictures).map(|line| line.name.as_str())) {
-        let Some(first) = all().find(|measure| measure.name == name) else { continue };
-        let reference =
-            first.reference.map_or(String::new(), |count| format!(", compared with {count} held-out ones"));
-        text.push_str(&format!(
-            "\n{name}: of {} pictures that each model draws of held-out captions{reference}; mean ± half the 95% interval over seeds, \
-             and the difference to a random part, paired by seed.\n\n\
-             | keep | equal | rating | sampler | value | difference to random |\n| --- | --- | --- | --- | --- | --- |\n",
-            first.generated
-        ));
-        for line in lines {
-            let found = line.pictures.iter().find(|picture| picture.name == name);
-            text.push_str(&format!(
-                "| {} | {} | {} | {} | {} | {} |\n",
-                line.keep,
-                line.convention,
-                line.rating,
-                line.sampler,
-                with_interval(found.and_then(|found| found.value), 4),
-                with_interval(found.and_then(|found| found.difference), 4),
-            ));
-        }
-    }
-    text
 }

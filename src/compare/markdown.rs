@@ -1,15 +1,16 @@
 //! The tables of a comparison as people read them.
 
 use super::{
-    Comparison, drawn,
-    table::{Line, summarise},
+    Comparison,
+    result::CellResult,
+    table::{Line, measure_names, summarise},
 };
 
 /// The rating that stands for all records.
 const EVERYTHING: &str = "everything";
 
 /// A number with half its interval.
-pub(super) fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
+fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
     match value {
         None => "-".to_owned(),
         Some((mean, None)) => format!("{mean:.digits$}"),
@@ -45,10 +46,7 @@ pub fn markdown(comparison: &Comparison) -> String {
             with_interval(line.difference, 4),
         ));
     }
-    text.push_str(&drawn::markdown(
-        &lines,
-        &outcomes.iter().map(|outcome| &outcome.result).collect::<Vec<_>>(),
-    ));
+    text.push_str(&pictures(&lines, &outcomes.iter().map(|outcome| &outcome.result).collect::<Vec<_>>()));
     if !flaws.is_empty() {
         let mut kinds: Vec<&str> = Vec::new();
         let mut ratings: Vec<&str> = Vec::new();
@@ -138,6 +136,36 @@ fn overview(lines: &[Line]) -> String {
             text.push_str(&format!(" {cell} |"));
         }
         text.push('\n');
+    }
+    text
+}
+
+/// The measures as people read them; nothing where no pictures were drawn.
+fn pictures(lines: &[Line], results: &[&CellResult]) -> String {
+    let mut text = String::new();
+    let all = || results.iter().flat_map(|result| &result.pictures);
+    for name in measure_names(lines.iter().flat_map(|line| &line.pictures).map(|line| line.name.as_str())) {
+        let Some(first) = all().find(|measure| measure.name == name) else { continue };
+        let reference =
+            first.reference.map_or(String::new(), |count| format!(", compared with {count} held-out ones"));
+        text.push_str(&format!(
+            "\n{name}: of {} pictures that each model draws of held-out captions{reference}; mean ± half the 95% interval over seeds, \
+             and the difference to a random part, paired by seed.\n\n\
+             | keep | equal | rating | sampler | value | difference to random |\n| --- | --- | --- | --- | --- | --- |\n",
+            first.generated
+        ));
+        for line in lines {
+            let found = line.pictures.iter().find(|picture| picture.name == name);
+            text.push_str(&format!(
+                "| {} | {} | {} | {} | {} | {} |\n",
+                line.keep,
+                line.convention,
+                line.rating,
+                line.sampler,
+                with_interval(found.and_then(|found| found.value), 4),
+                with_interval(found.and_then(|found| found.difference), 4),
+            ));
+        }
     }
     text
 }

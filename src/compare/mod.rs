@@ -16,7 +16,10 @@ mod heuristics;
 pub mod markdown;
 pub mod page;
 mod ratings;
+mod result;
+mod runs;
 pub mod table;
+mod written;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,13 +30,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use arms::{Arm, Convention, Rating, Sampler};
-pub use cells::CellResult;
 use cells::Fits;
 pub use comparison::Comparison;
+use comparison::FlawLine;
 use drawn::Drawn;
-pub use drawn::{PictureLine, PicturesRequest};
+pub use drawn::PicturesRequest;
 use ratings::Ratings;
-use table::FlawLine;
+pub use result::CellResult;
+pub use table::PictureLine;
 
 use crate::{
     config::Config,
@@ -331,7 +335,7 @@ pub fn compare(
             outcomes: outcomes.clone(),
         };
         comparison.write(&out)?;
-        let files = table::write(&out, &comparison)?;
+        let files = written::write(&out, &comparison)?;
         summary = Some((comparison, files));
     }
     let (comparison, files) = summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))?;

@@ -9,8 +9,8 @@ use std::{
 use super::{
     Teller,
     arms::{Heuristic, Measured, RaterRule, Rating},
-    cells::{path_key, run_directory, seconds, timed, with_keys},
     heuristics,
+    runs::{path_key, run_directory, seconds, timed, with_keys},
 };
 use crate::{
     config::Config,

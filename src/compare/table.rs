@@ -1,27 +1,10 @@
-//! What a comparison comes to: every fit by itself, means with intervals, differences to a random part of the same size, and
-//! the share of the gap to the ceiling that is closed; as CSV and a picture. `markdown` writes it for people.
+//! What a comparison comes to: means with intervals, differences to a random part of the same size, and the share of the gap to the
+//! ceiling that is closed.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
-use super::{
-    Comparison, Outcome,
-    cells::CellResult,
-    drawn::{PictureLine, measure_names, picture_lines},
-    markdown::markdown,
-};
-use crate::{
-    error::Result,
-    files::{write_csv, write_whole},
-    report::{
-        intervals::{Interval, interval_chart},
-        statistics::mean_interval,
-    },
-};
+use super::{Outcome, result::CellResult};
+use crate::report::statistics::mean_interval;
 
 /// One line of the summary.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,229 +107,61 @@ pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
         .collect()
 }
 
-/// How well a rating tells a flaw.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FlawLine {
-    /// The rating.
-    pub rating: String,
-    /// The flaw.
-    pub flaw: String,
-    /// The chance that a record with it is rated below an unspoiled one, mean over the seeds and half its interval.
-    pub auroc: (f64, Option<f64>),
-    /// Mean place in the ranking, 0 the best rated.
-    pub percentile: f64,
+/// A measure of one line of the summary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PictureLine {
+    /// What exactly was measured.
+    pub name: String,
+    /// Its mean over the seeds, and half the 95% interval where there are two.
+    pub value: Option<(f64, Option<f64>)>,
+    /// The difference to random's, paired by seed.
+    pub difference: Option<(f64, Option<f64>)>,
 }
 
-/// Writes `fits.csv`, `summary.csv`, `summary.md`, `scales.csv`, `flaws.csv` and `subsets.csv` where there are flaws, and a
-/// picture for each share and convention. Gives what was written.
-///
-/// # Errors
-/// If a file cannot be written.
-pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBuf>> {
-    let Comparison { outcomes, flaws, .. } = comparison;
-    let lines = &summarise(outcomes);
-    let mut written = Vec::new();
-    let mut csv_file = |name: &str, header: &[&str], rows: Vec<Vec<String>>| -> Result<()> {
-        let path = folder.join(name);
-        write_csv(&path, header, rows)?;
-        written.push(path);
-        Ok(())
-    };
-    let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-    let cell = |outcome: &Outcome| {
-        vec![
-            outcome.rating.clone(),
-            outcome.sampler.clone(),
-            outcome.keep.clone(),
-            outcome.convention.clone(),
-            outcome.seed.to_string(),
-        ]
-    };
-    let measures = outcomes.iter().flat_map(|outcome| &outcome.result.pictures);
-    let names = measure_names(measures.map(|measure| measure.name.as_str()));
-    let mut header = vec![
-        "rating",
-        "sampler",
-        "keep",
-        "convention",
-        "seed",
-        "records",
-        "epochs",
-        "steps",
-        "held_out_loss",
-        "held_out_tail_loss",
-        "held_out_accuracy",
-        "held_out_tail_accuracy",
-        "seconds",
-        "diverged",
-        "fit",
-    ];
-    if !names.is_empty() {
-        header.push("pictures");
-    }
-    header.extend(names.iter().map(String::as_str));
-    csv_file(
-        "fits.csv",
-        &header,
-        outcomes
-            .iter()
-            .map(|outcome| {
-                let result = &outcome.result;
-                let mut row = cell(outcome);
-                row.extend([
-                    result.records.to_string(),
-                    result.epochs.to_string(),
-                    result.steps.to_string(),
-                    number(result.loss),
-                    number(result.tail_loss),
-                    number(result.accuracy),
-                    number(result.tail_accuracy),
-                    format!("{:.1}", result.seconds),
-                    result.diverged.clone().unwrap_or_default(),
-                    result.key.clone(),
-                ]);
-                if !names.is_empty() {
-                    row.push(result.pictures.first().map_or(String::new(), |one| one.generated.to_string()));
-                }
-                row.extend(names.iter().map(|name| {
-                    number(result.pictures.iter().find(|one| one.name == *name).map(|one| one.value))
-                }));
-                row
-            })
-            .collect(),
-    )?;
-    csv_file(
-        "scales.csv",
-        &["rating", "sampler", "keep", "convention", "seed", "side", "held_out_loss", "held_out_accuracy"],
-        outcomes
-            .iter()
-            .flat_map(|outcome| {
-                outcome.result.scales.iter().map(move |scale| {
-                    let mut row = cell(outcome);
-                    row.extend([scale.side.to_string(), scale.loss.to_string(), scale.accuracy.to_string()]);
-                    row
-                })
-            })
-            .collect(),
-    )?;
-    let pair = |value: Option<(f64, Option<f64>)>| {
-        let half = value.and_then(|(_, half)| half);
-        [number(value.map(|(mean, _)| mean)), number(half)]
-    };
-    let mut header: Vec<String> = [
-        "rating",
-        "sampler",
-        "keep",
-        "convention",
-        "seeds",
-        "diverged",
-        "records",
-        "steps",
-        "held_out_loss",
-        "half_interval",
-        "held_out_accuracy",
-        "accuracy_half_interval",
-        "difference_to_random",
-        "difference_half_interval",
-        "gap_closed",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    for name in &names {
-        header.push(name.clone());
-        header.extend(
-            ["half_interval", "difference_to_random", "difference_half_interval"]
-                .map(|part| format!("{name}, {part}")),
-        );
-    }
-    csv_file(
-        "summary.csv",
-        &header.iter().map(String::as_str).collect::<Vec<_>>(),
-        lines
-            .iter()
-            .map(|line| {
-                let mut row = vec![
-                    line.rating.clone(),
-                    line.sampler.clone(),
-                    line.keep.clone(),
-                    line.convention.clone(),
-                    line.seeds.to_string(),
-                    line.diverged.to_string(),
-                    line.records.to_string(),
-                    line.steps.to_string(),
-                ];
-                row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
-                row.push(number(line.closed));
-                for name in &names {
-                    let found = line.pictures.iter().find(|picture| picture.name == *name);
-                    row.extend(pair(found.and_then(|found| found.value)));
-                    row.extend(pair(found.and_then(|found| found.difference)));
-                }
-                row
-            })
-            .collect(),
-    )?;
-    if !flaws.is_empty() {
-        let rows = flaws.iter().map(|line| {
-            let FlawLine { rating, flaw, auroc: (auroc, half), percentile } = line;
-            vec![rating.clone(), flaw.clone(), auroc.to_string(), number(*half), percentile.to_string()]
-        });
-        csv_file(
-            "flaws.csv",
-            &["rating", "flaw", "auroc", "half_interval", "mean_percentile"],
-            rows.collect(),
-        )?;
-        let rows = outcomes.iter().flat_map(|outcome| {
-            outcome.flaws.iter().map(move |(flaw, share)| {
-                let mut row = cell(outcome);
-                row.extend([flaw.clone(), share.to_string()]);
-                row
-            })
-        });
-        csv_file(
-            "subsets.csv",
-            &["rating", "sampler", "keep", "convention", "seed", "flaw", "share"],
-            rows.collect(),
-        )?;
-    }
-    let path = folder.join("summary.md");
-    write_whole(&path, markdown(comparison).as_bytes())?;
-    written.push(path);
-    written.extend(pictures(folder, lines)?);
-    Ok(written)
-}
+/// Seeds and what their models came to.
+type Seeds<'a> = [(u64, &'a CellResult)];
 
-/// The differences to random, a picture for each share and convention.
-fn pictures(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
-    let mut settings: Vec<(&str, &str)> = Vec::new();
-    for line in lines.iter().filter(|line| line.difference.is_some() && !line.convention.is_empty()) {
-        if !settings.contains(&(&line.keep, &line.convention)) {
-            settings.push((&line.keep, &line.convention));
+/// The measures of an arm's models, beside those of random parts of the same size where it is none itself.
+pub(super) fn picture_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Vec<PictureLine> {
+    let of = |results: &Seeds<'_>, name: &str| -> BTreeMap<u64, f64> {
+        let value = |result: &CellResult| Some(result.pictures.iter().find(|one| one.name == name)?.value);
+        results.iter().filter_map(|(seed, result)| Some((*seed, value(result)?))).collect()
+    };
+    let mut names: Vec<&str> = Vec::new();
+    for measure in results.iter().flat_map(|(_, result)| &result.pictures) {
+        if !names.contains(&measure.name.as_str()) {
+            names.push(&measure.name);
         }
     }
-    let mut written = Vec::new();
-    for (keep, convention) in settings {
-        let rows: Vec<Interval> = lines
-            .iter()
-            .filter(|line| (line.keep.as_str(), line.convention.as_str()) == (keep, convention))
-            .filter_map(|line| {
-                let (mean, half) = line.difference?;
-                let name = format!("{} {}", line.rating, line.sampler);
-                Some(Interval { name: name.trim().to_owned(), mean, half: half.unwrap_or(0.0) })
-            })
-            .collect();
-        let title = format!("Held-out loss less random's, {keep} kept, equal {convention}");
-        let path = folder.join(format!("difference-{}-{convention}.png", keep.replace(['%', ' '], "")));
-        interval_chart(&title, "difference of the held-out loss (left is better)", &rows)?
-            .write_png(&path)?;
-        written.push(path);
+    let line = |name: &str| {
+        let own = of(results, name);
+        let random = random.map(|random| of(random, name)).unwrap_or_default();
+        let paired: Vec<f64> =
+            own.iter().filter_map(|(seed, value)| Some(value - random.get(seed)?)).collect();
+        PictureLine {
+            name: name.to_owned(),
+            value: mean_interval(&own.into_values().collect::<Vec<_>>()),
+            difference: mean_interval(&paired),
+        }
+    };
+    names.into_iter().map(line).collect()
+}
+
+/// The names of all measures, in the order in which they first come.
+pub(super) fn measure_names<'a>(named: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names = Vec::new();
+    for name in named {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
     }
-    Ok(written)
+    names
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::{Comparison, markdown::markdown};
 
     fn outcome(rating: &str, seed: u64, loss: Option<f64>) -> Outcome {
         let diverged = CellResult::diverged(10, "the loss is no longer a number".to_owned());

@@ -95,7 +95,7 @@ impl Compat {
                     };
                     if !compat.set(name, *on) {
                         let names = Self::SWITCHES.iter().map(|(name, _)| *name);
-                        return Err((name.clone(), super::source::no_such_key(name, names)));
+                        return Err((name.clone(), super::nearest::no_such_key(name, names)));
                     }
                 }
                 Ok(compat)

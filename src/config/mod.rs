@@ -6,6 +6,7 @@
 mod check;
 mod compat;
 pub mod keys;
+mod nearest;
 pub mod raw;
 mod rule;
 mod schedule;

@@ -1,7 +1,6 @@
 //! Pictures to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
 //! the embedded ones (PCA patches, hashed words) and the released ones (VQ-VAE, CLIP, T5) are interchangeable.
 
-pub mod clip;
 mod codebook;
 mod components;
 pub(crate) mod convolution;
@@ -15,7 +14,6 @@ mod projection;
 pub mod pyramid;
 pub mod resample;
 pub mod saved;
-pub mod t5;
 pub mod vqvae;
 pub mod word_pieces;
 

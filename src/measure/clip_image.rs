@@ -10,8 +10,8 @@ use super::space::FeatureSpace;
 use crate::{
     data::{Preprocess, load_whole_picture, picture::DEFAULT_MAX_PIXELS, resample::Filter},
     encode::{
-        clip::{Block, norm},
         layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activation_named},
+        pretrained::clip::{Block, norm},
         pretrained::reading::{Take, assemble, expect_layers, read_settings},
     },
     engine::{Tensor, ops::activation::Activation},

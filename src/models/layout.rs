@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     engine::ops::{
         attention::{RotaryTable, Visible, visible_of_levels},
-        modulation::Levels,
+        levels::Levels,
     },
     error::{Error, Result},
 };

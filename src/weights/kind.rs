@@ -5,7 +5,20 @@ use std::fmt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::stored::Flipped;
+/// Which signs are the opposite of those in the file: PyTorch keeps `-x` and `x.conj()` as a view with a note.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flipped {
+    /// Of every number.
+    pub(super) negated: bool,
+    /// Of every imaginary part.
+    pub(super) conjugated: bool,
+}
+
+impl Flipped {
+    pub(super) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+}
 
 /// A kind of number in a weights file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

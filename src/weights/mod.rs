@@ -19,6 +19,7 @@
 mod compare;
 mod kind;
 mod open;
+mod payload;
 mod safetensors_file;
 mod stored;
 mod torch;
@@ -36,11 +37,12 @@ use std::{
 
 pub use compare::{Differences, OtherShape, Unmatched};
 pub use kind::NumberKind;
+pub use payload::Payload;
 pub use stored::Entry;
 pub(crate) use stored::MappedFile;
 use stored::Stored;
 pub use value::Value;
-pub use write::{Payload, write_safetensors, write_shards, write_torch};
+pub use write::{write_safetensors, write_shards, write_torch};
 
 use crate::{
     engine::Tensor,

@@ -10,7 +10,10 @@ use std::{
 
 use memmap2::Mmap;
 
-use super::{damaged, kind::NumberKind};
+use super::{
+    damaged,
+    kind::{Flipped, NumberKind},
+};
 use crate::{
     engine::Tensor,
     error::{Error, Result, reserved},
@@ -91,21 +94,6 @@ pub(super) struct Stored {
     strides: Option<Vec<usize>>,
     big_endian: bool,
     flipped: Flipped,
-}
-
-/// Which signs are the opposite of those in the file: PyTorch keeps `-x` and `x.conj()` as a view with a note.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Flipped {
-    /// Of every number.
-    pub(super) negated: bool,
-    /// Of every imaginary part.
-    pub(super) conjugated: bool,
-}
-
-impl Flipped {
-    fn is_none(self) -> bool {
-        self == Self::default()
-    }
 }
 
 /// Where numbers lie in a storage: the first one's index, and strides.

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use alchemist_engine::{
     encode::{
-        clip::ClipText,
         pretrained::TextNetwork,
-        t5::{Pooling, T5Text},
+        pretrained::clip::ClipText,
+        pretrained::t5::{Pooling, T5Text},
         word_pieces::WordPieces,
     },
     engine::Tensor,

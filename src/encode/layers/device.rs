@@ -4,12 +4,11 @@ use super::{Attention, Linear, Norm};
 use crate::{
     engine::{
         Tensor,
+        autograd::contributions::cuda::{self as arithmetic, residual_forward},
         cuda::{Buffer, Operand, Products, Target},
         ops::{
-            accumulate::cuda as arithmetic,
             activation::{Activation, cuda::activation_forward},
             affine_norm::cuda::affine_norm,
-            residual::cuda::residual_forward,
             softmax::cuda::{Scores, softmax},
         },
     },

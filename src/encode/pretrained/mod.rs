@@ -3,8 +3,10 @@
 //! Everything is computed in 32-bit floats, whatever the weights are stored as, so that nothing overflows that did not in
 //! training. A run keeps no copy of the weights: it notes where they are and what they were; see [`Pretrained`].
 
+pub mod clip;
 mod folder;
 pub(crate) mod reading;
+pub mod t5;
 
 use std::{
     fs,
@@ -18,17 +20,17 @@ use sha2::{Digest, Sha256};
 use crate::{
     encode::{
         TextEncoder, TextStates,
-        clip::ClipText,
         layers::first_not_finite,
         saved::{self, Description, TEXT_ENCODER},
-        t5::{Pooling, T5Text},
         word_pieces::{TokenIds, WordPieces},
     },
     engine::{Tensor, cuda::Device},
     error::{Error, Result},
     files::hexadecimal,
 };
+use clip::ClipText;
 use folder::Folder;
+use t5::{Pooling, T5Text};
 
 /// Rows (tokens of all captions) computed at once: enough for the products, few enough for memory. How captions are put
 /// together changes no bit of their states: a product that gives more than 256 numbers treats every row alike.

@@ -2,24 +2,8 @@
 
 use std::{marker::PhantomData, sync::PoisonError};
 
-use super::{
-    buffer::Buffer,
-    device::Device,
-    driver::{DeviceNumber, Staging},
-};
+use super::{buffer::Buffer, device::Device, driver::DeviceNumber, stagings::Slot};
 use crate::error::Result;
-
-/// Host memory and a block of the device that copies take turns with.
-#[derive(Debug)]
-struct Slot {
-    staging: Staging,
-    address: u64,
-    bytes: usize,
-}
-
-/// Slots that no copy uses.
-#[derive(Debug, Default)]
-pub(super) struct Stagings(Vec<Slot>);
 
 /// Numbers on their way to a device; see [`Device::upload_ahead`].
 #[derive(Debug)]

@@ -9,14 +9,10 @@ use std::{
 use half::{bf16, f16};
 
 use super::{
-    ahead::Stagings,
     arena::{Arena, MemoryUse},
-    buffer::Buffer,
-    driver::{
-        Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, ProductNumber, SampleMap,
-        SampleRows,
-    },
+    driver::{Argument, DeviceFacts, DeviceNumber, Driver, Event, Kernel, Launch, ProductNumber},
     gpu::Gpu,
+    stagings::Stagings,
 };
 use crate::error::{Error, Result};
 
@@ -246,35 +242,6 @@ impl Device {
         }
     }
 
-    /// Memory for `len` numbers, all zero.
-    ///
-    /// # Errors
-    /// If there is not enough memory.
-    pub fn zeros<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
-        let mut buffer = self.uninitialised(len)?;
-        buffer.clear()?;
-        Ok(buffer)
-    }
-
-    /// Memory for `len` numbers that a kernel is going to write; what it holds until then is undefined.
-    ///
-    /// # Errors
-    /// If there is not enough memory.
-    pub fn uninitialised<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
-        Buffer::new(self, len)
-    }
-
-    /// A copy of `values` on the device. Waits for nothing but the copy itself, which comes after all work asked for before;
-    /// [`upload_ahead`](Self::upload_ahead) does not wait at all.
-    ///
-    /// # Errors
-    /// If there is not enough memory or the device fails; in [`capture`](Self::capture).
-    pub fn upload<T: DeviceNumber>(&self, values: &[T]) -> Result<Buffer<T>> {
-        let mut buffer = self.uninitialised(values.len())?;
-        buffer.write_from(values)?;
-        Ok(buffer)
-    }
-
     /// Runs a kernel.
     ///
     /// # Safety
@@ -285,22 +252,6 @@ impl Device {
     pub unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         // SAFETY: the caller's obligations are the same.
         unsafe { self.driver().launch(kernel, launch, arguments) }
-    }
-
-    /// What a kernel needs to copy boxes of a buffer `[S, T, C]` by the card's own unit: `sizes` are `S`, `T` and `C`,
-    /// `box_sizes` rows and columns of a box. `None` where there is no such unit.
-    ///
-    /// # Errors
-    /// If the sizes do not fit or the device fails.
-    pub(crate) fn sample_map<T: Factor>(
-        &self,
-        buffer: &Buffer<T>,
-        sizes: [usize; 3],
-        box_sizes: [u32; 2],
-    ) -> Result<Option<SampleMap>> {
-        buffer.expect_len("sample_map", "the buffer", sizes.iter().product())?;
-        let rows = SampleRows { number: T::NUMBER, address: buffer.address(), sizes, box_sizes };
-        self.driver().sample_map(&rows)
     }
 
     /// Does `work` and gives the time that its matrix products took on the device.

@@ -18,7 +18,9 @@ mod emulator;
 mod gpu;
 mod gpu_product;
 mod graph;
+pub(crate) mod launches;
 mod product;
+mod stagings;
 mod storage;
 
 pub use ahead::Ahead;

@@ -4,7 +4,6 @@
 //! front page. All CPU references run in `f32` and `f64`, give the same bits for any number of threads, and keep the
 //! order of every sum fixed.
 
-pub mod accumulate;
 pub mod activation;
 pub mod adamw;
 pub mod affine_norm;
@@ -14,6 +13,7 @@ pub mod convolution;
 pub mod cross_entropy;
 pub mod group_norm;
 pub mod layer_norm;
+pub mod levels;
 pub mod linear;
 pub mod meta_gradient;
 pub mod modulation;
@@ -24,11 +24,9 @@ pub mod rater_loss;
 pub mod residual;
 pub mod softmax;
 
+pub(crate) use crate::engine::cuda::launches::{blocks, each_launch, share_of, size};
 use crate::{
-    engine::{
-        Tensor,
-        cuda::{DeviceNumber, Launch},
-    },
+    engine::Tensor,
     error::{Error, Result},
 };
 
@@ -53,32 +51,4 @@ pub(crate) fn three_dims(op: &'static str, what: &str, tensor: &Tensor) -> Resul
     <[usize; 3]>::try_from(tensor.shape()).map_err(|_| {
         Error::shape(op, format!("{what} has the shape {:?}, expected three dimensions", tensor.shape()))
     })
-}
-
-/// A size as kernels take it.
-pub(crate) fn size(op: &'static str, what: &str, value: usize) -> Result<u32> {
-    u32::try_from(value).map_err(|_| Error::shape(op, format!("{value} {what} are too many for a kernel")))
-}
-
-/// Blocks that cover `count` things, `each` a block.
-pub(crate) fn blocks(op: &'static str, count: usize, each: usize) -> Result<u32> {
-    size(op, "blocks", count.div_ceil(each))
-}
-
-/// Threads a block of the kernels of `kernels/elementwise.cuh`.
-const EACH_THREADS: u32 = 256;
-
-/// The launch of a kernel of `kernels/elementwise.cuh` over `samples` of `share` numbers.
-pub(crate) fn each_launch<T: DeviceNumber>(op: &'static str, samples: usize, share: usize) -> Result<Launch> {
-    let each = EACH_THREADS as usize * 16 / size_of::<T>();
-    let grid = [blocks(op, share, each)?, size(op, "samples", samples)?, 1];
-    Ok(Launch { grid, block: [EACH_THREADS, 1, 1], shared_bytes: 0 })
-}
-
-/// Numbers of each of `samples` equal parts of `count` numbers.
-pub(crate) fn share_of(op: &'static str, count: usize, samples: usize) -> Result<usize> {
-    if samples == 0 || !count.is_multiple_of(samples) {
-        return Err(Error::shape(op, format!("{count} numbers do not make {samples} equal samples")));
-    }
-    Ok(count / samples)
 }

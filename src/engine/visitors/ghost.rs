@@ -1,14 +1,12 @@
 //! Per-sample gradients used and never kept: inner products with a given gradient, squared norms, and the weighted sum,
 //! from one backward pass of `Σ_i ℓ_i` (method.md, "The fused meta-gradient").
 
-use super::{GradientVisitor, Gradients, RowOwner, per_sample_refusal};
+use super::per_sample_refusal;
 use crate::{
     engine::{
-        Contribution, ParameterId, Parameters, Tensor,
-        ops::{
-            accumulate::{add, scale_samples},
-            meta_gradient::{self, Asked, Numbers, meta_gradient, stacked, totals},
-        },
+        Contribution, GradientVisitor, Gradients, ParameterId, Parameters, RowOwner, Tensor,
+        autograd::contributions::{add, scale_samples},
+        ops::meta_gradient::{self, Asked, Numbers, meta_gradient, stacked, totals},
     },
     error::{Error, Result},
 };

@@ -8,7 +8,8 @@ use crate::{
     config::{Scaling, Teaching},
     engine::{
         Accumulate, DType, Ghost, Gradients, Parameters, Preconditioner, Tape, Tensor, Var,
-        ops::{accumulate::scale_samples, cross_entropy::CrossEntropy, rater_loss::standardise},
+        autograd::contributions::scale_samples,
+        ops::{cross_entropy::CrossEntropy, rater_loss::standardise},
     },
     error::Result,
     models::Mode,

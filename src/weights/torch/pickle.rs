@@ -10,7 +10,7 @@ mod numbers;
 use std::ops::Range;
 
 use super::globals::{self, Global};
-use crate::weights::{NumberKind, stored::Flipped};
+use crate::weights::{NumberKind, kind::Flipped};
 
 /// Items that lie on the stack at once: the pickler hands lists and dicts over by the thousand.
 const STACK: usize = 1 << 16;

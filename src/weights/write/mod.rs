@@ -2,10 +2,8 @@
 //! written, some hundred kilobytes at a time, and every file appears whole or not at all.
 
 mod archive;
-mod payload;
 mod safetensors_file;
 mod torch;
 
-pub use payload::Payload;
 pub use safetensors_file::{write_safetensors, write_shards};
 pub use torch::write_torch;

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Map, Value as Json, json};
 
-use super::Payload;
+use crate::weights::Payload;
 use crate::{
     error::{Error, Result},
     files::WholeFile,

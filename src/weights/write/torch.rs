@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{Payload, archive::ArchiveWriter};
+use super::archive::ArchiveWriter;
+use crate::weights::Payload;
 use crate::{
     error::Result,
     weights::{

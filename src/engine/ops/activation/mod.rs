@@ -7,7 +7,7 @@ use crate::{
     dispatch,
     engine::{
         Tape, Tensor, Var,
-        tape::{Operation, Sink, Slot},
+        autograd::tape::{Operation, Sink, Slot},
     },
     error::Result,
 };

@@ -13,9 +13,12 @@ use crate::{
     dispatch,
     engine::{
         Constant, DType, Float, ParameterId, RowOwner, Tape, Tensor, Var,
+        autograd::{
+            contributions::Contribution,
+            tape::{Operation, Sink, Slot},
+        },
         cuda::{Device, DeviceFloat},
-        ops::{accumulate::Contribution, expect_shape, three_dims},
-        tape::{Operation, Sink, Slot},
+        ops::{expect_shape, three_dims},
     },
     error::{Error, Result},
     with_float, with_number,

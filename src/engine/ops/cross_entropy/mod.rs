@@ -8,14 +8,12 @@ use crate::{
     dispatch,
     engine::{
         Tape, Tensor, Var,
-        cuda::{Buffer, Device, DeviceFloat},
-        ops::{
-            accumulate::cuda::{scale, scale_samples},
-            expect_shape,
-            pooling::cuda::mean_tokens_forward,
-            three_dims,
+        autograd::{
+            contributions::cuda::{scale, scale_samples},
+            tape::{Operation, Sink, Slot},
         },
-        tape::{Operation, Sink, Slot},
+        cuda::{Buffer, Device, DeviceFloat},
+        ops::{expect_shape, pooling::cuda::mean_tokens_forward, three_dims},
     },
     error::{Error, Result},
     with_float, with_number,

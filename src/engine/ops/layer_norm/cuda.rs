@@ -12,8 +12,6 @@ use crate::{
 /// Rows a block, one warp each.
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
-/// Channels a block of the modulation's gradient.
-const COLUMNS: u32 = 128;
 
 /// A scale and a shift for each level, out of one buffer of parts: row `s` of the scale starts at `s·stride + scale`.
 #[derive(Clone, Copy, Debug)]
@@ -301,73 +299,4 @@ pub fn residual_layer_norm_backward<T: Factor>(
     // by the thread that writes it; the sizes were compared above; all buffers live, and are freed in the order of the
     // work.
     unsafe { dy.device().launch(&kernel, &launch, &arguments) }
-}
-
-/// The gradients of scale and shift for each sample and level: `d_modulation` `[B, S, 2, C]`. Level `s` has the tokens
-/// `starts[s]..starts[s + 1]` of every sample; the last start is the number of tokens.
-///
-/// # Errors
-/// If the sizes do not fit or the device fails.
-pub fn modulation_backward<T: Factor>(
-    d_modulation: &mut Buffer<f32>,
-    dy: &Buffer<T>,
-    x: &Buffer<T>,
-    statistics: &Buffer<f32>,
-    starts: &Buffer<u32>,
-    sizes: [usize; 3],
-) -> Result<()> {
-    modulation_sums(d_modulation, dy, x, Some(statistics), starts, sizes)
-}
-
-/// As [`modulation_backward`], of a modulation (or a gate) of `x` itself, without a norm before it.
-pub(crate) fn modulation_parts_backward<T: Factor>(
-    d_modulation: &mut Buffer<f32>,
-    dy: &Buffer<T>,
-    x: &Buffer<T>,
-    starts: &Buffer<u32>,
-    sizes: [usize; 3],
-) -> Result<()> {
-    modulation_sums(d_modulation, dy, x, None, starts, sizes)
-}
-
-fn modulation_sums<T: Factor>(
-    d_modulation: &mut Buffer<f32>,
-    dy: &Buffer<T>,
-    x: &Buffer<T>,
-    statistics: Option<&Buffer<f32>>,
-    starts: &Buffer<u32>,
-    [batch, tokens, channels]: [usize; 3],
-) -> Result<()> {
-    let op = "modulation_backward";
-    let levels = starts.len().saturating_sub(1);
-    x.expect_len(op, "x", batch * tokens * channels)?;
-    dy.expect_len(op, "the gradient of the result", x.len())?;
-    if let Some(statistics) = statistics {
-        statistics.expect_len(op, "the statistics", 2 * batch * tokens)?;
-    }
-    d_modulation.expect_len(op, "the gradient", batch * levels * 2 * channels)?;
-    if d_modulation.is_empty() {
-        return Ok(());
-    }
-    let launch = Launch {
-        grid: [
-            blocks(op, channels, COLUMNS as usize)?,
-            size(op, "levels", levels)?,
-            size(op, "samples", batch)?,
-        ],
-        block: [COLUMNS, 1, 1],
-        shared_bytes: 0,
-    };
-    let arguments = [
-        d_modulation.write(),
-        dy.read(),
-        x.read(),
-        statistics.map_or(Argument::null::<f32>(), Buffer::read),
-        starts.read(),
-        Argument::U32(size(op, "channels", channels)?),
-        Argument::U32(size(op, "tokens", tokens)?),
-    ];
-    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
-    // live, and are freed in the order of the work.
-    unsafe { x.device().launch(&Kernel::of::<T>("layer_norm", op), &launch, &arguments) }
 }

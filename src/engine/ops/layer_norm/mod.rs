@@ -10,13 +10,14 @@ use crate::{
     dispatch,
     engine::{
         Tape, Tensor, Var,
+        autograd::tape::{Operation, Sink, Slot},
         cuda::DeviceFloat,
         ops::{
             last_dim,
-            modulation::{self, Levels, cuda::add_modulation, expect_parts, own_samples},
+            levels::Levels,
+            modulation::{self, cuda::add_modulation, expect_parts, own_samples},
             three_dims,
         },
-        tape::{Operation, Sink, Slot},
     },
     error::Result,
 };
@@ -182,7 +183,14 @@ fn backward_on_device<T: DeviceFloat>(
     let [batch, tokens, channels] = three_dims("layer_norm", "x", x)?;
     let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
     let starts = levels.on(device)?.starts();
-    cuda::modulation_backward(&mut by_sample, dy, input.x, statistics, starts, [batch, tokens, channels])?;
+    modulation::cuda::modulation_backward(
+        &mut by_sample,
+        dy,
+        input.x,
+        statistics,
+        starts,
+        [batch, tokens, channels],
+    )?;
     let mut d_parts = device.zeros::<f32>(parts.len())?;
     // Parts that are each sample's own are met by no other sample's gradient.
     let summed = own_samples(parts).map_or(batch, |_| 1);

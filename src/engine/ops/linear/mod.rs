@@ -7,8 +7,11 @@ use crate::{
     dispatch,
     engine::{
         ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
-        ops::{accumulate::Contribution, last_dim},
-        tape::{Operation, Sink, Slot},
+        autograd::{
+            contributions::Contribution,
+            tape::{Operation, Sink, Slot},
+        },
+        ops::last_dim,
     },
     error::{Error, Result},
 };

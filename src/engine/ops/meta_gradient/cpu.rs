@@ -6,9 +6,9 @@ use super::Form;
 use crate::{
     engine::{
         Float, Tensor,
+        autograd::contributions::Contribution,
         float::vectorised,
         matmul::{self, Matrix, product},
-        ops::accumulate::Contribution,
     },
     error::Result,
 };

@@ -11,13 +11,11 @@ use std::{any::Any, sync::LazyLock};
 
 use crate::{
     engine::{
-        cuda::{Argument, Buffer, Device, DeviceFloat, Kernel, Launch, device::Factor},
-        ops::{
-            accumulate::cuda::{Columns, GatherIndex, column_sum, sample_sums, scale_samples, sum_samples},
-            blocks,
-            cast::cuda::narrow,
-            each_launch, share_of, size,
+        autograd::contributions::cuda::{
+            Columns, GatherIndex, column_sum, sample_sums, scale_samples, sum_samples,
         },
+        cuda::{Argument, Buffer, Device, DeviceFloat, Kernel, Launch, device::Factor},
+        ops::{blocks, cast::cuda::narrow, each_launch, share_of, size},
     },
     error::{Error, Result},
 };

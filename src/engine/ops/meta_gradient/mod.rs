@@ -10,14 +10,12 @@ pub mod cuda;
 use crate::{
     engine::{
         Float, Tensor,
-        cuda::{Buffer, DeviceFloat},
-        ops::{
-            accumulate::{
-                Contribution,
-                cuda::{Columns, add_scaled},
-            },
-            expect_shape,
+        autograd::contributions::{
+            Contribution,
+            cuda::{Columns, add_scaled},
         },
+        cuda::{Buffer, DeviceFloat},
+        ops::expect_shape,
     },
     error::{Error, Result},
     with_float, with_number,

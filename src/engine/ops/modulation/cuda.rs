@@ -3,14 +3,14 @@
 //!
 //! The table `[S, 6C]`, or `[B, S, 6C]` where each sample has its own, that these read is the condition plus the block's own
 //! row: [`add_to_all`](crate::engine::ops::residual::cuda::add_to_all). The gradient of the pairs' table is
-//! [`gather_sum`](crate::engine::ops::accumulate::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
+//! [`gather_sum`](crate::engine::autograd::contributions::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use super::Part;
 use crate::{
     engine::{
         cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
-        ops::{blocks, layer_norm::cuda::modulation_parts_backward, size},
+        ops::{blocks, size},
     },
     error::{Error, Result},
 };
@@ -18,6 +18,8 @@ use crate::{
 const OP: &str = "modulation";
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
+/// Channels a block of the modulation's gradient.
+const COLUMNS: u32 = 128;
 
 /// The modulation's table and the levels that tokens have.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +167,7 @@ pub fn modulate_backward_table<T: Factor>(
 }
 
 /// Adds the samples' gradients of factor and shift, `by_sample` `[B, S, 2, C]` (of
-/// [`modulation_backward`](crate::engine::ops::layer_norm::cuda::modulation_backward) too), to parts `factor` and `shift` of
+/// [`modulation_backward`](modulation_backward) too), to parts `factor` and `shift` of
 /// `d_table` `[S, 6C]`. Where each sample has its own, `d_table` `[B, S, 6C]`, they are one batch's: a `batch` of 1 with `B·S`
 /// levels, and nothing is summed.
 ///
@@ -231,4 +233,73 @@ pub fn level_pairs<T: Factor>(pairs: &mut Buffer<T>, table: &Buffer<T>, channels
     // SAFETY: arguments in the kernel's order; the pairs are borrowed mutably; the sizes were compared above; both live,
     // and are freed in the order of the work.
     unsafe { table.device().launch(&Kernel::of::<T>(OP, op), &launch, &arguments) }
+}
+
+/// The gradients of scale and shift for each sample and level: `d_modulation` `[B, S, 2, C]`. Level `s` has the tokens
+/// `starts[s]..starts[s + 1]` of every sample; the last start is the number of tokens.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn modulation_backward<T: Factor>(
+    d_modulation: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    statistics: &Buffer<f32>,
+    starts: &Buffer<u32>,
+    sizes: [usize; 3],
+) -> Result<()> {
+    modulation_sums(d_modulation, dy, x, Some(statistics), starts, sizes)
+}
+
+/// As [`modulation_backward`], of a modulation (or a gate) of `x` itself, without a norm before it.
+fn modulation_parts_backward<T: Factor>(
+    d_modulation: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    starts: &Buffer<u32>,
+    sizes: [usize; 3],
+) -> Result<()> {
+    modulation_sums(d_modulation, dy, x, None, starts, sizes)
+}
+
+fn modulation_sums<T: Factor>(
+    d_modulation: &mut Buffer<f32>,
+    dy: &Buffer<T>,
+    x: &Buffer<T>,
+    statistics: Option<&Buffer<f32>>,
+    starts: &Buffer<u32>,
+    [batch, tokens, channels]: [usize; 3],
+) -> Result<()> {
+    let op = "modulation_backward";
+    let levels = starts.len().saturating_sub(1);
+    x.expect_len(op, "x", batch * tokens * channels)?;
+    dy.expect_len(op, "the gradient of the result", x.len())?;
+    if let Some(statistics) = statistics {
+        statistics.expect_len(op, "the statistics", 2 * batch * tokens)?;
+    }
+    d_modulation.expect_len(op, "the gradient", batch * levels * 2 * channels)?;
+    if d_modulation.is_empty() {
+        return Ok(());
+    }
+    let launch = Launch {
+        grid: [
+            blocks(op, channels, COLUMNS as usize)?,
+            size(op, "levels", levels)?,
+            size(op, "samples", batch)?,
+        ],
+        block: [COLUMNS, 1, 1],
+        shared_bytes: 0,
+    };
+    let arguments = [
+        d_modulation.write(),
+        dy.read(),
+        x.read(),
+        statistics.map_or(Argument::null::<f32>(), Buffer::read),
+        starts.read(),
+        Argument::U32(size(op, "channels", channels)?),
+        Argument::U32(size(op, "tokens", tokens)?),
+    ];
+    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
+    // live, and are freed in the order of the work.
+    unsafe { x.device().launch(&Kernel::of::<T>("layer_norm", op), &launch, &arguments) }
 }

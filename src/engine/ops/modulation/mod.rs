@@ -11,23 +11,20 @@
 pub mod cpu;
 pub mod cuda;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::{
     dispatch,
     engine::{
         ParameterId, RowOwner, Tape, Tensor, Var,
-        cuda::{Device, DeviceFloat},
-        ops::{
-            accumulate::{Contribution, Rows},
-            expect_shape, last_dim,
-            patch_embed::cuda::SequenceLevels,
-            residual::cuda::add_to_all,
-            three_dims,
+        autograd::{
+            contributions::Contribution,
+            tape::{Operation, Sink, Slot},
         },
-        tape::{Operation, Sink, Slot},
+        cuda::{Device, DeviceFloat},
+        ops::{expect_shape, last_dim, levels::Levels, residual::cuda::add_to_all, three_dims},
     },
-    error::{Error, Result},
+    error::Result,
     with_float, with_number,
 };
 use cuda::ModulationTable;
@@ -39,69 +36,6 @@ pub enum Part {
     ScaleShift(usize, usize),
     /// `x·gate` with the part numbered so.
     Gate(usize),
-}
-
-/// The level of each token of a sample.
-#[derive(Debug)]
-pub struct Levels {
-    of_tokens: Vec<u32>,
-    counts: Vec<usize>,
-    /// The rows of the table of level vectors that make a pair: a level's own and the last.
-    pairs: Rows,
-    on_device: OnceLock<(Device, SequenceLevels)>,
-}
-
-impl Levels {
-    /// Levels that follow each other: `counts[s]` tokens of level `s`.
-    #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
-    pub fn new(counts: &[usize]) -> Self {
-        let of_level = |(level, &count): (usize, &usize)| std::iter::repeat_n(level as u32, count);
-        let last = counts.len().saturating_sub(1) as u32;
-        Self {
-            of_tokens: counts.iter().enumerate().flat_map(of_level).collect(),
-            counts: counts.to_vec(),
-            pairs: Rows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1),
-            on_device: OnceLock::new(),
-        }
-    }
-
-    /// The level of each token.
-    pub fn host(&self) -> &[u32] {
-        &self.of_tokens
-    }
-
-    /// How many tokens.
-    pub fn tokens(&self) -> usize {
-        self.of_tokens.len()
-    }
-
-    /// How many levels, `S`.
-    pub fn count(&self) -> usize {
-        self.counts.len()
-    }
-
-    /// The same on a device.
-    pub(crate) fn on(&self, device: &Device) -> Result<&SequenceLevels> {
-        let (held, levels) = match self.on_device.get() {
-            Some(held) => held,
-            None => {
-                let made = SequenceLevels::new(device, &self.counts)?;
-                self.on_device.get_or_init(|| (device.clone(), made))
-            }
-        };
-        if held.is(device) {
-            return Ok(levels);
-        }
-        Err(Error::invalid("a network is used on one device after another; build it once for each"))
-    }
-
-    /// Refuses unless there are as many tokens.
-    pub(crate) fn expect(&self, op: &'static str, tokens: usize) -> Result<()> {
-        if tokens == self.tokens() {
-            return Ok(());
-        }
-        Err(Error::shape(op, format!("{tokens} tokens, but levels of {}", self.tokens())))
-    }
 }
 
 struct LevelPairs {

@@ -4,7 +4,7 @@
 //! sum over samples is the level table's gradient; level 0's rows are the text's gradient (and, summed, that of the start
 //! where it is one token); the others, summed, are the projection's bias. The gradients of a longer start and of positions
 //! are sums over samples of the sequence's gradient itself
-//! ([`sum_samples`](crate::engine::ops::accumulate::cuda::sum_samples) with a stride of `L·C`).
+//! ([`sum_samples`](crate::engine::autograd::contributions::cuda::sum_samples) with a stride of `L·C`).
 //!
 //! The projection's weight gradient is a matrix product. For that, rows come as `[B, L, Cvae]` with zeros for the first
 //! tokens (as [`pyramid_input`](crate::engine::ops::pyramid::cuda::pyramid_input) writes them on request): then both of
@@ -13,8 +13,8 @@
 
 use crate::{
     engine::{
-        cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
-        ops::{blocks, size},
+        cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
+        ops::{blocks, levels::SequenceLevels, size},
     },
     error::{Error, Result},
 };
@@ -24,56 +24,6 @@ const THREADS: u32 = 128;
 /// Channels, tokens and samples a block, of the kernel for all sizes and of that for tensor cores.
 const PLAIN: [usize; 3] = [128, 32, 1];
 const TENSOR: [usize; 3] = [256, 16, 8];
-
-/// Which level each token has.
-#[derive(Debug)]
-pub struct SequenceLevels {
-    levels: Buffer<u32>,
-    starts: Buffer<u32>,
-    first: usize,
-}
-
-impl SequenceLevels {
-    /// From the number of tokens of each level, that of the first level being the tokens without a row.
-    ///
-    /// # Errors
-    /// If there is no level, or there is not enough memory.
-    pub fn new(device: &Device, counts: &[usize]) -> Result<Self> {
-        let Some(&first) = counts.first() else {
-            return Err(Error::shape(OP, "there is no level"));
-        };
-        let (mut levels, mut starts) = (Vec::new(), vec![0]);
-        for (level, &count) in counts.iter().enumerate() {
-            levels.extend(std::iter::repeat_n(size(OP, "levels", level)?, count));
-            starts.push(size(OP, "tokens", levels.len())?);
-        }
-        Ok(Self { levels: device.upload(&levels)?, starts: device.upload(&starts)?, first })
-    }
-
-    /// Tokens of a sample, `L`.
-    pub fn tokens(&self) -> usize {
-        self.levels.len()
-    }
-
-    /// Tokens of the first level, `L₀`.
-    pub fn first(&self) -> usize {
-        self.first
-    }
-
-    /// The level of each token, `[L]`.
-    pub fn levels(&self) -> &Buffer<u32> {
-        &self.levels
-    }
-
-    /// The first token of each level, and last `L`; `[S + 1]`.
-    pub fn starts(&self) -> &Buffer<u32> {
-        &self.starts
-    }
-
-    fn count(&self) -> usize {
-        self.starts.len() - 1
-    }
-}
 
 /// The parameters.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +53,7 @@ pub fn patch_embed_forward<T: Factor>(
     sequence: &SequenceLevels,
 ) -> Result<()> {
     let PatchEmbedParameters { weight, bias, start, level, position } = *parameters;
-    let (tokens, first, channels) = (sequence.tokens(), sequence.first, bias.len());
+    let (tokens, first, channels) = (sequence.tokens(), sequence.first(), bias.len());
     if channels == 0 || !text.len().is_multiple_of(channels) || !weight.len().is_multiple_of(channels) {
         return Err(Error::shape(
             OP,
@@ -150,7 +100,7 @@ pub fn patch_embed_forward<T: Factor>(
         start.read(),
         optional(level),
         optional(position),
-        sequence.levels.read(),
+        sequence.levels().read(),
         Argument::U32(size(OP, "tokens", tokens)?),
         Argument::U32(size(OP, "tokens", first)?),
         Argument::U32(size(OP, "channels", channels)?),
@@ -195,7 +145,7 @@ pub fn patch_embed_backward<T: Factor>(
         sums.write(),
         d_text.map_or(Argument::null::<T>(), Buffer::write),
         d_x.read(),
-        sequence.starts.read(),
+        sequence.starts().read(),
         Argument::U32(size(OP, "tokens", tokens)?),
         Argument::U32(size(OP, "channels", channels)?),
     ];

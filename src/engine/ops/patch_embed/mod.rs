@@ -9,14 +9,12 @@ use crate::{
     dispatch,
     engine::{
         ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
-        cuda::DeviceFloat,
-        ops::{
-            accumulate::{Contribution, Rows},
-            expect_shape, last_dim,
-            modulation::Levels,
-            three_dims,
+        autograd::{
+            contributions::{Contribution, Rows},
+            tape::{Operation, Sink, Slot},
         },
-        tape::{Operation, Sink, Slot},
+        cuda::DeviceFloat,
+        ops::{expect_shape, last_dim, levels::Levels, three_dims},
     },
     error::{Error, Result},
     with_float, with_number,

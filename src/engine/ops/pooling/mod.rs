@@ -10,8 +10,8 @@ use crate::{
     dispatch,
     engine::{
         DType, RowOwner, Tape, Tensor, Var,
+        autograd::tape::{Operation, Sink, Slot},
         ops::{expect_shape, three_dims},
-        tape::{Operation, Sink, Slot},
     },
     error::{Error, Result},
     with_float, with_number,

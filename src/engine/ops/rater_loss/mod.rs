@@ -6,10 +6,7 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::{
-    engine::{
-        DType, Tensor,
-        ops::{accumulate::cuda::add_scaled, expect_shape},
-    },
+    engine::{DType, Tensor, autograd::contributions::cuda::add_scaled, ops::expect_shape},
     error::{Error, Result},
 };
 

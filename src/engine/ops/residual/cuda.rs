@@ -4,49 +4,14 @@
 
 use crate::{
     engine::{
+        autograd::contributions::cuda::{scale_samples, sum_samples},
         cuda::{Argument, Buffer, Kernel, device::Factor},
-        ops::{
-            accumulate::cuda::{scale_samples, sum_samples},
-            each_launch, share_of,
-        },
+        ops::each_launch,
     },
     error::{Error, Result},
 };
 
 const OP: &str = "residual";
-
-/// `y = x + keep_i·branch` for sample `i`; `y`, `x`, `branch` `[B, ..]`, `keep` `[B]` (`None`: 1). Without `x`, `y` itself
-/// is added to. What a branch with `keep_i = 0` holds does not matter.
-///
-/// # Errors
-/// If the sizes do not fit or the device fails.
-pub fn residual_forward<T: Factor>(
-    y: &mut Buffer<T>,
-    x: Option<&Buffer<T>>,
-    branch: &Buffer<T>,
-    keep: Option<&Buffer<f32>>,
-) -> Result<()> {
-    let samples = keep.map_or(1, Buffer::len);
-    let share = share_of(OP, branch.len(), samples)?;
-    y.expect_len(OP, "the result", branch.len())?;
-    if let Some(x) = x {
-        x.expect_len(OP, "x", branch.len())?;
-    }
-    if branch.is_empty() {
-        return Ok(());
-    }
-    let arguments = [
-        y.write(),
-        x.map_or_else(|| y.read(), Buffer::read),
-        branch.read(),
-        keep.map_or(Argument::null::<f32>(), Buffer::read),
-        Argument::U64(share as u64),
-    ];
-    let launch = each_launch::<T>(OP, samples, share)?;
-    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each number of it is read only by the thread
-    // that writes it; the sizes were compared above; all buffers live, and are freed in the order of the work.
-    unsafe { branch.device().launch(&Kernel::of::<T>(OP, "residual_forward"), &launch, &arguments) }
-}
 
 /// The branch's gradient, `d_branch = keep_i·d`, `[B, ..]`; that of `x` is `d` itself. Without `d`, in place.
 ///

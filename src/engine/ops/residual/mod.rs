@@ -7,8 +7,11 @@ use crate::{
     dispatch,
     engine::{
         RowOwner, Tape, Tensor, Var,
-        ops::{accumulate::scale_samples, expect_shape},
-        tape::{Operation, Sink, Slot},
+        autograd::{
+            contributions::{cuda::residual_forward, scale_samples},
+            tape::{Operation, Sink, Slot},
+        },
+        ops::expect_shape,
     },
     error::{Error, Result},
 };
@@ -39,7 +42,7 @@ pub fn residual(tape: &mut Tape<'_>, x: &Var, branch: &Var, keep: Option<Tensor>
         cuda T => {
             let (from, branch) = (input.buffer::<T>()?, branch.value().buffer::<T>()?);
             let keep = keeps.map(Tensor::buffer::<f32>).transpose()?;
-            Tensor::written(from.device(), input.shape(), |y| cuda::residual_forward(y, Some(from), branch, keep))
+            Tensor::written(from.device(), input.shape(), |y| residual_forward(y, Some(from), branch, keep))
         },
     )?;
     let slots = [tape.slot(x), tape.slot(branch)];

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Foreign, Item, MALFORMED, Machine, Node, ObjectNode, StorageNode, TensorNode};
 use crate::weights::{
     NumberKind,
-    stored::Flipped,
+    kind::Flipped,
     torch::globals::{self, Global},
 };
 

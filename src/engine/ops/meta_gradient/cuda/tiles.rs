@@ -5,8 +5,9 @@ use super::{
 };
 use crate::{
     engine::{
+        autograd::contributions::cuda::sum_samples,
         cuda::{Argument, Buffer, Device, DeviceFloat, Kernel, Launch, driver::ProductNumber},
-        ops::{accumulate::cuda::sum_samples, size},
+        ops::size,
     },
     error::{Error, Result},
 };

@@ -2,14 +2,16 @@
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
-    engine::{
-        cuda::{Argument, Buffer, Device, Kernel, Launch, device::Factor},
-        ops::{blocks, each_launch, share_of, size},
+    engine::cuda::{
+        Argument, Buffer, Device, Kernel, Launch,
+        device::Factor,
+        launches::{blocks, each_launch, share_of, size},
     },
     error::{Error, Result},
 };
 
 const FILE: &str = "accumulate";
+const RESIDUAL: &str = "residual";
 const THREADS: u32 = 256;
 /// Columns a block of a sum.
 const COLUMNS: usize = 32;
@@ -316,4 +318,37 @@ pub fn fill<T: Factor>(y: &mut Buffer<T>, value: f32) -> Result<()> {
     }
     let arguments = [y.write(), Argument::F32(value), Argument::U64(y.len() as u64)];
     launch(y.device(), &Kernel::of::<T>(FILE, op), &each_launch::<T>(op, 1, y.len())?, &arguments)
+}
+
+/// `y = x + keep_i·branch` for sample `i`; `y`, `x`, `branch` `[B, ..]`, `keep` `[B]` (`None`: 1). Without `x`, `y` itself
+/// is added to. What a branch with `keep_i = 0` holds does not matter.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn residual_forward<T: Factor>(
+    y: &mut Buffer<T>,
+    x: Option<&Buffer<T>>,
+    branch: &Buffer<T>,
+    keep: Option<&Buffer<f32>>,
+) -> Result<()> {
+    let samples = keep.map_or(1, Buffer::len);
+    let share = share_of(RESIDUAL, branch.len(), samples)?;
+    y.expect_len(RESIDUAL, "the result", branch.len())?;
+    if let Some(x) = x {
+        x.expect_len(RESIDUAL, "x", branch.len())?;
+    }
+    if branch.is_empty() {
+        return Ok(());
+    }
+    let arguments = [
+        y.write(),
+        x.map_or_else(|| y.read(), Buffer::read),
+        branch.read(),
+        keep.map_or(Argument::null::<f32>(), Buffer::read),
+        Argument::U64(share as u64),
+    ];
+    let launch = each_launch::<T>(RESIDUAL, samples, share)?;
+    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each number of it is read only by the thread
+    // that writes it; the sizes were compared above; all buffers live, and are freed in the order of the work.
+    unsafe { branch.device().launch(&Kernel::of::<T>(RESIDUAL, "residual_forward"), &launch, &arguments) }
 }

@@ -9,12 +9,11 @@ use crate::{
     engine::{
         Tensor,
         cuda::{Buffer, Device, DeviceFloat},
-        ops::residual::cuda::residual_forward,
     },
     error::{Error, Result},
     with_float, with_number,
 };
-use cuda::{Columns, GatherIndex};
+use cuda::{Columns, GatherIndex, residual_forward};
 
 /// Which row of a table was added to each row of every sample.
 #[derive(Debug)]

@@ -6,11 +6,13 @@
 
 use crate::{
     engine::{
-        ops::accumulate::{Contribution, add},
-        parameters::{ParameterId, Parameters},
+        autograd::{
+            contributions::{Contribution, add},
+            parameters::{ParameterId, Parameters},
+            visitor::{GradientVisitor, RowOwner},
+        },
         storage::DType,
         tensor::Tensor,
-        visitors::{GradientVisitor, RowOwner},
     },
     error::{Error, Result},
 };

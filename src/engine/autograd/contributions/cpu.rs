@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    engine::{Float, Tensor, matmul, ops::accumulate::Contribution},
+    engine::{Float, Tensor, autograd::contributions::Contribution, matmul},
     error::Result,
 };
 

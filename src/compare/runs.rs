@@ -1,0 +1,64 @@
+//! The runs of a comparison: their configurations, folders and seconds.
+
+use std::{path::Path, time::Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    files::sealed::{read_sealed, write_sealed},
+    train::run_directory::{Existing, RunDirectory},
+};
+
+/// A configuration with keys set on top.
+pub(super) fn with_keys(config: &Config, keys: &[String]) -> Result<Config> {
+    Config::parse("compare", &config.to_json().to_string(), keys)
+}
+
+/// A path as the value of a key.
+pub(super) fn path_key(key: &str, path: &Path) -> Result<String> {
+    let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
+    Ok(format!("{key}={}", serde_json::Value::from(text)))
+}
+
+/// Opens a run that was begun, or begins it.
+pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory> {
+    if !RunDirectory::is_run(path) {
+        return RunDirectory::create(path, config, Existing::Refuse);
+    }
+    let (run, held) = RunDirectory::open(path)?;
+    match held.first_difference(config) {
+        None => Ok(run),
+        Some((key, there, here)) => Err(Error::invalid(format!(
+            "{} was begun with {key} = {there}, not {here}; remove it, or give another --out",
+            path.display()
+        ))),
+    }
+}
+
+/// Seconds over all starts, as they are kept.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seconds {
+    seconds: f64,
+}
+
+/// The seconds that a file says; nothing where there is none, or it is damaged, which is said.
+pub(super) fn seconds(path: &Path) -> Option<f64> {
+    if !path.exists() {
+        return None;
+    }
+    let read = read_sealed(path, "the time of earlier starts is not counted");
+    read.map(|Seconds { seconds }| seconds).inspect_err(|error| tracing::warn!("{error}")).ok()
+}
+
+/// Does work and adds the time it took to what a file says of earlier starts, however it ends. Gives both.
+pub(super) fn timed<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let before = seconds(path).unwrap_or(0.0);
+    let start = Instant::now();
+    let done = work();
+    let seconds = before + start.elapsed().as_secs_f64();
+    write_sealed(path, &Seconds { seconds })?;
+    Ok((done?, seconds))
+}

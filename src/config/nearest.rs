@@ -1,0 +1,15 @@
+//! What is said of a name that does not exist: the nearest one that does.
+
+/// Says that a key does not exist and which existing one is nearest.
+pub(super) fn no_such_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let wanted = key.to_lowercase();
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();
+    let likeness = |name: &str| {
+        let whole = strsim::jaro_winkler(&wanted, &name.to_lowercase());
+        whole.max(strsim::jaro_winkler(&last(&wanted), &last(name)) - 0.01)
+    };
+    match known.map(|name| (likeness(name), name)).max_by(|left, right| left.0.total_cmp(&right.0)) {
+        Some((likeness, name)) if likeness > 0.7 => format!("there is no such key; did you mean `{name}`?"),
+        _ => "there is no such key; docs/config.md lists them".to_owned(),
+    }
+}
