@@ -146,6 +146,8 @@ const LAYOUT: Layout = &[
     "run/events.out.tfevents.*",
     "*.csv",
     "*.png",
+    "*.ids.txt",
+    "*.summary.json",
     "report.html",
 ];
 

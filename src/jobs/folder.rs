@@ -91,7 +91,7 @@ impl OutputFolder {
                 rename(&staging, &self.target, false)?;
             } else if complete || replaced.exists() {
                 self.expect_own_in(&staging)?;
-                move_others(&staging, &self.target)?;
+                self.move_others(&staging, &self.target)?;
                 remove(&staging)?;
             } else {
                 rename(&staging, &replaced, false)?;
@@ -102,7 +102,7 @@ impl OutputFolder {
                 rename(&replaced, &self.target, false)?;
             } else if complete {
                 self.expect_own_in(&replaced)?;
-                move_others(&replaced, &self.target)?;
+                self.move_others(&replaced, &self.target)?;
                 remove(&replaced)?;
             }
         }
@@ -195,7 +195,8 @@ impl OutputFolder {
 
     /// Files that other commands have written into the folder, by name.
     pub(crate) fn others(&self) -> Result<Vec<String>> {
-        let mut others: Vec<String> = others_in(&self.target)?
+        let mut others: Vec<String> = self
+            .others_in(&self.target)?
             .into_iter()
             .flat_map(|other| other.files)
             .map(|path| name_below(&self.target, &path))
@@ -216,6 +217,31 @@ impl OutputFolder {
         let mut inner = Vec::new();
         self.look_through(&Scope { root: folder, marker, layout: self.layout.to_vec() }, folder, &mut inner)?;
         Ok(inner)
+    }
+
+    /// Outputs of other commands within a folder; one whose files are all in the layout was written by this command itself.
+    fn others_in(&self, folder: &Path) -> Result<Vec<Other>> {
+        let is_own =
+            |path: &PathBuf| self.layout.iter().any(|pattern| matches(pattern, &name_below(folder, path)));
+        let mut others = marked_in(folder)?;
+        others.retain(|other| !other.files.iter().all(is_own));
+        Ok(others)
+    }
+
+    /// Moves what other commands have written into a folder that is to go into the one that takes its place, each with its marker last.
+    fn move_others(&self, from: &Path, to: &Path) -> Result<()> {
+        for Other { marker, files } in self.others_in(from)? {
+            for path in files.iter().chain([&marker]) {
+                let below = path.strip_prefix(from).unwrap_or(path);
+                let target = to.join(below);
+                if !target.exists() {
+                    fs::create_dir_all(folder_of(&target))
+                        .map_err(Error::io("create", folder_of(&target)))?;
+                    rename(path, &target, false)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn look_through(&self, scope: &Scope<'_>, folder: &Path, inner: &mut Vec<PathBuf>) -> Result<()> {
@@ -303,7 +329,8 @@ impl OutputFolder {
     /// Removes everything within an output of this command's but the marker, after [`expect_own`](Self::expect_own).
     pub(crate) fn clear_in_place(&self) -> Result<()> {
         self.begin_in_place()?;
-        let kept: Vec<PathBuf> = others_in(&self.target)?
+        let kept: Vec<PathBuf> = self
+            .others_in(&self.target)?
             .into_iter()
             .flat_map(|other| [other.files, vec![other.marker]].concat())
             .collect();
@@ -350,19 +377,19 @@ impl OutputFolder {
         }
         if !exchange(&staging, &self.target)? {
             if replaced.exists() {
-                move_others(&self.target, &replaced)?;
+                self.move_others(&self.target, &replaced)?;
                 remove(&self.target)?;
             } else {
                 rename(&self.target, &replaced, false)?;
             }
             rename(&staging, &self.target, false)?;
         } else if replaced.exists() {
-            move_others(&staging, &replaced)?;
+            self.move_others(&staging, &replaced)?;
             remove(&staging)?;
         } else {
             rename(&staging, &replaced, false)?;
         }
-        move_others(&replaced, &self.target)?;
+        self.move_others(&replaced, &self.target)?;
         sync_folder(folder_of(&self.target))
     }
 
@@ -370,7 +397,7 @@ impl OutputFolder {
     pub(crate) fn put_aside(&self) -> Result<()> {
         let replaced = self.replaced();
         if replaced.exists() {
-            move_others(&self.target, &replaced)?;
+            self.move_others(&self.target, &replaced)?;
             return remove(&self.target);
         }
         rename(&self.target, &replaced, false)
@@ -382,7 +409,7 @@ impl OutputFolder {
             return Ok(());
         }
         if self.target.exists() {
-            move_others(&self.target, &self.replaced())?;
+            self.move_others(&self.target, &self.replaced())?;
             remove(&self.target)?;
         }
         rename(&self.replaced(), &self.target, false)
@@ -397,7 +424,7 @@ impl OutputFolder {
     pub(crate) fn complete(&self) -> Result<()> {
         let replaced = self.replaced();
         if replaced.exists() {
-            move_others(&replaced, &self.target)?;
+            self.move_others(&replaced, &self.target)?;
         }
         self.lock.expect_held()?;
         describe(self.command, &self.target, self.layout)?;
@@ -421,7 +448,7 @@ impl OutputFolder {
                 rename(&staging, &self.target, false)?;
                 former = self.replaced();
             }
-            move_others(&former, &self.target)?;
+            self.move_others(&former, &self.target)?;
             remove(&former)?;
         }
         sync_folder(folder_of(&self.target))
@@ -476,14 +503,14 @@ struct Other {
 }
 
 /// Outputs of other commands within a folder, which have markers of their own.
-fn others_in(folder: &Path) -> Result<Vec<Other>> {
+fn marked_in(folder: &Path) -> Result<Vec<Other>> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(folder) else { return Ok(found) };
     for entry in entries {
         let entry = entry.map_err(Error::io("read", folder))?;
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(others_in(&path)?);
+            found.extend(marked_in(&path)?);
             continue;
         }
         let is_marker = hidden(&entry.file_name().to_string_lossy(), MARKER).is_some();
@@ -499,21 +526,6 @@ fn others_in(folder: &Path) -> Result<Vec<Other>> {
         found.push(Other { marker: path, files });
     }
     Ok(found)
-}
-
-/// Moves what other commands have written into a folder that is to go into the one that takes its place, each with its marker last.
-fn move_others(from: &Path, to: &Path) -> Result<()> {
-    for Other { marker, files } in others_in(from)? {
-        for path in files.iter().chain([&marker]) {
-            let below = path.strip_prefix(from).unwrap_or(path);
-            let target = to.join(below);
-            if !target.exists() {
-                fs::create_dir_all(folder_of(&target)).map_err(Error::io("create", folder_of(&target)))?;
-                rename(path, &target, false)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A file's name below a folder, with `/`.
