@@ -129,6 +129,7 @@ fn a_cache_of_something_else_is_refused() {
     train("side", &["--set", "patch_size=10"], &["24 pixels", "30"]);
     train("pyramid", &["--set", "pn=1_3"], &["[1, 2, 3]", "[1, 3]"]);
     train("alpha", &["--set", "compat.drop_alpha=true"], &["prepared otherwise"]);
+    train("truncated", &["--set", "truncated_images=true"], &["prepared otherwise"]);
     train("text", &["--set", "seed=4"], &["another text encoder"]);
     // A run that has a tokenizer of its own.
     let other = ["train", "--config", "config.json", "--out", "other", "--set", "seed=4"];

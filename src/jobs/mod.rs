@@ -8,6 +8,7 @@
 //! | `.NAME.replaced/` | the former output until the new one is complete ([`folder`]) |
 //! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of what was written ([`marker`]); of a folder it lies within, as `.alchemist.json` |
 
+mod contents;
 pub(crate) mod folder;
 pub(crate) mod lock;
 pub(crate) mod marker;
