@@ -20,7 +20,7 @@ use crate::{
         sha256,
     },
     interrupt::Interrupt,
-    train::fit::fit,
+    train::{fit::fit, run_directory::metrics},
 };
 
 /// Fits models and remembers what they came to.
@@ -149,9 +149,8 @@ fn read_result(path: &Path) -> Result<CellResult> {
 fn curve(run: &Path) -> Result<Vec<(u64, f64)>> {
     let path = run.join("metrics.jsonl");
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let points = text.lines().filter_map(|line| {
-        let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some((line["step"].as_u64()? + 1, line["validation_loss"].as_f64()?))
-    });
-    Ok(points.collect())
+    let points = metrics(&path, &text)?;
+    let point =
+        |line: &serde_json::Value| Some((line["step"].as_u64()? + 1, line["validation_loss"].as_f64()?));
+    Ok(points.iter().filter_map(point).collect())
 }

@@ -132,7 +132,7 @@ fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
         }
         // A file of somebody else's that has this name is not written to.
         let own = file.metadata().map_err(Error::io("read", path))?;
-        if !own.is_file() || links(&own) > 1 || own.len() > 0 && holder_of(&mut file).is_none() {
+        if !own.is_file() || links(&own) > 1 || !names_a_holder(&mut file) {
             return Err(refuse(path, "is in the way and is no lock of this program; move it away"));
         }
         // Whoever held it before may have removed the file between our opening and locking it.
@@ -182,15 +182,19 @@ fn holder_of(file: &mut File) -> Option<Holder> {
     serde_json::from_slice(&text).ok()
 }
 
+/// Whether a file holds what a lock does. A process that was killed while it wrote that has left the beginning, or nothing.
+fn names_a_holder(file: &mut File) -> bool {
+    const BEGINNING: &[u8] = br#"{"command":""#;
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| Read::take(&mut *file, LARGEST + 1).read_to_end(&mut text));
+    let begins = text.starts_with(BEGINNING) || BEGINNING.starts_with(&text);
+    read.is_ok() && begins && text.len() as u64 <= LARGEST
+}
+
 /// Whether a file is a lock of this program's.
 pub(super) fn is_lock(path: &Path) -> bool {
     let is_file = fs::symlink_metadata(path).is_ok_and(|about| about.is_file() && links(&about) == 1);
-    let holder = || {
-        File::open(path).is_ok_and(|mut file| {
-            file.metadata().is_ok_and(|about| about.len() == 0) || holder_of(&mut file).is_some()
-        })
-    };
-    is_file && holder()
+    is_file && File::open(path).is_ok_and(|mut file| names_a_holder(&mut file))
 }
 
 fn is_fresh(file: &File) -> bool {
@@ -280,8 +284,11 @@ mod tests {
         assert!(message.contains("on elsewhere.invalid"), "{message}");
         leave("elsewhere.invalid", EXPIRY * 2);
         drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
-        fs::write(&path, "").unwrap();
-        drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
+        for length in [0, 1, 12, 30] {
+            let holder = Holder { command: "score".to_owned(), host: host(), process: 1 };
+            fs::write(&path, &serde_json::to_vec(&holder).unwrap()[..length]).unwrap();
+            drop(Lock::acquire("score", std::slice::from_ref(&output)).unwrap());
+        }
         fs::write(&path, "something else").unwrap();
         assert!(Lock::acquire("score", &[output]).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"something else");

@@ -22,7 +22,10 @@ use crate::{
         statistics::{auroc, mean_percentile},
     },
     select::{Keep, Ranking, Strategy, ratings::ColumnNames, ratings::RatingsTable, select},
-    train::{corpus, run_directory::RunDirectory},
+    train::{
+        corpus,
+        run_directory::{RunDirectory, metrics},
+    },
 };
 
 /// Pictures a tenth, and neighbours in rank on either side of each.
@@ -364,8 +367,7 @@ impl RunPage {
     fn training(&self, config: &Config) -> Result<Section> {
         let path = self.run.join("metrics.jsonl");
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let lines: Vec<serde_json::Value> =
-            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let lines = metrics(&path, &text)?;
         let line = |name: &str, key: &str| {
             let point =
                 |line: &serde_json::Value| Some((line["step"].as_u64()? as f64 + 1.0, line[key].as_f64()?));

@@ -454,6 +454,22 @@ impl Journal {
     }
 }
 
+/// The lines of a run's `metrics.jsonl`. The last one may be on its way into the file.
+///
+/// # Errors
+/// [`Error::Table`] that names the first line which is damaged.
+pub(crate) fn metrics(path: &Path, text: &str) -> Result<Vec<Value>> {
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let parsed = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| Error::Table {
+            path: path.to_path_buf(),
+            line: Some(number as u64 + 1),
+            message: format!("is damaged ({error}); remove it, or train the run again"),
+        })
+    };
+    text[..whole].lines().enumerate().map(parsed).collect()
+}
+
 /// The member of a start that holds the SHA-256 over the one of the start before and all other members.
 const LINK: &str = "sha256";
 
