@@ -167,7 +167,7 @@ pub fn modulate_backward_table<T: Factor>(
 }
 
 /// Adds the samples' gradients of factor and shift, `by_sample` `[B, S, 2, C]` (of
-/// [`modulation_backward`](modulation_backward) too), to parts `factor` and `shift` of
+/// [`modulation_backward`] too), to parts `factor` and `shift` of
 /// `d_table` `[S, 6C]`. Where each sample has its own, `d_table` `[B, S, 6C]`, they are one batch's: a `batch` of 1 with `B·S`
 /// levels, and nothing is summed.
 ///
