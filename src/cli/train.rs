@@ -82,11 +82,11 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
         let config = given.ok_or_else(|| Error::invalid("a run needs --config FILE.json"))?;
         config.data.train_csv()?;
         let path = directory(arguments, Some(&config))?;
-        // The same command given again after a stop goes on with its run.
+        // The same command given again resumes an interrupted run.
         if !arguments.overwrite && RunDirectory::was_stopped(&path)? {
             let (run, held) = RunDirectory::open(&path)?;
             refuse_change(&path, &held, &config)?;
-            tracing::info!("{} holds this run, which was stopped: it goes on", path.display());
+            tracing::info!("resuming the interrupted run in {}", path.display());
             return Ok((run, config));
         }
         let existing = if arguments.overwrite { Existing::Overwrite } else { Existing::Refuse };

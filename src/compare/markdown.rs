@@ -46,7 +46,10 @@ pub fn markdown(comparison: &Comparison) -> String {
             with_interval(line.difference, 4),
         ));
     }
-    text.push_str(&pictures(&lines, &outcomes.iter().map(|outcome| &outcome.result).collect::<Vec<_>>()));
+    text.push_str(&image_measures(
+        &lines,
+        &outcomes.iter().map(|outcome| &outcome.result).collect::<Vec<_>>(),
+    ));
     if !flaws.is_empty() {
         let mut kinds: Vec<&str> = Vec::new();
         let mut ratings: Vec<&str> = Vec::new();
@@ -140,8 +143,8 @@ fn overview(lines: &[Line]) -> String {
     text
 }
 
-/// The measures as people read them; nothing where no pictures were drawn.
-fn pictures(lines: &[Line], results: &[&CellResult]) -> String {
+/// Tables of the image measures; empty if no images were sampled.
+fn image_measures(lines: &[Line], results: &[&CellResult]) -> String {
     let mut text = String::new();
     let all = || results.iter().flat_map(|result| &result.pictures);
     for name in measure_names(lines.iter().flat_map(|line| &line.pictures).map(|line| line.name.as_str())) {
