@@ -20,9 +20,9 @@ use alchemist_engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
-    train::{
-        batch::Batch,
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
+    tokens::batch::Batch,
+    training::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

@@ -24,7 +24,7 @@ use alchemist_engine::{
         },
     },
     models::{Mode, Proxy},
-    train::batch::Batch,
+    tokens::batch::Batch,
 };
 use cases::{Case, cases};
 use criterion::{BenchmarkId, Criterion, SamplingMode};

@@ -14,7 +14,7 @@ use std::hint::black_box;
 use alchemist_engine::{
     engine::{Parameters, Tape},
     models::{Mode, Rater, Weighing},
-    train::batch::Batch,
+    tokens::batch::Batch,
 };
 use cases::cases;
 use criterion::{Criterion, SamplingMode, Throughput};

@@ -19,7 +19,7 @@ use crate::{
         Claim,
         folder::{Layout, OutputFolder, Present},
     },
-    rate::{
+    rater::{
         bilevel::RaterReport,
         dynamics::{Recording, recordings},
         page::RunPage,
@@ -35,7 +35,7 @@ use crate::{
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
-    train::{
+    training::{
         prepared::Preparing,
         run_directory::{Existing, RunDirectory},
     },
@@ -263,8 +263,8 @@ impl Observer for Curves<'_> {
         step: u64,
         total: u64,
         samples: usize,
-        rates: crate::rate::bilevel::StepRates,
-        report: &crate::rate::bilevel::StepReport,
+        rates: crate::rater::bilevel::StepRates,
+        report: &crate::rater::bilevel::StepReport,
     ) {
         self.inner.step(step, total, samples, rates, report);
         let mean = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;

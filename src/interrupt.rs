@@ -26,6 +26,12 @@ pub const ACKNOWLEDGMENT: &str =
 /// What is kept by a command that has written nothing yet.
 const UNTOUCHED: &str = "nothing was written";
 
+/// What an interrupted run says before its first step.
+pub(crate) const NO_STEP: &str = "no step had been done yet, so there was nothing to save";
+
+/// What it says before it has continued.
+pub(crate) const AS_IT_WAS: &str = "the run is as it was; give the same command again";
+
 /// How long the end of the program waits for its last line to be printed; nobody may be reading it.
 const PATIENCE: Duration = Duration::from_secs(1);
 

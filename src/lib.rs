@@ -6,8 +6,8 @@
 //! Follow one image through the program by walking the modules in order:
 //!
 //! ```text
-//! image, caption ─ data ─▶ encode ─▶ models ─▶ rate ─▶ ratings ─ select ─▶ subset ─ report
-//!                             └──────── engine (tensor, tape, ops) ────────┘
+//! image, caption ─ data ─▶ tokens ─▶ rater (bilevel step on models) ─▶ ratings ─ select ─▶ subset ─ generator ─▶ compare, report
+//!                           encode       └── engine (tensor, autograd, ops, cuda) ──┘
 //! ```
 //!
 //! Nothing imports upward: `engine` knows nothing of models, `models` nothing of data, `cli` only parses and calls.
@@ -23,14 +23,16 @@ pub mod encode;
 pub mod engine;
 pub mod error;
 pub mod files;
+pub mod generator;
 pub mod interrupt;
 pub(crate) mod jobs;
 pub mod measure;
 pub mod models;
-pub mod rate;
+pub mod rater;
 pub mod report;
 pub mod select;
-pub mod train;
+pub mod tokens;
+pub mod training;
 pub mod weights;
 
 pub mod cli;

@@ -16,7 +16,7 @@ use alchemist_engine::{
         drawn::{DataSetSettings, write_data_set},
         flaws::FlawShares,
     },
-    train::checkpoint::Checkpoint,
+    training::checkpoint::Checkpoint,
 };
 use serde_json::json;
 use tempfile::TempDir;

@@ -11,9 +11,9 @@ use alchemist_engine::{
     },
     engine::{DType, ParameterId, Tensor, cuda::Device},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates, StepReport},
-    train::{
-        batch::Batch,
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates, StepReport},
+    tokens::batch::Batch,
+    training::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

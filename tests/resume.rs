@@ -17,7 +17,7 @@ use alchemist_engine::{
         flaws::FlawShares,
     },
     engine::{Purpose, Random},
-    train::checkpoint::Checkpoint,
+    training::checkpoint::Checkpoint,
 };
 use serde_json::json;
 use tempfile::TempDir;

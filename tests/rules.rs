@@ -10,9 +10,9 @@ use alchemist_engine::{
         ops::rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets, linear_combination, standardise},
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates},
-    train::{
-        batch::Batch,
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates},
+    tokens::batch::Batch,
+    training::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

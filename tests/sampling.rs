@@ -6,8 +6,8 @@ mod common;
 use alchemist_engine::{
     encode::{TextStates, pyramid::PyramidQuantizer},
     engine::{DType, Parameters, Tape, Tensor, cuda::Device},
+    generator::sample::{SampleSettings, Sampler},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rope},
-    train::sample::{SampleSettings, Sampler},
 };
 use common::{normal, relative_error};
 

@@ -11,7 +11,7 @@ mod workplace;
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
-use alchemist_engine::train::cache::TokenCache;
+use alchemist_engine::tokens::cache::TokenCache;
 use folders::{POSITIONS, clip_pipeline, clip_weights};
 use serde_json::{Value, json};
 use workplace::{Workplace, contents};

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use alchemist_engine::{
     config::Config,
     engine::{Parameters, Tensor},
-    rate::samples::Samples,
-    train::{
+    rater::samples::Samples,
+    training::{
         checkpoint::{self, Checkpoint, State, Tensors},
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
@@ -100,7 +100,7 @@ fn state(step: u64) -> State {
         reference_optimizer_steps: None,
         proxy_loss_scale: None,
         reference_loss_scale: None,
-        rater_loss_scale: Some(alchemist_engine::train::loss_scale::LossScale::default()),
+        rater_loss_scale: Some(alchemist_engine::training::loss_scale::LossScale::default()),
         config: "c".to_owned(),
         image_tokenizer: "t".to_owned(),
         text_encoder: "e".to_owned(),

@@ -24,7 +24,10 @@ use alchemist_engine::{
     },
     encode::word_pieces::WordPieces,
     interrupt::Interrupt,
-    train::cache::{EncodeRequest, TextKept, TokenCache, encode},
+    tokens::{
+        cache::{TextKept, TokenCache},
+        encode::{EncodeRequest, encode},
+    },
     weights::Weights,
 };
 

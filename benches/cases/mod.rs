@@ -12,9 +12,9 @@ use alchemist_engine::{
     },
     engine::{DType, Parameters, Purpose, Random, Tensor},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
-    train::{
-        batch::Batch,
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
+    tokens::batch::Batch,
+    training::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

@@ -9,7 +9,7 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    rate::attribute,
+    rater::attribute,
 };
 
 /// The geometry of the inner product.

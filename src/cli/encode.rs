@@ -10,10 +10,11 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    train::{
-        cache::{self, EncodeRequest, encode},
-        trained::configuration,
+    tokens::{
+        cache,
+        encode::{EncodeRequest, encode},
     },
+    training::trained::configuration,
 };
 
 /// The arguments of `encode`.

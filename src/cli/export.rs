@@ -7,9 +7,13 @@ use clap::Args;
 use crate::{
     config::Config,
     error::Result,
+    generator::fit,
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
-    train::{checkpoint::Checkpoint, fit, released, trained},
+    training::{
+        checkpoint::{self, Checkpoint},
+        released, trained,
+    },
 };
 
 /// The arguments of `export`.
@@ -44,7 +48,7 @@ pub fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<()> {
 /// Writes the networks of a checkpoint; gives its epoch.
 fn write(out: &Path, config: &Config, folder: &Path, interrupt: &Interrupt) -> Result<u64> {
     const NOTHING_WRITTEN: &str = "nothing was written";
-    let epoch = if fit::is_fit(folder) {
+    let epoch = if checkpoint::is_fit(folder) {
         let (model, epoch) = interrupt.while_reading(NOTHING_WRITTEN, || fit::weights_of(folder))?;
         released::export(out, config, epoch, &[(released::PROXY, &model)])?;
         epoch

@@ -10,8 +10,8 @@ use crate::{
         watch::Watch,
     },
     error::Result,
+    generator::fit,
     interrupt::Interrupt,
-    train::fit,
 };
 
 /// The arguments of `fit`.

@@ -9,7 +9,7 @@ use crate::{
     error::Result,
     interrupt::Interrupt,
     report::text_table::TextTable,
-    train::released::{PROXY, RATER, differences_from},
+    training::released::{PROXY, RATER, differences_from},
     weights::{Differences, Unmatched, Weights},
 };
 

@@ -10,9 +10,9 @@ use crate::{
     files::write_whole,
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
-    rate::page::RunPage,
+    rater::page::RunPage,
     select,
-    train::run_directory::RunDirectory,
+    training::run_directory::RunDirectory,
 };
 
 /// The arguments of `report`.

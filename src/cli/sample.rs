@@ -9,8 +9,8 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     files::text::{filled_lines, read_text},
+    generator::sample::{Layout, SampleRequest, SampleSettings, geneval_prompts, sample},
     interrupt::Interrupt,
-    train::sample::{Layout, SampleRequest, SampleSettings, geneval_prompts, sample},
 };
 
 /// How the pictures are laid out.

@@ -9,7 +9,7 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    rate::scorer,
+    rater::scorer,
 };
 
 /// The arguments of `score`.

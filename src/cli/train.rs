@@ -10,8 +10,8 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
-    rate::trainer,
-    train::run_directory::{Existing, RunDirectory},
+    rater::trainer,
+    training::run_directory::{Existing, RunDirectory},
 };
 
 /// The arguments of `train`.

@@ -5,16 +5,13 @@ use std::{path::PathBuf, time::Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
-    rate::{
+    generator::fit::{FitObserver, FitStepReport, Measures},
+    rater::{
         bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
     },
     report::event_file::EventFile,
-    train::{
-        fit::{FitObserver, FitStepReport, Measures},
-        prepared::Preparing,
-        schedule::Rates,
-    },
+    training::{prepared::Preparing, schedule::Rates},
 };
 
 /// A bar on stderr, which indicatif hides where that is no terminal.

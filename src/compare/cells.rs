@@ -19,8 +19,9 @@ use crate::{
         sealed::{Unsealed, unseal, write_sealed},
         sha256,
     },
+    generator::fit::fit,
     interrupt::Interrupt,
-    train::{fit::fit, run_directory::metrics},
+    training::run_directory::metrics,
 };
 
 /// Fits models and remembers what they came to.

@@ -21,9 +21,10 @@ use crate::{
         sha256_of_file, write_csv,
     },
     interrupt::Interrupt,
-    train::{
-        cache::{EncodeRequest, TokenCache, encode},
-        corpus,
+    tokens::{
+        cache::TokenCache,
+        encode::{EncodeRequest, encode},
+        records,
     },
 };
 
@@ -118,7 +119,7 @@ pub(super) fn prepare(
 
     let read = |path: &Path| {
         interrupt.while_reading(NOT_BEGUN, || {
-            let corpus = corpus::open(config, path)?;
+            let corpus = records::open(config, path)?;
             Ok((Columns::of(&corpus), corpus.read_usable()?.0))
         })
     };
@@ -202,7 +203,7 @@ pub(super) fn prepare(
     refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;
     write_records(&pool, &named, &records)?;
     // Their pictures are named by whole paths now.
-    let records = corpus::open(config, &pool)?.read_all()?;
+    let records = records::open(config, &pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
     expect_batches(aside, config.training.batch)?;
     let [validation, held_out] = paths;

@@ -15,16 +15,13 @@ use crate::{
     engine::{Purpose, Random},
     error::{Error, Result},
     files::{remove_folder, sha256},
+    generator::sample::{Layout, SampleRequest, SampleSettings, sample},
     interrupt::Interrupt,
     measure::{
         job::{Choice, Measure, Measurer, References, tokenizer_of_config},
         pictures::Pictured,
     },
-    train::{
-        cache::TokenCache,
-        corpus,
-        sample::{Layout, SampleRequest, SampleSettings, sample},
-    },
+    tokens::{cache::TokenCache, records},
 };
 
 /// Pictures drawn at once.
@@ -61,7 +58,7 @@ impl Drawn {
         teller: &mut Teller<'_>,
     ) -> Result<Self> {
         let tokens = TokenCache::open(&data.cache)?;
-        let mut records = corpus::open(config, &data.held_out)?.read_all()?;
+        let mut records = records::open(config, &data.held_out)?.read_all()?;
         records.retain(|record| tokens.holds(&record.image));
         if request.count < 2 || request.count > records.len() {
             return Err(Error::invalid(format!(

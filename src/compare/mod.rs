@@ -44,20 +44,17 @@ use crate::{
     data::{Record, flaws::Flaw},
     error::{Error, Result},
     files::remove_leftovers,
+    generator::fit::{FitObserver, FitStepReport, Measures},
     interrupt::Interrupt,
     jobs::{Claim, folder::OutputFolder},
-    rate::{
+    rater::{
         bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
     },
     report::statistics::{auroc, mean_interval, mean_percentile},
     select::{Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
-    train::{
-        corpus,
-        fit::{FitObserver, FitStepReport, Measures},
-        prepared::Preparing,
-        schedule::Rates,
-    },
+    tokens::records,
+    training::{prepared::Preparing, schedule::Rates},
 };
 
 /// What is to be compared.
@@ -313,7 +310,7 @@ pub fn compare(
                     overwrite: true,
                 };
                 write_subset(&job, interrupt)?;
-                let kept = corpus::open(config, &subset)?.read_all()?;
+                let kept = records::open(config, &subset)?.read_all()?;
                 let share = kept.len() as f64 / data.records.len() as f64;
                 for convention in &request.conventions {
                     let epochs = convention.epochs(config.training.epochs, share);
@@ -355,7 +352,7 @@ fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
 
 /// The place of the column of flaws: the one that is asked for, or `flaw` if there is one.
 fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
-    let corpus = corpus::open(&request.config, pool)?;
+    let corpus = records::open(&request.config, pool)?;
     let name = request.flaw_column();
     match corpus.header().iter().position(|column| column == name) {
         None if request.flaw_column.is_some() => Err(Error::Table {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::Config,
     error::{Error, Result},
-    rate::{
+    rater::{
         dynamics::recordings,
         page::{Rated, auroc_cell, dynamics_parts, histogram_part, kind_number, last_losses},
     },

@@ -21,13 +21,14 @@ use crate::{
         sha256_of_file, write_csv,
     },
     interrupt::Interrupt,
-    rate::{
+    rater::{
         dynamics::recordings,
         scorer::{ScoreRequest, score},
         trainer::train,
     },
     select::{RatingsTable, ratings::ColumnNames},
-    train::{checkpoint::Checkpoint, corpus},
+    tokens::records,
+    training::checkpoint::Checkpoint,
 };
 
 /// Seconds of a rater's training and of its scoring, where a start came to say them.
@@ -232,7 +233,7 @@ impl<'a> Ratings<'a> {
             })
             .collect();
         let data = &self.config.data;
-        let preprocess = corpus::preprocess(self.config, 1);
+        let preprocess = records::preprocess(self.config, 1);
         let numbers =
             heuristics::rate(&asked, self.pool.1, preprocess, data.workers, interrupt, teller.progress)?;
         self.heuristics = asked.into_iter().zip(numbers).collect();

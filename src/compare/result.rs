@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{measure::job::Measure, train::fit::ScaleMeasures};
+use crate::{generator::fit::ScaleMeasures, measure::job::Measure};
 
 /// What a fit came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

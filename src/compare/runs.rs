@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     error::{Error, Result},
     files::sealed::{read_sealed, write_sealed},
-    train::run_directory::{Existing, RunDirectory},
+    training::run_directory::{Existing, RunDirectory},
 };
 
 /// A configuration with keys set on top.

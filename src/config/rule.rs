@@ -1,5 +1,5 @@
 //! By which rule the rater learns, and how: the names that a configuration gives. What they do is in
-//! [`rate::rules`](crate::rate::rules).
+//! [`rate::rules`](crate::rater::rules).
 
 use std::{fmt, str::FromStr};
 

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     files::sha256,
     interrupt::Interrupt,
-    train::corpus::{FailedRecord, Progress},
+    tokens::records::{FailedRecord, Progress},
     weights::Weights,
 };
 

@@ -23,11 +23,12 @@ use crate::{
     encode::{ImageTokenizer, load_image_tokenizer},
     error::{Error, Result},
     interrupt::Interrupt,
-    train::{
+    tokens::{
         cache::TokenCache,
-        corpus::{self, FailedRecord, Progress},
-        trained::{Named, configuration},
+        encoders, fitting,
+        records::{self, FailedRecord, Progress},
     },
+    training::trained::{Named, configuration},
 };
 
 /// A kind of features.
@@ -243,7 +244,7 @@ fn note(failed: &mut BTreeMap<(u64, String), FailedRecord>, left_out: Vec<Failed
 pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
     let run = Named::new(run)?.run;
     let config = configuration(&run, &[])?;
-    placed(&config, corpus::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?)
+    placed(&config, encoders::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?)
 }
 
 /// A tokenizer on the device that its configuration names, and how pictures are decoded for it.
@@ -251,7 +252,7 @@ fn placed(
     config: &Config,
     tokenizer: Box<dyn ImageTokenizer>,
 ) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
-    let preprocess = corpus::preprocess(config, tokenizer.image_side());
+    let preprocess = records::preprocess(config, tokenizer.image_side());
     match config.device.open()? {
         Some(device) => Ok((tokenizer.to_device(&device)?, preprocess)),
         None => Ok((tokenizer, preprocess)),
@@ -277,10 +278,10 @@ pub fn tokenizer_of_config(
                 Some(_) => (Path::new(""), Vec::new()),
                 None => {
                     let table = config.data.train_csv()?;
-                    (table, corpus::open(config, table)?.read_all()?)
+                    (table, records::open(config, table)?.read_all()?)
                 }
             };
-            corpus::image_tokenizer(config, (table, &records), None, interrupt, progress)?.0
+            fitting::image_tokenizer(config, (table, &records), None, interrupt, progress)?.0
         }
     };
     placed(config, tokenizer)

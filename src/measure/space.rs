@@ -14,7 +14,7 @@ use crate::{
     engine::Tensor,
     error::{Error, LeftOutRows, Reasons, Result},
     interrupt::Interrupt,
-    train::corpus::{FailedRecord, Progress},
+    tokens::records::{FailedRecord, Progress},
 };
 
 /// Pictures whose features are computed at once.

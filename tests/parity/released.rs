@@ -3,7 +3,7 @@
 use alchemist_engine::{
     engine::{DType, Tape},
     models::{BackboneConfig, Mode, Proxy, Rater, Weighing},
-    train::released,
+    training::released,
     weights::Weights,
 };
 

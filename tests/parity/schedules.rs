@@ -2,7 +2,7 @@
 
 use alchemist_engine::{
     data::{ReleasedOrder, ReleasedSampler},
-    train::schedule::Schedule,
+    training::schedule::Schedule,
 };
 use serde_json::Value;
 

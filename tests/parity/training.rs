@@ -3,9 +3,9 @@
 use alchemist_engine::{
     config::RuleSettings,
     encode::pyramid::Reach,
-    rate::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
-    train::{
-        batch::Batch,
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
+    tokens::batch::Batch,
+    training::{
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
     },

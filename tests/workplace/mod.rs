@@ -15,7 +15,7 @@ use alchemist_engine::{
         drawn::{DataSetSettings, write_data_set},
         flaws::FlawShares,
     },
-    train::checkpoint::Checkpoint,
+    training::checkpoint::Checkpoint,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -1,0 +1,302 @@
+//! The model that is fitted: weights, optimiser, one plain step.
+
+use serde::{Deserialize, Serialize};
+
+use super::tokens::Tokens;
+use crate::{
+    config::Config,
+    encode::pyramid::{CodeReader, Reach},
+    engine::{Accumulate, DType, Parameters, Tape, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
+    error::{Error, Result},
+    models::{BackboneConfig, Mode, Proxy},
+    tokens::batch::{Batch, token_measures},
+    training::{
+        optimizer::{AdamW, AdamWSettings},
+        parameter_groups::decays,
+        schedule::Rates,
+    },
+};
+
+/// What a pass shows of the predictions: means over samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measures {
+    /// Loss, over all tokens.
+    pub loss: f64,
+    /// Loss, over those of the last scale.
+    pub tail_loss: f64,
+    /// Share in percent of tokens predicted right.
+    pub accuracy: f64,
+    /// The same over those of the last scale.
+    pub tail_accuracy: f64,
+}
+
+impl Measures {
+    fn add(&mut self, share: f64, [loss, tail_loss, accuracy, tail_accuracy]: [f64; 4]) {
+        self.loss += share * loss;
+        self.tail_loss += share * tail_loss;
+        self.accuracy += share * accuracy;
+        self.tail_accuracy += share * tail_accuracy;
+    }
+}
+
+/// One scale of the pyramid: means over samples and tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleMeasures {
+    /// The side of its token map.
+    pub side: usize,
+    /// Loss a token.
+    pub loss: f64,
+    /// Share in percent of tokens predicted right.
+    pub accuracy: f64,
+}
+
+/// What a step measured, before the update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FitStepReport {
+    /// Over the tokens that the step trained on, all alike; losses are those that are descended, label smoothing included (the
+    /// released `Lm` and `Lt` leave it out).
+    pub measures: Measures,
+    /// The loss that was descended.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Updates skipped since the run began, where losses are scaled.
+    pub skipped_updates: Option<u64>,
+}
+
+/// A text-to-image model and its optimiser.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The network: that of the proxy.
+    pub network: Proxy,
+    /// Its weights.
+    pub parameters: Parameters,
+    /// Its optimiser.
+    pub optimizer: AdamW,
+    /// On a device: makes the network's input from codes.
+    pub(super) reader: Option<CodeReader>,
+    smoothing: f64,
+    recompute: bool,
+    seed: u64,
+}
+
+/// One batch of a step.
+pub(super) struct MicroStep {
+    pub(super) batch: Batch,
+    pub(super) tokens: Tokens,
+    /// Picks the random streams.
+    pub(super) iteration: u64,
+}
+
+fn backbone(config: &Config, [vocabulary, code_channels, text_channels]: [usize; 3]) -> BackboneConfig {
+    config.proxy_backbone(vocabulary, code_channels, text_channels)
+}
+
+impl Model {
+    /// A model with freshly drawn weights, as a configuration says, for a tokenizer of `vocabulary` codes of
+    /// `code_channels` channels and an encoder of `text_channels` channels.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub fn new(config: &Config, sizes: [usize; 3]) -> Result<Self> {
+        let network = Proxy::new(&backbone(config, sizes), DType::F32, config.seed.wrapping_mul(2))?;
+        let mut model = Self::of(config, network);
+        if config.networks.zero_cross_attention {
+            crate::models::init::zero_cross_projections(&mut model.parameters)?;
+        }
+        Ok(model)
+    }
+
+    /// The same, its weights about to be replaced by those of a checkpoint: nothing is drawn.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub(crate) fn undrawn(config: &Config, sizes: [usize; 3]) -> Result<Self> {
+        Ok(Self::of(config, Proxy::undrawn(&backbone(config, sizes), DType::F32)?))
+    }
+
+    fn of(config: &Config, (network, parameters): (Proxy, Parameters)) -> Self {
+        let settings = AdamWSettings { clip: config.training.clip, ..AdamWSettings::default() };
+        Self {
+            network,
+            optimizer: AdamW::new(&parameters, decays, settings),
+            parameters,
+            reader: None,
+            smoothing: config.training.label_smoothing,
+            recompute: config.recompute,
+            seed: config.seed,
+        }
+    }
+
+    /// Moves weights and optimiser to a device; activations get the type `compute`.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+        self.parameters = self.parameters.to_device(device, compute)?;
+        self.optimizer.move_to(device, compute == DType::F16)
+    }
+
+    /// The batch where the network is, its input made.
+    fn placed(&self, batch: &Batch) -> Result<Batch> {
+        let Some(device) = self.parameters.device() else { return Ok(batch.clone()) };
+        let dtype = self.parameters.compute_dtype();
+        let mut batch = batch.to_device(device, dtype)?;
+        batch.read_codes(self.reader.as_ref(), dtype, Reach::Before)?;
+        Ok(batch)
+    }
+
+    /// One step over the micro-batches of an accumulated batch: the mean of their losses is descended.
+    ///
+    /// # Errors
+    /// If there is none, a shape does not fit, or the loss or the gradient is no number: the weights are then as they were.
+    pub(super) fn step(&mut self, micro: &[MicroStep], rates: Rates, step: u64) -> Result<FitStepReport> {
+        if micro.is_empty() {
+            return Err(Error::invalid("a step needs at least one batch"));
+        }
+        self.optimizer.prepare(rates.learning_rate, rates.weight_decay)?;
+        #[expect(clippy::cast_precision_loss, reason = "a few batches")]
+        let share = 1.0 / micro.len() as f64;
+        let mut sum = Accumulate::default();
+        let mut seen = Vec::with_capacity(micro.len());
+        for MicroStep { batch, tokens, iteration } in micro {
+            let batch = self.placed(batch)?;
+            let part = tokens.layout.as_ref().map(|layout| self.network.with_layout(layout.clone()));
+            let network = part.as_ref().unwrap_or(&self.network);
+            let samples = batch.codes.dim(0);
+            let drop_path = network.draw(self.seed, *iteration, samples)?;
+            let mut tape = Tape::new(&self.parameters).with_recomputing(self.recompute);
+            let result = network.weighted_loss(
+                &mut tape,
+                batch.input()?,
+                &batch.text,
+                &batch.codes,
+                self.smoothing,
+                tokens.weights.as_deref(),
+                Mode::Train(&drop_path),
+            )?;
+            let losses = result.sample_loss.value();
+            #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
+            let seed = share * self.optimizer.loss_factor() / samples as f64;
+            let seeds = Tensor::new(&[samples], vec![seed; samples])?.cast(losses.dtype())?;
+            let seeds = match losses.device() {
+                Some(device) => seeds.to_device(&device.clone())?,
+                None => seeds,
+            };
+            tape.backward(vec![(&result.sample_loss, seeds)], &[], &mut sum)?;
+            seen.push((result, batch.last_scale));
+        }
+        self.optimizer.update(&mut self.parameters, &sum.gradients)?;
+        let mut report = FitStepReport {
+            measures: Measures::default(),
+            loss: 0.0,
+            gradient_norm: 0.0,
+            skipped_updates: None,
+        };
+        for (result, last_scale) in &seen {
+            report.measures.add(share, token_measures(result, *last_scale)?);
+            let losses = result.sample_loss.value().to_f64_vec()?;
+            #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
+            let count = losses.len() as f64;
+            report.loss += share * losses.iter().sum::<f64>() / count;
+        }
+        let updated = self.optimizer.finish()?;
+        report.gradient_norm = updated.norm;
+        let scale = self.optimizer.loss_scale();
+        report.skipped_updates = scale.map(|scale| scale.skipped());
+        let scaled = scale.is_some_and(|scale| scale.factor() >= 1.0);
+        if (report.loss.is_finite() && updated.applied) || scaled {
+            return Ok(report);
+        }
+        Err(Error::Diverged(format!(
+            "the loss is no longer a number at step {step} (loss {}, norm of the gradient {}); lower tlr or tclip and start \
+             again from the last checkpoint",
+            report.loss, report.gradient_norm
+        )))
+    }
+
+    /// Loss and accuracy on batches, without drop-path, on all tokens.
+    ///
+    /// # Errors
+    /// If there is no sample or a shape does not fit.
+    pub fn measure(&self, batches: impl Iterator<Item = Result<Batch>>) -> Result<Measures> {
+        let mut sums = Measures::default();
+        let samples = self.each_pass(batches, |seen, batch| {
+            #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
+            let count = batch.codes.dim(0) as f64;
+            sums.add(count, token_measures(seen, batch.last_scale)?);
+            Ok(())
+        })?;
+        let Measures { loss, tail_loss, accuracy, tail_accuracy } = sums;
+        let mut means = Measures::default();
+        means.add(1.0 / samples, [loss, tail_loss, accuracy, tail_accuracy]);
+        Ok(means)
+    }
+
+    /// The same by the scales of the pyramid, whose token maps have these sides.
+    ///
+    /// # Errors
+    /// As for [`measure`](Self::measure), or if there are other scales.
+    pub fn measure_scales(
+        &self,
+        batches: impl Iterator<Item = Result<Batch>>,
+        sides: &[usize],
+    ) -> Result<Vec<ScaleMeasures>> {
+        let mut sums = vec![(0.0, 0.0); sides.len()];
+        let samples = self.each_pass(batches, |seen, _| {
+            let tokens = seen.token_loss.dim(1);
+            if tokens != sides.iter().map(|side| side * side).sum::<usize>() {
+                return Err(Error::shape("scales", format!("{tokens} tokens in maps of sides {sides:?}")));
+            }
+            let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
+            for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
+                let mut start = 0;
+                for (side, (loss, right)) in sides.iter().zip(&mut sums) {
+                    let end = start + side * side;
+                    #[expect(clippy::cast_precision_loss, reason = "some hundred tokens")]
+                    let count = (end - start) as f64;
+                    *loss += losses[start..end].iter().sum::<f64>() / count;
+                    *right += correct[start..end].iter().map(|&one| f64::from(one)).sum::<f64>() / count;
+                    start = end;
+                }
+            }
+            Ok(())
+        })?;
+        let mean = |(&side, (loss, right)): (&usize, (f64, f64))| ScaleMeasures {
+            side,
+            loss: loss / samples,
+            accuracy: 100.0 * right / samples,
+        };
+        Ok(sides.iter().zip(sums).map(mean).collect())
+    }
+
+    /// A pass without drop-path over each batch; gives the number of samples.
+    fn each_pass(
+        &self,
+        batches: impl Iterator<Item = Result<Batch>>,
+        mut see: impl FnMut(&CrossEntropy, &Batch) -> Result<()>,
+    ) -> Result<f64> {
+        let mut samples = 0.0;
+        for batch in batches {
+            let batch = self.placed(&batch?)?;
+            let mut tape = Tape::inference(&self.parameters);
+            let result = self.network.loss(
+                &mut tape,
+                batch.input()?,
+                &batch.text,
+                &batch.codes,
+                0.0,
+                Mode::Evaluate,
+            )?;
+            see(&result, &batch)?;
+            #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
+            let count = batch.codes.dim(0) as f64;
+            samples += count;
+        }
+        if samples == 0.0 {
+            return Err(Error::invalid("there is no validation sample to measure the model on"));
+        }
+        Ok(samples)
+    }
+}

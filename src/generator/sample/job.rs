@@ -1,0 +1,259 @@
+//! Pictures of a list of prompts in a folder, and a table that says which is which.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    SampleSettings, Sampler,
+    layout::{Layout, Placed},
+};
+use crate::{
+    config::Config,
+    encode::{ImageTokenizer, TextEncoder},
+    engine::Tensor,
+    error::{Error, Result},
+    files::{hexadecimal, remove_leftovers, write_whole},
+    generator::fit::{Model, load_model},
+    interrupt::Interrupt,
+    jobs::{Claim, folder::OutputFolder},
+    report::picture::Picture,
+    tokens::encoders::Encoders,
+    training::{
+        released,
+        trained::{Named, configuration},
+    },
+};
+
+/// What is to be drawn, from which model.
+#[derive(Clone, Debug)]
+pub struct SampleRequest {
+    /// A run of `fit` or one checkpoint in it; or, with `weights`, a configuration file.
+    pub model: PathBuf,
+    /// Weights in the released layout, for a model that was not fitted here.
+    pub weights: Option<PathBuf>,
+    /// Keys set on top of the configuration.
+    pub sets: Vec<String>,
+    /// The captions.
+    pub prompts: Vec<String>,
+    /// Pictures of each.
+    pub each: usize,
+    /// The folder to write into.
+    pub out: PathBuf,
+    /// Replace what `sample` wrote there.
+    pub overwrite: bool,
+    /// How the pictures are laid out in it.
+    pub layout: Layout,
+    /// Pictures drawn at once.
+    pub batch: usize,
+    /// How codes are drawn.
+    pub settings: SampleSettings,
+}
+
+/// What was drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSummary {
+    /// Pictures written.
+    pub pictures: usize,
+    /// The picture of all, if there is one.
+    pub grid: Option<PathBuf>,
+    /// Which picture is of which prompt: `file`, `prompt`, `number`.
+    pub table: PathBuf,
+}
+
+impl fmt::Display for SampleSummary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} pictures\n{}", self.pictures, self.table.display())?;
+        self.grid.as_ref().map_or(Ok(()), |grid| write!(formatter, "\n{}", grid.display()))
+    }
+}
+
+/// A model and the encoders it goes with.
+struct Loaded {
+    model: Model,
+    tokenizer: Box<dyn ImageTokenizer>,
+    text: Box<dyn TextEncoder>,
+}
+
+impl Loaded {
+    fn open(request: &SampleRequest, interrupt: &Interrupt) -> Result<Self> {
+        let (device, config, mut loaded) = match &request.weights {
+            Some(weights) => {
+                let config = without_cache(Config::load(&request.model, &request.sets)?);
+                let device = config.device.open()?;
+                let Encoders { tokenizer, text, .. } =
+                    Encoders::named(&config, interrupt)?.on(device.as_ref())?;
+                let mut model = Model::undrawn(&config, sizes(tokenizer.as_ref(), text.as_ref()))?;
+                released::load(weights, released::PROXY, &mut model.parameters)?;
+                (device, config, Self { model, tokenizer, text })
+            }
+            None => {
+                let named = Named::new(&request.model)?;
+                let config = without_cache(configuration(&named.run, &request.sets)?);
+                let device = config.device.open()?;
+                let Encoders { tokenizer, text, .. } =
+                    Encoders::of(&named.run, &config)?.on(device.as_ref())?;
+                let sizes = sizes(tokenizer.as_ref(), text.as_ref());
+                let checkpoints = named.run.join("checkpoints");
+                let (model, _) = load_model(&config, &checkpoints, named.checkpoint.as_deref(), sizes)?;
+                (device, config, Self { model, tokenizer, text })
+            }
+        };
+        if let Some(device) = device {
+            loaded.model.parameters = loaded.model.parameters.to_device(&device, config.compute)?;
+        }
+        Ok(loaded)
+    }
+}
+
+/// A prompt is no part of the corpus that was encoded, and the cache may be gone.
+fn without_cache(mut config: Config) -> Config {
+    config.data.token_cache = None;
+    config
+}
+
+fn sizes(tokenizer: &dyn ImageTokenizer, text: &dyn TextEncoder) -> [usize; 3] {
+    let quantizer = tokenizer.quantizer();
+    [quantizer.vocabulary(), quantizer.channels(), text.channels()]
+}
+
+/// Draws the pictures. A picture depends on the model, its prompt's place in the list, its number and the seed alone.
+///
+/// # Errors
+/// If the model cannot be read, there is no prompt, the folder holds something already or cannot be written, or the user
+/// interrupts.
+pub fn sample(
+    request: &SampleRequest,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<SampleSummary> {
+    let SampleRequest { prompts, each, out, layout, batch, .. } = request;
+    if prompts.is_empty() || *each == 0 || *batch == 0 {
+        return Err(Error::invalid(
+            "there is nothing to draw: give at least one prompt, and one picture of it",
+        ));
+    }
+    if let Layout::GenEval { metadata } = layout
+        && metadata.len() != prompts.len()
+    {
+        return Err(Error::invalid("each prompt needs its line of GenEval's file"));
+    }
+    let inputs: Vec<PathBuf> =
+        [Some(&request.model), request.weights.as_ref()].into_iter().flatten().cloned().collect();
+    let claim = Claim { command: "sample", inputs: &inputs, overwrite: request.overwrite };
+    let folder = OutputFolder::claim(&claim, out, &[])?;
+    folder.refuse_present(request.overwrite)?;
+    let loaded = interrupt.while_reading("nothing was written", || Loaded::open(request, interrupt))?;
+    let staging = folder.begin_beside(true)?;
+    let identity = identity(request, &loaded)?;
+    let kept = staging.join(JOB);
+    if fs::read(&kept).ok().as_deref() != Some(identity.as_bytes()) {
+        // What is there was generated by another model or from other prompts.
+        folder.begin_beside(false)?;
+        write_whole(&kept, identity.as_bytes())?;
+    }
+    remove_leftovers(&staging)?;
+    let summary = write(request, &loaded, &staging, interrupt, progress)?;
+    fs::remove_file(&kept).map_err(Error::io("remove", &kept))?;
+    folder.publish()?;
+    Ok(SampleSummary {
+        grid: summary.grid.map(|grid| out.join(grid.file_name().unwrap_or_default())),
+        table: out.join(TABLE),
+        ..summary
+    })
+}
+
+/// Name of the file that says what the images so far belong to.
+const JOB: &str = "job";
+/// Which image is of which prompt.
+const TABLE: &str = "samples.csv";
+
+/// What the images depend on.
+fn identity(request: &SampleRequest, loaded: &Loaded) -> Result<String> {
+    let SampleRequest { prompts, each, layout, batch, settings, sets, .. } = request;
+    let mut hash = Sha256::new();
+    // On a device the last digits depend on what is computed at once, so a batch is made anew whole, and is part of it.
+    hash.update(format!("{prompts:?} {each} {layout:?} {batch} {settings:?} {sets:?}"));
+    hash.update(loaded.tokenizer.fingerprint());
+    hash.update(loaded.text.fingerprint());
+    for (_, name, value) in loaded.model.parameters.iter() {
+        hash.update(format!("{name:?}"));
+        let values = value.to_host()?.to_f64_vec()?;
+        hash.update(bytemuck::cast_slice::<f64, u8>(&values));
+    }
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// Writes the images and the table into a folder, which later has another name. Images that are there stay.
+fn write(
+    request: &SampleRequest,
+    loaded: &Loaded,
+    out: &Path,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<SampleSummary> {
+    let SampleRequest { prompts, each, layout, batch, settings, .. } = request;
+    let Loaded { model, tokenizer, text } = loaded;
+    let sampler = Sampler {
+        network: &model.network,
+        parameters: &model.parameters,
+        quantizer: tokenizer.quantizer(),
+        settings: *settings,
+    };
+    let empty = text.encode(&[""])?;
+    let wanted: Vec<(usize, usize)> =
+        (0..prompts.len()).flat_map(|prompt| (0..*each).map(move |number| (prompt, number))).collect();
+    let mut placed = Placed::new(layout, out, *each);
+    let table = out.join(TABLE);
+    let refuse =
+        |error: csv::Error| Error::Table { path: table.clone(), line: None, message: error.to_string() };
+    let mut lines = csv::Writer::from_writer(Vec::new());
+    lines.write_record(["file", "prompt", "number"]).map_err(refuse)?;
+    let mut done = 0;
+    for chunk in wanted.chunks(*batch) {
+        interrupt.check(&format!("{done} images are kept; give the same command again to go on"))?;
+        let captions: Vec<&str> = chunk.iter().map(|&(prompt, _)| prompts[prompt].as_str()).collect();
+        let streams: Vec<u64> =
+            chunk.iter().map(|&(prompt, number)| (prompt * each + number) as u64).collect();
+        let kept: Option<Vec<Picture>> =
+            chunk.iter().map(|&(prompt, number)| placed.kept(prompt, number)).collect();
+        let pictures = match kept {
+            Some(kept) => kept,
+            None => {
+                let codes = sampler.codes(&text.encode(&captions)?, &empty, &streams)?;
+                pictures_of(&tokenizer.decode(&codes)?)?
+            }
+        };
+        for (&(prompt, number), picture) in chunk.iter().zip(pictures) {
+            let caption = &prompts[prompt];
+            let name = placed.write(prompt, number, caption, picture)?;
+            lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
+            done += 1;
+            progress(done, wanted.len() as u64);
+        }
+    }
+    let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(&table, &bytes)?;
+    let grid = placed.finish()?;
+    Ok(SampleSummary { pictures: wanted.len(), grid, table })
+}
+
+/// Pictures `[B, 3, R, R]` in [-1, 1] as bytes.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
+fn pictures_of(pictures: &Tensor) -> Result<Vec<Picture>> {
+    let side = pictures.dim(2);
+    let plane = side * side;
+    let width = u32::try_from(side).map_err(|_| Error::invalid("a picture is too wide for a PNG file"))?;
+    let byte = |value: f32| ((value + 1.0) * 127.5).clamp(0.0, 255.0).round() as u8;
+    pictures
+        .as_slice::<f32>()?
+        .chunks_exact(3 * plane)
+        .map(|planes| {
+            let rgb = (0..plane).flat_map(|pixel| (0..3).map(move |channel| channel * plane + pixel));
+            Picture::from_rgb(width, width, rgb.map(|at| byte(planes[at])).collect())
+        })
+        .collect()
+}

@@ -1,0 +1,140 @@
+//! The learning rates of a run's updates, from what it logged.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, ErrorKind},
+    path::Path,
+};
+
+use serde::Deserialize;
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    training::{checkpoint::Checkpoint, schedule::Plan},
+};
+
+/// More lengths of an epoch than this are not tried.
+const MOST_LENGTHS: u64 = 1 << 20;
+
+/// What is read of a logged update.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Logged {
+    step: u64,
+    epoch: u64,
+    learning_rate: f64,
+}
+
+/// The learning rates of one run.
+pub(super) struct LearningRates<'a> {
+    config: &'a Config,
+    logged: Vec<Logged>,
+}
+
+impl<'a> LearningRates<'a> {
+    /// Reads what a run with this configuration has logged.
+    pub(super) fn of(run: &Path, config: &'a Config) -> Result<Self> {
+        let path = run.join("metrics.jsonl");
+        // A run of an older version does not say what the file was.
+        if let Some(newest) = Checkpoint::newest(&run.join("checkpoints"))?
+            && let Ok(files) = Checkpoint::run_files(&newest)
+        {
+            files.expect_metrics(run)?;
+        }
+        let mut logged = Vec::new();
+        match File::open(&path) {
+            Ok(file) => {
+                for line in BufReader::new(file).lines() {
+                    let line = line.map_err(Error::io("read", &path))?;
+                    // The last line of a run that is still being trained may be cut short.
+                    logged.extend(serde_json::from_str::<Logged>(&line).ok());
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        }
+        Ok(Self { config, logged })
+    }
+
+    /// The learning rate of the update that led to the weights after `step` updates; `None` if it cannot be told.
+    ///
+    /// It stands in the log, where not every update is logged. Between logged updates it follows from the schedule, once
+    /// the length of an epoch is known: those lengths count under which the schedule gives exactly what was logged, and they
+    /// have to agree.
+    pub(super) fn leading_to(&self, step: u64) -> Option<f64> {
+        let update = step.checked_sub(1)?;
+        if let Some(line) = self.logged.iter().find(|line| line.step == update) {
+            return Some(line.learning_rate);
+        }
+        let (least, most) = self.epoch_lengths()?;
+        if most.checked_sub(least)? >= MOST_LENGTHS {
+            return None;
+        }
+        let mut agreed = None;
+        for length in least..=most {
+            let Some(rate) = self.under(length, update) else { continue };
+            if agreed.is_some_and(|agreed| agreed != rate) {
+                return None;
+            }
+            agreed = Some(rate);
+        }
+        agreed
+    }
+
+    /// Iterations of an epoch, from and to, by the epochs that the logged updates lie in.
+    fn epoch_lengths(&self) -> Option<(u64, u64)> {
+        let accumulation = self.config.training.accumulation as u64;
+        let (mut least, mut most) = (1, None::<u64>);
+        for line in &self.logged {
+            let last = (line.step + 1) * accumulation - 1;
+            least = least.max(last / (line.epoch + 1) + 1);
+            if let Some(longest) = last.checked_div(line.epoch) {
+                most = Some(most.map_or(longest, |most| most.min(longest)));
+            }
+        }
+        Some((least, most?))
+    }
+
+    /// The learning rate of an update if epochs are so long, unless something else was logged.
+    fn under(&self, epoch_iterations: u64, update: u64) -> Option<f64> {
+        let samples = usize::try_from(epoch_iterations).ok()?.checked_mul(self.config.training.batch)?;
+        let plan = Plan::new(self.config, samples, samples).ok()?;
+        let fits = |line: &Logged| {
+            line.step < plan.updates()
+                && plan.epoch(line.step) == line.epoch
+                && plan.rates(line.step).learning_rate == line.learning_rate
+        };
+        (update < plan.updates() && self.logged.iter().all(fits)).then(|| plan.rates(update).learning_rate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_logged_follows_from_the_schedule() {
+        let sets = ["bs=8", "ep=4", "tlr=1e-3", "wp=1", "ac=2"].map(str::to_owned);
+        let config = Config::parse("test", "{}", &sets).unwrap();
+        let plan = Plan::new(&config, 1234, 40).unwrap();
+        let line = |step: u64| Logged {
+            step,
+            epoch: plan.epoch(step),
+            learning_rate: plan.rates(step).learning_rate,
+        };
+        let known = |logged: &[u64], step: u64| {
+            let rates =
+                LearningRates { config: &config, logged: logged.iter().map(|&step| line(step)).collect() };
+            rates.leading_to(step)
+        };
+        let last = plan.updates() - 1;
+        for step in [1, 17, 100, 150, last, last + 1] {
+            let expected = Some(plan.rates(step - 1).learning_rate);
+            assert_eq!(known(&[step - 1], step), expected, "logged, step {step}");
+            assert_eq!(known(&[0, 40, 80, 120, 160, 200, last], step), expected, "not logged, step {step}");
+        }
+        assert_eq!(known(&[], 5), None, "nothing is known");
+        assert_eq!(known(&[0, 1, 2], 100), None, "nothing bounds the length of an epoch");
+        assert_eq!(known(&[0], 0), None, "no update led there");
+    }
+}

@@ -1,0 +1,401 @@
+//! Attributes the proxy's validation loss to single records: how each record's own gradient lies to the gradient of the
+//! mean validation loss, at one checkpoint or at several, streaming and resumable (see `rater::parts`).
+//!
+//! At a checkpoint with the proxy's weights θ let `V = ∇_θ` of the mean loss over the whole validation set, without
+//! drop-path. A record's row holds its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine; with several checkpoints one such
+//! set for each. `tracin` is the sum over checkpoints of the product times the learning rate (TracInCP, Pruthi et al.,
+//! arXiv 2002.08484). With AdamW's geometry `V / (√v̂ + ε)` takes the place of V everywhere, the direction in which the
+//! optimiser moves along V.
+
+mod learning_rate;
+mod proxy_at;
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::Config,
+    data::Record,
+    engine::{Tensor, cuda::Device},
+    error::{Error, Result},
+    files::{sha256, sha256_of_file},
+    interrupt::Interrupt,
+    jobs::Claim,
+    rater::parts::{Counts, Input, NOTHING_DONE, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
+    select::ratings::{NumberColumn, NumberHeader, NumberWriter},
+    tokens::{encoders::Encoders, records::Progress},
+    training::{
+        checkpoint::Checkpoint,
+        run_directory::RunDirectory,
+        trained::{Named, configuration, every_checkpoint},
+    },
+};
+
+use learning_rate::LearningRates;
+use proxy_at::{Numbers, ProxyAt};
+
+/// How messages name the job.
+const WORDS: Words = Words { command: "attribute", doing: "attributing", done: "attributed" };
+
+/// Validation samples in one backward pass on the processor. Fixed, so that no bit depends on the batch asked for.
+const VALIDATION_BATCH: usize = 32;
+
+/// In which geometry a record's gradient meets the validation gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Geometry {
+    /// Plain gradient descent: the inner product with V.
+    #[default]
+    Sgd,
+    /// The run's optimiser: the inner product with `V / (√v̂ + ε)`, v̂ being the checkpoint's second moment with its bias
+    /// corrected.
+    Adamw,
+}
+
+/// What is to be attributed and how.
+#[derive(Clone, Debug)]
+pub struct AttributeRequest {
+    /// Checkpoints of one run, or the run directory, for its newest one.
+    pub checkpoints: Vec<PathBuf>,
+    /// All checkpoints that the run keeps; `checkpoints` is then the run directory.
+    pub every: bool,
+    /// The corpus.
+    pub corpus: PathBuf,
+    /// The records whose mean loss the others are held against.
+    pub validation: PathBuf,
+    /// The table to write, `.csv` or `.parquet`.
+    pub out: PathBuf,
+    /// See [`Geometry`].
+    pub geometry: Geometry,
+    /// Records at once.
+    pub batch: usize,
+    /// Replace an output that is there.
+    pub overwrite: bool,
+    /// `key=value` arguments on top of the run's configuration.
+    pub sets: Vec<String>,
+}
+
+/// What was found at one checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AtCheckpoint {
+    /// Updates done.
+    pub step: u64,
+    /// What its products are multiplied by in `tracin`: the learning rate of the update that led to it, or 1 for all
+    /// checkpoints if that is not known for one of them.
+    pub factor: f64,
+    /// What the validation set came to.
+    pub validation: Validation,
+}
+
+/// What a validation set came to at a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Records used.
+    pub records: u64,
+    /// Records left out, because they could not be read.
+    pub failed: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Norm of the mean gradient, or of the direction that AdamW's geometry makes of it.
+    pub norm: f64,
+}
+
+/// What came of it. Rows in are rows attributed and rows failed, which [`attribute`] has checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttributeSummary {
+    /// Rows of the corpus.
+    pub rows: u64,
+    /// Rows with numbers.
+    pub attributed: u64,
+    /// Rows left out, with their reasons in their own file.
+    pub failed: u64,
+    /// Rows whose gradient is zero at a checkpoint, so that there is no cosine.
+    pub zero_gradients: u64,
+    /// Whether the factors of `tracin` are learning rates.
+    pub learning_rates_known: bool,
+    /// The checkpoints, oldest first.
+    pub checkpoints: Vec<AtCheckpoint>,
+    /// The table.
+    pub out: PathBuf,
+    /// The file of the rows left out.
+    pub failed_out: PathBuf,
+}
+
+impl fmt::Display for AttributeSummary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rows, attributed, failed, zero_gradients, .. } = self;
+        writeln!(formatter, "{rows} rows in = {attributed} attributed + {failed} failed")?;
+        for AtCheckpoint { step, factor, validation } in &self.checkpoints {
+            let Validation { records, failed, loss, norm } = validation;
+            writeln!(
+                formatter,
+                "step {step}: validation loss {loss:.4} on {records} records ({failed} left out), norm of its gradient \
+                 {norm:.4e}, factor {factor:.4e}"
+            )?;
+        }
+        if !self.learning_rates_known {
+            let why =
+                "the learning rates cannot be told from the run's metrics.jsonl, so tracin has the factor 1";
+            writeln!(formatter, "{why}")?;
+        }
+        if *zero_gradients > 0 {
+            writeln!(formatter, "{zero_gradients} rows have a zero gradient: their cosine is undefined")?;
+        }
+        write!(formatter, "attribution: {}", self.out.display())?;
+        if *failed > 0 {
+            write!(formatter, "\nfailed:      {}", self.failed_out.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint that is named, not yet read.
+struct Held {
+    folder: PathBuf,
+    step: u64,
+    digest: String,
+}
+
+/// What all checkpoints share.
+struct Setting<'a> {
+    config: Config,
+    encoders: Encoders,
+    device: Option<Device>,
+    request: &'a AttributeRequest,
+}
+
+/// Attributes a corpus. `progress` is told what is being done, and how many rows of how many are.
+///
+/// # Errors
+/// If a checkpoint, a table or the output cannot be used, the run mixes samples so that they have no gradients of their
+/// own, or the user interrupts: what was found is then kept and the same command goes on.
+pub fn attribute(
+    request: &AttributeRequest,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<AttributeSummary> {
+    let mut inputs = request.checkpoints.clone();
+    inputs.extend([request.corpus.clone(), request.validation.clone()]);
+    let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
+    let parts = Parts::of(&claim, &request.out, &[], WORDS)?;
+    let (run, folders) = request.folders()?;
+    let (setting, checkpoints) = interrupt.while_reading(NOTHING_DONE, || {
+        let setting = Setting::new(&run, request)?;
+        let checkpoints = setting.checkpoints(folders)?;
+        Ok((setting, checkpoints))
+    })?;
+    let (source, validation) = (setting.source(&request.corpus), setting.validation());
+    let [validation_rows, rows] =
+        interrupt.while_reading(NOTHING_DONE, || Ok([validation.rows()?, source.rows()?]))?;
+    let corpus = source.open()?;
+    let columns = columns(&checkpoints);
+    let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)
+        .map_err(|error| corpus.refuse_header(error.to_string()))?;
+    let trained = RunDirectory::config_of(&run)?;
+    let rates = LearningRates::of(&run, &trained)?;
+    let factors: Option<Vec<f64>> = checkpoints.iter().map(|held| rates.leading_to(held.step)).collect();
+    let learning_rates_known = factors.is_some();
+    let factors = factors.unwrap_or_else(|| vec![1.0; checkpoints.len()]);
+    let digests = [&request.corpus, &request.validation]
+        .map(|table| interrupt.while_reading(NOTHING_DONE, || sha256_of_file(table)));
+    let [corpus_digest, validation_digest] = digests;
+    let (corpus_digest, validation_digest) = (corpus_digest?, validation_digest?);
+    let inputs = setting.inputs(&checkpoints, [&corpus_digest, &validation_digest], &factors);
+    parts.prepare(&inputs, request.overwrite)?;
+    parts.expect_images(&validation)?;
+    let at = |held: &Held, progress: &mut Progress<'_>| {
+        let (proxy, images) =
+            ProxyAt::new(&setting, held, &validation, validation_rows, interrupt, progress)?;
+        parts.keep_images(&validation, images)?;
+        Ok::<_, Error>(proxy)
+    };
+    for (number, held) in checkpoints.iter().enumerate() {
+        let sequence = Sequence { number, of: checkpoints.len(), rows };
+        parts.complete(sequence, &source, interrupt, progress, |progress| {
+            let proxy = at(held, progress)?;
+            parts.keep_note(number, proxy.validation())?;
+            Ok(move |codes: &Tensor, records: &[&Record]| proxy.measure(codes, records))
+        })?;
+        if let Err(error) = parts.note::<Validation>(number) {
+            tracing::warn!("{error}: the validation set is gone over again");
+            parts.keep_note(number, at(held, progress)?.validation())?;
+        }
+    }
+
+    interrupt.while_reading(PARTS_KEPT, || {
+        parts.expect_unchanged(&request.validation, &validation_digest)?;
+        parts.expect_images(&validation)?;
+        parts.expect_unchanged(&request.corpus, &corpus_digest)
+    })?;
+    let mut table = NumberWriter::create(&parts.staged(), header)?;
+    let mut zero_gradients = 0;
+    let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<Numbers>| {
+        interrupt.check(PARTS_KEPT)?;
+        zero_gradients += u64::from(found.iter().any(|numbers| numbers.cosine.is_none()));
+        table.write(&record.fields, &row(&found, &factors))
+    })?;
+    if counts.found == 0 {
+        return Err(parts.none_usable(&counts, &request.corpus, &request.out)?);
+    }
+    table.finish()?;
+    let at = |(number, (held, factor)): (usize, (&Held, f64))| {
+        Ok(AtCheckpoint { step: held.step, factor, validation: parts.note(number)? })
+    };
+    let found = checkpoints.iter().zip(factors).enumerate().map(at).collect::<Result<_>>()?;
+    parts.publish()?;
+    let Counts { found: attributed, failed, .. } = counts;
+    Ok(AttributeSummary {
+        rows,
+        attributed,
+        failed,
+        zero_gradients,
+        learning_rates_known,
+        checkpoints: found,
+        out: request.out.clone(),
+        failed_out: Parts::failed_out(&request.out),
+    })
+}
+
+/// The columns of numbers: four for each checkpoint, named by its step where there are several, and the sum.
+fn columns(checkpoints: &[Held]) -> Vec<NumberColumn> {
+    let mut columns = Vec::new();
+    for held in checkpoints {
+        for name in ["loss", "gradient_norm", "product", "cosine"] {
+            let at = if checkpoints.len() > 1 { format!("@{}", held.step) } else { String::new() };
+            columns.push(NumberColumn { name: format!("{name}{at}"), optional: name == "cosine" });
+        }
+    }
+    columns.push(NumberColumn { name: "tracin".to_owned(), optional: false });
+    columns
+}
+
+/// The numbers of a row in the order of [`columns`].
+fn row(found: &[Numbers], factors: &[f64]) -> Vec<Option<f64>> {
+    let mut row = Vec::with_capacity(4 * found.len() + 1);
+    for Numbers { loss, gradient_norm, product, cosine } in found {
+        row.extend([Some(*loss), Some(*gradient_norm), Some(*product), *cosine]);
+    }
+    row.push(Some(found.iter().zip(factors).map(|(numbers, factor)| factor * numbers.product).sum()));
+    row
+}
+
+impl AttributeRequest {
+    /// The run, and the folders of the checkpoints that are asked for.
+    fn folders(&self) -> Result<(PathBuf, Vec<PathBuf>)> {
+        let named = self.checkpoints.iter().map(|path| Named::new(path)).collect::<Result<Vec<_>>>()?;
+        let Some(first) = named.first() else {
+            return Err(Error::invalid("no checkpoint is named; give --checkpoint"));
+        };
+        // `run` and `run/` are one.
+        if let Some(other) = named.iter().find(|other| !same_folder(&other.run, &first.run)) {
+            return Err(Error::invalid(format!(
+                "the checkpoints are of two runs, {} and {}; attribute one run at a time",
+                first.run.display(),
+                other.run.display()
+            )));
+        }
+        RunDirectory::config_of(&first.run)?;
+        let folders = match (self.every, &named[..]) {
+            (true, [Named { run, checkpoint: None }]) => every_checkpoint(run)?,
+            (true, _) => {
+                return Err(Error::invalid(
+                    "--every takes all checkpoints of a run; give the run directory alone as --checkpoint",
+                ));
+            }
+            (false, _) => named.iter().map(Named::folder).collect::<Result<_>>()?,
+        };
+        Ok((first.run.clone(), folders))
+    }
+}
+
+fn same_folder(one: &Path, other: &Path) -> bool {
+    one == other
+        || matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+impl<'a> Setting<'a> {
+    fn new(run: &Path, request: &'a AttributeRequest) -> Result<Self> {
+        let config = configuration(run, &request.sets)?;
+        if config.compat.cross_attention_first_sample {
+            return Err(Error::invalid(format!(
+                "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so that none \
+                 has a gradient of its own; attribute a run without it",
+                run.display()
+            )));
+        }
+        // A device that cannot be used ends the job before the data is read.
+        let device = config.device.open()?;
+        let encoders = Encoders::of(run, &config)?.on(device.as_ref())?;
+        Ok(Self { config, encoders, device, request })
+    }
+
+    /// The checkpoints in the order of their steps.
+    fn checkpoints(&self, folders: Vec<PathBuf>) -> Result<Vec<Held>> {
+        let mut checkpoints = Vec::with_capacity(folders.len());
+        for folder in folders {
+            let (_, state) = Checkpoint::load_rater(&folder)?;
+            state.expect_encoders(&folder, &self.encoders)?;
+            if self.request.geometry == Geometry::Adamw && state.proxy_optimizer_steps == 0 {
+                return Err(Error::invalid(format!(
+                    "the optimiser of {} has made no update of the proxy, so it has no second moment; use --geometry sgd",
+                    folder.display()
+                )));
+            }
+            let path = folder.join("state.json");
+            let digest = sha256(&fs::read(&path).map_err(Error::io("read", &path))?);
+            // The rater's own steps have left the proxy as it was.
+            checkpoints.push(Held {
+                folder,
+                step: state.step - state.rater_only_steps.min(state.step),
+                digest,
+            });
+        }
+        checkpoints.sort_by_key(|held| held.step);
+        if self.request.every {
+            checkpoints.dedup_by_key(|held| held.step);
+        }
+        if let Some([first, _]) = checkpoints.array_windows().find(|[one, other]| one.step == other.step) {
+            return Err(Error::invalid(format!(
+                "{} is named twice, or holds the same proxy as another one that is named; name one of them",
+                first.folder.display()
+            )));
+        }
+        Ok(checkpoints)
+    }
+
+    /// What decides the numbers. On the processor the batch does not: records are taken one at a time.
+    fn inputs(&self, checkpoints: &[Held], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
+        let AttributeRequest { corpus, validation, geometry, .. } = self.request;
+        let told: Vec<&str> = checkpoints.iter().map(|held| held.digest.as_str()).collect();
+        let rates: Vec<String> = factors.iter().map(f64::to_string).collect();
+        let [corpus_digest, validation_digest] = digests;
+        let mut inputs = vec![
+            Input::new("one of the checkpoints", told.join(" ")),
+            Input::file("the corpus", corpus, corpus_digest),
+            Input::file("the validation set", validation, validation_digest),
+            Input::new("--geometry", format!("{geometry:?}")),
+            Input::new("a learning rate in the run's metrics.jsonl", rates.join(" ")),
+        ];
+        let device = self.device.as_ref().map(|_| self.config.compute);
+        inputs.extend(deciding(&self.config, self.encoders.cache.as_deref(), device));
+        if device.is_some() {
+            inputs.push(Input::new("--batch", self.request.batch.to_string()));
+        }
+        inputs
+    }
+
+    fn source<'s>(&'s self, path: &'s Path) -> Source<'s> {
+        let Encoders { tokenizer, cache, .. } = &self.encoders;
+        let (config, tokenizer, cache) = (&self.config, tokenizer.as_ref(), cache.as_deref());
+        Source { path, config, tokenizer, cache, batch: self.request.batch.max(1) }
+    }
+
+    fn validation(&self) -> Source<'_> {
+        let source = self.source(&self.request.validation);
+        if self.device.is_some() { source } else { Source { batch: VALIDATION_BATCH, ..source } }
+    }
+}

@@ -1,0 +1,338 @@
+//! The proxy at one checkpoint: the validation gradient there, and records held against it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Geometry, Held, Setting, Validation};
+use crate::{
+    data::Record,
+    encode::pyramid::{CodeReader, Reach},
+    engine::{
+        Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
+        ops::meta_gradient::precondition,
+    },
+    error::{Error, LeftOutRows, Reasons, Result},
+    interrupt::Interrupt,
+    models::{Mode, Proxy},
+    rater::parts::{Outcome, Row, Source},
+    tokens::{
+        encoded::{batch, in_parallel},
+        records::Progress,
+        stamp::Seen,
+    },
+    training::{
+        checkpoint::{Checkpoint, restore_moments, restore_weights},
+        optimizer::{AdamW, AdamWSettings, global_norm},
+        parameter_groups::decays,
+    },
+};
+
+/// What is found of a record at a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Numbers {
+    pub(super) loss: f64,
+    pub(super) gradient_norm: f64,
+    /// With the direction.
+    pub(super) product: f64,
+    /// `None` if the gradient is zero.
+    pub(super) cosine: Option<f64>,
+}
+
+/// The sums of one pass, one number a sample.
+struct Pass {
+    losses: Vec<f64>,
+    products: Vec<f64>,
+    squared_norms: Vec<f64>,
+}
+
+/// The proxy at a checkpoint and the direction that records are held against.
+pub(super) struct ProxyAt<'a> {
+    setting: &'a Setting<'a>,
+    step: u64,
+    proxy: Proxy,
+    parameters: Parameters,
+    /// On a device: makes the proxy's input from codes.
+    reader: Option<CodeReader>,
+    /// The direction times the number of validation samples.
+    direction: Gradients,
+    validation: Validation,
+}
+
+impl<'a> ProxyAt<'a> {
+    /// Reads a checkpoint and goes over the validation set, whose images are given, too.
+    pub(super) fn new(
+        setting: &'a Setting<'a>,
+        held: &Held,
+        validation: &Source<'_>,
+        validation_rows: u64,
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<(Self, Vec<Seen>)> {
+        let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
+        let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
+        let saved = Checkpoint::load(&held.folder)?;
+        let (proxy, mut parameters) = Proxy::undrawn(&backbone, DType::F32)?;
+        restore_weights(&held.folder, &saved.proxy, &mut parameters)?;
+        let optimizer = match setting.request.geometry {
+            Geometry::Sgd => None,
+            Geometry::Adamw => {
+                let mut optimizer = AdamW::new(&parameters, decays, AdamWSettings::default());
+                restore_moments(&held.folder, "proxy", &saved.optimizer, &parameters, &mut optimizer)?;
+                Some(optimizer)
+            }
+        };
+        let updates = saved.state.proxy_optimizer_steps;
+        drop(saved);
+        let mut reader = None;
+        if let Some(device) = &setting.device {
+            // Half would need scaled losses, and the norms' squares leave its range.
+            let compute =
+                if setting.config.compute == DType::F16 { DType::F32 } else { setting.config.compute };
+            parameters = parameters.to_device(device, compute)?;
+            let most = setting.request.batch.max(1);
+            reader = Some(CodeReader::new(setting.encoders.tokenizer.quantizer(), device, most)?);
+        }
+        let nothing = Validation { records: 0, failed: 0, loss: 0.0, norm: 0.0 };
+        let step = held.step;
+        let mut found = Self {
+            setting,
+            step,
+            proxy,
+            parameters,
+            reader,
+            direction: Gradients::new(),
+            validation: nothing,
+        };
+        let images = found.validate(validation, validation_rows, interrupt, progress)?;
+        if let Some(optimizer) = &optimizer {
+            found.precondition(optimizer, updates)?;
+        }
+        found.measure_direction(held)?;
+        Ok((found, images))
+    }
+
+    /// What the validation set came to.
+    pub(super) fn validation(&self) -> &Validation {
+        &self.validation
+    }
+
+    /// Sums the gradients of all validation samples, each counting once whatever batch it is in.
+    fn validate(
+        &mut self,
+        source: &Source<'_>,
+        rows: u64,
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<Vec<Seen>> {
+        let mut sum = Accumulate::default();
+        let mut corpus = source.open()?;
+        let (mut images, mut from) = (Vec::new(), None);
+        let (mut losses, mut failed, mut samples) = (0.0, 0, 0);
+        let (mut reasons, mut left_out) = (Reasons::default(), LeftOutRows::default());
+        loop {
+            progress("validation gradient", samples + failed, rows);
+            let saved = "what was attributed before is kept; give the same command again to go on";
+            interrupt.check(saved)?;
+            let part = source.part(&mut corpus, from, &mut left_out, &mut |codes, records| {
+                let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
+                let losses = self.backward(codes.clone(), &captions, &mut sum)?;
+                Ok(losses.into_iter().map(Outcome::Found).collect())
+            })?;
+            for Row { image, outcome, .. } in part.rows {
+                images.push(image);
+                match outcome {
+                    Outcome::Found(loss) => {
+                        losses += loss;
+                        samples += 1;
+                    }
+                    Outcome::Failed(reason) => {
+                        failed += 1;
+                        reasons.add(&reason);
+                    }
+                }
+            }
+            from = part.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        progress("validation gradient", samples + failed, rows);
+        if samples == 0 {
+            return Err(Error::invalid(format!(
+                "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",
+                source.path.display()
+            )));
+        }
+        self.direction = sum.gradients;
+        self.validation = Validation { records: samples, failed, loss: losses / samples as f64, norm: 0.0 };
+        Ok(images)
+    }
+
+    /// Turns the sum of gradients into the direction in which the optimiser moves along it.
+    fn precondition(&mut self, optimizer: &AdamW, updates: u64) -> Result<()> {
+        let AdamWSettings { beta2, epsilon, .. } = AdamWSettings::default();
+        let correction = 1.0 - beta2.powi(i32::try_from(updates).unwrap_or(i32::MAX));
+        let factors = Tensor::new(&[2], vec![1.0 / correction, epsilon])?;
+        let device = self.setting.device.as_ref();
+        let near = |tensor: &Tensor| match device {
+            None => Ok(tensor.clone()),
+            Some(device) => tensor.cast(DType::F32)?.to_device(device),
+        };
+        let factors = near(&factors)?;
+        for ((id, _, _), gradient) in self.parameters.iter().zip(&mut self.direction) {
+            if let Some(gradient) = gradient {
+                *gradient = precondition(gradient, &near(optimizer.moments(id).1)?, &factors)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The norm of the mean direction.
+    fn measure_direction(&mut self, held: &Held) -> Result<()> {
+        let on_host = |gradient: &Option<Tensor>| gradient.as_ref().map(Tensor::to_host).transpose();
+        let gradients: Gradients = self.direction.iter().map(on_host).collect::<Result<_>>()?;
+        let norm = global_norm(&gradients)? / self.validation.records as f64;
+        if !norm.is_finite() || norm == 0.0 {
+            let what = if norm == 0.0 { "zero" } else { "not finite; the checkpoint has diverged" };
+            return Err(Error::invalid(format!(
+                "the validation gradient of {} is {what}",
+                held.folder.display()
+            )));
+        }
+        self.validation.norm = norm;
+        Ok(())
+    }
+
+    /// The losses of a batch of codes `[B, L]`, after one backward pass of their sum.
+    fn backward(
+        &self,
+        codes: Tensor,
+        captions: &[&str],
+        visitor: &mut dyn GradientVisitor,
+    ) -> Result<Vec<f64>> {
+        let (samples, config) = (codes.dim(0), &self.setting.config);
+        let tokenizer = self.setting.encoders.tokenizer.as_ref();
+        let mut batch = batch(codes, captions, tokenizer, self.setting.encoders.text.as_ref())?;
+        match self.parameters.device() {
+            None => batch = batch.with_input(tokenizer.quantizer())?,
+            Some(device) => {
+                let dtype = self.parameters.compute_dtype();
+                batch = batch.to_device(device, dtype)?;
+                batch.read_codes(self.reader.as_ref(), dtype, Reach::Before)?;
+            }
+        }
+        let mut tape =
+            Tape::new(&self.parameters).with_recomputing(config.recompute).with_samples_apart(true);
+        let smoothing = config.training.label_smoothing;
+        let seen = self.proxy.loss(
+            &mut tape,
+            batch.input()?,
+            &batch.text,
+            &batch.codes,
+            smoothing,
+            Mode::Evaluate,
+        )?;
+        let losses = seen.sample_loss.value();
+        let mut seeds = Tensor::new(&[samples], vec![1.0; samples])?.cast(losses.dtype())?;
+        if let Some(device) = self.parameters.device() {
+            seeds = seeds.to_device(device)?;
+        }
+        tape.backward(vec![(&seen.sample_loss, seeds)], &[], visitor)?;
+        losses.to_f64_vec()
+    }
+
+    /// A batch of codes `[B, L]` held against the direction.
+    fn pass(&self, codes: Tensor, captions: &[&str]) -> Result<Pass> {
+        let direction = Direction { gradients: &self.direction, preconditioner: None };
+        let mut ghost =
+            Ghost::new(captions.len()).with_dot(direction).with_norms().with_repeated(self.proxy.repeated());
+        let losses = self.backward(codes, captions, &mut ghost)?;
+        let found = ghost.finish(&self.parameters)?;
+        let numbers = |found: Option<Tensor>| found.map_or(Ok(Vec::new()), |found| found.to_f64_vec());
+        Ok(Pass {
+            losses,
+            products: numbers(found.product()?)?,
+            squared_norms: numbers(found.squared_norm()?)?,
+        })
+    }
+
+    /// Holds a batch of records against the direction.
+    pub(super) fn measure(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<Outcome<Numbers>>> {
+        let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
+        let passes = match self.parameters.device() {
+            None => self.one_by_one(codes, &captions)?,
+            Some(_) => vec![self.all_at_once(codes, captions)?],
+        };
+        let rows = passes.iter().flat_map(|Pass { losses, products, squared_norms }| {
+            losses.iter().zip(products).zip(squared_norms)
+        });
+        Ok(rows
+            .take(records.len())
+            .map(|((&loss, &product), &squared_norm)| self.outcome(loss, product, squared_norm))
+            .collect())
+    }
+
+    /// One sample at a time, so that not a bit of its numbers depends on the others.
+    fn one_by_one(&self, codes: &Tensor, captions: &[&str]) -> Result<Vec<Pass>> {
+        let tokens = codes.dim(1);
+        let rows: Vec<(&[u32], &str)> =
+            codes.as_slice::<u32>()?.chunks(tokens).zip(captions.iter().copied()).collect();
+        in_parallel(&rows, |(codes, caption)| {
+            self.pass(Tensor::new(&[1, tokens], codes.to_vec())?, &[caption])
+        })
+    }
+
+    /// On a device. A batch that is not full is filled up with its last sample, so that every batch is the same work.
+    fn all_at_once(&self, codes: &Tensor, mut captions: Vec<&str>) -> Result<Pass> {
+        let (count, tokens) = (captions.len(), codes.dim(1));
+        let mut codes = codes.as_slice::<u32>()?.to_vec();
+        while captions.len() < self.setting.request.batch {
+            codes.extend_from_within(codes.len() - tokens..);
+            captions.push(captions[count - 1]);
+        }
+        self.pass(Tensor::new(&[captions.len(), tokens], codes)?, &captions)
+    }
+
+    fn outcome(&self, loss: f64, product: f64, squared_norm: f64) -> Outcome<Numbers> {
+        let step = self.step;
+        match numbers(loss, product, squared_norm, &self.validation) {
+            Ok(numbers) => Outcome::Found(numbers),
+            Err(what) => Outcome::Failed(format!(
+                "the {what}, not a number, at step {step}; the checkpoint has diverged"
+            )),
+        }
+    }
+}
+
+/// A record's numbers from the sums of a pass, or which is not finite.
+fn numbers(loss: f64, product: f64, squared_norm: f64, validation: &Validation) -> Result<Numbers, String> {
+    // The square of a norm formed from Gram matrices may come out a little below zero.
+    let gradient_norm = if squared_norm < 0.0 { 0.0 } else { squared_norm.sqrt() };
+    let product = product / validation.records as f64;
+    for (name, number) in [("loss", loss), ("gradient's norm", gradient_norm), ("product", product)] {
+        if !number.is_finite() {
+            return Err(format!("{name} is {number}"));
+        }
+    }
+    let lengths = gradient_norm * validation.norm;
+    let cosine = (lengths > 0.0).then(|| product / lengths);
+    Ok(Numbers { loss, gradient_norm, product, cosine })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zero_gradient_has_no_cosine_and_what_is_no_number_is_named() {
+        let validation = Validation { records: 4, failed: 0, loss: 1.0, norm: 0.5 };
+        let found = |loss, product, squared_norm| numbers(loss, product, squared_norm, &validation);
+        let zero = Numbers { loss: 0.5, gradient_norm: 0.0, product: 0.0, cosine: None };
+        assert_eq!(found(0.5, 0.0, 0.0), Ok(zero));
+        assert_eq!(found(0.5, 0.0, -1e-20), Ok(zero));
+        let usual = Numbers { loss: 0.5, gradient_norm: 3.0, product: -0.75, cosine: Some(-0.5) };
+        assert_eq!(found(0.5, -3.0, 9.0), Ok(usual));
+        assert_eq!(found(f64::NAN, 1.0, 1.0), Err("loss is NaN".to_owned()));
+        assert_eq!(found(1.0, f64::INFINITY, 1.0), Err("product is inf".to_owned()));
+        assert_eq!(found(1.0, 1.0, f64::NAN), Err("gradient's norm is NaN".to_owned()));
+    }
+}

@@ -1,0 +1,465 @@
+//! One bilevel step on both networks: the proxy descends the validation loss and the weighted training loss together (eq. 5),
+//! the rater learns from one constant a sample that a [rule](crate::rater::rules) makes of what the proxy showed.
+
+mod inputs;
+mod passes;
+mod rater_only;
+mod recorded;
+mod report;
+
+pub use inputs::{MicroBatch, Prior};
+pub use rater_only::RaterReport;
+pub use recorded::RecordedStep;
+pub use report::StepReport;
+
+use inputs::{Apart, Pass, Prepared};
+use passes::Measured;
+
+use crate::{
+    config::{Geometry, RuleSettings, Teaching},
+    encode::pyramid::{CodeReader, Reach},
+    engine::{
+        Accumulate, DType, Gradients, Parameters, Tensor,
+        cuda::Device,
+        ops::rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets},
+    },
+    error::{Error, Result},
+    models::{DropPath, Proxy, Rater, Weighing},
+    rater::rules::rule,
+    training::optimizer::AdamW,
+};
+
+/// What the released code does that the default does not, and the other settings of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BilevelSettings {
+    /// How weights come from the rater's heads.
+    pub weighing: Weighing,
+    /// Divide the weighted sums by the batch size, as released (upstream.md, A5).
+    pub weighted_mean: bool,
+    /// Label smoothing (`ls`).
+    pub label_smoothing: f64,
+    /// Add the released entropy term to the rater's loss (`rater_reg`, upstream.md, A11).
+    pub rater_regularisation: bool,
+    /// Do not train the proxy (`fixVar`).
+    pub freeze_proxy: bool,
+    /// Let a frozen proxy's weights decay all the same, as released (upstream.md, A10).
+    pub frozen_proxy_decays: bool,
+    /// Run the rater twice a step with different drop-path masks, as released (upstream.md, A8).
+    pub two_rater_passes: bool,
+    /// What the rater sees of each scale.
+    pub rater_reach: Reach,
+    /// Use drop-path.
+    pub drop_path: bool,
+    /// Keep only each block's input for the backward pass and run the block forward again there.
+    pub recompute: bool,
+    /// On a device, record a step that comes again and replay it at the cost of one launch.
+    pub cuda_graph: bool,
+    /// By which rule the rater learns, and how.
+    pub rule: RuleSettings,
+    /// Measure the norm of each training sample's gradient, whether the rule needs it or not.
+    pub record_norms: bool,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+/// A proxy that goes on by itself: the weighted training loss alone (the sentence after eq. 5).
+#[derive(Clone, Debug)]
+pub struct Reference {
+    /// Its weights, θ̂.
+    pub parameters: Parameters,
+    /// Its optimiser.
+    pub optimizer: AdamW,
+}
+
+/// Both networks, their weights and their optimisers.
+#[derive(Clone, Debug)]
+pub struct Bilevel {
+    /// The proxy, θ.
+    pub proxy: Proxy,
+    /// The proxy's weights.
+    pub proxy_parameters: Parameters,
+    /// The proxy's optimiser.
+    pub proxy_optimizer: AdamW,
+    /// The rater, μ.
+    pub rater: Rater,
+    /// The rater's weights.
+    pub rater_parameters: Parameters,
+    /// The rater's optimiser.
+    pub rater_optimizer: AdamW,
+    /// See [`BilevelSettings`].
+    pub settings: BilevelSettings,
+    /// On a device: makes the networks' input from codes, for batches that come without it.
+    pub reader: Option<CodeReader>,
+    /// The reference proxy, for rules that compare with one; see [`begin_reference`](Self::begin_reference).
+    pub reference: Option<Reference>,
+    /// See [`RecordedStep`]; begins as the default.
+    pub recorded: RecordedStep,
+}
+
+/// The rates of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepRates {
+    /// Share of the validation loss in the proxy's loss; the weighted training loss has the rest (upstream.md, A6).
+    pub upper_level_weight: f64,
+    /// Learning rate of both networks.
+    pub learning_rate: f64,
+    /// Weight decay of both networks.
+    pub weight_decay: f64,
+    /// A step of the warm-up (eq. 4): the proxy learns from the training samples alone, all with the same weight, and the
+    /// rater not at all.
+    pub warm_up: bool,
+}
+
+/// What a step leaves behind to be looked at once all work has been asked for.
+#[derive(Clone, Debug)]
+struct Asked {
+    measured: Vec<Measured>,
+    sums: Sums,
+}
+
+/// The gradients of a step, by network.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    proxy: Gradients,
+    rater: Gradients,
+    reference: Gradients,
+}
+
+/// Which networks a step updates.
+#[derive(Clone, Copy, Debug)]
+struct Updates {
+    proxy: bool,
+    rater: bool,
+    reference: bool,
+}
+
+impl Bilevel {
+    /// Moves both networks and their optimisers to a device; activations get the type `compute`, f32, bf16, or f16 with
+    /// scaled losses.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+        let reference =
+            self.reference.as_mut().map(|reference| (&mut reference.parameters, &mut reference.optimizer));
+        let networks = [
+            (&mut self.proxy_parameters, &mut self.proxy_optimizer),
+            (&mut self.rater_parameters, &mut self.rater_optimizer),
+        ];
+        for (parameters, optimizer) in networks.into_iter().chain(reference) {
+            *parameters = parameters.to_device(device, compute)?;
+            optimizer.move_to(device, compute == DType::F16)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the reference proxy θ̂ of the proxy as it is: at the end of the warm-up, from where both go on.
+    pub fn begin_reference(&mut self) {
+        self.reference = Some(Reference {
+            parameters: self.proxy_parameters.clone(),
+            optimizer: self.proxy_optimizer.clone(),
+        });
+    }
+
+    /// One step over the micro-batches of an accumulated batch. `step` counts from 0 and only picks random streams. On a
+    /// device everything is asked for before anything is waited for.
+    ///
+    /// # Errors
+    /// If there is no micro-batch, a shape does not fit, the rule lacks something, or a loss or a gradient is not finite: a
+    /// network whose gradients are not is then left as it was. With scaled losses such an update is skipped instead, until
+    /// no scale is left; so it is where only some training samples have a loss or a constant that is no number, which the
+    /// report then names.
+    pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
+        self.step_while(micro_batches, rates, step, |_| Ok(())).map(|(report, ())| report)
+    }
+
+    /// A step as [`step`](Self::step), with something that the host does once all of its work has been asked for, before
+    /// anything is waited for: the place to get the next step's batches [ahead](Self::ahead).
+    ///
+    /// # Errors
+    /// Those of a step, and of `meanwhile`, after which the step has been taken all the same.
+    pub fn step_while<R>(
+        &mut self,
+        micro_batches: &[MicroBatch],
+        rates: StepRates,
+        step: u64,
+        meanwhile: impl FnOnce(&Self) -> Result<R>,
+    ) -> Result<(StepReport, R)> {
+        if micro_batches.is_empty() {
+            return Err(Error::invalid("a step needs at least one batch"));
+        }
+        let updates = self.updates(rates)?;
+        let StepRates { learning_rate, weight_decay, .. } = rates;
+        if updates.proxy {
+            self.proxy_optimizer.prepare(learning_rate, weight_decay)?;
+        }
+        if updates.rater {
+            self.rater_optimizer.prepare(learning_rate, weight_decay)?;
+        }
+        if let Some(reference) = &mut self.reference
+            && updates.reference
+        {
+            reference.optimizer.prepare(learning_rate, weight_decay)?;
+        }
+        let share = 1.0 / micro_batches.len() as f64;
+        let prepare = |(at, micro)| {
+            let stream = step * micro_batches.len() as u64 + at as u64;
+            self.prepare(micro, rates, share, stream)
+        };
+        let prepared: Vec<Prepared> = micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
+        let Asked { measured, sums } = match self.proxy_parameters.device().cloned() {
+            None => self.ask(prepared.into_iter().map(Ok), updates)?,
+            Some(device) => self.ask_device(&device, prepared, updates)?,
+        };
+        // The step is taken whatever comes of it.
+        let done_meanwhile = meanwhile(self);
+
+        let mut report = StepReport::default();
+        for measured in &measured {
+            self.report(measured, rates, share, &mut report)?;
+        }
+        let mut complaints = Vec::new();
+        let some_lost = report.validation_loss.is_finite() && report.some_samples_are_lost();
+        let finite = report.proxy_loss.is_finite() && report.rater_loss.is_finite();
+        if !(finite || some_lost) {
+            complaints.push(format!("the losses are {} and {}", report.proxy_loss, report.rater_loss));
+        }
+        let mut scaled = true;
+        let networks = [
+            updates.proxy.then_some((
+                "proxy",
+                &self.proxy_parameters,
+                &mut self.proxy_optimizer,
+                &sums.proxy,
+                &mut report.proxy_gradient_norm,
+            )),
+            updates.rater.then_some((
+                "rater",
+                &self.rater_parameters,
+                &mut self.rater_optimizer,
+                &sums.rater,
+                &mut report.rater_gradient_norm,
+            )),
+            match &mut self.reference {
+                Some(Reference { parameters, optimizer }) if updates.reference => Some((
+                    "reference proxy",
+                    &*parameters,
+                    optimizer,
+                    &sums.reference,
+                    &mut report.reference_gradient_norm,
+                )),
+                _ => None,
+            },
+        ];
+        let mut skipped = None;
+        for (network, parameters, optimizer, gradients, norm) in networks.into_iter().flatten() {
+            let updated = optimizer.finish()?;
+            *norm = updated.norm;
+            scaled &= optimizer.loss_scale().is_some_and(|scale| scale.factor() >= SMALLEST_SCALE);
+            if let Some(scale) = optimizer.loss_scale() {
+                *skipped.get_or_insert(0) += scale.skipped();
+            }
+            if !(updated.applied || some_lost && network != "rater") {
+                let name = first_not_finite(parameters, gradients)?.unwrap_or("none alone");
+                complaints.push(format!(
+                    "the {network}'s gradient is not finite, {name} being the first tensor that has it"
+                ));
+            }
+        }
+        report.skipped_updates = skipped;
+        if complaints.is_empty() || scaled {
+            return Ok((report, done_meanwhile?));
+        }
+        Err(Error::Diverged(format!(
+            "the loss is no longer a number at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and start again from \
+             the last checkpoint",
+            report.proxy_loss,
+            report.rater_loss,
+            complaints.join("; ")
+        )))
+    }
+
+    /// A micro-batch on its way to where the networks are, in the type of their activations; copied beside the work that
+    /// goes on there.
+    ///
+    /// # Errors
+    /// If there is not enough memory or the device fails.
+    pub fn ahead(&self, micro: MicroBatch) -> Result<MicroBatch> {
+        match self.proxy_parameters.device() {
+            None => Ok(micro),
+            Some(device) => micro.ahead_to(device, self.proxy_parameters.compute_dtype()),
+        }
+    }
+
+    fn updates(&self, rates: StepRates) -> Result<Updates> {
+        let needs_reference = rule(self.settings.rule.rule).needs().reference && !rates.warm_up;
+        if needs_reference && self.reference.is_none() {
+            return Err(Error::invalid(format!(
+                "the rule `{}` compares with a reference proxy, and there is none",
+                self.settings.rule.rule
+            )));
+        }
+        Ok(Updates {
+            proxy: !self.settings.freeze_proxy || self.settings.frozen_proxy_decays,
+            rater: !rates.warm_up,
+            reference: needs_reference,
+        })
+    }
+
+    /// Asks for the work of a step, all of it.
+    fn ask(
+        &mut self,
+        micro_batches: impl Iterator<Item = Result<Prepared>>,
+        updates: Updates,
+    ) -> Result<Asked> {
+        let [mut proxy, mut rater, mut reference] = [(); 3].map(|()| Accumulate::default());
+        let measured = micro_batches
+            .map(|micro| self.micro_step(&micro?, [&mut proxy, &mut rater, &mut reference]))
+            .collect::<Result<_>>()?;
+        let mut sums =
+            Sums { proxy: proxy.gradients, rater: rater.gradients, reference: reference.gradients };
+        if self.settings.freeze_proxy {
+            zero(&mut sums.proxy)?;
+        }
+        if updates.proxy {
+            self.proxy_optimizer.update(&mut self.proxy_parameters, &sums.proxy)?;
+        }
+        if updates.rater {
+            self.rater_optimizer.update(&mut self.rater_parameters, &sums.rater)?;
+        }
+        if let Some(Reference { parameters, optimizer }) = &mut self.reference
+            && updates.reference
+        {
+            optimizer.update(parameters, &sums.reference)?;
+        }
+        Ok(Asked { measured, sums })
+    }
+
+    /// Draws and schedules what a micro-batch needs, on the host.
+    fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<Prepared> {
+        let dtype = self.proxy_parameters.compute_dtype();
+        let on_host = self.proxy_parameters.device().is_none();
+        micro.check()?;
+        let settings = &self.settings;
+        let (batch, validation) = (micro.train.codes.dim(0), micro.validation.codes.dim(0));
+        let draw = |pass: Pass| {
+            let (seed, stream) = (settings.seed, 4 * stream + pass as u64);
+            match pass {
+                _ if !settings.drop_path => Ok(DropPath::default()),
+                Pass::Validation => self.proxy.draw(seed, stream, validation),
+                Pass::Train => self.proxy.draw(seed, stream, batch),
+                Pass::RaterForProxy | Pass::RaterForRater => self.rater.draw(seed, stream, batch),
+            }
+        };
+        let floats = |values: Vec<f64>| {
+            let tensor = Tensor::new(&[values.len()], values)?;
+            if on_host { tensor.cast(dtype) } else { Ok(tensor) }
+        };
+        let (needs, warm_up) = (rule(settings.rule.rule).needs(), rates.warm_up);
+        let upper = if warm_up { 0.0 } else { rates.upper_level_weight };
+        let (proxy_scale, rater_scale) =
+            (self.proxy_optimizer.loss_factor(), self.rater_optimizer.loss_factor());
+        let weighs = !warm_up && settings.rule.teaching == Teaching::Weights;
+        let mean = if weighs { self.mean_factor(batch) } else { 1.0 };
+        let products = needs.products && !warm_up;
+        let norms = needs.norms || settings.record_norms;
+        // What each sample's loss is seeded with where gradients are taken apart: the same for all, and small enough for
+        // fp16. A power of two away from another batch's, so that not a bit of a sample's rows depends on it.
+        let unit = match self.proxy_optimizer.loss_scale() {
+            Some(_) => proxy_scale / batch.next_power_of_two() as f64,
+            None => 1.0,
+        };
+        let apart = (products || norms).then_some(unit);
+        let factors = RaterLossFactors {
+            seed: (1.0 - upper) * share * mean * proxy_scale / apart.unwrap_or(1.0),
+            constant: share * mean * rater_scale,
+            entropy: if settings.rater_regularisation { share * rater_scale } else { 0.0 },
+        };
+        let learning = !settings.freeze_proxy || settings.frozen_proxy_decays;
+        let validation_counts = learning && upper != 0.0;
+        let validation_seed = if products { 1.0 } else { upper * share } / validation as f64 * proxy_scale;
+        let validation_seeds = (products || validation_counts && validation_seed != 0.0)
+            .then(|| floats(vec![validation_seed; validation]))
+            .transpose()?;
+        let one = |value: f64| Tensor::new(&[1], vec![value]);
+        let apart = match apart {
+            None => None,
+            Some(unit) => Some(Apart {
+                seeds: floats(vec![unit; batch])?,
+                products,
+                norms,
+                unscale_product: one(1.0 / (unit * proxy_scale))?,
+                unscale_norm: one(1.0 / (unit * unit))?,
+                validation_share: (products && validation_counts).then(|| one(upper * share)).transpose()?,
+                geometry: (products && settings.rule.geometry == Geometry::AdamW)
+                    .then(|| Tensor::new(&[2], self.proxy_optimizer.second_moment_factors().to_vec()))
+                    .transpose()?,
+            }),
+        };
+        let reference = match &self.reference {
+            Some(reference) if needs.reference && !warm_up => Some(RaterLoss::new(RaterLossFactors {
+                seed: share * mean * reference.optimizer.loss_factor(),
+                constant: 0.0,
+                entropy: 0.0,
+            })?),
+            _ => None,
+        };
+        let targets = match &micro.prior {
+            _ if warm_up || settings.rule.teaching == Teaching::Weights => None,
+            None => {
+                return Err(Error::invalid("the rater is taught by running averages, but a batch has none"));
+            }
+            Some(prior) => {
+                let factor = share / batch as f64 * rater_scale;
+                Some(RegressionTargets {
+                    averages: Tensor::new(&[batch, 2], prior.averages.concat())?,
+                    corpus: Tensor::new(&[3], vec![prior.mean, prior.inverse_deviation, factor])?,
+                })
+            }
+        };
+        Ok(Prepared {
+            drop_path: [
+                draw(Pass::Validation)?,
+                draw(Pass::Train)?,
+                draw(Pass::RaterForProxy)?,
+                draw(Pass::RaterForRater)?,
+            ],
+            train_counts: learning && factors.seed != 0.0,
+            rater_loss: RaterLoss::new(factors)?,
+            validation_seeds,
+            equal_weights: (!weighs).then(|| floats(vec![1.0 / batch as f64; batch])).transpose()?,
+            apart,
+            reference,
+            targets,
+            warm_up,
+            micro: if on_host { micro.clone() } else { micro.narrowed(dtype)? },
+        })
+    }
+
+    /// What the weighted sum over a batch is multiplied by.
+    fn mean_factor(&self, batch: usize) -> f64 {
+        if self.settings.weighted_mean { 1.0 / batch as f64 } else { 1.0 }
+    }
+}
+
+/// Below this scale it is not fp16 that makes gradients overflow.
+const SMALLEST_SCALE: f64 = 1.0;
+
+fn zero(gradients: &mut Gradients) -> Result<()> {
+    for gradient in gradients.iter_mut().flatten() {
+        *gradient = gradient.zeros_like(gradient.shape())?;
+    }
+    Ok(())
+}
+
+/// The name of the first parameter whose gradient is not finite.
+fn first_not_finite<'a>(parameters: &'a Parameters, gradients: &Gradients) -> Result<Option<&'a str>> {
+    for ((_, name, _), gradient) in parameters.iter().zip(gradients) {
+        if let Some(gradient) = gradient
+            && gradient.to_f64_vec()?.iter().any(|value| !value.is_finite())
+        {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,409 @@
+//! What a page says of ratings: their histogram with what each strategy keeps, pictures by tenth with their neighbours in rank,
+//! planted flaws, figure 3; and the page of a run.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    data::{Preprocess, Record, columns::absent, flaws::Flaw, load_picture},
+    error::{Error, Result},
+    rater::{
+        dynamics::{Recording, figures, recordings},
+        pictures::records_of,
+    },
+    report::{
+        contact_sheet::decile_samples,
+        page::{Cell, Page, Part, Section, Sheet, SheetDecile, Table, Tile, data_address, legend},
+        plot::{Kept, LossCurves, RatingHistogram, Series, loss_curves_svg, rating_histogram_svg},
+        statistics::{auroc, mean_percentile},
+    },
+    select::{
+        Keep, Ranking, Strategy,
+        ratings::{ColumnNames, RatingsTable},
+        select,
+    },
+    tokens::records,
+    training::run_directory::{RunDirectory, metrics},
+};
+
+/// Pictures a tenth, and neighbours in rank on either side of each.
+const SHOWN: usize = 10;
+const NEIGHBOURS: usize = 2;
+/// Pixels of a picture's side on a page.
+const SIDE: usize = 96;
+
+/// Rated records and where their pictures are.
+pub struct Rated<'a> {
+    /// Column names, and how pictures are read.
+    pub config: &'a Config,
+    /// The corpus.
+    pub corpus: &'a Path,
+    /// The ids.
+    pub ids: Vec<String>,
+    /// Their ratings.
+    pub ratings: Vec<f64>,
+    /// Losses in training by id, where they were recorded.
+    pub losses: &'a HashMap<String, f64>,
+    /// A column of the corpus that is shown with each pair, such as `flaw`.
+    pub note_column: Option<&'a str>,
+}
+
+/// The histogram of the ratings with the rows that each strategy keeps.
+///
+/// # Errors
+/// If there is no rating, or a strategy does not fit.
+pub fn histogram_part(ratings: &[f64], strategies: &[Strategy], keep: Keep, seed: u64) -> Result<Part> {
+    let kept = strategies
+        .iter()
+        .map(|strategy| {
+            Ok(Kept { name: strategy.name().to_owned(), rows: select(ratings, strategy, keep, seed)?.kept })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let histogram =
+        RatingHistogram { title: "Ratings and what is kept of them".to_owned(), ratings, kept: &kept };
+    Ok(Part::Chart {
+        svg: rating_histogram_svg(&histogram)?,
+        caption: format!("All ratings, and those of the rows that each strategy keeps, {keep} of them."),
+    })
+}
+
+impl Rated<'_> {
+    /// Refuses ratings of which the corpus has none.
+    fn expect_known(&self) -> Result<()> {
+        let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
+        for record in records::open(self.config, self.corpus)? {
+            if wanted.contains(record?.id.as_str()) {
+                return Ok(());
+            }
+        }
+        Err(Error::Table {
+            path: self.corpus.to_path_buf(),
+            line: None,
+            message: format!(
+                "has none of the {} ids that are rated, the first of which is `{}`; name the corpus that was rated by --data FILE",
+                self.ids.len(),
+                self.ids.first().map_or("", String::as_str)
+            ),
+        })
+    }
+
+    /// Pictures by tenth of the ranking with caption, rating and loss (figures 4 and 5 of the paper), each with its neighbours.
+    ///
+    /// # Errors
+    /// If there is no rating or the corpus cannot be read. A picture that cannot be read is shown as such.
+    pub fn sheet(&self) -> Result<Part> {
+        let order = Ranking::new(&self.ratings)?.order().to_vec();
+        let mut rank_of = vec![0usize; order.len()];
+        order.iter().enumerate().for_each(|(rank, &row)| rank_of[row as usize] = rank);
+        let samples = decile_samples(&self.ratings, SHOWN)?;
+        let mut ranks: Vec<usize> = samples
+            .iter()
+            .flat_map(|sample| &sample.rows)
+            .flat_map(|&row| {
+                let rank = rank_of[row as usize];
+                rank.saturating_sub(NEIGHBOURS)..(rank + NEIGHBOURS + 1).min(order.len())
+            })
+            .collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        let id_of = |rank: usize| self.ids[order[rank] as usize].as_str();
+        let wanted: HashSet<&str> = ranks.iter().map(|&rank| id_of(rank)).collect();
+        let (header, records) = records_of(self.config, self.corpus, &wanted)?;
+        let note = self.note_column.and_then(|name| header.iter().position(|column| column == name));
+        let preprocess = records::preprocess(self.config, SIDE);
+        let tile = |&rank: &usize| -> Result<Tile> {
+            let id = id_of(rank);
+            let record = records.get(id);
+            let note = record.zip(note).map_or("", |(record, column)| record.fields[column].as_str());
+            Ok(Tile {
+                rank,
+                id: id.to_owned(),
+                caption: record.map_or_else(String::new, |record| record.caption.clone()),
+                note: if note == Flaw::Clean.name() { String::new() } else { note.to_owned() },
+                rating: self.ratings[order[rank] as usize],
+                loss: self.losses.get(id).copied(),
+                picture: picture(record, &preprocess)?,
+            })
+        };
+        let tiles = ranks.iter().map(tile).collect::<Result<Vec<_>>>()?;
+        let decile = |number: usize| {
+            let found = samples.iter().find(|sample| sample.decile == number);
+            let place = |row: &u32| ranks.binary_search(&rank_of[*row as usize]).ok();
+            SheetDecile {
+                decile: number,
+                ratings: found.map_or((f64::NAN, f64::NAN), |sample| (sample.highest, sample.lowest)),
+                shown: found.map_or_else(Vec::new, |sample| sample.rows.iter().filter_map(place).collect()),
+            }
+        };
+        Ok(Part::Sheet(Sheet { rows: order.len(), tiles, deciles: (0..10).map(decile).collect() }))
+    }
+
+    /// How the ratings treat each kind of record that a column of the corpus names: AUROC and mean percentile, and the kinds in
+    /// each tenth of the ranking. Nothing without such a column.
+    ///
+    /// # Errors
+    /// If there is no rating or the corpus cannot be read.
+    pub fn flaws(&self) -> Result<Vec<Part>> {
+        let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
+        let (header, records) = records_of(self.config, self.corpus, &wanted)?;
+        let Some(column) = self.note_column.and_then(|name| header.iter().position(|column| column == name))
+        else {
+            return Ok(Vec::new());
+        };
+        let kinds: Vec<&str> = self
+            .ids
+            .iter()
+            .map(|id| records.get(id).map_or("", |record| record.fields[column].as_str()))
+            .collect();
+        let mut counts: BTreeMap<(usize, &str), usize> = BTreeMap::new();
+        for kind in &kinds {
+            *counts.entry((kind_number(kind), kind)).or_default() += 1;
+        }
+        let mut rows = Vec::new();
+        for (&(_, kind), count) in &counts {
+            let of: Vec<bool> = kinds.iter().map(|other| *other == kind).collect();
+            let (scores, positives): (Vec<f64>, Vec<bool>) = std::iter::zip(&self.ratings, &kinds)
+                .filter(|(_, other)| **other == kind || **other == Flaw::Clean.name())
+                .map(|(rating, other)| (-rating, *other == kind))
+                .unzip();
+            rows.push(vec![
+                Cell::Text(kind.to_owned()),
+                Cell::Number(count.to_string(), *count as f64),
+                mean_percentile(&self.ratings, &of)
+                    .map_or(Cell::Nothing, |percentile| Cell::Number(format!("{percentile:.2}"), percentile)),
+                auroc(&scores, &positives).map_or(Cell::Nothing, auroc_cell),
+            ]);
+        }
+        let table = Table {
+            header: ["kind", "records", "mean percentile", "AUROC"].map(str::to_owned).to_vec(),
+            rows,
+        };
+        let order = Ranking::new(&self.ratings)?.order().to_vec();
+        let tenth = |number: usize| {
+            let (from, to) = ((order.len() * number).div_ceil(10), (order.len() * (number + 1)).div_ceil(10));
+            let within = &order[from..to];
+            let share = |&(place, kind): &(usize, &str)| {
+                let count = within.iter().filter(|&&row| kinds[row as usize] == kind).count();
+                (kind.to_owned(), place, count as f64 / within.len().max(1) as f64)
+            };
+            vec![
+                Cell::Text(format!("{}–{}%", number * 10, number * 10 + 10)),
+                Cell::Shares(counts.keys().map(share).collect()),
+            ]
+        };
+        let tenths = Table {
+            header: ["tenth, the best rated first", "kinds of records in it"].map(str::to_owned).to_vec(),
+            rows: (0..10).map(tenth).collect(),
+        };
+        Ok(vec![
+            Part::Text(
+                "AUROC: the chance that a record with the flaw is rated below an unspoiled one; 0.5 is chance. Percentile: mean place \
+                 in the ranking, 0 the best rated."
+                    .to_owned(),
+            ),
+            Part::Table(table),
+            legend(counts.keys().map(|&(place, kind)| (kind, place))),
+            Part::Table(tenths),
+        ])
+    }
+}
+
+/// The place of a kind of record among all, which gives its colour; unknown ones come last.
+pub fn kind_number(kind: &str) -> usize {
+    Flaw::ALL.iter().position(|known| known.name() == kind).unwrap_or(Flaw::ALL.len())
+}
+
+/// An AUROC as a bar from chance.
+pub fn auroc_cell(value: f64) -> Cell {
+    Cell::Bar { share: value, from: 0.5, text: format!("{value:.2}") }
+}
+
+/// The picture as an address, or why there is none.
+fn picture(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::result::Result<String, String>> {
+    let Some(record) = record else { return Ok(Err("the corpus has no such record".to_owned())) };
+    match load_picture(&record.image, preprocess) {
+        Ok(picture) => data_address(picture.side, &picture.rgb).map(Ok),
+        Err(error) => {
+            tracing::warn!("not on the page: {error}");
+            Ok(Err(error.to_string()))
+        }
+    }
+}
+
+/// Loss and gradient norm by rating over the epochs (figure 3). Nothing where nothing was recorded.
+///
+/// # Errors
+/// If a chart cannot be drawn.
+pub fn dynamics_parts(seen: &[Recording]) -> Result<Vec<Part>> {
+    let chart = |(_, curves): (&str, LossCurves)| {
+        Ok(Part::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title })
+    };
+    figures(seen).into_iter().map(chart).collect()
+}
+
+/// The loss of each sample in the last epoch of a run, by id.
+pub fn last_losses(seen: &[Recording]) -> HashMap<String, f64> {
+    let Some(last) = seen.last() else { return HashMap::new() };
+    let losses = last.column("loss").unwrap_or_default();
+    let known = std::iter::zip(&last.ids, losses).filter(|(_, loss)| loss.is_finite());
+    known.map(|(id, loss)| (id.clone(), *loss)).collect()
+}
+
+/// What a page of a run is made of.
+#[derive(Clone, Debug)]
+pub struct RunPage {
+    /// The run of `train`.
+    pub run: PathBuf,
+    /// What `score` wrote; without it, the ratings of the last epoch are shown.
+    pub ratings: Option<PathBuf>,
+    /// The column of the ratings in it.
+    pub rating_column: String,
+    /// The corpus that is rated; without it, what the run was trained on.
+    pub corpus: Option<PathBuf>,
+    /// The column of kinds of records; `flaw` is taken where there is one.
+    pub flaw_column: Option<String>,
+}
+
+impl RunPage {
+    /// The page.
+    ///
+    /// # Errors
+    /// If the run, the ratings or the corpus cannot be read, or the run has neither ratings nor recordings.
+    pub fn page(&self) -> Result<Page> {
+        let config = RunDirectory::config_of(&self.run)?;
+        if RunDirectory::was_stopped(&self.run)? {
+            tracing::warn!("{} has not come to its end", self.run.display());
+        }
+        let corpus = match &self.corpus {
+            Some(path) => path.clone(),
+            None => {
+                let path = config.data.train_csv()?.to_path_buf();
+                if !path.exists() {
+                    return Err(Error::invalid(format!(
+                        "the run was trained on {}, which is not there any more; name the corpus by --data FILE",
+                        path.display()
+                    )));
+                }
+                path
+            }
+        };
+        let seen = recordings(&self.run.join("dynamics"))?;
+        let losses = last_losses(&seen);
+        let (ids, ratings) = self.rated(&config, &seen)?;
+        let note = self.flaw_column.as_deref().unwrap_or("flaw");
+        let rated = Rated {
+            config: &config,
+            corpus: &corpus,
+            ids,
+            ratings,
+            losses: &losses,
+            note_column: Some(note),
+        };
+        rated.expect_known()?;
+        if let Some(column) = &self.flaw_column {
+            let header = records::open(&config, &corpus)?;
+            if !header.header().contains(column) {
+                return Err(header.refuse_header(absent(header.header(), column)));
+            }
+        }
+        let mut sections = vec![self.training(&config)?];
+        let dynamics = dynamics_parts(&seen)?;
+        if !dynamics.is_empty() {
+            sections.push(Section { title: "Loss and gradient norm by rating".to_owned(), parts: dynamics });
+        }
+        let strategies = [Strategy::TopK, Strategy::GSAMPLE, Strategy::SHIFT_GSAMPLE];
+        sections.push(Section {
+            title: "Ratings".to_owned(),
+            parts: vec![histogram_part(&rated.ratings, &strategies, Keep::Share(0.5), config.seed)?],
+        });
+        let flaws = rated.flaws()?;
+        if !flaws.is_empty() {
+            sections.push(Section { title: "Planted flaws".to_owned(), parts: flaws });
+        }
+        sections.push(Section {
+            title: "Pairs by rating".to_owned(),
+            parts: vec![
+                Part::Text(
+                    "Tenths of the ranking, the best rated first. A click shows a pair with its neighbours."
+                        .to_owned(),
+                ),
+                rated.sheet()?,
+            ],
+        });
+        let lead = vec![format!(
+            "{} rated pairs of {}; the rule is {}, the seed {}.",
+            rated.ids.len(),
+            corpus.file_name().unwrap_or_default().to_string_lossy(),
+            config.training.rule.rule,
+            config.seed
+        )];
+        Ok(Page { title: format!("Ratings of {}", config.experiment), lead, sections })
+    }
+
+    fn rated(&self, config: &Config, seen: &[Recording]) -> Result<(Vec<String>, Vec<f64>)> {
+        if let Some(path) = &self.ratings {
+            let names = ColumnNames { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
+            let table = RatingsTable::read(path, &names)?;
+            let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
+            return Ok((ids, table.ratings));
+        }
+        let ratings = seen.last().and_then(|last| Some((last, last.column("rating")?)));
+        let pairs = ratings.into_iter().flat_map(|(last, ratings)| {
+            std::iter::zip(&last.ids, ratings).filter(|(_, rating)| rating.is_finite())
+        });
+        let (ids, ratings): (Vec<String>, Vec<f64>) = pairs.map(|(id, rating)| (id.clone(), *rating)).unzip();
+        if ids.is_empty() {
+            return Err(Error::invalid(format!(
+                "{} has recorded no ratings; give those that `score` writes by --ratings FILE",
+                self.run.display()
+            )));
+        }
+        Ok((ids, ratings))
+    }
+
+    /// The losses over the steps (figure 6 of the paper, of one run).
+    fn training(&self, config: &Config) -> Result<Section> {
+        let path = self.run.join("metrics.jsonl");
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let lines = metrics(&path, &text)?;
+        let line = |name: &str, key: &str| {
+            let point =
+                |line: &serde_json::Value| Some((line["step"].as_u64()? as f64 + 1.0, line[key].as_f64()?));
+            Series::new(name, lines.iter().filter_map(point).collect())
+        };
+        let curves = LossCurves {
+            title: "Loss of the proxy over the steps".to_owned(),
+            x_label: "step".to_owned(),
+            y_label: "cross-entropy a token".to_owned(),
+            series: vec![
+                line("validation", "validation_loss"),
+                line("validation, last scale", "validation_tail_loss"),
+                line("training", "train_loss"),
+            ],
+            smoothing: 0.9,
+        };
+        let mut parts = Vec::new();
+        if curves.series.iter().any(|series| !series.points.is_empty()) {
+            parts.push(Part::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title });
+        }
+        let last = lines.last();
+        let number = |key: &str| last.and_then(|line| line[key].as_f64());
+        let rows = [
+            ("epochs", Some(config.training.epochs as f64), 0),
+            ("steps", number("step").map(|step| step + 1.0), 0),
+            ("validation loss at the end", number("validation_loss"), 4),
+            ("training loss at the end", number("train_loss"), 4),
+            ("validation accuracy at the end, %", number("validation_accuracy"), 2),
+        ];
+        let rows = rows.into_iter().filter_map(|(name, value, digits)| {
+            let value = value?;
+            Some(vec![Cell::Text(name.to_owned()), Cell::Number(format!("{value:.digits$}"), value)])
+        });
+        parts.push(Part::Table(Table { header: vec![String::new(), String::new()], rows: rows.collect() }));
+        Ok(Section { title: "Training".to_owned(), parts })
+    }
+}

@@ -1,0 +1,160 @@
+//! A table of images, a part at a time: what became of its records, and what their images were.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::Config,
+    data::{Corpus, Position, Record},
+    encode::ImageTokenizer,
+    engine::Tensor,
+    error::{Error, LeftOutRows, Result},
+    tokens::{
+        cache::TokenCache,
+        identity::{Looking, first_changed},
+        records,
+        stamp::Seen,
+        tokenize::{FitPictures, Tokenize},
+    },
+};
+
+/// Records of one part file, rounded up to whole batches.
+pub(super) const PART: usize = 512;
+
+/// One part file: what became of consecutive records.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Part<N> {
+    /// Where it begins; `None` at the first record.
+    pub(crate) from: Option<Position>,
+    /// Where the next part begins; `None` at the end of the corpus.
+    pub(crate) next: Option<Position>,
+    /// The records in order.
+    pub(crate) rows: Vec<Row<N>>,
+}
+
+/// One record of a part.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Row<N> {
+    /// Its row in the corpus.
+    pub(crate) row: u64,
+    /// What its image was.
+    pub(crate) image: Seen,
+    /// What was found.
+    pub(crate) outcome: Outcome<N>,
+}
+
+/// What became of a record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Outcome<N> {
+    /// The numbers that were asked for.
+    Found(N),
+    /// Why there are none.
+    Failed(String),
+}
+
+/// Looks at a batch of usable records and their codes `[B, L]`, and answers for each.
+pub(crate) type Measure<'a, N> = dyn FnMut(&Tensor, &[&Record]) -> Result<Vec<Outcome<N>>> + 'a;
+
+/// A table of pictures and how it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// The table.
+    pub(crate) path: &'a Path,
+    /// Columns, decoding and threads.
+    pub(crate) config: &'a Config,
+    /// Turns pictures into codes.
+    pub(crate) tokenizer: &'a dyn ImageTokenizer,
+    /// Codes that are kept.
+    pub(crate) cache: Option<&'a TokenCache>,
+    /// Usable pictures handed over at once.
+    pub(crate) batch: usize,
+}
+
+impl Source<'_> {
+    /// Opens the table.
+    pub(crate) fn open(&self) -> Result<Corpus> {
+        records::open(self.config, self.path)
+    }
+
+    /// Reads the whole table once and counts its rows, so that a bad line ends a job now and not at its end.
+    pub(crate) fn rows(&self) -> Result<u64> {
+        let mut rows = 0;
+        for record in self.open()?.refusing_duplicates() {
+            record?;
+            rows += 1;
+        }
+        Ok(rows)
+    }
+
+    /// Does the next part, which begins `from` there.
+    pub(crate) fn part<N>(
+        &self,
+        corpus: &mut Corpus,
+        from: Option<Position>,
+        left_out: &mut LeftOutRows,
+        measure: &mut Measure<'_, N>,
+    ) -> Result<Part<N>> {
+        let size = PART.div_ceil(self.batch) * self.batch;
+        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
+        let next = (records.len() == size).then(|| Corpus::position(corpus));
+        let Self { config, tokenizer, cache, .. } = *self;
+        let paths: Vec<&Path> = records.iter().map(|record| record.image.as_path()).collect();
+        let looking = Looking::at(&paths, cache);
+        let mut reasons = Vec::with_capacity(records.len());
+        let (mut usable, mut codes) = (Vec::new(), Vec::new());
+        let tokenise = Tokenize { config, tokenizer, cache };
+        tokenise.each(&records, &mut FitPictures::default(), |place, found| {
+            reasons.push(match found {
+                Ok(found) => {
+                    usable.push(&records[place]);
+                    codes.extend(found.into_iter().map(u32::from));
+                    None
+                }
+                Err(error) => {
+                    left_out.add(&records[place].id, &error);
+                    Some(error.to_string())
+                }
+            });
+            Ok(())
+        })?;
+        let images = looking.seen(&paths).map_err(|at| Error::Image {
+            path: records[at].image.clone(),
+            message: "was changed while it was read; give the same command again".to_owned(),
+        })?;
+        let tokens = tokenizer.quantizer().tokens();
+        let mut measured = Vec::with_capacity(usable.len());
+        for (records, codes) in usable.chunks(self.batch).zip(codes.chunks(self.batch * tokens)) {
+            measured.extend(measure(&Tensor::new(&[records.len(), tokens], codes.to_vec())?, records)?);
+        }
+        let mut measured = measured.into_iter();
+        let mut rows = Vec::with_capacity(records.len());
+        for ((record, reason), image) in records.iter().zip(reasons).zip(images) {
+            let outcome = match reason {
+                Some(reason) => Outcome::Failed(reason),
+                None => measured
+                    .next()
+                    .ok_or_else(|| Error::invalid(format!("nothing was found of {}", record.id)))?,
+            };
+            rows.push(Row { row: record.row, image, outcome });
+        }
+        Ok(Part { from, next, rows })
+    }
+
+    /// The first of the records that begin `from` there whose image is not what it was.
+    pub(super) fn first_changed<'s>(
+        &self,
+        from: Option<Position>,
+        images: impl ExactSizeIterator<Item = &'s Seen>,
+    ) -> Result<Option<PathBuf>> {
+        let mut corpus = self.open()?;
+        if let Some(position) = from {
+            corpus.seek(position)?;
+        }
+        let records: Vec<Record> = corpus.take(images.len()).collect::<Result<_>>()?;
+        let pairs: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(images).collect();
+        Ok(first_changed(&pairs, self.cache).map(|at| records[at].image.clone()))
+    }
+}

@@ -1,0 +1,114 @@
+//! What people look at after scoring: the histogram of the ratings and a contact sheet by rating decile.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+
+use crate::{
+    config::Config,
+    data::{Record, load_picture},
+    error::Result,
+    report::{
+        contact_sheet::{Thumbnail, contact_sheet, decile_samples},
+        plot::{RatingHistogram, rating_histogram},
+    },
+    select::ratings::{ColumnNames, RatingsTable},
+    tokens::records,
+};
+
+/// Thumbnails a decile.
+const THUMBNAILS: usize = 12;
+
+/// Ending of the histogram's name.
+pub(crate) const HISTOGRAM: &str = ".histogram.png";
+/// Ending of the contact sheet's name.
+pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
+
+/// Draws both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `columns` are
+/// its ids and ratings; `note_column` names a column of the corpus that is shown before each caption.
+///
+/// # Errors
+/// If the table or the corpus cannot be read, or a picture cannot be written.
+pub fn rating_pictures(
+    config: &Config,
+    ratings: &Path,
+    columns: &ColumnNames,
+    corpus_csv: &Path,
+    note_column: Option<&str>,
+) -> Result<Vec<PathBuf>> {
+    let table = RatingsTable::read(ratings, columns)?;
+    let name = |ending: &str| {
+        let mut name = ratings.file_stem().unwrap_or_default().to_os_string();
+        name.push(ending);
+        ratings.with_file_name(name)
+    };
+    let paths = [name(HISTOGRAM), name(CONTACT_SHEET)];
+    let histogram = RatingHistogram { title: "Ratings".to_owned(), ratings: &table.ratings, kept: &[] };
+    rating_histogram(&histogram)?.write_png(&paths[0])?;
+
+    let samples = decile_samples(&table.ratings, THUMBNAILS)?;
+    let wanted: HashSet<&str> =
+        samples.iter().flat_map(|sample| &sample.rows).map(|&row| table.ids.get(row as usize)).collect();
+    let (header, found) = records_of(config, corpus_csv, &wanted)?;
+    let note = note_column.and_then(|name| header.iter().position(|column| column == name));
+    let preprocess = records::preprocess(config, config.networks.image_side());
+    let mut rows = Vec::new();
+    for sample in &samples {
+        let mut thumbnails = Vec::new();
+        let of_row = |&row: &u32| {
+            let record = found.get(table.ids.get(row as usize))?;
+            Some((row, record, load_picture(&record.image, &preprocess)))
+        };
+        let loaded: Vec<_> = sample.rows.par_iter().filter_map(of_row).collect();
+        for (row, record, picture) in loaded {
+            let picture = match picture {
+                Ok(picture) => picture,
+                // It was rated by tokens that are kept: the ratings stand without it.
+                Err(error) => {
+                    tracing::warn!("not on the contact sheet: {error}");
+                    continue;
+                }
+            };
+            let note = note.map_or(String::new(), |column| format!("[{}] ", record.fields[column]));
+            thumbnails.push(Thumbnail {
+                side: u32::try_from(picture.side).unwrap_or(u32::MAX),
+                rgb: picture.rgb,
+                caption: format!("{note}{}", record.caption),
+                rating: Some(table.ratings[row as usize]),
+            });
+        }
+        if !thumbnails.is_empty() {
+            rows.push(sample.sheet_row(thumbnails));
+        }
+    }
+    let [histogram, sheet] = paths;
+    if rows.is_empty() {
+        return Ok(vec![histogram]);
+    }
+    contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&sheet)?;
+    Ok(vec![histogram, sheet])
+}
+
+/// The corpus' columns, and those of its records that are wanted, by id.
+///
+/// # Errors
+/// If the table cannot be read.
+pub(crate) fn records_of(
+    config: &Config,
+    corpus_csv: &Path,
+    wanted: &HashSet<&str>,
+) -> Result<(Vec<String>, HashMap<String, Record>)> {
+    let corpus = records::open(config, corpus_csv)?;
+    let header = corpus.header().to_vec();
+    let mut found = HashMap::new();
+    for record in corpus {
+        let record = record?;
+        if wanted.contains(record.id.as_str()) {
+            found.insert(record.id.clone(), record);
+        }
+    }
+    Ok((header, found))
+}

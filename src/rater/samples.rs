@@ -1,0 +1,274 @@
+//! What a run knows of each training sample: the running average of what it is worth, which the rater can be taught by, and
+//! what was measured of it in the epoch, which figure 3 is drawn from.
+
+use std::path::Path;
+
+use crate::{
+    engine::Tensor,
+    error::{Error, Result},
+    files::{sealed::Written, write_whole},
+    rater::bilevel::{Prior, StepReport},
+    training::checkpoint::Tensors,
+};
+
+/// What is measured of a sample in an epoch, in the order of the columns of a recording.
+pub const MEASURES: [&str; 6] = ["loss", "gradient_norm", "product", "constant", "rating", "weight"];
+
+/// One number a training sample, and more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    /// The running average of `−c_i`; no number before there is one.
+    average: Vec<f64>,
+    /// How many numbers are in it.
+    counted: Vec<u32>,
+    /// Over the samples that have an average: their number, the sum of the averages, and that of their squares.
+    sums: [f64; 3],
+    /// See [`MEASURES`]: the last number of this epoch, no number where there is none.
+    measured: [Vec<f32>; MEASURES.len()],
+    /// Samples whose loss or constant was no number, each time, since the run began.
+    left_out: u64,
+    /// The first epoch that counts in the averages.
+    from_epoch: u64,
+}
+
+impl Samples {
+    /// Of `count` samples, of which nothing is known. Numbers of epochs before `from_epoch` enter the averages only until
+    /// there are others.
+    pub fn new(count: usize, from_epoch: u64) -> Self {
+        Self {
+            average: vec![f64::NAN; count],
+            counted: vec![0; count],
+            sums: [0.0; 3],
+            measured: [(); MEASURES.len()].map(|()| vec![f32::NAN; count]),
+            left_out: 0,
+            from_epoch,
+        }
+    }
+
+    /// What a batch of these samples is told before its step.
+    pub fn prior(&self, places: &[usize]) -> Prior {
+        let of = |&place: &usize| match self.counted[place] {
+            0 => [0.0, 1.0],
+            count => {
+                let share = 1.0 / (f64::from(count) + 1.0);
+                [self.average[place] * (1.0 - share), share]
+            }
+        };
+        let [count, sum, squares] = self.sums;
+        let mean = if count > 0.0 { sum / count } else { 0.0 };
+        let variance = if count > 0.0 { squares / count - mean * mean } else { 0.0 };
+        // What rounding leaves of a variance of nothing is nothing.
+        let spread = variance > 1e-12 * (squares / count.max(1.0));
+        Prior {
+            averages: places.iter().map(of).collect(),
+            mean,
+            inverse_deviation: if spread { 1.0 / variance.sqrt() } else { 0.0 },
+        }
+    }
+
+    /// What a batch of these samples is told once nothing new comes: their averages, no number where there is none.
+    pub fn settled(&self, places: &[usize]) -> Prior {
+        let averages = places.iter().map(|&place| [self.average[place], 0.0]).collect();
+        Prior { averages, ..self.prior(places) }
+    }
+
+    /// Takes in what a step of `epoch` measured of the samples at `places`. Gives the places of those whose constant is no
+    /// number, which are left out.
+    pub fn record(&mut self, places: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {
+        let columns: [&[f64]; MEASURES.len()] = [
+            &report.train_loss,
+            &report.gradient_norm,
+            &report.product,
+            &report.constant,
+            &report.logit,
+            &report.weight,
+        ];
+        for (held, column) in self.measured.iter_mut().zip(columns) {
+            for (&place, &value) in places.iter().zip(column) {
+                held[place] = narrowed(value);
+            }
+        }
+        for (&place, &constant) in places.iter().zip(&report.constant) {
+            if constant.is_finite() {
+                self.enter(place, -constant, epoch);
+            }
+        }
+        self.left_out += report.left_out.len() as u64;
+        report.left_out.iter().filter_map(|&at| places.get(at).copied()).collect()
+    }
+
+    fn enter(&mut self, place: usize, gain: f64, epoch: u64) {
+        let (average, counted) = (&mut self.average[place], &mut self.counted[place]);
+        let [count, sum, squares] = &mut self.sums;
+        if average.is_finite() {
+            *count -= 1.0;
+            *sum -= *average;
+            *squares -= *average * *average;
+        }
+        let share = 1.0 / (f64::from(*counted) + 1.0);
+        *average = if *counted == 0 { gain } else { *average * (1.0 - share) + gain * share };
+        if epoch >= self.from_epoch {
+            *counted += 1;
+        }
+        *count += 1.0;
+        *sum += *average;
+        *squares += *average * *average;
+    }
+
+    /// Samples whose loss or constant was no number, each time, since the run began.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Ends an epoch: with a folder, what was measured in it is written there, one row a sample; then it is forgotten. Gives
+    /// what was written.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn end_epoch(
+        &mut self,
+        ids: &[String],
+        epoch: u64,
+        recordings: Option<&Path>,
+    ) -> Result<Option<Written>> {
+        let mut written = None;
+        if let Some(folder) = recordings {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+            written = Some(self.write(ids, &folder.join(recording(epoch)))?);
+        }
+        for held in &mut self.measured {
+            held.fill(f32::NAN);
+        }
+        Ok(written)
+    }
+
+    fn write(&self, ids: &[String], path: &Path) -> Result<Written> {
+        let refuse = |error: csv::Error| Error::Table {
+            path: path.to_path_buf(),
+            line: None,
+            message: error.to_string(),
+        };
+        let mut table = csv::Writer::from_writer(Vec::new());
+        let number = |value: f64| if value.is_finite() { value.to_string() } else { String::new() };
+        let header = ["id"].into_iter().chain(MEASURES).chain(["average"]);
+        table.write_record(header).map_err(refuse)?;
+        for (place, id) in ids.iter().enumerate() {
+            let cells = self.measured.iter().map(|held| match held[place] {
+                value if value.is_finite() => value.to_string(),
+                _ => String::new(),
+            });
+            let row = [id.clone()].into_iter().chain(cells).chain([number(self.average[place])]);
+            table.write_record(row).map_err(refuse)?;
+        }
+        let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(path, &bytes)?;
+        Ok(Written::of(&bytes))
+    }
+
+    /// Everything, to be saved.
+    ///
+    /// # Errors
+    /// Never, as every vector fills its tensor.
+    pub fn tensors(&self) -> Result<Tensors> {
+        let count = [self.average.len()];
+        let mut tensors = Tensors::new();
+        tensors.insert("average".to_owned(), Tensor::new(&count, self.average.clone())?);
+        tensors.insert("counted".to_owned(), Tensor::new(&count, self.counted.clone())?);
+        let [samples, sum, squares] = self.sums;
+        let sums = vec![samples, sum, squares, self.left_out as f64];
+        tensors.insert("sums".to_owned(), Tensor::new(&[4], sums)?);
+        for (name, held) in MEASURES.iter().zip(&self.measured) {
+            tensors.insert(format!("measured/{name}"), Tensor::new(&count, held.clone())?);
+        }
+        Ok(tensors)
+    }
+
+    /// Puts saved numbers back.
+    ///
+    /// # Errors
+    /// If something is missing or of another number of samples.
+    pub fn restore(&mut self, tensors: &Tensors) -> Result<()> {
+        let count = self.average.len();
+        let of = |name: &str, expected: usize| match tensors.get(name) {
+            Some(tensor) if tensor.len() == expected => Ok(tensor),
+            Some(tensor) => Err(Error::invalid(format!(
+                "{name} of the samples has {} numbers, but {expected} are expected",
+                tensor.len()
+            ))),
+            None => Err(Error::invalid(format!("{name} of the samples is missing"))),
+        };
+        self.average = of("average", count)?.as_slice::<f64>()?.to_vec();
+        self.counted = of("counted", count)?.as_slice::<u32>()?.to_vec();
+        let sums = of("sums", 4)?.as_slice::<f64>()?;
+        self.sums = [sums[0], sums[1], sums[2]];
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count that was saved")]
+        {
+            self.left_out = sums[3] as u64;
+        }
+        for (name, held) in MEASURES.iter().zip(&mut self.measured) {
+            *held = of(&format!("measured/{name}"), count)?.as_slice::<f32>()?.to_vec();
+        }
+        Ok(())
+    }
+}
+
+/// The name of an epoch's recording.
+pub fn recording(epoch: u64) -> String {
+    format!("epoch-{epoch:04}.csv")
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "what is drawn needs no more")]
+fn narrowed(value: f64) -> f32 {
+    value as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(constants: &[f64]) -> StepReport {
+        let lost = constants.iter().enumerate().filter(|(_, constant)| !constant.is_finite());
+        StepReport {
+            train_loss: vec![1.0; constants.len()],
+            constant: constants.to_vec(),
+            left_out: lost.map(|(at, _)| at).collect(),
+            ..StepReport::default()
+        }
+    }
+
+    #[test]
+    fn averages_begin_with_the_epoch_that_counts() {
+        let mut samples = Samples::new(4, 1);
+        let nothing = samples.prior(&[2]);
+        assert_eq!((nothing.averages, nothing.inverse_deviation), (vec![[0.0, 1.0]], 0.0));
+        samples.record(&[2, 0], &report(&[-5.0, 1.0]), 0);
+        // Until another comes, the number of an early epoch is all there is.
+        let prior = samples.prior(&[2]);
+        assert_eq!((prior.mean, prior.inverse_deviation), (2.0, 1.0 / 3.0));
+        assert_eq!(prior.averages, [[0.0, 1.0]]);
+        samples.record(&[2, 0], &report(&[-3.0, 2.0]), 1);
+        samples.record(&[2, 0], &report(&[-6.0, 3.0]), 2);
+        assert_eq!(samples.average[2], 4.5);
+        let averages = samples.prior(&[0, 2]).averages.concat();
+        for (found, expected) in averages.into_iter().zip([-5.0 / 3.0, 1.0 / 3.0, 3.0, 1.0 / 3.0]) {
+            approx::assert_relative_eq!(found, expected, max_relative = 1e-12);
+        }
+        let [count, sum, squares] = samples.sums;
+        assert_eq!((count, sum, squares), (2.0, 2.0, 4.5 * 4.5 + 2.5 * 2.5));
+    }
+
+    #[test]
+    fn what_is_no_number_is_named_and_counted_and_changes_nothing() {
+        let mut samples = Samples::new(3, 0);
+        samples.record(&[0, 1], &report(&[1.0, 2.0]), 0);
+        let before = samples.clone();
+        assert_eq!(samples.record(&[2, 1], &report(&[f64::NAN, f64::INFINITY]), 0), [2, 1]);
+        assert_eq!((samples.left_out(), &samples.sums), (2, &before.sums));
+        assert_eq!(samples.average[1], before.average[1]);
+        let mut restored = Samples::new(3, 0);
+        restored.restore(&samples.tensors().unwrap()).unwrap();
+        assert_eq!(format!("{restored:?}"), format!("{samples:?}"));
+        let refused = Samples::new(4, 0).restore(&samples.tensors().unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("3 numbers, but 4"), "{refused}");
+    }
+}

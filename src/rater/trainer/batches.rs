@@ -1,0 +1,97 @@
+//! The batches of each step.
+
+use super::Run;
+use crate::{
+    encode::pyramid::Reach,
+    error::Result,
+    rater::{
+        bilevel::{Bilevel, MicroBatch, Prior},
+        samples::Samples,
+    },
+    tokens::{batch::Batch, encoded::EncodedCorpus},
+    training::{
+        order::{Order, dropped_captions},
+        schedule::Plan,
+    },
+};
+
+/// The batches of a step, and which training samples are in them.
+#[derive(Default)]
+pub(super) struct StepBatches {
+    pub(super) micro: Vec<MicroBatch>,
+    pub(super) places: Vec<Vec<usize>>,
+}
+
+/// Makes the batches of any step.
+pub(super) struct Batches {
+    train: Order,
+    validation: Order,
+}
+
+impl Batches {
+    /// For a run's two sets.
+    pub(super) fn new(run: &Run<'_>) -> Result<Self> {
+        Ok(Self {
+            train: Order::new(run.config, run.data.train.len(), "training", 0)?,
+            validation: Order::new(run.config, run.data.validation.len(), "validation", 1)?,
+        })
+    }
+
+    /// Those of a step, on their way to where the networks are.
+    pub(super) fn of(&mut self, run: &Run<'_>, step: u64, bilevel: &Bilevel) -> Result<StepBatches> {
+        let mut batches = StepBatches::default();
+        for iteration in run.plan.iterations(step) {
+            let (train, validation) = (self.train.batch(iteration)?, self.validation.batch(iteration)?);
+            batches.micro.push(bilevel.ahead(MicroBatch {
+                train: run.with_inputs(
+                    run.batch(&run.data.train, &train, 2 * iteration)?,
+                    &[Reach::Before, bilevel.settings.rater_reach],
+                )?,
+                validation: run.with_inputs(
+                    run.batch(&run.data.validation, &validation, 2 * iteration + 1)?,
+                    &[Reach::Before],
+                )?,
+                prior: None,
+            })?);
+            batches.places.push(train);
+        }
+        Ok(batches)
+    }
+}
+
+impl Batches {
+    /// Those of a step of the rater alone, by its own `plan`: they go on where the run's have ended.
+    pub(super) fn of_rater(
+        &mut self,
+        run: &Run<'_>,
+        plan: &Plan,
+        step: u64,
+        samples: &Samples,
+        bilevel: &Bilevel,
+    ) -> Result<Vec<(Batch, Prior)>> {
+        let begun = run.plan.iterations(run.plan.updates()).start;
+        let of = |iteration: u64| {
+            let iteration = begun + iteration;
+            let places = self.train.batch(iteration)?;
+            let batch = run.batch(&run.data.train, &places, 2 * iteration)?;
+            let batch = run.with_inputs(batch, &[bilevel.settings.rater_reach])?;
+            Ok((batch, samples.settled(&places)))
+        };
+        plan.iterations(step).map(of).collect()
+    }
+}
+
+impl Run<'_> {
+    fn batch(&self, from: &EncodedCorpus, places: &[usize], stream: u64) -> Result<Batch> {
+        let drop = dropped_captions(self.config, stream, places.len());
+        from.batch(places, drop, self.data.tokenizer.as_ref(), self.data.text.as_ref())
+    }
+
+    fn with_inputs(&self, mut batch: Batch, reaches: &[Reach]) -> Result<Batch> {
+        // A device makes the input itself: then there is less to upload.
+        for &reach in reaches.iter().filter(|_| !self.on_device) {
+            batch = batch.with_reach(self.data.tokenizer.quantizer(), reach)?;
+        }
+        Ok(batch)
+    }
+}

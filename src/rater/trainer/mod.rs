@@ -1,0 +1,361 @@
+//! The training loop around the bilevel step: data in, batches in a fixed order, checkpoints, resume.
+
+mod batches;
+mod rater_only;
+mod saved;
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::{
+    config::{Config, Teaching},
+    encode::{ImageTokenizer, TextEncoder, pca::FitReport, pyramid::CodeReader},
+    engine::{DType, cuda::Device},
+    error::{Error, Result},
+    interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
+    models::{Proxy, Rater, Weighing, init},
+    rater::{
+        bilevel::{Bilevel, BilevelSettings, RaterReport, RecordedStep, StepRates, StepReport},
+        dynamics::write_figure,
+        rules::rule,
+        samples::{Samples, recording},
+    },
+    training::{
+        checkpoint,
+        optimizer::{AdamW, AdamWSettings},
+        parameter_groups::decays,
+        prepared::{Prepared, Preparing, prepare},
+        released,
+        run_directory::RunDirectory,
+        schedule::Plan,
+    },
+};
+
+use batches::{Batches, StepBatches};
+use rater_only::train_rater;
+
+/// Watches a run from outside: progress bars, event files.
+pub trait Observer: Preparing {
+    /// One step of `total` is done.
+    fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport);
+
+    /// One step of the rater alone, at the end of a run, is done; steps count on.
+    fn rater_step(&mut self, _step: u64, _total: u64, _samples: usize, _report: &RaterReport) {}
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainSummary {
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Training records used.
+    pub train: usize,
+    /// Validation records used.
+    pub validation: usize,
+    /// Records left out.
+    pub failed: usize,
+    /// How well the image tokenizer fits, if it was fitted here.
+    pub tokenizer: Option<FitReport>,
+    /// The last step's report.
+    pub last: Option<StepReport>,
+    /// The table and the pictures of loss and gradient norm by rating over the epochs.
+    pub figures: Vec<PathBuf>,
+}
+
+impl std::fmt::Display for TrainSummary {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { steps, train, validation, failed, .. } = self;
+        write!(
+            formatter,
+            "{steps} steps on {train} training and {validation} validation records ({failed} left out)"
+        )?;
+        if let Some(fit) = &self.tokenizer {
+            let FitReport { psnr_db, codes_used, .. } = fit;
+            write!(
+                formatter,
+                "\ntokenizer: {psnr_db:.1} dB on held-out pictures, {codes_used:.0} codes effectively used"
+            )?;
+        }
+        if let Some(last) = &self.last {
+            let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
+            write!(formatter, "\nlast step: validation loss {loss:.4}, accuracy {accuracy:.2}%")?;
+        }
+        for path in &self.figures {
+            write!(formatter, "\n{}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything that a run is made of.
+struct Run<'a> {
+    config: &'a Config,
+    directory: &'a RunDirectory,
+    data: Prepared,
+    plan: Plan,
+    on_device: bool,
+}
+
+/// Trains the rater beside the proxy in `directory`, from its newest checkpoint on where there is one.
+///
+/// # Errors
+/// If the data cannot be used, a checkpoint does not fit, the loss is no longer a number, a file cannot be written, or
+/// the user interrupts (after a checkpoint has been written).
+pub fn train(
+    config: &Config,
+    directory: &RunDirectory,
+    command_line: &[String],
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<TrainSummary> {
+    if config.training.progressive.is_some() || config.training.drop_scale_length.is_some() {
+        return Err(Error::invalid(
+            "pg and drop_scale_length train on a part of the tokens, which `fit` does; for `train` set pg to 0 and \
+             drop_scale_length to null",
+        ));
+    }
+    // A device that cannot be used ends the run before the data is read.
+    let device = config.device.open()?;
+    let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
+    let plan = Plan::new(config, data.train.len(), data.validation.len())?;
+    let run = Run { config, directory, data, plan, on_device: device.is_some() };
+    let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
+    let mut bilevel = interrupt.while_reading(NO_STEP, || run.networks(device.as_ref(), saved.is_none()))?;
+    let mut samples = Samples::new(run.data.train.len(), config.training.average_from_epoch);
+    let mut step = 0;
+    let mut kept = None;
+    if let Some(folder) = saved {
+        step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut bilevel, &mut samples))?;
+        kept = Some(interrupt.while_reading(AS_IT_WAS, || run.expect_whole(&folder))?);
+        observer.note(&format!("continuing after step {step}"));
+    }
+    let mut journal = directory.journal(kept.as_ref())?;
+    let mut batches = Batches::new(&run)?;
+    directory.record_start(config, command_line, step)?;
+    let total = run.plan.updates();
+    let own_plan = rater_only::plan(&run)?;
+    let whole = total + own_plan.as_ref().map_or(0, Plan::updates);
+    let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
+    let mut last = None;
+    let mut these = if step < total { batches.of(&run, step, &bilevel)? } else { StepBatches::default() };
+    while step < total {
+        let epoch = run.plan.epoch(step);
+        let rates = run.rates(step);
+        run.begin(step, &mut bilevel);
+        if config.training.rule.teaching == Teaching::Regression {
+            for (micro, places) in these.micro.iter_mut().zip(&these.places) {
+                micro.prior = Some(samples.prior(places));
+            }
+        }
+        // A device works meanwhile.
+        let (report, next) = bilevel.step_while(&these.micro, rates, step, |bilevel| {
+            if step + 1 < total { batches.of(&run, step + 1, bilevel) } else { Ok(StepBatches::default()) }
+        })?;
+        let places = std::mem::replace(&mut these, next).places.concat();
+        for place in samples.record(&places, &report, epoch) {
+            let id = &run.data.train.ids[place];
+            observer.note(&format!(
+                "what {id} is worth is no number at step {step}; the rater does not learn from it, and the proxy not from its batch \
+                 where its loss is none"
+            ));
+        }
+        observer.step(step, total, places.len(), rates, &report);
+        if step % every == 0 || step + 1 == total {
+            journal.append(&line(step, epoch, rates, &report, &samples))?;
+        }
+        let ends_epoch = run.plan.ends_epoch(step);
+        if ends_epoch || step + 1 == total {
+            let recordings = run.records(epoch).then(|| directory.dynamics());
+            if let Some(written) = samples.end_epoch(&run.data.train.ids, epoch, recordings.as_deref())? {
+                journal.note_recording(recording(epoch), written);
+            }
+        }
+        step += 1;
+        last = Some(report);
+        let due = config.checkpoint_every.is_some_and(|every| every > 0 && step % every == 0);
+        // Asked once: what is kept of an interrupt is called so.
+        let stops = interrupt.is_raised();
+        let regular = due || ends_epoch || step == total;
+        if regular || stops {
+            run.save(&bilevel, &samples, step, !regular, &journal.sync()?)?;
+        }
+        if stops && step < whole {
+            let path = directory.path().display();
+            let saved = format!("step {step} of {whole} is saved; go on with `train --out {path} --resume`");
+            return Err(Error::Interrupted { saved });
+        }
+    }
+    if let Some(plan) = own_plan.filter(|_| step < whole) {
+        train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, observer)?;
+    } else if last.is_none() {
+        observer.note("the run was complete already");
+    }
+    let figures = write_figure(&directory.dynamics())?;
+    directory.complete()?;
+    Ok(TrainSummary {
+        steps: whole,
+        train: run.data.train.len(),
+        validation: run.data.validation.len(),
+        failed: run.data.failed(),
+        tokenizer: run.data.fit.clone(),
+        last,
+        figures,
+    })
+}
+
+fn line(
+    step: u64,
+    epoch: u64,
+    rates: StepRates,
+    report: &StepReport,
+    samples: &Samples,
+) -> serde_json::Value {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let most = |values: &[f64]| values.iter().fold(0.0f64, |most, value| most.max(*value));
+    let mut line = json!({
+        "step": step,
+        "epoch": epoch,
+        "learning_rate": rates.learning_rate,
+        "weight_decay": rates.weight_decay,
+        "upper_level_weight": rates.upper_level_weight,
+        "validation_loss": report.validation_loss,
+        "validation_tail_loss": report.validation_tail_loss,
+        "validation_accuracy": report.validation_accuracy,
+        "validation_tail_accuracy": report.validation_tail_accuracy,
+        "train_loss": mean(&report.train_loss),
+        "weighted_train_loss": report.weighted_train_loss,
+        "proxy_loss": report.proxy_loss,
+        "rater_loss": report.rater_loss,
+        "proxy_gradient_norm": report.proxy_gradient_norm,
+        "rater_gradient_norm": report.rater_gradient_norm,
+        "largest_weight": most(&report.weight),
+    });
+    let optional = [
+        ("reference_loss", &report.reference_loss),
+        ("product", &report.product),
+        ("gradient_norm", &report.gradient_norm),
+        ("rating", &report.logit),
+        ("target", &report.target),
+    ];
+    for (name, values) in optional {
+        if !values.is_empty() {
+            line[name] = json!(mean(values));
+        }
+    }
+    if !report.reference_loss.is_empty() {
+        line["reference_gradient_norm"] = json!(report.reference_gradient_norm);
+    }
+    if samples.left_out() > 0 {
+        line["left_out"] = json!(samples.left_out());
+    }
+    if let Some(skipped) = report.skipped_updates {
+        line["skipped_updates"] = json!(skipped);
+    }
+    line
+}
+
+/// Both networks, freshly drawn, with their optimisers.
+///
+/// # Errors
+/// If the sizes do not fit together.
+pub fn build_networks(
+    config: &Config,
+    tokenizer: &dyn ImageTokenizer,
+    text: &dyn TextEncoder,
+) -> Result<Bilevel> {
+    let quantizer = tokenizer.quantizer();
+    let sizes = (quantizer.vocabulary(), quantizer.channels(), text.channels());
+    let proxy_config = config.proxy_backbone(sizes.0, sizes.1, sizes.2);
+    let rater_config = config.rater_backbone(sizes.0, sizes.1, sizes.2);
+    let (proxy, mut proxy_parameters) = Proxy::new(&proxy_config, DType::F32, config.seed.wrapping_mul(2))?;
+    let (rater, mut rater_parameters) =
+        Rater::new(&rater_config, DType::F32, config.seed.wrapping_mul(2) + 1)?;
+    if config.networks.zero_cross_attention {
+        init::zero_cross_projections(&mut proxy_parameters)?;
+        init::zero_cross_projections(&mut rater_parameters)?;
+    }
+    let (training, compat) = (&config.training, &config.compat);
+    let settings = AdamWSettings { clip: training.clip, ..AdamWSettings::default() };
+    let weighing = if compat.double_softmax {
+        Weighing::Released
+    } else {
+        Weighing::Logits { temperature: training.rater_temperature }
+    };
+    Ok(Bilevel {
+        proxy,
+        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
+        proxy_parameters,
+        rater,
+        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
+        rater_parameters,
+        settings: BilevelSettings {
+            weighing,
+            weighted_mean: compat.weighted_mean,
+            label_smoothing: training.label_smoothing,
+            rater_regularisation: training.rater_regularisation,
+            freeze_proxy: training.freeze_proxy,
+            frozen_proxy_decays: compat.frozen_proxy_decays,
+            two_rater_passes: compat.two_rater_passes,
+            rater_reach: config.rater_reach(),
+            drop_path: true,
+            recompute: config.recompute,
+            cuda_graph: config.cuda_graph,
+            rule: training.rule,
+            record_norms: false,
+            seed: config.seed,
+        },
+        reader: None,
+        reference: None,
+        recorded: RecordedStep::default(),
+    })
+}
+
+impl Run<'_> {
+    fn networks(&self, device: Option<&Device>, fresh: bool) -> Result<Bilevel> {
+        let mut bilevel = build_networks(self.config, self.data.tokenizer.as_ref(), self.data.text.as_ref())?;
+        // Weights to start from need not be there any more when a run goes on.
+        if let Some(path) = self.config.networks.initial_weights.as_ref().filter(|_| fresh) {
+            released::load(path, released::PROXY, &mut bilevel.proxy_parameters)?;
+            if released::holds(path, released::RATER)? {
+                released::load(path, released::RATER, &mut bilevel.rater_parameters)?;
+            }
+        }
+        if let Some(device) = device {
+            bilevel.move_to(device, self.config.compute)?;
+            let most = self.config.training.batch;
+            bilevel.reader = Some(CodeReader::new(self.data.tokenizer.quantizer(), device, most)?);
+        }
+        Ok(bilevel)
+    }
+
+    /// The rates of a step.
+    fn rates(&self, step: u64) -> StepRates {
+        let scheduled = self.plan.rates(step);
+        StepRates {
+            upper_level_weight: self.plan.upper_level_weight(step),
+            learning_rate: scheduled.learning_rate,
+            weight_decay: scheduled.weight_decay,
+            warm_up: self.warms_up(step),
+        }
+    }
+
+    fn warms_up(&self, step: u64) -> bool {
+        self.plan.epoch(step) < self.config.training.proxy_warmup_epochs
+    }
+
+    /// Whether what is measured in an epoch is recorded.
+    fn records(&self, epoch: u64) -> bool {
+        self.config.training.record_every.is_some_and(|every| epoch.is_multiple_of(every))
+    }
+
+    /// What has to be there before a step: at the first after the warm-up, the reference proxy.
+    fn begin(&self, step: u64, bilevel: &mut Bilevel) {
+        let first = !self.warms_up(step) && (step == 0 || self.warms_up(step - 1));
+        if first && rule(self.config.training.rule.rule).needs().reference {
+            bilevel.begin_reference();
+        }
+        bilevel.settings.record_norms =
+            self.config.training.record_norms && self.records(self.plan.epoch(step));
+    }
+}

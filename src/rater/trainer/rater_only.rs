@@ -1,0 +1,74 @@
+//! The end of a run: the rater alone goes on learning, from averages that do not change any more.
+
+use serde_json::json;
+
+use super::{Observer, Run, batches::Batches};
+use crate::{
+    error::{Error, Result},
+    interrupt::Interrupt,
+    rater::{bilevel::Bilevel, samples::Samples},
+    training::{run_directory::Journal, schedule::Plan},
+};
+
+/// The plan of the rater's own epochs; `None` if it has none.
+pub(super) fn plan(run: &Run<'_>) -> Result<Option<Plan>> {
+    let epochs = run.config.training.rater_only_epochs;
+    if epochs == 0 {
+        return Ok(None);
+    }
+    let mut config = run.config.clone();
+    config.training.epochs = epochs;
+    Plan::new(&config, run.data.train.len(), run.data.validation.len()).map(Some)
+}
+
+/// Runs what is left of them. `step` counts on from the run's own updates.
+///
+/// # Errors
+/// Those of a step, of a file that cannot be written, and of an interrupt, after a checkpoint.
+pub(super) fn train_rater(
+    run: &Run<'_>,
+    plan: &Plan,
+    (bilevel, samples): (&mut Bilevel, &Samples),
+    journal: &mut Journal,
+    mut step: u64,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let (before, own) = (run.plan.updates(), plan.updates());
+    let total = before + own;
+    let mut batches = Batches::new(run)?;
+    let every = (own / run.config.training.rater_only_epochs / run.config.log_lines.max(1)).max(1);
+    while step < total {
+        let at = step - before;
+        let micro = batches.of_rater(run, plan, at, samples, bilevel)?;
+        let rates = plan.rates(at);
+        let report = bilevel.rater_step(&micro, [rates.learning_rate, rates.weight_decay], step)?;
+        observer.rater_step(step, total, report.logit.len(), &report);
+        if at.is_multiple_of(every) || step + 1 == total {
+            // Under other names: what reads the rates of the proxy's updates is not to find these.
+            let mut line = json!({
+                "step": step,
+                "rater_only_epoch": plan.epoch(at),
+                "rater_learning_rate": rates.learning_rate,
+                "rater_loss": report.loss,
+                "rater_gradient_norm": report.gradient_norm,
+            });
+            if let Some(skipped) = report.skipped_updates {
+                line["skipped_updates"] = json!(skipped);
+            }
+            journal.append(&line)?;
+        }
+        step += 1;
+        let due = run.config.checkpoint_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
+        let (stops, regular) = (interrupt.is_raised(), due || step == total);
+        if regular || stops {
+            run.save(bilevel, samples, step, !regular, &journal.sync()?)?;
+        }
+        if stops && step < total {
+            let path = run.directory.path().display();
+            let saved = format!("step {step} of {total} is saved; go on with `train --out {path} --resume`");
+            return Err(Error::Interrupted { saved });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,301 @@
+//! One shard of a token cache: consecutive rows of a table, in a file of codes and, where text states are kept, a file of the
+//! states, or the token ids, of those captions that no earlier shard holds. Both are safetensors; a JSON file beside them, written last, holds
+//! their lengths and checksums.
+//!
+//! | tensor | holds |
+//! | --- | --- |
+//! | `codes` | u16 `[N, L]`, the usable pictures' codes; their ids are the remark `ids` |
+//! | `pictures` | u8 `[N, 16]`, what the picture is found by: SHA-256 of its path from the cache's folder |
+//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of the picture's file |
+//! | `captions` | u8 `[M, 16]`, SHA-256 of the captions |
+//! | `mask` | u8 `[M, T]`: 1 for a token, 0 for padding |
+//! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: a vector for each of the mask's ones, and one a caption |
+//! | `ids` | u32 `[M, T]`, in place of the states: the tokens, which the encoder's network is still to be run on |
+
+mod text;
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use safetensors::{Dtype, SafeTensors, tensor::Metadata, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::damaged;
+use crate::{
+    data::Position,
+    error::{Error, Result},
+    files::{
+        digest_of_file,
+        sealed::{Unsealed, Written, unseal, write_sealed},
+        write_whole,
+    },
+    tokens::{
+        records::FailedRecord,
+        stamp::{Seen, Stamp},
+    },
+    weights::MappedFile,
+};
+pub(crate) use text::{Text, TextRows};
+
+/// What pictures and captions are found by: the beginning of a SHA-256.
+pub(crate) type Key = [u8; 16];
+
+/// The key of these bytes.
+pub(crate) fn key(bytes: &[u8]) -> Key {
+    let digest = Sha256::digest(bytes);
+    let mut key = Key::default();
+    key.copy_from_slice(&digest[..16]);
+    key
+}
+
+/// The file that says that a shard is whole, and of what.
+pub(crate) fn entry_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.json"))
+}
+
+/// The file of a shard's codes.
+pub(crate) fn codes_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.codes.safetensors"))
+}
+
+/// The file of a shard's text states.
+pub(crate) fn text_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.text.safetensors"))
+}
+
+/// A shard's entry in the index.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Entry {
+    /// Which of the tables.
+    pub(crate) table: usize,
+    /// Where its rows begin; `None`: at the first one.
+    pub(crate) from: Option<Position>,
+    /// Where the next shard's begin; `None`: these are the table's last.
+    pub(crate) next: Option<Position>,
+    pub(crate) rows: u64,
+    pub(crate) failed: Vec<FailedRecord>,
+    /// What the images of all rows were, in their order; nothing in a shard of an older version.
+    #[serde(default)]
+    pub(crate) images: Vec<Seen>,
+    pub(crate) codes: Written,
+    pub(crate) text: Option<Written>,
+}
+
+impl Entry {
+    /// Reads an entry; nothing if there is none, it cannot be read or was changed since it was written. Those of form 1 have
+    /// no seal.
+    pub(crate) fn read(folder: &Path, number: usize, form: u32) -> Option<Self> {
+        let bytes = fs::read(entry_path(folder, number)).ok()?;
+        let text = match unseal(&bytes) {
+            Unsealed::Whole(text) => text,
+            Unsealed::Without if form == 1 => bytes,
+            _ => return None,
+        };
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Writes the entry: the shard's files must be there.
+    pub(crate) fn write(&self, folder: &Path, number: usize) -> Result<()> {
+        write_sealed(&entry_path(folder, number), self)
+    }
+
+    /// Whether the shard's files are what was written.
+    pub(crate) fn is_whole(&self, folder: &Path, number: usize) -> bool {
+        self.codes.is_whole(&codes_path(folder, number))
+            && self.text.as_ref().is_none_or(|text| text.is_whole(&text_path(folder, number)))
+    }
+}
+
+/// A usable record of a shard that is being made.
+pub(crate) struct Row {
+    pub(crate) id: String,
+    pub(crate) picture: Key,
+    pub(crate) stamp: Stamp,
+    pub(crate) digest: [u8; 32],
+    pub(crate) codes: Vec<u16>,
+}
+
+/// The SHA-256 of a picture's file, if it is still the one that had this stamp.
+pub(crate) fn unchanged(path: &Path, stamp: Stamp) -> Option<[u8; 32]> {
+    let digest = digest_of_file(path).ok()?;
+    (Stamp::of(path)? == stamp).then_some(digest)
+}
+
+/// Writes the file of codes.
+pub(crate) fn write_codes(path: &Path, tokens: usize, rows: &[Row]) -> Result<Written> {
+    let count = rows.len();
+    let gather = |bytes: &dyn Fn(&Row) -> Vec<u8>| rows.iter().flat_map(bytes).collect::<Vec<u8>>();
+    let codes = gather(&|row| row.codes.iter().flat_map(|code| code.to_le_bytes()).collect());
+    let pictures = gather(&|row| row.picture.to_vec());
+    let bytes = gather(&|row| row.stamp.bytes.to_le_bytes().to_vec());
+    let modified = gather(&|row| row.stamp.modified.to_le_bytes().to_vec());
+    let digests = gather(&|row| row.digest.to_vec());
+    let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    let ids = serde_json::to_string(&ids).map_err(|error| Error::invalid(error.to_string()))?;
+    let tensors = [
+        ("codes", Dtype::U16, vec![count, tokens], codes),
+        ("pictures", Dtype::U8, vec![count, 16], pictures),
+        ("bytes", Dtype::U64, vec![count], bytes),
+        ("modified", Dtype::I64, vec![count], modified),
+        ("digests", Dtype::U8, vec![count, 32], digests),
+    ];
+    write(path, &tensors, HashMap::from([("ids".to_owned(), ids)]))
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)],
+    remarks: HashMap<String, String>,
+) -> Result<Written> {
+    let refuse = |error: safetensors::SafeTensorError| damaged(path, format!("cannot be written: {error}"));
+    let views = tensors
+        .iter()
+        .map(|(name, kind, shape, bytes)| Ok((*name, TensorView::new(*kind, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(refuse)?;
+    let bytes = safetensors::serialize(views, Some(remarks)).map_err(refuse)?;
+    write_whole(path, &bytes)?;
+    Ok(Written::of(&bytes))
+}
+
+/// Rows of one tensor in a mapped file.
+struct Table {
+    file: Arc<MappedFile>,
+    start: usize,
+    /// Bytes of a row.
+    row: usize,
+    rows: usize,
+}
+
+impl Table {
+    fn row(&self, at: usize) -> &[u8] {
+        &self.file[self.start + at * self.row..][..self.row]
+    }
+}
+
+/// A mapped safetensors file of a shard.
+struct Opened {
+    file: Arc<MappedFile>,
+    metadata: Metadata,
+    data: usize,
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let (header, metadata) = SafeTensors::read_metadata(&file)
+            .map_err(|error| damaged(path, format!("not a whole safetensors file ({error})")))?;
+        Ok(Self { file, metadata, data: 8 + header })
+    }
+
+    /// The tensor of a name, whose rows hold this many numbers of this kind.
+    fn table(&self, name: &str, kind: Dtype, numbers: usize) -> Result<Table> {
+        let refuse = |message: String| damaged(self.file.path(), message);
+        let info = self.metadata.info(name).ok_or_else(|| refuse(format!("has no tensor {name}")))?;
+        let fits = info.dtype == kind && info.shape.get(1).copied().unwrap_or(1) == numbers;
+        let (start, end) = info.data_offsets;
+        let row = numbers.checked_mul(kind.bitsize() / 8).filter(|&row| row > 0);
+        match (info.shape[..].first(), row) {
+            (Some(&rows), Some(row))
+                if fits && info.shape.len() <= 2 && rows.checked_mul(row) == Some(end - start) =>
+            {
+                Ok(Table { file: Arc::clone(&self.file), start: self.data + start, row, rows })
+            }
+            _ => Err(refuse(format!(
+                "tensor {name} is {:?} {:?}, but rows of {numbers} of {kind:?} were expected",
+                info.dtype, info.shape
+            ))),
+        }
+    }
+}
+
+/// A shard's codes, mapped.
+pub(crate) struct Codes {
+    path: PathBuf,
+    vocabulary: usize,
+    codes: Table,
+    pictures: Table,
+    bytes: Table,
+    modified: Table,
+    digests: Table,
+}
+
+/// What a look at a picture's file says of what is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    /// The file is as it was, or it is not there any more.
+    Same,
+    /// It is another one.
+    Changed,
+}
+
+impl Codes {
+    /// Opens a file of codes.
+    pub(crate) fn open(path: &Path, tokens: usize, vocabulary: usize) -> Result<Self> {
+        let opened = Opened::new(path)?;
+        let found = Self {
+            path: path.to_path_buf(),
+            vocabulary,
+            codes: opened.table("codes", Dtype::U16, tokens)?,
+            pictures: opened.table("pictures", Dtype::U8, 16)?,
+            bytes: opened.table("bytes", Dtype::U64, 1)?,
+            modified: opened.table("modified", Dtype::I64, 1)?,
+            digests: opened.table("digests", Dtype::U8, 32)?,
+        };
+        let rows = found.codes.rows;
+        if [&found.pictures, &found.bytes, &found.modified, &found.digests]
+            .iter()
+            .any(|table| table.rows != rows)
+        {
+            return Err(damaged(path, "its tensors have different numbers of rows"));
+        }
+        Ok(found)
+    }
+
+    /// The keys of its pictures, in order.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
+        (0..self.pictures.rows).map(|at| Key::try_from(self.pictures.row(at)).unwrap_or_default())
+    }
+
+    /// The codes of a row.
+    pub(crate) fn codes(&self, at: usize) -> Result<Vec<u16>> {
+        let codes: Vec<u16> =
+            self.codes.row(at).as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
+        match codes.iter().find(|&&code| usize::from(code) >= self.vocabulary) {
+            None => Ok(codes),
+            Some(code) => Err(damaged(
+                &self.path,
+                format!("holds the code {code}, but there are only {} codes", self.vocabulary),
+            )),
+        }
+    }
+
+    /// The SHA-256 of a row's file.
+    pub(crate) fn digest(&self, at: usize) -> [u8; 32] {
+        self.digests.row(at).try_into().unwrap_or_default()
+    }
+
+    /// Whether a row still belongs to the file at `picture`. A file of the same length and time is taken to be the same; one
+    /// of the same length and another time, such as a copy, is read.
+    pub(crate) fn freshness(&self, at: usize, picture: &Path) -> Freshness {
+        let number = |table: &Table| <[u8; 8]>::try_from(table.row(at)).unwrap_or_default();
+        let (bytes, modified) =
+            (u64::from_le_bytes(number(&self.bytes)), i64::from_le_bytes(number(&self.modified)));
+        match Stamp::of(picture) {
+            None if picture.exists() => Freshness::Changed,
+            None => Freshness::Same,
+            Some(stamp) if stamp.bytes != bytes => Freshness::Changed,
+            Some(stamp) if stamp.modified == modified => Freshness::Same,
+            Some(_) => match digest_of_file(picture) {
+                Ok(digest) if digest == *self.digests.row(at) => Freshness::Same,
+                _ => Freshness::Changed,
+            },
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Making the shards of a token cache.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    time::Instant,
+};
+
+use rayon::prelude::*;
+
+use super::{EncodeSummary, FAILED};
+use crate::{
+    config::Config,
+    data::{Corpus, Position, Record},
+    encode::{ImageTokenizer, TextEncoder},
+    error::{Error, LeftOutRows, Reasons, Result},
+    files::sealed::Written,
+    interrupt::Interrupt,
+    tokens::{
+        cache::{
+            Description, FORMAT, START, picture_key,
+            shard::{self, Entry, Key, Row, Text, TextRows},
+        },
+        identity::first_changed,
+        records::{self, FailedRecord, Progress},
+        stamp::{Image, Seen, Stamp},
+        tokenize::{FitPictures, Tokenize},
+    },
+};
+
+/// Captions encoded at once.
+const CAPTIONS: usize = 64;
+
+/// What became of the records of a shard.
+struct Rows {
+    /// The usable ones, by their place.
+    usable: Vec<(usize, Row)>,
+    /// The others.
+    failed: Vec<FailedRecord>,
+    /// What the images of all of them were.
+    images: Vec<Seen>,
+}
+
+/// Everything that a shard is made with.
+pub(super) struct Builder<'a> {
+    pub(super) config: &'a Config,
+    pub(super) folder: PathBuf,
+    pub(super) description: Description,
+    pub(super) tables: Vec<PathBuf>,
+    pub(super) tokenizer: Box<dyn ImageTokenizer>,
+    pub(super) text: Option<Box<dyn TextEncoder>>,
+    /// Captions that earlier shards hold.
+    pub(super) seen: HashSet<Key>,
+    /// Rows of the first table that the image tokenizer could not be fitted to, and why: they stay left out, whatever a later
+    /// look at them gives.
+    pub(super) unfit: HashMap<u64, String>,
+    /// What is wrong if the images that the tokenizer was fitted to are others now. Shards that are there name the image first.
+    pub(super) changed: Option<Error>,
+    pub(super) left_out: LeftOutRows,
+}
+
+impl Builder<'_> {
+    pub(super) fn run(mut self, interrupt: &Interrupt, progress: &mut Progress<'_>) -> Result<EncodeSummary> {
+        let start = Instant::now();
+        let total: u64 = self.description.tables.iter().map(|table| table.rows).sum();
+        let (mut number, mut done, mut made, mut pictures_now) = (0, 0, 0, 0);
+        let mut entries: Vec<Entry> = Vec::new();
+        for table in 0..self.tables.len() {
+            let mut from: Option<Position> = None;
+            loop {
+                progress("encoding", done, total);
+                interrupt.check(&format!(
+                    "{done} of {total} rows are encoded and kept; give the same command again to go on"
+                ))?;
+                let held = Entry::read(&self.folder, number, FORMAT).filter(|entry| {
+                    (entry.table, entry.from) == (table, from)
+                        && entry.images.len() as u64 == entry.rows
+                        && entry.next.is_none_or(|next| next.byte > from.unwrap_or(START).byte)
+                        && entry.is_whole(&self.folder, number)
+                });
+                let entry = match held {
+                    Some(entry) => {
+                        self.expect_unchanged(&entry)?;
+                        self.note_captions(&entry, number)?;
+                        entry
+                    }
+                    None => {
+                        self.changed.take().map_or(Ok(()), Err)?;
+                        let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
+                        made += 1;
+                        pictures_now += entry.rows - entry.failed.len() as u64;
+                        entry
+                    }
+                };
+                done += entry.rows;
+                number += 1;
+                from = entry.next;
+                entries.push(entry);
+                if from.is_none() {
+                    break;
+                }
+            }
+        }
+        progress("encoding", done, total);
+        self.changed.take().map_or(Ok(()), Err)?;
+        if done != total {
+            return Err(Error::invalid(format!(
+                "{total} rows went in, but {done} came out: a table was changed meanwhile; give --overwrite to begin anew"
+            )));
+        }
+        let failed: Vec<&FailedRecord> = entries.iter().flat_map(|entry| &entry.failed).collect();
+        let failed_out = self.folder.join(FAILED);
+        records::write_failed(&failed_out, failed.iter().copied())?;
+        if failed.len() as u64 == total {
+            let tables: Vec<String> = self.tables.iter().map(|path| path.display().to_string()).collect();
+            let tables = PathBuf::from(tables.join(", "));
+            let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
+            return Err(reasons.none_usable(&tables, Some(&failed_out)));
+        }
+        let failed = failed.len() as u64;
+        let bytes = |entry: &Entry| entry.codes.bytes + entry.text.as_ref().map_or(0, |text| text.bytes);
+        Ok(EncodeSummary {
+            rows: total,
+            encoded: total - failed,
+            failed,
+            captions: self.seen.len() as u64,
+            shards: number,
+            made,
+            bytes: entries.iter().map(bytes).sum(),
+            pictures_now,
+            seconds: start.elapsed().as_secs_f64(),
+            out: self.folder,
+        })
+    }
+
+    /// Remembers which captions a shard holds.
+    fn note_captions(&mut self, entry: &Entry, number: usize) -> Result<()> {
+        if let (Some(described), Some(written)) = (&self.description.text, &entry.text) {
+            let text = Text::open(&shard::text_path(&self.folder, number), described, written)?;
+            self.seen.extend(text.keys());
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on with a shard of images that were replaced or deleted since: the tokenizer may have been fitted to them,
+    /// so that making the shard anew would not give what an undisturbed job gives.
+    fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
+        let mut corpus = records::open(self.config, &self.tables[entry.table])?;
+        if let Some(position) = entry.from {
+            corpus.seek(position)?;
+        }
+        let records: Vec<Record> = corpus.take(entry.images.len()).collect::<Result<_>>()?;
+        let images: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(&entry.images).collect();
+        match first_changed(&images, None) {
+            None => Ok(()),
+            Some(at) => Err(Error::Image {
+                path: records[at].image.clone(),
+                message: format!(
+                    "was replaced, added or deleted since it was encoded into {}; put it back as it was, or remove that folder \
+                     to encode all anew",
+                    self.folder.display()
+                ),
+            }),
+        }
+    }
+
+    /// Makes one shard.
+    fn make(
+        &mut self,
+        number: usize,
+        table: usize,
+        from: Option<Position>,
+        (done, total): (u64, u64),
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<Entry> {
+        let mut corpus = records::open(self.config, &self.tables[table])?;
+        if let Some(position) = from {
+            corpus.seek(position)?;
+        }
+        let size = self.description.shard_rows;
+        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
+        let next = (records.len() == size).then(|| Corpus::position(&corpus));
+        // A table whose last shard is full has nothing after it.
+        let next = if next.is_some() && corpus.next().is_none() { None } else { next };
+        let Rows { usable, failed, images } = self.rows(table, &records, |at| {
+            progress("encoding", done + at, total);
+            interrupt.check(&format!(
+                "{done} of {total} rows are encoded and kept; give the same command again to go on"
+            ))
+        })?;
+        let kept: Vec<&Record> = usable.iter().map(|(at, _)| &records[*at]).collect();
+        let text = self.text_states(number, &kept)?;
+        let rows: Vec<Row> = usable.into_iter().map(|(_, row)| row).collect();
+        let tokens = self.description.tokens();
+        let codes = shard::write_codes(&shard::codes_path(&self.folder, number), tokens, &rows)?;
+        let rows = records.len() as u64;
+        let entry = Entry { table, from, next, rows, failed, images, codes, text };
+        entry.write(&self.folder, number)?;
+        Ok(entry)
+    }
+
+    /// The usable records, by their place, and the others.
+    fn rows(
+        &mut self,
+        table: usize,
+        records: &[Record],
+        mut report: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Rows> {
+        let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| Stamp::of(&record.image)).collect();
+        let tokenise = Tokenize { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
+        let mut found = Vec::with_capacity(records.len());
+        let unfit = |record: &Record| self.unfit.get(&record.row).filter(|_| table == 0);
+        let known = records.iter().enumerate().filter_map(|(at, record)| Some((at, unfit(record)?.clone())));
+        tokenise.each(records, &mut FitPictures::of_failed(known), |at, codes| {
+            report(at as u64)?;
+            found.push(codes.map_err(|error| error.to_string()));
+            Ok(())
+        })?;
+        // The file that was stamped must be the one that was decoded.
+        let digests: Vec<Option<[u8; 32]>> = records
+            .par_iter()
+            .zip(&stamps)
+            .map(|(record, stamp)| shard::unchanged(&record.image, (*stamp)?))
+            .collect();
+        let mut rows =
+            Rows { usable: Vec::with_capacity(records.len()), failed: Vec::new(), images: Vec::new() };
+        for (at, ((record, found), (stamp, digest))) in
+            records.iter().zip(found).zip(stamps.into_iter().zip(digests)).enumerate()
+        {
+            rows.images.push(stamp.map(|stamp| Image::new(stamp, digest.as_ref())));
+            let reason = match (found, stamp.zip(digest)) {
+                (Ok(codes), Some((stamp, digest))) => {
+                    let picture = picture_key(&self.folder, &record.image);
+                    rows.usable.push((at, Row { id: record.id.clone(), picture, stamp, digest, codes }));
+                    continue;
+                }
+                (Ok(_), None) => "the picture was changed while it was encoded".to_owned(),
+                (Err(reason), _) => reason,
+            };
+            self.left_out.add(&record.id, &reason);
+            rows.failed.push(FailedRecord { id: record.id.clone(), line: record.line, reason });
+        }
+        Ok(rows)
+    }
+
+    /// Writes the states or ids of the captions that no earlier shard holds.
+    fn text_states(&mut self, number: usize, records: &[&Record]) -> Result<Option<Written>> {
+        let (Some(encoder), Some(described)) = (&self.text, &self.description.text) else {
+            return Ok(None);
+        };
+        // The first shard also holds the empty caption, which stands for those that are left out in training.
+        let empty = (number == 0).then_some("");
+        let mut captions = Vec::new();
+        for caption in empty.into_iter().chain(records.iter().map(|record| record.caption.as_str())) {
+            let key = shard::key(caption.as_bytes());
+            if self.seen.insert(key) {
+                captions.push((key, caption));
+            }
+        }
+        let mut rows = TextRows::default();
+        for chunk in captions.chunks(CAPTIONS) {
+            let (keys, texts): (Vec<Key>, Vec<&str>) = chunk.iter().copied().unzip();
+            match described.kept.floats() {
+                Some(floats) => rows.add(&keys, &encoder.encode(&texts)?, floats)?,
+                None => rows.add_ids(&keys, &encoder.ids(&texts)?)?,
+            }
+        }
+        rows.write(&shard::text_path(&self.folder, number), described).map(Some)
+    }
+}

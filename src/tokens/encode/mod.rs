@@ -1,0 +1,360 @@
+//! `encode`: makes a token cache, a shard at a time. What is there and whole is kept; what was cut off is made again.
+
+mod builder;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use builder::Builder;
+
+use crate::{
+    config::Config,
+    encode::{ImageTokenizer, TextEncoder},
+    error::{Error, LeftOutRows, Result},
+    files::{remove_leftovers, sealed::seal, sha256, sha256_of_file, write_whole},
+    interrupt::{Interrupt, NO_STEP},
+    jobs::{
+        Claim,
+        folder::{Layout, OutputFolder, Present},
+    },
+    tokens::{
+        cache::{
+            CACHE, Description, FORMAT, Preparation, TableDescription, TextDescription, TextKept, absolute,
+            image_tokenizer_folder, shard, text_encoder_folder,
+        },
+        encoders::{self, Encoders, READY, expect_pyramid, make_folder},
+        fitting,
+        records::{self, Progress},
+    },
+};
+
+/// The table of the rows that were left out.
+const FAILED: &str = "failed.csv";
+
+/// What is to be encoded and how.
+#[derive(Clone, Debug)]
+pub struct EncodeRequest {
+    /// Names the encoders, the columns and how pictures are prepared.
+    pub config: Config,
+    /// A run whose encoders are used, in place of those that the configuration names.
+    pub run: Option<PathBuf>,
+    /// The tables; the configuration's training and validation set if there is none.
+    pub tables: Vec<PathBuf>,
+    /// The folder of the cache.
+    pub out: PathBuf,
+    /// What is kept of captions, `Some(None)`: nothing. `None`: states in bf16 for a pretrained encoder, nothing for hashed
+    /// words, which are made as fast as they are read.
+    pub text: Option<Option<TextKept>>,
+    /// Rows of a shard.
+    pub shard_rows: usize,
+    /// Replace another cache that is in the folder.
+    pub overwrite: bool,
+}
+
+/// What came of it. Rows in are rows encoded and rows failed, which [`encode`] has checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodeSummary {
+    /// Rows of all tables.
+    pub rows: u64,
+    /// Rows encoded.
+    pub encoded: u64,
+    /// Rows left out; `failed.csv` in the folder says why.
+    pub failed: u64,
+    /// Different captions whose states are kept.
+    pub captions: u64,
+    /// Shards in all.
+    pub shards: usize,
+    /// Shards that were made now; the others were there.
+    pub made: usize,
+    /// Bytes of all shards.
+    pub bytes: u64,
+    /// Pictures encoded now.
+    pub pictures_now: u64,
+    /// How long that took, in seconds.
+    pub seconds: f64,
+    /// The folder.
+    pub out: PathBuf,
+}
+
+impl fmt::Display for EncodeSummary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rows, encoded, failed, captions, shards, made, bytes, pictures_now, seconds, out } = self;
+        writeln!(
+            formatter,
+            "{rows} rows in = {encoded} encoded + {failed} failed; states of {captions} captions"
+        )?;
+        writeln!(
+            formatter,
+            "{shards} shards, {made} of them made now, {:.1} MB: {}",
+            *bytes as f64 / 1e6,
+            out.display()
+        )?;
+        if *made > 0 {
+            let rate = *pictures_now as f64 / seconds.max(1e-9);
+            write!(formatter, "{pictures_now} pictures in {seconds:.1} s, {rate:.2} images/s; ")?;
+        }
+        write!(formatter, "use it with --set token_cache={}", out.display())
+    }
+}
+
+/// Makes a token cache, or goes on with it, or repairs it.
+///
+/// # Errors
+/// If a table or an encoder cannot be used, the folder holds something else, or the user interrupts: whole shards are then
+/// kept and the same command goes on.
+pub fn encode(
+    request: &EncodeRequest,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<EncodeSummary> {
+    let config = &request.config;
+    if request.shard_rows == 0 {
+        return Err(Error::invalid("a shard needs at least one row"));
+    }
+    // A device that cannot be used ends the job before the data is read.
+    let device = config.device.open()?;
+    let tables = tables(request)?;
+    let described = interrupt.while_reading("nothing had been encoded yet", || {
+        tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()
+    })?;
+    let mut inputs = tables.clone();
+    inputs.extend(request.run.clone());
+    inputs.extend([&config.image_tokenizer.path, &config.text_encoder.path].into_iter().flatten().cloned());
+    let claim = Claim { command: "encode", inputs: &inputs, overwrite: request.overwrite };
+    let output = OutputFolder::claim(&claim, &request.out, LAYOUT)?;
+    let settings = settings(request)?;
+    let complete = output.present()? == Present::Complete;
+    let (folder, beside) = place(&output, request, &settings, &described)?;
+    for folder in [folder.clone(), image_tokenizer_folder(&folder), text_encoder_folder(&folder)] {
+        if folder.exists() {
+            remove_leftovers(&folder)?;
+        }
+    }
+    let (tokenizer, unfit, changed) =
+        image_tokenizer(request, (&folder, complete), &tables[0], interrupt, progress)?;
+    let (text, kept) = text_encoder(request, &folder, interrupt)?;
+    let (tokenizer, text) = match &device {
+        None => (tokenizer, text),
+        Some(device) => {
+            let text = text.map(|text| text.to_device(device)).transpose()?;
+            (tokenizer.to_device(device)?, text)
+        }
+    };
+    let quantizer = tokenizer.quantizer();
+    let description = Description {
+        format: FORMAT,
+        image_tokenizer: tokenizer.fingerprint(),
+        side: tokenizer.image_side(),
+        patch_nums: quantizer.patch_nums().to_vec(),
+        vocabulary: quantizer.vocabulary(),
+        preparation: Preparation::of(&records::preprocess(config, tokenizer.image_side())),
+        text: text.as_ref().zip(kept).map(|(text, kept)| TextDescription {
+            encoder: text.fingerprint(),
+            tokens: text.tokens(),
+            channels: text.channels(),
+            kept,
+        }),
+        settings,
+        shard_rows: request.shard_rows,
+        tables: described,
+    };
+    let path = folder.join(CACHE);
+    let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
+    write_whole(&path, &seal(json))?;
+    let seen = HashSet::new();
+    let left_out = LeftOutRows::default();
+    let builder =
+        Builder { config, folder, description, tables, tokenizer, text, seen, unfit, changed, left_out };
+    let summary = builder.run(interrupt, progress)?;
+    if beside {
+        output.publish()?;
+    } else {
+        output.complete()?;
+    }
+    Ok(EncodeSummary { out: absolute(&request.out)?, ..summary })
+}
+
+/// What a cache's folder holds; see [`Layout`].
+const LAYOUT: Layout = &[CACHE, "failed.csv", "image_tokenizer/*", "text_encoder/*", "shard-*"];
+
+/// The tables that are to be encoded.
+fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
+    if !request.tables.is_empty() {
+        return Ok(request.tables.clone());
+    }
+    let data = &request.config.data;
+    let mut tables = vec![data.train_csv()?.to_path_buf()];
+    tables.extend(data.validation.clone());
+    Ok(tables)
+}
+
+/// Reads a table once, so that a bad line ends the job now, and says what it is.
+fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
+    let mut rows = 0;
+    for record in records::open(config, path)?.refusing_duplicates() {
+        record?;
+        rows += 1;
+    }
+    Ok(TableDescription { path: absolute(path)?, rows, sha256: sha256_of_file(path)? })
+}
+
+/// SHA-256 over the keys that decide by what pictures and captions are encoded.
+fn settings(request: &EncodeRequest) -> Result<String> {
+    let all = request.config.to_json();
+    let keys =
+        ["image_tokenizer", "text_encoder", "pn", "patch_nums", "patch_size", "seed", "compat", "columns"];
+    let chosen: Vec<_> = keys.iter().map(|key| (key, all.get(key))).collect();
+    let run = request.run.as_deref().map(absolute).transpose()?;
+    let told = serde_json::to_vec(&(chosen, run, request.text))
+        .map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(sha256(&told))
+}
+
+/// Where the cache is written: in its folder, if that is empty or holds the same cache; else beside it, and whether so.
+fn place(
+    output: &OutputFolder,
+    request: &EncodeRequest,
+    settings: &str,
+    tables: &[TableDescription],
+) -> Result<(PathBuf, bool)> {
+    let same = |held: &Result<Description>| {
+        held.as_ref().is_ok_and(|held| {
+            held.format == FORMAT
+                && held.settings == settings
+                && held.tables == tables
+                && held.shard_rows == request.shard_rows
+        })
+    };
+    let folder = output.target().to_path_buf();
+    if output.present()? == Present::Nothing {
+        output.begin_in_place()?;
+        return Ok((folder, false));
+    }
+    if !folder.join(CACHE).exists() {
+        // What was begun and never described is begun again.
+        output.expect_own()?;
+        output.clear_in_place()?;
+        return Ok((folder, false));
+    }
+    let held = Description::read(&folder);
+    if same(&held) {
+        output.begin_in_place()?;
+        return Ok((folder, false));
+    }
+    if !request.overwrite {
+        let changed = |held: &Description| {
+            let same =
+                |one: &TableDescription, other: &TableDescription| one.path == other.path && one != other;
+            let table = tables.iter().find(|table| held.tables.iter().any(|held| same(held, table)))?;
+            Some(table.path.display().to_string())
+        };
+        let why = match &held {
+            Ok(held) if held.format != FORMAT => "of an older version".to_owned(),
+            Ok(held) if held.tables != tables => match changed(held) {
+                Some(table) => format!("of other tables, or they were changed since: {table}"),
+                None => "of other tables".to_owned(),
+            },
+            Ok(_) => "by other encoders or options".to_owned(),
+            Err(error) => format!("that cannot be read ({error})"),
+        };
+        return Err(Error::invalid(format!(
+            "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
+            folder.display()
+        )));
+    }
+    output.expect_own()?;
+    let keep = same(&Description::read(&output.staging()));
+    Ok((output.begin_beside(keep)?, true))
+}
+
+/// An image tokenizer, why images could not be used to fit it, by their rows, and what is wrong if they are others than before.
+type Fitted = (Box<dyn ImageTokenizer>, HashMap<u64, String>, Option<Error>);
+
+/// The tokenizer that the cache holds, or that of the run, or the configuration's; saved before anything is made by it.
+fn image_tokenizer(
+    request: &EncodeRequest,
+    (cache, complete): (&Path, bool),
+    first: &Path,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<Fitted> {
+    let (config, folder) = (&request.config, image_tokenizer_folder(cache));
+    let mut unfit = HashMap::new();
+    let mut saved = None;
+    if folder.join(READY).exists() {
+        let tokenizer = encoders::saved_image_tokenizer(config, &folder)?;
+        if complete || request.run.is_some() || config.image_tokenizer.path.is_some() {
+            return Ok((tokenizer, unfit, None));
+        }
+        saved = Some(tokenizer);
+    }
+    let tokenizer = match &request.run {
+        Some(run) => encoders::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
+        None => {
+            let records = match config.image_tokenizer.path {
+                // Nothing has to be fitted.
+                Some(_) => Vec::new(),
+                None => interrupt.while_reading(NO_STEP, || records::open(config, first)?.read_all())?,
+            };
+            let failed_out = cache.join(FAILED);
+            let (tokenizer, _, images) =
+                fitting::image_tokenizer(config, (first, &records), Some(&failed_out), interrupt, progress)?;
+            unfit.extend(images.failed().map(|(place, reason)| (records[place].row, reason)));
+            expect_pyramid(config, tokenizer.as_ref())?;
+            // A job that goes on is fitted once more, as this alone says whether the images are still the same.
+            if let Some(saved) = saved {
+                if saved.fingerprint() == tokenizer.fingerprint() {
+                    return Ok((saved, unfit, None));
+                }
+                if shard::codes_path(cache, 0).exists() {
+                    let changed = Error::invalid(format!(
+                        "{}: images that the image tokenizer was fitted to were replaced, added or deleted since; put them back as \
+                         they were, or give --overwrite to make {} anew",
+                        first.display(),
+                        cache.display()
+                    ));
+                    return Ok((saved, unfit, Some(changed)));
+                }
+            }
+            tokenizer
+        }
+    };
+    make_folder(&folder)?;
+    tokenizer.save(&folder)?;
+    write_whole(&folder.join(READY), b"")?;
+    Ok((tokenizer, unfit, None))
+}
+
+/// A text encoder, if there is one, and what is kept of what it gives.
+type KeptText = (Option<Box<dyn TextEncoder>>, Option<TextKept>);
+
+/// The text encoder whose states or ids are to be kept, if they are, and which.
+fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) -> Result<KeptText> {
+    let config = &request.config;
+    let kept = match request.text {
+        Some(asked) => asked,
+        None if Encoders::text_is_pretrained(config, request.run.as_deref())? => Some(TextKept::Bf16),
+        None => None,
+    };
+    if kept.is_none() {
+        return Ok((None, None));
+    }
+    let folder = text_encoder_folder(cache);
+    if folder.join(READY).exists() {
+        return Ok((Some(encoders::saved_text_encoder(config, &folder)?), kept));
+    }
+    let text = interrupt.while_reading(NO_STEP, || match &request.run {
+        Some(run) => encoders::saved_text_encoder(config, &run.join("text_encoder")),
+        None => encoders::text_encoder(config),
+    })?;
+    if kept == Some(TextKept::Ids) {
+        text.ids(&[""])?;
+    }
+    make_folder(&folder)?;
+    text.save(&folder)?;
+    write_whole(&folder.join(READY), b"")?;
+    Ok((Some(text), kept))
+}

@@ -1,0 +1,209 @@
+//! A corpus as the networks see it: every record's codes and caption, each picture decoded and tokenised once.
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    data::Record,
+    encode::{ImageTokenizer, TextEncoder, TextStates},
+    engine::{Purpose, Random, Tensor},
+    error::{LeftOutRows, Result},
+    files::hexadecimal,
+    interrupt::{Interrupt, NO_STEP},
+    tokens::{
+        batch::Batch,
+        records::{FailedRecord, Progress},
+        tokenize::{FitPictures, Tokenize},
+    },
+};
+
+/// Usable records with their codes.
+#[derive(Clone, Debug)]
+pub struct EncodedCorpus {
+    /// Ids of the usable records, in the table's order.
+    pub ids: Vec<String>,
+    /// Their captions.
+    pub captions: Vec<String>,
+    /// Records that could not be used.
+    pub failed: Vec<FailedRecord>,
+    codes: Vec<u16>,
+    tokens: usize,
+    /// For each record of the table, the beginning of a SHA-256 over id, caption and codes; 0 for one that could not be used.
+    pub(crate) rows: Vec<u64>,
+}
+
+impl EncodedCorpus {
+    /// Every record's codes, from the cache or from its picture.
+    ///
+    /// # Errors
+    /// If the vocabulary has more than 65,536 codes or the run is interrupted.
+    pub(crate) fn encode(
+        tokenise: Tokenize<'_>,
+        mut records: Vec<Record>,
+        pictures: &mut FitPictures,
+        interrupt: &Interrupt,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        let tokens = tokenise.tokenizer.quantizer().tokens();
+        let total = records.len() as u64;
+        let (mut codes, mut reasons) = (Vec::new(), Vec::with_capacity(records.len()));
+        let origins = tokenise.each(&records, pictures, |place, found| {
+            interrupt.check(NO_STEP)?;
+            progress("tokenising", place as u64 + 1, total);
+            reasons.push(match found {
+                Ok(found) => {
+                    codes.extend(found);
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            });
+            Ok(())
+        })?;
+        if let Some(cache) = tokenise.cache {
+            let folder = cache.folder().display();
+            if origins.changed > 0 {
+                tracing::warn!(
+                    "{} pictures were changed since {folder} was made; they are tokenised anew",
+                    origins.changed
+                );
+            }
+            tracing::info!("{} of {total} pictures' tokens are in {folder}", origins.cached);
+        }
+        let mut corpus = Self {
+            ids: Vec::new(),
+            captions: Vec::new(),
+            failed: Vec::new(),
+            codes,
+            tokens,
+            rows: Vec::with_capacity(records.len()),
+        };
+        let mut left_out = LeftOutRows::default();
+        for (record, reason) in records.drain(..).zip(reasons) {
+            let codes = corpus.codes_of(corpus.ids.len());
+            corpus.rows.push(reason.as_ref().map_or_else(|| row_digest(&record, codes), |_| 0));
+            match reason {
+                None => {
+                    corpus.ids.push(record.id);
+                    corpus.captions.push(record.caption);
+                }
+                Some(reason) => {
+                    left_out.add(&record.id, &reason);
+                    corpus.failed.push(FailedRecord { id: record.id, line: record.line, reason });
+                }
+            }
+        }
+        Ok(corpus)
+    }
+
+    /// Usable records.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Takes the last `count` of a seeded shuffle out, as a corpus of its own: for validation where none is given.
+    pub fn split_off(&mut self, count: usize, seed: u64) -> Self {
+        let mut places: Vec<usize> = (0..self.len()).collect();
+        Random::new(seed, Purpose::Shuffle, u64::MAX).shuffle(&mut places);
+        let mut held = places.split_off(self.len() - count);
+        held.sort_unstable();
+        places.sort_unstable();
+        let taken = self.part(&held, Vec::new());
+        let failed = std::mem::take(&mut self.failed);
+        *self = self.part(&places, failed);
+        taken
+    }
+
+    /// The records at `places`.
+    fn part(&self, places: &[usize], failed: Vec<FailedRecord>) -> Self {
+        Self {
+            ids: places.iter().map(|&place| self.ids[place].clone()).collect(),
+            captions: places.iter().map(|&place| self.captions[place].clone()).collect(),
+            failed,
+            codes: places.iter().flat_map(|&place| self.codes_of(place)).copied().collect(),
+            tokens: self.tokens,
+            rows: Vec::new(),
+        }
+    }
+
+    fn codes_of(&self, place: usize) -> &[u16] {
+        self.codes.get(place * self.tokens..(place + 1) * self.tokens).unwrap_or_default()
+    }
+
+    /// SHA-256 over ids, captions and codes in order.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for (id, caption) in self.ids.iter().zip(&self.captions) {
+            hash.update(format!("{}:{id}{}:{caption}", id.len(), caption.len()));
+        }
+        for code in &self.codes {
+            hash.update(code.to_le_bytes());
+        }
+        hexadecimal(&hash.finalize())
+    }
+
+    /// The records at `places` as one batch; `drop_caption` says of which the caption is left out.
+    ///
+    /// # Errors
+    /// If an encoder fails.
+    pub fn batch(
+        &self,
+        places: &[usize],
+        drop_caption: impl Fn(usize, &str) -> bool,
+        tokenizer: &dyn ImageTokenizer,
+        text: &dyn TextEncoder,
+    ) -> Result<Batch> {
+        let codes: Vec<u32> =
+            places.iter().flat_map(|&place| self.codes_of(place)).map(|&code| u32::from(code)).collect();
+        let captions: Vec<&str> = places
+            .iter()
+            .enumerate()
+            .map(
+                |(at, &place)| {
+                    if drop_caption(at, &self.captions[place]) { "" } else { self.captions[place].as_str() }
+                },
+            )
+            .collect();
+        batch(Tensor::new(&[places.len(), self.tokens], codes)?, &captions, tokenizer, text)
+    }
+}
+
+/// What a record is known by; never 0.
+fn row_digest(record: &Record, codes: &[u16]) -> u64 {
+    let mut hash = Sha256::new();
+    let (id, caption) = (&record.id, &record.caption);
+    hash.update(format!("{}:{id}{}:{caption}", id.len(), caption.len()));
+    for code in codes {
+        hash.update(code.to_le_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
+}
+
+/// Codes `[B, L]` and captions as one batch, the networks' input not yet made.
+///
+/// # Errors
+/// If an encoder fails.
+pub fn batch(
+    codes: Tensor,
+    captions: &[&str],
+    tokenizer: &dyn ImageTokenizer,
+    text: &dyn TextEncoder,
+) -> Result<Batch> {
+    let quantizer = tokenizer.quantizer();
+    let text: TextStates = text.encode(captions)?;
+    let last_scale = quantizer.patch_nums().last().map_or(0, |side| side * side);
+    Ok(Batch { codes, input: None, through: None, text, last_scale })
+}
+
+/// Maps every record of a chunk on all threads, in order.
+pub(crate) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
+    items.par_iter().map(work).collect()
+}

@@ -1,0 +1,151 @@
+//! The image tokenizer that a configuration names, or fitted to the records of a table.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::Path,
+};
+
+use crate::{
+    config::{Config, ImageTokenizerKind},
+    data::{Loader, PictureBytes, Preprocess, Record, load_picture},
+    encode::{
+        ImageTokenizer,
+        pca::{FitReport, PcaSettings, PcaTokenizer},
+        vqvae::{VqVae, VqVaeSettings},
+    },
+    engine::{Purpose, Random},
+    error::{Error, Result},
+    interrupt::{Interrupt, NO_STEP},
+    tokens::{
+        records::{FailedRecord, Progress, none_usable, preprocess},
+        tokenize::FitPictures,
+    },
+};
+
+/// Pictures decoded ahead of their use.
+const AHEAD: usize = 128;
+
+/// Fits the configured image tokenizer to a seeded sample of the records of `table`, or loads the one that is named. The
+/// decoded pictures are given back, so that none is decoded twice.
+///
+/// An image that is not there or cannot be decoded is no part of the fit, and given back as such: it is left out and counted
+/// wherever the corpus is read. A file that the system fails to read ends the fit, as the same command would give another
+/// tokenizer when it can be read again.
+///
+/// # Errors
+/// If no picture can be used (which `failed_out` then lists, if it is given), a file cannot be read, the sizes do not fit, or the
+/// run is interrupted.
+pub fn image_tokenizer(
+    config: &Config,
+    (table, records): (&Path, &[Record]),
+    failed_out: Option<&Path>,
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
+    if let Some(path) = &config.image_tokenizer.path {
+        let open = || -> Result<Box<dyn ImageTokenizer>> {
+            match config.image_tokenizer.kind {
+                ImageTokenizerKind::Pca => crate::encode::load_image_tokenizer(path),
+                ImageTokenizerKind::VqVae => Ok(Box::new(VqVae::open(VqVaeSettings {
+                    path: path.clone(),
+                    patch_nums: config.networks.patch_nums.clone(),
+                })?)),
+            }
+        };
+        let tokenizer = interrupt.while_reading(NO_STEP, open)?;
+        return Ok((tokenizer, None, FitPictures::default()));
+    }
+    let settings = PcaSettings {
+        side: config.networks.image_side(),
+        patch: config.networks.patch_size,
+        components: config.image_tokenizer.components,
+        codes: config.image_tokenizer.codes,
+        patch_nums: config.networks.patch_nums.clone(),
+        seed: config.seed,
+    };
+    let mut places: Vec<usize> = (0..records.len()).collect();
+    Random::new(config.seed, Purpose::Fit, 0).shuffle(&mut places);
+    places.truncate(config.image_tokenizer.fit_images);
+    places.sort_unstable();
+    places.retain(|&place| records[place].malformed.is_none());
+    let total = places.len() as u64;
+    let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
+    let preprocess = preprocess(config, settings.side);
+    let loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
+    let mut pictures = HashMap::new();
+    let mut failed = Vec::new();
+    for (done, (place, picture)) in loader.enumerate() {
+        interrupt.check(NO_STEP)?;
+        progress("decoding for the tokenizer", done as u64 + 1, total);
+        let picture = match picture {
+            Err(_) => look_again(&records[place].image, &preprocess)?,
+            found => found,
+        };
+        if let Err(error) = &picture {
+            let Record { id, line, .. } = &records[place];
+            failed.push(FailedRecord { id: id.clone(), line: *line, reason: error.to_string() });
+        }
+        pictures.insert(place, picture);
+    }
+    let mut used: Vec<(usize, &PictureBytes)> =
+        pictures.iter().filter_map(|(place, picture)| Some((*place, picture.as_ref().ok()?))).collect();
+    used.sort_unstable_by_key(|(place, _)| *place);
+    if used.is_empty() {
+        return Err(none_usable(table, &failed, failed_out)?);
+    }
+    if used.len() < pictures.len() {
+        tracing::warn!(
+            "{} of {total} images that the tokenizer is fitted to cannot be used and are left out",
+            pictures.len() - used.len()
+        );
+    }
+    let (tokenizer, report) = interrupt.while_reading(NO_STEP, || {
+        PcaTokenizer::fit(settings, used.iter().map(|(_, picture)| picture.to_tensor()))
+    })?;
+    Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
+}
+
+/// An image that could not be read, once more: what was wrong for a moment is not to change the tokenizer.
+///
+/// # Errors
+/// If the file is there and the system fails to read it, which is no property of the image.
+fn look_again(path: &Path, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
+    let found = load_picture(path, preprocess);
+    if found.is_err()
+        && let Err(error) = read_through(path)
+    {
+        return Err(Error::Image {
+            path: path.to_path_buf(),
+            message: format!(
+                "cannot be read ({error}), and the image tokenizer would be another one without it; mend that, or remove the row \
+                 from the table"
+            ),
+        });
+    }
+    Ok(found)
+}
+
+/// Reads a file to its end. That there is none, or something else than a file, is no failure.
+fn read_through(path: &Path) -> io::Result<()> {
+    let of_the_name = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            ErrorKind::NotFound
+                | ErrorKind::NotADirectory
+                | ErrorKind::IsADirectory
+                | ErrorKind::InvalidInput
+                | ErrorKind::InvalidFilename
+        )
+    };
+    let read = || match fs::metadata(path)?.is_file() {
+        true => io::copy(&mut File::open(path)?, &mut io::sink()).map(|_| ()),
+        // A named pipe is not opened, as that would wait for a writer.
+        false => Ok(()),
+    };
+    match read() {
+        Err(error) if !of_the_name(&error) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,322 @@
+//! Checkpoints: a folder a step, `checkpoints/step-00001200/`, that appears whole or not at all; `interrupted-00001234/` where a
+//! run was stopped, until it goes on.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `proxy.safetensors`, `rater.safetensors` | the weights under their released names |
+//! | `optimizer.safetensors` | AdamW's moments: `proxy/first/<name>`, `proxy/second/<name>`, and the other networks' |
+//! | `reference.safetensors` | the weights of the reference proxy, for rules that have one, after the warm-up |
+//! | `samples.safetensors` | what the run knows of each training sample |
+//! | `state.json` | counters, fingerprints, the SHA-256 of the other files, of the run's `metrics.jsonl` so far and its recordings, and at the end its own |
+
+pub(crate) mod folder;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use self::folder::{Occasion, damaged};
+use crate::{
+    engine::{Parameters, Tensor},
+    error::Result,
+    tokens::encoders::Encoders,
+    training::{loss_scale::LossScale, optimizer::AdamW, run_directory::RunFiles},
+};
+
+/// The file of a model's weights in a checkpoint.
+pub(crate) const MODEL: &str = "model.safetensors";
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Everything of a checkpoint that is not a tensor. Random numbers need no state: each is a function of the seed and
+/// the step, and so is the sampler's position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Updates done; the next one is this, counted from 0.
+    pub step: u64,
+    /// How many of them were of the rater alone, the last ones.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rater_only_steps: u64,
+    /// The epoch of the next update.
+    pub epoch: u64,
+    /// The share of the validation loss at the next update.
+    pub upper_level_weight: f64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Updates that the proxy's optimiser has done.
+    pub proxy_optimizer_steps: u64,
+    /// Updates that the rater's optimiser has done.
+    pub rater_optimizer_steps: u64,
+    /// Updates that the reference proxy's optimiser has done, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_optimizer_steps: Option<u64>,
+    /// Scaling of the proxy's losses, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_loss_scale: Option<LossScale>,
+    /// Scaling of the rater's losses, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rater_loss_scale: Option<LossScale>,
+    /// Scaling of the reference proxy's losses, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_loss_scale: Option<LossScale>,
+    /// [`Config::fingerprint`](crate::config::Config::fingerprint).
+    pub config: String,
+    /// Fingerprint of the image tokenizer.
+    pub image_tokenizer: String,
+    /// Fingerprint of the text encoder.
+    pub text_encoder: String,
+    /// Fingerprint of the samples and their order.
+    pub data: String,
+    /// The version that wrote it.
+    pub version: String,
+    /// The commit it was built from.
+    pub git_hash: String,
+}
+
+impl State {
+    /// Refuses a checkpoint that was made with other encoders.
+    ///
+    /// # Errors
+    /// If so.
+    pub(crate) fn expect_encoders(&self, folder: &Path, encoders: &Encoders) -> Result<()> {
+        let (tokenizer, text) = (encoders.tokenizer.fingerprint(), encoders.text.fingerprint());
+        expect_fingerprint(folder, "image tokenizer", &self.image_tokenizer, &tokenizer)?;
+        expect_fingerprint(folder, "text encoder", &self.text_encoder, &text)
+    }
+}
+
+fn is_zero(steps: &u64) -> bool {
+    *steps == 0
+}
+
+/// A training run at one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The proxy's weights.
+    pub proxy: Tensors,
+    /// The rater's weights.
+    pub rater: Tensors,
+    /// All optimisers' moments.
+    pub optimizer: Tensors,
+    /// The reference proxy's weights, where there is one.
+    pub reference: Option<Tensors>,
+    /// What the run knows of each training sample.
+    pub samples: Tensors,
+    /// The rest.
+    pub state: State,
+}
+
+/// The files of tensors that every checkpoint has.
+const FILES: [&str; 4] =
+    ["proxy.safetensors", "rater.safetensors", "optimizer.safetensors", "samples.safetensors"];
+/// The file of the reference proxy.
+const REFERENCE: &str = "reference.safetensors";
+
+impl Checkpoint {
+    /// Writes the checkpoint into `checkpoints`, the folder of all of them, and removes all but the `keep` newest.
+    /// Gives the folder written.
+    ///
+    /// # Errors
+    /// If writing fails; checkpoints that were there stay as they are.
+    pub fn save(&self, checkpoints: &Path, keep: Option<usize>) -> Result<PathBuf> {
+        self.save_on(checkpoints, Occasion { keep, ..Occasion::default() })
+    }
+
+    /// The same for any occasion.
+    pub(crate) fn save_on(&self, checkpoints: &Path, occasion: Occasion<'_>) -> Result<PathBuf> {
+        let tensors = [&self.proxy, &self.rater, &self.optimizer, &self.samples];
+        let reference = self.reference.as_ref().map(|reference| (REFERENCE, reference));
+        let files = FILES.into_iter().zip(tensors).chain(reference);
+        folder::write(checkpoints, self.state.step, occasion, files, &self.state)
+    }
+
+    /// Reads a checkpoint's folder.
+    ///
+    /// # Errors
+    /// If a file is missing, truncated or changed since it was written.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let opened = open_rating(folder)?;
+        let [proxy, rater, optimizer, samples] = FILES.map(|name| opened.tensors(name));
+        let reference = match opened.has(REFERENCE) {
+            true => Some(opened.tensors(REFERENCE)?),
+            false => None,
+        };
+        Ok(Self {
+            proxy: proxy?,
+            rater: rater?,
+            optimizer: optimizer?,
+            reference,
+            samples: samples?,
+            state: opened.state,
+        })
+    }
+
+    /// The rater's weights and the state alone, for scoring.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn load_rater(folder: &Path) -> Result<(Tensors, State)> {
+        let opened = open_rating(folder)?;
+        Ok((opened.tensors(FILES[1])?, opened.state))
+    }
+
+    /// The newest checkpoint among `checkpoints`, if there is one, be it that of an interrupt. Nothing is changed there: a run that is still being
+    /// trained can be scored.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn newest(checkpoints: &Path) -> Result<Option<PathBuf>> {
+        if !checkpoints.exists() {
+            return Ok(None);
+        }
+        folder::newest(checkpoints)
+    }
+
+    /// What a checkpoint says of the run's other files.
+    ///
+    /// # Errors
+    /// If it is damaged, or of an older version, which said nothing.
+    pub(crate) fn run_files(folder: &Path) -> Result<RunFiles> {
+        open_rating(folder)?.run_files().cloned()
+    }
+}
+
+/// Whether a checkpoint is a fit's.
+pub fn is_fit(path: &Path) -> bool {
+    path.join(MODEL).exists()
+}
+
+/// Opens the checkpoint of a rater; that of a model alone is called by its name.
+fn open_rating(path: &Path) -> Result<folder::Opened<'_, State>> {
+    if is_fit(path) {
+        return Err(damaged(path, "holds a model that `fit` trained, and no rater; give the run of `train`"));
+    }
+    folder::open(path)
+}
+
+/// A network's weights, to be saved.
+///
+/// # Errors
+/// If they are on a device that fails.
+pub fn weights(parameters: &Parameters) -> Result<Tensors> {
+    parameters.iter().map(|(_, name, value)| Ok((name.to_owned(), value.to_host()?))).collect()
+}
+
+/// An optimiser's moments, to be saved under `network/first/…` and `network/second/…`.
+///
+/// # Errors
+/// If they are on a device that fails.
+pub fn moments(network: &str, parameters: &Parameters, optimizer: &AdamW) -> Result<Tensors> {
+    let mut tensors = Tensors::new();
+    for (id, name, _) in parameters.iter() {
+        let (first, second) = optimizer.moments(id);
+        tensors.insert(format!("{network}/first/{name}"), first.to_host()?);
+        tensors.insert(format!("{network}/second/{name}"), second.to_host()?);
+    }
+    Ok(tensors)
+}
+
+/// Puts saved weights into a network. `origin` is the checkpoint, for messages.
+///
+/// # Errors
+/// If a tensor is missing, surplus, or of another shape; all of them are named, and nothing is changed.
+pub fn restore_weights(origin: &Path, tensors: &Tensors, parameters: &mut Parameters) -> Result<()> {
+    let expected: Vec<(String, Vec<usize>)> =
+        parameters.iter().map(|(_, name, value)| (name.to_owned(), value.shape().to_vec())).collect();
+    compare(origin, tensors, &expected)?;
+    for (name, _) in &expected {
+        parameters.set(name, &tensors[name])?;
+    }
+    Ok(())
+}
+
+/// Puts saved moments into an optimiser; see [`moments`]. Tensors of other networks are passed over.
+///
+/// # Errors
+/// As for [`restore_weights`].
+pub fn restore_moments(
+    origin: &Path,
+    network: &str,
+    tensors: &Tensors,
+    parameters: &Parameters,
+    optimizer: &mut AdamW,
+) -> Result<()> {
+    let prefix = format!("{network}/");
+    let own: Tensors = tensors
+        .iter()
+        .filter(|(name, _)| name.starts_with(&prefix))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    let mut expected = Vec::new();
+    for moment in ["first", "second"] {
+        for (_, name, value) in parameters.iter() {
+            expected.push((format!("{network}/{moment}/{name}"), value.shape().to_vec()));
+        }
+    }
+    compare(origin, &own, &expected)?;
+    for (id, name, _) in parameters.iter() {
+        let [first, second] = ["first", "second"].map(|moment| &own[&format!("{network}/{moment}/{name}")]);
+        optimizer.restore(id, first, second)?;
+    }
+    Ok(())
+}
+
+/// Refuses tensors that are not exactly those expected, naming every difference.
+fn compare(origin: &Path, tensors: &Tensors, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    let names: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let surplus: Vec<&str> =
+        tensors.keys().map(String::as_str).filter(|name| !names.contains(name)).collect();
+    let mut complaints = Vec::new();
+    for (name, shape) in expected {
+        match tensors.get(name) {
+            None => {
+                let nearest = surplus
+                    .iter()
+                    .map(|other| (strsim::jaro_winkler(name, other), other))
+                    .max_by(|left, right| left.0.total_cmp(&right.0));
+                complaints.push(match nearest {
+                    Some((likeness, other)) if likeness > 0.8 => {
+                        format!("{name} is missing (there is {other})")
+                    }
+                    _ => format!("{name} is missing"),
+                });
+            }
+            Some(tensor) if tensor.shape() != shape => {
+                complaints.push(format!("{name} has the shape {:?} instead of {shape:?}", tensor.shape()));
+            }
+            Some(_) => {}
+        }
+    }
+    complaints.extend(surplus.iter().map(|name| format!("{name} is not part of the network")));
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    const SHOWN: usize = 8;
+    let more = complaints.len().saturating_sub(SHOWN);
+    complaints.truncate(SHOWN);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    let message = format!("does not fit the network of this configuration: {}{more}", complaints.join("; "));
+    Err(damaged(origin, message))
+}
+
+/// Refuses a checkpoint that was made with something else than what is there now, such as another tokenizer.
+///
+/// # Errors
+/// If the fingerprints differ.
+pub fn expect_fingerprint(origin: &Path, what: &str, saved: &str, found: &str) -> Result<()> {
+    if saved == found {
+        return Ok(());
+    }
+    let short = |fingerprint: &str| fingerprint.chars().take(12).collect::<String>();
+    let message = format!(
+        "was made with another {what} (fingerprint {} there, {} here); use the one that was saved with it",
+        short(saved),
+        short(found)
+    );
+    Err(damaged(origin, message))
+}

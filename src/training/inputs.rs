@@ -1,0 +1,93 @@
+//! What the tables and records of a run were when it was begun: kept beside it, so that a run that goes on with other data can
+//! say which of them was changed. That they are the same at all is told by the fingerprint in the checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    data::Record,
+    error::{Error, Result},
+    files::{
+        sealed::{read_sealed, write_sealed},
+        sha256_of_file,
+    },
+    tokens::encoded::EncodedCorpus,
+};
+
+/// What a run is trained on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Inputs {
+    tables: Vec<Input>,
+}
+
+/// A table and its records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    path: PathBuf,
+    sha256: String,
+    /// See [`EncodedCorpus::rows`].
+    rows: Vec<u64>,
+}
+
+impl Inputs {
+    /// Of tables that have been read.
+    pub(super) fn of(tables: &[(&Path, &EncodedCorpus)]) -> Result<Self> {
+        let input = |(path, corpus): &(&Path, &EncodedCorpus)| {
+            Ok(Input { path: path.to_path_buf(), sha256: sha256_of_file(path)?, rows: corpus.rows.clone() })
+        };
+        Ok(Self { tables: tables.iter().map(input).collect::<Result<_>>()? })
+    }
+
+    /// Writes it for a run that begins.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        write_sealed(path, self)
+    }
+
+    /// Refuses other records than those that a run was begun with. `records` reads those of a table again, to name one.
+    ///
+    /// # Errors
+    /// If the records are others.
+    pub(super) fn expect_those_of(
+        &self,
+        path: &Path,
+        records: impl Fn(&Path) -> Result<Vec<Record>>,
+    ) -> Result<()> {
+        if !path.exists() {
+            // A run of an older version.
+            return Ok(());
+        }
+        let held: Self = match read_sealed(path, "the checkpoint says whether the data are the same") {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::warn!("{error}");
+                return Ok(());
+            }
+        };
+        for (held, now) in held.tables.iter().zip(&self.tables) {
+            if held.rows == now.rows {
+                continue;
+            }
+            let cure = "a run goes on with the data it was begun with, so put it back as it was, or start a new run with \
+                        another --out";
+            let table = now.path.clone();
+            if held.sha256 != now.sha256 {
+                let message = format!("was changed since the run was begun, or is another table; {cure}");
+                return Err(Error::Table { path: table, line: None, message });
+            }
+            let at = held.rows.iter().zip(&now.rows).position(|(held, now)| held != now).unwrap_or(0);
+            let Some(record) = records(&table)?.into_iter().nth(at) else { continue };
+            let of = |rows: &[u64]| rows.get(at).copied().unwrap_or(0);
+            let was = match (of(&held.rows), of(&now.rows)) {
+                (0, _) => "could not be used when the run was begun, and can be now",
+                (_, 0) => "cannot be used any more",
+                _ => "gives other tokens than when the run was begun",
+            };
+            let message = format!("the image {} {was}; {cure}", record.image.display());
+            return Err(Error::Table { path: table, line: Some(record.line), message });
+        }
+        Ok(())
+    }
+}

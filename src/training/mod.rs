@@ -1,0 +1,13 @@
+//! What every training needs: optimizer, schedule, loss scale, batches in their order, checkpoints and run directories.
+
+pub mod checkpoint;
+pub(crate) mod inputs;
+pub mod loss_scale;
+pub mod optimizer;
+pub(crate) mod order;
+pub mod parameter_groups;
+pub mod prepared;
+pub mod released;
+pub mod run_directory;
+pub mod schedule;
+pub(crate) mod trained;

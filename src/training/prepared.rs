@@ -1,0 +1,252 @@
+//! What comes before the first step: records, encoders, tokens.
+
+use std::{path::Path, sync::Arc};
+
+use crate::{
+    config::{Config, Portion},
+    data::Record,
+    encode::{ImageTokenizer, TextEncoder, pca::FitReport, pretrained::is_pretrained, saved::TEXT_ENCODER},
+    engine::{Purpose, Random, cuda::Device},
+    error::{Error, Result},
+    files::write_whole,
+    interrupt::{Interrupt, NO_STEP},
+    tokens::{
+        cache::TokenCache,
+        encoded::EncodedCorpus,
+        encoders::{self, READY, expect_pyramid, make_folder, on},
+        fitting,
+        records::{self, Progress},
+        tokenize::{FitPictures, Tokenize},
+    },
+    training::{checkpoint::Checkpoint, inputs::Inputs, run_directory::RunDirectory},
+};
+
+/// Watches what comes before training.
+pub trait Preparing {
+    /// A part of the preparation is `done` out of `total`.
+    fn preparing(&mut self, what: &str, done: u64, total: u64);
+    /// Something the user should know, in one sentence.
+    fn note(&mut self, sentence: &str);
+}
+
+/// Encoders and the two sets, encoded.
+pub(crate) struct Prepared {
+    pub(crate) tokenizer: Box<dyn ImageTokenizer>,
+    pub(crate) text: Box<dyn TextEncoder>,
+    pub(crate) train: EncodedCorpus,
+    pub(crate) validation: EncodedCorpus,
+    /// How well the tokenizer fits, if it was fitted here.
+    pub(crate) fit: Option<FitReport>,
+    /// Of the samples and their order.
+    pub(crate) fingerprint: String,
+}
+
+impl Prepared {
+    /// Records that were left out.
+    pub(crate) fn failed(&self) -> usize {
+        self.train.failed.len() + self.validation.failed.len()
+    }
+}
+
+fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
+    let count = |share: f64| ((records.len() as f64 * share).round().max(1.0)) as usize;
+    match config.data.portion {
+        Portion::All => records,
+        Portion::First(share) => {
+            let count = count(share);
+            records.truncate(count);
+            records
+        }
+        Portion::Random(share) => {
+            let count = count(share);
+            let mut places: Vec<usize> = (0..records.len()).collect();
+            Random::new(config.seed, Purpose::Select, 0).shuffle(&mut places);
+            places.truncate(count);
+            places.sort_unstable();
+            let mut kept = places.into_iter().peekable();
+            let mut place = 0;
+            records.retain(|_| {
+                let keep = kept.next_if_eq(&place).is_some();
+                place += 1;
+                keep
+            });
+            records
+        }
+    }
+}
+
+/// Everything that a run needs of data and encoders, which compute on the device if there is one.
+///
+/// # Errors
+/// If the data or an encoder cannot be used, a file cannot be written, or the user interrupts.
+pub(crate) fn prepare(
+    config: &Config,
+    directory: &RunDirectory,
+    device: Option<&Device>,
+    interrupt: &Interrupt,
+    observer: &mut dyn Preparing,
+) -> Result<Prepared> {
+    let table = config.data.train_csv()?;
+    let read = |table: &Path| interrupt.while_reading(NO_STEP, || records::open(config, table)?.read_all());
+    let records = portion(config, read(table)?);
+    let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
+    let progress: &mut Progress<'_> = &mut progress;
+    let cache = interrupt.while_reading(NO_STEP, || TokenCache::configured(config))?;
+    let cache = cache.as_ref();
+    let (tokenizer, fit, mut pictures) =
+        saved_or_fitted(config, directory, cache, (table, &records), interrupt, progress)?;
+    if let Some(cache) = cache {
+        cache.expect(config, tokenizer.as_ref())?;
+    }
+    let text = text_encoder(config, directory, cache, interrupt)?;
+    let (tokenizer, text) = on(device, tokenizer, text)?;
+    let tokenise = Tokenize { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
+    let mut train = EncodedCorpus::encode(tokenise, records, &mut pictures, interrupt, progress)?;
+    expect_usable(table, &train, directory)?;
+    let named = match &config.data.validation {
+        None => None,
+        Some(path) => {
+            if path.canonicalize().ok() == table.canonicalize().ok() {
+                tracing::warn!("{} is both the training and the validation set", path.display());
+            }
+            let records = read(path)?;
+            let none = &mut FitPictures::default();
+            let validation = EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?;
+            expect_usable(path, &validation, directory)?;
+            Some((path.as_path(), validation))
+        }
+    };
+    expect_inputs(config, directory, &train, named.as_ref())?;
+    let (validation, note) = match named {
+        Some((_, validation)) => (validation, None),
+        None => {
+            let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
+            let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
+            if train.len() < count + config.training.batch {
+                return Err(Error::invalid(format!(
+                    "{} usable records are too few to hold out {count} of them for validation and to train on batches of {}; give \
+                     --validation FILE.csv, or a smaller batch, such as --set bs={}",
+                    train.len(),
+                    config.training.batch,
+                    (train.len() / 4).max(1)
+                )));
+            }
+            let note = format!("no validation set is named, so {count} training records are held out for it");
+            (train.split_off(count, config.seed), Some(note))
+        }
+    };
+    if let Some(note) = note {
+        observer.note(&note);
+    }
+    records::write_failed(&directory.failed(), train.failed.iter().chain(&validation.failed))?;
+    let mut fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
+    if cache.is_some_and(|cache| cache.rounds_text()) {
+        // Training on rounded states gives other bits: a run goes on as it was begun.
+        fingerprint.push_str("+text states in bf16");
+    }
+    Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
+}
+
+/// Refuses a table of which nothing can be used, and lists why in the run.
+fn expect_usable(table: &Path, encoded: &EncodedCorpus, directory: &RunDirectory) -> Result<()> {
+    if encoded.is_empty() {
+        return Err(records::none_usable(table, &encoded.failed, Some(&directory.failed()))?);
+    }
+    Ok(())
+}
+
+/// Refuses other records than those that the run was begun with, or writes down what they are.
+fn expect_inputs(
+    config: &Config,
+    directory: &RunDirectory,
+    train: &EncodedCorpus,
+    validation: Option<&(&Path, EncodedCorpus)>,
+) -> Result<()> {
+    let training = config.data.train_csv()?;
+    let mut tables = vec![(training, train)];
+    tables.extend(validation.map(|(path, validation)| (*path, validation)));
+    let inputs = Inputs::of(&tables)?;
+    if Checkpoint::newest(&directory.checkpoints())?.is_none() {
+        return inputs.write(&directory.inputs());
+    }
+    inputs.expect_those_of(&directory.inputs(), |table| {
+        let records = records::open(config, table)?.read_all()?;
+        Ok(if table == training { portion(config, records) } else { records })
+    })
+}
+
+/// Share of the training set held out where the configuration says nothing of validation.
+const DEFAULT_VALIDATION_PORTION: f64 = 0.05;
+
+/// The tokenizer of the run: the one it saved, else a fresh one, which is saved before anything is trained on it.
+fn saved_or_fitted(
+    config: &Config,
+    directory: &RunDirectory,
+    cache: Option<&Arc<TokenCache>>,
+    records: (&Path, &[Record]),
+    interrupt: &Interrupt,
+    progress: &mut Progress<'_>,
+) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
+    let folder = directory.image_tokenizer();
+    // Before the first checkpoint nothing says that the images are still those it was fitted to; it is fitted anew.
+    if folder.join(READY).exists() && Checkpoint::newest(&directory.checkpoints())?.is_some() {
+        let saved = interrupt.while_reading(NO_STEP, || encoders::saved_image_tokenizer(config, &folder))?;
+        return Ok((saved, None, FitPictures::default()));
+    }
+    let (tokenizer, report, pictures) = match cache {
+        // Where none is named, that which made the cache is meant, and nothing is fitted.
+        Some(cache) if config.image_tokenizer.path.is_none() => {
+            (crate::encode::load_image_tokenizer(&cache.image_tokenizer())?, None, FitPictures::default())
+        }
+        _ => {
+            let failed_out = directory.failed();
+            fitting::image_tokenizer(config, records, Some(&failed_out), interrupt, progress)?
+        }
+    };
+    expect_pyramid(config, tokenizer.as_ref())?;
+    make_folder(&folder)?;
+    tokenizer.save(&folder)?;
+    write_whole(&folder.join(READY), b"")?;
+    Ok((tokenizer, report, pictures))
+}
+
+/// The text encoder of the run: the one it saved, else the configuration's, which is saved first.
+fn text_encoder(
+    config: &Config,
+    directory: &RunDirectory,
+    cache: Option<&Arc<TokenCache>>,
+    interrupt: &Interrupt,
+) -> Result<Box<dyn TextEncoder>> {
+    let folder = directory.text_encoder();
+    let later = directory.path().join("text_encoder");
+    let saved =
+        || interrupt.while_reading(NO_STEP, || encoders::cached_text_encoder(config, &folder, &later, cache));
+    if folder.join(READY).exists() {
+        return saved();
+    }
+    // As for pictures: where no encoder's folder is named, the released one that made the cache is meant.
+    let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
+    let description = match kept {
+        Some(kept) if is_pretrained(&kept)? => Some(kept.join(TEXT_ENCODER)),
+        _ => None,
+    };
+    make_folder(&folder)?;
+    let text = match description {
+        Some(description) => {
+            let bytes = std::fs::read(&description).map_err(Error::io("read", &description))?;
+            write_whole(&folder.join(TEXT_ENCODER), &bytes)?;
+            None
+        }
+        None => {
+            let text = interrupt.while_reading(NO_STEP, || encoders::text_encoder(config))?;
+            text.save(&folder)?;
+            Some(text)
+        }
+    };
+    write_whole(&folder.join(READY), b"")?;
+    match (text, cache) {
+        (Some(text), None) => Ok(text),
+        // An encoder that is large goes again; it comes back if a caption is not in the cache.
+        _ => saved(),
+    }
+}

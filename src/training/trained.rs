@@ -1,0 +1,103 @@
+//! A trained run as the commands that come after it find it: configuration, encoders and checkpoints.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    training::{
+        checkpoint::{Checkpoint, folder},
+        run_directory::RunDirectory,
+    },
+};
+
+/// What a user's path to a run or a checkpoint names.
+pub(crate) struct Named {
+    /// The run that the checkpoint belongs to.
+    pub(crate) run: PathBuf,
+    /// The checkpoint itself, where one is named.
+    pub(crate) checkpoint: Option<PathBuf>,
+}
+
+impl Named {
+    /// A run directory, or one checkpoint in it.
+    ///
+    /// # Errors
+    /// If the path is neither.
+    pub(crate) fn new(given: &Path) -> Result<Self> {
+        if RunDirectory::is_run(given) {
+            if RunDirectory::was_stopped(given)? {
+                tracing::warn!("{} has not come to its end: its newest checkpoint is taken", given.display());
+            }
+            return Ok(Self { run: given.to_path_buf(), checkpoint: None });
+        }
+        let refuse =
+            |message: &str| Error::Checkpoint { path: given.to_path_buf(), message: message.to_owned() };
+        let about = fs::metadata(given).map_err(Error::io("read", given))?;
+        if !about.is_dir() {
+            return Err(refuse(
+                "is a file; name the folder of a run, or one of the folders in its `checkpoints`",
+            ));
+        }
+        // A path such as `.` has its parents only when it is resolved.
+        let resolved = fs::canonicalize(given).map_err(Error::io("read", given))?;
+        let run = [given, &resolved].into_iter().find_map(|path| {
+            let run = path.parent().and_then(Path::parent)?;
+            // Two folders up from `checkpoint` there is nothing, which is here.
+            let run = if run.as_os_str().is_empty() { Path::new(".") } else { run };
+            RunDirectory::is_run(run).then(|| run.to_path_buf())
+        });
+        match run {
+            Some(run) => Ok(Self { run, checkpoint: Some(given.to_path_buf()) }),
+            None => Err(refuse(
+                "is neither a run of `train` or `fit` nor one of the folders in a run's `checkpoints`",
+            )),
+        }
+    }
+
+    /// The checkpoint that is named, or the run's newest.
+    pub(crate) fn folder(&self) -> Result<PathBuf> {
+        match &self.checkpoint {
+            Some(folder) => Ok(folder.clone()),
+            None => Checkpoint::newest(&checkpoints(&self.run))?.ok_or_else(|| no_checkpoint(&self.run)),
+        }
+    }
+}
+
+/// All checkpoints of a run that are kept, oldest first. One of an interrupt is only taken where there is no other: a run that was
+/// stopped and went on has the same ones as one that was not.
+pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
+    let path = checkpoints(run);
+    let mut found = Vec::new();
+    if path.exists() {
+        found = folder::list(&path)?;
+        if found.is_empty() {
+            found = folder::interrupted(&path)?;
+        }
+    }
+    if found.is_empty() {
+        Err(no_checkpoint(run))
+    } else {
+        Ok(found.into_iter().map(|(_, path)| path).collect())
+    }
+}
+
+fn checkpoints(run: &Path) -> PathBuf {
+    run.join("checkpoints")
+}
+
+fn no_checkpoint(run: &Path) -> Error {
+    Error::invalid(format!("{} has no checkpoint yet; train it further first", run.display()))
+}
+
+/// The configuration of a run with `key=value` arguments on top.
+///
+/// # Errors
+/// If there is no run or an argument cannot be used.
+pub(crate) fn configuration(run: &Path, sets: &[String]) -> Result<Config> {
+    let held = RunDirectory::config_of(run)?;
+    Config::parse(&run.display().to_string(), &held.to_json().to_string(), sets)
+}
