@@ -130,6 +130,20 @@ impl Interrupt {
     }
 }
 
+/// Lets a failed allocation end the program with exit code 1, not with SIGABRT: the standard library has said by then how many
+/// bytes were requested.
+#[cfg(unix)]
+pub(crate) fn exit_on_failed_allocation() {
+    let always = Arc::new(AtomicBool::new(true));
+    // Without it the program ends as well, by the signal.
+    let _registered =
+        signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGABRT, 1, always);
+}
+
+/// Nothing, as there are no signals.
+#[cfg(not(unix))]
+pub(crate) fn exit_on_failed_allocation() {}
+
 /// Calls `heard` on a thread of its own for every Ctrl-C, SIGTERM and SIGHUP; for SIGHUP not where the program was started to ignore it,
 /// as `nohup` does, which is how a job outlives its terminal.
 #[cfg(unix)]

@@ -496,3 +496,57 @@ fn a_tensor_that_memory_does_not_hold_is_named() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// A table of the three columns alone.
+#[cfg(target_os = "linux")]
+fn plain_table() -> String {
+    let rows = (0..40).map(|row| format!("{row},data/train/{row:06}.png,caption {row}\n"));
+    "id,image_save_path,caption\n".to_owned() + &rows.collect::<String>()
+}
+
+/// Where memory runs out, whatever takes the last of it: the program says how much was requested and ends with exit code 1, by no signal.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_failed_allocation_is_said_and_ends_with_one() {
+    let place = Place::new();
+    fs::write(place.path("table.csv"), plain_table()).unwrap();
+    let mut said = 0;
+    for kilobytes in (30_000..150_000).step_by(10_000) {
+        let limited = format!("ulimit -v {kilobytes} && exec \"$@\"");
+        if !place.shell(&limited, &["--version"]).output().unwrap().status.success() {
+            continue;
+        }
+        let plant = ["plant", "--data", "table.csv", "--flaws", "noise=10%", "--out", "planted"];
+        let output = place.shell(&limited, &plant).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{kilobytes}: {:?} {text}", output.status);
+        said += usize::from(text.contains("memory allocation of ") && output.status.code() == Some(1));
+        fs::remove_dir_all(place.path("planted")).ok();
+    }
+    assert!(said > 0, "no limit was one in which the program starts and does not end");
+}
+
+/// An image that memory does not hold is left out and counted, with what was requested.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_image_that_memory_does_not_hold_is_named() {
+    let place = Place::new();
+    // The size stands in the header, which is all that is read before the memory is requested.
+    let mut header = b"IHDR".to_vec();
+    header.extend([9000_u32, 9000].iter().flat_map(|side| side.to_be_bytes()));
+    header.extend([8, 2, 0, 0, 0]);
+    let mut image = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
+    image.extend(&header);
+    image.extend(crc32fast::hash(&header).to_be_bytes());
+    fs::write(place.path("large.png"), image).unwrap();
+    fs::write(place.path("table.csv"), plain_table() + "large,large.png,a large one\n").unwrap();
+    let plant = ["plant", "--data", "table.csv", "--flaws", "noise=10%", "--out", "planted"];
+    let output = place.shell("ulimit -v 600000 && exec \"$@\"", &plant).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let failed = fs::read_to_string(place.path("planted/failed.csv")).unwrap();
+    assert!(
+        failed.contains("not enough memory: 618.0 MiB were requested for 9000 x 9000 pixels"),
+        "{failed}"
+    );
+}

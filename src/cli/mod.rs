@@ -29,7 +29,7 @@ use clap::{ArgAction, Parser, Subcommand};
 pub(crate) use self::terminal::say;
 use crate::{
     error::{Error, Result},
-    interrupt::{EXIT_CODE as EXIT_INTERRUPTED, Interrupt},
+    interrupt::{EXIT_CODE as EXIT_INTERRUPTED, Interrupt, exit_on_failed_allocation},
     report::visible::visible_lines,
 };
 
@@ -89,6 +89,7 @@ pub enum Command {
 
 /// Reads the command line, runs the command and gives the exit code.
 pub fn main() -> ExitCode {
+    exit_on_failed_allocation();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refused) => return explain(&refused),
