@@ -288,7 +288,7 @@ dot_samples(float *products, float *norms, const T *d, const float *direction, u
 }
 
 // Block: 32 columns (x) of one table row (y) of a sample (z); rows are taken 8 at a time by 8 warps. `order` and `starts`
-// as in accumulate.cu.
+// as in contributions.cu.
 template <class T>
 __device__ __forceinline__ void gather_samples(
     float *tables, const T *d, const uint32_t *starts, const uint32_t *order, unsigned tokens, unsigned columns) {

@@ -261,9 +261,10 @@ check() {
         failed=1
     fi
     local pids=()
-    for name in kernels small_kernels modulation_kernel patch_embed_kernel pyramid_kernel attention_kernel \
-        meta_gradient_kernel rater_loss_kernel encoder_kernels; do
-        checked "$tool" "$name" "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-$name" --test-threads 1 &
+    # One process per operation: the modules of the test are what there is.
+    for name in $("$bin/test-kernels" --list | sed -n 's/^\([a-z_]*\)::.*: test$/\1/p' | sort -u); do
+        checked "$tool" "$name" "$sanitizer" --tool "$tool" "${options[@]}" \
+            "$bin/test-kernels" --test-threads 1 "$name::" &
         pids+=($!)
     done
     for name in "${pids[@]}"; do

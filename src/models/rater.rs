@@ -7,7 +7,10 @@ use crate::{
         DType, Parameters, Tape, Tensor, Var,
         ops::{
             activation::{Activation, activate},
-            pooling::{batch_softmax, batch_statistics, mean_tokens, scale_all},
+            batch_softmax::batch_softmax,
+            batch_statistics::batch_statistics,
+            mean_tokens::mean_tokens,
+            scale_all::scale_all,
         },
     },
     error::Result,

@@ -6,22 +6,27 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod add_to_all;
 pub mod affine_norm;
 pub mod attention;
+pub mod batch_softmax;
+pub mod batch_statistics;
 pub mod cast;
 pub mod convolution;
 pub mod cross_entropy;
+pub mod first_sample;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod levels;
 pub mod linear;
+pub mod mean_tokens;
 pub mod meta_gradient;
 pub mod modulation;
 pub mod patch_embed;
-pub mod pooling;
 pub mod pyramid;
 pub mod rater_loss;
 pub mod residual;
+pub mod scale_all;
 pub mod softmax;
 
 pub(crate) use crate::engine::cuda::launches::{blocks, each_launch, share_of, size};

@@ -1,4 +1,4 @@
-//! Launches of `kernels/accumulate.cu`: sums of parameters' contributions, and small arithmetic.
+//! Launches of `kernels/contributions.cu`: sums of parameters' contributions, and small arithmetic.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
 };
 
-const FILE: &str = "accumulate";
+const FILE: &str = "contributions";
 const RESIDUAL: &str = "residual";
 const THREADS: u32 = 256;
 /// Columns a block of a sum.

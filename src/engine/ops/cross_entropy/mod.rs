@@ -13,7 +13,7 @@ use crate::{
             tape::{Operation, Sink, Slot},
         },
         cuda::{Buffer, Device, DeviceFloat},
-        ops::{expect_shape, pooling::cuda::mean_tokens_forward, three_dims},
+        ops::{expect_shape, mean_tokens::cuda::mean_tokens_forward, three_dims},
     },
     error::{Error, Result},
     with_float, with_number,

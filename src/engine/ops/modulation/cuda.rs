@@ -2,7 +2,7 @@
 //! [`layer_norm_forward`](crate::engine::ops::layer_norm::cuda::layer_norm_forward).
 //!
 //! The table `[S, 6C]`, or `[B, S, 6C]` where each sample has its own, that these read is the condition plus the block's own
-//! row: [`add_to_all`](crate::engine::ops::residual::cuda::add_to_all). The gradient of the pairs' table is
+//! row: [`add_to_all`](crate::engine::ops::add_to_all::cuda::add_to_all). The gradient of the pairs' table is
 //! [`gather_sum`](crate::engine::autograd::contributions::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 

@@ -22,7 +22,7 @@ use crate::{
             tape::{Operation, Sink, Slot},
         },
         cuda::{Device, DeviceFloat},
-        ops::{expect_shape, last_dim, levels::Levels, residual::cuda::add_to_all, three_dims},
+        ops::{add_to_all::cuda::add_to_all, expect_shape, last_dim, levels::Levels, three_dims},
     },
     error::Result,
     with_float, with_number,

@@ -1,4 +1,4 @@
-//! Additions: `x + keep·branch` with drop-path, and the broadcast that the released cross-attention amounts to.
+//! `x + keep·branch`: a residual with drop-path.
 
 pub mod cpu;
 pub mod cuda;
@@ -6,7 +6,7 @@ pub mod cuda;
 use crate::{
     dispatch,
     engine::{
-        RowOwner, Tape, Tensor, Var,
+        Tape, Tensor, Var,
         autograd::{
             contributions::{cuda::residual_forward, scale_samples},
             tape::{Operation, Sink, Slot},
@@ -61,96 +61,5 @@ impl Operation for Residual {
         };
         sink.input(self.slots[0], d_output)?;
         sink.input(self.slots[1], d_branch)
-    }
-}
-
-struct FirstSample {
-    shape: Vec<usize>,
-    slot: Slot,
-}
-
-/// The first sample of `x` `[B, ..]` as a batch of one that speaks for all of them: the input of the released
-/// cross-attention (upstream.md, A1).
-///
-/// # Errors
-/// If the batch is empty.
-pub fn first_sample(tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
-    let input = x.value();
-    let mut shape = input.shape().to_vec();
-    match shape.first_mut() {
-        Some(batch) if *batch > 0 => *batch = 1,
-        _ => return Err(Error::shape("first_sample", "the batch is empty")),
-    }
-    let value = dispatch!("first_sample", input,
-        cpu T => cpu::first_sample::<T>(input, &shape),
-        cuda T => {
-            let from = input.buffer::<T>()?;
-            Tensor::written(from.device(), &shape, |first| cuda::first_sample_forward(first, from))
-        },
-    )?;
-    let (slot, shape) = (tape.slot(x), input.shape().to_vec());
-    Ok(tape.push(value, RowOwner::Batch, &[slot], false, || FirstSample { shape, slot }))
-}
-
-impl Operation for FirstSample {
-    fn name(&self) -> &'static str {
-        "first_sample"
-    }
-
-    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let dx = dispatch!("first_sample", d_output,
-            cpu T => cpu::first_sample_backward::<T>(&d_output, &self.shape),
-            cuda T => {
-                let d_first = d_output.buffer::<T>()?;
-                Tensor::written(d_first.device(), &self.shape, |dx| cuda::first_sample_backward(dx, d_first))
-            },
-        )?;
-        sink.input(self.slot, dx)
-    }
-}
-
-struct AddToAll {
-    slots: [Slot; 2],
-}
-
-/// Adds `y` `[1, ..]` to every sample of `x` `[B, ..]`.
-///
-/// # Errors
-/// If the shapes do not fit.
-pub fn add_to_all(tape: &mut Tape<'_>, x: &Var, y: &Var) -> Result<Var> {
-    let (input, addend) = (x.value(), y.value());
-    let mut shape = input.shape().to_vec();
-    if let Some(batch) = shape.first_mut() {
-        *batch = 1;
-    }
-    expect_shape("add_to_all", "the addend", addend, &shape)?;
-    let value = dispatch!("add_to_all", input,
-        cpu T => cpu::add_to_all::<T>(input, addend),
-        cuda T => {
-            let (from, addend) = (input.buffer::<T>()?, addend.buffer::<T>()?);
-            Tensor::written(from.device(), input.shape(), |sum| cuda::add_to_all(sum, Some(from), addend))
-        },
-    )?;
-    let slots = [tape.slot(x), tape.slot(y)];
-    Ok(tape.push(value, x.owner(), &slots, false, || AddToAll { slots }))
-}
-
-impl Operation for AddToAll {
-    fn name(&self) -> &'static str {
-        "add_to_all"
-    }
-
-    fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let mut shape = d_output.shape().to_vec();
-        shape[0] = 1;
-        let d_y = dispatch!("add_to_all", d_output,
-            cpu T => cpu::sum_samples::<T>(&d_output),
-            cuda T => {
-                let d = d_output.buffer::<T>()?;
-                Tensor::written(d.device(), &shape, |d_y| cuda::add_to_all_backward(d_y, d))
-            },
-        )?;
-        sink.input(self.slots[0], d_output)?;
-        sink.input(self.slots[1], d_y)
     }
 }

@@ -1,21 +1,18 @@
 //! The shared modulation's kernels against the crate's CPU reference in f64, with parts that all samples share and with parts of
 //! each sample's own, on the emulator and, where there is one, on a GPU.
 
-#[macro_use]
-mod device;
-
+use crate::device::{Number, close, noise, rounded, upload};
 use alchemist_engine::engine::{
     Tensor,
     cuda::Device,
     ops::{
+        add_to_all::cuda::add_to_all,
         modulation::{
             self, Part,
             cuda::{self as kernels, ModulationTable},
         },
-        residual::cuda::add_to_all,
     },
 };
-use device::{Number, close, noise, rounded, upload};
 
 /// An op of the CPU reference: its result, and the gradients of `x` and of the parts.
 fn reference(

@@ -1,14 +1,12 @@
 //! The kernels between the two networks of a step against the CPU reference in f64, with constants that are no numbers among
 //! the samples; on the emulator and, where there is one, on a GPU.
 
-mod device;
-
+use crate::device::{close, noise, rounded, test_devices, upload};
 use alchemist_engine::engine::{
     Tensor,
     cuda::Device,
     ops::rater_loss::{cpu, cuda as kernels},
 };
-use device::{close, noise, rounded, test_devices, upload};
 
 /// A single sample, a block and a little, and several turns of one.
 const SIZES: [usize; 5] = [1, 3, 255, 257, 700];

@@ -1,14 +1,11 @@
 //! Quantities of the gradient of each sample against plain loops in f64, on the emulator and, where there is one, on a GPU.
 
-#[macro_use]
-mod device;
-
+use crate::device::{Number, close, noise, rounded, test_devices, upload};
 use alchemist_engine::engine::{
     autograd::contributions::cuda::{Columns, GatherIndex},
     cuda::{Buffer, Device, DeviceFloat},
     ops::meta_gradient::cuda::{self as kernels, Asked, ProductSizes, WeightedSum},
 };
-use device::{Number, close, noise, rounded, test_devices, upload};
 use half::{bf16, f16};
 
 /// What is asked for in a case.

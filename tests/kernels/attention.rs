@@ -9,17 +9,13 @@
 
 #![expect(clippy::print_stdout, reason = "ALCHEMIST_SHOW_ERRORS asks for the errors")]
 
-mod attention_cases;
-#[path = "device/pyramids.rs"]
-mod pyramids;
-
+use crate::attention_cases::{Case, Number, Outcome, naive, reference, rounded, upload};
+use crate::device::pyramids::PYRAMIDS;
 use alchemist_engine::engine::{
     cuda::{Buffer, Device},
     ops::attention::cuda::{self, DeviceAttention, SourceGradients},
 };
-use attention_cases::{Case, Number, Outcome, naive, reference, rounded, upload};
 use half::{bf16, f16};
-use pyramids::PYRAMIDS;
 
 /// The devices to test on.
 fn test_devices() -> Vec<Device> {

@@ -1,10 +1,8 @@
 //! The start of the sequence on a device against the crate's CPU reference in f64, forward and backward.
 
-#[macro_use]
-mod device;
-
 use std::sync::Arc;
 
+use crate::device::{Number, close, noise, pyramids::PYRAMIDS, rounded, upload};
 use alchemist_engine::engine::{
     Accumulate, Parameters, Tape, Tensor,
     autograd::contributions::cuda::{scale, sum_samples},
@@ -21,7 +19,6 @@ use alchemist_engine::engine::{
         },
     },
 };
-use device::{Number, close, noise, pyramids::PYRAMIDS, rounded, upload};
 
 struct Case {
     batch: usize,

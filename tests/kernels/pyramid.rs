@@ -1,9 +1,7 @@
 //! The pyramid of codes on a device against the quantiser on the processor.
 
-mod device;
-#[path = "pyramid/left_over.rs"]
-mod left_over;
-
+use crate::device::{close, noise, pyramids::PYRAMIDS, test_devices};
+use crate::left_over::left_over;
 use alchemist_engine::{
     encode::{
         pyramid::{PyramidQuantizer, Reach},
@@ -15,9 +13,7 @@ use alchemist_engine::{
         ops::pyramid::cuda::{PyramidRows, pyramid_input, pyramid_quantize},
     },
 };
-use device::{close, noise, pyramids::PYRAMIDS, test_devices};
 use half::bf16;
-use left_over::left_over;
 
 fn floats(count: usize, seed: u64) -> Vec<f32> {
     noise(count, seed).into_iter().map(|value| value as f32).collect()

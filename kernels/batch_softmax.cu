@@ -1,0 +1,65 @@
+// The softmax over the batch, and its gradient.
+//
+// x: [B] in T; in double (its weights hardly differ, so their gradients are small differences of large terms). Works on few
+// numbers and costs a launch. Shared memory: 2 KiB.
+#include "elementwise.cuh"
+
+// The sum (or maximum) over the block in the order of the threads.
+template <bool MAXIMUM> __device__ __forceinline__ double block_total(double value, double (&scratch)[EACH_THREADS]) {
+    __syncthreads();
+    scratch[threadIdx.x] = value;
+    __syncthreads();
+    double total = scratch[0];
+    for (unsigned other = 1; other < EACH_THREADS; ++other) {
+        total = MAXIMUM ? fmax(total, scratch[other]) : total + scratch[other];
+    }
+    return total;
+}
+
+// One block for the whole batch.
+template <class T>
+__device__ __forceinline__ void batch_softmax_forward(T *y, const T *x, unsigned batch, double inverse_temperature) {
+    SHARED_ARRAY(double, scratch, [EACH_THREADS]);
+    double largest = -INFINITY, total = 0.0;
+    for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
+        largest = fmax(largest, double(widen(x[at])) * inverse_temperature);
+    }
+    largest = block_total<true>(largest, scratch);
+    for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
+        total += exp(double(widen(x[at])) * inverse_temperature - largest);
+    }
+    total = block_total<false>(total, scratch);
+    for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
+        y[at] = narrow<T>(float(exp(double(widen(x[at])) * inverse_temperature - largest) / total));
+    }
+}
+
+// dx = y (dy - sum(y dy) / sum(y)) / temperature; the sum of a rounded softmax is not quite 1.
+template <class T>
+__device__ __forceinline__ void
+batch_softmax_backward(T *dx, const T *dy, const T *y, unsigned batch, double inverse_temperature) {
+    SHARED_ARRAY(double, scratch, [EACH_THREADS]);
+    double along = 0.0, total = 0.0;
+    for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
+        total += double(widen(y[at]));
+        along += double(widen(y[at])) * double(widen(dy[at]));
+    }
+    total = block_total<false>(total, scratch);
+    along = block_total<false>(along, scratch) / total;
+    for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
+        dx[at] = narrow<T>(float(double(widen(y[at])) * (double(widen(dy[at])) - along) * inverse_temperature));
+    }
+}
+
+#define BATCH_SOFTMAX(T, suffix)                                                                                       \
+    KERNEL(batch_softmax_forward_##suffix, EACH_THREADS, T *y, const T *x, uint32_t batch, float temperature) {        \
+        batch_softmax_forward(y, x, batch, 1.0 / double(temperature));                                                 \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        batch_softmax_backward_##suffix, EACH_THREADS, T *dx, const T *dy, const T *y, uint32_t batch,                 \
+        float temperature) {                                                                                           \
+        batch_softmax_backward(dx, dy, y, batch, 1.0 / double(temperature));                                           \
+    }
+BATCH_SOFTMAX(float, f32)
+BATCH_SOFTMAX(bf16, bf16)
+BATCH_SOFTMAX(f16, f16)

@@ -1,0 +1,52 @@
+// Mean and biased variance over the batch, and their gradient.
+//
+// x: [B, C] in T; sums in float in a fixed order. Works on few numbers and costs a launch.
+#include "elementwise.cuh"
+
+// Sums differences from the first sample: the numbers may lie far from 0, the variance may not.
+template <class T> __device__ __forceinline__ float batch_mean(const T *x, unsigned batch, unsigned channels) {
+    float first = widen(x[0]), sum = 0.0f;
+    for (unsigned sample = 1; sample < batch; ++sample) sum += widen(x[uint64_t(sample) * channels]) - first;
+    return first + sum / float(batch);
+}
+
+// y: [2, C], mean and biased variance over the batch. A thread a channel.
+template <class T>
+__device__ __forceinline__ void batch_statistics_forward(T *y, const T *x, unsigned batch, unsigned channels) {
+    unsigned c = blockIdx.x * EACH_THREADS + threadIdx.x;
+    if (c >= channels) return;
+    float mean = batch_mean(x + c, batch, channels), squares = 0.0f;
+    for (unsigned sample = 0; sample < batch; ++sample) {
+        float value = widen(x[uint64_t(sample) * channels + c]) - mean;
+        squares += value * value;
+    }
+    y[c] = narrow<T>(mean);
+    y[channels + c] = narrow<T>(squares / float(batch));
+}
+
+template <class T>
+__device__ __forceinline__ void
+batch_statistics_backward(T *dx, const T *dy, const T *x, unsigned batch, unsigned channels) {
+    unsigned c = blockIdx.x * EACH_THREADS + threadIdx.x;
+    if (c >= channels) return;
+    // Not the forward's mean, which may have been rounded to 16 bits.
+    float mean = batch_mean(x + c, batch, channels), share = 1.0f / float(batch);
+    float d_mean = widen(dy[c]), d_variance = widen(dy[channels + c]);
+    for (unsigned sample = 0; sample < batch; ++sample) {
+        uint64_t at = uint64_t(sample) * channels + c;
+        dx[at] = narrow<T>(share * (d_mean + 2.0f * (widen(x[at]) - mean) * d_variance));
+    }
+}
+
+#define BATCH_STATISTICS(T, suffix)                                                                                    \
+    KERNEL(batch_statistics_forward_##suffix, EACH_THREADS, T *y, const T *x, uint32_t batch, uint32_t channels) {     \
+        batch_statistics_forward(y, x, batch, channels);                                                               \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        batch_statistics_backward_##suffix, EACH_THREADS, T *dx, const T *dy, const T *x, uint32_t batch,              \
+        uint32_t channels) {                                                                                           \
+        batch_statistics_backward(dx, dy, x, batch, channels);                                                         \
+    }
+BATCH_STATISTICS(float, f32)
+BATCH_STATISTICS(bf16, bf16)
+BATCH_STATISTICS(f16, f16)

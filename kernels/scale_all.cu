@@ -1,0 +1,38 @@
+// Every number times one number, and the gradients of both.
+//
+// x: [B] in T; sums in float in a fixed order. Works on few numbers and costs a launch. Shared memory: 32 bytes.
+#include "elementwise.cuh"
+
+template <class T> __device__ __forceinline__ void scale_all_forward(T *y, const T *x, const T *factor, uint64_t count) {
+    float by = widen(*factor);
+    const T *const inputs[1] = {x};
+    each(y, inputs, count, [by](const float (&in)[1]) { return in[0] * by; });
+}
+
+// dx = dy scale and d_scale = sum of x dy. One block.
+template <class T>
+__device__ __forceinline__ void
+scale_all_backward(T *dx, T *d_factor, const T *dy, const T *x, const T *factor, unsigned count) {
+    SHARED_ARRAY(float, scratch, [EACH_THREADS / WARP]);
+    float by = widen(*factor), sum = 0.0f;
+    for (unsigned at = threadIdx.x; at < count; at += EACH_THREADS) {
+        float d = widen(dy[at]);
+        sum += widen(x[at]) * d;
+        dx[at] = narrow<T>(d * by);
+    }
+    sum = block_reduce<EACH_THREADS>(sum, scratch);
+    if (threadIdx.x == 0) *d_factor = narrow<T>(sum);
+}
+
+#define SCALE_ALL(T, suffix)                                                                                           \
+    KERNEL(scale_all_forward_##suffix, EACH_THREADS, T *y, const T *x, const T *factor, uint64_t count) {              \
+        scale_all_forward(y, x, factor, count);                                                                        \
+    }                                                                                                                  \
+    KERNEL(                                                                                                            \
+        scale_all_backward_##suffix, EACH_THREADS, T *dx, T *d_factor, const T *dy, const T *x, const T *factor,       \
+        uint32_t count) {                                                                                              \
+        scale_all_backward(dx, d_factor, dy, x, factor, count);                                                        \
+    }
+SCALE_ALL(float, f32)
+SCALE_ALL(bf16, bf16)
+SCALE_ALL(f16, f16)

@@ -1,0 +1,24 @@
+//! The CPU reference.
+
+use crate::{
+    engine::{Float, Tensor},
+    error::Result,
+};
+
+/// The first rows of `x`, as many as `shape` holds.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn first_sample<T: Float>(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    Tensor::new(shape, x.as_slice::<T>()?[..shape.iter().product()].to_vec())
+}
+
+/// The gradient of a batch of which only the first sample was used.
+///
+/// # Errors
+/// If a tensor holds another type than `T`.
+pub fn first_sample_backward<T: Float>(d_output: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let mut dx = vec![T::ZERO; shape.iter().product()];
+    dx[..d_output.len()].copy_from_slice(d_output.as_slice::<T>()?);
+    Tensor::new(shape, dx)
+}
