@@ -48,7 +48,7 @@ make_pack() {
     # The tests that use a device: by themselves, through tests/device, or where ALCHEMIST_DEVICE says.
     # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
     local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near|ALCHEMIST_DEVICE'
-    for name in $(grep -lE "$uses" tests/*.rs | xargs -n 1 basename -s .rs); do
+    for name in kernels $(grep -lE "$uses" tests/*.rs | xargs -n 1 basename -s .rs); do
         [ "$name" = emulator ] || targets+=(--test "$name")
     done
     for name in $benches; do targets+=(--bench "$name"); done
