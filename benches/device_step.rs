@@ -15,9 +15,10 @@ use std::time::Instant;
 use alchemist_engine::{
     Result,
     config::{RuleName, RuleSettings},
-    encode::{TextStates, pyramid::Reach},
+    encode::TextStates,
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
+        ops::pyramid::Reach,
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},

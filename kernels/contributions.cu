@@ -5,7 +5,7 @@
 //   sum_samples   sum[n] (+)= sum over samples of weight[sample] d[sample, n]
 //   gather_sum    table[k, n] += sum over the rows r with index[r] = k of d[r, n]
 //   scale         to[sample, n] = factor weight[sample] from[sample, n]; with one sample, a scalar times a vector
-//   add_scaled    y += factor x          multiply   y = x z          fill   y = value
+//   add_scaled    y += factor x          fill   y = value
 // Bytes moved: each input is read once, each output is written once (and read once where it is added to).
 #include "elementwise.cuh"
 
@@ -121,11 +121,6 @@ template <class T> __device__ __forceinline__ void add_scaled(float *y, const T 
     }
 }
 
-template <class T> __device__ __forceinline__ void multiply(T *y, const T *x, const T *z, uint64_t count) {
-    const T *const inputs[2] = {x, z};
-    each(y, inputs, count, [](const float (&in)[2]) { return in[0] * in[1]; });
-}
-
 template <class T> __device__ __forceinline__ void fill(T *y, float value, uint64_t count) {
     uint64_t step = uint64_t(gridDim.x) * EACH_THREADS;
     for (uint64_t at = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x; at < count; at += step) {
@@ -156,7 +151,6 @@ template <class T> __device__ __forceinline__ void fill(T *y, float value, uint6
     KERNEL(add_scaled_##suffix, EACH_THREADS, float *y, const T *x, float factor, uint64_t count) {                    \
         add_scaled(y, x, factor, count);                                                                               \
     }                                                                                                                  \
-    KERNEL(multiply_##suffix, EACH_THREADS, T *y, const T *x, const T *z, uint64_t count) { multiply(y, x, z, count); } \
     KERNEL(fill_##suffix, EACH_THREADS, T *y, float value, uint64_t count) { fill(y, value, count); }
 ACCUMULATE(float, f32)
 ACCUMULATE(bf16, bf16)

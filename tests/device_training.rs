@@ -5,11 +5,12 @@ mod common;
 
 use alchemist_engine::{
     config::{Geometry, RuleName, RuleSettings, Scaling, Teaching},
-    encode::{
-        TextStates,
-        pyramid::{CodeReader, PyramidQuantizer, Reach},
+    encode::TextStates,
+    engine::{
+        DType, ParameterId, Tensor,
+        cuda::Device,
+        ops::pyramid::{CodeReader, PyramidQuantizer, Reach},
     },
-    engine::{DType, ParameterId, Tensor, cuda::Device},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates, StepReport},
     tokens::batch::Batch,

@@ -13,11 +13,15 @@ use alchemist_engine::{
         hashed::HashedWords,
         load_image_tokenizer, load_text_encoder,
         pca::{FitReport, PcaSettings, PcaTokenizer},
-        pyramid::{PyramidQuantizer, Reach},
-        resample::{Area, Bicubic},
         saved,
     },
-    engine::{DType, Purpose, Random, Tensor},
+    engine::{
+        DType, Purpose, Random, Tensor,
+        ops::pyramid::{
+            PyramidQuantizer, Reach,
+            cpu::resample::{Area, Bicubic},
+        },
+    },
 };
 
 type Tensors = BTreeMap<String, Tensor>;

@@ -4,10 +4,13 @@ mod common;
 
 use alchemist_engine::{
     config::{Geometry, RuleName, RuleSettings, Scaling, Teaching},
-    encode::{TextStates, pyramid::Reach},
+    encode::TextStates,
     engine::{
         Accumulate, DType, Gradients, Parameters, Tape, Tensor,
-        ops::rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets, linear_combination, standardise},
+        ops::{
+            pyramid::Reach,
+            rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets, linear_combination, standardise},
+        },
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates},

@@ -4,8 +4,8 @@
 mod common;
 
 use alchemist_engine::{
-    encode::{TextStates, pyramid::PyramidQuantizer},
-    engine::{DType, Parameters, Tape, Tensor, cuda::Device},
+    encode::TextStates,
+    engine::{DType, Parameters, Tape, Tensor, cuda::Device, ops::pyramid::PyramidQuantizer},
     generator::sample::{SampleSettings, Sampler},
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rope},
 };

@@ -5,12 +5,11 @@ use std::hint::black_box;
 
 use alchemist_engine::{
     config::RuleSettings,
-    encode::{
-        TextStates,
-        pyramid::{PyramidQuantizer, Reach},
-        resample::Convolution,
+    encode::TextStates,
+    engine::{
+        DType, Parameters, Purpose, Random, Tensor,
+        ops::pyramid::{PyramidQuantizer, Reach, cpu::resample::Convolution},
     },
-    engine::{DType, Parameters, Purpose, Random, Tensor},
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
     tokens::batch::Batch,

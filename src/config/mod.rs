@@ -22,8 +22,8 @@ pub use rule::{Geometry, RuleName, RuleSettings, Scaling, Teaching};
 pub use schedule::ScheduleShape;
 
 use crate::{
-    encode::{pretrained, pyramid::Reach},
-    engine::{DType, cuda::DeviceChoice},
+    encode::pretrained,
+    engine::{DType, cuda::DeviceChoice, ops::pyramid::Reach},
     error::{Error, Result},
     models::{BackboneConfig, Initialisation, Rope},
 };

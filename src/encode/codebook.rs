@@ -9,11 +9,13 @@
 use rayon::prelude::*;
 
 use crate::{
-    encode::{
-        pyramid::PyramidQuantizer,
-        resample::{Area, Bicubic},
+    engine::{
+        Purpose, Random, Tensor,
+        ops::pyramid::{
+            PyramidQuantizer,
+            cpu::resample::{Area, Bicubic},
+        },
     },
-    engine::{Purpose, Random, Tensor},
     error::Result,
 };
 

@@ -5,25 +5,20 @@ mod codebook;
 mod components;
 pub(crate) mod convolution;
 pub mod hashed;
-pub(crate) mod layers;
-pub mod nearest;
 pub mod pca;
-pub mod phi;
 pub mod pretrained;
 mod projection;
-pub mod pyramid;
-pub mod resample;
 pub mod saved;
+pub(crate) mod transformer;
 pub mod vqvae;
 pub mod word_pieces;
 
 use std::path::Path;
 
 use crate::{
-    engine::{Tensor, cuda::Device},
+    engine::{Tensor, cuda::Device, ops::pyramid::PyramidQuantizer},
     error::{Error, Result},
 };
-use pyramid::PyramidQuantizer;
 use word_pieces::TokenIds;
 
 /// Turns pictures into pyramids of codes and back.

@@ -12,10 +12,9 @@ use crate::{
     encode::{
         ImageTokenizer, codebook, components,
         projection::Projection,
-        pyramid::PyramidQuantizer,
         saved::{self, IMAGE_TOKENIZER, damaged},
     },
-    engine::{Purpose, Random, Tensor, cuda::Device},
+    engine::{Purpose, Random, Tensor, cuda::Device, ops::pyramid::PyramidQuantizer},
     error::{Error, Result},
 };
 

@@ -10,11 +10,14 @@ use super::space::FeatureSpace;
 use crate::{
     data::{Preprocess, load_whole_picture, picture::DEFAULT_MAX_PIXELS, resample::Filter},
     encode::{
-        layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activation_named},
         pretrained::clip::{Block, norm},
         pretrained::reading::{Take, assemble, expect_layers, read_settings},
+        transformer::{ACTIVATION_NAMES, Linear, Norm, activation_named},
     },
-    engine::{Tensor, ops::activation::Activation},
+    engine::{
+        Tensor,
+        ops::{activation::Activation, softmax::Keys},
+    },
     error::{Error, Result},
     files::mistaken::read_json,
     weights::Weights,
@@ -269,7 +272,7 @@ impl FeatureSpace for ClipImage {
         #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
         let scale = 1.0 / f32::sqrt((channels / heads) as f32);
         let mask = Tensor::new(&[batch * tokens], vec![1u32; batch * tokens])?;
-        let attention = Attention { tokens, heads, scale, causal: false, mask: &mask, bias: None };
+        let attention = Keys { tokens, heads, scale, causal: false, mask: &mask, bias: None };
         for block in &self.blocks {
             block.apply(&mut x, &attention, self.activation)?;
         }

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     encode::{
         TextEncoder,
-        layers::Linear,
         pretrained::{Kind, Pretrained, Settings},
+        transformer::Linear,
     },
     engine::Tensor,
     error::{Error, Result},

@@ -10,8 +10,11 @@ use sha2::{Digest, Sha256};
 use super::space::FeatureSpace;
 use crate::{
     data::{Preprocess, load_whole_picture},
-    encode::convolution::{Border, Bordered, Convolution, Into, Map},
-    engine::Tensor,
+    encode::convolution::Convolution,
+    engine::{
+        Tensor,
+        ops::convolution::cpu::{Border, Bordered, Into, Map},
+    },
     error::{Error, Result},
     files::hexadecimal,
     weights::Weights,

@@ -12,8 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     config::Config,
     data::{MovedPaths, Record, columns::absent},
-    encode::pyramid::CodeReader,
-    engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device},
+    engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     files::{hexadecimal, sha256_of_file},
     interrupt::Interrupt,

@@ -1,11 +1,15 @@
 //! A batch as the networks see it, and what a pass over it shows of the predictions.
 
 use crate::{
-    encode::{
-        TextStates,
-        pyramid::{CodeReader, PyramidQuantizer, Reach},
+    encode::TextStates,
+    engine::{
+        DType, Tensor,
+        cuda::Device,
+        ops::{
+            cross_entropy::CrossEntropy,
+            pyramid::{CodeReader, PyramidQuantizer, Reach},
+        },
     },
-    engine::{DType, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
     error::{Error, Result},
     models::Layout,
 };

@@ -28,6 +28,7 @@ mod left_over;
 mod mean_tokens;
 mod meta_gradient;
 mod modulation;
+mod multiply;
 mod patch_embed;
 mod products;
 mod pyramid;

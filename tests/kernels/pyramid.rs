@@ -2,15 +2,13 @@
 
 use crate::device::{close, noise, pyramids::PYRAMIDS, test_devices};
 use crate::left_over::left_over;
-use alchemist_engine::{
-    encode::{
-        pyramid::{PyramidQuantizer, Reach},
-        resample::Convolution,
-    },
-    engine::{
-        Tensor,
-        cuda::{Buffer, Device},
-        ops::pyramid::cuda::{PyramidRows, pyramid_input, pyramid_quantize},
+use alchemist_engine::engine::{
+    Tensor,
+    cuda::{Buffer, Device},
+    ops::pyramid::{
+        PyramidQuantizer, Reach,
+        cpu::resample::Convolution,
+        cuda::{PyramidRows, pyramid_input, pyramid_quantize},
     },
 };
 use half::bf16;

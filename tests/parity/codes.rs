@@ -1,6 +1,6 @@
 //! Codes beside the released ones.
 
-use alchemist_engine::{encode::pyramid::PyramidQuantizer, engine::Tensor};
+use alchemist_engine::engine::{Tensor, ops::pyramid::PyramidQuantizer};
 
 use super::{common::tolerance, left_over::left_over};
 

@@ -2,8 +2,10 @@
 
 use alchemist_engine::{
     data::{Preprocess, load_picture},
-    encode::pyramid::{CodeReader, PyramidQuantizer, Reach},
-    engine::{DType, Tensor, ops::pyramid::cuda::pyramid_quantize},
+    engine::{
+        DType, Tensor,
+        ops::pyramid::{CodeReader, PyramidQuantizer, Reach, cuda::pyramid_quantize},
+    },
 };
 
 use super::{

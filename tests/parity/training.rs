@@ -2,7 +2,7 @@
 
 use alchemist_engine::{
     config::RuleSettings,
-    encode::pyramid::Reach,
+    engine::ops::pyramid::Reach,
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
     tokens::batch::Batch,
     training::{

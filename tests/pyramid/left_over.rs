@@ -1,6 +1,6 @@
 //! What the search for the nearest code sees, in plain loops.
 
-use alchemist_engine::{encode::pyramid::PyramidQuantizer, engine::Tensor};
+use alchemist_engine::engine::{Tensor, ops::pyramid::PyramidQuantizer};
 
 /// What each scale's search sees of one sample, if the scales before had `codes`: the features that are left, `[pn², C]`.
 pub(crate) fn left_over(quantizer: &PyramidQuantizer, features: &[f32], codes: &[u32]) -> Vec<Vec<f64>> {

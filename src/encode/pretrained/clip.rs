@@ -8,14 +8,22 @@ use serde::Deserialize;
 use crate::{
     encode::{
         TextStates,
-        layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activate, activation_named, add},
         pretrained::{
             TextNetwork, embed, expect_finite, on,
             reading::{Take, assemble, expect_layers, read_settings},
         },
+        transformer::{ACTIVATION_NAMES, Linear, Norm, activation_named},
         word_pieces::TokenIds,
     },
-    engine::{Tensor, cuda::Device, ops::activation::Activation},
+    engine::{
+        Tensor,
+        cuda::Device,
+        ops::{
+            activation::{Activation, activated},
+            residual::add_in_place,
+            softmax::Keys,
+        },
+    },
     error::{Error, Result},
     weights::Weights,
 };
@@ -196,18 +204,13 @@ impl Block {
     }
 
     /// The block on rows `[B·T, C]`, in place.
-    pub(crate) fn apply(
-        &self,
-        x: &mut Tensor,
-        attention: &Attention<'_>,
-        activation: Activation,
-    ) -> Result<()> {
+    pub(crate) fn apply(&self, x: &mut Tensor, attention: &Keys<'_>, activation: Activation) -> Result<()> {
         let y = self.first.apply(x)?;
         let (queries, keys) = (self.queries.apply(&y)?, self.keys.apply(&y)?);
         let values = self.values.apply(&y)?;
-        add(x, &self.joined.apply(&attention.apply(&queries, &keys, &values)?)?)?;
-        let wide = activate(activation, &self.widen.apply(&self.second.apply(x)?)?)?;
-        add(x, &self.narrow.apply(&wide)?)
+        add_in_place(x, &self.joined.apply(&attention.attend(&queries, &keys, &values)?)?)?;
+        let wide = activated(&self.widen.apply(&self.second.apply(x)?)?, activation)?;
+        add_in_place(x, &self.narrow.apply(&wide)?)
     }
 
     fn to_device(&self, device: &Device) -> Result<Self> {
@@ -267,7 +270,7 @@ impl TextNetwork for ClipText {
         #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
         let scale = 1.0 / f32::sqrt((channels / heads) as f32);
         let seen = on(device, &mask)?;
-        let attention = Attention { tokens, heads, scale, causal: true, mask: &seen, bias: None };
+        let attention = Keys { tokens, heads, scale, causal: true, mask: &seen, bias: None };
         for (at, block) in self.blocks.iter().enumerate() {
             block.apply(&mut x, &attention, self.activation)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;

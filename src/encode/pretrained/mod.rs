@@ -20,8 +20,8 @@ use sha2::{Digest, Sha256};
 use crate::{
     encode::{
         TextEncoder, TextStates,
-        layers::first_not_finite,
         saved::{self, Description, TEXT_ENCODER},
+        transformer::first_not_finite,
         word_pieces::{TokenIds, WordPieces},
     },
     engine::{Tensor, cuda::Device},

@@ -8,14 +8,23 @@ use serde::Deserialize;
 use crate::{
     encode::{
         TextStates,
-        layers::{ACTIVATION_NAMES, Attention, Linear, Norm, activate, activation_named, add, multiply},
         pretrained::{
             TextNetwork, embed, expect_finite, on,
             reading::{Take, assemble, expect_layers, read_settings},
         },
+        transformer::{ACTIVATION_NAMES, Linear, Norm, activation_named},
         word_pieces::TokenIds,
     },
-    engine::{Tensor, cuda::Device, ops::activation::Activation},
+    engine::{
+        Tensor,
+        cuda::Device,
+        ops::{
+            activation::{Activation, activated},
+            multiply::multiply,
+            residual::add_in_place,
+            softmax::Keys,
+        },
+    },
     error::{Error, Result},
     weights::Weights,
 };
@@ -269,7 +278,7 @@ impl TextNetwork for T5Text {
         let device = self.device.as_ref();
         let bias = on(device, &self.distance_bias(tokens)?)?;
         let seen = on(device, &mask)?;
-        let attention = Attention {
+        let attention = Keys {
             tokens,
             heads: self.settings.num_heads,
             scale: 1.0,
@@ -284,13 +293,13 @@ impl TextNetwork for T5Text {
             let y = block.first.apply(&x)?;
             let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
             let values = block.values.apply(&y)?;
-            add(&mut x, &block.joined.apply(&attention.apply(&queries, &keys, &values)?)?)?;
+            add_in_place(&mut x, &block.joined.apply(&attention.attend(&queries, &keys, &values)?)?)?;
             let y = block.second.apply(&x)?;
-            let mut wide = activate(self.activation, &block.widen.apply(&y)?)?;
+            let mut wide = activated(&block.widen.apply(&y)?, self.activation)?;
             if let Some(gate) = &block.gate {
                 wide = multiply(&wide, &gate.apply(&y)?)?;
             }
-            add(&mut x, &block.narrow.apply(&wide)?)?;
+            add_in_place(&mut x, &block.narrow.apply(&wide)?)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
         }
         let states = self.last.apply(&x)?.to_host()?;

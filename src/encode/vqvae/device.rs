@@ -10,11 +10,13 @@ use super::{
     network::{Decoder, Encoder, PlacedConvolution, PlacedNorm},
 };
 use crate::{
-    encode::pyramid::PyramidQuantizer,
     engine::{
         Tensor,
         cuda::{Buffer, Device},
-        ops::pyramid::cuda::{PyramidTables, pyramid_quantize},
+        ops::pyramid::{
+            PyramidQuantizer,
+            cuda::{PyramidTables, pyramid_quantize},
+        },
     },
     error::Result,
 };

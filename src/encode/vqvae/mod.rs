@@ -3,8 +3,8 @@
 //! Every size comes from the weights; the sides of the token maps, which no weight tells, from whoever loads it.
 
 mod device;
+mod group_norm;
 mod network;
-mod normalisation;
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     encode::{
         ImageTokenizer,
-        pyramid::PyramidQuantizer,
         saved::{self, IMAGE_TOKENIZER, damaged},
     },
-    engine::{DType, Tensor, cuda::Device},
+    engine::{DType, Tensor, cuda::Device, ops::pyramid::PyramidQuantizer},
     error::{Error, Result},
     weights::Weights,
 };

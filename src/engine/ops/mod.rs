@@ -22,6 +22,7 @@ pub mod linear;
 pub mod mean_tokens;
 pub mod meta_gradient;
 pub mod modulation;
+pub mod multiply;
 pub mod patch_embed;
 pub mod pyramid;
 pub mod rater_loss;

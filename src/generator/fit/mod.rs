@@ -16,7 +16,8 @@ use tokens::{Chooser, Tokens};
 use self::model::MicroStep;
 use crate::{
     config::Config,
-    encode::{pca::FitReport, pyramid::CodeReader},
+    encode::pca::FitReport,
+    engine::ops::pyramid::CodeReader,
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
     tokens::{batch::Batch, encoded::EncodedCorpus},

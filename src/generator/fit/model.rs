@@ -5,8 +5,14 @@ use serde::{Deserialize, Serialize};
 use super::tokens::Tokens;
 use crate::{
     config::Config,
-    encode::pyramid::{CodeReader, Reach},
-    engine::{Accumulate, DType, Parameters, Tape, Tensor, cuda::Device, ops::cross_entropy::CrossEntropy},
+    engine::{
+        Accumulate, DType, Parameters, Tape, Tensor,
+        cuda::Device,
+        ops::{
+            cross_entropy::CrossEntropy,
+            pyramid::{CodeReader, Reach},
+        },
+    },
     error::{Error, Result},
     models::{BackboneConfig, Mode, Proxy},
     tokens::batch::{Batch, token_measures},

@@ -8,8 +8,8 @@ pub use job::{SampleRequest, SampleSummary, sample};
 pub use layout::{Layout, geneval_prompts};
 
 use crate::{
-    encode::{TextStates, pyramid::PyramidQuantizer},
-    engine::{Parameters, Purpose, Random, Tape, Tensor},
+    encode::TextStates,
+    engine::{Parameters, Purpose, Random, Tape, Tensor, ops::pyramid::PyramidQuantizer},
     error::{Error, Result},
     models::Proxy,
 };

@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::{Geometry, Held, Setting, Validation};
 use crate::{
     data::Record,
-    encode::pyramid::{CodeReader, Reach},
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
-        ops::meta_gradient::precondition,
+        ops::{
+            meta_gradient::precondition,
+            pyramid::{CodeReader, Reach},
+        },
     },
     error::{Error, LeftOutRows, Reasons, Result},
     interrupt::Interrupt,

@@ -1,11 +1,13 @@
 //! What a step is told: the batches, and the numbers that the host draws and schedules.
 
 use crate::{
-    encode::pyramid::{CodeReader, Reach},
     engine::{
         DType, Tensor,
         cuda::{Buffer, Device},
-        ops::rater_loss::{RaterLoss, RegressionTargets},
+        ops::{
+            pyramid::{CodeReader, Reach},
+            rater_loss::{RaterLoss, RegressionTargets},
+        },
     },
     error::{Error, Result},
     models::DropPath,

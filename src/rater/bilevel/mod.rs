@@ -17,11 +17,13 @@ use passes::Measured;
 
 use crate::{
     config::{Geometry, RuleSettings, Teaching},
-    encode::pyramid::{CodeReader, Reach},
     engine::{
         Accumulate, DType, Gradients, Parameters, Tensor,
         cuda::Device,
-        ops::rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets},
+        ops::{
+            pyramid::{CodeReader, Reach},
+            rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets},
+        },
     },
     error::{Error, Result},
     models::{DropPath, Proxy, Rater, Weighing},

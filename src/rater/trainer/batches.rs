@@ -2,7 +2,7 @@
 
 use super::Run;
 use crate::{
-    encode::pyramid::Reach,
+    engine::ops::pyramid::Reach,
     error::Result,
     rater::{
         bilevel::{Bilevel, MicroBatch, Prior},

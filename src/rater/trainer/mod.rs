@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::{
     config::{Config, Teaching},
-    encode::{ImageTokenizer, TextEncoder, pca::FitReport, pyramid::CodeReader},
-    engine::{DType, cuda::Device},
+    encode::{ImageTokenizer, TextEncoder, pca::FitReport},
+    engine::{DType, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
     models::{Proxy, Rater, Weighing, init},

@@ -6,7 +6,7 @@ use super::{Attention, Decoder, Encoder, Head, Level, Middle, Residual, attentio
 use crate::{
     encode::{
         convolution::Convolution,
-        vqvae::normalisation::{EPSILON, GROUPS, GroupNorm},
+        vqvae::group_norm::{EPSILON, GROUPS, GroupNorm},
     },
     engine::{
         cuda::{Buffer, Device, Operand, Products, Target},

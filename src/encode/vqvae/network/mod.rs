@@ -10,15 +10,16 @@ use std::collections::BTreeSet;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::normalisation::GroupNorm;
+use super::group_norm::GroupNorm;
 use crate::{
-    encode::{
-        convolution::{Border, Bordered, Convolution, Into, Map},
-        saved::damaged,
-    },
+    encode::{convolution::Convolution, saved::damaged},
     engine::{
         Tensor,
         matmul::{Matrix, product},
+        ops::{
+            convolution::cpu::{Border, Bordered, Into, Map},
+            softmax::cpu::softmax,
+        },
     },
     error::{Error, Result},
     files::hexadecimal,
@@ -223,7 +224,7 @@ impl Attention {
         let mut scores = vec![0.0; pixels * pixels];
         product(&mut scores, pixels, part(0), part(1).transposed(), false);
         let scale = attention_scale(channels);
-        scores.chunks_exact_mut(pixels).for_each(|row| softmax(row, scale));
+        scores.chunks_exact_mut(pixels).for_each(|row| softmax(row, scale, None, None, pixels));
         product(&mut normed.values, channels, Matrix::new(&scores, pixels, pixels), part(2), false);
         let mut projected = vec![0.0; stream.values.len()];
         self.projection.pointwise(&normed.values, &mut projected);
@@ -235,17 +236,6 @@ impl Attention {
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a scale below 1")]
 fn attention_scale(channels: usize) -> f32 {
     (channels as f64).powf(-0.5) as f32
-}
-
-/// `softmax(scale · row)` in place.
-fn softmax(row: &mut [f32], scale: f32) {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for value in &mut *row {
-        *value = ((*value - largest) * scale).exp();
-        sum += *value;
-    }
-    row.iter_mut().for_each(|value| *value /= sum);
 }
 
 /// A block, and the attention after it where there is one.

@@ -292,21 +292,6 @@ pub fn add_scaled<T: Factor>(y: &mut Buffer<f32>, x: &Buffer<T>, factor: f32) ->
     launch(x.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
 }
 
-/// `y = x·z`, number by number.
-///
-/// # Errors
-/// If the sizes do not fit or the device fails.
-pub fn multiply<T: Factor>(y: &mut Buffer<T>, x: &Buffer<T>, z: &Buffer<T>) -> Result<()> {
-    let op = "multiply";
-    y.expect_len(op, "the product", x.len())?;
-    z.expect_len(op, "a factor", x.len())?;
-    if x.is_empty() {
-        return Ok(());
-    }
-    let arguments = [y.write(), x.read(), z.read(), Argument::U64(x.len() as u64)];
-    launch(x.device(), &Kernel::of::<T>(FILE, op), &each_launch::<T>(op, 1, x.len())?, &arguments)
-}
-
 /// Sets all numbers of `y`.
 ///
 /// # Errors

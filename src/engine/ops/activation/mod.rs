@@ -29,6 +29,20 @@ pub enum Activation {
     Sigmoid,
 }
 
+/// The same without a tape, for networks that are never trained, in f32.
+///
+/// # Errors
+/// If `x` is not f32 or the device fails.
+pub fn activated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    match x.device() {
+        None => cpu::forward::<f32>(x, kind),
+        Some(device) => {
+            let from = x.buffer::<f32>()?;
+            Tensor::written(device, x.shape(), |y| cuda::activation_forward(kind, y, from, None, from.len()))
+        }
+    }
+}
+
 struct Activate {
     input: Tensor,
     kind: Activation,

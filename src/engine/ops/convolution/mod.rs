@@ -1,4 +1,5 @@
-//! Convolutions by filters of 3×3 over channels-last maps on a device. The reference is that of the VQ-VAE, which alone has
-//! them: `encode::vqvae`.
+//! Convolutions over channels-last maps, forward only: those of the VQ-VAE and of Inception, which are never trained. On a device by
+//! filters of 3×3 and of one pixel.
 
+pub mod cpu;
 pub mod cuda;

@@ -34,6 +34,17 @@ pub fn forward<T: Float>(
     Tensor::new(&output_shape(x, outputs), y)
 }
 
+/// Rows `[R, I]` to `shape`, `[R, O]`; see [`linear_rows`](super::linear_rows).
+///
+/// # Errors
+/// If a tensor is not f32.
+pub fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: [usize; 2]) -> Result<Tensor> {
+    let mut y = vec![0.0; shape[0] * shape[1]];
+    let bias = bias.map(Tensor::as_slice::<f32>).transpose()?;
+    matmul::linear_forward(&mut y, x.as_slice()?, weight.as_slice::<f32>()?, bias, weight.dim(1), shape[1]);
+    Tensor::new(&shape, y)
+}
+
 /// `dx = dy·W` in the shape of the input.
 ///
 /// # Errors

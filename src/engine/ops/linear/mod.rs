@@ -26,6 +26,24 @@ pub struct Bias {
     pub column: usize,
 }
 
+/// The same without a tape, for networks that are never trained: the rows of `x` `[R, I]` times `weight` `[O, I]`, plus `bias` `[O]`, in
+/// f32.
+///
+/// # Errors
+/// If the sizes do not fit, a tensor is not f32, or the device fails.
+pub fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let [outputs, inputs] = [weight.dim(0), weight.dim(1)];
+    let shape = [x.len() / inputs.max(1), outputs];
+    match x.device() {
+        None => cpu::linear_rows(x, weight, bias, shape),
+        Some(device) => Tensor::written(device, &shape, |y| {
+            let (x, weight) = (x.buffer::<f32>()?, weight.buffer::<f32>()?);
+            let bias = bias.map(Tensor::buffer::<f32>).transpose()?;
+            x.device().product(y, [shape[0], outputs, inputs], (x, false), (weight, true), bias, 1.0, 0.0)
+        }),
+    }
+}
+
 struct Linear {
     input: Tensor,
     slot: Slot,

@@ -26,3 +26,13 @@ pub fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> 
         });
     Tensor::new(x.shape(), y)
 }
+
+/// Numbers handled by one task.
+const CHUNK: usize = 16_384;
+
+/// `x += branch`.
+pub fn add_in_place(x: &mut [f32], branch: &[f32]) {
+    x.par_chunks_mut(CHUNK)
+        .zip(branch.par_chunks(CHUNK))
+        .for_each(|(x, branch)| x.iter_mut().zip(branch).for_each(|(x, branch)| *x += branch));
+}

@@ -16,6 +16,20 @@ use crate::{
     error::{Error, Result},
 };
 
+/// `x += branch` without a tape, for networks that are never trained, in f32.
+///
+/// # Errors
+/// If a tensor is not f32 or the device fails.
+pub fn add_in_place(x: &mut Tensor, branch: &Tensor) -> Result<()> {
+    match x.device() {
+        None => {
+            cpu::add_in_place(x.as_mut_slice()?, branch.as_slice()?);
+            Ok(())
+        }
+        Some(_) => residual_forward::<f32>(x.buffer_mut()?, None, branch.buffer()?, None),
+    }
+}
+
 struct Residual {
     slots: [Slot; 2],
     keep: Option<Tensor>,

@@ -1,9 +1,11 @@
 //! Launches of `kernels/softmax.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
+use super::Keys;
 use crate::{
     engine::{
-        cuda::{Argument, Buffer, Kernel, Launch},
+        Tensor,
+        cuda::{Argument, Buffer, Kernel, Launch, Operand, Products, Target},
         ops::{blocks, size},
     },
     error::{Error, Result},
@@ -79,4 +81,47 @@ pub fn softmax(weights: &mut Buffer<f32>, scores: &Scores<'_>) -> Result<()> {
     // SAFETY: arguments in the kernel's order; the weights are borrowed mutably; the sizes were compared above; all buffers
     // live, and are freed in the order of the work.
     unsafe { products.device().launch(&Kernel::new(OP, "softmax_f32"), &launch, &arguments) }
+}
+
+/// Attention; the heads of a sample are done at once, in the rows in which they lie side by side.
+///
+/// # Errors
+/// If the sizes do not fit or the device fails.
+pub fn attention(
+    of: &Keys<'_>,
+    y: &mut Buffer<f32>,
+    [queries, keys, values]: [&Buffer<f32>; 3],
+    channels: usize,
+) -> Result<()> {
+    let (device, tokens, heads) = (queries.device(), of.tokens, of.heads);
+    let (sample, width) = (tokens * channels, channels / heads);
+    let batch = queries.len() / sample;
+    // Rows of 32 bytes, so that all samples lie alike for the products.
+    let row = tokens.next_multiple_of(8);
+    let head = tokens * row;
+    let part = |rows, at: usize| Operand { first: at * sample, step: width, ..Operand::of(rows, channels) };
+    let products = |sizes, a, b| Products { sizes, batch: heads, a, b, bias: None, alpha: 1.0, beta: 0.0 };
+    let mut scores = device.uninitialised::<f32>(batch * heads * head)?;
+    for at in 0..batch {
+        let target = Target { buffer: &mut scores, first: at * heads * head, row, step: head };
+        let (a, b) = (part(queries, at), part(keys, at).transposed());
+        device.products(target, &products([tokens, tokens, width], a, b))?;
+    }
+    let mut weights = device.uninitialised::<f32>(scores.len())?;
+    let scores = Scores {
+        products: &scores,
+        sizes: [batch, heads, tokens, tokens],
+        row,
+        scale: of.scale,
+        bias: of.bias.map(Tensor::buffer).transpose()?,
+        mask: Some(of.mask.buffer()?),
+        causal: of.causal,
+    };
+    softmax(&mut weights, &scores)?;
+    for at in 0..batch {
+        let a = Operand { first: at * heads * head, step: head, ..Operand::of(&weights, row) };
+        let target = Target { buffer: y, first: at * sample, row: channels, step: width };
+        device.products(target, &products([tokens, width, tokens], a, part(values, at)))?;
+    }
+    Ok(())
 }

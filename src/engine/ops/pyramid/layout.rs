@@ -8,7 +8,7 @@ use crate::{
 
 impl PyramidQuantizer {
     /// Checked features `[B, Cvae, H, H]` as channels-last maps `[B, H², Cvae]`.
-    pub(in crate::encode) fn channels_last(&self, features: &Tensor) -> Result<Vec<f32>> {
+    pub(crate) fn channels_last(&self, features: &Tensor) -> Result<Vec<f32>> {
         let (channels, side) = (self.channels(), self.side());
         let batch = features.shape().first().copied().unwrap_or(0);
         if features.shape() != [batch, channels, side, side] {
@@ -31,7 +31,7 @@ impl PyramidQuantizer {
     }
 
     /// Channels-last maps `[B, H², Cvae]` as features `[B, Cvae, H, H]`.
-    pub(in crate::encode) fn channels_first(&self, batch: usize, maps: &[f32]) -> Result<Tensor> {
+    pub(crate) fn channels_first(&self, batch: usize, maps: &[f32]) -> Result<Tensor> {
         let (channels, side) = (self.channels(), self.side());
         Tensor::new(&[batch, channels, side, side], transpose(maps, side * side, channels))
     }

@@ -1,23 +1,24 @@
-//! Group normalisation of a channels-last map, with SiLU after it where asked for.
+//! The CPU reference.
 
 use rayon::prelude::*;
 
-use crate::{
-    encode::convolution::{Border, Bordered, Map},
-    engine::{Float, Tensor, float::vectorised},
-    error::{Error, Result},
+use crate::engine::{
+    Float,
+    float::vectorised,
+    ops::convolution::cpu::{Border, Bordered, Map},
 };
 
-/// Groups of every norm, as released.
-pub(super) const GROUPS: usize = 32;
-/// ε of every norm, as released.
-pub(super) const EPSILON: f64 = 1e-6;
-
-/// A group norm with a scale and a shift a channel.
-#[derive(Clone, Debug)]
-pub(super) struct GroupNorm {
-    scale: Vec<f32>,
-    shift: Vec<f32>,
+/// What a group norm does.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm<'a> {
+    /// How many groups the channels fall into.
+    pub groups: usize,
+    /// `[C]`
+    pub scale: &'a [f32],
+    /// `[C]`
+    pub shift: &'a [f32],
+    /// ε
+    pub epsilon: f64,
 }
 
 /// What a norm does to each channel of one map: `x · factor + offset`.
@@ -26,37 +27,9 @@ struct Line {
     offset: Vec<f32>,
 }
 
-impl GroupNorm {
-    /// From a scale and a shift `[C]`, both f32.
-    ///
-    /// # Errors
-    /// If the shapes differ or `C` is not a multiple of 32.
-    pub(super) fn new(name: &str, scale: &Tensor, shift: &Tensor) -> Result<Self> {
-        let channels = scale.len();
-        if scale.shape() != [channels] || shift.shape() != [channels] || !channels.is_multiple_of(GROUPS) {
-            return Err(Error::shape(
-                "group norm",
-                format!(
-                    "{name} should have a scale and a shift [C] with C a multiple of {GROUPS}, but has {:?} and {:?}",
-                    scale.shape(),
-                    shift.shape()
-                ),
-            ));
-        }
-        Ok(Self { scale: scale.as_slice::<f32>()?.to_vec(), shift: shift.as_slice::<f32>()?.to_vec() })
-    }
-
-    pub(super) fn channels(&self) -> usize {
-        self.scale.len()
-    }
-
-    /// What each channel is multiplied with, and what is added to it.
-    pub(super) fn scale_and_shift(&self) -> [&[f32]; 2] {
-        [&self.scale, &self.shift]
-    }
-
+impl GroupNorm<'_> {
     /// The normalised map in place of `output`, without SiLU.
-    pub(super) fn apply(&self, map: &Map, output: &mut Map) {
+    pub fn apply(&self, map: &Map, output: &mut Map) {
         output.resize(map.side, map.channels);
         let line = self.line(map);
         let row = map.row();
@@ -68,7 +41,7 @@ impl GroupNorm {
     }
 
     /// The normalised map after SiLU, `x · σ(x)`, with a border of zeros for a convolution.
-    pub(super) fn apply_silu(&self, map: &Map, output: &mut Bordered) {
+    pub fn apply_silu(&self, map: &Map, output: &mut Bordered) {
         let line = self.line(map);
         let row = map.row();
         output.fill(map.side, map.channels, Border::ONE, |y, output| {
@@ -98,17 +71,17 @@ impl GroupNorm {
                 sums
             })
             .collect();
-        let size = channels / GROUPS;
+        let size = channels / self.groups;
         #[expect(clippy::cast_precision_loss, reason = "pixels of a map")]
         let count = (map.side * map.side * size) as f64;
         let mut line = Line { factor: Vec::with_capacity(channels), offset: Vec::with_capacity(channels) };
-        for group in 0..GROUPS {
+        for group in 0..self.groups {
             let range = group * size..(group + 1) * size;
             let total =
                 |at: usize| sums.iter().flat_map(|row| &row[range.clone()]).map(|sums| sums[at]).sum::<f64>();
             let mean = total(0) / count;
             let deviation = (total(1) / count - mean * mean).max(0.0);
-            let inverse = 1.0 / (deviation + EPSILON).sqrt();
+            let inverse = 1.0 / (deviation + self.epsilon).sqrt();
             for channel in range.clone() {
                 let factor = f64::from(self.scale[channel]) * inverse;
                 #[expect(clippy::cast_possible_truncation, reason = "the map is f32")]

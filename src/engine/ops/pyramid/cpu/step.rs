@@ -1,6 +1,6 @@
 //! One scale at a time, as pictures are drawn.
 
-use super::{OP, PyramidQuantizer, Scale, Workspace, add, layout::transpose};
+use super::super::{OP, PyramidQuantizer, Scale, Workspace, add, layout::transpose};
 use crate::{
     engine::Tensor,
     error::{Error, Result},

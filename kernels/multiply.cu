@@ -1,0 +1,15 @@
+// y = x z, number by number.
+//
+// Threads: elementwise.cuh. Bytes a number: 3 sizeof(T).
+#include "elementwise.cuh"
+
+template <class T> __device__ __forceinline__ void multiply(T *y, const T *x, const T *z, uint64_t count) {
+    const T *const inputs[2] = {x, z};
+    each(y, inputs, count, [](const float (&in)[2]) { return in[0] * in[1]; });
+}
+
+#define MULTIPLY(T, suffix)                                                                                            \
+    KERNEL(multiply_##suffix, EACH_THREADS, T *y, const T *x, const T *z, uint64_t count) { multiply(y, x, z, count); }
+MULTIPLY(float, f32)
+MULTIPLY(bf16, bf16)
+MULTIPLY(f16, f16)

@@ -1,0 +1,20 @@
+//! Products number by number, forward only: the gate of T5's feed-forward layers, which are never trained.
+
+pub mod cpu;
+pub mod cuda;
+
+use crate::{engine::Tensor, error::Result};
+
+/// `x·z`, number by number.
+///
+/// # Errors
+/// If the sizes do not fit, a tensor is not f32, or the device fails.
+pub fn multiply(x: &Tensor, z: &Tensor) -> Result<Tensor> {
+    match x.device() {
+        None => Tensor::new(x.shape(), cpu::multiply(x.as_slice()?, z.as_slice()?)),
+        Some(device) => {
+            let (x_buffer, z_buffer) = (x.buffer::<f32>()?, z.buffer::<f32>()?);
+            Tensor::written(device, x.shape(), |y| cuda::multiply(y, x_buffer, z_buffer))
+        }
+    }
+}
