@@ -8,9 +8,9 @@ use std::{
 use crate::{
     config::Config,
     data::{
-        drawn::{DataSetSettings, write_data_set_until},
-        flaws::{Flaw, FlawShares},
-        moved::path_text,
+        corruption::{Flaw, FlawShares},
+        location::path_text,
+        synthetic::{DataSetSettings, write_data_set_until},
     },
     error::{Error, Result},
     files::{write_csv, write_whole},

@@ -16,9 +16,9 @@ use std::{
 use alchemist_engine::{
     config::Config,
     data::{
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
+        corruption::FlawShares,
         load_picture, stack,
+        synthetic::{DataSetSettings, write_data_set},
     },
     encode::{ImageTokenizer, TextEncoder, TextStates, load_image_tokenizer, load_text_encoder},
     engine::{Accumulate, DType, Gradients, Parameters, Purpose, Random, Tape, Tensor},

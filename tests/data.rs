@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alchemist_engine::Error;
-use alchemist_engine::data::{
-    ColumnNames, Corpus, Loader, PictureBytes, Preprocess, RELEASED_EMPTY_CAPTION, Record, ReleasedOrder,
-    ReleasedSampler, Sampler, decode_picture, load_picture,
+use alchemist_engine::{
+    Error,
+    data::{
+        ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record, corpus::RELEASED_EMPTY_CAPTION,
+        decode_picture, load_picture,
+    },
+    training::sampler::{ReleasedOrder, ReleasedSampler, Sampler},
 };
 
 fn samples() -> PathBuf {

@@ -5,9 +5,12 @@ use std::{collections::BTreeSet, fs, path::Path};
 use alchemist_engine::{
     data::{
         ColumnNames, Preprocess,
-        drawn::{DataSetSettings, draw_scene, write_data_set},
-        flaws::{Flaw, FlawShares, plan, sources, spoil},
-        planted::{PlantSettings, plant},
+        corruption::{
+            Flaw, FlawShares, plan,
+            plant::{PlantSettings, plant},
+            sources, spoil,
+        },
+        synthetic::{DataSetSettings, draw_scene, write_data_set},
     },
     files::LEFTOVER,
     interrupt::Interrupt,

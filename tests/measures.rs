@@ -233,7 +233,7 @@ fn features_are_those_of_pytorch_fids_inception() {
         .map(|picture| {
             let (side, turn) = (picture[0] as usize, picture[1] as usize);
             let path = folder.path().join(format!("{side}.png"));
-            alchemist_engine::data::picture::write_png(&path, &slopes(side, turn), side).unwrap();
+            alchemist_engine::data::image::preprocess::write_png(&path, &slopes(side, turn), side).unwrap();
             network.read(&path).unwrap()
         })
         .collect();

@@ -12,8 +12,8 @@ use alchemist_engine::{
     Result,
     data::{
         ColumnNames,
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
+        corruption::FlawShares,
+        synthetic::{DataSetSettings, write_data_set},
     },
     interrupt::Interrupt,
     select::formats::{Format, PackJob, Packed, pack},

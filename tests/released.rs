@@ -10,8 +10,8 @@ use std::{
 
 use alchemist_engine::{
     data::{
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
+        corruption::FlawShares,
+        synthetic::{DataSetSettings, write_data_set},
     },
     weights::{Value as Stored, Weights},
 };

@@ -17,13 +17,13 @@ use std::{
 use alchemist_engine::{
     config::{Config, TextEncoderKind},
     data::{
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
+        corruption::FlawShares,
+        synthetic::{DataSetSettings, write_data_set},
     },
     encode::{
         TextEncoder, load_moved_text_encoder, load_text_encoder,
         pretrained::{Kind, Pretrained, Settings},
-        word_pieces::WordPieces,
+        tokenizers::WordPieces,
     },
     engine::cuda::DeviceChoice,
 };

@@ -19,10 +19,10 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use alchemist_engine::{
     config::Config,
     data::{
-        drawn::{DataSetSettings, write_data_set},
-        flaws::FlawShares,
+        corruption::FlawShares,
+        synthetic::{DataSetSettings, write_data_set},
     },
-    encode::word_pieces::WordPieces,
+    encode::tokenizers::WordPieces,
     interrupt::Interrupt,
     tokens::{
         cache::{TextKept, TokenCache},

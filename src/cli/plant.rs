@@ -8,9 +8,11 @@ use crate::{
     cli::watch::Counted,
     data::{
         ColumnNames, Preprocess,
-        flaws::{Flaw, FlawShares},
-        picture::DEFAULT_MAX_PIXELS,
-        planted::{PlantSettings, plant},
+        corruption::{
+            Flaw, FlawShares,
+            plant::{PlantSettings, plant},
+        },
+        image::preprocess::DEFAULT_MAX_PIXELS,
     },
     error::{Error, Result},
     interrupt::Interrupt,

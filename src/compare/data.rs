@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareRequest, Teller};
 use crate::{
-    data::{Corpus, Record, flaws::Flaw, moved::whole_path},
+    data::{Corpus, Record, corpus::moved_paths::whole_path, corruption::Flaw},
     engine::{Purpose, Random},
     error::{Error, Reasons, Result},
     files::{

@@ -41,7 +41,7 @@ pub use table::PictureLine;
 
 use crate::{
     config::Config,
-    data::{Record, flaws::Flaw},
+    data::{Record, corruption::Flaw},
     error::{Error, Result},
     files::remove_leftovers,
     generator::fit::{FitObserver, FitStepReport, Measures},

@@ -9,9 +9,9 @@ pub mod pca;
 pub mod pretrained;
 mod projection;
 pub mod saved;
+pub mod tokenizers;
 pub(crate) mod transformer;
 pub mod vqvae;
-pub mod word_pieces;
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::{
     engine::{Tensor, cuda::Device, ops::pyramid::PyramidQuantizer},
     error::{Error, Result},
 };
-use word_pieces::TokenIds;
+use tokenizers::TokenIds;
 
 /// Turns pictures into pyramids of codes and back.
 pub trait ImageTokenizer: Send + Sync {

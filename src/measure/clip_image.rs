@@ -8,10 +8,16 @@ use serde_json::Value;
 
 use super::space::FeatureSpace;
 use crate::{
-    data::{Preprocess, load_whole_picture, picture::DEFAULT_MAX_PIXELS, resample::Filter},
+    data::{
+        Preprocess,
+        image::{preprocess::DEFAULT_MAX_PIXELS, resample::Filter},
+        load_whole_picture,
+    },
     encode::{
-        pretrained::clip::{Block, norm},
-        pretrained::reading::{Take, assemble, expect_layers, read_settings},
+        pretrained::{
+            clip::{Block, norm},
+            reading::{Take, assemble, expect_layers, read_settings},
+        },
         transformer::{ACTIVATION_NAMES, Linear, Norm, activation_named},
     },
     engine::{

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     data::{
         ColumnNames, Corpus, Record,
-        delimited::{DelimitedTable, Read},
+        corpus::delimited::{DelimitedTable, Read},
     },
     error::{Error, Result},
     files::text::read_text,

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     config::Config,
-    data::{Preprocess, Record, columns::absent, flaws::Flaw, load_picture},
+    data::{Preprocess, Record, corpus::columns::absent, corruption::Flaw, load_picture},
     error::{Error, Result},
     rater::{
         dynamics::{Recording, figures, recordings},

@@ -11,7 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
-    data::{MovedPaths, Record, columns::absent},
+    data::{
+        Record,
+        corpus::{columns::absent, moved_paths::MovedPaths},
+    },
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     files::{hexadecimal, sha256_of_file},

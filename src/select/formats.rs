@@ -16,9 +16,9 @@ use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
     data::{
         ColumnNames, Corpus, Record,
-        decode::{self, SNIFFED_BYTES},
-        image_folders,
-        moved::{hint_of_missing, not_local, whole_path},
+        corpus::{image_folders, moved_paths::whole_path},
+        image::decode::{self, SNIFFED_BYTES},
+        location::{hint_of_missing, not_local},
     },
     error::{Error, LeftOutRows, Reasons, Result},
     files::{WholeFile, write_whole},

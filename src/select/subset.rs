@@ -15,10 +15,10 @@ use super::{
     select,
 };
 use crate::{
-    data::{
-        MovedPaths,
+    data::corpus::{
         columns::{IMAGE_NAMES, absent, find_id, find_image},
         delimited::{DelimitedTable, Read as RowRead, Skipped},
+        moved_paths::MovedPaths,
     },
     error::{Error, Result},
     files::WholeFile,
@@ -35,7 +35,7 @@ pub struct SubsetJob {
     pub options: RatingsOptions,
     /// The columns of ids and ratings in it; the corpus names its ids alike.
     pub names: ColumnNames,
-    /// The column of pictures' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::columns`]).
+    /// The column of pictures' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::corpus::columns`]).
     pub image_column: String,
     /// The way to choose.
     pub strategy: Strategy,

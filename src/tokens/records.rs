@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Config,
-    data::{ColumnNames, Corpus, Preprocess, RELEASED_EMPTY_CAPTION},
+    data::{ColumnNames, Corpus, Preprocess, corpus::RELEASED_EMPTY_CAPTION},
     error::{Error, Reasons, Result},
     files::write_csv,
 };

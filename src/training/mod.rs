@@ -9,5 +9,6 @@ pub mod parameter_groups;
 pub mod prepared;
 pub mod released;
 pub mod run_directory;
+pub mod sampler;
 pub mod schedule;
 pub(crate) mod trained;

@@ -2,9 +2,9 @@
 
 use crate::{
     config::Config,
-    data::{ReleasedOrder, ReleasedSampler, Sampler},
     engine::{Purpose, Random},
     error::{Error, Result},
+    training::sampler::{ReleasedOrder, ReleasedSampler, Sampler},
 };
 
 /// Order of the samples: ours or the released one.

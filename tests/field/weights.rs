@@ -8,7 +8,7 @@ use std::{
 };
 
 use alchemist_engine::{
-    encode::word_pieces::WordPieces,
+    encode::tokenizers::WordPieces,
     weights::{Value, Weights, write_safetensors},
 };
 use serde_json::{Value as Json, json};

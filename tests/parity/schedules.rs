@@ -1,8 +1,8 @@
 //! Learning rates and the order of samples: fixtures that are a single file.
 
-use alchemist_engine::{
-    data::{ReleasedOrder, ReleasedSampler},
-    training::schedule::Schedule,
+use alchemist_engine::training::{
+    sampler::{ReleasedOrder, ReleasedSampler},
+    schedule::Schedule,
 };
 use serde_json::Value;
 

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use alchemist_engine::{
     encode::{
-        pretrained::TextNetwork,
-        pretrained::clip::ClipText,
-        pretrained::t5::{Pooling, T5Text},
-        word_pieces::WordPieces,
+        pretrained::{
+            TextNetwork,
+            clip::ClipText,
+            t5::{Pooling, T5Text},
+        },
+        tokenizers::WordPieces,
     },
     engine::Tensor,
 };

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use alchemist_engine::encode::word_pieces::WordPieces;
+use alchemist_engine::encode::tokenizers::WordPieces;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 

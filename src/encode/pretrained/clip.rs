@@ -12,8 +12,8 @@ use crate::{
             TextNetwork, embed, expect_finite, on,
             reading::{Take, assemble, expect_layers, read_settings},
         },
+        tokenizers::TokenIds,
         transformer::{ACTIVATION_NAMES, Linear, Norm, activation_named},
-        word_pieces::TokenIds,
     },
     engine::{
         Tensor,

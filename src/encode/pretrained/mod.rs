@@ -21,8 +21,8 @@ use crate::{
     encode::{
         TextEncoder, TextStates,
         saved::{self, Description, TEXT_ENCODER},
+        tokenizers::{TokenIds, WordPieces},
         transformer::first_not_finite,
-        word_pieces::{TokenIds, WordPieces},
     },
     engine::{Tensor, cuda::Device},
     error::{Error, Result},

@@ -7,7 +7,7 @@ use super::{
     table_error,
 };
 use crate::{
-    data::delimited::{DelimitedTable, Malformed, Read},
+    data::corpus::delimited::{DelimitedTable, Malformed, Read},
     error::{Error, Result},
     files::WholeFile,
     select::ids::Ids,

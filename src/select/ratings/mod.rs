@@ -25,7 +25,7 @@ pub use numbers::{NumberColumn, NumberHeader, NumberWriter};
 
 use super::ids::{IdIndex, Ids};
 use crate::{
-    data::{
+    data::corpus::{
         columns::{IMAGE_NAMES, absent, find_id},
         file_kind::{foreign, is_parquet},
     },
@@ -36,7 +36,7 @@ use crate::{
 /// The names of the two columns that every ratings table has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnNames {
-    /// The column of ids. While it is `id` and there is none, one is found as in a corpus (see [`crate::data::columns`]).
+    /// The column of ids. While it is `id` and there is none, one is found as in a corpus (see [`crate::data::corpus::columns`]).
     pub id: String,
     /// The column of ratings.
     pub rating: String,

@@ -12,7 +12,7 @@ use super::{
     table_error,
 };
 use crate::{
-    data::columns::list_columns,
+    data::corpus::columns::list_columns,
     error::{Error, Result},
     select::ids::Ids,
 };

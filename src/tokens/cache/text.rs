@@ -7,7 +7,7 @@ use std::{
 
 use super::{Floats, TextDescription, TokenCache, shard};
 use crate::{
-    encode::{TextEncoder, TextStates, word_pieces::TokenIds},
+    encode::{TextEncoder, TextStates, tokenizers::TokenIds},
     engine::{Tensor, cuda::Device},
     error::Result,
 };

@@ -14,7 +14,7 @@ use super::{
     Key, Opened, Table, Written, write,
 };
 use crate::{
-    encode::{TextStates, word_pieces::TokenIds},
+    encode::{TextStates, tokenizers::TokenIds},
     error::Result,
 };
 

@@ -7,14 +7,16 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{
-    ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record,
-    flaws::{Flaw, FlawShares, plan, sources, spoil},
-    image_folders,
-    picture::write_png,
-};
+use super::{Flaw, FlawShares, plan, sources, spoil};
 use crate::{
     Error, Result,
+    data::{
+        corpus::{ColumnNames, Corpus, Record, image_folders},
+        image::{
+            loader::Loader,
+            preprocess::{PictureBytes, Preprocess, write_png},
+        },
+    },
     error::{LeftOutRows, Reasons},
     files::write_csv,
     interrupt::Interrupt,

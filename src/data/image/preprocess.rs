@@ -12,11 +12,13 @@ use image::{
 };
 
 use super::decode::{DecodeOptions, Decoded, Samples, decode};
-use super::moved::hint_of_missing;
 use super::resample::{Filter, resample};
-use crate::engine::Tensor;
-use crate::error::{Error, Result};
-use crate::files::WholeFile;
+use crate::{
+    data::location::hint_of_missing,
+    engine::Tensor,
+    error::{Error, Result},
+    files::WholeFile,
+};
 
 /// Pillow's limit above which it warns of a decompression bomb (`Image.MAX_IMAGE_PIXELS`).
 pub const DEFAULT_MAX_PIXELS: u64 = 89_478_485;

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::picture::{PictureBytes, Preprocess, load_picture};
+use super::preprocess::{PictureBytes, Preprocess, load_picture};
 use crate::error::{Error, Result};
 
 /// A picture to decode, and where the result is waited for.

@@ -1,8 +1,9 @@
 //! Known flaws for any data set: which records are spoiled, and how.
 //!
 //! A rating can only be judged against a truth. Here a known share of the records of a data set is spoiled on
-//! purpose, so that one can see which flaws a rating finds. Nothing in here knows where the pictures come from.
+//! purpose, so that one can see which flaws a rating finds. Nothing but [`plant`] knows where the pictures come from.
 
+pub mod plant;
 mod spoil;
 
 use std::{collections::BTreeSet, fmt, str::FromStr};

@@ -11,8 +11,8 @@ use super::draw_scene;
 use crate::{
     Error, Result,
     data::{
-        flaws::{Flaw, FlawShares, plan, sources, spoil},
-        picture::write_png,
+        corruption::{Flaw, FlawShares, plan, sources, spoil},
+        image::preprocess::write_png,
     },
     files::write_csv,
     interrupt::Interrupt,

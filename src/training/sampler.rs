@@ -1,7 +1,9 @@
 //! The order in which samples are visited: our own sampler, and the released one to the number.
 
-use crate::engine::random::{Purpose, Random};
-use crate::error::{Error, Result};
+use crate::{
+    engine::random::{Purpose, Random},
+    error::{Error, Result},
+};
 
 /// An endless sequence of batches over `0..n`: in each epoch a fresh permutation, cut into batches of equal size.
 ///

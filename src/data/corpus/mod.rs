@@ -1,16 +1,25 @@
 //! The corpus table: an id, an image's path and a caption in each row of delimited text, streamed in constant memory.
 
-use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+pub mod columns;
+pub mod delimited;
+pub mod file_kind;
+pub mod moved_paths;
+pub mod rows;
 
-pub use super::columns::ColumnNames;
-use super::columns::{Columns, ID_NAMES};
-use super::delimited::{DelimitedTable, Malformed, Read, Skipped};
+use std::{
+    collections::{BTreeSet, HashSet},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+};
+
+pub use columns::ColumnNames;
+
 use crate::{
     error::{Error, Result},
     jobs::marker::expect_settled,
 };
+use columns::{Columns, ID_NAMES};
+use delimited::{DelimitedTable, Malformed, Read, Skipped};
 
 /// What the released code puts in place of an empty caption (`dataset/datasets_csv.py`); for
 /// [`Corpus::with_empty_caption`].
@@ -47,6 +56,12 @@ impl Record {
             Some(message) => Err(Error::invalid(format!("the row is malformed: {message}"))),
         }
     }
+}
+
+/// The folders of the images that records name, each once. An output must not be one of them, nor hold one.
+pub(crate) fn image_folders(records: &[Record]) -> Vec<PathBuf> {
+    let folders: BTreeSet<&Path> = records.iter().filter_map(|record| record.image.parent()).collect();
+    folders.into_iter().map(Path::to_path_buf).collect()
 }
 
 /// A place between two rows, to go on from later with [`Corpus::seek`].

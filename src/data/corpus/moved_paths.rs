@@ -6,70 +6,10 @@ use std::{
 };
 
 use crate::{
+    data::location::{not_local, path_text},
     error::{Error, Result},
     files::folder_of,
 };
-
-/// The scheme of what is written in place of a path: `https`, `s3`, `gs`, `file`, `data` and so on; `None`: it is a path.
-///
-/// A scheme has two characters at least, so that a drive's letter is none.
-pub fn scheme_of(written: &str) -> Option<&str> {
-    let (scheme, rest) = written.split_once(':')?;
-    let is_scheme = scheme.len() >= 2
-        && scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
-    // `data:` goes on with a type and a comma, and `file:` may do with one slash.
-    let has_address = rest.starts_with("//")
-        || scheme.eq_ignore_ascii_case("data") && rest.contains(',')
-        || scheme.eq_ignore_ascii_case("file") && rest.starts_with('/');
-    (is_scheme && has_address).then_some(scheme)
-}
-
-/// Why an image that is written this way cannot be read from here; `None`: it is a path.
-pub fn not_local(written: &str) -> Option<String> {
-    if written.is_empty() {
-        return Some("its path is empty".to_owned());
-    }
-    let scheme = scheme_of(written)?;
-    Some(match scheme.to_ascii_lowercase().as_str() {
-        "http" | "https" => format!(
-            "{scheme}: is an address, not a file; download images first, with img2dataset for example"
-        ),
-        "file" => "file: is an address; write the path alone, without file:".to_owned(),
-        "data" => "data: holds the image itself, not its path; write it to a file first".to_owned(),
-        _ => format!("{scheme}: is an address, not a local file; copy the images to this machine first"),
-    })
-}
-
-/// Why a file that is not there may be looked for in the wrong place, by how its path is written; to follow `there is no such file`.
-pub(crate) fn hint_of_missing(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    // A table's folder stands in front of what is written in it.
-    let starts = std::iter::once(0).chain(text.match_indices('/').map(|(at, _)| at + 1));
-    for start in starts {
-        if let Some(why) = scheme_of(&text[start..]).and_then(|_| not_local(&text[start..])) {
-            return format!(": {why}");
-        }
-    }
-    let mut parts = text.split('/');
-    if parts.clone().any(|part| part == "~") {
-        return ": `~` means a home folder to a shell only; write the whole path".to_owned();
-    }
-    let is_drive = |part: &str| {
-        let mut characters = part.chars();
-        characters.next().is_some_and(|first| first.is_ascii_alphabetic()) && characters.next() == Some(':')
-    };
-    if cfg!(unix) && parts.clone().any(|part| is_drive(part) && (part.len() == 2 || part.contains('\\'))) {
-        return ": it is a path of another machine, with a drive's letter; write it as it is here".to_owned();
-    }
-    if cfg!(unix) && text.contains('\\') {
-        return ": folders are separated by `/` here, not by `\\`".to_owned();
-    }
-    if parts.any(|part| part != part.trim()) {
-        return ": a part of the path begins or ends with a space".to_owned();
-    }
-    String::new()
-}
 
 /// How an image is to be written in a table anywhere: by its whole path, or as it is written where that is an address or empty.
 ///
@@ -81,19 +21,6 @@ pub fn whole_path<'a>(written: &'a str, image: &Path) -> Result<Cow<'a, str>> {
     }
     let path = std::path::absolute(image).map_err(Error::io("resolve", image))?;
     path_text(path).map(Cow::Owned)
-}
-
-/// A path as text, for a table or a configuration.
-///
-/// # Errors
-/// If it is not UTF-8.
-pub fn path_text(path: PathBuf) -> Result<String> {
-    path.into_os_string().into_string().map_err(|path| {
-        Error::invalid(format!(
-            "{}: the path is not UTF-8, as text has to be; rename the folder",
-            Path::new(&path).display()
-        ))
-    })
 }
 
 /// Rewrites paths for a table in another folder. A relative path starts at the folder of its table, so it is made absolute
@@ -164,27 +91,6 @@ mod tests {
         }
         let missing = MovedPaths::between(&table, &here.join("nowhere/ratings.csv")).unwrap_err();
         assert!(missing.to_string().contains("nowhere"), "{missing}");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_path_from_elsewhere_is_told_by_how_it_is_written() {
-        for (written, hint) in [
-            ("https://host/b.png", "https: is an address"),
-            ("file:///a/b.png", "file: is an address"),
-            ("s3://bucket/b.png", "s3: is an address"),
-            ("~/images/b.png", "home folder"),
-            ("C:\\images\\b.png", "drive's letter"),
-            ("C:/images/b.png", "drive's letter"),
-            ("images\\b.png", "separated by `/`"),
-            (" b.png", "a space"),
-        ] {
-            let found = hint_of_missing(&Path::new("some folder").join(written));
-            assert!(found.contains(hint), "{written}: {found}");
-        }
-        for plain in ["b.png", "~b/b.png", "at 12:30/b.png", "a:b.png", "../b c.png", "/images/b.png"] {
-            assert_eq!(hint_of_missing(&Path::new("folder").join(plain)), "", "{plain}");
-        }
     }
 
     #[cfg(unix)]

@@ -16,7 +16,7 @@ const ROUNDS: usize = 8;
 /// escapes, Latin ligatures, full and half widths, curly quotation marks, line ends and control characters; then NFC.
 ///
 /// ```
-/// use alchemist_engine::encode::word_pieces::fix_text;
+/// use alchemist_engine::encode::tokenizers::fix_text;
 /// assert_eq!(fix_text("“ﬁne” cats &amp; dogs"), "\"fine\" cats & dogs");
 /// assert_eq!(fix_text("<b>cats &amp; dogs</b>"), "<b>cats &amp; dogs</b>");
 /// ```

@@ -1,0 +1,6 @@
+//! From an image's file to what the networks see: decoding, preprocessing, and both ahead of their use.
+
+pub mod decode;
+pub mod loader;
+pub mod preprocess;
+pub mod resample;
