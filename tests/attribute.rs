@@ -23,7 +23,6 @@ use alchemist_engine::{
     encode::{ImageTokenizer, TextEncoder, TextStates, load_image_tokenizer, load_text_encoder},
     engine::{Accumulate, DType, Gradients, Parameters, Purpose, Random, Tape, Tensor},
     models::{Mode, Proxy},
-    tokens::records,
     training::{
         checkpoint::{Checkpoint, restore_weights},
         run_directory::RunDirectory,
@@ -197,9 +196,9 @@ impl Truth {
 
     /// Loss and gradient of every record that can be read.
     fn gradients(&self, table: &Path) -> Vec<(String, f64, Vec<Vec<f64>>)> {
-        let preprocess = records::preprocess(&self.config, self.tokenizer.image_side());
+        let preprocess = self.config.preprocess(self.tokenizer.image_side());
         let mut found = Vec::new();
-        for record in records::open(&self.config, table).unwrap() {
+        for record in self.config.open_corpus(table).unwrap() {
             let record = record.unwrap();
             let Ok(picture) = load_picture(&record.image, &preprocess) else { continue };
             let codes = self.tokenizer.encode(&stack(&[picture]).unwrap()).unwrap();

@@ -18,7 +18,6 @@ use crate::{
     interrupt::Interrupt,
     measure::job::{Choice, Features},
     select::Keep,
-    tokens::records,
 };
 
 /// The arguments of `compare`.
@@ -122,7 +121,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         features: arguments.features,
         clip: arguments.clip,
         inception: arguments.inception,
-        decode: records::preprocess(&config, 1),
+        decode: config.preprocess(1),
     };
     let pictures = (arguments.pictures > 0).then_some(PicturesRequest { count: arguments.pictures, choice });
     let ratings = match &arguments.ratings[..] {

@@ -19,7 +19,6 @@ use crate::{
         space::NOT_MEASURED,
     },
     report::text_table::TextTable,
-    tokens::records,
 };
 
 /// The arguments of `measure`.
@@ -92,13 +91,13 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     for warning in config.iter().flat_map(|config| &config.warnings) {
         tracing::warn!("{warning}");
     }
-    let columns = config.map_or_else(ColumnNames::default, records::columns);
+    let columns = config.map_or_else(ColumnNames::default, Config::columns);
     let skip_bad_rows = config.is_some_and(|config| config.data.skip_bad_rows);
     let choice = Choice {
         features: if arguments.reference.is_some() { arguments.features.clone() } else { Vec::new() },
         clip: arguments.clip.clone(),
         inception: arguments.inception.clone(),
-        decode: config.map_or(Preprocess::default_for(1), |config| records::preprocess(config, 1)),
+        decode: config.map_or(Preprocess::default_for(1), |config| config.preprocess(1)),
     };
     let mut progress = Counted::new();
     let tokenizer = || match (config, &arguments.checkpoint) {

@@ -24,7 +24,6 @@ use crate::{
     tokens::{
         cache::TokenCache,
         encode::{EncodeRequest, encode},
-        records,
     },
 };
 
@@ -119,7 +118,7 @@ pub(super) fn prepare(
 
     let read = |path: &Path| {
         interrupt.while_reading(NOT_BEGUN, || {
-            let corpus = records::open(config, path)?;
+            let corpus = config.open_corpus(path)?;
             Ok((Columns::of(&corpus), corpus.read_usable()?.0))
         })
     };
@@ -203,7 +202,7 @@ pub(super) fn prepare(
     refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;
     write_records(&pool, &named, &records)?;
     // Their pictures are named by whole paths now.
-    let records = records::open(config, &pool)?.read_all()?;
+    let records = config.open_corpus(&pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
     expect_batches(aside, config.training.batch)?;
     let [validation, held_out] = paths;

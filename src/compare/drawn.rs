@@ -21,7 +21,7 @@ use crate::{
         job::{Choice, Measure, Measurer, References, tokenizer_of_config},
         pictures::Pictured,
     },
-    tokens::{cache::TokenCache, records},
+    tokens::cache::TokenCache,
 };
 
 /// Pictures drawn at once.
@@ -58,7 +58,7 @@ impl Drawn {
         teller: &mut Teller<'_>,
     ) -> Result<Self> {
         let tokens = TokenCache::open(&data.cache)?;
-        let mut records = records::open(config, &data.held_out)?.read_all()?;
+        let mut records = config.open_corpus(&data.held_out)?.read_all()?;
         records.retain(|record| tokens.holds(&record.image));
         if request.count < 2 || request.count > records.len() {
             return Err(Error::invalid(format!(

@@ -53,7 +53,6 @@ use crate::{
     },
     report::statistics::{auroc, mean_interval, mean_percentile},
     select::{Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
-    tokens::records,
     training::{prepared::Preparing, schedule::Rates},
 };
 
@@ -310,7 +309,7 @@ pub fn compare(
                     overwrite: true,
                 };
                 write_subset(&job, interrupt)?;
-                let kept = records::open(config, &subset)?.read_all()?;
+                let kept = config.open_corpus(&subset)?.read_all()?;
                 let share = kept.len() as f64 / data.records.len() as f64;
                 for convention in &request.conventions {
                     let epochs = convention.epochs(config.training.epochs, share);
@@ -352,7 +351,7 @@ fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
 
 /// The place of the column of flaws: the one that is asked for, or `flaw` if there is one.
 fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
-    let corpus = records::open(&request.config, pool)?;
+    let corpus = request.config.open_corpus(pool)?;
     let name = request.flaw_column();
     match corpus.header().iter().position(|column| column == name) {
         None if request.flaw_column.is_some() => Err(Error::Table {

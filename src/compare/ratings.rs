@@ -27,7 +27,6 @@ use crate::{
         trainer::train,
     },
     select::{RatingsTable, ratings::ColumnNames},
-    tokens::records,
     training::checkpoint::Checkpoint,
 };
 
@@ -233,7 +232,7 @@ impl<'a> Ratings<'a> {
             })
             .collect();
         let data = &self.config.data;
-        let preprocess = records::preprocess(self.config, 1);
+        let preprocess = self.config.preprocess(1);
         let numbers =
             heuristics::rate(&asked, self.pool.1, preprocess, data.workers, interrupt, teller.progress)?;
         self.heuristics = asked.into_iter().zip(numbers).collect();

@@ -8,6 +8,7 @@ mod compat;
 pub mod keys;
 mod nearest;
 pub mod raw;
+mod reading;
 mod rule;
 mod schedule;
 mod source;

@@ -26,7 +26,7 @@ use crate::{
     tokens::{
         cache::TokenCache,
         encoders, fitting,
-        records::{self, FailedRecord, Progress},
+        records::{FailedRecord, Progress},
     },
     training::trained::{Named, configuration},
 };
@@ -252,7 +252,7 @@ fn placed(
     config: &Config,
     tokenizer: Box<dyn ImageTokenizer>,
 ) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
-    let preprocess = records::preprocess(config, tokenizer.image_side());
+    let preprocess = config.preprocess(tokenizer.image_side());
     match config.device.open()? {
         Some(device) => Ok((tokenizer.to_device(&device)?, preprocess)),
         None => Ok((tokenizer, preprocess)),
@@ -278,7 +278,7 @@ pub fn tokenizer_of_config(
                 Some(_) => (Path::new(""), Vec::new()),
                 None => {
                     let table = config.data.train_csv()?;
-                    (table, records::open(config, table)?.read_all()?)
+                    (table, config.open_corpus(table)?.read_all()?)
                 }
             };
             fitting::image_tokenizer(config, (table, &records), None, interrupt, progress)?.0

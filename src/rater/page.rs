@@ -26,7 +26,6 @@ use crate::{
         ratings::{ColumnNames, RatingsTable},
         select,
     },
-    tokens::records,
     training::run_directory::{RunDirectory, metrics},
 };
 
@@ -75,7 +74,7 @@ impl Rated<'_> {
     /// Refuses ratings of which the corpus has none.
     fn expect_known(&self) -> Result<()> {
         let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
-        for record in records::open(self.config, self.corpus)? {
+        for record in self.config.open_corpus(self.corpus)? {
             if wanted.contains(record?.id.as_str()) {
                 return Ok(());
             }
@@ -114,7 +113,7 @@ impl Rated<'_> {
         let wanted: HashSet<&str> = ranks.iter().map(|&rank| id_of(rank)).collect();
         let (header, records) = records_of(self.config, self.corpus, &wanted)?;
         let note = self.note_column.and_then(|name| header.iter().position(|column| column == name));
-        let preprocess = records::preprocess(self.config, SIDE);
+        let preprocess = self.config.preprocess(SIDE);
         let tile = |&rank: &usize| -> Result<Tile> {
             let id = id_of(rank);
             let record = records.get(id);
@@ -305,7 +304,7 @@ impl RunPage {
         };
         rated.expect_known()?;
         if let Some(column) = &self.flaw_column {
-            let header = records::open(&config, &corpus)?;
+            let header = config.open_corpus(&corpus)?;
             if !header.header().contains(column) {
                 return Err(header.refuse_header(absent(header.header(), column)));
             }

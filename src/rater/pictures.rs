@@ -16,7 +16,6 @@ use crate::{
         plot::{RatingHistogram, rating_histogram},
     },
     select::ratings::{ColumnNames, RatingsTable},
-    tokens::records,
 };
 
 /// Thumbnails a decile.
@@ -54,7 +53,7 @@ pub fn rating_pictures(
         samples.iter().flat_map(|sample| &sample.rows).map(|&row| table.ids.get(row as usize)).collect();
     let (header, found) = records_of(config, corpus_csv, &wanted)?;
     let note = note_column.and_then(|name| header.iter().position(|column| column == name));
-    let preprocess = records::preprocess(config, config.networks.image_side());
+    let preprocess = config.preprocess(config.networks.image_side());
     let mut rows = Vec::new();
     for sample in &samples {
         let mut thumbnails = Vec::new();
@@ -101,7 +100,7 @@ pub(crate) fn records_of(
     corpus_csv: &Path,
     wanted: &HashSet<&str>,
 ) -> Result<(Vec<String>, HashMap<String, Record>)> {
-    let corpus = records::open(config, corpus_csv)?;
+    let corpus = config.open_corpus(corpus_csv)?;
     let header = corpus.header().to_vec();
     let mut found = HashMap::new();
     for record in corpus {

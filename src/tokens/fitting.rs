@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     interrupt::{Interrupt, NO_STEP},
     tokens::{
-        records::{FailedRecord, Progress, none_usable, preprocess},
+        records::{FailedRecord, Progress, none_usable},
         tokenize::FitPictures,
     },
 };
@@ -72,7 +72,7 @@ pub fn image_tokenizer(
     places.retain(|&place| records[place].malformed.is_none());
     let total = places.len() as u64;
     let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
-    let preprocess = preprocess(config, settings.side);
+    let preprocess = config.preprocess(settings.side);
     let loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
     let mut pictures = HashMap::new();
     let mut failed = Vec::new();

@@ -1,12 +1,10 @@
-//! The records of a table, as a configuration wants them read, and those that cannot be used.
+//! Records that cannot be used, and how far a long job is.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::Config,
-    data::{ColumnNames, Corpus, Preprocess, corpus::RELEASED_EMPTY_CAPTION},
     error::{Error, Reasons, Result},
     files::write_csv,
 };
@@ -20,42 +18,6 @@ pub struct FailedRecord {
     pub line: u64,
     /// What is wrong.
     pub reason: String,
-}
-
-/// How pictures are decoded under a configuration, for a tokenizer of this side.
-pub fn preprocess(config: &Config, side: usize) -> Preprocess {
-    let mut preprocess = Preprocess::default_for(side);
-    let released = Preprocess::released(side);
-    if config.compat.drop_alpha {
-        preprocess.alpha = released.alpha;
-    }
-    preprocess.apply_orientation = !config.compat.ignore_exif;
-    preprocess.clip_grey16 = config.compat.clip_grey16;
-    preprocess.max_pixels = config.data.max_pixels;
-    preprocess.truncated = config.data.truncated_images;
-    preprocess
-}
-
-/// The columns that a configuration names.
-pub fn columns(config: &Config) -> ColumnNames {
-    ColumnNames {
-        id: config.data.id_column.clone(),
-        image: config.data.image_column.clone(),
-        caption: config.data.caption_column.clone(),
-    }
-}
-
-/// Opens a corpus as a configuration wants it read.
-///
-/// # Errors
-/// If the table cannot be used.
-pub fn open(config: &Config, path: &Path) -> Result<Corpus> {
-    let corpus = Corpus::open(path, &columns(config))?.skipping_malformed(config.data.skip_bad_rows);
-    Ok(if config.compat.empty_caption_text {
-        corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
-    } else {
-        corpus
-    })
 }
 
 /// Says how far a long job is; called from the thread that does it.

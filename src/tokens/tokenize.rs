@@ -10,10 +10,7 @@ use crate::{
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, Result},
-    tokens::{
-        cache::{Cached, TokenCache},
-        records::preprocess,
-    },
+    tokens::cache::{Cached, TokenCache},
 };
 
 /// Pictures tokenised at once.
@@ -101,7 +98,7 @@ impl Tokenize<'_> {
             .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !pictures.0.contains_key(place))
             .map(|(place, (record, _))| (place, record.image.clone()))
             .collect();
-        let preprocess = preprocess(self.config, self.tokenizer.image_side());
+        let preprocess = self.config.preprocess(self.tokenizer.image_side());
         let mut loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;
         let mut origins = Origins::default();
         std::thread::scope(|scope| {

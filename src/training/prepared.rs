@@ -87,7 +87,7 @@ pub(crate) fn prepare(
     observer: &mut dyn Preparing,
 ) -> Result<Prepared> {
     let table = config.data.train_csv()?;
-    let read = |table: &Path| interrupt.while_reading(NO_STEP, || records::open(config, table)?.read_all());
+    let read = |table: &Path| interrupt.while_reading(NO_STEP, || config.open_corpus(table)?.read_all());
     let records = portion(config, read(table)?);
     let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
     let progress: &mut Progress<'_> = &mut progress;
@@ -170,7 +170,7 @@ fn expect_inputs(
         return inputs.write(&directory.inputs());
     }
     inputs.expect_those_of(&directory.inputs(), |table| {
-        let records = records::open(config, table)?.read_all()?;
+        let records = config.open_corpus(table)?.read_all()?;
         Ok(if table == training { portion(config, records) } else { records })
     })
 }

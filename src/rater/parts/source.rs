@@ -13,7 +13,6 @@ use crate::{
     tokens::{
         cache::TokenCache,
         identity::{Looking, first_changed},
-        records,
         stamp::Seen,
         tokenize::{FitPictures, Tokenize},
     },
@@ -76,7 +75,7 @@ pub(crate) struct Source<'a> {
 impl Source<'_> {
     /// Opens the table.
     pub(crate) fn open(&self) -> Result<Corpus> {
-        records::open(self.config, self.path)
+        self.config.open_corpus(self.path)
     }
 
     /// Reads the whole table once and counts its rows, so that a bad line ends a job now and not at its end.

@@ -29,7 +29,6 @@ use crate::{
     config::Config,
     encode::ImageTokenizer,
     error::{Error, Result},
-    tokens::records,
 };
 
 /// Where something lies: the shard and the row in it.
@@ -175,7 +174,7 @@ impl TokenCache {
                 short(&found)
             )));
         }
-        let wanted = Preparation::of(&records::preprocess(config, *side));
+        let wanted = Preparation::of(&config.preprocess(*side));
         if *preparation != wanted {
             return Err(self.refuse(format!(
                 "was made of pictures that were prepared otherwise ({preparation:?}, not {wanted:?}: see `compat`)"

@@ -145,7 +145,7 @@ impl Builder<'_> {
     /// Refuses to go on with a shard of images that were replaced or deleted since: the tokenizer may have been fitted to them,
     /// so that making the shard anew would not give what an undisturbed job gives.
     fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
-        let mut corpus = records::open(self.config, &self.tables[entry.table])?;
+        let mut corpus = self.config.open_corpus(&self.tables[entry.table])?;
         if let Some(position) = entry.from {
             corpus.seek(position)?;
         }
@@ -174,7 +174,7 @@ impl Builder<'_> {
         interrupt: &Interrupt,
         progress: &mut Progress<'_>,
     ) -> Result<Entry> {
-        let mut corpus = records::open(self.config, &self.tables[table])?;
+        let mut corpus = self.config.open_corpus(&self.tables[table])?;
         if let Some(position) = from {
             corpus.seek(position)?;
         }

@@ -27,7 +27,7 @@ use crate::{
         },
         encoders::{self, Encoders, READY, expect_pyramid, make_folder},
         fitting,
-        records::{self, Progress},
+        records::Progress,
     },
 };
 
@@ -150,7 +150,7 @@ pub fn encode(
         side: tokenizer.image_side(),
         patch_nums: quantizer.patch_nums().to_vec(),
         vocabulary: quantizer.vocabulary(),
-        preparation: Preparation::of(&records::preprocess(config, tokenizer.image_side())),
+        preparation: Preparation::of(&config.preprocess(tokenizer.image_side())),
         text: text.as_ref().zip(kept).map(|(text, kept)| TextDescription {
             encoder: text.fingerprint(),
             tokens: text.tokens(),
@@ -194,7 +194,7 @@ fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
 /// Reads a table once, so that a bad line ends the job now, and says what it is.
 fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
     let mut rows = 0;
-    for record in records::open(config, path)?.refusing_duplicates() {
+    for record in config.open_corpus(path)?.refusing_duplicates() {
         record?;
         rows += 1;
     }
@@ -297,7 +297,7 @@ fn image_tokenizer(
             let records = match config.image_tokenizer.path {
                 // Nothing has to be fitted.
                 Some(_) => Vec::new(),
-                None => interrupt.while_reading(NO_STEP, || records::open(config, first)?.read_all())?,
+                None => interrupt.while_reading(NO_STEP, || config.open_corpus(first)?.read_all())?,
             };
             let failed_out = cache.join(FAILED);
             let (tokenizer, _, images) =

@@ -1,0 +1,47 @@
+//! How a corpus is read under a configuration: by which columns, and its images decoded how.
+
+use std::path::Path;
+
+use super::Config;
+use crate::{
+    data::{ColumnNames, Corpus, Preprocess, corpus::RELEASED_EMPTY_CAPTION},
+    error::Result,
+};
+
+impl Config {
+    /// How images are decoded, for a tokenizer of this side.
+    pub fn preprocess(&self, side: usize) -> Preprocess {
+        let mut preprocess = Preprocess::default_for(side);
+        let released = Preprocess::released(side);
+        if self.compat.drop_alpha {
+            preprocess.alpha = released.alpha;
+        }
+        preprocess.apply_orientation = !self.compat.ignore_exif;
+        preprocess.clip_grey16 = self.compat.clip_grey16;
+        preprocess.max_pixels = self.data.max_pixels;
+        preprocess.truncated = self.data.truncated_images;
+        preprocess
+    }
+
+    /// The columns that it names.
+    pub fn columns(&self) -> ColumnNames {
+        ColumnNames {
+            id: self.data.id_column.clone(),
+            image: self.data.image_column.clone(),
+            caption: self.data.caption_column.clone(),
+        }
+    }
+
+    /// Opens a corpus as it is to be read.
+    ///
+    /// # Errors
+    /// If the table cannot be used.
+    pub fn open_corpus(&self, path: &Path) -> Result<Corpus> {
+        let corpus = Corpus::open(path, &self.columns())?.skipping_malformed(self.data.skip_bad_rows);
+        Ok(if self.compat.empty_caption_text {
+            corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
+        } else {
+            corpus
+        })
+    }
+}
