@@ -21,7 +21,7 @@ use crate::{
     },
     generator::fit::fit,
     interrupt::Interrupt,
-    training::run_directory::metrics,
+    training::run_directory::{METRICS, metrics},
 };
 
 /// Fits models and remembers what they came to.
@@ -148,7 +148,7 @@ fn read_result(path: &Path) -> Result<CellResult> {
 
 /// Updates and validation loss, as the run's metrics have them.
 fn curve(run: &Path) -> Result<Vec<(u64, f64)>> {
-    let path = run.join("metrics.jsonl");
+    let path = run.join(METRICS);
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
     let points = metrics(&path, &text)?;
     let point =

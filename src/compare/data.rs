@@ -23,7 +23,7 @@ use crate::{
     interrupt::Interrupt,
     tokens::{
         cache::TokenCache,
-        encode::{EncodeRequest, encode},
+        encode::{EncodeRequest, FAILED, encode},
     },
 };
 
@@ -189,14 +189,14 @@ pub(super) fn prepare(
     let before = records.len();
     records.retain(usable);
     if records.is_empty() {
-        let reasons = reasons_in(&cache.join("failed.csv"))?;
-        return Err(reasons.none_usable(&train, Some(&cache.join("failed.csv"))));
+        let reasons = reasons_in(&cache.join(FAILED))?;
+        return Err(reasons.none_usable(&train, Some(&cache.join(FAILED))));
     }
     if records.len() < before {
         tracing::warn!(
             "{} of {before} records cannot be used; {} says why",
             before - records.len(),
-            cache.join("failed.csv").display()
+            cache.join(FAILED).display()
         );
     }
     refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;

@@ -27,7 +27,7 @@ use crate::{
         trainer::train,
     },
     select::{RatingsTable, ratings::ColumnNames},
-    training::checkpoint::Checkpoint,
+    training::{checkpoint::Checkpoint, run_directory::CHECKPOINTS},
 };
 
 /// Seconds of a rater's training and of its scoring, where a start came to say them.
@@ -196,7 +196,7 @@ impl<'a> Ratings<'a> {
         let name = Rating::Rater(measured.run()).name();
         let run = self.folder.join("raters").join(format!("{name}-{seed}"));
         let folder = run.join("dynamics");
-        if let Some(newest) = Checkpoint::newest(&run.join("checkpoints"))? {
+        if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))? {
             Checkpoint::run_files(&newest)?.expect_recordings(&run)?;
         }
         let all = recordings(&folder)?;

@@ -24,6 +24,7 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     tokens::{
+        IMAGE_TOKENIZER_FOLDER,
         cache::TokenCache,
         encoders, fitting,
         records::{FailedRecord, Progress},
@@ -244,7 +245,7 @@ fn note(failed: &mut BTreeMap<(u64, String), FailedRecord>, left_out: Vec<Failed
 pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
     let run = Named::new(run)?.run;
     let config = configuration(&run, &[])?;
-    placed(&config, encoders::saved_image_tokenizer(&config, &run.join("image_tokenizer"))?)
+    placed(&config, encoders::saved_image_tokenizer(&config, &run.join(IMAGE_TOKENIZER_FOLDER))?)
 }
 
 /// A tokenizer on the device that its configuration names, and how pictures are decoded for it.

@@ -26,7 +26,7 @@ use crate::{
         ratings::{ColumnNames, RatingsTable},
         select,
     },
-    training::run_directory::{RunDirectory, metrics},
+    training::run_directory::{METRICS, RunDirectory, metrics},
 };
 
 /// Pictures a tenth, and neighbours in rank on either side of each.
@@ -366,7 +366,7 @@ impl RunPage {
 
     /// The losses over the steps (figure 6 of the paper, of one run).
     fn training(&self, config: &Config) -> Result<Section> {
-        let path = self.run.join("metrics.jsonl");
+        let path = self.run.join(METRICS);
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let lines = metrics(&path, &text)?;
         let line = |name: &str, key: &str| {

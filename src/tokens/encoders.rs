@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     tokens::{
+        IMAGE_TOKENIZER_FOLDER, TEXT_ENCODER_FOLDER,
         cache::{CachedText, TokenCache},
         fitting::image_tokenizer,
     },
@@ -121,11 +122,11 @@ impl Encoders {
     /// Reads those of a run; its configuration says where weights are that the run holds no copy of.
     pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
         let cache = TokenCache::configured(config)?;
-        let tokenizer = saved_image_tokenizer(config, &run.join("image_tokenizer"))?;
+        let tokenizer = saved_image_tokenizer(config, &run.join(IMAGE_TOKENIZER_FOLDER))?;
         if let Some(cache) = &cache {
             cache.expect(config, tokenizer.as_ref())?;
         }
-        let folder = run.join("text_encoder");
+        let folder = run.join(TEXT_ENCODER_FOLDER);
         let text = cached_text_encoder(config, &folder, &folder, cache.as_ref())?;
         Ok(Self { tokenizer, text, cache })
     }
@@ -171,7 +172,7 @@ impl Encoders {
     /// Whether captions are encoded by a released encoder, in a run or as a configuration says.
     pub(crate) fn text_is_pretrained(config: &Config, run: Option<&Path>) -> Result<bool> {
         let described = match run {
-            Some(run) => Some(run.join("text_encoder")),
+            Some(run) => Some(run.join(TEXT_ENCODER_FOLDER)),
             None => config.text_encoder.path.clone().filter(|path| path.join(TEXT_ENCODER).exists()),
         };
         match described {

@@ -10,3 +10,9 @@ pub(crate) mod identity;
 pub mod records;
 pub(crate) mod stamp;
 pub mod tokenize;
+
+/// The folder of the image tokenizer, in a run and in a token cache.
+pub(crate) const IMAGE_TOKENIZER_FOLDER: &str = "image_tokenizer";
+
+/// The folder of the text encoder, in a run and in a token cache.
+pub(crate) const TEXT_ENCODER_FOLDER: &str = "text_encoder";

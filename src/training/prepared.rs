@@ -11,6 +11,7 @@ use crate::{
     files::write_whole,
     interrupt::{Interrupt, NO_STEP},
     tokens::{
+        TEXT_ENCODER_FOLDER,
         cache::TokenCache,
         encoded::EncodedCorpus,
         encoders::{self, READY, expect_pyramid, make_folder, on},
@@ -218,7 +219,7 @@ fn text_encoder(
     interrupt: &Interrupt,
 ) -> Result<Box<dyn TextEncoder>> {
     let folder = directory.text_encoder();
-    let later = directory.path().join("text_encoder");
+    let later = directory.path().join(TEXT_ENCODER_FOLDER);
     let saved =
         || interrupt.while_reading(NO_STEP, || encoders::cached_text_encoder(config, &folder, &later, cache));
     if folder.join(READY).exists() {

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     training::{
         checkpoint::{Checkpoint, folder},
-        run_directory::RunDirectory,
+        run_directory::{CHECKPOINTS, RunDirectory},
     },
 };
 
@@ -86,7 +86,7 @@ pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn checkpoints(run: &Path) -> PathBuf {
-    run.join("checkpoints")
+    run.join(CHECKPOINTS)
 }
 
 fn no_checkpoint(run: &Path) -> Error {

@@ -24,6 +24,7 @@ use crate::{
     tokens::encoders::Encoders,
     training::{
         released,
+        run_directory::CHECKPOINTS,
         trained::{Named, configuration},
     },
 };
@@ -97,7 +98,7 @@ impl Loaded {
                 let Encoders { tokenizer, text, .. } =
                     Encoders::of(&named.run, &config)?.on(device.as_ref())?;
                 let sizes = sizes(tokenizer.as_ref(), text.as_ref());
-                let checkpoints = named.run.join("checkpoints");
+                let checkpoints = named.run.join(CHECKPOINTS);
                 let (model, _) = load_model(&config, &checkpoints, named.checkpoint.as_deref(), sizes)?;
                 (device, config, Self { model, tokenizer, text })
             }

@@ -11,7 +11,11 @@ use serde::Deserialize;
 use crate::{
     config::Config,
     error::{Error, Result},
-    training::{checkpoint::Checkpoint, schedule::Plan},
+    training::{
+        checkpoint::Checkpoint,
+        run_directory::{CHECKPOINTS, METRICS},
+        schedule::Plan,
+    },
 };
 
 /// More lengths of an epoch than this are not tried.
@@ -34,9 +38,9 @@ pub(super) struct LearningRates<'a> {
 impl<'a> LearningRates<'a> {
     /// Reads what a run with this configuration has logged.
     pub(super) fn of(run: &Path, config: &'a Config) -> Result<Self> {
-        let path = run.join("metrics.jsonl");
+        let path = run.join(METRICS);
         // A run of an older version does not say what the file was.
-        if let Some(newest) = Checkpoint::newest(&run.join("checkpoints"))?
+        if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))?
             && let Ok(files) = Checkpoint::run_files(&newest)
         {
             files.expect_metrics(run)?;

@@ -299,11 +299,11 @@ fn note(places: &mut HashMap<Key, Place>, shard: usize, keys: impl Iterator<Item
 }
 
 pub(crate) fn image_tokenizer_folder(folder: &Path) -> PathBuf {
-    folder.join("image_tokenizer")
+    folder.join(super::IMAGE_TOKENIZER_FOLDER)
 }
 
 pub(crate) fn text_encoder_folder(folder: &Path) -> PathBuf {
-    folder.join("text_encoder")
+    folder.join(super::TEXT_ENCODER_FOLDER)
 }
 
 fn short(fingerprint: &str) -> String {

@@ -21,6 +21,7 @@ use crate::{
         folder::{Layout, OutputFolder, Present},
     },
     tokens::{
+        IMAGE_TOKENIZER_FOLDER, TEXT_ENCODER_FOLDER,
         cache::{
             CACHE, Description, FORMAT, Preparation, TableDescription, TextDescription, TextKept, absolute,
             image_tokenizer_folder, shard, text_encoder_folder,
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// The table of the rows that were left out.
-const FAILED: &str = "failed.csv";
+pub(crate) const FAILED: &str = "failed.csv";
 
 /// What is to be encoded and how.
 #[derive(Clone, Debug)]
@@ -178,7 +179,7 @@ pub fn encode(
 }
 
 /// What a cache's folder holds; see [`Layout`].
-const LAYOUT: Layout = &[CACHE, "failed.csv", "image_tokenizer/*", "text_encoder/*", "shard-*"];
+const LAYOUT: Layout = &[CACHE, FAILED, "image_tokenizer/*", "text_encoder/*", "shard-*"];
 
 /// The tables that are to be encoded.
 fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
@@ -292,7 +293,7 @@ fn image_tokenizer(
         saved = Some(tokenizer);
     }
     let tokenizer = match &request.run {
-        Some(run) => encoders::saved_image_tokenizer(config, &run.join("image_tokenizer"))?,
+        Some(run) => encoders::saved_image_tokenizer(config, &run.join(IMAGE_TOKENIZER_FOLDER))?,
         None => {
             let records = match config.image_tokenizer.path {
                 // Nothing has to be fitted.
@@ -347,7 +348,7 @@ fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) ->
         return Ok((Some(encoders::saved_text_encoder(config, &folder)?), kept));
     }
     let text = interrupt.while_reading(NO_STEP, || match &request.run {
-        Some(run) => encoders::saved_text_encoder(config, &run.join("text_encoder")),
+        Some(run) => encoders::saved_text_encoder(config, &run.join(TEXT_ENCODER_FOLDER)),
         None => encoders::text_encoder(config),
     })?;
     if kept == Some(TextKept::Ids) {

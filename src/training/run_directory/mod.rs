@@ -39,6 +39,7 @@ use crate::{
         folder::{Layout, OutputFolder, Present},
         marker::{MARKER, Marker, NEW, State},
     },
+    tokens::{IMAGE_TOKENIZER_FOLDER, TEXT_ENCODER_FOLDER},
 };
 
 /// The file that makes a folder a run.
@@ -46,13 +47,11 @@ const CONFIG: &str = "config.json";
 /// Who made the run and how.
 const PROVENANCE: &str = "provenance.json";
 /// What was measured.
-const METRICS: &str = "metrics.jsonl";
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const METRICS: &str = "metrics.jsonl";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const DYNAMICS: &str = "dynamics";
 /// What the tables and records were.
 const INPUTS: &str = "inputs.json";
-const IMAGE_TOKENIZER: &str = "image_tokenizer";
-const TEXT_ENCODER: &str = "text_encoder";
 const FAILED: &str = "failed.csv";
 
 /// What to do when the folder already holds a run that has taken a step; one that was refused before it is begun anew.
@@ -237,12 +236,12 @@ impl RunDirectory {
 
     /// The folder of the image tokenizer.
     pub fn image_tokenizer(&self) -> PathBuf {
-        self.here().join(IMAGE_TOKENIZER)
+        self.here().join(IMAGE_TOKENIZER_FOLDER)
     }
 
     /// The folder of the text encoder.
     pub fn text_encoder(&self) -> PathBuf {
-        self.here().join(TEXT_ENCODER)
+        self.here().join(TEXT_ENCODER_FOLDER)
     }
 
     /// The folder of what was measured of each sample, an epoch a file.
@@ -425,7 +424,7 @@ fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
         // They are opened before the start is recorded.
         || name == METRICS
         || text.starts_with("events.out.tfevents.")
-        || [MARKER, CONFIG, INPUTS, IMAGE_TOKENIZER, TEXT_ENCODER, FAILED].iter().any(|made| name == *made)
+        || [MARKER, CONFIG, INPUTS, IMAGE_TOKENIZER_FOLDER, TEXT_ENCODER_FOLDER, FAILED].iter().any(|made| name == *made)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
