@@ -14,19 +14,17 @@ use std::time::Instant;
 
 use alchemist_engine::{
     Result,
-    config::{RuleName, RuleSettings},
     encode::TextStates,
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
-        ops::pyramid::Reach,
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
-    tokens::batch::Batch,
-    training::{
-        optimizer::{AdamW, AdamWSettings},
-        parameter_groups::decays,
+    rater::{
+        bilevel::{Bilevel, BilevelSettings, MicroBatch, StepRates},
+        rules::{ALIGNMENT, RuleSettings},
     },
+    tokens::batch::Batch,
+    training::optimizer::AdamWSettings,
 };
 use measure::Measured;
 use serde_json::json;
@@ -114,34 +112,16 @@ impl Case {
     fn bilevel(&self) -> Result<Bilevel> {
         let (proxy, proxy_parameters) = Proxy::new(&self.backbone(self.proxy_depth), DType::F32, 1)?;
         let (rater, rater_parameters) = Rater::new(&self.backbone(self.rater_depth), DType::F32, 2)?;
-        let settings = AdamWSettings::default();
-        Ok(Bilevel {
-            proxy,
-            proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-            proxy_parameters,
-            rater,
-            rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-            rater_parameters,
-            settings: BilevelSettings {
-                weighing: Weighing::Released,
-                weighted_mean: true,
-                label_smoothing: 0.0,
-                rater_regularisation: false,
-                freeze_proxy: false,
-                frozen_proxy_decays: false,
-                two_rater_passes: true,
-                rater_reach: Reach::Before,
-                drop_path: true,
+        Ok(Bilevel::new(
+            (proxy, proxy_parameters),
+            (rater, rater_parameters),
+            AdamWSettings::default(),
+            BilevelSettings {
                 recompute: std::env::var("ALCHEMIST_RECOMPUTE").is_ok_and(|value| value == "1"),
                 cuda_graph: std::env::var("ALCHEMIST_GRAPH").map_or(true, |value| value != "0"),
-                rule: RuleSettings::default(),
-                record_norms: false,
-                seed: 0,
+                ..BilevelSettings::released()
             },
-            reader: None,
-            reference: None,
-            recorded: RecordedStep::default(),
-        })
+        ))
     }
 }
 
@@ -190,7 +170,7 @@ fn main() -> Result<()> {
     };
     let case = Case::of(&measured);
     // `ALCHEMIST_STEP=meta_gradient`: only what shows the price of products and norms.
-    let aligned = RuleSettings { rule: RuleName::Alignment, ..RuleSettings::default() };
+    let aligned = RuleSettings { rule: &ALIGNMENT, ..RuleSettings::default() };
     if std::env::var("ALCHEMIST_STEP").is_ok_and(|value| value == "meta_gradient") {
         train_step(&measured, &case, "train_step_alignment", aligned)?;
         return meta_gradient(&measured, &case);
@@ -246,7 +226,7 @@ fn train_step(measured: &Measured, case: &Case, name: &str, rule: RuleSettings) 
     let device = &measured.device;
     let mut bilevel = case.bilevel()?;
     bilevel.settings.rule = rule;
-    bilevel.settings.record_norms = rule.rule == RuleName::Alignment;
+    bilevel.settings.record_norms = rule.rule.needs().products;
     bilevel.move_to(device, DType::Bf16)?;
     let micro = MicroBatch {
         train: case.batch(case.batch, 10)?,

@@ -15,7 +15,6 @@ mod memory;
 use std::hint::black_box;
 
 use alchemist_engine::{
-    config::{RuleName, RuleSettings},
     engine::{
         Accumulate, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
         ops::meta_gradient::{
@@ -24,6 +23,7 @@ use alchemist_engine::{
         },
     },
     models::{Mode, Proxy},
+    rater::rules::{ALIGNMENT, LOSS, RuleEntry, RuleSettings},
     tokens::batch::Batch,
 };
 use cases::{Case, cases};
@@ -133,8 +133,7 @@ fn proxy(criterion: &mut Criterion) {
 }
 
 /// The rule of a step, and whether norms are measured.
-const STEPS: [(&str, RuleName, bool); 2] =
-    [("loss", RuleName::Loss, false), ("alignment", RuleName::Alignment, true)];
+const STEPS: [(&RuleEntry, bool); 2] = [(&LOSS, false), (&ALIGNMENT, true)];
 
 fn bilevel(criterion: &mut Criterion) {
     for case in cases() {
@@ -142,12 +141,12 @@ fn bilevel(criterion: &mut Criterion) {
         group.sample_size(10).sampling_mode(SamplingMode::Flat);
         let quantizer = case.quantizer();
         let features = [case.features(case.batch, 10), case.features(case.batch, 20)];
-        for (name, rule, norms) in STEPS {
+        for (rule, norms) in STEPS {
             let mut bilevel = case.bilevel();
             bilevel.settings.rule = RuleSettings { rule, ..RuleSettings::default() };
             bilevel.settings.record_norms = norms;
             let mut step = 0;
-            group.bench_function(name, |bencher| {
+            group.bench_function(rule.name, |bencher| {
                 bencher.iter(|| {
                     step += 1;
                     case.step(&mut bilevel, &quantizer, &features, step);
@@ -190,13 +189,12 @@ fn forms(criterion: &mut Criterion) {
 /// Runs a few steps and prints the most memory that the process held.
 fn peak_memory(name: &str) {
     let found = STEPS.iter().zip(["plain", "products"]).find(|(_, of)| *of == name);
-    let ((_, rule, norms), _) =
-        found.unwrap_or_else(|| panic!("PEAK_MEMORY is plain or products, not {name}"));
+    let ((rule, norms), _) = found.unwrap_or_else(|| panic!("PEAK_MEMORY is plain or products, not {name}"));
     let wanted = std::env::var("CASE").unwrap_or_else(|_| "tiny-demo".to_owned());
     let case = cases().into_iter().find(|case| case.name == wanted);
     let case = case.unwrap_or_else(|| panic!("CASE is tiny-demo or small, not {wanted}"));
     let mut bilevel = case.bilevel();
-    bilevel.settings.rule = RuleSettings { rule: *rule, ..RuleSettings::default() };
+    bilevel.settings.rule = RuleSettings { rule, ..RuleSettings::default() };
     bilevel.settings.record_norms = *norms;
     let quantizer = case.quantizer();
     let features = [case.features(case.batch, 10), case.features(case.batch, 20)];

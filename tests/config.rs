@@ -6,7 +6,8 @@ mod pyramids;
 use std::{fs, path::Path};
 
 use alchemist_engine::config::{
-    Compat, Config, Geometry, ImageTokenizerKind, Portion, RuleName, RuleSettings, Teaching, keys,
+    Compat, Config, Geometry, ImageTokenizerKind, Portion, RuleSettings, Teaching, keys,
+    rules::{EXCESS, LOSS},
 };
 use pyramids::PYRAMIDS;
 use serde_json::{Value, json};
@@ -181,10 +182,10 @@ fn a_rule_brings_its_own_defaults() {
     assert_eq!((alignment.average_from_epoch, alignment.record_norms), (1, true));
     // The released code has the rule of the loss alone, and where samples are mixed none has a gradient of its own.
     let rule = |sets: &[&str]| set(sets).training.rule.rule;
-    assert_eq!(rule(&[]), RuleName::Excess);
-    assert_eq!(rule(&["compat.loss_rule=true"]), RuleName::Loss);
-    assert_eq!(rule(&["compat.cross_attention_first_sample=true"]), RuleName::Loss);
-    assert_eq!(rule(&["compat.loss_rule=true", "rule=excess"]), RuleName::Excess);
+    assert_eq!(rule(&[]), &EXCESS);
+    assert_eq!(rule(&["compat.loss_rule=true"]), &LOSS);
+    assert_eq!(rule(&["compat.cross_attention_first_sample=true"]), &LOSS);
+    assert_eq!(rule(&["compat.loss_rule=true", "rule=excess"]), &EXCESS);
     let released = set(&["compat=released"]).training;
     assert_eq!((released.rule, released.record_norms), (RuleSettings::default(), false));
 }

@@ -4,7 +4,6 @@
 mod common;
 
 use alchemist_engine::{
-    config::{Geometry, RuleName, RuleSettings, Scaling, Teaching},
     encode::TextStates,
     engine::{
         DType, ParameterId, Tensor,
@@ -12,12 +11,12 @@ use alchemist_engine::{
         ops::pyramid::{CodeReader, PyramidQuantizer, Reach},
     },
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates, StepReport},
-    tokens::batch::Batch,
-    training::{
-        optimizer::{AdamW, AdamWSettings},
-        parameter_groups::decays,
+    rater::{
+        bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, StepRates, StepReport},
+        rules::{ALIGNMENT, EXCESS, Geometry, LOSS, RuleSettings, Scaling, Teaching},
     },
+    tokens::batch::Batch,
+    training::optimizer::AdamWSettings,
 };
 use common::normal;
 
@@ -55,7 +54,7 @@ const PLAIN: Case = Case {
 
 /// The released rule.
 const RULE: RuleSettings = RuleSettings {
-    rule: RuleName::Loss,
+    rule: &LOSS,
     geometry: Geometry::Sgd,
     scaling: Scaling::None,
     teaching: Teaching::Weights,
@@ -86,34 +85,22 @@ fn backbone(case: &Case, depth: usize) -> BackboneConfig {
 fn bilevel(case: &Case) -> Bilevel {
     let (proxy, proxy_parameters) = Proxy::new(&backbone(case, case.depth), DType::F32, 1).unwrap();
     let (rater, rater_parameters) = Rater::new(&backbone(case, case.depth), DType::F32, 2).unwrap();
-    let settings = AdamWSettings { clip: Some(0.5), ..AdamWSettings::default() };
-    Bilevel {
-        proxy,
-        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-        proxy_parameters,
-        rater,
-        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-        rater_parameters,
-        settings: BilevelSettings {
-            weighing: Weighing::Logits { temperature: 1.0 },
-            weighted_mean: false,
-            label_smoothing: 0.1,
-            rater_regularisation: true,
-            freeze_proxy: false,
-            frozen_proxy_decays: false,
-            two_rater_passes: true,
-            rater_reach: Reach::Before,
-            drop_path: case.drop_path,
-            recompute: case.recompute,
-            cuda_graph: case.cuda_graph,
-            rule: case.rule,
-            record_norms: case.record_norms,
-            seed: 7,
-        },
-        reader: None,
-        reference: None,
-        recorded: RecordedStep::default(),
-    }
+    let optimizers = AdamWSettings { clip: Some(0.5), ..AdamWSettings::default() };
+    let settings = BilevelSettings {
+        weighing: Weighing::Logits { temperature: 1.0 },
+        label_smoothing: 0.1,
+        rater_regularisation: true,
+        two_rater_passes: true,
+        rater_reach: Reach::Before,
+        drop_path: case.drop_path,
+        recompute: case.recompute,
+        cuda_graph: case.cuda_graph,
+        rule: case.rule,
+        record_norms: case.record_norms,
+        seed: 7,
+        ..BilevelSettings::default()
+    };
+    Bilevel::new((proxy, proxy_parameters), (rater, rater_parameters), optimizers, settings)
 }
 
 fn batch(stream: u64) -> Batch {
@@ -228,8 +215,8 @@ fn in_f32_the_device_follows_the_processor() {
 /// Every rule, in the forms that differ on a device: what is measured of each sample, and what the rater learns from it.
 #[test]
 fn every_rule_is_the_same_on_a_device() {
-    let alignment = RuleSettings { rule: RuleName::Alignment, ..RULE };
-    let excess = RuleSettings { rule: RuleName::Excess, scaling: Scaling::Centre, ..RULE };
+    let alignment = RuleSettings { rule: &ALIGNMENT, ..RULE };
+    let excess = RuleSettings { rule: &EXCESS, scaling: Scaling::Centre, ..RULE };
     let taught = RuleSettings { teaching: Teaching::Regression, geometry: Geometry::AdamW, ..alignment };
     let scaled = RuleSettings { scaling: Scaling::Standardise, ..alignment };
     for (rule, shared_aln, count) in
@@ -238,7 +225,7 @@ fn every_rule_is_the_same_on_a_device() {
         let case = Case { rule, shared_aln, depth: 1, micro_batches: count, record_norms: true, ..PLAIN };
         let run = |compute: Option<DType>, steps: u64| {
             let mut bilevel = bilevel(&case);
-            if rule.rule == RuleName::Excess {
+            if rule.rule.needs().reference {
                 bilevel.begin_reference();
             }
             if let Some(compute) = compute {

@@ -3,7 +3,6 @@
 mod common;
 
 use alchemist_engine::{
-    config::{Geometry, RuleName, RuleSettings, Scaling, Teaching},
     encode::TextStates,
     engine::{
         Accumulate, DType, Gradients, Parameters, Tape, Tensor,
@@ -13,7 +12,10 @@ use alchemist_engine::{
         },
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
-    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, RecordedStep, StepRates},
+    rater::{
+        bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, StepRates},
+        rules::{ALIGNMENT, EXCESS, Geometry, RuleSettings, Scaling, Teaching},
+    },
     tokens::batch::Batch,
     training::{
         optimizer::{AdamW, AdamWSettings},
@@ -70,41 +72,22 @@ fn micro() -> MicroBatch {
 fn bilevel(rule: RuleSettings) -> Bilevel {
     let (proxy, proxy_parameters) = Proxy::new(&backbone(), DType::F64, 1).unwrap();
     let (rater, rater_parameters) = Rater::new(&backbone(), DType::F64, 2).unwrap();
-    let settings = AdamWSettings { clip: None, ..AdamWSettings::default() };
-    Bilevel {
-        proxy,
-        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-        proxy_parameters,
-        rater,
-        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-        rater_parameters,
-        settings: BilevelSettings {
-            weighing: Weighing::Logits { temperature: 0.5 },
-            weighted_mean: false,
-            label_smoothing: 0.0,
-            rater_regularisation: false,
-            freeze_proxy: false,
-            frozen_proxy_decays: false,
-            two_rater_passes: false,
-            rater_reach: Reach::Before,
-            drop_path: false,
-            recompute: false,
-            cuda_graph: false,
-            rule,
-            record_norms: false,
-            seed: 0,
-        },
-        reader: None,
-        reference: None,
-        recorded: RecordedStep::default(),
-    }
+    let optimizers = AdamWSettings { clip: None, ..AdamWSettings::default() };
+    let settings = BilevelSettings {
+        weighing: Weighing::Logits { temperature: 0.5 },
+        rater_reach: Reach::Before,
+        drop_path: false,
+        rule,
+        ..BilevelSettings::default()
+    };
+    Bilevel::new((proxy, proxy_parameters), (rater, rater_parameters), optimizers, settings)
 }
 
 const RATES: StepRates =
     StepRates { upper_level_weight: 0.5, learning_rate: 1e-3, weight_decay: 0.0, warm_up: false };
 
 fn alignment() -> RuleSettings {
-    RuleSettings { rule: RuleName::Alignment, ..RuleSettings::default() }
+    RuleSettings { rule: &ALIGNMENT, ..RuleSettings::default() }
 }
 
 fn losses(proxy: &Proxy, parameters: &Parameters, batch: &Batch) -> Vec<f64> {
@@ -127,6 +110,31 @@ fn gradient(proxy: &Proxy, parameters: &Parameters, batch: &Batch, seeds: &[f64]
     let seeds = Tensor::new(&[seeds.len()], seeds.to_vec()).unwrap();
     tape.backward(vec![(&loss.sample_loss, seeds)], &[], &mut visitor).unwrap();
     visitor.gradients
+}
+
+/// Each training sample's product with the validation gradient, in the geometry of the settings, and its squared norm: from a
+/// backward pass of its own.
+fn one_by_one(bilevel: &Bilevel) -> Vec<[f64; 2]> {
+    let (proxy, parameters, optimizer) =
+        (&bilevel.proxy, &bilevel.proxy_parameters, &bilevel.proxy_optimizer);
+    let micro = micro();
+    let numbers = |gradients: Gradients| -> Vec<f64> {
+        gradients.iter().flatten().flat_map(|gradient| gradient.to_f64_vec().unwrap()).collect()
+    };
+    let count = SAMPLES - 1;
+    let mut v = numbers(gradient(proxy, parameters, &micro.validation, &vec![1.0 / count as f64; count]));
+    if bilevel.settings.rule.geometry == Geometry::AdamW {
+        let [inverse, epsilon] = optimizer.second_moment_factors();
+        let second = optimizer.second_moments().iter().flat_map(|moment| moment.to_f64_vec().unwrap());
+        v.iter_mut().zip(second).for_each(|(v, second)| *v /= (second * inverse).sqrt() + epsilon);
+    }
+    let sum = |left: &[f64], right: &[f64]| -> f64 { left.iter().zip(right).map(|(l, r)| l * r).sum() };
+    let of = |at: usize| {
+        let seeds: Vec<f64> = (0..SAMPLES).map(|sample| if sample == at { 1.0 } else { 0.0 }).collect();
+        let own = numbers(gradient(proxy, parameters, &micro.train, &seeds));
+        [sum(&own, &v), sum(&own, &own)]
+    };
+    (0..SAMPLES).map(of).collect()
 }
 
 fn correlation(left: &[f64], right: &[f64]) -> f64 {
@@ -206,20 +214,14 @@ fn the_proxy_learns_the_same_under_every_rule() {
     assert!(released.product.is_empty() && released.gradient_norm.is_empty());
     assert_eq!((report.product.len(), report.gradient_norm.len()), (SAMPLES, SAMPLES));
     // Of each sample alone.
-    let (proxy, parameters) = Proxy::new(&backbone(), DType::F64, 1).unwrap();
-    for (at, norm) in report.gradient_norm.iter().enumerate() {
-        let mut seeds = vec![0.0; SAMPLES];
-        seeds[at] = 1.0;
-        let own = gradient(&proxy, &parameters, &batch(0, SAMPLES), &seeds);
-        let squares: f64 =
-            own.iter().flatten().flat_map(|own| own.to_f64_vec().unwrap()).map(|value| value * value).sum();
+    for (norm, [_, squares]) in report.gradient_norm.iter().zip(one_by_one(&self::bilevel(alignment()))) {
         approx::assert_relative_eq!(*norm, squares.sqrt(), max_relative = 1e-10);
     }
 }
 
 #[test]
 fn a_reference_proxy_goes_on_with_the_weighted_training_loss_alone() {
-    let rule = RuleSettings { rule: RuleName::Excess, ..RuleSettings::default() };
+    let rule = RuleSettings { rule: &EXCESS, ..RuleSettings::default() };
     let mut bilevel = bilevel(rule);
     let refused = bilevel.step(&[micro()], RATES, 0).unwrap_err().to_string();
     assert!(refused.contains("`excess` compares with a reference proxy, and there is none"), "{refused}");
@@ -395,24 +397,9 @@ fn the_geometry_of_adamw_begins_with_its_moments() {
     assert!(first.product.iter().all(|product| *product == 0.0));
     let before = bilevel.clone();
     let aware = bilevel.step(&[micro()], RATES, 1).unwrap();
-    let (proxy, parameters) = (&before.proxy, &before.proxy_parameters);
-    let one = |places: std::ops::Range<usize>, count: usize, weight: f64| -> Vec<f64> {
-        (0..count).map(|at| if places.contains(&at) { weight } else { 0.0 }).collect()
-    };
-    let count = SAMPLES - 1;
-    let v = gradient(proxy, parameters, &micro().validation, &one(0..count, count, 1.0 / count as f64));
-    let [inverse, epsilon] = before.proxy_optimizer.second_moment_factors();
+    let [inverse, _] = before.proxy_optimizer.second_moment_factors();
     assert!((inverse - 1.0 / 0.05).abs() < 1e-9, "after one update, 1 - 0.95 is what is there of a moment");
-    for (at, product) in aware.product.iter().enumerate() {
-        let own = gradient(proxy, parameters, &micro().train, &one(at..at + 1, SAMPLES, 1.0));
-        let mut expected = 0.0;
-        for ((own, v), second) in own.iter().zip(&v).zip(before.proxy_optimizer.second_moments()) {
-            let numbers = |tensor: &Tensor| tensor.to_f64_vec().unwrap();
-            let (own, v) = (numbers(own.as_ref().unwrap()), numbers(v.as_ref().unwrap()));
-            for ((own, v), second) in own.iter().zip(v).zip(numbers(second)) {
-                expected += own * v / ((second * inverse).sqrt() + epsilon);
-            }
-        }
+    for (product, [expected, _]) in aware.product.iter().zip(one_by_one(&before)) {
         approx::assert_relative_eq!(*product, expected, max_relative = 1e-8);
     }
 }

@@ -4,19 +4,15 @@
 use std::hint::black_box;
 
 use alchemist_engine::{
-    config::RuleSettings,
     encode::TextStates,
     engine::{
         DType, Parameters, Purpose, Random, Tensor,
-        ops::pyramid::{PyramidQuantizer, Reach, cpu::resample::Convolution},
+        ops::pyramid::{PyramidQuantizer, cpu::resample::Convolution},
     },
-    models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
-    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates},
+    models::{BackboneConfig, Initialisation, Proxy, Rater, Rope},
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, StepRates},
     tokens::batch::Batch,
-    training::{
-        optimizer::{AdamW, AdamWSettings},
-        parameter_groups::decays,
-    },
+    training::optimizer::AdamWSettings,
 };
 
 /// The released share of the validation loss after a few epochs: both terms are there, so both passes go backward.
@@ -163,34 +159,11 @@ impl Case {
     pub(crate) fn bilevel(&self) -> Bilevel {
         let (proxy, proxy_parameters) =
             Proxy::new(&self.backbone(self.proxy_depth), DType::F32, 1).expect("the sizes fit together");
-        let (rater, rater_parameters) = self.rater();
-        let settings = AdamWSettings::default();
-        Bilevel {
-            proxy,
-            proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-            proxy_parameters,
-            rater,
-            rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-            rater_parameters,
-            settings: BilevelSettings {
-                weighing: Weighing::Released,
-                weighted_mean: true,
-                label_smoothing: 0.0,
-                rater_regularisation: false,
-                freeze_proxy: false,
-                frozen_proxy_decays: false,
-                two_rater_passes: true,
-                rater_reach: Reach::Before,
-                drop_path: true,
-                recompute: false,
-                cuda_graph: true,
-                rule: RuleSettings::default(),
-                record_norms: false,
-                seed: 0,
-            },
-            reader: None,
-            reference: None,
-            recorded: RecordedStep::default(),
-        }
+        Bilevel::new(
+            (proxy, proxy_parameters),
+            self.rater(),
+            AdamWSettings::default(),
+            BilevelSettings::released(),
+        )
     }
 }

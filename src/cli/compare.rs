@@ -48,10 +48,14 @@ pub struct CompareArguments {
     /// How much is kept: shares (50%) or numbers of records.
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', default_value = "20%,50%")]
     pub keep: Vec<String>,
-    /// Ratings: of raters (loss, excess-weights, excess, alignment-weights, alignment, alignment-sgd), measured in their runs
-    /// (plain-loss, gradient-norm, inner-product, inner-product-sgd, excess-loss), of no network (clarity, frequency,
-    /// edge-density, resolution, caption-length); or all.
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "all")]
+    /// Names of ratings; or all.
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "all",
+        help = format!("Ratings: {}; or all", Rating::listed())
+    )]
     pub ratings: Vec<String>,
     /// Samplers: top-k, block:OFFSET, gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].
     #[arg(
@@ -125,7 +129,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
     };
     let pictures = (arguments.pictures > 0).then_some(PicturesRequest { count: arguments.pictures, choice });
     let ratings = match &arguments.ratings[..] {
-        [all] if all == "all" => Rating::ALL.to_vec(),
+        [all] if all == "all" => Rating::all(),
         named => parsed(named)?,
     };
     let keeps = arguments.keep.iter().map(|text| Ok((text.clone(), text.parse::<Keep>()?)));

@@ -4,7 +4,10 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    config::{Config, Teaching},
+    config::{
+        Config, RuleEntry, Teaching,
+        rules::{RULES, Variant},
+    },
     error::{Error, Result},
     select::{Parameter, Strategy},
 };
@@ -20,54 +23,66 @@ pub enum Rating {
     Heuristic(Heuristic),
 }
 
-/// How a rater is taught.
+/// How a rater is taught: one of the variants of a rule in the [table](RULES), by their places in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RaterRule {
-    /// As released: eq. 9, by weights.
-    Loss,
-    /// Eq. 6, by weights.
-    ExcessWeights,
-    /// Eq. 6, by regression on the running average.
-    Excess,
-    /// The one-step meta-gradient in plain geometry, by weights.
-    AlignmentWeights,
-    /// The one-step meta-gradient in AdamW's geometry, by regression on the running average.
-    Alignment,
-    /// The same in plain geometry: from the inner product with the validation gradient itself.
-    AlignmentSgd,
+pub struct RaterRule {
+    rule: usize,
+    variant: usize,
 }
 
 impl RaterRule {
-    /// All of them.
-    #[cfg(test)]
-    const ALL: [Self; 6] = [
-        Self::Loss,
-        Self::ExcessWeights,
-        Self::Excess,
-        Self::AlignmentWeights,
-        Self::Alignment,
-        Self::AlignmentSgd,
-    ];
+    /// All of them, in the order of the table.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let variants = |(rule, entry): (usize, &&RuleEntry)| {
+            (0..entry.variants.len()).map(move |variant| Self { rule, variant })
+        };
+        RULES.iter().enumerate().flat_map(variants)
+    }
+
+    /// The one of a name, for constants: a name that the table lacks is then an error of the compiler. There names cannot be
+    /// compared but without regard to case.
+    const fn named(name: &str) -> Self {
+        let mut rule = 0;
+        while rule < RULES.len() {
+            let mut variant = 0;
+            while variant < RULES[rule].variants.len() {
+                if RULES[rule].variants[variant].name.eq_ignore_ascii_case(name) {
+                    return Self { rule, variant };
+                }
+                variant += 1;
+            }
+            rule += 1;
+        }
+        panic!("the table of rules has no rater of this name")
+    }
+
+    fn variant(self) -> &'static Variant {
+        &RULES[self.rule].variants[self.variant]
+    }
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        self.variant().name
+    }
 
     /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of. How a
     /// batch's constants are scaled is left as it is.
     pub fn keys(self, base: &Config) -> Vec<String> {
-        let [rule, geometry, teaching] = match self {
-            Self::Loss => ["rule=loss", "rule_geometry=sgd", "rater_teaching=weights"],
-            Self::ExcessWeights => ["rule=excess", "rule_geometry=sgd", "rater_teaching=weights"],
-            Self::Excess => ["rule=excess", "rule_geometry=sgd", "rater_teaching=regression"],
-            Self::AlignmentWeights => ["rule=alignment", "rule_geometry=sgd", "rater_teaching=weights"],
-            Self::Alignment => ["rule=alignment", "rule_geometry=adamw", "rater_teaching=regression"],
-            Self::AlignmentSgd => ["rule=alignment", "rule_geometry=sgd", "rater_teaching=regression"],
-        };
-        // What a rule has a default of its own for.
-        let [warmup, from] = ["proxy_warmup_epochs=null", "average_from_epoch=null"];
-        // Ratings by the gradient's norm are measured in the run of `alignment`.
-        let norms = if self == Self::Alignment { "record_norms=true" } else { "record_norms=false" };
-        let mut keys = [rule, geometry, teaching, warmup, from, norms].map(str::to_owned).to_vec();
+        let (rule, Variant { geometry, teaching, .. }) = (RULES[self.rule], self.variant());
+        let mut keys = vec![
+            format!("rule={rule}"),
+            format!("rule_geometry={geometry}"),
+            format!("rater_teaching={teaching}"),
+            // What a rule has a default of its own for.
+            "proxy_warmup_epochs=null".to_owned(),
+            "average_from_epoch=null".to_owned(),
+            // Norms are measured in the run that a rating by them is taken from.
+            format!("record_norms={}", Measured::GradientNorm.run() == self),
+        ];
         // What was set for one rater that learns averages holds for another.
-        let (learns, training) = (teaching.ends_with("regression"), &base.training);
-        keys.push(match learns && training.rule.teaching == Teaching::Regression {
+        let learns = |teaching: Teaching| teaching == Teaching::Regression;
+        let training = &base.training;
+        keys.push(match learns(*teaching) && learns(training.rule.teaching) {
             true => format!("rater_only_epochs={}", training.rater_only_epochs),
             false => "rater_only_epochs=null".to_owned(),
         });
@@ -91,13 +106,30 @@ pub enum Measured {
 }
 
 impl Measured {
+    /// All of them.
+    const ALL: [Self; 5] =
+        [Self::PlainLoss, Self::GradientNorm, Self::InnerProduct, Self::InnerProductSgd, Self::ExcessLoss];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::PlainLoss => "plain-loss",
+            Self::GradientNorm => "gradient-norm",
+            Self::InnerProduct => "inner-product",
+            Self::InnerProductSgd => "inner-product-sgd",
+            Self::ExcessLoss => "excess-loss",
+        }
+    }
+
     /// The rater's run that it is measured in. But for the excess loss it is that in which the proxy is trained with equal
     /// weights.
     pub fn run(self) -> RaterRule {
+        const EXCESS: RaterRule = RaterRule::named("excess");
+        const ALIGNMENT: RaterRule = RaterRule::named("alignment");
+        const ALIGNMENT_SGD: RaterRule = RaterRule::named("alignment-sgd");
         match self {
-            Self::ExcessLoss => RaterRule::Excess,
-            Self::InnerProductSgd => RaterRule::AlignmentSgd,
-            _ => RaterRule::Alignment,
+            Self::ExcessLoss => EXCESS,
+            Self::InnerProductSgd => ALIGNMENT_SGD,
+            Self::PlainLoss | Self::GradientNorm | Self::InnerProduct => ALIGNMENT,
         }
     }
 
@@ -126,46 +158,47 @@ pub enum Heuristic {
     CaptionLength,
 }
 
+impl Heuristic {
+    /// All of them.
+    const ALL: [Self; 5] =
+        [Self::Clarity, Self::Frequency, Self::EdgeDensity, Self::Resolution, Self::CaptionLength];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Clarity => "clarity",
+            Self::Frequency => "frequency",
+            Self::EdgeDensity => "edge-density",
+            Self::Resolution => "resolution",
+            Self::CaptionLength => "caption-length",
+        }
+    }
+}
+
 impl Rating {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 16] = [
-        Self::Rater(RaterRule::Loss),
-        Self::Rater(RaterRule::ExcessWeights),
-        Self::Rater(RaterRule::Excess),
-        Self::Rater(RaterRule::AlignmentWeights),
-        Self::Rater(RaterRule::Alignment),
-        Self::Rater(RaterRule::AlignmentSgd),
-        Self::Measured(Measured::PlainLoss),
-        Self::Measured(Measured::GradientNorm),
-        Self::Measured(Measured::InnerProduct),
-        Self::Measured(Measured::InnerProductSgd),
-        Self::Measured(Measured::ExcessLoss),
-        Self::Heuristic(Heuristic::Clarity),
-        Self::Heuristic(Heuristic::Frequency),
-        Self::Heuristic(Heuristic::EdgeDensity),
-        Self::Heuristic(Heuristic::Resolution),
-        Self::Heuristic(Heuristic::CaptionLength),
-    ];
+    pub fn all() -> Vec<Self> {
+        let raters = RaterRule::all().map(Self::Rater);
+        let measured = Measured::ALL.map(Self::Measured);
+        raters.chain(measured).chain(Heuristic::ALL.map(Self::Heuristic)).collect()
+    }
+
+    /// Their names by kind, for the help of a command line.
+    pub fn listed() -> String {
+        let raters: Vec<&str> = RaterRule::all().map(RaterRule::name).collect();
+        format!(
+            "of raters ({}), measured in their runs ({}), of no network ({})",
+            raters.join(", "),
+            Measured::ALL.map(Measured::name).join(", "),
+            Heuristic::ALL.map(Heuristic::name).join(", ")
+        )
+    }
 
     /// The name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Rater(RaterRule::Loss) => "loss",
-            Self::Rater(RaterRule::ExcessWeights) => "excess-weights",
-            Self::Rater(RaterRule::Excess) => "excess",
-            Self::Rater(RaterRule::AlignmentWeights) => "alignment-weights",
-            Self::Rater(RaterRule::Alignment) => "alignment",
-            Self::Rater(RaterRule::AlignmentSgd) => "alignment-sgd",
-            Self::Measured(Measured::PlainLoss) => "plain-loss",
-            Self::Measured(Measured::GradientNorm) => "gradient-norm",
-            Self::Measured(Measured::InnerProduct) => "inner-product",
-            Self::Measured(Measured::InnerProductSgd) => "inner-product-sgd",
-            Self::Measured(Measured::ExcessLoss) => "excess-loss",
-            Self::Heuristic(Heuristic::Clarity) => "clarity",
-            Self::Heuristic(Heuristic::Frequency) => "frequency",
-            Self::Heuristic(Heuristic::EdgeDensity) => "edge-density",
-            Self::Heuristic(Heuristic::Resolution) => "resolution",
-            Self::Heuristic(Heuristic::CaptionLength) => "caption-length",
+            Self::Rater(rule) => rule.name(),
+            Self::Measured(measured) => measured.name(),
+            Self::Heuristic(heuristic) => heuristic.name(),
         }
     }
 
@@ -189,8 +222,9 @@ impl FromStr for Rating {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|rating| rating.name() == name).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|rating| rating.name()).collect();
+        let all = Self::all();
+        all.iter().find(|rating| rating.name() == name).copied().ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|rating| rating.name()).collect();
             Error::invalid(format!("`{name}` is not a rating; they are {}", names.join(", ")))
         })
     }
@@ -331,7 +365,7 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for rating in Rating::ALL {
+        for rating in Rating::all() {
             assert_eq!(rating.name().parse::<Rating>().unwrap(), rating);
         }
         for text in ["top-k", "block:0.4", "gsample:0.5/0.2", "shift-gsample:0.1/0.45/0.2"] {
@@ -351,16 +385,51 @@ mod tests {
         assert!("lost".parse::<Rating>().unwrap_err().to_string().contains("alignment"));
     }
 
+    /// Files of comparisons bear these names, and tables have this order.
+    #[test]
+    fn the_raters_of_the_table_are_these() {
+        let keys = |rater: RaterRule| rater.keys(&Config::parse("plain", "{}", &[]).unwrap()).join(" ");
+        for (name, rule, geometry, teaching, norms) in [
+            ("loss", "loss", "sgd", "weights", false),
+            ("excess-weights", "excess", "sgd", "weights", false),
+            ("excess", "excess", "sgd", "regression", false),
+            ("alignment-weights", "alignment", "sgd", "weights", false),
+            ("alignment", "alignment", "adamw", "regression", true),
+            ("alignment-sgd", "alignment", "sgd", "regression", false),
+        ] {
+            let expected = format!("rule={rule} rule_geometry={geometry} rater_teaching={teaching} ");
+            let found = keys(RaterRule::named(name));
+            assert!(found.starts_with(&expected), "{name}: {found}");
+            assert!(found.contains(&format!(" record_norms={norms} ")), "{name}: {found}");
+        }
+        let names: Vec<&str> = Rating::all().iter().map(|rating| rating.name()).collect();
+        assert!(
+            names
+                .join(" ")
+                .starts_with("loss excess-weights excess alignment-weights alignment alignment-sgd")
+        );
+        assert!(names.join(" ").ends_with(
+            "plain-loss gradient-norm inner-product inner-product-sgd excess-loss clarity frequency edge-density resolution \
+             caption-length"
+        ));
+    }
+
     #[test]
     fn every_rule_can_be_made_of_a_configuration_of_every_other() {
-        for before in RaterRule::ALL {
-            for after in RaterRule::ALL {
+        for before in RaterRule::all() {
+            for after in RaterRule::all() {
                 let plain = Config::parse("plain", "{}", &[]).unwrap();
                 let config = Config::parse("before", "{}", &before.keys(&plain)).unwrap();
                 let text = config.to_json().to_string();
                 let found = Config::parse("after", &text, &after.keys(&config)).unwrap();
                 let expected = Config::parse("after", "{}", &after.keys(&plain)).unwrap();
-                assert_eq!(found.fingerprint(), expected.fingerprint(), "{after:?} after {before:?}");
+                assert_eq!(
+                    found.fingerprint(),
+                    expected.fingerprint(),
+                    "{} after {}",
+                    after.name(),
+                    before.name()
+                );
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::engine::ops::pyramid::Reach;
+
 /// Declares the switches once: field, and what it does when true.
 macro_rules! switches {
     ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
@@ -105,6 +107,11 @@ impl Compat {
                 format!("must be \"default\", \"released\" or an object of switches, but is {other}"),
             )),
         }
+    }
+
+    /// What the rater sees of each scale.
+    pub fn rater_reach(self) -> Reach {
+        if self.rater_without_finest_scale { Reach::Before } else { Reach::Through }
     }
 
     /// The shortest way to write it that [`from_json`](Self::from_json) reads back.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Compat, Config};
+use super::{Compat, Config, rules::described};
 use crate::error::Result;
 
 /// How a key is honoured.
@@ -23,7 +23,7 @@ use Honoured::{NoEffect, Only, Yes};
 pub struct Key {
     /// The name, dotted when nested.
     pub name: &'static str,
-    /// What it means, with its unit.
+    /// What it means, with its unit. Names of rules in braces stand for those of the table.
     pub meaning: &'static str,
     /// How it is honoured.
     pub honoured: Honoured,
@@ -204,12 +204,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "rule",
-        "what a training sample is taken to be worth: `loss` (eq. 9, as released), `excess` (eq. 6, against a reference proxy) or `alignment` (the exact one-step meta-gradient); docs/rules.md says more; null: `excess`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`",
+        "what a training sample is taken to be worth: {rules}; docs/rules.md says more; null: `excess`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`",
         Yes,
     ),
     key(
         "rule_geometry",
-        "what the samples' gradients are multiplied with under `alignment`: `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it; null: `adamw` under `alignment`, else `sgd`, as the other rules form no inner products",
+        "what the samples' gradients are multiplied with under {rules with products} (no other rule forms inner products): `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it; null: `adamw` under {rules in adamw}, else `sgd`",
         Yes,
     ),
     key(
@@ -219,12 +219,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "rater_teaching",
-        "`weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its weights; `regression`: it learns each sample's running average, and the proxy is trained with equal weights; null: `weights` under the rule `loss`, else `regression`",
+        "`weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its weights; `regression`: it learns each sample's running average, and the proxy is trained with equal weights; null: `weights` under the rule {rules by weights}, else `regression`",
         Yes,
     ),
     key(
         "proxy_warmup_epochs",
-        "epochs at the start in which the proxy learns from the training samples alone and the rater not at all (eq. 4); null: 1 under `excess` where `ep` is 2 or more, else 0",
+        "epochs at the start in which the proxy learns from the training samples alone and the rater not at all (eq. 4); null: 1 under {rules with a reference} where `ep` is 2 or more, else 0",
         Yes,
     ),
     key(
@@ -244,7 +244,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "record_norms",
-        "measure the norm of each sample's gradient in the recorded epochs; null: true, but false under the rule `loss`, under `compat.cross_attention_first_sample`, and where `record_every` is 0",
+        "measure the norm of each sample's gradient in the recorded epochs; null: true, but false under the rule {rules of the loss alone}, under `compat.cross_attention_first_sample`, and where `record_every` is 0",
         Yes,
     ),
     key(
@@ -361,7 +361,7 @@ pub fn tables() -> Result<String> {
             Only(values) => format!("only {values}"),
             NoEffect(reason) => format!("no effect: {reason}"),
         };
-        text.push_str(&format!("| `{name}` | `{default}` | {meaning} | {honoured} |\n"));
+        text.push_str(&format!("| `{name}` | `{default}` | {} | {honoured} |\n", described(meaning)));
     }
     text.push_str("\n| switch of `compat` | when true |\n| --- | --- |\n");
     for (name, meaning) in Compat::SWITCHES {

@@ -9,7 +9,7 @@ pub mod keys;
 mod nearest;
 pub mod raw;
 mod reading;
-mod rule;
+pub mod rules;
 mod schedule;
 mod source;
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use compat::Compat;
-pub use rule::{Geometry, RuleName, RuleSettings, Scaling, Teaching};
+pub use rules::{Geometry, RuleEntry, RuleSettings, Scaling, Teaching};
 pub use schedule::ScheduleShape;
 
 use crate::{
@@ -400,7 +400,7 @@ impl Config {
 
     /// What the rater sees of each scale.
     pub fn rater_reach(&self) -> Reach {
-        if self.compat.rater_without_finest_scale { Reach::Before } else { Reach::Through }
+        self.compat.rater_reach()
     }
 
     /// The proxy's backbone, for a tokenizer of `vocabulary` codes of `code_channels` channels and an encoder of

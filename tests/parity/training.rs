@@ -1,14 +1,9 @@
 //! Training steps of both networks, figure by figure.
 
 use alchemist_engine::{
-    config::RuleSettings,
-    engine::ops::pyramid::Reach,
-    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, RecordedStep, StepRates, StepReport},
+    rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, StepRates, StepReport},
     tokens::batch::Batch,
-    training::{
-        optimizer::{AdamW, AdamWSettings},
-        parameter_groups::decays,
-    },
+    training::optimizer::AdamWSettings,
 };
 
 use super::*;
@@ -136,39 +131,23 @@ fn bilevel(fixture: &Fixture, run: &Run, dtype: DType) -> Option<Bilevel> {
         [proxy_parameters, rater_parameters].map(|parameters| parameters.cast(dtype).unwrap());
     let optimizer = &fixture.manifest["optimizer"];
     let number = |value: &Value| value.as_f64().expect("an optimizer setting is a number");
-    let settings = AdamWSettings {
+    let optimizers = AdamWSettings {
         beta1: number(&optimizer["betas"][0]),
         beta2: number(&optimizer["betas"][1]),
         epsilon: number(&optimizer["eps"]),
         clip: Some(number(&optimizer["grad_clip"])),
     };
-    let mut bilevel = Bilevel {
-        proxy,
-        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-        proxy_parameters,
-        rater,
-        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-        rater_parameters,
-        settings: BilevelSettings {
-            weighing: Weighing::Released,
-            weighted_mean: true,
-            label_smoothing: 0.0,
+    let mut bilevel = Bilevel::new(
+        (proxy, proxy_parameters),
+        (rater, rater_parameters),
+        optimizers,
+        BilevelSettings {
             rater_regularisation: run.rater_regularisation,
             freeze_proxy: run.freeze_proxy,
-            frozen_proxy_decays: true,
-            two_rater_passes: true,
-            rater_reach: Reach::Before,
             drop_path: false,
-            recompute: false,
-            cuda_graph: true,
-            rule: RuleSettings::default(),
-            record_norms: false,
-            seed: 0,
+            ..BilevelSettings::released()
         },
-        reader: None,
-        reference: None,
-        recorded: RecordedStep::default(),
-    };
+    );
     if let Some(device) = device() {
         bilevel.move_to(device, DType::F32).unwrap();
     }

@@ -4,7 +4,11 @@ use std::str::FromStr;
 
 use super::Checker;
 use crate::{
-    config::{Compat, Geometry, RuleName, RuleSettings, Scaling, Teaching, raw::RawConfig},
+    config::{
+        Compat, RuleEntry, RuleSettings, Teaching,
+        raw::RawConfig,
+        rules::{self, Needs},
+    },
     error::Result,
 };
 
@@ -35,25 +39,21 @@ fn named<T: FromStr<Err = crate::Error> + ToString>(
 /// Checks the keys; defaults depend on the rule.
 pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
     let released = compat.loss_rule || compat.cross_attention_first_sample;
-    let default = if released { RuleName::Loss } else { RuleName::Excess };
-    let rule = named(checker, "rule", &mut raw.rule, default)?;
-    let aligns = rule == RuleName::Alignment;
-    let geometry = if aligns { Geometry::AdamW } else { Geometry::Sgd };
-    let scaling = Scaling::None;
-    // The released rule is taught as released.
-    let teaching = if rule == RuleName::Loss { Teaching::Weights } else { Teaching::Regression };
+    let default: &'static RuleEntry = if released { &rules::LOSS } else { &rules::EXCESS };
+    let RuleSettings { rule, geometry, scaling, teaching } =
+        RuleSettings::of(named(checker, "rule", &mut raw.rule, default)?);
+    let needs = rule.needs();
     let settings = RuleSettings {
         rule,
         geometry: named(checker, "rule_geometry", &mut raw.rule_geometry, geometry)?,
         scaling: named(checker, "rule_scaling", &mut raw.rule_scaling, scaling)?,
         teaching: named(checker, "rater_teaching", &mut raw.rater_teaching, teaching)?,
     };
-    if settings.geometry == Geometry::AdamW && !aligns {
-        return checker
-            .refuse("rule_geometry", format!("is adamw, but the rule `{rule}` forms no inner products"));
+    if let Err(error) = settings.check_geometry() {
+        return checker.refuse("rule_geometry", error.to_string());
     }
     let epochs = raw.ep.unwrap_or(1).max(1);
-    let warm_up = i64::from(rule == RuleName::Excess && epochs > 1);
+    let warm_up = i64::from(needs.reference && epochs > 1);
     let warm_up = checker.integer(
         "proxy_warmup_epochs",
         &mut raw.proxy_warmup_epochs,
@@ -78,11 +78,11 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         );
     }
     let every = checker.integer("record_every", &mut raw.record_every, 1, 0, i64::MAX)?.unsigned_abs();
-    // Where samples have gradients of their own.
-    let apart = !compat.cross_attention_first_sample && rule != RuleName::Loss;
+    // Where samples have gradients of their own, unless the rule is one that costs nothing beside the loss.
+    let apart = !compat.cross_attention_first_sample && needs != Needs::default();
     let norms = *raw.record_norms.get_or_insert(apart && every > 0);
-    if compat.cross_attention_first_sample && (aligns || norms) {
-        let key = if aligns { "rule" } else { "record_norms" };
+    if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {
+        let key = if needs.own_gradients() { "rule" } else { "record_norms" };
         return checker.refuse(
             key,
             "needs each sample's own gradient, but under compat.cross_attention_first_sample every sample's loss depends on \

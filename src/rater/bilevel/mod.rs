@@ -6,63 +6,34 @@ mod passes;
 mod rater_only;
 mod recorded;
 mod report;
+mod settings;
 
 pub use inputs::{MicroBatch, Prior};
 pub use rater_only::RaterReport;
 pub use recorded::RecordedStep;
 pub use report::StepReport;
+pub use settings::BilevelSettings;
 
 use inputs::{Apart, Pass, Prepared};
 use passes::Measured;
 
 use crate::{
-    config::{Geometry, RuleSettings, Teaching},
+    config::{Geometry, Teaching},
     engine::{
         Accumulate, DType, Gradients, Parameters, Tensor,
         cuda::Device,
         ops::{
-            pyramid::{CodeReader, Reach},
+            pyramid::CodeReader,
             rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets},
         },
     },
     error::{Error, Result},
-    models::{DropPath, Proxy, Rater, Weighing},
-    rater::rules::rule,
-    training::optimizer::AdamW,
+    models::{DropPath, Proxy, Rater},
+    training::{
+        optimizer::{AdamW, AdamWSettings},
+        parameter_groups::decays,
+    },
 };
-
-/// What the released code does that the default does not, and the other settings of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BilevelSettings {
-    /// How weights come from the rater's heads.
-    pub weighing: Weighing,
-    /// Divide the weighted sums by the batch size, as released (upstream.md, A5).
-    pub weighted_mean: bool,
-    /// Label smoothing (`ls`).
-    pub label_smoothing: f64,
-    /// Add the released entropy term to the rater's loss (`rater_reg`, upstream.md, A11).
-    pub rater_regularisation: bool,
-    /// Do not train the proxy (`fixVar`).
-    pub freeze_proxy: bool,
-    /// Let a frozen proxy's weights decay all the same, as released (upstream.md, A10).
-    pub frozen_proxy_decays: bool,
-    /// Run the rater twice a step with different drop-path masks, as released (upstream.md, A8).
-    pub two_rater_passes: bool,
-    /// What the rater sees of each scale.
-    pub rater_reach: Reach,
-    /// Use drop-path.
-    pub drop_path: bool,
-    /// Keep only each block's input for the backward pass and run the block forward again there.
-    pub recompute: bool,
-    /// On a device, record a step that comes again and replay it at the cost of one launch.
-    pub cuda_graph: bool,
-    /// By which rule the rater learns, and how.
-    pub rule: RuleSettings,
-    /// Measure the norm of each training sample's gradient, whether the rule needs it or not.
-    pub record_norms: bool,
-    /// The run's seed.
-    pub seed: u64,
-}
 
 /// A proxy that goes on by itself: the weighted training loss alone (the sentence after eq. 5).
 #[derive(Clone, Debug)]
@@ -136,6 +107,27 @@ struct Updates {
 }
 
 impl Bilevel {
+    /// Both networks with their weights, and fresh optimisers of the same settings.
+    pub fn new(
+        (proxy, proxy_parameters): (Proxy, Parameters),
+        (rater, rater_parameters): (Rater, Parameters),
+        optimizers: AdamWSettings,
+        settings: BilevelSettings,
+    ) -> Self {
+        Self {
+            proxy,
+            proxy_optimizer: AdamW::new(&proxy_parameters, decays, optimizers),
+            proxy_parameters,
+            rater,
+            rater_optimizer: AdamW::new(&rater_parameters, decays, optimizers),
+            rater_parameters,
+            settings,
+            reader: None,
+            reference: None,
+            recorded: RecordedStep::default(),
+        }
+    }
+
     /// Moves both networks and their optimisers to a device; activations get the type `compute`, f32, bf16, or f16 with
     /// scaled losses.
     ///
@@ -294,7 +286,7 @@ impl Bilevel {
     }
 
     fn updates(&self, rates: StepRates) -> Result<Updates> {
-        let needs_reference = rule(self.settings.rule.rule).needs().reference && !rates.warm_up;
+        let needs_reference = self.settings.rule.rule.needs().reference && !rates.warm_up;
         if needs_reference && self.reference.is_none() {
             return Err(Error::invalid(format!(
                 "the rule `{}` compares with a reference proxy, and there is none",
@@ -357,7 +349,7 @@ impl Bilevel {
             let tensor = Tensor::new(&[values.len()], values)?;
             if on_host { tensor.cast(dtype) } else { Ok(tensor) }
         };
-        let (needs, warm_up) = (rule(settings.rule.rule).needs(), rates.warm_up);
+        let (needs, warm_up) = (settings.rule.rule.needs(), rates.warm_up);
         let upper = if warm_up { 0.0 } else { rates.upper_level_weight };
         let (proxy_scale, rater_scale) =
             (self.proxy_optimizer.loss_factor(), self.rater_optimizer.loss_factor());

@@ -14,17 +14,15 @@ use crate::{
     engine::{DType, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
-    models::{Proxy, Rater, Weighing, init},
+    models::{Proxy, Rater, init},
     rater::{
-        bilevel::{Bilevel, BilevelSettings, RaterReport, RecordedStep, StepRates, StepReport},
+        bilevel::{Bilevel, BilevelSettings, RaterReport, StepRates, StepReport},
         dynamics::write_figure,
-        rules::rule,
         samples::{Samples, recording},
     },
     training::{
         checkpoint,
-        optimizer::{AdamW, AdamWSettings},
-        parameter_groups::decays,
+        optimizer::AdamWSettings,
         prepared::{Prepared, Preparing, prepare},
         released,
         run_directory::RunDirectory,
@@ -275,40 +273,9 @@ pub fn build_networks(
         init::zero_cross_projections(&mut proxy_parameters)?;
         init::zero_cross_projections(&mut rater_parameters)?;
     }
-    let (training, compat) = (&config.training, &config.compat);
-    let settings = AdamWSettings { clip: training.clip, ..AdamWSettings::default() };
-    let weighing = if compat.double_softmax {
-        Weighing::Released
-    } else {
-        Weighing::Logits { temperature: training.rater_temperature }
-    };
-    Ok(Bilevel {
-        proxy,
-        proxy_optimizer: AdamW::new(&proxy_parameters, decays, settings),
-        proxy_parameters,
-        rater,
-        rater_optimizer: AdamW::new(&rater_parameters, decays, settings),
-        rater_parameters,
-        settings: BilevelSettings {
-            weighing,
-            weighted_mean: compat.weighted_mean,
-            label_smoothing: training.label_smoothing,
-            rater_regularisation: training.rater_regularisation,
-            freeze_proxy: training.freeze_proxy,
-            frozen_proxy_decays: compat.frozen_proxy_decays,
-            two_rater_passes: compat.two_rater_passes,
-            rater_reach: config.rater_reach(),
-            drop_path: true,
-            recompute: config.recompute,
-            cuda_graph: config.cuda_graph,
-            rule: training.rule,
-            record_norms: false,
-            seed: config.seed,
-        },
-        reader: None,
-        reference: None,
-        recorded: RecordedStep::default(),
-    })
+    let optimizers = AdamWSettings { clip: config.training.clip, ..AdamWSettings::default() };
+    let settings = BilevelSettings::from_config(config);
+    Ok(Bilevel::new((proxy, proxy_parameters), (rater, rater_parameters), optimizers, settings))
 }
 
 impl Run<'_> {
@@ -352,7 +319,7 @@ impl Run<'_> {
     /// What has to be there before a step: at the first after the warm-up, the reference proxy.
     fn begin(&self, step: u64, bilevel: &mut Bilevel) {
         let first = !self.warms_up(step) && (step == 0 || self.warms_up(step - 1));
-        if first && rule(self.config.training.rule.rule).needs().reference {
+        if first && self.config.training.rule.rule.needs().reference {
             bilevel.begin_reference();
         }
         bilevel.settings.record_norms =

@@ -7,7 +7,6 @@ use crate::{
     error::{Error, Result},
     rater::{
         bilevel::{Bilevel, Reference},
-        rules::rule,
         samples::Samples,
     },
     training::{
@@ -112,7 +111,7 @@ impl Run<'_> {
     fn restore_reference(&self, folder: &Path, saved: &Checkpoint, bilevel: &mut Bilevel) -> Result<()> {
         let state = &saved.state;
         let begun = state.step > 0 && !self.warms_up(state.step - 1);
-        if !begun || !rule(self.config.training.rule.rule).needs().reference {
+        if !begun || !self.config.training.rule.rule.needs().reference {
             return Ok(());
         }
         let (Some(weights), Some(steps)) = (&saved.reference, state.reference_optimizer_steps) else {

@@ -1,5 +1,4 @@
-//! By which rule the rater learns, and how: the names that a configuration gives. What they do is in
-//! [`rate::rules`](crate::rater::rules).
+//! How a rule is used: the names that a configuration gives.
 
 use std::{fmt, str::FromStr};
 
@@ -40,19 +39,6 @@ macro_rules! named {
 }
 
 named! {
-    /// Which rule.
-    RuleName {
-        /// `c_i = ℓ_i(θ)` (eq. 9, as released).
-        #[default]
-        Loss = "loss",
-        /// `c_i = ℓ_i(θ) − ℓ_i(θ̂)` (eq. 6).
-        Excess = "excess",
-        /// `c_i = −⟨∇ℓ_i(θ), ∇L_val(θ)⟩` (the exact one-step meta-gradient).
-        Alignment = "alignment",
-    }
-}
-
-named! {
     /// What the samples' gradients are multiplied with, where a rule needs products.
     Geometry {
         /// The validation gradient V: what a step of SGD would change.
@@ -86,17 +72,4 @@ named! {
         /// over the corpus; the proxy is trained with equal weights.
         Regression = "regression",
     }
-}
-
-/// A rule and how it is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RuleSettings {
-    /// Which.
-    pub rule: RuleName,
-    /// What gradients are multiplied with.
-    pub geometry: Geometry,
-    /// What is done to a batch's constants.
-    pub scaling: Scaling,
-    /// How the rater learns from them.
-    pub teaching: Teaching,
 }

@@ -1,0 +1,87 @@
+//! The built-in rules and their table. A new rule is a type, its entry, and a place in [`RULES`].
+
+use super::{Geometry, Needs, Rule, RuleEntry, Seen, Teaching, Variant};
+use crate::{
+    engine::{Tensor, ops::rater_loss::linear_combination},
+    error::Result,
+};
+
+/// Every rule, in the order of the documentation and of the tables of `compare`.
+pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT];
+
+/// `c_i = ℓ_i(θ)`: eq. 9, which takes `ℓ_i(θ̂)` to be nothing. The one rule of the released code.
+struct Loss;
+
+impl Rule for Loss {
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+        Ok(seen.loss.clone())
+    }
+}
+
+/// The released rule, taught as released.
+pub static LOSS: RuleEntry = RuleEntry {
+    name: "loss",
+    meaning: "eq. 9, as released",
+    formula: &Loss,
+    geometry: Geometry::Sgd,
+    teaching: Teaching::Weights,
+    variants: &[Variant { name: "loss", geometry: Geometry::Sgd, teaching: Teaching::Weights }],
+};
+
+/// `c_i = ℓ_i(θ) − ℓ_i(θ̂)`: eq. 6, with the reference proxy θ̂ trained on the weighted training loss alone.
+struct Excess;
+
+impl Rule for Excess {
+    fn needs(&self) -> Needs {
+        Needs { reference: true, ..Needs::default() }
+    }
+
+    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+        linear_combination(&[(1.0, seen.loss), (-1.0, seen.reference_loss()?)])
+    }
+}
+
+/// The loss beside a reference proxy's: the default rule.
+pub static EXCESS: RuleEntry = RuleEntry {
+    name: "excess",
+    meaning: "eq. 6, against a reference proxy",
+    formula: &Excess,
+    geometry: Geometry::Sgd,
+    teaching: Teaching::Regression,
+    variants: &[
+        Variant { name: "excess-weights", geometry: Geometry::Sgd, teaching: Teaching::Weights },
+        Variant { name: "excess", geometry: Geometry::Sgd, teaching: Teaching::Regression },
+    ],
+};
+
+/// `c_i = −⟨∇ℓ_i(θ), ∇L_val(θ)⟩`: what the validation loss changes by, at first order, when `W_i` grows and the proxy takes
+/// one step.
+struct Alignment;
+
+impl Rule for Alignment {
+    fn needs(&self) -> Needs {
+        Needs { products: true, ..Needs::default() }
+    }
+
+    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+        linear_combination(&[(-1.0, seen.product()?)])
+    }
+}
+
+/// The inner product with the validation gradient.
+pub static ALIGNMENT: RuleEntry = RuleEntry {
+    name: "alignment",
+    meaning: "the exact one-step meta-gradient",
+    formula: &Alignment,
+    geometry: Geometry::AdamW,
+    teaching: Teaching::Regression,
+    variants: &[
+        Variant { name: "alignment-weights", geometry: Geometry::Sgd, teaching: Teaching::Weights },
+        Variant { name: "alignment", geometry: Geometry::AdamW, teaching: Teaching::Regression },
+        Variant { name: "alignment-sgd", geometry: Geometry::Sgd, teaching: Teaching::Regression },
+    ],
+};
