@@ -1,6 +1,11 @@
 //! The rater's rules: each constant against what it stands for, and what a step does with it.
 
 mod common;
+#[path = "rules/matching.rs"]
+#[allow(unreachable_pub, reason = "it is in the library that the example will stand")]
+mod matching;
+#[path = "rules/page.rs"]
+mod page;
 
 use alchemist_engine::{
     encode::TextStates,

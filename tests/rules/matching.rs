@@ -1,0 +1,33 @@
+//! The example of docs/rules.md, as it stands there.
+
+use alchemist_engine::{
+    Result,
+    engine::{Tensor, ops::rater_loss::linear_combination},
+    rater::rules::{Geometry, Needs, Rule, RuleEntry, Seen, Teaching, Variant},
+};
+
+/// `c_i = ½‖∇ℓ_i(θ)‖² − ⟨∇ℓ_i(θ), V⟩`: half the squared distance of a sample's gradient to the validation gradient.
+struct Matching;
+
+impl Rule for Matching {
+    fn needs(&self) -> Needs {
+        Needs { products: true, norms: true, ..Needs::default() }
+    }
+
+    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+        linear_combination(&[(0.5, seen.squared_norm()?), (-1.0, seen.product()?)])
+    }
+}
+
+/// The distance to the validation gradient.
+pub static MATCHING: RuleEntry = RuleEntry {
+    name: "matching",
+    meaning: "the distance of a sample's gradient to the validation gradient",
+    formula: &Matching,
+    geometry: Geometry::Sgd,
+    teaching: Teaching::Regression,
+    variants: &[
+        Variant { name: "matching", geometry: Geometry::Sgd, teaching: Teaching::Regression },
+        Variant { name: "matching-adamw", geometry: Geometry::AdamW, teaching: Teaching::Regression },
+    ],
+};
