@@ -2,6 +2,8 @@
 
 #[path = "structure/imports.rs"]
 mod imports;
+#[path = "structure/ways.rs"]
+mod ways;
 
 use std::{fs, path::Path};
 
@@ -109,4 +111,24 @@ fn a_planted_circle_is_found() {
     let order: [&[&str]; 3] = [&["c"], &["b"], &["a"]];
     assert_eq!(three.upward(&order).len(), 1, "c imports a");
     assert_eq!(three.upward(&[&["c"], &["b"]]).len(), 2, "a is in no line");
+}
+
+#[test]
+fn the_ways_through_the_program_are_as_the_page_says() {
+    let page = fs::read_to_string("docs/architecture.md").unwrap();
+    let mistakes = ways::mistakes(&page, ways::source);
+    assert!(mistakes.is_empty(), "{}", mistakes.join("\n"));
+    assert!(page.matches("- `src/").count() > 30, "the page lists the ways");
+    // Planted: a folder and a file that come up again, a function that is not there.
+    let planted =
+        "# Page\n\n## Way\n\n- `src/a/b.rs`: `one`\n- `src/c/d.rs`: `two`\n- `src/a/b.rs`: `three`\n";
+    let mistakes = ways::mistakes(planted, |_| Some("fn one() {} fn two<T>() {}".to_owned()));
+    assert_eq!(
+        mistakes,
+        [
+            "Way: the folder a is entered twice",
+            "Way: a/b.rs is entered twice",
+            "Way: a/b.rs has no function three"
+        ]
+    );
 }
