@@ -132,3 +132,29 @@ fn the_ways_through_the_program_are_as_the_page_says() {
         ]
     );
 }
+
+/// A file may be longer than 500 lines if its first lines say why: `Longer than 500 lines: ...`.
+fn too_long(text: &str) -> bool {
+    text.lines().count() > 500 && !text.lines().take(20).any(|line| line.contains("Longer than 500 lines: "))
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let mut folders = vec![Path::new("src").to_owned(), Path::new("kernels").to_owned()];
+    let (mut long, mut seen) = (Vec::new(), 0);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+            if path.is_dir() {
+                folders.push(path);
+            } else if ["rs", "cu", "cuh", "cpp", "h"].contains(&ending) {
+                seen += 1;
+                long.extend(too_long(&fs::read_to_string(&path).unwrap()).then_some(path));
+            }
+        }
+    }
+    assert!(long.is_empty() && seen > 200, "{long:?} of {seen}");
+    let lines = "line\n".repeat(501);
+    assert!(too_long(&lines) && !too_long(&format!("// Longer than 500 lines: one table.\n{lines}")));
+}

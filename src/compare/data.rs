@@ -42,6 +42,47 @@ struct Described {
     kernels: Option<String>,
 }
 
+impl Described {
+    /// Refuses a folder that holds a comparison of something else; `tables` are those that were described.
+    fn expect_held(&self, path: &Path, out: &Path, tables: &[&PathBuf]) -> Result<()> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let older = matches!(unseal(&bytes), Unsealed::Without)
+            && serde_json::from_slice::<Described>(&bytes).is_ok();
+        if older {
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
+                 --out, or remove it",
+                out.display()
+            )));
+        }
+        let cure = "put it back as it was, or give another --out";
+        let held: Described = read_sealed(path, cure)?;
+        if let Some(at) = (0..held.tables.len().max(self.tables.len()))
+            .find(|&at| held.tables.get(at) != self.tables.get(at))
+            .filter(|_| held.config == self.config && held.kernels == self.kernels)
+        {
+            let table = tables
+                .get(at)
+                .map_or_else(|| path.display().to_string(), |table| table.display().to_string());
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
+                out.display()
+            )));
+        }
+        if held != *self {
+            return Err(Error::invalid(format!(
+                "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
+                 otherwise (--device, fp16); give another --out, or remove it",
+                out.display()
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// The data, ready.
 pub(super) struct Data {
     /// The records that models can be trained on.
@@ -80,42 +121,8 @@ pub(super) fn prepare(
     let kernels = config.device.open()?.map(|_| format!("{:?}", config.compute));
     let described = Described { config: config.fingerprint(), tables, kernels };
     let path = out.join("compare.json");
-    if path.exists() {
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        let older = matches!(unseal(&bytes), Unsealed::Without)
-            && serde_json::from_slice::<Described>(&bytes).is_ok();
-        if older {
-            return Err(Error::invalid(format!(
-                "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
-                 --out, or remove it",
-                out.display()
-            )));
-        }
-        let cure = "put it back as it was, or give another --out";
-        let held: Described = read_sealed(&path, cure)?;
-        if let Some(at) = (0..held.tables.len().max(described.tables.len()))
-            .find(|&at| held.tables.get(at) != described.tables.get(at))
-            .filter(|_| held.config == described.config && held.kernels == described.kernels)
-        {
-            let tables: Vec<&PathBuf> =
-                std::iter::once(&train).chain(&given).chain(&request.held_out).collect();
-            let table = tables
-                .get(at)
-                .map_or_else(|| path.display().to_string(), |table| table.display().to_string());
-            return Err(Error::invalid(format!(
-                "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
-                out.display()
-            )));
-        }
-        if held != described {
-            return Err(Error::invalid(format!(
-                "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
-                 otherwise (--device, fp16); give another --out, or remove it",
-                out.display()
-            )));
-        }
-    }
-
+    let named: Vec<&PathBuf> = std::iter::once(&train).chain(&given).chain(&request.held_out).collect();
+    described.expect_held(&path, out, &named)?;
     let read = |path: &Path| {
         interrupt.while_reading(NOT_BEGUN, || {
             let corpus = config.open_corpus(path)?;
@@ -127,25 +134,7 @@ pub(super) fn prepare(
     let (aside_columns, aside) = match &given {
         Some(path) => read(path)?,
         None => {
-            let share = config.data.validation_portion.unwrap_or(ASIDE_SHARE);
-            let count = ((records.len() as f64 * share).round() as usize).max(2 * config.training.batch);
-            if count >= records.len() {
-                let message = format!("{} records are too few to set {count} of them aside", records.len());
-                return Err(Error::Table { path: train, line: None, message });
-            }
-            tracing::warn!("no validation set is named, so {count} records are set aside");
-            // What guides raters and measures models is not to be spoilt where it is known what is.
-            let flaw = named.header.iter().position(|column| column == request.flaw_column());
-            let sound = |record: &Record| flaw.is_none_or(|flaw| record.fields[flaw] == Flaw::Clean.name());
-            let enough = records.iter().filter(|record| sound(record)).count() > count;
-            if flaw.is_some() && !enough {
-                tracing::warn!(
-                    "fewer than {count} records are `{}`, so spoiled ones are set aside, too",
-                    Flaw::Clean.name()
-                );
-            }
-            let (aside, left) =
-                split(records, count, config.seed, u64::MAX, |record| !enough || sound(record));
+            let (aside, left) = set_aside(request, &train, &named, records)?;
             records = left;
             (named.clone(), aside)
         }
@@ -207,6 +196,34 @@ pub(super) fn prepare(
     expect_batches(aside, config.training.batch)?;
     let [validation, held_out] = paths;
     Ok(Data { pool, validation, held_out, aside, records, cache })
+}
+
+/// Splits off what guides raters and measures models, where no table of it is named: that, and the rest.
+fn set_aside(
+    request: &CompareRequest,
+    train: &Path,
+    columns: &Columns,
+    records: Vec<Record>,
+) -> Result<(Vec<Record>, Vec<Record>)> {
+    let config = &request.config;
+    let share = config.data.validation_portion.unwrap_or(ASIDE_SHARE);
+    let count = ((records.len() as f64 * share).round() as usize).max(2 * config.training.batch);
+    if count >= records.len() {
+        let message = format!("{} records are too few to set {count} of them aside", records.len());
+        return Err(Error::Table { path: train.to_path_buf(), line: None, message });
+    }
+    tracing::warn!("no validation set is named, so {count} records are set aside");
+    // What guides raters and measures models is not to be spoilt where it is known what is.
+    let flaw = columns.header.iter().position(|column| column == request.flaw_column());
+    let sound = |record: &Record| flaw.is_none_or(|flaw| record.fields[flaw] == Flaw::Clean.name());
+    let enough = records.iter().filter(|record| sound(record)).count() > count;
+    if flaw.is_some() && !enough {
+        tracing::warn!(
+            "fewer than {count} records are `{}`, so spoiled ones are set aside, too",
+            Flaw::Clean.name()
+        );
+    }
+    Ok(split(records, count, config.seed, u64::MAX, |record| !enough || sound(record)))
 }
 
 /// What an interrupted comparison has kept before anything is encoded.

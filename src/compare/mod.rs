@@ -18,11 +18,11 @@ pub mod page;
 mod ratings;
 mod result;
 mod runs;
+mod seeds;
 pub mod table;
 mod written;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
 };
@@ -32,11 +32,13 @@ use serde::{Deserialize, Serialize};
 use arms::{Arm, Convention, Rating, Sampler};
 use cells::Fits;
 pub use comparison::Comparison;
-use comparison::FlawLine;
+
+use data::Data;
 use drawn::Drawn;
 pub use drawn::PicturesRequest;
 use ratings::Ratings;
 pub use result::CellResult;
+use seeds::Seeds;
 pub use table::PictureLine;
 
 use crate::{
@@ -51,8 +53,7 @@ use crate::{
         bilevel::{RaterReport, StepRates, StepReport},
         trainer::Observer,
     },
-    report::statistics::{auroc, mean_interval, mean_percentile},
-    select::{Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
+    select::Keep,
     training::{prepared::Preparing, schedule::Rates},
 };
 
@@ -113,9 +114,6 @@ pub struct Outcome {
 
 /// The column of flaws, unless another is named.
 const FLAW_COLUMN: &str = "flaw";
-
-/// The numbers of each rating by seed and id.
-type Told = BTreeMap<Rating, BTreeMap<u64, HashMap<String, f64>>>;
 
 /// Passes on how far a part is, under its name.
 struct Teller<'a> {
@@ -190,21 +188,10 @@ pub fn compare(
     let mut teller = Teller { what: "preparing".to_owned(), progress };
     let data = data::prepare(request, &out, begin, interrupt, &mut teller)?;
     let flaw = flaw_column(request, &data.pool)?;
-    let flaw_of = |record: &Record| flaw.map(|column| record.fields[column].clone());
     check_sizes(request, data.records.len())?;
-    let clean =
-        data.records.iter().filter(|record| flaw_of(record).as_deref() == Some(Flaw::Clean.name())).count();
-    let has_ceiling = clean >= config.training.batch;
-    if flaw.is_some() && !has_ceiling {
-        tracing::warn!(
-            "{clean} records are `{}` in the column `{}`, fewer than a batch of {}, so there is no ceiling (`oracle`)",
-            Flaw::Clean.name(),
-            request.flaw_column(),
-            config.training.batch
-        );
-    }
+    let has_ceiling = has_ceiling(request, &data, flaw);
 
-    let mut ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
+    let ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
     let drawn = match &request.pictures {
         Some(pictures) => Some(Drawn::open(pictures, config, &data, &out, interrupt, &mut teller)?),
         None => None,
@@ -218,118 +205,14 @@ pub fn compare(
         drawn,
     };
     let arms = arms(request, has_ceiling);
-    let mut outcomes = Vec::new();
-    let mut told = Told::new();
+    let mut seeds = Seeds::new(request, &out, &data, flaw, ratings, fits);
     let mut summary = None;
-    for (turn, &seed) in request.seeds.iter().enumerate() {
-        for (at, arm) in arms.iter().enumerate() {
-            let (rating, sampler) = arm.names();
-            let name = format!("{rating} {sampler}").trim().to_owned();
-            let what = format!(
-                "seed {} of {}, {name} ({} of {})",
-                turn + 1,
-                request.seeds.len(),
-                at + 1,
-                arms.len()
-            );
-            let chosen = match arm {
-                Arm::Everything => None,
-                Arm::Random => Some(Ok(ratings.constant("random", seed, |_| true)?)),
-                Arm::Oracle => Some(Ok(ratings.constant("oracle", seed, |record| {
-                    flaw_of(record).as_deref() == Some(Flaw::Clean.name())
-                })?)),
-                Arm::Chosen(rating, _) => {
-                    let table = ratings.table(*rating, seed, &request.ratings, interrupt, &mut teller)?;
-                    if let Ok(path) = &table {
-                        let numbers = ratings.read(path)?;
-                        told.entry(*rating).or_default().insert(seed, numbers);
-                    }
-                    Some(table)
-                }
-            };
-            let outcome = |keep: &str, convention: &str, result: CellResult, flaws| Outcome {
-                rating: rating.clone(),
-                sampler: sampler.clone(),
-                keep: keep.to_owned(),
-                convention: convention.to_owned(),
-                seed,
-                result,
-                flaws,
-            };
-            teller.what = what;
-            let Some(chosen) = chosen else {
-                let result = fits.result(&data.pool, seed, config.training.epochs, interrupt, &mut teller)?;
-                outcomes.push(outcome("100%", "", result, shares(&data.records, &flaw_of)));
-                continue;
-            };
-            for (keep_name, keep) in &request.keeps {
-                let count = keep.count(data.records.len())?;
-                let chosen = match &chosen {
-                    Ok(path) => path,
-                    Err(message) => {
-                        for convention in &request.conventions {
-                            let result = CellResult::diverged(count as u64, message.clone());
-                            outcomes.push(outcome(keep_name, convention.name(), result, Vec::new()));
-                        }
-                        continue;
-                    }
-                };
-                let strategy = match arm {
-                    Arm::Chosen(_, Sampler(strategy)) => *strategy,
-                    _ => Strategy::Random,
-                };
-                let named = format!("{name}-{keep_name}-{seed}").replace([' ', ':', '/'], "_");
-                let subset = out.join("subsets").join(format!("{named}.csv"));
-                let rated = ratings.read(chosen)?.len();
-                if rated < count && turn == 0 {
-                    tracing::warn!(
-                        "{name} has {rated} records, fewer than {keep_name}; all of them are kept"
-                    );
-                }
-                // An oracle, or a number that not every record has, may have fewer records than are to be kept.
-                let count = count.min(rated);
-                if count < config.training.batch || count > strategy.reach(rated) {
-                    if turn == 0 {
-                        tracing::warn!(
-                            "{name} has no {keep_name} of {rated} records, or they are fewer than a batch; it is left out"
-                        );
-                    }
-                    continue;
-                }
-                let job = SubsetJob {
-                    ratings: chosen.clone(),
-                    options: RatingsOptions::default(),
-                    names: ratings.columns(),
-                    image_column: config.data.image_column.clone(),
-                    strategy,
-                    keep: Keep::Count(count as u64),
-                    seed,
-                    out: subset.clone(),
-                    data: Some(data.pool.clone()),
-                    overwrite: true,
-                };
-                write_subset(&job, interrupt)?;
-                let kept = config.open_corpus(&subset)?.read_all()?;
-                let share = kept.len() as f64 / data.records.len() as f64;
-                for convention in &request.conventions {
-                    let epochs = convention.epochs(config.training.epochs, share);
-                    let result = fits.result(&subset, seed, epochs, interrupt, &mut teller)?;
-                    outcomes.push(outcome(keep_name, convention.name(), result, shares(&kept, &flaw_of)));
-                }
-            }
+    for turn in 0..request.seeds.len() {
+        for at in 0..arms.len() {
+            seeds.arm((turn, at), &arms, interrupt, &mut teller)?;
         }
         // After each seed, so that there is something to look at.
-        let comparison = Comparison {
-            config: config.to_json(),
-            flaw_column: request.flaw_column().to_owned(),
-            records: data.records.len(),
-            validation: data.aside[0],
-            held_out: data.aside[1],
-            flaws: flaw_lines(&data.records, &flaw_of, &told),
-            kinds: shares(&data.records, &flaw_of),
-            costs: costs(&ratings),
-            outcomes: outcomes.clone(),
-        };
+        let comparison = seeds.comparison();
         comparison.write(&out)?;
         let files = written::write(&out, &comparison)?;
         summary = Some((comparison, files));
@@ -337,6 +220,25 @@ pub fn compare(
     let (comparison, files) = summary.ok_or_else(|| Error::invalid("a comparison needs a seed"))?;
     folder.complete_with(&files)?;
     Ok((comparison, files))
+}
+
+/// Whether there are enough records that are known to be sound for a ceiling.
+fn has_ceiling(request: &CompareRequest, data: &Data, flaw: Option<usize>) -> bool {
+    let is_clean = |record: &&Record| flaw_of(record, flaw) == Some(Flaw::Clean.name());
+    let (clean, batch) = (data.records.iter().filter(is_clean).count(), request.config.training.batch);
+    if flaw.is_some() && clean < batch {
+        tracing::warn!(
+            "{clean} records are `{}` in the column `{}`, fewer than a batch of {batch}, so there is no ceiling (`oracle`)",
+            Flaw::Clean.name(),
+            request.flaw_column(),
+        );
+    }
+    clean >= batch
+}
+
+/// What a record's column of flaws says.
+fn flaw_of(record: &Record, flaw: Option<usize>) -> Option<&str> {
+    flaw.map(|column| record.fields[column].as_str())
 }
 
 /// The arms in the order of the tables.
@@ -376,58 +278,4 @@ fn check_sizes(request: &CompareRequest, records: usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The share of each kind of record, in the order of [`Flaw::ALL`]; kinds that are no flaws of ours by their names, last.
-fn shares(records: &[Record], flaw_of: &dyn Fn(&Record) -> Option<String>) -> Vec<(String, f64)> {
-    let mut counts: BTreeMap<(usize, String), f64> = BTreeMap::new();
-    for flaw in records.iter().filter_map(flaw_of) {
-        let place = Flaw::ALL.iter().position(|known| known.name() == flaw).unwrap_or(Flaw::ALL.len());
-        *counts.entry((place, flaw)).or_default() += 1.0;
-    }
-    counts.into_iter().map(|((_, flaw), count)| (flaw, count / records.len() as f64)).collect()
-}
-
-fn flaw_lines(records: &[Record], flaw_of: &dyn Fn(&Record) -> Option<String>, told: &Told) -> Vec<FlawLine> {
-    let mut lines = Vec::new();
-    let kinds = shares(records, flaw_of);
-    for (rating, seeds) in told {
-        for (flaw, _) in kinds.iter().filter(|(flaw, _)| flaw != Flaw::Clean.name()) {
-            let (mut found, mut percentiles) = (Vec::new(), Vec::new());
-            for numbers in seeds.values() {
-                let rated: Vec<(f64, String)> = records
-                    .iter()
-                    .filter_map(|record| Some((*numbers.get(&record.id)?, flaw_of(record)?)))
-                    .collect();
-                let beside = rated.iter().filter(|(_, kind)| kind == flaw || kind == Flaw::Clean.name());
-                let (scores, positives): (Vec<f64>, Vec<bool>) =
-                    beside.map(|(number, kind)| (-number, kind == flaw)).unzip();
-                found.extend(auroc(&scores, &positives));
-                let (all, members): (Vec<f64>, Vec<bool>) =
-                    rated.iter().map(|(number, kind)| (*number, kind == flaw)).unzip();
-                percentiles.extend(mean_percentile(&all, &members));
-            }
-            if let (Some(auroc), Some((percentile, _))) = (mean_interval(&found), mean_interval(&percentiles))
-            {
-                lines.push(FlawLine { rating: rating.to_string(), flaw: flaw.clone(), auroc, percentile });
-            }
-        }
-    }
-    lines
-}
-
-/// Mean seconds of each rater's training and scoring, over the seeds that came to an end. A start that was killed before it said
-/// what it took is left out.
-fn costs(ratings: &Ratings<'_>) -> Vec<(String, Option<f64>, Option<f64>)> {
-    let mut sums: BTreeMap<Rating, [Vec<f64>; 2]> = BTreeMap::new();
-    for ((rule, _), seconds) in &ratings.raters {
-        if let Ok(seconds) = seconds {
-            let all = sums.entry(Rating::Rater(*rule)).or_default();
-            std::iter::zip(all, seconds).for_each(|(all, one)| all.extend(*one));
-        }
-    }
-    let mean = |all: &[f64]| mean_interval(all).map(|(mean, _)| mean);
-    sums.into_iter()
-        .map(|(rating, [train, score])| (rating.to_string(), mean(&train), mean(&score)))
-        .collect()
 }

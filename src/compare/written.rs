@@ -22,31 +22,57 @@ use crate::{
 pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBuf>> {
     let Comparison { outcomes, flaws, .. } = comparison;
     let lines = &summarise(outcomes);
-    let mut written = Vec::new();
-    let mut csv_file = |name: &str, header: &[&str], rows: Vec<Vec<String>>| -> Result<()> {
-        let path = folder.join(name);
-        write_csv(&path, header, rows)?;
-        written.push(path);
-        Ok(())
-    };
-    let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-    let cell = |outcome: &Outcome| {
-        vec![
-            outcome.rating.clone(),
-            outcome.sampler.clone(),
-            outcome.keep.clone(),
-            outcome.convention.clone(),
-            outcome.seed.to_string(),
-        ]
-    };
     let measures = outcomes.iter().flat_map(|outcome| &outcome.result.pictures);
     let names = measure_names(measures.map(|measure| measure.name.as_str()));
-    let mut header = vec![
-        "rating",
-        "sampler",
-        "keep",
-        "convention",
-        "seed",
+    let mut tables = vec![fits(outcomes, &names), scales(outcomes), summary(lines, &names)];
+    if !flaws.is_empty() {
+        tables.extend([flaw_table(flaws), subsets(outcomes)]);
+    }
+    let mut written = Vec::new();
+    for Table { name, header, rows } in tables {
+        let path = folder.join(name);
+        write_csv(&path, &header.iter().map(String::as_str).collect::<Vec<_>>(), rows)?;
+        written.push(path);
+    }
+    let path = folder.join("summary.md");
+    write_whole(&path, markdown(comparison).as_bytes())?;
+    written.push(path);
+    written.extend(pictures(folder, lines)?);
+    Ok(written)
+}
+
+/// A table that is written as CSV.
+struct Table {
+    name: &'static str,
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+/// The columns of a cell.
+const CELL: [&str; 5] = ["rating", "sampler", "keep", "convention", "seed"];
+
+fn cell(outcome: &Outcome) -> Vec<String> {
+    let Outcome { rating, sampler, keep, convention, seed, .. } = outcome;
+    vec![rating.clone(), sampler.clone(), keep.clone(), convention.clone(), seed.to_string()]
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
+}
+
+/// A mean and half its interval.
+fn pair(value: Option<(f64, Option<f64>)>) -> [String; 2] {
+    let half = value.and_then(|(_, half)| half);
+    [number(value.map(|(mean, _)| mean)), number(half)]
+}
+
+/// Every fit by itself.
+fn fits(outcomes: &[Outcome], names: &[String]) -> Table {
+    const RESULT: [&str; 10] = [
         "records",
         "epochs",
         "steps",
@@ -58,63 +84,54 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
         "diverged",
         "fit",
     ];
+    let mut header = owned(&[&CELL[..], &RESULT].concat());
     if !names.is_empty() {
-        header.push("pictures");
+        header.push("pictures".to_owned());
     }
-    header.extend(names.iter().map(String::as_str));
-    csv_file(
-        "fits.csv",
-        &header,
-        outcomes
-            .iter()
-            .map(|outcome| {
-                let result = &outcome.result;
-                let mut row = cell(outcome);
-                row.extend([
-                    result.records.to_string(),
-                    result.epochs.to_string(),
-                    result.steps.to_string(),
-                    number(result.loss),
-                    number(result.tail_loss),
-                    number(result.accuracy),
-                    number(result.tail_accuracy),
-                    format!("{:.1}", result.seconds),
-                    result.diverged.clone().unwrap_or_default(),
-                    result.key.clone(),
-                ]);
-                if !names.is_empty() {
-                    row.push(result.pictures.first().map_or(String::new(), |one| one.generated.to_string()));
-                }
-                row.extend(names.iter().map(|name| {
-                    number(result.pictures.iter().find(|one| one.name == *name).map(|one| one.value))
-                }));
-                row
-            })
-            .collect(),
-    )?;
-    csv_file(
-        "scales.csv",
-        &["rating", "sampler", "keep", "convention", "seed", "side", "held_out_loss", "held_out_accuracy"],
-        outcomes
-            .iter()
-            .flat_map(|outcome| {
-                outcome.result.scales.iter().map(move |scale| {
-                    let mut row = cell(outcome);
-                    row.extend([scale.side.to_string(), scale.loss.to_string(), scale.accuracy.to_string()]);
-                    row
-                })
-            })
-            .collect(),
-    )?;
-    let pair = |value: Option<(f64, Option<f64>)>| {
-        let half = value.and_then(|(_, half)| half);
-        [number(value.map(|(mean, _)| mean)), number(half)]
+    header.extend(names.iter().cloned());
+    let row = |outcome: &Outcome| {
+        let result = &outcome.result;
+        let mut row = cell(outcome);
+        row.extend([
+            result.records.to_string(),
+            result.epochs.to_string(),
+            result.steps.to_string(),
+            number(result.loss),
+            number(result.tail_loss),
+            number(result.accuracy),
+            number(result.tail_accuracy),
+            format!("{:.1}", result.seconds),
+            result.diverged.clone().unwrap_or_default(),
+            result.key.clone(),
+        ]);
+        if !names.is_empty() {
+            row.push(result.pictures.first().map_or(String::new(), |one| one.generated.to_string()));
+        }
+        let measured =
+            |name: &String| result.pictures.iter().find(|one| one.name == *name).map(|one| one.value);
+        row.extend(names.iter().map(|name| number(measured(name))));
+        row
     };
-    let mut header: Vec<String> = [
-        "rating",
-        "sampler",
-        "keep",
-        "convention",
+    Table { name: "fits.csv", header, rows: outcomes.iter().map(row).collect() }
+}
+
+/// What each fit came to at each scale.
+fn scales(outcomes: &[Outcome]) -> Table {
+    let header = owned(&[&CELL[..], &["side", "held_out_loss", "held_out_accuracy"]].concat());
+    let rows = outcomes.iter().flat_map(|outcome| {
+        outcome.result.scales.iter().map(move |scale| {
+            let mut row = cell(outcome);
+            row.extend([scale.side.to_string(), scale.loss.to_string(), scale.accuracy.to_string()]);
+            row
+        })
+    });
+    Table { name: "scales.csv", header, rows: rows.collect() }
+}
+
+/// The means over the seeds.
+fn summary(lines: &[Line], names: &[String]) -> Table {
+    let mut header = owned(&CELL[..4]);
+    header.extend(owned(&[
         "seeds",
         "diverged",
         "records",
@@ -126,71 +143,64 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
         "difference_to_random",
         "difference_half_interval",
         "gap_closed",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    for name in &names {
+    ]));
+    for name in names {
         header.push(name.clone());
         header.extend(
             ["half_interval", "difference_to_random", "difference_half_interval"]
                 .map(|part| format!("{name}, {part}")),
         );
     }
-    csv_file(
-        "summary.csv",
-        &header.iter().map(String::as_str).collect::<Vec<_>>(),
-        lines
-            .iter()
-            .map(|line| {
-                let mut row = vec![
-                    line.rating.clone(),
-                    line.sampler.clone(),
-                    line.keep.clone(),
-                    line.convention.clone(),
-                    line.seeds.to_string(),
-                    line.diverged.to_string(),
-                    line.records.to_string(),
-                    line.steps.to_string(),
-                ];
-                row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
-                row.push(number(line.closed));
-                for name in &names {
-                    let found = line.pictures.iter().find(|picture| picture.name == *name);
-                    row.extend(pair(found.and_then(|found| found.value)));
-                    row.extend(pair(found.and_then(|found| found.difference)));
-                }
-                row
-            })
-            .collect(),
-    )?;
-    if !flaws.is_empty() {
-        let rows = flaws.iter().map(|line| {
-            let FlawLine { rating, flaw, auroc: (auroc, half), percentile } = line;
-            vec![rating.clone(), flaw.clone(), auroc.to_string(), number(*half), percentile.to_string()]
-        });
-        csv_file(
-            "flaws.csv",
-            &["rating", "flaw", "auroc", "half_interval", "mean_percentile"],
-            rows.collect(),
-        )?;
-        let rows = outcomes.iter().flat_map(|outcome| {
-            outcome.flaws.iter().map(move |(flaw, share)| {
-                let mut row = cell(outcome);
-                row.extend([flaw.clone(), share.to_string()]);
-                row
-            })
-        });
-        csv_file(
-            "subsets.csv",
-            &["rating", "sampler", "keep", "convention", "seed", "flaw", "share"],
-            rows.collect(),
-        )?;
+    let row = |line: &Line| {
+        let mut row = vec![
+            line.rating.clone(),
+            line.sampler.clone(),
+            line.keep.clone(),
+            line.convention.clone(),
+            line.seeds.to_string(),
+            line.diverged.to_string(),
+            line.records.to_string(),
+            line.steps.to_string(),
+        ];
+        row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
+        row.push(number(line.closed));
+        for name in names {
+            let found = line.pictures.iter().find(|picture| picture.name == *name);
+            row.extend(pair(found.and_then(|found| found.value)));
+            row.extend(pair(found.and_then(|found| found.difference)));
+        }
+        row
+    };
+    Table { name: "summary.csv", header, rows: lines.iter().map(row).collect() }
+}
+
+/// How well each rating finds each flaw.
+fn flaw_table(flaws: &[FlawLine]) -> Table {
+    let row = |line: &FlawLine| {
+        let FlawLine { rating, flaw, auroc: (auroc, half), percentile } = line;
+        vec![rating.clone(), flaw.clone(), auroc.to_string(), number(*half), percentile.to_string()]
+    };
+    Table {
+        name: "flaws.csv",
+        header: owned(&["rating", "flaw", "auroc", "half_interval", "mean_percentile"]),
+        rows: flaws.iter().map(row).collect(),
     }
-    let path = folder.join("summary.md");
-    write_whole(&path, markdown(comparison).as_bytes())?;
-    written.push(path);
-    written.extend(pictures(folder, lines)?);
-    Ok(written)
+}
+
+/// What is in each subset.
+fn subsets(outcomes: &[Outcome]) -> Table {
+    let rows = outcomes.iter().flat_map(|outcome| {
+        outcome.flaws.iter().map(move |(flaw, share)| {
+            let mut row = cell(outcome);
+            row.extend([flaw.clone(), share.to_string()]);
+            row
+        })
+    });
+    Table {
+        name: "subsets.csv",
+        header: owned(&[&CELL[..], &["flaw", "share"]].concat()),
+        rows: rows.collect(),
+    }
 }
 
 /// The differences to random, a picture for each share and convention.

@@ -203,15 +203,7 @@ impl<R: BufRead> RowReader<R> {
                 Err(error) => return Err(RowError::Io(error)),
             };
             if buffer.is_empty() {
-                match state {
-                    State::RowStart => return Ok(false),
-                    State::Quoted => return Err(unclosed(quote_line)),
-                    State::ReturnSeen => self.next_line += 1,
-                    State::FieldStart | State::Unquoted | State::QuoteSeen => {
-                        self.ends.push(self.bytes.len())
-                    }
-                }
-                return Ok(true);
+                return self.end_of_file(state, quote_line);
             }
             let mut used = 0;
             while used < buffer.len() && !complete {
@@ -263,16 +255,7 @@ impl<R: BufRead> RowReader<R> {
                             state = State::FieldStart;
                         }
                     }
-                    State::QuoteSeen => {
-                        return Err(RowError::Malformed {
-                            line: self.next_line,
-                            message: format!(
-                                "unbalanced quotes: text follows the quote that closes a field opened on line \
-                                 {quote_line}; write a quote inside a quoted field twice"
-                            ),
-                            ended: false,
-                        });
-                    }
+                    State::QuoteSeen => return Err(unbalanced(self.next_line, quote_line)),
                     State::FieldStart | State::Unquoted => {
                         state = State::Unquoted;
                         let rest = &buffer[used..];
@@ -302,15 +285,19 @@ impl<R: BufRead> RowReader<R> {
             self.input.consume(used);
             self.next_byte += used as u64;
             if self.bytes.len() > MAX_ROW_BYTES {
-                return Err(RowError::Malformed {
-                    line: if state == State::Quoted { quote_line } else { self.row_line },
-                    message: format!(
-                        "the row is longer than {} MiB; most likely a quote is not closed",
-                        MAX_ROW_BYTES >> 20
-                    ),
-                    ended: false,
-                });
+                return Err(too_long(if state == State::Quoted { quote_line } else { self.row_line }));
             }
+        }
+        Ok(true)
+    }
+
+    /// Ends the row that the file's end is in, if it is in one.
+    fn end_of_file(&mut self, state: State, quote_line: u64) -> Result<bool, RowError> {
+        match state {
+            State::RowStart => return Ok(false),
+            State::Quoted => return Err(unclosed(quote_line)),
+            State::ReturnSeen => self.next_line += 1,
+            State::FieldStart | State::Unquoted | State::QuoteSeen => self.ends.push(self.bytes.len()),
         }
         Ok(true)
     }
@@ -357,6 +344,30 @@ impl<R: Read + Seek> RowReader<BufReader<R>> {
                 return Ok(());
             }
         }
+    }
+}
+
+/// What is wrong where text follows a closing quote.
+fn unbalanced(line: u64, quote_line: u64) -> RowError {
+    RowError::Malformed {
+        line,
+        message: format!(
+            "unbalanced quotes: text follows the quote that closes a field opened on line {quote_line}; write a quote inside a \
+             quoted field twice"
+        ),
+        ended: false,
+    }
+}
+
+/// What is wrong with a row that has no end in sight.
+fn too_long(line: u64) -> RowError {
+    RowError::Malformed {
+        line,
+        message: format!(
+            "the row is longer than {} MiB; most likely a quote is not closed",
+            MAX_ROW_BYTES >> 20
+        ),
+        ended: false,
     }
 }
 

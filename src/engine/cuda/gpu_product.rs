@@ -49,6 +49,76 @@ fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
 
+/// How a matrix `[rows, columns]` lies, or as many as `batch` of them.
+fn layout(
+    number: ProductNumber,
+    stored: &Stored,
+    [rows, columns]: [usize; 2],
+    batch: usize,
+) -> Result<Owned<sys::cublasLtMatrixLayout_t>, CublasError> {
+    use sys::cublasLtMatrixLayoutAttribute_t as Spacing;
+    let (rows, columns) = if stored.transposed { (columns, rows) } else { (rows, columns) };
+    let distance = i64::try_from(stored.row).unwrap_or(i64::MAX);
+    let made = result::create_matrix_layout(data_type(number), columns as u64, rows as u64, distance)?;
+    let made = Owned(made, result::destroy_matrix_layout);
+    if batch > 1 {
+        let count = i32::try_from(batch).unwrap_or(i32::MAX);
+        let step = i64::try_from(stored.step).unwrap_or(i64::MAX);
+        // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+        unsafe {
+            result::set_matrix_layout_attribute(
+                made.0,
+                Spacing::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                (&raw const count).cast(),
+                size_of::<i32>(),
+            )?;
+            result::set_matrix_layout_attribute(
+                made.0,
+                Spacing::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                (&raw const step).cast(),
+                size_of::<i64>(),
+            )?;
+        }
+    }
+    Ok(made)
+}
+
+/// What is to be done: transpositions and the bias.
+fn describe(product: &Product) -> Result<Owned<sys::cublasLtMatmulDesc_t>, CublasError> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let Product { a, b, .. } = product;
+    let description = Owned(
+        result::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType::CUDA_R_32F,
+        )?,
+        result::destroy_matmul_desc,
+    );
+    // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+    let set = |attribute, value: *const c_void, bytes| unsafe {
+        result::set_matmul_desc_attribute(description.0, attribute, value, bytes)
+    };
+    for (attribute, transposed) in [
+        (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, b.transposed),
+        (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, a.transposed),
+    ] {
+        let operation = i32::from(transposed);
+        set(attribute, (&raw const operation).cast(), size_of::<i32>())?;
+    }
+    if let Some(bias) = product.bias {
+        let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+        set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, (&raw const epilogue).cast(), size_of_val(&epilogue))?;
+        set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast(), size_of::<u64>())?;
+        let number = data_type(product.output);
+        set(
+            Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+            (&raw const number).cast(),
+            size_of_val(&number),
+        )?;
+    }
+    Ok(description)
+}
+
 /// What cuBLASLt says, for the person at the terminal.
 fn phrase(error: CublasError) -> String {
     match error.0 {
@@ -102,76 +172,13 @@ impl Multiplier {
         product: &Product,
         stream: driver::sys::CUstream,
     ) -> Result<(), CublasError> {
-        use sys::{
-            cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Wish,
-            cublasLtMatrixLayoutAttribute_t as Spacing,
-        };
         // cuBLASLt stores columns, so our row-major C = A B is its Cᵀ = Bᵀ Aᵀ with the same bytes: B comes first, and the
         // bias of our columns is that of its rows.
         let Product { m, n, k, batch, a, b, c, .. } = *product;
-        let layout = |number, stored: &Stored, rows: usize, columns: usize| -> Result<_, CublasError> {
-            let (rows, columns) = if stored.transposed { (columns, rows) } else { (rows, columns) };
-            let distance = i64::try_from(stored.row).unwrap_or(i64::MAX);
-            let made =
-                result::create_matrix_layout(data_type(number), columns as u64, rows as u64, distance)?;
-            let made = Owned(made, result::destroy_matrix_layout);
-            if batch > 1 {
-                let count = i32::try_from(batch).unwrap_or(i32::MAX);
-                let step = i64::try_from(stored.step).unwrap_or(i64::MAX);
-                // SAFETY: each value has the size that the attribute asks for, and lives through the call.
-                unsafe {
-                    result::set_matrix_layout_attribute(
-                        made.0,
-                        Spacing::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
-                        (&raw const count).cast(),
-                        size_of::<i32>(),
-                    )?;
-                    result::set_matrix_layout_attribute(
-                        made.0,
-                        Spacing::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                        (&raw const step).cast(),
-                        size_of::<i64>(),
-                    )?;
-                }
-            }
-            Ok(made)
-        };
-        let first = layout(product.inputs, &b, k, n)?;
-        let second = layout(product.inputs, &a, m, k)?;
-        let output = layout(product.output, &c, m, n)?;
-        let description = Owned(
-            result::create_matmul_desc(
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cudaDataType::CUDA_R_32F,
-            )?,
-            result::destroy_matmul_desc,
-        );
-        // SAFETY: each value has the size that the attribute asks for, and lives through the call.
-        let set = |attribute, value: *const c_void, bytes| unsafe {
-            result::set_matmul_desc_attribute(description.0, attribute, value, bytes)
-        };
-        for (attribute, transposed) in [
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, b.transposed),
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, a.transposed),
-        ] {
-            let operation = i32::from(transposed);
-            set(attribute, (&raw const operation).cast(), size_of::<i32>())?;
-        }
-        if let Some(bias) = product.bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            set(
-                Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE,
-                (&raw const epilogue).cast(),
-                size_of_val(&epilogue),
-            )?;
-            set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast(), size_of::<u64>())?;
-            let number = data_type(product.output);
-            set(
-                Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
-                (&raw const number).cast(),
-                size_of_val(&number),
-            )?;
-        }
+        let first = layout(product.inputs, &b, [k, n], batch)?;
+        let second = layout(product.inputs, &a, [m, k], batch)?;
+        let output = layout(product.output, &c, [m, n], batch)?;
+        let description = describe(product)?;
         let key = (
             product.inputs,
             product.output,
@@ -183,40 +190,9 @@ impl Multiplier {
         let algorithm = match self.chosen.get(&key) {
             Some(algorithm) => *algorithm,
             None => {
-                let preference = Owned(result::create_matmul_pref()?, result::destroy_matmul_pref);
-                let prefer = |attribute, value: *const c_void, bytes| {
-                    // SAFETY: each value has the size that the attribute asks for, and lives through the call.
-                    unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, bytes) }
-                };
-                let bytes = Self::WORKSPACE_BYTES;
-                prefer(
-                    Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                    (&raw const bytes).cast(),
-                    size_of::<usize>(),
-                )?;
-                let [first_alignment, second_alignment, output_alignment] = key.5;
-                for (attribute, alignment) in [
-                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, first_alignment),
-                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, second_alignment),
-                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, output_alignment),
-                    (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, output_alignment),
-                ] {
-                    prefer(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
-                }
-                // SAFETY: the layouts are those of the product.
-                let found = unsafe {
-                    result::get_matmul_algo_heuristic(
-                        self.handle,
-                        description.0,
-                        first.0,
-                        second.0,
-                        output.0,
-                        output.0,
-                        preference.0,
-                    )?
-                };
-                self.chosen.insert(key, found.algo);
-                found.algo
+                let found = self.choose(&description, [&first, &second, &output], key.5)?;
+                self.chosen.insert(key, found);
+                found
             }
         };
         // SAFETY: the caller says that the matrices are allocated; descriptors and factors live through the call, and
@@ -241,6 +217,48 @@ impl Multiplier {
                 stream.cast(),
             )
         }
+    }
+
+    /// The algorithm that cuBLASLt takes for the best of a product whose matrices are aligned so.
+    fn choose(
+        &self,
+        description: &Owned<sys::cublasLtMatmulDesc_t>,
+        [first, second, output]: [&Owned<sys::cublasLtMatrixLayout_t>; 3],
+        [first_alignment, second_alignment, output_alignment]: [u32; 3],
+    ) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
+        let preference = Owned(result::create_matmul_pref()?, result::destroy_matmul_pref);
+        let prefer = |attribute, value: *const c_void, bytes| {
+            // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+            unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, bytes) }
+        };
+        let bytes = Self::WORKSPACE_BYTES;
+        prefer(
+            Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            (&raw const bytes).cast(),
+            size_of::<usize>(),
+        )?;
+        for (attribute, alignment) in [
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, first_alignment),
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, second_alignment),
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, output_alignment),
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, output_alignment),
+        ] {
+            prefer(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
+        }
+        // SAFETY: the layouts are those of the product.
+        let found = unsafe {
+            result::get_matmul_algo_heuristic(
+                self.handle,
+                description.0,
+                first.0,
+                second.0,
+                output.0,
+                output.0,
+                preference.0,
+            )?
+        };
+        Ok(found.algo)
     }
 }
 

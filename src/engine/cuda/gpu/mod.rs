@@ -1,5 +1,6 @@
 //! A GPU through the CUDA driver, loaded when the program runs: nothing of CUDA is needed to build or to start it.
 
+mod copy_unit;
 mod kernels;
 mod refusals;
 
@@ -16,8 +17,8 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError,
 
 use super::{
     driver::{
-        Argument, DeviceFacts, Driver, Event, Kernel, Launch, MemoryLayout, Product, ProductNumber,
-        Recording, SampleMap, SampleRows, Staging,
+        Argument, DeviceFacts, Driver, Event, Kernel, Launch, MemoryLayout, Product, Recording, SampleMap,
+        SampleRows, Staging,
     },
     gpu_product::Multiplier,
 };
@@ -30,8 +31,6 @@ const PIECE: usize = 64 << 20;
 const MAPPED: usize = 2 << 20;
 /// Blocks start where every load and copy is as wide as it can be.
 const GRANULE: usize = 512;
-/// The first architecture with a unit that copies boxes of tensors.
-const HAS_COPY_UNIT: (u32, u32) = (9, 0);
 
 /// One GPU and the stream that all its work is put on.
 pub(super) struct Gpu {
@@ -399,44 +398,7 @@ impl Driver for Gpu {
     }
 
     fn sample_map(&self, rows: &SampleRows) -> Result<Option<SampleMap>> {
-        use sys::CUtensorMapDataType_enum as Number;
-        let number = match rows.number {
-            ProductNumber::Bf16 => Number::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            ProductNumber::F16 => Number::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            ProductNumber::F32 => return Ok(None),
-        };
-        if self.facts.capability < HAS_COPY_UNIT {
-            return Ok(None);
-        }
-        // The innermost first; it has no stride of its own.
-        let [samples, length, columns] = rows.sizes.map(|size| size as u64);
-        let row_bytes = columns * rows.number.bytes() as u64;
-        let (sizes, strides) = ([columns, length, samples], [row_bytes, row_bytes * length]);
-        let [box_rows, box_columns] = rows.box_sizes;
-        let (box_sizes, steps) = ([box_columns, box_rows, 1], [1u32; 3]);
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        self.with(format_args!("describing {rows:?} to the copy unit"), || {
-            // SAFETY: writes the map alone, and reads three sizes, two strides, three sizes of a box and three steps; the
-            // address is only noted.
-            unsafe {
-                sys::cuTensorMapEncodeTiled(
-                    &raw mut map,
-                    number,
-                    3,
-                    rows.address as *mut c_void,
-                    sizes.as_ptr(),
-                    strides.as_ptr(),
-                    box_sizes.as_ptr(),
-                    steps.as_ptr(),
-                    sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                    sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
-                    sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                    sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-                )
-            }
-            .result()
-        })?;
-        Ok(Some(SampleMap(map.opaque)))
+        self.describe_to_copy_unit(rows)
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {

@@ -230,16 +230,10 @@ impl InTile {
                 let (Some(to), Some(partial)) = (to, partial) else { continue };
                 if count == chunk {
                     totals(to, &partial)?;
-                    continue;
-                }
-                let mut some = device.uninitialised::<f32>(slots)?;
-                totals(&mut some, &partial)?;
-                for (slot, start) in (0..sizes.samples).step_by(chunk).enumerate() {
-                    let end = sizes.samples.min(start + chunk.min(first + count));
-                    let found = end.saturating_sub(start + first);
-                    if found > 0 {
-                        to.copy_range(start + first, &some, slot * count..slot * count + found)?;
-                    }
+                } else {
+                    let mut some = device.uninitialised::<f32>(slots)?;
+                    totals(&mut some, &partial)?;
+                    scatter(to, &some, sizes.samples, [chunk, first, count])?;
                 }
             }
         }
@@ -248,6 +242,23 @@ impl InTile {
         }
         Ok(())
     }
+}
+
+/// Puts what was found of `count` samples of each chunk, from the sample `first` of the chunk on, where the samples are.
+fn scatter(
+    to: &mut Buffer<f32>,
+    some: &Buffer<f32>,
+    samples: usize,
+    [chunk, first, count]: [usize; 3],
+) -> Result<()> {
+    for (slot, start) in (0..samples).step_by(chunk).enumerate() {
+        let end = samples.min(start + chunk.min(first + count));
+        let found = end.saturating_sub(start + first);
+        if found > 0 {
+            to.copy_range(start + first, some, slot * count..slot * count + found)?;
+        }
+    }
+    Ok(())
 }
 
 /// Columns of the kernel's `right` in a tile.
