@@ -1,13 +1,12 @@
 //! Configuration: a JSON file with the released keys and our own, and `--set key=value` on top of it.
 //!
-//! The file becomes a [`raw::RawConfig`], in which every key is optional, and that becomes a [`Config`], in which every
-//! value is checked and every default filled in. `docs/config.md` lists the keys.
+//! The file becomes a `keys::RawConfig`, in which every key is optional, and that becomes a [`Config`], in which every
+//! value is checked and every default filled in. `keys/table.rs` declares the keys, and `docs/config.md` lists them.
 
 mod check;
 mod compat;
 pub mod keys;
 mod nearest;
-pub mod raw;
 mod reading;
 pub mod rules;
 mod schedule;
@@ -28,6 +27,7 @@ use crate::{
     error::{Error, Result},
     models::{BackboneConfig, Initialisation, Rope},
 };
+use keys::Effect;
 use source::Source;
 
 /// A checked configuration.
@@ -67,7 +67,7 @@ pub struct Config {
     pub log_lines: u64,
     /// What was accepted but does not do what it says here; one sentence each.
     pub warnings: Vec<String>,
-    effective: raw::RawConfig,
+    effective: keys::RawConfig,
 }
 
 /// Where samples come from.
@@ -293,35 +293,6 @@ pub struct TrainingConfig {
     pub record_norms: bool,
 }
 
-/// Keys that a run may change when it resumes: they do not change its results.
-const HARMLESS: [&str; 16] = [
-    "local_out_dir_path",
-    "exp_name",
-    "workers",
-    "val_it",
-    "print_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "data_args",
-    "ckpt_path",
-    "image_tokenizer",
-    "text_encoder",
-    "device",
-    "recompute",
-    "cuda_graph",
-    "instance_prompt",
-    "token_cache",
-];
-
-/// Whether a key is only taken because the released configurations have it.
-fn has_no_effect(key: &str) -> bool {
-    // On a device it might have one.
-    key != "tf32"
-        && keys::KEYS
-            .iter()
-            .any(|known| known.name == key && matches!(known.honoured, keys::Honoured::NoEffect(_)))
-}
-
 impl Config {
     /// The files and folders that it names to be read. They are no place for an output.
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
@@ -371,30 +342,23 @@ impl Config {
             .map(|((key, here), (_, there))| (key, here, there))
     }
 
-    /// Dotted key and value of everything that changes results, in order.
+    /// Dotted key and value of everything that changes results, in order: first what stands in no group, then the rest.
     fn significant(&self) -> Vec<(String, String)> {
         let json = self.to_json();
-        let mut values = Vec::new();
-        for (key, value) in json.as_object().into_iter().flatten() {
-            if !HARMLESS.contains(&key.as_str()) && !has_no_effect(key) {
-                values.push((key.clone(), value.to_string()));
-            }
+        let (mut values, mut nested) = (Vec::new(), Vec::new());
+        for key in keys::KEYS {
+            let (name, list) = match (key.effect, key.name.split_once('.')) {
+                (Effect::Harmless, _) => continue,
+                (Effect::ResultsAsGroup, Some((group, _))) => (group, &mut values),
+                (Effect::Results, Some(_)) => (key.name, &mut nested),
+                (_, None) => (key.name, &mut values),
+            };
+            let value = name.split('.').try_fold(&json, |at, part| at.get(part)).unwrap_or(&Value::Null);
+            list.push((name.to_owned(), value.to_string()));
         }
-        for key in [
-            "data_args.cogvlm",
-            "data_args.random_portion_train",
-            "data_args.rank_portion_train",
-            "image_tokenizer.kind",
-            "image_tokenizer.components",
-            "image_tokenizer.codes",
-            "image_tokenizer.fit_images",
-            "text_encoder.kind",
-            "text_encoder.tokens",
-            "text_encoder.channels",
-        ] {
-            let value = key.split('.').try_fold(&json, |at, part| at.get(part)).unwrap_or(&Value::Null);
-            values.push((key.to_owned(), value.to_string()));
-        }
+        // A group's keys follow each other.
+        values.dedup();
+        values.append(&mut nested);
         values
     }
 

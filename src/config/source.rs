@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{Compat, keys, nearest::no_such_key, raw::RawConfig};
+use super::{
+    Compat,
+    keys::{self, RawConfig},
+    nearest::no_such_key,
+};
 use crate::error::{Error, Result};
 
 /// What `--set` is called in messages.

@@ -1,6 +1,6 @@
 //! Pictures as tokens: the pyramid's sides and the image tokenizer, in which released keys and our own must agree.
 
-use super::{Checker, RawConfig};
+use super::{Checker, KEY, Key, RawConfig};
 use crate::{
     config::{ImageTokenizerConfig, ImageTokenizerKind},
     error::Result,
@@ -9,9 +9,12 @@ use crate::{
 /// The released pyramid for 256 pixels.
 const RELEASED_PYRAMID: &str = "1_2_3_4_5_6_8_10_13_16";
 
+/// The largest side of an image.
+const MOST_PIXELS: i64 = 4096;
+
 /// `patch_nums` and `patch_size`, with `pn`, `resos` and `data_load_reso` in agreement.
 pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec<usize>, usize)> {
-    let patch_size = checker.size("patch_size", &mut raw.patch_size, 16, 1, 256)?;
+    let patch_size = checker.size(raw, &KEY.patch_size)?;
     let from_pn = raw.pn.as_deref().map(|pn| parse_pn(checker, pn)).transpose()?;
     let sides = match (from_pn, raw.patch_nums.take()) {
         (Some(from_pn), Some(listed)) if from_pn != listed => {
@@ -19,25 +22,29 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
                 "{listed:?} contradicts `pn` \"{}\", which means {from_pn:?}; give one of the two",
                 raw.pn.as_deref().unwrap_or_default()
             );
-            return checker.refuse("patch_nums", message);
+            return checker.refuse(&KEY.patch_nums, message);
         }
         (_, Some(listed)) => listed,
         (Some(from_pn), None) => from_pn,
         (None, None) => parse_pn(checker, RELEASED_PYRAMID)?,
     };
-    let key = if raw.pn.is_some() { "pn" } else { "patch_nums" };
-    if !(2..=64).contains(&sides.len()) {
-        return checker.refuse(key, format!("must have between 2 and 64 scales, but has {}", sides.len()));
+    let key: &Key = if raw.pn.is_some() { &KEY.pn } else { &KEY.patch_nums };
+    let (side_range, lengths) = KEY.patch_nums.items();
+    if !lengths.contains(&sides.len()) {
+        let (least, most) = lengths.into_inner();
+        let message = format!("must have between {least} and {most} scales, but has {}", sides.len());
+        return checker.refuse(key, message);
     }
-    if sides[0] < 1 || sides.windows(2).any(|pair| pair[0] >= pair[1]) {
-        return checker
-            .refuse(key, format!("must start at 1 or more and grow from scale to scale, but is {sides:?}"));
+    let (least, most) = side_range.into_inner();
+    if sides[0] < least || sides.windows(2).any(|pair| pair[0] >= pair[1]) {
+        let message = format!("must start at {least} or more and grow from scale to scale, but is {sides:?}");
+        return checker.refuse(key, message);
     }
     let last = sides[sides.len() - 1];
     let side = last.saturating_mul(patch_size as i64);
-    if last > 256 || side > 4096 {
+    if last > most || side > MOST_PIXELS {
         let message = format!(
-            "gives pictures of {side} pixels with {last} patches a side; at most 4096 and 256 are allowed"
+            "gives pictures of {side} pixels with {last} patches a side; at most {MOST_PIXELS} and {most} are allowed"
         );
         return checker.refuse(key, message);
     }
@@ -47,7 +54,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
     {
         let message =
             format!("{given:?} does not fit: patch_nums times patch_size is {resos:?}; leave it null");
-        return checker.refuse("resos", message);
+        return checker.refuse(&KEY.resos, message);
     }
     if let Some(given) = raw.data_load_reso.replace(side)
         && given != side
@@ -56,7 +63,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
             "{given} does not fit: the pyramid ends at {last} patches of {patch_size} pixels, so the side is {side}; \
              change patch_nums or patch_size, or leave this null"
         );
-        return checker.refuse("data_load_reso", message);
+        return checker.refuse(&KEY.data_load_reso, message);
     }
     raw.pn = Some(sides.iter().map(i64::to_string).collect::<Vec<_>>().join("_"));
     raw.patch_nums = Some(sides.clone());
@@ -76,7 +83,7 @@ fn parse_pn(checker: &Checker<'_>, pn: &str) -> Result<Vec<i64>> {
         let message = format!(
             "must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""
         );
-        checker.refuse("pn", message)
+        checker.refuse(&KEY.pn, message)
     })
 }
 
@@ -85,45 +92,42 @@ pub(super) fn tokenizer(
     raw: &mut RawConfig,
     patch_size: usize,
 ) -> Result<ImageTokenizerConfig> {
-    let released = checker.path("ckpt_path", &mut raw.ckpt_path)?;
-    let held = raw.image_tokenizer.get_or_insert_default();
-    let mut path = checker.path("image_tokenizer.path", &mut held.path)?;
+    let keys = &KEY.image_tokenizer;
+    let released = checker.path(raw, &KEY.ckpt_path)?;
+    let mut path = checker.path(raw, &keys.path)?;
     if let Some(released) = released {
         if path.as_ref().is_some_and(|path| *path != released) {
             return checker.refuse(
-                "ckpt_path",
+                &KEY.ckpt_path,
                 "names other weights than image_tokenizer.path; leave one of them empty",
             );
         }
-        held.kind.get_or_insert_with(|| "vqvae".to_owned());
-        held.path.clone_from(&raw.ckpt_path);
+        keys.kind.of(raw).get_or_insert_with(|| "vqvae".to_owned());
+        *keys.path.of(raw) = raw.ckpt_path.clone();
         path = Some(released);
     }
-    let kind = match held.kind.get_or_insert_with(|| "pca".to_owned()).as_str() {
+    let kind = match keys.kind.of(raw).get_or_insert_with(|| "pca".to_owned()).clone().as_str() {
         "pca" if raw.ckpt_path.as_deref() != Some("") => {
             return checker
-                .refuse("ckpt_path", "is the VQ-VAE's weights, but image_tokenizer.kind is \"pca\"");
+                .refuse(&KEY.ckpt_path, "is the VQ-VAE's weights, but image_tokenizer.kind is \"pca\"");
         }
         "pca" => ImageTokenizerKind::Pca,
         "vqvae" if path.is_none() => {
             return checker.refuse(
-                "image_tokenizer.path",
+                &keys.path,
                 "is empty; a tokenizer of the kind \"vqvae\" needs its weights, such as vae_ch160v4096z32.pth",
             );
         }
         "vqvae" => ImageTokenizerKind::VqVae,
-        other => {
-            let message = format!("must be \"pca\" or \"vqvae\", but is \"{other}\"");
-            return checker.refuse("image_tokenizer.kind", message);
-        }
+        other => return checker.unlisted(&keys.kind, other),
     };
     let most = (3 * patch_size * patch_size) as i64;
-    let components = 32.min(most);
+    keys.components.of(raw).get_or_insert(32.min(most));
     Ok(ImageTokenizerConfig {
         kind,
-        components: checker.size("image_tokenizer.components", &mut held.components, components, 1, most)?,
-        codes: checker.size("image_tokenizer.codes", &mut held.codes, 4096, 2, 65_536)?,
-        fit_images: checker.size("image_tokenizer.fit_images", &mut held.fit_images, 4096, 1, 1_000_000)?,
+        components: checker.size_in(raw, &keys.components, keys.components.up_to(most))?,
+        codes: checker.size(raw, &keys.codes)?,
+        fit_images: checker.size(raw, &keys.fit_images)?,
         path,
     })
 }

@@ -2,11 +2,10 @@
 
 use std::str::FromStr;
 
-use super::Checker;
+use super::{Checker, Field, KEY, Key, RawConfig, Text};
 use crate::{
     config::{
         Compat, RuleEntry, RuleSettings, Teaching,
-        raw::RawConfig,
         rules::{self, Needs},
     },
     error::Result,
@@ -28,12 +27,12 @@ pub(super) struct RuleKeys {
 /// A name out of a list; the default is written back.
 fn named<T: FromStr<Err = crate::Error> + ToString>(
     checker: &Checker<'_>,
-    key: &str,
-    held: &mut Option<String>,
+    raw: &mut RawConfig,
+    field: &Field<Text>,
     default: T,
 ) -> Result<T> {
-    let name = held.get_or_insert_with(|| default.to_string()).clone();
-    name.parse().or_else(|error: crate::Error| checker.refuse(key, error.to_string()))
+    let name = field.of(raw).get_or_insert_with(|| default.to_string()).clone();
+    name.parse().or_else(|error: crate::Error| checker.refuse(field, error.to_string()))
 }
 
 /// Checks the keys; defaults depend on the rule.
@@ -41,48 +40,38 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     let released = compat.loss_rule || compat.cross_attention_first_sample;
     let default: &'static RuleEntry = if released { &rules::LOSS } else { &rules::EXCESS };
     let RuleSettings { rule, geometry, scaling, teaching } =
-        RuleSettings::of(named(checker, "rule", &mut raw.rule, default)?);
+        RuleSettings::of(named(checker, raw, &KEY.rule, default)?);
     let needs = rule.needs();
     let settings = RuleSettings {
         rule,
-        geometry: named(checker, "rule_geometry", &mut raw.rule_geometry, geometry)?,
-        scaling: named(checker, "rule_scaling", &mut raw.rule_scaling, scaling)?,
-        teaching: named(checker, "rater_teaching", &mut raw.rater_teaching, teaching)?,
+        geometry: named(checker, raw, &KEY.rule_geometry, geometry)?,
+        scaling: named(checker, raw, &KEY.rule_scaling, scaling)?,
+        teaching: named(checker, raw, &KEY.rater_teaching, teaching)?,
     };
     if let Err(error) = settings.check_geometry() {
-        return checker.refuse("rule_geometry", error.to_string());
+        return checker.refuse(&KEY.rule_geometry, error.to_string());
     }
     let epochs = raw.ep.unwrap_or(1).max(1);
-    let warm_up = i64::from(needs.reference && epochs > 1);
-    let warm_up = checker.integer(
-        "proxy_warmup_epochs",
-        &mut raw.proxy_warmup_epochs,
-        warm_up,
-        0,
-        epochs.saturating_sub(1).max(0),
-    )?;
-    let from = warm_up.max(i64::from(epochs > 1));
-    let from = checker.integer(
-        "average_from_epoch",
-        &mut raw.average_from_epoch,
-        from,
-        0,
-        epochs.saturating_sub(1),
-    )?;
+    let last = epochs - 1;
+    raw.proxy_warmup_epochs.get_or_insert(i64::from(needs.reference && epochs > 1));
+    let warm_up = checker.value_in(raw, &KEY.proxy_warmup_epochs, KEY.proxy_warmup_epochs.up_to(last))?;
+    raw.average_from_epoch.get_or_insert(warm_up.max(i64::from(epochs > 1)));
+    let from = checker.value_in(raw, &KEY.average_from_epoch, KEY.average_from_epoch.up_to(last))?;
     let default = if settings.teaching == Teaching::Regression { RATER_ONLY_EPOCHS } else { 0 };
-    let alone = checker.integer("rater_only_epochs", &mut raw.rater_only_epochs, default, 0, 100_000)?;
+    raw.rater_only_epochs.get_or_insert(default);
+    let alone = checker.value(raw, &KEY.rater_only_epochs)?;
     if alone > 0 && settings.teaching != Teaching::Regression {
         return checker.refuse(
-            "rater_only_epochs",
+            &KEY.rater_only_epochs,
             format!("is {alone}, but a rater that is taught by weights learns from no averages; set rater_teaching to regression"),
         );
     }
-    let every = checker.integer("record_every", &mut raw.record_every, 1, 0, i64::MAX)?.unsigned_abs();
+    let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();
     // Where samples have gradients of their own, unless the rule is one that costs nothing beside the loss.
     let apart = !compat.cross_attention_first_sample && needs != Needs::default();
     let norms = *raw.record_norms.get_or_insert(apart && every > 0);
     if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {
-        let key = if needs.own_gradients() { "rule" } else { "record_norms" };
+        let key: &Key = if needs.own_gradients() { &KEY.rule } else { &KEY.record_norms };
         return checker.refuse(
             key,
             "needs each sample's own gradient, but under compat.cross_attention_first_sample every sample's loss depends on \

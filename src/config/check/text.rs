@@ -1,6 +1,6 @@
 //! The text encoder: our own keys and the released ones, which must agree.
 
-use super::{Checker, RawConfig};
+use super::{Checker, Field, KEY, RawConfig};
 use crate::{
     config::{TextEncoderConfig, TextEncoderKind},
     encode::pretrained::{Kind, T5_TOKENS},
@@ -13,7 +13,8 @@ const HASHED_WORDS: &str = "hashed_words";
 /// Checks `text_encoder`, `text_enc` and `text_enc_path`. The effective configuration says everything by `text_encoder`,
 /// so that one key moves the folder later.
 pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<TextEncoderConfig> {
-    let released_path = checker.path("text_enc_path", &mut raw.text_enc_path)?;
+    let keys = &KEY.text_encoder;
+    let released_path = checker.path(raw, &KEY.text_enc_path)?;
     if released_path.is_some() {
         // As in the released code.
         raw.text_enc.get_or_insert_with(|| Kind::Clip.name().to_owned());
@@ -22,29 +23,25 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
         None => None,
         Some(name) => match Kind::named(name) {
             Some(kind) => Some(kind),
-            None => {
-                return checker.refuse("text_enc", format!("must be \"clip\" or \"t5\", but is \"{name}\""));
-            }
+            None => return checker.unlisted(&KEY.text_enc, name),
         },
     };
-    let held = raw.text_encoder.get_or_insert_default();
     if let Some(path) = &released_path {
-        let own = checker.path("text_encoder.path", &mut held.path)?;
+        let own = checker.path(raw, &keys.path)?;
         if let Some(own) = own.filter(|own| own != path) {
             let (own, path) = (own.display(), path.display());
             let message = format!("{own} contradicts `text_enc_path`, {path}; give one of the two");
-            return checker.refuse("text_encoder.path", message);
+            return checker.refuse(&keys.path, message);
         }
-        held.path = raw.text_enc_path.take();
+        *keys.path.of(raw) = raw.text_enc_path.take();
     }
     raw.text_enc_path = Some(String::new());
-    let path = checker.path("text_encoder.path", &mut held.path)?;
+    let path = checker.path(raw, &keys.path)?;
     let implied = released.filter(|_| path.is_some()).map_or(HASHED_WORDS, Kind::name);
-    let name = held.kind.get_or_insert_with(|| implied.to_owned()).clone();
+    let name = keys.kind.of(raw).get_or_insert_with(|| implied.to_owned()).clone();
     let kind = Kind::named(&name);
     if kind.is_none() && name != HASHED_WORDS {
-        let message = format!("must be \"{HASHED_WORDS}\", \"clip\" or \"t5\", but is \"{name}\"");
-        return checker.refuse("text_encoder.kind", message);
+        return checker.unlisted(&keys.kind, &name);
     }
     if let Some(released) = released
         && kind != Some(released)
@@ -52,7 +49,7 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
     {
         let message =
             format!("\"{name}\" contradicts `text_enc`, \"{}\"; give one of the two", released.name());
-        return checker.refuse("text_encoder.kind", message);
+        return checker.refuse(&keys.kind, message);
     }
     let Some(kind) = kind else {
         if let Some(released) = released {
@@ -62,23 +59,25 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
                 released.name()
             ));
         }
+        keys.tokens.of(raw).get_or_insert(77);
+        keys.channels.of(raw).get_or_insert(1024);
         let kind = TextEncoderKind::HashedWords {
-            tokens: checker.size("text_encoder.tokens", &mut held.tokens, 77, 1, 4096)?,
-            channels: checker.size("text_encoder.channels", &mut held.channels, 1024, 1, 16_384)?,
+            tokens: checker.size(raw, &keys.tokens)?,
+            channels: checker.size(raw, &keys.channels)?,
         };
         return Ok(TextEncoderConfig { kind, path });
     };
     if path.is_none() {
         let message = format!("is \"{name}\", which needs the folder of that encoder in text_encoder.path");
-        return checker.refuse("text_encoder.kind", message);
+        return checker.refuse(&keys.kind, message);
     }
     if kind == Kind::T5 {
-        held.tokens.get_or_insert(T5_TOKENS as i64);
+        keys.tokens.of(raw).get_or_insert(T5_TOKENS as i64);
     }
-    let given = |key: &str, held: &mut Option<i64>, least: i64, most: i64| {
-        held.is_some().then(|| checker.size(key, held, 0, least, most)).transpose()
+    let mut given = |field: &Field<i64>, range| {
+        field.of(raw).is_some().then(|| checker.size_in(raw, field, range)).transpose()
     };
-    let tokens = given("text_encoder.tokens", &mut held.tokens, 2, 4096)?;
-    let channels = given("text_encoder.channels", &mut held.channels, 1, 16_384)?;
+    let tokens = given(&keys.tokens, keys.tokens.from(2))?;
+    let channels = given(&keys.channels, keys.channels.range())?;
     Ok(TextEncoderConfig { kind: TextEncoderKind::Pretrained { kind, tokens, channels }, path })
 }

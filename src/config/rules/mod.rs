@@ -12,7 +12,7 @@ mod table;
 use std::{fmt, str::FromStr};
 
 pub use names::{Geometry, Scaling, Teaching};
-pub use table::{ALIGNMENT, EXCESS, LOSS, RULES};
+pub use table::{ALIGNMENT, EXCESS, LOSS, NAMES, RULES};
 
 use crate::{
     engine::Tensor,
@@ -198,7 +198,7 @@ impl Default for RuleSettings {
 }
 
 /// A key's meaning with the rules of the table in place of `{rules}`, and of those that a key's default depends on.
-pub(super) fn described(meaning: &str) -> String {
+pub(in crate::config) fn described(meaning: &str) -> String {
     type Belongs = fn(&RuleEntry) -> bool;
     let lists: [(&str, Belongs); 5] = [
         ("{rules with products}", |rule| rule.needs().products),

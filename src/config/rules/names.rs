@@ -14,6 +14,9 @@ macro_rules! named {
         impl $name {
             /// All of them, in order.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Their names, in the same order.
+            pub const NAMES: &[&'static str] = &[$($text),*];
         }
 
         impl fmt::Display for $name {

@@ -9,6 +9,17 @@ use crate::{
 /// Every rule, in the order of the documentation and of the tables of `compare`.
 pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT];
 
+/// Their names.
+pub const NAMES: [&str; RULES.len()] = {
+    let mut names = [""; RULES.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = RULES[at].name;
+        at += 1;
+    }
+    names
+};
+
 /// `c_i = ℓ_i(θ)`: eq. 9, which takes `ℓ_i(θ̂)` to be nothing. The one rule of the released code.
 struct Loss;
 

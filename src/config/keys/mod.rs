@@ -1,0 +1,29 @@
+//! The keys of the configuration file: what each is, and the documents that say so.
+
+mod declare;
+mod document;
+mod field;
+mod table;
+
+pub use document::tables;
+pub use field::{AllOff, Allowed, DefaultValue, Effect, Honored, Key, Kind, NoFiles, Setting};
+pub use table::KEYS;
+
+pub(super) use field::{Flag, Number, Ranged, Text};
+pub(super) use table::{KEY, RawConfig};
+
+use crate::config::Compat;
+
+/// A key for the checks, with its type.
+pub(super) type Field<T> = field::Field<RawConfig, T>;
+
+/// Every name that may be set: the keys, the switches of `compat`, and the objects that hold keys.
+pub fn names() -> Vec<String> {
+    let mut names: Vec<String> = KEYS.iter().map(|key| key.name.to_owned()).collect();
+    names.extend(Compat::SWITCHES.iter().map(|(name, _)| format!("compat.{name}")));
+    let mut parents: Vec<String> =
+        KEYS.iter().filter_map(|key| key.name.split_once('.')).map(|(parent, _)| parent.to_owned()).collect();
+    parents.dedup();
+    names.extend(parents);
+    names
+}

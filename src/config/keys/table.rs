@@ -1,0 +1,358 @@
+//! The table of keys: the one place where a key is declared.
+//!
+//! From it come the structs that a file is read into, the defaults and ranges that the checks ask for, the fingerprint, the
+//! tables of `docs/config.md` and `configs/schema.json`. An entry reads
+//! `field: type = default, allowed values, how it is honored, effect;` under its meaning. The order is that of the
+//! effective configuration, on which fingerprints depend: the upstream keys first, in the order of the released file.
+
+use super::{
+    declare::keys,
+    field::{
+        AllOff,
+        Allowed::{Above, Any, AtLeast, Between, Items, Multiples, NotEmpty, OneOf, SuchAs, Within},
+        DefaultValue::{Depends, Is, Null},
+        Effect, Field, Files, Flag, Honored,
+        Honored::{NoEffect, Only, Yes},
+        Integer, Integers, Key, KeyType, Kind, Number, Setting, Switches, Text, Texts,
+    },
+};
+use crate::config::{
+    HEAD_WIDTH,
+    rules::{Geometry, NAMES, Scaling, Teaching},
+};
+
+const LMDB: Honored = Only("`[]`: read a CSV instead");
+const CSV_ONLY: Honored = NoEffect("belongs to the LMDB and tar readers");
+const PICTURES: Honored =
+    NoEffect("the released code uses it for sample pictures only, which `train` does not draw");
+const FIT: Honored = Only("by `fit`; `train` refuses it");
+const CPU: Honored = NoEffect("numbers are 32-bit floats on the CPU");
+const HEAD: i64 = HEAD_WIDTH as i64;
+
+keys! {
+    keys {
+        /// path of the JSON Schema of this file, `configs/schema.json`
+        #[serde(skip_serializing)]
+        schema as "$schema": Text = Null, Any, NoEffect("for editors"), Harmless;
+    }
+
+    /// The keys of `data_args`.
+    group data_args: RawDataArgs, DataArgsKeys {
+        /// CSV of the training set; relative paths start at the current directory
+        train_csv_path: Text = Is(""), Any, Yes, Harmless;
+        /// CSV of the validation set; empty: hold out `validation_portion`
+        val_csv_path: Text = Is(""), Any, Yes, Harmless;
+        /// CSV of a test set
+        test_csv_path: Text = Is(""),
+            Any, NoEffect("the released training reads it and never uses it"), Harmless;
+        /// captions stand in the column `cogvlm_caption`, not `caption`
+        cogvlm: Flag = Is(false), Any, Yes, Results;
+        /// share of the training set to use, drawn by `seed`
+        random_portion_train: Number = Null, Above(0.0, 1.0), Yes, Results;
+        /// share of the training set to use, from the top of the file
+        rank_portion_train: Number = Null, Above(0.0, 1.0), Yes, Results;
+        /// LMDB folders of the training set
+        lmdb_dirs: Texts = Is(&[]), OneOf(&[&[]]), LMDB, Harmless;
+        /// LMDB folders of the validation set
+        lmdb_dirs_val: Texts = Is(&[]), OneOf(&[&[]]), LMDB, Harmless;
+    }
+
+    keys {
+        /// read features and text states from files
+        precomputed_latent: Flag = Is(false), OneOf(&[false]), Only("`false`"), Results;
+        /// folder of those files
+        precomputed_rootdir: Text = Is(""), Any, NoEffect("`precomputed_latent` must be false"), Harmless;
+        /// read tar shards
+        using_webtar: Flag = Is(false), OneOf(&[false]), Only("`false`"), Results;
+        /// read a CSV
+        using_csv: Flag = Is(true), OneOf(&[true]), Only("`true`"), Results;
+        /// quality threshold
+        reward_thre: Number = Is(0.0), Any, CSV_ONLY, Harmless;
+        /// compile the tokenizer
+        vfast: Integer = Is(0), Between(0, 3), NoEffect("concerns PyTorch's compiler"), Harmless;
+        /// compile the networks
+        tfast: Integer = Is(0), Between(0, 3), NoEffect("concerns PyTorch's compiler"), Harmless;
+        /// blocks of the proxy
+        depth: Integer = Is(30), Between(1, 128), Yes, Results;
+        /// blocks of the rater
+        rater_depth as "raterDepth": Integer = Is(8), Between(1, 128), Yes, Results;
+        /// share of the validation loss in the proxy's loss; the weighted training loss has the rest
+        upperlevel_weight: Number = Is(1.0), Between(0.0, 1.0), Yes, Results;
+        /// taken off `upperlevel_weight` at every epoch but the first, down to 0
+        upperlevel_weight_decay: Number = Is(0.03), Between(0.0, 1.0), Yes, Results;
+        /// standard deviation of initial weights; negative: sqrt(1 / (3 width))
+        ini: Number = Is(-1.0), Between(-1.0, 10.0), Yes, Results;
+        /// factor on the initial weight of the proxy's head
+        hd: Number = Is(0.02), Between(0.0, 100.0), Yes, Results;
+        /// factor on initial modulation scales and shifts (with `saln`)
+        aln: Number = Is(0.5), Between(0.0, 100.0), Yes, Results;
+        /// factor on initial modulation gates (with `saln`)
+        alng: Number = Is(5e-5), Between(0.0, 100.0), Yes, Results;
+        /// activations on a device: 0: 32-bit floats, 1: half with scaled losses, 2: bfloat16; the CPU always
+        /// computes in 32-bit floats
+        fp16: Integer = Is(2), Between(0, 2), Yes, Results;
+        /// base learning rate, from which `tlr` comes when it is null: ac · tblr · batch / 5120
+        tblr: Number = Is(1e-4), Between(0.0, 10.0), Yes, Results;
+        /// peak learning rate of both networks
+        tlr: Number = Depends("from `tblr`"), Between(0.0, 10.0), Yes, Results;
+        /// weight decay of both networks at the start
+        twd: Number = Is(0.05), Between(0.0, 10.0), Yes, Results;
+        /// weight decay at the end; 0: as at the start
+        twde: Number = Depends("`twd`"), Between(0.0, 10.0), Yes, Results;
+        /// largest gradient norm, for each network; 0: no clipping
+        tclip: Number = Is(2.0), Between(0.0, 1e9), Yes, Results;
+        /// label smoothing
+        ls: Number = Is(0.0), Between(0.0, 0.99), Yes, Results;
+        /// folder of ImageNet
+        data_path: Text = Is(""), Any, NoEffect("the released code never reads it"), Harmless;
+        /// released text encoder, `clip` or `t5`, where a folder is given by `text_enc_path` or
+        /// `text_encoder.path`; without one, `text_encoder.kind` decides
+        text_enc: Text = Depends("`clip` where `text_enc_path` is given, as in the released code"),
+            OneOf(&["clip", "t5"]), Yes, Results;
+        /// folder of the released text encoder, for CLIP that of the pipeline; it becomes `text_encoder.path`
+        text_enc_path: Text = Is(""), Any, Yes, Results;
+        /// weights of the released image tokenizer, a file or the folder of `vae_ch160v4096z32.pth`; the same
+        /// as `image_tokenizer.path` with the kind `vqvae`
+        ckpt_path: Text = Is(""), Any, Yes, Harmless;
+        /// run directory, where `--out` is not given
+        local_out_dir_path: Text = Is(""), Any, Yes, Harmless;
+        /// name of the run, recorded in its provenance
+        exp_name: Text = Is(""), Any, Yes, Harmless;
+        /// weights that the proxy (and the rater, if they are there), or the model of `fit`, starts from: a
+        /// released checkpoint, or a .pth or safetensors file of the proxy's
+        pretrained_ckpt: Text = Is(""), Any, Yes, Results;
+        /// the same
+        warmup_var as "warmupVAR": Text = Is(""), Any, Yes, Results;
+        /// samples of an update, before rounding to `ac` equal batches
+        bs: Integer = Is(64), Between(1, 1 << 20), Yes, Results;
+        /// samples of one batch, `bs / ac` rounded
+        batch_size: Integer = Depends("as 0"), Any, Only("0, or what follows from `bs` and `ac`"), Results;
+        /// the same over all processes
+        glb_batch_size: Integer = Depends("as 0"),
+            Any, Only("0, or what follows from `bs` and `ac`"), Results;
+        /// batches whose gradients make one update
+        ac: Integer = Is(1), Between(1, 65_536), Yes, Results;
+        /// epochs
+        ep: Integer = Is(10), Between(1, 1_000_000), Yes, Results;
+        /// epochs of warm-up; 0: `ep` / 50
+        wp: Number = Depends("as 0"), Within(0.0, 1e6, "at most `ep`"), Yes, Results;
+        /// learning rate at the start of the warm-up, over `tlr`
+        wp0: Number = Is(0.005), Between(0.0, 1.0), Yes, Results;
+        /// learning rate at the end, over `tlr`
+        wpe: Number = Is(0.01), Within(0.0, 1.0, "1e-12 or more where `sche` is `exp`"), Yes, Results;
+        /// learning-rate schedule: `lin0`, `lin`, `lin00`, `lin<share>` (such as `lin0.3`), `cos`, `exp`
+        sche: Text = Is("lin0"), SuchAs(&["lin0", "lin", "lin00", "lin0.3", "cos", "exp"]), Yes, Results;
+        /// optimiser: `adamw`, or `adam`, which means the same in the released code
+        opt: Text = Is("adamw"), OneOf(&["adamw", "adam"]), Yes, Results;
+        /// fused optimiser
+        afuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
+        /// modulate the norms by the level, shared over blocks
+        saln: Flag = Is(false), Any, Yes, Results;
+        /// normalise queries and keys and learn a scale a head
+        anorm: Flag = Is(true), Any, Yes, Results;
+        /// fused attention
+        fuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
+        /// sides of the token maps, joined by `_`; `256`, `512` and `1024` stand for the released pyramids
+        pn: Text = Depends("as `patch_nums` says, or the released pyramid of 256 pixels"),
+            SuchAs(&["256", "512", "1024", "1_2_3_4"]), Yes, Results;
+        /// pixels of a patch's side
+        patch_size: Integer = Is(16), Between(1, 256), Yes, Results;
+        /// sides of the token maps, the same as `pn`; the last times `patch_size` is the picture's side
+        patch_nums: Integers = Depends("as `pn` says"),
+            Items { least: 1, most: 256, shortest: 2, longest: 64 }, Yes, Results;
+        /// picture sides of the scales
+        resos: Integers = Depends("`patch_nums` · `patch_size`"),
+            Any, Only("null, or `patch_nums` · `patch_size`"), Results;
+        /// picture side
+        data_load_reso: Integer = Depends("the last of `patch_nums` · `patch_size`"),
+            Any, Only("null, or the last of `patch_nums` · `patch_size`"), Results;
+        /// side before random cropping
+        mid_reso: Number = Is(1.125),
+            Any, NoEffect("the released CSV reader never crops at random"), Harmless;
+        /// tokens of a sample that a step of `fit` trains on, the others being dropped at random from the
+        /// finest scale; null: all
+        drop_scale_length: Integer = Null, Between(1, 1 << 24), FIT, Results;
+        /// share of captions replaced by the empty one, for guidance
+        classifier_free_training_prob: Number = Is(0.1), Between(0.0, 1.0), Yes, Results;
+        /// mirror pictures at random
+        hflip: Flag = Is(false), OneOf(&[false]), Only("`false`: each picture is tokenised once"), Results;
+        /// threads that decode pictures
+        workers: Integer = Is(3), Between(0, 1024), Yes, Harmless;
+        /// progressive training: the share of the run after which `fit` trains on all scales, finer ones
+        /// being added on the way; 0: on all from the start; sets `sche`
+        pg: Number = Is(0.0), Between(0.0, 0.99), FIT, Results;
+        /// the newest scale at the start of progressive training, counted from 0
+        pg0: Integer = Is(4), Between(0, 64), FIT, Results;
+        /// epochs in which a new scale's tokens come to count in full; 0: `ep` / 300
+        pgwp: Number = Is(0.0), AtLeast(0.0), FIT, Results;
+        /// TensorFloat-32
+        // On a device it might have an effect.
+        tf32: Flag = Is(true), Any, CPU, Results;
+        /// `cpu`, `cuda` (the first GPU), `cuda:N`, `emulated` (the GPU's kernels on the CPU) or `auto`
+        device: Text = Is("cpu"), SuchAs(&["cpu", "cuda", "cuda:1", "emulated", "auto"]), Yes, Harmless;
+        /// class label
+        default_label: Integer = Is(1000),
+            Any, NoEffect("the networks are conditioned on text only"), Harmless;
+        /// fixes every random number; null: 0
+        seed: Integer = Is(0), AtLeast(0), Yes, Results;
+        /// added to the seed of the sampler
+        same_seed_for_all_ranks: Integer = Is(0), Between(0, u32::MAX as i64), Yes, Results;
+        /// guidance scale
+        cfg: Number = Is(4.0), Any, PICTURES, Harmless;
+        /// file of prompts
+        instance_prompt: Files = Null, Any, PICTURES, Harmless;
+        /// batches between checkpoints within an epoch, where `checkpoint_every` is null
+        val_it: Integer = Is(10_000), AtLeast(1), Yes, Harmless;
+        /// log lines an epoch, at most
+        print_every: Integer = Is(500), AtLeast(1), Yes, Harmless;
+        /// pictures drawn at once
+        infer_bsz: Integer = Is(16), AtLeast(1), PICTURES, Harmless;
+        /// cross-attention to the caption
+        enable_cross: Flag = Is(true), Any, Yes, Results;
+        /// rotary positions
+        rope_emb: Flag = Is(true), Any, Yes, Results;
+        /// a learned vector a scale
+        lvl_emb: Flag = Is(true), Any, Yes, Results;
+        /// length that each scale's positions are stretched to
+        rope_norm: Number = Is(64.0), Between(1e-6, 1e6), Yes, Results;
+        /// base of the rotary frequencies
+        rope_theta: Number = Is(10_000.0), Between(1.0, 1e12), Yes, Results;
+        /// layer norm before the proxy's logits
+        logit_norm: Flag = Is(true), Any, Yes, Results;
+        /// leave out listed pictures
+        enable_discard: Flag = Is(true), Any, CSV_ONLY, Harmless;
+        /// leave out pictures of low quality
+        enable_discard_low: Flag = Is(true), Any, CSV_ONLY, Harmless;
+        /// leave out plain pictures
+        enable_discard_aesthetic: Flag = Is(true), Any, CSV_ONLY, Harmless;
+        /// false: cross-attention projections start at 0
+        from_scratch: Flag = Is(true), Any, Yes, Results;
+        /// resume weights but count epochs from 0
+        from_0: Flag = Is(false), OneOf(&[false]), Only("`false`: a run resumes whole"), Results;
+        /// draw sample pictures
+        enable_fig_val: Flag = Is(true), Any, NoEffect("the released code never reads it"), Harmless;
+        /// activation of the score head
+        score_head_gelu: Flag = Is(false), Any, NoEffect("the released code ignores it"), Harmless;
+        /// add the released entropy term to the rater's loss
+        rater_reg: Flag = Is(false), Any, Yes, Results;
+        /// do not train the proxy
+        fix_var as "fixVar": Flag = Is(false), Any, Yes, Results;
+        /// `default`, `released`, or an object of the switches below
+        compat: Switches = Is(AllOff), Any, Yes, Results;
+        /// divides the rater's logits before the softmax over a batch; at 1 the weights soon stand on one
+        /// sample of a batch
+        rater_temperature: Number = Is(10.0), Between(1e-6, 1e6), Yes, Results;
+        /// what a training sample is taken to be worth: {rules}; docs/rules.md says more
+        rule: Text =
+            Depends("`excess`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`"),
+            OneOf(&NAMES), Yes, Results;
+        /// what the samples' gradients are multiplied with under {rules with products} (no other rule forms inner
+        /// products): `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it
+        rule_geometry: Text =
+            Depends("`adamw` under {rules in adamw}, else `sgd`"),
+            OneOf(Geometry::NAMES), Yes, Results;
+        /// what is done to a batch's constants before the rater sees them: `none`, `centre` or `standardise`
+        rule_scaling: Text = Is("none"), OneOf(Scaling::NAMES), Yes, Results;
+        /// `weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its
+        /// weights; `regression`: it learns each sample's running average, and the proxy is trained with
+        /// equal weights
+        rater_teaching: Text = Depends("`weights` under the rule {rules by weights}, else `regression`"),
+            OneOf(Teaching::NAMES), Yes, Results;
+        /// epochs at the start in which the proxy learns from the training samples alone and the rater not at
+        /// all (eq. 4)
+        proxy_warmup_epochs: Integer = Depends("1 under {rules with a reference} where `ep` is 2 or more, else 0"),
+            Within(0, 999_999, "less than `ep`"), Yes, Results;
+        /// first epoch, counted from 0, that counts in the samples' running averages
+        average_from_epoch: Integer = Depends("`proxy_warmup_epochs`, but 1 or more where `ep` is 2 or more"),
+            Within(0, 999_999, "less than `ep`"), Yes, Results;
+        /// epochs after those of `ep` in which the rater alone learns the samples' averages, which do not
+        /// change any more
+        rater_only_epochs: Integer =
+            Depends("4 with `rater_teaching` `regression`, else 0, as without averages there is nothing to \
+             learn from"),
+            Between(0, 100_000), Yes, Results;
+        /// epochs between two recordings of each sample's loss, gradient norm, inner product and logit
+        /// (`dynamics/` in the run directory, figure 3); 0: never
+        record_every: Integer = Is(1), AtLeast(0), Yes, Results;
+        /// measure the norm of each sample's gradient in the recorded epochs
+        record_norms: Flag =
+            Depends("true, but false under the rule {rules of the loss alone}, under `compat.cross_attention_first_sample`, and \
+             where `record_every` is 0"),
+            Any, Yes, Results;
+        /// channels of the proxy, a multiple of 64; one head every 64 channels
+        proxy_width: Integer = Depends("64 · `depth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;
+        /// channels of the rater, a multiple of 64
+        rater_width: Integer = Depends("64 · `raterDepth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;
+    }
+
+    /// The keys of `image_tokenizer`.
+    group image_tokenizer: RawImageTokenizer, ImageTokenizerKeys {
+        /// `pca`: principal components of patches, quantised by k-means; `vqvae`: the released one, by its
+        /// weights
+        kind: Text = Depends("`vqvae` where `ckpt_path` is given, else `pca`"),
+            OneOf(&["pca", "vqvae"]), Yes, Results;
+        /// principal components, the channels of a code
+        components: Integer = Depends("32, or all values of a patch where they are fewer"),
+            Within(1, 3 * 256 * 256, "at most 3 · `patch_size`²"), Yes, Results;
+        /// codes in the vocabulary
+        codes: Integer = Is(4096), Between(2, 65_536), Yes, Results;
+        /// training pictures that the tokenizer is fitted on, at most
+        fit_images: Integer = Is(4096), Between(1, 1_000_000), Yes, Results;
+        /// `pca`: folder of a fitted tokenizer to use instead of fitting one; `vqvae`: its weights
+        path: Text = Is(""), Any, Yes, Harmless;
+    }
+
+    /// The keys of `text_encoder`.
+    group text_encoder: RawTextEncoder, TextEncoderKeys {
+        /// `hashed_words`: a fixed random vector for every word; `clip`, `t5`: the released encoders, from a
+        /// Hugging Face folder
+        kind: Text = Depends("as `text_enc` says where a folder is given, else `hashed_words`"),
+            OneOf(&["hashed_words", "clip", "t5"]), Yes, Results;
+        /// tokens a caption, padded or cut
+        tokens: Integer = Depends("77, for `clip` as many as its folder says, for `t5` 120"),
+            Within(1, 4096, "2 or more for `clip` and `t5`"), Yes, Results;
+        /// channels of a token's vector
+        channels: Integer = Depends("1024, for `clip` and `t5` as many as the folder's encoder has"),
+            Between(1, 16_384), Yes, Results;
+        /// folder of the `clip` or `t5` encoder, also after it was moved: a run keeps no copy; or of a saved
+        /// encoder to use instead of making one
+        path: Text = Is(""), Any, Yes, Harmless;
+    }
+
+    /// The keys of `columns`.
+    group columns: RawColumns, ColumnsKeys {
+        /// column of the ids; `id` stands for other usual names, too, as above
+        id: Text = Is("id"), NotEmpty, Yes, ResultsAsGroup;
+        /// column of the pictures' paths, relative to the CSV's folder; `image_save_path` stands for other
+        /// usual names, too, as above
+        image: Text = Is("image_save_path"), NotEmpty, Yes, ResultsAsGroup;
+        /// column of the captions; `caption` stands for other usual names, too, as above
+        caption: Text = Depends("as `data_args.cogvlm` says"), NotEmpty, Yes, ResultsAsGroup;
+    }
+
+    keys {
+        /// a malformed row (unbalanced quotes, another number of fields, no UTF-8, no id) is counted and
+        /// reported as a failed record instead of ending the job
+        skip_bad_rows: Flag = Is(false), Any, Yes, Results;
+        /// share of the training set held out for validation where there is no `val_csv_path`, at least a
+        /// batch, in `compare` two; null: 0.05, in `compare` 0.2
+        validation_portion: Number = Null, Above(0.0, 0.9), Yes, Results;
+        /// pictures with more pixels are refused before memory is taken for them
+        max_pixels: Integer = Is(89_478_485), Between(1, 1 << 40), Yes, Results;
+        /// decode images whose pixel data is cut as far as it goes, the rest gray or black as under Pillow's
+        /// `LOAD_TRUNCATED_IMAGES`; false: refuse them
+        truncated_images: Flag = Is(false), Any, Yes, Results;
+        /// folder that `encode` made: tokens and text states are taken from it; what it does not hold is made
+        /// as without it
+        token_cache: Text = Is(""), Any, Yes, Harmless;
+        /// keep only each block's input and run the block again in the backward pass: less memory, more time
+        recompute: Flag = Is(false), Any, Yes, Harmless;
+        /// on a GPU, record a step and replay it as one launch (the same bits in less time); false: launch by
+        /// launch
+        cuda_graph: Flag = Is(true), Any, Yes, Harmless;
+        /// updates between checkpoints, beside those at epoch ends; null: `val_it` batches
+        checkpoint_every: Integer = Null, AtLeast(1), Yes, Harmless;
+        /// newest checkpoints to keep; 0: all
+        keep_checkpoints: Integer = Is(3), Between(0, 1_000_000), Yes, Harmless;
+    }
+}
