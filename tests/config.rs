@@ -2,6 +2,8 @@
 
 #[path = "device/pyramids.rs"]
 mod pyramids;
+#[path = "config/schema.rs"]
+mod schema;
 
 use std::{
     fs,

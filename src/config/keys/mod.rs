@@ -3,10 +3,12 @@
 mod declare;
 mod document;
 mod field;
+mod schema;
 mod table;
 
 pub use document::tables;
 pub use field::{AllOff, Allowed, DefaultValue, Effect, Honored, Key, Kind, NoFiles, Setting};
+pub use schema::schema;
 pub use table::KEYS;
 
 pub(super) use field::{Flag, Number, Ranged, Text};
