@@ -2,7 +2,6 @@
 
 mod common;
 #[path = "rules/matching.rs"]
-#[allow(unreachable_pub, reason = "it is in the library that the example will stand")]
 mod matching;
 #[path = "rules/page.rs"]
 mod page;

@@ -20,7 +20,7 @@ impl Rule for Matching {
 }
 
 /// The distance to the validation gradient.
-pub static MATCHING: RuleEntry = RuleEntry {
+pub(crate) static MATCHING: RuleEntry = RuleEntry {
     name: "matching",
     meaning: "the distance of a sample's gradient to the validation gradient",
     formula: &Matching,
