@@ -23,7 +23,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (rows, channels) = (measured.size(64 * 680, 9), measured.size(4096, 48));
     let device = measured.device.clone();
     let x = device.upload(&halves(rows * channels))?;
-    let mut y = device.uninitialised::<bf16>(x.len())?;
+    let mut y = device.zeros::<bf16>(x.len())?;
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     let kind = Activation::GeluTanh;
     bench.device("gelu_forward", floor(2), || activation_forward(kind, &mut y, &x, None, channels));

@@ -13,7 +13,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let count = measured.size(64 << 20, 1000);
     let device = measured.device.clone();
     let mut halves = device.upload(&halves(count))?;
-    let mut floats = device.uninitialised::<f32>(count)?;
+    let mut floats = device.zeros::<f32>(count)?;
     let floor = Floor { bytes: count * (size_of::<f32>() + size_of::<bf16>()), flop: 0 };
     bench.device("widen", floor, || widen(&mut floats, &halves));
     bench.device("narrow", floor, || narrow(&mut halves, &floats));

@@ -1,11 +1,14 @@
-//! Rows of a layer norm without modulation, as the networks have it.
+//! Rows of a layer norm without modulation, as the networks have it: alone, and with the residual before it.
 
 use alchemist_engine::{
     Result,
     engine::{
         Parameters,
         ops::layer_norm::{
-            cuda::{LayerNormInput, layer_norm_backward, layer_norm_forward},
+            cuda::{
+                LayerNormInput, ResidualBranch, ResidualGradients, layer_norm_backward, layer_norm_forward,
+                residual_layer_norm_backward, residual_layer_norm_forward,
+            },
             layer_norm,
         },
     },
@@ -25,8 +28,8 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (rows, channels) = (measured.size(64 * 680, 9), measured.size(1024, 48));
     let device = measured.device.clone();
     let x = device.upload(&halves(rows * channels))?;
-    let mut y = device.uninitialised::<bf16>(x.len())?;
-    let mut statistics = device.uninitialised(2 * rows)?;
+    let mut y = device.zeros::<bf16>(x.len())?;
+    let mut statistics = device.zeros::<f32>(2 * rows)?;
     let input = LayerNormInput { x: &x, channels, modulation: None };
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     bench.device("layer_norm_forward", floor(2), || {
@@ -34,5 +37,16 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     });
     let mut dx = device.uninitialised::<bf16>(x.len())?;
     bench.device("layer_norm_backward", floor(3), || layer_norm_backward(&mut dx, &y, &input, &statistics));
+    let branch = device.upload(&halves(rows * channels))?;
+    let residual = ResidualBranch { before: &x, branch: &branch, keep: None };
+    let mut sum = device.zeros::<bf16>(x.len())?;
+    bench.device("residual_layer_norm_forward", floor(4), || {
+        residual_layer_norm_forward(&mut sum, &mut y, &mut statistics, &residual, channels, None, EPSILON)
+    });
+    let input = LayerNormInput { x: &sum, channels, modulation: None };
+    bench.device("residual_layer_norm_backward", floor(4), || {
+        let gradients = ResidualGradients { dx: &mut dx, d_residual: Some(&branch), d_branch: None };
+        residual_layer_norm_backward(gradients, &y, &input, &statistics, None)
+    });
     Ok(())
 }

@@ -26,7 +26,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let x = device.upload(&halves(rows * inputs))?;
     let weight = device.upload(&halves(outputs * inputs))?;
     let bias = device.upload(&halves(outputs))?;
-    let mut y = device.uninitialised::<bf16>(rows * outputs)?;
+    let mut y = device.zeros::<bf16>(rows * outputs)?;
     let floor = Floor { bytes: x.bytes() + weight.bytes() + y.bytes(), flop: 2 * rows * inputs * outputs };
     bench.device("linear_forward", floor, || {
         device.product(&mut y, [rows, outputs, inputs], (&x, false), (&weight, true), Some(&bias), 1.0, 0.0)

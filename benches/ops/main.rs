@@ -4,14 +4,29 @@
 
 mod activation;
 mod adamw;
+mod add_to_all;
+mod affine_norm;
 mod attention;
+mod batch_softmax;
+mod batch_statistics;
 mod cast;
+mod contributions;
+mod convolution;
 mod cross_entropy;
+mod first_sample;
+mod group_norm;
 mod layer_norm;
 mod linear;
+mod mean_tokens;
 mod measure;
 mod meta_gradient;
+mod modulation;
 mod patch_embed;
+mod pyramid;
+mod rater_loss;
+mod residual;
+mod scale_all;
+mod softmax;
 
 use std::{cell::Cell, hint::black_box, time::Duration};
 
@@ -89,7 +104,7 @@ impl Bench {
         let mut group = self.criterion.benchmark_group(format!("device/{name}"));
         group.throughput(Throughput::Bytes(floor.bytes as u64));
         // All ops together take about two minutes on a card.
-        let [warm_up, measurement] = if measured.rehearsal { [1, 1] } else { [500, 2000] };
+        let [warm_up, measurement] = if measured.rehearsal { [1, 1] } else { [200, 1000] };
         group.warm_up_time(Duration::from_millis(warm_up));
         group.measurement_time(Duration::from_millis(measurement));
         let median = Cell::new(0.0);
@@ -134,18 +149,38 @@ fn halves(count: usize) -> Vec<half::bf16> {
     (0..count).map(|at| half::bf16::from_f32(((at * 7919) % 2003) as f32 / 1001.5 - 1.0)).collect()
 }
 
+/// The same numbers in f32.
+fn floats(count: usize) -> Vec<f32> {
+    halves(count).into_iter().map(half::bf16::to_f32).collect()
+}
+
 fn main() {
     let mut bench = Bench::open();
     for run in [
         activation::run,
         adamw::run,
+        add_to_all::run,
+        affine_norm::run,
         attention::run,
+        batch_softmax::run,
+        batch_statistics::run,
         cast::run,
+        contributions::run,
+        convolution::run,
         cross_entropy::run,
+        first_sample::run,
+        group_norm::run,
         layer_norm::run,
         linear::run,
+        mean_tokens::run,
         meta_gradient::run,
+        modulation::run,
         patch_embed::run,
+        pyramid::run,
+        rater_loss::run,
+        residual::run,
+        scale_all::run,
+        softmax::run,
     ] {
         run(&mut bench).expect("the device has enough memory");
     }

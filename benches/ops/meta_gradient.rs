@@ -2,11 +2,17 @@
 
 use alchemist_engine::{
     Result,
-    engine::ops::meta_gradient::cuda::{Asked, ProductSizes, WeightedSum, gram, in_tile, projected},
+    engine::{
+        autograd::contributions::cuda::GatherIndex,
+        ops::meta_gradient::cuda::{
+            Asked, ProductSizes, WeightedSum, gram, in_tile, per_sample, precondition, projected,
+            sample_gather_sums,
+        },
+    },
 };
 use half::bf16;
 
-use crate::{Bench, Floor, halves};
+use crate::{Bench, Floor, floats, halves};
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
@@ -48,5 +54,41 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             gram::<bf16>(&mut squared_norms, &x, &d, sizes)
         });
     }
+    other_parameters(bench)
+}
+
+/// Of parameters that are no matrices: a table of levels, gradients that are there for each sample, a direction as AdamW sees it.
+fn other_parameters(bench: &mut Bench) -> Result<()> {
+    let Some(measured) = &bench.measured else { return Ok(()) };
+    let device = measured.device.clone();
+    let (samples, channels) = (measured.size(64, 3), measured.size(1024, 16));
+    let (levels, count) = (measured.size(10, 3), measured.size(3072 * 1024, 48 * 16));
+    // Levels of equal numbers of tokens.
+    let index: Vec<u32> =
+        (0..measured.size(680, 15)).map(|token| u32::try_from(token % levels).unwrap_or(u32::MAX)).collect();
+    let index = GatherIndex::new(&device, &index, levels)?;
+    let d = device.upload(&halves(samples * index.tokens() * channels))?;
+    let mut tables = device.zeros::<f32>(samples * levels * channels)?;
+    let floor = Floor { bytes: d.bytes() + tables.bytes(), flop: 0 };
+    bench.device("meta_gradient_gather_samples", floor, || {
+        sample_gather_sums(&mut tables, &d, &index, samples)
+    });
+    let direction = device.upload(&floats(levels * channels))?;
+    let [mut products, mut squared_norms] = [device.zeros::<f32>(samples)?, device.zeros::<f32>(samples)?];
+    let floor = Floor { bytes: tables.bytes() + direction.bytes(), flop: 0 };
+    bench.device("meta_gradient_dot_samples", floor, || {
+        let asked = Asked {
+            direction: Some(&direction),
+            products: Some(&mut products),
+            squared_norms: Some(&mut squared_norms),
+            sum: None,
+        };
+        per_sample(asked, &tables)
+    });
+    let (v, second_moment) = (device.upload(&floats(count))?, device.upload(&vec![0.5f32; count])?);
+    let factors = device.upload(&[1.0f32, 1e-8])?;
+    let mut to = device.uninitialised::<f32>(count)?;
+    let floor = Floor { bytes: 3 * v.bytes(), flop: 0 };
+    bench.device("meta_gradient_precondition", floor, || precondition(&mut to, &v, &second_moment, &factors));
     Ok(())
 }

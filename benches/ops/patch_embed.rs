@@ -36,12 +36,12 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         level: Some(&level),
         position: None,
     };
-    let mut x = device.uninitialised::<bf16>(batch * tokens * channels)?;
+    let mut x = device.zeros::<bf16>(batch * tokens * channels)?;
     let floor = Floor { bytes: x.bytes() + rows.bytes() + text.bytes(), flop: 0 };
     bench.device("patch_embed_forward", floor, || {
         patch_embed_forward(&mut x, &text, &rows, &parameters, &sequence)
     });
-    let mut sums = device.uninitialised::<f32>(batch * counts.len() * channels)?;
+    let mut sums = device.zeros::<f32>(batch * counts.len() * channels)?;
     let mut d_text = device.uninitialised::<bf16>(text.len())?;
     let floor = Floor { bytes: x.bytes() + sums.bytes() + d_text.bytes(), flop: 0 };
     bench.device("patch_embed_backward", floor, || {
