@@ -1,13 +1,17 @@
 //! The structure that docs/architecture.md promises: no circles of imports, nothing imports upward, no file or function is too long.
+//! And what CONTRIBUTING.md says of an operation: every kernel is launched by one, tested and measured.
 
 #[path = "structure/imports.rs"]
 mod imports;
+#[path = "structure/kernels.rs"]
+mod kernels;
 #[path = "structure/ways.rs"]
 mod ways;
 
 use std::{fs, path::Path};
 
 use imports::{Imports, Module};
+use kernels::Sources;
 
 /// Reads every module below a folder.
 fn read(folder: &Path, module: &Module, into: &mut Imports) {
@@ -157,4 +161,125 @@ fn no_file_is_too_long() {
     assert!(long.is_empty() && seen > 200, "{long:?} of {seen}");
     let lines = "line\n".repeat(501);
     assert!(too_long(&lines) && !too_long(&format!("// Longer than 500 lines: one table.\n{lines}")));
+}
+
+#[test]
+fn every_kernel_has_an_operation_a_test_and_a_bench() {
+    let complaints = Sources::of_repository().complaints();
+    assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+const GATE_KERNELS: &str = "\
+// KERNEL(in_a_comment, 1) is none.
+#define GATE(T, suffix)                                             \\
+    KERNEL(                                                         \\
+        gate_forward_##suffix, THREADS, T *y, const T *x) { gate(y, x); }
+GATE(float, f32)
+KERNEL(gate_add, THREADS, float *y) { add(y); }
+";
+const GATE_LAUNCHES: &str = "\
+//! Launches of `gate_lost`.
+const OP: &str = \"gate\";
+fn run<T: Factor>(y: &mut Buffer<T>) -> Result<()> {
+    y.device().launch(&Kernel::of::<T>(OP, &format!(\"gate_forward_{}\", T::SUFFIX)))
+}
+pub fn gate_forward<T: Factor>(y: &mut Buffer<T>) -> Result<()> {
+    run(y)
+}
+pub fn gate_add(y: &mut Buffer<f32>) -> Result<()> {
+    y.device().launch(&Kernel::new(OP, \"gate_add\"))
+}
+";
+const GATE_TEST: &str = "\
+use alchemist_engine::engine::ops::gate::cuda as kernels;
+#[test]
+fn gates() {
+    kernels::gate_forward::<f32>(&mut y).unwrap();
+    assert!(kernels::gate_add(&mut y).is_err());
+}
+";
+const GATE_BENCH: &str = "\
+use alchemist_engine::engine::ops::gate::cuda::{self, gate_add};
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    bench.device(\"gate\", || cuda::gate_forward(&mut y));
+    bench.device(\"gate_add\", || gate_add(&mut y));
+    Ok(())
+}
+";
+
+/// A repository of one operation, as it should be.
+fn one_operation() -> Sources {
+    let mut sources = Sources::default();
+    for (path, text) in [
+        ("kernels/gate.cu", GATE_KERNELS),
+        ("kernels/canary.cu", "KERNEL(canary_race, 64) {}"),
+        ("src/engine/ops/gate/mod.rs", "pub mod cuda;"),
+        ("src/engine/ops/gate/cuda.rs", GATE_LAUNCHES),
+        ("tests/kernels/main.rs", "mod gate;"),
+        ("tests/kernels/gate.rs", GATE_TEST),
+        ("benches/ops/main.rs", "mod gate;\nfn main() { gate::run(); }"),
+        ("benches/ops/gate.rs", GATE_BENCH),
+    ] {
+        sources.put(path, text);
+    }
+    sources
+}
+
+#[test]
+fn planted_kernels_without_operation_launch_test_or_bench_are_found() {
+    let good = one_operation();
+    assert_eq!(good.complaints(), Vec::<String>::new());
+    let found = |change: &dyn Fn(&mut Sources), what: &str| {
+        let mut sources = good.clone();
+        change(&mut sources);
+        let complaints = sources.complaints();
+        assert!(complaints.len() == 1 && complaints[0].contains(what), "{what}: {complaints:?}");
+    };
+    let changed = |path: &str, text: &str, from: &str, to: &str, what: &str| {
+        assert!(text.contains(from), "{path} without {from}");
+        found(&|sources| sources.put(path, &text.replace(from, to)), what);
+    };
+    let no_operation = "begins with the name of no operation";
+    for stem in ["other", "gateway"] {
+        found(&|sources| sources.put(&format!("kernels/{stem}.cu"), ""), no_operation);
+    }
+    for file in ["tests/kernels/gate.rs", "benches/ops/gate.rs"] {
+        found(&|sources| sources.remove(file), file);
+    }
+    found(&|sources| sources.put("tests/kernels/main.rs", ""), "tests/kernels/main.rs does not run");
+    found(&|sources| sources.put("benches/ops/main.rs", "mod gate;"), "benches/ops/main.rs does not run");
+    changed("tests/kernels/gate.rs", GATE_TEST, "#[test]", "", "tests/kernels/main.rs does not run");
+    // A launcher that is named, but not called; one of the same name that is the tape's.
+    let add = "calls what launches `gate_add`";
+    changed("tests/kernels/gate.rs", GATE_TEST, "kernels::gate_add(&mut y)", "y", add);
+    changed("benches/ops/gate.rs", GATE_BENCH, "|| gate_add(&mut y)", "|| other(&mut y)", add);
+    let forward = "calls what launches `gate_forward`";
+    changed("benches/ops/gate.rs", GATE_BENCH, "cuda::gate_forward", "ops::gate::gate_forward", forward);
+    // A kernel that nobody launches, though a comment names it; one whose name a launcher gets wrong.
+    found(
+        &|sources| sources.put("kernels/gate_more.cu", "KERNEL(gate_lost, 64, float *y) {}"),
+        "kernels/gate_more.cu: `gate_lost` is launched nowhere",
+    );
+    changed(
+        "kernels/gate.cu",
+        GATE_KERNELS,
+        "gate_forward_##",
+        "gate_onward_##",
+        "`gate_onward` is launched nowhere",
+    );
+    // An operation with launches and no kernel of its own, unless what it launches is a product.
+    let launches = |body: &str| format!("pub fn other(y: &Buffer<f32>) {{ y.device().{body}; }}");
+    let other = |sources: &mut Sources, body: &str| {
+        sources.put("src/engine/ops/other/cuda.rs", &launches(body));
+        sources.put("benches/ops/other.rs", "");
+        sources.put("benches/ops/main.rs", "mod gate;\nmod other;\nfn main() { gate::run(); other::run(); }");
+    };
+    found(&|sources| other(sources, "launch()"), "no kernels/other*.cu is there");
+    found(
+        &|sources| {
+            other(sources, "product()");
+            sources.remove("benches/ops/other.rs");
+        },
+        "`other` has no bench",
+    );
 }

@@ -38,6 +38,22 @@ fn alike(device: &Device, what: &str, found: &[f32], expected: &[f64]) {
 }
 
 #[test]
+fn seeds_match_the_reference() {
+    for device in test_devices() {
+        for count in SIZES {
+            let weights = rounded::<f32>(&noise(count, 2));
+            let factors = [1.5, 2.0, 0.5];
+            let expected = cpu::seeds(&tensor(&weights, &[count]), &factors).unwrap();
+            let mut seeds = device.uninitialised::<f32>(count).unwrap();
+            let [of_weights, of_factors] =
+                [&weights[..], &factors].map(|values| upload::<f32>(&device, values));
+            kernels::rater_loss_seeds(&mut seeds, &of_weights, &of_factors).unwrap();
+            close::<f32>("the seeds", &seeds, &expected.to_f64_vec().unwrap(), 1e-5);
+        }
+    }
+}
+
+#[test]
 fn weights_gradients_match_the_reference() {
     for device in test_devices() {
         for count in SIZES {
@@ -113,6 +129,7 @@ fn sizes_that_do_not_fit_are_errors() {
     for device in test_devices() {
         let [mut two, mut other] = [(); 2].map(|()| device.zeros::<f32>(2).unwrap());
         let [three, pair] = [3, 2].map(|count| device.zeros::<f32>(count).unwrap());
+        assert!(kernels::rater_loss_seeds(&mut two, &three, &three).is_err());
         assert!(kernels::rater_loss_backward(&mut two, &three, &pair, &three).is_err());
         assert!(kernels::rater_loss_standardise(&mut two, &three, true).is_err());
         assert!(
