@@ -15,6 +15,8 @@
 //! Letters used for dimensions everywhere: `B` batch, `L` tokens of the pyramid, `T` text tokens, `C` width,
 //! `H` heads, `D` head dimension, `V` codes in the vocabulary, `R` rows (`B·L`).
 
+#![warn(clippy::too_many_lines)]
+
 pub mod compare;
 pub mod config;
 pub mod data;

@@ -3,7 +3,7 @@
 use alchemist_engine::{
     Result,
     engine::autograd::contributions::cuda::{
-        Columns, GatherIndex, add_scaled, column_sum, fill, gather_sum, multiply, scale_samples, sum_samples,
+        Columns, GatherIndex, add_scaled, column_sum, fill, gather_sum, scale_samples, sum_samples,
     },
 };
 use half::bf16;
@@ -39,7 +39,6 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let mut y = device.uninitialised::<bf16>(d.len())?;
     let floor = |passes: usize| Floor { bytes: passes * d.bytes(), flop: 0 };
     bench.device("scale_samples", floor(2), || scale_samples(&mut y, Some(&d), &weights));
-    bench.device("multiply", floor(2), || multiply(&mut y, &d, &d));
     bench.device("fill", floor(1), || fill(&mut y, 0.5));
     let mut wide = device.zeros::<f32>(d.len())?;
     let floor = Floor { bytes: d.bytes() + 2 * wide.bytes(), flop: 0 };

@@ -21,6 +21,7 @@ mod mean_tokens;
 mod measure;
 mod meta_gradient;
 mod modulation;
+mod multiply;
 mod patch_embed;
 mod pyramid;
 mod rater_loss;
@@ -175,6 +176,7 @@ fn main() {
         mean_tokens::run,
         meta_gradient::run,
         modulation::run,
+        multiply::run,
         patch_embed::run,
         pyramid::run,
         rater_loss::run,

@@ -2,8 +2,11 @@
 
 use alchemist_engine::{
     Result,
-    encode::{pyramid::PyramidQuantizer, resample::Convolution},
-    engine::ops::pyramid::cuda::{PyramidRows, pyramid_input, pyramid_quantize},
+    engine::ops::pyramid::{
+        PyramidQuantizer,
+        cpu::resample::Convolution,
+        cuda::{PyramidRows, pyramid_input, pyramid_quantize},
+    },
 };
 use half::bf16;
 
