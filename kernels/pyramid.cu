@@ -1,6 +1,6 @@
 // The pyramid of codes, all scales in one kernel: pyramid_input (codes to the proxy's rows) and pyramid_quantize (features
 // to codes). A code's vector is resized bicubically to the full side, goes through its scale's convolution, and is added
-// to a map; the map is averaged down to the side of a scale. Source: models/quant.py; src/encode/pyramid/mod.rs is the
+// to a map; the map is averaged down to the side of a scale. Source: models/quant.py; src/engine/ops/pyramid/mod.rs is the
 // reference, whose order of operations is kept.
 //
 // One block of 256 threads a sample. In shared memory (or, if it does not fit, in a workspace in global memory): the map

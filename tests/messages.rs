@@ -526,7 +526,7 @@ fn a_failed_allocation_is_said_and_ends_with_one() {
     assert!(said > 0, "no limit was one in which the program starts and does not end");
 }
 
-/// An image that memory does not hold is left out and counted, with what was requested.
+/// An image that memory does not hold ends the job and is named: with more memory the result would be another.
 #[cfg(target_os = "linux")]
 #[test]
 fn an_image_that_memory_does_not_hold_is_named() {

@@ -1,4 +1,5 @@
-//! The structure that docs/architecture.md promises: no circles of imports, nothing imports upward, no file or function is too long.
+//! The structure that docs/architecture.md promises: no circles of imports, nothing imports upward, no file is too long
+//! (functions are bounded by clippy), and every kernel has an operation, a test and a bench.
 //! And what CONTRIBUTING.md says of an operation: every kernel is launched by one, tested and measured.
 
 #[path = "structure/imports.rs"]

@@ -1,5 +1,5 @@
 // The seam between the emulator's runtime (runtime.cpp), the kernels compiled for the host, and the Rust side
-// (src/engine/cuda/emulator.rs). Plain C types only: the runtime links no C++ standard library.
+// (src/engine/cuda/emulator/mod.rs). Plain C types only: the runtime links no C++ standard library.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -122,11 +122,12 @@ impl Fits<'_> {
                 other => other,
             })?;
         }
-        write_sealed(&path, &result)?;
         drop(directory);
+        // The result comes last: a model whose result is there is never looked at again, so a kill between the two would leave it.
         if !self.keep_models {
             remove_folder(&run)?;
         }
+        write_sealed(&path, &result)?;
         Ok(result)
     }
 }

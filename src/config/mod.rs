@@ -95,7 +95,7 @@ pub struct DataConfig {
     pub max_pixels: u64,
     /// Images whose pixel data is cut are decoded as far as it goes.
     pub truncated_images: bool,
-    /// The folder of a token cache, see [`train::cache`](crate::tokens::cache).
+    /// The folder of a token cache, see [`tokens::cache`](crate::tokens::cache).
     pub token_cache: Option<PathBuf>,
 }
 

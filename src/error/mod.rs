@@ -149,7 +149,7 @@ pub enum Error {
 }
 
 /// A number of bytes, to read.
-pub(crate) fn size(bytes: usize) -> String {
+fn size(bytes: usize) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1 << 10 {
         return format!("{bytes} bytes");

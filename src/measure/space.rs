@@ -145,6 +145,7 @@ pub(super) fn each(
                     kept.push(picture);
                     tensors.push(tensor);
                 }
+                Err(error @ Error::Memory { .. }) => return Err(error),
                 Err(error) => {
                     left_out.add(&picture.id, &error);
                     let reason = error.to_string();

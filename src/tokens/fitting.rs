@@ -113,6 +113,9 @@ pub fn image_tokenizer(
 /// If the file is there and the system fails to read it, which is no property of the image.
 fn look_again(path: &Path, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
     let found = load_picture(path, preprocess);
+    if let Err(error @ Error::Memory { .. }) = found {
+        return Err(error);
+    }
     if found.is_err()
         && let Err(error) = read_through(path)
     {

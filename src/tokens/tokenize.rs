@@ -144,6 +144,8 @@ impl Tokenize<'_> {
                                 chunk.push(picture);
                                 Waiting::Picture
                             }
+                            // No property of the image: with more memory the result would be another.
+                            Err(error @ Error::Memory { .. }) => return Err(error),
                             Err(error) => Waiting::Failed(error),
                         }
                     }

@@ -186,6 +186,7 @@ impl Plan<'_> {
                 progress(at as u64 + 1, total);
                 match picture {
                     Ok(picture) => usable.push((at, picture)),
+                    Err(error @ Error::Memory { .. }) => return Err(error),
                     Err(error) => {
                         left_out.add(&records[at].id, &error);
                         failed.push((at, error.to_string()));

@@ -1,12 +1,12 @@
 //! From a picture's file to the square in [-1, 1] that the networks see.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Cursor, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use image::{
-    ExtendedColorType, ImageEncoder,
+    ExtendedColorType, ImageEncoder, ImageReader,
     codecs::png::{CompressionType, FilterType, PngEncoder},
     metadata::Orientation,
 };
@@ -16,7 +16,7 @@ use super::resample::{Filter, resample};
 use crate::{
     data::location::hint_of_missing,
     engine::Tensor,
-    error::{Error, Result},
+    error::{Error, Result, reserved},
     files::WholeFile,
 };
 
@@ -194,7 +194,27 @@ pub fn load_whole_picture(path: impl AsRef<Path>, preprocess: &Preprocess) -> Re
     Ok(WholePicture { width, height, rgb })
 }
 
+/// Images of more pixels are decoded only if memory for them can be reserved: the decoders would end the program.
+const LARGE_PIXELS: usize = 1 << 24;
+
+/// Memory per pixel that a decoder takes: four samples, of a byte each, before and after they are converted.
+const WORK_BYTES_PER_PIXEL: usize = 8;
+
+/// Refuses an image that memory does not hold. This is no property of the image: whoever leaves out images that cannot be used ends
+/// here, as results must not depend on how much memory was free.
+fn expect_memory(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<()> {
+    let size = || ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?.into_dimensions().ok();
+    let Some((width, height)) = catch_unwind(size).unwrap_or_default() else { return Ok(()) };
+    let pixels = width as usize * height as usize;
+    if pixels > LARGE_PIXELS && pixels as u64 <= preprocess.max_pixels {
+        let what = format!("its {width} x {height} pixels; give the program more, or lower max_pixels");
+        reserved::<u8>(pixels * WORK_BYTES_PER_PIXEL, path, &what)?;
+    }
+    Ok(())
+}
+
 fn decoded(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<Decoded> {
+    expect_memory(bytes, path, preprocess)?;
     let options = DecodeOptions { max_pixels: preprocess.max_pixels, truncated: preprocess.truncated };
     catch_unwind(AssertUnwindSafe(|| decode(bytes, options)))
         .unwrap_or_else(|_| Err("corrupt: the decoder stopped in the middle of it".to_owned()))

@@ -13,8 +13,6 @@ use std::io::Cursor;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use crate::error::size;
-
 pub use sniff::{Format, SNIFFED_BYTES};
 
 /// Samples of a decoded picture, row by row, pixel by pixel.
@@ -57,12 +55,6 @@ pub struct DecodeOptions {
 /// Memory that the PNG decoder may take for rows, colour profiles and text beside the pixels.
 const PNG_WORK_BYTES: u64 = 256 << 20;
 
-/// Images of more pixels are decoded only if memory for them can be reserved.
-const LARGE_PIXELS: u64 = 1 << 24;
-
-/// Memory per pixel that a decoder takes: four samples, of a byte each, before and after they are converted.
-const WORK_BYTES_PER_PIXEL: u64 = 8;
-
 /// Decodes the first frame of an image, its format recognized from its content.
 ///
 /// # Errors
@@ -95,16 +87,6 @@ fn check_pixels(width: u64, height: u64, max_pixels: u64) -> Result<(), String> 
         return Err(format!(
             "the picture is {width} x {height} = {pixels} pixels, more than the limit of {max_pixels}; shrink it or \
              raise the limit"
-        ));
-    }
-    // The decoders would abort the program.
-    let bytes = pixels.saturating_mul(WORK_BYTES_PER_PIXEL);
-    let there_is_room =
-        || usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
-    if pixels > LARGE_PIXELS && !there_is_room() {
-        return Err(format!(
-            "not enough memory: {} were requested for {width} x {height} pixels; shrink the image or lower max_pixels",
-            size(usize::try_from(bytes).unwrap_or(usize::MAX))
         ));
     }
     Ok(())

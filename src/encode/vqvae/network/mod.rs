@@ -18,7 +18,7 @@ use crate::{
         matmul::{Matrix, product},
         ops::{
             convolution::cpu::{Border, Bordered, Into, Map},
-            softmax::cpu::softmax,
+            softmax::cpu::softmax_of_row,
         },
     },
     error::{Error, Result},
@@ -224,7 +224,7 @@ impl Attention {
         let mut scores = vec![0.0; pixels * pixels];
         product(&mut scores, pixels, part(0), part(1).transposed(), false);
         let scale = attention_scale(channels);
-        scores.chunks_exact_mut(pixels).for_each(|row| softmax(row, scale, None, None, pixels));
+        scores.chunks_exact_mut(pixels).for_each(|row| softmax_of_row(row, scale));
         product(&mut normed.values, channels, Matrix::new(&scores, pixels, pixels), part(2), false);
         let mut projected = vec![0.0; stream.values.len()];
         self.projection.pointwise(&normed.values, &mut projected);

@@ -50,7 +50,7 @@ fn one_sample(
         for (at, row) in weights.chunks_exact_mut(tokens).enumerate() {
             let bias = bias.map(|bias| &bias[(head * tokens + at) * tokens..][..tokens]);
             let seen = if of.causal { at + 1 } else { tokens };
-            softmax(row, of.scale, bias, Some(mask), seen);
+            softmax(row, of.scale, bias, mask, seen);
         }
         let weights = Matrix::new(&weights, tokens, tokens);
         product(&mut output[first..], channels, weights, of_head(&values[first..]), false);
@@ -58,9 +58,9 @@ fn one_sample(
 }
 
 /// Products of one token with every key to weights: of the first `seen` keys, those that the mask lets through.
-pub fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: Option<&[u32]>, seen: usize) {
+fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: &[u32], seen: usize) {
     for (at, value) in row.iter_mut().enumerate() {
-        *value = if at < seen && mask.is_none_or(|mask| mask[at] == 1) {
+        *value = if at < seen && mask[at] == 1 {
             *value * scale + bias.map_or(0.0, |bias| bias[at])
         } else {
             f32::NEG_INFINITY
@@ -75,4 +75,15 @@ pub fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: Option<&
     if sum > 0.0 {
         row.iter_mut().for_each(|value| *value /= sum);
     }
+}
+
+/// `softmax(scale · row)` in place, where every key is seen.
+pub fn softmax_of_row(row: &mut [f32], scale: f32) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for value in &mut *row {
+        *value = ((*value - largest) * scale).exp();
+        sum += *value;
+    }
+    row.iter_mut().for_each(|value| *value /= sum);
 }
