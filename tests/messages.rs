@@ -531,13 +531,16 @@ fn a_failed_allocation_is_said_and_ends_with_one() {
 #[test]
 fn an_image_that_memory_does_not_hold_is_named() {
     let place = Place::new();
-    // The size stands in the header, which is all that is read before the memory is requested.
+    // The size stands in the header; of the pixels there is only the beginning.
     let mut header = b"IHDR".to_vec();
     header.extend([9000_u32, 9000].iter().flat_map(|side| side.to_be_bytes()));
     header.extend([8, 2, 0, 0, 0]);
-    let mut image = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
-    image.extend(&header);
-    image.extend(crc32fast::hash(&header).to_be_bytes());
+    let mut image = b"\x89PNG\r\n\x1a\n".to_vec();
+    for chunk in [header, b"IDAT\x78\x01".to_vec()] {
+        image.extend(u32::try_from(chunk.len() - 4).unwrap().to_be_bytes());
+        image.extend(&chunk);
+        image.extend(crc32fast::hash(&chunk).to_be_bytes());
+    }
     fs::write(place.path("large.png"), image).unwrap();
     fs::write(place.path("table.csv"), plain_table() + "large,large.png,a large one\n").unwrap();
     let plant = ["plant", "--data", "table.csv", "--flaws", "noise=10%", "--out", "planted"];
