@@ -125,7 +125,8 @@ def sweep(options, root: Path, library: Path) -> list:
         print("no file system can be mounted here: full disks are injected", flush=True)
     wanted = chosen(options)
     workers = max(1, min(options.jobs, len(wanted)))
-    tasks, results = multiprocessing.Queue(), multiprocessing.Queue()
+    # Without threads of their own: a worker forks.
+    tasks, results = multiprocessing.SimpleQueue(), multiprocessing.SimpleQueue()
     for job in wanted:
         tasks.put(job.name)
     processes = []
@@ -137,6 +138,10 @@ def sweep(options, root: Path, library: Path) -> list:
         processes.append(process)
     tried, faulty, broken, running = {}, [], False, workers
     while running:
+        while results.empty():
+            if not any(process.is_alive() for process in processes) and results.empty():
+                sys.exit("a worker was ended from outside")
+            time.sleep(0.02)
         what, about, told = results.get()
         if what == "trial":
             name, kind, seed = about

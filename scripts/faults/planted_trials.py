@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def check(root: Path, library: Path, jobs: int) -> bool:
     tasks = [("", kind, SOUND, None, number, root, library) for number, kind in enumerate(KINDS) if kind != "input"]
     tasks += [(*planted, number, root, library) for number, planted in enumerate(MISTAKES, len(KINDS))]
     failed = False
-    with multiprocessing.Pool(jobs) as pool:
+    # A worker that inherits the handler of SIGTERM can miss the signal that ends it, and is then waited for without end.
+    with multiprocessing.Pool(jobs, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
         for mistake, kind, why in pool.imap(found, tasks):
             if not mistake and why:
                 print(f"the checker finds a fault of a sound program, {kind}: {why}", flush=True)
@@ -77,4 +79,6 @@ def check(root: Path, library: Path, jobs: int) -> bool:
             elif mistake:
                 print(f"planted {mistake}: NOT found by {kind}", flush=True)
                 failed = True
+        pool.close()
+        pool.join()
     return failed
