@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use alchemist_engine::{
     Error,
     data::{
-        ColumnNames, Corpus, Loader, PictureBytes, Preprocess, Record, corpus::RELEASED_EMPTY_CAPTION,
+        Batch, ColumnNames, Corpus, ImageRef, Loader, PictureBytes, Preprocess, Record,
+        corpus::{RELEASED_EMPTY_CAPTION, Schema},
         decode_picture, load_picture,
     },
     training::sampler::{ReleasedOrder, ReleasedSampler, Sampler},
@@ -52,13 +53,15 @@ fn a_table_is_read_in_any_column_order_with_further_columns_kept_as_written() {
     let column = |f: fn(&Record) -> String| records.iter().map(f).collect::<Vec<_>>();
     assert_eq!(column(|r| r.id.clone()), ["007", "12345678901234567890123", "ключ"]);
     assert_eq!(column(|r| r.caption.clone()), ["a cat, \"black\"\nand tall", "", "5\" nail"]);
-    assert_eq!(records.iter().map(|r| (r.row, r.line)).collect::<Vec<_>>(), [(0, 2), (1, 5), (2, 6)]);
-    assert_eq!(records[0].image, folder.path().join("pictures/1.png"));
-    assert_eq!(records[1].image, Path::new("/absolute/2.png"));
+    assert_eq!(records.iter().map(|r| r.row).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(column(|r| r.origin.to_string()), [2, 5, 6].map(|line| format!("corpus.csv:{line}")));
+    assert_eq!(records[0].image.local().unwrap(), folder.path().join("pictures/1.png"));
+    assert_eq!(records[1].image.local().unwrap(), Path::new("/absolute/2.png"));
     assert_eq!(records[1].fields, ["1e3", "", "/absolute/2.png", "12345678901234567890123", " x "]);
     let corpus = Corpus::open(&path, &ColumnNames::default()).unwrap();
-    assert_eq!(corpus.header(), ["width", "cogvlm_caption", "image_save_path", "id", "note"]);
-    assert_eq!(corpus.columns(), [3, 2, 1]);
+    let Schema { columns, id, image, caption, ids_are_paths } = corpus.schema();
+    assert_eq!(*columns, ["width", "cogvlm_caption", "image_save_path", "id", "note"]);
+    assert_eq!((*id, *image, *caption, *ids_are_paths), (3, 2, 1, false));
 }
 
 #[test]
@@ -178,7 +181,7 @@ fn captions_and_paths_are_in_any_script() {
     let (folder, path) = table(text);
     let records = read(&path).unwrap();
     assert_eq!(records.iter().map(|r| r.caption.as_str()).collect::<Vec<_>>(), captions);
-    assert_eq!(records[1].image, folder.path().join("图 1.png"));
+    assert_eq!(records[1].image.local().unwrap(), folder.path().join("图 1.png"));
 }
 
 #[test]
@@ -190,20 +193,25 @@ fn reading_goes_on_from_any_row() {
     let (_folder, path) = table(text);
     let all = read(&path).unwrap();
     let open = || Corpus::open(&path, &ColumnNames::default()).unwrap();
-    for start in [0, 1, 123, 499, 500] {
-        let mut skipped = open();
-        assert_eq!(skipped.skip_rows(start).unwrap(), start);
-        let position = skipped.position();
-        let mut sought = open();
-        sought.seek(position).unwrap();
-        let rest = &all[usize::try_from(start).unwrap()..];
-        assert_eq!(skipped.collect::<Result<Vec<_>, _>>().unwrap(), rest);
-        assert_eq!(sought.collect::<Result<Vec<_>, _>>().unwrap(), rest);
+    for start in [1, 123, 499] {
+        let Batch { records, next } = open().batch(None, start).unwrap();
+        assert_eq!(records, all[..start]);
+        // A reader that has read something else, and one that is new.
+        let mut used = open();
+        used.nth(7).unwrap().unwrap();
+        for mut corpus in [open(), used] {
+            let Batch { records, next } = corpus.batch(next, 1000).unwrap();
+            assert_eq!((&records[..], next), (&all[start..], None));
+        }
     }
-    assert_eq!(open().skip_rows(1000).unwrap(), 500);
-    let mut corpus = open();
-    let beyond = alchemist_engine::data::Position { row: 1, line: 2, byte: corpus.bytes_total() + 1 };
-    assert!(corpus.seek(beyond).unwrap_err().to_string().contains("changed"));
+    // A batch that ends with the corpus is its last, whether it is full or not.
+    for most in [500, 501] {
+        let Batch { records, next } = open().batch(None, most).unwrap();
+        assert_eq!((records.len(), next), (500, None));
+    }
+    let next = open().batch(None, 499).unwrap().next;
+    fs::write(&path, "id,image_save_path,caption\n1,1.png,x\n").unwrap();
+    assert!(open().batch(next, 1).unwrap_err().to_string().contains("changed"));
 }
 
 fn picture_error(bytes: &[u8], words: &[&str]) {
@@ -511,10 +519,10 @@ fn no_bytes_whatever_make_it_panic() {
 #[test]
 fn the_loader_keeps_the_order_and_reports_failures_in_their_place() {
     let preprocess = Preprocess::default_for(8);
-    let requests: Vec<(usize, PathBuf)> = (0..200)
+    let requests: Vec<(usize, ImageRef)> = (0..200)
         .map(|index| {
             let name = if index % 7 == 3 { "missing.png" } else { ALL[index % ALL.len()] };
-            (index, samples().join(name))
+            (index, samples().join(name).into())
         })
         .collect();
     for (threads, ahead) in [(1, 1), (2, 5), (8, 3), (3, 1000)] {
@@ -537,10 +545,10 @@ fn the_loader_keeps_the_order_and_reports_failures_in_their_place() {
 #[test]
 fn the_loader_draws_no_further_than_allowed_and_stops_when_dropped() {
     let drawn = std::cell::Cell::new(0);
-    let path = samples().join("rgb.png");
+    let image = ImageRef::from(samples().join("rgb.png"));
     let endless = (0u64..).map(|index| {
         drawn.set(drawn.get() + 1);
-        (index, path.clone())
+        (index, image.clone())
     });
     let mut loader = Loader::new(endless, Preprocess::default_for(8), 2, 6).unwrap();
     assert_eq!(drawn.get(), 6);

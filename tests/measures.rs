@@ -9,7 +9,7 @@ use std::{
 };
 
 use alchemist_engine::{
-    data::Preprocess,
+    data::{Origin, Preprocess},
     engine::Tensor,
     interrupt::Interrupt,
     measure::{
@@ -54,8 +54,8 @@ fn pictures_of_clip() -> Vec<Pictured> {
     (0..2)
         .map(|at| Pictured {
             id: at.to_string(),
-            line: 1,
-            path: made("clip_image_tiny").join(format!("{at}.png")),
+            origin: "pictures:1".parse().unwrap(),
+            image: made("clip_image_tiny").join(format!("{at}.png")).into(),
             caption: Some(captions[at].as_str().unwrap().to_owned()),
             malformed: None,
         })
@@ -68,7 +68,7 @@ fn embeddings_and_scores_are_those_of_hugging_faces_clip() {
     let image = ClipImage::open(&made("clip_image_tiny"), Preprocess::default_for(1)).unwrap();
     assert_eq!(image.dimensions(), 20);
     for at in 0..2 {
-        let picture = image.read(&made("clip_image_tiny").join(format!("{at}.png"))).unwrap();
+        let picture = image.read(&made("clip_image_tiny").join(format!("{at}.png")).into()).unwrap();
         assert_eq!(picture.shape(), [3, 30, 30]);
         let corners: Vec<f64> = picture.to_f64_vec().unwrap().chunks(900).map(|plane| plane[0]).collect();
         assert!(error(&corners, &numbers(&expected["pixels_at_0_0"][at])) < 1e-6, "picture {at}");
@@ -111,11 +111,12 @@ fn a_long_and_thin_picture_is_left_out_and_told() {
     let text = ClipText::open(&made("clip_image_tiny")).unwrap();
     let mut pictures = pictures_of_clip();
     let caption = Some("a line".to_owned());
-    pictures.push(Pictured { id: "thin".to_owned(), line: 3, path: thin, caption, malformed: None });
+    let origin: Origin = "pictures:3".parse().unwrap();
+    pictures.push(Pictured { id: "thin".to_owned(), origin, image: thin.into(), caption, malformed: None });
     let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
     assert_eq!((score.pairs, score.failed.len()), (2, 1));
     let failed = &score.failed[0];
-    assert_eq!((failed.id.as_str(), failed.line), ("thin", 3));
+    assert_eq!((failed.id.as_str(), failed.origin.to_string().as_str()), ("thin", "pictures:3"));
     for words in ["thin.png: ", "1 x 100000 pixels, too long and thin", "30 x 3000000"] {
         assert!(failed.reason.contains(words), "`{words}` is missing in: {}", failed.reason);
     }
@@ -234,7 +235,7 @@ fn features_are_those_of_pytorch_fids_inception() {
             let (side, turn) = (picture[0] as usize, picture[1] as usize);
             let path = folder.path().join(format!("{side}.png"));
             alchemist_engine::data::image::preprocess::write_png(&path, &slopes(side, turn), side).unwrap();
-            network.read(&path).unwrap()
+            network.read(&path.into()).unwrap()
         })
         .collect();
     let values: Vec<f32> =
@@ -393,7 +394,7 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     );
     assert!(measures(&work.path("out.json")).iter().all(|row| row.2 == 11));
     let left_out = read(&work.path("out.json"))["left_out"]["generated"].clone();
-    assert_eq!((left_out.as_array().unwrap().len(), left_out[0]["line"].as_u64()), (1, Some(8)));
+    assert_eq!((left_out.as_array().unwrap().len(), left_out[0]["origin"].as_str()), (1, Some("flat:8")));
 
     let measure = ["measure", "--generated", "flat", "--reference", "data/train.csv"];
     work.refused(&measure, &["--config FILE or --checkpoint DIR"]);

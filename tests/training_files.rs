@@ -254,7 +254,7 @@ fn a_run_is_not_overwritten_unasked() {
     drop(RunDirectory::create(&path, &config, Existing::Refuse).unwrap());
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the folder was there before");
     let run = RunDirectory::create(&path, &config, Existing::Refuse).unwrap();
-    fs::write(run.failed(), "id,line,reason\n").unwrap();
+    fs::write(run.failed(), "id,origin,reason\n").unwrap();
     drop(run);
 
     // It has not begun: nothing is lost by another.

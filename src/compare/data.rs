@@ -16,7 +16,6 @@ use crate::{
     engine::{Purpose, Random},
     error::{Error, Reasons, Result},
     files::{
-        digest_of_file,
         sealed::{Unsealed, read_sealed, unseal, write_sealed},
         sha256_of_file, write_csv,
     },
@@ -265,7 +264,8 @@ struct Columns {
 
 impl Columns {
     fn of(corpus: &Corpus) -> Self {
-        Self { header: corpus.header().to_vec(), image: corpus.columns()[1] }
+        let schema = corpus.schema();
+        Self { header: schema.columns.clone(), image: schema.image }
     }
 }
 
@@ -289,7 +289,7 @@ fn split(
 /// Refuses pictures that are in two of the sets, by their content.
 fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Result<()> {
     let digests = sets.map(|(_, records)| -> Vec<Option<[u8; 32]>> {
-        records.par_iter().map(|record| digest_of_file(&record.image).ok()).collect()
+        records.par_iter().map(|record| record.image.digest().ok()).collect()
     });
     for (one, other) in [(0, 1), (0, 2), (1, 2)] {
         let held: HashMap<[u8; 32], &str> = std::iter::zip(&digests[other], sets[other].1)

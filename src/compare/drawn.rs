@@ -84,14 +84,7 @@ impl Drawn {
         let mut places: Vec<usize> = (0..records.len()).collect();
         Random::new(config.seed, Purpose::Shuffle, u64::MAX - 2).shuffle(&mut places);
         let captions = places[..request.count].iter().map(|&place| records[place].caption.clone()).collect();
-        let pictured = records.into_iter().map(|record| Pictured {
-            id: record.id,
-            line: record.line,
-            path: record.image,
-            caption: Some(record.caption),
-            malformed: record.malformed,
-        });
-        let held_out = pictured.collect();
+        let held_out = records.into_iter().map(Pictured::from).collect();
         Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("pictures") })
     }
 

@@ -1,10 +1,14 @@
 //! Ratings that need no network: the paper's clarity, frequency and edge density, the resolution, and the caption's length.
 //! Pictures are looked at as squares of [`SIDE`] pixels, so that a large one is not clearer for its size alone.
 
+use std::io::BufReader;
+
+use image::ImageReader;
+
 use crate::{
     compare::arms::Heuristic,
-    data::{Loader, PictureBytes, Preprocess, Record},
-    error::{Error, Result},
+    data::{ImageRef, Loader, PictureBytes, Preprocess, Record},
+    error::Result,
     interrupt::Interrupt,
 };
 
@@ -50,11 +54,8 @@ pub(super) fn rate(
                 Heuristic::Frequency => of_picture(frequency),
                 Heuristic::EdgeDensity => of_picture(edge_density),
                 Heuristic::Resolution => {
-                    let (width, height) =
-                        image::image_dimensions(&record.image).map_err(|error| Error::Image {
-                            path: record.image.clone(),
-                            message: format!("its size cannot be read: {error}"),
-                        })?;
+                    let (width, height) = dimensions(&record.image)
+                        .map_err(|error| record.image.refuse(format!("its size cannot be read: {error}")))?;
                     f64::from(width) * f64::from(height)
                 }
                 Heuristic::CaptionLength => record.caption.chars().count() as f64,
@@ -62,6 +63,11 @@ pub(super) fn rate(
         }
     }
     Ok(found)
+}
+
+/// Width and height, from the beginning of an image.
+fn dimensions(image: &ImageRef) -> image::ImageResult<(u32, u32)> {
+    ImageReader::new(BufReader::new(image.open()?)).with_guessed_format()?.into_dimensions()
 }
 
 /// Brightness (ITU-R BT.601) from 0 to 255, `[SIDE, SIDE]`.

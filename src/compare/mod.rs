@@ -255,7 +255,7 @@ fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
 fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     let corpus = request.config.open_corpus(pool)?;
     let name = request.flaw_column();
-    match corpus.header().iter().position(|column| column == name) {
+    match corpus.schema().columns.iter().position(|column| column == name) {
         None if request.flaw_column.is_some() => Err(Error::Table {
             path: pool.to_path_buf(),
             line: Some(1),

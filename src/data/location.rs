@@ -1,8 +1,68 @@
-//! Where an image lies, as it is written: a path, or an address that cannot be read from here.
+//! Where a table or an image lies: a path of this machine, or a URL.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use crate::error::{Error, Result};
+
+/// A local path, or a URL.
+///
+/// What lies there is read through its [`Store`](super::store::Store), whichever that is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Location {
+    /// As it is written; of a URL, too.
+    written: PathBuf,
+    is_url: bool,
+}
+
+impl Location {
+    /// The path, or the URL where this is one: what messages name.
+    pub fn as_path(&self) -> &Path {
+        &self.written
+    }
+
+    /// The path, if it is one of this machine.
+    pub fn local(&self) -> Option<&Path> {
+        (!self.is_url).then_some(&self.written)
+    }
+
+    /// What is written beside this file: a URL or an absolute path stands for itself, and a relative path begins at the folder of this
+    /// file.
+    #[must_use]
+    pub fn beside(&self, written: &str) -> Self {
+        if scheme_of(written).is_some() {
+            return Self::from(Path::new(written));
+        }
+        let folder = self.written.parent().unwrap_or(Path::new(""));
+        Self { written: folder.join(written), is_url: self.is_url }
+    }
+
+    /// The last part of the path.
+    pub fn name(&self) -> String {
+        self.written.file_name().unwrap_or(self.written.as_os_str()).to_string_lossy().into_owned()
+    }
+}
+
+impl From<&Path> for Location {
+    fn from(path: &Path) -> Self {
+        path.to_path_buf().into()
+    }
+}
+
+impl From<PathBuf> for Location {
+    fn from(written: PathBuf) -> Self {
+        let is_url = written.to_str().and_then(scheme_of).is_some();
+        Self { written, is_url }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.written.display().fmt(formatter)
+    }
+}
 
 /// The scheme of what is written in place of a path: `https`, `s3`, `gs`, `file`, `data` and so on; `None`: it is a path.
 ///

@@ -1,20 +1,23 @@
 //! Records and images: reading a corpus' table, decoding and preprocessing images ahead of their use, the built-in corpus, and
 //! flaws planted in one.
 //!
-//! A [`corpus`] is a table of delimited text whose rows name an image and carry a caption. An [`image`] is decoded
-//! and cut to a square on other threads. The [`synthetic`] corpus is drawn here, and [`corruption`] spoils a known share of any.
+//! A [`corpus`] is read in batches of records, each of which refers to an image and carries a caption. What lies at a [`location`] is
+//! read through its [`store`]. An [`image`] is decoded and cut to a square on other threads. The [`synthetic`] corpus is drawn here, and [`corruption`] spoils a known share of any.
 
 pub mod corpus;
 pub mod corruption;
 pub mod image;
 pub mod location;
+pub mod store;
 pub mod synthetic;
 
 pub use self::image::{
+    ImageRef,
     loader::Loader,
     preprocess::{
         AlphaRule, PictureBytes, Preprocess, WholePicture, decode_picture, load_picture, load_whole_picture,
         stack,
     },
 };
-pub use corpus::{ColumnNames, Corpus, Position, Record};
+pub use corpus::{Batch, ColumnNames, Corpus, Cursor, Origin, Record};
+pub use location::Location;

@@ -51,11 +51,18 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// # Errors
 /// If it cannot be read.
 pub fn digest_of_file(path: &Path) -> io::Result<[u8; 32]> {
-    let mut file = File::open(path)?;
+    digest_of(File::open(path)?)
+}
+
+/// SHA-256 of what is left to read.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn digest_of(mut input: impl io::Read) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
     loop {
-        match io::Read::read(&mut file, &mut buffer)? {
+        match input.read(&mut buffer)? {
             0 => return Ok(hash.finalize().into()),
             read => hash.update(&buffer[..read]),
         }

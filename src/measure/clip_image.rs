@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::space::FeatureSpace;
 use crate::{
     data::{
-        Preprocess,
+        ImageRef, Preprocess,
         image::{preprocess::DEFAULT_MAX_PIXELS, resample::Filter},
         load_whole_picture,
     },
@@ -248,11 +248,11 @@ impl FeatureSpace for ClipImage {
         self.projection.weight.dim(0)
     }
 
-    fn read(&self, path: &Path) -> Result<Tensor> {
-        let picture = load_whole_picture(path, &self.decode)?;
+    fn read(&self, image: &ImageRef) -> Result<Tensor> {
+        let picture = load_whole_picture(image, &self.decode)?;
         let Normalised { resized, side, mean, deviation } = self.prepare;
         let [width, height] = size_after([picture.width, picture.height], resized, self.decode.max_pixels)
-            .map_err(|message| Error::Image { path: path.to_path_buf(), message })?;
+            .map_err(|message| image.refuse(message))?;
         let square = picture.resized(width, height, Filter::Bicubic).middle(side, side);
         let values = (0..3).flat_map(|channel| {
             let levels = square.rgb.iter().skip(channel).step_by(3);

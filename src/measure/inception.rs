@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::space::FeatureSpace;
 use crate::{
-    data::{Preprocess, load_whole_picture},
+    data::{ImageRef, Preprocess, load_whole_picture},
     encode::convolution::Convolution,
     engine::{
         Tensor,
@@ -408,8 +408,8 @@ impl FeatureSpace for Inception {
     }
 
     /// The middle square of the picture, resized bilinearly without smoothing as pytorch-fid does, in [-1, 1].
-    fn read(&self, path: &Path) -> Result<Tensor> {
-        let picture = load_whole_picture(path, &self.decode)?;
+    fn read(&self, image: &ImageRef) -> Result<Tensor> {
+        let picture = load_whole_picture(image, &self.decode)?;
         let side = picture.width.min(picture.height);
         Tensor::new(&[3, SIDE, SIDE], bilinear(&picture.middle(side, side).rgb, side))
     }

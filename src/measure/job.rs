@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    data::Preprocess,
+    data::{Origin, Preprocess},
     encode::{ImageTokenizer, load_image_tokenizer},
     error::{Error, Result},
     interrupt::Interrupt,
@@ -232,9 +232,9 @@ impl Measurer {
 }
 
 /// Each picture once, in the order of the lines.
-fn note(failed: &mut BTreeMap<(u64, String), FailedRecord>, left_out: Vec<FailedRecord>) {
+fn note(failed: &mut BTreeMap<(Origin, String), FailedRecord>, left_out: Vec<FailedRecord>) {
     for record in left_out {
-        failed.entry((record.line, record.id.clone())).or_insert(record);
+        failed.entry((record.origin.clone(), record.id.clone())).or_insert(record);
     }
 }
 

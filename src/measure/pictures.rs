@@ -3,13 +3,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::Value;
 
 use crate::{
     data::{
-        ColumnNames, Corpus, Record,
+        ColumnNames, Corpus, ImageRef, Location, Origin, Record,
         corpus::delimited::{DelimitedTable, Read},
     },
     error::{Error, Result},
@@ -27,14 +28,21 @@ const METADATA: &str = "metadata.jsonl";
 pub struct Pictured {
     /// Its id in its table; in a folder its path from there.
     pub id: String,
-    /// Its line in the table, counted from 1; in a folder its place, counted from 1.
-    pub line: u64,
-    /// Its file.
-    pub path: PathBuf,
+    /// Where it is listed: in a table, or in a folder by its place, counted from 1.
+    pub origin: Origin,
+    /// The image.
+    pub image: ImageRef,
     /// What it should show, if that is known.
     pub caption: Option<String>,
     /// Why its row cannot be used, where such rows are skipped.
     pub malformed: Option<String>,
+}
+
+impl From<Record> for Pictured {
+    fn from(record: Record) -> Self {
+        let Record { id, origin, image, caption, malformed, .. } = record;
+        Self { id, origin, image, caption: Some(caption), malformed }
+    }
 }
 
 /// The pictures that `path` names: of a corpus with these columns (malformed rows of it are skipped on request), of a table `samples.csv`, of a folder with such a
@@ -64,22 +72,15 @@ fn of_table(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<V
     let table = DelimitedTable::open(path)?;
     let place = |name: &str| table.header().iter().position(|column| column == name);
     let (Some(file), Some(prompt), None) = (place("file"), place("prompt"), place(&columns.image)) else {
-        let pictured = |record: Record| Pictured {
-            id: record.id,
-            line: record.line,
-            path: record.image,
-            caption: Some(record.caption),
-            malformed: record.malformed,
-        };
         let corpus = Corpus::open(path, columns)?.skipping_malformed(skip_bad_rows);
-        return Ok(corpus.read_all()?.into_iter().map(pictured).collect());
+        return Ok(corpus.read_all()?.into_iter().map(Pictured::from).collect());
     };
     of_samples(table, file, prompt)
 }
 
 /// The pictures of a table as `sample` writes it.
 fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<Vec<Pictured>> {
-    let folder = table.path().parent().unwrap_or(Path::new(".")).to_path_buf();
+    let table_file = Arc::new(table.location().clone());
     let mut found = Vec::new();
     loop {
         match table.read()? {
@@ -87,8 +88,8 @@ fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<V
             Read::Malformed(row) => return Err(table.refuse_row(row)),
             Read::Row => found.push(Pictured {
                 id: table.field(file).to_owned(),
-                line: table.line(),
-                path: folder.join(table.field(file)),
+                origin: Origin::new(&table_file, table.line()),
+                image: table_file.beside(table.field(file)).into(),
                 caption: Some(table.field(prompt).to_owned()),
                 malformed: None,
             }),
@@ -120,6 +121,7 @@ fn prompt_folders(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
     let mut found = Vec::new();
+    let listing = Arc::new(Location::from(folder));
     for prompt in prompts {
         let path = prompt.join(METADATA);
         let text = read_text(&path)?;
@@ -129,9 +131,10 @@ fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
             return Err(Error::Table { path, line: None, message });
         };
         for picture in of_folder(&prompt.join("samples"))? {
-            let id = picture.path.strip_prefix(folder).unwrap_or(&picture.path).display().to_string();
-            let line = found.len() as u64 + 1;
-            found.push(Pictured { id, line, caption: Some(caption.to_owned()), ..picture });
+            let path = picture.image.as_path();
+            let id = path.strip_prefix(folder).unwrap_or(path).display().to_string();
+            let origin = Origin::new(&listing, found.len() as u64 + 1);
+            found.push(Pictured { id, origin, caption: Some(caption.to_owned()), ..picture });
         }
     }
     Ok(found)
@@ -139,6 +142,7 @@ fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
 
 fn of_folder(folder: &Path) -> Result<Vec<Pictured>> {
     let mut found = Vec::new();
+    let listing = Arc::new(Location::from(folder));
     let mut waiting = entries(folder)?;
     waiting.reverse();
     while let Some(path) = waiting.pop() {
@@ -149,7 +153,8 @@ fn of_folder(folder: &Path) -> Result<Vec<Pictured>> {
         let end = path.extension().and_then(|end| end.to_str()).map(str::to_ascii_lowercase);
         if end.is_some_and(|end| ["png", "jpg", "jpeg", "webp", "gif"].contains(&end.as_str())) {
             let id = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
-            found.push(Pictured { id, line: found.len() as u64 + 1, path, caption: None, malformed: None });
+            let origin = Origin::new(&listing, found.len() as u64 + 1);
+            found.push(Pictured { id, origin, image: path.into(), caption: None, malformed: None });
         }
     }
     Ok(found)

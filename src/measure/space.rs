@@ -1,7 +1,5 @@
 //! Where pictures are compared: a network that turns each into a row of numbers, under a name that says which.
 
-use std::path::Path;
-
 use rayon::prelude::*;
 
 use super::{
@@ -9,7 +7,7 @@ use super::{
     pictures::Pictured,
 };
 use crate::{
-    data::{Preprocess, load_picture},
+    data::{ImageRef, Preprocess, load_picture},
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, LeftOutRows, Reasons, Result},
@@ -40,7 +38,7 @@ pub trait FeatureSpace: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Image`] for whatever is wrong with the file.
-    fn read(&self, path: &Path) -> Result<Tensor>;
+    fn read(&self, image: &ImageRef) -> Result<Tensor>;
 
     /// Pictures `[B, 3, R, R]` as [`read`](Self::read) gives them to features `[B, D]` f32. The features of one do not depend on
     /// the others.
@@ -78,8 +76,8 @@ impl FeatureSpace for TokenizerFeatures {
         2 * self.tokenizer.quantizer().channels()
     }
 
-    fn read(&self, path: &Path) -> Result<Tensor> {
-        load_picture(path, &self.preprocess)?.to_tensor()
+    fn read(&self, image: &ImageRef) -> Result<Tensor> {
+        load_picture(image, &self.preprocess)?.to_tensor()
     }
 
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "features are f32")]
@@ -134,7 +132,7 @@ pub(super) fn each(
     for (turn, part) in pictures.chunks(BATCH).enumerate() {
         interrupt.check(NOT_MEASURED)?;
         let read = |picture: &Pictured| match &picture.malformed {
-            None => space.read(&picture.path),
+            None => space.read(&picture.image),
             Some(message) => Err(Error::invalid(format!("the row is malformed: {message}"))),
         };
         let read: Vec<Result<Tensor>> = part.par_iter().map(read).collect();
@@ -148,8 +146,8 @@ pub(super) fn each(
                 Err(error @ Error::Memory { .. }) => return Err(error),
                 Err(error) => {
                     left_out.add(&picture.id, &error);
-                    let reason = error.to_string();
-                    failed.push(FailedRecord { id: picture.id.clone(), line: picture.line, reason });
+                    let (id, origin) = (picture.id.clone(), picture.origin.clone());
+                    failed.push(FailedRecord { id, origin, reason: error.to_string() });
                 }
             }
         }

@@ -305,8 +305,8 @@ impl RunPage {
         rated.expect_known()?;
         if let Some(column) = &self.flaw_column {
             let header = config.open_corpus(&corpus)?;
-            if !header.header().contains(column) {
-                return Err(header.refuse_header(absent(header.header(), column)));
+            if !header.schema().columns.contains(column) {
+                return Err(header.refuse_schema(absent(&header.schema().columns, column)));
             }
         }
         let mut sections = vec![self.training(&config)?];

@@ -101,7 +101,7 @@ pub(crate) fn records_of(
     wanted: &HashSet<&str>,
 ) -> Result<(Vec<String>, HashMap<String, Record>)> {
     let corpus = config.open_corpus(corpus_csv)?;
-    let header = corpus.header().to_vec();
+    let header = corpus.schema().columns.clone();
     let mut found = HashMap::new();
     for record in corpus {
         let record = record?;

@@ -17,7 +17,7 @@ use crate::{
     },
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
-    files::{hexadecimal, sha256_of_file},
+    files::hexadecimal,
     interrupt::Interrupt,
     jobs::Claim,
     models::{Mode, Rater, Weighing},
@@ -143,13 +143,14 @@ pub fn score(
     let source = scorer.source(&request.corpus);
     let rows = interrupt.while_reading(NOTHING_DONE, || source.rows())?;
     let corpus = source.open()?;
-    let [id, image, _] = corpus.columns();
-    let columns = RatingColumns { id: corpus.header()[id].clone(), rating: request.rating_column.clone() };
-    let header = RatingsHeader::for_corpus(corpus.header(), &columns)
-        .map_err(|error| corpus.refuse_header(error.to_string()))?;
-    let digest = interrupt.while_reading(NOTHING_DONE, || sha256_of_file(&request.corpus))?;
-    if let Some(column) = request.note_column.as_ref().filter(|column| !corpus.header().contains(column)) {
-        return Err(corpus.refuse_header(absent(corpus.header(), column)));
+    let schema = corpus.schema();
+    let (id, image) = (schema.id, schema.image);
+    let columns = RatingColumns { id: schema.columns[id].clone(), rating: request.rating_column.clone() };
+    let header = RatingsHeader::for_corpus(&schema.columns, &columns)
+        .map_err(|error| corpus.refuse_schema(error.to_string()))?;
+    let digest = interrupt.while_reading(NOTHING_DONE, || corpus.identity())?;
+    if let Some(column) = request.note_column.as_ref().filter(|column| !schema.columns.contains(column)) {
+        return Err(corpus.refuse_schema(absent(&schema.columns, column)));
     }
     parts.prepare(&scorer.inputs(request, &digest), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
@@ -160,7 +161,7 @@ pub fn score(
     })?;
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
-    interrupt.while_reading(PARTS_KEPT, || parts.expect_unchanged(&request.corpus, &digest))?;
+    interrupt.while_reading(PARTS_KEPT, || parts.expect_unchanged(&source, &digest))?;
     let mut ratings = RatingsWriter::create(&parts.staged(), header)?;
     let counts = parts.gather(&source, 1, rows, |record, found: Vec<f64>| {
         interrupt.check(PARTS_KEPT)?;

@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     fmt,
     fs::{self, File},
-    io::{Read, Write},
+    io::Write,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -15,10 +15,10 @@ use serde_json::{Map, Value};
 use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
     data::{
-        ColumnNames, Corpus, Record,
-        corpus::{image_folders, moved_paths::whole_path},
+        ColumnNames, Corpus, ImageRef, Record,
+        corpus::{Schema, image_folders, moved_paths::whole_path},
         image::decode::{self, SNIFFED_BYTES},
-        location::{hint_of_missing, not_local},
+        location::not_local,
     },
     error::{Error, LeftOutRows, Reasons, Result},
     files::{WholeFile, write_whole},
@@ -123,7 +123,7 @@ impl fmt::Display for Packed {
 /// written, or the user interrupts.
 pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<Packed> {
     let corpus = Corpus::open(&job.subset, &job.columns)?.skipping_malformed(job.skip_bad_rows);
-    let (header, columns) = (corpus.header().to_vec(), corpus.columns());
+    let schema = corpus.schema().clone();
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let malformed: Vec<(String, String)> =
         malformed.into_iter().map(|record| (record.id, record.malformed.unwrap_or_default())).collect();
@@ -133,15 +133,8 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, 
     let mut inputs = vec![job.subset.clone()];
     inputs.extend(image_folders(&records));
     let claim = Claim { command: "pack", inputs: &inputs, overwrite: job.overwrite };
-    let packing = |out| Packing {
-        job,
-        out,
-        header,
-        columns,
-        left_out: Vec::new(),
-        said: LeftOutRows::default(),
-        interrupt,
-    };
+    let packing =
+        |out| Packing { job, out, schema, left_out: Vec::new(), said: LeftOutRows::default(), interrupt };
     let mut left_out = match job.format {
         Format::Csv | Format::Parquet | Format::Uids => {
             job.expect_ending()?;
@@ -192,8 +185,7 @@ struct Packing<'a> {
     job: &'a PackJob,
     /// Where the output is written until all of it is there.
     out: PathBuf,
-    header: Vec<String>,
-    columns: [usize; 3],
+    schema: Schema,
     left_out: Vec<(String, String)>,
     said: LeftOutRows,
     interrupt: &'a Interrupt,
@@ -205,9 +197,9 @@ impl Packing<'_> {
     }
 
     /// The image's file and the ending that its content has, or the record is left out.
-    fn image(&mut self, record: &Record) -> Option<(PathBuf, &'static str)> {
+    fn image<'r>(&mut self, record: &'r Record) -> Option<(&'r ImageRef, &'static str)> {
         match not_local(self.written(record)).map_or_else(|| ending_of(&record.image), Err) {
-            Ok(ending) => Some((record.image.clone(), ending)),
+            Ok(ending) => Some((&record.image, ending)),
             Err(reason) => {
                 self.leave_out(record, reason);
                 None
@@ -223,7 +215,7 @@ impl Packing<'_> {
 
     /// The image's path as it is written in the table.
     fn written<'r>(&self, record: &'r Record) -> &'r str {
-        &record.fields[self.columns[1]]
+        &record.fields[self.schema.image]
     }
 
     /// Refuses an output without a record.
@@ -236,16 +228,16 @@ impl Packing<'_> {
 
     /// All columns of a record but the picture's path, as JSON.
     fn told(&self, record: &Record) -> Map<String, Value> {
-        let columns = self.header.iter().zip(&record.fields).enumerate();
+        let columns = self.schema.columns.iter().zip(&record.fields).enumerate();
         columns
-            .filter(|(at, _)| *at != self.columns[1])
+            .filter(|(at, _)| *at != self.schema.image)
             .map(|(_, (name, field))| (name.clone(), Value::from(field.as_str())))
             .collect()
     }
 
     fn table(&mut self, records: &[Record]) -> Result<()> {
         let header =
-            NumberHeader::for_corpus(&self.header, self.columns[0], Vec::new()).map_err(|error| {
+            NumberHeader::for_corpus(&self.schema.columns, self.schema.id, Vec::new()).map_err(|error| {
                 Error::Table { path: self.job.subset.clone(), line: Some(1), message: error.to_string() }
             })?;
         let mut table = NumberWriter::create(&self.out, header)?;
@@ -257,7 +249,7 @@ impl Packing<'_> {
                 continue;
             }
             let mut fields = record.fields.clone();
-            fields[self.columns[1]] = whole_path(written, &record.image)?.into_owned();
+            fields[self.schema.image] = whole_path(written, &record.image)?.into_owned();
             table.write(&fields, &[])?;
         }
         self.require_any(records)?;
@@ -271,8 +263,9 @@ impl Packing<'_> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         // Where that is the column of images, it is what is written in its place.
-        let image = self.columns[1];
-        let taken = self.header.iter().enumerate().find(|&(at, name)| name == "file_name" && at != image);
+        let image = self.schema.image;
+        let taken =
+            self.schema.columns.iter().enumerate().find(|&(at, name)| name == "file_name" && at != image);
         if let Some((_, name)) = taken {
             return Err(Error::Table {
                 path: self.job.subset.clone(),
@@ -289,7 +282,7 @@ impl Packing<'_> {
             let Some((from, ending)) = self.image(record) else { continue };
             let name = format!("pictures/{at:08}.{ending}");
             let to = self.out.join(&name);
-            place(&from, &to, link)?;
+            place(from, &to, link)?;
             let mut line = Map::from_iter([("file_name".to_owned(), Value::from(name))]);
             line.extend(self.told(record));
             let line = format!("{}\n", Value::Object(line));
@@ -312,9 +305,9 @@ impl Packing<'_> {
                 let at = number * size + place;
                 progress(at as u64 + 1, records.len() as u64);
                 let Some((from, ending)) = self.image(record) else { continue };
-                let image = fs::read(&from).map_err(Error::io("read", &from))?;
+                let image = from.read(u64::MAX).map_err(|message| from.refuse(message))?;
                 let mut told = self.told(record);
-                let original = whole_path(self.written(record), &from)?;
+                let original = whole_path(self.written(record), from)?;
                 told.insert("original_path".to_owned(), Value::from(&*original));
                 let told = Value::Object(told).to_string();
                 let parts =
@@ -350,14 +343,10 @@ impl Packing<'_> {
             match (number(0..16), number(16..32)) {
                 (Some(high), Some(low)) if hexadecimal => uids.push((high, low)),
                 _ => {
-                    return Err(Error::Table {
-                        path: self.job.subset.clone(),
-                        line: Some(record.line),
-                        message: format!(
-                            "the id `{}` is no uid of DataComp, which has 32 hexadecimal digits; choose another form",
-                            record.id
-                        ),
-                    });
+                    return Err(record.origin.refuse(format!(
+                        "the id `{}` is no uid of DataComp, which has 32 hexadecimal digits; choose another form",
+                        record.id
+                    )));
                 }
             }
         }
@@ -371,18 +360,8 @@ impl Packing<'_> {
 }
 
 /// The ending that an image's content has, whatever its name is, or why it cannot be packed.
-fn ending_of(path: &Path) -> std::result::Result<&'static str, String> {
-    let unreadable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(path)),
-        _ => format!("cannot be read: {error}"),
-    };
-    let about = fs::metadata(path).map_err(unreadable)?;
-    if !about.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    let mut start = Vec::with_capacity(SNIFFED_BYTES);
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(SNIFFED_BYTES as u64).read_to_end(&mut start).map_err(unreadable)?;
+fn ending_of(image: &ImageRef) -> std::result::Result<&'static str, String> {
+    let start = image.start(SNIFFED_BYTES as u64)?;
     decode::Format::of(&start).map(decode::Format::ending)
 }
 
@@ -397,11 +376,17 @@ fn reasons(left_out: &[(String, String)]) -> Reasons {
     reasons.iter().map(String::as_str).collect()
 }
 
-/// Copies a picture, or links to it.
-fn place(from: &Path, to: &Path, link: bool) -> Result<()> {
+/// Copies an image, or links to it.
+fn place(from: &ImageRef, to: &Path, link: bool) -> Result<()> {
     if !link {
-        return fs::copy(from, to).map(drop).map_err(Error::io("write", to));
+        let copied = match from.local() {
+            Some(from) => fs::copy(from, to),
+            None => from.open().and_then(|mut from| std::io::copy(&mut from, &mut File::create(to)?)),
+        };
+        return copied.map(drop).map_err(Error::io("write", to));
     }
+    let from =
+        from.local().ok_or_else(|| from.refuse("is no file of this machine, so nothing can link to it"))?;
     #[cfg(unix)]
     return std::path::absolute(from)
         .and_then(|from| std::os::unix::fs::symlink(from, to))

@@ -88,7 +88,7 @@ impl EncodedCorpus {
                 }
                 Some(reason) => {
                     left_out.add(&record.id, &reason);
-                    corpus.failed.push(FailedRecord { id: record.id, line: record.line, reason });
+                    corpus.failed.push(FailedRecord { id: record.id, origin: record.origin, reason });
                 }
             }
         }

@@ -2,14 +2,13 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
     io::{self, ErrorKind},
     path::Path,
 };
 
 use crate::{
     config::{Config, ImageTokenizerKind},
-    data::{Loader, PictureBytes, Preprocess, Record, load_picture},
+    data::{ImageRef, Loader, PictureBytes, Preprocess, Record, load_picture},
     encode::{
         ImageTokenizer,
         pca::{FitReport, PcaSettings, PcaTokenizer},
@@ -84,8 +83,7 @@ pub fn image_tokenizer(
             found => found,
         };
         if let Err(error) = &picture {
-            let Record { id, line, .. } = &records[place];
-            failed.push(FailedRecord { id: id.clone(), line: *line, reason: error.to_string() });
+            failed.push(FailedRecord::of(&records[place], error.to_string()));
         }
         pictures.insert(place, picture);
     }
@@ -111,27 +109,24 @@ pub fn image_tokenizer(
 ///
 /// # Errors
 /// If the file is there and the system fails to read it, which is no property of the image.
-fn look_again(path: &Path, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
-    let found = load_picture(path, preprocess);
+fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
+    let found = load_picture(image, preprocess);
     if let Err(error @ Error::Memory { .. }) = found {
         return Err(error);
     }
     if found.is_err()
-        && let Err(error) = read_through(path)
+        && let Err(error) = read_through(image)
     {
-        return Err(Error::Image {
-            path: path.to_path_buf(),
-            message: format!(
-                "cannot be read ({error}), and the image tokenizer would be another one without it; mend that, or remove the row \
-                 from the table"
-            ),
-        });
+        return Err(image.refuse(format!(
+            "cannot be read ({error}), and the image tokenizer would be another one without it; mend that, or remove the row \
+             from the table"
+        )));
     }
     Ok(found)
 }
 
 /// Reads a file to its end. That there is none, or something else than a file, is no failure.
-fn read_through(path: &Path) -> io::Result<()> {
+fn read_through(image: &ImageRef) -> io::Result<()> {
     let of_the_name = |error: &io::Error| {
         matches!(
             error.kind(),
@@ -140,12 +135,13 @@ fn read_through(path: &Path) -> io::Result<()> {
                 | ErrorKind::IsADirectory
                 | ErrorKind::InvalidInput
                 | ErrorKind::InvalidFilename
+                | ErrorKind::Unsupported
         )
     };
-    let read = || match fs::metadata(path)?.is_file() {
-        true => io::copy(&mut File::open(path)?, &mut io::sink()).map(|_| ()),
-        // A named pipe is not opened, as that would wait for a writer.
-        false => Ok(()),
+    // A named pipe is not opened, as that would wait for a writer.
+    let read = || match image.stamp() {
+        Some(_) => io::copy(&mut image.open()?, &mut io::sink()).map(drop),
+        None => image.look(),
     };
     match read() {
         Err(error) if !of_the_name(&error) => Err(error),

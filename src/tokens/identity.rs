@@ -6,15 +6,13 @@
 //! or restored still is the same corpus, and a file that was replaced by one of the same length is another. On Unix the time of
 //! the last change of state counts as well, which a program cannot set back.
 
-use std::path::Path;
-
 use rayon::prelude::*;
 
 use crate::{
-    files::digest_of_file,
+    data::{ImageRef, store::Stamp},
     tokens::{
         cache::{Cached, TokenCache},
-        stamp::{Image, Seen, Stamp},
+        stamp::{Image, Seen},
     },
 };
 
@@ -26,26 +24,26 @@ pub(crate) struct Looking {
 
 impl Looking {
     /// Looks at images before they are read.
-    pub(crate) fn at(images: &[&Path], cache: Option<&TokenCache>) -> Self {
-        let look = |image: &&Path| {
+    pub(crate) fn at(images: &[&ImageRef], cache: Option<&TokenCache>) -> Self {
+        let look = |image: &&ImageRef| {
             let held = cache.and_then(|cache| match cache.find(image) {
                 Cached::At(place) => Some(cache.digest(place)),
                 _ => None,
             });
-            (Stamp::of(image), held)
+            (image.stamp(), held)
         };
         Self { before: images.par_iter().map(look).collect() }
     }
 
     /// What they were, now that they have been read; or which of them was changed meanwhile.
-    pub(crate) fn seen(self, images: &[&Path]) -> Result<Vec<Seen>, usize> {
+    pub(crate) fn seen(self, images: &[&ImageRef]) -> Result<Vec<Seen>, usize> {
         let see = |(at, (stamp, held)): (usize, (Option<Stamp>, Option<[u8; 32]>))| {
             let Some(stamp) = stamp else {
                 // The cache serves without the files, too.
                 return Ok(held.map(|held| Image::served(&held)));
             };
-            let digest = held.or_else(|| digest_of_file(images[at]).ok());
-            match Stamp::of(images[at]) == Some(stamp) {
+            let digest = held.or_else(|| images[at].digest().ok());
+            match images[at].stamp() == Some(stamp) {
                 true => Ok(Some(Image::new(stamp, digest.as_ref()))),
                 false => Err(at),
             }
@@ -55,12 +53,12 @@ impl Looking {
 }
 
 /// The first image that is not what it was.
-pub(crate) fn first_changed(images: &[(&Path, &Seen)], cache: Option<&TokenCache>) -> Option<usize> {
+pub(crate) fn first_changed(images: &[(&ImageRef, &Seen)], cache: Option<&TokenCache>) -> Option<usize> {
     images.par_iter().position_first(|(image, seen)| !is_still(image, seen, cache))
 }
 
-fn is_still(image: &Path, seen: &Seen, cache: Option<&TokenCache>) -> bool {
-    match (Stamp::of(image), seen) {
+fn is_still(image: &ImageRef, seen: &Seen, cache: Option<&TokenCache>) -> bool {
+    match (image.stamp(), seen) {
         (Some(stamp), Some(seen)) => seen.is_still(image, stamp),
         (Some(_), None) => false,
         // What is read in place of a file that is not there.
@@ -101,9 +99,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (image, absent) = (folder.path().join("a.png"), folder.path().join("b.png"));
         fs::write(&image, "first").unwrap();
-        let images = [image.as_path(), absent.as_path()];
+        let [first, second] = [&image, &absent].map(ImageRef::from);
+        let images = [&first, &second];
         let seen = Looking::at(&images, None).seen(&images).unwrap();
-        let changed = || first_changed(&[(&image, &seen[0]), (&absent, &seen[1])], None);
+        let changed = || first_changed(&[(&first, &seen[0]), (&second, &seen[1])], None);
         assert_eq!(changed(), None);
         // The same bytes under another time: a copy.
         let later = SystemTime::now() + Duration::from_secs(60);

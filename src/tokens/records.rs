@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    data::{Origin, Record},
     error::{Error, Reasons, Result},
     files::write_csv,
 };
@@ -14,10 +15,18 @@ use crate::{
 pub struct FailedRecord {
     /// The record's id.
     pub id: String,
-    /// Its line in the table.
-    pub line: u64,
+    /// Where it stands.
+    #[serde(alias = "line")]
+    pub origin: Origin,
     /// What is wrong.
     pub reason: String,
+}
+
+impl FailedRecord {
+    /// One of these, and why.
+    pub(crate) fn of(record: &Record, reason: impl Into<String>) -> Self {
+        Self { id: record.id.clone(), origin: record.origin.clone(), reason: reason.into() }
+    }
 }
 
 /// Says how far a long job is; called from the thread that does it.
@@ -28,8 +37,8 @@ pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
 /// # Errors
 /// If it cannot be written.
 pub(crate) fn write_failed<'a>(path: &Path, failed: impl Iterator<Item = &'a FailedRecord>) -> Result<()> {
-    let row = |record: &FailedRecord| [record.id.clone(), record.line.to_string(), record.reason.clone()];
-    write_csv(path, &["id", "line", "reason"], failed.map(row))
+    let row = |record: &FailedRecord| [record.id.clone(), record.origin.to_string(), record.reason.clone()];
+    write_csv(path, &["id", "origin", "reason"], failed.map(row))
 }
 
 /// Why a job ends that can use no row of `table`: the reasons with their counts. `failed_out`, if it is given, lists every row.

@@ -1,41 +1,11 @@
-//! What a file was when it was read: enough to notice that it is another one now.
-
-use std::{fs, path::Path, time::UNIX_EPOCH};
+//! What an image was when it was read: enough to notice that it is another one now.
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{digest_of_file, hexadecimal};
-
-/// Length and time of an image's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    pub(super) bytes: u64,
-    /// Nanoseconds since 1970.
-    pub(super) modified: i64,
-    /// The same for the last change of the file's state; 0 where the system has none.
-    changed: i64,
-}
-
-impl Stamp {
-    /// Of a regular file; nothing of anything else.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let about = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-        let since = about.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let modified = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
-        Some(Self { bytes: about.len(), modified, changed: state_changed(&about) })
-    }
-}
-
-#[cfg(unix)]
-fn state_changed(about: &fs::Metadata) -> i64 {
-    use std::os::unix::fs::MetadataExt;
-    about.ctime().saturating_mul(1_000_000_000).saturating_add(about.ctime_nsec())
-}
-
-#[cfg(not(unix))]
-fn state_changed(_about: &fs::Metadata) -> i64 {
-    0
-}
+use crate::{
+    data::{ImageRef, store::Stamp},
+    files::hexadecimal,
+};
 
 /// An image's file as a job read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,15 +43,15 @@ impl Image {
         self.digest == other.digest
     }
 
-    /// Whether the file `path`, which has this stamp now, is still the one that was read.
-    pub(super) fn is_still(&self, path: &Path, stamp: Stamp) -> bool {
+    /// Whether an image that has this stamp now is still the one that was read.
+    pub(super) fn is_still(&self, image: &ImageRef, stamp: Stamp) -> bool {
         if (stamp.bytes, stamp.modified, stamp.changed) == (self.bytes, self.modified, self.changed) {
             return true;
         }
         // One that was served by the cache alone has no length.
         (stamp.bytes == self.bytes || self.modified == 0)
             && !self.digest.is_empty()
-            && digest_of_file(path).is_ok_and(|digest| self.has_digest(&digest))
+            && image.digest().is_ok_and(|digest| self.has_digest(&digest))
     }
 }
 

@@ -85,8 +85,7 @@ impl Inputs {
                 (_, 0) => "cannot be used any more",
                 _ => "gives other tokens than when the run was begun",
             };
-            let message = format!("the image {} {was}; {cure}", record.image.display());
-            return Err(Error::Table { path: table, line: Some(record.line), message });
+            return Err(record.origin.refuse(format!("the image {} {was}; {cure}", record.image)));
         }
         Ok(())
     }

@@ -7,17 +7,22 @@
 //! at the end one alone is kept, as the column that it is; two are not, as no two columns may have one name.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader, Seek, SeekFrom},
+    io::{BufRead, BufReader},
     ops::Range,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{
     file_kind::{folder, foreign},
     rows::{Row, RowError, RowReader},
 };
-use crate::error::{Error, Result};
+use crate::{
+    data::{
+        location::Location,
+        store::{Kind, Readable},
+    },
+    error::{Error, Result},
+};
 
 /// Bytes read from the disk at a time.
 const BUFFER_BYTES: usize = 1 << 18;
@@ -43,9 +48,8 @@ pub enum Read {
 }
 
 /// A table being read row by row.
-#[derive(Debug)]
 pub struct DelimitedTable {
-    path: PathBuf,
+    at: Location,
     header: Vec<String>,
     header_line: u64,
     header_bytes: Range<u64>,
@@ -55,8 +59,11 @@ pub struct DelimitedTable {
     all: usize,
     separator: u8,
     bytes_total: u64,
-    rows: RowReader<BufReader<File>>,
+    rows: RowReader<Input>,
 }
+
+/// What rows are read from.
+type Input = BufReader<Box<dyn Readable>>;
 
 /// The hint of every refusal of a row.
 const SKIP_BAD_ROWS: &str = "mend it, or leave such rows out with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
@@ -66,23 +73,24 @@ impl DelimitedTable {
     ///
     /// # Errors
     /// If the file cannot be read, is plainly something else (which is named), or its header cannot be used.
-    pub fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            return Err(Error::Table { path: path.to_path_buf(), line: None, message: folder(path) });
-        }
+    pub fn open(at: impl Into<Location>) -> Result<Self> {
+        let at = at.into();
+        let path = at.as_path();
+        let refuse = |message| Error::Table { path: path.to_path_buf(), line: None, message };
         // Asked before opening: opening a named pipe would wait for a writer.
-        let about = path.metadata().map_err(Error::io("read", path))?;
-        if !about.is_file() {
-            let message =
-                "is not a regular file, and a table is read more than once; write it to a file first";
-            return Err(Error::Table { path: path.to_path_buf(), line: None, message: message.to_owned() });
-        }
-        let file = File::open(path).map_err(Error::io("read", path))?;
-        let bytes_total = about.len();
-        let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
+        let bytes_total = match at.kind().map_err(Error::io("read", path))? {
+            Kind::File(stamp) => stamp.bytes,
+            Kind::Folder => return Err(refuse(folder(path))),
+            Kind::Other => {
+                let message =
+                    "is not a regular file, and a table is read more than once; write it to a file first";
+                return Err(refuse(message.to_owned()));
+            }
+        };
+        let mut input = Self::input(&at, 0)?;
         let start = input.fill_buf().map_err(Error::io("read", path))?;
         if let Some(message) = foreign(start) {
-            return Err(Error::Table { path: path.to_path_buf(), line: None, message });
+            return Err(refuse(message));
         }
         let mark = if start.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
         let Beginning { separator, named_by } = Beginning::of(path, &start[mark..]);
@@ -90,7 +98,7 @@ impl DelimitedTable {
         input.consume(skipped);
         let rows = RowReader::new(input, separator, line, skipped as u64);
         let mut table = Self {
-            path: path.to_path_buf(),
+            at,
             header: Vec::new(),
             header_line: line,
             header_bytes: 0..0,
@@ -102,6 +110,11 @@ impl DelimitedTable {
         };
         table.read_header()?;
         Ok(table)
+    }
+
+    fn input(at: &Location, from: u64) -> Result<Input> {
+        let input = at.open(from).map_err(Error::io("read", at.as_path()))?;
+        Ok(BufReader::with_capacity(BUFFER_BYTES, input))
     }
 
     fn read_header(&mut self) -> Result<()> {
@@ -134,7 +147,12 @@ impl DelimitedTable {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.at.as_path()
+    }
+
+    /// Where it lies.
+    pub fn location(&self) -> &Location {
+        &self.at
     }
 
     /// The names of the columns, in order; none where the file is empty.
@@ -248,9 +266,7 @@ impl DelimitedTable {
     /// # Errors
     /// If seeking fails.
     pub fn seek(&mut self, line: u64, byte: u64) -> Result<()> {
-        let mut file = File::open(&self.path).map_err(Error::io("read", &self.path))?;
-        file.seek(SeekFrom::Start(byte)).map_err(Error::io("read", &self.path))?;
-        let input = BufReader::with_capacity(BUFFER_BYTES, file);
+        let input = Self::input(&self.at, byte)?;
         self.rows = RowReader::new(input, self.separator, line, byte);
         Ok(())
     }
@@ -265,12 +281,16 @@ impl DelimitedTable {
 
     /// An error about the file as a whole.
     pub fn refuse(&self, message: impl Into<String>) -> Error {
-        Error::Table { path: self.path.clone(), line: None, message: message.into() }
+        Error::Table { path: self.path().to_path_buf(), line: None, message: message.into() }
     }
 
     /// An error about the header.
     pub fn refuse_header(&self, message: impl Into<String>) -> Error {
-        Error::Table { path: self.path.clone(), line: Some(self.header_line), message: message.into() }
+        Error::Table {
+            path: self.path().to_path_buf(),
+            line: Some(self.header_line),
+            message: message.into(),
+        }
     }
 
     /// An error about a row.
@@ -280,12 +300,12 @@ impl DelimitedTable {
             true => row.message,
             false => format!("{}; {SKIP_BAD_ROWS}", row.message.trim_end_matches('.')),
         };
-        Error::Table { path: self.path.clone(), line: Some(row.line), message }
+        Error::Table { path: self.path().to_path_buf(), line: Some(row.line), message }
     }
 
     fn failed(&self, error: RowError) -> Error {
         match error {
-            RowError::Io(source) => Error::Io { action: "read", path: self.path.clone(), source },
+            RowError::Io(source) => Error::Io { action: "read", path: self.path().to_path_buf(), source },
             RowError::Malformed { line, message, .. } => self.refuse_row(Malformed { line, message }),
         }
     }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use crate::{
-    data::location::{not_local, path_text},
+    data::{
+        image::ImageRef,
+        location::{not_local, path_text},
+    },
     error::{Error, Result},
     files::folder_of,
 };
@@ -15,10 +18,10 @@ use crate::{
 ///
 /// # Errors
 /// If the path is not UTF-8, which a table's text must be.
-pub fn whole_path<'a>(written: &'a str, image: &Path) -> Result<Cow<'a, str>> {
-    if not_local(written).is_some() {
+pub fn whole_path<'a>(written: &'a str, image: &ImageRef) -> Result<Cow<'a, str>> {
+    let (Some(image), None) = (image.local(), not_local(written)) else {
         return Ok(Cow::Borrowed(written));
-    }
+    };
     let path = std::path::absolute(image).map_err(Error::io("resolve", image))?;
     path_text(path).map(Cow::Owned)
 }
@@ -87,7 +90,10 @@ mod tests {
         for path in ["a:b.png", "at 12:30/b.png", "data:b.png", "http:b.png", "x://b.png"] {
             assert_eq!(Path::new(elsewhere.moved(path).unwrap().as_ref()), here.join(path));
             // A path may come without what stands twice in it.
-            assert_eq!(Path::new(whole_path(path, &here.join(path)).unwrap().as_ref()), here.join(path));
+            assert_eq!(
+                Path::new(whole_path(path, &here.join(path).into()).unwrap().as_ref()),
+                here.join(path)
+            );
         }
         let missing = MovedPaths::between(&table, &here.join("nowhere/ratings.csv")).unwrap_err();
         assert!(missing.to_string().contains("nowhere"), "{missing}");
@@ -102,9 +108,10 @@ mod tests {
         fs::create_dir(&latin).unwrap();
         let elsewhere =
             MovedPaths::between(&latin.join("corpus.csv"), &folder.path().join("out.csv")).unwrap();
-        for error in
-            [elsewhere.moved("a.png").unwrap_err(), whole_path("a.png", &latin.join("a.png")).unwrap_err()]
-        {
+        for error in [
+            elsewhere.moved("a.png").unwrap_err(),
+            whole_path("a.png", &latin.join("a.png").into()).unwrap_err(),
+        ] {
             assert!(error.to_string().contains("not UTF-8"), "{error}");
         }
         assert_eq!(elsewhere.moved("https://host/a.png").unwrap(), "https://host/a.png");

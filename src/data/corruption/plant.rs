@@ -11,7 +11,7 @@ use super::{Flaw, FlawShares, plan, sources, spoil};
 use crate::{
     Error, Result,
     data::{
-        corpus::{ColumnNames, Corpus, Record, image_folders},
+        corpus::{ColumnNames, Corpus, Record, Schema, image_folders},
         image::{
             loader::Loader,
             preprocess::{PictureBytes, Preprocess, write_png},
@@ -83,13 +83,12 @@ pub fn plant(
     let PlantSettings { shares, seed, .. } = settings;
     let corpus =
         Corpus::open(&settings.corpus, &settings.columns)?.skipping_malformed(settings.skip_bad_rows);
-    let (header, columns) = (corpus.header().to_vec(), corpus.columns());
-    if let Some(taken) = header.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str())) {
-        return Err(Error::Table {
-            path: settings.corpus.clone(),
-            line: Some(1),
-            message: format!("the column `{taken}` is there already, and is to be added; rename it"),
-        });
+    let schema = corpus.schema().clone();
+    if let Some(taken) =
+        schema.columns.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str()))
+    {
+        let message = format!("the column `{taken}` is there already, and is to be added; rename it");
+        return Err(corpus.refuse_schema(message));
     }
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let flaws = plan(records.len(), shares, *seed)?;
@@ -100,7 +99,7 @@ pub fn plant(
     let claim = Claim { command: "plant", inputs: &inputs, overwrite: settings.overwrite };
     let folder = OutputFolder::claim(&claim, &settings.out, &[])?;
     folder.refuse_present(settings.overwrite)?;
-    let plan = Plan { settings, header, columns, records: &records, malformed: &malformed, flaws, sources };
+    let plan = Plan { settings, schema, records: &records, malformed: &malformed, flaws, sources };
     folder.write(|out| plan.write(out, interrupt, progress))
 }
 
@@ -110,8 +109,7 @@ type Written = (Vec<usize>, Vec<(usize, String)>);
 /// Which record gets what.
 struct Plan<'a> {
     settings: &'a PlantSettings,
-    header: Vec<String>,
-    columns: [usize; 3],
+    schema: Schema,
     records: &'a [Record],
     malformed: &'a [Record],
     flaws: Vec<Flaw>,
@@ -135,20 +133,21 @@ impl Plan<'_> {
             return Err(reasons.none_usable(&settings.corpus, None));
         }
         let row =
-            |record: &Record, reason: &str| [record.id.clone(), record.line.to_string(), reason.to_owned()];
+            |record: &Record, reason: &str| [record.id.clone(), record.origin.to_string(), reason.to_owned()];
         let failures = malformed
             .iter()
             .map(|record| row(record, record.malformed.as_deref().unwrap_or_default()))
             .chain(failed.iter().map(|(at, reason)| row(&records[*at], reason)));
-        write_csv(&out.join("failed.csv"), &["id", "line", "reason"], failures)?;
+        write_csv(&out.join("failed.csv"), &["id", "origin", "reason"], failures)?;
         let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
         let rows = kept.iter().map(|&at| {
             let caption = &records[sources[at].unwrap_or(at)].caption;
-            let mut fields = replaced(&records[at], self.columns, picture_path(at), caption);
+            let mut fields = replaced(&records[at], &self.schema, picture_path(at), caption);
             fields.extend([flaws[at].name().to_owned(), source_id(at)]);
             fields
         });
-        let header = [self.header.clone(), vec![FLAW_COLUMN.to_owned(), SOURCE_COLUMN.to_owned()]].concat();
+        let header =
+            [self.schema.columns.clone(), vec![FLAW_COLUMN.to_owned(), SOURCE_COLUMN.to_owned()]].concat();
         write_csv(&out.join(TABLE), &header, rows)?;
         let counts = Flaw::ALL
             .into_iter()
@@ -207,9 +206,9 @@ fn picture_path(at: usize) -> String {
 }
 
 /// A record's fields with another picture and caption.
-fn replaced(record: &Record, columns: [usize; 3], picture: String, caption: &str) -> Vec<String> {
+fn replaced(record: &Record, schema: &Schema, picture: String, caption: &str) -> Vec<String> {
     let mut fields = record.fields.clone();
-    fields[columns[1]] = picture;
-    caption.clone_into(&mut fields[columns[2]]);
+    fields[schema.image] = picture;
+    caption.clone_into(&mut fields[schema.caption]);
     fields
 }

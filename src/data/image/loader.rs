@@ -2,22 +2,24 @@
 
 use std::collections::VecDeque;
 use std::iter::Fuse;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::preprocess::{PictureBytes, Preprocess, load_picture};
+use super::{
+    ImageRef,
+    preprocess::{PictureBytes, Preprocess, load_picture},
+};
 use crate::error::{Error, Result};
 
 /// A picture to decode, and where the result is waited for.
 struct Job {
-    path: PathBuf,
+    image: ImageRef,
     result: SyncSender<Result<PictureBytes>>,
 }
 
-/// Yields `(key, picture)` for each `(key, path)` of `requests`, in their order.
+/// Yields `(key, picture)` for each `(key, image)` of `requests`, in their order.
 ///
 /// At most `ahead` pictures are in flight: requested and not yet yielded. `requests` is drawn from on the thread that
 /// calls `next`; the threads only decode. Dropping the loader ends its threads after the picture each is at.
@@ -25,13 +27,13 @@ struct Job {
 pub struct Loader<I, K> {
     requests: Fuse<I>,
     ahead: usize,
-    waiting: VecDeque<(K, PathBuf, Receiver<Result<PictureBytes>>)>,
+    waiting: VecDeque<(K, ImageRef, Receiver<Result<PictureBytes>>)>,
     jobs: Option<Sender<Job>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl<K, I: Iterator<Item = (K, PathBuf)>> Loader<I, K> {
+impl<K, I: Iterator<Item = (K, ImageRef)>> Loader<I, K> {
     /// Starts `threads` threads that decode up to `ahead` pictures in advance.
     ///
     /// # Errors
@@ -72,25 +74,25 @@ impl<K, I: Iterator<Item = (K, PathBuf)>> Loader<I, K> {
 
     fn request_ahead(&mut self) {
         while self.waiting.len() < self.ahead {
-            let Some((key, path)) = self.requests.next() else { return };
+            let Some((key, image)) = self.requests.next() else { return };
             let (result, receiver) = sync_channel(1);
             if let Some(jobs) = &self.jobs {
                 // Sending fails only when every thread is gone; the receiver then says so.
-                let _ = jobs.send(Job { path: path.clone(), result });
+                let _ = jobs.send(Job { image: image.clone(), result });
             }
-            self.waiting.push_back((key, path, receiver));
+            self.waiting.push_back((key, image, receiver));
         }
     }
 }
 
-impl<K, I: Iterator<Item = (K, PathBuf)>> Iterator for Loader<I, K> {
+impl<K, I: Iterator<Item = (K, ImageRef)>> Iterator for Loader<I, K> {
     type Item = (K, Result<PictureBytes>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (key, path, receiver) = self.waiting.pop_front()?;
-        let picture = receiver.recv().unwrap_or_else(|_| {
-            Err(Error::Image { path, message: "the thread that decoded it ended unexpectedly".to_owned() })
-        });
+        let (key, image, receiver) = self.waiting.pop_front()?;
+        let picture = receiver
+            .recv()
+            .unwrap_or_else(|_| Err(image.refuse("the thread that decoded it ended unexpectedly")));
         self.request_ahead();
         Some((key, picture))
     }
@@ -116,6 +118,6 @@ fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool, preprocess: &Preprocess
             return;
         }
         // Nobody listens when the loader was dropped meanwhile.
-        let _ = job.result.send(load_picture(&job.path, preprocess));
+        let _ = job.result.send(load_picture(&job.image, preprocess));
     }
 }

@@ -3,4 +3,7 @@
 pub mod decode;
 pub mod loader;
 pub mod preprocess;
+mod reference;
 pub mod resample;
+
+pub use reference::ImageRef;

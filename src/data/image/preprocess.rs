@@ -1,7 +1,6 @@
 //! From a picture's file to the square in [-1, 1] that the networks see.
 
-use std::fs::File;
-use std::io::{Cursor, Read, Write};
+use std::io::{Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -11,10 +10,10 @@ use image::{
     metadata::Orientation,
 };
 
+use super::ImageRef;
 use super::decode::{DecodeOptions, Decoded, Samples, decode};
 use super::resample::{Filter, resample};
 use crate::{
-    data::location::hint_of_missing,
     engine::Tensor,
     error::{Error, Result, reserved},
     files::WholeFile,
@@ -156,14 +155,13 @@ pub fn stack(pictures: &[PictureBytes]) -> Result<Tensor> {
     Tensor::new(&[pictures.len(), 3, side, side], values)
 }
 
-/// Reads, decodes and preprocesses the picture at `path`.
+/// Reads, decodes and preprocesses an image.
 ///
 /// # Errors
 /// [`Error::Image`] for whatever is wrong with the file; nothing in a file makes this panic.
-pub fn load_picture(path: impl AsRef<Path>, preprocess: &Preprocess) -> Result<PictureBytes> {
-    let path = path.as_ref();
-    let bytes = read_bounded(path, preprocess).map_err(|message| refuse(path, message))?;
-    decode_picture(&bytes, path, preprocess)
+pub fn load_picture(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<PictureBytes> {
+    let image = image.into();
+    decode_picture(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)
 }
 
 /// Decodes and preprocesses a picture from the bytes of its file; `path` only names it in errors.
@@ -177,15 +175,14 @@ pub fn decode_picture(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Res
     Ok(square(&decoded(bytes, path, preprocess)?, preprocess))
 }
 
-/// Reads and decodes the picture at `path` as [`load_picture`] does, but keeps all of it at its own size; the side of
+/// Reads and decodes an image as [`load_picture`] does, but keeps all of it at its own size; the side of
 /// `preprocess` plays no part.
 ///
 /// # Errors
 /// As for [`load_picture`].
-pub fn load_whole_picture(path: impl AsRef<Path>, preprocess: &Preprocess) -> Result<WholePicture> {
-    let path = path.as_ref();
-    let bytes = read_bounded(path, preprocess).map_err(|message| refuse(path, message))?;
-    let decoded = decoded(&bytes, path, preprocess)?;
+pub fn load_whole_picture(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<WholePicture> {
+    let image = image.into();
+    let decoded = decoded(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)?;
     let view = View::new(&decoded, preprocess.apply_orientation);
     let (width, height) = (view.width, view.height);
     let mut rgb = vec![0; 3 * width * height];
@@ -241,31 +238,10 @@ fn refuse(path: &Path, message: String) -> Error {
     Error::Image { path: path.to_path_buf(), message }
 }
 
-fn read_bounded(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, String> {
-    let unreadable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(path)),
-        _ => format!("cannot be read: {error}"),
-    };
-    // Asked before opening: opening a named pipe would wait for a writer.
-    let about = std::fs::metadata(path).map_err(unreadable)?;
-    if about.is_dir() {
-        return Err("a folder, not a picture; is the path in this row empty?".to_owned());
-    }
-    if !about.is_file() {
-        return Err("not a regular file".to_owned());
-    }
+fn read_bounded(image: &ImageRef, preprocess: &Preprocess) -> Result<Vec<u8>> {
     // No picture is larger than its pixels at 16 bits and four channels, but for what is attached to it.
     let limit = preprocess.max_pixels.saturating_mul(8).saturating_add(64 << 20);
-    if about.len() > limit {
-        return Err(format!(
-            "the file has {} bytes, more than a picture within the limits can have",
-            about.len()
-        ));
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
-    Ok(bytes)
+    image.read(limit).map_err(|message| image.refuse(message))
 }
 
 /// Turns, crops the middle of the short side (floor offsets) and resamples.

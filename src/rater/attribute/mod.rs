@@ -22,7 +22,7 @@ use crate::{
     data::Record,
     engine::{Tensor, cuda::Device},
     error::{Error, Result},
-    files::{sha256, sha256_of_file},
+    files::sha256,
     interrupt::Interrupt,
     jobs::Claim,
     rater::parts::{Counts, Input, NOTHING_DONE, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
@@ -193,15 +193,15 @@ pub fn attribute(
         interrupt.while_reading(NOTHING_DONE, || Ok([validation.rows()?, source.rows()?]))?;
     let corpus = source.open()?;
     let columns = columns(&checkpoints);
-    let header = NumberHeader::for_corpus(corpus.header(), corpus.columns()[0], columns)
-        .map_err(|error| corpus.refuse_header(error.to_string()))?;
+    let header = NumberHeader::for_corpus(&corpus.schema().columns, corpus.schema().id, columns)
+        .map_err(|error| corpus.refuse_schema(error.to_string()))?;
     let trained = RunDirectory::config_of(&run)?;
     let rates = LearningRates::of(&run, &trained)?;
     let factors: Option<Vec<f64>> = checkpoints.iter().map(|held| rates.leading_to(held.step)).collect();
     let learning_rates_known = factors.is_some();
     let factors = factors.unwrap_or_else(|| vec![1.0; checkpoints.len()]);
-    let digests = [&request.corpus, &request.validation]
-        .map(|table| interrupt.while_reading(NOTHING_DONE, || sha256_of_file(table)));
+    let digests =
+        [source, validation].map(|table| interrupt.while_reading(NOTHING_DONE, || table.open()?.identity()));
     let [corpus_digest, validation_digest] = digests;
     let (corpus_digest, validation_digest) = (corpus_digest?, validation_digest?);
     let inputs = setting.inputs(&checkpoints, [&corpus_digest, &validation_digest], &factors);
@@ -227,9 +227,9 @@ pub fn attribute(
     }
 
     interrupt.while_reading(PARTS_KEPT, || {
-        parts.expect_unchanged(&request.validation, &validation_digest)?;
+        parts.expect_unchanged(&validation, &validation_digest)?;
         parts.expect_images(&validation)?;
-        parts.expect_unchanged(&request.corpus, &corpus_digest)
+        parts.expect_unchanged(&source, &corpus_digest)
     })?;
     let mut table = NumberWriter::create(&parts.staged(), header)?;
     let mut zero_gradients = 0;

@@ -25,13 +25,13 @@ pub(crate) use source::{Outcome, Row, Source};
 use source::{PART, Part};
 
 use crate::{
-    data::{Position, Record},
+    data::{Cursor, ImageRef, Record},
     engine::Tensor,
     error::{Error, LeftOutRows, Reasons, Result},
     files::{
         WholeFile, remove_leftovers,
         sealed::{Unsealed, read_sealed, seal, unseal, write_sealed},
-        sha256_of_file, write_whole,
+        write_whole,
     },
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
@@ -170,26 +170,23 @@ impl Parts {
         format!("remove {} to {} anew", self.folder.display(), self.words.command)
     }
 
-    fn changed(&self, image: PathBuf) -> Error {
-        Error::Image {
-            path: image,
-            message: format!(
-                "was replaced, added or deleted since its row was {}; put it back as it was, or {}",
-                self.words.done,
-                self.cure()
-            ),
-        }
+    fn changed(&self, image: &ImageRef) -> Error {
+        image.refuse(format!(
+            "was replaced, added or deleted since its row was {}; put it back as it was, or {}",
+            self.words.done,
+            self.cure()
+        ))
     }
 
     /// Refuses a table that is no longer the one that the parts were made from.
-    pub(crate) fn expect_unchanged(&self, table: &Path, digest: &str) -> Result<()> {
-        if sha256_of_file(table)? == digest {
+    pub(crate) fn expect_unchanged(&self, source: &Source<'_>, digest: &str) -> Result<()> {
+        if source.open()?.identity()? == digest {
             return Ok(());
         }
         let Words { command, doing, .. } = self.words;
         Err(Error::invalid(format!(
             "{} was changed while {doing} was going on, so nothing was written; {command} again with --overwrite",
-            table.display()
+            source.path.display()
         )))
     }
 
@@ -206,7 +203,7 @@ impl Parts {
         &self,
         sequence: usize,
         number: u64,
-        from: Option<Position>,
+        from: Option<Cursor>,
     ) -> Option<Part<N>> {
         let path = self.path(sequence, number);
         if !path.exists() {
@@ -252,7 +249,7 @@ impl Parts {
             None if held.images.len() == images.len() => Ok(()),
             at => {
                 let record = source.open()?.nth(at.unwrap_or_default()).transpose()?;
-                Err(self.changed(record.map(|record| record.image).unwrap_or_default()))
+                Err(self.changed(&record.map(|record| record.image).unwrap_or_default()))
             }
         }
     }
@@ -266,7 +263,7 @@ impl Parts {
         let held: Images = read_sealed(&path, &self.cure())?;
         match source.first_changed(None, held.images.iter())? {
             None => Ok(()),
-            Some(image) => Err(self.changed(image)),
+            Some(image) => Err(self.changed(&image)),
         }
     }
 
@@ -300,7 +297,7 @@ impl Parts {
             if let Some(part) = self.held::<N>(at, number, from) {
                 let images = part.rows.iter().map(|row| &row.image);
                 if let Some(image) = source.first_changed(from, images)? {
-                    return Err(self.changed(image));
+                    return Err(self.changed(&image));
                 }
                 done += part.rows.len() as u64;
                 next = part.next.map(Some);
@@ -316,11 +313,7 @@ impl Parts {
                 "{done} of {total} rows are {} and kept; give the same command again to go on",
                 self.words.done
             ))?;
-            let mut corpus = source.open()?;
-            if let Some(position) = from {
-                corpus.seek(position)?;
-            }
-            let part = source.part(&mut corpus, from, &mut left_out, measure)?;
+            let part = source.part(&mut source.open()?, from, &mut left_out, measure)?;
             done += part.rows.len() as u64;
             write_sealed(&self.path(at, number), &part)?;
             next = part.next.map(Some);
@@ -374,12 +367,12 @@ impl Parts {
                 };
                 chunk.push((record, found));
             }
-            let images: Vec<(&Path, &Seen)> = chunk
+            let images: Vec<(&ImageRef, &Seen)> = chunk
                 .iter()
-                .flat_map(|(record, found)| found.iter().map(|found| (record.image.as_path(), &found.image)))
+                .flat_map(|(record, found)| found.iter().map(|found| (&record.image, &found.image)))
                 .collect();
             if let Some(at) = first_changed(&images, source.cache) {
-                return Err(self.changed(images[at].0.to_path_buf()));
+                return Err(self.changed(images[at].0));
             }
             for (record, found) in chunk {
                 let mut numbers = Vec::with_capacity(sequences.len());
@@ -465,14 +458,14 @@ struct Failures {
 impl Failures {
     fn create(path: &Path) -> Result<Self> {
         let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
-        writer.write_record(["id", "line", "reason"]).map_err(|error| write_error(path, error))?;
+        writer.write_record(["id", "origin", "reason"]).map_err(|error| write_error(path, error))?;
         Ok(Self { path: path.to_path_buf(), writer, reasons: Reasons::default() })
     }
 
     fn add(&mut self, record: &Record, reason: &str) -> Result<()> {
         self.reasons.add(reason);
         self.writer
-            .write_record([&record.id, &record.line.to_string(), reason])
+            .write_record([&record.id, &record.origin.to_string(), reason])
             .map_err(|error| write_error(&self.path, error))
     }
 

@@ -1,12 +1,12 @@
 //! A table of images, a part at a time: what became of its records, and what their images were.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Config,
-    data::{Corpus, Position, Record},
+    data::{Batch, Corpus, Cursor, ImageRef, Record},
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, LeftOutRows, Result},
@@ -26,9 +26,9 @@ pub(super) const PART: usize = 512;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Part<N> {
     /// Where it begins; `None` at the first record.
-    pub(crate) from: Option<Position>,
+    pub(crate) from: Option<Cursor>,
     /// Where the next part begins; `None` at the end of the corpus.
-    pub(crate) next: Option<Position>,
+    pub(crate) next: Option<Cursor>,
     /// The records in order.
     pub(crate) rows: Vec<Row<N>>,
 }
@@ -80,27 +80,21 @@ impl Source<'_> {
 
     /// Reads the whole table once and counts its rows, so that a bad line ends a job now and not at its end.
     pub(crate) fn rows(&self) -> Result<u64> {
-        let mut rows = 0;
-        for record in self.open()?.refusing_duplicates() {
-            record?;
-            rows += 1;
-        }
-        Ok(rows)
+        self.open()?.count_records()
     }
 
     /// Does the next part, which begins `from` there.
     pub(crate) fn part<N>(
         &self,
         corpus: &mut Corpus,
-        from: Option<Position>,
+        from: Option<Cursor>,
         left_out: &mut LeftOutRows,
         measure: &mut Measure<'_, N>,
     ) -> Result<Part<N>> {
         let size = PART.div_ceil(self.batch) * self.batch;
-        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
-        let next = (records.len() == size).then(|| Corpus::position(corpus));
+        let Batch { records, next } = corpus.batch(from, size)?;
         let Self { config, tokenizer, cache, .. } = *self;
-        let paths: Vec<&Path> = records.iter().map(|record| record.image.as_path()).collect();
+        let paths: Vec<&ImageRef> = records.iter().map(|record| &record.image).collect();
         let looking = Looking::at(&paths, cache);
         let mut reasons = Vec::with_capacity(records.len());
         let (mut usable, mut codes) = (Vec::new(), Vec::new());
@@ -119,9 +113,8 @@ impl Source<'_> {
             });
             Ok(())
         })?;
-        let images = looking.seen(&paths).map_err(|at| Error::Image {
-            path: records[at].image.clone(),
-            message: "was changed while it was read; give the same command again".to_owned(),
+        let images = looking.seen(&paths).map_err(|at| {
+            records[at].image.refuse("was changed while it was read; give the same command again")
         })?;
         let tokens = tokenizer.quantizer().tokens();
         let mut measured = Vec::with_capacity(usable.len());
@@ -145,15 +138,22 @@ impl Source<'_> {
     /// The first of the records that begin `from` there whose image is not what it was.
     pub(super) fn first_changed<'s>(
         &self,
-        from: Option<Position>,
+        from: Option<Cursor>,
         images: impl ExactSizeIterator<Item = &'s Seen>,
-    ) -> Result<Option<PathBuf>> {
+    ) -> Result<Option<ImageRef>> {
         let mut corpus = self.open()?;
-        if let Some(position) = from {
-            corpus.seek(position)?;
+        let mut records: Vec<Record> = Vec::with_capacity(images.len());
+        let mut next = from;
+        // The images of a whole corpus may be those of several shards.
+        while records.len() < images.len() {
+            let batch = corpus.batch(next, images.len() - records.len())?;
+            records.extend(batch.records);
+            next = batch.next;
+            if next.is_none() {
+                break;
+            }
         }
-        let records: Vec<Record> = corpus.take(images.len()).collect::<Result<_>>()?;
-        let pairs: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(images).collect();
+        let pairs: Vec<_> = records.iter().map(|record| &record.image).zip(images).collect();
         Ok(first_changed(&pairs, self.cache).map(|at| records[at].image.clone()))
     }
 }

@@ -27,6 +27,7 @@ pub(crate) use text::CachedText;
 
 use crate::{
     config::Config,
+    data::ImageRef,
     encode::ImageTokenizer,
     error::{Error, Result},
 };
@@ -206,12 +207,12 @@ impl TokenCache {
     }
 
     /// Whether the codes of a picture are kept, and it was not changed since.
-    pub fn holds(&self, picture: &Path) -> bool {
+    pub fn holds(&self, picture: &ImageRef) -> bool {
         matches!(self.find(picture), Cached::At(_))
     }
 
     /// What there is of a picture.
-    pub(crate) fn find(&self, picture: &Path) -> Cached {
+    pub(crate) fn find(&self, picture: &ImageRef) -> Cached {
         match self.pictures.get(&picture_key(&self.folder, picture)) {
             None => Cached::Absent,
             Some(&place) => match self.codes[place.shard as usize].freshness(place.row as usize, picture) {
@@ -273,7 +274,10 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
                 )));
             }
             let entry = Entry::read(folder, number, description.format).ok_or_else(|| broken(&path))?;
-            if entry.table != table || entry.from != from || entry.next == Some(entry.from.unwrap_or(START)) {
+            if entry.table != table
+                || entry.from != from
+                || entry.next.is_some_and(|next| !next.is_after(from))
+            {
                 return Err(broken(&path));
             }
             from = entry.next;
@@ -285,9 +289,6 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
     }
     Ok(entries)
 }
-
-/// Before the first row.
-pub(crate) const START: crate::data::Position = crate::data::Position { row: 0, line: 0, byte: 0 };
 
 fn note(places: &mut HashMap<Key, Place>, shard: usize, keys: impl Iterator<Item = Key>) {
     for (row, key) in keys.enumerate() {
@@ -338,7 +339,10 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// What a picture is found by: its path, seen from the cache's folder, which is absolute.
-pub(crate) fn picture_key(folder: &Path, picture: &Path) -> Key {
+pub(crate) fn picture_key(folder: &Path, picture: &ImageRef) -> Key {
+    let Some(picture) = picture.local() else {
+        return shard::key(picture.as_path().as_os_str().as_encoded_bytes());
+    };
     // A path that cannot be made absolute is that of no picture.
     let picture = absolute(picture).unwrap_or_default();
     let (mut here, mut there) = (folder.components().peekable(), picture.components().peekable());
@@ -358,7 +362,7 @@ mod tests {
     #[test]
     fn a_picture_has_one_key_however_it_is_spelt_and_wherever_the_whole_lies() {
         let key = |folder: &str, picture: &str| {
-            picture_key(&absolute(Path::new(folder)).unwrap(), Path::new(picture))
+            picture_key(&absolute(Path::new(folder)).unwrap(), &ImageRef::from(picture))
         };
         let first = key("/data/cache", "/data/pictures/a.png");
         assert_eq!(first, key("/data/cache", "/data/tables/../pictures/./a.png"));

@@ -11,19 +11,19 @@ use rayon::prelude::*;
 use super::{EncodeSummary, FAILED};
 use crate::{
     config::Config,
-    data::{Corpus, Position, Record},
+    data::{Batch, Cursor, Record, store::Stamp},
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, LeftOutRows, Reasons, Result},
     files::sealed::Written,
     interrupt::Interrupt,
     tokens::{
         cache::{
-            Description, FORMAT, START, picture_key,
+            Description, FORMAT, picture_key,
             shard::{self, Entry, Key, Row, Text, TextRows},
         },
         identity::first_changed,
         records::{self, FailedRecord, Progress},
-        stamp::{Image, Seen, Stamp},
+        stamp::{Image, Seen},
         tokenize::{FitPictures, Tokenize},
     },
 };
@@ -66,7 +66,7 @@ impl Builder<'_> {
         let (mut number, mut done, mut made, mut pictures_now) = (0, 0, 0, 0);
         let mut entries: Vec<Entry> = Vec::new();
         for table in 0..self.tables.len() {
-            let mut from: Option<Position> = None;
+            let mut from: Option<Cursor> = None;
             loop {
                 progress("encoding", done, total);
                 interrupt.check(&format!(
@@ -75,7 +75,7 @@ impl Builder<'_> {
                 let held = Entry::read(&self.folder, number, FORMAT).filter(|entry| {
                     (entry.table, entry.from) == (table, from)
                         && entry.images.len() as u64 == entry.rows
-                        && entry.next.is_none_or(|next| next.byte > from.unwrap_or(START).byte)
+                        && entry.next.is_none_or(|next| next.is_after(from))
                         && entry.is_whole(&self.folder, number)
                 });
                 let entry = match held {
@@ -146,21 +146,15 @@ impl Builder<'_> {
     /// so that making the shard anew would not give what an undisturbed job gives.
     fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
         let mut corpus = self.config.open_corpus(&self.tables[entry.table])?;
-        if let Some(position) = entry.from {
-            corpus.seek(position)?;
-        }
-        let records: Vec<Record> = corpus.take(entry.images.len()).collect::<Result<_>>()?;
-        let images: Vec<_> = records.iter().map(|record| record.image.as_path()).zip(&entry.images).collect();
+        let Batch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
+        let images: Vec<_> = records.iter().map(|record| &record.image).zip(&entry.images).collect();
         match first_changed(&images, None) {
             None => Ok(()),
-            Some(at) => Err(Error::Image {
-                path: records[at].image.clone(),
-                message: format!(
-                    "was replaced, added or deleted since it was encoded into {}; put it back as it was, or remove that folder \
-                     to encode all anew",
-                    self.folder.display()
-                ),
-            }),
+            Some(at) => Err(records[at].image.refuse(format!(
+                "was replaced, added or deleted since it was encoded into {}; put it back as it was, or remove that folder to \
+                 encode all anew",
+                self.folder.display()
+            ))),
         }
     }
 
@@ -169,20 +163,13 @@ impl Builder<'_> {
         &mut self,
         number: usize,
         table: usize,
-        from: Option<Position>,
+        from: Option<Cursor>,
         (done, total): (u64, u64),
         interrupt: &Interrupt,
         progress: &mut Progress<'_>,
     ) -> Result<Entry> {
         let mut corpus = self.config.open_corpus(&self.tables[table])?;
-        if let Some(position) = from {
-            corpus.seek(position)?;
-        }
-        let size = self.description.shard_rows;
-        let records: Vec<Record> = corpus.by_ref().take(size).collect::<Result<_>>()?;
-        let next = (records.len() == size).then(|| Corpus::position(&corpus));
-        // A table whose last shard is full has nothing after it.
-        let next = if next.is_some() && corpus.next().is_none() { None } else { next };
+        let Batch { records, next } = corpus.batch(from, self.description.shard_rows)?;
         let Rows { usable, failed, images } = self.rows(table, &records, |at| {
             progress("encoding", done + at, total);
             interrupt.check(&format!(
@@ -207,7 +194,7 @@ impl Builder<'_> {
         records: &[Record],
         mut report: impl FnMut(u64) -> Result<()>,
     ) -> Result<Rows> {
-        let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| Stamp::of(&record.image)).collect();
+        let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| record.image.stamp()).collect();
         let tokenise = Tokenize { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
         let mut found = Vec::with_capacity(records.len());
         let unfit = |record: &Record| self.unfit.get(&record.row).filter(|_| table == 0);
@@ -239,7 +226,7 @@ impl Builder<'_> {
                 (Err(reason), _) => reason,
             };
             self.left_out.add(&record.id, &reason);
-            rows.failed.push(FailedRecord { id: record.id.clone(), line: record.line, reason });
+            rows.failed.push(FailedRecord::of(record, reason));
         }
         Ok(rows)
     }

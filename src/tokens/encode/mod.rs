@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, LeftOutRows, Result},
-    files::{remove_leftovers, sealed::seal, sha256, sha256_of_file, write_whole},
+    files::{remove_leftovers, sealed::seal, sha256, write_whole},
     interrupt::{Interrupt, NO_STEP},
     jobs::{
         Claim,
@@ -194,12 +194,9 @@ fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
 
 /// Reads a table once, so that a bad line ends the job now, and says what it is.
 fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
-    let mut rows = 0;
-    for record in config.open_corpus(path)?.refusing_duplicates() {
-        record?;
-        rows += 1;
-    }
-    Ok(TableDescription { path: absolute(path)?, rows, sha256: sha256_of_file(path)? })
+    let corpus = config.open_corpus(path)?;
+    let sha256 = corpus.identity()?;
+    Ok(TableDescription { path: absolute(path)?, rows: corpus.count_records()?, sha256 })
 }
 
 /// SHA-256 over the keys that decide by what pictures and captions are encoded.

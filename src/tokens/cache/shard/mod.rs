@@ -27,17 +27,13 @@ use sha2::{Digest, Sha256};
 
 use super::damaged;
 use crate::{
-    data::Position,
+    data::{Cursor, ImageRef, store::Stamp},
     error::{Error, Result},
     files::{
-        digest_of_file,
         sealed::{Unsealed, Written, unseal, write_sealed},
         write_whole,
     },
-    tokens::{
-        records::FailedRecord,
-        stamp::{Seen, Stamp},
-    },
+    tokens::{records::FailedRecord, stamp::Seen},
     weights::MappedFile,
 };
 pub(crate) use text::{Text, TextRows};
@@ -75,9 +71,9 @@ pub(crate) struct Entry {
     /// Which of the tables.
     pub(crate) table: usize,
     /// Where its rows begin; `None`: at the first one.
-    pub(crate) from: Option<Position>,
+    pub(crate) from: Option<Cursor>,
     /// Where the next shard's begin; `None`: these are the table's last.
-    pub(crate) next: Option<Position>,
+    pub(crate) next: Option<Cursor>,
     pub(crate) rows: u64,
     pub(crate) failed: Vec<FailedRecord>,
     /// What the images of all rows were, in their order; nothing in a shard of an older version.
@@ -122,9 +118,9 @@ pub(crate) struct Row {
 }
 
 /// The SHA-256 of a picture's file, if it is still the one that had this stamp.
-pub(crate) fn unchanged(path: &Path, stamp: Stamp) -> Option<[u8; 32]> {
-    let digest = digest_of_file(path).ok()?;
-    (Stamp::of(path)? == stamp).then_some(digest)
+pub(crate) fn unchanged(image: &ImageRef, stamp: Stamp) -> Option<[u8; 32]> {
+    let digest = image.digest().ok()?;
+    (image.stamp()? == stamp).then_some(digest)
 }
 
 /// Writes the file of codes.
@@ -283,16 +279,16 @@ impl Codes {
 
     /// Whether a row still belongs to the file at `picture`. A file of the same length and time is taken to be the same; one
     /// of the same length and another time, such as a copy, is read.
-    pub(crate) fn freshness(&self, at: usize, picture: &Path) -> Freshness {
+    pub(crate) fn freshness(&self, at: usize, picture: &ImageRef) -> Freshness {
         let number = |table: &Table| <[u8; 8]>::try_from(table.row(at)).unwrap_or_default();
         let (bytes, modified) =
             (u64::from_le_bytes(number(&self.bytes)), i64::from_le_bytes(number(&self.modified)));
-        match Stamp::of(picture) {
+        match picture.stamp() {
             None if picture.exists() => Freshness::Changed,
             None => Freshness::Same,
             Some(stamp) if stamp.bytes != bytes => Freshness::Changed,
             Some(stamp) if stamp.modified == modified => Freshness::Same,
-            Some(_) => match digest_of_file(picture) {
+            Some(_) => match picture.digest() {
                 Ok(digest) if digest == *self.digests.row(at) => Freshness::Same,
                 _ => Freshness::Changed,
             },
