@@ -18,13 +18,13 @@ use crate::{
     jobs::{
         Claim,
         folder::{Layout, OutputFolder, Present},
+        progress::{Measurements, Progress},
     },
     rater::{
-        bilevel::RaterReport,
         dynamics::{Recording, recordings},
         page::RunPage,
         scorer::{ScoreRequest, ScoreSummary, score},
-        trainer::{Observer, TrainSummary, train},
+        trainer::{TrainSummary, train},
     },
     report::{
         plot::{LossCurves, Series, loss_curves},
@@ -35,10 +35,7 @@ use crate::{
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
-    training::{
-        prepared::Preparing,
-        run_directory::{Existing, RunDirectory},
-    },
+    training::run_directory::{Existing, RunDirectory},
 };
 
 /// The configuration that is built in; also a file of the repository.
@@ -94,7 +91,7 @@ pub fn demo(
     sets: &[String],
     command_line: &[String],
     interrupt: &Interrupt,
-    observer: &mut dyn Observer,
+    progress: &mut dyn Progress,
 ) -> Result<DemoReport> {
     let output = OutputFolder::claim(&Claim { command: "demo", inputs: &[], overwrite }, folder, LAYOUT)?;
     let mut present = output.present()?;
@@ -121,7 +118,7 @@ pub fn demo(
         }
     }
     output.begin_in_place()?;
-    match write(folder, seed, sets, command_line, interrupt, observer) {
+    match write(folder, seed, sets, command_line, interrupt, progress) {
         Ok(report) => output.complete().map(|()| report),
         Err(error) => {
             output.restore()?;
@@ -158,13 +155,13 @@ fn write(
     sets: &[String],
     command_line: &[String],
     interrupt: &Interrupt,
-    observer: &mut dyn Observer,
+    progress: &mut dyn Progress,
 ) -> Result<DemoReport> {
     let run_folder = folder.join("run");
     let ratings = folder.join("ratings.csv");
     let shares = FlawShares::default();
     let side = demo_config(sets)?.networks.image_side();
-    observer.note(&format!(
+    progress.note(&format!(
         "drawing {} pictures and spoiling {:.0}% of the training ones",
         PICTURES.0 + PICTURES.1,
         100.0 * shares.spoiled()
@@ -181,7 +178,7 @@ fn write(
     ];
     let config = demo_config(&[&own, sets].concat())?;
     let directory = RunDirectory::create(&run_folder, &config, Existing::Refuse)?;
-    let mut curves = Curves { inner: observer, points: [const { Vec::new() }; 3] };
+    let mut curves = Curves { inner: progress, points: [const { Vec::new() }; 3] };
     let training = train(&config, &directory, command_line, interrupt, &mut curves)?;
     let points = curves.points;
     let seen = recordings(&directory.dynamics())?;
@@ -199,7 +196,7 @@ fn write(
         note_column: Some("flaw".to_owned()),
         sets: Vec::new(),
     };
-    let scoring = score(&request, interrupt, &mut |done, total| observer.preparing("scoring", done, total))?;
+    let scoring = score(&request, interrupt, progress)?;
     let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
@@ -243,41 +240,30 @@ fn demo_config(sets: &[String]) -> Result<Config> {
 
 /// Passes everything on and keeps the losses.
 struct Curves<'a> {
-    inner: &'a mut dyn Observer,
+    inner: &'a mut dyn Progress,
     points: [Vec<(f64, f64)>; 3],
 }
 
-impl Preparing for Curves<'_> {
-    fn preparing(&mut self, what: &str, done: u64, total: u64) {
-        self.inner.preparing(what, done, total);
+impl Progress for Curves<'_> {
+    fn counted(&mut self, what: &str, done: u64, total: u64) {
+        self.inner.counted(what, done, total);
     }
 
     fn note(&mut self, sentence: &str) {
         self.inner.note(sentence);
     }
-}
 
-impl Observer for Curves<'_> {
-    fn step(
-        &mut self,
-        step: u64,
-        total: u64,
-        samples: usize,
-        rates: crate::rater::bilevel::StepRates,
-        report: &crate::rater::bilevel::StepReport,
-    ) {
-        self.inner.step(step, total, samples, rates, report);
-        let mean = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
+    fn step(&mut self, step: u64, total: u64, samples: usize, measurements: &Measurements) {
+        self.inner.step(step, total, samples, measurements);
         // The last scale is most of the tokens; its curve says whether detail is learned.
-        for (points, value) in
-            self.points.iter_mut().zip([report.validation_loss, report.validation_tail_loss, mean])
-        {
-            points.push((step as f64, value));
+        let tags = ["loss/validation", "loss/validation_tail", "loss/train"];
+        for (points, tag) in self.points.iter_mut().zip(tags) {
+            points.extend(measurements.value(tag).map(|value| (step as f64, value)));
         }
     }
 
-    fn rater_step(&mut self, step: u64, total: u64, samples: usize, report: &RaterReport) {
-        self.inner.rater_step(step, total, samples, report);
+    fn validated(&mut self, steps: u64, measurements: &Measurements) {
+        self.inner.validated(steps, measurements);
     }
 }
 

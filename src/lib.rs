@@ -27,7 +27,7 @@ pub mod error;
 pub mod files;
 pub mod generator;
 pub mod interrupt;
-pub(crate) mod jobs;
+pub mod jobs;
 pub mod measure;
 pub mod models;
 pub mod rater;

@@ -88,7 +88,7 @@ fn embeddings_and_scores_are_those_of_hugging_faces_clip() {
         println!("text {at}: {error:e}");
         assert!(error < EMBEDDING_TOLERANCE, "text {at}: {error:e}");
     }
-    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
+    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut ()).unwrap();
     let truth = numbers(&expected["scores"]).iter().sum::<f64>() / 2.0;
     println!("score {} for {truth}", score.value);
     approx::assert_relative_eq!(score.value, truth, max_relative = EMBEDDING_TOLERANCE);
@@ -113,7 +113,7 @@ fn a_long_and_thin_picture_is_left_out_and_told() {
     let caption = Some("a line".to_owned());
     let origin: Origin = "pictures:3".parse().unwrap();
     pictures.push(Pictured { id: "thin".to_owned(), origin, image: thin.into(), caption, malformed: None });
-    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
+    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut ()).unwrap();
     assert_eq!((score.pairs, score.failed.len()), (2, 1));
     let failed = &score.failed[0];
     assert_eq!((failed.id.as_str(), failed.origin.to_string().as_str()), ("thin", "pictures:3"));

@@ -50,7 +50,7 @@ fn packed(subset: &Path, format: &str, out: &str, overwrite: bool) -> Result<Pac
         shard: 4,
         overwrite,
     };
-    pack(&job, &Interrupt::default(), &mut |_, _| {})
+    pack(&job, &Interrupt::default(), &mut ())
 }
 
 fn rows(path: &Path) -> Vec<BTreeMap<String, String>> {

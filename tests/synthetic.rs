@@ -294,7 +294,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
             seed,
             overwrite,
         };
-        plant(&settings, &Interrupt::default(), &mut |_, _| {})
+        plant(&settings, &Interrupt::default(), &mut ())
     };
     let planted = plant_into("planted", 1, false).unwrap();
     let mut reader = csv::Reader::from_path(&planted.table).unwrap();
@@ -339,7 +339,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
         seed: 0,
         overwrite: false,
     };
-    let message = plant(&settings, &Interrupt::default(), &mut |_, _| {}).unwrap_err().to_string();
+    let message = plant(&settings, &Interrupt::default(), &mut ()).unwrap_err().to_string();
     assert!(message.contains("column `flaw` is there already"), "{message}");
 }
 

@@ -111,7 +111,7 @@ fn make_cache(folder: &Path) -> PathBuf {
         shard_rows: 4,
         overwrite: false,
     };
-    encode(&request, &Interrupt::default(), &mut |_, _, _| {}).unwrap();
+    encode(&request, &Interrupt::default(), &mut ()).unwrap();
     TokenCache::open(&out).unwrap().read_all().unwrap();
     out
 }

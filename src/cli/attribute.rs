@@ -78,8 +78,6 @@ pub fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Result<()> {
         sets,
     };
     let mut progress = Counted::new();
-    let summary = attribute::attribute(&request, interrupt, &mut |what, done, total| {
-        progress.count(what, done, total);
-    })?;
+    let summary = attribute::attribute(&request, interrupt, &mut progress)?;
     super::say(&summary.to_string())
 }

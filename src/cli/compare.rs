@@ -148,8 +148,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         pictures,
     };
     let mut progress = Counted::new();
-    let (comparison, files) =
-        compare(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
+    let (comparison, files) = compare(&request, interrupt, &mut progress)?;
     super::say(&format!(
         "{} records to train on, {} to guide raters, {} to measure models on\n\n{}",
         comparison.records,

@@ -100,6 +100,6 @@ pub fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
         overwrite: arguments.overwrite,
     };
     let mut progress = Counted::new();
-    let summary = encode(&request, interrupt, &mut |what, done, total| progress.count(what, done, total))?;
+    let summary = encode(&request, interrupt, &mut progress)?;
     super::say(&summary.to_string())
 }

@@ -101,9 +101,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     };
     let mut progress = Counted::new();
     let tokenizer = || match (config, &arguments.checkpoint) {
-        (Some(config), _) => {
-            tokenizer_of_config(config, interrupt, &mut |what, done, total| progress.count(what, done, total))
-        }
+        (Some(config), _) => tokenizer_of_config(config, interrupt, &mut progress),
         (None, Some(run)) => tokenizer_of_run(run),
         (None, None) => Err(Error::invalid(
             "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
@@ -114,16 +112,15 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         |path: &PathBuf| interrupt.while_reading(NOT_MEASURED, || pictures(path, &columns, skip_bad_rows));
     let generated = list(&arguments.generated)?;
     let mut left_out = json!({"generated": [], "reference": []});
-    let mut tell = |what: &str, done, total| progress.count(what, done, total);
     let references = match &arguments.reference {
         None => None,
         Some(path) => {
-            let (references, failed) = measurer.references(&list(path)?, interrupt, &mut tell)?;
+            let (references, failed) = measurer.references(&list(path)?, interrupt, &mut progress)?;
             left_out["reference"] = json!(failed);
             Some(references)
         }
     };
-    let (measures, failed) = measurer.measure(&generated, references.as_ref(), interrupt, &mut tell)?;
+    let (measures, failed) = measurer.measure(&generated, references.as_ref(), interrupt, &mut progress)?;
     left_out["generated"] = json!(failed);
     if measures.is_empty() {
         return Err(Error::invalid(format!(

@@ -64,6 +64,6 @@ pub fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
         overwrite: arguments.overwrite,
     };
     let mut progress = Counted::new();
-    let packed = pack(&job, interrupt, &mut |done, total| progress.count("packing", done, total))?;
+    let packed = pack(&job, interrupt, &mut progress)?;
     super::say(&packed.to_string())
 }

@@ -84,7 +84,7 @@ pub fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
         overwrite: arguments.overwrite,
     };
     let mut progress = Counted::new();
-    let planted = plant(&settings, interrupt, &mut |done, total| progress.count("planting", done, total))?;
+    let planted = plant(&settings, interrupt, &mut progress)?;
     let total: usize = planted.counts.iter().map(|(_, count)| count).sum();
     let counts: Vec<String> = planted.counts.iter().map(|(flaw, count)| format!("{count} {flaw}")).collect();
     let left_out = if planted.failed > 0 { format!("; {} left out", planted.failed) } else { String::new() };

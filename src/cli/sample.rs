@@ -126,6 +126,6 @@ pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
         },
     };
     let mut progress = Counted::new();
-    let summary = sample(&request, interrupt, &mut |done, total| progress.count("drawing", done, total))?;
+    let summary = sample(&request, interrupt, &mut progress)?;
     super::say(&summary.to_string())
 }

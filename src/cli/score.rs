@@ -75,8 +75,7 @@ pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
         sets,
     };
     let mut progress = Counted::new();
-    let summary =
-        scorer::score(&request, interrupt, &mut |done, total| progress.count("scoring", done, total))?;
+    let summary = scorer::score(&request, interrupt, &mut progress)?;
     super::say(&summary.to_string())?;
     for path in &summary.pictures {
         super::say(&path.display().to_string())?;

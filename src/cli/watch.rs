@@ -5,13 +5,8 @@ use std::{path::PathBuf, time::Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
-    generator::fit::{FitObserver, FitStepReport, Measures},
-    rater::{
-        bilevel::{RaterReport, StepRates, StepReport},
-        trainer::Observer,
-    },
+    jobs::progress::{Measurements, Progress},
     report::event_file::EventFile,
-    training::{prepared::Preparing, schedule::Rates},
 };
 
 /// A bar on stderr, which indicatif hides where that is no terminal.
@@ -38,9 +33,10 @@ impl Counted {
             what: String::new(),
         }
     }
+}
 
-    /// `done` out of `total` parts of `what`.
-    pub fn count(&mut self, what: &str, done: u64, total: u64) {
+impl Progress for Counted {
+    fn counted(&mut self, what: &str, done: u64, total: u64) {
         if self.what != what {
             what.clone_into(&mut self.what);
             self.bar.reset();
@@ -105,19 +101,7 @@ impl Watch {
             self.failed = true;
         }
     }
-}
 
-impl Preparing for Watch {
-    fn preparing(&mut self, what: &str, done: u64, total: u64) {
-        self.preparing.count(what, done, total);
-    }
-
-    fn note(&mut self, sentence: &str) {
-        self.bar.suspend(|| tracing::info!("{sentence}"));
-    }
-}
-
-impl Watch {
     /// Advances the bar and gives the images a second so far.
     fn advance(&mut self, step: u64, total: u64, samples: usize) -> f64 {
         // The first step only starts the clock: its time is not known.
@@ -138,79 +122,24 @@ impl Watch {
     }
 }
 
-impl FitObserver for Watch {
-    fn step(&mut self, step: u64, total: u64, samples: usize, rates: Rates, report: &FitStepReport) {
-        let rate = self.advance(step, total, samples);
-        let Measures { loss, tail_loss, accuracy, tail_accuracy } = report.measures;
-        self.bar.set_message(format!("loss {loss:.3}, {rate:.1} images/s"));
-        self.write_events(
-            step,
-            &[
-                ("loss/train", loss),
-                ("loss/train_tail", tail_loss),
-                ("accuracy/train", accuracy),
-                ("accuracy/train_tail", tail_accuracy),
-                ("gradient_norm/model", report.gradient_norm),
-                ("schedule/learning_rate", rates.learning_rate),
-                ("schedule/weight_decay", rates.weight_decay),
-                ("speed/images_per_second", rate),
-            ],
-        );
+impl Progress for Watch {
+    fn counted(&mut self, what: &str, done: u64, total: u64) {
+        self.preparing.counted(what, done, total);
     }
 
-    fn validated(&mut self, step: u64, measures: &Measures) {
-        let Measures { loss, tail_loss, accuracy, tail_accuracy } = *measures;
-        self.note(&format!("after step {step}: validation loss {loss:.4}, accuracy {accuracy:.2}%"));
-        self.write_events(
-            step,
-            &[
-                ("loss/validation", loss),
-                ("loss/validation_tail", tail_loss),
-                ("accuracy/validation", accuracy),
-                ("accuracy/validation_tail", tail_accuracy),
-            ],
-        );
-    }
-}
-
-impl Observer for Watch {
-    fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport) {
-        let rate = self.advance(step, total, samples);
-        let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
-        let largest = report.weight.iter().copied().fold(0.0, f64::max);
-        self.bar.set_message(format!(
-            "loss {train:.3} train, {:.3} validation, {rate:.1} images/s",
-            report.validation_loss
-        ));
-        self.write_events(
-            step,
-            &[
-                ("loss/train", train),
-                ("loss/validation", report.validation_loss),
-                ("loss/validation_tail", report.validation_tail_loss),
-                ("loss/proxy", report.proxy_loss),
-                ("loss/rater", report.rater_loss),
-                ("accuracy/validation", report.validation_accuracy),
-                ("accuracy/validation_tail", report.validation_tail_accuracy),
-                ("gradient_norm/proxy", report.proxy_gradient_norm),
-                ("gradient_norm/rater", report.rater_gradient_norm),
-                ("weight/largest", largest),
-                ("schedule/learning_rate", rates.learning_rate),
-                ("schedule/weight_decay", rates.weight_decay),
-                ("schedule/upper_level_weight", rates.upper_level_weight),
-                ("speed/images_per_second", rate),
-            ],
-        );
+    fn note(&mut self, sentence: &str) {
+        self.bar.suspend(|| tracing::info!("{sentence}"));
     }
 
-    fn rater_step(&mut self, step: u64, total: u64, samples: usize, report: &RaterReport) {
+    fn step(&mut self, step: u64, total: u64, samples: usize, measurements: &Measurements) {
         let rate = self.advance(step, total, samples);
-        self.bar.set_message(format!("the rater alone: loss {:.3}, {rate:.1} images/s", report.loss));
-        let values = [
-            ("loss/rater", report.loss),
-            ("gradient_norm/rater", report.gradient_norm),
-            ("speed/images_per_second", rate),
-        ];
-        self.write_events(step, &values);
+        let Measurements { summary, values } = measurements;
+        self.bar.set_message(format!("{summary}, {rate:.1} images/s"));
+        self.write_events(step, &[&values[..], &[("speed/images_per_second", rate)]].concat());
+    }
+
+    fn validated(&mut self, steps: u64, measurements: &Measurements) {
+        self.note(&format!("after step {steps}: {}", measurements.summary));
+        self.write_events(steps, &measurements.values);
     }
 }

@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    Teller,
     drawn::Drawn,
     result::CellResult,
     runs::{path_key, run_directory, timed, with_keys},
+    task::Task,
 };
 use crate::{
     config::Config,
@@ -47,7 +47,7 @@ impl Fits<'_> {
         seed: u64,
         epochs: u64,
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<CellResult> {
         let config = with_keys(
             self.config,
@@ -73,7 +73,7 @@ impl Fits<'_> {
         let run = self.folder.join(&key);
         let directory = run_directory(&run, &config)?;
         let fitted = timed(&self.folder.join(format!("{key}.seconds")), || {
-            match fit(&config, &directory, &["compare".to_owned()], interrupt, teller) {
+            match fit(&config, &directory, &["compare".to_owned()], interrupt, task) {
                 Err(Error::Diverged(message)) => Ok(Err(message)),
                 // The last update can be the one too many.
                 Ok(summary) if !summary.measures.loss.is_finite() => {
@@ -114,7 +114,7 @@ impl Fits<'_> {
             },
         };
         if let (Some(drawn), None) = (&self.drawn, &result.diverged) {
-            result.pictures = drawn.measure(&run, &key, seed, interrupt, teller).map_err(|error| match error {
+            result.pictures = drawn.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
                 Error::Interrupted { .. } => Error::Interrupted {
                     saved: "what is finished is kept, and the pictures at work are drawn anew; give the same command again"
                         .to_owned(),

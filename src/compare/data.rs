@@ -10,7 +10,7 @@ use std::{
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{CompareRequest, Teller};
+use super::{CompareRequest, task::Task};
 use crate::{
     data::{Corpus, Record, corpus::moved_paths::whole_path, corruption::Flaw},
     engine::{Purpose, Random},
@@ -105,7 +105,7 @@ pub(super) fn prepare(
     out: &Path,
     begin: impl FnOnce() -> Result<()>,
     interrupt: &Interrupt,
-    teller: &mut Teller<'_>,
+    task: &mut Task<'_>,
 ) -> Result<Data> {
     let config = &request.config;
     let folder = out.join("data");
@@ -171,7 +171,7 @@ pub(super) fn prepare(
         shard_rows: 512,
         overwrite: false,
     };
-    encode(&encoding, interrupt, &mut |what, done, total| (teller.progress)(what, done, total))?;
+    encode(&encoding, interrupt, task)?;
     let tokens = TokenCache::open(&cache)?;
     let usable = |record: &Record| tokens.holds(&record.image);
     let before = records.len();

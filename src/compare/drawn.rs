@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    Teller,
     data::Data,
     runs::{path_key, with_keys},
+    task::Task,
 };
 use crate::{
     config::Config,
@@ -55,7 +55,7 @@ impl Drawn {
         data: &Data,
         out: &Path,
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<Self> {
         let tokens = TokenCache::open(&data.cache)?;
         let mut records = config.open_corpus(&data.held_out)?.read_all()?;
@@ -68,9 +68,7 @@ impl Drawn {
             )));
         }
         let config = with_keys(config, &[path_key("token_cache", &data.cache)?])?;
-        let mut progress = |what: &str, done, total| (teller.progress)(what, done, total);
-        let open =
-            || Measurer::open(&request.choice, || tokenizer_of_config(&config, interrupt, &mut progress));
+        let open = || Measurer::open(&request.choice, || tokenizer_of_config(&config, interrupt, task));
         let measurer =
             interrupt.while_reading("what is encoded is kept; give the same command again", open)?;
         let most = measurer.dimensions();
@@ -101,7 +99,7 @@ impl Drawn {
         key: &str,
         seed: u64,
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<Vec<Measure>> {
         let out = self.folder.join(key);
         if out.exists() {
@@ -121,17 +119,16 @@ impl Drawn {
             // The same draws for all models of a seed, so that their differences are paired.
             settings: SampleSettings { seed, ..SampleSettings::default() },
         };
-        let summary = sample(&drawing, interrupt, &mut |done, total| teller.tell(done, total))?;
+        let summary = sample(&drawing, interrupt, &mut task.renaming())?;
         let pictures =
             crate::measure::pictures::pictures(&summary.table, &crate::data::ColumnNames::default(), false)?;
-        let mut progress = |what: &str, done, total| (teller.progress)(what, done, total);
         let references = match self.references.get() {
             Some(references) => references,
             None => {
-                let (references, _) = self.measurer.references(&self.held_out, interrupt, &mut progress)?;
+                let (references, _) = self.measurer.references(&self.held_out, interrupt, task)?;
                 self.references.get_or_init(|| references)
             }
         };
-        Ok(self.measurer.measure(&pictures, Some(references), interrupt, &mut progress)?.0)
+        Ok(self.measurer.measure(&pictures, Some(references), interrupt, task)?.0)
     }
 }

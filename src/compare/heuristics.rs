@@ -10,6 +10,7 @@ use crate::{
     data::{ImageRef, Loader, PictureBytes, Preprocess, Record},
     error::Result,
     interrupt::Interrupt,
+    jobs::progress::Progress,
 };
 
 /// The side in pixels that pictures are brought to.
@@ -29,7 +30,7 @@ pub(super) fn rate(
     preprocess: Preprocess,
     workers: usize,
     interrupt: &Interrupt,
-    progress: &mut dyn FnMut(&str, u64, u64),
+    progress: &mut dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
     let mut found = vec![Vec::with_capacity(records.len()); heuristics.len()];
     let of_pictures = heuristics
@@ -42,7 +43,7 @@ pub(super) fn rate(
     let mut loader = Loader::new(requests, Preprocess { side: SIDE, ..preprocess }, workers, AHEAD)?;
     for (at, record) in records.iter().enumerate() {
         interrupt.check("what is finished is kept; give the same command again")?;
-        progress("looking at pictures", at as u64 + 1, records.len() as u64);
+        progress.counted("looking at pictures", at as u64 + 1, records.len() as u64);
         let brightness = match loader.next() {
             Some((_, picture)) => Some(brightness(&picture?)),
             None => None,

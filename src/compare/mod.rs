@@ -20,6 +20,7 @@ mod result;
 mod runs;
 mod seeds;
 pub mod table;
+mod task;
 mod written;
 
 use std::{
@@ -40,21 +41,16 @@ use ratings::Ratings;
 pub use result::CellResult;
 use seeds::Seeds;
 pub use table::PictureLine;
+use task::Task;
 
 use crate::{
     config::Config,
     data::{Record, corruption::Flaw},
     error::{Error, Result},
     files::remove_leftovers,
-    generator::fit::{FitObserver, FitStepReport, Measures},
     interrupt::Interrupt,
-    jobs::{Claim, folder::OutputFolder},
-    rater::{
-        bilevel::{RaterReport, StepRates, StepReport},
-        trainer::Observer,
-    },
+    jobs::{Claim, folder::OutputFolder, progress::Progress},
     select::Keep,
-    training::{prepared::Preparing, schedule::Rates},
 };
 
 /// What is to be compared.
@@ -115,46 +111,6 @@ pub struct Outcome {
 /// The column of flaws, unless another is named.
 const FLAW_COLUMN: &str = "flaw";
 
-/// Passes on how far a part is, under its name.
-struct Teller<'a> {
-    what: String,
-    progress: &'a mut dyn FnMut(&str, u64, u64),
-}
-
-impl Teller<'_> {
-    fn tell(&mut self, done: u64, total: u64) {
-        (self.progress)(&self.what, done, total);
-    }
-}
-
-impl Preparing for Teller<'_> {
-    fn preparing(&mut self, what: &str, done: u64, total: u64) {
-        (self.progress)(what, done, total);
-    }
-
-    fn note(&mut self, sentence: &str) {
-        tracing::info!("{}: {sentence}", self.what);
-    }
-}
-
-impl FitObserver for Teller<'_> {
-    fn step(&mut self, step: u64, total: u64, _samples: usize, _rates: Rates, _report: &FitStepReport) {
-        self.tell(step + 1, total);
-    }
-
-    fn validated(&mut self, _step: u64, _measures: &Measures) {}
-}
-
-impl Observer for Teller<'_> {
-    fn step(&mut self, step: u64, total: u64, _samples: usize, _rates: StepRates, _report: &StepReport) {
-        self.tell(step + 1, total);
-    }
-
-    fn rater_step(&mut self, step: u64, total: u64, _samples: usize, _report: &RaterReport) {
-        self.tell(step + 1, total);
-    }
-}
-
 /// Runs a comparison, or goes on with it. Gives what it came to and the tables and pictures that were written.
 ///
 /// # Errors
@@ -163,7 +119,7 @@ impl Observer for Teller<'_> {
 pub fn compare(
     request: &CompareRequest,
     interrupt: &Interrupt,
-    progress: &mut dyn FnMut(&str, u64, u64),
+    progress: &mut dyn Progress,
 ) -> Result<(Comparison, Vec<PathBuf>)> {
     let config = &request.config;
     if request.seeds.is_empty() || request.keeps.is_empty() || request.conventions.is_empty() {
@@ -185,15 +141,15 @@ pub fn compare(
         }
         remove_leftovers(&out)
     };
-    let mut teller = Teller { what: "preparing".to_owned(), progress };
-    let data = data::prepare(request, &out, begin, interrupt, &mut teller)?;
+    let mut task = Task { name: "preparing".to_owned(), progress };
+    let data = data::prepare(request, &out, begin, interrupt, &mut task)?;
     let flaw = flaw_column(request, &data.pool)?;
     check_sizes(request, data.records.len())?;
     let has_ceiling = has_ceiling(request, &data, flaw);
 
     let ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
     let drawn = match &request.pictures {
-        Some(pictures) => Some(Drawn::open(pictures, config, &data, &out, interrupt, &mut teller)?),
+        Some(pictures) => Some(Drawn::open(pictures, config, &data, &out, interrupt, &mut task)?),
         None => None,
     };
     let fits = Fits {
@@ -209,7 +165,7 @@ pub fn compare(
     let mut summary = None;
     for turn in 0..request.seeds.len() {
         for at in 0..arms.len() {
-            seeds.arm((turn, at), &arms, interrupt, &mut teller)?;
+            seeds.arm((turn, at), &arms, interrupt, &mut task)?;
         }
         // After each seed, so that there is something to look at.
         let comparison = seeds.comparison();

@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
-    Teller,
     arms::{Heuristic, Measured, RaterRule, Rating},
     heuristics,
     runs::{path_key, run_directory, seconds, timed, with_keys},
+    task::Task,
 };
 use crate::{
     config::Config,
@@ -76,11 +76,11 @@ impl<'a> Ratings<'a> {
         seed: u64,
         all: &[Rating],
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<Result<PathBuf, String>> {
         let path = self.path(rating.name(), seed);
         if let Some(rule) = rating.run()
-            && let Err(message) = self.rater(rule, seed, interrupt, teller)?
+            && let Err(message) = self.rater(rule, seed, interrupt, task)?
         {
             return Ok(Err(message));
         }
@@ -95,7 +95,7 @@ impl<'a> Ratings<'a> {
             }
             Rating::Heuristic(heuristic) => {
                 if self.heuristics.is_empty() {
-                    self.look(all, interrupt, teller)?;
+                    self.look(all, interrupt, task)?;
                 }
                 self.write(&path, &self.heuristics[&heuristic].clone())?;
                 keep(&path)?;
@@ -119,7 +119,7 @@ impl<'a> Ratings<'a> {
         rule: RaterRule,
         seed: u64,
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<Result<(), String>> {
         if let Some(known) = self.raters.get(&(rule, seed)) {
             return Ok(known.clone().map(|_| ()));
@@ -140,10 +140,10 @@ impl<'a> Ratings<'a> {
         let times =
             ["train", "score"].map(|what| run.with_file_name(format!("{name}-{seed}.{what}.seconds")));
         if !is_kept(&out) {
-            teller.what = format!("rating by {name}, seed {seed}");
+            task.name = format!("rating by {name}, seed {seed}");
             let directory = run_directory(&run, &config)?;
             let trained = timed(&times[0], || {
-                match train(&config, &directory, &["compare".to_owned()], interrupt, teller) {
+                match train(&config, &directory, &["compare".to_owned()], interrupt, task) {
                     Err(Error::Diverged(message)) => Ok(Err(message)),
                     Ok(_) => Ok(Ok(())),
                     Err(error) => Err(error),
@@ -174,9 +174,8 @@ impl<'a> Ratings<'a> {
                 note_column: None,
                 sets: Vec::new(),
             };
-            let (scored, _) = timed(&times[1], || {
-                score(&request, interrupt, &mut |done, total| teller.tell(done, total)).map_err(kept)
-            })?;
+            let (scored, _) =
+                timed(&times[1], || score(&request, interrupt, &mut task.renaming()).map_err(kept))?;
             if scored.failed > 0 {
                 return Err(Error::invalid(format!(
                     "{} records could not be rated by {name} although their tokens are kept; see {}",
@@ -223,7 +222,7 @@ impl<'a> Ratings<'a> {
         Ok(self.pool.1.iter().map(number).collect())
     }
 
-    fn look(&mut self, all: &[Rating], interrupt: &Interrupt, teller: &mut Teller<'_>) -> Result<()> {
+    fn look(&mut self, all: &[Rating], interrupt: &Interrupt, task: &mut Task<'_>) -> Result<()> {
         let asked: Vec<Heuristic> = all
             .iter()
             .filter_map(|rating| match rating {
@@ -233,8 +232,7 @@ impl<'a> Ratings<'a> {
             .collect();
         let data = &self.config.data;
         let preprocess = self.config.preprocess(1);
-        let numbers =
-            heuristics::rate(&asked, self.pool.1, preprocess, data.workers, interrupt, teller.progress)?;
+        let numbers = heuristics::rate(&asked, self.pool.1, preprocess, data.workers, interrupt, task)?;
         self.heuristics = asked.into_iter().zip(numbers).collect();
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    CompareRequest, Outcome, Teller,
+    CompareRequest, Outcome,
     arms::{Arm, Rating, Sampler},
     cells::Fits,
     comparison::{Comparison, FlawLine},
@@ -14,6 +14,7 @@ use super::{
     flaw_of,
     ratings::Ratings,
     result::CellResult,
+    task::Task,
 };
 use crate::{
     data::{Record, corruption::Flaw},
@@ -86,25 +87,25 @@ impl<'a> Seeds<'a> {
         (turn, at): (usize, usize),
         arms: &[Arm],
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<()> {
         let (arm, seed) = (&arms[at], self.request.seeds[turn]);
         let (rating, sampler) = arm.names();
         let name = format!("{rating} {sampler}").trim().to_owned();
         let (turns, count) = (self.request.seeds.len(), arms.len());
         let what = format!("seed {} of {turns}, {name} ({} of {count})", turn + 1, at + 1);
-        let chosen = self.ratings_of(arm, seed, interrupt, teller)?;
+        let chosen = self.ratings_of(arm, seed, interrupt, task)?;
         let named = Named { rating, sampler, seed, first: turn == 0 };
-        teller.what = what;
+        task.name = what;
         let Some(chosen) = chosen else {
             let epochs = self.request.config.training.epochs;
-            let result = self.fits.result(&self.data.pool, seed, epochs, interrupt, teller)?;
+            let result = self.fits.result(&self.data.pool, seed, epochs, interrupt, task)?;
             self.outcomes.push(named.outcome("100%", "", result, shares(&self.data.records, self.flaw)));
             return Ok(());
         };
         for (keep_name, keep) in &self.request.keeps {
             match &chosen {
-                Ok(path) => self.share(&named, arm, (keep_name, *keep), path, interrupt, teller)?,
+                Ok(path) => self.share(&named, arm, (keep_name, *keep), path, interrupt, task)?,
                 Err(message) => {
                     let count = keep.count(self.data.records.len())? as u64;
                     for convention in &self.request.conventions {
@@ -123,7 +124,7 @@ impl<'a> Seeds<'a> {
         arm: &Arm,
         seed: u64,
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<Option<Result<PathBuf, String>>> {
         let flaw = self.flaw;
         Ok(match arm {
@@ -133,7 +134,7 @@ impl<'a> Seeds<'a> {
                 .ratings
                 .constant("oracle", seed, |record| flaw_of(record, flaw) == Some(Flaw::Clean.name()))?)),
             Arm::Chosen(rating, _) => {
-                let table = self.ratings.table(*rating, seed, &self.request.ratings, interrupt, teller)?;
+                let table = self.ratings.table(*rating, seed, &self.request.ratings, interrupt, task)?;
                 if let Ok(path) = &table {
                     let numbers = self.ratings.read(path)?;
                     self.told.entry(*rating).or_default().insert(seed, numbers);
@@ -151,7 +152,7 @@ impl<'a> Seeds<'a> {
         (keep_name, keep): (&str, Keep),
         chosen: &Path,
         interrupt: &Interrupt,
-        teller: &mut Teller<'_>,
+        task: &mut Task<'_>,
     ) -> Result<()> {
         let (config, all) = (&self.request.config, self.data.records.len());
         let strategy = match arm {
@@ -193,7 +194,7 @@ impl<'a> Seeds<'a> {
         let share = kept.len() as f64 / all as f64;
         for convention in &self.request.conventions {
             let epochs = convention.epochs(config.training.epochs, share);
-            let result = self.fits.result(&subset, named.seed, epochs, interrupt, teller)?;
+            let result = self.fits.result(&subset, named.seed, epochs, interrupt, task)?;
             let flaws = shares(&kept, self.flaw);
             self.outcomes.push(named.outcome(keep_name, convention.name(), result, flaws));
         }

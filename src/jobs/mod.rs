@@ -3,16 +3,19 @@
 //!
 //! | beside an output `NAME` | is |
 //! | --- | --- |
-//! | `.NAME.lock` | held while a process writes `NAME` ([`lock`]) |
-//! | `.NAME.unfinished/` | where the new output is written until it is complete ([`output`]) |
-//! | `.NAME.replaced/` | the former output until the new one is complete ([`folder`]) |
-//! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of what was written ([`marker`]); of a folder it lies within, as `.alchemist.json` |
+//! | `.NAME.lock` | held while a process writes `NAME` (`jobs::lock`) |
+//! | `.NAME.unfinished/` | where the new output is written until it is complete (`jobs::output`) |
+//! | `.NAME.replaced/` | the former output until the new one is complete (`jobs::folder`) |
+//! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of what was written (`jobs::marker`); of a folder it lies within, as `.alchemist.json` |
+//!
+//! What a command says while it runs goes through one trait, [`progress::Progress`].
 
 mod contents;
 pub(crate) mod folder;
 pub(crate) mod lock;
 pub(crate) mod marker;
 pub(crate) mod output;
+pub mod progress;
 
 use std::{
     fs,

@@ -18,7 +18,8 @@ use crate::{
     error::{Error, Result},
     files::sha256,
     interrupt::Interrupt,
-    tokens::records::{FailedRecord, Progress},
+    jobs::progress::Progress,
+    tokens::records::FailedRecord,
     weights::Weights,
 };
 
@@ -97,7 +98,7 @@ pub fn clip_score(
     text: &ClipText,
     pictures: &[Pictured],
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<ClipScore> {
     let captioned: Vec<Pictured> =
         pictures.iter().filter(|picture| picture.caption.is_some()).cloned().collect();

@@ -23,12 +23,8 @@ use crate::{
     encode::{ImageTokenizer, load_image_tokenizer},
     error::{Error, Result},
     interrupt::Interrupt,
-    tokens::{
-        IMAGE_TOKENIZER_FOLDER,
-        cache::TokenCache,
-        encoders, fitting,
-        records::{FailedRecord, Progress},
-    },
+    jobs::progress::Progress,
+    tokens::{IMAGE_TOKENIZER_FOLDER, cache::TokenCache, encoders, fitting, records::FailedRecord},
     training::trained::{Named, configuration},
 };
 
@@ -173,7 +169,7 @@ impl Measurer {
         &self,
         pictures: &[Pictured],
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
+        progress: &mut dyn Progress,
     ) -> Result<(References, Vec<FailedRecord>)> {
         let (mut found, mut failed) = (Vec::new(), BTreeMap::new());
         for space in &self.spaces {
@@ -194,7 +190,7 @@ impl Measurer {
         pictures: &[Pictured],
         references: Option<&References>,
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
+        progress: &mut dyn Progress,
     ) -> Result<(Vec<Measure>, Vec<FailedRecord>)> {
         let (mut measures, mut failed) = (Vec::new(), BTreeMap::new());
         for (space, reference) in
@@ -268,7 +264,7 @@ fn placed(
 pub fn tokenizer_of_config(
     config: &Config,
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
     let tokenizer = match TokenCache::configured(config)? {
         Some(cache) if config.image_tokenizer.path.is_none() => {

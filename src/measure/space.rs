@@ -12,7 +12,8 @@ use crate::{
     engine::Tensor,
     error::{Error, LeftOutRows, Reasons, Result},
     interrupt::Interrupt,
-    tokens::records::{FailedRecord, Progress},
+    jobs::progress::Progress,
+    tokens::records::FailedRecord,
 };
 
 /// Pictures whose features are computed at once.
@@ -124,7 +125,7 @@ pub(super) fn each(
     space: &dyn FeatureSpace,
     pictures: &[Pictured],
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
     mut with: impl FnMut(&[&Pictured], &Tensor) -> Result<()>,
 ) -> Result<Vec<FailedRecord>> {
     let (mut failed, mut left_out) = (Vec::new(), LeftOutRows::default());
@@ -154,7 +155,7 @@ pub(super) fn each(
         if !kept.is_empty() {
             with(&kept, &space.features(&stacked(&tensors)?)?)?;
         }
-        progress("looking at pictures", (turn * BATCH + part.len()) as u64, total);
+        progress.counted("looking at pictures", (turn * BATCH + part.len()) as u64, total);
     }
     Ok(failed)
 }
@@ -173,7 +174,7 @@ pub fn gaussian(
     space: &dyn FeatureSpace,
     pictures: &[Pictured],
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<(Gaussian, Vec<FailedRecord>)> {
     let mut moments = Moments::new(space.dimensions());
     let failed = each(space, pictures, interrupt, progress, |_, features| moments.add(features))?;

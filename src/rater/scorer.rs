@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     files::hexadecimal,
     interrupt::Interrupt,
-    jobs::Claim,
+    jobs::{Claim, progress::Progress},
     models::{Mode, Rater, Weighing},
     rater::{
         parts::{Input, NOTHING_DONE, Outcome, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
@@ -122,7 +122,7 @@ struct Scorer {
     checkpoint: String,
 }
 
-/// Rates a corpus. `progress` is told how many rows of how many are done.
+/// Rates a corpus. `progress` counts the rows that are done.
 ///
 /// # Errors
 /// If the checkpoint, the corpus or the output cannot be used, or the user interrupts: what was rated is then kept and
@@ -130,7 +130,7 @@ struct Scorer {
 pub fn score(
     request: &ScoreRequest,
     interrupt: &Interrupt,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn Progress,
 ) -> Result<ScoreSummary> {
     let mut inputs = request.configuration()?.inputs();
     inputs.extend(request.config.clone());
@@ -154,9 +154,8 @@ pub fn score(
     }
     parts.prepare(&scorer.inputs(request, &digest), request.overwrite)?;
     let paths = MovedPaths::between(&request.corpus, &request.out)?;
-    let mut progress = |_: &str, done, total| progress(done, total);
     let begun = Instant::now();
-    parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, &mut progress, |_| {
+    parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, progress, |_| {
         Ok(|codes: &Tensor, records: &[&Record]| scorer.measure(codes, records))
     })?;
     let seconds = begun.elapsed().as_secs_f64();

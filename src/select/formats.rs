@@ -23,7 +23,7 @@ use crate::{
     error::{Error, LeftOutRows, Reasons, Result},
     files::{WholeFile, write_whole},
     interrupt::Interrupt,
-    jobs::{Claim, folder::OutputFolder, output::Output},
+    jobs::{Claim, folder::OutputFolder, output::Output, progress::Progress},
 };
 
 /// Samples of a WebDataset shard.
@@ -121,7 +121,7 @@ impl fmt::Display for Packed {
 /// # Errors
 /// If the subset cannot be read, the output is there and not to be replaced, an id does not fit the form, a file cannot be
 /// written, or the user interrupts.
-pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<Packed> {
+pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Packed> {
     let corpus = Corpus::open(&job.subset, &job.columns)?.skipping_malformed(job.skip_bad_rows);
     let schema = corpus.schema().clone();
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
@@ -256,12 +256,7 @@ impl Packing<'_> {
         table.finish()
     }
 
-    fn image_folder(
-        &mut self,
-        records: &[Record],
-        link: bool,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<()> {
+    fn image_folder(&mut self, records: &[Record], link: bool, progress: &mut dyn Progress) -> Result<()> {
         // Where that is the column of images, it is what is written in its place.
         let image = self.schema.image;
         let taken =
@@ -278,7 +273,7 @@ impl Packing<'_> {
         let mut lines = WholeFile::create(&self.out.join("metadata.jsonl"))?;
         for (at, record) in records.iter().enumerate() {
             self.check()?;
-            progress(at as u64 + 1, records.len() as u64);
+            progress.counted("packing", at as u64 + 1, records.len() as u64);
             let Some((from, ending)) = self.image(record) else { continue };
             let name = format!("pictures/{at:08}.{ending}");
             let to = self.out.join(&name);
@@ -293,7 +288,7 @@ impl Packing<'_> {
         lines.finish()
     }
 
-    fn web_dataset(&mut self, records: &[Record], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn web_dataset(&mut self, records: &[Record], progress: &mut dyn Progress) -> Result<()> {
         let size = self.job.shard.max(1);
         let mut written = 0;
         for (number, shard) in records.chunks(size).enumerate() {
@@ -303,7 +298,7 @@ impl Packing<'_> {
             for (place, record) in shard.iter().enumerate() {
                 self.check()?;
                 let at = number * size + place;
-                progress(at as u64 + 1, records.len() as u64);
+                progress.counted("packing", at as u64 + 1, records.len() as u64);
                 let Some((from, ending)) = self.image(record) else { continue };
                 let image = from.read(u64::MAX).map_err(|message| from.refuse(message))?;
                 let mut told = self.told(record);

@@ -10,9 +10,10 @@ use crate::{
     error::{LeftOutRows, Result},
     files::hexadecimal,
     interrupt::{Interrupt, NO_STEP},
+    jobs::progress::Progress,
     tokens::{
         batch::Batch,
-        records::{FailedRecord, Progress},
+        records::FailedRecord,
         tokenize::{FitPictures, Tokenize},
     },
 };
@@ -42,14 +43,14 @@ impl EncodedCorpus {
         mut records: Vec<Record>,
         pictures: &mut FitPictures,
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
+        progress: &mut dyn Progress,
     ) -> Result<Self> {
         let tokens = tokenise.tokenizer.quantizer().tokens();
         let total = records.len() as u64;
         let (mut codes, mut reasons) = (Vec::new(), Vec::with_capacity(records.len()));
         let origins = tokenise.each(&records, pictures, |place, found| {
             interrupt.check(NO_STEP)?;
-            progress("tokenising", place as u64 + 1, total);
+            progress.counted("tokenising", place as u64 + 1, total);
             reasons.push(match found {
                 Ok(found) => {
                     codes.extend(found);

@@ -151,8 +151,7 @@ impl Encoders {
                  of their text encoder"
             );
         }
-        let (tokenizer, ..) =
-            image_tokenizer(config, (Path::new(""), &[]), None, interrupt, &mut |_, _, _| {})?;
+        let (tokenizer, ..) = image_tokenizer(config, (Path::new(""), &[]), None, interrupt, &mut ())?;
         let cache = TokenCache::configured(config)?;
         if let Some(cache) = &cache {
             cache.expect(config, tokenizer.as_ref())?;

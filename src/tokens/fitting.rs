@@ -17,8 +17,9 @@ use crate::{
     engine::{Purpose, Random},
     error::{Error, Result},
     interrupt::{Interrupt, NO_STEP},
+    jobs::progress::Progress,
     tokens::{
-        records::{FailedRecord, Progress, none_usable},
+        records::{FailedRecord, none_usable},
         tokenize::FitPictures,
     },
 };
@@ -41,7 +42,7 @@ pub fn image_tokenizer(
     (table, records): (&Path, &[Record]),
     failed_out: Option<&Path>,
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     if let Some(path) = &config.image_tokenizer.path {
         let open = || -> Result<Box<dyn ImageTokenizer>> {
@@ -77,7 +78,7 @@ pub fn image_tokenizer(
     let mut failed = Vec::new();
     for (done, (place, picture)) in loader.enumerate() {
         interrupt.check(NO_STEP)?;
-        progress("decoding for the tokenizer", done as u64 + 1, total);
+        progress.counted("decoding for the tokenizer", done as u64 + 1, total);
         let picture = match picture {
             Err(_) => look_again(&records[place].image, &preprocess)?,
             found => found,

@@ -1,4 +1,4 @@
-//! Records that cannot be used, and how far a long job is.
+//! Records that cannot be used.
 
 use std::path::Path;
 
@@ -28,9 +28,6 @@ impl FailedRecord {
         Self { id: record.id.clone(), origin: record.origin.clone(), reason: reason.into() }
     }
 }
-
-/// Says how far a long job is; called from the thread that does it.
-pub type Progress<'a> = dyn FnMut(&str, u64, u64) + 'a;
 
 /// Writes a table of records that were left out.
 ///

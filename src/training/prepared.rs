@@ -10,25 +10,17 @@ use crate::{
     error::{Error, Result},
     files::write_whole,
     interrupt::{Interrupt, NO_STEP},
+    jobs::progress::Progress,
     tokens::{
         TEXT_ENCODER_FOLDER,
         cache::TokenCache,
         encoded::EncodedCorpus,
         encoders::{self, READY, expect_pyramid, make_folder, on},
-        fitting,
-        records::{self, Progress},
+        fitting, records,
         tokenize::{FitPictures, Tokenize},
     },
     training::{checkpoint::Checkpoint, inputs::Inputs, run_directory::RunDirectory},
 };
-
-/// Watches what comes before training.
-pub trait Preparing {
-    /// A part of the preparation is `done` out of `total`.
-    fn preparing(&mut self, what: &str, done: u64, total: u64);
-    /// Something the user should know, in one sentence.
-    fn note(&mut self, sentence: &str);
-}
 
 /// Encoders and the two sets, encoded.
 pub(crate) struct Prepared {
@@ -85,13 +77,11 @@ pub(crate) fn prepare(
     directory: &RunDirectory,
     device: Option<&Device>,
     interrupt: &Interrupt,
-    observer: &mut dyn Preparing,
+    progress: &mut dyn Progress,
 ) -> Result<Prepared> {
     let table = config.data.train_csv()?;
     let read = |table: &Path| interrupt.while_reading(NO_STEP, || config.open_corpus(table)?.read_all());
     let records = portion(config, read(table)?);
-    let mut progress = |what: &str, done: u64, total: u64| observer.preparing(what, done, total);
-    let progress: &mut Progress<'_> = &mut progress;
     let cache = interrupt.while_reading(NO_STEP, || TokenCache::configured(config))?;
     let cache = cache.as_ref();
     let (tokenizer, fit, mut pictures) =
@@ -137,7 +127,7 @@ pub(crate) fn prepare(
         }
     };
     if let Some(note) = note {
-        observer.note(&note);
+        progress.note(&note);
     }
     records::write_failed(&directory.failed(), train.failed.iter().chain(&validation.failed))?;
     let mut fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
@@ -186,7 +176,7 @@ fn saved_or_fitted(
     cache: Option<&Arc<TokenCache>>,
     records: (&Path, &[Record]),
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
     let folder = directory.image_tokenizer();
     // Before the first checkpoint nothing says that the images are still those it was fitted to; it is fitted anew.

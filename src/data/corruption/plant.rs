@@ -20,7 +20,7 @@ use crate::{
     error::{LeftOutRows, Reasons},
     files::write_csv,
     interrupt::Interrupt,
-    jobs::{Claim, folder::OutputFolder},
+    jobs::{Claim, folder::OutputFolder, progress::Progress},
 };
 
 /// Pictures spoiled and written at once.
@@ -78,7 +78,7 @@ pub struct Planted {
 pub fn plant(
     settings: &PlantSettings,
     interrupt: &Interrupt,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn Progress,
 ) -> Result<Planted> {
     let PlantSettings { shares, seed, .. } = settings;
     let corpus =
@@ -118,12 +118,7 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     /// Writes the planted corpus into a folder, which later has another name.
-    fn write(
-        &self,
-        out: &Path,
-        interrupt: &Interrupt,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Planted> {
+    fn write(&self, out: &Path, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Planted> {
         let Self { settings, records, malformed, flaws, sources, .. } = self;
         let pictures = out.join("pictures");
         fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
@@ -162,7 +157,7 @@ impl Plan<'_> {
         &self,
         out: &Path,
         interrupt: &Interrupt,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn Progress,
     ) -> Result<Written> {
         let Self { settings, records, flaws, sources, .. } = self;
         let PlantSettings { seed, preprocess, .. } = settings;
@@ -182,7 +177,7 @@ impl Plan<'_> {
             }
             let mut usable = Vec::with_capacity(chunk.len());
             for (at, picture) in chunk {
-                progress(at as u64 + 1, total);
+                progress.counted("planting", at as u64 + 1, total);
                 match picture {
                     Ok(picture) => usable.push((at, picture)),
                     Err(error @ Error::Memory { .. }) => return Err(error),

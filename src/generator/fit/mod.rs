@@ -20,24 +20,17 @@ use crate::{
     engine::ops::pyramid::CodeReader,
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
+    jobs::progress::{Measurements, Progress},
     tokens::{batch::Batch, encoded::EncodedCorpus},
     training::{
         checkpoint::Checkpoint,
         order::{Order, dropped_captions},
-        prepared::{Prepared, Preparing, prepare},
+        prepared::{Prepared, prepare},
         released,
         run_directory::RunDirectory,
         schedule::{Plan, Rates},
     },
 };
-
-/// Watches a fit from outside.
-pub trait FitObserver: Preparing {
-    /// One step of `total` is done.
-    fn step(&mut self, step: u64, total: u64, samples: usize, rates: Rates, report: &FitStepReport);
-    /// The model was measured on the validation set after `step` steps.
-    fn validated(&mut self, step: u64, measures: &Measures);
-}
 
 /// What a fit came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,11 +91,11 @@ pub fn fit(
     directory: &RunDirectory,
     command_line: &[String],
     interrupt: &Interrupt,
-    observer: &mut dyn FitObserver,
+    progress: &mut dyn Progress,
 ) -> Result<FitSummary> {
     // A device that cannot be used ends the run before the data is read.
     let device = config.device.open()?;
-    let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
+    let data = prepare(config, directory, device.as_ref(), interrupt, progress)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let quantizer = data.tokenizer.quantizer();
     let saved = Checkpoint::newest(&directory.checkpoints())?;
@@ -126,7 +119,7 @@ pub fn fit(
     if let Some(folder) = saved {
         step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut model))?;
         kept = Some(interrupt.while_reading(AS_IT_WAS, || run.expect_whole(&folder))?);
-        observer.note(&format!("continuing after step {step} of {}", run.plan.updates()));
+        progress.note(&format!("continuing after step {step} of {}", run.plan.updates()));
     }
     let mut journal = directory.journal(kept.as_ref())?;
     let mut order = Order::new(config, run.data.train.len(), "training", 0)?;
@@ -143,12 +136,12 @@ pub fn fit(
             .collect::<Result<Vec<_>>>()?;
         let report = model.step(&micro, rates, step)?;
         let samples = micro.iter().map(|micro| micro.batch.codes.dim(0)).sum();
-        observer.step(step, total, samples, rates, &report);
+        progress.step(step, total, samples, &trained(rates, &report));
         let ends_epoch = run.plan.ends_epoch(step);
         let measured = match ends_epoch || step + 1 == total {
             true => {
                 let measured = run.validate(&model)?;
-                observer.validated(step + 1, &measured);
+                progress.validated(step + 1, &validated(&measured));
                 Some(measured)
             }
             false => None,
@@ -172,7 +165,7 @@ pub fn fit(
     let measures = match measures {
         Some(measures) => measures,
         None => {
-            observer.note("the run was complete already");
+            progress.note("the run was complete already");
             run.validate(&model)?
         }
     };
@@ -187,6 +180,37 @@ pub fn fit(
         measures,
         scales,
     })
+}
+
+/// The measurements of a training step, as they are shown.
+fn trained(rates: Rates, report: &FitStepReport) -> Measurements {
+    let Measures { loss, tail_loss, accuracy, tail_accuracy } = report.measures;
+    Measurements {
+        summary: format!("loss {loss:.3}"),
+        values: vec![
+            ("loss/train", loss),
+            ("loss/train_tail", tail_loss),
+            ("accuracy/train", accuracy),
+            ("accuracy/train_tail", tail_accuracy),
+            ("gradient_norm/model", report.gradient_norm),
+            ("schedule/learning_rate", rates.learning_rate),
+            ("schedule/weight_decay", rates.weight_decay),
+        ],
+    }
+}
+
+/// Those of a validation.
+fn validated(measures: &Measures) -> Measurements {
+    let Measures { loss, tail_loss, accuracy, tail_accuracy } = *measures;
+    Measurements {
+        summary: format!("validation loss {loss:.4}, accuracy {accuracy:.2}%"),
+        values: vec![
+            ("loss/validation", loss),
+            ("loss/validation_tail", tail_loss),
+            ("accuracy/validation", accuracy),
+            ("accuracy/validation_tail", tail_accuracy),
+        ],
+    }
 }
 
 fn line(

@@ -19,7 +19,7 @@ use crate::{
     files::{hexadecimal, remove_leftovers, write_whole},
     generator::fit::{Model, load_model},
     interrupt::Interrupt,
-    jobs::{Claim, folder::OutputFolder},
+    jobs::{Claim, folder::OutputFolder, progress::Progress},
     report::picture::Picture,
     tokens::encoders::Encoders,
     training::{
@@ -129,7 +129,7 @@ fn sizes(tokenizer: &dyn ImageTokenizer, text: &dyn TextEncoder) -> [usize; 3] {
 pub fn sample(
     request: &SampleRequest,
     interrupt: &Interrupt,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn Progress,
 ) -> Result<SampleSummary> {
     let SampleRequest { prompts, each, out, layout, batch, .. } = request;
     if prompts.is_empty() || *each == 0 || *batch == 0 {
@@ -194,7 +194,7 @@ fn write(
     loaded: &Loaded,
     out: &Path,
     interrupt: &Interrupt,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn Progress,
 ) -> Result<SampleSummary> {
     let SampleRequest { prompts, each, layout, batch, settings, .. } = request;
     let Loaded { model, tokenizer, text } = loaded;
@@ -233,7 +233,7 @@ fn write(
             let name = placed.write(prompt, number, caption, picture)?;
             lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
             done += 1;
-            progress(done, wanted.len() as u64);
+            progress.counted("drawing", done, wanted.len() as u64);
         }
     }
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;

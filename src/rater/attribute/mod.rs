@@ -24,10 +24,10 @@ use crate::{
     error::{Error, Result},
     files::sha256,
     interrupt::Interrupt,
-    jobs::Claim,
+    jobs::{Claim, progress::Progress},
     rater::parts::{Counts, Input, NOTHING_DONE, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
     select::ratings::{NumberColumn, NumberHeader, NumberWriter},
-    tokens::{encoders::Encoders, records::Progress},
+    tokens::encoders::Encoders,
     training::{
         checkpoint::Checkpoint,
         run_directory::RunDirectory,
@@ -168,7 +168,7 @@ struct Setting<'a> {
     request: &'a AttributeRequest,
 }
 
-/// Attributes a corpus. `progress` is told what is being done, and how many rows of how many are.
+/// Attributes a corpus. `progress` counts the rows that are done, of each checkpoint and of the validation set.
 ///
 /// # Errors
 /// If a checkpoint, a table or the output cannot be used, the run mixes samples so that they have no gradients of their
@@ -176,7 +176,7 @@ struct Setting<'a> {
 pub fn attribute(
     request: &AttributeRequest,
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<AttributeSummary> {
     let mut inputs = request.checkpoints.clone();
     inputs.extend([request.corpus.clone(), request.validation.clone()]);
@@ -207,7 +207,7 @@ pub fn attribute(
     let inputs = setting.inputs(&checkpoints, [&corpus_digest, &validation_digest], &factors);
     parts.prepare(&inputs, request.overwrite)?;
     parts.expect_images(&validation)?;
-    let at = |held: &Held, progress: &mut Progress<'_>| {
+    let at = |held: &Held, progress: &mut dyn Progress| {
         let (proxy, images) =
             ProxyAt::new(&setting, held, &validation, validation_rows, interrupt, progress)?;
         parts.keep_images(&validation, images)?;

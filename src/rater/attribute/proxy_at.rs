@@ -14,11 +14,11 @@ use crate::{
     },
     error::{Error, LeftOutRows, Reasons, Result},
     interrupt::Interrupt,
+    jobs::progress::Progress,
     models::{Mode, Proxy},
     rater::parts::{Outcome, Row, Source},
     tokens::{
         encoded::{batch, in_parallel},
-        records::Progress,
         stamp::Seen,
     },
     training::{
@@ -67,7 +67,7 @@ impl<'a> ProxyAt<'a> {
         validation: &Source<'_>,
         validation_rows: u64,
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
+        progress: &mut dyn Progress,
     ) -> Result<(Self, Vec<Seen>)> {
         let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
         let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
@@ -123,7 +123,7 @@ impl<'a> ProxyAt<'a> {
         source: &Source<'_>,
         rows: u64,
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
+        progress: &mut dyn Progress,
     ) -> Result<Vec<Seen>> {
         let mut sum = Accumulate::default();
         let mut corpus = source.open()?;
@@ -131,7 +131,7 @@ impl<'a> ProxyAt<'a> {
         let (mut losses, mut failed, mut samples) = (0.0, 0, 0);
         let (mut reasons, mut left_out) = (Reasons::default(), LeftOutRows::default());
         loop {
-            progress("validation gradient", samples + failed, rows);
+            progress.counted("validation gradient", samples + failed, rows);
             let saved = "what was attributed before is kept; give the same command again to go on";
             interrupt.check(saved)?;
             let part = source.part(&mut corpus, from, &mut left_out, &mut |codes, records| {
@@ -157,7 +157,7 @@ impl<'a> ProxyAt<'a> {
                 break;
             }
         }
-        progress("validation gradient", samples + failed, rows);
+        progress.counted("validation gradient", samples + failed, rows);
         if samples == 0 {
             return Err(Error::invalid(format!(
                 "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",

@@ -34,11 +34,10 @@ use crate::{
         write_whole,
     },
     interrupt::Interrupt,
-    jobs::{Claim, output::Output},
+    jobs::{Claim, output::Output, progress::Progress},
     select::ratings::{TableKind, write_error},
     tokens::{
         identity::{are_same, first_changed},
-        records::Progress,
         stamp::Seen,
     },
 };
@@ -277,8 +276,8 @@ impl Parts {
         sequence: Sequence,
         source: &Source<'_>,
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
-        begin: impl FnOnce(&mut Progress<'_>) -> Result<M>,
+        progress: &mut dyn Progress,
+        begin: impl FnOnce(&mut dyn Progress) -> Result<M>,
     ) -> Result<()>
     where
         N: Serialize + DeserializeOwned,
@@ -293,7 +292,7 @@ impl Parts {
         let mut measure = None;
         let mut left_out = LeftOutRows::default();
         while let Some(from) = next {
-            progress(self.words.doing, done, total);
+            progress.counted(self.words.doing, done, total);
             if let Some(part) = self.held::<N>(at, number, from) {
                 let images = part.rows.iter().map(|row| &row.image);
                 if let Some(image) = source.first_changed(from, images)? {
@@ -308,7 +307,7 @@ impl Parts {
                 measure = Some(begin(progress)?);
             }
             let Some(measure) = &mut measure else { break };
-            progress(self.words.doing, done, total);
+            progress.counted(self.words.doing, done, total);
             interrupt.check(&format!(
                 "{done} of {total} rows are {} and kept; give the same command again to go on",
                 self.words.done
@@ -319,7 +318,7 @@ impl Parts {
             next = part.next.map(Some);
             number += 1;
         }
-        progress(self.words.doing, done, total);
+        progress.counted(self.words.doing, done, total);
         Ok(())
     }
 

@@ -14,16 +14,17 @@ use crate::{
     engine::{DType, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
+    jobs::progress::{Measurements, Progress},
     models::{Proxy, Rater, init},
     rater::{
-        bilevel::{Bilevel, BilevelSettings, RaterReport, StepRates, StepReport},
+        bilevel::{Bilevel, BilevelSettings, StepRates, StepReport},
         dynamics::write_figure,
         samples::{Samples, recording},
     },
     training::{
         checkpoint,
         optimizer::AdamWSettings,
-        prepared::{Prepared, Preparing, prepare},
+        prepared::{Prepared, prepare},
         released,
         run_directory::RunDirectory,
         schedule::Plan,
@@ -32,15 +33,6 @@ use crate::{
 
 use batches::{Batches, StepBatches};
 use rater_only::train_rater;
-
-/// Watches a run from outside: progress bars, event files.
-pub trait Observer: Preparing {
-    /// One step of `total` is done.
-    fn step(&mut self, step: u64, total: u64, samples: usize, rates: StepRates, report: &StepReport);
-
-    /// One step of the rater alone, at the end of a run, is done; steps count on.
-    fn rater_step(&mut self, _step: u64, _total: u64, _samples: usize, _report: &RaterReport) {}
-}
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,7 +97,7 @@ pub fn train(
     directory: &RunDirectory,
     command_line: &[String],
     interrupt: &Interrupt,
-    observer: &mut dyn Observer,
+    progress: &mut dyn Progress,
 ) -> Result<TrainSummary> {
     if config.training.progressive.is_some() || config.training.drop_scale_length.is_some() {
         return Err(Error::invalid(
@@ -115,7 +107,7 @@ pub fn train(
     }
     // A device that cannot be used ends the run before the data is read.
     let device = config.device.open()?;
-    let data = prepare(config, directory, device.as_ref(), interrupt, observer)?;
+    let data = prepare(config, directory, device.as_ref(), interrupt, progress)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
@@ -126,7 +118,7 @@ pub fn train(
     if let Some(folder) = saved {
         step = interrupt.while_reading(AS_IT_WAS, || run.restore(&folder, &mut bilevel, &mut samples))?;
         kept = Some(interrupt.while_reading(AS_IT_WAS, || run.expect_whole(&folder))?);
-        observer.note(&format!("continuing after step {step}"));
+        progress.note(&format!("continuing after step {step}"));
     }
     let mut journal = directory.journal(kept.as_ref())?;
     let mut batches = Batches::new(&run)?;
@@ -153,12 +145,12 @@ pub fn train(
         let places = std::mem::replace(&mut these, next).places.concat();
         for place in samples.record(&places, &report, epoch) {
             let id = &run.data.train.ids[place];
-            observer.note(&format!(
+            progress.note(&format!(
                 "what {id} is worth is no number at step {step}; the rater does not learn from it, and the proxy not from its batch \
                  where its loss is none"
             ));
         }
-        observer.step(step, total, places.len(), rates, &report);
+        progress.step(step, total, places.len(), &measurements(rates, &report));
         if step % every == 0 || step + 1 == total {
             journal.append(&line(step, epoch, rates, &report, &samples))?;
         }
@@ -185,9 +177,9 @@ pub fn train(
         }
     }
     if let Some(plan) = own_plan.filter(|_| step < whole) {
-        train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, observer)?;
+        train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
     } else if last.is_none() {
-        observer.note("the run was complete already");
+        progress.note("the run was complete already");
     }
     let figures = write_figure(&directory.dynamics())?;
     directory.complete()?;
@@ -200,6 +192,30 @@ pub fn train(
         last,
         figures,
     })
+}
+
+/// The measurements of a step, as they are shown.
+fn measurements(rates: StepRates, report: &StepReport) -> Measurements {
+    let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
+    let largest = report.weight.iter().copied().fold(0.0, f64::max);
+    Measurements {
+        summary: format!("loss {train:.3} train, {:.3} validation", report.validation_loss),
+        values: vec![
+            ("loss/train", train),
+            ("loss/validation", report.validation_loss),
+            ("loss/validation_tail", report.validation_tail_loss),
+            ("loss/proxy", report.proxy_loss),
+            ("loss/rater", report.rater_loss),
+            ("accuracy/validation", report.validation_accuracy),
+            ("accuracy/validation_tail", report.validation_tail_accuracy),
+            ("gradient_norm/proxy", report.proxy_gradient_norm),
+            ("gradient_norm/rater", report.rater_gradient_norm),
+            ("weight/largest", largest),
+            ("schedule/learning_rate", rates.learning_rate),
+            ("schedule/weight_decay", rates.weight_decay),
+            ("schedule/upper_level_weight", rates.upper_level_weight),
+        ],
+    }
 }
 
 fn line(

@@ -2,11 +2,15 @@
 
 use serde_json::json;
 
-use super::{Observer, Run, batches::Batches};
+use super::{Run, batches::Batches};
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
-    rater::{bilevel::Bilevel, samples::Samples},
+    jobs::progress::{Measurements, Progress},
+    rater::{
+        bilevel::{Bilevel, RaterReport},
+        samples::Samples,
+    },
     training::{run_directory::Journal, schedule::Plan},
 };
 
@@ -21,6 +25,14 @@ pub(super) fn plan(run: &Run<'_>) -> Result<Option<Plan>> {
     Plan::new(&config, run.data.train.len(), run.data.validation.len()).map(Some)
 }
 
+/// The measurements of a step of the rater alone, as they are shown.
+fn measurements(report: &RaterReport) -> Measurements {
+    Measurements {
+        summary: format!("the rater alone: loss {:.3}", report.loss),
+        values: vec![("loss/rater", report.loss), ("gradient_norm/rater", report.gradient_norm)],
+    }
+}
+
 /// Runs what is left of them. `step` counts on from the run's own updates.
 ///
 /// # Errors
@@ -32,7 +44,7 @@ pub(super) fn train_rater(
     journal: &mut Journal,
     mut step: u64,
     interrupt: &Interrupt,
-    observer: &mut dyn Observer,
+    progress: &mut dyn Progress,
 ) -> Result<()> {
     let (before, own) = (run.plan.updates(), plan.updates());
     let total = before + own;
@@ -43,7 +55,7 @@ pub(super) fn train_rater(
         let micro = batches.of_rater(run, plan, at, samples, bilevel)?;
         let rates = plan.rates(at);
         let report = bilevel.rater_step(&micro, [rates.learning_rate, rates.weight_decay], step)?;
-        observer.rater_step(step, total, report.logit.len(), &report);
+        progress.step(step, total, report.logit.len(), &measurements(&report));
         if at.is_multiple_of(every) || step + 1 == total {
             // Under other names: what reads the rates of the proxy's updates is not to find these.
             let mut line = json!({

@@ -16,13 +16,14 @@ use crate::{
     error::{Error, LeftOutRows, Reasons, Result},
     files::sealed::Written,
     interrupt::Interrupt,
+    jobs::progress::Progress,
     tokens::{
         cache::{
             Description, FORMAT, picture_key,
             shard::{self, Entry, Key, Row, Text, TextRows},
         },
         identity::first_changed,
-        records::{self, FailedRecord, Progress},
+        records::{self, FailedRecord},
         stamp::{Image, Seen},
         tokenize::{FitPictures, Tokenize},
     },
@@ -60,7 +61,7 @@ pub(super) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    pub(super) fn run(mut self, interrupt: &Interrupt, progress: &mut Progress<'_>) -> Result<EncodeSummary> {
+    pub(super) fn run(mut self, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<EncodeSummary> {
         let start = Instant::now();
         let total: u64 = self.description.tables.iter().map(|table| table.rows).sum();
         let (mut number, mut done, mut made, mut pictures_now) = (0, 0, 0, 0);
@@ -68,7 +69,7 @@ impl Builder<'_> {
         for table in 0..self.tables.len() {
             let mut from: Option<Cursor> = None;
             loop {
-                progress("encoding", done, total);
+                progress.counted("encoding", done, total);
                 interrupt.check(&format!(
                     "{done} of {total} rows are encoded and kept; give the same command again to go on"
                 ))?;
@@ -101,7 +102,7 @@ impl Builder<'_> {
                 }
             }
         }
-        progress("encoding", done, total);
+        progress.counted("encoding", done, total);
         self.changed.take().map_or(Ok(()), Err)?;
         if done != total {
             return Err(Error::invalid(format!(
@@ -166,12 +167,12 @@ impl Builder<'_> {
         from: Option<Cursor>,
         (done, total): (u64, u64),
         interrupt: &Interrupt,
-        progress: &mut Progress<'_>,
+        progress: &mut dyn Progress,
     ) -> Result<Entry> {
         let mut corpus = self.config.open_corpus(&self.tables[table])?;
         let Batch { records, next } = corpus.batch(from, self.description.shard_rows)?;
         let Rows { usable, failed, images } = self.rows(table, &records, |at| {
-            progress("encoding", done + at, total);
+            progress.counted("encoding", done + at, total);
             interrupt.check(&format!(
                 "{done} of {total} rows are encoded and kept; give the same command again to go on"
             ))

@@ -19,6 +19,7 @@ use crate::{
     jobs::{
         Claim,
         folder::{Layout, OutputFolder, Present},
+        progress::Progress,
     },
     tokens::{
         IMAGE_TOKENIZER_FOLDER, TEXT_ENCODER_FOLDER,
@@ -28,7 +29,6 @@ use crate::{
         },
         encoders::{self, Encoders, READY, expect_pyramid, make_folder},
         fitting,
-        records::Progress,
     },
 };
 
@@ -109,7 +109,7 @@ impl fmt::Display for EncodeSummary {
 pub fn encode(
     request: &EncodeRequest,
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<EncodeSummary> {
     let config = &request.config;
     if request.shard_rows == 0 {
@@ -277,7 +277,7 @@ fn image_tokenizer(
     (cache, complete): (&Path, bool),
     first: &Path,
     interrupt: &Interrupt,
-    progress: &mut Progress<'_>,
+    progress: &mut dyn Progress,
 ) -> Result<Fitted> {
     let (config, folder) = (&request.config, image_tokenizer_folder(cache));
     let mut unfit = HashMap::new();
