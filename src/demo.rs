@@ -13,7 +13,7 @@ use crate::{
         synthetic::{DataSetSettings, write_data_set_until},
     },
     error::{Error, Result},
-    files::{write_csv, write_whole},
+    files::{sync_tree, write_csv, write_whole},
     interrupt::Interrupt,
     jobs::{
         Claim,
@@ -168,12 +168,14 @@ fn write(
     ));
     let data = folder.join("data");
     let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
-    let data = write_data_set_until(&data, &settings, interrupt)?;
+    let data_set = write_data_set_until(&data, &settings, interrupt)?;
+    // The images are renamed in place and not synced one by one.
+    sync_tree(&data)?;
     let quoted =
         |path: &Path| path_text(path.to_path_buf()).map(|text| serde_json::Value::from(text).to_string());
     let own = [
-        format!("data_args.train_csv_path={}", quoted(&data.train_csv)?),
-        format!("data_args.val_csv_path={}", quoted(&data.validation_csv)?),
+        format!("data_args.train_csv_path={}", quoted(&data_set.train_csv)?),
+        format!("data_args.val_csv_path={}", quoted(&data_set.validation_csv)?),
         format!("seed={seed}"),
     ];
     let config = demo_config(&[&own, sets].concat())?;
@@ -186,7 +188,7 @@ fn write(
     let request = ScoreRequest {
         config: None,
         checkpoint: run_folder.clone(),
-        corpus: data.train_csv.clone(),
+        corpus: data_set.train_csv.clone(),
         out: ratings.clone(),
         rating_column: "rating".to_owned(),
         batch: config.training.batch,

@@ -93,6 +93,30 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
 }
 
+/// Makes everything below a folder last: at once where the system can, else file by file.
+///
+/// # Errors
+/// If a file or folder cannot be synced.
+pub(crate) fn sync_tree(folder: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let open = File::open(folder).map_err(Error::io("sync", folder))?;
+        rustix::fs::syncfs(&open).map_err(|error| Error::io("sync", folder)(error.into()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let path = entry.map_err(Error::io("read", folder))?.path();
+            if path.is_dir() {
+                sync_tree(&path)?;
+            } else {
+                File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
+            }
+        }
+        sync_folder(folder)
+    }
+}
+
 /// Writes a file of these bytes and makes them last, under the name itself.
 fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
@@ -142,8 +166,8 @@ impl WholeFile {
         &self.path
     }
 
-    /// Like [`finish`](Self::finish) without forcing the bytes to the disk: for many small files that a table, written
-    /// after them, vouches for.
+    /// Like [`finish`](Self::finish) without forcing the bytes to the disk: for many small files that are synced together
+    /// before a marker lists them.
     ///
     /// # Errors
     /// If the disk is full or the rename is refused.
@@ -197,6 +221,26 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.finish()
+}
+
+/// The same under a temporary name that is given, and that no file may have: for what is removed by its name after a kill, as it
+/// lies where others write, too.
+///
+/// # Errors
+/// As for [`write_whole`], or if the temporary name is taken.
+pub(crate) fn write_whole_under(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        // A new file, so that no link that lies there is followed.
+        let mut file = File::options().write(true).create_new(true).open(temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(temporary, path)
+    };
+    write().map_err(|error| {
+        let _already_gone = fs::remove_file(temporary);
+        Error::io("write", path)(error)
+    })?;
+    sync_folder(folder_of(path))
 }
 
 /// Writes a CSV of these columns and rows whole.

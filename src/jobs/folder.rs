@@ -1,6 +1,7 @@
 //! Folders that a command writes: checked and locked before anything is read, written beside or within, and given their name at once.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     files::{
-        folder_of, is_leftover, sync_folder,
+        folder_of, is_leftover, sync_folder, sync_tree,
         temporary::{forget, remove_on_exit},
     },
 };
@@ -87,18 +88,18 @@ impl OutputFolder {
         if at(&staging)?.is_some_and(|marker| marker.state != State::Pending) {
             // It has changed places with the new one.
             if !self.target.exists() {
-                rename(&staging, &self.target, false)?;
+                rename_synced(&staging, &self.target)?;
             } else if complete || replaced.exists() {
                 self.expect_own_in(&staging)?;
                 self.move_others(&staging, &self.target)?;
                 remove(&staging)?;
             } else {
-                rename(&staging, &replaced, false)?;
+                rename_synced(&staging, &replaced)?;
             }
         }
         if at(&replaced)?.is_some() {
             if !self.target.exists() {
-                rename(&replaced, &self.target, false)?;
+                rename_synced(&replaced, &self.target)?;
             } else if complete {
                 self.expect_own_in(&replaced)?;
                 self.move_others(&replaced, &self.target)?;
@@ -229,6 +230,7 @@ impl OutputFolder {
 
     /// Moves what other commands have written into a folder that is to go into the one that takes its place, each with its marker last.
     fn move_others(&self, from: &Path, to: &Path) -> Result<()> {
+        let mut folders = BTreeSet::new();
         for Other { marker, files } in self.others_in(from)? {
             for path in files.iter().chain([&marker]) {
                 let below = path.strip_prefix(from).unwrap_or(path);
@@ -237,10 +239,11 @@ impl OutputFolder {
                     fs::create_dir_all(folder_of(&target))
                         .map_err(Error::io("create", folder_of(&target)))?;
                     rename(path, &target, false)?;
+                    folders.insert(folder_of(&target).to_path_buf());
                 }
             }
         }
-        Ok(())
+        folders.iter().try_for_each(|folder| sync_folder(folder))
     }
 
     fn look_through(&self, scope: &Scope<'_>, folder: &Path, inner: &mut Vec<PathBuf>) -> Result<()> {
@@ -372,7 +375,7 @@ impl OutputFolder {
         let (staging, replaced) = (self.staging(), self.replaced());
         Marker::new(self.command, State::Unfinished, Vec::new()).write(&staging.join(MARKER))?;
         if !self.target.exists() {
-            return rename(&staging, &self.target, false).and_then(|()| sync_folder(folder_of(&self.target)));
+            return rename_synced(&staging, &self.target);
         }
         if !exchange(&staging, &self.target)? {
             if replaced.exists() {
@@ -399,7 +402,7 @@ impl OutputFolder {
             self.move_others(&self.target, &replaced)?;
             return remove(&self.target);
         }
-        rename(&self.target, &replaced, false)
+        rename_synced(&self.target, &replaced)
     }
 
     /// Puts the former output back, if there is one.
@@ -411,7 +414,7 @@ impl OutputFolder {
             self.move_others(&self.target, &self.replaced())?;
             remove(&self.target)?;
         }
-        rename(&self.replaced(), &self.target, false)
+        rename_synced(&self.replaced(), &self.target)
     }
 
     /// Whether a former output waits for the new one to be complete.
@@ -439,24 +442,31 @@ impl OutputFolder {
         self.lock.expect_held()?;
         self.refuse_present(self.overwrite)?;
         if !self.target.exists() {
-            rename(&staging, &self.target, false)?;
-        } else {
-            let mut former = staging.clone();
-            if !exchange(&staging, &self.target)? {
-                self.put_aside()?;
-                rename(&staging, &self.target, false)?;
-                former = self.replaced();
-            }
-            self.move_others(&former, &self.target)?;
-            remove(&former)?;
+            return rename_synced(&staging, &self.target);
         }
-        sync_folder(folder_of(&self.target))
+        let mut former = staging.clone();
+        if exchange(&staging, &self.target)? {
+            sync_folder(folder_of(&self.target))?;
+        } else {
+            self.put_aside()?;
+            rename_synced(&staging, &self.target)?;
+            former = self.replaced();
+        }
+        // The former output goes when the new one is sure to have the name.
+        self.move_others(&former, &self.target)?;
+        remove(&former)
     }
 
     /// Gives up what was written beside.
     pub(crate) fn discard(&self) {
         let _already_gone = remove(&self.staging());
     }
+}
+
+/// Gives a folder another name that nothing has, beside its own, and makes that last.
+fn rename_synced(from: &Path, to: &Path) -> Result<()> {
+    rename(from, to, false)?;
+    sync_folder(folder_of(to))
 }
 
 /// Swaps two folders' names at once; `false` where the file system cannot.
@@ -476,25 +486,4 @@ fn exchange(new: &Path, old: &Path) -> Result<bool> {
 #[cfg(not(target_os = "linux"))]
 fn exchange(_new: &Path, _old: &Path) -> Result<bool> {
     Ok(false)
-}
-
-/// Makes everything below a folder last: at once where the system can, else file by file.
-fn sync_tree(folder: &Path) -> Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        let open = fs::File::open(folder).map_err(Error::io("sync", folder))?;
-        rustix::fs::syncfs(&open).map_err(|error| Error::io("sync", folder)(error.into()))
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-            let path = entry.map_err(Error::io("read", folder))?.path();
-            if path.is_dir() {
-                sync_tree(&path)?;
-            } else {
-                fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
-            }
-        }
-        sync_folder(folder)
-    }
 }

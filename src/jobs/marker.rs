@@ -3,8 +3,7 @@
 
 use std::{
     ffi::OsStr,
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::beside;
 use crate::{
     error::{Error, Result},
-    files::{folder_of, hexadecimal, sha256_of_file, sync_folder},
+    files::{hexadecimal, sha256_of_file, write_whole_under},
 };
 
 /// The marker within a folder; beside a file it has the file's name before it.
@@ -144,19 +143,7 @@ impl Marker {
         let mut text = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
         text.push(b'\n');
         remove_leftover(path)?;
-        let new = unfinished(path);
-        let write = || {
-            // A new file, so that no link that lies there is followed.
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&new, path)
-        };
-        write().map_err(|error| {
-            let _already_gone = fs::remove_file(&new);
-            Error::io("write", path)(error)
-        })?;
-        sync_folder(folder_of(path))
+        write_whole_under(&unfinished(path), path, &text)
     }
 
     /// Reads the marker beside a file. One that was copied from beside another file counts as none.

@@ -218,8 +218,8 @@ fn decoded(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<Decoded
         .map_err(|message| refuse(path, message))
 }
 
-/// Writes a square picture, `[side, side, 3]` bytes, as PNG. Thousands of small pictures are not each forced to the disk; a table
-/// that says that they are there, written after them, is.
+/// Writes a square picture, `[side, side, 3]` bytes, as PNG. Thousands of small pictures are not each forced to the disk; a
+/// command syncs them together before its output is complete.
 ///
 /// # Errors
 /// If it cannot be encoded or written.
