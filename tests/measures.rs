@@ -394,7 +394,7 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     );
     assert!(measures(&work.path("out.json")).iter().all(|row| row.2 == 11));
     let left_out = read(&work.path("out.json"))["left_out"]["generated"].clone();
-    assert_eq!((left_out.as_array().unwrap().len(), left_out[0]["origin"].as_str()), (1, Some("flat:8")));
+    assert_eq!((left_out.as_array().unwrap().len(), left_out[0]["origin"].as_str()), (1, Some("samples.csv:8")));
 
     let measure = ["measure", "--generated", "flat", "--reference", "data/train.csv"];
     work.refused(&measure, &["--config FILE or --checkpoint DIR"]);

@@ -403,7 +403,7 @@ fn every_command_counts_malformed_rows_as_failed_on_request() {
     place.refused(&train, &["data/bad.csv, line 4", "2 fields"]);
     place.succeed(&[&["train", "--config", "config.json", "--out", "skipped"][..], &set, &skip].concat());
     let failed = fs::read_to_string(place.path("skipped/failed.csv")).unwrap();
-    for line in [",4,", ",8,", ",21,"] {
+    for line in [":4,", ":8,", ":21,"] {
         assert!(failed.contains(line), "{line}: {failed}");
     }
     assert!(failed.contains("unbalanced quotes") && failed.contains("2 fields"), "{failed}");
