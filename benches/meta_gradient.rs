@@ -19,7 +19,7 @@ use alchemist_engine::{
         Accumulate, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
         ops::meta_gradient::{
             Form,
-            cpu::{Asked, Rows, linear},
+            cpu::{CpuRequest, LinearRows, linear},
         },
     },
     models::{Mode, Proxy},
@@ -171,8 +171,9 @@ fn forms(criterion: &mut Criterion) {
         for (name, form) in [("in_tile", Form::InTile), ("projected", Form::Projected)] {
             group.bench_with_input(BenchmarkId::new(name, rows), &rows, |bencher, _| {
                 bencher.iter(|| {
-                    let asked = Asked { direction: Some(&v), norms: true, sum: Some((&mut sum, &weights)) };
-                    let rows = Rows { input: &x, d_output: &d, samples, inputs, outputs };
+                    let asked =
+                        CpuRequest { direction: Some(&v), norms: true, sum: Some((&mut sum, &weights)) };
+                    let rows = LinearRows { input: &x, d_output: &d, samples, inputs, outputs };
                     black_box(linear(asked, rows, Some(form)))
                 });
             });

@@ -15,7 +15,7 @@ use std::{
 
 use alchemist_engine::{
     interrupt::Interrupt,
-    select::{ColumnNames, Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
+    select::{Keep, RatingColumns, RatingsOptions, Strategy, SubsetJob, write_subset},
 };
 use memory::peak_mebibytes;
 
@@ -38,7 +38,7 @@ fn main() {
     let job = SubsetJob {
         ratings,
         options: RatingsOptions::default(),
-        names: ColumnNames { id: "id".to_owned(), rating: "rating".to_owned() },
+        names: RatingColumns { id: "id".to_owned(), rating: "rating".to_owned() },
         image_column: "image_save_path".to_owned(),
         strategy: SHIFT_GSAMPLE,
         keep: Keep::Share(0.5),

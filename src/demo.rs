@@ -17,11 +17,11 @@ use crate::{
     interrupt::Interrupt,
     jobs::{
         Claim,
-        folder::{Layout, OutputFolder, Present},
-        progress::{Measurements, Progress},
+        folder::{FolderPatterns, OutputFolder, Present},
+        progress::{Metrics, Progress},
     },
     rater::{
-        dynamics::{Recording, recordings},
+        dynamics::{EpochDynamics, recordings},
         page::RunPage,
         scorer::{ScoreRequest, ScoreSummary, score},
         trainer::{TrainSummary, train},
@@ -31,7 +31,7 @@ use crate::{
         statistics::{auroc, mean_percentile},
     },
     select::{
-        ratings::{ColumnNames, RatingsOptions, RatingsReader},
+        ratings::{RatingColumns, RatingsOptions, RatingsReader},
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
@@ -39,13 +39,13 @@ use crate::{
 };
 
 /// The configuration that is built in; also a file of the repository.
-pub const CONFIG: &str = include_str!("../configs/demo.json");
+pub(crate) const CONFIG: &str = include_str!("../configs/demo.json");
 /// Training and validation pictures.
 const PICTURES: (usize, usize) = (2_400, 320);
 
 /// How the ratings treat one kind of flaw.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FlawReport {
+pub(crate) struct FlawReport {
     /// The kind.
     pub flaw: Flaw,
     /// Records that have it.
@@ -63,7 +63,7 @@ pub struct FlawReport {
 
 /// What the demo did.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DemoReport {
+pub(crate) struct DemoReport {
     /// One line a kind of record, clean first.
     pub flaws: Vec<FlawReport>,
     /// What training came to.
@@ -84,7 +84,7 @@ pub struct DemoReport {
 ///
 /// # Errors
 /// If the folder is in use or cannot be written, or the user interrupts.
-pub fn demo(
+pub(crate) fn demo(
     folder: &Path,
     seed: u64,
     overwrite: bool,
@@ -106,7 +106,7 @@ pub fn demo(
         Present::Complete if !overwrite => {
             let message =
                 format!("{} holds a demo already; give --overwrite or another --out", folder.display());
-            return Err(Error::invalid(message));
+            return Err(Error::mismatch(folder, message));
         }
         Present::Complete => {
             output.expect_own()?;
@@ -127,8 +127,8 @@ pub fn demo(
     }
 }
 
-/// What a demo's folder holds; see [`Layout`].
-const LAYOUT: Layout = &[
+/// What a demo's folder holds; see [`FolderPatterns`].
+const LAYOUT: FolderPatterns = &[
     "data/*.csv",
     "data/*/*.png",
     "run/config.json",
@@ -219,7 +219,7 @@ fn write(
         &SubsetJob {
             ratings,
             options: RatingsOptions::default(),
-            names: ColumnNames::default(),
+            names: RatingColumns::default(),
             image_column: config.data.image_column.clone(),
             strategy: Strategy::SHIFT_GSAMPLE,
             keep: Keep::Share(0.5),
@@ -255,17 +255,17 @@ impl Progress for Curves<'_> {
         self.inner.note(sentence);
     }
 
-    fn step(&mut self, step: u64, total: u64, samples: usize, measurements: &Measurements) {
-        self.inner.step(step, total, samples, measurements);
+    fn step(&mut self, step: u64, total: u64, samples: usize, metrics: &Metrics) {
+        self.inner.step(step, total, samples, metrics);
         // The last scale is most of the tokens; its curve says whether detail is learned.
         let tags = ["loss/validation", "loss/validation_tail", "loss/train"];
         for (points, tag) in self.points.iter_mut().zip(tags) {
-            points.extend(measurements.value(tag).map(|value| (step as f64, value)));
+            points.extend(metrics.value(tag).map(|value| (step as f64, value)));
         }
     }
 
-    fn validated(&mut self, steps: u64, measurements: &Measurements) {
-        self.inner.validated(steps, measurements);
+    fn validated(&mut self, steps: u64, metrics: &Metrics) {
+        self.inner.validated(steps, metrics);
     }
 }
 
@@ -277,7 +277,7 @@ struct Rated {
     flaw: Flaw,
 }
 
-fn read_ratings(path: &Path, seen: &[Recording]) -> Result<Vec<Rated>> {
+fn read_ratings(path: &Path, seen: &[EpochDynamics]) -> Result<Vec<Rated>> {
     let mut measured = HashMap::new();
     if let Some(last) = seen.last() {
         let average = last.column("average").unwrap_or_default();
@@ -286,9 +286,10 @@ fn read_ratings(path: &Path, seen: &[Recording]) -> Result<Vec<Rated>> {
             measured.insert(id.as_str(), (losses.sum::<f64>() / seen.len() as f64, average[at]));
         }
     }
-    let mut reader = RatingsReader::open(path, &ColumnNames::default())?;
+    let mut reader = RatingsReader::open(path, &RatingColumns::default())?;
     let column = reader.header().carried().position(|column| column == "flaw");
-    let column = column.ok_or_else(|| Error::invalid(format!("{} has no column `flaw`", path.display())))?;
+    let column =
+        column.ok_or_else(|| Error::input(path, format!("{} has no column `flaw`", path.display())))?;
     let mut rows = Vec::new();
     let mut row = Default::default();
     while reader.read(&mut row)? {

@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// The exit code of a program that the user stopped (128 + SIGINT).
-pub const EXIT_CODE: u8 = 130;
+pub(crate) const EXIT_CODE: u8 = 130;
 
 /// The acknowledgment of a signal where the running step ends first.
-pub const ACKNOWLEDGMENT: &str =
+pub(crate) const ACKNOWLEDGMENT: &str =
     "interrupted: finishing the running step; press Ctrl-C again to stop at once";
 
 /// What is kept by a command that has written nothing yet.
@@ -116,7 +116,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// Those of the work; [`Error::Interrupted`] if the user has asked to stop before or meanwhile.
-    pub fn while_reading<T>(&self, saved: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn while_reading<T>(&self, saved: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = {
             let mut only_reading = self.0.only_reading();
             self.check(saved)?;

@@ -10,7 +10,7 @@ use alchemist_engine::{
         corpus::{RELEASED_EMPTY_CAPTION, Schema},
         decode_picture, load_picture,
     },
-    training::sampler::{ReleasedOrder, ReleasedSampler, Sampler},
+    training::sampler::{BatchSampler, ReleasedOrder, ReleasedSampler},
 };
 
 fn samples() -> PathBuf {
@@ -561,9 +561,9 @@ fn the_loader_draws_no_further_than_allowed_and_stops_when_dropped() {
 
 #[test]
 fn each_epoch_of_the_sampler_is_a_fresh_permutation() {
-    let mut sampler = Sampler::new(10, 4, 7).unwrap();
+    let mut sampler = BatchSampler::new(10, 4, 7).unwrap();
     assert_eq!(sampler.steps_per_epoch(), 3);
-    let epoch = |sampler: &mut Sampler, epoch: u64| -> Vec<usize> {
+    let epoch = |sampler: &mut BatchSampler, epoch: u64| -> Vec<usize> {
         (0..3).flat_map(|step| sampler.batch(epoch * 3 + step)).collect()
     };
     let (first, second) = (epoch(&mut sampler, 0), epoch(&mut sampler, 1));
@@ -575,18 +575,18 @@ fn each_epoch_of_the_sampler_is_a_fresh_permutation() {
         assert_eq!(order[10..], order[..2], "filled up from the head");
     }
     // Any step can be asked for, in any order, of any sampler made alike.
-    let mut fresh = Sampler::new(10, 4, 7).unwrap();
+    let mut fresh = BatchSampler::new(10, 4, 7).unwrap();
     assert_eq!(fresh.batch(5), second[8..]);
     assert_eq!(fresh.batch(0), first[..4]);
-    assert_ne!(epoch(&mut Sampler::new(10, 4, 8).unwrap(), 0), first);
-    assert_eq!(Sampler::new(4, 4, 0).unwrap().batch(9).len(), 4);
+    assert_ne!(epoch(&mut BatchSampler::new(10, 4, 8).unwrap(), 0), first);
+    assert_eq!(BatchSampler::new(4, 4, 0).unwrap().batch(9).len(), 4);
 }
 
 #[test]
 fn a_sampler_that_cannot_fill_a_batch_says_so() {
-    let message = Sampler::new(3, 4, 0).unwrap_err().to_string();
+    let message = BatchSampler::new(3, 4, 0).unwrap_err().to_string();
     assert!(message.contains("3 usable samples") && message.contains("batch of 4"), "{message}");
-    assert!(Sampler::new(3, 0, 0).is_err());
+    assert!(BatchSampler::new(3, 0, 0).is_err());
 }
 
 /// `sampler.json` was made by running the released sampler; its keys are the settings.

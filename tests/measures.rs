@@ -14,7 +14,7 @@ use alchemist_engine::{
     interrupt::Interrupt,
     measure::{
         clip_image::ClipImage,
-        clip_score::{ClipText, clip_score},
+        clip_score::{ProjectedClipText, clip_score},
         inception::Inception,
         pictures::Pictured,
         space::FeatureSpace,
@@ -79,7 +79,7 @@ fn embeddings_and_scores_are_those_of_hugging_faces_clip() {
         assert!(error < EMBEDDING_TOLERANCE, "image {at}: {error:e}");
     }
     // The file alone names its folder, too.
-    let text = ClipText::open(&made("clip_image_tiny/model.safetensors")).unwrap();
+    let text = ProjectedClipText::open(&made("clip_image_tiny/model.safetensors")).unwrap();
     let pictures = pictures_of_clip();
     let captions: Vec<&str> = pictures.iter().filter_map(|picture| picture.caption.as_deref()).collect();
     let found = text.embeddings(&captions).unwrap().to_f64_vec().unwrap();
@@ -108,7 +108,7 @@ fn a_long_and_thin_picture_is_left_out_and_told() {
     let thin = folder.path().join("thin.png");
     image::RgbImage::new(1, 100_000).save(&thin).unwrap();
     let image = ClipImage::open(&made("clip_image_tiny"), Preprocess::default_for(1)).unwrap();
-    let text = ClipText::open(&made("clip_image_tiny")).unwrap();
+    let text = ProjectedClipText::open(&made("clip_image_tiny")).unwrap();
     let mut pictures = pictures_of_clip();
     let caption = Some("a line".to_owned());
     let origin: Origin = "pictures:3".parse().unwrap();
@@ -394,7 +394,10 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     );
     assert!(measures(&work.path("out.json")).iter().all(|row| row.2 == 11));
     let left_out = read(&work.path("out.json"))["left_out"]["generated"].clone();
-    assert_eq!((left_out.as_array().unwrap().len(), left_out[0]["origin"].as_str()), (1, Some("samples.csv:8")));
+    assert_eq!(
+        (left_out.as_array().unwrap().len(), left_out[0]["origin"].as_str()),
+        (1, Some("samples.csv:8"))
+    );
 
     let measure = ["measure", "--generated", "flat", "--reference", "data/train.csv"];
     work.refused(&measure, &["--config FILE or --checkpoint DIR"]);

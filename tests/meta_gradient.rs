@@ -9,7 +9,7 @@ use alchemist_engine::{
         ParameterId, Parameters, Preconditioner, RowOwner, Tape, Tensor,
         ops::meta_gradient::{
             Form,
-            cpu::{Asked, Rows, linear},
+            cpu::{CpuRequest, LinearRows, linear},
         },
     },
     models::{BackboneConfig, Initialisation, Mode, Proxy, Rope},
@@ -348,8 +348,8 @@ fn the_forms_agree_on_odd_sizes_and_keep_their_bits() {
             let (x, d) = (part(&x, inputs), part(&d, outputs));
             let weights: Vec<f64> = chosen.iter().map(|&at| weights[at]).collect();
             let mut sum = vec![0.5f32; inputs * outputs];
-            let asked = Asked { direction: Some(&v), norms: true, sum: Some((&mut sum, &weights)) };
-            let rows = Rows { input: &x, d_output: &d, samples: chosen.len(), inputs, outputs };
+            let asked = CpuRequest { direction: Some(&v), norms: true, sum: Some((&mut sum, &weights)) };
+            let rows = LinearRows { input: &x, d_output: &d, samples: chosen.len(), inputs, outputs };
             (linear(asked, rows, Some(form)), sum)
         };
         let all: Vec<usize> = (0..samples).collect();

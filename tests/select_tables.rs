@@ -9,14 +9,14 @@ use alchemist_engine::{
     Error,
     interrupt::Interrupt,
     select::{
-        ColumnNames, Keep, RatingRow, RatingsHeader, RatingsOptions, RatingsReader, RatingsTable,
+        Keep, RatingColumns, RatingRow, RatingsHeader, RatingsOptions, RatingsReader, RatingsTable,
         RatingsWriter, Strategy, SubsetJob, write_subset,
     },
 };
 use proptest::prelude::*;
 
-fn names() -> ColumnNames {
-    ColumnNames::default()
+fn names() -> RatingColumns {
+    RatingColumns::default()
 }
 
 fn message<T>(outcome: Result<T, Error>) -> String {
@@ -126,7 +126,7 @@ fn the_header_for_a_corpus_puts_the_rating_behind_the_id() {
         message(RatingsHeader::new(columns(&["id", "a", "rating", "a"]), &names())),
         "two columns are called `a`; rename one."
     );
-    let same = ColumnNames { id: "id".to_owned(), rating: "id".to_owned() };
+    let same = RatingColumns { id: "id".to_owned(), rating: "id".to_owned() };
     assert_eq!(
         message(RatingsHeader::new(columns(&["id"]), &same)),
         "one column, `id`, cannot be both the id and the rating."
@@ -248,10 +248,10 @@ fn bad_parquet_is_refused() {
     write_at(&path, &["id", "rating"], &[row("x", 1.0, &[]), row("y", 2.0, &[]), row("x", 3.0, &[])]);
     assert_eq!(refused(), ": the id `x` occurs twice, in rows 1 and 3; ids must be unique.");
 
-    let other = ColumnNames { id: "key".to_owned(), ..names() };
+    let other = RatingColumns { id: "key".to_owned(), ..names() };
     let outcome = message(RatingsTable::read(&path, &other));
     assert!(outcome.ends_with(": there is no column `key`; the columns are `id`, `rating`."), "{outcome}");
-    let text = ColumnNames { id: "rating".to_owned(), rating: "id".to_owned() };
+    let text = RatingColumns { id: "rating".to_owned(), rating: "id".to_owned() };
     let outcome = message(RatingsTable::read(&path, &text));
     assert!(
         outcome.ends_with(

@@ -6,6 +6,8 @@
 mod imports;
 #[path = "structure/kernels.rs"]
 mod kernels;
+#[path = "structure/names.rs"]
+mod names;
 #[path = "structure/ways.rs"]
 mod ways;
 
@@ -13,6 +15,7 @@ use std::{fs, path::Path};
 
 use imports::{Imports, Module};
 use kernels::Sources;
+use names::Names;
 
 /// Reads every module below a folder.
 fn read(folder: &Path, module: &Module, into: &mut Imports) {
@@ -136,6 +139,40 @@ fn the_ways_through_the_program_are_as_the_page_says() {
             "Way: a/b.rs has no function three"
         ]
     );
+}
+
+/// Every `.rs` file below a folder, with its text.
+fn sources(folder: &Path, into: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            into.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn no_two_types_share_a_name() {
+    let mut files = Vec::new();
+    sources(Path::new("src"), &mut files);
+    files.sort();
+    let mut names = Names::default();
+    files.iter().for_each(|(file, text)| names.add(file, text));
+    let shared = names.shared();
+    assert!(shared.is_empty(), "types of one name, pub or pub(crate):\n{}", shared.join("\n"));
+    // Planted: what is private, or for tests alone, may have any name.
+    let mut planted = Names::default();
+    planted.add(
+        "a.rs",
+        "pub struct Row; struct Key; pub(super) type Part = u8; #[cfg(test)] mod tests { pub enum Kind {} }",
+    );
+    planted.add(
+        "b.rs",
+        "pub(crate) trait Key {} pub type Part = u8; pub enum Kind {} mod inner { pub(crate) enum Row {} }",
+    );
+    assert_eq!(planted.shared(), ["Row: a.rs, b.rs"]);
 }
 
 /// A file may be longer than 500 lines if its first lines say why: `Longer than 500 lines: ...`.

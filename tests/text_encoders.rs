@@ -22,7 +22,7 @@ use alchemist_engine::{
     },
     encode::{
         TextEncoder, load_moved_text_encoder, load_text_encoder,
-        pretrained::{Kind, Pretrained, Settings},
+        pretrained::{EncoderKind, Pretrained, PretrainedSettings},
         tokenizers::WordPieces,
     },
     engine::cuda::DeviceChoice,
@@ -43,16 +43,16 @@ const CAPTIONS: [&str; 5] = [
     "A RED Car,parked!!",
 ];
 
-fn settings(path: &Path) -> Settings {
-    Settings { path: path.to_path_buf(), tokens: None, channels: None, mean_over_padding: false }
+fn settings(path: &Path) -> PretrainedSettings {
+    PretrainedSettings { path: path.to_path_buf(), tokens: None, channels: None, mean_over_padding: false }
 }
 
 fn clip(path: &Path) -> Pretrained {
-    Pretrained::open(Kind::Clip, settings(path)).unwrap_or_else(|error| panic!("{error}"))
+    Pretrained::open(EncoderKind::Clip, settings(path)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[track_caller]
-fn refuses(kind: Kind, settings: Settings, words: &[&str]) {
+fn refuses(kind: EncoderKind, settings: PretrainedSettings, words: &[&str]) {
     let message = Pretrained::open(kind, settings).err().expect("it is refused").to_string();
     for word in words {
         assert!(message.contains(word), "`{word}` is missing in: {message}");
@@ -94,7 +94,9 @@ fn captions_are_encoded_each_for_itself() {
     let folder = changed(|_, _| {});
     let t5 = tempfile::tempdir().unwrap();
     t5_folder(t5.path(), true);
-    let t5 = Pretrained::open(Kind::T5, Settings { tokens: Some(12), ..settings(t5.path()) }).unwrap();
+    let t5 =
+        Pretrained::open(EncoderKind::T5, PretrainedSettings { tokens: Some(12), ..settings(t5.path()) })
+            .unwrap();
     let clip = clip(folder.path());
     for encoder in [&clip as &dyn TextEncoder, &t5] {
         let many: Vec<&str> = CAPTIONS.iter().copied().cycle().take(150).collect();
@@ -118,8 +120,8 @@ fn captions_are_encoded_alike_on_a_device() {
     let pipeline = changed(|_, _| {});
     let folder = tempfile::tempdir().unwrap();
     t5_folder(folder.path(), true);
-    let t5 = Settings { tokens: Some(12), ..settings(folder.path()) };
-    for (kind, settings) in [(Kind::Clip, settings(pipeline.path())), (Kind::T5, t5)] {
+    let t5 = PretrainedSettings { tokens: Some(12), ..settings(folder.path()) };
+    for (kind, settings) in [(EncoderKind::Clip, settings(pipeline.path())), (EncoderKind::T5, t5)] {
         let host = Pretrained::open(kind, settings.clone()).unwrap();
         let placed = Box::new(Pretrained::open(kind, settings).unwrap()).to_device(&device).unwrap();
         assert_eq!(placed.fingerprint(), host.fingerprint());
@@ -174,15 +176,15 @@ fn an_encoder_is_found_in_every_usual_place() {
 fn folders_that_do_not_fit_are_refused_with_the_cause() {
     let open = |folder: &TempDir| settings(folder.path());
     let folder = changed(|folder, _| fs::remove_dir_all(folder.join("tokenizer")).unwrap());
-    refuses(Kind::Clip, open(&folder), &["no tokenizer", "merges.txt"]);
+    refuses(EncoderKind::Clip, open(&folder), &["no tokenizer", "merges.txt"]);
     let folder = changed(|folder, _| fs::remove_file(folder.join("tokenizer/merges.txt")).unwrap());
-    refuses(Kind::Clip, open(&folder), &["no tokenizer", "merges.txt"]);
+    refuses(EncoderKind::Clip, open(&folder), &["no tokenizer", "merges.txt"]);
     let folder = changed(|folder, _| fs::write(folder.join("tokenizer/vocab.json"), "{").unwrap());
-    refuses(Kind::Clip, open(&folder), &["damaged"]);
+    refuses(EncoderKind::Clip, open(&folder), &["damaged"]);
     let folder = changed(|folder, _| fs::remove_file(folder.join("text_encoder/config.json")).unwrap());
-    refuses(Kind::Clip, open(&folder), &["config.json"]);
-    refuses(Kind::Clip, settings(Path::new("/nowhere/at/all")), &["no such folder"]);
-    refuses(Kind::T5, open(&changed(|_, _| {})), &["neither tokenizer.json nor spiece.model"]);
+    refuses(EncoderKind::Clip, open(&folder), &["config.json"]);
+    refuses(EncoderKind::Clip, settings(Path::new("/nowhere/at/all")), &["no such folder"]);
+    refuses(EncoderKind::T5, open(&changed(|_, _| {})), &["neither tokenizer.json nor spiece.model"]);
 
     let config = |change: fn(&mut serde_json::Value)| {
         changed(move |folder, _| {
@@ -192,27 +194,35 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
         })
     };
     let folder = config(|config| config["hidden_act"] = json!("mish"));
-    refuses(Kind::Clip, open(&folder), &["hidden_act", "mish", "quick_gelu"]);
+    refuses(EncoderKind::Clip, open(&folder), &["hidden_act", "mish", "quick_gelu"]);
     let folder = config(|config| config["num_attention_heads"] = json!(3));
-    refuses(Kind::Clip, open(&folder), &["64 channels", "3 heads"]);
+    refuses(EncoderKind::Clip, open(&folder), &["64 channels", "3 heads"]);
     let folder = config(|config| config["model_type"] = json!("bert"));
-    refuses(Kind::Clip, open(&folder), &["bert", "clip_text_model"]);
+    refuses(EncoderKind::Clip, open(&folder), &["bert", "clip_text_model"]);
     let folder = config(|config| config["hidden_size"] = json!("wide"));
-    refuses(Kind::Clip, open(&folder), &["config.json", "hidden_size"]);
+    refuses(EncoderKind::Clip, open(&folder), &["config.json", "hidden_size"]);
     let folder = config(|config| config["eos_token_id"] = json!(49_407));
-    refuses(Kind::Clip, open(&folder), &["eos_token_id", "49407"]);
+    refuses(EncoderKind::Clip, open(&folder), &["eos_token_id", "49407"]);
     let folder = config(|config| config["num_hidden_layers"] = json!(3));
-    refuses(Kind::Clip, open(&folder), &["missing", "encoder.layers.2."]);
+    refuses(EncoderKind::Clip, open(&folder), &["missing", "encoder.layers.2."]);
     let folder = config(|config| config["num_hidden_layers"] = json!(1001));
-    refuses(Kind::Clip, open(&folder), &["config.json: num_hidden_layers is 1001", "more than 1000 layers"]);
+    refuses(
+        EncoderKind::Clip,
+        open(&folder),
+        &["config.json: num_hidden_layers is 1001", "more than 1000 layers"],
+    );
     let folder = config(|config| config["intermediate_size"] = json!(0));
-    refuses(Kind::Clip, open(&folder), &["config.json", "intermediate_size must be 1 or more"]);
+    refuses(EncoderKind::Clip, open(&folder), &["config.json", "intermediate_size must be 1 or more"]);
 
     let folder = changed(|_, weights| {
         let moved = weights.remove("text_model.encoder.layers.1.mlp.fc1.bias").unwrap();
         weights.insert("text_model.encoder.layers.1.mlp.fc3.bias".to_owned(), moved);
     });
-    refuses(Kind::Clip, open(&folder), &["1 missing", "1 surplus", "mlp.fc1.bias (perhaps", "mlp.fc3.bias"]);
+    refuses(
+        EncoderKind::Clip,
+        open(&folder),
+        &["1 missing", "1 surplus", "mlp.fc1.bias (perhaps", "mlp.fc3.bias"],
+    );
     let folder = changed(|folder, weights| {
         let mut config = clip_config();
         config["vocab_size"] = json!(CLIP_VOCABULARY - 4);
@@ -221,16 +231,28 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
         embedding.0[0] -= 4;
         embedding.1.truncate((CLIP_VOCABULARY - 4) * CHANNELS);
     });
-    refuses(Kind::Clip, open(&folder), &["653", "650", "different models"]);
+    refuses(EncoderKind::Clip, open(&folder), &["653", "650", "different models"]);
     let folder = changed(|_, weights| {
         weights.get_mut("text_model.final_layer_norm.bias").unwrap().1[3] = f32::NAN;
     });
-    refuses(Kind::Clip, open(&folder), &["final_layer_norm.bias", "NaN", "place 3"]);
+    refuses(EncoderKind::Clip, open(&folder), &["final_layer_norm.bias", "NaN", "place 3"]);
 
     let folder = changed(|_, _| {});
-    refuses(Kind::Clip, Settings { channels: Some(1024), ..open(&folder) }, &["1024", "64 channels"]);
-    refuses(Kind::Clip, Settings { tokens: Some(77), ..open(&folder) }, &["77", "14 positions"]);
-    refuses(Kind::Clip, Settings { tokens: Some(2), ..open(&folder) }, &["2 tokens", "2 marks"]);
+    refuses(
+        EncoderKind::Clip,
+        PretrainedSettings { channels: Some(1024), ..open(&folder) },
+        &["1024", "64 channels"],
+    );
+    refuses(
+        EncoderKind::Clip,
+        PretrainedSettings { tokens: Some(77), ..open(&folder) },
+        &["77", "14 positions"],
+    );
+    refuses(
+        EncoderKind::Clip,
+        PretrainedSettings { tokens: Some(2), ..open(&folder) },
+        &["2 tokens", "2 marks"],
+    );
 }
 
 #[test]
@@ -251,7 +273,7 @@ fn sizes_that_no_t5_has_are_refused() {
             config[key] = value.clone();
         }
         fs::write(&path, config.to_string()).unwrap();
-        refuses(Kind::T5, settings(folder.path()), &[&words[..], &["config.json"]].concat());
+        refuses(EncoderKind::T5, settings(folder.path()), &[&words[..], &["config.json"]].concat());
     }
 }
 
@@ -271,13 +293,13 @@ fn what_lies_in_the_place_of_a_models_file_is_named() {
             "tokenizer/tokenizer_config.json",
         ] {
             let folder = changed(|folder, _| fs::write(folder.join(file), content).unwrap());
-            refuses(Kind::Clip, settings(folder.path()), &[file, what, "download the file"]);
+            refuses(EncoderKind::Clip, settings(folder.path()), &[file, what, "download the file"]);
         }
         let folder = tempfile::tempdir().unwrap();
         for file in ["tokenizer.json", "config.json"] {
             t5_folder(folder.path(), true);
             fs::write(folder.path().join(file), content).unwrap();
-            refuses(Kind::T5, settings(folder.path()), &[file, what, "download the file"]);
+            refuses(EncoderKind::T5, settings(folder.path()), &[file, what, "download the file"]);
         }
     }
 }
@@ -325,8 +347,9 @@ fn t5_pads_cuts_and_averages() {
     for gated in [true, false] {
         let mut weights = t5_folder(folder.path(), gated);
         let open = |mean_over_padding| {
-            let settings = Settings { tokens: Some(8), mean_over_padding, ..settings(folder.path()) };
-            Pretrained::open(Kind::T5, settings).unwrap_or_else(|error| panic!("{error}"))
+            let settings =
+                PretrainedSettings { tokens: Some(8), mean_over_padding, ..settings(folder.path()) };
+            Pretrained::open(EncoderKind::T5, settings).unwrap_or_else(|error| panic!("{error}"))
         };
         let (tokens, everything) = (open(false), open(true));
         assert_ne!(tokens.fingerprint(), everything.fingerprint());
@@ -358,7 +381,7 @@ fn t5_pads_cuts_and_averages() {
         assert!(open(false).encode(&captions).unwrap() == found);
     }
     fs::rename(folder.path().join("tokenizer.json"), folder.path().join("spiece.model")).unwrap();
-    refuses(Kind::T5, settings(folder.path()), &["spiece.model", "not a SentencePiece model"]);
+    refuses(EncoderKind::T5, settings(folder.path()), &["spiece.model", "not a SentencePiece model"]);
 }
 
 /// A T5 folder as it is often copied, without `tokenizer.json`.
@@ -369,7 +392,7 @@ fn t5_is_read_with_spiece_model_alone() {
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     fs::copy("tests/field/weights/t5/spiece.model", folder.path().join("spiece.model")).unwrap();
     // More pieces than the encoder has vectors for.
-    refuses(Kind::T5, settings(folder.path()), &["ids up to 171", "40 only", "different models"]);
+    refuses(EncoderKind::T5, settings(folder.path()), &["ids up to 171", "40 only", "different models"]);
     let path = folder.path().join("config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["vocab_size"] = json!(172);
@@ -377,7 +400,8 @@ fn t5_is_read_with_spiece_model_alone() {
     let mut weights = t5_weights(true);
     weights.insert("shared.weight".to_owned(), (vec![172, CHANNELS], vec![0.5; 172 * CHANNELS]));
     write_weights(&folder.path().join("model.safetensors"), &weights);
-    let encoder = Pretrained::open(Kind::T5, Settings { tokens: Some(8), ..settings(folder.path()) });
+    let encoder =
+        Pretrained::open(EncoderKind::T5, PretrainedSettings { tokens: Some(8), ..settings(folder.path()) });
     let found = encoder.unwrap_or_else(|error| panic!("{error}")).encode(&["a dog", ""]).unwrap();
     assert_eq!(found.states.shape(), [2, 8, CHANNELS]);
 }
@@ -427,11 +451,14 @@ fn the_released_keys_and_our_own_agree() {
         assert_eq!(again.text_encoder, config.text_encoder);
         assert_eq!(again.fingerprint(), config.fingerprint());
     };
-    same(json!({"text_enc": "clip", "text_enc_path": "/models/x"}), pretrained(Kind::Clip, None));
-    same(json!({"text_enc_path": "/models/x"}), pretrained(Kind::Clip, None));
-    same(json!({"text_enc": "t5", "text_enc_path": "/models/x"}), pretrained(Kind::T5, Some(120)));
-    same(json!({"text_enc": "t5", "text_encoder": {"path": "/models/x"}}), pretrained(Kind::T5, Some(120)));
-    same(json!({"text_encoder": {"kind": "clip", "path": "/models/x"}}), pretrained(Kind::Clip, None));
+    same(json!({"text_enc": "clip", "text_enc_path": "/models/x"}), pretrained(EncoderKind::Clip, None));
+    same(json!({"text_enc_path": "/models/x"}), pretrained(EncoderKind::Clip, None));
+    same(json!({"text_enc": "t5", "text_enc_path": "/models/x"}), pretrained(EncoderKind::T5, Some(120)));
+    same(
+        json!({"text_enc": "t5", "text_encoder": {"path": "/models/x"}}),
+        pretrained(EncoderKind::T5, Some(120)),
+    );
+    same(json!({"text_encoder": {"kind": "clip", "path": "/models/x"}}), pretrained(EncoderKind::Clip, None));
     let warned = parse(json!({"text_enc": "clip", "text_enc_path": ""})).unwrap();
     assert!(warned.warnings.join("\n").contains("text_enc: "), "{:?}", warned.warnings);
     refused(json!({"text_enc": "bert"}), &["text_enc", "bert", "clip"]);

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 use alchemist_engine::{
     config::Config,
     engine::{Parameters, Tensor},
-    rater::samples::Samples,
+    rater::samples::SampleRecords,
     training::{
-        checkpoint::{self, Checkpoint, State, Tensors},
+        checkpoint::{self, Checkpoint, CheckpointState, Tensors},
         optimizer::{AdamW, AdamWSettings},
         parameter_groups::decays,
         run_directory::{Existing, RunDirectory},
@@ -88,8 +88,8 @@ fn network(scale: f32) -> Parameters {
     parameters
 }
 
-fn state(step: u64) -> State {
-    State {
+fn state(step: u64) -> CheckpointState {
+    CheckpointState {
         rater_only_steps: 0,
         step,
         epoch: 1,
@@ -116,7 +116,7 @@ fn checkpoint(step: u64) -> Checkpoint {
     let weights = checkpoint::weights(&parameters).unwrap();
     let moments = checkpoint::moments("proxy", &parameters, &optimizer).unwrap();
     // Numbers, as no number is like no other.
-    let samples = Samples::new(0, 0).tensors().unwrap();
+    let samples = SampleRecords::new(0, 0).tensors().unwrap();
     Checkpoint {
         proxy: weights.clone(),
         rater: weights,

@@ -7,7 +7,7 @@ use alchemist_engine::{
     encode::TextStates,
     engine::{
         DType, Parameters, Purpose, Random, Tensor,
-        ops::pyramid::{PyramidQuantizer, cpu::resample::Convolution},
+        ops::pyramid::{PyramidQuantizer, cpu::resample::ResidualConvolution},
     },
     models::{BackboneConfig, Initialisation, Proxy, Rater, Rope},
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, StepRates},
@@ -108,7 +108,7 @@ impl Case {
             .map(|at| {
                 let weight = self.normal(&[channels, channels, 3, 3], 40 + at);
                 let bias = self.normal(&[channels], 50 + at);
-                Convolution::new(&weight, &bias, 0.5).expect("sizes fit")
+                ResidualConvolution::new(&weight, &bias, 0.5).expect("sizes fit")
             })
             .collect();
         let codebook = self.normal(&[self.vocabulary, channels], 60);

@@ -2,7 +2,7 @@
 
 use alchemist_engine::{
     Result,
-    engine::ops::convolution::cuda::{FilterOrder, Filters, Maps, Window, convolve, windows},
+    engine::ops::convolution::cuda::{DeviceFilters, FilterOrder, Maps, Window, convolve, windows},
 };
 use half::f16;
 
@@ -20,12 +20,12 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (pixels, width) = (batch * side * side, TAPS * inputs);
     let given = floats(width * outputs);
     let sizes = [TAPS, inputs, outputs];
-    let filters = Filters::<f16>::new(&device, &given, FilterOrder::OutputsFirst, sizes)?;
+    let filters = DeviceFilters::<f16>::new(&device, &given, FilterOrder::OutputsFirst, sizes)?;
     // The first part of the filters is stored for each part of a window, the second for the first alone.
     let placed = (PARTS + 1) * PARTS / 2 * width * outputs;
     let floor = Floor { bytes: given.len() * size_of::<f32>() + placed * size_of::<f16>(), flop: 0 };
     bench.device("convolution_filters", floor, || {
-        Filters::<f16>::new(&device, &given, FilterOrder::OutputsFirst, sizes).map(drop)
+        DeviceFilters::<f16>::new(&device, &given, FilterOrder::OutputsFirst, sizes).map(drop)
     });
 
     let x = device.upload(&floats(pixels * inputs))?;

@@ -2,7 +2,7 @@
 
 use alchemist_engine::{
     Result,
-    engine::ops::group_norm::cuda::{GroupNorm, group_norm},
+    engine::ops::group_norm::cuda::{DeviceGroupNorm, group_norm},
 };
 
 use crate::{Bench, Floor, floats};
@@ -18,7 +18,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     // The map is read for its statistics, and again when they are known.
     let floor = Floor { bytes: 3 * x.bytes(), flop: 0 };
     for (name, silu) in [("group_norm_plain", false), ("group_norm_silu", true)] {
-        let norm = GroupNorm { groups, scale: &scale, shift: &shift, epsilon: 1e-6, silu };
+        let norm = DeviceGroupNorm { groups, scale: &scale, shift: &shift, epsilon: 1e-6, silu };
         bench.device(name, floor, || group_norm(&mut y, &x, batch, &norm));
     }
     Ok(())

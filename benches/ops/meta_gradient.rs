@@ -5,7 +5,7 @@ use alchemist_engine::{
     engine::{
         autograd::contributions::cuda::GatherIndex,
         ops::meta_gradient::cuda::{
-            Asked, ProductSizes, WeightedSum, gram, in_tile, per_sample, precondition, projected,
+            DeviceRequest, ProductSizes, WeightedSum, gram, in_tile, per_sample, precondition, projected,
             sample_gather_sums,
         },
     },
@@ -33,7 +33,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         let floor = Floor { bytes: x.bytes() + d.bytes() + direction.bytes() + sum.bytes(), flop };
         let suffix = if name == 680 { String::new() } else { format!("_{name}") };
         bench.device(&format!("meta_gradient_in_tile{suffix}"), floor, || {
-            let asked = Asked {
+            let asked = DeviceRequest {
                 direction: Some(&direction),
                 products: Some(&mut products),
                 squared_norms: Some(&mut squared_norms),
@@ -77,7 +77,7 @@ fn other_parameters(bench: &mut Bench) -> Result<()> {
     let [mut products, mut squared_norms] = [device.zeros::<f32>(samples)?, device.zeros::<f32>(samples)?];
     let floor = Floor { bytes: tables.bytes() + direction.bytes(), flop: 0 };
     bench.device("meta_gradient_dot_samples", floor, || {
-        let asked = Asked {
+        let asked = DeviceRequest {
             direction: Some(&direction),
             products: Some(&mut products),
             squared_norms: Some(&mut squared_norms),

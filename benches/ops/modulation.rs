@@ -9,7 +9,7 @@ use alchemist_engine::{
         ops::{
             levels::{Levels, SequenceLevels},
             modulation::{
-                Part,
+                ModulationPart,
                 cuda::{
                     ModulationTable, level_pairs, modulate_backward, modulate_backward_table,
                     modulate_forward,
@@ -44,7 +44,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         starts: sequence.starts(),
         samples: None,
     };
-    let part = Part::Gate(0);
+    let part = ModulationPart::Gate(0);
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     let mut y = device.zeros::<bf16>(x.len())?;
     bench.device("gate_forward", floor(2), || modulate_forward(&mut y, Some(&x), &table, part));

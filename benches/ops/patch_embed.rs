@@ -5,7 +5,7 @@ use alchemist_engine::{
     engine::ops::{
         levels::SequenceLevels,
         patch_embed::cuda::{
-            PatchEmbedParameters, patch_embed_backward, patch_embed_backward_bias,
+            DevicePatchEmbedParameters, patch_embed_backward, patch_embed_backward_bias,
             patch_embed_backward_weight, patch_embed_forward,
         },
     },
@@ -29,7 +29,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (text, rows, weight) = (text?, rows?, weight?);
     let (bias, start) = (device.zeros::<f32>(channels)?, device.zeros::<f32>(channels)?);
     let level = device.zeros::<f32>(counts.len() * channels)?;
-    let parameters = PatchEmbedParameters {
+    let parameters = DevicePatchEmbedParameters {
         weight: &weight,
         bias: &bias,
         start: &start,

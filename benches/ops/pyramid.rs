@@ -4,7 +4,7 @@ use alchemist_engine::{
     Result,
     engine::ops::pyramid::{
         PyramidQuantizer,
-        cpu::resample::Convolution,
+        cpu::resample::ResidualConvolution,
         cuda::{PyramidRows, pyramid_input, pyramid_quantize},
     },
 };
@@ -21,7 +21,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let convolutions = (0..4)
         .map(|at| {
             let weight = normal(&[channels, channels, 3, 3], 40 + at);
-            Convolution::new(&weight, &normal(&[channels], 50 + at), 0.5)
+            ResidualConvolution::new(&weight, &normal(&[channels], 50 + at), 0.5)
         })
         .collect::<Result<Vec<_>>>()?;
     let quantizer = PyramidQuantizer::new(patch_nums, &normal(&[codes, channels], 60), convolutions)?;

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     cli::watch::Counted,
+    config::Geometry,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -14,7 +15,7 @@ use crate::{
 
 /// The geometry of the inner product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Geometry {
+pub enum GeometryArgument {
     /// With the validation gradient V.
     Sgd,
     /// With V / (√v̂ + ε), v̂ being the second moment of the checkpoint's optimiser.
@@ -40,8 +41,8 @@ pub struct AttributeArguments {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What a record's gradient is multiplied with.
-    #[arg(long, value_enum, default_value_t = Geometry::Sgd)]
-    pub geometry: Geometry,
+    #[arg(long, value_enum, default_value_t = GeometryArgument::Sgd)]
+    pub geometry: GeometryArgument,
     /// Pairs at once. Numbers do not depend on it, except for their last digits on a device.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
@@ -60,7 +61,7 @@ pub struct AttributeArguments {
 ///
 /// # Errors
 /// Whatever keeps the corpus from being attributed; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
     let request = attribute::AttributeRequest {
@@ -70,10 +71,10 @@ pub fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Result<()> {
         validation: arguments.validation,
         out: arguments.out,
         geometry: match arguments.geometry {
-            Geometry::Sgd => attribute::Geometry::Sgd,
-            Geometry::Adamw => attribute::Geometry::Adamw,
+            GeometryArgument::Sgd => Geometry::Sgd,
+            GeometryArgument::Adamw => Geometry::AdamW,
         },
-        batch: usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?,
+        batch: usize::try_from(arguments.batch).map_err(|_| Error::argument("--batch is too large"))?,
         overwrite: arguments.overwrite,
         sets,
     };

@@ -8,7 +8,7 @@ use crate::{
     cli::watch::Counted,
     compare::{
         CompareRequest, PicturesRequest,
-        arms::{Convention, Rating, Sampler},
+        arms::{Convention, Rating, SamplingArm},
         compare,
         markdown::markdown,
     },
@@ -107,7 +107,7 @@ pub struct CompareArguments {
 ///
 /// # Errors
 /// Whatever keeps the comparison from being made; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
     for (key, path) in
@@ -139,7 +139,7 @@ pub fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
         seeds: (arguments.first_seed..arguments.first_seed.saturating_add(arguments.seeds)).collect(),
         keeps: keeps.collect::<Result<_>>()?,
         ratings,
-        samplers: parsed::<Sampler>(&arguments.samplers)?,
+        samplers: parsed::<SamplingArm>(&arguments.samplers)?,
         conventions: parsed::<Convention>(&arguments.equal)?,
         held_out: arguments.held_out,
         flaw_column: arguments.flaw_column,

@@ -86,14 +86,14 @@ fn size(text: &str) -> Result<usize, String> {
 ///
 /// # Errors
 /// If the input cannot be read or is refused, the output cannot be written, its name says no form, or the user interrupts.
-pub fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result<()> {
     let output = &arguments.output;
     let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let to_torch = match extension {
         "safetensors" => false,
         "pth" | "pt" | "bin" => true,
         _ => {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "{} does not end in .safetensors, .pth, .pt or .bin, one of which says what to write.",
                 output.display()
             )));
@@ -127,11 +127,14 @@ fn write(
         weights = weights.without_module();
     }
     if weights.is_empty() {
-        return Err(Error::invalid(format!(
-            "{} holds no tensors{}; `inspect` lists what there is.",
-            arguments.input.display(),
-            arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
-        )));
+        return Err(Error::input(
+            &arguments.input,
+            format!(
+                "{} holds no tensors{}; `inspect` lists what there is.",
+                arguments.input.display(),
+                arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
+            ),
+        ));
     }
     let payloads = weights.payloads()?.into_iter();
     let mut tensors: Vec<_> =
@@ -153,7 +156,7 @@ fn to_checkpoint(
     arguments: &ConvertArguments,
 ) -> Result<Vec<PathBuf>> {
     if arguments.shard_size.is_some() {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "--shard-size splits safetensors only; a PyTorch file is written in one.",
         ));
     }
@@ -172,7 +175,7 @@ fn to_safetensors(
     arguments: &ConvertArguments,
 ) -> Result<Vec<PathBuf>> {
     if arguments.under.is_some() {
-        return Err(Error::invalid("--under makes dicts in a PyTorch file; safetensors has none."));
+        return Err(Error::argument("--under makes dicts in a PyTorch file; safetensors has none."));
     }
     // Safetensors keeps texts only; numbers are kept as Python prints them.
     let text = |value: &Value| match value {

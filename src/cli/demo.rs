@@ -37,7 +37,7 @@ pub struct DemoArguments {
 ///
 /// # Errors
 /// Whatever keeps the demo from running; [`Error::Interrupted`](crate::Error::Interrupted) when the user stopped it.
-pub fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
     let command_line: Vec<String> = std::env::args().collect();
     let mut watch = Watch::new(arguments.out.join("run"));
     let DemoArguments { out, seed, overwrite, device, set } = arguments;

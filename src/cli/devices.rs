@@ -16,7 +16,7 @@ pub struct DevicesArguments {}
 ///
 /// # Errors
 /// If stdout cannot be written to, or the user interrupts.
-pub fn run(_: &DevicesArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(_: &DevicesArguments, interrupt: &Interrupt) -> Result<()> {
     // A driver may take its time.
     let found = interrupt.while_reading("nothing was written", || Ok(devices()))?;
     for line in lines(rayon::current_num_threads(), &found) {

@@ -36,7 +36,7 @@ pub struct EncodeArguments {
     /// What is kept of captions: states rounded to bf16, states as f32, token ids only, which take next to no space, or nothing.
     /// bf16 for CLIP and T5 unless given, and none for hashed words, which cost nothing.
     #[arg(long, value_name = "KIND")]
-    pub text: Option<TextKept>,
+    pub text: Option<TextArgument>,
     /// Rows of a shard: what is lost when the command is stopped.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub shard: u32,
@@ -53,7 +53,7 @@ pub struct EncodeArguments {
 
 /// What is kept of captions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum TextKept {
+pub enum TextArgument {
     /// States in bfloat16.
     Bf16,
     /// States in 32-bit floats.
@@ -64,7 +64,7 @@ pub enum TextKept {
     None,
 }
 
-impl TextKept {
+impl TextArgument {
     fn kept(self) -> Option<cache::TextKept> {
         match self {
             Self::Bf16 => Some(cache::TextKept::Bf16),
@@ -79,13 +79,13 @@ impl TextKept {
 ///
 /// # Errors
 /// Whatever keeps the corpus from being encoded; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
     let config = match (&arguments.config, &arguments.run) {
         (Some(path), _) => Config::load(path, &sets)?,
         (None, Some(run)) => configuration(run, &sets)?,
-        (None, None) => return Err(Error::invalid("give --config FILE or --run DIR")),
+        (None, None) => return Err(Error::argument("give --config FILE or --run DIR")),
     };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -95,7 +95,7 @@ pub fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
         run: arguments.run,
         tables: arguments.data,
         out: arguments.out,
-        text: arguments.text.map(TextKept::kept),
+        text: arguments.text.map(TextArgument::kept),
         shard_rows: arguments.shard as usize,
         overwrite: arguments.overwrite,
     };

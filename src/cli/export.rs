@@ -34,7 +34,7 @@ pub struct ExportArguments {
 ///
 /// # Errors
 /// If the checkpoint cannot be read, the file not written, or the user interrupts.
-pub fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<()> {
     let named = trained::Named::new(&arguments.checkpoint)?;
     let config = trained::configuration(&named.run, &[])?;
     let folder = named.folder()?;

@@ -28,7 +28,7 @@ pub struct FitArguments {
 ///
 /// # Errors
 /// Whatever keeps the model from being fitted; [`Interrupted`](crate::Error::Interrupted) when the user stopped it.
-pub fn run(arguments: FitArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: FitArguments, interrupt: &Interrupt) -> Result<()> {
     let FitArguments { mut run, weights } = arguments;
     if let Some(path) = weights {
         run.set.push(format!("pretrained_ckpt={}", quoted(&path)?));

@@ -52,7 +52,7 @@ pub enum Network {
 ///
 /// # Errors
 /// If a file cannot be read or is refused, stdout cannot be written to, or the user interrupts.
-pub fn run(arguments: &InspectArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: &InspectArguments, interrupt: &Interrupt) -> Result<()> {
     super::say(&interrupt.while_reading("nothing was written", || shown(arguments))?)
 }
 

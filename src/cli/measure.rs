@@ -60,7 +60,7 @@ pub struct MeasureArguments {
 ///
 /// # Errors
 /// Whatever keeps the measures from being taken; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
     let config = arguments.config.as_ref().map(|path| Config::load(path, &arguments.set)).transpose()?;
     let paths = [
         &arguments.config,
@@ -103,7 +103,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     let tokenizer = || match (config, &arguments.checkpoint) {
         (Some(config), _) => tokenizer_of_config(config, interrupt, &mut progress),
         (None, Some(run)) => tokenizer_of_run(run),
-        (None, None) => Err(Error::invalid(
+        (None, None) => Err(Error::argument(
             "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
         )),
     };
@@ -123,10 +123,13 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     let (measures, failed) = measurer.measure(&generated, references.as_ref(), interrupt, &mut progress)?;
     left_out["generated"] = json!(failed);
     if measures.is_empty() {
-        return Err(Error::invalid(format!(
-            "nothing is measured: {} says of no picture what it should show",
-            arguments.generated.display()
-        )));
+        return Err(Error::input(
+            &arguments.generated,
+            format!(
+                "nothing is measured: {} says of no picture what it should show",
+                arguments.generated.display()
+            ),
+        ));
     }
     for measure in measures.iter().filter(|measure| measure.singular_covariance) {
         tracing::warn!(

@@ -2,24 +2,24 @@
 //!
 //! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C, SIGTERM or SIGHUP.
 
-pub mod attribute;
-pub mod compare;
-pub mod convert;
-pub mod demo;
-pub mod devices;
-pub mod encode;
-pub mod export;
-pub mod fit;
-pub mod inspect;
-pub mod measure;
-pub mod pack;
-pub mod plant;
-pub mod report;
-pub mod sample;
-pub mod score;
-pub mod select;
+mod attribute;
+mod compare;
+mod convert;
+mod demo;
+mod devices;
+mod encode;
+mod export;
+mod fit;
+mod inspect;
+mod measure;
+mod pack;
+mod plant;
+mod report;
+mod sample;
+mod score;
+mod select;
 mod terminal;
-pub mod train;
+mod train;
 pub mod watch;
 
 use std::{io::ErrorKind, process::ExitCode};

@@ -49,7 +49,7 @@ pub struct PackArguments {
 ///
 /// # Errors
 /// Whatever keeps the subset from being written; [`Error::Interrupted`](crate::Error::Interrupted) when the user stopped it.
-pub fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
     let job = PackJob {
         subset: arguments.data,
         columns: ColumnNames {

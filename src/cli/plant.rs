@@ -64,7 +64,7 @@ pub struct PlantArguments {
 ///
 /// # Errors
 /// Whatever keeps the corpus from being copied; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
     let settings = PlantSettings {
         corpus: arguments.data,
         columns: ColumnNames {
@@ -99,7 +99,7 @@ fn shares(named: &[String]) -> Result<FlawShares> {
     let mut shares = FlawShares::NONE;
     for text in named {
         let Some((flaw, share)) = text.split_once('=') else {
-            return Err(Error::invalid(format!("`{text}` is not a flaw with its share, such as noise=5%")));
+            return Err(Error::argument(format!("`{text}` is not a flaw with its share, such as noise=5%")));
         };
         let flaw: Flaw = flaw.trim().parse()?;
         let share = share.trim();
@@ -107,8 +107,9 @@ fn shares(named: &[String]) -> Result<FlawShares> {
             Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
             None => share.parse(),
         };
-        let number = number
-            .map_err(|_| Error::invalid(format!("the share of `{flaw}` is `{share}`, which is no number")))?;
+        let number = number.map_err(|_| {
+            Error::argument(format!("the share of `{flaw}` is `{share}`, which is no number"))
+        })?;
         shares.set(flaw, number)?;
     }
     Ok(shares)

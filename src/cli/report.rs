@@ -48,21 +48,27 @@ pub struct ReportArguments {
 ///
 /// # Errors
 /// If the folder is neither, a part of it cannot be read, the page cannot be written, or the user interrupts.
-pub fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
     let inputs = [Some(&arguments.of), arguments.ratings.as_ref(), arguments.data.as_ref()];
     let inputs: Vec<PathBuf> = inputs.into_iter().flatten().cloned().collect();
     if !arguments.of.exists() {
-        return Err(Error::invalid(format!(
-            "--of {}: there is no such folder; name a run of `train` or a comparison",
-            arguments.of.display()
-        )));
+        return Err(Error::input(
+            &arguments.of,
+            format!(
+                "--of {}: there is no such folder; name a run of `train` or a comparison",
+                arguments.of.display()
+            ),
+        ));
     }
     if !arguments.of.is_dir() {
-        return Err(Error::invalid(format!(
-            "--of {}: is a file; name the folder of a run of `train` or of a comparison",
-            arguments.of.display()
-        )));
+        return Err(Error::input(
+            &arguments.of,
+            format!(
+                "--of {}: is a file; name the folder of a run of `train` or of a comparison",
+                arguments.of.display()
+            ),
+        ));
     }
     let claim = Claim { command: "report", inputs: &inputs, overwrite: arguments.overwrite };
     Output::anew(&claim, &out, &[])?.write(|output| {
@@ -77,7 +83,7 @@ fn page(arguments: ReportArguments) -> Result<String> {
     let ReportArguments { of, ratings, rating_column, data, flaw_column, sheets, .. } = arguments;
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--ratings, --data and --flaw-column are for the page of a run; a comparison knows its own",
             ));
         }
@@ -85,12 +91,12 @@ fn page(arguments: ReportArguments) -> Result<String> {
         ComparisonPage { folder: &of, sheets: &sheets }.page()?
     } else if RunDirectory::is_run(&of) {
         if !sheets.is_empty() {
-            return Err(Error::invalid("--sheets is for the page of a comparison"));
+            return Err(Error::argument("--sheets is for the page of a comparison"));
         }
         let rating_column = match &ratings {
             Some(table) => select::ratings::rating_column(table, rating_column)?,
             None if rating_column.is_some() => {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "--rating-column names a column of --ratings FILE, which is not given",
                 ));
             }
@@ -98,10 +104,10 @@ fn page(arguments: ReportArguments) -> Result<String> {
         };
         RunPage { run: of.clone(), ratings, rating_column, corpus: data, flaw_column }.page()?
     } else {
-        return Err(Error::invalid(format!(
-            "{} is neither a run of `train` nor a comparison that has finished a seed",
-            of.display()
-        )));
+        return Err(Error::input(
+            &of,
+            format!("{} is neither a run of `train` nor a comparison that has finished a seed", of.display()),
+        ));
     };
     Ok(page.to_html())
 }

@@ -9,7 +9,7 @@ use crate::{
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     files::text::{filled_lines, read_text},
-    generator::sample::{Layout, SampleRequest, SampleSettings, geneval_prompts, sample},
+    generator::sample::{ImageLayout, SampleRequest, SampleSettings, geneval_prompts, sample},
     interrupt::Interrupt,
 };
 
@@ -82,18 +82,18 @@ pub struct SampleArguments {
 ///
 /// # Errors
 /// Whatever keeps the pictures from being drawn; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
     let SampleArguments { checkpoint, weights, config, prompt: mut prompts, .. } = arguments;
-    let mut layout = Layout::Flat;
+    let mut layout = ImageLayout::Flat;
     if arguments.layout == LayoutName::Geneval {
         let (Some(path), true) = (&arguments.prompts, prompts.is_empty()) else {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "--layout geneval takes its prompts from --prompts FILE.jsonl alone, whose lines its scorer needs",
             ));
         };
         let (found, metadata) = geneval_prompts(path)?;
         prompts = found;
-        layout = Layout::GenEval { metadata };
+        layout = ImageLayout::GenEval { metadata };
     } else if let Some(path) = &arguments.prompts {
         let before = prompts.len();
         prompts.extend(filled_lines(&read_text(path)?).map(|(_, line)| line.to_owned()));
@@ -103,17 +103,17 @@ pub fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
         }
     }
     let model = checkpoint.or(config).ok_or_else(|| {
-        Error::invalid("sample needs --checkpoint DIR, or --config FILE and --weights FILE")
+        Error::argument("sample needs --checkpoint DIR, or --config FILE and --weights FILE")
     })?;
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
-    let size = |number: u32| usize::try_from(number).map_err(|_| Error::invalid("a number is too large"));
+    let size = |number: u32| usize::try_from(number).map_err(|_| Error::argument("a number is too large"));
     let request = SampleRequest {
         model,
         weights,
         sets,
         prompts,
-        each: size(arguments.each.unwrap_or(if layout == Layout::Flat { 1 } else { GENEVAL_EACH }))?,
+        each: size(arguments.each.unwrap_or(if layout == ImageLayout::Flat { 1 } else { GENEVAL_EACH }))?,
         out: arguments.out,
         overwrite: arguments.overwrite,
         layout,

@@ -57,10 +57,10 @@ pub struct ScoreArguments {
 ///
 /// # Errors
 /// Whatever keeps the corpus from being rated; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
-    let batch = usize::try_from(arguments.batch).map_err(|_| Error::invalid("--batch is too large"))?;
+    let batch = usize::try_from(arguments.batch).map_err(|_| Error::argument("--batch is too large"))?;
     let request = scorer::ScoreRequest {
         checkpoint: arguments.checkpoint,
         config: arguments.config,

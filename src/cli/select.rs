@@ -9,7 +9,7 @@ use crate::{
     interrupt::Interrupt,
     report::text_table::TextTable,
     select::{
-        ColumnNames, Keep, Parameter, RatingsOptions, Strategy, SubsetJob, ratings::rating_column,
+        Keep, Parameter, RatingColumns, RatingsOptions, Strategy, SubsetJob, ratings::rating_column,
         write_subset,
     },
 };
@@ -134,14 +134,14 @@ impl SelectArguments {
 ///
 /// # Errors
 /// If the arguments do not fit together, an input cannot be used or an output cannot be written.
-pub fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let strategy = arguments.strategy()?;
     let rating = rating_column(&arguments.ratings, arguments.rating_column)?;
     let by = format!("`{rating}` of {}", arguments.ratings.display());
     let job = SubsetJob {
         ratings: arguments.ratings,
         options: RatingsOptions { skip_bad_rows: arguments.skip_bad_rows, drop_nan: arguments.drop_nan },
-        names: ColumnNames { id: arguments.id_column, rating },
+        names: RatingColumns { id: arguments.id_column, rating },
         image_column: arguments.image_column,
         strategy,
         keep: arguments.keep,

@@ -51,7 +51,7 @@ pub struct TrainArguments {
 ///
 /// # Errors
 /// Whatever keeps the run from starting or ending; [`Error::Interrupted`] when the user stopped it.
-pub fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()> {
     let (run, config) = prepare(&arguments)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -66,7 +66,7 @@ pub fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()> {
 ///
 /// # Errors
 /// If the configuration cannot be used, or does not fit the run that is to be resumed.
-pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
+pub(super) fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     let mut sets = arguments.set.clone();
     let tables =
         [("data_args.train_csv_path", &arguments.data), ("data_args.val_csv_path", &arguments.validation)];
@@ -79,7 +79,7 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     sets.extend(arguments.recompute.then(|| "recompute=true".to_owned()));
     let given = arguments.config.as_deref().map(|path| Config::load(path, &sets)).transpose()?;
     let Some(resume) = &arguments.resume else {
-        let config = given.ok_or_else(|| Error::invalid("a run needs --config FILE.json"))?;
+        let config = given.ok_or_else(|| Error::argument("a run needs --config FILE.json"))?;
         config.data.train_csv()?;
         let path = directory(arguments, Some(&config))?;
         // The same command given again resumes an interrupted run.
@@ -115,14 +115,14 @@ pub fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
 
 /// A path as a value of `--set`, whatever is in it.
 pub(super) fn quoted(path: &Path) -> Result<String> {
-    let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
+    let text = path.to_str().ok_or_else(|| Error::argument(format!("{} is not UTF-8", path.display())))?;
     serde_json::to_string(text).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn directory(arguments: &TrainArguments, config: Option<&Config>) -> Result<PathBuf> {
     let configured = config.and_then(|config| config.out.clone());
     arguments.out.clone().or(configured).ok_or_else(|| {
-        Error::invalid(
+        Error::argument(
             "the run needs a directory: give --out DIR, or set local_out_dir_path in the configuration",
         )
     })
@@ -132,10 +132,13 @@ fn directory(arguments: &TrainArguments, config: Option<&Config>) -> Result<Path
 fn refuse_change(path: &Path, held: &Config, wanted: &Config) -> Result<()> {
     match held.first_difference(wanted) {
         None => Ok(()),
-        Some((key, there, here)) => Err(Error::invalid(format!(
-            "{} was started with {key} = {there}, but {here} is asked for; a run is resumed as it was started, so leave \
+        Some((key, there, here)) => Err(Error::mismatch(
+            path,
+            format!(
+                "{} was started with {key} = {there}, but {here} is asked for; a run is resumed as it was started, so leave \
              the key as it is or start a new run with another --out",
-            path.display()
-        ))),
+                path.display()
+            ),
+        )),
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
-    jobs::progress::{Measurements, Progress},
+    jobs::progress::{Metrics, Progress},
     report::event_file::EventFile,
 };
 
@@ -131,15 +131,15 @@ impl Progress for Watch {
         self.bar.suspend(|| tracing::info!("{sentence}"));
     }
 
-    fn step(&mut self, step: u64, total: u64, samples: usize, measurements: &Measurements) {
+    fn step(&mut self, step: u64, total: u64, samples: usize, metrics: &Metrics) {
         let rate = self.advance(step, total, samples);
-        let Measurements { summary, values } = measurements;
+        let Metrics { summary, values } = metrics;
         self.bar.set_message(format!("{summary}, {rate:.1} images/s"));
         self.write_events(step, &[&values[..], &[("speed/images_per_second", rate)]].concat());
     }
 
-    fn validated(&mut self, steps: u64, measurements: &Measurements) {
-        self.note(&format!("after step {steps}: {}", measurements.summary));
-        self.write_events(steps, &measurements.values);
+    fn validated(&mut self, steps: u64, metrics: &Metrics) {
+        self.note(&format!("after step {steps}: {}", metrics.summary));
+        self.write_events(steps, &metrics.values);
     }
 }

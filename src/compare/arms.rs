@@ -32,7 +32,7 @@ pub struct RaterRule {
 
 impl RaterRule {
     /// All of them, in the order of the table.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         let variants = |(rule, entry): (usize, &&RuleEntry)| {
             (0..entry.variants.len()).map(move |variant| Self { rule, variant })
         };
@@ -61,13 +61,13 @@ impl RaterRule {
     }
 
     /// The name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         self.variant().name
     }
 
     /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of. How a
     /// batch's constants are scaled is left as it is.
-    pub fn keys(self, base: &Config) -> Vec<String> {
+    pub(crate) fn keys(self, base: &Config) -> Vec<String> {
         let (rule, Variant { geometry, teaching, .. }) = (RULES[self.rule], self.variant());
         let mut keys = vec![
             format!("rule={rule}"),
@@ -122,7 +122,7 @@ impl Measured {
 
     /// The rater's run that it is measured in. But for the excess loss it is that in which the proxy is trained with equal
     /// weights.
-    pub fn run(self) -> RaterRule {
+    pub(crate) fn run(self) -> RaterRule {
         const EXCESS: RaterRule = RaterRule::named("excess");
         const ALIGNMENT: RaterRule = RaterRule::named("alignment");
         const ALIGNMENT_SGD: RaterRule = RaterRule::named("alignment-sgd");
@@ -176,14 +176,14 @@ impl Heuristic {
 
 impl Rating {
     /// All of them, in the order of the tables.
-    pub fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let raters = RaterRule::all().map(Self::Rater);
         let measured = Measured::ALL.map(Self::Measured);
         raters.chain(measured).chain(Heuristic::ALL.map(Self::Heuristic)).collect()
     }
 
     /// Their names by kind, for the help of a command line.
-    pub fn listed() -> String {
+    pub(crate) fn listed() -> String {
         let raters: Vec<&str> = RaterRule::all().map(RaterRule::name).collect();
         format!(
             "of raters ({}), measured in their runs ({}), of no network ({})",
@@ -194,7 +194,7 @@ impl Rating {
     }
 
     /// The name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Rater(rule) => rule.name(),
             Self::Measured(measured) => measured.name(),
@@ -203,7 +203,7 @@ impl Rating {
     }
 
     /// The run that has to be made for it.
-    pub fn run(self) -> Option<RaterRule> {
+    pub(crate) fn run(self) -> Option<RaterRule> {
         match self {
             Self::Rater(rule) => Some(rule),
             Self::Measured(measured) => Some(measured.run()),
@@ -225,7 +225,7 @@ impl FromStr for Rating {
         let all = Self::all();
         all.iter().find(|rating| rating.name() == name).copied().ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|rating| rating.name()).collect();
-            Error::invalid(format!("`{name}` is not a rating; they are {}", names.join(", ")))
+            Error::argument(format!("`{name}` is not a rating; they are {}", names.join(", ")))
         })
     }
 }
@@ -233,9 +233,9 @@ impl FromStr for Rating {
 /// A way to choose from a ranking, written `top-k`, `block:0.4` (offset), `gsample:0.5/0.2` (mean, sigma) or
 /// `shift-gsample:0.05/0.3/0.25` (share dropped from the top, mean, sigma). Without numbers, these are meant; a block needs one.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampler(pub Strategy);
+pub struct SamplingArm(pub Strategy);
 
-impl fmt::Display for Sampler {
+impl fmt::Display for SamplingArm {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Strategy::Random => formatter.write_str("random"),
@@ -249,11 +249,11 @@ impl fmt::Display for Sampler {
     }
 }
 
-impl FromStr for Sampler {
+impl FromStr for SamplingArm {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let refuse = |why: &str| Err(Error::invalid(format!("the sampler `{text}` {why}")));
+        let refuse = |why: &str| Err(Error::argument(format!("the sampler `{text}` {why}")));
         let (name, numbers) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let parameters = match name {
             "block" => &[Parameter::Offset][..],
@@ -301,7 +301,7 @@ pub enum Convention {
 
 impl Convention {
     /// The name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Epochs => "epochs",
             Self::Steps => "steps",
@@ -330,7 +330,7 @@ impl FromStr for Convention {
         [Self::Epochs, Self::Steps]
             .into_iter()
             .find(|convention| convention.name() == name)
-            .ok_or_else(|| Error::invalid(format!("`{name}` is neither epochs nor steps")))
+            .ok_or_else(|| Error::argument(format!("`{name}` is neither epochs nor steps")))
     }
 }
 
@@ -344,7 +344,7 @@ pub enum Arm {
     /// A random part of the unspoiled records: the ceiling.
     Oracle,
     /// A part chosen by a rating.
-    Chosen(Rating, Sampler),
+    Chosen(Rating, SamplingArm),
 }
 
 impl Arm {
@@ -369,9 +369,12 @@ mod tests {
             assert_eq!(rating.name().parse::<Rating>().unwrap(), rating);
         }
         for text in ["top-k", "block:0.4", "gsample:0.5/0.2", "shift-gsample:0.1/0.45/0.2"] {
-            assert_eq!(text.parse::<Sampler>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<SamplingArm>().unwrap().to_string(), text);
         }
-        assert_eq!("shift-gsample".parse::<Sampler>().unwrap().to_string(), "shift-gsample:0.05/0.3/0.25");
+        assert_eq!(
+            "shift-gsample".parse::<SamplingArm>().unwrap().to_string(),
+            "shift-gsample:0.05/0.3/0.25"
+        );
         for (text, word) in [
             ("block", "begins"),
             ("random", "always there"),
@@ -379,7 +382,7 @@ mod tests {
             ("block:x", "`x`"),
             ("block:1.5", "offset is 1.5"),
         ] {
-            let message = text.parse::<Sampler>().unwrap_err().to_string();
+            let message = text.parse::<SamplingArm>().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
         assert!("lost".parse::<Rating>().unwrap_err().to_string().contains("alignment"));

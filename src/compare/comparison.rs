@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
+use super::TrainedModel;
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -38,7 +38,7 @@ pub struct Comparison {
     /// Of what models are measured on.
     pub held_out: usize,
     /// Every fit.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<TrainedModel>,
     /// How well each rating tells each planted flaw.
     pub flaws: Vec<FlawLine>,
     /// The share of each kind in all records, where it is known.

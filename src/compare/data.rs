@@ -51,11 +51,14 @@ impl Described {
         let older = matches!(unseal(&bytes), Unsealed::Without)
             && serde_json::from_slice::<Described>(&bytes).is_ok();
         if older {
-            return Err(Error::invalid(format!(
-                "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
+            return Err(Error::mismatch(
+                out,
+                format!(
+                    "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
                  --out, or remove it",
-                out.display()
-            )));
+                    out.display()
+                ),
+            ));
         }
         let cure = "put it back as it was, or give another --out";
         let held: Described = read_sealed(path, cure)?;
@@ -66,17 +69,23 @@ impl Described {
             let table = tables
                 .get(at)
                 .map_or_else(|| path.display().to_string(), |table| table.display().to_string());
-            return Err(Error::invalid(format!(
-                "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
-                out.display()
-            )));
+            return Err(Error::mismatch(
+                out,
+                format!(
+                    "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
+                    out.display()
+                ),
+            ));
         }
         if held != *self {
-            return Err(Error::invalid(format!(
-                "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
+            return Err(Error::mismatch(
+                out,
+                format!(
+                    "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
                  otherwise (--device, fp16); give another --out, or remove it",
-                out.display()
-            )));
+                    out.display()
+                ),
+            ));
         }
         Ok(())
     }
@@ -247,7 +256,7 @@ fn reasons_in(failed: &Path) -> Result<Reasons> {
 fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
     for (what, count) in std::iter::zip(["validation", "measuring"], records) {
         if count < batch {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "{count} records that can be used are left for {what}, fewer than a batch of {batch}; give more, or set bs lower"
             )));
         }
@@ -306,7 +315,9 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
             sets[other].0
         );
         if !request.allow_duplicates {
-            return Err(Error::invalid(format!("{message}; remove them, or allow it by --allow-duplicates")));
+            return Err(Error::argument(format!(
+                "{message}; remove them, or allow it by --allow-duplicates"
+            )));
         }
         tracing::warn!("{message}");
     }

@@ -15,10 +15,10 @@ use crate::{
     engine::{Purpose, Random},
     error::{Error, Result},
     files::{remove_folder, sha256},
-    generator::sample::{Layout, SampleRequest, SampleSettings, sample},
+    generator::sample::{ImageLayout, SampleRequest, SampleSettings, sample},
     interrupt::Interrupt,
     measure::{
-        job::{Choice, Measure, Measurer, References, tokenizer_of_config},
+        job::{Choice, Measurement, Measurer, References, tokenizer_of_config},
         pictures::Pictured,
     },
     tokens::cache::TokenCache,
@@ -61,7 +61,7 @@ impl Drawn {
         let mut records = config.open_corpus(&data.held_out)?.read_all()?;
         records.retain(|record| tokens.holds(&record.image));
         if request.count < 2 || request.count > records.len() {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "{} pictures cannot be drawn of {} held-out captions; 2 at least, and one of each at most",
                 request.count,
                 records.len()
@@ -100,7 +100,7 @@ impl Drawn {
         seed: u64,
         interrupt: &Interrupt,
         task: &mut Task<'_>,
-    ) -> Result<Vec<Measure>> {
+    ) -> Result<Vec<Measurement>> {
         let out = self.folder.join(key);
         if out.exists() {
             // Of a start that was stopped in the middle of it.
@@ -114,7 +114,7 @@ impl Drawn {
             each: 1,
             out: out.clone(),
             overwrite: false,
-            layout: Layout::Bare,
+            layout: ImageLayout::Bare,
             batch: BATCH,
             // The same draws for all models of a seed, so that their differences are paired.
             settings: SampleSettings { seed, ..SampleSettings::default() },

@@ -19,7 +19,7 @@ fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
 }
 
 /// The tables of a comparison.
-pub fn markdown(comparison: &Comparison) -> String {
+pub(crate) fn markdown(comparison: &Comparison) -> String {
     let Comparison { outcomes, flaws, costs, .. } = comparison;
     let lines = summarise(outcomes);
     let mut text = overview(&lines);

@@ -13,13 +13,13 @@ mod comparison;
 mod data;
 mod drawn;
 mod heuristics;
-pub mod markdown;
-pub mod page;
+pub(crate) mod markdown;
+pub(crate) mod page;
 mod ratings;
 mod result;
 mod runs;
 mod seeds;
-pub mod table;
+pub(crate) mod table;
 mod task;
 mod written;
 
@@ -30,7 +30,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use arms::{Arm, Convention, Rating, Sampler};
+use arms::{Arm, Convention, Rating, SamplingArm};
 use cells::Fits;
 pub use comparison::Comparison;
 
@@ -67,7 +67,7 @@ pub struct CompareRequest {
     /// By what records are ranked.
     pub ratings: Vec<Rating>,
     /// How they are chosen from a ranking.
-    pub samplers: Vec<Sampler>,
+    pub samplers: Vec<SamplingArm>,
     /// By what subsets and the whole are trained alike.
     pub conventions: Vec<Convention>,
     /// The column that says what was planted; `clean` is what is not spoiled.
@@ -91,7 +91,7 @@ impl CompareRequest {
 
 /// One model of the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct TrainedModel {
     /// The rating, or `everything`, `random`, `oracle`.
     pub rating: String,
     /// The sampler, if there is one.

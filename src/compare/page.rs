@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Comparison, Outcome,
-    arms::{Rating, Sampler},
+    Comparison, TrainedModel,
+    arms::{Rating, SamplingArm},
     table::{Line, summarise},
 };
 use crate::{
@@ -18,11 +18,11 @@ use crate::{
         page::{Rated, auroc_cell, dynamics_parts, histogram_part, kind_number, last_losses},
     },
     report::{
-        page::{Cell, Page, Part, Section, Table, legend},
+        page::{Cell, Content, Page, Section, Table, legend},
         plot::{LossCurves, Series, loss_curves_svg},
         statistics::mean_interval,
     },
-    select::{Keep, RatingsTable, Strategy, ratings::ColumnNames},
+    select::{Keep, RatingsTable, Strategy, ratings::RatingColumns},
 };
 
 /// Chosen lines in a chart of losses over time, beside everything, random and the oracle.
@@ -30,7 +30,7 @@ const BEST: usize = 3;
 
 /// What a page of a comparison is made of.
 #[derive(Clone, Debug)]
-pub struct ComparisonPage<'a> {
+pub(crate) struct ComparisonPage<'a> {
     /// The comparison's folder.
     pub folder: &'a Path,
     /// The ratings whose pictures are shown; empty for the three that come to the lowest losses.
@@ -42,7 +42,7 @@ impl ComparisonPage<'_> {
     ///
     /// # Errors
     /// If the folder holds no comparison, or a part of it cannot be read.
-    pub fn page(&self) -> Result<Page> {
+    pub(crate) fn page(&self) -> Result<Page> {
         let comparison = Comparison::read(self.folder)?;
         let config = comparison.config()?;
         let lines = summarise(&comparison.outcomes);
@@ -81,7 +81,7 @@ impl ComparisonPage<'_> {
         let mut sections = Vec::new();
         let mut strategies: Vec<Strategy> = Vec::new();
         for outcome in &comparison.outcomes {
-            if let Ok(Sampler(strategy)) = outcome.sampler.parse()
+            if let Ok(SamplingArm(strategy)) = outcome.sampler.parse()
                 && !strategies.contains(&strategy)
             {
                 strategies.push(strategy);
@@ -95,13 +95,16 @@ impl ComparisonPage<'_> {
             let path_of = |seed: u64| self.folder.join("ratings").join(format!("{rating}-{seed}.csv"));
             // A rater that diverged with a seed has rated nothing.
             let Some(seed) = seeds.iter().copied().find(|seed| path_of(*seed).is_file()) else {
-                return Err(Error::invalid(format!(
-                    "{} holds no ratings by {rating}; name others, or add it to the comparison",
-                    self.folder.display()
-                )));
+                return Err(Error::input(
+                    self.folder,
+                    format!(
+                        "{} holds no ratings by {rating}; name others, or add it to the comparison",
+                        self.folder.display()
+                    ),
+                ));
             };
             let path = path_of(seed);
-            let names = ColumnNames { id: config.data.id_column.clone(), ..ColumnNames::default() };
+            let names = RatingColumns { id: config.data.id_column.clone(), ..RatingColumns::default() };
             let table = RatingsTable::read(&path, &names)?;
             let dynamics = match rating.run() {
                 Some(rule) => {
@@ -129,7 +132,7 @@ impl ComparisonPage<'_> {
             if matches!(rating, Rating::Rater(_)) {
                 parts.extend(dynamics_parts(&dynamics)?);
             }
-            parts.push(Part::Text(
+            parts.push(Content::Text(
                 "Tenths of the ranking, the best rated first. A click shows a pair with its neighbours."
                     .to_owned(),
             ));
@@ -234,8 +237,8 @@ fn with_interval((mean, half): (f64, Option<f64>)) -> Cell {
 }
 
 /// A table a setting.
-fn tables(lines: &[Line]) -> Vec<Part> {
-    let mut parts = vec![Part::Text(
+fn tables(lines: &[Line]) -> Vec<Content> {
+    let mut parts = vec![Content::Text(
         "Mean over the seeds ± half the 95% interval. The difference is to a random part of the same size, paired by seed; blue lies \
          wholly below 0. The gap is that between random and the oracle, which is trained on unspoiled pairs only. A click on a \
          column's name sorts by it."
@@ -279,8 +282,8 @@ fn tables(lines: &[Line]) -> Vec<Part> {
             "gap closed",
             "accuracy",
         ];
-        parts.push(Part::Heading(format!("{} kept, equal {}", setting.0, setting.1)));
-        parts.push(Part::Table(Table {
+        parts.push(Content::Heading(format!("{} kept, equal {}", setting.0, setting.1)));
+        parts.push(Content::Table(Table {
             header: header.map(str::to_owned).to_vec(),
             rows: of.iter().map(row).collect(),
         }));
@@ -290,7 +293,7 @@ fn tables(lines: &[Line]) -> Vec<Part> {
 }
 
 /// What was measured of the models' pictures, where they drew some.
-fn drawn(lines: &[&Line]) -> Option<Part> {
+fn drawn(lines: &[&Line]) -> Option<Content> {
     let mut names: Vec<&str> = Vec::new();
     for measure in lines.iter().flat_map(|line| &line.pictures) {
         if !names.contains(&measure.name.as_str()) {
@@ -314,14 +317,14 @@ fn drawn(lines: &[&Line]) -> Option<Part> {
         row
     };
     let rows = lines.iter().map(row).collect();
-    Some(Part::Folded(
+    Some(Content::Folded(
         "What was measured of their pictures".to_owned(),
-        vec![Part::Table(Table { header, rows })],
+        vec![Content::Table(Table { header, rows })],
     ))
 }
 
 /// Held-out loss over the updates with bands (figure 6 of the paper), a chart a setting.
-fn curves(outcomes: &[Outcome], lines: &[Line]) -> Result<Vec<Part>> {
+fn curves(outcomes: &[TrainedModel], lines: &[Line]) -> Result<Vec<Content>> {
     let mut parts = Vec::new();
     for setting in settings(lines) {
         let mut named = vec![("everything", "", "100%", ""), ("random", "", setting.0, setting.1)];
@@ -364,7 +367,7 @@ fn curves(outcomes: &[Outcome], lines: &[Line]) -> Result<Vec<Part>> {
         if curves.series.is_empty() {
             continue;
         }
-        parts.push(Part::Chart {
+        parts.push(Content::Chart {
             svg: loss_curves_svg(&curves)?,
             caption: format!(
                 "{}: after each epoch, mean over the seeds, bands of 95%. Beside the controls the {BEST} ratings of the lowest losses, \
@@ -380,7 +383,7 @@ fn curves(outcomes: &[Outcome], lines: &[Line]) -> Result<Vec<Part>> {
 type Sum<'a> = (f64, BTreeMap<&'a str, f64>);
 
 /// How well each rating tells each flaw, and what every subset holds.
-fn flaws(comparison: &Comparison) -> Vec<Part> {
+fn flaws(comparison: &Comparison) -> Vec<Content> {
     let mut kinds: Vec<&str> = Vec::new();
     let mut ratings: Vec<&str> = Vec::new();
     for line in &comparison.flaws {
@@ -404,12 +407,12 @@ fn flaws(comparison: &Comparison) -> Vec<Part> {
     let mut header = vec!["rating".to_owned()];
     header.extend(kinds.iter().flat_map(|kind| [(*kind).to_owned(), "percentile".to_owned()]));
     let mut parts = vec![
-        Part::Text(
+        Content::Text(
             "AUROC: the chance that a pair with the flaw is rated below an unspoiled one, mean over the seeds; 0.5 is chance. \
              Percentile: mean place in the ranking, 0 the best rated."
                 .to_owned(),
         ),
-        Part::Table(Table { header, rows: ratings.iter().map(row).collect() }),
+        Content::Table(Table { header, rows: ratings.iter().map(row).collect() }),
         legend(comparison.kinds.iter().map(|(kind, _)| (kind.as_str(), kind_number(kind)))),
     ];
     // The mean shares of each subset; epochs and steps train on the same ones.
@@ -445,9 +448,9 @@ fn flaws(comparison: &Comparison) -> Vec<Part> {
                 Cell::Shares(of.collect()),
             ]
         });
-        parts.push(Part::Folded(
+        parts.push(Content::Folded(
             format!("What is in the subsets, {keep} kept"),
-            vec![Part::Table(Table {
+            vec![Content::Table(Table {
                 header: ["rating", "sampler", "unspoiled", "kinds of pairs"].map(str::to_owned).to_vec(),
                 rows: rows.collect(),
             })],
@@ -457,7 +460,7 @@ fn flaws(comparison: &Comparison) -> Vec<Part> {
 }
 
 /// Seconds of the raters beside those of a model.
-fn cost(comparison: &Comparison) -> Vec<Part> {
+fn cost(comparison: &Comparison) -> Vec<Content> {
     let of: Vec<f64> = comparison
         .outcomes
         .iter()
@@ -490,9 +493,9 @@ fn cost(comparison: &Comparison) -> Vec<Part> {
     }
     let header = ["what", "training, s", "scoring, s", "times a model"].map(str::to_owned).to_vec();
     vec![
-        Part::Text(
+        Content::Text(
             "Mean seconds of a seed. What is measured without a rater costs the run that it is measured in, and no scoring.".to_owned(),
         ),
-        Part::Table(Table { header, rows }),
+        Content::Table(Table { header, rows }),
     ]
 }

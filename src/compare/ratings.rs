@@ -26,7 +26,7 @@ use crate::{
         scorer::{ScoreRequest, score},
         trainer::train,
     },
-    select::{RatingsTable, ratings::ColumnNames},
+    select::{RatingsTable, ratings::RatingColumns},
     training::{checkpoint::Checkpoint, run_directory::CHECKPOINTS},
 };
 
@@ -61,8 +61,8 @@ impl<'a> Ratings<'a> {
     }
 
     /// The names of the columns of ids and ratings.
-    pub(super) fn columns(&self) -> ColumnNames {
-        ColumnNames { id: self.config.data.id_column.clone(), ..ColumnNames::default() }
+    pub(super) fn columns(&self) -> RatingColumns {
+        RatingColumns { id: self.config.data.id_column.clone(), ..RatingColumns::default() }
     }
 
     fn path(&self, name: &str, seed: u64) -> PathBuf {
@@ -213,7 +213,7 @@ impl<'a> Ratings<'a> {
             }
         }
         if sums.is_empty() {
-            return Err(Error::invalid(format!("{} holds no {column}", folder.display())));
+            return Err(Error::input(&folder, format!("{} holds no {column}", folder.display())));
         }
         let sign = if high_is_good { 1.0 } else { -1.0 };
         let number = |record: &Record| {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{generator::fit::ScaleMeasures, measure::job::Measure};
+use crate::{generator::fit::ScaleMeasures, measure::job::Measurement};
 
 /// What a fit came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub struct CellResult {
     pub diverged: Option<String>,
     /// What was measured of the pictures that it draws, where that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pictures: Vec<Measure>,
+    pub pictures: Vec<Measurement>,
 }
 
 impl CellResult {

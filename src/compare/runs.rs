@@ -18,7 +18,7 @@ pub(super) fn with_keys(config: &Config, keys: &[String]) -> Result<Config> {
 
 /// A path as the value of a key.
 pub(super) fn path_key(key: &str, path: &Path) -> Result<String> {
-    let text = path.to_str().ok_or_else(|| Error::invalid(format!("{} is not UTF-8", path.display())))?;
+    let text = path.to_str().ok_or_else(|| Error::argument(format!("{} is not UTF-8", path.display())))?;
     Ok(format!("{key}={}", serde_json::Value::from(text)))
 }
 
@@ -30,10 +30,13 @@ pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory
     let (run, held) = RunDirectory::open(path)?;
     match held.first_difference(config) {
         None => Ok(run),
-        Some((key, there, here)) => Err(Error::invalid(format!(
-            "{} was begun with {key} = {there}, not {here}; remove it, or give another --out",
-            path.display()
-        ))),
+        Some((key, there, here)) => Err(Error::mismatch(
+            path,
+            format!(
+                "{} was begun with {key} = {there}, not {here}; remove it, or give another --out",
+                path.display()
+            ),
+        )),
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    CompareRequest, Outcome,
-    arms::{Arm, Rating, Sampler},
+    CompareRequest, TrainedModel,
+    arms::{Arm, Rating, SamplingArm},
     cells::Fits,
     comparison::{Comparison, FlawLine},
     data::Data,
@@ -37,7 +37,7 @@ pub(super) struct Seeds<'a> {
     ratings: Ratings<'a>,
     fits: Fits<'a>,
     told: Told,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<TrainedModel>,
 }
 
 /// An arm with a seed, as its outcomes name it.
@@ -56,8 +56,8 @@ impl Named {
         convention: &str,
         result: CellResult,
         flaws: Vec<(String, f64)>,
-    ) -> Outcome {
-        Outcome {
+    ) -> TrainedModel {
+        TrainedModel {
             rating: self.rating.clone(),
             sampler: self.sampler.clone(),
             keep: keep.to_owned(),
@@ -156,7 +156,7 @@ impl<'a> Seeds<'a> {
     ) -> Result<()> {
         let (config, all) = (&self.request.config, self.data.records.len());
         let strategy = match arm {
-            Arm::Chosen(_, Sampler(strategy)) => *strategy,
+            Arm::Chosen(_, SamplingArm(strategy)) => *strategy,
             _ => Strategy::Random,
         };
         let name = format!("{} {}", named.rating, named.sampler).trim().to_owned();

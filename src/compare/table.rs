@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Outcome, result::CellResult};
+use super::{TrainedModel, result::CellResult};
 use crate::report::statistics::mean_interval;
 
 /// One line of the summary.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Line {
+pub(crate) struct Line {
     /// The rating, or `everything`, `random`, `oracle`.
     pub rating: String,
     /// The sampler; nothing where there is none.
@@ -45,7 +45,7 @@ type Setting = (String, String);
 type Cell = (String, String, Setting);
 
 /// The summary, in the order in which arms first come.
-pub fn summarise(outcomes: &[Outcome]) -> Vec<Line> {
+pub(crate) fn summarise(outcomes: &[TrainedModel]) -> Vec<Line> {
     let mut order: Vec<Cell> = Vec::new();
     let mut groups: BTreeMap<Cell, Vec<(u64, &CellResult)>> = BTreeMap::new();
     for outcome in outcomes {
@@ -163,13 +163,13 @@ mod tests {
     use super::*;
     use crate::compare::{Comparison, markdown::markdown};
 
-    fn outcome(rating: &str, seed: u64, loss: Option<f64>) -> Outcome {
+    fn outcome(rating: &str, seed: u64, loss: Option<f64>) -> TrainedModel {
         let diverged = CellResult::diverged(10, "the loss is no longer a number".to_owned());
         let result = match loss {
             None => diverged,
             Some(_) => CellResult { loss, accuracy: Some(50.0), diverged: None, ..diverged },
         };
-        Outcome {
+        TrainedModel {
             rating: rating.to_owned(),
             sampler: if rating == "oracle" { "random".to_owned() } else { String::new() },
             keep: "50%".to_owned(),

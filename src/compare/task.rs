@@ -1,6 +1,6 @@
 //! How far a part of a comparison is, under its name.
 
-use crate::jobs::progress::{Measurements, Progress};
+use crate::jobs::progress::{Metrics, Progress};
 
 /// A part of a comparison: training by a rating, or one model. Its steps are counted under its name.
 pub(super) struct Task<'a> {
@@ -24,7 +24,7 @@ impl Progress for Task<'_> {
         tracing::info!("{}: {sentence}", self.name);
     }
 
-    fn step(&mut self, step: u64, total: u64, _samples: usize, _measurements: &Measurements) {
+    fn step(&mut self, step: u64, total: u64, _samples: usize, _metrics: &Metrics) {
         self.progress.counted(&self.name, step + 1, total);
     }
 }
@@ -58,7 +58,7 @@ mod tests {
         let mut kept = Kept(Vec::new());
         let mut task = Task { name: "seed 1".to_owned(), progress: &mut kept };
         task.counted("encoding", 1, 4);
-        task.step(0, 2, 8, &Measurements { summary: String::new(), values: Vec::new() });
+        task.step(0, 2, 8, &Metrics { summary: String::new(), values: Vec::new() });
         task.renaming().counted("scoring", 3, 5);
         assert_eq!(kept.0, ["encoding 1/4", "seed 1 1/2", "seed 1 3/5"]);
     }

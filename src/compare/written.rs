@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Comparison, Outcome,
+    Comparison, TrainedModel,
     comparison::FlawLine,
     markdown::markdown,
     table::{Line, measure_names, summarise},
@@ -51,8 +51,8 @@ struct Table {
 /// The columns of a cell.
 const CELL: [&str; 5] = ["rating", "sampler", "keep", "convention", "seed"];
 
-fn cell(outcome: &Outcome) -> Vec<String> {
-    let Outcome { rating, sampler, keep, convention, seed, .. } = outcome;
+fn cell(outcome: &TrainedModel) -> Vec<String> {
+    let TrainedModel { rating, sampler, keep, convention, seed, .. } = outcome;
     vec![rating.clone(), sampler.clone(), keep.clone(), convention.clone(), seed.to_string()]
 }
 
@@ -71,7 +71,7 @@ fn pair(value: Option<(f64, Option<f64>)>) -> [String; 2] {
 }
 
 /// Every fit by itself.
-fn fits(outcomes: &[Outcome], names: &[String]) -> Table {
+fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
     const RESULT: [&str; 10] = [
         "records",
         "epochs",
@@ -89,7 +89,7 @@ fn fits(outcomes: &[Outcome], names: &[String]) -> Table {
         header.push("pictures".to_owned());
     }
     header.extend(names.iter().cloned());
-    let row = |outcome: &Outcome| {
+    let row = |outcome: &TrainedModel| {
         let result = &outcome.result;
         let mut row = cell(outcome);
         row.extend([
@@ -116,7 +116,7 @@ fn fits(outcomes: &[Outcome], names: &[String]) -> Table {
 }
 
 /// What each fit came to at each scale.
-fn scales(outcomes: &[Outcome]) -> Table {
+fn scales(outcomes: &[TrainedModel]) -> Table {
     let header = owned(&[&CELL[..], &["side", "held_out_loss", "held_out_accuracy"]].concat());
     let rows = outcomes.iter().flat_map(|outcome| {
         outcome.result.scales.iter().map(move |scale| {
@@ -188,7 +188,7 @@ fn flaw_table(flaws: &[FlawLine]) -> Table {
 }
 
 /// What is in each subset.
-fn subsets(outcomes: &[Outcome]) -> Table {
+fn subsets(outcomes: &[TrainedModel]) -> Table {
     let rows = outcomes.iter().flat_map(|outcome| {
         outcome.flaws.iter().map(move |(flaw, share)| {
             let mut row = cell(outcome);

@@ -19,7 +19,7 @@ macro_rules! switches {
             pub const RELEASED: Self = Self { $($name: true,)* };
 
             /// The switches' names with what each does, in order.
-            pub const SWITCHES: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+)),)*];
+            pub(crate) const SWITCHES: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+)),)*];
 
             /// Sets a switch by name; `false` if there is none of that name.
             fn set(&mut self, name: &str, on: bool) -> bool {
@@ -31,7 +31,7 @@ macro_rules! switches {
             }
 
             /// Every switch with its setting.
-            pub fn to_map(self) -> Map<String, Value> {
+            pub(crate) fn to_map(self) -> Map<String, Value> {
                 let mut map = Map::new();
                 $(map.insert(stringify!($name).to_owned(), Value::Bool(self.$name));)*
                 map
@@ -84,7 +84,7 @@ impl Compat {
     ///
     /// # Errors
     /// The key within `compat` (empty for `compat` itself) and what is wrong.
-    pub fn from_json(value: &Value) -> Result<Self, (String, String)> {
+    pub(crate) fn from_json(value: &Value) -> Result<Self, (String, String)> {
         match value {
             Value::Null => Ok(Self::default()),
             Value::String(name) if name == "default" => Ok(Self::default()),
@@ -110,12 +110,12 @@ impl Compat {
     }
 
     /// What the rater sees of each scale.
-    pub fn rater_reach(self) -> Reach {
+    pub(crate) fn rater_reach(self) -> Reach {
         if self.rater_without_finest_scale { Reach::Before } else { Reach::Through }
     }
 
     /// The shortest way to write it that [`from_json`](Self::from_json) reads back.
-    pub fn to_json(self) -> Value {
+    pub(crate) fn to_json(self) -> Value {
         if self == Self::default() {
             Value::from("default")
         } else if self == Self::RELEASED {

@@ -106,7 +106,7 @@ impl DataConfig {
     /// If none is given.
     pub fn train_csv(&self) -> Result<&Path> {
         self.train.as_deref().ok_or_else(|| {
-            Error::invalid(
+            Error::argument(
                 "the configuration names no training set; give its table with --data FILE.csv (or data_args.train_csv_path)",
             )
         })
@@ -170,7 +170,7 @@ pub enum TextEncoderKind {
     /// A released encoder; what is `None` is as its folder says.
     Pretrained {
         /// Which one.
-        kind: pretrained::Kind,
+        kind: pretrained::EncoderKind,
         /// Tokens a caption.
         tokens: Option<usize>,
         /// Channels of a token's vector, which cannot be chosen, only expected.
@@ -214,7 +214,7 @@ pub struct NetworksConfig {
 }
 
 /// Channels of an attention head.
-pub const HEAD_WIDTH: usize = 64;
+pub(crate) const HEAD_WIDTH: usize = 64;
 
 impl NetworksConfig {
     /// The side of the pictures, in pixels.
@@ -363,7 +363,7 @@ impl Config {
     }
 
     /// What the rater sees of each scale.
-    pub fn rater_reach(&self) -> Reach {
+    pub(crate) fn rater_reach(&self) -> Reach {
         self.compat.rater_reach()
     }
 
@@ -380,7 +380,7 @@ impl Config {
     }
 
     /// The rater's backbone; see [`proxy_backbone`](Self::proxy_backbone).
-    pub fn rater_backbone(
+    pub(crate) fn rater_backbone(
         &self,
         vocabulary: usize,
         code_channels: usize,

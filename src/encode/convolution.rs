@@ -11,7 +11,7 @@ use crate::{
         },
     },
     error::{Error, Result},
-    weights::Floats,
+    weights::StoredFloats,
 };
 
 /// A convolution by filters of any size.
@@ -23,7 +23,7 @@ pub(crate) struct Convolution {
     /// when they are first needed: most commands use a part of a network, and some none.
     weight: OnceLock<Vec<f32>>,
     /// `[O, I, rows, columns]`
-    given: Option<Floats>,
+    given: Option<StoredFloats>,
     bias: Vec<f32>,
     /// Rows and columns of a filter.
     size: [usize; 2],
@@ -44,12 +44,12 @@ impl Convolution {
     ///
     /// # Errors
     /// If the shapes are others.
-    pub(crate) fn in_file(name: &str, weight: Floats, bias: &Tensor) -> Result<Self> {
+    pub(crate) fn in_file(name: &str, weight: StoredFloats, bias: &Tensor) -> Result<Self> {
         let shape = weight.shape().to_vec();
         Self::of(name, &shape, bias, Some(weight))
     }
 
-    fn of(name: &str, shape: &[usize], bias: &Tensor, given: Option<Floats>) -> Result<Self> {
+    fn of(name: &str, shape: &[usize], bias: &Tensor, given: Option<StoredFloats>) -> Result<Self> {
         let (outputs, inputs, size) = match *shape {
             [outputs, inputs, rows, columns] if rows > 0 && columns > 0 => (outputs, inputs, [rows, columns]),
             ref other => {

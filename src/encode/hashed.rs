@@ -54,7 +54,7 @@ impl HashedWords {
     /// If `tokens` or `channels` is 0.
     pub fn new(tokens: usize, channels: usize, seed: u64) -> Result<Self> {
         if tokens == 0 || channels == 0 {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "the hashed-word encoder needs at least one token and one channel, not {tokens} and {channels}"
             )));
         }
@@ -170,7 +170,7 @@ impl TextEncoder for HashedWords {
 /// assert_eq!(words("A red-and-white CAT, 3×"), ["a", "red", "and", "white", "cat", "3"]);
 /// assert_eq!(words("赤い猫"), ["赤", "い", "猫"]);
 /// ```
-pub fn words(caption: &str) -> Vec<String> {
+pub(crate) fn words(caption: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut open = false;
     let mut joinable = false;

@@ -124,7 +124,7 @@ pub trait TextEncoder: Send + Sync {
 }
 
 fn no_ids() -> Error {
-    Error::invalid("this text encoder makes no token ids; --text ids is for clip and t5")
+    Error::argument("this text encoder makes no token ids; --text ids is for clip and t5")
 }
 
 /// Loads the image tokenizer that was saved in `folder`, whatever its kind.
@@ -139,7 +139,10 @@ pub fn load_image_tokenizer(folder: &Path) -> Result<Box<dyn ImageTokenizer>> {
 ///
 /// # Errors
 /// As for [`load_image_tokenizer`], or if the weights are other ones.
-pub fn load_moved_image_tokenizer(folder: &Path, moved: Option<&Path>) -> Result<Box<dyn ImageTokenizer>> {
+pub(crate) fn load_moved_image_tokenizer(
+    folder: &Path,
+    moved: Option<&Path>,
+) -> Result<Box<dyn ImageTokenizer>> {
     let path = folder.join(saved::IMAGE_TOKENIZER);
     match saved::read_description(&path)?.kind.as_str() {
         pca::KIND => Ok(Box::new(pca::PcaTokenizer::load(folder)?)),
@@ -164,13 +167,14 @@ pub fn load_text_encoder(folder: &Path) -> Result<Box<dyn TextEncoder>> {
 pub fn load_moved_text_encoder(folder: &Path, moved: Option<&Path>) -> Result<Box<dyn TextEncoder>> {
     let path = folder.join(saved::TEXT_ENCODER);
     let kind = saved::read_description(&path)?.kind;
-    if let Some(kind) = pretrained::Kind::named(&kind) {
+    if let Some(kind) = pretrained::EncoderKind::named(&kind) {
         return Ok(Box::new(pretrained::Pretrained::load(kind, folder, moved)?));
     }
     match kind.as_str() {
         hashed::KIND => Ok(Box::new(hashed::HashedWords::load(folder)?)),
         other => {
-            let [clip, t5] = [pretrained::Kind::Clip, pretrained::Kind::T5].map(pretrained::Kind::name);
+            let [clip, t5] = [pretrained::EncoderKind::Clip, pretrained::EncoderKind::T5]
+                .map(pretrained::EncoderKind::name);
             Err(saved::unknown_kind(&path, other, &[hashed::KIND, clip, t5]))
         }
     }

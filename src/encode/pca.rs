@@ -61,24 +61,24 @@ impl PcaSettings {
         let Self { side, patch, components, codes, patch_nums, .. } = self;
         let (side, patch, components, codes) = (*side, *patch, *components, *codes);
         if patch == 0 || side == 0 || side % patch != 0 {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "pictures of side {side} cannot be cut into patches of side {patch}; choose a patch that divides the side"
             )));
         }
         if patch_nums.last() != Some(&(side / patch)) {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "patch_nums {patch_nums:?} must end with {}, because pictures of side {side} have that many patches of side {patch} in a row",
                 side / patch
             )));
         }
         if components == 0 || components > 3 * patch * patch {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "a patch of side {patch} has 1 to {} components, not {components}",
                 3 * patch * patch
             )));
         }
         if codes == 0 || u32::try_from(codes).is_err() {
-            return Err(Error::invalid(format!("{codes} codes make no codebook; give at least 1")));
+            return Err(Error::argument(format!("{codes} codes make no codebook; give at least 1")));
         }
         Ok(())
     }
@@ -248,7 +248,7 @@ impl PcaTokenizer {
     ///
     /// # Errors
     /// If the shape does not fit or a number is not finite.
-    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+    pub(crate) fn features(&self, images: &Tensor) -> Result<Tensor> {
         let maps = self.features_channels_last(images)?;
         let (channels, grid) = (self.settings.components, self.settings.grid());
         let mut features = vec![0f32; maps.len()];
@@ -303,7 +303,7 @@ impl PcaTokenizer {
         let pictures: Vec<&[f32]> =
             images.as_slice::<f32>()?.chunks_exact(self.settings.picture_length()).collect();
         if let Some(at) = pictures.iter().position(|picture| picture.iter().any(|value| !value.is_finite())) {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_finite(format!(
                 "picture {at} of the batch holds a number that is not finite"
             )));
         }
@@ -439,7 +439,7 @@ fn sample(
         }
         let values = picture.as_slice::<f32>()?;
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_finite(format!(
                 "picture {count} of the fit holds a number that is not finite"
             )));
         }
@@ -455,7 +455,7 @@ fn sample(
         }
     }
     if held.is_empty() {
-        return Err(Error::invalid("there is no picture to fit the image tokenizer to"));
+        return Err(Error::not_enough_data("there is no picture to fit the image tokenizer to"));
     }
     Ok((held, count))
 }

@@ -13,15 +13,15 @@ use crate::{
 };
 
 /// The description of an image tokenizer in its folder.
-pub const IMAGE_TOKENIZER: &str = "image_tokenizer.json";
+pub(crate) const IMAGE_TOKENIZER: &str = "image_tokenizer.json";
 
 /// The description of a text encoder in its folder.
-pub const TEXT_ENCODER: &str = "text_encoder.json";
+pub(crate) const TEXT_ENCODER: &str = "text_encoder.json";
 
 /// What the JSON of a saved encoder says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Description {
+pub struct EncoderDescription {
     /// Which encoder it is.
     pub kind: String,
     /// The encoder's settings, as the kind defines them.
@@ -30,7 +30,7 @@ pub struct Description {
     pub fingerprint: String,
 }
 
-impl Description {
+impl EncoderDescription {
     /// The settings of an encoder of this kind.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Description {
     ///
     /// # Errors
     /// If they differ.
-    pub fn check_fingerprint(&self, path: &Path, found: &str) -> Result<()> {
+    pub(crate) fn check_fingerprint(&self, path: &Path, found: &str) -> Result<()> {
         if self.fingerprint == found {
             return Ok(());
         }
@@ -68,7 +68,7 @@ impl Description {
 ///
 /// # Errors
 /// If the file cannot be read or is no description.
-pub fn read_description(path: &Path) -> Result<Description> {
+pub(crate) fn read_description(path: &Path) -> Result<EncoderDescription> {
     let text = read_text(path)?;
     let mut reader = serde_json::Deserializer::from_str(&text);
     serde_path_to_error::deserialize(&mut reader)
@@ -79,7 +79,7 @@ pub fn read_description(path: &Path) -> Result<Description> {
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write_description(
+pub(crate) fn write_description(
     path: &Path,
     kind: &str,
     settings: &impl Serialize,
@@ -88,7 +88,7 @@ pub fn write_description(
     let describe = || {
         let settings = serde_json::to_value(settings)?;
         let description =
-            Description { kind: kind.to_owned(), settings, fingerprint: fingerprint.to_owned() };
+            EncoderDescription { kind: kind.to_owned(), settings, fingerprint: fingerprint.to_owned() };
         serde_json::to_vec_pretty(&description)
     };
     let mut text =
@@ -166,7 +166,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Bytes in hexadecimal.
-pub fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -19,20 +19,15 @@ pub struct Constant<T: DeviceElement> {
 
 impl<T: DeviceElement> Constant<T> {
     /// Keeps `values`.
-    pub fn new(values: Vec<T>) -> Self {
+    pub(crate) fn new(values: Vec<T>) -> Self {
         Self { host: values, device: OnceLock::new() }
-    }
-
-    /// The numbers on the host.
-    pub fn host(&self) -> &[T] {
-        &self.host
     }
 
     /// The numbers on a device.
     ///
     /// # Errors
     /// If another device has asked for them before, there is not enough memory, or the device fails.
-    pub fn on(&self, device: &Device) -> Result<&Buffer<T>> {
+    pub(crate) fn on(&self, device: &Device) -> Result<&Buffer<T>> {
         let held = match self.device.get() {
             Some(held) => held,
             None => {

@@ -147,7 +147,7 @@ fn exp_f32(x: f32) -> f32 {
 /// Runs a loop compiled for the widest vectors that this processor has, chosen at run time. Put it around the innermost
 /// work only: it does not reach into other threads.
 #[inline]
-pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 

@@ -32,7 +32,7 @@ impl<'a, T: Float> Matrix<'a, T> {
     ///
     /// # Panics
     /// If the slice is shorter than the matrix.
-    pub fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
         Self::strided(values, rows, columns, columns)
     }
 
@@ -40,7 +40,7 @@ impl<'a, T: Float> Matrix<'a, T> {
     ///
     /// # Panics
     /// If the last row would end beyond the slice.
-    pub fn strided(values: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(values: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(
             rows == 0 || (rows - 1) * row_stride + columns <= values.len(),
             "a matrix reaches beyond its values"
@@ -49,7 +49,7 @@ impl<'a, T: Float> Matrix<'a, T> {
     }
 
     /// The transpose, without moving anything.
-    pub fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,
@@ -127,7 +127,7 @@ fn least_rows(columns: usize, inner: usize) -> usize {
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn product_by_row<T: Float>(
+pub(crate) fn product_by_row<T: Float>(
     output: &mut [T],
     row_stride: usize,
     left: Matrix<'_, T>,
@@ -158,7 +158,7 @@ pub fn product_by_row<T: Float>(
 }
 
 /// `y = x · wᵀ` (+ the bias): `x` `[R, I]`, `w` `[O, I]`, `bias` `[O]`, `y` `[R, O]`.
-pub fn linear_forward<T: Float>(
+pub(crate) fn linear_forward<T: Float>(
     y: &mut [T],
     x: &[T],
     w: &[T],
@@ -179,7 +179,13 @@ pub fn linear_forward<T: Float>(
 }
 
 /// `dx = dy · w`: `dy` `[R, O]`, `w` `[O, I]`, `dx` `[R, I]`.
-pub fn linear_backward_input<T: Float>(dx: &mut [T], dy: &[T], w: &[T], inputs: usize, outputs: usize) {
+pub(crate) fn linear_backward_input<T: Float>(
+    dx: &mut [T],
+    dy: &[T],
+    w: &[T],
+    inputs: usize,
+    outputs: usize,
+) {
     let tile = tile(dy.len() / outputs, TILE_ROWS);
     dx.par_chunks_mut(tile * inputs).zip(dy.par_chunks(tile * outputs)).for_each(|(dx, dy)| {
         let rows = dy.len() / outputs;

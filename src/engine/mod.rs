@@ -1,16 +1,18 @@
 //! Tensors, the tape, random numbers and the operations: everything numerical, and nothing that knows of models.
 
 pub mod autograd;
-pub mod constant;
+pub(crate) mod constant;
 pub mod cuda;
-pub mod float;
+pub(crate) mod dispatch;
+pub(crate) mod float;
+#[doc(hidden)]
 pub mod matmul;
 pub mod ops;
 pub mod random;
 mod recycled;
-pub mod storage;
-pub mod tensor;
-pub mod visitors;
+pub(crate) mod storage;
+pub(crate) mod tensor;
+pub(crate) mod visitors;
 
 pub use autograd::{
     contributions::Contribution,
@@ -23,4 +25,4 @@ pub use float::Float;
 pub use random::{Purpose, Random};
 pub use storage::{DType, Element, Storage};
 pub use tensor::Tensor;
-pub use visitors::{Accumulate, Direction, Ghost, GhostNumbers, Ignore, Preconditioner};
+pub use visitors::{Accumulate, Direction, Ghost, GhostNumbers, Ignore, Preconditioner, Repeated};

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use crate::{
     engine::{
         cuda::{Buffer, Device, DeviceElement, DeviceStorage},
+        dispatch::with_number,
         storage::{DType, Element, Storage},
     },
     error::{Error, Result},
@@ -183,7 +184,7 @@ impl Tensor {
     pub fn own_address(&mut self) -> Result<u64> {
         Ok(match self.dtype() {
             DType::U32 => self.buffer_mut::<u32>()?.address(),
-            _ => crate::with_number!(self.dtype(), "tensor", T => Ok(self.buffer_mut::<T>()?.address()))?,
+            _ => with_number!(self.dtype(), "tensor", T => Ok(self.buffer_mut::<T>()?.address()))?,
         })
     }
 
@@ -212,7 +213,7 @@ impl Tensor {
         }
         match self.dtype() {
             DType::U32 => run::<u32>(self, from),
-            dtype => crate::with_number!(dtype, "overwrite", T => run::<T>(self, from)),
+            dtype => with_number!(dtype, "overwrite", T => run::<T>(self, from)),
         }
     }
 

@@ -84,7 +84,32 @@ pub enum Error {
         /// The process.
         holder: String,
     },
-    /// Arguments that make no sense together.
+    /// An argument out of range, or arguments that exclude each other: the message says which, and what is accepted.
+    #[error("{0}")]
+    Argument(String),
+    /// Too few records, images or ratings that can be used.
+    #[error("{0}")]
+    NotEnoughData(String),
+    /// A value that is not finite (NaN or Inf) in an image, in a table, or in what a network computes of them.
+    #[error("{0}")]
+    NotFinite(String),
+    /// A run, a checkpoint or another output that is there already and was made of something else than was asked for.
+    #[error("{message}")]
+    Mismatch {
+        /// The file or folder.
+        path: PathBuf,
+        /// What differs and what to do.
+        message: String,
+    },
+    /// An input that does not hold what is needed of it, such as a run without a checkpoint.
+    #[error("{message}")]
+    Input {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is missing and what to do.
+        message: String,
+    },
+    /// A mistake in the calling code, or a refusal of the operating system that no other variant names.
     #[error("{0}")]
     Invalid(String),
     /// A loss or gradient that is no longer a number.
@@ -184,6 +209,31 @@ impl Error {
     /// An [`Error::Shape`].
     pub fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape { op, detail: detail.into() }
+    }
+
+    /// An [`Error::Argument`].
+    pub(crate) fn argument(message: impl Into<String>) -> Self {
+        Self::Argument(message.into())
+    }
+
+    /// An [`Error::NotEnoughData`].
+    pub(crate) fn not_enough_data(message: impl Into<String>) -> Self {
+        Self::NotEnoughData(message.into())
+    }
+
+    /// An [`Error::NotFinite`].
+    pub(crate) fn not_finite(message: impl Into<String>) -> Self {
+        Self::NotFinite(message.into())
+    }
+
+    /// An [`Error::Mismatch`].
+    pub(crate) fn mismatch(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Mismatch { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// An [`Error::Input`].
+    pub(crate) fn input(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Input { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
     /// An [`Error::Invalid`].

@@ -50,7 +50,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn digest_of_file(path: &Path) -> io::Result<[u8; 32]> {
+pub(crate) fn digest_of_file(path: &Path) -> io::Result<[u8; 32]> {
     digest_of(File::open(path)?)
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn digest_of(mut input: impl io::Read) -> io::Result<[u8; 32]> {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn sha256_of_file(path: &Path) -> Result<String> {
+pub(crate) fn sha256_of_file(path: &Path) -> Result<String> {
     Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?))
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 ///
 /// # Errors
 /// If the folder cannot be synced.
-pub fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
 }
 
@@ -152,9 +152,9 @@ impl WholeFile {
     ///
     /// # Errors
     /// If the folder does not exist or cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         if path.file_name().is_none() {
-            return Err(Error::invalid(format!("{} is not the name of a file.", path.display())));
+            return Err(Error::argument(format!("{} is not the name of a file.", path.display())));
         }
         let file = create_temporary(|| temporary_file(path), |file| file.path().to_path_buf());
         let file = file.map_err(Error::io("create", path))?;
@@ -162,7 +162,7 @@ impl WholeFile {
     }
 
     /// The name that the file will have.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -171,7 +171,7 @@ impl WholeFile {
     ///
     /// # Errors
     /// If the disk is full or the rename is refused.
-    pub fn finish_unsynced(mut self) -> Result<()> {
+    pub(crate) fn finish_unsynced(mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io("write", &self.path))?;
         self.rename()
     }
@@ -180,7 +180,7 @@ impl WholeFile {
     ///
     /// # Errors
     /// If the disk is full or the rename is refused.
-    pub fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io("write", &self.path))?;
         self.writer.get_ref().as_file().sync_all().map_err(Error::io("write", &self.path))?;
         let path = self.path.clone();
@@ -217,7 +217,7 @@ impl Write for WholeFile {
 ///
 /// # Errors
 /// If the folder is missing or not writable, or the disk is full; nothing is left behind and an older file stays.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.finish()
@@ -247,7 +247,7 @@ pub(crate) fn write_whole_under(temporary: &Path, path: &Path, bytes: &[u8]) -> 
 ///
 /// # Errors
 /// If a row has another number of fields than the header, or as for [`write_whole`].
-pub fn write_csv<Field: AsRef<[u8]>>(
+pub(crate) fn write_csv<Field: AsRef<[u8]>>(
     path: &Path,
     header: &[impl AsRef<[u8]>],
     rows: impl IntoIterator<Item = impl IntoIterator<Item = Field>>,
@@ -287,13 +287,13 @@ impl PendingFolder {
     ///
     /// # Errors
     /// If the temporary folder cannot be made.
-    pub fn new(target: &Path) -> Result<Self> {
+    pub(crate) fn new(target: &Path) -> Result<Self> {
         let temporary = temporary_folder(target).map_err(Error::io("create", target))?;
         Ok(Self { temporary, target: target.to_path_buf() })
     }
 
     /// Where the files are written meanwhile.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.temporary.path()
     }
 
@@ -312,7 +312,7 @@ impl PendingFolder {
     ///
     /// # Errors
     /// If a folder cannot be renamed or synced.
-    pub fn publish(mut self) -> Result<()> {
+    pub(crate) fn publish(mut self) -> Result<()> {
         sync_folder(self.path())?;
         if self.target.exists() {
             remove_folder(&self.target)?;
@@ -328,7 +328,7 @@ impl PendingFolder {
 ///
 /// # Errors
 /// If it cannot be renamed or removed.
-pub fn remove_folder(folder: &Path) -> Result<()> {
+pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
     let hidden = temporary_folder(folder).map_err(Error::io("remove", folder))?;
     fs::rename(folder, hidden.path().join("removed")).map_err(Error::io("remove", folder))?;
     forget(hidden.path());
@@ -339,7 +339,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If the folder cannot be read or a leftover cannot be removed.
-pub fn remove_leftovers(folder: &Path) -> Result<()> {
+pub(crate) fn remove_leftovers(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
         if !is_leftover(&entry.file_name()) {

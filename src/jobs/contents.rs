@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     hidden,
-    marker::{MARKER, Marker, State, Written, name_of},
+    marker::{MARKER, Marker, OutputFile, OutputState, name_of},
 };
 use crate::{
     error::{Error, Result},
@@ -16,7 +16,7 @@ use crate::{
 
 /// What a folder of a command's holds while the command has not ended: names with `/`, in which `*` stands for anything within one
 /// part. By these alone is it known what a process that was killed wrote.
-pub(crate) type Layout = &'static [&'static str];
+pub(crate) type FolderPatterns = &'static [&'static str];
 
 /// An output that is looked through.
 pub(super) struct Scope<'a> {
@@ -32,7 +32,9 @@ impl Scope<'_> {
         if self.marker.vouches_for(&name, path)? {
             return Ok(true);
         }
-        if self.marker.state != State::Complete && self.layout.iter().any(|pattern| matches(pattern, &name)) {
+        if self.marker.state != OutputState::Complete
+            && self.layout.iter().any(|pattern| matches(pattern, &name))
+        {
             return Ok(true);
         }
         let file_name = name_of(path.file_name().unwrap_or_default());
@@ -92,7 +94,7 @@ pub(super) fn name_below(root: &Path, path: &Path) -> String {
     below.iter().map(name_of).collect::<Vec<_>>().join("/")
 }
 
-/// Whether a name fits a pattern of a [`Layout`].
+/// Whether a name fits a pattern of a [`FolderPatterns`].
 pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let (patterns, names) = (pattern.split('/'), name.split('/'));
     pattern.matches('/').count() == name.matches('/').count()
@@ -106,17 +108,17 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
 
 /// Writes the marker of a complete folder. Of outputs within it that have markers of their own nothing is said, nor of what the command
 /// does not write: where there is no layout, nobody else can have put anything there.
-pub(super) fn describe(command: &str, folder: &Path, layout: Layout) -> Result<()> {
+pub(super) fn describe(command: &str, folder: &Path, layout: FolderPatterns) -> Result<()> {
     let mut files = Vec::new();
     list(folder, "", &mut files)?;
     if !layout.is_empty() {
         files.retain(|written| layout.iter().any(|pattern| matches(pattern, &written.name)));
     }
     files.sort_by(|left, right| left.name.cmp(&right.name));
-    Marker::new(command, State::Complete, files).write(&folder.join(MARKER))
+    Marker::new(command, OutputState::Complete, files).write(&folder.join(MARKER))
 }
 
-fn list(folder: &Path, prefix: &str, files: &mut Vec<Written>) -> Result<()> {
+fn list(folder: &Path, prefix: &str, files: &mut Vec<OutputFile>) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
         let (path, name) = (entry.path(), name_of(&entry.file_name()));
@@ -126,9 +128,9 @@ fn list(folder: &Path, prefix: &str, files: &mut Vec<Written>) -> Result<()> {
                 list(&path, &format!("{prefix}{name}/"), files)?;
             }
         } else if about.is_symlink() {
-            files.push(Written::link(&path, format!("{prefix}{name}"))?);
+            files.push(OutputFile::link(&path, format!("{prefix}{name}"))?);
         } else if !name.starts_with('.') && !Marker::beside(&path).exists() {
-            files.push(Written::of(&path, format!("{prefix}{name}"))?);
+            files.push(OutputFile::of(&path, format!("{prefix}{name}"))?);
         }
     }
     Ok(())

@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(crate) use super::contents::Layout;
+pub(crate) use super::contents::FolderPatterns;
 use super::{
     Claim, OTHER, beside,
     contents::{Other, Scope, describe, marked_in, matches, name_below},
     hidden,
     lock::{Lock, is_lock},
-    marker::{MARKER, Marker, NEW, State, Written},
+    marker::{MARKER, Marker, NEW, OutputFile, OutputState},
     output::{make_staging, rename},
     refuse, refuse_inputs, remove, resolved,
 };
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct OutputFolder {
     command: &'static str,
-    layout: Layout,
+    layout: FolderPatterns,
     target: PathBuf,
     overwrite: bool,
     lock: Lock,
@@ -50,7 +50,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// [`Error::Output`] if it is an input or holds one, or is a file; [`Error::Locked`] if another process writes it.
-    pub(crate) fn claim(claim: &Claim<'_>, target: &Path, layout: Layout) -> Result<Self> {
+    pub(crate) fn claim(claim: &Claim<'_>, target: &Path, layout: FolderPatterns) -> Result<Self> {
         let absolute = std::path::absolute(target).map_err(Error::io("resolve", target))?;
         fs::create_dir_all(folder_of(&absolute)).map_err(Error::io("create", target))?;
         let target = resolved(target)?;
@@ -84,8 +84,8 @@ impl OutputFolder {
     fn recover(&self) -> Result<()> {
         let (staging, replaced) = (self.staging(), self.replaced());
         let at = |folder: &Path| Marker::read(&folder.join(MARKER));
-        let complete = at(&self.target)?.is_some_and(|marker| marker.state == State::Complete);
-        if at(&staging)?.is_some_and(|marker| marker.state != State::Pending) {
+        let complete = at(&self.target)?.is_some_and(|marker| marker.state == OutputState::Complete);
+        if at(&staging)?.is_some_and(|marker| marker.state != OutputState::Pending) {
             // It has changed places with the new one.
             if !self.target.exists() {
                 rename_synced(&staging, &self.target)?;
@@ -129,7 +129,7 @@ impl OutputFolder {
             return Ok(Present::Nothing);
         }
         match self.marker()? {
-            Some(marker) if marker.state == State::Complete => Ok(Present::Complete),
+            Some(marker) if marker.state == OutputState::Complete => Ok(Present::Complete),
             Some(_) => Ok(Present::Unfinished),
             None => Err(refuse(
                 &self.target,
@@ -305,7 +305,7 @@ impl OutputFolder {
     /// # Errors
     /// [`Error::Output`] that names the first such file.
     pub(crate) fn expect_listed(&self) -> Result<()> {
-        let marker = self.marker()?.filter(|marker| marker.state == State::Complete);
+        let marker = self.marker()?.filter(|marker| marker.state == OutputState::Complete);
         for written in marker.iter().flat_map(|marker| &marker.files) {
             let path = self.target.join(&written.name);
             if path.exists() && !written.is_unchanged(&path)? {
@@ -317,15 +317,15 @@ impl OutputFolder {
 
     /// Lists these files of the folder, which is complete now.
     pub(crate) fn complete_with(&self, files: &[PathBuf]) -> Result<()> {
-        let of = |path: &PathBuf| Written::of(path, name_below(&self.target, &resolved(path)?));
+        let of = |path: &PathBuf| OutputFile::of(path, name_below(&self.target, &resolved(path)?));
         let files = files.iter().map(of).collect::<Result<_>>()?;
-        Marker::new(self.command, State::Complete, files).write(&self.target.join(MARKER))
+        Marker::new(self.command, OutputState::Complete, files).write(&self.target.join(MARKER))
     }
 
     /// Begins to write within the folder, which is there and empty afterwards or holds what was there.
     pub(crate) fn begin_in_place(&self) -> Result<()> {
         fs::create_dir_all(&self.target).map_err(Error::io("create", &self.target))?;
-        Marker::new(self.command, State::Unfinished, Vec::new()).write(&self.target.join(MARKER))
+        Marker::new(self.command, OutputState::Unfinished, Vec::new()).write(&self.target.join(MARKER))
     }
 
     /// Removes everything within an output of this command's but the marker, after [`expect_own`](Self::expect_own).
@@ -373,7 +373,7 @@ impl OutputFolder {
         self.lock.expect_held()?;
         self.refuse_present(self.overwrite)?;
         let (staging, replaced) = (self.staging(), self.replaced());
-        Marker::new(self.command, State::Unfinished, Vec::new()).write(&staging.join(MARKER))?;
+        Marker::new(self.command, OutputState::Unfinished, Vec::new()).write(&staging.join(MARKER))?;
         if !self.target.exists() {
             return rename_synced(&staging, &self.target);
         }

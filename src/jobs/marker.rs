@@ -21,7 +21,7 @@ pub(crate) const MARKER: &str = ".alchemist.json";
 /// How far an output is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum State {
+pub(crate) enum OutputState {
     /// It is written under another name and can be discarded.
     Pending,
     /// It has its name, and its command has not ended. Of a folder the files are known by their names alone.
@@ -32,14 +32,14 @@ pub(crate) enum State {
 
 /// A file of an output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Written {
+pub(crate) struct OutputFile {
     /// Its path below the output's folder, with `/`.
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
 }
 
-impl Written {
+impl OutputFile {
     /// Describes a file as it is now.
     pub(crate) fn of(path: &Path, name: String) -> Result<Self> {
         let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
@@ -73,9 +73,9 @@ pub(crate) struct Marker {
     /// The command that wrote it.
     pub(crate) command: String,
     version: String,
-    pub(crate) state: State,
+    pub(crate) state: OutputState,
     /// Its files.
-    pub(crate) files: Vec<Written>,
+    pub(crate) files: Vec<OutputFile>,
     /// Of files: the one that the marker lies beside. A copy beside another one says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) output: Option<String>,
@@ -87,13 +87,13 @@ pub(crate) struct Marker {
     pub(crate) rating_column: Option<String>,
     /// While files are being replaced: those that had their names before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) former: Vec<Written>,
+    pub(crate) former: Vec<OutputFile>,
 }
 
 impl Marker {
     const FORMAT: u32 = 1;
 
-    pub(crate) fn new(command: &str, state: State, files: Vec<Written>) -> Self {
+    pub(crate) fn new(command: &str, state: OutputState, files: Vec<OutputFile>) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self {
             format: Self::FORMAT,
@@ -157,7 +157,7 @@ impl Marker {
     }
 
     /// What it says of a file.
-    pub(crate) fn of(&self, name: &str) -> impl Iterator<Item = &Written> {
+    pub(crate) fn of(&self, name: &str) -> impl Iterator<Item = &OutputFile> {
         self.files.iter().chain(&self.former).filter(move |written| written.name == name)
     }
 
@@ -202,7 +202,7 @@ pub(crate) fn name_of(name: &OsStr) -> String {
 /// [`Error::Output`] if so.
 pub(crate) fn expect_settled(path: &Path) -> Result<()> {
     let Some(marker) = Marker::read_beside(path)? else { return Ok(()) };
-    if marker.state == State::Complete || marker.files.len() < 2 {
+    if marker.state == OutputState::Complete || marker.files.len() < 2 {
         return Ok(());
     }
     Err(super::refuse(

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Claim, OTHER, beside, hidden,
     lock::Lock,
-    marker::{MARKER, Marker, NEW, State, Written, name_of, remove_leftover},
+    marker::{MARKER, Marker, NEW, OutputFile, OutputState, name_of, remove_leftover},
     refuse, refuse_inputs, remove, resolved,
 };
 use crate::{
@@ -126,7 +126,7 @@ impl Output {
     /// If a name was taken meanwhile, the disk is full, or a rename is refused.
     pub(crate) fn publish(self) -> Result<()> {
         let mut marker = self.name_files()?;
-        marker.state = State::Complete;
+        marker.state = OutputState::Complete;
         marker.former.clear();
         marker.replaces = false;
         marker.write(&Marker::beside(&self.primary))
@@ -157,7 +157,7 @@ impl Output {
         for name in &names {
             let staged = self.staging.join(name);
             File::open(&staged).and_then(|file| file.sync_all()).map_err(Error::io("write", &staged))?;
-            files.push(Written::of(&staged, name_of(name))?);
+            files.push(OutputFile::of(&staged, name_of(name))?);
         }
         // What is there may have been changed since the command began.
         self.lock.expect_held()?;
@@ -171,11 +171,13 @@ impl Output {
             .as_ref()
             .map_or(Vec::new(), |marker| marker.files.iter().chain(&marker.former).cloned().collect());
         let path = Marker::beside(&self.primary);
-        let mut marker = Marker::new(self.command, State::Unfinished, files);
+        let mut marker = Marker::new(self.command, OutputState::Unfinished, files);
         marker.former.clone_from(&former);
         marker.output = Some(name_of(self.primary.file_name().unwrap_or_default()));
-        marker.replaces =
-            self.former.as_ref().is_some_and(|marker| marker.state == State::Complete || marker.replaces);
+        marker.replaces = self
+            .former
+            .as_ref()
+            .is_some_and(|marker| marker.state == OutputState::Complete || marker.replaces);
         marker.rating_column.clone_from(&self.rating_column);
         marker.write(&path)?;
         for name in &names {
@@ -235,7 +237,7 @@ fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()
             format!("already exists and {whose}, so it is not replaced; move it away or {OTHER}"),
         ));
     };
-    let stopped = marker.state != State::Complete && !marker.replaces;
+    let stopped = marker.state != OutputState::Complete && !marker.replaces;
     if !claim.overwrite && !stopped {
         return Err(refuse(output, format!("already exists; pass --overwrite or {OTHER}")));
     }
@@ -293,7 +295,7 @@ pub(super) fn make_staging(staging: &Path, command: &str) -> Result<()> {
         Err(error) => return Err(Error::io("create", staging)(error)),
     }
     if Marker::read(&staging.join(MARKER))?.is_none_or(|marker| marker.command != command) {
-        Marker::new(command, State::Pending, Vec::new()).write(&staging.join(MARKER))?;
+        Marker::new(command, OutputState::Pending, Vec::new()).write(&staging.join(MARKER))?;
     }
     Ok(())
 }

@@ -11,10 +11,10 @@ pub trait Progress {
     fn note(&mut self, _sentence: &str) {}
 
     /// The training step `step` of `total`, counted from 0, is done on so many samples.
-    fn step(&mut self, _step: u64, _total: u64, _samples: usize, _measurements: &Measurements) {}
+    fn step(&mut self, _step: u64, _total: u64, _samples: usize, _metrics: &Metrics) {}
 
     /// The model was measured on the validation set after so many steps.
-    fn validated(&mut self, _steps: u64, _measurements: &Measurements) {}
+    fn validated(&mut self, _steps: u64, _metrics: &Metrics) {}
 }
 
 impl Progress for () {
@@ -23,14 +23,14 @@ impl Progress for () {
 
 /// What a training step or a validation measured.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Measurements {
+pub struct Metrics {
     /// A few of the values in words.
     pub summary: String,
     /// All values, under the tags that they have in an event file.
     pub values: Vec<(&'static str, f64)>,
 }
 
-impl Measurements {
+impl Metrics {
     /// The value of a tag, if it was measured.
     pub fn value(&self, tag: &str) -> Option<f64> {
         self.values.iter().find(|(name, _)| *name == tag).map(|(_, value)| *value)
@@ -44,9 +44,9 @@ mod tests {
     #[test]
     fn a_value_is_found_by_its_whole_tag() {
         let values = vec![("loss/validation_tail", 2.0), ("loss/validation", 1.0)];
-        let measurements = Measurements { summary: String::new(), values };
-        assert_eq!(measurements.value("loss/validation"), Some(1.0));
-        assert_eq!(measurements.value("loss/validation_tail"), Some(2.0));
-        assert_eq!(measurements.value("loss"), None);
+        let metrics = Metrics { summary: String::new(), values };
+        assert_eq!(metrics.value("loss/validation"), Some(1.0));
+        assert_eq!(metrics.value("loss/validation_tail"), Some(2.0));
+        assert_eq!(metrics.value("loss"), None);
     }
 }

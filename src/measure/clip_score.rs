@@ -11,7 +11,7 @@ use super::{
 use crate::{
     encode::{
         TextEncoder,
-        pretrained::{Kind, Pretrained, Settings},
+        pretrained::{EncoderKind, Pretrained, PretrainedSettings},
         transformer::Linear,
     },
     engine::Tensor,
@@ -27,7 +27,7 @@ use crate::{
 const PROJECTION: &str = "text_projection.weight";
 
 /// CLIP's tower of captions with its projection.
-pub struct ClipText {
+pub struct ProjectedClipText {
     encoder: Pretrained,
     /// `[D, C]`.
     projection: Linear,
@@ -35,15 +35,16 @@ pub struct ClipText {
     digest: String,
 }
 
-impl ClipText {
+impl ProjectedClipText {
     /// Reads the tower of captions of a whole CLIP, the tokenizer being in the folder.
     ///
     /// # Errors
     /// If it holds no such tower, projection or tokenizer, or a file is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let folder = folder_of(path);
-        let settings = Settings { path: folder, tokens: None, channels: None, mean_over_padding: false };
-        let encoder = Pretrained::open(Kind::Clip, settings)?;
+        let settings =
+            PretrainedSettings { path: folder, tokens: None, channels: None, mean_over_padding: false };
+        let encoder = Pretrained::open(EncoderKind::Clip, settings)?;
         let weight = Weights::open(path)?.network(&[PROJECTION]).read(PROJECTION)?;
         if !matches!(*weight.shape(), [_, channels] if channels == encoder.channels()) {
             return Err(Error::Checkpoint {
@@ -60,7 +61,7 @@ impl ClipText {
     }
 
     /// All that the embeddings depend on, weights by their SHA-256.
-    pub fn identity(&self) -> String {
+    pub(crate) fn identity(&self) -> String {
         format!("{} {}", self.encoder.fingerprint(), self.digest)
     }
 
@@ -85,7 +86,7 @@ pub struct ClipScore {
 }
 
 /// What a CLIP-Score by these towers is called.
-pub fn clip_score_name(image: &ClipImage) -> String {
+pub(crate) fn clip_score_name(image: &ClipImage) -> String {
     format!("CLIP-Score, mean of max(100 · cos, 0), {}", image.name())
 }
 
@@ -95,7 +96,7 @@ pub fn clip_score_name(image: &ClipImage) -> String {
 /// If there is no pair, the towers do not fit each other, one refuses its input, or the user interrupts.
 pub fn clip_score(
     image: &ClipImage,
-    text: &ClipText,
+    text: &ProjectedClipText,
     pictures: &[Pictured],
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
@@ -128,14 +129,14 @@ pub fn clip_score(
         return Err(none_usable(&captioned, &failed));
     }
     if pairs == 0 {
-        return Err(Error::invalid(
+        return Err(Error::not_enough_data(
             "CLIP-Score needs pictures with captions, but there are none that can be used",
         ));
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
     let value = sum / pairs as f64;
     if !value.is_finite() {
-        return Err(Error::invalid(
+        return Err(Error::not_finite(
             "CLIP gives an embedding of length 0 or one that is not finite; its weights are damaged",
         ));
     }

@@ -33,7 +33,7 @@ pub struct Moments {
 
 impl Moments {
     /// Of no features yet, of `dimensions` numbers each (`D`).
-    pub fn new(dimensions: usize) -> Self {
+    pub(crate) fn new(dimensions: usize) -> Self {
         Self {
             dimensions,
             count: 0,
@@ -47,7 +47,7 @@ impl Moments {
     ///
     /// # Errors
     /// If the shape does not fit, or a number is not finite.
-    pub fn add(&mut self, features: &Tensor) -> Result<()> {
+    pub(crate) fn add(&mut self, features: &Tensor) -> Result<()> {
         if self.dimensions == 0 || !matches!(*features.shape(), [_, columns] if columns == self.dimensions) {
             return Err(Error::shape(
                 OP,
@@ -60,7 +60,7 @@ impl Moments {
         }
         for row in features.to_f64_vec()?.chunks_exact(self.dimensions) {
             if row.iter().any(|value| !value.is_finite()) {
-                return Err(Error::invalid(format!(
+                return Err(Error::not_finite(format!(
                     "the features of picture {} are not finite; the weights are damaged or of another network",
                     self.count()
                 )));
@@ -74,7 +74,7 @@ impl Moments {
     }
 
     /// Rows so far (`N`).
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count + self.waiting.len() / self.dimensions.max(1)
     }
 
@@ -109,10 +109,10 @@ impl Moments {
     /// # Errors
     /// If there are fewer than two rows, or the covariance cannot be decomposed.
     #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
-    pub fn finish(mut self) -> Result<Gaussian> {
+    pub(crate) fn finish(mut self) -> Result<Gaussian> {
         self.fold();
         if self.count < 2 {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "a Fréchet distance needs at least 2 pictures on either side, but there {} {}",
                 if self.count == 1 { "is" } else { "are" },
                 self.count
@@ -167,13 +167,8 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// The pictures that it was made of (`N`).
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
     /// Numbers of a feature (`D`).
-    pub fn dimensions(&self) -> usize {
+    pub(crate) fn dimensions(&self) -> usize {
         self.mean.len()
     }
 }

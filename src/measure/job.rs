@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clip_image::ClipImage,
-    clip_score::{ClipText, clip_score, clip_score_name},
+    clip_score::{ProjectedClipText, clip_score, clip_score_name},
     frechet::{Gaussian, frechet_distance},
     inception::Inception,
     pictures::Pictured,
@@ -47,9 +47,9 @@ impl FromStr for Features {
             "tokenizer" => Ok(Self::Tokenizer),
             "clip" => Ok(Self::Clip),
             "inception" => Ok(Self::Inception),
-            _ => {
-                Err(Error::invalid(format!("`{name}` is none of the features tokenizer, clip and inception")))
-            }
+            _ => Err(Error::argument(format!(
+                "`{name}` is none of the features tokenizer, clip and inception"
+            ))),
         }
     }
 }
@@ -70,7 +70,7 @@ pub struct Choice {
 /// A number and what it says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Measure {
+pub struct Measurement {
     /// What exactly was measured.
     pub name: String,
     /// The number.
@@ -86,7 +86,7 @@ pub struct Measure {
 /// The networks of the measures, opened.
 pub struct Measurer {
     spaces: Vec<Arc<dyn FeatureSpace>>,
-    score: Option<(Arc<ClipImage>, ClipText)>,
+    score: Option<(Arc<ClipImage>, ProjectedClipText)>,
 }
 
 /// The pictures compared with: their Gaussian in each space.
@@ -120,13 +120,13 @@ impl Measurer {
                 Features::Clip => match &image {
                     Some(image) => spaces.push(Arc::clone(image) as Arc<dyn FeatureSpace>),
                     None => {
-                        return Err(Error::invalid("features of CLIP need its weights: give --clip FOLDER"));
+                        return Err(Error::argument("features of CLIP need its weights: give --clip FOLDER"));
                     }
                 },
                 Features::Inception => match &choice.inception {
                     Some(path) => spaces.push(Arc::new(Inception::open(path, choice.decode)?)),
                     None => {
-                        return Err(Error::invalid(
+                        return Err(Error::argument(
                             "features of Inception-v3 need its weights: give --inception FILE",
                         ));
                     }
@@ -134,11 +134,11 @@ impl Measurer {
             }
         }
         let score = match (image, &choice.clip) {
-            (Some(image), Some(path)) => Some((image, ClipText::open(path)?)),
+            (Some(image), Some(path)) => Some((image, ProjectedClipText::open(path)?)),
             _ => None,
         };
         if spaces.is_empty() && score.is_none() {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "there is nothing to measure: name features, or give --clip FOLDER for CLIP-Score",
             ));
         }
@@ -146,12 +146,12 @@ impl Measurer {
     }
 
     /// Numbers of the longest features of a distance: with no more pictures than these a covariance is singular.
-    pub fn dimensions(&self) -> usize {
+    pub(crate) fn dimensions(&self) -> usize {
         self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
     }
 
     /// All that the numbers depend on besides the pictures, weights by their SHA-256.
-    pub fn identity(&self) -> String {
+    pub(crate) fn identity(&self) -> String {
         let spaces = self.spaces.iter().map(|space| space.identity());
         let score = self
             .score
@@ -191,7 +191,7 @@ impl Measurer {
         references: Option<&References>,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
-    ) -> Result<(Vec<Measure>, Vec<FailedRecord>)> {
+    ) -> Result<(Vec<Measurement>, Vec<FailedRecord>)> {
         let (mut measures, mut failed) = (Vec::new(), BTreeMap::new());
         for (space, reference) in
             self.spaces.iter().zip(references.iter().flat_map(|references| &references.0))
@@ -200,7 +200,7 @@ impl Measurer {
             note(&mut failed, left_out);
             let distance =
                 interrupt.while_reading(NOT_MEASURED, || frechet_distance(&generated, reference))?;
-            measures.push(Measure {
+            measures.push(Measurement {
                 name: space.distance_name(),
                 value: distance.value,
                 generated: distance.pictures[0] as u64,
@@ -212,7 +212,7 @@ impl Measurer {
             if pictures.iter().any(|picture| picture.caption.is_some()) {
                 let score = clip_score(image, text, pictures, interrupt, progress)?;
                 note(&mut failed, score.failed);
-                measures.push(Measure {
+                measures.push(Measurement {
                     name: clip_score_name(image),
                     value: score.value,
                     generated: score.pairs as u64,
@@ -261,7 +261,7 @@ fn placed(
 ///
 /// # Errors
 /// If it cannot be loaded or fitted, or the user interrupts.
-pub fn tokenizer_of_config(
+pub(crate) fn tokenizer_of_config(
     config: &Config,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,

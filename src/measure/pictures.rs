@@ -60,10 +60,13 @@ pub fn pictures(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Resu
     let prompts = prompt_folders(path)?;
     let found = if prompts.is_empty() { of_folder(path)? } else { of_prompts(path, &prompts)? };
     if found.is_empty() {
-        return Err(Error::invalid(format!(
-            "{} holds no picture: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
-            path.display()
-        )));
+        return Err(Error::input(
+            path,
+            format!(
+                "{} holds no picture: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
+                path.display()
+            ),
+        ));
     }
     Ok(found)
 }

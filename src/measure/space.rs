@@ -58,7 +58,7 @@ pub struct TokenizerFeatures {
 
 impl TokenizerFeatures {
     /// Of a tokenizer, pictures being decoded in this way and brought to its side.
-    pub fn new(tokenizer: Box<dyn ImageTokenizer>, preprocess: Preprocess) -> Self {
+    pub(crate) fn new(tokenizer: Box<dyn ImageTokenizer>, preprocess: Preprocess) -> Self {
         let preprocess = Preprocess { side: tokenizer.image_side(), ..preprocess };
         Self { tokenizer, preprocess }
     }
@@ -163,7 +163,7 @@ pub(super) fn each(
 /// Why nothing can be measured: the reasons with their counts.
 pub(super) fn none_usable(pictures: &[Pictured], failed: &[FailedRecord]) -> Error {
     let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
-    Error::invalid(format!("none of {} images can be used: {reasons}", pictures.len()))
+    Error::not_enough_data(format!("none of {} images can be used: {reasons}", pictures.len()))
 }
 
 /// The Gaussian of the pictures' features, and the pictures that were left out.

@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// Released ε of every layer norm.
-pub const EPSILON: f64 = 1e-6;
+pub(crate) const EPSILON: f64 = 1e-6;
 
 /// A linear layer's parameters.
 #[derive(Clone, Debug)]
-pub struct LinearLayer {
+pub(crate) struct LinearLayer {
     weight: ParameterId,
     biases: Vec<Bias>,
 }
@@ -38,7 +38,7 @@ impl LinearLayer {
     ///
     /// # Errors
     /// If a name is taken.
-    pub fn new(init: &mut Initialiser<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
+    pub(crate) fn new(init: &mut Initialiser<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
         let weight = init.weight(&format!("{name}.weight"), &[outputs, inputs], 1.0)?;
         let bias = init.zeros(&format!("{name}.bias"), &[outputs])?;
         Ok(Self { weight, biases: vec![Bias { parameter: bias, column: 0 }] })
@@ -48,13 +48,8 @@ impl LinearLayer {
     ///
     /// # Errors
     /// If the sizes do not fit.
-    pub fn forward(&self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
+    pub(crate) fn forward(&self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
         linear(tape, x, self.weight, &self.biases)
-    }
-
-    /// The weight.
-    pub fn weight(&self) -> ParameterId {
-        self.weight
     }
 }
 
@@ -97,13 +92,6 @@ pub struct Cache {
     scales: usize,
 }
 
-impl Cache {
-    /// The scales so far: the next one's number.
-    pub fn scales(&self) -> usize {
-        self.scales
-    }
-}
-
 /// The factors of drop-path in one forward pass: for each of a block's two branches, and each block, one a sample, `[B]`,
 /// or nothing where none is dropped.
 #[derive(Clone, Debug, Default)]
@@ -127,7 +115,7 @@ pub enum Mode<'a> {
 
 /// Everything of a network below its head.
 #[derive(Clone, Debug)]
-pub struct Backbone {
+pub(crate) struct Backbone {
     encoder_proj: LinearLayer,
     embed: PatchEmbed,
     modulation: Option<(ParameterId, LinearLayer, LinearLayer)>,
@@ -141,10 +129,10 @@ impl Backbone {
     ///
     /// # Errors
     /// If the sizes do not fit together.
-    pub fn new(init: &mut Initialiser<'_>, config: &BackboneConfig) -> Result<Self> {
+    pub(crate) fn new(init: &mut Initialiser<'_>, config: &BackboneConfig) -> Result<Self> {
         let BackboneConfig { width, heads, depth, .. } = *config;
         if heads == 0 || width % heads != 0 || (width / heads) % 4 != 0 {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "a width of {width} does not split into {heads} heads of 4n channels"
             )));
         }
@@ -187,24 +175,24 @@ impl Backbone {
     }
 
     /// All tokens of the pyramid, of which other layouts are parts.
-    pub fn layout(&self) -> &Layout {
+    pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
 
     /// The same network for a part of the pyramid's tokens.
     #[must_use]
-    pub fn with_layout(&self, layout: Layout) -> Self {
+    pub(crate) fn with_layout(&self, layout: Layout) -> Self {
         let embed = self.embed.with_tokens(Arc::clone(&layout.levels), &layout.places);
         Self { embed, layout, ..self.clone() }
     }
 
     /// A cache for a pyramid that has no scale yet.
-    pub fn cache(&self) -> Cache {
+    pub(crate) fn cache(&self) -> Cache {
         Cache { blocks: vec![BlockCache::default(); self.blocks.len()], scales: 0 }
     }
 
     /// The parameters that a forward pass reads more than once.
-    pub fn repeated(&self) -> &[ParameterId] {
+    pub(crate) fn repeated(&self) -> &[ParameterId] {
         &self.repeated
     }
 
@@ -213,7 +201,7 @@ impl Backbone {
     ///
     /// # Errors
     /// Never, as there is a factor for each sample.
-    pub fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
+    pub(crate) fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
         let branch = |rate: f64, branch: u64| -> Result<Option<Tensor>> {
             if rate <= 0.0 {
                 return Ok(None);
@@ -232,7 +220,7 @@ impl Backbone {
     ///
     /// # Errors
     /// If the sizes do not fit.
-    pub fn forward(
+    pub(crate) fn forward(
         &self,
         tape: &mut Tape<'_>,
         input: &Tensor,
@@ -259,7 +247,7 @@ impl Backbone {
     ///
     /// # Errors
     /// If the pyramid has all its scales, or the sizes do not fit.
-    pub fn forward_scale(
+    pub(crate) fn forward_scale(
         &self,
         tape: &mut Tape<'_>,
         input: &Tensor,

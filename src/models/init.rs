@@ -10,7 +10,7 @@ use crate::{
 
 /// Declares parameters in order and draws their first values, each from a stream of its own name's place, all at once in the
 /// end.
-pub struct Initialiser<'a> {
+pub(crate) struct Initialiser<'a> {
     parameters: &'a mut Parameters,
     deviation: f64,
     position_deviation: f64,
@@ -34,7 +34,7 @@ struct Drawn {
 
 impl<'a> Initialiser<'a> {
     /// An initialiser for the network of `config`.
-    pub fn new(
+    pub(crate) fn new(
         parameters: &'a mut Parameters,
         config: &BackboneConfig,
         dtype: DType,
@@ -97,7 +97,7 @@ impl<'a> Initialiser<'a> {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn weight(&mut self, name: &str, shape: &[usize], factor: f64) -> Result<ParameterId> {
+    pub(crate) fn weight(&mut self, name: &str, shape: &[usize], factor: f64) -> Result<ParameterId> {
         let deviation = self.deviation * factor;
         self.normal(name, shape, deviation, usize::MAX, deviation)
     }
@@ -106,7 +106,7 @@ impl<'a> Initialiser<'a> {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn head(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
+    pub(crate) fn head(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         let factor = self.head;
         self.weight(name, shape, factor)
     }
@@ -115,7 +115,7 @@ impl<'a> Initialiser<'a> {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn positions(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
+    pub(crate) fn positions(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         let deviation = self.position_deviation;
         self.normal(name, shape, deviation, usize::MAX, deviation)
     }
@@ -124,7 +124,7 @@ impl<'a> Initialiser<'a> {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn modulation(&mut self, name: &str, width: usize) -> Result<ParameterId> {
+    pub(crate) fn modulation(&mut self, name: &str, width: usize) -> Result<ParameterId> {
         let (gate, rest) = (self.gate, self.scale_shift);
         let base = 1.0 / (width as f64).sqrt();
         self.normal(name, &[1, 1, 6, width], base * gate, 2 * width, base * rest)
@@ -134,7 +134,7 @@ impl<'a> Initialiser<'a> {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn constant(&mut self, name: &str, shape: &[usize], value: f64) -> Result<ParameterId> {
+    pub(crate) fn constant(&mut self, name: &str, shape: &[usize], value: f64) -> Result<ParameterId> {
         let values = vec![value; shape.iter().product()];
         self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype)?)
     }
@@ -143,7 +143,7 @@ impl<'a> Initialiser<'a> {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn zeros(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
+    pub(crate) fn zeros(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         self.constant(name, shape, 0.0)
     }
 }

@@ -1,10 +1,10 @@
 //! The two networks: the proxy (a scale-wise autoregressive text-to-image model, VAR/STAR) and the rater.
 
-pub mod block;
-pub mod init;
-pub mod layout;
-pub mod proxy;
-pub mod rater;
+pub(crate) mod block;
+pub(crate) mod init;
+pub(crate) mod layout;
+pub(crate) mod proxy;
+pub(crate) mod rater;
 
 pub use block::{Cache, DropPath, Mode};
 pub use layout::Layout;

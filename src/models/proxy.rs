@@ -40,7 +40,7 @@ impl Proxy {
     ///
     /// # Errors
     /// If the sizes do not fit together.
-    pub fn undrawn(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
+    pub(crate) fn undrawn(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
         Self::declared(config, dtype, None)
     }
 
@@ -141,7 +141,7 @@ impl Proxy {
     /// # Errors
     /// If the sizes do not fit.
     #[expect(clippy::too_many_arguments, reason = "what a loss is made of")]
-    pub fn weighted_loss(
+    pub(crate) fn weighted_loss(
         &self,
         tape: &mut Tape<'_>,
         input: &Tensor,

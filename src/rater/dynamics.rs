@@ -20,7 +20,7 @@ const LINES: usize = 5;
 
 /// What was recorded of every sample in one epoch.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recording {
+pub struct EpochDynamics {
     /// The epoch, counted from 0.
     pub epoch: u64,
     /// The samples' ids, in the order of all recordings of a run.
@@ -30,9 +30,9 @@ pub struct Recording {
     pub columns: Vec<Vec<f64>>,
 }
 
-impl Recording {
+impl EpochDynamics {
     /// A column by its name.
-    pub fn column(&self, name: &str) -> Option<&[f64]> {
+    pub(crate) fn column(&self, name: &str) -> Option<&[f64]> {
         let at = MEASURES.iter().chain(&["average"]).position(|measure| *measure == name)?;
         self.columns.get(at).map(Vec::as_slice)
     }
@@ -42,7 +42,7 @@ impl Recording {
 ///
 /// # Errors
 /// If one cannot be read, or is of other samples than the first.
-pub fn recordings(folder: &Path) -> Result<Vec<Recording>> {
+pub(crate) fn recordings(folder: &Path) -> Result<Vec<EpochDynamics>> {
     let mut found = Vec::new();
     if folder.exists() {
         for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
@@ -55,7 +55,7 @@ pub fn recordings(folder: &Path) -> Result<Vec<Recording>> {
         }
     }
     found.sort();
-    let mut all: Vec<Recording> = Vec::new();
+    let mut all: Vec<EpochDynamics> = Vec::new();
     for (epoch, path) in found {
         let recording = read(&path, epoch)?;
         if all.first().is_some_and(|first| first.ids != recording.ids) {
@@ -70,11 +70,12 @@ pub fn recordings(folder: &Path) -> Result<Vec<Recording>> {
     Ok(all)
 }
 
-fn read(path: &Path, epoch: u64) -> Result<Recording> {
+fn read(path: &Path, epoch: u64) -> Result<EpochDynamics> {
     let refuse =
         |line: Option<u64>, message: String| Error::Table { path: path.to_path_buf(), line, message };
     let mut table = csv::Reader::from_path(path).map_err(|error| refuse(None, error.to_string()))?;
-    let mut recording = Recording { epoch, ids: Vec::new(), columns: vec![Vec::new(); MEASURES.len() + 1] };
+    let mut recording =
+        EpochDynamics { epoch, ids: Vec::new(), columns: vec![Vec::new(); MEASURES.len() + 1] };
     let mut row = csv::StringRecord::new();
     loop {
         let line = table.position().line();
@@ -119,7 +120,7 @@ fn ranges(ratings: &[f64]) -> Vec<Vec<usize>> {
 ///
 /// # Errors
 /// If a recording cannot be read or a file cannot be written.
-pub fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
     let recordings = recordings(folder)?;
     let Some(ratings) = recordings.last().and_then(|last| last.column("rating")) else {
         return Ok(Vec::new());
@@ -129,7 +130,7 @@ pub fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     }
     let measures = ["loss", "gradient_norm", "product"];
-    let means = |recording: &Recording, samples: &[usize]| {
+    let means = |recording: &EpochDynamics, samples: &[usize]| {
         measures.map(|measure| {
             let column = recording.column(measure).unwrap_or_default();
             mean(samples.iter().filter_map(|&at| column.get(at).copied()))
@@ -165,7 +166,7 @@ pub fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The charts of figure 3, loss and gradient norm, each with a name; those of which something was measured.
-pub fn figures(recordings: &[Recording]) -> Vec<(&'static str, LossCurves)> {
+pub(crate) fn figures(recordings: &[EpochDynamics]) -> Vec<(&'static str, LossCurves)> {
     let Some(ratings) = recordings.last().and_then(|last| last.column("rating")) else {
         return Vec::new();
     };
@@ -203,7 +204,7 @@ pub fn figures(recordings: &[Recording]) -> Vec<(&'static str, LossCurves)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rater::{bilevel::StepReport, samples::Samples};
+    use crate::rater::{bilevel::StepReport, samples::SampleRecords};
 
     /// Forty samples whose loss falls with their rating, over two epochs.
     #[test]
@@ -211,7 +212,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let count = 40;
         let ids: Vec<String> = (0..count).map(|at| format!("sample {at}")).collect();
-        let mut samples = Samples::new(count, 0);
+        let mut samples = SampleRecords::new(count, 0);
         assert!(write_figure(folder.path()).unwrap().is_empty(), "nothing is recorded yet");
         for epoch in 0..2 {
             let places: Vec<usize> = (0..count).collect();

@@ -3,9 +3,9 @@
 pub mod attribute;
 pub mod bilevel;
 pub mod dynamics;
-pub mod page;
+pub(crate) mod page;
 mod parts;
-pub mod pictures;
+pub(crate) mod pictures;
 pub mod rules;
 pub mod samples;
 pub mod scorer;

@@ -12,18 +12,18 @@ use crate::{
     data::{Preprocess, Record, corpus::columns::absent, corruption::Flaw, load_picture},
     error::{Error, Result},
     rater::{
-        dynamics::{Recording, figures, recordings},
+        dynamics::{EpochDynamics, figures, recordings},
         pictures::records_of,
     },
     report::{
         contact_sheet::decile_samples,
-        page::{Cell, Page, Part, Section, Sheet, SheetDecile, Table, Tile, data_address, legend},
+        page::{Cell, Content, Page, Section, Sheet, SheetDecile, Table, Tile, data_address, legend},
         plot::{Kept, LossCurves, RatingHistogram, Series, loss_curves_svg, rating_histogram_svg},
         statistics::{auroc, mean_percentile},
     },
     select::{
         Keep, Ranking, Strategy,
-        ratings::{ColumnNames, RatingsTable},
+        ratings::{RatingColumns, RatingsTable},
         select,
     },
     training::run_directory::{METRICS, RunDirectory, metrics},
@@ -36,7 +36,7 @@ const NEIGHBOURS: usize = 2;
 const SIDE: usize = 96;
 
 /// Rated records and where their pictures are.
-pub struct Rated<'a> {
+pub(crate) struct Rated<'a> {
     /// Column names, and how pictures are read.
     pub config: &'a Config,
     /// The corpus.
@@ -55,7 +55,12 @@ pub struct Rated<'a> {
 ///
 /// # Errors
 /// If there is no rating, or a strategy does not fit.
-pub fn histogram_part(ratings: &[f64], strategies: &[Strategy], keep: Keep, seed: u64) -> Result<Part> {
+pub(crate) fn histogram_part(
+    ratings: &[f64],
+    strategies: &[Strategy],
+    keep: Keep,
+    seed: u64,
+) -> Result<Content> {
     let kept = strategies
         .iter()
         .map(|strategy| {
@@ -64,7 +69,7 @@ pub fn histogram_part(ratings: &[f64], strategies: &[Strategy], keep: Keep, seed
         .collect::<Result<Vec<_>>>()?;
     let histogram =
         RatingHistogram { title: "Ratings and what is kept of them".to_owned(), ratings, kept: &kept };
-    Ok(Part::Chart {
+    Ok(Content::Chart {
         svg: rating_histogram_svg(&histogram)?,
         caption: format!("All ratings, and those of the rows that each strategy keeps, {keep} of them."),
     })
@@ -94,7 +99,7 @@ impl Rated<'_> {
     ///
     /// # Errors
     /// If there is no rating or the corpus cannot be read. A picture that cannot be read is shown as such.
-    pub fn sheet(&self) -> Result<Part> {
+    pub(crate) fn sheet(&self) -> Result<Content> {
         let order = Ranking::new(&self.ratings)?.order().to_vec();
         let mut rank_of = vec![0usize; order.len()];
         order.iter().enumerate().for_each(|(rank, &row)| rank_of[row as usize] = rank);
@@ -138,7 +143,7 @@ impl Rated<'_> {
                 shown: found.map_or_else(Vec::new, |sample| sample.rows.iter().filter_map(place).collect()),
             }
         };
-        Ok(Part::Sheet(Sheet { rows: order.len(), tiles, deciles: (0..10).map(decile).collect() }))
+        Ok(Content::Sheet(Sheet { rows: order.len(), tiles, deciles: (0..10).map(decile).collect() }))
     }
 
     /// How the ratings treat each kind of record that a column of the corpus names: AUROC and mean percentile, and the kinds in
@@ -146,7 +151,7 @@ impl Rated<'_> {
     ///
     /// # Errors
     /// If there is no rating or the corpus cannot be read.
-    pub fn flaws(&self) -> Result<Vec<Part>> {
+    pub(crate) fn flaws(&self) -> Result<Vec<Content>> {
         let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
         let (header, records) = records_of(self.config, self.corpus, &wanted)?;
         let Some(column) = self.note_column.and_then(|name| header.iter().position(|column| column == name))
@@ -199,25 +204,25 @@ impl Rated<'_> {
             rows: (0..10).map(tenth).collect(),
         };
         Ok(vec![
-            Part::Text(
+            Content::Text(
                 "AUROC: the chance that a record with the flaw is rated below an unspoiled one; 0.5 is chance. Percentile: mean place \
                  in the ranking, 0 the best rated."
                     .to_owned(),
             ),
-            Part::Table(table),
+            Content::Table(table),
             legend(counts.keys().map(|&(place, kind)| (kind, place))),
-            Part::Table(tenths),
+            Content::Table(tenths),
         ])
     }
 }
 
 /// The place of a kind of record among all, which gives its colour; unknown ones come last.
-pub fn kind_number(kind: &str) -> usize {
+pub(crate) fn kind_number(kind: &str) -> usize {
     Flaw::ALL.iter().position(|known| known.name() == kind).unwrap_or(Flaw::ALL.len())
 }
 
 /// An AUROC as a bar from chance.
-pub fn auroc_cell(value: f64) -> Cell {
+pub(crate) fn auroc_cell(value: f64) -> Cell {
     Cell::Bar { share: value, from: 0.5, text: format!("{value:.2}") }
 }
 
@@ -237,15 +242,15 @@ fn picture(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::resu
 ///
 /// # Errors
 /// If a chart cannot be drawn.
-pub fn dynamics_parts(seen: &[Recording]) -> Result<Vec<Part>> {
+pub(crate) fn dynamics_parts(seen: &[EpochDynamics]) -> Result<Vec<Content>> {
     let chart = |(_, curves): (&str, LossCurves)| {
-        Ok(Part::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title })
+        Ok(Content::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title })
     };
     figures(seen).into_iter().map(chart).collect()
 }
 
 /// The loss of each sample in the last epoch of a run, by id.
-pub fn last_losses(seen: &[Recording]) -> HashMap<String, f64> {
+pub(crate) fn last_losses(seen: &[EpochDynamics]) -> HashMap<String, f64> {
     let Some(last) = seen.last() else { return HashMap::new() };
     let losses = last.column("loss").unwrap_or_default();
     let known = std::iter::zip(&last.ids, losses).filter(|(_, loss)| loss.is_finite());
@@ -254,7 +259,7 @@ pub fn last_losses(seen: &[Recording]) -> HashMap<String, f64> {
 
 /// What a page of a run is made of.
 #[derive(Clone, Debug)]
-pub struct RunPage {
+pub(crate) struct RunPage {
     /// The run of `train`.
     pub run: PathBuf,
     /// What `score` wrote; without it, the ratings of the last epoch are shown.
@@ -272,7 +277,7 @@ impl RunPage {
     ///
     /// # Errors
     /// If the run, the ratings or the corpus cannot be read, or the run has neither ratings nor recordings.
-    pub fn page(&self) -> Result<Page> {
+    pub(crate) fn page(&self) -> Result<Page> {
         let config = RunDirectory::config_of(&self.run)?;
         if RunDirectory::was_stopped(&self.run)? {
             tracing::warn!("{} has not come to its end", self.run.display());
@@ -282,10 +287,13 @@ impl RunPage {
             None => {
                 let path = config.data.train_csv()?.to_path_buf();
                 if !path.exists() {
-                    return Err(Error::invalid(format!(
-                        "the run was trained on {}, which is not there any more; name the corpus by --data FILE",
-                        path.display()
-                    )));
+                    return Err(Error::input(
+                        &path,
+                        format!(
+                            "the run was trained on {}, which is not there any more; name the corpus by --data FILE",
+                            path.display()
+                        ),
+                    ));
                 }
                 path
             }
@@ -326,7 +334,7 @@ impl RunPage {
         sections.push(Section {
             title: "Pairs by rating".to_owned(),
             parts: vec![
-                Part::Text(
+                Content::Text(
                     "Tenths of the ranking, the best rated first. A click shows a pair with its neighbours."
                         .to_owned(),
                 ),
@@ -343,9 +351,10 @@ impl RunPage {
         Ok(Page { title: format!("Ratings of {}", config.experiment), lead, sections })
     }
 
-    fn rated(&self, config: &Config, seen: &[Recording]) -> Result<(Vec<String>, Vec<f64>)> {
+    fn rated(&self, config: &Config, seen: &[EpochDynamics]) -> Result<(Vec<String>, Vec<f64>)> {
         if let Some(path) = &self.ratings {
-            let names = ColumnNames { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
+            let names =
+                RatingColumns { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
             let table = RatingsTable::read(path, &names)?;
             let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
             return Ok((ids, table.ratings));
@@ -356,10 +365,13 @@ impl RunPage {
         });
         let (ids, ratings): (Vec<String>, Vec<f64>) = pairs.map(|(id, rating)| (id.clone(), *rating)).unzip();
         if ids.is_empty() {
-            return Err(Error::invalid(format!(
-                "{} has recorded no ratings; give those that `score` writes by --ratings FILE",
-                self.run.display()
-            )));
+            return Err(Error::input(
+                &self.run,
+                format!(
+                    "{} has recorded no ratings; give those that `score` writes by --ratings FILE",
+                    self.run.display()
+                ),
+            ));
         }
         Ok((ids, ratings))
     }
@@ -387,7 +399,7 @@ impl RunPage {
         };
         let mut parts = Vec::new();
         if curves.series.iter().any(|series| !series.points.is_empty()) {
-            parts.push(Part::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title });
+            parts.push(Content::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title });
         }
         let last = lines.last();
         let number = |key: &str| last.and_then(|line| line[key].as_f64());
@@ -402,7 +414,8 @@ impl RunPage {
             let value = value?;
             Some(vec![Cell::Text(name.to_owned()), Cell::Number(format!("{value:.digits$}"), value)])
         });
-        parts.push(Part::Table(Table { header: vec![String::new(), String::new()], rows: rows.collect() }));
+        parts
+            .push(Content::Table(Table { header: vec![String::new(), String::new()], rows: rows.collect() }));
         Ok(Section { title: "Training".to_owned(), parts })
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         contact_sheet::{Thumbnail, contact_sheet, decile_samples},
         plot::{RatingHistogram, rating_histogram},
     },
-    select::ratings::{ColumnNames, RatingsTable},
+    select::ratings::{RatingColumns, RatingsTable},
 };
 
 /// Thumbnails a decile.
@@ -31,10 +31,10 @@ pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
 ///
 /// # Errors
 /// If the table or the corpus cannot be read, or a picture cannot be written.
-pub fn rating_pictures(
+pub(crate) fn rating_pictures(
     config: &Config,
     ratings: &Path,
-    columns: &ColumnNames,
+    columns: &RatingColumns,
     corpus_csv: &Path,
     note_column: Option<&str>,
 ) -> Result<Vec<PathBuf>> {

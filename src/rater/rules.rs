@@ -7,6 +7,6 @@
 #![doc = include_str!("../../docs/rules.md")]
 
 pub use crate::config::rules::{
-    ALIGNMENT, EXCESS, Geometry, LOSS, Needs, RULES, Rule, RuleEntry, RuleSettings, Scaling, Seen, Teaching,
-    Variant,
+    ALIGNMENT, EXCESS, Geometry, LOSS, Measurements, Needs, RULES, Rule, RuleEntry, RuleSettings, Scaling,
+    Teaching, Variant,
 };

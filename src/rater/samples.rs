@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// What is measured of a sample in an epoch, in the order of the columns of a recording.
-pub const MEASURES: [&str; 6] = ["loss", "gradient_norm", "product", "constant", "rating", "weight"];
+pub(crate) const MEASURES: [&str; 6] = ["loss", "gradient_norm", "product", "constant", "rating", "weight"];
 
 /// One number a training sample, and more.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Samples {
+pub struct SampleRecords {
     /// The running average of `−c_i`; no number before there is one.
     average: Vec<f64>,
     /// How many numbers are in it.
@@ -31,7 +31,7 @@ pub struct Samples {
     from_epoch: u64,
 }
 
-impl Samples {
+impl SampleRecords {
     /// Of `count` samples, of which nothing is known. Numbers of epochs before `from_epoch` enter the averages only until
     /// there are others.
     pub fn new(count: usize, from_epoch: u64) -> Self {
@@ -46,7 +46,7 @@ impl Samples {
     }
 
     /// What a batch of these samples is told before its step.
-    pub fn prior(&self, places: &[usize]) -> Prior {
+    pub(crate) fn prior(&self, places: &[usize]) -> Prior {
         let of = |&place: &usize| match self.counted[place] {
             0 => [0.0, 1.0],
             count => {
@@ -67,14 +67,14 @@ impl Samples {
     }
 
     /// What a batch of these samples is told once nothing new comes: their averages, no number where there is none.
-    pub fn settled(&self, places: &[usize]) -> Prior {
+    pub(crate) fn settled(&self, places: &[usize]) -> Prior {
         let averages = places.iter().map(|&place| [self.average[place], 0.0]).collect();
         Prior { averages, ..self.prior(places) }
     }
 
     /// Takes in what a step of `epoch` measured of the samples at `places`. Gives the places of those whose constant is no
     /// number, which are left out.
-    pub fn record(&mut self, places: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {
+    pub(crate) fn record(&mut self, places: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {
         let columns: [&[f64]; MEASURES.len()] = [
             &report.train_loss,
             &report.gradient_norm,
@@ -116,7 +116,7 @@ impl Samples {
     }
 
     /// Samples whose loss or constant was no number, each time, since the run began.
-    pub fn left_out(&self) -> u64 {
+    pub(crate) fn left_out(&self) -> u64 {
         self.left_out
     }
 
@@ -125,7 +125,7 @@ impl Samples {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn end_epoch(
+    pub(crate) fn end_epoch(
         &mut self,
         ids: &[String],
         epoch: u64,
@@ -187,7 +187,7 @@ impl Samples {
     ///
     /// # Errors
     /// If something is missing or of another number of samples.
-    pub fn restore(&mut self, tensors: &Tensors) -> Result<()> {
+    pub(crate) fn restore(&mut self, tensors: &Tensors) -> Result<()> {
         let count = self.average.len();
         let of = |name: &str, expected: usize| match tensors.get(name) {
             Some(tensor) if tensor.len() == expected => Ok(tensor),
@@ -213,7 +213,7 @@ impl Samples {
 }
 
 /// The name of an epoch's recording.
-pub fn recording(epoch: u64) -> String {
+pub(crate) fn recording(epoch: u64) -> String {
     format!("epoch-{epoch:04}.csv")
 }
 
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn averages_begin_with_the_epoch_that_counts() {
-        let mut samples = Samples::new(4, 1);
+        let mut samples = SampleRecords::new(4, 1);
         let nothing = samples.prior(&[2]);
         assert_eq!((nothing.averages, nothing.inverse_deviation), (vec![[0.0, 1.0]], 0.0));
         samples.record(&[2, 0], &report(&[-5.0, 1.0]), 0);
@@ -259,16 +259,16 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_named_and_counted_and_changes_nothing() {
-        let mut samples = Samples::new(3, 0);
+        let mut samples = SampleRecords::new(3, 0);
         samples.record(&[0, 1], &report(&[1.0, 2.0]), 0);
         let before = samples.clone();
         assert_eq!(samples.record(&[2, 1], &report(&[f64::NAN, f64::INFINITY]), 0), [2, 1]);
         assert_eq!((samples.left_out(), &samples.sums), (2, &before.sums));
         assert_eq!(samples.average[1], before.average[1]);
-        let mut restored = Samples::new(3, 0);
+        let mut restored = SampleRecords::new(3, 0);
         restored.restore(&samples.tensors().unwrap()).unwrap();
         assert_eq!(format!("{restored:?}"), format!("{samples:?}"));
-        let refused = Samples::new(4, 0).restore(&samples.tensors().unwrap()).unwrap_err();
+        let refused = SampleRecords::new(4, 0).restore(&samples.tensors().unwrap()).unwrap_err();
         assert!(refused.to_string().contains("3 numbers, but 4"), "{refused}");
     }
 }

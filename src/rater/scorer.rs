@@ -25,7 +25,7 @@ use crate::{
         parts::{Input, NOTHING_DONE, Outcome, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
         pictures::{CONTACT_SHEET, HISTOGRAM, rating_pictures},
     },
-    select::ratings::{ColumnNames as RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
+    select::ratings::{RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     tokens::{
         encoded::{batch, in_parallel},
         encoders::Encoders,
@@ -72,7 +72,7 @@ impl ScoreRequest {
     ///
     /// # Errors
     /// If there is no run or an argument cannot be used.
-    pub fn configuration(&self) -> Result<Config> {
+    pub(crate) fn configuration(&self) -> Result<Config> {
         match &self.config {
             Some(path) => Config::load(path, &self.sets),
             None => configuration(&Named::new(&self.checkpoint)?.run, &self.sets),

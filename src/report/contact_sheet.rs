@@ -126,7 +126,7 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
 
     let columns = rows.iter().map(|row| row.thumbnails.len()).max().unwrap_or(0);
     if columns == 0 {
-        return Err(Error::invalid("a contact sheet needs at least one picture."));
+        return Err(Error::argument("a contact sheet needs at least one picture."));
     }
     let label_width = rows
         .iter()

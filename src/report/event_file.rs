@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 pub type Clock = Box<dyn FnMut() -> f64 + Send>;
 
 /// The machine's clock.
-pub fn system_clock() -> Clock {
+pub(crate) fn system_clock() -> Clock {
     Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()))
 }
 
@@ -32,16 +32,8 @@ pub struct EventFile {
 const PREFIX: &str = "events.out.tfevents.";
 
 impl EventFile {
-    /// Begins a new event file in `folder`, named by the time as TensorBoard expects, and writes its first record.
-    ///
-    /// # Errors
-    /// If the folder does not exist or cannot be written.
-    pub fn create(folder: &Path) -> Result<Self> {
-        Self::create_with_clock(folder, system_clock())
-    }
-
-    /// As [`create`](Self::create), with another source of wall times. For a clock that always says the same, and
-    /// equal scalars, the file's name and bytes are the same.
+    /// Begins a new event file in `folder`, named by the time as TensorBoard expects, and writes its first record. For a clock
+    /// that always says the same, and equal scalars, the file's name and bytes are the same.
     ///
     /// # Errors
     /// If the folder does not exist, cannot be written, or has an event file of that name.
@@ -77,7 +69,7 @@ impl EventFile {
     ///
     /// # Errors
     /// If the folder or the file cannot be read or written.
-    pub fn resume(folder: &Path, next_step: u64) -> Result<Self> {
+    pub(crate) fn resume(folder: &Path, next_step: u64) -> Result<Self> {
         Self::resume_with_clock(folder, next_step, system_clock())
     }
 

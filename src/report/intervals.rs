@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 
 /// One number.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// What it is of.
     pub name: String,
     /// The number.
@@ -35,9 +35,9 @@ const COLOURS: [[u8; 3]; 3] = [[0, 114, 178], [213, 94, 0], [110, 110, 110]];
     clippy::cast_precision_loss,
     reason = "pixels of a picture"
 )]
-pub fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Result<Picture> {
+pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Result<Picture> {
     if rows.is_empty() || rows.iter().any(|row| !row.mean.is_finite() || !row.half.is_finite()) {
-        return Err(Error::invalid("a chart of intervals needs finite numbers"));
+        return Err(Error::not_finite("a chart of intervals needs finite numbers"));
     }
     let low = rows.iter().map(|row| row.mean - row.half).fold(0.0, f64::min);
     let high = rows.iter().map(|row| row.mean + row.half).fold(0.0, f64::max);

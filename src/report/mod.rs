@@ -2,13 +2,13 @@
 
 pub mod contact_sheet;
 pub mod event_file;
-pub mod intervals;
-pub mod page;
+pub(crate) mod intervals;
+pub(crate) mod page;
 pub mod picture;
 pub mod plot;
-pub mod statistics;
-pub mod text_table;
-pub mod visible;
+pub(crate) mod statistics;
+pub(crate) mod text_table;
+pub(crate) mod visible;
 
 pub use contact_sheet::{SheetRow, Thumbnail, contact_sheet, decile_samples};
 pub use event_file::EventFile;

@@ -31,7 +31,7 @@ pub struct Picture {
 
 impl Picture {
     /// A picture of one colour.
-    pub fn new(width: u32, height: u32, colour: Colour) -> Self {
+    pub(crate) fn new(width: u32, height: u32, colour: Colour) -> Self {
         let pixels = width as usize * height as usize;
         Self { width, height, rgb: colour.repeat(pixels) }
     }
@@ -40,7 +40,7 @@ impl Picture {
     ///
     /// # Errors
     /// If there are not as many bytes.
-    pub fn from_rgb(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
+    pub(crate) fn from_rgb(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
         if rgb.len() != width as usize * height as usize * 3 {
             return Err(Error::invalid(format!(
                 "{} bytes are no picture of {width}x{height} pixels",
@@ -73,7 +73,7 @@ impl Picture {
     ///
     /// # Errors
     /// If the encoder fails.
-    pub fn to_png(&self) -> Result<Vec<u8>> {
+    pub(crate) fn to_png(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         PngEncoder::new(Cursor::new(&mut bytes))
             .write_image(&self.rgb, self.width, self.height, ExtendedColorType::Rgb8)
@@ -104,7 +104,7 @@ impl Picture {
     }
 
     /// Fills the rectangle whose corner nearest the origin is (`x`, `y`); what lies outside is left out.
-    pub fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, colour: Colour) {
+    pub(crate) fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, colour: Colour) {
         let right = x.saturating_add(width).min(self.width) as usize;
         for row in y..y.saturating_add(height).min(self.height) {
             let begin = row as usize * self.width as usize;
@@ -117,7 +117,7 @@ impl Picture {
     }
 
     /// Copies a square of `side`² pixels to (`x`, `y`); what lies outside is left out.
-    pub fn paste(&mut self, x: u32, y: u32, side: u32, rgb: &[u8]) {
+    pub(crate) fn paste(&mut self, x: u32, y: u32, side: u32, rgb: &[u8]) {
         let columns = side.min(self.width.saturating_sub(x)) as usize;
         for row in 0..side.min(self.height.saturating_sub(y)) {
             let from = row as usize * side as usize * 3;
@@ -129,7 +129,7 @@ impl Picture {
     /// Writes one line of text whose left end is at `x` and whose baseline is at `y`, `size` pixels high; what lies outside is left
     /// out.
     #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "places on a picture")]
-    pub fn text(&mut self, x: u32, y: u32, size: f32, colour: Colour, text: &str) {
+    pub(crate) fn text(&mut self, x: u32, y: u32, size: f32, colour: Colour, text: &str) {
         let font = font().as_scaled(PxScale::from(size));
         let mut line = Line { width: x as f32, ..Line::new(size) };
         for character in text.chars().take(most_characters(size, self.width as f32)).map(drawable_character) {

@@ -282,7 +282,7 @@ impl Draw for LossCurves {
 
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()> {
         if !(0.0..1.0).contains(&self.smoothing) {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "smoothing is {}, but it must be at least 0 and below 1.",
                 self.smoothing
             )));
@@ -297,7 +297,7 @@ impl Draw for LossCurves {
         let (Some(x), Some(y)) =
             (range(points().map(|point| point.0), 0.0), range(points().map(|point| point.1), 0.05))
         else {
-            return Err(Error::invalid("the chart has no finite point to draw."));
+            return Err(Error::not_finite("the chart has no finite point to draw."));
         };
         let mut chart = chart(canvas, (&self.x_label, &self.y_label), x, y)?;
         for (index, series) in self.series.iter().enumerate() {
@@ -387,7 +387,7 @@ impl Draw for RatingHistogram<'_> {
         const BINS: usize = 60;
         let ratings = self.ratings;
         let Some(x) = range(ratings.iter().copied(), 0.0) else {
-            return Err(Error::invalid("the histogram has no finite rating to draw."));
+            return Err(Error::not_finite("the histogram has no finite rating to draw."));
         };
         let all_kept = self.kept.iter().flat_map(|kept| &kept.rows);
         if let Some(row) = all_kept.clone().find(|&&row| row as usize >= ratings.len()) {

@@ -83,7 +83,7 @@ const STUDENT: [f64; 30] = [
 
 /// The mean and half of its 95% interval by Student's t, which one value does not have. `None` without a value.
 #[expect(clippy::cast_precision_loss, reason = "counts fit 53 bits")]
-pub fn mean_interval(values: &[f64]) -> Option<(f64, Option<f64>)> {
+pub(crate) fn mean_interval(values: &[f64]) -> Option<(f64, Option<f64>)> {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     match values.len() {

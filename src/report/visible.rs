@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 
 /// A line: line breaks are escaped, too.
-pub fn visible_line(text: &str) -> Cow<'_, str> {
+pub(crate) fn visible_line(text: &str) -> Cow<'_, str> {
     escaped(text, acts)
 }
 
 /// Lines: line breaks stay.
-pub fn visible_lines(text: &str) -> Cow<'_, str> {
+pub(crate) fn visible_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character != '\n' && acts(character))
 }
 

@@ -357,7 +357,7 @@ impl Packing<'_> {
 /// The ending that an image's content has, whatever its name is, or why it cannot be packed.
 fn ending_of(image: &ImageRef) -> std::result::Result<&'static str, String> {
     let start = image.start(SNIFFED_BYTES as u64)?;
-    decode::Format::of(&start).map(decode::Format::ending)
+    decode::FileFormat::of(&start).map(decode::FileFormat::ending)
 }
 
 /// The error of a subset of which nothing can be packed.

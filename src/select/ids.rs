@@ -13,7 +13,7 @@ pub struct Ids {
 
 impl Ids {
     /// Adds a text at the end.
-    pub fn push(&mut self, id: &str) {
+    pub(crate) fn push(&mut self, id: &str) {
         self.text.push_str(id);
         self.ends.push(self.text.len() as u64);
     }
@@ -29,30 +29,25 @@ impl Ids {
     }
 
     /// How many texts there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
     /// Empties the buffer and keeps its memory.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.text.clear();
         self.ends.clear();
     }
 
     /// Adds all texts of `other` at the end.
-    pub fn append(&mut self, other: &Self) {
+    pub(crate) fn append(&mut self, other: &Self) {
         let offset = self.text.len() as u64;
         self.text.push_str(&other.text);
         self.ends.extend(other.ends.iter().map(|end| end + offset));
     }
 
     /// `rows` ordered by their ids, byte by byte (as `LC_ALL=C sort` does).
-    pub fn sorted(&self, rows: &[u32]) -> Vec<u32> {
+    pub(crate) fn sorted(&self, rows: &[u32]) -> Vec<u32> {
         let Some(&first) = rows.first() else { return Vec::new() };
         let first = self.get(first as usize).as_bytes();
         let shared = rows.iter().fold(first.len(), |shared, &row| {
@@ -95,7 +90,7 @@ impl IdIndex {
         clippy::cast_possible_truncation,
         reason = "rows are bounded by u32 and halves of a hash are meant"
     )]
-    pub fn build(ids: &Ids) -> Result<Self, (u32, u32)> {
+    pub(crate) fn build(ids: &Ids) -> Result<Self, (u32, u32)> {
         let mut index = Self { slots: vec![u64::from(EMPTY); (ids.len() * 2).next_power_of_two()] };
         // Hashing runs ahead in parallel, so that the table's cache misses are all that is left to wait for.
         const BLOCK: usize = 1 << 16;
@@ -114,7 +109,7 @@ impl IdIndex {
     }
 
     /// The row of `id` in the `ids` that were indexed.
-    pub fn find(&self, ids: &Ids, id: &str) -> Option<u32> {
+    pub(crate) fn find(&self, ids: &Ids, id: &str) -> Option<u32> {
         self.probe(ids, id, hash(id)).ok()
     }
 

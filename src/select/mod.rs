@@ -4,11 +4,11 @@
 //! `n` is `r / n` in [0, 1); percentile 0 is the best rated. Every place that speaks of percentiles means this.
 
 pub mod formats;
-pub mod ids;
-pub mod ranking;
-pub mod ratings;
-pub mod strategy;
-pub mod subset;
+pub(crate) mod ids;
+pub(crate) mod ranking;
+pub(crate) mod ratings;
+pub(crate) mod strategy;
+pub(crate) mod subset;
 
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::error::Result;
 
 pub use ranking::Ranking;
 pub use ratings::{
-    ColumnNames, RatingRow, RatingsHeader, RatingsOptions, RatingsReader, RatingsTable, RatingsWriter,
+    RatingColumns, RatingRow, RatingsHeader, RatingsOptions, RatingsReader, RatingsTable, RatingsWriter,
 };
 pub use strategy::{Keep, Parameter, Strategy};
 pub use subset::{SubsetJob, SubsetReport, write_subset};

@@ -20,15 +20,15 @@ impl Ranking {
     #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
     pub fn new(ratings: &[f64]) -> Result<Self> {
         if ratings.is_empty() {
-            return Err(Error::invalid("there is no rating to rank."));
+            return Err(Error::not_enough_data("there is no rating to rank."));
         }
         if ratings.len() >= u32::MAX as usize {
-            return Err(Error::invalid(
+            return Err(Error::argument(
                 "more than 4,294,967,294 rows cannot be ranked at once; split the table.",
             ));
         }
         if let Some(row) = ratings.iter().position(|rating| !rating.is_finite()) {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_finite(format!(
                 "the rating of row {} is {}, not a finite number.",
                 row + 1,
                 ratings[row]

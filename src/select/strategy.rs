@@ -29,7 +29,7 @@ impl FromStr for Keep {
     /// `50%` and `0.5` are shares, `1200` is a count (so `1` is one row and `1.0` is all rows).
     fn from_str(text: &str) -> Result<Self> {
         let unreadable = || {
-            Error::invalid(format!(
+            Error::argument(format!(
                 "`{text}` is neither a share such as 50% or 0.5 nor a number of rows such as 1200."
             ))
         };
@@ -56,11 +56,11 @@ impl fmt::Display for Keep {
 impl Keep {
     fn validated(self) -> Result<Self> {
         match self {
-            Self::Share(share) if !(share > 0.0 && share <= 1.0) => Err(Error::invalid(format!(
+            Self::Share(share) if !(share > 0.0 && share <= 1.0) => Err(Error::argument(format!(
                 "the share to keep is {share}, but it must be above 0 and at most 1 (100%)."
             ))),
             Self::Count(0) => {
-                Err(Error::invalid("the number of rows to keep is 0, but it must be at least 1."))
+                Err(Error::argument("the number of rows to keep is 0, but it must be at least 1."))
             }
             keep => Ok(keep),
         }
@@ -75,7 +75,7 @@ impl Keep {
             Self::Count(count) => Ok(usize::try_from(count).unwrap_or(usize::MAX)),
             Self::Share(share) => match rounded(share, rows) {
                 0 => {
-                    Err(Error::invalid(format!("{self} of {rows} rows is less than half a row; keep more.")))
+                    Err(Error::argument(format!("{self} of {rows} rows is less than half a row; keep more.")))
                 }
                 count => Ok(count),
             },
@@ -131,7 +131,7 @@ impl Parameter {
             None => text.parse::<f64>(),
         };
         let Ok(number) = number else {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "`{text}` is neither a percentage such as 30% nor a share such as 0.3"
             )));
         };
@@ -148,7 +148,7 @@ impl Parameter {
         } else {
             String::new()
         };
-        Err(Error::invalid(format!("{} is {text}, but it must be {range}{hint}", self.name())))
+        Err(Error::argument(format!("{} is {text}, but it must be {range}{hint}", self.name())))
     }
 }
 
@@ -186,7 +186,7 @@ pub enum Strategy {
 
 impl Strategy {
     /// Gsample in the middle of the ranking, as in the paper.
-    pub const GSAMPLE: Self = Self::Gsample { mean: 0.5, sigma: 0.2 };
+    pub(crate) const GSAMPLE: Self = Self::Gsample { mean: 0.5, sigma: 0.2 };
     /// Shift-Gsample where nothing else is asked for: the window in which the default rule's rater beat a random part at every
     /// share, on both corpora that were tried (docs/comparison.md). The paper's best region is later, about
     /// `drop_top` 0.1, `mean` 0.45, `sigma` 0.2: its rating puts plain pictures first.
@@ -210,10 +210,10 @@ impl Strategy {
     pub fn validate(&self) -> Result<()> {
         let gaussian = |mean: f64, sigma: f64| {
             if !mean.is_finite() {
-                return Err(Error::invalid(format!("mean is {mean}, but it must be a finite number.")));
+                return Err(Error::argument(format!("mean is {mean}, but it must be a finite number.")));
             }
             if !(sigma > 0.0 && sigma.is_finite()) {
-                return Err(Error::invalid(format!("sigma is {sigma}, but it must be a number above 0.")));
+                return Err(Error::argument(format!("sigma is {sigma}, but it must be a number above 0.")));
             }
             Ok(())
         };
@@ -221,7 +221,7 @@ impl Strategy {
             if (0.0..1.0).contains(&value) {
                 return Ok(());
             }
-            Err(Error::invalid(format!("{name} is {value}, but it must be at least 0 and below 1.")))
+            Err(Error::argument(format!("{name} is {value}, but it must be at least 0 and below 1.")))
         };
         match *self {
             Self::Random | Self::TopK => Ok(()),
@@ -252,7 +252,12 @@ impl Strategy {
 ///
 /// # Errors
 /// If a parameter is out of its range, or fewer rows are available than are to be kept.
-pub fn choose_ranks(ranking: &Ranking, strategy: &Strategy, keep: Keep, seed: u64) -> Result<Vec<u32>> {
+pub(crate) fn choose_ranks(
+    ranking: &Ranking,
+    strategy: &Strategy,
+    keep: Keep,
+    seed: u64,
+) -> Result<Vec<u32>> {
     strategy.validate()?;
     let rows = ranking.len();
     let count = keep.count(rows)?;
@@ -261,7 +266,7 @@ pub fn choose_ranks(ranking: &Ranking, strategy: &Strategy, keep: Keep, seed: u6
     if count > available {
         let why =
             if dropped > 0 { format!(" after dropping the {dropped} best rated") } else { String::new() };
-        return Err(Error::invalid(format!(
+        return Err(Error::not_enough_data(format!(
             "{count} rows are to be kept, but only {available} of {rows} are available{why}; keep fewer."
         )));
     }
@@ -277,7 +282,7 @@ pub fn choose_ranks(ranking: &Ranking, strategy: &Strategy, keep: Keep, seed: u6
         Strategy::Block { offset } => {
             let begin = rounded(offset, rows);
             if begin + count > rows {
-                return Err(Error::invalid(format!(
+                return Err(Error::not_enough_data(format!(
                     "a block of {count} rows from offset {offset} (rank {begin}) runs past the last of {rows} rows; \
                      begin earlier or keep fewer."
                 )));

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    ColumnNames, Keep, RatingRow, RatingsReader, RatingsTable, Selection, SelectionSummary, Strategy,
+    Keep, RatingColumns, RatingRow, RatingsReader, RatingsTable, Selection, SelectionSummary, Strategy,
     ids::IdIndex,
     ratings::{LeftOut, RatingsOptions, table_error, write_error},
     select,
@@ -34,7 +34,7 @@ pub struct SubsetJob {
     /// Which of its rows are left out; malformed rows of the corpus are, too.
     pub options: RatingsOptions,
     /// The columns of ids and ratings in it; the corpus names its ids alike.
-    pub names: ColumnNames,
+    pub names: RatingColumns,
     /// The column of pictures' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::corpus::columns`]).
     pub image_column: String,
     /// The way to choose.

@@ -59,7 +59,8 @@ pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
         }
         (TextEncoderKind::Pretrained { kind, tokens, channels }, Some(path)) => {
             let mean_over_padding = config.compat.t5_mean_over_padding;
-            let settings = pretrained::Settings { path: path.clone(), tokens, channels, mean_over_padding };
+            let settings =
+                pretrained::PretrainedSettings { path: path.clone(), tokens, channels, mean_over_padding };
             Ok(Box::new(Pretrained::open(kind, settings)?))
         }
         (TextEncoderKind::Pretrained { .. }, None) => {

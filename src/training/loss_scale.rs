@@ -43,7 +43,7 @@ impl LossScale {
     }
 
     /// Takes note of an update: applied, or skipped because the gradients were not finite.
-    pub fn record(&mut self, applied: bool) {
+    pub(crate) fn record(&mut self, applied: bool) {
         if !applied {
             self.factor *= BACKOFF;
             (self.since, self.skipped) = (0, self.skipped + 1);

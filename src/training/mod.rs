@@ -6,7 +6,7 @@ pub mod loss_scale;
 pub mod optimizer;
 pub(crate) mod order;
 pub mod parameter_groups;
-pub mod prepared;
+pub(crate) mod prepared;
 pub mod released;
 pub mod run_directory;
 pub mod sampler;

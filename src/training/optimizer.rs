@@ -5,6 +5,7 @@ use crate::{
     engine::{
         Gradients, ParameterId, Parameters, Tensor,
         cuda::{Device, DeviceFloat},
+        dispatch::{with_float, with_number},
         ops::{
             adamw::{
                 Factors, cpu,
@@ -15,7 +16,6 @@ use crate::{
     },
     error::{Error, Result},
     training::loss_scale::LossScale,
-    with_float, with_number,
 };
 
 /// Settings that do not change during a run.
@@ -102,7 +102,7 @@ impl AdamW {
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
-    pub fn move_to(&mut self, device: &Device, scaled: bool) -> Result<()> {
+    pub(crate) fn move_to(&mut self, device: &Device, scaled: bool) -> Result<()> {
         for moment in self.first.iter_mut().chain(&mut self.second) {
             *moment = moment.cast(crate::engine::DType::F32)?.to_device(device)?;
         }
@@ -175,7 +175,7 @@ impl AdamW {
     }
 
     /// What the losses of the next update have to be multiplied by.
-    pub fn loss_factor(&self) -> f64 {
+    pub(crate) fn loss_factor(&self) -> f64 {
         self.scale.map_or(1.0, |scale| scale.factor())
     }
 

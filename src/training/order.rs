@@ -4,12 +4,12 @@ use crate::{
     config::Config,
     engine::{Purpose, Random},
     error::{Error, Result},
-    training::sampler::{ReleasedOrder, ReleasedSampler, Sampler},
+    training::sampler::{BatchSampler, ReleasedOrder, ReleasedSampler},
 };
 
 /// Order of the samples: ours or the released one.
 pub(crate) enum Order {
-    Default(Sampler),
+    Default(BatchSampler),
     Released(ReleasedSampler),
 }
 
@@ -21,7 +21,7 @@ impl Order {
     pub(crate) fn new(config: &Config, samples: usize, what: &str, offset: u64) -> Result<Self> {
         let batch = config.training.batch;
         if samples < batch {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "the {what} set has {samples} usable records, fewer than one batch of {batch}; lower bs or give more data"
             )));
         }
@@ -39,7 +39,7 @@ impl Order {
             })?));
         }
         // Two sets of one size must not be visited in one order.
-        Ok(Self::Default(Sampler::new(
+        Ok(Self::Default(BatchSampler::new(
             samples,
             batch,
             config.seed.wrapping_add(seed).wrapping_mul(2) + offset,

@@ -114,7 +114,7 @@ pub(crate) fn prepare(
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
             if train.len() < count + config.training.batch {
-                return Err(Error::invalid(format!(
+                return Err(Error::not_enough_data(format!(
                     "{} usable records are too few to hold out {count} of them for validation and to train on batches of {}; give \
                      --validation FILE.csv, or a smaller batch, such as --set bs={}",
                     train.len(),

@@ -20,7 +20,7 @@ pub const RATER: &str = "trainer.varRater_wo_ddp";
 
 /// Whether a tensor of a released checkpoint is one that nothing reads: the classes' embedding, and the biases of keys, which
 /// are fixed at 0 (upstream.md, B2 and B6).
-pub fn is_unused(name: &str) -> bool {
+pub(crate) fn is_unused(name: &str) -> bool {
     name == "class_emb.weight" || name.ends_with(".zero_k_bias")
 }
 
@@ -84,7 +84,7 @@ fn differences(weights: &Weights, parameters: &Parameters) -> Differences {
 ///
 /// # Errors
 /// As for [`open`], or if an encoder cannot be read.
-pub fn differences_from(path: &Path, prefix: &str, config: &Config) -> Result<Differences> {
+pub(crate) fn differences_from(path: &Path, prefix: &str, config: &Config) -> Result<Differences> {
     let weights = open(path, prefix)?;
     let (vocabulary, code_channels, text_channels) = Encoders::named(config, &Interrupt::default())?.sizes();
     let parameters = if prefix == RATER {
@@ -127,7 +127,7 @@ fn state(weights: &Tensors) -> Result<Value> {
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn export(path: &Path, config: &Config, epoch: u64, networks: &[(&str, &Tensors)]) -> Result<()> {
+pub(crate) fn export(path: &Path, config: &Config, epoch: u64, networks: &[(&str, &Tensors)]) -> Result<()> {
     let networks_config = &config.networks;
     let whole = |numbers: &mut dyn Iterator<Item = usize>| {
         Value::Tuple(numbers.map(|number| Value::Int(i64::try_from(number).unwrap_or(i64::MAX))).collect())

@@ -10,7 +10,7 @@ use crate::{
 /// A batch depends only on (`n`, `batch`, `seed`, step), so that a run resumes with nothing but its step. The last
 /// batch of an epoch is filled up from the head of the same permutation.
 #[derive(Clone, Debug)]
-pub struct Sampler {
+pub struct BatchSampler {
     samples: u32,
     batch: usize,
     seed: u64,
@@ -18,22 +18,22 @@ pub struct Sampler {
     permutation: Vec<u32>,
 }
 
-impl Sampler {
+impl BatchSampler {
     /// A sampler of `n` samples in batches of `batch`. Two samplers that are to be independent need two seeds.
     ///
     /// # Errors
     /// If `batch` is 0 or larger than `n`, or `n` exceeds 2³² - 1.
     pub fn new(n: usize, batch: usize, seed: u64) -> Result<Self> {
         if batch == 0 {
-            return Err(Error::invalid("the batch size must be at least 1"));
+            return Err(Error::argument("the batch size must be at least 1"));
         }
         if n < batch {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "there are {n} usable samples, fewer than one batch of {batch}; lower the batch size or add samples"
             )));
         }
         let samples = u32::try_from(n).map_err(|_| {
-            Error::invalid(format!("{n} samples are more than the {} that can be shuffled", u32::MAX))
+            Error::argument(format!("{n} samples are more than the {} that can be shuffled", u32::MAX))
         })?;
         Ok(Self { samples, batch, seed, epoch: None, permutation: Vec::new() })
     }
@@ -100,16 +100,16 @@ impl ReleasedSampler {
     /// If there is no sample, the rank does not exist, or the ranks cannot share the batch evenly.
     pub fn new(order: ReleasedOrder) -> Result<Self> {
         if order.dataset_len == 0 {
-            return Err(Error::invalid("there are no samples to visit"));
+            return Err(Error::not_enough_data("there are no samples to visit"));
         }
         if order.rank >= order.world_size {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "rank {} does not exist among {} processes",
                 order.rank, order.world_size
             )));
         }
         if order.global_batch == 0 || !order.global_batch.is_multiple_of(order.world_size) {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "a global batch of {} cannot be shared evenly by {} processes",
                 order.global_batch, order.world_size
             )));
@@ -135,7 +135,7 @@ impl ReleasedSampler {
             self.enter(0)?;
         }
         if self.local.is_empty() {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "rank {} gets none of the {} samples; use fewer processes",
                 self.order.rank, self.order.dataset_len
             )));
@@ -197,7 +197,7 @@ const RANDPERM_LIMIT: usize = (u32::MAX / 20) as usize;
 
 fn check_randperm(n: usize) -> Result<()> {
     if n >= RANDPERM_LIMIT {
-        return Err(Error::invalid(format!(
+        return Err(Error::argument(format!(
             "the released order is reproduced for fewer than {RANDPERM_LIMIT} samples, not for {n}"
         )));
     }
@@ -208,7 +208,7 @@ fn check_randperm(n: usize) -> Result<()> {
 ///
 /// # Errors
 /// If `n` is 214,748,364 or more, where PyTorch goes another way.
-pub fn torch_randperm(n: usize, seed: u64) -> Result<Vec<usize>> {
+pub(crate) fn torch_randperm(n: usize, seed: u64) -> Result<Vec<usize>> {
     check_randperm(n)?;
     let mut generator = MersenneTwister::new(seed);
     let mut permutation: Vec<usize> = (0..n).collect();

@@ -85,7 +85,7 @@ impl Schedule {
 
 /// The share of the validation loss in the proxy's loss in an epoch, counted from 0: linear in the epoch, and not below
 /// 0 unless `unclamped`, as released (upstream.md, A7).
-pub fn upper_level_weight(first: f64, decay: f64, epoch: u64, unclamped: bool) -> f64 {
+pub(crate) fn upper_level_weight(first: f64, decay: f64, epoch: u64, unclamped: bool) -> f64 {
     let weight = first - decay * epoch as f64;
     if unclamped { weight } else { weight.max(0.0) }
 }
@@ -113,14 +113,14 @@ impl Plan {
     ///
     /// # Errors
     /// If there is no sample or the whole run is shorter than one update.
-    pub fn new(config: &Config, train_samples: usize, validation_samples: usize) -> Result<Self> {
+    pub(crate) fn new(config: &Config, train_samples: usize, validation_samples: usize) -> Result<Self> {
         let training = &config.training;
         let samples = if config.compat.validation_epoch { validation_samples } else { train_samples };
         let epoch_iterations = samples.div_ceil(training.batch) as u64;
         let iterations = epoch_iterations * training.epochs;
         let accumulation = training.accumulation as u64;
         if iterations < accumulation {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_enough_data(format!(
                 "{samples} samples make {iterations} batches of {} in {} epochs, fewer than the {accumulation} of one \
                  update; lower bs or ac",
                 training.batch, training.epochs
@@ -147,32 +147,32 @@ impl Plan {
     }
 
     /// Updates of the run; iterations left over at its very end make none.
-    pub fn updates(&self) -> u64 {
+    pub(crate) fn updates(&self) -> u64 {
         self.schedule.iterations / self.accumulation
     }
 
     /// The iterations of an update.
-    pub fn iterations(&self, update: u64) -> std::ops::Range<u64> {
+    pub(crate) fn iterations(&self, update: u64) -> std::ops::Range<u64> {
         update * self.accumulation..(update + 1) * self.accumulation
     }
 
     /// The epoch of an update: that of its last iteration, at which the released code updates.
-    pub fn epoch(&self, update: u64) -> u64 {
+    pub(crate) fn epoch(&self, update: u64) -> u64 {
         ((update + 1) * self.accumulation - 1) / self.epoch_iterations
     }
 
     /// Whether an update is the last one that begins in its epoch, or the last of all.
-    pub fn ends_epoch(&self, update: u64) -> bool {
+    pub(crate) fn ends_epoch(&self, update: u64) -> bool {
         update + 1 == self.updates() || self.epoch(update + 1) > self.epoch(update)
     }
 
     /// The rates of an update: those of its last iteration.
-    pub fn rates(&self, update: u64) -> Rates {
+    pub(crate) fn rates(&self, update: u64) -> Rates {
         self.schedule.at(self.iterations(update).end - 1)
     }
 
     /// The share of the validation loss in the proxy's loss at an update.
-    pub fn upper_level_weight(&self, update: u64) -> f64 {
+    pub(crate) fn upper_level_weight(&self, update: u64) -> f64 {
         upper_level_weight(self.first_weight, self.weight_decay, self.epoch(update), self.unclamped)
     }
 }

@@ -90,7 +90,7 @@ fn checkpoints(run: &Path) -> PathBuf {
 }
 
 fn no_checkpoint(run: &Path) -> Error {
-    Error::invalid(format!("{} has no checkpoint yet; train it further first", run.display()))
+    Error::input(run, format!("{} has no checkpoint yet; train it further first", run.display()))
 }
 
 /// The configuration of a run with `key=value` arguments on top.

@@ -38,9 +38,9 @@ use std::{
 pub use compare::{Differences, OtherShape, Unmatched};
 pub use kind::NumberKind;
 pub use payload::Payload;
-pub use stored::Entry;
 pub(crate) use stored::MappedFile;
 use stored::Stored;
+pub use stored::TensorInfo;
 pub use value::Value;
 pub use write::{write_safetensors, write_shards, write_torch};
 
@@ -70,9 +70,9 @@ struct Inner {
 
 /// Floats in a file, which are read when they are asked for. Cloning is cheap.
 #[derive(Clone)]
-pub(crate) struct Floats(Stored);
+pub(crate) struct StoredFloats(Stored);
 
-impl Floats {
+impl StoredFloats {
     /// The tensor's shape.
     pub(crate) fn shape(&self) -> &[usize] {
         &self.0.entry().shape
@@ -84,9 +84,9 @@ impl Floats {
     }
 }
 
-impl fmt::Debug for Floats {
+impl fmt::Debug for StoredFloats {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("Floats").field(self.0.entry()).finish()
+        formatter.debug_tuple("StoredFloats").field(self.0.entry()).finish()
     }
 }
 
@@ -140,12 +140,12 @@ impl Weights {
     }
 
     /// The tensors' names with shapes and kinds, in the file's order.
-    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.inner.tensors.iter().map(|(name, stored)| (name.as_str(), stored.entry()))
     }
 
     /// Shape and kind of a tensor.
-    pub fn entry(&self, name: &str) -> Option<&Entry> {
+    pub fn entry(&self, name: &str) -> Option<&TensorInfo> {
         self.inner.places.get(name).map(|&at| self.inner.tensors[at].1.entry())
     }
 
@@ -218,10 +218,10 @@ impl Weights {
     ///
     /// # Errors
     /// If there is none of this name, or it is not of floats that this program computes with.
-    pub(crate) fn floats(&self, name: &str) -> Result<Floats> {
+    pub(crate) fn floats(&self, name: &str) -> Result<StoredFloats> {
         let stored = self.stored(name)?;
         stored.expect_floats(name)?;
-        Ok(Floats(stored.clone()))
+        Ok(StoredFloats(stored.clone()))
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {

@@ -6,7 +6,7 @@ use crate::{
     engine::{Storage, Tensor},
     error::{Error, Result},
     interrupt::Interrupt,
-    weights::{Entry, NumberKind, stored::Stored},
+    weights::{NumberKind, TensorInfo, stored::Stored},
 };
 
 /// Bytes of a held tensor that are handed over at a time.
@@ -15,7 +15,7 @@ const CHUNK_BYTES: usize = 1 << 18;
 /// A tensor to be written: one in memory, or one in a file that is read while it is written.
 #[derive(Clone)]
 pub struct Payload {
-    entry: Entry,
+    entry: TensorInfo,
     source: Source,
     /// Ends the writing between two pieces.
     interrupt: Interrupt,
@@ -42,7 +42,7 @@ impl Payload {
             Storage::U32(_) => NumberKind::U32,
         };
         Ok(Self {
-            entry: Entry { shape: tensor.shape().to_vec(), kind },
+            entry: TensorInfo { shape: tensor.shape().to_vec(), kind },
             source: Source::Held(tensor),
             interrupt: Interrupt::default(),
         })
@@ -62,7 +62,7 @@ impl Payload {
     }
 
     /// Shape and kind as they will be written.
-    pub fn entry(&self) -> &Entry {
+    pub fn entry(&self) -> &TensorInfo {
         &self.entry
     }
 
@@ -73,7 +73,7 @@ impl Payload {
     /// If the kind asked for is no float of 16 bits or more.
     pub fn as_float(mut self, kind: NumberKind) -> Result<Self> {
         if !kind.is_float() {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "Floats can be written as f32, f64, f16 or bf16, not as {kind}."
             )));
         }

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use super::{
     Found, damaged,
     kind::NumberKind,
-    stored::{Entry, MappedFile, Stored},
+    stored::{MappedFile, Stored, TensorInfo},
     value::Value,
 };
 use crate::error::Result;
@@ -38,7 +38,7 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
         let kind = NumberKind::of_safetensors(info.dtype).ok_or_else(|| {
             refuse(format!("tensor {name} is of the kind {:?}, which this program does not know", info.dtype))
         })?;
-        let entry = Entry { shape: info.shape.clone(), kind };
+        let entry = TensorInfo { shape: info.shape.clone(), kind };
         let (start, end) = info.data_offsets;
         let stored = Stored::new(file, data + start..data + end, entry, None, false)
             .map_err(|message| refuse(format!("tensor {name}: {message}")))?;

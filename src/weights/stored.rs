@@ -59,14 +59,14 @@ impl Deref for MappedFile {
 
 /// What is known of a tensor in a file without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct TensorInfo {
     /// Its shape; empty for a single number.
     pub shape: Vec<usize>,
     /// The kind of its numbers.
     pub kind: NumberKind,
 }
 
-impl Entry {
+impl TensorInfo {
     /// The number of numbers.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -86,7 +86,7 @@ impl Entry {
 /// A tensor in a mapped file. All offsets are within the file.
 #[derive(Clone)]
 pub(super) struct Stored {
-    entry: Entry,
+    entry: TensorInfo,
     file: Arc<MappedFile>,
     /// Where its first number is.
     start: usize,
@@ -107,7 +107,7 @@ impl Stored {
     pub(super) fn new(
         file: &Arc<MappedFile>,
         region: Range<usize>,
-        entry: Entry,
+        entry: TensorInfo,
         view: Option<View>,
         big_endian: bool,
     ) -> Result<Self, String> {
@@ -171,7 +171,7 @@ impl Stored {
         Ok(Self { flipped, ..self })
     }
 
-    pub(super) fn entry(&self) -> &Entry {
+    pub(super) fn entry(&self) -> &TensorInfo {
         &self.entry
     }
 
@@ -266,7 +266,7 @@ impl Stored {
     /// Floats as f32, whole numbers and bools as u32.
     pub(super) fn read(&self, name: &str) -> Result<Tensor> {
         let refuse = |message: String| damaged(self.path(), format!("tensor {name} {message}"));
-        let Entry { shape, kind } = &self.entry;
+        let TensorInfo { shape, kind } = &self.entry;
         self.expect_few(name)?;
         // Asked for before it is used: an allocation that fails later ends the program.
         drop(reserved::<f32>(self.entry.len(), self.path(), &format!("tensor {name} of {shape:?}"))?);

@@ -11,7 +11,7 @@ use alchemist_engine::{
     data::{ColumnNames as CorpusColumns, Corpus},
     interrupt::Interrupt,
     select::{
-        ColumnNames, Keep, RatingRow, RatingsOptions, RatingsReader, RatingsTable, Strategy, SubsetJob,
+        Keep, RatingColumns, RatingRow, RatingsOptions, RatingsReader, RatingsTable, Strategy, SubsetJob,
         write_subset,
     },
 };
@@ -39,8 +39,8 @@ fn expected() -> Expected {
     serde_json::from_slice(&fs::read(folder().join("expected.json")).unwrap()).unwrap()
 }
 
-fn names() -> ColumnNames {
-    ColumnNames::default()
+fn names() -> RatingColumns {
+    RatingColumns::default()
 }
 
 fn ids_and_ratings(table: &RatingsTable) -> Vec<(String, f64)> {

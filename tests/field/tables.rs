@@ -15,7 +15,7 @@ use alchemist_engine::{
     Error,
     data::{ColumnNames, Corpus, Record},
     measure::pictures::pictures,
-    select::{ColumnNames as RatingColumns, RatingsTable},
+    select::{RatingColumns, RatingsTable},
 };
 use serde::Deserialize;
 use serde_json::json;

@@ -2,7 +2,7 @@
 
 use alchemist_engine::engine::{
     cuda::Device,
-    ops::convolution::cuda::{FilterOrder, Filters, Maps, Part, Window, convolve, windows},
+    ops::convolution::cuda::{DeviceFilters, FilterOrder, Maps, SplitFloat, Window, convolve, windows},
 };
 use half::{bf16, f16};
 
@@ -59,7 +59,7 @@ fn seen(map: &[f64], case: &Case, window: Window, [y, x, row, column]: [usize; 4
 }
 
 /// The parts of a number, added up: what the products see of it.
-fn parts_of<P: Part + Number>(value: f64) -> Vec<f64> {
+fn parts_of<P: SplitFloat + Number>(value: f64) -> Vec<f64> {
     let mut rest = value as f32;
     (0..P::PARTS)
         .map(|_| {
@@ -71,7 +71,7 @@ fn parts_of<P: Part + Number>(value: f64) -> Vec<f64> {
 }
 
 /// A convolution with parts of type `P` against sums in f64 over the numbers themselves, within `bound`.
-fn convolution_case<P: Part + Number>(device: &Device, bound: f64) {
+fn convolution_case<P: SplitFloat + Number>(device: &Device, bound: f64) {
     let windows_of_3 = [Window::SAME, Window::HALVING, Window::DOUBLING];
     for (case, window) in CONVOLUTIONS
         .iter()
@@ -89,8 +89,8 @@ fn convolution_case<P: Part + Number>(device: &Device, bound: f64) {
             .flat_map(|o| (0..inputs * taps).map(move |at| (at % taps * inputs + at / taps) * outputs + o))
             .map(|at| placed[at])
             .collect();
-        let placed = Filters::<P>::new(device, &placed, FilterOrder::OutputsLast, sizes).unwrap();
-        let turned = Filters::<P>::new(device, &turned, FilterOrder::OutputsFirst, sizes).unwrap();
+        let placed = DeviceFilters::<P>::new(device, &placed, FilterOrder::OutputsLast, sizes).unwrap();
+        let turned = DeviceFilters::<P>::new(device, &turned, FilterOrder::OutputsFirst, sizes).unwrap();
         let (bias_of, values) = (upload::<f32>(device, &bias), upload::<f32>(device, &maps));
         let separate = upload::<f32>(device, &planes(&maps, side, inputs));
         let out = window.side(side);
@@ -130,7 +130,7 @@ fn convolution_case<P: Part + Number>(device: &Device, bound: f64) {
 
 /// Windows hold the parts of what they see, exactly: two windows at a time, with zeros at the end of each part, and rows that
 /// can be written 16 bytes at a time or not.
-fn expect_windows<P: Part + Number>(maps: &Maps<'_>, window: Window, rows: &[f64], length: usize) {
+fn expect_windows<P: SplitFloat + Number>(maps: &Maps<'_>, window: Window, rows: &[f64], length: usize) {
     let pixels = rows.len() / length;
     for width in [length + 3, (length + 1).next_multiple_of(8)] {
         let mut found: Vec<P> = Vec::new();
@@ -185,10 +185,11 @@ fn convolutions_keep_to_f32_whatever_the_size_of_numbers() {
             let maps = Maps { values: &values, side: 2, channels: inputs, planes: false };
             // Zeros, as the library's products write by a way that compute-sanitizer's initcheck does not see.
             let mut y = device.zeros::<f32>(expected.len()).unwrap();
-            let wide = Filters::<bf16>::new(&device, &filters, FilterOrder::OutputsLast, CASE).unwrap();
+            let wide = DeviceFilters::<bf16>::new(&device, &filters, FilterOrder::OutputsLast, CASE).unwrap();
             convolve(&mut y, &maps, &wide, &bias, Window::POINT, false).unwrap();
             close::<f32>("a convolution in three parts", &y, &expected, 2e-6);
-            let narrow = Filters::<f16>::new(&device, &filters, FilterOrder::OutputsLast, CASE).unwrap();
+            let narrow =
+                DeviceFilters::<f16>::new(&device, &filters, FilterOrder::OutputsLast, CASE).unwrap();
             convolve(&mut y, &maps, &narrow, &bias, Window::POINT, false).unwrap();
             if (1.0..=1e4).contains(&of_map) {
                 close::<f32>("a convolution in two parts", &y, &expected, 2e-6);

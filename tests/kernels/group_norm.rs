@@ -2,7 +2,7 @@
 
 use alchemist_engine::engine::{
     cuda::Device,
-    ops::group_norm::cuda::{GroupNorm, group_norm},
+    ops::group_norm::cuda::{DeviceGroupNorm, group_norm},
 };
 
 use crate::device::{Number, close, noise, rounded, test_devices, upload};
@@ -44,8 +44,13 @@ fn group_norm_case(device: &Device) {
         let x = upload::<f32>(device, &x);
         let (scale, shift) = (upload::<f32>(device, &scale), upload::<f32>(device, &shift));
         for (with_silu, expected) in [(false, &plain), (true, &silu)] {
-            let norm =
-                GroupNorm { groups, scale: &scale, shift: &shift, epsilon: EPSILON as f32, silu: with_silu };
+            let norm = DeviceGroupNorm {
+                groups,
+                scale: &scale,
+                shift: &shift,
+                epsilon: EPSILON as f32,
+                silu: with_silu,
+            };
             let mut y = device.uninitialised::<f32>(x.len()).unwrap();
             group_norm(&mut y, &x, samples, &norm).unwrap();
             // What is subtracted has the rounding of the mean's size.

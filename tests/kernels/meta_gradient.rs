@@ -4,7 +4,7 @@ use crate::device::{Number, close, noise, rounded, test_devices, upload};
 use alchemist_engine::engine::{
     autograd::contributions::cuda::{Columns, GatherIndex},
     cuda::{Buffer, Device, DeviceFloat},
-    ops::meta_gradient::cuda::{self as kernels, Asked, ProductSizes, WeightedSum},
+    ops::meta_gradient::cuda::{self as kernels, DeviceRequest, ProductSizes, WeightedSum},
 };
 use half::{bf16, f16};
 
@@ -102,7 +102,7 @@ impl Layer {
         &self,
         device: &Device,
         wanted: Wanted,
-        work: impl FnOnce(Asked<'_>) -> alchemist_engine::Result<()>,
+        work: impl FnOnce(DeviceRequest<'_>) -> alchemist_engine::Result<()>,
     ) -> [Option<Buffer<f32>>; 3] {
         let numbers = |is: bool| is.then(|| device.uninitialised::<f32>(self.weights.len()).unwrap());
         let (mut products, mut norms) = (numbers(wanted.products), numbers(wanted.norms));
@@ -112,7 +112,7 @@ impl Layer {
         });
         let direction = wanted.products.then(|| upload::<f32>(device, &self.direction));
         let weights = upload::<f32>(device, &self.weights);
-        work(Asked {
+        work(DeviceRequest {
             direction: direction.as_ref(),
             products: products.as_mut(),
             squared_norms: norms.as_mut(),
@@ -130,7 +130,7 @@ impl Layer {
     fn bits(
         &self,
         device: &Device,
-        work: impl FnOnce(Asked<'_>) -> alchemist_engine::Result<()>,
+        work: impl FnOnce(DeviceRequest<'_>) -> alchemist_engine::Result<()>,
     ) -> [Vec<u32>; 3] {
         self.run(device, EVERYTHING, work)
             .map(|buffer| buffer.unwrap().to_host().unwrap().iter().map(|value| value.to_bits()).collect())
@@ -188,7 +188,7 @@ fn without_gradients_case<T: Number + DeviceFloat>(device: &Device) {
         let sizes = layer.sizes;
         let gradients = layer.gradients();
         let [input, d_output] = layer.rows::<T>(device);
-        let work = |asked: Asked<'_>| {
+        let work = |asked: DeviceRequest<'_>| {
             kernels::projected(asked.products.unwrap(), asked.direction.unwrap(), &input, &d_output, sizes)?;
             kernels::gram(asked.squared_norms.unwrap(), &input, &d_output, sizes)
         };
@@ -437,27 +437,34 @@ fn sizes_that_do_not_fit_are_errors() {
         let [input, d_output] = layer.rows::<bf16>(&device);
         let [short, long] = [2, 65].map(|count| device.zeros::<f32>(count).unwrap());
         let (mut products, mut wrong) = (device.zeros::<f32>(2).unwrap(), device.zeros::<f32>(3).unwrap());
-        let message = |asked: Asked<'_>, sizes: ProductSizes| {
+        let message = |asked: DeviceRequest<'_>, sizes: ProductSizes| {
             kernels::in_tile(asked, &input, &d_output, sizes).unwrap_err().to_string()
         };
         let sizes = layer.sizes;
         let nothing = ProductSizes { rows: 0, ..sizes };
-        assert!(message(Asked::default(), nothing).contains("hold a zero"));
+        assert!(message(DeviceRequest::default(), nothing).contains("hold a zero"));
         let more = ProductSizes { samples: 3, ..sizes };
-        assert!(message(Asked::default(), more).contains("the input holds 48"));
-        let lonely = Asked { products: Some(&mut products), ..Asked::default() };
+        assert!(message(DeviceRequest::default(), more).contains("the input holds 48"));
+        let lonely = DeviceRequest { products: Some(&mut products), ..DeviceRequest::default() };
         assert!(message(lonely, sizes).contains("together or not at all"));
-        let other = Asked { products: Some(&mut products), direction: Some(&long), ..Asked::default() };
+        let other = DeviceRequest {
+            products: Some(&mut products),
+            direction: Some(&long),
+            ..DeviceRequest::default()
+        };
         assert!(message(other, sizes).contains("the direction holds 65"));
-        let other = Asked { squared_norms: Some(&mut wrong), ..Asked::default() };
+        let other = DeviceRequest { squared_norms: Some(&mut wrong), ..DeviceRequest::default() };
         assert!(message(other, sizes).contains("squared norms holds 3"));
         let sum = WeightedSum { sum: &mut wrong, weights: &short, accumulate: false };
-        assert!(message(Asked { sum: Some(sum), ..Asked::default() }, sizes).contains("the sum holds 3"));
-        let asked = Asked { squared_norms: Some(&mut wrong), ..Asked::default() };
+        assert!(
+            message(DeviceRequest { sum: Some(sum), ..DeviceRequest::default() }, sizes)
+                .contains("the sum holds 3")
+        );
+        let asked = DeviceRequest { squared_norms: Some(&mut wrong), ..DeviceRequest::default() };
         assert!(kernels::per_sample(asked, &short).is_err());
         assert!(kernels::gram(&mut wrong, &input, &d_output, sizes).is_err());
         assert!(kernels::projected(&mut products, &long, &input, &d_output, sizes).is_err());
-        let other = Asked { products: Some(&mut products), ..Asked::default() };
+        let other = DeviceRequest { products: Some(&mut products), ..DeviceRequest::default() };
         assert!(kernels::meta_gradient(other, &input, &d_output, sizes).is_err());
         let columns = Columns { width: 8, first: 1 };
         assert!(kernels::sample_column_sums(&mut products, &d_output, columns, 5).is_err());

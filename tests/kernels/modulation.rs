@@ -8,7 +8,7 @@ use alchemist_engine::engine::{
     ops::{
         add_to_all::cuda::add_to_all,
         modulation::{
-            self, Part,
+            self, ModulationPart,
             cuda::{self as kernels, ModulationTable},
         },
     },
@@ -16,21 +16,21 @@ use alchemist_engine::engine::{
 
 /// An op of the CPU reference: its result, and the gradients of `x` and of the parts.
 fn reference(
-    part: Part,
+    part: ModulationPart,
     x: &Tensor,
     parts: &Tensor,
     level_of: &[u32],
     d_output: Tensor,
 ) -> alchemist_engine::Result<[Tensor; 3]> {
     match part {
-        Part::ScaleShift(scale, shift) => {
+        ModulationPart::ScaleShift(scale, shift) => {
             let at = [scale, shift];
             let y = modulation::cpu::scale_shift::<f64>(x, parts, at, level_of)?;
             let (dx, d_parts) =
                 modulation::cpu::scale_shift_backward::<f64>(x, parts, at, level_of, d_output)?;
             Ok([y, dx, d_parts])
         }
-        Part::Gate(gate) => {
+        ModulationPart::Gate(gate) => {
             let y = modulation::cpu::gate::<f64>(x, parts, gate, level_of)?;
             let [dx, d_parts] = modulation::cpu::gate_backward::<f64>(x, parts, gate, level_of, d_output)?;
             Ok([y, dx, d_parts])
@@ -89,7 +89,7 @@ fn modulate_and_back<T: Number>(
     let own = Tensor::new(&[1, 1, 6, channels], own).unwrap();
     let parts = modulation::cpu::parts::<f64>(&condition, &own).unwrap();
     let [x, dy] = [x, dy].map(|values| Tensor::new(&[batch, tokens, channels], values).unwrap());
-    for part in [Part::ScaleShift(2, 4), Part::Gate(0), Part::Gate(1)] {
+    for part in [ModulationPart::ScaleShift(2, 4), ModulationPart::Gate(0), ModulationPart::Gate(1)] {
         let [y, dx, d_parts] = reference(part, &x, &parts, &level_of, dy.clone())
             .unwrap()
             .map(|tensor| tensor.to_f64_vec().unwrap());
@@ -121,7 +121,7 @@ fn launchers_refuse_sizes_that_do_not_fit() {
     let mut refused = |numbers: usize, samples: Option<usize>| {
         let table = device.zeros::<f32>(numbers).unwrap();
         let table = ModulationTable { table: &table, levels: &levels, starts: &starts, samples };
-        kernels::modulate_forward(&mut y, Some(&x), &table, Part::Gate(0)).is_err()
+        kernels::modulate_forward(&mut y, Some(&x), &table, ModulationPart::Gate(0)).is_err()
     };
     assert!(!refused(12, None) && !refused(36, Some(3)));
     assert!(refused(13, None) && refused(36, Some(0)) && refused(24, Some(2)) && refused(35, Some(3)));

@@ -12,7 +12,7 @@ use alchemist_engine::engine::{
         patch_embed::{
             self, PatchEmbed,
             cuda::{
-                PatchEmbedParameters, patch_embed_backward, patch_embed_backward_bias,
+                DevicePatchEmbedParameters, patch_embed_backward, patch_embed_backward_bias,
                 patch_embed_backward_weight, patch_embed_forward,
             },
             patch_embed,
@@ -110,7 +110,7 @@ fn patch_embed_case<T: Number>(device: &Device) {
             [&text, &rows, &padded, &weight, &d_x].map(|values| upload::<T>(device, values));
         let [bias, start, level_table, positions] =
             [&bias, &start, &level_table, &positions].map(|values| upload::<f32>(device, values));
-        let on_device = PatchEmbedParameters {
+        let on_device = DevicePatchEmbedParameters {
             weight: &weight,
             bias: &bias,
             start: &start,
@@ -174,14 +174,19 @@ fn launchers_refuse_sizes_that_do_not_fit() {
     let sequence = SequenceLevels::new(&device, &[1, 4]).unwrap();
     let zeros = |count: usize| device.zeros::<f32>(count).unwrap();
     let (text, weight, bias, start) = (zeros(2 * 8), zeros(8 * 3), zeros(8), zeros(8));
-    let parameters =
-        PatchEmbedParameters { weight: &weight, bias: &bias, start: &start, level: None, position: None };
+    let parameters = DevicePatchEmbedParameters {
+        weight: &weight,
+        bias: &bias,
+        start: &start,
+        level: None,
+        position: None,
+    };
     let mut x = zeros(2 * 5 * 8);
     assert!(patch_embed_forward(&mut x, &text, &zeros(2 * 4 * 3), &parameters, &sequence).is_ok());
     assert!(patch_embed_forward(&mut x, &text, &zeros(2 * 3 * 3), &parameters, &sequence).is_err());
     assert!(patch_embed_forward(&mut zeros(79), &text, &zeros(24), &parameters, &sequence).is_err());
     let short = zeros(7);
-    let wrong = PatchEmbedParameters { level: Some(&short), ..parameters };
+    let wrong = DevicePatchEmbedParameters { level: Some(&short), ..parameters };
     assert!(patch_embed_forward(&mut x, &text, &zeros(24), &wrong, &sequence).is_err());
     assert!(patch_embed_backward(&mut zeros(31), None, &x, &sequence, [2, 8]).is_err());
     assert!(SequenceLevels::new(&device, &[]).is_err());

@@ -7,7 +7,7 @@ use alchemist_engine::engine::{
     cuda::{Buffer, Device},
     ops::pyramid::{
         PyramidQuantizer, Reach,
-        cpu::resample::Convolution,
+        cpu::resample::ResidualConvolution,
         cuda::{PyramidRows, pyramid_input, pyramid_quantize},
     },
 };
@@ -31,7 +31,7 @@ fn quantizer(
             let weight = floats(channels * channels * 9, 20 + at as u64).iter().map(|w| w * share).collect();
             let weight = Tensor::new(&[channels, channels, 3, 3], weight).unwrap();
             let bias = Tensor::new(&[channels], floats(channels, 30 + at as u64)).unwrap();
-            Convolution::new(&weight, &bias, 0.5).unwrap()
+            ResidualConvolution::new(&weight, &bias, 0.5).unwrap()
         })
         .collect();
     PyramidQuantizer::new(patch_nums, &codebook, convolutions).unwrap()

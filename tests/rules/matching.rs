@@ -3,7 +3,7 @@
 use alchemist_engine::{
     Result,
     engine::{Tensor, ops::rater_loss::linear_combination},
-    rater::rules::{Geometry, Needs, Rule, RuleEntry, Seen, Teaching, Variant},
+    rater::rules::{Geometry, Measurements, Needs, Rule, RuleEntry, Teaching, Variant},
 };
 
 /// `c_i = ½‖∇ℓ_i(θ)‖² − ⟨∇ℓ_i(θ), V⟩`: half the squared distance of a sample's gradient to the validation gradient.
@@ -14,7 +14,7 @@ impl Rule for Matching {
         Needs { products: true, norms: true, ..Needs::default() }
     }
 
-    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
         linear_combination(&[(0.5, seen.squared_norm()?), (-1.0, seen.product()?)])
     }
 }

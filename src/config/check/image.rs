@@ -1,6 +1,6 @@
 //! Pictures as tokens: the pyramid's sides and the image tokenizer, in which released keys and our own must agree.
 
-use super::{Checker, KEY, Key, RawConfig};
+use super::{Checker, ConfigKey, KEY, RawConfig};
 use crate::{
     config::{ImageTokenizerConfig, ImageTokenizerKind},
     error::Result,
@@ -28,7 +28,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
         (Some(from_pn), None) => from_pn,
         (None, None) => parse_pn(checker, RELEASED_PYRAMID)?,
     };
-    let key: &Key = if raw.pn.is_some() { &KEY.pn } else { &KEY.patch_nums };
+    let key: &ConfigKey = if raw.pn.is_some() { &KEY.pn } else { &KEY.patch_nums };
     let (side_range, lengths) = KEY.patch_nums.items();
     if !lengths.contains(&sides.len()) {
         let (least, most) = lengths.into_inner();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     Compat, Config, DataConfig, HEAD_WIDTH, NetworksConfig, Portion, Progressive, ScheduleShape,
     TrainingConfig,
-    keys::{Field, Flag, KEY, Key, Number, Ranged, RawConfig, Text},
+    keys::{ConfigKey, Field, Flag, KEY, Number, Ranged, RawConfig, Text},
     source::Source,
 };
 use crate::{
@@ -28,7 +28,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn refuse<T>(&self, key: &Key, message: impl Into<String>) -> Result<T> {
+    fn refuse<T>(&self, key: &ConfigKey, message: impl Into<String>) -> Result<T> {
         Err(self.source.refuse(key.name, message))
     }
 

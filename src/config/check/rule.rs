@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Checker, Field, KEY, Key, RawConfig, Text};
+use super::{Checker, ConfigKey, Field, KEY, RawConfig, Text};
 use crate::{
     config::{
         Compat, RuleEntry, RuleSettings, Teaching,
@@ -71,7 +71,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     let apart = !compat.cross_attention_first_sample && needs != Needs::default();
     let norms = *raw.record_norms.get_or_insert(apart && every > 0);
     if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {
-        let key: &Key = if needs.own_gradients() { &KEY.rule } else { &KEY.record_norms };
+        let key: &ConfigKey = if needs.own_gradients() { &KEY.rule } else { &KEY.record_norms };
         return checker.refuse(
             key,
             "needs each sample's own gradient, but under compat.cross_attention_first_sample every sample's loss depends on \

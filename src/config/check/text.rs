@@ -3,7 +3,7 @@
 use super::{Checker, Field, KEY, RawConfig};
 use crate::{
     config::{TextEncoderConfig, TextEncoderKind},
-    encode::pretrained::{Kind, T5_TOKENS},
+    encode::pretrained::{EncoderKind, T5_TOKENS},
     error::Result,
 };
 
@@ -17,11 +17,11 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
     let released_path = checker.path(raw, &KEY.text_enc_path)?;
     if released_path.is_some() {
         // As in the released code.
-        raw.text_enc.get_or_insert_with(|| Kind::Clip.name().to_owned());
+        raw.text_enc.get_or_insert_with(|| EncoderKind::Clip.name().to_owned());
     }
     let released = match raw.text_enc.as_deref() {
         None => None,
-        Some(name) => match Kind::named(name) {
+        Some(name) => match EncoderKind::named(name) {
             Some(kind) => Some(kind),
             None => return checker.unlisted(&KEY.text_enc, name),
         },
@@ -37,9 +37,9 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
     }
     raw.text_enc_path = Some(String::new());
     let path = checker.path(raw, &keys.path)?;
-    let implied = released.filter(|_| path.is_some()).map_or(HASHED_WORDS, Kind::name);
+    let implied = released.filter(|_| path.is_some()).map_or(HASHED_WORDS, EncoderKind::name);
     let name = keys.kind.of(raw).get_or_insert_with(|| implied.to_owned()).clone();
-    let kind = Kind::named(&name);
+    let kind = EncoderKind::named(&name);
     if kind.is_none() && name != HASHED_WORDS {
         return checker.unlisted(&keys.kind, &name);
     }
@@ -71,7 +71,7 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
         let message = format!("is \"{name}\", which needs the folder of that encoder in text_encoder.path");
         return checker.refuse(&keys.kind, message);
     }
-    if kind == Kind::T5 {
+    if kind == EncoderKind::T5 {
         keys.tokens.of(raw).get_or_insert(T5_TOKENS as i64);
     }
     let mut given = |field: &Field<i64>, range| {

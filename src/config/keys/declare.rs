@@ -26,7 +26,7 @@ macro_rules! keys {
                 $(#[doc = $doc])+
                 $(#[serde(rename = $rename)])?
                 $(#[serde($serde)])?
-                pub(crate) $field: Option<<$type as KeyType>::Held>,
+                pub(crate) $field: Option<<$type as KeyType>::Raw>,
             )*
             $($(#[doc = $group_doc])+ pub(crate) $group: Option<$raw_group>,)*
         )+}
@@ -36,7 +36,7 @@ macro_rules! keys {
             #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
             #[serde(deny_unknown_fields, default)]
             pub(crate) struct $raw_group {
-                $($(#[doc = $inner_doc])+ pub(crate) $inner: Option<<$inner_type as KeyType>::Held>,)*
+                $($(#[doc = $inner_doc])+ pub(crate) $inner: Option<<$inner_type as KeyType>::Raw>,)*
             }
 
             $(#[doc = $group_doc])+
@@ -71,7 +71,7 @@ macro_rules! keys {
         )+};
 
         /// Every key but the switches of `compat`, in the order of the file.
-        pub static KEYS: &[&Key] = &[$(
+        pub static KEYS: &[&ConfigKey] = &[$(
             $(&KEY.$field.key,)*
             $($(&KEY.$group.$inner.key,)*)*
         )+];
@@ -81,7 +81,7 @@ macro_rules! keys {
     (@field $type:ident, $name:expr, $doc:expr, $default:expr, $allowed:expr, $honored:expr, $effect:ident, $held:expr) => {{
         const SETTING: Setting<$type> = Setting { default: $default, allowed: $allowed };
         Field {
-            key: Key {
+            key: ConfigKey {
                 name: $name,
                 kind: Kind::$type(SETTING),
                 honored: $honored,

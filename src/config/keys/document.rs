@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    field::{Allowed, Honored, Key, KeyType, Kind},
+    field::{Allowed, ConfigKey, Honored, KeyType, Kind},
     table::KEYS,
 };
 use crate::{
@@ -20,7 +20,7 @@ pub fn tables() -> Result<String> {
     let mut text =
         String::from("| key | values | default | meaning | honoured |\n| --- | --- | --- | --- | --- |\n");
     for key in KEYS {
-        let Key { name, honored, .. } = key;
+        let ConfigKey { name, honored, .. } = key;
         let default = name.split('.').try_fold(&defaults, |at, part| at.get(part)).unwrap_or(&Value::Null);
         let honored = match honored {
             Honored::Yes => "yes".to_owned(),

@@ -88,10 +88,10 @@ pub struct Setting<T: 'static> {
 /// A type as the table declares a default of it, and as the struct that a file is read into holds it.
 pub(crate) trait KeyType: Copy + Into<Value> + 'static {
     /// The type of the field.
-    type Held;
+    type Raw;
 
     /// The default as the field holds it.
-    fn held(self) -> Self::Held;
+    fn held(self) -> Self::Raw;
 }
 
 /// The same of a setting, whatever its type.
@@ -123,7 +123,7 @@ macro_rules! types {
 
         $(
             impl KeyType for $type {
-                type Held = $held;
+                type Raw = $held;
 
                 fn held(self) -> $held {
                     let convert: fn($type) -> $held = $convert;
@@ -175,7 +175,7 @@ impl From<NoFiles> for Value {
 
 /// One key of the configuration file.
 #[derive(Clone, Copy, Debug)]
-pub struct Key {
+pub struct ConfigKey {
     /// The name, dotted when nested.
     pub name: &'static str,
     /// Type, default and accepted values.
@@ -188,9 +188,9 @@ pub struct Key {
     pub(super) described: &'static str,
 }
 
-impl Key {
+impl ConfigKey {
     /// What it means, with its unit, and what the default depends on.
-    pub fn meaning(&self) -> String {
+    pub(crate) fn meaning(&self) -> String {
         let meaning = self.described.trim();
         described(&match self.depends() {
             Some(text) => format!("{meaning}; null: {text}"),
@@ -217,27 +217,27 @@ impl Key {
 
 /// A key, its type, and where the struct `R`, which a file is read into, holds it: by this the checks ask for a key.
 pub(crate) struct Field<R, T: KeyType> {
-    pub(super) key: Key,
+    pub(super) key: ConfigKey,
     pub(super) setting: Setting<T>,
-    pub(super) held: fn(&mut R) -> &mut Option<T::Held>,
+    pub(super) held: fn(&mut R) -> &mut Option<T::Raw>,
 }
 
 impl<R, T: KeyType> Deref for Field<R, T> {
-    type Target = Key;
+    type Target = ConfigKey;
 
-    fn deref(&self) -> &Key {
+    fn deref(&self) -> &ConfigKey {
         &self.key
     }
 }
 
 impl<R, T: KeyType> Field<R, T> {
     /// The field itself.
-    pub(crate) fn of<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Held> {
+    pub(crate) fn of<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Raw> {
         (self.held)(raw)
     }
 
     /// The field, with the default in it where it was empty and there is a default.
-    pub(crate) fn filled<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Held> {
+    pub(crate) fn filled<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Raw> {
         let held = self.of(raw);
         if let (None, DefaultValue::Is(default)) = (&held, self.setting.default) {
             *held = Some(default.held());
@@ -255,7 +255,7 @@ impl<R, T: KeyType> Field<R, T> {
 }
 
 /// A type with a least and a greatest value.
-pub(crate) trait Ranged: KeyType<Held = Self> + PartialOrd + fmt::Display {
+pub(crate) trait Ranged: KeyType<Raw = Self> + PartialOrd + fmt::Display {
     /// The least value.
     const LEAST: Self;
     /// The greatest value.

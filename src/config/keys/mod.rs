@@ -7,7 +7,7 @@ mod schema;
 mod table;
 
 pub use document::tables;
-pub use field::{AllOff, Allowed, DefaultValue, Effect, Honored, Key, Kind, NoFiles, Setting};
+pub use field::{AllOff, Allowed, ConfigKey, DefaultValue, Effect, Honored, Kind, NoFiles, Setting};
 pub use schema::schema;
 pub use table::KEYS;
 

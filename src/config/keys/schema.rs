@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    field::{Allowed, DefaultValue, Honored, Key, KeyType, Kind, Setting},
+    field::{Allowed, ConfigKey, DefaultValue, Honored, KeyType, Kind, Setting},
     table::KEYS,
 };
 use crate::config::Compat;
@@ -35,7 +35,7 @@ pub fn schema() -> String {
 }
 
 /// The schema of one key.
-fn property(key: &Key) -> Value {
+fn property(key: &ConfigKey) -> Value {
     let mut property = Map::new();
     let mut description = key.meaning();
     if let Some(narrower) = key.narrowed() {

@@ -10,10 +10,11 @@ use super::{
     field::{
         AllOff,
         Allowed::{Above, Any, AtLeast, Between, Items, Multiples, NotEmpty, OneOf, SuchAs, Within},
+        ConfigKey,
         DefaultValue::{Depends, Is, Null},
         Effect, Field, Files, Flag, Honored,
         Honored::{NoEffect, Only, Yes},
-        Integer, Integers, Key, KeyType, Kind, Number, Setting, Switches, Text, Texts,
+        Integer, Integers, KeyType, Kind, Number, Setting, Switches, Text, Texts,
     },
 };
 use crate::config::{

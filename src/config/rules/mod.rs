@@ -40,7 +40,7 @@ impl Needs {
 /// What has been measured of a batch of training samples, `[B]` each: in the float type of the host's networks, in f32 on a
 /// device.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct Measurements<'a> {
     /// `ℓ_i(θ)`
     pub loss: &'a Tensor,
     /// `ℓ_i(θ̂)`, if the rule needs it.
@@ -51,7 +51,7 @@ pub struct Seen<'a> {
     pub squared_norm: Option<&'a Tensor>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> Measurements<'a> {
     /// `ℓ_i(θ̂)`.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ pub trait Rule: Sync {
     ///
     /// # Errors
     /// If something that it needs was not measured, or a device fails.
-    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor>;
+    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor>;
 }
 
 /// All that a rule declares. Two are the same if their names are.
@@ -153,7 +153,7 @@ impl FromStr for &'static RuleEntry {
     fn from_str(name: &str) -> Result<Self> {
         RULES.iter().find(|rule| rule.name == name).copied().ok_or_else(|| {
             let names: Vec<String> = RULES.iter().map(|rule| format!("\"{rule}\"")).collect();
-            Error::invalid(format!("must be {}, but is \"{name}\"", names.join(" or ")))
+            Error::argument(format!("must be {}, but is \"{name}\"", names.join(" or ")))
         })
     }
 }
@@ -186,7 +186,7 @@ impl RuleSettings {
         if *geometry == Geometry::Sgd || rule.needs().products {
             return Ok(());
         }
-        Err(Error::invalid(format!("is {geometry}, but the rule `{rule}` forms no inner products")))
+        Err(Error::argument(format!("is {geometry}, but the rule `{rule}` forms no inner products")))
     }
 }
 

@@ -2,14 +2,16 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 /// Names with their meanings, as a configuration writes it.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)* }
 
         impl $name {
             /// All of them, in order.
@@ -31,7 +33,7 @@ macro_rules! named {
             fn from_str(text: &str) -> Result<Self> {
                 match text {
                     $($text => Ok(Self::$variant),)*
-                    _ => Err(Error::invalid(format!(
+                    _ => Err(Error::argument(format!(
                         "must be {}, but is \"{text}\"",
                         [$(concat!("\"", $text, "\"")),*].join(" or ")
                     ))),

@@ -1,6 +1,6 @@
 //! The built-in rules and their table. A new rule is a type, its entry, and a place in [`RULES`].
 
-use super::{Geometry, Needs, Rule, RuleEntry, Seen, Teaching, Variant};
+use super::{Geometry, Measurements, Needs, Rule, RuleEntry, Teaching, Variant};
 use crate::{
     engine::{Tensor, ops::rater_loss::linear_combination},
     error::Result,
@@ -28,7 +28,7 @@ impl Rule for Loss {
         Needs::default()
     }
 
-    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
         Ok(seen.loss.clone())
     }
 }
@@ -51,7 +51,7 @@ impl Rule for Excess {
         Needs { reference: true, ..Needs::default() }
     }
 
-    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
         linear_combination(&[(1.0, seen.loss), (-1.0, seen.reference_loss()?)])
     }
 }
@@ -78,7 +78,7 @@ impl Rule for Alignment {
         Needs { products: true, ..Needs::default() }
     }
 
-    fn constants(&self, seen: &Seen<'_>) -> Result<Tensor> {
+    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
         linear_combination(&[(-1.0, seen.product()?)])
     }
 }

@@ -57,7 +57,7 @@ impl Flaw {
     ];
 
     /// The name in tables and CSV files.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Clean => "clean",
             Self::Plain => "plain",
@@ -88,7 +88,7 @@ impl FromStr for Flaw {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|flaw| flaw.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|flaw| flaw.name()).collect();
-            Error::invalid(format!("`{name}` is not a flaw; the flaws are {}", names.join(", ")))
+            Error::argument(format!("`{name}` is not a flaw; the flaws are {}", names.join(", ")))
         })
     }
 }
@@ -137,7 +137,7 @@ impl FlawShares {
     };
 
     /// The share of one flaw; what is left over for [`Flaw::Clean`].
-    pub fn share(&self, flaw: Flaw) -> f64 {
+    pub(crate) fn share(&self, flaw: Flaw) -> f64 {
         match flaw {
             Flaw::Clean => 1.0 - self.spoiled(),
             Flaw::Plain => self.plain,
@@ -154,10 +154,10 @@ impl FlawShares {
     ///
     /// # Errors
     /// If it is clean.
-    pub fn set(&mut self, flaw: Flaw, share: f64) -> Result<()> {
+    pub(crate) fn set(&mut self, flaw: Flaw, share: f64) -> Result<()> {
         let held = match flaw {
             Flaw::Clean => {
-                return Err(Error::invalid("the share of `clean` is what the flaws leave over; set theirs"));
+                return Err(Error::argument("the share of `clean` is what the flaws leave over; set theirs"));
             }
             Flaw::Plain => &mut self.plain,
             Flaw::Noise => &mut self.noise,
@@ -172,7 +172,7 @@ impl FlawShares {
     }
 
     /// The share of all flaws together.
-    pub fn spoiled(&self) -> f64 {
+    pub(crate) fn spoiled(&self) -> f64 {
         Flaw::ALL[1..].iter().map(|&flaw| self.share(flaw)).sum()
     }
 }
@@ -194,7 +194,7 @@ pub fn plan(records: usize, shares: &FlawShares, seed: u64) -> Result<Vec<Flaw>>
     for flaw in &Flaw::ALL[1..] {
         let share = shares.share(*flaw);
         if !(0.0..=1.0).contains(&share) {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "the share of `{flaw}` is {share}; give a number from 0 to 1"
             )));
         }
@@ -202,7 +202,7 @@ pub fn plan(records: usize, shares: &FlawShares, seed: u64) -> Result<Vec<Flaw>>
         flaws.resize(flaws.len() + count, *flaw);
     }
     if flaws.len() > records || (flaws.len() == records && records > 0) {
-        return Err(Error::invalid(format!(
+        return Err(Error::argument(format!(
             "the flaws' shares leave none of {records} records clean; lower them, they are {} in all",
             shares.spoiled()
         )));
@@ -222,7 +222,7 @@ pub fn plan(records: usize, shares: &FlawShares, seed: u64) -> Result<Vec<Flaw>>
 /// If the lengths differ, no record is clean although there are duplicates, or every caption says the same.
 pub fn sources<S: AsRef<str>>(flaws: &[Flaw], captions: &[S], seed: u64) -> Result<Vec<Option<usize>>> {
     if flaws.len() != captions.len() {
-        return Err(Error::invalid(format!(
+        return Err(Error::argument(format!(
             "there are {} flaws for {} captions; give one of each for every record",
             flaws.len(),
             captions.len()
@@ -232,7 +232,7 @@ pub fn sources<S: AsRef<str>>(flaws: &[Flaw], captions: &[S], seed: u64) -> Resu
     let take = |record: usize, flaw: Flaw| -> Result<Option<usize>> {
         let mut random = Random::new(seed, Purpose::Draw, SOURCES + record as u64);
         match flaw {
-            Flaw::Duplicate if clean.is_empty() => Err(Error::invalid(
+            Flaw::Duplicate if clean.is_empty() => Err(Error::not_enough_data(
                 "a duplicate needs a clean record to copy, and there is none; lower the shares",
             )),
             Flaw::Duplicate => Ok(Some(clean[random.below(clean.len() as u64) as usize])),
@@ -264,7 +264,7 @@ fn other_caption<S: AsRef<str>>(record: usize, captions: &[S], random: &mut Rand
     let around = (0..captions.len()).map(|step| (start + step) % captions.len());
     fallback.or_else(|| around.into_iter().find(|&other| words(captions[other].as_ref()) != own)).ok_or_else(
         || {
-            Error::invalid(
+            Error::not_enough_data(
                 "every caption says the same, so none can be wrong; set the share of `wrong_caption` to 0",
             )
         },

@@ -28,9 +28,9 @@ const CHUNK: usize = 64;
 /// Pictures decoded ahead of their use.
 const AHEAD: usize = 128;
 /// The column that says what was done to a record.
-pub const FLAW_COLUMN: &str = "flaw";
+pub(crate) const FLAW_COLUMN: &str = "flaw";
 /// The column that says which record a duplicate is of, or whose caption a wrong one is.
-pub const SOURCE_COLUMN: &str = "flaw_source";
+pub(crate) const SOURCE_COLUMN: &str = "flaw_source";
 /// The table of the planted corpus.
 const TABLE: &str = "corpus.csv";
 

@@ -77,12 +77,12 @@ pub fn write_data_set_until(
     let check = || interrupt.check("the data set was not complete; give the same command again");
     let DataSetSettings { train, validation, side, shares, seed } = *settings;
     if !(8..=LARGEST_SIDE).contains(&side) {
-        return Err(Error::invalid(format!(
+        return Err(Error::argument(format!(
             "drawn pictures cannot be {side} pixels wide; choose from 8 to {LARGEST_SIDE}"
         )));
     }
     if train == 0 || validation == 0 {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "a drawn data set needs at least one record for training and one for validation",
         ));
     }

@@ -150,12 +150,12 @@ impl ClipText {
     }
 
     /// The most tokens a caption that there are positions for.
-    pub fn positions(&self) -> usize {
+    pub(crate) fn positions(&self) -> usize {
         self.settings.max_position_embeddings
     }
 
     /// The id that marks a caption's end; `None`: the largest of its ids does.
-    pub fn end(&self) -> Option<u32> {
+    pub(crate) fn end(&self) -> Option<u32> {
         (self.settings.eos_token_id != LEGACY_END).then_some(self.settings.eos_token_id)
     }
 

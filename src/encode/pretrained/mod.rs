@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     encode::{
         TextEncoder, TextStates,
-        saved::{self, Description, TEXT_ENCODER},
+        saved::{self, EncoderDescription, TEXT_ENCODER},
         tokenizers::{TokenIds, WordPieces},
         transformer::first_not_finite,
     },
@@ -37,20 +37,20 @@ use t5::{Pooling, T5Text};
 const ROWS: usize = 640;
 
 /// Tokens a caption in the released use of T5.
-pub const T5_TOKENS: usize = 120;
+pub(crate) const T5_TOKENS: usize = 120;
 
 /// Which released encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EncoderKind {
     /// CLIP's text encoder.
     Clip,
     /// T5's encoder.
     T5,
 }
 
-impl Kind {
+impl EncoderKind {
     /// The name in configurations and descriptions.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Clip => "clip",
             Self::T5 => "t5",
@@ -58,7 +58,7 @@ impl Kind {
     }
 
     /// By that name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         [Self::Clip, Self::T5].into_iter().find(|kind| kind.name() == name)
     }
 }
@@ -67,8 +67,8 @@ impl Kind {
 ///
 /// # Errors
 /// If there is no description.
-pub fn is_pretrained(folder: &Path) -> Result<bool> {
-    Ok(Kind::named(&saved::read_description(&folder.join(TEXT_ENCODER))?.kind).is_some())
+pub(crate) fn is_pretrained(folder: &Path) -> Result<bool> {
+    Ok(EncoderKind::named(&saved::read_description(&folder.join(TEXT_ENCODER))?.kind).is_some())
 }
 
 /// A network from token ids to text states.
@@ -105,7 +105,7 @@ pub trait TextNetwork: Send + Sync {
 /// Where an encoder is and how it is used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct PretrainedSettings {
     /// The folder: of the encoder, with the tokenizer inside or beside it, or of a pipeline.
     pub path: PathBuf,
     /// Tokens a caption. `None`: CLIP's own number, and 120 for T5.
@@ -119,8 +119,8 @@ pub struct Settings {
 /// A released text encoder. [`save`](TextEncoder::save) writes a description with the folder and the fingerprint, not the
 /// gigabytes; [`load`](Self::load) follows it.
 pub struct Pretrained {
-    kind: Kind,
-    settings: Settings,
+    kind: EncoderKind,
+    settings: PretrainedSettings,
     words: WordPieces,
     network: Box<dyn TextNetwork>,
     fingerprint: String,
@@ -134,11 +134,11 @@ impl Pretrained {
     /// # Errors
     /// If it holds no such encoder or no tokenizer, a file is damaged, tensors are missing or surplus, or the sizes do not
     /// fit what the settings say.
-    pub fn open(kind: Kind, settings: Settings) -> Result<Self> {
+    pub fn open(kind: EncoderKind, settings: PretrainedSettings) -> Result<Self> {
         let folder = Folder::find(&settings.path)?;
         let refuse = |message| Err(Error::Checkpoint { path: settings.path.clone(), message });
         let (words, network): (WordPieces, Box<dyn TextNetwork>) = match kind {
-            Kind::Clip => {
+            EncoderKind::Clip => {
                 let clip = ClipText::open(&folder.model)?;
                 if let Some(tokens) = settings.tokens
                     && tokens > clip.positions()
@@ -152,7 +152,7 @@ impl Pretrained {
                 expect_end(&words, clip.end(), &folder)?;
                 (words, Box::new(clip))
             }
-            Kind::T5 => {
+            EncoderKind::T5 => {
                 let pooling = if settings.mean_over_padding { Pooling::Everything } else { Pooling::Tokens };
                 let words = WordPieces::t5(&folder.tokenizer, settings.tokens.unwrap_or(T5_TOKENS))?;
                 (words, Box::new(T5Text::open(&folder.model, pooling)?))
@@ -173,7 +173,7 @@ impl Pretrained {
                 network.vocabulary()
             ));
         }
-        let settings = Settings {
+        let settings = PretrainedSettings {
             path: std::path::absolute(&settings.path).map_err(Error::io("resolve", &settings.path))?,
             tokens: Some(words.length()),
             channels: Some(network.channels()),
@@ -187,10 +187,10 @@ impl Pretrained {
     ///
     /// # Errors
     /// As for [`open`](Self::open), and if it is another one than that which the description was written for.
-    pub fn load(kind: Kind, folder: &Path, moved: Option<&Path>) -> Result<Self> {
+    pub fn load(kind: EncoderKind, folder: &Path, moved: Option<&Path>) -> Result<Self> {
         let path = folder.join(TEXT_ENCODER);
-        let description: Description = saved::read_description(&path)?;
-        let mut settings: Settings = description.settings(&path, kind.name())?;
+        let description: EncoderDescription = saved::read_description(&path)?;
+        let mut settings: PretrainedSettings = description.settings(&path, kind.name())?;
         if let Some(moved) = moved {
             moved.clone_into(&mut settings.path);
         }
@@ -222,7 +222,7 @@ impl Pretrained {
     }
 
     /// Which encoder it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> EncoderKind {
         self.kind
     }
 
@@ -304,14 +304,14 @@ impl TextEncoder for Pretrained {
 /// SHA-256 over everything that the states depend on. The weights count by their numbers, so that the same encoder stored
 /// in one file or in shards, as safetensors or not, is the same.
 fn fingerprint(
-    kind: Kind,
-    settings: &Settings,
+    kind: EncoderKind,
+    settings: &PretrainedSettings,
     folder: &Folder,
     words: &WordPieces,
     network: &dyn TextNetwork,
 ) -> Result<String> {
     let mut hash = Sha256::new();
-    let mean = kind == Kind::T5 && settings.mean_over_padding;
+    let mean = kind == EncoderKind::T5 && settings.mean_over_padding;
     hash.update(format!("{}/1 tokens {} mean over padding {mean}\n", kind.name(), words.length()));
     let config = folder.model.join("config.json");
     for path in std::iter::once(&config).chain(words.files()) {
@@ -393,7 +393,7 @@ pub(super) fn expect_finite(
     }
     match first_not_finite(x.as_slice()?, sample) {
         None => Ok(()),
-        Some(at) => Err(Error::invalid(format!(
+        Some(at) => Err(Error::not_finite(format!(
             "{part} gives numbers that are not finite for {}; its weights are damaged or of another model",
             name(at)
         ))),

@@ -174,7 +174,7 @@ impl VqVae {
     ///
     /// # Errors
     /// If the shape does not fit or a number is not finite.
-    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+    pub(crate) fn features(&self, images: &Tensor) -> Result<Tensor> {
         self.quantizer.channels_first(images.dim(0), &self.maps(images)?)
     }
 
@@ -205,7 +205,7 @@ impl VqVae {
         // Without a way out of the inner loop, which is many numbers at a time then.
         let finite = |picture: &[f32]| picture.iter().fold(true, |all, value| all & value.is_finite());
         if let Some(at) = values.par_chunks(picture).position_first(|picture| !finite(picture)) {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_finite(format!(
                 "picture {at} of the batch holds a number that is not finite"
             )));
         }
@@ -221,7 +221,7 @@ impl VqVae {
             }
         };
         match maps.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(Error::invalid(format!(
+            Some(at) => Err(Error::not_finite(format!(
                 "the VQ-VAE overflows on picture {} of the batch; its weights are not those of a trained one",
                 at / length
             ))),

@@ -82,16 +82,6 @@ impl<T: DeviceNumber> Ahead<T> {
         self.device.put_back(slot);
         done
     }
-
-    /// How many numbers.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 impl Device {

@@ -140,7 +140,7 @@ impl<T: DeviceNumber> Buffer<T> {
     ///
     /// # Errors
     /// If there are not as many or they do not fit, or the device fails.
-    pub fn copy_range(&mut self, at: usize, from: &Self, range: Range<usize>) -> Result<()> {
+    pub(crate) fn copy_range(&mut self, at: usize, from: &Self, range: Range<usize>) -> Result<()> {
         let fits = range.start <= range.end && range.end <= from.len && at + range.len() <= self.len;
         if !fits || !self.device.is(&from.device) {
             return Err(Error::shape(

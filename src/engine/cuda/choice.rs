@@ -42,7 +42,7 @@ impl FromStr for DeviceChoice {
 
     fn from_str(name: &str) -> Result<Self> {
         let refuse = || {
-            Error::invalid(format!(
+            Error::argument(format!(
                 "a device is cpu, cuda (the first GPU), cuda:N, emulated or auto, but not `{name}`; `alchemist-engine \
                  devices` lists what there is"
             ))

@@ -134,7 +134,7 @@ impl Device {
     }
 
     /// Whether two handles are of the same device.
-    pub fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 

@@ -48,7 +48,7 @@ pub struct DeviceFacts {
 
 /// How memory is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryLayout {
+pub(crate) struct MemoryLayout {
     /// Blocks start on multiples of this, in bytes.
     pub granule: usize,
     /// Bytes left free behind a block.
@@ -77,7 +77,7 @@ impl Kernel {
     }
 
     /// The variant of a kernel for numbers of type `T`.
-    pub fn of<T: DeviceNumber>(file: &'static str, name: &str) -> Self {
+    pub(crate) fn of<T: DeviceNumber>(file: &'static str, name: &str) -> Self {
         Self { file, name: format!("{name}_{}", T::SUFFIX) }
     }
 }
@@ -129,7 +129,7 @@ pub enum Argument {
 
 /// Rows of 16-bit numbers for each sample, `[S, T, C]`, of which a kernel copies boxes by the card's own unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampleRows {
+pub(crate) struct SampleRows {
     /// [`ProductNumber::Bf16`] or [`ProductNumber::F16`].
     pub number: ProductNumber,
     /// Where they are, on a multiple of 16 bytes.
@@ -153,7 +153,7 @@ impl Argument {
     }
 
     /// How the emulator writes this argument's kind: see `kernels/host/emulator.h`.
-    pub fn signature(&self) -> [u8; 2] {
+    pub(crate) fn signature(&self) -> [u8; 2] {
         match self {
             Self::Read { letter, .. } => [b'r', *letter],
             Self::Write { letter, .. } => [b'w', *letter],
@@ -189,7 +189,7 @@ pub enum ProductNumber {
 
 impl ProductNumber {
     /// Bytes of one number.
-    pub fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
@@ -243,10 +243,10 @@ pub struct Product {
 pub struct Event(pub(crate) Box<dyn Any + Send + Sync>);
 
 /// Work that was recorded instead of done. What it holds is the driver's own.
-pub struct Recording(pub(crate) Box<dyn Any + Send + Sync>);
+pub(crate) struct Recording(pub(crate) Box<dyn Any + Send + Sync>);
 
 /// Host memory that the device copies from while it works, and what tells when it may be used. The driver's own.
-pub struct Staging(pub(crate) Box<dyn Any + Send + Sync>);
+pub(crate) struct Staging(pub(crate) Box<dyn Any + Send + Sync>);
 
 macro_rules! opaque {
     ($($type:ident),*) => {$(
@@ -265,7 +265,7 @@ opaque!(Event, Recording, Staging);
 ///
 /// Between [`begin_recording`](Self::begin_recording) and [`end_recording`](Self::end_recording), copies within the device,
 /// clears, launches and products are recorded and not done, and the other kinds of work are errors.
-pub trait Driver: fmt::Debug + Send + Sync {
+pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// What the device is and what it allows.
     fn facts(&self) -> &DeviceFacts;
 

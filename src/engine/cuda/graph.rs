@@ -45,7 +45,7 @@ impl Device {
     }
 
     /// Whether work is being recorded.
-    pub fn is_recording(&self) -> bool {
+    pub(crate) fn is_recording(&self) -> bool {
         self.arena().is_recording()
     }
 

@@ -12,7 +12,7 @@ mod arena;
 mod buffer;
 mod choice;
 pub mod device;
-pub mod driver;
+pub(crate) mod driver;
 #[cfg(emulator)]
 mod emulator;
 mod gpu;

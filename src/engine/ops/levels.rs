@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use super::size;
 use crate::{
     engine::{
-        autograd::contributions::Rows,
+        autograd::contributions::TableRows,
         cuda::{Buffer, Device},
     },
     error::{Error, Result},
@@ -17,7 +17,7 @@ pub struct Levels {
     of_tokens: Vec<u32>,
     counts: Vec<usize>,
     /// The rows of the table of level vectors that make a pair: a level's own and the last.
-    pub(super) pairs: Rows,
+    pub(super) pairs: TableRows,
     on_device: OnceLock<(Device, SequenceLevels)>,
 }
 
@@ -30,23 +30,23 @@ impl Levels {
         Self {
             of_tokens: counts.iter().enumerate().flat_map(of_level).collect(),
             counts: counts.to_vec(),
-            pairs: Rows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1),
+            pairs: TableRows::new((0..=last).flat_map(|level| [level, last]).collect(), last as usize + 1),
             on_device: OnceLock::new(),
         }
     }
 
     /// The level of each token.
-    pub fn host(&self) -> &[u32] {
+    pub(crate) fn host(&self) -> &[u32] {
         &self.of_tokens
     }
 
     /// How many tokens.
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.of_tokens.len()
     }
 
     /// How many levels, `S`.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.counts.len()
     }
 
@@ -105,7 +105,7 @@ impl SequenceLevels {
     }
 
     /// Tokens of the first level, `L₀`.
-    pub fn first(&self) -> usize {
+    pub(crate) fn first(&self) -> usize {
         self.first
     }
 

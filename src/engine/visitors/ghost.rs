@@ -6,7 +6,7 @@ use crate::{
     engine::{
         Contribution, GradientVisitor, Gradients, ParameterId, Parameters, RowOwner, Tensor,
         autograd::contributions::{add, scale_samples},
-        ops::meta_gradient::{self, Asked, Numbers, meta_gradient, stacked, totals},
+        ops::meta_gradient::{self, GradientRequest, SampleProducts, meta_gradient, stacked, totals},
     },
     error::{Error, Result},
 };
@@ -38,18 +38,18 @@ pub type Repeated = [ParameterId];
 /// are the samples' losses, each seeded with the same number.
 pub struct Ghost<'a> {
     samples: usize,
-    direction: Held<'a>,
+    direction: GhostDirection<'a>,
     norms: bool,
     weights: Option<Tensor>,
     repeated: &'a Repeated,
     gradients: Gradients,
-    found: Vec<Option<Numbers>>,
+    found: Vec<Option<SampleProducts>>,
     /// Gradients `[S, N]` of the repeated parameters, so far.
     kept: Vec<(ParameterId, Tensor)>,
 }
 
 /// The direction of the products.
-enum Held<'a> {
+enum GhostDirection<'a> {
     None,
     Borrowed(Direction<'a>),
     /// Given up parameter by parameter.
@@ -94,7 +94,7 @@ impl<'a> Ghost<'a> {
     pub fn new(samples: usize) -> Self {
         Self {
             samples,
-            direction: Held::None,
+            direction: GhostDirection::None,
             norms: false,
             weights: None,
             repeated: &[],
@@ -107,7 +107,7 @@ impl<'a> Ghost<'a> {
     /// `ghost_dot`: each sample's inner product with a gradient.
     #[must_use]
     pub fn with_dot(self, direction: Direction<'a>) -> Self {
-        Self { direction: Held::Borrowed(direction), ..self }
+        Self { direction: GhostDirection::Borrowed(direction), ..self }
     }
 
     /// As [`with_dot`](Self::with_dot) with a direction that nobody needs afterwards: its memory is given back as the pass goes
@@ -119,7 +119,7 @@ impl<'a> Ghost<'a> {
         preconditioner: Option<Preconditioner<'a>>,
         share: Option<Tensor>,
     ) -> Self {
-        Self { direction: Held::Owned { gradients, preconditioner, share }, ..self }
+        Self { direction: GhostDirection::Owned { gradients, preconditioner, share }, ..self }
     }
 
     /// `ghost_norm`: each sample's squared norm.
@@ -156,10 +156,10 @@ impl<'a> Ghost<'a> {
             self.take(parameters, id, &contribution)?;
         }
         let (mut products, mut squared_norms) = (Vec::new(), Vec::new());
-        let dot = !matches!(self.direction, Held::None);
+        let dot = !matches!(self.direction, GhostDirection::None);
         if dot || self.norms {
             for (id, name, _) in parameters.iter() {
-                let Some(Numbers { products: product, squared_norms: norm }) =
+                let Some(SampleProducts { products: product, squared_norms: norm }) =
                     self.found.get_mut(id.0).and_then(Option::take)
                 else {
                     return Err(Error::invalid(format!(
@@ -188,11 +188,11 @@ impl<'a> Ghost<'a> {
         self.gradients.resize(parameters.len(), None);
         let sum = &mut self.gradients[id.0];
         let (v, preconditioner) = match &mut self.direction {
-            Held::None => (None, None),
-            Held::Borrowed(Direction { gradients, preconditioner }) => {
+            GhostDirection::None => (None, None),
+            GhostDirection::Borrowed(Direction { gradients, preconditioner }) => {
                 (Some(gradients.get(id.0).cloned().flatten()), *preconditioner)
             }
-            Held::Owned { gradients, preconditioner, share } => {
+            GhostDirection::Owned { gradients, preconditioner, share } => {
                 let v = gradients.get_mut(id.0).and_then(Option::take);
                 if let (Some(v), Some(share)) = (&v, share) {
                     add_to(sum, scale_samples(v, share)?)?;
@@ -208,8 +208,11 @@ impl<'a> Ghost<'a> {
                 Some(meta_gradient::precondition(&v, &second_moments[id.0], factors)?)
             }
         };
-        let asked =
-            Asked { direction: direction.as_ref(), norms: self.norms, weights: self.weights.as_ref() };
+        let asked = GradientRequest {
+            direction: direction.as_ref(),
+            norms: self.norms,
+            weights: self.weights.as_ref(),
+        };
         let numbers = meta_gradient(asked, sum, value, contribution, self.samples)?;
         self.found.resize(parameters.len(), None);
         if self.found[id.0].replace(numbers).is_some() {

@@ -20,7 +20,7 @@ use crate::{
     engine::ops::pyramid::CodeReader,
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
-    jobs::progress::{Measurements, Progress},
+    jobs::progress::{Metrics, Progress},
     tokens::{batch::Batch, encoded::EncodedCorpus},
     training::{
         checkpoint::Checkpoint,
@@ -182,10 +182,10 @@ pub fn fit(
     })
 }
 
-/// The measurements of a training step, as they are shown.
-fn trained(rates: Rates, report: &FitStepReport) -> Measurements {
+/// The metrics of a training step, as they are shown.
+fn trained(rates: Rates, report: &FitStepReport) -> Metrics {
     let Measures { loss, tail_loss, accuracy, tail_accuracy } = report.measures;
-    Measurements {
+    Metrics {
         summary: format!("loss {loss:.3}"),
         values: vec![
             ("loss/train", loss),
@@ -200,9 +200,9 @@ fn trained(rates: Rates, report: &FitStepReport) -> Measurements {
 }
 
 /// Those of a validation.
-fn validated(measures: &Measures) -> Measurements {
+fn validated(measures: &Measures) -> Metrics {
     let Measures { loss, tail_loss, accuracy, tail_accuracy } = *measures;
-    Measurements {
+    Metrics {
         summary: format!("validation loss {loss:.4}, accuracy {accuracy:.2}%"),
         values: vec![
             ("loss/validation", loss),

@@ -105,7 +105,7 @@ impl Model {
     ///
     /// # Errors
     /// If the sizes do not fit together.
-    pub fn new(config: &Config, sizes: [usize; 3]) -> Result<Self> {
+    pub(crate) fn new(config: &Config, sizes: [usize; 3]) -> Result<Self> {
         let network = Proxy::new(&backbone(config, sizes), DType::F32, config.seed.wrapping_mul(2))?;
         let mut model = Self::of(config, network);
         if config.networks.zero_cross_attention {
@@ -139,7 +139,7 @@ impl Model {
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
-    pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+    pub(crate) fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
         self.parameters = self.parameters.to_device(device, compute)?;
         self.optimizer.move_to(device, compute == DType::F16)
     }
@@ -301,7 +301,7 @@ impl Model {
             samples += count;
         }
         if samples == 0.0 {
-            return Err(Error::invalid("there is no validation sample to measure the model on"));
+            return Err(Error::not_enough_data("there is no validation sample to measure the model on"));
         }
         Ok(samples)
     }

@@ -129,10 +129,10 @@ pub fn load_model(
     let path = match named {
         Some(path) => path.to_path_buf(),
         None => Checkpoint::newest(checkpoints)?.ok_or_else(|| {
-            Error::invalid(format!(
-                "{} has no checkpoint yet; fit the model further first",
-                checkpoints.display()
-            ))
+            Error::input(
+                checkpoints,
+                format!("{} has no checkpoint yet; fit the model further first", checkpoints.display()),
+            )
         })?,
     };
     let mut model = Model::undrawn(config, sizes)?;

@@ -52,7 +52,7 @@ impl Chooser {
         let (tokens, last) = (whole.tokens(), sides.len() - 1);
         let kind = match (config.training.progressive, config.training.drop_scale_length) {
             (Some(settings), _) if settings.first > last => {
-                return Err(Error::invalid(format!(
+                return Err(Error::argument(format!(
                     "pg0: progressive training begins with scale {}, but the last of patch_nums is scale {last}",
                     settings.first
                 )));
@@ -66,7 +66,7 @@ impl Chooser {
             (None, Some(keep)) => {
                 let before = if last > 0 { ends[last - 1] } else { 0 };
                 if keep <= before || keep > tokens {
-                    return Err(Error::invalid(format!(
+                    return Err(Error::argument(format!(
                         "drop_scale_length: {keep} of {tokens} tokens cannot be kept by dropping tokens of the finest scale \
                          alone; it must lie between {} and {tokens}",
                         before + 1

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     SampleSettings, Sampler,
-    layout::{Layout, Placed},
+    layout::{ImageLayout, Placed},
 };
 use crate::{
     config::Config,
@@ -47,7 +47,7 @@ pub struct SampleRequest {
     /// Replace what `sample` wrote there.
     pub overwrite: bool,
     /// How the pictures are laid out in it.
-    pub layout: Layout,
+    pub layout: ImageLayout,
     /// Pictures drawn at once.
     pub batch: usize,
     /// How codes are drawn.
@@ -133,14 +133,14 @@ pub fn sample(
 ) -> Result<SampleSummary> {
     let SampleRequest { prompts, each, out, layout, batch, .. } = request;
     if prompts.is_empty() || *each == 0 || *batch == 0 {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "there is nothing to draw: give at least one prompt, and one picture of it",
         ));
     }
-    if let Layout::GenEval { metadata } = layout
+    if let ImageLayout::GenEval { metadata } = layout
         && metadata.len() != prompts.len()
     {
-        return Err(Error::invalid("each prompt needs its line of GenEval's file"));
+        return Err(Error::argument("each prompt needs its line of GenEval's file"));
     }
     let inputs: Vec<PathBuf> =
         [Some(&request.model), request.weights.as_ref()].into_iter().flatten().cloned().collect();
@@ -247,7 +247,7 @@ fn write(
 fn pictures_of(pictures: &Tensor) -> Result<Vec<Picture>> {
     let side = pictures.dim(2);
     let plane = side * side;
-    let width = u32::try_from(side).map_err(|_| Error::invalid("a picture is too wide for a PNG file"))?;
+    let width = u32::try_from(side).map_err(|_| Error::argument("a picture is too wide for a PNG file"))?;
     let byte = |value: f32| ((value + 1.0) * 127.5).clamp(0.0, 255.0).round() as u8;
     pictures
         .as_slice::<f32>()?

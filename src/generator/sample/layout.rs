@@ -23,7 +23,7 @@ use crate::{
 
 /// How pictures are laid out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum ImageLayout {
     /// `0000_00.png` for the first picture of the first prompt, and `grid.png` of all.
     Flat,
     /// As `Flat`, without `grid.png`.
@@ -63,7 +63,7 @@ pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
 
 /// Pictures on their way into their places, in the order of the prompts.
 pub(super) struct Placed<'a> {
-    layout: &'a Layout,
+    layout: &'a ImageLayout,
     out: &'a Path,
     each: usize,
     /// Of a flat folder: all pictures, a row a prompt.
@@ -73,15 +73,15 @@ pub(super) struct Placed<'a> {
 }
 
 impl<'a> Placed<'a> {
-    pub(super) fn new(layout: &'a Layout, out: &'a Path, each: usize) -> Self {
+    pub(super) fn new(layout: &'a ImageLayout, out: &'a Path, each: usize) -> Self {
         Self { layout, out, each, rows: Vec::new(), strip: Vec::new() }
     }
 
     /// An image's name below the folder.
     fn name(&self, prompt: usize, number: usize) -> String {
         match self.layout {
-            Layout::Flat | Layout::Bare => format!("{prompt:04}_{number:02}.png"),
-            Layout::GenEval { .. } => format!("{prompt:05}/samples/{number:04}.png"),
+            ImageLayout::Flat | ImageLayout::Bare => format!("{prompt:04}_{number:02}.png"),
+            ImageLayout::GenEval { .. } => format!("{prompt:05}/samples/{number:04}.png"),
         }
     }
 
@@ -102,10 +102,10 @@ impl<'a> Placed<'a> {
         picture: Picture,
     ) -> Result<String> {
         match self.layout {
-            Layout::Flat | Layout::Bare => {
+            ImageLayout::Flat | ImageLayout::Bare => {
                 let name = self.name(prompt, number);
                 picture.write_png(&self.out.join(&name))?;
-                if *self.layout == Layout::Bare {
+                if *self.layout == ImageLayout::Bare {
                     return Ok(name);
                 }
                 if number == 0 {
@@ -117,7 +117,7 @@ impl<'a> Placed<'a> {
                 }
                 Ok(name)
             }
-            Layout::GenEval { metadata } => {
+            ImageLayout::GenEval { metadata } => {
                 let folder = self.out.join(format!("{prompt:05}"));
                 if number == 0 {
                     let samples = folder.join("samples");
@@ -139,8 +139,8 @@ impl<'a> Placed<'a> {
     /// Writes what shows all pictures, where there is such a thing.
     pub(super) fn finish(self) -> Result<Option<PathBuf>> {
         match self.layout {
-            Layout::Bare | Layout::GenEval { .. } => Ok(None),
-            Layout::Flat => {
+            ImageLayout::Bare | ImageLayout::GenEval { .. } => Ok(None),
+            ImageLayout::Flat => {
                 let grid = self.out.join("grid.png");
                 grid_of(self.rows, self.each)?.write_png(&grid)?;
                 Ok(Some(grid))

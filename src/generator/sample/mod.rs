@@ -5,7 +5,7 @@ mod job;
 mod layout;
 
 pub use job::{SampleRequest, SampleSummary, sample};
-pub use layout::{Layout, geneval_prompts};
+pub use layout::{ImageLayout, geneval_prompts};
 
 use crate::{
     encode::TextStates,
@@ -40,10 +40,10 @@ impl SampleSettings {
     /// If a setting is no number or out of its range.
     fn check(&self) -> Result<()> {
         if !(self.guidance.is_finite() && self.guidance >= 0.0) {
-            return Err(Error::invalid(format!("the guidance must be 0 or more, but is {}", self.guidance)));
+            return Err(Error::argument(format!("the guidance must be 0 or more, but is {}", self.guidance)));
         }
         if !(0.0..=1.0).contains(&self.top_p) {
-            return Err(Error::invalid(format!("top-p must lie between 0 and 1, but is {}", self.top_p)));
+            return Err(Error::argument(format!("top-p must lie between 0 and 1, but is {}", self.top_p)));
         }
         Ok(())
     }
@@ -156,7 +156,9 @@ impl Sampler<'_> {
 /// Draws from the distribution of logits, cut off as the settings say; `uniform` in [0, 1) decides.
 fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<u32> {
     if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
-        return Err(Error::invalid(format!("a logit is {bad}: the model's weights are no longer numbers")));
+        return Err(Error::not_finite(format!(
+            "a logit is {bad}: the model's weights are no longer numbers"
+        )));
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     // Likeliest first; of equal ones the first code.

@@ -18,7 +18,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::Config,
+    config::{Config, Geometry},
     data::Record,
     engine::{Tensor, cuda::Device},
     error::{Error, Result},
@@ -36,25 +36,13 @@ use crate::{
 };
 
 use learning_rate::LearningRates;
-use proxy_at::{Numbers, ProxyAt};
+use proxy_at::{ProxyAt, RecordGradient};
 
 /// How messages name the job.
 const WORDS: Words = Words { command: "attribute", doing: "attributing", done: "attributed" };
 
 /// Validation samples in one backward pass on the processor. Fixed, so that no bit depends on the batch asked for.
 const VALIDATION_BATCH: usize = 32;
-
-/// In which geometry a record's gradient meets the validation gradient.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Geometry {
-    /// Plain gradient descent: the inner product with V.
-    #[default]
-    Sgd,
-    /// The run's optimiser: the inner product with `V / (√v̂ + ε)`, v̂ being the checkpoint's second moment with its bias
-    /// corrected.
-    Adamw,
-}
 
 /// What is to be attributed and how.
 #[derive(Clone, Debug)]
@@ -69,7 +57,7 @@ pub struct AttributeRequest {
     pub validation: PathBuf,
     /// The table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
-    /// See [`Geometry`].
+    /// The geometry in which a record's gradient meets the validation gradient.
     pub geometry: Geometry,
     /// Records at once.
     pub batch: usize,
@@ -154,7 +142,7 @@ impl fmt::Display for AttributeSummary {
 }
 
 /// A checkpoint that is named, not yet read.
-struct Held {
+struct NamedCheckpoint {
     folder: PathBuf,
     step: u64,
     digest: String,
@@ -207,7 +195,7 @@ pub fn attribute(
     let inputs = setting.inputs(&checkpoints, [&corpus_digest, &validation_digest], &factors);
     parts.prepare(&inputs, request.overwrite)?;
     parts.expect_images(&validation)?;
-    let at = |held: &Held, progress: &mut dyn Progress| {
+    let at = |held: &NamedCheckpoint, progress: &mut dyn Progress| {
         let (proxy, images) =
             ProxyAt::new(&setting, held, &validation, validation_rows, interrupt, progress)?;
         parts.keep_images(&validation, images)?;
@@ -233,7 +221,7 @@ pub fn attribute(
     })?;
     let mut table = NumberWriter::create(&parts.staged(), header)?;
     let mut zero_gradients = 0;
-    let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<Numbers>| {
+    let counts = parts.gather(&source, checkpoints.len(), rows, |record, found: Vec<RecordGradient>| {
         interrupt.check(PARTS_KEPT)?;
         zero_gradients += u64::from(found.iter().any(|numbers| numbers.cosine.is_none()));
         table.write(&record.fields, &row(&found, &factors))
@@ -242,7 +230,7 @@ pub fn attribute(
         return Err(parts.none_usable(&counts, &request.corpus, &request.out)?);
     }
     table.finish()?;
-    let at = |(number, (held, factor)): (usize, (&Held, f64))| {
+    let at = |(number, (held, factor)): (usize, (&NamedCheckpoint, f64))| {
         Ok(AtCheckpoint { step: held.step, factor, validation: parts.note(number)? })
     };
     let found = checkpoints.iter().zip(factors).enumerate().map(at).collect::<Result<_>>()?;
@@ -261,7 +249,7 @@ pub fn attribute(
 }
 
 /// The columns of numbers: four for each checkpoint, named by its step where there are several, and the sum.
-fn columns(checkpoints: &[Held]) -> Vec<NumberColumn> {
+fn columns(checkpoints: &[NamedCheckpoint]) -> Vec<NumberColumn> {
     let mut columns = Vec::new();
     for held in checkpoints {
         for name in ["loss", "gradient_norm", "product", "cosine"] {
@@ -274,9 +262,9 @@ fn columns(checkpoints: &[Held]) -> Vec<NumberColumn> {
 }
 
 /// The numbers of a row in the order of [`columns`].
-fn row(found: &[Numbers], factors: &[f64]) -> Vec<Option<f64>> {
+fn row(found: &[RecordGradient], factors: &[f64]) -> Vec<Option<f64>> {
     let mut row = Vec::with_capacity(4 * found.len() + 1);
-    for Numbers { loss, gradient_norm, product, cosine } in found {
+    for RecordGradient { loss, gradient_norm, product, cosine } in found {
         row.extend([Some(*loss), Some(*gradient_norm), Some(*product), *cosine]);
     }
     row.push(Some(found.iter().zip(factors).map(|(numbers, factor)| factor * numbers.product).sum()));
@@ -288,21 +276,24 @@ impl AttributeRequest {
     fn folders(&self) -> Result<(PathBuf, Vec<PathBuf>)> {
         let named = self.checkpoints.iter().map(|path| Named::new(path)).collect::<Result<Vec<_>>>()?;
         let Some(first) = named.first() else {
-            return Err(Error::invalid("no checkpoint is named; give --checkpoint"));
+            return Err(Error::argument("no checkpoint is named; give --checkpoint"));
         };
         // `run` and `run/` are one.
         if let Some(other) = named.iter().find(|other| !same_folder(&other.run, &first.run)) {
-            return Err(Error::invalid(format!(
-                "the checkpoints are of two runs, {} and {}; attribute one run at a time",
-                first.run.display(),
-                other.run.display()
-            )));
+            return Err(Error::mismatch(
+                &other.run,
+                format!(
+                    "the checkpoints are of two runs, {} and {}; attribute one run at a time",
+                    first.run.display(),
+                    other.run.display()
+                ),
+            ));
         }
         RunDirectory::config_of(&first.run)?;
         let folders = match (self.every, &named[..]) {
             (true, [Named { run, checkpoint: None }]) => every_checkpoint(run)?,
             (true, _) => {
-                return Err(Error::invalid(
+                return Err(Error::argument(
                     "--every takes all checkpoints of a run; give the run directory alone as --checkpoint",
                 ));
             }
@@ -321,11 +312,14 @@ impl<'a> Setting<'a> {
     fn new(run: &Path, request: &'a AttributeRequest) -> Result<Self> {
         let config = configuration(run, &request.sets)?;
         if config.compat.cross_attention_first_sample {
-            return Err(Error::invalid(format!(
-                "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so that none \
+            return Err(Error::input(
+                run,
+                format!(
+                    "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so that none \
                  has a gradient of its own; attribute a run without it",
-                run.display()
-            )));
+                    run.display()
+                ),
+            ));
         }
         // A device that cannot be used ends the job before the data is read.
         let device = config.device.open()?;
@@ -334,21 +328,24 @@ impl<'a> Setting<'a> {
     }
 
     /// The checkpoints in the order of their steps.
-    fn checkpoints(&self, folders: Vec<PathBuf>) -> Result<Vec<Held>> {
+    fn checkpoints(&self, folders: Vec<PathBuf>) -> Result<Vec<NamedCheckpoint>> {
         let mut checkpoints = Vec::with_capacity(folders.len());
         for folder in folders {
             let (_, state) = Checkpoint::load_rater(&folder)?;
             state.expect_encoders(&folder, &self.encoders)?;
-            if self.request.geometry == Geometry::Adamw && state.proxy_optimizer_steps == 0 {
-                return Err(Error::invalid(format!(
-                    "the optimiser of {} has made no update of the proxy, so it has no second moment; use --geometry sgd",
-                    folder.display()
-                )));
+            if self.request.geometry == Geometry::AdamW && state.proxy_optimizer_steps == 0 {
+                return Err(Error::input(
+                    &folder,
+                    format!(
+                        "the optimiser of {} has made no update of the proxy, so it has no second moment; use --geometry sgd",
+                        folder.display()
+                    ),
+                ));
             }
             let path = folder.join("state.json");
             let digest = sha256(&fs::read(&path).map_err(Error::io("read", &path))?);
             // The rater's own steps have left the proxy as it was.
-            checkpoints.push(Held {
+            checkpoints.push(NamedCheckpoint {
                 folder,
                 step: state.step - state.rater_only_steps.min(state.step),
                 digest,
@@ -359,16 +356,19 @@ impl<'a> Setting<'a> {
             checkpoints.dedup_by_key(|held| held.step);
         }
         if let Some([first, _]) = checkpoints.array_windows().find(|[one, other]| one.step == other.step) {
-            return Err(Error::invalid(format!(
-                "{} is named twice, or holds the same proxy as another one that is named; name one of them",
-                first.folder.display()
-            )));
+            return Err(Error::mismatch(
+                &first.folder,
+                format!(
+                    "{} is named twice, or holds the same proxy as another one that is named; name one of them",
+                    first.folder.display()
+                ),
+            ));
         }
         Ok(checkpoints)
     }
 
     /// What decides the numbers. On the processor the batch does not: records are taken one at a time.
-    fn inputs(&self, checkpoints: &[Held], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
+    fn inputs(&self, checkpoints: &[NamedCheckpoint], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
         let AttributeRequest { corpus, validation, geometry, .. } = self.request;
         let told: Vec<&str> = checkpoints.iter().map(|held| held.digest.as_str()).collect();
         let rates: Vec<String> = factors.iter().map(f64::to_string).collect();

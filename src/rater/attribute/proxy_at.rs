@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Geometry, Held, Setting, Validation};
+use super::{NamedCheckpoint, Setting, Validation};
 use crate::{
+    config::Geometry,
     data::Record,
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Parameters, Tape, Tensor,
@@ -16,7 +17,7 @@ use crate::{
     interrupt::Interrupt,
     jobs::progress::Progress,
     models::{Mode, Proxy},
-    rater::parts::{Outcome, Row, Source},
+    rater::parts::{Outcome, PartRow, Source},
     tokens::{
         encoded::{batch, in_parallel},
         stamp::Seen,
@@ -30,7 +31,7 @@ use crate::{
 
 /// What is found of a record at a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Numbers {
+pub(super) struct RecordGradient {
     pub(super) loss: f64,
     pub(super) gradient_norm: f64,
     /// With the direction.
@@ -63,7 +64,7 @@ impl<'a> ProxyAt<'a> {
     /// Reads a checkpoint and goes over the validation set, whose images are given, too.
     pub(super) fn new(
         setting: &'a Setting<'a>,
-        held: &Held,
+        held: &NamedCheckpoint,
         validation: &Source<'_>,
         validation_rows: u64,
         interrupt: &Interrupt,
@@ -76,7 +77,7 @@ impl<'a> ProxyAt<'a> {
         restore_weights(&held.folder, &saved.proxy, &mut parameters)?;
         let optimizer = match setting.request.geometry {
             Geometry::Sgd => None,
-            Geometry::Adamw => {
+            Geometry::AdamW => {
                 let mut optimizer = AdamW::new(&parameters, decays, AdamWSettings::default());
                 restore_moments(&held.folder, "proxy", &saved.optimizer, &parameters, &mut optimizer)?;
                 Some(optimizer)
@@ -139,7 +140,7 @@ impl<'a> ProxyAt<'a> {
                 let losses = self.backward(codes.clone(), &captions, &mut sum)?;
                 Ok(losses.into_iter().map(Outcome::Found).collect())
             })?;
-            for Row { image, outcome, .. } in part.rows {
+            for PartRow { image, outcome, .. } in part.rows {
                 images.push(image);
                 match outcome {
                     Outcome::Found(loss) => {
@@ -159,10 +160,13 @@ impl<'a> ProxyAt<'a> {
         }
         progress.counted("validation gradient", samples + failed, rows);
         if samples == 0 {
-            return Err(Error::invalid(format!(
-                "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",
-                source.path.display()
-            )));
+            return Err(Error::input(
+                source.path,
+                format!(
+                    "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",
+                    source.path.display()
+                ),
+            ));
         }
         self.direction = sum.gradients;
         self.validation = Validation { records: samples, failed, loss: losses / samples as f64, norm: 0.0 };
@@ -189,13 +193,13 @@ impl<'a> ProxyAt<'a> {
     }
 
     /// The norm of the mean direction.
-    fn measure_direction(&mut self, held: &Held) -> Result<()> {
+    fn measure_direction(&mut self, held: &NamedCheckpoint) -> Result<()> {
         let on_host = |gradient: &Option<Tensor>| gradient.as_ref().map(Tensor::to_host).transpose();
         let gradients: Gradients = self.direction.iter().map(on_host).collect::<Result<_>>()?;
         let norm = global_norm(&gradients)? / self.validation.records as f64;
         if !norm.is_finite() || norm == 0.0 {
             let what = if norm == 0.0 { "zero" } else { "not finite; the checkpoint has diverged" };
-            return Err(Error::invalid(format!(
+            return Err(Error::not_finite(format!(
                 "the validation gradient of {} is {what}",
                 held.folder.display()
             )));
@@ -258,7 +262,11 @@ impl<'a> ProxyAt<'a> {
     }
 
     /// Holds a batch of records against the direction.
-    pub(super) fn measure(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<Outcome<Numbers>>> {
+    pub(super) fn measure(
+        &self,
+        codes: &Tensor,
+        records: &[&Record],
+    ) -> Result<Vec<Outcome<RecordGradient>>> {
         let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
         let passes = match self.parameters.device() {
             None => self.one_by_one(codes, &captions)?,
@@ -294,7 +302,7 @@ impl<'a> ProxyAt<'a> {
         self.pass(Tensor::new(&[captions.len(), tokens], codes)?, &captions)
     }
 
-    fn outcome(&self, loss: f64, product: f64, squared_norm: f64) -> Outcome<Numbers> {
+    fn outcome(&self, loss: f64, product: f64, squared_norm: f64) -> Outcome<RecordGradient> {
         let step = self.step;
         match numbers(loss, product, squared_norm, &self.validation) {
             Ok(numbers) => Outcome::Found(numbers),
@@ -306,7 +314,12 @@ impl<'a> ProxyAt<'a> {
 }
 
 /// A record's numbers from the sums of a pass, or which is not finite.
-fn numbers(loss: f64, product: f64, squared_norm: f64, validation: &Validation) -> Result<Numbers, String> {
+fn numbers(
+    loss: f64,
+    product: f64,
+    squared_norm: f64,
+    validation: &Validation,
+) -> Result<RecordGradient, String> {
     // The square of a norm formed from Gram matrices may come out a little below zero.
     let gradient_norm = if squared_norm < 0.0 { 0.0 } else { squared_norm.sqrt() };
     let product = product / validation.records as f64;
@@ -317,7 +330,7 @@ fn numbers(loss: f64, product: f64, squared_norm: f64, validation: &Validation) 
     }
     let lengths = gradient_norm * validation.norm;
     let cosine = (lengths > 0.0).then(|| product / lengths);
-    Ok(Numbers { loss, gradient_norm, product, cosine })
+    Ok(RecordGradient { loss, gradient_norm, product, cosine })
 }
 
 #[cfg(test)]
@@ -328,10 +341,10 @@ mod tests {
     fn a_zero_gradient_has_no_cosine_and_what_is_no_number_is_named() {
         let validation = Validation { records: 4, failed: 0, loss: 1.0, norm: 0.5 };
         let found = |loss, product, squared_norm| numbers(loss, product, squared_norm, &validation);
-        let zero = Numbers { loss: 0.5, gradient_norm: 0.0, product: 0.0, cosine: None };
+        let zero = RecordGradient { loss: 0.5, gradient_norm: 0.0, product: 0.0, cosine: None };
         assert_eq!(found(0.5, 0.0, 0.0), Ok(zero));
         assert_eq!(found(0.5, 0.0, -1e-20), Ok(zero));
-        let usual = Numbers { loss: 0.5, gradient_norm: 3.0, product: -0.75, cosine: Some(-0.5) };
+        let usual = RecordGradient { loss: 0.5, gradient_norm: 3.0, product: -0.75, cosine: Some(-0.5) };
         assert_eq!(found(0.5, -3.0, 9.0), Ok(usual));
         assert_eq!(found(f64::NAN, 1.0, 1.0), Err("loss is NaN".to_owned()));
         assert_eq!(found(1.0, f64::INFINITY, 1.0), Err("product is inf".to_owned()));

@@ -85,7 +85,7 @@ pub struct StepRates {
 
 /// What a step leaves behind to be looked at once all work has been asked for.
 #[derive(Clone, Debug)]
-struct Asked {
+struct QueuedStep {
     measured: Vec<Measured>,
     sums: Sums,
 }
@@ -201,7 +201,7 @@ impl Bilevel {
             self.prepare(micro, rates, share, stream)
         };
         let prepared: Vec<Prepared> = micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
-        let Asked { measured, sums } = match self.proxy_parameters.device().cloned() {
+        let QueuedStep { measured, sums } = match self.proxy_parameters.device().cloned() {
             None => self.ask(prepared.into_iter().map(Ok), updates)?,
             Some(device) => self.ask_device(&device, prepared, updates)?,
         };
@@ -305,7 +305,7 @@ impl Bilevel {
         &mut self,
         micro_batches: impl Iterator<Item = Result<Prepared>>,
         updates: Updates,
-    ) -> Result<Asked> {
+    ) -> Result<QueuedStep> {
         let [mut proxy, mut rater, mut reference] = [(); 3].map(|()| Accumulate::default());
         let measured = micro_batches
             .map(|micro| self.micro_step(&micro?, [&mut proxy, &mut rater, &mut reference]))
@@ -326,7 +326,7 @@ impl Bilevel {
         {
             optimizer.update(parameters, &sums.reference)?;
         }
-        Ok(Asked { measured, sums })
+        Ok(QueuedStep { measured, sums })
     }
 
     /// Draws and schedules what a micro-batch needs, on the host.

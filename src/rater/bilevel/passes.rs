@@ -13,7 +13,7 @@ use crate::{
     },
     error::Result,
     models::Mode,
-    rater::rules::Seen,
+    rater::rules::Measurements,
     tokens::batch::Batch,
 };
 
@@ -113,7 +113,7 @@ impl Bilevel {
             last_scale: micro.validation.last_scale,
         };
         let Some(Rated { tape, output, logit, score, .. }) = rated else { return Ok(measured) };
-        let constants = settings.rule.rule.formula.constants(&Seen {
+        let constants = settings.rule.rule.formula.constants(&Measurements {
             loss: &measured.train_loss,
             reference_loss: measured.reference_loss.as_ref(),
             product: measured.product.as_ref(),

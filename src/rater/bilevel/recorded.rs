@@ -1,7 +1,7 @@
 //! A step on a device: done once as it is written, then recorded as a graph, then replayed for as long as it is the same.
 
 use super::{
-    Asked, Bilevel, BilevelSettings, Updates,
+    Bilevel, BilevelSettings, QueuedStep, Updates,
     inputs::{Form, OnDevice, Prepared},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 /// loss begins or ceases to count, or a batch has another size; weights and moments that are put elsewhere (read from a
 /// checkpoint, or shared with a copy) make it another step as well.
 #[derive(Debug, Default)]
-pub struct RecordedStep(Option<Held>);
+pub struct RecordedStep(Option<UploadedStep>);
 
 impl Clone for RecordedStep {
     fn clone(&self) -> Self {
@@ -34,11 +34,11 @@ impl RecordedStep {
 }
 
 #[derive(Debug)]
-struct Held {
+struct UploadedStep {
     key: Key,
     inputs: Vec<OnDevice>,
     /// Nothing until the step comes a second time: the first loads what it needs.
-    graph: Option<(Graph, Asked)>,
+    graph: Option<(Graph, QueuedStep)>,
 }
 
 /// What must not have changed since a step was recorded.
@@ -57,7 +57,7 @@ impl Bilevel {
         device: &Device,
         mut prepared: Vec<Prepared>,
         updates: Updates,
-    ) -> Result<Asked> {
+    ) -> Result<QueuedStep> {
         let key = Key {
             settings: self.settings.clone(),
             forms: prepared.iter_mut().map(Prepared::form).collect(),
@@ -73,7 +73,8 @@ impl Bilevel {
                     None => self.record(device, &held.inputs, updates)?,
                 };
                 graph.replay()?;
-                self.recorded = RecordedStep(Some(Held { graph: Some((graph, asked.clone())), ..held }));
+                self.recorded =
+                    RecordedStep(Some(UploadedStep { graph: Some((graph, asked.clone())), ..held }));
                 Ok(asked)
             }
             // What was held is dropped first, and its memory with it.
@@ -83,20 +84,25 @@ impl Bilevel {
                 let inputs: Vec<OnDevice> = prepared.into_iter().map(to_device).collect::<Result<_>>()?;
                 let asked = self.ask_unpacked(device, &inputs, updates)?;
                 if self.settings.cuda_graph {
-                    self.recorded = RecordedStep(Some(Held { key, inputs, graph: None }));
+                    self.recorded = RecordedStep(Some(UploadedStep { key, inputs, graph: None }));
                 }
                 Ok(asked)
             }
         }
     }
 
-    fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<Asked> {
+    fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<QueuedStep> {
         let (reader, dtype) = (self.reader.clone(), self.proxy_parameters.compute_dtype());
         let reach = self.settings.rater_reach;
         self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), reach, dtype)), updates)
     }
 
-    fn record(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<(Graph, Asked)> {
+    fn record(
+        &mut self,
+        device: &Device,
+        inputs: &[OnDevice],
+        updates: Updates,
+    ) -> Result<(Graph, QueuedStep)> {
         device.consolidate_memory()?;
         let recorded = device.capture(|| self.ask_unpacked(device, inputs, updates))?;
         let reference = self.reference.as_mut().map(|reference| &mut reference.optimizer);

@@ -45,7 +45,7 @@ const TEMPERATURE: f64 = 10.0;
 
 impl BilevelSettings {
     /// Those of a run; whether norms are recorded changes from epoch to epoch, and begins with no.
-    pub fn from_config(config: &Config) -> Self {
+    pub(crate) fn from_config(config: &Config) -> Self {
         let training = &config.training;
         Self {
             label_smoothing: training.label_smoothing,

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use inputs::{FORMAT, Job};
 pub(crate) use inputs::{Input, deciding};
-pub(crate) use source::{Outcome, Row, Source};
+pub(crate) use source::{Outcome, PartRow, Source};
 use source::{PART, Part};
 
 use crate::{
@@ -343,9 +343,9 @@ impl Parts {
         let mut more = true;
         while more {
             // Some rows at once, as their images are looked at side by side.
-            let mut chunk: Vec<(Record, Vec<Row<N>>)> = Vec::with_capacity(PART);
+            let mut chunk: Vec<(Record, Vec<PartRow<N>>)> = Vec::with_capacity(PART);
             while more && chunk.len() < PART {
-                let found: Vec<Row<N>> = sequences
+                let found: Vec<PartRow<N>> = sequences
                     .iter_mut()
                     .filter_map(|going| going.next().transpose())
                     .collect::<Result<_>>()?;
@@ -376,7 +376,7 @@ impl Parts {
             for (record, found) in chunk {
                 let mut numbers = Vec::with_capacity(sequences.len());
                 let mut reason = None;
-                for Row { outcome, .. } in found {
+                for PartRow { outcome, .. } in found {
                     match outcome {
                         Outcome::Found(found) => numbers.push(found),
                         Outcome::Failed(failed) => reason = reason.or(Some(failed)),
@@ -423,7 +423,7 @@ struct Going<'a, N> {
     parts: &'a Parts,
     sequence: usize,
     number: u64,
-    rows: std::vec::IntoIter<Row<N>>,
+    rows: std::vec::IntoIter<PartRow<N>>,
     more: bool,
 }
 
@@ -432,7 +432,7 @@ impl<'a, N: DeserializeOwned> Going<'a, N> {
         Self { parts, sequence, number: 0, rows: Vec::new().into_iter(), more: true }
     }
 
-    fn next(&mut self) -> Result<Option<Row<N>>> {
+    fn next(&mut self) -> Result<Option<PartRow<N>>> {
         loop {
             match self.rows.next() {
                 None if self.more => {

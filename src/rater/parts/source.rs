@@ -30,13 +30,13 @@ pub(crate) struct Part<N> {
     /// Where the next part begins; `None` at the end of the corpus.
     pub(crate) next: Option<Cursor>,
     /// The records in order.
-    pub(crate) rows: Vec<Row<N>>,
+    pub(crate) rows: Vec<PartRow<N>>,
 }
 
 /// One record of a part.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Row<N> {
+pub(crate) struct PartRow<N> {
     /// Its row in the corpus.
     pub(crate) row: u64,
     /// What its image was.
@@ -130,7 +130,7 @@ impl Source<'_> {
                     .next()
                     .ok_or_else(|| Error::invalid(format!("nothing was found of {}", record.id)))?,
             };
-            rows.push(Row { row: record.row, image, outcome });
+            rows.push(PartRow { row: record.row, image, outcome });
         }
         Ok(Part { from, next, rows })
     }

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     rater::{
         bilevel::{Bilevel, MicroBatch, Prior},
-        samples::Samples,
+        samples::SampleRecords,
     },
     tokens::{batch::Batch, encoded::EncodedCorpus},
     training::{
@@ -66,7 +66,7 @@ impl Batches {
         run: &Run<'_>,
         plan: &Plan,
         step: u64,
-        samples: &Samples,
+        samples: &SampleRecords,
         bilevel: &Bilevel,
     ) -> Result<Vec<(Batch, Prior)>> {
         let begun = run.plan.iterations(run.plan.updates()).start;

@@ -14,12 +14,12 @@ use crate::{
     engine::{DType, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     interrupt::{AS_IT_WAS, Interrupt, NO_STEP},
-    jobs::progress::{Measurements, Progress},
+    jobs::progress::{Metrics, Progress},
     models::{Proxy, Rater, init},
     rater::{
         bilevel::{Bilevel, BilevelSettings, StepRates, StepReport},
         dynamics::write_figure,
-        samples::{Samples, recording},
+        samples::{SampleRecords, recording},
     },
     training::{
         checkpoint,
@@ -100,7 +100,7 @@ pub fn train(
     progress: &mut dyn Progress,
 ) -> Result<TrainSummary> {
     if config.training.progressive.is_some() || config.training.drop_scale_length.is_some() {
-        return Err(Error::invalid(
+        return Err(Error::argument(
             "pg and drop_scale_length train on a part of the tokens, which `fit` does; for `train` set pg to 0 and \
              drop_scale_length to null",
         ));
@@ -112,7 +112,7 @@ pub fn train(
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
     let mut bilevel = interrupt.while_reading(NO_STEP, || run.networks(device.as_ref(), saved.is_none()))?;
-    let mut samples = Samples::new(run.data.train.len(), config.training.average_from_epoch);
+    let mut samples = SampleRecords::new(run.data.train.len(), config.training.average_from_epoch);
     let mut step = 0;
     let mut kept = None;
     if let Some(folder) = saved {
@@ -150,7 +150,7 @@ pub fn train(
                  where its loss is none"
             ));
         }
-        progress.step(step, total, places.len(), &measurements(rates, &report));
+        progress.step(step, total, places.len(), &metrics(rates, &report));
         if step % every == 0 || step + 1 == total {
             journal.append(&line(step, epoch, rates, &report, &samples))?;
         }
@@ -194,11 +194,11 @@ pub fn train(
     })
 }
 
-/// The measurements of a step, as they are shown.
-fn measurements(rates: StepRates, report: &StepReport) -> Measurements {
+/// The metrics of a step, as they are shown.
+fn metrics(rates: StepRates, report: &StepReport) -> Metrics {
     let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
     let largest = report.weight.iter().copied().fold(0.0, f64::max);
-    Measurements {
+    Metrics {
         summary: format!("loss {train:.3} train, {:.3} validation", report.validation_loss),
         values: vec![
             ("loss/train", train),
@@ -223,7 +223,7 @@ fn line(
     epoch: u64,
     rates: StepRates,
     report: &StepReport,
-    samples: &Samples,
+    samples: &SampleRecords,
 ) -> serde_json::Value {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let most = |values: &[f64]| values.iter().fold(0.0f64, |most, value| most.max(*value));
@@ -273,7 +273,7 @@ fn line(
 ///
 /// # Errors
 /// If the sizes do not fit together.
-pub fn build_networks(
+pub(crate) fn build_networks(
     config: &Config,
     tokenizer: &dyn ImageTokenizer,
     text: &dyn TextEncoder,

@@ -6,10 +6,10 @@ use super::{Run, batches::Batches};
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
-    jobs::progress::{Measurements, Progress},
+    jobs::progress::{Metrics, Progress},
     rater::{
         bilevel::{Bilevel, RaterReport},
-        samples::Samples,
+        samples::SampleRecords,
     },
     training::{run_directory::Journal, schedule::Plan},
 };
@@ -25,9 +25,9 @@ pub(super) fn plan(run: &Run<'_>) -> Result<Option<Plan>> {
     Plan::new(&config, run.data.train.len(), run.data.validation.len()).map(Some)
 }
 
-/// The measurements of a step of the rater alone, as they are shown.
-fn measurements(report: &RaterReport) -> Measurements {
-    Measurements {
+/// The metrics of a step of the rater alone, as they are shown.
+fn metrics(report: &RaterReport) -> Metrics {
+    Metrics {
         summary: format!("the rater alone: loss {:.3}", report.loss),
         values: vec![("loss/rater", report.loss), ("gradient_norm/rater", report.gradient_norm)],
     }
@@ -40,7 +40,7 @@ fn measurements(report: &RaterReport) -> Measurements {
 pub(super) fn train_rater(
     run: &Run<'_>,
     plan: &Plan,
-    (bilevel, samples): (&mut Bilevel, &Samples),
+    (bilevel, samples): (&mut Bilevel, &SampleRecords),
     journal: &mut Journal,
     mut step: u64,
     interrupt: &Interrupt,
@@ -55,7 +55,7 @@ pub(super) fn train_rater(
         let micro = batches.of_rater(run, plan, at, samples, bilevel)?;
         let rates = plan.rates(at);
         let report = bilevel.rater_step(&micro, [rates.learning_rate, rates.weight_decay], step)?;
-        progress.step(step, total, report.logit.len(), &measurements(&report));
+        progress.step(step, total, report.logit.len(), &metrics(&report));
         if at.is_multiple_of(every) || step + 1 == total {
             // Under other names: what reads the rates of the proxy's updates is not to find these.
             let mut line = json!({

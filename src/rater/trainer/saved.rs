@@ -7,10 +7,10 @@ use crate::{
     error::{Error, Result},
     rater::{
         bilevel::{Bilevel, Reference},
-        samples::Samples,
+        samples::SampleRecords,
     },
     training::{
-        checkpoint::{self, Checkpoint, State, expect_fingerprint, folder},
+        checkpoint::{self, Checkpoint, CheckpointState, expect_fingerprint, folder},
         run_directory::RunFiles,
     },
 };
@@ -20,7 +20,7 @@ impl Run<'_> {
     pub(super) fn save(
         &self,
         bilevel: &Bilevel,
-        samples: &Samples,
+        samples: &SampleRecords,
         step: u64,
         interrupted: bool,
         run: &RunFiles,
@@ -33,7 +33,7 @@ impl Run<'_> {
         if let Some(Reference { parameters, optimizer: reference }) = reference {
             optimizer.extend(checkpoint::moments("reference", parameters, reference)?);
         }
-        let state = State {
+        let state = CheckpointState {
             step,
             rater_only_steps: step.saturating_sub(self.plan.updates()),
             epoch: self.plan.epoch(next),
@@ -75,7 +75,12 @@ impl Run<'_> {
     }
 
     /// Puts a checkpoint back and gives the steps it had done.
-    pub(super) fn restore(&self, folder: &Path, bilevel: &mut Bilevel, samples: &mut Samples) -> Result<u64> {
+    pub(super) fn restore(
+        &self,
+        folder: &Path,
+        bilevel: &mut Bilevel,
+        samples: &mut SampleRecords,
+    ) -> Result<u64> {
         let saved = Checkpoint::load(folder)?;
         expect_fingerprint(folder, "configuration", &saved.state.config, &self.config.fingerprint())?;
         expect_fingerprint(

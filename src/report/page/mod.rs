@@ -5,14 +5,14 @@ mod sheet;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-pub use sheet::{Sheet, SheetDecile, Tile, data_address};
+pub(crate) use sheet::{Sheet, SheetDecile, Tile, data_address};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// A page.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Page {
+pub(crate) struct Page {
     /// What it is of.
     pub title: String,
     /// What to know before all, a paragraph each.
@@ -23,16 +23,16 @@ pub struct Page {
 
 /// A part of a page.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Section {
+pub(crate) struct Section {
     /// Its name, different from those of the others.
     pub title: String,
     /// What it shows, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<Content>,
 }
 
 /// What a section shows.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Part {
+pub(crate) enum Content {
     /// A heading within the section.
     Heading(String),
     /// A paragraph.
@@ -49,12 +49,12 @@ pub enum Part {
     /// Pictures by rating.
     Sheet(Sheet),
     /// Parts that are shown when the reader opens them; open on paper.
-    Folded(String, Vec<Part>),
+    Folded(String, Vec<Content>),
 }
 
 /// A table.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Table {
+pub(crate) struct Table {
     /// Over the columns.
     pub header: Vec<String>,
     /// As many cells each as the header.
@@ -63,7 +63,7 @@ pub struct Table {
 
 /// One cell.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Cell {
+pub(crate) enum Cell {
     /// Words.
     Text(String),
     /// A number as it is shown, and by what it is sorted.
@@ -94,7 +94,7 @@ pub enum Cell {
 
 impl Page {
     /// The page as a file.
-    pub fn to_html(&self) -> String {
+    pub(crate) fn to_html(&self) -> String {
         let place = |at: usize| format!("part-{at}");
         html! {
             (DOCTYPE)
@@ -140,7 +140,7 @@ impl Page {
     }
 }
 
-impl Part {
+impl Content {
     /// `number` tells it from the page's other parts.
     fn markup(&self, number: usize) -> Markup {
         match self {
@@ -239,11 +239,11 @@ fn signed(value: f64) -> String {
 }
 
 /// The legend of what [`Cell::Shares`] shows: a name and its colour's number each.
-pub fn legend<'a>(kinds: impl IntoIterator<Item = (&'a str, usize)>) -> Part {
+pub(crate) fn legend<'a>(kinds: impl IntoIterator<Item = (&'a str, usize)>) -> Content {
     let svg = html! {
         span.legend { @for (name, kind) in kinds { span { i class=(format!("kind-{kind}")) {} (name) } } }
     };
-    Part::Chart { svg: svg.into_string(), caption: String::new() }
+    Content::Chart { svg: svg.into_string(), caption: String::new() }
 }
 
 #[cfg(test)]
@@ -261,7 +261,7 @@ mod tests {
             Cell::Nothing,
         ];
         let table = Table { header: vec!["a&b".to_owned(); 6], rows: vec![cells] };
-        let parts = vec![Part::Folded("more".to_owned(), vec![Part::Table(table)])];
+        let parts = vec![Content::Folded("more".to_owned(), vec![Content::Table(table)])];
         let page = Page {
             title: "A <b> of \"c\"".to_owned(),
             lead: vec!["5 < 6".to_owned()],

@@ -13,7 +13,7 @@ const JPEG_QUALITY: u8 = 85;
 
 /// One pair.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tile {
+pub(crate) struct Tile {
     /// Its place in the ranking, 0 the best rated.
     pub rank: usize,
     /// Its id.
@@ -32,7 +32,7 @@ pub struct Tile {
 
 /// A tenth of the ranking.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SheetDecile {
+pub(crate) struct SheetDecile {
     /// 0 for the best rated.
     pub decile: usize,
     /// The highest and the lowest rating in it.
@@ -43,7 +43,7 @@ pub struct SheetDecile {
 
 /// Pictures by rating.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sheet {
+pub(crate) struct Sheet {
     /// Rows of the whole ranking.
     pub rows: usize,
     /// What is shown and its neighbours, by rank.
@@ -56,8 +56,8 @@ pub struct Sheet {
 ///
 /// # Errors
 /// If the bytes are not of that size.
-pub fn data_address(side: usize, rgb: &[u8]) -> Result<String> {
-    let size = u32::try_from(side).map_err(|_| Error::invalid("a picture is too large for a page"))?;
+pub(crate) fn data_address(side: usize, rgb: &[u8]) -> Result<String> {
+    let size = u32::try_from(side).map_err(|_| Error::argument("a picture is too large for a page"))?;
     if rgb.len() != side * side * 3 {
         return Err(Error::invalid(format!("{} bytes are not a picture of {side}×{side} pixels", rgb.len())));
     }
@@ -151,7 +151,7 @@ impl Tile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::page::{Page, Part, Section};
+    use crate::report::page::{Content, Page, Section};
 
     fn tile(rank: usize, picture: std::result::Result<String, String>) -> Tile {
         let caption = "a </script> & a \"b\"".to_owned();
@@ -170,7 +170,7 @@ mod tests {
                 SheetDecile { decile: 1, ratings: (f64::NAN, f64::NAN), shown: vec![] },
             ],
         };
-        let section = Section { title: "Sheets".to_owned(), parts: vec![Part::Sheet(sheet)] };
+        let section = Section { title: "Sheets".to_owned(), parts: vec![Content::Sheet(sheet)] };
         let page = Page { title: "Pairs".to_owned(), lead: vec![], sections: vec![section] };
         let html = page.to_html();
         for shade in [10, 200] {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    ColumnNames, LeftOut, RatingRow, RatingsHeader, RatingsOptions, RatingsTable, left_out::Verdict,
+    LeftOut, RatingColumns, RatingRow, RatingsHeader, RatingsOptions, RatingsTable, left_out::Verdict,
     table_error,
 };
 use crate::{
@@ -19,7 +19,7 @@ const MISSING: [&str; 7] = ["", "nan", "na", "n/a", "null", "none", "<na>"];
 /// The line of row `row` (counted from 0 below the header) among those that are kept. Reads the file again: for messages only.
 pub(super) fn line_of_row(
     path: &Path,
-    names: &ColumnNames,
+    names: &RatingColumns,
     options: RatingsOptions,
     row: u32,
 ) -> Option<u64> {
@@ -58,7 +58,7 @@ pub(super) struct CsvRatings {
 }
 
 impl CsvRatings {
-    pub(super) fn open(path: &Path, names: &ColumnNames, options: RatingsOptions) -> Result<Self> {
+    pub(super) fn open(path: &Path, names: &RatingColumns, options: RatingsOptions) -> Result<Self> {
         let table = DelimitedTable::open(path)?;
         if table.header().is_empty() {
             return Err(table.refuse("the file is empty; its first line must name the columns."));
@@ -133,7 +133,7 @@ impl CsvRatings {
 
 pub(super) fn read_ids_and_ratings(
     path: &Path,
-    names: &ColumnNames,
+    names: &RatingColumns,
     options: RatingsOptions,
 ) -> Result<(RatingsTable, LeftOut)> {
     let mut reader = CsvRatings::open(path, names, options)?;

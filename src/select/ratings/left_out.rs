@@ -60,7 +60,7 @@ impl LeftOut {
     }
 
     /// All of them.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.malformed + self.without_rating
     }
 

@@ -20,8 +20,9 @@ use std::{
 };
 
 pub(crate) use comma_separated::write_error;
-pub use left_out::{LeftOut, RatingsOptions};
-pub use numbers::{NumberColumn, NumberHeader, NumberWriter};
+pub(crate) use left_out::LeftOut;
+pub use left_out::RatingsOptions;
+pub(crate) use numbers::{NumberColumn, NumberHeader, NumberWriter};
 
 use super::ids::{IdIndex, Ids};
 use crate::{
@@ -35,14 +36,14 @@ use crate::{
 
 /// The names of the two columns that every ratings table has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ColumnNames {
+pub struct RatingColumns {
     /// The column of ids. While it is `id` and there is none, one is found as in a corpus (see [`crate::data::corpus::columns`]).
     pub id: String,
     /// The column of ratings.
     pub rating: String,
 }
 
-impl Default for ColumnNames {
+impl Default for RatingColumns {
     fn default() -> Self {
         Self { id: "id".to_owned(), rating: "rating".to_owned() }
     }
@@ -53,13 +54,13 @@ impl Default for ColumnNames {
 ///
 /// # Errors
 /// If the marker is damaged.
-pub fn rating_column(table: &Path, named: Option<String>) -> Result<String> {
+pub(crate) fn rating_column(table: &Path, named: Option<String>) -> Result<String> {
     if let Some(named) = named {
         return Ok(named);
     }
     let marker = Marker::read_beside(table)?;
     let written = marker.and_then(|marker| marker.rating_column);
-    Ok(written.unwrap_or_else(|| ColumnNames::default().rating))
+    Ok(written.unwrap_or_else(|| RatingColumns::default().rating))
 }
 
 /// The columns of a ratings table, in order, and which of them are the id and the rating.
@@ -75,8 +76,8 @@ impl RatingsHeader {
     ///
     /// # Errors
     /// If the id or the rating is not among them, or two columns have one name.
-    pub fn new(columns: Vec<String>, names: &ColumnNames) -> Result<Self> {
-        Self::locate(columns, names, None).map_err(Error::Invalid)
+    pub fn new(columns: Vec<String>, names: &RatingColumns) -> Result<Self> {
+        Self::locate(columns, names, None).map_err(Error::Argument)
     }
 
     /// The table for a corpus with these columns: the rating stands right after the id, so that the corpus' own
@@ -84,12 +85,12 @@ impl RatingsHeader {
     ///
     /// # Errors
     /// If the corpus has no column of ids, or has a column of ratings already.
-    pub fn for_corpus(columns: &[String], names: &ColumnNames) -> Result<Self> {
+    pub fn for_corpus(columns: &[String], names: &RatingColumns) -> Result<Self> {
         if names.rating.is_empty() {
-            return Err(Error::invalid("--rating-column is empty; the column of the ratings needs a name"));
+            return Err(Error::argument("--rating-column is empty; the column of the ratings needs a name"));
         }
         if columns.contains(&names.rating) {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "the corpus already has a column `{}`; choose another name for the ratings with --rating-column NAME.",
                 names.rating
             )));
@@ -100,7 +101,7 @@ impl RatingsHeader {
         Self::new(all, names)
     }
 
-    fn locate(columns: Vec<String>, names: &ColumnNames, path: Option<&Path>) -> Result<Self, String> {
+    fn locate(columns: Vec<String>, names: &RatingColumns, path: Option<&Path>) -> Result<Self, String> {
         for (index, column) in columns.iter().enumerate() {
             if columns[..index].contains(column) {
                 return Err(format!("two columns are called `{column}`; rename one."));
@@ -122,7 +123,7 @@ impl RatingsHeader {
         Ok(Self { columns, id, rating })
     }
 
-    fn located(path: &Path, columns: Vec<String>, names: &ColumnNames) -> Result<Self> {
+    fn located(path: &Path, columns: Vec<String>, names: &RatingColumns) -> Result<Self> {
         Self::locate(columns, names, Some(path)).map_err(|message| table_error(path, None, message))
     }
 
@@ -132,12 +133,12 @@ impl RatingsHeader {
     }
 
     /// Where the id stands among all columns.
-    pub fn id_index(&self) -> usize {
+    pub(crate) fn id_index(&self) -> usize {
         self.id
     }
 
     /// Where the rating stands among all columns.
-    pub fn rating_index(&self) -> usize {
+    pub(crate) fn rating_index(&self) -> usize {
         self.rating
     }
 
@@ -151,7 +152,7 @@ impl RatingsHeader {
     }
 
     /// How many columns are carried.
-    pub fn carried_count(&self) -> usize {
+    pub(crate) fn carried_count(&self) -> usize {
         self.columns.len() - 2
     }
 }
@@ -173,7 +174,7 @@ pub(crate) fn table_error(path: &Path, line: Option<u64>, message: impl Into<Str
 
 /// The two kinds of table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableKind {
+pub(crate) enum TableKind {
     /// Comma-separated text with a header, ending `.csv`.
     Csv,
     /// Apache Parquet, ending `.parquet`.
@@ -185,7 +186,7 @@ impl TableKind {
     ///
     /// # Errors
     /// If the ending is neither `.csv` nor `.parquet`.
-    pub fn of(path: &Path) -> Result<Self> {
+    pub(crate) fn of(path: &Path) -> Result<Self> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
         match ending.to_ascii_lowercase().as_str() {
             "csv" => Ok(Self::Csv),
@@ -335,7 +336,7 @@ impl RatingsReader {
     ///
     /// # Errors
     /// If the ending is unknown, the file cannot be read, or a column is missing (the message lists those there are).
-    pub fn open(path: &Path, names: &ColumnNames) -> Result<Self> {
+    pub fn open(path: &Path, names: &RatingColumns) -> Result<Self> {
         Self::open_with(path, names, RatingsOptions::default())
     }
 
@@ -343,7 +344,7 @@ impl RatingsReader {
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn open_with(path: &Path, names: &ColumnNames, options: RatingsOptions) -> Result<Self> {
+    pub fn open_with(path: &Path, names: &RatingColumns, options: RatingsOptions) -> Result<Self> {
         use {comma_separated::CsvRatings, parquet_read::ParquetRatings};
         expect_settled(path)?;
         let kind = match Input::of(path)? {
@@ -424,7 +425,7 @@ impl RatingsTable {
     /// # Errors
     /// As for [`RatingsReader::read`], and if the table has no row, an id occurs twice, or there are more than
     /// 4,294,967,294 rows.
-    pub fn read(path: &Path, names: &ColumnNames) -> Result<Self> {
+    pub fn read(path: &Path, names: &RatingColumns) -> Result<Self> {
         Ok(Self::read_indexed(path, names, RatingsOptions::default())?.0)
     }
 
@@ -435,7 +436,7 @@ impl RatingsTable {
     /// As for [`read`](Self::read).
     pub fn read_indexed(
         path: &Path,
-        names: &ColumnNames,
+        names: &RatingColumns,
         options: RatingsOptions,
     ) -> Result<(Self, IdIndex, LeftOut)> {
         let input = Input::of(path)?;

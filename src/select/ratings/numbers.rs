@@ -32,7 +32,7 @@ use crate::{
 
 /// A column of numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NumberColumn {
+pub(crate) struct NumberColumn {
     /// Its name.
     pub name: String,
     /// Whether a row may have no number there.
@@ -41,7 +41,7 @@ pub struct NumberColumn {
 
 /// The columns of a table: a corpus' own, with the numbers right after the id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NumberHeader {
+pub(crate) struct NumberHeader {
     texts: Vec<String>,
     id: usize,
     numbers: Vec<NumberColumn>,
@@ -52,18 +52,18 @@ impl NumberHeader {
     ///
     /// # Errors
     /// If two columns would have one name, or there is no column `id`.
-    pub fn for_corpus(columns: &[String], id: usize, numbers: Vec<NumberColumn>) -> Result<Self> {
+    pub(crate) fn for_corpus(columns: &[String], id: usize, numbers: Vec<NumberColumn>) -> Result<Self> {
         if id >= columns.len() {
             return Err(Error::invalid("the corpus has no column of ids"));
         }
         for (at, column) in columns.iter().enumerate() {
             if numbers.iter().any(|number| number.name == *column) {
-                return Err(Error::invalid(format!(
+                return Err(Error::argument(format!(
                     "the corpus already has a column `{column}`, which is to be written; rename it"
                 )));
             }
             if columns[..at].contains(column) {
-                return Err(Error::invalid(format!("two columns are called `{column}`; rename one")));
+                return Err(Error::argument(format!("two columns are called `{column}`; rename one")));
             }
         }
         Ok(Self { texts: columns.to_vec(), id, numbers })
@@ -86,7 +86,7 @@ enum Place {
 }
 
 /// Writes a table row by row in constant memory; the file appears whole at [`finish`](Self::finish).
-pub struct NumberWriter {
+pub(crate) struct NumberWriter {
     path: PathBuf,
     header: NumberHeader,
     kind: Kind,
@@ -102,7 +102,7 @@ impl NumberWriter {
     ///
     /// # Errors
     /// If the ending is unknown or the folder cannot be written.
-    pub fn create(path: &Path, header: NumberHeader) -> Result<Self> {
+    pub(crate) fn create(path: &Path, header: NumberHeader) -> Result<Self> {
         let kind = match TableKind::of(path)? {
             TableKind::Csv => {
                 let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
@@ -123,7 +123,7 @@ impl NumberWriter {
     /// # Errors
     /// If there are more or fewer of them than columns, a number is not finite, one is missing that has to be there, or
     /// the disk is full.
-    pub fn write(&mut self, texts: &[String], numbers: &[Option<f64>]) -> Result<()> {
+    pub(crate) fn write(&mut self, texts: &[String], numbers: &[Option<f64>]) -> Result<()> {
         let NumberHeader { texts: own, id, numbers: columns } = &self.header;
         if texts.len() != own.len() || numbers.len() != columns.len() {
             return Err(table_error(&self.path, None, "a row has another number of fields than the header."));
@@ -154,7 +154,7 @@ impl NumberWriter {
     ///
     /// # Errors
     /// If the disk is full or the rename is refused.
-    pub fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         match self.kind {
             Kind::Csv(writer) => finish_csv(*writer, &self.path),
             Kind::Parquet(groups) => groups.finish(&self.header, &self.path),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::{
-    ColumnNames, LeftOut, RatingRow, RatingsHeader, RatingsOptions, RatingsTable,
+    LeftOut, RatingColumns, RatingRow, RatingsHeader, RatingsOptions, RatingsTable,
     left_out::Verdict,
     parquet_file::parquet_error,
     parquet_source::{BATCH_ROWS, Column, Source},
@@ -54,7 +54,7 @@ pub(super) struct ParquetRatings {
     source: Source,
     /// The files after it, the next one last.
     rest: Vec<PathBuf>,
-    names: ColumnNames,
+    names: RatingColumns,
     options: RatingsOptions,
     group: usize,
     columns: Vec<Column>,
@@ -69,7 +69,7 @@ pub(super) struct ParquetRatings {
 }
 
 impl ParquetRatings {
-    pub(super) fn open(path: &Path, names: &ColumnNames, options: RatingsOptions) -> Result<Self> {
+    pub(super) fn open(path: &Path, names: &RatingColumns, options: RatingsOptions) -> Result<Self> {
         let mut rest = files(path)?;
         rest.reverse();
         let first = rest.pop().unwrap_or_else(|| path.to_path_buf());
@@ -233,7 +233,7 @@ struct Group {
 /// Reads the two columns of all row groups, groups side by side.
 pub(super) fn read_ids_and_ratings(
     path: &Path,
-    names: &ColumnNames,
+    names: &RatingColumns,
     options: RatingsOptions,
 ) -> Result<(RatingsTable, LeftOut)> {
     let files = files(path)?;
@@ -272,7 +272,7 @@ pub(super) fn read_ids_and_ratings(
 
 fn read_groups(
     files: &[PathBuf],
-    names: &ColumnNames,
+    names: &RatingColumns,
     options: RatingsOptions,
     groups: &[Group],
 ) -> Result<(RatingsTable, LeftOut)> {

@@ -13,7 +13,7 @@ use parquet::{
     schema::types::ColumnDescriptor,
 };
 
-use super::{ColumnNames, RatingsHeader, parquet_file::parquet_error, parquet_text::Kind, table_error};
+use super::{RatingColumns, RatingsHeader, parquet_file::parquet_error, parquet_text::Kind, table_error};
 use crate::{
     error::{Error, Result},
     select::ids::Ids,
@@ -175,7 +175,7 @@ pub(super) struct Source {
 impl Source {
     /// Opens a file. `carry` says whether columns besides the id and the rating are wanted: then those of bytes are looked through,
     /// as only text is carried.
-    pub(super) fn open(path: &Path, names: &ColumnNames, carry: bool) -> Result<Self> {
+    pub(super) fn open(path: &Path, names: &RatingColumns, carry: bool) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let file = SerializedFileReader::new(file).map_err(|error| parquet_error("read", path, error))?;
         let schema = file.metadata().file_metadata().schema_descr_ptr();

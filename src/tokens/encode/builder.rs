@@ -20,7 +20,7 @@ use crate::{
     tokens::{
         cache::{
             Description, FORMAT, picture_key,
-            shard::{self, Entry, Key, Row, Text, TextRows},
+            shard::{self, Entry, Key, ShardRow, Text, TextRows},
         },
         identity::first_changed,
         records::{self, FailedRecord},
@@ -35,7 +35,7 @@ const CAPTIONS: usize = 64;
 /// What became of the records of a shard.
 struct Rows {
     /// The usable ones, by their place.
-    usable: Vec<(usize, Row)>,
+    usable: Vec<(usize, ShardRow)>,
     /// The others.
     failed: Vec<FailedRecord>,
     /// What the images of all of them were.
@@ -179,7 +179,7 @@ impl Builder<'_> {
         })?;
         let kept: Vec<&Record> = usable.iter().map(|(at, _)| &records[*at]).collect();
         let text = self.text_states(number, &kept)?;
-        let rows: Vec<Row> = usable.into_iter().map(|(_, row)| row).collect();
+        let rows: Vec<ShardRow> = usable.into_iter().map(|(_, row)| row).collect();
         let tokens = self.description.tokens();
         let codes = shard::write_codes(&shard::codes_path(&self.folder, number), tokens, &rows)?;
         let rows = records.len() as u64;
@@ -220,7 +220,7 @@ impl Builder<'_> {
             let reason = match (found, stamp.zip(digest)) {
                 (Ok(codes), Some((stamp, digest))) => {
                     let picture = picture_key(&self.folder, &record.image);
-                    rows.usable.push((at, Row { id: record.id.clone(), picture, stamp, digest, codes }));
+                    rows.usable.push((at, ShardRow { id: record.id.clone(), picture, stamp, digest, codes }));
                     continue;
                 }
                 (Ok(_), None) => "the picture was changed while it was encoded".to_owned(),

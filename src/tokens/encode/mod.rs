@@ -18,7 +18,7 @@ use crate::{
     interrupt::{Interrupt, NO_STEP},
     jobs::{
         Claim,
-        folder::{Layout, OutputFolder, Present},
+        folder::{FolderPatterns, OutputFolder, Present},
         progress::Progress,
     },
     tokens::{
@@ -178,8 +178,8 @@ pub fn encode(
     Ok(EncodeSummary { out: absolute(&request.out)?, ..summary })
 }
 
-/// What a cache's folder holds; see [`Layout`].
-const LAYOUT: Layout = &[CACHE, FAILED, "image_tokenizer/*", "text_encoder/*", "shard-*"];
+/// What a cache's folder holds; see [`FolderPatterns`].
+const LAYOUT: FolderPatterns = &[CACHE, FAILED, "image_tokenizer/*", "text_encoder/*", "shard-*"];
 
 /// The tables that are to be encoded.
 fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {

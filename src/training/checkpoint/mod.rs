@@ -36,7 +36,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 /// the step, and so is the sampler's position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct CheckpointState {
     /// Updates done; the next one is this, counted from 0.
     pub step: u64,
     /// How many of them were of the rater alone, the last ones.
@@ -78,7 +78,7 @@ pub struct State {
     pub git_hash: String,
 }
 
-impl State {
+impl CheckpointState {
     /// Refuses a checkpoint that was made with other encoders.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ pub struct Checkpoint {
     /// What the run knows of each training sample.
     pub samples: Tensors,
     /// The rest.
-    pub state: State,
+    pub state: CheckpointState,
 }
 
 /// The files of tensors that every checkpoint has.
@@ -160,7 +160,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`load`](Self::load).
-    pub fn load_rater(folder: &Path) -> Result<(Tensors, State)> {
+    pub fn load_rater(folder: &Path) -> Result<(Tensors, CheckpointState)> {
         let opened = open_rating(folder)?;
         Ok((opened.tensors(FILES[1])?, opened.state))
     }
@@ -187,12 +187,12 @@ impl Checkpoint {
 }
 
 /// Whether a checkpoint is a fit's.
-pub fn is_fit(path: &Path) -> bool {
+pub(crate) fn is_fit(path: &Path) -> bool {
     path.join(MODEL).exists()
 }
 
 /// Opens the checkpoint of a rater; that of a model alone is called by its name.
-fn open_rating(path: &Path) -> Result<folder::Opened<'_, State>> {
+fn open_rating(path: &Path) -> Result<folder::Opened<'_, CheckpointState>> {
     if is_fit(path) {
         return Err(damaged(path, "holds a model that `fit` trained, and no rater; give the run of `train`"));
     }

@@ -36,8 +36,8 @@ use crate::{
     files::{is_leftover, remove_leftovers, sha256, sha256_of_file, write_whole},
     jobs::{
         Claim,
-        folder::{Layout, OutputFolder, Present},
-        marker::{MARKER, Marker, NEW, State},
+        folder::{FolderPatterns, OutputFolder, Present},
+        marker::{MARKER, Marker, NEW, OutputState},
     },
     tokens::{IMAGE_TOKENIZER_FOLDER, TEXT_ENCODER_FOLDER},
 };
@@ -66,8 +66,8 @@ pub enum Existing {
 /// How markers and messages name the commands that write runs.
 const WRITER: &str = "train/fit";
 
-/// What a run's folder holds; see [`Layout`].
-pub(crate) const LAYOUT: Layout = &[
+/// What a run's folder holds; see [`FolderPatterns`].
+pub(crate) const LAYOUT: FolderPatterns = &[
     CONFIG,
     PROVENANCE,
     METRICS,
@@ -123,10 +123,13 @@ impl RunDirectory {
         let unbegun = present == Present::Unfinished && entries.iter().all(may_be_in_a_refused_run);
         if present != Present::Nothing {
             if !unbegun && !overwrite {
-                return Err(Error::invalid(format!(
-                    "{} already holds a run; give --resume to continue it, --overwrite to discard it, or another --out",
-                    path.display()
-                )));
+                return Err(Error::mismatch(
+                    path,
+                    format!(
+                        "{} already holds a run; give --resume to continue it, --overwrite to discard it, or another --out",
+                        path.display()
+                    ),
+                ));
             }
             folder.expect_own()?;
             let others = folder.others()?;
@@ -158,9 +161,9 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If its marker is damaged.
-    pub fn was_stopped(path: &Path) -> Result<bool> {
+    pub(crate) fn was_stopped(path: &Path) -> Result<bool> {
         let marker = Marker::read(&path.join(MARKER))?.filter(|marker| marker.command == WRITER);
-        let unfinished = marker.is_some_and(|marker| marker.state != State::Complete);
+        let unfinished = marker.is_some_and(|marker| marker.state != OutputState::Complete);
         Ok(unfinished && Self::is_run(path) && path.join(PROVENANCE).exists())
     }
 
@@ -219,7 +222,7 @@ impl RunDirectory {
                 "{} holds no run (no {CONFIG} and {CHECKPOINTS} are in it); start one with `train --config FILE.json --out {0}`",
                 path.display()
             );
-            return Err(Error::invalid(message));
+            return Err(Error::input(path, message));
         }
         Config::load(path.join(CONFIG), &[])
     }
@@ -235,17 +238,17 @@ impl RunDirectory {
     }
 
     /// The folder of the image tokenizer.
-    pub fn image_tokenizer(&self) -> PathBuf {
+    pub(crate) fn image_tokenizer(&self) -> PathBuf {
         self.here().join(IMAGE_TOKENIZER_FOLDER)
     }
 
     /// The folder of the text encoder.
-    pub fn text_encoder(&self) -> PathBuf {
+    pub(crate) fn text_encoder(&self) -> PathBuf {
         self.here().join(TEXT_ENCODER_FOLDER)
     }
 
     /// The folder of what was measured of each sample, an epoch a file.
-    pub fn dynamics(&self) -> PathBuf {
+    pub(crate) fn dynamics(&self) -> PathBuf {
         self.here().join(DYNAMICS)
     }
 

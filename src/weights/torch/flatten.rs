@@ -15,7 +15,7 @@ use super::{
 };
 use crate::weights::{
     Found, NumberKind, Value,
-    stored::{Entry, Stored, View},
+    stored::{Stored, TensorInfo, View},
 };
 
 /// Dicts and lists within each other.
@@ -260,7 +260,7 @@ impl Walk<'_> {
         };
         let kind: NumberKind =
             tensor.kind.or(storage.kind).ok_or("its storage is of bytes, and no kind of number is named")?;
-        let entry = Entry { shape: tensor.shape.clone(), kind };
+        let entry = TensorInfo { shape: tensor.shape.clone(), kind };
         let view = View { offset: tensor.offset, strides: tensor.strides.clone() };
         Stored::new(self.storages.file, region, entry, Some(view), self.storages.big_endian)?
             .with_flipped(tensor.flipped)

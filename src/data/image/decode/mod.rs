@@ -13,7 +13,7 @@ use std::io::Cursor;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-pub use sniff::{Format, SNIFFED_BYTES};
+pub use sniff::{FileFormat, SNIFFED_BYTES};
 
 /// Samples of a decoded picture, row by row, pixel by pixel.
 #[derive(Debug)]
@@ -61,17 +61,17 @@ const PNG_WORK_BYTES: u64 = 256 << 20;
 /// What is wrong, as a sentence without the file's name: not an image, a format that is not read, more than
 /// `max_pixels`, truncated or corrupt.
 pub fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
-    match Format::of(bytes)? {
-        Format::Jpeg => jpeg::decode(bytes, options),
-        Format::Png => png::decode(bytes, options),
-        Format::WebP => {
+    match FileFormat::of(bytes)? {
+        FileFormat::Jpeg => jpeg::decode(bytes, options),
+        FileFormat::Png => png::decode(bytes, options),
+        FileFormat::WebP => {
             // Cut ones are refused in any case, as by libwebp.
             require_whole_riff(bytes)?;
             decode_with_image(bytes, ImageFormat::WebP, options.max_pixels)
         }
-        Format::Gif => gif::decode(bytes, options),
-        Format::Bmp => bmp::decode(bytes, options),
-        Format::Tiff => tiff::decode(bytes, options),
+        FileFormat::Gif => gif::decode(bytes, options),
+        FileFormat::Bmp => bmp::decode(bytes, options),
+        FileFormat::Tiff => tiff::decode(bytes, options),
     }
 }
 

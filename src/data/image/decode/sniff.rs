@@ -4,7 +4,7 @@ use crate::files::mistaken::{Mistaken, beginning};
 
 /// A format that is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum FileFormat {
     /// JPEG.
     Jpeg,
     /// PNG.
@@ -25,7 +25,7 @@ pub(super) const READ: &str = "PNG, JPEG, WebP, GIF, BMP and TIFF are read";
 /// Bytes at the beginning of a file by which its format is recognized.
 pub const SNIFFED_BYTES: usize = 1024;
 
-impl Format {
+impl FileFormat {
     /// By the first bytes of a file, whatever its name is.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::{
     engine::{
         cuda::{Buffer, Device, Operand, Products, Target},
         ops::{
-            convolution::cuda::{Filters, Maps, Window, convolve},
+            convolution::cuda::{DeviceFilters, Maps, Window, convolve},
             group_norm::cuda as group_norm,
             softmax::cuda::{Scores, softmax},
         },
@@ -55,8 +55,8 @@ enum Takes {
 
 #[derive(Debug)]
 enum Weight {
-    Normed(Filters<f16>),
-    Any(Filters<bf16>),
+    Normed(DeviceFilters<f16>),
+    Any(DeviceFilters<bf16>),
 }
 
 /// A convolution on a device.
@@ -77,8 +77,8 @@ impl PlacedConvolution {
         let (filters, order) = convolution.filters();
         let sizes = [rows * columns, inputs, outputs];
         let weight = match takes {
-            Takes::Normed => Weight::Normed(Filters::new(device, &filters, order, sizes)?),
-            Takes::Any => Weight::Any(Filters::new(device, &filters, order, sizes)?),
+            Takes::Normed => Weight::Normed(DeviceFilters::new(device, &filters, order, sizes)?),
+            Takes::Any => Weight::Any(DeviceFilters::new(device, &filters, order, sizes)?),
         };
         let bias = device.upload(convolution.bias())?;
         Ok(Self { inputs, outputs, point: rows * columns == 1, weight, bias })
@@ -121,7 +121,7 @@ impl PlacedNorm {
     #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
     fn run(&self, x: &Stream, silu: bool) -> Result<Stream> {
         let mut y = Stream::new(x.device(), x.samples, x.side, x.channels)?;
-        let norm = group_norm::GroupNorm {
+        let norm = group_norm::DeviceGroupNorm {
             groups: GROUPS,
             scale: &self.scale,
             shift: &self.shift,

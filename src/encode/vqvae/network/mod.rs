@@ -23,7 +23,7 @@ use crate::{
     },
     error::{Error, Result},
     files::hexadecimal,
-    weights::{Floats, Weights},
+    weights::{StoredFloats, Weights},
 };
 
 pub(super) use device::{PlacedConvolution, PlacedNorm};
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same, checked but not kept.
-    fn floats(&mut self, name: String) -> Result<Floats> {
+    fn floats(&mut self, name: String) -> Result<StoredFloats> {
         let floats = self.weights.floats(&name)?;
         let values = floats.values();
         self.hash.update(format!("{name}{:?}", floats.shape()));

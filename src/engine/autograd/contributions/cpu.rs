@@ -17,7 +17,7 @@ const CHUNK: usize = 16_384;
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn add<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
+pub(crate) fn add<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
     let sum = sum.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);
     sum.zip(more.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(sum, more)| {
         for (sum, more) in sum.iter_mut().zip(more) {
@@ -31,7 +31,7 @@ pub fn add<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -> Result<()> {
+pub(crate) fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -> Result<()> {
     let sum = sum.as_mut_slice::<T>()?;
     match *contribution {
         Contribution::Product { input, d_output } => {
@@ -84,7 +84,7 @@ pub fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -
 ///
 /// # Errors
 /// If the rows hold another type than `T`.
-pub fn scale_samples<T: Float>(rows: &Tensor, weights: &[f64]) -> Result<Tensor> {
+pub(crate) fn scale_samples<T: Float>(rows: &Tensor, weights: &[f64]) -> Result<Tensor> {
     let share = (rows.len() / weights.len().max(1)).max(1);
     let mut scaled = rows.clone();
     scaled.as_mut_slice::<T>()?.par_chunks_mut(share).zip(weights).for_each(|(rows, &weight)| {

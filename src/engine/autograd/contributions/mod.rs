@@ -1,6 +1,7 @@
 //! Sums of parameters' contributions into their gradients: what the visitors of a backward pass are made of.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use std::sync::OnceLock;
@@ -9,28 +10,28 @@ use crate::{
     engine::{
         Tensor,
         cuda::{Buffer, Device, DeviceFloat},
+        dispatch::{dispatch, with_float, with_number},
     },
     error::{Error, Result},
-    with_float, with_number,
 };
 use cuda::{Columns, GatherIndex, residual_forward};
 
 /// Which row of a table was added to each row of every sample.
 #[derive(Debug)]
-pub struct Rows {
+pub struct TableRows {
     index: Vec<u32>,
     table: usize,
     on_device: OnceLock<(Device, GatherIndex)>,
 }
 
-impl Rows {
+impl TableRows {
     /// Row `index[t]` of a table of `table` rows was added to row `t` of each sample, or none where it is `u32::MAX`.
-    pub fn new(index: Vec<u32>, table: usize) -> Self {
+    pub(crate) fn new(index: Vec<u32>, table: usize) -> Self {
         Self { index, table, on_device: OnceLock::new() }
     }
 
     /// The index of a sample's rows.
-    pub fn index(&self) -> &[u32] {
+    pub(crate) fn index(&self) -> &[u32] {
         &self.index
     }
 
@@ -71,7 +72,7 @@ pub enum Contribution<'a> {
         /// `[R, N]`.
         d_output: &'a Tensor,
         /// Which row of the table was added to which.
-        rows: &'a Rows,
+        rows: &'a TableRows,
     },
     /// Already summed over a sample's rows: `[S, N]` for `S` samples.
     PerSample {
@@ -103,7 +104,7 @@ pub(crate) fn add(sum: &mut Tensor, more: &Tensor) -> Result<()> {
             format!("gradients of {:?} and {:?} meet", sum.shape(), more.shape()),
         ));
     }
-    crate::dispatch!("add", sum,
+    dispatch!("add", sum,
         cpu T => cpu::add::<T>(sum, more),
         cuda T => residual_forward(sum.buffer_mut::<T>()?, None, more.buffer::<T>()?, None),
     )
@@ -170,7 +171,7 @@ fn on_device<T: DeviceFloat>(
 /// # Errors
 /// If the sizes do not fit or something is elsewhere.
 pub(crate) fn scale_samples(rows: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    crate::dispatch!("scale_samples", rows,
+    dispatch!("scale_samples", rows,
         cpu T => cpu::scale_samples::<T>(rows, weights.as_slice::<f64>()?),
         cuda T => {
             let x = rows.buffer::<T>()?;

@@ -18,7 +18,7 @@ const INVERSE_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
 ///
 /// # Errors
 /// If `x` holds another type than `T`.
-pub fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
+pub(crate) fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
     let mut y = T::numbers(x.len());
     y.par_chunks_mut(CHUNK).zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| match kind {
         Activation::GeluTanh => each(y, x, |x| x * gate(x)),
@@ -35,7 +35,7 @@ pub fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn backward<T: Float>(x: &Tensor, kind: Activation, mut d_output: Tensor) -> Result<Tensor> {
+pub(crate) fn backward<T: Float>(x: &Tensor, kind: Activation, mut d_output: Tensor) -> Result<Tensor> {
     let x = x.as_slice::<T>()?;
     d_output.as_mut_slice::<T>()?.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(
         |(d, x)| match kind {

@@ -1,13 +1,14 @@
 //! Elementwise non-linearities: the two GELUs of the released code, SiLU and the sigmoid, and those of text encoders.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
+        dispatch::dispatch,
     },
     error::Result,
 };
@@ -33,7 +34,7 @@ pub enum Activation {
 ///
 /// # Errors
 /// If `x` is not f32 or the device fails.
-pub fn activated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+pub(crate) fn activated(x: &Tensor, kind: Activation) -> Result<Tensor> {
     match x.device() {
         None => cpu::forward::<f32>(x, kind),
         Some(device) => {

@@ -15,7 +15,7 @@ const CHUNK: usize = 16_384;
 ///
 /// # Errors
 /// If the gradient holds another type than `T`.
-pub fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
+pub(crate) fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
     let parts: Vec<f64> = gradient
         .as_slice::<T>()?
         .par_chunks(CHUNK)
@@ -41,7 +41,7 @@ pub fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn update<T: Float>(
+pub(crate) fn update<T: Float>(
     factors: &Factors,
     clip: f64,
     decays: bool,

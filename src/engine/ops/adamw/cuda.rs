@@ -109,7 +109,7 @@ impl AdamWTables {
     }
 
     /// Whether these are tables of tensors of these lengths.
-    pub fn fit<T: Factor>(&self, tensors: &[AdamWTensor<'_, T>]) -> bool {
+    pub(crate) fn fit<T: Factor>(&self, tensors: &[AdamWTensor<'_, T>]) -> bool {
         tensors.iter().map(|tensor| tensor.value.len()).eq(self.lengths.iter().copied())
     }
 
@@ -130,7 +130,7 @@ impl AdamWTables {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         if std::mem::take(&mut self.late) {
             self.table.device().upload_ahead(&self.held)?.copy_to(&mut self.table)?;
         }

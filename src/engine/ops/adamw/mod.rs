@@ -1,7 +1,8 @@
 //! One update of AdamW with decoupled weight decay and clipping by the global norm, as PyTorch computes it (upstream.md, C1
 //! to C3).
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 /// The numbers of one update of a network.
@@ -27,7 +28,7 @@ pub struct Factors {
 
 impl Factors {
     /// What multiplies gradients whose global norm, as they are, is `norm`.
-    pub fn clip(&self, norm: f64) -> f64 {
+    pub(crate) fn clip(&self, norm: f64) -> f64 {
         let length = norm * self.inverse_scale;
         self.most.map_or(1.0, |most| (most / (length + 1e-6)).min(1.0)) * self.inverse_scale
     }

@@ -11,7 +11,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn add_to_all<T: Float>(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub(crate) fn add_to_all<T: Float>(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let y = y.as_slice::<T>()?;
     let mut sum = x.as_slice::<T>()?.to_vec();
     sum.par_chunks_mut(y.len().max(1)).for_each(|sum| {
@@ -26,7 +26,7 @@ pub fn add_to_all<T: Float>(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn sum_samples<T: Float>(d_output: &Tensor) -> Result<Tensor> {
+pub(crate) fn sum_samples<T: Float>(d_output: &Tensor) -> Result<Tensor> {
     let mut shape = d_output.shape().to_vec();
     shape[0] = 1;
     let mut sum = vec![T::ZERO; shape.iter().product()];

@@ -1,13 +1,14 @@
 //! One sample added to all of a batch.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
+        dispatch::dispatch,
         ops::expect_shape,
     },
     error::Result,

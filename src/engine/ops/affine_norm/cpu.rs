@@ -7,7 +7,7 @@ const ROWS: usize = 16;
 
 /// The norm of the rows of `x` `[R, C]`; see [`affine_norm`](super::affine_norm).
 #[expect(clippy::cast_precision_loss, reason = "a row has few channels")]
-pub fn affine_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) -> Vec<f32> {
+pub(crate) fn affine_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) -> Vec<f32> {
     let channels = weight.len();
     let mut y = x.to_vec();
     y.par_chunks_mut(ROWS * channels).flat_map_iter(|rows| rows.chunks_exact_mut(channels)).for_each(|row| {

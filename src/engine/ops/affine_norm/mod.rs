@@ -1,6 +1,7 @@
 //! Norms with a learned factor per channel, forward only: those of text encoders and of CLIP's image tower, which are never trained.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{engine::Tensor, error::Result};
@@ -10,7 +11,12 @@ use crate::{engine::Tensor, error::Result};
 ///
 /// # Errors
 /// If the sizes do not fit, a tensor is not f32, or the device fails.
-pub fn affine_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f32) -> Result<Tensor> {
+pub(crate) fn affine_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f32,
+) -> Result<Tensor> {
     match x.device() {
         None => {
             let bias = bias.map(Tensor::as_slice::<f32>).transpose()?;

@@ -4,13 +4,14 @@
 //! part of the op (upstream.md, B3 to B5), so that nothing of size `[L, L]` is ever kept: the backward recomputes the
 //! probabilities from the logarithm of each row's sum.
 
+#[doc(hidden)]
 pub mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use std::sync::Arc;
 
 use crate::{
-    dispatch,
     engine::{
         Constant, DType, Float, ParameterId, RowOwner, Tape, Tensor, Var,
         autograd::{
@@ -18,10 +19,10 @@ use crate::{
             tape::{Operation, Sink, Slot},
         },
         cuda::{Device, DeviceFloat},
+        dispatch::{dispatch, with_float, with_number},
         ops::{expect_shape, three_dims},
     },
     error::{Error, Result},
-    with_float, with_number,
 };
 use cpu::{AttentionGradients, Heads, Saved, Side};
 use cuda::{DeviceAttention, SourceGradients};
@@ -63,7 +64,7 @@ impl RotaryTable {
     /// # Panics
     /// If there is no such token.
     #[must_use]
-    pub fn rows(&self, tokens: &[usize], head_dim: usize) -> Self {
+    pub(crate) fn rows(&self, tokens: &[usize], head_dim: usize) -> Self {
         let half = head_dim / 2;
         let rows = |table: &[f64]| {
             tokens.iter().flat_map(|token| &table[token * half..(token + 1) * half]).copied().collect()
@@ -97,7 +98,7 @@ pub fn visible_keys(patch_nums: &[usize]) -> Vec<usize> {
 }
 
 /// The same where level `s` has `counts[s]` tokens.
-pub fn visible_of_levels(counts: &[usize]) -> Vec<usize> {
+pub(crate) fn visible_of_levels(counts: &[usize]) -> Vec<usize> {
     let mut visible = Vec::new();
     let mut end = 0;
     for &count in counts {
@@ -186,7 +187,7 @@ pub fn self_attention(
 ///
 /// # Errors
 /// If the sizes do not fit or the tape records.
-pub fn cached_attention(
+pub(crate) fn cached_attention(
     tape: &mut Tape<'_>,
     qkv: &Var,
     settings: &AttentionSettings,

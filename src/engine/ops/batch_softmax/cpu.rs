@@ -9,7 +9,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn batch_softmax<T: Float>(x: &Tensor, temperature: f64) -> Result<Tensor> {
+pub(crate) fn batch_softmax<T: Float>(x: &Tensor, temperature: f64) -> Result<Tensor> {
     // In f64 whatever the type: weights hardly differ, so their gradients are small differences of large terms.
     let mut y: Vec<f64> = x.as_slice::<T>()?.iter().map(|value| value.to_f64() / temperature).collect();
     let largest = y.iter().fold(f64::NEG_INFINITY, |most, value| most.max(*value));
@@ -24,7 +24,7 @@ pub fn batch_softmax<T: Float>(x: &Tensor, temperature: f64) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn batch_softmax_backward<T: Float>(
+pub(crate) fn batch_softmax_backward<T: Float>(
     output: &Tensor,
     temperature: f64,
     d_output: &Tensor,

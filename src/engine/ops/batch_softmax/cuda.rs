@@ -61,5 +61,5 @@ fn check_temperature(temperature: f32) -> Result<()> {
     if temperature > 0.0 {
         return Ok(());
     }
-    Err(Error::invalid(format!("a softmax needs a temperature above 0, not {temperature}")))
+    Err(Error::argument(format!("a softmax needs a temperature above 0, not {temperature}")))
 }

@@ -1,13 +1,14 @@
 //! The softmax over the batch, which turns the logits of a rater into weights.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         RowOwner, Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
+        dispatch::dispatch,
     },
     error::Result,
 };

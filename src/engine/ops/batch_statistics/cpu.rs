@@ -9,7 +9,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn batch_statistics<T: Float>(x: &Tensor, batch: usize, channels: usize) -> Result<Tensor> {
+pub(crate) fn batch_statistics<T: Float>(x: &Tensor, batch: usize, channels: usize) -> Result<Tensor> {
     let share = T::of(1.0 / batch as f64);
     let (mean, x) = (means::<T>(x, channels, share)?, x.as_slice::<T>()?);
     let mut variance = vec![T::ZERO; channels];
@@ -25,7 +25,7 @@ pub fn batch_statistics<T: Float>(x: &Tensor, batch: usize, channels: usize) -> 
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn batch_statistics_backward<T: Float>(x: &Tensor, d_output: &Tensor) -> Result<Tensor> {
+pub(crate) fn batch_statistics_backward<T: Float>(x: &Tensor, d_output: &Tensor) -> Result<Tensor> {
     let (batch, channels) = (x.dim(0), x.dim(1));
     let share = T::of(1.0 / batch as f64);
     let mean = means::<T>(x, channels, share)?;

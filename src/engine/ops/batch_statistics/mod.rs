@@ -1,13 +1,14 @@
 //! Mean and variance over the batch.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         RowOwner, Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
+        dispatch::dispatch,
     },
     error::{Error, Result},
 };

@@ -1,5 +1,6 @@
 //! Conversions between the types that a device stores numbers in.
 
+#[doc(hidden)]
 pub mod cuda;
 
 use half::{bf16, f16};

@@ -16,7 +16,7 @@ const ARRANGED_ROWS: usize = 32;
 
 /// A map of one picture, channels last.
 #[derive(Clone, Debug, Default)]
-pub struct Map {
+pub(crate) struct Map {
     /// Pixels of a side.
     pub side: usize,
     /// Channels of a pixel.
@@ -27,20 +27,20 @@ pub struct Map {
 
 impl Map {
     /// Makes this map one of another size; the numbers mean nothing afterwards.
-    pub fn resize(&mut self, side: usize, channels: usize) {
+    pub(crate) fn resize(&mut self, side: usize, channels: usize) {
         (self.side, self.channels) = (side, channels);
         self.values.resize(side * side * channels, 0.0);
     }
 
     /// Values of a row of pixels.
-    pub fn row(&self) -> usize {
+    pub(crate) fn row(&self) -> usize {
         self.side * self.channels
     }
 }
 
 /// Rows of zeros above and below a map, and columns of zeros at its left and right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Border {
+pub(crate) struct Border {
     /// Above, and as many below.
     pub rows: usize,
     /// At the left, and as many at the right.
@@ -49,12 +49,12 @@ pub struct Border {
 
 impl Border {
     /// One pixel all around, which leaves a filter of 3×3 the side.
-    pub const ONE: Self = Self { rows: 1, columns: 1 };
+    pub(crate) const ONE: Self = Self { rows: 1, columns: 1 };
 }
 
 /// A map with a border of zeros around it.
 #[derive(Clone, Debug, Default)]
-pub struct Bordered {
+pub(crate) struct Bordered {
     side: usize,
     channels: usize,
     border: Border,
@@ -64,7 +64,7 @@ pub struct Bordered {
 
 impl Bordered {
     /// Fills the inside row by row: `write` gets the number of a row of pixels and its `[side, channels]`.
-    pub fn fill(
+    pub(crate) fn fill(
         &mut self,
         side: usize,
         channels: usize,
@@ -91,7 +91,7 @@ impl Bordered {
     }
 
     /// The map inside.
-    pub fn copy_of(&mut self, map: &Map, border: Border) {
+    pub(crate) fn copy_of(&mut self, map: &Map, border: Border) {
         let row = map.row();
         self.fill(map.side, map.channels, border, |y, values| {
             values.copy_from_slice(&map.values[y * row..(y + 1) * row]);
@@ -99,7 +99,7 @@ impl Bordered {
     }
 
     /// The map inside at twice the side, each pixel four times, with a border of one pixel.
-    pub fn copy_of_doubled(&mut self, map: &Map) {
+    pub(crate) fn copy_of_doubled(&mut self, map: &Map) {
         let (row, channels) = (map.row(), map.channels);
         self.fill(2 * map.side, channels, Border::ONE, |y, values| {
             let source = map.values[y / 2 * row..(y / 2 + 1) * row].chunks_exact(channels);
@@ -113,7 +113,7 @@ impl Bordered {
 
 /// What a convolution does with the numbers that its output holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
+pub(crate) enum Into {
     /// Replaces them.
     Overwrite,
     /// Adds to them.
@@ -122,7 +122,7 @@ pub enum Into {
 
 /// Filters of any size with their bias.
 #[derive(Clone, Copy, Debug)]
-pub struct Filters<'a> {
+pub(crate) struct Filters<'a> {
     /// `I`
     pub inputs: usize,
     /// `O`
@@ -138,7 +138,7 @@ pub struct Filters<'a> {
 /// Filters `[O, I, rows, columns]` in the order of [`Filters::weight`]. On one thread: this is done at the first use, by
 /// whichever of the threads that work on images comes first, while the others wait. Where it asked them for help, one of
 /// them, or this one itself, could take up an image meanwhile and wait for ever.
-pub fn arranged(given: &[f32], inputs: usize, outputs: usize, size: [usize; 2]) -> Vec<f32> {
+pub(crate) fn arranged(given: &[f32], inputs: usize, outputs: usize, size: [usize; 2]) -> Vec<f32> {
     if size == [1, 1] {
         return given.to_vec();
     }
@@ -159,14 +159,14 @@ pub fn arranged(given: &[f32], inputs: usize, outputs: usize, size: [usize; 2]) 
 
 impl Filters<'_> {
     /// A 1×1 convolution of rows of pixels `[N, I]` to `[N, O]`.
-    pub fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
+    pub(crate) fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
         debug_assert_eq!(self.size, [1, 1], "a filter of one pixel");
         linear_forward(output, pixels, self.weight, Some(self.bias), self.inputs, self.outputs);
     }
 
     /// The convolution at every place where the filter lies within map and border, `side + 2 · border − size + 1` of them, which
     /// must be as many down as across.
-    pub fn apply(&self, input: &Bordered, output: &mut Map, into: Into) {
+    pub(crate) fn apply(&self, input: &Bordered, output: &mut Map, into: Into) {
         let side = self.places(input);
         if into == Into::Overwrite {
             output.resize(side, self.outputs);
@@ -201,13 +201,13 @@ impl Filters<'_> {
 
     /// The convolution at every other pixel, within map and border: those where [`apply`](Self::apply) has places with even
     /// numbers.
-    pub fn apply_every_other(&self, input: &Bordered, output: &mut Map) {
+    pub(crate) fn apply_every_other(&self, input: &Bordered, output: &mut Map) {
         self.every_other(input, 0, self.places(input).div_ceil(2), output);
     }
 
     /// A 3×3 convolution at every other pixel, with the border of one pixel at the right and below alone
     /// (released: `Downsample2x`, padding (0, 1, 0, 1)). The side must be even.
-    pub fn apply_halving(&self, input: &Bordered, output: &mut Map) {
+    pub(crate) fn apply_halving(&self, input: &Bordered, output: &mut Map) {
         debug_assert_eq!((input.border, self.size), (Border::ONE, [3, 3]), "as released");
         // The window begins at the pixel itself, which the border has moved by one row and one column.
         self.every_other(input, 1, input.side / 2, output);

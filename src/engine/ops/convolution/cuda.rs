@@ -2,7 +2,7 @@
 //!
 //! Tensor cores multiply numbers of 16 bits and add up in f32. So every f32 is split into parts of 16 bits, of which each is
 //! what those before it left over: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`, products of parts too small to
-//! count in f32 being left out. See [`Part`] for which parts there are.
+//! count in f32 being left out. See [`SplitFloat`] for which parts there are.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use half::{bf16, f16};
@@ -31,16 +31,16 @@ const LARGEST: f32 = 4096.0;
 /// f16 in two parts holds 22 bits, which is as good as f32 for numbers of the size of 1, such as norms give; but one beyond
 /// 65504 becomes an infinity, which the result then shows. bf16 in three parts holds all bits of any number, and takes twice
 /// the work.
-pub trait Part: Factor {
+pub trait SplitFloat: Factor {
     /// How many.
     const PARTS: usize;
 }
 
-impl Part for f16 {
+impl SplitFloat for f16 {
     const PARTS: usize = 2;
 }
 
-impl Part for bf16 {
+impl SplitFloat for bf16 {
     const PARTS: usize = 3;
 }
 
@@ -108,7 +108,7 @@ impl Maps<'_> {
 
 /// Filters of 3×3 or 1×1 in a device's memory, split into parts.
 #[derive(Debug)]
-pub struct Filters<P: Part> {
+pub struct DeviceFilters<P: SplitFloat> {
     /// For every part `p` of the filters, `PARTS − p` times the same `[width, row]`: the numbers of a window, one after the
     /// other, and zeros; of the outputs, and zeros. So the first `PARTS − p` parts of a row of windows meet part `p` in one
     /// product.
@@ -141,7 +141,7 @@ impl FilterOrder {
     }
 }
 
-impl<P: Part> Filters<P> {
+impl<P: SplitFloat> DeviceFilters<P> {
     /// From filters of 9 taps or one; `sizes` are taps, `I` and `O`.
     ///
     /// # Errors
@@ -180,11 +180,6 @@ impl<P: Part> Filters<P> {
         unsafe { device.launch(&kernel, &launch, &arguments) }?;
         Ok(Self { weight, width, row, taps, inputs, outputs, alpha: 1.0 / scale })
     }
-
-    /// Channels that come out, `O`.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
 }
 
 /// The power of two at or below a number, which is positive and not subnormal.
@@ -196,7 +191,7 @@ fn power_of_two(value: f32) -> f32 {
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn windows<P: Part>(
+pub fn windows<P: SplitFloat>(
     rows: &mut Buffer<P>,
     maps: &Maps<'_>,
     window: Window,
@@ -252,15 +247,15 @@ pub fn windows<P: Part>(
 ///
 /// # Errors
 /// If the sizes do not fit, there is not enough memory, or the device fails.
-pub fn convolve<P: Part>(
+pub fn convolve<P: SplitFloat>(
     y: &mut Buffer<f32>,
     maps: &Maps<'_>,
-    filters: &Filters<P>,
+    filters: &DeviceFilters<P>,
     bias: &Buffer<f32>,
     window: Window,
     add: bool,
 ) -> Result<()> {
-    let Filters { ref weight, width, row: filters_row, taps, inputs, outputs, alpha } = *filters;
+    let DeviceFilters { ref weight, width, row: filters_row, taps, inputs, outputs, alpha } = *filters;
     if inputs != maps.channels || taps != window.taps() {
         return Err(Error::shape(
             OP,

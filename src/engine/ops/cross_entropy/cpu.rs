@@ -84,7 +84,7 @@ pub(super) fn forward<T: Float>(
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn backward<T: Float>(
+pub(crate) fn backward<T: Float>(
     logits: Tensor,
     log_sum: &Tensor,
     targets: &Tensor,

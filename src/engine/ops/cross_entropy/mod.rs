@@ -1,11 +1,11 @@
 //! Token cross-entropy: `−log softmax(logits)[target]`, with label smoothing, averaged over each sample's tokens, all alike
 //! or each with a weight.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         Tape, Tensor, Var,
         autograd::{
@@ -13,10 +13,10 @@ use crate::{
             tape::{Operation, Sink, Slot},
         },
         cuda::{Buffer, Device, DeviceFloat},
+        dispatch::{dispatch, with_float, with_number},
         ops::{expect_shape, mean_tokens::cuda::mean_tokens_forward, three_dims},
     },
     error::{Error, Result},
-    with_float, with_number,
 };
 use cuda::CrossEntropyOutput;
 

@@ -9,7 +9,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn first_sample<T: Float>(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn first_sample<T: Float>(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     Tensor::new(shape, x.as_slice::<T>()?[..shape.iter().product()].to_vec())
 }
 
@@ -17,7 +17,7 @@ pub fn first_sample<T: Float>(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn first_sample_backward<T: Float>(d_output: &Tensor, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn first_sample_backward<T: Float>(d_output: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let mut dx = vec![T::ZERO; shape.iter().product()];
     dx[..d_output.len()].copy_from_slice(d_output.as_slice::<T>()?);
     Tensor::new(shape, dx)

@@ -1,14 +1,15 @@
 //! The first sample of a batch as a batch of one that speaks for all: with [`add_to_all`](super::add_to_all) the broadcast that the
 //! released cross-attention amounts to (upstream.md, A1).
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         RowOwner, Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
+        dispatch::dispatch,
     },
     error::{Error, Result},
 };

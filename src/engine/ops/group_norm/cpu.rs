@@ -10,7 +10,7 @@ use crate::engine::{
 
 /// What a group norm does.
 #[derive(Clone, Copy, Debug)]
-pub struct GroupNorm<'a> {
+pub(crate) struct GroupNorm<'a> {
     /// How many groups the channels fall into.
     pub groups: usize,
     /// `[C]`
@@ -29,7 +29,7 @@ struct Line {
 
 impl GroupNorm<'_> {
     /// The normalised map in place of `output`, without SiLU.
-    pub fn apply(&self, map: &Map, output: &mut Map) {
+    pub(crate) fn apply(&self, map: &Map, output: &mut Map) {
         output.resize(map.side, map.channels);
         let line = self.line(map);
         let row = map.row();
@@ -41,7 +41,7 @@ impl GroupNorm<'_> {
     }
 
     /// The normalised map after SiLU, `x · σ(x)`, with a border of zeros for a convolution.
-    pub fn apply_silu(&self, map: &Map, output: &mut Bordered) {
+    pub(crate) fn apply_silu(&self, map: &Map, output: &mut Bordered) {
         let line = self.line(map);
         let row = map.row();
         output.fill(map.side, map.channels, Border::ONE, |y, output| {

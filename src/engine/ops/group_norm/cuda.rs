@@ -19,7 +19,7 @@ const PIXELS: usize = 64;
 
 /// What group norms do.
 #[derive(Clone, Copy, Debug)]
-pub struct GroupNorm<'a> {
+pub struct DeviceGroupNorm<'a> {
     /// How many groups the channels fall into.
     pub groups: usize,
     /// `[C]`
@@ -43,8 +43,13 @@ fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argume
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn group_norm(y: &mut Buffer<f32>, x: &Buffer<f32>, samples: usize, norm: &GroupNorm<'_>) -> Result<()> {
-    let GroupNorm { groups, scale, shift, epsilon, silu } = *norm;
+pub fn group_norm(
+    y: &mut Buffer<f32>,
+    x: &Buffer<f32>,
+    samples: usize,
+    norm: &DeviceGroupNorm<'_>,
+) -> Result<()> {
+    let DeviceGroupNorm { groups, scale, shift, epsilon, silu } = *norm;
     let channels = scale.len();
     let fits = groups > 0
         && channels > 0

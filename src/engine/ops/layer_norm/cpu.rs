@@ -14,7 +14,7 @@ const ROWS: usize = 64;
 ///
 /// # Errors
 /// If `x` has no channels or holds another type than `T`.
-pub fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
+pub(crate) fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
     let channels = last_dim("layer_norm", x)?;
     let rows = x.len() / channels;
     let share = T::of(1.0 / channels as f64);
@@ -45,7 +45,7 @@ pub fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn backward<T: Float>(output: &Tensor, inverse: &Tensor, mut d_output: Tensor) -> Result<Tensor> {
+pub(crate) fn backward<T: Float>(output: &Tensor, inverse: &Tensor, mut d_output: Tensor) -> Result<Tensor> {
     let channels = last_dim("layer_norm", &d_output)?;
     let share = T::of(1.0 / channels as f64);
     let (y, inverse) = (output.as_slice::<T>()?, inverse.as_slice::<T>()?);

@@ -1,17 +1,18 @@
 //! Layer norm without learned scale or shift: `n = (x − mean) / √(variance + ε)` over the channels; where the networks share
 //! their modulation (`saln`), `n·(1 + scale) + shift` with the parts of each token's level.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use std::sync::Arc;
 
 use crate::{
-    dispatch,
     engine::{
         Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
         cuda::DeviceFloat,
+        dispatch::{dispatch, with_float, with_number},
         ops::{
             last_dim,
             levels::Levels,
@@ -144,7 +145,7 @@ impl Operation for LayerNorm {
         let Self { saved, modulation, slot } = *self;
         let (dx, d_parts) = match saved {
             Saved::Normalised { output, inverse_deviation } => {
-                crate::with_float!(d_output.dtype(), "layer_norm", T => {
+                with_float!(d_output.dtype(), "layer_norm", T => {
                     let (d_normalised, d_parts) = match &modulation {
                         None => (d_output, None),
                         Some(Kept { parts, scale, shift, levels, .. }) => {
@@ -158,7 +159,7 @@ impl Operation for LayerNorm {
                     Ok((cpu::backward::<T>(&output, &inverse_deviation, d_normalised)?, d_parts))
                 })?
             }
-            Saved::Input { input, statistics } => crate::with_number!(d_output.dtype(), "layer_norm", T => {
+            Saved::Input { input, statistics } => with_number!(d_output.dtype(), "layer_norm", T => {
                 backward_on_device::<T>(&input, &statistics, modulation.as_ref(), &d_output)
             })?,
         };

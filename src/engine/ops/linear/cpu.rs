@@ -10,7 +10,7 @@ use crate::{
 ///
 /// # Errors
 /// If the sizes do not fit or a tensor holds another type than `T`.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     parameters: &Parameters,
     x: &Tensor,
     weight: ParameterId,
@@ -38,7 +38,12 @@ pub fn forward<T: Float>(
 ///
 /// # Errors
 /// If a tensor is not f32.
-pub fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: [usize; 2]) -> Result<Tensor> {
+pub(crate) fn linear_rows(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    shape: [usize; 2],
+) -> Result<Tensor> {
     let mut y = vec![0.0; shape[0] * shape[1]];
     let bias = bias.map(Tensor::as_slice::<f32>).transpose()?;
     matmul::linear_forward(&mut y, x.as_slice()?, weight.as_slice::<f32>()?, bias, weight.dim(1), shape[1]);
@@ -49,7 +54,11 @@ pub fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: [u
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn backward_input<T: Float>(d_output: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn backward_input<T: Float>(
+    d_output: &Tensor,
+    weight: &Tensor,
+    shape: &[usize],
+) -> Result<Tensor> {
     let (outputs, inputs) = (weight.dim(0), weight.dim(1));
     let mut dx = T::numbers(shape.iter().product());
     let (dy, w) = (d_output.as_slice::<T>()?, weight.as_slice::<T>()?);

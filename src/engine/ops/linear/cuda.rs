@@ -13,7 +13,7 @@ use crate::{
 ///
 /// # Errors
 /// If the sizes do not fit, the weights are elsewhere or not kept in that type, or the device fails.
-pub fn forward<T: DeviceFloat>(
+pub(crate) fn forward<T: DeviceFloat>(
     parameters: &Parameters,
     x: &Tensor,
     weight: ParameterId,
@@ -60,7 +60,11 @@ fn joined<'a, T: DeviceFloat>(
 ///
 /// # Errors
 /// If a tensor is elsewhere or holds another type than `T`, or the device fails.
-pub fn backward_input<T: DeviceFloat>(d_output: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn backward_input<T: DeviceFloat>(
+    d_output: &Tensor,
+    weight: &Tensor,
+    shape: &[usize],
+) -> Result<Tensor> {
     let (outputs, inputs) = (weight.dim(0), weight.dim(1));
     let (dy, w) = (d_output.buffer::<T>()?, weight.buffer::<T>()?);
     Tensor::written::<T>(dy.device(), shape, |dx| {

@@ -1,16 +1,16 @@
 //! `y = x·Wᵀ + b`, the weight as PyTorch keeps it.
 
-pub mod cpu;
-pub mod cuda;
+pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
         autograd::{
             contributions::Contribution,
             tape::{Operation, Sink, Slot},
         },
+        dispatch::dispatch,
         ops::last_dim,
     },
     error::{Error, Result},
@@ -31,7 +31,7 @@ pub struct Bias {
 ///
 /// # Errors
 /// If the sizes do not fit, a tensor is not f32, or the device fails.
-pub fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let [outputs, inputs] = [weight.dim(0), weight.dim(1)];
     let shape = [x.len() / inputs.max(1), outputs];
     match x.device() {

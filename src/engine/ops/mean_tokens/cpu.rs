@@ -9,7 +9,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn mean_tokens<T: Float>(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn mean_tokens<T: Float>(x: &Tensor) -> Result<Tensor> {
     let [batch, tokens, channels] = three_dims("mean_tokens", "x", x)?;
     let share = T::of(1.0 / tokens as f64);
     let mut y = vec![T::ZERO; batch * channels];
@@ -30,7 +30,7 @@ pub fn mean_tokens<T: Float>(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn mean_tokens_backward<T: Float>(d_output: &Tensor, tokens: usize) -> Result<Tensor> {
+pub(crate) fn mean_tokens_backward<T: Float>(d_output: &Tensor, tokens: usize) -> Result<Tensor> {
     let (batch, channels) = (d_output.dim(0), d_output.dim(1));
     let share = T::of(1.0 / tokens as f64);
     let mut dx = T::numbers(batch * tokens * channels);

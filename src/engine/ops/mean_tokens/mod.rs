@@ -3,18 +3,18 @@
 //! On a device the mean is in f32 whatever the activations are, and so is all that follows it: these are few numbers, whose
 //! small differences make the ratings.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         DType, RowOwner, Tape, Tensor, Var,
         autograd::tape::{Operation, Sink, Slot},
+        dispatch::{dispatch, with_float, with_number},
         ops::three_dims,
     },
     error::Result,
-    with_float, with_number,
 };
 
 struct MeanTokens {

@@ -20,7 +20,7 @@ const BLOCK: usize = 512;
 
 /// What is asked of each sample's gradient of one parameter.
 #[derive(Debug)]
-pub struct Asked<'a, T> {
+pub struct CpuRequest<'a, T> {
     /// V, of the parameter's size: the inner product with it.
     pub direction: Option<&'a [T]>,
     /// The squared norm.
@@ -31,14 +31,14 @@ pub struct Asked<'a, T> {
 
 /// What was found: `[S]` each, zeros where it was not asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Numbers {
+pub struct CpuSampleProducts {
     /// `⟨g_i, V⟩`
     pub products: Vec<f64>,
     /// `‖g_i‖²`
     pub squared_norms: Vec<f64>,
 }
 
-impl Numbers {
+impl CpuSampleProducts {
     fn new(found: impl Iterator<Item = [f64; 2]>) -> Self {
         let (products, squared_norms) = found.map(|[product, norm]| (product, norm)).unzip();
         Self { products, squared_norms }
@@ -47,7 +47,7 @@ impl Numbers {
 
 /// The rows of a linear layer's contribution: those of sample `i` are the `i`-th of `samples` equal parts.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a, T> {
+pub struct LinearRows<'a, T> {
     /// `[S·T, I]`
     pub input: &'a [T],
     /// `[S·T, O]`
@@ -60,7 +60,7 @@ pub struct Rows<'a, T> {
     pub outputs: usize,
 }
 
-impl<'a, T: Float> Rows<'a, T> {
+impl<'a, T: Float> LinearRows<'a, T> {
     fn of_sample(self) -> usize {
         self.input.len() / (self.inputs * self.samples.max(1))
     }
@@ -158,7 +158,11 @@ fn folded<T: Float>(
 }
 
 /// Of a linear layer, in the form that `form` names, or the cheaper one.
-pub fn linear<T: Float>(asked: Asked<'_, T>, rows: Rows<'_, T>, form: Option<Form>) -> Numbers {
+pub fn linear<T: Float>(
+    asked: CpuRequest<'_, T>,
+    rows: LinearRows<'_, T>,
+    form: Option<Form>,
+) -> CpuSampleProducts {
     let form = form.unwrap_or_else(|| match asked.direction.is_none() && !asked.norms {
         // A weighted sum alone needs nothing cut at the samples.
         true => Form::Projected,
@@ -171,8 +175,8 @@ pub fn linear<T: Float>(asked: Asked<'_, T>, rows: Rows<'_, T>, form: Option<For
 }
 
 /// Tile by tile of the weight: the tile of each sample's gradient is formed, used for all that is asked, and forgotten.
-fn in_tile<T: Float>(asked: Asked<'_, T>, rows: Rows<'_, T>) -> Numbers {
-    let Rows { samples, inputs, outputs, .. } = rows;
+fn in_tile<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSampleProducts {
+    let LinearRows { samples, inputs, outputs, .. } = rows;
     let of_sample = rows.of_sample();
     // An even number of tiles, so that two threads end together.
     let tiles = outputs.div_ceil((TILE / inputs).max(1)).next_multiple_of(2);
@@ -206,15 +210,15 @@ fn in_tile<T: Float>(asked: Asked<'_, T>, rows: Rows<'_, T>) -> Numbers {
             (0..outputs.div_ceil(height)).into_par_iter().map(|at| tile(at * height, None, &[])).collect()
         }
     };
-    Numbers::new((0..samples).map(|sample| {
+    CpuSampleProducts::new((0..samples).map(|sample| {
         found.iter().fold([0.0; 2], |sum, tile| [sum[0] + tile[sample][0], sum[1] + tile[sample][1]])
     }))
 }
 
 /// Without the gradient: `⟨g, V⟩ = Σ_t (b_tᵀ V)·x_t` by one more product, `‖g‖² = Σ_{t,s} (x_t·x_s)(b_t·b_s)` by two small
 /// ones, and the weighted sum from scaled rows as in plain training.
-fn projected<T: Float>(asked: Asked<'_, T>, rows: Rows<'_, T>) -> Numbers {
-    let Rows { samples, inputs, outputs, .. } = rows;
+fn projected<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSampleProducts {
+    let LinearRows { samples, inputs, outputs, .. } = rows;
     let of_sample = rows.of_sample();
     let one = |sample: usize| -> [f64; 2] {
         let (x, d) = rows.sample(sample);
@@ -257,14 +261,18 @@ fn projected<T: Float>(asked: Asked<'_, T>, rows: Rows<'_, T>) -> Numbers {
         matmul::linear_backward_weight(sum, &scaled, rows.input, inputs, outputs);
         T::give_back(scaled);
     }
-    Numbers::new(found.into_iter())
+    CpuSampleProducts::new(found.into_iter())
 }
 
 /// Of gradients that are there for each sample, `[S, N]`.
-pub fn per_sample<T: Float>(asked: Asked<'_, T>, gradients: &[T], samples: usize) -> Numbers {
+pub(crate) fn per_sample<T: Float>(
+    asked: CpuRequest<'_, T>,
+    gradients: &[T],
+    samples: usize,
+) -> CpuSampleProducts {
     let count = gradients.len() / samples.max(1);
     let (mut sum, weights) = asked.sum.map_or((None, &[][..]), |(sum, weights)| (Some(sum), weights));
-    Numbers::new(gradients.chunks_exact(count.max(1)).enumerate().map(|(sample, g)| {
+    CpuSampleProducts::new(gradients.chunks_exact(count.max(1)).enumerate().map(|(sample, g)| {
         let weight = weights.get(sample).copied().unwrap_or_default();
         folded(g, asked.direction, asked.norms, sum.as_deref_mut(), weight)
     }))
@@ -274,7 +282,11 @@ pub fn per_sample<T: Float>(asked: Asked<'_, T>, gradients: &[T], samples: usize
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn gradients<T: Float>(contribution: &Contribution<'_>, samples: usize, count: usize) -> Result<Vec<T>> {
+pub(crate) fn gradients<T: Float>(
+    contribution: &Contribution<'_>,
+    samples: usize,
+    count: usize,
+) -> Result<Vec<T>> {
     let rows = contribution.rows();
     let values = rows.as_slice::<T>()?;
     let width = rows.shape().last().copied().unwrap_or(1).max(1);

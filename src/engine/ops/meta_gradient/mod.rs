@@ -4,7 +4,9 @@
 //!
 //! A sample's numbers depend on its own rows alone: they are the same to the bit in any batch and in any order.
 
+#[doc(hidden)]
 pub mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
@@ -15,10 +17,10 @@ use crate::{
             cuda::{Columns, add_scaled},
         },
         cuda::{Buffer, DeviceFloat},
+        dispatch::{with_float, with_number},
         ops::expect_shape,
     },
     error::{Error, Result},
-    with_float, with_number,
 };
 
 /// How the numbers of a linear layer are formed.
@@ -37,7 +39,7 @@ impl Form {
 
     /// The cheaper form on the processor for `rows` rows a sample: the tile pays a fixed price for each number of the
     /// weight, the projection and the Gram matrices one that grows with the rows.
-    pub fn cheaper(rows: usize, inputs: usize, outputs: usize) -> Self {
+    pub(crate) fn cheaper(rows: usize, inputs: usize, outputs: usize) -> Self {
         let weight = inputs * outputs;
         if rows * weight + rows * rows * (inputs + outputs) < Self::TILE_SUMS * weight {
             Self::Projected
@@ -49,7 +51,7 @@ impl Form {
 
 /// What is asked of each sample's gradient of one parameter.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct GradientRequest<'a> {
     /// V, of the parameter's shape.
     pub(crate) direction: Option<&'a Tensor>,
     /// The squared norm.
@@ -60,7 +62,7 @@ pub(crate) struct Asked<'a> {
 
 /// What was found, `[S]`: in f64 on the host, in f32 on a device.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Numbers {
+pub(crate) struct SampleProducts {
     /// `⟨g_i, V⟩`
     pub(crate) products: Option<Tensor>,
     /// `‖g_i‖²`
@@ -73,12 +75,12 @@ pub(crate) struct Numbers {
 /// # Errors
 /// If the sizes do not fit or something is elsewhere.
 pub(crate) fn meta_gradient(
-    asked: Asked<'_>,
+    asked: GradientRequest<'_>,
     sum: &mut Option<Tensor>,
     value: &Tensor,
     contribution: &Contribution<'_>,
     samples: usize,
-) -> Result<Numbers> {
+) -> Result<SampleProducts> {
     if let Some(direction) = asked.direction {
         expect_shape("meta_gradient", "the direction", direction, value.shape())?;
     }
@@ -96,12 +98,12 @@ pub(crate) fn meta_gradient(
 }
 
 fn on_host<T: Float>(
-    asked: Asked<'_>,
+    asked: GradientRequest<'_>,
     sum: &mut Option<Tensor>,
     value: &Tensor,
     contribution: &Contribution<'_>,
     samples: usize,
-) -> Result<Numbers> {
+) -> Result<SampleProducts> {
     let weighted = match asked.weights {
         Some(weights) => {
             let sum = sum.get_or_insert_with(|| Tensor::zeros(value.shape(), value.dtype()));
@@ -110,11 +112,11 @@ fn on_host<T: Float>(
         None => None,
     };
     let direction = asked.direction.map(Tensor::as_slice::<T>).transpose()?;
-    let wanted = cpu::Asked { direction, norms: asked.norms, sum: weighted };
+    let wanted = cpu::CpuRequest { direction, norms: asked.norms, sum: weighted };
     let found = match *contribution {
         Contribution::Product { input, d_output } => {
             let inputs = input.shape().last().copied().unwrap_or(1).max(1);
-            let rows = cpu::Rows {
+            let rows = cpu::LinearRows {
                 input: input.as_slice()?,
                 d_output: d_output.as_slice()?,
                 samples,
@@ -130,19 +132,19 @@ fn on_host<T: Float>(
         }
     };
     let tensor = |values: Vec<f64>| Tensor::new(&[samples], values);
-    Ok(Numbers {
+    Ok(SampleProducts {
         products: asked.direction.map(|_| tensor(found.products)).transpose()?,
         squared_norms: asked.norms.then(|| tensor(found.squared_norms)).transpose()?,
     })
 }
 
 fn on_device<T: DeviceFloat>(
-    asked: Asked<'_>,
+    asked: GradientRequest<'_>,
     sum: &mut Option<Tensor>,
     value: &Tensor,
     contribution: &Contribution<'_>,
     samples: usize,
-) -> Result<Numbers> {
+) -> Result<SampleProducts> {
     let rows = contribution.rows().buffer::<T>()?;
     let device = rows.device();
     let fresh = sum.is_none();
@@ -165,7 +167,7 @@ fn on_device<T: DeviceFloat>(
     let numbers = |wanted: bool| wanted.then(|| device.uninitialised::<f32>(samples)).transpose();
     let mut products = numbers(asked.direction.is_some())?;
     let mut squared_norms = numbers(asked.norms)?;
-    let wanted = cuda::Asked {
+    let wanted = cuda::DeviceRequest {
         direction: asked.direction.map(Tensor::buffer::<f32>).transpose()?,
         products: products.as_mut(),
         squared_norms: squared_norms.as_mut(),
@@ -191,7 +193,7 @@ fn on_device<T: DeviceFloat>(
     let tensor = |numbers: Option<Buffer<f32>>| {
         numbers.map(|numbers| Tensor::from_buffer(&[samples], numbers)).transpose()
     };
-    Ok(Numbers { products: tensor(products)?, squared_norms: tensor(squared_norms)? })
+    Ok(SampleProducts { products: tensor(products)?, squared_norms: tensor(squared_norms)? })
 }
 
 /// Each sample's gradient of a vector or a table of `count` numbers, `[S, N]`: in the rows' type on the host, in f32 on a

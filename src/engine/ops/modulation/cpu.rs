@@ -12,7 +12,7 @@ use crate::{
 ///
 /// # Errors
 /// If the table holds another type than `T`.
-pub fn level_pairs<T: Float>(table: &Tensor, samples: Option<usize>) -> Result<Tensor> {
+pub(crate) fn level_pairs<T: Float>(table: &Tensor, samples: Option<usize>) -> Result<Tensor> {
     let (levels, channels) = (table.dim(0), table.dim(1));
     let rows = table.as_slice::<T>()?;
     let last = &rows[(levels - 1) * channels..];

@@ -6,7 +6,7 @@
 //! [`gather_sum`](crate::engine::autograd::contributions::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
-use super::Part;
+use super::ModulationPart;
 use crate::{
     engine::{
         cuda::{Argument, Buffer, Kernel, Launch, device::Factor},
@@ -68,10 +68,10 @@ impl ModulationTable<'_> {
 }
 
 /// Places in a row of the table, in parts; the second may be missing. And what the factor is added to.
-fn places(part: Part) -> Result<(usize, Option<usize>, f32)> {
+fn places(part: ModulationPart) -> Result<(usize, Option<usize>, f32)> {
     let (factor, shift, base) = match part {
-        Part::ScaleShift(scale, shift) => (scale, Some(shift), 1.0),
-        Part::Gate(gate) => (gate, None, 0.0),
+        ModulationPart::ScaleShift(scale, shift) => (scale, Some(shift), 1.0),
+        ModulationPart::Gate(gate) => (gate, None, 0.0),
     };
     if factor.max(shift.unwrap_or(0)) >= 6 {
         return Err(Error::shape(OP, format!("{part:?} is not one of the six parts")));
@@ -125,7 +125,7 @@ pub fn modulate_forward<T: Factor>(
     y: &mut Buffer<T>,
     x: Option<&Buffer<T>>,
     table: &ModulationTable<'_>,
-    part: Part,
+    part: ModulationPart,
 ) -> Result<()> {
     run(y, x, table, places(part)?)
 }
@@ -138,7 +138,7 @@ pub fn modulate_backward<T: Factor>(
     dx: &mut Buffer<T>,
     dy: Option<&Buffer<T>>,
     table: &ModulationTable<'_>,
-    part: Part,
+    part: ModulationPart,
 ) -> Result<()> {
     let (factor, _, base) = places(part)?;
     run(dx, dy, table, (factor, None, base))
@@ -156,7 +156,7 @@ pub fn modulate_backward_table<T: Factor>(
     dy: &Buffer<T>,
     x: &Buffer<T>,
     table: &ModulationTable<'_>,
-    part: Part,
+    part: ModulationPart,
 ) -> Result<()> {
     let (factor, shift, _) = places(part)?;
     let [batch, channels] = table.sizes(x.len())?;
@@ -173,7 +173,7 @@ pub fn modulate_backward_table<T: Factor>(
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn add_modulation(
+pub(crate) fn add_modulation(
     d_table: &mut Buffer<f32>,
     by_sample: &Buffer<f32>,
     [batch, channels]: [usize; 2],

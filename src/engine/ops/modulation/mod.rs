@@ -9,12 +9,12 @@
 //! same numbers, but rows that belong to samples.
 
 pub mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use std::sync::Arc;
 
 use crate::{
-    dispatch,
     engine::{
         ParameterId, RowOwner, Tape, Tensor, Var,
         autograd::{
@@ -22,16 +22,16 @@ use crate::{
             tape::{Operation, Sink, Slot},
         },
         cuda::{Device, DeviceFloat},
+        dispatch::{dispatch, with_float, with_number},
         ops::{add_to_all::cuda::add_to_all, expect_shape, last_dim, levels::Levels, three_dims},
     },
     error::Result,
-    with_float, with_number,
 };
 use cuda::ModulationTable;
 
 /// Which parts of the modulation are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum ModulationPart {
     /// `x·(1 + scale) + shift` with the parts numbered so.
     ScaleShift(usize, usize),
     /// `x·gate` with the part numbered so.
@@ -231,7 +231,7 @@ fn gate_on_device<T: DeviceFloat>(
     let from = x.buffer::<T>()?;
     let table = table(parts, levels, from.device())?;
     Tensor::written(from.device(), x.shape(), |y| {
-        cuda::modulate_forward(y, Some(from), &table, Part::Gate(part))
+        cuda::modulate_forward(y, Some(from), &table, ModulationPart::Gate(part))
     })
 }
 
@@ -245,7 +245,7 @@ fn gate_backward_on_device<T: DeviceFloat>(
     let [batch, _, channels] = three_dims("gate", "x", x)?;
     let (input, dy) = (x.buffer::<T>()?, d_output.buffer::<T>()?);
     let device = dy.device();
-    let (table, part) = (table(parts, levels, device)?, Part::Gate(part));
+    let (table, part) = (table(parts, levels, device)?, ModulationPart::Gate(part));
     let dx = Tensor::written(device, x.shape(), |dx| cuda::modulate_backward(dx, Some(dy), &table, part))?;
     let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
     let mut d_parts = device.zeros::<f32>(parts.len())?;

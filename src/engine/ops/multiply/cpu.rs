@@ -6,6 +6,6 @@ use rayon::prelude::*;
 const CHUNK: usize = 16_384;
 
 /// `x·z`, number by number.
-pub fn multiply(x: &[f32], z: &[f32]) -> Vec<f32> {
+pub(crate) fn multiply(x: &[f32], z: &[f32]) -> Vec<f32> {
     x.par_iter().with_min_len(CHUNK).zip(z).map(|(x, z)| x * z).collect()
 }

@@ -1,6 +1,7 @@
 //! Products number by number, forward only: the gate of T5's feed-forward layers, which are never trained.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{engine::Tensor, error::Result};
@@ -9,7 +10,7 @@ use crate::{engine::Tensor, error::Result};
 ///
 /// # Errors
 /// If the sizes do not fit, a tensor is not f32, or the device fails.
-pub fn multiply(x: &Tensor, z: &Tensor) -> Result<Tensor> {
+pub(crate) fn multiply(x: &Tensor, z: &Tensor) -> Result<Tensor> {
     match x.device() {
         None => Tensor::new(x.shape(), cpu::multiply(x.as_slice()?, z.as_slice()?)),
         Some(device) => {

@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn forward<T: Float>(
+pub(crate) fn forward<T: Float>(
     parameters: &Parameters,
     text: &Tensor,
     rows: &Tensor,
@@ -101,7 +101,7 @@ pub(super) fn d_rows<T: Float>(d_words: &Tensor, weight: &Tensor, shape: &[usize
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn split<T: Float>(d: &Tensor, shape: [usize; 3], first: usize) -> Result<[Tensor; 2]> {
+pub(crate) fn split<T: Float>(d: &Tensor, shape: [usize; 3], first: usize) -> Result<[Tensor; 2]> {
     let [batch, tokens, channels] = shape;
     let given = (tokens - first) * channels;
     let (mut d_text, mut d_words) = (vec![T::ZERO; batch * channels], T::numbers(batch * given));

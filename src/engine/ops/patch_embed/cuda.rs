@@ -27,7 +27,7 @@ const TENSOR: [usize; 3] = [256, 16, 8];
 
 /// The parameters.
 #[derive(Clone, Copy, Debug)]
-pub struct PatchEmbedParameters<'a, T: Factor> {
+pub struct DevicePatchEmbedParameters<'a, T: Factor> {
     /// The projection, `[C, Cvae]`.
     pub weight: &'a Buffer<T>,
     /// Its bias, `[C]`.
@@ -49,10 +49,10 @@ pub fn patch_embed_forward<T: Factor>(
     x: &mut Buffer<T>,
     text: &Buffer<T>,
     rows: &Buffer<T>,
-    parameters: &PatchEmbedParameters<'_, T>,
+    parameters: &DevicePatchEmbedParameters<'_, T>,
     sequence: &SequenceLevels,
 ) -> Result<()> {
-    let PatchEmbedParameters { weight, bias, start, level, position } = *parameters;
+    let DevicePatchEmbedParameters { weight, bias, start, level, position } = *parameters;
     let (tokens, first, channels) = (sequence.tokens(), sequence.first(), bias.len());
     if channels == 0 || !text.len().is_multiple_of(channels) || !weight.len().is_multiple_of(channels) {
         return Err(Error::shape(

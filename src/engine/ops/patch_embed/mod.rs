@@ -1,23 +1,23 @@
 //! The start of the sequence: the pooled text as first tokens, the projected pyramid after it, level and positions added.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use std::sync::Arc;
 
 use crate::{
-    dispatch,
     engine::{
         ParameterId, Parameters, RowOwner, Tape, Tensor, Var,
         autograd::{
-            contributions::{Contribution, Rows},
+            contributions::{Contribution, TableRows},
             tape::{Operation, Sink, Slot},
         },
         cuda::DeviceFloat,
+        dispatch::{dispatch, with_float, with_number},
         ops::{expect_shape, last_dim, levels::Levels, three_dims},
     },
     error::{Error, Result},
-    with_float, with_number,
 };
 
 /// The parameters of the start of the sequence (upstream.md, B6).
@@ -42,7 +42,7 @@ pub struct PatchEmbed {
     levels: Arc<Levels>,
     first: usize,
     /// Which rows of the tables of start, level and position are added to each token.
-    rows: Arc<[Rows; 3]>,
+    rows: Arc<[TableRows; 3]>,
     /// The row of the table of positions of each token, where that is not its number.
     places: Option<Arc<Vec<usize>>>,
     /// Rows of the table of positions.
@@ -58,7 +58,7 @@ impl PatchEmbed {
 
     /// The same start of a sequence of some of the tokens: the scale of each, and its place among all.
     #[must_use]
-    pub fn with_tokens(&self, levels: Arc<Levels>, places: &Arc<Vec<usize>>) -> Self {
+    pub(crate) fn with_tokens(&self, levels: Arc<Levels>, places: &Arc<Vec<usize>>) -> Self {
         let whole = places.len() == self.positions;
         Self::made(self.parameters, levels, (!whole).then(|| Arc::clone(places)), self.positions)
     }
@@ -75,15 +75,15 @@ impl PatchEmbed {
         let start_of = |token: usize| if token < first { number(token) } else { u32::MAX };
         let place = |token: usize| places.as_ref().map_or(token, |places| places[token]);
         let rows = Arc::new([
-            Rows::new((0..tokens).map(start_of).collect(), first),
-            Rows::new(levels.host().to_vec(), scales),
-            Rows::new((0..tokens).map(|token| number(place(token))).collect(), positions),
+            TableRows::new((0..tokens).map(start_of).collect(), first),
+            TableRows::new(levels.host().to_vec(), scales),
+            TableRows::new((0..tokens).map(|token| number(place(token))).collect(), positions),
         ]);
         Self { parameters, levels, first, rows, places, positions }
     }
 
     /// The scale of each token.
-    pub fn levels(&self) -> &Arc<Levels> {
+    pub(crate) fn levels(&self) -> &Arc<Levels> {
         &self.levels
     }
 }
@@ -148,7 +148,7 @@ fn forward_on_device<T: DeviceFloat>(
         (Some(id), Some(places)) => Some(rows_of(parameters.value(id), places, channels)?),
         _ => None,
     };
-    let parameters = cuda::PatchEmbedParameters {
+    let parameters = cuda::DevicePatchEmbedParameters {
         weight: parameters.value_as(weight, T::DTYPE)?.buffer::<T>()?,
         bias: wide(bias)?,
         start: wide(start)?,

@@ -82,7 +82,7 @@ impl PyramidTables {
     ///
     /// # Errors
     /// If the sizes do not fit each other, or there is not enough memory.
-    pub fn new(device: &Device, source: &PyramidSource<'_>, most_samples: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Device, source: &PyramidSource<'_>, most_samples: usize) -> Result<Self> {
         let PyramidSource { patch_nums, codebook, channels, ref taps, ref convolutions, phi_index } = *source;
         let (scales, vocabulary) = (patch_nums.len(), codebook.len().checked_div(channels).unwrap_or(0));
         let side = patch_nums.last().copied().unwrap_or(0);

@@ -22,7 +22,7 @@ impl PyramidQuantizer {
         }
         let values = features.as_slice::<f32>()?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!(
+            return Err(Error::not_finite(format!(
                 "the features of sample {} of the batch are not finite",
                 at / self.map_length()
             )));
@@ -53,7 +53,7 @@ impl PyramidQuantizer {
     pub(super) fn check_range(&self, codes: &[u32], per_sample: usize) -> Result<()> {
         match codes.iter().position(|&code| code as usize >= self.vocabulary()) {
             None => Ok(()),
-            Some(at) => Err(Error::invalid(format!(
+            Some(at) => Err(Error::argument(format!(
                 "code {} (sample {}, token {}) is out of range: the codebook has {} codes",
                 codes[at],
                 at / per_sample,

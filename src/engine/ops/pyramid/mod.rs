@@ -6,7 +6,9 @@
 //! and are subtracted. None of this is on the tape, because codes have no gradient; the reference on the processor is
 //! [`PyramidQuantizer`] itself.
 
+#[doc(hidden)]
 pub mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 mod layout;
 mod reader;
@@ -23,7 +25,7 @@ use crate::{
         ops::pyramid::cpu::{
             nearest::NearestCode,
             phi::phi_index,
-            resample::{Area, Bicubic, Convolution},
+            resample::{Area, Bicubic, ResidualConvolution},
         },
     },
     error::{Error, Result},
@@ -38,7 +40,7 @@ pub struct PyramidQuantizer {
     tokens: usize,
     codebook: Tensor,
     nearest: NearestCode,
-    convolutions: Vec<Convolution>,
+    convolutions: Vec<ResidualConvolution>,
     phi_index: Vec<usize>,
     scales: Vec<Scale>,
 }
@@ -74,7 +76,7 @@ struct Workspace {
 }
 
 /// What the quantiser saw at one scale of one sample, for fitting a codebook.
-pub(crate) struct Seen<'a> {
+pub(crate) struct ScaleCodes<'a> {
     /// The remaining features at this scale's side, `[pn², Cvae]`.
     pub(crate) rows: &'a [f32],
     /// The nearest code of each row.
@@ -92,12 +94,16 @@ impl PyramidQuantizer {
     /// # Errors
     /// If `patch_nums` is empty, holds 0 or does not grow strictly, or the shapes do not fit each other, or the
     /// codebook holds a number that is not finite.
-    pub fn new(patch_nums: &[usize], codebook: &Tensor, convolutions: Vec<Convolution>) -> Result<Self> {
+    pub fn new(
+        patch_nums: &[usize],
+        codebook: &Tensor,
+        convolutions: Vec<ResidualConvolution>,
+    ) -> Result<Self> {
         let Some(&full) = patch_nums.last() else {
-            return Err(Error::invalid("patch_nums is empty; give at least one side, such as [1, 2, 3, 4]"));
+            return Err(Error::argument("patch_nums is empty; give at least one side, such as [1, 2, 3, 4]"));
         };
         if patch_nums[0] == 0 || patch_nums.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(Error::invalid(format!(
+            return Err(Error::argument(format!(
                 "patch_nums {patch_nums:?} must be whole numbers above 0 that grow from scale to scale"
             )));
         }
@@ -120,7 +126,9 @@ impl PyramidQuantizer {
                 ),
             ));
         }
-        if let Some(other) = convolutions.iter().map(Convolution::channels).find(|&other| other != channels) {
+        if let Some(other) =
+            convolutions.iter().map(ResidualConvolution::channels).find(|&other| other != channels)
+        {
             return Err(Error::shape(
                 OP,
                 format!("the codes have {channels} channels, but a convolution has {other}"),
@@ -129,7 +137,7 @@ impl PyramidQuantizer {
         let codebook = codebook.cast(DType::F32)?;
         let values = codebook.as_slice::<f32>()?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::invalid(format!("code {} of the codebook is not finite", at / channels)));
+            return Err(Error::not_finite(format!("code {} of the codebook is not finite", at / channels)));
         }
         let scales = patch_nums
             .iter()
@@ -189,7 +197,7 @@ impl PyramidQuantizer {
             .iter()
             .map(|stem| {
                 let (weight, bias) = (named(&format!("{stem}.weight"))?, named(&format!("{stem}.bias"))?);
-                Convolution::new(weight, bias, quant_resi.abs())
+                ResidualConvolution::new(weight, bias, quant_resi.abs())
             })
             .collect::<Result<Vec<_>>>()?;
         Self::new(patch_nums, codebook, convolutions)
@@ -355,12 +363,12 @@ impl PyramidQuantizer {
     }
 
     /// Quantises one channels-last map `[H², Cvae]` and shows every scale.
-    pub(crate) fn observe(&self, map: &[f32], visit: impl FnMut(Seen<'_>)) {
+    pub(crate) fn observe(&self, map: &[f32], visit: impl FnMut(ScaleCodes<'_>)) {
         self.walk(map, &mut Workspace::default(), visit);
     }
 
     /// The greedy descent through the scales.
-    fn walk(&self, map: &[f32], work: &mut Workspace, mut visit: impl FnMut(Seen<'_>)) {
+    fn walk(&self, map: &[f32], work: &mut Workspace, mut visit: impl FnMut(ScaleCodes<'_>)) {
         let channels = self.channels();
         let mut rest = map.to_vec();
         let largest = self.side() * self.side();
@@ -372,7 +380,7 @@ impl PyramidQuantizer {
             scale.down.pool(&rest, channels, rows);
             let (codes, distances) = (&mut codes[..cells], &mut distances[..cells]);
             self.nearest.search(rows, codes, distances);
-            visit(Seen { rows, codes, distances });
+            visit(ScaleCodes { rows, codes, distances });
             if at + 1 < self.scales.len() {
                 self.look_up(codes, work);
                 self.resize(at, work);

@@ -7,10 +7,10 @@ use crate::{
     engine::{
         DType, Tensor,
         cuda::Device,
+        dispatch::with_number,
         ops::pyramid::cuda::{PyramidConvolution, PyramidRows, PyramidSource, PyramidTables, pyramid_input},
     },
     error::Result,
-    with_number,
 };
 
 impl PyramidQuantizer {

@@ -40,7 +40,7 @@ pub fn d_weights(constants: &Tensor, weights: &Tensor, factors: &[f64]) -> Resul
 ///
 /// # Errors
 /// If a term is elsewhere.
-pub fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+pub(crate) fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let mut sum = vec![0.0; terms.first().map_or(0, |(_, term)| term.len())];
     for (factor, term) in terms {
         for (sum, value) in sum.iter_mut().zip(term.to_f64_vec()?) {

@@ -2,7 +2,9 @@
 //! proxy's backward, and one constant a sample, which a rule makes of what the proxy showed, seeds the rater's. Nothing is
 //! differentiated through this. A constant that is not finite leaves its sample out of the rater's update.
 
+#[doc(hidden)]
 pub mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
@@ -38,7 +40,7 @@ impl RaterLoss {
     }
 
     /// The factors `[3]`, to be taken to a device, in f32 there.
-    pub fn factors_mut(&mut self) -> &mut Tensor {
+    pub(crate) fn factors_mut(&mut self) -> &mut Tensor {
         &mut self.0
     }
 
@@ -46,7 +48,7 @@ impl RaterLoss {
     ///
     /// # Errors
     /// If they are elsewhere.
-    pub fn seeds(&self, weights: &Tensor, dtype: DType) -> Result<Tensor> {
+    pub(crate) fn seeds(&self, weights: &Tensor, dtype: DType) -> Result<Tensor> {
         let samples = [weights.len()];
         if weights.device().is_none() {
             return cpu::seeds(weights, self.0.as_slice()?)?.cast(dtype);
@@ -158,7 +160,7 @@ const REGULARISATION: f64 = 0.01;
 const FLOOR: f64 = 1e-8;
 
 /// The released term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient by each weight.
-pub fn entropy_term(weights: &[f64]) -> (f64, Vec<f64>) {
+pub(crate) fn entropy_term(weights: &[f64]) -> (f64, Vec<f64>) {
     let share = REGULARISATION / weights.len() as f64;
     let (mut loss, mut gradient) = (0.0, Vec::with_capacity(weights.len()));
     for &w in weights {

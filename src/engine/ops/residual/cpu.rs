@@ -11,7 +11,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> Result<Tensor> {
+pub(crate) fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> Result<Tensor> {
     let share = x.len() / x.dim(0).max(1);
     let mut y = T::numbers(x.len());
     y.par_chunks_mut(share.max(1))
@@ -31,7 +31,7 @@ pub fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> 
 const CHUNK: usize = 16_384;
 
 /// `x += branch`.
-pub fn add_in_place(x: &mut [f32], branch: &[f32]) {
+pub(crate) fn add_in_place(x: &mut [f32], branch: &[f32]) {
     x.par_chunks_mut(CHUNK)
         .zip(branch.par_chunks(CHUNK))
         .for_each(|(x, branch)| x.iter_mut().zip(branch).for_each(|(x, branch)| *x += branch));

@@ -1,16 +1,17 @@
 //! `x + keep·branch`: a residual with drop-path.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
-    dispatch,
     engine::{
         Tape, Tensor, Var,
         autograd::{
             contributions::{cuda::residual_forward, scale_samples},
             tape::{Operation, Sink, Slot},
         },
+        dispatch::dispatch,
         ops::expect_shape,
     },
     error::{Error, Result},
@@ -20,7 +21,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor is not f32 or the device fails.
-pub fn add_in_place(x: &mut Tensor, branch: &Tensor) -> Result<()> {
+pub(crate) fn add_in_place(x: &mut Tensor, branch: &Tensor) -> Result<()> {
     match x.device() {
         None => {
             cpu::add_in_place(x.as_mut_slice()?, branch.as_slice()?);

@@ -9,7 +9,7 @@ use crate::{
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn scale_all<T: Float>(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+pub(crate) fn scale_all<T: Float>(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let scale = scale.as_slice::<T>()?[0];
     Tensor::new(x.shape(), x.as_slice::<T>()?.iter().map(|x| *x * scale).collect())
 }
@@ -18,7 +18,11 @@ pub fn scale_all<T: Float>(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// If a tensor holds another type than `T`.
-pub fn scale_all_backward<T: Float>(x: &Tensor, scale: &Tensor, d_output: &Tensor) -> Result<[Tensor; 2]> {
+pub(crate) fn scale_all_backward<T: Float>(
+    x: &Tensor,
+    scale: &Tensor,
+    d_output: &Tensor,
+) -> Result<[Tensor; 2]> {
     let (x, d) = (x.as_slice::<T>()?, d_output.as_slice::<T>()?);
     let scale = scale.as_slice::<T>()?[0];
     let d_scale: T = x.iter().zip(d).map(|(x, d)| *x * *d).sum();

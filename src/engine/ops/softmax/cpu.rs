@@ -15,7 +15,11 @@ use crate::{
 ///
 /// # Errors
 /// If the mask or the bias is of another type.
-pub fn attention(of: &Keys<'_>, [queries, keys, values]: [&[f32]; 3], channels: usize) -> Result<Vec<f32>> {
+pub(crate) fn attention(
+    of: &Keys<'_>,
+    [queries, keys, values]: [&[f32]; 3],
+    channels: usize,
+) -> Result<Vec<f32>> {
     let sample = of.tokens * channels;
     let mask = of.mask.as_slice::<u32>()?;
     let bias = of.bias.map(Tensor::as_slice::<f32>).transpose()?;
@@ -78,7 +82,7 @@ fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: &[u32], seen
 }
 
 /// `softmax(scale · row)` in place, where every key is seen.
-pub fn softmax_of_row(row: &mut [f32], scale: f32) {
+pub(crate) fn softmax_of_row(row: &mut [f32], scale: f32) {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
     for value in &mut *row {

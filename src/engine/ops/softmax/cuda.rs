@@ -87,7 +87,7 @@ pub fn softmax(weights: &mut Buffer<f32>, scores: &Scores<'_>) -> Result<()> {
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn attention(
+pub(crate) fn attention(
     of: &Keys<'_>,
     y: &mut Buffer<f32>,
     [queries, keys, values]: [&Buffer<f32>; 3],

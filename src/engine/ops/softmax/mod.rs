@@ -1,7 +1,8 @@
 //! The softmax over keys with a scale, a bias, a mask and the order of tokens, and the attention around it, forward only: that of text
 //! encoders and of CLIP's image tower, which are never trained.
 
-pub mod cpu;
+pub(crate) mod cpu;
+#[doc(hidden)]
 pub mod cuda;
 
 use crate::{
@@ -34,7 +35,7 @@ impl Keys<'_> {
     ///
     /// # Errors
     /// If the sizes do not fit, a tensor is not f32, or the device fails.
-    pub fn attend(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+    pub(crate) fn attend(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let channels = last_dim("softmax", queries)?;
         match queries.device() {
             None => {

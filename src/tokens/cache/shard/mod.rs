@@ -109,7 +109,7 @@ impl Entry {
 }
 
 /// A usable record of a shard that is being made.
-pub(crate) struct Row {
+pub(crate) struct ShardRow {
     pub(crate) id: String,
     pub(crate) picture: Key,
     pub(crate) stamp: Stamp,
@@ -124,9 +124,9 @@ pub(crate) fn unchanged(image: &ImageRef, stamp: Stamp) -> Option<[u8; 32]> {
 }
 
 /// Writes the file of codes.
-pub(crate) fn write_codes(path: &Path, tokens: usize, rows: &[Row]) -> Result<Written> {
+pub(crate) fn write_codes(path: &Path, tokens: usize, rows: &[ShardRow]) -> Result<Written> {
     let count = rows.len();
-    let gather = |bytes: &dyn Fn(&Row) -> Vec<u8>| rows.iter().flat_map(bytes).collect::<Vec<u8>>();
+    let gather = |bytes: &dyn Fn(&ShardRow) -> Vec<u8>| rows.iter().flat_map(bytes).collect::<Vec<u8>>();
     let codes = gather(&|row| row.codes.iter().flat_map(|code| code.to_le_bytes()).collect());
     let pictures = gather(&|row| row.picture.to_vec());
     let bytes = gather(&|row| row.stamp.bytes.to_le_bytes().to_vec());

@@ -66,7 +66,7 @@ fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argume
 
 /// What is asked of the gradient of each of `S` samples. What is not asked for costs nothing.
 #[derive(Debug, Default)]
-pub struct Asked<'a> {
+pub struct DeviceRequest<'a> {
     /// Of the parameter's size.
     pub direction: Option<&'a Buffer<f32>>,
     /// `[S]`, overwritten: the inner product of each sample's gradient with the direction.
@@ -88,10 +88,10 @@ pub struct WeightedSum<'a> {
     pub accumulate: bool,
 }
 
-impl Asked<'_> {
+impl DeviceRequest<'_> {
     /// The same, borrowed again.
-    fn again(&mut self) -> Asked<'_> {
-        Asked {
+    fn again(&mut self) -> DeviceRequest<'_> {
+        DeviceRequest {
             direction: self.direction,
             products: self.products.as_deref_mut(),
             squared_norms: self.squared_norms.as_deref_mut(),
@@ -183,7 +183,7 @@ fn read(buffer: Option<&Buffer<f32>>) -> Argument {
 /// # Errors
 /// If the sizes do not fit or the device fails.
 pub fn in_tile<T: DeviceFloat>(
-    asked: Asked<'_>,
+    asked: DeviceRequest<'_>,
     input: &Buffer<T>,
     d_output: &Buffer<T>,
     sizes: ProductSizes,
@@ -197,7 +197,7 @@ pub fn in_tile<T: DeviceFloat>(
 /// # Errors
 /// If the sizes do not fit or the device fails.
 pub fn in_tile_within<T: DeviceFloat>(
-    asked: Asked<'_>,
+    asked: DeviceRequest<'_>,
     input: &Buffer<T>,
     d_output: &Buffer<T>,
     sizes: ProductSizes,
@@ -211,7 +211,7 @@ pub fn in_tile_within<T: DeviceFloat>(
 /// # Errors
 /// If the sizes do not fit or the device fails.
 pub fn in_tile_portable<T: DeviceFloat>(
-    asked: Asked<'_>,
+    asked: DeviceRequest<'_>,
     input: &Buffer<T>,
     d_output: &Buffer<T>,
     sizes: ProductSizes,
@@ -343,7 +343,7 @@ fn is_shorter_apart(sizes: ProductSizes) -> bool {
 /// # Errors
 /// If the sizes do not fit or the device fails.
 pub fn meta_gradient<T: DeviceFloat>(
-    asked: Asked<'_>,
+    asked: DeviceRequest<'_>,
     input: &Buffer<T>,
     d_output: &Buffer<T>,
     sizes: ProductSizes,
@@ -376,7 +376,7 @@ pub fn meta_gradient<T: DeviceFloat>(
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn per_sample<T: Factor>(asked: Asked<'_>, d_value: &Buffer<T>) -> Result<()> {
+pub fn per_sample<T: Factor>(asked: DeviceRequest<'_>, d_value: &Buffer<T>) -> Result<()> {
     let op = "per_sample";
     let samples = [
         asked.products.as_ref().map(|numbers| numbers.len()),

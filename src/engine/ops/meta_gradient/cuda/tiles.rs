@@ -1,7 +1,8 @@
 //! The kernels that form gradients in the tile: which one, and its launches.
 
 use super::{
-    Asked, FILE, ProductSizes, THREADS, WeightedSum, is_for_hopper, launch, projected, read, totals, written,
+    DeviceRequest, FILE, ProductSizes, THREADS, WeightedSum, is_for_hopper, launch, projected, read, totals,
+    written,
 };
 use crate::{
     engine::{
@@ -148,7 +149,7 @@ impl InTile {
     /// If the sizes do not fit or the device fails.
     pub(super) fn run<T: DeviceFloat>(
         &self,
-        mut asked: Asked<'_>,
+        mut asked: DeviceRequest<'_>,
         input: &Buffer<T>,
         d_output: &Buffer<T>,
         sizes: ProductSizes,

@@ -1,6 +1,6 @@
 //! What the CPU reference of the pyramid is made of.
 
-pub mod nearest;
-pub mod phi;
+pub(crate) mod nearest;
+pub(crate) mod phi;
 pub mod resample;
 mod step;

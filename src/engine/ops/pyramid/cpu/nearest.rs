@@ -8,7 +8,7 @@ const ROWS: usize = 4;
 /// A codebook laid out for searching: codes in blocks of 16, channel by channel within a block, so that one
 /// vector instruction compares a channel of a row with that of 16 codes.
 #[derive(Clone, Debug)]
-pub struct NearestCode {
+pub(crate) struct NearestCode {
     channels: usize,
     /// `[blocks, C, LANES]`; the last block is filled up with codes that are infinitely far away.
     blocks: Vec<[f32; LANES]>,
@@ -21,7 +21,7 @@ impl NearestCode {
     ///
     /// # Panics
     /// If `channels` is 0.
-    pub fn new(codebook: &[f32], channels: usize) -> Self {
+    pub(crate) fn new(codebook: &[f32], channels: usize) -> Self {
         assert!(channels > 0, "a code has at least one channel");
         let vocabulary = codebook.len() / channels;
         let count = vocabulary.div_ceil(LANES);
@@ -41,7 +41,7 @@ impl NearestCode {
     ///
     /// # Panics
     /// If the slices do not fit each other.
-    pub fn search(&self, rows: &[f32], codes: &mut [u32], distances: &mut [f32]) {
+    pub(crate) fn search(&self, rows: &[f32], codes: &mut [u32], distances: &mut [f32]) {
         assert_eq!(rows.len(), codes.len() * self.channels, "one code a row");
         assert_eq!(codes.len(), distances.len(), "one distance a row");
         Arch::new().dispatch(Search { nearest: self, rows, codes, distances });

@@ -4,7 +4,7 @@
 /// (`PhiPartiallyShared`): the nearest of evenly spaced ticks to `si/(scales - 1)`, the first where two are equally
 /// near. With ten scales and four convolutions two scales are ties but for rounding: `[0,0,1,1,1,2,2,3,3,3]`.
 #[expect(clippy::cast_precision_loss, reason = "a few scales")]
-pub fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
+pub(crate) fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
     if convolutions == 0 {
         return vec![0; scales];
     }

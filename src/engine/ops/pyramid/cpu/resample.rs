@@ -50,7 +50,7 @@ impl Bicubic {
     }
 
     /// For each place of the output, four places of the input and their weights.
-    pub fn taps(&self) -> &[[(usize, f32); 4]] {
+    pub(crate) fn taps(&self) -> &[[(usize, f32); 4]] {
         &self.taps
     }
 
@@ -177,7 +177,7 @@ const PIXELS: usize = 4;
 /// The pyramid's residual convolution φ(h) = (1 - r)·h + r·conv3×3(h), zero-padded (`Phi` of the released
 /// `models/quant.py`, where r is `quant_resi` = 0.5).
 #[derive(Clone, Debug)]
-pub struct Convolution {
+pub struct ResidualConvolution {
     ratio: f32,
     channels: usize,
     /// Output channels in groups of [`LANES`], `[groups, 9, C, LANES]`, so that one group's weights stay in cache.
@@ -185,7 +185,7 @@ pub struct Convolution {
     bias: Vec<[f32; LANES]>,
 }
 
-impl Convolution {
+impl ResidualConvolution {
     /// From PyTorch's `weight` `[C, C, 3, 3]` and `bias` `[C]`, of any float type.
     ///
     /// # Errors
@@ -221,12 +221,12 @@ impl Convolution {
     }
 
     /// The channels `C`.
-    pub fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         self.channels
     }
 
     /// The weights, `[9, C in, C out]`, the window row by row.
-    pub fn weight(&self) -> Vec<f32> {
+    pub(crate) fn weight(&self) -> Vec<f32> {
         let mut weight = Vec::with_capacity(9 * self.channels * self.channels);
         for row in 0..9 * self.channels {
             weight.extend(
@@ -237,12 +237,12 @@ impl Convolution {
     }
 
     /// The bias, `[C]`.
-    pub fn bias(&self) -> Vec<f32> {
+    pub(crate) fn bias(&self) -> Vec<f32> {
         self.bias.iter().flatten().copied().take(self.channels).collect()
     }
 
     /// The share r of the convolution.
-    pub fn ratio(&self) -> f32 {
+    pub(crate) fn ratio(&self) -> f32 {
         self.ratio
     }
 
@@ -250,7 +250,7 @@ impl Convolution {
     ///
     /// # Panics
     /// If the slice does not have this size.
-    pub fn apply(&self, map: &mut [f32], side: usize, padded: &mut Vec<f32>) {
+    pub(crate) fn apply(&self, map: &mut [f32], side: usize, padded: &mut Vec<f32>) {
         assert_eq!(map.len(), side * side * self.channels, "the map has the size given");
         let width = (side + 2) * self.channels;
         padded.clear();
@@ -263,7 +263,7 @@ impl Convolution {
 }
 
 struct Convolve<'a> {
-    convolution: &'a Convolution,
+    convolution: &'a ResidualConvolution,
     side: usize,
     padded: &'a [f32],
     map: &'a mut [f32],
@@ -295,7 +295,7 @@ impl WithSimd for Convolve<'_> {
 /// One group of output channels of `N` neighbouring pixels.
 #[inline(always)]
 fn convolve<const N: usize>(
-    convolution: &Convolution,
+    convolution: &ResidualConvolution,
     group: usize,
     weights: &[[f32; LANES]],
     bias: &[f32; LANES],
@@ -378,7 +378,7 @@ mod tests {
         for (channels, side) in [(1, 1), (3, 5), (8, 4), (17, 6), (32, 3)] {
             let weight = random(channels * channels * 9);
             let bias = random(channels);
-            let convolution = Convolution::new(
+            let convolution = ResidualConvolution::new(
                 &Tensor::new(&[channels, channels, 3, 3], weight.clone()).unwrap(),
                 &Tensor::new(&[channels], bias.clone()).unwrap(),
                 0.25,
@@ -412,7 +412,7 @@ mod tests {
     fn convolution_refuses_shapes_that_do_not_fit() {
         let weight = Tensor::new(&[2, 2, 3, 3], vec![0f32; 36]).unwrap();
         let bias = Tensor::new(&[3], vec![0f32; 3]).unwrap();
-        let error = Convolution::new(&weight, &bias, 0.5).unwrap_err().to_string();
+        let error = ResidualConvolution::new(&weight, &bias, 0.5).unwrap_err().to_string();
         assert!(error.contains("[2, 2, 3, 3]") && error.contains("[3]"), "{error}");
     }
 }

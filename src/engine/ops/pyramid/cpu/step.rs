@@ -86,7 +86,7 @@ impl PyramidQuantizer {
 
     fn scale(&self, scale: usize) -> Result<&Scale> {
         self.scales.get(scale).ok_or_else(|| {
-            Error::invalid(format!("there is no scale {scale}; there are {}", self.scales.len()))
+            Error::argument(format!("there is no scale {scale}; there are {}", self.scales.len()))
         })
     }
 }
