@@ -1,4 +1,4 @@
-//! Pictures of 256 pixels to codes by the VQ-VAE of the released size (ch 160) on a device: pictures from the host, codes to it.
+//! Images of 256 pixels to codes by the VQ-VAE of the released size (ch 160) on a device: images from the host, codes to it.
 //!
 //! The counterpart of `benches/pytorch/encode.py --device cuda`, which writes the weights that `ALCHEMIST_VQVAE` names.
 //! `ALCHEMIST_BENCH_DEVICE` names the device as for the other benches; on the emulator the weights are the fixture's
@@ -52,17 +52,17 @@ fn main() -> Result<()> {
     let (count, side) = (measured.size(64, 2), vqvae.image_side());
     let mut random = Random::new(1, Purpose::Test, 1);
     let pixels = (0..count * 3 * side * side).map(|_| 2.0 * random.uniform() as f32 - 1.0).collect();
-    let pictures = Tensor::new(&[count, 3, side, side], pixels)?;
+    let images = Tensor::new(&[count, 3, side, side], pixels)?;
     let mut times = Vec::new();
     for _ in 0..2 + if measured.rehearsal { 1 } else { REPEATS } {
         let start = Instant::now();
-        vqvae.encode(&pictures)?;
+        vqvae.encode(&images)?;
         times.push(start.elapsed().as_secs_f64());
     }
     times.drain(..2);
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
-    let (codes, products) = measured.device.time_products(|| vqvae.encode(&pictures))?;
+    let (codes, products) = measured.device.time_products(|| vqvae.encode(&images))?;
     println!(
         "{}",
         json!({

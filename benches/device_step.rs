@@ -18,7 +18,7 @@ use alchemist_engine::{
     engine::{
         Accumulate, DType, Direction, Ghost, GradientVisitor, Gradients, Purpose, Random, Tape, Tensor,
     },
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rater, Rope, Weighing},
     rater::{
         bilevel::{Bilevel, BilevelSettings, MicroBatch, StepRates},
         rules::{ALIGNMENT, RuleSettings},
@@ -83,7 +83,7 @@ impl Case {
             cross_attention: true,
             drop_path: 0.1 * depth as f64 / 24.0,
             cross_from_first_sample: false,
-            initialisation: Initialisation { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
+            initialization: Initialization { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
         }
     }
 

@@ -1,4 +1,4 @@
-//! What per-sample gradient products and norms cost on the processor, at the sizes that PyTorch's CPU figures were taken at.
+//! What per-sample gradient products and norms cost on the CPU, at the sizes that PyTorch's CPU figures were taken at.
 //!
 //! `proxy`: forward and backward of a training batch: plainly, with everything asked of every sample (products, norms and the
 //! weighted sum, of all parameters), with one backward pass of the batch a sample, and with a batch of its own a sample.

@@ -1,6 +1,6 @@
 //! The work of a training step and of scoring, at the sizes that PyTorch's CPU figures were taken at.
 //!
-//! A step is what the released `train_step` does: quantise both batches, both proxy passes, two rater passes, both
+//! A step is what the released `train_step` does: quantize both batches, both proxy passes, two rater passes, both
 //! updates, drop-path on. `PEAK_MEMORY=tiny-demo` (or another case's name) runs a few steps of that case, then a few
 //! scorings, and prints the process's peak memory instead. `benches/pytorch/step.py` does the same work in PyTorch.
 

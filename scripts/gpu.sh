@@ -307,7 +307,7 @@ part_kernels() {
 }
 
 part_bench() {
-    # The processor's benches need no GPU machine's time.
+    # The CPU's benches need no GPU machine's time.
     local options=(--bench --noplot '^device/')
     if limited bench ops 400 "$bin/bench-ops" "${options[@]}"; then
         grep '^{' "$results/bench-ops.log" | tee "$results/ops.jsonl"
@@ -347,7 +347,7 @@ part_encode() {
     if on_card; then
         compare encode encode 200 --weights "$weights" --device cuda || failed=1
         rm -f "$weights"
-        # From files of pictures to ratings, whole processes; this one wants Pillow, too.
+        # From files of images to ratings, whole processes; this one wants Pillow, too.
         compare encode released_size 200 --device cuda --binary "$bin/bin-alchemist-engine" \
             --out "$results/released_size" || failed=1
         rm -rf "$results/released_size"

@@ -57,9 +57,9 @@ def comparisons(ours, theirs):
         ("the same in the kernel", "cuBLASLt's weight gradient", in_tile, alone, 0.85),
         ("products and norms", "vmap(grad)", everything, best(is_named("meta_gradient/vmap_grad")), 10),
         ("products and norms", "hooks, projected", everything, best(is_named("meta_gradient/projected_hooks_norms")), 1.25),
-        ("pictures to codes, f32", "PyTorch, f32", own("encode/f32"), best(is_named("encode", mode="f32")), 1.5),
-        ("pictures to codes, f32", "PyTorch, TF32", own("encode/f32"), best(is_named("encode", mode="tf32")), None),
-        ("pictures to codes, f32", "PyTorch, bf16", own("encode/f32"), best(is_named("encode", mode="bf16")), None),
+        ("images to codes, f32", "PyTorch, f32", own("encode/f32"), best(is_named("encode", mode="f32")), 1.5),
+        ("images to codes, f32", "PyTorch, TF32", own("encode/f32"), best(is_named("encode", mode="tf32")), None),
+        ("images to codes, f32", "PyTorch, bf16", own("encode/f32"), best(is_named("encode", mode="bf16")), None),
         ("scoring", "torch.compile", scored, best(is_named("score", mode="compiled")), None),
     ]
 

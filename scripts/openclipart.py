@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Makes a corpus of real pictures from Debian's package `openclipart-png`.
+"""Makes a corpus of real images from Debian's package `openclipart-png`.
 
     python3 scripts/openclipart.py --out openclipart
 
-The package holds 8,121 pictures that their authors gave to the public domain. The script fetches it with apt-get
+The package holds 8,121 images that their authors gave to the public domain. The script fetches it with apt-get
 (nothing is installed), unpacks it under OUT/package, and writes two tables whose paths are relative to themselves:
 
     OUT/corpus.csv       id,image_save_path,caption,category     what is rated
     OUT/validation.csv   the same columns                        held out, chosen by a hash of the id
 
-No caption comes with a picture, so captions are made from the folder and the file name:
+No caption comes with an image, so captions are made from the folder and the file name:
 `animals/mammals/brown_bear_jane_doe_01.png` gives "animals, mammals: brown bear" where the author is known.
 
 Needs Python 3.11 and, for fetching, a Debian or Ubuntu machine with apt-get and dpkg.
@@ -31,14 +31,14 @@ from collections import Counter
 from pathlib import Path
 
 PACKAGE = "openclipart-png"
-PICTURES = Path("usr/share/openclipart/png")
+IMAGES = Path("usr/share/openclipart/png")
 COLUMNS = ["id", "image_save_path", "caption", "category"]
 
-# A picture of more pixels is not held out: readers refuse it (this is the level at which Pillow warns).
+# An image of more pixels is not held out: readers refuse it (this is the level at which Pillow warns).
 LARGEST_PIXELS = 89_478_485
 
 # File names end in the author's name, cut off at about 25 characters in all. These are the authors of three or more
-# pictures; the name, or the part of it that was left, is taken off the end of the title.
+# images; the name, or the part of it that was left, is taken off the end of the title.
 AUTHORS = (
     "aj ashton", "alejandro tejada", "andreas nilsson", "andy fitzsimon", "anthony liekens",
     "architetto francesco rollandini", "arjen meijer", "aubanel monnier", "benji park", "brice boyer",
@@ -90,7 +90,7 @@ def without_author(words: list[str]) -> list[str]:
 
 
 def title(stem: str, folders: list[str]) -> str:
-    """What a file name says of its picture."""
+    """What a file name says of its image."""
     if "cards" in folders:
         card = re.fullmatch(r"(\w+)_([cdhs])_(\w+)", stem)
         if card:
@@ -111,16 +111,16 @@ def title(stem: str, folders: list[str]) -> str:
 
 
 def caption(path: Path) -> str:
-    """The caption of a picture, from its path below the pictures' folder."""
+    """The caption of an image, from its path below the images' folder."""
     folders = [re.sub(r"[_-]", " ", folder).lower() for folder in path.parent.parts]
     words = title(path.stem, path.parent.parts)
     place = ", ".join(folder for folder in folders if folder not in ("unsorted", "duplicates"))
-    return ": ".join(part for part in (place, words) if part) or "picture"
+    return ": ".join(part for part in (place, words) if part) or "image"
 
 
-def pixels(picture: Path) -> int:
+def pixels(image: Path) -> int:
     """The number of pixels that a PNG's header announces; 0 where there is no such header."""
-    with picture.open("rb") as file:
+    with image.open("rb") as file:
         header = file.read(24)
     if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n":
         return 0
@@ -144,8 +144,8 @@ def write_table(path: Path, rows: list[list[str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and the tables")
-    parser.add_argument("--held-out", type=int, default=400, help="pictures for validation.csv (default: 400)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images and the tables")
+    parser.add_argument("--held-out", type=int, default=400, help="images for validation.csv (default: 400)")
     arguments = parser.parse_args()
     started = time.monotonic()
 
@@ -153,26 +153,26 @@ def main() -> None:
     if not package.is_dir():
         fetch(package)
     fetched = time.monotonic()
-    root = package / PICTURES
-    pictures = sorted(root.rglob("*.png"), key=lambda path: path.relative_to(root).as_posix())
-    if not pictures:
+    root = package / IMAGES
+    images = sorted(root.rglob("*.png"), key=lambda path: path.relative_to(root).as_posix())
+    if not images:
         sys.exit(f"{root} holds no PNG files; remove {package} and run this again")
-    if not 0 < arguments.held_out < len(pictures) // 2:
-        parser.error(f"--held-out {arguments.held_out}: choose from 1 to {len(pictures) // 2 - 1}")
+    if not 0 < arguments.held_out < len(images) // 2:
+        parser.error(f"--held-out {arguments.held_out}: choose from 1 to {len(images) // 2 - 1}")
 
-    digests = [hashlib.sha256(picture.read_bytes()).digest() for picture in pictures]
+    digests = [hashlib.sha256(image.read_bytes()).digest() for image in images]
     copies = Counter(digests)
-    sizes = [pixels(picture) for picture in pictures]
+    sizes = [pixels(image) for image in images]
     rows = []
-    for number, picture in enumerate(pictures):
-        inside = picture.relative_to(root)
+    for number, image in enumerate(images):
+        inside = image.relative_to(root)
         rows.append([
             str(number),
-            picture.relative_to(arguments.out).as_posix(),
+            image.relative_to(arguments.out).as_posix(),
             caption(inside),
             inside.parent.as_posix(),
         ])
-    # A picture of which the corpus holds a copy would not be held out.
+    # An image of which the corpus holds a copy would not be held out.
     candidates = [n for n in range(len(rows)) if copies[digests[n]] == 1 and 0 < sizes[n] <= LARGEST_PIXELS]
     candidates.sort(key=lambda number: hashlib.sha256(str(number).encode()).digest())
     held_out = set(candidates[: arguments.held_out])
@@ -181,7 +181,7 @@ def main() -> None:
     write_table(arguments.out / "validation.csv", validation)
     write_table(arguments.out / "corpus.csv", corpus)
 
-    print(f"{len(pictures)} pictures, {len(copies)} of them different, "
+    print(f"{len(images)} images, {len(copies)} of them different, "
           f"{sum(size > LARGEST_PIXELS for size in sizes)} of more than {LARGEST_PIXELS:,} pixels "
           f"(the largest has {max(sizes):,})")
     print(f"{len({row[2] for row in rows})} different captions, {len({row[3] for row in rows})} categories")

@@ -11,7 +11,7 @@ import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 
-import { chart, colours, contents, contrast, pictures, sort, unfit, wide } from "./page_checks.mjs";
+import { chart, colors, contents, contrast, images, sort, unfit, wide } from "./page_checks.mjs";
 import { MUTATIONS } from "./page_mutations.mjs";
 
 const { chromium } = createRequire(new URL("../target/page/", import.meta.url))("playwright-core");
@@ -53,34 +53,34 @@ async function open(browser, file, where, viewport, scheme, findings) {
 /** Looks at everything that does not depend on a reader's clicks. The screenshot goes to `file` if there is one. */
 async function look(page, where, findings, kind, seen, file) {
   findings.add(where, await page.evaluate(contents));
-  findings.add(where, await page.evaluate(pictures));
+  findings.add(where, await page.evaluate(images));
   findings.add(where, await page.evaluate(contrast));
   findings.add(where, await page.evaluate(chart, kind));
-  findings.add(where, await page.evaluate(colours));
+  findings.add(where, await page.evaluate(colors));
   const widths = await page.evaluate(wide);
   findings.add(where, kind === "phone" ? widths.document : [...widths.document, ...widths.elements]);
   if (kind === "phone") widths.elements.forEach(text => findings.notes.add(`${where}: ${text}`));
   if (!seen) return;
   const shot = await page.screenshot({ fullPage: true, path: file });
-  findings.add(where, await onlyOneColour(page, shot));
+  findings.add(where, await onlyOneColor(page, shot));
 }
 
 /** Decodes the screenshot in the browser, in an empty page whose policy lets it be read. */
-async function onlyOneColour(page, shot) {
+async function onlyOneColor(page, shot) {
   const empty = await page.context().newPage();
   const found = await empty.evaluate(async address => {
-    const picture = await createImageBitmap(await (await fetch(address)).blob());
-    const canvas = new OffscreenCanvas(picture.width, picture.height);
+    const image = await createImageBitmap(await (await fetch(address)).blob());
+    const canvas = new OffscreenCanvas(image.width, image.height);
     const context = canvas.getContext("2d");
-    context.drawImage(picture, 0, 0);
-    const pixels = new Uint32Array(context.getImageData(0, 0, picture.width, picture.height).data.buffer);
+    context.drawImage(image, 0, 0);
+    const pixels = new Uint32Array(context.getImageData(0, 0, image.width, image.height).data.buffer);
     const counts = new Map();
     for (let at = 0; at < pixels.length; at += 7) counts.set(pixels[at], (counts.get(pixels[at]) ?? 0) + 1);
-    return { colours: counts.size, most: Math.max(...counts.values()) / Math.ceil(pixels.length / 7) };
+    return { colors: counts.size, most: Math.max(...counts.values()) / Math.ceil(pixels.length / 7) };
   }, `data:image/png;base64,${shot.toString("base64")}`);
   await empty.close();
-  if (found.colours >= 16 && found.most < 0.998) return [];
-  return [`the screenshot is of ${found.colours} colours, ${(100 * found.most).toFixed(1)}% of it of one`];
+  if (found.colors >= 16 && found.most < 0.998) return [];
+  return [`the screenshot is of ${found.colors} colors, ${(100 * found.most).toFixed(1)}% of it of one`];
 }
 
 /** What a reader does: sorts every table, opens pairs and goes along the ranking. */
@@ -89,7 +89,7 @@ async function interact(page, where, findings, file) {
   const tiles = page.locator(".sheet .tile");
   const count = await tiles.count();
   if (count === 0) {
-    findings.add(where, ["there is no sheet of pictures"]);
+    findings.add(where, ["there is no sheet of images"]);
     return;
   }
   const missing = page.locator(".sheet .tile:has(.missing)");
@@ -147,7 +147,7 @@ async function print(page, where, findings, file) {
   findings.add(where, (shut ?? []).map(title => `“${title}” is shut in print`));
 }
 
-/** The ways in which a page is seen: a window, a colour scheme, and whether it is used. */
+/** The ways in which a page is seen: a window, a color scheme, and whether it is used. */
 const VIEWS = [
   { where: "light", viewport: WIDE, scheme: "light", kind: "wide", use: true },
   { where: "dark", viewport: WIDE, scheme: "dark", kind: "wide", use: true },

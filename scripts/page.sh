@@ -68,14 +68,14 @@ JSON
     quietly "$ALCHEMIST_ENGINE" compare --config config.json --out comparison --seeds 2 --keep 50% --ratings excess,clarity \
         --samplers top-k,shift-gsample
     quietly "$ALCHEMIST_ENGINE" report --of comparison --out "$folder/comparison.html"
-    # A picture that is damaged after it was rated: the page must say so. The sheet may show any, so that it is several.
+    # An image that is damaged after it was rated: the page must say so. The sheet may show any, so that it is several.
     for row in {10..25}; do
         truncate -s 60 "train/00$row.png"
     done
     quietly "$ALCHEMIST_ENGINE" report --of run --ratings ratings.csv --out "$folder/run.html"
 )
 if ! grep -q 'class="missing"' "$folder/run.html"; then
-    echo "no picture of the run's page is damaged: damage more of them" >&2
+    echo "no image of the run's page is damaged: damage more of them" >&2
     exit 1
 fi
 

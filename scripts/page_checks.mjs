@@ -28,25 +28,25 @@ export function contents() {
   return wrong;
 }
 
-/** Pictures that are not there. */
-export async function pictures() {
+/** Images that are not there. */
+export async function images() {
   const wrong = [];
-  for (const picture of document.images) {
+  for (const image of document.images) {
     // The dialog's has no address before a pair is opened.
-    if (picture.hidden && !picture.getAttribute("src")) continue;
-    await picture.decode().catch(() => {});
-    if (!picture.complete || picture.naturalWidth === 0) {
-      wrong.push(`a picture is missing: ${picture.alt.slice(0, 60)}, ${picture.src.slice(0, 60)}`);
+    if (image.hidden && !image.getAttribute("src")) continue;
+    await image.decode().catch(() => {});
+    if (!image.complete || image.naturalWidth === 0) {
+      wrong.push(`an image is missing: ${image.alt.slice(0, 60)}, ${image.src.slice(0, 60)}`);
     }
   }
   return wrong;
 }
 
-/** Text that is too faint. Contrast is WCAG's, of computed colours; text over a bar is measured against the bar's colour, too. */
+/** Text that is too faint. Contrast is WCAG's, of computed colors; text over a bar is measured against the bar's color, too. */
 export function contrast() {
   const LEAST = 4.5;
-  const parse = colour => {
-    const [red, green, blue, alpha = 1] = colour.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
+  const parse = color => {
+    const [red, green, blue, alpha = 1] = color.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
     return { rgb: [red, green, blue], alpha };
   };
   const over = (top, alpha, ground) => top.map((value, at) => alpha * value + (1 - alpha) * ground[at]);
@@ -101,7 +101,7 @@ export function chart(kind) {
     const box = svg.getBoundingClientRect();
     if (!(box.width > 200 && box.height > 100)) wrong.push(`${name} is ${box.width} × ${box.height} pixels`);
     const marks = [...svg.querySelectorAll("path, polyline, rect, circle, polygon")];
-    // Axes and the grid are drawn in ink and grid; what is measured has a colour of its own.
+    // Axes and the grid are drawn in ink and grid; what is measured has a color of its own.
     const drawn = marks.filter(mark => {
       const paint = ["stroke", "fill"].map(key => mark.getAttribute(key) ?? "none").filter(value => value !== "none");
       const size = mark.getBBox();
@@ -136,10 +136,10 @@ export function chart(kind) {
   return [...new Set(wrong)];
 }
 
-/** Colours of legends, bars and lines that cannot be told from the paper or from one another. */
-export function colours() {
+/** Colors of legends, bars and lines that cannot be told from the paper or from one another. */
+export function colors() {
   const wrong = [];
-  const rgb = colour => colour.match(/[\d.]+/g).slice(0, 3).map(value => {
+  const rgb = color => color.match(/[\d.]+/g).slice(0, 3).map(value => {
     const share = value / 255;
     return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
   });
@@ -153,29 +153,29 @@ export function colours() {
       0.0259040371 * long + 0.7827717662 * middle - 0.808675766 * short];
   };
   const paper = rgb(getComputedStyle(document.body).backgroundColor);
-  const ratio = colour => {
-    const [low, high] = [luminance(colour), luminance(paper)].sort((a, b) => a - b);
+  const ratio = color => {
+    const [low, high] = [luminance(color), luminance(paper)].sort((a, b) => a - b);
     return (high + 0.05) / (low + 0.05);
   };
   // Every kind, whether or not this page has it.
   const probe = document.body.appendChild(document.createElement("i"));
   const kinds = Array.from({ length: 9 }, (_, at) => {
     probe.className = `kind-${at}`;
-    return { name: `kind ${at}`, colour: rgb(getComputedStyle(probe).backgroundColor) };
+    return { name: `kind ${at}`, color: rgb(getComputedStyle(probe).backgroundColor) };
   });
   probe.remove();
   const lines = new Map();
   for (const mark of document.querySelectorAll("figure.chart > svg :is(path, polyline, line, circle)")) {
     for (const key of ["stroke", "fill"]) {
       const told = mark.getAttribute(key);
-      const colour = getComputedStyle(mark)[key];
-      if (told && told !== "none" && !told.startsWith("var(") && colour.startsWith("rgb")) {
-        lines.set(told, { name: `a line's ${told}`, colour: rgb(colour) });
+      const color = getComputedStyle(mark)[key];
+      if (told && told !== "none" && !told.startsWith("var(") && color.startsWith("rgb")) {
+        lines.set(told, { name: `a line's ${told}`, color: rgb(color) });
       }
     }
   }
-  for (const { name, colour } of [...kinds, ...lines.values()]) {
-    if (ratio(colour) < 2) wrong.push(`${name} has a contrast of ${ratio(colour).toFixed(2)} to the paper, not 2`);
+  for (const { name, color } of [...kinds, ...lines.values()]) {
+    if (ratio(color) < 2) wrong.push(`${name} has a contrast of ${ratio(color).toFixed(2)} to the paper, not 2`);
   }
   const swatches = document.querySelectorAll(".legend i");
   for (const swatch of swatches) {
@@ -184,7 +184,7 @@ export function colours() {
   }
   for (const together of [kinds, [...lines.values()]]) {
     together.forEach((one, at) => together.slice(at + 1).forEach(other => {
-      const [a, b] = [lab(one.colour), lab(other.colour)];
+      const [a, b] = [lab(one.color), lab(other.color)];
       const apart = Math.hypot(a[0] - b[0], a[1] - b[1], a[2] - b[2]);
       if (apart < 0.08) wrong.push(`${one.name} and ${other.name} look alike (${apart.toFixed(3)} apart in OKLab)`);
     }));
@@ -262,18 +262,18 @@ export function unfit(place) {
   for (let rank = tile.rank - 3; rank <= tile.rank + 3; rank++) if (held.has(rank)) expected.push(rank + 1);
   const strip = [...document.querySelectorAll("#pair-strip .tile")];
   const ranks = strip.map(button => Number(/rank (\d+)/.exec(button.innerText)?.[1]));
-  if (ranks.join() !== expected.join()) wrong.push(`the neighbours of rank ${tile.rank + 1} are ${ranks.join()}, not ${expected.join()}`);
+  if (ranks.join() !== expected.join()) wrong.push(`the neighbors of rank ${tile.rank + 1} are ${ranks.join()}, not ${expected.join()}`);
   const current = strip.filter(button => button.getAttribute("aria-current") === "true");
-  if (current.length !== 1 || !current[0].innerText.includes(`rank ${tile.rank + 1}`)) wrong.push("the pair is not marked among its neighbours");
-  const picture = document.getElementById("pair-picture");
-  const large = picture.checkVisibility() && picture.naturalWidth > 0;
+  if (current.length !== 1 || !current[0].innerText.includes(`rank ${tile.rank + 1}`)) wrong.push("the pair is not marked among its neighbors");
+  const image = document.getElementById("pair-image");
+  const large = image.checkVisibility() && image.naturalWidth > 0;
   if (tile.missing) {
-    if (!tidy(seen).includes(tidy(tile.missing))) wrong.push(`the dialog does not say why the picture of ${tile.id} cannot be read`);
-    if (large) wrong.push(`the dialog shows another picture for ${tile.id}, which cannot be read`);
-    if (!current[0]?.innerText.includes("cannot be read")) wrong.push("a picture that cannot be read is not called so among the neighbours");
-  } else if (!large) wrong.push(`the dialog shows no picture of ${tile.id}`);
+    if (!tidy(seen).includes(tidy(tile.missing))) wrong.push(`the dialog does not say why the image of ${tile.id} cannot be read`);
+    if (large) wrong.push(`the dialog shows another image for ${tile.id}, which cannot be read`);
+    if (!current[0]?.innerText.includes("cannot be read")) wrong.push("an image that cannot be read is not called so among the neighbors");
+  } else if (!large) wrong.push(`the dialog shows no image of ${tile.id}`);
   for (const small of document.querySelectorAll("#pair-strip img")) {
-    if (!small.src.startsWith("data:image/")) wrong.push("a neighbour has no picture");
+    if (!small.src.startsWith("data:image/")) wrong.push("a neighbor has no image");
   }
   const box = dialog.getBoundingClientRect();
   if (box.left < 0 || box.right > innerWidth || box.top < 0 || box.bottom > innerHeight) wrong.push("the dialog is larger than the window");

@@ -1,5 +1,5 @@
-// Writes a small corpus for the pages that scripts/page.sh opens: `node scripts/page_corpus.mjs FOLDER`. There are pictures of
-// shapes on gradients, some of noise and some of one colour with a column `flaw` that says so, and captions that a page can stumble
+// Writes a small corpus for the pages that scripts/page.sh opens: `node scripts/page_corpus.mjs FOLDER`. There are images of
+// shapes on gradients, some of noise and some of one color with a column `flaw` that says so, and captions that a page can stumble
 // over.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { crc32, deflateSync } from "node:zlib";
@@ -18,7 +18,7 @@ function stream(seed) {
   };
 }
 
-function png(colourAt) {
+function png(colorAt) {
   const chunk = (name, body) => {
     const bytes = Buffer.alloc(body.length + 12);
     bytes.writeUInt32BE(body.length, 0);
@@ -29,7 +29,7 @@ function png(colourAt) {
   };
   const rows = Buffer.alloc(SIDE * (1 + 3 * SIDE));
   for (let y = 0; y < SIDE; y++) {
-    for (let x = 0; x < SIDE; x++) rows.set(colourAt(x, y), y * (1 + 3 * SIDE) + 1 + 3 * x);
+    for (let x = 0; x < SIDE; x++) rows.set(colorAt(x, y), y * (1 + 3 * SIDE) + 1 + 3 * x);
   }
   const head = Buffer.alloc(13);
   head.writeUInt32BE(SIDE, 0);
@@ -39,7 +39,7 @@ function png(colourAt) {
   return Buffer.concat([signature, chunk("IHDR", head), chunk("IDAT", deflateSync(rows)), chunk("IEND", Buffer.alloc(0))]);
 }
 
-const COLOURS = { red: [204, 51, 51], green: [60, 150, 70], blue: [50, 90, 190], yellow: [235, 200, 60], violet: [130, 70, 170] };
+const COLORS = { red: [204, 51, 51], green: [60, 150, 70], blue: [50, 90, 190], yellow: [235, 200, 60], violet: [130, 70, 170] };
 const SHAPES = {
   circle: (x, y, size) => x * x + y * y < size * size,
   square: (x, y, size) => Math.max(Math.abs(x), Math.abs(y)) < 0.85 * size,
@@ -47,16 +47,16 @@ const SHAPES = {
   cross: (x, y, size) => Math.min(Math.abs(x), Math.abs(y)) < 0.3 * size && Math.max(Math.abs(x), Math.abs(y)) < size,
 };
 
-function picture(random, flaw) {
+function image(random, flaw) {
   const pick = list => list[Math.floor(random() * list.length)];
-  const [name, shape, other] = [pick(Object.keys(COLOURS)), pick(Object.keys(SHAPES)), pick(Object.keys(COLOURS))];
+  const [name, shape, other] = [pick(Object.keys(COLORS)), pick(Object.keys(SHAPES)), pick(Object.keys(COLORS))];
   const [left, top, size] = [14 + 20 * random(), 14 + 20 * random(), 8 + 8 * random()];
   const plain = [random(), random(), random()].map(share => Math.floor(256 * share));
   const bytes = png((x, y) => {
     if (flaw === "noise") return [random(), random(), random()].map(share => Math.floor(256 * share));
     if (flaw === "plain") return plain;
-    if (SHAPES[shape](x - left, y - top, size)) return COLOURS[name];
-    return COLOURS[other].map(value => Math.floor(255 - (255 - value) * (0.15 + (0.3 * (x + y)) / (2 * SIDE))));
+    if (SHAPES[shape](x - left, y - top, size)) return COLORS[name];
+    return COLORS[other].map(value => Math.floor(255 - (255 - value) * (0.15 + (0.3 * (x + y)) / (2 * SIDE))));
   });
   return { bytes, caption: `a ${name} ${shape} on a pale ${other} ground` };
 }
@@ -75,7 +75,7 @@ function corpus(name, count, seed, kinds) {
   const lines = ["id,image_save_path,caption,flaw"];
   for (let row = 0; row < count; row++) {
     const flaw = kinds(row);
-    const { bytes, caption } = picture(random, flaw);
+    const { bytes, caption } = image(random, flaw);
     const file = `${name}/${String(row).padStart(4, "0")}.png`;
     writeFileSync(`${folder}/${file}`, bytes);
     const said = name === "train" ? (ODD.get(row % 20) ?? caption) : caption;

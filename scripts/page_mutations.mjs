@@ -1,5 +1,5 @@
 // Ways to spoil a page, and what scripts/page.mjs must say then: each of its checks can fail. `at` names the view that it is seen in,
-// a wide window in light colours unless told otherwise; what shows only when a reader does something is `used`, what only
+// a wide window in light colors unless told otherwise; what shows only when a reader does something is `used`, what only
 // a screenshot shows is `seen`.
 const style = rules => html => html.replace("</style>", `${rules}</style>`);
 // The page's own script is the last one.
@@ -8,7 +8,7 @@ const replace = (from, to) => html => html.replace(from, () => to);
 const policy = /<meta http-equiv="Content-Security-Policy"[^>]*>/;
 
 export const MUTATIONS = [
-  { what: "a broken address of a picture", spoil: replace(/src="data:image\/jpeg;base64,[^"]{40}/, 'src="data:image/jpeg;base64,'), found: /a picture is missing/ },
+  { what: "a broken address of an image", spoil: replace(/src="data:image\/jpeg;base64,[^"]{40}/, 'src="data:image/jpeg;base64,'), found: /an image is missing/ },
   { what: "an error in the console", spoil: script('console.error("spoiled");'), found: /the console says: spoiled/ },
   { what: "a warning in the console", spoil: script('console.warn("spoiled");'), found: /the console says: spoiled/ },
   { what: "a script that fails", spoil: script('throw new Error("spoiled");'), found: /a script fails: spoiled/ },
@@ -35,7 +35,7 @@ export const MUTATIONS = [
   { what: "no title", spoil: replace(/<h1>.*?<\/h1>/s, "<h1></h1>"), found: /the page has no title/ },
   { what: "contents that lead nowhere", spoil: replace('href="#part-1"', 'href="#part-99"'), found: /in the contents leads nowhere/ },
   { what: "a caption that is markup", spoil: html => html.replace(/&lt;b&gt;bold&lt;\/b&gt;( caption[^<]*<\/span>)/, "<b>bold</b>$1"), found: /markup of a caption/ },
-  { seen: true, what: "a page that shows nothing", spoil: style("body > * { visibility: hidden; }"), found: /the screenshot is of 1 colours/ },
+  { seen: true, what: "a page that shows nothing", spoil: style("body > * { visibility: hidden; }"), found: /the screenshot is of 1 colors/ },
   { used: true, what: "tables that are not sorted", spoil: replace("table.tBodies[0].append(...rows);", ""), found: /is not sorted, ascending/ },
   { used: true, what: "tables that are sorted one way only", spoil: replace("return down ? -order : order;", "return order;"), found: /is not sorted, descending/ },
   { used: true, what: "numbers that are sorted as text", spoil: replace("isNaN(a) || isNaN(b) ?", "true ?"), found: /is not sorted, ascending/ },
@@ -44,14 +44,14 @@ export const MUTATIONS = [
   { used: true, what: "a dialog without the id", spoil: replace("const lines = [`id ${tile.id}`, ", "const lines = ["), found: /does not show the id/ },
   { used: true, what: "a dialog without the caption", spoil: replace('lines.push("", tile.caption);', ""), found: /does not show the caption/ },
   { used: true, what: "a dialog without the rank", spoil: replace("`rank ${tile.rank + 1} of", "`${tile.rank + 1} of"), found: /does not show the rank/ },
-  { used: true, what: "neighbours that are too few", spoil: replace("Math.min(tiles.length - 1, at + 3)", "Math.min(tiles.length - 1, at + 1)"), found: /the neighbours of rank \d+ are/ },
-  { used: true, what: "neighbours in the wrong order", spoil: replace("strip.append(button);", "strip.prepend(button);"), found: /the neighbours of rank \d+ are/ },
-  { used: true, what: "a pair that is not marked", spoil: replace('button.setAttribute("aria-current", "true")', "button.blur()"), found: /is not marked among its neighbours/ },
+  { used: true, what: "neighbors that are too few", spoil: replace("Math.min(tiles.length - 1, at + 3)", "Math.min(tiles.length - 1, at + 1)"), found: /the neighbors of rank \d+ are/ },
+  { used: true, what: "neighbors in the wrong order", spoil: replace("strip.append(button);", "strip.prepend(button);"), found: /the neighbors of rank \d+ are/ },
+  { used: true, what: "a pair that is not marked", spoil: replace('button.setAttribute("aria-current", "true")', "button.blur()"), found: /is not marked among its neighbors/ },
   { used: true, what: "arrow keys that do nothing", spoil: replace("ArrowRight: 1", "ArrowUp: 1"), found: /ArrowRight leads from|do not lead back/ },
   { used: true, what: "arrow keys that work once", spoil: html => script("const shown = show; show = index => { shown(index); document.activeElement.blur(); };")(html), found: /Arrow\w+ leads from rank (\d+) to \1$/ },
   { used: true, what: "a dialog that Escape does not close", spoil: script('dialog.addEventListener("cancel", event => event.preventDefault());'), found: /Escape does not close/ },
-  { used: true, what: "a picture that cannot be read and is not called so", spoil: replace("if (tile.missing) lines.push(tile.missing);", ""), found: /does not say why the picture/ },
-  { used: true, what: "a dialog that keeps the last picture", spoil: replace("picture.hidden = !source;", "picture.hidden = false;"), found: /shows another picture for/ },
+  { used: true, what: "an image that cannot be read and is not called so", spoil: replace("if (tile.missing) lines.push(tile.missing);", ""), found: /does not say why the image/ },
+  { used: true, what: "a dialog that keeps the last image", spoil: replace("image.hidden = !source;", "image.hidden = false;"), found: /shows another image for/ },
   { used: true, what: "a dialog that is too large", spoil: style("#pair { min-height: 2000px; max-height: none; }"), found: /the dialog is larger than the window/ },
   { what: "folded parts that stay shut in print", spoil: html => html.replace('addEventListener("beforeprint"', 'addEventListener("never"').replace("</main>", "<details><summary>More</summary>words</details></main>"), at: "print", found: /“More” is shut in print/ },
 ];

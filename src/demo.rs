@@ -40,8 +40,8 @@ use crate::{
 
 /// The configuration that is built in; also a file of the repository.
 pub(crate) const CONFIG: &str = include_str!("../configs/demo.json");
-/// Training and validation pictures.
-const PICTURES: (usize, usize) = (2_400, 320);
+/// Training and validation images.
+const IMAGES: (usize, usize) = (2_400, 320);
 
 /// How the ratings treat one kind of flaw.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,8 +70,8 @@ pub(crate) struct DemoReport {
     pub training: TrainSummary,
     /// What scoring came to.
     pub scoring: ScoreSummary,
-    /// Pictures written.
-    pub pictures: Vec<PathBuf>,
+    /// Images written.
+    pub images: Vec<PathBuf>,
     /// One page of all that.
     pub page: PathBuf,
     /// The table of [`flaws`](Self::flaws) as a file.
@@ -80,7 +80,7 @@ pub(crate) struct DemoReport {
     pub subset: PathBuf,
 }
 
-/// Runs the demo in `folder`: `data/`, `run/`, `ratings.csv` and the pictures.
+/// Runs the demo in `folder`: `data/`, `run/`, `ratings.csv` and the images.
 ///
 /// # Errors
 /// If the folder is in use or cannot be written, or the user interrupts.
@@ -162,12 +162,12 @@ fn write(
     let shares = FlawShares::default();
     let side = demo_config(sets)?.networks.image_side();
     progress.note(&format!(
-        "drawing {} pictures and spoiling {:.0}% of the training ones",
-        PICTURES.0 + PICTURES.1,
+        "drawing {} images and spoiling {:.0}% of the training ones",
+        IMAGES.0 + IMAGES.1,
         100.0 * shares.spoiled()
     ));
     let data = folder.join("data");
-    let settings = DataSetSettings { train: PICTURES.0, validation: PICTURES.1, side, shares, seed };
+    let settings = DataSetSettings { train: IMAGES.0, validation: IMAGES.1, side, shares, seed };
     let data_set = write_data_set_until(&data, &settings, interrupt)?;
     // The images are renamed in place and not synced one by one.
     sync_tree(&data)?;
@@ -192,9 +192,9 @@ fn write(
         out: ratings.clone(),
         rating_column: "rating".to_owned(),
         batch: config.training.batch,
-        batch_normalised: false,
+        batch_normalized: false,
         overwrite: false,
-        pictures: true,
+        images: true,
         note_column: Some("flaw".to_owned()),
         sets: Vec::new(),
     };
@@ -202,8 +202,8 @@ fn write(
     let rows = read_ratings(&ratings, &seen)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
-    let mut pictures = scoring.pictures.clone();
-    pictures.insert(0, losses);
+    let mut images = scoring.images.clone();
+    images.insert(0, losses);
     let page = folder.join("report.html");
     let of_run = RunPage {
         run: run_folder,
@@ -233,7 +233,7 @@ fn write(
     let flaws = judge(&rows);
     let table = folder.join("flaws.csv");
     write_table(&table, &flaws)?;
-    Ok(DemoReport { flaws, training, scoring, pictures, page, table, subset: subset.subset })
+    Ok(DemoReport { flaws, training, scoring, images, page, table, subset: subset.subset })
 }
 
 fn demo_config(sets: &[String]) -> Result<Config> {

@@ -17,7 +17,7 @@ use alchemist_engine::{
     config::Config,
     data::{
         corruption::FlawShares,
-        load_picture, stack,
+        load_image, stack,
         synthetic::{DataSetSettings, write_data_set},
     },
     encode::{ImageTokenizer, TextEncoder, TextStates, load_image_tokenizer, load_text_encoder},
@@ -120,7 +120,7 @@ impl Workplace {
     }
 }
 
-/// A record without its picture.
+/// A record without its image.
 fn append_broken(path: &Path) {
     let header = fs::read_to_string(path).unwrap().lines().next().unwrap().to_owned();
     let field = |column: &str| match column {
@@ -200,8 +200,8 @@ impl Truth {
         let mut found = Vec::new();
         for record in self.config.open_corpus(table).unwrap() {
             let record = record.unwrap();
-            let Ok(picture) = load_picture(&record.image, &preprocess) else { continue };
-            let codes = self.tokenizer.encode(&stack(&[picture]).unwrap()).unwrap();
+            let Ok(image) = load_image(&record.image, &preprocess) else { continue };
+            let codes = self.tokenizer.encode(&stack(&[image]).unwrap()).unwrap();
             let input = self.tokenizer.quantizer().input(&codes).unwrap().cast(DType::F64).unwrap();
             let TextStates { states, mask, pooled } = self.text.encode(&[record.caption.as_str()]).unwrap();
             let wide = |tensor: Tensor| tensor.cast(DType::F64).unwrap();
@@ -348,7 +348,7 @@ fn the_same_numbers_whatever_the_batch_the_threads_and_the_kind_of_table() {
     }
 }
 
-/// A device gives the processor's numbers, rounding apart.
+/// A device gives the CPU's numbers, rounding apart.
 #[test]
 fn a_device_gives_the_numbers_of_the_processor() {
     let work = Workplace::new();
@@ -391,7 +391,7 @@ fn a_device_gives_the_numbers_of_the_processor() {
 #[test]
 fn a_killed_attribution_loses_and_doubles_nothing() {
     let work = Workplace::new();
-    // The same pictures often enough for several parts.
+    // The same images often enough for several parts.
     let train = fs::read_to_string(work.path("data/train.csv")).unwrap();
     let (header, rows) = train.split_once('\n').unwrap();
     let mut table = format!("{header}\n");

@@ -37,14 +37,14 @@ fn the_emulator_finds_every_canary() {
     assert!(message.contains("`values`"), "{message}");
     let message = found("canary_divergent_barrier", &mut out);
     assert!(message.contains("divergent barrier"), "{message}");
-    let message = found("canary_unwritten", &mut device.uninitialised(64).unwrap());
+    let message = found("canary_unwritten", &mut device.uninitialized(64).unwrap());
     assert!(message.contains("where nothing was written"), "{message}");
 }
 
 /// Launches a canary on the card; whether it is found is for the tool to say.
 fn on_the_card(name: &str) {
     let device = Device::cuda(0).expect("a GPU");
-    let mut out = device.uninitialised(64).unwrap();
+    let mut out = device.uninitialized(64).unwrap();
     if name != "canary_unwritten" {
         out.clear().unwrap();
     }

@@ -155,25 +155,25 @@ fn a_full_disk_is_one_sentence_and_leaves_nothing_half_written() {
     assert_eq!(place.run(&select).0, Some(0));
 }
 
-/// Paths in a corpus start at its folder; what is made of it elsewhere must name the same pictures.
+/// Paths in a corpus start at its folder; what is made of it elsewhere must name the same images.
 #[test]
-fn pictures_are_found_from_tables_in_other_folders() {
+fn images_are_found_from_tables_in_other_folders() {
     let place = Workplace::new();
     place.trained("run");
     fs::create_dir(place.path("chosen")).unwrap();
-    let pictures = |table: &str| -> Vec<String> {
+    let images = |table: &str| -> Vec<String> {
         let mut reader = csv::Reader::from_path(place.path(table)).unwrap();
         let column = reader.headers().unwrap().iter().position(|name| name == "image_save_path").unwrap();
         reader.records().map(|row| row.unwrap()[column].to_owned()).collect()
     };
-    let of_corpus = pictures("data/train.csv");
+    let of_corpus = images("data/train.csv");
     assert!(of_corpus.iter().all(|path| path.starts_with("train/")), "the corpus has relative paths");
     let score =
         |out: &str| place.run(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", out]);
     assert_eq!(score("data/beside.csv").0, Some(0));
-    assert_eq!(pictures("data/beside.csv"), of_corpus, "in the same folder they stay as they are written");
+    assert_eq!(images("data/beside.csv"), of_corpus, "in the same folder they stay as they are written");
     assert_eq!(score("elsewhere.csv").0, Some(0));
-    for (written, moved) in of_corpus.iter().zip(pictures("elsewhere.csv")) {
+    for (written, moved) in of_corpus.iter().zip(images("elsewhere.csv")) {
         assert_eq!(
             fs::canonicalize(&moved).unwrap(),
             fs::canonicalize(place.path("data").join(written)).unwrap()
@@ -183,21 +183,21 @@ fn pictures_are_found_from_tables_in_other_folders() {
     let select = ["select", "--keep", "3", "--overwrite", "--out", subset, "--ratings"];
     let said = place.run(&[&select[..], &["data/beside.csv"]].concat());
     assert_eq!(said.0, Some(0), "{}", said.1);
-    assert!(pictures(subset).iter().all(|path| Path::new(path).is_absolute() && Path::new(path).is_file()));
+    assert!(images(subset).iter().all(|path| Path::new(path).is_absolute() && Path::new(path).is_file()));
     let rated = place.run(&["score", "--checkpoint", "run", "--data", subset, "--out", "chosen/again.csv"]);
     assert_eq!(rated.0, Some(0), "{}", rated.1);
     let failed = fs::read_to_string(place.path("chosen/again.failed.csv")).unwrap();
     assert_eq!(failed.lines().count(), 1, "a header alone: {failed}");
-    assert_eq!(pictures("chosen/again.csv"), pictures(subset));
+    assert_eq!(images("chosen/again.csv"), images(subset));
     // A corpus' own rows are copied as they are, and a user is told that they lead nowhere.
     let copied = place.run(&[&select[..], &["data/beside.csv", "--data", "data/train.csv"]].concat());
     assert_eq!(copied.0, Some(0), "{}", copied.1);
     assert!(
-        copied.1.contains("3 rows of data/train.csv name their pictures from its own folder"),
+        copied.1.contains("3 rows of data/train.csv name their images from its own folder"),
         "{}",
         copied.1
     );
-    assert!(pictures(subset).iter().all(|path| of_corpus.contains(path)));
+    assert!(images(subset).iter().all(|path| of_corpus.contains(path)));
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_checkpoint_that_does_not_fit_or_is_damaged_is_refused() {
     };
     assert_eq!(score().0, Some(0));
 
-    // Another tokenizer: fitted to fewer pictures, so its codes mean something else.
+    // Another tokenizer: fitted to fewer images, so its codes mean something else.
     let (code, errors) = place.run(&[
         "train",
         "--config",

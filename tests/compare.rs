@@ -95,7 +95,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     } else {
         assert_eq!(line["gap_closed"], "");
     }
-    // Scales, flaws and pictures.
+    // Scales, flaws and images.
     assert_eq!(work.table("whole/scales.csv").len(), 3 * fits.len());
     let flaws = work.table("whole/flaws.csv");
     assert_eq!(flaws.len(), 6 * 5, "six ratings, five flaws");
@@ -298,30 +298,30 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "epochs",
     ]));
     assert!(said.contains("no ceiling (`oracle`)") && !said.contains("| oracle |"), "{said}");
-    // Fewer than a batch to guide raters or to measure models on, as rows and as pictures that can be read.
+    // Fewer than a batch to guide raters or to measure models on, as rows and as images that can be read.
     let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();
     let few: Vec<&str> = validation.lines().take(10).collect();
     fs::write(work.path("data/few.csv"), few.join("\n")).unwrap();
     let refused = ["can be used are left", "a batch of 8"];
     work.refused(&run(&["--out", "rows", "--validation", "data/few.csv"]), &refused);
-    assert!(!work.path("rows/tokens").exists(), "it is refused before pictures are looked at");
+    assert!(!work.path("rows/tokens").exists(), "it is refused before images are looked at");
     let unreadable = validation.replace("validation/", "absent/");
     fs::write(work.path("data/unreadable.csv"), unreadable).unwrap();
     work.refused(&run(&["--out", "unreadable", "--validation", "data/unreadable.csv"]), &refused);
-    // Pictures in two of the sets.
+    // Images in two of the sets.
     let same = run(&["--out", "same", "--held-out", "data/validation.csv"]);
-    work.refused(&same, &["16 validation pictures are in the held-out set", "--allow-duplicates"]);
+    work.refused(&same, &["16 validation images are in the held-out set", "--allow-duplicates"]);
     fs::copy(work.path("data/train/000003.png"), work.path("data/validation/000099.png")).unwrap();
     let shared = run(&["--out", "shared", "--keep", "30%", "--equal", "epochs"]);
-    work.refused(&shared, &["1 training pictures are in the held-out set", "--allow-duplicates"]);
+    work.refused(&shared, &["1 training images are in the held-out set", "--allow-duplicates"]);
     let said = work.succeed(&[&shared[..], &["--allow-duplicates"]].concat());
-    assert!(said.contains("1 training pictures are in the held-out set"), "{said}");
+    assert!(said.contains("1 training images are in the held-out set"), "{said}");
 }
 
 const DISTANCE: &str = "Fréchet distance of tokenizer features, mean and standard deviation over the grid";
 
 #[test]
-fn models_draw_pictures_that_are_measured() {
+fn models_draw_images_that_are_measured() {
     let work = workplace();
     let clip = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures_made/clip_image_tiny");
     let plain = [
@@ -341,7 +341,7 @@ fn models_draw_pictures_that_are_measured() {
         "--out",
         "compared",
     ];
-    let drawing = [&plain[..], &["--pictures", "6", "--clip", clip]].concat();
+    let drawing = [&plain[..], &["--images", "6", "--clip", clip]].concat();
     let results = || -> BTreeMap<PathBuf, u64> {
         let entries = fs::read_dir(work.path("compared/fits")).unwrap().map(|entry| entry.unwrap());
         let json = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "json"));
@@ -349,29 +349,29 @@ fn models_draw_pictures_that_are_measured() {
     };
     work.succeed(&plain);
     let (without, fits) = (results(), work.fits("compared"));
-    assert!(fits.iter().all(|row| !row.contains_key("pictures") && !row.contains_key(DISTANCE)));
-    assert!(!work.path("compared/pictures").exists());
+    assert!(fits.iter().all(|row| !row.contains_key("images") && !row.contains_key(DISTANCE)));
+    assert!(!work.path("compared/images").exists());
 
     // Stopped anywhere, it comes to the same.
     work.killed(&drawing, 3, 700, 400);
     let said = work.succeed(&drawing);
-    assert!(said.contains("6 pictures are too few for features of 16 numbers"), "{said}");
+    assert!(said.contains("6 images are too few for features of 16 numbers"), "{said}");
     let drawn = work.fits("compared");
     let score = drawn[0]
         .keys()
         .find(|name| name.starts_with("CLIP-Score, mean of max(100 · cos, 0), CLIP ViT"))
         .unwrap();
     for (row, before) in drawn.iter().zip(&fits) {
-        assert_eq!((&row["pictures"][..], &row["held_out_loss"]), ("6", &before["held_out_loss"]));
+        assert_eq!((&row["images"][..], &row["held_out_loss"]), ("6", &before["held_out_loss"]));
         assert!(row[DISTANCE].parse::<f64>().unwrap() > 0.0, "{row:?}");
         assert!((0.0..=100.0).contains(&row[score].parse::<f64>().unwrap()), "{row:?}");
-        let folder = work.path("compared/pictures").join(&row["fit"]);
+        let folder = work.path("compared/images").join(&row["fit"]);
         assert!(folder.join("0005_00.png").exists() && !folder.join("0006_00.png").exists());
         assert!(!folder.join("grid.png").exists());
     }
-    // What `measure` says of the same pictures.
+    // What `measure` says of the same images.
     let row = drawn.iter().find(|row| row["rating"] == "resolution" && row["seed"] == "1").unwrap();
-    let folder = format!("compared/pictures/{}", row["fit"]);
+    let folder = format!("compared/images/{}", row["fit"]);
     work.succeed(&[
         "measure",
         "--generated",
@@ -418,20 +418,20 @@ fn models_draw_pictures_that_are_measured() {
     );
     let text = fs::read_to_string(work.path("compared/summary.md")).unwrap();
     assert!(text.contains(&format!(
-        "{DISTANCE}: of 6 pictures that each model draws of held-out captions, compared with 8"
+        "{DISTANCE}: of 6 images that each model draws of held-out captions, compared with 8"
     )));
-    assert!(text.contains(&format!("{score}: of 6 pictures")), "{text}");
+    assert!(text.contains(&format!("{score}: of 6 images")), "{text}");
 
-    // What was fitted before is not fitted again, and knows nothing of pictures.
+    // What was fitted before is not fitted again, and knows nothing of images.
     let both = results();
     assert!(without.iter().all(|(path, inode)| both.get(path) == Some(inode)), "a fit was made again");
     assert_eq!(both.len(), 2 * without.len());
     work.succeed(&plain);
     assert!(work.fits("compared") == fits && results() == both);
     // Others are.
-    work.succeed(&[&plain[..], &["--pictures", "5"]].concat());
+    work.succeed(&[&plain[..], &["--images", "5"]].concat());
     assert_eq!(results().len(), 3 * without.len());
-    let too_many = [&plain[..], &["--pictures", "9"]].concat();
-    work.refused(&too_many, &["9 pictures cannot be drawn of 8 held-out captions"]);
+    let too_many = [&plain[..], &["--images", "9"]].concat();
+    work.refused(&too_many, &["9 images cannot be drawn of 8 held-out captions"]);
     work.refused(&[&drawing[..], &["--features", "inception"]].concat(), &["--inception FILE"]);
 }

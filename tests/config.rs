@@ -11,7 +11,7 @@ use std::{
 };
 
 use alchemist_engine::config::{
-    Compat, Config, Geometry, ImageTokenizerKind, Portion, RuleSettings, Teaching, keys,
+    Compat, Config, Geometry, ImageTokenizerKind, Portion, RaterObjective, RuleSettings, keys,
     rules::{EXCESS, LOSS},
 };
 use pyramids::PYRAMIDS;
@@ -162,8 +162,8 @@ fn a_value_out_of_range_is_named_with_the_range() {
         (r#"{"batch_size": 7}"#, "batch_size", "set it to 0"),
         (r#"{"rule": "aligned"}"#, "rule", "\"loss\" or \"excess\" or \"alignment\""),
         (r#"{"rule": "loss", "rule_geometry": "adamw"}"#, "rule_geometry", "forms no inner products"),
-        (r#"{"rule_scaling": "median"}"#, "rule_scaling", "\"standardise\""),
-        (r#"{"rater_teaching": "both"}"#, "rater_teaching", "\"regression\""),
+        (r#"{"rule_scaling": "median"}"#, "rule_scaling", "\"standardize\""),
+        (r#"{"rater_objective": "both"}"#, "rater_objective", "\"regression\""),
         (r#"{"rule": "alignment", "compat": "released"}"#, "rule", "each sample's own gradient"),
         (
             r#"{"rule": "loss", "record_norms": true, "compat": {"cross_attention_first_sample": true}}"#,
@@ -173,7 +173,7 @@ fn a_value_out_of_range_is_named_with_the_range() {
         (
             r#"{"rule": "loss", "rater_only_epochs": 2}"#,
             "rater_only_epochs",
-            "set rater_teaching to regression",
+            "set rater_objective to regression",
         ),
         (r#"{"ep": 3, "proxy_warmup_epochs": 3}"#, "proxy_warmup_epochs", "between 0 and 2"),
     ] {
@@ -185,12 +185,15 @@ fn a_value_out_of_range_is_named_with_the_range() {
 #[test]
 fn a_rule_brings_its_own_defaults() {
     let excess = set(&["rule=excess", "ep=4"]).training;
-    assert_eq!((excess.rule.teaching, excess.proxy_warmup_epochs), (Teaching::Regression, 1));
+    assert_eq!((excess.rule.objective, excess.proxy_warmup_epochs), (RaterObjective::Regression, 1));
     assert_eq!((excess.rater_only_epochs, excess.record_norms), (4, true));
-    let weights = set(&["rule=excess", "rater_teaching=weights"]).training;
+    let weights = set(&["rule=excess", "rater_objective=reweight"]).training;
     assert_eq!(weights.rater_only_epochs, 0, "without averages there is nothing to learn alone");
     let alignment = set(&["rule=alignment", "ep=4"]).training;
-    assert_eq!((alignment.rule.geometry, alignment.rule.teaching), (Geometry::AdamW, Teaching::Regression));
+    assert_eq!(
+        (alignment.rule.geometry, alignment.rule.objective),
+        (Geometry::AdamW, RaterObjective::Regression)
+    );
     assert_eq!((alignment.average_from_epoch, alignment.record_norms), (1, true));
     // The released code has the rule of the loss alone, and where samples are mixed none has a gradient of its own.
     let rule = |sets: &[&str]| set(sets).training.rule.rule;

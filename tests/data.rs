@@ -1,4 +1,4 @@
-//! Reading corpora and pictures: every way in which they go wrong, and Pillow's numbers where they go right.
+//! Reading corpora and images: every way in which they go wrong, and Pillow's numbers where they go right.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use alchemist_engine::{
     Error,
     data::{
-        Batch, ColumnNames, Corpus, ImageRef, Loader, PictureBytes, Preprocess, Record,
+        Batch, ColumnNames, Corpus, ImageRef, Loader, Preprocess, Record, SquareImage,
         corpus::{RELEASED_EMPTY_CAPTION, Schema},
-        decode_picture, load_picture,
+        decode_image, load_image,
     },
     training::sampler::{BatchSampler, ReleasedOrder, ReleasedSampler},
 };
@@ -44,7 +44,7 @@ fn table_error(content: impl AsRef<[u8]>, expected_line: Option<u64>, words: &[&
 #[test]
 fn a_table_is_read_in_any_column_order_with_further_columns_kept_as_written() {
     let text = "\u{feff}width,cogvlm_caption,image_save_path,id,note\n\
-                064,\"a cat, \"\"black\"\"\nand tall\",pictures/1.png,007,\n\
+                064,\"a cat, \"\"black\"\"\nand tall\",images/1.png,007,\n\
                 \n\
                 1e3,,/absolute/2.png,12345678901234567890123,\" x \"\r\n\
                 5,5\" nail,3.png,ключ,end";
@@ -55,7 +55,7 @@ fn a_table_is_read_in_any_column_order_with_further_columns_kept_as_written() {
     assert_eq!(column(|r| r.caption.clone()), ["a cat, \"black\"\nand tall", "", "5\" nail"]);
     assert_eq!(records.iter().map(|r| r.row).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(column(|r| r.origin.to_string()), [2, 5, 6].map(|line| format!("corpus.csv:{line}")));
-    assert_eq!(records[0].image.local().unwrap(), folder.path().join("pictures/1.png"));
+    assert_eq!(records[0].image.local().unwrap(), folder.path().join("images/1.png"));
     assert_eq!(records[1].image.local().unwrap(), Path::new("/absolute/2.png"));
     assert_eq!(records[1].fields, ["1e3", "", "/absolute/2.png", "12345678901234567890123", " x "]);
     let corpus = Corpus::open(&path, &ColumnNames::default()).unwrap();
@@ -131,7 +131,7 @@ fn a_row_that_is_not_utf_8_is_an_error_with_its_line() {
         &["field 3 is not UTF-8", "0xe9"],
     );
     table_error(b"id,image_save_path,caption\n1,a,\"b\nc\nd\xff\"\n", Some(4), &["not UTF-8"]);
-    // Two halves of one character in neighbouring fields are not a character.
+    // Two halves of one character in neighboring fields are not a character.
     table_error(b"id,image_save_path,caption\n1,a\xc3,\xa9b\n", Some(2), &["field 2 is not UTF-8"]);
     table_error(b"\xff\xfei\0d\0,\0", None, &["UTF-16"]);
     table_error(b"PAR1\x15\x04", None, &["Parquet"]);
@@ -214,8 +214,8 @@ fn reading_goes_on_from_any_row() {
     assert!(open().batch(next, 1).unwrap_err().to_string().contains("changed"));
 }
 
-fn picture_error(bytes: &[u8], words: &[&str]) {
-    let error = decode_picture(bytes, Path::new("some.png"), &Preprocess::default_for(8)).unwrap_err();
+fn image_error(bytes: &[u8], words: &[&str]) {
+    let error = decode_image(bytes, Path::new("some.png"), &Preprocess::default_for(8)).unwrap_err();
     assert!(matches!(error, Error::Image { .. }), "{error}");
     let message = error.to_string();
     for word in words {
@@ -227,8 +227,8 @@ fn sample(name: &str) -> Vec<u8> {
     fs::read(samples().join(name)).unwrap()
 }
 
-fn decode(name: &str, preprocess: &Preprocess) -> PictureBytes {
-    load_picture(samples().join(name), preprocess).unwrap()
+fn decode(name: &str, preprocess: &Preprocess) -> SquareImage {
+    load_image(samples().join(name), preprocess).unwrap()
 }
 
 fn largest_difference(left: &[u8], right: &[u8]) -> u8 {
@@ -283,14 +283,14 @@ fn the_released_preprocessing_is_reproduced() {
     for (name, expected) in tensors.iter() {
         let (file, side) = name.rsplit_once(".r").unwrap();
         let side: usize = side.parse().unwrap();
-        let picture = load_picture(folder.join(file), &Preprocess::released(side)).unwrap();
+        let image = load_image(folder.join(file), &Preprocess::released(side)).unwrap();
         assert_eq!(expected.shape(), [3, side, side]);
         let planes: Vec<u8> =
-            (0..3).flat_map(|channel| picture.rgb.iter().skip(channel).step_by(3).copied()).collect();
+            (0..3).flat_map(|channel| image.rgb.iter().skip(channel).step_by(3).copied()).collect();
         let difference = largest_difference(&planes, expected.data());
         assert_eq!(difference, 0, "{name}: {difference} levels");
 
-        let tensor = picture.to_tensor().unwrap();
+        let tensor = image.to_tensor().unwrap();
         assert_eq!(tensor.shape(), [3, side, side]);
         for (value, level) in tensor.as_slice::<f32>().unwrap().iter().zip(&planes) {
             let x = f32::from(*level) / 255.0;
@@ -307,13 +307,12 @@ fn only_the_first_frame_of_an_animation_is_taken() {
 }
 
 #[test]
-fn cmyk_is_decoded_in_the_colours_that_were_meant() {
+fn cmyk_is_decoded_in_the_colors_that_were_meant() {
     let preprocess = Preprocess::default_for(16);
     // The lower rows have more black; the corner at the top left is blue, as in the original.
     let (cmyk, rgb) = (decode("cmyk.jpg", &preprocess), decode("rgb.png", &preprocess));
     assert!(largest_difference(&cmyk.rgb[..16 * 3], &rgb.rgb[..16 * 3]) < 24, "{:?}", &cmyk.rgb[..48]);
-    let brightness =
-        |picture: &PictureBytes| picture.rgb[15 * 48..].iter().map(|&l| u32::from(l)).sum::<u32>();
+    let brightness = |image: &SquareImage| image.rgb[15 * 48..].iter().map(|&l| u32::from(l)).sum::<u32>();
     assert!(brightness(&cmyk) * 10 < brightness(&rgb) * 7);
 }
 
@@ -334,7 +333,7 @@ fn transparency_is_laid_over_white_unless_the_released_way_is_asked_for() {
 }
 
 #[test]
-fn pictures_are_turned_as_exif_says_unless_the_released_way_is_asked_for() {
+fn images_are_turned_as_exif_says_unless_the_released_way_is_asked_for() {
     let preprocess = Preprocess::default_for(16);
     for (name, upright) in [
         ("orientation6.png", "rgb.png"),
@@ -358,32 +357,32 @@ fn pictures_are_turned_as_exif_says_unless_the_released_way_is_asked_for() {
 }
 
 #[test]
-fn sixteen_bits_and_palettes_give_the_colours_of_eight_bits() {
+fn sixteen_bits_and_palettes_give_the_colors_of_eight_bits() {
     let preprocess = Preprocess::default_for(16);
     assert_eq!(decode("rgb16.png", &preprocess), decode("rgb.png", &preprocess));
-    let grey = decode("grey16.png", &preprocess);
+    let gray = decode("grey16.png", &preprocess);
     let rgb = decode("rgb.png", &preprocess);
-    for (grey, rgb) in grey.rgb.chunks_exact(3).zip(rgb.rgb.chunks_exact(3)) {
+    for (gray, rgb) in gray.rgb.chunks_exact(3).zip(rgb.rgb.chunks_exact(3)) {
         let luma = 0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
-        assert!(grey[0] == grey[1] && grey[1] == grey[2] && (f64::from(grey[0]) - luma).abs() <= 1.0);
+        assert!(gray[0] == gray[1] && gray[1] == gray[2] && (f64::from(gray[0]) - luma).abs() <= 1.0);
     }
 }
 
 #[test]
-fn what_is_no_picture_is_named() {
-    picture_error(b"", &["some.png: ", "empty (0 bytes)"]);
-    picture_error(b"<!DOCTYPE html>\n<html><body>404", &["HTML page"]);
-    picture_error(b"\xef\xbb\xbf  <HTML>", &["HTML page"]);
-    picture_error(b"<?xml version=\"1.0\"?><svg xmlns=\"http://www.w3.org/2000/svg\"/>", &["SVG"]);
-    picture_error(b"version https://git-lfs.github.com/spec/v1\n", &["Git LFS"]);
-    picture_error(b"\0\0\0 ftypheic\0\0\0\0", &["HEIF"]);
-    picture_error(b"BM\x3a\0\0\0\0\0\0\0", &["corrupt or truncated BMP"]);
-    picture_error(b"II*\0\x08\0\0\0", &["truncated TIFF"]);
-    picture_error(b"8BPS\0\x01", &["PSD", "convert it"]);
-    picture_error(b"hello", &["not a picture"]);
-    picture_error(&[0; 4096], &["every byte is 0"]);
+fn what_is_no_image_is_named() {
+    image_error(b"", &["some.png: ", "empty (0 bytes)"]);
+    image_error(b"<!DOCTYPE html>\n<html><body>404", &["HTML page"]);
+    image_error(b"\xef\xbb\xbf  <HTML>", &["HTML page"]);
+    image_error(b"<?xml version=\"1.0\"?><svg xmlns=\"http://www.w3.org/2000/svg\"/>", &["SVG"]);
+    image_error(b"version https://git-lfs.github.com/spec/v1\n", &["Git LFS"]);
+    image_error(b"\0\0\0 ftypheic\0\0\0\0", &["HEIF"]);
+    image_error(b"BM\x3a\0\0\0\0\0\0\0", &["corrupt or truncated BMP"]);
+    image_error(b"II*\0\x08\0\0\0", &["truncated TIFF"]);
+    image_error(b"8BPS\0\x01", &["PSD", "convert it"]);
+    image_error(b"hello", &["not an image"]);
+    image_error(&[0; 4096], &["every byte is 0"]);
     let folder = tempfile::tempdir().unwrap();
-    let load = |path: &Path| load_picture(path, &Preprocess::default_for(8)).unwrap_err().to_string();
+    let load = |path: &Path| load_image(path, &Preprocess::default_for(8)).unwrap_err().to_string();
     assert!(load(&folder.path().join("none.png")).contains("no such file"));
     assert!(load(folder.path()).contains("folder"));
 }
@@ -391,7 +390,7 @@ fn what_is_no_picture_is_named() {
 #[cfg(unix)]
 #[test]
 fn what_is_no_file_is_not_waited_for() {
-    let error = load_picture("/dev/zero", &Preprocess::default_for(8)).unwrap_err().to_string();
+    let error = load_image("/dev/zero", &Preprocess::default_for(8)).unwrap_err().to_string();
     assert!(error.contains("not a regular file"), "{error}");
 }
 
@@ -399,10 +398,10 @@ fn what_is_no_file_is_not_waited_for() {
 #[test]
 fn a_wrong_ending_does_no_harm() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("picture.jpg");
+    let path = folder.path().join("image.jpg");
     fs::write(&path, sample("rgb.png")).unwrap();
     let preprocess = Preprocess::default_for(8);
-    assert_eq!(load_picture(&path, &preprocess).unwrap(), decode("rgb.png", &preprocess));
+    assert_eq!(load_image(&path, &preprocess).unwrap(), decode("rgb.png", &preprocess));
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -422,45 +421,45 @@ fn png_claiming(width: u32, height: u32) -> Vec<u8> {
 }
 
 #[test]
-fn an_enormous_picture_is_refused_from_its_header() {
-    picture_error(&png_claiming(60_000, 60_000), &["60000 x 60000 = 3600000000 pixels", "limit of 89478485"]);
-    picture_error(&png_claiming(u32::MAX >> 1, u32::MAX >> 1), &["pixels"]);
+fn an_enormous_image_is_refused_from_its_header() {
+    image_error(&png_claiming(60_000, 60_000), &["60000 x 60000 = 3600000000 pixels", "limit of 89478485"]);
+    image_error(&png_claiming(u32::MAX >> 1, u32::MAX >> 1), &["pixels"]);
     let mut gif = sample("still.gif");
     gif[6..10].copy_from_slice(&[0xFF; 4]);
-    picture_error(&gif, &["65535 x 65535"]);
+    image_error(&gif, &["65535 x 65535"]);
     let mut jpeg = sample("rgb.jpg");
     let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0xFF; 4]);
-    picture_error(&jpeg, &["65535 x 65535"]);
+    image_error(&jpeg, &["65535 x 65535"]);
     // A frame that is larger than the screen it is shown on.
     let mut gif = sample("still.gif");
     let frame = gif.windows(5).position(|bytes| bytes == [0x2C, 0, 0, 0, 0]).unwrap();
     gif[frame + 5..frame + 9].copy_from_slice(&[0xFF; 4]);
-    picture_error(&gif, &["corrupt or truncated GIF"]);
+    image_error(&gif, &["corrupt or truncated GIF"]);
     // The limit itself is allowed, one below it is not.
     let limited = |max_pixels| Preprocess { max_pixels, ..Preprocess::default_for(8) };
-    assert!(load_picture(samples().join("rgb.png"), &limited(24 * 16)).is_ok());
-    assert!(load_picture(samples().join("rgb.png"), &limited(24 * 16 - 1)).is_err());
+    assert!(load_image(samples().join("rgb.png"), &limited(24 * 16)).is_ok());
+    assert!(load_image(samples().join("rgb.png"), &limited(24 * 16 - 1)).is_err());
 }
 
 /// Claimed sizes below the limit with next to no data behind them.
 #[test]
-fn a_picture_with_less_data_than_its_header_claims_is_refused() {
-    picture_error(&png_claiming(24, 17), &["corrupt or truncated PNG"]);
-    picture_error(&png_claiming(9_000, 9_000), &["corrupt or truncated PNG"]);
+fn a_image_with_less_data_than_its_header_claims_is_refused() {
+    image_error(&png_claiming(24, 17), &["corrupt or truncated PNG"]);
+    image_error(&png_claiming(9_000, 9_000), &["corrupt or truncated PNG"]);
 }
 
-/// Whatever is cut off the end, the picture is refused or whole: never one with a grey or empty rest.
+/// Whatever is cut off the end, the image is refused or whole: never one with a gray or empty rest.
 #[test]
-fn a_truncated_picture_is_refused_or_whole() {
+fn a_truncated_image_is_refused_or_whole() {
     let preprocess = Preprocess::default_for(16);
     for name in ALL {
         let bytes = sample(name);
         let whole = decode(name, &preprocess);
         let mut complete = 0;
         for length in 0..bytes.len() {
-            if let Ok(picture) = decode_picture(&bytes[..length], Path::new(name), &preprocess) {
-                assert_eq!(picture, whole, "{name} cut to {length} of {} bytes", bytes.len());
+            if let Ok(image) = decode_image(&bytes[..length], Path::new(name), &preprocess) {
+                assert_eq!(image, whole, "{name} cut to {length} of {} bytes", bytes.len());
                 complete += 1;
             }
         }
@@ -475,10 +474,10 @@ fn a_truncated_picture_is_refused_or_whole() {
     let mut jpeg = sample("rgb.jpg");
     let length = jpeg.len();
     jpeg.drain(length - 60..length - 2);
-    picture_error(&jpeg, &["corrupt or truncated JPEG"]);
+    image_error(&jpeg, &["corrupt or truncated JPEG"]);
 }
 
-/// Bytes changed, cut out and doubled at random: an error or a picture of the right size, never a panic. Checksums are
+/// Bytes changed, cut out and doubled at random: an error or an image of the right size, never a panic. Checksums are
 /// not repaired, so most mutants of PNG end early; those of the other forms reach their decoders.
 #[test]
 fn no_bytes_whatever_make_it_panic() {
@@ -503,9 +502,9 @@ fn no_bytes_whatever_make_it_panic() {
                     }
                 }
             }
-            match decode_picture(&bytes, Path::new(name), &preprocess) {
-                Ok(picture) => {
-                    assert_eq!(picture.rgb.len(), 4 * 4 * 3);
+            match decode_image(&bytes, Path::new(name), &preprocess) {
+                Ok(image) => {
+                    assert_eq!(image.rgb.len(), 4 * 4 * 3);
                     decoded += 1;
                 }
                 Err(Error::Image { .. }) => refused += 1,
@@ -528,10 +527,10 @@ fn the_loader_keeps_the_order_and_reports_failures_in_their_place() {
     for (threads, ahead) in [(1, 1), (2, 5), (8, 3), (3, 1000)] {
         let loader = Loader::new(requests.clone(), preprocess, threads, ahead).unwrap();
         let mut count = 0;
-        for (index, picture) in loader {
+        for (index, image) in loader {
             assert_eq!(index, count);
-            match picture {
-                Ok(picture) => assert_eq!(picture, load_picture(&requests[index].1, &preprocess).unwrap()),
+            match image {
+                Ok(image) => assert_eq!(image, load_image(&requests[index].1, &preprocess).unwrap()),
                 Err(error) => assert!(index % 7 == 3, "{error}"),
             }
             count += 1;

@@ -27,9 +27,9 @@ fn test_devices() -> Vec<Device> {
 
 /// Something like a step: buffers that come and go, and a result. Gives the addresses of all of them.
 fn step(device: &Device, input: &Buffer<f32>, result: &mut Buffer<f32>) -> Result<Vec<u64>> {
-    let mut narrow = device.uninitialised::<bf16>(input.len())?;
+    let mut narrow = device.uninitialized::<bf16>(input.len())?;
     narrowed(&mut narrow, input)?;
-    let mut activated = device.uninitialised::<bf16>(input.len())?;
+    let mut activated = device.uninitialized::<bf16>(input.len())?;
     activation_forward(Activation::GeluTanh, &mut activated, &narrow, None, input.len())?;
     let addresses = vec![narrow.address(), activated.address()];
     drop(narrow);
@@ -48,7 +48,7 @@ fn values(seed: u32) -> Vec<f32> {
 fn steps_get_the_same_memory_again() {
     for device in test_devices() {
         let input = device.upload(&values(1)).unwrap();
-        let mut result = device.uninitialised(1024).unwrap();
+        let mut result = device.uninitialized(1024).unwrap();
         step(&device, &input, &mut result).unwrap();
         device.consolidate_memory().unwrap();
         let first = step(&device, &input, &mut result).unwrap();
@@ -72,7 +72,7 @@ fn steps_get_the_same_memory_again() {
 fn replays_do_what_the_work_did() {
     for device in test_devices() {
         let mut input = device.upload(&values(1)).unwrap();
-        let mut result = device.uninitialised(1024).unwrap();
+        let mut result = device.uninitialized(1024).unwrap();
         step(&device, &input, &mut result).unwrap();
         let expected: Vec<Vec<f32>> = [2, 3]
             .map(|seed| {
@@ -111,7 +111,7 @@ fn replays_do_what_the_work_did() {
 fn a_graph_keeps_the_buffers_it_uses() {
     for device in test_devices() {
         let input = device.upload(&values(4)).unwrap();
-        let mut result = device.uninitialised(1024).unwrap();
+        let mut result = device.uninitialized(1024).unwrap();
         step(&device, &input, &mut result).unwrap();
         let expected = result.to_host().unwrap();
         let (graph, _) = device.capture(|| step(&device, &input, &mut result)).unwrap();
@@ -159,7 +159,7 @@ fn a_recording_that_panics_ends() {
     let used = device.memory().used_bytes;
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         device.capture(|| -> Result<()> {
-            let _scratch = device.uninitialised::<f32>(10)?;
+            let _scratch = device.uninitialized::<f32>(10)?;
             panic!("in the work")
         })
     }));
@@ -171,7 +171,7 @@ fn a_recording_that_panics_ends() {
 #[test]
 fn uploads_ahead_arrive_in_order() {
     for device in test_devices() {
-        let mut target = device.uninitialised::<f32>(1024).unwrap();
+        let mut target = device.uninitialized::<f32>(1024).unwrap();
         let (mut waiting, mut used) = (None, 0);
         for seed in 0..6 {
             // The next one is on its way while this one is worked with.
@@ -189,7 +189,7 @@ fn uploads_ahead_arrive_in_order() {
         drop(device.upload_ahead(&values(7)).unwrap());
         assert_eq!(device.upload_ahead(&values(8)).unwrap().arrive().unwrap().to_host().unwrap(), values(8));
         assert!(device.upload_ahead::<f32>(&[]).unwrap().arrive().unwrap().is_empty());
-        let mut short = device.uninitialised::<f32>(3).unwrap();
+        let mut short = device.uninitialized::<f32>(3).unwrap();
         assert!(device.upload_ahead(&values(1)).unwrap().copy_to(&mut short).is_err());
     }
 }
@@ -197,8 +197,8 @@ fn uploads_ahead_arrive_in_order() {
 #[test]
 fn out_of_memory_says_what_would_help() {
     let device = Device::emulated_with_memory(16 * PAGE).unwrap();
-    let held = device.uninitialised::<u32>(4 * PAGE / 4).unwrap();
-    let error = device.uninitialised::<u32>(12 * PAGE / 4).unwrap_err();
+    let held = device.uninitialized::<u32>(4 * PAGE / 4).unwrap();
+    let error = device.uninitialized::<u32>(12 * PAGE / 4).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { asked_bytes, .. } if asked_bytes == 12 * PAGE));
     let message = error.to_string();
     for part in
@@ -217,10 +217,10 @@ fn memory_that_is_reused_counts_as_unwritten() {
     let first = device.upload(&[1.0f32; 64]).unwrap();
     let address = first.address();
     drop(first);
-    let second = device.uninitialised::<f32>(64).unwrap();
+    let second = device.uninitialized::<f32>(64).unwrap();
     assert_eq!(second.address(), address);
     assert!(second.to_host().unwrap_err().to_string().contains("not all of the memory was written"));
-    // Nor do neighbours serve: the page behind a buffer is nobody's.
+    // Nor do neighbors serve: the page behind a buffer is nobody's.
     let (mut out, values) = (device.zeros::<f32>(64).unwrap(), device.upload(&[1.0f32; PAGE / 4]).unwrap());
     let behind = Argument::Read { address: values.address() + PAGE as u64 - 252, letter: b'f' };
     let kernel = Kernel::new("host/planted_bugs", "planted_read_outside");
@@ -233,13 +233,13 @@ fn memory_that_is_reused_counts_as_unwritten() {
 #[test]
 fn replays_are_checked_as_the_work_is() {
     let device = Device::emulated().unwrap();
-    let mut result = device.uninitialised::<f32>(1024).unwrap();
-    let input = device.uninitialised::<f32>(1024).unwrap();
+    let mut result = device.uninitialized::<f32>(1024).unwrap();
+    let input = device.uninitialized::<f32>(1024).unwrap();
     let (graph, _) = device.capture(|| step(&device, &input, &mut result)).unwrap();
     let message = graph.replay().unwrap_err().to_string();
     assert!(message.contains("where nothing was written"), "{message}");
     let result = device.capture(|| {
-        let mut halves = device.uninitialised::<bf16>(4)?;
+        let mut halves = device.uninitialized::<bf16>(4)?;
         // SAFETY: the emulator refuses arguments that are not the kernel's.
         unsafe {
             device.launch(&Kernel::new("cast", "cast_f32_to_bf16"), &Launch::linear(1, 64), &[halves.write()])

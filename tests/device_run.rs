@@ -1,5 +1,5 @@
 //! Whole commands on the emulated device: a run that is resumed gives the bytes of one that was not stopped, and ratings,
-//! losses and drawn pictures agree with the processor's. `ALCHEMIST_DEVICE` names another device, `ALCHEMIST_PROGRAM` another
+//! losses and drawn images agree with the CPU's. `ALCHEMIST_DEVICE` names another device, `ALCHEMIST_PROGRAM` another
 //! place of the program.
 #![cfg(unix)]
 
@@ -192,9 +192,9 @@ fn a_model_that_is_fitted_and_drawn_from_agrees_with_the_processor() {
         let from = ["sample", "--checkpoint", "cpu", "--device", on, "--out", out];
         work.succeed(&[&from[..], &prompts].concat());
     }
-    for picture in ["0000_00.png", "0001_00.png", "grid.png"] {
-        let [cpu, placed] = ["drawn-cpu", "drawn"].map(|out| fs::read(work.path(out).join(picture)).unwrap());
-        assert!(cpu == placed, "{picture} differs");
+    for image in ["0000_00.png", "0001_00.png", "grid.png"] {
+        let [cpu, placed] = ["drawn-cpu", "drawn"].map(|out| fs::read(work.path(out).join(image)).unwrap());
+        assert!(cpu == placed, "{image} differs");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Training on a device follows training on the processor: same models, same tape, same random choices. On the emulator,
+//! Training on a device follows training on the CPU: same models, same tape, same random choices. On the emulator,
 //! so that it is tested on any machine, unless `ALCHEMIST_DEVICE` names a card.
 
 mod common;
@@ -10,10 +10,10 @@ use alchemist_engine::{
         cuda::Device,
         ops::pyramid::{CodeReader, PyramidQuantizer, Reach},
     },
-    models::{BackboneConfig, Initialisation, Proxy, Rater, Rope, Weighing},
+    models::{BackboneConfig, Initialization, Proxy, Rater, Rope, Weighing},
     rater::{
         bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, StepRates, StepReport},
-        rules::{ALIGNMENT, EXCESS, Geometry, LOSS, RuleSettings, Scaling, Teaching},
+        rules::{ALIGNMENT, EXCESS, Geometry, LOSS, RaterObjective, RuleSettings, Scaling},
     },
     tokens::batch::Batch,
     training::optimizer::AdamWSettings,
@@ -57,7 +57,7 @@ const RULE: RuleSettings = RuleSettings {
     rule: &LOSS,
     geometry: Geometry::Sgd,
     scaling: Scaling::None,
-    teaching: Teaching::Weights,
+    objective: RaterObjective::Reweight,
 };
 
 fn backbone(case: &Case, depth: usize) -> BackboneConfig {
@@ -78,7 +78,7 @@ fn backbone(case: &Case, depth: usize) -> BackboneConfig {
         cross_attention: true,
         drop_path: 0.4,
         cross_from_first_sample: case.first_sample,
-        initialisation: Initialisation { std: 0.2, head: 0.5, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.2, head: 0.5, aln: 0.5, aln_gamma: 0.5 },
     }
 }
 
@@ -89,7 +89,7 @@ fn bilevel(case: &Case) -> Bilevel {
     let settings = BilevelSettings {
         weighing: Weighing::Logits { temperature: 1.0 },
         label_smoothing: 0.1,
-        rater_regularisation: true,
+        rater_regularization: true,
         two_rater_passes: true,
         rater_reach: Reach::Before,
         drop_path: case.drop_path,
@@ -216,9 +216,10 @@ fn in_f32_the_device_follows_the_processor() {
 #[test]
 fn every_rule_is_the_same_on_a_device() {
     let alignment = RuleSettings { rule: &ALIGNMENT, ..RULE };
-    let excess = RuleSettings { rule: &EXCESS, scaling: Scaling::Centre, ..RULE };
-    let taught = RuleSettings { teaching: Teaching::Regression, geometry: Geometry::AdamW, ..alignment };
-    let scaled = RuleSettings { scaling: Scaling::Standardise, ..alignment };
+    let excess = RuleSettings { rule: &EXCESS, scaling: Scaling::Center, ..RULE };
+    let taught =
+        RuleSettings { objective: RaterObjective::Regression, geometry: Geometry::AdamW, ..alignment };
+    let scaled = RuleSettings { scaling: Scaling::Standardize, ..alignment };
     for (rule, shared_aln, count) in
         [(excess, false, 1), (scaled, true, 1), (taught, false, 2), (RULE, false, 1)]
     {
@@ -516,10 +517,10 @@ fn tensors_of_two_places_do_not_meet() {
     assert!(normal(&[2], 1, DType::F64).to_device(&device).is_err());
 }
 
-/// The rater's own steps, with what it sees made of the codes on the device, are those of the processor.
+/// The rater's own steps, with what it sees made of the codes on the device, are those of the CPU.
 #[test]
 fn the_rater_alone_is_the_same_on_a_device() {
-    let taught = RuleSettings { teaching: Teaching::Regression, ..RULE };
+    let taught = RuleSettings { objective: RaterObjective::Regression, ..RULE };
     let case = Case { rule: taught, depth: 1, micro_batches: 2, ..PLAIN };
     let codebook = normal(&[VOCABULARY, 6], 7, DType::F32);
     let quantizer = PyramidQuantizer::new(&[1, 2, 3], &codebook, Vec::new()).unwrap();

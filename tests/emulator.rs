@@ -127,7 +127,7 @@ fn accesses_outside_an_allocation_are_found() {
 
 #[test]
 fn device_memory_that_nothing_wrote_is_found() {
-    let mut out = emulated().uninitialised::<f32>(64).unwrap();
+    let mut out = emulated().uninitialized::<f32>(64).unwrap();
     let result = launch("planted_unwritten_global", Launch::linear(1, THREADS), &[out.write()]);
     let message = mistake(result, "planted_unwritten_global", "out[threadIdx.x] +=");
     assert!(message.contains("where nothing was written"), "{message}");
@@ -204,7 +204,7 @@ fn arguments_that_are_not_the_kernels_are_refused() {
 
 #[test]
 fn exchanges_with_the_right_barriers_are_not_found_wrong() {
-    let mut out = emulated().uninitialised::<f32>(64).unwrap();
+    let mut out = emulated().uninitialized::<f32>(64).unwrap();
     launch("right_exchanges", Launch::linear(1, THREADS), &[out.write()]).unwrap();
     let sum = |at: u32| ((at ^ 1) + 63 - at) as f32;
     let expected: Vec<f32> = (0..64).map(|at| sum((at + 5) % 64)).collect();
@@ -214,7 +214,7 @@ fn exchanges_with_the_right_barriers_are_not_found_wrong() {
 #[test]
 fn shuffles_votes_and_atomics_do_what_cuda_says() {
     let (device, blocks) = (emulated(), 5);
-    let mut out = device.uninitialised::<f32>(64 * blocks).unwrap();
+    let mut out = device.uninitialized::<f32>(64 * blocks).unwrap();
     let mut counts = device.zeros::<u32>(2).unwrap();
     launch("right_collectives", Launch::linear(5, THREADS), &[out.write(), counts.write()]).unwrap();
     assert_eq!(counts.to_host().unwrap(), [22 * 5, 63]);
@@ -241,7 +241,7 @@ fn tensor_core_products_have_the_layout_of_the_ptx_manual() {
         let upload = |values: &[f32]| -> Buffer<T> {
             device.upload(&values.iter().map(|&value| number(value)).collect::<Vec<_>>()).unwrap()
         };
-        let mut c = device.uninitialised::<f32>(128).unwrap();
+        let mut c = device.uninitialized::<f32>(128).unwrap();
         let (left, right) = (upload(&a), upload(&b));
         launch(name, Launch::linear(1, 32), &[c.write(), left.read(), right.read()]).unwrap();
         let c = c.to_host().unwrap();
@@ -270,7 +270,7 @@ fn sixteen_bit_arithmetic_rounds_as_the_half_crate_does() {
         let bits = |number: u32| from_bits(u16::try_from(number % 65_536).unwrap());
         let left: Vec<T> = (0..count).map(|at| bits(at * 16 + at % 13)).collect();
         let right: Vec<T> = (0..count).map(|at| bits(at * 40_503)).collect();
-        let mut out = device.uninitialised::<T>(4 * left.len()).unwrap();
+        let mut out = device.uninitialized::<T>(4 * left.len()).unwrap();
         let (a, b) = (device.upload(&left).unwrap(), device.upload(&right).unwrap());
         let arguments = [out.write(), a.read(), b.read(), Argument::U32(count)];
         launch(name, Launch::linear(1, THREADS), &arguments).unwrap();
@@ -313,7 +313,7 @@ fn products_of_matrices_follow_their_definition() {
     }
     let halves: Vec<bf16> = a.iter().map(|&value| bf16::from_f32(value)).collect();
     let halves = device.upload(&halves).unwrap();
-    let mut c = device.uninitialised::<f32>(m * m).unwrap();
+    let mut c = device.uninitialized::<f32>(m * m).unwrap();
     device.product(&mut c, [m, m, k], (&halves, false), (&halves, true), None, 1.0, 0.0).unwrap();
     assert_eq!(c.to_host().unwrap()[1], (0..k).map(|i| a[i] * a[k + i]).sum::<f32>());
     let mut short = device.zeros::<f32>(3).unwrap();
@@ -326,7 +326,7 @@ fn products_of_matrices_follow_their_definition() {
 fn memory_is_accounted_for() {
     let device = emulated();
     let total = device.facts().memory_bytes;
-    let message = device.uninitialised::<u32>(total).unwrap_err().to_string();
+    let message = device.uninitialized::<u32>(total).unwrap_err().to_string();
     assert!(message.contains("out of memory") && message.contains("smaller batch"), "{message}");
     let kept: Vec<_> = (1..50u32).map(|len| device.upload(&vec![len; len as usize * 100]).unwrap()).collect();
     let (odd, even): (Vec<_>, Vec<_>) = kept.into_iter().partition(|buffer| buffer.len() % 200 == 100);

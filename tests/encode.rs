@@ -1,4 +1,4 @@
-//! The encoders: parity of the pyramid quantiser with the released code, the PCA tokenizer, the hashed words.
+//! The encoders: parity of the pyramid quantizer with the released code, the PCA tokenizer, the hashed words.
 
 use std::{
     collections::BTreeMap,
@@ -284,11 +284,11 @@ fn quantizer_refuses_what_does_not_fit() {
     assert!(message(quantizer.next_input(9, &mut running, &embedded)).contains("no scale 9"));
 }
 
-/// Drawn pictures: a smooth background, some rectangles and discs.
+/// Drawn images: a smooth background, some rectangles and discs.
 fn drawn(count: usize, side: usize, seed: u64) -> Tensor {
     let mut values = Vec::with_capacity(count * 3 * side * side);
-    for picture in 0..count {
-        let mut random = Random::new(seed, Purpose::Test, picture as u64);
+    for image in 0..count {
+        let mut random = Random::new(seed, Purpose::Test, image as u64);
         let mut pixels = vec![[0f64; 3]; side * side];
         let corner: [[f64; 3]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| random.uniform()));
         for (at, pixel) in pixels.iter_mut().enumerate() {
@@ -296,14 +296,14 @@ fn drawn(count: usize, side: usize, seed: u64) -> Tensor {
             *pixel = std::array::from_fn(|c| corner[0][c] * (1.0 - share) + corner[1][c] * share);
         }
         for _ in 0..4 {
-            let colour: [f64; 3] = std::array::from_fn(|_| random.uniform());
+            let color: [f64; 3] = std::array::from_fn(|_| random.uniform());
             let (x, y) = (random.uniform() * side as f64, random.uniform() * side as f64);
             let size = (0.1 + 0.2 * random.uniform()) * side as f64;
             let disc = random.below(2) == 0;
             for (at, pixel) in pixels.iter_mut().enumerate() {
                 let (dx, dy) = ((at % side) as f64 - x, (at / side) as f64 - y);
                 if if disc { dx.hypot(dy) < size } else { dx.abs().max(dy.abs()) < size } {
-                    *pixel = colour;
+                    *pixel = color;
                 }
             }
         }
@@ -325,41 +325,41 @@ fn psnr(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 #[test]
-fn pca_reconstructs_drawn_pictures() {
-    let pictures = drawn(300, 32, 1);
-    let fitted = PcaTokenizer::fit_batch(settings(32, 8, 16, 256, &[1, 2, 3, 4]), &pictures).unwrap();
+fn pca_reconstructs_drawn_images() {
+    let images = drawn(300, 32, 1);
+    let fitted = PcaTokenizer::fit_batch(settings(32, 8, 16, 256, &[1, 2, 3, 4]), &images).unwrap();
     let (tokenizer, report) = fitted;
-    println!("drawn pictures: {report:?}");
-    assert_eq!((report.pictures, report.fitted, report.held_out), (300, 270, 30));
+    println!("drawn images: {report:?}");
+    assert_eq!((report.images, report.fitted, report.held_out), (300, 270, 30));
     assert!(report.explained_variance > 0.9 && report.explained_variance <= 1.0);
     assert!(report.psnr_db > 18.0, "{report:?}");
     assert!(report.codes_used > 120.0 && report.codes_used <= 256.0, "{report:?}");
 
-    // Pictures that no part of the fit has seen: the report's figure is that of the tokenizer in use.
+    // Images that no part of the fit has seen: the report's figure is that of the tokenizer in use.
     let others = drawn(60, 32, 2);
     let codes = tokenizer.encode(&others).unwrap();
     let decoded = tokenizer.decode(&codes).unwrap();
     assert!(decoded.as_slice::<f32>().unwrap().iter().all(|value| (-1.0..=1.0).contains(value)));
     assert!((psnr(&decoded, &others) - report.psnr_db).abs() < 1.5, "{} {report:?}", psnr(&decoded, &others));
-    // The codes are those of the quantiser on the features, and a picture's do not depend on its batch.
+    // The codes are those of the quantizer on the features, and an image's do not depend on its batch.
     assert_eq!(codes, tokenizer.quantizer().encode(&tokenizer.features(&others).unwrap()).unwrap());
     assert_eq!(tokenizer.encode(&sample(&others, 7)).unwrap(), sample(&codes, 7));
     assert_eq!(tokenizer.decode(&sample(&codes, 7)).unwrap(), sample(&decoded, 7));
-    // Features have a mean square near 1, so that a network sees the same scale for any pictures.
-    let features = tokenizer.features(&pictures).unwrap().to_f64_vec().unwrap();
+    // Features have a mean square near 1, so that a network sees the same scale for any images.
+    let features = tokenizer.features(&images).unwrap().to_f64_vec().unwrap();
     let square = features.iter().map(|value| value * value).sum::<f64>() / features.len() as f64;
     assert!((0.8..1.25).contains(&square), "{square}");
 }
 
 #[test]
 fn pca_with_every_component_and_fine_codes_is_nearly_exact() {
-    // 2×2 patches have 12 components; four pictures of 2×2 patches are fewer patches than codes.
-    let pictures = drawn(4, 4, 3);
-    let (tokenizer, report) = PcaTokenizer::fit_batch(settings(4, 2, 12, 64, &[1, 2]), &pictures).unwrap();
+    // 2×2 patches have 12 components; four images of 2×2 patches are fewer patches than codes.
+    let images = drawn(4, 4, 3);
+    let (tokenizer, report) = PcaTokenizer::fit_batch(settings(4, 2, 12, 64, &[1, 2]), &images).unwrap();
     assert_eq!((report.fitted, report.held_out), (4, 0));
     assert!((report.explained_variance - 1.0).abs() < 1e-9);
-    let decoded = tokenizer.decode(&tokenizer.encode(&pictures).unwrap()).unwrap();
-    assert!(psnr(&decoded, &pictures) > 25.0, "{}", psnr(&decoded, &pictures));
+    let decoded = tokenizer.decode(&tokenizer.encode(&images).unwrap()).unwrap();
+    assert!(psnr(&decoded, &images) > 25.0, "{}", psnr(&decoded, &images));
 }
 
 fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
@@ -368,12 +368,12 @@ fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn fits_and_codes_are_the_same_bits_on_one_and_two_threads() {
-    let pictures = drawn(50, 16, 4);
+    let images = drawn(50, 16, 4);
     let run = |threads| {
         on_threads(threads, || {
             let fitted: (PcaTokenizer, FitReport) =
-                PcaTokenizer::fit_batch(settings(16, 4, 7, 40, &[1, 2, 4]), &pictures).unwrap();
-            let codes = fitted.0.encode(&pictures).unwrap();
+                PcaTokenizer::fit_batch(settings(16, 4, 7, 40, &[1, 2, 4]), &images).unwrap();
+            let codes = fitted.0.encode(&images).unwrap();
             let input = fitted.0.quantizer().input(&codes).unwrap();
             let words =
                 HashedWords::new(9, 10, 3).unwrap().encode(&["a cat", "a dog", "", "ein Hund"]).unwrap();
@@ -382,37 +382,37 @@ fn fits_and_codes_are_the_same_bits_on_one_and_two_threads() {
     };
     assert_eq!(run(1), run(2));
     let other = PcaSettings { seed: 6, ..settings(16, 4, 7, 40, &[1, 2, 4]) };
-    assert_ne!(PcaTokenizer::fit_batch(other, &pictures).unwrap().0.fingerprint(), run(1).0);
+    assert_ne!(PcaTokenizer::fit_batch(other, &images).unwrap().0.fingerprint(), run(1).0);
 }
 
 #[test]
 fn pca_fits_one_by_one_as_it_fits_a_batch() {
-    let pictures = drawn(30, 8, 5);
+    let images = drawn(30, 8, 5);
     let settings = settings(8, 4, 5, 16, &[1, 2]);
-    let one_by_one = (0..30).map(|at| sample(&pictures, at).reshape(&[3, 8, 8]));
+    let one_by_one = (0..30).map(|at| sample(&images, at).reshape(&[3, 8, 8]));
     let (a, _) = PcaTokenizer::fit(settings.clone(), one_by_one).unwrap();
-    let (b, _) = PcaTokenizer::fit_batch(settings.clone(), &pictures).unwrap();
+    let (b, _) = PcaTokenizer::fit_batch(settings.clone(), &images).unwrap();
     assert_eq!(a.fingerprint(), b.fingerprint());
     assert_eq!(a.settings(), &settings);
 
-    // More pictures than are held: a sample of them is fitted.
-    let many = (0..5000).map(|at| sample(&pictures, at % 30).reshape(&[3, 8, 8]));
+    // More images than are held: a sample of them is fitted.
+    let many = (0..5000).map(|at| sample(&images, at % 30).reshape(&[3, 8, 8]));
     let (_, report) = PcaTokenizer::fit(settings, many).unwrap();
-    assert_eq!((report.pictures, report.fitted + report.held_out), (5000, 2048));
+    assert_eq!((report.images, report.fitted + report.held_out), (5000, 2048));
 }
 
 #[test]
-fn pca_bears_degenerate_pictures() {
+fn pca_bears_degenerate_images() {
     let flat = Tensor::new(&[12, 3, 8, 8], vec![0.25f32; 12 * 192]).unwrap();
     let same = {
         let one = sample(&drawn(1, 8, 6), 0);
         Tensor::new(&[12, 3, 8, 8], one.as_slice::<f32>().unwrap().repeat(12)).unwrap()
     };
-    for (pictures, least) in [(flat, 100.0), (same, 20.0)] {
-        let (tokenizer, report) = PcaTokenizer::fit_batch(settings(8, 4, 6, 32, &[1, 2]), &pictures).unwrap();
+    for (images, least) in [(flat, 100.0), (same, 20.0)] {
+        let (tokenizer, report) = PcaTokenizer::fit_batch(settings(8, 4, 6, 32, &[1, 2]), &images).unwrap();
         assert!(report.psnr_db > least && report.psnr_db <= 120.0, "{report:?}");
         assert!(report.codes_used >= 1.0 && report.explained_variance.is_finite());
-        let decoded = tokenizer.decode(&tokenizer.encode(&pictures).unwrap()).unwrap();
+        let decoded = tokenizer.decode(&tokenizer.encode(&images).unwrap()).unwrap();
         assert!(decoded.as_slice::<f32>().unwrap().iter().all(|value| value.is_finite()));
     }
     let single = drawn(1, 4, 7);
@@ -421,8 +421,8 @@ fn pca_bears_degenerate_pictures() {
 
 #[test]
 fn pca_refuses_what_does_not_fit() {
-    let pictures = drawn(3, 8, 8);
-    let fit = |settings| message(PcaTokenizer::fit_batch(settings, &pictures));
+    let images = drawn(3, 8, 8);
+    let fit = |settings| message(PcaTokenizer::fit_batch(settings, &images));
     assert!(fit(settings(8, 3, 4, 8, &[1, 2])).contains("divides"));
     assert!(fit(settings(8, 0, 4, 8, &[1, 2])).contains("divides"));
     assert!(fit(settings(8, 4, 4, 8, &[1, 3])).contains("must end with 2"));
@@ -433,17 +433,17 @@ fn pca_refuses_what_does_not_fit() {
     assert!(fit(settings(8, 4, 4, 0, &[1, 2])).contains("codebook"));
     assert!(fit(settings(16, 4, 4, 8, &[1, 4])).contains("[B, 3, 16, 16]"));
     let good = settings(8, 4, 4, 8, &[1, 2]);
-    assert!(message(PcaTokenizer::fit(good.clone(), [])).contains("no picture"));
+    assert!(message(PcaTokenizer::fit(good.clone(), [])).contains("no image"));
     let other = PcaTokenizer::fit(good.clone(), [Tensor::new(&[3, 4, 4], vec![0f32; 48])]);
-    assert!(message(other).contains("picture 0"));
+    assert!(message(other).contains("image 0"));
     let failing = PcaTokenizer::fit(good.clone(), [Err(Error::invalid("cannot decode it"))]);
     assert!(message(failing).contains("cannot decode it"));
-    let mut broken = pictures.clone();
+    let mut broken = images.clone();
     broken.as_mut_slice::<f32>().unwrap()[192 + 5] = f32::NAN;
-    assert!(message(PcaTokenizer::fit_batch(good.clone(), &broken)).contains("picture 1"));
+    assert!(message(PcaTokenizer::fit_batch(good.clone(), &broken)).contains("image 1"));
 
-    let (tokenizer, _) = PcaTokenizer::fit_batch(good, &pictures).unwrap();
-    assert!(message(tokenizer.encode(&broken)).contains("picture 1"));
+    let (tokenizer, _) = PcaTokenizer::fit_batch(good, &images).unwrap();
+    assert!(message(tokenizer.encode(&broken)).contains("image 1"));
     assert!(message(tokenizer.encode(&drawn(1, 4, 0))).contains("[B, 3, 8, 8]"));
     assert!(message(tokenizer.decode(&Tensor::zeros(&[1, 4], DType::U32))).contains("[B, 5]"));
     assert!(
@@ -455,8 +455,8 @@ fn pca_refuses_what_does_not_fit() {
 fn saved_encoders_come_back_through_the_loaders() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("encoders");
-    let pictures = drawn(12, 8, 9);
-    let (tokenizer, _) = PcaTokenizer::fit_batch(settings(8, 4, 5, 16, &[1, 2]), &pictures).unwrap();
+    let images = drawn(12, 8, 9);
+    let (tokenizer, _) = PcaTokenizer::fit_batch(settings(8, 4, 5, 16, &[1, 2]), &images).unwrap();
     let words = HashedWords::new(6, 8, 1).unwrap();
     tokenizer.save(&folder).unwrap();
     words.save(&folder).unwrap();
@@ -464,8 +464,8 @@ fn saved_encoders_come_back_through_the_loaders() {
     let loaded = load_image_tokenizer(&folder).unwrap();
     assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
     assert_eq!(loaded.image_side(), 8);
-    let codes = loaded.encode(&pictures).unwrap();
-    assert_eq!(codes, tokenizer.encode(&pictures).unwrap());
+    let codes = loaded.encode(&images).unwrap();
+    assert_eq!(codes, tokenizer.encode(&images).unwrap());
     assert_eq!(loaded.decode(&codes).unwrap(), tokenizer.decode(&codes).unwrap());
     let loaded = load_text_encoder(&folder).unwrap();
     assert_eq!(loaded.fingerprint(), words.fingerprint());

@@ -1,5 +1,5 @@
 //! `fit` and `sample` as a user calls them: the loss falls, a killed run goes on to the bit, parts of the pyramid are trained
-//! as the configuration says, and pictures come out.
+//! as the configuration says, and images come out.
 #![cfg(unix)]
 
 mod workplace;
@@ -23,14 +23,14 @@ fn metrics(work: &Workplace, run: &str) -> Vec<Value> {
 }
 
 #[test]
-fn the_loss_falls_and_pictures_come_out() {
+fn the_loss_falls_and_images_come_out() {
     let work = workplace();
     let said = work.succeed(&["fit", "--config", "config.json", "--out", "run", "--set", "ep=8"]);
     assert!(said.contains("64 steps on 64 training records, 16 for validation (0 left out)"), "{said}");
     let measured: Vec<f64> =
         metrics(&work, "run").iter().filter_map(|line| line["validation_loss"].as_f64()).collect();
     assert_eq!(measured.len(), 8, "one measurement an epoch");
-    // A guess among 32 codes costs ln 32; few pictures teach little of others.
+    // A guess among 32 codes costs ln 32; few images teach little of others.
     assert!(measured.iter().all(|loss| *loss < f64::from(32).ln()), "{measured:?}");
     let trained: Vec<f64> =
         metrics(&work, "run").iter().map(|line| line["train_loss"].as_f64().unwrap()).collect();
@@ -46,7 +46,7 @@ fn the_loss_falls_and_pictures_come_out() {
         [read("0000_00.png"), read("0001_00.png"), read("samples.csv"), read("grid.png")]
     };
     let first = draw("one", &[]);
-    assert!(first == draw("again", &["--batch", "1", "--threads", "1"]), "the batch changes a picture");
+    assert!(first == draw("again", &["--batch", "1", "--threads", "1"]), "the batch changes an image");
     assert!(first[0] != draw("other", &["--seed", "1"])[0], "the seed changes nothing");
     let table = String::from_utf8(first[2].clone()).unwrap();
     assert_eq!(table, "file,prompt,number\n0000_00.png,a red circle,0\n0001_00.png,,0\n");

@@ -26,7 +26,7 @@ use alchemist_engine::{
             scale_all::scale_all,
         },
     },
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rater, Rope, Weighing},
 };
 use common::{normal, relative_error, tolerance};
 
@@ -360,7 +360,7 @@ fn tiny(variant: usize) -> BackboneConfig {
         cross_attention: variant != 2,
         drop_path: 0.2,
         cross_from_first_sample: variant == 3,
-        initialisation: Initialisation { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
     }
 }
 

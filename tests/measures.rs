@@ -1,4 +1,4 @@
-//! Measures of pictures against what Hugging Face's CLIP and pytorch-fid's Inception-v3 give (`fixtures_made/make_measures.py`), and
+//! Measures of images against what Hugging Face's CLIP and pytorch-fid's Inception-v3 give (`fixtures_made/make_measures.py`), and
 //! `measure` and GenEval's layout as a user meets them.
 
 mod workplace;
@@ -15,8 +15,8 @@ use alchemist_engine::{
     measure::{
         clip_image::ClipImage,
         clip_score::{ProjectedClipText, clip_score},
+        images::MeasuredImage,
         inception::Inception,
-        pictures::Pictured,
         space::FeatureSpace,
     },
     weights::{Payload, write_safetensors},
@@ -49,12 +49,12 @@ fn error(found: &[f64], truth: &[f64]) -> f64 {
     (difference / square(&mut truth.iter().copied())).sqrt()
 }
 
-fn pictures_of_clip() -> Vec<Pictured> {
+fn images_of_clip() -> Vec<MeasuredImage> {
     let captions = read(&made("clip_image_tiny/expected.json"))["captions"].clone();
     (0..2)
-        .map(|at| Pictured {
+        .map(|at| MeasuredImage {
             id: at.to_string(),
-            origin: "pictures:1".parse().unwrap(),
+            origin: "images:1".parse().unwrap(),
             image: made("clip_image_tiny").join(format!("{at}.png")).into(),
             caption: Some(captions[at].as_str().unwrap().to_owned()),
             malformed: None,
@@ -65,30 +65,30 @@ fn pictures_of_clip() -> Vec<Pictured> {
 #[test]
 fn embeddings_and_scores_are_those_of_hugging_faces_clip() {
     let expected = read(&made("clip_image_tiny/expected.json"));
-    let image = ClipImage::open(&made("clip_image_tiny"), Preprocess::default_for(1)).unwrap();
-    assert_eq!(image.dimensions(), 20);
+    let network = ClipImage::open(&made("clip_image_tiny"), Preprocess::default_for(1)).unwrap();
+    assert_eq!(network.dimensions(), 20);
     for at in 0..2 {
-        let picture = image.read(&made("clip_image_tiny").join(format!("{at}.png")).into()).unwrap();
-        assert_eq!(picture.shape(), [3, 30, 30]);
-        let corners: Vec<f64> = picture.to_f64_vec().unwrap().chunks(900).map(|plane| plane[0]).collect();
-        assert!(error(&corners, &numbers(&expected["pixels_at_0_0"][at])) < 1e-6, "picture {at}");
+        let image = network.read(&made("clip_image_tiny").join(format!("{at}.png")).into()).unwrap();
+        assert_eq!(image.shape(), [3, 30, 30]);
+        let corners: Vec<f64> = image.to_f64_vec().unwrap().chunks(900).map(|plane| plane[0]).collect();
+        assert!(error(&corners, &numbers(&expected["pixels_at_0_0"][at])) < 1e-6, "image {at}");
         let shape = [1, 3, 30, 30];
-        let features = image.features(&picture.reshape(&shape).unwrap()).unwrap();
+        let features = network.features(&image.reshape(&shape).unwrap()).unwrap();
         let error = error(&features.to_f64_vec().unwrap(), &numbers(&expected["images"][at]));
         println!("image {at}: {error:e}");
         assert!(error < EMBEDDING_TOLERANCE, "image {at}: {error:e}");
     }
     // The file alone names its folder, too.
     let text = ProjectedClipText::open(&made("clip_image_tiny/model.safetensors")).unwrap();
-    let pictures = pictures_of_clip();
-    let captions: Vec<&str> = pictures.iter().filter_map(|picture| picture.caption.as_deref()).collect();
+    let images = images_of_clip();
+    let captions: Vec<&str> = images.iter().filter_map(|image| image.caption.as_deref()).collect();
     let found = text.embeddings(&captions).unwrap().to_f64_vec().unwrap();
     for (at, found) in found.chunks(20).enumerate() {
         let error = error(found, &numbers(&expected["texts"][at]));
         println!("text {at}: {error:e}");
         assert!(error < EMBEDDING_TOLERANCE, "text {at}: {error:e}");
     }
-    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut ()).unwrap();
+    let score = clip_score(&network, &text, &images, &Interrupt::default(), &mut ()).unwrap();
     let truth = numbers(&expected["scores"]).iter().sum::<f64>() / 2.0;
     println!("score {} for {truth}", score.value);
     approx::assert_relative_eq!(score.value, truth, max_relative = EMBEDDING_TOLERANCE);
@@ -103,20 +103,26 @@ fn copy_clip(to: &Path) {
 }
 
 #[test]
-fn a_long_and_thin_picture_is_left_out_and_told() {
+fn a_long_and_thin_image_is_left_out_and_told() {
     let folder = tempfile::tempdir().unwrap();
     let thin = folder.path().join("thin.png");
     image::RgbImage::new(1, 100_000).save(&thin).unwrap();
     let image = ClipImage::open(&made("clip_image_tiny"), Preprocess::default_for(1)).unwrap();
     let text = ProjectedClipText::open(&made("clip_image_tiny")).unwrap();
-    let mut pictures = pictures_of_clip();
+    let mut images = images_of_clip();
     let caption = Some("a line".to_owned());
-    let origin: Origin = "pictures:3".parse().unwrap();
-    pictures.push(Pictured { id: "thin".to_owned(), origin, image: thin.into(), caption, malformed: None });
-    let score = clip_score(&image, &text, &pictures, &Interrupt::default(), &mut ()).unwrap();
+    let origin: Origin = "images:3".parse().unwrap();
+    images.push(MeasuredImage {
+        id: "thin".to_owned(),
+        origin,
+        image: thin.into(),
+        caption,
+        malformed: None,
+    });
+    let score = clip_score(&image, &text, &images, &Interrupt::default(), &mut ()).unwrap();
     assert_eq!((score.pairs, score.failed.len()), (2, 1));
     let failed = &score.failed[0];
-    assert_eq!((failed.id.as_str(), failed.origin.to_string().as_str()), ("thin", "pictures:3"));
+    assert_eq!((failed.id.as_str(), failed.origin.to_string().as_str()), ("thin", "images:3"));
     for words in ["thin.png: ", "1 x 100000 pixels, too long and thin", "30 x 3000000"] {
         assert!(failed.reason.contains(words), "`{words}` is missing in: {}", failed.reason);
     }
@@ -190,7 +196,7 @@ fn number(name: &str, length: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The weights of `made` in the script, and its pictures; the names and shapes are in inception.json.
+/// The weights of `made` in the script, and its images; the names and shapes are in inception.json.
 fn inception_weights(path: &Path, shapes: &Value) {
     let tensors = shapes.as_object().unwrap().iter().map(|(name, shape)| {
         let shape: Vec<usize> = numbers(shape).iter().map(|&size| size as usize).collect();
@@ -228,18 +234,18 @@ fn features_are_those_of_pytorch_fids_inception() {
     let path = folder.path().join("inception.safetensors");
     inception_weights(&path, &expected["shapes"]);
     let network = Inception::open(&path, Preprocess::default_for(1)).unwrap();
-    let sides: Vec<Vec<f64>> = expected["pictures"].as_array().unwrap().iter().map(numbers).collect();
-    let pictures: Vec<Tensor> = sides
+    let sides: Vec<Vec<f64>> = expected["images"].as_array().unwrap().iter().map(numbers).collect();
+    let images: Vec<Tensor> = sides
         .iter()
-        .map(|picture| {
-            let (side, turn) = (picture[0] as usize, picture[1] as usize);
+        .map(|image| {
+            let (side, turn) = (image[0] as usize, image[1] as usize);
             let path = folder.path().join(format!("{side}.png"));
             alchemist_engine::data::image::preprocess::write_png(&path, &slopes(side, turn), side).unwrap();
             network.read(&path.into()).unwrap()
         })
         .collect();
     let values: Vec<f32> =
-        pictures.iter().flat_map(|picture| picture.as_slice::<f32>().unwrap()).copied().collect();
+        images.iter().flat_map(|image| image.as_slice::<f32>().unwrap()).copied().collect();
     let features = network.features(&Tensor::new(&[2, 3, 299, 299], values).unwrap()).unwrap();
     assert_eq!(features.shape(), [2, 2048]);
     let places: Vec<usize> = numbers(&expected["places"]).iter().map(|&place| place as usize).collect();
@@ -247,13 +253,13 @@ fn features_are_those_of_pytorch_fids_inception() {
         let kept: Vec<f64> = places.iter().map(|&place| feature[place]).collect();
         let error = error(&kept, &numbers(&expected["features"][at]));
         let norm = feature.iter().map(|value| value * value).sum::<f64>().sqrt();
-        println!("picture {at}: {error:e}, norm {norm} for {}", expected["norms"][at]);
-        assert!(error < INCEPTION_TOLERANCE, "picture {at}: {error:e}");
+        println!("image {at}: {error:e}, norm {norm} for {}", expected["norms"][at]);
+        assert!(error < INCEPTION_TOLERANCE, "image {at}: {error:e}");
         let truth = expected["norms"][at].as_f64().unwrap();
         approx::assert_relative_eq!(norm, truth, max_relative = INCEPTION_TOLERANCE);
     }
     // One by itself has the same bits.
-    let alone = network.features(&pictures[1].reshape(&[1, 3, 299, 299]).unwrap()).unwrap();
+    let alone = network.features(&images[1].reshape(&[1, 3, 299, 299]).unwrap()).unwrap();
     assert!(alone.as_slice::<f32>().unwrap() == &features.as_slice::<f32>().unwrap()[2048..]);
     assert!(network.distance_name().starts_with("FID "));
 
@@ -269,7 +275,7 @@ const PROMPTS: [&str; 3] = [
     r#"{"tag": "colors", "prompt": "a green triangle"}"#,
 ];
 
-/// The rows of a table of measures in JSON: name, value, pictures, pictures compared with.
+/// The rows of a table of measures in JSON: name, value, images, images compared with.
 fn measures(path: &Path) -> Vec<(String, f64, u64, Option<u64>)> {
     let rows = read(path)["measures"].as_array().unwrap().clone();
     let row = |row: &Value| {
@@ -280,14 +286,14 @@ fn measures(path: &Path) -> Vec<(String, f64, u64, Option<u64>)> {
 }
 
 #[test]
-fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
+fn drawn_images_lie_as_geneval_reads_them_and_are_measured() {
     let work = Workplace::new(96, &json!({"depth": 1, "proxy_width": 64, "ep": 1}));
     work.succeed(&["fit", "--config", "config.json", "--out", "run"]);
     fs::write(work.path("prompts.jsonl"), PROMPTS.join("\n") + "\n\n").unwrap();
     let draw =
         ["sample", "--checkpoint", "run", "--prompts", "prompts.jsonl", "--layout", "geneval", "--out"];
     let said = work.succeed(&[&draw[..], &["drawn"]].concat());
-    assert!(said.contains("12 pictures"), "{said}");
+    assert!(said.contains("12 images"), "{said}");
     let side = 24;
     for (at, line) in PROMPTS.iter().enumerate() {
         let folder = work.path("drawn").join(format!("{at:05}"));
@@ -364,7 +370,7 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     assert!(names[1].starts_with("Fréchet distance of CLIP ViT image embedding, 20 dimensions"), "{names:?}");
     assert!(names[2].starts_with("CLIP-Score, mean of max(100 · cos, 0), CLIP ViT"), "{names:?}");
     assert!(names.iter().all(|name| said.contains(name) && !name.contains("FID")), "{said}");
-    assert!(said.contains("12 and 96 pictures are too few"), "{said}");
+    assert!(said.contains("12 and 96 images are too few"), "{said}");
     assert!(found.iter().all(|row| row.1 > 0.0 && row.2 == 12), "{found:?}");
     assert_eq!([found[0].3, found[1].3, found[2].3], [Some(96), Some(96), None]);
     let identity = read(&work.path("out.json"))["networks"].clone();
@@ -385,13 +391,10 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     run("flat", &["--clip", clip]);
     assert!(measures(&work.path("out.json"))[..] == found[2..]);
 
-    // A broken picture is told and left out.
-    fs::write(work.path("flat/0001_02.png"), b"no picture").unwrap();
+    // A broken image is told and left out.
+    fs::write(work.path("flat/0001_02.png"), b"no image").unwrap();
     let said = run("flat", &against);
-    assert!(
-        said.contains("left out 0001_02.png: ") && said.contains("1 pictures could not be used"),
-        "{said}"
-    );
+    assert!(said.contains("left out 0001_02.png: ") && said.contains("1 images could not be used"), "{said}");
     assert!(measures(&work.path("out.json")).iter().all(|row| row.2 == 11));
     let left_out = read(&work.path("out.json"))["left_out"]["generated"].clone();
     assert_eq!(
@@ -405,10 +408,10 @@ fn drawn_pictures_lie_as_geneval_reads_them_and_are_measured() {
     work.refused(&[&measure[..], &["--features", "clip"]].concat(), &["--clip FOLDER"]);
     work.refused(&["measure", "--generated", "flat"], &["nothing to measure"]);
     fs::create_dir(work.path("empty")).unwrap();
-    work.refused(&["measure", "--generated", "empty", "--clip", clip], &["holds no picture"]);
+    work.refused(&["measure", "--generated", "empty", "--clip", clip], &["holds no image"]);
 }
 
 fn image_size(path: &Path) -> (usize, usize) {
-    let picture = alchemist_engine::data::load_whole_picture(path, &Preprocess::default_for(1)).unwrap();
-    (picture.width, picture.height)
+    let image = alchemist_engine::data::load_full_image(path, &Preprocess::default_for(1)).unwrap();
+    (image.width, image.height)
 }

@@ -104,8 +104,8 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("pack --data data/train.csv --format csv --out out.parquet", &["out.parquet"]),
     ("pack --data data/train.csv --format csv --out ratings.csv", &["ratings.csv"]),
     (
-        "pack --data data/train.csv --format csv --image-column picture --out out.csv",
-        &["data/train.csv", "`picture`"],
+        "pack --data data/train.csv --format csv --image-column image --out out.csv",
+        &["data/train.csv", "`image`"],
     ),
     ("plant --data data/train.csv --flaws noise=lots --out out", &["noise", "lots"]),
     ("plant --data data/train.csv --flaws moths=5% --out out", &["moths"]),

@@ -12,7 +12,7 @@ use alchemist_engine::{
             cpu::{CpuRequest, LinearRows, linear},
         },
     },
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rope},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rope},
 };
 use common::{normal, relative_error, tolerance};
 
@@ -38,7 +38,7 @@ fn backbone(variant: usize) -> BackboneConfig {
         cross_attention: variant != 1,
         drop_path: 0.2,
         cross_from_first_sample: variant == 2,
-        initialisation: Initialisation { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
     }
 }
 

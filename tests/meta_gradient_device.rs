@@ -8,7 +8,7 @@ use alchemist_engine::{
         Accumulate, DType, Direction, Ghost, GhostNumbers, GradientVisitor, Gradients, Parameters, Tape,
         Tensor, cuda::Device,
     },
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rope},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rope},
 };
 use common::{normal, relative_error, tolerance};
 
@@ -33,7 +33,7 @@ fn backbone() -> BackboneConfig {
         cross_attention: true,
         drop_path: 0.0,
         cross_from_first_sample: false,
-        initialisation: Initialisation { std: 0.2, head: 2.0, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.2, head: 2.0, aln: 0.5, aln_gamma: 0.5 },
     }
 }
 

@@ -290,7 +290,7 @@ fn packing_over_the_images_that_a_table_names_is_refused() {
     let place = workplace();
     // The user's images lie where a packed folder would put its own.
     place.succeed(&["pack", "--data", "corpus/train.csv", "--format", "imagefolder", "--out", "ds"]);
-    let rows = (0..4).map(|row| format!("{row},ds/pictures/{row:08}.png,a\n")).collect::<String>();
+    let rows = (0..4).map(|row| format!("{row},ds/images/{row:08}.png,a\n")).collect::<String>();
     fs::write(place.path("again.csv"), format!("id,image_save_path,caption\n{rows}")).unwrap();
     let before = everything(place.0.path());
     for format in ["imagefolder", "webdataset"] {

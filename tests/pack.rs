@@ -21,7 +21,7 @@ use alchemist_engine::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A subset of eleven records, one of which has lost its picture; ids are uids, some of them in capitals.
+/// A subset of eleven records, one of which has lost its image; ids are uids, some of them in capitals.
 fn subset() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let settings = DataSetSettings { train: 11, validation: 1, side: 16, shares: FlawShares::NONE, seed: 3 };
@@ -58,7 +58,7 @@ fn rows(path: &Path) -> Vec<BTreeMap<String, String>> {
 }
 
 #[test]
-fn an_image_folder_holds_pictures_and_their_columns() {
+fn an_image_folder_holds_images_and_their_columns() {
     let (folder, subset) = subset();
     for (format, link) in [("imagefolder", false), ("imagefolder-links", true)] {
         let found = packed(&subset, format, format, false).unwrap();
@@ -71,10 +71,10 @@ fn an_image_folder_holds_pictures_and_their_columns() {
             let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
             assert_eq!(keys, ["file_name", "id", "caption", "source"]);
             assert!(["id", "caption", "source"].iter().all(|key| line[key] == row[*key].as_str()));
-            let picture = folder.path().join(format).join(line["file_name"].as_str().unwrap());
-            assert_eq!(fs::symlink_metadata(&picture).unwrap().is_symlink(), link);
+            let image = folder.path().join(format).join(line["file_name"].as_str().unwrap());
+            assert_eq!(fs::symlink_metadata(&image).unwrap().is_symlink(), link);
             assert!(
-                fs::read(picture).unwrap() == fs::read(folder.path().join(&row["image_save_path"])).unwrap()
+                fs::read(image).unwrap() == fs::read(folder.path().join(&row["image_save_path"])).unwrap()
             );
         }
     }
@@ -97,7 +97,7 @@ fn an_image_folder_holds_pictures_and_their_columns() {
 }
 
 #[test]
-fn shards_hold_a_picture_a_caption_and_all_columns_under_one_key() {
+fn shards_hold_a_image_a_caption_and_all_columns_under_one_key() {
     let (folder, subset) = subset();
     packed(&subset, "webdataset", "shards", false).unwrap();
     let mut parts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
@@ -223,7 +223,7 @@ fn an_ending_is_that_of_the_content_and_members_never_collide() {
     // The third shard would hold nothing, so there is none.
     assert!(!folder.path().join("shards/shard-000002.tar").exists());
     packed(&subset, "imagefolder", "folder", false).unwrap();
-    let mut names: Vec<String> = fs::read_dir(folder.path().join("folder/pictures"))
+    let mut names: Vec<String> = fs::read_dir(folder.path().join("folder/images"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -326,7 +326,7 @@ fn a_folder_that_is_not_utf_8_is_refused_in_text() {
     packed(&subset, "imagefolder", "folder", false).unwrap();
 }
 
-/// Reads every form and says how many records it holds, and a sum over their captions and pictures.
+/// Reads every form and says how many records it holds, and a sum over their captions and images.
 const READERS: &str = r#"
 import io, json, sys
 import numpy, pyarrow.parquet, webdataset
@@ -336,8 +336,8 @@ base, lost = sys.argv[1], int(sys.argv[2])
 def same(name, found):
     print(name, len(found))
     return found
-def pixels(picture):
-    return int(numpy.asarray(picture.convert("RGB"), dtype=numpy.int64).sum())
+def pixels(image):
+    return int(numpy.asarray(image.convert("RGB"), dtype=numpy.int64).sum())
 table = pyarrow.parquet.read_table(f"{base}/table.parquet").to_pylist()
 records = {row["id"]: (row["caption"], None if at == lost else pixels(Image.open(row["image_save_path"])))
            for at, row in enumerate(table)}

@@ -28,10 +28,10 @@ fn a_run_has_a_page_with_its_scores_or_with_its_last_ratings() {
         assert!(page.contains(text), "the page says nothing of {text}");
     }
     assert!(page.contains("Mean loss of a sample by rating"), "figure 3");
-    // Six pairs a tenth, each shown once; the neighbours are among them.
+    // Six pairs a tenth, each shown once; the neighbors are among them.
     assert_eq!(page.matches("<img src=\"data:image/jpeg;base64,").count(), 60);
 
-    // Scored, with a picture that has gone since: it is said, not replaced.
+    // Scored, with an image that has gone since: it is said, not replaced.
     work.succeed(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "ratings.csv"]);
     fs::remove_file(work.path("data/train/000007.png")).unwrap();
     work.succeed(&["report", "--of", "run", "--ratings", "ratings.csv", "--out", "page.html"]);

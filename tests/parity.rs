@@ -35,7 +35,7 @@ use std::{
 use alchemist_engine::{
     encode::TextStates,
     engine::{Accumulate, DType, Parameters, Tape, Tensor},
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rater, Rope, Weighing},
 };
 use common::{
     Fixture, device, digest_error, near, parameters_near, read_tensors, relative_error, text_near, tolerance,
@@ -165,7 +165,7 @@ fn backbone_of(
         cross_attention: true,
         drop_path: 0.0,
         cross_from_first_sample: first_sample,
-        initialisation: Initialisation { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
+        initialization: Initialization { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
     }
 }
 

@@ -100,7 +100,7 @@ fn released_files_are_taken_as_they_are() {
     assert!(said.contains("16 rows in = 16 scored + 0 failed"), "{said}");
     let rated = work.ratings("released.csv");
     let distinct: std::collections::BTreeSet<u64> = rated.values().map(|rating| rating.to_bits()).collect();
-    assert!(distinct.len() > 8, "a rater that reads pictures and captions tells them apart: {rated:?}");
+    assert!(distinct.len() > 8, "a rater that reads images and captions tells them apart: {rated:?}");
 
     // What a network of other sizes would need is listed.
     let expected = work.succeed(&["inspect", released, "--config", "config.json"]);
@@ -185,12 +185,12 @@ fn released_files_are_taken_as_they_are() {
     assert!(said.contains("HTML"), "{said}");
 }
 
-/// The VQ-VAE and the rater on the emulator: what they give is what the processor gives.
+/// The VQ-VAE and the rater on the emulator: what they give is what the CPU gives.
 #[test]
 fn a_released_rater_rates_alike_on_a_device() {
     let work = Workplace::new();
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
-    // Five of them: a group of pictures and a part of one.
+    // Five of them: a group of images and a part of one.
     let beginning: Vec<&str> = table.lines().take(1 + 5).collect();
     fs::write(work.path("data/five.csv"), beginning.join("\n")).unwrap();
     let released = fixture("ar_ckpt/ar-ckpt-ep0.pth");
@@ -214,7 +214,7 @@ fn a_released_rater_rates_alike_on_a_device() {
         );
     }
 
-    // What the device encodes is what the processor encodes, so that the processor's ratings are the same to the bit.
+    // What the device encodes is what the CPU encodes, so that the CPU's ratings are the same to the bit.
     let encode = ["encode", "--config", "config.json", "--data", "data/five.csv", "--device", "emulated"];
     work.succeed(&[&encode[..], &["--out", "cache"]].concat());
     let score = ["score", "--config", "config.json", "--checkpoint", released.to_str().unwrap()];

@@ -1,14 +1,14 @@
-//! Statistics against values worked out by hand, tables, event files to the byte, and pictures.
+//! Statistics against values worked out by hand, tables, event files to the byte, and images.
 
 use std::{fs, path::PathBuf};
 
 use alchemist_engine::report::{
-    EventFile, Kept, LossCurves, Picture, RatingHistogram, Series, SheetRow, TextTable, Thumbnail, auroc,
+    EventFile, Kept, LossCurves, Raster, RatingHistogram, Series, SheetRow, TextTable, Thumbnail, auroc,
     contact_sheet, decile_samples,
     event_file::Clock,
-    loss_curves, mean_percentile, picture,
+    loss_curves, mean_percentile,
     plot::{loss_curves_svg, rating_histogram_svg},
-    rating_histogram, spearman,
+    raster, rating_histogram, spearman,
 };
 
 fn close(value: Option<f64>, expected: f64) {
@@ -79,7 +79,7 @@ fn fixed_clock() -> Clock {
     Box::new(|| 1_234_567_890.25)
 }
 
-/// Written by Python's `tensorboard` 2.21 (`RecordWriter` over serialised `Event` messages) with the same contents.
+/// Written by Python's `tensorboard` 2.21 (`RecordWriter` over serialized `Event` messages) with the same contents.
 const EVENTS: &str = "\
 1800000000000000a37f4b2209000090b48065d2411a0d627261696e2e4576656e743a32ed00f201\
 200000000000000029eda95009000090b48065d24110012a130a110a0a6c6f73732f747261696e15\
@@ -153,24 +153,24 @@ fn resuming_drops_what_is_damaged_and_begins_anew_where_nothing_is_whole() {
     assert!(EventFile::create_with_clock(&empty.path().join("absent"), fixed_clock()).is_err());
 }
 
-/// Where the pictures stay to be looked at.
-fn picture_path(name: &str) -> PathBuf {
+/// Where the images stay to be looked at.
+fn image_path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
-/// Pixels of exactly this colour.
-fn pixels_of(picture: &Picture, colour: [u8; 3]) -> usize {
-    picture.rgb().chunks_exact(3).filter(|pixel| *pixel == colour).count()
+/// Pixels of exactly this color.
+fn pixels_of(image: &Raster, color: [u8; 3]) -> usize {
+    image.rgb().chunks_exact(3).filter(|pixel| *pixel == color).count()
 }
 
-/// Writes a picture, reads it back, and checks that it is the same and that its outermost pixels are blank (text
+/// Writes an image, reads it back, and checks that it is the same and that its outermost pixels are blank (text
 /// that reached them would be cut off).
-fn written(picture: &Picture, name: &str) {
-    let path = picture_path(name);
-    picture.write_png(&path).unwrap();
+fn written(image: &Raster, name: &str) {
+    let path = image_path(name);
+    image.write_png(&path).unwrap();
     let read = image::open(&path).unwrap().into_rgb8();
-    assert_eq!(read.dimensions(), (picture.width(), picture.height()));
-    assert_eq!(read.as_raw().as_slice(), picture.rgb());
+    assert_eq!(read.dimensions(), (image.width(), image.height()));
+    assert_eq!(read.as_raw().as_slice(), image.rgb());
     let (width, height) = read.dimensions();
     for (x, y, pixel) in read.enumerate_pixels() {
         if x < 3 || y < 3 || x + 3 >= width || y + 3 >= height {
@@ -206,20 +206,20 @@ fn curves(smoothing: f64) -> LossCurves {
 
 #[test]
 fn loss_curves_show_every_series() {
-    let picture = loss_curves(&curves(0.95)).unwrap();
-    written(&picture, "loss_curves.png");
-    for colour in [[0, 114, 178], [213, 94, 0], [0, 158, 115]] {
-        assert!(pixels_of(&picture, colour) > 2000, "{colour:?}");
+    let image = loss_curves(&curves(0.95)).unwrap();
+    written(&image, "loss_curves.png");
+    for color in [[0, 114, 178], [213, 94, 0], [0, 158, 115]] {
+        assert!(pixels_of(&image, color) > 2000, "{color:?}");
     }
-    assert_eq!(picture, loss_curves(&curves(0.95)).unwrap(), "drawing is deterministic");
+    assert_eq!(image, loss_curves(&curves(0.95)).unwrap(), "drawing is deterministic");
     let plain = loss_curves(&curves(0.0)).unwrap();
     written(&plain, "loss_curves_plain.png");
-    assert_ne!(picture, plain);
+    assert_ne!(image, plain);
     let one = Series::new("one point", vec![(3.0, 0.5)]);
     written(&loss_curves(&LossCurves { series: vec![one], ..curves(0.0) }).unwrap(), "loss_curves_point.png");
 }
 
-/// A band is drawn around its line, and the chart in the page's colours holds no colour of paper or ink of its own.
+/// A band is drawn around its line, and the chart in the page's colors holds no color of paper or ink of its own.
 #[test]
 fn a_chart_has_bands_and_a_form_for_pages() {
     let line: Vec<(f64, f64)> = (0..20).map(|x| (f64::from(x), 5.0 - f64::from(x) * 0.1)).collect();
@@ -231,9 +231,9 @@ fn a_chart_has_bands_and_a_form_for_pages() {
     };
     // Blue on white, at 16%.
     let faint = |half: f64| {
-        let picture = loss_curves(&chart(half)).unwrap();
-        written(&picture, "loss_curves_band.png");
-        picture.rgb().chunks(3).filter(|pixel| pixel[0] < 225 && pixel[0] > 205 && pixel[2] > 235).count()
+        let image = loss_curves(&chart(half)).unwrap();
+        written(&image, "loss_curves_band.png");
+        image.rgb().chunks(3).filter(|pixel| pixel[0] < 225 && pixel[0] > 205 && pixel[2] > 235).count()
     };
     let (narrow, wide) = (faint(0.05), faint(0.4));
     assert!(narrow > 10_000 && wide > 3 * narrow, "{narrow} and {wide} pixels of the band");
@@ -244,8 +244,8 @@ fn a_chart_has_bands_and_a_form_for_pages() {
     );
     assert!(svg.contains("var(--ink)") && svg.contains("var(--grid)") && svg.contains("a &lt; b &amp; "));
     assert!(svg.contains("<polygon"), "the band");
-    for colour in ["#222222", "#FFFFFF", "#E2E2E2", "embedded DejaVu"] {
-        assert!(!svg.contains(colour), "{colour} is left");
+    for color in ["#222222", "#FFFFFF", "#E2E2E2", "embedded DejaVu"] {
+        assert!(!svg.contains(color), "{color} is left");
     }
     assert!(svg.trim_end().ends_with("</svg>"));
 }
@@ -270,19 +270,16 @@ fn charts_without_anything_to_draw_are_refused() {
         histogram("x", &[1.0], &[kept("", &[1])]).unwrap_err().to_string(),
         "row 1 is kept, but there are only 1 ratings."
     );
-    assert_eq!(
-        contact_sheet("x", &[]).unwrap_err().to_string(),
-        "a contact sheet needs at least one picture."
-    );
+    assert_eq!(contact_sheet("x", &[]).unwrap_err().to_string(), "a contact sheet needs at least one image.");
     let wrong = Thumbnail { side: 2, rgb: vec![0; 11], caption: String::new(), rating: Some(0.0) };
     let rows = [SheetRow { label: "a".to_owned(), details: vec![], thumbnails: vec![wrong] }];
     assert_eq!(
         contact_sheet("x", &rows).unwrap_err().to_string(),
-        "contact_sheet: 11 bytes are not a picture of 2×2 pixels"
+        "contact_sheet: 11 bytes are not an image of 2×2 pixels"
     );
 }
 
-fn histogram(title: &str, ratings: &[f64], kept: &[Kept]) -> alchemist_engine::error::Result<Picture> {
+fn histogram(title: &str, ratings: &[f64], kept: &[Kept]) -> alchemist_engine::error::Result<Raster> {
     rating_histogram(&RatingHistogram { title: title.to_owned(), ratings, kept })
 }
 
@@ -296,8 +293,8 @@ fn ratings() -> Vec<f64> {
     for row in 0..12_000u32 {
         let spread =
             (0..6).map(|draw| f64::from((row * 6 + draw).wrapping_mul(2_654_435_761) >> 8) / 16_777_216.0);
-        let centred: f64 = spread.sum::<f64>() - 3.0;
-        ratings.push(if row % 5 == 0 { centred * 0.3 - 2.2 } else { centred * 0.5 + 0.4 });
+        let centerd: f64 = spread.sum::<f64>() - 3.0;
+        ratings.push(if row % 5 == 0 { centerd * 0.3 - 2.2 } else { centerd * 0.5 + 0.4 });
     }
     ratings
 }
@@ -308,10 +305,10 @@ fn the_histogram_lays_what_is_kept_over_all() {
     let ratings = ratings();
     let strategy = Strategy::ShiftGsample { drop_top: 0.1, mean: 0.45, sigma: 0.2 };
     let selection = select(&ratings, &strategy, Keep::Share(0.5), 0).unwrap();
-    let picture =
+    let image =
         histogram("Ratings, and what shift-gsample keeps", &ratings, &[kept("", &selection.kept)]).unwrap();
-    written(&picture, "rating_histogram.png");
-    let (all, kept) = (pixels_of(&picture, [190, 198, 206]), pixels_of(&picture, [0, 114, 178]));
+    written(&image, "rating_histogram.png");
+    let (all, kept) = (pixels_of(&image, [190, 198, 206]), pixels_of(&image, [0, 114, 178]));
     assert!(all > 20_000 && kept > 20_000, "{all} pixels of all, {kept} of kept");
     let whole = histogram("Ratings", &ratings, &[]).unwrap();
     assert_eq!(pixels_of(&whole, [0, 114, 178]), 0);
@@ -322,11 +319,11 @@ fn the_histogram_lays_what_is_kept_over_all() {
     // Several are outlined over bars of all.
     let best = select(&ratings, &Strategy::TopK, Keep::Share(0.5), 0).unwrap();
     let several = [self::kept("shift-gsample", &selection.kept), self::kept("top-k", &best.kept)];
-    let picture = histogram("Ratings, and what is kept", &ratings, &several).unwrap();
-    written(&picture, "rating_histogram_several.png");
-    for colour in [[0, 114, 178], [213, 94, 0]] {
-        let pixels = pixels_of(&picture, colour);
-        assert!((1000..20_000).contains(&pixels), "{pixels} of {colour:?}");
+    let image = histogram("Ratings, and what is kept", &ratings, &several).unwrap();
+    written(&image, "rating_histogram_several.png");
+    for color in [[0, 114, 178], [213, 94, 0]] {
+        let pixels = pixels_of(&image, color);
+        assert!((1000..20_000).contains(&pixels), "{pixels} of {color:?}");
     }
     let svg = RatingHistogram { title: "Ratings".to_owned(), ratings: &ratings, kept: &several };
     assert!(rating_histogram_svg(&svg).unwrap().contains("top-k: 6000"));
@@ -378,7 +375,7 @@ fn the_contact_sheet_has_a_row_a_decile() {
     let sheet = contact_sheet("Tenths of the rating, best rated first", &rows).unwrap();
     written(&sheet, "contact_sheet.png");
     let few =
-        contact_sheet("A title that is far too long for a sheet of only one picture", &rows[..1]).unwrap();
+        contact_sheet("A title that is far too long for a sheet of only one image", &rows[..1]).unwrap();
     written(&few, "contact_sheet_row.png");
     let narrow = SheetRow { thumbnails: rows[0].thumbnails[..1].to_vec(), ..rows[0].clone() };
     written(&contact_sheet("A title that is far too long", &[narrow]).unwrap(), "contact_sheet_one.png");
@@ -410,18 +407,18 @@ fn decile_samples_are_evenly_spaced_and_in_order() {
 
 #[test]
 fn text_is_made_to_fit_and_missing_glyphs_become_dots() {
-    assert_eq!(picture::drawable("a\nb\t猫é"), "a b ·é");
+    assert_eq!(raster::drawable("a\nb\t猫é"), "a b ·é");
     let text = "a caption that is rather long";
-    let width = picture::text_width(text, 15.0);
-    assert_eq!(picture::shortened(text, 15.0, width + 0.1), text);
-    let short = picture::shortened(text, 15.0, width * 0.6);
+    let width = raster::text_width(text, 15.0);
+    assert_eq!(raster::shortened(text, 15.0, width + 0.1), text);
+    let short = raster::shortened(text, 15.0, width * 0.6);
     assert!(short.ends_with('…') && text.starts_with(short.trim_end_matches('…')), "{short}");
-    assert!(picture::text_width(&short, 15.0) <= width * 0.6);
-    assert_eq!(picture::shortened(text, 15.0, 1.0), "");
-    let lines = picture::wrapped(text, 15.0, width * 0.6, 2);
+    assert!(raster::text_width(&short, 15.0) <= width * 0.6);
+    assert_eq!(raster::shortened(text, 15.0, 1.0), "");
+    let lines = raster::wrapped(text, 15.0, width * 0.6, 2);
     assert_eq!(lines.join(" "), text);
-    let lines = picture::wrapped(text, 15.0, width * 0.35, 2);
+    let lines = raster::wrapped(text, 15.0, width * 0.35, 2);
     assert!(lines.len() == 2 && lines[1].ends_with('…'), "{lines:?}");
-    assert!(lines.iter().all(|line| picture::text_width(line, 15.0) <= width * 0.35));
-    assert!(picture::wrapped("", 15.0, 100.0, 2).is_empty());
+    assert!(lines.iter().all(|line| raster::text_width(line, 15.0) <= width * 0.35));
+    assert!(raster::wrapped("", 15.0, 100.0, 2).is_empty());
 }

@@ -36,7 +36,7 @@ impl Workplace {
         let settings =
             DataSetSettings { train: 60, validation: 16, side: 24, shares: FlawShares::default(), seed: 3 };
         let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
-        // A record without its picture has to fail in the same way every time.
+        // A record without its image has to fail in the same way every time.
         let mut table = fs::OpenOptions::new().append(true).open(&data.train_csv).unwrap();
         let header = fs::read_to_string(&data.train_csv).unwrap().lines().next().unwrap().to_owned();
         let fields: Vec<&str> = header
@@ -168,8 +168,8 @@ fn every_rule_goes_on_to_the_bit() {
     let excess: &[&str] = &["--set", "rule=excess"];
     let alignment: &[&str] = &["--set", "rule=alignment"];
     let alone: &[&str] =
-        &["--set", "rule=excess", "--set", "rater_teaching=regression", "--set", "rater_only_epochs=2"];
-    let weights: &[&str] = &["--set", "rule=alignment", "--set", "rater_teaching=weights"];
+        &["--set", "rule=excess", "--set", "rater_objective=regression", "--set", "rater_only_epochs=2"];
+    let weights: &[&str] = &["--set", "rule=alignment", "--set", "rater_objective=reweight"];
     let mut random = Random::new(12, Purpose::Test, 0);
     for (name, sets) in [("excess", excess), ("alignment", alignment), ("weights", weights), ("alone", alone)]
     {
@@ -212,7 +212,7 @@ fn every_rule_goes_on_to_the_bit() {
 fn a_killed_scoring_loses_and_doubles_nothing() {
     let work = Workplace::new(1);
     work.finish(&["train", "--config", "config.json", "--out", "run"]);
-    // The same pictures often enough for several parts.
+    // The same images often enough for several parts.
     let train = fs::read_to_string(work.path("data/train.csv")).unwrap();
     let (header, rows) = train.split_once('\n').unwrap();
     assert!(header.starts_with("id,"), "{header}");

@@ -12,13 +12,13 @@ use alchemist_engine::{
         Accumulate, DType, Gradients, Parameters, Tape, Tensor,
         ops::{
             pyramid::Reach,
-            rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets, linear_combination, standardise},
+            rater_loss::{RaterLoss, RaterLossFactors, RegressionTargets, linear_combination, standardize},
         },
     },
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rater, Rope, Weighing},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rater, Rope, Weighing},
     rater::{
         bilevel::{Bilevel, BilevelSettings, MicroBatch, Prior, StepRates},
-        rules::{ALIGNMENT, EXCESS, Geometry, RuleSettings, Scaling, Teaching},
+        rules::{ALIGNMENT, EXCESS, Geometry, RaterObjective, RuleSettings, Scaling},
     },
     tokens::batch::Batch,
     training::{
@@ -49,7 +49,7 @@ fn backbone() -> BackboneConfig {
         cross_attention: true,
         drop_path: 0.0,
         cross_from_first_sample: false,
-        initialisation: Initialisation { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
     }
 }
 
@@ -276,10 +276,10 @@ fn in_the_warm_up_the_proxy_learns_alone() {
     }
 }
 
-/// Taught by regression, the logits come to the standardised averages, and the proxy is trained with equal weights.
+/// Taught by regression, the logits come to the standardized averages, and the proxy is trained with equal weights.
 #[test]
 fn regression_teaches_the_rater_what_each_sample_is_worth() {
-    let rule = RuleSettings { teaching: Teaching::Regression, ..alignment() };
+    let rule = RuleSettings { objective: RaterObjective::Regression, ..alignment() };
     let mut bilevel = bilevel(rule);
     let refused = bilevel.step(&[micro()], RATES, 0).unwrap_err().to_string();
     assert!(refused.contains("taught by running averages, but a batch has none"), "{refused}");
@@ -325,11 +325,11 @@ fn what_is_no_number_is_left_out() {
     let d = RaterLoss::new(factors).unwrap().d_weights(&constants, &weights).unwrap();
     // The mean of the others stands in.
     assert_eq!(d.to_f64_vec().unwrap(), [2.0, 4.0, 6.0, 4.0]);
-    let scaled = standardise(&constants, true).unwrap().to_f64_vec().unwrap();
+    let scaled = standardize(&constants, true).unwrap().to_f64_vec().unwrap();
     assert_eq!((scaled[0], scaled[2]), (-1.0, 1.0));
     assert!(scaled[1].is_nan() && scaled[3].is_infinite());
-    let centred = standardise(&Tensor::new(&[3], vec![2.0, 2.0, 2.0]).unwrap(), true).unwrap();
-    assert_eq!(centred.to_f64_vec().unwrap(), [0.0; 3]);
+    let centerd = standardize(&Tensor::new(&[3], vec![2.0, 2.0, 2.0]).unwrap(), true).unwrap();
+    assert_eq!(centerd.to_f64_vec().unwrap(), [0.0; 3]);
     let sum = linear_combination(&[(1.0, &constants), (-1.0, &constants)]).unwrap().to_f64_vec().unwrap();
     assert_eq!((sum[0], sum[2]), (0.0, 0.0));
     assert!(linear_combination(&[]).is_err());
@@ -383,12 +383,12 @@ fn scaling_is_of_the_batch() {
         report.constant
     };
     let plain = constants(Scaling::None);
-    let centre = mean(&plain);
-    let spread = mean(&plain.iter().map(|value| (value - centre).powi(2)).collect::<Vec<f64>>()).sqrt();
+    let center = mean(&plain);
+    let spread = mean(&plain.iter().map(|value| (value - center).powi(2)).collect::<Vec<f64>>()).sqrt();
     for (at, value) in plain.iter().enumerate() {
-        approx::assert_relative_eq!(constants(Scaling::Centre)[at], value - centre, max_relative = 1e-9);
-        let expected = (value - centre) / spread;
-        approx::assert_relative_eq!(constants(Scaling::Standardise)[at], expected, max_relative = 1e-9);
+        approx::assert_relative_eq!(constants(Scaling::Center)[at], value - center, max_relative = 1e-9);
+        let expected = (value - center) / spread;
+        approx::assert_relative_eq!(constants(Scaling::Standardize)[at], expected, max_relative = 1e-9);
     }
 }
 
@@ -419,10 +419,10 @@ fn batches_that_cannot_be_compared_are_refused() {
     assert!(said.contains("14 tokens, but a validation sample 5"), "{said}");
 }
 
-/// The rater alone comes to the standardised averages, of the samples that have one; the proxy stays as it was.
+/// The rater alone comes to the standardized averages, of the samples that have one; the proxy stays as it was.
 #[test]
 fn the_rater_alone_learns_the_averages() {
-    let rule = RuleSettings { teaching: Teaching::Regression, ..alignment() };
+    let rule = RuleSettings { objective: RaterObjective::Regression, ..alignment() };
     let mut trained = bilevel(rule);
     let values: Vec<f64> = (0..SAMPLES).map(|at| 3.0 + (at as f64 * 1.7).sin()).collect();
     let prior = |last: f64| Prior {

@@ -7,7 +7,7 @@ use alchemist_engine::{
     encode::TextStates,
     engine::{DType, Parameters, Tape, Tensor, cuda::Device, ops::pyramid::PyramidQuantizer},
     generator::sample::{SampleSettings, Sampler},
-    models::{BackboneConfig, Initialisation, Mode, Proxy, Rope},
+    models::{BackboneConfig, Initialization, Mode, Proxy, Rope},
 };
 use common::{normal, relative_error};
 
@@ -21,15 +21,15 @@ struct Form {
     rotary: bool,
     level_embedding: bool,
     shared_aln: bool,
-    normalised: bool,
+    normalized: bool,
     first_side: usize,
 }
 
 const FORMS: [Form; 4] = [
-    Form { rotary: true, level_embedding: true, shared_aln: false, normalised: true, first_side: 1 },
-    Form { rotary: false, level_embedding: true, shared_aln: false, normalised: false, first_side: 1 },
-    Form { rotary: true, level_embedding: true, shared_aln: true, normalised: true, first_side: 2 },
-    Form { rotary: false, level_embedding: false, shared_aln: true, normalised: true, first_side: 1 },
+    Form { rotary: true, level_embedding: true, shared_aln: false, normalized: true, first_side: 1 },
+    Form { rotary: false, level_embedding: true, shared_aln: false, normalized: false, first_side: 1 },
+    Form { rotary: true, level_embedding: true, shared_aln: true, normalized: true, first_side: 2 },
+    Form { rotary: false, level_embedding: false, shared_aln: true, normalized: true, first_side: 1 },
 ];
 
 fn sides(form: Form) -> Vec<usize> {
@@ -46,7 +46,7 @@ fn network(form: Form, dtype: DType) -> (Proxy, Parameters) {
         width: 16,
         heads: 2,
         mlp_ratio: 2.0,
-        attention_l2_norm: form.normalised,
+        attention_l2_norm: form.normalized,
         rope: form.rotary.then_some(Rope { theta: 100.0, norm: 8.0 }),
         level_embedding: form.level_embedding,
         logit_norm: true,
@@ -54,7 +54,7 @@ fn network(form: Form, dtype: DType) -> (Proxy, Parameters) {
         cross_attention: true,
         drop_path: 0.0,
         cross_from_first_sample: false,
-        initialisation: Initialisation { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
     };
     Proxy::new(&config, dtype, 1).unwrap()
 }
@@ -210,7 +210,7 @@ fn tokens_that_are_dropped_leave_coarser_scales_alone() {
 }
 
 #[test]
-fn a_picture_does_not_depend_on_the_others_and_the_seed_fixes_it() {
+fn a_image_does_not_depend_on_the_others_and_the_seed_fixes_it() {
     let form = FORMS[0];
     let (network, parameters) = network(form, DType::F32);
     let codebook = normal(&[CODES, CHANNELS], 30, DType::F32);

@@ -36,14 +36,14 @@ fn variance(rgb: &[u8]) -> f64 {
         / 3.0
 }
 
-/// Mean squared difference of neighbours in a row: the energy at high frequencies.
+/// Mean squared difference of neighbors in a row: the energy at high frequencies.
 fn roughness(rgb: &[u8], side: usize) -> f64 {
     let step = |at: usize| f64::from(rgb[at]) - f64::from(rgb[at + 3]);
     let starts = (0..side).flat_map(|row| (0..(side - 1) * 3).map(move |at| row * side * 3 + at));
     starts.map(|at| step(at) * step(at)).sum::<f64>() / (side * (side - 1) * 3) as f64
 }
 
-/// Correlation of two pictures' bytes.
+/// Correlation of two images' bytes.
 fn correlation(left: &[u8], right: &[u8]) -> f64 {
     let mean = |bytes: &[u8]| bytes.iter().map(|&byte| f64::from(byte)).sum::<f64>() / bytes.len() as f64;
     let (left_mean, right_mean) = (mean(left), mean(right));
@@ -79,8 +79,8 @@ fn scenes_are_the_same_bits_everywhere() {
 #[test]
 fn scenes_vary_with_seed_and_index_and_captions_do_not_depend_on_the_side() {
     let scenes: Vec<_> = (0..300).map(|index| draw_scene(3, index, 32)).collect();
-    let pictures: BTreeSet<_> = scenes.iter().map(|scene| &scene.rgb).collect();
-    assert_eq!(pictures.len(), 300);
+    let images: BTreeSet<_> = scenes.iter().map(|scene| &scene.rgb).collect();
+    assert_eq!(images.len(), 300);
     let captions: BTreeSet<_> = scenes.iter().map(|scene| scene.caption.as_str()).collect();
     assert!(captions.len() > 280, "only {} different captions in 300", captions.len());
     let vocabulary: BTreeSet<_> = captions.iter().flat_map(|caption| words(caption)).collect();
@@ -92,9 +92,9 @@ fn scenes_vary_with_seed_and_index_and_captions_do_not_depend_on_the_side() {
     assert!(scenes[0] != draw_scene(4, 0, 32), "the seed has no effect");
 }
 
-/// Scenes that are one thing on a colourless background: the caption's colour is the picture's.
+/// Scenes that are one thing on a colorless background: the caption's color is the image's.
 #[test]
-fn captions_name_the_colours_that_are_there() {
+fn captions_name_the_colors_that_are_there() {
     const SIDE: usize = 12;
     let mut found = [0; 3];
     for index in 0..60_000 {
@@ -102,8 +102,8 @@ fn captions_name_the_colours_that_are_there() {
         let words: Vec<_> = scene.caption.split(' ').collect();
         let [article, rest @ ..] = words.as_slice() else { panic!("scene {index} has no caption") };
         let rest = rest.strip_prefix(&["large"]).unwrap_or(rest);
-        let [colour, shape, .., background, "background"] = rest else { continue };
-        let Some(channel) = ["red", "green", "blue"].iter().position(|name| name == colour) else { continue };
+        let [color, shape, .., background, "background"] = rest else { continue };
+        let Some(channel) = ["red", "green", "blue"].iter().position(|name| name == color) else { continue };
         if *article != "a"
             || !["circle", "square", "triangle", "heart", "diamond"].contains(shape)
             || !["white", "grey", "black"].contains(background)
@@ -188,7 +188,7 @@ fn a_wrong_caption_is_found_among_nearly_equal_ones_or_refused() {
 }
 
 #[test]
-fn flaws_of_pictures_do_what_they_say() {
+fn flaws_of_images_do_what_they_say() {
     for index in 0..60 {
         let clean = draw_scene(21, index, SIDE).rgb;
         let spoiled = |flaw, seed| {
@@ -208,7 +208,7 @@ fn flaws_of_pictures_do_what_they_say() {
         let mean = |rgb: &[u8]| rgb.iter().map(|&byte| f64::from(byte)).sum::<f64>() / rgb.len() as f64;
         assert!((mean(&blurred) - mean(&clean)).abs() < 12.0, "blur keeps the brightness");
         for flaw in [Flaw::Clean, Flaw::WrongCaption, Flaw::Duplicate] {
-            assert!(spoiled(flaw, 0) == clean, "{flaw} changes the picture");
+            assert!(spoiled(flaw, 0) == clean, "{flaw} changes the image");
         }
         let changed = |rgb: &[u8]| {
             let pixels = clean.chunks_exact(3).zip(rgb.chunks_exact(3));
@@ -246,18 +246,18 @@ fn blur_comes_in_several_strengths() {
 }
 
 #[test]
-fn flaws_take_pictures_of_any_shape() {
+fn flaws_take_images_of_any_shape() {
     for (width, height) in [(1, 1), (1, 9), (200, 3), (17, 31), (0, 0)] {
         for flaw in Flaw::ALL {
             let mut rgb = vec![90; width * height * 3];
             spoil(&mut rgb, width, height, flaw, 0, 0).unwrap();
             if flaw == Flaw::Blur {
-                assert!(rgb.iter().all(|&byte| byte == 90), "a blurred plain picture stays as it is");
+                assert!(rgb.iter().all(|&byte| byte == 90), "a blurred plain image stays as it is");
             }
         }
     }
     let message = spoil(&mut [0; 10], 2, 2, Flaw::Noise, 0, 0).unwrap_err().to_string();
-    assert!(message.contains("10 bytes are not a picture of 2×2 pixels"), "{message}");
+    assert!(message.contains("10 bytes are not an image of 2×2 pixels"), "{message}");
 }
 
 #[test]
@@ -277,11 +277,11 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
     let shares = FlawShares::NONE;
     let drawn = DataSetSettings { train: 100, validation: 1, side: 40, shares, seed: 6 };
     let data = write_data_set(&folder.path().join("data"), &drawn).unwrap();
-    // A corpus with columns of its own, and a picture that cannot be read.
+    // A corpus with columns of its own, and an image that cannot be read.
     let table = fs::read_to_string(&data.train_csv).unwrap();
     let table = table.replace(",flaw,", ",source,").replace(",clean,", ",\"web, 2020\",");
     fs::write(&data.train_csv, table).unwrap();
-    fs::write(folder.path().join("data/train/000017.png"), "no picture").unwrap();
+    fs::write(folder.path().join("data/train/000017.png"), "no image").unwrap();
     let plant_into = |out: &str, seed: u64, overwrite: bool| {
         let settings = PlantSettings {
             corpus: data.train_csv.clone(),
@@ -305,7 +305,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
     assert!(lost >= 1 && planted.failed == lost, "{lost} rows are missing, {} failed", planted.failed);
     assert!(rows.iter().all(|row| &row[0] != "17" && &row[3] == "web, 2020"));
     let original = |id: &str| draw_scene(6, id.parse().unwrap(), 40).caption;
-    let picture = |id: &str| {
+    let image = |id: &str| {
         let row = rows.iter().find(|row| &row[0] == id).unwrap();
         fs::read(folder.path().join("planted").join(&row[1])).unwrap()
     };
@@ -315,7 +315,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
         let told = if flaw.needs_source() { source } else { &row[0] };
         assert_eq!(row[2], original(told), "{flaw}");
         if flaw == Flaw::Duplicate && rows.iter().any(|row| &row[0] == source) {
-            assert!(picture(&row[0]) == picture(source));
+            assert!(image(&row[0]) == image(source));
         }
     }
     let counted: usize = planted.counts.iter().map(|(_, count)| count).sum();
@@ -370,14 +370,14 @@ fn the_data_set_on_disk_is_what_the_tables_say() {
     assert_eq!(reader.headers().unwrap(), vec!["id", "image_save_path", "caption", "flaw", "duplicate_of"]);
     let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
     assert_eq!(rows.len(), 200);
-    let picture = |row: &csv::StringRecord| image::open(folder.path().join(&row[1])).unwrap().into_rgb8();
+    let image = |row: &csv::StringRecord| image::open(folder.path().join(&row[1])).unwrap().into_rgb8();
     let mut seen = [0; 6];
     for (index, row) in rows.iter().enumerate() {
         let flaw: Flaw = row[3].parse().unwrap();
         seen[flaw as usize] += 1;
         assert_eq!(row[0], index.to_string());
         let scene = draw_scene(6, index as u64, SIDE);
-        let shown = picture(row);
+        let shown = image(row);
         assert_eq!(shown.dimensions(), (64, 64));
         assert_eq!(flaw == Flaw::Duplicate, !row[4].is_empty());
         match flaw {
@@ -389,7 +389,7 @@ fn the_data_set_on_disk_is_what_the_tables_say() {
             Flaw::Duplicate => {
                 let original = &rows[row[4].parse::<usize>().unwrap()];
                 assert_eq!((&original[2], &original[3]), (&row[2], "clean"));
-                assert!(picture(original) == shown, "row {index}");
+                assert!(image(original) == shown, "row {index}");
             }
             Flaw::Plain | Flaw::Noise | Flaw::Blur | Flaw::Jpeg | Flaw::Watermark => {
                 assert!(shown.as_raw() != &scene.rgb, "row {index}");
@@ -404,7 +404,7 @@ fn the_data_set_on_disk_is_what_the_tables_say() {
     for (index, row) in validation.iter().enumerate() {
         let scene = draw_scene(6, 200 + index as u64, SIDE);
         assert_eq!((row[0].to_string(), &row[3]), ((200 + index).to_string(), "clean"));
-        assert!(picture(row).as_raw() == &scene.rgb && row[2] == scene.caption, "validation row {index}");
+        assert!(image(row).as_raw() == &scene.rgb && row[2] == scene.caption, "validation row {index}");
     }
     let left_over = contents(folder.path()).into_iter().find(|(name, _)| name.contains(LEFTOVER));
     assert!(left_over.is_none());

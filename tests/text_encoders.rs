@@ -111,7 +111,7 @@ fn captions_are_encoded_each_for_itself() {
     }
 }
 
-/// On a device (the emulator, unless `ALCHEMIST_DEVICE` names another) they are those of the processor, and no bit of one
+/// On a device (the emulator, unless `ALCHEMIST_DEVICE` names another) they are those of the CPU, and no bit of one
 /// depends on the others there either.
 #[test]
 fn captions_are_encoded_alike_on_a_device() {

@@ -50,7 +50,7 @@ fn what_is_trained_and_rated_with_it_is_the_same() {
     };
     let expected = rate("plain.csv", &[]);
     assert!(expected == rate("cached.csv", &["--set", "token_cache=cache"]));
-    // Nothing is decoded: the codes serve without the pictures.
+    // Nothing is decoded: the codes serve without the images.
     fs::rename(work.path("data/train"), work.path("data/away")).unwrap();
     assert!(expected == rate("without.csv", &["--set", "token_cache=cache"]));
     work.refused(
@@ -58,10 +58,10 @@ fn what_is_trained_and_rated_with_it_is_the_same() {
         &["data/train.csv", "none of", "none.failed.csv"],
     );
     fs::rename(work.path("data/away"), work.path("data/train")).unwrap();
-    // A picture that is another one now is tokenised anew, and one that was only copied is not.
-    let pictures: Vec<PathBuf> =
+    // An image that is another one now is tokenized anew, and one that was only copied is not.
+    let images: Vec<PathBuf> =
         fs::read_dir(work.path("data/train")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let (first, second) = (&pictures[0], &pictures[1]);
+    let (first, second) = (&images[0], &images[1]);
     let original = fs::read(first).unwrap();
     fs::write(first, fs::read(second).unwrap()).unwrap();
     let changed = rate("changed.csv", &["--set", "token_cache=cache"]);
@@ -87,7 +87,7 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
     work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
     work.succeed(&arguments);
     assert!(shards(&work, "whole") == expected);
-    // Pictures are named by their paths from the cache's folder, so two caches side by side are equal.
+    // Images are named by their paths from the cache's folder, so two caches side by side are equal.
     assert!(shards(&work, "killed") == expected, "a killed and resumed encode differs");
 
     let damaged = work.path("whole/shard-00003.codes.safetensors");
@@ -268,7 +268,7 @@ fn text_states_are_kept_of_a_released_encoder() {
         let said = work.succeed(&[&ENCODE[..], &clip, &["--out", out], text].concat());
         assert!(!said.contains("states of 0 captions"), "{said}");
         let cache = TokenCache::open(&work.path(out)).unwrap();
-        assert_eq!(cache.pictures(), 80);
+        assert_eq!(cache.images(), 80);
         let (codes, numbers) = cache.read_all().unwrap();
         assert_eq!(codes, 80 * 14);
         if out == "ids" {

@@ -9,7 +9,7 @@ use alchemist_engine::{
         DType, Parameters, Purpose, Random, Tensor,
         ops::pyramid::{PyramidQuantizer, cpu::resample::ResidualConvolution},
     },
-    models::{BackboneConfig, Initialisation, Proxy, Rater, Rope},
+    models::{BackboneConfig, Initialization, Proxy, Rater, Rope},
     rater::bilevel::{Bilevel, BilevelSettings, MicroBatch, StepRates},
     tokens::batch::Batch,
     training::optimizer::AdamWSettings,
@@ -82,7 +82,7 @@ impl Case {
             cross_attention: true,
             drop_path: 0.1 * depth as f64 / 24.0,
             cross_from_first_sample: false,
-            initialisation: Initialisation { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
+            initialization: Initialization { std: -1.0, head: 0.02, aln: 0.5, aln_gamma: 5e-5 },
         }
     }
 
@@ -101,7 +101,7 @@ impl Case {
         }
     }
 
-    /// The pyramid's quantiser with the released number of shared convolutions.
+    /// The pyramid's quantizer with the released number of shared convolutions.
     pub(crate) fn quantizer(&self) -> PyramidQuantizer {
         let channels = self.code_channels;
         let convolutions = (0..4)
@@ -126,7 +126,7 @@ impl Case {
         quantizer: &PyramidQuantizer,
         (features, text): &(Tensor, TextStates),
     ) -> Batch {
-        let codes = quantizer.encode(features).expect("features are quantised");
+        let codes = quantizer.encode(features).expect("features are quantized");
         Batch {
             input: Some(quantizer.input(&codes).expect("codes have an input")),
             through: None,

@@ -27,7 +27,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     let kind = Activation::GeluTanh;
     bench.device("gelu_forward", floor(2), || activation_forward(kind, &mut y, &x, None, channels));
-    let mut dx = device.uninitialised::<bf16>(x.len())?;
+    let mut dx = device.uninitialized::<bf16>(x.len())?;
     bench.device("gelu_backward", floor(3), || activation_backward(kind, &mut dx, &y, &x, None, channels));
     Ok(())
 }

@@ -24,10 +24,10 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let device = measured.device.clone();
     let x = device.upload(&halves(batch * share))?;
     let addend = device.upload(&halves(share))?;
-    let mut y = device.uninitialised::<bf16>(x.len())?;
+    let mut y = device.uninitialized::<bf16>(x.len())?;
     let floor = Floor { bytes: 2 * x.bytes() + addend.bytes(), flop: 0 };
     bench.device("add_to_all_forward", floor, || cuda::add_to_all(&mut y, Some(&x), &addend));
-    let mut d_addend = device.uninitialised::<bf16>(share)?;
+    let mut d_addend = device.uninitialized::<bf16>(share)?;
     let floor = Floor { bytes: x.bytes() + d_addend.bytes(), flop: 0 };
     bench.device("add_to_all_backward", floor, || add_to_all_backward(&mut d_addend, &x));
     Ok(())

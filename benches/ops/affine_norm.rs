@@ -10,7 +10,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let device = measured.device.clone();
     let x = device.upload(&floats(rows * channels))?;
     let [weight, bias] = [device.upload(&floats(channels))?, device.upload(&floats(channels))?];
-    let mut y = device.uninitialised::<f32>(x.len())?;
+    let mut y = device.uninitialized::<f32>(x.len())?;
     let floor = Floor { bytes: 2 * x.bytes(), flop: 0 };
     bench.device("affine_norm", floor, || affine_norm(&mut y, &x, &weight, Some(&bias), 1e-5));
     Ok(())

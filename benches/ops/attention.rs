@@ -71,14 +71,14 @@ fn own_on_device(bench: &mut Bench) -> Result<()> {
     };
     let qkv = device.upload(&halves(batch * tokens * 3 * channels))?;
     let d_out = device.upload(&halves(batch * tokens * channels))?;
-    let mut out = device.uninitialised::<bf16>(d_out.len())?;
-    let mut rows: Buffer<f32> = device.uninitialised(shape.rows_len::<bf16>())?;
+    let mut out = device.uninitialized::<bf16>(d_out.len())?;
+    let mut rows: Buffer<f32> = device.uninitialized(shape.rows_len::<bf16>())?;
     // Two products forward, five backward, of the pairs that the mask lets be.
     let pair = 2 * 64 * batch * heads * allowed;
     let floor = Floor { bytes: qkv.bytes() + out.bytes(), flop: 2 * pair };
     bench.device("self_attention_forward", floor, || forward(&mut out, &mut rows, &shape, &qkv, &qkv));
-    let mut d_qkv = device.uninitialised::<bf16>(qkv.len())?;
-    let mut d_log_scale = device.uninitialised::<f32>(batch * heads)?;
+    let mut d_qkv = device.uninitialized::<bf16>(qkv.len())?;
+    let mut d_log_scale = device.uninitialized::<f32>(batch * heads)?;
     let floor = Floor { bytes: 3 * qkv.bytes() + 4 * out.bytes(), flop: 7 * pair };
     bench.device("self_attention_forward_backward", floor, || {
         forward(&mut out, &mut rows, &shape, &qkv, &qkv)?;
@@ -112,11 +112,11 @@ fn cross_on_device(bench: &mut Bench) -> Result<()> {
     let q = device.upload(&halves(batch * tokens * channels))?;
     let kv = device.upload(&halves(batch * text * 2 * channels))?;
     let d_out = device.upload(&halves(q.len()))?;
-    let mut out = device.uninitialised::<bf16>(q.len())?;
-    let mut rows: Buffer<f32> = device.uninitialised(shape.rows_len::<bf16>())?;
+    let mut out = device.uninitialized::<bf16>(q.len())?;
+    let mut rows: Buffer<f32> = device.uninitialized(shape.rows_len::<bf16>())?;
     let (mut d_q, mut d_kv) =
-        (device.uninitialised::<bf16>(q.len())?, device.uninitialised::<bf16>(kv.len())?);
-    let mut d_log_scale = device.uninitialised::<f32>(batch * heads)?;
+        (device.uninitialized::<bf16>(q.len())?, device.uninitialized::<bf16>(kv.len())?);
+    let mut d_log_scale = device.uninitialized::<f32>(batch * heads)?;
     let pair = 2 * 64 * batch * heads * tokens * text;
     let floor = Floor { bytes: 7 * q.bytes() + 3 * kv.bytes(), flop: 7 * pair };
     bench.device("cross_attention_forward_backward", floor, || {

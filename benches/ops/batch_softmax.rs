@@ -23,7 +23,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let mut y = device.zeros::<f32>(x.len())?;
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     bench.device("batch_softmax_forward", floor(2), || batch_softmax_forward(&mut y, &x, 1.0));
-    let mut dx = device.uninitialised::<f32>(x.len())?;
+    let mut dx = device.uninitialized::<f32>(x.len())?;
     bench.device("batch_softmax_backward", floor(3), || batch_softmax_backward(&mut dx, &x, &y, 1.0));
     Ok(())
 }

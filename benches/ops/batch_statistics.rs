@@ -24,7 +24,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let mut y = device.zeros::<f32>(2 * channels)?;
     let floor = Floor { bytes: x.bytes() + y.bytes(), flop: 0 };
     bench.device("batch_statistics_forward", floor, || batch_statistics_forward(&mut y, &x, sizes));
-    let mut dx = device.uninitialised::<f32>(x.len())?;
+    let mut dx = device.uninitialized::<f32>(x.len())?;
     let floor = Floor { bytes: 2 * x.bytes() + y.bytes(), flop: 0 };
     bench.device("batch_statistics_backward", floor, || batch_statistics_backward(&mut dx, &y, &x, sizes));
     Ok(())

@@ -36,7 +36,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let mut sum = device.zeros::<f32>(share)?;
     let floor = Floor { bytes: d.bytes() + sum.bytes(), flop: 0 };
     bench.device("sum_samples", floor, || sum_samples(&mut sum, &d, Some(&weights), share, false));
-    let mut y = device.uninitialised::<bf16>(d.len())?;
+    let mut y = device.uninitialized::<bf16>(d.len())?;
     let floor = |passes: usize| Floor { bytes: passes * d.bytes(), flop: 0 };
     bench.device("scale_samples", floor(2), || scale_samples(&mut y, Some(&d), &weights));
     bench.device("fill", floor(1), || fill(&mut y, 0.5));

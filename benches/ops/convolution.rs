@@ -32,12 +32,12 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let maps = Maps { values: &x, side, channels: inputs, planes: false };
     // Of one map, about as many as a convolution writes at once.
     let count = side * side;
-    let mut rows = device.uninitialised::<f16>(count * PARTS * width)?;
+    let mut rows = device.uninitialized::<f16>(count * PARTS * width)?;
     let floor = Floor { bytes: rows.bytes() + count * inputs * size_of::<f32>(), flop: 0 };
     bench.device("convolution_windows", floor, || windows(&mut rows, &maps, Window::SAME, [0, count, width]));
 
     let bias = device.upload(&floats(outputs))?;
-    let mut y = device.uninitialised::<f32>(pixels * outputs)?;
+    let mut y = device.uninitialized::<f32>(pixels * outputs)?;
     // Three products of parts make one of f32.
     let floor = Floor {
         bytes: x.bytes() + y.bytes() + placed * size_of::<f16>(),

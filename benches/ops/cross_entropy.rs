@@ -32,8 +32,8 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let logits = device.upload(&halves(rows * codes))?;
     let wanted = device.upload(&targets(rows, codes))?;
     let seeds = device.upload(&vec![1.0f32; batch])?;
-    let mut d_logits = device.uninitialised::<bf16>(logits.len())?;
-    let (mut losses, mut correct) = (device.uninitialised(rows)?, device.uninitialised(rows)?);
+    let mut d_logits = device.uninitialized::<bf16>(logits.len())?;
+    let (mut losses, mut correct) = (device.uninitialized(rows)?, device.uninitialized(rows)?);
     let floor = Floor { bytes: 2 * logits.bytes(), flop: 0 };
     bench.device("cross_entropy", floor, || {
         let output = CrossEntropyOutput {

@@ -14,7 +14,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let device = measured.device.clone();
     let x = device.upload(&floats(batch * pixels * channels))?;
     let [scale, shift] = [device.upload(&floats(channels))?, device.upload(&floats(channels))?];
-    let mut y = device.uninitialised::<f32>(x.len())?;
+    let mut y = device.uninitialized::<f32>(x.len())?;
     // The map is read for its statistics, and again when they are known.
     let floor = Floor { bytes: 3 * x.bytes(), flop: 0 };
     for (name, silu) in [("group_norm_plain", false), ("group_norm_silu", true)] {

@@ -35,7 +35,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     bench.device("layer_norm_forward", floor(2), || {
         layer_norm_forward(&mut y, &mut statistics, &input, EPSILON)
     });
-    let mut dx = device.uninitialised::<bf16>(x.len())?;
+    let mut dx = device.uninitialized::<bf16>(x.len())?;
     bench.device("layer_norm_backward", floor(3), || layer_norm_backward(&mut dx, &y, &input, &statistics));
     let branch = device.upload(&halves(rows * channels))?;
     let residual = ResidualBranch { before: &x, branch: &branch, keep: None };

@@ -1,4 +1,4 @@
-//! Linear layers: the tape's on the processor, the products of the vendor's library with a bias on a device.
+//! Linear layers: the tape's on the CPU, the products of the vendor's library with a bias on a device.
 
 use alchemist_engine::{
     Result,
@@ -31,7 +31,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     bench.device("linear_forward", floor, || {
         device.product(&mut y, [rows, outputs, inputs], (&x, false), (&weight, true), Some(&bias), 1.0, 0.0)
     });
-    let mut dx = device.uninitialised::<bf16>(x.len())?;
+    let mut dx = device.uninitialized::<bf16>(x.len())?;
     bench.device("linear_backward_input", floor, || {
         device.product(&mut dx, [rows, inputs, outputs], (&y, false), (&weight, false), None, 1.0, 0.0)
     });

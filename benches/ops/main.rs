@@ -1,4 +1,4 @@
-//! Every op by itself: on the processor as the tape runs it, and each kernel on a device if there is one, by that device's
+//! Every op by itself: on the CPU as the tape runs it, and each kernel on a device if there is one, by that device's
 //! clock, with its share of what the device can do at best. One file an op.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
 
@@ -70,7 +70,7 @@ impl Bench {
         Self { criterion, measured, ceilings }
     }
 
-    /// Forward and backward on the processor, through the tape; `elements` go in.
+    /// Forward and backward on the CPU, through the tape; `elements` go in.
     fn cpu(&mut self, name: &str, parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>) {
         let elements: usize = leaves.iter().map(Tensor::len).sum();
         let mut group = self.criterion.benchmark_group(format!("cpu/{name}"));

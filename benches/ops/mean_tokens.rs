@@ -26,7 +26,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let mut y = device.zeros::<f32>(batch * channels)?;
     let floor = Floor { bytes: x.bytes() + y.bytes(), flop: 0 };
     bench.device("mean_tokens_forward", floor, || mean_tokens_forward(&mut y, &x, sizes));
-    let mut dx = device.uninitialised::<bf16>(x.len())?;
+    let mut dx = device.uninitialized::<bf16>(x.len())?;
     bench.device("mean_tokens_backward", floor, || mean_tokens_backward(&mut dx, &y, sizes));
     Ok(())
 }

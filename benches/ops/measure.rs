@@ -62,7 +62,7 @@ impl Measured {
     pub(crate) fn copy_ceiling(&self) -> Result<f64> {
         let len = self.size(256 << 20, 1 << 12);
         let from = self.device.zeros::<u32>(len)?;
-        let mut to = self.device.uninitialised(len)?;
+        let mut to = self.device.uninitialized(len)?;
         let seconds = self.median(&mut || to.copy_from(&from))?;
         Ok(2.0 * from.bytes() as f64 / seconds)
     }
@@ -75,7 +75,7 @@ impl Measured {
             self.device.upload(&(0..count).map(value).collect::<Vec<_>>())
         };
         let (a, b) = (noise(m * k)?, noise(k * n)?);
-        let mut c = self.device.uninitialised::<bf16>(m * n)?;
+        let mut c = self.device.uninitialized::<bf16>(m * n)?;
         let seconds = self.median(&mut || {
             self.device.product(&mut c, [m, n, k], (&a, false), (&b, transposed), None, 1.0, 0.0)
         })?;

@@ -87,7 +87,7 @@ fn other_parameters(bench: &mut Bench) -> Result<()> {
     });
     let (v, second_moment) = (device.upload(&floats(count))?, device.upload(&vec![0.5f32; count])?);
     let factors = device.upload(&[1.0f32, 1e-8])?;
-    let mut to = device.uninitialised::<f32>(count)?;
+    let mut to = device.uninitialized::<f32>(count)?;
     let floor = Floor { bytes: 3 * v.bytes(), flop: 0 };
     bench.device("meta_gradient_precondition", floor, || precondition(&mut to, &v, &second_moment, &factors));
     Ok(())

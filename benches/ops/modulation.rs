@@ -48,15 +48,15 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     let mut y = device.zeros::<bf16>(x.len())?;
     bench.device("gate_forward", floor(2), || modulate_forward(&mut y, Some(&x), &table, part));
-    let mut dx = device.uninitialised::<bf16>(x.len())?;
+    let mut dx = device.uninitialized::<bf16>(x.len())?;
     bench.device("gate_backward", floor(2), || modulate_backward(&mut dx, Some(&y), &table, part));
-    let mut by_sample = device.uninitialised::<f32>(batch * counts.len() * 2 * channels)?;
+    let mut by_sample = device.uninitialized::<f32>(batch * counts.len() * 2 * channels)?;
     let mut d_table = device.zeros::<f32>(parts.len())?;
     bench.device("gate_backward_table", floor(2), || {
         modulate_backward_table(&mut d_table, &mut by_sample, &y, &x, &table, part)
     });
     let level = device.upload(&halves(counts.len() * channels))?;
-    let mut pairs = device.uninitialised::<bf16>(2 * level.len())?;
+    let mut pairs = device.uninitialized::<bf16>(2 * level.len())?;
     let floor = Floor { bytes: level.bytes() + pairs.bytes(), flop: 0 };
     bench.device("level_pairs", floor, || level_pairs(&mut pairs, &level, channels));
     Ok(())

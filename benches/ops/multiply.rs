@@ -10,7 +10,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (rows, channels) = (measured.size(64 * 120, 3), measured.size(5120, 48));
     let device = measured.device.clone();
     let [x, z] = [device.upload(&floats(rows * channels))?, device.upload(&floats(rows * channels))?];
-    let mut y = device.uninitialised::<f32>(x.len())?;
+    let mut y = device.uninitialized::<f32>(x.len())?;
     let floor = Floor { bytes: 3 * x.bytes(), flop: 0 };
     bench.device("multiply", floor, || multiply(&mut y, &x, &z));
     Ok(())

@@ -42,17 +42,17 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         patch_embed_forward(&mut x, &text, &rows, &parameters, &sequence)
     });
     let mut sums = device.zeros::<f32>(batch * counts.len() * channels)?;
-    let mut d_text = device.uninitialised::<bf16>(text.len())?;
+    let mut d_text = device.uninitialized::<bf16>(text.len())?;
     let floor = Floor { bytes: x.bytes() + sums.bytes() + d_text.bytes(), flop: 0 };
     bench.device("patch_embed_backward", floor, || {
         patch_embed_backward(&mut sums, Some(&mut d_text), &x, &sequence, [batch, channels])
     });
-    let mut d_bias = device.uninitialised::<f32>(batch * channels)?;
+    let mut d_bias = device.uninitialized::<f32>(batch * channels)?;
     let floor = Floor { bytes: sums.bytes() + d_bias.bytes(), flop: 0 };
     bench.device("patch_embed_backward_bias", floor, || {
         patch_embed_backward_bias(&mut d_bias, &sums, &sequence, [batch, channels])
     });
-    let mut d_weight = device.uninitialised::<f32>(weight.len())?;
+    let mut d_weight = device.uninitialized::<f32>(weight.len())?;
     let floor = Floor {
         bytes: x.bytes() + rows.bytes() + d_weight.bytes(),
         flop: 2 * batch * tokens * channels * codes,

@@ -30,7 +30,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let given: Vec<u32> =
         (0..batch * tokens).map(|at| u32::try_from(at * 7919 % codes).unwrap_or(0)).collect();
     let mut given = device.upload(&given)?;
-    let mut rows = device.uninitialised::<bf16>(batch * tokens * channels)?;
+    let mut rows = device.uninitialized::<bf16>(batch * tokens * channels)?;
     let floor = Floor { bytes: given.bytes() + rows.bytes(), flop: 0 };
     bench.device("pyramid_input", floor, || {
         let output = PyramidRows { wide: None, rows: Some(&mut rows), padded: true, through: false };

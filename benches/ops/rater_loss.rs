@@ -18,7 +18,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let averages = device.upload(&vec![0.5f32; 2 * samples])?;
     let factors = device.upload(&[0.5f32; 3])?;
     let [mut to, mut targets] =
-        [device.uninitialised::<f32>(samples)?, device.uninitialised::<f32>(samples)?];
+        [device.uninitialized::<f32>(samples)?, device.uninitialized::<f32>(samples)?];
     let floor = |passes: usize| Floor { bytes: passes * constants.bytes(), flop: 0 };
     bench.device("rater_loss_seeds", floor(2), || rater_loss_seeds(&mut to, &weights, &factors));
     bench.device("rater_loss_backward", floor(3), || {

@@ -22,7 +22,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let device = measured.device.clone();
     let [x, branch] = [device.upload(&halves(batch * share))?, device.upload(&halves(batch * share))?];
     let keep = device.upload(&vec![1.25f32; batch])?;
-    let mut y = device.uninitialised::<bf16>(x.len())?;
+    let mut y = device.uninitialized::<bf16>(x.len())?;
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     bench.device("residual_forward", floor(3), || residual_forward(&mut y, Some(&x), &branch, Some(&keep)));
     bench.device("residual_backward", floor(2), || residual_backward(&mut y, Some(&x), &keep));

@@ -24,7 +24,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let mut y = device.zeros::<f32>(x.len())?;
     let floor = |passes: usize| Floor { bytes: passes * x.bytes(), flop: 0 };
     bench.device("scale_all_forward", floor(2), || scale_all_forward(&mut y, &x, &factor));
-    let (mut dx, mut d_factor) = (device.uninitialised::<f32>(x.len())?, device.uninitialised::<f32>(1)?);
+    let (mut dx, mut d_factor) = (device.uninitialized::<f32>(x.len())?, device.uninitialized::<f32>(1)?);
     bench.device("scale_all_backward", floor(3), || {
         scale_all_backward(&mut dx, &mut d_factor, &y, &x, &factor)
     });

@@ -41,14 +41,14 @@ def main():
     sees = visible(patch_nums).to(device)
     additive = torch.zeros(sees.shape, device=device, dtype=torch.bfloat16).masked_fill_(~sees, -math.inf)
 
-    def turn_and_normalise(qkv, scale):
+    def turn_and_normalize(qkv, scale):
         q, k, v = qkv.unbind(0)
         q = F.normalize(rotate(q, cosine, sine), dim=-1) * scale
         k = F.normalize(rotate(k, cosine, sine), dim=-1)
         return q.to(v.dtype), k.to(v.dtype), v
 
     compiled = (arguments.prepare or ("compiled" if device.type == "cuda" else "eager")) == "compiled"
-    run = torch.compile(turn_and_normalise) if compiled else turn_and_normalise
+    run = torch.compile(turn_and_normalize) if compiled else turn_and_normalize
 
     def prepare():
         return run(qkv, scale)

@@ -1,5 +1,5 @@
-"""Pictures of 256 pixels to codes by a VQ-VAE of the released size (ch 160) in PyTorch: what `cargo bench --bench device_encode`
-does, from pictures on the host to codes on the host.
+"""Images of 256 pixels to codes by a VQ-VAE of the released size (ch 160) in PyTorch: what `cargo bench --bench device_encode`
+does, from images on the host to codes on the host.
 
     python encode.py --weights vae.pth --write          # writes random weights in the released layout, and does no more
     python encode.py --weights vae.pth --device cuda    # f32, f32 with TF32 (PyTorch's default for convolutions), bf16
@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--at-once", type=int, nargs="+", default=[4, 64], help="pictures of one pass; all that are given are measured")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[4, 64], help="images of one pass; all that are given are measured")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for one measurement")
     arguments = parser.parse_args()

@@ -10,7 +10,7 @@ g_i is the gradient of one sample's loss, V that of a validation batch's mean lo
     plain_step               one forward and one backward pass: the sum alone, which the others are measured by
     projected_hooks          the same pass with hooks; <g_i, V> of a weight by one more product, the input's with V
     projected_hooks_norms    and the norms, by the Gram matrices of a sample's tokens or by its gradient: what costs less
-    materialised_hooks       the samples' gradients in place of autograd's own weight gradients, layer by layer
+    materialized_hooks       the samples' gradients in place of autograd's own weight gradients, layer by layer
     one_backward_per_sample  what needs no thought
     vmap_grad                torch.func: all gradients of all samples, then the rest
 
@@ -170,8 +170,8 @@ def plain_attention():
 class Hooks:
     """Keeps every layer's input and, with the gradient of its output, counts each sample's share."""
 
-    def __init__(self, work, norms, materialise):
-        self.work, self.norms, self.materialise = work, norms, materialise
+    def __init__(self, work, norms, materialize):
+        self.work, self.norms, self.materialize = work, norms, materialize
         self.piece, self.inputs, self.handles, self.covered = None, {}, [], set()
 
     def __call__(self, work, most):
@@ -236,7 +236,7 @@ class Hooks:
             output.register_hook(lambda d: count(name, self.inputs.pop(name), d))
 
         self.handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-        if self.materialise and isinstance(module, nn.Linear):
+        if self.materialize and isinstance(module, nn.Linear):
             module.weight.requires_grad_(False)
         if isinstance(module, Scaled):
             self.covered.add(f"{name}.scale_mul")
@@ -259,10 +259,10 @@ class Hooks:
             self.count(bias, gradients(d))
         name = f"{name}.weight"
         (tokens, inputs), outputs = x.shape[1:], d.shape[2]
-        if self.materialise or self.norms and inputs * outputs <= tokens * (inputs + outputs):
+        if self.materialize or self.norms and inputs * outputs <= tokens * (inputs + outputs):
             own = d.mT @ x
             self.count(name, own)
-            if self.materialise:
+            if self.materialize:
                 self.work.add(name, own.sum(0, dtype=torch.float32))
             return
         # On the side that has fewer channels.
@@ -398,9 +398,9 @@ class Measured:
             raise SystemExit("without a plain step there is nothing to measure by")
         # Not before: a plain step does without it.
         self.work.direction = validation_gradient(self.proxy, self.validation)
-        for name, norms, materialise in [("projected_hooks", False, False), ("projected_hooks_norms", True, False),
-                                         ("materialised_hooks", True, True)]:
-            self.measure(name, Hooks(self.work, norms, materialise), norms=norms)
+        for name, norms, materialize in [("projected_hooks", False, False), ("projected_hooks_norms", True, False),
+                                         ("materialized_hooks", True, True)]:
+            self.measure(name, Hooks(self.work, norms, materialize), norms=norms)
         self.measure("one_backward_per_sample", one_backward_per_sample, piece=1)
         # The last: what it imports weighs on a process's memory.
         for attention, context in [("fastest", contextlib.nullcontext()), ("math", sdpa_kernel(SDPBackend.MATH)),

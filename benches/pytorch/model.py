@@ -1,7 +1,7 @@
-"""The proxy, the rater and the pyramid quantiser in plain PyTorch, as a user of PyTorch would write them today.
+"""The proxy, the rater and the pyramid quantizer in plain PyTorch, as a user of PyTorch would write them today.
 
 Written for comparison with this project's own step: the same layers, shapes and precision, with PyTorch's own fused
-attention and optimiser. Letters: B batch, L tokens, C channels, H heads, D = 64 channels a head, T text tokens, V codes.
+attention and optimizer. Letters: B batch, L tokens, C channels, H heads, D = 64 channels a head, T text tokens, V codes.
 """
 
 import math
@@ -41,7 +41,7 @@ CASES = {
 
 
 class PyramidQuantizer(nn.Module):
-    """Residual quantisation over the scales: area down, nearest code, bicubic up, a 3x3 convolution half mixed in."""
+    """Residual quantization over the scales: area down, nearest code, bicubic up, a 3x3 convolution half mixed in."""
 
     def __init__(self, sizes):
         super().__init__()
@@ -112,7 +112,7 @@ def rotary_table(patch_nums, head_channels, theta=10000.0, norm=64.0):
 
 
 def rotate(x, cosine, sine):
-    """Turns neighbouring pairs of channels of x [B, H, L, D]."""
+    """Turns neighboring pairs of channels of x [B, H, L, D]."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).flatten(-2)
 
@@ -264,7 +264,7 @@ class Proxy(nn.Module):
         self.backbone = Backbone(sizes, sizes.proxy_depth, boolean_mask)
         self.logit_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.head_logits = nn.Linear(width, sizes.vocabulary)
-        initialise(self, width, sizes.proxy_depth)
+        initialize(self, width, sizes.proxy_depth)
         self.head_logits.weight.data *= 0.02
 
     def forward(self, input, text, text_mask, pooled, codes):
@@ -280,7 +280,7 @@ class Rater(nn.Module):
         self.backbone = Backbone(sizes, sizes.rater_depth, boolean_mask)
         self.head_instance = nn.Sequential(nn.Linear(width, 64), nn.GELU(approximate="tanh"), nn.Linear(64, 1))
         self.head_batch = nn.Sequential(nn.Linear(2 * width, 64), nn.GELU(), nn.Linear(64, 1))
-        initialise(self, width, sizes.rater_depth)
+        initialize(self, width, sizes.rater_depth)
 
     def forward(self, input, text, text_mask, pooled):
         """The score of each sample, [B, 1]."""
@@ -290,7 +290,7 @@ class Rater(nn.Module):
         return instance * torch.sigmoid(self.head_batch(statistics))
 
 
-def initialise(network, width, depth):
+def initialize(network, width, depth):
     deviation = math.sqrt(1 / (3 * width))
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):

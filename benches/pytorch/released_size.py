@@ -1,13 +1,13 @@
-"""Pictures to ratings at the released size: the VQ-VAE (ch 160, 4096 codes of 32 channels, 256 pixels) and a rater of depth 8,
+"""Images to ratings at the released size: the VQ-VAE (ch 160, 4096 codes of 32 channels, 256 pixels) and a rater of depth 8,
 with random weights in the released layout; this project's `encode` and `score`, and PyTorch, one after the other.
 
     python benches/pytorch/released_size.py --corpus openclipart/corpus.csv --binary target/release/alchemist-engine
     python released_size.py --device cuda --binary alchemist-engine
 
-Without a corpus, pictures of noise are drawn. Weights, a table of the pictures and a configuration are written into --out.
+Without a corpus, images of noise are drawn. Weights, a table of the images and a configuration are written into --out.
 Of either side two times are printed: `process`, from starting the processes (this project has two) to their end, libraries,
-weights and writing included; and `work`, from the first picture to the last rating, weights loaded, as each says itself. Both
-decode files of pictures. On a GPU PyTorch runs with TF32, its default for convolutions, and without. Peak memory is that of the
+weights and writing included; and `work`, from the first image to the last rating, weights loaded, as each says itself. Both
+decode files of images. On a GPU PyTorch runs with TF32, its default for convolutions, and without. Peak memory is that of the
 largest process, on the host. Text states are hashed words here and random numbers there: their cost is next to nothing.
 
 Needs torch, numpy and Pillow.
@@ -43,8 +43,8 @@ def released_rater(rater):
     return state
 
 
-def pictures(out, corpus, count):
-    """The first `count` rows of a corpus whose pictures can be read, with absolute paths."""
+def images(out, corpus, count):
+    """The first `count` rows of a corpus whose images can be read, with absolute paths."""
     if not corpus.exists():
         return drawn(out, count)
     found = []
@@ -55,7 +55,7 @@ def pictures(out, corpus, count):
                 found.append({"id": row["id"], "image_save_path": str(path), "caption": row["caption"]})
             if len(found) == count:
                 return found
-    sys.exit(f"released_size.py: {corpus} has only {len(found)} pictures of less than a megabyte")
+    sys.exit(f"released_size.py: {corpus} has only {len(found)} images of less than a megabyte")
 
 
 def drawn(out, count):
@@ -111,7 +111,7 @@ def prepare(out, corpus, count):
     with open(out / "corpus.csv", "w", newline="") as to:
         writer = csv.DictWriter(to, ["id", "image_save_path", "caption"])
         writer.writeheader()
-        writer.writerows(pictures(out, corpus, count))
+        writer.writerows(images(out, corpus, count))
     # 32-bit floats on either side.
     config = {"raterDepth": SIZES.rater_depth, "fp16": 0, "pn": "256", "ckpt_path": str((out / "vae.pth").resolve()),
               "text_encoder": {"tokens": TEXT_TOKENS, "channels": TEXT_CHANNELS}, "workers": 2}

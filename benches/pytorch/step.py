@@ -4,7 +4,7 @@
     python benches/pytorch/step.py --case small
     python benches/pytorch/step.py --device cuda --case large  # bf16, codes given: eager and torch.compile
 
-The step: both batches' input (latents are quantised; or codes are grown to the input; or the input is given), the proxy's
+The step: both batches' input (latents are quantized; or codes are grown to the input; or the input is given), the proxy's
 losses on both, the rater's weights without gradients, the proxy's backward pass, clip and AdamW, the rater again with
 gradients, its backward pass, clip and AdamW. Drop-path is on. Two warm-up steps, then the median.
 """

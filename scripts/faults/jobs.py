@@ -59,7 +59,7 @@ PACKED = (
     ("csv", "subset.csv", False), ("parquet", "subset.parquet", False), ("uids", "uids.npy", False), ("imagefolder", "images", True),
     ("imagefolder-links", "links", True), ("webdataset", "shards", True),
 )
-DATA = ("data/train.csv", "data/pictures", "data")
+DATA = ("data/train.csv", "data/images", "data")
 
 JOBS = [
     Job("demo", ("demo", "--out", "OUT", "--set", "ep=1", "--set", "rater_only_epochs=0", "--set", "depth=1", "--set", "pn=1_2",

@@ -36,7 +36,7 @@ def place_for(mistake: str, number: int, root: Path, library: Path) -> tuple:
     folder.mkdir()
     command = [os.path.realpath(sys.executable), "-I", "-S", "-B", str(Path(__file__).with_name("planted.py"))]
     place = Place(command, folder, library, False)
-    (place.folder / "data/pictures").mkdir(parents=True)
+    (place.folder / "data/images").mkdir(parents=True)
     for name, word in (("in.txt", "row"), ("other.txt", "line")):
         (place.folder / "data" / name).write_text("".join(f"{word} {at}\n" for at in range(80)))
     place.seal()

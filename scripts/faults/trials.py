@@ -257,7 +257,7 @@ class Trial(Judge):
         self.stopped(place.tree())
         if ended.code == 0:
             return
-        path, other = self.random.sample([place.folder / "data/pictures" / f"{number:03}.png" for number in job.images], 2)
+        path, other = self.random.sample([place.folder / "data/images" / f"{number:03}.png" for number in job.images], 2)
         try:
             if self.random.random() < 0.3:
                 path.unlink()
@@ -378,7 +378,7 @@ class Trial(Judge):
     def user_folder(self, folder):
         """A folder of the user's whose files are named as this program's might be."""
         folder.mkdir()
-        names = ["notes.txt", "mine.tar", "corpus.csv", "metadata.jsonl", "pictures/0000000.png", "config.json"]
+        names = ["notes.txt", "mine.tar", "corpus.csv", "metadata.jsonl", "images/0000000.png", "config.json"]
         for name in self.random.sample(names, 3):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(b"the user's own\n")

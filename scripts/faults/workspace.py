@@ -37,7 +37,7 @@ def tables(folder: Path):
     """Images and the tables that name them, the configuration, and weights in PyTorch's place."""
     random_ = random.Random(19)
     data = folder / "data"
-    (data / "pictures").mkdir(parents=True)
+    (data / "images").mkdir(parents=True)
 
     def caption() -> str:
         return " ".join(random_.sample(WORDS, 4))
@@ -48,12 +48,12 @@ def tables(folder: Path):
 
     images = []
     for number in range(64):
-        path = f"pictures/{number:03}.png"
+        path = f"images/{number:03}.png"
         (data / path).write_bytes(drawn(random_))
         images.append(path)
-    (data / "pictures/broken.png").write_bytes(b"no image at all")
+    (data / "images/broken.png").write_bytes(b"no image at all")
     rows = [(f"{number:032x}", path, caption()) for number, path in enumerate(images)]
-    broken = ("f" * 32, "pictures/broken.png", "a file that is no image")
+    broken = ("f" * 32, "images/broken.png", "a file that is no image")
     train = [*rows[:24], broken, *rows[24:48]]
     table("train.csv", train)
     table("small.csv", rows[:32])

@@ -18,7 +18,7 @@ use crate::{
 pub enum GeometryArgument {
     /// With the validation gradient V.
     Sgd,
-    /// With V / (√v̂ + ε), v̂ being the second moment of the checkpoint's optimiser.
+    /// With V / (√v̂ + ε), v̂ being the second moment of the checkpoint's optimizer.
     Adamw,
 }
 

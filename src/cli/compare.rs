@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Counted,
     compare::{
-        CompareRequest, PicturesRequest,
+        CompareRequest, SampledImagesRequest,
         arms::{Convention, Rating, SamplingArm},
         compare,
         markdown::markdown,
@@ -71,29 +71,29 @@ pub struct CompareArguments {
     /// The column of the planted truth, if it is not `flaw`.
     #[arg(long, value_name = "NAME")]
     pub flaw_column: Option<String>,
-    /// Go on although pictures are in both sets.
+    /// Go on although images are in both sets.
     #[arg(long)]
     pub allow_duplicates: bool,
     /// Keep the models, not only what they came to.
     #[arg(long)]
     pub keep_models: bool,
-    /// Draw pictures of so many held-out captions from each model, and measure their distance to the held-out pictures. 0: none.
+    /// Draw images of so many held-out captions from each model, and measure their distance to the held-out images. 0: none.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub pictures: usize,
-    /// Features of the Fréchet distances of drawn pictures: tokenizer, clip, inception (the distance is then FID).
+    pub images: usize,
+    /// Features of the Fréchet distances of drawn images: tokenizer, clip, inception (the distance is then FID).
     #[arg(
         long,
         value_name = "NAME,…",
         value_delimiter = ',',
         default_value = "tokenizer",
-        requires = "pictures"
+        requires = "images"
     )]
     pub features: Vec<Features>,
-    /// A whole CLIP, its Hugging Face folder or the weights in it: CLIP-Score of drawn pictures is measured, too.
-    #[arg(long, value_name = "FOLDER", requires = "pictures")]
+    /// A whole CLIP, its Hugging Face folder or the weights in it: CLIP-Score of drawn images is measured, too.
+    #[arg(long, value_name = "FOLDER", requires = "images")]
     pub clip: Option<PathBuf>,
     /// Inception-v3 as FID takes it, with pytorch-fid's names.
-    #[arg(long, value_name = "FILE", requires = "pictures")]
+    #[arg(long, value_name = "FILE", requires = "images")]
     pub inception: Option<PathBuf>,
     /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
     #[arg(long, value_name = "DEVICE")]
@@ -127,7 +127,7 @@ pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<
         inception: arguments.inception,
         decode: config.preprocess(1),
     };
-    let pictures = (arguments.pictures > 0).then_some(PicturesRequest { count: arguments.pictures, choice });
+    let images = (arguments.images > 0).then_some(SampledImagesRequest { count: arguments.images, choice });
     let ratings = match &arguments.ratings[..] {
         [all] if all == "all" => Rating::all(),
         named => parsed(named)?,
@@ -145,7 +145,7 @@ pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<
         flaw_column: arguments.flaw_column,
         allow_duplicates: arguments.allow_duplicates,
         keep_models: arguments.keep_models,
-        pictures,
+        images,
     };
     let mut progress = Counted::new();
     let (comparison, files) = compare(&request, interrupt, &mut progress)?;

@@ -67,9 +67,8 @@ fn table(report: &DemoReport) -> String {
             auroc(line.auroc_of_average),
         ]);
     }
-    let pictures: Vec<String> = report.pictures.iter().map(|path| path.display().to_string()).collect();
+    let images: Vec<String> = report.images.iter().map(|path| path.display().to_string()).collect();
     let DemoReport { training, scoring, subset, page, table: file, .. } = report;
-    let (subset, file, pictures, page) =
-        (subset.display(), file.display(), pictures.join("\n"), page.display());
-    format!("{training}\n{scoring}\nsubset:  {subset}\n\n{table}\n{file}\n{pictures}\n{page}")
+    let (subset, file, images, page) = (subset.display(), file.display(), images.join("\n"), page.display());
+    format!("{training}\n{scoring}\nsubset:  {subset}\n\n{table}\n{file}\n{images}\n{page}")
 }

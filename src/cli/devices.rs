@@ -30,7 +30,7 @@ fn lines(threads: usize, devices: &[Availability]) -> Vec<String> {
     let line = |name: &str, usable: bool, what: &str| {
         format!("{name:<10} {:<5} {what}", if usable { "yes" } else { "no" })
     };
-    let processor = line("cpu", true, &format!("the processor, {threads} threads"));
+    let processor = line("cpu", true, &format!("the CPU, {threads} threads"));
     let others = devices.iter().map(|Availability { name, state }| match state {
         Ok(facts) => line(name, true, &describe(facts)),
         Err(reason) => line(name, false, reason),
@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(
             lines(2, &devices),
             [
-                "cpu        yes   the processor, 2 threads",
+                "cpu        yes   the CPU, 2 threads",
                 "cuda:0     yes   NVIDIA H100; architecture 9.0, 132 multiprocessors, 80.0 GiB",
                 "cuda:1     no    its architecture is 7.5",
             ]

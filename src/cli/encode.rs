@@ -27,7 +27,7 @@ pub struct EncodeArguments {
     /// A run of `train` or `fit` whose encoders are used instead.
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// A CSV of pictures and captions, as often as wanted; the configuration's training and validation set unless given.
+    /// A CSV of images and captions, as often as wanted; the configuration's training and validation set unless given.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Vec<PathBuf>,
     /// Folder of the cache. Given again, the same command goes on, and makes anew what was damaged.

@@ -1,4 +1,4 @@
-//! `measure`: distances between drawn and held-out pictures, and how well pictures fit their captions.
+//! `measure`: distances between drawn and held-out images, and how well images fit their captions.
 
 use std::path::PathBuf;
 
@@ -14,8 +14,8 @@ use crate::{
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
     measure::{
+        images::images,
         job::{Choice, Features, Measurer, tokenizer_of_config, tokenizer_of_run},
-        pictures::pictures,
         space::NOT_MEASURED,
     },
     report::text_table::TextTable,
@@ -24,10 +24,10 @@ use crate::{
 /// The arguments of `measure`.
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArguments {
-    /// The pictures to judge: a folder that `sample` wrote, samples.csv, any folder of pictures, or a corpus in CSV.
+    /// The images to judge: a folder that `sample` wrote, samples.csv, any folder of images, or a corpus in CSV.
     #[arg(long, value_name = "DIR|FILE.csv")]
     generated: PathBuf,
-    /// The pictures to compare with, of the same kinds. Without it CLIP-Score alone is measured.
+    /// The images to compare with, of the same kinds. Without it CLIP-Score alone is measured.
     #[arg(long, value_name = "DIR|FILE.csv")]
     reference: Option<PathBuf>,
     /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).
@@ -109,7 +109,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     };
     let measurer = interrupt.while_reading(NOT_MEASURED, || Measurer::open(&choice, tokenizer))?;
     let list =
-        |path: &PathBuf| interrupt.while_reading(NOT_MEASURED, || pictures(path, &columns, skip_bad_rows));
+        |path: &PathBuf| interrupt.while_reading(NOT_MEASURED, || images(path, &columns, skip_bad_rows));
     let generated = list(&arguments.generated)?;
     let mut left_out = json!({"generated": [], "reference": []});
     let references = match &arguments.reference {
@@ -126,21 +126,21 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         return Err(Error::input(
             &arguments.generated,
             format!(
-                "nothing is measured: {} says of no picture what it should show",
+                "nothing is measured: {} says of no image what it should show",
                 arguments.generated.display()
             ),
         ));
     }
     for measure in measures.iter().filter(|measure| measure.singular_covariance) {
         tracing::warn!(
-            "{} and {} pictures are too few: a covariance is singular, and this can be compared only with distances of as many \
-             pictures: {}",
+            "{} and {} images are too few: a covariance is singular, and this can be compared only with distances of as many \
+             images: {}",
             measure.generated,
             measure.reference.unwrap_or_default(),
             measure.name
         );
     }
-    let mut table = TextTable::new(["measure", "value", "pictures", "compared with"]);
+    let mut table = TextTable::new(["measure", "value", "images", "compared with"]);
     for measure in &measures {
         let reference = measure.reference.map_or(String::new(), |count| count.to_string());
         table.row([
@@ -151,7 +151,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         ]);
     }
     super::say(&table.to_string())?;
-    for (side, what) in [("generated", "pictures"), ("reference", "pictures compared with")] {
+    for (side, what) in [("generated", "images"), ("reference", "images compared with")] {
         let count = left_out[side].as_array().map_or(0, Vec::len);
         if count > 0 {
             super::say(&format!("{count} {what} could not be used and were left out"))?;

@@ -67,9 +67,9 @@ pub enum Command {
     Pack(pack::PackArguments),
     /// Train a text-to-image model on a data set or a chosen subset.
     Fit(fit::FitArguments),
-    /// Draw pictures from captions with a model that `fit` trained, or a released one.
+    /// Draw images from captions with a model that `fit` trained, or a released one.
     Sample(sample::SampleArguments),
-    /// Measure drawn pictures: Fréchet distances to held-out ones, and how well they fit their captions.
+    /// Measure drawn images: Fréchet distances to held-out ones, and how well they fit their captions.
     Measure(measure::MeasureArguments),
     /// Train the same model on what each rating and sampler chooses, beside the controls, with several seeds.
     Compare(compare::CompareArguments),

@@ -18,7 +18,7 @@ pub struct PackArguments {
     /// The subset: a CSV, as `select` writes it, or any corpus.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// csv, parquet, imagefolder (Hugging Face; pictures copied), imagefolder-links, webdataset (tar shards), or uids (DataComp's
+    /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids (DataComp's
     /// .npy). Tables name the images and do not look at them.
     #[arg(long, value_name = "FORM")]
     pub format: Format,
@@ -31,7 +31,7 @@ pub struct PackArguments {
     /// Column of the ids.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// Column of the pictures' paths.
+    /// Column of the images' paths.
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
     /// Column of the captions.

@@ -24,14 +24,14 @@ pub struct PlantArguments {
     /// The corpus: a CSV.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// Folder for the copy: corpus.csv with the columns flaw and flaw_source, and pictures.
+    /// Folder for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Shares of the flaws, such as noise=5%,blur=0.05; those that are not named are none. The flaws are plain, noise, blur,
     /// wrong_caption, duplicate, jpeg and watermark; all of them, 30% together, unless given.
     #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
     pub flaws: Vec<String>,
-    /// Side of the copied pictures, spoiled or not, in pixels: the middle square of each.
+    /// Side of the copied images, spoiled or not, in pixels: the middle square of each.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub side: u32,
     /// Fixes which records are spoiled, and how.
@@ -40,7 +40,7 @@ pub struct PlantArguments {
     /// Column of the ids.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// Column of the pictures' paths.
+    /// Column of the images' paths.
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
     /// Column of the captions.
@@ -49,7 +49,7 @@ pub struct PlantArguments {
     /// Count malformed rows as records that cannot be used, instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Pictures with more pixels are left out.
+    /// Images with more pixels are left out.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_PIXELS)]
     pub max_pixels: u64,
     /// Threads that decode.

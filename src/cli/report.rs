@@ -36,7 +36,7 @@ pub struct ReportArguments {
     /// Of a run: the column that says what is known of a pair.
     #[arg(long, value_name = "NAME")]
     flaw_column: Option<String>,
-    /// Of a comparison: the ratings whose pictures are shown, in place of the three that come to the lowest losses.
+    /// Of a comparison: the ratings whose images are shown, in place of the three that come to the lowest losses.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     sheets: Vec<String>,
     /// Replace a page that this command wrote.

@@ -1,4 +1,4 @@
-//! `sample`: pictures from captions.
+//! `sample`: images from captions.
 
 use std::path::PathBuf;
 
@@ -13,16 +13,16 @@ use crate::{
     interrupt::Interrupt,
 };
 
-/// How the pictures are laid out.
+/// How the images are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LayoutName {
-    /// All in one folder, with a picture of all.
+    /// All in one folder, with an image of all.
     Flat,
     /// A folder for each prompt, as GenEval's own scorer reads them.
     Geneval,
 }
 
-/// Pictures of a prompt as GenEval scores them.
+/// Images of a prompt as GenEval scores them.
 const GENEVAL_EACH: u32 = 4;
 
 /// The arguments of `sample`.
@@ -43,13 +43,13 @@ pub struct SampleArguments {
     /// A file of captions, one a line; with --layout geneval its file of prompts, a JSON object a line.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Pictures of each caption: 1 unless given, and 4 with --layout geneval.
+    /// Images of each caption: 1 unless given, and 4 with --layout geneval.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     each: Option<u32>,
-    /// How the pictures are laid out in --out.
+    /// How the images are laid out in --out.
     #[arg(long, value_enum, default_value = "flat")]
     layout: LayoutName,
-    /// Folder for the pictures, samples.csv and grid.png, or GenEval's folders.
+    /// Folder for the images, samples.csv and grid.png, or GenEval's folders.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Replace what this command wrote there.
@@ -67,7 +67,7 @@ pub struct SampleArguments {
     /// Fixes every draw.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Pictures drawn at once; they do not depend on it but, on a device, in the last digits of the logits.
+    /// Images drawn at once; they do not depend on it but, on a device, in the last digits of the logits.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: u32,
     /// Where the network is: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
@@ -81,7 +81,7 @@ pub struct SampleArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the pictures from being drawn; [`Error::Interrupted`] when the user stopped it.
+/// Whatever keeps the images from being drawn; [`Error::Interrupted`] when the user stopped it.
 pub(super) fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
     let SampleArguments { checkpoint, weights, config, prompt: mut prompts, .. } = arguments;
     let mut layout = ImageLayout::Flat;

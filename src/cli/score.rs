@@ -31,14 +31,14 @@ pub struct ScoreArguments {
     /// The column of the ratings; another name than `rating` where the corpus has a column of that name already.
     #[arg(long, value_name = "NAME", default_value = "rating")]
     pub rating_column: String,
-    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalised is given; on a device its size, though not
+    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalized is given; on a device its size, though not
     /// what else is in the batch, changes their last digits.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
     /// Give the released rating: a softmax over each batch times the batch's score. It depends on the batch a pair
     /// happens to fall in.
     #[arg(long)]
-    pub batch_normalised: bool,
+    pub batch_normalized: bool,
     /// Replace an output that is there already.
     #[arg(long)]
     pub overwrite: bool,
@@ -68,16 +68,16 @@ pub(super) fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()
         out: arguments.out,
         rating_column: arguments.rating_column,
         batch,
-        batch_normalised: arguments.batch_normalised,
+        batch_normalized: arguments.batch_normalized,
         overwrite: arguments.overwrite,
-        pictures: true,
+        images: true,
         note_column: arguments.note_column,
         sets,
     };
     let mut progress = Counted::new();
     let summary = scorer::score(&request, interrupt, &mut progress)?;
     super::say(&summary.to_string())?;
-    for path in &summary.pictures {
+    for path in &summary.images {
         super::say(&path.display().to_string())?;
     }
     Ok(())

@@ -52,7 +52,7 @@ pub struct SelectArguments {
     /// The column of ids. Where there is no column `id`, one of the usual names is taken (key, uid), or else the image's path is the id.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// The column of the pictures' paths. Relative ones start at the folder of the table that they come from; for a subset in another
+    /// The column of the images' paths. Relative ones start at the folder of the table that they come from; for a subset in another
     /// folder they are made absolute (with --data rows stay as they are, and a warning says so).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,

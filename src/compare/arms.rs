@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 
 use crate::{
     config::{
-        Config, RuleEntry, Teaching,
+        Config, RaterObjective, RuleEntry,
         rules::{RULES, Variant},
     },
     error::{Error, Result},
@@ -68,11 +68,11 @@ impl RaterRule {
     /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of. How a
     /// batch's constants are scaled is left as it is.
     pub(crate) fn keys(self, base: &Config) -> Vec<String> {
-        let (rule, Variant { geometry, teaching, .. }) = (RULES[self.rule], self.variant());
+        let (rule, Variant { geometry, objective, .. }) = (RULES[self.rule], self.variant());
         let mut keys = vec![
             format!("rule={rule}"),
             format!("rule_geometry={geometry}"),
-            format!("rater_teaching={teaching}"),
+            format!("rater_objective={objective}"),
             // What a rule has a default of its own for.
             "proxy_warmup_epochs=null".to_owned(),
             "average_from_epoch=null".to_owned(),
@@ -80,9 +80,9 @@ impl RaterRule {
             format!("record_norms={}", Measured::GradientNorm.run() == self),
         ];
         // What was set for one rater that learns averages holds for another.
-        let learns = |teaching: Teaching| teaching == Teaching::Regression;
+        let learns = |objective: RaterObjective| objective == RaterObjective::Regression;
         let training = &base.training;
-        keys.push(match learns(*teaching) && learns(training.rule.teaching) {
+        keys.push(match learns(*objective) && learns(training.rule.objective) {
             true => format!("rater_only_epochs={}", training.rater_only_epochs),
             false => "rater_only_epochs=null".to_owned(),
         });
@@ -143,7 +143,7 @@ impl Measured {
     }
 }
 
-/// A number of a picture or caption; a high one is the best rated.
+/// A number of an image or caption; a high one is the best rated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Heuristic {
     /// Variance of the Laplacian of the brightness.
@@ -152,7 +152,7 @@ pub enum Heuristic {
     Frequency,
     /// Share of pixels with a steep gradient (Sobel).
     EdgeDensity,
-    /// Pixels of the picture as it is stored.
+    /// Pixels of the image as it is stored.
     Resolution,
     /// Letters of the caption.
     CaptionLength,
@@ -392,15 +392,15 @@ mod tests {
     #[test]
     fn the_raters_of_the_table_are_these() {
         let keys = |rater: RaterRule| rater.keys(&Config::parse("plain", "{}", &[]).unwrap()).join(" ");
-        for (name, rule, geometry, teaching, norms) in [
-            ("loss", "loss", "sgd", "weights", false),
-            ("excess-weights", "excess", "sgd", "weights", false),
+        for (name, rule, geometry, objective, norms) in [
+            ("loss", "loss", "sgd", "reweight", false),
+            ("excess-weights", "excess", "sgd", "reweight", false),
             ("excess", "excess", "sgd", "regression", false),
-            ("alignment-weights", "alignment", "sgd", "weights", false),
+            ("alignment-weights", "alignment", "sgd", "reweight", false),
             ("alignment", "alignment", "adamw", "regression", true),
             ("alignment-sgd", "alignment", "sgd", "regression", false),
         ] {
-            let expected = format!("rule={rule} rule_geometry={geometry} rater_teaching={teaching} ");
+            let expected = format!("rule={rule} rule_geometry={geometry} rater_objective={objective} ");
             let found = keys(RaterRule::named(name));
             assert!(found.starts_with(&expected), "{name}: {found}");
             assert!(found.contains(&format!(" record_norms={norms} ")), "{name}: {found}");

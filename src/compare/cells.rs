@@ -110,13 +110,13 @@ impl Fits<'_> {
                 curve: curve(&run)?,
                 seconds,
                 diverged: None,
-                pictures: Vec::new(),
+                images: Vec::new(),
             },
         };
         if let (Some(drawn), None) = (&self.drawn, &result.diverged) {
-            result.pictures = drawn.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
+            result.images = drawn.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
                 Error::Interrupted { .. } => Error::Interrupted {
-                    saved: "what is finished is kept, and the pictures at work are drawn anew; give the same command again"
+                    saved: "what is finished is kept, and the images at work are drawn anew; give the same command again"
                         .to_owned(),
                 },
                 other => other,

@@ -81,7 +81,7 @@ impl Comparison {
     /// # Errors
     /// If it is none.
     pub fn config(&self) -> Result<Config> {
-        Config::parse(FILE, &self.config.to_string(), &[])
+        Config::parse_kept(FILE, &self.config.to_string())
     }
 
     /// Writes it into a folder.

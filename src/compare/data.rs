@@ -1,5 +1,5 @@
 //! The data of a comparison: the records that can be used, a validation set that guides the raters, a held-out set that no rater
-//! sees and models are measured on, none with a picture of another, and the tokens of all.
+//! sees and models are measured on, none with an image of another, and the tokens of all.
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,7 @@ struct Described {
     config: String,
     /// SHA-256 of the tables.
     tables: Vec<String>,
-    /// The numbers that the kernels of a device compute in; none on the processor. Models of either are not to be mixed.
+    /// The numbers that the kernels of a device compute in; none on the CPU. Models of either are not to be mixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kernels: Option<String>,
 }
@@ -198,7 +198,7 @@ pub(super) fn prepare(
     }
     refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;
     write_records(&pool, &named, &records)?;
-    // Their pictures are named by whole paths now.
+    // Their images are named by whole paths now.
     let records = config.open_corpus(&pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
     expect_batches(aside, config.training.batch)?;
@@ -251,7 +251,7 @@ fn reasons_in(failed: &Path) -> Result<Reasons> {
     Ok(reasons)
 }
 
-/// Refuses sets for validation and for measuring of less than a batch: before pictures are looked at, and once more when it is known
+/// Refuses sets for validation and for measuring of less than a batch: before images are looked at, and once more when it is known
 /// which can be used.
 fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
     for (what, count) in std::iter::zip(["validation", "measuring"], records) {
@@ -295,7 +295,7 @@ fn split(
     (only(out), only(left))
 }
 
-/// Refuses pictures that are in two of the sets, by their content.
+/// Refuses images that are in two of the sets, by their content.
 fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Result<()> {
     let digests = sets.map(|(_, records)| -> Vec<Option<[u8; 32]>> {
         records.par_iter().map(|record| record.image.digest().ok()).collect()
@@ -309,7 +309,7 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
             .collect();
         let Some((first, second)) = shared.first() else { continue };
         let message = format!(
-            "{} {} pictures are in the {} set, too (the first: {first} is {second})",
+            "{} {} images are in the {} set, too (the first: {first} is {second})",
             shared.len(),
             sets[one].0,
             sets[other].0
@@ -324,7 +324,7 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
     Ok(())
 }
 
-/// Writes records with all their columns, pictures by their whole paths.
+/// Writes records with all their columns, images by their whole paths.
 fn write_records(path: &Path, columns: &Columns, records: &[Record]) -> Result<()> {
     let row = |record: &Record| -> Result<Vec<String>> {
         let mut fields = record.fields.clone();

@@ -1,4 +1,4 @@
-//! Pictures that the models of a comparison draw from held-out captions, and what is measured of them.
+//! Images that the models of a comparison draw from held-out captions, and what is measured of them.
 
 use std::{
     cell::OnceCell,
@@ -18,28 +18,28 @@ use crate::{
     generator::sample::{ImageLayout, SampleRequest, SampleSettings, sample},
     interrupt::Interrupt,
     measure::{
+        images::MeasuredImage,
         job::{Choice, Measurement, Measurer, References, tokenizer_of_config},
-        pictures::Pictured,
     },
     tokens::cache::TokenCache,
 };
 
-/// Pictures drawn at once.
+/// Images drawn at once.
 const BATCH: usize = 16;
 
 /// What is to be drawn and measured.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PicturesRequest {
-    /// Held-out captions that each model draws a picture of.
+pub struct SampledImagesRequest {
+    /// Held-out captions that each model draws an image of.
     pub count: usize,
     /// What is measured of them.
     pub choice: Choice,
 }
 
-/// The captions and the pictures they are compared with, the same for every model.
+/// The captions and the images they are compared with, the same for every model.
 pub(super) struct Drawn {
     captions: Vec<String>,
-    held_out: Vec<Pictured>,
+    held_out: Vec<MeasuredImage>,
     measurer: Measurer,
     /// Taken when the first model needs them.
     references: OnceCell<References>,
@@ -50,7 +50,7 @@ impl Drawn {
     /// Opens the networks of the measures and chooses captions: the first ones of the held-out pairs in an order that the
     /// configuration's seed fixes.
     pub(super) fn open(
-        request: &PicturesRequest,
+        request: &SampledImagesRequest,
         config: &Config,
         data: &Data,
         out: &Path,
@@ -62,7 +62,7 @@ impl Drawn {
         records.retain(|record| tokens.holds(&record.image));
         if request.count < 2 || request.count > records.len() {
             return Err(Error::not_enough_data(format!(
-                "{} pictures cannot be drawn of {} held-out captions; 2 at least, and one of each at most",
+                "{} images cannot be drawn of {} held-out captions; 2 at least, and one of each at most",
                 request.count,
                 records.len()
             )));
@@ -74,16 +74,16 @@ impl Drawn {
         let most = measurer.dimensions();
         if request.count.min(records.len()) <= most {
             tracing::warn!(
-                "{} pictures are too few for features of {most} numbers: a covariance is singular, and the Fréchet distance can be \
-                 compared only with ones of as many pictures",
+                "{} images are too few for features of {most} numbers: a covariance is singular, and the Fréchet distance can be \
+                 compared only with ones of as many images",
                 request.count
             );
         }
         let mut places: Vec<usize> = (0..records.len()).collect();
         Random::new(config.seed, Purpose::Shuffle, u64::MAX - 2).shuffle(&mut places);
         let captions = places[..request.count].iter().map(|&place| records[place].caption.clone()).collect();
-        let held_out = records.into_iter().map(Pictured::from).collect();
-        Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("pictures") })
+        let held_out = records.into_iter().map(MeasuredImage::from).collect();
+        Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("images") })
     }
 
     /// What the measures of a model depend on besides the model and the held-out table.
@@ -92,7 +92,7 @@ impl Drawn {
         sha256(format!("{:?} {settings:?} {}", self.captions, self.measurer.identity()).as_bytes())
     }
 
-    /// Draws the pictures of a fitted model, into a folder of its own that is kept, and measures them.
+    /// Draws the images of a fitted model, into a folder of its own that is kept, and measures them.
     pub(super) fn measure(
         &self,
         run: &Path,
@@ -120,8 +120,8 @@ impl Drawn {
             settings: SampleSettings { seed, ..SampleSettings::default() },
         };
         let summary = sample(&drawing, interrupt, &mut task.renaming())?;
-        let pictures =
-            crate::measure::pictures::pictures(&summary.table, &crate::data::ColumnNames::default(), false)?;
+        let images =
+            crate::measure::images::images(&summary.table, &crate::data::ColumnNames::default(), false)?;
         let references = match self.references.get() {
             Some(references) => references,
             None => {
@@ -129,6 +129,6 @@ impl Drawn {
                 self.references.get_or_init(|| references)
             }
         };
-        Ok(self.measurer.measure(&pictures, Some(references), interrupt, task)?.0)
+        Ok(self.measurer.measure(&images, Some(references), interrupt, task)?.0)
     }
 }

@@ -1,5 +1,5 @@
 //! Ratings that need no network: the paper's clarity, frequency and edge density, the resolution, and the caption's length.
-//! Pictures are looked at as squares of [`SIDE`] pixels, so that a large one is not clearer for its size alone.
+//! Images are looked at as squares of [`SIDE`] pixels, so that a large one is not clearer for its size alone.
 
 use std::io::BufReader;
 
@@ -7,15 +7,15 @@ use image::ImageReader;
 
 use crate::{
     compare::arms::Heuristic,
-    data::{ImageRef, Loader, PictureBytes, Preprocess, Record},
+    data::{ImageRef, Loader, Preprocess, Record, SquareImage},
     error::Result,
     interrupt::Interrupt,
     jobs::progress::Progress,
 };
 
-/// The side in pixels that pictures are brought to.
+/// The side in pixels that images are brought to.
 const SIDE: usize = 256;
-/// Pictures decoded ahead of their use.
+/// Images decoded ahead of their use.
 const AHEAD: usize = 64;
 /// The steepness from which a pixel counts as an edge: the length of Sobel's gradient, whose greatest is about 1442.
 const EDGE: f32 = 200.0;
@@ -23,7 +23,7 @@ const EDGE: f32 = 200.0;
 /// The numbers of every record, by heuristic in the order asked for.
 ///
 /// # Errors
-/// If a picture cannot be read, or the user interrupts.
+/// If an image cannot be read, or the user interrupts.
 pub(super) fn rate(
     heuristics: &[Heuristic],
     records: &[Record],
@@ -33,27 +33,27 @@ pub(super) fn rate(
     progress: &mut dyn Progress,
 ) -> Result<Vec<Vec<f64>>> {
     let mut found = vec![Vec::with_capacity(records.len()); heuristics.len()];
-    let of_pictures = heuristics
+    let of_images = heuristics
         .iter()
         .any(|one| matches!(one, Heuristic::Clarity | Heuristic::Frequency | Heuristic::EdgeDensity));
-    let requests: Vec<_> = match of_pictures {
+    let requests: Vec<_> = match of_images {
         true => records.iter().map(|record| ((), record.image.clone())).collect(),
         false => Vec::new(),
     };
     let mut loader = Loader::new(requests, Preprocess { side: SIDE, ..preprocess }, workers, AHEAD)?;
     for (at, record) in records.iter().enumerate() {
         interrupt.check("what is finished is kept; give the same command again")?;
-        progress.counted("looking at pictures", at as u64 + 1, records.len() as u64);
+        progress.counted("looking at images", at as u64 + 1, records.len() as u64);
         let brightness = match loader.next() {
-            Some((_, picture)) => Some(brightness(&picture?)),
+            Some((_, image)) => Some(brightness(&image?)),
             None => None,
         };
-        let of_picture = |number: fn(&[f32]) -> f64| brightness.as_deref().map_or(f64::NAN, number);
+        let of_image = |number: fn(&[f32]) -> f64| brightness.as_deref().map_or(f64::NAN, number);
         for (heuristic, numbers) in heuristics.iter().zip(&mut found) {
             numbers.push(match heuristic {
-                Heuristic::Clarity => of_picture(clarity),
-                Heuristic::Frequency => of_picture(frequency),
-                Heuristic::EdgeDensity => of_picture(edge_density),
+                Heuristic::Clarity => of_image(clarity),
+                Heuristic::Frequency => of_image(frequency),
+                Heuristic::EdgeDensity => of_image(edge_density),
                 Heuristic::Resolution => {
                     let (width, height) = dimensions(&record.image)
                         .map_err(|error| record.image.refuse(format!("its size cannot be read: {error}")))?;
@@ -72,30 +72,30 @@ fn dimensions(image: &ImageRef) -> image::ImageResult<(u32, u32)> {
 }
 
 /// Brightness (ITU-R BT.601) from 0 to 255, `[SIDE, SIDE]`.
-fn brightness(picture: &PictureBytes) -> Vec<f32> {
+fn brightness(image: &SquareImage) -> Vec<f32> {
     let level = |pixel: &[u8; 3]| {
         let [red, green, blue] = pixel.map(f32::from);
         0.299 * red + 0.587 * green + 0.114 * blue
     };
-    picture.rgb.as_chunks::<3>().0.iter().map(level).collect()
+    image.rgb.as_chunks::<3>().0.iter().map(level).collect()
 }
 
 /// The inner pixels' `f` of the 3×3 pixels around each, row by row.
-fn around(picture: &[f32], mut f: impl FnMut([[f32; 3]; 3])) {
+fn around(image: &[f32], mut f: impl FnMut([[f32; 3]; 3])) {
     for y in 1..SIDE - 1 {
         for x in 1..SIDE - 1 {
             f([0, 1, 2].map(|row| {
                 let start = (y + row - 1) * SIDE + x - 1;
-                [picture[start], picture[start + 1], picture[start + 2]]
+                [image[start], image[start + 1], image[start + 2]]
             }));
         }
     }
 }
 
 /// Variance of the Laplacian (Pech-Pacheco et al. 2000).
-fn clarity(picture: &[f32]) -> f64 {
+fn clarity(image: &[f32]) -> f64 {
     let (mut sum, mut squares, mut count) = (0.0, 0.0, 0.0);
-    around(picture, |[[_, up, _], [left, middle, right], [_, down, _]]| {
+    around(image, |[[_, up, _], [left, middle, right], [_, down, _]]| {
         let laplacian = f64::from(up + down + left + right - 4.0 * middle);
         sum += laplacian;
         squares += laplacian * laplacian;
@@ -106,9 +106,9 @@ fn clarity(picture: &[f32]) -> f64 {
 }
 
 /// Mean square of the three details of each 2×2 pixels.
-fn frequency(picture: &[f32]) -> f64 {
+fn frequency(image: &[f32]) -> f64 {
     let mut energy = 0.0;
-    for rows in picture.chunks_exact(2 * SIDE) {
+    for rows in image.chunks_exact(2 * SIDE) {
         let (upper, lower) = rows.split_at(SIDE);
         for (upper, lower) in upper.as_chunks::<2>().0.iter().zip(lower.as_chunks::<2>().0) {
             let ([a, b], [c, d]) = (upper, lower);
@@ -121,9 +121,9 @@ fn frequency(picture: &[f32]) -> f64 {
 }
 
 /// Share of pixels whose Sobel gradient is longer than [`EDGE`].
-fn edge_density(picture: &[f32]) -> f64 {
+fn edge_density(image: &[f32]) -> f64 {
     let (mut edges, mut count) = (0.0, 0.0);
-    around(picture, |[[a, b, c], [d, _, e], [f, g, h]]| {
+    around(image, |[[a, b, c], [d, _, e], [f, g, h]]| {
         let across = c + 2.0 * e + h - a - 2.0 * d - f;
         let down = f + 2.0 * g + h - a - 2.0 * b - c;
         edges += f64::from(u8::from(across * across + down * down > EDGE * EDGE));
@@ -137,14 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_of_plain_pictures_are_known() {
-        let picture = |level: fn(usize, usize) -> f32| -> Vec<f32> {
+    fn the_numbers_of_plain_images_are_known() {
+        let image = |level: fn(usize, usize) -> f32| -> Vec<f32> {
             (0..SIDE * SIDE).map(|at| level(at % SIDE, at / SIDE)).collect()
         };
-        let flat = picture(|_, _| 90.0);
+        let flat = image(|_, _| 90.0);
         assert_eq!((clarity(&flat), frequency(&flat), edge_density(&flat)), (0.0, 0.0, 0.0));
         // One step of 100 in the middle, between the pixels of a pair of Haar's: an edge two pixels wide.
-        let step = picture(|x, _| if x < SIDE / 2 - 1 { 50.0 } else { 150.0 });
+        let step = image(|x, _| if x < SIDE / 2 - 1 { 50.0 } else { 150.0 });
         approx::assert_relative_eq!(edge_density(&step), 2.0 / (SIDE - 2) as f64);
         // One column of pairs: three details, two of them 0, and 200² / 4 for two of the four pixels.
         approx::assert_relative_eq!(
@@ -153,7 +153,7 @@ mod tests {
         );
         // The Laplacian is +100 in one column and -100 in the next.
         approx::assert_relative_eq!(clarity(&step), 2.0 * 1e4 / (SIDE - 2) as f64);
-        let board = picture(|x, y| if (x + y) % 2 == 0 { 0.0 } else { 255.0 });
+        let board = image(|x, y| if (x + y) % 2 == 0 { 0.0 } else { 255.0 });
         assert!(clarity(&board) > 100.0 * clarity(&step) && frequency(&board) > 10.0 * frequency(&step));
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Comparison,
     result::CellResult,
-    table::{Line, measure_names, summarise},
+    table::{Line, measure_names, summarize},
 };
 
 /// The rating that stands for all records.
@@ -21,7 +21,7 @@ fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
 /// The tables of a comparison.
 pub(crate) fn markdown(comparison: &Comparison) -> String {
     let Comparison { outcomes, flaws, costs, .. } = comparison;
-    let lines = summarise(outcomes);
+    let lines = summarize(outcomes);
     let mut text = overview(&lines);
     text.push_str(
         "\nThe same by setting. Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
@@ -146,19 +146,19 @@ fn overview(lines: &[Line]) -> String {
 /// Tables of the image measures; empty if no images were sampled.
 fn image_measures(lines: &[Line], results: &[&CellResult]) -> String {
     let mut text = String::new();
-    let all = || results.iter().flat_map(|result| &result.pictures);
-    for name in measure_names(lines.iter().flat_map(|line| &line.pictures).map(|line| line.name.as_str())) {
+    let all = || results.iter().flat_map(|result| &result.images);
+    for name in measure_names(lines.iter().flat_map(|line| &line.images).map(|line| line.name.as_str())) {
         let Some(first) = all().find(|measure| measure.name == name) else { continue };
         let reference =
             first.reference.map_or(String::new(), |count| format!(", compared with {count} held-out ones"));
         text.push_str(&format!(
-            "\n{name}: of {} pictures that each model draws of held-out captions{reference}; mean ± half the 95% interval over seeds, \
+            "\n{name}: of {} images that each model draws of held-out captions{reference}; mean ± half the 95% interval over seeds, \
              and the difference to a random part, paired by seed.\n\n\
              | keep | equal | rating | sampler | value | difference to random |\n| --- | --- | --- | --- | --- | --- |\n",
             first.generated
         ));
         for line in lines {
-            let found = line.pictures.iter().find(|picture| picture.name == name);
+            let found = line.images.iter().find(|image| image.name == name);
             text.push_str(&format!(
                 "| {} | {} | {} | {} | {} | {} |\n",
                 line.keep,

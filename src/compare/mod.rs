@@ -36,11 +36,11 @@ pub use comparison::Comparison;
 
 use data::Data;
 use drawn::Drawn;
-pub use drawn::PicturesRequest;
+pub use drawn::SampledImagesRequest;
 use ratings::Ratings;
 pub use result::CellResult;
 use seeds::Seeds;
-pub use table::PictureLine;
+pub use table::ImageLine;
 use task::Task;
 
 use crate::{
@@ -74,12 +74,12 @@ pub struct CompareRequest {
     pub flaw_column: Option<String>,
     /// What models are measured on; half of the validation set if it is not named.
     pub held_out: Option<PathBuf>,
-    /// Go on where the sets share pictures.
+    /// Go on where the sets share images.
     pub allow_duplicates: bool,
     /// Keep the models.
     pub keep_models: bool,
-    /// Pictures that each model draws, and what is measured of them.
-    pub pictures: Option<PicturesRequest>,
+    /// Images that each model draws, and what is measured of them.
+    pub images: Option<SampledImagesRequest>,
 }
 
 impl CompareRequest {
@@ -111,10 +111,10 @@ pub struct TrainedModel {
 /// The column of flaws, unless another is named.
 const FLAW_COLUMN: &str = "flaw";
 
-/// Runs a comparison, or goes on with it. Gives what it came to and the tables and pictures that were written.
+/// Runs a comparison, or goes on with it. Gives what it came to and the tables and images that were written.
 ///
 /// # Errors
-/// If the data or an arm cannot be used, two of the sets share pictures, a file cannot be written, or the user
+/// If the data or an arm cannot be used, two of the sets share images, a file cannot be written, or the user
 /// interrupts: what is finished is kept.
 pub fn compare(
     request: &CompareRequest,
@@ -148,8 +148,8 @@ pub fn compare(
     let has_ceiling = has_ceiling(request, &data, flaw);
 
     let ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
-    let drawn = match &request.pictures {
-        Some(pictures) => Some(Drawn::open(pictures, config, &data, &out, interrupt, &mut task)?),
+    let drawn = match &request.images {
+        Some(images) => Some(Drawn::open(images, config, &data, &out, interrupt, &mut task)?),
         None => None,
     };
     let fits = Fits {

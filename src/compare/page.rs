@@ -8,7 +8,7 @@ use std::{
 use super::{
     Comparison, TrainedModel,
     arms::{Rating, SamplingArm},
-    table::{Line, summarise},
+    table::{Line, summarize},
 };
 use crate::{
     config::Config,
@@ -33,7 +33,7 @@ const BEST: usize = 3;
 pub(crate) struct ComparisonPage<'a> {
     /// The comparison's folder.
     pub folder: &'a Path,
-    /// The ratings whose pictures are shown; empty for the three that come to the lowest losses.
+    /// The ratings whose images are shown; empty for the three that come to the lowest losses.
     pub sheets: &'a [Rating],
 }
 
@@ -45,7 +45,7 @@ impl ComparisonPage<'_> {
     pub(crate) fn page(&self) -> Result<Page> {
         let comparison = Comparison::read(self.folder)?;
         let config = comparison.config()?;
-        let lines = summarise(&comparison.outcomes);
+        let lines = summarize(&comparison.outcomes);
         let seeds: BTreeSet<u64> = comparison.outcomes.iter().map(|outcome| outcome.seed).collect();
         let mut lead = vec![format!(
             "One text-to-image model, trained from the same starts with {} on everything, on random parts, and on what each rating \
@@ -68,7 +68,7 @@ impl ComparisonPage<'_> {
         Ok(Page { title: format!("Comparison of ratings: {}", config.experiment), lead, sections })
     }
 
-    /// Histograms, pictures and figure 3 of the ratings that are shown.
+    /// Histograms, images and figure 3 of the ratings that are shown.
     fn ratings(&self, comparison: &Comparison, config: &Config, lines: &[Line]) -> Result<Vec<Section>> {
         let ranked = by_loss(lines);
         let shown: Vec<Rating> = if self.sheets.is_empty() {
@@ -133,7 +133,7 @@ impl ComparisonPage<'_> {
                 parts.extend(dynamics_parts(&dynamics)?);
             }
             parts.push(Content::Text(
-                "Tenths of the ranking, the best rated first. A click shows a pair with its neighbours."
+                "Tenths of the ranking, the best rated first. A click shows a pair with its neighbors."
                     .to_owned(),
             ));
             parts.push(rated.sheet()?);
@@ -292,10 +292,10 @@ fn tables(lines: &[Line]) -> Vec<Content> {
     parts
 }
 
-/// What was measured of the models' pictures, where they drew some.
+/// What was measured of the models' images, where they drew some.
 fn drawn(lines: &[&Line]) -> Option<Content> {
     let mut names: Vec<&str> = Vec::new();
-    for measure in lines.iter().flat_map(|line| &line.pictures) {
+    for measure in lines.iter().flat_map(|line| &line.images) {
         if !names.contains(&measure.name.as_str()) {
             names.push(&measure.name);
         }
@@ -308,7 +308,7 @@ fn drawn(lines: &[&Line]) -> Option<Content> {
     let row = |line: &&Line| {
         let mut row = vec![Cell::Text(line.rating.clone()), Cell::Text(line.sampler.clone())];
         for name in &names {
-            let measured = line.pictures.iter().find(|measure| measure.name == *name);
+            let measured = line.images.iter().find(|measure| measure.name == *name);
             row.extend([
                 measured.and_then(|measure| measure.value).map_or(Cell::Nothing, with_interval),
                 measured.and_then(|measure| measure.difference).map_or(Cell::Nothing, with_interval),
@@ -318,7 +318,7 @@ fn drawn(lines: &[&Line]) -> Option<Content> {
     };
     let rows = lines.iter().map(row).collect();
     Some(Content::Folded(
-        "What was measured of their pictures".to_owned(),
+        "What was measured of their images".to_owned(),
         vec![Content::Table(Table { header, rows })],
     ))
 }

@@ -168,9 +168,9 @@ impl<'a> Ratings<'a> {
                 out: out.clone(),
                 rating_column: "rating".to_owned(),
                 batch: config.training.batch,
-                batch_normalised: false,
+                batch_normalized: false,
                 overwrite: replaced,
-                pictures: false,
+                images: false,
                 note_column: None,
                 sets: Vec::new(),
             };

@@ -32,9 +32,9 @@ pub struct CellResult {
     pub seconds: f64,
     /// What was said when the loss was no number any more.
     pub diverged: Option<String>,
-    /// What was measured of the pictures that it draws, where that was asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pictures: Vec<Measurement>,
+    /// What was measured of the images that it draws, where that was asked for.
+    #[serde(default, alias = "images", skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Measurement>,
 }
 
 impl CellResult {
@@ -53,7 +53,7 @@ impl CellResult {
             curve: Vec::new(),
             seconds: 0.0,
             diverged: Some(message),
-            pictures: Vec::new(),
+            images: Vec::new(),
         }
     }
 }

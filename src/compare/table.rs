@@ -34,8 +34,8 @@ pub(crate) struct Line {
     /// The share of the gap between random and the ceiling that is closed, in the mean over the seeds that all three came to an end
     /// with.
     pub closed: Option<f64>,
-    /// What was measured of the models' pictures, where they drew some.
-    pub pictures: Vec<PictureLine>,
+    /// What was measured of the models' images, where they drew some.
+    pub images: Vec<ImageLine>,
 }
 
 /// By what cells are compared with one another.
@@ -45,7 +45,7 @@ type Setting = (String, String);
 type Cell = (String, String, Setting);
 
 /// The summary, in the order in which arms first come.
-pub(crate) fn summarise(outcomes: &[TrainedModel]) -> Vec<Line> {
+pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
     let mut order: Vec<Cell> = Vec::new();
     let mut groups: BTreeMap<Cell, Vec<(u64, &CellResult)>> = BTreeMap::new();
     for outcome in outcomes {
@@ -89,7 +89,7 @@ pub(crate) fn summarise(outcomes: &[TrainedModel]) -> Vec<Line> {
             let beside = groups.get(&("random".to_owned(), String::new(), setting.clone()));
             let beside = beside.filter(|_| rating != "random").map(Vec::as_slice);
             Line {
-                pictures: picture_lines(results, beside),
+                images: image_lines(results, beside),
                 seeds: losses.len(),
                 diverged: results.iter().filter(|(_, result)| result.diverged.is_some()).count(),
                 records: average(|result| result.records),
@@ -109,7 +109,7 @@ pub(crate) fn summarise(outcomes: &[TrainedModel]) -> Vec<Line> {
 
 /// A measure of one line of the summary.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PictureLine {
+pub struct ImageLine {
     /// What exactly was measured.
     pub name: String,
     /// Its mean over the seeds, and half the 95% interval where there are two.
@@ -122,13 +122,13 @@ pub struct PictureLine {
 type Seeds<'a> = [(u64, &'a CellResult)];
 
 /// The measures of an arm's models, beside those of random parts of the same size where it is none itself.
-pub(super) fn picture_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Vec<PictureLine> {
+pub(super) fn image_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Vec<ImageLine> {
     let of = |results: &Seeds<'_>, name: &str| -> BTreeMap<u64, f64> {
-        let value = |result: &CellResult| Some(result.pictures.iter().find(|one| one.name == name)?.value);
+        let value = |result: &CellResult| Some(result.images.iter().find(|one| one.name == name)?.value);
         results.iter().filter_map(|(seed, result)| Some((*seed, value(result)?))).collect()
     };
     let mut names: Vec<&str> = Vec::new();
-    for measure in results.iter().flat_map(|(_, result)| &result.pictures) {
+    for measure in results.iter().flat_map(|(_, result)| &result.images) {
         if !names.contains(&measure.name.as_str()) {
             names.push(&measure.name);
         }
@@ -138,7 +138,7 @@ pub(super) fn picture_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> 
         let random = random.map(|random| of(random, name)).unwrap_or_default();
         let paired: Vec<f64> =
             own.iter().filter_map(|(seed, value)| Some(value - random.get(seed)?)).collect();
-        PictureLine {
+        ImageLine {
             name: name.to_owned(),
             value: mean_interval(&own.into_values().collect::<Vec<_>>()),
             difference: mean_interval(&paired),
@@ -194,7 +194,7 @@ mod tests {
             outcome("oracle", 2, Some(3.1)),
             outcome("own", 2, Some(3.9)),
         ];
-        let lines = summarise(&outcomes);
+        let lines = summarize(&outcomes);
         let line = |rating: &str| lines.iter().find(|line| line.rating == rating).unwrap();
         assert_eq!((line("random").seeds, line("random").diverged), (2, 1));
         assert_eq!((line("own").seeds, line("own").diverged), (3, 0));

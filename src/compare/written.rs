@@ -1,4 +1,4 @@
-//! A comparison as files: every fit by itself, the summary and more as CSV, Markdown and pictures.
+//! A comparison as files: every fit by itself, the summary and more as CSV, Markdown and images.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use super::{
     Comparison, TrainedModel,
     comparison::FlawLine,
     markdown::markdown,
-    table::{Line, measure_names, summarise},
+    table::{Line, measure_names, summarize},
 };
 use crate::{
     error::Result,
@@ -15,14 +15,14 @@ use crate::{
 };
 
 /// Writes `fits.csv`, `summary.csv`, `summary.md`, `scales.csv`, `flaws.csv` and `subsets.csv` where there are flaws, and a
-/// picture for each share and convention. Gives what was written.
+/// image for each share and convention. Gives what was written.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBuf>> {
     let Comparison { outcomes, flaws, .. } = comparison;
-    let lines = &summarise(outcomes);
-    let measures = outcomes.iter().flat_map(|outcome| &outcome.result.pictures);
+    let lines = &summarize(outcomes);
+    let measures = outcomes.iter().flat_map(|outcome| &outcome.result.images);
     let names = measure_names(measures.map(|measure| measure.name.as_str()));
     let mut tables = vec![fits(outcomes, &names), scales(outcomes), summary(lines, &names)];
     if !flaws.is_empty() {
@@ -37,7 +37,7 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
     let path = folder.join("summary.md");
     write_whole(&path, markdown(comparison).as_bytes())?;
     written.push(path);
-    written.extend(pictures(folder, lines)?);
+    written.extend(images(folder, lines)?);
     Ok(written)
 }
 
@@ -86,7 +86,7 @@ fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
     ];
     let mut header = owned(&[&CELL[..], &RESULT].concat());
     if !names.is_empty() {
-        header.push("pictures".to_owned());
+        header.push("images".to_owned());
     }
     header.extend(names.iter().cloned());
     let row = |outcome: &TrainedModel| {
@@ -105,10 +105,10 @@ fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
             result.key.clone(),
         ]);
         if !names.is_empty() {
-            row.push(result.pictures.first().map_or(String::new(), |one| one.generated.to_string()));
+            row.push(result.images.first().map_or(String::new(), |one| one.generated.to_string()));
         }
         let measured =
-            |name: &String| result.pictures.iter().find(|one| one.name == *name).map(|one| one.value);
+            |name: &String| result.images.iter().find(|one| one.name == *name).map(|one| one.value);
         row.extend(names.iter().map(|name| number(measured(name))));
         row
     };
@@ -165,7 +165,7 @@ fn summary(lines: &[Line], names: &[String]) -> Table {
         row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
         row.push(number(line.closed));
         for name in names {
-            let found = line.pictures.iter().find(|picture| picture.name == *name);
+            let found = line.images.iter().find(|image| image.name == *name);
             row.extend(pair(found.and_then(|found| found.value)));
             row.extend(pair(found.and_then(|found| found.difference)));
         }
@@ -203,8 +203,8 @@ fn subsets(outcomes: &[TrainedModel]) -> Table {
     }
 }
 
-/// The differences to random, a picture for each share and convention.
-fn pictures(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
+/// The differences to random, an image for each share and convention.
+fn images(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
     let mut settings: Vec<(&str, &str)> = Vec::new();
     for line in lines.iter().filter(|line| line.difference.is_some() && !line.convention.is_empty()) {
         if !settings.contains(&(&line.keep, &line.convention)) {

@@ -7,7 +7,7 @@ use crate::engine::ops::pyramid::Reach;
 /// Declares the switches once: field, and what it does when true.
 macro_rules! switches {
     ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
-        /// The released behaviours that can be switched on one by one; all off is the default, all on is `released`.
+        /// The released behaviors that can be switched on one by one; all off is the default, all on is `released`.
         /// The numbers in brackets are those of the notes on the released code in `docs/config.md`.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Compat {
@@ -75,8 +75,8 @@ switches! {
     drop_alpha,
     /// The turning that EXIF data asks for is ignored (D2).
     ignore_exif,
-    /// 16-bit grey is cut off at 255, which turns it white (D2).
-    clip_grey16,
+    /// 16-bit gray is cut off at 255, which turns it white (D2).
+    clip_gray16,
 }
 
 impl Compat {

@@ -8,6 +8,7 @@ mod compat;
 pub mod keys;
 mod nearest;
 mod reading;
+mod renamed;
 pub mod rules;
 mod schedule;
 mod source;
@@ -18,14 +19,14 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use compat::Compat;
-pub use rules::{Geometry, RuleEntry, RuleSettings, Scaling, Teaching};
+pub use rules::{Geometry, RaterObjective, RuleEntry, RuleSettings, Scaling};
 pub use schedule::ScheduleShape;
 
 use crate::{
     encode::pretrained,
     engine::{DType, cuda::DeviceChoice, ops::pyramid::Reach},
     error::{Error, Result},
-    models::{BackboneConfig, Initialisation, Rope},
+    models::{BackboneConfig, Initialization, Rope},
 };
 use keys::Effect;
 use source::Source;
@@ -37,7 +38,7 @@ pub struct Config {
     pub seed: u64,
     /// Where the networks are.
     pub device: DeviceChoice,
-    /// The type of activations on a device; the processor computes in f32.
+    /// The type of activations on a device; the CPU computes in f32.
     pub compute: DType,
     /// Keep only each block's input for the backward pass.
     pub recompute: bool,
@@ -49,7 +50,7 @@ pub struct Config {
     pub out: Option<PathBuf>,
     /// Where samples come from.
     pub data: DataConfig,
-    /// How pictures become codes.
+    /// How images become codes.
     pub image_tokenizer: ImageTokenizerConfig,
     /// How captions become text states.
     pub text_encoder: TextEncoderConfig,
@@ -57,7 +58,7 @@ pub struct Config {
     pub networks: NetworksConfig,
     /// How both are trained.
     pub training: TrainingConfig,
-    /// Released behaviours that are switched on.
+    /// Released behaviors that are switched on.
     pub compat: Compat,
     /// Updates between checkpoints within an epoch; `None`: only at epoch ends.
     pub checkpoint_every: Option<u64>,
@@ -83,15 +84,15 @@ pub struct DataConfig {
     pub portion: Portion,
     /// Column of the ids.
     pub id_column: String,
-    /// Column of the pictures' paths.
+    /// Column of the images' paths.
     pub image_column: String,
     /// Column of the captions.
     pub caption_column: String,
     /// Malformed rows of tables are counted as failed instead of ending the job.
     pub skip_bad_rows: bool,
-    /// Threads that decode pictures, at least 1.
+    /// Threads that decode images, at least 1.
     pub workers: usize,
-    /// Pictures with more pixels are refused.
+    /// Images with more pixels are refused.
     pub max_pixels: u64,
     /// Images whose pixel data is cut are decoded as far as it goes.
     pub truncated_images: bool,
@@ -127,13 +128,13 @@ pub enum Portion {
 /// Which image tokenizer it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageTokenizerKind {
-    /// Principal components of patches, quantised by k-means: fitted to the training pictures.
+    /// Principal components of patches, quantized by k-means: fitted to the training images.
     Pca,
     /// The released VQ-VAE, whose weights are read.
     VqVae,
 }
 
-/// How pictures become codes.
+/// How images become codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageTokenizerConfig {
     /// Which one it is.
@@ -142,7 +143,7 @@ pub struct ImageTokenizerConfig {
     pub components: usize,
     /// Codes in the vocabulary.
     pub codes: usize,
-    /// Training pictures to fit on, at most.
+    /// Training images to fit on, at most.
     pub fit_images: usize,
     /// Folder of a fitted tokenizer to use instead, or the VQ-VAE's weights.
     pub path: Option<PathBuf>,
@@ -193,7 +194,7 @@ pub struct NetworksConfig {
     pub rater_depth: usize,
     /// Channels of the rater.
     pub rater_width: usize,
-    /// Normalise queries and keys.
+    /// Normalize queries and keys.
     pub attention_l2_norm: bool,
     /// Rotary positions, if any.
     pub rope: Option<Rope>,
@@ -210,14 +211,14 @@ pub struct NetworksConfig {
     /// Weights that the proxy, or the model that is fitted, starts from instead of fresh ones.
     pub initial_weights: Option<PathBuf>,
     /// How weights start.
-    pub initialisation: Initialisation,
+    pub initialization: Initialization,
 }
 
 /// Channels of an attention head.
 pub(crate) const HEAD_WIDTH: usize = 64;
 
 impl NetworksConfig {
-    /// The side of the pictures, in pixels.
+    /// The side of the images, in pixels.
     pub fn image_side(&self) -> usize {
         self.patch_size * self.patch_nums.last().copied().unwrap_or(1)
     }
@@ -274,7 +275,7 @@ pub struct TrainingConfig {
     /// Divides the rater's logits.
     pub rater_temperature: f64,
     /// Add the released entropy term to the rater's loss.
-    pub rater_regularisation: bool,
+    pub rater_regularization: bool,
     /// Do not train the proxy.
     pub freeze_proxy: bool,
     /// Added to the sampler's seed.
@@ -316,6 +317,14 @@ impl Config {
     /// As for [`load`](Self::load).
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         check::check(Source::parse(name, text, sets)?)
+    }
+
+    /// Reads what a run or a comparison kept. Names that have changed since are read under the new ones, with a warning.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub(crate) fn parse_kept(name: &str, text: &str) -> Result<Self> {
+        check::check(Source::parse_kept(name, text)?)
     }
 
     /// The effective configuration: every key with the value that holds. Read again, it gives this configuration.
@@ -416,7 +425,7 @@ impl Config {
             cross_attention: networks.cross_attention,
             drop_path: 0.1 * depth as f64 / 24.0,
             cross_from_first_sample: self.compat.cross_attention_first_sample,
-            initialisation: networks.initialisation,
+            initialization: networks.initialization,
         }
     }
 }

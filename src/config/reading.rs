@@ -17,7 +17,7 @@ impl Config {
             preprocess.alpha = released.alpha;
         }
         preprocess.apply_orientation = !self.compat.ignore_exif;
-        preprocess.clip_grey16 = self.compat.clip_grey16;
+        preprocess.clip_gray16 = self.compat.clip_gray16;
         preprocess.max_pixels = self.data.max_pixels;
         preprocess.truncated = self.data.truncated_images;
         preprocess

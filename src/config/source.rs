@@ -8,6 +8,7 @@ use super::{
     Compat,
     keys::{self, RawConfig},
     nearest::no_such_key,
+    renamed::{migrate, renamed},
 };
 use crate::error::{Error, Result};
 
@@ -39,6 +40,16 @@ impl Source {
             ),
         })?;
         Self::parse(&name, &text, sets)
+    }
+
+    /// Reads what a run or a comparison kept, perhaps under names that have changed since: then that is said.
+    pub(super) fn parse_kept(name: &str, text: &str) -> Result<Self> {
+        let mut config = serde_json::from_str(text).unwrap_or(Value::Null);
+        if !migrate(&mut config) {
+            return Self::parse(name, text, &[]);
+        }
+        tracing::warn!("{name}: written by an earlier version; its keys are read under their new names");
+        Self::parse(name, &config.to_string(), &[])
     }
 
     /// Reads a file's text and applies `--set` arguments in order.
@@ -91,6 +102,9 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
     };
     let key = key.trim();
     let known: Vec<String> = keys::names();
+    if let Some(now) = renamed(key) {
+        return Err(refuse(key, is_called(now)));
+    }
     if !known.iter().any(|name| name == key) {
         return Err(refuse(key, no_such_key(key, known.iter().map(String::as_str))));
     }
@@ -113,7 +127,7 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
     Err(refuse(key, first_error.unwrap_or_default()))
 }
 
-/// Puts a value under a dotted key, making objects on the way. `compat` as a word is spelt out first, so that a switch
+/// Puts a value under a dotted key, making objects on the way. `compat` as a word is spelled out first, so that a switch
 /// can be set on top of it.
 fn place(value: &mut Value, key: &str, new: Value) {
     let mut at = value;
@@ -130,6 +144,11 @@ fn place(value: &mut Value, key: &str, new: Value) {
         }
     }
     *at = new;
+}
+
+/// What is said of a key that has another name now.
+fn is_called(now: &str) -> String {
+    format!("is called `{now}` now; rename it")
 }
 
 /// Key and message of what serde could not read.
@@ -149,8 +168,11 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, St
         let prefix = if parent.is_empty() { parent } else { format!("{parent}.") };
         let known = keys::names();
         let siblings = known.iter().filter_map(|known| known.strip_prefix(prefix.as_str()));
-        let message = format!("{} (line {line}, column {column})", no_such_key(name, siblings));
-        return (key, message);
+        let message = match renamed(&format!("{prefix}{name}")) {
+            Some(now) => is_called(now),
+            None => no_such_key(name, siblings),
+        };
+        return (key, format!("{message} (line {line}, column {column})"));
     }
     (path, text)
 }

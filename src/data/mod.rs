@@ -15,8 +15,7 @@ pub use self::image::{
     ImageRef,
     loader::Loader,
     preprocess::{
-        AlphaRule, PictureBytes, Preprocess, WholePicture, decode_picture, load_picture, load_whole_picture,
-        stack,
+        AlphaRule, FullImage, Preprocess, SquareImage, decode_image, load_full_image, load_image, stack,
     },
 };
 pub use corpus::{Batch, ColumnNames, Corpus, Cursor, Origin, Record};

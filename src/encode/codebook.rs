@@ -1,7 +1,7 @@
 //! Fitting a pyramid's codebook: k-means over the residuals of all scales, in the loop.
 //!
-//! What a scale has to quantise depends on the codes of the coarser scales, so every round runs the whole pyramid
-//! with the codebook it has, then moves each code towards the mean of the residuals that chose it. Lloyd's full step
+//! What a scale has to quantize depends on the codes of the coarser scales, so every round runs the whole pyramid
+//! with the codebook it has, then moves each code toward the mean of the residuals that chose it. Lloyd's full step
 //! would overshoot: moving a code changes what every finer scale of the same place is left with, so the steps of all
 //! scales add up (on clip art with six scales the full step diverges). A step of one over the number of scales is
 //! stable, and is the full step where there is one scale.
@@ -69,7 +69,7 @@ pub(super) fn fit(
     Ok(best.1)
 }
 
-/// Codes to begin with: residuals of the same pyramid without quantisation, drawn from all scales.
+/// Codes to begin with: residuals of the same pyramid without quantization, drawn from all scales.
 fn first_codes(
     maps: &[f32],
     patch_nums: &[usize],
@@ -181,7 +181,7 @@ fn observe(quantizer: &PyramidQuantizer, maps: &[f32]) -> Round {
 }
 
 impl Round {
-    /// Moves every code by the share `step` towards the mean of its residuals; a code that is hardly ever chosen goes
+    /// Moves every code by the share `step` toward the mean of its residuals; a code that is hardly ever chosen goes
     /// to a far residual, if `reseed`.
     fn update(self, codebook: &mut [f32], step: f64, reseed: bool) {
         #[expect(clippy::cast_precision_loss, reason = "a count of codes")]

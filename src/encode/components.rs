@@ -68,14 +68,14 @@ impl WithSimd for Covariance<'_> {
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { first, rows, mean, covariance } = self;
         let n = mean.len();
-        let mut centred = vec![0f64; n];
+        let mut centerd = vec![0f64; n];
         for row in rows.chunks_exact(n) {
             for at in 0..n {
-                centred[at] = f64::from(row[at]) - mean[at];
+                centerd[at] = f64::from(row[at]) - mean[at];
             }
             for (at, sums) in covariance.chunks_exact_mut(n).enumerate() {
-                let value = centred[first + at];
-                for (sum, other) in sums[first..].iter_mut().zip(&centred[first..]) {
+                let value = centerd[first + at];
+                for (sum, other) in sums[first..].iter_mut().zip(&centerd[first..]) {
                     *sum += value * other;
                 }
             }
@@ -90,7 +90,7 @@ fn eigenvectors(matrix: &[f64], n: usize, count: usize, seed: u64) -> (Vec<f64>,
     let block = (2 * count + 8).min(n);
     let mut random = Random::new(seed, Purpose::Fit, u64::MAX);
     let mut basis: Vec<f64> = (0..block * n).map(|_| random.normal()).collect();
-    orthonormalise(&mut basis, n);
+    orthonormalize(&mut basis, n);
     let mut values = vec![0f64; block];
     for _ in 0..500 {
         let mut image = vec![0f64; block * n];
@@ -128,7 +128,7 @@ fn eigenvectors(matrix: &[f64], n: usize, count: usize, seed: u64) -> (Vec<f64>,
             break;
         }
         basis = rotate(&image);
-        orthonormalise(&mut basis, n);
+        orthonormalize(&mut basis, n);
     }
     values.truncate(count);
     basis.truncate(count * n);
@@ -148,7 +148,7 @@ fn eigenvectors(matrix: &[f64], n: usize, count: usize, seed: u64) -> (Vec<f64>,
 
 /// Gram-Schmidt, twice for accuracy. A row that depends on those before it (a matrix of low rank) is replaced by the
 /// first axis that does not.
-fn orthonormalise(basis: &mut [f64], n: usize) {
+fn orthonormalize(basis: &mut [f64], n: usize) {
     let mut axis = 0;
     for at in 0..basis.len() / n {
         let (before, rest) = basis.split_at_mut(at * n);
@@ -239,7 +239,7 @@ mod tests {
         let n = 40;
         let mut random = Random::new(5, Purpose::Test, 0);
         let mut basis: Vec<f64> = (0..n * n).map(|_| random.normal()).collect();
-        orthonormalise(&mut basis, n);
+        orthonormalize(&mut basis, n);
         let spectrum: Vec<f64> = (0..n).map(|at| 3.0 * 0.7f64.powi(at as i32)).collect();
         let mut matrix = vec![0.0; n * n];
         for (vector, value) in basis.chunks_exact(n).zip(&spectrum) {

@@ -1,4 +1,4 @@
-//! Pictures to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
+//! Images to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
 //! the embedded ones (PCA patches, hashed words) and the released ones (VQ-VAE, CLIP, T5) are interchangeable.
 
 mod codebook;
@@ -21,27 +21,27 @@ use crate::{
 };
 use tokenizers::TokenIds;
 
-/// Turns pictures into pyramids of codes and back.
+/// Turns images into pyramids of codes and back.
 pub trait ImageTokenizer: Send + Sync {
-    /// The pyramid's quantiser: sides of the token maps, codebook, convolutions.
+    /// The pyramid's quantizer: sides of the token maps, codebook, convolutions.
     fn quantizer(&self) -> &PyramidQuantizer;
 
-    /// The side in pixels of the square pictures that [`encode`](Self::encode) takes.
+    /// The side in pixels of the square images that [`encode`](Self::encode) takes.
     fn image_side(&self) -> usize;
 
-    /// Pictures `[B, 3, R, R]` in [-1, 1] (f32) to codes `[B, L]` (u32), coarsest scale first.
+    /// Images `[B, 3, R, R]` in [-1, 1] (f32) to codes `[B, L]` (u32), coarsest scale first.
     ///
     /// # Errors
     /// If the shape does not fit.
     fn encode(&self, images: &Tensor) -> Result<Tensor>;
 
-    /// Codes `[B, L]` to pictures `[B, 3, R, R]` in [-1, 1].
+    /// Codes `[B, L]` to images `[B, 3, R, R]` in [-1, 1].
     ///
     /// # Errors
     /// If the shape does not fit or a code is out of range.
     fn decode(&self, codes: &Tensor) -> Result<Tensor>;
 
-    /// Pictures `[B, 3, R, R]` in [-1, 1] to their features before they are quantised, `[B, Cvae, H, H]`, `H` being the side of
+    /// Images `[B, 3, R, R]` in [-1, 1] to their features before they are quantized, `[B, Cvae, H, H]`, `H` being the side of
     /// the finest token map.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ pub trait ImageTokenizer: Send + Sync {
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
 
-    /// The same tokenizer, its networks computing on a device if it has any: pictures and codes stay on the host, and the
+    /// The same tokenizer, its networks computing on a device if it has any: images and codes stay on the host, and the
     /// fingerprint is the same.
     ///
     /// # Errors

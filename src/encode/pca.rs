@@ -1,6 +1,6 @@
 //! The embedded image tokenizer: patches, their leading principal components, and a pyramid of codes.
 //!
-//! It is fitted in seconds to the training pictures themselves and can be turned back into a picture.
+//! It is fitted in seconds to the training images themselves and can be turned back into an image.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ const WEIGHTS: &str = "image_tokenizer.safetensors";
 
 const OP: &str = "PCA tokenizer";
 
-/// At most this many pictures are held while fitting, and at most this many of their numbers (256 MiB of f32).
+/// At most this many images are held while fitting, and at most this many of their numbers (256 MiB of f32).
 const HELD_PICTURES: usize = 2048;
 const HELD_VALUES: usize = 1 << 26;
 
@@ -35,14 +35,14 @@ const HELD_VALUES: usize = 1 << 26;
 const HELD_PATCH_VALUES: usize = 1 << 23;
 const PATCHES_A_DIMENSION: usize = 8;
 
-/// One picture in so many is held out to measure the reconstruction.
+/// One image in so many is held out to measure the reconstruction.
 const HELD_OUT_SHARE: usize = 10;
 
 /// Sizes of a PCA tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PcaSettings {
-    /// Side of the pictures in pixels, `R`.
+    /// Side of the images in pixels, `R`.
     pub side: usize,
     /// Side of a patch in pixels, `p`; the feature map has the side `R/p`.
     pub patch: usize,
@@ -62,12 +62,12 @@ impl PcaSettings {
         let (side, patch, components, codes) = (*side, *patch, *components, *codes);
         if patch == 0 || side == 0 || side % patch != 0 {
             return Err(Error::argument(format!(
-                "pictures of side {side} cannot be cut into patches of side {patch}; choose a patch that divides the side"
+                "images of side {side} cannot be cut into patches of side {patch}; choose a patch that divides the side"
             )));
         }
         if patch_nums.last() != Some(&(side / patch)) {
             return Err(Error::argument(format!(
-                "patch_nums {patch_nums:?} must end with {}, because pictures of side {side} have that many patches of side {patch} in a row",
+                "patch_nums {patch_nums:?} must end with {}, because images of side {side} have that many patches of side {patch} in a row",
                 side / patch
             )));
         }
@@ -93,7 +93,7 @@ impl PcaSettings {
         self.side / self.patch
     }
 
-    fn picture_length(&self) -> usize {
+    fn image_length(&self) -> usize {
         3 * self.side * self.side
     }
 }
@@ -101,29 +101,29 @@ impl PcaSettings {
 /// How good a fit is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FitReport {
-    /// Peak signal-to-noise ratio of the reconstruction in dB, from the mean squared error over the pictures held out
+    /// Peak signal-to-noise ratio of the reconstruction in dB, from the mean squared error over the images held out
     /// (over all, if there were too few to hold some out); 120 dB stands for an error too small to measure.
     pub psnr_db: f64,
-    /// Codes effectively used: the exponential of the entropy of the codes over all pictures of the fit.
+    /// Codes effectively used: the exponential of the entropy of the codes over all images of the fit.
     pub codes_used: f64,
     /// Share of the patches' variance that the components keep, 1 where there is none.
     pub explained_variance: f64,
-    /// Pictures that were looked at, held for the fit, and held out of them.
-    pub pictures: usize,
-    /// Pictures that the components and the codebook were fitted to.
+    /// Images that were looked at, held for the fit, and held out of them.
+    pub images: usize,
+    /// Images that the components and the codebook were fitted to.
     pub fitted: usize,
-    /// Pictures that the reconstruction was measured on and that took no part in the fit.
+    /// Images that the reconstruction was measured on and that took no part in the fit.
     pub held_out: usize,
 }
 
-/// Tokenizes pictures by the principal components of their patches.
+/// Tokenizes images by the principal components of their patches.
 #[derive(Clone, Debug)]
 pub struct PcaTokenizer {
     settings: PcaSettings,
     weights: Weights,
     quantizer: PyramidQuantizer,
-    analyse: Projection,
-    synthesise: Projection,
+    analyze: Projection,
+    synthesize: Projection,
 }
 
 /// The fitted numbers, as saved.
@@ -140,20 +140,20 @@ struct Weights {
 }
 
 impl PcaTokenizer {
-    /// Fits a tokenizer to pictures `[3, R, R]` in [-1, 1] (f32), taken one by one. A seeded sample of at most 2048
-    /// pictures (fewer where they are large) is held in memory.
+    /// Fits a tokenizer to images `[3, R, R]` in [-1, 1] (f32), taken one by one. A seeded sample of at most 2048
+    /// images (fewer where they are large) is held in memory.
     ///
-    /// Deterministic: the same pictures in the same order give the same tokenizer to the bit, on any number of threads.
+    /// Deterministic: the same images in the same order give the same tokenizer to the bit, on any number of threads.
     ///
     /// # Errors
-    /// If the settings do not fit each other, there is no picture, or one has another shape or a number that is not
-    /// finite; and the first error that `pictures` gives.
+    /// If the settings do not fit each other, there is no image, or one has another shape or a number that is not
+    /// finite; and the first error that `images` gives.
     pub fn fit(
         settings: PcaSettings,
-        pictures: impl IntoIterator<Item = Result<Tensor>>,
+        images: impl IntoIterator<Item = Result<Tensor>>,
     ) -> Result<(Self, FitReport)> {
         settings.check()?;
-        let (mut held, count) = sample(&settings, pictures)?;
+        let (mut held, count) = sample(&settings, images)?;
         Random::new(settings.seed, Purpose::Fit, 2).shuffle(&mut held);
         let held_out = held.len() / HELD_OUT_SHARE;
         let (test, train) = held.split_at(held_out);
@@ -188,23 +188,23 @@ impl PcaTokenizer {
             psnr_db: tokenizer.psnr_db(if test.is_empty() { train } else { test })?,
             codes_used,
             explained_variance,
-            pictures: count,
+            images: count,
             fitted: train.len(),
             held_out,
         };
         Ok((tokenizer, report))
     }
 
-    /// [`fit`](Self::fit) to pictures `[N, 3, R, R]` that are in memory already.
+    /// [`fit`](Self::fit) to images `[N, 3, R, R]` that are in memory already.
     ///
     /// # Errors
     /// As [`fit`](Self::fit).
     pub fn fit_batch(settings: PcaSettings, images: &Tensor) -> Result<(Self, FitReport)> {
         settings.check()?;
-        let (shape, length) = ([3, settings.side, settings.side], settings.picture_length());
+        let (shape, length) = ([3, settings.side, settings.side], settings.image_length());
         check_images(&settings, images)?;
-        let pictures = images.as_slice::<f32>()?.chunks_exact(length);
-        Self::fit(settings, pictures.map(|picture| Tensor::new(&shape, picture.to_vec())))
+        let images = images.as_slice::<f32>()?.chunks_exact(length);
+        Self::fit(settings, images.map(|image| Tensor::new(&shape, image.to_vec())))
     }
 
     /// Reads what [`save`](ImageTokenizer::save) wrote.
@@ -244,7 +244,7 @@ impl PcaTokenizer {
         &self.settings
     }
 
-    /// Pictures `[B, 3, R, R]` to their features before quantisation, `[B, Cvae, R/p, R/p]`.
+    /// Images `[B, 3, R, R]` to their features before quantization, `[B, Cvae, R/p, R/p]`.
     ///
     /// # Errors
     /// If the shape does not fit or a number is not finite.
@@ -277,22 +277,22 @@ impl PcaTokenizer {
                 (-along * f64::from(scale)) as f32
             })
             .collect();
-        let analyse =
+        let analyze =
             Projection::new(length, &offset, |input, output| components[output * length + input] * scale);
-        let synthesise =
+        let synthesize =
             Projection::new(count, mean, |input, output| components[input * length + output] / scale);
-        Ok(Self { settings, weights, quantizer, analyse, synthesise })
+        Ok(Self { settings, weights, quantizer, analyze, synthesize })
     }
 
-    /// Channels-last features of pictures, each `[(R/p)², C]`.
-    fn maps<P: AsRef<[f32]> + Sync>(&self, pictures: &[P]) -> Vec<Vec<f32>> {
+    /// Channels-last features of images, each `[(R/p)², C]`.
+    fn maps<P: AsRef<[f32]> + Sync>(&self, images: &[P]) -> Vec<Vec<f32>> {
         let (grid, channels) = (self.settings.grid(), self.settings.components);
-        pictures
+        images
             .par_iter()
-            .map_init(Vec::new, |patches, picture| {
-                cut(&self.settings, picture.as_ref(), patches);
+            .map_init(Vec::new, |patches, image| {
+                cut(&self.settings, image.as_ref(), patches);
                 let mut map = vec![0f32; grid * grid * channels];
-                self.analyse.apply(patches, &mut map);
+                self.analyze.apply(patches, &mut map);
                 map
             })
             .collect()
@@ -300,29 +300,29 @@ impl PcaTokenizer {
 
     fn features_channels_last(&self, images: &Tensor) -> Result<Vec<f32>> {
         check_images(&self.settings, images)?;
-        let pictures: Vec<&[f32]> =
-            images.as_slice::<f32>()?.chunks_exact(self.settings.picture_length()).collect();
-        if let Some(at) = pictures.iter().position(|picture| picture.iter().any(|value| !value.is_finite())) {
+        let images: Vec<&[f32]> =
+            images.as_slice::<f32>()?.chunks_exact(self.settings.image_length()).collect();
+        if let Some(at) = images.iter().position(|image| image.iter().any(|value| !value.is_finite())) {
             return Err(Error::not_finite(format!(
-                "picture {at} of the batch holds a number that is not finite"
+                "image {at} of the batch holds a number that is not finite"
             )));
         }
-        Ok(self.maps(&pictures).concat())
+        Ok(self.maps(&images).concat())
     }
 
-    fn psnr_db(&self, pictures: &[Vec<f32>]) -> Result<f64> {
-        let maps = self.maps(pictures);
-        let errors = pictures
+    fn psnr_db(&self, images: &[Vec<f32>]) -> Result<f64> {
+        let maps = self.maps(images);
+        let errors = images
             .par_iter()
             .zip(&maps)
-            .map(|(picture, map)| {
+            .map(|(image, map)| {
                 let decoded = self.decode(&self.quantizer.encode_maps(map)?)?;
                 let decoded = decoded.as_slice::<f32>()?;
-                Ok(picture.iter().zip(decoded).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>())
+                Ok(image.iter().zip(decoded).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>())
             })
             .collect::<Result<Vec<f64>>>()?;
         #[expect(clippy::cast_precision_loss, reason = "a count of numbers")]
-        let mean = errors.iter().sum::<f64>() / (pictures.len() * self.settings.picture_length()) as f64;
+        let mean = errors.iter().sum::<f64>() / (images.len() * self.settings.image_length()) as f64;
         Ok(10.0 * (4.0 / mean.max(4e-12)).log10())
     }
 
@@ -355,13 +355,13 @@ impl ImageTokenizer for PcaTokenizer {
         let maps = self.quantizer.reconstruct_maps(codes)?;
         let PcaSettings { side, patch, components, .. } = self.settings;
         let (grid, batch) = (self.settings.grid(), codes.dim(0));
-        let mut images = vec![0f32; batch * self.settings.picture_length()];
+        let mut images = vec![0f32; batch * self.settings.image_length()];
         images
-            .par_chunks_exact_mut(self.settings.picture_length())
+            .par_chunks_exact_mut(self.settings.image_length())
             .zip(maps.par_chunks_exact(grid * grid * components))
             .for_each_init(Vec::new, |patches, (image, map)| {
                 patches.resize(grid * grid * self.settings.patch_length(), 0f32);
-                self.synthesise.apply(map, patches);
+                self.synthesize.apply(map, patches);
                 for (at, run) in patches.chunks_exact(patch).enumerate() {
                     let target = &mut image[run_start(&self.settings, at)..][..patch];
                     for (pixel, value) in target.iter_mut().zip(run) {
@@ -399,7 +399,7 @@ impl ImageTokenizer for PcaTokenizer {
         saved::write_description(&folder.join(IMAGE_TOKENIZER), KIND, &self.settings, &self.fingerprint())
     }
 
-    /// A few products a picture: not worth the way.
+    /// A few products an image: not worth the way.
     fn to_device(self: Box<Self>, _: &Device) -> Result<Box<dyn ImageTokenizer>> {
         Ok(self)
     }
@@ -412,35 +412,31 @@ fn check_images(settings: &PcaSettings, images: &Tensor) -> Result<()> {
     }
     Err(Error::shape(
         OP,
-        format!(
-            "pictures [B, 3, {0}, {0}] were expected, but {1:?} was given",
-            settings.side,
-            images.shape()
-        ),
+        format!("images [B, 3, {0}, {0}] were expected, but {1:?} was given", settings.side, images.shape()),
     ))
 }
 
-/// A seeded sample of bounded size, every picture equally likely (algorithm R of Vitter, 1985); and how many came.
+/// A seeded sample of bounded size, every image equally likely (algorithm R of Vitter, 1985); and how many came.
 fn sample(
     settings: &PcaSettings,
-    pictures: impl IntoIterator<Item = Result<Tensor>>,
+    images: impl IntoIterator<Item = Result<Tensor>>,
 ) -> Result<(Vec<Vec<f32>>, usize)> {
     let shape = [3, settings.side, settings.side];
-    let bound = (HELD_VALUES / settings.picture_length()).clamp(1, HELD_PICTURES);
+    let bound = (HELD_VALUES / settings.image_length()).clamp(1, HELD_PICTURES);
     let mut random = Random::new(settings.seed, Purpose::Fit, 0);
     let (mut held, mut count) = (Vec::new(), 0usize);
-    for picture in pictures {
-        let picture = picture?;
-        if picture.shape() != shape {
+    for image in images {
+        let image = image?;
+        if image.shape() != shape {
             return Err(Error::shape(
                 OP,
-                format!("picture {count} of the fit should be {shape:?}, but is {:?}", picture.shape()),
+                format!("image {count} of the fit should be {shape:?}, but is {:?}", image.shape()),
             ));
         }
-        let values = picture.as_slice::<f32>()?;
+        let values = image.as_slice::<f32>()?;
         if values.iter().any(|value| !value.is_finite()) {
             return Err(Error::not_finite(format!(
-                "picture {count} of the fit holds a number that is not finite"
+                "image {count} of the fit holds a number that is not finite"
             )));
         }
         count += 1;
@@ -455,22 +451,22 @@ fn sample(
         }
     }
     if held.is_empty() {
-        return Err(Error::not_enough_data("there is no picture to fit the image tokenizer to"));
+        return Err(Error::not_enough_data("there is no image to fit the image tokenizer to"));
     }
     Ok((held, count))
 }
 
-/// Patches for the covariance, `[M, 3p²]`: all of them, or as many from each picture as the bound allows.
-fn sample_patches(settings: &PcaSettings, pictures: &[Vec<f32>]) -> Vec<f32> {
+/// Patches for the covariance, `[M, 3p²]`: all of them, or as many from each image as the bound allows.
+fn sample_patches(settings: &PcaSettings, images: &[Vec<f32>]) -> Vec<f32> {
     let length = settings.patch_length();
     let all = settings.grid() * settings.grid();
     let bound = (HELD_PATCH_VALUES / length).max(PATCHES_A_DIMENSION * length);
-    let each = (bound / pictures.len()).clamp(1, all);
+    let each = (bound / images.len()).clamp(1, all);
     let mut random = Random::new(settings.seed, Purpose::Fit, 3);
     let mut order: Vec<usize> = (0..all).collect();
-    let (mut patches, mut sampled) = (Vec::new(), Vec::with_capacity(pictures.len() * each * length));
-    for picture in pictures {
-        cut(settings, picture, &mut patches);
+    let (mut patches, mut sampled) = (Vec::new(), Vec::with_capacity(images.len() * each * length));
+    for image in images {
+        cut(settings, image, &mut patches);
         if each < all {
             random.shuffle(&mut order);
         }
@@ -481,15 +477,15 @@ fn sample_patches(settings: &PcaSettings, pictures: &[Vec<f32>]) -> Vec<f32> {
     sampled
 }
 
-/// Cuts a picture `[3, R, R]` into patches `[(R/p)², 3p²]`, row by row.
-fn cut(settings: &PcaSettings, picture: &[f32], patches: &mut Vec<f32>) {
+/// Cuts an image `[3, R, R]` into patches `[(R/p)², 3p²]`, row by row.
+fn cut(settings: &PcaSettings, image: &[f32], patches: &mut Vec<f32>) {
     patches.clear();
-    for at in 0..settings.picture_length() / settings.patch {
-        patches.extend_from_slice(&picture[run_start(settings, at)..][..settings.patch]);
+    for at in 0..settings.image_length() / settings.patch {
+        patches.extend_from_slice(&image[run_start(settings, at)..][..settings.patch]);
     }
 }
 
-/// Where in a picture the `at`-th run of `p` pixels of its patches begins.
+/// Where in an image the `at`-th run of `p` pixels of its patches begins.
 fn run_start(settings: &PcaSettings, at: usize) -> usize {
     let PcaSettings { side, patch, .. } = *settings;
     let (cell, run) = (at / (3 * patch), at % (3 * patch));

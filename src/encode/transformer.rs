@@ -1,5 +1,5 @@
 //! The layers of the released text encoders and of CLIP's image tower, which are never trained: weights with the operations that they go
-//! through, on the processor or, where the rows are on a device, there. Rows are tokens, `[B·T, channels]`, in f32.
+//! through, on the CPU or, where the rows are on a device, there. Rows are tokens, `[B·T, channels]`, in f32.
 
 use rayon::prelude::*;
 

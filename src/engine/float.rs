@@ -1,6 +1,6 @@
 //! The two floating types that the CPU reference computes in, behind one trait.
 //!
-//! `f32` functions are written so that loops over them vectorise; `f64` ones are the standard library's, because `f64`
+//! `f32` functions are written so that loops over them vectorize; `f64` ones are the standard library's, because `f64`
 //! is the truth that finite differences and parity are measured against.
 
 use std::{
@@ -116,7 +116,7 @@ impl Float for f32 {
     }
 }
 
-/// eˣ in plain arithmetic that a loop can vectorise: Cephes' reduction and polynomial, within 2 units in the last place.
+/// eˣ in plain arithmetic that a loop can vectorize: Cephes' reduction and polynomial, within 2 units in the last place.
 #[inline(always)]
 #[expect(
     clippy::cast_possible_truncation,
@@ -147,7 +147,7 @@ fn exp_f32(x: f32) -> f32 {
 /// Runs a loop compiled for the widest vectors that this processor has, chosen at run time. Put it around the innermost
 /// work only: it does not reach into other threads.
 #[inline]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 #[repr(u32)]
 pub enum Purpose {
     /// Initial weights.
-    Initialise = 1,
+    Initialize = 1,
     /// Drop-path masks.
     DropPath = 2,
     /// Caption dropping for guidance.
@@ -50,7 +50,7 @@ pub enum Purpose {
     Test = 9,
     /// Tokens left out of a training step.
     TokenDrop = 10,
-    /// Codes of pictures that are sampled.
+    /// Codes of images that are sampled.
     Sample = 11,
 }
 

@@ -8,7 +8,7 @@ use crate::engine::recycled;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {
-    /// 32-bit float: weights, activations and optimiser state on the CPU.
+    /// 32-bit float: weights, activations and optimizer state on the CPU.
     F32,
     /// 64-bit float: the reference that finite differences and parity tests compute in.
     F64,

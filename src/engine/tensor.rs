@@ -90,7 +90,7 @@ impl Tensor {
         shape: &[usize],
         write: impl FnOnce(&mut Buffer<T>) -> Result<()>,
     ) -> Result<Self> {
-        let mut buffer = device.uninitialised(shape.iter().product())?;
+        let mut buffer = device.uninitialized(shape.iter().product())?;
         write(&mut buffer)?;
         Self::from_buffer(shape, buffer)
     }

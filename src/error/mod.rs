@@ -52,10 +52,10 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
-    /// A picture that cannot be used. Such a record is counted, logged and left out.
+    /// An image that cannot be used. Such a record is counted, logged and left out.
     #[error("{}: {message}", path.display())]
     Image {
-        /// The picture's file.
+        /// The image's file.
         path: PathBuf,
         /// What is wrong with it.
         message: String,

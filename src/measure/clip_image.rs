@@ -1,4 +1,4 @@
-//! CLIP's tower of pictures: a vision transformer and the projection to where pictures and captions meet; source:
+//! CLIP's tower of images: a vision transformer and the projection to where images and captions meet; source:
 //! `CLIPVisionModelWithProjection` of Hugging Face's transformers.
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::{
     data::{
         ImageRef, Preprocess,
         image::{preprocess::DEFAULT_MAX_PIXELS, resample::Filter},
-        load_whole_picture,
+        load_full_image,
     },
     encode::{
         pretrained::{
@@ -34,8 +34,8 @@ const OP: &str = "CLIP image embedding";
 /// The projection's name, in a whole CLIP as in a tower by itself.
 const PROJECTION: &str = "visual_projection.weight";
 
-/// The longest side that a network's pictures have: far beyond any released one's, and its square is no more pixels
-/// than a picture may have.
+/// The longest side that a network's images have: far beyond any released one's, and its square is no more pixels
+/// than an image may have.
 const LONGEST_SIDE: usize = 8_192;
 
 /// What `config.json` says; what it leaves out is what transformers takes then.
@@ -69,10 +69,10 @@ impl Default for Settings {
     }
 }
 
-/// What is done to a picture before the network, by `preprocessor_config.json` or, without one, as CLIP was trained: the short
-/// side resized to [`side`](Self::side) by Pillow's bicubic filter, the middle square cut out, and each channel normalised.
+/// What is done to an image before the network, by `preprocessor_config.json` or, without one, as CLIP was trained: the short
+/// side resized to [`side`](Self::side) by Pillow's bicubic filter, the middle square cut out, and each channel normalized.
 #[derive(Clone, Debug, PartialEq)]
-struct Normalised {
+struct Normalized {
     /// Pixels of the short side after resizing.
     resized: usize,
     /// Pixels of the square's side.
@@ -81,11 +81,11 @@ struct Normalised {
     deviation: [f32; 3],
 }
 
-/// Pictures to their embeddings `[B, D]`.
+/// Images to their embeddings `[B, D]`.
 #[derive(Clone, Debug)]
 pub struct ClipImage {
     settings: Settings,
-    prepare: Normalised,
+    prepare: Normalized,
     decode: Preprocess,
     activation: Activation,
     /// `[C]`.
@@ -109,7 +109,7 @@ pub(super) fn folder_of(path: &Path) -> PathBuf {
 
 impl ClipImage {
     /// Reads a folder as Hugging Face's libraries write it, or its file of weights, `config.json` being beside it: of a whole
-    /// CLIP or of its tower of pictures. `decode` says what becomes of transparency and of EXIF data.
+    /// CLIP or of its tower of images. `decode` says what becomes of transparency and of EXIF data.
     ///
     /// # Errors
     /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of CLIP's.
@@ -127,13 +127,13 @@ impl ClipImage {
         }
         if patch_size == 0 || image_size < patch_size || settings.num_channels != 3 {
             return refuse(format!(
-                "pictures of {} channels and side {image_size} cannot be cut into patches of side {patch_size}",
+                "images of {} channels and side {image_size} cannot be cut into patches of side {patch_size}",
                 settings.num_channels
             ));
         }
         if image_size > LONGEST_SIDE {
             return refuse(format!(
-                "image_size is {image_size}, but no network takes pictures of a side above {LONGEST_SIDE}; take the \
+                "image_size is {image_size}, but no network takes images of a side above {LONGEST_SIDE}; take the \
                  config.json that came with the weights"
             ));
         }
@@ -141,7 +141,7 @@ impl ClipImage {
             return refuse("intermediate_size must be 1 or more".to_owned());
         }
         expect_layers(&folder, "num_hidden_layers", num_hidden_layers)?;
-        let prepare = Normalised::read(&folder, image_size)?;
+        let prepare = Normalized::read(&folder, image_size)?;
         let weights = Weights::open(path)?.network(&[PROJECTION]);
         // A tower without a projection has no embeddings to compare with captions; its own states are another space.
         let Some(&[dimensions, _]) = weights.entry(PROJECTION).map(|entry| &entry.shape[..]) else {
@@ -165,7 +165,7 @@ impl ClipImage {
 
     fn assemble(
         settings: &Settings,
-        prepare: &Normalised,
+        prepare: &Normalized,
         decode: Preprocess,
         activation: Activation,
         dimensions: usize,
@@ -179,7 +179,7 @@ impl ClipImage {
         let filters =
             if filters.is_empty() { filters } else { filters.reshape(&[channels, 3 * patch * patch])? };
         let positions = take("vision_model.embeddings.position_embedding.weight", &[1 + cells, channels])?;
-        // The name is misspelt there, too.
+        // The name is misspelled there, too.
         let first = norm("vision_model.pre_layrnorm", channels, epsilon, take)?;
         let blocks = (0..settings.num_hidden_layers)
             .map(|at| {
@@ -204,24 +204,24 @@ impl ClipImage {
         })
     }
 
-    /// What is left of a picture's tokens before the blocks, `[B·(1 + N), C]`.
-    fn tokens(&self, pictures: &Tensor) -> Result<Tensor> {
+    /// What is left of an image's tokens before the blocks, `[B·(1 + N), C]`.
+    fn tokens(&self, images: &Tensor) -> Result<Tensor> {
         let Settings { image_size: side, patch_size: patch, hidden_size: channels, .. } = self.settings;
         let grid = side / patch;
-        let mut cut = Vec::with_capacity(pictures.len());
-        for picture in pictures.as_slice::<f32>()?.chunks_exact(3 * side * side) {
+        let mut cut = Vec::with_capacity(images.len());
+        for image in images.as_slice::<f32>()?.chunks_exact(3 * side * side) {
             for cell in 0..grid * grid {
                 let (top, left) = (cell / grid * patch, cell % grid * patch);
                 for line in 0..3 * patch {
                     let (channel, row) = (line / patch, line % patch);
-                    cut.extend_from_slice(&picture[(channel * side + top + row) * side + left..][..patch]);
+                    cut.extend_from_slice(&image[(channel * side + top + row) * side + left..][..patch]);
                 }
             }
         }
         let cut = Tensor::new(&[cut.len() / (3 * patch * patch), 3 * patch * patch], cut)?;
         let embedded = self.patches.apply(&cut)?;
         let (class, positions) = (self.class.as_slice::<f32>()?, self.positions.as_slice::<f32>()?);
-        let mut rows = Vec::with_capacity(pictures.dim(0) * positions.len());
+        let mut rows = Vec::with_capacity(images.dim(0) * positions.len());
         for cells in embedded.as_slice::<f32>()?.chunks_exact(grid * grid * channels) {
             let all = class.iter().chain(cells);
             rows.extend(all.zip(positions).map(|(value, position)| value + position));
@@ -249,11 +249,11 @@ impl FeatureSpace for ClipImage {
     }
 
     fn read(&self, image: &ImageRef) -> Result<Tensor> {
-        let picture = load_whole_picture(image, &self.decode)?;
-        let Normalised { resized, side, mean, deviation } = self.prepare;
-        let [width, height] = size_after([picture.width, picture.height], resized, self.decode.max_pixels)
+        let full = load_full_image(image, &self.decode)?;
+        let Normalized { resized, side, mean, deviation } = self.prepare;
+        let [width, height] = size_after([full.width, full.height], resized, self.decode.max_pixels)
             .map_err(|message| image.refuse(message))?;
-        let square = picture.resized(width, height, Filter::Bicubic).middle(side, side);
+        let square = full.resized(width, height, Filter::Bicubic).middle(side, side);
         let values = (0..3).flat_map(|channel| {
             let levels = square.rgb.iter().skip(channel).step_by(3);
             levels.map(move |&level| (f32::from(level) / 255.0 - mean[channel]) / deviation[channel])
@@ -261,19 +261,16 @@ impl FeatureSpace for ClipImage {
         Tensor::new(&[3, side, side], values.collect::<Vec<f32>>())
     }
 
-    fn features(&self, pictures: &Tensor) -> Result<Tensor> {
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
         let Settings { image_size: side, patch_size, hidden_size: channels, .. } = self.settings;
-        if !matches!(*pictures.shape(), [_, 3, height, width] if (height, width) == (side, side)) {
+        if !matches!(*images.shape(), [_, 3, height, width] if (height, width) == (side, side)) {
             return Err(Error::shape(
                 OP,
-                format!(
-                    "pictures [B, 3, {side}, {side}] were expected, but {:?} were given",
-                    pictures.shape()
-                ),
+                format!("images [B, 3, {side}, {side}] were expected, but {:?} were given", images.shape()),
             ));
         }
-        let (batch, tokens) = (pictures.dim(0), 1 + (side / patch_size).pow(2));
-        let mut x = self.first.apply(&self.tokens(pictures)?)?;
+        let (batch, tokens) = (images.dim(0), 1 + (side / patch_size).pow(2));
+        let mut x = self.first.apply(&self.tokens(images)?)?;
         let heads = self.settings.num_attention_heads;
         #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
         let scale = 1.0 / f32::sqrt((channels / heads) as f32);
@@ -290,26 +287,26 @@ impl FeatureSpace for ClipImage {
     }
 }
 
-/// Width and height of a picture whose short side is brought to so many pixels, at most [`LONGEST_SIDE`], its long side
-/// rounded down. It is resized whole and cut afterwards, so for one that would have more pixels than any picture may
+/// Width and height of an image whose short side is brought to so many pixels, at most [`LONGEST_SIDE`], its long side
+/// rounded down. It is resized whole and cut afterwards, so for one that would have more pixels than any image may
 /// have there is only a message.
 fn size_after([width, height]: [usize; 2], short: usize, max_pixels: u64) -> Result<[usize; 2], String> {
     let long = short * width.max(height) / width.min(height).max(1);
     let resized = if width <= height { [short, long] } else { [long, short] };
-    // A limit on files that is lower than the usual one must not refuse pictures that are only enlarged.
+    // A limit on files that is lower than the usual one must not refuse images that are only enlarged.
     let most = max_pixels.max(DEFAULT_MAX_PIXELS);
     if (short as u64).saturating_mul(long as u64) <= most {
         return Ok(resized);
     }
     Err(format!(
-        "the picture is {width} x {height} pixels, too long and thin: with its short side brought to {short} it would \
+        "the image is {width} x {height} pixels, too long and thin: with its short side brought to {short} it would \
          be {} x {}, more than the limit of {most} pixels; cut it",
         resized[0], resized[1]
     ))
 }
 
-impl Normalised {
-    /// By the folder's `preprocessor_config.json`, for a network that takes pictures of this side.
+impl Normalized {
+    /// By the folder's `preprocessor_config.json`, for a network that takes images of this side.
     fn read(folder: &Path, side: usize) -> Result<Self> {
         let usual = Self {
             resized: side,
@@ -334,7 +331,7 @@ impl Normalised {
             let number = number.and_then(|number| usize::try_from(number).ok());
             number.filter(|number| (1..=LONGEST_SIDE).contains(number)).ok_or_else(|| {
                 damaged(format!(
-                    "{key}: {found} is no number of pixels, from 1 to {LONGEST_SIDE}, that pictures are brought to here"
+                    "{key}: {found} is no number of pixels, from 1 to {LONGEST_SIDE}, that images are brought to here"
                 ))
             })
         };
@@ -354,7 +351,7 @@ impl Normalised {
         }
         if found.side != side || found.resized < side || found.deviation.iter().any(|value| *value <= 0.0) {
             return Err(damaged(format!(
-                "pictures are resized to {} and cut to {}, but config.json says that the network takes {side}",
+                "images are resized to {} and cut to {}, but config.json says that the network takes {side}",
                 found.resized, found.side
             )));
         }
@@ -367,7 +364,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_and_thin_picture_is_refused_before_it_is_resized() {
+    fn a_long_and_thin_image_is_refused_before_it_is_resized() {
         assert_eq!(size_after([640, 480], 224, DEFAULT_MAX_PIXELS), Ok([298, 224]));
         assert_eq!(size_after([480, 640], 224, DEFAULT_MAX_PIXELS), Ok([224, 298]));
         assert_eq!(size_after([1, 1_000], 224, DEFAULT_MAX_PIXELS), Ok([224, 224_000]));
@@ -375,7 +372,7 @@ mod tests {
         assert!(message.contains("is 1 x 20000") && message.contains("224 x 4480000"), "{message}");
         let message = size_after([20_000, 1], 224, DEFAULT_MAX_PIXELS).unwrap_err();
         assert!(message.contains("is 20000 x 1") && message.contains("4480000 x 224"), "{message}");
-        // A limit for files that is higher holds here, too, and one that is lower refuses no usual picture.
+        // A limit for files that is higher holds here, too, and one that is lower refuses no usual image.
         assert_eq!(size_after([1, 20_000], 224, 1 << 40), Ok([224, 4_480_000]));
         assert_eq!(size_after([150, 100], 224, 20_000), Ok([336, 224]));
         assert!(size_after([LONGEST_SIDE, LONGEST_SIDE], LONGEST_SIDE, 1).is_ok());

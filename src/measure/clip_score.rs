@@ -1,11 +1,11 @@
-//! CLIP-Score: how well pictures fit their captions (Hessel et al., arXiv 2104.08718, without its weight of 2.5 and in percent, as
+//! CLIP-Score: how well images fit their captions (Hessel et al., arXiv 2104.08718, without its weight of 2.5 and in percent, as
 //! torchmetrics has it): the mean of `max(100 · cos(image, text), 0)` over the pairs.
 
 use std::path::Path;
 
 use super::{
     clip_image::{ClipImage, folder_of},
-    pictures::Pictured,
+    images::MeasuredImage,
     space::{FeatureSpace, each, none_usable},
 };
 use crate::{
@@ -81,7 +81,7 @@ pub struct ClipScore {
     pub value: f64,
     /// Pairs that it is the mean of.
     pub pairs: usize,
-    /// Pictures that were left out.
+    /// Images that were left out.
     pub failed: Vec<FailedRecord>,
 }
 
@@ -90,28 +90,28 @@ pub(crate) fn clip_score_name(image: &ClipImage) -> String {
     format!("CLIP-Score, mean of max(100 · cos, 0), {}", image.name())
 }
 
-/// The score of pictures that have captions.
+/// The score of images that have captions.
 ///
 /// # Errors
 /// If there is no pair, the towers do not fit each other, one refuses its input, or the user interrupts.
 pub fn clip_score(
     image: &ClipImage,
     text: &ProjectedClipText,
-    pictures: &[Pictured],
+    images: &[MeasuredImage],
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<ClipScore> {
-    let captioned: Vec<Pictured> =
-        pictures.iter().filter(|picture| picture.caption.is_some()).cloned().collect();
+    let captioned: Vec<MeasuredImage> =
+        images.iter().filter(|image| image.caption.is_some()).cloned().collect();
     let (mut sum, mut pairs) = (0.0, 0usize);
     let failed = each(image, &captioned, interrupt, progress, |kept, features| {
-        let captions: Vec<&str> = kept.iter().filter_map(|picture| picture.caption.as_deref()).collect();
+        let captions: Vec<&str> = kept.iter().filter_map(|image| image.caption.as_deref()).collect();
         let embeddings = text.embeddings(&captions)?;
         if embeddings.shape() != features.shape() {
             return Err(Error::shape(
                 "CLIP-Score",
                 format!(
-                    "embeddings {:?} of pictures do not fit {:?} of captions",
+                    "embeddings {:?} of images do not fit {:?} of captions",
                     features.shape(),
                     embeddings.shape()
                 ),
@@ -119,8 +119,8 @@ pub fn clip_score(
         }
         let dimensions = features.dim(1);
         let rows = features.as_slice::<f32>()?.chunks_exact(dimensions);
-        for (picture, caption) in rows.zip(embeddings.as_slice::<f32>()?.chunks_exact(dimensions)) {
-            sum += score(picture, caption);
+        for (image, caption) in rows.zip(embeddings.as_slice::<f32>()?.chunks_exact(dimensions)) {
+            sum += score(image, caption);
             pairs += 1;
         }
         Ok(())
@@ -130,10 +130,10 @@ pub fn clip_score(
     }
     if pairs == 0 {
         return Err(Error::not_enough_data(
-            "CLIP-Score needs pictures with captions, but there are none that can be used",
+            "CLIP-Score needs images with captions, but there are none that can be used",
         ));
     }
-    #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
+    #[expect(clippy::cast_precision_loss, reason = "a count of images")]
     let value = sum / pairs as f64;
     if !value.is_finite() {
         return Err(Error::not_finite(

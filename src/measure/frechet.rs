@@ -2,7 +2,7 @@
 //! arXiv 1706.08500): `|μ₁ − μ₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½)`.
 //!
 //! With factors `Cᵢ = Fᵢ Fᵢᵀ` the last trace is the sum of the singular values of `F₁ᵀ F₂`: its squares are the eigenvalues of
-//! `C₁^½ C₂ C₁^½`, whose roots lose half of the digits where a covariance is nearly singular, as that of few pictures is.
+//! `C₁^½ C₂ C₁^½`, whose roots lose half of the digits where a covariance is nearly singular, as that of few images is.
 
 use faer::{MatRef, Side};
 
@@ -61,7 +61,7 @@ impl Moments {
         for row in features.to_f64_vec()?.chunks_exact(self.dimensions) {
             if row.iter().any(|value| !value.is_finite()) {
                 return Err(Error::not_finite(format!(
-                    "the features of picture {} are not finite; the weights are damaged or of another network",
+                    "the features of image {} are not finite; the weights are damaged or of another network",
                     self.count()
                 )));
             }
@@ -79,7 +79,7 @@ impl Moments {
     }
 
     /// Chan, Golub and LeVeque's update: the rows' own moments, and the shift between the means.
-    #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
+    #[expect(clippy::cast_precision_loss, reason = "a count of images")]
     fn fold(&mut self) {
         let mut rows = std::mem::take(&mut self.waiting);
         let added = rows.len() / self.dimensions.max(1);
@@ -108,12 +108,12 @@ impl Moments {
     ///
     /// # Errors
     /// If there are fewer than two rows, or the covariance cannot be decomposed.
-    #[expect(clippy::cast_precision_loss, reason = "a count of pictures")]
+    #[expect(clippy::cast_precision_loss, reason = "a count of images")]
     pub(crate) fn finish(mut self) -> Result<Gaussian> {
         self.fold();
         if self.count < 2 {
             return Err(Error::not_enough_data(format!(
-                "a Fréchet distance needs at least 2 pictures on either side, but there {} {}",
+                "a Fréchet distance needs at least 2 images on either side, but there {} {}",
                 if self.count == 1 { "is" } else { "are" },
                 self.count
             )));
@@ -178,11 +178,11 @@ impl Gaussian {
 pub struct FrechetDistance {
     /// In squared units of the features; 0 for equal sets.
     pub value: f64,
-    /// Pictures on either side, in the order they were given.
-    pub pictures: [usize; 2],
+    /// Images on either side, in the order they were given.
+    pub images: [usize; 2],
     /// Numbers of a feature (`D`).
     pub dimensions: usize,
-    /// Whether a side has so few pictures (`N ≤ D`) that its covariance is singular; the distance then depends strongly on `N`.
+    /// Whether a side has so few images (`N ≤ D`) that its covariance is singular; the distance then depends strongly on `N`.
     pub rank_deficient: bool,
 }
 
@@ -198,8 +198,8 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDi
             format!("features of {size} numbers cannot be compared with features of {}", second.dimensions()),
         ));
     }
-    let pictures = [first.count, second.count];
-    let rank_deficient = pictures.iter().any(|&count| count <= size);
+    let images = [first.count, second.count];
+    let rank_deficient = images.iter().any(|&count| count <= size);
     let (rows, columns) = (first.rank, second.rank);
     let mut cross = vec![0.0; rows * columns];
     let left = Matrix::new(&first.factor, size, rows).transposed();
@@ -210,7 +210,7 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDi
         })?;
     let shift: f64 = first.mean.iter().zip(&second.mean).map(|(a, b)| (a - b).powi(2)).sum();
     let spread = first.trace + second.trace - 2.0 * singular.iter().sum::<f64>();
-    Ok(FrechetDistance { value: (shift + spread).max(0.0), pictures, dimensions: size, rank_deficient })
+    Ok(FrechetDistance { value: (shift + spread).max(0.0), images, dimensions: size, rank_deficient })
 }
 
 #[cfg(test)]
@@ -338,10 +338,10 @@ mod tests {
     }
 
     #[test]
-    fn too_few_pictures_are_refused_or_told() {
+    fn too_few_images_are_refused_or_told() {
         let mut one = Moments::new(3);
         one.add(&Tensor::new(&[1, 3], vec![1.0f32, 2.0, 3.0]).unwrap()).unwrap();
-        assert!(one.clone().finish().unwrap_err().to_string().contains("at least 2 pictures"));
+        assert!(one.clone().finish().unwrap_err().to_string().contains("at least 2 images"));
         assert!(one.add(&Tensor::new(&[1, 2], vec![1.0f32, 2.0]).unwrap()).is_err());
         assert!(one.add(&Tensor::new(&[1, 3], vec![1.0f32, f32::NAN, 3.0]).unwrap()).is_err());
         let told = |rows| {
@@ -349,7 +349,7 @@ mod tests {
             frechet_distance(&sides[0], &sides[1]).unwrap()
         };
         assert!(told(3).rank_deficient && !told(4).rank_deficient);
-        assert_eq!(told(4).pictures, [4, 9]);
+        assert_eq!(told(4).images, [4, 9]);
         let other = gaussian(&normal(5, 2, 6), 2);
         assert!(frechet_distance(&other, &gaussian(&normal(5, 3, 6), 3)).is_err());
     }

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::space::FeatureSpace;
 use crate::{
-    data::{ImageRef, Preprocess, load_whole_picture},
+    data::{ImageRef, Preprocess, load_full_image},
     encode::convolution::Convolution,
     engine::{
         Tensor,
@@ -22,7 +22,7 @@ use crate::{
 
 const OP: &str = "Inception-v3";
 
-/// Pixels of the side of the pictures that it takes.
+/// Pixels of the side of the images that it takes.
 const SIDE: usize = 299;
 
 /// Numbers of a feature.
@@ -46,7 +46,7 @@ enum Step {
     Branches(Vec<Vec<Step>>),
 }
 
-/// Pictures to the features of FID, `[B, 2048]`.
+/// Images to the features of FID, `[B, 2048]`.
 #[derive(Debug)]
 pub struct Inception {
     steps: Vec<Step>,
@@ -407,30 +407,27 @@ impl FeatureSpace for Inception {
         DIMENSIONS
     }
 
-    /// The middle square of the picture, resized bilinearly without smoothing as pytorch-fid does, in [-1, 1].
+    /// The middle square of the image, resized bilinearly without smoothing as pytorch-fid does, in [-1, 1].
     fn read(&self, image: &ImageRef) -> Result<Tensor> {
-        let picture = load_whole_picture(image, &self.decode)?;
-        let side = picture.width.min(picture.height);
-        Tensor::new(&[3, SIDE, SIDE], bilinear(&picture.middle(side, side).rgb, side))
+        let full = load_full_image(image, &self.decode)?;
+        let side = full.width.min(full.height);
+        Tensor::new(&[3, SIDE, SIDE], bilinear(&full.middle(side, side).rgb, side))
     }
 
     #[expect(clippy::cast_precision_loss, reason = "an 8×8 map")]
-    fn features(&self, pictures: &Tensor) -> Result<Tensor> {
-        if !matches!(*pictures.shape(), [_, 3, SIDE, SIDE]) {
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        if !matches!(*images.shape(), [_, 3, SIDE, SIDE]) {
             return Err(Error::shape(
                 OP,
-                format!(
-                    "pictures [B, 3, {SIDE}, {SIDE}] were expected, but {:?} were given",
-                    pictures.shape()
-                ),
+                format!("images [B, 3, {SIDE}, {SIDE}] were expected, but {:?} were given", images.shape()),
             ));
         }
         let plane = SIDE * SIDE;
-        let each: Vec<Vec<f32>> = pictures
+        let each: Vec<Vec<f32>> = images
             .as_slice::<f32>()?
             .par_chunks_exact(3 * plane)
-            .map_init(Bordered::default, |space, picture| {
-                let values = (0..3 * plane).map(|at| picture[at % 3 * plane + at / 3]).collect();
+            .map_init(Bordered::default, |space, image| {
+                let values = (0..3 * plane).map(|at| image[at % 3 * plane + at / 3]).collect();
                 let map = run(&self.steps, &Map { side: SIDE, channels: 3, values }, space);
                 let mut feature = vec![0.0; map.channels];
                 for pixel in map.values.chunks_exact(map.channels) {
@@ -450,7 +447,7 @@ impl FeatureSpace for Inception {
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "places in a picture, in f32 as there"
+    reason = "places in an image, in f32 as there"
 )]
 fn bilinear(rgb: &[u8], side: usize) -> Vec<f32> {
     let scale = side as f32 / SIDE as f32;

@@ -13,8 +13,8 @@ use super::{
     clip_image::ClipImage,
     clip_score::{ProjectedClipText, clip_score, clip_score_name},
     frechet::{Gaussian, frechet_distance},
+    images::MeasuredImage,
     inception::Inception,
-    pictures::Pictured,
     space::{FeatureSpace, NOT_MEASURED, TokenizerFeatures, gaussian},
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 pub enum Features {
     /// Those of an image tokenizer.
     Tokenizer,
-    /// CLIP's embeddings of pictures.
+    /// CLIP's embeddings of images.
     Clip,
     /// What Inception-v3's last pool gives.
     Inception,
@@ -63,7 +63,7 @@ pub struct Choice {
     pub clip: Option<PathBuf>,
     /// Inception-v3's weights.
     pub inception: Option<PathBuf>,
-    /// How pictures are decoded for CLIP and Inception; its side plays no part.
+    /// How images are decoded for CLIP and Inception; its side plays no part.
     pub decode: Preprocess,
 }
 
@@ -75,11 +75,11 @@ pub struct Measurement {
     pub name: String,
     /// The number.
     pub value: f64,
-    /// Pictures that were judged; fewer than there are where some cannot be used.
+    /// Images that were judged; fewer than there are where some cannot be used.
     pub generated: u64,
-    /// Pictures they were compared with; nothing for CLIP-Score.
+    /// Images they were compared with; nothing for CLIP-Score.
     pub reference: Option<u64>,
-    /// Whether a side has too few pictures for its covariance to have full rank.
+    /// Whether a side has too few images for its covariance to have full rank.
     pub singular_covariance: bool,
 }
 
@@ -89,7 +89,7 @@ pub struct Measurer {
     score: Option<(Arc<ClipImage>, ProjectedClipText)>,
 }
 
-/// The pictures compared with: their Gaussian in each space.
+/// The images compared with: their Gaussian in each space.
 pub struct References(Vec<Gaussian>);
 
 impl Measurer {
@@ -145,12 +145,12 @@ impl Measurer {
         Ok(Self { spaces, score })
     }
 
-    /// Numbers of the longest features of a distance: with no more pictures than these a covariance is singular.
+    /// Numbers of the longest features of a distance: with no more images than these a covariance is singular.
     pub(crate) fn dimensions(&self) -> usize {
         self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
     }
 
-    /// All that the numbers depend on besides the pictures, weights by their SHA-256.
+    /// All that the numbers depend on besides the images, weights by their SHA-256.
     pub(crate) fn identity(&self) -> String {
         let spaces = self.spaces.iter().map(|space| space.identity());
         let score = self
@@ -160,34 +160,34 @@ impl Measurer {
         spaces.chain(score).collect::<Vec<_>>().join("\n")
     }
 
-    /// Takes the pictures to compare with, and gives those that cannot be used; nothing is looked at where there is no distance
+    /// Takes the images to compare with, and gives those that cannot be used; nothing is looked at where there is no distance
     /// to be measured.
     ///
     /// # Errors
     /// If fewer than two can be used, a network refuses them, or the user interrupts.
     pub fn references(
         &self,
-        pictures: &[Pictured],
+        images: &[MeasuredImage],
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
     ) -> Result<(References, Vec<FailedRecord>)> {
         let (mut found, mut failed) = (Vec::new(), BTreeMap::new());
         for space in &self.spaces {
-            let (gaussian, left_out) = gaussian(space.as_ref(), pictures, interrupt, progress)?;
+            let (gaussian, left_out) = gaussian(space.as_ref(), images, interrupt, progress)?;
             found.push(gaussian);
             note(&mut failed, left_out);
         }
         Ok((References(found), failed.into_values().collect()))
     }
 
-    /// Measures pictures: a distance in each space to the references, if there are any, and CLIP-Score where there are its weights
+    /// Measures images: a distance in each space to the references, if there are any, and CLIP-Score where there are its weights
     /// and captions. Gives those that cannot be used, too.
     ///
     /// # Errors
     /// As for [`references`](Self::references).
     pub fn measure(
         &self,
-        pictures: &[Pictured],
+        images: &[MeasuredImage],
         references: Option<&References>,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
@@ -196,21 +196,21 @@ impl Measurer {
         for (space, reference) in
             self.spaces.iter().zip(references.iter().flat_map(|references| &references.0))
         {
-            let (generated, left_out) = gaussian(space.as_ref(), pictures, interrupt, progress)?;
+            let (generated, left_out) = gaussian(space.as_ref(), images, interrupt, progress)?;
             note(&mut failed, left_out);
             let distance =
                 interrupt.while_reading(NOT_MEASURED, || frechet_distance(&generated, reference))?;
             measures.push(Measurement {
                 name: space.distance_name(),
                 value: distance.value,
-                generated: distance.pictures[0] as u64,
-                reference: Some(distance.pictures[1] as u64),
+                generated: distance.images[0] as u64,
+                reference: Some(distance.images[1] as u64),
                 singular_covariance: distance.rank_deficient,
             });
         }
         if let Some((image, text)) = &self.score {
-            if pictures.iter().any(|picture| picture.caption.is_some()) {
-                let score = clip_score(image, text, pictures, interrupt, progress)?;
+            if images.iter().any(|image| image.caption.is_some()) {
+                let score = clip_score(image, text, images, interrupt, progress)?;
                 note(&mut failed, score.failed);
                 measures.push(Measurement {
                     name: clip_score_name(image),
@@ -220,21 +220,21 @@ impl Measurer {
                     singular_covariance: false,
                 });
             } else {
-                tracing::warn!("CLIP-Score is not measured: nothing says what the pictures should show");
+                tracing::warn!("CLIP-Score is not measured: nothing says what the images should show");
             }
         }
         Ok((measures, failed.into_values().collect()))
     }
 }
 
-/// Each picture once, in the order of the lines.
+/// Each image once, in the order of the lines.
 fn note(failed: &mut BTreeMap<(Origin, String), FailedRecord>, left_out: Vec<FailedRecord>) {
     for record in left_out {
         failed.entry((record.origin.clone(), record.id.clone())).or_insert(record);
     }
 }
 
-/// The image tokenizer of a run, and how pictures are decoded there.
+/// The image tokenizer of a run, and how images are decoded there.
 ///
 /// # Errors
 /// If there is no run, or its tokenizer cannot be loaded.
@@ -244,7 +244,7 @@ pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preproce
     placed(&config, encoders::saved_image_tokenizer(&config, &run.join(IMAGE_TOKENIZER_FOLDER))?)
 }
 
-/// A tokenizer on the device that its configuration names, and how pictures are decoded for it.
+/// A tokenizer on the device that its configuration names, and how images are decoded for it.
 fn placed(
     config: &Config,
     tokenizer: Box<dyn ImageTokenizer>,

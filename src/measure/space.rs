@@ -1,13 +1,13 @@
-//! Where pictures are compared: a network that turns each into a row of numbers, under a name that says which.
+//! Where images are compared: a network that turns each into a row of numbers, under a name that says which.
 
 use rayon::prelude::*;
 
 use super::{
     frechet::{Gaussian, Moments},
-    pictures::Pictured,
+    images::MeasuredImage,
 };
 use crate::{
-    data::{ImageRef, Preprocess, load_picture},
+    data::{ImageRef, Preprocess, load_image},
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, LeftOutRows, Reasons, Result},
@@ -16,10 +16,10 @@ use crate::{
     tokens::records::FailedRecord,
 };
 
-/// Pictures whose features are computed at once.
+/// Images whose features are computed at once.
 const BATCH: usize = 32;
 
-/// A space of features of pictures.
+/// A space of features of images.
 pub trait FeatureSpace: Send + Sync {
     /// Says exactly what the features are.
     fn name(&self) -> String;
@@ -35,21 +35,21 @@ pub trait FeatureSpace: Send + Sync {
     /// Numbers of a feature (`D`).
     fn dimensions(&self) -> usize;
 
-    /// A picture from its file as the network takes it, `[3, R, R]` f32.
+    /// An image from its file as the network takes it, `[3, R, R]` f32.
     ///
     /// # Errors
     /// [`Error::Image`] for whatever is wrong with the file.
     fn read(&self, image: &ImageRef) -> Result<Tensor>;
 
-    /// Pictures `[B, 3, R, R]` as [`read`](Self::read) gives them to features `[B, D]` f32. The features of one do not depend on
+    /// Images `[B, 3, R, R]` as [`read`](Self::read) gives them to features `[B, D]` f32. The features of one do not depend on
     /// the others.
     ///
     /// # Errors
     /// If the shape does not fit, or a number is not finite.
-    fn features(&self, pictures: &Tensor) -> Result<Tensor>;
+    fn features(&self, images: &Tensor) -> Result<Tensor>;
 }
 
-/// The features of an image tokenizer at its full resolution, before they are quantised: of each channel the mean over the grid
+/// The features of an image tokenizer at its full resolution, before they are quantized: of each channel the mean over the grid
 /// and the standard deviation over the grid.
 pub struct TokenizerFeatures {
     tokenizer: Box<dyn ImageTokenizer>,
@@ -57,7 +57,7 @@ pub struct TokenizerFeatures {
 }
 
 impl TokenizerFeatures {
-    /// Of a tokenizer, pictures being decoded in this way and brought to its side.
+    /// Of a tokenizer, images being decoded in this way and brought to its side.
     pub(crate) fn new(tokenizer: Box<dyn ImageTokenizer>, preprocess: Preprocess) -> Self {
         let preprocess = Preprocess { side: tokenizer.image_side(), ..preprocess };
         Self { tokenizer, preprocess }
@@ -78,12 +78,12 @@ impl FeatureSpace for TokenizerFeatures {
     }
 
     fn read(&self, image: &ImageRef) -> Result<Tensor> {
-        load_picture(image, &self.preprocess)?.to_tensor()
+        load_image(image, &self.preprocess)?.to_tensor()
     }
 
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "features are f32")]
-    fn features(&self, pictures: &Tensor) -> Result<Tensor> {
-        let maps = self.tokenizer.features(pictures)?;
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        let maps = self.tokenizer.features(images)?;
         let (batch, channels) = (maps.dim(0), maps.dim(1));
         let cells = maps.dim(2) * maps.dim(3);
         let mut features = Vec::with_capacity(batch * 2 * channels);
@@ -103,51 +103,51 @@ impl FeatureSpace for TokenizerFeatures {
     }
 }
 
-/// Pictures `[3, R, R]` of one side as `[B, 3, R, R]`.
-fn stacked(pictures: &[Tensor]) -> Result<Tensor> {
-    let mut values = Vec::with_capacity(pictures.iter().map(Tensor::len).sum());
-    for picture in pictures {
-        values.extend_from_slice(picture.as_slice::<f32>()?);
+/// Images `[3, R, R]` of one side as `[B, 3, R, R]`.
+fn stacked(images: &[Tensor]) -> Result<Tensor> {
+    let mut values = Vec::with_capacity(images.iter().map(Tensor::len).sum());
+    for image in images {
+        values.extend_from_slice(image.as_slice::<f32>()?);
     }
-    let shape = pictures.first().map_or(vec![3, 0, 0], |picture| picture.shape().to_vec());
-    Tensor::new(&[&[pictures.len()], &shape[..]].concat(), values)
+    let shape = images.first().map_or(vec![3, 0, 0], |image| image.shape().to_vec());
+    Tensor::new(&[&[images.len()], &shape[..]].concat(), values)
 }
 
 /// What an interrupted measurement has kept.
 pub(crate) const NOT_MEASURED: &str = "the measures had not been taken, so there was nothing to save";
 
-/// Calls `with` for the features `[B, D]` of some pictures after the other, and of which they are. Pictures that cannot be used
+/// Calls `with` for the features `[B, D]` of some images after the other, and of which they are. Images that cannot be used
 /// are left out, logged, and given back.
 ///
 /// # Errors
-/// If the network refuses the pictures, or the user interrupts.
+/// If the network refuses the images, or the user interrupts.
 pub(super) fn each(
     space: &dyn FeatureSpace,
-    pictures: &[Pictured],
+    images: &[MeasuredImage],
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
-    mut with: impl FnMut(&[&Pictured], &Tensor) -> Result<()>,
+    mut with: impl FnMut(&[&MeasuredImage], &Tensor) -> Result<()>,
 ) -> Result<Vec<FailedRecord>> {
     let (mut failed, mut left_out) = (Vec::new(), LeftOutRows::default());
-    let total = pictures.len() as u64;
-    for (turn, part) in pictures.chunks(BATCH).enumerate() {
+    let total = images.len() as u64;
+    for (turn, part) in images.chunks(BATCH).enumerate() {
         interrupt.check(NOT_MEASURED)?;
-        let read = |picture: &Pictured| match &picture.malformed {
-            None => space.read(&picture.image),
+        let read = |image: &MeasuredImage| match &image.malformed {
+            None => space.read(&image.image),
             Some(message) => Err(Error::invalid(format!("the row is malformed: {message}"))),
         };
         let read: Vec<Result<Tensor>> = part.par_iter().map(read).collect();
         let (mut kept, mut tensors) = (Vec::new(), Vec::new());
-        for (picture, read) in part.iter().zip(read) {
+        for (image, read) in part.iter().zip(read) {
             match read {
                 Ok(tensor) => {
-                    kept.push(picture);
+                    kept.push(image);
                     tensors.push(tensor);
                 }
                 Err(error @ Error::Memory { .. }) => return Err(error),
                 Err(error) => {
-                    left_out.add(&picture.id, &error);
-                    let (id, origin) = (picture.id.clone(), picture.origin.clone());
+                    left_out.add(&image.id, &error);
+                    let (id, origin) = (image.id.clone(), image.origin.clone());
                     failed.push(FailedRecord { id, origin, reason: error.to_string() });
                 }
             }
@@ -155,31 +155,31 @@ pub(super) fn each(
         if !kept.is_empty() {
             with(&kept, &space.features(&stacked(&tensors)?)?)?;
         }
-        progress.counted("looking at pictures", (turn * BATCH + part.len()) as u64, total);
+        progress.counted("looking at images", (turn * BATCH + part.len()) as u64, total);
     }
     Ok(failed)
 }
 
 /// Why nothing can be measured: the reasons with their counts.
-pub(super) fn none_usable(pictures: &[Pictured], failed: &[FailedRecord]) -> Error {
+pub(super) fn none_usable(images: &[MeasuredImage], failed: &[FailedRecord]) -> Error {
     let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
-    Error::not_enough_data(format!("none of {} images can be used: {reasons}", pictures.len()))
+    Error::not_enough_data(format!("none of {} images can be used: {reasons}", images.len()))
 }
 
-/// The Gaussian of the pictures' features, and the pictures that were left out.
+/// The Gaussian of the images' features, and the images that were left out.
 ///
 /// # Errors
-/// If fewer than two pictures can be used, the network refuses them, or the user interrupts.
+/// If fewer than two images can be used, the network refuses them, or the user interrupts.
 pub fn gaussian(
     space: &dyn FeatureSpace,
-    pictures: &[Pictured],
+    images: &[MeasuredImage],
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<(Gaussian, Vec<FailedRecord>)> {
     let mut moments = Moments::new(space.dimensions());
-    let failed = each(space, pictures, interrupt, progress, |_, features| moments.add(features))?;
+    let failed = each(space, images, interrupt, progress, |_, features| moments.add(features))?;
     match moments.count() {
-        0 if !pictures.is_empty() => Err(none_usable(pictures, &failed)),
+        0 if !images.is_empty() => Err(none_usable(images, &failed)),
         _ => Ok((moments.finish()?, failed)),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         },
     },
     error::{Error, Result},
-    models::{BackboneConfig, Layout, init::Initialiser},
+    models::{BackboneConfig, Layout, init::Initializer},
 };
 
 /// Released ε of every layer norm.
@@ -38,7 +38,7 @@ impl LinearLayer {
     ///
     /// # Errors
     /// If a name is taken.
-    pub(crate) fn new(init: &mut Initialiser<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
+    pub(crate) fn new(init: &mut Initializer<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
         let weight = init.weight(&format!("{name}.weight"), &[outputs, inputs], 1.0)?;
         let bias = init.zeros(&format!("{name}.bias"), &[outputs])?;
         Ok(Self { weight, biases: vec![Bias { parameter: bias, column: 0 }] })
@@ -125,11 +125,11 @@ pub(crate) struct Backbone {
 }
 
 impl Backbone {
-    /// Declares and initialises the parameters under their released names.
+    /// Declares and initializes the parameters under their released names.
     ///
     /// # Errors
     /// If the sizes do not fit together.
-    pub(crate) fn new(init: &mut Initialiser<'_>, config: &BackboneConfig) -> Result<Self> {
+    pub(crate) fn new(init: &mut Initializer<'_>, config: &BackboneConfig) -> Result<Self> {
         let BackboneConfig { width, heads, depth, .. } = *config;
         if heads == 0 || width % heads != 0 || (width / heads) % 4 != 0 {
             return Err(Error::argument(format!(
@@ -371,21 +371,21 @@ impl Block {
         residual(tape, &x, &branch, keep[1].clone())
     }
 
-    fn new(init: &mut Initialiser<'_>, config: &BackboneConfig, at: usize) -> Result<Self> {
+    fn new(init: &mut Initializer<'_>, config: &BackboneConfig, at: usize) -> Result<Self> {
         let BackboneConfig { width, heads, depth, .. } = *config;
         let name = format!("blocks.{at}");
         let modulation = match config.shared_aln {
             true => Some(init.modulation(&format!("{name}.ada_gss"), width)?),
             false => None,
         };
-        let scale = |init: &mut Initialiser<'_>, name: &str| match config.attention_l2_norm {
+        let scale = |init: &mut Initializer<'_>, name: &str| match config.attention_l2_norm {
             true => init.constant(&format!("{name}.scale_mul_1H11"), &[1, heads, 1, 1], 4f64.ln()).map(Some),
             false => Ok(None),
         };
         // The released code divides these two by √(2·depth), and leaves the cross-attention's projection alone (B10).
         let quiet = 1.0 / (2.0 * depth as f64).sqrt();
         let projection =
-            |init: &mut Initialiser<'_>, name: &str, inputs: usize, factor: f64| -> Result<LinearLayer> {
+            |init: &mut Initializer<'_>, name: &str, inputs: usize, factor: f64| -> Result<LinearLayer> {
                 let weight = init.weight(&format!("{name}.weight"), &[width, inputs], factor)?;
                 let bias = init.zeros(&format!("{name}.bias"), &[width])?;
                 Ok(LinearLayer { weight, biases: vec![Bias { parameter: bias, column: 0 }] })
@@ -453,7 +453,7 @@ fn first_row(mask: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Builds a network's parameters: `build` declares them through an [`Initialiser`]. Without a seed what would be drawn is 0.
+/// Builds a network's parameters: `build` declares them through an [`Initializer`]. Without a seed what would be drawn is 0.
 ///
 /// # Errors
 /// If `build` fails.
@@ -461,11 +461,11 @@ pub(crate) fn declare<N>(
     config: &BackboneConfig,
     dtype: DType,
     seed: Option<u64>,
-    build: impl FnOnce(&mut Initialiser<'_>) -> Result<N>,
+    build: impl FnOnce(&mut Initializer<'_>) -> Result<N>,
 ) -> Result<(N, Parameters)> {
     let mut parameters = Parameters::default();
-    let mut initialiser = Initialiser::new(&mut parameters, config, dtype, seed);
-    let network = build(&mut initialiser)?;
-    initialiser.finish()?;
+    let mut initializer = Initializer::new(&mut parameters, config, dtype, seed);
+    let network = build(&mut initializer)?;
+    initializer.finish()?;
     Ok((network, parameters))
 }

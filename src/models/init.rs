@@ -10,7 +10,7 @@ use crate::{
 
 /// Declares parameters in order and draws their first values, each from a stream of its own name's place, all at once in the
 /// end.
-pub(crate) struct Initialiser<'a> {
+pub(crate) struct Initializer<'a> {
     parameters: &'a mut Parameters,
     deviation: f64,
     position_deviation: f64,
@@ -32,8 +32,8 @@ struct Drawn {
     rest: f64,
 }
 
-impl<'a> Initialiser<'a> {
-    /// An initialiser for the network of `config`.
+impl<'a> Initializer<'a> {
+    /// An initializer for the network of `config`.
     pub(crate) fn new(
         parameters: &'a mut Parameters,
         config: &BackboneConfig,
@@ -41,7 +41,7 @@ impl<'a> Initialiser<'a> {
         seed: Option<u64>,
     ) -> Self {
         let automatic = (1.0 / (3.0 * config.width as f64)).sqrt();
-        let start = config.initialisation;
+        let start = config.initialization;
         Self {
             parameters,
             deviation: if start.std < 0.0 { automatic } else { start.std },
@@ -78,7 +78,7 @@ impl<'a> Initialiser<'a> {
         let (parameters, dtype) = (self.parameters, self.dtype);
         let draw = |drawn: &Drawn| {
             let shape = parameters.value(drawn.id).shape();
-            let mut random = Random::new(seed, Purpose::Initialise, drawn.stream);
+            let mut random = Random::new(seed, Purpose::Initialize, drawn.stream);
             let deviation = |at: usize| if at < drawn.until { drawn.first } else { drawn.rest };
             // PyTorch's truncation at ±2 lies so many deviations out that it never happens; it is kept all the same.
             let values: Vec<f64> = (0..shape.iter().product())

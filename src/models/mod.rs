@@ -30,7 +30,7 @@ pub struct BackboneConfig {
     pub heads: usize,
     /// Width of the MLP over the width of the stream.
     pub mlp_ratio: f64,
-    /// Normalise queries and keys and learn a scale a head (`anorm`).
+    /// Normalize queries and keys and learn a scale a head (`anorm`).
     pub attention_l2_norm: bool,
     /// Rotary positions with these settings, or a learned table when `None` (`rope_emb`).
     pub rope: Option<Rope>,
@@ -47,7 +47,7 @@ pub struct BackboneConfig {
     /// Reproduce the released mistake of giving the first sample's cross-attention to the whole batch.
     pub cross_from_first_sample: bool,
     /// How weights start.
-    pub initialisation: Initialisation,
+    pub initialization: Initialization,
 }
 
 /// Rotary position settings.
@@ -61,7 +61,7 @@ pub struct Rope {
 
 /// How weights start (`ini`, `hd`, `aln`, `alng`).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Initialisation {
+pub struct Initialization {
     /// Standard deviation; negative: `sqrt(1/(3C))`.
     pub std: f64,
     /// Factor on the head's weight.

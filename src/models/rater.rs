@@ -30,7 +30,7 @@ pub enum Weighing {
     /// come out nearly uniform.
     Released,
     /// One softmax over the batch of the raw instance logits times the group score, at this temperature (eq. 7). The
-    /// group score stands inside the softmax: outside it, weights would not be normalised, and the rater would lower
+    /// group score stands inside the softmax: outside it, weights would not be normalized, and the rater would lower
     /// its loss by driving the score of every batch to 0.
     Logits {
         /// Divides the logits.

@@ -1,4 +1,4 @@
-//! Figure 3: loss and gradient norm by rating over the epochs of a run, as a table and a picture, from what was recorded of
+//! Figure 3: loss and gradient norm by rating over the epochs of a run, as a table and an image, from what was recorded of
 //! each training sample.
 
 use std::{
@@ -15,7 +15,7 @@ use crate::{
 
 /// Ranges of ratings in the table.
 const RANGES: usize = 10;
-/// Lines in a picture, each of as many ranges.
+/// Lines in an image, each of as many ranges.
 const LINES: usize = 5;
 
 /// What was recorded of every sample in one epoch.
@@ -115,7 +115,7 @@ fn ranges(ratings: &[f64]) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Writes `by_rating.csv` and one picture a measure (loss, and gradient norm where it was recorded) into the folder of the
+/// Writes `by_rating.csv` and one image a measure (loss, and gradient norm where it was recorded) into the folder of the
 /// recordings. Gives what was written: nothing without a recording in which samples have ratings.
 ///
 /// # Errors

@@ -3,9 +3,9 @@
 pub mod attribute;
 pub mod bilevel;
 pub mod dynamics;
+pub(crate) mod images;
 pub(crate) mod page;
 mod parts;
-pub(crate) mod pictures;
 pub mod rules;
 pub mod samples;
 pub mod scorer;

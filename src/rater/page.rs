@@ -1,4 +1,4 @@
-//! What a page says of ratings: their histogram with what each strategy keeps, pictures by tenth with their neighbours in rank,
+//! What a page says of ratings: their histogram with what each strategy keeps, images by tenth with their neighbors in rank,
 //! planted flaws, figure 3; and the page of a run.
 
 use std::{
@@ -9,11 +9,11 @@ use std::{
 
 use crate::{
     config::Config,
-    data::{Preprocess, Record, corpus::columns::absent, corruption::Flaw, load_picture},
+    data::{Preprocess, Record, corpus::columns::absent, corruption::Flaw, load_image},
     error::{Error, Result},
     rater::{
         dynamics::{EpochDynamics, figures, recordings},
-        pictures::records_of,
+        images::records_of,
     },
     report::{
         contact_sheet::decile_samples,
@@ -29,15 +29,15 @@ use crate::{
     training::run_directory::{METRICS, RunDirectory, metrics},
 };
 
-/// Pictures a tenth, and neighbours in rank on either side of each.
+/// Images a tenth, and neighbors in rank on either side of each.
 const SHOWN: usize = 10;
-const NEIGHBOURS: usize = 2;
-/// Pixels of a picture's side on a page.
+const NEIGHBORS: usize = 2;
+/// Pixels of an image's side on a page.
 const SIDE: usize = 96;
 
-/// Rated records and where their pictures are.
+/// Rated records and where their images are.
 pub(crate) struct Rated<'a> {
-    /// Column names, and how pictures are read.
+    /// Column names, and how images are read.
     pub config: &'a Config,
     /// The corpus.
     pub corpus: &'a Path,
@@ -95,10 +95,10 @@ impl Rated<'_> {
         })
     }
 
-    /// Pictures by tenth of the ranking with caption, rating and loss (figures 4 and 5 of the paper), each with its neighbours.
+    /// Images by tenth of the ranking with caption, rating and loss (figures 4 and 5 of the paper), each with its neighbors.
     ///
     /// # Errors
-    /// If there is no rating or the corpus cannot be read. A picture that cannot be read is shown as such.
+    /// If there is no rating or the corpus cannot be read. An image that cannot be read is shown as such.
     pub(crate) fn sheet(&self) -> Result<Content> {
         let order = Ranking::new(&self.ratings)?.order().to_vec();
         let mut rank_of = vec![0usize; order.len()];
@@ -109,7 +109,7 @@ impl Rated<'_> {
             .flat_map(|sample| &sample.rows)
             .flat_map(|&row| {
                 let rank = rank_of[row as usize];
-                rank.saturating_sub(NEIGHBOURS)..(rank + NEIGHBOURS + 1).min(order.len())
+                rank.saturating_sub(NEIGHBORS)..(rank + NEIGHBORS + 1).min(order.len())
             })
             .collect();
         ranks.sort_unstable();
@@ -130,7 +130,7 @@ impl Rated<'_> {
                 note: if note == Flaw::Clean.name() { String::new() } else { note.to_owned() },
                 rating: self.ratings[order[rank] as usize],
                 loss: self.losses.get(id).copied(),
-                picture: picture(record, &preprocess)?,
+                image: image(record, &preprocess)?,
             })
         };
         let tiles = ranks.iter().map(tile).collect::<Result<Vec<_>>>()?;
@@ -216,7 +216,7 @@ impl Rated<'_> {
     }
 }
 
-/// The place of a kind of record among all, which gives its colour; unknown ones come last.
+/// The place of a kind of record among all, which gives its color; unknown ones come last.
 pub(crate) fn kind_number(kind: &str) -> usize {
     Flaw::ALL.iter().position(|known| known.name() == kind).unwrap_or(Flaw::ALL.len())
 }
@@ -226,11 +226,11 @@ pub(crate) fn auroc_cell(value: f64) -> Cell {
     Cell::Bar { share: value, from: 0.5, text: format!("{value:.2}") }
 }
 
-/// The picture as an address, or why there is none.
-fn picture(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::result::Result<String, String>> {
+/// The image as an address, or why there is none.
+fn image(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::result::Result<String, String>> {
     let Some(record) = record else { return Ok(Err("the corpus has no such record".to_owned())) };
-    match load_picture(&record.image, preprocess) {
-        Ok(picture) => data_address(picture.side, &picture.rgb).map(Ok),
+    match load_image(&record.image, preprocess) {
+        Ok(image) => data_address(image.side, &image.rgb).map(Ok),
         Err(error) => {
             tracing::warn!("not on the page: {error}");
             Ok(Err(error.to_string()))
@@ -335,7 +335,7 @@ impl RunPage {
             title: "Pairs by rating".to_owned(),
             parts: vec![
                 Content::Text(
-                    "Tenths of the ranking, the best rated first. A click shows a pair with its neighbours."
+                    "Tenths of the ranking, the best rated first. A click shows a pair with its neighbors."
                         .to_owned(),
                 ),
                 rated.sheet()?,

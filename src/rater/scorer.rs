@@ -22,8 +22,8 @@ use crate::{
     jobs::{Claim, progress::Progress},
     models::{Mode, Rater, Weighing},
     rater::{
+        images::{CONTACT_SHEET, HISTOGRAM, rating_figures},
         parts::{Input, NOTHING_DONE, Outcome, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
-        pictures::{CONTACT_SHEET, HISTOGRAM, rating_pictures},
     },
     select::ratings::{RatingColumns, RatingRow, RatingsHeader, RatingsWriter},
     tokens::{
@@ -56,11 +56,11 @@ pub struct ScoreRequest {
     /// Records rated at once.
     pub batch: usize,
     /// Give the released rating, which depends on the batch, instead of the instance logit, which does not.
-    pub batch_normalised: bool,
+    pub batch_normalized: bool,
     /// Replace an output that is there.
     pub overwrite: bool,
     /// Draw the histogram of the ratings and the contact sheet beside the table.
-    pub pictures: bool,
+    pub images: bool,
     /// A column of the corpus that the contact sheet shows before each caption.
     pub note_column: Option<String>,
     /// `key=value` arguments on top of the run's configuration.
@@ -94,7 +94,7 @@ pub struct ScoreSummary {
     /// The file of the rows left out.
     pub failed_out: PathBuf,
     /// The histogram and the contact sheet.
-    pub pictures: Vec<PathBuf>,
+    pub images: Vec<PathBuf>,
 }
 
 impl fmt::Display for ScoreSummary {
@@ -117,7 +117,7 @@ struct Scorer {
     /// On a device: makes the rater's input from codes.
     reader: Option<CodeReader>,
     batch: usize,
-    batch_normalised: bool,
+    batch_normalized: bool,
     /// SHA-256 of the checkpoint's state.
     checkpoint: String,
 }
@@ -136,7 +136,7 @@ pub fn score(
     inputs.extend(request.config.clone());
     inputs.extend([request.checkpoint.clone(), request.corpus.clone()]);
     let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
-    let companions: &[&str] = if request.pictures { &[HISTOGRAM, CONTACT_SHEET] } else { &[] };
+    let companions: &[&str] = if request.images { &[HISTOGRAM, CONTACT_SHEET] } else { &[] };
     let mut parts = Parts::of(&claim, &request.out, companions, WORDS)?;
     parts.note_rating_column(&request.rating_column);
     let scorer = interrupt.while_reading(NOTHING_DONE, || Scorer::new(request, interrupt))?;
@@ -175,14 +175,14 @@ pub fn score(
         return Err(parts.none_usable(&counts, &request.corpus, &request.out)?);
     }
     ratings.finish()?;
-    let mut pictures = Vec::new();
-    if request.pictures {
+    let mut images = Vec::new();
+    if request.images {
         let note = request.note_column.as_deref();
         let drawn = interrupt.while_reading(PARTS_KEPT, || {
-            rating_pictures(&scorer.config, &parts.staged(), &columns, &request.corpus, note)
+            rating_figures(&scorer.config, &parts.staged(), &columns, &request.corpus, note)
         })?;
         for drawn in drawn {
-            pictures.push(request.out.with_file_name(drawn.file_name().unwrap_or_default()));
+            images.push(request.out.with_file_name(drawn.file_name().unwrap_or_default()));
         }
     }
     parts.publish()?;
@@ -192,7 +192,7 @@ pub fn score(
         failed: counts.failed,
         failed_out: Parts::failed_out(&request.out),
         out: request.out.clone(),
-        pictures,
+        images,
     })
 }
 
@@ -244,7 +244,7 @@ impl Scorer {
             weighing,
             reader,
             batch,
-            batch_normalised: request.batch_normalised,
+            batch_normalized: request.batch_normalized,
             checkpoint: hexadecimal(&checkpoint.finalize()),
         })
     }
@@ -255,11 +255,11 @@ impl Scorer {
         let mut inputs = vec![
             Input::file("the checkpoint", &request.checkpoint, &self.checkpoint),
             Input::file("the corpus", &request.corpus, corpus_digest),
-            Input::new("the kind of rating (--batch-normalised)", self.batch_normalised.to_string()),
+            Input::new("the kind of rating (--batch-normalized)", self.batch_normalized.to_string()),
         ];
         let device = self.parameters.device().map(|_| self.parameters.compute_dtype());
         inputs.extend(deciding(&self.config, self.encoders.cache.as_deref(), device));
-        let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
+        let mixed = self.batch_normalized || self.config.compat.cross_attention_first_sample;
         if mixed || device.is_some() {
             inputs.push(Input::new("--batch", self.batch.to_string()));
         }
@@ -301,13 +301,13 @@ impl Scorer {
             return self.rate_on_device(device, codes, captions);
         }
         // Samples influence each other in the released rating, and in the released cross-attention.
-        if self.batch_normalised || self.config.compat.cross_attention_first_sample {
+        if self.batch_normalized || self.config.compat.cross_attention_first_sample {
             let batch = batch(codes.clone(), &captions, tokenizer.as_ref(), text.as_ref())?
                 .with_reach(tokenizer.quantizer(), reach)?;
             let mut tape = Tape::inference(&self.parameters);
             let seen = batch.reaching(reach)?;
             let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
-            if !self.batch_normalised {
+            if !self.batch_normalized {
                 return rated.logit.value().to_f64_vec();
             }
             // A last, smaller batch would be rated higher by the ratio of the sizes (upstream.md, A3).
@@ -332,7 +332,7 @@ impl Scorer {
     /// is the same work and a rating does not depend on which one it falls into.
     fn rate_on_device(&self, device: &Device, codes: &Tensor, mut captions: Vec<&str>) -> Result<Vec<f64>> {
         let (count, tokens) = (captions.len(), codes.dim(1));
-        let mixed = self.batch_normalised || self.config.compat.cross_attention_first_sample;
+        let mixed = self.batch_normalized || self.config.compat.cross_attention_first_sample;
         let (Encoders { tokenizer, text, .. }, reach) = (&self.encoders, self.config.rater_reach());
         let mut codes = codes.as_slice::<u32>()?.to_vec();
         while !mixed && captions.len() < self.batch {
@@ -346,12 +346,12 @@ impl Scorer {
         batch.read_codes(self.reader.as_ref(), dtype, reach)?;
         let seen = batch.reaching(reach)?;
         let mut tape = Tape::inference(&self.parameters);
-        if !self.batch_normalised {
+        if !self.batch_normalized {
             let (_, logit) = self.rater.instance(&mut tape, seen, &batch.text, Mode::Evaluate)?;
             return Ok(logit.value().to_f64_vec()?[..count].to_vec());
         }
         let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
-        // As on the processor: a last, smaller batch would be rated higher by the ratio of the sizes.
+        // As on the CPU: a last, smaller batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())
     }

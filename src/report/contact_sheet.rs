@@ -3,18 +3,18 @@
 
 use image::{RgbImage, imageops};
 
-use super::picture::{Colour, Picture, shortened, text_width, wrapped};
+use super::raster::{Color, Raster, shortened, text_width, wrapped};
 use crate::{
     error::{Error, Result},
     select::Ranking,
 };
 
-const PAPER: Colour = [255, 255, 255];
-const INK: Colour = [34, 34, 34];
-const FAINT_INK: Colour = [105, 105, 105];
-const RULE: Colour = [225, 225, 225];
+const PAPER: Color = [255, 255, 255];
+const INK: Color = [34, 34, 34];
+const FAINT_INK: Color = [105, 105, 105];
+const RULE: Color = [225, 225, 225];
 
-/// One picture with what is written under it.
+/// One image with what is written under it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thumbnail {
     /// Width and height in pixels.
@@ -34,7 +34,7 @@ pub struct SheetRow {
     pub label: String,
     /// What else to say of it, one entry a line, such as the range of its ratings.
     pub details: Vec<String>,
-    /// The pictures, left to right.
+    /// The images, left to right.
     pub thumbnails: Vec<Thumbnail>,
 }
 
@@ -105,13 +105,13 @@ fn rating_text(rating: f64) -> String {
     }
 }
 
-/// Draws a sheet: the title on top, a row's label and details at its left (if any row has some), and under each picture its
+/// Draws a sheet: the title on top, a row's label and details at its left (if any row has some), and under each image its
 /// caption and rating.
 ///
 /// # Errors
-/// If there is no picture, or a thumbnail's bytes are not `side · side · 3`.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "places on a picture")]
-pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
+/// If there is no image, or a thumbnail's bytes are not `side · side · 3`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "places on an image")]
+pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Raster> {
     const SIDE: u32 = 144;
     const GAP: u32 = 14;
     const MARGIN: u32 = 28;
@@ -120,13 +120,13 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
     const DETAIL: f32 = 17.0;
     const TITLE: f32 = 34.0;
     const TITLE_HEIGHT: u32 = 64;
-    // Under a picture: two lines of its caption, and its rating.
+    // Under an image: two lines of its caption, and its rating.
     const BELOW: u32 = 44;
     const RATING_HEIGHT: u32 = 22;
 
     let columns = rows.iter().map(|row| row.thumbnails.len()).max().unwrap_or(0);
     if columns == 0 {
-        return Err(Error::argument("a contact sheet needs at least one picture."));
+        return Err(Error::argument("a contact sheet needs at least one image."));
     }
     let label_width = rows
         .iter()
@@ -139,11 +139,11 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
         .ceil() as u32;
     let rated = rows.iter().flat_map(|row| &row.thumbnails).any(|thumbnail| thumbnail.rating.is_some());
     let row_height = SIDE + BELOW + if rated { RATING_HEIGHT } else { 0 };
-    let labelled = rows.iter().any(|row| !row.label.is_empty() || !row.details.is_empty());
-    let left = MARGIN + if labelled { label_width + 24 } else { 0 };
+    let labeled = rows.iter().any(|row| !row.label.is_empty() || !row.details.is_empty());
+    let left = MARGIN + if labeled { label_width + 24 } else { 0 };
     let width = left + columns as u32 * (SIDE + GAP) - GAP + MARGIN;
     let height = TITLE_HEIGHT + MARGIN + rows.len() as u32 * (row_height + GAP) - GAP + MARGIN;
-    let mut sheet = Picture::new(width, height, PAPER);
+    let mut sheet = Raster::new(width, height, PAPER);
     let title = shortened(title, TITLE, (width - 2 * MARGIN) as f32);
     sheet.text(MARGIN, MARGIN + 30, TITLE, INK, &title);
 
@@ -174,23 +174,23 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Picture> {
 
 /// The thumbnail at the sheet's size: whole multiples keep their pixels, all else is resampled smoothly.
 fn resized(thumbnail: &Thumbnail, side: u32) -> Result<Vec<u8>> {
-    let Some(picture) =
+    let Some(image) =
         RgbImage::from_raw(thumbnail.side, thumbnail.side, thumbnail.rgb.clone()).filter(|_| {
             thumbnail.side > 0 && thumbnail.rgb.len() == thumbnail.side as usize * thumbnail.side as usize * 3
         })
     else {
         return Err(Error::shape(
             "contact_sheet",
-            format!("{} bytes are not a picture of {1}×{1} pixels", thumbnail.rgb.len(), thumbnail.side),
+            format!("{} bytes are not an image of {1}×{1} pixels", thumbnail.rgb.len(), thumbnail.side),
         ));
     };
     if thumbnail.side == side {
-        return Ok(picture.into_raw());
+        return Ok(image.into_raw());
     }
     let filter = if side.is_multiple_of(thumbnail.side) {
         imageops::FilterType::Nearest
     } else {
         imageops::FilterType::CatmullRom
     };
-    Ok(imageops::resize(&picture, side, side, filter).into_raw())
+    Ok(imageops::resize(&image, side, side, filter).into_raw())
 }

@@ -1,6 +1,6 @@
 //! A chart of numbers with intervals, a line of text each.
 
-use super::picture::{Picture, shortened, text_width};
+use super::raster::{Raster, shortened, text_width};
 use crate::error::{Error, Result};
 
 /// One number.
@@ -21,11 +21,11 @@ const BOTTOM: u32 = 130;
 const LEFT: u32 = 620;
 const RIGHT: u32 = 60;
 const INK: [u8; 3] = [34, 34, 34];
-const GREY: [u8; 3] = [200, 200, 200];
-/// Wholly below 0, wholly above, and neither: Okabe and Ito's blue, vermilion and a grey.
-const COLOURS: [[u8; 3]; 3] = [[0, 114, 178], [213, 94, 0], [110, 110, 110]];
+const GRAY: [u8; 3] = [200, 200, 200];
+/// Wholly below 0, wholly above, and neither: Okabe and Ito's blue, vermilion and a gray.
+const COLORS: [[u8; 3]; 3] = [[0, 114, 178], [213, 94, 0], [110, 110, 110]];
 
-/// Draws the numbers as dots on a common scale with a line at 0, those whose interval excludes it in colour.
+/// Draws the numbers as dots on a common scale with a line at 0, those whose interval excludes it in color.
 ///
 /// # Errors
 /// If there is no number, or one is not finite.
@@ -33,9 +33,9 @@ const COLOURS: [[u8; 3]; 3] = [[0, 114, 178], [213, 94, 0], [110, 110, 110]];
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     clippy::cast_precision_loss,
-    reason = "pixels of a picture"
+    reason = "pixels of an image"
 )]
-pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Result<Picture> {
+pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Result<Raster> {
     if rows.is_empty() || rows.iter().any(|row| !row.mean.is_finite() || !row.half.is_finite()) {
         return Err(Error::not_finite("a chart of intervals needs finite numbers"));
     }
@@ -44,38 +44,38 @@ pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Res
     let room = 0.04 * (high - low).max(1e-9);
     let (low, high) = (low - room, high + room);
     let height = TOP + ROW * rows.len() as u32 + BOTTOM;
-    let mut picture = Picture::new(WIDTH, height, [255; 3]);
+    let mut image = Raster::new(WIDTH, height, [255; 3]);
     let place =
         |value: f64| LEFT + ((value - low) / (high - low) * f64::from(WIDTH - LEFT - RIGHT)).round() as u32;
     let bottom = TOP + ROW * rows.len() as u32;
-    let centred = |picture: &mut Picture, x: u32, y: u32, size: f32, text: &str| {
+    let centerd = |image: &mut Raster, x: u32, y: u32, size: f32, text: &str| {
         let left = (x as f32 - text_width(text, size) / 2.0).max(0.0);
-        picture.text(left as u32, y, size, INK, text);
+        image.text(left as u32, y, size, INK, text);
     };
     for tick in ticks(low, high) {
         let x = place(tick);
-        picture.fill(x, TOP - 10, 2, bottom - TOP + 10, if tick == 0.0 { INK } else { GREY });
-        centred(&mut picture, x, bottom + 36, 24.0, &format!("{tick:+.3}"));
+        image.fill(x, TOP - 10, 2, bottom - TOP + 10, if tick == 0.0 { INK } else { GRAY });
+        centerd(&mut image, x, bottom + 36, 24.0, &format!("{tick:+.3}"));
     }
     for (at, Interval { name, mean, half }) in rows.iter().enumerate() {
         let y = TOP + ROW * at as u32;
-        let colour = match (mean + half < 0.0, mean - half > 0.0) {
-            (true, _) => COLOURS[0],
-            (_, true) => COLOURS[1],
-            _ => COLOURS[2],
+        let color = match (mean + half < 0.0, mean - half > 0.0) {
+            (true, _) => COLORS[0],
+            (_, true) => COLORS[1],
+            _ => COLORS[2],
         };
         let name = shortened(name, 26.0, (LEFT - 40) as f32);
         let left = LEFT as f32 - 20.0 - text_width(&name, 26.0);
-        picture.text(left as u32, y + 31, 26.0, INK, &name);
+        image.text(left as u32, y + 31, 26.0, INK, &name);
         let (from, to) = (place(mean - half), place(mean + half));
-        picture.fill(from, y + 20, to - from + 1, 4, colour);
-        picture.fill(place(*mean) - 6, y + 16, 12, 12, colour);
+        image.fill(from, y + 20, to - from + 1, 4, color);
+        image.fill(place(*mean) - 6, y + 16, 12, 12, color);
     }
     let size = 38.0;
     let title = shortened(title, size, WIDTH as f32 - 80.0);
-    centred(&mut picture, WIDTH / 2, 60, size, &title);
-    centred(&mut picture, (LEFT + WIDTH - RIGHT) / 2, bottom + 90, 28.0, label);
-    Ok(picture)
+    centerd(&mut image, WIDTH / 2, 60, size, &title);
+    centerd(&mut image, (LEFT + WIDTH - RIGHT) / 2, bottom + 90, 28.0, label);
+    Ok(image)
 }
 
 /// Round numbers in a range, some five of them.
@@ -100,20 +100,20 @@ mod tests {
     fn numbers_stand_where_they_belong() {
         let row = |name: &str, mean, half| Interval { name: name.to_owned(), mean, half };
         let rows = [row("better", -0.2, 0.05), row("neither", 0.05, 0.1), row("worse", 0.3, 0.02)];
-        let picture = interval_chart("Differences", "loss", &rows).unwrap();
-        let colour_at = |x: u32, y: u32| {
-            let at = ((y * picture.width() + x) * 3) as usize;
-            <[u8; 3]>::try_from(&picture.rgb()[at..at + 3]).unwrap()
+        let image = interval_chart("Differences", "loss", &rows).unwrap();
+        let color_at = |x: u32, y: u32| {
+            let at = ((y * image.width() + x) * 3) as usize;
+            <[u8; 3]>::try_from(&image.rgb()[at..at + 3]).unwrap()
         };
-        // The middle of each row's dot, found by its colour, from left to right.
+        // The middle of each row's dot, found by its color, from left to right.
         let dot = |at: u32| {
             let y = TOP + ROW * at + 17;
-            let found: Vec<u32> = (LEFT..WIDTH).filter(|&x| COLOURS.contains(&colour_at(x, y))).collect();
+            let found: Vec<u32> = (LEFT..WIDTH).filter(|&x| COLORS.contains(&color_at(x, y))).collect();
             (found[0] + found[found.len() - 1]) / 2
         };
         assert!(dot(0) < dot(1) && dot(1) < dot(2));
-        let mean = |at: u32| colour_at(dot(at), TOP + ROW * at + 21);
-        assert_eq!([mean(0), mean(1), mean(2)], [COLOURS[0], COLOURS[2], COLOURS[1]]);
+        let mean = |at: u32| color_at(dot(at), TOP + ROW * at + 21);
+        assert_eq!([mean(0), mean(1), mean(2)], [COLORS[0], COLORS[2], COLORS[1]]);
         assert!(interval_chart("", "", &[]).is_err());
         assert!(interval_chart("", "", &[row("x", f64::NAN, 0.0)]).is_err());
     }

@@ -1,18 +1,18 @@
-//! What people look at: statistics of ratings, tables, pictures (PNG), TensorBoard events, and one page (HTML) of all.
+//! What people look at: statistics of ratings, tables, images (PNG), TensorBoard events, and one page (HTML) of all.
 
 pub mod contact_sheet;
 pub mod event_file;
 pub(crate) mod intervals;
 pub(crate) mod page;
-pub mod picture;
 pub mod plot;
+pub mod raster;
 pub(crate) mod statistics;
 pub(crate) mod text_table;
 pub(crate) mod visible;
 
 pub use contact_sheet::{SheetRow, Thumbnail, contact_sheet, decile_samples};
 pub use event_file::EventFile;
-pub use picture::Picture;
 pub use plot::{Kept, LossCurves, RatingHistogram, Series, loss_curves, rating_histogram};
+pub use raster::Raster;
 pub use statistics::{auroc, mean_percentile, spearman};
 pub use text_table::TextTable;

@@ -11,10 +11,10 @@ use plotters::{
     style::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyle, WHITE, register_font},
 };
 
-use super::picture::{FONT_FILE, Picture, drawable, shortened, text_width};
+use super::raster::{FONT_FILE, Raster, drawable, shortened, text_width};
 use crate::error::{Error, Result};
 
-/// Okabe and Ito's palette, which people with any common colour vision can tell apart, without its yellow.
+/// Okabe and Ito's palette, which people with any common color vision can tell apart, without its yellow.
 const PALETTE: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -68,7 +68,7 @@ pub struct LossCurves {
     pub x_label: String,
     /// Beside the vertical axis.
     pub y_label: String,
-    /// The lines, at most seven of which have colours of their own.
+    /// The lines, at most seven of which have colors of their own.
     pub series: Vec<Series>,
     /// Weight of the past in an exponential moving average, in [0, 1), unbiased at its beginning as TensorBoard's is;
     /// the lines as measured then show faintly behind. 0: no smoothing.
@@ -100,23 +100,23 @@ trait Draw {
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()>;
 }
 
-/// A white picture with a title and a chart under it. The title is not left to `plotters`, which places each glyph on a whole
+/// A white image with a title and a chart under it. The title is not left to `plotters`, which places each glyph on a whole
 /// pixel: large text looks uneven.
-fn drawn(chart: &impl Draw) -> Result<Picture> {
-    let mut picture = Picture::new(WIDTH, HEIGHT, [255; 3]);
+fn drawn(chart: &impl Draw) -> Result<Raster> {
+    let mut image = Raster::new(WIDTH, HEIGHT, [255; 3]);
     {
-        let canvas = BitMapBackend::with_buffer(picture.rgb_mut(), (WIDTH, HEIGHT)).into_drawing_area();
+        let canvas = BitMapBackend::with_buffer(image.rgb_mut(), (WIDTH, HEIGHT)).into_drawing_area();
         chart.draw(&canvas)?;
         canvas.present().map_err(drawing_failed)?;
     }
     const SIZE: f32 = 42.0;
     let title = shortened(chart.title(), SIZE, WIDTH as f32 - 80.0);
     let left = (WIDTH as f32 - text_width(&title, SIZE)) / 2.0;
-    picture.text(left as u32, 54, SIZE, [INK.0, INK.1, INK.2], &title);
-    Ok(picture)
+    image.text(left as u32, 54, SIZE, [INK.0, INK.1, INK.2], &title);
+    Ok(image)
 }
 
-/// The chart as an SVG element without its title, in the colours of the page that it stands in: ink, paper and grid are the CSS
+/// The chart as an SVG element without its title, in the colors of the page that it stands in: ink, paper and grid are the CSS
 /// variables of these names.
 fn scalable(chart: &impl Draw) -> Result<String> {
     let mut svg = String::new();
@@ -130,9 +130,9 @@ fn scalable(chart: &impl Draw) -> Result<String> {
     let head = format!("<svg viewBox=\"0 70 {WIDTH} {}\" role=\"img\" aria-label=\"{title}\"", HEIGHT - 70);
     let body = svg.find("xmlns").map_or("", |at| &svg[at..]);
     let mut svg = format!("{head} {body}");
-    for (colour, name) in [(INK, "ink"), (WHITE, "paper"), (GRID, "grid"), (FAINT_GRID, "grid")] {
+    for (color, name) in [(INK, "ink"), (WHITE, "paper"), (GRID, "grid"), (FAINT_GRID, "grid")] {
         svg = svg.replace(
-            &format!("\"#{:02X}{:02X}{:02X}\"", colour.0, colour.1, colour.2),
+            &format!("\"#{:02X}{:02X}{:02X}\"", color.0, color.1, color.2),
             &format!("\"var(--{name})\""),
         );
     }
@@ -263,11 +263,11 @@ fn line<B: DrawingBackend>(
 ///
 /// # Errors
 /// If no point is finite or the smoothing is outside [0, 1).
-pub fn loss_curves(curves: &LossCurves) -> Result<Picture> {
+pub fn loss_curves(curves: &LossCurves) -> Result<Raster> {
     drawn(curves)
 }
 
-/// The line chart as an SVG element without its title, in the colours of the page around it.
+/// The line chart as an SVG element without its title, in the colors of the page around it.
 ///
 /// # Errors
 /// As [`loss_curves`].
@@ -360,11 +360,11 @@ pub struct RatingHistogram<'a> {
 ///
 /// # Errors
 /// If no rating is finite or a kept row is not among the ratings.
-pub fn rating_histogram(histogram: &RatingHistogram<'_>) -> Result<Picture> {
+pub fn rating_histogram(histogram: &RatingHistogram<'_>) -> Result<Raster> {
     drawn(histogram)
 }
 
-/// The histogram as an SVG element without its title, in the colours of the page around it.
+/// The histogram as an SVG element without its title, in the colors of the page around it.
 ///
 /// # Errors
 /// As [`rating_histogram`].
@@ -408,17 +408,17 @@ impl Draw for RatingHistogram<'_> {
         let top = all.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.08;
         let mut chart = chart(canvas, ("rating", "rows"), x, (0.0, top))?;
         let mut bars =
-            |counts: &[u64; BINS], colour: RGBColor, name: String| -> Result<()> {
+            |counts: &[u64; BINS], color: RGBColor, name: String| -> Result<()> {
                 let bar = |(bin, &count): (usize, &u64)| {
                     let left = x.0 + bin as f64 * bin_width;
                     let corners = [(left, 0.0), (left + bin_width, count as f64)];
-                    let mut bar = Rectangle::new(corners, colour.filled());
+                    let mut bar = Rectangle::new(corners, color.filled());
                     bar.set_margin(0, 0, 1, 1);
                     bar
                 };
                 let filled = counts.iter().enumerate().filter(|(_, count)| **count > 0).map(bar);
                 chart.draw_series(filled).map_err(drawing_failed)?.label(name).legend(move |(x, y)| {
-                    Rectangle::new([(x + 10, y - 11), (x + 36, y + 11)], colour.filled())
+                    Rectangle::new([(x + 10, y - 11), (x + 36, y + 11)], color.filled())
                 });
                 Ok(())
             };

@@ -32,14 +32,14 @@ pub const SHARD: usize = 10_000;
 /// A form of subsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// One `.csv` table, pictures named by whole paths.
+    /// One `.csv` table, images named by whole paths.
     Csv,
-    /// One `.parquet` table, pictures named by whole paths.
+    /// One `.parquet` table, images named by whole paths.
     Parquet,
-    /// A folder with `metadata.jsonl` and pictures, as `datasets.load_dataset("imagefolder", data_dir=…)` reads it. Pictures are
+    /// A folder with `metadata.jsonl` and images, as `datasets.load_dataset("imagefolder", data_dir=…)` reads it. Images are
     /// copied, or linked.
     ImageFolder {
-        /// Whether pictures are symbolic links.
+        /// Whether images are symbolic links.
         link: bool,
     },
     /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the content is), `KEY.txt` (the caption) and
@@ -226,7 +226,7 @@ impl Packing<'_> {
         Err(none_usable(&self.job.subset, &self.left_out))
     }
 
-    /// All columns of a record but the picture's path, as JSON.
+    /// All columns of a record but the image's path, as JSON.
     fn told(&self, record: &Record) -> Map<String, Value> {
         let columns = self.schema.columns.iter().zip(&record.fields).enumerate();
         columns
@@ -268,14 +268,14 @@ impl Packing<'_> {
                 message: format!("the column `{name}` is to be written and is there already; rename it"),
             });
         }
-        let folder = self.out.join("pictures");
+        let folder = self.out.join("images");
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         let mut lines = WholeFile::create(&self.out.join("metadata.jsonl"))?;
         for (at, record) in records.iter().enumerate() {
             self.check()?;
             progress.counted("packing", at as u64 + 1, records.len() as u64);
             let Some((from, ending)) = self.image(record) else { continue };
-            let name = format!("pictures/{at:08}.{ending}");
+            let name = format!("images/{at:08}.{ending}");
             let to = self.out.join(&name);
             place(from, &to, link)?;
             let mut line = Map::from_iter([("file_name".to_owned(), Value::from(name))]);
@@ -284,7 +284,7 @@ impl Packing<'_> {
             lines.write_all(line.as_bytes()).map_err(Error::io("write", lines.path()))?;
         }
         self.require_any(records)?;
-        // The table of the pictures is last: where it is, they are.
+        // The table of the images is last: where it is, they are.
         lines.finish()
     }
 
@@ -387,7 +387,7 @@ fn place(from: &ImageRef, to: &Path, link: bool) -> Result<()> {
         .and_then(|from| std::os::unix::fs::symlink(from, to))
         .map_err(Error::io("link", to));
     #[cfg(not(unix))]
-    Err(Error::invalid("pictures can be linked on Unix only; copy them with imagefolder"))
+    Err(Error::invalid("images can be linked on Unix only; copy them with imagefolder"))
 }
 
 /// NumPy's format 1.0 of an array of pairs of 64-bit numbers.

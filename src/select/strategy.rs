@@ -189,7 +189,7 @@ impl Strategy {
     pub(crate) const GSAMPLE: Self = Self::Gsample { mean: 0.5, sigma: 0.2 };
     /// Shift-Gsample where nothing else is asked for: the window in which the default rule's rater beat a random part at every
     /// share, on both corpora that were tried (docs/comparison.md). The paper's best region is later, about
-    /// `drop_top` 0.1, `mean` 0.45, `sigma` 0.2: its rating puts plain pictures first.
+    /// `drop_top` 0.1, `mean` 0.45, `sigma` 0.2: its rating puts plain images first.
     pub const SHIFT_GSAMPLE: Self = Self::ShiftGsample { drop_top: 0.05, mean: 0.3, sigma: 0.25 };
 
     /// The name on the command line.

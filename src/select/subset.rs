@@ -35,7 +35,7 @@ pub struct SubsetJob {
     pub options: RatingsOptions,
     /// The columns of ids and ratings in it; the corpus names its ids alike.
     pub names: RatingColumns,
-    /// The column of pictures' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::corpus::columns`]).
+    /// The column of images' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::corpus::columns`]).
     pub image_column: String,
     /// The way to choose.
     pub strategy: Strategy,
@@ -105,7 +105,7 @@ fn is_zero(count: &u64) -> bool {
 /// Chooses a subset and writes `<out>`, `<out stem>.ids.txt` and `<out stem>.summary.json`: all of them or none.
 ///
 /// The subset has the original columns in the original order: those of the ratings table without the rating, or with
-/// [`data`](SubsetJob::data) the very bytes of the corpus' rows, in the order of the corpus. Relative paths of pictures start at
+/// [`data`](SubsetJob::data) the very bytes of the corpus' rows, in the order of the corpus. Relative paths of images start at
 /// the folder of the table that was read: for a subset in another folder those from the ratings table are made absolute, and a
 /// corpus' bytes are warned of.
 ///
@@ -314,7 +314,7 @@ fn copy_corpus_rows(
     }
     if astray > 0 {
         tracing::warn!(
-            "{astray} rows of {} name their pictures from its own folder and were copied as they are, so they are not found from {}; \
+            "{astray} rows of {} name their images from its own folder and were copied as they are, so they are not found from {}; \
              choose an --out beside the corpus, or leave --data out",
             data.display(),
             job.out.display()

@@ -35,7 +35,7 @@ impl Batch {
     /// The same batch with its input made on the host.
     ///
     /// # Errors
-    /// If the codes are not the quantiser's.
+    /// If the codes are not the quantizer's.
     pub fn with_input(self, quantizer: &PyramidQuantizer) -> Result<Self> {
         Ok(Self { input: Some(quantizer.input(&self.codes)?), ..self })
     }
@@ -43,7 +43,7 @@ impl Batch {
     /// The same batch with the rows that show what `reach` says, made on the host, beside those that it has.
     ///
     /// # Errors
-    /// If the codes are not the quantiser's.
+    /// If the codes are not the quantizer's.
     pub fn with_reach(self, quantizer: &PyramidQuantizer, reach: Reach) -> Result<Self> {
         match reach {
             Reach::Before => self.with_input(quantizer),

@@ -1,4 +1,4 @@
-//! A corpus as the networks see it: every record's codes and caption, each picture decoded and tokenised once.
+//! A corpus as the networks see it: every record's codes and caption, each image decoded and tokenized once.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -14,7 +14,7 @@ use crate::{
     tokens::{
         batch::Batch,
         records::FailedRecord,
-        tokenize::{FitPictures, Tokenize},
+        tokenize::{FitImages, Tokenize},
     },
 };
 
@@ -34,23 +34,23 @@ pub struct EncodedCorpus {
 }
 
 impl EncodedCorpus {
-    /// Every record's codes, from the cache or from its picture.
+    /// Every record's codes, from the cache or from its image.
     ///
     /// # Errors
     /// If the vocabulary has more than 65,536 codes or the run is interrupted.
     pub(crate) fn encode(
-        tokenise: Tokenize<'_>,
+        tokenize: Tokenize<'_>,
         mut records: Vec<Record>,
-        pictures: &mut FitPictures,
+        images: &mut FitImages,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let tokens = tokenise.tokenizer.quantizer().tokens();
+        let tokens = tokenize.tokenizer.quantizer().tokens();
         let total = records.len() as u64;
         let (mut codes, mut reasons) = (Vec::new(), Vec::with_capacity(records.len()));
-        let origins = tokenise.each(&records, pictures, |place, found| {
+        let origins = tokenize.each(&records, images, |place, found| {
             interrupt.check(NO_STEP)?;
-            progress.counted("tokenising", place as u64 + 1, total);
+            progress.counted("tokenizing", place as u64 + 1, total);
             reasons.push(match found {
                 Ok(found) => {
                     codes.extend(found);
@@ -60,15 +60,15 @@ impl EncodedCorpus {
             });
             Ok(())
         })?;
-        if let Some(cache) = tokenise.cache {
+        if let Some(cache) = tokenize.cache {
             let folder = cache.folder().display();
             if origins.changed > 0 {
                 tracing::warn!(
-                    "{} pictures were changed since {folder} was made; they are tokenised anew",
+                    "{} images were changed since {folder} was made; they are tokenized anew",
                     origins.changed
                 );
             }
-            tracing::info!("{} of {total} pictures' tokens are in {folder}", origins.cached);
+            tracing::info!("{} of {total} images' tokens are in {folder}", origins.cached);
         }
         let mut corpus = Self {
             ids: Vec::new(),

@@ -20,13 +20,13 @@ use crate::{
     },
 };
 
-/// Refuses a tokenizer whose token maps or pictures have other sides than the configuration's.
+/// Refuses a tokenizer whose token maps or images have other sides than the configuration's.
 pub(crate) fn expect_pyramid(config: &Config, tokenizer: &dyn ImageTokenizer) -> Result<()> {
     if tokenizer.quantizer().patch_nums() != config.networks.patch_nums
         || tokenizer.image_side() != config.networks.image_side()
     {
         return Err(Error::invalid(format!(
-            "the image tokenizer makes token maps of sides {:?} from pictures of {} pixels, but the configuration says \
+            "the image tokenizer makes token maps of sides {:?} from images of {} pixels, but the configuration says \
              {:?} and {}",
             tokenizer.quantizer().patch_nums(),
             tokenizer.image_side(),

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     config::{Config, ImageTokenizerKind},
-    data::{ImageRef, Loader, PictureBytes, Preprocess, Record, load_picture},
+    data::{ImageRef, Loader, Preprocess, Record, SquareImage, load_image},
     encode::{
         ImageTokenizer,
         pca::{FitReport, PcaSettings, PcaTokenizer},
@@ -20,22 +20,22 @@ use crate::{
     jobs::progress::Progress,
     tokens::{
         records::{FailedRecord, none_usable},
-        tokenize::FitPictures,
+        tokenize::FitImages,
     },
 };
 
-/// Pictures decoded ahead of their use.
+/// Images decoded ahead of their use.
 const AHEAD: usize = 128;
 
 /// Fits the configured image tokenizer to a seeded sample of the records of `table`, or loads the one that is named. The
-/// decoded pictures are given back, so that none is decoded twice.
+/// decoded images are given back, so that none is decoded twice.
 ///
 /// An image that is not there or cannot be decoded is no part of the fit, and given back as such: it is left out and counted
 /// wherever the corpus is read. A file that the system fails to read ends the fit, as the same command would give another
 /// tokenizer when it can be read again.
 ///
 /// # Errors
-/// If no picture can be used (which `failed_out` then lists, if it is given), a file cannot be read, the sizes do not fit, or the
+/// If no image can be used (which `failed_out` then lists, if it is given), a file cannot be read, the sizes do not fit, or the
 /// run is interrupted.
 pub fn image_tokenizer(
     config: &Config,
@@ -43,7 +43,7 @@ pub fn image_tokenizer(
     failed_out: Option<&Path>,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
-) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
+) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitImages)> {
     if let Some(path) = &config.image_tokenizer.path {
         let open = || -> Result<Box<dyn ImageTokenizer>> {
             match config.image_tokenizer.kind {
@@ -55,7 +55,7 @@ pub fn image_tokenizer(
             }
         };
         let tokenizer = interrupt.while_reading(NO_STEP, open)?;
-        return Ok((tokenizer, None, FitPictures::default()));
+        return Ok((tokenizer, None, FitImages::default()));
     }
     let settings = PcaSettings {
         side: config.networks.image_side(),
@@ -74,44 +74,44 @@ pub fn image_tokenizer(
     let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
     let preprocess = config.preprocess(settings.side);
     let loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
-    let mut pictures = HashMap::new();
+    let mut images = HashMap::new();
     let mut failed = Vec::new();
-    for (done, (place, picture)) in loader.enumerate() {
+    for (done, (place, image)) in loader.enumerate() {
         interrupt.check(NO_STEP)?;
         progress.counted("decoding for the tokenizer", done as u64 + 1, total);
-        let picture = match picture {
+        let image = match image {
             Err(_) => look_again(&records[place].image, &preprocess)?,
             found => found,
         };
-        if let Err(error) = &picture {
+        if let Err(error) = &image {
             failed.push(FailedRecord::of(&records[place], error.to_string()));
         }
-        pictures.insert(place, picture);
+        images.insert(place, image);
     }
-    let mut used: Vec<(usize, &PictureBytes)> =
-        pictures.iter().filter_map(|(place, picture)| Some((*place, picture.as_ref().ok()?))).collect();
+    let mut used: Vec<(usize, &SquareImage)> =
+        images.iter().filter_map(|(place, image)| Some((*place, image.as_ref().ok()?))).collect();
     used.sort_unstable_by_key(|(place, _)| *place);
     if used.is_empty() {
         return Err(none_usable(table, &failed, failed_out)?);
     }
-    if used.len() < pictures.len() {
+    if used.len() < images.len() {
         tracing::warn!(
             "{} of {total} images that the tokenizer is fitted to cannot be used and are left out",
-            pictures.len() - used.len()
+            images.len() - used.len()
         );
     }
     let (tokenizer, report) = interrupt.while_reading(NO_STEP, || {
-        PcaTokenizer::fit(settings, used.iter().map(|(_, picture)| picture.to_tensor()))
+        PcaTokenizer::fit(settings, used.iter().map(|(_, image)| image.to_tensor()))
     })?;
-    Ok((Box::new(tokenizer), Some(report), FitPictures(pictures)))
+    Ok((Box::new(tokenizer), Some(report), FitImages(images)))
 }
 
 /// An image that could not be read, once more: what was wrong for a moment is not to change the tokenizer.
 ///
 /// # Errors
 /// If the file is there and the system fails to read it, which is no property of the image.
-fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<PictureBytes>> {
-    let found = load_picture(image, preprocess);
+fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<SquareImage>> {
+    let found = load_image(image, preprocess);
     if let Err(error @ Error::Memory { .. }) = found {
         return Err(error);
     }

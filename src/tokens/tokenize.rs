@@ -1,4 +1,4 @@
-//! Pictures to codes: from the token cache where it has them, else decoded ahead of use and tokenised some at a time.
+//! Images to codes: from the token cache where it has them, else decoded ahead of use and tokenized some at a time.
 
 use std::{collections::HashMap, thread::ScopedJoinHandle};
 
@@ -6,26 +6,26 @@ use rayon::prelude::*;
 
 use crate::{
     config::Config,
-    data::{Loader, PictureBytes, Record, stack},
+    data::{Loader, Record, SquareImage, stack},
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, Result},
     tokens::cache::{Cached, TokenCache},
 };
 
-/// Pictures tokenised at once.
+/// Images tokenized at once.
 const CHUNK: usize = 64;
 /// Records that may wait for a chunk to be full.
 const WAITING: usize = 4096;
-/// Pictures decoded ahead of their use.
+/// Images decoded ahead of their use.
 const AHEAD: usize = 128;
 
 /// Images that were read already, by the record's place; or why they could not be, which is not tried again: an image that the
 /// tokenizer could not be fitted to is left out and counted.
 #[derive(Default)]
-pub struct FitPictures(pub(super) HashMap<usize, Result<PictureBytes>>);
+pub struct FitImages(pub(super) HashMap<usize, Result<SquareImage>>);
 
-impl FitPictures {
+impl FitImages {
     /// Those that could not be read, and why.
     pub(super) fn failed(&self) -> impl Iterator<Item = (usize, String)> {
         self.0.iter().filter_map(|(place, image)| Some((*place, image.as_ref().err()?.to_string())))
@@ -42,9 +42,9 @@ impl FitPictures {
 pub(crate) struct Origins {
     /// From the cache.
     pub(crate) cached: usize,
-    /// From a picture that was changed since it was encoded.
+    /// From an image that was changed since it was encoded.
     pub(crate) changed: usize,
-    /// From a picture that the cache does not hold.
+    /// From an image that the cache does not hold.
     pub(crate) absent: usize,
 }
 
@@ -61,8 +61,8 @@ pub(crate) struct Tokenize<'a> {
 /// A record whose turn has not come.
 enum Waiting {
     Codes(Vec<u16>),
-    /// The next of the pictures that wait to be tokenised.
-    Picture,
+    /// The next of the images that wait to be tokenized.
+    Image,
     Failed(Error),
 }
 
@@ -74,7 +74,7 @@ impl Tokenize<'_> {
     pub(crate) fn each(
         &self,
         records: &[Record],
-        pictures: &mut FitPictures,
+        images: &mut FitImages,
         mut give: impl FnMut(usize, Result<Vec<u16>>) -> Result<()>,
     ) -> Result<Origins> {
         if self.tokenizer.quantizer().vocabulary() > usize::from(u16::MAX) + 1 {
@@ -95,7 +95,7 @@ impl Tokenize<'_> {
             .zip(&known)
             .enumerate()
             .filter(|(_, (record, _))| record.malformed.is_none())
-            .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !pictures.0.contains_key(place))
+            .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !images.0.contains_key(place))
             .map(|(place, (record, _))| (place, record.image.clone()))
             .collect();
         let preprocess = self.config.preprocess(self.tokenizer.image_side());
@@ -104,15 +104,15 @@ impl Tokenize<'_> {
         std::thread::scope(|scope| {
             let (mut waiting, mut chunk) = (Vec::new(), Vec::with_capacity(CHUNK));
             let mut delivery = Delivery { first: 0, under_way: None, give: &mut give };
-            // Pictures are put together while those before them are tokenised.
-            let mut start = |waiting: &mut Vec<Waiting>, chunk: &mut Vec<PictureBytes>| -> Result<()> {
-                let pictures = if chunk.is_empty() { None } else { Some(stack(chunk)?) };
+            // Images are put together while those before them are tokenized.
+            let mut start = |waiting: &mut Vec<Waiting>, chunk: &mut Vec<SquareImage>| -> Result<()> {
+                let images = if chunk.is_empty() { None } else { Some(stack(chunk)?) };
                 chunk.clear();
                 delivery.finish()?;
-                let encode = |pictures| {
-                    std::thread::Builder::new().spawn_scoped(scope, move || self.tokenizer.encode(&pictures))
+                let encode = |images| {
+                    std::thread::Builder::new().spawn_scoped(scope, move || self.tokenizer.encode(&images))
                 };
-                let codes = pictures.map(encode).transpose().map_err(|error| {
+                let codes = images.map(encode).transpose().map_err(|error| {
                     Error::invalid(format!(
                         "cannot start a thread: {error}; allow more memory or processes (ulimit -v, -u)"
                     ))
@@ -130,19 +130,19 @@ impl Tokenize<'_> {
                         let count =
                             if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
                         *count += 1;
-                        let picture = match pictures.0.remove(&place) {
-                            Some(picture) => picture,
+                        let image = match images.0.remove(&place) {
+                            Some(image) => image,
                             None => records[place].check().and_then(|()| {
                                 loader.next().map_or_else(
-                                    || Err(Error::invalid("a picture was not decoded")),
-                                    |(_, picture)| picture,
+                                    || Err(Error::invalid("an image was not decoded")),
+                                    |(_, image)| image,
                                 )
                             }),
                         };
-                        match picture {
-                            Ok(picture) => {
-                                chunk.push(picture);
-                                Waiting::Picture
+                        match image {
+                            Ok(image) => {
+                                chunk.push(image);
+                                Waiting::Image
                             }
                             // No property of the image: with more memory the result would be another.
                             Err(error @ Error::Memory { .. }) => return Err(error),
@@ -162,37 +162,37 @@ impl Tokenize<'_> {
 }
 
 /// Codes that are being made on a thread of their own.
-type Tokenising<'scope> = Option<ScopedJoinHandle<'scope, Result<Tensor>>>;
+type Tokenizing<'scope> = Option<ScopedJoinHandle<'scope, Result<Tensor>>>;
 
-/// Gives what is tokenised, a chunk behind what is decoded.
+/// Gives what is tokenized, a chunk behind what is decoded.
 struct Delivery<'scope, 'a, G> {
     /// The place of the next record to be given.
     first: usize,
-    /// Records whose pictures are being tokenised, and those between them.
-    under_way: Option<(Vec<Waiting>, Tokenising<'scope>)>,
+    /// Records whose images are being tokenized, and those between them.
+    under_way: Option<(Vec<Waiting>, Tokenizing<'scope>)>,
     give: &'a mut G,
 }
 
 impl<G: FnMut(usize, Result<Vec<u16>>) -> Result<()>> Delivery<'_, '_, G> {
     /// Waits for what is under way and gives it.
     fn finish(&mut self) -> Result<()> {
-        let Some((waiting, tokenising)) = self.under_way.take() else { return Ok(()) };
-        let mut tokenised = Vec::new();
-        if let Some(tokenising) = tokenising {
-            let codes = tokenising.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let Some((waiting, tokenizing)) = self.under_way.take() else { return Ok(()) };
+        let mut tokenized = Vec::new();
+        if let Some(tokenizing) = tokenizing {
+            let codes = tokenizing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             for codes in codes.as_slice::<u32>()?.chunks(codes.dim(1)) {
                 let narrow = |&code: &u32| {
                     u16::try_from(code).map_err(|_| Error::invalid("a code does not fit 16 bits"))
                 };
-                tokenised.push(codes.iter().map(narrow).collect::<Result<Vec<u16>>>()?);
+                tokenized.push(codes.iter().map(narrow).collect::<Result<Vec<u16>>>()?);
             }
         }
-        let mut tokenised = tokenised.into_iter();
+        let mut tokenized = tokenized.into_iter();
         for next in waiting {
             let codes = match next {
                 Waiting::Codes(codes) => Ok(codes),
-                Waiting::Picture => {
-                    tokenised.next().ok_or_else(|| Error::invalid("a picture was not tokenised"))
+                Waiting::Image => {
+                    tokenized.next().ok_or_else(|| Error::invalid("an image was not tokenized"))
                 }
                 Waiting::Failed(error) => Err(error),
             };

@@ -37,7 +37,7 @@ impl Default for AdamWSettings {
     }
 }
 
-/// The optimiser's state over one network, where the network is.
+/// The optimizer's state over one network, where the network is.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
@@ -58,7 +58,7 @@ struct Next {
     norm: Option<f64>,
 }
 
-/// What a device needs for an update, made when the first asks for it. A copy of an optimiser makes its own.
+/// What a device needs for an update, made when the first asks for it. A copy of an optimizer makes its own.
 #[derive(Debug, Default)]
 struct Tables(Option<AdamWTables>);
 

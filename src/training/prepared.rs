@@ -17,7 +17,7 @@ use crate::{
         encoded::EncodedCorpus,
         encoders::{self, READY, expect_pyramid, make_folder, on},
         fitting, records,
-        tokenize::{FitPictures, Tokenize},
+        tokenize::{FitImages, Tokenize},
     },
     training::{checkpoint::Checkpoint, inputs::Inputs, run_directory::RunDirectory},
 };
@@ -84,15 +84,15 @@ pub(crate) fn prepare(
     let records = portion(config, read(table)?);
     let cache = interrupt.while_reading(NO_STEP, || TokenCache::configured(config))?;
     let cache = cache.as_ref();
-    let (tokenizer, fit, mut pictures) =
+    let (tokenizer, fit, mut images) =
         saved_or_fitted(config, directory, cache, (table, &records), interrupt, progress)?;
     if let Some(cache) = cache {
         cache.expect(config, tokenizer.as_ref())?;
     }
     let text = text_encoder(config, directory, cache, interrupt)?;
     let (tokenizer, text) = on(device, tokenizer, text)?;
-    let tokenise = Tokenize { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
-    let mut train = EncodedCorpus::encode(tokenise, records, &mut pictures, interrupt, progress)?;
+    let tokenize = Tokenize { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
+    let mut train = EncodedCorpus::encode(tokenize, records, &mut images, interrupt, progress)?;
     expect_usable(table, &train, directory)?;
     let named = match &config.data.validation {
         None => None,
@@ -101,8 +101,8 @@ pub(crate) fn prepare(
                 tracing::warn!("{} is both the training and the validation set", path.display());
             }
             let records = read(path)?;
-            let none = &mut FitPictures::default();
-            let validation = EncodedCorpus::encode(tokenise, records, none, interrupt, progress)?;
+            let none = &mut FitImages::default();
+            let validation = EncodedCorpus::encode(tokenize, records, none, interrupt, progress)?;
             expect_usable(path, &validation, directory)?;
             Some((path.as_path(), validation))
         }
@@ -177,17 +177,17 @@ fn saved_or_fitted(
     records: (&Path, &[Record]),
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
-) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitPictures)> {
+) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitImages)> {
     let folder = directory.image_tokenizer();
     // Before the first checkpoint nothing says that the images are still those it was fitted to; it is fitted anew.
     if folder.join(READY).exists() && Checkpoint::newest(&directory.checkpoints())?.is_some() {
         let saved = interrupt.while_reading(NO_STEP, || encoders::saved_image_tokenizer(config, &folder))?;
-        return Ok((saved, None, FitPictures::default()));
+        return Ok((saved, None, FitImages::default()));
     }
-    let (tokenizer, report, pictures) = match cache {
+    let (tokenizer, report, images) = match cache {
         // Where none is named, that which made the cache is meant, and nothing is fitted.
         Some(cache) if config.image_tokenizer.path.is_none() => {
-            (crate::encode::load_image_tokenizer(&cache.image_tokenizer())?, None, FitPictures::default())
+            (crate::encode::load_image_tokenizer(&cache.image_tokenizer())?, None, FitImages::default())
         }
         _ => {
             let failed_out = directory.failed();
@@ -198,7 +198,7 @@ fn saved_or_fitted(
     make_folder(&folder)?;
     tokenizer.save(&folder)?;
     write_whole(&folder.join(READY), b"")?;
-    Ok((tokenizer, report, pictures))
+    Ok((tokenizer, report, images))
 }
 
 /// The text encoder of the run: the one it saved, else the configuration's, which is saved first.
@@ -215,7 +215,7 @@ fn text_encoder(
     if folder.join(READY).exists() {
         return saved();
     }
-    // As for pictures: where no encoder's folder is named, the released one that made the cache is meant.
+    // As for images: where no encoder's folder is named, the released one that made the cache is meant.
     let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
     let description = match kept {
         Some(kept) if is_pretrained(&kept)? => Some(kept.join(TEXT_ENCODER)),

@@ -1,4 +1,4 @@
-//! Recognising what a path is: by its content, for a name says little and a failed download carries the right one.
+//! Recognizing what a path is: by its content, for a name says little and a failed download carries the right one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -90,7 +90,7 @@ pub(super) struct Stored {
     file: Arc<MappedFile>,
     /// Where its first number is.
     start: usize,
-    /// Numbers between neighbours along each dimension, where it is not simply row by row.
+    /// Numbers between neighbors along each dimension, where it is not simply row by row.
     strides: Option<Vec<usize>>,
     big_endian: bool,
     flipped: Flipped,

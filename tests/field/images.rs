@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Read, path::Path};
 
 use alchemist_engine::{
     Error,
-    data::{Preprocess, WholePicture, decode_picture, load_whole_picture},
+    data::{FullImage, Preprocess, decode_image, load_full_image},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use flate2::read::GzDecoder;
@@ -45,14 +45,14 @@ fn preprocess(truncated: bool) -> Preprocess {
     Preprocess { apply_orientation: true, truncated, ..Preprocess::released(8) }
 }
 
-fn load(folder: &Path, bytes: &[u8], truncated: bool) -> Result<WholePicture, Error> {
+fn load(folder: &Path, bytes: &[u8], truncated: bool) -> Result<FullImage, Error> {
     // The name says nothing of the format.
     let path = folder.join("image.dat");
     std::fs::write(&path, bytes).unwrap();
-    load_whole_picture(&path, &preprocess(truncated))
+    load_full_image(&path, &preprocess(truncated))
 }
 
-fn value(image: &WholePicture) -> Value {
+fn value(image: &FullImage) -> Value {
     [image.width as u32, image.height as u32, crc32fast::hash(&image.rgb)]
 }
 
@@ -113,10 +113,10 @@ fn an_image_cut_anywhere_is_refused_or_whole() {
     let files = files();
     for name in names {
         let bytes = &files[name];
-        let whole = decode_picture(bytes, Path::new(name), &preprocess(false)).unwrap();
+        let whole = decode_image(bytes, Path::new(name), &preprocess(false)).unwrap();
         let mut counts = [0; 3];
         for length in (0..bytes.len()).step_by(if bytes.len() > 1500 { 3 } else { 1 }) {
-            let cut = |truncated| decode_picture(&bytes[..length], Path::new(name), &preprocess(truncated));
+            let cut = |truncated| decode_image(&bytes[..length], Path::new(name), &preprocess(truncated));
             let (default, truncated) = (cut(false), cut(true));
             if let Ok(image) = &default {
                 assert_eq!(*image, whole, "{name} cut to {length} of {}", bytes.len());
@@ -136,7 +136,7 @@ fn what_a_header_claims_is_checked_first() {
     let refused = |bytes: &[u8]| {
         for truncated in [false, true] {
             let preprocess = Preprocess { max_pixels: 1 << 20, ..preprocess(truncated) };
-            let error = decode_picture(bytes, Path::new("claims"), &preprocess).unwrap_err();
+            let error = decode_image(bytes, Path::new("claims"), &preprocess).unwrap_err();
             assert!(matches!(error, Error::Image { .. }), "{error}");
         }
     };

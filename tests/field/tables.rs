@@ -14,7 +14,7 @@ use std::{
 use alchemist_engine::{
     Error,
     data::{ColumnNames, Corpus, Record},
-    measure::pictures::pictures,
+    measure::images::images,
     select::{RatingColumns, RatingsTable},
 };
 use serde::Deserialize;
@@ -148,7 +148,7 @@ fn what_is_no_table_is_named_wherever_a_table_is_given() {
                 assert!(message.contains("; ") && !message.trim_end().contains('\n'), "{message}");
             };
             says(open(&path).unwrap_err().to_string());
-            says(pictures(&path, &ColumnNames::default(), false).unwrap_err().to_string());
+            says(images(&path, &ColumnNames::default(), false).unwrap_err().to_string());
             if name != given || name != "table.parquet" {
                 says(RatingsTable::read(&path, &RatingColumns::default()).unwrap_err().to_string());
             }
@@ -222,7 +222,7 @@ fn a_column_of_addresses_is_never_one_of_images() {
             assert!(message.contains(word), "{message}");
         }
     }
-    let path = place.path().join("pictures.csv");
+    let path = place.path().join("images.csv");
     fs::write(&path, "image,caption\na.png,one\nb.png,two\na.png,three\n").unwrap();
     let message = open(&path).unwrap().read_all().unwrap_err().to_string();
     assert!(

@@ -157,7 +157,7 @@ def inception() -> None:
     kept = list(range(0, 2048, 64)) + [2047]
     expected = {
         "versions": VERSIONS,
-        "pictures": [[64, 0], [330, 1]],
+        "images": [[64, 0], [330, 1]],
         "places": kept,
         "features": [[feature[place].item() for place in kept] for feature in features],
         "shapes": {

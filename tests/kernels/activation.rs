@@ -36,7 +36,7 @@ fn activation_case<T: Number>(device: &Device) {
             let (x, dy) = (upload::<T>(device, &x), upload::<T>(device, &dy));
             let bias = upload::<f32>(device, &bias);
             let bias = biased.then_some(&bias);
-            let mut out = device.uninitialised(rows * channels).unwrap();
+            let mut out = device.uninitialized(rows * channels).unwrap();
             activation::activation_forward(kind, &mut out, &x, bias, channels).unwrap();
             close::<T>(&format!("{kind:?}"), &out, &y, T::BOUND);
             activation::activation_backward(kind, &mut out, &dy, &x, bias, channels).unwrap();
@@ -58,7 +58,7 @@ fn the_f32_activations_keep_their_digits_in_the_tail() {
         for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu, Activation::Sigmoid] {
             let (y, _) =
                 reference(&[(&[1, x.len()], &x)], &vec![1.0; x.len()], |tape, x| activate(tape, &x[0], kind));
-            let mut out = device.uninitialised(x.len()).unwrap();
+            let mut out = device.uninitialized(x.len()).unwrap();
             activation::activation_forward(kind, &mut out, &upload::<f32>(&device, &x), None, x.len())
                 .unwrap();
             for ((x, y), value) in x.iter().zip(&y).zip(out.to_host().unwrap()) {

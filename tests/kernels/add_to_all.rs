@@ -20,14 +20,14 @@ fn add_to_all_case<T: Number>(device: &Device) {
                 add_to_all(tape, &inputs[0], &inputs[1])
             });
         let [x, addend, d] = [&x, &addend, &d].map(|values| upload::<T>(device, values));
-        let mut out = device.uninitialised(count).unwrap();
+        let mut out = device.uninitialized(count).unwrap();
         kernels::add_to_all(&mut out, Some(&x), &addend).unwrap();
         close::<T>("add to all", &out, &y, T::BOUND);
         let mut in_place =
             upload::<T>(device, &x.to_host().unwrap().iter().map(|x| x.wide()).collect::<Vec<_>>());
         kernels::add_to_all(&mut in_place, None, &addend).unwrap();
         assert_eq!(in_place.to_host().unwrap(), out.to_host().unwrap(), "in place");
-        let mut d_addend = device.uninitialised(share).unwrap();
+        let mut d_addend = device.uninitialized(share).unwrap();
         kernels::add_to_all_backward(&mut d_addend, &d).unwrap();
         close::<T>("the addend's gradient", &d_addend, &gradients[1], T::BOUND);
     }

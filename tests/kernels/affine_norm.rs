@@ -25,7 +25,7 @@ fn affine_norms_match_plain_loops() {
                         *value = (*value - mean) / (square + EPSILON).sqrt() * weight[at] + added;
                     }
                 }
-                let mut y = device.uninitialised::<f32>(x.len()).unwrap();
+                let mut y = device.uninitialized::<f32>(x.len()).unwrap();
                 let bias = with_bias.then_some(&bias_of);
                 affine_norm(&mut y, &placed, &weight_of, bias, EPSILON as f32).unwrap();
                 close::<f32>("an affine norm", &y, &expected, f32::BOUND);

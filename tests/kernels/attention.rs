@@ -65,13 +65,13 @@ fn on_device<T: Number>(device: &Device, case: &Case) -> Outcome {
     let other = (!case.packed()).then(|| upload::<T>(device, &case.sources[1]));
     let second = other.as_ref().unwrap_or(&first);
     let d_out = upload::<T>(device, &case.d_out);
-    let mut out = device.uninitialised::<T>(d_out.len()).unwrap();
-    let mut rows = device.uninitialised::<f32>(shape.rows_len::<T>()).unwrap();
+    let mut out = device.uninitialized::<T>(d_out.len()).unwrap();
+    let mut rows = device.uninitialized::<f32>(shape.rows_len::<T>()).unwrap();
     cuda::forward(&mut out, &mut rows, &shape, &first, second).unwrap();
-    let mut d_first = device.uninitialised::<T>(first.len()).unwrap();
-    let mut d_second = other.as_ref().map(|other| device.uninitialised::<T>(other.len()).unwrap());
+    let mut d_first = device.uninitialized::<T>(first.len()).unwrap();
+    let mut d_second = other.as_ref().map(|other| device.uninitialized::<T>(other.len()).unwrap());
     let mut d_scale =
-        log_scale.as_ref().map(|_| device.uninitialised::<f32>(case.batch * case.heads).unwrap());
+        log_scale.as_ref().map(|_| device.uninitialized::<f32>(case.batch * case.heads).unwrap());
     let gradients = match d_second.as_mut() {
         None => SourceGradients::Packed(&mut d_first),
         Some(d_kv) => SourceGradients::Apart { d_q: &mut d_first, d_kv },
@@ -92,7 +92,7 @@ enum Digits {
     /// Large scales multiply the rounding of unit vectors.
     Fewer,
     /// All logits are nearly equal and far from 0, too.
-    Cancelled,
+    Canceled,
 }
 
 /// Compares with the reference. Where digits are few, mean errors are not held to the bound either.
@@ -114,7 +114,7 @@ fn check<T: Number>(device: &Device, case: &Case, digits: Digits) -> Outcome {
         }
         // Equal logits of -40 cancel in the sum that is the scale's gradient: measured 1.7e-4 in f32, and in 16 bits
         // nothing is left of it, here or in plain loops.
-        if digits == Digits::Cancelled && part == 3 {
+        if digits == Digits::Canceled && part == 3 {
             most = if T::BOUND < 1e-4 { 5e-4 } else { f64::INFINITY };
         }
         // The gradient of the scale is a few numbers, each a sum of many that cancel: it has no mean to speak of.
@@ -177,9 +177,9 @@ fn self_attention_matches_the_reference_for_the_configured_pyramids() {
 }
 
 fn without_norm_or_positions<T: Number>(device: &Device) {
-    for (normalise, rotary) in [(true, false), (false, true), (false, false)] {
+    for (normalize, rotary) in [(true, false), (false, true), (false, false)] {
         let mut case = Case::pyramid::<T>(1, 2, 64, &[1, 2, 3, 4, 6]);
-        if !normalise {
+        if !normalize {
             case.log_scale = None;
             // Larger numbers, so that the fixed factor leaves logits that matter.
             case.sources[0] = case.sources[0].iter().map(|value| 4.0 * value).collect();
@@ -250,7 +250,7 @@ fn scales<T: Number>(device: &Device) {
     }
     for factor in [5.99, 39.9, 40.1, 99.9f64] {
         away.log_scale = Some(rounded::<f32>(&[factor.ln()]));
-        check::<T>(device, &away, Digits::Cancelled);
+        check::<T>(device, &away, Digits::Canceled);
     }
 }
 

@@ -288,16 +288,16 @@ pub(crate) fn naive<T: Number>(case: &Case) -> Outcome {
                 }
             }
         };
-        let normalise = case.log_scale.is_some();
+        let normalize = case.log_scale.is_some();
         let prepare = |source: &[f64], side: Side, row: usize| {
             let mut values = source[at(side, row)..][..dim].to_vec();
             turn(&mut values, row, 1.0);
             let length = values.iter().map(|value| value * value).sum::<f64>().sqrt().max(1e-12);
-            let inverse = if normalise { 1.0 / length } else { 1.0 };
+            let inverse = if normalize { 1.0 / length } else { 1.0 };
             (values.iter().map(|value| round(value * inverse)).collect::<Vec<_>>(), inverse)
         };
         let undo = |d: &[f64], hat: &[f64], inverse: f64, row: usize| {
-            let along: f64 = if normalise { d.iter().zip(hat).map(|(d, hat)| d * hat).sum() } else { 0.0 };
+            let along: f64 = if normalize { d.iter().zip(hat).map(|(d, hat)| d * hat).sum() } else { 0.0 };
             let mut values: Vec<f64> =
                 d.iter().zip(hat).map(|(d, hat)| round((d - hat * along) * inverse)).collect();
             turn(&mut values, row, -1.0);

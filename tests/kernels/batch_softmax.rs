@@ -20,7 +20,7 @@ fn batch_softmax_case<T: Number>(device: &Device) {
         let mean = stored.iter().zip(&dy).map(|(y, d)| y * d).sum::<f64>() / total;
         let d: Vec<f64> = stored.iter().zip(&dy).map(|(y, d)| y * (d - mean) / temperature).collect();
         let [x, dy, weights] = [&x, &dy, &stored].map(|values| upload::<T>(device, values));
-        let mut out = device.uninitialised::<T>(batch).unwrap();
+        let mut out = device.uninitialized::<T>(batch).unwrap();
         kernels::batch_softmax_forward(&mut out, &x, temperature as f32).unwrap();
         close::<T>("the softmax over the batch", &out, &y, T::BOUND);
         kernels::batch_softmax_backward(&mut out, &dy, &weights, temperature as f32).unwrap();

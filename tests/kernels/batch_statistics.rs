@@ -17,10 +17,10 @@ fn batch_statistics_case<T: Number>(device: &Device) {
         let (x, dy) = (rounded::<T>(&x), rounded::<T>(&noise(2 * channels, 4)));
         let (y, d) = reference(&[(&[batch, channels], &x)], &dy, |tape, x| batch_statistics(tape, &x[0]));
         let (x, dy) = (upload::<T>(device, &x), upload::<T>(device, &dy));
-        let mut statistics = device.uninitialised::<T>(2 * channels).unwrap();
+        let mut statistics = device.uninitialized::<T>(2 * channels).unwrap();
         kernels::batch_statistics_forward(&mut statistics, &x, [batch, channels]).unwrap();
         close::<T>("the statistics of the batch", &statistics, &y, T::BOUND);
-        let mut dx = device.uninitialised::<T>(batch * channels).unwrap();
+        let mut dx = device.uninitialized::<T>(batch * channels).unwrap();
         kernels::batch_statistics_backward(&mut dx, &dy, &x, [batch, channels]).unwrap();
         close::<T>("the statistics' gradient", &dx, &d[0], T::BOUND);
     }

@@ -16,7 +16,7 @@ fn contributions_case<T: Number>(device: &Device) {
         let sums: Vec<f64> =
             (0..count).map(|c| d.iter().skip(first + c).step_by(width).sum::<f64>()).collect();
         let d = upload::<T>(device, &d);
-        let mut total = device.uninitialised(count).unwrap();
+        let mut total = device.uninitialized(count).unwrap();
         kernels::column_sum(&mut total, &d, Columns { width, first }, false).unwrap();
         close::<f32>("sums of columns", &total, &sums, 1e-5);
         let mut total = upload::<f32>(device, &held);
@@ -59,13 +59,13 @@ fn contributions_case<T: Number>(device: &Device) {
         let (plain, weighted) = (sum(false, &|_| 0.0), sum(true, &|at| held[at]));
         let scaled: Vec<f64> = d.iter().enumerate().map(|(at, d)| d * weights[at / stride]).collect();
         let (d, weights) = (upload::<T>(device, &d), upload::<f32>(device, &weights));
-        let mut same = device.uninitialised::<T>(count).unwrap();
+        let mut same = device.uninitialized::<T>(count).unwrap();
         kernels::sum_samples(&mut same, &d, None, stride, false).unwrap();
         close::<T>("the sum of samples", &same, &plain, T::BOUND);
         let mut wide = upload::<f32>(device, &held);
         kernels::sum_samples(&mut wide, &d, Some(&weights), stride, true).unwrap();
         close::<f32>("the weighted sum of samples", &wide, &weighted, 1e-5);
-        let mut out = device.uninitialised::<T>(samples * stride).unwrap();
+        let mut out = device.uninitialized::<T>(samples * stride).unwrap();
         kernels::scale_samples(&mut out, Some(&d), &weights).unwrap();
         close::<T>("weighted samples", &out, &scaled, T::BOUND);
     }
@@ -77,7 +77,7 @@ fn contributions_case<T: Number>(device: &Device) {
         let (x, mut sum) = (upload::<T>(device, wide_x), upload::<f32>(device, &held));
         kernels::add_scaled(&mut sum, &x, -0.5).unwrap();
         close::<f32>("y += a x", &sum, &of(&|at| held[at] - 0.5 * wide_x[at]), 1e-5);
-        let mut out = device.uninitialised::<T>(count).unwrap();
+        let mut out = device.uninitialized::<T>(count).unwrap();
         kernels::scale(&mut out, Some(&x), 3.0).unwrap();
         kernels::scale(&mut out, None, 0.5).unwrap();
         close::<T>("a x", &out, &of(&|at| 1.5 * wide_x[at]), T::BOUND);
@@ -98,7 +98,7 @@ fn kernels_give_the_same_bits_on_any_number_of_threads() {
     let sums = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut sums = device.uninitialised(40).unwrap();
+            let mut sums = device.uninitialized(40).unwrap();
             kernels::column_sum(&mut sums, &d, Columns { width: 40, first: 0 }, false).unwrap();
             sums.to_host().unwrap()
         })

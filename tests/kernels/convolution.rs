@@ -111,7 +111,7 @@ fn convolution_case<P: SplitFloat + Number>(device: &Device, bound: f64) {
         if expected.is_empty() {
             continue;
         }
-        let mut y = device.uninitialised::<f32>(expected.len()).unwrap();
+        let mut y = device.uninitialized::<f32>(expected.len()).unwrap();
         for (values, planes) in [(&values, false), (&separate, true)] {
             let maps = Maps { values, side, channels: inputs, planes };
             expect_windows::<P>(&maps, window, &rows, taps * inputs);
@@ -136,7 +136,7 @@ fn expect_windows<P: SplitFloat + Number>(maps: &Maps<'_>, window: Window, rows:
         let mut found: Vec<P> = Vec::new();
         for first in (0..pixels).step_by(2) {
             let count = 2.min(pixels - first);
-            let mut part = maps.values.device().uninitialised::<P>(count * P::PARTS * width).unwrap();
+            let mut part = maps.values.device().uninitialized::<P>(count * P::PARTS * width).unwrap();
             windows(&mut part, maps, window, [first, count, width]).unwrap();
             found.extend(part.to_host().unwrap());
         }

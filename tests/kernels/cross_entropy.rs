@@ -41,8 +41,8 @@ fn cross_entropy_case<T: Number>(device: &Device) {
         let z = upload::<T>(device, &logits);
         let (targets, seeds) = (device.upload(&targets).unwrap(), upload::<f32>(device, &seeds));
         let (mut loss, mut right) =
-            (device.uninitialised(rows).unwrap(), device.uninitialised(rows).unwrap());
-        let mut dz = device.uninitialised(rows * codes).unwrap();
+            (device.uninitialized(rows).unwrap(), device.uninitialized(rows).unwrap());
+        let mut dz = device.uninitialized(rows * codes).unwrap();
         let sizes = [batch, tokens, codes];
         let output =
             CrossEntropyOutput { losses: &mut loss, correct: &mut right, d_logits: Some((&mut dz, &seeds)) };
@@ -66,7 +66,7 @@ fn cross_entropy_and_its_gradient_match_the_reference() {
 fn a_target_that_is_no_code_stops_the_emulator() {
     let device = Device::emulated().unwrap();
     let (z, targets) = (device.upload(&[0.0f32; 8]).unwrap(), device.upload(&[3u32, 4]).unwrap());
-    let (mut loss, mut right) = (device.uninitialised(2).unwrap(), device.uninitialised(2).unwrap());
+    let (mut loss, mut right) = (device.uninitialized(2).unwrap(), device.uninitialized(2).unwrap());
     let output = CrossEntropyOutput { losses: &mut loss, correct: &mut right, d_logits: None };
     let message = kernels::cross_entropy(output, &z, &targets, [1, 2, 4], 0.0).unwrap_err().to_string();
     assert!(

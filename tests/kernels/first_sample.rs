@@ -7,10 +7,10 @@ use crate::device::{Number, noise, rounded, upload};
 fn first_sample_case<T: Number>(device: &Device) {
     for (batch, share) in [(1, 1), (3, 37), (2, 2056), (4, 64)] {
         let x = upload::<T>(device, &rounded::<T>(&noise(batch * share, 1)));
-        let mut first = device.uninitialised(share).unwrap();
+        let mut first = device.uninitialized(share).unwrap();
         kernels::first_sample_forward(&mut first, &x).unwrap();
         assert_eq!(first.to_host().unwrap(), x.to_host().unwrap()[..share]);
-        let mut dx = device.uninitialised(batch * share).unwrap();
+        let mut dx = device.uninitialized(batch * share).unwrap();
         kernels::first_sample_backward(&mut dx, &first).unwrap();
         let mut expected = vec![T::default(); batch * share];
         expected[..share].copy_from_slice(&first.to_host().unwrap());

@@ -51,7 +51,7 @@ fn group_norm_case(device: &Device) {
                 epsilon: EPSILON as f32,
                 silu: with_silu,
             };
-            let mut y = device.uninitialised::<f32>(x.len()).unwrap();
+            let mut y = device.uninitialized::<f32>(x.len()).unwrap();
             group_norm(&mut y, &x, samples, &norm).unwrap();
             // What is subtracted has the rounding of the mean's size.
             let bound = f32::BOUND.max(f64::from(f32::EPSILON) * mean.abs() * 4.0);

@@ -127,15 +127,15 @@ fn layer_norm_case<T: Number>(device: &Device) {
             levels: &levels_buffer,
         };
         let input = LayerNormInput { x: &x, channels, modulation: case.modulated.then_some(modulation) };
-        let mut y = device.uninitialised(rows * channels).unwrap();
-        let mut statistics = device.uninitialised(2 * rows).unwrap();
+        let mut y = device.uninitialized(rows * channels).unwrap();
+        let mut statistics = device.uninitialized(2 * rows).unwrap();
         kernels::layer_norm_forward(&mut y, &mut statistics, &input, EPSILON as f32).unwrap();
         close::<T>("layer norm", &y, &expected.y, T::BOUND);
-        let mut dx = device.uninitialised(rows * channels).unwrap();
+        let mut dx = device.uninitialized(rows * channels).unwrap();
         kernels::layer_norm_backward(&mut dx, &dy, &input, &statistics).unwrap();
         close::<T>("layer norm's gradient", &dx, &expected.dx, T::BOUND);
         let starts: Vec<u32> = case.starts.iter().map(|&start| start as u32).collect();
-        let mut d_modulation = device.uninitialised(expected.d_modulation.len()).unwrap();
+        let mut d_modulation = device.uninitialized(expected.d_modulation.len()).unwrap();
         let starts = device.upload(&starts).unwrap();
         let sizes = [case.batch, tokens, channels];
         modulation_backward(&mut d_modulation, &dy, &x, &statistics, &starts, sizes).unwrap();
@@ -182,7 +182,7 @@ fn residual_layer_norm_case<T: Number>(device: &Device) {
             let own = if case.apart { row / tokens * 2 } else { 0 } + level_of[row % tokens] as usize;
             if case.modulated { parts[own * 2 * channels + offset * channels + c] } else { 0.0 }
         };
-        // The reference normalises the sum as it is stored.
+        // The reference normalizes the sum as it is stored.
         let (sum, _) = reference(&[(&shape, &x), (&shape, &branch)], &dy, |tape, inputs| {
             residual(
                 tape,
@@ -224,8 +224,8 @@ fn residual_layer_norm_case<T: Number>(device: &Device) {
         let [before, branch, dy, d_residual] =
             [&x, &branch, &dy, &d_residual].map(|values| upload::<T>(device, values));
         let [mut joint, mut out, mut d_out] =
-            [(); 3].map(|()| device.uninitialised::<T>(rows * channels).unwrap());
-        let mut statistics = device.uninitialised(2 * rows).unwrap();
+            [(); 3].map(|()| device.uninitialized::<T>(rows * channels).unwrap());
+        let mut statistics = device.uninitialized(2 * rows).unwrap();
         let branch = ResidualBranch { before: &before, branch: &branch, keep };
         kernels::residual_layer_norm_forward(
             &mut joint,

@@ -18,9 +18,9 @@ fn mean_tokens_case<T: Number>(device: &Device) {
         let sizes = [batch, tokens, channels];
         let x = upload::<T>(device, &x);
         let (narrow, wide) = (upload::<T>(device, &dy), upload::<f32>(device, &dy));
-        let mut mean = device.uninitialised::<T>(batch * channels).unwrap();
-        let mut wide_mean = device.uninitialised::<f32>(batch * channels).unwrap();
-        let mut dx = device.uninitialised::<T>(batch * tokens * channels).unwrap();
+        let mut mean = device.uninitialized::<T>(batch * channels).unwrap();
+        let mut wide_mean = device.uninitialized::<f32>(batch * channels).unwrap();
+        let mut dx = device.uninitialized::<T>(batch * tokens * channels).unwrap();
         kernels::mean_tokens_forward(&mut mean, &x, sizes).unwrap();
         close::<T>("the mean over tokens", &mean, &y, T::BOUND);
         kernels::mean_tokens_forward(&mut wide_mean, &x, sizes).unwrap();

@@ -104,11 +104,11 @@ impl Layer {
         wanted: Wanted,
         work: impl FnOnce(DeviceRequest<'_>) -> alchemist_engine::Result<()>,
     ) -> [Option<Buffer<f32>>; 3] {
-        let numbers = |is: bool| is.then(|| device.uninitialised::<f32>(self.weights.len()).unwrap());
+        let numbers = |is: bool| is.then(|| device.uninitialized::<f32>(self.weights.len()).unwrap());
         let (mut products, mut norms) = (numbers(wanted.products), numbers(wanted.norms));
         let mut sum = wanted.sum.then(|| match wanted.accumulate {
             true => upload::<f32>(device, &self.before),
-            false => device.uninitialised(self.before.len()).unwrap(),
+            false => device.uninitialized(self.before.len()).unwrap(),
         });
         let direction = wanted.products.then(|| upload::<f32>(device, &self.direction));
         let weights = upload::<f32>(device, &self.weights);
@@ -355,7 +355,7 @@ fn row_sums_case<T: Number>(device: &Device) {
                 *to += value;
             }
         }
-        let mut sums = device.uninitialised(samples * count).unwrap();
+        let mut sums = device.uninitialized(samples * count).unwrap();
         let columns = Columns { width, first };
         kernels::sample_column_sums(&mut sums, &upload::<T>(device, &d), columns, samples).unwrap();
         close::<f32>("sums of columns", &sums, &expected, 1e-5);
@@ -379,7 +379,7 @@ fn row_sums_case<T: Number>(device: &Device) {
             }
         }
         let index = GatherIndex::new(device, &index, rows).unwrap();
-        let mut tables = device.uninitialised(samples * rows * columns).unwrap();
+        let mut tables = device.uninitialized(samples * rows * columns).unwrap();
         kernels::sample_gather_sums(&mut tables, &upload::<T>(device, &d), &index, samples).unwrap();
         close::<f32>("sums into tables", &tables, &expected, 1e-5);
     }
@@ -391,7 +391,7 @@ fn sums_over_the_rows_of_each_sample_match_plain_loops() {
 }
 
 #[test]
-fn the_direction_as_the_optimiser_sees_it_matches_a_plain_loop() {
+fn the_direction_as_the_optimizer_sees_it_matches_a_plain_loop() {
     for device in test_devices() {
         for (count, inverse, epsilon) in [(1, 1.25, 1e-8), (37, 20.0, 1e-6), (1000, 0.0, 1e-8)] {
             let v = rounded::<f32>(&noise(count, 1));
@@ -405,7 +405,7 @@ fn the_direction_as_the_optimiser_sees_it_matches_a_plain_loop() {
                     },
                 )
                 .collect();
-            let mut to = device.uninitialised(count).unwrap();
+            let mut to = device.uninitialized(count).unwrap();
             let factors = upload::<f32>(&device, &[inverse, epsilon]);
             let [v, second] = [&v, &second].map(|values| upload::<f32>(&device, values));
             kernels::precondition(&mut to, &v, &second, &factors).unwrap();
@@ -423,7 +423,7 @@ fn totals_match_a_plain_loop() {
             for (at, value) in matrix.iter().enumerate() {
                 expected[at % samples] += value;
             }
-            let mut to = device.uninitialised(samples).unwrap();
+            let mut to = device.uninitialized(samples).unwrap();
             kernels::totals(&mut to, &upload(&device, &matrix)).unwrap();
             close::<f32>("totals", &to, &expected, 1e-5);
         }

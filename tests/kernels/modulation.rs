@@ -51,7 +51,7 @@ fn modulation_case<T: Number>(device: &Device) {
         let expected: Vec<f64> = level_table.chunks(channels).flat_map(|row| [row, last].concat()).collect();
         let level_table = upload::<T>(device, &level_table);
         for samples in [1, batch] {
-            let mut pairs = device.uninitialised::<T>(samples * 2 * levels * channels).unwrap();
+            let mut pairs = device.uninitialized::<T>(samples * 2 * levels * channels).unwrap();
             kernels::level_pairs(&mut pairs, &level_table, channels).unwrap();
             close::<T>("pairs of levels", &pairs, &expected.repeat(samples), 0.0);
         }
@@ -78,12 +78,12 @@ fn modulate_and_back<T: Number>(
     let (x_here, dy_here) = (upload::<T>(device, &x), upload::<T>(device, &dy));
     let (levels_here, starts_here) = (device.upload(&level_of).unwrap(), device.upload(&starts).unwrap());
     let (condition_here, own_here) = (upload::<f32>(device, &condition), upload::<f32>(device, &own));
-    let mut table = device.uninitialised(numbers).unwrap();
+    let mut table = device.uninitialized(numbers).unwrap();
     add_to_all(&mut table, Some(&condition_here), &own_here).unwrap();
     let table = ModulationTable { table: &table, levels: &levels_here, starts: &starts_here, samples };
     let mut d_table = device.zeros::<f32>(numbers).unwrap();
     let mut expected_table = vec![0.0; numbers];
-    let mut by_sample = device.uninitialised::<f32>(batch * levels * 2 * channels).unwrap();
+    let mut by_sample = device.uninitialized::<f32>(batch * levels * 2 * channels).unwrap();
     let shape = samples.map_or(vec![levels, 6 * channels], |samples| vec![samples, levels, 6 * channels]);
     let condition = Tensor::new(&shape, condition).unwrap();
     let own = Tensor::new(&[1, 1, 6, channels], own).unwrap();
@@ -96,7 +96,7 @@ fn modulate_and_back<T: Number>(
         for (sum, d) in expected_table.iter_mut().zip(&d_parts) {
             *sum += d;
         }
-        let mut out = device.uninitialised::<T>(x.len()).unwrap();
+        let mut out = device.uninitialized::<T>(x.len()).unwrap();
         kernels::modulate_forward(&mut out, Some(&x_here), &table, part).unwrap();
         close::<T>("modulate", &out, &y, T::BOUND);
         kernels::modulate_backward(&mut out, Some(&dy_here), &table, part).unwrap();

@@ -9,7 +9,7 @@ fn multiply_case<T: Number>(device: &Device) {
         let [x, z] = [8, 9].map(|seed| rounded::<T>(&noise(count, seed)));
         let expected: Vec<f64> = x.iter().zip(&z).map(|(x, z)| x * z).collect();
         let (x, z) = (upload::<T>(device, &x), upload::<T>(device, &z));
-        let mut out = device.uninitialised::<T>(count).unwrap();
+        let mut out = device.uninitialized::<T>(count).unwrap();
         kernels::multiply(&mut out, &x, &z).unwrap();
         close::<T>("x z", &out, &expected, T::BOUND);
     }

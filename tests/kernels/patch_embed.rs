@@ -119,19 +119,19 @@ fn patch_embed_case<T: Number>(device: &Device) {
         };
         let expected = x.value().to_f64_vec().unwrap();
         for rows in [&rows, &padded] {
-            let mut x = device.uninitialised::<T>(batch * tokens * channels).unwrap();
+            let mut x = device.uninitialized::<T>(batch * tokens * channels).unwrap();
             patch_embed_forward(&mut x, &text, rows, &on_device, &sequence).unwrap();
             close::<T>("the sequence", &x, &expected, T::BOUND);
         }
 
-        let mut sums = device.uninitialised(batch * levels * channels).unwrap();
-        let mut d_text = device.uninitialised::<T>(batch * channels).unwrap();
+        let mut sums = device.uninitialized(batch * levels * channels).unwrap();
+        let mut d_text = device.uninitialized::<T>(batch * channels).unwrap();
         let sizes = [batch, channels];
         patch_embed_backward(&mut sums, Some(&mut d_text), &d_x, &sequence, sizes).unwrap();
         let expected = gradients[0].as_ref().unwrap().to_f64_vec().unwrap();
         close::<T>("the text's gradient", &d_text, &expected, T::BOUND);
         let summed = |d: &Buffer<f32>, count: usize, stride: usize| {
-            let mut sum = device.uninitialised::<f32>(count).unwrap();
+            let mut sum = device.uninitialized::<f32>(count).unwrap();
             sum_samples(&mut sum, d, None, stride, false).unwrap();
             sum
         };
@@ -143,14 +143,14 @@ fn patch_embed_case<T: Number>(device: &Device) {
             let sum = summed(&sums, channels, levels * channels);
             close::<f32>("the gradient of a start of one token", &sum, &gradient(start_id), 1e-5);
         }
-        let mut d_bias = device.uninitialised(batch * channels).unwrap();
+        let mut d_bias = device.uninitialized(batch * channels).unwrap();
         patch_embed_backward_bias(&mut d_bias, &sums, &sequence, sizes).unwrap();
         close::<f32>("the bias's gradient", &summed(&d_bias, channels, channels), &gradient(bias_id), 1e-5);
-        let mut d_start = device.uninitialised::<f32>(first * channels).unwrap();
+        let mut d_start = device.uninitialized::<f32>(first * channels).unwrap();
         sum_samples(&mut d_start, &d_x, None, tokens * channels, false).unwrap();
         close::<f32>("the start's gradient", &d_start, &gradient(start_id), 1e-5);
         if let Some(id) = position_id {
-            let mut d_position = device.uninitialised::<f32>(tokens * channels).unwrap();
+            let mut d_position = device.uninitialized::<f32>(tokens * channels).unwrap();
             sum_samples(&mut d_position, &d_x, None, tokens * channels, false).unwrap();
             close::<f32>("the positions' gradient", &d_position, &gradient(id), 1e-5);
         }

@@ -51,7 +51,7 @@ fn products_case<T: Number>(device: &Device) {
     let weights: Vec<f64> = noise(heads * tokens * tokens, 11);
     let weights = rounded::<T>(&weights);
     let placed = upload::<T>(device, &weights);
-    let mut mixed = device.uninitialised::<T>(tokens * channels).unwrap();
+    let mut mixed = device.uninitialized::<T>(tokens * channels).unwrap();
     let products = Products {
         sizes: [tokens, width, tokens],
         batch: heads,

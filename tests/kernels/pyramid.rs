@@ -1,4 +1,4 @@
-//! The pyramid of codes on a device against the quantiser on the processor.
+//! The pyramid of codes on a device against the quantizer on the CPU.
 
 use crate::device::{close, noise, pyramids::PYRAMIDS, test_devices};
 use crate::left_over::left_over;
@@ -17,7 +17,7 @@ fn floats(count: usize, seed: u64) -> Vec<f32> {
     noise(count, seed).into_iter().map(|value| value as f32).collect()
 }
 
-/// A quantiser with a codebook and convolutions of noise.
+/// A quantizer with a codebook and convolutions of noise.
 fn quantizer(
     patch_nums: &[usize],
     vocabulary: usize,
@@ -73,15 +73,15 @@ fn input_rows_match_the_reference() {
             let mut tables = quantizer.on_device(&device, batch).unwrap();
             assert_eq!(tables.in_shared_memory(), shared);
             let through = reach == Reach::Through;
-            let mut wide = device.uninitialised(expected.len()).unwrap();
-            let mut rows = device.uninitialised::<bf16>(expected.len()).unwrap();
+            let mut wide = device.uninitialized(expected.len()).unwrap();
+            let mut rows = device.uninitialized::<bf16>(expected.len()).unwrap();
             let output = PyramidRows { wide: Some(&mut wide), rows: Some(&mut rows), padded: false, through };
             pyramid_input(output, &codes, &mut tables).unwrap();
             close::<f32>("the pyramid's rows", &wide, &expected, 1e-5);
             let rounded: Vec<bf16> = wide.to_host().unwrap().into_iter().map(bf16::from_f32).collect();
             assert_eq!(rows.to_host().unwrap(), rounded);
 
-            let mut padded = device.uninitialised::<f32>(batch * tokens * channels).unwrap();
+            let mut padded = device.uninitialized::<f32>(batch * tokens * channels).unwrap();
             let output = PyramidRows { wide: None, rows: Some(&mut padded), padded: true, through };
             pyramid_input(output, &codes, &mut tables).unwrap();
             let wide = wide.to_host().unwrap();
@@ -107,7 +107,7 @@ fn codes_match_the_reference_but_for_ties() {
             let expected = expected.as_slice::<u32>().unwrap();
             let mut tables = quantizer.on_device(&device, batch).unwrap();
             assert_eq!(tables.in_shared_memory(), shared);
-            let mut codes = device.uninitialised(batch * tokens).unwrap();
+            let mut codes = device.uninitialized(batch * tokens).unwrap();
             pyramid_quantize(&mut codes, &device.upload(&values).unwrap(), &mut tables).unwrap();
             let codes = codes.to_host().unwrap();
             let differing = codes.iter().zip(expected).filter(|(code, expected)| code != expected).count();
@@ -148,16 +148,16 @@ fn the_first_of_equal_codes_wins() {
         let values = floats(2 * channels * 16, 5);
         let features = Tensor::new(&[2, channels, 4, 4], values.clone()).unwrap();
         let mut tables = quantizer.on_device(&device, 2).unwrap();
-        let mut codes = device.uninitialised(2 * quantizer.tokens()).unwrap();
+        let mut codes = device.uninitialized(2 * quantizer.tokens()).unwrap();
         pyramid_quantize(&mut codes, &device.upload(&values).unwrap(), &mut tables).unwrap();
         let codes = codes.to_host().unwrap();
         assert!(codes.iter().all(|&code| (code as usize) < distinct), "{codes:?}");
         assert_eq!(codes, quantizer.encode(&features).unwrap().as_slice::<u32>().unwrap());
-        // Neighbouring equal codes, which one lane compares.
+        // Neighboring equal codes, which one lane compares.
         let codebook = Tensor::new(&[6, 1], vec![9.0f32, 1.0, 1.0, 1.0, 1.0, 9.0]).unwrap();
         let quantizer = PyramidQuantizer::new(&[2], &codebook, Vec::new()).unwrap();
         let mut tables = quantizer.on_device(&device, 1).unwrap();
-        let mut codes = device.uninitialised(4).unwrap();
+        let mut codes = device.uninitialized(4).unwrap();
         pyramid_quantize(&mut codes, &device.upload(&[0.5f32, 1.0, 3.0, 8.0]).unwrap(), &mut tables).unwrap();
         assert_eq!(codes.to_host().unwrap(), [1, 1, 1, 0]);
     }

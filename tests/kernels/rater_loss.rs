@@ -44,7 +44,7 @@ fn seeds_match_the_reference() {
             let weights = rounded::<f32>(&noise(count, 2));
             let factors = [1.5, 2.0, 0.5];
             let expected = cpu::seeds(&tensor(&weights, &[count]), &factors).unwrap();
-            let mut seeds = device.uninitialised::<f32>(count).unwrap();
+            let mut seeds = device.uninitialized::<f32>(count).unwrap();
             let [of_weights, of_factors] =
                 [&weights[..], &factors].map(|values| upload::<f32>(&device, values));
             kernels::rater_loss_seeds(&mut seeds, &of_weights, &of_factors).unwrap();
@@ -66,7 +66,7 @@ fn weights_gradients_match_the_reference() {
                 let expected =
                     cpu::d_weights(&tensor(&constants, &[count]), &tensor(&weights, &[count]), &factors)
                         .unwrap();
-                let mut d = device.uninitialised::<f32>(count).unwrap();
+                let mut d = device.uninitialized::<f32>(count).unwrap();
                 let [of_constants, of_weights, of_factors] =
                     [&constants[..], &weights, &factors].map(|values| upload::<f32>(&device, values));
                 kernels::rater_loss_backward(&mut d, &of_constants, &of_weights, &of_factors).unwrap();
@@ -77,18 +77,18 @@ fn weights_gradients_match_the_reference() {
 }
 
 #[test]
-fn a_batch_is_standardised_over_its_numbers() {
+fn a_batch_is_standardized_over_its_numbers() {
     for device in test_devices() {
         for count in SIZES {
             let same: Vec<f64> = vec![0.75; count];
             for (values, deviation) in
                 [(constants(count), false), (constants(count), true), (same.clone(), true), (same, false)]
             {
-                let expected = cpu::standardise(&tensor(&values, &[count]), deviation).unwrap();
-                let mut to = device.uninitialised::<f32>(count).unwrap();
+                let expected = cpu::standardize(&tensor(&values, &[count]), deviation).unwrap();
+                let mut to = device.uninitialized::<f32>(count).unwrap();
                 kernels::rater_loss_standardise(&mut to, &upload::<f32>(&device, &values), deviation)
                     .unwrap();
-                alike(&device, "standardised", &to.to_host().unwrap(), &expected.to_f64_vec().unwrap());
+                alike(&device, "standardized", &to.to_host().unwrap(), &expected.to_f64_vec().unwrap());
             }
         }
     }
@@ -109,7 +109,7 @@ fn regression_matches_the_reference() {
             )
             .unwrap();
             let [mut of_logits, mut of_targets] =
-                [(); 2].map(|()| device.uninitialised::<f32>(count).unwrap());
+                [(); 2].map(|()| device.uninitialized::<f32>(count).unwrap());
             kernels::rater_loss_regression(
                 [&mut of_logits, &mut of_targets],
                 &upload(&device, &logits),

@@ -33,7 +33,7 @@ fn residual_case<T: Number>(device: &Device) {
         let keep = upload::<f32>(device, &keep);
         let keep = dropped.then_some(&keep);
         let [x, branch, d] = [&x, &branch, &d].map(|values| upload::<T>(device, values));
-        let mut out = device.uninitialised(count).unwrap();
+        let mut out = device.uninitialized(count).unwrap();
         residual_forward(&mut out, Some(&x), &branch, keep).unwrap();
         close::<T>("residual", &out, &y, T::BOUND);
         scale(&mut out, Some(&x), 1.0).unwrap();

@@ -18,10 +18,10 @@ fn scale_all_case<T: Number>(device: &Device) {
             scale_all(tape, &inputs[0], &inputs[1])
         });
         let [x, dy, factor] = [&x, &dy, &factor].map(|values| upload::<T>(device, values));
-        let mut out = device.uninitialised::<T>(batch).unwrap();
+        let mut out = device.uninitialized::<T>(batch).unwrap();
         kernels::scale_all_forward(&mut out, &x, &factor).unwrap();
         close::<T>("scale all", &out, &y, T::BOUND);
-        let mut d_factor = device.uninitialised::<T>(1).unwrap();
+        let mut d_factor = device.uninitialized::<T>(1).unwrap();
         kernels::scale_all_backward(&mut out, &mut d_factor, &dy, &x, &factor).unwrap();
         close::<T>("scale all's gradient", &out, &gradients[0], T::BOUND);
         close::<T>("the scale's gradient", &d_factor, &gradients[1], T::BOUND);

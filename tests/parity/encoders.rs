@@ -1,7 +1,7 @@
-//! The quantiser's codes and features, and the cutting and resizing of pictures.
+//! The quantizer's codes and features, and the cutting and resizing of images.
 
 use alchemist_engine::{
-    data::{Preprocess, load_picture},
+    data::{Preprocess, load_image},
     engine::{
         DType, Tensor,
         ops::pyramid::{CodeReader, PyramidQuantizer, Reach, cuda::pyramid_quantize},
@@ -16,17 +16,17 @@ use super::{
 };
 
 #[test]
-fn quantiser_matches_the_released_code() {
+fn quantizer_matches_the_released_code() {
     for fixture in fixtures("quant") {
         if fixture.manifest["cases"].is_object() {
-            quantiser_cases(&fixture);
+            quantizer_cases(&fixture);
         } else {
-            quantiser_single(&fixture);
+            quantizer_single(&fixture);
         }
     }
 }
 
-fn quantiser_single(fixture: &Fixture) {
+fn quantizer_single(fixture: &Fixture) {
     let [Some(weights), Some(io)] =
         ["weights", "io"].map(|file| tensors(fixture, &format!("{file}.safetensors")))
     else {
@@ -52,12 +52,12 @@ fn quantiser_single(fixture: &Fixture) {
             None => lacks(fixture, &name),
         }
     }
-    worst = worst.max(quantiser_on_device(&quantizer, &io["f_BChw"], expected, &io["x_BLCv_wo_first_l"]));
+    worst = worst.max(quantizer_on_device(&quantizer, &io["f_BChw"], expected, &io["x_BLCv_wo_first_l"]));
     report(fixture, &format!("{}; features", equal_but_for(ties)), worst, tolerance::PARITY_FORWARD);
 }
 
 /// The same by the kernels of the device that the tests run on, if there is one.
-fn quantiser_on_device(
+fn quantizer_on_device(
     quantizer: &PyramidQuantizer,
     features: &Tensor,
     codes: &Tensor,
@@ -85,7 +85,7 @@ fn quantiser_on_device(
     relative_error(&Tensor::new(input.shape(), samples.flat_map(tail).collect::<Vec<f32>>()).unwrap(), input)
 }
 
-fn quantiser_cases(fixture: &Fixture) {
+fn quantizer_cases(fixture: &Fixture) {
     let Some(all) = tensors(fixture, "all.safetensors") else { return };
     let cases = fixture.manifest["cases"].as_object().unwrap();
     assert!(!cases.is_empty(), "{} has no case", fixture.name());
@@ -93,12 +93,12 @@ fn quantiser_cases(fixture: &Fixture) {
         let names =
             ["f_BChw", "idx_BL", "x_BLCv_wo_first_l", "f_hat_last"].map(|name| format!("{case}.{name}"));
         if all_of(fixture, &all, names.each_ref().map(String::as_str)).is_some() {
-            quantiser_case(fixture, &all, case, of);
+            quantizer_case(fixture, &all, case, of);
         }
     }
 }
 
-fn quantiser_case(fixture: &Fixture, all: &Tensors, case: &str, of: &serde_json::Value) {
+fn quantizer_case(fixture: &Fixture, all: &Tensors, case: &str, of: &serde_json::Value) {
     let ratio = of["quant_resi"].as_f64().unwrap_or(0.5) as f32;
     let quantizer =
         PyramidQuantizer::from_tensors(&sizes(&of["patch_nums"]), all, "weights.quantize.", ratio).unwrap();
@@ -110,7 +110,7 @@ fn quantiser_case(fixture: &Fixture, all: &Tensors, case: &str, of: &serde_json:
     let input = relative_error(&quantizer.input(codes).unwrap(), of_case("x_BLCv_wo_first_l"));
     let last = relative_error(&quantizer.reconstruct(codes).unwrap(), of_case("f_hat_last"));
     let kernels =
-        quantiser_on_device(&quantizer, of_case("f_BChw"), of_case("idx_BL"), of_case("x_BLCv_wo_first_l"));
+        quantizer_on_device(&quantizer, of_case("f_BChw"), of_case("idx_BL"), of_case("x_BLCv_wo_first_l"));
     report(
         fixture,
         &format!("{case}: {}; features", equal_but_for(ties)),
@@ -120,16 +120,16 @@ fn quantiser_case(fixture: &Fixture, all: &Tensors, case: &str, of: &serde_json:
 }
 
 #[test]
-fn pictures_are_cut_and_resized_as_by_the_released_code() {
+fn images_are_cut_and_resized_as_by_the_released_code() {
     for fixture in fixtures("image_preproc") {
         let Some(expected) = tensors(&fixture, "expected.safetensors") else { continue };
-        assert!(!expected.is_empty(), "{} has no picture", fixture.name());
+        assert!(!expected.is_empty(), "{} has no image", fixture.name());
         let mut worst = 0.0f64;
         for (name, expected) in &expected {
             let (file, side) = name.rsplit_once(".r").expect("a name says the side");
             let side: usize = side.parse().expect("a side is a number");
-            let picture = load_picture(fixture.folder.join(file), &Preprocess::released(side)).unwrap();
-            let found = picture.to_tensor().unwrap().to_f64_vec().unwrap();
+            let image = load_image(fixture.folder.join(file), &Preprocess::released(side)).unwrap();
+            let found = image.to_tensor().unwrap().to_f64_vec().unwrap();
             let levels = found.iter().map(|value| ((value + 1.0) * 127.5).round());
             let difference =
                 levels.zip(expected.to_f64_vec().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);

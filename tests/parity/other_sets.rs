@@ -165,7 +165,7 @@ fn sets_that_hold_less() {
         "rater_train_none         skipped: it lacks batches.safetensors",
         "sampler.json             skipped",
         "loss per token ",
-        "picture from codes",
+        "image from codes",
     ];
     passes(work.path(), &tests, &says);
 }

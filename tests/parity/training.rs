@@ -48,14 +48,14 @@ const OF_THE_PROXY: [&str; 2] = ["proxy_grad_norm_preclip", "proxy_total_loss"];
 
 struct Run {
     key: &'static str,
-    rater_regularisation: bool,
+    rater_regularization: bool,
     freeze_proxy: bool,
 }
 
 const RUNS: [Run; 3] = [
-    Run { key: "steps", rater_regularisation: false, freeze_proxy: false },
-    Run { key: "steps_rater_reg", rater_regularisation: true, freeze_proxy: false },
-    Run { key: "steps_fixVar", rater_regularisation: false, freeze_proxy: true },
+    Run { key: "steps", rater_regularization: false, freeze_proxy: false },
+    Run { key: "steps_rater_reg", rater_regularization: true, freeze_proxy: false },
+    Run { key: "steps_fixVar", rater_regularization: false, freeze_proxy: true },
 ];
 
 /// The figures that a manifest has of a step.
@@ -142,7 +142,7 @@ fn bilevel(fixture: &Fixture, run: &Run, dtype: DType) -> Option<Bilevel> {
         (rater, rater_parameters),
         optimizers,
         BilevelSettings {
-            rater_regularisation: run.rater_regularisation,
+            rater_regularization: run.rater_regularization,
             freeze_proxy: run.freeze_proxy,
             drop_path: false,
             ..BilevelSettings::released()

@@ -1,4 +1,4 @@
-//! The VQ-VAE's features, codes and pictures.
+//! The VQ-VAE's features, codes and images.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -43,7 +43,7 @@ fn weights(fixture: &Fixture) -> Option<PathBuf> {
     entries.into_iter().find(is_weights)
 }
 
-/// The VQ-VAE on the processor.
+/// The VQ-VAE on the CPU.
 fn open(fixture: &Fixture) -> VqVae {
     let path = weights(fixture).expect("the set has weights");
     let settings = VqVaeSettings { path, patch_nums: fixture.patch_nums() };
@@ -73,14 +73,14 @@ fn vqvae_matches_the_released_code() {
             let what = format!("{}; the networks' input", equal_but_for(ties));
             let input = vqvae.quantizer().input(codes).unwrap();
             compare(&fixture, &what, &input, io.get("x_BLCv_wo_first_l"), limit);
-            let picture = vqvae.decode(codes).unwrap();
-            compare(&fixture, "picture from codes", &picture, io.get("reconstruction"), limit);
+            let image = vqvae.decode(codes).unwrap();
+            compare(&fixture, "image from codes", &image, io.get("reconstruction"), limit);
         }
         // Before it is clamped, where the set has that.
         if let Some([f, raw]) = all_of(&fixture, &io, ["f_hat_last", "decoder_raw"]) {
             compare(&fixture, "decoder", &vqvae.decode_features(f).unwrap(), Some(raw), limit);
         }
-        // A picture's codes do not depend on the others of its batch.
+        // An image's codes do not depend on the others of its batch.
         let twice = Tensor::new(
             &[2, 3, vqvae.image_side(), vqvae.image_side()],
             io["image"].as_slice::<f32>().unwrap()[..3 * vqvae.image_side().pow(2)].repeat(2),
@@ -93,7 +93,7 @@ fn vqvae_matches_the_released_code() {
 }
 
 /// On a device (the emulator, unless `ALCHEMIST_DEVICE` names another) the products are those of parts of 16 bits: features
-/// must be as near those of f32 on the processor as f32 itself, and codes the same.
+/// must be as near those of f32 on the CPU as f32 itself, and codes the same.
 #[test]
 fn vqvae_on_a_device_gives_the_codes_of_the_processor() {
     let device = open_device().unwrap_or_else(|| Device::emulated().expect("the emulator"));
@@ -108,26 +108,26 @@ fn vqvae_on_a_device_gives_the_codes_of_the_processor() {
     }
 }
 
-/// A number that is not finite is refused, and its picture named, wherever in the picture it is.
+/// A number that is not finite is refused, and its image named, wherever in the image it is.
 #[test]
-fn pictures_that_are_not_finite_are_refused() {
+fn images_that_are_not_finite_are_refused() {
     for (fixture, _) in sets() {
         let vqvae = open(&fixture);
         let side = vqvae.image_side();
-        let picture = 3 * side * side;
-        for (at, value) in [(0, f32::NAN), (picture + 1, f32::INFINITY), (2 * picture - 1, f32::NAN)] {
-            let mut values = vec![0.5; 3 * picture];
+        let image = 3 * side * side;
+        for (at, value) in [(0, f32::NAN), (image + 1, f32::INFINITY), (2 * image - 1, f32::NAN)] {
+            let mut values = vec![0.5; 3 * image];
             values[at] = value;
-            // A later picture is not the one that is named.
-            values[3 * picture - 1] = f32::NEG_INFINITY;
-            let pictures = Tensor::new(&[3, 3, side, side], values).unwrap();
-            let message = vqvae.encode(&pictures).unwrap_err().to_string();
-            assert!(message.contains(&format!("picture {} of the batch", at / picture)), "{message}");
+            // A later image is not the one that is named.
+            values[3 * image - 1] = f32::NEG_INFINITY;
+            let images = Tensor::new(&[3, 3, side, side], values).unwrap();
+            let message = vqvae.encode(&images).unwrap_err().to_string();
+            assert!(message.contains(&format!("image {} of the batch", at / image)), "{message}");
         }
     }
 }
 
-/// Filters are read and arranged at their first use, by whichever thread comes first: with many threads and pictures, too.
+/// Filters are read and arranged at their first use, by whichever thread comes first: with many threads and images, too.
 #[test]
 fn many_threads_use_a_vqvae_for_the_first_time() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap();

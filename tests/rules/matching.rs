@@ -3,7 +3,7 @@
 use alchemist_engine::{
     Result,
     engine::{Tensor, ops::rater_loss::linear_combination},
-    rater::rules::{Geometry, Measurements, Needs, Rule, RuleEntry, Teaching, Variant},
+    rater::rules::{Geometry, Measurements, Needs, RaterObjective, Rule, RuleEntry, Variant},
 };
 
 /// `c_i = ½‖∇ℓ_i(θ)‖² − ⟨∇ℓ_i(θ), V⟩`: half the squared distance of a sample's gradient to the validation gradient.
@@ -25,9 +25,9 @@ pub(crate) static MATCHING: RuleEntry = RuleEntry {
     meaning: "the distance of a sample's gradient to the validation gradient",
     formula: &Matching,
     geometry: Geometry::Sgd,
-    teaching: Teaching::Regression,
+    objective: RaterObjective::Regression,
     variants: &[
-        Variant { name: "matching", geometry: Geometry::Sgd, teaching: Teaching::Regression },
-        Variant { name: "matching-adamw", geometry: Geometry::AdamW, teaching: Teaching::Regression },
+        Variant { name: "matching", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
+        Variant { name: "matching-adamw", geometry: Geometry::AdamW, objective: RaterObjective::Regression },
     ],
 };

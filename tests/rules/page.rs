@@ -16,15 +16,15 @@ fn the_page_has_the_example_and_every_rule() {
     }
 }
 
-/// In each geometry and by each way of teaching, the constants are those of the formula, with each sample's gradient by itself.
+/// In each geometry and by each way of objective, the constants are those of the formula, with each sample's gradient by itself.
 #[test]
 fn the_page_s_rule_trains() {
-    for (geometry, teaching) in [
-        (Geometry::Sgd, Teaching::Regression),
-        (Geometry::AdamW, Teaching::Regression),
-        (Geometry::AdamW, Teaching::Weights),
+    for (geometry, objective) in [
+        (Geometry::Sgd, RaterObjective::Regression),
+        (Geometry::AdamW, RaterObjective::Regression),
+        (Geometry::AdamW, RaterObjective::Reweight),
     ] {
-        let rule = RuleSettings { geometry, teaching, ..RuleSettings::of(&MATCHING) };
+        let rule = RuleSettings { geometry, objective, ..RuleSettings::of(&MATCHING) };
         rule.check_geometry().unwrap();
         let mut bilevel = bilevel(rule);
         let prior = Prior { averages: vec![[0.25, 0.5]; SAMPLES], mean: 0.1, inverse_deviation: 2.0 };

@@ -386,7 +386,7 @@ fn every_cut_is_found() {
 }
 
 #[test]
-fn files_that_are_no_weights_are_recognised() {
+fn files_that_are_no_weights_are_recognized() {
     refused(b"", &["empty", "fetch"]);
     refused(b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", &["HTML page", "download"]);
     refused(b"\n <HTML>Sign in</HTML>", &["HTML page"]);
@@ -402,7 +402,7 @@ fn files_that_are_no_weights_are_recognised() {
 }
 
 #[test]
-fn what_lies_in_the_place_of_an_index_is_recognised() {
+fn what_lies_in_the_place_of_an_index_is_recognized() {
     let folder = tempfile::tempdir().unwrap();
     for (content, what) in [
         ("<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", "an HTML page"),

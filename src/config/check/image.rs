@@ -1,4 +1,4 @@
-//! Pictures as tokens: the pyramid's sides and the image tokenizer, in which released keys and our own must agree.
+//! Images as tokens: the pyramid's sides and the image tokenizer, in which released keys and our own must agree.
 
 use super::{Checker, ConfigKey, KEY, RawConfig};
 use crate::{
@@ -44,7 +44,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
     let side = last.saturating_mul(patch_size as i64);
     if last > most || side > MOST_PIXELS {
         let message = format!(
-            "gives pictures of {side} pixels with {last} patches a side; at most {MOST_PIXELS} and {most} are allowed"
+            "gives images of {side} pixels with {last} patches a side; at most {MOST_PIXELS} and {most} are allowed"
         );
         return checker.refuse(key, message);
     }
@@ -71,14 +71,14 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
 }
 
 fn parse_pn(checker: &Checker<'_>, pn: &str) -> Result<Vec<i64>> {
-    let spelt = match pn {
+    let spelled = match pn {
         "256" => RELEASED_PYRAMID,
         "512" => "1_2_3_4_6_9_13_18_24_32",
         "1024" => "1_2_3_4_5_7_9_12_16_21_27_36_48_64",
         other => other,
     };
     let sides: Result<Vec<i64>, _> =
-        spelt.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
+        spelled.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
     sides.or_else(|_| {
         let message = format!(
             "must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
-    models::{Initialisation, Rope},
+    models::{Initialization, Rope},
 };
 
 /// Gives each key its value: what is written, or the default; writes it back, so that the effective configuration is
@@ -162,14 +162,13 @@ pub(super) fn check(source: Source) -> Result<Config> {
 fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
     for field in [&KEY.data_args.lmdb_dirs, &KEY.data_args.lmdb_dirs_val] {
         if field.filled(raw).as_ref().is_some_and(|folders| !folders.is_empty()) {
-            return checker
-                .refuse(field, "names LMDB folders, which are not read; list the pictures in a CSV");
+            return checker.refuse(field, "names LMDB folders, which are not read; list the images in a CSV");
         }
     }
-    checker.only(raw, &KEY.precomputed_latent, "features are computed from pictures here")?;
-    checker.only(raw, &KEY.using_webtar, "tar shards are not read; list the pictures in a CSV")?;
+    checker.only(raw, &KEY.precomputed_latent, "features are computed from images here")?;
+    checker.only(raw, &KEY.using_webtar, "tar shards are not read; list the images in a CSV")?;
     checker.only(raw, &KEY.using_csv, "a CSV is all that is read")?;
-    checker.only(raw, &KEY.hflip, "each picture is tokenised once, so it cannot be mirrored at random")?;
+    checker.only(raw, &KEY.hflip, "each image is tokenized once, so it cannot be mirrored at random")?;
     checker.only(raw, &KEY.from_0, "a run resumes whole; start a new one instead")?;
     let optimizer = Checker::text(raw, &KEY.opt);
     if !KEY.opt.listed().contains(&optimizer.trim().to_lowercase().as_str()) {
@@ -263,7 +262,7 @@ fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig
     let rater_width = width(raw, &KEY.rater_width, rater_depth)?;
     let norm = checker.value(raw, &KEY.rope_norm)?;
     let theta = checker.value(raw, &KEY.rope_theta)?;
-    let initialisation = Initialisation {
+    let initialization = Initialization {
         std: checker.value(raw, &KEY.ini)?,
         head: checker.value(raw, &KEY.hd)?,
         aln: checker.value(raw, &KEY.aln)?,
@@ -284,7 +283,7 @@ fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig
         cross_attention: Checker::flag(raw, &KEY.enable_cross),
         zero_cross_attention: !Checker::flag(raw, &KEY.from_scratch),
         initial_weights,
-        initialisation,
+        initialization,
     })
 }
 
@@ -418,7 +417,7 @@ fn training(
         upper_level_weight_decay: checker.value(raw, &KEY.upperlevel_weight_decay)?,
         caption_drop: checker.value(raw, &KEY.classifier_free_training_prob)?,
         rater_temperature: checker.value(raw, &KEY.rater_temperature)?,
-        rater_regularisation: Checker::flag(raw, &KEY.rater_reg),
+        rater_regularization: Checker::flag(raw, &KEY.rater_reg),
         freeze_proxy: Checker::flag(raw, &KEY.fix_var),
         sampler_seed: checker.value(raw, &KEY.same_seed_for_all_ranks)?.unsigned_abs(),
         rule: rule.settings,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use super::{Checker, ConfigKey, Field, KEY, RawConfig, Text};
 use crate::{
     config::{
-        Compat, RuleEntry, RuleSettings, Teaching,
+        Compat, RaterObjective, RuleEntry, RuleSettings,
         rules::{self, Needs},
     },
     error::Result,
@@ -39,14 +39,14 @@ fn named<T: FromStr<Err = crate::Error> + ToString>(
 pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
     let released = compat.loss_rule || compat.cross_attention_first_sample;
     let default: &'static RuleEntry = if released { &rules::LOSS } else { &rules::EXCESS };
-    let RuleSettings { rule, geometry, scaling, teaching } =
+    let RuleSettings { rule, geometry, scaling, objective } =
         RuleSettings::of(named(checker, raw, &KEY.rule, default)?);
     let needs = rule.needs();
     let settings = RuleSettings {
         rule,
         geometry: named(checker, raw, &KEY.rule_geometry, geometry)?,
         scaling: named(checker, raw, &KEY.rule_scaling, scaling)?,
-        teaching: named(checker, raw, &KEY.rater_teaching, teaching)?,
+        objective: named(checker, raw, &KEY.rater_objective, objective)?,
     };
     if let Err(error) = settings.check_geometry() {
         return checker.refuse(&KEY.rule_geometry, error.to_string());
@@ -57,13 +57,13 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     let warm_up = checker.value_in(raw, &KEY.proxy_warmup_epochs, KEY.proxy_warmup_epochs.up_to(last))?;
     raw.average_from_epoch.get_or_insert(warm_up.max(i64::from(epochs > 1)));
     let from = checker.value_in(raw, &KEY.average_from_epoch, KEY.average_from_epoch.up_to(last))?;
-    let default = if settings.teaching == Teaching::Regression { RATER_ONLY_EPOCHS } else { 0 };
+    let default = if settings.objective == RaterObjective::Regression { RATER_ONLY_EPOCHS } else { 0 };
     raw.rater_only_epochs.get_or_insert(default);
     let alone = checker.value(raw, &KEY.rater_only_epochs)?;
-    if alone > 0 && settings.teaching != Teaching::Regression {
+    if alone > 0 && settings.objective != RaterObjective::Regression {
         return checker.refuse(
             &KEY.rater_only_epochs,
-            format!("is {alone}, but a rater that is taught by weights learns from no averages; set rater_teaching to regression"),
+            format!("is {alone}, but a rater that is taught by weights learns from no averages; set rater_objective to regression"),
         );
     }
     let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();

@@ -18,7 +18,7 @@ use crate::{
 pub fn tables() -> Result<String> {
     let defaults = Config::parse("defaults", "{}", &[])?.to_json();
     let mut text =
-        String::from("| key | values | default | meaning | honoured |\n| --- | --- | --- | --- | --- |\n");
+        String::from("| key | values | default | meaning | honored |\n| --- | --- | --- | --- | --- |\n");
     for key in KEYS {
         let ConfigKey { name, honored, .. } = key;
         let default = name.split('.').try_fold(&defaults, |at, part| at.get(part)).unwrap_or(&Value::Null);

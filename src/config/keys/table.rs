@@ -19,13 +19,13 @@ use super::{
 };
 use crate::config::{
     HEAD_WIDTH,
-    rules::{Geometry, NAMES, Scaling, Teaching},
+    rules::{Geometry, NAMES, RaterObjective, Scaling},
 };
 
 const LMDB: Honored = Only("`[]`: read a CSV instead");
 const CSV_ONLY: Honored = NoEffect("belongs to the LMDB and tar readers");
-const PICTURES: Honored =
-    NoEffect("the released code uses it for sample pictures only, which `train` does not draw");
+const IMAGES: Honored =
+    NoEffect("the released code uses it for sample images only, which `train` does not draw");
 const FIT: Honored = Only("by `fit`; `train` refuses it");
 const CPU: Honored = NoEffect("numbers are 32-bit floats on the CPU");
 const HEAD: i64 = HEAD_WIDTH as i64;
@@ -143,13 +143,13 @@ keys! {
         wpe: Number = Is(0.01), Within(0.0, 1.0, "1e-12 or more where `sche` is `exp`"), Yes, Results;
         /// learning-rate schedule: `lin0`, `lin`, `lin00`, `lin<share>` (such as `lin0.3`), `cos`, `exp`
         sche: Text = Is("lin0"), SuchAs(&["lin0", "lin", "lin00", "lin0.3", "cos", "exp"]), Yes, Results;
-        /// optimiser: `adamw`, or `adam`, which means the same in the released code
+        /// optimizer: `adamw`, or `adam`, which means the same in the released code
         opt: Text = Is("adamw"), OneOf(&["adamw", "adam"]), Yes, Results;
-        /// fused optimiser
+        /// fused optimizer
         afuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
         /// modulate the norms by the level, shared over blocks
         saln: Flag = Is(false), Any, Yes, Results;
-        /// normalise queries and keys and learn a scale a head
+        /// normalize queries and keys and learn a scale a head
         anorm: Flag = Is(true), Any, Yes, Results;
         /// fused attention
         fuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
@@ -158,13 +158,13 @@ keys! {
             SuchAs(&["256", "512", "1024", "1_2_3_4"]), Yes, Results;
         /// pixels of a patch's side
         patch_size: Integer = Is(16), Between(1, 256), Yes, Results;
-        /// sides of the token maps, the same as `pn`; the last times `patch_size` is the picture's side
+        /// sides of the token maps, the same as `pn`; the last times `patch_size` is the image's side
         patch_nums: Integers = Depends("as `pn` says"),
             Items { least: 1, most: 256, shortest: 2, longest: 64 }, Yes, Results;
-        /// picture sides of the scales
+        /// image sides of the scales
         resos: Integers = Depends("`patch_nums` · `patch_size`"),
             Any, Only("null, or `patch_nums` · `patch_size`"), Results;
-        /// picture side
+        /// image side
         data_load_reso: Integer = Depends("the last of `patch_nums` · `patch_size`"),
             Any, Only("null, or the last of `patch_nums` · `patch_size`"), Results;
         /// side before random cropping
@@ -175,9 +175,9 @@ keys! {
         drop_scale_length: Integer = Null, Between(1, 1 << 24), FIT, Results;
         /// share of captions replaced by the empty one, for guidance
         classifier_free_training_prob: Number = Is(0.1), Between(0.0, 1.0), Yes, Results;
-        /// mirror pictures at random
-        hflip: Flag = Is(false), OneOf(&[false]), Only("`false`: each picture is tokenised once"), Results;
-        /// threads that decode pictures
+        /// mirror images at random
+        hflip: Flag = Is(false), OneOf(&[false]), Only("`false`: each image is tokenized once"), Results;
+        /// threads that decode images
         workers: Integer = Is(3), Between(0, 1024), Yes, Harmless;
         /// progressive training: the share of the run after which `fit` trains on all scales, finer ones
         /// being added on the way; 0: on all from the start; sets `sche`
@@ -199,15 +199,15 @@ keys! {
         /// added to the seed of the sampler
         same_seed_for_all_ranks: Integer = Is(0), Between(0, u32::MAX as i64), Yes, Results;
         /// guidance scale
-        cfg: Number = Is(4.0), Any, PICTURES, Harmless;
+        cfg: Number = Is(4.0), Any, IMAGES, Harmless;
         /// file of prompts
-        instance_prompt: Files = Null, Any, PICTURES, Harmless;
+        instance_prompt: Files = Null, Any, IMAGES, Harmless;
         /// batches between checkpoints within an epoch, where `checkpoint_every` is null
         val_it: Integer = Is(10_000), AtLeast(1), Yes, Harmless;
         /// log lines an epoch, at most
         print_every: Integer = Is(500), AtLeast(1), Yes, Harmless;
-        /// pictures drawn at once
-        infer_bsz: Integer = Is(16), AtLeast(1), PICTURES, Harmless;
+        /// images drawn at once
+        infer_bsz: Integer = Is(16), AtLeast(1), IMAGES, Harmless;
         /// cross-attention to the caption
         enable_cross: Flag = Is(true), Any, Yes, Results;
         /// rotary positions
@@ -220,17 +220,17 @@ keys! {
         rope_theta: Number = Is(10_000.0), Between(1.0, 1e12), Yes, Results;
         /// layer norm before the proxy's logits
         logit_norm: Flag = Is(true), Any, Yes, Results;
-        /// leave out listed pictures
+        /// leave out listed images
         enable_discard: Flag = Is(true), Any, CSV_ONLY, Harmless;
-        /// leave out pictures of low quality
+        /// leave out images of low quality
         enable_discard_low: Flag = Is(true), Any, CSV_ONLY, Harmless;
-        /// leave out plain pictures
+        /// leave out plain images
         enable_discard_aesthetic: Flag = Is(true), Any, CSV_ONLY, Harmless;
         /// false: cross-attention projections start at 0
         from_scratch: Flag = Is(true), Any, Yes, Results;
         /// resume weights but count epochs from 0
         from_0: Flag = Is(false), OneOf(&[false]), Only("`false`: a run resumes whole"), Results;
-        /// draw sample pictures
+        /// draw sample images
         enable_fig_val: Flag = Is(true), Any, NoEffect("the released code never reads it"), Harmless;
         /// activation of the score head
         score_head_gelu: Flag = Is(false), Any, NoEffect("the released code ignores it"), Harmless;
@@ -252,13 +252,13 @@ keys! {
         rule_geometry: Text =
             Depends("`adamw` under {rules in adamw}, else `sgd`"),
             OneOf(Geometry::NAMES), Yes, Results;
-        /// what is done to a batch's constants before the rater sees them: `none`, `centre` or `standardise`
+        /// what is done to a batch's constants before the rater sees them: `none`, `center` or `standardize`
         rule_scaling: Text = Is("none"), OneOf(Scaling::NAMES), Yes, Results;
-        /// `weights`: the rater descends the weighted sum of the constants, and the proxy is trained with its
+        /// `reweight`: the rater descends the weighted sum of the constants, and the proxy is trained with its
         /// weights; `regression`: it learns each sample's running average, and the proxy is trained with
         /// equal weights
-        rater_teaching: Text = Depends("`weights` under the rule {rules by weights}, else `regression`"),
-            OneOf(Teaching::NAMES), Yes, Results;
+        rater_objective: Text = Depends("`reweight` under the rule {rules by weights}, else `regression`"),
+            OneOf(RaterObjective::NAMES), Yes, Results;
         /// epochs at the start in which the proxy learns from the training samples alone and the rater not at
         /// all (eq. 4)
         proxy_warmup_epochs: Integer = Depends("1 under {rules with a reference} where `ep` is 2 or more, else 0"),
@@ -269,7 +269,7 @@ keys! {
         /// epochs after those of `ep` in which the rater alone learns the samples' averages, which do not
         /// change any more
         rater_only_epochs: Integer =
-            Depends("4 with `rater_teaching` `regression`, else 0, as without averages there is nothing to \
+            Depends("4 with `rater_objective` `regression`, else 0, as without averages there is nothing to \
              learn from"),
             Between(0, 100_000), Yes, Results;
         /// epochs between two recordings of each sample's loss, gradient norm, inner product and logit
@@ -288,7 +288,7 @@ keys! {
 
     /// The keys of `image_tokenizer`.
     group image_tokenizer: RawImageTokenizer, ImageTokenizerKeys {
-        /// `pca`: principal components of patches, quantised by k-means; `vqvae`: the released one, by its
+        /// `pca`: principal components of patches, quantized by k-means; `vqvae`: the released one, by its
         /// weights
         kind: Text = Depends("`vqvae` where `ckpt_path` is given, else `pca`"),
             OneOf(&["pca", "vqvae"]), Yes, Results;
@@ -297,7 +297,7 @@ keys! {
             Within(1, 3 * 256 * 256, "at most 3 · `patch_size`²"), Yes, Results;
         /// codes in the vocabulary
         codes: Integer = Is(4096), Between(2, 65_536), Yes, Results;
-        /// training pictures that the tokenizer is fitted on, at most
+        /// training images that the tokenizer is fitted on, at most
         fit_images: Integer = Is(4096), Between(1, 1_000_000), Yes, Results;
         /// `pca`: folder of a fitted tokenizer to use instead of fitting one; `vqvae`: its weights
         path: Text = Is(""), Any, Yes, Harmless;
@@ -324,7 +324,7 @@ keys! {
     group columns: RawColumns, ColumnsKeys {
         /// column of the ids; `id` stands for other usual names, too, as above
         id: Text = Is("id"), NotEmpty, Yes, ResultsAsGroup;
-        /// column of the pictures' paths, relative to the CSV's folder; `image_save_path` stands for other
+        /// column of the images' paths, relative to the CSV's folder; `image_save_path` stands for other
         /// usual names, too, as above
         image: Text = Is("image_save_path"), NotEmpty, Yes, ResultsAsGroup;
         /// column of the captions; `caption` stands for other usual names, too, as above
@@ -338,7 +338,7 @@ keys! {
         /// share of the training set held out for validation where there is no `val_csv_path`, at least a
         /// batch, in `compare` two; null: 0.05, in `compare` 0.2
         validation_portion: Number = Null, Above(0.0, 0.9), Yes, Results;
-        /// pictures with more pixels are refused before memory is taken for them
+        /// images with more pixels are refused before memory is taken for them
         max_pixels: Integer = Is(89_478_485), Between(1, 1 << 40), Yes, Results;
         /// decode images whose pixel data is cut as far as it goes, the rest gray or black as under Pillow's
         /// `LOAD_TRUNCATED_IMAGES`; false: refuse them

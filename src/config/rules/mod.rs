@@ -11,7 +11,7 @@ mod table;
 
 use std::{fmt, str::FromStr};
 
-pub use names::{Geometry, Scaling, Teaching};
+pub use names::{Geometry, RaterObjective, Scaling};
 pub use table::{ALIGNMENT, EXCESS, LOSS, NAMES, RULES};
 
 use crate::{
@@ -103,8 +103,8 @@ pub struct RuleEntry {
     pub formula: &'static dyn Rule,
     /// What `rule_geometry` is where the key is not given.
     pub geometry: Geometry,
-    /// What `rater_teaching` is where the key is not given.
-    pub teaching: Teaching,
+    /// What `rater_objective` is where the key is not given.
+    pub objective: RaterObjective,
     /// The raters that `compare` makes by it, in the order of its tables.
     pub variants: &'static [Variant],
 }
@@ -117,7 +117,7 @@ pub struct Variant {
     /// What gradients are multiplied with.
     pub geometry: Geometry,
     /// How the rater learns.
-    pub teaching: Teaching,
+    pub objective: RaterObjective,
 }
 
 impl RuleEntry {
@@ -168,13 +168,13 @@ pub struct RuleSettings {
     /// What is done to a batch's constants.
     pub scaling: Scaling,
     /// How the rater learns from them.
-    pub teaching: Teaching,
+    pub objective: RaterObjective,
 }
 
 impl RuleSettings {
     /// A rule as it is used where no other key is given. It need not be in the table.
     pub fn of(rule: &'static RuleEntry) -> Self {
-        Self { rule, geometry: rule.geometry, scaling: Scaling::None, teaching: rule.teaching }
+        Self { rule, geometry: rule.geometry, scaling: Scaling::None, objective: rule.objective }
     }
 
     /// Whether the rule has the geometry.
@@ -204,7 +204,7 @@ pub(in crate::config) fn described(meaning: &str) -> String {
         ("{rules with products}", |rule| rule.needs().products),
         ("{rules in adamw}", |rule| rule.geometry == Geometry::AdamW),
         ("{rules with a reference}", |rule| rule.needs().reference),
-        ("{rules by weights}", |rule| rule.teaching == Teaching::Weights),
+        ("{rules by weights}", |rule| rule.objective == RaterObjective::Reweight),
         ("{rules of the loss alone}", |rule| rule.needs() == Needs::default()),
     ];
     let all = RULES.iter().map(|rule| format!("`{rule}` ({})", rule.meaning));
@@ -236,14 +236,14 @@ mod tests {
         for rule in RULES {
             assert_eq!(rule.name.parse::<&RuleEntry>().unwrap(), *rule);
             RuleSettings::of(rule).check_geometry().unwrap();
-            let default = Variant { name: rule.name, geometry: rule.geometry, teaching: rule.teaching };
+            let default = Variant { name: rule.name, geometry: rule.geometry, objective: rule.objective };
             assert!(
                 rule.variants.contains(&default),
                 "compare has no rater of the name and the defaults of {rule}"
             );
-            for Variant { name, geometry, teaching } in rule.variants {
+            for Variant { name, geometry, objective } in rule.variants {
                 let used =
-                    RuleSettings { geometry: *geometry, teaching: *teaching, ..RuleSettings::of(rule) };
+                    RuleSettings { geometry: *geometry, objective: *objective, ..RuleSettings::of(rule) };
                 used.check_geometry().unwrap_or_else(|error| panic!("{name} {error}"));
                 assert!(!names.contains(name), "two raters are called {name}");
                 names.push(name);

@@ -61,19 +61,19 @@ named! {
         #[default]
         None = "none",
         /// Their mean is taken off.
-        Centre = "centre",
+        Center = "center",
         /// Their mean is taken off, and they are divided by their standard deviation.
-        Standardise = "standardise",
+        Standardize = "standardize",
     }
 }
 
 named! {
-    /// How the rater is taught.
-    Teaching {
+    /// What the rater minimizes.
+    RaterObjective {
         /// The rater descends `Σ_i c_i W_i`, `W` being a softmax over the batch; the proxy is trained with these weights.
         #[default]
-        Weights = "weights",
-        /// The rater's logit of a sample descends its squared distance to the sample's running average of `−c_i`, standardised
+        Reweight = "reweight",
+        /// The rater's logit of a sample descends its squared distance to the sample's running average of `−c_i`, standardized
         /// over the corpus; the proxy is trained with equal weights.
         Regression = "regression",
     }

@@ -1,6 +1,6 @@
 //! The built-in rules and their table. A new rule is a type, its entry, and a place in [`RULES`].
 
-use super::{Geometry, Measurements, Needs, Rule, RuleEntry, Teaching, Variant};
+use super::{Geometry, Measurements, Needs, RaterObjective, Rule, RuleEntry, Variant};
 use crate::{
     engine::{Tensor, ops::rater_loss::linear_combination},
     error::Result,
@@ -39,8 +39,8 @@ pub static LOSS: RuleEntry = RuleEntry {
     meaning: "eq. 9, as released",
     formula: &Loss,
     geometry: Geometry::Sgd,
-    teaching: Teaching::Weights,
-    variants: &[Variant { name: "loss", geometry: Geometry::Sgd, teaching: Teaching::Weights }],
+    objective: RaterObjective::Reweight,
+    variants: &[Variant { name: "loss", geometry: Geometry::Sgd, objective: RaterObjective::Reweight }],
 };
 
 /// `c_i = ℓ_i(θ) − ℓ_i(θ̂)`: eq. 6, with the reference proxy θ̂ trained on the weighted training loss alone.
@@ -62,10 +62,10 @@ pub static EXCESS: RuleEntry = RuleEntry {
     meaning: "eq. 6, against a reference proxy",
     formula: &Excess,
     geometry: Geometry::Sgd,
-    teaching: Teaching::Regression,
+    objective: RaterObjective::Regression,
     variants: &[
-        Variant { name: "excess-weights", geometry: Geometry::Sgd, teaching: Teaching::Weights },
-        Variant { name: "excess", geometry: Geometry::Sgd, teaching: Teaching::Regression },
+        Variant { name: "excess-weights", geometry: Geometry::Sgd, objective: RaterObjective::Reweight },
+        Variant { name: "excess", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
     ],
 };
 
@@ -89,10 +89,10 @@ pub static ALIGNMENT: RuleEntry = RuleEntry {
     meaning: "the exact one-step meta-gradient",
     formula: &Alignment,
     geometry: Geometry::AdamW,
-    teaching: Teaching::Regression,
+    objective: RaterObjective::Regression,
     variants: &[
-        Variant { name: "alignment-weights", geometry: Geometry::Sgd, teaching: Teaching::Weights },
-        Variant { name: "alignment", geometry: Geometry::AdamW, teaching: Teaching::Regression },
-        Variant { name: "alignment-sgd", geometry: Geometry::Sgd, teaching: Teaching::Regression },
+        Variant { name: "alignment-weights", geometry: Geometry::Sgd, objective: RaterObjective::Reweight },
+        Variant { name: "alignment", geometry: Geometry::AdamW, objective: RaterObjective::Regression },
+        Variant { name: "alignment-sgd", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
     ],
 };

@@ -38,7 +38,7 @@ impl CsvReader {
         let mut table = DelimitedTable::open(path)?;
         if table.header().is_empty() {
             return Err(table.refuse(format!(
-                "the file is empty; it needs a header with the columns `{}`, `{}` and `{}`, and a row for each picture",
+                "the file is empty; it needs a header with the columns `{}`, `{}` and `{}`, and a row for each image",
                 names.id, names.image, names.caption
             )));
         }

@@ -1,4 +1,4 @@
-//! The pictures' paths of one table in another one that lies elsewhere.
+//! The images' paths of one table in another one that lies elsewhere.
 
 use std::{
     borrow::Cow,
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(Path::new(elsewhere.moved("a/b.png").unwrap().as_ref()), here.join("a/b.png"));
         let addresses =
             ["https://host/b.png", "s3://bucket/b.png", "gs://bucket/b.png", "file:///b.png", "file:/b.png"];
-        for unchanged in ["", "/pictures/b.png", "data:image/png;base64,AAAA"].into_iter().chain(addresses) {
+        for unchanged in ["", "/images/b.png", "data:image/png;base64,AAAA"].into_iter().chain(addresses) {
             assert_eq!(elsewhere.moved(unchanged).unwrap(), unchanged);
         }
         for path in ["a:b.png", "at 12:30/b.png", "data:b.png", "http:b.png", "x://b.png"] {

@@ -1,7 +1,7 @@
 //! Known flaws for any data set: which records are spoiled, and how.
 //!
 //! A rating can only be judged against a truth. Here a known share of the records of a data set is spoiled on
-//! purpose, so that one can see which flaws a rating finds. Nothing but [`plant`] knows where the pictures come from.
+//! purpose, so that one can see which flaws a rating finds. Nothing but [`plant`] knows where the images come from.
 
 pub mod plant;
 mod spoil;
@@ -27,19 +27,19 @@ const SOURCES: u64 = 2 << 48;
 pub enum Flaw {
     /// Nothing.
     Clean,
-    /// The picture is one colour; the caption is its own.
+    /// The image is one color; the caption is its own.
     Plain,
-    /// The picture is mostly noise; the caption is its own.
+    /// The image is mostly noise; the caption is its own.
     Noise,
-    /// The picture is strongly blurred; the caption is its own.
+    /// The image is strongly blurred; the caption is its own.
     Blur,
-    /// The picture is its own; the caption is another record's.
+    /// The image is its own; the caption is another record's.
     WrongCaption,
-    /// Picture and caption are those of another record.
+    /// Image and caption are those of another record.
     Duplicate,
-    /// The picture is ruined by coarse JPEG compression; the caption is its own.
+    /// The image is ruined by coarse JPEG compression; the caption is its own.
     Jpeg,
-    /// A pattern such as a watermark lies over the picture; the caption is its own.
+    /// A pattern such as a watermark lies over the image; the caption is its own.
     Watermark,
 }
 
@@ -70,7 +70,7 @@ impl Flaw {
         }
     }
 
-    /// Whether the flaw needs another record to take a caption or a picture from.
+    /// Whether the flaw needs another record to take a caption or an image from.
     pub fn needs_source(self) -> bool {
         matches!(self, Self::WrongCaption | Self::Duplicate)
     }

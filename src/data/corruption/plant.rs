@@ -14,7 +14,7 @@ use crate::{
         corpus::{ColumnNames, Corpus, Record, Schema, image_folders},
         image::{
             loader::Loader,
-            preprocess::{PictureBytes, Preprocess, write_png},
+            preprocess::{Preprocess, SquareImage, write_png},
         },
     },
     error::{LeftOutRows, Reasons},
@@ -23,9 +23,9 @@ use crate::{
     jobs::{Claim, folder::OutputFolder, progress::Progress},
 };
 
-/// Pictures spoiled and written at once.
+/// Images spoiled and written at once.
 const CHUNK: usize = 64;
-/// Pictures decoded ahead of their use.
+/// Images decoded ahead of their use.
 const AHEAD: usize = 128;
 /// The column that says what was done to a record.
 pub(crate) const FLAW_COLUMN: &str = "flaw";
@@ -45,8 +45,8 @@ pub struct PlantSettings {
     pub skip_bad_rows: bool,
     /// The folder that is made.
     pub out: PathBuf,
-    /// How pictures are decoded. All of them, spoiled or not, are cut to squares of this side, so that a flaw cannot be told by
-    /// the size of its file's picture.
+    /// How images are decoded. All of them, spoiled or not, are cut to squares of this side, so that a flaw cannot be told by
+    /// the size of its file's image.
     pub preprocess: Preprocess,
     /// How many records get which flaw.
     pub shares: FlawShares,
@@ -61,11 +61,11 @@ pub struct PlantSettings {
 /// What was planted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planted {
-    /// The table: the corpus' columns, the caption and the picture's path replaced, and two of our own.
+    /// The table: the corpus' columns, the caption and the image's path replaced, and two of our own.
     pub table: PathBuf,
     /// Records of it by flaw, in the order of [`Flaw::ALL`].
     pub counts: Vec<(Flaw, usize)>,
-    /// Records left out because their picture, or that which they were to be a duplicate of, cannot be read; `failed.csv` says
+    /// Records left out because their image, or that which they were to be a duplicate of, cannot be read; `failed.csv` says
     /// why.
     pub failed: usize,
 }
@@ -120,8 +120,8 @@ impl Plan<'_> {
     /// Writes the planted corpus into a folder, which later has another name.
     fn write(&self, out: &Path, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Planted> {
         let Self { settings, records, malformed, flaws, sources, .. } = self;
-        let pictures = out.join("pictures");
-        fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
+        let images = out.join("images");
+        fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
         let (kept, failed) = self.write_images(out, interrupt, progress)?;
         if kept.is_empty() {
             let reasons: Reasons = failed.iter().map(|(_, reason)| reason.as_str()).collect();
@@ -137,7 +137,7 @@ impl Plan<'_> {
         let source_id = |at: usize| sources[at].map_or(String::new(), |source| records[source].id.clone());
         let rows = kept.iter().map(|&at| {
             let caption = &records[sources[at].unwrap_or(at)].caption;
-            let mut fields = replaced(&records[at], &self.schema, picture_path(at), caption);
+            let mut fields = replaced(&records[at], &self.schema, image_path(at), caption);
             fields.extend([flaws[at].name().to_owned(), source_id(at)]);
             fields
         });
@@ -161,7 +161,7 @@ impl Plan<'_> {
     ) -> Result<Written> {
         let Self { settings, records, flaws, sources, .. } = self;
         let PlantSettings { seed, preprocess, .. } = settings;
-        // A duplicate's picture is that of its source.
+        // A duplicate's image is that of its source.
         let from = |at: usize| sources[at].filter(|_| flaws[at] == Flaw::Duplicate).unwrap_or(at);
         let requests: Vec<_> = (0..records.len()).map(|at| (at, records[from(at)].image.clone())).collect();
         let total = records.len() as u64;
@@ -171,15 +171,15 @@ impl Plan<'_> {
         let mut left_out = LeftOutRows::default();
         loop {
             interrupt.check("nothing was written; give the same command again")?;
-            let chunk: Vec<(usize, Result<PictureBytes>)> = loader.by_ref().take(CHUNK).collect();
+            let chunk: Vec<(usize, Result<SquareImage>)> = loader.by_ref().take(CHUNK).collect();
             if chunk.is_empty() {
                 return Ok((kept, failed));
             }
             let mut usable = Vec::with_capacity(chunk.len());
-            for (at, picture) in chunk {
+            for (at, image) in chunk {
                 progress.counted("planting", at as u64 + 1, total);
-                match picture {
-                    Ok(picture) => usable.push((at, picture)),
+                match image {
+                    Ok(image) => usable.push((at, image)),
                     Err(error @ Error::Memory { .. }) => return Err(error),
                     Err(error) => {
                         left_out.add(&records[at].id, &error);
@@ -188,22 +188,22 @@ impl Plan<'_> {
                 }
             }
             kept.extend(usable.iter().map(|(at, _)| *at));
-            usable.into_par_iter().try_for_each(|(at, PictureBytes { side, mut rgb })| {
+            usable.into_par_iter().try_for_each(|(at, SquareImage { side, mut rgb })| {
                 spoil(&mut rgb, side, side, flaws[at], *seed, at as u64)?;
-                write_png(&out.join(picture_path(at)), &rgb, side)
+                write_png(&out.join(image_path(at)), &rgb, side)
             })?;
         }
     }
 }
 
-fn picture_path(at: usize) -> String {
-    format!("pictures/{at:07}.png")
+fn image_path(at: usize) -> String {
+    format!("images/{at:07}.png")
 }
 
-/// A record's fields with another picture and caption.
-fn replaced(record: &Record, schema: &Schema, picture: String, caption: &str) -> Vec<String> {
+/// A record's fields with another image and caption.
+fn replaced(record: &Record, schema: &Schema, path: String, caption: &str) -> Vec<String> {
     let mut fields = record.fields.clone();
-    fields[schema.image] = picture;
+    fields[schema.image] = path;
     caption.clone_into(&mut fields[schema.caption]);
     fields
 }

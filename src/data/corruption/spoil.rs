@@ -1,4 +1,4 @@
-//! What the flaws of pictures do to one.
+//! What the flaws of images do to one.
 
 use image::{ColorType, ImageFormat, codecs::jpeg::JpegEncoder};
 
@@ -8,10 +8,10 @@ use crate::{
     engine::{Purpose, Random},
 };
 
-/// The index of the first stream under [`Purpose::Draw`] that belongs to spoiled pictures.
+/// The index of the first stream under [`Purpose::Draw`] that belongs to spoiled images.
 const SPOIL: u64 = 3 << 48;
 
-/// Spoils a picture, `[height, width, 3]` bytes, by a flaw of pictures; the other flaws leave it as it is. The same
+/// Spoils an image, `[height, width, 3]` bytes, by a flaw of images; the other flaws leave it as it is. The same
 /// (`seed`, `record`) gives the same bytes.
 ///
 /// # Errors
@@ -20,7 +20,7 @@ pub fn spoil(rgb: &mut [u8], width: usize, height: usize, flaw: Flaw, seed: u64,
     if rgb.len() != width * height * 3 {
         return Err(Error::shape(
             "spoil",
-            format!("{} bytes are not a picture of {width}×{height} pixels of 3 bytes", rgb.len()),
+            format!("{} bytes are not an image of {width}×{height} pixels of 3 bytes", rgb.len()),
         ));
     }
     let mut random = Random::new(seed, Purpose::Draw, SPOIL + record);
@@ -35,11 +35,11 @@ pub fn spoil(rgb: &mut [u8], width: usize, height: usize, flaw: Flaw, seed: u64,
     Ok(())
 }
 
-/// Puts one random colour in place of the picture, each byte off by at most 2.
+/// Puts one random color in place of the image, each byte off by at most 2.
 fn make_plain(rgb: &mut [u8], random: &mut Random) {
-    let colour = [0; 3].map(|_: i32| 8 + random.below(240) as u8);
+    let color = [0; 3].map(|_: i32| 8 + random.below(240) as u8);
     for pixel in rgb.chunks_exact_mut(3) {
-        for (byte, &base) in pixel.iter_mut().zip(&colour) {
+        for (byte, &base) in pixel.iter_mut().zip(&color) {
             *byte = base + random.below(5) as u8 - 2;
         }
     }
@@ -81,7 +81,7 @@ fn blur(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
     }
 }
 
-/// Filters the `count` bytes at `start`, `start + step`, ... three times; the picture's edge goes on outside it.
+/// Filters the `count` bytes at `start`, `start + step`, ... three times; the image's edge goes on outside it.
 fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: usize, line: &mut Vec<f64>) {
     line.clear();
     line.extend((0..count).map(|index| f64::from(rgb[start + index * step])));
@@ -101,7 +101,7 @@ fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: us
     }
 }
 
-/// Compresses the picture as JPEG at a quality of 2 to 6 of 100, twice, the second time moved by half a block, and takes what
+/// Compresses the image as JPEG at a quality of 2 to 6 of 100, twice, the second time moved by half a block, and takes what
 /// comes back.
 fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Result<()> {
     if width == 0 || height == 0 {
@@ -109,7 +109,7 @@ fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Res
     }
     let quality = 2 + random.below(5) as u8;
     let refuse =
-        |error: image::ImageError| Error::invalid(format!("a picture cannot be ruined by JPEG: {error}"));
+        |error: image::ImageError| Error::invalid(format!("an image cannot be ruined by JPEG: {error}"));
     for shift in [0, 4] {
         // Moved down and right, the edge going on: the blocks lie elsewhere.
         let (wide, high) = (width + shift, height + shift);
@@ -135,9 +135,9 @@ fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Res
     Ok(())
 }
 
-/// Lays rows of slanted bars, as letters of a repeated mark, over the picture, at an opacity of 40 to 60%.
+/// Lays rows of slanted bars, as letters of a repeated mark, over the image, at an opacity of 40 to 60%.
 fn overlay(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
-    // Black on bright pictures and white on dark ones, so that it shows.
+    // Black on bright images and white on dark ones, so that it shows.
     let bright = rgb.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 128 * rgb.len() as u64;
     let ink = if bright { 0.0 } else { 255.0 };
     let opacity = 0.4 + 0.2 * random.uniform();

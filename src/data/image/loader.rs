@@ -1,4 +1,4 @@
-//! Decoding ahead: pictures are decoded on other threads and come out in the order in which they were asked for.
+//! Decoding ahead: images are decoded on other threads and come out in the order in which they were asked for.
 
 use std::collections::VecDeque;
 use std::iter::Fuse;
@@ -9,32 +9,32 @@ use std::thread::JoinHandle;
 
 use super::{
     ImageRef,
-    preprocess::{PictureBytes, Preprocess, load_picture},
+    preprocess::{Preprocess, SquareImage, load_image},
 };
 use crate::error::{Error, Result};
 
-/// A picture to decode, and where the result is waited for.
+/// An image to decode, and where the result is waited for.
 struct Job {
     image: ImageRef,
-    result: SyncSender<Result<PictureBytes>>,
+    result: SyncSender<Result<SquareImage>>,
 }
 
-/// Yields `(key, picture)` for each `(key, image)` of `requests`, in their order.
+/// Yields `(key, image)` for each `(key, image)` of `requests`, in their order.
 ///
-/// At most `ahead` pictures are in flight: requested and not yet yielded. `requests` is drawn from on the thread that
-/// calls `next`; the threads only decode. Dropping the loader ends its threads after the picture each is at.
+/// At most `ahead` images are in flight: requested and not yet yielded. `requests` is drawn from on the thread that
+/// calls `next`; the threads only decode. Dropping the loader ends its threads after the image each is at.
 #[derive(Debug)]
 pub struct Loader<I, K> {
     requests: Fuse<I>,
     ahead: usize,
-    waiting: VecDeque<(K, ImageRef, Receiver<Result<PictureBytes>>)>,
+    waiting: VecDeque<(K, ImageRef, Receiver<Result<SquareImage>>)>,
     jobs: Option<Sender<Job>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl<K, I: Iterator<Item = (K, ImageRef)>> Loader<I, K> {
-    /// Starts `threads` threads that decode up to `ahead` pictures in advance.
+    /// Starts `threads` threads that decode up to `ahead` images in advance.
     ///
     /// # Errors
     /// If `threads` or `ahead` is 0, or a thread cannot be started.
@@ -46,7 +46,7 @@ impl<K, I: Iterator<Item = (K, ImageRef)>> Loader<I, K> {
     ) -> Result<Self> {
         if threads == 0 || ahead == 0 {
             return Err(Error::invalid(format!(
-                "decoding needs at least one thread and one picture in advance, not {threads} and {ahead}"
+                "decoding needs at least one thread and one image in advance, not {threads} and {ahead}"
             )));
         }
         let (jobs, queue) = channel::<Job>();
@@ -86,15 +86,15 @@ impl<K, I: Iterator<Item = (K, ImageRef)>> Loader<I, K> {
 }
 
 impl<K, I: Iterator<Item = (K, ImageRef)>> Iterator for Loader<I, K> {
-    type Item = (K, Result<PictureBytes>);
+    type Item = (K, Result<SquareImage>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let (key, image, receiver) = self.waiting.pop_front()?;
-        let picture = receiver
+        let decoded = receiver
             .recv()
             .unwrap_or_else(|_| Err(image.refuse("the thread that decoded it ended unexpectedly")));
         self.request_ahead();
-        Some((key, picture))
+        Some((key, decoded))
     }
 }
 
@@ -103,7 +103,7 @@ impl<I, K> Drop for Loader<I, K> {
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            // A thread that panicked has already been reported through its picture.
+            // A thread that panicked has already been reported through its image.
             let _ = thread.join();
         }
     }
@@ -118,6 +118,6 @@ fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool, preprocess: &Preprocess
             return;
         }
         // Nobody listens when the loader was dropped meanwhile.
-        let _ = job.result.send(load_picture(&job.image, preprocess));
+        let _ = job.result.send(load_image(&job.image, preprocess));
     }
 }

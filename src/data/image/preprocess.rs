@@ -1,4 +1,4 @@
-//! From a picture's file to the square in [-1, 1] that the networks see.
+//! From an image's file to the square in [-1, 1] that the networks see.
 
 use std::io::{Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,25 +25,25 @@ pub const DEFAULT_MAX_PIXELS: u64 = 89_478_485;
 /// What becomes of transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AlphaRule {
-    /// The picture is laid over white.
+    /// The image is laid over white.
     White,
-    /// Alpha is dropped, and the colours under it come to light: the released behaviour (`convert("RGB")`).
+    /// Alpha is dropped, and the colors under it come to light: the released behavior (`convert("RGB")`).
     Drop,
 }
 
-/// How a picture is brought to the training side.
+/// How an image is brought to the training side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preprocess {
     /// The side of the result in pixels (`R`), at least 1.
     pub side: usize,
     /// What becomes of transparency.
     pub alpha: AlphaRule,
-    /// Whether the picture is turned as its EXIF data or its XMP says; a TIFF always is.
+    /// Whether the image is turned as its EXIF data or its XMP says; a TIFF always is.
     pub apply_orientation: bool,
-    /// Whether 16-bit grey is cut off at 255, so that nearly all of it turns white: what Pillow, and so the released
-    /// code, does. Otherwise its high byte is taken, as it is for 16-bit colour.
-    pub clip_grey16: bool,
-    /// Pictures with more pixels than this are refused before anything is allocated for them.
+    /// Whether 16-bit gray is cut off at 255, so that nearly all of it turns white: what Pillow, and so the released
+    /// code, does. Otherwise its high byte is taken, as it is for 16-bit color.
+    pub clip_gray16: bool,
+    /// Images with more pixels than this are refused before anything is allocated for them.
     pub max_pixels: u64,
     /// Whether images whose pixel data is cut are decoded as far as it goes, instead of being refused.
     pub truncated: bool,
@@ -56,34 +56,34 @@ impl Preprocess {
             side,
             alpha: AlphaRule::White,
             apply_orientation: true,
-            clip_grey16: false,
+            clip_gray16: false,
             max_pixels: DEFAULT_MAX_PIXELS,
             truncated: false,
         }
     }
 
-    /// As the released code does it (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored, 16-bit grey clipped.
+    /// As the released code does it (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored, 16-bit gray clipped.
     pub fn released(side: usize) -> Self {
         Self {
             alpha: AlphaRule::Drop,
             apply_orientation: false,
-            clip_grey16: true,
+            clip_gray16: true,
             ..Self::default_for(side)
         }
     }
 }
 
-/// A preprocessed picture with 8 bits a sample.
+/// A preprocessed image with 8 bits a sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PictureBytes {
+pub struct SquareImage {
     /// The side in pixels (`R`).
     pub side: usize,
     /// The samples, `[R, R, 3]`, row by row.
     pub rgb: Vec<u8>,
 }
 
-impl PictureBytes {
-    /// The picture as `[3, R, R]` f32 in [-1, 1]: `x = level / 255`, then `x + x - 1`, each step rounded to f32 as
+impl SquareImage {
+    /// The image as `[3, R, R]` f32 in [-1, 1]: `x = level / 255`, then `x + x - 1`, each step rounded to f32 as
     /// the released transform does.
     ///
     /// # Errors
@@ -104,9 +104,9 @@ impl PictureBytes {
     }
 }
 
-/// A whole picture with 8 bits a sample, upright, its own size kept.
+/// A whole image with 8 bits a sample, upright, its own size kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WholePicture {
+pub struct FullImage {
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
@@ -115,8 +115,8 @@ pub struct WholePicture {
     pub rgb: Vec<u8>,
 }
 
-impl WholePicture {
-    /// The middle of the picture: at most `width` by `height` pixels, offsets rounded down.
+impl FullImage {
+    /// The middle of the image: at most `width` by `height` pixels, offsets rounded down.
     #[must_use]
     pub fn middle(&self, width: usize, height: usize) -> Self {
         let (width, height) = (width.min(self.width), height.min(self.height));
@@ -126,7 +126,7 @@ impl WholePicture {
         Self { width, height, rgb }
     }
 
-    /// The picture at another size, which must have pixels.
+    /// The image at another size, which must have pixels.
     #[must_use]
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Self {
         let stride = 3 * self.width;
@@ -137,50 +137,47 @@ impl WholePicture {
     }
 }
 
-/// Pictures of one side as `[B, 3, R, R]` f32 in [-1, 1].
+/// Images of one side as `[B, 3, R, R]` f32 in [-1, 1].
 ///
 /// # Errors
-/// If there is no picture or the sides differ.
-pub fn stack(pictures: &[PictureBytes]) -> Result<Tensor> {
-    let side = pictures.first().map_or(0, |picture| picture.side);
-    if side == 0 || pictures.iter().any(|picture| picture.side != side) {
-        let sides: Vec<usize> = pictures.iter().map(|picture| picture.side).collect();
-        return Err(Error::shape(
-            "stack",
-            format!("pictures of one side are needed, got the sides {sides:?}"),
-        ));
+/// If there is no image or the sides differ.
+pub fn stack(images: &[SquareImage]) -> Result<Tensor> {
+    let side = images.first().map_or(0, |image| image.side);
+    if side == 0 || images.iter().any(|image| image.side != side) {
+        let sides: Vec<usize> = images.iter().map(|image| image.side).collect();
+        return Err(Error::shape("stack", format!("images of one side are needed, got the sides {sides:?}")));
     }
-    let mut values = Vec::with_capacity(pictures.len() * 3 * side * side);
-    pictures.iter().for_each(|picture| picture.append_planes(&mut values));
-    Tensor::new(&[pictures.len(), 3, side, side], values)
+    let mut values = Vec::with_capacity(images.len() * 3 * side * side);
+    images.iter().for_each(|image| image.append_planes(&mut values));
+    Tensor::new(&[images.len(), 3, side, side], values)
 }
 
 /// Reads, decodes and preprocesses an image.
 ///
 /// # Errors
 /// [`Error::Image`] for whatever is wrong with the file; nothing in a file makes this panic.
-pub fn load_picture(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<PictureBytes> {
+pub fn load_image(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<SquareImage> {
     let image = image.into();
-    decode_picture(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)
+    decode_image(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)
 }
 
-/// Decodes and preprocesses a picture from the bytes of its file; `path` only names it in errors.
+/// Decodes and preprocesses an image from the bytes of its file; `path` only names it in errors.
 ///
 /// # Errors
-/// As for [`load_picture`].
-pub fn decode_picture(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<PictureBytes> {
+/// As for [`load_image`].
+pub fn decode_image(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<SquareImage> {
     if preprocess.side == 0 {
-        return Err(Error::invalid("the side of the preprocessed pictures must be at least 1"));
+        return Err(Error::invalid("the side of the preprocessed images must be at least 1"));
     }
     Ok(square(&decoded(bytes, path, preprocess)?, preprocess))
 }
 
-/// Reads and decodes an image as [`load_picture`] does, but keeps all of it at its own size; the side of
+/// Reads and decodes an image as [`load_image`] does, but keeps all of it at its own size; the side of
 /// `preprocess` plays no part.
 ///
 /// # Errors
-/// As for [`load_picture`].
-pub fn load_whole_picture(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<WholePicture> {
+/// As for [`load_image`].
+pub fn load_full_image(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<FullImage> {
     let image = image.into();
     let decoded = decoded(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)?;
     let view = View::new(&decoded, preprocess.apply_orientation);
@@ -188,7 +185,7 @@ pub fn load_whole_picture(image: impl Into<ImageRef>, preprocess: &Preprocess) -
     let mut rgb = vec![0; 3 * width * height];
     let read_row = rows(&decoded, &view, preprocess);
     rgb.chunks_exact_mut(3 * width).enumerate().for_each(|(y, row)| read_row(y, row));
-    Ok(WholePicture { width, height, rgb })
+    Ok(FullImage { width, height, rgb })
 }
 
 /// Images of more pixels are decoded only if memory for them can be reserved: the decoders would end the program.
@@ -218,7 +215,7 @@ fn decoded(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<Decoded
         .map_err(|message| refuse(path, message))
 }
 
-/// Writes a square picture, `[side, side, 3]` bytes, as PNG. Thousands of small pictures are not each forced to the disk; a
+/// Writes a square image, `[side, side, 3]` bytes, as PNG. Thousands of small images are not each forced to the disk; a
 /// command syncs them together before its output is complete.
 ///
 /// # Errors
@@ -239,18 +236,18 @@ fn refuse(path: &Path, message: String) -> Error {
 }
 
 fn read_bounded(image: &ImageRef, preprocess: &Preprocess) -> Result<Vec<u8>> {
-    // No picture is larger than its pixels at 16 bits and four channels, but for what is attached to it.
+    // No image is larger than its pixels at 16 bits and four channels, but for what is attached to it.
     let limit = preprocess.max_pixels.saturating_mul(8).saturating_add(64 << 20);
     image.read(limit).map_err(|message| image.refuse(message))
 }
 
 /// Turns, crops the middle of the short side (floor offsets) and resamples.
-fn square(decoded: &Decoded, preprocess: &Preprocess) -> PictureBytes {
+fn square(decoded: &Decoded, preprocess: &Preprocess) -> SquareImage {
     let view = View::new(decoded, preprocess.apply_orientation).middle_square();
     let side = preprocess.side;
     let input = [view.width, view.height];
     let rgb = resample(input, [side, side], Filter::Lanczos, rows(decoded, &view, preprocess));
-    PictureBytes { side, rgb }
+    SquareImage { side, rgb }
 }
 
 /// Fills a row of a view, `[width, 3]`, by its number.
@@ -261,7 +258,7 @@ fn rows<'a>(decoded: &'a Decoded, view: &'a View, preprocess: &Preprocess) -> Re
     let (channels, alpha) = (decoded.channels, preprocess.alpha);
     match &decoded.samples {
         Samples::Bits8(samples) => Box::new(rows_of(samples, |level| level, channels, view, alpha)),
-        Samples::Bits16(samples) if preprocess.clip_grey16 && channels == 1 => {
+        Samples::Bits16(samples) if preprocess.clip_gray16 && channels == 1 => {
             Box::new(rows_of(samples, |level| u8::try_from(level).unwrap_or(u8::MAX), 1, view, alpha))
         }
         // The high byte, as libpng's strip_16 and Pillow take it.
@@ -303,7 +300,7 @@ fn rows_of<'a, T: Copy>(
     }
 }
 
-/// A turned picture or a part of it, as places in the stored one: pixel (x, y) of it is stored at
+/// A turned image or a part of it, as places in the stored one: pixel (x, y) of it is stored at
 /// `origin + x * step_x + y * step_y`.
 struct View {
     width: usize,
@@ -314,7 +311,7 @@ struct View {
 }
 
 impl View {
-    #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]
+    #[expect(clippy::cast_possible_wrap, reason = "pixels of an image in memory fit isize")]
     fn new(decoded: &Decoded, apply_orientation: bool) -> Self {
         use Orientation::{
             FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180, Rotate270,
@@ -350,7 +347,7 @@ impl View {
     }
 
     /// The middle square of the whole.
-    #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]
+    #[expect(clippy::cast_possible_wrap, reason = "pixels of an image in memory fit isize")]
     fn middle_square(self) -> Self {
         let side = self.width.min(self.height);
         let (left, top) = ((self.width - side) / 2, (self.height - side) / 2);
@@ -358,7 +355,7 @@ impl View {
         Self { width: side, height: side, origin, ..self }
     }
 
-    #[expect(clippy::cast_possible_wrap, reason = "pixels of a picture in memory fit isize")]
+    #[expect(clippy::cast_possible_wrap, reason = "pixels of an image in memory fit isize")]
     fn pixel(&self, x: usize, y: usize) -> usize {
         (self.origin + x as isize * self.step_x + y as isize * self.step_y).unsigned_abs()
     }
@@ -368,26 +365,26 @@ impl View {
 mod tests {
     use super::*;
 
-    /// Turning by index arithmetic gives what turning the whole picture gives.
+    /// Turning by index arithmetic gives what turning the whole image gives.
     #[test]
     fn every_orientation_is_what_the_image_crate_makes_of_it() {
         for (width, height) in [(5, 8), (8, 5), (4, 4)] {
-            let picture =
+            let image =
                 image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8 * 20, y as u8 * 20, 7]));
             for exif in 1..=8 {
                 let orientation = Orientation::from_exif(exif).unwrap();
-                let mut turned = image::DynamicImage::ImageRgb8(picture.clone());
+                let mut turned = image::DynamicImage::ImageRgb8(image.clone());
                 turned.apply_orientation(orientation);
-                let stored = |picture: image::RgbImage, orientation| Decoded {
-                    width: picture.width() as usize,
-                    height: picture.height() as usize,
+                let stored = |image: image::RgbImage, orientation| Decoded {
+                    width: image.width() as usize,
+                    height: image.height() as usize,
                     channels: 3,
-                    samples: Samples::Bits8(picture.into_raw()),
+                    samples: Samples::Bits8(image.into_raw()),
                     orientation,
                     always_turned: false,
                 };
                 let preprocess = Preprocess::default_for(width.min(height) as usize);
-                let ours = square(&stored(picture.clone(), orientation), &preprocess);
+                let ours = square(&stored(image.clone(), orientation), &preprocess);
                 let reference = square(&stored(turned.into_rgb8(), Orientation::NoTransforms), &preprocess);
                 assert_eq!(ours, reference, "EXIF orientation {exif} of {width} x {height}");
             }
@@ -396,11 +393,11 @@ mod tests {
 
     #[test]
     fn levels_become_minus_one_to_one() {
-        let picture = PictureBytes { side: 1, rgb: vec![0, 51, 255] };
-        assert_eq!(picture.to_tensor().unwrap().as_slice::<f32>().unwrap(), [-1.0, -0.6, 1.0]);
-        assert_eq!(stack(&[picture.clone(), picture.clone()]).unwrap().shape(), [2, 3, 1, 1]);
-        let other = PictureBytes { side: 2, rgb: vec![0; 12] };
-        assert!(stack(&[picture, other]).is_err());
+        let image = SquareImage { side: 1, rgb: vec![0, 51, 255] };
+        assert_eq!(image.to_tensor().unwrap().as_slice::<f32>().unwrap(), [-1.0, -0.6, 1.0]);
+        assert_eq!(stack(&[image.clone(), image.clone()]).unwrap().shape(), [2, 3, 1, 1]);
+        let other = SquareImage { side: 2, rgb: vec![0; 12] };
+        assert!(stack(&[image, other]).is_err());
         assert!(stack(&[]).is_err());
     }
 }

@@ -40,7 +40,7 @@ impl ImageRef {
         let length = self.length()?;
         if length > most {
             return Err(format!(
-                "the file has {length} bytes, more than a picture within the limits can have"
+                "the file has {length} bytes, more than an image within the limits can have"
             ));
         }
         self.bytes(most)
@@ -65,7 +65,7 @@ impl ImageRef {
     fn length(&self) -> Result<u64, String> {
         match self.file.kind().map_err(|error| self.unreadable(&error))? {
             Kind::File(stamp) => Ok(stamp.bytes),
-            Kind::Folder => Err("a folder, not a picture; is the path in this row empty?".to_owned()),
+            Kind::Folder => Err("a folder, not an image; is the path in this row empty?".to_owned()),
             Kind::Other => Err("not a regular file".to_owned()),
         }
     }

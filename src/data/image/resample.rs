@@ -1,4 +1,4 @@
-//! Resampling of 8-bit pictures, bit for bit as Pillow does it (`src/libImaging/Resample.c`): coefficients in fixed point, a
+//! Resampling of 8-bit images, bit for bit as Pillow does it (`src/libImaging/Resample.c`): coefficients in fixed point, a
 //! horizontal pass and then a vertical one, each rounded to 8 bits.
 
 use std::f64::consts::PI;
@@ -12,9 +12,9 @@ const LANCZOS_SUPPORT: f64 = 3.0;
 /// How pixels are weighed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Three lobes on each side: what training pictures are resized by.
+    /// Three lobes on each side: what training images are resized by.
     Lanczos,
-    /// Keys' cubic with a = −½: what CLIP's pictures are resized by.
+    /// Keys' cubic with a = −½: what CLIP's images are resized by.
     Bicubic,
 }
 
@@ -98,7 +98,7 @@ fn to_level(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Resamples an RGB picture of `input` pixels (width and height) to `output` ones; the result is `[height, width, 3]`, row by
+/// Resamples an RGB image of `input` pixels (width and height) to `output` ones; the result is `[height, width, 3]`, row by
 /// row.
 ///
 /// `read_row(y, row)` fills `row`, `[width, 3]`, with row `y` of the input. It is called once for each row, from the top, so

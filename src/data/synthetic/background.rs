@@ -1,7 +1,7 @@
 //! What scenes stand on: landscapes, skies and patterns.
 
-use super::colour::{
-    self, BLACK, BROWN, Colour, NamedColour, WHITE, between, chance, darker, lighter, mix, pick, varied,
+use super::color::{
+    self, BLACK, BROWN, Color, NamedColor, WHITE, between, chance, darker, lighter, mix, pick, varied,
 };
 use super::raster::{Canvas, Contour, TURN, direction, ellipse, rectangle};
 use super::shapes::{Habitat, Shape};
@@ -26,11 +26,11 @@ enum Ground {
 enum Kind {
     Landscape(Ground, Time),
     Sky(Time),
-    Flat(NamedColour),
-    Fade { from: NamedColour, to: NamedColour, across: bool },
-    Stripes(NamedColour, NamedColour),
-    Checks(NamedColour, NamedColour),
-    Dots(NamedColour, NamedColour),
+    Flat(NamedColor),
+    Fade { from: NamedColor, to: NamedColor, across: bool },
+    Stripes(NamedColor, NamedColor),
+    Checks(NamedColor, NamedColor),
+    Dots(NamedColor, NamedColor),
 }
 
 /// A background: what it shows and which shapes may stand where on it.
@@ -48,10 +48,10 @@ impl Background {
     /// Draws the lot for a background.
     pub(super) fn choose(random: &mut Random) -> Self {
         let time = if chance(random, 0.55) { Time::Day } else { pick(random, &[Time::Sunset, Time::Night]) };
-        let first = pick(random, colour::ALL);
+        let first = pick(random, color::ALL);
         let second = loop {
-            let second = pick(random, colour::ALL);
-            if colour::squared_distance(first.colour, second.colour) > 8000.0 {
+            let second = pick(random, color::ALL);
+            if color::squared_distance(first.color, second.color) > 8000.0 {
                 break second;
             }
         };
@@ -137,7 +137,7 @@ impl Background {
             Kind::Sky(Time::Day) => "in a blue sky".to_owned(),
             Kind::Sky(Time::Sunset) => "in the sky at sunset".to_owned(),
             Kind::Sky(Time::Night) => "in the night sky".to_owned(),
-            Kind::Flat(colour) => format!("on {} background", article(colour.name)),
+            Kind::Flat(color) => format!("on {} background", article(color.name)),
             Kind::Fade { from, to, .. } => {
                 format!("on a background fading from {} to {}", from.name, to.name)
             }
@@ -159,12 +159,12 @@ impl Background {
             }
             Kind::Sky(time) => paint_sky(canvas, time, false, 1.0, random),
             Kind::Flat(named) => {
-                let colour = softened(named, random);
+                let color = softened(named, random);
                 let edge = if chance(random, 0.5) { 0.0 } else { between(random, 0.05, 0.18) };
                 let reach = between(random, 0.9, 1.3);
                 canvas.cover(|x, y| {
                     let away = (x - 0.5) * (x - 0.5) + (y - 0.5) * (y - 0.5);
-                    darker(colour, (edge * away * 2.0 * reach).min(edge))
+                    darker(color, (edge * away * 2.0 * reach).min(edge))
                 });
             }
             Kind::Fade { from, to, across } => {
@@ -204,11 +204,11 @@ impl Background {
     }
 }
 
-/// A background's colour: varied, and lighter where that leaves its name true.
-fn softened(named: NamedColour, random: &mut Random) -> Colour {
-    let colour = varied(named.colour, random);
+/// A background's color: varied, and lighter where that leaves its name true.
+fn softened(named: NamedColor, random: &mut Random) -> Color {
+    let color = varied(named.color, random);
     let softness = between(random, 0.0, 0.35);
-    if named == BLACK || named == BROWN { colour } else { lighter(colour, softness) }
+    if named == BLACK || named == BROWN { color } else { lighter(color, softness) }
 }
 
 fn paint_sky(canvas: &mut Canvas, time: Time, pale: bool, horizon: f64, random: &mut Random) {
@@ -231,7 +231,7 @@ fn paint_sky(canvas: &mut Canvas, time: Time, pale: bool, horizon: f64, random: 
 }
 
 fn paint_ground(canvas: &mut Canvas, ground: Ground, time: Time, horizon: f64, random: &mut Random) {
-    let colour = match ground {
+    let color = match ground {
         Ground::Grass => [92.0, 172.0, 74.0],
         Ground::Sand => [236.0, 208.0, 140.0],
         Ground::Sea => [40.0, 112.0, 186.0],
@@ -242,7 +242,7 @@ fn paint_ground(canvas: &mut Canvas, ground: Ground, time: Time, horizon: f64, r
         Time::Sunset => 0.12,
         Time::Night => 0.45,
     };
-    let near = darker(varied(colour, random), dim);
+    let near = darker(varied(color, random), dim);
     let far = if chance(random, 0.5) { darker(near, 0.14) } else { lighter(near, 0.16) };
     let shape: Contour = if ground == Ground::Sea || chance(random, 0.4) {
         rectangle(-0.1, horizon, 1.1, 1.1)
@@ -286,7 +286,7 @@ fn paint_ground(canvas: &mut Canvas, ground: Ground, time: Time, horizon: f64, r
             if time != Time::Day || chance(random, 0.6) {
                 for _ in 0..12 + random.below(16) {
                     let (x, y, radius) = (random.uniform(), random.uniform(), between(random, 0.007, 0.014));
-                    canvas.fill(&[ellipse(x, y, radius, radius)], |_, _| WHITE.colour, 0.9);
+                    canvas.fill(&[ellipse(x, y, radius, radius)], |_, _| WHITE.color, 0.9);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The drawn data set on disk: pictures, captions and what was done to them.
+//! The drawn data set on disk: images, captions and what was done to them.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
     interrupt::Interrupt,
 };
 
-/// The largest side of a drawn picture, in pixels.
+/// The largest side of a drawn image, in pixels.
 const LARGEST_SIDE: usize = 4096;
 
 /// What [`write_data_set`] draws.
@@ -28,11 +28,11 @@ pub struct DataSetSettings {
     pub train: usize,
     /// Records of `validation.csv`, none of them spoiled.
     pub validation: usize,
-    /// The pictures' side in pixels.
+    /// The images' side in pixels.
     pub side: usize,
     /// How many of the training records are spoiled.
     pub shares: FlawShares,
-    /// Fixes every picture, caption and flaw.
+    /// Fixes every image, caption and flaw.
     pub seed: u64,
 }
 
@@ -53,11 +53,11 @@ struct Row {
     duplicate_of: Option<usize>,
 }
 
-/// Draws a data set into `folder`, which is created: pictures as PNG under `train/` and `validation/`, and the tables
+/// Draws a data set into `folder`, which is created: images as PNG under `train/` and `validation/`, and the tables
 /// `train.csv` and `validation.csv` with the columns `id,image_save_path,caption,flaw,duplicate_of`.
 ///
 /// Paths are relative to the tables. Training ids count from 0 and validation ids go on from there. One seed gives the
-/// same bytes in every file. The tables are written last: where they exist, the pictures are complete.
+/// same bytes in every file. The tables are written last: where they exist, the images are complete.
 ///
 /// # Errors
 /// If a setting is out of range or a file cannot be written.
@@ -78,7 +78,7 @@ pub fn write_data_set_until(
     let DataSetSettings { train, validation, side, shares, seed } = *settings;
     if !(8..=LARGEST_SIDE).contains(&side) {
         return Err(Error::argument(format!(
-            "drawn pictures cannot be {side} pixels wide; choose from 8 to {LARGEST_SIDE}"
+            "drawn images cannot be {side} pixels wide; choose from 8 to {LARGEST_SIDE}"
         )));
     }
     if train == 0 || validation == 0 {
@@ -98,8 +98,8 @@ pub fn write_data_set_until(
         }
     }
     for part in ["train", "validation"] {
-        let pictures = folder.join(part);
-        fs::create_dir_all(&pictures).map_err(Error::io("create", &pictures))?;
+        let images = folder.join(part);
+        fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
     }
 
     // Wrong captions and duplicates take from other records, so the scenes come first; a duplicate's own is not used.
@@ -110,7 +110,7 @@ pub fn write_data_set_until(
             let mut scene = draw_scene(seed, record as u64, side);
             if flaws[record] != Flaw::Duplicate {
                 spoil(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
-                write_png(&folder.join(picture_path("train", record)), &scene.rgb, side)?;
+                write_png(&folder.join(image_path("train", record)), &scene.rgb, side)?;
             }
             Ok(scene.caption)
         })
@@ -124,7 +124,7 @@ pub fn write_data_set_until(
             let duplicate_of = sources[id].filter(|_| flaws[id] == Flaw::Duplicate);
             if let Some(original) = duplicate_of {
                 let scene = draw_scene(seed, original as u64, side);
-                write_png(&folder.join(picture_path("train", id)), &scene.rgb, side)?;
+                write_png(&folder.join(image_path("train", id)), &scene.rgb, side)?;
             }
             Ok(Row { id, caption, flaw: flaws[id], duplicate_of })
         })
@@ -134,7 +134,7 @@ pub fn write_data_set_until(
         .map(|id| {
             check()?;
             let scene = draw_scene(seed, id as u64, side);
-            write_png(&folder.join(picture_path("validation", id)), &scene.rgb, side)?;
+            write_png(&folder.join(image_path("validation", id)), &scene.rgb, side)?;
             Ok(Row { id, caption: scene.caption, flaw: Flaw::Clean, duplicate_of: None })
         })
         .collect::<Result<Vec<Row>>>()?;
@@ -143,15 +143,15 @@ pub fn write_data_set_until(
     Ok(data_set)
 }
 
-fn picture_path(part: &str, id: usize) -> String {
+fn image_path(part: &str, id: usize) -> String {
     format!("{part}/{id:06}.png")
 }
 
 fn write_table(path: &Path, part: &str, rows: &[Row]) -> Result<()> {
     let row = |row: &Row| {
         let original = row.duplicate_of.map_or(String::new(), |original| original.to_string());
-        let picture = picture_path(part, row.id);
-        [row.id.to_string(), picture, row.caption.clone(), row.flaw.name().to_owned(), original]
+        let image = image_path(part, row.id);
+        [row.id.to_string(), image, row.caption.clone(), row.flaw.name().to_owned(), original]
     };
     let header = ["id", "image_save_path", "caption", "flaw", "duplicate_of"];
     write_csv(path, &header, rows.iter().map(row))

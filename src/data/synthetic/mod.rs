@@ -2,12 +2,12 @@
 //! download.
 //!
 //! A scene is a background (a landscape, a sky, a pattern) with one to four things on it, and a caption that names
-//! their sizes, colours, shapes and places. A scene depends on the seed and its index only, and is the same bits on
+//! their sizes, colors, shapes and places. A scene depends on the seed and its index only, and is the same bits on
 //! every machine.
 
 mod background;
 mod caption;
-mod colour;
+mod color;
 mod data_set;
 mod raster;
 mod shapes;
@@ -16,24 +16,24 @@ pub use data_set::{DataSet, DataSetSettings, write_data_set, write_data_set_unti
 
 use background::Background;
 use caption::Named;
-use colour::{
-    BLACK, Colour, NamedColour, WHITE, between, chance, darker, lighter, mix, pick, squared_distance, varied,
+use color::{
+    BLACK, Color, NamedColor, WHITE, between, chance, darker, lighter, mix, pick, squared_distance, varied,
 };
 use raster::{Canvas, Contour, Point, outline};
 use shapes::{Habitat, Paint, Shape};
 
 use crate::engine::{Purpose, Random};
 
-/// A drawn picture and what it shows.
+/// A drawn image and what it shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
-    /// The picture, `[side, side, 3]` bytes.
+    /// The image, `[side, side, 3]` bytes.
     pub rgb: Vec<u8>,
-    /// What the picture shows, in one English phrase.
+    /// What the image shows, in one English phrase.
     pub caption: String,
 }
 
-/// How large a thing is: its word and the bounds of its radius as a share of the picture's side.
+/// How large a thing is: its word and the bounds of its radius as a share of the image's side.
 struct Size {
     word: &'static str,
     radius: (f64, f64),
@@ -49,14 +49,14 @@ struct Thing {
     middle: Point,
     radius: f64,
     paint: Paint,
-    colour: Colour,
-    outline: Option<Colour>,
+    color: Color,
+    outline: Option<Color>,
     mirrored: bool,
     /// Tangent of half the angle by which it leans.
     lean: f64,
 }
 
-/// Draws the scene of (`seed`, `index`) as a picture of `side`×`side` pixels.
+/// Draws the scene of (`seed`, `index`) as an image of `side`×`side` pixels.
 ///
 /// The caption does not depend on `side`. From about 32 pixels on, things can be told apart.
 pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
@@ -136,8 +136,8 @@ fn place_group(
                 group.push(thing);
             }
             Some(first) => {
-                let (paint, colour, outline) = (first.paint, first.colour, first.outline);
-                group.push(Thing { paint, colour, outline, ..thing });
+                let (paint, color, outline) = (first.paint, first.color, first.outline);
+                group.push(Thing { paint, color, outline, ..thing });
             }
         }
     }
@@ -174,7 +174,7 @@ fn place<'size>(
     None
 }
 
-/// Gives a placed thing its colour, pattern and outline, and the words for them.
+/// Gives a placed thing its color, pattern and outline, and the words for them.
 fn dress(
     shape: Shape,
     size: &Size,
@@ -185,39 +185,39 @@ fn dress(
     random: &mut Random,
 ) -> (Thing, String) {
     let behind = canvas.mean_around(middle[0], middle[1], radius);
-    let mut named: NamedColour = pick(random, shape.palette());
-    let mut colour = varied(named.colour, random);
-    let stands_out = |colour: Colour| squared_distance(colour, behind) > 7000.0;
+    let mut named: NamedColor = pick(random, shape.palette());
+    let mut color = varied(named.color, random);
+    let stands_out = |color: Color| squared_distance(color, behind) > 7000.0;
     for _ in 0..12 {
-        if stands_out(colour) {
+        if stands_out(color) {
             break;
         }
         named = pick(random, shape.palette());
-        colour = varied(named.colour, random);
+        color = varied(named.color, random);
     }
     let dark_behind = behind[0] + behind[1] + behind[2] < 240.0;
-    let line = if dark_behind { lighter(colour, 0.75) } else { darker(mix(colour, BLACK.colour, 0.5), 0.45) };
-    let outline = (outlined || !stands_out(colour)).then_some(line);
-    let contrast = if squared_distance(colour, WHITE.colour) < 30_000.0 { BLACK } else { WHITE };
-    let second = varied(mix(colour, contrast.colour, 0.75), random);
+    let line = if dark_behind { lighter(color, 0.75) } else { darker(mix(color, BLACK.color, 0.5), 0.45) };
+    let outline = (outlined || !stands_out(color)).then_some(line);
+    let contrast = if squared_distance(color, WHITE.color) < 30_000.0 { BLACK } else { WHITE };
+    let second = varied(mix(color, contrast.color, 0.75), random);
     let (paint, pattern) = match random.below(10) {
         0 if shape.takes_pattern() => {
             let (width, slope) = (between(random, 0.2, 0.32), pick(random, &[0.0, 0.6, -0.6, 20.0]));
             // A steep slope makes level bands; their width is then measured down, not across.
             let width = if slope > 10.0 { width * slope } else { width };
-            (Paint::Striped { first: colour, second, width, slope }, "striped ")
+            (Paint::Striped { first: color, second, width, slope }, "striped ")
         }
         1 if shape.takes_pattern() => {
-            (Paint::Spotted { first: colour, second, period: between(random, 0.4, 0.55) }, "spotted ")
+            (Paint::Spotted { first: color, second, period: between(random, 0.4, 0.55) }, "spotted ")
         }
         2..=5 => {
-            let (light, dark) = (lighter(colour, between(random, 0.1, 0.28)), darker(colour, 0.2));
+            let (light, dark) = (lighter(color, between(random, 0.1, 0.28)), darker(color, 0.2));
             (Paint::Fade { from: light, to: dark, across: chance(random, 0.4) }, "")
         }
-        _ => (Paint::Solid(colour), ""),
+        _ => (Paint::Solid(color), ""),
     };
     let lean = if shape.may_lean() && chance(random, 0.5) { between(random, -0.2, 0.2) } else { 0.0 };
-    let thing = Thing { shape, middle, radius, paint, colour, outline, mirrored: chance(random, 0.5), lean };
+    let thing = Thing { shape, middle, radius, paint, color, outline, mirrored: chance(random, 0.5), lean };
     (thing, format!("{}{}{} ", size.word, pattern, named.name))
 }
 
@@ -238,7 +238,7 @@ fn draw(thing: &Thing, canvas: &mut Canvas, random: &mut Random) {
         let (x, y) = ((x - thing.middle[0]) / thing.radius, (y - thing.middle[1]) / thing.radius);
         [(x * cos + y * sin) * mirror, y * cos - x * sin]
     };
-    for part in thing.shape.parts(thing.paint, thing.colour, random) {
+    for part in thing.shape.parts(thing.paint, thing.color, random) {
         let contours: Vec<Contour> =
             part.contours.iter().map(|contour| contour.iter().copied().map(onto_canvas).collect()).collect();
         if let Some(line) = thing.outline {

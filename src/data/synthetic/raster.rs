@@ -1,10 +1,10 @@
-//! A small rasteriser: polygons filled by winding number, exact along a row and sampled on five lines per pixel
-//! across rows. It uses no function of the platform's mathematics library, so that pictures are the same bits
+//! A small rasterizer: polygons filled by winding number, exact along a row and sampled on five lines per pixel
+//! across rows. It uses no function of the platform's mathematics library, so that images are the same bits
 //! everywhere.
 
 use std::sync::LazyLock;
 
-use super::colour::{Colour, mix};
+use super::color::{Color, mix};
 
 /// A point, x to the right and y down.
 pub(super) type Point = [f64; 2];
@@ -79,10 +79,10 @@ pub(super) fn outline(contours: &[Contour], width: f64) -> Vec<Contour> {
     strokes
 }
 
-/// A square picture under work. Coordinates run from 0 to 1 in both directions.
+/// A square image under work. Coordinates run from 0 to 1 in both directions.
 pub(super) struct Canvas {
     side: usize,
-    pixels: Vec<Colour>,
+    pixels: Vec<Color>,
     crossings: Vec<Vec<(f64, i32)>>,
     coverage: Vec<f64>,
 }
@@ -98,19 +98,19 @@ impl Canvas {
         }
     }
 
-    /// Gives every pixel the mean of `colour` over 3×3 points in it.
-    pub(super) fn cover(&mut self, colour: impl Fn(f64, f64) -> Colour) {
+    /// Gives every pixel the mean of `color` over 3×3 points in it.
+    pub(super) fn cover(&mut self, color: impl Fn(f64, f64) -> Color) {
         let side = self.side as f64;
         for row in 0..self.side {
             for column in 0..self.side {
                 self.pixels[row * self.side + column] =
-                    mean_of_pixel(column as f64, row as f64, side, &colour);
+                    mean_of_pixel(column as f64, row as f64, side, &color);
             }
         }
     }
 
-    /// Fills the union of polygons (winding number not 0) with `colour`, a function of the place, at an opacity in [0, 1].
-    pub(super) fn fill(&mut self, contours: &[Contour], colour: impl Fn(f64, f64) -> Colour, opacity: f64) {
+    /// Fills the union of polygons (winding number not 0) with `color`, a function of the place, at an opacity in [0, 1].
+    pub(super) fn fill(&mut self, contours: &[Contour], color: impl Fn(f64, f64) -> Color, opacity: f64) {
         let lines_in_all = (self.side * LINES) as f64;
         let side = self.side as f64;
         let (mut first_line, mut last_line) = (self.crossings.len(), 0);
@@ -163,7 +163,7 @@ impl Canvas {
             for column in first_column..last_column {
                 let share = std::mem::take(&mut self.coverage[column]);
                 if share > 0.0 {
-                    let paint = mean_of_pixel(column as f64, row as f64, side, &colour);
+                    let paint = mean_of_pixel(column as f64, row as f64, side, &color);
                     let pixel = &mut self.pixels[row * self.side + column];
                     *pixel = mix(*pixel, paint, (share * opacity).min(1.0));
                 }
@@ -171,8 +171,8 @@ impl Canvas {
         }
     }
 
-    /// The mean colour over 5×5 points of the square around (`x`, `y`).
-    pub(super) fn mean_around(&self, x: f64, y: f64, radius: f64) -> Colour {
+    /// The mean color over 5×5 points of the square around (`x`, `y`).
+    pub(super) fn mean_around(&self, x: f64, y: f64, radius: f64) -> Color {
         let mut sum = [0.0; 3];
         for row in -2..=2 {
             for column in -2..=2 {
@@ -187,18 +187,18 @@ impl Canvas {
         sum
     }
 
-    /// The finished picture, `[side, side, 3]` bytes.
+    /// The finished image, `[side, side, 3]` bytes.
     pub(super) fn into_rgb(self) -> Vec<u8> {
         self.pixels.iter().flatten().map(|&value| (value + 0.5).clamp(0.0, 255.0) as u8).collect()
     }
 }
 
-/// The mean of `colour` over 3×3 points of a pixel.
-fn mean_of_pixel(column: f64, row: f64, side: f64, colour: &impl Fn(f64, f64) -> Colour) -> Colour {
+/// The mean of `color` over 3×3 points of a pixel.
+fn mean_of_pixel(column: f64, row: f64, side: f64, color: &impl Fn(f64, f64) -> Color) -> Color {
     let mut sum = [0.0; 3];
     for y in [1.0 / 6.0, 0.5, 5.0 / 6.0] {
         for x in [1.0 / 6.0, 0.5, 5.0 / 6.0] {
-            let sample = colour((column + x) / side, (row + y) / side);
+            let sample = color((column + x) / side, (row + y) / side);
             sum = [0, 1, 2].map(|channel| sum[channel] + sample[channel]);
         }
     }

@@ -1,8 +1,8 @@
 //! What scenes are made of: each shape as a few painted parts, in coordinates from -1 to 1, y down.
 
-use super::colour::{
-    BLACK, BLUE, BROWN, Colour, GREEN, GREY, NamedColour, ORANGE, PINK, PURPLE, RED, TURQUOISE, WHITE,
-    YELLOW, between, chance, darker, lighter, mix, pick, squared_distance,
+use super::color::{
+    BLACK, BLUE, BROWN, Color, GRAY, GREEN, NamedColor, ORANGE, PINK, PURPLE, RED, TURQUOISE, WHITE, YELLOW,
+    between, chance, darker, lighter, mix, pick, squared_distance,
 };
 use super::raster::{Contour, Point, TURN, direction, ellipse, rectangle};
 use crate::engine::Random;
@@ -16,24 +16,24 @@ pub(super) enum Habitat {
     Water,
 }
 
-/// How a shape's main colour is laid on.
+/// How a shape's main color is laid on.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Paint {
-    /// One colour.
-    Solid(Colour),
-    /// From the first colour at the left or top to the second at the right or bottom.
-    Fade { from: Colour, to: Colour, across: bool },
-    /// Bands of two colours, `width` wide.
-    Striped { first: Colour, second: Colour, width: f64, slope: f64 },
-    /// Dots of the second colour on the first, `period` apart.
-    Spotted { first: Colour, second: Colour, period: f64 },
+    /// One color.
+    Solid(Color),
+    /// From the first color at the left or top to the second at the right or bottom.
+    Fade { from: Color, to: Color, across: bool },
+    /// Bands of two colors, `width` wide.
+    Striped { first: Color, second: Color, width: f64, slope: f64 },
+    /// Dots of the second color on the first, `period` apart.
+    Spotted { first: Color, second: Color, period: f64 },
 }
 
 impl Paint {
-    /// The colour at a point of the shape's own coordinates.
-    pub(super) fn at(&self, x: f64, y: f64) -> Colour {
+    /// The color at a point of the shape's own coordinates.
+    pub(super) fn at(&self, x: f64, y: f64) -> Color {
         match *self {
-            Self::Solid(colour) => colour,
+            Self::Solid(color) => color,
             Self::Fade { from, to, across } => {
                 let along = if across { x } else { y };
                 mix(from, to, ((along + 1.0) / 2.0).clamp(0.0, 1.0))
@@ -139,20 +139,20 @@ impl Shape {
         }
     }
 
-    /// The colours it comes in.
-    pub(super) fn palette(self) -> &'static [NamedColour] {
+    /// The colors it comes in.
+    pub(super) fn palette(self) -> &'static [NamedColor] {
         match self {
-            House => &[RED, ORANGE, YELLOW, BLUE, PINK, WHITE, GREY, TURQUOISE, BROWN],
+            House => &[RED, ORANGE, YELLOW, BLUE, PINK, WHITE, GRAY, TURQUOISE, BROWN],
             Tree => &[GREEN, GREEN, ORANGE, YELLOW, RED],
             FirTree => &[GREEN],
             Sun => &[YELLOW, ORANGE],
             Moon => &[YELLOW, WHITE],
-            Cloud => &[WHITE, GREY, PINK],
-            Mountain => &[GREY, BROWN, PURPLE, BLUE],
+            Cloud => &[WHITE, GRAY, PINK],
+            Mountain => &[GRAY, BROWN, PURPLE, BLUE],
             Mushroom => &[RED, BROWN, ORANGE, PURPLE],
             Apple => &[RED, GREEN, YELLOW],
-            Fish => &[ORANGE, RED, YELLOW, GREEN, PURPLE, PINK, GREY],
-            _ => super::colour::ALL,
+            Fish => &[ORANGE, RED, YELLOW, GREEN, PURPLE, PINK, GRAY],
+            _ => super::color::ALL,
         }
     }
 
@@ -169,8 +169,8 @@ impl Shape {
         matches!(self, Square | Triangle | Star | Heart | Diamond | Cross | Butterfly)
     }
 
-    /// Its parts, the main one laid on with `main`, whose basic colour is `colour`.
-    pub(super) fn parts(self, main: Paint, colour: Colour, random: &mut Random) -> Vec<Part> {
+    /// Its parts, the main one laid on with `main`, whose basic color is `color`.
+    pub(super) fn parts(self, main: Paint, color: Color, random: &mut Random) -> Vec<Part> {
         match self {
             Circle => vec![part(ellipse(0.0, 0.0, 0.95, 0.95), main)],
             Square => vec![part(rectangle(-0.82, -0.82, 0.82, 0.82), main)],
@@ -184,18 +184,18 @@ impl Shape {
             Tree => tree(main, random),
             FirTree => fir_tree(main, random),
             Boat => boat(main, random),
-            Sun => sun(main, colour, random),
+            Sun => sun(main, color, random),
             Moon => vec![part(crescent(between(random, 0.2, 0.5)), main)],
-            Fish => fish(main, colour),
-            Flower => flower(main, colour, random),
+            Fish => fish(main, color),
+            Flower => flower(main, color, random),
             Car => car(main),
             Cloud => cloud(main, random),
             Mountain => mountain(main, random),
-            Balloon => balloon(main, colour),
+            Balloon => balloon(main, color),
             Mushroom => mushroom(main, random),
-            Apple => apple(main, colour),
-            Butterfly => butterfly(main, colour),
-            Bird => bird(main, colour),
+            Apple => apple(main, color),
+            Butterfly => butterfly(main, color),
+            Bird => bird(main, color),
         }
     }
 }
@@ -204,8 +204,8 @@ fn part(contour: Contour, paint: Paint) -> Part {
     Part { contours: vec![contour], paint }
 }
 
-fn solid(contour: Contour, colour: Colour) -> Part {
-    part(contour, Paint::Solid(colour))
+fn solid(contour: Contour, color: Color) -> Part {
+    part(contour, Paint::Solid(color))
 }
 
 fn star(points: usize) -> Contour {
@@ -269,7 +269,7 @@ fn crescent(thinness: f64) -> Contour {
 }
 
 fn house(main: Paint, random: &mut Random) -> Vec<Part> {
-    let roof = pick(random, &[RED.colour, BROWN.colour, GREY.colour, BLACK.colour]);
+    let roof = pick(random, &[RED.color, BROWN.color, GRAY.color, BLACK.color]);
     let roof = mix(roof, lighter(roof, 0.3), random.uniform());
     let window = pick(random, &[[190.0, 222.0, 245.0], [252.0, 234.0, 140.0]]);
     let door = between(random, -0.5, 0.15);
@@ -279,7 +279,7 @@ fn house(main: Paint, random: &mut Random) -> Vec<Part> {
     }
     parts.push(part(rectangle(-0.75, -0.15, 0.75, 0.95), main));
     parts.push(solid(vec![[-1.0, -0.1], [0.0, -0.95], [1.0, -0.1]], roof));
-    parts.push(solid(rectangle(door, 0.35, door + 0.34, 0.95), darker(BROWN.colour, 0.2)));
+    parts.push(solid(rectangle(door, 0.35, door + 0.34, 0.95), darker(BROWN.color, 0.2)));
     for left in [door - 0.48, door + 0.52] {
         if left > -0.7 && left + 0.3 < 0.72 {
             parts.push(solid(rectangle(left, 0.12, left + 0.3, 0.42), window));
@@ -291,7 +291,7 @@ fn house(main: Paint, random: &mut Random) -> Vec<Part> {
 fn tree(main: Paint, random: &mut Random) -> Vec<Part> {
     let trunk = solid(
         vec![[-0.12, 0.1], [0.12, 0.1], [0.18, 0.97], [-0.18, 0.97]],
-        darker(BROWN.colour, between(random, 0.0, 0.3)),
+        darker(BROWN.color, between(random, 0.0, 0.3)),
     );
     let crown = if chance(random, 0.4) {
         vec![ellipse(0.0, -0.3, 0.68, 0.66)]
@@ -307,7 +307,7 @@ fn tree(main: Paint, random: &mut Random) -> Vec<Part> {
 }
 
 fn fir_tree(main: Paint, random: &mut Random) -> Vec<Part> {
-    let trunk = solid(rectangle(-0.12, 0.5, 0.12, 0.97), darker(BROWN.colour, 0.2));
+    let trunk = solid(rectangle(-0.12, 0.5, 0.12, 0.97), darker(BROWN.color, 0.2));
     let snow = chance(random, 0.25);
     let mut parts = vec![trunk];
     for (top, bottom, half) in [(-0.1, 0.72, 0.78), (-0.55, 0.3, 0.62), (-0.97, -0.15, 0.45)] {
@@ -315,17 +315,17 @@ fn fir_tree(main: Paint, random: &mut Random) -> Vec<Part> {
         if snow {
             let end = top + (bottom - top) * 0.3;
             let tip = vec![[0.0, top], [half * 0.3, end], [-half * 0.3, end]];
-            parts.push(solid(tip, WHITE.colour));
+            parts.push(solid(tip, WHITE.color));
         }
     }
     parts
 }
 
 fn boat(main: Paint, random: &mut Random) -> Vec<Part> {
-    let sail = pick(random, &[WHITE.colour, [250.0, 236.0, 200.0], [225.0, 232.0, 240.0]]);
+    let sail = pick(random, &[WHITE.color, [250.0, 236.0, 200.0], [225.0, 232.0, 240.0]]);
     let hull = vec![[-0.97, 0.35], [0.97, 0.35], [0.62, 0.88], [-0.62, 0.88]];
     let mut parts = vec![
-        solid(rectangle(-0.05, -0.95, 0.05, 0.4), darker(BROWN.colour, 0.25)),
+        solid(rectangle(-0.05, -0.95, 0.05, 0.4), darker(BROWN.color, 0.25)),
         solid(vec![[0.1, -0.88], [0.82, 0.2], [0.1, 0.2]], sail),
     ];
     if chance(random, 0.6) {
@@ -335,38 +335,37 @@ fn boat(main: Paint, random: &mut Random) -> Vec<Part> {
     parts
 }
 
-fn sun(main: Paint, colour: Colour, random: &mut Random) -> Vec<Part> {
+fn sun(main: Paint, color: Color, random: &mut Random) -> Vec<Part> {
     let rays = pick(random, &[8, 10, 12]);
     let step = TURN / rays;
     let ray = |index: usize| {
         let [tip, left, right] = [0, step / 3, TURN - step / 3].map(|turn| direction(index * step + turn));
         vec![tip, [left[0] * 0.58, left[1] * 0.58], [right[0] * 0.58, right[1] * 0.58]]
     };
-    let rays = Part { contours: (0..rays).map(ray).collect(), paint: Paint::Solid(lighter(colour, 0.12)) };
+    let rays = Part { contours: (0..rays).map(ray).collect(), paint: Paint::Solid(lighter(color, 0.12)) };
     vec![rays, part(ellipse(0.0, 0.0, 0.6, 0.6), main)]
 }
 
-fn fish(main: Paint, colour: Colour) -> Vec<Part> {
-    let fin = Paint::Solid(darker(colour, 0.22));
+fn fish(main: Paint, color: Color) -> Vec<Part> {
+    let fin = Paint::Solid(darker(color, 0.22));
     vec![
         part(vec![[0.42, 0.0], [0.98, -0.5], [0.86, 0.0], [0.98, 0.5]], fin),
         part(vec![[-0.25, -0.4], [0.3, -0.72], [0.3, -0.3]], fin),
         part(ellipse(-0.15, 0.0, 0.78, 0.5), main),
-        solid(ellipse(-0.58, -0.12, 0.13, 0.13), WHITE.colour),
-        solid(ellipse(-0.6, -0.12, 0.06, 0.06), BLACK.colour),
+        solid(ellipse(-0.58, -0.12, 0.13, 0.13), WHITE.color),
+        solid(ellipse(-0.6, -0.12, 0.06, 0.06), BLACK.color),
     ]
 }
 
-fn flower(main: Paint, colour: Colour, random: &mut Random) -> Vec<Part> {
+fn flower(main: Paint, color: Color, random: &mut Random) -> Vec<Part> {
     let petals = pick(random, &[5, 6, 8]);
     let petal = |index: usize| {
         let [cos, sin] = direction(index * TURN / petals + TURN / 4);
         let size = if petals == 8 { 0.21 } else { 0.27 };
         ellipse(0.36 * cos, -0.38 + 0.36 * sin, size, size)
     };
-    let middle =
-        if colour[0] > 220.0 && colour[1] > 190.0 { darker(ORANGE.colour, 0.2) } else { YELLOW.colour };
-    let green = darker(GREEN.colour, between(random, 0.05, 0.3));
+    let middle = if color[0] > 220.0 && color[1] > 190.0 { darker(ORANGE.color, 0.2) } else { YELLOW.color };
+    let green = darker(GREEN.color, between(random, 0.05, 0.3));
     vec![
         solid(rectangle(-0.06, -0.3, 0.06, 0.98), green),
         solid(vec![[0.0, 0.75], [0.25, 0.35], [0.55, 0.3], [0.35, 0.62]], green),
@@ -395,8 +394,8 @@ fn car(main: Paint) -> Vec<Part> {
         solid(vec![[0.05, 0.02], [0.05, -0.34], [0.3, -0.34], [0.48, 0.02]], glass),
     ];
     for x in [-0.52, 0.52] {
-        parts.push(solid(ellipse(x, 0.5, 0.25, 0.25), BLACK.colour));
-        parts.push(solid(ellipse(x, 0.5, 0.11, 0.11), GREY.colour));
+        parts.push(solid(ellipse(x, 0.5, 0.25, 0.25), BLACK.color));
+        parts.push(solid(ellipse(x, 0.5, 0.11, 0.11), GRAY.color));
     }
     parts
 }
@@ -424,18 +423,18 @@ fn mountain(main: Paint, random: &mut Random) -> Vec<Part> {
         let dip = |share: f64, lift: f64| [left[0] + (right[0] - left[0]) * share, left[1] - lift];
         parts.push(solid(
             vec![[peak, -0.9], right, dip(0.68, 0.18), dip(0.5, -0.02), dip(0.3, 0.18), left],
-            WHITE.colour,
+            WHITE.color,
         ));
     }
     parts
 }
 
-fn balloon(main: Paint, colour: Colour) -> Vec<Part> {
+fn balloon(main: Paint, color: Color) -> Vec<Part> {
     vec![
-        solid(vec![[-0.025, 0.4], [0.025, 0.4], [0.1, 0.98], [0.04, 0.98]], darker(GREY.colour, 0.3)),
-        solid(vec![[0.0, 0.36], [0.14, 0.55], [-0.14, 0.55]], darker(colour, 0.25)),
+        solid(vec![[-0.025, 0.4], [0.025, 0.4], [0.1, 0.98], [0.04, 0.98]], darker(GRAY.color, 0.3)),
+        solid(vec![[0.0, 0.36], [0.14, 0.55], [-0.14, 0.55]], darker(color, 0.25)),
         part(ellipse(0.0, -0.26, 0.6, 0.7), main),
-        solid(ellipse(-0.22, -0.52, 0.1, 0.16), lighter(colour, 0.55)),
+        solid(ellipse(-0.22, -0.52, 0.1, 0.16), lighter(color, 0.55)),
     ]
 }
 
@@ -453,38 +452,38 @@ fn mushroom(main: Paint, random: &mut Random) -> Vec<Part> {
     ];
     if chance(random, 0.7) {
         for (x, y, radius) in [(-0.45, -0.2, 0.14), (0.08, -0.5, 0.15), (0.5, -0.15, 0.13)] {
-            parts.push(solid(ellipse(x, y, radius, radius), WHITE.colour));
+            parts.push(solid(ellipse(x, y, radius, radius), WHITE.color));
         }
     }
     parts
 }
 
-fn apple(main: Paint, colour: Colour) -> Vec<Part> {
+fn apple(main: Paint, color: Color) -> Vec<Part> {
     vec![
         Part { contours: vec![ellipse(-0.3, 0.2, 0.56, 0.7), ellipse(0.3, 0.2, 0.56, 0.7)], paint: main },
-        solid(vec![[-0.05, -0.3], [0.02, -0.92], [0.12, -0.9], [0.05, -0.3]], darker(BROWN.colour, 0.3)),
-        solid(vec![[0.1, -0.6], [0.35, -0.9], [0.7, -0.85], [0.45, -0.55]], darker(GREEN.colour, 0.1)),
-        solid(ellipse(-0.48, -0.08, 0.11, 0.17), lighter(colour, 0.5)),
+        solid(vec![[-0.05, -0.3], [0.02, -0.92], [0.12, -0.9], [0.05, -0.3]], darker(BROWN.color, 0.3)),
+        solid(vec![[0.1, -0.6], [0.35, -0.9], [0.7, -0.85], [0.45, -0.55]], darker(GREEN.color, 0.1)),
+        solid(ellipse(-0.48, -0.08, 0.11, 0.17), lighter(color, 0.5)),
     ]
 }
 
-fn butterfly(main: Paint, colour: Colour) -> Vec<Part> {
-    let lower = Paint::Solid(darker(colour, 0.2));
+fn butterfly(main: Paint, color: Color) -> Vec<Part> {
+    let lower = Paint::Solid(darker(color, 0.2));
     vec![
         Part { contours: vec![ellipse(-0.42, 0.4, 0.38, 0.4), ellipse(0.42, 0.4, 0.38, 0.4)], paint: lower },
         Part { contours: vec![ellipse(-0.5, -0.35, 0.48, 0.5), ellipse(0.5, -0.35, 0.48, 0.5)], paint: main },
-        solid(ellipse(0.0, 0.05, 0.11, 0.75), darker(BROWN.colour, 0.5)),
+        solid(ellipse(0.0, 0.05, 0.11, 0.75), darker(BROWN.color, 0.5)),
     ]
 }
 
-fn bird(main: Paint, colour: Colour) -> Vec<Part> {
-    let beak = if squared_distance(colour, ORANGE.colour) < 6000.0 { BROWN.colour } else { ORANGE.colour };
+fn bird(main: Paint, color: Color) -> Vec<Part> {
+    let beak = if squared_distance(color, ORANGE.color) < 6000.0 { BROWN.color } else { ORANGE.color };
     vec![
         solid(vec![[-0.7, -0.32], [-0.99, -0.2], [-0.68, -0.12]], beak),
-        part(vec![[0.35, 0.0], [0.97, -0.35], [0.9, 0.2]], Paint::Solid(darker(colour, 0.25))),
+        part(vec![[0.35, 0.0], [0.97, -0.35], [0.9, 0.2]], Paint::Solid(darker(color, 0.25))),
         Part { contours: vec![ellipse(0.05, 0.15, 0.6, 0.42), ellipse(-0.5, -0.25, 0.3, 0.3)], paint: main },
-        part(vec![[-0.1, 0.0], [0.5, -0.1], [0.35, 0.38], [0.05, 0.3]], Paint::Solid(darker(colour, 0.3))),
-        solid(ellipse(-0.56, -0.3, 0.09, 0.09), WHITE.colour),
-        solid(ellipse(-0.58, -0.3, 0.05, 0.05), BLACK.colour),
+        part(vec![[-0.1, 0.0], [0.5, -0.1], [0.35, 0.38], [0.05, 0.3]], Paint::Solid(darker(color, 0.3))),
+        solid(ellipse(-0.56, -0.3, 0.09, 0.09), WHITE.color),
+        solid(ellipse(-0.58, -0.3, 0.05, 0.05), BLACK.color),
     ]
 }

@@ -28,7 +28,7 @@ use crate::{
     weights::Weights,
 };
 
-/// The id of the end mark in configurations that were written before it was honoured; see [`ClipText`].
+/// The id of the end mark in configurations that were written before it was honored; see [`ClipText`].
 const LEGACY_END: u32 = 2;
 
 /// What `config.json` says; what it leaves out is what transformers takes then.
@@ -80,7 +80,7 @@ pub struct ClipText {
     device: Option<Device>,
 }
 
-/// One block of a CLIP transformer, of text or of pictures.
+/// One block of a CLIP transformer, of text or of images.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     first: Norm,

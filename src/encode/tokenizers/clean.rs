@@ -104,7 +104,7 @@ fn ligature(character: char) -> Option<&'static str> {
     })
 }
 
-/// Without `ESC [ numbers letter`, which colours a terminal.
+/// Without `ESC [ numbers letter`, which colors a terminal.
 fn without_terminal_escapes(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut parts = text.split("\u{1b}[");

@@ -110,7 +110,7 @@ const KINDS: [(&str, &str); 14] = [
     ("{box}", "│┌┐┘├┤┬┼═-╬▀▄█▌▐░▒▓"),
 ];
 
-/// Neighbours that are far likelier in such text than in what somebody wrote.
+/// Neighbors that are far likelier in such text than in what somebody wrote.
 const BROKEN: [&str; 37] = [
     "[{c1}]",
     "[{bad}{lower}{upper}{box}{start}{end}{currency}{numeric}{law}][{bad}]",

@@ -1,4 +1,4 @@
-//! The VQ-VAE on a device: pictures and features come from the host and go there.
+//! The VQ-VAE on a device: images and features come from the host and go there.
 
 use std::{
     borrow::Cow,
@@ -21,14 +21,14 @@ use crate::{
     error::Result,
 };
 
-/// Pictures that the networks work on at once: enough for the small maps to fill a card, few enough for memory. There are
+/// Images that the networks work on at once: enough for the small maps to fill a card, few enough for memory. There are
 /// always as many, the last one being repeated, so that all are computed alike and no bit of one depends on the others.
-const PICTURES: usize = 4;
+const IMAGES: usize = 4;
 
-/// Pictures quantised at once.
-const QUANTISED: usize = 64;
+/// Images quantized at once.
+const QUANTIZED: usize = 64;
 
-/// The networks and the quantiser on a device, each put there when it is first used: who reads tokens that were kept uses none,
+/// The networks and the quantizer on a device, each put there when it is first used: who reads tokens that were kept uses none,
 /// and who makes them no decoder.
 #[derive(Debug)]
 pub(super) struct Placed {
@@ -63,9 +63,9 @@ impl Placed {
         work: impl Fn(&Buffer<f32>) -> Result<Buffer<f32>>,
     ) -> Result<Vec<f32>> {
         let mut made = Vec::new();
-        for pieces in from.chunks(PICTURES * length) {
+        for pieces in from.chunks(IMAGES * length) {
             let mut filled = Cow::Borrowed(pieces);
-            while filled.len() < PICTURES * length {
+            while filled.len() < IMAGES * length {
                 let last = filled.len() - length;
                 filled.to_mut().extend_from_within(last..);
             }
@@ -76,43 +76,43 @@ impl Placed {
         let mut found = Vec::new();
         for (made, pieces) in made {
             let made = made.to_host()?;
-            found.extend_from_slice(&made[..made.len() / PICTURES * pieces]);
+            found.extend_from_slice(&made[..made.len() / IMAGES * pieces]);
         }
         Ok(found)
     }
 
-    /// Pictures `[B, 3, side, side]` to features `[B, H², Cvae]`, not checked.
-    pub(super) fn features(&self, pictures: &[f32], side: usize) -> Result<Vec<f32>> {
+    /// Images `[B, 3, side, side]` to features `[B, H², Cvae]`, not checked.
+    pub(super) fn features(&self, images: &[f32], side: usize) -> Result<Vec<f32>> {
         let encoder = filled(&self.encoder, || self.hosted.encoder.placed(&self.device))?;
-        self.each(pictures, 3 * side * side, |pictures| encoder.run(pictures, side))
+        self.each(images, 3 * side * side, |images| encoder.run(images, side))
     }
 
-    /// Features `[B, side², Cvae]` to pictures `[B, 3, R, R]`, not clamped.
-    pub(super) fn pictures(&self, features: &[f32], side: usize, picture: usize) -> Result<Vec<f32>> {
+    /// Features `[B, side², Cvae]` to images `[B, 3, R, R]`, not clamped.
+    pub(super) fn images(&self, features: &[f32], side: usize, image: usize) -> Result<Vec<f32>> {
         let decoder = filled(&self.decoder, || self.hosted.decoder.placed(&self.device))?;
         let length = side * side * decoder.channels();
-        let mut pictures = self.each(features, length, |features| decoder.run(features, side))?;
-        let mut planes = vec![0.0; picture];
-        for pixels in pictures.chunks_exact_mut(picture) {
+        let mut images = self.each(features, length, |features| decoder.run(features, side))?;
+        let mut planes = vec![0.0; image];
+        for pixels in images.chunks_exact_mut(image) {
             for (at, pixel) in pixels.chunks_exact(3).enumerate() {
                 for (channel, &value) in pixel.iter().enumerate() {
-                    planes[channel * picture / 3 + at] = value;
+                    planes[channel * image / 3 + at] = value;
                 }
             }
             pixels.copy_from_slice(&planes);
         }
-        Ok(pictures)
+        Ok(images)
     }
 
     /// Finite features `[B, Cvae, H, H]` to codes `[B, L]`.
     pub(super) fn codes(&self, quantizer: &PyramidQuantizer, features: &Tensor) -> Result<Tensor> {
-        let tables = filled(&self.tables, || Ok(Mutex::new(quantizer.on_device(&self.device, QUANTISED)?)))?;
+        let tables = filled(&self.tables, || Ok(Mutex::new(quantizer.on_device(&self.device, QUANTIZED)?)))?;
         let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
         let tokens = quantizer.tokens();
         let mut codes = Vec::with_capacity(features.dim(0) * tokens);
         let sample = features.len() / features.dim(0).max(1);
-        for some in features.as_slice::<f32>()?.chunks((QUANTISED * sample).max(1)) {
-            let mut found = self.device.uninitialised::<u32>(some.len() / sample * tokens)?;
+        for some in features.as_slice::<f32>()?.chunks((QUANTIZED * sample).max(1)) {
+            let mut found = self.device.uninitialized::<u32>(some.len() / sample * tokens)?;
             pyramid_quantize(&mut found, &self.device.upload(some)?, &mut tables)?;
             codes.extend(found.to_host()?);
         }

@@ -38,7 +38,7 @@ const RELEASED_NAME: &str = "vae_ch160v4096z32.pth";
 /// Share of the convolution in φ as released (`quant_resi`).
 const QUANT_RESI: f32 = 0.5;
 
-/// Threads that work on one picture: more do not find enough rows in the small maps.
+/// Threads that work on one image: more do not find enough rows in the small maps.
 const THREADS_A_PICTURE: usize = 8;
 
 /// What is saved of a VQ-VAE: where its weights lie, not the weights.
@@ -51,7 +51,7 @@ pub struct VqVaeSettings {
     pub patch_nums: Vec<usize>,
 }
 
-/// Tokenizes pictures as the released code does.
+/// Tokenizes images as the released code does.
 #[derive(Debug)]
 pub struct VqVae {
     settings: VqVaeSettings,
@@ -69,12 +69,12 @@ enum Networks {
     Device(Box<Placed>),
 }
 
-/// The networks on the processor.
+/// The networks on the CPU.
 #[derive(Debug)]
 struct Hosted {
     encoder: Encoder,
     decoder: Decoder,
-    /// Working space that no picture is using.
+    /// Working space that no image is using.
     idle: Mutex<Vec<Workspace>>,
 }
 
@@ -141,8 +141,8 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// The same tokenizer with its networks and its quantiser on a device, where each goes when it is first used. Codes are
-    /// those of the processor, but where two are almost equally near.
+    /// The same tokenizer with its networks and its quantizer on a device, where each goes when it is first used. Codes are
+    /// those of the CPU, but where two are almost equally near.
     ///
     /// # Errors
     /// If it is on a device already.
@@ -169,7 +169,7 @@ impl VqVae {
         Ok(loaded)
     }
 
-    /// Pictures `[B, 3, R, R]` in [-1, 1] to features before quantisation, `[B, Cvae, R/16, R/16]`
+    /// Images `[B, 3, R, R]` in [-1, 1] to features before quantization, `[B, Cvae, R/16, R/16]`
     /// (released: `quant_conv(encoder(x))`, which is what it stores as a precomputed latent).
     ///
     /// # Errors
@@ -178,15 +178,15 @@ impl VqVae {
         self.quantizer.channels_first(images.dim(0), &self.maps(images)?)
     }
 
-    /// Features `[B, Cvae, R/16, R/16]` to pictures `[B, 3, R, R]` that may reach beyond [-1, 1].
+    /// Features `[B, Cvae, R/16, R/16]` to images `[B, 3, R, R]` that may reach beyond [-1, 1].
     ///
     /// # Errors
     /// If the shape does not fit or a number is not finite.
     pub fn decode_features(&self, features: &Tensor) -> Result<Tensor> {
-        self.pictures(&self.quantizer.channels_last(features)?)
+        self.images(&self.quantizer.channels_last(features)?)
     }
 
-    /// Features `[B, H², Cvae]`, channels last, of checked pictures.
+    /// Features `[B, H², Cvae]`, channels last, of checked images.
     fn maps(&self, images: &Tensor) -> Result<Vec<f32>> {
         let side = self.image_side();
         if images.dtype() != DType::F32
@@ -195,18 +195,18 @@ impl VqVae {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "pictures [B, 3, {side}, {side}] of f32 were expected, but {:?} of {:?} were given",
+                    "images [B, 3, {side}, {side}] of f32 were expected, but {:?} of {:?} were given",
                     images.shape(),
                     images.dtype()
                 ),
             ));
         }
-        let (values, picture) = (images.as_slice::<f32>()?, 3 * side * side);
+        let (values, size) = (images.as_slice::<f32>()?, 3 * side * side);
         // Without a way out of the inner loop, which is many numbers at a time then.
-        let finite = |picture: &[f32]| picture.iter().fold(true, |all, value| all & value.is_finite());
-        if let Some(at) = values.par_chunks(picture).position_first(|picture| !finite(picture)) {
+        let finite = |image: &[f32]| image.iter().fold(true, |all, value| all & value.is_finite());
+        if let Some(at) = values.par_chunks(size).position_first(|image| !finite(image)) {
             return Err(Error::not_finite(format!(
-                "picture {at} of the batch holds a number that is not finite"
+                "image {at} of the batch holds a number that is not finite"
             )));
         }
         let length = self.quantizer.side().pow(2) * self.quantizer.channels();
@@ -214,36 +214,36 @@ impl VqVae {
             Networks::Device(placed) => placed.features(values, side)?,
             Networks::Host(hosted) => {
                 let mut maps = vec![0.0; images.dim(0) * length];
-                hosted.each(values, picture, &mut maps, length, |picture, work, map| {
-                    hosted.encoder.apply(picture, side, work, map);
+                hosted.each(values, size, &mut maps, length, |image, work, map| {
+                    hosted.encoder.apply(image, side, work, map);
                 });
                 maps
             }
         };
         match maps.iter().position(|value| !value.is_finite()) {
             Some(at) => Err(Error::not_finite(format!(
-                "the VQ-VAE overflows on picture {} of the batch; its weights are not those of a trained one",
+                "the VQ-VAE overflows on image {} of the batch; its weights are not those of a trained one",
                 at / length
             ))),
             None => Ok(maps),
         }
     }
 
-    fn pictures(&self, maps: &[f32]) -> Result<Tensor> {
+    fn images(&self, maps: &[f32]) -> Result<Tensor> {
         let (side, grid) = (self.image_side(), self.quantizer.side());
-        let (length, picture) = (grid * grid * self.quantizer.channels(), 3 * side * side);
+        let (length, size) = (grid * grid * self.quantizer.channels(), 3 * side * side);
         let batch = maps.len() / length;
-        let pictures = match &self.networks {
-            Networks::Device(placed) => placed.pictures(maps, grid, picture)?,
+        let images = match &self.networks {
+            Networks::Device(placed) => placed.images(maps, grid, size)?,
             Networks::Host(hosted) => {
-                let mut pictures = vec![0.0; batch * picture];
-                hosted.each(maps, length, &mut pictures, picture, |map, work, picture| {
-                    hosted.decoder.apply(map, grid, work, picture);
+                let mut images = vec![0.0; batch * size];
+                hosted.each(maps, length, &mut images, size, |map, work, image| {
+                    hosted.decoder.apply(map, grid, work, image);
                 });
-                pictures
+                images
             }
         };
-        Tensor::new(&[batch, 3, side, side], pictures)
+        Tensor::new(&[batch, 3, side, side], images)
     }
 }
 
@@ -295,9 +295,9 @@ impl ImageTokenizer for VqVae {
     }
 
     fn decode(&self, codes: &Tensor) -> Result<Tensor> {
-        let mut pictures = self.pictures(&self.quantizer.reconstruct_maps(codes)?)?;
-        pictures.as_mut_slice::<f32>()?.iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
-        Ok(pictures)
+        let mut images = self.images(&self.quantizer.reconstruct_maps(codes)?)?;
+        images.as_mut_slice::<f32>()?.iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
+        Ok(images)
     }
 
     fn features(&self, images: &Tensor) -> Result<Tensor> {

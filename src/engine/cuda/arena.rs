@@ -1,7 +1,7 @@
 //! Which parts of a device's memory are free.
 //!
 //! The driver is asked for large pieces, and blocks are cut from them: the smallest free stretch that is long enough, the
-//! first of equals. Neighbours that are free join, so what is free depends only on what is in use, not on the order in
+//! first of equals. Neighbors that are free join, so what is free depends only on what is in use, not on the order in
 //! which it was given back. A step that asks for the same blocks in the same order therefore gets the same addresses
 //! every time, and after the first steps the driver is asked for nothing.
 //!
@@ -50,7 +50,7 @@ impl Stretches {
         Some(address)
     }
 
-    /// Adds a stretch, joined with its neighbours within the piece `from..to`.
+    /// Adds a stretch, joined with its neighbors within the piece `from..to`.
     fn add(&mut self, mut address: u64, mut length: usize, (from, to): (u64, u64)) {
         let end = address + length as u64;
         if end < to
@@ -376,11 +376,11 @@ mod tests {
             MemoryUse { used_bytes: 112, peak_bytes: 256, held_bytes: 1024, requests: 1 }
         );
         arena.give_back(held);
-        assert_eq!(arena.take(1024), Some(4096), "free neighbours join");
+        assert_eq!(arena.take(1024), Some(4096), "free neighbors join");
     }
 
     #[test]
-    fn stretches_of_neighbouring_pieces_stay_apart() {
+    fn stretches_of_neighboring_pieces_stay_apart() {
         let mut arena = arena();
         arena.add_piece(5120, 1024);
         assert_eq!(arena.take(1025), None);

@@ -23,7 +23,7 @@ impl Device {
     /// # Errors
     /// If there is not enough memory.
     pub fn zeros<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
-        let mut buffer = self.uninitialised(len)?;
+        let mut buffer = self.uninitialized(len)?;
         buffer.clear()?;
         Ok(buffer)
     }
@@ -32,7 +32,7 @@ impl Device {
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn uninitialised<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
+    pub fn uninitialized<T: DeviceNumber>(&self, len: usize) -> Result<Buffer<T>> {
         Buffer::new(self, len)
     }
 
@@ -42,7 +42,7 @@ impl Device {
     /// # Errors
     /// If there is not enough memory or the device fails; in [`capture`](Self::capture).
     pub fn upload<T: DeviceNumber>(&self, values: &[T]) -> Result<Buffer<T>> {
-        let mut buffer = self.uninitialised(values.len())?;
+        let mut buffer = self.uninitialized(values.len())?;
         buffer.write_from(values)?;
         Ok(buffer)
     }

@@ -8,22 +8,22 @@ use crate::error::{Error, Result};
 /// A device as the user names it: `cpu`, `cuda`, `cuda:1`, `emulated`, `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The processor: the reference, without kernels.
+    /// The CPU: the reference, without kernels.
     #[default]
     Cpu,
     /// GPU number N; `cuda` is the first.
     Cuda(usize),
-    /// The GPU's kernels on the processor.
+    /// The GPU's kernels on the CPU.
     Emulated,
-    /// The first GPU if it can be used, else the processor.
+    /// The first GPU if it can be used, else the CPU.
     Auto,
 }
 
 impl DeviceChoice {
-    /// The device, or `None` for the processor.
+    /// The device, or `None` for the CPU.
     ///
     /// # Errors
-    /// If the device cannot be used; the message says why. `auto` never fails, and says why it takes the processor where
+    /// If the device cannot be used; the message says why. `auto` never fails, and says why it takes the CPU where
     /// `-v` shows it.
     pub fn open(self) -> Result<Option<Device>> {
         match self {
@@ -31,7 +31,7 @@ impl DeviceChoice {
             Self::Cuda(ordinal) => Device::cuda(ordinal).map(Some),
             Self::Emulated => Device::emulated().map(Some),
             Self::Auto => Ok(Device::cuda(0)
-                .inspect_err(|reason| tracing::info!("the processor does the work: {reason}"))
+                .inspect_err(|reason| tracing::info!("the CPU does the work: {reason}"))
                 .ok()),
         }
     }

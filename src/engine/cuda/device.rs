@@ -94,7 +94,7 @@ impl Device {
         Ok(Self::new(Box::new(Gpu::open(ordinal)?)))
     }
 
-    /// The emulator: the kernels' own sources on the processor, every access to memory checked.
+    /// The emulator: the kernels' own sources on the CPU, every access to memory checked.
     ///
     /// # Errors
     /// If the program was built without it.

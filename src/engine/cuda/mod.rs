@@ -1,4 +1,4 @@
-//! Devices that run CUDA kernels: a GPU, or the emulator that runs the same sources on the processor.
+//! Devices that run CUDA kernels: a GPU, or the emulator that runs the same sources on the CPU.
 //!
 //! [`driver`] is the seam between the two: everything above it (launches, sizes, the order of arguments) is the same
 //! code for both, and is tested on the emulator where there is no GPU. Each op's `cuda.rs` holds one safe launcher for

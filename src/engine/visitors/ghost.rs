@@ -16,7 +16,7 @@ use crate::{
 pub struct Direction<'a> {
     /// V: one tensor a parameter, where the network is; `None` counts as zeros.
     pub gradients: &'a Gradients,
-    /// Turns V into the direction of an optimiser's step; see [`Preconditioner`].
+    /// Turns V into the direction of an optimizer's step; see [`Preconditioner`].
     pub preconditioner: Option<Preconditioner<'a>>,
 }
 

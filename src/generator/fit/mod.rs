@@ -61,7 +61,7 @@ impl fmt::Display for FitSummary {
         if let Some(FitReport { psnr_db, codes_used, .. }) = &self.tokenizer {
             write!(
                 formatter,
-                "\ntokenizer: {psnr_db:.1} dB on held-out pictures, {codes_used:.0} codes effectively used"
+                "\ntokenizer: {psnr_db:.1} dB on held-out images, {codes_used:.0} codes effectively used"
             )?;
         }
         let Measures { loss, tail_loss, accuracy, tail_accuracy } = self.measures;

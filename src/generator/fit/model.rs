@@ -1,4 +1,4 @@
-//! The model that is fitted: weights, optimiser, one plain step.
+//! The model that is fitted: weights, optimizer, one plain step.
 
 use serde::{Deserialize, Serialize};
 
@@ -71,14 +71,14 @@ pub struct FitStepReport {
     pub skipped_updates: Option<u64>,
 }
 
-/// A text-to-image model and its optimiser.
+/// A text-to-image model and its optimizer.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// The network: that of the proxy.
     pub network: Proxy,
     /// Its weights.
     pub parameters: Parameters,
-    /// Its optimiser.
+    /// Its optimizer.
     pub optimizer: AdamW,
     /// On a device: makes the network's input from codes.
     pub(super) reader: Option<CodeReader>,
@@ -135,7 +135,7 @@ impl Model {
         }
     }
 
-    /// Moves weights and optimiser to a device; activations get the type `compute`.
+    /// Moves weights and optimizer to a device; activations get the type `compute`.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.

@@ -1,4 +1,4 @@
-//! Pictures of a list of prompts in a folder, and a table that says which is which.
+//! Images of a list of prompts in a folder, and a table that says which is which.
 
 use std::{
     fmt, fs,
@@ -20,7 +20,7 @@ use crate::{
     generator::fit::{Model, load_model},
     interrupt::Interrupt,
     jobs::{Claim, folder::OutputFolder, progress::Progress},
-    report::picture::Picture,
+    report::raster::Raster,
     tokens::encoders::Encoders,
     training::{
         released,
@@ -40,15 +40,15 @@ pub struct SampleRequest {
     pub sets: Vec<String>,
     /// The captions.
     pub prompts: Vec<String>,
-    /// Pictures of each.
+    /// Images of each.
     pub each: usize,
     /// The folder to write into.
     pub out: PathBuf,
     /// Replace what `sample` wrote there.
     pub overwrite: bool,
-    /// How the pictures are laid out in it.
+    /// How the images are laid out in it.
     pub layout: ImageLayout,
-    /// Pictures drawn at once.
+    /// Images drawn at once.
     pub batch: usize,
     /// How codes are drawn.
     pub settings: SampleSettings,
@@ -57,17 +57,17 @@ pub struct SampleRequest {
 /// What was drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleSummary {
-    /// Pictures written.
-    pub pictures: usize,
-    /// The picture of all, if there is one.
+    /// Images written.
+    pub images: usize,
+    /// The image of all, if there is one.
     pub grid: Option<PathBuf>,
-    /// Which picture is of which prompt: `file`, `prompt`, `number`.
+    /// Which image is of which prompt: `file`, `prompt`, `number`.
     pub table: PathBuf,
 }
 
 impl fmt::Display for SampleSummary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} pictures\n{}", self.pictures, self.table.display())?;
+        write!(formatter, "{} images\n{}", self.images, self.table.display())?;
         self.grid.as_ref().map_or(Ok(()), |grid| write!(formatter, "\n{}", grid.display()))
     }
 }
@@ -121,7 +121,7 @@ fn sizes(tokenizer: &dyn ImageTokenizer, text: &dyn TextEncoder) -> [usize; 3] {
     [quantizer.vocabulary(), quantizer.channels(), text.channels()]
 }
 
-/// Draws the pictures. A picture depends on the model, its prompt's place in the list, its number and the seed alone.
+/// Draws the images. An image depends on the model, its prompt's place in the list, its number and the seed alone.
 ///
 /// # Errors
 /// If the model cannot be read, there is no prompt, the folder holds something already or cannot be written, or the user
@@ -134,7 +134,7 @@ pub fn sample(
     let SampleRequest { prompts, each, out, layout, batch, .. } = request;
     if prompts.is_empty() || *each == 0 || *batch == 0 {
         return Err(Error::argument(
-            "there is nothing to draw: give at least one prompt, and one picture of it",
+            "there is nothing to draw: give at least one prompt, and one image of it",
         ));
     }
     if let ImageLayout::GenEval { metadata } = layout
@@ -219,18 +219,18 @@ fn write(
         let captions: Vec<&str> = chunk.iter().map(|&(prompt, _)| prompts[prompt].as_str()).collect();
         let streams: Vec<u64> =
             chunk.iter().map(|&(prompt, number)| (prompt * each + number) as u64).collect();
-        let kept: Option<Vec<Picture>> =
+        let kept: Option<Vec<Raster>> =
             chunk.iter().map(|&(prompt, number)| placed.kept(prompt, number)).collect();
-        let pictures = match kept {
+        let images = match kept {
             Some(kept) => kept,
             None => {
                 let codes = sampler.codes(&text.encode(&captions)?, &empty, &streams)?;
-                pictures_of(&tokenizer.decode(&codes)?)?
+                images_of(&tokenizer.decode(&codes)?)?
             }
         };
-        for (&(prompt, number), picture) in chunk.iter().zip(pictures) {
+        for (&(prompt, number), image) in chunk.iter().zip(images) {
             let caption = &prompts[prompt];
-            let name = placed.write(prompt, number, caption, picture)?;
+            let name = placed.write(prompt, number, caption, image)?;
             lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
             done += 1;
             progress.counted("drawing", done, wanted.len() as u64);
@@ -239,22 +239,22 @@ fn write(
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&table, &bytes)?;
     let grid = placed.finish()?;
-    Ok(SampleSummary { pictures: wanted.len(), grid, table })
+    Ok(SampleSummary { images: wanted.len(), grid, table })
 }
 
-/// Pictures `[B, 3, R, R]` in [-1, 1] as bytes.
+/// Images `[B, 3, R, R]` in [-1, 1] as bytes.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
-fn pictures_of(pictures: &Tensor) -> Result<Vec<Picture>> {
-    let side = pictures.dim(2);
+fn images_of(images: &Tensor) -> Result<Vec<Raster>> {
+    let side = images.dim(2);
     let plane = side * side;
-    let width = u32::try_from(side).map_err(|_| Error::argument("a picture is too wide for a PNG file"))?;
+    let width = u32::try_from(side).map_err(|_| Error::argument("an image is too wide for a PNG file"))?;
     let byte = |value: f32| ((value + 1.0) * 127.5).clamp(0.0, 255.0).round() as u8;
-    pictures
+    images
         .as_slice::<f32>()?
         .chunks_exact(3 * plane)
         .map(|planes| {
             let rgb = (0..plane).flat_map(|pixel| (0..3).map(move |channel| channel * plane + pixel));
-            Picture::from_rgb(width, width, rgb.map(|at| byte(planes[at])).collect())
+            Raster::from_rgb(width, width, rgb.map(|at| byte(planes[at])).collect())
         })
         .collect()
 }

@@ -1,4 +1,4 @@
-//! Where drawn pictures go: a flat folder, or the folders that GenEval's scorer reads
+//! Where drawn images go: a flat folder, or the folders that GenEval's scorer reads
 //! (<https://github.com/djghosh13/geneval>, `generation/diffusers_generate.py` and its README).
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    data::{Preprocess, WholePicture, load_whole_picture},
+    data::{FullImage, Preprocess, load_full_image},
     error::{Error, Result},
     files::{
         text::{filled_lines, read_text},
@@ -17,14 +17,14 @@ use crate::{
     },
     report::{
         contact_sheet::{SheetRow, Thumbnail, contact_sheet},
-        picture::Picture,
+        raster::Raster,
     },
 };
 
-/// How pictures are laid out.
+/// How images are laid out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageLayout {
-    /// `0000_00.png` for the first picture of the first prompt, and `grid.png` of all.
+    /// `0000_00.png` for the first image of the first prompt, and `grid.png` of all.
     Flat,
     /// As `Flat`, without `grid.png`.
     Bare,
@@ -61,15 +61,15 @@ pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
     Ok((prompts, lines))
 }
 
-/// Pictures on their way into their places, in the order of the prompts.
+/// Images on their way into their places, in the order of the prompts.
 pub(super) struct Placed<'a> {
     layout: &'a ImageLayout,
     out: &'a Path,
     each: usize,
-    /// Of a flat folder: all pictures, a row a prompt.
+    /// Of a flat folder: all images, a row a prompt.
     rows: Vec<SheetRow>,
     /// Of GenEval's: those of the prompt at hand.
-    strip: Vec<Picture>,
+    strip: Vec<Raster>,
 }
 
 impl<'a> Placed<'a> {
@@ -86,33 +86,32 @@ impl<'a> Placed<'a> {
     }
 
     /// An image that an earlier process wrote.
-    pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Picture> {
+    pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Raster> {
         let path = self.out.join(self.name(prompt, number));
-        let WholePicture { width, height, rgb } =
-            load_whole_picture(path, &Preprocess::default_for(1)).ok()?;
-        Picture::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()
+        let FullImage { width, height, rgb } = load_full_image(path, &Preprocess::default_for(1)).ok()?;
+        Raster::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()
     }
 
-    /// Writes a picture, and gives its name below the folder.
+    /// Writes an image, and gives its name below the folder.
     pub(super) fn write(
         &mut self,
         prompt: usize,
         number: usize,
         caption: &str,
-        picture: Picture,
+        image: Raster,
     ) -> Result<String> {
         match self.layout {
             ImageLayout::Flat | ImageLayout::Bare => {
                 let name = self.name(prompt, number);
-                picture.write_png(&self.out.join(&name))?;
+                image.write_png(&self.out.join(&name))?;
                 if *self.layout == ImageLayout::Bare {
                     return Ok(name);
                 }
                 if number == 0 {
-                    self.rows.push(unlabelled(Vec::new()));
+                    self.rows.push(unlabeled(Vec::new()));
                 }
                 if let Some(row) = self.rows.last_mut() {
-                    let (side, rgb) = (picture.width(), picture.rgb().to_vec());
+                    let (side, rgb) = (image.width(), image.rgb().to_vec());
                     row.thumbnails.push(Thumbnail { side, rgb, caption: caption.to_owned(), rating: None });
                 }
                 Ok(name)
@@ -126,8 +125,8 @@ impl<'a> Placed<'a> {
                     write_whole(&folder.join("metadata.jsonl"), line.as_bytes())?;
                 }
                 let name = self.name(prompt, number);
-                picture.write_png(&self.out.join(&name))?;
-                self.strip.push(picture);
+                image.write_png(&self.out.join(&name))?;
+                self.strip.push(image);
                 if number + 1 == self.each {
                     side_by_side(&std::mem::take(&mut self.strip)).write_png(&folder.join("grid.png"))?;
                 }
@@ -136,7 +135,7 @@ impl<'a> Placed<'a> {
         }
     }
 
-    /// Writes what shows all pictures, where there is such a thing.
+    /// Writes what shows all images, where there is such a thing.
     pub(super) fn finish(self) -> Result<Option<PathBuf>> {
         match self.layout {
             ImageLayout::Bare | ImageLayout::GenEval { .. } => Ok(None),
@@ -149,31 +148,31 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// Pictures of one size in a row, two black pixels around each, as torchvision's `make_grid` puts them.
-fn side_by_side(pictures: &[Picture]) -> Picture {
+/// Images of one size in a row, two black pixels around each, as torchvision's `make_grid` puts them.
+fn side_by_side(images: &[Raster]) -> Raster {
     const GAP: u32 = 2;
-    let side = pictures.first().map_or(0, Picture::width);
-    let count = u32::try_from(pictures.len()).unwrap_or(u32::MAX);
-    let mut row = Picture::new(count.saturating_mul(side + GAP) + GAP, side + 2 * GAP, [0; 3]);
+    let side = images.first().map_or(0, Raster::width);
+    let count = u32::try_from(images.len()).unwrap_or(u32::MAX);
+    let mut row = Raster::new(count.saturating_mul(side + GAP) + GAP, side + 2 * GAP, [0; 3]);
     let places = (0..count).map(|at| GAP + at * (side + GAP));
-    places.zip(pictures).for_each(|(x, picture)| row.paste(x, GAP, side, picture.rgb()));
+    places.zip(images).for_each(|(x, image)| row.paste(x, GAP, side, image.rgb()));
     row
 }
 
-fn unlabelled(thumbnails: Vec<Thumbnail>) -> SheetRow {
+fn unlabeled(thumbnails: Vec<Thumbnail>) -> SheetRow {
     SheetRow { label: String::new(), details: Vec::new(), thumbnails }
 }
 
-/// Pictures in a row of the grid where there is one of each prompt.
+/// Images in a row of the grid where there is one of each prompt.
 const COLUMNS: usize = 5;
 
-/// A prompt's pictures in a row; single ones several to a row.
-fn grid_of(rows: Vec<SheetRow>, each: usize) -> Result<Picture> {
+/// A prompt's images in a row; single ones several to a row.
+fn grid_of(rows: Vec<SheetRow>, each: usize) -> Result<Raster> {
     let rows = if each > 1 {
         rows
     } else {
         let all: Vec<Thumbnail> = rows.into_iter().flat_map(|row| row.thumbnails).collect();
-        all.chunks(COLUMNS).map(|part| unlabelled(part.to_vec())).collect()
+        all.chunks(COLUMNS).map(|part| unlabeled(part.to_vec())).collect()
     };
     contact_sheet("Samples", &rows)
 }
@@ -183,8 +182,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_two_black_pixels_around_each_picture() {
-        let row = side_by_side(&[Picture::new(3, 3, [9; 3]), Picture::new(3, 3, [7; 3])]);
+    fn a_row_has_two_black_pixels_around_each_image() {
+        let row = side_by_side(&[Raster::new(3, 3, [9; 3]), Raster::new(3, 3, [7; 3])]);
         assert_eq!((row.width(), row.height()), (12, 7));
         let line: Vec<u8> = row.rgb()[2 * 36..3 * 36].iter().step_by(3).copied().collect();
         assert_eq!(line, [0, 0, 9, 9, 9, 0, 0, 7, 7, 7, 0, 0]);

@@ -1,4 +1,4 @@
-//! Pictures from captions: scale by scale, each from the coarser ones and the text, with a cache of keys and values and
+//! Images from captions: scale by scale, each from the coarser ones and the text, with a cache of keys and values and
 //! guidance that grows with the scale (released: `autoregressive_infer_cfg`).
 
 mod job;
@@ -64,7 +64,7 @@ pub struct Sampler<'a> {
 
 impl Sampler<'_> {
     /// Codes `[B, L]` (u32) for captions, `caption` of the batch `B` and `empty` of the empty caption alone (a batch of 1).
-    /// `streams` names each picture's random numbers: a picture does not depend on the others of its batch.
+    /// `streams` names each image's random numbers: an image does not depend on the others of its batch.
     ///
     /// # Errors
     /// If the sizes do not fit or a logit is no number.
@@ -73,7 +73,7 @@ impl Sampler<'_> {
         let batch = streams.len();
         if caption.states.dim(0) != batch || empty.states.dim(0) != 1 || batch == 0 {
             return Err(Error::invalid(format!(
-                "{batch} pictures, but {} captions and {} empty ones",
+                "{batch} images, but {} captions and {} empty ones",
                 caption.states.dim(0),
                 empty.states.dim(0)
             )));
@@ -132,8 +132,7 @@ impl Sampler<'_> {
         let tokens = half / vocabulary / streams.len();
         let mut codes = Vec::with_capacity(half / vocabulary);
         let mut mixed = Vec::with_capacity(vocabulary);
-        for (picture, (stream, with)) in
-            streams.iter().zip(with.chunks_exact(tokens * vocabulary)).enumerate()
+        for (image, (stream, with)) in streams.iter().zip(with.chunks_exact(tokens * vocabulary)).enumerate()
         {
             let mut random =
                 Random::new(self.settings.seed, Purpose::Sample, stream.wrapping_mul(64) + scale as u64);
@@ -142,7 +141,7 @@ impl Sampler<'_> {
                 if without.is_empty() {
                     mixed.extend_from_slice(with);
                 } else {
-                    let at = (picture * tokens + token) * vocabulary;
+                    let at = (image * tokens + token) * vocabulary;
                     let pairs = with.iter().zip(&without[at..at + vocabulary]);
                     mixed.extend(pairs.map(|(with, without)| (1.0 + guidance) * with - guidance * without));
                 }

@@ -5,7 +5,7 @@
 //! drop-path. A record's row holds its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine; with several checkpoints one such
 //! set for each. `tracin` is the sum over checkpoints of the product times the learning rate (TracInCP, Pruthi et al.,
 //! arXiv 2002.08484). With AdamW's geometry `V / (√v̂ + ε)` takes the place of V everywhere, the direction in which the
-//! optimiser moves along V.
+//! optimizer moves along V.
 
 mod learning_rate;
 mod proxy_at;
@@ -41,7 +41,7 @@ use proxy_at::{ProxyAt, RecordGradient};
 /// How messages name the job.
 const WORDS: Words = Words { command: "attribute", doing: "attributing", done: "attributed" };
 
-/// Validation samples in one backward pass on the processor. Fixed, so that no bit depends on the batch asked for.
+/// Validation samples in one backward pass on the CPU. Fixed, so that no bit depends on the batch asked for.
 const VALIDATION_BATCH: usize = 32;
 
 /// What is to be attributed and how.
@@ -337,7 +337,7 @@ impl<'a> Setting<'a> {
                 return Err(Error::input(
                     &folder,
                     format!(
-                        "the optimiser of {} has made no update of the proxy, so it has no second moment; use --geometry sgd",
+                        "the optimizer of {} has made no update of the proxy, so it has no second moment; use --geometry sgd",
                         folder.display()
                     ),
                 ));
@@ -367,7 +367,7 @@ impl<'a> Setting<'a> {
         Ok(checkpoints)
     }
 
-    /// What decides the numbers. On the processor the batch does not: records are taken one at a time.
+    /// What decides the numbers. On the CPU the batch does not: records are taken one at a time.
     fn inputs(&self, checkpoints: &[NamedCheckpoint], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
         let AttributeRequest { corpus, validation, geometry, .. } = self.request;
         let told: Vec<&str> = checkpoints.iter().map(|held| held.digest.as_str()).collect();

@@ -173,7 +173,7 @@ impl<'a> ProxyAt<'a> {
         Ok(images)
     }
 
-    /// Turns the sum of gradients into the direction in which the optimiser moves along it.
+    /// Turns the sum of gradients into the direction in which the optimizer moves along it.
     fn precondition(&mut self, optimizer: &AdamW, updates: u64) -> Result<()> {
         let AdamWSettings { beta2, epsilon, .. } = AdamWSettings::default();
         let correction = 1.0 - beta2.powi(i32::try_from(updates).unwrap_or(i32::MAX));

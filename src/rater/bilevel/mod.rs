@@ -18,7 +18,7 @@ use inputs::{Apart, Pass, Prepared};
 use passes::Measured;
 
 use crate::{
-    config::{Geometry, Teaching},
+    config::{Geometry, RaterObjective},
     engine::{
         Accumulate, DType, Gradients, Parameters, Tensor,
         cuda::Device,
@@ -40,24 +40,24 @@ use crate::{
 pub struct Reference {
     /// Its weights, θ̂.
     pub parameters: Parameters,
-    /// Its optimiser.
+    /// Its optimizer.
     pub optimizer: AdamW,
 }
 
-/// Both networks, their weights and their optimisers.
+/// Both networks, their weights and their optimizers.
 #[derive(Clone, Debug)]
 pub struct Bilevel {
     /// The proxy, θ.
     pub proxy: Proxy,
     /// The proxy's weights.
     pub proxy_parameters: Parameters,
-    /// The proxy's optimiser.
+    /// The proxy's optimizer.
     pub proxy_optimizer: AdamW,
     /// The rater, μ.
     pub rater: Rater,
     /// The rater's weights.
     pub rater_parameters: Parameters,
-    /// The rater's optimiser.
+    /// The rater's optimizer.
     pub rater_optimizer: AdamW,
     /// See [`BilevelSettings`].
     pub settings: BilevelSettings,
@@ -107,7 +107,7 @@ struct Updates {
 }
 
 impl Bilevel {
-    /// Both networks with their weights, and fresh optimisers of the same settings.
+    /// Both networks with their weights, and fresh optimizers of the same settings.
     pub fn new(
         (proxy, proxy_parameters): (Proxy, Parameters),
         (rater, rater_parameters): (Rater, Parameters),
@@ -128,7 +128,7 @@ impl Bilevel {
         }
     }
 
-    /// Moves both networks and their optimisers to a device; activations get the type `compute`, f32, bf16, or f16 with
+    /// Moves both networks and their optimizers to a device; activations get the type `compute`, f32, bf16, or f16 with
     /// scaled losses.
     ///
     /// # Errors
@@ -353,7 +353,7 @@ impl Bilevel {
         let upper = if warm_up { 0.0 } else { rates.upper_level_weight };
         let (proxy_scale, rater_scale) =
             (self.proxy_optimizer.loss_factor(), self.rater_optimizer.loss_factor());
-        let weighs = !warm_up && settings.rule.teaching == Teaching::Weights;
+        let weighs = !warm_up && settings.rule.objective == RaterObjective::Reweight;
         let mean = if weighs { self.mean_factor(batch) } else { 1.0 };
         let products = needs.products && !warm_up;
         let norms = needs.norms || settings.record_norms;
@@ -367,7 +367,7 @@ impl Bilevel {
         let factors = RaterLossFactors {
             seed: (1.0 - upper) * share * mean * proxy_scale / apart.unwrap_or(1.0),
             constant: share * mean * rater_scale,
-            entropy: if settings.rater_regularisation { share * rater_scale } else { 0.0 },
+            entropy: if settings.rater_regularization { share * rater_scale } else { 0.0 },
         };
         let learning = !settings.freeze_proxy || settings.frozen_proxy_decays;
         let validation_counts = learning && upper != 0.0;
@@ -399,7 +399,7 @@ impl Bilevel {
             _ => None,
         };
         let targets = match &micro.prior {
-            _ if warm_up || settings.rule.teaching == Teaching::Weights => None,
+            _ if warm_up || settings.rule.objective == RaterObjective::Reweight => None,
             None => {
                 return Err(Error::invalid("the rater is taught by running averages, but a batch has none"));
             }

@@ -5,11 +5,11 @@ use super::{
     inputs::{Apart, Pass, Prepared},
 };
 use crate::{
-    config::{Scaling, Teaching},
+    config::{RaterObjective, Scaling},
     engine::{
         Accumulate, DType, Ghost, Gradients, Parameters, Preconditioner, Tape, Tensor, Var,
         autograd::contributions::scale_samples,
-        ops::{cross_entropy::CrossEntropy, rater_loss::standardise},
+        ops::{cross_entropy::CrossEntropy, rater_loss::standardize},
     },
     error::Result,
     models::Mode,
@@ -121,8 +121,8 @@ impl Bilevel {
         })?;
         let constants = match settings.rule.scaling {
             Scaling::None => constants,
-            Scaling::Centre => standardise(&constants, false)?,
-            Scaling::Standardise => standardise(&constants, true)?,
+            Scaling::Center => standardize(&constants, false)?,
+            Scaling::Standardize => standardize(&constants, true)?,
         };
         let seed = match &prepared.targets {
             None => {
@@ -152,7 +152,7 @@ impl Bilevel {
         let (settings, train) = (&self.settings, &prepared.micro.train);
         let weighing = settings.weighing;
         let mut tape = Tape::new(&self.rater_parameters).with_recomputing(settings.recompute);
-        if settings.rule.teaching == Teaching::Regression {
+        if settings.rule.objective == RaterObjective::Regression {
             let mode = self.mode(prepared, Pass::RaterForProxy);
             let (_, output) =
                 self.rater.instance(&mut tape, train.reaching(settings.rater_reach)?, &train.text, mode)?;

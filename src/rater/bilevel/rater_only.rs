@@ -11,7 +11,7 @@ use crate::{
 /// What a step of the rater alone showed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RaterReport {
-    /// The mean square of what is between logits and standardised averages.
+    /// The mean square of what is between logits and standardized averages.
     pub loss: f64,
     /// The norm of the gradient.
     pub gradient_norm: f64,

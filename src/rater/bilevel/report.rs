@@ -93,7 +93,7 @@ impl Bilevel {
             Some(rater_weight) => {
                 let rater_weight = rater_weight.to_f64_vec()?;
                 let mut loss = finite_sum(&constant, &rater_weight) * mean;
-                if self.settings.rater_regularisation {
+                if self.settings.rater_regularization {
                     loss += entropy_term(&rater_weight).0;
                 }
                 loss

@@ -17,7 +17,7 @@ pub struct BilevelSettings {
     /// Label smoothing (`ls`).
     pub label_smoothing: f64,
     /// Add the released entropy term to the rater's loss (`rater_reg`, upstream.md, A11).
-    pub rater_regularisation: bool,
+    pub rater_regularization: bool,
     /// Do not train the proxy (`fixVar`).
     pub freeze_proxy: bool,
     /// Let a frozen proxy's weights decay all the same, as released (upstream.md, A10).
@@ -49,7 +49,7 @@ impl BilevelSettings {
         let training = &config.training;
         Self {
             label_smoothing: training.label_smoothing,
-            rater_regularisation: training.rater_regularisation,
+            rater_regularization: training.rater_regularization,
             freeze_proxy: training.freeze_proxy,
             recompute: config.recompute,
             cuda_graph: config.cuda_graph,
@@ -71,7 +71,7 @@ impl BilevelSettings {
             weighing,
             weighted_mean: compat.weighted_mean,
             label_smoothing: 0.0,
-            rater_regularisation: false,
+            rater_regularization: false,
             freeze_proxy: false,
             frozen_proxy_decays: compat.frozen_proxy_decays,
             two_rater_passes: compat.two_rater_passes,
@@ -106,10 +106,10 @@ mod tests {
         assert_eq!(of(r#"{"compat": "released"}"#), BilevelSettings { seed, ..BilevelSettings::released() });
         let smoothed = of(r#"{"rule": "loss", "ls": 0.1, "rater_temperature": 2, "rater_reg": true}"#);
         let weighing = Weighing::Logits { temperature: 2.0 };
-        let rater_regularisation = true;
+        let rater_regularization = true;
         assert_eq!(
             smoothed,
-            BilevelSettings { label_smoothing: 0.1, weighing, rater_regularisation, ..default }
+            BilevelSettings { label_smoothing: 0.1, weighing, rater_regularization, ..default }
         );
     }
 }

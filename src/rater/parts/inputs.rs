@@ -60,7 +60,7 @@ impl Job {
     }
 }
 
-/// The part of a configuration that decides numbers, and what they are computed in, `None` being the processor.
+/// The part of a configuration that decides numbers, and what they are computed in, `None` being the CPU.
 pub(crate) fn deciding(config: &Config, cache: Option<&TokenCache>, device: Option<DType>) -> [Input; 3] {
     // Which one of several alike it is does not matter.
     let kind = if config.device == DeviceChoice::Emulated { "emulated" } else { "cuda" };

@@ -14,7 +14,7 @@ use crate::{
         cache::TokenCache,
         identity::{Looking, first_changed},
         stamp::Seen,
-        tokenize::{FitPictures, Tokenize},
+        tokenize::{FitImages, Tokenize},
     },
 };
 
@@ -57,18 +57,18 @@ pub(crate) enum Outcome<N> {
 /// Looks at a batch of usable records and their codes `[B, L]`, and answers for each.
 pub(crate) type Measure<'a, N> = dyn FnMut(&Tensor, &[&Record]) -> Result<Vec<Outcome<N>>> + 'a;
 
-/// A table of pictures and how it is read.
+/// A table of images and how it is read.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     /// The table.
     pub(crate) path: &'a Path,
     /// Columns, decoding and threads.
     pub(crate) config: &'a Config,
-    /// Turns pictures into codes.
+    /// Turns images into codes.
     pub(crate) tokenizer: &'a dyn ImageTokenizer,
     /// Codes that are kept.
     pub(crate) cache: Option<&'a TokenCache>,
-    /// Usable pictures handed over at once.
+    /// Usable images handed over at once.
     pub(crate) batch: usize,
 }
 
@@ -98,8 +98,8 @@ impl Source<'_> {
         let looking = Looking::at(&paths, cache);
         let mut reasons = Vec::with_capacity(records.len());
         let (mut usable, mut codes) = (Vec::new(), Vec::new());
-        let tokenise = Tokenize { config, tokenizer, cache };
-        tokenise.each(&records, &mut FitPictures::default(), |place, found| {
+        let tokenize = Tokenize { config, tokenizer, cache };
+        tokenize.each(&records, &mut FitImages::default(), |place, found| {
             reasons.push(match found {
                 Ok(found) => {
                     usable.push(&records[place]);

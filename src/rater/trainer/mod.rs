@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::{
-    config::{Config, Teaching},
+    config::{Config, RaterObjective},
     encode::{ImageTokenizer, TextEncoder, pca::FitReport},
     engine::{DType, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
@@ -49,7 +49,7 @@ pub struct TrainSummary {
     pub tokenizer: Option<FitReport>,
     /// The last step's report.
     pub last: Option<StepReport>,
-    /// The table and the pictures of loss and gradient norm by rating over the epochs.
+    /// The table and the images of loss and gradient norm by rating over the epochs.
     pub figures: Vec<PathBuf>,
 }
 
@@ -64,7 +64,7 @@ impl std::fmt::Display for TrainSummary {
             let FitReport { psnr_db, codes_used, .. } = fit;
             write!(
                 formatter,
-                "\ntokenizer: {psnr_db:.1} dB on held-out pictures, {codes_used:.0} codes effectively used"
+                "\ntokenizer: {psnr_db:.1} dB on held-out images, {codes_used:.0} codes effectively used"
             )?;
         }
         if let Some(last) = &self.last {
@@ -133,7 +133,7 @@ pub fn train(
         let epoch = run.plan.epoch(step);
         let rates = run.rates(step);
         run.begin(step, &mut bilevel);
-        if config.training.rule.teaching == Teaching::Regression {
+        if config.training.rule.objective == RaterObjective::Regression {
             for (micro, places) in these.micro.iter_mut().zip(&these.places) {
                 micro.prior = Some(samples.prior(places));
             }
@@ -269,7 +269,7 @@ fn line(
     line
 }
 
-/// Both networks, freshly drawn, with their optimisers.
+/// Both networks, freshly drawn, with their optimizers.
 ///
 /// # Errors
 /// If the sizes do not fit together.

@@ -1,4 +1,4 @@
-//! One self-contained HTML page: tables, charts and sheets of pictures. It loads nothing, so that it opens from a disk, is sent
+//! One self-contained HTML page: tables, charts and sheets of images. It loads nothing, so that it opens from a disk, is sent
 //! by mail and is kept beside a paper; light and dark follow the reader's setting, and it can be printed.
 
 mod sheet;
@@ -46,7 +46,7 @@ pub(crate) enum Content {
         /// Under it.
         caption: String,
     },
-    /// Pictures by rating.
+    /// Images by rating.
     Sheet(Sheet),
     /// Parts that are shown when the reader opens them; open on paper.
     Folded(String, Vec<Content>),
@@ -68,7 +68,7 @@ pub(crate) enum Cell {
     Text(String),
     /// A number as it is shown, and by what it is sorted.
     Number(String, f64),
-    /// A number with half its interval, and the range that the column's picture spans.
+    /// A number with half its interval, and the range that the column's image spans.
     Interval {
         /// The number.
         mean: f64,
@@ -86,7 +86,7 @@ pub(crate) enum Cell {
         /// As it is shown.
         text: String,
     },
-    /// Shares of a whole, each with its name and its place among all kinds, which gives its colour.
+    /// Shares of a whole, each with its name and its place among all kinds, which gives its color.
     Shares(Vec<(String, usize, f64)>),
     /// There is none.
     Nothing,
@@ -126,9 +126,9 @@ impl Page {
                             }
                         }
                     }
-                    dialog id="pair" aria-label="A pair and its neighbours in rank" {
+                    dialog id="pair" aria-label="A pair and its neighbors in rank" {
                         div id="pair-strip" {}
-                        figure { img id="pair-picture" alt="" hidden; figcaption id="pair-text" {} }
+                        figure { img id="pair-image" alt="" hidden; figcaption id="pair-text" {} }
                         p.keys { "← and → go along the ranking, Esc closes." }
                         form method="dialog" { button { "Close" } }
                     }
@@ -238,7 +238,7 @@ fn signed(value: f64) -> String {
     format!("{value:+.4}").replace('-', "−")
 }
 
-/// The legend of what [`Cell::Shares`] shows: a name and its colour's number each.
+/// The legend of what [`Cell::Shares`] shows: a name and its color's number each.
 pub(crate) fn legend<'a>(kinds: impl IntoIterator<Item = (&'a str, usize)>) -> Content {
     let svg = html! {
         span.legend { @for (name, kind) in kinds { span { i class=(format!("kind-{kind}")) {} (name) } } }

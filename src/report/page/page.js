@@ -23,19 +23,19 @@ addEventListener("beforeprint", () => {
   for (const part of opened) part.open = true;
 });
 addEventListener("afterprint", () => { for (const part of opened) part.open = false; });
-// A pair of a sheet is opened with its neighbours in rank.
+// A pair of a sheet is opened with its neighbors in rank.
 const dialog = document.getElementById("pair"), strip = document.getElementById("pair-strip");
-const picture = document.getElementById("pair-picture"), text = document.getElementById("pair-text");
+const image = document.getElementById("pair-image"), text = document.getElementById("pair-text");
 let tiles = [], sheet = null, at = 0;
 function address(index) {
-  return tiles[index].picture ?? sheet.querySelector(`[data-tile="${index}"] img`)?.src ?? null;
+  return tiles[index].image ?? sheet.querySelector(`[data-tile="${index}"] img`)?.src ?? null;
 }
 function show(index) {
   at = index;
   const tile = tiles[at];
   strip.replaceChildren();
   for (let other = Math.max(0, at - 3); other <= Math.min(tiles.length - 1, at + 3); other++) {
-    // Tiles that do not follow one another in rank are not neighbours.
+    // Tiles that do not follow one another in rank are not neighbors.
     if (tiles[other].rank - tile.rank !== other - at) continue;
     const button = document.createElement("button");
     button.className = "tile";
@@ -60,9 +60,9 @@ function show(index) {
     strip.append(button);
   }
   const source = address(at);
-  picture.hidden = !source;
-  if (source) picture.src = source;
-  picture.alt = tile.caption;
+  image.hidden = !source;
+  if (source) image.src = source;
+  image.alt = tile.caption;
   // The caption comes last, because it may be long.
   const lines = [`id ${tile.id}`, `rank ${tile.rank + 1} of ${sheet.dataset.rows}`, `rating ${tile.rating}`];
   if (tile.loss) lines.push(`loss in training ${tile.loss}`);

@@ -1,4 +1,4 @@
-//! Contact sheets of a page: pictures by tenth of the ranking, each of which opens with its neighbours in rank.
+//! Contact sheets of a page: images by tenth of the ranking, each of which opens with its neighbors in rank.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use maud::{Markup, PreEscaped, html};
 
 use crate::error::{Error, Result};
 
-/// Of pictures in pages.
+/// Of images in pages.
 const JPEG_QUALITY: u8 = 85;
 
 /// One pair.
@@ -26,8 +26,8 @@ pub(crate) struct Tile {
     pub rating: f64,
     /// Its loss in training, where it was recorded.
     pub loss: Option<f64>,
-    /// The picture as a `data:` address, or why there is none.
-    pub picture: std::result::Result<String, String>,
+    /// The image as a `data:` address, or why there is none.
+    pub image: std::result::Result<String, String>,
 }
 
 /// A tenth of the ranking.
@@ -41,30 +41,30 @@ pub(crate) struct SheetDecile {
     pub shown: Vec<usize>,
 }
 
-/// Pictures by rating.
+/// Images by rating.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sheet {
     /// Rows of the whole ranking.
     pub rows: usize,
-    /// What is shown and its neighbours, by rank.
+    /// What is shown and its neighbors, by rank.
     pub tiles: Vec<Tile>,
     /// All ten.
     pub deciles: Vec<SheetDecile>,
 }
 
-/// A picture of `side` × `side` pixels, three bytes each, as a `data:` address.
+/// An image of `side` × `side` pixels, three bytes each, as a `data:` address.
 ///
 /// # Errors
 /// If the bytes are not of that size.
 pub(crate) fn data_address(side: usize, rgb: &[u8]) -> Result<String> {
-    let size = u32::try_from(side).map_err(|_| Error::argument("a picture is too large for a page"))?;
+    let size = u32::try_from(side).map_err(|_| Error::argument("an image is too large for a page"))?;
     if rgb.len() != side * side * 3 {
-        return Err(Error::invalid(format!("{} bytes are not a picture of {side}×{side} pixels", rgb.len())));
+        return Err(Error::invalid(format!("{} bytes are not an image of {side}×{side} pixels", rgb.len())));
     }
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
         .encode(rgb, size, size, ExtendedColorType::Rgb8)
-        .map_err(|error| Error::invalid(format!("a picture cannot be put into a page: {error}")))?;
+        .map_err(|error| Error::invalid(format!("an image cannot be put into a page: {error}")))?;
     Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
 }
 
@@ -93,7 +93,7 @@ impl Sheet {
             self.deciles.iter().flat_map(|decile| &decile.shown).for_each(|&at| shown[at] = true);
             shown
         };
-        // The pictures that the sheet shows are in it already.
+        // The images that the sheet shows are in it already.
         let told: Vec<serde_json::Value> = std::iter::zip(&self.tiles, &shown)
             .map(|(tile, &shown)| {
                 serde_json::json!({
@@ -103,8 +103,8 @@ impl Sheet {
                     "note": tile.note,
                     "rating": number(tile.rating),
                     "loss": tile.loss.map(number),
-                    "picture": match &tile.picture { Ok(address) if !shown => Some(address), _ => None },
-                    "missing": tile.picture.as_ref().err(),
+                    "image": match &tile.image { Ok(address) if !shown => Some(address), _ => None },
+                    "missing": tile.image.as_ref().err(),
                 })
             })
             .collect();
@@ -133,7 +133,7 @@ impl Tile {
         let caption = beginning(&self.caption);
         html! {
             button.tile type="button" data-tile=(at) {
-                @match &self.picture {
+                @match &self.image {
                     Ok(address) => img src=(address) alt=(caption) width="96" height="96";,
                     Err(why) => span.missing title=(why) { "cannot be read" },
                 }
@@ -153,14 +153,14 @@ mod tests {
     use super::*;
     use crate::report::page::{Content, Page, Section};
 
-    fn tile(rank: usize, picture: std::result::Result<String, String>) -> Tile {
+    fn tile(rank: usize, image: std::result::Result<String, String>) -> Tile {
         let caption = "a </script> & a \"b\"".to_owned();
         let id = format!("pair-{rank}");
-        Tile { rank, id, caption, note: "noise".to_owned(), rating: -0.5, loss: Some(4.25), picture }
+        Tile { rank, id, caption, note: "noise".to_owned(), rating: -0.5, loss: Some(4.25), image }
     }
 
     #[test]
-    fn a_sheet_holds_each_picture_once_and_says_what_cannot_be_read() {
+    fn a_sheet_holds_each_image_once_and_says_what_cannot_be_read() {
         let address = |shade: u8| data_address(8, &[shade; 192]).unwrap();
         let sheet = Sheet {
             rows: 3,
@@ -184,10 +184,10 @@ mod tests {
         // A caption without end does not make a page without end.
         assert_eq!(beginning(&"狐".repeat(CAPTION)), "狐".repeat(CAPTION));
         assert_eq!(beginning(&"狐".repeat(1_000_000)), "狐".repeat(CAPTION) + "…");
-        // The address is a picture.
+        // The address is an image.
         let bytes = STANDARD.decode(address(200).rsplit(',').next().unwrap()).unwrap();
-        let picture = image::load_from_memory(&bytes).unwrap().to_rgb8();
-        assert_eq!(picture.dimensions(), (8, 8));
-        assert!(picture.pixels().all(|pixel| pixel.0.iter().all(|&value| value.abs_diff(200) < 4)));
+        let image = image::load_from_memory(&bytes).unwrap().to_rgb8();
+        assert_eq!(image.dimensions(), (8, 8));
+        assert!(image.pixels().all(|pixel| pixel.0.iter().all(|&value| value.abs_diff(200) < 4)));
     }
 }

@@ -62,13 +62,13 @@ pub(crate) struct TextDescription {
     pub(crate) kept: TextKept,
 }
 
-/// What of a picture's preparation changes its tokens.
+/// What of an image's preparation changes its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Preparation {
     pub(crate) drop_alpha: bool,
     pub(crate) apply_orientation: bool,
-    pub(crate) clip_grey16: bool,
+    pub(crate) clip_gray16: bool,
     /// Absent from caches that were made before there was the key, all of them without it.
     #[serde(default)]
     pub(crate) truncated_images: bool,
@@ -79,7 +79,7 @@ impl Preparation {
         Self {
             drop_alpha: preprocess.alpha == AlphaRule::Drop,
             apply_orientation: preprocess.apply_orientation,
-            clip_grey16: preprocess.clip_grey16,
+            clip_gray16: preprocess.clip_gray16,
             truncated_images: preprocess.truncated,
         }
     }
@@ -101,7 +101,7 @@ pub(crate) struct Description {
     pub(crate) format: u32,
     /// The image tokenizer's fingerprint.
     pub(crate) image_tokenizer: String,
-    /// Pixels of a picture's side.
+    /// Pixels of an image's side.
     pub(crate) side: usize,
     pub(crate) patch_nums: Vec<usize>,
     pub(crate) vocabulary: usize,

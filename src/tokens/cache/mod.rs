@@ -2,8 +2,8 @@
 //! text encoder again.
 //!
 //! A folder with `cache.json` (by what the tokens were made, and of what), the encoders as a run saves them, and shards. A
-//! record is found by its picture's path, seen from the cache's folder: the cache can be moved together with the pictures, and
-//! a chosen subset or any other table of the same pictures is served as well. What is not in the cache, or is of a picture that
+//! record is found by its image's path, seen from the cache's folder: the cache can be moved together with the images, and
+//! a chosen subset or any other table of the same images is served as well. What is not in the cache, or is of an image that
 //! was changed since, is made as without it.
 
 mod description;
@@ -39,7 +39,7 @@ pub(crate) struct Place {
     row: u32,
 }
 
-/// What is known of a picture.
+/// What is known of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cached {
     /// Its codes are there.
@@ -56,7 +56,7 @@ pub struct TokenCache {
     description: Description,
     codes: Vec<Codes>,
     text: Vec<Text>,
-    pictures: HashMap<Key, Place>,
+    images: HashMap<Key, Place>,
     captions: HashMap<Key, Place>,
 }
 
@@ -94,9 +94,9 @@ impl TokenCache {
                 Ok((codes, text))
             })
             .collect::<Result<_>>()?;
-        let (mut pictures, mut captions) = (HashMap::new(), HashMap::new());
+        let (mut images, mut captions) = (HashMap::new(), HashMap::new());
         for (number, (codes, text)) in opened.iter().enumerate() {
-            note(&mut pictures, number, codes.keys());
+            note(&mut images, number, codes.keys());
             note(&mut captions, number, text.iter().flat_map(Text::keys));
         }
         if description.text.is_some() && captions.is_empty() {
@@ -107,7 +107,7 @@ impl TokenCache {
         }
         let (codes, text): (Vec<Codes>, Vec<Option<Text>>) = opened.into_iter().unzip();
         let text = text.into_iter().flatten().collect();
-        Ok(Self { folder, description, codes, text, pictures, captions })
+        Ok(Self { folder, description, codes, text, images, captions })
     }
 
     /// The cache that a configuration names.
@@ -123,9 +123,9 @@ impl TokenCache {
         &self.folder
     }
 
-    /// Pictures whose codes are kept.
-    pub fn pictures(&self) -> usize {
-        self.pictures.len()
+    /// Images whose codes are kept.
+    pub fn images(&self) -> usize {
+        self.images.len()
     }
 
     /// Captions whose states are kept.
@@ -156,13 +156,13 @@ impl TokenCache {
     /// Refuses codes that this tokenizer would not give under this configuration.
     ///
     /// # Errors
-    /// If another tokenizer made them, or the pictures were prepared otherwise.
+    /// If another tokenizer made them, or the images were prepared otherwise.
     pub(crate) fn expect(&self, config: &Config, tokenizer: &dyn ImageTokenizer) -> Result<()> {
         let Description { side, patch_nums, image_tokenizer, preparation, .. } = &self.description;
         let quantizer = tokenizer.quantizer();
         if *side != tokenizer.image_side() || patch_nums != quantizer.patch_nums() {
             return Err(self.refuse(format!(
-                "holds token maps of sides {patch_nums:?} of pictures of {side} pixels, but {:?} of {} pixels are needed",
+                "holds token maps of sides {patch_nums:?} of images of {side} pixels, but {:?} of {} pixels are needed",
                 quantizer.patch_nums(),
                 tokenizer.image_side()
             )));
@@ -178,7 +178,7 @@ impl TokenCache {
         let wanted = Preparation::of(&config.preprocess(*side));
         if *preparation != wanted {
             return Err(self.refuse(format!(
-                "was made of pictures that were prepared otherwise ({preparation:?}, not {wanted:?}: see `compat`)"
+                "was made of images that were prepared otherwise ({preparation:?}, not {wanted:?}: see `compat`)"
             )));
         }
         Ok(())
@@ -206,16 +206,16 @@ impl TokenCache {
         )
     }
 
-    /// Whether the codes of a picture are kept, and it was not changed since.
-    pub fn holds(&self, picture: &ImageRef) -> bool {
-        matches!(self.find(picture), Cached::At(_))
+    /// Whether the codes of an image are kept, and it was not changed since.
+    pub fn holds(&self, image: &ImageRef) -> bool {
+        matches!(self.find(image), Cached::At(_))
     }
 
-    /// What there is of a picture.
-    pub(crate) fn find(&self, picture: &ImageRef) -> Cached {
-        match self.pictures.get(&picture_key(&self.folder, picture)) {
+    /// What there is of an image.
+    pub(crate) fn find(&self, image: &ImageRef) -> Cached {
+        match self.images.get(&image_key(&self.folder, image)) {
             None => Cached::Absent,
-            Some(&place) => match self.codes[place.shard as usize].freshness(place.row as usize, picture) {
+            Some(&place) => match self.codes[place.shard as usize].freshness(place.row as usize, image) {
                 Freshness::Same => Cached::At(place),
                 Freshness::Changed => Cached::Changed,
             },
@@ -255,7 +255,7 @@ impl TokenCache {
 impl fmt::Debug for TokenCache {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut structure = formatter.debug_struct("TokenCache");
-        structure.field("folder", &self.folder).field("pictures", &self.pictures()).finish_non_exhaustive()
+        structure.field("folder", &self.folder).field("images", &self.images()).finish_non_exhaustive()
     }
 }
 
@@ -293,7 +293,7 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
 fn note(places: &mut HashMap<Key, Place>, shard: usize, keys: impl Iterator<Item = Key>) {
     for (row, key) in keys.enumerate() {
         if let (Ok(shard), Ok(row)) = (u32::try_from(shard), u32::try_from(row)) {
-            // Where two tables hold one picture, the first stays.
+            // Where two tables hold one image, the first stays.
             places.entry(key).or_insert(Place { shard, row });
         }
     }
@@ -338,14 +338,14 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(plain)
 }
 
-/// What a picture is found by: its path, seen from the cache's folder, which is absolute.
-pub(crate) fn picture_key(folder: &Path, picture: &ImageRef) -> Key {
-    let Some(picture) = picture.local() else {
-        return shard::key(picture.as_path().as_os_str().as_encoded_bytes());
+/// What an image is found by: its path, seen from the cache's folder, which is absolute.
+pub(crate) fn image_key(folder: &Path, image: &ImageRef) -> Key {
+    let Some(image) = image.local() else {
+        return shard::key(image.as_path().as_os_str().as_encoded_bytes());
     };
-    // A path that cannot be made absolute is that of no picture.
-    let picture = absolute(picture).unwrap_or_default();
-    let (mut here, mut there) = (folder.components().peekable(), picture.components().peekable());
+    // A path that cannot be made absolute is that of no image.
+    let image = absolute(image).unwrap_or_default();
+    let (mut here, mut there) = (folder.components().peekable(), image.components().peekable());
     while here.peek().is_some() && here.peek() == there.peek() {
         here.next();
         there.next();
@@ -360,15 +360,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_has_one_key_however_it_is_spelt_and_wherever_the_whole_lies() {
-        let key = |folder: &str, picture: &str| {
-            picture_key(&absolute(Path::new(folder)).unwrap(), &ImageRef::from(picture))
+    fn a_image_has_one_key_however_it_is_spelled_and_wherever_the_whole_lies() {
+        let key = |folder: &str, image: &str| {
+            image_key(&absolute(Path::new(folder)).unwrap(), &ImageRef::from(image))
         };
-        let first = key("/data/cache", "/data/pictures/a.png");
-        assert_eq!(first, key("/data/cache", "/data/tables/../pictures/./a.png"));
-        assert_eq!(first, key("/moved/to/cache", "/moved/to/pictures/a.png"));
-        assert_ne!(first, key("/data/cache", "/data/pictures/b.png"));
-        assert_ne!(first, key("/data/cache", "/data/cache/pictures/a.png"));
+        let first = key("/data/cache", "/data/images/a.png");
+        assert_eq!(first, key("/data/cache", "/data/tables/../images/./a.png"));
+        assert_eq!(first, key("/moved/to/cache", "/moved/to/images/a.png"));
+        assert_ne!(first, key("/data/cache", "/data/images/b.png"));
+        assert_ne!(first, key("/data/cache", "/data/cache/images/a.png"));
         assert_eq!(key("/data/cache", "/data/cache/x/a.png"), key("/other", "/other/x/a.png"));
     }
 }

@@ -19,13 +19,13 @@ use crate::{
     jobs::progress::Progress,
     tokens::{
         cache::{
-            Description, FORMAT, picture_key,
+            Description, FORMAT, image_key,
             shard::{self, Entry, Key, ShardRow, Text, TextRows},
         },
         identity::first_changed,
         records::{self, FailedRecord},
         stamp::{Image, Seen},
-        tokenize::{FitPictures, Tokenize},
+        tokenize::{FitImages, Tokenize},
     },
 };
 
@@ -64,7 +64,7 @@ impl Builder<'_> {
     pub(super) fn run(mut self, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<EncodeSummary> {
         let start = Instant::now();
         let total: u64 = self.description.tables.iter().map(|table| table.rows).sum();
-        let (mut number, mut done, mut made, mut pictures_now) = (0, 0, 0, 0);
+        let (mut number, mut done, mut made, mut images_now) = (0, 0, 0, 0);
         let mut entries: Vec<Entry> = Vec::new();
         for table in 0..self.tables.len() {
             let mut from: Option<Cursor> = None;
@@ -89,7 +89,7 @@ impl Builder<'_> {
                         self.changed.take().map_or(Ok(()), Err)?;
                         let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
                         made += 1;
-                        pictures_now += entry.rows - entry.failed.len() as u64;
+                        images_now += entry.rows - entry.failed.len() as u64;
                         entry
                     }
                 };
@@ -128,7 +128,7 @@ impl Builder<'_> {
             shards: number,
             made,
             bytes: entries.iter().map(bytes).sum(),
-            pictures_now,
+            images_now,
             seconds: start.elapsed().as_secs_f64(),
             out: self.folder,
         })
@@ -196,11 +196,11 @@ impl Builder<'_> {
         mut report: impl FnMut(u64) -> Result<()>,
     ) -> Result<Rows> {
         let stamps: Vec<Option<Stamp>> = records.par_iter().map(|record| record.image.stamp()).collect();
-        let tokenise = Tokenize { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
+        let tokenize = Tokenize { config: self.config, tokenizer: self.tokenizer.as_ref(), cache: None };
         let mut found = Vec::with_capacity(records.len());
         let unfit = |record: &Record| self.unfit.get(&record.row).filter(|_| table == 0);
         let known = records.iter().enumerate().filter_map(|(at, record)| Some((at, unfit(record)?.clone())));
-        tokenise.each(records, &mut FitPictures::of_failed(known), |at, codes| {
+        tokenize.each(records, &mut FitImages::of_failed(known), |at, codes| {
             report(at as u64)?;
             found.push(codes.map_err(|error| error.to_string()));
             Ok(())
@@ -219,11 +219,11 @@ impl Builder<'_> {
             rows.images.push(stamp.map(|stamp| Image::new(stamp, digest.as_ref())));
             let reason = match (found, stamp.zip(digest)) {
                 (Ok(codes), Some((stamp, digest))) => {
-                    let picture = picture_key(&self.folder, &record.image);
-                    rows.usable.push((at, ShardRow { id: record.id.clone(), picture, stamp, digest, codes }));
+                    let image = image_key(&self.folder, &record.image);
+                    rows.usable.push((at, ShardRow { id: record.id.clone(), image, stamp, digest, codes }));
                     continue;
                 }
-                (Ok(_), None) => "the picture was changed while it was encoded".to_owned(),
+                (Ok(_), None) => "the image was changed while it was encoded".to_owned(),
                 (Err(reason), _) => reason,
             };
             self.left_out.add(&record.id, &reason);

@@ -38,7 +38,7 @@ pub(crate) const FAILED: &str = "failed.csv";
 /// What is to be encoded and how.
 #[derive(Clone, Debug)]
 pub struct EncodeRequest {
-    /// Names the encoders, the columns and how pictures are prepared.
+    /// Names the encoders, the columns and how images are prepared.
     pub config: Config,
     /// A run whose encoders are used, in place of those that the configuration names.
     pub run: Option<PathBuf>,
@@ -72,8 +72,8 @@ pub struct EncodeSummary {
     pub made: usize,
     /// Bytes of all shards.
     pub bytes: u64,
-    /// Pictures encoded now.
-    pub pictures_now: u64,
+    /// Images encoded now.
+    pub images_now: u64,
     /// How long that took, in seconds.
     pub seconds: f64,
     /// The folder.
@@ -82,7 +82,7 @@ pub struct EncodeSummary {
 
 impl fmt::Display for EncodeSummary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, encoded, failed, captions, shards, made, bytes, pictures_now, seconds, out } = self;
+        let Self { rows, encoded, failed, captions, shards, made, bytes, images_now, seconds, out } = self;
         writeln!(
             formatter,
             "{rows} rows in = {encoded} encoded + {failed} failed; states of {captions} captions"
@@ -94,8 +94,8 @@ impl fmt::Display for EncodeSummary {
             out.display()
         )?;
         if *made > 0 {
-            let rate = *pictures_now as f64 / seconds.max(1e-9);
-            write!(formatter, "{pictures_now} pictures in {seconds:.1} s, {rate:.2} images/s; ")?;
+            let rate = *images_now as f64 / seconds.max(1e-9);
+            write!(formatter, "{images_now} images in {seconds:.1} s, {rate:.2} images/s; ")?;
         }
         write!(formatter, "use it with --set token_cache={}", out.display())
     }
@@ -199,7 +199,7 @@ fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
     Ok(TableDescription { path: absolute(path)?, rows: corpus.count_records()?, sha256 })
 }
 
-/// SHA-256 over the keys that decide by what pictures and captions are encoded.
+/// SHA-256 over the keys that decide by what images and captions are encoded.
 fn settings(request: &EncodeRequest) -> Result<String> {
     let all = request.config.to_json();
     let keys =

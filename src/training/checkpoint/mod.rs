@@ -48,11 +48,11 @@ pub struct CheckpointState {
     pub upper_level_weight: f64,
     /// The run's seed.
     pub seed: u64,
-    /// Updates that the proxy's optimiser has done.
+    /// Updates that the proxy's optimizer has done.
     pub proxy_optimizer_steps: u64,
-    /// Updates that the rater's optimiser has done.
+    /// Updates that the rater's optimizer has done.
     pub rater_optimizer_steps: u64,
-    /// Updates that the reference proxy's optimiser has done, where there is one.
+    /// Updates that the reference proxy's optimizer has done, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_optimizer_steps: Option<u64>,
     /// Scaling of the proxy's losses, where there is any.
@@ -101,7 +101,7 @@ pub struct Checkpoint {
     pub proxy: Tensors,
     /// The rater's weights.
     pub rater: Tensors,
-    /// All optimisers' moments.
+    /// All optimizers' moments.
     pub optimizer: Tensors,
     /// The reference proxy's weights, where there is one.
     pub reference: Option<Tensors>,
@@ -207,7 +207,7 @@ pub fn weights(parameters: &Parameters) -> Result<Tensors> {
     parameters.iter().map(|(_, name, value)| Ok((name.to_owned(), value.to_host()?))).collect()
 }
 
-/// An optimiser's moments, to be saved under `network/first/…` and `network/second/…`.
+/// An optimizer's moments, to be saved under `network/first/…` and `network/second/…`.
 ///
 /// # Errors
 /// If they are on a device that fails.
@@ -235,7 +235,7 @@ pub fn restore_weights(origin: &Path, tensors: &Tensors, parameters: &mut Parame
     Ok(())
 }
 
-/// Puts saved moments into an optimiser; see [`moments`]. Tensors of other networks are passed over.
+/// Puts saved moments into an optimizer; see [`moments`]. Tensors of other networks are passed over.
 ///
 /// # Errors
 /// As for [`restore_weights`].

@@ -33,7 +33,7 @@ pub(crate) use journal::metrics;
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{is_leftover, remove_leftovers, sha256, sha256_of_file, write_whole},
+    files::{is_leftover, remove_leftovers, sha256, sha256_of_file, text::read_text, write_whole},
     jobs::{
         Claim,
         folder::{FolderPatterns, OutputFolder, Present},
@@ -224,7 +224,8 @@ impl RunDirectory {
             );
             return Err(Error::input(path, message));
         }
-        Config::load(path.join(CONFIG), &[])
+        let path = path.join(CONFIG);
+        Config::parse_kept(&path.display().to_string(), &read_text(&path)?)
     }
 
     /// The folder, in which the run is from its first step on.

@@ -10,8 +10,8 @@ use super::{DecodeOptions, Decoded, READ_TRUNCATED, Samples, check_pixels, exif,
 /// The most scans of a progressive JPEG; real ones have some ten.
 const MAX_SCANS: usize = 500;
 
-/// Decodes a JPEG. The decoder of the `image` crate rounds otherwise than libjpeg, by up to three levels, and returns a half-grey
-/// picture for a truncated file.
+/// Decodes a JPEG. The decoder of the `image` crate rounds otherwise than libjpeg, by up to three levels, and returns a half-gray
+/// image for a truncated file.
 ///
 /// CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow reads them.
 pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
@@ -65,7 +65,7 @@ fn pixels(bytes: &[u8], (width, height): (usize, usize), lenient: bool) -> Resul
     let (channels, format) = match decoder.jpeg_color_space() {
         ColorSpace::Grayscale => (1, PixelFormat::Grayscale),
         ColorSpace::Rgb | ColorSpace::YCbCr | ColorSpace::Cmyk | ColorSpace::Ycck => (3, PixelFormat::Rgb),
-        other => return Err(format!("the colour space {other:?} is not read; save it as RGB")),
+        other => return Err(format!("the color space {other:?} is not read; save it as RGB")),
     };
     let precision = decoder.header().precision;
     if precision != 8 {
@@ -142,7 +142,7 @@ fn from_planes(
             let [c, m, y] = rgb_of_ycbcr([y[at], cb[at], cr[at]]);
             rgb_of_cmyk([c, m, y, 255 - k[at]])
         },
-        _ => return Err(format!("the colour space {color_space:?} is not read; save it as RGB")),
+        _ => return Err(format!("the color space {color_space:?} is not read; save it as RGB")),
     };
     Ok((0..width * height).flat_map(pixel).collect())
 }

@@ -15,7 +15,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 pub use sniff::{FileFormat, SNIFFED_BYTES};
 
-/// Samples of a decoded picture, row by row, pixel by pixel.
+/// Samples of a decoded image, row by row, pixel by pixel.
 #[derive(Debug)]
 pub enum Samples {
     /// 8 bits a sample.
@@ -24,18 +24,18 @@ pub enum Samples {
     Bits16(Vec<u16>),
 }
 
-/// A decoded picture as it is stored, before orientation and cropping.
+/// A decoded image as it is stored, before orientation and cropping.
 #[derive(Debug)]
 pub struct Decoded {
     /// Width in pixels as stored.
     pub width: usize,
     /// Height in pixels as stored.
     pub height: usize,
-    /// 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+    /// 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
     pub channels: usize,
     /// The samples, `[height, width, channels]`.
     pub samples: Samples,
-    /// How the stored picture is to be turned, from its EXIF data or XMP.
+    /// How the stored image is to be turned, from its EXIF data or XMP.
     pub orientation: Orientation,
     /// Whether the orientation is part of the format, as TIFF's is: then Pillow turns the image when it reads it, and so does this
     /// even where EXIF data is ignored.
@@ -52,7 +52,7 @@ pub struct DecodeOptions {
     pub truncated: bool,
 }
 
-/// Memory that the PNG decoder may take for rows, colour profiles and text beside the pixels.
+/// Memory that the PNG decoder may take for rows, color profiles and text beside the pixels.
 const PNG_WORK_BYTES: u64 = 256 << 20;
 
 /// Decodes the first frame of an image, its format recognized from its content.
@@ -80,12 +80,12 @@ const READ_TRUNCATED: &str = "download it again, or set truncated_images to read
 
 fn check_pixels(width: u64, height: u64, max_pixels: u64) -> Result<(), String> {
     if width == 0 || height == 0 {
-        return Err(format!("the picture has no pixels ({width} x {height})"));
+        return Err(format!("the image has no pixels ({width} x {height})"));
     }
     let pixels = width.saturating_mul(height);
     if pixels > max_pixels {
         return Err(format!(
-            "the picture is {width} x {height} = {pixels} pixels, more than the limit of {max_pixels}; shrink it or \
+            "the image is {width} x {height} = {pixels} pixels, more than the limit of {max_pixels}; shrink it or \
              raise the limit"
         ));
     }
@@ -111,8 +111,8 @@ fn decode_with_image(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Resu
         }
         _ => Orientation::NoTransforms,
     };
-    let picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
-    let (channels, samples) = match picture {
+    let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    let (channels, samples) = match image {
         DynamicImage::ImageLuma8(buffer) => (1, Samples::Bits8(buffer.into_raw())),
         DynamicImage::ImageLumaA8(buffer) => (2, Samples::Bits8(buffer.into_raw())),
         DynamicImage::ImageRgb8(buffer) => (3, Samples::Bits8(buffer.into_raw())),

@@ -112,13 +112,13 @@ fn refusal(bytes: &[u8]) -> String {
     match Mistaken::of(bytes) {
         // Drawings are XML, too, and pages hold some.
         None | Some(Mistaken::Answer) if text.contains("<svg") => return image("an SVG drawing"),
-        Some(found) => return format!("not a picture but {found}"),
+        Some(found) => return format!("not an image but {found}"),
         None => {}
     }
     if bytes.iter().all(|&byte| byte == 0) {
-        return "not a picture: every byte is 0".to_owned();
+        return "not an image: every byte is 0".to_owned();
     }
-    format!("not a picture that is recognised; {READ}")
+    format!("not an image that is recognized; {READ}")
 }
 
 /// What a file of ISO's base media format is, by the brands in its first box: the main one, then those it is compatible with.

@@ -1,4 +1,4 @@
-//! The same layers on a device, of several pictures at once, in f32.
+//! The same layers on a device, of several images at once, in f32.
 
 use half::{bf16, f16};
 
@@ -19,7 +19,7 @@ use crate::{
     error::Result,
 };
 
-/// Maps of all pictures that are worked on.
+/// Maps of all images that are worked on.
 struct Stream {
     samples: usize,
     side: usize,
@@ -31,7 +31,7 @@ struct Stream {
 
 impl Stream {
     fn new(device: &Device, samples: usize, side: usize, channels: usize) -> Result<Self> {
-        let values = device.uninitialised(samples * side * side * channels)?;
+        let values = device.uninitialized(samples * side * side * channels)?;
         Ok(Self { samples, side, channels, values, planes: false })
     }
 
@@ -185,7 +185,7 @@ impl Attention<Layer, PlacedNorm> {
             step: pixels * wide,
             ..Operand::of(&parts.values, wide)
         };
-        let mut scores = device.uninitialised::<f32>(samples * pixels * pixels)?;
+        let mut scores = device.uninitialized::<f32>(samples * pixels * pixels)?;
         let products = Products {
             sizes: [pixels, pixels, channels],
             batch: samples,
@@ -197,7 +197,7 @@ impl Attention<Layer, PlacedNorm> {
         };
         let target = Target { buffer: &mut scores, first: 0, row: pixels, step: pixels * pixels };
         device.products(target, &products)?;
-        let mut weights = device.uninitialised::<f32>(scores.len())?;
+        let mut weights = device.uninitialized::<f32>(scores.len())?;
         let scores = Scores {
             products: &scores,
             sizes: [samples, 1, pixels, pixels],
@@ -302,13 +302,13 @@ impl Encoder {
 }
 
 impl Encoder<PlacedConvolution, PlacedNorm> {
-    /// Pictures `[B, 3, side, side]` to features `[B, H · H, Cvae]`, not checked.
+    /// Images `[B, 3, side, side]` to features `[B, H · H, Cvae]`, not checked.
     ///
     /// # Errors
     /// If the sizes do not fit, there is not enough memory, or the device fails.
-    pub(in crate::encode::vqvae) fn run(&self, pictures: &Buffer<f32>, side: usize) -> Result<Buffer<f32>> {
-        let samples = pictures.len() / (3 * side * side);
-        let x = Stream { samples, side, channels: 3, values: pictures.try_clone()?, planes: true };
+    pub(in crate::encode::vqvae) fn run(&self, images: &Buffer<f32>, side: usize) -> Result<Buffer<f32>> {
+        let samples = images.len() / (3 * side * side);
+        let x = Stream { samples, side, channels: 3, values: images.try_clone()?, planes: true };
         let mut x = self.first.apply(&x, Window::SAME)?;
         for level in &self.levels {
             x = level.run(x, Window::HALVING)?;
@@ -344,7 +344,7 @@ impl Decoder<PlacedConvolution, PlacedNorm> {
         self.before.inputs
     }
 
-    /// Features `[B, side², Cvae]` to pictures `[B, R, R, 3]`, not clamped.
+    /// Features `[B, side², Cvae]` to images `[B, R, R, 3]`, not clamped.
     ///
     /// # Errors
     /// If the sizes do not fit, there is not enough memory, or the device fails.

@@ -1,4 +1,4 @@
-//! Encoder and decoder of the released VQ-VAE (`models/basic_vae.py`), one picture at a time, channels last.
+//! Encoder and decoder of the released VQ-VAE (`models/basic_vae.py`), one image at a time, channels last.
 //!
 //! Every size comes from the weights: channels and levels from the shapes, attention from whether there are tensors for it.
 //! The layers are convolutions `C` and norms `N`: these here, or those of `device`.
@@ -31,7 +31,7 @@ pub(super) use device::{PlacedConvolution, PlacedNorm};
 /// Numbers that one task looks at, of those read.
 const CHECKED: usize = 1 << 16;
 
-/// Working space of one picture, kept from picture to picture.
+/// Working space of one image, kept from image to image.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     /// The residual stream.
@@ -339,7 +339,7 @@ impl Head {
     }
 }
 
-/// Pictures to features.
+/// Images to features.
 #[derive(Debug)]
 pub(super) struct Encoder<C = Convolution, N = GroupNorm> {
     first: C,
@@ -379,12 +379,12 @@ impl Encoder {
         self.last.outputs()
     }
 
-    /// A picture `[3, R, R]` to features `[H · H, Cvae]`, `H` being `R` over [`reduction`](Self::reduction).
-    pub(super) fn apply(&self, picture: &[f32], side: usize, work: &mut Workspace, features: &mut [f32]) {
+    /// An image `[3, R, R]` to features `[H · H, Cvae]`, `H` being `R` over [`reduction`](Self::reduction).
+    pub(super) fn apply(&self, image: &[f32], side: usize, work: &mut Workspace, features: &mut [f32]) {
         work.stream.resize(side, 3);
         for (pixel, values) in work.stream.values.chunks_exact_mut(3).enumerate() {
             for (channel, value) in values.iter_mut().enumerate() {
-                *value = picture[channel * side * side + pixel];
+                *value = image[channel * side * side + pixel];
             }
         }
         start(&self.first, work);
@@ -403,7 +403,7 @@ impl Encoder {
     }
 }
 
-/// Features to pictures.
+/// Features to images.
 #[derive(Debug)]
 pub(super) struct Decoder<C = Convolution, N = GroupNorm> {
     /// Released: `post_quant_conv`, of 3×3 or 1×1.
@@ -427,7 +427,7 @@ impl Decoder {
             .map(|level| Level::read(reader, &format!("decoder.up.{level}"), "upsample", &mut channels))
             .collect::<Result<Vec<_>>>()?;
         let head = Head::read(reader, "decoder", &mut channels)?;
-        expect("a picture", 3, channels)?;
+        expect("an image", 3, channels)?;
         Ok(Self { before, first, middle, levels, head })
     }
 
@@ -436,8 +436,8 @@ impl Decoder {
         1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
     }
 
-    /// Features `[side², Cvae]` to a picture `[3, R, R]`, not clamped.
-    pub(super) fn apply(&self, features: &[f32], side: usize, work: &mut Workspace, picture: &mut [f32]) {
+    /// Features `[side², Cvae]` to an image `[3, R, R]`, not clamped.
+    pub(super) fn apply(&self, features: &[f32], side: usize, work: &mut Workspace, image: &mut [f32]) {
         work.stream.resize(side, self.before.inputs());
         work.stream.values.copy_from_slice(features);
         finish(&self.before, work);
@@ -455,7 +455,7 @@ impl Decoder {
         let plane = work.stream.side * work.stream.side;
         for (pixel, values) in work.stream.values.chunks_exact(3).enumerate() {
             for (channel, &value) in values.iter().enumerate() {
-                picture[channel * plane + pixel] = value;
+                image[channel * plane + pixel] = value;
             }
         }
     }

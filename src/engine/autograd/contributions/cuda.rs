@@ -57,7 +57,7 @@ pub fn column_sum<T: Factor>(
         return sum_parts(sums, d, columns, rows, 1, accumulate);
     }
     let parts = rows.div_ceil(ROWS_A_PART);
-    let mut partial = d.device().uninitialised(parts * count)?;
+    let mut partial = d.device().uninitialized(parts * count)?;
     sum_parts(&mut partial, d, columns, rows, parts, false)?;
     sum_parts(sums, &partial, Columns { width: count, first: 0 }, parts, 1, accumulate)
 }

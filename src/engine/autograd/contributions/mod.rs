@@ -128,7 +128,7 @@ pub(crate) fn accumulate(
     let fresh = sum.is_none();
     let sum = match sum {
         Some(sum) => sum,
-        None => sum.insert(Tensor::from_buffer(value.shape(), device.uninitialised::<f32>(value.len())?)?),
+        None => sum.insert(Tensor::from_buffer(value.shape(), device.uninitialized::<f32>(value.len())?)?),
     };
     with_number!(contribution.rows().dtype(), "accumulate", T => {
         on_device::<T>(sum.buffer_mut::<f32>()?, fresh, contribution)

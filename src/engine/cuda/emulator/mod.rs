@@ -1,4 +1,4 @@
-//! A device on the processor: the kernels compiled by the C++ compiler, run by `kernels/host/runtime.cpp`.
+//! A device on the CPU: the kernels compiled by the C++ compiler, run by `kernels/host/runtime.cpp`.
 //!
 //! Blocks run on rayon's threads, each on a worker of its own. A mistake of a kernel (a barrier that not all threads
 //! reach, a read of memory that nothing wrote, an access outside an allocation, a race) is an [`Error::Kernel`] that names
@@ -69,7 +69,7 @@ impl Emulator {
         let memory_bytes = memory_bytes.min(Pages::get()?.total * PAGE);
         let facts = DeviceFacts {
             name: "emulated".to_owned(),
-            model: "the GPU's kernels on the processor, every access checked (slow)".to_owned(),
+            model: "the GPU's kernels on the CPU, every access checked (slow)".to_owned(),
             capability: (8, 0),
             memory_bytes,
             shared_bytes: SHARED_BYTES,

@@ -1,4 +1,4 @@
-//! Matrix products of the emulated device, by the processor's own.
+//! Matrix products of the emulated device, by the CPU's own.
 
 use half::{bf16, f16};
 

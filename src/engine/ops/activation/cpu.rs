@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Activation;
 use crate::{
-    engine::{Float, Tensor, float::vectorised},
+    engine::{Float, Tensor, float::vectorized},
     error::Result,
 };
 
@@ -68,7 +68,7 @@ pub(crate) fn backward<T: Float>(x: &Tensor, kind: Activation, mut d_output: Ten
 
 #[inline(always)]
 fn each<T: Float>(y: &mut [T], x: &[T], function: impl Fn(T) -> T) {
-    vectorised(
+    vectorized(
         #[inline(always)]
         || {
             for (y, x) in y.iter_mut().zip(x) {
@@ -80,7 +80,7 @@ fn each<T: Float>(y: &mut [T], x: &[T], function: impl Fn(T) -> T) {
 
 #[inline(always)]
 fn scale<T: Float>(d: &mut [T], x: &[T], derivative: impl Fn(T) -> T) {
-    vectorised(
+    vectorized(
         #[inline(always)]
         || {
             for (d, x) in d.iter_mut().zip(x) {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Factors;
 use crate::{
-    engine::{Float, Tensor, float::vectorised},
+    engine::{Float, Tensor, float::vectorized},
     error::Result,
 };
 
@@ -20,7 +20,7 @@ pub(crate) fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
         .as_slice::<T>()?
         .par_chunks(CHUNK)
         .map(|chunk| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     let mut lanes = [0.0f64; 8];
@@ -60,7 +60,7 @@ pub(crate) fn update<T: Float>(
         .par_chunks_mut(CHUNK)
         .zip(second.as_mut_slice::<T>()?.par_chunks_mut(CHUNK));
     values.zip(moments).zip(g.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|((value, (m, v)), g)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 for (((value, m), v), g) in value.iter_mut().zip(m).zip(v).zip(g) {

@@ -100,7 +100,7 @@ impl AdamWTables {
             held,
             late: false,
             lengths: tensors.iter().map(|tensor| tensor.value.len()).collect(),
-            squares: device.uninitialised(chunks.len() / 3)?,
+            squares: device.uninitialized(chunks.len() / 3)?,
             chunks: device.upload(&chunks)?,
             decays: device.upload(&decays)?,
             norm: device.zeros(2)?,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{
     engine::{
         Float, Tensor,
-        float::vectorised,
+        float::vectorized,
         matmul::{Matrix, product},
         ops::{
             attention::RotaryTable,
@@ -21,7 +21,7 @@ use crate::{
 const TILE: usize = 128;
 /// The released bound on a head's scale.
 const LARGEST_SCALE: f64 = 100.0;
-/// The released floor of a vector's length when it is normalised.
+/// The released floor of a vector's length when it is normalized.
 const SHORTEST: f64 = 1e-12;
 
 /// Where queries, keys or values stand in their source: rows of `stride` values, the head's part at `offset`.
@@ -71,10 +71,10 @@ pub struct AttentionGradients {
     pub d_scale: Option<Tensor>,
 }
 
-/// Rows of one head, copied together, turned and normalised.
+/// Rows of one head, copied together, turned and normalized.
 struct Rows<T> {
     values: Vec<T>,
-    /// `1 / max(‖row‖, 1e-12)` before normalisation.
+    /// `1 / max(‖row‖, 1e-12)` before normalization.
     inverse_length: Vec<T>,
 }
 
@@ -127,15 +127,15 @@ impl Heads {
         rows
     }
 
-    fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Turn<'_, T>, normalise: bool) -> Rows<T> {
+    fn prepare<T: Float>(&self, mut values: Vec<T>, rotary: Turn<'_, T>, normalize: bool) -> Rows<T> {
         let mut inverse_length = Vec::new();
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 if let Some((rotary, first)) = rotary {
                     rotary.turn(&mut values, first, self.head_dim, false);
                 }
-                if normalise {
+                if normalize {
                     for row in values.chunks_mut(self.head_dim) {
                         let inverse = T::ONE / sum(row, |value| value * value).sqrt().max(T::of(SHORTEST));
                         inverse_length.push(inverse);
@@ -149,15 +149,15 @@ impl Heads {
         Rows { values, inverse_length }
     }
 
-    /// The gradient of a row before normalisation and turning, from that after: in place.
+    /// The gradient of a row before normalization and turning, from that after: in place.
     fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Turn<'_, T>) {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 if !rows.inverse_length.is_empty() {
-                    let normalised = rows.values.chunks(self.head_dim);
+                    let normalized = rows.values.chunks(self.head_dim);
                     for ((d, row), &inverse) in
-                        d_rows.chunks_mut(self.head_dim).zip(normalised).zip(&rows.inverse_length)
+                        d_rows.chunks_mut(self.head_dim).zip(normalized).zip(&rows.inverse_length)
                     {
                         // Below the floor the length is a constant, so nothing of the direction is taken out.
                         let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
@@ -230,7 +230,7 @@ pub fn forward<T: Float>(
                 let queries = Matrix::new(&q.values[start * dim..end * dim], end - start, dim);
                 let tile = &mut logits[..(end - start) * visible];
                 product(tile, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
-                vectorised(
+                vectorized(
                     #[inline(always)]
                     || {
                         for (row, logits) in (start..end).zip(tile.chunks_mut(visible)) {
@@ -378,7 +378,7 @@ pub fn backward<T: Float>(
                 product(p, visible, queries, Matrix::new(&k.values, visible, dim).transposed(), false);
                 product(d, visible, d_here, Matrix::new(&v, visible, dim).transposed(), false);
                 let mut scale_sum = T::ZERO;
-                vectorised(
+                vectorized(
                     #[inline(always)]
                     || {
                         let tile = p.chunks_mut(visible).zip(d.chunks_mut(visible));

@@ -18,7 +18,7 @@ const TILE: usize = 64;
 /// Threads of a block that uses tensor cores, and of one that does not.
 const THREADS: u32 = 128;
 const THREADS_F32: u32 = 256;
-/// Threads of a block that turns and normalises.
+/// Threads of a block that turns and normalizes.
 const PREPARING: u32 = 256;
 /// The widest head that kernels are made for.
 const WIDEST_HEAD: usize = 128;
@@ -45,8 +45,8 @@ pub struct DeviceAttention<'a> {
     pub visible: Option<&'a Buffer<u32>>,
     /// Whether each key is seen, `[B, T]`: only a 1 is. `None`: all.
     pub mask: Option<&'a Buffer<u32>>,
-    /// The logarithm of each head's scale, `[H]`: queries and keys are l2-normalised and the scale, clamped at 100,
-    /// multiplies the logits. `None`: no normalisation, and the fixed factor `0.25/√D`.
+    /// The logarithm of each head's scale, `[H]`: queries and keys are l2-normalized and the scale, clamped at 100,
+    /// multiplies the logits. `None`: no normalization, and the fixed factor `0.25/√D`.
     pub log_scale: Option<&'a Buffer<f32>>,
     /// Cosines and sines of the rotary positions, `[keys, D/2]` each or more rows; only if packed.
     pub rotary: Option<(&'a Buffer<f32>, &'a Buffer<f32>)>,
@@ -249,13 +249,13 @@ fn is_f32<T: Factor>() -> bool {
     T::NUMBER == ProductNumber::F32
 }
 
-/// Queries, keys and values as the kernels take them. Those for 16 bits want queries and keys turned and normalised: what
+/// Queries, keys and values as the kernels take them. Those for 16 bits want queries and keys turned and normalized: what
 /// that made lives as long as this.
 struct Taken<T: Factor> {
     sources: [Argument; 3],
     /// Numbers a row of queries, keys and values.
     row: [usize; 3],
-    /// The inverse lengths of queries and of keys before they were normalised, and how far those of two tokens are apart.
+    /// The inverse lengths of queries and of keys before they were normalized, and how far those of two tokens are apart.
     lengths: [Argument; 2],
     length_stride: usize,
     _made: Vec<(Buffer<T>, Option<Buffer<f32>>)>,
@@ -330,7 +330,7 @@ struct Rows<'a, T: Factor> {
 }
 
 impl<T: Factor> Rows<'_, T> {
-    /// Turned and normalised, `[B, tokens, heads, D]`, and the inverse lengths `[B, tokens, heads]` if they are wanted.
+    /// Turned and normalized, `[B, tokens, heads, D]`, and the inverse lengths `[B, tokens, heads]` if they are wanted.
     fn prepare(
         &self,
         shape: &DeviceAttention<'_>,
@@ -339,8 +339,8 @@ impl<T: Factor> Rows<'_, T> {
     ) -> Result<(Buffer<T>, Option<Buffer<f32>>)> {
         let (device, padded) = (self.source.device(), shape.padded::<T>());
         let rows = shape.batch * self.tokens * heads;
-        let mut hats = device.uninitialised::<T>(rows * shape.head_dim)?;
-        let mut lengths = if with_lengths { Some(device.uninitialised::<f32>(rows)?) } else { None };
+        let mut hats = device.uninitialized::<T>(rows * shape.head_dim)?;
+        let mut lengths = if with_lengths { Some(device.uninitialized::<f32>(rows)?) } else { None };
         let mut arguments = vec![
             hats.write(),
             lengths.as_mut().map_or(Argument::Write { address: 0, letter: f32::LETTER }, Buffer::write),

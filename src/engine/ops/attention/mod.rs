@@ -1,6 +1,6 @@
 //! Attention as the proxy and the rater use it: over the token pyramid, and from the pyramid to the text.
 //!
-//! Rotary positions, l2-normalisation of queries and keys, the learned scale of each head and the scale-causal mask are
+//! Rotary positions, l2-normalization of queries and keys, the learned scale of each head and the scale-causal mask are
 //! part of the op (upstream.md, B3 to B5), so that nothing of size `[L, L]` is ever kept: the backward recomputes the
 //! probabilities from the logarithm of each row's sum.
 
@@ -85,8 +85,8 @@ impl RotaryTable {
 pub struct AttentionSettings {
     /// Heads, `H`.
     pub heads: usize,
-    /// The logarithm of each head's scale `[1, H, 1, 1]`: queries and keys are l2-normalised and the scale, clamped at
-    /// 100, multiplies the queries. `None`: no normalisation, and the fixed scale `0.25/√D`.
+    /// The logarithm of each head's scale `[1, H, 1, 1]`: queries and keys are l2-normalized and the scale, clamped at
+    /// 100, multiplies the queries. `None`: no normalization, and the fixed scale `0.25/√D`.
     pub scale: Option<ParameterId>,
     /// Rotary positions, of the pyramid only.
     pub rotary: Option<Arc<RotaryTable>>,
@@ -372,7 +372,7 @@ fn forward_on_device<T: DeviceFloat>(
     let device = q.device();
     let shape = on_device(heads, mask, scale, settings, device)?;
     let length = shape.rows_len::<T>();
-    let mut rows = device.uninitialised(length)?;
+    let mut rows = device.uninitialized(length)?;
     let sizes = [heads.batch, heads.queries.length, heads.heads * heads.head_dim];
     let output = Tensor::written(device, &sizes, |out| cuda::forward(out, &mut rows, &shape, q, kv))?;
     Ok((output, Kept::Device(Tensor::from_buffer(&[length], rows)?)))
@@ -389,14 +389,14 @@ fn backward_on_device<T: DeviceFloat>(
     let shape = on_device(&op.heads, &op.mask, scale, &op.settings, device)?;
     let rows = rows.buffer_mut::<f32>()?;
     let mut d_scale =
-        scale.map(|_| device.uninitialised::<f32>(op.heads.batch * op.heads.heads)).transpose()?;
-    let mut d_first = device.uninitialised::<T>(q.len())?;
+        scale.map(|_| device.uninitialized::<f32>(op.heads.batch * op.heads.heads)).transpose()?;
+    let mut d_first = device.uninitialized::<T>(q.len())?;
     let d_sources = if shape.packed {
         let gradients = SourceGradients::Packed(&mut d_first);
         cuda::backward(gradients, d_scale.as_mut(), rows, &shape, q, kv, out, d_out)?;
         [Some(Tensor::from_buffer(op.sources[0].shape(), d_first)?), None]
     } else {
-        let mut d_kv = device.uninitialised::<T>(kv.len())?;
+        let mut d_kv = device.uninitialized::<T>(kv.len())?;
         let gradients = SourceGradients::Apart { d_q: &mut d_first, d_kv: &mut d_kv };
         cuda::backward(gradients, d_scale.as_mut(), rows, &shape, q, kv, out, d_out)?;
         let d_q = Tensor::from_buffer(op.sources[0].shape(), d_first)?;

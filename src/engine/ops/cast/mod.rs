@@ -61,14 +61,14 @@ fn on_device(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
 
 fn narrow<T: Factor + DeviceElement>(tensor: &Tensor) -> Result<Tensor> {
     let from = tensor.buffer::<f32>()?;
-    let mut to = from.device().uninitialised::<T>(from.len())?;
+    let mut to = from.device().uninitialized::<T>(from.len())?;
     cuda::narrow(&mut to, from)?;
     Tensor::from_buffer(tensor.shape(), to)
 }
 
 fn widen<T: Factor + DeviceElement>(tensor: &Tensor) -> Result<Tensor> {
     let from = tensor.buffer::<T>()?;
-    let mut to = from.device().uninitialised::<f32>(from.len())?;
+    let mut to = from.device().uninitialized::<f32>(from.len())?;
     cuda::widen(&mut to, from)?;
     Tensor::from_buffer(tensor.shape(), to)
 }

@@ -1,6 +1,6 @@
 //! The CPU reference: convolutions over channels-last maps, as matrix products without an unrolled copy of the input.
 //!
-//! With a border around a map, such as `[side + 2, side + 2, I]`, the neighbours of a row that a filter's row covers lie side by
+//! With a border around a map, such as `[side + 2, side + 2, I]`, the neighbors of a row that a filter's row covers lie side by
 //! side in memory, and the next pixel's begin `I` values later. So the windows of a whole strip of rows are one matrix with
 //! overlapping rows, and a filter is as many products that add up as it has rows: three of 3×3.
 
@@ -14,7 +14,7 @@ const PRODUCT_ROWS: usize = 384;
 /// Rows of filters that are arranged by one task at a time.
 const ARRANGED_ROWS: usize = 32;
 
-/// A map of one picture, channels last.
+/// A map of one image, channels last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Map {
     /// Pixels of a side.

@@ -132,7 +132,7 @@ pub enum FilterOrder {
 }
 
 impl FilterOrder {
-    /// How far neighbouring taps, inputs and outputs are apart.
+    /// How far neighboring taps, inputs and outputs are apart.
     fn strides(self, [taps, inputs, outputs]: [usize; 3]) -> [usize; 3] {
         match self {
             Self::OutputsFirst => [1, taps, taps * inputs],
@@ -167,7 +167,7 @@ impl<P: SplitFloat> DeviceFilters<P> {
         } else {
             1.0
         };
-        let mut weight = device.uninitialised::<P>(P::PARTS * (P::PARTS + 1) / 2 * width * row)?;
+        let mut weight = device.uninitialized::<P>(P::PARTS * (P::PARTS + 1) / 2 * width * row)?;
         let given = device.upload(filters)?;
         let mut arguments = vec![weight.write(), given.read(), Argument::F32(scale)];
         for value in [taps, inputs, outputs, width, row].into_iter().chain(order.strides(sizes)) {
@@ -277,7 +277,7 @@ pub fn convolve<P: SplitFloat>(
     let most = (WINDOW_BYTES / (side * row * size_of::<P>())).clamp(1, lines);
     let portion = (1..=most).rev().find(|portion| lines.is_multiple_of(*portion)).unwrap_or(1);
     let count = portion * side;
-    let mut rows = device.uninitialised::<P>(count * row)?;
+    let mut rows = device.uninitialized::<P>(count * row)?;
     for at in 0..lines / portion {
         let first = at * count;
         windows(&mut rows, maps, window, [first, count, width])?;

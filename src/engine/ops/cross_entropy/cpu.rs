@@ -6,7 +6,7 @@ use super::Forward;
 use crate::{
     engine::{
         Float, Tensor,
-        float::vectorised,
+        float::vectorized,
         ops::{attention::cpu::largest, layer_norm::cpu::sum, three_dims},
     },
     error::Result,
@@ -50,7 +50,7 @@ pub(super) fn forward<T: Float>(
         .zip(targets_of.par_chunks(ROWS))
         .zip(losses.par_chunks_mut(ROWS).zip(sums.par_chunks_mut(ROWS)).zip(correct.par_chunks_mut(ROWS)))
         .for_each(|((logits, targets), ((losses, sums), correct))| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     for (at, row) in logits.chunks(codes).enumerate() {
@@ -99,7 +99,7 @@ pub(crate) fn backward<T: Float>(
     let (sharp, even) = (T::of(1.0 - smoothing), T::of(smoothing / codes as f64));
     let mut d_logits = logits;
     d_logits.as_mut_slice::<T>()?.par_chunks_mut(ROWS * codes).enumerate().for_each(|(task, rows)| {
-        vectorised(
+        vectorized(
             #[inline(always)]
             || {
                 for (at, row) in rows.chunks_mut(codes).enumerate() {

@@ -128,12 +128,12 @@ fn forward_on_device<T: DeviceFloat>(
     let (from, targets) = (logits.buffer::<T>()?, targets.buffer::<u32>()?);
     let device = from.device();
     let (mut losses, mut correct) =
-        (device.uninitialised(targets.len())?, device.uninitialised(targets.len())?);
+        (device.uninitialized(targets.len())?, device.uninitialized(targets.len())?);
     let output = CrossEntropyOutput { losses: &mut losses, correct: &mut correct, d_logits: None };
     cuda::cross_entropy(output, from, targets, sizes, smoothing as f32)?;
     let weighted = match weights {
         Some(weights) => {
-            let mut weighted = device.uninitialised(losses.len())?;
+            let mut weighted = device.uninitialized(losses.len())?;
             scale_samples(&mut weighted, Some(&losses), &of_tokens(device, weights, batch)?)?;
             Some(weighted)
         }
@@ -169,16 +169,16 @@ fn backward_on_device<T: DeviceFloat>(
     let sizes = three_dims("cross_entropy", "logits", logits)?;
     let (from, targets) = (logits.buffer::<T>()?, targets.buffer::<u32>()?);
     let device = from.device();
-    let mut seeds = device.uninitialised(d_output.len())?;
+    let mut seeds = device.uninitialized(d_output.len())?;
     scale(&mut seeds, Some(d_output.buffer::<f32>()?), 1.0 / sizes[1] as f32)?;
     if let Some(weights) = weights {
         let even = of_tokens(device, weights, sizes[0])?;
-        let mut of_tokens = device.uninitialised(even.len())?;
+        let mut of_tokens = device.uninitialized(even.len())?;
         scale_samples(&mut of_tokens, Some(&even), &seeds)?;
         seeds = of_tokens;
     }
     let (mut losses, mut correct) =
-        (device.uninitialised(targets.len())?, device.uninitialised(targets.len())?);
+        (device.uninitialized(targets.len())?, device.uninitialized(targets.len())?);
     Tensor::written(device, logits.shape(), |d_logits| {
         let output = CrossEntropyOutput {
             losses: &mut losses,

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::engine::{
     Float,
-    float::vectorised,
+    float::vectorized,
     ops::convolution::cpu::{Border, Bordered, Map},
 };
 
@@ -28,7 +28,7 @@ struct Line {
 }
 
 impl GroupNorm<'_> {
-    /// The normalised map in place of `output`, without SiLU.
+    /// The normalized map in place of `output`, without SiLU.
     pub(crate) fn apply(&self, map: &Map, output: &mut Map) {
         output.resize(map.side, map.channels);
         let line = self.line(map);
@@ -40,7 +40,7 @@ impl GroupNorm<'_> {
             .for_each(|(output, input)| line.each(input, output, |value| value));
     }
 
-    /// The normalised map after SiLU, `x · σ(x)`, with a border of zeros for a convolution.
+    /// The normalized map after SiLU, `x · σ(x)`, with a border of zeros for a convolution.
     pub(crate) fn apply_silu(&self, map: &Map, output: &mut Bordered) {
         let line = self.line(map);
         let row = map.row();
@@ -59,7 +59,7 @@ impl GroupNorm<'_> {
             .par_chunks_exact(map.row())
             .map(|row| {
                 let mut sums = vec![[0.0; 2]; channels];
-                vectorised(|| {
+                vectorized(|| {
                     for pixel in row.chunks_exact(channels) {
                         for (sums, &value) in sums.iter_mut().zip(pixel) {
                             let value = f64::from(value);
@@ -98,7 +98,7 @@ impl Line {
     /// Applies the line and `then` to every value of a row of pixels.
     fn each(&self, input: &[f32], output: &mut [f32], then: impl Fn(f32) -> f32) {
         let channels = self.factor.len();
-        vectorised(|| {
+        vectorized(|| {
             for (output, input) in output.chunks_exact_mut(channels).zip(input.chunks_exact(channels)) {
                 for (((output, input), factor), offset) in
                     output.iter_mut().zip(input).zip(&self.factor).zip(&self.offset)

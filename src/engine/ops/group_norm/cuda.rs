@@ -75,7 +75,7 @@ pub fn group_norm(
     let sizes = [whole(pixels)?, whole(channels)?, whole(groups)?];
     let each = pixels.div_ceil(PARTS).max(PIXELS);
     let parts = pixels.div_ceil(each);
-    let mut partial = device.uninitialised::<f32>(samples * parts * groups * 2)?;
+    let mut partial = device.uninitialized::<f32>(samples * parts * groups * 2)?;
     let packs = channels / (16 / size_of::<f32>());
     let lanes = (THREADS as usize / packs).max(1);
     let sums = Launch {
@@ -86,7 +86,7 @@ pub fn group_norm(
     let arguments = [&[partial.write(), x.read()], &sizes[..], &[whole(each)?]].concat();
     launch(device, &Kernel::of::<f32>(OP, "group_norm_sums"), &sums, &arguments)?;
 
-    let mut statistics = device.uninitialised::<f32>(samples * groups * 2)?;
+    let mut statistics = device.uninitialized::<f32>(samples * groups * 2)?;
     let rest = [whole(samples)?, whole(parts)?, Argument::F32(epsilon)];
     let arguments = [&[statistics.write(), partial.read(), x.read()], &sizes[..], &rest].concat();
     let warps = Launch::linear(blocks(OP, samples * groups, GROUPS_A_BLOCK)?, THREADS);

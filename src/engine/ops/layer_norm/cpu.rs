@@ -3,14 +3,14 @@
 use rayon::prelude::*;
 
 use crate::{
-    engine::{Float, Tensor, float::vectorised, ops::last_dim},
+    engine::{Float, Tensor, float::vectorized, ops::last_dim},
     error::Result,
 };
 
 /// Rows handled by one task.
 const ROWS: usize = 64;
 
-/// The normalised rows and `1 / √(variance + ε)` of each.
+/// The normalized rows and `1 / √(variance + ε)` of each.
 ///
 /// # Errors
 /// If `x` has no channels or holds another type than `T`.
@@ -24,7 +24,7 @@ pub(crate) fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Ten
         .zip(x.as_slice::<T>()?.par_chunks(ROWS * channels))
         .zip(inverse.par_chunks_mut(ROWS))
         .for_each(|((y, x), inverse)| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     for ((y, x), inverse) in y.chunks_mut(channels).zip(x.chunks(channels)).zip(inverse) {
@@ -55,7 +55,7 @@ pub(crate) fn backward<T: Float>(output: &Tensor, inverse: &Tensor, mut d_output
         .zip(y.par_chunks(ROWS * channels))
         .zip(inverse.par_chunks(ROWS))
         .for_each(|((d, y), inverse)| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || {
                     for ((d, y), inverse) in d.chunks_mut(channels).zip(y.chunks(channels)).zip(inverse) {
@@ -71,7 +71,7 @@ pub(crate) fn backward<T: Float>(output: &Tensor, inverse: &Tensor, mut d_output
     Ok(d_output)
 }
 
-/// A sum in 16 lanes, so that it vectorises and its order is fixed.
+/// A sum in 16 lanes, so that it vectorizes and its order is fixed.
 #[inline(always)]
 pub(crate) fn sum<T: Float>(values: &[T], map: impl Fn(T) -> T) -> T {
     let mut lanes = [T::ZERO; 16];

@@ -97,7 +97,7 @@ impl<T: Factor> LayerNormInput<'_, T> {
     }
 }
 
-/// Normalises the rows into `y` `[R, C]` and keeps mean and inverse deviation of each in `statistics` `[R, 2]`.
+/// Normalizes the rows into `y` `[R, C]` and keeps mean and inverse deviation of each in `statistics` `[R, 2]`.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails. A level that the modulation does not have is not seen here: it reads
@@ -186,7 +186,7 @@ pub struct ResidualBranch<'a, T: Factor> {
 }
 
 /// `sum = before + keep_i·branch` `[R, C]` and its layer norm `y` `[R, C]` with statistics `[R, 2]`, in one pass. What is
-/// normalised is the sum as it is stored. What a branch with `keep_i = 0` holds does not matter.
+/// normalized is the sum as it is stored. What a branch with `keep_i = 0` holds does not matter.
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.

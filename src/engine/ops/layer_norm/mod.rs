@@ -54,13 +54,13 @@ struct LayerNorm {
 
 /// What the backward needs beside the modulation.
 enum Saved {
-    /// On the host: the normalised rows, and `1 / √(variance + ε)`, one a row.
-    Normalised { output: Tensor, inverse_deviation: Tensor },
+    /// On the host: the normalized rows, and `1 / √(variance + ε)`, one a row.
+    Normalized { output: Tensor, inverse_deviation: Tensor },
     /// On a device: the input, and mean and inverse deviation of each row, `[R, 2]`.
     Input { input: Tensor, statistics: Tensor },
 }
 
-/// Normalises each row of `x` `[.., C]`; the variance is the biased one. Released ε: 1e-6. With a modulation `x` is
+/// Normalizes each row of `x` `[.., C]`; the variance is the biased one. Released ε: 1e-6. With a modulation `x` is
 /// `[B, L, C]`.
 ///
 /// # Errors
@@ -96,7 +96,7 @@ pub fn layer_norm(
                     modulation::cpu::scale_shift::<T>(&output, parts, [*scale, *shift], levels.host())?
                 }
             };
-            Ok((value, Saved::Normalised { output, inverse_deviation }))
+            Ok((value, Saved::Normalized { output, inverse_deviation }))
         },
         cuda T => forward_on_device::<T>(x.value(), epsilon, kept.as_ref()),
     )?;
@@ -127,7 +127,7 @@ fn forward_on_device<T: DeviceFloat>(
 ) -> Result<(Tensor, Saved)> {
     let input = input::<T>(x, modulation)?;
     let rows = x.len() / input.channels;
-    let mut statistics = input.x.device().uninitialised(2 * rows)?;
+    let mut statistics = input.x.device().uninitialized(2 * rows)?;
     #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
     let y = Tensor::written(input.x.device(), x.shape(), |y| {
         cuda::layer_norm_forward(y, &mut statistics, &input, epsilon as f32)
@@ -144,9 +144,9 @@ impl Operation for LayerNorm {
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let Self { saved, modulation, slot } = *self;
         let (dx, d_parts) = match saved {
-            Saved::Normalised { output, inverse_deviation } => {
+            Saved::Normalized { output, inverse_deviation } => {
                 with_float!(d_output.dtype(), "layer_norm", T => {
-                    let (d_normalised, d_parts) = match &modulation {
+                    let (d_normalized, d_parts) = match &modulation {
                         None => (d_output, None),
                         Some(Kept { parts, scale, shift, levels, .. }) => {
                             let at = [*scale, *shift];
@@ -156,7 +156,7 @@ impl Operation for LayerNorm {
                             (d, Some(d_parts))
                         }
                     };
-                    Ok((cpu::backward::<T>(&output, &inverse_deviation, d_normalised)?, d_parts))
+                    Ok((cpu::backward::<T>(&output, &inverse_deviation, d_normalized)?, d_parts))
                 })?
             }
             Saved::Input { input, statistics } => with_number!(d_output.dtype(), "layer_norm", T => {
@@ -182,7 +182,7 @@ fn backward_on_device<T: DeviceFloat>(
     let dx = Tensor::written(device, x.shape(), |dx| cuda::layer_norm_backward(dx, dy, &input, statistics))?;
     let Some(Kept { parts, scale, shift, levels, .. }) = modulation else { return Ok((dx, None)) };
     let [batch, tokens, channels] = three_dims("layer_norm", "x", x)?;
-    let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
+    let mut by_sample = device.uninitialized::<f32>(batch * levels.count() * 2 * channels)?;
     let starts = levels.on(device)?.starts();
     modulation::cuda::modulation_backward(
         &mut by_sample,

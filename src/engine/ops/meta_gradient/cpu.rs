@@ -7,7 +7,7 @@ use crate::{
     engine::{
         Float, Tensor,
         autograd::contributions::Contribution,
-        float::vectorised,
+        float::vectorized,
         matmul::{self, Matrix, product},
     },
     error::Result,
@@ -142,7 +142,7 @@ fn folded<T: Float>(
 ) -> [f64; 2] {
     let (dot, add) = (direction.is_some(), sum.is_some());
     let (direction, sum, weight) = (direction.unwrap_or_default(), sum.unwrap_or_default(), T::of(weight));
-    vectorised(
+    vectorized(
         #[inline(always)]
         || match (dot, norm, add) {
             (true, true, true) => fold::<T, true, true, true>(g, direction, sum, weight),

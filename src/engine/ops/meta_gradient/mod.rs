@@ -37,7 +37,7 @@ impl Form {
     /// shows where the forms meet.
     const TILE_SUMS: usize = 32;
 
-    /// The cheaper form on the processor for `rows` rows a sample: the tile pays a fixed price for each number of the
+    /// The cheaper form on the CPU for `rows` rows a sample: the tile pays a fixed price for each number of the
     /// weight, the projection and the Gram matrices one that grows with the rows.
     pub(crate) fn cheaper(rows: usize, inputs: usize, outputs: usize) -> Self {
         let weight = inputs * outputs;
@@ -153,7 +153,7 @@ fn on_device<T: DeviceFloat>(
             let sum = match sum {
                 Some(sum) => sum,
                 None => {
-                    sum.insert(Tensor::from_buffer(value.shape(), device.uninitialised::<f32>(value.len())?)?)
+                    sum.insert(Tensor::from_buffer(value.shape(), device.uninitialized::<f32>(value.len())?)?)
                 }
             };
             Some(cuda::WeightedSum {
@@ -164,7 +164,7 @@ fn on_device<T: DeviceFloat>(
         }
         None => None,
     };
-    let numbers = |wanted: bool| wanted.then(|| device.uninitialised::<f32>(samples)).transpose();
+    let numbers = |wanted: bool| wanted.then(|| device.uninitialized::<f32>(samples)).transpose();
     let mut products = numbers(asked.direction.is_some())?;
     let mut squared_norms = numbers(asked.norms)?;
     let wanted = cuda::DeviceRequest {
@@ -225,7 +225,7 @@ fn gradients_on_device<T: DeviceFloat>(
     let rows = contribution.rows();
     let d = rows.buffer::<T>()?;
     let device = d.device();
-    let mut gradients = device.uninitialised::<f32>(samples * count)?;
+    let mut gradients = device.uninitialized::<f32>(samples * count)?;
     match *contribution {
         Contribution::Sum { column, .. } => {
             let width = rows.shape().last().copied().unwrap_or(1);
@@ -243,7 +243,7 @@ fn gradients_on_device<T: DeviceFloat>(
     Ok(gradients)
 }
 
-/// `V / (√(v·factors[0]) + factors[1])` with the optimiser's second moment `v`: the direction in which AdamW moves along V.
+/// `V / (√(v·factors[0]) + factors[1])` with the optimizer's second moment `v`: the direction in which AdamW moves along V.
 /// `factors` `[2]` are in f64 on the host, in f32 on a device; all zeros where the first is 0.
 ///
 /// # Errors

@@ -247,7 +247,7 @@ fn gate_backward_on_device<T: DeviceFloat>(
     let device = dy.device();
     let (table, part) = (table(parts, levels, device)?, ModulationPart::Gate(part));
     let dx = Tensor::written(device, x.shape(), |dx| cuda::modulate_backward(dx, Some(dy), &table, part))?;
-    let mut by_sample = device.uninitialised::<f32>(batch * levels.count() * 2 * channels)?;
+    let mut by_sample = device.uninitialized::<f32>(batch * levels.count() * 2 * channels)?;
     let mut d_parts = device.zeros::<f32>(parts.len())?;
     cuda::modulate_backward_table(&mut d_parts, &mut by_sample, dy, input, &table, part)?;
     Ok([dx, Tensor::from_buffer(parts.shape(), d_parts)?])

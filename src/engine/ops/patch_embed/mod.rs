@@ -169,7 +169,7 @@ fn rows_of(table: &Tensor, places: &[usize], channels: usize) -> Result<Tensor> 
     let from = table.buffer::<f32>()?;
     Tensor::written::<f32>(from.device(), &[places.len(), channels], |rows| {
         let mut to = 0;
-        // Neighbours are copied together: there are few gaps.
+        // Neighbors are copied together: there are few gaps.
         for run in places.chunk_by(|place, next| place + 1 == *next) {
             rows.copy_range(to * channels, from, run[0] * channels..(run[0] + run.len()) * channels)?;
             to += run.len();
@@ -226,7 +226,7 @@ impl Operator {
         let d_x = d_output.buffer::<T>()?;
         let device = d_x.device();
         let scales = levels.count();
-        let mut sums = device.uninitialised::<f32>(batch * scales * channels)?;
+        let mut sums = device.uninitialized::<f32>(batch * scales * channels)?;
         let sequence = levels.on(device)?;
         let d_text = Tensor::written::<T>(device, &[batch, channels], |d_text| {
             cuda::patch_embed_backward(&mut sums, Some(d_text), d_x, sequence, [batch, channels])

@@ -142,7 +142,7 @@ impl PyramidTables {
             biases: device.upload(&biases)?,
             ratios: device.upload(&ratios)?,
             phi: device.upload(&whole(phi_index.to_vec())?)?,
-            workspace: if fits { None } else { Some(device.uninitialised(most_samples * round(space))?) },
+            workspace: if fits { None } else { Some(device.uninitialized(most_samples * round(space))?) },
             sizes: Sizes {
                 scales,
                 side,

@@ -1,4 +1,4 @@
-//! Features and codes as the quantiser holds them, and the checks of what is given to it.
+//! Features and codes as the quantizer holds them, and the checks of what is given to it.
 
 use super::{OP, PyramidQuantizer};
 use crate::{

@@ -1,9 +1,9 @@
-//! The pyramid quantiser: a feature map becomes token maps of growing sides, each quantising what the coarser ones
+//! The pyramid quantizer: a feature map becomes token maps of growing sides, each quantizing what the coarser ones
 //! left over (`VectorQuantizer2` of the released `models/quant.py`).
 //!
 //! At every scale the remaining features are averaged down to the scale's side, each cell takes its nearest code, the
 //! codes' vectors are resized bicubically to the full side, go through the scale's convolution φ if there is one,
-//! and are subtracted. None of this is on the tape, because codes have no gradient; the reference on the processor is
+//! and are subtracted. None of this is on the tape, because codes have no gradient; the reference on the CPU is
 //! [`PyramidQuantizer`] itself.
 
 #[doc(hidden)]
@@ -31,9 +31,9 @@ use crate::{
     error::{Error, Result},
 };
 
-const OP: &str = "pyramid quantiser";
+const OP: &str = "pyramid quantizer";
 
-/// Quantises feature maps `[B, Cvae, H, H]` into pyramids of codes `[B, L]`, `L = Σ pn²`, and back.
+/// Quantizes feature maps `[B, Cvae, H, H]` into pyramids of codes `[B, L]`, `L = Σ pn²`, and back.
 #[derive(Clone, Debug)]
 pub struct PyramidQuantizer {
     patch_nums: Vec<usize>,
@@ -61,7 +61,7 @@ pub enum Reach {
     /// The reconstruction from the coarser scales: what a network that predicts the scale's own codes may see.
     #[default]
     Before,
-    /// The reconstruction up to the scale itself: what a network that judges the picture is to see. Under
+    /// The reconstruction up to the scale itself: what a network that judges the image is to see. Under
     /// [`Before`](Self::Before) it would never see the finest scale (upstream.md, A12).
     Through,
 }
@@ -75,7 +75,7 @@ struct Workspace {
     resized: Vec<f32>,
 }
 
-/// What the quantiser saw at one scale of one sample, for fitting a codebook.
+/// What the quantizer saw at one scale of one sample, for fitting a codebook.
 pub(crate) struct ScaleCodes<'a> {
     /// The remaining features at this scale's side, `[pn², Cvae]`.
     pub(crate) rows: &'a [f32],
@@ -362,7 +362,7 @@ impl PyramidQuantizer {
         Ok(maps)
     }
 
-    /// Quantises one channels-last map `[H², Cvae]` and shows every scale.
+    /// Quantizes one channels-last map `[H², Cvae]` and shows every scale.
     pub(crate) fn observe(&self, map: &[f32], visit: impl FnMut(ScaleCodes<'_>)) {
         self.walk(map, &mut Workspace::default(), visit);
     }
@@ -414,7 +414,7 @@ impl PyramidQuantizer {
     /// The vectors of codes, into `work.embedded` `[pn², Cvae]`.
     fn look_up(&self, codes: &[u32], work: &mut Workspace) {
         let Ok(codebook) = self.codebook.as_slice::<f32>() else {
-            unreachable!("the codebook was cast to f32 when the quantiser was made")
+            unreachable!("the codebook was cast to f32 when the quantizer was made")
         };
         let channels = self.channels();
         work.embedded.clear();

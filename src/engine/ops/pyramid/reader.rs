@@ -1,4 +1,4 @@
-//! The quantiser on a device.
+//! The quantizer on a device.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl PyramidQuantizer {
-    /// What the device's kernels need of this quantiser, for batches of up to `most_samples`.
+    /// What the device's kernels need of this quantizer, for batches of up to `most_samples`.
     ///
     /// # Errors
     /// If there is not enough memory.

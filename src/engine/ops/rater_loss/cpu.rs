@@ -50,11 +50,11 @@ pub(crate) fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     Tensor::new(terms.first().map_or(&[0], |(_, term)| term.shape()), sum)
 }
 
-/// See [`standardise`](super::standardise).
+/// See [`standardize`](super::standardize).
 ///
 /// # Errors
 /// If the constants are elsewhere.
-pub fn standardise(constants: &Tensor, deviation: bool) -> Result<Tensor> {
+pub fn standardize(constants: &Tensor, deviation: bool) -> Result<Tensor> {
     let mut values = constants.to_f64_vec()?;
     let finite: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     let count = finite.len().max(1) as f64;

@@ -104,9 +104,9 @@ fn narrowed(factor: f64) -> f32 {
 ///
 /// # Errors
 /// If a device fails.
-pub fn standardise(constants: &Tensor, deviation: bool) -> Result<Tensor> {
+pub fn standardize(constants: &Tensor, deviation: bool) -> Result<Tensor> {
     if constants.device().is_none() {
-        return cpu::standardise(constants, deviation)?.cast(constants.dtype());
+        return cpu::standardize(constants, deviation)?.cast(constants.dtype());
     }
     let from = constants.buffer::<f32>()?;
     Tensor::written(from.device(), constants.shape(), |to| cuda::rater_loss_standardise(to, from, deviation))
@@ -123,7 +123,7 @@ pub struct RegressionTargets {
 
 impl RegressionTargets {
     /// The gradient of `factor·Σ_i (logit_i − t_i)²` by the logits `[B, 1]`, in their type, and the targets `t` `[B]`: the
-    /// running average with `−c_i` in it, standardised. Samples whose constant is not finite have no gradient, and no
+    /// running average with `−c_i` in it, standardized. Samples whose constant is not finite have no gradient, and no
     /// number as target.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl RegressionTargets {
         }
         let wide = logits.cast(DType::F32)?;
         let device = constants.buffer::<f32>()?.device();
-        let mut targets = device.uninitialised::<f32>(samples)?;
+        let mut targets = device.uninitialized::<f32>(samples)?;
         let d = Tensor::written::<f32>(device, logits.shape(), |d| {
             cuda::rater_loss_regression(
                 [d, &mut targets],
@@ -155,13 +155,13 @@ impl RegressionTargets {
 }
 
 /// Factor of the released entropy term.
-const REGULARISATION: f64 = 0.01;
+const REGULARIZATION: f64 = 0.01;
 /// Floor inside its logarithms.
 const FLOOR: f64 = 1e-8;
 
 /// The released term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient by each weight.
 pub(crate) fn entropy_term(weights: &[f64]) -> (f64, Vec<f64>) {
-    let share = REGULARISATION / weights.len() as f64;
+    let share = REGULARIZATION / weights.len() as f64;
     let (mut loss, mut gradient) = (0.0, Vec::with_capacity(weights.len()));
     for &w in weights {
         let (yes, no) = (w + FLOOR, 1.0 - w + FLOOR);

@@ -49,7 +49,7 @@ impl Operation for ScaleAll {
             cpu T => cpu::scale_all_backward::<T>(x, scale, &d_output),
             cuda T => {
                 let (dy, from) = (d_output.buffer::<T>()?, x.buffer::<T>()?);
-                let mut d_scale = dy.device().uninitialised(1)?;
+                let mut d_scale = dy.device().uninitialized(1)?;
                 let dx = Tensor::written(dy.device(), x.shape(), |dx| {
                     cuda::scale_all_backward(dx, &mut d_scale, dy, from, scale.buffer::<T>()?)
                 })?;

@@ -101,13 +101,13 @@ pub(crate) fn attention(
     let head = tokens * row;
     let part = |rows, at: usize| Operand { first: at * sample, step: width, ..Operand::of(rows, channels) };
     let products = |sizes, a, b| Products { sizes, batch: heads, a, b, bias: None, alpha: 1.0, beta: 0.0 };
-    let mut scores = device.uninitialised::<f32>(batch * heads * head)?;
+    let mut scores = device.uninitialized::<f32>(batch * heads * head)?;
     for at in 0..batch {
         let target = Target { buffer: &mut scores, first: at * heads * head, row, step: head };
         let (a, b) = (part(queries, at), part(keys, at).transposed());
         device.products(target, &products([tokens, tokens, width], a, b))?;
     }
-    let mut weights = device.uninitialised::<f32>(scores.len())?;
+    let mut weights = device.uninitialized::<f32>(scores.len())?;
     let scores = Scores {
         products: &scores,
         sizes: [batch, heads, tokens, tokens],

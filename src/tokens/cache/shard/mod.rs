@@ -4,9 +4,9 @@
 //!
 //! | tensor | holds |
 //! | --- | --- |
-//! | `codes` | u16 `[N, L]`, the usable pictures' codes; their ids are the remark `ids` |
-//! | `pictures` | u8 `[N, 16]`, what the picture is found by: SHA-256 of its path from the cache's folder |
-//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of the picture's file |
+//! | `codes` | u16 `[N, L]`, the usable images' codes; their ids are the remark `ids` |
+//! | `images` | u8 `[N, 16]`, what the image is found by: SHA-256 of its path from the cache's folder |
+//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of the image's file |
 //! | `captions` | u8 `[M, 16]`, SHA-256 of the captions |
 //! | `mask` | u8 `[M, T]`: 1 for a token, 0 for padding |
 //! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: a vector for each of the mask's ones, and one a caption |
@@ -38,7 +38,7 @@ use crate::{
 };
 pub(crate) use text::{Text, TextRows};
 
-/// What pictures and captions are found by: the beginning of a SHA-256.
+/// What images and captions are found by: the beginning of a SHA-256.
 pub(crate) type Key = [u8; 16];
 
 /// The key of these bytes.
@@ -111,13 +111,13 @@ impl Entry {
 /// A usable record of a shard that is being made.
 pub(crate) struct ShardRow {
     pub(crate) id: String,
-    pub(crate) picture: Key,
+    pub(crate) image: Key,
     pub(crate) stamp: Stamp,
     pub(crate) digest: [u8; 32],
     pub(crate) codes: Vec<u16>,
 }
 
-/// The SHA-256 of a picture's file, if it is still the one that had this stamp.
+/// The SHA-256 of an image's file, if it is still the one that had this stamp.
 pub(crate) fn unchanged(image: &ImageRef, stamp: Stamp) -> Option<[u8; 32]> {
     let digest = image.digest().ok()?;
     (image.stamp()? == stamp).then_some(digest)
@@ -128,7 +128,7 @@ pub(crate) fn write_codes(path: &Path, tokens: usize, rows: &[ShardRow]) -> Resu
     let count = rows.len();
     let gather = |bytes: &dyn Fn(&ShardRow) -> Vec<u8>| rows.iter().flat_map(bytes).collect::<Vec<u8>>();
     let codes = gather(&|row| row.codes.iter().flat_map(|code| code.to_le_bytes()).collect());
-    let pictures = gather(&|row| row.picture.to_vec());
+    let images = gather(&|row| row.image.to_vec());
     let bytes = gather(&|row| row.stamp.bytes.to_le_bytes().to_vec());
     let modified = gather(&|row| row.stamp.modified.to_le_bytes().to_vec());
     let digests = gather(&|row| row.digest.to_vec());
@@ -136,7 +136,7 @@ pub(crate) fn write_codes(path: &Path, tokens: usize, rows: &[ShardRow]) -> Resu
     let ids = serde_json::to_string(&ids).map_err(|error| Error::invalid(error.to_string()))?;
     let tensors = [
         ("codes", Dtype::U16, vec![count, tokens], codes),
-        ("pictures", Dtype::U8, vec![count, 16], pictures),
+        ("images", Dtype::U8, vec![count, 16], images),
         ("bytes", Dtype::U64, vec![count], bytes),
         ("modified", Dtype::I64, vec![count], modified),
         ("digests", Dtype::U8, vec![count, 32], digests),
@@ -216,13 +216,13 @@ pub(crate) struct Codes {
     path: PathBuf,
     vocabulary: usize,
     codes: Table,
-    pictures: Table,
+    images: Table,
     bytes: Table,
     modified: Table,
     digests: Table,
 }
 
-/// What a look at a picture's file says of what is kept of it.
+/// What a look at an image's file says of what is kept of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
     /// The file is as it was, or it is not there any more.
@@ -239,13 +239,16 @@ impl Codes {
             path: path.to_path_buf(),
             vocabulary,
             codes: opened.table("codes", Dtype::U16, tokens)?,
-            pictures: opened.table("pictures", Dtype::U8, 16)?,
+            // Caches of form 2 and older call it `images`.
+            images: opened
+                .table("images", Dtype::U8, 16)
+                .or_else(|_| opened.table("images", Dtype::U8, 16))?,
             bytes: opened.table("bytes", Dtype::U64, 1)?,
             modified: opened.table("modified", Dtype::I64, 1)?,
             digests: opened.table("digests", Dtype::U8, 32)?,
         };
         let rows = found.codes.rows;
-        if [&found.pictures, &found.bytes, &found.modified, &found.digests]
+        if [&found.images, &found.bytes, &found.modified, &found.digests]
             .iter()
             .any(|table| table.rows != rows)
         {
@@ -254,9 +257,9 @@ impl Codes {
         Ok(found)
     }
 
-    /// The keys of its pictures, in order.
+    /// The keys of its images, in order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
-        (0..self.pictures.rows).map(|at| Key::try_from(self.pictures.row(at)).unwrap_or_default())
+        (0..self.images.rows).map(|at| Key::try_from(self.images.row(at)).unwrap_or_default())
     }
 
     /// The codes of a row.
@@ -277,18 +280,18 @@ impl Codes {
         self.digests.row(at).try_into().unwrap_or_default()
     }
 
-    /// Whether a row still belongs to the file at `picture`. A file of the same length and time is taken to be the same; one
+    /// Whether a row still belongs to the file at `image`. A file of the same length and time is taken to be the same; one
     /// of the same length and another time, such as a copy, is read.
-    pub(crate) fn freshness(&self, at: usize, picture: &ImageRef) -> Freshness {
+    pub(crate) fn freshness(&self, at: usize, image: &ImageRef) -> Freshness {
         let number = |table: &Table| <[u8; 8]>::try_from(table.row(at)).unwrap_or_default();
         let (bytes, modified) =
             (u64::from_le_bytes(number(&self.bytes)), i64::from_le_bytes(number(&self.modified)));
-        match picture.stamp() {
-            None if picture.exists() => Freshness::Changed,
+        match image.stamp() {
+            None if image.exists() => Freshness::Changed,
             None => Freshness::Same,
             Some(stamp) if stamp.bytes != bytes => Freshness::Changed,
             Some(stamp) if stamp.modified == modified => Freshness::Same,
-            Some(_) => match picture.digest() {
+            Some(_) => match image.digest() {
                 Ok(digest) if digest == *self.digests.row(at) => Freshness::Same,
                 _ => Freshness::Changed,
             },

@@ -254,14 +254,14 @@ pub fn projected<T: DeviceFloat>(
     let direction = match (direction as &dyn Any).downcast_ref::<Buffer<T>>() {
         Some(direction) => direction,
         None => {
-            let mut to = device.uninitialised::<T>(direction.len())?;
+            let mut to = device.uninitialized::<T>(direction.len())?;
             narrow(&mut to, direction)?;
             rounded = to;
             &rounded
         }
     };
     let (rows, tiles) = (sizes.samples * sizes.rows, sizes.outputs.div_ceil(ROWS));
-    let mut partial = device.uninitialised::<f32>(tiles * rows)?;
+    let mut partial = device.uninitialized::<f32>(tiles * rows)?;
     let arguments = [
         partial.write(),
         direction.read(),
@@ -277,7 +277,7 @@ pub fn projected<T: DeviceFloat>(
     if sizes.rows == 1 {
         return totals(products, &partial);
     }
-    let mut of_rows = device.uninitialised::<f32>(rows)?;
+    let mut of_rows = device.uninitialized::<f32>(rows)?;
     totals(&mut of_rows, &partial)?;
     sample_sums(products, &of_rows, Columns { width: 1, first: 0 }, sizes.samples)
 }
@@ -300,7 +300,7 @@ pub fn gram<T: DeviceFloat>(
     let across = if paired { sizes.rows } else { sizes.rows.div_ceil(ROWS) };
     let pairs = across * (across + 1) / 2;
     let device = input.device();
-    let mut partial = device.uninitialised::<f32>(pairs * sizes.samples)?;
+    let mut partial = device.uninitialized::<f32>(pairs * sizes.samples)?;
     let arguments = [
         partial.write(),
         input.read(),
@@ -361,7 +361,7 @@ pub fn meta_gradient<T: DeviceFloat>(
         gram(squared_norms, input, d_output, sizes)?;
     }
     if let Some(WeightedSum { sum, weights, accumulate }) = asked.sum {
-        let mut weighted = d_output.device().uninitialised::<T>(d_output.len())?;
+        let mut weighted = d_output.device().uninitialized::<T>(d_output.len())?;
         scale_samples(&mut weighted, Some(d_output), weights)?;
         let product = [sizes.outputs, sizes.inputs, sizes.samples * sizes.rows];
         let beta = if accumulate { 1.0 } else { 0.0 };
@@ -394,7 +394,7 @@ pub fn per_sample<T: Factor>(asked: DeviceRequest<'_>, d_value: &Buffer<T>) -> R
     }
     let device = d_value.device();
     let parts = count.div_ceil(DOT_SHARE);
-    let partial = |wanted: bool| wanted.then(|| device.uninitialised::<f32>(parts * samples)).transpose();
+    let partial = |wanted: bool| wanted.then(|| device.uninitialized::<f32>(parts * samples)).transpose();
     let mut products = partial(asked.products.is_some())?;
     let mut norms = partial(asked.squared_norms.is_some())?;
     if products.is_none() && norms.is_none() {

@@ -118,7 +118,7 @@ impl InTile {
             return Ok(arguments);
         };
         let ProductSizes { samples, rows, outputs, inputs } = sizes;
-        // Rows, their columns, and how far apart in memory the numbers of neighbouring columns are in a gradient.
+        // Rows, their columns, and how far apart in memory the numbers of neighboring columns are in a gradient.
         let (of_output, of_input) = ((d_output, outputs, inputs), (input, inputs, 1));
         let (left, right) = if swapped { (of_input, of_output) } else { (of_output, of_input) };
         let mut arguments = Vec::new();
@@ -162,7 +162,7 @@ impl InTile {
         if self.row_bytes + self.direction_bytes + STATIC_BYTES > device.facts().shared_bytes
             && let (Some(products), Some(direction)) = (asked.products.take(), asked.direction.take())
         {
-            // Cards below the data centre's have room for the rows alone.
+            // Cards below the data center's have room for the rows alone.
             projected(products, direction, input, d_output, sizes)?;
         }
         if asked.is_nothing() {
@@ -180,7 +180,7 @@ impl InTile {
         let count = (most_partials / (parts * chunks)).clamp(1, chunk);
         let slots = if count == chunk { sizes.samples } else { chunks * count };
         let mut sums = match &asked.sum {
-            Some(_) if chunks > 1 => Some(device.uninitialised::<f32>(chunks * sizes.parameter())?),
+            Some(_) if chunks > 1 => Some(device.uninitialized::<f32>(chunks * sizes.parameter())?),
             _ => None,
         };
         for first in (0..chunk).step_by(count) {
@@ -188,7 +188,7 @@ impl InTile {
                 // Where chunks are not of one length, some slots are nobody's.
                 let make = || {
                     if count == chunk {
-                        device.uninitialised(parts * slots)
+                        device.uninitialized(parts * slots)
                     } else {
                         device.zeros(parts * slots)
                     }
@@ -232,7 +232,7 @@ impl InTile {
                 if count == chunk {
                     totals(to, &partial)?;
                 } else {
-                    let mut some = device.uninitialised::<f32>(slots)?;
+                    let mut some = device.uninitialized::<f32>(slots)?;
                     totals(&mut some, &partial)?;
                     scatter(to, &some, sizes.samples, [chunk, first, count])?;
                 }

@@ -72,7 +72,7 @@ impl WithSimd for Search<'_> {
     }
 }
 
-/// The nearest codes of `N` neighbouring rows.
+/// The nearest codes of `N` neighboring rows.
 #[inline(always)]
 fn search<const N: usize>(
     nearest: &NearestCode,

@@ -292,7 +292,7 @@ impl WithSimd for Convolve<'_> {
     }
 }
 
-/// One group of output channels of `N` neighbouring pixels.
+/// One group of output channels of `N` neighboring pixels.
 #[inline(always)]
 fn convolve<const N: usize>(
     convolution: &ResidualConvolution,

@@ -1,4 +1,4 @@
-//! One scale at a time, as pictures are drawn.
+//! One scale at a time, as images are drawn.
 
 use super::super::{OP, PyramidQuantizer, Scale, Workspace, add, layout::transpose};
 use crate::{

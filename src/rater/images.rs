@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::{
     config::Config,
-    data::{Record, load_picture},
+    data::{Record, load_image},
     error::Result,
     report::{
         contact_sheet::{Thumbnail, contact_sheet, decile_samples},
@@ -30,8 +30,8 @@ pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
 /// its ids and ratings; `note_column` names a column of the corpus that is shown before each caption.
 ///
 /// # Errors
-/// If the table or the corpus cannot be read, or a picture cannot be written.
-pub(crate) fn rating_pictures(
+/// If the table or the corpus cannot be read, or an image cannot be written.
+pub(crate) fn rating_figures(
     config: &Config,
     ratings: &Path,
     columns: &RatingColumns,
@@ -59,12 +59,12 @@ pub(crate) fn rating_pictures(
         let mut thumbnails = Vec::new();
         let of_row = |&row: &u32| {
             let record = found.get(table.ids.get(row as usize))?;
-            Some((row, record, load_picture(&record.image, &preprocess)))
+            Some((row, record, load_image(&record.image, &preprocess)))
         };
         let loaded: Vec<_> = sample.rows.par_iter().filter_map(of_row).collect();
-        for (row, record, picture) in loaded {
-            let picture = match picture {
-                Ok(picture) => picture,
+        for (row, record, image) in loaded {
+            let image = match image {
+                Ok(image) => image,
                 // It was rated by tokens that are kept: the ratings stand without it.
                 Err(error) => {
                     tracing::warn!("not on the contact sheet: {error}");
@@ -73,8 +73,8 @@ pub(crate) fn rating_pictures(
             };
             let note = note.map_or(String::new(), |column| format!("[{}] ", record.fields[column]));
             thumbnails.push(Thumbnail {
-                side: u32::try_from(picture.side).unwrap_or(u32::MAX),
-                rgb: picture.rgb,
+                side: u32::try_from(image.side).unwrap_or(u32::MAX),
+                rgb: image.rgb,
                 caption: format!("{note}{}", record.caption),
                 rating: Some(table.ratings[row as usize]),
             });
@@ -87,7 +87,7 @@ pub(crate) fn rating_pictures(
     if rows.is_empty() {
         return Ok(vec![histogram]);
     }
-    contact_sheet("Pictures by rating, the best rated first", &rows)?.write_png(&sheet)?;
+    contact_sheet("Images by rating, the best rated first", &rows)?.write_png(&sheet)?;
     Ok(vec![histogram, sheet])
 }
 

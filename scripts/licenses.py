@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Checks the licence and the source of every dependency against deny.toml.
+"""Checks the license and the source of every dependency against deny.toml.
 
-    python3 scripts/licences.py
+    python3 scripts/licenses.py
 
-Every crate of the locked dependency graph, for every platform, must offer a licence that [licenses] allows, and come
+Every crate of the locked dependency graph, for every platform, must offer a license that [licenses] allows, and come
 from the one registry (a Git source is refused). Exits with 1 and one line for each crate that does not.
 """
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Expression:
-    """An SPDX licence expression: names joined by OR, AND and WITH, with parentheses ("/" is an old way to write OR)."""
+    """An SPDX license expression: names joined by OR, AND and WITH, with parentheses ("/" is an old way to write OR)."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -27,11 +27,11 @@ class Expression:
         self.at = 0
 
     def satisfied(self, allowed: set[str]) -> bool:
-        """Whether the expression holds if exactly the `allowed` licences are acceptable."""
+        """Whether the expression holds if exactly the `allowed` licenses are acceptable."""
         self.at = 0
         result = self.alternatives(allowed)
         if self.at != len(self.tokens):
-            raise ValueError(f"cannot read the licence expression `{self.text}`")
+            raise ValueError(f"cannot read the license expression `{self.text}`")
         return result
 
     def next(self) -> str:
@@ -51,21 +51,21 @@ class Expression:
         return result
 
     def conjunction(self, allowed: set[str]) -> bool:
-        result = self.licence(allowed)
+        result = self.license(allowed)
         while self.take("AND"):
-            right = self.licence(allowed)
+            right = self.license(allowed)
             result = result and right
         return result
 
-    def licence(self, allowed: set[str]) -> bool:
+    def license(self, allowed: set[str]) -> bool:
         if self.take("("):
             result = self.alternatives(allowed)
             if not self.take(")"):
-                raise ValueError(f"cannot read the licence expression `{self.text}`")
+                raise ValueError(f"cannot read the license expression `{self.text}`")
             return result
         name = self.next()
         if not re.fullmatch(r"[A-Za-z0-9.+-]+", name) or name in ("OR", "AND", "WITH"):
-            raise ValueError(f"cannot read the licence expression `{self.text}`")
+            raise ValueError(f"cannot read the license expression `{self.text}`")
         self.at += 1
         if self.take("WITH"):
             name = f"{name} WITH {self.next()}"
@@ -84,7 +84,7 @@ def check_expressions() -> None:
     }
     for text, expected in known.items():
         if Expression(text).satisfied(allowed) != expected:
-            sys.exit(f"scripts/licences.py misreads `{text}`")
+            sys.exit(f"scripts/licenses.py misreads `{text}`")
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
         if package["source"] != registry or not registry.startswith("registry+"):
             failures.append(f"{name}: comes from {package['source']}, not from the registry")
         if not package["license"]:
-            failures.append(f"{name}: states no licence; read its licence file and decide in deny.toml")
+            failures.append(f"{name}: states no license; read its license file and decide in deny.toml")
             continue
         try:
             if not Expression(package["license"]).satisfied(allowed):
@@ -120,7 +120,7 @@ def main() -> None:
         print("\n".join(failures))
         sys.exit(1)
     twice = [f"{name} ({', '.join(sorted(found))})" for name, found in sorted(versions.items()) if len(found) > 1]
-    print(f"{len(dependencies)} dependencies, every licence allowed, all from one registry")
+    print(f"{len(dependencies)} dependencies, every license allowed, all from one registry")
     print(f"in more than one version: {', '.join(twice) or 'none'}")
 
 

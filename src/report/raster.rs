@@ -1,4 +1,4 @@
-//! Pictures in memory, text on them, and PNG files.
+//! Images in memory, text on them, and PNG files.
 
 use std::{io::Cursor, path::Path, sync::OnceLock};
 
@@ -10,7 +10,7 @@ use crate::{
     files::write_whole,
 };
 
-/// DejaVu Sans, cut down to Latin, Greek, Cyrillic and common signs; its licence stands beside it.
+/// DejaVu Sans, cut down to Latin, Greek, Cyrillic and common signs; its license stands beside it.
 pub(super) static FONT_FILE: &[u8] = include_bytes!("fonts/DejaVuSans.ttf");
 
 fn font() -> &'static FontRef<'static> {
@@ -18,32 +18,32 @@ fn font() -> &'static FontRef<'static> {
     FONT.get_or_init(|| FontRef::try_from_slice(FONT_FILE).expect("the embedded font is a TrueType font"))
 }
 
-/// A colour, red, green, blue.
-pub type Colour = [u8; 3];
+/// A color, red, green, blue.
+pub type Color = [u8; 3];
 
-/// An RGB picture, rows from top to bottom.
+/// An RGB image, rows from top to bottom.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
+pub struct Raster {
     width: u32,
     height: u32,
     rgb: Vec<u8>,
 }
 
-impl Picture {
-    /// A picture of one colour.
-    pub(crate) fn new(width: u32, height: u32, colour: Colour) -> Self {
+impl Raster {
+    /// An image of one color.
+    pub(crate) fn new(width: u32, height: u32, color: Color) -> Self {
         let pixels = width as usize * height as usize;
-        Self { width, height, rgb: colour.repeat(pixels) }
+        Self { width, height, rgb: color.repeat(pixels) }
     }
 
-    /// A picture of `width` by `height` pixels over three bytes a pixel, row by row.
+    /// An image of `width` by `height` pixels over three bytes a pixel, row by row.
     ///
     /// # Errors
     /// If there are not as many bytes.
     pub(crate) fn from_rgb(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
         if rgb.len() != width as usize * height as usize * 3 {
             return Err(Error::invalid(format!(
-                "{} bytes are no picture of {width}x{height} pixels",
+                "{} bytes are no image of {width}x{height} pixels",
                 rgb.len()
             )));
         }
@@ -69,7 +69,7 @@ impl Picture {
         &mut self.rgb
     }
 
-    /// The picture as the bytes of a PNG file.
+    /// The image as the bytes of a PNG file.
     ///
     /// # Errors
     /// If the encoder fails.
@@ -77,11 +77,11 @@ impl Picture {
         let mut bytes = Vec::new();
         PngEncoder::new(Cursor::new(&mut bytes))
             .write_image(&self.rgb, self.width, self.height, ExtendedColorType::Rgb8)
-            .map_err(|error| Error::invalid(format!("a picture cannot be encoded as PNG: {error}.")))?;
+            .map_err(|error| Error::invalid(format!("an image cannot be encoded as PNG: {error}.")))?;
         Ok(bytes)
     }
 
-    /// Writes the picture as a PNG file, whole.
+    /// Writes the image as a PNG file, whole.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -89,28 +89,28 @@ impl Picture {
         write_whole(path, &self.to_png()?)
     }
 
-    /// Mixes `colour` into a pixel; `share` 1 covers it. Pixels outside are left out.
+    /// Mixes `color` into a pixel; `share` 1 covers it. Pixels outside are left out.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
-    fn mix(&mut self, x: i64, y: i64, colour: Colour, share: f32) {
+    fn mix(&mut self, x: i64, y: i64, color: Color, share: f32) {
         let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y)) else { return };
         if x >= self.width || y >= self.height {
             return;
         }
         let at = (y as usize * self.width as usize + x as usize) * 3;
-        for (channel, colour) in self.rgb[at..at + 3].iter_mut().zip(colour) {
-            let mixed = f32::from(*channel) + (f32::from(colour) - f32::from(*channel)) * share;
+        for (channel, color) in self.rgb[at..at + 3].iter_mut().zip(color) {
+            let mixed = f32::from(*channel) + (f32::from(color) - f32::from(*channel)) * share;
             *channel = mixed.round().clamp(0.0, 255.0) as u8;
         }
     }
 
     /// Fills the rectangle whose corner nearest the origin is (`x`, `y`); what lies outside is left out.
-    pub(crate) fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, colour: Colour) {
+    pub(crate) fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, color: Color) {
         let right = x.saturating_add(width).min(self.width) as usize;
         for row in y..y.saturating_add(height).min(self.height) {
             let begin = row as usize * self.width as usize;
             if (x as usize) < right {
                 for pixel in self.rgb[(begin + x as usize) * 3..(begin + right) * 3].chunks_exact_mut(3) {
-                    pixel.copy_from_slice(&colour);
+                    pixel.copy_from_slice(&color);
                 }
             }
         }
@@ -128,8 +128,8 @@ impl Picture {
 
     /// Writes one line of text whose left end is at `x` and whose baseline is at `y`, `size` pixels high; what lies outside is left
     /// out.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "places on a picture")]
-    pub(crate) fn text(&mut self, x: u32, y: u32, size: f32, colour: Colour, text: &str) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "places on an image")]
+    pub(crate) fn text(&mut self, x: u32, y: u32, size: f32, color: Color, text: &str) {
         let font = font().as_scaled(PxScale::from(size));
         let mut line = Line { width: x as f32, ..Line::new(size) };
         for character in text.chars().take(most_characters(size, self.width as f32)).map(drawable_character) {
@@ -139,7 +139,7 @@ impl Picture {
                 let bounds = outline.px_bounds();
                 let (left, top) = (bounds.min.x as i64, bounds.min.y as i64);
                 outline.draw(|column, row, share| {
-                    self.mix(left + i64::from(column), top + i64::from(row), colour, share);
+                    self.mix(left + i64::from(column), top + i64::from(row), color, share);
                 });
             }
         }
@@ -341,7 +341,7 @@ mod tests {
                 assert!(text_width(&line, 15.0) <= 144.0);
             }
             assert!(text_width(&shortened(&text, 15.0, 144.0), 15.0) <= 144.0);
-            Picture::new(144, 20, [255; 3]).text(0, 15, 15.0, [0; 3], &text);
+            Raster::new(144, 20, [255; 3]).text(0, 15, 15.0, [0; 3], &text);
         }
     }
 }

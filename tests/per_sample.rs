@@ -10,7 +10,7 @@ use alchemist_engine::{
         Accumulate, Contribution, DType, Ghost, GradientVisitor, Gradients, ParameterId, Parameters,
         RowOwner, Tape, Tensor, cuda::Device,
     },
-    models::{BackboneConfig, DropPath, Initialisation, Mode, Proxy, Rope},
+    models::{BackboneConfig, DropPath, Initialization, Mode, Proxy, Rope},
 };
 use common::{normal, relative_error};
 
@@ -37,7 +37,7 @@ fn backbone(level_embedding: bool) -> BackboneConfig {
         cross_attention: true,
         drop_path: 0.4,
         cross_from_first_sample: false,
-        initialisation: Initialisation { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
+        initialization: Initialization { std: 0.3, head: 1.0, aln: 0.5, aln_gamma: 0.5 },
     }
 }
 

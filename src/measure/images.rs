@@ -1,4 +1,4 @@
-//! Which pictures are measured: those of a table, of a folder that `sample` wrote, or all in a folder.
+//! Which images are measured: those of a table, of a folder that `sample` wrote, or all in a folder.
 
 use std::{
     fs,
@@ -17,15 +17,15 @@ use crate::{
     files::text::read_text,
 };
 
-/// The table that `sample` writes beside its pictures.
+/// The table that `sample` writes beside its images.
 const SAMPLES: &str = "samples.csv";
 
 /// What GenEval's layout has in each prompt's folder.
 const METADATA: &str = "metadata.jsonl";
 
-/// A picture that is to be measured.
+/// An image that is to be measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pictured {
+pub struct MeasuredImage {
     /// Its id in its table; in a folder its path from there.
     pub id: String,
     /// Where it is listed: in a table, or in a folder by its place, counted from 1.
@@ -38,19 +38,19 @@ pub struct Pictured {
     pub malformed: Option<String>,
 }
 
-impl From<Record> for Pictured {
+impl From<Record> for MeasuredImage {
     fn from(record: Record) -> Self {
         let Record { id, origin, image, caption, malformed, .. } = record;
         Self { id, origin, image, caption: Some(caption), malformed }
     }
 }
 
-/// The pictures that `path` names: of a corpus with these columns (malformed rows of it are skipped on request), of a table `samples.csv`, of a folder with such a
+/// The images that `path` names: of a corpus with these columns (malformed rows of it are skipped on request), of a table `samples.csv`, of a folder with such a
 /// table, of a folder in GenEval's layout, or all PNG, JPEG, WebP and GIF files in a folder and below, by name.
 ///
 /// # Errors
-/// If there is no such table or folder, it cannot be read, or it has no picture.
-pub fn pictures(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<Pictured>> {
+/// If there is no such table or folder, it cannot be read, or it has no image.
+pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<MeasuredImage>> {
     if !path.is_dir() {
         return of_table(path, columns, skip_bad_rows);
     }
@@ -63,7 +63,7 @@ pub fn pictures(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Resu
         return Err(Error::input(
             path,
             format!(
-                "{} holds no picture: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
+                "{} holds no image: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
                 path.display()
             ),
         ));
@@ -71,25 +71,25 @@ pub fn pictures(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Resu
     Ok(found)
 }
 
-fn of_table(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<Pictured>> {
+fn of_table(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<MeasuredImage>> {
     let table = DelimitedTable::open(path)?;
     let place = |name: &str| table.header().iter().position(|column| column == name);
     let (Some(file), Some(prompt), None) = (place("file"), place("prompt"), place(&columns.image)) else {
         let corpus = Corpus::open(path, columns)?.skipping_malformed(skip_bad_rows);
-        return Ok(corpus.read_all()?.into_iter().map(Pictured::from).collect());
+        return Ok(corpus.read_all()?.into_iter().map(MeasuredImage::from).collect());
     };
     of_samples(table, file, prompt)
 }
 
-/// The pictures of a table as `sample` writes it.
-fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<Vec<Pictured>> {
+/// The images of a table as `sample` writes it.
+fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<Vec<MeasuredImage>> {
     let table_file = Arc::new(table.location().clone());
     let mut found = Vec::new();
     loop {
         match table.read()? {
             Read::End => break,
             Read::Malformed(row) => return Err(table.refuse_row(row)),
-            Read::Row => found.push(Pictured {
+            Read::Row => found.push(MeasuredImage {
                 id: table.field(file).to_owned(),
                 origin: Origin::new(&table_file, table.line()),
                 image: table_file.beside(table.field(file)).into(),
@@ -99,7 +99,7 @@ fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<V
         }
     }
     if found.is_empty() {
-        return Err(table.refuse("there is a header but no picture"));
+        return Err(table.refuse("there is a header but no image"));
     }
     Ok(found)
 }
@@ -122,7 +122,7 @@ fn prompt_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries(folder)?.into_iter().filter(|path| numbered(path) && path.join(METADATA).is_file()).collect())
 }
 
-fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
+fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<MeasuredImage>> {
     let mut found = Vec::new();
     let listing = Arc::new(Location::from(folder));
     for prompt in prompts {
@@ -133,17 +133,17 @@ fn of_prompts(folder: &Path, prompts: &[PathBuf]) -> Result<Vec<Pictured>> {
             let message = "is not one JSON object with a text `prompt`".to_owned();
             return Err(Error::Table { path, line: None, message });
         };
-        for picture in of_folder(&prompt.join("samples"))? {
-            let path = picture.image.as_path();
+        for image in of_folder(&prompt.join("samples"))? {
+            let path = image.image.as_path();
             let id = path.strip_prefix(folder).unwrap_or(path).display().to_string();
             let origin = Origin::new(&listing, found.len() as u64 + 1);
-            found.push(Pictured { id, origin, caption: Some(caption.to_owned()), ..picture });
+            found.push(MeasuredImage { id, origin, caption: Some(caption.to_owned()), ..image });
         }
     }
     Ok(found)
 }
 
-fn of_folder(folder: &Path) -> Result<Vec<Pictured>> {
+fn of_folder(folder: &Path) -> Result<Vec<MeasuredImage>> {
     let mut found = Vec::new();
     let listing = Arc::new(Location::from(folder));
     let mut waiting = entries(folder)?;
@@ -157,7 +157,7 @@ fn of_folder(folder: &Path) -> Result<Vec<Pictured>> {
         if end.is_some_and(|end| ["png", "jpg", "jpeg", "webp", "gif"].contains(&end.as_str())) {
             let id = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
             let origin = Origin::new(&listing, found.len() as u64 + 1);
-            found.push(Pictured { id, origin, image: path.into(), caption: None, malformed: None });
+            found.push(MeasuredImage { id, origin, image: path.into(), caption: None, malformed: None });
         }
     }
     Ok(found)

@@ -1,0 +1,72 @@
+//! Keys and values that had another name before: refused by their new one, except in what earlier runs keep.
+
+use serde_json::Value;
+
+/// Keys, by what they were called and what they are called now.
+const KEYS: [(&str, &str); 2] =
+    [("rater_teaching", "rater_objective"), ("compat.clip_grey16", "compat.clip_gray16")];
+
+/// Values, by their key (its new name), what they were called and what they are called now.
+const VALUES: [(&str, &str, &str); 3] = [
+    ("rater_objective", "weights", "reweight"),
+    ("rule_scaling", "centre", "center"),
+    ("rule_scaling", "standardise", "standardize"),
+];
+
+/// What a key is called now, if it had another name before.
+pub(super) fn renamed(key: &str) -> Option<&'static str> {
+    KEYS.iter().find(|(before, _)| *before == key).map(|(_, now)| *now)
+}
+
+/// Brings a kept configuration to today's names; whether any had changed.
+pub(super) fn migrate(config: &mut Value) -> bool {
+    let mut changed = false;
+    for (before, now) in KEYS {
+        changed |= rename(config, before, now).is_some();
+    }
+    for (key, before, now) in VALUES {
+        if config.get(key).is_some_and(|value| value == before) {
+            config[key] = Value::from(now);
+            changed = true;
+        }
+    }
+    changed
+}
+
+/// Renames the last part of a dotted key, where it is there.
+fn rename(config: &mut Value, before: &str, now: &str) -> Option<()> {
+    let (parents, before) = before.rsplit_once('.').unwrap_or(("", before));
+    let now = now.rsplit('.').next().unwrap_or(now);
+    let parents = parents.split('.').filter(|part| !part.is_empty());
+    let parent = parents.fold(Some(config), |at, part| at?.get_mut(part))?;
+    let value = parent.as_object_mut()?.remove(before)?;
+    parent[now] = value;
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_kept_configuration_is_read_under_its_new_names_and_a_users_is_refused_by_them() {
+        let before = json!({
+            "rater_teaching": "weights", "rule_scaling": "centre", "compat": {"clip_grey16": true}, "bs": 4
+        });
+        let text = before.to_string();
+        let config = Config::parse_kept("config.json", &text).unwrap().to_json();
+        assert_eq!(config["rater_objective"], "reweight");
+        assert_eq!(config["rule_scaling"], "center");
+        assert_eq!(config["compat"]["clip_gray16"], true);
+        assert_eq!(config["bs"], 4);
+        let refused = Config::parse("config.json", &text, &[]).unwrap_err().to_string();
+        assert!(refused.contains("rater_teaching: is called `rater_objective` now"), "{refused}");
+        for (before, now) in KEYS {
+            let refused = Config::parse("{}", "{}", &[format!("{before}=0")]).unwrap_err().to_string();
+            assert!(refused.contains(&format!("`{now}`")), "{refused}");
+        }
+    }
+}
