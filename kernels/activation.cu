@@ -82,8 +82,8 @@ __device__ __forceinline__ void forward(T *y, const T *x, const float *bias, uin
         store<PACK<T>>(y + at, values);
     } else {
         for (uint64_t at = number; at < count; at += uint64_t(gridDim.x) * THREADS) {
-            float u = widen(x[at]) + (bias == nullptr ? 0.0f : bias[at % channels]);
-            y[at] = narrow<T>(Kind::value(u));
+            float u = to_float(x[at]) + (bias == nullptr ? 0.0f : bias[at % channels]);
+            y[at] = from_float<T>(Kind::value(u));
         }
     }
 }
@@ -106,8 +106,8 @@ backward(T *dx, const T *dy, const T *x, const float *bias, uint64_t count, unsi
         store<PACK<T>>(dx + at, d);
     } else {
         for (uint64_t at = number; at < count; at += uint64_t(gridDim.x) * THREADS) {
-            float u = widen(x[at]) + (bias == nullptr ? 0.0f : bias[at % channels]);
-            dx[at] = narrow<T>(widen(dy[at]) * Kind::slope(u));
+            float u = to_float(x[at]) + (bias == nullptr ? 0.0f : bias[at % channels]);
+            dx[at] = from_float<T>(to_float(dy[at]) * Kind::slope(u));
         }
     }
 }

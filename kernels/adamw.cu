@@ -80,7 +80,7 @@ __device__ __forceinline__ void adamw(
         chunk.first[at] = m;
         chunk.second[at] = v;
         chunk.value[at] = value;
-        if (copy != nullptr) copy[at] = narrow<Copy>(value);
+        if (copy != nullptr) copy[at] = from_float<Copy>(value);
     }
 }
 

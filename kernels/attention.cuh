@@ -125,7 +125,7 @@ template <class T> struct Source {
         bool whole = chunk * 8 + 4 < head_dim;
         if (!has(row, chunk)) {
 #pragma unroll
-            for (unsigned i = 0; i < 8; ++i) pack.value[i] = narrow<Number>(0.0f);
+            for (unsigned i = 0; i < 8; ++i) pack.value[i] = from_float<Number>(0.0f);
         } else if (wide) {
             pack = *reinterpret_cast<const Pack<Number, 8> *>(at(row, chunk));
         } else {
@@ -136,7 +136,7 @@ template <class T> struct Source {
             Pack<Number, 4> high;
             if (whole) high = from[1];
 #pragma unroll
-            for (unsigned i = 0; i < 4; ++i) pack.value[4 + i] = whole ? high.value[i] : narrow<Number>(0.0f);
+            for (unsigned i = 0; i < 4; ++i) pack.value[4 + i] = whole ? high.value[i] : from_float<Number>(0.0f);
         }
         return pack;
     }

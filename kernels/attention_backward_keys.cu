@@ -144,7 +144,7 @@ __device__ __forceinline__ void attention_backward_keys(
                 load<2>(mean, means[number % 2] + query + n * 8 + result_column());
 #pragma unroll
                 for (unsigned i = 0; i < 4; ++i) {
-                    float p = power_of_two(s[n][i] * factor2 - shift[i % 2]);
+                    float p = exp2_approx(s[n][i] * factor2 - shift[i % 2]);
                     s[n][i] = p;
                     d_p[n][i] = p * (d_p[n][i] - mean[i % 2]);
                 }

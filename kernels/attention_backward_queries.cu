@@ -74,7 +74,7 @@ __device__ __forceinline__ void attention_backward_queries(
         float d[8], mean = 0.0f;
         load<8>(d, d_out_tile + Tile<D>::at(r, chunk));
 #pragma unroll
-        for (unsigned i = 0; i < 8; ++i) mean += d[i] * widen(o.value[i]);
+        for (unsigned i = 0; i < 8; ++i) mean += d[i] * to_float(o.value[i]);
         mean = lanes_sum<CHUNKS>(mean);
         if (chunk == 0) {
             means[r] = mean;
@@ -154,7 +154,7 @@ __device__ __forceinline__ void attention_backward_queries(
 #pragma unroll
                 for (unsigned at = 0; at < 8; ++at) {
                     unsigned pair = at / 2 % 2;
-                    float p = power_of_two(s[left][at / 4][at % 4] * factor2 - shift[left][pair]);
+                    float p = exp2_approx(s[left][at / 4][at % 4] * factor2 - shift[left][pair]);
                     s[left][at / 4][at % 4] = p * (d_p[left][at / 4][at % 4] - mean[left][pair]);
                 }
                 as_left<T>(d_s[left], s[left][0], s[left][1]);

@@ -228,7 +228,7 @@ __device__ __forceinline__ void attention_forward32(
                 most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, other));
             }
             most = fmaxf(most * factor2, largest[i]);
-            float rescale = power_of_two(largest[i] - most);
+            float rescale = exp2_approx(largest[i] - most);
             largest[i] = most;
             sum[i] *= rescale;
 #pragma unroll
@@ -236,7 +236,7 @@ __device__ __forceinline__ void attention_forward32(
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
                 // One rounding: a logit near 100 has few digits to lose.
-                float p = power_of_two(fmaf(s[i][j], factor2, -most));
+                float p = exp2_approx(fmaf(s[i][j], factor2, -most));
                 sum[i] += p;
                 weights[(y_of() * 4 + i) * WEIGHTS_LINE + x_of() + SIDE * j] = p;
             }
@@ -282,7 +282,7 @@ struct Softmax32 {
         for (unsigned at = 0; at < 16; ++at) {
             unsigned i = at / 4, j = at % 4, column = x_of() + SIDE * j;
             bool sees_it = share[i] > 0.0f && key + column < sees[i] && (seen[j / 2] >> column % WARP & 1);
-            float p = sees_it ? power_of_two(fmaf(s[i][j], factor2, -shift[i])) * share[i] : 0.0f;
+            float p = sees_it ? exp2_approx(fmaf(s[i][j], factor2, -shift[i])) * share[i] : 0.0f;
             s[i][j] = p;
             d_p[i][j] = p * (d_p[i][j] - mean[i]);
         }

@@ -164,7 +164,7 @@ __device__ __forceinline__ void attention_forward(
                         most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
                         most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
                         most = fmaxf(most, shift[left][pair]);
-                        float rescale = power_of_two(shift[left][pair] - most);
+                        float rescale = exp2_approx(shift[left][pair] - most);
                         shift[left][pair] = most;
                         sum[left][pair] *= rescale;
 #pragma unroll
@@ -181,7 +181,7 @@ __device__ __forceinline__ void attention_forward(
 #pragma unroll
                 for (unsigned at = 0; at < 8; ++at) {
                     float &value = s[left][at / 4][at % 4];
-                    value = power_of_two(value * factor2 - shift[left][at / 2 % 2]);
+                    value = exp2_approx(value * factor2 - shift[left][at / 2 % 2]);
                     sum[left][at / 2 % 2] += value;
                 }
                 as_left<T>(p[left], s[left][0], s[left][1]);

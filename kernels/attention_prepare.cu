@@ -31,7 +31,7 @@ __device__ __forceinline__ void attention_prepare(
     auto pack = source.read(0, chunk);
     float value[8];
 #pragma unroll
-    for (unsigned i = 0; i < 8; ++i) value[i] = widen(pack.value[i]);
+    for (unsigned i = 0; i < 8; ++i) value[i] = to_float(pack.value[i]);
     if (cosine != nullptr && source.has(0, chunk)) {
         unsigned half = head_dim / 2;
         uint64_t angle = uint64_t(first + token % tokens) * half + chunk * 4;
@@ -55,7 +55,7 @@ __device__ __forceinline__ void attention_prepare(
         if (inverse_lengths != nullptr && chunk == 0 && within) inverse_lengths[row] = inverse;
     }
 #pragma unroll
-    for (unsigned i = 0; i < 8; ++i) pack.value[i] = narrow<T>(value[i]);
+    for (unsigned i = 0; i < 8; ++i) pack.value[i] = from_float<T>(value[i]);
     result.write(0, chunk, pack);
 }
 

@@ -22,15 +22,15 @@ __device__ __forceinline__ void batch_softmax_forward(T *y, const T *x, unsigned
     SHARED_ARRAY(double, scratch, [EACH_THREADS]);
     double largest = -INFINITY, total = 0.0;
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
-        largest = fmax(largest, double(widen(x[at])) * inverse_temperature);
+        largest = fmax(largest, double(to_float(x[at])) * inverse_temperature);
     }
     largest = block_total<true>(largest, scratch);
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
-        total += exp(double(widen(x[at])) * inverse_temperature - largest);
+        total += exp(double(to_float(x[at])) * inverse_temperature - largest);
     }
     total = block_total<false>(total, scratch);
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
-        y[at] = narrow<T>(float(exp(double(widen(x[at])) * inverse_temperature - largest) / total));
+        y[at] = from_float<T>(float(exp(double(to_float(x[at])) * inverse_temperature - largest) / total));
     }
 }
 
@@ -41,13 +41,13 @@ batch_softmax_backward(T *dx, const T *dy, const T *y, unsigned batch, double in
     SHARED_ARRAY(double, scratch, [EACH_THREADS]);
     double along = 0.0, total = 0.0;
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
-        total += double(widen(y[at]));
-        along += double(widen(y[at])) * double(widen(dy[at]));
+        total += double(to_float(y[at]));
+        along += double(to_float(y[at])) * double(to_float(dy[at]));
     }
     total = block_total<false>(total, scratch);
     along = block_total<false>(along, scratch) / total;
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
-        dx[at] = narrow<T>(float(double(widen(y[at])) * (double(widen(dy[at])) - along) * inverse_temperature));
+        dx[at] = from_float<T>(float(double(to_float(y[at])) * (double(to_float(dy[at])) - along) * inverse_temperature));
     }
 }
 

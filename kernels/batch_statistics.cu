@@ -5,8 +5,8 @@
 
 // Sums differences from the first sample: the numbers may lie far from 0, the variance may not.
 template <class T> __device__ __forceinline__ float batch_mean(const T *x, unsigned batch, unsigned channels) {
-    float first = widen(x[0]), sum = 0.0f;
-    for (unsigned sample = 1; sample < batch; ++sample) sum += widen(x[uint64_t(sample) * channels]) - first;
+    float first = to_float(x[0]), sum = 0.0f;
+    for (unsigned sample = 1; sample < batch; ++sample) sum += to_float(x[uint64_t(sample) * channels]) - first;
     return first + sum / float(batch);
 }
 
@@ -17,11 +17,11 @@ __device__ __forceinline__ void batch_statistics_forward(T *y, const T *x, unsig
     if (c >= channels) return;
     float mean = batch_mean(x + c, batch, channels), squares = 0.0f;
     for (unsigned sample = 0; sample < batch; ++sample) {
-        float value = widen(x[uint64_t(sample) * channels + c]) - mean;
+        float value = to_float(x[uint64_t(sample) * channels + c]) - mean;
         squares += value * value;
     }
-    y[c] = narrow<T>(mean);
-    y[channels + c] = narrow<T>(squares / float(batch));
+    y[c] = from_float<T>(mean);
+    y[channels + c] = from_float<T>(squares / float(batch));
 }
 
 template <class T>
@@ -31,10 +31,10 @@ batch_statistics_backward(T *dx, const T *dy, const T *x, unsigned batch, unsign
     if (c >= channels) return;
     // Not the forward's mean, which may have been rounded to 16 bits.
     float mean = batch_mean(x + c, batch, channels), share = 1.0f / float(batch);
-    float d_mean = widen(dy[c]), d_variance = widen(dy[channels + c]);
+    float d_mean = to_float(dy[c]), d_variance = to_float(dy[channels + c]);
     for (unsigned sample = 0; sample < batch; ++sample) {
         uint64_t at = uint64_t(sample) * channels + c;
-        dx[at] = narrow<T>(share * (d_mean + 2.0f * (widen(x[at]) - mean) * d_variance));
+        dx[at] = from_float<T>(share * (d_mean + 2.0f * (to_float(x[at]) - mean) * d_variance));
     }
 }
 

@@ -27,7 +27,7 @@ __device__ __forceinline__ void cast(To *to, const From *from, uint64_t count) {
             store<4>(to + at + half, four);
         }
     } else {
-        for (; at < count; ++at) to[at] = narrow<To>(widen(from[at]));
+        for (; at < count; ++at) to[at] = from_float<To>(to_float(from[at]));
     }
 }
 

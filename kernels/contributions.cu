@@ -34,7 +34,7 @@ __device__ __forceinline__ void column_sum(
     unsigned begin = blockIdx.y * rows_a_part, end = min(rows, begin + rows_a_part);
     float sum = 0.0f;
     if (c < columns) {
-        for (unsigned row = begin + warp; row < end; row += SUM_ROWS) sum += widen(d[uint64_t(row) * width + first + c]);
+        for (unsigned row = begin + warp; row < end; row += SUM_ROWS) sum += to_float(d[uint64_t(row) * width + first + c]);
     }
     sum = add_warps(sum, partial);
     if (warp == 0 && c < columns) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void gather_sum(
     if (c < columns) {
         for (unsigned sample = 0; sample < samples; ++sample) {
             for (unsigned at = warp; at < count; at += SUM_ROWS) {
-                sum += widen(d[(uint64_t(sample) * tokens + order[begin + at]) * columns + c]);
+                sum += to_float(d[(uint64_t(sample) * tokens + order[begin + at]) * columns + c]);
             }
         }
     }
@@ -92,9 +92,9 @@ __device__ __forceinline__ void sum_samples(
         for (uint64_t at = number; at < count; at += uint64_t(gridDim.x) * EACH_THREADS) {
             float total = 0.0f;
             for (unsigned sample = 0; sample < samples; ++sample) {
-                total += (weights == nullptr ? 1.0f : weights[sample]) * widen(d[sample * stride + at]);
+                total += (weights == nullptr ? 1.0f : weights[sample]) * to_float(d[sample * stride + at]);
             }
-            sum[at] = narrow<To>(accumulate != 0 ? total + widen(sum[at]) : total);
+            sum[at] = from_float<To>(accumulate != 0 ? total + to_float(sum[at]) : total);
         }
     }
 }
@@ -117,14 +117,14 @@ template <class T> __device__ __forceinline__ void add_scaled(float *y, const T 
         for (unsigned i = 0; i < NUMBERS; ++i) sum[i] += factor * values[i];
         store<NUMBERS>(y + at, sum);
     } else {
-        for (; at < count; ++at) y[at] += factor * widen(x[at]);
+        for (; at < count; ++at) y[at] += factor * to_float(x[at]);
     }
 }
 
 template <class T> __device__ __forceinline__ void fill(T *y, float value, uint64_t count) {
     uint64_t step = uint64_t(gridDim.x) * EACH_THREADS;
     for (uint64_t at = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x; at < count; at += step) {
-        y[at] = narrow<T>(value);
+        y[at] = from_float<T>(value);
     }
 }
 

@@ -38,8 +38,8 @@ template <class T, unsigned N> __device__ __forceinline__ void store_parts(T *to
         Pack<T, N> pack;
 #pragma unroll
         for (unsigned i = 0; i < N; ++i) {
-            pack.value[i] = narrow<T>(rest[i]);
-            rest[i] -= widen(pack.value[i]);
+            pack.value[i] = from_float<T>(rest[i]);
+            rest[i] -= to_float(pack.value[i]);
         }
         *reinterpret_cast<Pack<T, N> *>(to + part * width) = pack;
     }
@@ -110,8 +110,8 @@ __device__ __forceinline__ void convolution_filters(
     }
 #pragma unroll
     for (unsigned part = 0; part < PARTS<T>; ++part) {
-        T rounded = narrow<T>(rest);
-        rest -= widen(rounded);
+        T rounded = from_float<T>(rest);
+        rest -= to_float(rounded);
 #pragma unroll
         for (unsigned copy = part; copy < PARTS<T>; ++copy, at += size) parts[at] = rounded;
     }

@@ -78,7 +78,7 @@ template <class T> struct Row<T, false> {
     __device__ __forceinline__ Row(const T *from, unsigned codes) : from(from), codes(codes) {}
 
     template <class Work> __device__ __forceinline__ void each(Work work) {
-        for (unsigned v = threadIdx.x; v < codes; v += THREADS) work(v, widen(from[v]));
+        for (unsigned v = threadIdx.x; v < codes; v += THREADS) work(v, to_float(from[v]));
     }
 
     __device__ __forceinline__ float exponentials(float largest) {
@@ -88,7 +88,7 @@ template <class T> struct Row<T, false> {
     }
 
     __device__ __forceinline__ void write(T *to, float largest, float factor, float even) {
-        each([&](unsigned v, float value) { to[v] = narrow<T>(expf(value - largest) * factor - even); });
+        each([&](unsigned v, float value) { to[v] = from_float<T>(expf(value - largest) * factor - even); });
     }
 };
 
@@ -100,7 +100,7 @@ __device__ __forceinline__ void cross_entropy(
     const T *from = z + number * codes;
     unsigned target = targets[number];
     if (target >= codes) TRAP("a target is not one of the codes");
-    float aim = widen(from[target]), largest = -INFINITY;
+    float aim = to_float(from[target]), largest = -INFINITY;
     Row<T, WHOLE> row(from, codes);
     row.each([&](unsigned, float value) { largest = fmaxf(largest, value); });
     largest = block_reduce<THREADS, true>(largest, scratch);
@@ -131,7 +131,7 @@ __device__ __forceinline__ void cross_entropy(
     row.write(to, largest, factor, even);
     // Over what this thread has just written.
     if (threadIdx.x == Row<T, WHOLE>::owner(target)) {
-        to[target] = narrow<T>(expf(aim - largest) * factor - even - (1.0f - smoothing) * seed);
+        to[target] = from_float<T>(expf(aim - largest) * factor - even - (1.0f - smoothing) * seed);
     }
 }
 

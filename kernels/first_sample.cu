@@ -8,7 +8,7 @@ template <class T>
 __device__ __forceinline__ void first_sample(T *to, const T *from, uint64_t count, uint64_t given) {
     uint64_t step = uint64_t(gridDim.x) * EACH_THREADS;
     for (uint64_t at = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x; at < count; at += step) {
-        to[at] = at < given ? from[at] : narrow<T>(0.0f);
+        to[at] = at < given ? from[at] : from_float<T>(0.0f);
     }
 }
 

@@ -76,7 +76,7 @@ template <class T> struct Branch {
 
 // before + keep branch as it is stored; a branch that is dropped may hold anything.
 template <class T> __device__ __forceinline__ float joined(float before, float branch, float factor) {
-    return factor == 0.0f ? before : widen(narrow<T>(before + factor * branch));
+    return factor == 0.0f ? before : to_float(from_float<T>(before + factor * branch));
 }
 
 // With RESIDUAL, `x` is what was there before the branch, and `sum` [R, C] receives what is normalised.
@@ -129,8 +129,8 @@ __device__ __forceinline__ void layer_norm_forward(
             auto join = [&](unsigned c, Numbers &numbers, const Numbers &more) {
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) {
-                    float sum = joined<T>(widen(numbers.value[i]), widen(more.value[i]), factor);
-                    numbers.value[i] = narrow<T>(sum);
+                    float sum = joined<T>(to_float(numbers.value[i]), to_float(more.value[i]), factor);
+                    numbers.value[i] = from_float<T>(sum);
                 }
                 *reinterpret_cast<Numbers *>(joint + c) = numbers;
             };
@@ -145,14 +145,14 @@ __device__ __forceinline__ void layer_norm_forward(
         float sum = 0.0f, squares = 0.0f;
         each([&](unsigned, const Numbers &numbers) {
 #pragma unroll
-            for (unsigned i = 0; i < PACK<T>; ++i) sum += widen(numbers.value[i]);
+            for (unsigned i = 0; i < PACK<T>; ++i) sum += to_float(numbers.value[i]);
         });
         mean = warp_sum(sum) * share;
         each([&](unsigned, Numbers &numbers) {
             forget(numbers);
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
-                float apart = widen(numbers.value[i]) - mean;
+                float apart = to_float(numbers.value[i]) - mean;
                 squares += apart * apart;
             }
         });
@@ -161,7 +161,7 @@ __device__ __forceinline__ void layer_norm_forward(
             forget(numbers);
             float values[PACK<T>];
 #pragma unroll
-            for (unsigned i = 0; i < PACK<T>; ++i) values[i] = (widen(numbers.value[i]) - mean) * inverse;
+            for (unsigned i = 0; i < PACK<T>; ++i) values[i] = (to_float(numbers.value[i]) - mean) * inverse;
             if (change.scale != nullptr) {
                 float scales[PACK<T>], shifts[PACK<T>];
                 load_row(scales, change.scale + c);
@@ -176,21 +176,21 @@ __device__ __forceinline__ void layer_norm_forward(
         if constexpr (RESIDUAL) {
             // Each lane reads again only what it has written itself.
             for (unsigned c = lane; c < channels; c += WARP) {
-                joint[c] = narrow<T>(joined<T>(widen(from[c]), widen(branch[c]), factor));
+                joint[c] = from_float<T>(joined<T>(to_float(from[c]), to_float(branch[c]), factor));
             }
             from = joint;
         }
-        for (unsigned c = lane; c < channels; c += WARP) sum += widen(from[c]);
+        for (unsigned c = lane; c < channels; c += WARP) sum += to_float(from[c]);
         mean = warp_sum(sum) * share;
         for (unsigned c = lane; c < channels; c += WARP) {
-            float value = widen(from[c]) - mean;
+            float value = to_float(from[c]) - mean;
             squares += value * value;
         }
         inverse = rsqrtf(warp_sum(squares) * share + epsilon);
         for (unsigned c = lane; c < channels; c += WARP) {
-            float value = (widen(from[c]) - mean) * inverse;
+            float value = (to_float(from[c]) - mean) * inverse;
             if (change.scale != nullptr) value = value * (1.0f + change.scale[c]) + change.shift[c];
-            to[c] = narrow<T>(value);
+            to[c] = from_float<T>(value);
         }
     }
     if (lane == 0) {
@@ -238,8 +238,8 @@ __device__ __forceinline__ void layer_norm_backward(
             if (factor != nullptr) load_row(factors, factor + c);
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
-                n[i] = (widen(held[at].value[i]) - mean) * inverse;
-                g[i] = widen(d_held[at].value[i]);
+                n[i] = (to_float(held[at].value[i]) - mean) * inverse;
+                g[i] = to_float(d_held[at].value[i]);
                 if (factor != nullptr) g[i] *= 1.0f + factors[i];
             }
         };
@@ -270,7 +270,7 @@ __device__ __forceinline__ void layer_norm_backward(
 #pragma unroll
                 for (unsigned i = 0; i < PACK<T>; ++i) {
                     g[i] = (g[i] - sum - n[i] * along) * inverse;
-                    if constexpr (RESIDUAL) g[i] += widen(added[at].value[i]);
+                    if constexpr (RESIDUAL) g[i] += to_float(added[at].value[i]);
                 }
                 store<PACK<T>>(to + c, g);
                 if (RESIDUAL && branch != nullptr) {
@@ -282,19 +282,19 @@ __device__ __forceinline__ void layer_norm_backward(
         }
     } else {
         for (unsigned c = lane; c < channels; c += WARP) {
-            float g = widen(d_from[c]) * (factor == nullptr ? 1.0f : 1.0f + factor[c]);
+            float g = to_float(d_from[c]) * (factor == nullptr ? 1.0f : 1.0f + factor[c]);
             sum += g;
-            along += g * (widen(from[c]) - mean) * inverse;
+            along += g * (to_float(from[c]) - mean) * inverse;
         }
         sum = warp_sum(sum) * share;
         along = warp_sum(along) * share;
         for (unsigned c = lane; c < channels; c += WARP) {
-            float g = widen(d_from[c]) * (factor == nullptr ? 1.0f : 1.0f + factor[c]);
-            float n = (widen(from[c]) - mean) * inverse;
+            float g = to_float(d_from[c]) * (factor == nullptr ? 1.0f : 1.0f + factor[c]);
+            float n = (to_float(from[c]) - mean) * inverse;
             float d = (g - sum - n * along) * inverse;
-            if (RESIDUAL) d += widen(beside[c]);
-            to[c] = narrow<T>(d);
-            if (RESIDUAL && branch != nullptr) branch[c] = narrow<T>(keep * d);
+            if (RESIDUAL) d += to_float(beside[c]);
+            to[c] = from_float<T>(d);
+            if (RESIDUAL && branch != nullptr) branch[c] = from_float<T>(keep * d);
         }
     }
 }
@@ -314,8 +314,8 @@ __device__ __forceinline__ void modulation_backward(
     float d_scale = 0.0f, d_shift = 0.0f;
     for (unsigned token = starts[level]; token < starts[level + 1]; ++token) {
         uint64_t row = uint64_t(sample) * tokens + token;
-        float d = widen(dy[row * channels + c]);
-        float n = widen(x[row * channels + c]);
+        float d = to_float(dy[row * channels + c]);
+        float n = to_float(x[row * channels + c]);
         if (statistics != nullptr) n = (n - statistics[2 * row]) * statistics[2 * row + 1];
         d_scale += d * n;
         d_shift += d;

@@ -14,14 +14,14 @@ __device__ __forceinline__ void mean_tokens_forward(To *y, const From *x, unsign
     float sum = 0.0f;
     if (c < channels) {
         const From *from = x + uint64_t(blockIdx.y) * tokens * channels + c;
-        for (unsigned token = warp; token < tokens; token += MEAN_ROWS) sum += widen(from[uint64_t(token) * channels]);
+        for (unsigned token = warp; token < tokens; token += MEAN_ROWS) sum += to_float(from[uint64_t(token) * channels]);
     }
     partial[warp][lane] = sum;
     __syncthreads();
     if (warp == 0 && c < channels) {
 #pragma unroll
         for (unsigned other = 1; other < MEAN_ROWS; ++other) sum += partial[other][lane];
-        y[uint64_t(blockIdx.y) * channels + c] = narrow<To>(sum / float(tokens));
+        y[uint64_t(blockIdx.y) * channels + c] = from_float<To>(sum / float(tokens));
     }
 }
 
@@ -31,7 +31,7 @@ __device__ __forceinline__ void
 mean_tokens_backward(To *dx, const From *dy, unsigned tokens, unsigned channels, unsigned tokens_a_part) {
     unsigned c = blockIdx.x * EACH_THREADS + threadIdx.x;
     if (c >= channels) return;
-    To value = narrow<To>(widen(dy[uint64_t(blockIdx.y) * channels + c]) / float(tokens));
+    To value = from_float<To>(to_float(dy[uint64_t(blockIdx.y) * channels + c]) / float(tokens));
     unsigned begin = blockIdx.z * tokens_a_part, end = min(tokens, begin + tokens_a_part);
     for (unsigned token = begin; token < end; ++token) {
         dx[(uint64_t(blockIdx.y) * tokens + token) * channels + c] = value;

@@ -162,7 +162,7 @@ template <class Tile, bool WIDE> struct Steps {
             } else {
                 Pack<T, PACK<T>> pack;
 #pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) pack.value[i] = within && i < left ? from[i] : narrow<T>(0.0f);
+                for (unsigned i = 0; i < PACK<T>; ++i) pack.value[i] = within && i < left ? from[i] : from_float<T>(0.0f);
                 *reinterpret_cast<Pack<T, PACK<T>> *>(place + row * Tile::SIDE) = pack;
             }
             from += uint64_t(AT_ONCE) * columns;
@@ -272,7 +272,7 @@ dot_samples(float *products, float *norms, const T *d, const float *direction, u
     uint64_t begin = uint64_t(blockIdx.x) * DOT_SHARE, end = min(count, begin + DOT_SHARE);
     float product = 0.0f, norm = 0.0f;
     for (uint64_t at = begin + threadIdx.x; at < end; at += THREADS) {
-        float value = widen(mine[at]);
+        float value = to_float(mine[at]);
         if (products != nullptr) product += value * direction[at];
         norm += value * value;
     }
@@ -299,7 +299,7 @@ __device__ __forceinline__ void gather_samples(
     const T *mine = d + uint64_t(blockIdx.z) * tokens * columns;
     float sum = 0.0f;
     if (c < columns) {
-        for (unsigned at = warp; at < count; at += WARPS) sum += widen(mine[uint64_t(order[begin + at]) * columns + c]);
+        for (unsigned at = warp; at < count; at += WARPS) sum += to_float(mine[uint64_t(order[begin + at]) * columns + c]);
     }
     partial[warp][lane] = sum;
     __syncthreads();

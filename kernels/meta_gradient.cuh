@@ -29,7 +29,7 @@ __device__ __forceinline__ void start_rows(
             Pack<T, PACK<T>> pack;
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
-                pack.value[i] = within && column + i < columns ? source[i] : narrow<T>(0.0f);
+                pack.value[i] = within && column + i < columns ? source[i] : from_float<T>(0.0f);
             }
             *reinterpret_cast<Pack<T, PACK<T>> *>(place) = pack;
         }

@@ -161,7 +161,7 @@ gram_pairs(float *partial, const T *input, const T *d_output, unsigned rows, uns
     auto product = [&](const T *from, unsigned columns) {
         float sum = 0.0f;
         const T *a = from + left * columns, *b = from + right * columns;
-        for (unsigned column = threadIdx.x; column < columns; column += THREADS) sum += widen(a[column]) * widen(b[column]);
+        for (unsigned column = threadIdx.x; column < columns; column += THREADS) sum += to_float(a[column]) * to_float(b[column]);
         return block_reduce<THREADS>(sum, scratch);
     };
     float sum = product(input, inputs) * product(d_output, outputs);
@@ -184,7 +184,7 @@ __device__ __forceinline__ void projected(
     for (unsigned number = 0; number < NUMBERS; ++number) {
         unsigned row = Products<T>::row(number), column = Products<T>::column(number);
         bool within = first_row + row < rows && first_output + column < outputs;
-        float b = within ? widen(d_output[uint64_t(first_row + row) * outputs + first_output + column]) : 0.0f;
+        float b = within ? to_float(d_output[uint64_t(first_row + row) * outputs + first_output + column]) : 0.0f;
         lines[row * LINE + column] = products[number] * b;
     }
     __syncthreads();

@@ -35,7 +35,7 @@ __device__ __forceinline__ void modulate(
         }
     } else {
         for (unsigned c = lane; c < channels; c += WARP) {
-            to[c] = narrow<T>(widen(from[c]) * (base + factor[c]) + (shift == nullptr ? 0.0f : shift[c]));
+            to[c] = from_float<T>(to_float(from[c]) * (base + factor[c]) + (shift == nullptr ? 0.0f : shift[c]));
         }
     }
 }

@@ -36,9 +36,9 @@ __device__ __forceinline__ void
 head(T *x, const T *text, const Terms &terms, uint64_t sample, unsigned from, unsigned to) {
     for (unsigned token = 0; token < terms.first; ++token) {
         for (unsigned c = from + threadIdx.x; c < to; c += THREADS) {
-            float value = widen(text[sample * terms.channels + c]) +
+            float value = to_float(text[sample * terms.channels + c]) +
                           terms.start[uint64_t(token) * terms.channels + c] + terms.place(token, c);
-            x[(sample * terms.tokens + token) * terms.channels + c] = narrow<T>(value);
+            x[(sample * terms.tokens + token) * terms.channels + c] = from_float<T>(value);
         }
     }
 }
@@ -72,12 +72,12 @@ __device__ __forceinline__ void patch_embed_forward(
         for (unsigned at = threadIdx.x; at < COLUMNS * count; at += THREADS) {
             unsigned c = at / count, i = at % count;
             bool inside = column + c < channels && k + i < depth;
-            shared_weight[i][c] = inside ? widen(weight[uint64_t(column + c) * depth + k + i]) : 0.0f;
+            shared_weight[i][c] = inside ? to_float(weight[uint64_t(column + c) * depth + k + i]) : 0.0f;
         }
         for (unsigned at = threadIdx.x; at < TOKENS * count; at += THREADS) {
             unsigned t = at / count, i = at % count, row = token - terms.first + t;
             bool inside = row < given && k + i < depth;
-            shared_rows[t][i] = inside ? widen(from[uint64_t(row) * depth + k + i]) : 0.0f;
+            shared_rows[t][i] = inside ? to_float(from[uint64_t(row) * depth + k + i]) : 0.0f;
         }
         __syncthreads();
         for (unsigned i = 0; i < count; i += 4) {
@@ -107,7 +107,7 @@ __device__ __forceinline__ void patch_embed_forward(
             unsigned c = column + lane + j * WARP;
             if (at < terms.tokens && c < channels) {
                 float value = sums[t][j] + terms.bias[c] + terms.place(at, c);
-                x[(uint64_t(blockIdx.z) * terms.tokens + at) * channels + c] = narrow<T>(value);
+                x[(uint64_t(blockIdx.z) * terms.tokens + at) * channels + c] = from_float<T>(value);
             }
         }
     }
@@ -241,7 +241,7 @@ __device__ __forceinline__ void patch_embed_backward(
         for (unsigned token = starts[level] + warp; token < end; token += SUM_WARPS) {
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
-                total[i] += column + i < channels ? widen(from[uint64_t(token) * channels + i]) : 0.0f;
+                total[i] += column + i < channels ? to_float(from[uint64_t(token) * channels + i]) : 0.0f;
             }
         }
     }
@@ -255,7 +255,7 @@ __device__ __forceinline__ void patch_embed_backward(
 #pragma unroll
             for (unsigned other = 0; other < SUM_WARPS; ++other) sum += partial[other][at];
             sums[(uint64_t(blockIdx.z) * levels + level) * channels + c] = sum;
-            if (level == 0 && d_text != nullptr) d_text[uint64_t(blockIdx.z) * channels + c] = narrow<T>(sum);
+            if (level == 0 && d_text != nullptr) d_text[uint64_t(blockIdx.z) * channels + c] = from_float<T>(sum);
         }
     }
 }

@@ -173,7 +173,7 @@ __device__ __forceinline__ void pyramid_input(
     for (unsigned at = threadIdx.x; at < full * full * channels; at += THREADS) space.map[at] = 0.0f;
     for (unsigned at = threadIdx.x; at < head * channels; at += THREADS) {
         if (wide != nullptr) wide[row * channels + at] = 0.0f;
-        if (rows != nullptr) rows[row * channels + at] = narrow<T>(0.0f);
+        if (rows != nullptr) rows[row * channels + at] = from_float<T>(0.0f);
     }
     row += head;
     __syncthreads();
@@ -186,7 +186,7 @@ __device__ __forceinline__ void pyramid_input(
         for (unsigned at = threadIdx.x; at < side * side * channels; at += THREADS) {
             float value = cell_mean(space.map, full, side, channels, at / channels, at % channels);
             if (wide != nullptr) wide[row * channels + at] = value;
-            if (rows != nullptr) rows[row * channels + at] = narrow<T>(value);
+            if (rows != nullptr) rows[row * channels + at] = from_float<T>(value);
         }
         row += side * side;
         __syncthreads();

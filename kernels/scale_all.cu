@@ -4,7 +4,7 @@
 #include "elementwise.cuh"
 
 template <class T> __device__ __forceinline__ void scale_all_forward(T *y, const T *x, const T *factor, uint64_t count) {
-    float by = widen(*factor);
+    float by = to_float(*factor);
     const T *const inputs[1] = {x};
     each(y, inputs, count, [by](const float (&in)[1]) { return in[0] * by; });
 }
@@ -14,14 +14,14 @@ template <class T>
 __device__ __forceinline__ void
 scale_all_backward(T *dx, T *d_factor, const T *dy, const T *x, const T *factor, unsigned count) {
     SHARED_ARRAY(float, scratch, [EACH_THREADS / WARP]);
-    float by = widen(*factor), sum = 0.0f;
+    float by = to_float(*factor), sum = 0.0f;
     for (unsigned at = threadIdx.x; at < count; at += EACH_THREADS) {
-        float d = widen(dy[at]);
-        sum += widen(x[at]) * d;
-        dx[at] = narrow<T>(d * by);
+        float d = to_float(dy[at]);
+        sum += to_float(x[at]) * d;
+        dx[at] = from_float<T>(d * by);
     }
     sum = block_reduce<EACH_THREADS>(sum, scratch);
-    if (threadIdx.x == 0) *d_factor = narrow<T>(sum);
+    if (threadIdx.x == 0) *d_factor = from_float<T>(sum);
 }
 
 #define SCALE_ALL(T, suffix)                                                                                           \

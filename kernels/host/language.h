@@ -105,13 +105,13 @@ inline __half __float2half(float value) {
     return {uint16_t(sign | magnitude >> 13)};
 }
 
-#define EMULATOR_HALF_OPERATOR(type, widen, narrow, operation)                                                         \
-    inline type operator operation(type left, type right) { return narrow(widen(left) operation widen(right)); }
-#define EMULATOR_HALF_OPERATORS(type, widen, narrow)                                                                   \
-    EMULATOR_HALF_OPERATOR(type, widen, narrow, +)                                                                     \
-    EMULATOR_HALF_OPERATOR(type, widen, narrow, -)                                                                     \
-    EMULATOR_HALF_OPERATOR(type, widen, narrow, *)                                                                     \
-    EMULATOR_HALF_OPERATOR(type, widen, narrow, /)
+#define EMULATOR_HALF_OPERATOR(type, to_float, from_float, operation)                                                         \
+    inline type operator operation(type left, type right) { return from_float(to_float(left) operation to_float(right)); }
+#define EMULATOR_HALF_OPERATORS(type, to_float, from_float)                                                                   \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, +)                                                                     \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, -)                                                                     \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, *)                                                                     \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, /)
 EMULATOR_HALF_OPERATORS(__nv_bfloat16, __bfloat162float, __float2bfloat16)
 EMULATOR_HALF_OPERATORS(__half, __half2float, __float2half)
 
@@ -243,13 +243,13 @@ template <class... Arguments> struct Describe<void(Arguments...)> {
 
 } // namespace emulator
 
-#define KERNEL(name, most_threads, ...)                                                                                \
+#define KERNEL(name, max_threads, ...)                                                                                \
     static void name(__VA_ARGS__);                                                                                     \
     static emulator::Kernel name##_description = {                                                                     \
         #name,                                                                                                         \
         __FILE__,                                                                                                      \
         __LINE__,                                                                                                      \
-        most_threads,                                                                                                  \
+        max_threads,                                                                                                  \
         emulator::Describe<decltype(name)>::signature,                                                                 \
         emulator::Describe<decltype(name)>::call<name>,                                                                \
         nullptr};                                                                                                      \

@@ -120,17 +120,17 @@ static float widen_f16(uint32_t bits) {
 
 // D = A B + C of mma.sync.m16n8k16 with the layout of the PTX manual: lane 4g+t holds of A the rows g and g+8, columns
 // 2t, 2t+1, 2t+8, 2t+9; of B the same rows of column g; of C and D the columns 2t, 2t+1 of rows g and g+8.
-static void matrix_product(Lane *lanes, float (*widen)(uint32_t)) {
+static void matrix_product(Lane *lanes, float (*to_float)(uint32_t)) {
     float a[16][16], b[16][8], d[16][8];
     for (unsigned at = 0; at < LANES; ++at) {
         const auto &in = *static_cast<const MmaIn *>(lanes[at].in);
         unsigned g = at / 4, t = at % 4;
         for (unsigned half = 0; half < 2; ++half) {
             for (unsigned part = 0; part < 4; ++part) {
-                a[g + 8 * (part % 2)][2 * t + 8 * (part / 2) + half] = widen(in.a[part] >> (16 * half) & 0xffffu);
+                a[g + 8 * (part % 2)][2 * t + 8 * (part / 2) + half] = to_float(in.a[part] >> (16 * half) & 0xffffu);
             }
             for (unsigned part = 0; part < 2; ++part) {
-                b[2 * t + 8 * part + half][g] = widen(in.b[part] >> (16 * half) & 0xffffu);
+                b[2 * t + 8 * part + half][g] = to_float(in.b[part] >> (16 * half) & 0xffffu);
             }
             d[g][2 * t + half] = in.c[half];
             d[g + 8][2 * t + half] = in.c[2 + half];
