@@ -1,116 +1,135 @@
-// What the attention kernels share: which block does what, tiles of 16-bit numbers in shared memory, and the way back
-// through rotary positions and l2-normalisation.
+// What the attention kernels share: the order in which blocks take their work, swizzled tiles of 16-bit
+// values in shared memory, mma fragments, and the backward of RoPE and QK-norm.
 //
-// Logits are powers of two: logit2 = factor log2(e) q^ k^, with q^ and k^ turned and normalised. For each row the
-// forward keeps a shift, so that the probability of a key is 2^(logit2 - shift).
+// With rope the rotation of a row by its position, q^ = l2norm(rope(q)) and k^ = l2norm(rope(k)), the logits
+// are
+//
+//     logit = scale <q^, k^>,    p = softmax(logit) = 2^(logit log2(e) - lse)
+//
+// Exponentials are taken in base 2 (ex2.approx is one instruction), so the scale is multiplied by log2(e)
+// once per head, and the forward keeps one float per row, lse = log2(sum of 2^(logit log2(e))), for the
+// backward.
+//
+// Precision: values are bf16 or f16; fragments of mma.sync.m16n8k16 accumulate in f32; statistics are f32.
+// Determinism: no atomics. Every sum is made by one warp or one thread in an order that depends on the shapes
+// alone.
+// Reference: src/engine/ops/attention/cpu.rs.
+// Source: FlashAttention-2 (arXiv:2307.08691); online softmax (arXiv:1805.02867); RoPE (arXiv:2104.09864);
+// QK-norm (arXiv:2010.04245). What upstream does with them: docs/upstream.md, B3 to B5.
 #pragma once
 #include "portable.cuh"
 
 #include <type_traits>
 
 constexpr float LOG2_E = 1.44269504088896341f;
-// The released bound on the logarithm of a head's scale, ln 100, and the floor of a vector's length.
-constexpr float LARGEST_LOG_SCALE = 4.60517018598809137f;
-constexpr float SHORTEST = 1e-12f;
-// Keys of a tile, and queries of a tile where keys are kept.
+// Upstream's clamp of a head's log scale, ln 100, and the epsilon of its l2 normalization.
+constexpr float MAX_LOG_SCALE = 4.60517018598809137f;
+constexpr float MIN_NORM = 1e-12f;
+// Keys per tile, and queries per tile in the kernel that keeps keys.
 constexpr unsigned TILE = 64;
-// Samples and heads whose blocks run near each other: few enough that their keys and values stay in the L2 (64 heads of
-// 680 tokens and 64 channels are 11 MB), enough to fill a card.
+// (sample, head) pairs that are scheduled together: few enough that their keys and values stay in L2 (64
+// heads of 680 tokens and 64 channels are 11 MB), enough to fill the GPU.
 constexpr unsigned GROUP = 64;
 
-struct Place {
-    // Sample and head, as sample * heads + head, and both apart.
+struct WorkTile {
+    // task = sample * heads + head; tile counts tiles of rows within the task.
     unsigned task, sample, head, tile;
 };
 
-// Block number to work: groups of GROUP tasks, within a group all tasks of tile 0, then of tile 1, and so on.
-__device__ __forceinline__ Place place_of(unsigned block, unsigned tasks, unsigned tiles, unsigned heads) {
+// Maps the block index to its tile, the tile scheduler: groups of GROUP tasks, and within a group tile 0 of
+// every task, then tile 1, and so on.
+__device__ __forceinline__ WorkTile
+work_tile(unsigned block, unsigned tasks, unsigned tiles, unsigned heads) {
     unsigned group = block / (GROUP * tiles), first = group * GROUP;
     unsigned size = min(GROUP, tasks - first), within = block - first * tiles;
     unsigned task = first + within % size;
     return {task, task / heads, task % heads, within / size};
 }
 
-// Angles of the rotary positions, [L, half] each; none if `cosine` is null.
-struct Rotary {
+// Cosines and sines of RoPE, [L, half] each; no rotation if `cosine` is null.
+struct Rope {
     const float *cosine, *sine;
     unsigned half;
 };
 
-// The positions of queries that are the last of as many tokens as there are keys.
-__device__ __forceinline__ Rotary last_rows(Rotary rotary, unsigned queries, unsigned keys) {
-    if (rotary.cosine == nullptr) return rotary;
-    uint64_t first = uint64_t(keys - queries) * rotary.half;
-    return {rotary.cosine + first, rotary.sine + first, rotary.half};
+// The rows of the last `queries` positions of `keys`: decoding with a KV cache.
+__device__ __forceinline__ Rope last_positions(Rope rope, unsigned queries, unsigned keys) {
+    if (rope.cosine == nullptr) return rope;
+    uint64_t first = uint64_t(keys - queries) * rope.half;
+    return {rope.cosine + first, rope.sine + first, rope.half};
 }
 
-// The factor on the logits, learned (its logarithm, per head) or 0.25/sqrt(D).
-__device__ __forceinline__ float factor_of(const float *log_scale, unsigned head, float fixed) {
+// The scale of the logits: exp(min(log_scale[head], ln 100)) if learned, else the fixed 0.25 / sqrt(D).
+__device__ __forceinline__ float logit_scale(const float *log_scale, unsigned head, float fixed) {
     if (log_scale == nullptr) return fixed;
-    // Written so that not a number stays what it is.
-    return expf(log_scale[head] > LARGEST_LOG_SCALE ? LARGEST_LOG_SCALE : log_scale[head]);
+    // Not fminf, which would drop a NaN.
+    return expf(log_scale[head] > MAX_LOG_SCALE ? MAX_LOG_SCALE : log_scale[head]);
 }
 
-// How many keys a query sees, of `keys`.
-__device__ __forceinline__ unsigned visible_of(const uint32_t *visible, unsigned query, unsigned keys) {
+// The number of keys that the block-causal mask leaves to a query.
+__device__ __forceinline__ unsigned visible_keys(const uint32_t *visible, unsigned query, unsigned keys) {
     return visible == nullptr ? keys : min(visible[query], keys);
 }
 
-// Which of the 32 keys from `first` on the mask of a sample lets be seen, a bit each; called by whole warps.
-__device__ __forceinline__ unsigned seen_keys(const uint32_t *mask, unsigned first, unsigned keys) {
+// The 32 keys from `first` on that the sample's mask lets through, one bit each. All lanes of a warp call it.
+__device__ __forceinline__ unsigned unmasked_keys(const uint32_t *mask, unsigned first, unsigned keys) {
     unsigned key = first + threadIdx.x % WARP;
     return __ballot_sync(ALL_LANES, key < keys && (mask == nullptr || mask[key] == 1));
 }
 
-// The number of tiles of TILE queries, from the first on, that see none of the keys from `key` on; called by whole
-// warps.
+// The number of leading query tiles that see none of the keys from `key` on. All lanes of a warp call it.
 __device__ __forceinline__ unsigned
-blind_tiles(const uint32_t *visible, unsigned key, unsigned queries, unsigned keys, unsigned tiles) {
-    unsigned blind = 0;
+masked_tiles(const uint32_t *visible, unsigned key, unsigned queries, unsigned keys, unsigned tiles) {
+    unsigned masked = 0;
     for (unsigned first = 0; first < tiles; first += WARP) {
         unsigned tile = first + threadIdx.x % WARP, last = min(tile * TILE + TILE, queries) - 1;
-        unsigned votes = __ballot_sync(ALL_LANES, tile < tiles && visible_of(visible, last, keys) <= key);
-        blind += __popc(votes);
+        unsigned votes = __ballot_sync(ALL_LANES, tile < tiles && visible_keys(visible, last, keys) <= key);
+        masked += __popc(votes);
     }
-    return blind;
+    return masked;
 }
 
-// Sums over lanes whose numbers differ only in the bits from WIDTH on and below LIMIT.
+// Butterfly sum over the lanes whose indices differ only in the bits from WIDTH up to below LIMIT.
 template <unsigned LIMIT, unsigned WIDTH = 1> __device__ __forceinline__ float lanes_sum(float value) {
 #pragma unroll
-    for (unsigned other = LIMIT / 2; other >= WIDTH; other /= 2) value += __shfl_xor_sync(ALL_LANES, value, other);
+    for (unsigned other = LIMIT / 2; other >= WIDTH; other /= 2) {
+        value += __shfl_xor_sync(ALL_LANES, value, other);
+    }
     return value;
 }
 
-// What tensor cores work on: a block of 4 warps, each with 16 rows, or with 32 where D leaves registers for it: then
-// the right operands that a warp loads are used twice.
+// Tensor core kernels: 4 warps per block, one m-tile of 16 rows per warp, or two where registers allow (D <=
+// 64): then every B fragment that is loaded feeds two mma.
 constexpr unsigned WARPS = 4, THREADS = WARPS * WARP;
-template <unsigned D> constexpr unsigned LEFTS = D <= 64 ? 2 : 1;
-template <unsigned D> constexpr unsigned QUERY_ROWS = WARPS * 16 * LEFTS<D>;
+template <unsigned D> constexpr unsigned M_TILES = D <= 64 ? 2 : 1;
+template <unsigned D> constexpr unsigned QUERY_ROWS = WARPS * 16 * M_TILES<D>;
 
-// Whether rows are read 16 bytes at a time. Heads of up to 64 channels that are not whole packs of 8 go to the kernels
-// for 128 if they are too wide for those for 32: what it takes to read them would cost those for 64 registers.
-template <unsigned D> __device__ __forceinline__ bool is_wide(unsigned wide) { return D == 64 || wide != 0; }
+// Whether rows are read 16 bytes at a time. A head whose width is not a multiple of 8 goes to the kernels for
+// D = 16, 32 or 128: the 8-byte path would cost those for D = 64 registers that they do not have.
+template <unsigned D> __device__ __forceinline__ bool is_vectorized(unsigned vectorized) {
+    return D == 64 || vectorized != 0;
+}
 
-// Tiles of 16-bit numbers ---------------------------------------------------------------------------------------------
+// Tiles of 16-bit values ------------------------------------------------------------------------------------
 
-// Rows of D numbers in shared memory, cut into chunks of 8. Chunks of a row are exchanged so that the 8 rows that
-// load_matrices reads at once lie in different banks.
+// A tile of rows of D values in shared memory, XOR-swizzled: the 16-byte chunk c of row r is stored at chunk
+// c ^ (r / ROWS_PER_LINE), so that the 8 rows that ldmatrix reads at once lie in different banks.
 template <unsigned D> struct Tile {
     static constexpr unsigned CHUNKS = D / 8;
-    static constexpr unsigned ROWS_A_LINE = CHUNKS < 8 ? 8 / CHUNKS : 1;
-    static constexpr unsigned EXCHANGED = CHUNKS < 8 ? CHUNKS - 1 : 7;
+    static constexpr unsigned ROWS_PER_LINE = CHUNKS < 8 ? 8 / CHUNKS : 1;
+    static constexpr unsigned XOR_MASK = CHUNKS < 8 ? CHUNKS - 1 : 7;
 
     static __device__ __forceinline__ unsigned at(unsigned row, unsigned chunk) {
-        return row * D + (chunk ^ (row / ROWS_A_LINE & EXCHANGED)) * 8;
+        return row * D + (chunk ^ (row / ROWS_PER_LINE & XOR_MASK)) * 8;
     }
 };
 
-// Rows of one head in a source, `stride` numbers apart. `wide`: 16 bytes can be read at once; 8 always can.
+// One head's rows in global memory at row stride `stride`. `vectorized`: rows can be read 16 bytes at a time;
+// 8 bytes always can.
 template <class T> struct Source {
     T *first;
     unsigned stride, length, head_dim;
-    bool wide;
+    bool vectorized;
 
     __device__ __forceinline__ T *at(unsigned row, unsigned chunk) const {
         return first + uint64_t(row) * stride + chunk * 8;
@@ -118,31 +137,33 @@ template <class T> struct Source {
     __device__ __forceinline__ bool has(unsigned row, unsigned chunk) const {
         return row < length && chunk * 8 < head_dim;
     }
-    // 8 numbers, zeros past the end.
+    // Eight values; zeros past the last row or channel.
     __device__ __forceinline__ Pack<std::remove_const_t<T>, 8> read(unsigned row, unsigned chunk) const {
-        using Number = std::remove_const_t<T>;
-        Pack<Number, 8> pack;
-        bool whole = chunk * 8 + 4 < head_dim;
+        using Value = std::remove_const_t<T>;
+        Pack<Value, 8> pack;
+        bool has_high = chunk * 8 + 4 < head_dim;
         if (!has(row, chunk)) {
 #pragma unroll
-            for (unsigned i = 0; i < 8; ++i) pack.value[i] = from_float<Number>(0.0f);
-        } else if (wide) {
-            pack = *reinterpret_cast<const Pack<Number, 8> *>(at(row, chunk));
+            for (unsigned i = 0; i < 8; ++i) pack.value[i] = from_float<Value>(0.0f);
+        } else if (vectorized) {
+            pack = *reinterpret_cast<const Pack<Value, 8> *>(at(row, chunk));
         } else {
-            auto from = reinterpret_cast<const Pack<Number, 4> *>(at(row, chunk));
+            auto from = reinterpret_cast<const Pack<Value, 4> *>(at(row, chunk));
             auto low = from[0];
 #pragma unroll
             for (unsigned i = 0; i < 4; ++i) pack.value[i] = low.value[i];
-            Pack<Number, 4> high;
-            if (whole) high = from[1];
+            Pack<Value, 4> high;
+            if (has_high) high = from[1];
 #pragma unroll
-            for (unsigned i = 0; i < 4; ++i) pack.value[4 + i] = whole ? high.value[i] : from_float<Number>(0.0f);
+            for (unsigned i = 0; i < 4; ++i) {
+                pack.value[4 + i] = has_high ? high.value[i] : from_float<Value>(0.0f);
+            }
         }
         return pack;
     }
     __device__ __forceinline__ void write(unsigned row, unsigned chunk, const Pack<T, 8> &pack) const {
         if (!has(row, chunk)) return;
-        if (wide) {
+        if (vectorized) {
             *reinterpret_cast<Pack<T, 8> *>(at(row, chunk)) = pack;
             return;
         }
@@ -158,15 +179,16 @@ template <class T> struct Source {
     }
 };
 
-// Starts copying ROWS rows from `row` on into a tile; rows and channels past the end become zeros.
+// Starts the copy (cp.async) of ROWS rows from `row` on into a tile. Rows and channels past the end become
+// zeros.
 template <unsigned D, unsigned ROWS, unsigned THREADS, class T>
-__device__ __forceinline__ void start_copy(T *tile, const Source<const T> &source, unsigned row) {
+__device__ __forceinline__ void copy_tile_async(T *tile, const Source<const T> &source, unsigned row) {
     constexpr unsigned CHUNKS = Tile<D>::CHUNKS, COUNT = ROWS * CHUNKS;
 #pragma unroll
     for (unsigned from = 0; from < COUNT; from += THREADS) {
         unsigned at = from + threadIdx.x, chunk = at % CHUNKS, to = Tile<D>::at(at / CHUNKS, chunk);
         if (COUNT % THREADS != 0 && at >= COUNT) break;
-        if (source.wide) {
+        if (source.vectorized) {
             bool keep = source.has(row + at / CHUNKS, chunk);
             copy_16_async(tile + to, keep ? source.at(row + at / CHUNKS, chunk) : source.first, keep);
         } else {
@@ -175,89 +197,93 @@ __device__ __forceinline__ void start_copy(T *tile, const Source<const T> &sourc
     }
 }
 
-// Operands and results of mma_16x8x16 ----------------------------------------------------------------------------------
+// Fragments of mma_16x8x16 ----------------------------------------------------------------------------------
 
-// The left operand: 16 rows from `row` on, channels 16 step .. 16 step + 15.
+// The A fragment: 16 rows from `row` on, channels 16 step to 16 step + 15.
 template <unsigned D, class T>
-__device__ __forceinline__ void load_left(uint32_t (&to)[4], const T *tile, unsigned row, unsigned step) {
+__device__ __forceinline__ void load_a(uint32_t (&to)[4], const T *tile, unsigned row, unsigned step) {
     unsigned lane = threadIdx.x % WARP;
     load_matrices(to, tile + Tile<D>::at(row + lane % 16, 2 * step + lane / 16));
 }
 
-// The right operand for products along channels: 16 rows of the tile become 2 times 8 columns.
+// The B fragments for a product over channels: 16 rows of the tile are two n-tiles of 8 columns.
 template <unsigned D, class T>
-__device__ __forceinline__ void load_columns(uint32_t (&to)[4], const T *tile, unsigned row, unsigned step) {
+__device__ __forceinline__ void load_b(uint32_t (&to)[4], const T *tile, unsigned row, unsigned step) {
     unsigned lane = threadIdx.x % WARP;
     load_matrices(to, tile + Tile<D>::at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
 }
 
-// The right operand for products along rows: 16 rows are summed over; channels 16 pair .. 16 pair + 15 become 2 times 8
-// columns.
+// The B fragments for a product over rows, loaded transposed: 16 rows are the k dimension, channels 16 pair
+// to 16 pair + 15 are two n-tiles of 8 columns.
 template <unsigned D, class T>
-__device__ __forceinline__ void load_summed(uint32_t (&to)[4], const T *tile, unsigned row, unsigned pair) {
+__device__ __forceinline__ void
+load_b_transposed(uint32_t (&to)[4], const T *tile, unsigned row, unsigned pair) {
     unsigned lane = threadIdx.x % WARP;
     load_matrices<4, true>(to, tile + Tile<D>::at(row + lane % 16, 2 * pair + lane / 16));
 }
 
-// Both products with one loaded pair of right operands.
+// Multiplies one A fragment by two B fragments.
 template <class T>
 __device__ __forceinline__ void
-multiply_pair(float (&first)[4], float (&second)[4], const uint32_t (&left)[4], const uint32_t (&right)[4]) {
-    const uint32_t low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
-    mma_16x8x16<T>(first, left, low);
-    mma_16x8x16<T>(second, left, high);
+mma_pair(float (&first)[4], float (&second)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+    const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+    mma_16x8x16<T>(first, a, low);
+    mma_16x8x16<T>(second, a, high);
 }
 
-// Two results of 16x8 side by side as a left operand of 16x16.
+// Two 16x8 accumulators, rounded to T, as one 16x16 A fragment.
 template <class T>
-__device__ __forceinline__ void as_left(uint32_t (&to)[4], const float (&first)[4], const float (&second)[4]) {
+__device__ __forceinline__ void pack_a(uint32_t (&to)[4], const float (&first)[4], const float (&second)[4]) {
     to[0] = pack_two<T>(first[0], first[1]);
     to[1] = pack_two<T>(first[2], first[3]);
     to[2] = pack_two<T>(second[0], second[1]);
     to[3] = pack_two<T>(second[2], second[3]);
 }
 
-// The row, of 16, of the numbers 2 pair and 2 pair + 1 of a result that this lane holds; they are in columns
-// result_column() and the next.
+// Where this lane's accumulators lie in the 16x8 tile: values 2 pair and 2 pair + 1 are in row
+// result_row(pair), in columns result_column() and the next.
 __device__ __forceinline__ unsigned result_row(unsigned pair) { return threadIdx.x % WARP / 4 + 8 * pair; }
 __device__ __forceinline__ unsigned result_column() { return threadIdx.x % 4 * 2; }
 
-// Gradients of 16 rows before turning and normalising, in place, from those after. `hat` are the rows after it as left
-// operands, `inverse` each lane's two inverse lengths. Gives the products of gradients and rows, summed over the lanes'
-// rows pair by pair: what the gradient of the logarithm of the scale is made of.
+// The backward of RoPE and QK-norm for 16 rows, in place. With y = l2norm(rope(x)) and the gradient d of y:
+//
+//     d_x = rope^-1((d - y <y, d>) / |x|)
+//
+// `hat` holds y as A fragments, `inverse` 1 / |x| of this lane's two rows. Returns the sum of <y, d> over the
+// lane's rows: the gradient of the log scale is made of it.
 template <unsigned D, class T>
-__device__ __forceinline__ float
-undo(float (&d)[D / 8][4], const uint32_t (&hat)[D / 16][4], const float (&inverse)[2], bool normalise, unsigned row,
-     unsigned length, const Rotary &rotary) {
+__device__ __forceinline__ float rope_norm_backward(
+    float (&d)[D / 8][4], const uint32_t (&hat)[D / 16][4], const float (&inverse)[2], bool normalize,
+    unsigned row, unsigned length, const Rope &rope) {
     float total = 0.0f;
 #pragma unroll
     for (unsigned pair = 0; pair < 2; ++pair) {
-        float along = 0.0f;
+        float dot = 0.0f;
 #pragma unroll
         for (unsigned n = 0; n < D / 8; ++n) {
             float low, high;
             unpack_two<T>(hat[n / 2][n % 2 * 2 + pair], low, high);
-            along += d[n][2 * pair] * low + d[n][2 * pair + 1] * high;
+            dot += d[n][2 * pair] * low + d[n][2 * pair + 1] * high;
         }
-        along = lanes_sum<4>(along);
-        total += along;
+        dot = lanes_sum<4>(dot);
+        total += dot;
         unsigned token = row + result_row(pair);
-        bool turn = rotary.cosine != nullptr && token < length;
-        // Below the floor the length is a constant, so nothing of the direction is taken out.
-        if (!(inverse[pair] < 1.0f / SHORTEST)) along = 0.0f;
+        bool rotate = rope.cosine != nullptr && token < length;
+        // Below epsilon the norm is a constant, so the radial part of the gradient stays.
+        if (!(inverse[pair] < 1.0f / MIN_NORM)) dot = 0.0f;
 #pragma unroll
         for (unsigned n = 0; n < D / 8; ++n) {
             float &real = d[n][2 * pair], &imaginary = d[n][2 * pair + 1];
-            if (normalise) {
+            if (normalize) {
                 float low, high;
                 unpack_two<T>(hat[n / 2][n % 2 * 2 + pair], low, high);
-                real = (real - low * along) * inverse[pair];
-                imaginary = (imaginary - high * along) * inverse[pair];
+                real = (real - low * dot) * inverse[pair];
+                imaginary = (imaginary - high * dot) * inverse[pair];
             }
             unsigned angle = n * 4 + result_column() / 2;
-            if (turn && angle < rotary.half) {
-                uint64_t at = uint64_t(token) * rotary.half + angle;
-                float cosine = rotary.cosine[at], sine = rotary.sine[at], before = real;
+            if (rotate && angle < rope.half) {
+                uint64_t at = uint64_t(token) * rope.half + angle;
+                float cosine = rope.cosine[at], sine = rope.sine[at], before = real;
                 real = before * cosine + imaginary * sine;
                 imaginary = imaginary * cosine - before * sine;
             }
@@ -266,27 +292,30 @@ undo(float (&d)[D / 8][4], const uint32_t (&hat)[D / 16][4], const float (&inver
     return total;
 }
 
-// Rounds the results of 16 rows into rows `row` .. of a tile of which this warp alone uses them.
+// Rounds the accumulators of 16 rows into a tile whose rows no other warp uses.
 template <unsigned D, class T>
-__device__ __forceinline__ void put_results(T *tile, const float (&result)[D / 8][4], unsigned row) {
+__device__ __forceinline__ void store_results(T *tile, const float (&result)[D / 8][4], unsigned row) {
 #pragma unroll
     for (unsigned n = 0; n < D / 8; ++n) {
 #pragma unroll
         for (unsigned pair = 0; pair < 2; ++pair) {
-            auto *to = reinterpret_cast<uint32_t *>(tile + Tile<D>::at(row + result_row(pair), n) + result_column());
+            auto *to =
+                reinterpret_cast<uint32_t *>(tile + Tile<D>::at(row + result_row(pair), n) + result_column());
             *to = pack_two<T>(result[n][2 * pair], result[n][2 * pair + 1]);
         }
     }
 }
 
-// Writes rows `row` .. `row + ROWS - 1` of a tile, by the warp that put them there, to rows `to` .. of the result.
+// Copies rows of a tile, written by this same warp, to rows `to` and following in global memory.
 template <unsigned D, unsigned ROWS, class T>
-__device__ __forceinline__ void write_rows(const Source<T> &result, const T *tile, unsigned row, unsigned to) {
+__device__ __forceinline__ void
+copy_out_rows(const Source<T> &result, const T *tile, unsigned row, unsigned to) {
     constexpr unsigned CHUNKS = Tile<D>::CHUNKS;
 #pragma unroll
     for (unsigned from = 0; from < ROWS * CHUNKS; from += WARP) {
         unsigned at = from + threadIdx.x % WARP, chunk = at % CHUNKS;
         result.write(
-            to + at / CHUNKS, chunk, *reinterpret_cast<const Pack<T, 8> *>(tile + Tile<D>::at(row + at / CHUNKS, chunk)));
+            to + at / CHUNKS, chunk,
+            *reinterpret_cast<const Pack<T, 8> *>(tile + Tile<D>::at(row + at / CHUNKS, chunk)));
     }
 }
