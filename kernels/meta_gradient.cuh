@@ -1,43 +1,53 @@
-// What the kernels share that form the gradient of each sample in registers: g_i = sum over the sample's rows t of
-// b_t x_t^T for a linear layer's output gradient b and input x, a tile of [outputs, inputs] a block.
+// The epilogue of the kernels that form per-sample gradients in registers. For a linear layer with input rows
+// x_t and output gradients b_t,
 //
-// g_i is never stored. Before the block goes on to the next sample it multiplies the tile with the direction's and with
-// itself, and writes one number a quantity: `products` and `norms` are [parts, slots], a part for each tile, or for each of
-// its halves, and a slot for each sample of the launch. Sums over parts follow in another launch. A sample's numbers are
-// made of its own rows in an order that the sizes of the layer alone decide, so they are the same bits in whatever batch,
-// and at whatever place of it, it stands.
+//     g_i = sum over the rows t of sample i of b_t x_t^T        [outputs, inputs]
+//
+// is the accumulator of an ordinary weight-gradient GEMM whose loop over rows stops at the end of each
+// sample. A block owns one tile of it.
+//
+// g_i is never stored. At the end of each sample the block reduces its tile of <g_i, V>, of |g_i|^2 or of
+// both to one float each, adds the tile to sum_i W_i g_i, and clears it.
+//
+// Shapes: `products` and `norms` are [parts, slots] in float: a part per tile (or per warpgroup's half of a
+// tile), a slot per sample of the launch. A second launch sums over the parts.
+// Determinism: no atomics. A sample's values are made of its own rows, in an order that depends on the
+// layer's sizes alone: they have the same bits in any batch and at any position in it.
+// Reference: src/engine/ops/meta_gradient/cpu.rs.
+// Source: docs/method.md, "The fused meta-gradient"; ghost dot-product (arXiv:2406.11011), ghost norm
+// (arXiv:2110.05679).
 #pragma once
 #include "portable.cuh"
 
-// Starts copying a tile of STEP rows of SIDE numbers: columns from `first` on of rows from `row` on, of `rows` rows of
-// `columns` numbers; zeros where there is none. `wide`: 16 bytes can be read at once.
+// Starts the copy (cp.async) of a tile of STEP rows of SIDE values: columns from `first` on of rows from
+// `row` on, out of [rows, columns]; zeros outside. `vectorized`: rows can be read 16 bytes at a time.
 template <class Tile>
-__device__ __forceinline__ void start_rows(
-    typename Tile::Number *to, const typename Tile::Number *from, unsigned row, unsigned rows, unsigned first,
-    unsigned columns, bool wide) {
-    using T = typename Tile::Number;
+__device__ __forceinline__ void copy_rows_async(
+    typename Tile::Value *to, const typename Tile::Value *from, unsigned row, unsigned rows, unsigned first,
+    unsigned columns, bool vectorized) {
+    using T = typename Tile::Value;
     constexpr unsigned CHUNKS = Tile::SIDE / PACK<T>;
 #pragma unroll
     for (unsigned chunk = threadIdx.x; chunk < Tile::STEP * CHUNKS; chunk += Tile::THREADS) {
         unsigned r = chunk / CHUNKS, column = first + chunk % CHUNKS * PACK<T>;
-        T *place = to + Tile::at(r, chunk % CHUNKS);
+        T *target = to + Tile::at(r, chunk % CHUNKS);
         bool within = row + r < rows && column < columns;
         const T *source = from + uint64_t(row + r) * columns + column;
-        if (wide) {
-            copy_16_async(place, within ? source : from, within);
+        if (vectorized) {
+            copy_16_async(target, within ? source : from, within);
         } else {
             Pack<T, PACK<T>> pack;
 #pragma unroll
             for (unsigned i = 0; i < PACK<T>; ++i) {
                 pack.value[i] = within && column + i < columns ? source[i] : from_float<T>(0.0f);
             }
-            *reinterpret_cast<Pack<T, PACK<T>> *>(place) = pack;
+            *reinterpret_cast<Pack<T, PACK<T>> *>(target) = pack;
         }
     }
 }
 
-// What is asked of the gradients; null is not asked for and costs a branch.
-struct Asked {
+// The outputs and inputs of the epilogue. An output that is null is skipped, at the cost of a branch.
+struct Epilogue {
     float *products, *norms;
     // [gridDim.y, outputs, inputs]: the weighted sum over the samples of each y.
     float *sums;
@@ -49,8 +59,9 @@ struct LayerSizes {
     unsigned samples, rows, outputs, inputs;
 };
 
-// The samples of one block. Those of the batch are cut into chunks, one for each y, that are summed apart. A launch takes
-// `count` of each chunk, from the `first` on: all of them, unless there would be too many numbers for each sample.
+// The samples of one block. The batch is cut into chunks, one per y, with a weighted sum each (split-K over
+// the samples). A launch takes `count` samples of each chunk, from `first` on: all of them, unless [parts,
+// slots] would be too large.
 struct SampleRange {
     unsigned begin, end, slot;
 
@@ -62,18 +73,18 @@ struct SampleRange {
     }
 };
 
-// Multiplies a sample's tile with the direction's and with itself, adds it to the weighted sum, and with CLEAR leaves zeros
-// for the next. The sum of each warp of those that share a part goes to `warp_sums`. `direction` is the calling thread's
-// own, THREADS times 16 bytes apart.
-template <unsigned THREADS, bool CLEAR = true, unsigned NUMBERS, unsigned WARPS>
-__device__ __forceinline__ void finish_sample(
-    float (&gradient)[NUMBERS], float (&sum)[NUMBERS], const float4 *direction, const Asked &asked, float weight,
-    float (&warp_sums)[2][WARPS], unsigned warp) {
-    // Four sums side by side: one would wait for itself.
-    if (asked.products != nullptr) {
+// The epilogue of one sample: multiplies its tile by the direction's and by itself, adds it to the weighted
+// sum, and with CLEAR sets it to zero. Each warp writes its sums to `warp_sums`. `direction` points to the
+// calling thread's own float4s, at stride THREADS.
+template <unsigned THREADS, bool CLEAR = true, unsigned VALUES, unsigned WARPS>
+__device__ __forceinline__ void sample_epilogue(
+    float (&gradient)[VALUES], float (&sum)[VALUES], const float4 *direction, const Epilogue &epilogue,
+    float weight, float (&warp_sums)[2][WARPS], unsigned warp) {
+    // Four independent sums: one alone would wait for its own latency.
+    if (epilogue.products != nullptr) {
         float part[4] = {};
 #pragma unroll
-        for (unsigned at = 0; at < NUMBERS / 4; ++at) {
+        for (unsigned at = 0; at < VALUES / 4; ++at) {
             float4 v = direction[at * THREADS];
             part[0] += gradient[4 * at] * v.x;
             part[1] += gradient[4 * at + 1] * v.y;
@@ -83,30 +94,30 @@ __device__ __forceinline__ void finish_sample(
         float product = warp_sum((part[0] + part[1]) + (part[2] + part[3]));
         if (threadIdx.x % WARP == 0) warp_sums[0][warp] = product;
     }
-    if (asked.norms != nullptr) {
+    if (epilogue.norms != nullptr) {
         float part[4] = {};
 #pragma unroll
-        for (unsigned at = 0; at < NUMBERS; ++at) part[at % 4] += gradient[at] * gradient[at];
+        for (unsigned at = 0; at < VALUES; ++at) part[at % 4] += gradient[at] * gradient[at];
         float norm = warp_sum((part[0] + part[1]) + (part[2] + part[3]));
         if (threadIdx.x % WARP == 0) warp_sums[1][warp] = norm;
     }
-    if (asked.sums != nullptr) {
+    if (epilogue.sums != nullptr) {
 #pragma unroll
-        for (unsigned at = 0; at < NUMBERS; ++at) sum[at] += weight * gradient[at];
+        for (unsigned at = 0; at < VALUES; ++at) sum[at] += weight * gradient[at];
     }
     if constexpr (CLEAR) {
 #pragma unroll
-        for (unsigned at = 0; at < NUMBERS; ++at) gradient[at] = 0.0f;
+        for (unsigned at = 0; at < VALUES; ++at) gradient[at] = 0.0f;
     }
 }
 
-// Adds the sums of the warps in order and writes them at [part, slot]: the first thread those of the products, the second
-// the norms'.
+// Adds the sums of the warps in order and writes them at [part, slot]: the first thread those of the
+// products, the second those of the norms.
 template <unsigned WARPS>
 __device__ __forceinline__ void
-write_sample(const float (&warp_sums)[2][WARPS], const Asked &asked, uint64_t at, unsigned thread) {
+write_partials(const float (&warp_sums)[2][WARPS], const Epilogue &epilogue, uint64_t at, unsigned thread) {
     if (thread >= 2) return;
-    float *to = thread == 0 ? asked.products : asked.norms;
+    float *to = thread == 0 ? epilogue.products : epilogue.norms;
     if (to == nullptr) return;
     float total = warp_sums[thread][0];
 #pragma unroll
@@ -114,25 +125,28 @@ write_sample(const float (&warp_sums)[2][WARPS], const Asked &asked, uint64_t at
     to[at] = total;
 }
 
-// Calls work(number, at) for each number of the thread's tile that lies within [outputs, inputs].
+// Calls work(element, within, index) for each element of the thread's tile; `within`: it lies inside
+// [outputs, inputs].
 template <class Tile, class Work>
 __device__ __forceinline__ void
-each_place(unsigned first_output, unsigned first_input, const LayerSizes &sizes, Work work) {
+for_each_element(unsigned first_output, unsigned first_input, const LayerSizes &sizes, Work work) {
 #pragma unroll
-    for (unsigned number = 0; number < Tile::NUMBERS; ++number) {
-        unsigned output = first_output + Tile::row(number), input = first_input + Tile::column(number);
+    for (unsigned element = 0; element < Tile::VALUES; ++element) {
+        unsigned output = first_output + Tile::row(element), input = first_input + Tile::column(element);
         bool within = output < sizes.outputs && input < sizes.inputs;
-        work(number, within, uint64_t(output) * sizes.inputs + input);
+        work(element, within, uint64_t(output) * sizes.inputs + input);
     }
 }
 
-// Puts the thread's part of the direction where finish_sample reads it; no other thread does.
+// Loads the thread's part of V to where sample_epilogue reads it. No other thread does.
 template <class Tile>
 __device__ __forceinline__ void
-bring_direction(float4 *to, const float *direction, unsigned output, unsigned input, const LayerSizes &sizes) {
+load_direction(float4 *to, const float *direction, unsigned output, unsigned input, const LayerSizes &sizes) {
     float four[4];
-    each_place<Tile>(output, input, sizes, [&](unsigned number, bool within, uint64_t at) {
-        four[number % 4] = within ? direction[at] : 0.0f;
-        if (number % 4 == 3) to[number / 4 * Tile::THREADS] = make_float4(four[0], four[1], four[2], four[3]);
+    for_each_element<Tile>(output, input, sizes, [&](unsigned element, bool within, uint64_t at) {
+        four[element % 4] = within ? direction[at] : 0.0f;
+        if (element % 4 == 3) {
+            to[element / 4 * Tile::THREADS] = make_float4(four[0], four[1], four[2], four[3]);
+        }
     });
 }

@@ -1,44 +1,51 @@
-// Quantities of the gradients of a linear layer's samples without the gradients, which is less work where samples are
-// short: with x_t the T input rows of a sample and b_t those of the output's gradient,
+// Norms and inner products of per-sample gradients without the gradients, cheaper where samples have few
+// rows. With the T input rows x_t of a sample and its output gradients b_t:
 //
-//   gram          |g|^2 = sum_t sum_s (x_t x_s) (b_t b_s)
-//   gram_pairs    the same, a block for each pair of rows: for T of a few
-//   projected     <g, V> = sum_t b_t V x_t, written for each row t
+//     gram          |g|^2 = sum_t sum_s <x_t, x_s> <b_t, b_s>       the ghost norm, from two Gram matrices
+//     gram_pairs    the same, one block per pair of rows: for very small T
+//     projected     <g, V> = sum_t b_t^T V x_t                      written per row t
 //
-// Threads of gram and projected: a block of 4 warps has 64 by 64 products of rows, each warp 32 by 32 on tensor cores, a
-// thread 4 by 8 in f32. 128 bytes a row and step come by asynchronous copies, 2 steps ahead. gram forms both matrices of
-// products in registers, one after the other, and has the tiles on and below the diagonal. projected multiplies the rows
-// with those of V, and what it finds with b. Neither stores a matrix. Shared memory: 48 KB.
+// Threads: gram and projected: a block of 4 warps computes 64 by 64 products of rows, a warp 32 by 32 on
+// tensor cores (a thread 4 by 8 in f32). gram forms both Gram matrices in registers, one after the other;
+// grid (pairs of row tiles on and below the diagonal, samples). projected multiplies the rows by those of V
+// and the result by b; grid (tiles of rows by tiles of outputs).
+// Memory: 128 bytes per row and step by cp.async in a ring of 3 stages, XOR-swizzled: 48 KB of shared memory.
+// No matrix is stored.
+// Precision: f32 accumulators. Determinism: a value is made of the sample's own rows, in an order that the
+// sizes alone decide.
+// Work per sample: gram T^2 (inputs + outputs) multiplications, projected T inputs outputs.
 //
-// Work for each sample: gram T^2 (I + O) multiplications, projected T I O. A number is made of the sample's own rows in an
-// order that the sizes alone decide.
+// Reference: src/engine/ops/meta_gradient/cpu.rs. Source: ghost norm (arXiv:2110.05679); docs/method.md, "The
+// fused meta-gradient".
 #include "meta_gradient.cuh"
 
-constexpr unsigned THREADS = 128, STAGES = 3, ROWS = 64, NUMBERS = 32;
+constexpr unsigned THREADS = 128, STAGES = 3, ROWS = 64, VALUES = 32;
 
 template <class T> struct RowTile {
-    using Number = T;
+    using Value = T;
     static constexpr unsigned THREADS = ::THREADS, STEP = ROWS, SIDE = 128 / sizeof(T);
 
-    // Exchanged, so that 8 rows are in different banks.
+    // The XOR swizzle: 8 rows lie in different banks.
     static __device__ __forceinline__ unsigned at(unsigned row, unsigned chunk) {
         return row * SIDE + (chunk ^ (row & 7)) * PACK<T>;
     }
 };
 
-// Where the thread's products lie, and how they grow by SIDE columns.
+// The products of a thread, and how SIDE more columns are added to them.
 template <class T> struct Products : RowTile<T> {
     using RowTile<T>::at;
 
     static __device__ __forceinline__ unsigned first(unsigned warp) { return warp * 32; }
-    static __device__ __forceinline__ unsigned row(unsigned number) {
-        return first(threadIdx.x / WARP / 2) + number / 16 * 16 + threadIdx.x % WARP / 4 + number / 2 % 2 * 8;
+    static __device__ __forceinline__ unsigned row(unsigned element) {
+        return first(threadIdx.x / WARP / 2) + element / 16 * 16 + threadIdx.x % WARP / 4 +
+               element / 2 % 2 * 8;
     }
-    static __device__ __forceinline__ unsigned column(unsigned number) {
-        return first(threadIdx.x / WARP % 2) + number / 4 % 4 * 8 + threadIdx.x % 4 * 2 + number % 2;
+    static __device__ __forceinline__ unsigned column(unsigned element) {
+        return first(threadIdx.x / WARP % 2) + element / 4 % 4 * 8 + threadIdx.x % 4 * 2 + element % 2;
     }
 
-    static __device__ __forceinline__ void multiply(float (&products)[NUMBERS], const T *left, const T *right) {
+    static __device__ __forceinline__ void
+    multiply(float (&products)[VALUES], const T *left, const T *right) {
         unsigned matrix = threadIdx.x % WARP / 8, within = threadIdx.x % 8;
         unsigned left_row = first(threadIdx.x / WARP / 2) + matrix % 2 * 8 + within;
         unsigned right_row = first(threadIdx.x / WARP % 2) + matrix / 2 * 8 + within;
@@ -58,7 +65,7 @@ template <class T> struct Products : RowTile<T> {
                 load_matrices<4>(a, left + at(left_row + m * 16, k + matrix / 2));
 #pragma unroll
                 for (unsigned n = 0; n < 4; ++n) {
-                    float(&part)[4] = *reinterpret_cast<float(*)[4]>(products + (m * 4 + n) * 4);
+                    float (&part)[4] = *reinterpret_cast<float (*)[4]>(products + (m * 4 + n) * 4);
                     mma_16x8x16<T>(part, a, b[n]);
                 }
             }
@@ -67,10 +74,15 @@ template <class T> struct Products : RowTile<T> {
 };
 
 template <> struct Products<float> : RowTile<float> {
-    static __device__ __forceinline__ unsigned row(unsigned number) { return threadIdx.x / 8 + number / 8 * 16; }
-    static __device__ __forceinline__ unsigned column(unsigned number) { return threadIdx.x % 8 + number % 8 * 8; }
+    static __device__ __forceinline__ unsigned row(unsigned element) {
+        return threadIdx.x / 8 + element / 8 * 16;
+    }
+    static __device__ __forceinline__ unsigned column(unsigned element) {
+        return threadIdx.x % 8 + element % 8 * 8;
+    }
 
-    static __device__ __forceinline__ void multiply(float (&products)[NUMBERS], const float *left, const float *right) {
+    static __device__ __forceinline__ void
+    multiply(float (&products)[VALUES], const float *left, const float *right) {
 #pragma unroll 1
         for (unsigned chunk = 0; chunk < SIDE / 4; ++chunk) {
             float a[4][4];
@@ -81,17 +93,17 @@ template <> struct Products<float> : RowTile<float> {
                 float b[4];
                 load<4>(b, right + at(column(j), chunk));
 #pragma unroll
-                for (unsigned number = j; number < NUMBERS; number += 8) {
+                for (unsigned element = j; element < VALUES; element += 8) {
 #pragma unroll
-                    for (unsigned k = 0; k < 4; ++k) products[number] += a[number / 8][k] * b[k];
+                    for (unsigned k = 0; k < 4; ++k) products[element] += a[element / 8][k] * b[k];
                 }
             }
         }
     }
 };
 
-// Rows of `columns` numbers, of which a block takes 64 from `first` on.
-template <class T> struct RowsFrom {
+// A block of 64 rows, from `first` on, of a matrix of `count` rows.
+template <class T> struct RowBlock {
     const T *rows;
     unsigned first, count;
 };
@@ -99,7 +111,8 @@ template <class T> struct RowsFrom {
 // products = left right^T over all columns.
 template <class T>
 __device__ __forceinline__ void multiply_rows(
-    float (&products)[NUMBERS], T *shared, const RowsFrom<T> &left, const RowsFrom<T> &right, unsigned columns) {
+    float (&products)[VALUES], T *shared, const RowBlock<T> &left, const RowBlock<T> &right,
+    unsigned columns) {
     using Tile = Products<T>;
     constexpr unsigned PART = Tile::STEP * Tile::SIDE;
     bool wide_left = packs(left.rows, columns), wide_right = packs(right.rows, columns);
@@ -108,13 +121,14 @@ __device__ __forceinline__ void multiply_rows(
         if (step < steps) {
             T *to = shared + step % STAGES * 2 * PART;
             unsigned column = step * Tile::SIDE;
-            start_rows<Tile>(to, left.rows, left.first, left.count, column, columns, wide_left);
-            start_rows<Tile>(to + PART, right.rows, right.first, right.count, column, columns, wide_right);
+            copy_rows_async<Tile>(to, left.rows, left.first, left.count, column, columns, wide_left);
+            copy_rows_async<Tile>(
+                to + PART, right.rows, right.first, right.count, column, columns, wide_right);
         }
         commit_copies();
     };
 #pragma unroll
-    for (unsigned number = 0; number < NUMBERS; ++number) products[number] = 0.0f;
+    for (unsigned element = 0; element < VALUES; ++element) products[element] = 0.0f;
     for (unsigned step = 0; step < STAGES - 1; ++step) start(step);
     for (unsigned step = 0; step < steps; ++step) {
         wait_copies<STAGES - 2>();
@@ -123,12 +137,12 @@ __device__ __forceinline__ void multiply_rows(
         const T *from = shared + step % STAGES * 2 * PART;
         Tile::multiply(products, from, from + PART);
     }
-    // All have read what is written next.
+    // All warps are done with the stages before they are written again.
     wait_copies<0>();
     __syncthreads();
 }
 
-// Block: a pair of tiles of rows (x) of a sample (y). `partial` is [pairs, samples].
+// Block: a pair of row tiles (x) of a sample (y). `partial` is [pairs, samples].
 template <class T>
 __device__ __forceinline__ void
 gram(float *partial, const T *input, const T *d_output, unsigned rows, unsigned outputs, unsigned inputs) {
@@ -139,21 +153,25 @@ gram(float *partial, const T *input, const T *d_output, unsigned rows, unsigned 
     unsigned left = lower * ROWS, right = upper * ROWS;
     input += uint64_t(blockIdx.y) * rows * inputs;
     d_output += uint64_t(blockIdx.y) * rows * outputs;
-    float of_input[NUMBERS], of_output[NUMBERS];
+    float of_input[VALUES], of_output[VALUES];
     multiply_rows<T>(of_input, shared, {input, left, rows}, {input, right, rows}, inputs);
     multiply_rows<T>(of_output, shared, {d_output, left, rows}, {d_output, right, rows}, outputs);
     float part[4] = {};
 #pragma unroll
-    for (unsigned number = 0; number < NUMBERS; ++number) part[number % 4] += of_input[number] * of_output[number];
+    for (unsigned element = 0; element < VALUES; ++element) {
+        part[element % 4] += of_input[element] * of_output[element];
+    }
     float sum = block_reduce<THREADS>((part[0] + part[1]) + (part[2] + part[3]), scratch);
-    // What lies above the diagonal is what lies below.
-    if (threadIdx.x == 0) partial[uint64_t(blockIdx.x) * gridDim.y + blockIdx.y] = left == right ? sum : 2.0f * sum;
+    // The Gram matrices are symmetric.
+    if (threadIdx.x == 0) {
+        partial[uint64_t(blockIdx.x) * gridDim.y + blockIdx.y] = left == right ? sum : 2.0f * sum;
+    }
 }
 
 // Block: a pair of rows (x) of a sample (y). `partial` is [pairs, samples].
 template <class T>
-__device__ __forceinline__ void
-gram_pairs(float *partial, const T *input, const T *d_output, unsigned rows, unsigned outputs, unsigned inputs) {
+__device__ __forceinline__ void gram_pairs(
+    float *partial, const T *input, const T *d_output, unsigned rows, unsigned outputs, unsigned inputs) {
     SHARED_ARRAY(float, scratch, [THREADS / WARP]);
     unsigned lower = 0, upper = blockIdx.x;
     while (upper > lower) upper -= ++lower;
@@ -161,55 +179,60 @@ gram_pairs(float *partial, const T *input, const T *d_output, unsigned rows, uns
     auto product = [&](const T *from, unsigned columns) {
         float sum = 0.0f;
         const T *a = from + left * columns, *b = from + right * columns;
-        for (unsigned column = threadIdx.x; column < columns; column += THREADS) sum += to_float(a[column]) * to_float(b[column]);
+        for (unsigned column = threadIdx.x; column < columns; column += THREADS) {
+            sum += to_float(a[column]) * to_float(b[column]);
+        }
         return block_reduce<THREADS>(sum, scratch);
     };
     float sum = product(input, inputs) * product(d_output, outputs);
-    if (threadIdx.x == 0) partial[uint64_t(blockIdx.x) * gridDim.y + blockIdx.y] = left == right ? sum : 2.0f * sum;
+    if (threadIdx.x == 0) {
+        partial[uint64_t(blockIdx.x) * gridDim.y + blockIdx.y] = left == right ? sum : 2.0f * sum;
+    }
 }
 
-// Block: 64 rows, of all samples, by 64 outputs. `partial` is [tiles of outputs, rows].
+// Block: 64 rows, over all samples, by 64 outputs. `partial` is [tiles of outputs, rows].
 template <class T>
 __device__ __forceinline__ void projected(
     float *partial, const T *direction, const T *input, const T *d_output, unsigned rows, unsigned outputs,
     unsigned inputs) {
-    constexpr unsigned LINE = ROWS + 1;
+    constexpr unsigned ROW_STRIDE = ROWS + 1;
     DYNAMIC_SHARED(T, shared);
     unsigned tiles = (outputs + ROWS - 1) / ROWS, tile = blockIdx.x % tiles;
     unsigned first_row = blockIdx.x / tiles * ROWS, first_output = tile * ROWS;
-    float products[NUMBERS];
+    float products[VALUES];
     multiply_rows<T>(products, shared, {input, first_row, rows}, {direction, first_output, outputs}, inputs);
-    float *lines = reinterpret_cast<float *>(shared);
+    float *scaled = reinterpret_cast<float *>(shared);
 #pragma unroll
-    for (unsigned number = 0; number < NUMBERS; ++number) {
-        unsigned row = Products<T>::row(number), column = Products<T>::column(number);
+    for (unsigned element = 0; element < VALUES; ++element) {
+        unsigned row = Products<T>::row(element), column = Products<T>::column(element);
         bool within = first_row + row < rows && first_output + column < outputs;
-        float b = within ? to_float(d_output[uint64_t(first_row + row) * outputs + first_output + column]) : 0.0f;
-        lines[row * LINE + column] = products[number] * b;
+        float b =
+            within ? to_float(d_output[uint64_t(first_row + row) * outputs + first_output + column]) : 0.0f;
+        scaled[row * ROW_STRIDE + column] = products[element] * b;
     }
     __syncthreads();
     unsigned row = threadIdx.x;
     if (row >= ROWS || first_row + row >= rows) return;
     float sum = 0.0f;
-    for (unsigned column = 0; column < ROWS; ++column) sum += lines[row * LINE + column];
+    for (unsigned column = 0; column < ROWS; ++column) sum += scaled[row * ROW_STRIDE + column];
     partial[uint64_t(tile) * rows + first_row + row] = sum;
 }
 
-#define SHORT(T, suffix)                                                                                               \
-    KERNEL(                                                                                                            \
-        gram_##suffix, THREADS, float *partial, const T *input, const T *d_output, uint32_t rows, uint32_t outputs,    \
-        uint32_t inputs) {                                                                                             \
-        gram(partial, input, d_output, rows, outputs, inputs);                                                         \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        gram_pairs_##suffix, THREADS, float *partial, const T *input, const T *d_output, uint32_t rows,                \
-        uint32_t outputs, uint32_t inputs) {                                                                           \
-        gram_pairs(partial, input, d_output, rows, outputs, inputs);                                                   \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        projected_##suffix, THREADS, float *partial, const T *direction, const T *input, const T *d_output,            \
-        uint32_t rows, uint32_t outputs, uint32_t inputs) {                                                            \
-        projected(partial, direction, input, d_output, rows, outputs, inputs);                                         \
+#define SHORT(T, suffix)                                                                                     \
+    KERNEL(                                                                                                  \
+        gram_##suffix, THREADS, float *partial, const T *input, const T *d_output, uint32_t rows,            \
+        uint32_t outputs, uint32_t inputs) {                                                                 \
+        gram(partial, input, d_output, rows, outputs, inputs);                                               \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        gram_pairs_##suffix, THREADS, float *partial, const T *input, const T *d_output, uint32_t rows,      \
+        uint32_t outputs, uint32_t inputs) {                                                                 \
+        gram_pairs(partial, input, d_output, rows, outputs, inputs);                                         \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        projected_##suffix, THREADS, float *partial, const T *direction, const T *input, const T *d_output,  \
+        uint32_t rows, uint32_t outputs, uint32_t inputs) {                                                  \
+        projected(partial, direction, input, d_output, rows, outputs, inputs);                               \
     }
 SHORT(float, f32)
 SHORT(bf16, bf16)
