@@ -1,21 +1,24 @@
-// Group norm of channels-last maps, with SiLU after it where asked for:
+// Group norm of channels-last maps, optionally followed by SiLU:
 //
 //     y = f((x - mean) / sqrt(variance + epsilon) scale[c] + shift[c]),    f(u) = u or u / (1 + exp(-u))
 //
-// with mean and variance over all pixels and the channels of a group of a sample. Source: torch.nn.GroupNorm, SiLU.
+// with mean and variance over all pixels and the channels of a group of a sample.
 //
-// x, y: [B, P, C] in float, C a multiple of the groups G and of 4; scale, shift: [C]; partial: [B, N, G, 2], the
-// sums of x - x0 and (x - x0)^2 over one of N parts of the pixels, x0 being the group's first number: so a variance that is
-// a difference keeps its digits where the mean is far from 0; statistics: [B, G, 2] (mean, 1/deviation). Sums in float, in
-// an order that depends on P, C and N alone. y may be x.
-//
-// Three kernels. Sums: a block of 256 threads a part, 16 bytes of channels a thread, each with as many other pixels as
-// there are threads for; max(C, 1024) pairs of float in shared memory. Statistics: a warp a group. Then 16 bytes a
-// thread. Bytes a number: 12.
+// Shapes: x, y [B, P, C] in float, C a multiple of the groups G and of 4, y may be x; scale, shift [C];
+// partial [B, N, G, 2]: the sums of x - x0 and (x - x0)^2 over one of N parts of the pixels, x0 the group's
+// first value; statistics [B, G, 2] (mean, 1 / deviation).
+// Threads: three kernels. Sums, split over N parts: a block of 256 per part, 4 channels per thread, and as
+// many pixels at a time as there are threads for. Statistics: one warp per group. Apply: 4 channels per
+// thread.
+// Memory: 12 bytes per value. Sums: max(C, 1024) pairs of floats in shared memory.
+// Precision: f32. Sums are shifted by x0, so that the variance, a difference, keeps its digits where the mean
+// is far from 0. Their order depends on P, C and N alone.
+// Reference: src/engine/ops/group_norm/cpu.rs. Source: group norm (arXiv:1803.08494); torch.nn.GroupNorm,
+// SiLU.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 256;
-// Numbers in 16 bytes.
+// Values in 16 bytes.
 constexpr unsigned N = PACK<float>;
 
 struct Sizes {
@@ -23,16 +26,16 @@ struct Sizes {
 };
 
 __device__ __forceinline__ void
-group_norm_sums(float *partial, const float *x, Sizes sizes, unsigned pixels_a_part) {
+group_norm_sums(float *partial, const float *x, Sizes sizes, unsigned pixels_per_part) {
     // [lanes, C, 2]
     DYNAMIC_SHARED(float, sums);
-    unsigned channels = sizes.channels, packs_a_pixel = channels / N, size = channels / sizes.groups;
-    unsigned lanes = packs_a_pixel < THREADS ? THREADS / packs_a_pixel : 1;
-    unsigned lane = packs_a_pixel < THREADS ? threadIdx.x / packs_a_pixel : 0;
-    unsigned first = packs_a_pixel < THREADS ? threadIdx.x % packs_a_pixel : threadIdx.x;
+    unsigned channels = sizes.channels, packs_per_pixel = channels / N, size = channels / sizes.groups;
+    unsigned lanes = packs_per_pixel < THREADS ? THREADS / packs_per_pixel : 1;
+    unsigned lane = packs_per_pixel < THREADS ? threadIdx.x / packs_per_pixel : 0;
+    unsigned first = packs_per_pixel < THREADS ? threadIdx.x % packs_per_pixel : threadIdx.x;
     const float *sample = x + uint64_t(blockIdx.y) * sizes.pixels * channels;
-    unsigned begin = blockIdx.x * pixels_a_part, end = min(begin + pixels_a_part, sizes.pixels);
-    for (unsigned pack = first; lane < lanes && pack < packs_a_pixel; pack += THREADS) {
+    unsigned begin = blockIdx.x * pixels_per_part, end = min(begin + pixels_per_part, sizes.pixels);
+    for (unsigned pack = first; lane < lanes && pack < packs_per_pixel; pack += THREADS) {
         float origin[N], sum[N] = {}, square[N] = {};
 #pragma unroll
         for (unsigned i = 0; i < N; ++i) origin[i] = sample[(pack * N + i) / size * size];
@@ -68,9 +71,10 @@ group_norm_sums(float *partial, const float *x, Sizes sizes, unsigned pixels_a_p
 }
 
 __device__ __forceinline__ void group_norm_statistics(
-    float *statistics, const float *partial, const float *x, Sizes sizes, unsigned samples, unsigned parts, float epsilon) {
+    float *statistics, const float *partial, const float *x, Sizes sizes, unsigned samples, unsigned parts,
+    float epsilon) {
     unsigned item = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    // Whole warps leave: the sums below are within one.
+    // Whole warps return: the sums below are within a warp.
     if (item >= samples * sizes.groups) return;
     unsigned sample = item / sizes.groups, group = item % sizes.groups, size = sizes.channels / sizes.groups;
     float sum = 0.0f, square = 0.0f;
@@ -80,11 +84,11 @@ __device__ __forceinline__ void group_norm_statistics(
         square += from[1];
     }
     float share = 1.0f / (float(sizes.pixels) * float(size));
-    float beyond = warp_sum(sum) * share;
-    float variance = fmaxf(warp_sum(square) * share - beyond * beyond, 0.0f);
+    float offset = warp_sum(sum) * share;
+    float variance = fmaxf(warp_sum(square) * share - offset * offset, 0.0f);
     if (lane == 0) {
         float origin = x[uint64_t(sample) * sizes.pixels * sizes.channels + group * size];
-        statistics[2 * uint64_t(item)] = origin + beyond;
+        statistics[2 * uint64_t(item)] = origin + offset;
         statistics[2 * uint64_t(item) + 1] = rsqrtf(variance + epsilon);
     }
 }
@@ -102,8 +106,8 @@ __device__ __forceinline__ void group_norm_apply(
     load<N>(values, x + at);
 #pragma unroll
     for (unsigned i = 0; i < N; ++i) {
-        const float *of = statistics + (c + i) / size * 2;
-        float u = (values[i] - of[0]) * of[1] * scale[c + i] + shift[c + i];
+        const float *mean_rstd = statistics + (c + i) / size * 2;
+        float u = (values[i] - mean_rstd[0]) * mean_rstd[1] * scale[c + i] + shift[c + i];
         values[i] = SILU ? u * __fdividef(1.0f, 1.0f + expf(-u)) : u;
     }
     store<N>(y + at, values);
@@ -111,8 +115,8 @@ __device__ __forceinline__ void group_norm_apply(
 
 KERNEL(
     group_norm_sums_f32, THREADS, float *partial, const float *x, uint32_t pixels, uint32_t channels,
-    uint32_t groups, uint32_t pixels_a_part) {
-    group_norm_sums(partial, x, {pixels, channels, groups}, pixels_a_part);
+    uint32_t groups, uint32_t pixels_per_part) {
+    group_norm_sums(partial, x, {pixels, channels, groups}, pixels_per_part);
 }
 KERNEL(
     group_norm_statistics_f32, THREADS, float *statistics, const float *partial, const float *x,

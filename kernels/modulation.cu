@@ -1,12 +1,18 @@
-// The shared modulation by itself, where layer_norm.cu has not folded it in: the gates, and what the table is made of.
+// The shared modulation (`saln`) where layer_norm.cu has not folded it in: the gates, and the table that
+// scale, shift and gate come from.
 //
-//     y = x (base + factor[level]) + shift[level]     base 1: scale and shift; base 0, no shift: a gate
+//     y = x (base + factor[level]) + shift[level]     base 1: scale and shift; base 0 without shift: a gate
 //
-// x, y: [R, C] in T, y may be x; factor, shift: rows of float, one a level, `stride` numbers apart, and those of the next
-// sample `sample_stride` numbers on: 0 where all samples share them. With dy for x, the same kernel without a shift gives
-// dx. Its parameters' gradients for each sample are modulation_backward of layer_norm.cu without statistics; modulation_add
-// sums them over samples, in order, into the table's gradient. Threads: 256 a block, one warp a row, 16 bytes a lane where
-// C allows. Bytes a number: 2 sizeof(T), and the level's rows from the caches.
+// With dy for x, the same kernel without the shift gives dx. The gradients of factor and shift per sample
+// come from modulation_backward in layer_norm.cu; modulation_add sums them over samples into the gradient of
+// the table.
+//
+// Shapes: x, y [R, C] in T, y may be x; factor, shift: one row of C floats per level at row stride `stride`,
+// and per sample at stride `sample_stride`, 0 if all samples share them.
+// Threads: 256 per block, one warp per row, 16 bytes per lane where C allows.
+// Memory: 2 sizeof(T) bytes per value, plus the level's rows from cache. No shared memory.
+// Precision: computed in f32, rounded once; sums over samples in order.
+// Reference: src/engine/ops/modulation/cpu.rs. Source: AdaLN (arXiv:2212.09748); docs/upstream.md, B7.
 #include "portable.cuh"
 
 constexpr unsigned ROWS = 8;
@@ -14,15 +20,15 @@ constexpr unsigned THREADS = ROWS * WARP;
 
 template <class T>
 __device__ __forceinline__ void modulate(
-    T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, unsigned rows, unsigned channels,
-    unsigned tokens, unsigned stride, unsigned sample_stride, float base) {
+    T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, unsigned rows,
+    unsigned channels, unsigned tokens, unsigned stride, unsigned sample_stride, float base) {
     unsigned row = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= rows) return;
     const T *from = x + uint64_t(row) * channels;
     T *to = y + uint64_t(row) * channels;
-    uint64_t own = uint64_t(levels[row % tokens]) * stride + uint64_t(row / tokens) * sample_stride;
-    factor += own;
-    if (shift != nullptr) shift += own;
+    uint64_t offset = uint64_t(levels[row % tokens]) * stride + uint64_t(row / tokens) * sample_stride;
+    factor += offset;
+    if (shift != nullptr) shift += offset;
     if (packs(from, channels) && packs(to, channels)) {
         for (unsigned c = lane * PACK<T>; c < channels; c += WARP * PACK<T>) {
             float values[PACK<T>];
@@ -35,17 +41,18 @@ __device__ __forceinline__ void modulate(
         }
     } else {
         for (unsigned c = lane; c < channels; c += WARP) {
-            to[c] = from_float<T>(to_float(from[c]) * (base + factor[c]) + (shift == nullptr ? 0.0f : shift[c]));
+            to[c] =
+                from_float<T>(to_float(from[c]) * (base + factor[c]) + (shift == nullptr ? 0.0f : shift[c]));
         }
     }
 }
 
-// d_table[level, factor + c] += sum over samples of d[sample, level, 0, c], and the same of d[.., 1, c] at shift, if shift
-// lies within the stride. A thread a channel (x) of a level (y). With each sample's levels for levels and one sample, each
-// sample's gradient is put in its place.
+// d_table[level, factor + c] += sum over samples of d[sample, level, 0, c], and the same of d[.., 1, c] at
+// `shift`, if `shift` lies within the stride. One thread per channel (x) of a level (y). With every sample's
+// levels as the levels of one sample, each sample keeps its own gradient.
 KERNEL(
-    modulation_add, THREADS, float *d_table, const float *d, uint32_t samples, uint32_t channels, uint32_t stride,
-    uint32_t factor, uint32_t shift) {
+    modulation_add, THREADS, float *d_table, const float *d, uint32_t samples, uint32_t channels,
+    uint32_t stride, uint32_t factor, uint32_t shift) {
     unsigned c = blockIdx.x * THREADS + threadIdx.x;
     if (c >= channels) return;
     float d_factor = 0.0f, d_shift = 0.0f;
@@ -59,7 +66,7 @@ KERNEL(
     if (shift < stride) to[shift] += d_shift;
 }
 
-// Each row of the table [S, C] beside the last one, [S, 2C]; for each sample (z) again.
+// Each row of the table [S, C] beside the last one, [S, 2C], repeated for each sample (z).
 template <class T>
 __device__ __forceinline__ void level_pairs(T *pairs, const T *table, unsigned levels, unsigned channels) {
     unsigned c = blockIdx.x * THREADS + threadIdx.x;
@@ -69,14 +76,15 @@ __device__ __forceinline__ void level_pairs(T *pairs, const T *table, unsigned l
     to[channels] = table[uint64_t(levels - 1) * channels + c];
 }
 
-#define MODULATION(T, suffix)                                                                                          \
-    KERNEL(                                                                                                            \
-        modulate_##suffix, THREADS, T *y, const T *x, const float *factor, const float *shift, const uint32_t *levels, \
-        uint32_t rows, uint32_t channels, uint32_t tokens, uint32_t stride, uint32_t sample_stride, float base) {      \
-        modulate(y, x, factor, shift, levels, rows, channels, tokens, stride, sample_stride, base);                    \
-    }                                                                                                                  \
-    KERNEL(level_pairs_##suffix, THREADS, T *pairs, const T *table, uint32_t levels, uint32_t channels) {              \
-        level_pairs(pairs, table, levels, channels);                                                                   \
+#define MODULATION(T, suffix)                                                                                \
+    KERNEL(                                                                                                  \
+        modulate_##suffix, THREADS, T *y, const T *x, const float *factor, const float *shift,               \
+        const uint32_t *levels, uint32_t rows, uint32_t channels, uint32_t tokens, uint32_t stride,          \
+        uint32_t sample_stride, float base) {                                                                \
+        modulate(y, x, factor, shift, levels, rows, channels, tokens, stride, sample_stride, base);          \
+    }                                                                                                        \
+    KERNEL(level_pairs_##suffix, THREADS, T *pairs, const T *table, uint32_t levels, uint32_t channels) {    \
+        level_pairs(pairs, table, levels, channels);                                                         \
     }
 MODULATION(float, f32)
 MODULATION(bf16, bf16)
