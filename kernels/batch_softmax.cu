@@ -1,11 +1,18 @@
-// The softmax over the batch, and its gradient.
+// Softmax over the batch, and its gradient: the rater's weights of the samples.
 //
-// x: [B] in T; in double (its weights hardly differ, so their gradients are small differences of large terms). Works on few
-// numbers and costs a launch. Shared memory: 2 KiB.
+//     y = softmax(x / temperature),    dx = y (dy - <y, dy> / sum(y)) / temperature
+//
+// Shapes: x, y [B] in T.
+// Threads: one block of 256 for the whole batch. Latency-bound: [B] is small.
+// Memory: 2 KB of shared memory.
+// Precision: computed in f64. The weights hardly differ from each other, so their gradients are small
+// differences of large terms. Sums are added in the order of the threads.
+// Reference: src/engine/ops/batch_softmax/cpu.rs.
 #include "elementwise.cuh"
 
-// The sum (or maximum) over the block in the order of the threads.
-template <bool MAXIMUM> __device__ __forceinline__ double block_total(double value, double (&scratch)[EACH_THREADS]) {
+// The sum (or maximum) over the block, in the order of the threads.
+template <bool MAXIMUM>
+__device__ __forceinline__ double block_total(double value, double (&scratch)[EACH_THREADS]) {
     __syncthreads();
     scratch[threadIdx.x] = value;
     __syncthreads();
@@ -18,7 +25,8 @@ template <bool MAXIMUM> __device__ __forceinline__ double block_total(double val
 
 // One block for the whole batch.
 template <class T>
-__device__ __forceinline__ void batch_softmax_forward(T *y, const T *x, unsigned batch, double inverse_temperature) {
+__device__ __forceinline__ void
+batch_softmax_forward(T *y, const T *x, unsigned batch, double inverse_temperature) {
     SHARED_ARRAY(double, scratch, [EACH_THREADS]);
     double largest = -INFINITY, total = 0.0;
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
@@ -34,31 +42,33 @@ __device__ __forceinline__ void batch_softmax_forward(T *y, const T *x, unsigned
     }
 }
 
-// dx = y (dy - sum(y dy) / sum(y)) / temperature; the sum of a rounded softmax is not quite 1.
+// Divided by sum(y), because a rounded softmax does not add up to 1.
 template <class T>
 __device__ __forceinline__ void
 batch_softmax_backward(T *dx, const T *dy, const T *y, unsigned batch, double inverse_temperature) {
     SHARED_ARRAY(double, scratch, [EACH_THREADS]);
-    double along = 0.0, total = 0.0;
+    double dot = 0.0, total = 0.0;
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
         total += double(to_float(y[at]));
-        along += double(to_float(y[at])) * double(to_float(dy[at]));
+        dot += double(to_float(y[at])) * double(to_float(dy[at]));
     }
     total = block_total<false>(total, scratch);
-    along = block_total<false>(along, scratch) / total;
+    dot = block_total<false>(dot, scratch) / total;
     for (unsigned at = threadIdx.x; at < batch; at += EACH_THREADS) {
-        dx[at] = from_float<T>(float(double(to_float(y[at])) * (double(to_float(dy[at])) - along) * inverse_temperature));
+        dx[at] = from_float<T>(
+            float(double(to_float(y[at])) * (double(to_float(dy[at])) - dot) * inverse_temperature));
     }
 }
 
-#define BATCH_SOFTMAX(T, suffix)                                                                                       \
-    KERNEL(batch_softmax_forward_##suffix, EACH_THREADS, T *y, const T *x, uint32_t batch, float temperature) {        \
-        batch_softmax_forward(y, x, batch, 1.0 / double(temperature));                                                 \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        batch_softmax_backward_##suffix, EACH_THREADS, T *dx, const T *dy, const T *y, uint32_t batch,                 \
-        float temperature) {                                                                                           \
-        batch_softmax_backward(dx, dy, y, batch, 1.0 / double(temperature));                                           \
+#define BATCH_SOFTMAX(T, suffix)                                                                             \
+    KERNEL(                                                                                                  \
+        batch_softmax_forward_##suffix, EACH_THREADS, T *y, const T *x, uint32_t batch, float temperature) { \
+        batch_softmax_forward(y, x, batch, 1.0 / double(temperature));                                       \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        batch_softmax_backward_##suffix, EACH_THREADS, T *dx, const T *dy, const T *y, uint32_t batch,       \
+        float temperature) {                                                                                 \
+        batch_softmax_backward(dx, dy, y, batch, 1.0 / double(temperature));                                 \
     }
 BATCH_SOFTMAX(float, f32)
 BATCH_SOFTMAX(bf16, bf16)

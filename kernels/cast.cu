@@ -1,26 +1,29 @@
-// Casts between float and the 16-bit types, rounding to nearest even.
+// Casts between f32 and the 16-bit types, rounding to nearest even.
 //
-// Threads: 256 a block, 8 numbers a thread. Bytes moved per number: 4 + 2. No shared memory.
+// Shapes: `count` values.
+// Threads: 256 per block, 8 values per thread.
+// Memory: 4 + 2 bytes per value. No shared memory.
+// Reference: src/engine/ops/cast/mod.rs.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 256;
-constexpr unsigned NUMBERS = 8;
+constexpr unsigned VALUES = 8;
 
 template <class To, class From>
 __device__ __forceinline__ void cast(To *to, const From *from, uint64_t count) {
-    uint64_t at = (uint64_t(blockIdx.x) * THREADS + threadIdx.x) * NUMBERS;
-    if (at + NUMBERS <= count) {
-        float values[NUMBERS];
-        // Halves of 4 numbers, so that floats too are 16 bytes.
+    uint64_t at = (uint64_t(blockIdx.x) * THREADS + threadIdx.x) * VALUES;
+    if (at + VALUES <= count) {
+        float values[VALUES];
+        // In halves of 4 values, so that floats are loaded and stored 16 bytes at a time, too.
 #pragma unroll
-        for (unsigned half = 0; half < NUMBERS; half += 4) {
+        for (unsigned half = 0; half < VALUES; half += 4) {
             float four[4];
             load<4>(four, from + at + half);
 #pragma unroll
             for (unsigned i = 0; i < 4; ++i) values[half + i] = four[i];
         }
 #pragma unroll
-        for (unsigned half = 0; half < NUMBERS; half += 4) {
+        for (unsigned half = 0; half < VALUES; half += 4) {
             float four[4];
 #pragma unroll
             for (unsigned i = 0; i < 4; ++i) four[i] = values[half + i];

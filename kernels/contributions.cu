@@ -1,20 +1,25 @@
-// What the visitors of a backward pass do with a parameter's contribution, and small arithmetic on vectors.
+// Gradients of biases and embedding tables from the rows of a backward pass, and small arithmetic on vectors.
 //
-// Sums are in float, in a fixed order, without atomics. Gradients are float and may be added to what is there.
-//   column_sum    sums[c] (+)= sum over rows of d[row, first + c]
-//   sum_samples   sum[n] (+)= sum over samples of weight[sample] d[sample, n]
-//   gather_sum    table[k, n] += sum over the rows r with index[r] = k of d[r, n]
-//   scale         to[sample, n] = factor weight[sample] from[sample, n]; with one sample, a scalar times a vector
-//   add_scaled    y += factor x          fill   y = value
-// Bytes moved: each input is read once, each output is written once (and read once where it is added to).
+//     column_sum    sums[c] (+)= sum over rows of d[row, first + c]
+//     sum_samples   sum[n] (+)= sum over samples of weight[sample] d[sample, n]
+//     gather_sum    table[k, n] += sum over the rows r with index[r] = k of d[r, n]
+//     scale         to[sample, n] = factor weight[sample] from[sample, n]
+//     add_scaled    y += factor x
+//     fill          y = value
+//
+// Shapes: d in T; gradients in float, optionally added to what is there.
+// Threads: 256 per block; see each kernel.
+// Memory: each input is read once, each output written once (and read once where it is added to).
+// Precision: f32 sums. Determinism: no atomics, one order per sum.
+// Reference: src/engine/autograd/contributions/cpu.rs.
 #include "elementwise.cuh"
 
-// Columns in two steps: block (x, y) adds 32 columns of the rows of part y; a second launch with the parts as rows adds
-// those. Rows are taken 8 at a time by 8 warps, whose sums are added in order.
+// column_sum is split-K in two launches: block (x, y) sums 32 columns of the rows of part y; a second launch
+// sums the parts as rows. Each of 8 warps takes every eighth row, and their sums are added in order.
 constexpr unsigned SUM_ROWS = 8;
 
-// Adds the sums of the warps, a column a lane, and gives them to warp 0.
-__device__ __forceinline__ float add_warps(float sum, float (&partial)[SUM_ROWS][WARP]) {
+// Adds the sums of the warps in order, one column per lane. The result is valid in warp 0.
+__device__ __forceinline__ float reduce_warps(float sum, float (&partial)[SUM_ROWS][WARP]) {
     unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     partial[warp][lane] = sum;
     __syncthreads();
@@ -27,28 +32,30 @@ __device__ __forceinline__ float add_warps(float sum, float (&partial)[SUM_ROWS]
 
 template <class T>
 __device__ __forceinline__ void column_sum(
-    float *sums, const T *d, unsigned rows, unsigned columns, unsigned width, unsigned first, unsigned rows_a_part,
-    unsigned accumulate) {
+    float *sums, const T *d, unsigned rows, unsigned columns, unsigned width, unsigned first,
+    unsigned rows_per_part, unsigned accumulate) {
     SHARED_ARRAY(float, partial, [SUM_ROWS][WARP]);
     unsigned warp = threadIdx.x / WARP, c = blockIdx.x * WARP + threadIdx.x % WARP;
-    unsigned begin = blockIdx.y * rows_a_part, end = min(rows, begin + rows_a_part);
+    unsigned begin = blockIdx.y * rows_per_part, end = min(rows, begin + rows_per_part);
     float sum = 0.0f;
     if (c < columns) {
-        for (unsigned row = begin + warp; row < end; row += SUM_ROWS) sum += to_float(d[uint64_t(row) * width + first + c]);
+        for (unsigned row = begin + warp; row < end; row += SUM_ROWS) {
+            sum += to_float(d[uint64_t(row) * width + first + c]);
+        }
     }
-    sum = add_warps(sum, partial);
+    sum = reduce_warps(sum, partial);
     if (warp == 0 && c < columns) {
         float *to = sums + uint64_t(blockIdx.y) * columns + c;
         *to = accumulate != 0 ? *to + sum : sum;
     }
 }
 
-// `order`: the tokens of the first table row, of the second, ...; `starts[k]`: where row k's begin. All samples have the
-// same. Block: 32 columns (x) of one table row (y).
+// `order`: the tokens of table row 0, of row 1, ...; `starts[k]`: where those of row k begin. All samples
+// share them. Block: 32 columns (x) of one table row (y).
 template <class T>
 __device__ __forceinline__ void gather_sum(
-    float *table, const T *d, const uint32_t *starts, const uint32_t *order, unsigned samples, unsigned tokens,
-    unsigned columns) {
+    float *table, const T *d, const uint32_t *starts, const uint32_t *order, unsigned samples,
+    unsigned tokens, unsigned columns) {
     SHARED_ARRAY(float, partial, [SUM_ROWS][WARP]);
     unsigned warp = threadIdx.x / WARP, c = blockIdx.x * WARP + threadIdx.x % WARP;
     unsigned begin = starts[blockIdx.y], count = starts[blockIdx.y + 1] - begin;
@@ -60,36 +67,37 @@ __device__ __forceinline__ void gather_sum(
             }
         }
     }
-    sum = add_warps(sum, partial);
+    sum = reduce_warps(sum, partial);
     if (warp == 0 && c < columns) table[uint64_t(blockIdx.y) * columns + c] += sum;
 }
 
-// Samples start `stride` numbers apart. Four numbers a thread where that is aligned.
+// Sample stride `stride`. Four values per thread if aligned.
 template <class To, class From>
 __device__ __forceinline__ void sum_samples(
     To *sum, const From *d, const float *weights, uint64_t count, uint64_t stride, unsigned samples,
     unsigned accumulate) {
-    constexpr unsigned NUMBERS = 4;
-    uint64_t number = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x;
-    if (count % NUMBERS == 0 && stride % NUMBERS == 0 && reinterpret_cast<uintptr_t>(d) % (NUMBERS * sizeof(From)) == 0 &&
-        reinterpret_cast<uintptr_t>(sum) % (NUMBERS * sizeof(To)) == 0) {
-        uint64_t at = number * NUMBERS;
+    constexpr unsigned VALUES = 4;
+    uint64_t thread = uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x;
+    if (count % VALUES == 0 && stride % VALUES == 0 &&
+        reinterpret_cast<uintptr_t>(d) % (VALUES * sizeof(From)) == 0 &&
+        reinterpret_cast<uintptr_t>(sum) % (VALUES * sizeof(To)) == 0) {
+        uint64_t at = thread * VALUES;
         if (at >= count) return;
-        float total[NUMBERS] = {}, values[NUMBERS];
+        float total[VALUES] = {}, values[VALUES];
         for (unsigned sample = 0; sample < samples; ++sample) {
             float weight = weights == nullptr ? 1.0f : weights[sample];
-            load<NUMBERS>(values, d + sample * stride + at);
+            load<VALUES>(values, d + sample * stride + at);
 #pragma unroll
-            for (unsigned i = 0; i < NUMBERS; ++i) total[i] += weight * values[i];
+            for (unsigned i = 0; i < VALUES; ++i) total[i] += weight * values[i];
         }
         if (accumulate != 0) {
-            load<NUMBERS>(values, sum + at);
+            load<VALUES>(values, sum + at);
 #pragma unroll
-            for (unsigned i = 0; i < NUMBERS; ++i) total[i] += values[i];
+            for (unsigned i = 0; i < VALUES; ++i) total[i] += values[i];
         }
-        store<NUMBERS>(sum + at, total);
+        store<VALUES>(sum + at, total);
     } else {
-        for (uint64_t at = number; at < count; at += uint64_t(gridDim.x) * EACH_THREADS) {
+        for (uint64_t at = thread; at < count; at += uint64_t(gridDim.x) * EACH_THREADS) {
             float total = 0.0f;
             for (unsigned sample = 0; sample < samples; ++sample) {
                 total += (weights == nullptr ? 1.0f : weights[sample]) * to_float(d[sample * stride + at]);
@@ -100,22 +108,24 @@ __device__ __forceinline__ void sum_samples(
 }
 
 template <class T>
-__device__ __forceinline__ void scale(T *to, const T *from, const float *weights, float factor, uint64_t share) {
+__device__ __forceinline__ void
+scale(T *to, const T *from, const float *weights, float factor, uint64_t count) {
     if (weights != nullptr) factor *= weights[blockIdx.y];
-    const T *const inputs[1] = {from + blockIdx.y * share};
-    each(to + blockIdx.y * share, inputs, share, [factor](const float (&in)[1]) { return factor * in[0]; });
+    const T *const inputs[1] = {from + blockIdx.y * count};
+    each(to + blockIdx.y * count, inputs, count, [factor](const float (&in)[1]) { return factor * in[0]; });
 }
 
-template <class T> __device__ __forceinline__ void add_scaled(float *y, const T *x, float factor, uint64_t count) {
-    constexpr unsigned NUMBERS = 4;
-    uint64_t at = (uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x) * NUMBERS;
-    if (at + NUMBERS <= count) {
-        float sum[NUMBERS], values[NUMBERS];
-        load<NUMBERS>(sum, y + at);
-        load<NUMBERS>(values, x + at);
+template <class T>
+__device__ __forceinline__ void add_scaled(float *y, const T *x, float factor, uint64_t count) {
+    constexpr unsigned VALUES = 4;
+    uint64_t at = (uint64_t(blockIdx.x) * EACH_THREADS + threadIdx.x) * VALUES;
+    if (at + VALUES <= count) {
+        float sum[VALUES], values[VALUES];
+        load<VALUES>(sum, y + at);
+        load<VALUES>(values, x + at);
 #pragma unroll
-        for (unsigned i = 0; i < NUMBERS; ++i) sum[i] += factor * values[i];
-        store<NUMBERS>(y + at, sum);
+        for (unsigned i = 0; i < VALUES; ++i) sum[i] += factor * values[i];
+        store<VALUES>(y + at, sum);
     } else {
         for (; at < count; ++at) y[at] += factor * to_float(x[at]);
     }
@@ -128,39 +138,40 @@ template <class T> __device__ __forceinline__ void fill(T *y, float value, uint6
     }
 }
 
-#define ACCUMULATE(T, suffix)                                                                                          \
-    KERNEL(                                                                                                            \
-        column_sum_##suffix, SUM_ROWS *WARP, float *sums, const T *d, uint32_t rows, uint32_t columns, uint32_t width, \
-        uint32_t first, uint32_t rows_a_part, uint32_t accumulate) {                                                   \
-        column_sum(sums, d, rows, columns, width, first, rows_a_part, accumulate);                                     \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        gather_sum_##suffix, SUM_ROWS *WARP, float *table, const T *d, const uint32_t *starts, const uint32_t *order,  \
-        uint32_t samples, uint32_t tokens, uint32_t columns) {                                                         \
-        gather_sum(table, d, starts, order, samples, tokens, columns);                                                 \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        sum_samples_##suffix##_to_f32, EACH_THREADS, float *sum, const T *d, const float *weights, uint64_t count,     \
-        uint64_t stride, uint32_t samples, uint32_t accumulate) {                                                      \
-        sum_samples(sum, d, weights, count, stride, samples, accumulate);                                              \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        scale_##suffix, EACH_THREADS, T *to, const T *from, const float *weights, float factor, uint64_t share) {      \
-        scale(to, from, weights, factor, share);                                                                       \
-    }                                                                                                                  \
-    KERNEL(add_scaled_##suffix, EACH_THREADS, float *y, const T *x, float factor, uint64_t count) {                    \
-        add_scaled(y, x, factor, count);                                                                               \
-    }                                                                                                                  \
+#define ACCUMULATE(T, suffix)                                                                                \
+    KERNEL(                                                                                                  \
+        column_sum_##suffix, SUM_ROWS *WARP, float *sums, const T *d, uint32_t rows, uint32_t columns,       \
+        uint32_t width, uint32_t first, uint32_t rows_per_part, uint32_t accumulate) {                       \
+        column_sum(sums, d, rows, columns, width, first, rows_per_part, accumulate);                         \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        gather_sum_##suffix, SUM_ROWS *WARP, float *table, const T *d, const uint32_t *starts,               \
+        const uint32_t *order, uint32_t samples, uint32_t tokens, uint32_t columns) {                        \
+        gather_sum(table, d, starts, order, samples, tokens, columns);                                       \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        sum_samples_##suffix##_to_f32, EACH_THREADS, float *sum, const T *d, const float *weights,           \
+        uint64_t count, uint64_t stride, uint32_t samples, uint32_t accumulate) {                            \
+        sum_samples(sum, d, weights, count, stride, samples, accumulate);                                    \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        scale_##suffix, EACH_THREADS, T *to, const T *from, const float *weights, float factor,              \
+        uint64_t count) {                                                                                    \
+        scale(to, from, weights, factor, count);                                                             \
+    }                                                                                                        \
+    KERNEL(add_scaled_##suffix, EACH_THREADS, float *y, const T *x, float factor, uint64_t count) {          \
+        add_scaled(y, x, factor, count);                                                                     \
+    }                                                                                                        \
     KERNEL(fill_##suffix, EACH_THREADS, T *y, float value, uint64_t count) { fill(y, value, count); }
 ACCUMULATE(float, f32)
 ACCUMULATE(bf16, bf16)
 ACCUMULATE(f16, f16)
 
-#define SUM_SAMPLES(T, suffix)                                                                                         \
-    KERNEL(                                                                                                            \
-        sum_samples_##suffix##_to_##suffix, EACH_THREADS, T *sum, const T *d, const float *weights, uint64_t count,    \
-        uint64_t stride, uint32_t samples, uint32_t accumulate) {                                                      \
-        sum_samples(sum, d, weights, count, stride, samples, accumulate);                                              \
+#define SUM_SAMPLES(T, suffix)                                                                               \
+    KERNEL(                                                                                                  \
+        sum_samples_##suffix##_to_##suffix, EACH_THREADS, T *sum, const T *d, const float *weights,          \
+        uint64_t count, uint64_t stride, uint32_t samples, uint32_t accumulate) {                            \
+        sum_samples(sum, d, weights, count, stride, samples, accumulate);                                    \
     }
 SUM_SAMPLES(bf16, bf16)
 SUM_SAMPLES(f16, f16)

@@ -1,69 +1,74 @@
-// Token cross-entropy with label smoothing, and its gradient in the same pass over the logits:
+// Token cross-entropy with label smoothing s, and its gradient in the same pass over the logits:
 //
-//     loss = (1 - s)(log_sum - z[target]) + s (log_sum - mean(z)),   log_sum = log sum exp z
-//     dz   = seed (exp(z - log_sum) - s/V - (1 - s) [v = target])
+//     loss = (1 - s) (lse - z[target]) + s (lse - mean(z)),    lse = log sum exp z
+//     dz   = seed (exp(z - lse) - s/V - (1 - s) [v = target])
 //
-// z: [R, V] in T; targets: [R]; seeds: the factor of a row's gradient, one for `tokens` rows (the gradient of a sample's mean
-// loss divided by its tokens); losses: [R] in float; correct: [R], whether the first of the largest logits is the target's.
-// dz may be z itself, or null.
-//
-// Threads: one block of 256 a row. Rows of up to 4096 logits in multiples of 16 bytes are held in registers (16 numbers a
-// thread), each exponential computed once: 2 sizeof(T) bytes a logit with the gradient, sizeof(T) without. Other rows are
-// read again for each sum. Shared memory: 32 bytes.
+// Shapes: z, dz [R, V] in T, dz may be z or null; targets [R]; seeds: the factor of the gradient, one per
+// `tokens` rows (a sample's mean loss divides by its tokens); losses [R] in float; correct [R]: whether the
+// first of the largest logits is the target's.
+// Threads: one block of 256 per row.
+// Memory: rows of up to 4096 logits in multiples of 16 bytes stay in registers (16 values per thread), and
+// each exponential is computed once: 2 sizeof(T) bytes per logit with the gradient, sizeof(T) without. Other
+// rows are read again for each sum. 32 bytes of shared memory.
+// Precision: maximum, sums and exponentials in f32; dz rounded once. Sums have one order.
+// Reference: src/engine/ops/cross_entropy/cpu.rs. Source: label smoothing (arXiv:1512.00567);
+// torch.nn.CrossEntropyLoss.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 256;
-constexpr unsigned HELD = 16;
+constexpr unsigned VALUES_PER_THREAD = 16;
 
-// The logits of a row as its threads share them.
-template <class T, bool WHOLE> struct Row;
+// The logits of a row, spread over the threads of the block: in registers, or read from memory each time.
+template <class T, bool CACHED> struct Row;
 
 template <class T> struct Row<T, true> {
-    static constexpr unsigned PACKS = HELD / PACK<T>;
+    static constexpr unsigned PACKS = VALUES_PER_THREAD / PACK<T>;
     unsigned codes;
-    // First the logits, then their exponentials.
-    float held[PACKS][PACK<T>];
+    // The logits, and after exponentials() their exponentials.
+    float cached[PACKS][PACK<T>];
 
-    static __device__ __forceinline__ unsigned place(unsigned at) { return (at * THREADS + threadIdx.x) * PACK<T>; }
+    static __device__ __forceinline__ unsigned offset(unsigned at) {
+        return (at * THREADS + threadIdx.x) * PACK<T>;
+    }
     // The thread that has code v.
     static __device__ __forceinline__ unsigned owner(unsigned v) { return v / PACK<T> % THREADS; }
 
     __device__ __forceinline__ Row(const T *from, unsigned codes) : codes(codes) {
 #pragma unroll
         for (unsigned at = 0; at < PACKS; ++at) {
-            if (place(at) < codes) load<PACK<T>>(held[at], from + place(at));
+            if (offset(at) < codes) load<PACK<T>>(cached[at], from + offset(at));
         }
     }
 
-    // Calls work(code, logit) for each of the thread's.
+    // Calls work(code, logit) for each logit of the thread.
     template <class Work> __device__ __forceinline__ void each(Work work) {
 #pragma unroll
         for (unsigned at = 0; at < PACKS; ++at) {
-            if (place(at) < codes) {
+            if (offset(at) < codes) {
 #pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) work(place(at) + i, held[at][i]);
+                for (unsigned i = 0; i < PACK<T>; ++i) work(offset(at) + i, cached[at][i]);
             }
         }
     }
 
-    // The sum of exp(logit - largest); from then on there are these in place of logits.
-    __device__ __forceinline__ float exponentials(float largest) {
+    // The sum of exp(logit - maximum); the exponentials replace the logits.
+    __device__ __forceinline__ float exponentials(float maximum) {
         float sum = 0.0f;
         each([&](unsigned, float &value) {
-            value = expf(value - largest);
+            value = expf(value - maximum);
             sum += value;
         });
         return sum;
     }
 
-    // exp(logit - largest) factor - even, stored.
-    __device__ __forceinline__ void write(T *to, float, float factor, float even) {
+    // Stores exp(logit - maximum) factor - uniform.
+    __device__ __forceinline__ void write(T *to, float, float factor, float uniform) {
 #pragma unroll
         for (unsigned at = 0; at < PACKS; ++at) {
-            if (place(at) < codes) {
+            if (offset(at) < codes) {
 #pragma unroll
-                for (unsigned i = 0; i < PACK<T>; ++i) held[at][i] = held[at][i] * factor - even;
-                store<PACK<T>>(to + place(at), held[at]);
+                for (unsigned i = 0; i < PACK<T>; ++i) cached[at][i] = cached[at][i] * factor - uniform;
+                store<PACK<T>>(to + offset(at), cached[at]);
             }
         }
     }
@@ -81,70 +86,73 @@ template <class T> struct Row<T, false> {
         for (unsigned v = threadIdx.x; v < codes; v += THREADS) work(v, to_float(from[v]));
     }
 
-    __device__ __forceinline__ float exponentials(float largest) {
+    __device__ __forceinline__ float exponentials(float maximum) {
         float sum = 0.0f;
-        each([&](unsigned, float value) { sum += expf(value - largest); });
+        each([&](unsigned, float value) { sum += expf(value - maximum); });
         return sum;
     }
 
-    __device__ __forceinline__ void write(T *to, float largest, float factor, float even) {
-        each([&](unsigned v, float value) { to[v] = from_float<T>(expf(value - largest) * factor - even); });
+    __device__ __forceinline__ void write(T *to, float maximum, float factor, float uniform) {
+        each([&](unsigned v, float value) {
+            to[v] = from_float<T>(expf(value - maximum) * factor - uniform);
+        });
     }
 };
 
-template <bool WHOLE, class T>
+template <bool CACHED, class T>
 __device__ __forceinline__ void cross_entropy(
-    float *losses, uint32_t *correct, T *dz, const T *z, const uint32_t *targets, const float *seeds, unsigned codes,
-    unsigned tokens, float smoothing, float *scratch) {
-    uint64_t number = blockIdx.x;
-    const T *from = z + number * codes;
-    unsigned target = targets[number];
+    float *losses, uint32_t *correct, T *dz, const T *z, const uint32_t *targets, const float *seeds,
+    unsigned codes, unsigned tokens, float smoothing, float *scratch) {
+    uint64_t row_index = blockIdx.x;
+    const T *from = z + row_index * codes;
+    unsigned target = targets[row_index];
     if (target >= codes) TRAP("a target is not one of the codes");
-    float aim = to_float(from[target]), largest = -INFINITY;
-    Row<T, WHOLE> row(from, codes);
-    row.each([&](unsigned, float value) { largest = fmaxf(largest, value); });
-    largest = block_reduce<THREADS, true>(largest, scratch);
-    // The same for all threads of the block, as the barriers within sums need.
-    bool first = aim == largest;
-    if (first) {
+    float target_logit = to_float(from[target]), maximum = -INFINITY;
+    Row<T, CACHED> row(from, codes);
+    row.each([&](unsigned, float value) { maximum = fmaxf(maximum, value); });
+    maximum = block_reduce<THREADS, true>(maximum, scratch);
+    // The same for all threads of the block, as the barriers in block_reduce require.
+    bool is_correct = target_logit == maximum;
+    if (is_correct) {
         float earlier = 0.0f;
-        row.each([&](unsigned v, float value) { earlier = v < target && value == largest ? 1.0f : earlier; });
-        first = block_reduce<THREADS, true>(earlier, scratch) == 0.0f;
+        row.each([&](unsigned v, float value) { earlier = v < target && value == maximum ? 1.0f : earlier; });
+        is_correct = block_reduce<THREADS, true>(earlier, scratch) == 0.0f;
     }
     float mean = 0.0f;
     if (smoothing > 0.0f) {
         row.each([&](unsigned, float value) { mean += value; });
         mean = block_reduce<THREADS>(mean, scratch) / float(codes);
     }
-    float total = block_reduce<THREADS>(row.exponentials(largest), scratch);
+    float total = block_reduce<THREADS>(row.exponentials(maximum), scratch);
     if (threadIdx.x == 0) {
-        float log_sum = largest + logf(total), loss = log_sum - aim;
+        float log_sum = maximum + logf(total), loss = log_sum - target_logit;
         if (smoothing > 0.0f) loss = loss * (1.0f - smoothing) + (log_sum - mean) * smoothing;
-        losses[number] = loss;
-        correct[number] = first ? 1 : 0;
+        losses[row_index] = loss;
+        correct[row_index] = is_correct ? 1 : 0;
     }
     if (dz == nullptr) return;
 
-    // The target's logit has been read by all threads before one of them overwrites it: sums have barriers.
-    float seed = seeds[number / tokens], factor = seed / total, even = smoothing / float(codes) * seed;
-    T *to = dz + number * codes;
-    row.write(to, largest, factor, even);
-    // Over what this thread has just written.
-    if (threadIdx.x == Row<T, WHOLE>::owner(target)) {
-        to[target] = from_float<T>(expf(aim - largest) * factor - even - (1.0f - smoothing) * seed);
+    // All threads have read the target's logit before one overwrites it: block_reduce has barriers.
+    float seed = seeds[row_index / tokens], factor = seed / total, uniform = smoothing / float(codes) * seed;
+    T *to = dz + row_index * codes;
+    row.write(to, maximum, factor, uniform);
+    // Overwrites what this same thread has just written.
+    if (threadIdx.x == Row<T, CACHED>::owner(target)) {
+        to[target] =
+            from_float<T>(expf(target_logit - maximum) * factor - uniform - (1.0f - smoothing) * seed);
     }
 }
 
-#define CROSS_ENTROPY(T, suffix)                                                                                       \
-    KERNEL_SHARING(                                                                                                    \
-        cross_entropy_##suffix, THREADS, 6, float *losses, uint32_t *correct, T *dz, const T *z,                       \
-        const uint32_t *targets, const float *seeds, uint32_t codes, uint32_t tokens, float smoothing) {               \
-        SHARED_ARRAY(float, scratch, [THREADS / WARP]);                                                                \
-        if (codes <= HELD * THREADS && packs(z, codes) && packs(dz, codes)) {                                          \
-            cross_entropy<true>(losses, correct, dz, z, targets, seeds, codes, tokens, smoothing, scratch);            \
-        } else {                                                                                                       \
-            cross_entropy<false>(losses, correct, dz, z, targets, seeds, codes, tokens, smoothing, scratch);           \
-        }                                                                                                              \
+#define CROSS_ENTROPY(T, suffix)                                                                             \
+    KERNEL_SHARING(                                                                                          \
+        cross_entropy_##suffix, THREADS, 6, float *losses, uint32_t *correct, T *dz, const T *z,             \
+        const uint32_t *targets, const float *seeds, uint32_t codes, uint32_t tokens, float smoothing) {     \
+        SHARED_ARRAY(float, scratch, [THREADS / WARP]);                                                      \
+        if (codes <= VALUES_PER_THREAD * THREADS && packs(z, codes) && packs(dz, codes)) {                   \
+            cross_entropy<true>(losses, correct, dz, z, targets, seeds, codes, tokens, smoothing, scratch);  \
+        } else {                                                                                             \
+            cross_entropy<false>(losses, correct, dz, z, targets, seeds, codes, tokens, smoothing, scratch); \
+        }                                                                                                    \
     }
 CROSS_ENTROPY(float, f32)
 CROSS_ENTROPY(bf16, bf16)

@@ -1,15 +1,22 @@
-// Every number times one number, and the gradients of both.
+// y = factor x with one learned factor, and the gradients of both: the rater's group score times its logits.
 //
-// x: [B] in T; sums in float in a fixed order. Works on few numbers and costs a launch. Shared memory: 32 bytes.
+//     dx = factor dy,    d_factor = sum of x dy
+//
+// Shapes: x, y [B] in T; factor [1] in T.
+// Threads: the forward as elementwise.cuh; the backward is one block of 256. Latency-bound: [B] is small.
+// Memory: 32 bytes of shared memory.
+// Precision: sums in f32 in a fixed order.
+// Reference: src/engine/ops/scale_all/cpu.rs.
 #include "elementwise.cuh"
 
-template <class T> __device__ __forceinline__ void scale_all_forward(T *y, const T *x, const T *factor, uint64_t count) {
+template <class T>
+__device__ __forceinline__ void scale_all_forward(T *y, const T *x, const T *factor, uint64_t count) {
     float by = to_float(*factor);
     const T *const inputs[1] = {x};
     each(y, inputs, count, [by](const float (&in)[1]) { return in[0] * by; });
 }
 
-// dx = dy scale and d_scale = sum of x dy. One block.
+// One block.
 template <class T>
 __device__ __forceinline__ void
 scale_all_backward(T *dx, T *d_factor, const T *dy, const T *x, const T *factor, unsigned count) {
@@ -24,14 +31,14 @@ scale_all_backward(T *dx, T *d_factor, const T *dy, const T *x, const T *factor,
     if (threadIdx.x == 0) *d_factor = from_float<T>(sum);
 }
 
-#define SCALE_ALL(T, suffix)                                                                                           \
-    KERNEL(scale_all_forward_##suffix, EACH_THREADS, T *y, const T *x, const T *factor, uint64_t count) {              \
-        scale_all_forward(y, x, factor, count);                                                                        \
-    }                                                                                                                  \
-    KERNEL(                                                                                                            \
-        scale_all_backward_##suffix, EACH_THREADS, T *dx, T *d_factor, const T *dy, const T *x, const T *factor,       \
-        uint32_t count) {                                                                                              \
-        scale_all_backward(dx, d_factor, dy, x, factor, count);                                                        \
+#define SCALE_ALL(T, suffix)                                                                                 \
+    KERNEL(scale_all_forward_##suffix, EACH_THREADS, T *y, const T *x, const T *factor, uint64_t count) {    \
+        scale_all_forward(y, x, factor, count);                                                              \
+    }                                                                                                        \
+    KERNEL(                                                                                                  \
+        scale_all_backward_##suffix, EACH_THREADS, T *dx, T *d_factor, const T *dy, const T *x,              \
+        const T *factor, uint32_t count) {                                                                   \
+        scale_all_backward(dx, d_factor, dy, x, factor, count);                                              \
     }
 SCALE_ALL(float, f32)
 SCALE_ALL(bf16, bf16)
