@@ -1,5 +1,5 @@
-// The seam between the emulator's runtime (runtime.cpp), the kernels compiled for the host, and the Rust side
-// (src/engine/cuda/emulator/mod.rs). Plain C types only: the runtime links no C++ standard library.
+// The interface between the emulator's runtime (runtime.cpp), the kernels compiled for the host, and the Rust
+// side (src/engine/cuda/emulator/mod.rs). Plain C types only: the runtime links no C++ standard library.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -10,20 +10,21 @@ struct Index3 {
     unsigned x, y, z;
 };
 
-// What one kernel is and how to call it with an array of pointers to its arguments.
+// A kernel, and how to call it with an array of pointers to its arguments.
 struct Kernel {
     const char *name;
     const char *file;
     unsigned line;
     // The largest block that its __launch_bounds__ allow.
     unsigned threads;
-    // Two letters an argument: how it is passed ('v' by value, 'r' pointer to const, 'w' pointer), and its type.
+    // Two letters per argument: how it is passed ('v' by value, 'r' pointer to const, 'w' pointer), and its
+    // type.
     const char *signature;
     void (*call)(void **arguments);
     const Kernel *next;
 };
 
-// Adds a kernel to the list that emulator_find looks through.
+// Adds a kernel to the list that emulator_find searches.
 struct Registration {
     explicit Registration(Kernel &kernel);
 };
@@ -31,13 +32,13 @@ struct Registration {
 struct Shape {
     Index3 grid, block;
     unsigned dynamic_bytes;
-    // The card's bound on static and dynamic shared memory of a block.
+    // The limit on static plus dynamic shared memory per block.
     unsigned shared_limit;
-    // The number of this launch, never 0: tells accesses of one launch from those of another.
+    // The serial number of this launch, never 0: distinguishes accesses of one launch from those of another.
     unsigned serial;
 };
 
-// What a kernel did wrong. `pc` is the address of the access where the mistake has one, else `file` and `line` are set.
+// A bug found in a kernel. `pc` is the address of the access if there is one, else `file` and `line` are set.
 struct Fault {
     char message[512];
     const void *pc;
@@ -46,7 +47,7 @@ struct Fault {
     Index3 block, thread;
 };
 
-// A named part of a block's shared memory, at a fixed place within a launch.
+// A named array in a block's shared memory, at a fixed address within a launch.
 void *static_shared(const void *site, unsigned bytes, const char *name);
 void *dynamic_shared();
 
@@ -59,12 +60,12 @@ void block_barrier(const char *file, unsigned line);
 
 enum class Collective : unsigned { sync, shuffle, vote, mma_bf16, mma_f16, ldmatrix };
 
-// Waits until every lane of `mask` is in the same collective, which the last one to arrive computes for all.
+// Waits until every lane of `mask` is in the same collective; the last one to arrive computes it for all.
 void collective(Collective kind, unsigned mask, const void *in, void *out, const char *file, unsigned line);
 
-// Checks what an atomic touches, which the compiler's calls do not see.
+// Checks the address of an atomic, which is not instrumented.
 void atomic_access(const void *address, unsigned bytes);
-// The place in the kernel that calls this.
+// The location in the kernel that calls this.
 const void *here();
 
 void copy_async(void *to, const void *from, unsigned bytes, unsigned source_bytes);
@@ -73,10 +74,10 @@ void copy_async_wait(unsigned groups);
 
 [[noreturn]] void trap(const char *file, unsigned line, const char *what);
 
-// Inputs of the collectives, one a lane.
+// Inputs of the collectives, one per lane.
 struct ShuffleIn {
     uint64_t value;
-    // The lane to read; its own where CUDA says that the value stays.
+    // The source lane; the own lane where CUDA leaves the value unchanged.
     unsigned source;
 };
 struct MmaIn {

@@ -1,4 +1,4 @@
-// CUDA C++ for a C++17 compiler: the part of the language and its library that kernels use.
+// CUDA C++ for a C++17 compiler: the part of the language and of its library that the kernels use.
 #pragma once
 #include "emulator.h"
 
@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-// Named by build.rs, one for each kernel file.
+// build.rs defines the name, one per kernel file.
 extern "C" const char EMULATOR_FILE;
 const char EMULATOR_FILE = 0;
 
@@ -24,8 +24,8 @@ const char EMULATOR_FILE = 0;
 
 #define __syncthreads() emulator::block_barrier(__FILE__, __LINE__)
 #define EMULATOR_MASK(...) (0xffffffffu __VA_OPT__(&(__VA_ARGS__)))
-#define __syncwarp(...)                                                                                                \
-    emulator::collective(                                                                                              \
+#define __syncwarp(...)                                                                                      \
+    emulator::collective(                                                                                    \
         emulator::Collective::sync, EMULATOR_MASK(__VA_ARGS__), nullptr, nullptr, __FILE__, __LINE__)
 
 struct alignas(8) float2 {
@@ -58,7 +58,7 @@ template <class To, class From> inline To bits_of(From from) {
 inline unsigned __float_as_uint(float value) { return emulator::bits_of<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return emulator::bits_of<float>(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-template <class T> inline T __ldg(const T *place) { return *place; }
+template <class T> inline T __ldg(const T *address) { return *address; }
 
 template <class T> inline T min(T left, T right) { return right < left ? right : left; }
 template <class T> inline T max(T left, T right) { return left < right ? right : left; }
@@ -67,8 +67,9 @@ inline float __fdividef(float left, float right) { return left / right; }
 inline float __expf(float value) { return expf(value); }
 inline float __logf(float value) { return logf(value); }
 
-// bfloat16 and half: bits, with arithmetic in f32 that is rounded to nearest even, as the card rounds it. (Two roundings
-// of a sum, difference, product or quotient give what one gives, because f32 has more than twice the digits.)
+// bfloat16 and half as bits, with arithmetic in f32 rounded to nearest even, as on the GPU. (Rounding a sum,
+// difference, product or quotient twice gives the same result as once, because f32 has more than twice the
+// digits.)
 
 struct __nv_bfloat16 {
     uint16_t bits;
@@ -97,7 +98,7 @@ inline __half __float2half(float value) {
     // 65520 and above round to infinity.
     if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
     if (magnitude < 0x38800000u) {
-        // Subnormal: adding 1/2 leaves the wanted digits at the end of the significand, rounded.
+        // Subnormal: adding 1/2 leaves the digits of the result, rounded, at the end of the significand.
         unsigned rounded = __float_as_uint(__uint_as_float(magnitude) + 0.5f);
         return {uint16_t(sign | (rounded - 0x3f000000u))};
     }
@@ -105,19 +106,22 @@ inline __half __float2half(float value) {
     return {uint16_t(sign | magnitude >> 13)};
 }
 
-#define EMULATOR_HALF_OPERATOR(type, to_float, from_float, operation)                                                         \
-    inline type operator operation(type left, type right) { return from_float(to_float(left) operation to_float(right)); }
-#define EMULATOR_HALF_OPERATORS(type, to_float, from_float)                                                                   \
-    EMULATOR_HALF_OPERATOR(type, to_float, from_float, +)                                                                     \
-    EMULATOR_HALF_OPERATOR(type, to_float, from_float, -)                                                                     \
-    EMULATOR_HALF_OPERATOR(type, to_float, from_float, *)                                                                     \
+#define EMULATOR_HALF_OPERATOR(type, to_float, from_float, operation)                                        \
+    inline type operator operation(type left, type right) {                                                  \
+        return from_float(to_float(left) operation to_float(right));                                         \
+    }
+#define EMULATOR_HALF_OPERATORS(type, to_float, from_float)                                                  \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, +)                                                    \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, -)                                                    \
+    EMULATOR_HALF_OPERATOR(type, to_float, from_float, *)                                                    \
     EMULATOR_HALF_OPERATOR(type, to_float, from_float, /)
 EMULATOR_HALF_OPERATORS(__nv_bfloat16, __bfloat162float, __float2bfloat16)
 EMULATOR_HALF_OPERATORS(__half, __half2float, __float2half)
 
 namespace emulator {
 
-template <class T> inline T shuffle(unsigned mask, T value, unsigned source, const char *file, unsigned line) {
+template <class T>
+inline T shuffle(unsigned mask, T value, unsigned source, const char *file, unsigned line) {
     static_assert(sizeof(T) <= 8);
     ShuffleIn in = {0, source};
     __builtin_memcpy(&in.value, &value, sizeof value);
@@ -132,7 +136,7 @@ inline unsigned thread_number() {
     return at.x + size.x * (at.y + size.y * at.z);
 }
 
-// The lane that CUDA's shuffles read, with the warp cut into parts of `width` lanes.
+// The source lane of CUDA's shuffles, with the warp divided into segments of `width` lanes.
 inline unsigned shuffle_xor(unsigned other, unsigned width) {
     unsigned lane = thread_number() % 32, source = lane ^ other;
     return source / width > lane / width ? lane : source;
@@ -156,11 +160,11 @@ inline unsigned ballot(unsigned mask, bool vote, const char *file, unsigned line
     return out;
 }
 
-// Not checked by the compiler's calls: atomic_access has checked it.
+// Not instrumented by the compiler: atomic_access has checked the address.
 template <class T, class Change>
-__attribute__((no_sanitize("thread"), noinline)) inline T atomic_change(T *place, Change change) {
+__attribute__((no_sanitize("thread"), noinline)) inline T atomic_change(T *address, Change change) {
     using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-    auto *bits = reinterpret_cast<Bits *>(place);
+    auto *bits = reinterpret_cast<Bits *>(address);
     Bits before = __atomic_load_n(bits, __ATOMIC_RELAXED), after;
     do {
         after = bits_of<Bits>(T(change(bits_of<T>(before))));
@@ -168,46 +172,46 @@ __attribute__((no_sanitize("thread"), noinline)) inline T atomic_change(T *place
     return bits_of<T>(before);
 }
 
-template <class T, class Change> __attribute__((always_inline)) inline T atomic(T *place, Change change) {
+template <class T, class Change> __attribute__((always_inline)) inline T atomic(T *address, Change change) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8);
-    atomic_access(place, sizeof(T));
-    return atomic_change<T>(place, change);
+    atomic_access(address, sizeof(T));
+    return atomic_change<T>(address, change);
 }
 
 } // namespace emulator
 
 #define EMULATOR_WIDTH(...) (0 __VA_OPT__(+(__VA_ARGS__)) ? 0 __VA_OPT__(+(__VA_ARGS__)) : 32)
-#define EMULATOR_SHUFFLE(kind, mask, value, other, ...)                                                                \
+#define EMULATOR_SHUFFLE(kind, mask, value, other, ...)                                                      \
     emulator::shuffle(mask, value, emulator::kind(other, EMULATOR_WIDTH(__VA_ARGS__)), __FILE__, __LINE__)
-#define __shfl_xor_sync(mask, value, other, ...)                                                                       \
+#define __shfl_xor_sync(mask, value, other, ...)                                                             \
     EMULATOR_SHUFFLE(shuffle_xor, mask, value, other __VA_OPT__(, ) __VA_ARGS__)
-#define __shfl_down_sync(mask, value, delta, ...)                                                                      \
+#define __shfl_down_sync(mask, value, delta, ...)                                                            \
     EMULATOR_SHUFFLE(shuffle_down, mask, value, delta __VA_OPT__(, ) __VA_ARGS__)
-#define __shfl_up_sync(mask, value, delta, ...)                                                                        \
+#define __shfl_up_sync(mask, value, delta, ...)                                                              \
     EMULATOR_SHUFFLE(shuffle_up, mask, value, delta __VA_OPT__(, ) __VA_ARGS__)
-#define __shfl_sync(mask, value, source, ...)                                                                          \
+#define __shfl_sync(mask, value, source, ...)                                                                \
     EMULATOR_SHUFFLE(shuffle_index, mask, value, source __VA_OPT__(, ) __VA_ARGS__)
 #define __ballot_sync(mask, vote) emulator::ballot(mask, vote, __FILE__, __LINE__)
 #define __any_sync(mask, vote) (emulator::ballot(mask, vote, __FILE__, __LINE__) != 0)
 #define __all_sync(mask, vote) (emulator::ballot(mask, !(vote), __FILE__, __LINE__) == 0)
 
-template <class T> inline T atomicAdd(T *place, T value) {
-    return emulator::atomic(place, [=](T before) { return before + value; });
+template <class T> inline T atomicAdd(T *address, T value) {
+    return emulator::atomic(address, [=](T before) { return before + value; });
 }
-template <class T> inline T atomicMax(T *place, T value) {
-    return emulator::atomic(place, [=](T before) { return before < value ? value : before; });
+template <class T> inline T atomicMax(T *address, T value) {
+    return emulator::atomic(address, [=](T before) { return before < value ? value : before; });
 }
-template <class T> inline T atomicMin(T *place, T value) {
-    return emulator::atomic(place, [=](T before) { return value < before ? value : before; });
+template <class T> inline T atomicMin(T *address, T value) {
+    return emulator::atomic(address, [=](T before) { return value < before ? value : before; });
 }
-template <class T> inline T atomicExch(T *place, T value) {
-    return emulator::atomic(place, [=](T) { return value; });
+template <class T> inline T atomicExch(T *address, T value) {
+    return emulator::atomic(address, [=](T) { return value; });
 }
-template <class T> inline T atomicCAS(T *place, T expected, T value) {
-    return emulator::atomic(place, [=](T before) { return before == expected ? value : before; });
+template <class T> inline T atomicCAS(T *address, T expected, T value) {
+    return emulator::atomic(address, [=](T before) { return before == expected ? value : before; });
 }
 
-// Describing a kernel to the runtime.
+// The description of a kernel for the runtime.
 
 namespace emulator {
 
@@ -229,7 +233,8 @@ template <class T> constexpr char passing_letter() {
 template <class Function> struct Describe;
 template <class... Arguments> struct Describe<void(Arguments...)> {
     static constexpr char signature[] = {
-        passing_letter<Arguments>()..., type_letter<std::remove_cv_t<std::remove_pointer_t<Arguments>>>()..., 0};
+        passing_letter<Arguments>()..., type_letter<std::remove_cv_t<std::remove_pointer_t<Arguments>>>()...,
+        0};
 
     template <void (*function)(Arguments...), size_t... at>
     __attribute__((no_sanitize("thread"))) static void call_at(void **arguments, std::index_sequence<at...>) {
@@ -243,21 +248,21 @@ template <class... Arguments> struct Describe<void(Arguments...)> {
 
 } // namespace emulator
 
-#define KERNEL(name, max_threads, ...)                                                                                \
-    static void name(__VA_ARGS__);                                                                                     \
-    static emulator::Kernel name##_description = {                                                                     \
-        #name,                                                                                                         \
-        __FILE__,                                                                                                      \
-        __LINE__,                                                                                                      \
-        max_threads,                                                                                                  \
-        emulator::Describe<decltype(name)>::signature,                                                                 \
-        emulator::Describe<decltype(name)>::call<name>,                                                                \
-        nullptr};                                                                                                      \
-    static emulator::Registration name##_registration(name##_description);                                             \
+#define KERNEL(name, max_threads, ...)                                                                       \
+    static void name(__VA_ARGS__);                                                                           \
+    static emulator::Kernel name##_description = {                                                           \
+        #name,                                                                                               \
+        __FILE__,                                                                                            \
+        __LINE__,                                                                                            \
+        max_threads,                                                                                         \
+        emulator::Describe<decltype(name)>::signature,                                                       \
+        emulator::Describe<decltype(name)>::call<name>,                                                      \
+        nullptr};                                                                                            \
+    static emulator::Registration name##_registration(name##_description);                                   \
     static void name(__VA_ARGS__)
 
-#define SHARED_ARRAY(type, name, size)                                                                                 \
-    static const char name##_site = 0;                                                                                 \
+#define SHARED_ARRAY(type, name, size)                                                                       \
+    static const char name##_site = 0;                                                                       \
     auto &name = *static_cast<type(*) size>(emulator::static_shared(&name##_site, sizeof(type size), #name))
 #define DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(emulator::dynamic_shared())
 #define TRAP(what) emulator::trap(__FILE__, __LINE__, what)

@@ -1,4 +1,4 @@
-// The emulator's view of memory: allocations, and shadow words that say who wrote and read what, and when.
+// Shadow memory of the emulator: allocations, and stamps that record who wrote and read what, and when.
 #include "memory.h"
 
 #include <string.h>
@@ -17,24 +17,24 @@ static void *reserve(size_t bytes) {
     return memory == MAP_FAILED ? nullptr : memory;
 }
 
-// Device memory ------------------------------------------------------------------------------------------------------
+// Device memory ---------------------------------------------------------------------------------------------
 
 bool Arena::open() {
-    // Address space, not memory: as much as the system grants.
-    for (size_t want = size_t(64) << 30; want >= size_t(64) << 20; want /= 2) {
-        void *memory = reserve(want);
-        void *owners = reserve(want / PAGE * sizeof(Allocation));
-        void *words = reserve(want / GRANULE * sizeof(uint64_t));
-        if (memory && owners && words) {
+    // Reserves address space, not memory: as much as the system grants.
+    for (size_t size = size_t(64) << 30; size >= size_t(64) << 20; size /= 2) {
+        void *memory = reserve(size);
+        void *owners = reserve(size / PAGE * sizeof(Allocation));
+        void *shadow = reserve(size / GRANULE * sizeof(uint64_t));
+        if (memory && owners && shadow) {
             base = uintptr_t(memory);
-            bytes = want;
+            bytes = size;
             pages = static_cast<Allocation *>(owners);
-            stamps = static_cast<uint64_t *>(words);
+            stamps = static_cast<uint64_t *>(shadow);
             return true;
         }
-        if (memory) munmap(memory, want);
-        if (owners) munmap(owners, want / PAGE * sizeof(Allocation));
-        if (words) munmap(words, want / GRANULE * sizeof(uint64_t));
+        if (memory) munmap(memory, size);
+        if (owners) munmap(owners, size / PAGE * sizeof(Allocation));
+        if (shadow) munmap(shadow, size / GRANULE * sizeof(uint64_t));
     }
     return false;
 }
@@ -42,24 +42,25 @@ bool Arena::open() {
 bool Arena::holds(uintptr_t address, size_t count, Allocation &near) const {
     near = pages[(address - base) / PAGE];
     if (near.begin == 0 && address - base >= PAGE) {
-        // Just past an allocation is the likeliest place; it makes the better message.
+        // Just past an allocation is the likeliest case; naming it makes the better message.
         near = pages[(address - base) / PAGE - 1];
         return false;
     }
     return address >= near.begin && address < near.end && count <= near.end - address;
 }
 
-// A stamp of device memory: the launch in the upper half, then two bits for the halves of the granule that were
-// written in that launch, a bit for an atomic, and the block. 0 is memory that nothing wrote; launch 0 the host.
+// A stamp of device memory: the launch in the upper half, then two bits for the halves of the granule that
+// were written in that launch, a bit for an atomic, and the block. 0: never written. Launch 0: the host.
 constexpr uint64_t HOST = 1;
 constexpr unsigned HALVES = 30, ATOMIC_BIT = 29;
 constexpr uint64_t BLOCK_MASK = (uint64_t(1) << ATOMIC_BIT) - 1;
 
-Arena::Mark Arena::mark(uintptr_t address, unsigned count, bool write, bool atomic, unsigned serial, unsigned block) {
+Arena::Mark
+Arena::mark(uintptr_t address, unsigned count, bool write, bool atomic, unsigned serial, unsigned block) {
     uint64_t own = uint64_t(serial) << 32 | (uint64_t(block) & BLOCK_MASK) | uint64_t(atomic) << ATOMIC_BIT;
     for (uintptr_t at = address & ~uintptr_t(GRANULE - 1); at < address + count; at += GRANULE) {
-        uint64_t *place = &stamps[(at - base) / GRANULE];
-        uint64_t stamp = __atomic_load_n(place, __ATOMIC_RELAXED);
+        uint64_t *slot = &stamps[(at - base) / GRANULE];
+        uint64_t stamp = __atomic_load_n(slot, __ATOMIC_RELAXED);
         unsigned low = at < address ? unsigned(address - at) : 0;
         unsigned high = at + GRANULE > address + count ? unsigned(address + count - at) : unsigned(GRANULE);
         uint64_t halves = uint64_t((low < 2) | (high > 2) << 1) << HALVES;
@@ -70,9 +71,9 @@ Arena::Mark Arena::mark(uintptr_t address, unsigned count, bool write, bool atom
             if (!both_atomic) return Mark::race;
         }
         if (write) {
-            bool mine = same_launch && (stamp & BLOCK_MASK) == (own & BLOCK_MASK);
-            uint64_t before = mine ? stamp & uint64_t(3) << HALVES : 0;
-            __atomic_store_n(place, own | halves | before, __ATOMIC_RELAXED);
+            bool same_block = same_launch && (stamp & BLOCK_MASK) == (own & BLOCK_MASK);
+            uint64_t before = same_block ? stamp & uint64_t(3) << HALVES : 0;
+            __atomic_store_n(slot, own | halves | before, __ATOMIC_RELAXED);
         }
     }
     return Mark::fine;
@@ -100,11 +101,11 @@ static int find_image(dl_phdr_info *info, size_t, void *found) {
     auto *image = static_cast<Image *>(found);
     uintptr_t low = UINTPTR_MAX, high = 0;
     for (unsigned at = 0; at < info->dlpi_phnum; ++at) {
-        const auto &part = info->dlpi_phdr[at];
-        if (part.p_type != PT_LOAD) continue;
-        uintptr_t begin = info->dlpi_addr + part.p_vaddr;
+        const auto &array = info->dlpi_phdr[at];
+        if (array.p_type != PT_LOAD) continue;
+        uintptr_t begin = info->dlpi_addr + array.p_vaddr;
         if (begin < low) low = begin;
-        if (begin + part.p_memsz > high) high = begin + part.p_memsz;
+        if (begin + array.p_memsz > high) high = begin + array.p_memsz;
     }
     auto self = uintptr_t(&find_image);
     if (self < low || self >= high) return 0;
@@ -123,13 +124,13 @@ bool in_program(uintptr_t address) {
     return address >= image.begin && address < image.end;
 }
 #else
-// Where the program lies is not known here: only what cannot be a pointer at all is refused.
+// The address range of the program is unknown here: only values that cannot be pointers are refused.
 bool in_program(uintptr_t address) { return address >= 1 << 16; }
 #endif
 
-// Shared memory ------------------------------------------------------------------------------------------------------
+// Shared memory ---------------------------------------------------------------------------------------------
 
-// A stamp of shared memory: block epoch, warp epoch, thread, and what else is known.
+// A stamp of shared memory: block epoch, warp epoch, thread, and flags.
 constexpr uint64_t SEVERAL_THREADS = 1, SEVERAL_WARPS = 2, ATOMIC = 4, PENDING = 8;
 constexpr unsigned THREAD_SHIFT = 6, WARP_EPOCH_SHIFT = 16, EPOCH_SHIFT = 32;
 constexpr unsigned LANES = 32;
@@ -143,10 +144,10 @@ static unsigned warp_epoch_of(uint64_t stamp) { return unsigned(stamp >> WARP_EP
 static unsigned thread_of(uint64_t stamp) { return unsigned(stamp >> THREAD_SHIFT) & 0x3ffu; }
 
 bool SharedMemory::open() {
-    void *memory = reserve(SPAN), *words = reserve(SPAN / GRANULE * sizeof(Stamp));
-    if (!memory || !words) return false;
+    void *memory = reserve(SPAN), *shadow = reserve(SPAN / GRANULE * sizeof(Stamp));
+    if (!memory || !shadow) return false;
     base = uintptr_t(memory);
-    stamps = static_cast<Stamp *>(words);
+    stamps = static_cast<Stamp *>(shadow);
     epoch = 0;
     return true;
 }
@@ -163,7 +164,7 @@ static unsigned round_up(unsigned bytes) { return (bytes + 15) & ~15u; }
 void SharedMemory::start(unsigned dynamic_bytes) {
     epoch += 1;
     first_epoch = epoch;
-    parts[0] = {nullptr, "dynamic shared memory", 0, dynamic_bytes};
+    arrays[0] = {nullptr, "dynamic shared memory", 0, dynamic_bytes};
     count = 1;
     used = dynamic_bytes;
     next = round_up(dynamic_bytes) + GAP;
@@ -171,37 +172,40 @@ void SharedMemory::start(unsigned dynamic_bytes) {
 
 void *SharedMemory::find(const void *site) const {
     for (unsigned at = 1; at < count; ++at) {
-        if (parts[at].site == site) return address(parts[at].begin);
+        if (arrays[at].site == site) return address(arrays[at].begin);
     }
     return nullptr;
 }
 
 void *SharedMemory::add(const void *site, unsigned bytes, const char *name) {
-    if (count == MOST_PARTS || next + bytes > SPAN) return nullptr;
-    parts[count++] = {site, name, next, next + bytes};
-    void *place = address(next);
+    if (count == MAX_ARRAYS || next + bytes > SPAN) return nullptr;
+    arrays[count++] = {site, name, next, next + bytes};
+    void *array = address(next);
     used += bytes;
     next = round_up(next + bytes) + GAP;
-    return place;
+    return array;
 }
 
-const SharedMemory::Part *SharedMemory::part(uintptr_t address, unsigned bytes) const {
+const SharedMemory::Array *SharedMemory::array(uintptr_t address, unsigned bytes) const {
     auto offset = unsigned(address - base);
     for (unsigned at = 0; at < count; ++at) {
-        if (offset >= parts[at].begin && offset + bytes <= parts[at].end) return &parts[at];
+        if (offset >= arrays[at].begin && offset + bytes <= arrays[at].end) return &arrays[at];
     }
     return nullptr;
 }
 
-SharedMemory::Mark SharedMemory::mark(uintptr_t address, unsigned bytes, bool write, Who who, unsigned &other) {
+SharedMemory::Mark
+SharedMemory::mark(uintptr_t address, unsigned bytes, bool write, Who who, unsigned &other) {
     uint64_t own = stamp_of(epoch, who);
-    // Threads of one warp are ordered by its barriers, others by the block's only.
+    // Threads of one warp are ordered by its barriers, others by the barriers of the block only.
     auto ordered = [&](uint64_t stamp) {
         if (epoch_of(stamp) != epoch || thread_of(stamp) == who.thread) return true;
-        return thread_of(stamp) / LANES == who.thread / LANES && warp_epoch_of(stamp) != (who.warp_epoch & 0xffffu);
+        return thread_of(stamp) / LANES == who.thread / LANES &&
+               warp_epoch_of(stamp) != (who.warp_epoch & 0xffffu);
     };
     size_t first = (address - base) / GRANULE, last = (address - base + bytes - 1) / GRANULE;
-    // Neighbouring bytes share a stamp, so races of single bytes cannot be told from their neighbours'.
+    // Neighboring bytes share a stamp, so races of single bytes cannot be distinguished from those of their
+    // neighbors.
     bool exact = bytes > 1;
     for (size_t at = first; at <= last; ++at) {
         Stamp &stamp = stamps[at];
@@ -229,7 +233,8 @@ SharedMemory::Mark SharedMemory::mark(uintptr_t address, unsigned bytes, bool wr
         if (exact && !atomics && epoch_of(stamp.read) == epoch) {
             bool read_now = warp_epoch_of(stamp.read) == (who.warp_epoch & 0xffffu);
             bool same_warp = thread_of(stamp.read) / LANES == who.thread / LANES;
-            bool several = stamp.read & SEVERAL_WARPS || (stamp.read & SEVERAL_THREADS && (read_now || !same_warp));
+            bool several =
+                stamp.read & SEVERAL_WARPS || (stamp.read & SEVERAL_THREADS && (read_now || !same_warp));
             if (several || !ordered(stamp.read)) {
                 other = thread_of(stamp.read);
                 return Mark::race;
@@ -258,30 +263,31 @@ using namespace emulator;
 
 extern "C" {
 
-// The size of the emulated device's memory, 0 if the system grants none.
+// The size of the memory of the emulated device, 0 if the system grants none.
 uint64_t emulator_arena_open() { return arena.open() ? arena.bytes : 0; }
 
 void *emulator_arena_base() { return reinterpret_cast<void *>(arena.base); }
 
-// Makes `bytes` at `address` (on a page) an allocation whose contents count as unwritten.
+// Makes `bytes` at `address` (page-aligned) an allocation whose contents count as unwritten.
 void emulator_arena_add(void *address, uint64_t bytes) {
     auto begin = uintptr_t(address);
-    for (size_t page = (begin - arena.base) / Arena::PAGE; arena.base + page * Arena::PAGE < begin + bytes; ++page) {
+    for (size_t page = (begin - arena.base) / Arena::PAGE; arena.base + page * Arena::PAGE < begin + bytes;
+         ++page) {
         arena.pages[page] = {begin, begin + bytes};
     }
-    // Not a number in every float type, should anything read it all the same.
+    // A NaN in every float type, should anything read it regardless.
     memset(address, 0xff, bytes);
 }
 
-// Gives an allocation back to the system.
+// Returns an allocation to the system.
 void emulator_arena_remove(void *address, uint64_t bytes) {
     auto begin = uintptr_t(address);
-    uint64_t whole = (bytes + Arena::PAGE - 1) / Arena::PAGE * Arena::PAGE;
+    uint64_t page_bytes = (bytes + Arena::PAGE - 1) / Arena::PAGE * Arena::PAGE;
     size_t first = (begin - arena.base) / Arena::PAGE;
-    for (size_t page = first; page < first + whole / Arena::PAGE; ++page) arena.pages[page] = {0, 0};
-    madvise(address, whole, MADV_DONTNEED);
-    // The stamps of one page fill two, so this frees them exactly.
-    madvise(&arena.stamps[(begin - arena.base) / Arena::GRANULE], whole * 2, MADV_DONTNEED);
+    for (size_t page = first; page < first + page_bytes / Arena::PAGE; ++page) arena.pages[page] = {0, 0};
+    madvise(address, page_bytes, MADV_DONTNEED);
+    // The stamps of one page fill two, so this frees exactly them.
+    madvise(&arena.stamps[(begin - arena.base) / Arena::GRANULE], page_bytes * 2, MADV_DONTNEED);
 }
 
 // Whether the bytes lie in one allocation.
@@ -291,7 +297,9 @@ int emulator_arena_holds(const void *address, uint64_t bytes) {
     return at - arena.base < arena.bytes && arena.holds(at, bytes, near);
 }
 
-void emulator_arena_mark_written(void *address, uint64_t bytes) { arena.mark_written(uintptr_t(address), bytes); }
+void emulator_arena_mark_written(void *address, uint64_t bytes) {
+    arena.mark_written(uintptr_t(address), bytes);
+}
 
 int emulator_arena_is_written(const void *address, uint64_t bytes) {
     return arena.is_written(uintptr_t(address), bytes);

@@ -1,4 +1,4 @@
-// What the emulator knows of every byte: which allocation it belongs to, whether it was written, and by whom.
+// Shadow memory: which allocation a byte belongs to, whether it was written, and by whom.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -9,26 +9,27 @@ struct Allocation {
     uintptr_t begin, end;
 };
 
-// Device memory: one stretch of address space, an allocation starting on its own page.
+// Device memory: one range of address space; every allocation starts on its own page.
 struct Arena {
     static constexpr size_t PAGE = 4096;
-    // Bytes that share one stamp.
+    // Bytes per stamp.
     static constexpr size_t GRANULE = 4;
 
     enum class Mark { fine, unwritten, race };
 
     uintptr_t base;
     size_t bytes;
-    // For each page the allocation on it; for each granule a stamp.
+    // Per page the allocation on it; per granule a stamp.
     Allocation *pages;
     uint64_t *stamps;
 
     bool open();
-    // Whether the bytes lie in one allocation; `near` is the allocation of the page, or zeros.
+    // Whether the bytes lie in one allocation. `near` receives the allocation of the page, or zeros.
     bool holds(uintptr_t address, size_t count, Allocation &near) const;
-    // Notes an access by a block; two blocks of one launch may not touch the same bytes if one of them writes.
+    // Records an access by a block. Two blocks of one launch may not touch the same bytes if one of them
+    // writes.
     Mark mark(uintptr_t address, unsigned count, bool write, bool atomic, unsigned serial, unsigned block);
-    // Notes that the host, or a copy or product on the device, wrote the bytes.
+    // Records that the host, or a copy or matrix product on the device, wrote the bytes.
     void mark_written(uintptr_t address, size_t count);
     bool is_written(uintptr_t address, size_t count) const;
 };
@@ -38,21 +39,21 @@ extern Arena arena;
 // Whether the address is part of the program itself: constants that a kernel reads.
 bool in_program(uintptr_t address);
 
-// Who makes an access.
+// The identity of an access.
 struct Who {
     unsigned thread, warp_epoch;
     bool atomic;
 };
 
-// A block's shared memory, dynamic part first, with unused bytes between its arrays.
+// The shared memory of a block: the dynamic part first, and gaps between arrays.
 struct SharedMemory {
     static constexpr size_t SPAN = 512 << 10;
     static constexpr size_t GRANULE = 2;
-    static constexpr unsigned MOST_PARTS = 16;
+    static constexpr unsigned MAX_ARRAYS = 16;
 
     enum class Mark { fine, unwritten, race, pending };
 
-    struct Part {
+    struct Array {
         const void *site;
         const char *name;
         unsigned begin, end;
@@ -63,9 +64,9 @@ struct SharedMemory {
 
     uintptr_t base;
     Stamp *stamps;
-    // Counts barriers over the worker's life, so that stamps of earlier blocks need not be wiped.
+    // Counts barriers over the life of the worker, so that stamps of earlier blocks need not be cleared.
     uint32_t epoch, first_epoch;
-    Part parts[MOST_PARTS];
+    Array arrays[MAX_ARRAYS];
     unsigned count, used, next;
 
     bool open();
@@ -74,10 +75,10 @@ struct SharedMemory {
     void *address(unsigned offset) const { return reinterpret_cast<void *>(base + offset); }
     void *find(const void *site) const;
     void *add(const void *site, unsigned bytes, const char *name);
-    const Part *part(uintptr_t address, unsigned bytes) const;
-    // Notes an access; with a race, `other` is the thread on the other side.
+    const Array *array(uintptr_t address, unsigned bytes) const;
+    // Records an access. On a race `other` is the thread on the other side.
     Mark mark(uintptr_t address, unsigned bytes, bool write, Who who, unsigned &other);
-    // Notes an asynchronous copy that has been issued, or has been waited for.
+    // Records that an asynchronous copy was issued, or was waited for.
     void set_pending(uintptr_t address, unsigned bytes);
     void set_written(uintptr_t address, unsigned bytes, Who who);
 };

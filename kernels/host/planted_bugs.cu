@@ -1,5 +1,5 @@
-// One mistake of each kind that the emulator must find (tests/emulator.rs), beside kernels that do the same things right.
-// Never compiled for a card.
+// One planted bug of each kind that the emulator must find (tests/emulator.rs), next to kernels that do the
+// same correctly. Never compiled for a GPU.
 #include "portable.cuh"
 
 constexpr unsigned THREADS = 64;
@@ -99,7 +99,7 @@ KERNEL(planted_too_much_shared, THREADS, float *out) {
     out[threadIdx.x] = values[threadIdx.x];
 }
 
-// What is right must not be found wrong: exchanges through shared memory with the barrier of a warp and of the block.
+// Correct code must not be reported: exchanges through shared memory with warp and block barriers.
 KERNEL(right_exchanges, THREADS, float *out) {
     SHARED_ARRAY(float, values, [THREADS]);
     values[threadIdx.x] = float(threadIdx.x);
@@ -113,7 +113,8 @@ KERNEL(right_exchanges, THREADS, float *out) {
     out[threadIdx.x] = values[(threadIdx.x + 5) % THREADS];
 }
 
-// Collectives within parts of a warp, after which the whole warp meets again; votes; counts with atomics.
+// Collectives within segments of a warp, after which the whole warp reconverges; votes; counting with
+// atomics.
 KERNEL(right_collectives, THREADS, float *out, uint32_t *counts) {
     SHARED_ARRAY(uint32_t, shared_count, [1]);
     unsigned lane = threadIdx.x % WARP;
@@ -133,8 +134,8 @@ KERNEL(right_collectives, THREADS, float *out, uint32_t *counts) {
     out[blockIdx.x * THREADS + threadIdx.x] = all && !any ? value : -1.0f;
 }
 
-// C [16, 8] = A [16, 16] B [16, 8] on one warp: tiles by cp.async, fragments by ldmatrix, product by mma. B is stored by
-// rows, so its fragments are loaded transposed.
+// C [16, 8] = A [16, 16] B [16, 8] on one warp: tiles by cp.async, fragments by ldmatrix, product by mma. B
+// is stored row-major, so its fragments are loaded transposed.
 template <class T> __device__ __forceinline__ void tile_product(float *c, const T *a, const T *b) {
     SHARED_ARRAY(T, rows, [16][16]);
     SHARED_ARRAY(T, columns, [16][8]);
@@ -156,7 +157,8 @@ KERNEL(right_product_bf16, WARP, float *c, const bf16 *a, const bf16 *b) { tile_
 KERNEL(right_product_f16, WARP, float *c, const f16 *a, const f16 *b) { tile_product(c, a, b); }
 
 // Sums, differences, products and quotients in the 16-bit types.
-template <class T> __device__ __forceinline__ void arithmetic(T *out, const T *left, const T *right, unsigned count) {
+template <class T>
+__device__ __forceinline__ void arithmetic(T *out, const T *left, const T *right, unsigned count) {
     for (unsigned at = threadIdx.x; at < count; at += THREADS) {
         out[at] = left[at] + right[at];
         out[count + at] = left[at] - right[at];

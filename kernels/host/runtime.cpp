@@ -1,6 +1,7 @@
-// Runs a block of CUDA threads on one processor core: a fiber for each thread, a switch at each barrier and collective.
+// Runs a block of CUDA threads on one CPU core: one fiber per thread, a context switch at each barrier and
+// collective.
 //
-// A mistake, found here or in watch.cpp, stops the launch with a Fault.
+// A bug found here or in watch.cpp stops the launch with a Fault.
 #include "worker.h"
 
 #include <stdarg.h>
@@ -18,8 +19,9 @@ Registration::Registration(Kernel &kernel) {
     kernels = &kernel;
 }
 
-// Leaves the fiber for good: its stack holds nothing that needs to be given back.
-[[noreturn]] static void stop(const void *pc, const char *file, unsigned line, const char *format, va_list values) {
+// Leaves the fiber for good: nothing on its stack needs to be released.
+[[noreturn]] static void
+stop(const void *pc, const char *file, unsigned line, const char *format, va_list values) {
     Worker &worker = *current_worker;
     Fault &fault = worker.fault;
     vsnprintf(fault.message, sizeof fault.message, format, values);
@@ -27,7 +29,7 @@ Registration::Registration(Kernel &kernel) {
     fault.file = file;
     fault.line = line;
     fault.block = worker.block;
-    fault.thread = me().index;
+    fault.thread = current_lane().index;
     worker.faulted = true;
     Context dead;
     switch_context(dead, worker.scheduler);
@@ -48,7 +50,7 @@ void fail_at(const char *file, unsigned line, const char *format, ...) {
 
 void trap(const char *file, unsigned line, const char *what) { fail_at(file, line, "%s", what); }
 
-// Gives the core to the next lane of the warp that can run, else to the scheduler.
+// Switches to the next lane of the warp that can run, else to the scheduler.
 static void yield() {
     Worker &worker = *current_worker;
     unsigned from = worker.current, first = from & ~(LANES - 1);
@@ -75,7 +77,7 @@ static void fiber_main() {
     __builtin_unreachable();
 }
 
-Index3 thread_index() { return me().index; }
+Index3 thread_index() { return current_lane().index; }
 Index3 block_index() { return current_worker->block; }
 Index3 block_size() { return current_worker->shape.block; }
 Index3 grid_size() { return current_worker->shape.grid; }
@@ -84,53 +86,55 @@ void block_barrier(const char *file, unsigned line) {
     Worker &worker = *current_worker;
     unsigned bit = 1u << (worker.current % LANES);
     Warp &warp = worker.warp[worker.current / LANES];
-    me().file = file;
-    me().line = line;
+    current_lane().file = file;
+    current_lane().line = line;
     warp.ready &= ~bit;
-    warp.barred |= bit;
+    warp.at_barrier |= bit;
     yield();
 }
 
-// Collectives -------------------------------------------------------------------------------------------------------
+// Collectives -----------------------------------------------------------------------------------------------
 
-static float widen_bf16(uint32_t bits) {
-    uint32_t wide = bits << 16;
+static float bf16_to_float(uint32_t bits) {
+    uint32_t float_bits = bits << 16;
     float value;
-    memcpy(&value, &wide, 4);
+    memcpy(&value, &float_bits, 4);
     return value;
 }
 
-static float widen_f16(uint32_t bits) {
-    uint32_t sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu, wide;
+static float f16_to_float(uint32_t bits) {
+    uint32_t sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu, float_bits;
     if (magnitude >= 0x7c00u) {
-        wide = sign | 0x7f800000u | (magnitude & 0x3ffu) << 13;
+        float_bits = sign | 0x7f800000u | (magnitude & 0x3ffu) << 13;
     } else {
-        // 2^112 moves the exponent's bias, and turns subnormals into what they are.
-        wide = magnitude << 13;
+        // 2^112 moves the exponent bias and normalizes subnormals.
+        float_bits = magnitude << 13;
         float value;
-        memcpy(&value, &wide, 4);
+        memcpy(&value, &float_bits, 4);
         value *= 0x1p112f;
-        memcpy(&wide, &value, 4);
-        wide |= sign;
+        memcpy(&float_bits, &value, 4);
+        float_bits |= sign;
     }
     float value;
-    memcpy(&value, &wide, 4);
+    memcpy(&value, &float_bits, 4);
     return value;
 }
 
-// D = A B + C of mma.sync.m16n8k16 with the layout of the PTX manual: lane 4g+t holds of A the rows g and g+8, columns
-// 2t, 2t+1, 2t+8, 2t+9; of B the same rows of column g; of C and D the columns 2t, 2t+1 of rows g and g+8.
-static void matrix_product(Lane *lanes, float (*to_float)(uint32_t)) {
+// D = A B + C of mma.sync.m16n8k16 in the layout of the PTX ISA: lane 4g+t holds of A the rows g and g+8,
+// columns 2t, 2t+1, 2t+8, 2t+9; of B the same rows of column g; of C and D the columns 2t, 2t+1 of rows g and
+// g+8.
+static void mma_m16n8k16(Lane *lanes, float (*to_float)(uint32_t)) {
     float a[16][16], b[16][8], d[16][8];
     for (unsigned at = 0; at < LANES; ++at) {
         const auto &in = *static_cast<const MmaIn *>(lanes[at].in);
         unsigned g = at / 4, t = at % 4;
         for (unsigned half = 0; half < 2; ++half) {
-            for (unsigned part = 0; part < 4; ++part) {
-                a[g + 8 * (part % 2)][2 * t + 8 * (part / 2) + half] = to_float(in.a[part] >> (16 * half) & 0xffffu);
+            for (unsigned array = 0; array < 4; ++array) {
+                a[g + 8 * (array % 2)][2 * t + 8 * (array / 2) + half] =
+                    to_float(in.a[array] >> (16 * half) & 0xffffu);
             }
-            for (unsigned part = 0; part < 2; ++part) {
-                b[2 * t + 8 * part + half][g] = to_float(in.b[part] >> (16 * half) & 0xffffu);
+            for (unsigned array = 0; array < 2; ++array) {
+                b[2 * t + 8 * array + half][g] = to_float(in.b[array] >> (16 * half) & 0xffffu);
             }
             d[g][2 * t + half] = in.c[half];
             d[g + 8][2 * t + half] = in.c[2 + half];
@@ -143,13 +147,14 @@ static void matrix_product(Lane *lanes, float (*to_float)(uint32_t)) {
     }
     for (unsigned at = 0; at < LANES; ++at) {
         unsigned g = at / 4, t = at % 4;
-        *static_cast<MmaOut *>(lanes[at].out) = {{d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]}};
+        *static_cast<MmaOut *>(lanes[at].out) = {
+            {d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]}};
     }
 }
 
-// Lane l gives the address of row l%8 of matrix l/8; lane 4g+t gets elements 2t, 2t+1 of row g of each (of column g,
-// transposed).
-static void load_matrices(Worker &worker, Lane *lanes) {
+// ldmatrix: lane l passes the address of row l % 8 of matrix l / 8; lane 4g+t receives elements 2t, 2t+1 of
+// row g of each (of column g, if transposed).
+static void ldmatrix(Worker &worker, Lane *lanes) {
     const auto &first = *static_cast<const LdmatrixIn *>(lanes[0].in);
     unsigned self = worker.current;
     for (unsigned matrix = 0; matrix < first.count; ++matrix) {
@@ -180,8 +185,8 @@ static void perform(Worker &worker, Warp &warp, Lane *lanes, unsigned mask, Coll
             unsigned source = static_cast<const ShuffleIn *>(lanes[at].in)->source;
             if (!(mask >> source & 1)) {
                 fail_at(
-                    lanes[at].file, lanes[at].line, "lane %u shuffles from lane %u, which the mask %08x leaves out", at,
-                    source, mask);
+                    lanes[at].file, lanes[at].line,
+                    "lane %u shuffles from lane %u, which the mask %08x leaves out", at, source, mask);
             }
             *static_cast<uint64_t *>(lanes[at].out) = static_cast<const ShuffleIn *>(lanes[source].in)->value;
         }
@@ -197,18 +202,20 @@ static void perform(Worker &worker, Warp &warp, Lane *lanes, unsigned mask, Coll
         }
         return;
     }
-    case Collective::mma_bf16: return matrix_product(lanes, widen_bf16);
-    case Collective::mma_f16: return matrix_product(lanes, widen_f16);
-    case Collective::ldmatrix: return load_matrices(worker, lanes);
+    case Collective::mma_bf16: return mma_m16n8k16(lanes, bf16_to_float);
+    case Collective::mma_f16: return mma_m16n8k16(lanes, f16_to_float);
+    case Collective::ldmatrix: return ldmatrix(worker, lanes);
     }
 }
 
 void collective(Collective kind, unsigned mask, const void *in, void *out, const char *file, unsigned line) {
     Worker &worker = *current_worker;
     Warp &warp = worker.warp[worker.current / LANES];
-    Lane *lanes = &worker.lane[worker.current & ~(LANES - 1)], &lane = me();
+    Lane *lanes = &worker.lane[worker.current & ~(LANES - 1)], &lane = current_lane();
     unsigned bit = 1u << (worker.current % LANES);
-    if (!(mask & bit)) fail_at(file, line, "a thread takes part in a collective whose mask %08x leaves it out", mask);
+    if (!(mask & bit)) {
+        fail_at(file, line, "a thread takes part in a collective whose mask %08x leaves it out", mask);
+    }
     lane.file = file;
     lane.line = line;
     lane.mask = mask;
@@ -231,17 +238,17 @@ void collective(Collective kind, unsigned mask, const void *in, void *out, const
     yield();
 }
 
-// The block ---------------------------------------------------------------------------------------------------------
+// The block -------------------------------------------------------------------------------------------------
 
-// Every thread that has not returned stands at a barrier or in a collective that can never be complete.
+// Deadlock: every thread that has not returned waits at a barrier or in a collective that cannot complete.
 static void report_stall(Worker &worker) {
-    unsigned done = 0, barred = 0, waiting = 0, example = 0;
+    unsigned done = 0, at_barrier = 0, waiting = 0, example = 0;
     for (unsigned w = 0; w < worker.warps; ++w) {
         const Warp &warp = worker.warp[w];
         done += unsigned(__builtin_popcount(warp.done));
-        barred += unsigned(__builtin_popcount(warp.barred));
+        at_barrier += unsigned(__builtin_popcount(warp.at_barrier));
         waiting += unsigned(__builtin_popcount(warp.waiting));
-        unsigned stuck = warp.waiting ? warp.waiting : warp.barred;
+        unsigned stuck = warp.waiting ? warp.waiting : warp.at_barrier;
         if (stuck && !(worker.warp[example / LANES].waiting >> (example % LANES) & 1)) {
             example = w * LANES + unsigned(__builtin_ctz(stuck));
         }
@@ -257,15 +264,17 @@ static void report_stall(Worker &worker) {
     snprintf(
         fault.message, sizeof fault.message,
         "%s: of %u threads %u wait at a block barrier, %u in a warp collective and %u have returned", what,
-        worker.threads, barred, waiting, done);
+        worker.threads, at_barrier, waiting, done);
 }
 
-// Whether all threads stand at one and the same barrier; else the fault says where two of them stand.
+// Whether all threads wait at the same barrier; else the fault names two that do not.
 static bool same_barrier(Worker &worker) {
     const Lane &first = worker.lane[0];
     for (unsigned at = 1; at < worker.threads; ++at) {
         const Lane &lane = worker.lane[at];
-        if (lane.line == first.line && (lane.file == first.file || strcmp(lane.file, first.file) == 0)) continue;
+        if (lane.line == first.line && (lane.file == first.file || strcmp(lane.file, first.file) == 0)) {
+            continue;
+        }
         Fault &fault = worker.fault;
         fault.pc = nullptr;
         fault.file = lane.file;
@@ -274,8 +283,8 @@ static bool same_barrier(Worker &worker) {
         fault.thread = lane.index;
         snprintf(
             fault.message, sizeof fault.message,
-            "divergent barrier: this thread waits here while thread (%u, %u, %u) waits at line %u", first.index.x,
-            first.index.y, first.index.z, first.line);
+            "divergent barrier: this thread waits here while thread (%u, %u, %u) waits at line %u",
+            first.index.x, first.index.y, first.index.z, first.line);
         return false;
     }
     return true;
@@ -284,7 +293,7 @@ static bool same_barrier(Worker &worker) {
 static bool run(Worker &worker) {
     for (;;) {
         bool ran = false;
-        unsigned barred = 0, done = 0;
+        unsigned at_barrier = 0, done = 0;
         for (unsigned w = 0; w < worker.warps; ++w) {
             Warp &warp = worker.warp[w];
             while (warp.ready) {
@@ -293,16 +302,16 @@ static bool run(Worker &worker) {
                 switch_context(worker.scheduler, worker.lane[worker.current].context);
                 if (worker.faulted) return false;
             }
-            barred += unsigned(__builtin_popcount(warp.barred));
+            at_barrier += unsigned(__builtin_popcount(warp.at_barrier));
             done += unsigned(__builtin_popcount(warp.done));
         }
         if (done == worker.threads) return true;
-        if (barred == worker.threads) {
+        if (at_barrier == worker.threads) {
             if (!same_barrier(worker)) return false;
             worker.shared.epoch += 1;
             for (unsigned w = 0; w < worker.warps; ++w) {
-                worker.warp[w].ready = worker.warp[w].barred;
-                worker.warp[w].barred = 0;
+                worker.warp[w].ready = worker.warp[w].at_barrier;
+                worker.warp[w].at_barrier = 0;
             }
         } else if (!ran) {
             report_stall(worker);
@@ -317,17 +326,17 @@ using namespace emulator;
 
 extern "C" {
 
-// One symbol of each kernel file, ended by null (written by build.rs): refers to all of them, so that all are linked and
-// their kernels register themselves.
+// One symbol per kernel file, null-terminated (written by build.rs). Referring to all of them links every
+// file, so that its kernels register themselves.
 extern const char *const emulator_files[];
 
 Worker *emulator_worker_new() {
-    auto *worker = static_cast<Worker *>(
-        mmap(nullptr, sizeof(Worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    auto *worker = static_cast<Worker *>(mmap(
+        nullptr, sizeof(Worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (worker == MAP_FAILED) return nullptr;
     void *stacks = mmap(
-        nullptr, MOST_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-        0);
+        nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED || !worker->shared.open()) {
         munmap(worker, sizeof(Worker));
         return nullptr;
@@ -338,7 +347,7 @@ Worker *emulator_worker_new() {
 
 void emulator_worker_free(Worker *worker) {
     worker->shared.close();
-    munmap(worker->stacks, MOST_THREADS * STACK_BYTES);
+    munmap(worker->stacks, MAX_THREADS * STACK_BYTES);
     munmap(worker, sizeof(Worker));
 }
 
@@ -349,9 +358,9 @@ const Kernel *emulator_find(const char *name) {
     return kernel;
 }
 
-// Runs one block; null if all went well, else what went wrong (valid until the worker's next block).
-const Fault *
-emulator_run_block(Worker *worker, const Kernel *kernel, const Shape *shape, void **arguments, const Index3 *block) {
+// Runs one block. Null on success, else the fault (valid until the next block of the worker).
+const Fault *emulator_run_block(
+    Worker *worker, const Kernel *kernel, const Shape *shape, void **arguments, const Index3 *block) {
     worker->shape = *shape;
     worker->kernel = kernel;
     worker->arguments = arguments;

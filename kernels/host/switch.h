@@ -1,4 +1,4 @@
-// Switching from one stack to another: by hand on x86-64 and AArch64, with swapcontext elsewhere.
+// Context switch between fibers: assembly on x86-64 and AArch64, swapcontext elsewhere.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -7,7 +7,7 @@
 
 namespace emulator {
 
-// A stopped fiber is its stack pointer; what a call must preserve lies on its stack.
+// A suspended fiber is its stack pointer; callee-saved registers are on its stack.
 struct Context {
     void *stack;
 };
@@ -80,7 +80,8 @@ inline void switch_context(Context &from, Context &to) { emulator_switch(&from.s
 inline void start_context(Context &context, char *stack, size_t bytes, void (*entry)()) {
     auto **top = reinterpret_cast<void **>((uintptr_t(stack) + bytes) & ~uintptr_t(15));
 #if defined(__x86_64__)
-    // As a call would leave it: the return address, then six registers below. The word above keeps the stack aligned.
+    // The stack as a call leaves it: the return address, then six registers below. The word above keeps it
+    // aligned.
     top -= 2;
     top[0] = reinterpret_cast<void *>(entry);
     top[1] = nullptr;

@@ -1,5 +1,6 @@
-// Checks every access of a kernel to memory. Kernels are compiled with -fsanitize=thread and -fsanitize=alignment,bounds,
-// whose calls are answered here instead of by the libraries that come with them.
+// Checks every memory access of a kernel. Kernels are compiled with -fsanitize=thread and
+// -fsanitize=alignment,bounds; the calls that the compiler inserts are answered here instead of by the
+// sanitizer runtimes.
 #include "worker.h"
 
 #include <string.h>
@@ -29,30 +30,36 @@ static void check_global(uintptr_t address, unsigned bytes, bool write, bool ato
             (unsigned long long)(address - near.begin));
     case Arena::Mark::race:
         fail(
-            pc, "%s %u bytes at byte %llu of an allocation that another block of the same launch writes", verb(write),
-            bytes, (unsigned long long)(address - near.begin));
+            pc, "%s %u bytes at byte %llu of an allocation that another block of the same launch writes",
+            verb(write), bytes, (unsigned long long)(address - near.begin));
     }
 }
 
 static void check_shared(uintptr_t address, unsigned bytes, bool write, bool atomic, const void *pc) {
     Worker &worker = *current_worker;
     unsigned other = 0;
-    const SharedMemory::Part *part = worker.shared.part(address, bytes);
-    if (part == nullptr) fail(pc, "%s %u bytes of shared memory outside every array of the block", verb(write), bytes);
-    auto offset = (unsigned long long)(address - worker.shared.base - part->begin);
+    const SharedMemory::Array *array = worker.shared.array(address, bytes);
+    if (array == nullptr) {
+        fail(pc, "%s %u bytes of shared memory outside every array of the block", verb(write), bytes);
+    }
+    auto offset = (unsigned long long)(address - worker.shared.base - array->begin);
     switch (worker.shared.mark(address, bytes, write, who(atomic), other)) {
     case SharedMemory::Mark::fine: return;
     case SharedMemory::Mark::unwritten:
-        fail(pc, "reads shared memory that no thread of the block wrote: byte %llu of `%s`", offset, part->name);
+        fail(
+            pc, "reads shared memory that no thread of the block wrote: byte %llu of `%s`", offset,
+            array->name);
     case SharedMemory::Mark::pending:
         fail(
-            pc, "%s byte %llu of `%s` while the cp.async into it has not been waited for", verb(write), offset,
-            part->name);
+            pc, "%s byte %llu of `%s` while the cp.async into it has not been waited for", verb(write),
+            offset, array->name);
     case SharedMemory::Mark::race: {
         const Index3 &with = worker.lane[other].index;
         fail(
-            pc, "%s byte %llu of `%s` in shared memory, which thread (%u, %u, %u) accesses with no barrier between",
-            verb(write), offset, part->name, with.x, with.y, with.z);
+            pc,
+            "%s byte %llu of `%s` in shared memory, which thread (%u, %u, %u) accesses with no barrier "
+            "between",
+            verb(write), offset, array->name, with.x, with.y, with.z);
     }
     }
 }
@@ -60,14 +67,18 @@ static void check_shared(uintptr_t address, unsigned bytes, bool write, bool ato
 void check(uintptr_t address, unsigned bytes, bool write, bool atomic, bool aligned, const void *pc) {
     Worker *worker = current_worker;
     if (worker == nullptr) return;
-    if (address - uintptr_t(worker->stacks) < MOST_THREADS * STACK_BYTES) return;
+    if (address - uintptr_t(worker->stacks) < MAX_THREADS * STACK_BYTES) return;
     if (aligned && address % bytes != 0) {
         fail(pc, "%s %u bytes at an address that is not a multiple of %u", verb(write), bytes, bytes);
     }
     if (address - arena.base < arena.bytes) return check_global(address, bytes, write, atomic, pc);
-    if (address - worker->shared.base < SharedMemory::SPAN) return check_shared(address, bytes, write, atomic, pc);
+    if (address - worker->shared.base < SharedMemory::SPAN) {
+        return check_shared(address, bytes, write, atomic, pc);
+    }
     if (!write && in_program(address)) return;
-    fail(pc, "%s %u bytes at the address %p, which is no memory of the device", verb(write), bytes, (void *)address);
+    fail(
+        pc, "%s %u bytes at the address %p, which is no memory of the device", verb(write), bytes,
+        (void *)address);
 }
 
 void atomic_access(const void *address, unsigned bytes) {
@@ -83,11 +94,14 @@ void *static_shared(const void *site, unsigned bytes, const char *name) {
     if (found != nullptr) return found;
     if (worker.shared.used + bytes > worker.shape.shared_limit) {
         fail(
-            __builtin_return_address(0), "`%s` brings the block to %u bytes of shared memory; the card has %u", name,
+            __builtin_return_address(0),
+            "`%s` brings the block to %u bytes of shared memory; the card has %u", name,
             worker.shared.used + bytes, worker.shape.shared_limit);
     }
     found = worker.shared.add(site, bytes, name);
-    if (found == nullptr) fail(__builtin_return_address(0), "`%s` is one shared array more than the emulator keeps", name);
+    if (found == nullptr) {
+        fail(__builtin_return_address(0), "`%s` is one shared array more than the emulator keeps", name);
+    }
     return found;
 }
 
@@ -96,23 +110,23 @@ void *dynamic_shared() { return reinterpret_cast<void *>(current_worker->shared.
 void copy_async(void *to, const void *from, unsigned bytes, unsigned source_bytes) {
     const void *pc = __builtin_return_address(0);
     Worker &worker = *current_worker;
-    Lane &lane = me();
+    Lane &lane = current_lane();
     if (uintptr_t(from) % bytes != 0) {
         fail(pc, "cp.async reads %u bytes at an address that is not a multiple of it", bytes);
     }
     if (source_bytes > 0) check(uintptr_t(from), source_bytes, false, false, false, pc);
     check(uintptr_t(to), bytes, true, false, true, pc);
     worker.shared.set_pending(uintptr_t(to), bytes);
-    if (lane.copies == MOST_COPIES) fail(pc, "more than %u cp.async in flight in one thread", MOST_COPIES);
+    if (lane.copies == MAX_COPIES) fail(pc, "more than %u cp.async in flight in one thread", MAX_COPIES);
     worker.copies[worker.current][lane.copies++] = {to, from, bytes, source_bytes, lane.group, pc};
 }
 
-void copy_async_commit() { me().group += 1; }
+void copy_async_commit() { current_lane().group += 1; }
 
-// Does the copies now, not when they were issued: a kernel that forgets to wait reads what was there before.
+// Performs the copies now, not when they were issued: a kernel that forgets to wait reads the old data.
 void copy_async_wait(unsigned groups) {
     Worker &worker = *current_worker;
-    Lane &lane = me();
+    Lane &lane = current_lane();
     Copy *copies = worker.copies[worker.current];
     unsigned kept = 0;
     for (unsigned at = 0; at < lane.copies; ++at) {
@@ -134,19 +148,19 @@ using namespace emulator;
 
 extern "C" {
 
-// What the compiler puts before each access under -fsanitize=thread.
-#define ACCESS(bytes)                                                                                                  \
-    void __tsan_read##bytes(void *address) {                                                                           \
-        check(uintptr_t(address), bytes, false, false, true, __builtin_return_address(0));                             \
-    }                                                                                                                  \
-    void __tsan_write##bytes(void *address) {                                                                          \
-        check(uintptr_t(address), bytes, true, false, true, __builtin_return_address(0));                              \
-    }                                                                                                                  \
-    void __tsan_unaligned_read##bytes(void *address) {                                                                 \
-        check(uintptr_t(address), bytes, false, false, false, __builtin_return_address(0));                            \
-    }                                                                                                                  \
-    void __tsan_unaligned_write##bytes(void *address) {                                                                \
-        check(uintptr_t(address), bytes, true, false, false, __builtin_return_address(0));                             \
+// The calls that -fsanitize=thread inserts before each access.
+#define ACCESS(bytes)                                                                                        \
+    void __tsan_read##bytes(void *address) {                                                                 \
+        check(uintptr_t(address), bytes, false, false, true, __builtin_return_address(0));                   \
+    }                                                                                                        \
+    void __tsan_write##bytes(void *address) {                                                                \
+        check(uintptr_t(address), bytes, true, false, true, __builtin_return_address(0));                    \
+    }                                                                                                        \
+    void __tsan_unaligned_read##bytes(void *address) {                                                       \
+        check(uintptr_t(address), bytes, false, false, false, __builtin_return_address(0));                  \
+    }                                                                                                        \
+    void __tsan_unaligned_write##bytes(void *address) {                                                      \
+        check(uintptr_t(address), bytes, true, false, false, __builtin_return_address(0));                   \
     }
 ACCESS(1)
 ACCESS(2)
@@ -161,8 +175,8 @@ void __tsan_read_range(void *address, unsigned long bytes) {
 void __tsan_write_range(void *address, unsigned long bytes) {
     check(uintptr_t(address), unsigned(bytes), true, false, false, __builtin_return_address(0));
 }
-// What the compiler calls under -fsanitize=alignment,bounds, only when something is wrong. (A vector that is taken apart
-// into its numbers no longer looks misaligned to the calls above.)
+// The calls of -fsanitize=alignment,bounds, made only on an error. (A vector that is split into its values no
+// longer looks misaligned to the calls above.)
 struct AlignmentData {
     const char *file;
     uint32_t line, column;

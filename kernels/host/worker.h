@@ -1,4 +1,4 @@
-// What runs one block at a time: its threads as fibers, its warps, its shared memory.
+// The state of one emulated block: threads as fibers, warps, shared memory.
 #pragma once
 #include "emulator.h"
 #include "memory.h"
@@ -7,10 +7,10 @@
 namespace emulator {
 
 constexpr unsigned LANES = 32;
-constexpr unsigned MOST_THREADS = 1024;
-constexpr unsigned MOST_WARPS = MOST_THREADS / LANES;
+constexpr unsigned MAX_THREADS = 1024;
+constexpr unsigned MAX_WARPS = MAX_THREADS / LANES;
 constexpr size_t STACK_BYTES = 64 << 10;
-constexpr unsigned MOST_COPIES = 64;
+constexpr unsigned MAX_COPIES = 64;
 
 struct Copy {
     void *to;
@@ -22,7 +22,7 @@ struct Copy {
 struct Lane {
     Context context;
     Index3 index;
-    // Where the lane waits, for messages and to tell one collective from another.
+    // Where the lane waits: for messages, and to distinguish collectives.
     const char *file;
     unsigned line;
     unsigned mask;
@@ -33,8 +33,8 @@ struct Lane {
 };
 
 struct Warp {
-    // One bit a lane: can run; waits in a collective; waits at the block's barrier; has returned.
-    unsigned ready, waiting, barred, done, present;
+    // One bit per lane: can run; waits in a collective; waits at the block barrier; has returned.
+    unsigned ready, waiting, at_barrier, done, present;
     unsigned epoch;
 };
 
@@ -49,29 +49,29 @@ struct Worker {
     Fault fault;
     char *stacks;
     SharedMemory shared;
-    Warp warp[MOST_WARPS];
-    Lane lane[MOST_THREADS];
-    Copy copies[MOST_THREADS][MOST_COPIES];
+    Warp warp[MAX_WARPS];
+    Lane lane[MAX_THREADS];
+    Copy copies[MAX_THREADS][MAX_COPIES];
 };
 
-// The worker of this thread while it runs a block, else null. (__thread: no call to a wrapper at each access.)
+// The worker of this thread while it runs a block, else null. (__thread: no wrapper call on each access.)
 extern __thread Worker *current_worker;
 
-inline Lane &me() { return current_worker->lane[current_worker->current]; }
+inline Lane &current_lane() { return current_worker->lane[current_worker->current]; }
 
-// Who makes an access now.
+// The identity of the current access.
 inline Who who(bool atomic) {
     Worker &worker = *current_worker;
     return {worker.current, worker.warp[worker.current / LANES].epoch, atomic};
 }
 
-// Ends the launch with a fault at this place of the program, or of its source; does not return to the kernel.
+// Ends the launch with a fault at this program counter, or source line. Does not return to the kernel.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(const void *pc, const char *format, ...);
 [[noreturn]] __attribute__((format(printf, 3, 4))) void
 fail_at(const char *file, unsigned line, const char *format, ...);
 
-// Stops a kernel that may not make this access. `aligned`: it is one instruction on the card, which wants its address to
-// be a multiple of its size.
+// Checks an access, and stops the kernel if it is invalid. `aligned`: a single instruction on the GPU, whose
+// address must be a multiple of its size.
 void check(uintptr_t address, unsigned bytes, bool write, bool atomic, bool aligned, const void *pc);
 
 } // namespace emulator
