@@ -10,6 +10,30 @@ use std::{
 
 use crate::engine::storage::Element;
 
+/// A matrix product of the `gemm` crates: sizes, then each matrix with its column and row stride, factors, conjugations.
+/// The output's row stride is the smaller of its strides, or it is one column.
+pub type ProductKernel<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    gemm_common::Parallelism,
+);
+
 /// A float that ops compute in on the CPU: `f32` or `f64`.
 pub trait Float:
     Element
@@ -41,6 +65,8 @@ pub trait Float:
     /// The larger of two; the other if one is NaN.
     fn max(self, other: Self) -> Self;
 
+    /// The product of this type for this processor.
+    fn product_kernel() -> ProductKernel<Self>;
     /// `length` numbers of no meaning, for what writes them all.
     fn numbers(length: usize) -> Vec<Self>;
     /// Keeps numbers that are no longer needed for [`numbers`](Self::numbers); tensors do so by themselves.
@@ -77,6 +103,9 @@ impl Float for f64 {
     fn max(self, other: Self) -> Self {
         f64::max(self, other)
     }
+    fn product_kernel() -> ProductKernel<Self> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
     fn numbers(length: usize) -> Vec<Self> {
         vec![0.0; length]
     }
@@ -107,6 +136,9 @@ impl Float for f32 {
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         f32::max(self, other)
+    }
+    fn product_kernel() -> ProductKernel<Self> {
+        gemm_f32::gemm::f32::get_gemm_fn()
     }
     fn numbers(length: usize) -> Vec<Self> {
         super::recycled::take(length)

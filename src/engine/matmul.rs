@@ -1,4 +1,4 @@
-//! The three matrix products of a linear layer, over the `gemm` crate.
+//! The three matrix products of a linear layer, over the `gemm` crates.
 //!
 //! The output is cut into tiles whose sizes depend on the shape alone, and each tile is one single-threaded product, so
 //! the bits are the same for any number of threads.
@@ -87,17 +87,24 @@ pub fn product<T: Float>(
         return;
     }
     let signed = |stride: usize| isize::try_from(stride).expect("a stride fits isize");
-    #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+    // The kernels are for outputs whose columns lie together: the transpose of this one, unless it is a single column.
+    let ((rows, left), (columns, right)) = if row_stride > 1 {
+        ((columns, right.transposed()), (rows, left.transposed()))
+    } else {
+        ((rows, left), (columns, right))
+    };
+    let (column_step, row_step) = if row_stride > 1 { (row_stride, 1) } else { (1, row_stride) };
+    #[expect(unsafe_code, reason = "the gemm crates take pointers")]
     // SAFETY: the constructors of `Matrix` and the assertion above bound every address that the sizes and strides
     // reach; `output` is borrowed mutably, so it overlaps neither side.
     unsafe {
-        gemm::gemm(
+        T::product_kernel()(
             rows,
             columns,
             inner,
             output.as_mut_ptr(),
-            1,
-            signed(row_stride),
+            signed(column_step),
+            signed(row_step),
             accumulate,
             left.values.as_ptr(),
             signed(left.column_stride),
@@ -110,12 +117,12 @@ pub fn product<T: Float>(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            gemm_common::Parallelism::None,
         );
     }
 }
 
-/// The fewest rows with which a row's bits do not depend on how many others there are: `gemm` has kernels of their own for
+/// The fewest rows with which a row's bits do not depend on how many others there are: they have kernels of their own for
 /// outputs of 256 numbers or fewer and for a single row, and cuts a long sum elsewhere where neither side is above 64.
 fn least_rows(columns: usize, inner: usize) -> usize {
     let long = if columns <= 64 && inner > 512 { 65 } else { 2 };

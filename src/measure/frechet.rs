@@ -4,14 +4,13 @@
 //! With factors `Cᵢ = Fᵢ Fᵢᵀ` the last trace is the sum of the singular values of `F₁ᵀ F₂`: its squares are the eigenvalues of
 //! `C₁^½ C₂ C₁^½`, whose roots lose half of the digits where a covariance is nearly singular, as that of few images is.
 
-use faer::{MatRef, Side};
-
 use crate::{
     engine::{
         Tensor,
-        matmul::{Matrix, linear_backward_weight, product},
+        matmul::{linear_backward_weight, linear_forward},
     },
     error::{Error, Result},
+    measure::singular::sum_of_singular_values,
 };
 
 const OP: &str = "Fréchet distance";
@@ -127,31 +126,51 @@ impl Moments {
             })
             .collect();
         let trace = (0..size).map(|at| covariance[at * size + at]).sum();
-        let (factor, rank) = factor(&covariance, size)?;
+        let (factor, rank) = factor(covariance, size)?;
         Ok(Gaussian { count: self.count, mean: self.mean, trace, factor, rank })
     }
 }
 
-/// `F` `[D, r]` with `F Fᵀ` = the covariance `[D, D]`, and its rank `r`: eigenvectors times the roots of the eigenvalues, those
-/// left out that are zero or less but for rounding.
+/// Columns of a factor between two updates of what is left of the covariance.
+const BLOCK: usize = 64;
+
+/// `Fᵀ` `[r, D]` with `F Fᵀ` = the covariance `[D, D]`, and its rank `r`: Cholesky's factor, the largest variance that is left
+/// first, until nothing is left but rounding.
 #[expect(clippy::cast_precision_loss, reason = "a few thousand dimensions")]
-fn factor(covariance: &[f64], size: usize) -> Result<(Vec<f64>, usize)> {
-    let decomposed =
-        MatRef::from_row_major_slice(covariance, size, size).self_adjoint_eigen(Side::Lower).map_err(
-            |error| Error::invalid(format!("the covariance of the features has no eigenvalues: {error:?}")),
-        )?;
-    let (values, vectors) = (decomposed.S(), decomposed.U());
-    let largest = (0..size).map(|at| values[at]).fold(0.0, f64::max);
-    let least = largest * size as f64 * f64::EPSILON;
-    let kept: Vec<usize> = (0..size).filter(|&at| values[at] > least).collect();
-    let rank = kept.len();
-    let mut factor = vec![0.0; size * rank];
-    for (row, factor) in factor.chunks_exact_mut(rank.max(1)).enumerate() {
-        for (value, &at) in factor.iter_mut().zip(&kept) {
-            *value = vectors[(row, at)] * values[at].sqrt();
-        }
+fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
+    if covariance.iter().any(|value| !value.is_finite()) {
+        return Err(Error::invalid("the covariance of the features is not finite"));
     }
-    Ok((factor, rank))
+    let mut left: Vec<f64> = (0..size).map(|at| covariance[at * size + at]).collect();
+    let least = left.iter().copied().fold(0.0, f64::max) * size as f64 * f64::EPSILON;
+    let mut factor: Vec<f64> = Vec::new();
+    loop {
+        // What is left of the covariance lacks the rows of this block until it ends.
+        let start = factor.len();
+        while factor.len() < start + BLOCK * size {
+            let largest = (0..size).reduce(|best, at| if left[at] > left[best] { at } else { best });
+            let Some(at) = largest.filter(|&at| left[at] > least) else {
+                let rank = factor.len() / size;
+                return Ok((factor, rank));
+            };
+            let mut row = covariance[at * size..(at + 1) * size].to_vec();
+            for before in factor[start..].chunks_exact(size) {
+                let share = before[at];
+                row.iter_mut().zip(before).for_each(|(value, before)| *value -= share * before);
+            }
+            let root = left[at].sqrt();
+            for (value, left) in row.iter_mut().zip(&mut left) {
+                // Nothing is left of the variances that have been taken.
+                *value = if *left == f64::NEG_INFINITY { 0.0 } else { *value / root };
+                *left -= *value * *value;
+            }
+            row[at] = root;
+            left[at] = f64::NEG_INFINITY;
+            factor.extend(row);
+        }
+        let negative: Vec<f64> = factor[start..].iter().map(|value| -value).collect();
+        linear_backward_weight(&mut covariance, &negative, &factor[start..], size, size);
+    }
 }
 
 /// What a set of features is taken for.
@@ -161,7 +180,7 @@ pub struct Gaussian {
     mean: Vec<f64>,
     /// Of the covariance.
     trace: f64,
-    /// `[D, r]`, times its transpose the covariance.
+    /// `[r, D]`, its transpose times itself the covariance.
     factor: Vec<f64>,
     rank: usize,
 }
@@ -202,14 +221,13 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDi
     let rank_deficient = images.iter().any(|&count| count <= size);
     let (rows, columns) = (first.rank, second.rank);
     let mut cross = vec![0.0; rows * columns];
-    let left = Matrix::new(&first.factor, size, rows).transposed();
-    product(&mut cross, columns.max(1), left, Matrix::new(&second.factor, size, columns), false);
-    let singular =
-        MatRef::from_row_major_slice(&cross, rows, columns).singular_values().map_err(|error| {
-            Error::invalid(format!("the covariances of the features have no root: {error:?}"))
-        })?;
+    if rows > 0 && columns > 0 {
+        linear_forward(&mut cross, &first.factor, &second.factor, None, size, columns);
+    }
+    let roots = sum_of_singular_values(&cross, rows, columns)
+        .ok_or_else(|| Error::invalid("the covariances of the features have no root"))?;
     let shift: f64 = first.mean.iter().zip(&second.mean).map(|(a, b)| (a - b).powi(2)).sum();
-    let spread = first.trace + second.trace - 2.0 * singular.iter().sum::<f64>();
+    let spread = first.trace + second.trace - 2.0 * roots;
     Ok(FrechetDistance { value: (shift + spread).max(0.0), images, dimensions: size, rank_deficient })
 }
 

@@ -7,4 +7,5 @@ pub mod frechet;
 pub mod images;
 pub mod inception;
 pub mod job;
+mod singular;
 pub mod space;
