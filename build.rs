@@ -1,5 +1,6 @@
 //! Records what the program was built from, and compiles `kernels/`: with nvcc for cards, with the C++ compiler for the
-//! emulator. Either may be missing; then one line says so and the rest of the program is built as ever.
+//! emulator. Either may be missing; then one line says so and the rest of the program is built as ever. Without the feature
+//! `emulator` there is none, and nothing is compiled for it.
 //!
 //! Environment: `NVCC` (a path; `none` leaves the cards out), `CUDA_HOME`, `PATH` to find nvcc; `ALCHEMIST_CUDA_ARCHS`
 //! (default `80,90a`, and PTX for newer cards); `ALCHEMIST_KERNEL_TABLE=1` prints registers, shared memory, stack and
@@ -57,7 +58,9 @@ fn main() -> Result<()> {
     }
     let sources = Sources::find(&root)?;
     build_for_cards(&sources, &out)?;
-    build_for_emulator(&sources, &out)
+    #[cfg(feature = "emulator")]
+    build_for_emulator(&sources, &out)?;
+    Ok(())
 }
 
 /// Tells cargo something; build scripts speak to it by printing.
@@ -92,6 +95,7 @@ struct Sources {
     /// Kernels for cards and emulator, as `kernels/<stem>.cu`.
     kernels: Vec<PathBuf>,
     /// What only the emulator is built of.
+    #[cfg_attr(not(feature = "emulator"), expect(dead_code, reason = "there is no emulator"))]
     host: Vec<PathBuf>,
     /// A hash of every header: a change to one rebuilds all that may include it.
     headers: u64,
@@ -354,6 +358,7 @@ fn refuse_spills(sources: &Sources, kernels: &[Usage]) -> Result<()> {
 }
 
 /// Compiles the emulator and every kernel for it. Without a C++ compiler that can, there is no emulator.
+#[cfg(feature = "emulator")]
 fn build_for_emulator(sources: &Sources, out: &Path) -> Result<()> {
     let without = |reason: &str| {
         say(format_args!("warning={reason}: the program is built without the emulated device"));
@@ -409,6 +414,7 @@ fn build_for_emulator(sources: &Sources, out: &Path) -> Result<()> {
 }
 
 /// One reference to each kernel file, so that none is left out when the program is linked.
+#[cfg(feature = "emulator")]
 fn write_registry(sources: &Sources, path: &Path) -> Result<()> {
     let names: Vec<String> = sources
         .kernels

@@ -350,6 +350,7 @@ fn the_same_numbers_whatever_the_batch_the_threads_and_the_kind_of_table() {
 
 /// A device gives the CPU's numbers, rounding apart.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn a_device_gives_the_numbers_of_the_processor() {
     let work = Workplace::new();
     for (from, to, rows) in [("train.csv", "few.csv", 4), ("validation.csv", "few_validation.csv", 5)] {

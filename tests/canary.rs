@@ -1,5 +1,6 @@
 //! The kernels with planted mistakes of `kernels/canary.cu`: the emulator finds each. On a card they prove that the tools of
 //! `scripts/gpu.sh` find any: those tests run only when they are asked for, each in a process of its own under its tool.
+#![cfg(feature = "emulator")]
 #![expect(unsafe_code, reason = "kernels are launched wrongly on purpose")]
 #![expect(clippy::print_stdout, reason = "what a card said is shown to whoever runs its tool")]
 

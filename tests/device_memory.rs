@@ -1,4 +1,5 @@
 //! The device's memory, recorded work and uploads ahead, on the emulator and, where there is one, on a GPU.
+#![cfg(feature = "emulator")]
 #![expect(unsafe_code, reason = "one kernel of the emulator's own is launched here, which has no launcher")]
 
 use alchemist_engine::{

@@ -1,7 +1,7 @@
 //! Whole commands on the emulated device: a run that is resumed gives the bytes of one that was not stopped, and ratings,
 //! losses and drawn images agree with the CPU's. `ALCHEMIST_DEVICE` names another device, `ALCHEMIST_PROGRAM` another
 //! place of the program.
-#![cfg(unix)]
+#![cfg(all(unix, feature = "emulator"))]
 
 use std::{
     env,

@@ -1,5 +1,6 @@
 //! Training on a device follows training on the CPU: same models, same tape, same random choices. On the emulator,
 //! so that it is tested on any machine, unless `ALCHEMIST_DEVICE` names a card.
+#![cfg(feature = "emulator")]
 
 mod common;
 

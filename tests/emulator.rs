@@ -2,6 +2,7 @@
 //!
 //! Each `planted_*` kernel of `kernels/host/planted_bugs.cu` has one mistake; the message must name the kernel, the line
 //! and the mistake. Each `right_*` kernel does the same things as it should.
+#![cfg(feature = "emulator")]
 #![expect(
     unsafe_code,
     reason = "kernels without a launcher of their own are launched here, wrongly on purpose"

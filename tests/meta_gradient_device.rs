@@ -1,4 +1,5 @@
 //! Per-sample gradient products and norms on a device: the whole proxy against f64, and a sample's bits in its batch.
+#![cfg(feature = "emulator")]
 
 mod common;
 

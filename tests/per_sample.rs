@@ -242,6 +242,7 @@ fn is_modulation(name: &str) -> bool {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn every_contribution_belongs_to_samples() {
     for level_embedding in [false, true] {
         for case in [Case::on_host(level_embedding), Case::on_device(level_embedding, DType::F32)] {
@@ -275,6 +276,7 @@ fn every_contribution_belongs_to_samples() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn summed_gradients_are_those_of_the_shared_modulation() {
     for level_embedding in [false, true] {
         let mut cases = vec![(Case::on_host(level_embedding), 1e-12)];
@@ -295,6 +297,7 @@ fn summed_gradients_are_those_of_the_shared_modulation() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn recomputing_changes_no_bit() {
     let cases = [Case::on_host(true), Case::on_device(true, DType::F32), Case::on_device(true, DType::Bf16)];
     for case in cases {
@@ -333,6 +336,7 @@ fn a_samples_gradient_out_of_a_batch_is_that_of_the_sample_alone() {
 
 /// What a plain tape refuses with the shared modulation.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn weighted_gradients_are_those_of_the_weighted_loss() {
     let weights = [0.2, 1.5, -0.7];
     for (case, bound) in [(Case::on_host(true), 1e-12), (Case::on_device(true, DType::F32), 1e-5)] {

@@ -187,6 +187,7 @@ fn released_files_are_taken_as_they_are() {
 
 /// The VQ-VAE and the rater on the emulator: what they give is what the CPU gives.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn a_released_rater_rates_alike_on_a_device() {
     let work = Workplace::new();
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();

@@ -133,6 +133,7 @@ fn scale_by_scale_is_the_whole_pass() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn scale_by_scale_is_the_whole_pass_on_a_device() {
     let device = common::open_device().unwrap_or_else(|| Device::emulated().expect("the emulator"));
     for form in FORMS {

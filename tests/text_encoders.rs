@@ -114,6 +114,7 @@ fn captions_are_encoded_each_for_itself() {
 /// On a device (the emulator, unless `ALCHEMIST_DEVICE` names another) they are those of the CPU, and no bit of one
 /// depends on the others there either.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn captions_are_encoded_alike_on_a_device() {
     let emulated = || DeviceChoice::Emulated.open().unwrap().expect("the emulator");
     let device = common::open_device().unwrap_or_else(emulated);

@@ -3,6 +3,7 @@
 //!
 //! Inputs are rounded to the kernel's type before the reference sees them. Bounds are relative to the root mean square of the
 //! reference: f32 1e-5, bf16 2e-2, f16 3e-3. `ALCHEMIST_REQUIRE_GPU=1` makes a machine without a GPU an error.
+#![cfg(feature = "emulator")]
 
 #[macro_use]
 #[path = "../device/mod.rs"]

@@ -95,6 +95,7 @@ fn vqvae_matches_the_released_code() {
 /// On a device (the emulator, unless `ALCHEMIST_DEVICE` names another) the products are those of parts of 16 bits: features
 /// must be as near those of f32 on the CPU as f32 itself, and codes the same.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "needs the emulator")]
 fn vqvae_on_a_device_gives_the_codes_of_the_processor() {
     let device = open_device().unwrap_or_else(|| Device::emulated().expect("the emulator"));
     for (fixture, io) in sets() {

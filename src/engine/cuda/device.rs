@@ -116,7 +116,12 @@ impl Device {
             let _ = bytes;
             Err(Error::KernelsNotBuilt {
                 device: "emulated",
-                reason: "there was no C++ compiler for them when it was built".to_owned(),
+                reason: if cfg!(feature = "emulator") {
+                    "there was no C++ compiler for them when it was built"
+                } else {
+                    "its feature `emulator` was turned off when it was built"
+                }
+                .to_owned(),
             })
         }
     }
