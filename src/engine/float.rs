@@ -12,7 +12,7 @@ use crate::engine::storage::Element;
 
 /// A matrix product of the `gemm` crates: sizes, then each matrix with its column and row stride, factors, conjugations.
 /// The output's row stride is the smaller of its strides, or it is one column.
-pub type ProductKernel<T> = unsafe fn(
+pub(crate) type ProductKernel<T> = unsafe fn(
     usize,
     usize,
     usize,

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::engine::float::vectorised;
+use crate::engine::float::vectorized;
 
 /// Rows that one task reduces.
 const TASK_ROWS: usize = 96;
@@ -114,7 +114,7 @@ fn pass(rows: &mut [f64], column: &mut [f64], width: usize, first: usize, update
         .zip(column.par_chunks_mut(TASK_ROWS))
         .enumerate()
         .map(|(task, (rows, column))| {
-            vectorised(
+            vectorized(
                 #[inline(always)]
                 || pass_of_task(rows, column, width, first, update, task == 0),
             )
