@@ -95,13 +95,10 @@ impl ComparisonPage<'_> {
             let path_of = |seed: u64| self.folder.join("ratings").join(format!("{rating}-{seed}.csv"));
             // A rater that diverged with a seed has rated nothing.
             let Some(seed) = seeds.iter().copied().find(|seed| path_of(*seed).is_file()) else {
-                return Err(Error::input(
-                    self.folder,
-                    format!(
-                        "{} holds no ratings by {rating}; name others, or add it to the comparison",
-                        self.folder.display()
-                    ),
-                ));
+                let of = self.folder.display();
+                let message =
+                    format!("{of} holds no ratings by {rating}; name others, or add it to the comparison");
+                return Err(Error::input(self.folder, message));
             };
             let path = path_of(seed);
             let names = RatingColumns { id: config.data.id_column.clone(), ..RatingColumns::default() };

@@ -170,7 +170,7 @@ impl TextEncoder for HashedWords {
 /// assert_eq!(words("A red-and-white CAT, 3×"), ["a", "red", "and", "white", "cat", "3"]);
 /// assert_eq!(words("赤い猫"), ["赤", "い", "猫"]);
 /// ```
-pub(crate) fn words(caption: &str) -> Vec<String> {
+pub fn words(caption: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut open = false;
     let mut joinable = false;

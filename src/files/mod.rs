@@ -17,7 +17,7 @@ use tempfile::{NamedTempFile, TempDir};
 use self::temporary::{create_temporary, forget};
 use crate::error::{Error, Result};
 
-/// What temporary names begin with; see [`remove_leftovers`].
+/// What temporary names begin with; see `remove_leftovers`.
 pub const LEFTOVER: &str = ".unfinished-";
 
 /// Characters after [`LEFTOVER`] in a temporary name.
@@ -140,7 +140,7 @@ fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(folder_of(path))
 }
 
-/// A file that gets its name only when it is complete. Dropped before [`finish`](Self::finish), it leaves nothing.
+/// A file that gets its name only when it is complete. Dropped before `finish`, it leaves nothing.
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
@@ -274,7 +274,7 @@ fn temporary_folder(path: &Path) -> io::Result<TempDir> {
     create_temporary(|| builder.tempdir_in(folder_of(path)), |folder| folder.path().to_path_buf())
 }
 
-/// A folder that appears whole: files are written into a temporary folder beside it, and [`publish`](Self::publish)
+/// A folder that appears whole: files are written into a temporary folder beside it, and `publish`
 /// renames that. Dropped before, it leaves nothing behind.
 #[derive(Debug)]
 pub struct PendingFolder {

@@ -53,12 +53,12 @@ impl Proxy {
         })
     }
 
-    /// See [`Backbone::repeated`].
+    /// See `Backbone::repeated`.
     pub fn repeated(&self) -> &[ParameterId] {
         self.backbone.repeated()
     }
 
-    /// See [`Backbone::draw`].
+    /// See `Backbone::draw`.
     ///
     /// # Errors
     /// Never, as there is a factor for each sample.
@@ -66,7 +66,7 @@ impl Proxy {
         self.backbone.draw(seed, stream, batch)
     }
 
-    /// See [`Backbone::layout`].
+    /// See `Backbone::layout`.
     pub fn layout(&self) -> &Layout {
         self.backbone.layout()
     }
@@ -77,7 +77,7 @@ impl Proxy {
         Self { backbone: self.backbone.with_layout(layout), ..self.clone() }
     }
 
-    /// See [`Backbone::cache`].
+    /// See `Backbone::cache`.
     pub fn cache(&self) -> Cache {
         self.backbone.cache()
     }

@@ -93,7 +93,7 @@ impl Rater {
         })
     }
 
-    /// See [`Backbone::draw`].
+    /// See `Backbone::draw`.
     ///
     /// # Errors
     /// Never, as there is a factor for each sample.

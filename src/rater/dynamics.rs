@@ -25,7 +25,7 @@ pub struct EpochDynamics {
     pub epoch: u64,
     /// The samples' ids, in the order of all recordings of a run.
     pub ids: Vec<String>,
-    /// One column for each of [`MEASURES`], and last the running average of what the sample is worth; no number where there
+    /// One column for each of `MEASURES`, and last the running average of what the sample is worth; no number where there
     /// was none.
     pub columns: Vec<Vec<f64>>,
 }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt};
 
 use super::visible::visible_line;
 
-/// A table with a header. Cells are shown as [`visible_line`] shows them. A column whose filled cells are all numbers is aligned to the right, others to the left.
+/// A table with a header. Cells are shown as `visible_line` shows them. A column whose filled cells are all numbers is aligned to the right, others to the left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextTable {
     header: Vec<String>,

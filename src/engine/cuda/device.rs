@@ -250,7 +250,7 @@ impl Device {
     /// Runs a kernel.
     ///
     /// # Safety
-    /// See [`Driver::launch`].
+    /// See `Driver::launch`.
     ///
     /// # Errors
     /// If there is no such kernel, the launch is beyond the device's limits, or the device fails.

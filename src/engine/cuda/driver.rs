@@ -123,7 +123,7 @@ pub enum Argument {
     U64(u64),
     /// `float`
     F32(f32),
-    /// What [`Driver::sample_map`] made, as `const __grid_constant__ TensorMap`.
+    /// What `Driver::sample_map` made, as `const __grid_constant__ TensorMap`.
     SampleMap(SampleMap),
 }
 

@@ -1,6 +1,6 @@
 //! Devices that run CUDA kernels: a GPU, or the emulator that runs the same sources on the CPU.
 //!
-//! [`driver`] is the seam between the two: everything above it (launches, sizes, the order of arguments) is the same
+//! `driver` is the seam between the two: everything above it (launches, sizes, the order of arguments) is the same
 //! code for both, and is tested on the emulator where there is no GPU. Each op's `cuda.rs` holds one safe launcher for
 //! each of its kernels: it checks sizes, decides grid and block, and knows the order of the arguments. Buffers are dense
 //! and row-major. Numbers are stored as `T` (f32, bf16 or f16) and computed in f32; every sum has a fixed order, so

@@ -147,7 +147,7 @@ impl AdamWTables {
 }
 
 /// One update of all tensors with the numbers of the last [`AdamWTables::set`]; nothing waits for the device. Where the
-/// gradients' norm is not finite, everything stays as it is. Where it is recorded, [`AdamWTables::settle`] has to follow.
+/// gradients' norm is not finite, everything stays as it is. Where it is recorded, `AdamWTables::settle` has to follow.
 ///
 /// # Errors
 /// If the tensors are not those of the tables, or the device fails.

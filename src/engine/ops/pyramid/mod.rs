@@ -89,7 +89,7 @@ impl PyramidQuantizer {
     /// From the sides of the token maps, coarsest first, a codebook `[V, Cvae]` of any float type, and the shared
     /// convolutions φ (none: φ is the identity).
     ///
-    /// Which convolution a scale uses is decided as numpy does in the released code (see [`phi_index`]).
+    /// Which convolution a scale uses is decided as numpy does in the released code (see `phi_index`).
     ///
     /// # Errors
     /// If `patch_nums` is empty, holds 0 or does not grow strictly, or the shapes do not fit each other, or the
