@@ -54,7 +54,7 @@ KERNEL(
 }
 
 KERNEL(
-    rater_loss_standardise, THREADS, float *to, const float *signals, uint32_t samples, uint32_t deviation) {
+    rater_loss_standardize, THREADS, float *to, const float *signals, uint32_t samples, uint32_t deviation) {
     SHARED_ARRAY(float, scratch, [THREADS / WARP]);
     float count = 0.0f, sum = 0.0f, squares = 0.0f;
     for (unsigned at = threadIdx.x; at < samples; at += THREADS) {

@@ -3,7 +3,7 @@
 use alchemist_engine::{
     Result,
     engine::ops::rater_loss::cuda::{
-        rater_loss_backward, rater_loss_regression, rater_loss_seeds, rater_loss_standardise,
+        rater_loss_backward, rater_loss_regression, rater_loss_seeds, rater_loss_standardize,
     },
 };
 
@@ -24,7 +24,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     bench.device("rater_loss_backward", floor(3), || {
         rater_loss_backward(&mut to, &constants, &weights, &factors)
     });
-    bench.device("rater_loss_standardise", floor(2), || rater_loss_standardise(&mut to, &constants, true));
+    bench.device("rater_loss_standardize", floor(2), || rater_loss_standardize(&mut to, &constants, true));
     bench.device("rater_loss_regression", floor(6), || {
         rater_loss_regression([&mut to, &mut targets], &weights, &constants, &averages, &factors)
     });

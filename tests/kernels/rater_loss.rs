@@ -86,7 +86,7 @@ fn a_batch_is_standardized_over_its_numbers() {
             {
                 let expected = cpu::standardize(&tensor(&values, &[count]), deviation).unwrap();
                 let mut to = device.uninitialized::<f32>(count).unwrap();
-                kernels::rater_loss_standardise(&mut to, &upload::<f32>(&device, &values), deviation)
+                kernels::rater_loss_standardize(&mut to, &upload::<f32>(&device, &values), deviation)
                     .unwrap();
                 alike(&device, "standardized", &to.to_host().unwrap(), &expected.to_f64_vec().unwrap());
             }
@@ -131,7 +131,7 @@ fn sizes_that_do_not_fit_are_errors() {
         let [three, pair] = [3, 2].map(|count| device.zeros::<f32>(count).unwrap());
         assert!(kernels::rater_loss_seeds(&mut two, &three, &three).is_err());
         assert!(kernels::rater_loss_backward(&mut two, &three, &pair, &three).is_err());
-        assert!(kernels::rater_loss_standardise(&mut two, &three, true).is_err());
+        assert!(kernels::rater_loss_standardize(&mut two, &three, true).is_err());
         assert!(
             kernels::rater_loss_regression([&mut two, &mut other], &pair, &pair, &three, &three).is_err()
         );

@@ -68,7 +68,7 @@ pub fn rater_loss_backward(
 ///
 /// # Errors
 /// If the sizes do not fit or the device fails.
-pub fn rater_loss_standardise(to: &mut Buffer<f32>, constants: &Buffer<f32>, deviation: bool) -> Result<()> {
+pub fn rater_loss_standardize(to: &mut Buffer<f32>, constants: &Buffer<f32>, deviation: bool) -> Result<()> {
     to.expect_len(OP, "the result", constants.len())?;
     if constants.is_empty() {
         return Ok(());
@@ -78,7 +78,7 @@ pub fn rater_loss_standardise(to: &mut Buffer<f32>, constants: &Buffer<f32>, dev
     // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
     // live, and are freed in the order of the work.
     unsafe {
-        let kernel = Kernel::new(OP, "rater_loss_standardise");
+        let kernel = Kernel::new(OP, "rater_loss_standardize");
         constants.device().launch(&kernel, &Launch::linear(1, THREADS), &arguments)
     }
 }

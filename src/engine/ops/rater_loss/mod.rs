@@ -109,7 +109,7 @@ pub fn standardize(constants: &Tensor, deviation: bool) -> Result<Tensor> {
         return cpu::standardize(constants, deviation)?.cast(constants.dtype());
     }
     let from = constants.buffer::<f32>()?;
-    Tensor::written(from.device(), constants.shape(), |to| cuda::rater_loss_standardise(to, from, deviation))
+    Tensor::written(from.device(), constants.shape(), |to| cuda::rater_loss_standardize(to, from, deviation))
 }
 
 /// What the rater's logits are regressed on, for one batch: in f64 on the host, in f32 on a device.
