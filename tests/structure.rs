@@ -6,6 +6,8 @@
 mod imports;
 #[path = "structure/kernels.rs"]
 mod kernels;
+#[path = "structure/language.rs"]
+mod language;
 #[path = "structure/names.rs"]
 mod names;
 #[path = "structure/ways.rs"]
@@ -141,13 +143,13 @@ fn the_ways_through_the_program_are_as_the_page_says() {
     );
 }
 
-/// Every `.rs` file below a folder, with its text.
-fn sources(folder: &Path, into: &mut Vec<(String, String)>) {
+/// Every file below a folder that ends so, with its text.
+fn sources(folder: &Path, endings: &[&str], into: &mut Vec<(String, String)>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            sources(&path, into);
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            sources(&path, endings, into);
+        } else if path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known)) {
             into.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
         }
     }
@@ -156,7 +158,7 @@ fn sources(folder: &Path, into: &mut Vec<(String, String)>) {
 #[test]
 fn no_two_types_share_a_name() {
     let mut files = Vec::new();
-    sources(Path::new("src"), &mut files);
+    sources(Path::new("src"), &["rs"], &mut files);
     files.sort();
     let mut names = Names::default();
     files.iter().for_each(|(file, text)| names.add(file, text));
@@ -320,4 +322,26 @@ fn planted_kernels_without_operation_launch_test_or_bench_are_found() {
         },
         "`other` has no bench",
     );
+}
+
+#[test]
+fn the_words_are_those_of_the_field() {
+    let words = language::words(include_str!("structure/words.txt"));
+    let mut texts = Vec::new();
+    for folder in ["src", "kernels", "docs"] {
+        sources(Path::new(folder), &["rs", "cu", "cuh", "h", "cpp", "md"], &mut texts);
+    }
+    for page in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benches/RESULTS.md"] {
+        texts.push((page.to_owned(), fs::read_to_string(page).unwrap()));
+    }
+    let found: Vec<String> =
+        texts.iter().flat_map(|(path, text)| language::found(&words, path, text)).collect();
+    assert!(found.is_empty(), "{} lines:\n{}", found.len(), found.join("\n"));
+    // The check finds each word of its list.
+    for line in include_str!("structure/words.txt").lines().filter(|line| line.contains('|')) {
+        let phrase = line.split('|').next().unwrap().trim().trim_end_matches('*');
+        let text = format!("first line\nA_{}-b", phrase.to_uppercase());
+        let found = language::found(&words, "src/planted.rs", &text);
+        assert!(found.iter().any(|line| line.starts_with("src/planted.rs:2: ")), "{phrase} is not found");
+    }
 }
