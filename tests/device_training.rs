@@ -352,7 +352,7 @@ fn codes_are_enough_for_a_device() {
     let batch = Batch { input: None, ..batch(0) };
     let micro = MicroBatch { train: batch.clone(), validation: batch, prior: None };
     let message = without.step(&[micro], RATES, 0).unwrap_err().to_string();
-    assert!(message.contains("has not been made from its codes"), "{message}");
+    assert!(message.contains("has not been computed from the codes"), "{message}");
 }
 
 #[test]

@@ -609,10 +609,9 @@ fn an_image_that_cannot_be_read_is_counted_or_ends_the_fit_of_the_tokenizer() {
         // These three, and the one that is never there.
         assert!(said.contains("(4 left out)") || said.contains("+ 4 failed"), "{said}");
         assert!(
-            String::from_utf8_lossy(&output.stderr)
-                .contains("4 of 60 images that the tokenizer is fitted to")
+            String::from_utf8_lossy(&output.stderr).contains("4 of 60 images for fitting the tokenizer")
                 || String::from_utf8_lossy(&output.stderr)
-                    .contains("3 of 60 images that the tokenizer is fitted to")
+                    .contains("3 of 60 images for fitting the tokenizer")
         );
         let failed = fs::read_to_string(work.path(command).join(table)).unwrap();
         for name in ["000003.png", "000008.png", "000013.png", "missing.png"] {
@@ -628,7 +627,7 @@ fn an_image_that_cannot_be_read_is_counted_or_ends_the_fit_of_the_tokenizer() {
             let output = work.program(&[command, "--config", "config.json", "--out", &out]).output().unwrap();
             let errors = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(1), "{errors}");
-            for word in ["000021.png: cannot be read", "the image tokenizer would be another one"] {
+            for word in ["000021.png: cannot be read", "the tokenizer would be fitted differently"] {
                 assert!(errors.contains(word), "`{word}` is missing in: {errors}");
             }
             assert!(!work.path(&out).join("image_tokenizer").exists(), "{command} has fitted a tokenizer");

@@ -36,7 +36,7 @@ fn what_is_trained_and_rated_with_it_is_the_same() {
     let said = work.succeed(&[&ENCODE[..], &["--out", "cache"]].concat());
     assert!(said.contains("80 rows in = 80 encoded + 0 failed"), "{said}");
     // 64 rows make 4 shards of 13 and one of 12, 16 rows two more.
-    assert!(said.contains("7 shards, 7 of them made now"), "{said}");
+    assert!(said.contains("7 shards, 7 of them new"), "{said}");
     for (command, run) in [("train", "rated"), ("fit", "fitted")] {
         work.succeed(&[command, "--config", "config.json", "--out", run]);
         let other = format!("{run}-cached");
@@ -82,7 +82,7 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
     fs::remove_file(work.path("whole/shard-00006.json")).unwrap();
     work.refused(
         &["train", "--config", "config.json", "--out", "run", "--set", "token_cache=whole"],
-        &["whole", "is not finished"],
+        &["whole", "is incomplete"],
     );
     work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
     work.succeed(&arguments);
@@ -106,10 +106,10 @@ fn a_stopped_encode_goes_on_and_a_damaged_shard_alone_is_made_again() {
         fs::write(&damaged, bytes).unwrap();
         work.refused(
             &["fit", "--config", "config.json", "--out", what, "--set", "token_cache=whole"],
-            &["shard-00003.codes.safetensors", "makes this shard anew"],
+            &["shard-00003.codes.safetensors", "rebuild this shard"],
         );
         let said = work.succeed(&[&ENCODE[..], &["--out", "whole"]].concat());
-        assert!(said.contains("7 shards, 1 of them made now"), "{what}: {said}");
+        assert!(said.contains("7 shards, 1 of them new"), "{what}: {said}");
         assert!(shards(&work, "whole") == expected, "{what}");
         let after: Vec<u64> = names.iter().map(|name| inode(name)).collect();
         let written = before.iter().zip(&after).filter(|(before, after)| before != after).count();
@@ -128,8 +128,8 @@ fn a_cache_of_something_else_is_refused() {
     // Another resolution, and another pyramid.
     train("side", &["--set", "patch_size=10"], &["24 pixels", "30"]);
     train("pyramid", &["--set", "pn=1_3"], &["[1, 2, 3]", "[1, 3]"]);
-    train("alpha", &["--set", "compat.drop_alpha=true"], &["prepared otherwise"]);
-    train("truncated", &["--set", "truncated_images=true"], &["prepared otherwise"]);
+    train("alpha", &["--set", "compat.drop_alpha=true"], &["other image preprocessing"]);
+    train("truncated", &["--set", "truncated_images=true"], &["other image preprocessing"]);
     train("text", &["--set", "seed=4"], &["another text encoder"]);
     // A run that has a tokenizer of its own.
     let other = ["train", "--config", "config.json", "--out", "other", "--set", "seed=4"];
@@ -162,7 +162,7 @@ fn a_cache_of_something_else_is_refused() {
         &["--out", "cache", "--data", "data/train.csv", "--text", "f32"],
         &["of other tables", "--overwrite"],
     );
-    encode(&["--out", "cache"], &["by other encoders or options", "--overwrite"]);
+    encode(&["--out", "cache"], &["built with other encoders or options", "--overwrite"]);
     work.refused(
         &["train", "--config", "config.json", "--out", "none", "--set", "token_cache=data"],
         &["data holds no token cache", "token_cache="],
@@ -190,9 +190,9 @@ fn a_cache_of_something_else_is_refused() {
     }
     let older = ["train", "--config", "config.json", "--out", "of-older", "--set", "token_cache=older"];
     work.succeed(&older);
-    encode(&["--out", "older"], &["of an older version", "--overwrite"]);
+    encode(&["--out", "older"], &["with an older format", "--overwrite"]);
     // A file that was changed by hand is not thrown away.
-    encode(&["--out", "cache", "--overwrite"], &["cache.json", "was changed since"]);
+    encode(&["--out", "cache", "--overwrite"], &["cache.json", "has changed since"]);
     fs::remove_file(work.path("cache/cache.json")).unwrap();
     work.succeed(&[&ENCODE[..], &["--out", "cache", "--overwrite"]].concat());
 }
@@ -241,10 +241,10 @@ fn a_damaged_shard_of_text_states_is_not_used() {
     fs::write(&path, bytes).unwrap();
     work.refused(
         &["train", "--config", "config.json", "--out", "run", "--set", "token_cache=cache"],
-        &["shard-00002.text.safetensors", "makes this shard anew"],
+        &["shard-00002.text.safetensors", "rebuild this shard"],
     );
     let said = work.succeed(&arguments);
-    assert!(said.contains("7 shards, 1 of them made now"), "{said}");
+    assert!(said.contains("7 shards, 1 of them new"), "{said}");
     assert!(shards(&work, "cache") == expected);
 }
 

@@ -1,4 +1,4 @@
-//! A batch as the networks see it, and what a pass over it shows of the predictions.
+//! Batches of encoded samples, and the loss and accuracy of a forward pass over one.
 
 use crate::{
     encode::TextStates,
@@ -14,36 +14,36 @@ use crate::{
     models::Layout,
 };
 
-/// One batch as the networks see it.
+/// One batch of inputs and targets.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// The codes to be predicted, `[B, L]` u32.
+    /// The target codes, `[B, L]` u32.
     pub codes: Tensor,
-    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
-    /// `[B, L, Cvae]` with zeros for the first. Nothing where it is to be made from the codes, see [`CodeReader`].
+    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or `[B,
+    /// L, Cvae]` with zeros for the first scale. `None` if it is computed from the codes; see [`CodeReader`].
     pub input: Option<Tensor>,
-    /// The same for a network that sees up to each scale itself, which a rater does ([`Reach::Through`]). Nothing where it is
-    /// not needed, or is to be made from the codes.
+    /// The same for a network that attends up to and including each scale, which the rater does ([`Reach::Through`]).
+    /// `None` if it is not needed or is computed from the codes.
     pub through: Option<Tensor>,
     /// The captions.
     pub text: TextStates,
-    /// Tokens of the finest scale, the last ones of each row.
+    /// Number of tokens of the finest scale, which come last in each row.
     pub last_scale: usize,
 }
 
 impl Batch {
-    /// The same batch with its input made on the host.
+    /// Returns the batch with its pyramid input computed on the host.
     ///
     /// # Errors
-    /// If the codes are not the quantizer's.
+    /// If a code is outside the quantizer's vocabulary.
     pub fn with_input(self, quantizer: &PyramidQuantizer) -> Result<Self> {
         Ok(Self { input: Some(quantizer.input(&self.codes)?), ..self })
     }
 
-    /// The same batch with the rows that show what `reach` says, made on the host, beside those that it has.
+    /// Returns the batch with the input of `reach` computed on the host in addition to the inputs it has.
     ///
     /// # Errors
-    /// If the codes are not the quantizer's.
+    /// If a code is outside the quantizer's vocabulary.
     pub fn with_reach(self, quantizer: &PyramidQuantizer, reach: Reach) -> Result<Self> {
         match reach {
             Reach::Before => self.with_input(quantizer),
@@ -53,14 +53,13 @@ impl Batch {
         }
     }
 
-    /// The pyramid input whose rows show what `reach` says.
+    /// The pyramid input of `reach`.
     ///
     /// # Errors
-    /// If it has not been made.
+    /// If it has not been computed.
     pub fn reaching(&self, reach: Reach) -> Result<&Tensor> {
-        let through = || {
-            Error::invalid("the input of a batch up to each scale itself has not been made from its codes")
-        };
+        let through =
+            || Error::invalid("batch: the input with `Reach::Through` has not been computed from the codes");
         match reach {
             Reach::Before => self.input(),
             Reach::Through => self.through.as_ref().ok_or_else(through),
@@ -70,44 +69,47 @@ impl Batch {
     /// The pyramid input.
     ///
     /// # Errors
-    /// If it has not been made.
+    /// If it has not been computed.
     pub fn input(&self) -> Result<&Tensor> {
         self.input
             .as_ref()
-            .ok_or_else(|| Error::invalid("the input of a batch has not been made from its codes"))
+            .ok_or_else(|| Error::invalid("batch: the input has not been computed from the codes"))
     }
 
-    /// The tokens of `layout` alone, of a batch on the host whose input has been made.
+    /// Returns the tokens of `layout` only. The batch must be on the host, with its input computed.
     ///
     /// # Errors
-    /// If the input has not been made or there are fewer tokens.
+    /// If the input has not been computed or the batch has fewer tokens than the layout.
     pub fn part(&self, layout: &Layout) -> Result<Self> {
-        let (places, input) = (layout.places(), self.input()?);
+        let (positions, input) = (layout.places(), self.input()?);
         let [batch, tokens] = [self.codes.dim(0), self.codes.dim(1)];
         let (rows, channels) = (input.dim(1), input.dim(2));
         // The input has no rows for the first scale, or zeros.
         let without = tokens - rows;
         let first = layout.whole_first();
-        let kept: Vec<usize> = places.iter().copied().filter(|&place| place >= first.max(without)).collect();
-        if places.last().is_some_and(|&last| last >= tokens) {
-            return Err(Error::invalid(format!("a layout of more tokens than the {tokens} of a batch")));
+        let kept: Vec<usize> =
+            positions.iter().copied().filter(|&position| position >= first.max(without)).collect();
+        if positions.last().is_some_and(|&last| last >= tokens) {
+            return Err(Error::invalid(format!(
+                "the layout has more tokens than the batch, which has {tokens}"
+            )));
         }
         let codes: Vec<u32> = self
             .codes
             .as_slice::<u32>()?
             .chunks_exact(tokens)
-            .flat_map(|codes| places.iter().map(|&place| codes[place]))
+            .flat_map(|codes| positions.iter().map(|&position| codes[position]))
             .collect();
         let values: Vec<f32> = input
             .as_slice::<f32>()?
             .chunks_exact((rows * channels).max(1))
             .flat_map(|sample| {
-                kept.iter().flat_map(|&place| &sample[(place - without) * channels..][..channels])
+                kept.iter().flat_map(|&position| &sample[(position - without) * channels..][..channels])
             })
             .copied()
             .collect();
         Ok(Self {
-            codes: Tensor::new(&[batch, places.len()], codes)?,
+            codes: Tensor::new(&[batch, positions.len()], codes)?,
             input: Some(Tensor::new(&[batch, kept.len(), channels], values)?),
             through: None,
             text: self.text.clone(),
@@ -115,10 +117,10 @@ impl Batch {
         })
     }
 
-    /// Makes the input of this reach where it is missing; the codes are on a device.
+    /// Computes the input of `reach` if it is missing. The codes are on a device.
     ///
     /// # Errors
-    /// Those of [`CodeReader::input`].
+    /// See [`CodeReader::input`].
     pub(crate) fn read_codes(
         &mut self,
         reader: Option<&CodeReader>,
@@ -135,10 +137,11 @@ impl Batch {
         Ok(())
     }
 
-    /// The same batch on a device, floats in the type of the activations; nothing is copied if it is there.
+    /// Returns the batch on `device`, with floats in `dtype`, the activations' type. Nothing is copied if it is
+    /// already there.
     ///
     /// # Errors
-    /// If there is not enough memory or the device fails.
+    /// If the device runs out of memory or fails.
     pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
         let mut batch = self.narrowed(dtype)?;
         for tensor in batch.tensors_mut() {
@@ -147,7 +150,7 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Floats in the type of the activations: narrowed on the host, half as much has to be copied.
+    /// Converts floats to `dtype` on the host, which halves the copy for 16-bit types.
     pub(crate) fn narrowed(&self, dtype: DType) -> Result<Self> {
         Ok(Self {
             codes: self.codes.clone(),
@@ -162,7 +165,7 @@ impl Batch {
         })
     }
 
-    /// The tensors, to be taken elsewhere.
+    /// All tensors of the batch, mutably, to move them to another device.
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let TextStates { states, mask, pooled } = &mut self.text;
         [&mut self.codes, states, mask, pooled].into_iter().chain(&mut self.input).chain(&mut self.through)
@@ -173,13 +176,13 @@ impl Batch {
 /// accuracy]` (upstream.md, C9).
 ///
 /// # Errors
-/// If the last scale has no token or more than there are, or a device fails.
-pub(crate) fn token_measures(seen: &CrossEntropy, tail: usize) -> Result<[f64; 4]> {
-    let (samples, tokens) = (seen.token_loss.dim(0), seen.token_loss.dim(1));
+/// If the last scale is empty or has more tokens than the batch, or a device fails.
+pub(crate) fn token_measures(cross_entropy: &CrossEntropy, tail: usize) -> Result<[f64; 4]> {
+    let (samples, tokens) = (cross_entropy.token_loss.dim(0), cross_entropy.token_loss.dim(1));
     if tail == 0 || tail > tokens {
-        return Err(Error::shape("token measures", format!("a last scale of {tail} tokens among {tokens}")));
+        return Err(Error::shape("token measures", format!("the last scale has {tail} of {tokens} tokens")));
     }
-    let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
+    let (losses, correct) = (cross_entropy.token_loss.to_f64_vec()?, cross_entropy.correct.to_host()?);
     let mut sums = [0.0; 4];
     for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
         let count = |correct: &[u32]| 100.0 * correct.iter().map(|&one| f64::from(one)).sum::<f64>();

@@ -1,4 +1,4 @@
-//! A corpus as the networks see it: every record's codes and caption, each image decoded and tokenized once.
+//! An encoded corpus in memory: the codes and caption of every usable record.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -21,23 +21,23 @@ use crate::{
 /// Usable records with their codes.
 #[derive(Clone, Debug)]
 pub struct EncodedCorpus {
-    /// Ids of the usable records, in the table's order.
+    /// Ids of the usable records, in table order.
     pub ids: Vec<String>,
-    /// Their captions.
+    /// Captions of the usable records.
     pub captions: Vec<String>,
     /// Records that could not be used.
     pub failed: Vec<FailedRecord>,
     codes: Vec<u16>,
     tokens: usize,
-    /// For each record of the table, the beginning of a SHA-256 over id, caption and codes; 0 for one that could not be used.
+    /// For each record of the table, the start of a SHA-256 over id, caption and codes; 0 if it could not be used.
     pub(crate) rows: Vec<u64>,
 }
 
 impl EncodedCorpus {
-    /// Every record's codes, from the cache or from its image.
+    /// Encodes every record, from the cache or from its image.
     ///
     /// # Errors
-    /// If the vocabulary has more than 65,536 codes or the run is interrupted.
+    /// If the vocabulary has more than 65,536 codes or the user interrupts the job.
     pub(crate) fn encode(
         tokenize: Tokenize<'_>,
         mut records: Vec<Record>,
@@ -48,9 +48,9 @@ impl EncodedCorpus {
         let tokens = tokenize.tokenizer.quantizer().tokens();
         let total = records.len() as u64;
         let (mut codes, mut reasons) = (Vec::new(), Vec::with_capacity(records.len()));
-        let origins = tokenize.each(&records, images, |place, found| {
+        let origins = tokenize.each(&records, images, |index, found| {
             interrupt.check(NO_STEP)?;
-            progress.counted("tokenizing", place as u64 + 1, total);
+            progress.counted("tokenizing", index as u64 + 1, total);
             reasons.push(match found {
                 Ok(found) => {
                     codes.extend(found);
@@ -64,11 +64,11 @@ impl EncodedCorpus {
             let folder = cache.folder().display();
             if origins.changed > 0 {
                 tracing::warn!(
-                    "{} images were changed since {folder} was made; they are tokenized anew",
+                    "{} images have changed since {folder} was written; they are tokenized again",
                     origins.changed
                 );
             }
-            tracing::info!("{} of {total} images' tokens are in {folder}", origins.cached);
+            tracing::info!("the tokens of {} of {total} images are in {folder}", origins.cached);
         }
         let mut corpus = Self {
             ids: Vec::new(),
@@ -96,46 +96,46 @@ impl EncodedCorpus {
         Ok(corpus)
     }
 
-    /// Usable records.
+    /// Number of usable records.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no usable records.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Takes the last `count` of a seeded shuffle out, as a corpus of its own: for validation where none is given.
+    /// Splits off the last `count` records of a seeded shuffle, for validation if no validation table is given.
     pub fn split_off(&mut self, count: usize, seed: u64) -> Self {
-        let mut places: Vec<usize> = (0..self.len()).collect();
-        Random::new(seed, Purpose::Shuffle, u64::MAX).shuffle(&mut places);
-        let mut held = places.split_off(self.len() - count);
-        held.sort_unstable();
-        places.sort_unstable();
-        let taken = self.part(&held, Vec::new());
+        let mut indices: Vec<usize> = (0..self.len()).collect();
+        Random::new(seed, Purpose::Shuffle, u64::MAX).shuffle(&mut indices);
+        let mut validation = indices.split_off(self.len() - count);
+        validation.sort_unstable();
+        indices.sort_unstable();
+        let taken = self.part(&validation, Vec::new());
         let failed = std::mem::take(&mut self.failed);
-        *self = self.part(&places, failed);
+        *self = self.part(&indices, failed);
         taken
     }
 
-    /// The records at `places`.
-    fn part(&self, places: &[usize], failed: Vec<FailedRecord>) -> Self {
+    /// The records at `indices`.
+    fn part(&self, indices: &[usize], failed: Vec<FailedRecord>) -> Self {
         Self {
-            ids: places.iter().map(|&place| self.ids[place].clone()).collect(),
-            captions: places.iter().map(|&place| self.captions[place].clone()).collect(),
+            ids: indices.iter().map(|&index| self.ids[index].clone()).collect(),
+            captions: indices.iter().map(|&index| self.captions[index].clone()).collect(),
             failed,
-            codes: places.iter().flat_map(|&place| self.codes_of(place)).copied().collect(),
+            codes: indices.iter().flat_map(|&index| self.codes_of(index)).copied().collect(),
             tokens: self.tokens,
             rows: Vec::new(),
         }
     }
 
-    fn codes_of(&self, place: usize) -> &[u16] {
-        self.codes.get(place * self.tokens..(place + 1) * self.tokens).unwrap_or_default()
+    fn codes_of(&self, index: usize) -> &[u16] {
+        self.codes.get(index * self.tokens..(index + 1) * self.tokens).unwrap_or_default()
     }
 
-    /// SHA-256 over ids, captions and codes in order.
+    /// SHA-256 over ids, captions and codes, in order.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for (id, caption) in self.ids.iter().zip(&self.captions) {
@@ -147,33 +147,34 @@ impl EncodedCorpus {
         hexadecimal(&hash.finalize())
     }
 
-    /// The records at `places` as one batch; `drop_caption` says of which the caption is left out.
+    /// The records at `indices` as one batch. Captions for which `drop_caption` returns `true` are replaced by the
+    /// empty one.
     ///
     /// # Errors
     /// If an encoder fails.
     pub fn batch(
         &self,
-        places: &[usize],
+        indices: &[usize],
         drop_caption: impl Fn(usize, &str) -> bool,
         tokenizer: &dyn ImageTokenizer,
         text: &dyn TextEncoder,
     ) -> Result<Batch> {
         let codes: Vec<u32> =
-            places.iter().flat_map(|&place| self.codes_of(place)).map(|&code| u32::from(code)).collect();
-        let captions: Vec<&str> = places
+            indices.iter().flat_map(|&index| self.codes_of(index)).map(|&code| u32::from(code)).collect();
+        let captions: Vec<&str> = indices
             .iter()
             .enumerate()
             .map(
-                |(at, &place)| {
-                    if drop_caption(at, &self.captions[place]) { "" } else { self.captions[place].as_str() }
+                |(at, &index)| {
+                    if drop_caption(at, &self.captions[index]) { "" } else { self.captions[index].as_str() }
                 },
             )
             .collect();
-        batch(Tensor::new(&[places.len(), self.tokens], codes)?, &captions, tokenizer, text)
+        batch(Tensor::new(&[indices.len(), self.tokens], codes)?, &captions, tokenizer, text)
     }
 }
 
-/// What a record is known by; never 0.
+/// The digest of a record; never 0.
 fn row_digest(record: &Record, codes: &[u16]) -> u64 {
     let mut hash = Sha256::new();
     let (id, caption) = (&record.id, &record.caption);
@@ -185,7 +186,7 @@ fn row_digest(record: &Record, codes: &[u16]) -> u64 {
     digest.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
 }
 
-/// Codes `[B, L]` and captions as one batch, the networks' input not yet made.
+/// Codes `[B, L]` and captions as one batch. The pyramid input is not computed yet.
 ///
 /// # Errors
 /// If an encoder fails.
@@ -201,7 +202,7 @@ pub fn batch(
     Ok(Batch { codes, input: None, through: None, text, last_scale })
 }
 
-/// Maps every record of a chunk on all threads, in order.
+/// Maps every item of a chunk on all threads, in order.
 pub(crate) fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R> + Sync + Send,

@@ -1,4 +1,4 @@
-//! The encoders of a run or a configuration, with the token cache where one is named.
+//! The encoders of a run or a configuration, with the token cache if one is configured.
 
 use std::{path::Path, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// Refuses a tokenizer whose token maps or images have other sides than the configuration's.
+/// Checks that the tokenizer's token maps and image side match the configuration.
 pub(crate) fn expect_pyramid(config: &Config, tokenizer: &dyn ImageTokenizer) -> Result<()> {
     if tokenizer.quantizer().patch_nums() != config.networks.patch_nums
         || tokenizer.image_side() != config.networks.image_side()
@@ -37,21 +37,21 @@ pub(crate) fn expect_pyramid(config: &Config, tokenizer: &dyn ImageTokenizer) ->
     Ok(())
 }
 
-/// Written into an encoder's folder when all of it is there.
+/// Marker file in an encoder's folder, written when the folder is complete.
 pub(crate) const READY: &str = "ready";
 
 pub(crate) fn make_folder(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))
 }
 
-/// The configured text encoder, fresh or loaded.
+/// The configured text encoder, initialized or loaded.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created or loaded.
 pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
     let settings = &config.text_encoder;
     match (settings.kind, &settings.path) {
-        // A folder that an encoder was saved in says itself what it is.
+        // The folder of a saved encoder describes itself.
         (_, Some(path)) if path.join(TEXT_ENCODER).exists() => crate::encode::load_text_encoder(path),
         (TextEncoderKind::HashedWords { .. }, Some(path)) => crate::encode::load_text_encoder(path),
         (TextEncoderKind::HashedWords { tokens, channels }, None) => {
@@ -69,7 +69,7 @@ pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
     }
 }
 
-/// The image tokenizer that a run saved in `folder`, its weights being where the configuration says that they are now.
+/// Loads the image tokenizer that a run saved in `folder`, with its weights from the configured path.
 ///
 /// # Errors
 /// If it cannot be loaded.
@@ -79,12 +79,12 @@ pub fn saved_image_tokenizer(config: &Config, folder: &Path) -> Result<Box<dyn I
     crate::encode::load_moved_image_tokenizer(folder, moved)
 }
 
-/// The text encoder that a run saved in `folder`, from where the configuration says that it is now.
+/// Loads the text encoder that a run saved in `folder`, from the configured path.
 ///
 /// # Errors
 /// If it cannot be loaded.
 pub fn saved_text_encoder(config: &Config, folder: &Path) -> Result<Box<dyn TextEncoder>> {
-    // The path of another kind of encoder, or of a description, is where the run's copy was made from.
+    // The path of another kind of encoder, or of a description, is the source of the run's copy.
     let moved = config.text_encoder.path.as_deref().filter(|path| {
         matches!(config.text_encoder.kind, TextEncoderKind::Pretrained { .. })
             && !path.join(TEXT_ENCODER).exists()
@@ -92,10 +92,10 @@ pub fn saved_text_encoder(config: &Config, folder: &Path) -> Result<Box<dyn Text
     crate::encode::load_moved_text_encoder(folder, moved)
 }
 
-/// The text encoder that a run saved in `folder`, its states taken from the token cache where that holds some.
+/// The text encoder that a run saved in `folder`, with states from the token cache where available.
 ///
 /// # Errors
-/// If it cannot be loaded, or the cache's states are another encoder's.
+/// If it cannot be loaded, or the cache has another encoder's states.
 pub(crate) fn cached_text_encoder(
     config: &Config,
     folder: &Path,
@@ -104,23 +104,23 @@ pub(crate) fn cached_text_encoder(
 ) -> Result<Box<dyn TextEncoder>> {
     let Some(cache) = cache else { return saved_text_encoder(config, folder) };
     cache.expect_text(&read_description(&folder.join(TEXT_ENCODER))?.fingerprint)?;
-    let (config, places) = (config.clone(), [folder.to_path_buf(), later.to_path_buf()]);
+    let (config, folders) = (config.clone(), [folder.to_path_buf(), later.to_path_buf()]);
     CachedText::wrap(cache, move || {
-        let there = places.iter().find(|place| place.join(TEXT_ENCODER).exists());
-        saved_text_encoder(&config, there.unwrap_or(&places[0]))
+        let there = folders.iter().find(|folder| folder.join(TEXT_ENCODER).exists());
+        saved_text_encoder(&config, there.unwrap_or(&folders[0]))
     })
 }
 
-/// The encoders that a run was trained with.
+/// The encoders of a trained model.
 pub(crate) struct Encoders {
     pub(crate) tokenizer: Box<dyn ImageTokenizer>,
     pub(crate) text: Box<dyn TextEncoder>,
-    /// What `encode` kept by them.
+    /// The token cache that they filled.
     pub(crate) cache: Option<Arc<TokenCache>>,
 }
 
 impl Encoders {
-    /// Reads those of a run; its configuration says where weights are that the run holds no copy of.
+    /// Loads the encoders of a run. The configuration locates weights that the run has no copy of.
     pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
         let cache = TokenCache::configured(config)?;
         let tokenizer = saved_image_tokenizer(config, &run.join(IMAGE_TOKENIZER_FOLDER))?;
@@ -132,15 +132,15 @@ impl Encoders {
         Ok(Self { tokenizer, text, cache })
     }
 
-    /// Those that a configuration names, for weights that were not trained here.
+    /// Loads the encoders that a configuration names, for weights that were not trained by this program.
     ///
     /// # Errors
-    /// If it names no image tokenizer, or one cannot be read.
+    /// If the configuration names no image tokenizer, or an encoder cannot be read.
     pub(crate) fn named(config: &Config, interrupt: &Interrupt) -> Result<Self> {
         if config.image_tokenizer.path.is_none() {
             return Err(Error::invalid(
-                "released weights need the image tokenizer they were trained with: set image_tokenizer.kind to vqvae and \
-                 image_tokenizer.path to its weights",
+                "released weights need the image tokenizer they were trained with: set image_tokenizer.kind to vqvae \
+                 and image_tokenizer.path to its weights",
             ));
         }
         for warning in &config.warnings {
@@ -148,8 +148,8 @@ impl Encoders {
         }
         if matches!(config.text_encoder.kind, TextEncoderKind::HashedWords { .. }) {
             tracing::warn!(
-                "captions are encoded by hashed words; unless the weights were trained on them, set text_enc_path to the folder \
-                 of their text encoder"
+                "captions are encoded by hashed words; unless the weights were trained on them, set text_enc_path to \
+                 the folder of their text encoder"
             );
         }
         let (tokenizer, ..) = image_tokenizer(config, (Path::new(""), &[]), None, interrupt, &mut ())?;
@@ -169,7 +169,7 @@ impl Encoders {
         Ok(Self { tokenizer, text, cache })
     }
 
-    /// Whether captions are encoded by a released encoder, in a run or as a configuration says.
+    /// Whether the run or the configuration uses a pretrained text encoder.
     pub(crate) fn text_is_pretrained(config: &Config, run: Option<&Path>) -> Result<bool> {
         let described = match run {
             Some(run) => Some(run.join(TEXT_ENCODER_FOLDER)),
@@ -181,26 +181,26 @@ impl Encoders {
         }
     }
 
-    /// The same encoders, computing on a device if there is one.
+    /// Moves the encoders to `device`, if given.
     ///
     /// # Errors
-    /// As for [`on`].
+    /// See [`on`].
     pub(crate) fn on(self, device: Option<&Device>) -> Result<Self> {
         let (tokenizer, text) = on(device, self.tokenizer, self.text)?;
         Ok(Self { tokenizer, text, ..self })
     }
 
-    /// Vocabulary, channels of a code, and channels of the text, which a network's size depends on.
+    /// The vocabulary, the channels per code and the text channels, which determine the network's size.
     pub(crate) fn sizes(&self) -> (usize, usize, usize) {
         let quantizer = self.tokenizer.quantizer();
         (quantizer.vocabulary(), quantizer.channels(), self.text.channels())
     }
 }
 
-/// Encoders that compute on a device, if there is one.
+/// Moves encoders to `device`, if given.
 ///
 /// # Errors
-/// If there is not enough memory, or the device fails.
+/// If the device runs out of memory or fails.
 pub(crate) fn on(
     device: Option<&Device>,
     tokenizer: Box<dyn ImageTokenizer>,

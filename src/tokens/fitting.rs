@@ -1,4 +1,4 @@
-//! The image tokenizer that a configuration names, or fitted to the records of a table.
+//! Loads the configured image tokenizer, or fits it to the records of a table.
 
 use std::{
     collections::HashMap,
@@ -24,19 +24,19 @@ use crate::{
     },
 };
 
-/// Images decoded ahead of their use.
+/// Images decoded in advance.
 const AHEAD: usize = 128;
 
-/// Fits the configured image tokenizer to a seeded sample of the records of `table`, or loads the one that is named. The
-/// decoded images are given back, so that none is decoded twice.
+/// Loads the configured image tokenizer, or fits it to a seeded sample of the records of `table`. Also returns the
+/// decoded images, so that none is decoded twice.
 ///
-/// An image that is not there or cannot be decoded is no part of the fit, and given back as such: it is left out and counted
-/// wherever the corpus is read. A file that the system fails to read ends the fit, as the same command would give another
-/// tokenizer when it can be read again.
+/// An image that does not exist or cannot be decoded is excluded from the fit and returned as an error: it is skipped
+/// and counted wherever the corpus is read. A file that the system fails to read ends the fit, because once it can be
+/// read again the same command would fit another tokenizer.
 ///
 /// # Errors
-/// If no image can be used (which `failed_out` then lists, if it is given), a file cannot be read, the sizes do not fit, or the
-/// run is interrupted.
+/// If no image can be used (`failed_out`, if given, then lists the reasons), a file cannot be read, the sizes do not
+/// match, or the user interrupts the job.
 pub fn image_tokenizer(
     config: &Config,
     (table, records): (&Path, &[Record]),
@@ -65,38 +65,38 @@ pub fn image_tokenizer(
         patch_nums: config.networks.patch_nums.clone(),
         seed: config.seed,
     };
-    let mut places: Vec<usize> = (0..records.len()).collect();
-    Random::new(config.seed, Purpose::Fit, 0).shuffle(&mut places);
-    places.truncate(config.image_tokenizer.fit_images);
-    places.sort_unstable();
-    places.retain(|&place| records[place].malformed.is_none());
-    let total = places.len() as u64;
-    let requests = places.into_iter().map(|place| (place, records[place].image.clone())).collect::<Vec<_>>();
+    let mut indices: Vec<usize> = (0..records.len()).collect();
+    Random::new(config.seed, Purpose::Fit, 0).shuffle(&mut indices);
+    indices.truncate(config.image_tokenizer.fit_images);
+    indices.sort_unstable();
+    indices.retain(|&index| records[index].malformed.is_none());
+    let total = indices.len() as u64;
+    let requests = indices.into_iter().map(|index| (index, records[index].image.clone())).collect::<Vec<_>>();
     let preprocess = config.preprocess(settings.side);
     let loader = Loader::new(requests, preprocess, config.data.workers, AHEAD)?;
     let mut images = HashMap::new();
     let mut failed = Vec::new();
-    for (done, (place, image)) in loader.enumerate() {
+    for (done, (index, image)) in loader.enumerate() {
         interrupt.check(NO_STEP)?;
         progress.counted("decoding for the tokenizer", done as u64 + 1, total);
         let image = match image {
-            Err(_) => look_again(&records[place].image, &preprocess)?,
+            Err(_) => look_again(&records[index].image, &preprocess)?,
             found => found,
         };
         if let Err(error) = &image {
-            failed.push(FailedRecord::of(&records[place], error.to_string()));
+            failed.push(FailedRecord::of(&records[index], error.to_string()));
         }
-        images.insert(place, image);
+        images.insert(index, image);
     }
     let mut used: Vec<(usize, &SquareImage)> =
-        images.iter().filter_map(|(place, image)| Some((*place, image.as_ref().ok()?))).collect();
-    used.sort_unstable_by_key(|(place, _)| *place);
+        images.iter().filter_map(|(index, image)| Some((*index, image.as_ref().ok()?))).collect();
+    used.sort_unstable_by_key(|(index, _)| *index);
     if used.is_empty() {
         return Err(none_usable(table, &failed, failed_out)?);
     }
     if used.len() < images.len() {
         tracing::warn!(
-            "{} of {total} images that the tokenizer is fitted to cannot be used and are left out",
+            "{} of {total} images for fitting the tokenizer cannot be used and are skipped",
             images.len() - used.len()
         );
     }
@@ -106,10 +106,10 @@ pub fn image_tokenizer(
     Ok((Box::new(tokenizer), Some(report), FitImages(images)))
 }
 
-/// An image that could not be read, once more: what was wrong for a moment is not to change the tokenizer.
+/// Reads an image a second time, so that a transient error does not change the tokenizer.
 ///
 /// # Errors
-/// If the file is there and the system fails to read it, which is no property of the image.
+/// If the file exists and the system fails to read it, which says nothing about the image itself.
 fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<SquareImage>> {
     let found = load_image(image, preprocess);
     if let Err(error @ Error::Memory { .. }) = found {
@@ -119,14 +119,14 @@ fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<Square
         && let Err(error) = read_through(image)
     {
         return Err(image.refuse(format!(
-            "cannot be read ({error}), and the image tokenizer would be another one without it; mend that, or remove the row \
-             from the table"
+            "cannot be read ({error}), and without it the tokenizer would be fitted differently; fix this, or remove the \
+             row from the table"
         )));
     }
     Ok(found)
 }
 
-/// Reads a file to its end. That there is none, or something else than a file, is no failure.
+/// Reads a file to its end. A missing file, or something that is not a file, is not an error.
 fn read_through(image: &ImageRef) -> io::Result<()> {
     let of_the_name = |error: &io::Error| {
         matches!(
@@ -139,7 +139,7 @@ fn read_through(image: &ImageRef) -> io::Result<()> {
                 | ErrorKind::Unsupported
         )
     };
-    // A named pipe is not opened, as that would wait for a writer.
+    // A named pipe is not opened, which would block until there is a writer.
     let read = || match image.stamp() {
         Some(_) => io::copy(&mut image.open()?, &mut io::sink()).map(drop),
         None => image.look(),

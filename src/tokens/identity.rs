@@ -1,10 +1,10 @@
-//! What the files of images are known by: the one rule by which a job that goes on notices that an image was replaced or
-//! deleted since it was read.
+//! Detection of changed images: the one rule by which a resumed job notices that an image was replaced or deleted
+//! since it was read.
 //!
-//! A file of the same length and times is taken to be the same; one of the same length and another time, such as a copy, is
-//! read and compared by its digest. So a job looks at the names alone as long as nothing was touched, a corpus that was copied
-//! or restored still is the same corpus, and a file that was replaced by one of the same length is another. On Unix the time of
-//! the last change of state counts as well, which a program cannot set back.
+//! A file with the same length and times counts as unchanged; one with the same length and another time, such as a
+//! copy, is hashed and compared by its digest. So nothing is read as long as no file was touched, a copied or
+//! restored corpus counts as unchanged, and a file replaced by another of the same length does not. On Unix the time
+//! of the last status change (ctime) counts too, which programs cannot set.
 
 use rayon::prelude::*;
 
@@ -12,72 +12,75 @@ use crate::{
     data::{ImageRef, store::Stamp},
     tokens::{
         cache::{Cached, TokenCache},
-        stamp::{Image, Seen},
+        stamp::{Image, ImageState},
     },
 };
 
-/// Images about to be read.
+/// Stamps of images that are about to be read.
 pub(crate) struct Looking {
-    /// What is known without reading: those that the token cache serves.
+    /// The stamp of each file, and the digest of each image that the token cache serves.
     before: Vec<(Option<Stamp>, Option<[u8; 32]>)>,
 }
 
 impl Looking {
-    /// Looks at images before they are read.
+    /// Records the stamps of images before they are read.
     pub(crate) fn at(images: &[&ImageRef], cache: Option<&TokenCache>) -> Self {
         let look = |image: &&ImageRef| {
-            let held = cache.and_then(|cache| match cache.find(image) {
-                Cached::At(place) => Some(cache.digest(place)),
+            let cached = cache.and_then(|cache| match cache.find(image) {
+                Cached::At(slot) => Some(cache.digest(slot)),
                 _ => None,
             });
-            (image.stamp(), held)
+            (image.stamp(), cached)
         };
         Self { before: images.par_iter().map(look).collect() }
     }
 
-    /// What they were, now that they have been read; or which of them was changed meanwhile.
-    pub(crate) fn seen(self, images: &[&ImageRef]) -> Result<Vec<Seen>, usize> {
-        let see = |(at, (stamp, held)): (usize, (Option<Stamp>, Option<[u8; 32]>))| {
+    /// The states of the images, once they have been read, or the index of one that changed meanwhile.
+    pub(crate) fn states(self, images: &[&ImageRef]) -> Result<Vec<ImageState>, usize> {
+        let state = |(at, (stamp, cached)): (usize, (Option<Stamp>, Option<[u8; 32]>))| {
             let Some(stamp) = stamp else {
-                // The cache serves without the files, too.
-                return Ok(held.map(|held| Image::served(&held)));
+                // The cache also serves images whose files do not exist.
+                return Ok(cached.map(|digest| Image::served(&digest)));
             };
-            let digest = held.or_else(|| images[at].digest().ok());
+            let digest = cached.or_else(|| images[at].digest().ok());
             match images[at].stamp() == Some(stamp) {
                 true => Ok(Some(Image::new(stamp, digest.as_ref()))),
                 false => Err(at),
             }
         };
-        self.before.into_par_iter().enumerate().map(see).collect()
+        self.before.into_par_iter().enumerate().map(state).collect()
     }
 }
 
-/// The first image that is not what it was.
-pub(crate) fn first_changed(images: &[(&ImageRef, &Seen)], cache: Option<&TokenCache>) -> Option<usize> {
-    images.par_iter().position_first(|(image, seen)| !is_still(image, seen, cache))
+/// The index of the first image that is no longer in its recorded state.
+pub(crate) fn first_changed(
+    images: &[(&ImageRef, &ImageState)],
+    cache: Option<&TokenCache>,
+) -> Option<usize> {
+    images.par_iter().position_first(|(image, recorded)| !is_still(image, recorded, cache))
 }
 
-fn is_still(image: &ImageRef, seen: &Seen, cache: Option<&TokenCache>) -> bool {
-    match (image.stamp(), seen) {
-        (Some(stamp), Some(seen)) => seen.is_still(image, stamp),
+fn is_still(image: &ImageRef, recorded: &ImageState, cache: Option<&TokenCache>) -> bool {
+    match (image.stamp(), recorded) {
+        (Some(stamp), Some(recorded)) => recorded.is_still(image, stamp),
         (Some(_), None) => false,
-        // What is read in place of a file that is not there.
-        (None, seen) => {
-            let held = cache.and_then(|cache| match cache.find(image) {
-                Cached::At(place) => Some(cache.digest(place)),
+        // The cache serves an image whose file does not exist.
+        (None, recorded) => {
+            let cached = cache.and_then(|cache| match cache.find(image) {
+                Cached::At(slot) => Some(cache.digest(slot)),
                 _ => None,
             });
-            match (held, seen) {
+            match (cached, recorded) {
                 (None, None) => true,
-                (Some(held), Some(seen)) => seen.has_digest(&held),
+                (Some(cached), Some(recorded)) => recorded.has_digest(&cached),
                 _ => false,
             }
         }
     }
 }
 
-/// Whether two looks at an image found the same.
-pub(crate) fn are_same(one: &Seen, other: &Seen) -> bool {
+/// Whether two recorded states are the same.
+pub(crate) fn are_same(one: &ImageState, other: &ImageState) -> bool {
     match (one, other) {
         (None, None) => true,
         (Some(one), Some(other)) => one.is_same(other),
@@ -101,17 +104,17 @@ mod tests {
         fs::write(&image, "first").unwrap();
         let [first, second] = [&image, &absent].map(ImageRef::from);
         let images = [&first, &second];
-        let seen = Looking::at(&images, None).seen(&images).unwrap();
-        let changed = || first_changed(&[(&first, &seen[0]), (&second, &seen[1])], None);
+        let states = Looking::at(&images, None).states(&images).unwrap();
+        let changed = || first_changed(&[(&first, &states[0]), (&second, &states[1])], None);
         assert_eq!(changed(), None);
-        // The same bytes under another time: a copy.
+        // The same bytes with another time: a copy.
         let later = SystemTime::now() + Duration::from_secs(60);
         fs::File::options().write(true).open(&image).unwrap().set_modified(later).unwrap();
         assert_eq!(changed(), None);
         let time = fs::metadata(&image).unwrap().modified().unwrap();
         fs::write(&image, "other").unwrap();
         assert_eq!(changed(), Some(0));
-        // Not even with its length and time.
+        // Also with the length and time of the original.
         fs::File::options().write(true).open(&image).unwrap().set_modified(time).unwrap();
         assert_eq!(changed(), Some(0));
         fs::remove_file(&image).unwrap();
@@ -120,9 +123,9 @@ mod tests {
         assert_eq!(changed(), None);
         fs::write(&absent, "new").unwrap();
         assert_eq!(changed(), Some(1));
-        // Changed while it was read.
+        // Changed while it was being read.
         let looking = Looking::at(&images, None);
         fs::write(&absent, "newer").unwrap();
-        assert_eq!(looking.seen(&images), Err(1));
+        assert_eq!(looking.states(&images), Err(1));
     }
 }

@@ -1,4 +1,4 @@
-//! The encoded corpus: the records of a table, tokenized, in batches; and the cache in which `encode` keeps tokens.
+//! The encoded corpus: tokenized records in batches, and the token cache that `encode` writes.
 
 pub mod batch;
 pub mod cache;
@@ -11,8 +11,8 @@ pub mod records;
 pub(crate) mod stamp;
 pub mod tokenize;
 
-/// The folder of the image tokenizer, in a run and in a token cache.
+/// Name of the image tokenizer's folder, in a run and in a token cache.
 pub(crate) const IMAGE_TOKENIZER_FOLDER: &str = "image_tokenizer";
 
-/// The folder of the text encoder, in a run and in a token cache.
+/// Name of the text encoder's folder, in a run and in a token cache.
 pub(crate) const TEXT_ENCODER_FOLDER: &str = "text_encoder";

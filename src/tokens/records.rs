@@ -15,21 +15,21 @@ use crate::{
 pub struct FailedRecord {
     /// The record's id.
     pub id: String,
-    /// Where it stands.
+    /// Its location in the table.
     #[serde(alias = "line")]
     pub origin: Origin,
-    /// What is wrong.
+    /// The reason.
     pub reason: String,
 }
 
 impl FailedRecord {
-    /// One of these, and why.
+    /// A failed record and the reason.
     pub(crate) fn of(record: &Record, reason: impl Into<String>) -> Self {
         Self { id: record.id.clone(), origin: record.origin.clone(), reason: reason.into() }
     }
 }
 
-/// Writes a table of records that were left out.
+/// Writes a table of failed records.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -38,7 +38,8 @@ pub(crate) fn write_failed<'a>(path: &Path, failed: impl Iterator<Item = &'a Fai
     write_csv(path, &["id", "origin", "reason"], failed.map(row))
 }
 
-/// Why a job ends that can use no row of `table`: the reasons with their counts. `failed_out`, if it is given, lists every row.
+/// The error of a job that can use no row of `table`: the reasons with their counts. `failed_out`, if given, lists
+/// every row.
 ///
 /// # Errors
 /// If the list cannot be written.

@@ -1,4 +1,4 @@
-//! Images to codes: from the token cache where it has them, else decoded ahead of use and tokenized some at a time.
+//! Images to codes: from the token cache where available, else decoded in advance and tokenized in chunks.
 
 use std::{collections::HashMap, thread::ScopedJoinHandle};
 
@@ -13,52 +13,52 @@ use crate::{
     tokens::cache::{Cached, TokenCache},
 };
 
-/// Images tokenized at once.
+/// Images per tokenizer call.
 const CHUNK: usize = 64;
-/// Records that may wait for a chunk to be full.
+/// Records that may wait until a chunk is full.
 const WAITING: usize = 4096;
-/// Images decoded ahead of their use.
+/// Images decoded in advance.
 const AHEAD: usize = 128;
 
-/// Images that were read already, by the record's place; or why they could not be, which is not tried again: an image that the
-/// tokenizer could not be fitted to is left out and counted.
+/// Images that were read already, by the index of their record, or the reason why they could not be read, which is
+/// final: an image that could not be used to fit the tokenizer is skipped and counted.
 #[derive(Default)]
 pub struct FitImages(pub(super) HashMap<usize, Result<SquareImage>>);
 
 impl FitImages {
-    /// Those that could not be read, and why.
+    /// The images that could not be read, with the reasons.
     pub(super) fn failed(&self) -> impl Iterator<Item = (usize, String)> {
-        self.0.iter().filter_map(|(place, image)| Some((*place, image.as_ref().err()?.to_string())))
+        self.0.iter().filter_map(|(index, image)| Some((*index, image.as_ref().err()?.to_string())))
     }
 
-    /// None but such ones.
+    /// Only failed images.
     pub(super) fn of_failed(failed: impl Iterator<Item = (usize, String)>) -> Self {
-        Self(failed.map(|(place, reason)| (place, Err(Error::invalid(reason)))).collect())
+        Self(failed.map(|(index, reason)| (index, Err(Error::invalid(reason)))).collect())
     }
 }
 
-/// How many records' codes came from where.
+/// How many records' codes came from which source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Origins {
-    /// From the cache.
+    /// Codes from the cache.
     pub(crate) cached: usize,
-    /// From an image that was changed since it was encoded.
+    /// Images that have changed since they were encoded.
     pub(crate) changed: usize,
-    /// From an image that the cache does not hold.
+    /// Images that are not in the cache.
     pub(crate) absent: usize,
 }
 
-/// How records become codes.
+/// Options and inputs of tokenizing records.
 #[derive(Clone, Copy)]
 pub(crate) struct Tokenize<'a> {
-    /// Decoding and threads.
+    /// Configures decoding and threads.
     pub(crate) config: &'a Config,
     pub(crate) tokenizer: &'a dyn ImageTokenizer,
-    /// Made by this tokenizer.
+    /// Built with this tokenizer.
     pub(crate) cache: Option<&'a TokenCache>,
 }
 
-/// A record whose turn has not come.
+/// A record that has not been delivered yet.
 enum Waiting {
     Codes(Vec<u16>),
     /// The next of the images that wait to be tokenized.
@@ -67,7 +67,7 @@ enum Waiting {
 }
 
 impl Tokenize<'_> {
-    /// Gives the codes of every record, or why there are none, in order.
+    /// Passes to `give` the codes of every record, or why there are none, in order.
     ///
     /// # Errors
     /// If the vocabulary has more than 65,536 codes, the cache is damaged, or `give` fails.
@@ -95,8 +95,8 @@ impl Tokenize<'_> {
             .zip(&known)
             .enumerate()
             .filter(|(_, (record, _))| record.malformed.is_none())
-            .filter(|(place, (_, known))| !matches!(known, Cached::At(_)) && !images.0.contains_key(place))
-            .map(|(place, (record, _))| (place, record.image.clone()))
+            .filter(|(index, (_, known))| !matches!(known, Cached::At(_)) && !images.0.contains_key(index))
+            .map(|(index, (record, _))| (index, record.image.clone()))
             .collect();
         let preprocess = self.config.preprocess(self.tokenizer.image_side());
         let mut loader = Loader::new(requests, preprocess, self.config.data.workers, AHEAD)?;
@@ -104,7 +104,7 @@ impl Tokenize<'_> {
         std::thread::scope(|scope| {
             let (mut waiting, mut chunk) = (Vec::new(), Vec::with_capacity(CHUNK));
             let mut delivery = Delivery { first: 0, under_way: None, give: &mut give };
-            // Images are put together while those before them are tokenized.
+            // The next chunk is assembled while this one is tokenized.
             let mut start = |waiting: &mut Vec<Waiting>, chunk: &mut Vec<SquareImage>| -> Result<()> {
                 let images = if chunk.is_empty() { None } else { Some(stack(chunk)?) };
                 chunk.clear();
@@ -120,7 +120,7 @@ impl Tokenize<'_> {
                 delivery.under_way = Some((std::mem::take(waiting), codes));
                 Ok(())
             };
-            for (place, known) in known.into_iter().enumerate() {
+            for (index, known) in known.into_iter().enumerate() {
                 waiting.push(match (known, self.cache) {
                     (Cached::At(at), Some(cache)) => {
                         origins.cached += 1;
@@ -130,9 +130,9 @@ impl Tokenize<'_> {
                         let count =
                             if known == Cached::Changed { &mut origins.changed } else { &mut origins.absent };
                         *count += 1;
-                        let image = match images.0.remove(&place) {
+                        let image = match images.0.remove(&index) {
                             Some(image) => image,
-                            None => records[place].check().and_then(|()| {
+                            None => records[index].check().and_then(|()| {
                                 loader.next().map_or_else(
                                     || Err(Error::invalid("an image was not decoded")),
                                     |(_, image)| image,
@@ -144,7 +144,7 @@ impl Tokenize<'_> {
                                 chunk.push(image);
                                 Waiting::Image
                             }
-                            // No property of the image: with more memory the result would be another.
+                            // Not a property of the image: with more memory the result would differ.
                             Err(error @ Error::Memory { .. }) => return Err(error),
                             Err(error) => Waiting::Failed(error),
                         }
@@ -161,20 +161,20 @@ impl Tokenize<'_> {
     }
 }
 
-/// Codes that are being made on a thread of their own.
+/// Codes being computed on a thread of their own.
 type Tokenizing<'scope> = Option<ScopedJoinHandle<'scope, Result<Tensor>>>;
 
-/// Gives what is tokenized, a chunk behind what is decoded.
+/// Delivers tokenized records, one chunk behind the decoder.
 struct Delivery<'scope, 'a, G> {
-    /// The place of the next record to be given.
+    /// Index of the next record to deliver.
     first: usize,
-    /// Records whose images are being tokenized, and those between them.
+    /// Records whose images are being tokenized, and the records between them.
     under_way: Option<(Vec<Waiting>, Tokenizing<'scope>)>,
     give: &'a mut G,
 }
 
 impl<G: FnMut(usize, Result<Vec<u16>>) -> Result<()>> Delivery<'_, '_, G> {
-    /// Waits for what is under way and gives it.
+    /// Waits for the chunk in progress and delivers it.
     fn finish(&mut self) -> Result<()> {
         let Some((waiting, tokenizing)) = self.under_way.take() else { return Ok(()) };
         let mut tokenized = Vec::new();
@@ -182,7 +182,7 @@ impl<G: FnMut(usize, Result<Vec<u16>>) -> Result<()>> Delivery<'_, '_, G> {
             let codes = tokenizing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             for codes in codes.as_slice::<u32>()?.chunks(codes.dim(1)) {
                 let narrow = |&code: &u32| {
-                    u16::try_from(code).map_err(|_| Error::invalid("a code does not fit 16 bits"))
+                    u16::try_from(code).map_err(|_| Error::invalid("a code does not fit in 16 bits"))
                 };
                 tokenized.push(codes.iter().map(narrow).collect::<Result<Vec<u16>>>()?);
             }

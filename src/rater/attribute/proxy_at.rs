@@ -20,7 +20,7 @@ use crate::{
     rater::parts::{Outcome, PartRow, Source},
     tokens::{
         encoded::{batch, in_parallel},
-        stamp::Seen,
+        stamp::ImageState,
     },
     training::{
         checkpoint::{Checkpoint, restore_moments, restore_weights},
@@ -69,7 +69,7 @@ impl<'a> ProxyAt<'a> {
         validation_rows: u64,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
-    ) -> Result<(Self, Vec<Seen>)> {
+    ) -> Result<(Self, Vec<ImageState>)> {
         let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
         let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
         let saved = Checkpoint::load(&held.folder)?;
@@ -125,7 +125,7 @@ impl<'a> ProxyAt<'a> {
         rows: u64,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
-    ) -> Result<Vec<Seen>> {
+    ) -> Result<Vec<ImageState>> {
         let mut sum = Accumulate::default();
         let mut corpus = source.open()?;
         let (mut images, mut from) = (Vec::new(), None);

@@ -38,7 +38,7 @@ use crate::{
     select::ratings::{TableKind, write_error},
     tokens::{
         identity::{are_same, first_changed},
-        stamp::Seen,
+        stamp::ImageState,
     },
 };
 
@@ -48,7 +48,7 @@ const JOB: &str = "job.json";
 /// What images were, by the order of their rows.
 #[derive(Serialize, Deserialize)]
 struct Images {
-    images: Vec<Seen>,
+    images: Vec<ImageState>,
 }
 
 /// What an interrupted job has kept before its first part.
@@ -237,7 +237,7 @@ impl Parts {
     }
 
     /// Keeps what the images of a further table were, on which all numbers depend; or refuses others than those that were kept.
-    pub(crate) fn keep_images(&self, source: &Source<'_>, images: Vec<Seen>) -> Result<()> {
+    pub(crate) fn keep_images(&self, source: &Source<'_>, images: Vec<ImageState>) -> Result<()> {
         let path = self.images_path();
         if !path.exists() {
             return write_sealed(&path, &Images { images });
@@ -366,7 +366,7 @@ impl Parts {
                 };
                 chunk.push((record, found));
             }
-            let images: Vec<(&ImageRef, &Seen)> = chunk
+            let images: Vec<(&ImageRef, &ImageState)> = chunk
                 .iter()
                 .flat_map(|(record, found)| found.iter().map(|found| (&record.image, &found.image)))
                 .collect();

@@ -13,7 +13,7 @@ use crate::{
     tokens::{
         cache::TokenCache,
         identity::{Looking, first_changed},
-        stamp::Seen,
+        stamp::ImageState,
         tokenize::{FitImages, Tokenize},
     },
 };
@@ -40,7 +40,7 @@ pub(crate) struct PartRow<N> {
     /// Its row in the corpus.
     pub(crate) row: u64,
     /// What its image was.
-    pub(crate) image: Seen,
+    pub(crate) image: ImageState,
     /// What was found.
     pub(crate) outcome: Outcome<N>,
 }
@@ -113,7 +113,7 @@ impl Source<'_> {
             });
             Ok(())
         })?;
-        let images = looking.seen(&paths).map_err(|at| {
+        let images = looking.states(&paths).map_err(|at| {
             records[at].image.refuse("was changed while it was read; give the same command again")
         })?;
         let tokens = tokenizer.quantizer().tokens();
@@ -139,7 +139,7 @@ impl Source<'_> {
     pub(super) fn first_changed<'s>(
         &self,
         from: Option<Cursor>,
-        images: impl ExactSizeIterator<Item = &'s Seen>,
+        images: impl ExactSizeIterator<Item = &'s ImageState>,
     ) -> Result<Option<ImageRef>> {
         let mut corpus = self.open()?;
         let mut records: Vec<Record> = Vec::with_capacity(images.len());

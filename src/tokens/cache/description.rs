@@ -1,4 +1,4 @@
-//! `cache.json`: by what the tokens and text states of a cache were made, and of what.
+//! `cache.json`: the tables, encoders and settings that a token cache was built from.
 
 use std::path::{Path, PathBuf};
 
@@ -11,29 +11,29 @@ use crate::{
     files::sealed::{Unsealed, unseal},
 };
 
-/// The file that makes a folder a token cache.
+/// The file that marks a folder as a token cache.
 pub(crate) const CACHE: &str = "cache.json";
-/// The form of the files that this version writes. Form 1, which was not sealed and did not say what the images were, is read,
-/// but not gone on with.
+/// The format version that is written. Version 1 has no checksum and does not record the state of the images: it can
+/// be read, but not extended.
 pub(crate) const FORMAT: u32 = 2;
 
-/// The most that a configuration may ask of a text encoder.
+/// Upper bound on the tokens per caption.
 const MOST_TOKENS: usize = 4096;
 const MOST_CHANNELS: usize = 16_384;
 
-/// What is kept of a caption.
+/// What the cache stores per caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TextKept {
-    /// Its states in bfloat16: half the space; a state is rounded to 8 bits.
+    /// States in bfloat16: half the size of f32, with an 8-bit significand.
     Bf16,
-    /// Its states as the encoder gives them.
+    /// States exactly as the encoder computes them.
     F32,
-    /// Its token ids: next to no space; the encoder's network runs when states are needed.
+    /// Token ids, which are tiny; the encoder's network runs when states are needed.
     Ids,
 }
 
-/// The floats that text states are kept in.
+/// Float type of stored text states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Floats {
     Bf16,
@@ -50,11 +50,11 @@ impl TextKept {
     }
 }
 
-/// By what the text states were made.
+/// The encoder of the text states and their shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TextDescription {
-    /// The encoder's fingerprint.
+    /// Fingerprint of the encoder.
     pub(crate) encoder: String,
     pub(crate) tokens: usize,
     pub(crate) channels: usize,
@@ -62,14 +62,14 @@ pub(crate) struct TextDescription {
     pub(crate) kept: TextKept,
 }
 
-/// What of an image's preparation changes its tokens.
+/// The image preprocessing options that affect tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Preparation {
     pub(crate) drop_alpha: bool,
     pub(crate) apply_orientation: bool,
     pub(crate) clip_gray16: bool,
-    /// Absent from caches that were made before there was the key, all of them without it.
+    /// Absent from caches written before the key existed, all of which used the default.
     #[serde(default)]
     pub(crate) truncated_images: bool,
 }
@@ -85,7 +85,7 @@ impl Preparation {
     }
 }
 
-/// A table that was encoded.
+/// An encoded table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TableDescription {
@@ -99,15 +99,15 @@ pub(crate) struct TableDescription {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Description {
     pub(crate) format: u32,
-    /// The image tokenizer's fingerprint.
+    /// Fingerprint of the image tokenizer.
     pub(crate) image_tokenizer: String,
-    /// Pixels of an image's side.
+    /// Side length of the images, in pixels.
     pub(crate) side: usize,
     pub(crate) patch_nums: Vec<usize>,
     pub(crate) vocabulary: usize,
     pub(crate) preparation: Preparation,
     pub(crate) text: Option<TextDescription>,
-    /// SHA-256 over the keys of the configuration that the encoders were made by.
+    /// SHA-256 over the configuration keys that determine the encoders.
     pub(crate) settings: String,
     pub(crate) shard_rows: usize,
     pub(crate) tables: Vec<TableDescription>,
@@ -125,16 +125,16 @@ impl Description {
         }
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let none = |error: serde_json::Error| {
-            damaged(&path, format!("not the description of a token cache: {error}"))
+            damaged(&path, format!("is not the description of a token cache: {error}"))
         };
         let (text, sealed) = match unseal(&bytes) {
             Unsealed::Whole(text) => (text, true),
             Unsealed::Without => (bytes, false),
             Unsealed::Broken => {
-                let cure = "encode the corpus again, with --overwrite";
+                let cure = "encode the corpus again with --overwrite";
                 return Err(damaged(
                     &path,
-                    format!("is damaged: its SHA-256 is not the one at its end; {cure}"),
+                    format!("is damaged: its contents do not match its SHA-256; {cure}"),
                 ));
             }
         };
@@ -146,21 +146,18 @@ impl Description {
         match (format, sealed) {
             (FORMAT, true) | (1, false) => {}
             (FORMAT, false) => {
-                let cure = "encode the corpus again, with --overwrite";
-                return Err(damaged(&path, format!("is damaged: it does not end with its SHA-256; {cure}")));
+                let cure = "encode the corpus again with --overwrite";
+                return Err(damaged(&path, format!("is damaged: its SHA-256 is missing; {cure}")));
             }
             _ => {
-                let message = format!("has the form {format}, but this version reads forms 1 and {FORMAT}");
+                let message = format!("has format {format}, but this version reads formats 1 and {FORMAT}");
                 return Err(damaged(&path, message));
             }
         }
         let found: Self = serde_json::from_slice(&text).map_err(none)?;
         let text = found.text.as_ref();
         if text.is_some_and(|text| text.tokens > MOST_TOKENS || text.channels > MOST_CHANNELS) {
-            return Err(damaged(
-                &path,
-                "says that a caption has more tokens or channels than any encoder gives",
-            ));
+            return Err(damaged(&path, "gives more tokens or channels per caption than any encoder has"));
         }
         Ok(found)
     }

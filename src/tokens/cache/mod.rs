@@ -1,10 +1,10 @@
-//! The token cache: what `encode` keeps of a corpus, so that no epoch and no later command runs the image tokenizer or a large
-//! text encoder again.
+//! The token cache: codes and text states of a corpus, written by `encode`, so that no epoch and no later command
+//! runs the image tokenizer or a large text encoder again.
 //!
-//! A folder with `cache.json` (by what the tokens were made, and of what), the encoders as a run saves them, and shards. A
-//! record is found by its image's path, seen from the cache's folder: the cache can be moved together with the images, and
-//! a chosen subset or any other table of the same images is served as well. What is not in the cache, or is of an image that
-//! was changed since, is made as without it.
+//! A folder with `cache.json`, the encoders in the format in which a run saves them, and shards. A record is looked
+//! up by the path of its image relative to the cache's folder: the cache can be moved together with the images, and
+//! also serves a selected subset or any other table of the same images. Images that are not in the cache, or that
+//! changed since they were encoded, are tokenized as without a cache.
 
 mod description;
 pub(crate) mod shard;
@@ -32,40 +32,40 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Where something lies: the shard and the row in it.
+/// Location of an entry: its shard and its row in the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Slot {
     shard: u32,
     row: u32,
 }
 
-/// What is known of an image.
+/// Result of looking up an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cached {
-    /// Its codes are there.
-    At(Place),
-    /// There are codes, but the file was changed since.
+    /// Its codes are in the cache.
+    At(Slot),
+    /// Codes are in the cache, but the file has changed since.
     Changed,
-    /// It was not encoded.
+    /// The image was not encoded.
     Absent,
 }
 
-/// A finished token cache, opened for reading.
+/// A complete token cache, opened for reading.
 pub struct TokenCache {
     folder: PathBuf,
     description: Description,
     codes: Vec<Codes>,
     text: Vec<Text>,
-    images: HashMap<Key, Place>,
-    captions: HashMap<Key, Place>,
+    images: HashMap<Key, Slot>,
+    captions: HashMap<Key, Slot>,
 }
 
 impl TokenCache {
-    /// Opens a cache. The files of codes are checked against their checksums, those of text states, which may be larger by far,
-    /// against their lengths now and against their checksums before the first caption of each is used.
+    /// Opens a cache. Files of codes are verified against their checksums. Files of text states can be much larger:
+    /// their lengths are verified now, their checksums before the first caption of each is read.
     ///
     /// # Errors
-    /// If there is none, it is not finished, or a file is missing or damaged: `encode` then makes that shard again.
+    /// If there is no cache, it is incomplete, or a file is missing or damaged; `encode` then rebuilds that shard.
     pub fn open(folder: &Path) -> Result<Self> {
         let folder = absolute(folder)?;
         let description = Description::read(&folder)?;
@@ -100,20 +100,17 @@ impl TokenCache {
             note(&mut captions, number, text.iter().flat_map(Text::keys));
         }
         if description.text.is_some() && captions.is_empty() {
-            return Err(damaged(
-                &folder,
-                "says that it holds text states, but there are none; encode the corpus again",
-            ));
+            return Err(damaged(&folder, "lists text states, but a shard has none; encode the corpus again"));
         }
         let (codes, text): (Vec<Codes>, Vec<Option<Text>>) = opened.into_iter().unzip();
         let text = text.into_iter().flatten().collect();
         Ok(Self { folder, description, codes, text, images, captions })
     }
 
-    /// The cache that a configuration names.
+    /// Opens the cache that the configuration names, if any.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open).
+    /// See [`open`](Self::open).
     pub(crate) fn configured(config: &Config) -> Result<Option<Arc<Self>>> {
         Ok(config.data.token_cache.as_deref().map(Self::open).transpose()?.map(Arc::new))
     }
@@ -123,46 +120,47 @@ impl TokenCache {
         &self.folder
     }
 
-    /// Images whose codes are kept.
+    /// Number of images with codes in the cache.
     pub fn images(&self) -> usize {
         self.images.len()
     }
 
-    /// Captions whose states are kept.
+    /// Number of captions with states in the cache.
     pub fn captions(&self) -> usize {
         self.captions.len()
     }
 
-    /// Whether states are rounded: what is trained on them is another thing than without the cache.
+    /// Whether stored states are rounded. Training on them then differs from training without the cache.
     pub(crate) fn rounds_text(&self) -> bool {
         self.description.text.as_ref().is_some_and(|text| text.kept == TextKept::Bf16)
     }
 
-    /// The folder of the image tokenizer that made the codes.
+    /// The folder of the image tokenizer that computed the codes.
     pub(crate) fn image_tokenizer(&self) -> PathBuf {
         image_tokenizer_folder(&self.folder)
     }
 
-    /// The folder of the text encoder that made the states, if there are any.
+    /// The folder of the text encoder that computed the states, if there are any.
     pub(crate) fn text_encoder(&self) -> Option<PathBuf> {
         self.description.text.as_ref().map(|_| text_encoder_folder(&self.folder))
     }
 
-    /// The fingerprint of the text encoder that made the states, if there are any.
+    /// The fingerprint of the text encoder that computed the states, if there are any.
     pub(crate) fn text_fingerprint(&self) -> Option<&str> {
         self.description.text.as_ref().map(|text| text.encoder.as_str())
     }
 
-    /// Refuses codes that this tokenizer would not give under this configuration.
+    /// Checks that `tokenizer` would compute the same codes under this configuration.
     ///
     /// # Errors
-    /// If another tokenizer made them, or the images were prepared otherwise.
+    /// If another tokenizer computed them, or the images were preprocessed differently.
     pub(crate) fn expect(&self, config: &Config, tokenizer: &dyn ImageTokenizer) -> Result<()> {
         let Description { side, patch_nums, image_tokenizer, preparation, .. } = &self.description;
         let quantizer = tokenizer.quantizer();
         if *side != tokenizer.image_side() || patch_nums != quantizer.patch_nums() {
             return Err(self.refuse(format!(
-                "holds token maps of sides {patch_nums:?} of images of {side} pixels, but {:?} of {} pixels are needed",
+                "holds token maps with sides {patch_nums:?} for images of {side} pixels; the configuration needs \
+                 {:?} and {} pixels",
                 quantizer.patch_nums(),
                 tokenizer.image_side()
             )));
@@ -170,28 +168,28 @@ impl TokenCache {
         let found = tokenizer.fingerprint();
         if *image_tokenizer != found {
             return Err(self.refuse(format!(
-                "was made by another image tokenizer (fingerprint {} there, {} here)",
+                "was built with another image tokenizer (fingerprint {}, expected {})",
                 short(image_tokenizer),
                 short(&found)
             )));
         }
-        let wanted = Preparation::of(&config.preprocess(*side));
-        if *preparation != wanted {
+        let expected = Preparation::of(&config.preprocess(*side));
+        if *preparation != expected {
             return Err(self.refuse(format!(
-                "was made of images that were prepared otherwise ({preparation:?}, not {wanted:?}: see `compat`)"
+                "was built with other image preprocessing ({preparation:?}, expected {expected:?}; see `compat`)"
             )));
         }
         Ok(())
     }
 
-    /// Refuses states of another encoder than that of this fingerprint.
+    /// Checks that the text encoder with this fingerprint computed the states.
     ///
     /// # Errors
-    /// If another one made them.
+    /// If another encoder did.
     pub(crate) fn expect_text(&self, found: &str) -> Result<()> {
         match self.text_fingerprint() {
             Some(kept) if kept != found => Err(self.refuse(format!(
-                "holds the states of another text encoder (fingerprint {} there, {} here)",
+                "holds the states of another text encoder (fingerprint {}, expected {})",
                 short(kept),
                 short(found)
             ))),
@@ -202,49 +200,51 @@ impl TokenCache {
     fn refuse(&self, message: String) -> Error {
         damaged(
             &self.folder,
-            format!("the token cache {message}; encode the corpus again, or leave token_cache out"),
+            format!(
+                "the token cache {message}; encode the corpus again, or remove token_cache from the configuration"
+            ),
         )
     }
 
-    /// Whether the codes of an image are kept, and it was not changed since.
+    /// Whether the cache has codes for the image and the image has not changed since.
     pub fn holds(&self, image: &ImageRef) -> bool {
         matches!(self.find(image), Cached::At(_))
     }
 
-    /// What there is of an image.
+    /// Looks up an image.
     pub(crate) fn find(&self, image: &ImageRef) -> Cached {
         match self.images.get(&image_key(&self.folder, image)) {
             None => Cached::Absent,
-            Some(&place) => match self.codes[place.shard as usize].freshness(place.row as usize, image) {
-                Freshness::Same => Cached::At(place),
+            Some(&slot) => match self.codes[slot.shard as usize].freshness(slot.row as usize, image) {
+                Freshness::Same => Cached::At(slot),
                 Freshness::Changed => Cached::Changed,
             },
         }
     }
 
-    /// The codes `[L]` at a place.
+    /// The codes `[L]` of an entry.
     ///
     /// # Errors
-    /// If one is beyond the vocabulary.
-    pub(crate) fn codes(&self, place: Place) -> Result<Vec<u16>> {
-        self.codes[place.shard as usize].codes(place.row as usize)
+    /// If a code is outside the vocabulary.
+    pub(crate) fn codes(&self, slot: Slot) -> Result<Vec<u16>> {
+        self.codes[slot.shard as usize].codes(slot.row as usize)
     }
 
-    /// The SHA-256 of the file that the codes at a place were made of.
-    pub(crate) fn digest(&self, place: Place) -> [u8; 32] {
-        self.codes[place.shard as usize].digest(place.row as usize)
+    /// SHA-256 of the image file that an entry's codes were computed from.
+    pub(crate) fn digest(&self, slot: Slot) -> [u8; 32] {
+        self.codes[slot.shard as usize].digest(slot.row as usize)
     }
 
-    /// Reads everything that is kept: how many codes there are, and how many finite numbers of text states.
+    /// Reads every entry. Returns the number of codes and the number of finite values among the text states.
     ///
     /// # Errors
-    /// If a code is beyond the vocabulary.
+    /// If a code is outside the vocabulary.
     pub fn read_all(&self) -> Result<(usize, usize)> {
         let mut codes = 0;
         for (shard, table) in self.codes.iter().enumerate() {
             for row in 0..table.keys().count() {
-                let place = Place { shard: shard as u32, row: row as u32 };
-                codes += self.codes(place)?.len();
+                let slot = Slot { shard: shard as u32, row: row as u32 };
+                codes += self.codes(slot)?.len();
             }
         }
         let states = self.text.iter().map(Text::count_finite).sum();
@@ -259,7 +259,7 @@ impl fmt::Debug for TokenCache {
     }
 }
 
-/// The entries of all shards, which must follow on one another through all tables.
+/// The index entries of all shards, which must cover all tables without a gap.
 fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     for table in 0..description.tables.len() {
@@ -269,7 +269,7 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
             let path = shard::entry_path(folder, number);
             if !path.exists() {
                 return Err(Error::invalid(format!(
-                    "the token cache {} is not finished; give the `encode` command again that began it",
+                    "the token cache {} is incomplete; run the same `encode` command again to finish it",
                     folder.display()
                 )));
             }
@@ -290,11 +290,11 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn note(places: &mut HashMap<Key, Place>, shard: usize, keys: impl Iterator<Item = Key>) {
+fn note(slots: &mut HashMap<Key, Slot>, shard: usize, keys: impl Iterator<Item = Key>) {
     for (row, key) in keys.enumerate() {
         if let (Ok(shard), Ok(row)) = (u32::try_from(shard), u32::try_from(row)) {
-            // Where two tables hold one image, the first stays.
-            places.entry(key).or_insert(Place { shard, row });
+            // If two tables have the same image, the first entry is used.
+            slots.entry(key).or_insert(Slot { shard, row });
         }
     }
 }
@@ -318,11 +318,11 @@ fn damaged(path: &Path, message: impl Into<String>) -> Error {
 fn broken(path: &Path) -> Error {
     damaged(
         path,
-        "is missing, cut off or damaged; give the `encode` command again, which makes this shard anew",
+        "is missing, truncated or damaged; run the same `encode` command again to rebuild this shard",
     )
 }
 
-/// An absolute path without `.` and `..`, so that one file has one spelling.
+/// Makes a path absolute and removes `.` and `..`, so that each file has one spelling.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(Error::io("resolve", path))?;
     let mut plain = PathBuf::new();
@@ -338,12 +338,12 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(plain)
 }
 
-/// What an image is found by: its path, seen from the cache's folder, which is absolute.
+/// The lookup key of an image: a digest of its path relative to `folder`, the cache's absolute path.
 pub(crate) fn image_key(folder: &Path, image: &ImageRef) -> Key {
     let Some(image) = image.local() else {
         return shard::key(image.as_path().as_os_str().as_encoded_bytes());
     };
-    // A path that cannot be made absolute is that of no image.
+    // A path that cannot be made absolute matches no image.
     let image = absolute(image).unwrap_or_default();
     let (mut here, mut there) = (folder.components().peekable(), image.components().peekable());
     while here.peek().is_some() && here.peek() == there.peek() {
@@ -360,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_image_has_one_key_however_it_is_spelled_and_wherever_the_whole_lies() {
+    fn the_key_of_an_image_depends_only_on_its_path_relative_to_the_cache() {
         let key = |folder: &str, image: &str| {
             image_key(&absolute(Path::new(folder)).unwrap(), &ImageRef::from(image))
         };

@@ -1,4 +1,4 @@
-//! A text encoder whose states, or token ids, come from the token cache where it has them.
+//! A text encoder that takes states or token ids from the token cache where available.
 
 use std::{
     path::Path,
@@ -12,11 +12,11 @@ use crate::{
     error::Result,
 };
 
-/// Makes the encoder itself.
+/// Opens the underlying encoder.
 type Open = dyn Fn() -> Result<Box<dyn TextEncoder>> + Send + Sync;
 
-/// Stands for the encoder that made a cache's states, and has its fingerprint. The encoder itself, which may be gigabytes, is
-/// opened for the first caption whose states the cache does not hold.
+/// Wraps the encoder that computed a cache's states, and reports its fingerprint. The encoder itself, which may be
+/// gigabytes, is opened for the first caption that is not in the cache.
 pub(crate) struct CachedText {
     cache: Arc<TokenCache>,
     text: TextDescription,
@@ -25,10 +25,10 @@ pub(crate) struct CachedText {
 }
 
 impl CachedText {
-    /// The encoder that `open` makes, with the states of the cache; `open`'s own where the cache holds none.
+    /// Wraps the encoder that `open` returns. If the cache has no text, that encoder is returned as it is.
     ///
     /// # Errors
-    /// If `open` is needed and fails.
+    /// If `open` is called and fails.
     pub(crate) fn wrap(
         cache: &Arc<TokenCache>,
         open: impl Fn() -> Result<Box<dyn TextEncoder>> + Send + Sync + 'static,
@@ -38,16 +38,16 @@ impl CachedText {
     }
 
     fn encoder(&self) -> Result<Arc<dyn TextEncoder>> {
-        let mut held = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(encoder) = &*held {
+        let mut opened = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoder) = &*opened {
             return Ok(Arc::clone(encoder));
         }
         let encoder: Arc<dyn TextEncoder> = (self.open)()?.into();
         self.cache.expect_text(&encoder.fingerprint())?;
-        Ok(Arc::clone(held.insert(encoder)))
+        Ok(Arc::clone(opened.insert(encoder)))
     }
 
-    /// States that the cache keeps, and those of the encoder rounded alike.
+    /// States from the cache, and those that the encoder computes, rounded in the same way.
     fn kept_states(&self, captions: &[&str], floats: Floats) -> Result<TextStates> {
         let TextDescription { tokens, channels, .. } = self.text;
         let batch = captions.len();
@@ -58,8 +58,8 @@ impl CachedText {
         for (at, caption) in captions.iter().enumerate() {
             match self.cache.captions.get(&shard::key(caption.as_bytes())) {
                 None => missing.push(at),
-                Some(place) => self.cache.text[place.shard as usize].read(
-                    place.row as usize,
+                Some(slot) => self.cache.text[slot.shard as usize].read(
+                    slot.row as usize,
                     &mut states[at * tokens * channels..][..tokens * channels],
                     &mut mask[at * tokens..][..tokens],
                     &mut pooled[at * channels..][..channels],
@@ -75,7 +75,7 @@ impl CachedText {
                 found.pooled.as_slice::<f32>()?,
             );
             for (from, &to) in missing.iter().enumerate() {
-                // Rounded as what is kept is: a caption's states do not depend on whether the cache holds it.
+                // Rounded like the stored states: a caption's states do not depend on whether it is in the cache.
                 let copy = |into: &mut [f32], values: &[f32], length: usize| {
                     let into = &mut into[to * length..][..length];
                     into.copy_from_slice(&values[from * length..][..length]);
@@ -83,10 +83,10 @@ impl CachedText {
                 };
                 copy(&mut states, found_states, tokens * channels);
                 copy(&mut pooled, found_pooled, channels);
-                let seen = &found_mask[from * tokens..][..tokens];
-                mask[to * tokens..][..tokens].copy_from_slice(seen);
+                let caption_mask = &found_mask[from * tokens..][..tokens];
+                mask[to * tokens..][..tokens].copy_from_slice(caption_mask);
                 let rows = states[to * tokens * channels..].chunks_exact_mut(channels);
-                rows.zip(seen).filter(|(_, one)| **one == 0).for_each(|(row, _)| row.fill(0.0));
+                rows.zip(caption_mask).filter(|(_, one)| **one == 0).for_each(|(row, _)| row.fill(0.0));
             }
         }
         Ok(TextStates {
@@ -123,8 +123,8 @@ impl TextEncoder for CachedText {
         for (at, caption) in captions.iter().enumerate() {
             match self.cache.captions.get(&shard::key(caption.as_bytes())) {
                 None => missing.push(at),
-                Some(place) => self.cache.text[place.shard as usize].read_ids(
-                    place.row as usize,
+                Some(slot) => self.cache.text[slot.shard as usize].read_ids(
+                    slot.row as usize,
                     &mut ids[at * tokens..][..tokens],
                     &mut mask[at * tokens..][..tokens],
                 )?,
@@ -154,7 +154,7 @@ impl TextEncoder for CachedText {
         self.encoder()?.save(folder)
     }
 
-    /// The encoder itself goes there when it is opened.
+    /// The underlying encoder is moved to the device when it is opened.
     fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextEncoder>> {
         let Self { cache, text, open, .. } = *self;
         let device = device.clone();

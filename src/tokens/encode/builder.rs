@@ -1,4 +1,4 @@
-//! Making the shards of a token cache.
+//! Builds the shards of a token cache.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,25 +24,25 @@ use crate::{
         },
         identity::first_changed,
         records::{self, FailedRecord},
-        stamp::{Image, Seen},
+        stamp::{Image, ImageState},
         tokenize::{FitImages, Tokenize},
     },
 };
 
-/// Captions encoded at once.
+/// Captions per forward pass of the text encoder.
 const CAPTIONS: usize = 64;
 
-/// What became of the records of a shard.
+/// The records of a shard after encoding.
 struct Rows {
-    /// The usable ones, by their place.
+    /// Usable records, with their index in the shard.
     usable: Vec<(usize, ShardRow)>,
-    /// The others.
+    /// Records that could not be encoded.
     failed: Vec<FailedRecord>,
-    /// What the images of all of them were.
-    images: Vec<Seen>,
+    /// State of every record's image when it was read.
+    images: Vec<ImageState>,
 }
 
-/// Everything that a shard is made with.
+/// Inputs and state of a build.
 pub(super) struct Builder<'a> {
     pub(super) config: &'a Config,
     pub(super) folder: PathBuf,
@@ -50,12 +50,13 @@ pub(super) struct Builder<'a> {
     pub(super) tables: Vec<PathBuf>,
     pub(super) tokenizer: Box<dyn ImageTokenizer>,
     pub(super) text: Option<Box<dyn TextEncoder>>,
-    /// Captions that earlier shards hold.
-    pub(super) seen: HashSet<Key>,
-    /// Rows of the first table that the image tokenizer could not be fitted to, and why: they stay left out, whatever a later
-    /// look at them gives.
+    /// Captions in the shards built so far.
+    pub(super) known_captions: HashSet<Key>,
+    /// Rows of the first table whose images could not be used to fit the image tokenizer, with the reasons. They stay
+    /// excluded even if they can be read later.
     pub(super) unfit: HashMap<u64, String>,
-    /// What is wrong if the images that the tokenizer was fitted to are others now. Shards that are there name the image first.
+    /// The error to report if the images that the tokenizer was fitted to have changed. Shards that already exist are
+    /// checked first, as they can name the image.
     pub(super) changed: Option<Error>,
     pub(super) left_out: LeftOutRows,
 }
@@ -71,15 +72,15 @@ impl Builder<'_> {
             loop {
                 progress.counted("encoding", done, total);
                 interrupt.check(&format!(
-                    "{done} of {total} rows are encoded and kept; give the same command again to go on"
+                    "{done} of {total} rows are encoded and kept; run the same command again to continue"
                 ))?;
-                let held = Entry::read(&self.folder, number, FORMAT).filter(|entry| {
+                let kept = Entry::read(&self.folder, number, FORMAT).filter(|entry| {
                     (entry.table, entry.from) == (table, from)
                         && entry.images.len() as u64 == entry.rows
                         && entry.next.is_none_or(|next| next.is_after(from))
                         && entry.is_whole(&self.folder, number)
                 });
-                let entry = match held {
+                let entry = match kept {
                     Some(entry) => {
                         self.expect_unchanged(&entry)?;
                         self.note_captions(&entry, number)?;
@@ -106,7 +107,7 @@ impl Builder<'_> {
         self.changed.take().map_or(Ok(()), Err)?;
         if done != total {
             return Err(Error::invalid(format!(
-                "{total} rows went in, but {done} came out: a table was changed meanwhile; give --overwrite to begin anew"
+                "{done} of {total} rows were encoded: a table changed meanwhile; pass --overwrite to start over"
             )));
         }
         let failed: Vec<&FailedRecord> = entries.iter().flat_map(|entry| &entry.failed).collect();
@@ -124,7 +125,7 @@ impl Builder<'_> {
             rows: total,
             encoded: total - failed,
             failed,
-            captions: self.seen.len() as u64,
+            captions: self.known_captions.len() as u64,
             shards: number,
             made,
             bytes: entries.iter().map(bytes).sum(),
@@ -134,17 +135,17 @@ impl Builder<'_> {
         })
     }
 
-    /// Remembers which captions a shard holds.
+    /// Records which captions a shard has.
     fn note_captions(&mut self, entry: &Entry, number: usize) -> Result<()> {
         if let (Some(described), Some(written)) = (&self.description.text, &entry.text) {
             let text = Text::open(&shard::text_path(&self.folder, number), described, written)?;
-            self.seen.extend(text.keys());
+            self.known_captions.extend(text.keys());
         }
         Ok(())
     }
 
-    /// Refuses to go on with a shard of images that were replaced or deleted since: the tokenizer may have been fitted to them,
-    /// so that making the shard anew would not give what an undisturbed job gives.
+    /// Fails if images of an existing shard were replaced or deleted since: the tokenizer may have been fitted to
+    /// them, so that rebuilding the shard would not give the result of an uninterrupted job.
     fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
         let mut corpus = self.config.open_corpus(&self.tables[entry.table])?;
         let Batch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
@@ -152,14 +153,14 @@ impl Builder<'_> {
         match first_changed(&images, None) {
             None => Ok(()),
             Some(at) => Err(records[at].image.refuse(format!(
-                "was replaced, added or deleted since it was encoded into {}; put it back as it was, or remove that folder to \
-                 encode all anew",
+                "was replaced, added or deleted since it was encoded into {}; restore it, or remove that folder to \
+                 encode everything again",
                 self.folder.display()
             ))),
         }
     }
 
-    /// Makes one shard.
+    /// Builds one shard.
     fn make(
         &mut self,
         number: usize,
@@ -174,7 +175,7 @@ impl Builder<'_> {
         let Rows { usable, failed, images } = self.rows(table, &records, |at| {
             progress.counted("encoding", done + at, total);
             interrupt.check(&format!(
-                "{done} of {total} rows are encoded and kept; give the same command again to go on"
+                "{done} of {total} rows are encoded and kept; run the same command again to continue"
             ))
         })?;
         let kept: Vec<&Record> = usable.iter().map(|(at, _)| &records[*at]).collect();
@@ -188,7 +189,7 @@ impl Builder<'_> {
         Ok(entry)
     }
 
-    /// The usable records, by their place, and the others.
+    /// Encodes records: the usable ones with their index, and the others.
     fn rows(
         &mut self,
         table: usize,
@@ -223,7 +224,7 @@ impl Builder<'_> {
                     rows.usable.push((at, ShardRow { id: record.id.clone(), image, stamp, digest, codes }));
                     continue;
                 }
-                (Ok(_), None) => "the image was changed while it was encoded".to_owned(),
+                (Ok(_), None) => "the image changed while it was being encoded".to_owned(),
                 (Err(reason), _) => reason,
             };
             self.left_out.add(&record.id, &reason);
@@ -232,17 +233,17 @@ impl Builder<'_> {
         Ok(rows)
     }
 
-    /// Writes the states or ids of the captions that no earlier shard holds.
+    /// Writes the states or ids of the captions that no earlier shard has.
     fn text_states(&mut self, number: usize, records: &[&Record]) -> Result<Option<Written>> {
         let (Some(encoder), Some(described)) = (&self.text, &self.description.text) else {
             return Ok(None);
         };
-        // The first shard also holds the empty caption, which stands for those that are left out in training.
+        // The first shard also stores the empty caption, which replaces captions dropped in training.
         let empty = (number == 0).then_some("");
         let mut captions = Vec::new();
         for caption in empty.into_iter().chain(records.iter().map(|record| record.caption.as_str())) {
             let key = shard::key(caption.as_bytes());
-            if self.seen.insert(key) {
+            if self.known_captions.insert(key) {
                 captions.push((key, caption));
             }
         }

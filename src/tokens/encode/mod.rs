@@ -1,4 +1,4 @@
-//! `encode`: makes a token cache, a shard at a time. What is there and whole is kept; what was cut off is made again.
+//! `encode`: builds a token cache one shard at a time. Complete shards are kept; incomplete ones are rebuilt.
 
 mod builder;
 
@@ -32,51 +32,51 @@ use crate::{
     },
 };
 
-/// The table of the rows that were left out.
+/// The table of rows that could not be encoded.
 pub(crate) const FAILED: &str = "failed.csv";
 
-/// What is to be encoded and how.
+/// Options of [`encode`].
 #[derive(Clone, Debug)]
 pub struct EncodeRequest {
-    /// Names the encoders, the columns and how images are prepared.
+    /// Names the encoders, the columns and the image preprocessing.
     pub config: Config,
-    /// A run whose encoders are used, in place of those that the configuration names.
+    /// A run whose encoders are used instead of those that the configuration names.
     pub run: Option<PathBuf>,
-    /// The tables; the configuration's training and validation set if there is none.
+    /// The tables; if empty, the configuration's training and validation tables.
     pub tables: Vec<PathBuf>,
-    /// The folder of the cache.
+    /// The output folder.
     pub out: PathBuf,
-    /// What is kept of captions, `Some(None)`: nothing. `None`: states in bf16 for a pretrained encoder, nothing for hashed
-    /// words, which are made as fast as they are read.
+    /// What is stored per caption; `Some(None)` for nothing. By default (`None`), states in bf16 for a pretrained
+    /// encoder, and nothing for hashed words, which are computed as fast as they are read.
     pub text: Option<Option<TextKept>>,
-    /// Rows of a shard.
+    /// Rows per shard.
     pub shard_rows: usize,
-    /// Replace another cache that is in the folder.
+    /// Replaces a different cache in the folder.
     pub overwrite: bool,
 }
 
-/// What came of it. Rows in are rows encoded and rows failed, which [`encode`] has checked.
+/// Summary of [`encode`]. `rows` equals `encoded + failed`, which [`encode`] checks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodeSummary {
-    /// Rows of all tables.
+    /// Rows in all tables.
     pub rows: u64,
-    /// Rows encoded.
+    /// Encoded rows.
     pub encoded: u64,
-    /// Rows left out; `failed.csv` in the folder says why.
+    /// Rows that could not be encoded; `failed.csv` in the folder lists the reasons.
     pub failed: u64,
-    /// Different captions whose states are kept.
+    /// Distinct captions whose states are stored.
     pub captions: u64,
-    /// Shards in all.
+    /// Shards in total.
     pub shards: usize,
-    /// Shards that were made now; the others were there.
+    /// Shards built by this call; the others existed.
     pub made: usize,
-    /// Bytes of all shards.
+    /// Size of all shards, in bytes.
     pub bytes: u64,
-    /// Images encoded now.
+    /// Images encoded by this call.
     pub images_now: u64,
-    /// How long that took, in seconds.
+    /// Duration of this call, in seconds.
     pub seconds: f64,
-    /// The folder.
+    /// The output folder.
     pub out: PathBuf,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Display for EncodeSummary {
         )?;
         writeln!(
             formatter,
-            "{shards} shards, {made} of them made now, {:.1} MB: {}",
+            "{shards} shards, {made} of them new, {:.1} MB: {}",
             *bytes as f64 / 1e6,
             out.display()
         )?;
@@ -101,11 +101,11 @@ impl fmt::Display for EncodeSummary {
     }
 }
 
-/// Makes a token cache, or goes on with it, or repairs it.
+/// Builds a token cache, or continues or repairs an existing one.
 ///
 /// # Errors
-/// If a table or an encoder cannot be used, the folder holds something else, or the user interrupts: whole shards are then
-/// kept and the same command goes on.
+/// If a table or an encoder cannot be used, the folder holds something else, or the user interrupts the job. Complete
+/// shards are then kept, and the same command continues.
 pub fn encode(
     request: &EncodeRequest,
     interrupt: &Interrupt,
@@ -115,7 +115,7 @@ pub fn encode(
     if request.shard_rows == 0 {
         return Err(Error::invalid("a shard needs at least one row"));
     }
-    // A device that cannot be used ends the job before the data is read.
+    // Fails on an unusable device before any data is read.
     let device = config.device.open()?;
     let tables = tables(request)?;
     let described = interrupt.while_reading("nothing had been encoded yet", || {
@@ -128,7 +128,7 @@ pub fn encode(
     let output = OutputFolder::claim(&claim, &request.out, LAYOUT)?;
     let settings = settings(request)?;
     let complete = output.present()? == Present::Complete;
-    let (folder, beside) = place(&output, request, &settings, &described)?;
+    let (folder, beside) = choose_folder(&output, request, &settings, &described)?;
     for folder in [folder.clone(), image_tokenizer_folder(&folder), text_encoder_folder(&folder)] {
         if folder.exists() {
             remove_leftovers(&folder)?;
@@ -165,10 +165,20 @@ pub fn encode(
     let path = folder.join(CACHE);
     let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&path, &seal(json))?;
-    let seen = HashSet::new();
+    let known_captions = HashSet::new();
     let left_out = LeftOutRows::default();
-    let builder =
-        Builder { config, folder, description, tables, tokenizer, text, seen, unfit, changed, left_out };
+    let builder = Builder {
+        config,
+        folder,
+        description,
+        tables,
+        tokenizer,
+        text,
+        known_captions,
+        unfit,
+        changed,
+        left_out,
+    };
     let summary = builder.run(interrupt, progress)?;
     if beside {
         output.publish()?;
@@ -178,10 +188,10 @@ pub fn encode(
     Ok(EncodeSummary { out: absolute(&request.out)?, ..summary })
 }
 
-/// What a cache's folder holds; see [`FolderPatterns`].
+/// The files of a cache's folder; see [`FolderPatterns`].
 const LAYOUT: FolderPatterns = &[CACHE, FAILED, "image_tokenizer/*", "text_encoder/*", "shard-*"];
 
-/// The tables that are to be encoded.
+/// The tables to encode.
 fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
     if !request.tables.is_empty() {
         return Ok(request.tables.clone());
@@ -192,38 +202,39 @@ fn tables(request: &EncodeRequest) -> Result<Vec<PathBuf>> {
     Ok(tables)
 }
 
-/// Reads a table once, so that a bad line ends the job now, and says what it is.
+/// Reads a table once, so that a malformed row fails the job before encoding starts, and describes it.
 fn describe(config: &Config, path: &Path) -> Result<TableDescription> {
     let corpus = config.open_corpus(path)?;
     let sha256 = corpus.identity()?;
     Ok(TableDescription { path: absolute(path)?, rows: corpus.count_records()?, sha256 })
 }
 
-/// SHA-256 over the keys that decide by what images and captions are encoded.
+/// SHA-256 over the keys that determine how images and captions are encoded.
 fn settings(request: &EncodeRequest) -> Result<String> {
     let all = request.config.to_json();
     let keys =
         ["image_tokenizer", "text_encoder", "pn", "patch_nums", "patch_size", "seed", "compat", "columns"];
     let chosen: Vec<_> = keys.iter().map(|key| (key, all.get(key))).collect();
     let run = request.run.as_deref().map(absolute).transpose()?;
-    let told = serde_json::to_vec(&(chosen, run, request.text))
+    let bytes = serde_json::to_vec(&(chosen, run, request.text))
         .map_err(|error| Error::invalid(error.to_string()))?;
-    Ok(sha256(&told))
+    Ok(sha256(&bytes))
 }
 
-/// Where the cache is written: in its folder, if that is empty or holds the same cache; else beside it, and whether so.
-fn place(
+/// Chooses where the cache is written: its folder, if that is empty or holds the same cache, else a staging folder
+/// beside it. Returns the path and whether it is the staging folder.
+fn choose_folder(
     output: &OutputFolder,
     request: &EncodeRequest,
     settings: &str,
     tables: &[TableDescription],
 ) -> Result<(PathBuf, bool)> {
-    let same = |held: &Result<Description>| {
-        held.as_ref().is_ok_and(|held| {
-            held.format == FORMAT
-                && held.settings == settings
-                && held.tables == tables
-                && held.shard_rows == request.shard_rows
+    let same = |found: &Result<Description>| {
+        found.as_ref().is_ok_and(|found| {
+            found.format == FORMAT
+                && found.settings == settings
+                && found.tables == tables
+                && found.shard_rows == request.shard_rows
         })
     };
     let folder = output.target().to_path_buf();
@@ -232,34 +243,34 @@ fn place(
         return Ok((folder, false));
     }
     if !folder.join(CACHE).exists() {
-        // What was begun and never described is begun again.
+        // An earlier attempt stopped before it wrote `cache.json`: start over.
         output.expect_own()?;
         output.clear_in_place()?;
         return Ok((folder, false));
     }
-    let held = Description::read(&folder);
-    if same(&held) {
+    let found = Description::read(&folder);
+    if same(&found) {
         output.begin_in_place()?;
         return Ok((folder, false));
     }
     if !request.overwrite {
-        let changed = |held: &Description| {
+        let changed = |found: &Description| {
             let same =
                 |one: &TableDescription, other: &TableDescription| one.path == other.path && one != other;
-            let table = tables.iter().find(|table| held.tables.iter().any(|held| same(held, table)))?;
+            let table = tables.iter().find(|table| found.tables.iter().any(|other| same(other, table)))?;
             Some(table.path.display().to_string())
         };
-        let why = match &held {
-            Ok(held) if held.format != FORMAT => "of an older version".to_owned(),
-            Ok(held) if held.tables != tables => match changed(held) {
-                Some(table) => format!("of other tables, or they were changed since: {table}"),
+        let why = match &found {
+            Ok(found) if found.format != FORMAT => "with an older format".to_owned(),
+            Ok(found) if found.tables != tables => match changed(found) {
+                Some(table) => format!("of other tables, or of tables that have changed since: {table}"),
                 None => "of other tables".to_owned(),
             },
-            Ok(_) => "by other encoders or options".to_owned(),
+            Ok(_) => "built with other encoders or options".to_owned(),
             Err(error) => format!("that cannot be read ({error})"),
         };
         return Err(Error::invalid(format!(
-            "{} holds a token cache {why}; give --overwrite to make it anew, or another --out",
+            "{} already holds a token cache {why}; pass --overwrite to replace it, or another --out",
             folder.display()
         )));
     }
@@ -268,10 +279,11 @@ fn place(
     Ok((output.begin_beside(keep)?, true))
 }
 
-/// An image tokenizer, why images could not be used to fit it, by their rows, and what is wrong if they are others than before.
+/// An image tokenizer, the rows whose images could not be used to fit it with the reasons, and the error to report if
+/// the images have changed since it was saved.
 type Fitted = (Box<dyn ImageTokenizer>, HashMap<u64, String>, Option<Error>);
 
-/// The tokenizer that the cache holds, or that of the run, or the configuration's; saved before anything is made by it.
+/// Loads the tokenizer from the cache or the run, or creates the configured one; saves it before it is used.
 fn image_tokenizer(
     request: &EncodeRequest,
     (cache, complete): (&Path, bool),
@@ -293,24 +305,24 @@ fn image_tokenizer(
         Some(run) => encoders::saved_image_tokenizer(config, &run.join(IMAGE_TOKENIZER_FOLDER))?,
         None => {
             let records = match config.image_tokenizer.path {
-                // Nothing has to be fitted.
+                // Nothing to fit.
                 Some(_) => Vec::new(),
                 None => interrupt.while_reading(NO_STEP, || config.open_corpus(first)?.read_all())?,
             };
             let failed_out = cache.join(FAILED);
             let (tokenizer, _, images) =
                 fitting::image_tokenizer(config, (first, &records), Some(&failed_out), interrupt, progress)?;
-            unfit.extend(images.failed().map(|(place, reason)| (records[place].row, reason)));
+            unfit.extend(images.failed().map(|(index, reason)| (records[index].row, reason)));
             expect_pyramid(config, tokenizer.as_ref())?;
-            // A job that goes on is fitted once more, as this alone says whether the images are still the same.
+            // A continued job fits the tokenizer again: only this shows whether the images are still the same.
             if let Some(saved) = saved {
                 if saved.fingerprint() == tokenizer.fingerprint() {
                     return Ok((saved, unfit, None));
                 }
                 if shard::codes_path(cache, 0).exists() {
                     let changed = Error::invalid(format!(
-                        "{}: images that the image tokenizer was fitted to were replaced, added or deleted since; put them back as \
-                         they were, or give --overwrite to make {} anew",
+                        "{}: images that the image tokenizer was fitted to were replaced, added or deleted since; \
+                         restore them, or pass --overwrite to rebuild {}",
                         first.display(),
                         cache.display()
                     ));
@@ -326,14 +338,14 @@ fn image_tokenizer(
     Ok((tokenizer, unfit, None))
 }
 
-/// A text encoder, if there is one, and what is kept of what it gives.
+/// A text encoder, if one is used, and what is stored of its output.
 type KeptText = (Option<Box<dyn TextEncoder>>, Option<TextKept>);
 
-/// The text encoder whose states or ids are to be kept, if they are, and which.
+/// The text encoder to run, if any, and what is stored of its output.
 fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) -> Result<KeptText> {
     let config = &request.config;
     let kept = match request.text {
-        Some(asked) => asked,
+        Some(requested) => requested,
         None if Encoders::text_is_pretrained(config, request.run.as_deref())? => Some(TextKept::Bf16),
         None => None,
     };

@@ -1,16 +1,17 @@
-//! One shard of a token cache: consecutive rows of a table, in a file of codes and, where text states are kept, a file of the
-//! states, or the token ids, of those captions that no earlier shard holds. Both are safetensors; a JSON file beside them, written last, holds
-//! their lengths and checksums.
+//! One shard of a token cache: consecutive rows of a table, in a file of codes and, if text is stored, a file with
+//! the states or token ids of those captions that no earlier shard has. Both are safetensors; a JSON file beside
+//! them, written last, records their lengths and checksums.
 //!
 //! | tensor | holds |
 //! | --- | --- |
-//! | `codes` | u16 `[N, L]`, the usable images' codes; their ids are the remark `ids` |
-//! | `images` | u8 `[N, 16]`, what the image is found by: SHA-256 of its path from the cache's folder |
-//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of the image's file |
-//! | `captions` | u8 `[M, 16]`, SHA-256 of the captions |
+//! | `codes` | u16 `[N, L]`, codes of the usable images; the metadata key `ids` lists their ids |
+//! | `images` | u8 `[N, 16]`, lookup keys: the start of the SHA-256 of each image's path relative to the cache |
+//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of each image
+//! file |
+//! | `captions` | u8 `[M, 16]`, lookup keys: the start of the SHA-256 of each caption |
 //! | `mask` | u8 `[M, T]`: 1 for a token, 0 for padding |
-//! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: a vector for each of the mask's ones, and one a caption |
-//! | `ids` | u32 `[M, T]`, in place of the states: the tokens, which the encoder's network is still to be run on |
+//! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: one vector per unmasked token, and one per caption |
+//! | `ids` | u32 `[M, T]`: the token ids, if they are stored instead of states |
 
 mod text;
 
@@ -33,15 +34,15 @@ use crate::{
         sealed::{Unsealed, Written, unseal, write_sealed},
         write_whole,
     },
-    tokens::{records::FailedRecord, stamp::Seen},
+    tokens::{records::FailedRecord, stamp::ImageState},
     weights::MappedFile,
 };
 pub(crate) use text::{Text, TextRows};
 
-/// What images and captions are found by: the beginning of a SHA-256.
+/// Lookup key of an image or a caption: the first 16 bytes of a SHA-256.
 pub(crate) type Key = [u8; 16];
 
-/// The key of these bytes.
+/// The key of `bytes`.
 pub(crate) fn key(bytes: &[u8]) -> Key {
     let digest = Sha256::digest(bytes);
     let mut key = Key::default();
@@ -49,43 +50,43 @@ pub(crate) fn key(bytes: &[u8]) -> Key {
     key
 }
 
-/// The file that says that a shard is whole, and of what.
+/// Path of a shard's index entry, whose presence marks the shard as complete.
 pub(crate) fn entry_path(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("shard-{number:05}.json"))
 }
 
-/// The file of a shard's codes.
+/// Path of a shard's codes.
 pub(crate) fn codes_path(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("shard-{number:05}.codes.safetensors"))
 }
 
-/// The file of a shard's text states.
+/// Path of a shard's text states or ids.
 pub(crate) fn text_path(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("shard-{number:05}.text.safetensors"))
 }
 
-/// A shard's entry in the index.
+/// Index entry of a shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entry {
-    /// Which of the tables.
+    /// Index of its table.
     pub(crate) table: usize,
-    /// Where its rows begin; `None`: at the first one.
+    /// Where its rows start; `None` for the start of the table.
     pub(crate) from: Option<Cursor>,
-    /// Where the next shard's begin; `None`: these are the table's last.
+    /// Where the next shard's rows start; `None` if this is the table's last shard.
     pub(crate) next: Option<Cursor>,
     pub(crate) rows: u64,
     pub(crate) failed: Vec<FailedRecord>,
-    /// What the images of all rows were, in their order; nothing in a shard of an older version.
+    /// States of the images of all rows when they were read, in order; empty in shards of format 1.
     #[serde(default)]
-    pub(crate) images: Vec<Seen>,
+    pub(crate) images: Vec<ImageState>,
     pub(crate) codes: Written,
     pub(crate) text: Option<Written>,
 }
 
 impl Entry {
-    /// Reads an entry; nothing if there is none, it cannot be read or was changed since it was written. Those of form 1 have
-    /// no seal.
+    /// Reads an entry. Returns `None` if it is missing, unreadable or modified since it was written. Entries of
+    /// format 1 have no checksum.
     pub(crate) fn read(folder: &Path, number: usize, form: u32) -> Option<Self> {
         let bytes = fs::read(entry_path(folder, number)).ok()?;
         let text = match unseal(&bytes) {
@@ -96,19 +97,19 @@ impl Entry {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Writes the entry: the shard's files must be there.
+    /// Writes the entry. The shard's other files must exist already.
     pub(crate) fn write(&self, folder: &Path, number: usize) -> Result<()> {
         write_sealed(&entry_path(folder, number), self)
     }
 
-    /// Whether the shard's files are what was written.
+    /// Whether the shard's files match their recorded lengths and checksums.
     pub(crate) fn is_whole(&self, folder: &Path, number: usize) -> bool {
         self.codes.is_whole(&codes_path(folder, number))
             && self.text.as_ref().is_none_or(|text| text.is_whole(&text_path(folder, number)))
     }
 }
 
-/// A usable record of a shard that is being made.
+/// A usable record of a shard under construction.
 pub(crate) struct ShardRow {
     pub(crate) id: String,
     pub(crate) image: Key,
@@ -117,13 +118,13 @@ pub(crate) struct ShardRow {
     pub(crate) codes: Vec<u16>,
 }
 
-/// The SHA-256 of an image's file, if it is still the one that had this stamp.
+/// SHA-256 of an image file, or `None` if its stamp is no longer `stamp`.
 pub(crate) fn unchanged(image: &ImageRef, stamp: Stamp) -> Option<[u8; 32]> {
     let digest = image.digest().ok()?;
     (image.stamp()? == stamp).then_some(digest)
 }
 
-/// Writes the file of codes.
+/// Writes the codes file of a shard.
 pub(crate) fn write_codes(path: &Path, tokens: usize, rows: &[ShardRow]) -> Result<Written> {
     let count = rows.len();
     let gather = |bytes: &dyn Fn(&ShardRow) -> Vec<u8>| rows.iter().flat_map(bytes).collect::<Vec<u8>>();
@@ -160,11 +161,11 @@ fn write(
     Ok(Written::of(&bytes))
 }
 
-/// Rows of one tensor in a mapped file.
+/// Rows of one tensor in a memory-mapped file.
 struct Table {
     file: Arc<MappedFile>,
     start: usize,
-    /// Bytes of a row.
+    /// Bytes per row.
     row: usize,
     rows: usize,
 }
@@ -175,7 +176,7 @@ impl Table {
     }
 }
 
-/// A mapped safetensors file of a shard.
+/// A memory-mapped safetensors file of a shard.
 struct Opened {
     file: Arc<MappedFile>,
     metadata: Metadata,
@@ -186,11 +187,11 @@ impl Opened {
     fn new(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let (header, metadata) = SafeTensors::read_metadata(&file)
-            .map_err(|error| damaged(path, format!("not a whole safetensors file ({error})")))?;
+            .map_err(|error| damaged(path, format!("is not a complete safetensors file ({error})")))?;
         Ok(Self { file, metadata, data: 8 + header })
     }
 
-    /// The tensor of a name, whose rows hold this many numbers of this kind.
+    /// The tensor `name`, with `numbers` values of type `kind` per row.
     fn table(&self, name: &str, kind: Dtype, numbers: usize) -> Result<Table> {
         let refuse = |message: String| damaged(self.file.path(), message);
         let info = self.metadata.info(name).ok_or_else(|| refuse(format!("has no tensor {name}")))?;
@@ -204,14 +205,14 @@ impl Opened {
                 Ok(Table { file: Arc::clone(&self.file), start: self.data + start, row, rows })
             }
             _ => Err(refuse(format!(
-                "tensor {name} is {:?} {:?}, but rows of {numbers} of {kind:?} were expected",
+                "tensor {name} is {:?} {:?}, expected rows of {numbers} of {kind:?}",
                 info.dtype, info.shape
             ))),
         }
     }
 }
 
-/// A shard's codes, mapped.
+/// The codes of a shard, memory-mapped.
 pub(crate) struct Codes {
     path: PathBuf,
     vocabulary: usize,
@@ -222,24 +223,24 @@ pub(crate) struct Codes {
     digests: Table,
 }
 
-/// What a look at an image's file says of what is kept of it.
+/// Whether an image file still matches a stored entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// The file is as it was, or it is not there any more.
+    /// The file is unchanged, or no longer exists.
     Same,
-    /// It is another one.
+    /// The file has changed.
     Changed,
 }
 
 impl Codes {
-    /// Opens a file of codes.
+    /// Opens a codes file.
     pub(crate) fn open(path: &Path, tokens: usize, vocabulary: usize) -> Result<Self> {
         let opened = Opened::new(path)?;
         let found = Self {
             path: path.to_path_buf(),
             vocabulary,
             codes: opened.table("codes", Dtype::U16, tokens)?,
-            // Caches of form 2 and older call it `images`.
+            // Format 2 and older name this tensor `images`.
             images: opened
                 .table("images", Dtype::U8, 16)
                 .or_else(|_| opened.table("images", Dtype::U8, 16))?,
@@ -257,12 +258,12 @@ impl Codes {
         Ok(found)
     }
 
-    /// The keys of its images, in order.
+    /// Lookup keys of the images, in order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         (0..self.images.rows).map(|at| Key::try_from(self.images.row(at)).unwrap_or_default())
     }
 
-    /// The codes of a row.
+    /// The codes of row `at`.
     pub(crate) fn codes(&self, at: usize) -> Result<Vec<u16>> {
         let codes: Vec<u16> =
             self.codes.row(at).as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
@@ -270,18 +271,18 @@ impl Codes {
             None => Ok(codes),
             Some(code) => Err(damaged(
                 &self.path,
-                format!("holds the code {code}, but there are only {} codes", self.vocabulary),
+                format!("holds the code {code}, but the vocabulary has {} codes", self.vocabulary),
             )),
         }
     }
 
-    /// The SHA-256 of a row's file.
+    /// SHA-256 of the image file of row `at`.
     pub(crate) fn digest(&self, at: usize) -> [u8; 32] {
         self.digests.row(at).try_into().unwrap_or_default()
     }
 
-    /// Whether a row still belongs to the file at `image`. A file of the same length and time is taken to be the same; one
-    /// of the same length and another time, such as a copy, is read.
+    /// Whether row `at` still belongs to the file at `image`. A file with the same length and modification time
+    /// counts as unchanged; one with the same length and another time, such as a copy, is hashed.
     pub(crate) fn freshness(&self, at: usize, image: &ImageRef) -> Freshness {
         let number = |table: &Table| <[u8; 8]>::try_from(table.row(at)).unwrap_or_default();
         let (bytes, modified) =

@@ -1,4 +1,4 @@
-//! The part of a shard that is of captions: text states or token ids.
+//! The captions of a shard: text states or token ids.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use crate::{
     error::Result,
 };
 
-/// What is kept of captions, on its way into a shard.
+/// Captions to be written to a shard.
 #[derive(Default)]
 pub(crate) struct TextRows {
     captions: Vec<u8>,
@@ -29,7 +29,7 @@ pub(crate) struct TextRows {
 }
 
 impl TextRows {
-    /// Adds the ids of captions with these keys.
+    /// Appends the token ids of captions with these keys.
     pub(crate) fn add_ids(&mut self, keys: &[Key], found: &TokenIds) -> Result<()> {
         self.add_mask(keys, found.mask.as_slice()?);
         self.ids.extend(found.ids.as_slice::<u32>()?.iter().flat_map(|id| id.to_le_bytes()));
@@ -41,7 +41,7 @@ impl TextRows {
         self.mask.extend(mask.iter().map(|&one| u8::from(one != 0)));
     }
 
-    /// Adds the states of captions with these keys.
+    /// Appends the states of captions with these keys.
     pub(crate) fn add(&mut self, keys: &[Key], found: &TextStates, floats: Floats) -> Result<()> {
         let channels = found.states.dim(2);
         let mask = found.mask.as_slice::<u32>()?;
@@ -73,24 +73,24 @@ impl TextRows {
     }
 }
 
-/// What a shard keeps of captions, mapped. States may be larger than memory by far, so that they are not read when the cache is
-/// opened: a shard is compared with its checksum when the first of its captions is asked for.
+/// The captions of a shard, memory-mapped. States can be much larger than memory, so the file is not read when the
+/// cache is opened: its checksum is verified when the first caption is read.
 pub(crate) struct Text {
     path: PathBuf,
     written: Written,
-    whole: OnceLock<bool>,
+    intact: OnceLock<bool>,
     captions: Table,
     mask: Table,
-    held: Held,
+    contents: Contents,
 }
 
-enum Held {
+enum Contents {
     Ids(Table),
     States {
         floats: Floats,
         states: Table,
         pooled: Table,
-        /// The first of each caption's states, and how many there are in all.
+        /// Index of the first state of each caption, followed by the total number of states.
         first: Vec<usize>,
     },
 }
@@ -98,7 +98,7 @@ enum Held {
 impl Text {
     /// Opens a file of text states or ids.
     pub(crate) fn open(path: &Path, text: &TextDescription, written: &Written) -> Result<Self> {
-        let (kept, written, whole) = (path.to_path_buf(), written.clone(), OnceLock::new());
+        let (kept, written, intact) = (path.to_path_buf(), written.clone(), OnceLock::new());
         let opened = Opened::new(path)?;
         let (captions, mask) =
             (opened.table("captions", Dtype::U8, 16)?, opened.table("mask", Dtype::U8, text.tokens)?);
@@ -109,7 +109,7 @@ impl Text {
         let Some(floats) = text.kept.floats() else {
             let ids = opened.table("ids", Dtype::U32, text.tokens)?;
             rows([&mask, &ids])?;
-            return Ok(Self { path: kept, written, whole, captions, mask, held: Held::Ids(ids) });
+            return Ok(Self { path: kept, written, intact, captions, mask, contents: Contents::Ids(ids) });
         };
         let kind = floats.kind();
         let (states, pooled) =
@@ -124,31 +124,31 @@ impl Text {
         if end != states.rows {
             return Err(damaged(
                 path,
-                format!("has {} states for the {end} tokens of its masks", states.rows),
+                format!("has {} states, but its masks have {end} tokens", states.rows),
             ));
         }
-        let held = Held::States { floats, states, pooled, first };
-        Ok(Self { path: kept, written, whole, captions, mask, held })
+        let contents = Contents::States { floats, states, pooled, first };
+        Ok(Self { path: kept, written, intact, captions, mask, contents })
     }
 
-    /// Refuses a file that is not what was written.
-    fn expect_whole(&self) -> Result<()> {
-        match self.whole.get_or_init(|| self.written.is_whole(&self.path)) {
+    /// Checks the file against its recorded length and checksum.
+    fn expect_intact(&self) -> Result<()> {
+        match self.intact.get_or_init(|| self.written.is_whole(&self.path)) {
             true => Ok(()),
             false => Err(broken(&self.path)),
         }
     }
 
-    /// The keys of its captions, in order.
+    /// Lookup keys of the captions, in order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         (0..self.captions.rows).map(|at| Key::try_from(self.captions.row(at)).unwrap_or_default())
     }
 
-    /// How many of its numbers are finite; ids are.
+    /// Number of finite values; all ids count.
     pub(crate) fn count_finite(&self) -> usize {
-        let (floats, tables) = match &self.held {
-            Held::Ids(ids) => return (0..ids.rows).map(|at| ids.row(at).len() / 4).sum(),
-            Held::States { floats, states, pooled, .. } => (floats, [states, pooled]),
+        let (floats, tables) = match &self.contents {
+            Contents::Ids(ids) => return (0..ids.rows).map(|at| ids.row(at).len() / 4).sum(),
+            Contents::States { floats, states, pooled, .. } => (floats, [states, pooled]),
         };
         let mut count = 0;
         for table in tables {
@@ -161,11 +161,11 @@ impl Text {
         count
     }
 
-    /// Fills in what is kept of a caption: states `[T, D]` (0 for padding), mask `[T]` and the caption's vector `[D]`.
-    /// Nothing where ids are kept.
+    /// Copies a caption's states `[T, D]` (0 for padding), mask `[T]` and pooled vector `[D]` into the given slices.
+    /// Does nothing if the shard stores ids.
     ///
     /// # Errors
-    /// If the file was changed since it was written.
+    /// If the file has changed since it was written.
     pub(crate) fn read(
         &self,
         at: usize,
@@ -173,8 +173,10 @@ impl Text {
         mask: &mut [u32],
         pooled: &mut [f32],
     ) -> Result<()> {
-        let Held::States { floats, states: kept, pooled: vectors, first } = &self.held else { return Ok(()) };
-        self.expect_whole()?;
+        let Contents::States { floats, states: kept, pooled: vectors, first } = &self.contents else {
+            return Ok(());
+        };
+        self.expect_intact()?;
         let channels = pooled.len();
         let mut next = first[at];
         for ((state, mask), &one) in states.chunks_exact_mut(channels).zip(mask).zip(self.mask.row(at)) {
@@ -190,13 +192,13 @@ impl Text {
         Ok(())
     }
 
-    /// Fills in ids and mask `[T]` of a caption. Nothing where states are kept.
+    /// Copies a caption's ids and mask `[T]` into the given slices. Does nothing if the shard stores states.
     ///
     /// # Errors
-    /// As for [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub(crate) fn read_ids(&self, at: usize, ids: &mut [u32], mask: &mut [u32]) -> Result<()> {
-        let Held::Ids(kept) = &self.held else { return Ok(()) };
-        self.expect_whole()?;
+        let Contents::Ids(kept) = &self.contents else { return Ok(()) };
+        self.expect_intact()?;
         for (id, bytes) in ids.iter_mut().zip(kept.row(at).as_chunks::<4>().0) {
             *id = u32::from_le_bytes(*bytes);
         }
@@ -246,7 +248,7 @@ impl Floats {
         }
     }
 
-    /// What a number becomes by being kept.
+    /// Rounds values to the stored precision.
     pub(crate) fn round(self, values: &mut [f32]) {
         if self == Self::Bf16 {
             values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
