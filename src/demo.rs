@@ -164,7 +164,7 @@ fn write(
     progress.note(&format!(
         "drawing {} images and spoiling {:.0}% of the training ones",
         IMAGES.0 + IMAGES.1,
-        100.0 * shares.spoiled()
+        100.0 * shares.corrupted()
     ));
     let data = folder.join("data");
     let settings = DataSetSettings { train: IMAGES.0, validation: IMAGES.1, side, shares, seed };

@@ -107,7 +107,7 @@ fn a_block_is_the_window_of_the_ranking_that_was_asked_for() {
     assert_eq!(block(0.7, Keep::Count(3)).unwrap(), [7, 8, 9]);
     assert_eq!(
         message(block(0.8, Keep::Count(3))),
-        "a block of 3 rows from offset 0.8 (rank 8) runs past the last of 10 rows; begin earlier or keep fewer."
+        "a block of 3 rows from offset 0.8 (rank 8) runs past the last of 10 rows; begin earlier or keep fewer"
     );
 }
 
@@ -227,21 +227,18 @@ fn keep_reads_shares_and_counts() {
     assert_eq!(Keep::Share(0.29).count(100).unwrap(), 29);
     for text in ["", "half", "50 percent", "-3", "%", "5,5"] {
         let outcome = message(keep(text));
-        let outside = "the share to keep is -3, but it must be above 0 and at most 1 (100%).";
+        let outside = "the share to keep is -3, but it must be above 0 and at most 1 (100%)";
         let unreadable =
-            format!("`{text}` is neither a share such as 50% or 0.5 nor a number of rows such as 1200.");
+            format!("`{text}` is neither a share such as 50% or 0.5 nor a number of rows such as 1200");
         assert_eq!(outcome, if text == "-3" { outside.to_owned() } else { unreadable });
     }
     assert_eq!(
         message(keep("150%")),
-        "the share to keep is 1.5, but it must be above 0 and at most 1 (100%)."
+        "the share to keep is 1.5, but it must be above 0 and at most 1 (100%)"
     );
-    assert_eq!(message(keep("0.0")), "the share to keep is 0, but it must be above 0 and at most 1 (100%).");
-    assert_eq!(
-        message(keep("NaN")),
-        "the share to keep is NaN, but it must be above 0 and at most 1 (100%)."
-    );
-    assert_eq!(message(keep("0")), "the number of rows to keep is 0, but it must be at least 1.");
+    assert_eq!(message(keep("0.0")), "the share to keep is 0, but it must be above 0 and at most 1 (100%)");
+    assert_eq!(message(keep("NaN")), "the share to keep is NaN, but it must be above 0 and at most 1 (100%)");
+    assert_eq!(message(keep("0")), "the number of rows to keep is 0, but it must be at least 1");
 }
 
 #[test]
@@ -252,47 +249,47 @@ fn parameters_out_of_range_are_refused_in_one_sentence() {
     let half = Keep::Share(0.5);
     assert_eq!(
         refused(shift(0.6, 0.5, 0.2), half),
-        "5 rows are to be kept, but only 4 of 10 are available after dropping the 6 best rated; keep fewer."
+        "cannot keep 5 rows: only 4 of 10 are available after excluding the 6 highest-rated; keep fewer"
     );
     assert_eq!(
         refused(Strategy::Random, Keep::Count(11)),
-        "11 rows are to be kept, but only 10 of 10 are available; keep fewer."
+        "cannot keep 11 rows: only 10 of 10 are available; keep fewer"
     );
     assert_eq!(
         refused(Strategy::TopK, Keep::Count(0)),
-        "the number of rows to keep is 0, but it must be at least 1."
+        "the number of rows to keep is 0, but it must be at least 1"
     );
     assert_eq!(
         refused(Strategy::TopK, Keep::Share(0.01)),
-        "1% of 10 rows is less than half a row; keep more."
+        "1% of 10 rows is less than half a row; keep more"
     );
     for share in [0.0, -0.5, 1.01, f64::NAN] {
         assert_eq!(
             refused(Strategy::TopK, Keep::Share(share)),
-            format!("the share to keep is {share}, but it must be above 0 and at most 1 (100%).")
+            format!("the share to keep is {share}, but it must be above 0 and at most 1 (100%)")
         );
     }
     for sigma in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let expected = format!("sigma is {sigma}, but it must be a number above 0.");
+        let expected = format!("sigma is {sigma}, but it must be a number above 0");
         assert_eq!(refused(shift(0.0, 0.5, sigma), half), expected);
         assert_eq!(refused(Strategy::Gsample { mean: 0.5, sigma }, half), expected);
     }
     for drop_top in [-0.1, 1.0, f64::NAN] {
         assert_eq!(
             refused(shift(drop_top, 0.5, 0.2), half),
-            format!("drop_top is {drop_top}, but it must be at least 0 and below 1.")
+            format!("drop_top is {drop_top}, but it must be at least 0 and below 1")
         );
     }
-    assert_eq!(refused(shift(0.0, f64::NAN, 0.2), half), "mean is NaN, but it must be a finite number.");
+    assert_eq!(refused(shift(0.0, f64::NAN, 0.2), half), "mean is NaN, but it must be a finite number");
     assert_eq!(
         refused(Strategy::Block { offset: 1.0 }, half),
-        "offset is 1, but it must be at least 0 and below 1."
+        "offset is 1, but it must be at least 0 and below 1"
     );
     assert_eq!(
         message(select(&[1.0, f64::NAN], &Strategy::TopK, half, 0)),
-        "the rating of row 2 is NaN, not a finite number."
+        "the rating of row 2 is NaN, not a finite number"
     );
-    assert_eq!(message(select(&[], &Strategy::TopK, half, 0)), "there is no rating to rank.");
+    assert_eq!(message(select(&[], &Strategy::TopK, half, 0)), "there are no ratings to rank");
 }
 
 proptest! {

@@ -116,20 +116,20 @@ fn the_header_for_a_corpus_puts_the_rating_behind_the_id() {
     assert_eq!(header.columns(), ["path", "id", "rating", "caption"]);
     assert_eq!(
         message(RatingsHeader::for_corpus(&columns(&["name", "caption"]), &names())),
-        "there is no column `id`; the columns are `name`, `caption`, `rating`."
+        "there is no column `id`; the columns are `name`, `caption`, `rating`"
     );
     assert_eq!(
         message(RatingsHeader::for_corpus(&columns(&["id", "rating"]), &names())),
-        "the corpus already has a column `rating`; choose another name for the ratings with --rating-column NAME."
+        "the corpus already has a column `rating`; choose another name for the ratings with --rating-column NAME"
     );
     assert_eq!(
         message(RatingsHeader::new(columns(&["id", "a", "rating", "a"]), &names())),
-        "two columns are called `a`; rename one."
+        "two columns are called `a`; rename one"
     );
     let same = RatingColumns { id: "id".to_owned(), rating: "id".to_owned() };
     assert_eq!(
         message(RatingsHeader::new(columns(&["id"]), &same)),
-        "one column, `id`, cannot be both the id and the rating."
+        "one column, `id`, cannot be both the id and the rating"
     );
 }
 
@@ -145,22 +145,22 @@ fn csv_message(bytes: &[u8]) -> String {
 
 #[test]
 fn bad_csv_is_refused_with_the_line() {
-    assert_eq!(csv_message(b""), ": the file is empty; its first line must name the columns.");
-    assert_eq!(csv_message(b"id,rating\n"), ": the table has no row below its header.");
+    assert_eq!(csv_message(b""), ": the file is empty; its first line must name the columns");
+    assert_eq!(csv_message(b"id,rating\n"), ": the table has no rows below its header");
     assert_eq!(
         csv_message(b"id,score,caption\n1,2,x\n"),
-        ": there is no column `rating`; the columns are `id`, `score`, `caption`. --rating-column names the one of the ratings."
+        ": there is no column `rating`; the columns are `id`, `score`, `caption`; name the column of ratings with --rating-column NAME"
     );
     assert_eq!(
         csv_message(b"name,rating\n1,2\n"),
-        ": there is no column `id`; the columns are `name`, `rating`."
+        ": there is no column `id`; the columns are `name`, `rating`"
     );
-    let skip = "; mend it, or leave such rows out with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
+    let skip = "; fix it, or skip such rows with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
     assert_eq!(
         csv_message(b"id,rating\na,1\nb,high\n"),
         format!(", line 3: the rating `high` is not a number{skip}")
     );
-    let hint = "; --drop-nan leaves such rows out.";
+    let hint = "; pass --drop-nan to skip such rows";
     assert_eq!(csv_message(b"id,rating\na,\n"), format!(", line 2: the rating is missing{hint}"));
     for text in ["nan", "NaN", "NULL"] {
         assert_eq!(
@@ -174,18 +174,18 @@ fn bad_csv_is_refused_with_the_line() {
             format!(", line 3: the rating `{text}` is not a finite number{skip}")
         );
     }
-    assert_eq!(csv_message(b"id,rating\n,1\n"), ", line 2: the id is empty; every row needs one.");
+    assert_eq!(csv_message(b"id,rating\n,1\n"), ", line 2: the id is empty; every row needs one");
     assert_eq!(
         csv_message(b"id,rating\na,1\n\"b\n\",2\nc,3\na,4\n"),
-        ", line 6: the id `a` occurs twice, in line 2 and here; ids must be unique."
+        ", line 6: the id `a` occurs twice, in line 2 and here; ids must be unique"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1,2\n"),
-        ", line 2: the row has 3 fields and the header 2; put a field that holds a comma, a quote or a line end in quotes"
+        ", line 2: the row has 3 fields, the header 2; quote fields that contain a comma, a quote or a line break"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1\nb\n"),
-        ", line 3: the row has 1 fields and the header 2; put a field that holds a comma, a quote or a line end in quotes"
+        ", line 3: the row has 1 fields, the header 2; quote fields that contain a comma, a quote or a line break"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1\n\xFF,2\n"),
@@ -215,7 +215,7 @@ fn other_endings_and_missing_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("ratings.txt");
     let expected = format!(
-        "{}: the ending is neither .csv nor .parquet; rename the file to say which it is.",
+        "{}: the extension is neither .csv nor .parquet; rename the file to match its format",
         text.display()
     );
     assert_eq!(message(RatingsTable::read(&text, &names())), expected);
@@ -244,18 +244,18 @@ fn bad_parquet_is_refused() {
     fs::remove_file(&path).unwrap();
 
     write_table(&path, &["id", "rating"], &[]);
-    assert_eq!(refused(), ": the table has no row below its header.");
+    assert_eq!(refused(), ": the table has no rows below its header");
     write_at(&path, &["id", "rating"], &[row("x", 1.0, &[]), row("y", 2.0, &[]), row("x", 3.0, &[])]);
-    assert_eq!(refused(), ": the id `x` occurs twice, in rows 1 and 3; ids must be unique.");
+    assert_eq!(refused(), ": the id `x` occurs twice, in rows 1 and 3; ids must be unique");
 
     let other = RatingColumns { id: "key".to_owned(), ..names() };
     let outcome = message(RatingsTable::read(&path, &other));
-    assert!(outcome.ends_with(": there is no column `key`; the columns are `id`, `rating`."), "{outcome}");
+    assert!(outcome.ends_with(": there is no column `key`; the columns are `id`, `rating`"), "{outcome}");
     let text = RatingColumns { id: "rating".to_owned(), rating: "id".to_owned() };
     let outcome = message(RatingsTable::read(&path, &text));
     assert!(
         outcome.ends_with(
-            "the column `id` is of a kind that is not read (BYTE_ARRAY String); store it as DOUBLE or FLOAT."
+            "the column `id` has an unsupported type (BYTE_ARRAY String); store it as DOUBLE or FLOAT"
         ),
         "{outcome}"
     );
@@ -281,15 +281,9 @@ fn the_writer_refuses_rows_that_could_not_be_read_back() {
         let header = RatingsHeader::new(columns, &names()).unwrap();
         let mut writer = RatingsWriter::create(&path, header).unwrap();
         let mut refused = |row: RatingRow| message(writer.write(&row)).replace(path.to_str().unwrap(), "");
-        assert_eq!(
-            refused(row("a", f64::NAN, &["x"])),
-            ": the rating of id `a` is NaN, not a finite number."
-        );
-        assert_eq!(refused(row("", 1.0, &["x"])), ": row 1 has an empty id.");
-        assert_eq!(
-            refused(row("a", 1.0, &[])),
-            ": id `a` comes with 0 carried fields, but the header has 1."
-        );
+        assert_eq!(refused(row("a", f64::NAN, &["x"])), ": the rating of id `a` is NaN, not a finite number");
+        assert_eq!(refused(row("", 1.0, &["x"])), ": row 1 has an empty id");
+        assert_eq!(refused(row("a", 1.0, &[])), ": id `a` has 0 carried fields, but the header has 1");
     }
 }
 
@@ -406,13 +400,13 @@ fn a_corpus_that_does_not_fit_the_ratings_is_refused_and_nothing_is_written() {
     };
     assert_eq!(
         refused("id,x\na,1\nc,1\n"),
-        "corpus.csv: 1 of the kept ids of ratings.csv are not in this corpus, the first is `d`; give the corpus that \
-         was rated."
+        "corpus.csv: 1 of the kept ids of ratings.csv are not in this corpus, the first is `d`; pass the corpus that \
+         was rated"
     );
-    assert_eq!(refused("id,x\nc,1\nd,1\nc,2\n"), "corpus.csv: the id `c` occurs twice; ids must be unique.");
+    assert_eq!(refused("id,x\nc,1\nd,1\nc,2\n"), "corpus.csv: the id `c` occurs twice; ids must be unique");
     assert_eq!(
         refused("name,x\na,1\n"),
-        "corpus.csv, line 1: there is no column `id`; the columns are `name`, `x`."
+        "corpus.csv, line 1: there is no column `id`; the columns are `name`, `x`"
     );
 }
 
@@ -451,7 +445,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     assert_eq!(
         message(write_subset(&ending, &Interrupt::default())),
         format!(
-            "the subset {} must be a file ending in .csv.",
+            "the subset {} must be a file ending in .csv",
             folder.path().join("subset.parquet").display()
         )
     );
@@ -460,7 +454,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     assert_eq!(
         message(write_subset(&broken, &Interrupt::default())),
         format!(
-            "{}: the id \"a\\nb\" holds a line break, which a list with one id a line cannot; change the id.",
+            "{}: the id \"a\\nb\" contains a line break, so it cannot be written to the list of ids; change the id",
             job.ratings.display()
         )
     );
@@ -534,15 +528,15 @@ fn parquet_of_other_programs_is_read_or_refused_but_never_changed() {
     write_foreign_table(&path, &[1, 0, 1], &[0.5, -2.0], "");
     assert_eq!(
         refused(),
-        ": the rating in row 2 is missing or not a number; --drop-nan leaves such rows out."
+        ": the rating in row 2 is missing or not a number; pass --drop-nan to skip such rows"
     );
     write_foreign_table(&path, &[1, 1, 1], &[0.5, 1.0, f32::INFINITY], "");
-    assert_eq!(refused(), ": the rating `inf` in row 3 is not a finite number.");
+    assert_eq!(refused(), ": the rating `inf` in row 3 is not a finite number");
     write_foreign_table(&path, &[1, 1, 1], &[0.5, 1.0, 2.0], "(TIMESTAMP(MILLIS,true))");
     let outcome = refused();
     assert!(
         outcome.starts_with(": the column `id` is of a kind that is not read (INT64 Timestamp"),
         "{outcome}"
     );
-    assert!(outcome.ends_with("; store it as UTF8 text."), "{outcome}");
+    assert!(outcome.ends_with("; store it as UTF8 text"), "{outcome}");
 }

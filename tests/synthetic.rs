@@ -6,9 +6,9 @@ use alchemist_engine::{
     data::{
         ColumnNames, Preprocess,
         corruption::{
-            Flaw, FlawShares, plan,
+            Flaw, FlawShares, corrupt, plan,
             plant::{PlantSettings, plant},
-            sources, spoil,
+            sources,
         },
         synthetic::{DataSetSettings, draw_scene, write_data_set},
     },
@@ -142,7 +142,7 @@ fn a_plan_has_exact_counts_in_a_seeded_order() {
 fn impossible_shares_are_refused_in_one_sentence() {
     for plain in [-0.1, 1.5, f64::NAN] {
         let message = plan(100, &FlawShares { plain, ..FlawShares::NONE }, 0).unwrap_err().to_string();
-        assert!(message.contains("`plain`") && message.contains("from 0 to 1"), "{message}");
+        assert!(message.contains("`plain`") && message.contains("between 0 and 1"), "{message}");
     }
     let shares = FlawShares { plain: 0.6, noise: 0.6, ..FlawShares::NONE };
     let message = plan(100, &shares, 0).unwrap_err().to_string();
@@ -191,24 +191,24 @@ fn a_wrong_caption_is_found_among_nearly_equal_ones_or_refused() {
 fn flaws_of_images_do_what_they_say() {
     for index in 0..60 {
         let clean = draw_scene(21, index, SIDE).rgb;
-        let spoiled = |flaw, seed| {
+        let corrupted = |flaw, seed| {
             let mut rgb = clean.clone();
-            spoil(&mut rgb, SIDE, SIDE, flaw, seed, index).unwrap();
+            corrupt(&mut rgb, SIDE, SIDE, flaw, seed, index).unwrap();
             rgb
         };
-        let plain = spoiled(Flaw::Plain, 0);
+        let plain = corrupted(Flaw::Plain, 0);
         assert!(variance(&plain) < 4.0, "plain: {}", variance(&plain));
-        let noise = spoiled(Flaw::Noise, 0);
+        let noise = corrupted(Flaw::Noise, 0);
         assert!(variance(&noise) > 1500.0, "noise: {}", variance(&noise));
         let kept = correlation(&clean, &noise).abs();
         assert!(kept < 0.5, "noise leaves a correlation of {kept}");
-        let blurred = spoiled(Flaw::Blur, 0);
+        let blurred = corrupted(Flaw::Blur, 0);
         let (before, after) = (roughness(&clean, SIDE), roughness(&blurred, SIDE));
         assert!(after < 0.2 * before + 1.0, "blur: {before} became {after}");
         let mean = |rgb: &[u8]| rgb.iter().map(|&byte| f64::from(byte)).sum::<f64>() / rgb.len() as f64;
         assert!((mean(&blurred) - mean(&clean)).abs() < 12.0, "blur keeps the brightness");
         for flaw in [Flaw::Clean, Flaw::WrongCaption, Flaw::Duplicate] {
-            assert!(spoiled(flaw, 0) == clean, "{flaw} changes the image");
+            assert!(corrupted(flaw, 0) == clean, "{flaw} changes the image");
         }
         let changed = |rgb: &[u8]| {
             let pixels = clean.chunks_exact(3).zip(rgb.chunks_exact(3));
@@ -217,15 +217,15 @@ fn flaws_of_images_do_what_they_say() {
             };
             pixels.filter(far).count() as f64 / (SIDE * SIDE) as f64
         };
-        let ruined = changed(&spoiled(Flaw::Jpeg, 0));
+        let ruined = changed(&corrupted(Flaw::Jpeg, 0));
         assert!(ruined > 0.15, "JPEG changes {ruined} of the pixels");
-        let marked = changed(&spoiled(Flaw::Watermark, 0));
+        let marked = changed(&corrupted(Flaw::Watermark, 0));
         assert!((0.04..0.6).contains(&marked), "the watermark changes {marked} of the pixels");
         for flaw in [Flaw::Plain, Flaw::Noise, Flaw::Blur, Flaw::Jpeg, Flaw::Watermark] {
-            assert!(spoiled(flaw, 0) == spoiled(flaw, 0), "{flaw} is not fixed by its seed");
+            assert!(corrupted(flaw, 0) == corrupted(flaw, 0), "{flaw} is not fixed by its seed");
             // Blur and JPEG come in few strengths, so that two seeds may agree on one.
             assert!(
-                matches!(flaw, Flaw::Blur | Flaw::Jpeg) || spoiled(flaw, 0) != spoiled(flaw, 1),
+                matches!(flaw, Flaw::Blur | Flaw::Jpeg) || corrupted(flaw, 0) != corrupted(flaw, 1),
                 "{flaw} ignores its seed"
             );
         }
@@ -238,7 +238,7 @@ fn blur_comes_in_several_strengths() {
     let strengths: BTreeSet<_> = (0..20)
         .map(|seed| {
             let mut rgb = clean.clone();
-            spoil(&mut rgb, SIDE, SIDE, Flaw::Blur, seed, 0).unwrap();
+            corrupt(&mut rgb, SIDE, SIDE, Flaw::Blur, seed, 0).unwrap();
             rgb
         })
         .collect();
@@ -250,13 +250,13 @@ fn flaws_take_images_of_any_shape() {
     for (width, height) in [(1, 1), (1, 9), (200, 3), (17, 31), (0, 0)] {
         for flaw in Flaw::ALL {
             let mut rgb = vec![90; width * height * 3];
-            spoil(&mut rgb, width, height, flaw, 0, 0).unwrap();
+            corrupt(&mut rgb, width, height, flaw, 0, 0).unwrap();
             if flaw == Flaw::Blur {
                 assert!(rgb.iter().all(|&byte| byte == 90), "a blurred plain image stays as it is");
             }
         }
     }
-    let message = spoil(&mut [0; 10], 2, 2, Flaw::Noise, 0, 0).unwrap_err().to_string();
+    let message = corrupt(&mut [0; 10], 2, 2, Flaw::Noise, 0, 0).unwrap_err().to_string();
     assert!(message.contains("10 bytes are not an image of 2×2 pixels"), "{message}");
 }
 
@@ -340,7 +340,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
         overwrite: false,
     };
     let message = plant(&settings, &Interrupt::default(), &mut ()).unwrap_err().to_string();
-    assert!(message.contains("column `flaw` is there already"), "{message}");
+    assert!(message.contains("column `flaw` already exists"), "{message}");
 }
 
 /// Every file under a folder with its bytes.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareRequest, task::Task};
 use crate::{
-    data::{Corpus, Record, corpus::moved_paths::whole_path, corruption::Flaw},
+    data::{Corpus, Record, corpus::moved_paths::absolute_path, corruption::Flaw},
     engine::{Purpose, Random},
     error::{Error, Reasons, Result},
     files::{
@@ -328,7 +328,7 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
 fn write_records(path: &Path, columns: &Columns, records: &[Record]) -> Result<()> {
     let row = |record: &Record| -> Result<Vec<String>> {
         let mut fields = record.fields.clone();
-        fields[columns.image] = whole_path(&record.fields[columns.image], &record.image)?.into_owned();
+        fields[columns.image] = absolute_path(&record.fields[columns.image], &record.image)?.into_owned();
         Ok(fields)
     };
     write_csv(path, &columns.header, records.iter().map(row).collect::<Result<Vec<_>>>()?)

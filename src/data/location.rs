@@ -1,4 +1,4 @@
-//! Where a table or an image lies: a path of this machine, or a URL.
+//! Locations of tables and images: local paths and URLs.
 
 use std::{
     fmt,
@@ -7,29 +7,29 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// A local path, or a URL.
+/// A local path or a URL.
 ///
-/// What lies there is read through its [`Store`](super::store::Store), whichever that is.
+/// Its contents are read through its [`Store`](super::store::Store).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Location {
-    /// As it is written; of a URL, too.
+    /// The path or URL, as written.
     written: PathBuf,
     is_url: bool,
 }
 
 impl Location {
-    /// The path, or the URL where this is one: what messages name.
+    /// The path or URL, for messages.
     pub fn as_path(&self) -> &Path {
         &self.written
     }
 
-    /// The path, if it is one of this machine.
+    /// The path, if it is a local one.
     pub fn local(&self) -> Option<&Path> {
         (!self.is_url).then_some(&self.written)
     }
 
-    /// What is written beside this file: a URL or an absolute path stands for itself, and a relative path begins at the folder of this
-    /// file.
+    /// Resolves a path written in this file: a URL or an absolute path is unchanged, a relative path is relative to
+    /// the folder of this file.
     #[must_use]
     pub fn beside(&self, written: &str) -> Self {
         if scheme_of(written).is_some() {
@@ -39,7 +39,7 @@ impl Location {
         Self { written: folder.join(written), is_url: self.is_url }
     }
 
-    /// The last part of the path.
+    /// The last component of the path.
     pub fn name(&self) -> String {
         self.written.file_name().unwrap_or(self.written.as_os_str()).to_string_lossy().into_owned()
     }
@@ -64,41 +64,41 @@ impl fmt::Display for Location {
     }
 }
 
-/// The scheme of what is written in place of a path: `https`, `s3`, `gs`, `file`, `data` and so on; `None`: it is a path.
+/// The scheme of a URL: `https`, `s3`, `gs`, `file`, `data` and so on; `None` for a path.
 ///
-/// A scheme has two characters at least, so that a drive's letter is none.
+/// A scheme has at least two characters, so drive letters are not schemes.
 pub fn scheme_of(written: &str) -> Option<&str> {
     let (scheme, rest) = written.split_once(':')?;
     let is_scheme = scheme.len() >= 2
         && scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
-    // `data:` goes on with a type and a comma, and `file:` may do with one slash.
+    // `data:` continues with a type and a comma, and `file:` may have a single slash.
     let has_address = rest.starts_with("//")
         || scheme.eq_ignore_ascii_case("data") && rest.contains(',')
         || scheme.eq_ignore_ascii_case("file") && rest.starts_with('/');
     (is_scheme && has_address).then_some(scheme)
 }
 
-/// Why an image that is written this way cannot be read from here; `None`: it is a path.
+/// Why an image with this path is not a local file; `None` if it is.
 pub fn not_local(written: &str) -> Option<String> {
     if written.is_empty() {
         return Some("its path is empty".to_owned());
     }
     let scheme = scheme_of(written)?;
     Some(match scheme.to_ascii_lowercase().as_str() {
-        "http" | "https" => format!(
-            "{scheme}: is an address, not a file; download images first, with img2dataset for example"
-        ),
-        "file" => "file: is an address; write the path alone, without file:".to_owned(),
-        "data" => "data: holds the image itself, not its path; write it to a file first".to_owned(),
-        _ => format!("{scheme}: is an address, not a local file; copy the images to this machine first"),
+        "http" | "https" => {
+            format!("{scheme}: is a URL, not a file; download the images first, for example with img2dataset")
+        }
+        "file" => "file: is a URL; write the path without file:".to_owned(),
+        "data" => "data: contains the image itself, not its path; write it to a file first".to_owned(),
+        _ => format!("{scheme}: is a URL, not a local file; copy the images to this machine first"),
     })
 }
 
-/// Why a file that is not there may be looked for in the wrong place, by how its path is written; to follow `there is no such file`.
+/// Explains, from how its path is written, why a file may be missing; to be appended to `there is no such file`.
 pub(crate) fn hint_of_missing(path: &Path) -> String {
     let text = path.to_string_lossy();
-    // A table's folder stands in front of what is written in it.
+    // The text as written in the table follows the table's folder.
     let starts = std::iter::once(0).chain(text.match_indices('/').map(|(at, _)| at + 1));
     for start in starts {
         if let Some(why) = scheme_of(&text[start..]).and_then(|_| not_local(&text[start..])) {
@@ -107,34 +107,31 @@ pub(crate) fn hint_of_missing(path: &Path) -> String {
     }
     let mut parts = text.split('/');
     if parts.clone().any(|part| part == "~") {
-        return ": `~` means a home folder to a shell only; write the whole path".to_owned();
+        return ": `~` is expanded only by a shell; write the absolute path".to_owned();
     }
     let is_drive = |part: &str| {
         let mut characters = part.chars();
         characters.next().is_some_and(|first| first.is_ascii_alphabetic()) && characters.next() == Some(':')
     };
     if cfg!(unix) && parts.clone().any(|part| is_drive(part) && (part.len() == 2 || part.contains('\\'))) {
-        return ": it is a path of another machine, with a drive's letter; write it as it is here".to_owned();
+        return ": the path has a drive letter of another machine; write the path on this machine".to_owned();
     }
     if cfg!(unix) && text.contains('\\') {
         return ": folders are separated by `/` here, not by `\\`".to_owned();
     }
     if parts.any(|part| part != part.trim()) {
-        return ": a part of the path begins or ends with a space".to_owned();
+        return ": a component of the path starts or ends with a space".to_owned();
     }
     String::new()
 }
 
-/// A path as text, for a table or a configuration.
+/// Converts a path to text, for a table or a configuration.
 ///
 /// # Errors
 /// If it is not UTF-8.
 pub fn path_text(path: PathBuf) -> Result<String> {
     path.into_os_string().into_string().map_err(|path| {
-        Error::invalid(format!(
-            "{}: the path is not UTF-8, as text has to be; rename the folder",
-            Path::new(&path).display()
-        ))
+        Error::invalid(format!("{}: the path is not UTF-8; rename the folder", Path::new(&path).display()))
     })
 }
 
@@ -143,14 +140,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_from_elsewhere_is_told_by_how_it_is_written() {
+    fn paths_of_other_machines_are_explained() {
         for (written, hint) in [
-            ("https://host/b.png", "https: is an address"),
-            ("file:///a/b.png", "file: is an address"),
-            ("s3://bucket/b.png", "s3: is an address"),
-            ("~/images/b.png", "home folder"),
-            ("C:\\images\\b.png", "drive's letter"),
-            ("C:/images/b.png", "drive's letter"),
+            ("https://host/b.png", "https: is a URL"),
+            ("file:///a/b.png", "file: is a URL"),
+            ("s3://bucket/b.png", "s3: is a URL"),
+            ("~/images/b.png", "expanded only by a shell"),
+            ("C:\\images\\b.png", "drive letter"),
+            ("C:/images/b.png", "drive letter"),
             ("images\\b.png", "separated by `/`"),
             (" b.png", "a space"),
         ] {

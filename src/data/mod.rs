@@ -1,8 +1,8 @@
-//! Records and images: reading a corpus' table, decoding and preprocessing images ahead of their use, the built-in corpus, and
-//! flaws planted in one.
+//! Records and images: corpus tables, image decoding and preprocessing, the synthetic corpus, and planted flaws.
 //!
-//! A [`corpus`] is read in batches of records, each of which refers to an image and carries a caption. What lies at a [`location`] is
-//! read through its [`store`]. An [`image`] is decoded and cut to a square on other threads. The [`synthetic`] corpus is drawn here, and [`corruption`] spoils a known share of any.
+//! A [`corpus`] is read in batches of records, each with a reference to an image and a caption. The contents of a
+//! [`location`] are read through its [`store`]. An [`image`] is decoded and cropped to a square on worker threads.
+//! The [`synthetic`] corpus is generated, and [`corruption`] corrupts a known share of any corpus.
 
 pub mod corpus;
 pub mod corruption;

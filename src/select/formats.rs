@@ -1,5 +1,5 @@
-//! A chosen subset in the forms that other trainers read: a Parquet table, a Hugging Face image folder, WebDataset shards, and
-//! DataComp's array of uids.
+//! Converts a subset to the formats of other trainers: a Parquet table, a Hugging Face image folder, WebDataset
+//! shards, and DataComp's array of uids.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
     data::{
         ColumnNames, Corpus, ImageRef, Record,
-        corpus::{Schema, image_folders, moved_paths::whole_path},
+        corpus::{Schema, image_folders, moved_paths::absolute_path},
         image::decode::{self, SNIFFED_BYTES},
         location::not_local,
     },
@@ -26,26 +26,27 @@ use crate::{
     jobs::{Claim, folder::OutputFolder, output::Output, progress::Progress},
 };
 
-/// Samples of a WebDataset shard.
+/// Default number of samples per WebDataset shard.
 pub const SHARD: usize = 10_000;
 
-/// A form of subsets.
+/// An output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// One `.csv` table, images named by whole paths.
+    /// A `.csv` table with absolute image paths.
     Csv,
-    /// One `.parquet` table, images named by whole paths.
+    /// A `.parquet` table with absolute image paths.
     Parquet,
-    /// A folder with `metadata.jsonl` and images, as `datasets.load_dataset("imagefolder", data_dir=…)` reads it. Images are
-    /// copied, or linked.
+    /// A folder with `metadata.jsonl` and images, for `datasets.load_dataset("imagefolder", data_dir=…)`. Images are
+    /// copied or linked.
     ImageFolder {
-        /// Whether images are symbolic links.
+        /// Whether to create symbolic links instead of copies.
         link: bool,
     },
-    /// A folder of tar files, as `webdataset` reads them: `KEY.png` (or whatever the content is), `KEY.txt` (the caption) and
-    /// `KEY.json` (all columns). Keys are row numbers, because a dot in an id would cut a key off.
+    /// A folder of tar files for `webdataset`: `KEY.png` (or another extension that matches the content), `KEY.txt`
+    /// (the caption) and `KEY.json` (all columns). Keys are row numbers, because a key ends at its first dot and ids
+    /// may have dots.
     WebDataset,
-    /// DataComp's `.npy`: pairs of 64-bit numbers, sorted, of ids that are 32 hexadecimal digits.
+    /// DataComp's `.npy`: a sorted array of ids, each 32 hexadecimal digits, as pairs of u64.
     Uids,
 }
 
@@ -62,40 +63,41 @@ impl FromStr for Format {
             "uids" => Self::Uids,
             _ => {
                 return Err(Error::invalid(format!(
-                    "`{name}` is not a form of subsets; they are csv, parquet, imagefolder, imagefolder-links, webdataset and uids"
+                    "`{name}` is not a subset format; the formats are csv, parquet, imagefolder, imagefolder-links, \
+                     webdataset and uids"
                 )));
             }
         })
     }
 }
 
-/// What is to be written.
+/// Options of [`pack`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackJob {
-    /// The subset: a CSV, as `select` writes it.
+    /// The subset, a CSV written by `select`.
     pub subset: PathBuf,
-    /// Its columns.
+    /// Names of its columns.
     pub columns: ColumnNames,
-    /// Leave out malformed rows, as records that cannot be used.
+    /// Skips malformed rows and counts them as unusable records.
     pub skip_bad_rows: bool,
-    /// The form.
+    /// The output format.
     pub format: Format,
-    /// A file, or a folder for those forms that are one.
+    /// The output file or folder.
     pub out: PathBuf,
-    /// Samples of a WebDataset shard.
+    /// Samples per WebDataset shard.
     pub shard: usize,
-    /// Replace what is there.
+    /// Replaces an existing output.
     pub overwrite: bool,
 }
 
-/// What was written. Rows in are rows written and rows left out.
+/// Summary of [`pack`]: `rows` equals the rows written plus `left_out`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
-    /// Rows of the subset.
+    /// Rows in the subset.
     pub rows: usize,
-    /// Records left out because their image is not there or is none: id and reason.
+    /// Records skipped because their image is missing or unreadable: id and reason.
     pub left_out: Vec<(String, String)>,
-    /// The file or folder.
+    /// The output file or folder.
     pub out: PathBuf,
 }
 
@@ -116,11 +118,11 @@ impl fmt::Display for Packed {
     }
 }
 
-/// Writes a subset in another form.
+/// Converts a subset to another format.
 ///
 /// # Errors
-/// If the subset cannot be read, the output is there and not to be replaced, an id does not fit the form, a file cannot be
-/// written, or the user interrupts.
+/// If the subset cannot be read, the output exists and must not be replaced, an id does not fit the format, a file
+/// cannot be written, or the user interrupts the job.
 pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Packed> {
     let corpus = Corpus::open(&job.subset, &job.columns)?.skipping_malformed(job.skip_bad_rows);
     let schema = corpus.schema().clone();
@@ -167,15 +169,15 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -
 }
 
 impl PackJob {
-    /// Refuses a table's name that does not say what it is.
+    /// Checks that the extension of a table's path matches its format.
     fn expect_ending(&self) -> Result<()> {
-        let wanted = match self.format {
+        let expected = match self.format {
             Format::Csv => "csv",
             Format::Parquet => "parquet",
             _ => return Ok(()),
         };
-        if self.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(wanted)) {
-            return Err(Error::invalid(format!("{} must end in .{wanted}", self.out.display())));
+        if self.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(expected)) {
+            return Err(Error::invalid(format!("{} must end in .{expected}", self.out.display())));
         }
         Ok(())
     }
@@ -183,7 +185,7 @@ impl PackJob {
 
 struct Packing<'a> {
     job: &'a PackJob,
-    /// Where the output is written until all of it is there.
+    /// The staging path of the output.
     out: PathBuf,
     schema: Schema,
     left_out: Vec<(String, String)>,
@@ -193,10 +195,10 @@ struct Packing<'a> {
 
 impl Packing<'_> {
     fn check(&self) -> Result<()> {
-        self.interrupt.check("nothing was written; give the same command again")
+        self.interrupt.check("nothing was written; run the same command again")
     }
 
-    /// The image's file and the ending that its content has, or the record is left out.
+    /// The image and the extension of its content. Records without a usable image are skipped.
     fn image<'r>(&mut self, record: &'r Record) -> Option<(&'r ImageRef, &'static str)> {
         match not_local(self.written(record)).map_or_else(|| ending_of(&record.image), Err) {
             Ok(ending) => Some((&record.image, ending)),
@@ -208,17 +210,17 @@ impl Packing<'_> {
     }
 
     fn leave_out(&mut self, record: &Record, reason: String) {
-        let told = format!("{}: {reason}", self.written(record));
-        self.said.add(&record.id, &told);
+        let line = format!("{}: {reason}", self.written(record));
+        self.said.add(&record.id, &line);
         self.left_out.push((record.id.clone(), reason));
     }
 
-    /// The image's path as it is written in the table.
+    /// The image path, as written in the table.
     fn written<'r>(&self, record: &'r Record) -> &'r str {
         &record.fields[self.schema.image]
     }
 
-    /// Refuses an output without a record.
+    /// Fails if no record could be written.
     fn require_any(&self, records: &[Record]) -> Result<()> {
         if self.left_out.len() < records.len() || records.is_empty() {
             return Ok(());
@@ -226,8 +228,8 @@ impl Packing<'_> {
         Err(none_usable(&self.job.subset, &self.left_out))
     }
 
-    /// All columns of a record but the image's path, as JSON.
-    fn told(&self, record: &Record) -> Map<String, Value> {
+    /// All columns of a record except the image path, as JSON.
+    fn columns_json(&self, record: &Record) -> Map<String, Value> {
         let columns = self.schema.columns.iter().zip(&record.fields).enumerate();
         columns
             .filter(|(at, _)| *at != self.schema.image)
@@ -249,7 +251,7 @@ impl Packing<'_> {
                 continue;
             }
             let mut fields = record.fields.clone();
-            fields[self.schema.image] = whole_path(written, &record.image)?.into_owned();
+            fields[self.schema.image] = absolute_path(written, &record.image)?.into_owned();
             table.write(&fields, &[])?;
         }
         self.require_any(records)?;
@@ -257,7 +259,7 @@ impl Packing<'_> {
     }
 
     fn image_folder(&mut self, records: &[Record], link: bool, progress: &mut dyn Progress) -> Result<()> {
-        // Where that is the column of images, it is what is written in its place.
+        // The column of images is replaced by the absolute path.
         let image = self.schema.image;
         let taken =
             self.schema.columns.iter().enumerate().find(|&(at, name)| name == "file_name" && at != image);
@@ -265,7 +267,9 @@ impl Packing<'_> {
             return Err(Error::Table {
                 path: self.job.subset.clone(),
                 line: Some(1),
-                message: format!("the column `{name}` is to be written and is there already; rename it"),
+                message: format!(
+                    "the column `{name}` already exists, but it is also an output column; rename it"
+                ),
             });
         }
         let folder = self.out.join("images");
@@ -277,14 +281,14 @@ impl Packing<'_> {
             let Some((from, ending)) = self.image(record) else { continue };
             let name = format!("images/{at:08}.{ending}");
             let to = self.out.join(&name);
-            place(from, &to, link)?;
+            copy_or_link(from, &to, link)?;
             let mut line = Map::from_iter([("file_name".to_owned(), Value::from(name))]);
-            line.extend(self.told(record));
+            line.extend(self.columns_json(record));
             let line = format!("{}\n", Value::Object(line));
             lines.write_all(line.as_bytes()).map_err(Error::io("write", lines.path()))?;
         }
         self.require_any(records)?;
-        // The table of the images is last: where it is, they are.
+        // The metadata is finished last: if it exists, all images do.
         lines.finish()
     }
 
@@ -293,20 +297,20 @@ impl Packing<'_> {
         let mut written = 0;
         for (number, shard) in records.chunks(size).enumerate() {
             let path = self.out.join(format!("shard-{written:06}.tar"));
-            // Made by its first image, so that none is empty.
+            // Created by its first image, so that no shard is empty.
             let mut archive: Option<tar::Builder<WholeFile>> = None;
-            for (place, record) in shard.iter().enumerate() {
+            for (index, record) in shard.iter().enumerate() {
                 self.check()?;
-                let at = number * size + place;
+                let at = number * size + index;
                 progress.counted("packing", at as u64 + 1, records.len() as u64);
                 let Some((from, ending)) = self.image(record) else { continue };
                 let image = from.read(u64::MAX).map_err(|message| from.refuse(message))?;
-                let mut told = self.told(record);
-                let original = whole_path(self.written(record), from)?;
-                told.insert("original_path".to_owned(), Value::from(&*original));
-                let told = Value::Object(told).to_string();
+                let mut columns = self.columns_json(record);
+                let original = absolute_path(self.written(record), from)?;
+                columns.insert("original_path".to_owned(), Value::from(&*original));
+                let json = Value::Object(columns).to_string();
                 let parts =
-                    [(ending, &image[..]), ("txt", record.caption.as_bytes()), ("json", told.as_bytes())];
+                    [(ending, &image[..]), ("txt", record.caption.as_bytes()), ("json", json.as_bytes())];
                 let archive = match &mut archive {
                     Some(archive) => archive,
                     none => none.insert(tar::Builder::new(WholeFile::create(&path)?)),
@@ -339,7 +343,7 @@ impl Packing<'_> {
                 (Some(high), Some(low)) if hexadecimal => uids.push((high, low)),
                 _ => {
                     return Err(record.origin.refuse(format!(
-                        "the id `{}` is no uid of DataComp, which has 32 hexadecimal digits; choose another form",
+                        "the id `{}` is not a DataComp uid (32 hexadecimal digits); choose another format",
                         record.id
                     )));
                 }
@@ -348,31 +352,31 @@ impl Packing<'_> {
         uids.sort_unstable();
         let kept: HashSet<&(u64, u64)> = uids.iter().collect();
         if kept.len() != uids.len() {
-            return Err(Error::invalid("two ids are the same uid but for the case of their letters"));
+            return Err(Error::invalid("two ids are the same uid except for letter case"));
         }
         write_whole(&self.out, &npy(&uids))
     }
 }
 
-/// The ending that an image's content has, whatever its name is, or why it cannot be packed.
+/// The extension that matches an image's content, or the reason why it cannot be packed.
 fn ending_of(image: &ImageRef) -> std::result::Result<&'static str, String> {
     let start = image.start(SNIFFED_BYTES as u64)?;
     decode::FileFormat::of(&start).map(decode::FileFormat::ending)
 }
 
-/// The error of a subset of which nothing can be packed.
+/// The error for a subset without a usable record.
 fn none_usable(subset: &Path, left_out: &[(String, String)]) -> Error {
     reasons(left_out).none_usable(subset, None)
 }
 
-/// Why records, by id, are left out.
+/// The reasons why records were skipped, by id.
 fn reasons(left_out: &[(String, String)]) -> Reasons {
     let reasons: Vec<String> = left_out.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
     reasons.iter().map(String::as_str).collect()
 }
 
-/// Copies an image, or links to it.
-fn place(from: &ImageRef, to: &Path, link: bool) -> Result<()> {
+/// Copies or links an image.
+fn copy_or_link(from: &ImageRef, to: &Path, link: bool) -> Result<()> {
     if !link {
         let copied = match from.local() {
             Some(from) => fs::copy(from, to),
@@ -380,27 +384,26 @@ fn place(from: &ImageRef, to: &Path, link: bool) -> Result<()> {
         };
         return copied.map(drop).map_err(Error::io("write", to));
     }
-    let from =
-        from.local().ok_or_else(|| from.refuse("is no file of this machine, so nothing can link to it"))?;
+    let from = from.local().ok_or_else(|| from.refuse("is not a local file, so it cannot be linked"))?;
     #[cfg(unix)]
     return std::path::absolute(from)
         .and_then(|from| std::os::unix::fs::symlink(from, to))
         .map_err(Error::io("link", to));
     #[cfg(not(unix))]
-    Err(Error::invalid("images can be linked on Unix only; copy them with imagefolder"))
+    Err(Error::invalid("symbolic links need Unix; copy the images with --format imagefolder"))
 }
 
-/// NumPy's format 1.0 of an array of pairs of 64-bit numbers.
+/// Encodes an array of pairs of u64 in NumPy's format 1.0.
 fn npy(uids: &[(u64, u64)]) -> Vec<u8> {
-    let told = format!(
+    let description = format!(
         "{{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': ({},), }}",
         uids.len()
     );
-    // Magic, version and length take 10 bytes, and all of the header a multiple of 64, with a line end.
-    let length = (10 + told.len() + 1).next_multiple_of(64) - 10;
+    // Magic, version and length take 10 bytes; the header, with its newline, is padded to a multiple of 64.
+    let length = (10 + description.len() + 1).next_multiple_of(64) - 10;
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend(u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes());
-    bytes.extend(format!("{told:<width$}\n", width = length - 1).bytes());
+    bytes.extend(format!("{description:<width$}\n", width = length - 1).bytes());
     bytes.extend(uids.iter().flat_map(|(high, low)| [high.to_le_bytes(), low.to_le_bytes()].concat()));
     bytes
 }

@@ -1,10 +1,10 @@
-//! Millions of ids in little memory: one buffer of bytes, an exact index from id to row, and sorting.
+//! Compact storage for millions of ids: a byte buffer, an exact index from id to row, and sorting.
 
 use std::hash::Hasher;
 
 use rayon::prelude::*;
 
-/// Texts in one buffer: `get(row)` is the text of a row.
+/// Strings in one buffer; `get(row)` returns the string of a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
     text: String,
@@ -12,41 +12,41 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Adds a text at the end.
+    /// Appends a string.
     pub(crate) fn push(&mut self, id: &str) {
         self.text.push_str(id);
         self.ends.push(self.text.len() as u64);
     }
 
-    /// The text of row `row`.
+    /// The string of row `row`.
     ///
     /// # Panics
-    /// If there is no such row, as indexing does.
+    /// If `row` is out of bounds.
     #[expect(clippy::cast_possible_truncation, reason = "offsets into a buffer in memory")]
     pub fn get(&self, row: usize) -> &str {
         let begin = if row == 0 { 0 } else { self.ends[row - 1] as usize };
         &self.text[begin..self.ends[row] as usize]
     }
 
-    /// How many texts there are.
+    /// Number of strings.
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Empties the buffer and keeps its memory.
+    /// Clears the buffer and keeps its capacity.
     pub(crate) fn clear(&mut self) {
         self.text.clear();
         self.ends.clear();
     }
 
-    /// Adds all texts of `other` at the end.
+    /// Appends all strings of `other`.
     pub(crate) fn append(&mut self, other: &Self) {
         let offset = self.text.len() as u64;
         self.text.push_str(&other.text);
         self.ends.extend(other.ends.iter().map(|end| end + offset));
     }
 
-    /// `rows` ordered by their ids, byte by byte (as `LC_ALL=C sort` does).
+    /// `rows` sorted by their ids, byte by byte (like `LC_ALL=C sort`).
     pub(crate) fn sorted(&self, rows: &[u32]) -> Vec<u32> {
         let Some(&first) = rows.first() else { return Vec::new() };
         let first = self.get(first as usize).as_bytes();
@@ -54,7 +54,7 @@ impl Ids {
             let id = self.get(row as usize).as_bytes();
             first[..shared].iter().zip(id).take_while(|(left, right)| left == right).count()
         });
-        // Eight bytes after what all ids share decide nearly every comparison without a look at the buffer.
+        // The eight bytes after the common prefix decide nearly every comparison without a buffer access.
         let mut keyed: Vec<(u64, u32)> = rows
             .par_iter()
             .map(|&row| {
@@ -72,27 +72,27 @@ impl Ids {
     }
 }
 
-/// From an id to its row, exactly: a table of (part of the hash, row) with open addressing, 16 to 32 bytes a row.
+/// An exact map from id to row: an open-addressing table of (part of the hash, row), 16 to 32 bytes per row.
 #[derive(Clone, Debug)]
 pub struct IdIndex {
-    /// High half: high half of the hash; low half: the row, or [`EMPTY`].
+    /// High half: high half of the hash. Low half: the row, or [`EMPTY`].
     slots: Vec<u64>,
 }
 
 const EMPTY: u32 = u32::MAX;
 
 impl IdIndex {
-    /// Indexes `ids`.
+    /// Builds the index of `ids`.
     ///
     /// # Errors
-    /// The rows (first, second) of the earliest id that repeats one before it.
+    /// If an id occurs twice: the rows (first, second) of the earliest repetition.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "rows are bounded by u32 and halves of a hash are meant"
     )]
     pub(crate) fn build(ids: &Ids) -> Result<Self, (u32, u32)> {
         let mut index = Self { slots: vec![u64::from(EMPTY); (ids.len() * 2).next_power_of_two()] };
-        // Hashing runs ahead in parallel, so that the table's cache misses are all that is left to wait for.
+        // Hashes are computed ahead in parallel, so that only the table's cache misses remain.
         const BLOCK: usize = 1 << 16;
         let mut hashes = Vec::with_capacity(BLOCK);
         for begin in (0..ids.len()).step_by(BLOCK) {
@@ -108,12 +108,12 @@ impl IdIndex {
         Ok(index)
     }
 
-    /// The row of `id` in the `ids` that were indexed.
+    /// The row of `id` in the indexed `ids`.
     pub(crate) fn find(&self, ids: &Ids, id: &str) -> Option<u32> {
         self.probe(ids, id, hash(id)).ok()
     }
 
-    /// The row that holds `id`, or the slot where it belongs.
+    /// The row of `id`, or the slot to insert it into.
     #[expect(clippy::cast_possible_truncation, reason = "halves of a slot")]
     fn probe(&self, ids: &Ids, id: &str, hash: u64) -> Result<u32, usize> {
         let mask = self.slots.len() - 1;
@@ -132,7 +132,7 @@ impl IdIndex {
     }
 }
 
-/// SipHash with a fixed key, so that memory and time do not vary from run to run.
+/// SipHash with a fixed key, so that memory and time are the same in every run.
 fn hash(id: &str) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(id.as_bytes());
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn sorting_is_bytewise_with_and_without_a_shared_beginning() {
+    fn sorting_is_bytewise_with_and_without_a_common_prefix() {
         for prefix in ["", "corpus/000", "a"] {
             let texts: Vec<String> =
                 ["10", "9", "", "1000000000001", "1000000000000", "ü", "Z", "a", "\u{0}"]

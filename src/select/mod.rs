@@ -1,7 +1,7 @@
-//! Choosing the subset worth training on: ratings tables, the ranking, five strategies, and what they keep.
+//! Data selection: ratings tables, the ranking, five selection strategies, and the subsets that they write.
 //!
-//! Order: rows are ranked by rating from high to low, ties in the order of the input. The percentile of rank `r` of
-//! `n` is `r / n` in [0, 1); percentile 0 is the best rated. Every place that speaks of percentiles means this.
+//! Rows are ranked by rating in descending order; ties keep the order of the input. The percentile of rank `r` of `n`
+//! is `r / n` in [0, 1): percentile 0 is the highest rating. All code and documentation uses this definition.
 
 pub mod formats;
 pub(crate) mod ids;
@@ -21,72 +21,72 @@ pub use ratings::{
 pub use strategy::{Keep, Parameter, Strategy};
 pub use subset::{SubsetJob, SubsetReport, write_subset};
 
-/// Chooses from `ratings` (higher is better).
+/// Selects rows from `ratings` (higher is better).
 ///
 /// # Errors
-/// If a rating is not finite, a parameter is out of its range, or there are too few rows.
+/// If a rating is not finite, a parameter is out of range, or there are too few rows.
 pub fn select(ratings: &[f64], strategy: &Strategy, keep: Keep, seed: u64) -> Result<Selection> {
     let ranking = Ranking::new(ratings)?;
     let ranks = strategy::choose_ranks(&ranking, strategy, keep, seed)?;
     Ok(Selection::of(&ranking, &ranks, ratings, strategy))
 }
 
-/// What a strategy keeps.
+/// The result of a strategy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Selection {
-    /// The rows kept, counted from 0 in the order of the input, ascending.
+    /// Indices of the kept rows, ascending.
     pub kept: Vec<u32>,
-    /// What they are.
+    /// Statistics of the kept rows.
     pub summary: SelectionSummary,
 }
 
-/// What a selection consists of.
+/// Statistics of a selection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SelectionSummary {
     /// Rows in the table.
     pub rows: usize,
-    /// Rows dropped from the top before drawing.
+    /// Highest-rated rows excluded before sampling.
     pub dropped: usize,
     /// Rows kept.
     pub kept: usize,
-    /// Percentiles of the rows kept (0 = best rated).
+    /// Percentiles of the kept rows (0 = highest rating).
     pub kept_percentiles: Spread,
-    /// Ratings of the rows kept.
+    /// Ratings of the kept rows.
     pub kept_ratings: Spread,
-    /// Share kept of each tenth of the ranking, best rated first: row `r` of `n` is in tenth `⌊10·r/n⌋`. `None` where
-    /// a tenth has no row.
+    /// Share of rows kept per decile of the ranking, highest ratings first: row `r` of `n` is in decile `⌊10·r/n⌋`.
+    /// `None` if a decile has no rows.
     pub kept_share_by_decile: [Option<f64>; 10],
 }
 
-/// Five numbers and the mean. Quartiles are interpolated linearly between the two nearest values.
+/// Minimum, quartiles, maximum and mean. Quartiles are interpolated linearly between the two nearest values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// The smallest.
+    /// Minimum.
     pub minimum: f64,
-    /// A quarter lies at or below.
+    /// 25th percentile.
     pub lower_quartile: f64,
-    /// A half lies at or below.
+    /// 50th percentile.
     pub median: f64,
-    /// Three quarters lie at or below.
+    /// 75th percentile.
     pub upper_quartile: f64,
-    /// The largest.
+    /// Maximum.
     pub maximum: f64,
-    /// The mean.
+    /// Mean.
     pub mean: f64,
 }
 
 impl Spread {
-    /// Of `count` values that `value` gives in ascending order.
+    /// Statistics of `count` values, which `value` returns in ascending order.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "places among at most 2^32 values"
+        reason = "indices of at most 2^32 values"
     )]
     fn of_ascending(count: usize, value: impl Fn(usize) -> f64) -> Self {
         let quantile = |share: f64| {
-            let place = share * (count - 1) as f64;
-            let (below, part) = (place.floor() as usize, place.fract());
+            let position = share * (count - 1) as f64;
+            let (below, part) = (position.floor() as usize, position.fract());
             let lower = value(below);
             if part == 0.0 { lower } else { lower + (value(below + 1) - lower) * part }
         };
@@ -102,15 +102,15 @@ impl Spread {
 }
 
 impl Selection {
-    /// The rows at `ranks` (ascending, not empty).
+    /// The selection of the rows at `ranks` (ascending, not empty).
     #[expect(clippy::cast_precision_loss, reason = "counts fit 53 bits")]
     fn of(ranking: &Ranking, ranks: &[u32], ratings: &[f64], strategy: &Strategy) -> Self {
         use rayon::prelude::*;
         let rows = ranking.len();
         let mut kept: Vec<u32> = ranks.par_iter().map(|&rank| ranking.order()[rank as usize]).collect();
         let last = ranks.len() - 1;
-        let kept_ratings = Spread::of_ascending(ranks.len(), |place| {
-            ratings[ranking.order()[ranks[last - place] as usize] as usize]
+        let kept_ratings = Spread::of_ascending(ranks.len(), |index| {
+            ratings[ranking.order()[ranks[last - index] as usize] as usize]
         });
         kept.par_sort_unstable();
         let (mut kept_of, mut rows_of) = ([0usize; 10], [0usize; 10]);
@@ -126,8 +126,8 @@ impl Selection {
             rows,
             dropped: strategy.dropped(rows),
             kept: ranks.len(),
-            kept_percentiles: Spread::of_ascending(ranks.len(), |place| {
-                ranking.percentile(ranks[place] as usize)
+            kept_percentiles: Spread::of_ascending(ranks.len(), |index| {
+                ranking.percentile(ranks[index] as usize)
             }),
             kept_ratings,
             kept_share_by_decile: std::array::from_fn(share),

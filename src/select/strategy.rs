@@ -1,7 +1,7 @@
-//! The five ways to choose a subset from a ranking (method.md, stage 2): random, top-k, block, Gsample, Shift-Gsample.
+//! The five selection strategies (method.md, stage 2): random, top-k, block, Gsample, Shift-Gsample.
 //!
-//! All draw without replacement and give exactly the number of rows that was asked for. A row's random number depends
-//! on the seed and the row alone (Philox, counter = row), so threads and the order of work cannot change a set.
+//! All sample without replacement and return exactly the requested number of rows. A row's random number depends only
+//! on the seed and the row (Philox, counter = row), so the result does not depend on threads or the order of work.
 
 use std::{fmt, ops::Range, str::FromStr};
 
@@ -17,9 +17,9 @@ use crate::{
 /// How many rows to keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Keep {
-    /// A share of all rows in (0, 1], rounded to the nearest whole row.
+    /// A share of all rows in (0, 1], rounded to the nearest integer.
     Share(f64),
-    /// A number of rows.
+    /// An absolute number of rows.
     Count(u64),
 }
 
@@ -30,7 +30,7 @@ impl FromStr for Keep {
     fn from_str(text: &str) -> Result<Self> {
         let unreadable = || {
             Error::argument(format!(
-                "`{text}` is neither a share such as 50% or 0.5 nor a number of rows such as 1200."
+                "`{text}` is neither a share such as 50% or 0.5 nor a number of rows such as 1200"
             ))
         };
         let keep = if let Some(percent) = text.strip_suffix('%') {
@@ -57,25 +57,25 @@ impl Keep {
     fn validated(self) -> Result<Self> {
         match self {
             Self::Share(share) if !(share > 0.0 && share <= 1.0) => Err(Error::argument(format!(
-                "the share to keep is {share}, but it must be above 0 and at most 1 (100%)."
+                "the share to keep is {share}, but it must be above 0 and at most 1 (100%)"
             ))),
             Self::Count(0) => {
-                Err(Error::argument("the number of rows to keep is 0, but it must be at least 1."))
+                Err(Error::argument("the number of rows to keep is 0, but it must be at least 1"))
             }
             keep => Ok(keep),
         }
     }
 
-    /// The number of rows that this keeps of `rows`.
+    /// The number of rows to keep of `rows`.
     ///
     /// # Errors
-    /// If a share is outside (0, 1], or what is kept comes to no row at all.
+    /// If a share is outside (0, 1], or rounds to zero rows.
     pub fn count(self, rows: usize) -> Result<usize> {
         match self.validated()? {
             Self::Count(count) => Ok(usize::try_from(count).unwrap_or(usize::MAX)),
             Self::Share(share) => match rounded(share, rows) {
                 0 => {
-                    Err(Error::argument(format!("{self} of {rows} rows is less than half a row; keep more.")))
+                    Err(Error::argument(format!("{self} of {rows} rows is less than half a row; keep more")))
                 }
                 count => Ok(count),
             },
@@ -83,7 +83,7 @@ impl Keep {
     }
 }
 
-/// `share` of `rows`, to the nearest whole row.
+/// `share` of `rows`, rounded to the nearest integer.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -94,21 +94,21 @@ fn rounded(share: f64, rows: usize) -> usize {
     (share * rows as f64).round() as usize
 }
 
-/// A parameter of a strategy: a share or a percentile, written `30%` or `0.3`.
+/// A parameter of a strategy: a share or a percentile, written as `30%` or `0.3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
     /// Mean of the Gaussian, between 0 and 1.
     Mean,
     /// Standard deviation of the Gaussian, above 0 and at most 1.
     Sigma,
-    /// Share dropped from the top, at least 0 and below 1.
+    /// Share excluded from the top, at least 0 and below 1.
     DropTop,
-    /// Percentile where the window begins, at least 0 and below 1.
+    /// Percentile where the window starts, at least 0 and below 1.
     Offset,
 }
 
 impl Parameter {
-    /// The name in a configuration or a summary.
+    /// The name in configurations and summaries.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mean => "mean",
@@ -118,14 +118,14 @@ impl Parameter {
         }
     }
 
-    /// Reads a value.
+    /// Parses a value.
     ///
     /// # Errors
-    /// If it is no number or not in the parameter's range.
+    /// If it is not a number or outside the parameter's range.
     pub fn parse(self, text: &str) -> Result<f64> {
         let text = text.trim();
         let number = match text.strip_suffix('%').map(str::trim_end) {
-            // The decimal point two places on, so that 33.3% is 0.333 to the last digit.
+            // Divides by 100 in decimal, so that 33.3% is exactly the float 0.333.
             Some(percent) if !percent.contains(['e', 'E']) => format!("{percent}e-2").parse::<f64>(),
             Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
             None => text.parse::<f64>(),
@@ -152,29 +152,29 @@ impl Parameter {
     }
 }
 
-/// A way to choose. Percentiles count from the best rated: 0 is the highest rating, just under 1 the lowest.
+/// A selection strategy. Percentile 0 is the highest rating; the lowest is just under 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "strategy", rename_all = "kebab-case")]
 pub enum Strategy {
-    /// Every row alike.
+    /// Uniform sampling.
     Random,
-    /// The best rated.
+    /// The highest ratings.
     TopK,
     /// A contiguous window of the ranking.
     Block {
-        /// Percentile where the window begins, in [0, 1).
+        /// Percentile where the window starts, in [0, 1).
         offset: f64,
     },
-    /// A Gaussian over the percentiles, nothing dropped; the paper's mean is 0.5.
+    /// Sampling weighted by a Gaussian over the percentiles; the paper's mean is 0.5.
     Gsample {
         /// Mean of the Gaussian, a percentile.
         mean: f64,
         /// Standard deviation of the Gaussian, in percentiles.
         sigma: f64,
     },
-    /// Drops the best rated, then a Gaussian over the percentiles (eq. 11).
+    /// Excludes the highest ratings, then samples weighted by a Gaussian over the percentiles (eq. 11).
     ShiftGsample {
-        /// Share of all rows to drop from the top, in [0, 1).
+        /// Share of all rows to exclude from the top, in [0, 1).
         #[serde(rename = "drop_top")]
         drop_top: f64,
         /// Mean of the Gaussian, a percentile of the whole ranking.
@@ -185,11 +185,11 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// Gsample in the middle of the ranking, as in the paper.
+    /// Gsample centered on the ranking, as in the paper.
     pub(crate) const GSAMPLE: Self = Self::Gsample { mean: 0.5, sigma: 0.2 };
-    /// Shift-Gsample where nothing else is asked for: the window in which the default rule's rater beat a random part at every
-    /// share, on both corpora that were tried (docs/comparison.md). The paper's best region is later, about
-    /// `drop_top` 0.1, `mean` 0.45, `sigma` 0.2: its rating puts plain images first.
+    /// The default Shift-Gsample: the window in which the default rule's rater beat random subsets at every share, on
+    /// both corpora tested (docs/comparison.md). The paper's best region is later, about `drop_top` 0.1, `mean` 0.45,
+    /// `sigma` 0.2: its rater ranks plain images first.
     pub const SHIFT_GSAMPLE: Self = Self::ShiftGsample { drop_top: 0.05, mean: 0.3, sigma: 0.25 };
 
     /// The name on the command line.
@@ -203,17 +203,17 @@ impl Strategy {
         }
     }
 
-    /// Checks the parameters by themselves.
+    /// Checks the range of each parameter.
     ///
     /// # Errors
     /// If a share is outside [0, 1), the mean is not finite, or sigma is not above 0.
     pub fn validate(&self) -> Result<()> {
         let gaussian = |mean: f64, sigma: f64| {
             if !mean.is_finite() {
-                return Err(Error::argument(format!("mean is {mean}, but it must be a finite number.")));
+                return Err(Error::argument(format!("mean is {mean}, but it must be a finite number")));
             }
             if !(sigma > 0.0 && sigma.is_finite()) {
-                return Err(Error::argument(format!("sigma is {sigma}, but it must be a number above 0.")));
+                return Err(Error::argument(format!("sigma is {sigma}, but it must be a number above 0")));
             }
             Ok(())
         };
@@ -221,7 +221,7 @@ impl Strategy {
             if (0.0..1.0).contains(&value) {
                 return Ok(());
             }
-            Err(Error::argument(format!("{name} is {value}, but it must be at least 0 and below 1.")))
+            Err(Error::argument(format!("{name} is {value}, but it must be at least 0 and below 1")))
         };
         match *self {
             Self::Random | Self::TopK => Ok(()),
@@ -234,7 +234,7 @@ impl Strategy {
         }
     }
 
-    /// How many of `rows` this can keep at most.
+    /// The maximum number of rows that this can keep of `rows`.
     pub fn reach(&self, rows: usize) -> usize {
         match *self {
             Self::Block { offset } => rows - rounded(offset, rows).min(rows),
@@ -242,16 +242,16 @@ impl Strategy {
         }
     }
 
-    /// How many of `rows` this takes out of the running from the top before it draws.
+    /// The number of highest-rated rows of `rows` that are excluded before sampling.
     pub fn dropped(&self, rows: usize) -> usize {
         if let Self::ShiftGsample { drop_top, .. } = *self { rounded(drop_top, rows) } else { 0 }
     }
 }
 
-/// The ranks that `strategy` keeps, ascending; exactly as many as `keep` says.
+/// The ranks that `strategy` keeps, ascending; exactly as many as `keep` requires.
 ///
 /// # Errors
-/// If a parameter is out of its range, or fewer rows are available than are to be kept.
+/// If a parameter is out of range, or fewer rows are available than required.
 pub(crate) fn choose_ranks(
     ranking: &Ranking,
     strategy: &Strategy,
@@ -265,9 +265,9 @@ pub(crate) fn choose_ranks(
     let available = rows - dropped;
     if count > available {
         let why =
-            if dropped > 0 { format!(" after dropping the {dropped} best rated") } else { String::new() };
+            if dropped > 0 { format!(" after excluding the {dropped} highest-rated") } else { String::new() };
         return Err(Error::not_enough_data(format!(
-            "{count} rows are to be kept, but only {available} of {rows} are available{why}; keep fewer."
+            "cannot keep {count} rows: only {available} of {rows} are available{why}; keep fewer"
         )));
     }
     let gaussian = |mean: f64, sigma: f64| {
@@ -284,7 +284,7 @@ pub(crate) fn choose_ranks(
             if begin + count > rows {
                 return Err(Error::not_enough_data(format!(
                     "a block of {count} rows from offset {offset} (rank {begin}) runs past the last of {rows} rows; \
-                     begin earlier or keep fewer."
+                     begin earlier or keep fewer"
                 )));
             }
             Ok(window(begin, count))
@@ -300,13 +300,14 @@ fn window(begin: usize, count: usize) -> Vec<u32> {
     (begin as u32..(begin + count) as u32).collect()
 }
 
-/// The logarithm of an Exp(1) number that belongs to `row`.
+/// The logarithm of the Exp(1) variate of `row`.
 fn log_exponential(seed: u64, row: u32) -> f64 {
     (-(-Random::new(seed, Purpose::Select, u64::from(row)).uniform()).ln_1p()).ln()
 }
 
-/// Weighted sampling without replacement by exponential keys (Efraimidis and Spirakis 2006): the `count` smallest of
-/// `Exp(1) / p`, of which `log_key(rank, row)` gives the logarithm, so that no weight is too small to be told from 0.
+/// Weighted sampling without replacement with exponential keys (Efraimidis and Spirakis 2006): the `count` smallest
+/// of `Exp(1) / p`. `log_key(rank, row)` returns the logarithm of the key, so that small weights do not underflow to
+/// 0.
 #[expect(clippy::cast_possible_truncation, reason = "ranks are bounded by the ranking")]
 fn smallest_keys(
     ranking: &Ranking,

@@ -1,4 +1,4 @@
-//! From a ratings table to the files of a subset: the rows, the list of ids, and a summary.
+//! Writes the files of a subset: its rows, the list of ids, and a summary.
 
 use std::{
     fs::File,
@@ -26,33 +26,35 @@ use crate::{
     jobs::{Claim, output::Output},
 };
 
-/// What to choose, from where, and where to write it.
+/// Options of [`write_subset`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct SubsetJob {
     /// The ratings: delimited text, Parquet, or a folder of Parquet files.
     pub ratings: PathBuf,
-    /// Which of its rows are left out; malformed rows of the corpus are, too.
+    /// Which rows to skip; `skip_bad_rows` also applies to the corpus.
     pub options: RatingsOptions,
-    /// The columns of ids and ratings in it; the corpus names its ids alike.
+    /// Names of the columns of ids and ratings. The corpus has the same column of ids.
     pub names: RatingColumns,
-    /// The column of images' paths, if there is one; while it is the default, as in a corpus (see [`crate::data::corpus::columns`]).
+    /// Name of the column of image paths, if there is one. If it is the default, it is found by the rules of a corpus
+    /// (see [`crate::data::corpus::columns`]).
     pub image_column: String,
-    /// The way to choose.
+    /// The selection strategy.
     pub strategy: Strategy,
-    /// How many.
+    /// How many rows to keep.
     pub keep: Keep,
-    /// The seed of the draw.
+    /// Seed of random sampling.
     pub seed: u64,
-    /// The subset's CSV; the list of ids and the summary stand beside it.
+    /// The CSV of the subset. The list of ids and the summary are written beside it.
     pub out: PathBuf,
-    /// The corpus' CSV, to copy rows from it byte for byte; without it the rows come from the ratings table.
+    /// The CSV of the corpus, to copy its rows byte for byte. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
-    /// Whether existing outputs may be replaced.
+    /// Whether to replace existing outputs.
     pub overwrite: bool,
 }
 
 impl SubsetJob {
-    /// The column of images' paths in a table's header. Without one there is nothing to mend, but one that is named must be there.
+    /// Index of the column of image paths in a table's header. The default name may be missing, in which case no path
+    /// is rewritten; another name is required to exist.
     fn image(&self, header: &[String], table: &Path) -> Result<Option<usize>> {
         let found = find_image(header, &self.image_column);
         if found.is_none() && self.image_column != IMAGE_NAMES[0] {
@@ -62,22 +64,22 @@ impl SubsetJob {
     }
 }
 
-/// What was written.
+/// Summary of [`write_subset`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct SubsetReport {
     /// The selection.
     pub selection: Selection,
-    /// The rows of the ratings table that were left out.
+    /// Number of skipped rows of the ratings table.
     pub left_out: LeftOut,
-    /// The subset's CSV.
+    /// The CSV of the subset.
     pub subset: PathBuf,
-    /// The ids kept, one a line, sorted byte by byte.
+    /// Kept ids, one per line, sorted byte by byte.
     pub ids: PathBuf,
     /// The summary, JSON.
     pub summary: PathBuf,
 }
 
-/// What an interrupted job says of its outputs.
+/// Message of an interrupted job about its outputs.
 const NOTHING_WRITTEN: &str = "nothing was written";
 
 #[derive(Serialize)]
@@ -102,17 +104,17 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Chooses a subset and writes `<out>`, `<out stem>.ids.txt` and `<out stem>.summary.json`: all of them or none.
+/// Selects a subset and writes `<out>`, `<out stem>.ids.txt` and `<out stem>.summary.json`: all of them or none.
 ///
 /// The subset has the original columns in the original order: those of the ratings table without the rating, or with
-/// [`data`](SubsetJob::data) the very bytes of the corpus' rows, in the order of the corpus. Relative paths of images start at
-/// the folder of the table that was read: for a subset in another folder those from the ratings table are made absolute, and a
-/// corpus' bytes are warned of.
+/// [`data`](SubsetJob::data) the exact bytes of the corpus' rows, in the order of the corpus. Relative image paths
+/// are relative to the folder of the input table: for a subset in another folder, paths from the ratings table are
+/// made absolute; rows copied from the corpus are left unchanged, with a warning.
 ///
 /// # Errors
-/// If an output exists and may not be replaced or would replace an input, an input cannot be used (see
-/// [`RatingsTable::read`]), the strategy's parameters are out of range, a kept id is missing in the corpus or stands
-/// there twice, the disk is full, or the user interrupts (nothing is written then).
+/// If an output exists and must not be replaced or would replace an input, an input cannot be used (see
+/// [`RatingsTable::read`]), the strategy's parameters are out of range, a kept id is missing in the corpus or occurs
+/// twice, the disk is full, or the user interrupts the job (nothing is written then).
 pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetReport> {
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
@@ -123,7 +125,7 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
     Ok(SubsetReport { selection, left_out, subset, ids, summary })
 }
 
-/// Writes all files of a subset beside their names.
+/// Writes all files of a subset to their staging paths.
 fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Result<(Selection, LeftOut)> {
     let [subset, ids, summary] = [output.staged(), output.companion(IDS), output.companion(SUMMARY)];
     let (table, index, left_out) = interrupt.while_reading(NOTHING_WRITTEN, || {
@@ -143,7 +145,7 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
                 &job.ratings,
                 None,
                 format!(
-                    "the id {id:?} holds a line break, which a list with one id a line cannot; change the id."
+                    "the id {id:?} contains a line break, so it cannot be written to the list of ids; change the id"
                 ),
             ));
         }
@@ -182,18 +184,18 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
     Ok((selection, left_out))
 }
 
-/// Ending of the list of ids.
+/// Suffix of the list of ids.
 const IDS: &str = ".ids.txt";
-/// Ending of the summary.
+/// Suffix of the summary.
 const SUMMARY: &str = ".summary.json";
 
-/// The names of the three outputs.
+/// Paths of the three outputs.
 fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
     let ending = job.out.extension().and_then(|ending| ending.to_str()).unwrap_or("");
     let stem = job.out.file_stem().filter(|_| ending.eq_ignore_ascii_case("csv"));
     let Some(stem) = stem else {
         return Err(Error::invalid(format!(
-            "the subset {} must be a file ending in .csv.",
+            "the subset {} must be a file ending in .csv",
             job.out.display()
         )));
     };
@@ -218,10 +220,10 @@ fn write_table_rows(
     let columns = header.columns().iter().enumerate().filter(|(index, _)| *index != header.rating_index());
     let failed = |error| write_error(&job.out, error);
     writer.write_record(columns.map(|(_, column)| column)).map_err(failed)?;
-    // The id stands among the carried fields where it stood among the columns without the rating.
-    let id_place = header.id_index() - usize::from(header.rating_index() < header.id_index());
+    // Index of the id once the rating is removed.
+    let id_index = header.id_index() - usize::from(header.rating_index() < header.id_index());
     let image = job.image(header.columns(), &job.ratings)?.filter(|&at| at != header.rating_index());
-    // Where the paths are the ids, they stand in the column of the ids.
+    // If image paths are the ids, they are in the column of ids.
     let paths_are_ids = image == Some(header.id_index());
     let image = image.and_then(|at| header.carried().position(|column| *column == header.columns()[at]));
     let paths = MovedPaths::between(&job.ratings, &job.out)?;
@@ -234,7 +236,7 @@ fn write_table_rows(
             return Err(table_error(
                 &job.ratings,
                 None,
-                "the file became shorter while it was read; run again.",
+                "the file became shorter while it was being read; run the command again",
             ));
         }
         next = kept_row + 1;
@@ -246,7 +248,7 @@ fn write_table_rows(
         if paths_are_ids && paths.changes(&row.id) {
             row.id = paths.moved(&row.id)?.into_owned();
         }
-        let (before, after) = row.carried.split_at(id_place);
+        let (before, after) = row.carried.split_at(id_index);
         let fields = before.iter().chain(std::iter::once(&row.id)).chain(after);
         writer.write_record(fields).map_err(failed)?;
     }
@@ -257,7 +259,7 @@ fn write_table_rows(
     })
 }
 
-/// Streams the corpus and copies the rows whose ids are kept, byte for byte.
+/// Streams the corpus and copies the rows with kept ids, byte for byte.
 fn copy_corpus_rows(
     job: &SubsetJob,
     data: &Path,
@@ -269,15 +271,15 @@ fn copy_corpus_rows(
 ) -> Result<WholeFile> {
     let mut corpus = DelimitedTable::open(data)?;
     if corpus.header().is_empty() {
-        return Err(corpus.refuse("the file is empty; its first line must name the columns."));
+        return Err(corpus.refuse("the file is empty; its first line must name the columns"));
     }
     let id_column = find_id(Some(data), corpus.header(), [&job.names.id, &job.image_column])
         .map_err(|message| corpus.refuse_header(message))?;
     let image = job.image(corpus.header(), data)?;
     let paths = MovedPaths::between(data, &job.out)?;
     let mut astray = 0_u64;
-    let mut wanted = vec![false; table.ratings.len()];
-    kept.iter().for_each(|&row| wanted[row as usize] = true);
+    let mut selected = vec![false; table.ratings.len()];
+    kept.iter().for_each(|&row| selected[row as usize] = true);
     let mut copied: Vec<u32> = Vec::with_capacity(kept.len());
 
     let mut copier = Copier::open(data)?;
@@ -301,7 +303,7 @@ fn copy_corpus_rows(
             RowRead::Row => {}
         }
         let id = corpus.field(id_column);
-        let Some(row) = index.find(&table.ids, id).filter(|&row| wanted[row as usize]) else { continue };
+        let Some(row) = index.find(&table.ids, id).filter(|&row| selected[row as usize]) else { continue };
         copied.push(row);
         astray += u64::from(image.is_some_and(|image| paths.changes(corpus.field(image))));
         let bytes = copier.take(corpus.row_bytes())?;
@@ -314,8 +316,8 @@ fn copy_corpus_rows(
     }
     if astray > 0 {
         tracing::warn!(
-            "{astray} rows of {} name their images from its own folder and were copied as they are, so they are not found from {}; \
-             choose an --out beside the corpus, or leave --data out",
+            "{astray} rows of {} name their images from its own folder and were copied as they are, so they are not \
+             found from {}; choose an --out in the folder of the corpus, or omit --data",
             data.display(),
             job.out.display()
         );
@@ -323,11 +325,11 @@ fn copy_corpus_rows(
     Ok(file)
 }
 
-/// Why the rows that were copied (ascending) are not the rows kept.
+/// The error if the copied rows (ascending) differ from the kept rows.
 fn mismatch(job: &SubsetJob, data: &Path, table: &RatingsTable, kept: &[u32], copied: &[u32]) -> Error {
     if let Some(pair) = copied.windows(2).find(|pair| pair[0] == pair[1]) {
         let id = table.ids.get(pair[0] as usize);
-        return table_error(data, None, format!("the id `{id}` occurs twice; ids must be unique."));
+        return table_error(data, None, format!("the id `{id}` occurs twice; ids must be unique"));
     }
     let first = kept.iter().find(|row| copied.binary_search(row).is_err());
     let first = first.map_or("", |&row| table.ids.get(row as usize));
@@ -335,14 +337,14 @@ fn mismatch(job: &SubsetJob, data: &Path, table: &RatingsTable, kept: &[u32], co
         data,
         None,
         format!(
-            "{} of the kept ids of {} are not in this corpus, the first is `{first}`; give the corpus that was rated.",
+            "{} of the kept ids of {} are not in this corpus, the first is `{first}`; pass the corpus that was rated",
             kept.len() - copied.len(),
             job.ratings.display(),
         ),
     )
 }
 
-/// Line breaks around a record lie outside its quotes.
+/// Strips line breaks around a record, which are outside its quotes.
 fn without_line_breaks(record: &[u8]) -> &[u8] {
     let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
     let begin = record.iter().position(|byte| !is_break(byte)).unwrap_or(record.len());
@@ -350,7 +352,7 @@ fn without_line_breaks(record: &[u8]) -> &[u8] {
     &record[begin..end]
 }
 
-/// Takes ranges of bytes from a file, in ascending order.
+/// Copies byte ranges from a file, in ascending order.
 struct Copier {
     path: PathBuf,
     file: BufReader<File>,
@@ -373,7 +375,7 @@ impl Copier {
         let (Ok(forward), Ok(length)) =
             (i64::try_from(range.start - self.at), usize::try_from(range.end - range.start))
         else {
-            return Err(table_error(&self.path, None, "a record is too large to be copied."));
+            return Err(table_error(&self.path, None, "a record is too large to be copied"));
         };
         self.file.seek_relative(forward).map_err(Error::io("read", &self.path))?;
         self.bytes.resize(length, 0);

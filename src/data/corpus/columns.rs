@@ -1,8 +1,8 @@
-//! Which columns of a table hold the ids, the images' paths and the captions: those that are named, or those that by convention do.
+//! Finds the columns of ids, image paths and captions in a table: by the configured names, or by conventional ones.
 //!
-//! A column is looked up by its name first. Where the name is the default one (`id`, `image_save_path`, `caption`) and there is no
-//! such column, the first of a list of usual names that the header has is taken, without regard to case. A column of web addresses is
-//! never taken for images. Without a column of ids the image's path, as it is written, is the id.
+//! A column is looked up by its configured name first. If that is the default (`id`, `image_save_path`, `caption`)
+//! and there is no such column, the first conventional name that the header has is used, ignoring case. A column of
+//! URLs is never used for images. Without a column of ids, the image path, as written, is the id.
 
 use std::{
     collections::HashSet,
@@ -12,19 +12,20 @@ use std::{
 
 use crate::jobs::marker::Marker;
 
-/// The names of the three columns that are used.
+/// Names of the three columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnNames {
-    /// The column of the ids. While it is `id` and there is none, see [`ID_NAMES`].
+    /// The column of ids. If it is the default, `id`, and there is no such column, [`ID_NAMES`] apply.
     pub id: String,
-    /// The column of the images' paths. While it is `image_save_path` and there is none, see [`IMAGE_NAMES`].
+    /// The column of image paths. If it is the default, `image_save_path`, and there is no such column,
+    /// [`IMAGE_NAMES`] apply.
     pub image: String,
-    /// The column of the captions. While it is `caption` and there is none, see [`CAPTION_NAMES`].
+    /// The column of captions. If it is the default, `caption`, and there is no such column, [`CAPTION_NAMES`] apply.
     pub caption: String,
 }
 
 impl Default for ColumnNames {
-    /// The released names: `id`, `image_save_path`, `caption`.
+    /// The names in the upstream code: `id`, `image_save_path`, `caption`.
     fn default() -> Self {
         Self {
             id: ID_NAMES[0].to_owned(),
@@ -34,10 +35,10 @@ impl Default for ColumnNames {
     }
 }
 
-/// Usual names of a column of ids, in the order in which they are looked for; the first is the default.
+/// Conventional names of the column of ids, in order of preference; the first is the default.
 pub const ID_NAMES: [&str; 6] = ["id", "key", "uid", "uuid", "sample_id", "__key__"];
 
-/// Usual names of a column of images' paths, in the order in which they are looked for; the first is the default.
+/// Conventional names of the column of image paths, in order of preference; the first is the default.
 pub const IMAGE_NAMES: [&str; 14] = [
     "image_save_path",
     "image_path",
@@ -55,7 +56,7 @@ pub const IMAGE_NAMES: [&str; 14] = [
     "local_path",
 ];
 
-/// Usual names of a column of captions, in the order in which they are looked for; the first is the default.
+/// Conventional names of the column of captions, in order of preference; the first is the default.
 pub const CAPTION_NAMES: [&str; 9] = [
     "caption",
     "cogvlm_caption",
@@ -68,23 +69,23 @@ pub const CAPTION_NAMES: [&str; 9] = [
     "captions",
 ];
 
-/// Names of columns that hold web addresses, which are not fetched.
-const ADDRESS_NAMES: [&str; 4] = ["url", "image_url", "img_url", "urls"];
+/// Names of columns that hold URLs, which are not fetched.
+const URL_NAMES: [&str; 4] = ["url", "image_url", "img_url", "urls"];
 
-/// Columns as a message lists them: `a`, `b`, `c`.
+/// Formats column names for a message: `a`, `b`, `c`.
 pub(crate) fn list_columns<S: AsRef<str>>(columns: &[S]) -> String {
     columns.iter().map(|column| format!("`{}`", column.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
-/// Where the column `name` is.
+/// The index of the column `name`.
 ///
 /// # Errors
-/// If there are two.
+/// If there are two such columns.
 fn named(header: &[String], name: &str) -> Result<Option<usize>, String> {
-    let mut places = header.iter().enumerate().filter(|(_, column)| *column == name).map(|(index, _)| index);
-    match (places.next(), places.next()) {
+    let mut indices = header.iter().enumerate().filter(|(_, column)| *column == name).map(|(index, _)| index);
+    match (indices.next(), indices.next()) {
         (Some(first), Some(second)) => Err(format!(
-            "the column `{name}` is there twice (columns {} and {}); rename one",
+            "two columns are called `{name}` (columns {} and {}); rename one",
             first + 1,
             second + 1
         )),
@@ -92,15 +93,15 @@ fn named(header: &[String], name: &str) -> Result<Option<usize>, String> {
     }
 }
 
-/// A column that a convention found in place of the default name.
+/// A column found by convention instead of the default name.
 struct Taken {
     what: &'static str,
     index: usize,
-    /// Other columns that the convention knows, too.
+    /// Other columns with conventional names.
     passed_over: Vec<usize>,
 }
 
-/// A kind of column.
+/// One of the three columns and its conventional names.
 #[derive(Clone, Copy)]
 struct Convention {
     what: &'static str,
@@ -112,7 +113,7 @@ const IMAGES: Convention = Convention { what: "image", names: &IMAGE_NAMES };
 const CAPTIONS: Convention = Convention { what: "caption", names: &CAPTION_NAMES };
 
 impl Convention {
-    /// The column `name`, or where that is the default the first by convention.
+    /// The column `name` or, if that is the default and missing, the first one by convention.
     fn find(self, header: &[String], name: &str) -> Result<Option<(usize, Option<Taken>)>, String> {
         if let Some(index) = named(header, name)? {
             return Ok(Some((index, None)));
@@ -124,7 +125,7 @@ impl Convention {
         for known in self.names {
             let alike: Vec<usize> =
                 (0..header.len()).filter(|&index| header[index].eq_ignore_ascii_case(known)).collect();
-            // The same name in another case is as good; two of them are not told apart.
+            // A name in another case is accepted; two such columns are ambiguous.
             let exact = alike.iter().copied().filter(|&index| header[index] == *known).collect::<Vec<_>>();
             match (&exact[..], &alike[..]) {
                 ([index], _) | ([], [index]) => found.push(*index),
@@ -132,7 +133,7 @@ impl Convention {
                 (_, all) if found.is_empty() => {
                     let columns: Vec<&str> = all.iter().map(|&index| header[index].as_str()).collect();
                     return Err(format!(
-                        "the columns {} may all hold the {}s; {}",
+                        "the column of {1}s is ambiguous: {0}; {2}",
                         list_columns(&columns),
                         self.what,
                         self.how_to_name()
@@ -146,27 +147,27 @@ impl Convention {
         Ok(Some((index, Some(taken))))
     }
 
-    /// How a column is named.
+    /// How to set the name of this column, for messages.
     fn how_to_name(self) -> String {
         let what = self.what;
-        format!("name the one with columns.{what} (--set columns.{what}=NAME) or --{what}-column NAME")
+        format!("set it with columns.{what} (--set columns.{what}=NAME) or --{what}-column NAME")
     }
 
-    /// What is said where there is no such column.
+    /// The error message if there is no such column.
     fn missing(self, header: &[String], name: &str) -> String {
         let mut message = format!("there is no column `{name}`; the columns are {}", list_columns(header));
-        let wanted = name.to_lowercase();
+        let target = name.to_lowercase();
         let nearest = header
             .iter()
-            .filter(|column| !is_address(column))
-            .map(|column| (strsim::jaro_winkler(&wanted, column.trim().to_lowercase().as_str()), column))
+            .filter(|column| !is_url(column))
+            .map(|column| (strsim::jaro_winkler(&target, column.trim().to_lowercase().as_str()), column))
             .filter(|(likeness, _)| *likeness > 0.75)
             .max_by(|left, right| left.0.total_cmp(&right.0));
-        let address = header.iter().find(|column| is_address(column));
+        let address = header.iter().find(|column| is_url(column));
         if let (Some(column), true) = (address, self.what == IMAGES.what) {
             message.push_str(&format!(
-                "; `{column}` is taken to hold addresses, which are not fetched: download the images with img2dataset and give a \
-                 table of their paths, or if it holds paths, {}",
+                "; `{column}` appears to contain URLs, which are not fetched: download the images with img2dataset \
+                 and pass a table of their paths, or if it contains paths, {}",
                 self.how_to_name()
             ));
         } else if let [only] = header
@@ -184,21 +185,21 @@ impl Convention {
     }
 }
 
-fn is_address(column: &str) -> bool {
-    ADDRESS_NAMES.iter().any(|name| column.trim().eq_ignore_ascii_case(name))
+fn is_url(column: &str) -> bool {
+    URL_NAMES.iter().any(|name| column.trim().eq_ignore_ascii_case(name))
 }
 
-/// Where the columns of a corpus are.
+/// Indices of the columns of a corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Columns {
-    /// The column of ids; none where the images' paths are the ids.
+    /// The column of ids; `None` if image paths are the ids.
     pub(super) id: Option<usize>,
     pub(super) image: usize,
     pub(super) caption: usize,
 }
 
 impl Columns {
-    /// The columns of the table `path` with this header. What a convention decided is said once.
+    /// Finds the columns of the table `path` with this header. Warns once about columns found by convention.
     pub(super) fn find(path: &Path, header: &[String], names: &ColumnNames) -> Result<Self, String> {
         let id = IDS.find(header, &names.id)?;
         if id.is_none() && names.id != ID_NAMES[0] {
@@ -209,9 +210,9 @@ impl Columns {
             CAPTIONS.find(header, &names.caption)?.ok_or_else(|| CAPTIONS.missing(header, &names.caption))?;
         let found = Self { id: id.as_ref().map(|id| id.0), image: image.0, caption: caption.0 };
         let taken: Vec<Taken> = [id.and_then(|id| id.1), image.1, caption.1].into_iter().flatten().collect();
-        say_taken(path, header, &taken);
+        warn_of_conventions(path, header, &taken);
         if found.id.is_none() {
-            say_once(format!(
+            warn_once(format!(
                 "{}: there is no column of ids, so the path of each image, as it is written in `{}`, is its id; {}",
                 path.display(),
                 header[found.image],
@@ -222,10 +223,10 @@ impl Columns {
     }
 }
 
-/// The column of ids in the table `path`, or that of the images' paths in its place.
+/// The column of ids in the table `path`, or the column of image paths if it has none.
 ///
 /// # Errors
-/// If there is neither, or it cannot be told which column it is.
+/// If there is neither, or the column is ambiguous.
 pub(crate) fn find_id(path: Option<&Path>, header: &[String], names: [&str; 2]) -> Result<usize, String> {
     let [id, image] = names;
     let (found, taken) = match IDS.find(header, id)? {
@@ -234,9 +235,9 @@ pub(crate) fn find_id(path: Option<&Path>, header: &[String], names: [&str; 2]) 
         None => match IMAGES.find(header, image)? {
             Some((index, _)) => {
                 if let Some(path) = path {
-                    say_once(format!(
-                        "{}: there is no column of ids, so the path of each image, as it is written in `{}`, is its id; name \
-                         the column of ids with --id-column NAME",
+                    warn_once(format!(
+                        "{}: there is no column of ids, so the path of each image, as it is written in `{}`, is its \
+                         id; set the column of ids with --id-column NAME",
                         path.display(),
                         header[index]
                     ));
@@ -247,27 +248,27 @@ pub(crate) fn find_id(path: Option<&Path>, header: &[String], names: [&str; 2]) 
         },
     };
     if let Some(path) = path {
-        say_taken(path, header, &taken.into_iter().collect::<Vec<_>>());
+        warn_of_conventions(path, header, &taken.into_iter().collect::<Vec<_>>());
     }
     Ok(found)
 }
 
-/// The column of images' paths, if there is one.
+/// The column of image paths, if there is one.
 pub(crate) fn find_image(header: &[String], name: &str) -> Option<usize> {
     IMAGES.find(header, name).ok().flatten().map(|(index, _)| index)
 }
 
 pub(crate) fn absent(header: &[String], name: &str) -> String {
-    format!("there is no column `{name}`; the columns are {}.", list_columns(header))
+    format!("there is no column `{name}`; the columns are {}", list_columns(header))
 }
 
-/// Says which columns were taken by convention.
-fn say_taken(path: &Path, header: &[String], taken: &[Taken]) {
-    // A table that this program wrote has the columns of one of which it was said.
+/// Warns about the columns found by convention.
+fn warn_of_conventions(path: &Path, header: &[String], taken: &[Taken]) {
+    // Tables written by this program have the columns of their input, for which the warning was given.
     if Marker::beside(path).exists() {
         return;
     }
-    // The released reader takes this one, too.
+    // The upstream reader falls back to this name, too.
     let silent = |taken: &&Taken| header[taken.index] != CAPTION_NAMES[1] || !taken.passed_over.is_empty();
     let said: Vec<String> = taken
         .iter()
@@ -276,25 +277,25 @@ fn say_taken(path: &Path, header: &[String], taken: &[Taken]) {
             let passed: Vec<&str> = taken.passed_over.iter().map(|&index| header[index].as_str()).collect();
             let passed =
                 if passed.is_empty() { String::new() } else { format!(" (not {})", list_columns(&passed)) };
-            format!("the {}s are taken from the column `{}`{passed}", taken.what, header[taken.index])
+            format!("using the column `{1}`{passed} for {0}s", taken.what, header[taken.index])
         })
         .collect();
     if !said.is_empty() {
         let whats: Vec<&str> = taken.iter().filter(silent).map(|taken| taken.what).collect();
         let first = whats[0];
-        say_once(format!(
-            "{}: {}; to name others: --set columns.{first}=NAME, or --{first}-column NAME where the command has it",
+        warn_once(format!(
+            "{}: {}; to use another: --set columns.{first}=NAME, or --{first}-column NAME if the command has it",
             path.display(),
             said.join(", ")
         ));
     }
 }
 
-/// Warns of something once, however often the table is opened.
-fn say_once(message: String) {
-    static SAID: Mutex<Option<HashSet<String>>> = Mutex::new(None);
-    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.get_or_insert_default().insert(message.clone()) {
+/// Prints a warning once per process, however often the table is opened.
+fn warn_once(message: String) {
+    static WARNED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+    if warned.get_or_insert_default().insert(message.clone()) {
         tracing::warn!("{message}");
     }
 }
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(id("idx"), None);
         for name in IMAGE_NAMES {
             assert_eq!(find(&["id", &name.to_uppercase(), "caption"]).unwrap().image, 1);
-            // Whatever else there is, the released name is taken; else the first of the list.
+            // The default name takes precedence over the conventional ones.
             let found = find(&["id", name, "caption", "image_save_path"]);
             assert_eq!(found.map(|found| found.image).ok(), (name != "image_save_path").then_some(3));
         }
@@ -328,10 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_apart_is_refused_and_names_are_taken_as_given() {
+    fn ambiguous_columns_are_refused_and_configured_names_are_exact() {
         let refused = find(&["id", "image", "Text", "TEXT"]).unwrap_err();
         assert!(refused.contains("`Text`, `TEXT`") && refused.contains("columns.caption"), "{refused}");
-        // In its own case it is told apart.
+        // An exact match in case is not ambiguous.
         assert_eq!(find(&["id", "image", "Text", "text"]).unwrap().caption, 3);
         let header = ["key", "image", "text"].map(str::to_owned);
         let names = ColumnNames { caption: "words".to_owned(), ..ColumnNames::default() };
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_never_images() {
+    fn urls_are_never_images() {
         for name in ["url", "URL", "image_url"] {
             let refused = find(&["key", name, "TEXT"]).unwrap_err();
             assert!(refused.contains(name) && refused.contains("img2dataset"), "{refused}");

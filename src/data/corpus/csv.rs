@@ -1,4 +1,4 @@
-//! A corpus in one file of delimited text whose rows name images.
+//! A corpus in one delimited text file whose rows refer to images.
 
 use std::{path::Path, sync::Arc};
 
@@ -14,9 +14,10 @@ use crate::{
     jobs::marker::expect_settled,
 };
 
-/// Reads a corpus in delimited text.
+/// Reads a corpus from delimited text.
 ///
-/// Where the table has no column of ids, the corpus has one in front of the table's own, of the images' paths as they are written.
+/// If the table has no column of ids, the corpus gets one in front of the table's columns, with the image paths as
+/// written.
 pub(super) struct CsvReader {
     table: DelimitedTable,
     file: Arc<Location>,
@@ -24,7 +25,7 @@ pub(super) struct CsvReader {
     schema: Schema,
     columns: Columns,
     next_row: u64,
-    /// Found behind records that were still to be given.
+    /// An error found after records that are still to be returned.
     failed: Option<Error>,
 }
 
@@ -32,20 +33,20 @@ impl CsvReader {
     /// Opens the table at `path` and reads its header. A UTF-8 byte order mark is accepted.
     ///
     /// # Errors
-    /// If the file is missing, empty, not delimited text in UTF-8, has no row of data, or lacks one of the columns.
+    /// If the file is missing, empty, not delimited UTF-8 text, has no data rows, or lacks one of the columns.
     pub(super) fn open(path: &Path, names: &ColumnNames) -> Result<Self> {
         expect_settled(path)?;
         let mut table = DelimitedTable::open(path)?;
         if table.header().is_empty() {
             return Err(table.refuse(format!(
-                "the file is empty; it needs a header with the columns `{}`, `{}` and `{}`, and a row for each image",
+                "the file is empty; it needs a header with the columns `{}`, `{}` and `{}`, and one row per image",
                 names.id, names.image, names.caption
             )));
         }
         let columns =
             Columns::find(path, table.header(), names).map_err(|message| table.refuse_header(message))?;
         if !table.has_more()? {
-            return Err(table.refuse("there is a header but no row of data"));
+            return Err(table.refuse("the file has a header but no row of data"));
         }
         let added = columns.id.is_none().then(|| ID_NAMES[0].to_owned());
         let shift = usize::from(added.is_some());
@@ -61,7 +62,7 @@ impl CsvReader {
         Ok(Self { table, file: Arc::new(file), shards, schema, columns, next_row: 0, failed: None })
     }
 
-    /// The next record; nothing at the end.
+    /// The next record; `None` at the end.
     fn record(&mut self, skip_malformed: bool) -> Result<Option<Record>> {
         let read = match self.table.read()? {
             Read::Row if self.id().is_empty() => {
@@ -85,12 +86,12 @@ impl CsvReader {
         Ok(Some(record))
     }
 
-    /// The id of the row last read.
+    /// The id of the current row.
     fn id(&self) -> &str {
         self.table.field(self.columns.id.unwrap_or(self.columns.image))
     }
 
-    /// The row last read.
+    /// The current row as a record.
     fn usable(&self) -> Record {
         let Columns { id, image, caption } = self.columns;
         let field = |column: usize| self.table.field(column);
@@ -107,13 +108,13 @@ impl CsvReader {
     }
 
     fn malformed(&self, row: Malformed) -> Record {
-        // What is wrong may stand on a later line than the one on which the row begins.
+        // The error may be on a later line than the start of the row.
         let line = self.table.line();
         let Malformed { line: at, message } = row;
         Record {
             row: self.next_row,
             origin: Origin::new(&self.file, line),
-            // There may be none, and messages name a record by it.
+            // The row may have no id, and messages identify a record by it.
             id: format!("(line {line})"),
             image: ImageRef::default(),
             caption: String::new(),
@@ -162,7 +163,7 @@ impl CorpusReader for CsvReader {
         let (bytes, [line, byte]) = (self.table.bytes_total(), to.at());
         if byte > bytes || to.shard() > 0 {
             return Err(self.table.refuse(format!(
-                "the file has {bytes} bytes, fewer than the {byte} already read before; it was changed in between"
+                "the file has {bytes} bytes, fewer than the {byte} that were already read; it has changed since"
             )));
         }
         self.table.seek(line, byte)?;

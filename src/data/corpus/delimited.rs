@@ -1,10 +1,12 @@
-//! The one reader of tables as text: a header, and rows of as many fields, separated by commas, tabs or semicolons.
+//! Reader of delimited text tables: a header, and rows with the same number of fields, separated by commas, tabs or
+//! semicolons.
 //!
-//! The separator is told by the first lines: a first line `sep=;`, as Excel writes it, names it; else it is a tab in a file ending in
-//! `.tsv` or `.tab` whose header has one; else a comma if the header has one outside quotes; else a tab, then a semicolon.
+//! The separator is detected from the first lines: a first line `sep=;`, as Excel writes it, sets it. Otherwise it is
+//! a tab in a file with extension `.tsv` or `.tab` whose header has one; else a comma if the header has one outside
+//! quotes; else a tab, then a semicolon.
 //!
-//! Spreadsheets leave columns behind: fields beyond the header's last name are accepted where they are empty. Of such unnamed columns
-//! at the end one alone is kept, as the column that it is; two are not, as no two columns may have one name.
+//! Spreadsheets leave empty columns behind: fields beyond the last named column are accepted if they are empty. A
+//! single trailing unnamed column is kept as a column; two are not, because column names must be unique.
 
 use std::{
     io::{BufRead, BufReader},
@@ -24,60 +26,62 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Bytes read from the disk at a time.
+/// Size of the read buffer.
 const BUFFER_BYTES: usize = 1 << 18;
 
 /// A row that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
-    /// The line it concerns, counted from 1 with the header.
+    /// The line of the error, counted from 1 including the header.
     pub line: u64,
-    /// What is wrong and what to do.
+    /// The error and a hint.
     pub message: String,
 }
 
-/// What was read.
+/// The result of reading a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read {
     /// The end of the file.
     End,
-    /// A row, which [`DelimitedTable::row`] gives.
+    /// A row; see [`DelimitedTable::row`].
     Row,
-    /// A row that cannot be used; the next one can be read.
+    /// A malformed row; the next one can be read.
     Malformed(Malformed),
 }
 
-/// A table being read row by row.
+/// A table, read row by row.
 pub struct DelimitedTable {
     at: Location,
     header: Vec<String>,
     header_line: u64,
     header_bytes: Range<u64>,
-    /// Columns up to the last that has a name.
+    /// Number of columns up to the last named one.
     named: usize,
-    /// Columns in the header, those that are not kept included.
+    /// Number of columns in the header, including those that are dropped.
     all: usize,
     separator: u8,
     bytes_total: u64,
     rows: RowReader<Input>,
 }
 
-/// What rows are read from.
+/// The input of the row reader.
 type Input = BufReader<Box<dyn Readable>>;
 
-/// The hint of every refusal of a row.
-const SKIP_BAD_ROWS: &str = "mend it, or leave such rows out with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
+/// The hint of every error about a row.
+const SKIP_BAD_ROWS: &str =
+    "fix it, or skip such rows with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
 
 impl DelimitedTable {
-    /// Opens `path` and reads its header, which is empty where the file is. A UTF-8 byte order mark is accepted.
+    /// Opens a table and reads its header, which is empty if the file is. A UTF-8 byte order mark is accepted.
     ///
     /// # Errors
-    /// If the file cannot be read, is plainly something else (which is named), or its header cannot be used.
+    /// If the file cannot be read, is evidently in another format (which the message names), or has an invalid
+    /// header.
     pub fn open(at: impl Into<Location>) -> Result<Self> {
         let at = at.into();
         let path = at.as_path();
         let refuse = |message| Error::Table { path: path.to_path_buf(), line: None, message };
-        // Asked before opening: opening a named pipe would wait for a writer.
+        // Checked before opening: opening a named pipe blocks until there is a writer.
         let bytes_total = match at.kind().map_err(Error::io("read", path))? {
             Kind::File(stamp) => stamp.bytes,
             Kind::Folder => return Err(refuse(folder(path))),
@@ -129,12 +133,12 @@ impl DelimitedTable {
         self.all = self.header.len();
         self.named = self.header.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
         if self.named == 0 {
-            return Err(self.refuse_header("the first row names no column; it must be the header"));
+            return Err(self.refuse_header("the first row names no columns; it must be the header"));
         }
         let unnamed: Vec<usize> = (0..self.named).filter(|&index| self.header[index].is_empty()).collect();
         if let [first, second, ..] = unnamed[..] {
             return Err(self.refuse_header(format!(
-                "columns {} and {} have no name; name them, or take them out",
+                "columns {} and {} have no name; name or remove them",
                 first + 1,
                 second + 1
             )));
@@ -150,27 +154,28 @@ impl DelimitedTable {
         self.at.as_path()
     }
 
-    /// Where it lies.
+    /// The location of the file.
     pub fn location(&self) -> &Location {
         &self.at
     }
 
-    /// The names of the columns, in order; none where the file is empty.
+    /// Column names, in order; empty if the file is empty.
     pub fn header(&self) -> &[String] {
         &self.header
     }
 
-    /// The byte that separates fields.
+    /// The separator byte.
     pub fn separator(&self) -> u8 {
         self.separator
     }
 
-    /// The bytes before the first row: a byte order mark, a line that names the separator, and the header with its line break.
+    /// The byte range before the first row: a byte order mark, a line that sets the separator, and the header with
+    /// its line break.
     pub fn header_bytes(&self) -> Range<u64> {
         self.header_bytes.clone()
     }
 
-    /// The size of the file.
+    /// The size of the file in bytes.
     pub fn bytes_total(&self) -> u64 {
         self.bytes_total
     }
@@ -181,7 +186,7 @@ impl DelimitedTable {
     /// If reading the file fails.
     pub fn read(&mut self) -> Result<Read> {
         let mut read = self.rows.read();
-        // Spreadsheets leave rows of nothing but separators below the last one.
+        // Spreadsheets leave rows of only separators below the last one.
         while matches!(read, Ok(true)) && self.named > 1 && self.rows.row().iter().all(str::is_empty) {
             read = self.rows.read();
         }
@@ -193,7 +198,7 @@ impl DelimitedTable {
             }),
             Err(RowError::Malformed { line, message, ended }) => {
                 if !ended {
-                    // The next row begins on the line after the one on which this one does.
+                    // Resume at the line after the one on which this row starts.
                     self.rows.skip_line().map_err(|error| self.failed(error))?;
                 }
                 Ok(Read::Malformed(Malformed { line, message }))
@@ -202,7 +207,7 @@ impl DelimitedTable {
         }
     }
 
-    /// What is wrong with the fields of the row last read.
+    /// The error about the fields of the current row, if any.
     fn wrong_fields(&self) -> Option<String> {
         let row = self.rows.row();
         let (count, kept) = (row.len(), self.header.len());
@@ -216,7 +221,7 @@ impl DelimitedTable {
         if count == self.all {
             let index = (kept..count).find(|&index| row.get(index).is_some_and(|field| !field.is_empty()));
             return Some(format!(
-                "field {} stands in a column without a name; name it, or take it out",
+                "field {} is in a column without a name; name or remove it",
                 index.unwrap_or(kept) + 1
             ));
         }
@@ -226,42 +231,42 @@ impl DelimitedTable {
             _ => "a comma",
         };
         Some(format!(
-            "the row has {count} fields and the header {}; put a field that holds {separator}, a quote or a line end in quotes",
+            "the row has {count} fields, the header {}; quote fields that contain {separator}, a quote or a line break",
             self.all
         ))
     }
 
-    /// The row last read.
+    /// The current row.
     pub fn row(&self) -> Row<'_> {
         self.rows.row()
     }
 
-    /// A field of the row last read; empty where a row ends before an unnamed column.
+    /// A field of the current row; empty if the row ends before an unnamed column.
     pub fn field(&self, column: usize) -> &str {
         self.rows.row().get(column).unwrap_or("")
     }
 
-    /// The fields of the row last read, as many as the header has names.
+    /// The fields of the current row, as many as the header has names.
     pub fn fields(&self) -> impl Iterator<Item = &str> {
         (0..self.header.len()).map(|column| self.field(column))
     }
 
-    /// The line on which the row last read begins, counted from 1 with the header.
+    /// The line on which the current row starts, counted from 1 including the header.
     pub fn line(&self) -> u64 {
         self.rows.row_line()
     }
 
-    /// The bytes that the row last read takes in the file, its line break included.
+    /// The byte range of the current row in the file, including its line break.
     pub fn row_bytes(&self) -> Range<u64> {
         self.rows.row_bytes()
     }
 
-    /// The line and the byte at which the next row is looked for.
+    /// The line and byte offset of the next row.
     pub fn next_position(&self) -> (u64, u64) {
         self.rows.next_position()
     }
 
-    /// Goes to what [`next_position`](Self::next_position) gave.
+    /// Seeks to a position returned by [`next_position`](Self::next_position).
     ///
     /// # Errors
     /// If seeking fails.
@@ -271,7 +276,7 @@ impl DelimitedTable {
         Ok(())
     }
 
-    /// Skips blank lines; whether anything is left after them.
+    /// Skips blank lines. Returns whether anything follows them.
     ///
     /// # Errors
     /// If reading fails.
@@ -279,7 +284,7 @@ impl DelimitedTable {
         self.rows.has_more().map_err(|error| self.failed(error))
     }
 
-    /// An error about the file as a whole.
+    /// An error about the file.
     pub fn refuse(&self, message: impl Into<String>) -> Error {
         Error::Table { path: self.path().to_path_buf(), line: None, message: message.into() }
     }
@@ -295,7 +300,7 @@ impl DelimitedTable {
 
     /// An error about a row.
     pub fn refuse_row(&self, row: Malformed) -> Error {
-        // One hint is enough.
+        // A message that has a hint gets no second one.
         let message = match row.message.contains("; ") {
             true => row.message,
             false => format!("{}; {SKIP_BAD_ROWS}", row.message.trim_end_matches('.')),
@@ -311,10 +316,10 @@ impl DelimitedTable {
     }
 }
 
-/// What the first lines say of the rest.
+/// What the first lines reveal about the format.
 struct Beginning {
     separator: u8,
-    /// Bytes of a first line that names the separator.
+    /// Length in bytes of a first line that sets the separator.
     named_by: usize,
 }
 
@@ -332,7 +337,7 @@ impl Beginning {
     }
 }
 
-/// The separator of a first line such as `sep=;`, and the length of that line.
+/// The separator set by a first line such as `sep=;`, and the length of that line.
 fn named_separator(start: &[u8]) -> Option<(u8, usize)> {
     let rest = start.strip_prefix(b"sep=").or_else(|| start.strip_prefix(b"SEP="))?;
     let (&separator, rest) = rest.split_first()?;
@@ -342,7 +347,7 @@ fn named_separator(start: &[u8]) -> Option<(u8, usize)> {
     known.then_some((separator, 5 + line_break.len()))
 }
 
-/// The bytes of the first line that is not blank which stand outside quotes.
+/// The bytes of the first non-blank line that are outside quotes.
 fn header_outside_quotes(start: &[u8]) -> Vec<u8> {
     let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
     let begin = start.iter().position(|byte| !is_break(byte)).unwrap_or(start.len());
@@ -359,7 +364,7 @@ fn header_outside_quotes(start: &[u8]) -> Vec<u8> {
     outside
 }
 
-/// Counts rows that are skipped on request, and says what was wrong with the first of them.
+/// Counts skipped rows and keeps the error of the first.
 #[derive(Debug, Default)]
 pub(crate) struct Skipped {
     count: u64,
@@ -372,12 +377,12 @@ impl Skipped {
         self.first.get_or_insert(row);
     }
 
-    /// Warns of what was skipped.
+    /// Warns about the skipped rows.
     pub(crate) fn warn(&self, path: &Path) {
         if let Some(Malformed { line, message }) = &self.first {
             let (path, count) = (path.display(), self.count);
             let rows = if count == 1 { "malformed row was" } else { "malformed rows were" };
-            tracing::warn!("{path}: {count} {rows} skipped, the first on line {line}: {message}");
+            tracing::warn!("{path}: {count} {rows} skipped; the first is on line {line}: {message}");
         }
     }
 }

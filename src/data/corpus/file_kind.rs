@@ -1,21 +1,21 @@
-//! What a file is that was given as a table and plainly is none, told by its content, with what to do.
+//! Recognizes, by content, files that are not delimited text, and suggests what to do.
 
 use std::{fs, path::Path};
 
 use memchr::memmem;
 
-/// Bytes of a tar archive's first header before its magic.
+/// Offset of the magic in the first header of a tar archive.
 const TAR_MAGIC: usize = 257;
 
-/// Names in a zip archive that make it an Excel workbook.
+/// Names in a zip archive that identify an Excel workbook.
 const WORKBOOK: [&[u8]; 4] = [b"xl/workbook", b"xl/worksheets", b"xl/theme", b"xl/styles"];
 
-/// What a file that begins with `start` is, with the cure; nothing where it may be delimited text in UTF-8.
+/// Describes what a file that starts with `start` is, with a hint; `None` if it may be delimited UTF-8 text.
 pub fn foreign(start: &[u8]) -> Option<String> {
     binary(start).or_else(|| text(start)).map(|(kind, cure)| format!("the file is {kind}; {cure}"))
 }
 
-/// Whether a file that begins with `start` is a Parquet file.
+/// Whether a file that starts with `start` is a Parquet file.
 pub fn is_parquet(start: &[u8]) -> bool {
     start.starts_with(b"PAR1")
 }
@@ -26,7 +26,7 @@ fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
         [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
             ("UTF-16 text", "save it as UTF-8 (in Excel: \"CSV UTF-8\" as the file type)")
         }
-        // A first character that takes two bytes, the second or the first of them zero.
+        // The first character takes two bytes, one of them zero.
         [first, 0, second, 0, ..] | [0, first, 0, second, ..] if *first != 0 && *second != 0 => {
             ("UTF-16 text", "save it as UTF-8 (in Excel: \"CSV UTF-8\" as the file type)")
         }
@@ -53,7 +53,7 @@ fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
             ("an old Excel workbook (.xls)", "save it as CSV UTF-8")
         }
         _ if start.get(TAR_MAGIC..).is_some_and(|rest| rest.starts_with(b"ustar")) => {
-            ("a tar archive", "unpack it and give a CSV that lists its images")
+            ("a tar archive", "unpack it and pass a CSV that lists its images")
         }
         [b'A', b'R', b'R', b'O', b'W', b'1', ..] => ("an Arrow file", "convert it to CSV"),
         [b'O', b'R', b'C', ..] if !start.is_ascii() => ("an ORC file", "convert it to CSV"),
@@ -61,7 +61,7 @@ fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
         [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => ("a NumPy array", "convert it to CSV"),
         [0x80, 2..=5, ..] => ("a Python pickle", "convert it to CSV"),
         [0x89, b'P', b'N', b'G', ..] | [0xFF, 0xD8, 0xFF, ..] => {
-            ("an image", "give the CSV that lists the images")
+            ("an image", "pass the CSV that lists the images")
         }
         _ if start.starts_with(b"SQLite format 3\0") => ("an SQLite database", "export the table as CSV"),
         _ => return None,
@@ -79,7 +79,7 @@ fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
     if object(start) || start.strip_prefix(b"[").is_some_and(|rest| object(rest.trim_ascii_start())) {
         Some(("JSON", "convert it to CSV"))
     } else if begins("<!doctype html") || begins("<html") {
-        Some(("a web page", "it may be an error page in place of a download; download it again"))
+        Some(("a web page", "the download may have returned an error page; download it again"))
     } else if begins("version https://git-lfs.github.com/spec/") {
         Some(("a Git LFS pointer, not the file itself", "fetch it with git lfs pull"))
     } else {
@@ -87,7 +87,7 @@ fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// What a folder is that was given in place of a table, with the cure.
+/// Describes a folder that was passed as a table, with a hint.
 pub fn folder(path: &Path) -> String {
     let names: Vec<String> = fs::read_dir(path)
         .into_iter()
@@ -97,17 +97,17 @@ pub fn folder(path: &Path) -> String {
     let holds = |ending: &str| names.iter().any(|name| name.to_ascii_lowercase().ends_with(ending));
     let has = |name: &str| names.iter().any(|other| other == name);
     let (kind, cure) = if has("metadata.csv") {
-        ("an image folder", "give its metadata.csv")
+        ("an image folder", "pass its metadata.csv")
     } else if has("metadata.jsonl") {
         ("an image folder", "convert its metadata.jsonl to CSV")
     } else if has("dataset_info.json") && holds(".arrow") {
-        ("a data set as `datasets` saves it", "write it out as images with a CSV")
+        ("a data set saved by `datasets`", "export it as images with a CSV")
     } else if holds(".tar") {
-        ("a folder of tar shards", "unpack them and give a CSV that lists the images")
+        ("a folder of tar shards", "unpack them and pass a CSV that lists the images")
     } else if holds(".parquet") {
         ("a folder of Parquet files", "convert them to CSV")
     } else {
-        ("a folder", "give the CSV that lists the images")
+        ("a folder", "pass the CSV that lists the images")
     };
     format!("is {kind}, not a table; {cure}")
 }

@@ -1,6 +1,7 @@
-//! The corpus: records of an id, an image and a caption, streamed in constant memory from whatever form it has.
+//! The corpus: records of an id, an image and a caption, streamed in constant memory from any supported format.
 //!
-//! [`Corpus`] is what everybody reads. A form of corpora is one [`CorpusReader`], and one line in [`reader_of`].
+//! All other code reads a [`Corpus`]. A format is an implementation of [`CorpusReader`] and one line in
+//! [`reader_of`].
 
 pub mod columns;
 mod csv;
@@ -28,38 +29,38 @@ use crate::{
     files::hexadecimal,
 };
 
-/// What the released code puts in place of an empty caption (`dataset/datasets_csv.py`); for
+/// The text that the upstream code substitutes for an empty caption (`dataset/datasets_csv.py`); see
 /// [`Corpus::with_empty_caption`].
 pub const RELEASED_EMPTY_CAPTION: &str = "empty caption";
 
-/// Records read ahead by the iterator.
+/// Records that the iterator reads in advance.
 const AHEAD: usize = 256;
 
 /// One record of a corpus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its number in the corpus, counted from 0.
+    /// Index in the corpus, counted from 0.
     pub row: u64,
-    /// Where it stands.
+    /// Its location in the input.
     pub origin: Origin,
-    /// The id, as it is written.
+    /// The id, as written.
     pub id: String,
     /// The image.
     pub image: ImageRef,
-    /// The caption, or the text set for empty captions.
+    /// The caption, or the text substituted for an empty one.
     pub caption: String,
-    /// All columns in the order of the schema, as they are written.
+    /// All columns in schema order, as written.
     pub fields: Vec<String>,
-    /// Why the record cannot be used; only where such records are skipped, see [`Corpus::skipping_malformed`]. All else but its place
-    /// is then empty, and the id names the place.
+    /// Why the record is malformed, if such records are skipped; see [`Corpus::skipping_malformed`]. All fields
+    /// except the location are then empty, and the id names the location.
     pub malformed: Option<String>,
 }
 
 impl Record {
-    /// Refuses a malformed record.
+    /// Fails if the record is malformed.
     ///
     /// # Errors
-    /// If it is one.
+    /// If [`malformed`](Self::malformed) is set.
     pub fn check(&self) -> Result<()> {
         match &self.malformed {
             None => Ok(()),
@@ -68,7 +69,8 @@ impl Record {
     }
 }
 
-/// The folders of this machine whose images records name, each once. An output must not be one of them, nor hold one.
+/// The local folders that contain the records' images, without duplicates. An output must not be one of them, nor
+/// contain one.
 pub(crate) fn image_folders(records: &[Record]) -> Vec<PathBuf> {
     let folders: BTreeSet<&Path> =
         records.iter().filter_map(|record| record.image.local()?.parent()).collect();
@@ -80,22 +82,22 @@ pub(crate) fn image_folders(records: &[Record]) -> Vec<PathBuf> {
 pub struct Batch {
     /// The records.
     pub records: Vec<Record>,
-    /// Where the next batch begins; `None` at the end of the corpus.
+    /// Where the next batch starts; `None` at the end of the corpus.
     pub next: Option<Cursor>,
 }
 
-/// A corpus being read; an iterator over its [`Record`]s, which ends after the first error.
+/// An open corpus: an iterator over its [`Record`]s that ends after the first error.
 pub struct Corpus {
     reader: Box<dyn CorpusReader>,
     names: ColumnNames,
     ahead: VecDeque<Record>,
     empty_caption: String,
-    seen: Option<HashSet<u64, BuildHasherDefault<AlreadyHashed>>>,
+    id_hashes: Option<HashSet<u64, BuildHasherDefault<AlreadyHashed>>>,
     skip_malformed: bool,
     ended: bool,
 }
 
-/// Opens the corpus at `path` in the form that it has.
+/// Opens the corpus at `path` with the reader of its format.
 fn reader_of(path: &Path, names: &ColumnNames) -> Result<Box<dyn CorpusReader>> {
     Ok(Box::new(csv::CsvReader::open(path, names)?))
 }
@@ -104,44 +106,44 @@ impl Corpus {
     /// Opens the corpus at `path` and reads its schema.
     ///
     /// # Errors
-    /// If there is none, it has no form that is read, no record, or lacks one of the columns.
+    /// If it does not exist, has an unsupported format, has no records, or lacks one of the columns.
     pub fn open(path: impl AsRef<Path>, names: &ColumnNames) -> Result<Self> {
         Ok(Self {
             reader: reader_of(path.as_ref(), names)?,
             names: names.clone(),
             ahead: VecDeque::new(),
             empty_caption: String::new(),
-            seen: None,
+            id_hashes: None,
             skip_malformed: false,
             ended: false,
         })
     }
 
-    /// With `true`, a record that is malformed is no error: it is a [`Record`] that says so, and that fails wherever its image is
-    /// wanted. So it is counted and reported as any record that cannot be used.
+    /// With `true`, a malformed record is not an error but a [`Record`] with [`malformed`](Record::malformed) set,
+    /// whose image cannot be read. It is counted and reported like any other unusable record.
     #[must_use]
     pub fn skipping_malformed(mut self, skip: bool) -> Self {
         self.skip_malformed = skip;
         self
     }
 
-    /// Sets what stands in [`Record::caption`] for an empty caption: the empty string unless set,
-    /// [`RELEASED_EMPTY_CAPTION`] to do as the released code does. [`Record::fields`] is left as written.
+    /// Sets the text that replaces an empty caption in [`Record::caption`]: the empty string by default,
+    /// [`RELEASED_EMPTY_CAPTION`] for upstream behavior. [`Record::fields`] is not affected.
     #[must_use]
     pub fn with_empty_caption(mut self, text: &str) -> Self {
         text.clone_into(&mut self.empty_caption);
         self
     }
 
-    /// Makes an id that came before an error. Takes 8 to 16 bytes per record; hits are confirmed by reading the corpus
-    /// again, so different ids are never taken for one. Only records read from here on are compared.
+    /// Makes a duplicate id an error. Takes 8 to 16 bytes per record; hash collisions are resolved by reading the
+    /// corpus again, so distinct ids are never reported. Only records read after this call are compared.
     #[must_use]
     pub fn refusing_duplicates(mut self) -> Self {
-        self.seen = Some(HashSet::default());
+        self.id_hashes = Some(HashSet::default());
         self
     }
 
-    /// Where it lies.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.reader.location().as_path()
     }
@@ -151,12 +153,13 @@ impl Corpus {
         self.reader.schema()
     }
 
-    /// What is wrong with the schema, as an error that names where it stands.
+    /// An error about the schema, with its location.
     pub fn refuse_schema(&self, message: impl Into<String>) -> Error {
         self.reader.refuse_schema(message.into())
     }
 
-    /// What the corpus is known by: the SHA-256 of its file, or over those of its shards where it has several, in hexadecimal.
+    /// Identifies the contents: the SHA-256 of the file in hexadecimal, or the SHA-256 over those of the shards if
+    /// there are several.
     ///
     /// # Errors
     /// If a shard cannot be read.
@@ -174,15 +177,15 @@ impl Corpus {
         }
     }
 
-    /// Reads a batch that begins at a place that an earlier batch named, or at the first record: `most` records, fewer at the end of a
-    /// shard. Work is cut here, so that a part of it never belongs to two shards.
+    /// Reads a batch that starts at the cursor of an earlier batch, or at the first record: `most` records, fewer at
+    /// the end of a shard. A batch never spans two shards.
     ///
     /// # Errors
-    /// If the corpus was changed so that there is no such place, a record is malformed, or reading fails.
+    /// If the corpus has changed so that the cursor is invalid, a record is malformed, or reading fails.
     pub fn batch(&mut self, from: Option<Cursor>, most: usize) -> Result<Batch> {
         self.ahead.clear();
         match from {
-            Some(place) => self.reader.seek(place)?,
+            Some(cursor) => self.reader.seek(cursor)?,
             None => self.reader = reader_of(self.path(), &self.names)?,
         }
         let mut records = self.reader.read(most, self.skip_malformed)?;
@@ -192,26 +195,27 @@ impl Corpus {
         Ok(Batch { records, next: has_more.then_some(next) })
     }
 
-    /// Reads every remaining record, refusing duplicate ids. Malformed ones are among them where they are skipped.
+    /// Reads all remaining records; a duplicate id is an error. Includes malformed ones if they are skipped.
     ///
     /// # Errors
-    /// The first error of any record.
+    /// If a record is malformed (unless those are skipped) or an id occurs twice, or reading fails.
     pub fn read_all(self) -> Result<Vec<Record>> {
         self.refusing_duplicates().collect()
     }
 
-    /// Reads every remaining record as [`read_all`](Self::read_all) does, and counts them.
+    /// Reads all remaining records like [`read_all`](Self::read_all) and counts them.
     ///
     /// # Errors
-    /// The first error of any record.
+    /// See [`read_all`](Self::read_all).
     pub fn count_records(self) -> Result<u64> {
         self.refusing_duplicates().try_fold(0, |count, record| record.map(|_| count + 1))
     }
 
-    /// As [`read_all`](Self::read_all), malformed records apart from the others, and warned of.
+    /// Like [`read_all`](Self::read_all), but returns usable and malformed records separately and warns about the
+    /// latter.
     ///
     /// # Errors
-    /// As for [`read_all`](Self::read_all).
+    /// See [`read_all`](Self::read_all).
     pub fn read_usable(self) -> Result<(Vec<Record>, Vec<Record>)> {
         let path = self.path().to_path_buf();
         let (usable, malformed): (Vec<_>, Vec<_>) =
@@ -221,10 +225,10 @@ impl Corpus {
         {
             let rows = if malformed.len() == 1 { "malformed row was" } else { "malformed rows were" };
             tracing::warn!(
-                "{}: {} {rows} skipped, the first {}: {message}",
+                "{}: {} {rows} skipped; the first is {}: {message}",
                 path.display(),
                 malformed.len(),
-                first.origin.seen_from(&first.origin)
+                first.origin.relative_to(&first.origin)
             );
         }
         Ok((usable, malformed))
@@ -243,29 +247,30 @@ impl Corpus {
         let Some(mut record) = self.ahead.pop_front() else { return Ok(None) };
         self.fill_caption(&mut record);
         if record.malformed.is_none() {
-            self.refuse_seen(&record)?;
+            self.refuse_duplicate(&record)?;
         }
         Ok(Some(record))
     }
 
-    fn refuse_seen(&mut self, record: &Record) -> Result<()> {
-        let Some(seen) = &mut self.seen else { return Ok(()) };
+    fn refuse_duplicate(&mut self, record: &Record) -> Result<()> {
+        let Some(id_hashes) = &mut self.id_hashes else { return Ok(()) };
         let mut hasher = DefaultHasher::new();
         record.id.hash(&mut hasher);
-        if seen.insert(hasher.finish()) {
+        if id_hashes.insert(hasher.finish()) {
             return Ok(());
         }
         let Some(earlier) = self.earlier(record)? else { return Ok(()) };
-        let (id, place) = (&record.id, earlier.seen_from(&record.origin));
+        let (id, location) = (&record.id, earlier.relative_to(&record.origin));
         Err(record.origin.refuse(match self.schema().ids_are_paths {
-            false => format!("the id `{id}` is already {place}; every row needs an id of its own"),
+            false => format!("the id `{id}` is already {location}; ids must be unique"),
             true => format!(
-                "the image `{id}` is already {place}; its path is its id, so it must be there once: give the table a column of ids"
+                "the image `{id}` is already {location}; without a column of ids, each image may occur only once: \
+                 add a column of ids"
             ),
         }))
     }
 
-    /// Where the first record before this one stands that has the same id.
+    /// The location of the first earlier record with the same id.
     fn earlier(&self, record: &Record) -> Result<Option<Origin>> {
         let mut reader = reader_of(self.path(), &self.names)?;
         loop {
@@ -304,7 +309,7 @@ impl Iterator for Corpus {
     }
 }
 
-/// Passes on a key that is a hash already.
+/// A hasher for keys that are hashes already.
 #[derive(Debug, Default)]
 struct AlreadyHashed(u64);
 

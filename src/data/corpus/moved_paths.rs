@@ -1,4 +1,4 @@
-//! The images' paths of one table in another one that lies elsewhere.
+//! Rewrites image paths for tables in other folders.
 
 use std::{
     borrow::Cow,
@@ -14,11 +14,11 @@ use crate::{
     files::folder_of,
 };
 
-/// How an image is to be written in a table anywhere: by its whole path, or as it is written where that is an address or empty.
+/// The absolute path of an image, or the text as written if it is a URL or empty.
 ///
 /// # Errors
-/// If the path is not UTF-8, which a table's text must be.
-pub fn whole_path<'a>(written: &'a str, image: &ImageRef) -> Result<Cow<'a, str>> {
+/// If the path is not UTF-8.
+pub fn absolute_path<'a>(written: &'a str, image: &ImageRef) -> Result<Cow<'a, str>> {
     let (Some(image), None) = (image.local(), not_local(written)) else {
         return Ok(Cow::Borrowed(written));
     };
@@ -26,19 +26,19 @@ pub fn whole_path<'a>(written: &'a str, image: &ImageRef) -> Result<Cow<'a, str>
     path_text(path).map(Cow::Owned)
 }
 
-/// Rewrites paths for a table in another folder. A relative path starts at the folder of its table, so it is made absolute
-/// there; between tables of one folder, and where it is absolute already, it stays as it is written.
+/// Rewrites paths for a table in another folder. A relative path is relative to the folder of its table, so it is
+/// made absolute; absolute paths, and all paths between tables of the same folder, are left unchanged.
 #[derive(Clone, Debug)]
 pub struct MovedPaths {
-    /// The folder that relative paths start at, absolute; none where they stay.
+    /// The absolute folder that relative paths refer to; `None` if paths are left unchanged.
     from: Option<PathBuf>,
 }
 
 impl MovedPaths {
-    /// From the table `from` to the table `to`, which need not exist yet; its folder must.
+    /// For paths from the table `from` in the table `to`, which need not exist yet; its folder must.
     ///
     /// # Errors
-    /// If one of their folders cannot be looked up.
+    /// If one of the folders cannot be resolved.
     pub fn between(from: &Path, to: &Path) -> Result<Self> {
         let (from, to) = (folder_of(from), folder_of(to));
         let real = |folder: &Path| folder.canonicalize().map_err(Error::io("look up", folder));
@@ -49,15 +49,15 @@ impl MovedPaths {
         Ok(Self { from: Some(from) })
     }
 
-    /// Whether a path as it is written in the one table names another file, or none, in the other.
+    /// Whether the path would refer to another file, or none, in the other table.
     pub fn changes(&self, written: &str) -> bool {
         self.from.is_some() && not_local(written).is_none() && Path::new(written).is_relative()
     }
 
-    /// A path as it is written in the one table, as the other has to write it.
+    /// The path to write in the other table.
     ///
     /// # Errors
-    /// If the one table's folder has a name that is not UTF-8.
+    /// If the name of the source folder is not UTF-8.
     pub fn moved<'a>(&self, written: &'a str) -> Result<Cow<'a, str>> {
         let Some(from) = self.from.as_ref().filter(|_| self.changes(written)) else {
             return Ok(Cow::Borrowed(written));
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_stays_in_its_folder_and_is_whole_elsewhere() {
+    fn a_path_is_unchanged_in_its_folder_and_absolute_elsewhere() {
         let folder = tempfile::tempdir().unwrap();
         let here = std::path::absolute(folder.path()).unwrap();
         fs::create_dir(here.join("other")).unwrap();
@@ -89,9 +89,9 @@ mod tests {
         }
         for path in ["a:b.png", "at 12:30/b.png", "data:b.png", "http:b.png", "x://b.png"] {
             assert_eq!(Path::new(elsewhere.moved(path).unwrap().as_ref()), here.join(path));
-            // A path may come without what stands twice in it.
+            // Components that occur twice may be removed from a path.
             assert_eq!(
-                Path::new(whole_path(path, &here.join(path).into()).unwrap().as_ref()),
+                Path::new(absolute_path(path, &here.join(path).into()).unwrap().as_ref()),
                 here.join(path)
             );
         }
@@ -110,7 +110,7 @@ mod tests {
             MovedPaths::between(&latin.join("corpus.csv"), &folder.path().join("out.csv")).unwrap();
         for error in [
             elsewhere.moved("a.png").unwrap_err(),
-            whole_path("a.png", &latin.join("a.png").into()).unwrap_err(),
+            absolute_path("a.png", &latin.join("a.png").into()).unwrap_err(),
         ] {
             assert!(error.to_string().contains("not UTF-8"), "{error}");
         }

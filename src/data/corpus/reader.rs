@@ -1,4 +1,4 @@
-//! The seam between corpora and everything that reads them: [`CorpusReader`], and what it gives.
+//! The interface between corpus formats and the code that reads them: [`CorpusReader`] and its types.
 
 use std::{cmp::Ordering, fmt, path::Path, str::FromStr, sync::Arc};
 
@@ -10,92 +10,92 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A form that corpora have. Its records come in an order that is always the same.
+/// Reads one corpus format. The order of records is deterministic.
 pub trait CorpusReader: Send {
-    /// Where the corpus lies.
+    /// The location of the corpus.
     fn location(&self) -> &Location;
 
     /// The columns.
     fn schema(&self) -> &Schema;
 
-    /// The files that it consists of, in the order in which they are read. A batch never reaches over the end of one.
+    /// The files of the corpus, in reading order. A batch never spans two files.
     fn shards(&self) -> &[Location];
 
-    /// Reads up to `most` records; fewer at the end of a shard, none at the end of the corpus. A malformed record is an error, unless
-    /// `skip_malformed`: then it is a record that says so. After an error there is nothing more.
+    /// Reads up to `most` records: fewer at the end of a shard, none at the end of the corpus. A malformed record is
+    /// an error or, with `skip_malformed`, a record that says so. After an error, nothing more is returned.
     ///
     /// # Errors
     /// If reading fails, or a record is malformed.
     fn read(&mut self, most: usize, skip_malformed: bool) -> Result<Vec<Record>>;
 
-    /// The place of the next record.
+    /// The position of the next record.
     fn cursor(&self) -> Cursor;
 
-    /// Goes to a place that [`cursor`](Self::cursor) gave for this corpus, without reading what is before it.
+    /// Seeks to a position returned by [`cursor`](Self::cursor) for this corpus, without reading what comes before.
     ///
     /// # Errors
-    /// If there is no such place, so that the corpus was changed; or reading fails.
+    /// If the position is invalid because the corpus has changed, or reading fails.
     fn seek(&mut self, to: Cursor) -> Result<()>;
 
-    /// What is wrong with the schema, as an error that names where it stands.
+    /// An error about the schema, with its location.
     fn refuse_schema(&self, message: String) -> Error;
 }
 
 /// The columns of a corpus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schema {
-    /// Their names, in order.
+    /// Column names, in order.
     pub columns: Vec<String>,
-    /// Which holds the ids.
+    /// Index of the column of ids.
     pub id: usize,
-    /// Which holds the images, or their paths.
+    /// Index of the column of images or image paths.
     pub image: usize,
-    /// Which holds the captions.
+    /// Index of the column of captions.
     pub caption: usize,
-    /// Whether there are no ids, so that the images' paths, as they are written, serve as ids.
+    /// Whether the corpus has no ids, so that image paths, as written, are the ids.
     pub ids_are_paths: bool,
 }
 
-/// A place between two records. Only the reader that made it knows what is in it.
+/// A position between two records. Its contents are private to the reader that created it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Stored")]
 pub struct Cursor {
-    /// Records before it, in the whole corpus.
+    /// Number of records before it in the corpus.
     row: u64,
-    /// The shard, counted from 0.
+    /// Index of the shard.
     shard: usize,
-    /// The place in the shard, as the reader counts.
+    /// Position in the shard, in the reader's own units.
     at: [u64; 2],
 }
 
 impl Cursor {
-    /// A place before which there are `row` records.
+    /// A position with `row` records before it.
     pub(super) fn new(row: u64, shard: usize, at: [u64; 2]) -> Self {
         Self { row, shard, at }
     }
 
-    /// Records before it.
+    /// Number of records before it.
     pub(super) fn row(self) -> u64 {
         self.row
     }
 
-    /// The place in its shard.
+    /// Position in its shard.
     pub(super) fn at(self) -> [u64; 2] {
         self.at
     }
 
-    /// The shard.
+    /// Index of its shard.
     pub(super) fn shard(self) -> usize {
         self.shard
     }
 
-    /// Whether it is after another one of the same corpus; `None` is the beginning.
+    /// Whether it comes after `other` in the same corpus; `None` is the start.
     pub(crate) fn is_after(self, other: Option<Self>) -> bool {
         self.row > other.map_or(0, |other| other.row)
     }
 }
 
-/// A cursor on disk.
+/// The serialized form of a cursor.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Stored {
@@ -104,7 +104,7 @@ enum Stored {
         shard: usize,
         at: [u64; 2],
     },
-    /// As token caches of form 2 and older have it.
+    /// The format of token caches of version 2 and older.
     Delimited {
         row: u64,
         line: u64,
@@ -121,7 +121,7 @@ impl From<Stored> for Cursor {
     }
 }
 
-/// Where a record comes from, for people: a file, and a line in it. As text `FILE:LINE`, with the file's name alone.
+/// The origin of a record, for messages: a file and a line. Displayed as `FILE:LINE`, with the file name only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     file: Arc<Location>,
@@ -129,18 +129,19 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// A line of a table, counted from 1 with the header; or what has this number in a folder, counted from 1.
+    /// From a line of a table, counted from 1 including the header, or the index of a file in a folder, counted from
+    /// 1.
     pub(crate) fn new(file: &Arc<Location>, line: u64) -> Self {
         Self { file: Arc::clone(file), line }
     }
 
-    /// An error about what stands here.
+    /// An error about this record.
     pub(crate) fn refuse(&self, message: String) -> Error {
         Error::Table { path: self.file.as_path().to_path_buf(), line: Some(self.line), message }
     }
 
-    /// How this place is named in a message that begins with the place `from`.
-    pub(super) fn seen_from(&self, from: &Self) -> String {
+    /// Describes this location in a message that starts with the location `from`.
+    pub(super) fn relative_to(&self, from: &Self) -> String {
         match self.file == from.file {
             true => format!("on line {}", self.line),
             false => format!("in {}, line {}", self.file, self.line),
@@ -188,7 +189,7 @@ impl<'de> Deserialize<'de> for Origin {
         #[serde(untagged)]
         enum Stored {
             Text(String),
-            /// As token caches of form 2 and older have it: a line.
+            /// The format of token caches of version 2 and older: a line.
             Line(u64),
         }
         match Stored::deserialize(deserializer)? {

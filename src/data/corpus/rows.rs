@@ -1,9 +1,10 @@
-//! Rows of delimited text in RFC 4180 form (commas, tabs or semicolons), one at a time, in memory bounded by the longest row.
+//! Reads rows of delimited text (RFC 4180, with commas, tabs or semicolons) one at a time, in memory bounded by the
+//! longest row.
 //!
-//! The `csv` crate is lenient where a corpus must not be: it reads `"a"b` as `ab`, takes the rest of the file for one
-//! field when a quote is never closed, and grows without bound while it does so. Here each of these is an error with
-//! its line. What is well formed is read alike: quotes inside an unquoted field are literal, `\n`, `\r\n` and `\r`
-//! end a row, and blank lines are skipped.
+//! The `csv` crate is lenient where a corpus reader must not be: it reads `"a"b` as `ab`, treats the rest of the file
+//! as one field if a quote is never closed, and allocates without bound while doing so. Here each of these is an
+//! error with a line number. Well-formed input is parsed identically: quotes inside an unquoted field are literal,
+//! `\n`, `\r\n` and `\r` end a row, and blank lines are skipped.
 
 use std::{
     io::{BufRead, BufReader, Read, Seek},
@@ -12,21 +13,21 @@ use std::{
 
 use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
-/// The longest row that is read. A longer one is nearly always a quote that was never closed.
+/// Maximum length of a row. A longer one is nearly always an unclosed quote.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
 
 /// Why a row cannot be read.
 #[derive(Debug)]
 pub enum RowError {
-    /// Reading failed.
+    /// An I/O error.
     Io(std::io::Error),
     /// The row is malformed.
     Malformed {
-        /// The line it concerns, counted from 1.
+        /// The line of the error, counted from 1.
         line: u64,
-        /// What is wrong.
+        /// The error message.
         message: String,
-        /// Whether the end of the row was found, so that the next row is the one after it.
+        /// Whether the end of the row was found, so that reading continues at the next row.
         ended: bool,
     },
 }
@@ -34,24 +35,24 @@ pub enum RowError {
 /// The fields of a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
-    /// The fields, a separator between each two.
+    /// The fields, joined by a separator.
     text: &'a str,
-    /// Where each field ends.
+    /// End offset of each field.
     ends: &'a [usize],
 }
 
 impl<'a> Row<'a> {
-    /// The number of fields.
+    /// Number of fields.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is no field.
+    /// Whether there are no fields.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The field at `index`, if there is one.
+    /// The field at `index`.
     pub fn get(&self, index: usize) -> Option<&'a str> {
         let end = *self.ends.get(index)?;
         let begin = if index == 0 { 0 } else { self.ends[index - 1] + 1 };
@@ -70,18 +71,18 @@ enum State {
     FieldStart,
     Unquoted,
     Quoted,
-    QuoteSeen,
-    ReturnSeen,
+    AfterQuote,
+    AfterReturn,
 }
 
-/// Reads rows from `input`. One row is held at a time.
+/// Reads rows from `input`, keeping one row in memory.
 #[derive(Debug)]
 pub struct RowReader<R> {
     input: R,
     separator: u8,
-    /// The row being read; empty between rows.
+    /// The bytes of the row being read; empty between rows.
     bytes: Vec<u8>,
-    /// The fields of the row last read, a separator between each two.
+    /// The fields of the current row, joined by a separator.
     text: String,
     ends: Vec<usize>,
     row_line: u64,
@@ -91,8 +92,8 @@ pub struct RowReader<R> {
 }
 
 impl<R: BufRead> RowReader<R> {
-    /// A reader whose first byte is byte `byte` (from 0) on line `line` (from 1) of the file, and whose fields are separated by
-    /// `separator`, an ASCII byte.
+    /// A reader whose input starts at byte `byte` (from 0), on line `line` (from 1), of a file with fields separated
+    /// by the ASCII byte `separator`.
     pub fn new(input: R, separator: u8, line: u64, byte: u64) -> Self {
         Self {
             input,
@@ -107,31 +108,31 @@ impl<R: BufRead> RowReader<R> {
         }
     }
 
-    /// The line on which the row last read began.
+    /// The line on which the current row starts.
     pub fn row_line(&self) -> u64 {
         self.row_line
     }
 
-    /// The bytes of the file that the row last read takes, its line break included.
+    /// The byte range of the current row in the file, including its line break.
     pub fn row_bytes(&self) -> Range<u64> {
         self.row_byte..self.next_byte
     }
 
-    /// The line and the byte at which the next row is looked for.
+    /// The line and byte offset of the next row.
     pub fn next_position(&self) -> (u64, u64) {
         (self.next_line, self.next_byte)
     }
 
-    /// The row last read.
+    /// The current row.
     pub fn row(&self) -> Row<'_> {
         Row { text: &self.text, ends: &self.ends }
     }
 
-    /// Reads the next row; `false` at the end of the file.
+    /// Reads the next row. Returns `false` at the end of the file.
     ///
     /// # Errors
-    /// If reading fails, a quote is not closed, text follows a closing quote, a field is not UTF-8, or the row is longer than
-    /// [`MAX_ROW_BYTES`].
+    /// If reading fails, a quote is not closed, text follows a closing quote, a field is not UTF-8, or the row is
+    /// longer than [`MAX_ROW_BYTES`].
     pub fn read(&mut self) -> Result<bool, RowError> {
         self.bytes = std::mem::take(&mut self.text).into_bytes();
         self.bytes.clear();
@@ -148,7 +149,7 @@ impl<R: BufRead> RowReader<R> {
         }
     }
 
-    /// What is said of a row that is not UTF-8.
+    /// The error for a row that is not UTF-8.
     fn not_text(&self, bytes: &[u8]) -> RowError {
         let mut start = 0;
         for (index, &end) in self.ends.iter().enumerate() {
@@ -173,7 +174,7 @@ impl<R: BufRead> RowReader<R> {
         }
     }
 
-    /// Skips blank lines; whether anything is left after them.
+    /// Skips blank lines. Returns whether anything follows them.
     ///
     /// # Errors
     /// If reading fails.
@@ -190,7 +191,7 @@ impl<R: BufRead> RowReader<R> {
         }
     }
 
-    /// Reads the bytes of the next row and where its fields end; `false` at the end of the file.
+    /// Reads the bytes of the next row and the ends of its fields. Returns `false` at the end of the file.
     fn read_bytes(&mut self) -> Result<bool, RowError> {
         let separator = self.separator;
         let mut state = State::RowStart;
@@ -235,18 +236,18 @@ impl<R: BufRead> RowReader<R> {
                         state = State::Quoted;
                         used += 1;
                     }
-                    State::QuoteSeen if byte == b'"' => {
+                    State::AfterQuote if byte == b'"' => {
                         self.bytes.push(b'"');
                         state = State::Quoted;
                         used += 1;
                     }
-                    State::FieldStart | State::Unquoted | State::QuoteSeen
+                    State::FieldStart | State::Unquoted | State::AfterQuote
                         if byte == separator || byte == b'\n' || byte == b'\r' =>
                     {
                         self.ends.push(self.bytes.len());
                         used += 1;
                         if byte == b'\r' {
-                            state = State::ReturnSeen;
+                            state = State::AfterReturn;
                         } else if byte == b'\n' {
                             self.next_line += 1;
                             complete = true;
@@ -255,7 +256,7 @@ impl<R: BufRead> RowReader<R> {
                             state = State::FieldStart;
                         }
                     }
-                    State::QuoteSeen => return Err(unbalanced(self.next_line, quote_line)),
+                    State::AfterQuote => return Err(unbalanced(self.next_line, quote_line)),
                     State::FieldStart | State::Unquoted => {
                         state = State::Unquoted;
                         let rest = &buffer[used..];
@@ -271,11 +272,11 @@ impl<R: BufRead> RowReader<R> {
                         self.bytes.extend_from_slice(&rest[..run]);
                         used += run;
                         if closing.is_some() {
-                            state = State::QuoteSeen;
+                            state = State::AfterQuote;
                             used += 1;
                         }
                     }
-                    State::ReturnSeen => {
+                    State::AfterReturn => {
                         used += usize::from(byte == b'\n');
                         self.next_line += 1;
                         complete = true;
@@ -291,20 +292,20 @@ impl<R: BufRead> RowReader<R> {
         Ok(true)
     }
 
-    /// Ends the row that the file's end is in, if it is in one.
+    /// Completes the row at the end of the file, if there is one.
     fn end_of_file(&mut self, state: State, quote_line: u64) -> Result<bool, RowError> {
         match state {
             State::RowStart => return Ok(false),
             State::Quoted => return Err(unclosed(quote_line)),
-            State::ReturnSeen => self.next_line += 1,
-            State::FieldStart | State::Unquoted | State::QuoteSeen => self.ends.push(self.bytes.len()),
+            State::AfterReturn => self.next_line += 1,
+            State::FieldStart | State::Unquoted | State::AfterQuote => self.ends.push(self.bytes.len()),
         }
         Ok(true)
     }
 }
 
-/// How many bytes from the start of a row are whole fields without quotes, and if that is all of it, the length of its line break.
-/// Most rows of most tables are taken at once by this.
+/// Fast path: the number of bytes from the start of a row that are complete unquoted fields, and the length of the
+/// line break if they are the whole row. Most rows of most tables take this path.
 fn without_quotes(rest: &[u8], separator: u8) -> (usize, Option<usize>) {
     match memchr3(b'\n', b'"', b'\r', rest) {
         Some(at) if rest[at] == b'\n' => (at, Some(1)),
@@ -315,11 +316,11 @@ fn without_quotes(rest: &[u8], separator: u8) -> (usize, Option<usize>) {
 }
 
 impl<R: Read + Seek> RowReader<BufReader<R>> {
-    /// Goes to the line after the one on which the row last read began: past a row whose end was not found.
+    /// Skips to the line after the one on which the current row starts, if the end of the row was not found.
     ///
     /// # Errors
     /// If reading fails.
-    #[expect(clippy::cast_possible_wrap, reason = "places in a file, which are below 2^63")]
+    #[expect(clippy::cast_possible_wrap, reason = "offsets in a file, which are below 2^63")]
     pub fn skip_line(&mut self) -> Result<(), RowError> {
         let back = self.row_byte as i64 - self.next_byte as i64;
         self.input.seek_relative(back).map_err(RowError::Io)?;
@@ -333,7 +334,7 @@ impl<R: Read + Seek> RowReader<BufReader<R>> {
             self.input.consume(used);
             if found.is_some() {
                 self.next_line += 1;
-                // The second half of a two-byte line break begins no line.
+                // The second byte of a two-byte line break does not start a line.
                 if at_return && self.input.fill_buf().map_err(RowError::Io)?.first() == Some(&b'\n') {
                     self.next_byte += 1;
                     self.input.consume(1);
@@ -347,24 +348,24 @@ impl<R: Read + Seek> RowReader<BufReader<R>> {
     }
 }
 
-/// What is wrong where text follows a closing quote.
+/// The error for text after a closing quote.
 fn unbalanced(line: u64, quote_line: u64) -> RowError {
     RowError::Malformed {
         line,
         message: format!(
-            "unbalanced quotes: text follows the quote that closes a field opened on line {quote_line}; write a quote inside a \
-             quoted field twice"
+            "unbalanced quotes: text follows the quote that closes a field opened on line {quote_line}; write a \
+             quote inside a quoted field twice"
         ),
         ended: false,
     }
 }
 
-/// What is wrong with a row that has no end in sight.
+/// The error for a row that exceeds the maximum length.
 fn too_long(line: u64) -> RowError {
     RowError::Malformed {
         line,
         message: format!(
-            "the row is longer than {} MiB; most likely a quote is not closed",
+            "the row is longer than {} MiB; probably a quote is not closed",
             MAX_ROW_BYTES >> 20
         ),
         ended: false,
@@ -407,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_read_as_the_csv_crate_reads_them() {
+    fn rows_match_those_of_the_csv_crate() {
         let text = "a,b\n\"x, \"\"y\"\"\nz\",5\" nail\r\n\r\n,\"\"\nlast,\"q\"";
         let read = rows(text);
         let mut reference = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_goes_on_at_the_line_after_an_unbalanced_quote() {
+    fn reading_continues_at_the_line_after_an_unbalanced_quote() {
         for end in ["\n", "\r\n", "\r"] {
             let text = ["a,b", "c,\"d", "e,\"f\"g", "h,i", "j,\"k"].join(end);
             let input = BufReader::with_capacity(3, std::io::Cursor::new(text.as_bytes()));

@@ -1,4 +1,4 @@
-//! What the flaws of images do to one.
+//! Corrupts an image.
 
 use image::{ColorType, ImageFormat, codecs::jpeg::JpegEncoder};
 
@@ -8,22 +8,28 @@ use crate::{
     engine::{Purpose, Random},
 };
 
-/// The index of the first stream under [`Purpose::Draw`] that belongs to spoiled images.
-const SPOIL: u64 = 3 << 48;
+/// First stream index under [`Purpose::Draw`] for corrupting images.
+const CORRUPT: u64 = 3 << 48;
 
-/// Spoils an image, `[height, width, 3]` bytes, by a flaw of images; the other flaws leave it as it is. The same
-/// (`seed`, `record`) gives the same bytes.
+/// Corrupts an image, `[height, width, 3]` bytes, if the flaw is one of images. Deterministic in (`seed`, `record`).
 ///
 /// # Errors
-/// If `rgb` is not `width`×`height` pixels, or there are more than JPEG takes.
-pub fn spoil(rgb: &mut [u8], width: usize, height: usize, flaw: Flaw, seed: u64, record: u64) -> Result<()> {
+/// If `rgb` does not have `width`×`height` pixels, or the image is too large for JPEG.
+pub fn corrupt(
+    rgb: &mut [u8],
+    width: usize,
+    height: usize,
+    flaw: Flaw,
+    seed: u64,
+    record: u64,
+) -> Result<()> {
     if rgb.len() != width * height * 3 {
         return Err(Error::shape(
-            "spoil",
+            "corrupt",
             format!("{} bytes are not an image of {width}×{height} pixels of 3 bytes", rgb.len()),
         ));
     }
-    let mut random = Random::new(seed, Purpose::Draw, SPOIL + record);
+    let mut random = Random::new(seed, Purpose::Draw, CORRUPT + record);
     match flaw {
         Flaw::Plain => make_plain(rgb, &mut random),
         Flaw::Noise => add_noise(rgb, &mut random),
@@ -35,7 +41,7 @@ pub fn spoil(rgb: &mut [u8], width: usize, height: usize, flaw: Flaw, seed: u64,
     Ok(())
 }
 
-/// Puts one random color in place of the image, each byte off by at most 2.
+/// Replaces the image with one random color; each byte varies by at most 2.
 fn make_plain(rgb: &mut [u8], random: &mut Random) {
     let color = [0; 3].map(|_: i32| 8 + random.below(240) as u8);
     for pixel in rgb.chunks_exact_mut(3) {
@@ -45,13 +51,13 @@ fn make_plain(rgb: &mut [u8], random: &mut Random) {
     }
 }
 
-/// Leaves 10 to 30% of the contrast and adds normal noise with a deviation of 55 to 85 of 255.
+/// Reduces the contrast to 10 to 30% and adds Gaussian noise with a standard deviation of 55 to 85 of 255.
 fn add_noise(rgb: &mut [u8], random: &mut Random) {
     let contrast = 0.1 + 0.2 * random.uniform();
     let deviation = 55.0 + 30.0 * random.uniform();
     for byte in rgb {
-        // The sum of 12 uniform numbers has variance 1 and is close to normal; unlike a logarithm it is the same
-        // bits on every platform.
+        // The sum of 12 uniform variates has variance 1 and is close to normal; unlike a logarithm, it is
+        // bit-identical on every platform.
         let uniforms: f64 = (0..6).map(|_| both_halves(random.next_u64())).sum();
         let normal = uniforms - 6.0;
         let value = 128.0 + contrast * (f64::from(*byte) - 128.0) + deviation * normal;
@@ -59,12 +65,12 @@ fn add_noise(rgb: &mut [u8], random: &mut Random) {
     }
 }
 
-/// The sum of the two uniform numbers in [0, 1) that 64 bits hold.
+/// The sum of two uniform variates in [0, 1) from 64 bits.
 fn both_halves(bits: u64) -> f64 {
     ((bits >> 32) + (bits & 0xFFFF_FFFF)) as f64 / (1u64 << 32) as f64
 }
 
-/// Blurs by three box filters in each direction, which together are close to a Gaussian with a deviation of 7 to 11%
+/// Blurs with three box filters in each direction, which approximate a Gaussian with a standard deviation of 7 to 11%
 /// of the shorter side.
 fn blur(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
     let deviation = (0.07 + 0.04 * random.uniform()) * width.min(height) as f64;
@@ -81,7 +87,8 @@ fn blur(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
     }
 }
 
-/// Filters the `count` bytes at `start`, `start + step`, ... three times; the image's edge goes on outside it.
+/// Filters the `count` bytes at `start`, `start + step`, ... three times; the edge pixel is repeated beyond the
+/// border.
 fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: usize, line: &mut Vec<f64>) {
     line.clear();
     line.extend((0..count).map(|index| f64::from(rgb[start + index * step])));
@@ -101,17 +108,17 @@ fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: us
     }
 }
 
-/// Compresses the image as JPEG at a quality of 2 to 6 of 100, twice, the second time moved by half a block, and takes what
-/// comes back.
+/// Compresses the image twice as JPEG with a quality of 2 to 6 of 100, the second time shifted by half a block, and
+/// decodes it.
 fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Result<()> {
     if width == 0 || height == 0 {
         return Ok(());
     }
     let quality = 2 + random.below(5) as u8;
     let refuse =
-        |error: image::ImageError| Error::invalid(format!("an image cannot be ruined by JPEG: {error}"));
+        |error: image::ImageError| Error::invalid(format!("JPEG encoding of an image failed: {error}"));
     for shift in [0, 4] {
-        // Moved down and right, the edge going on: the blocks lie elsewhere.
+        // Shifted down and right, with the edge repeated, so that the block boundaries differ.
         let (wide, high) = (width + shift, height + shift);
         let mut moved = Vec::with_capacity(wide * high * 3);
         for y in 0..high {
@@ -135,31 +142,31 @@ fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Res
     Ok(())
 }
 
-/// Lays rows of slanted bars, as letters of a repeated mark, over the image, at an opacity of 40 to 60%.
+/// Overlays rows of slanted bars, resembling repeated text, with an opacity of 40 to 60%.
 fn overlay(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
-    // Black on bright images and white on dark ones, so that it shows.
+    // Black on bright images and white on dark ones, for contrast.
     let bright = rgb.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 128 * rgb.len() as u64;
     let ink = if bright { 0.0 } else { 255.0 };
     let opacity = 0.4 + 0.2 * random.uniform();
     let short = width.min(height) as f64;
-    // Line height, letter width and slant; a row of letters in every second line.
+    // Line height, letter width and slant; every second line has letters.
     let line = (short * (0.10 + 0.04 * random.uniform())).max(2.0);
     let letter = line * 0.45;
     let slant = 0.3 + 0.3 * random.uniform();
     let letters = random.next_u64();
     for y in 0..height {
         for x in 0..width {
-            // Turned: the lines fall from left to right.
+            // Rotated: the lines fall from left to right.
             let along = x as f64 + slant * y as f64;
             let down = y as f64 + 0.5 * x as f64;
             let row = (down / line).floor();
             if row.rem_euclid(2.0) != 0.0 {
                 continue;
             }
-            let place = (along / letter).floor();
-            let (across, inside) = (along / letter - place, down / line - row);
-            // Each letter is a stem, and one or two bars by its number; every fifth is a space.
-            let number = (place + 7.0 * row).rem_euclid(61.0) as u64;
+            let column = (along / letter).floor();
+            let (across, inside) = (along / letter - column, down / line - row);
+            // Each letter is a stem and, depending on its number, one or two bars; every fifth is a space.
+            let number = (column + 7.0 * row).rem_euclid(61.0) as u64;
             let shape = letters.rotate_left((number % 64) as u32) & 3;
             let inked = !number.is_multiple_of(5)
                 && (across < 0.35

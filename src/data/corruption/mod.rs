@@ -1,50 +1,50 @@
-//! Known flaws for any data set: which records are spoiled, and how.
+//! Planted flaws: which records of a data set are corrupted, and how.
 //!
-//! A rating can only be judged against a truth. Here a known share of the records of a data set is spoiled on
-//! purpose, so that one can see which flaws a rating finds. Nothing but [`plant`] knows where the images come from.
+//! Ratings can only be evaluated against ground truth. This module corrupts a known share of a data set, to measure
+//! which flaws a rating detects. Only [`plant`] depends on the source of the images.
 
+mod corrupt;
 pub mod plant;
-mod spoil;
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub use spoil::spoil;
+pub use corrupt::corrupt;
 
 use crate::{
     Error, Result,
     engine::{Purpose, Random},
 };
 
-/// Indices of streams under [`Purpose::Draw`] that belong to flaws; scenes use the small ones.
+/// First stream index under [`Purpose::Draw`] for planning flaws; synthetic scenes use low indices.
 const PLAN: u64 = 1 << 48;
 const SOURCES: u64 = 2 << 48;
 
-/// What was done to a record.
+/// The flaw of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flaw {
-    /// Nothing.
+    /// None.
     Clean,
-    /// The image is one color; the caption is its own.
+    /// The image is a single color; the caption is unchanged.
     Plain,
-    /// The image is mostly noise; the caption is its own.
+    /// The image is mostly noise; the caption is unchanged.
     Noise,
-    /// The image is strongly blurred; the caption is its own.
+    /// The image is strongly blurred; the caption is unchanged.
     Blur,
-    /// The image is its own; the caption is another record's.
+    /// The caption is another record's; the image is unchanged.
     WrongCaption,
-    /// Image and caption are those of another record.
+    /// Image and caption are another record's.
     Duplicate,
-    /// The image is ruined by coarse JPEG compression; the caption is its own.
+    /// The image has strong JPEG artifacts; the caption is unchanged.
     Jpeg,
-    /// A pattern such as a watermark lies over the image; the caption is its own.
+    /// The image has a watermark; the caption is unchanged.
     Watermark,
 }
 
 impl Flaw {
-    /// Every kind, the unspoiled one first.
+    /// Every variant, [`Flaw::Clean`] first.
     pub const ALL: [Self; 8] = [
         Self::Clean,
         Self::Plain,
@@ -70,7 +70,7 @@ impl Flaw {
         }
     }
 
-    /// Whether the flaw needs another record to take a caption or an image from.
+    /// Whether the flaw takes a caption or an image from another record.
     pub fn needs_source(self) -> bool {
         matches!(self, Self::WrongCaption | Self::Duplicate)
     }
@@ -93,7 +93,7 @@ impl FromStr for Flaw {
     }
 }
 
-/// The share of the records, from 0 to 1, that gets each flaw.
+/// The share of records with each flaw, from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FlawShares {
@@ -114,7 +114,7 @@ pub struct FlawShares {
 }
 
 impl FlawShares {
-    /// No flaws at all.
+    /// No flaws.
     pub const NONE: Self = Self {
         plain: 0.0,
         noise: 0.0,
@@ -125,7 +125,7 @@ impl FlawShares {
         watermark: 0.0,
     };
 
-    /// 30% in all, every flaw among them: what `plant` does unless told otherwise.
+    /// All flaws, 30% in total: the default of `plant`.
     pub const PLANTED: Self = Self {
         plain: 0.04,
         noise: 0.05,
@@ -136,10 +136,10 @@ impl FlawShares {
         watermark: 0.03,
     };
 
-    /// The share of one flaw; what is left over for [`Flaw::Clean`].
+    /// The share of one flaw; the remainder for [`Flaw::Clean`].
     pub(crate) fn share(&self, flaw: Flaw) -> f64 {
         match flaw {
-            Flaw::Clean => 1.0 - self.spoiled(),
+            Flaw::Clean => 1.0 - self.corrupted(),
             Flaw::Plain => self.plain,
             Flaw::Noise => self.noise,
             Flaw::Blur => self.blur,
@@ -150,14 +150,16 @@ impl FlawShares {
         }
     }
 
-    /// Sets the share of one flaw; that of [`Flaw::Clean`] is what is left over, and cannot be set.
+    /// Sets the share of one flaw. The share of [`Flaw::Clean`] is the remainder and cannot be set.
     ///
     /// # Errors
-    /// If it is clean.
+    /// If `flaw` is [`Flaw::Clean`].
     pub(crate) fn set(&mut self, flaw: Flaw, share: f64) -> Result<()> {
-        let held = match flaw {
+        let field = match flaw {
             Flaw::Clean => {
-                return Err(Error::argument("the share of `clean` is what the flaws leave over; set theirs"));
+                return Err(Error::argument(
+                    "the share of `clean` is the remainder; set the shares of the flaws",
+                ));
             }
             Flaw::Plain => &mut self.plain,
             Flaw::Noise => &mut self.noise,
@@ -167,35 +169,36 @@ impl FlawShares {
             Flaw::Jpeg => &mut self.jpeg,
             Flaw::Watermark => &mut self.watermark,
         };
-        *held = share;
+        *field = share;
         Ok(())
     }
 
-    /// The share of all flaws together.
-    pub(crate) fn spoiled(&self) -> f64 {
+    /// The total share of corrupted records.
+    pub(crate) fn corrupted(&self) -> f64 {
         Flaw::ALL[1..].iter().map(|&flaw| self.share(flaw)).sum()
     }
 }
 
 impl Default for FlawShares {
-    /// What the built-in data set has, 32% in all: 6% plain, 8% noise, 6% blurred, 7% with a wrong caption, 5% duplicates.
+    /// The shares of the synthetic data set, 32% in total: 6% plain, 8% noise, 6% blur, 7% wrong caption, 5%
+    /// duplicates.
     fn default() -> Self {
         Self { plain: 0.06, noise: 0.08, blur: 0.06, wrong_caption: 0.07, duplicate: 0.05, ..Self::NONE }
     }
 }
 
-/// Says for each of `records` records what is done to it: each flaw `round(share · records)` times, in an order
-/// drawn from the seed.
+/// Assigns a flaw to each of `records` records: each flaw to `round(share · records)` of them, in a random order that
+/// depends on the seed.
 ///
 /// # Errors
-/// If a share is not between 0 and 1, or the shares together leave no record clean.
+/// If a share is not between 0 and 1, or the shares leave no record clean.
 pub fn plan(records: usize, shares: &FlawShares, seed: u64) -> Result<Vec<Flaw>> {
     let mut flaws = Vec::with_capacity(records);
     for flaw in &Flaw::ALL[1..] {
         let share = shares.share(*flaw);
         if !(0.0..=1.0).contains(&share) {
             return Err(Error::argument(format!(
-                "the share of `{flaw}` is {share}; give a number from 0 to 1"
+                "the share of `{flaw}` is {share}, but it must be between 0 and 1"
             )));
         }
         let count = (share * records as f64).round() as usize;
@@ -203,8 +206,8 @@ pub fn plan(records: usize, shares: &FlawShares, seed: u64) -> Result<Vec<Flaw>>
     }
     if flaws.len() > records || (flaws.len() == records && records > 0) {
         return Err(Error::argument(format!(
-            "the flaws' shares leave none of {records} records clean; lower them, they are {} in all",
-            shares.spoiled()
+            "the flaws' shares are {} in total and leave none of {records} records clean; lower them",
+            shares.corrupted()
         )));
     }
     flaws.resize(records, Flaw::Clean);
@@ -212,18 +215,18 @@ pub fn plan(records: usize, shares: &FlawShares, seed: u64) -> Result<Vec<Flaw>>
     Ok(flaws)
 }
 
-/// Says for each record with a wrong caption or a duplicate's flaw which record it takes that from; `None` for the
-/// others. `captions` are the true ones, one a record.
+/// For each record with [`Flaw::WrongCaption`] or [`Flaw::Duplicate`], the index of the record to take the caption or
+/// the image from; `None` for the others. `captions` are the original ones, one per record.
 ///
-/// A duplicate copies a clean record. A wrong caption comes from a record whose true caption differs, in most of its
-/// words where one of 64 drawn records offers that, and otherwise in some.
+/// A duplicate copies a clean record. A wrong caption comes from a record with a different caption: one that differs
+/// in most words if 64 random candidates include one, else one that differs at all.
 ///
 /// # Errors
-/// If the lengths differ, no record is clean although there are duplicates, or every caption says the same.
+/// If the lengths differ, there are duplicates but no clean record, or all captions are the same.
 pub fn sources<S: AsRef<str>>(flaws: &[Flaw], captions: &[S], seed: u64) -> Result<Vec<Option<usize>>> {
     if flaws.len() != captions.len() {
         return Err(Error::argument(format!(
-            "there are {} flaws for {} captions; give one of each for every record",
+            "there are {} flaws for {} captions; pass one of each per record",
             flaws.len(),
             captions.len()
         )));
@@ -243,7 +246,7 @@ pub fn sources<S: AsRef<str>>(flaws: &[Flaw], captions: &[S], seed: u64) -> Resu
     flaws.iter().enumerate().map(|(record, &flaw)| take(record, flaw)).collect()
 }
 
-/// A record whose caption is not true of `record`.
+/// A record whose caption differs from that of `record`.
 fn other_caption<S: AsRef<str>>(record: usize, captions: &[S], random: &mut Random) -> Result<usize> {
     let own = words(captions[record].as_ref());
     let mut fallback = None;
@@ -254,7 +257,7 @@ fn other_caption<S: AsRef<str>>(record: usize, captions: &[S], random: &mut Rand
             continue;
         }
         let shared = own.intersection(&other).count();
-        // Half of the words that either has: a Jaccard index of 1/2.
+        // At most half of the words in common: a Jaccard index of at most 1/2.
         if 2 * shared <= own.union(&other).count() {
             return Ok(candidate);
         }
@@ -271,7 +274,7 @@ fn other_caption<S: AsRef<str>>(record: usize, captions: &[S], random: &mut Rand
     )
 }
 
-/// The words of a caption without regard to case, order or punctuation.
+/// The set of words of a caption, ignoring case, order and punctuation.
 fn words(caption: &str) -> BTreeSet<String> {
     caption
         .split(|letter: char| !letter.is_alphanumeric())

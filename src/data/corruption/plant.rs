@@ -1,4 +1,4 @@
-//! Planted truth: known flaws in a copy of any corpus, so that a rating of it can be judged.
+//! Copies a corpus with planted flaws, as ground truth for evaluating ratings.
 
 use std::{
     fs,
@@ -7,7 +7,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{Flaw, FlawShares, plan, sources, spoil};
+use super::{Flaw, FlawShares, corrupt, plan, sources};
 use crate::{
     Error, Result,
     data::{
@@ -23,58 +23,58 @@ use crate::{
     jobs::{Claim, folder::OutputFolder, progress::Progress},
 };
 
-/// Images spoiled and written at once.
+/// Images corrupted and written per chunk.
 const CHUNK: usize = 64;
-/// Images decoded ahead of their use.
+/// Images decoded in advance.
 const AHEAD: usize = 128;
-/// The column that says what was done to a record.
+/// The column with the flaw of each record.
 pub(crate) const FLAW_COLUMN: &str = "flaw";
-/// The column that says which record a duplicate is of, or whose caption a wrong one is.
+/// The column with the source record of a duplicate or of a wrong caption.
 pub(crate) const SOURCE_COLUMN: &str = "flaw_source";
-/// The table of the planted corpus.
+/// File name of the table.
 const TABLE: &str = "corpus.csv";
 
-/// What [`plant`] does.
+/// Options of [`plant`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlantSettings {
     /// The corpus.
     pub corpus: PathBuf,
     /// Its columns.
     pub columns: ColumnNames,
-    /// Count malformed rows as failed records.
+    /// Counts malformed rows as failed records.
     pub skip_bad_rows: bool,
-    /// The folder that is made.
+    /// The output folder.
     pub out: PathBuf,
-    /// How images are decoded. All of them, spoiled or not, are cut to squares of this side, so that a flaw cannot be told by
-    /// the size of its file's image.
+    /// Image preprocessing. All images, clean or corrupted, are cropped to squares of this side, so that the image
+    /// size does not reveal a flaw.
     pub preprocess: Preprocess,
-    /// How many records get which flaw.
+    /// The share of records with each flaw.
     pub shares: FlawShares,
-    /// Decoding threads.
+    /// Number of decoding threads.
     pub workers: usize,
-    /// Fixes which records, and what becomes of them.
+    /// Seed for the choice of records and for their flaws.
     pub seed: u64,
-    /// Replace a planted corpus that is there.
+    /// Replaces an existing output.
     pub overwrite: bool,
 }
 
-/// What was planted.
+/// Summary of [`plant`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planted {
-    /// The table: the corpus' columns, the caption and the image's path replaced, and two of our own.
+    /// The table: the columns of the corpus, with caption and image path replaced, and two more.
     pub table: PathBuf,
-    /// Records of it by flaw, in the order of [`Flaw::ALL`].
+    /// Number of records by flaw, in the order of [`Flaw::ALL`].
     pub counts: Vec<(Flaw, usize)>,
-    /// Records left out because their image, or that which they were to be a duplicate of, cannot be read; `failed.csv` says
-    /// why.
+    /// Records skipped because their image, or the one they were to duplicate, cannot be read; `failed.csv` lists the
+    /// reasons.
     pub failed: usize,
 }
 
-/// Copies a corpus and spoils a part of it on purpose. The same seed gives the same bytes.
+/// Copies a corpus and corrupts a share of it. The output is deterministic for a given seed.
 ///
 /// # Errors
-/// If the corpus cannot be used or has one of the columns already, a share does not fit, a file cannot be written, or the user
-/// interrupts.
+/// If the corpus cannot be used or already has one of the columns, a share is out of range, a file cannot be written,
+/// or the user interrupts the job.
 pub fn plant(
     settings: &PlantSettings,
     interrupt: &Interrupt,
@@ -87,7 +87,7 @@ pub fn plant(
     if let Some(taken) =
         schema.columns.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str()))
     {
-        let message = format!("the column `{taken}` is there already, and is to be added; rename it");
+        let message = format!("the column `{taken}` already exists, but it is an output column; rename it");
         return Err(corpus.refuse_schema(message));
     }
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
@@ -103,10 +103,10 @@ pub fn plant(
     folder.write(|out| plan.write(out, interrupt, progress))
 }
 
-/// Records whose image is written, and the others with the reason.
+/// Records whose image was written, and failed records with the reason.
 type Written = (Vec<usize>, Vec<(usize, String)>);
 
-/// Which record gets what.
+/// The flaw and the source of each record.
 struct Plan<'a> {
     settings: &'a PlantSettings,
     schema: Schema,
@@ -117,7 +117,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Writes the planted corpus into a folder, which later has another name.
+    /// Writes the corrupted corpus to a staging folder.
     fn write(&self, out: &Path, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Planted> {
         let Self { settings, records, malformed, flaws, sources, .. } = self;
         let images = out.join("images");
@@ -152,7 +152,7 @@ impl Plan<'_> {
         Ok(Planted { table: settings.out.join(TABLE), counts, failed: failed.len() + malformed.len() })
     }
 
-    /// Writes the images; gives the records whose image is there, and the others with the reason.
+    /// Writes the images. Returns the written records, and the failed ones with the reason.
     fn write_images(
         &self,
         out: &Path,
@@ -161,7 +161,7 @@ impl Plan<'_> {
     ) -> Result<Written> {
         let Self { settings, records, flaws, sources, .. } = self;
         let PlantSettings { seed, preprocess, .. } = settings;
-        // A duplicate's image is that of its source.
+        // The image of a duplicate is that of its source.
         let from = |at: usize| sources[at].filter(|_| flaws[at] == Flaw::Duplicate).unwrap_or(at);
         let requests: Vec<_> = (0..records.len()).map(|at| (at, records[from(at)].image.clone())).collect();
         let total = records.len() as u64;
@@ -170,7 +170,7 @@ impl Plan<'_> {
         let mut failed: Vec<(usize, String)> = Vec::new();
         let mut left_out = LeftOutRows::default();
         loop {
-            interrupt.check("nothing was written; give the same command again")?;
+            interrupt.check("nothing was written; run the same command again")?;
             let chunk: Vec<(usize, Result<SquareImage>)> = loader.by_ref().take(CHUNK).collect();
             if chunk.is_empty() {
                 return Ok((kept, failed));
@@ -189,7 +189,7 @@ impl Plan<'_> {
             }
             kept.extend(usable.iter().map(|(at, _)| *at));
             usable.into_par_iter().try_for_each(|(at, SquareImage { side, mut rgb })| {
-                spoil(&mut rgb, side, side, flaws[at], *seed, at as u64)?;
+                corrupt(&mut rgb, side, side, flaws[at], *seed, at as u64)?;
                 write_png(&out.join(image_path(at)), &rgb, side)
             })?;
         }
@@ -200,7 +200,7 @@ fn image_path(at: usize) -> String {
     format!("images/{at:07}.png")
 }
 
-/// A record's fields with another image and caption.
+/// The fields of a record with another image path and caption.
 fn replaced(record: &Record, schema: &Schema, path: String, caption: &str) -> Vec<String> {
     let mut fields = record.fields.clone();
     fields[schema.image] = path;

@@ -1,4 +1,4 @@
-//! Decoding ahead: images are decoded on other threads and come out in the order in which they were asked for.
+//! Decodes images in advance on worker threads and yields them in the order of the requests.
 
 use std::collections::VecDeque;
 use std::iter::Fuse;
@@ -13,16 +13,16 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// An image to decode, and where the result is waited for.
+/// An image to decode, with the channel for the result.
 struct Job {
     image: ImageRef,
     result: SyncSender<Result<SquareImage>>,
 }
 
-/// Yields `(key, image)` for each `(key, image)` of `requests`, in their order.
+/// Yields `(key, image)` for each `(key, image)` of `requests`, in order.
 ///
-/// At most `ahead` images are in flight: requested and not yet yielded. `requests` is drawn from on the thread that
-/// calls `next`; the threads only decode. Dropping the loader ends its threads after the image each is at.
+/// At most `ahead` images are in flight: requested and not yet yielded. `requests` is advanced on the thread that
+/// calls `next`; worker threads only decode. Dropping the loader stops each worker after its current image.
 #[derive(Debug)]
 pub struct Loader<I, K> {
     requests: Fuse<I>,
@@ -34,7 +34,7 @@ pub struct Loader<I, K> {
 }
 
 impl<K, I: Iterator<Item = (K, ImageRef)>> Loader<I, K> {
-    /// Starts `threads` threads that decode up to `ahead` images in advance.
+    /// Starts `threads` workers that decode up to `ahead` images in advance.
     ///
     /// # Errors
     /// If `threads` or `ahead` is 0, or a thread cannot be started.
@@ -77,7 +77,7 @@ impl<K, I: Iterator<Item = (K, ImageRef)>> Loader<I, K> {
             let Some((key, image)) = self.requests.next() else { return };
             let (result, receiver) = sync_channel(1);
             if let Some(jobs) = &self.jobs {
-                // Sending fails only when every thread is gone; the receiver then says so.
+                // Sending fails only if all workers are gone, which the receiver reports.
                 let _ = jobs.send(Job { image: image.clone(), result });
             }
             self.waiting.push_back((key, image, receiver));
@@ -90,9 +90,8 @@ impl<K, I: Iterator<Item = (K, ImageRef)>> Iterator for Loader<I, K> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (key, image, receiver) = self.waiting.pop_front()?;
-        let decoded = receiver
-            .recv()
-            .unwrap_or_else(|_| Err(image.refuse("the thread that decoded it ended unexpectedly")));
+        let decoded =
+            receiver.recv().unwrap_or_else(|_| Err(image.refuse("its decoding thread ended unexpectedly")));
         self.request_ahead();
         Some((key, decoded))
     }
@@ -103,7 +102,7 @@ impl<I, K> Drop for Loader<I, K> {
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            // A thread that panicked has already been reported through its image.
+            // A panic of the worker was already reported through its image.
             let _ = thread.join();
         }
     }
@@ -111,13 +110,13 @@ impl<I, K> Drop for Loader<I, K> {
 
 fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool, preprocess: &Preprocess) {
     loop {
-        // The lock is held while waiting: one thread waits for a job, the others for their turn to wait.
+        // The lock is held while waiting: one worker waits for a job, the others for the lock.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        // Nobody listens when the loader was dropped meanwhile.
+        // The receiver is gone if the loader was dropped meanwhile.
         let _ = job.result.send(load_image(&job.image, preprocess));
     }
 }

@@ -1,4 +1,4 @@
-//! From an image's file to what the networks see: decoding, preprocessing, and both ahead of their use.
+//! From image files to input tensors: decoding, preprocessing, and a loader that does both in advance.
 
 pub mod decode;
 pub mod loader;

@@ -1,4 +1,4 @@
-//! From an image's file to the square in [-1, 1] that the networks see.
+//! From image files to square images in [-1, 1], the networks' input.
 
 use std::io::{Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,30 +22,30 @@ use crate::{
 /// Pillow's limit above which it warns of a decompression bomb (`Image.MAX_IMAGE_PIXELS`).
 pub const DEFAULT_MAX_PIXELS: u64 = 89_478_485;
 
-/// What becomes of transparency.
+/// How transparency is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AlphaRule {
-    /// The image is laid over white.
+    /// Composites the image over white.
     White,
-    /// Alpha is dropped, and the colors under it come to light: the released behavior (`convert("RGB")`).
+    /// Drops alpha, which exposes the colors below it: upstream behavior (`convert("RGB")`).
     Drop,
 }
 
-/// How an image is brought to the training side.
+/// Options of image preprocessing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preprocess {
-    /// The side of the result in pixels (`R`), at least 1.
+    /// Side length of the result in pixels (`R`), at least 1.
     pub side: usize,
-    /// What becomes of transparency.
+    /// How transparency is handled.
     pub alpha: AlphaRule,
-    /// Whether the image is turned as its EXIF data or its XMP says; a TIFF always is.
+    /// Whether to apply the orientation in EXIF data or XMP. That of a TIFF is always applied.
     pub apply_orientation: bool,
-    /// Whether 16-bit gray is cut off at 255, so that nearly all of it turns white: what Pillow, and so the released
-    /// code, does. Otherwise its high byte is taken, as it is for 16-bit color.
+    /// Whether to clip 16-bit gray at 255, which turns nearly all of it white: the behavior of Pillow and thus of the
+    /// upstream code. Otherwise the high byte is used, as for 16-bit color.
     pub clip_gray16: bool,
-    /// Images with more pixels than this are refused before anything is allocated for them.
+    /// Images with more pixels are rejected before anything is allocated.
     pub max_pixels: u64,
-    /// Whether images whose pixel data is cut are decoded as far as it goes, instead of being refused.
+    /// Whether truncated images are decoded as far as possible instead of being an error.
     pub truncated: bool,
 }
 
@@ -62,7 +62,7 @@ impl Preprocess {
         }
     }
 
-    /// As the released code does it (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored, 16-bit gray clipped.
+    /// Upstream behavior (`dataset/datasets_csv.py`): alpha dropped, EXIF ignored, 16-bit gray clipped.
     pub fn released(side: usize) -> Self {
         Self {
             alpha: AlphaRule::Drop,
@@ -73,21 +73,21 @@ impl Preprocess {
     }
 }
 
-/// A preprocessed image with 8 bits a sample.
+/// A preprocessed image with 8 bits per sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SquareImage {
-    /// The side in pixels (`R`).
+    /// Side length in pixels (`R`).
     pub side: usize,
-    /// The samples, `[R, R, 3]`, row by row.
+    /// The samples, `[R, R, 3]`.
     pub rgb: Vec<u8>,
 }
 
 impl SquareImage {
-    /// The image as `[3, R, R]` f32 in [-1, 1]: `x = level / 255`, then `x + x - 1`, each step rounded to f32 as
-    /// the released transform does.
+    /// Converts to `[3, R, R]` f32 in [-1, 1]: `x = level / 255`, then `x + x - 1`, each step rounded to f32 as in
+    /// the upstream transform.
     ///
     /// # Errors
-    /// If `rgb` does not hold `R * R * 3` samples.
+    /// If `rgb` does not have `R * R * 3` samples.
     pub fn to_tensor(&self) -> Result<Tensor> {
         let mut values = Vec::with_capacity(self.rgb.len());
         self.append_planes(&mut values);
@@ -104,19 +104,19 @@ impl SquareImage {
     }
 }
 
-/// A whole image with 8 bits a sample, upright, its own size kept.
+/// A decoded image with 8 bits per sample, with its orientation applied and its size unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FullImage {
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
     pub height: usize,
-    /// The samples, `[height, width, 3]`, row by row.
+    /// The samples, `[height, width, 3]`.
     pub rgb: Vec<u8>,
 }
 
 impl FullImage {
-    /// The middle of the image: at most `width` by `height` pixels, offsets rounded down.
+    /// Crops the center to at most `width` by `height` pixels; offsets are rounded down.
     #[must_use]
     pub fn middle(&self, width: usize, height: usize) -> Self {
         let (width, height) = (width.min(self.width), height.min(self.height));
@@ -126,7 +126,7 @@ impl FullImage {
         Self { width, height, rgb }
     }
 
-    /// The image at another size, which must have pixels.
+    /// Resizes the image, which must not be empty.
     #[must_use]
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Self {
         let stride = 3 * self.width;
@@ -137,15 +137,15 @@ impl FullImage {
     }
 }
 
-/// Images of one side as `[B, 3, R, R]` f32 in [-1, 1].
+/// Stacks images of the same side as `[B, 3, R, R]` f32 in [-1, 1].
 ///
 /// # Errors
-/// If there is no image or the sides differ.
+/// If there are no images or the sides differ.
 pub fn stack(images: &[SquareImage]) -> Result<Tensor> {
     let side = images.first().map_or(0, |image| image.side);
     if side == 0 || images.iter().any(|image| image.side != side) {
         let sides: Vec<usize> = images.iter().map(|image| image.side).collect();
-        return Err(Error::shape("stack", format!("images of one side are needed, got the sides {sides:?}")));
+        return Err(Error::shape("stack", format!("images must have the same side, got {sides:?}")));
     }
     let mut values = Vec::with_capacity(images.len() * 3 * side * side);
     images.iter().for_each(|image| image.append_planes(&mut values));
@@ -155,16 +155,16 @@ pub fn stack(images: &[SquareImage]) -> Result<Tensor> {
 /// Reads, decodes and preprocesses an image.
 ///
 /// # Errors
-/// [`Error::Image`] for whatever is wrong with the file; nothing in a file makes this panic.
+/// [`Error::Image`] if the file cannot be read or decoded. Invalid files do not cause a panic.
 pub fn load_image(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<SquareImage> {
     let image = image.into();
     decode_image(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)
 }
 
-/// Decodes and preprocesses an image from the bytes of its file; `path` only names it in errors.
+/// Decodes and preprocesses an image from the bytes of its file; `path` is for error messages only.
 ///
 /// # Errors
-/// As for [`load_image`].
+/// See [`load_image`].
 pub fn decode_image(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<SquareImage> {
     if preprocess.side == 0 {
         return Err(Error::invalid("the side of the preprocessed images must be at least 1"));
@@ -172,11 +172,10 @@ pub fn decode_image(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Resul
     Ok(square(&decoded(bytes, path, preprocess)?, preprocess))
 }
 
-/// Reads and decodes an image as [`load_image`] does, but keeps all of it at its own size; the side of
-/// `preprocess` plays no part.
+/// Reads and decodes an image like [`load_image`], but at its original size; the side of `preprocess` is ignored.
 ///
 /// # Errors
-/// As for [`load_image`].
+/// See [`load_image`].
 pub fn load_full_image(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<FullImage> {
     let image = image.into();
     let decoded = decoded(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)?;
@@ -188,20 +187,21 @@ pub fn load_full_image(image: impl Into<ImageRef>, preprocess: &Preprocess) -> R
     Ok(FullImage { width, height, rgb })
 }
 
-/// Images of more pixels are decoded only if memory for them can be reserved: the decoders would end the program.
+/// Above this number of pixels, images are decoded only if memory can be reserved, because the decoders abort on
+/// allocation failure.
 const LARGE_PIXELS: usize = 1 << 24;
 
-/// Memory per pixel that a decoder takes: four samples, of a byte each, before and after they are converted.
+/// Memory per pixel used by a decoder: four one-byte samples, before and after conversion.
 const WORK_BYTES_PER_PIXEL: usize = 8;
 
-/// Refuses an image that memory does not hold. This is no property of the image: whoever leaves out images that cannot be used ends
-/// here, as results must not depend on how much memory was free.
+/// Fails if there is not enough memory for an image. This is not a property of the image: jobs that skip unusable
+/// images stop here, because results must not depend on free memory.
 fn expect_memory(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<()> {
     let size = || ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?.into_dimensions().ok();
     let Some((width, height)) = catch_unwind(size).unwrap_or_default() else { return Ok(()) };
     let pixels = width as usize * height as usize;
     if pixels > LARGE_PIXELS && pixels as u64 <= preprocess.max_pixels {
-        let what = format!("its {width} x {height} pixels; give the program more, or lower max_pixels");
+        let what = format!("its {width} x {height} pixels; provide more memory, or lower max_pixels");
         reserved::<u8>(pixels * WORK_BYTES_PER_PIXEL, path, &what)?;
     }
     Ok(())
@@ -211,12 +211,12 @@ fn decoded(bytes: &[u8], path: &Path, preprocess: &Preprocess) -> Result<Decoded
     expect_memory(bytes, path, preprocess)?;
     let options = DecodeOptions { max_pixels: preprocess.max_pixels, truncated: preprocess.truncated };
     catch_unwind(AssertUnwindSafe(|| decode(bytes, options)))
-        .unwrap_or_else(|_| Err("corrupt: the decoder stopped in the middle of it".to_owned()))
+        .unwrap_or_else(|_| Err("corrupt: the decoder panicked".to_owned()))
         .map_err(|message| refuse(path, message))
 }
 
-/// Writes a square image, `[side, side, 3]` bytes, as PNG. Thousands of small images are not each forced to the disk; a
-/// command syncs them together before its output is complete.
+/// Writes a square image, `[side, side, 3]` bytes, as PNG. Not synced to disk per file: there may be thousands, and
+/// the command syncs them together before its output is complete.
 ///
 /// # Errors
 /// If it cannot be encoded or written.
@@ -236,12 +236,12 @@ fn refuse(path: &Path, message: String) -> Error {
 }
 
 fn read_bounded(image: &ImageRef, preprocess: &Preprocess) -> Result<Vec<u8>> {
-    // No image is larger than its pixels at 16 bits and four channels, but for what is attached to it.
+    // Generous limit: the pixels at 16 bits and four channels, plus metadata.
     let limit = preprocess.max_pixels.saturating_mul(8).saturating_add(64 << 20);
     image.read(limit).map_err(|message| image.refuse(message))
 }
 
-/// Turns, crops the middle of the short side (floor offsets) and resamples.
+/// Applies the orientation, crops the center square (offsets rounded down) and resamples.
 fn square(decoded: &Decoded, preprocess: &Preprocess) -> SquareImage {
     let view = View::new(decoded, preprocess.apply_orientation).middle_square();
     let side = preprocess.side;
@@ -250,10 +250,10 @@ fn square(decoded: &Decoded, preprocess: &Preprocess) -> SquareImage {
     SquareImage { side, rgb }
 }
 
-/// Fills a row of a view, `[width, 3]`, by its number.
+/// Fills the row of a view with the given index, `[width, 3]`.
 type ReadRow<'a> = Box<dyn Fn(usize, &mut [u8]) + 'a>;
 
-/// Gives the rows of a view in 8 bits and without transparency.
+/// Reads rows of a view with 8 bits and without transparency.
 fn rows<'a>(decoded: &'a Decoded, view: &'a View, preprocess: &Preprocess) -> ReadRow<'a> {
     let (channels, alpha) = (decoded.channels, preprocess.alpha);
     match &decoded.samples {
@@ -261,7 +261,7 @@ fn rows<'a>(decoded: &'a Decoded, view: &'a View, preprocess: &Preprocess) -> Re
         Samples::Bits16(samples) if preprocess.clip_gray16 && channels == 1 => {
             Box::new(rows_of(samples, |level| u8::try_from(level).unwrap_or(u8::MAX), 1, view, alpha))
         }
-        // The high byte, as libpng's strip_16 and Pillow take it.
+        // The high byte, like libpng's strip_16 and Pillow.
         Samples::Bits16(samples) => {
             Box::new(rows_of(samples, |level: u16| level.to_be_bytes()[0], channels, view, alpha))
         }
@@ -300,8 +300,8 @@ fn rows_of<'a, T: Copy>(
     }
 }
 
-/// A turned image or a part of it, as places in the stored one: pixel (x, y) of it is stored at
-/// `origin + x * step_x + y * step_y`.
+/// An oriented image, or a part of it, as indices into the stored one: pixel (x, y) is stored at `origin + x * step_x
+/// + y * step_y`.
 struct View {
     width: usize,
     height: usize,
@@ -317,8 +317,8 @@ impl View {
             FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180, Rotate270,
             Rotate270FlipH,
         };
-        let is_turned = apply_orientation || decoded.always_turned;
-        let orientation = if is_turned { decoded.orientation } else { NoTransforms };
+        let is_oriented = apply_orientation || decoded.always_oriented;
+        let orientation = if is_oriented { decoded.orientation } else { NoTransforms };
         let (width, height) = (decoded.width as isize, decoded.height as isize);
         let (right, bottom) = (width - 1, height - 1);
         let stored = |x: isize, y: isize| {
@@ -334,19 +334,19 @@ impl View {
             };
             row * width + column
         };
-        let turned = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
-        let (turned_width, turned_height) = if turned { (height, width) } else { (width, height) };
+        let transposed = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+        let (oriented_width, oriented_height) = if transposed { (height, width) } else { (width, height) };
         let origin = stored(0, 0);
         Self {
-            width: turned_width.unsigned_abs(),
-            height: turned_height.unsigned_abs(),
+            width: oriented_width.unsigned_abs(),
+            height: oriented_height.unsigned_abs(),
             origin,
             step_x: stored(1, 0) - origin,
             step_y: stored(0, 1) - origin,
         }
     }
 
-    /// The middle square of the whole.
+    /// The center square.
     #[expect(clippy::cast_possible_wrap, reason = "pixels of an image in memory fit isize")]
     fn middle_square(self) -> Self {
         let side = self.width.min(self.height);
@@ -365,34 +365,34 @@ impl View {
 mod tests {
     use super::*;
 
-    /// Turning by index arithmetic gives what turning the whole image gives.
+    /// Orientation by index arithmetic matches transforming the whole image.
     #[test]
-    fn every_orientation_is_what_the_image_crate_makes_of_it() {
+    fn every_orientation_matches_the_image_crate() {
         for (width, height) in [(5, 8), (8, 5), (4, 4)] {
             let image =
                 image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8 * 20, y as u8 * 20, 7]));
             for exif in 1..=8 {
                 let orientation = Orientation::from_exif(exif).unwrap();
-                let mut turned = image::DynamicImage::ImageRgb8(image.clone());
-                turned.apply_orientation(orientation);
+                let mut oriented = image::DynamicImage::ImageRgb8(image.clone());
+                oriented.apply_orientation(orientation);
                 let stored = |image: image::RgbImage, orientation| Decoded {
                     width: image.width() as usize,
                     height: image.height() as usize,
                     channels: 3,
                     samples: Samples::Bits8(image.into_raw()),
                     orientation,
-                    always_turned: false,
+                    always_oriented: false,
                 };
                 let preprocess = Preprocess::default_for(width.min(height) as usize);
                 let ours = square(&stored(image.clone(), orientation), &preprocess);
-                let reference = square(&stored(turned.into_rgb8(), Orientation::NoTransforms), &preprocess);
+                let reference = square(&stored(oriented.into_rgb8(), Orientation::NoTransforms), &preprocess);
                 assert_eq!(ours, reference, "EXIF orientation {exif} of {width} x {height}");
             }
         }
     }
 
     #[test]
-    fn levels_become_minus_one_to_one() {
+    fn levels_map_to_minus_one_to_one() {
         let image = SquareImage { side: 1, rgb: vec![0, 51, 255] };
         assert_eq!(image.to_tensor().unwrap().as_slice::<f32>().unwrap(), [-1.0, -0.6, 1.0]);
         assert_eq!(stack(&[image.clone(), image.clone()]).unwrap().shape(), [2, 3, 1, 1]);

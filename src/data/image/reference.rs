@@ -1,4 +1,4 @@
-//! A reference to an image, until the moment it is read.
+//! References to images that are read later.
 
 use std::{
     fmt,
@@ -14,42 +14,41 @@ use crate::{
     error::Error,
 };
 
-/// An image that may be read later: a file of its own.
+/// An image that may be read later: a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageRef {
     file: Location,
 }
 
 impl ImageRef {
-    /// What messages name it by.
+    /// The path to show in messages.
     pub fn as_path(&self) -> &Path {
         self.file.as_path()
     }
 
-    /// Its path, if it is a file of this machine.
+    /// Its path, if it is a local file.
     pub fn local(&self) -> Option<&Path> {
         self.file.local()
     }
 
-    /// Its bytes.
+    /// Reads its bytes.
     ///
     /// # Errors
-    /// Why there are none, as a sentence without its name: there is no such file, it is none, has more than `most` bytes, or cannot be read.
+    /// A message without the file name, if there is no such file, it is not a regular file, has more than `most`
+    /// bytes, or cannot be read.
     pub fn read(&self, most: u64) -> Result<Vec<u8>, String> {
-        // Asked before opening: opening a named pipe would wait for a writer.
+        // Checked before opening: opening a named pipe blocks until there is a writer.
         let length = self.length()?;
         if length > most {
-            return Err(format!(
-                "the file has {length} bytes, more than an image within the limits can have"
-            ));
+            return Err(format!("the file has {length} bytes, more than any image within the limits"));
         }
         self.bytes(most)
     }
 
-    /// Its first bytes, up to `most` of them.
+    /// Reads the first bytes, up to `most`.
     ///
     /// # Errors
-    /// As for [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn start(&self, most: u64) -> Result<Vec<u8>, String> {
         self.length()?;
         self.bytes(most)
@@ -78,7 +77,7 @@ impl ImageRef {
         }
     }
 
-    /// Opens it as a reader, from its first byte.
+    /// Opens it for reading, from the first byte.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -86,20 +85,20 @@ impl ImageRef {
         self.file.open(0)
     }
 
-    /// What is known of it without reading it; nothing where there is no file to read.
+    /// Its stamp, without reading the contents; `None` if it is not a readable file.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.file.stamp()
     }
 
-    /// Whether there is something in its place, if not an image.
+    /// Whether anything exists at its path, an image or not.
     pub(crate) fn exists(&self) -> bool {
         self.look().is_ok()
     }
 
-    /// Looks whether there is something in its place.
+    /// Checks that something exists at its path.
     ///
     /// # Errors
-    /// If there is nothing, or nobody can tell.
+    /// If nothing exists or it cannot be determined.
     pub(crate) fn look(&self) -> io::Result<()> {
         self.file.kind().map(drop)
     }
@@ -112,13 +111,13 @@ impl ImageRef {
         self.file.digest()
     }
 
-    /// An error about it.
+    /// An error about this image.
     pub(crate) fn refuse(&self, message: impl Into<String>) -> Error {
         Error::Image { path: self.as_path().to_path_buf(), message: message.into() }
     }
 }
 
-/// That of no image: reading it fails.
+/// An empty path; reading it fails.
 impl Default for ImageRef {
     fn default() -> Self {
         Self::from(PathBuf::new())

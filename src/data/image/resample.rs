@@ -1,20 +1,20 @@
-//! Resampling of 8-bit images, bit for bit as Pillow does it (`src/libImaging/Resample.c`): coefficients in fixed point, a
-//! horizontal pass and then a vertical one, each rounded to 8 bits.
+//! Resampling of 8-bit images, bit-identical to Pillow (`src/libImaging/Resample.c`): fixed-point coefficients, a
+//! horizontal and then a vertical pass, each rounded to 8 bits.
 
 use std::f64::consts::PI;
 
-/// Bits after the point in a coefficient: 32, less 8 for the pixel and 2 for the overshoot of the filter.
+/// Fraction bits of a coefficient: 32, minus 8 for the pixel and 2 for the overshoot of the filter.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Lobes of the Lanczos filter on each side.
 const LANCZOS_SUPPORT: f64 = 3.0;
 
-/// How pixels are weighed.
+/// The resampling filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Three lobes on each side: what training images are resized by.
+    /// Three lobes on each side; used for training images.
     Lanczos,
-    /// Keys' cubic with a = −½: what CLIP's images are resized by.
+    /// Keys' cubic with a = −½; used for CLIP's images.
     Bicubic,
 }
 
@@ -34,7 +34,7 @@ impl Filter {
     }
 }
 
-/// The pixels that make one output pixel, and their fixed-point coefficients.
+/// The input pixels of one output pixel, and their fixed-point coefficients.
 struct Taps {
     first: usize,
     coefficients: Vec<i32>,
@@ -63,7 +63,7 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// `precompute_coeffs` and `normalize_coeffs_8bpc`: one entry an output pixel.
+/// `precompute_coeffs` and `normalize_coeffs_8bpc`: one entry per output pixel.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -98,11 +98,10 @@ fn to_level(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Resamples an RGB image of `input` pixels (width and height) to `output` ones; the result is `[height, width, 3]`, row by
-/// row.
+/// Resamples an RGB image of `input` pixels (width and height) to `output`; the result is `[height, width, 3]`.
 ///
-/// `read_row(y, row)` fills `row`, `[width, 3]`, with row `y` of the input. It is called once for each row, from the top, so
-/// that the input need not exist as a whole. All sizes must be at least 1.
+/// `read_row(y, row)` fills `row`, `[width, 3]`, with row `y` of the input. It is called once per row, from the top,
+/// so that the input need not exist as a whole. All sizes must be at least 1.
 pub fn resample(
     input: [usize; 2],
     output: [usize; 2],

@@ -1,4 +1,4 @@
-//! The file system.
+//! The local file system.
 
 use std::{
     fs::{self, File, Metadata},
@@ -10,7 +10,7 @@ use std::{
 use super::{Kind, Readable, Stamp, Store};
 use crate::data::location::Location;
 
-/// The file system of this machine.
+/// The local file system.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalStore;
 

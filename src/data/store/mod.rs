@@ -1,6 +1,7 @@
-//! Stores: where the bytes at a [`Location`] come from.
+//! Stores: the sources of the bytes at a [`Location`].
 //!
-//! Tables and images are read through [`Store`] alone, so a new kind of store is one implementation and one line in [`Location::store`].
+//! Tables and images are read through [`Store`] only, so a new kind of store is one implementation and one line in
+//! [`Location::store`].
 
 mod local;
 
@@ -10,14 +11,14 @@ use super::location::{Location, not_local};
 use crate::files::digest_of;
 pub use local::LocalStore;
 
-/// What a store says of an object without reading it. Two looks that give the same found the same object.
+/// Metadata of an object. Equal stamps mean that the object is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Length in bytes.
     pub bytes: u64,
-    /// The last change of its contents, in nanoseconds since 1970.
+    /// Last modification of the contents, in nanoseconds since 1970.
     pub modified: i64,
-    /// The last change of its metadata, which a program cannot set back, in nanoseconds since 1970; 0 where the store has none.
+    /// Last change of the metadata, which programs cannot set, in nanoseconds since 1970; 0 if the store has none.
     pub changed: i64,
 }
 
@@ -28,7 +29,7 @@ pub enum Kind {
     File(Stamp),
     /// A folder.
     Folder,
-    /// Something that can only be read once, or never: a pipe, a device.
+    /// A pipe, a device or the like, which cannot be read repeatedly.
     Other,
 }
 
@@ -37,26 +38,26 @@ pub trait Readable: io::Read + io::Seek + Send {}
 
 impl<T: io::Read + io::Seek + Send> Readable for T {}
 
-/// A place that bytes are read from.
+/// A source of bytes.
 pub trait Store: Send + Sync {
     /// What is at a location.
     ///
     /// # Errors
-    /// If there is nothing, or the store cannot be asked.
+    /// If there is nothing, or the store cannot be queried.
     fn kind(&self, at: &Location) -> io::Result<Kind>;
 
-    /// Opens a file at this byte, to be read from there on.
+    /// Opens a file for reading, starting at byte `from`.
     ///
     /// # Errors
-    /// If there is none, or it cannot be read.
+    /// If there is no file, or it cannot be read.
     fn open(&self, at: &Location, from: u64) -> io::Result<Box<dyn Readable>>;
 }
 
 impl Location {
-    /// The store that it is in.
+    /// The store of this location.
     ///
     /// # Errors
-    /// If this program reads no such store.
+    /// If the store is not supported.
     pub fn store(&self) -> io::Result<&'static dyn Store> {
         match self.local() {
             Some(_) => Ok(&LocalStore),
@@ -67,23 +68,23 @@ impl Location {
         }
     }
 
-    /// What is there; see [`Store::kind`].
+    /// What is at this location; see [`Store::kind`].
     ///
     /// # Errors
-    /// As for [`Store::kind`] and [`store`](Self::store).
+    /// See [`Store::kind`] and [`store`](Self::store).
     pub fn kind(&self) -> io::Result<Kind> {
         self.store()?.kind(self)
     }
 
-    /// Opens the file that is there; see [`Store::open`].
+    /// Opens the file at this location; see [`Store::open`].
     ///
     /// # Errors
-    /// As for [`Store::open`] and [`store`](Self::store).
+    /// See [`Store::open`] and [`store`](Self::store).
     pub fn open(&self, from: u64) -> io::Result<Box<dyn Readable>> {
         self.store()?.open(self, from)
     }
 
-    /// The stamp of a regular file; nothing of anything else.
+    /// The stamp of a regular file; `None` for anything else.
     pub fn stamp(&self) -> Option<Stamp> {
         match self.kind() {
             Ok(Kind::File(stamp)) => Some(stamp),
@@ -91,7 +92,7 @@ impl Location {
         }
     }
 
-    /// The SHA-256 of the file that is there.
+    /// The SHA-256 of the file at this location.
     ///
     /// # Errors
     /// If it cannot be read.

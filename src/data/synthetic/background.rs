@@ -1,4 +1,4 @@
-//! What scenes stand on: landscapes, skies and patterns.
+//! Backgrounds of scenes: landscapes, skies and patterns.
 
 use super::color::{
     self, BLACK, BROWN, Color, NamedColor, WHITE, between, chance, darker, lighter, mix, pick, varied,
@@ -33,19 +33,19 @@ enum Kind {
     Dots(NamedColor, NamedColor),
 }
 
-/// A background: what it shows and which shapes may stand where on it.
+/// A background: its contents, and where shapes may be placed on it.
 pub(super) struct Background {
     kind: Kind,
-    /// Where the sky ends, from 0 at the top to 1 at the bottom; a pattern has no horizon.
+    /// The lower edge of the sky, from 0 at the top to 1 at the bottom; `None` for a pattern.
     horizon: Option<f64>,
     says_weather: bool,
 }
 
-/// The band of heights for the middle of a shape, as (lowest value, highest value).
+/// The vertical range for the center of a shape, as (lowest value, highest value).
 pub(super) type Band = (f64, f64);
 
 impl Background {
-    /// Draws the lot for a background.
+    /// Chooses a random background.
     pub(super) fn choose(random: &mut Random) -> Self {
         let time = if chance(random, 0.55) { Time::Day } else { pick(random, &[Time::Sunset, Time::Night]) };
         let first = pick(random, color::ALL);
@@ -75,7 +75,7 @@ impl Background {
         Self { kind, horizon, says_weather: chance(random, 0.5) }
     }
 
-    /// Whether a shape may be part of this scene at all.
+    /// Whether a shape may be part of this scene.
     pub(super) fn allows(&self, shape: Shape) -> bool {
         let time = match self.kind {
             Kind::Landscape(_, time) | Kind::Sky(time) => time,
@@ -94,26 +94,26 @@ impl Background {
         }
     }
 
-    /// Where the middle of a shape of this radius may lie, from top to bottom; empty where it does not fit.
+    /// The vertical range for the center of a shape with this radius; empty if the shape does not fit.
     pub(super) fn band(&self, shape: Shape, radius: f64) -> Band {
         let inside = (radius, 1.0 - radius);
         let Some(horizon) = self.horizon else { return inside };
         match shape.habitat() {
             Habitat::Anywhere => inside,
             Habitat::Sky => (radius, (horizon - 0.75 * radius).min(inside.1)),
-            // The foot of the shape, one radius below its middle, stands on the ground.
+            // The foot of the shape, one radius below its center, is on the ground.
             Habitat::Ground => ((horizon + 0.03 - 0.95 * radius).max(radius), inside.1),
             Habitat::Water if shape == Shape::Fish => (horizon + 0.6 * radius, inside.1),
             Habitat::Water => ((horizon + 0.04 - 0.8 * radius).max(radius), inside.1),
         }
     }
 
-    /// The words for it, with their preposition. `flying` says that every shape is one of the sky.
+    /// The phrase for it, with a preposition. `flying` and `swimming` are whether every shape flies or swims.
     pub(super) fn words(&self, flying: bool, swimming: bool) -> String {
         let article = |name: &str| super::caption::with_article(name);
         match self.kind {
             Kind::Landscape(ground, time) => {
-                let place = match ground {
+                let surface = match ground {
                     Ground::Grass => "green grass",
                     Ground::Sand => "yellow sand",
                     Ground::Sea => "the sea",
@@ -132,7 +132,7 @@ impl Background {
                     Time::Sunset => " at sunset",
                     Time::Night => " at night",
                 };
-                format!("{preposition} {place}{weather}")
+                format!("{preposition} {surface}{weather}")
             }
             Kind::Sky(Time::Day) => "in a blue sky".to_owned(),
             Kind::Sky(Time::Sunset) => "in the sky at sunset".to_owned(),
@@ -149,7 +149,7 @@ impl Background {
         }
     }
 
-    /// Paints it over the whole canvas.
+    /// Paints the background over the whole canvas.
     pub(super) fn paint(&self, canvas: &mut Canvas, random: &mut Random) {
         match self.kind {
             Kind::Landscape(ground, time) => {
@@ -204,7 +204,7 @@ impl Background {
     }
 }
 
-/// A background's color: varied, and lighter where that leaves its name true.
+/// The color of a background: varied, and lighter if its name remains correct.
 fn softened(named: NamedColor, random: &mut Random) -> Color {
     let color = varied(named.color, random);
     let softness = between(random, 0.0, 0.35);

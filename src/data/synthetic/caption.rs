@@ -1,12 +1,12 @@
-//! Words for what a scene shows, and nothing that it does not show.
+//! Captions of scenes.
 
-/// A thing or a group of like things that was drawn, and where.
+/// An object, or a group of similar objects, with its position.
 pub(super) struct Named {
-    /// "large red circle", in the plural for a group.
+    /// "large red circle"; plural for a group.
     pub(super) noun: String,
-    /// How many.
+    /// Number of objects.
     pub(super) count: usize,
-    /// The middle, or the mean of the middles.
+    /// The center, or the mean of the centers.
     pub(super) middle: [f64; 2],
 }
 
@@ -20,7 +20,7 @@ impl Named {
         }
     }
 
-    /// "left of", as seen from `other`.
+    /// The spatial relation to `other`, such as "left of".
     fn relation(&self, other: &Self) -> &'static str {
         let (across, down) = (self.middle[0] - other.middle[0], self.middle[1] - other.middle[1]);
         match (across.abs() >= down.abs(), across < 0.0, down < 0.0) {
@@ -31,7 +31,7 @@ impl Named {
         }
     }
 
-    fn place(&self) -> &'static str {
+    fn position(&self) -> &'static str {
         let third = |at: f64| {
             if at < 0.38 {
                 0
@@ -61,12 +61,13 @@ pub(super) fn with_article(noun: &str) -> String {
     format!("{article} {noun}")
 }
 
-/// The caption: the things with their relations, then the background. A lone thing's place is said if `says_place`.
-pub(super) fn caption(things: &[Named], background: &str, says_place: bool) -> String {
+/// The caption: the objects with their relations, then the background. The position of a single object is included if
+/// `says_position`.
+pub(super) fn caption(things: &[Named], background: &str, says_position: bool) -> String {
     let words = match things {
         [] => String::new(),
         [group] if group.count > 1 => group.phrase(),
-        [one] => format!("{}{}", one.phrase(), if says_place { one.place() } else { "" }),
+        [one] => format!("{}{}", one.phrase(), if says_position { one.position() } else { "" }),
         [first, second] if first.count > 1 => format!("{} and {}", first.phrase(), second.phrase()),
         [first, second] => format!("{} {} {}", first.phrase(), first.relation(second), second.phrase()),
         [first, second, third, rest @ ..] => {
@@ -78,7 +79,7 @@ pub(super) fn caption(things: &[Named], background: &str, says_place: bool) -> S
                 first.relation(third),
                 third.phrase(),
             );
-            let also: Vec<_> = rest.iter().map(|thing| thing.phrase() + thing.place()).collect();
+            let also: Vec<_> = rest.iter().map(|thing| thing.phrase() + thing.position()).collect();
             if also.is_empty() { beginning } else { format!("{beginning}, with {},", also.join(" and ")) }
         }
     };

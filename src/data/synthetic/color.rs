@@ -1,11 +1,11 @@
-//! Colors that captions can name.
+//! Named colors.
 
 use crate::engine::Random;
 
 /// Red, green and blue, each 0 to 255.
 pub(super) type Color = [f64; 3];
 
-/// A color with the word that a caption uses for it.
+/// A color and its name in captions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct NamedColor {
     pub(super) name: &'static str,
@@ -29,48 +29,48 @@ pub(super) const WHITE: NamedColor = named("white", [247.0, 247.0, 243.0]);
 pub(super) const GRAY: NamedColor = named("grey", [142.0, 144.0, 150.0]);
 pub(super) const TURQUOISE: NamedColor = named("turquoise", [46.0, 186.0, 180.0]);
 
-/// Every color there is.
+/// All colors.
 pub(super) const ALL: &[NamedColor] =
     &[RED, ORANGE, YELLOW, GREEN, BLUE, PURPLE, PINK, BROWN, BLACK, WHITE, GRAY, TURQUOISE];
 
-/// The color a share `amount` of the way from `from` to `to`.
+/// Interpolates linearly between `from` and `to`.
 pub(super) fn mix(from: Color, to: Color, amount: f64) -> Color {
     [0, 1, 2].map(|channel| from[channel] + (to[channel] - from[channel]) * amount)
 }
 
-/// Darker by the share `amount`.
+/// Darkens by the share `amount`.
 pub(super) fn darker(color: Color, amount: f64) -> Color {
     mix(color, [0.0, 0.0, 0.0], amount)
 }
 
-/// Lighter by the share `amount`.
+/// Lightens by the share `amount`.
 pub(super) fn lighter(color: Color, amount: f64) -> Color {
     mix(color, [255.0, 255.0, 255.0], amount)
 }
 
-/// Squared distance of two colors.
+/// Squared distance between two colors.
 pub(super) fn squared_distance(left: Color, right: Color) -> f64 {
     let [red, green, blue] = [0, 1, 2].map(|channel| left[channel] - right[channel]);
     red * red + green * green + blue * blue
 }
 
-/// The color, varied a little: not so much that its name becomes untrue.
+/// Varies a color slightly; its name remains correct.
 pub(super) fn varied(color: Color, random: &mut Random) -> Color {
     let brightness = between(random, 0.9, 1.06);
     color.map(|value| (value * brightness + between(random, -12.0, 12.0)).clamp(0.0, 255.0))
 }
 
-/// A uniform number in [`low`, `high`).
+/// A uniform random value in [`low`, `high`).
 pub(super) fn between(random: &mut Random, low: f64, high: f64) -> f64 {
     low + (high - low) * random.uniform()
 }
 
-/// One of `items`, each as likely as the next.
+/// A uniformly random element of `items`.
 pub(super) fn pick<T: Copy>(random: &mut Random, items: &[T]) -> T {
     items[random.below(items.len() as u64) as usize]
 }
 
-/// True with the given probability.
+/// `true` with the given probability.
 pub(super) fn chance(random: &mut Random, probability: f64) -> bool {
     random.uniform() < probability
 }

@@ -1,4 +1,4 @@
-//! The drawn data set on disk: images, captions and what was done to them.
+//! Writes the synthetic data set: images, captions and flaws.
 
 use std::{
     fs,
@@ -11,41 +11,41 @@ use super::draw_scene;
 use crate::{
     Error, Result,
     data::{
-        corruption::{Flaw, FlawShares, plan, sources, spoil},
+        corruption::{Flaw, FlawShares, corrupt, plan, sources},
         image::preprocess::write_png,
     },
     files::write_csv,
     interrupt::Interrupt,
 };
 
-/// The largest side of a drawn image, in pixels.
+/// Maximum side of a synthetic image, in pixels.
 const LARGEST_SIDE: usize = 4096;
 
-/// What [`write_data_set`] draws.
+/// Options of [`write_data_set`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DataSetSettings {
-    /// Records of `train.csv`.
+    /// Number of records in `train.csv`.
     pub train: usize,
-    /// Records of `validation.csv`, none of them spoiled.
+    /// Number of records in `validation.csv`, all clean.
     pub validation: usize,
-    /// The images' side in pixels.
+    /// Side length of the images in pixels.
     pub side: usize,
-    /// How many of the training records are spoiled.
+    /// The share of training records with each flaw.
     pub shares: FlawShares,
-    /// Fixes every image, caption and flaw.
+    /// Seed of all images, captions and flaws.
     pub seed: u64,
 }
 
-/// Where [`write_data_set`] has put its tables.
+/// Paths of the tables written by [`write_data_set`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataSet {
-    /// Training records, spoiled ones among them.
+    /// Training records, including corrupted ones.
     pub train_csv: PathBuf,
     /// Validation records.
     pub validation_csv: PathBuf,
 }
 
-/// One row of a table.
+/// A row of a table.
 struct Row {
     id: usize,
     caption: String,
@@ -53,11 +53,11 @@ struct Row {
     duplicate_of: Option<usize>,
 }
 
-/// Draws a data set into `folder`, which is created: images as PNG under `train/` and `validation/`, and the tables
+/// Generates a data set in `folder`, which is created: PNG images in `train/` and `validation/`, and the tables
 /// `train.csv` and `validation.csv` with the columns `id,image_save_path,caption,flaw,duplicate_of`.
 ///
-/// Paths are relative to the tables. Training ids count from 0 and validation ids go on from there. One seed gives the
-/// same bytes in every file. The tables are written last: where they exist, the images are complete.
+/// Paths are relative to the tables. Training ids count from 0, and validation ids continue from there. The output is
+/// deterministic for a given seed. The tables are written last: if they exist, the images are complete.
 ///
 /// # Errors
 /// If a setting is out of range or a file cannot be written.
@@ -65,25 +65,25 @@ pub fn write_data_set(folder: &Path, settings: &DataSetSettings) -> Result<DataS
     write_data_set_until(folder, settings, &Interrupt::default())
 }
 
-/// The same, unless the user interrupts; the images that are written by then stay.
+/// Like [`write_data_set`], but the user can interrupt it; images written by then are kept.
 ///
 /// # Errors
-/// As for [`write_data_set`]; [`Error::Interrupted`] when the user stopped it.
+/// See [`write_data_set`]; [`Error::Interrupted`] if the user interrupts the job.
 pub fn write_data_set_until(
     folder: &Path,
     settings: &DataSetSettings,
     interrupt: &Interrupt,
 ) -> Result<DataSet> {
-    let check = || interrupt.check("the data set was not complete; give the same command again");
+    let check = || interrupt.check("the data set is incomplete; run the same command again");
     let DataSetSettings { train, validation, side, shares, seed } = *settings;
     if !(8..=LARGEST_SIDE).contains(&side) {
         return Err(Error::argument(format!(
-            "drawn images cannot be {side} pixels wide; choose from 8 to {LARGEST_SIDE}"
+            "the side of synthetic images is {side}, but it must be from 8 to {LARGEST_SIDE}"
         )));
     }
     if train == 0 || validation == 0 {
         return Err(Error::argument(
-            "a drawn data set needs at least one record for training and one for validation",
+            "a synthetic data set needs at least one training and one validation record",
         ));
     }
     let flaws = plan(train, &shares, seed)?;
@@ -102,14 +102,15 @@ pub fn write_data_set_until(
         fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
     }
 
-    // Wrong captions and duplicates take from other records, so the scenes come first; a duplicate's own is not used.
+    // Wrong captions and duplicates refer to other records, so scenes are generated first; a duplicate's own scene is
+    // not used.
     let captions: Vec<String> = (0..train)
         .into_par_iter()
         .map(|record| {
             check()?;
             let mut scene = draw_scene(seed, record as u64, side);
             if flaws[record] != Flaw::Duplicate {
-                spoil(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
+                corrupt(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
                 write_png(&folder.join(image_path("train", record)), &scene.rgb, side)?;
             }
             Ok(scene.caption)

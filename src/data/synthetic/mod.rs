@@ -1,9 +1,8 @@
-//! Drawn scenes with true captions: a data set that is built in, so that the engine can show its work without a
-//! download.
+//! Synthetic scenes with true captions: a built-in data set, so that the engine can be tried without a download.
 //!
-//! A scene is a background (a landscape, a sky, a pattern) with one to four things on it, and a caption that names
-//! their sizes, colors, shapes and places. A scene depends on the seed and its index only, and is the same bits on
-//! every machine.
+//! A scene is a background (a landscape, a sky, a pattern) with one to four objects, and a caption with their sizes,
+//! colors, shapes and positions. A scene depends only on the seed and its index, and is bit-identical on every
+//! machine.
 
 mod background;
 mod caption;
@@ -24,16 +23,16 @@ use shapes::{Habitat, Paint, Shape};
 
 use crate::engine::{Purpose, Random};
 
-/// A drawn image and what it shows.
+/// A generated image and its caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
     /// The image, `[side, side, 3]` bytes.
     pub rgb: Vec<u8>,
-    /// What the image shows, in one English phrase.
+    /// A description of the image in one English phrase.
     pub caption: String,
 }
 
-/// How large a thing is: its word and the bounds of its radius as a share of the image's side.
+/// A size class: its word, and the range of the radius as a share of the image side.
 struct Size {
     word: &'static str,
     radius: (f64, f64),
@@ -43,7 +42,7 @@ const LARGE: Size = Size { word: "large ", radius: (0.26, 0.34) };
 const MEDIUM: Size = Size { word: "", radius: (0.165, 0.21) };
 const SMALL: Size = Size { word: "small ", radius: (0.1, 0.13) };
 
-/// A thing with its place, ready to be drawn.
+/// An object with its position and appearance.
 struct Thing {
     shape: Shape,
     middle: Point,
@@ -52,13 +51,13 @@ struct Thing {
     color: Color,
     outline: Option<Color>,
     mirrored: bool,
-    /// Tangent of half the angle by which it leans.
+    /// Tangent of half the tilt angle.
     lean: f64,
 }
 
-/// Draws the scene of (`seed`, `index`) as an image of `side`×`side` pixels.
+/// Generates the scene of (`seed`, `index`) as an image of `side`×`side` pixels.
 ///
-/// The caption does not depend on `side`. From about 32 pixels on, things can be told apart.
+/// The caption does not depend on `side`. Objects are distinguishable from about 32 pixels.
 pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
     let mut random = Random::new(seed, Purpose::Draw, index);
     let mut canvas = Canvas::new(side);
@@ -67,10 +66,10 @@ pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
     let outlined = chance(&mut random, 0.5);
     let (mut things, mut named) = (Vec::new(), Vec::new());
     if chance(&mut random, 0.15) {
-        place_group(&background, &canvas, outlined, &mut random, &mut things, &mut named);
+        add_group(&background, &canvas, outlined, &mut random, &mut things, &mut named);
     }
-    let wanted = if named.is_empty() { [1, 1, 1, 2, 2, 2, 3, 3, 4][random.below(9) as usize] } else { 2 };
-    let singles = if named.is_empty() || chance(&mut random, 0.5) { wanted } else { named.len() };
+    let target = if named.is_empty() { [1, 1, 1, 2, 2, 2, 3, 3, 4][random.below(9) as usize] } else { 2 };
+    let singles = if named.is_empty() || chance(&mut random, 0.5) { target } else { named.len() };
     for _ in 0..20 {
         if named.len() >= singles {
             break;
@@ -85,14 +84,14 @@ pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
             _ => &[SMALL],
         };
         if let Some((size, radius, middle)) =
-            sizes.iter().find_map(|size| place(shape, size, &background, &things, &mut random))
+            sizes.iter().find_map(|size| find_position(shape, size, &background, &things, &mut random))
         {
             let (thing, noun) = dress(shape, size, radius, middle, &canvas, outlined, &mut random);
             named.push(Named { noun: noun + shape.words().0, count: 1, middle });
             things.push(thing);
         }
     }
-    // What stands lower in a landscape is nearer and covers what is behind it.
+    // Objects lower in a landscape are nearer and cover those behind them.
     let mut order: Vec<usize> = (0..things.len()).collect();
     let foot = |thing: &Thing| {
         thing.middle[1] + thing.radius - if thing.shape == Shape::Mountain { 1.0 } else { 0.0 }
@@ -108,8 +107,8 @@ pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
     Scene { rgb: canvas.into_rgb(), caption }
 }
 
-/// Two to four like things. Where they do not fit, nothing is placed.
-fn place_group(
+/// Adds two to four similar objects, or none if they do not fit.
+fn add_group(
     background: &Background,
     canvas: &Canvas,
     outlined: bool,
@@ -128,7 +127,9 @@ fn place_group(
     let mut group: Vec<Thing> = Vec::new();
     let mut words = String::new();
     for _ in 0..count {
-        let Some((size, radius, middle)) = place(shape, &size, background, &group, random) else { return };
+        let Some((size, radius, middle)) = find_position(shape, &size, background, &group, random) else {
+            return;
+        };
         let (thing, noun) = dress(shape, size, radius, middle, canvas, outlined, random);
         match group.first() {
             None => {
@@ -146,8 +147,8 @@ fn place_group(
     things.append(&mut group);
 }
 
-/// A place for a thing of this size, clear of the others, if there is one.
-fn place<'size>(
+/// Finds a position for an object of this size that does not overlap others, if there is one.
+fn find_position<'size>(
     shape: Shape,
     size: &'size Size,
     background: &Background,
@@ -174,7 +175,7 @@ fn place<'size>(
     None
 }
 
-/// Gives a placed thing its color, pattern and outline, and the words for them.
+/// Chooses color, pattern and outline of an object, and the phrase for them.
 fn dress(
     shape: Shape,
     size: &Size,
@@ -203,7 +204,7 @@ fn dress(
     let (paint, pattern) = match random.below(10) {
         0 if shape.takes_pattern() => {
             let (width, slope) = (between(random, 0.2, 0.32), pick(random, &[0.0, 0.6, -0.6, 20.0]));
-            // A steep slope makes level bands; their width is then measured down, not across.
+            // A steep slope makes horizontal bands, whose width is then measured vertically.
             let width = if slope > 10.0 { width * slope } else { width };
             (Paint::Striped { first: color, second, width, slope }, "striped ")
         }
@@ -221,9 +222,9 @@ fn dress(
     (thing, format!("{}{}{} ", size.word, pattern, named.name))
 }
 
-/// Draws a thing, part by part.
+/// Draws an object, part by part.
 fn draw(thing: &Thing, canvas: &mut Canvas, random: &mut Random) {
-    // The cosine and sine of an angle from the tangent of its half, without the platform's sin and cos.
+    // Cosine and sine from the tangent of half the angle, without the platform's sin and cos.
     let scale = 1.0 + thing.lean * thing.lean;
     let (cos, sin) = ((1.0 - thing.lean * thing.lean) / scale, 2.0 * thing.lean / scale);
     let mirror = if thing.mirrored { -1.0 } else { 1.0 };

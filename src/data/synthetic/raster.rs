@@ -1,6 +1,5 @@
-//! A small rasterizer: polygons filled by winding number, exact along a row and sampled on five lines per pixel
-//! across rows. It uses no function of the platform's mathematics library, so that images are the same bits
-//! everywhere.
+//! A small rasterizer: polygons filled by winding number, with exact horizontal coverage and five scan lines per
+//! pixel. It uses no platform math functions, so images are bit-identical on every machine.
 
 use std::sync::LazyLock;
 
@@ -9,19 +8,19 @@ use super::color::{Color, mix};
 /// A point, x to the right and y down.
 pub(super) type Point = [f64; 2];
 
-/// A closed polygon; its last point is joined to its first.
+/// A closed polygon; the last point connects to the first.
 pub(super) type Contour = Vec<Point>;
 
-/// Sampled lines in each row of pixels.
+/// Scan lines per row of pixels.
 const LINES: usize = 5;
 
-/// Steps of [`direction`] in a full turn: every 3 degrees.
+/// Steps of [`direction`] per full rotation: 3 degrees each.
 pub(super) const TURN: usize = 120;
 
 /// The unit vector after `step` of [`TURN`] steps, clockwise from the right (y points down).
 pub(super) fn direction(step: usize) -> Point {
     static DIRECTIONS: LazyLock<[Point; TURN]> = LazyLock::new(|| {
-        // Turning by 3 degrees again and again needs no call of sin and cos, whose last bit differs by platform.
+        // Repeated rotation by 3 degrees needs no call of sin and cos, whose last bit differs between platforms.
         const COS: f64 = 0.998_629_534_754_573_9;
         const SIN: f64 = 0.052_335_956_242_943_83;
         let mut directions = [[1.0, 0.0]; TURN];
@@ -34,7 +33,7 @@ pub(super) fn direction(step: usize) -> Point {
     DIRECTIONS[step % TURN]
 }
 
-/// An ellipse as a polygon of 40 corners.
+/// An ellipse as a polygon with 40 vertices.
 pub(super) fn ellipse(x: f64, y: f64, x_radius: f64, y_radius: f64) -> Contour {
     (0..TURN)
         .step_by(3)
@@ -45,12 +44,12 @@ pub(super) fn ellipse(x: f64, y: f64, x_radius: f64, y_radius: f64) -> Contour {
         .collect()
 }
 
-/// A rectangle by its left, top, right and bottom sides.
+/// A rectangle from its left, top, right and bottom edges.
 pub(super) fn rectangle(left: f64, top: f64, right: f64, bottom: f64) -> Contour {
     vec![[left, top], [right, top], [right, bottom], [left, bottom]]
 }
 
-/// Outlines of the polygons' sides, `width` wide, as polygons that all turn the same way.
+/// Outlines of the polygons' edges, `width` wide, as polygons with the same orientation.
 pub(super) fn outline(contours: &[Contour], width: f64) -> Vec<Contour> {
     let half = width / 2.0;
     let mut strokes = Vec::new();
@@ -79,7 +78,7 @@ pub(super) fn outline(contours: &[Contour], width: f64) -> Vec<Contour> {
     strokes
 }
 
-/// A square image under work. Coordinates run from 0 to 1 in both directions.
+/// A square image being drawn. Coordinates range from 0 to 1 in both directions.
 pub(super) struct Canvas {
     side: usize,
     pixels: Vec<Color>,
@@ -98,7 +97,7 @@ impl Canvas {
         }
     }
 
-    /// Gives every pixel the mean of `color` over 3×3 points in it.
+    /// Sets every pixel to the mean of `color` over 3×3 points in it.
     pub(super) fn cover(&mut self, color: impl Fn(f64, f64) -> Color) {
         let side = self.side as f64;
         for row in 0..self.side {
@@ -109,7 +108,8 @@ impl Canvas {
         }
     }
 
-    /// Fills the union of polygons (winding number not 0) with `color`, a function of the place, at an opacity in [0, 1].
+    /// Fills the union of polygons (nonzero winding number) with `color`, a function of the position, at an opacity
+    /// in [0, 1].
     pub(super) fn fill(&mut self, contours: &[Contour], color: impl Fn(f64, f64) -> Color, opacity: f64) {
         let lines_in_all = (self.side * LINES) as f64;
         let side = self.side as f64;
@@ -118,7 +118,7 @@ impl Canvas {
             for (index, &from) in contour.iter().enumerate() {
                 let to = contour[(index + 1) % contour.len()];
                 let (upper, lower, winding) = if from[1] < to[1] { (from, to, 1) } else { (to, from, -1) };
-                // Line k lies at y = (k + 1/2) / lines; a side covers the lines in [upper, lower).
+                // Line k is at y = (k + 1/2) / lines; an edge covers the lines in [upper, lower).
                 let first = (upper[1] * lines_in_all - 0.5).ceil().max(0.0);
                 let end = (lower[1] * lines_in_all - 0.5).ceil().min(lines_in_all);
                 if first >= end {
@@ -171,16 +171,16 @@ impl Canvas {
         }
     }
 
-    /// The mean color over 5×5 points of the square around (`x`, `y`).
+    /// The mean color of 5×5 points in the square around (`x`, `y`).
     pub(super) fn mean_around(&self, x: f64, y: f64, radius: f64) -> Color {
         let mut sum = [0.0; 3];
         for row in -2..=2 {
             for column in -2..=2 {
-                let place = |middle: f64, step: i32| {
+                let index = |middle: f64, step: i32| {
                     let at = (middle + radius * f64::from(step) / 2.0) * self.side as f64;
                     (at.max(0.0) as usize).min(self.side - 1)
                 };
-                let pixel = self.pixels[place(y, row) * self.side + place(x, column)];
+                let pixel = self.pixels[index(y, row) * self.side + index(x, column)];
                 sum = [0, 1, 2].map(|channel| sum[channel] + pixel[channel] / 25.0);
             }
         }
@@ -205,7 +205,7 @@ fn mean_of_pixel(column: f64, row: f64, side: f64, color: &impl Fn(f64, f64) -> 
     sum.map(|value| value / 9.0)
 }
 
-/// Adds one line's share of the pixels between `left` and `right`, in pixels.
+/// Adds one scan line's coverage of the pixels between `left` and `right`, in pixels.
 fn add_span(coverage: &mut [f64], left: f64, right: f64) {
     const SHARE: f64 = 1.0 / LINES as f64;
     let (first, last) = (left as usize, right as usize);
@@ -214,8 +214,8 @@ fn add_span(coverage: &mut [f64], left: f64, right: f64) {
         return;
     }
     coverage[first] += (first as f64 + 1.0 - left) * SHARE;
-    for whole in &mut coverage[first + 1..last] {
-        *whole += SHARE;
+    for pixel in &mut coverage[first + 1..last] {
+        *pixel += SHARE;
     }
     if last < coverage.len() {
         coverage[last] += (right - last as f64) * SHARE;

@@ -1,4 +1,4 @@
-//! What scenes are made of: each shape as a few painted parts, in coordinates from -1 to 1, y down.
+//! Shapes of scenes, each made of a few painted parts, in coordinates from -1 to 1, y down.
 
 use super::color::{
     BLACK, BLUE, BROWN, Color, GRAY, GREEN, NamedColor, ORANGE, PINK, PURPLE, RED, TURQUOISE, WHITE, YELLOW,
@@ -7,7 +7,7 @@ use super::color::{
 use super::raster::{Contour, Point, TURN, direction, ellipse, rectangle};
 use crate::engine::Random;
 
-/// Where a shape may stand in a landscape.
+/// Where a shape may be placed in a landscape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Habitat {
     Anywhere,
@@ -16,21 +16,21 @@ pub(super) enum Habitat {
     Water,
 }
 
-/// How a shape's main color is laid on.
+/// How the main color of a shape is applied.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Paint {
-    /// One color.
+    /// A single color.
     Solid(Color),
-    /// From the first color at the left or top to the second at the right or bottom.
+    /// A gradient from the first color at the left or top to the second at the right or bottom.
     Fade { from: Color, to: Color, across: bool },
     /// Bands of two colors, `width` wide.
     Striped { first: Color, second: Color, width: f64, slope: f64 },
-    /// Dots of the second color on the first, `period` apart.
+    /// Dots of the second color on the first, with spacing `period`.
     Spotted { first: Color, second: Color, period: f64 },
 }
 
 impl Paint {
-    /// The color at a point of the shape's own coordinates.
+    /// The color at a point in the shape's coordinates.
     pub(super) fn at(&self, x: f64, y: f64) -> Color {
         match *self {
             Self::Solid(color) => color,
@@ -52,13 +52,13 @@ impl Paint {
     }
 }
 
-/// One painted part of a shape; later parts cover earlier ones.
+/// A painted part of a shape; later parts cover earlier ones.
 pub(super) struct Part {
     pub(super) contours: Vec<Contour>,
     pub(super) paint: Paint,
 }
 
-/// A shape that can be drawn, with its words.
+/// A shape, with its words for captions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Circle,
@@ -92,14 +92,14 @@ use Shape::{
     House, Moon, Mountain, Mushroom, Ring, Square, Star, Sun, Tree, Triangle,
 };
 
-/// Every shape there is.
+/// All shapes.
 pub(super) const ALL: &[Shape] = &[
     Circle, Square, Triangle, Star, Heart, Diamond, Ring, Cross, House, Tree, FirTree, Boat, Sun, Moon, Fish,
     Flower, Car, Cloud, Mountain, Balloon, Mushroom, Apple, Butterfly, Bird,
 ];
 
 impl Shape {
-    /// The word for one and for several.
+    /// Singular and plural.
     pub(super) fn words(self) -> (&'static str, &'static str) {
         match self {
             Circle => ("circle", "circles"),
@@ -129,7 +129,7 @@ impl Shape {
         }
     }
 
-    /// Where it may stand in a landscape.
+    /// Where it may be placed in a landscape.
     pub(super) fn habitat(self) -> Habitat {
         match self {
             Circle | Square | Triangle | Star | Heart | Diamond | Ring | Cross => Habitat::Anywhere,
@@ -139,7 +139,7 @@ impl Shape {
         }
     }
 
-    /// The colors it comes in.
+    /// Its possible colors.
     pub(super) fn palette(self) -> &'static [NamedColor] {
         match self {
             House => &[RED, ORANGE, YELLOW, BLUE, PINK, WHITE, GRAY, TURQUOISE, BROWN],
@@ -164,12 +164,12 @@ impl Shape {
         )
     }
 
-    /// Whether it may lean.
+    /// Whether it may be tilted.
     pub(super) fn may_lean(self) -> bool {
         matches!(self, Square | Triangle | Star | Heart | Diamond | Cross | Butterfly)
     }
 
-    /// Its parts, the main one laid on with `main`, whose basic color is `color`.
+    /// Its parts. The main one is painted with `main`, whose base color is `color`.
     pub(super) fn parts(self, main: Paint, color: Color, random: &mut Random) -> Vec<Part> {
         match self {
             Circle => vec![part(ellipse(0.0, 0.0, 0.95, 0.95), main)],
@@ -252,7 +252,7 @@ fn cross(half: f64) -> Contour {
 
 fn ring(main: Paint, random: &mut Random) -> Vec<Part> {
     let hole = between(random, 0.45, 0.62);
-    // The hole turns the other way, so that the winding number in it is 0.
+    // The hole has the opposite orientation, so that its winding number is 0.
     let inner: Contour = ellipse(0.0, 0.0, hole, hole).into_iter().rev().collect();
     vec![Part { contours: vec![ellipse(0.0, 0.0, 0.97, 0.97), inner], paint: main }]
 }

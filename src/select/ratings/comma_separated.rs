@@ -1,4 +1,5 @@
-//! Ratings tables as delimited text (see [`DelimitedTable`]); they are written as comma-separated text, RFC 4180, UTF-8.
+//! Ratings tables as delimited text (see [`DelimitedTable`]). They are written as comma-separated UTF-8 text (RFC
+//! 4180).
 
 use std::path::{Path, PathBuf};
 
@@ -13,10 +14,11 @@ use crate::{
     select::ids::Ids,
 };
 
-/// What stands in a table for a rating that is missing, in any case: what pandas reads as such.
+/// Texts of a missing rating, in any case: those that pandas reads as missing.
 const MISSING: [&str; 7] = ["", "nan", "na", "n/a", "null", "none", "<na>"];
 
-/// The line of row `row` (counted from 0 below the header) among those that are kept. Reads the file again: for messages only.
+/// The line of row `row` (counted from 0 below the header) among the kept rows. Reads the file again, so it is for
+/// error messages only.
 pub(super) fn line_of_row(
     path: &Path,
     names: &RatingColumns,
@@ -30,7 +32,7 @@ pub(super) fn line_of_row(
     Some(ratings.table.line())
 }
 
-/// A rating that is written as `text`.
+/// Parses a rating.
 fn parse_rating(text: &str) -> Result<f64, Verdict> {
     match text.parse::<f64>() {
         Ok(rating) if rating.is_finite() => Ok(rating),
@@ -40,13 +42,13 @@ fn parse_rating(text: &str) -> Result<f64, Verdict> {
             } else {
                 format!("`{text}` is not a finite number")
             };
-            Err(Verdict::Missing(format!("the rating {what}; --drop-nan leaves such rows out.")))
+            Err(Verdict::Missing(format!("the rating {what}; pass --drop-nan to skip such rows")))
         }
-        Ok(_) => Err(Verdict::Malformed(format!("the rating `{text}` is not a finite number."))),
+        Ok(_) => Err(Verdict::Malformed(format!("the rating `{text}` is not a finite number"))),
         Err(_) if text.replacen(',', ".", 1).parse::<f64>().is_ok() => Err(Verdict::Malformed(format!(
-            "the rating `{text}` is not a number; write it with a decimal point."
+            "the rating `{text}` is not a number; write it with a decimal point"
         ))),
-        Err(_) => Err(Verdict::Malformed(format!("the rating `{text}` is not a number."))),
+        Err(_) => Err(Verdict::Malformed(format!("the rating `{text}` is not a number"))),
     }
 }
 
@@ -61,7 +63,7 @@ impl CsvRatings {
     pub(super) fn open(path: &Path, names: &RatingColumns, options: RatingsOptions) -> Result<Self> {
         let table = DelimitedTable::open(path)?;
         if table.header().is_empty() {
-            return Err(table.refuse("the file is empty; its first line must name the columns."));
+            return Err(table.refuse("the file is empty; its first line must name the columns"));
         }
         let header = RatingsHeader::located(path, table.header().to_vec(), names)?;
         Ok(Self { table, header, options, left_out: LeftOut::default() })
@@ -71,7 +73,7 @@ impl CsvRatings {
         &self.header
     }
 
-    /// Goes to the next row that is kept and gives its rating.
+    /// Advances to the next row that is kept and returns its rating.
     fn next(&mut self) -> Result<Option<f64>> {
         loop {
             let (line, verdict) = match self.table.read()? {
@@ -79,7 +81,7 @@ impl CsvRatings {
                 Read::Malformed(Malformed { line, message }) => (line, Verdict::Malformed(message)),
                 Read::Row => {
                     let verdict = if self.id().is_empty() {
-                        Verdict::Malformed("the id is empty; every row needs one.".to_owned())
+                        Verdict::Malformed("the id is empty; every row needs one".to_owned())
                     } else {
                         match parse_rating(self.table.field(self.header.rating)) {
                             Ok(rating) => return Ok(Some(rating)),
@@ -161,7 +163,7 @@ impl CsvWriter {
     pub(super) fn write(&mut self, header: &RatingsHeader, row: &RatingRow) -> Result<()> {
         use std::fmt::Write as _;
         self.rating.clear();
-        // The shortest decimal that reads back as the same number. Writing into a string cannot fail.
+        // The shortest decimal that parses back to the same value. Writing to a string cannot fail.
         let _infallible = write!(self.rating, "{}", row.rating);
         let mut carried = row.carried.iter();
         let fields = (0..header.columns().len()).map(|index| {
@@ -181,15 +183,15 @@ impl CsvWriter {
     }
 }
 
-/// What a failed write to `path` was.
+/// Converts an error of writing CSV to `path`.
 pub(crate) fn write_error(path: &Path, error: csv::Error) -> Error {
     match error.into_kind() {
         csv::ErrorKind::Io(source) => Error::Io { action: "write", path: path.to_path_buf(), source },
-        kind => table_error(path, None, format!("a row cannot be written as CSV ({kind:?}).")),
+        kind => table_error(path, None, format!("a row cannot be written as CSV ({kind:?})")),
     }
 }
 
-/// Completes a table and gives the file its name.
+/// Flushes a table and renames the file to its final name.
 pub(super) fn finish_csv(writer: csv::Writer<WholeFile>, path: &Path) -> Result<()> {
     match writer.into_inner() {
         Ok(file) => file.finish(),

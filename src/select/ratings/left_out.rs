@@ -1,24 +1,25 @@
-//! Rows of a ratings table that are left out and counted.
+//! Rows of a ratings table that are skipped and counted.
 
 use std::path::Path;
 
-/// Which rows of a ratings table are left out and counted, instead of being refused.
+/// Which rows of a ratings table are skipped and counted instead of being an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RatingsOptions {
-    /// Rows that cannot be read: too many or too few fields, unbalanced quotes, no UTF-8, no id, a rating that is no number.
+    /// Malformed rows: too many or too few fields, unbalanced quotes, not UTF-8, no id, or a rating that is not a
+    /// finite value.
     pub skip_bad_rows: bool,
     /// Rows without a rating: NaN, null or an empty field.
     pub drop_nan: bool,
 }
 
-/// How many rows were left out.
+/// Number of skipped rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Rows that could not be read.
+    /// Malformed rows.
     pub malformed: u64,
     /// Rows without a rating.
     pub without_rating: u64,
-    /// What is wrong with the first that could not be read.
+    /// The error of the first malformed row.
     pub first_malformed: Option<String>,
 }
 
@@ -29,10 +30,10 @@ pub(super) enum Verdict {
 }
 
 impl LeftOut {
-    /// Counts a row that is left out; in text it is that of a line.
+    /// Counts a skipped row; `line` is its line in a text file.
     ///
     /// # Errors
-    /// What is wrong with it, if it is to be refused.
+    /// The message to report, if such rows are not to be skipped.
     pub(super) fn count(
         &mut self,
         verdict: Verdict,
@@ -59,16 +60,16 @@ impl LeftOut {
         self.first_malformed = self.first_malformed.take().or(other.first_malformed);
     }
 
-    /// All of them.
+    /// Total number of skipped rows.
     pub(crate) fn total(&self) -> u64 {
         self.malformed + self.without_rating
     }
 
-    /// Warns of what was left out of `path`.
+    /// Warns about the skipped rows of `path`.
     pub(crate) fn warn(&self, path: &Path) {
         let path = path.display();
         if let Some(first) = &self.first_malformed {
-            tracing::warn!("{path}: {} malformed rows are left out; the first: {first}", self.malformed);
+            tracing::warn!("{path}: {} malformed rows are left out; the first is {first}", self.malformed);
         }
         if self.without_rating > 0 {
             tracing::warn!("{path}: {} rows without a rating are left out", self.without_rating);

@@ -1,9 +1,9 @@
-//! Ratings tables: what `score` writes and `select` reads, as CSV or Parquet by the file's ending.
+//! Ratings tables: written by `score`, read by `select`, as CSV or Parquet depending on the file extension.
 //!
-//! A table has a column of ids, a column of ratings and any number of carried columns (text), and keeps the order of
-//! the corpus. In Parquet, ids and carried columns are UTF8, ratings are DOUBLE, compressed with snappy. Parquet
-//! files of other programs are read too, and folders of them as one table: numbers and times become text, missing carried values
-//! become empty text, lists, structs and bytes are left out.
+//! A table has a column of ids, a column of ratings and any number of carried columns (text), in the order of the
+//! corpus. In Parquet, ids and carried columns are UTF8, ratings are DOUBLE, compressed with snappy. Parquet files of
+//! other programs can be read too, as can a folder of them as one table: numbers and times become text, missing
+//! carried values become empty text, and lists, structs and binary columns are skipped.
 
 mod comma_separated;
 mod left_out;
@@ -34,10 +34,11 @@ use crate::{
     jobs::marker::{Marker, expect_settled},
 };
 
-/// The names of the two columns that every ratings table has.
+/// Names of the two columns that every ratings table has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RatingColumns {
-    /// The column of ids. While it is `id` and there is none, one is found as in a corpus (see [`crate::data::corpus::columns`]).
+    /// The column of ids. If it is the default, `id`, and there is no such column, one is found by the rules of a
+    /// corpus (see [`crate::data::corpus::columns`]).
     pub id: String,
     /// The column of ratings.
     pub rating: String,
@@ -49,8 +50,8 @@ impl Default for RatingColumns {
     }
 }
 
-/// The column of ratings of a table: the one that is named, or else the one that the table's marker names if this program wrote it, or
-/// else `rating`.
+/// The column of ratings of a table: `named` if given, else the one that the table's marker names if this program
+/// wrote the table, else `rating`.
 ///
 /// # Errors
 /// If the marker is damaged.
@@ -63,7 +64,7 @@ pub(crate) fn rating_column(table: &Path, named: Option<String>) -> Result<Strin
     Ok(written.unwrap_or_else(|| RatingColumns::default().rating))
 }
 
-/// The columns of a ratings table, in order, and which of them are the id and the rating.
+/// The columns of a ratings table, in order, with the indices of the id and the rating.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RatingsHeader {
     columns: Vec<String>,
@@ -72,26 +73,26 @@ pub struct RatingsHeader {
 }
 
 impl RatingsHeader {
-    /// A table with these columns in this order.
+    /// A header with these columns in this order.
     ///
     /// # Errors
-    /// If the id or the rating is not among them, or two columns have one name.
+    /// If the id or the rating is missing, or two columns have the same name.
     pub fn new(columns: Vec<String>, names: &RatingColumns) -> Result<Self> {
         Self::locate(columns, names, None).map_err(Error::Argument)
     }
 
-    /// The table for a corpus with these columns: the rating stands right after the id, so that the corpus' own
-    /// columns keep their order when the rating is taken out again.
+    /// The header for the ratings of a corpus with these columns. The rating comes right after the id, so that the
+    /// corpus' columns keep their order when the rating is removed.
     ///
     /// # Errors
-    /// If the corpus has no column of ids, or has a column of ratings already.
+    /// If the corpus has no column of ids, or already has a column of ratings.
     pub fn for_corpus(columns: &[String], names: &RatingColumns) -> Result<Self> {
         if names.rating.is_empty() {
-            return Err(Error::argument("--rating-column is empty; the column of the ratings needs a name"));
+            return Err(Error::argument("--rating-column is empty; the column of ratings needs a name"));
         }
         if columns.contains(&names.rating) {
             return Err(Error::argument(format!(
-                "the corpus already has a column `{}`; choose another name for the ratings with --rating-column NAME.",
+                "the corpus already has a column `{}`; choose another name for the ratings with --rating-column NAME",
                 names.rating
             )));
         }
@@ -104,7 +105,7 @@ impl RatingsHeader {
     fn locate(columns: Vec<String>, names: &RatingColumns, path: Option<&Path>) -> Result<Self, String> {
         for (index, column) in columns.iter().enumerate() {
             if columns[..index].contains(column) {
-                return Err(format!("two columns are called `{column}`; rename one."));
+                return Err(format!("two columns are called `{column}`; rename one"));
             }
         }
         let id = find_id(path, &columns, [&names.id, IMAGE_NAMES[0]])?;
@@ -112,13 +113,13 @@ impl RatingsHeader {
         let rating = rating.ok_or_else(|| {
             let absent = absent(&columns, &names.rating);
             if path.is_some() {
-                format!("{absent} --rating-column names the one of the ratings.")
+                format!("{absent}; name the column of ratings with --rating-column NAME")
             } else {
                 absent
             }
         })?;
         if id == rating {
-            return Err(format!("one column, `{}`, cannot be both the id and the rating.", columns[id]));
+            return Err(format!("one column, `{}`, cannot be both the id and the rating", columns[id]));
         }
         Ok(Self { columns, id, rating })
     }
@@ -132,17 +133,17 @@ impl RatingsHeader {
         &self.columns
     }
 
-    /// Where the id stands among all columns.
+    /// Index of the id among all columns.
     pub(crate) fn id_index(&self) -> usize {
         self.id
     }
 
-    /// Where the rating stands among all columns.
+    /// Index of the rating among all columns.
     pub(crate) fn rating_index(&self) -> usize {
         self.rating
     }
 
-    /// The columns that are neither id nor rating, in order.
+    /// The columns other than id and rating, in order.
     pub fn carried(&self) -> impl Iterator<Item = &str> {
         self.columns
             .iter()
@@ -151,7 +152,7 @@ impl RatingsHeader {
             .map(|(_, column)| column.as_str())
     }
 
-    /// How many columns are carried.
+    /// Number of carried columns.
     pub(crate) fn carried_count(&self) -> usize {
         self.columns.len() - 2
     }
@@ -172,20 +173,20 @@ pub(crate) fn table_error(path: &Path, line: Option<u64>, message: impl Into<Str
     Error::Table { path: path.to_path_buf(), line, message: message.into() }
 }
 
-/// The two kinds of table.
+/// File format of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TableKind {
-    /// Comma-separated text with a header, ending `.csv`.
+    /// Comma-separated text with a header, extension `.csv`.
     Csv,
-    /// Apache Parquet, ending `.parquet`.
+    /// Apache Parquet, extension `.parquet`.
     Parquet,
 }
 
 impl TableKind {
-    /// The kind by the file's ending, in upper or lower case.
+    /// The format for a file's extension, in any case.
     ///
     /// # Errors
-    /// If the ending is neither `.csv` nor `.parquet`.
+    /// If the extension is neither `.csv` nor `.parquet`.
     pub(crate) fn of(path: &Path) -> Result<Self> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
         match ending.to_ascii_lowercase().as_str() {
@@ -194,13 +195,13 @@ impl TableKind {
             _ => Err(table_error(
                 path,
                 None,
-                "the ending is neither .csv nor .parquet; rename the file to say which it is.",
+                "the extension is neither .csv nor .parquet; rename the file to match its format",
             )),
         }
     }
 }
 
-/// How a ratings table is read.
+/// Input format of a ratings table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Input {
     Text,
@@ -208,7 +209,8 @@ enum Input {
 }
 
 impl Input {
-    /// How `path` is read: a folder as Parquet, a file by its ending, if what it holds is not plainly something else.
+    /// The input format of `path`: Parquet for a folder, else by the extension, unless the file's content is
+    /// evidently something else.
     fn of(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Ok(Self::Parquet);
@@ -228,7 +230,7 @@ impl Input {
     }
 }
 
-/// Bytes by which a file is told.
+/// Bytes read to detect a file's format.
 const BEGINNING: u64 = 1 << 16;
 
 /// The first bytes of a file.
@@ -243,7 +245,7 @@ enum WriterKind {
     Parquet(Box<parquet_file::ParquetWriter>),
 }
 
-/// Writes a ratings table row by row in constant memory; the file appears whole at [`finish`](Self::finish).
+/// Writes a ratings table row by row in constant memory. The file is created atomically by [`finish`](Self::finish).
 pub struct RatingsWriter {
     path: PathBuf,
     header: RatingsHeader,
@@ -252,10 +254,10 @@ pub struct RatingsWriter {
 }
 
 impl RatingsWriter {
-    /// Begins a table at `path`, whose ending chooses CSV or Parquet.
+    /// Starts a table at `path`, whose extension selects CSV or Parquet.
     ///
     /// # Errors
-    /// If the ending is unknown or the folder cannot be written.
+    /// If the extension is unknown or the folder is not writable.
     pub fn create(path: &Path, header: RatingsHeader) -> Result<Self> {
         let kind = match TableKind::of(path)? {
             TableKind::Csv => WriterKind::Csv(Box::new(comma_separated::CsvWriter::create(path, &header)?)),
@@ -266,20 +268,20 @@ impl RatingsWriter {
         Ok(Self { path: path.to_path_buf(), header, kind, rows: 0 })
     }
 
-    /// Adds one row.
+    /// Appends a row.
     ///
     /// # Errors
-    /// If the id is empty, the rating is not finite, the number of carried fields is not the header's, or the disk
-    /// is full.
+    /// If the id is empty, the rating is not finite, the number of carried fields differs from the header, or the
+    /// disk is full.
     pub fn write(&mut self, row: &RatingRow) -> Result<()> {
         if row.id.is_empty() {
-            return Err(table_error(&self.path, None, format!("row {} has an empty id.", self.rows + 1)));
+            return Err(table_error(&self.path, None, format!("row {} has an empty id", self.rows + 1)));
         }
         if !row.rating.is_finite() {
             return Err(table_error(
                 &self.path,
                 None,
-                format!("the rating of id `{}` is {}, not a finite number.", row.id, row.rating),
+                format!("the rating of id `{}` is {}, not a finite number", row.id, row.rating),
             ));
         }
         if row.carried.len() != self.header.carried_count() {
@@ -287,7 +289,7 @@ impl RatingsWriter {
                 &self.path,
                 None,
                 format!(
-                    "id `{}` comes with {} carried fields, but the header has {}.",
+                    "id `{}` has {} carried fields, but the header has {}",
                     row.id,
                     row.carried.len(),
                     self.header.carried_count()
@@ -301,15 +303,15 @@ impl RatingsWriter {
         }
     }
 
-    /// Rows written so far.
+    /// Number of rows written so far.
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// Completes the table and gives the file its name.
+    /// Completes the file and renames it to its final name.
     ///
     /// # Errors
-    /// If the disk is full or the rename is refused.
+    /// If the disk is full or the rename fails.
     pub fn finish(self) -> Result<()> {
         match self.kind {
             WriterKind::Csv(writer) => writer.finish(),
@@ -325,25 +327,25 @@ enum ReaderKind {
 
 /// Reads a ratings table row by row in constant memory.
 ///
-/// It is an iterator of owned rows; [`read`](Self::read) fills one row again and again without allocating.
+/// Iterating yields owned rows; [`read`](Self::read) reuses one row without allocating.
 pub struct RatingsReader {
     kind: ReaderKind,
     done: bool,
 }
 
 impl RatingsReader {
-    /// Opens a table: delimited text or Parquet by its ending, or a folder of Parquet files.
+    /// Opens a table: delimited text or Parquet by its extension, or a folder of Parquet files.
     ///
     /// # Errors
-    /// If the ending is unknown, the file cannot be read, or a column is missing (the message lists those there are).
+    /// If the extension is unknown, the file cannot be read, or a column is missing (the message lists the columns).
     pub fn open(path: &Path, names: &RatingColumns) -> Result<Self> {
         Self::open_with(path, names, RatingsOptions::default())
     }
 
-    /// As [`open`](Self::open), leaving rows out.
+    /// Like [`open`](Self::open), but skips the rows that `options` selects.
     ///
     /// # Errors
-    /// As for [`open`](Self::open).
+    /// See [`open`](Self::open).
     pub fn open_with(path: &Path, names: &RatingColumns, options: RatingsOptions) -> Result<Self> {
         use {comma_separated::CsvRatings, parquet_read::ParquetRatings};
         expect_settled(path)?;
@@ -362,11 +364,11 @@ impl RatingsReader {
         }
     }
 
-    /// Reads the next row into `row`; `false` at the end of the table.
+    /// Reads the next row into `row`. Returns `false` at the end of the table.
     ///
     /// # Errors
-    /// If the row has too few or too many fields, an empty id, a rating that is not a finite number, text that is
-    /// not UTF-8, or a quote that never closes.
+    /// If the row has too few or too many fields, an empty id, a rating that is not a finite value, text that is not
+    /// UTF-8, or an unclosed quote.
     pub fn read(&mut self, row: &mut RatingRow) -> Result<bool> {
         match &mut self.kind {
             ReaderKind::Csv(reader) => reader.read(row),
@@ -374,11 +376,11 @@ impl RatingsReader {
         }
     }
 
-    /// Passes over the next `rows` rows without looking at ids and ratings; fewer if the table ends before.
-    /// Returns how many were passed over.
+    /// Skips the next `rows` rows without parsing ids and ratings. Returns the number of skipped rows, which is
+    /// smaller at the end of the table.
     ///
     /// # Errors
-    /// As for [`read`](Self::read), but fields are not parsed.
+    /// See [`read`](Self::read); fields are not parsed.
     pub(crate) fn pass_over(&mut self, rows: u64) -> Result<u64> {
         match &mut self.kind {
             ReaderKind::Csv(reader) => reader.pass_over(rows),
@@ -409,31 +411,31 @@ impl Iterator for RatingsReader {
     }
 }
 
-/// The ids and ratings of a whole table, without the carried columns: about 8 bytes a row for the rating, 8 for the
-/// place of the id and the id itself.
+/// The ids and ratings of a whole table, without the carried columns: per row 8 bytes for the rating, 8 for the
+/// offset of the id, and the id itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RatingsTable {
-    /// The ids in the order of the table.
+    /// Ids, in table order.
     pub ids: Ids,
-    /// The ratings in the order of the table.
+    /// Ratings, in table order.
     pub ratings: Vec<f64>,
 }
 
 impl RatingsTable {
-    /// Reads the ids and ratings of `path` and checks that no id occurs twice.
+    /// Reads the ids and ratings of `path` and checks that ids are unique.
     ///
     /// # Errors
-    /// As for [`RatingsReader::read`], and if the table has no row, an id occurs twice, or there are more than
+    /// See [`RatingsReader::read`]; also if the table has no rows, an id occurs twice, or there are more than
     /// 4,294,967,294 rows.
     pub fn read(path: &Path, names: &RatingColumns) -> Result<Self> {
         Ok(Self::read_indexed(path, names, RatingsOptions::default())?.0)
     }
 
-    /// As [`read`](Self::read), leaving rows out, and gives the index of ids that the check for duplicates built anyway, and how many
-    /// rows were left out.
+    /// Like [`read`](Self::read), but skips the rows that `options` selects. Also returns the index of ids built by
+    /// the duplicate check, and the number of skipped rows.
     ///
     /// # Errors
-    /// As for [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub fn read_indexed(
         path: &Path,
         names: &RatingColumns,
@@ -446,24 +448,24 @@ impl RatingsTable {
         };
         if table.ratings.is_empty() {
             let message = match left_out.total() {
-                0 => "the table has no row below its header.".to_owned(),
-                count => format!("no row is left: all {count} are malformed or have no rating."),
+                0 => "the table has no rows below its header".to_owned(),
+                count => format!("no rows are left: all {count} are malformed or have no rating"),
             };
             return Err(table_error(path, None, message));
         }
         if table.ratings.len() >= u32::MAX as usize {
-            return Err(table_error(path, None, "the table has more than 4,294,967,294 rows; split it."));
+            return Err(table_error(path, None, "the table has more than 4,294,967,294 rows; split it"));
         }
         let index = IdIndex::build(&table.ids).map_err(|(first, second)| {
             let id = table.ids.get(first as usize);
-            let (place, line) = match input {
+            let (position, line) = match input {
                 Input::Text => {
                     let line = |row| comma_separated::line_of_row(path, names, options, row);
                     (format!("in line {} and here", line(first).unwrap_or(0)), line(second))
                 }
                 Input::Parquet => (format!("in rows {} and {}", first + 1, second + 1), None),
             };
-            table_error(path, line, format!("the id `{id}` occurs twice, {place}; ids must be unique."))
+            table_error(path, line, format!("the id `{id}` occurs twice, {position}; ids must be unique"))
         })?;
         Ok((table, index, left_out))
     }

@@ -1,7 +1,8 @@
-//! Tables of several numbers a row beside the corpus' own columns: what `attribute` writes, as CSV or Parquet.
+//! Tables with several numeric columns beside the columns of the corpus, written by `attribute` as CSV or Parquet.
 //!
-//! In Parquet, text columns are UTF8 and numbers DOUBLE, optional where one may be missing, compressed with snappy. In CSV
-//! a missing number is an empty field, and the others are the shortest decimals that read back as the same number.
+//! In Parquet, text columns are UTF8 and numeric columns DOUBLE, optional if values may be missing, compressed with
+//! snappy. In CSV a missing value is an empty field, and other values are the shortest decimals that parse back to
+//! the same value.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,16 +31,16 @@ use crate::{
     files::WholeFile,
 };
 
-/// A column of numbers.
+/// A numeric column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NumberColumn {
     /// Its name.
     pub name: String,
-    /// Whether a row may have no number there.
+    /// Whether values may be missing.
     pub optional: bool,
 }
 
-/// The columns of a table: a corpus' own, with the numbers right after the id.
+/// The columns of a table: those of the corpus, with the numeric ones right after the id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NumberHeader {
     texts: Vec<String>,
@@ -48,10 +49,10 @@ pub(crate) struct NumberHeader {
 }
 
 impl NumberHeader {
-    /// The table for a corpus with these columns, the id being number `id` among them.
+    /// The header for a corpus with these columns, of which the one at index `id` is the id.
     ///
     /// # Errors
-    /// If two columns would have one name, or there is no column `id`.
+    /// If two columns would have the same name, or there is no column `id`.
     pub(crate) fn for_corpus(columns: &[String], id: usize, numbers: Vec<NumberColumn>) -> Result<Self> {
         if id >= columns.len() {
             return Err(Error::invalid("the corpus has no column of ids"));
@@ -59,7 +60,7 @@ impl NumberHeader {
         for (at, column) in columns.iter().enumerate() {
             if numbers.iter().any(|number| number.name == *column) {
                 return Err(Error::argument(format!(
-                    "the corpus already has a column `{column}`, which is to be written; rename it"
+                    "the corpus already has a column `{column}`, which is an output column; rename it"
                 )));
             }
             if columns[..at].contains(column) {
@@ -69,23 +70,23 @@ impl NumberHeader {
         Ok(Self { texts: columns.to_vec(), id, numbers })
     }
 
-    /// All columns in order: places in the texts and in the numbers.
-    fn places(&self) -> impl Iterator<Item = Place> {
-        let texts = |range: std::ops::Range<usize>| range.map(Place::Text);
+    /// All columns in order, as indices into the texts and the values.
+    fn fields(&self) -> impl Iterator<Item = Field> {
+        let texts = |range: std::ops::Range<usize>| range.map(Field::Text);
         texts(0..self.id + 1)
-            .chain((0..self.numbers.len()).map(Place::Number))
+            .chain((0..self.numbers.len()).map(Field::Number))
             .chain(texts(self.id + 1..self.texts.len()))
     }
 }
 
-/// Where a column's values come from.
+/// The source of a column's values.
 #[derive(Clone, Copy)]
-enum Place {
+enum Field {
     Text(usize),
     Number(usize),
 }
 
-/// Writes a table row by row in constant memory; the file appears whole at [`finish`](Self::finish).
+/// Writes a table row by row in constant memory. The file is created atomically by [`finish`](Self::finish).
 pub(crate) struct NumberWriter {
     path: PathBuf,
     header: NumberHeader,
@@ -98,17 +99,17 @@ enum Kind {
 }
 
 impl NumberWriter {
-    /// Begins a table at `path`, whose ending chooses CSV or Parquet.
+    /// Starts a table at `path`, whose extension selects CSV or Parquet.
     ///
     /// # Errors
-    /// If the ending is unknown or the folder cannot be written.
+    /// If the extension is unknown or the folder is not writable.
     pub(crate) fn create(path: &Path, header: NumberHeader) -> Result<Self> {
         let kind = match TableKind::of(path)? {
             TableKind::Csv => {
                 let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
-                let names = header.places().map(|place| match place {
-                    Place::Text(at) => &header.texts[at],
-                    Place::Number(at) => &header.numbers[at].name,
+                let names = header.fields().map(|field| match field {
+                    Field::Text(at) => &header.texts[at],
+                    Field::Number(at) => &header.numbers[at].name,
                 });
                 writer.write_record(names).map_err(|error| write_error(path, error))?;
                 Kind::Csv(Box::new(writer))
@@ -118,29 +119,33 @@ impl NumberWriter {
         Ok(Self { path: path.to_path_buf(), header, kind })
     }
 
-    /// Adds one row: the corpus' fields and the numbers, each in the header's order.
+    /// Appends a row: the corpus' fields and the values, each in the order of the header.
     ///
     /// # Errors
-    /// If there are more or fewer of them than columns, a number is not finite, one is missing that has to be there, or
-    /// the disk is full.
+    /// If the number of fields or values differs from the header, a value is not finite, a required value is missing,
+    /// or the disk is full.
     pub(crate) fn write(&mut self, texts: &[String], numbers: &[Option<f64>]) -> Result<()> {
         let NumberHeader { texts: own, id, numbers: columns } = &self.header;
         if texts.len() != own.len() || numbers.len() != columns.len() {
-            return Err(table_error(&self.path, None, "a row has another number of fields than the header."));
+            return Err(table_error(&self.path, None, "the number of fields differs from the header"));
         }
         for (column, number) in columns.iter().zip(numbers) {
             if !number.map_or(column.optional, f64::is_finite) {
                 let (name, id) = (&column.name, &texts[*id]);
-                return Err(table_error(&self.path, None, format!("id `{id}` has no number as its {name}.")));
+                return Err(table_error(
+                    &self.path,
+                    None,
+                    format!("id `{id}`: the value of `{name}` is missing or not finite"),
+                ));
             }
         }
         match &mut self.kind {
             Kind::Csv(writer) => {
                 let number = |at: usize| numbers[at].map_or(String::new(), |number| format!("{number:?}"));
-                for place in self.header.places() {
-                    match place {
-                        Place::Text(at) => writer.write_field(&texts[at]),
-                        Place::Number(at) => writer.write_field(number(at)),
+                for field in self.header.fields() {
+                    match field {
+                        Field::Text(at) => writer.write_field(&texts[at]),
+                        Field::Number(at) => writer.write_field(number(at)),
                     }
                     .map_err(|error| write_error(&self.path, error))?;
                 }
@@ -150,10 +155,10 @@ impl NumberWriter {
         }
     }
 
-    /// Completes the table and gives the file its name.
+    /// Completes the file and renames it to its final name.
     ///
     /// # Errors
-    /// If the disk is full or the rename is refused.
+    /// If the disk is full or the rename fails.
     pub(crate) fn finish(self) -> Result<()> {
         match self.kind {
             Kind::Csv(writer) => finish_csv(*writer, &self.path),
@@ -162,12 +167,12 @@ impl NumberWriter {
     }
 }
 
-/// Rows gathered into row groups of a Parquet file.
+/// Rows buffered for the next row groups of a Parquet file.
 struct Groups {
     writer: SerializedFileWriter<WholeFile>,
     texts: Vec<Vec<ByteArray>>,
     numbers: Vec<Vec<f64>>,
-    /// For each column of numbers, 1 where there is one and 0 where there is none.
+    /// Definition levels per numeric column: 1 for a value, 0 for a missing one.
     levels: Vec<Vec<i16>>,
     rows: usize,
     bytes: usize,
@@ -176,18 +181,18 @@ struct Groups {
 impl Groups {
     fn create(path: &Path, header: &NumberHeader) -> Result<Self> {
         let failed = |error| parquet_error("write", path, error);
-        let field = |place: Place| match place {
-            Place::Text(at) => Type::primitive_type_builder(&header.texts[at], PhysicalType::BYTE_ARRAY)
+        let column_type = |field: Field| match field {
+            Field::Text(at) => Type::primitive_type_builder(&header.texts[at], PhysicalType::BYTE_ARRAY)
                 .with_logical_type(Some(LogicalType::String))
                 .with_repetition(Repetition::REQUIRED)
                 .build(),
-            Place::Number(at) => {
+            Field::Number(at) => {
                 let NumberColumn { name, optional } = &header.numbers[at];
                 let repetition = if *optional { Repetition::OPTIONAL } else { Repetition::REQUIRED };
                 Type::primitive_type_builder(name, PhysicalType::DOUBLE).with_repetition(repetition).build()
             }
         };
-        let fields = header.places().map(|place| field(place).map(Arc::new));
+        let fields = header.fields().map(|field| column_type(field).map(Arc::new));
         let schema = fields
             .collect::<std::result::Result<Vec<_>, _>>()
             .and_then(|fields| Type::group_type_builder("attribution").with_fields(fields).build())
@@ -195,7 +200,7 @@ impl Groups {
         let mut properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             .set_statistics_enabled(EnabledStatistics::None);
-        // Hardly any id or number occurs twice: a dictionary would only cost time.
+        // Ids and values hardly ever repeat, so a dictionary would only cost time.
         let unique = header.numbers.iter().map(|column| &column.name).chain([&header.texts[header.id]]);
         for name in unique {
             properties = properties.set_column_dictionary_enabled(ColumnPath::new(vec![name.clone()]), false);
@@ -236,17 +241,17 @@ impl Groups {
         Ok(())
     }
 
-    /// Writes the gathered rows as a row group and empties the buffers.
+    /// Writes the buffered rows as a row group and clears the buffers.
     fn write_group(&mut self, header: &NumberHeader) -> std::result::Result<(), ParquetError> {
         let mut group = self.writer.next_row_group()?;
-        for place in header.places() {
+        for field in header.fields() {
             let Some(mut column) = group.next_column()? else { break };
-            match place {
-                Place::Text(at) => {
+            match field {
+                Field::Text(at) => {
                     column.typed::<ByteArrayType>().write_batch(&self.texts[at], None, None)?;
                     self.texts[at].clear();
                 }
-                Place::Number(at) => {
+                Field::Number(at) => {
                     let levels = header.numbers[at].optional.then_some(&self.levels[at][..]);
                     column.typed::<DoubleType>().write_batch(&self.numbers[at], levels, None)?;
                     self.numbers[at].clear();
@@ -265,7 +270,7 @@ impl Groups {
         if self.rows > 0 {
             self.write_group(header).map_err(failed)?;
         }
-        // Writes the footer and gives the file back.
+        // Writes the footer and returns the file.
         self.writer.into_inner().map_err(failed)?.finish()
     }
 }
@@ -286,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_number_is_an_empty_field_and_a_null() {
+    fn a_missing_value_is_an_empty_field_and_a_null() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [(0.1 + 0.2, Some(-1e-12)), (2.0, None), (1e300, Some(0.5))];
         for name in ["a.csv", "a.parquet"] {
@@ -315,14 +320,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_and_names_that_clash_are_refused() {
+    fn values_that_are_not_finite_and_clashing_names_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.csv");
         let texts = ["k", "7", "c"].map(str::to_owned);
         for numbers in [[Some(f64::NAN), None], [None, None], [Some(1.0), Some(f64::INFINITY)]] {
             let mut writer = NumberWriter::create(&path, header()).unwrap();
             let refused = writer.write(&texts, &numbers).unwrap_err().to_string();
-            assert!(refused.contains("id `7` has no number as its"), "{refused}");
+            assert!(refused.contains("id `7`: the value of `"), "{refused}");
         }
         assert!(!path.exists());
         let column = NumberColumn { name: "loss".to_owned(), optional: false };

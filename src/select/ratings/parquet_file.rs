@@ -1,4 +1,4 @@
-//! Ratings tables written as Parquet, through the column writers of the `parquet` crate (no Arrow).
+//! Writes ratings tables as Parquet, through the column writers of the `parquet` crate (without Arrow).
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use crate::{
     files::WholeFile,
 };
 
-/// A row group is written when it holds this many rows or [`GROUP_BYTES`] of text.
+/// A row group is written when it has this many rows or [`GROUP_BYTES`] of text.
 pub(super) const GROUP_ROWS: usize = 1 << 17;
 pub(super) const GROUP_BYTES: usize = 32 << 20;
 
@@ -30,19 +30,19 @@ pub(super) fn parquet_error(action: &'static str, path: &Path, error: ParquetErr
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
             Ok(source) => Error::Io { action, path: path.to_path_buf(), source: *source },
-            Err(source) => table_error(path, None, format!("cannot {action} this Parquet file: {source}.")),
+            Err(source) => table_error(path, None, format!("cannot {action} this Parquet file: {source}")),
         },
-        error => table_error(path, None, format!("cannot {action} this Parquet file: {error}.")),
+        error => table_error(path, None, format!("cannot {action} this Parquet file: {error}")),
     }
 }
 
-/// Gathers rows into row groups and writes them.
+/// Buffers rows and writes them in row groups.
 pub(super) struct ParquetWriter {
     path: PathBuf,
     writer: SerializedFileWriter<WholeFile>,
     rating: usize,
     ratings: Vec<f64>,
-    /// One vector a column; the rating's stays empty.
+    /// One vector per column; the rating's stays empty.
     texts: Vec<Vec<ByteArray>>,
     bytes: usize,
 }
@@ -67,7 +67,7 @@ impl ParquetWriter {
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             .set_statistics_enabled(EnabledStatistics::None)
-            // Hardly any id or rating occurs twice: a dictionary would only cost time.
+            // Ids and ratings hardly ever repeat, so a dictionary would only cost time.
             .set_column_dictionary_enabled(id, false)
             .set_column_dictionary_enabled(rating, false)
             .build();
@@ -103,7 +103,7 @@ impl ParquetWriter {
         Ok(())
     }
 
-    /// Writes the gathered rows as a row group and empties the buffers.
+    /// Writes the buffered rows as a row group and clears the buffers.
     fn write_group(
         writer: &mut SerializedFileWriter<WholeFile>,
         rating: usize,
@@ -132,7 +132,7 @@ impl ParquetWriter {
             Self::write_group(&mut self.writer, self.rating, &mut self.ratings, &mut self.texts)
                 .map_err(failed)?;
         }
-        // Writes the footer and gives the file back.
+        // Writes the footer and returns the file.
         self.writer.into_inner().map_err(failed)?.finish()
     }
 }

@@ -1,4 +1,4 @@
-//! Ratings tables read from Parquet: one file, or a folder of them as one table.
+//! Reads ratings tables from Parquet: one file, or a folder of files as one table.
 
 use std::path::{Path, PathBuf};
 
@@ -17,11 +17,12 @@ use crate::{
     select::ids::Ids,
 };
 
-/// The files of a table, in the order of their rows: `path` itself, or all `.parquet` files in the folder `path` by name, byte by
-/// byte. Names that begin with `_` or `.` belong to the program that wrote them (`_SUCCESS`, `_metadata`) and are passed over.
+/// The files of a table in row order: `path` itself, or all `.parquet` files in the folder `path`, sorted by name,
+/// byte by byte. Names that start with `_` or `.` are metadata of the program that wrote the folder (`_SUCCESS`,
+/// `_metadata`) and are skipped.
 ///
 /// # Errors
-/// If the folder cannot be read, holds something else, or no such file.
+/// If the folder cannot be read, contains other files, or has no `.parquet` file.
 pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
@@ -34,16 +35,17 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
             continue;
         }
         if !name.to_ascii_lowercase().ends_with(".parquet") || file.is_dir() {
-            let what = if file.is_dir() { "a folder" } else { "no .parquet file" };
+            let what = if file.is_dir() { "a folder" } else { "not a .parquet file" };
             let message = format!(
-                "the folder holds `{name}`, which is {what}; a ratings table in parts is a folder of .parquet files alone"
+                "the folder contains `{name}`, which is {what}; a ratings table in parts must be a folder of \
+                 .parquet files only"
             );
             return Err(table_error(path, None, message));
         }
         files.push(file);
     }
     if files.is_empty() {
-        return Err(table_error(path, None, "the folder holds no .parquet file"));
+        return Err(table_error(path, None, "the folder contains no .parquet file"));
     }
     files.sort();
     Ok(files)
@@ -52,18 +54,18 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
 /// Reads rows in batches.
 pub(super) struct ParquetRatings {
     source: Source,
-    /// The files after it, the next one last.
+    /// The remaining files, in reverse order.
     rest: Vec<PathBuf>,
     names: RatingColumns,
     options: RatingsOptions,
     group: usize,
     columns: Vec<Column>,
     left_in_group: usize,
-    /// One buffer a column; the rating's stays empty.
+    /// One buffer per column; the rating's stays empty.
     texts: Vec<Ids>,
     ratings: Vec<f64>,
     at: usize,
-    /// The row in the file, counted from 0, that `at` stands for.
+    /// Index of the row at `at` in the file.
     row: u64,
     left_out: LeftOut,
 }
@@ -105,7 +107,7 @@ impl ParquetRatings {
         &self.source.header
     }
 
-    /// Makes sure that `at` stands for a row; `false` at the end of the table.
+    /// Ensures that `at` is a row. Returns `false` at the end of the table.
     fn fill(&mut self) -> Result<bool> {
         while self.at == self.ratings.len() {
             while self.left_in_group == 0 {
@@ -131,8 +133,8 @@ impl ParquetRatings {
                     column.ratings(rows, &mut self.ratings).map_err(error)?;
                 } else {
                     texts.clear();
-                    if let Err(place) = column.texts(rows, texts).map_err(error)? {
-                        return Err(self.source.not_text(self.row + place as u64, index));
+                    if let Err(row) = column.texts(rows, texts).map_err(error)? {
+                        return Err(self.source.not_text(self.row + row as u64, index));
                     }
                 }
             }
@@ -140,7 +142,7 @@ impl ParquetRatings {
         Ok(true)
     }
 
-    /// Makes sure that `at` stands for a row that is not left out; `false` at the end of the table.
+    /// Ensures that `at` is a row that is kept. Returns `false` at the end of the table.
     fn next(&mut self) -> Result<bool> {
         while self.fill()? {
             let id = self.texts[self.source.header.id_index()].get(self.at);
@@ -196,7 +198,8 @@ impl ParquetRatings {
 }
 
 impl LeftOut {
-    /// Whether a row is kept; one that is not is counted, where that is asked for, or refused. `row` counts from 0.
+    /// Whether a row is kept. A row that is not kept is counted if `options` skips such rows, else it is an error.
+    /// `row` is counted from 0.
     fn judge(
         &mut self,
         source: &Source,
@@ -205,15 +208,15 @@ impl LeftOut {
         id: &str,
         rating: f64,
     ) -> Result<bool> {
-        let place = row + 1;
+        let number = row + 1;
         let verdict = if id.is_empty() {
-            Verdict::Malformed(format!("row {place} has an empty id."))
+            Verdict::Malformed(format!("row {number} has an empty id"))
         } else if rating.is_nan() {
             Verdict::Missing(format!(
-                "the rating in row {place} is missing or not a number; --drop-nan leaves such rows out."
+                "the rating in row {number} is missing or not a number; pass --drop-nan to skip such rows"
             ))
         } else if !rating.is_finite() {
-            Verdict::Malformed(format!("the rating `{rating}` in row {place} is not a finite number."))
+            Verdict::Malformed(format!("the rating `{rating}` in row {number} is not a finite number"))
         } else {
             return Ok(true);
         };
@@ -222,7 +225,7 @@ impl LeftOut {
     }
 }
 
-/// A row group, by its file and its number there, and the place of its first row in the file.
+/// A row group: its file, its index in that file, and the index of its first row.
 #[derive(Clone, Copy)]
 struct Group {
     file: usize,
@@ -230,7 +233,7 @@ struct Group {
     first_row: u64,
 }
 
-/// Reads the two columns of all row groups, groups side by side.
+/// Reads the two columns of all row groups in parallel.
 pub(super) fn read_ids_and_ratings(
     path: &Path,
     names: &RatingColumns,
@@ -252,7 +255,7 @@ pub(super) fn read_ids_and_ratings(
         }
     }
     let share = groups.len().div_ceil(rayon::current_num_threads()).max(1);
-    // Every thread opens the files for itself: a file's handle has one place, which the threads would fight over.
+    // Every thread opens the files itself: a file handle has one cursor, which threads would contend for.
     let parts: Vec<Result<(RatingsTable, LeftOut)>> =
         groups.par_chunks(share).map(|groups| read_groups(&files, names, options, groups)).collect();
     let mut table = RatingsTable { ids: Ids::default(), ratings: Vec::new() };
@@ -288,23 +291,23 @@ fn read_groups(
             let mut rating_column = source.column(number, source.header.rating_index())?;
             for done in (0..rows).step_by(BATCH_ROWS) {
                 let batch = (rows - done).min(BATCH_ROWS);
-                if let Err(place) = id_column.texts(batch, &mut group_ids).map_err(error)? {
-                    return Err(source.not_text(first_row + (done + place) as u64, source.header.id_index()));
+                if let Err(row) = id_column.texts(batch, &mut group_ids).map_err(error)? {
+                    return Err(source.not_text(first_row + (done + row) as u64, source.header.id_index()));
                 }
                 rating_column.ratings(batch, &mut group_ratings).map_err(error)?;
             }
             let mut kept = Vec::with_capacity(rows);
-            for (place, &rating) in group_ratings.iter().enumerate() {
-                let row = first_row + place as u64;
-                kept.push(left_out.judge(&source, options, row, group_ids.get(place), rating)?);
+            for (index, &rating) in group_ratings.iter().enumerate() {
+                let row = first_row + index as u64;
+                kept.push(left_out.judge(&source, options, row, group_ids.get(index), rating)?);
             }
             if kept.iter().all(|&kept| kept) {
                 ids.append(&group_ids);
                 ratings.append(&mut group_ratings);
             } else {
-                for place in (0..rows).filter(|&place| kept[place]) {
-                    ids.push(group_ids.get(place));
-                    ratings.push(group_ratings[place]);
+                for index in (0..rows).filter(|&index| kept[index]) {
+                    ids.push(group_ids.get(index));
+                    ratings.push(group_ratings[index]);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Files of Parquet as tables: their columns, and the values of these in batches, as text or as numbers.
+//! Parquet files as tables: their columns, and column values in batches, as text or as numbers.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use crate::{
     select::ids::Ids,
 };
 
-/// Rows decoded at a time.
+/// Rows decoded per batch.
 pub(super) const BATCH_ROWS: usize = 1 << 13;
 
-/// Reads the values of one column chunk in batches.
+/// Reads the values of a column chunk in batches.
 pub(super) struct Column {
     reader: ColumnReader,
     kind: Kind,
@@ -31,7 +31,7 @@ pub(super) struct Column {
 }
 
 impl Column {
-    /// Reads `rows` values and gives each, or `None` where there is none, to `take`.
+    /// Reads `rows` values and passes each to `take`, `None` for a null.
     fn values<T: DataType>(
         reader: &mut ColumnReaderImpl<T>,
         max_level: i16,
@@ -58,7 +58,8 @@ impl Column {
         Ok(())
     }
 
-    /// Appends `rows` values to `texts`; missing ones as empty text. `Err(row)` inside tells which is not UTF-8.
+    /// Appends `rows` values to `texts`, nulls as empty text. The inner `Err(row)` is the index of a value that is
+    /// not UTF-8.
     pub(super) fn texts(
         &mut self,
         rows: usize,
@@ -68,7 +69,7 @@ impl Column {
         let (level, levels, kind) = (self.max_level, &mut self.levels, self.kind);
         let mut scratch = String::new();
         let mut unreadable = false;
-        // Gives what `$write` makes of each value.
+        // Formats each value with `$write`.
         macro_rules! written {
             ($reader:expr, |$text:ident, $value:ident| $write:expr) => {
                 Self::values($reader, level, levels, rows, |value| {
@@ -123,12 +124,12 @@ impl Column {
             }
         }
         if unreadable {
-            return Err(ParquetError::NYI("a value that is not of its column's kind".to_owned()));
+            return Err(ParquetError::NYI("a value that does not have its column's type".to_owned()));
         }
         Ok(not_text.map_or(Ok(()), Err))
     }
 
-    /// Appends `rows` ratings; a missing one becomes NaN.
+    /// Appends `rows` ratings, nulls as NaN.
     pub(super) fn ratings(
         &mut self,
         rows: usize,
@@ -154,27 +155,27 @@ impl Column {
     }
 }
 
-/// A column that is carried.
+/// A carried column.
 struct Carried {
-    /// Its place among the file's own.
+    /// Its index among the file's leaf columns.
     leaf: usize,
     kind: Kind,
 }
 
-/// An open file and what its columns are.
+/// An open file and its columns.
 pub(super) struct Source {
     pub(super) path: PathBuf,
     file: SerializedFileReader<File>,
     pub(super) header: RatingsHeader,
-    /// One a column of the header.
+    /// One per column of the header.
     columns: Vec<Carried>,
-    /// The columns that are no text and are not carried, each once.
+    /// Names of the columns that are not text and not carried.
     pub(super) left_out: Vec<String>,
 }
 
 impl Source {
-    /// Opens a file. `carry` says whether columns besides the id and the rating are wanted: then those of bytes are looked through,
-    /// as only text is carried.
+    /// Opens a file. `carry` is whether columns besides the id and the rating are needed: binary columns are then
+    /// scanned, as only text is carried.
     pub(super) fn open(path: &Path, names: &RatingColumns, carry: bool) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let file = SerializedFileReader::new(file).map_err(|error| parquet_error("read", path, error))?;
@@ -182,7 +183,7 @@ impl Source {
         let (mut carried, mut columns, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
         for (leaf, column) in schema.columns().iter().enumerate() {
             let name = column.path().parts()[0].clone();
-            // The id and the rating are judged below, by their names.
+            // The id and the rating are checked below, by name.
             let needed = column.path().parts().len() == 1 && (name == names.id || name == names.rating);
             match Kind::of(column) {
                 Some(Kind::Bytes) if carry && !needed && !is_text(path, &file, leaf)? => left_out.push(name),
@@ -207,11 +208,15 @@ impl Source {
         Ok(source)
     }
 
-    /// Refuses a file whose columns are not those of this one.
+    /// Checks that another file has the same columns as this one.
     pub(super) fn expect_columns(&self, other: &Self) -> Result<()> {
         let refuse = |message: String| {
             let first = self.path.file_name().unwrap_or_default().display();
-            Err(table_error(&other.path, None, format!("its columns are not those of {first}: {message}")))
+            Err(table_error(
+                &other.path,
+                None,
+                format!("its columns differ from those of {first}: {message}"),
+            ))
         };
         let (ours, theirs) = (self.header.columns(), other.header.columns());
         if let Some(name) = ours.iter().find(|name| !theirs.contains(name)) {
@@ -221,16 +226,16 @@ impl Source {
             return refuse(format!("`{name}` is added"));
         }
         if ours != theirs {
-            return refuse("they stand in another order".to_owned());
+            return refuse("they are in a different order".to_owned());
         }
         for ((name, our), their) in ours.iter().zip(&self.columns).zip(&other.columns) {
-            // A part without a value of a column may not know its kind.
+            // A file with only nulls in a column may not record the column's type.
             if our.kind != their.kind && ![our.kind, their.kind].contains(&Kind::Null) {
-                return refuse(format!("`{name}` is of another kind"));
+                return refuse(format!("`{name}` has a different type"));
             }
         }
         if self.left_out != other.left_out {
-            return refuse("they hold other lists or structs".to_owned());
+            return refuse("their lists or structs differ".to_owned());
         }
         Ok(())
     }
@@ -241,10 +246,10 @@ impl Source {
 
     pub(super) fn group_rows(&self, group: usize) -> Result<usize> {
         usize::try_from(self.file.metadata().row_group(group).num_rows())
-            .map_err(|_| table_error(&self.path, None, "a row group claims a negative number of rows."))
+            .map_err(|_| table_error(&self.path, None, "a row group claims a negative number of rows"))
     }
 
-    /// The values of a column of the header in a row group.
+    /// The values of a header column in a row group.
     pub(super) fn column(&self, group: usize, index: usize) -> Result<Column> {
         let Carried { leaf, kind } = self.columns[index];
         column(&self.file, group, leaf, kind).map_err(|error| parquet_error("read", &self.path, error))
@@ -252,7 +257,7 @@ impl Source {
 
     pub(super) fn not_text(&self, row: u64, column: usize) -> Error {
         let name = &self.header.columns()[column];
-        table_error(&self.path, None, format!("the column `{name}` is not UTF-8 in row {}.", row + 1))
+        table_error(&self.path, None, format!("the column `{name}` is not UTF-8 in row {}", row + 1))
     }
 }
 
@@ -267,7 +272,7 @@ fn column(
     Ok(Column { reader, kind, max_level: descriptor.max_def_level(), levels: Vec::new() })
 }
 
-/// Whether all bytes of a column are text.
+/// Whether all values of a binary column are UTF-8.
 fn is_text(path: &Path, file: &SerializedFileReader<File>, leaf: usize) -> Result<bool> {
     let failed = |error| parquet_error("read", path, error);
     let mut texts = Ids::default();
@@ -286,15 +291,15 @@ fn is_text(path: &Path, file: &SerializedFileReader<File>, leaf: usize) -> Resul
     Ok(true)
 }
 
-/// An id or a rating that cannot be read.
+/// The error for an id or a rating whose type cannot be read.
 fn unreadable(path: &Path, column: &ColumnDescriptor, rating: bool) -> Error {
-    let wanted = if rating { "DOUBLE or FLOAT" } else { "UTF8 text" };
+    let expected = if rating { "DOUBLE or FLOAT" } else { "UTF8 text" };
     let name = column.path().string();
     let kind = describe(column);
     table_error(
         path,
         None,
-        format!("the column `{name}` is of a kind that is not read ({kind}); store it as {wanted}."),
+        format!("the column `{name}` has an unsupported type ({kind}); store it as {expected}"),
     )
 }
 

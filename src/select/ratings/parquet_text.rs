@@ -1,5 +1,5 @@
-//! What a Parquet column holds, and its values as text that says the same: numbers as the shortest decimals that read back, times in
-//! ISO form, the way pandas prints them.
+//! Types of Parquet columns, and the conversion of their values to text: numbers as the shortest decimals that parse
+//! back to the same value, times in ISO format, the way pandas prints them.
 
 use std::fmt::{self, Write as _};
 
@@ -14,31 +14,31 @@ const EPOCH: i64 = 719_468;
 const JULIAN_EPOCH: i64 = 2_440_588;
 const NANOSECONDS_A_DAY: i64 = 86_400_000_000_000;
 
-/// What the values of a column are.
+/// Type of a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Text that says so.
+    /// Text, declared as such.
     Text,
-    /// Bytes of which nothing says whether they are text.
+    /// Bytes that may or may not be text.
     Bytes,
     Boolean,
     Signed,
     Unsigned,
     Float,
-    /// Nothing but missing values.
+    /// Only nulls.
     Null,
-    /// Since 1970, in these nanoseconds.
+    /// Time since 1970, in units of this many nanoseconds.
     Timestamp {
         unit: i64,
         utc: bool,
     },
     /// Days since 1970.
     Date,
-    /// Since midnight, in these nanoseconds.
+    /// Time since midnight, in units of this many nanoseconds.
     Time {
         unit: i64,
     },
-    /// A whole number with this many digits behind the point.
+    /// An unscaled integer with this many digits after the decimal point.
     Decimal {
         scale: u32,
     },
@@ -47,7 +47,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The kind of a column; none where its values are not to be given as text.
+    /// The type of a column; `None` if its values are not converted to text.
     pub(super) fn of(column: &ColumnDescriptor) -> Option<Self> {
         if !is_flat(column) {
             return None;
@@ -99,23 +99,23 @@ impl Kind {
         })
     }
 
-    /// A decimal, unless it may have more digits than are computed with.
+    /// A decimal, unless it can have more digits than the computation supports.
     fn decimal(column: &ColumnDescriptor, scale: i32) -> Option<Self> {
         let fits = column.type_precision() <= 38;
         u32::try_from(scale).ok().filter(|scale| fits && *scale <= 38).map(|scale| Self::Decimal { scale })
     }
 
-    /// Whether the values are numbers that a rating may be.
+    /// Whether the values can be ratings.
     pub(super) fn is_rating(self) -> bool {
         matches!(self, Self::Signed | Self::Float)
     }
 
-    /// Whether the values are what an id may be.
+    /// Whether the values can be ids.
     pub(super) fn is_id(self) -> bool {
         matches!(self, Self::Text | Self::Bytes | Self::Boolean | Self::Signed | Self::Unsigned | Self::Float)
     }
 
-    /// Writes a whole number as what it stands for.
+    /// Formats an integer according to the type.
     pub(super) fn write_integer(self, text: &mut String, value: i64) -> fmt::Result {
         match self {
             Self::Timestamp { unit, utc } => {
@@ -132,7 +132,7 @@ impl Kind {
         }
     }
 
-    /// Writes bytes of a fixed length as what they stand for.
+    /// Formats bytes of fixed length according to the type.
     pub(super) fn write_bytes(self, text: &mut String, bytes: &[u8]) -> fmt::Result {
         match (self, bytes) {
             (Self::Half, &[low, high]) => write!(text, "{}", half::f16::from_le_bytes([low, high]).to_f32()),
@@ -145,7 +145,7 @@ impl Kind {
         }
     }
 
-    /// Writes a timestamp of 96 bits: nanoseconds of a Julian day.
+    /// Formats a 96-bit timestamp: a Julian day and nanoseconds.
     pub(super) fn write_int96(text: &mut String, data: &[u32]) -> fmt::Result {
         let [low, high, day] = data else { return Err(fmt::Error) };
         let nanoseconds = (u64::from(*high) << 32 | u64::from(*low)).cast_signed();
@@ -165,7 +165,7 @@ fn nanoseconds(unit: TimeUnit) -> i64 {
     }
 }
 
-/// Two's complement of at most 16 bytes.
+/// Decodes a two's complement integer of at most 16 bytes.
 fn big_endian(bytes: &[u8]) -> i128 {
     let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
     bytes.iter().fold(if negative { -1 } else { 0 }, |number: i128, byte| number << 8 | i128::from(*byte))
@@ -181,7 +181,8 @@ fn write_decimal(text: &mut String, unscaled: i128, scale: u32) -> fmt::Result {
     write!(text, "{sign}{}.{:0width$}", digits / one, digits % one, width = scale as usize)
 }
 
-/// The date of a day since 1970 in the Gregorian calendar (Hinnant, "chrono-compatible low-level date algorithms").
+/// Formats the date of a day since 1970 in the Gregorian calendar (Hinnant, "chrono-compatible low-level date
+/// algorithms").
 fn write_date(text: &mut String, day: i64) -> fmt::Result {
     let day = day + EPOCH;
     let era = day.div_euclid(146_097);
@@ -223,7 +224,8 @@ mod tests {
         text
     }
 
-    /// Expected by `str(pandas.Timestamp(value, unit=...))`, `str(datetime.time)` and `str(decimal.Decimal)`.
+    /// Expected values are from `str(pandas.Timestamp(value, unit=...))`, `str(datetime.time)` and
+    /// `str(decimal.Decimal)`.
     #[test]
     fn times_and_decimals_are_written_the_way_python_prints_them() {
         let of = |unit, utc| Kind::Timestamp { unit, utc };
@@ -256,7 +258,7 @@ mod tests {
         text.clear();
         Kind::Uuid.write_bytes(&mut text, &(0..16).collect::<Vec<u8>>()).unwrap();
         assert_eq!(text, "00010203-0405-0607-0809-0a0b0c0d0e0f");
-        // No value of a damaged file overflows.
+        // Values of a damaged file do not overflow.
         for kind in [of(1, true), of(1_000, true), of(1_000_000, true), Kind::Time { unit: 1_000_000 }] {
             for value in [i64::MIN, i64::MAX] {
                 integer(kind, value);

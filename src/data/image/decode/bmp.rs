@@ -17,23 +17,21 @@ pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, St
             file.to_mut()[10..14].copy_from_slice(&start.to_le_bytes());
         }
         if let Some(rows) = &layout.rows {
-            let whole = rows.whole(layout.start, layout.height);
+            let end = rows.end(layout.start, layout.height);
             // The padding of the last row may be missing.
-            let needed = whole - (rows.stride - rows.used);
+            let needed = end - (rows.stride - rows.used);
             if file.len() < needed && layout.start <= file.len() {
                 if !options.truncated {
                     let there = file.len();
-                    return Err(format!(
-                        "truncated BMP: {there} bytes of {needed}, so pixel data is cut; {READ_TRUNCATED}"
-                    ));
+                    return Err(format!("truncated BMP: {there} of {needed} bytes; {READ_TRUNCATED}"));
                 }
-                // Only whole rows count, and the rest is 0.
+                // Only complete rows are kept; the rest is 0.
                 let there = file.len().saturating_sub(layout.start);
                 let kept = there / rows.stride + usize::from(there % rows.stride >= rows.used);
                 file.to_mut().truncate(layout.start + kept * rows.stride);
             }
-            if (layout.start..whole).contains(&file.len()) {
-                file.to_mut().resize(whole, 0);
+            if (layout.start..end).contains(&file.len()) {
+                file.to_mut().resize(end, 0);
             }
         }
     }
@@ -41,32 +39,32 @@ pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, St
     decode_with_image(plain.as_deref().unwrap_or(&file), ImageFormat::Bmp, options.max_pixels)
 }
 
-/// Where the pixels are.
+/// Layout of the pixel data.
 struct Layout {
     width: u64,
     height: u64,
     start: usize,
-    /// Whether the file header does not say where they are: then they follow the palette.
+    /// Whether the file header lacks the pixel offset: pixels then follow the palette.
     offset_is_missing: bool,
-    /// How long the rows are; `None` where they are packed.
+    /// Row sizes; `None` if the rows are run-length encoded.
     rows: Option<Rows>,
-    /// Bits of a pixel.
+    /// Bits per pixel.
     bits: u16,
-    /// The header's code for how pixels are packed: 0 not at all, 1 and 2 by run lengths, 3 by masks.
+    /// The header's compression code: 0 none, 1 and 2 run lengths, 3 bit masks.
     packing: u32,
-    /// Where the palette is; it ends where the pixels start.
+    /// Offset of the palette; it ends where the pixels start.
     palette: usize,
 }
 
 struct Rows {
     /// Bytes from one row to the next.
     stride: usize,
-    /// Bytes that hold pixels.
+    /// Bytes per row that hold pixels.
     used: usize,
 }
 
 impl Rows {
-    fn whole(&self, start: usize, height: u64) -> usize {
+    fn end(&self, start: usize, height: u64) -> usize {
         start.saturating_add(self.stride.saturating_mul(usize::try_from(height).unwrap_or(usize::MAX)))
     }
 }
@@ -80,7 +78,7 @@ impl Layout {
         let (width, height, bits, packing) = if is_core {
             (u64::from(short(18)?), u64::from(short(20)?), short(24)?, 0)
         } else {
-            // A negative height: the rows go from the top down.
+            // A negative height means that rows are stored from top to bottom.
             let height = i32::from_le_bytes(*bytes.get(22..)?.first_chunk()?);
             (u64::from(long(18)?), u64::from(height.unsigned_abs()), short(28)?, long(30)?)
         };
@@ -113,8 +111,8 @@ impl Layout {
         })
     }
 
-    /// The file with its pixels in a form that the decoder reads as Pillow does; `None` where it does so anyway. The decoder rounds 5
-    /// and 6 bits otherwise, and leaves pixels black that run lengths pass over; in Pillow they have the first color.
+    /// Rewrites the file so that the decoder reads it like Pillow; `None` if it does so already. The decoder rounds 5
+    /// and 6 bits differently, and leaves pixels black that run lengths skip; in Pillow they have the first color.
     fn plain(&self, bytes: &[u8], options: DecodeOptions) -> Result<Option<Vec<u8>>, String> {
         match (self.bits, self.packing) {
             (8, 1) | (4, 2) => self.without_runs(bytes, options).map(Some),
@@ -123,11 +121,11 @@ impl Layout {
         }
     }
 
-    /// A file of 8 bits a pixel.
+    /// Converts run lengths to a file with 8 bits per pixel.
     fn without_runs(&self, bytes: &[u8], options: DecodeOptions) -> Result<Vec<u8>, String> {
         let (width, height) = (self.width as usize, self.height as usize);
-        let (mut indices, is_whole) = indices_of_runs(bytes, self.start, [width, height], self.bits == 4);
-        if !is_whole && !options.truncated {
+        let (mut indices, is_complete) = indices_of_runs(bytes, self.start, [width, height], self.bits == 4);
+        if !is_complete && !options.truncated {
             return Err(format!("truncated BMP: the run lengths end before the image; {READ_TRUNCATED}"));
         }
         indices.resize(width * height, 0);
@@ -137,7 +135,7 @@ impl Layout {
         Ok(file_of(bytes, 8, &palette, indices.chunks_exact(width)))
     }
 
-    /// A file of 24 bits a pixel, if the masks are the ones that Pillow reads, too.
+    /// Converts masks to a file with 24 bits per pixel, if the masks are ones that Pillow supports.
     fn with_24_bits(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         const MASKS: usize = 54;
         let mask = |at: usize| Some(u32::from_le_bytes(*bytes.get(MASKS + at..)?.first_chunk()?));
@@ -159,7 +157,7 @@ impl Layout {
         };
         let rows = self.rows.as_ref()?;
         let height = self.height as usize;
-        // What is left of a cut file was made whole before, the padding of its last row included.
+        // A truncated file was padded before, including the last row.
         let pixels = bytes.get(self.start..)?.chunks(rows.stride).filter_map(|row| row.get(..rows.used));
         let rows: Vec<Vec<u8>> =
             pixels.take(height).map(|row| row.as_chunks::<2>().0.iter().flat_map(color).collect()).collect();
@@ -167,7 +165,7 @@ impl Layout {
     }
 }
 
-/// A file like another one, but with these pixels, row by row in the order of that file.
+/// A file with the header of `like` and these pixels, row by row in the order of that file.
 fn file_of<'a>(like: &[u8], bits: u16, palette: &[u8], rows: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     const HEADERS: usize = 54;
     let is_core = like.get(14..18) == Some(&12_u32.to_le_bytes());
@@ -190,7 +188,8 @@ fn file_of<'a>(like: &[u8], bits: u16, palette: &[u8], rows: impl Iterator<Item 
     file
 }
 
-/// The indices that run lengths stand for, as Pillow reads them, and whether they come to an end: to that of the image, or to a mark.
+/// Decodes run lengths to indices, like Pillow, and returns whether they are complete: they reach the end of the
+/// image or an end marker.
 fn indices_of_runs(
     bytes: &[u8],
     start: usize,
@@ -229,7 +228,7 @@ fn indices_of_runs(
                     return (indices, false);
                 }
                 column += usize::from(count);
-                // Such pixels end at an even place of the file.
+                // Such pixels are padded to an even offset.
                 at = (at + length).next_multiple_of(2);
             }
             (count, code) => {

@@ -1,11 +1,11 @@
-//! How an image is to be turned: the orientation in EXIF data or, where that has none, in XMP, read as Pillow reads it.
+//! The orientation of an image, from EXIF data or, if that has none, from XMP, read like Pillow.
 
 use image::metadata::Orientation;
 
-/// The tag of the orientation in the first directory of EXIF data.
+/// Tag of the orientation in the first directory of EXIF data.
 const ORIENTATION: u16 = 274;
 
-/// The orientation that EXIF data names or, if it has no such tag, XMP does. Values that are none of 1 to 8 turn nothing.
+/// The orientation in EXIF data or, if that has no such tag, in XMP. Values outside 1 to 8 are ignored.
 pub(super) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     let found = exif.and_then(in_exif).or_else(|| in_xmp(xmp?));
     found.unwrap_or(Orientation::NoTransforms)
@@ -15,7 +15,7 @@ fn of_value(value: u8) -> Orientation {
     Orientation::from_exif(value).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The orientation of EXIF data, with or without the `Exif\0\0` before it; `None`: it has no such tag.
+/// The orientation in EXIF data, with or without the prefix `Exif\0\0`; `None` if there is no such tag.
 fn in_exif(mut exif: &[u8]) -> Option<Orientation> {
     for _ in 0..2 {
         exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
@@ -23,14 +23,19 @@ fn in_exif(mut exif: &[u8]) -> Option<Orientation> {
     in_tiff(exif)
 }
 
-/// The orientation of a TIFF file's first directory, which EXIF data is, too; `None`: there is no such tag.
+/// The orientation in the first directory of a TIFF file (EXIF data has the same format); `None` if there is no such
+/// tag.
 pub(super) fn in_tiff(bytes: &[u8]) -> Option<Orientation> {
     let directory = Directory::first(bytes)?;
-    // Of several entries of one tag the last one counts.
-    directory.entries().filter(|entry| entry.tag == ORIENTATION).filter_map(|entry| entry.whole()).last()
+    // If a tag occurs more than once, the last entry counts.
+    directory
+        .entries()
+        .filter(|entry| entry.tag == ORIENTATION)
+        .filter_map(|entry| entry.orientation())
+        .last()
 }
 
-/// The digit after `tiff:Orientation="` or `tiff:Orientation>`, the first that there is.
+/// The digit after the first `tiff:Orientation="` or `tiff:Orientation>`.
 fn in_xmp(xmp: &[u8]) -> Option<Orientation> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = xmp;
@@ -48,14 +53,14 @@ fn in_xmp(xmp: &[u8]) -> Option<Orientation> {
 pub(super) struct Directory<'a> {
     bytes: &'a [u8],
     big_endian: bool,
-    /// Whether offsets and counts have 64 bits.
+    /// Whether offsets and counts have 64 bits (BigTIFF).
     big: bool,
     start: usize,
     count: usize,
 }
 
 impl<'a> Directory<'a> {
-    /// The first directory; `None`: these are not the bytes of a TIFF file, or it ends before it.
+    /// The first directory; `None` if this is not a TIFF file or it is truncated.
     pub(super) fn first(bytes: &'a [u8]) -> Option<Self> {
         let (big_endian, big) = match bytes.get(..4)? {
             b"II*\0" => (false, false),
@@ -73,14 +78,14 @@ impl<'a> Directory<'a> {
         Some(directory)
     }
 
-    /// The unsigned number of so many bytes at an offset.
+    /// Reads an unsigned integer of `length` bytes.
     fn number(&self, at: usize, length: usize) -> Option<u64> {
         let bytes = self.bytes.get(at..at.checked_add(length)?)?;
         let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
         Some(if self.big_endian { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) })
     }
 
-    /// The entries that lie within the file.
+    /// The entries that are within the file.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_, 'a>> {
         let size = if self.big { 20 } else { 12 };
         (0..self.count).map_while(move |index| {
@@ -102,17 +107,17 @@ impl<'a> Directory<'a> {
 /// One entry of a directory.
 pub(super) struct Entry<'d, 'a> {
     directory: &'d Directory<'a>,
-    /// What it says.
+    /// The tag.
     pub(super) tag: u16,
     /// The type of its values.
     kind: u16,
     count: u64,
-    /// Where its values are, or the offset of them.
+    /// Offset of its values, or of the pointer to them.
     value: usize,
 }
 
 impl Entry<'_, '_> {
-    /// Where in the file the values are, and the bytes of one.
+    /// The offset of the values and the size of one value in bytes.
     pub(super) fn location(&self) -> Option<(usize, usize)> {
         let unit = match self.kind {
             1 | 2 | 6 | 7 => 1,
@@ -135,13 +140,13 @@ impl Entry<'_, '_> {
         Some((at, unit))
     }
 
-    /// The first value if it is an unsigned integer.
+    /// The first value, if it is an unsigned integer.
     pub(super) fn unsigned(&self) -> Option<u64> {
         let (at, unit) = self.location()?;
         matches!(self.kind, 1 | 3 | 4 | 13 | 16).then(|| self.directory.number(at, unit))?
     }
 
-    /// All values if they are unsigned integers.
+    /// All values, if they are unsigned integers.
     pub(super) fn unsigned_list(&self) -> Option<Vec<u64>> {
         let (at, unit) = self.location()?;
         let count = usize::try_from(self.count).ok()?;
@@ -151,28 +156,28 @@ impl Entry<'_, '_> {
         (0..count).map(|index| self.directory.number(at + index * unit, unit)).collect()
     }
 
-    /// The first value as an orientation. Pillow compares it to whole numbers whatever its type is, but for bytes and text, which
-    /// turn nothing.
-    fn whole(&self) -> Option<Orientation> {
+    /// The first value as an orientation. Pillow compares it to integers whatever its type, except bytes and text,
+    /// which are ignored.
+    fn orientation(&self) -> Option<Orientation> {
         let (at, unit) = self.location()?;
         let bits = self.directory.number(at, unit)?;
         let half = |at: usize| self.directory.number(at, 4);
         let value = match self.kind {
-            // Signed values from 1 to 8 have the bits of unsigned ones.
+            // Signed values from 1 to 8 have the same bits as unsigned ones.
             3 | 4 | 6 | 8 | 9 | 13 | 16 => u8::try_from(bits).unwrap_or(0),
             5 | 10 => {
                 let (above, below) = (half(at)?, half(at + 4)?);
                 let exact = below != 0 && above.is_multiple_of(below);
                 if exact { u8::try_from(above / below).unwrap_or(0) } else { 0 }
             }
-            11 => whole_float(f64::from(f32::from_bits(u32::try_from(bits).ok()?))),
-            12 => whole_float(f64::from_bits(bits)),
+            11 => integral_float(f64::from(f32::from_bits(u32::try_from(bits).ok()?))),
+            12 => integral_float(f64::from_bits(bits)),
             _ => 0,
         };
         Some(of_value(value))
     }
 }
 
-fn whole_float(value: f64) -> u8 {
-    (1..=8).find(|whole| f64::from(*whole) == value).unwrap_or(0)
+fn integral_float(value: f64) -> u8 {
+    (1..=8).find(|integer| f64::from(*integer) == value).unwrap_or(0)
 }

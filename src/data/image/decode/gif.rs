@@ -7,7 +7,7 @@ use weezl::{BitOrder, LzwStatus, decode::Decoder, encode::Encoder};
 
 use super::{DecodeOptions, Decoded, READ_TRUNCATED, check_pixels, decode_with_image};
 
-/// Decodes the first frame of a GIF. A screen without pixels takes the size of the frame, as in Pillow.
+/// Decodes the first frame of a GIF. If the logical screen is empty, its size is that of the frame, as in Pillow.
 pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
     let mut file = Cow::Borrowed(bytes);
     let frame = Frame::first(bytes);
@@ -32,22 +32,22 @@ pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, St
     decode_with_image(&completed, ImageFormat::Gif, options.max_pixels)
 }
 
-/// Where the first frame is.
+/// Location of the first frame.
 struct Frame {
     left: u16,
     top: u16,
     width: u16,
     height: u16,
-    /// The index that is transparent, if there is one.
+    /// The transparent index, if there is one.
     transparent: Option<u8>,
-    /// Where the smallest size of its codes is; the blocks of data follow.
+    /// Offset of the minimum code size; the data blocks follow.
     codes: usize,
     /// Whether the file ends before the data does.
     is_cut: bool,
 }
 
 impl Frame {
-    /// The first frame; `None`: the file ends before its data, or is something else there.
+    /// Finds the first frame; `None` if the file ends before its data or is invalid there.
     fn first(bytes: &[u8]) -> Option<Self> {
         let table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
         let mut at = 13 + table(*bytes.get(10)?);
@@ -74,14 +74,15 @@ impl Frame {
                         is_cut: after_blocks(bytes, codes + 1).is_none(),
                     });
                 }
-                // Stray bytes between blocks, which Pillow passes over, too.
+                // Stray bytes between blocks are skipped, as in Pillow.
                 0x3B => return None,
                 _ => at += 1,
             }
         }
     }
 
-    /// The file up to the frame's data, then what its whole blocks hold, the rest transparent or of the first color.
+    /// The file up to the frame's data, followed by its complete blocks; the rest is transparent or has the first
+    /// color.
     fn completed(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let code_size = *bytes.get(self.codes)?;
         if !(1..=11).contains(&code_size) {
@@ -90,14 +91,14 @@ impl Frame {
         let mut packed = Vec::new();
         let mut rest = bytes.get(self.codes + 1..)?;
         while let Some((&length, after)) = rest.split_first() {
-            // A block that is cut is not decoded, as in Pillow.
+            // A truncated block is not decoded, as in Pillow.
             let Some(block) = after.get(..usize::from(length)) else { break };
             packed.extend_from_slice(block);
             rest = &after[block.len()..];
         }
         let pixels = usize::from(self.width) * usize::from(self.height);
         let mut indices = unpacked(&packed, code_size, pixels);
-        // An index of more bits than the codes have cannot be written.
+        // An index with more bits than the codes cannot be written.
         let fill = self.transparent.filter(|index| u32::from(*index) < 1 << code_size).unwrap_or(0);
         indices.resize(pixels, fill);
         let packed = Encoder::new(BitOrder::Lsb, code_size).encode(&indices).ok()?;
@@ -111,7 +112,7 @@ impl Frame {
     }
 }
 
-/// Where the blocks of data that start here end; `None`: the file ends before.
+/// The offset after the data blocks that start at `at`; `None` if the file ends before.
 fn after_blocks(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         let length = usize::from(*bytes.get(at)?);
@@ -122,7 +123,7 @@ fn after_blocks(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// What the packed indices hold, at most `most` of them, up to where they end or are damaged.
+/// Decompresses at most `most` indices, up to the end or the first error.
 fn unpacked(packed: &[u8], code_size: u8, most: usize) -> Vec<u8> {
     let mut decoder = Decoder::new(BitOrder::Lsb, code_size);
     let (mut found, mut read) = (Vec::new(), 0);

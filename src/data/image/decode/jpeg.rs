@@ -1,4 +1,4 @@
-//! JPEG, to the bit as libjpeg-turbo and so Pillow decode it.
+//! JPEG, bit-identical to libjpeg-turbo and thus to Pillow.
 
 use std::borrow::Cow;
 
@@ -7,46 +7,47 @@ use libjpeg_turbo_rs::{ColorSpace, ComponentInfo, DecodeLimits, Decoder, JpegErr
 
 use super::{DecodeOptions, Decoded, READ_TRUNCATED, Samples, check_pixels, exif, rgb_of_cmyk, rgb_of_ycbcr};
 
-/// The most scans of a progressive JPEG; real ones have some ten.
+/// Maximum number of scans of a progressive JPEG; real files have about ten.
 const MAX_SCANS: usize = 500;
 
-/// Decodes a JPEG. The decoder of the `image` crate rounds otherwise than libjpeg, by up to three levels, and returns a half-gray
-/// image for a truncated file.
+/// Decodes a JPEG. The decoder of the `image` crate rounds differently from libjpeg, by up to three levels, and
+/// returns a partly gray image for a truncated file.
 ///
-/// CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow reads them.
+/// CMYK and YCCK are treated as inverted, as Adobe writes them and Pillow reads them.
 pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
-    let whole = has_end(bytes);
-    // A decoder stops as soon as it has its pixels, or makes up what is missing; only the end marker says that the file is whole.
-    // Where it is missing, it is set, and a decoder that is not lenient then says whether there are bits for all pixels.
-    let file = if whole {
+    let complete = has_end(bytes);
+    // Decoders stop as soon as they have their pixels, or make up missing ones; only the end marker shows that the
+    // file is complete. If it is missing, it is added, and a strict decoder then checks whether there is data for all
+    // pixels.
+    let file = if complete {
         Cow::Borrowed(bytes)
     } else {
         Cow::Owned([without_cut_segment(bytes), &[0xFF, 0xD9]].concat())
     };
     let size = size(&file, options.max_pixels)?;
-    let strict = if whole || has_all_scans(bytes) {
+    let strict = if complete || has_all_scans(bytes) {
         pixels(&file, size, false)
     } else {
-        Err("the end-of-image marker is missing, and scans before it".to_owned())
+        Err("the end-of-image marker and scans before it are missing".to_owned())
     };
     let (channels, samples) = match strict {
         Ok(decoded) => decoded,
         Err(_) if options.truncated => {
             pixels(&file, size, true).map_err(|error| format!("corrupt or truncated JPEG: {error}"))?
         }
-        Err(error) if whole => return Err(format!("corrupt or truncated JPEG: {error}")),
+        Err(error) if complete => return Err(format!("corrupt or truncated JPEG: {error}")),
         Err(error) => return Err(format!("truncated JPEG: {error}; {READ_TRUNCATED}")),
     };
     let (width, height) = size;
     let samples = Samples::Bits8(samples);
-    Ok(Decoded { width, height, channels, samples, orientation: orientation(bytes), always_turned: false })
+    Ok(Decoded { width, height, channels, samples, orientation: orientation(bytes), always_oriented: false })
 }
 
 fn open(bytes: &[u8]) -> Result<Decoder<'_>, JpegError> {
     Decoder::new_with_limits(bytes, DecodeLimits { max_scans: MAX_SCANS, ..DecodeLimits::default() })
 }
 
-/// Width and height, checked.
+/// Width and height, checked against `max_pixels`.
 fn size(bytes: &[u8], max_pixels: u64) -> Result<(usize, usize), String> {
     let decoder = open(bytes).map_err(|error| format!("corrupt or truncated JPEG: {error}"))?;
     let header = decoder.header();
@@ -55,21 +56,21 @@ fn size(bytes: &[u8], max_pixels: u64) -> Result<(usize, usize), String> {
     Ok((width, height))
 }
 
-/// Channels and samples. A lenient decoder leaves the blocks gray that there are no bits for.
+/// Channels and samples. A lenient decoder leaves blocks without data gray.
 fn pixels(bytes: &[u8], (width, height): (usize, usize), lenient: bool) -> Result<(usize, Vec<u8>), String> {
     let broken = |error: JpegError| error.to_string();
     let mut decoder = open(bytes).map_err(broken)?;
     decoder.set_lenient(lenient);
-    // What libjpeg makes of coefficients that did not come.
+    // Interpolates missing coefficients, like libjpeg.
     decoder.set_block_smoothing(lenient);
     let (channels, format) = match decoder.jpeg_color_space() {
         ColorSpace::Grayscale => (1, PixelFormat::Grayscale),
         ColorSpace::Rgb | ColorSpace::YCbCr | ColorSpace::Cmyk | ColorSpace::Ycck => (3, PixelFormat::Rgb),
-        other => return Err(format!("the color space {other:?} is not read; save it as RGB")),
+        other => return Err(format!("the color space {other:?} is not supported; save it as RGB")),
     };
     let precision = decoder.header().precision;
     if precision != 8 {
-        return Err(format!("{precision} bits a sample are not read; save it with 8"));
+        return Err(format!("{precision} bits per sample are not supported; save it with 8"));
     }
     let components = decoder.header().components.clone();
     if is_unusual(&components) {
@@ -81,13 +82,13 @@ fn pixels(bytes: &[u8], (width, height): (usize, usize), lenient: bool) -> Resul
     let mut samples = vec![0; width * height * channels];
     let decoded = decoder.decode_image_into(&mut samples).map_err(broken)?;
     if (decoded.width, decoded.height, decoded.bytes_written) != (width, height, samples.len()) {
-        return Err("its headers contradict one another".to_owned());
+        return Err("its headers are inconsistent".to_owned());
     }
     Ok((channels, samples))
 }
 
-/// Whether the components are sampled in a way that the decoder refuses or gets wrong: the first one coarser than another, CMYK whose
-/// black is not as fine as the first.
+/// Whether the components are sampled in a way that the decoder rejects or gets wrong: the first one coarser than
+/// another, or CMYK whose black is not as fine as the first.
 fn is_unusual(components: &[ComponentInfo]) -> bool {
     let [first, others @ ..] = components else { return false };
     let divides = |component: &ComponentInfo| {
@@ -100,7 +101,7 @@ fn is_unusual(components: &[ComponentInfo]) -> bool {
     black_differs || !others.iter().all(divides)
 }
 
-/// Brings planes to the size of the image and converts them to RGB, as libjpeg does.
+/// Upsamples planes to the size of the image and converts them to RGB, like libjpeg.
 fn from_planes(
     raw: &RawImage,
     components: &[ComponentInfo],
@@ -114,19 +115,17 @@ fn from_planes(
     for (index, component) in components.iter().enumerate() {
         let (h, v) = (component.horizontal_sampling, component.vertical_sampling);
         if h == 0 || v == 0 || !across.is_multiple_of(h) || !down.is_multiple_of(v) {
-            return Err(
-                "components sampled at fractions of one another are not read; save it as RGB".to_owned()
-            );
+            return Err("fractional sampling factors are not supported; save it as RGB".to_owned());
         }
         let (plane, stride) = match (raw.planes.get(index), raw.plane_widths.get(index)) {
             (Some(plane), Some(&stride)) => (plane, stride),
-            _ => return Err("its headers contradict one another".to_owned()),
+            _ => return Err("its headers are inconsistent".to_owned()),
         };
         let own =
             |size: usize, sampling: u8, most: u8| (size * usize::from(sampling)).div_ceil(usize::from(most));
         let (own_width, own_height) = (own(width, h, across), own(height, v, down));
         if stride < own_width || plane.len() < stride * own_height {
-            return Err("its headers contradict one another".to_owned());
+            return Err("its headers are inconsistent".to_owned());
         }
         let plane = Plane { samples: plane, stride, width: own_width, height: own_height };
         planes.push(plane.enlarged(usize::from(across / h), usize::from(down / v), width, height));
@@ -134,7 +133,7 @@ fn from_planes(
     let pixel: &dyn Fn(usize) -> [u8; 3] = match (color_space, planes.as_slice()) {
         (ColorSpace::YCbCr, [y, cb, cr]) => &|at| rgb_of_ycbcr([y[at], cb[at], cr[at]]),
         (ColorSpace::Rgb, [red, green, blue]) => &|at| [red[at], green[at], blue[at]],
-        // Inverted, so that the levels are of paper, not of ink.
+        // Inverted, so that levels are of paper instead of ink.
         (ColorSpace::Cmyk, [c, m, y, k]) => {
             &|at| rgb_of_cmyk([c[at], m[at], y[at], k[at]].map(|level| 255 - level))
         }
@@ -142,12 +141,12 @@ fn from_planes(
             let [c, m, y] = rgb_of_ycbcr([y[at], cb[at], cr[at]]);
             rgb_of_cmyk([c, m, y, 255 - k[at]])
         },
-        _ => return Err(format!("the color space {color_space:?} is not read; save it as RGB")),
+        _ => return Err(format!("the color space {color_space:?} is not supported; save it as RGB")),
     };
     Ok((0..width * height).flat_map(pixel).collect())
 }
 
-/// A component's samples, rows of `stride`.
+/// The samples of a component, in rows of `stride`.
 struct Plane<'a> {
     samples: &'a [u8],
     stride: usize,
@@ -156,10 +155,10 @@ struct Plane<'a> {
 }
 
 impl Plane<'_> {
-    /// The plane `across` times as wide and `down` times as high, cut to a size: by libjpeg's triangle filter where that has one
-    /// (twice in either direction or both), by repetition elsewhere.
+    /// Upsamples the plane `across` times horizontally and `down` times vertically, and crops it: with libjpeg's
+    /// triangle filter for factors of two (in either direction or both), else by repetition.
     fn enlarged(&self, across: usize, down: usize, width: usize, height: usize) -> Vec<u8> {
-        // Sums of three parts of the nearer row and one of the other, or the row itself.
+        // Three parts of the nearer row and one of the other, or the row itself.
         let blended = |row: usize, column: usize| -> i32 {
             let source = row / down;
             let other = if row.is_multiple_of(2) {
@@ -206,12 +205,13 @@ impl Plane<'_> {
 struct Segments<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Where the last segment starts if the file ends within it.
+    /// The start of the last segment, if the file ends within it.
     cut_at: Option<usize>,
 }
 
 impl<'a> Iterator for Segments<'a> {
-    /// The marker, and what its segment holds: nothing for one without length, less than it says at the end of a cut file.
+    /// The marker and the contents of its segment: empty for a marker without a length, shorter than declared at the
+    /// end of a truncated file.
     type Item = (u8, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -221,7 +221,7 @@ impl<'a> Iterator for Segments<'a> {
                     self.at += 2;
                     return Some((marker, &[]));
                 }
-                // Fill bytes, entropy-coded data, stuffed zeros and restart markers.
+                // Skips fill bytes, entropy-coded data, stuffed zeros and restart markers.
                 (0xFF, 0xFF) => self.at += 1,
                 (0xFF, 0x00 | 0x01 | 0xD0..=0xD8) => self.at += 2,
                 (0xFF, _) => {
@@ -246,7 +246,7 @@ fn segments(bytes: &[u8]) -> Segments<'_> {
     Segments { bytes, at: 2, cut_at: None }
 }
 
-/// Width and height that the file's frame claims to have.
+/// The width and height in the frame header.
 pub(super) fn claimed_size(bytes: &[u8]) -> Option<(u64, u64)> {
     let (_, frame) = segments(bytes).find(|(marker, _)| is_frame(*marker))?;
     let number = |at: usize| Some(u64::from(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?)));
@@ -257,8 +257,8 @@ fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF)
 }
 
-/// The file without a marker segment that it ends within. Pillow, which waits for the rest of the segment, gives a black image then,
-/// even where scans came before.
+/// The file without a truncated marker segment at its end. Pillow waits for the rest of the segment and returns a
+/// black image, even if scans came before.
 fn without_cut_segment(bytes: &[u8]) -> &[u8] {
     let mut segments = segments(bytes);
     segments.by_ref().for_each(drop);
@@ -270,11 +270,10 @@ fn has_end(bytes: &[u8]) -> bool {
     segments(bytes).any(|(marker, _)| marker == 0xD9)
 }
 
-/// Whether there is a scan of everything: of each component or, where a progressive file sends coefficients in parts, of each bit of
-/// each coefficient.
+/// Whether all scans are present: of each component or, in a progressive file, of each bit of each coefficient.
 fn has_all_scans(bytes: &[u8]) -> bool {
     let mut progressive = false;
-    // The component's identifier, and for each coefficient whether its last bit has come.
+    // The identifier of the component, and for each coefficient whether its last bit is present.
     let mut components: Vec<(u8, [bool; 64])> = Vec::new();
     for (marker, content) in segments(bytes) {
         match (marker, content) {
@@ -295,10 +294,10 @@ fn has_all_scans(bytes: &[u8]) -> bool {
             _ => {}
         }
     }
-    !components.is_empty() && components.iter().all(|(_, bands)| bands.iter().all(|whole| *whole))
+    !components.is_empty() && components.iter().all(|(_, bands)| bands.iter().all(|complete| *complete))
 }
 
-/// The orientation that the segments before the first scan name.
+/// The orientation in the segments before the first scan.
 fn orientation(bytes: &[u8]) -> Orientation {
     const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
     let (mut exif, mut xmp): (Option<Vec<u8>>, Option<&[u8]>) = (None, None);
@@ -306,7 +305,7 @@ fn orientation(bytes: &[u8]) -> Orientation {
         segments(bytes).take_while(|(marker, _)| *marker != 0xDA).filter(|(marker, _)| *marker == 0xE1)
     {
         if content.starts_with(b"Exif\0\0") {
-            // Longer EXIF data goes on in further segments.
+            // Longer EXIF data continues in further segments.
             match &mut exif {
                 Some(exif) => exif.extend_from_slice(&content[6..]),
                 None => exif = Some(content.to_vec()),

@@ -1,4 +1,4 @@
-//! Bytes of an image file to pixels, with the number of pixels checked before any is allocated.
+//! Decodes image files. The number of pixels is checked before anything is allocated.
 
 mod bmp;
 mod exif;
@@ -15,58 +15,58 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 pub use sniff::{FileFormat, SNIFFED_BYTES};
 
-/// Samples of a decoded image, row by row, pixel by pixel.
+/// Samples of a decoded image, in row-major order.
 #[derive(Debug)]
 pub enum Samples {
-    /// 8 bits a sample.
+    /// 8 bits per sample.
     Bits8(Vec<u8>),
-    /// 16 bits a sample.
+    /// 16 bits per sample.
     Bits16(Vec<u16>),
 }
 
-/// A decoded image as it is stored, before orientation and cropping.
+/// A decoded image as stored, before orientation and cropping.
 #[derive(Debug)]
 pub struct Decoded {
-    /// Width in pixels as stored.
+    /// Stored width in pixels.
     pub width: usize,
-    /// Height in pixels as stored.
+    /// Stored height in pixels.
     pub height: usize,
     /// 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
     pub channels: usize,
     /// The samples, `[height, width, channels]`.
     pub samples: Samples,
-    /// How the stored image is to be turned, from its EXIF data or XMP.
+    /// The orientation in EXIF data or XMP.
     pub orientation: Orientation,
-    /// Whether the orientation is part of the format, as TIFF's is: then Pillow turns the image when it reads it, and so does this
-    /// even where EXIF data is ignored.
-    pub always_turned: bool,
+    /// Whether the format itself includes the orientation, as TIFF does: Pillow then applies it when reading, and so
+    /// does this module, even if EXIF data is ignored.
+    pub always_oriented: bool,
 }
 
-/// What is decoded and what refused.
+/// Limits and leniency of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Images with more pixels are refused before anything is allocated for them.
+    /// Images with more pixels are rejected before anything is allocated.
     pub max_pixels: u64,
-    /// Whether images whose pixel data is cut are decoded as far as it goes, the rest gray or black, as under Pillow's
+    /// Whether truncated images are decoded as far as possible, the rest gray or black, like Pillow with
     /// `LOAD_TRUNCATED_IMAGES`.
     pub truncated: bool,
 }
 
-/// Memory that the PNG decoder may take for rows, color profiles and text beside the pixels.
+/// Memory limit of the PNG decoder for rows, color profiles and text, in addition to the pixels.
 const PNG_WORK_BYTES: u64 = 256 << 20;
 
-/// Decodes the first frame of an image, its format recognized from its content.
+/// Decodes the first frame of an image. The format is detected from the content.
 ///
 /// # Errors
-/// What is wrong, as a sentence without the file's name: not an image, a format that is not read, more than
-/// `max_pixels`, truncated or corrupt.
+/// A message without the file name, if this is not an image, the format is not supported, or the image has more than
+/// `max_pixels`, is truncated or corrupt.
 pub fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
     match FileFormat::of(bytes)? {
         FileFormat::Jpeg => jpeg::decode(bytes, options),
         FileFormat::Png => png::decode(bytes, options),
         FileFormat::WebP => {
-            // Cut ones are refused in any case, as by libwebp.
-            require_whole_riff(bytes)?;
+            // Truncated files are rejected in any case, as by libwebp.
+            require_complete_riff(bytes)?;
             decode_with_image(bytes, ImageFormat::WebP, options.max_pixels)
         }
         FileFormat::Gif => gif::decode(bytes, options),
@@ -75,8 +75,8 @@ pub fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
     }
 }
 
-/// How a refused image whose pixel data is cut is read after all.
-const READ_TRUNCATED: &str = "download it again, or set truncated_images to read what there is";
+/// Hint for truncated images.
+const READ_TRUNCATED: &str = "download it again, or set truncated_images to decode it as far as possible";
 
 fn check_pixels(width: u64, height: u64, max_pixels: u64) -> Result<(), String> {
     if width == 0 || height == 0 {
@@ -121,14 +121,14 @@ fn decode_with_image(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Resu
         DynamicImage::ImageLumaA16(buffer) => (2, Samples::Bits16(buffer.into_raw())),
         DynamicImage::ImageRgb16(buffer) => (3, Samples::Bits16(buffer.into_raw())),
         DynamicImage::ImageRgba16(buffer) => (4, Samples::Bits16(buffer.into_raw())),
-        other => return Err(format!("{name} with samples of the kind {:?} is not read", other.color())),
+        other => return Err(format!("{name} with samples of type {:?} is not supported", other.color())),
     };
     let (width, height) = (width as usize, height as usize);
-    Ok(Decoded { width, height, channels, samples, orientation, always_turned: false })
+    Ok(Decoded { width, height, channels, samples, orientation, always_oriented: false })
 }
 
-/// The header of a RIFF file says how long the file is.
-fn require_whole_riff(bytes: &[u8]) -> Result<(), String> {
+/// Checks the file length in the RIFF header.
+fn require_complete_riff(bytes: &[u8]) -> Result<(), String> {
     let Some(&[a, b, c, d]) = bytes.get(4..8) else { return Err("truncated WebP".to_owned()) };
     let announced = u64::from(u32::from_le_bytes([a, b, c, d])) + 8;
     if (bytes.len() as u64) < announced {
@@ -137,7 +137,7 @@ fn require_whole_riff(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// CMYK without a color profile to RGB, to the bit as Pillow converts it. The levels are amounts of ink.
+/// Converts CMYK without a color profile to RGB, bit-identical to Pillow. The levels are amounts of ink.
 fn rgb_of_cmyk([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
     let paper = 255 - u32::from(black);
     [cyan, magenta, yellow].map(|ink| {
@@ -146,7 +146,7 @@ fn rgb_of_cmyk([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
     })
 }
 
-/// YCbCr of full range to RGB, to the bit as libjpeg converts it.
+/// Converts full-range YCbCr to RGB, bit-identical to libjpeg.
 fn rgb_of_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
     let red = y + ((91881 * cr + 32768) >> 16);

@@ -1,4 +1,4 @@
-//! PNG, the checksums and the end of files taken as seriously as Pillow takes them.
+//! PNG, with checksums and truncation checked as strictly as in Pillow.
 
 use std::io::{Read, Write};
 
@@ -9,12 +9,12 @@ use super::{DecodeOptions, Decoded, READ_TRUNCATED, check_pixels, decode_with_im
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1A\n";
 
-/// The most bytes of a text chunk once unpacked, as in Pillow.
+/// Maximum size of a decompressed text chunk, as in Pillow.
 const TEXT_BYTES: u64 = 1 << 20;
 
-/// Decodes a PNG. The first image is the one of an animation, too.
+/// Decodes a PNG, or the first frame of an animation.
 pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
-    // Before the decoder reserves memory for a row.
+    // Checked before the decoder allocates a row.
     if let Some(header) = Header::of(bytes) {
         check_pixels(header.width, header.height, options.max_pixels)?;
     }
@@ -33,11 +33,11 @@ pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, St
 struct Chunk<'a> {
     kind: [u8; 4],
     content: &'a [u8],
-    /// Whether all of the content is there and its checksum is right.
+    /// Whether the contents are complete and the checksum is correct.
     sound: bool,
 }
 
-/// The chunks of a file, up to the end or the first that is cut.
+/// The chunks of a file, up to the end or the first truncated one.
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = bytes.strip_prefix(SIGNATURE).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -56,7 +56,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     })
 }
 
-/// What of the header says how long the pixel data is.
+/// The header fields that determine the length of the pixel data.
 struct Header {
     width: u64,
     height: u64,
@@ -65,7 +65,7 @@ struct Header {
 }
 
 impl Header {
-    /// Of the first chunk; `None`: it is none, or its values are not allowed.
+    /// From the first chunk; `None` if it is not a valid header.
     fn of(bytes: &[u8]) -> Option<Self> {
         let header = chunks(bytes).next().filter(|chunk| &chunk.kind == b"IHDR")?.content;
         let number = |at: usize| Some(u64::from(u32::from_be_bytes(*header.get(at..)?.first_chunk()?)));
@@ -86,9 +86,10 @@ impl Header {
         Some(Self { width: number(0)?, height: number(4)?, bits_per_pixel, interlaced })
     }
 
-    /// Rows and the bytes of each, filter byte included, in the order in which they are stored: of the image or of its seven passes.
+    /// Number of rows and bytes per row, including the filter byte, in stored order: of the image or of its seven
+    /// passes.
     fn rows(&self) -> Vec<(u64, u64)> {
-        // Where the columns and rows of a pass start, and their steps.
+        // First column and row of each pass, and their steps.
         const PASSES: [[u64; 4]; 7] = [
             [0, 8, 0, 8],
             [4, 8, 0, 8],
@@ -111,14 +112,15 @@ impl Header {
     }
 }
 
-/// The file with what the decoder stumbles over made whole, where Pillow reads on: pixel data with wrong checksums, and whatever comes
-/// after it; with [`DecodeOptions::truncated`] also pixel data that is cut, its missing rows set to 0. `None` if there is nothing of the kind to repair.
+/// Repairs files that the decoder rejects but Pillow reads: pixel data with wrong checksums, and anything after it;
+/// with [`DecodeOptions::truncated`] also truncated pixel data, whose missing rows are set to 0. `None` if nothing
+/// needs repair.
 fn repaired(bytes: &[u8], options: DecodeOptions) -> Result<Option<Vec<u8>>, String> {
     let Some(header) = Header::of(bytes) else { return Ok(None) };
     let before: Vec<Chunk> = chunks(bytes).take_while(|chunk| &chunk.kind != b"IDAT").collect();
     let is_needed = |chunk: &&Chunk| matches!(&chunk.kind, b"IHDR" | b"PLTE" | b"tRNS");
     let is_critical = |chunk: &Chunk| chunk.kind[0].is_ascii_uppercase();
-    // Pillow, too, wants all before the pixels sound; cut images may lack what they can do without.
+    // Pillow also requires valid chunks before the pixels; truncated images may lack ancillary ones.
     if !before.iter().all(|chunk| chunk.sound || options.truncated && !is_critical(chunk)) {
         return Ok(None);
     }
@@ -129,28 +131,28 @@ fn repaired(bytes: &[u8], options: DecodeOptions) -> Result<Option<Vec<u8>>, Str
         .copied()
         .collect();
     let rows = header.rows();
-    let wanted: u64 = rows.iter().map(|(rows, bytes)| rows * bytes).sum();
-    let wanted = usize::try_from(wanted).map_err(|_| "the PNG is too large".to_owned())?;
-    let mut filtered = inflated(&packed, wanted);
-    if filtered.len() < wanted {
+    let length: u64 = rows.iter().map(|(rows, bytes)| rows * bytes).sum();
+    let length = usize::try_from(length).map_err(|_| "the PNG is too large".to_owned())?;
+    let mut filtered = inflated(&packed, length);
+    if filtered.len() < length {
         if !options.truncated {
             return Err(format!(
-                "corrupt or truncated PNG: the pixel data is cut or damaged; {READ_TRUNCATED}"
+                "corrupt or truncated PNG: the pixel data is incomplete or damaged; {READ_TRUNCATED}"
             ));
         }
-        // Only whole rows count.
-        let mut whole = 0;
+        // Only complete rows are kept.
+        let mut complete = 0;
         for (count, bytes) in rows {
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             let fitting =
-                ((filtered.len() - whole) / bytes).min(usize::try_from(count).unwrap_or(usize::MAX));
-            whole += fitting * bytes;
+                ((filtered.len() - complete) / bytes).min(usize::try_from(count).unwrap_or(usize::MAX));
+            complete += fitting * bytes;
             if fitting as u64 != count {
                 break;
             }
         }
-        filtered.truncate(whole);
-        filtered.resize(wanted, 0);
+        filtered.truncate(complete);
+        filtered.resize(length, 0);
     }
     let failed = |error: std::io::Error| format!("the PNG cannot be repaired: {error}");
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
@@ -174,13 +176,13 @@ fn append(file: &mut Vec<u8>, kind: [u8; 4], content: &[u8]) {
     file.extend(hasher.finalize().to_be_bytes());
 }
 
-/// What the packed bytes hold, at most `wanted` bytes, up to where they end or are damaged.
-fn inflated(packed: &[u8], wanted: usize) -> Vec<u8> {
+/// Decompresses at most `most` bytes, up to the end or the first error.
+fn inflated(packed: &[u8], most: usize) -> Vec<u8> {
     let mut decompress = Decompress::new(true);
     let mut found = Vec::new();
-    while found.len() < wanted {
-        // Memory follows what there is, not what the header claims.
-        found.reserve((wanted - found.len()).min(1 << 16));
+    while found.len() < most {
+        // Memory grows with the data, not with what the header claims.
+        found.reserve((most - found.len()).min(1 << 16));
         let before = (decompress.total_in(), found.len());
         let input = usize::try_from(before.0).unwrap_or(usize::MAX).min(packed.len());
         let status = decompress.decompress_vec(&packed[input..], &mut found, FlushDecompress::Sync);
@@ -189,11 +191,11 @@ fn inflated(packed: &[u8], wanted: usize) -> Vec<u8> {
             break;
         }
     }
-    found.truncate(wanted);
+    found.truncate(most);
     found
 }
 
-/// The orientation that any chunk names, also after the pixels.
+/// The orientation in any chunk, including those after the pixels.
 fn orientation(bytes: &[u8]) -> Orientation {
     let (mut exif, mut profile, mut xmp) = (None, None, None);
     for chunk in chunks(bytes) {
@@ -212,7 +214,7 @@ fn orientation(bytes: &[u8]) -> Orientation {
     exif::orientation(exif.as_deref(), xmp.as_deref())
 }
 
-/// Key and content of a text chunk, unpacked.
+/// Keyword and decompressed contents of a text chunk.
 fn text<'a>(chunk: &Chunk<'a>) -> Option<(&'a [u8], Vec<u8>)> {
     let split = |bytes: &'a [u8]| {
         let end = bytes.iter().position(|byte| *byte == 0)?;
@@ -243,7 +245,8 @@ fn text<'a>(chunk: &Chunk<'a>) -> Option<(&'a [u8], Vec<u8>)> {
     Some((key, text))
 }
 
-/// The bytes of ImageMagick's profile: hexadecimal digits from the fourth line on, after an empty one, the name and the length.
+/// Decodes an ImageMagick profile: hexadecimal digits from the fourth line on, after an empty line, the name and the
+/// length.
 fn raw_profile(text: &[u8]) -> Option<Vec<u8>> {
     let lines = text.splitn(4, |byte| *byte == b'\n').nth(3)?;
     let digits: Vec<u8> = lines.iter().filter(|byte| !byte.is_ascii_whitespace()).copied().collect();

@@ -1,8 +1,8 @@
-//! What a file is, by its content.
+//! Detects file formats from content.
 
 use crate::files::mistaken::{Mistaken, beginning};
 
-/// A format that is decoded.
+/// A supported format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileFormat {
     /// JPEG.
@@ -15,21 +15,21 @@ pub enum FileFormat {
     Gif,
     /// Windows bitmap.
     Bmp,
-    /// TIFF, BigTIFF included.
+    /// TIFF, including BigTIFF.
     Tiff,
 }
 
-/// The formats that are decoded, for messages.
-pub(super) const READ: &str = "PNG, JPEG, WebP, GIF, BMP and TIFF are read";
+/// The supported formats, for messages.
+pub(super) const READ: &str = "supported formats are PNG, JPEG, WebP, GIF, BMP and TIFF";
 
-/// Bytes at the beginning of a file by which its format is recognized.
+/// Number of bytes from which a format is detected.
 pub const SNIFFED_BYTES: usize = 1024;
 
 impl FileFormat {
-    /// By the first bytes of a file, whatever its name is.
+    /// Detects the format from the first bytes of a file, ignoring its name.
     ///
     /// # Errors
-    /// What it is instead, as a sentence without the file's name.
+    /// What the file is instead, as a message without the file name.
     pub fn of(bytes: &[u8]) -> Result<Self, String> {
         if bytes.is_empty() {
             return Err("the file is empty (0 bytes)".to_owned());
@@ -45,7 +45,7 @@ impl FileFormat {
         })
     }
 
-    /// The ending of a file's name by which other programs recognize the format, without the dot.
+    /// The usual extension of the format, without the dot.
     pub fn ending(self) -> &'static str {
         match self {
             Self::Jpeg => "jpg",
@@ -58,7 +58,7 @@ impl FileFormat {
     }
 }
 
-/// Files that begin in a way of their own. Those that are images can be converted.
+/// First bytes of other formats. Those that are images can be converted.
 const BEGINNINGS: &[(&[u8], &str)] = &[
     (b"\xFF\x0A", "a JPEG XL image"),
     (b"\0\0\0\x0CJXL \r\n\x87\n", "a JPEG XL image"),
@@ -99,9 +99,9 @@ const BEGINNINGS: &[(&[u8], &str)] = &[
     (b"\x1A\x45\xDF\xA3", "a WebM or Matroska video"),
 ];
 
-/// What a file is that is not decoded, and what to do.
+/// Describes an unsupported file, with a hint.
 fn refusal(bytes: &[u8]) -> String {
-    let image = |name: &str| format!("{name}; {READ}, convert it to one of them");
+    let image = |name: &str| format!("{name}; {READ}: convert it to one of them");
     if let Some((_, name)) = BEGINNINGS.iter().find(|(start, _)| bytes.starts_with(start)) {
         return image(name);
     }
@@ -110,7 +110,7 @@ fn refusal(bytes: &[u8]) -> String {
     }
     let text = beginning(bytes);
     match Mistaken::of(bytes) {
-        // Drawings are XML, too, and pages hold some.
+        // SVG is XML, too, and web pages may contain it.
         None | Some(Mistaken::Answer) if text.contains("<svg") => return image("an SVG drawing"),
         Some(found) => return format!("not an image but {found}"),
         None => {}
@@ -118,10 +118,10 @@ fn refusal(bytes: &[u8]) -> String {
     if bytes.iter().all(|&byte| byte == 0) {
         return "not an image: every byte is 0".to_owned();
     }
-    format!("not an image that is recognized; {READ}")
+    format!("not a recognized image; {READ}")
 }
 
-/// What a file of ISO's base media format is, by the brands in its first box: the main one, then those it is compatible with.
+/// The format of an ISO base media file, by its major brand and then its compatible brands.
 fn of_brands(bytes: &[u8]) -> &'static str {
     let length = bytes.first_chunk().map_or(0, |length| u32::from_be_bytes(*length) as usize);
     let brands = bytes.get(8..length.min(bytes.len()).max(12)).unwrap_or_default();

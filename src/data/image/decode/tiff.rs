@@ -15,13 +15,13 @@ use super::{
     rgb_of_cmyk, rgb_of_ycbcr,
 };
 
-/// The most bytes of one entry: offsets of strips, a color table or a profile.
+/// Maximum size of an entry: strip offsets, a color table or a profile.
 const ENTRY_BYTES: usize = 16 << 20;
 
-/// A tile may have this many pixels, however few an image may have.
+/// Maximum number of pixels of a tile, if it exceeds the limit of the image.
 const TILE_PIXELS: u64 = 1 << 22;
 
-/// The kinds of color that the first page may say it has and that are treated here.
+/// Values of `PhotometricInterpretation` with special handling.
 mod photometric {
     pub(super) const WHITE_IS_ZERO: u64 = 0;
     pub(super) const BLACK_IS_ZERO: u16 = 1;
@@ -32,7 +32,8 @@ mod photometric {
 pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
     let mut file = Cow::Borrowed(bytes);
     let kind = value(bytes, Tag::PhotometricInterpretation);
-    // The decoder reads no palettes and inverts only some depths: it gets plain levels to read, and the rest is done here.
+    // The decoder supports no palettes and inverts only some bit depths, so it reads plain levels and the rest is
+    // done here.
     let is_plain = !matches!(kind, Some(photometric::PALETTE | photometric::WHITE_IS_ZERO));
     if !is_plain {
         set_photometric(file.to_mut());
@@ -45,22 +46,22 @@ pub(super) fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, St
         _ => page.samples(kind == Some(photometric::WHITE_IS_ZERO))?,
     };
     if samples.len() != width * height * channels {
-        return Err("corrupt TIFF: its headers contradict one another".to_owned());
+        return Err("corrupt TIFF: its headers are inconsistent".to_owned());
     }
     let orientation = exif::in_tiff(bytes).unwrap_or_else(|| page.orientation_in_xmp());
-    Ok(Decoded { width, height, channels, samples, orientation, always_turned: true })
+    Ok(Decoded { width, height, channels, samples, orientation, always_oriented: true })
 }
 
-/// The first value of an entry that holds unsigned integers.
+/// The first value of an entry with unsigned integers.
 fn value(bytes: &[u8], tag: Tag) -> Option<u64> {
     Directory::first(bytes)?.entries().find(|entry| entry.tag == tag.to_u16())?.unsigned()
 }
 
 fn set_photometric(bytes: &mut [u8]) {
-    let place = Directory::first(bytes).and_then(|directory| {
+    let location = Directory::first(bytes).and_then(|directory| {
         directory.entries().find(|entry| entry.tag == Tag::PhotometricInterpretation.to_u16())?.location()
     });
-    if let Some((at, unit)) = place {
+    if let Some((at, unit)) = location {
         let level = if bytes.starts_with(b"MM") {
             [[0; 6].as_slice(), &photometric::BLACK_IS_ZERO.to_be_bytes()].concat()
         } else {
@@ -71,7 +72,7 @@ fn set_photometric(bytes: &mut [u8]) {
     }
 }
 
-/// Plain pixel data that the file does not hold to its end is set to 0, whole rows at a time, if cut images are decoded.
+/// If truncated images are decoded, sets missing uncompressed pixel data to 0, in complete rows.
 fn complete(file: &mut Cow<'_, [u8]>, options: DecodeOptions) -> Result<(), String> {
     const PLAIN: u64 = 1;
     if !options.truncated || value(file, Tag::Compression).unwrap_or(PLAIN) != PLAIN {
@@ -83,7 +84,7 @@ fn complete(file: &mut Cow<'_, [u8]>, options: DecodeOptions) -> Result<(), Stri
     let Some(end) = chunks.iter().map(|[start, size]| start.saturating_add(*size)).max() else {
         return Ok(());
     };
-    // Whatever the entries claim, no more than the pixels can take.
+    // At most what the pixels can take, whatever the entries claim.
     let most = length.saturating_add(options.max_pixels.saturating_mul(8));
     if end <= length || end > most {
         return Ok(());
@@ -108,22 +109,22 @@ impl Samples {
     }
 }
 
-/// The first page, its header read.
+/// The first page, with its header parsed.
 struct Page<'a> {
     decoder: Decoder<Cursor<&'a [u8]>>,
     bytes: &'a [u8],
     width: usize,
     height: usize,
     color: ColorType,
-    /// Bytes of a row of a strip or tile, not packed.
+    /// Bytes per row of a strip or tile, uncompressed.
     bytes_of_row: u64,
 }
 
 fn broken(error: TiffError) -> String {
     match error {
-        TiffError::UnsupportedError(what) => format!("a TIFF that is not read: {what}; save it as RGB"),
+        TiffError::UnsupportedError(what) => format!("unsupported TIFF: {what}; save it as RGB"),
         TiffError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            format!("truncated TIFF: pixel data is cut; {READ_TRUNCATED}")
+            format!("truncated TIFF: the pixel data is incomplete; {READ_TRUNCATED}")
         }
         error => format!("corrupt or truncated TIFF: {error}"),
     }
@@ -143,16 +144,14 @@ impl<'a> Page<'a> {
         let (across, down) = decoder.chunk_dimensions();
         let is_tiled = decoder.get_chunk_type() == ChunkType::Tile;
         if is_tiled && u64::from(across) * u64::from(down) > max_pixels.max(TILE_PIXELS) {
-            return Err(format!("corrupt TIFF: it claims tiles of {across} x {down} pixels"));
+            return Err(format!("corrupt TIFF: its tiles are {across} x {down} pixels"));
         }
         let mut formats =
             decoder.find_tag_unsigned_vec::<u16>(Tag::SampleFormat).map_err(broken)?.unwrap_or_default();
         formats.retain(|format| *format != 1);
         if !formats.is_empty() {
-            return Err(
-                "a TIFF whose samples are signed or floating-point is not read; save it with 8 bits a sample"
-                    .to_owned(),
-            );
+            return Err("unsupported TIFF: signed or floating-point samples; save it with 8 bits per sample"
+                .to_owned());
         }
         let is_planar = value(bytes, Tag::PlanarConfiguration) == Some(2);
         let samples = if is_planar { 1 } else { value(bytes, Tag::SamplesPerPixel).unwrap_or(1) };
@@ -164,7 +163,7 @@ impl<'a> Page<'a> {
         Ok(page)
     }
 
-    /// Where strips or tiles start and how many bytes they have.
+    /// Offset and size of each strip or tile.
     fn chunks(&self) -> Option<Vec<[u64; 2]>> {
         let directory = Directory::first(self.bytes)?;
         let list = |tags: [Tag; 2]| {
@@ -178,12 +177,12 @@ impl<'a> Page<'a> {
         Some(std::iter::zip(starts, sizes).map(|(start, size)| [start, size]).collect())
     }
 
-    /// JPEG strips say their size once more, and YCbCr may be subsampled only by JPEG.
+    /// JPEG strips have their own headers, and YCbCr may be subsampled only with JPEG.
     fn check_compressed(&self, max_pixels: u64) -> Result<(), String> {
         const JPEG: u64 = 7;
         let is_jpeg = value(self.bytes, Tag::Compression) == Some(JPEG);
         if !is_jpeg && matches!(self.color, ColorType::YCbCr(_)) {
-            return Err("a TIFF that is not read: YCbCr without JPEG compression; save it as RGB".to_owned());
+            return Err("unsupported TIFF: YCbCr without JPEG compression; save it as RGB".to_owned());
         }
         for [start, size] in self.chunks().filter(|_| is_jpeg).unwrap_or_default() {
             let range = usize::try_from(start).ok().zip(usize::try_from(start.saturating_add(size)).ok());
@@ -200,7 +199,7 @@ impl<'a> Page<'a> {
         exif::orientation(None, xmp.as_deref())
     }
 
-    /// The samples of all planes, pixel by pixel, those of less than 8 bits still packed.
+    /// The interleaved samples of all planes; those with less than 8 bits are still packed.
     fn read(&mut self) -> Result<DecodingResult, String> {
         let mut result = DecodingResult::U8(Vec::new());
         let layout = self.decoder.read_image_to_buffer(&mut result).map_err(broken)?;
@@ -211,7 +210,7 @@ impl<'a> Page<'a> {
             return Ok(result);
         }
         let pixels = self.width * self.height;
-        let contradiction = || "corrupt TIFF: its headers contradict one another".to_owned();
+        let contradiction = || "corrupt TIFF: its headers are inconsistent".to_owned();
         fn interleaved<T: Copy>(planes: &[T], pixels: usize, count: usize) -> Option<Vec<T>> {
             (planes.len() >= pixels * count).then(|| {
                 (0..pixels).flat_map(|at| (0..count).map(move |plane| planes[plane * pixels + at])).collect()
@@ -229,13 +228,10 @@ impl<'a> Page<'a> {
     }
 
     fn unread(&self) -> String {
-        format!(
-            "a TIFF that is not read: samples of the kind {:?}; save it as RGB with 8 bits a sample",
-            self.color
-        )
+        format!("unsupported TIFF: samples of type {:?}; save it as RGB with 8 bits per sample", self.color)
     }
 
-    /// Levels of less than 8 bits, a byte each; 8-bit ones as they are.
+    /// Unpacks levels of less than 8 bits to one byte each; returns 8-bit levels unchanged.
     fn levels(&self, packed: &[u8], bits: u8) -> Result<Vec<u8>, String> {
         if bits == 8 {
             return Ok(packed.to_vec());
@@ -261,7 +257,7 @@ impl<'a> Page<'a> {
         let indices = self.levels(&packed, bits)?;
         let color = |index: u8| {
             let index = usize::from(index);
-            // What lies behind a table that is too short is black, as in Pillow.
+            // Indices beyond the end of a short color table are black, as in Pillow.
             [0, 1, 2].map(
                 |channel| if index < colors { table[channel * colors + index].to_be_bytes()[0] } else { 0 },
             )
@@ -269,7 +265,7 @@ impl<'a> Page<'a> {
         Ok(indices.into_iter().flat_map(color).collect())
     }
 
-    /// Channels and samples of anything but palettes.
+    /// Channels and samples of images without a palette.
     fn samples(&mut self, white_is_zero: bool) -> Result<(usize, Samples), String> {
         let read = self.read()?;
         let extra = self.decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).map_err(broken)?;
@@ -325,7 +321,7 @@ fn paint(inks: &[u8]) -> Vec<u8> {
     inks.as_chunks::<4>().0.iter().flat_map(|inks| rgb_of_cmyk(*inks)).collect()
 }
 
-/// Colors that are multiplied by alpha (`ExtraSamples` is 1) divided by it, as Pillow does it.
+/// Converts premultiplied colors (`ExtraSamples` is 1) to straight alpha, like Pillow.
 fn straight(mut levels: Vec<u8>, extra: Option<u16>) -> Vec<u8> {
     if extra == Some(1) {
         for [colors @ .., alpha] in levels.as_chunks_mut::<4>().0 {
