@@ -1,5 +1,5 @@
-//! Stopping on Ctrl-C, SIGTERM or SIGHUP: the first signal is acknowledged at once, whatever the program is doing, and asks it to
-//! save and end; a second one ends it at once.
+//! Handles Ctrl-C, SIGTERM and SIGHUP: the first signal is acknowledged immediately, whatever the program is doing,
+//! and requests that it save and exit; a second one exits immediately.
 
 use std::{
     sync::{
@@ -16,33 +16,33 @@ use crate::{
     files::temporary::{clean_up, is_untouched},
 };
 
-/// The exit code of a program that the user stopped (128 + SIGINT).
+/// Exit code of a program stopped by the user (128 + SIGINT).
 pub(crate) const EXIT_CODE: u8 = 130;
 
-/// The acknowledgment of a signal where the running step ends first.
+/// The acknowledgment of a signal if the current step is finished first.
 pub(crate) const ACKNOWLEDGMENT: &str =
     "interrupted: finishing the running step; press Ctrl-C again to stop at once";
 
-/// What is kept by a command that has written nothing yet.
+/// What a command that has written nothing reports as saved.
 const UNTOUCHED: &str = "nothing was written";
 
-/// What an interrupted run says before its first step.
+/// Message of a run interrupted before its first step.
 pub(crate) const NO_STEP: &str = "no step had been done yet, so there was nothing to save";
 
-/// What it says before it has continued.
-pub(crate) const AS_IT_WAS: &str = "the run is as it was; give the same command again";
+/// Message of a resumed run interrupted before its first new step.
+pub(crate) const AS_IT_WAS: &str = "the run is unchanged; run the same command again";
 
-/// How long the end of the program waits for its last line to be printed; nobody may be reading it.
+/// How long the exit waits for its last line to be printed; the terminal may be blocked.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether the user has asked to stop. Clones share one answer.
+/// Whether the user requested to stop. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
     raised: AtomicBool,
-    /// While work runs that may end anywhere, because it only reads: what is kept of the job, and how to continue.
+    /// During work that only reads and can be aborted at any point: what is saved of the job, and how to continue.
     only_reading: Mutex<Option<String>>,
 }
 
@@ -53,20 +53,21 @@ impl State {
 }
 
 impl Interrupt {
-    /// An interrupt that Ctrl-C, SIGTERM and SIGHUP raise; once in a process. `tell` prints a line, on a thread of its own.
+    /// An interrupt that is raised by Ctrl-C, SIGTERM and SIGHUP; at most one per process. `tell` prints a line, on a
+    /// separate thread.
     ///
     /// # Errors
-    /// If the signals are already handled.
+    /// If a signal handler is already installed.
     pub fn from_signals(tell: impl Fn(&str) + Clone + Send + 'static) -> Result<Self> {
         let interrupt = Self::default();
         let state = Arc::clone(&interrupt.0);
         listen(move || {
             if state.raised.swap(true, Ordering::SeqCst) {
-                // A second signal means at once; files are only ever written whole.
+                // A second signal exits immediately; files are always written atomically.
                 clean_up();
                 std::process::exit(EXIT_CODE.into());
             }
-            // While this is held, no work that writes can begin.
+            // While this lock is held, no work that writes can start.
             let only_reading = state.only_reading();
             let saved = only_reading.clone().or_else(|| is_untouched().then(|| UNTOUCHED.to_owned()));
             let at_once = saved.is_some();
@@ -74,7 +75,7 @@ impl Interrupt {
                 Some(saved) => Error::Interrupted { saved }.to_string(),
                 None => ACKNOWLEDGMENT.to_owned(),
             };
-            // A terminal that does not take the line must not keep the second signal from being heard.
+            // A blocked terminal must not delay the handling of the second signal.
             let (done, printed) = mpsc::channel();
             let (line, print) = (sentence.clone(), tell.clone());
             let started = thread::Builder::new().spawn(move || {
@@ -93,12 +94,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Asks to stop, as a signal does.
+    /// Requests to stop, like a signal.
     pub fn raise(&self) {
         self.0.raised.store(true, Ordering::SeqCst);
     }
 
-    /// An error if the user has asked to stop; `saved` says what is kept and how to go on.
+    /// An error if the user requested to stop; `saved` says what is saved and how to continue.
     ///
     /// # Errors
     /// [`Error::Interrupted`] if so.
@@ -106,16 +107,16 @@ impl Interrupt {
         if self.is_raised() { Err(Error::Interrupted { saved: saved.to_owned() }) } else { Ok(()) }
     }
 
-    /// Whether the user has asked to stop.
+    /// Whether the user requested to stop.
     pub fn is_raised(&self) -> bool {
         self.0.raised.load(Ordering::SeqCst)
     }
 
-    /// Runs work that writes nothing: a signal ends the program in the middle of it, however long it takes between two
-    /// checks. `saved` says what is kept and how to continue, as for [`check`](Self::check).
+    /// Runs work that writes nothing: a signal exits the program in the middle of it, however long it runs between
+    /// two checks. `saved` says what is saved and how to continue; see [`check`](Self::check).
     ///
     /// # Errors
-    /// Those of the work; [`Error::Interrupted`] if the user has asked to stop before or meanwhile.
+    /// The error of the work; [`Error::Interrupted`] if the user requested to stop before or during it.
     pub(crate) fn while_reading<T>(&self, saved: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = {
             let mut only_reading = self.0.only_reading();
@@ -130,22 +131,22 @@ impl Interrupt {
     }
 }
 
-/// Lets a failed allocation end the program with exit code 1, not with SIGABRT: the standard library has said by then how many
-/// bytes were requested. Every other abort ends so, too: what aborts has said why, but leaves no core dump.
+/// Makes a failed allocation exit with code 1 instead of SIGABRT; the standard library has printed the requested size
+/// by then. This applies to every abort: its cause was printed, but there is no core dump.
 #[cfg(unix)]
 pub(crate) fn exit_on_failed_allocation() {
     let always = Arc::new(AtomicBool::new(true));
-    // Without it the program ends as well, by the signal.
+    // If this fails, the signal still ends the program.
     let _registered =
         signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGABRT, 1, always);
 }
 
-/// Nothing, as there are no signals.
+/// Does nothing, as there are no signals.
 #[cfg(not(unix))]
 pub(crate) fn exit_on_failed_allocation() {}
 
-/// Calls `heard` on a thread of its own for every Ctrl-C, SIGTERM and SIGHUP; for SIGHUP not where the program was started to ignore it,
-/// as `nohup` does, which is how a job outlives its terminal.
+/// Calls `heard` on a separate thread for every Ctrl-C, SIGTERM and SIGHUP. SIGHUP is not handled if the program was
+/// started with it ignored, for example by `nohup`, so that a job outlives its terminal.
 #[cfg(unix)]
 fn listen(mut heard: impl FnMut() + Send + 'static) -> Result<()> {
     use signal_hook::{
@@ -153,14 +154,14 @@ fn listen(mut heard: impl FnMut() + Send + 'static) -> Result<()> {
         iterator::Signals,
     };
     let failed = |error: std::io::Error| Error::invalid(format!("cannot listen for Ctrl-C: {error}"));
-    let mut asked = vec![SIGINT, SIGTERM];
-    asked.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
-    let mut signals = Signals::new(asked).map_err(failed)?;
+    let mut handled = vec![SIGINT, SIGTERM];
+    handled.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
+    let mut signals = Signals::new(handled).map_err(failed)?;
     let thread = thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || signals.forever().for_each(|_| heard())).map(drop).map_err(failed)
 }
 
-/// Whether the process ignores a signal. Where the system does not say it, none counts as ignored.
+/// Whether the process ignores a signal; `false` if the system does not report it.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -169,16 +170,16 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// Calls `heard` on a thread of its own for every Ctrl-C.
+/// Calls `heard` on a separate thread for every Ctrl-C.
 #[cfg(not(unix))]
 fn listen(heard: impl FnMut() + Send + 'static) -> Result<()> {
     ctrlc::set_handler(heard).map_err(|error| Error::invalid(format!("cannot listen for Ctrl-C: {error}")))
 }
 
-/// A stretch of work that only reads.
+/// A scope of work that only reads.
 struct Reading<'a> {
     state: &'a State,
-    /// What held before it.
+    /// The state before the scope.
     before: Option<String>,
 }
 

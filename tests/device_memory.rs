@@ -200,10 +200,10 @@ fn out_of_memory_says_what_would_help() {
     let device = Device::emulated_with_memory(16 * PAGE).unwrap();
     let held = device.uninitialized::<u32>(4 * PAGE / 4).unwrap();
     let error = device.uninitialized::<u32>(12 * PAGE / 4).unwrap_err();
-    assert!(matches!(error, Error::OutOfMemory { asked_bytes, .. } if asked_bytes == 12 * PAGE));
+    assert!(matches!(error, Error::OutOfMemory { requested_bytes, .. } if requested_bytes == 12 * PAGE));
     let message = error.to_string();
     for part in
-        ["48.0 KiB were asked for", "44.0 KiB of 64.0 KiB are free", "bs", "ac", "--recompute", "fp16"]
+        ["48.0 KiB were requested", "44.0 KiB of 64.0 KiB are free", "bs", "ac", "--recompute", "fp16"]
     {
         assert!(message.contains(part), "{part} is not in: {message}");
     }

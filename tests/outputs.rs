@@ -371,7 +371,7 @@ fn a_set_that_is_half_replaced_is_refused_and_made_anew() {
     fs::write(&marker, text.replace("\"complete\"", "\"unfinished\"")).unwrap();
     let arguments =
         ["select", "--ratings", "s.csv", "--rating-column", "again", "--keep", "50%", "--out", "t.csv"];
-    place.refused(&arguments, &["s.csv", "give that command again"]);
+    place.refused(&arguments, &["s.csv", "run that command again"]);
     place.succeed(&["select", "--ratings", "ratings.csv", "--keep", "50%", "--out", "s.csv"]);
     assert!(everything(place.0.path()) == whole);
 }

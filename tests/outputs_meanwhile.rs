@@ -153,15 +153,15 @@ fn hidden_files_of_the_user_are_not_the_programs() {
     let select = |out| ["select", "--ratings", "ratings.csv", "--keep", "50%", "--out", out];
     // Under the name of a lock: a text, a second name of an input, a pipe.
     fs::write(place.path(".a.csv.lock"), "mine").unwrap();
-    place.refused(&select("a.csv"), &[".a.csv.lock", "is no lock of this program"]);
+    place.refused(&select("a.csv"), &[".a.csv.lock", "is not a lock of this program"]);
     is_mine(&place.path(".a.csv.lock"));
     fs::copy(place.path("ratings.csv"), place.path("linked.csv")).unwrap();
     let table = fs::read(place.path("linked.csv")).unwrap();
     fs::hard_link(place.path("linked.csv"), place.path(".b.csv.lock")).unwrap();
-    place.refused(&select("b.csv"), &[".b.csv.lock", "is no lock of this program"]);
+    place.refused(&select("b.csv"), &[".b.csv.lock", "is not a lock of this program"]);
     assert!(fs::read(place.path("linked.csv")).unwrap() == table);
     fs::create_dir(place.path(".c.csv.lock")).unwrap();
-    place.refused(&select("c.csv"), &[".c.csv.lock", "is no lock of this program"]);
+    place.refused(&select("c.csv"), &[".c.csv.lock", "is not a lock of this program"]);
     // In a folder that is to be replaced.
     let pack = |more: &[&'static str]| {
         [&["pack", "--data", "data/train.csv", "--format", "imagefolder", "--out", "packed"], more].concat()
@@ -175,7 +175,7 @@ fn hidden_files_of_the_user_are_not_the_programs() {
     }
     // Names that only the program gives.
     for out in [".x.csv.unfinished", ".x.replaced", ".x.lock", ".alchemist.json"] {
-        place.refused(&["train", "--config", "config.json", "--out", out], &[out, "files of its own"]);
+        place.refused(&["train", "--config", "config.json", "--out", out], &[out, "for its own files"]);
     }
     // Folders that lie where the program keeps a former output, with something of the user's in them.
     for hidden in [".run.unfinished", ".run.replaced"] {

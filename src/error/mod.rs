@@ -1,4 +1,4 @@
-//! One error type for the library: each variant is a cause, each message says what, where and what to do.
+//! The library's error type: one variant per cause; each message says what, where and how to fix it.
 
 mod reasons;
 
@@ -7,76 +7,76 @@ use std::path::{Path, PathBuf};
 pub(crate) use reasons::LeftOutRows;
 pub use reasons::Reasons;
 
-/// Shorthand for a result with the crate's [`Error`].
+/// A `Result` with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in the library. Messages are whole sentences for the person at the terminal.
+/// All errors of the library. Messages are written for users of the command line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Tensors whose shapes do not fit an operation: a mistake in the calling code or a foreign checkpoint.
+    /// Tensor shapes that do not fit an operation: a bug in the caller, or an incompatible checkpoint.
     #[error("{op}: {detail}")]
     Shape {
-        /// The operation that refused.
+        /// The operation.
         op: &'static str,
-        /// What was expected and what came.
+        /// The expected and actual shapes.
         detail: String,
     },
-    /// Reading, writing or creating a file failed.
+    /// An I/O error.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was attempted, as a verb: `read`, `write`, `create`, `rename`.
+        /// The attempted operation, as a verb: `read`, `write`, `create`, `rename`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A table (CSV or Parquet) that cannot be used as it is.
+    /// A table (CSV or Parquet) that cannot be used.
     #[error("{}{}: {message}", path.display(), line.map_or(String::new(), |line| format!(", line {line}")))]
     Table {
         /// The file.
         path: PathBuf,
-        /// The line in the file, counted from 1 with the header, where one is known.
+        /// The line, counted from 1 including the header, if known.
         line: Option<u64>,
-        /// What is wrong and what to do.
+        /// The problem and a hint.
         message: String,
     },
-    /// A configuration key or value that cannot be used.
+    /// An invalid configuration key or value.
     #[error("{source_name}: {key}: {message}")]
     Config {
-        /// The file, or `--set`, that the key came from.
+        /// The source of the key: a file or `--set`.
         source_name: String,
-        /// The key, dotted when nested.
+        /// The key, with dots if nested.
         key: String,
-        /// What is wrong and what to do.
+        /// The problem and a hint.
         message: String,
     },
-    /// An image that cannot be used. Such a record is counted, logged and left out.
+    /// An unusable image. Its record is counted, logged and skipped.
     #[error("{}: {message}", path.display())]
     Image {
-        /// The image's file.
+        /// The image file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         message: String,
     },
-    /// A checkpoint or weights file that does not fit or is damaged.
+    /// A checkpoint or weights file that is damaged or does not fit.
     #[error("{}: {message}", path.display())]
     Checkpoint {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The problem and a hint.
         message: String,
     },
-    /// An output that may not be written: it is an input, or not this program's own, or there already.
+    /// An output that must not be written: it is an input, was not written by this program, or exists already.
     #[error("{}: {message}", path.display())]
     Output {
         /// The output.
         path: PathBuf,
-        /// Why not, and what to do.
+        /// The reason and a hint.
         message: String,
     },
-    /// Another process writes the same output.
+    /// Another process is writing the same output.
     #[error("{}: is being written by {holder}; wait for it or choose another --out", path.display())]
     Locked {
         /// The output.
@@ -84,96 +84,98 @@ pub enum Error {
         /// The process.
         holder: String,
     },
-    /// An argument out of range, or arguments that exclude each other: the message says which, and what is accepted.
+    /// An argument out of range, or arguments that exclude each other. The message names them and the accepted
+    /// values.
     #[error("{0}")]
     Argument(String),
-    /// Too few records, images or ratings that can be used.
+    /// Too few usable records, images or ratings.
     #[error("{0}")]
     NotEnoughData(String),
-    /// A value that is not finite (NaN or Inf) in an image, in a table, or in what a network computes of them.
+    /// A value that is not finite (NaN or Inf) in an image, a table, or the output of a network.
     #[error("{0}")]
     NotFinite(String),
-    /// A run, a checkpoint or another output that is there already and was made of something else than was asked for.
+    /// An existing run, checkpoint or other output that was created with other inputs or settings than the requested
+    /// ones.
     #[error("{message}")]
     Mismatch {
         /// The file or folder.
         path: PathBuf,
-        /// What differs and what to do.
+        /// The difference and a hint.
         message: String,
     },
-    /// An input that does not hold what is needed of it, such as a run without a checkpoint.
+    /// An input without required contents, such as a run without a checkpoint.
     #[error("{message}")]
     Input {
         /// The file or folder.
         path: PathBuf,
-        /// What is missing and what to do.
+        /// What is missing and a hint.
         message: String,
     },
-    /// A mistake in the calling code, or a refusal of the operating system that no other variant names.
+    /// A bug in the caller, or an operating system error without a variant of its own.
     #[error("{0}")]
     Invalid(String),
-    /// A loss or gradient that is no longer a number.
+    /// A loss or gradient that is not finite.
     #[error("{0}")]
     Diverged(String),
-    /// The program holds no kernels for this kind of device.
+    /// The program was built without kernels for this kind of device.
     #[error("{device}: this program was built without its kernels: {reason}")]
     KernelsNotBuilt {
         /// The kind of device: `cuda`, `emulated`.
         device: &'static str,
-        /// Why, and so what to change before building again.
+        /// The reason, which suggests what to change in the build.
         reason: String,
     },
-    /// A device that is missing, unfit or has failed.
+    /// A device that is missing, unsuitable or has failed.
     #[error("{device}: {message}")]
     Device {
-        /// The device, as the user names it.
+        /// The device, as named by the user.
         device: String,
-        /// What is wrong and what to do.
+        /// The problem and a hint.
         message: String,
     },
-    /// A device has not enough memory left.
+    /// The device does not have enough free memory.
     #[error(
-        "{device}: out of memory: {} were asked for, and {} of {} are free; a smaller batch (bs, with a larger ac for the \
+        "{device}: out of memory: {} were requested, {} of {} are free; a smaller batch (bs, with a larger ac for the \
          same steps), --recompute, or 16-bit activations (fp16) need less",
-        size(*asked_bytes), size(*free_bytes), size(*total_bytes)
+        size(*requested_bytes), size(*free_bytes), size(*total_bytes)
     )]
     OutOfMemory {
-        /// The device, as the user names it.
+        /// The device, as named by the user.
         device: String,
-        /// Bytes of this one request.
-        asked_bytes: usize,
-        /// Bytes that were free.
+        /// Size of the failed request.
+        requested_bytes: usize,
+        /// Free memory, in bytes.
         free_bytes: usize,
-        /// Bytes in all.
+        /// Total memory, in bytes.
         total_bytes: usize,
     },
-    /// The memory of this machine, or what the process may have of it, is not enough.
+    /// The host does not have enough memory, or the process is not allowed more.
     #[error("{}: not enough memory: {} were requested for {what}", path.display(), size(*bytes))]
     Memory {
-        /// The file that is read.
+        /// The file being read.
         path: PathBuf,
-        /// What the memory is for.
+        /// The purpose of the memory.
         what: String,
-        /// Bytes of this one request.
+        /// Size of the failed request.
         bytes: usize,
     },
-    /// A kernel that did wrong, or a launch that its device cannot do: a mistake in the program.
+    /// A faulty kernel, or a launch that the device does not support: a bug in this program.
     #[error("kernel {kernel}: {message}")]
     Kernel {
-        /// The kernel's name.
+        /// The name of the kernel.
         kernel: String,
         /// What happened, and where.
         message: String,
     },
-    /// The user asked to stop; what was done so far is saved.
+    /// The user interrupted the job; completed work is saved.
     #[error("interrupted; {saved}")]
     Interrupted {
-        /// What was saved and how to go on.
+        /// What was saved and how to continue.
         saved: String,
     },
 }
 
-/// A number of bytes, to read.
+/// Formats a number of bytes.
 fn size(bytes: usize) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1 << 10 {
@@ -183,10 +185,10 @@ fn size(bytes: usize) -> String {
     format!("{:.1} {}", bytes as f64 / f64::powi(1024.0, unit as i32 + 1), UNITS[unit])
 }
 
-/// An empty list with room for `length` values, which a file asks for; `what` says for what.
+/// An empty vector with capacity for `length` values. `path` and `what` describe the purpose in the error.
 ///
 /// # Errors
-/// [`Error::Memory`] if there is not enough.
+/// [`Error::Memory`] if the allocation fails.
 pub fn reserved<T>(length: usize, path: &Path, what: &str) -> Result<Vec<T>> {
     let mut list = Vec::new();
     match list.try_reserve_exact(length) {
@@ -200,7 +202,7 @@ pub fn reserved<T>(length: usize, path: &Path, what: &str) -> Result<Vec<T>> {
 }
 
 impl Error {
-    /// An [`Error::Io`] for use in `map_err`: `File::open(path).map_err(Error::io("read", path))`.
+    /// Creates an [`Error::Io`] in `map_err`: `File::open(path).map_err(Error::io("read", path))`.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }

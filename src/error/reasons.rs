@@ -1,15 +1,15 @@
-//! Why rows were left out, in one sentence: the reasons with their counts, and the first files of each.
+//! Summarizes why rows were skipped: the reasons with their counts, and the first files of each.
 
 use std::path::Path;
 
 use super::Error;
 
-/// Reasons that a sentence names.
+/// Maximum number of reasons in the summary.
 const NAMED: usize = 3;
-/// Files that it names for each.
+/// Maximum number of files per reason.
 const FILES: usize = 3;
 
-/// Reasons why rows were left out, grouped.
+/// Reasons why rows were skipped, grouped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reasons {
     groups: Vec<Group>,
@@ -25,10 +25,10 @@ struct Group {
 }
 
 impl Reasons {
-    /// Counts a row that was left out, by the message of its error: `cannot read FILE: why`, or `FILE: why`.
+    /// Counts a skipped row by its error message: `cannot read FILE: why`, or `FILE: why`.
     pub fn add(&mut self, message: &str) {
         self.rows += 1;
-        let (file, why) = parted(message);
+        let (file, why) = split_message(message);
         let group = match self.groups.iter().position(|group| group.why == why) {
             Some(at) => &mut self.groups[at],
             None => {
@@ -46,19 +46,19 @@ impl Reasons {
         }
     }
 
-    /// Rows that were left out.
+    /// Number of skipped rows.
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// The error of a job that could use no row of `table`; `list` is the file that holds every reason.
+    /// The error of a job that can use no row of `table`; `list` is the file with all reasons.
     pub fn none_usable(&self, table: &Path, list: Option<&Path>) -> Error {
         let rows = match self.rows {
             0 => {
                 return Error::Table {
                     path: table.to_path_buf(),
                     line: None,
-                    message: "holds no row".to_owned(),
+                    message: "has no rows".to_owned(),
                 };
             }
             1 => "the only row cannot be used".to_owned(),
@@ -78,7 +78,7 @@ impl<'a> FromIterator<&'a str> for Reasons {
 }
 
 impl std::fmt::Display for Reasons {
-    /// The most frequent reasons first: `why (58 rows: a.png, b.png, c.png, …), …`.
+    /// Formats the most frequent reasons first: `why (58 rows: a.png, b.png, c.png, …), …`.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut groups: Vec<&Group> = self.groups.iter().collect();
         groups.sort_by_key(|group| std::cmp::Reverse(group.rows));
@@ -98,8 +98,8 @@ impl std::fmt::Display for Reasons {
     }
 }
 
-/// The file that a message names, and what it says of it.
-fn parted(message: &str) -> (Option<&str>, &str) {
+/// Splits a message into the file it names and the rest.
+fn split_message(message: &str) -> (Option<&str>, &str) {
     let rest = message.strip_prefix("cannot ").and_then(|rest| rest.split_once(' ')).map(|(_, rest)| rest);
     match rest.unwrap_or(message).split_once(": ") {
         Some((file, why)) if !file.is_empty() => (Some(file), why),
@@ -107,15 +107,15 @@ fn parted(message: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Says which rows are left out: the first of them one by one, and at the end how many there were.
+/// Logs skipped rows: the first ones individually, and the total at the end.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOutRows(u64);
 
 impl LeftOutRows {
-    /// Rows that are said one by one.
+    /// Number of rows that are logged individually.
     const SAID: u64 = 5;
 
-    /// Says that a row is left out, or counts it.
+    /// Logs or counts a skipped row.
     pub(crate) fn add(&mut self, id: &str, reason: &dyn std::fmt::Display) {
         self.0 += 1;
         if self.0 <= Self::SAID {
@@ -127,7 +127,7 @@ impl LeftOutRows {
 impl Drop for LeftOutRows {
     fn drop(&mut self) {
         if self.0 > Self::SAID {
-            tracing::warn!("left out {} rows in all", self.0);
+            tracing::warn!("left out {} rows in total", self.0);
         }
     }
 }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn reasons_are_grouped_and_the_first_files_named() {
         let mut reasons = Reasons::default();
-        assert_eq!(reasons.none_usable(Path::new("t.csv"), None).to_string(), "t.csv: holds no row");
+        assert_eq!(reasons.none_usable(Path::new("t.csv"), None).to_string(), "t.csv: has no rows");
         reasons.add("b.png: not an image: every byte is 0");
         assert_eq!(
             reasons.none_usable(Path::new("t.csv"), None).to_string(),
@@ -155,7 +155,8 @@ mod tests {
         assert_eq!(
             error,
             "t.csv: none of 9 rows can be used: Permission denied (5 rows: a/0.png, a/1.png, a/2.png, …), \
-             not an image: every byte is 0 (1 row: b.png), one (1 row: c.png), and other reasons (2); see run/failed.csv"
+             not an image: every byte is 0 (1 row: b.png), one (1 row: c.png), and other reasons (2); see \
+             run/failed.csv"
         );
     }
 }

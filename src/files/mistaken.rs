@@ -1,5 +1,4 @@
-//! What lies in a file's place where a download or a checkout went wrong: told by its first bytes, for it has the right
-//! name.
+//! Detects the result of a failed download or checkout, which has the right name, from its first bytes.
 
 use std::{fmt, fs, path::Path};
 
@@ -7,28 +6,28 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// Bytes at the beginning of a file that are looked at.
+/// Number of bytes inspected at the start of a file.
 const LOOKED_AT: usize = 1024;
 
-/// What lies in a file's place.
+/// What a file contains instead of the expected contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistaken {
     /// An HTML page.
     Page,
-    /// The text that stands for a file which Git LFS did not fetch.
+    /// A Git LFS pointer whose file was not fetched.
     Pointer,
-    /// XML, in which stores of files refuse a download.
+    /// XML, the format in which object stores return errors.
     Answer,
 }
 
 impl Mistaken {
-    /// By the bytes of a file, or by the first of them; `None`: it is none of these.
+    /// Detects the kind from a file or its first bytes; `None` if it is none of these.
     pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
         let text = beginning(bytes);
         if text.starts_with("version https://git-lfs") {
             return Some(Self::Pointer);
         }
-        // A page may begin with a comment or with what XML begins with.
+        // A page may start with a comment or an XML declaration.
         if text.starts_with("<!doctype html") || (text.starts_with('<') && text.contains("<html")) {
             return Some(Self::Page);
         }
@@ -37,30 +36,30 @@ impl Mistaken {
 }
 
 impl fmt::Display for Mistaken {
-    /// What it is and what to do, as it reads after "not weights but".
+    /// Describes it with a hint, to follow "not weights but".
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, cure) = match self {
             Self::Page => (
-                "an HTML page: the download gave an error or a login page",
+                "an HTML page, probably an error or login page",
                 "download the file again, with access to it",
             ),
             Self::Pointer => (
-                "a Git LFS pointer, which only stands for the file",
+                "a Git LFS pointer, not the file itself",
                 "run `git lfs pull` in its repository, or download the file itself",
             ),
-            Self::Answer => ("an XML answer: the download was refused", "download the file again"),
+            Self::Answer => ("an XML error response: the download was refused", "download the file again"),
         };
         write!(formatter, "{what}; {cure}")
     }
 }
 
-/// The text that a file begins with, in small letters, without a byte order mark and the spaces before it.
+/// The start of a file in lower case, without a byte order mark and leading whitespace.
 pub(crate) fn beginning(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LOOKED_AT)]);
     text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).to_lowercase()
 }
 
-/// Says of a file that it is not what is expected: by what lies in its place, or else by what its reader stumbled over.
+/// The message for a file that is not what is expected: what it is instead, or else the parser's error.
 pub(crate) fn refusal(expected: &str, bytes: &[u8], error: impl fmt::Display) -> String {
     match Mistaken::of(bytes) {
         Some(found) => format!("not {expected} but {found}"),
@@ -68,10 +67,10 @@ pub(crate) fn refusal(expected: &str, bytes: &[u8], error: impl fmt::Display) ->
     }
 }
 
-/// Reads a JSON file of a model's folder, which should be what is expected.
+/// Reads a JSON file from the folder of a model; `expected` describes it in errors.
 ///
 /// # Errors
-/// If it cannot be read, or is something else.
+/// If it cannot be read or parsed.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_in_a_files_place_is_told_by_its_beginning() {
+    fn failed_downloads_are_recognized_by_their_first_bytes() {
         for (content, expected) in [
             ("<!DOCTYPE html>\n<html><body>404", Some(Mistaken::Page)),
             ("\u{feff} \r\n<HTML>", Some(Mistaken::Page)),

@@ -1,4 +1,4 @@
-//! Writing files and folders whole: whoever looks sees either nothing or all of it, whenever the process is killed.
+//! Atomic writes of files and folders: readers see the complete output or none, even if the process is killed.
 
 pub(crate) mod mistaken;
 pub mod sealed;
@@ -17,13 +17,13 @@ use tempfile::{NamedTempFile, TempDir};
 use self::temporary::{create_temporary, forget};
 use crate::error::{Error, Result};
 
-/// What temporary names begin with; see `remove_leftovers`.
+/// Prefix of temporary names; see `remove_leftovers`.
 pub const LEFTOVER: &str = ".unfinished-";
 
-/// Characters after [`LEFTOVER`] in a temporary name.
+/// Number of random characters after [`LEFTOVER`] in a temporary name.
 const RANDOM: usize = 12;
 
-/// Whether a name is one that this program gives to what is not complete.
+/// Whether `name` is a temporary name of this program.
 pub(crate) fn is_leftover(name: &std::ffi::OsStr) -> bool {
     let random = name.to_str().and_then(|name| name.strip_prefix(LEFTOVER));
     random.is_some_and(|random| {
@@ -31,7 +31,7 @@ pub(crate) fn is_leftover(name: &std::ffi::OsStr) -> bool {
     })
 }
 
-/// Bytes in hexadecimal.
+/// Formats bytes in hexadecimal.
 pub fn hexadecimal(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes
@@ -46,7 +46,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
-/// SHA-256 of a file that may be larger than memory.
+/// SHA-256 of a file, which may be larger than memory.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -54,7 +54,7 @@ pub(crate) fn digest_of_file(path: &Path) -> io::Result<[u8; 32]> {
     digest_of(File::open(path)?)
 }
 
-/// SHA-256 of what is left to read.
+/// SHA-256 of the remaining bytes of `input`.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -69,7 +69,7 @@ pub(crate) fn digest_of(mut input: impl io::Read) -> io::Result<[u8; 32]> {
     }
 }
 
-/// The same in hexadecimal.
+/// SHA-256 of a file in hexadecimal.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -77,7 +77,7 @@ pub(crate) fn sha256_of_file(path: &Path) -> Result<String> {
     Ok(hexadecimal(&digest_of_file(path).map_err(Error::io("read", path))?))
 }
 
-/// The folder that holds `path`.
+/// The parent folder of `path`.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -85,7 +85,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes the names in a folder last through a power cut.
+/// Syncs the entries of a folder to disk.
 ///
 /// # Errors
 /// If the folder cannot be synced.
@@ -93,7 +93,7 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
 }
 
-/// Makes everything below a folder last: at once where the system can, else file by file.
+/// Syncs everything below a folder to disk: with one call where the system supports it, else file by file.
 ///
 /// # Errors
 /// If a file or folder cannot be synced.
@@ -117,7 +117,7 @@ pub(crate) fn sync_tree(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a file of these bytes and makes them last, under the name itself.
+/// Creates a file with these bytes and syncs it, under its final name.
 fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create(path)?;
@@ -127,20 +127,20 @@ fn write_through(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::io("write", path))
 }
 
-/// A new file under a name that nobody can foretell, and that no link which lies there can lead elsewhere.
+/// Creates a file with an unpredictable name, so that a link cannot redirect the write.
 fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(LEFTOVER).rand_bytes(RANDOM);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // The umask takes from it what it takes from every new file.
+        // Restricted by the umask, like any new file.
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     builder.tempfile_in(folder_of(path))
 }
 
-/// A file that gets its name only when it is complete. Dropped before `finish`, it leaves nothing.
+/// A file that gets its name only when it is complete. If dropped before `finish`, it is removed.
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
@@ -148,38 +148,38 @@ pub struct WholeFile {
 }
 
 impl WholeFile {
-    /// Opens a temporary file beside `path`; `path` itself is not touched yet.
+    /// Opens a temporary file in the folder of `path`. `path` itself is not changed yet.
     ///
     /// # Errors
-    /// If the folder does not exist or cannot be written.
+    /// If the folder does not exist or is not writable.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         if path.file_name().is_none() {
-            return Err(Error::argument(format!("{} is not the name of a file.", path.display())));
+            return Err(Error::argument(format!("{} is not a file name", path.display())));
         }
         let file = create_temporary(|| temporary_file(path), |file| file.path().to_path_buf());
         let file = file.map_err(Error::io("create", path))?;
         Ok(Self { path: path.to_path_buf(), writer: BufWriter::with_capacity(1 << 20, file) })
     }
 
-    /// The name that the file will have.
+    /// The final path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Like [`finish`](Self::finish) without forcing the bytes to the disk: for many small files that are synced together
-    /// before a marker lists them.
+    /// Like [`finish`](Self::finish) without syncing: for many small files that are synced together before a marker
+    /// lists them.
     ///
     /// # Errors
-    /// If the disk is full or the rename is refused.
+    /// If the disk is full or the rename fails.
     pub(crate) fn finish_unsynced(mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io("write", &self.path))?;
         self.rename()
     }
 
-    /// Writes everything out, synchronises and gives the file its name, replacing what had that name.
+    /// Flushes and syncs the file and renames it to its final name, replacing an existing file.
     ///
     /// # Errors
-    /// If the disk is full or the rename is refused.
+    /// If the disk is full or the rename fails.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io("write", &self.path))?;
         self.writer.get_ref().as_file().sync_all().map_err(Error::io("write", &self.path))?;
@@ -189,7 +189,7 @@ impl WholeFile {
     }
 
     fn rename(self) -> Result<()> {
-        // Nothing is buffered any more, so there is nothing that could fail to be written.
+        // The buffer is empty, so dropping the writer cannot lose data.
         let (temporary, path) = (self.writer.get_ref().path().to_path_buf(), self.path.clone());
         let Self { writer, .. } = self;
         let (file, _) = writer.into_parts();
@@ -213,24 +213,24 @@ impl Write for WholeFile {
     }
 }
 
-/// Writes a file whole: under a temporary name in the same folder, synced, renamed, and the folder synced.
+/// Writes a file atomically: under a temporary name in the same folder, synced, renamed, and the folder synced.
 ///
 /// # Errors
-/// If the folder is missing or not writable, or the disk is full; nothing is left behind and an older file stays.
+/// If the folder is missing or not writable, or the disk is full; an existing file is then unchanged.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.finish()
 }
 
-/// The same under a temporary name that is given, and that no file may have: for what is removed by its name after a kill, as it
-/// lies where others write, too.
+/// Like [`write_whole`] with a given temporary name, which must not exist: for folders that others write to as well,
+/// where leftovers are removed by name after a kill.
 ///
 /// # Errors
-/// As for [`write_whole`], or if the temporary name is taken.
+/// See [`write_whole`]; also if the temporary name exists.
 pub(crate) fn write_whole_under(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
-        // A new file, so that no link that lies there is followed.
+        // Only a new file, so that an existing link is not followed.
         let mut file = File::options().write(true).create_new(true).open(temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -243,10 +243,10 @@ pub(crate) fn write_whole_under(temporary: &Path, path: &Path, bytes: &[u8]) -> 
     sync_folder(folder_of(path))
 }
 
-/// Writes a CSV of these columns and rows whole.
+/// Writes a CSV with these columns and rows atomically.
 ///
 /// # Errors
-/// If a row has another number of fields than the header, or as for [`write_whole`].
+/// If the number of fields of a row differs from the header; see also [`write_whole`].
 pub(crate) fn write_csv<Field: AsRef<[u8]>>(
     path: &Path,
     header: &[impl AsRef<[u8]>],
@@ -262,7 +262,7 @@ pub(crate) fn write_csv<Field: AsRef<[u8]>>(
     write_whole(path, &bytes)
 }
 
-/// A new folder under a name that nobody can foretell.
+/// Creates a folder with an unpredictable name.
 fn temporary_folder(path: &Path) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(LEFTOVER).rand_bytes(RANDOM);
@@ -274,8 +274,8 @@ fn temporary_folder(path: &Path) -> io::Result<TempDir> {
     create_temporary(|| builder.tempdir_in(folder_of(path)), |folder| folder.path().to_path_buf())
 }
 
-/// A folder that appears whole: files are written into a temporary folder beside it, and `publish`
-/// renames that. Dropped before, it leaves nothing behind.
+/// A folder that is created atomically: files are written to a temporary folder beside it, which
+/// `publish` renames. If dropped before, it is removed.
 #[derive(Debug)]
 pub struct PendingFolder {
     temporary: TempDir,
@@ -283,24 +283,24 @@ pub struct PendingFolder {
 }
 
 impl PendingFolder {
-    /// Begins a folder that is to appear at `target`.
+    /// Starts a folder that will be renamed to `target`.
     ///
     /// # Errors
-    /// If the temporary folder cannot be made.
+    /// If the temporary folder cannot be created.
     pub(crate) fn new(target: &Path) -> Result<Self> {
         let temporary = temporary_folder(target).map_err(Error::io("create", target))?;
         Ok(Self { temporary, target: target.to_path_buf() })
     }
 
-    /// Where the files are written meanwhile.
+    /// The temporary folder.
     pub(crate) fn path(&self) -> &Path {
         self.temporary.path()
     }
 
-    /// Writes a file into it.
+    /// Writes a file to the folder.
     ///
     /// # Errors
-    /// If writing fails; the message names the final place.
+    /// If writing fails; the message names the final path.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         write_through(&self.path().join(name), bytes).map_err(|error| match error {
             Error::Io { action, source, .. } => Error::Io { action, path: self.target.join(name), source },
@@ -308,7 +308,7 @@ impl PendingFolder {
         })
     }
 
-    /// Makes it appear, in place of an older folder of that name.
+    /// Renames the folder to its final name, replacing an existing folder.
     ///
     /// # Errors
     /// If a folder cannot be renamed or synced.
@@ -324,7 +324,7 @@ impl PendingFolder {
     }
 }
 
-/// Removes a folder so that it is never seen half removed.
+/// Removes a folder atomically.
 ///
 /// # Errors
 /// If it cannot be renamed or removed.
@@ -335,10 +335,10 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
     hidden.close().map_err(Error::io("remove", folder))
 }
 
-/// Removes what writers that were killed left in a folder. Only for a folder that no other process writes to.
+/// Removes temporary files of killed processes from a folder that no other process writes to.
 ///
 /// # Errors
-/// If the folder cannot be read or a leftover cannot be removed.
+/// If the folder cannot be read or a file cannot be removed.
 pub(crate) fn remove_leftovers(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_whole_and_leaves_nothing_else() {
+    fn a_file_is_replaced_atomically_and_leaves_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
         write_whole(&path, b"one").unwrap();
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_appears_whole_or_not_at_all() {
+    fn a_folder_is_created_atomically() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("step");
         let pending = PendingFolder::new(&target).unwrap();

@@ -1,5 +1,5 @@
-//! JSON that a job writes for itself and reads back: the last member is the SHA-256 of everything before it, so that a changed
-//! bit is noticed before it becomes a number in a result.
+//! JSON files with a checksum, for a job's own state: the last member is the SHA-256 of everything before it, so that
+//! a corrupted bit is detected before it affects a result.
 
 use std::{fs, path::Path};
 
@@ -8,50 +8,50 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{digest_of_file, hexadecimal, sha256, write_whole};
 use crate::error::{Error, Result};
 
-/// What stands before and after the digest.
+/// The text before and after the digest.
 const BEFORE: &str = ",\n\"sha256\": \"";
 const AFTER: &str = "\"\n}\n";
-/// Hexadecimal digits of the digest.
+/// Number of hexadecimal digits of the digest.
 const DIGITS: usize = 64;
 
-/// A file as it was written.
+/// Length and checksum of a file when it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Written {
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
-    /// Its SHA-256 in hexadecimal.
+    /// SHA-256 in hexadecimal.
     pub sha256: String,
 }
 
 impl Written {
-    /// That of these bytes.
+    /// From the contents.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, sha256: sha256(bytes) }
     }
 
-    /// Whether the file still has its length.
+    /// Whether the file has the recorded length.
     pub(crate) fn has_length(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|about| about.is_file() && about.len() == self.bytes)
     }
 
-    /// Whether the file is still the same, which takes reading it.
+    /// Whether the file has the recorded length and SHA-256. Reads the file.
     pub(crate) fn is_whole(&self, path: &Path) -> bool {
         self.has_length(path) && digest_of_file(path).is_ok_and(|digest| hexadecimal(&digest) == self.sha256)
     }
 }
 
-/// What a file's seal says.
+/// The result of verifying a sealed file.
 pub(crate) enum Unsealed {
-    /// It is whole; this is the JSON without the seal.
+    /// It is intact; contains the JSON without the digest.
     Whole(Vec<u8>),
-    /// Something was changed.
+    /// The digest does not match.
     Broken,
-    /// There is none.
+    /// There is no digest.
     Without,
 }
 
-/// Adds the digest to the text of a JSON object that has members.
+/// Appends the digest to a JSON object that has members.
 pub fn seal(mut text: Vec<u8>) -> Vec<u8> {
     text.truncate(text.trim_ascii_end().len());
     let end = text.pop();
@@ -64,7 +64,7 @@ pub fn seal(mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
-/// Takes the digest off again, and compares it.
+/// Removes and verifies the digest.
 pub(crate) fn unseal(bytes: &[u8]) -> Unsealed {
     let length = BEFORE.len() + DIGITS + AFTER.len();
     let Some((content, end)) = bytes.len().checked_sub(length).map(|at| bytes.split_at(at)) else {
@@ -79,7 +79,7 @@ pub(crate) fn unseal(bytes: &[u8]) -> Unsealed {
     Unsealed::Whole([content, b"}"].concat())
 }
 
-/// Writes a value, which must become a JSON object, whole and sealed.
+/// Writes a value, which must serialize to a JSON object, with a digest, atomically.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -88,10 +88,10 @@ pub(crate) fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
     write_whole(path, &seal(text))
 }
 
-/// Reads what [`write_sealed`] wrote; `cure` says what to do if it is damaged.
+/// Reads a file written by [`write_sealed`]; `cure` is the hint if it is damaged.
 ///
 /// # Errors
-/// If it cannot be read, or was changed since.
+/// If it cannot be read or has changed since it was written.
 pub(crate) fn read_sealed<T: DeserializeOwned>(path: &Path, cure: &str) -> Result<T> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let damaged = |why: &str| Error::Checkpoint {
@@ -100,8 +100,8 @@ pub(crate) fn read_sealed<T: DeserializeOwned>(path: &Path, cure: &str) -> Resul
     };
     match unseal(&bytes) {
         Unsealed::Whole(text) => serde_json::from_slice(&text).map_err(|error| damaged(&error.to_string())),
-        Unsealed::Broken => Err(damaged("its SHA-256 is not the one at its end")),
-        Unsealed::Without => Err(damaged("it does not end with its SHA-256")),
+        Unsealed::Broken => Err(damaged("its contents do not match its SHA-256")),
+        Unsealed::Without => Err(damaged("its SHA-256 is missing")),
     }
 }
 
@@ -117,27 +117,27 @@ mod tests {
     }
 
     #[test]
-    fn no_bit_of_a_sealed_file_can_be_changed_unnoticed() {
+    fn every_bit_flip_in_a_sealed_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kept.json");
         let kept = Kept { number: 0.1, text: "{\"sha256\": \"x\"}".to_owned() };
         write_sealed(&path, &kept).unwrap();
         assert_eq!(read_sealed::<Kept>(&path, "").unwrap(), kept);
-        let whole = fs::read(&path).unwrap();
-        let value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+        let original = fs::read(&path).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&original).unwrap();
         assert_eq!(value["text"], kept.text.as_str(), "it is plain JSON");
-        for bit in 0..8 * whole.len() {
-            let mut bytes = whole.clone();
+        for bit in 0..8 * original.len() {
+            let mut bytes = original.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             fs::write(&path, bytes).unwrap();
-            let refused = read_sealed::<Kept>(&path, "make it anew").unwrap_err().to_string();
+            let refused = read_sealed::<Kept>(&path, "create it again").unwrap_err().to_string();
             assert!(
-                refused.contains("kept.json: is damaged") && refused.contains("make it anew"),
+                refused.contains("kept.json: is damaged") && refused.contains("create it again"),
                 "{refused}"
             );
         }
-        for length in 0..whole.len() {
-            fs::write(&path, &whole[..length]).unwrap();
+        for length in 0..original.len() {
+            fs::write(&path, &original[..length]).unwrap();
             assert!(read_sealed::<Kept>(&path, "").is_err());
         }
     }

@@ -1,4 +1,5 @@
-//! What is to go when the process ends without unwinding: unfinished files, locks, and staging places that nobody can continue.
+//! Paths to remove when the process exits without unwinding: unfinished files, locks, and staging folders that cannot
+//! be continued.
 
 use std::{
     collections::BTreeSet,
@@ -11,19 +12,19 @@ use std::{
 };
 
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-/// Whether anything was ever made.
+/// Whether anything was created yet.
 static BEGUN: AtomicBool = AtomicBool::new(false);
 
 fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers a path that is to go.
+/// Registers a path for removal.
 pub(crate) fn remove_on_exit(path: &Path) {
     temporary().insert(path.to_path_buf());
 }
 
-/// Makes something that is to go, and remembers it before the process can end in between.
+/// Creates something temporary and registers it, so that the process cannot exit in between.
 pub(crate) fn create_temporary<T, E>(
     create: impl FnOnce() -> Result<T, E>,
     path: impl Fn(&T) -> PathBuf,
@@ -35,18 +36,18 @@ pub(crate) fn create_temporary<T, E>(
     Ok(made)
 }
 
-/// Whether nothing has been written yet: every command begins with a lock.
+/// Whether nothing was written yet: every command starts by creating a lock.
 pub(crate) fn is_untouched() -> bool {
     !BEGUN.load(Ordering::SeqCst)
 }
 
-/// Forgets it: it has its final name, or has gone.
+/// Unregisters a path that has its final name or was removed.
 pub(crate) fn forget(path: &Path) {
     temporary().remove(path);
 }
 
-/// Removes what is remembered. To be called right before the process ends without unwinding: whoever makes something temporary from
-/// now on waits for that end.
+/// Removes all registered paths. To be called right before the process exits without unwinding: a thread that creates
+/// something temporary afterwards blocks until the exit.
 pub(crate) fn clean_up() {
     let mut remembered = temporary();
     for path in std::mem::take(&mut *remembered) {

@@ -1,4 +1,4 @@
-//! Text files as people save them: with a byte order mark or without, with any line ends.
+//! Text files with or without a byte order mark and with any line breaks.
 
 use std::{fs, path::Path};
 
@@ -29,12 +29,11 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 /// The byte order mark.
 const MARK: char = '\u{feff}';
 
-/// The lines of a text that are not blank, with their numbers from 1, without the spaces around them. A line ends with `\n`, `\r\n`
-/// or `\r`.
+/// The non-blank lines of a text, trimmed, with their line numbers from 1. A line ends with `\n`, `\r\n` or `\r`.
 pub(crate) fn filled_lines(text: &str) -> impl Iterator<Item = (u64, &str)> {
     let (mut number, mut after_return) = (1, false);
     text.split_inclusive(['\n', '\r']).filter_map(move |line| {
-        // The second half of `\r\n` ends no line of its own.
+        // The second byte of `\r\n` does not end another line.
         let half = after_return && line == "\n";
         after_return = line.ends_with('\r');
         let this = number;

@@ -1,4 +1,4 @@
-//! What lies in a folder that a command writes: which of it is the command's own, which another command's, which somebody else's.
+//! Classifies the contents of an output folder: files of the command itself, of other commands, and of others.
 
 use std::{
     fs,
@@ -14,11 +14,11 @@ use crate::{
     files::folder_of,
 };
 
-/// What a folder of a command's holds while the command has not ended: names with `/`, in which `*` stands for anything within one
-/// part. By these alone is it known what a process that was killed wrote.
+/// What a command may have written to its folder before it finished: names with `/`, in which `*` matches anything
+/// within one component. These patterns alone identify the files of a killed process.
 pub(crate) type FolderPatterns = &'static [&'static str];
 
-/// An output that is looked through.
+/// An output whose contents are checked.
 pub(super) struct Scope<'a> {
     pub(super) root: &'a Path,
     pub(super) marker: Marker,
@@ -26,7 +26,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// Whether a file was written by the command of the folder, or by one whose marker lies beside the file.
+    /// Whether a file was written by the command of the folder, or by one whose marker is beside the file.
     pub(super) fn is_own(&self, path: &Path) -> Result<bool> {
         let name = name_below(self.root, path);
         if self.marker.vouches_for(&name, path)? {
@@ -41,7 +41,7 @@ impl Scope<'_> {
         if let Some(output) = hidden(&file_name, MARKER) {
             return Ok(Marker::read(path)?.is_some_and(|other| other.of(&output).next().is_some()));
         }
-        // A set of files has its marker beside one of them.
+        // A set of files has a single marker, beside one of them.
         for entry in fs::read_dir(folder_of(path)).map_err(Error::io("read", folder_of(path)))? {
             let entry = entry.map_err(Error::io("read", path))?;
             if hidden(&entry.file_name().to_string_lossy(), MARKER).is_some()
@@ -58,11 +58,11 @@ impl Scope<'_> {
 /// An output of another command within a folder.
 pub(super) struct Other {
     pub(super) marker: PathBuf,
-    /// Its files, as far as they are there and as they were written.
+    /// Its files that exist and are unchanged.
     pub(super) files: Vec<PathBuf>,
 }
 
-/// Outputs of other commands within a folder, which have markers of their own.
+/// Outputs of other commands within a folder, each with a marker of its own.
 pub(super) fn marked_in(folder: &Path) -> Result<Vec<Other>> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(folder) else { return Ok(found) };
@@ -74,7 +74,7 @@ pub(super) fn marked_in(folder: &Path) -> Result<Vec<Other>> {
             continue;
         }
         let is_marker = hidden(&entry.file_name().to_string_lossy(), MARKER).is_some();
-        // One that is damaged vouches for nothing.
+        // A damaged marker lists nothing.
         let Some(marker) = is_marker.then(|| Marker::read(&path).ok().flatten()).flatten() else { continue };
         let mut files = Vec::new();
         for written in &marker.files {
@@ -88,13 +88,13 @@ pub(super) fn marked_in(folder: &Path) -> Result<Vec<Other>> {
     Ok(found)
 }
 
-/// A file's name below a folder, with `/`.
+/// The path of a file relative to a folder, with `/`.
 pub(super) fn name_below(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);
     below.iter().map(name_of).collect::<Vec<_>>().join("/")
 }
 
-/// Whether a name fits a pattern of a [`FolderPatterns`].
+/// Whether a name matches a pattern of [`FolderPatterns`].
 pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let (patterns, names) = (pattern.split('/'), name.split('/'));
     pattern.matches('/').count() == name.matches('/').count()
@@ -106,8 +106,8 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
         })
 }
 
-/// Writes the marker of a complete folder. Of outputs within it that have markers of their own nothing is said, nor of what the command
-/// does not write: where there is no layout, nobody else can have put anything there.
+/// Writes the marker of a complete folder. It does not list outputs with markers of their own, nor files that the
+/// command does not write; without a layout, all files are the command's.
 pub(super) fn describe(command: &str, folder: &Path, layout: FolderPatterns) -> Result<()> {
     let mut files = Vec::new();
     list(folder, "", &mut files)?;

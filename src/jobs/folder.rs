@@ -1,4 +1,5 @@
-//! Folders that a command writes: checked and locked before anything is read, written beside or within, and given their name at once.
+//! Output folders: checked and locked before anything is read, written beside their target or in place, and renamed
+//! atomically.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +25,7 @@ use crate::{
     },
 };
 
-/// A folder that one command writes, locked.
+/// A locked output folder of a command.
 #[derive(Debug)]
 pub(crate) struct OutputFolder {
     command: &'static str,
@@ -34,22 +35,23 @@ pub(crate) struct OutputFolder {
     lock: Lock,
 }
 
-/// What is there already.
+/// The existing contents of an output folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Present {
     /// Nothing, or an empty folder.
     Nothing,
-    /// An output of this program whose command has not ended.
+    /// An output of this program whose command has not finished.
     Unfinished,
-    /// An output of this program, as it was written.
+    /// A complete output of this program.
     Complete,
 }
 
 impl OutputFolder {
-    /// Locks a folder, which need not exist, and puts right what a process that was killed left.
+    /// Locks a folder, which need not exist, and recovers from a killed process.
     ///
     /// # Errors
-    /// [`Error::Output`] if it is an input or holds one, or is a file; [`Error::Locked`] if another process writes it.
+    /// [`Error::Output`] if it is or contains an input, or is a file; [`Error::Locked`] if another process is writing
+    /// it.
     pub(crate) fn claim(claim: &Claim<'_>, target: &Path, layout: FolderPatterns) -> Result<Self> {
         let absolute = std::path::absolute(target).map_err(Error::io("resolve", target))?;
         fs::create_dir_all(folder_of(&absolute)).map_err(Error::io("create", target))?;
@@ -65,28 +67,28 @@ impl OutputFolder {
         Ok(folder)
     }
 
-    /// The folder, links resolved.
+    /// The folder, with links resolved.
     pub(crate) fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Where it is written meanwhile, if it is not written in place.
+    /// The staging folder, if it is not written in place.
     pub(crate) fn staging(&self) -> PathBuf {
         beside(&self.target, ".unfinished")
     }
 
-    /// Where the former output is until the new one is complete.
+    /// Where the previous output is kept until the new one is complete.
     pub(crate) fn replaced(&self) -> PathBuf {
         beside(&self.target, ".replaced")
     }
 
-    /// A process that replaced the folder may have been killed between two renames.
+    /// Completes or reverts a replacement that was killed between two renames.
     fn recover(&self) -> Result<()> {
         let (staging, replaced) = (self.staging(), self.replaced());
         let at = |folder: &Path| Marker::read(&folder.join(MARKER));
         let complete = at(&self.target)?.is_some_and(|marker| marker.state == OutputState::Complete);
         if at(&staging)?.is_some_and(|marker| marker.state != OutputState::Pending) {
-            // It has changed places with the new one.
+            // The target has been swapped with the new output.
             if !self.target.exists() {
                 rename_synced(&staging, &self.target)?;
             } else if complete || replaced.exists() {
@@ -109,10 +111,10 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// What is in the folder.
+    /// The existing contents of the folder.
     ///
     /// # Errors
-    /// [`Error::Output`] if it holds something and no marker of this command's.
+    /// [`Error::Output`] if it has contents but no marker of this command.
     pub(crate) fn present(&self) -> Result<Present> {
         let entries = match fs::read_dir(&self.target) {
             Ok(entries) => entries,
@@ -134,14 +136,14 @@ impl OutputFolder {
             None => Err(refuse(
                 &self.target,
                 format!(
-                    "is not empty and was not written by `{}`, so it is left alone; {OTHER}",
+                    "is not empty and was not written by `{}`, so it is not replaced; {OTHER}",
                     self.command
                 ),
             )),
         }
     }
 
-    /// Refuses what is in the folder, unless it may be replaced and is still as it was written.
+    /// Fails if the folder has contents, unless they may be replaced and are unchanged.
     ///
     /// # Errors
     /// [`Error::Output`] if so.
@@ -155,10 +157,10 @@ impl OutputFolder {
         }
     }
 
-    /// Writes the folder beside by what is given and gives it its name; if that fails, nothing is left.
+    /// Writes the folder to staging with `write` and publishes it; on failure, staging is removed.
     ///
     /// # Errors
-    /// Those of writing, and of [`publish`](Self::publish).
+    /// The error of `write`; see also [`publish`](Self::publish).
     pub(crate) fn write<T>(&self, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let staging = self.begin_beside(false)?;
         remove_on_exit(&staging);
@@ -179,21 +181,21 @@ impl OutputFolder {
         Ok(Marker::read(&self.target.join(MARKER))?.filter(|marker| marker.command == self.command))
     }
 
-    /// Refuses to replace a folder that holds something which its marker, or the marker of a file in it, does not list, or which was
+    /// Fails if the folder contains a file that neither its marker nor the marker of a file in it lists, or that has
     /// changed since.
     ///
     /// # Errors
-    /// [`Error::Output`] that names the first such file; [`Error::Locked`] if another process writes in the folder.
+    /// [`Error::Output`] for the first such file; [`Error::Locked`] if another process is writing in the folder.
     pub(crate) fn expect_own(&self) -> Result<()> {
         if self.marker()?.is_none() {
             return self.present().map(drop);
         }
         let inner = self.expect_own_in(&self.target)?;
-        // Whoever writes a file in it must be done; what they write next is then refused by name.
+        // Other commands must have finished writing in it; files that they write later are refused by name.
         Lock::acquire(self.command, &inner).map(drop)
     }
 
-    /// Files that other commands have written into the folder, by name.
+    /// Names of the files that other commands have written to the folder.
     pub(crate) fn others(&self) -> Result<Vec<String>> {
         let mut others: Vec<String> = self
             .others_in(&self.target)?
@@ -205,7 +207,7 @@ impl OutputFolder {
         Ok(others)
     }
 
-    /// The same of a folder that has, or had, this output; gives what is locked in it.
+    /// Checks a folder that has, or had, this output. Returns the outputs of other commands in it, to be locked.
     fn expect_own_in(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         let marker = Marker::read(&folder.join(MARKER))?.filter(|marker| marker.command == self.command);
         let Some(marker) = marker else {
@@ -219,7 +221,8 @@ impl OutputFolder {
         Ok(inner)
     }
 
-    /// Outputs of other commands within a folder; one whose files are all in the layout was written by this command itself.
+    /// Outputs of other commands within a folder. If all files of an output match the layout, this command wrote it
+    /// itself.
     fn others_in(&self, folder: &Path) -> Result<Vec<Other>> {
         let is_own =
             |path: &PathBuf| self.layout.iter().any(|pattern| matches(pattern, &name_below(folder, path)));
@@ -228,7 +231,8 @@ impl OutputFolder {
         Ok(others)
     }
 
-    /// Moves what other commands have written into a folder that is to go into the one that takes its place, each with its marker last.
+    /// Moves the files of other commands from a folder that will be removed to the one that replaces it, each marker
+    /// last.
     fn move_others(&self, from: &Path, to: &Path) -> Result<()> {
         let mut folders = BTreeSet::new();
         for Other { marker, files } in self.others_in(from)? {
@@ -262,7 +266,7 @@ impl OutputFolder {
             let about = entry.file_type().map_err(Error::io("read", &path))?;
             if !about.is_dir() {
                 if !scope.is_own(&path)? {
-                    return Err(self.foreign(&path, "was not written by it, or was changed since"));
+                    return Err(self.foreign(&path, "was not written by it, or has changed since"));
                 }
                 continue;
             }
@@ -300,35 +304,35 @@ impl OutputFolder {
         )
     }
 
-    /// Refuses a complete folder of which a listed file was changed or removed.
+    /// Fails if a listed file of a complete folder was changed or removed.
     ///
     /// # Errors
-    /// [`Error::Output`] that names the first such file.
+    /// [`Error::Output`] for the first such file.
     pub(crate) fn expect_listed(&self) -> Result<()> {
         let marker = self.marker()?.filter(|marker| marker.state == OutputState::Complete);
         for written in marker.iter().flat_map(|marker| &marker.files) {
             let path = self.target.join(&written.name);
             if path.exists() && !written.is_unchanged(&path)? {
-                return Err(self.foreign(&path, "was changed since"));
+                return Err(self.foreign(&path, "has changed since"));
             }
         }
         Ok(())
     }
 
-    /// Lists these files of the folder, which is complete now.
+    /// Marks the folder as complete, with these files.
     pub(crate) fn complete_with(&self, files: &[PathBuf]) -> Result<()> {
         let of = |path: &PathBuf| OutputFile::of(path, name_below(&self.target, &resolved(path)?));
         let files = files.iter().map(of).collect::<Result<_>>()?;
         Marker::new(self.command, OutputState::Complete, files).write(&self.target.join(MARKER))
     }
 
-    /// Begins to write within the folder, which is there and empty afterwards or holds what was there.
+    /// Starts writing in place. Creates the folder if necessary; existing contents are kept.
     pub(crate) fn begin_in_place(&self) -> Result<()> {
         fs::create_dir_all(&self.target).map_err(Error::io("create", &self.target))?;
         Marker::new(self.command, OutputState::Unfinished, Vec::new()).write(&self.target.join(MARKER))
     }
 
-    /// Removes everything within an output of this command's but the marker, after [`expect_own`](Self::expect_own).
+    /// Removes everything except the marker from an output of this command, after [`expect_own`](Self::expect_own).
     pub(crate) fn clear_in_place(&self) -> Result<()> {
         self.begin_in_place()?;
         let kept: Vec<PathBuf> = self
@@ -347,8 +351,8 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// Gives up what was written in place, unless something of somebody else's came into it. The folder itself goes if it was
-    /// `made` for it.
+    /// Discards what was written in place, unless the folder contains files of others. Removes the folder itself if
+    /// it was `made` for this output.
     pub(crate) fn discard_in_place(&self, made: bool) {
         let emptied = self.expect_own().and_then(|()| self.clear_in_place()).is_ok();
         if emptied && fs::remove_file(self.target.join(MARKER)).is_ok() && made {
@@ -356,7 +360,7 @@ impl OutputFolder {
         }
     }
 
-    /// Begins to write beside the folder; with `keep`, what an earlier process wrote there is still there.
+    /// Starts writing to staging; with `keep`, the contents of an earlier process are kept.
     pub(crate) fn begin_beside(&self, keep: bool) -> Result<PathBuf> {
         let staging = self.staging();
         make_staging(&staging, self.command)?;
@@ -367,8 +371,8 @@ impl OutputFolder {
         Ok(staging)
     }
 
-    /// Gives what was written beside its name, in place of what had it; the command has not ended. What had the name is kept under
-    /// another until [`complete`](Self::complete), or [`restore`](Self::restore).
+    /// Renames staging to the target while the command continues. The previous output is kept under another name
+    /// until [`complete`](Self::complete) or [`restore`](Self::restore).
     pub(crate) fn show(&self) -> Result<()> {
         self.lock.expect_held()?;
         self.refuse_present(self.overwrite)?;
@@ -395,7 +399,7 @@ impl OutputFolder {
         sync_folder(folder_of(&self.target))
     }
 
-    /// Puts a complete output aside; a new one can then be written in place. See [`show`](Self::show).
+    /// Moves a complete output aside, so that a new one can be written in place. See [`show`](Self::show).
     pub(crate) fn put_aside(&self) -> Result<()> {
         let replaced = self.replaced();
         if replaced.exists() {
@@ -405,7 +409,7 @@ impl OutputFolder {
         rename_synced(&self.target, &replaced)
     }
 
-    /// Puts the former output back, if there is one.
+    /// Moves the previous output back, if there is one.
     pub(crate) fn restore(&self) -> Result<()> {
         if !self.replaced().exists() {
             return Ok(());
@@ -417,12 +421,12 @@ impl OutputFolder {
         rename_synced(&self.replaced(), &self.target)
     }
 
-    /// Whether a former output waits for the new one to be complete.
+    /// Whether a previous output is kept until the new one is complete.
     pub(crate) fn keeps_former(&self) -> bool {
         self.replaced().exists()
     }
 
-    /// Lists all files in the folder, which is complete now; the former output goes.
+    /// Marks the folder as complete, with all its files, and removes the previous output.
     pub(crate) fn complete(&self) -> Result<()> {
         let replaced = self.replaced();
         if replaced.exists() {
@@ -433,12 +437,12 @@ impl OutputFolder {
         if replaced.exists() { remove(&replaced) } else { Ok(()) }
     }
 
-    /// Gives what was written beside its name, complete, in place of what had it.
+    /// Marks staging as complete and renames it to the target, replacing the previous output.
     pub(crate) fn publish(&self) -> Result<()> {
         let staging = self.staging();
         describe(self.command, &staging, &[])?;
         sync_tree(&staging)?;
-        // What has the name may have come or been changed since the command began.
+        // The target may have been created or changed since the command started.
         self.lock.expect_held()?;
         self.refuse_present(self.overwrite)?;
         if !self.target.exists() {
@@ -452,24 +456,24 @@ impl OutputFolder {
             rename_synced(&staging, &self.target)?;
             former = self.replaced();
         }
-        // The former output goes when the new one is sure to have the name.
+        // The previous output is removed only after the new one has the name.
         self.move_others(&former, &self.target)?;
         remove(&former)
     }
 
-    /// Gives up what was written beside.
+    /// Discards staging.
     pub(crate) fn discard(&self) {
         let _already_gone = remove(&self.staging());
     }
 }
 
-/// Gives a folder another name that nothing has, beside its own, and makes that last.
+/// Renames a folder to a new name in the same parent folder and syncs the parent.
 fn rename_synced(from: &Path, to: &Path) -> Result<()> {
     rename(from, to, false)?;
     sync_folder(folder_of(to))
 }
 
-/// Swaps two folders' names at once; `false` where the file system cannot.
+/// Swaps two folders atomically; `false` if the file system does not support it.
 #[cfg(target_os = "linux")]
 fn exchange(new: &Path, old: &Path) -> Result<bool> {
     use rustix::{

@@ -1,5 +1,5 @@
-//! A lock on what a command writes. The kernel lets go of it when the process ends, however it does; for file systems that do not
-//! carry locks between hosts, the file names its host and is touched while it is held.
+//! A lock on the outputs of a command. The kernel releases it when the process exits for whatever reason. For file
+//! systems that do not share locks between hosts, the lock file names its host and is touched periodically.
 
 use std::{
     fmt::Write as _,
@@ -21,12 +21,12 @@ use crate::{
 
 /// How often a held lock is touched.
 const BEAT: Duration = Duration::from_secs(10);
-/// How long the lock of another host counts without being touched.
+/// How long a lock of another host is valid without being touched.
 const EXPIRY: Duration = Duration::from_secs(60);
-/// More is no lock of ours.
+/// Larger files are not locks of this program.
 const LARGEST: u64 = 4096;
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Holder {
     command: String,
@@ -34,7 +34,7 @@ struct Holder {
     process: u32,
 }
 
-/// Locks on some outputs, held until it is dropped.
+/// Locks on outputs, held until dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     held: Vec<(PathBuf, File)>,
@@ -46,7 +46,7 @@ impl Lock {
     /// Locks the outputs for a command.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process writes one of them; or if a lock's file cannot be written.
+    /// [`Error::Locked`] if another process is writing one of them; also if a lock file cannot be written.
     pub(crate) fn acquire(command: &str, outputs: &[PathBuf]) -> Result<Self> {
         let holder = Holder { command: command.to_owned(), host: host(), process: std::process::id() };
         let mut lock = Self { held: Vec::new(), stop: None, beating: None };
@@ -68,7 +68,7 @@ impl Lock {
 }
 
 impl Lock {
-    /// Refuses to go on if a lock's file was removed: another process may have taken it since.
+    /// Fails if a lock file was removed: another process may have taken the lock since.
     ///
     /// # Errors
     /// [`Error::Output`] if so.
@@ -77,7 +77,8 @@ impl Lock {
             if !is_named(path, file).map_err(Error::io("read", path))? {
                 return Err(refuse(
                     path,
-                    "was removed while this command held it, so another one may have written the same output; give the command again",
+                    "was removed while this command held it, so another one may have written the same output; run \
+                     the command again",
                 ));
             }
         }
@@ -87,7 +88,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // The file goes while its lock is held, so that no other process can take a lock on a file that is about to go.
+        // The file is removed while its lock is held, so that no other process can lock a file that is about to be
+        // removed.
         for (path, file) in &self.held {
             if is_named(path, file).unwrap_or(false) {
                 let _already_gone = fs::remove_file(path);
@@ -103,26 +105,25 @@ impl Drop for Lock {
 
 fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
     loop {
-        // Opening a named pipe would wait.
+        // Opening a named pipe would block.
         if fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
-            return Err(refuse(path, "is in the way and is no lock of this program; move it away"));
+            return Err(refuse(path, "is in the way and is not a lock of this program; move it away"));
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
         {
             use std::os::unix::fs::OpenOptionsExt;
-            // A link that somebody put there is not followed.
+            // Links are not followed.
             options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
         }
         let mut file = options.open(path).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 Error::io("write into the folder of", output)(error)
             }
-            io::ErrorKind::InvalidFilename => refuse(
-                output,
-                "has too long a name to have files of the program's own beside it; choose a shorter one",
-            ),
+            io::ErrorKind::InvalidFilename => {
+                refuse(output, "its name is too long for the lock and marker beside it; choose a shorter one")
+            }
             _ => Error::io("write", path)(error),
         })?;
         match file.try_lock() {
@@ -130,12 +131,12 @@ fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
             Err(TryLockError::WouldBlock) => return Err(locked(output, holder_of(&mut file).as_ref())),
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
         }
-        // A file of somebody else's that has this name is not written to.
+        // Another file with this name is not written to.
         let own = file.metadata().map_err(Error::io("read", path))?;
         if !own.is_file() || links(&own) > 1 || !names_a_holder(&mut file) {
-            return Err(refuse(path, "is in the way and is no lock of this program; move it away"));
+            return Err(refuse(path, "is in the way and is not a lock of this program; move it away"));
         }
-        // Whoever held it before may have removed the file between our opening and locking it.
+        // The previous holder may have removed the file between opening and locking it.
         match is_named(path, &file) {
             Ok(true) => {}
             Ok(false) => continue,
@@ -182,7 +183,7 @@ fn holder_of(file: &mut File) -> Option<Holder> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Whether a file holds what a lock does. A process that was killed while it wrote that has left the beginning, or nothing.
+/// Whether a file has the contents of a lock. A process killed while writing it leaves a prefix, or nothing.
 fn names_a_holder(file: &mut File) -> bool {
     const BEGINNING: &[u8] = br#"{"command":""#;
     let mut text = Vec::new();
@@ -191,7 +192,7 @@ fn names_a_holder(file: &mut File) -> bool {
     read.is_ok() && begins && text.len() as u64 <= LARGEST
 }
 
-/// Whether a file is a lock of this program's.
+/// Whether a file is a lock of this program.
 pub(super) fn is_lock(path: &Path) -> bool {
     let is_file = fs::symlink_metadata(path).is_ok_and(|about| about.is_file() && links(&about) == 1);
     is_file && File::open(path).is_ok_and(|mut file| names_a_holder(&mut file))
@@ -199,7 +200,7 @@ pub(super) fn is_lock(path: &Path) -> bool {
 
 fn is_fresh(file: &File) -> bool {
     let touched = file.metadata().and_then(|about| about.modified());
-    // A clock may be ahead of ours, but not by more than a heartbeat lasts.
+    // Another host's clock may be ahead, but not by more than a heartbeat.
     let age = |touched| SystemTime::now().duration_since(touched).unwrap_or_else(|ahead| ahead.duration());
     touched.is_ok_and(|touched| age(touched) < EXPIRY)
 }
@@ -207,13 +208,13 @@ fn is_fresh(file: &File) -> bool {
 fn beat(files: &[File], stopped: &Receiver<()>) {
     while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
         for file in files {
-            // Where it cannot be touched, the lock itself still holds on this host.
+            // If touching fails, the lock is still valid on this host.
             let _untouched = file.set_modified(SystemTime::now());
         }
     }
 }
 
-/// How many names a file has.
+/// Number of hard links of a file.
 #[cfg(unix)]
 fn links(about: &fs::Metadata) -> u64 {
     std::os::unix::fs::MetadataExt::nlink(about)
@@ -224,7 +225,7 @@ fn links(_about: &fs::Metadata) -> u64 {
     1
 }
 
-/// Whether a path still names an open file.
+/// Whether a path still refers to an open file.
 #[cfg(unix)]
 fn is_named(path: &Path, file: &File) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -256,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_process_holds_an_output_and_the_other_learns_who() {
+    fn a_second_process_is_refused_and_the_holder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("a.csv");
         let lock = Lock::acquire("score", std::slice::from_ref(&output)).unwrap();
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_no_obstacle_and_another_host_expires() {
+    fn locks_of_dead_processes_are_ignored_and_those_of_other_hosts_expire() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("a.csv");
         let path = beside(&output, ".lock");

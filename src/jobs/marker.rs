@@ -1,5 +1,5 @@
-//! The marker of an output: which command wrote it, and the size and SHA-256 of every file. Only what a marker lists, and what is still
-//! as it was written, may be replaced.
+//! The marker of an output: the command that wrote it, and the size and SHA-256 of every file. Only files that a
+//! marker lists and that are unchanged may be replaced.
 
 use std::{
     ffi::OsStr,
@@ -15,38 +15,38 @@ use crate::{
     files::{hexadecimal, sha256_of_file, write_whole_under},
 };
 
-/// The marker within a folder; beside a file it has the file's name before it.
+/// Name of the marker within a folder; beside a file, the file name is prepended.
 pub(crate) const MARKER: &str = ".alchemist.json";
 
-/// How far an output is.
+/// Progress of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OutputState {
-    /// It is written under another name and can be discarded.
+    /// Still in staging; can be discarded.
     Pending,
-    /// It has its name, and its command has not ended. Of a folder the files are known by their names alone.
+    /// It has its final name, but its command has not finished. The files of a folder are then known by name only.
     Unfinished,
-    /// All of it is there as listed.
+    /// All listed files exist.
     Complete,
 }
 
 /// A file of an output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OutputFile {
-    /// Its path below the output's folder, with `/`.
+    /// Path relative to the output folder, with `/`.
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
 }
 
 impl OutputFile {
-    /// Describes a file as it is now.
+    /// Describes the current state of a file.
     pub(crate) fn of(path: &Path, name: String) -> Result<Self> {
         let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
         Ok(Self { name, bytes, sha256: sha256_of_file(path)? })
     }
 
-    /// Whether a file is still as it was written.
+    /// Whether a file is unchanged.
     pub(crate) fn is_unchanged(&self, path: &Path) -> Result<bool> {
         let about = fs::symlink_metadata(path).map_err(Error::io("read", path))?;
         if about.is_symlink() {
@@ -55,7 +55,7 @@ impl OutputFile {
         Ok(about.is_file() && about.len() == self.bytes && sha256_of_file(path)? == self.sha256)
     }
 
-    /// Describes a symbolic link by what it points at, which is not followed.
+    /// Describes a symbolic link by its target, which is not followed.
     pub(crate) fn link(path: &Path, name: String) -> Result<Self> {
         Ok(Self { name, bytes: 0, sha256: link_digest(path)? })
     }
@@ -66,7 +66,7 @@ fn link_digest(path: &Path) -> Result<String> {
     Ok(format!("link:{}", crate::files::sha256(target.as_os_str().as_encoded_bytes())))
 }
 
-/// What is known of an output.
+/// Metadata of an output.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Marker {
     format: u32,
@@ -76,16 +76,16 @@ pub(crate) struct Marker {
     pub(crate) state: OutputState,
     /// Its files.
     pub(crate) files: Vec<OutputFile>,
-    /// Of files: the one that the marker lies beside. A copy beside another one says nothing.
+    /// For files: the name of the file beside the marker. A copy beside another file is invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) output: Option<String>,
-    /// While files are being replaced: whether what was there before was complete.
+    /// While files are being replaced: whether the previous output was complete.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) replaces: bool,
-    /// Of a table of ratings: the column that they are in.
+    /// For a ratings table: its column of ratings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rating_column: Option<String>,
-    /// While files are being replaced: those that had their names before.
+    /// While files are being replaced: the previous files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) former: Vec<OutputFile>,
 }
@@ -108,7 +108,7 @@ impl Marker {
         }
     }
 
-    /// The marker of a file.
+    /// Path of the marker of a file.
     pub(crate) fn beside(output: &Path) -> PathBuf {
         beside(output, MARKER)
     }
@@ -116,20 +116,21 @@ impl Marker {
     /// Reads a marker.
     ///
     /// # Errors
-    /// If it is there and cannot be read, is damaged or is something else.
+    /// If it exists but cannot be read, is damaged or is not a marker.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
-        // A named pipe would wait for a writer.
+        // Opening a named pipe would block.
         if fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
             return Err(super::refuse(
                 path,
-                "is no file, where this program keeps one of its own; move it away",
+                "is not a regular file, but this program keeps its marker there; move it away",
             ));
         }
         match fs::read(path) {
             Ok(bytes) => {
                 let marker = serde_json::from_slice(&bytes).ok();
                 let marker = marker.filter(|marker: &Self| marker.format == Self::FORMAT);
-                let damaged = "is damaged, or not what this program writes, so nothing beside it is replaced; move it away";
+                let damaged = "is damaged or was not written by this program, so nothing beside it is replaced; move \
+                               it away";
                 marker.map(Some).ok_or_else(|| super::refuse(path, damaged))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -138,7 +139,7 @@ impl Marker {
         }
     }
 
-    /// Writes it atomically. What a killed process left is found by its name; see [`remove_leftover`].
+    /// Writes the marker atomically. A leftover of a killed process has a known name; see [`remove_leftover`].
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
         text.push(b'\n');
@@ -146,22 +147,22 @@ impl Marker {
         write_whole_under(&unfinished(path), path, &text)
     }
 
-    /// Reads the marker beside a file. One that was copied from beside another file counts as none.
+    /// Reads the marker beside a file. A copy of another file's marker is ignored.
     ///
     /// # Errors
-    /// As for [`read`](Self::read).
+    /// See [`read`](Self::read).
     pub(crate) fn read_beside(output: &Path) -> Result<Option<Self>> {
         let name = name_of(output.file_name().unwrap_or_default());
         let marker = Self::read(&Self::beside(output))?;
         Ok(marker.filter(|marker| marker.output.as_ref().is_none_or(|own| *own == name)))
     }
 
-    /// What it says of a file.
+    /// The entries for a file.
     pub(crate) fn of(&self, name: &str) -> impl Iterator<Item = &OutputFile> {
         self.files.iter().chain(&self.former).filter(move |written| written.name == name)
     }
 
-    /// Whether a file is one that it lists, as it was written.
+    /// Whether the marker lists the file and the file is unchanged.
     pub(crate) fn vouches_for(&self, name: &str, path: &Path) -> Result<bool> {
         for written in self.of(name) {
             if written.is_unchanged(path)? {
@@ -172,17 +173,17 @@ impl Marker {
     }
 }
 
-/// Where a marker is written until it is complete.
+/// Temporary path of a marker.
 fn unfinished(marker: &Path) -> PathBuf {
     let mut name = marker.file_name().unwrap_or_default().to_os_string();
     name.push(NEW);
     marker.with_file_name(name)
 }
 
-/// Ending of an unfinished marker.
+/// Suffix of a temporary marker.
 pub(crate) const NEW: &str = ".new";
 
-/// Removes what a process left that was killed while it wrote a marker. Its output must be locked.
+/// Removes the temporary marker of a killed process. The output must be locked.
 pub(crate) fn remove_leftover(marker: &Path) -> Result<()> {
     let path = unfinished(marker);
     match fs::remove_file(&path) {
@@ -191,12 +192,13 @@ pub(crate) fn remove_leftover(marker: &Path) -> Result<()> {
     }
 }
 
-/// A file's name as markers have it: the name itself, or one that no other file has if it is not UTF-8.
+/// The name of a file in markers: the name itself, or a unique one if it is not UTF-8.
 pub(crate) fn name_of(name: &OsStr) -> String {
     name.to_str().map_or_else(|| format!("bytes:{}", hexadecimal(name.as_encoded_bytes())), str::to_owned)
 }
 
-/// Refuses a file of a set that was only half replaced when its command was stopped. For those that read what other commands wrote.
+/// Fails if the file is part of a set whose replacement was interrupted. For commands that read outputs of other
+/// commands.
 ///
 /// # Errors
 /// [`Error::Output`] if so.
@@ -208,7 +210,7 @@ pub(crate) fn expect_settled(path: &Path) -> Result<()> {
     Err(super::refuse(
         path,
         format!(
-            "is part of a set that `{}` was replacing when it was stopped; give that command again",
+            "is part of a set that `{}` was replacing when it was stopped; run that command again",
             marker.command
         ),
     ))

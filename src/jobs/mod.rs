@@ -1,14 +1,15 @@
-//! What every command that writes goes through: a lock on its output, a check that nothing of the user's is touched, a place to write
-//! beside, and a marker of what was written.
+//! Outputs of commands: a lock, checks that protect the user's files, a staging folder, and a marker that lists what
+//! was written.
 //!
 //! | beside an output `NAME` | is |
 //! | --- | --- |
 //! | `.NAME.lock` | held while a process writes `NAME` (`jobs::lock`) |
-//! | `.NAME.unfinished/` | where the new output is written until it is complete (`jobs::output`) |
-//! | `.NAME.replaced/` | the former output until the new one is complete (`jobs::folder`) |
-//! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of what was written (`jobs::marker`); of a folder it lies within, as `.alchemist.json` |
+//! | `.NAME.unfinished/` | staging folder of the new output (`jobs::output`) |
+//! | `.NAME.replaced/` | the previous output, until the new one is complete (`jobs::folder`) |
+//! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of the files (`jobs::marker`); for a folder it
+//! is `.alchemist.json` inside it |
 //!
-//! What a command says while it runs goes through one trait, [`progress::Progress`].
+//! Jobs report progress through one trait, [`progress::Progress`].
 
 mod contents;
 pub(crate) mod folder;
@@ -24,18 +25,18 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// What a command is about to do, for the checks on its output.
+/// Describes a command, for the checks on its output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim<'a> {
-    /// The command: `score`.
+    /// The command, such as `score`.
     pub(crate) command: &'static str,
-    /// Files and folders that it reads. Those that do not exist are for the command itself to refuse.
+    /// Files and folders that it reads. Missing ones are reported by the command itself.
     pub(crate) inputs: &'a [PathBuf],
-    /// Whether an output of this program may be replaced.
+    /// Whether an existing output of this program may be replaced.
     pub(crate) overwrite: bool,
 }
 
-/// The hint of every refusal of an output.
+/// Hint of every error about an output.
 const OTHER: &str = "choose another --out";
 
 /// An [`Error::Output`].
@@ -43,7 +44,7 @@ fn refuse(path: &Path, message: impl Into<String>) -> Error {
     Error::Output { path: path.to_path_buf(), message: message.into() }
 }
 
-/// Removes a folder of the program's own, its marker last: as long as anything is left, it is known whose it is.
+/// Removes a folder of this program, its marker last, so that an incomplete removal can still be identified.
 fn remove(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("remove", folder))? {
         let entry = entry.map_err(Error::io("remove", folder))?;
@@ -56,7 +57,7 @@ fn remove(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
 }
 
-/// `.NAME` and an ending, beside `path`.
+/// The path of `.NAME` with a suffix, beside `path`.
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -64,18 +65,19 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// `NAME`, of `.NAME` and an ending.
+/// Extracts `NAME` from `.NAME` with a suffix.
 fn hidden(text: &str, ending: &str) -> Option<String> {
     text.strip_prefix('.')?.strip_suffix(ending).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-/// Where an output really lies: its folder with all links resolved and, if the output itself is a link, what it points at.
+/// The real path of an output: its parent folder with all links resolved and, if the output itself is a link, the
+/// link's target.
 ///
 /// # Errors
-/// If it has no name, its folder does not exist, or it is a link to nothing.
+/// If it has no name, its parent folder does not exist, or it is a broken link.
 fn resolved(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
-    // `--out .`, `--out runs/..` and `--out /` name a folder that has another name, or none.
+    // `--out .`, `--out runs/..` and `--out /` refer to a folder with another name, or none.
     let absolute = match absolute.components().next_back() {
         Some(std::path::Component::Normal(_)) => absolute,
         _ => absolute.canonicalize().map_err(Error::io("resolve", path))?,
@@ -86,10 +88,13 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     let text = name.to_string_lossy();
     let own = [".unfinished", ".replaced", ".lock", marker::MARKER];
     if text == marker::MARKER || own.iter().any(|ending| hidden(&text, ending).is_some()) {
-        return Err(refuse(path, format!("has a name as this program gives to files of its own; {OTHER}")));
+        return Err(refuse(
+            path,
+            format!("has a name that this program reserves for its own files; {OTHER}"),
+        ));
     }
     if absolute.symlink_metadata().is_ok_and(|about| about.file_type().is_symlink()) {
-        return absolute.canonicalize().map_err(|_| refuse(path, format!("is a link to nothing; {OTHER}")));
+        return absolute.canonicalize().map_err(|_| refuse(path, format!("is a broken link; {OTHER}")));
     }
     let folder = match folder.canonicalize() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -98,12 +103,12 @@ fn resolved(path: &Path) -> Result<PathBuf> {
         found => found.map_err(Error::io("open the folder of", path))?,
     };
     if !folder.is_dir() {
-        return Err(refuse(path, format!("lies in a file, not in a folder; {OTHER}")));
+        return Err(refuse(path, format!("its parent is a file, not a folder; {OTHER}")));
     }
     Ok(folder.join(name))
 }
 
-/// Refuses an output that is an input, or a folder that holds one.
+/// Fails if an output is an input or a folder that contains one.
 fn refuse_inputs(output: &Path, inputs: &[PathBuf]) -> Result<()> {
     for input in inputs {
         let Ok(canonical) = input.canonicalize() else { continue };
@@ -113,7 +118,7 @@ fn refuse_inputs(output: &Path, inputs: &[PathBuf]) -> Result<()> {
         if canonical.starts_with(output) {
             return Err(refuse(
                 output,
-                format!("holds the input {}, which would be replaced; {OTHER}", input.display()),
+                format!("contains the input {}, which would be replaced; {OTHER}", input.display()),
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! Files that a command writes: checked and locked before anything is read, written beside, and given their names together.
+//! Output files: checked and locked before anything is read, written to staging, and renamed together.
 
 use std::{
     fs::{self, File},
@@ -20,12 +20,12 @@ use crate::{
     },
 };
 
-/// One or several files that belong together, such as a table with its failed rows and its histogram.
+/// One file, or several that belong together, such as a table with its failed rows and its histogram.
 #[derive(Debug)]
 pub(crate) struct Output {
     command: &'static str,
     overwrite: bool,
-    /// The file that the user named, links resolved.
+    /// The file named by the user, with links resolved.
     primary: PathBuf,
     staging: PathBuf,
     former: Option<Marker>,
@@ -34,12 +34,12 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Claims a file, and those beside it whose names are its stem and one of these endings. Nothing is changed but that
-    /// `.NAME.unfinished/` appears; what an earlier process left in it is still there.
+    /// Claims a file and its companions, whose names are its stem and one of these suffixes. Only creates
+    /// `.NAME.unfinished/`, and keeps what an earlier process left there.
     ///
     /// # Errors
-    /// [`Error::Output`] if one of them is an input, is a folder, was not written by this program or was changed since, or is there and
-    /// is not to be replaced; [`Error::Locked`] if another process writes one of them.
+    /// [`Error::Output`] if one of them is an input, is a folder, was not written by this program, has changed since,
+    /// or exists and must not be replaced; [`Error::Locked`] if another process is writing one of them.
     pub(crate) fn claim(claim: &Claim<'_>, primary: &Path, companions: &[&str]) -> Result<Self> {
         let primary = resolved(primary)?;
         let companions = companions.iter().map(|ending| companion(&primary, ending));
@@ -53,7 +53,7 @@ impl Output {
         for output in &outputs {
             check(claim, output, former.as_ref())?;
         }
-        // A set may have had more files than it will have now.
+        // The previous set may have had more files.
         for written in former.iter().flat_map(|marker| &marker.files) {
             check(claim, &primary.with_file_name(&written.name), former.as_ref())?;
         }
@@ -63,10 +63,10 @@ impl Output {
         Ok(Self { command, overwrite, primary, staging, former, rating_column: None, lock })
     }
 
-    /// The same, and nothing of an earlier process is kept.
+    /// Like [`claim`](Self::claim), but discards what an earlier process left.
     ///
     /// # Errors
-    /// As for [`claim`](Self::claim).
+    /// See [`claim`](Self::claim).
     pub(crate) fn anew(claim: &Claim<'_>, primary: &Path, companions: &[&str]) -> Result<Self> {
         let output = Self::claim(claim, primary, companions)?;
         output.clear()?;
@@ -74,28 +74,28 @@ impl Output {
         Ok(output)
     }
 
-    /// Lets the marker say in which column of the table the ratings are.
+    /// Records the table's column of ratings in the marker.
     pub(crate) fn note_rating_column(&mut self, name: &str) {
         self.rating_column = Some(name.to_owned());
     }
 
-    /// Removes what is written so far.
+    /// Removes all staged files.
     pub(crate) fn clear(&self) -> Result<()> {
         remove(&self.staging)?;
         make_staging(&self.staging, self.command)
     }
 
-    /// The folder in which the files are written meanwhile, under their names. Folders in it are for the command's own use.
+    /// The staging folder. Subfolders are for the command's own use.
     pub(crate) fn staging(&self) -> &Path {
         &self.staging
     }
 
-    /// Where the named file is written meanwhile.
+    /// Staging path of the primary file.
     pub(crate) fn staged(&self) -> PathBuf {
         self.beside_staged(&self.primary)
     }
 
-    /// Where the file with the named file's stem and an ending is written meanwhile.
+    /// Staging path of the companion with this suffix.
     pub(crate) fn companion(&self, ending: &str) -> PathBuf {
         companion(&self.staged(), ending)
     }
@@ -104,10 +104,10 @@ impl Output {
         self.staging.join(output.file_name().unwrap_or_default())
     }
 
-    /// Writes the files by what is given and gives them their names; if it fails, nothing is left.
+    /// Writes the files with `write` and publishes them; on failure, nothing is left.
     ///
     /// # Errors
-    /// Those of writing, and of [`publish`](Self::publish).
+    /// The error of `write`; see also [`publish`](Self::publish).
     pub(crate) fn write<T>(self, write: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         match write(&self) {
             Ok(written) => self.publish().map(|()| written),
@@ -119,11 +119,11 @@ impl Output {
         }
     }
 
-    /// Gives all files that were written their names, the one that the user named last, and writes the marker. If the process is killed
-    /// meanwhile, the marker says so: readers refuse the set, and the command can be given again.
+    /// Renames all staged files to their final names, the primary one last, and writes the marker. If the process is
+    /// killed meanwhile, the marker records it: readers reject the set, and the command can be run again.
     ///
     /// # Errors
-    /// If a name was taken meanwhile, the disk is full, or a rename is refused.
+    /// If a name was taken meanwhile, the disk is full, or a rename fails.
     pub(crate) fn publish(self) -> Result<()> {
         let mut marker = self.name_files()?;
         marker.state = OutputState::Complete;
@@ -132,15 +132,15 @@ impl Output {
         marker.write(&Marker::beside(&self.primary))
     }
 
-    /// The same of a job that could not be done, for the files that say why: the command can be given again.
+    /// Publishes the files of a failed job, such as the list of reasons, as unfinished: the command can be run again.
     ///
     /// # Errors
-    /// As for [`publish`](Self::publish).
+    /// See [`publish`](Self::publish).
     pub(crate) fn publish_unfinished(self) -> Result<()> {
         self.name_files().map(drop)
     }
 
-    /// Gives the files their names, and their marker, which is that of an unfinished output.
+    /// Renames the files. Returns their marker, in the state of an unfinished output.
     fn name_files(&self) -> Result<Marker> {
         let folder = folder_of(&self.primary).to_path_buf();
         let mut names = Vec::new();
@@ -159,7 +159,7 @@ impl Output {
             File::open(&staged).and_then(|file| file.sync_all()).map_err(Error::io("write", &staged))?;
             files.push(OutputFile::of(&staged, name_of(name))?);
         }
-        // What is there may have been changed since the command began.
+        // Existing files may have changed since the command started.
         self.lock.expect_held()?;
         let claim = Claim { command: self.command, inputs: &[], overwrite: self.overwrite };
         let old = self.former.iter().flat_map(|marker| marker.files.iter().map(|old| folder.join(&old.name)));
@@ -198,7 +198,7 @@ impl Output {
 }
 
 impl Drop for Output {
-    /// A command that was refused before it kept anything leaves nothing.
+    /// A command that failed before it kept anything leaves nothing.
     fn drop(&mut self) {
         let kept = fs::read_dir(&self.staging).is_ok_and(|mut entries| {
             entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != MARKER))
@@ -209,14 +209,14 @@ impl Drop for Output {
     }
 }
 
-/// `dir/name.csv` to `dir/name` and an ending.
+/// `dir/name.csv` to `dir/name` with a suffix.
 fn companion(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_os_string();
     name.push(ending);
     path.with_file_name(name)
 }
 
-/// Refuses an output that is there, unless it may be replaced.
+/// Fails if an output exists, unless it may be replaced.
 fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()> {
     let about = match fs::symlink_metadata(output) {
         Ok(about) => about,
@@ -251,7 +251,7 @@ fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()
         return Err(refuse(
             output,
             format!(
-                "was changed since `{}` wrote it, so it is not replaced; move it away or {OTHER}",
+                "has changed since `{}` wrote it, so it is not replaced; move it away or {OTHER}",
                 marker.command
             ),
         ));
@@ -259,13 +259,13 @@ fn check(claim: &Claim<'_>, output: &Path, former: Option<&Marker>) -> Result<()
     Ok(())
 }
 
-/// The file beside which lies a marker that lists `name`, too.
+/// The other file whose marker also lists `name`.
 fn owner(output: &Path, name: &str) -> Result<Option<String>> {
     let folder = folder_of(output);
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
         let Some(other) = hidden(&entry.file_name().to_string_lossy(), MARKER) else { continue };
-        // One that is damaged vouches for nothing.
+        // A damaged marker lists nothing.
         if let Ok(Some(marker)) = Marker::read(&entry.path())
             && marker.of(name).next().is_some()
         {
@@ -275,13 +275,13 @@ fn owner(output: &Path, name: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Makes the folder in which an output is written meanwhile, or finds that of an earlier process.
+/// Creates the staging folder, or finds that of an earlier process.
 pub(super) fn make_staging(staging: &Path, command: &str) -> Result<()> {
     match fs::create_dir(staging) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let about = fs::symlink_metadata(staging).map_err(Error::io("read", staging))?;
-            // A process that was killed before its marker was there left nothing else.
+            // A process killed before it wrote the marker left nothing else.
             let mut empty = true;
             for entry in fs::read_dir(staging).map_err(Error::io("read", staging))? {
                 let name = entry.map_err(Error::io("read", staging))?.file_name();
@@ -300,7 +300,7 @@ pub(super) fn make_staging(staging: &Path, command: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether something belongs to the user that this process runs as.
+/// Whether a file is owned by the user of this process.
 #[cfg(unix)]
 fn is_own(about: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -312,7 +312,7 @@ fn is_own(_about: &fs::Metadata) -> bool {
     true
 }
 
-/// Renames a file or folder; over something only if that is `known` to be replaceable.
+/// Renames a file or folder. An existing target is replaced only if it is `known` to be replaceable.
 pub(super) fn rename(from: &Path, to: &Path, known: bool) -> Result<()> {
     #[cfg(target_os = "linux")]
     if !known {
@@ -322,7 +322,7 @@ pub(super) fn rename(from: &Path, to: &Path, known: bool) -> Result<()> {
         };
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
-            // The file system cannot do it at once.
+            // The file system does not support an atomic exchange.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
             Err(error) => return Err(Error::io("write", to)(error.into())),
         }

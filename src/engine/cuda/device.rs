@@ -224,7 +224,7 @@ impl Device {
         let (free_bytes, total_bytes) = self.driver().free_memory()?;
         Err(Error::OutOfMemory {
             device: self.facts().name.clone(),
-            asked_bytes: bytes,
+            requested_bytes: bytes,
             free_bytes: free_bytes + arena.free_bytes(),
             total_bytes,
         })

@@ -408,7 +408,7 @@ impl Driver for Gpu {
             let bytes = Multiplier::WORKSPACE_BYTES;
             let workspace = self.allocate_piece(bytes)?.ok_or_else(|| Error::OutOfMemory {
                 device: self.facts.name.clone(),
-                asked_bytes: bytes,
+                requested_bytes: bytes,
                 free_bytes: self.free_memory().map_or(0, |(free, _)| free),
                 total_bytes: self.facts.memory_bytes,
             })?;
