@@ -6,8 +6,7 @@
 //! | `.NAME.lock` | held while a process writes `NAME` (`jobs::lock`) |
 //! | `.NAME.unfinished/` | staging folder of the new output (`jobs::output`) |
 //! | `.NAME.replaced/` | the previous output, until the new one is complete (`jobs::folder`) |
-//! | `.NAME.alchemist.json` | the marker: command, sizes and SHA-256 of the files (`jobs::marker`); for a folder it
-//! is `.alchemist.json` inside it |
+//! | `.NAME.alchemist.json` | the marker: command, sizes, SHA-256 (`jobs::marker`); in a folder, `.alchemist.json` |
 //!
 //! Jobs report progress through one trait, [`progress::Progress`].
 

@@ -19,8 +19,8 @@ use crate::{
 pub struct Batch {
     /// The target codes, `[B, L]` u32.
     pub codes: Tensor,
-    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or `[B,
-    /// L, Cvae]` with zeros for the first scale. `None` if it is computed from the codes; see [`CodeReader`].
+    /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
+    /// `[B, L, Cvae]` with zeros for the first scale. `None` if it is computed from the codes; see [`CodeReader`].
     pub input: Option<Tensor>,
     /// The same for a network that attends up to and including each scale, which the rater does ([`Reach::Through`]).
     /// `None` if it is not needed or is computed from the codes.
@@ -172,8 +172,8 @@ impl Batch {
     }
 }
 
-/// Loss and accuracy (percent) over all tokens and over those of the last scale: `[loss, tail loss, accuracy, tail
-/// accuracy]` (upstream.md, C9).
+/// Loss and accuracy (percent) over all tokens and over those of the last scale:
+/// `[loss, tail loss, accuracy, tail accuracy]` (upstream.md, C9).
 ///
 /// # Errors
 /// If the last scale is empty or has more tokens than the batch, or a device fails.

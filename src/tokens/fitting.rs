@@ -119,8 +119,8 @@ fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<Square
         && let Err(error) = read_through(image)
     {
         return Err(image.refuse(format!(
-            "cannot be read ({error}), and without it the tokenizer would be fitted differently; fix this, or remove the \
-             row from the table"
+            "cannot be read ({error}), and without it the tokenizer would be fitted differently; fix this, or remove \
+             the row from the table"
         )));
     }
     Ok(found)

@@ -300,8 +300,8 @@ fn rows_of<'a, T: Copy>(
     }
 }
 
-/// An oriented image, or a part of it, as indices into the stored one: pixel (x, y) is stored at `origin + x * step_x
-/// + y * step_y`.
+/// An oriented image, or a part of it, as indices into the stored one: pixel (x, y) is stored at
+/// `origin + x * step_x + y * step_y`.
 struct View {
     width: usize,
     height: usize,

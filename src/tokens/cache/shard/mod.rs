@@ -6,8 +6,7 @@
 //! | --- | --- |
 //! | `codes` | u16 `[N, L]`, codes of the usable images; the metadata key `ids` lists their ids |
 //! | `images` | u8 `[N, 16]`, lookup keys: the start of the SHA-256 of each image's path relative to the cache |
-//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of each image
-//! file |
+//! | `bytes`, `modified`, `digests` | u64 `[N]`, i64 `[N]` (ns), u8 `[N, 32]`: length, time and SHA-256 of each file |
 //! | `captions` | u8 `[M, 16]`, lookup keys: the start of the SHA-256 of each caption |
 //! | `mask` | u8 `[M, T]`: 1 for a token, 0 for padding |
 //! | `states`, `pooled` | bf16 or f32 `[K, D]`, `[M, D]`: one vector per unmasked token, and one per caption |
