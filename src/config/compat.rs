@@ -1,27 +1,27 @@
-//! Where the released code does something that looks like a mistake, a switch says whether to do it too.
+//! Switches that reproduce upstream behaviors which look like mistakes.
 
 use serde_json::{Map, Value};
 
 use crate::engine::ops::pyramid::Reach;
 
-/// Declares the switches once: field, and what it does when true.
+/// Declares the switches once: the field, and its effect when true.
 macro_rules! switches {
     ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
-        /// The released behaviors that can be switched on one by one; all off is the default, all on is `released`.
-        /// The numbers in brackets are those of the notes on the released code in `docs/config.md`.
+        /// Upstream behaviors, switched on one by one. `default` switches all off, `released` all on. The labels in
+        /// brackets are those of `docs/upstream.md`.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Compat {
             $($(#[doc = $doc])+ pub $name: bool,)*
         }
 
         impl Compat {
-            /// Everything as released.
+            /// Every switch on.
             pub const RELEASED: Self = Self { $($name: true,)* };
 
-            /// The switches' names with what each does, in order.
+            /// The name and effect of each switch, in order.
             pub(crate) const SWITCHES: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+)),)*];
 
-            /// Sets a switch by name; `false` if there is none of that name.
+            /// Sets a switch by name; `false` if there is no such switch.
             fn set(&mut self, name: &str, on: bool) -> bool {
                 match name {
                     $(stringify!($name) => self.$name = on,)*
@@ -30,7 +30,7 @@ macro_rules! switches {
                 true
             }
 
-            /// Every switch with its setting.
+            /// All switches and their values.
             pub(crate) fn to_map(self) -> Map<String, Value> {
                 let mut map = Map::new();
                 $(map.insert(stringify!($name).to_owned(), Value::Bool(self.$name));)*
@@ -41,49 +41,49 @@ macro_rules! switches {
 }
 
 switches! {
-    /// The first sample's cross-attention is given to the whole batch (A1).
+    /// every sample gets the cross-attention of the first sample in its batch (A1)
     cross_attention_first_sample,
-    /// Weights are a softmax of a softmax of a sigmoid, and so nearly uniform; otherwise one softmax of the raw
-    /// logits times the group score, at `rater_temperature` (A2).
+    /// the weights are a softmax of a softmax of a sigmoid, which is nearly uniform; otherwise one softmax of the raw
+    /// logits times the group score, at `rater_temperature` (A2)
     double_softmax,
-    /// The rule is `loss` where the key `rule` is not given, the only one that the released code has (A4).
+    /// `rule` defaults to `loss`, the only rule in the released code (A4)
     loss_rule,
-    /// The weighted loss is divided by the batch size once more (A5).
+    /// the weighted loss is divided by the batch size a second time (A5)
     weighted_mean,
-    /// The upper-level weight is not stopped at 0 when its decay carries it below (A7).
+    /// the upper-level weight may decay below 0 (A7)
     unclamped_upper_level_weight,
-    /// The rater sees the proxy's input, in which a scale shows what the coarser ones make of it: never the finest one's codes
-    /// (A12).
+    /// the rater reads the proxy's input, where each scale shows the reconstruction of the coarser ones, and so never
+    /// reads the codes of the finest scale (A12)
     rater_without_finest_scale,
-    /// The rater runs twice a step, with different drop-path masks (A8).
+    /// the rater runs twice per step, with different drop-path masks (A8)
     two_rater_passes,
-    /// A proxy frozen by `fixVar` still decays (A10).
+    /// weight decay also applies to a proxy frozen by `fixVar` (A10)
     frozen_proxy_decays,
-    /// An epoch is one pass over the validation set, not the training set (C6).
+    /// an epoch is one pass over the validation set instead of the training set (C6)
     validation_epoch,
-    /// Batches come in the order of the released sampler (C7).
+    /// batches follow the order of the released sampler (C7)
     released_sampler,
-    /// The released literal `empty caption` stands for an empty caption (D3).
+    /// an empty caption is replaced by the text `empty caption` (D3)
     empty_caption_text,
-    /// Only captions of more than 20 characters are dropped for guidance (D3).
+    /// caption dropout skips captions of 20 characters or fewer (D3)
     caption_drop_length_rule,
-    /// The vector of a caption under T5 is the mean over padding, too, not over its tokens only (D8).
+    /// T5's pooled text vector averages over padding as well as tokens (D8)
     t5_mean_over_padding,
-    /// A tenth of the captions is dropped when scoring, too (D4).
+    /// `score` also drops 10% of the captions (D4)
     drop_captions_when_scoring,
-    /// Transparency is dropped instead of being laid over white (D2).
+    /// the alpha channel is dropped instead of composited over white (D2)
     drop_alpha,
-    /// The turning that EXIF data asks for is ignored (D2).
+    /// the EXIF orientation is ignored (D2)
     ignore_exif,
-    /// 16-bit gray is cut off at 255, which turns it white (D2).
+    /// 16-bit gray values are clipped at 255, which makes the image white (D2)
     clip_gray16,
 }
 
 impl Compat {
-    /// Reads `"default"`, `"released"` or an object of switches.
+    /// Parses `"default"`, `"released"` or an object of switches.
     ///
     /// # Errors
-    /// The key within `compat` (empty for `compat` itself) and what is wrong.
+    /// The key within `compat` (empty for `compat` itself) and the message.
     pub(crate) fn from_json(value: &Value) -> Result<Self, (String, String)> {
         match value {
             Value::Null => Ok(Self::default()),
@@ -109,12 +109,12 @@ impl Compat {
         }
     }
 
-    /// What the rater sees of each scale.
+    /// The input that the rater reads at each scale.
     pub(crate) fn rater_reach(self) -> Reach {
         if self.rater_without_finest_scale { Reach::Before } else { Reach::Through }
     }
 
-    /// The shortest way to write it that [`from_json`](Self::from_json) reads back.
+    /// The shortest JSON that [`from_json`](Self::from_json) parses to the same switches.
     pub(crate) fn to_json(self) -> Value {
         if self == Self::default() {
             Value::from("default")

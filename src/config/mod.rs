@@ -1,7 +1,7 @@
-//! Configuration: a JSON file with the released keys and our own, and `--set key=value` on top of it.
+//! Configuration: a JSON file with the upstream keys and this project's own, overridden by `--set key=value`.
 //!
-//! The file becomes a `keys::RawConfig`, in which every key is optional, and that becomes a [`Config`], in which every
-//! value is checked and every default filled in. `keys/table.rs` declares the keys, and `docs/config.md` lists them.
+//! The file is parsed into a `keys::RawConfig`, where every key is optional, and checked into a [`Config`], where
+//! every value is valid and every default filled in. `keys/table.rs` declares the keys; `docs/config.md` lists them.
 
 mod check;
 mod compat;
@@ -34,74 +34,74 @@ use source::Source;
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Fixes every random number.
+    /// The seed of all random streams.
     pub seed: u64,
-    /// Where the networks are.
+    /// The device of the networks.
     pub device: DeviceChoice,
-    /// The type of activations on a device; the CPU computes in f32.
+    /// The dtype of activations on a device; the CPU computes in f32.
     pub compute: DType,
-    /// Keep only each block's input for the backward pass.
+    /// Keep only each block's input for the backward pass and recompute the rest (gradient checkpointing).
     pub recompute: bool,
-    /// On a device, record a step that comes again and replay it.
+    /// On a device, record a repeated step as a graph and replay it.
     pub cuda_graph: bool,
-    /// The run's name.
+    /// The name of the run.
     pub experiment: String,
-    /// The run directory, where the command line names none.
+    /// The run directory, unless the command line gives one.
     pub out: Option<PathBuf>,
-    /// Where samples come from.
+    /// The data sets.
     pub data: DataConfig,
-    /// How images become codes.
+    /// The image tokenizer.
     pub image_tokenizer: ImageTokenizerConfig,
-    /// How captions become text states.
+    /// The text encoder.
     pub text_encoder: TextEncoderConfig,
-    /// Sizes and switches of both networks.
+    /// The architecture of both networks.
     pub networks: NetworksConfig,
-    /// How both are trained.
+    /// How both networks are trained.
     pub training: TrainingConfig,
-    /// Released behaviors that are switched on.
+    /// The upstream behaviors that are switched on.
     pub compat: Compat,
     /// Updates between checkpoints within an epoch; `None`: only at epoch ends.
     pub checkpoint_every: Option<u64>,
     /// Newest checkpoints to keep; `None`: all.
     pub keep_checkpoints: Option<usize>,
-    /// Log lines an epoch, at most.
+    /// The largest number of log lines per epoch.
     pub log_lines: u64,
-    /// What was accepted but does not do what it says here; one sentence each.
+    /// Accepted keys that do not do what their name says here; one sentence each.
     pub warnings: Vec<String>,
     effective: keys::RawConfig,
 }
 
-/// Where samples come from.
+/// The data sets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataConfig {
-    /// The training set's table; `None` until one is given.
+    /// The table of the training set; `None` until one is given.
     pub train: Option<PathBuf>,
-    /// The validation set's table.
+    /// The table of the validation set.
     pub validation: Option<PathBuf>,
-    /// Share of the training set held out for validation where there is no table of it.
+    /// Share of the training set held out for validation when there is no validation table.
     pub validation_portion: Option<f64>,
     /// Which part of the training set is used.
     pub portion: Portion,
     /// Column of the ids.
     pub id_column: String,
-    /// Column of the images' paths.
+    /// Column of the image paths.
     pub image_column: String,
     /// Column of the captions.
     pub caption_column: String,
-    /// Malformed rows of tables are counted as failed instead of ending the job.
+    /// Count malformed rows as failed instead of ending the job.
     pub skip_bad_rows: bool,
     /// Threads that decode images, at least 1.
     pub workers: usize,
-    /// Images with more pixels are refused.
+    /// The largest number of pixels of an image.
     pub max_pixels: u64,
-    /// Images whose pixel data is cut are decoded as far as it goes.
+    /// Decode truncated images as far as their data goes.
     pub truncated_images: bool,
     /// The folder of a token cache, see [`tokens::cache`](crate::tokens::cache).
     pub token_cache: Option<PathBuf>,
 }
 
 impl DataConfig {
-    /// The training set's table.
+    /// The table of the training set.
     ///
     /// # Errors
     /// If none is given.
@@ -119,72 +119,72 @@ impl DataConfig {
 pub enum Portion {
     /// All of it.
     All,
-    /// This share, drawn by the seed (`random_portion_train`).
+    /// A random share, fixed by the seed (`random_portion_train`).
     Random(f64),
-    /// This share, from the top of the table (`rank_portion_train`).
+    /// A share from the top of the table (`rank_portion_train`).
     First(f64),
 }
 
-/// Which image tokenizer it is.
+/// The kinds of image tokenizers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageTokenizerKind {
-    /// Principal components of patches, quantized by k-means: fitted to the training images.
+    /// Principal components of patches, quantized by k-means, fitted on the training images.
     Pca,
-    /// The released VQ-VAE, whose weights are read.
+    /// The released VQ-VAE with its pretrained weights.
     VqVae,
 }
 
-/// How images become codes.
+/// The image tokenizer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageTokenizerConfig {
-    /// Which one it is.
+    /// Its kind.
     pub kind: ImageTokenizerKind,
-    /// Principal components, the channels of a code.
+    /// Principal components, which are the channels of a code.
     pub components: usize,
     /// Codes in the vocabulary.
     pub codes: usize,
-    /// Training images to fit on, at most.
+    /// The largest number of training images to fit on.
     pub fit_images: usize,
-    /// Folder of a fitted tokenizer to use instead, or the VQ-VAE's weights.
+    /// Folder of a fitted tokenizer to use instead, or the weights of the VQ-VAE.
     pub path: Option<PathBuf>,
 }
 
-/// How captions become text states.
+/// The text encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextEncoderConfig {
-    /// Which encoder.
+    /// Its kind.
     pub kind: TextEncoderKind,
     /// Folder of a released encoder, or of a saved one to use instead.
     pub path: Option<PathBuf>,
 }
 
-/// Which text encoder, and its sizes.
+/// The kinds of text encoders, with their sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextEncoderKind {
-    /// A fixed random vector for every word.
+    /// A fixed random vector per word.
     HashedWords {
-        /// Tokens a caption.
+        /// Tokens per caption.
         tokens: usize,
         /// Channels of a token's vector.
         channels: usize,
     },
-    /// A released encoder; what is `None` is as its folder says.
+    /// A pretrained encoder; `None` takes the value from its folder.
     Pretrained {
-        /// Which one.
+        /// Which encoder.
         kind: pretrained::EncoderKind,
-        /// Tokens a caption.
+        /// Tokens per caption.
         tokens: Option<usize>,
-        /// Channels of a token's vector, which cannot be chosen, only expected.
+        /// Channels of a token's vector: the value the folder must have.
         channels: Option<usize>,
     },
 }
 
-/// Sizes and switches of both networks.
+/// The architecture of both networks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworksConfig {
-    /// Sides of the token maps, growing.
+    /// Sides of the token maps, increasing.
     pub patch_nums: Vec<usize>,
-    /// Pixels of a patch's side.
+    /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Blocks of the proxy.
     pub proxy_depth: usize,
@@ -196,25 +196,25 @@ pub struct NetworksConfig {
     pub rater_width: usize,
     /// Normalize queries and keys.
     pub attention_l2_norm: bool,
-    /// Rotary positions, if any.
+    /// Rotary position embedding (RoPE), if enabled.
     pub rope: Option<Rope>,
-    /// Add a learned vector a scale.
+    /// Add a learned embedding per scale.
     pub level_embedding: bool,
-    /// Layer norm before the proxy's logits.
+    /// Layer norm before the proxy's head.
     pub logit_norm: bool,
-    /// Modulate the norms by the level.
+    /// Adaptive layer norm: modulate the norms by the level, shared by all blocks.
     pub shared_aln: bool,
     /// Cross-attention to the text.
     pub cross_attention: bool,
-    /// Start cross-attention projections at 0 (`from_scratch: false`).
+    /// Initialize the cross-attention projections to 0 (`from_scratch: false`).
     pub zero_cross_attention: bool,
-    /// Weights that the proxy, or the model that is fitted, starts from instead of fresh ones.
+    /// Initial weights of the proxy or of the model of `fit`, instead of random ones.
     pub initial_weights: Option<PathBuf>,
-    /// How weights start.
+    /// Initialization of the weights.
     pub initialization: Initialization,
 }
 
-/// Channels of an attention head.
+/// Channels per attention head.
 pub(crate) const HEAD_WIDTH: usize = 64;
 
 impl NetworksConfig {
@@ -224,14 +224,14 @@ impl NetworksConfig {
     }
 }
 
-/// Progressive training: the model learns the coarser scales first, as released (`pg`, `pg0`, `pgwp`).
+/// Progressive training: the model learns the coarser scales first, as upstream (`pg`, `pg0`, `pgwp`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progressive {
     /// Share of the run after which all scales are trained.
     pub share: f64,
     /// The newest scale at the start, counted from 0.
     pub first: usize,
-    /// Epochs in which the tokens of a new scale come to count in full.
+    /// Epochs over which the loss weight of a new scale rises to 1.
     pub warm_up_epochs: f64,
 }
 
@@ -248,54 +248,56 @@ pub struct TrainingConfig {
     pub schedule: ScheduleShape,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Epochs of warm-up.
+    /// Warm-up epochs.
     pub warmup_epochs: f64,
-    /// Learning rate at the start of the warm-up, over the peak.
+    /// Learning rate at the start of the warm-up, relative to the peak.
     pub warmup_start: f64,
-    /// Learning rate at the end, over the peak.
+    /// Final learning rate, relative to the peak.
     pub end: f64,
-    /// Weight decay at the start.
+    /// Initial weight decay.
     pub weight_decay: f64,
-    /// Weight decay at the end.
+    /// Final weight decay.
     pub weight_decay_end: f64,
-    /// Largest gradient norm of a network.
+    /// Gradient clipping: the largest norm per network.
     pub clip: Option<f64>,
     /// Label smoothing.
     pub label_smoothing: f64,
-    /// Whether scales are added as training goes on; `fit` alone.
+    /// Progressive training; `fit` only.
     pub progressive: Option<Progressive>,
-    /// Tokens of a sample that a step trains on, the others being dropped at random from the finest scale; `fit` alone.
+    /// Tokens per sample that a step trains on; the others are dropped at random from the finest scale; `fit` only.
     pub drop_scale_length: Option<usize>,
-    /// Share of the validation loss in the proxy's loss, in the first epoch.
+    /// Share of the validation loss in the proxy's loss in the first epoch.
     pub upper_level_weight: f64,
-    /// Taken off that at every later epoch.
+    /// Decrease of that share per epoch.
     pub upper_level_weight_decay: f64,
     /// Share of captions replaced by the empty one.
     pub caption_drop: f64,
-    /// Divides the rater's logits.
+    /// Temperature that divides the rater's logits.
     pub rater_temperature: f64,
-    /// Add the released entropy term to the rater's loss.
+    /// Add the upstream entropy term to the rater's loss.
     pub rater_regularization: bool,
-    /// Do not train the proxy.
+    /// Freeze the proxy.
     pub freeze_proxy: bool,
     /// Added to the sampler's seed.
     pub sampler_seed: u64,
-    /// By which rule the rater learns, and how.
+    /// The rule, its scaling and geometry, and the rater's objective.
     pub rule: RuleSettings,
-    /// Epochs at the start in which the proxy learns from the training samples alone, and the rater not at all (eq. 4).
+    /// Epochs at the start in which the proxy is trained on the training samples alone and the rater is not trained
+    /// (eq. 4).
     pub proxy_warmup_epochs: u64,
-    /// The first epoch, counted from 0, whose constants enter the running averages; those of earlier ones are replaced.
+    /// The first epoch, counted from 0, whose constants enter the running averages; values of earlier epochs are
+    /// replaced.
     pub average_from_epoch: u64,
-    /// Epochs at the end in which the rater alone learns, from averages that do not change any more.
+    /// Epochs at the end in which the rater alone is trained, on averages that no longer change.
     pub rater_only_epochs: u64,
-    /// Epochs between two recordings of what was measured of each sample; `None`: never.
+    /// Epochs between two recordings of the measurements of each sample; `None`: never.
     pub record_every: Option<u64>,
-    /// Measure the norm of each training sample's gradient in the epochs that are recorded.
+    /// Measure the norm of each training sample's gradient in the recorded epochs.
     pub record_norms: bool,
 }
 
 impl Config {
-    /// The files and folders that it names to be read. They are no place for an output.
+    /// The input files and folders that the configuration names; no output may overwrite them.
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
         let DataConfig { train, validation, token_cache, .. } = &self.data;
         let (image, text) = (&self.image_tokenizer.path, &self.text_encoder.path);
@@ -306,12 +308,13 @@ impl Config {
     /// Reads a file and applies `--set` arguments (`key=value`, the value in JSON or bare) in order.
     ///
     /// # Errors
-    /// If the file cannot be read, or a key or a value cannot be used: the message names it and the cure.
+    /// If the file cannot be read, a key does not exist, or a value is not accepted; the message names the key and
+    /// the fix.
     pub fn load(path: impl AsRef<Path>, sets: &[String]) -> Result<Self> {
         check::check(Source::read(path.as_ref(), sets)?)
     }
 
-    /// As [`load`](Self::load), from text; `name` stands for the file in messages.
+    /// Like [`load`](Self::load), from text; `name` stands for the file in messages.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -319,7 +322,7 @@ impl Config {
         check::check(Source::parse(name, text, sets)?)
     }
 
-    /// Reads what a run or a comparison kept. Names that have changed since are read under the new ones, with a warning.
+    /// Parses the configuration stored by a run or a comparison. Keys under former names are accepted with a warning.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -327,13 +330,13 @@ impl Config {
         check::check(Source::parse_kept(name, text)?)
     }
 
-    /// The effective configuration: every key with the value that holds. Read again, it gives this configuration.
+    /// The effective configuration: every key with its value. Parsing it gives this configuration again.
     pub fn to_json(&self) -> Value {
-        // Strings, numbers and lists cannot fail to become JSON.
+        // Strings, numbers and lists always convert to JSON.
         serde_json::to_value(&self.effective).unwrap_or_default()
     }
 
-    /// SHA-256 over every value that changes results: a run can only be resumed under the same fingerprint.
+    /// SHA-256 over every value that affects results. A run resumes only with the same fingerprint.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for (key, value) in self.significant() {
@@ -342,7 +345,7 @@ impl Config {
         crate::files::hexadecimal(&hash.finalize())
     }
 
-    /// The first key whose value changes results and differs: (key, value here, value there).
+    /// The first key that affects results and differs: (key, value here, value there).
     pub fn first_difference(&self, other: &Self) -> Option<(String, String, String)> {
         let (here, there) = (self.significant(), other.significant());
         here.into_iter()
@@ -351,7 +354,7 @@ impl Config {
             .map(|((key, here), (_, there))| (key, here, there))
     }
 
-    /// Dotted key and value of everything that changes results, in order: first what stands in no group, then the rest.
+    /// Dotted key and value of everything that affects results: top-level keys first, then the groups.
     fn significant(&self) -> Vec<(String, String)> {
         let json = self.to_json();
         let (mut values, mut nested) = (Vec::new(), Vec::new());
@@ -365,19 +368,19 @@ impl Config {
             let value = name.split('.').try_fold(&json, |at, part| at.get(part)).unwrap_or(&Value::Null);
             list.push((name.to_owned(), value.to_string()));
         }
-        // A group's keys follow each other.
+        // The keys of a group are adjacent.
         values.dedup();
         values.append(&mut nested);
         values
     }
 
-    /// What the rater sees of each scale.
+    /// The input that the rater reads at each scale.
     pub(crate) fn rater_reach(&self) -> Reach {
         self.compat.rater_reach()
     }
 
-    /// The proxy's backbone, for a tokenizer of `vocabulary` codes of `code_channels` channels and an encoder of
-    /// `text_channels` channels.
+    /// The backbone of the proxy, for a tokenizer of `vocabulary` codes with `code_channels` channels and an encoder
+    /// with `text_channels` channels.
     pub fn proxy_backbone(
         &self,
         vocabulary: usize,
@@ -388,7 +391,7 @@ impl Config {
         self.backbone(networks.proxy_depth, networks.proxy_width, vocabulary, code_channels, text_channels)
     }
 
-    /// The rater's backbone; see [`proxy_backbone`](Self::proxy_backbone).
+    /// The backbone of the rater; see [`proxy_backbone`](Self::proxy_backbone).
     pub(crate) fn rater_backbone(
         &self,
         vocabulary: usize,

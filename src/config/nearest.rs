@@ -1,6 +1,6 @@
-//! What is said of a name that does not exist: the nearest one that does.
+//! Suggestions for unknown keys.
 
-/// Says that a key does not exist and which existing one is nearest.
+/// The message for an unknown key, with the most similar existing one.
 pub(super) fn no_such_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
     let wanted = key.to_lowercase();
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_lowercase();

@@ -1,4 +1,4 @@
-//! How a corpus is read under a configuration: by which columns, and its images decoded how.
+//! How a configuration opens a corpus: the columns to read, and how to decode the images.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Config {
-    /// How images are decoded, for a tokenizer of this side.
+    /// The decoding settings for a tokenizer of this image side.
     pub fn preprocess(&self, side: usize) -> Preprocess {
         let mut preprocess = Preprocess::default_for(side);
         let released = Preprocess::released(side);
@@ -23,7 +23,7 @@ impl Config {
         preprocess
     }
 
-    /// The columns that it names.
+    /// The column names.
     pub fn columns(&self) -> ColumnNames {
         ColumnNames {
             id: self.data.id_column.clone(),
@@ -32,10 +32,10 @@ impl Config {
         }
     }
 
-    /// Opens a corpus as it is to be read.
+    /// Opens a corpus with these columns and settings.
     ///
     /// # Errors
-    /// If the table cannot be used.
+    /// If the table cannot be opened or lacks a column.
     pub fn open_corpus(&self, path: &Path) -> Result<Corpus> {
         let corpus = Corpus::open(path, &self.columns())?.skipping_malformed(self.data.skip_bad_rows);
         Ok(if self.compat.empty_caption_text {

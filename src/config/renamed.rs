@@ -1,24 +1,25 @@
-//! Keys and values that had another name before: refused by their new one, except in what earlier runs keep.
+//! Renamed keys and values. A configuration file that uses a former name is refused with the new one; the stored
+//! configuration of an earlier run is migrated.
 
 use serde_json::Value;
 
-/// Keys, by what they were called and what they are called now.
+/// Keys: former name, new name.
 const KEYS: [(&str, &str); 2] =
     [("rater_teaching", "rater_objective"), ("compat.clip_grey16", "compat.clip_gray16")];
 
-/// Values, by their key (its new name), what they were called and what they are called now.
+/// Values: key (by its new name), former value, new value.
 const VALUES: [(&str, &str, &str); 3] = [
     ("rater_objective", "weights", "reweight"),
     ("rule_scaling", "centre", "center"),
     ("rule_scaling", "standardise", "standardize"),
 ];
 
-/// What a key is called now, if it had another name before.
+/// The new name of a renamed key.
 pub(super) fn renamed(key: &str) -> Option<&'static str> {
     KEYS.iter().find(|(before, _)| *before == key).map(|(_, now)| *now)
 }
 
-/// Brings a kept configuration to today's names; whether any had changed.
+/// Migrates a stored configuration to the current names; returns whether anything changed.
 pub(super) fn migrate(config: &mut Value) -> bool {
     let mut changed = false;
     for (before, now) in KEYS {
@@ -33,7 +34,7 @@ pub(super) fn migrate(config: &mut Value) -> bool {
     changed
 }
 
-/// Renames the last part of a dotted key, where it is there.
+/// Renames the last part of a dotted key if it exists.
 fn rename(config: &mut Value, before: &str, now: &str) -> Option<()> {
     let (parents, before) = before.rsplit_once('.').unwrap_or(("", before));
     let now = now.rsplit('.').next().unwrap_or(now);

@@ -1,19 +1,19 @@
-//! The key `sche`: how the learning rate falls.
+//! The key `sche`: the shape of the learning-rate schedule.
 
 use std::str::FromStr;
 
-/// How the learning rate falls after the warm-up.
+/// The shape of the learning-rate decay after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ScheduleShape {
     /// `cos`: half a cosine.
     Cosine,
-    /// `lin` and `lin0`: flat for this share of the time, then straight down.
+    /// `lin` and `lin0`: constant for this share of the time, then linear.
     FlatThenLinear(f64),
-    /// `lin00`: straight down.
+    /// `lin00`: linear.
     Linear,
-    /// `lin<share>`: half as steep for this share of the time, then straight down to the end.
+    /// `lin<share>`: half the slope for this share of the time, then linear to the end.
     Bent(f64),
-    /// `exp`: flat for 15% of the time, then exponentially down.
+    /// `exp`: constant for 15% of the time, then exponential.
     Exponential,
 }
 

@@ -1,4 +1,4 @@
-//! From a file's text and the `--set` arguments to a [`RawConfig`], with the place of whatever cannot be read.
+//! Parses a file and the `--set` arguments into a [`RawConfig`], and names the key or line that does not parse.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -12,17 +12,17 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// What `--set` is called in messages.
+/// The name of `--set` in messages.
 const SET: &str = "--set";
 
-/// A configuration before its values are checked.
+/// A configuration whose values are not checked yet.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     /// The values.
     pub(super) raw: RawConfig,
-    /// The file, for messages.
+    /// The file name in messages.
     name: String,
-    /// Keys that came from `--set`.
+    /// Keys set by `--set`.
     overridden: BTreeSet<String>,
 }
 
@@ -42,7 +42,7 @@ impl Source {
         Self::parse(&name, &text, sets)
     }
 
-    /// Reads what a run or a comparison kept, perhaps under names that have changed since: then that is said.
+    /// Parses the configuration stored by a run or a comparison. Keys under former names are accepted with a warning.
     pub(super) fn parse_kept(name: &str, text: &str) -> Result<Self> {
         let mut config = serde_json::from_str(text).unwrap_or(Value::Null);
         if !migrate(&mut config) {
@@ -83,14 +83,14 @@ impl Source {
         Ok(Self { raw, name: name.to_owned(), overridden })
     }
 
-    /// An [`Error::Config`] about a key, from wherever its value came.
+    /// An [`Error::Config`] for a key; it names the file or `--set`, whichever set the key.
     pub(super) fn refuse(&self, key: &str, message: impl Into<String>) -> Error {
         let source_name = if self.overridden.contains(key) { SET } else { &self.name };
         Error::Config { source_name: source_name.to_owned(), key: key.to_owned(), message: message.into() }
     }
 }
 
-/// Applies one `key=value` to the JSON and reads it again; gives the key.
+/// Applies one `key=value` to the JSON, parses it again, and returns the key.
 fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
     let refuse = |key: &str, message: String| Error::Config {
         source_name: SET.to_owned(),
@@ -108,7 +108,7 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
     if !known.iter().any(|name| name == key) {
         return Err(refuse(key, no_such_key(key, known.iter().map(String::as_str))));
     }
-    // JSON if it can be, otherwise the bare text: `--set sche=cos`, and a path that looks like a number is a path still.
+    // JSON if it parses, else a string: `--set sche=cos`. The second candidate is for paths that look like numbers.
     let parsed = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
     let mut first_error = None;
     for candidate in [parsed, Value::from(text)] {
@@ -127,8 +127,8 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
     Err(refuse(key, first_error.unwrap_or_default()))
 }
 
-/// Puts a value under a dotted key, making objects on the way. `compat` as a word is spelled out first, so that a switch
-/// can be set on top of it.
+/// Sets the value of a dotted key and creates the objects on the way. A name under `compat` is expanded to its
+/// switches first, so that one of them can be overridden.
 fn place(value: &mut Value, key: &str, new: Value) {
     let mut at = value;
     let mut parts = key.split('.').peekable();
@@ -146,12 +146,12 @@ fn place(value: &mut Value, key: &str, new: Value) {
     *at = new;
 }
 
-/// What is said of a key that has another name now.
+/// The message for a key that has been renamed.
 fn is_called(now: &str) -> String {
     format!("is called `{now}` now; rename it")
 }
 
-/// Key and message of what serde could not read.
+/// The key and message of a serde error.
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, String) {
     let path = error.path().to_string();
     let path = if path == "." { String::new() } else { path };

@@ -1,4 +1,4 @@
-//! Images as tokens: the pyramid's sides and the image tokenizer, in which released keys and our own must agree.
+//! The token pyramid and the image tokenizer: upstream keys and this project's own must agree.
 
 use super::{Checker, ConfigKey, KEY, RawConfig};
 use crate::{
@@ -12,7 +12,7 @@ const RELEASED_PYRAMID: &str = "1_2_3_4_5_6_8_10_13_16";
 /// The largest side of an image.
 const MOST_PIXELS: i64 = 4096;
 
-/// `patch_nums` and `patch_size`, with `pn`, `resos` and `data_load_reso` in agreement.
+/// `patch_nums` and `patch_size`; checks that `pn`, `resos` and `data_load_reso` agree with them.
 pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec<usize>, usize)> {
     let patch_size = checker.size(raw, &KEY.patch_size)?;
     let from_pn = raw.pn.as_deref().map(|pn| parse_pn(checker, pn)).transpose()?;

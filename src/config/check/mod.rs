@@ -1,4 +1,4 @@
-//! From raw values to checked ones: defaults (mostly those of the released configuration), ranges, and what is refused.
+//! From raw values to checked ones: defaults (mostly the released ones), ranges, and refusals.
 
 mod image;
 mod rule;
@@ -20,8 +20,8 @@ use crate::{
     models::{Initialization, Rope},
 };
 
-/// Gives each key its value: what is written, or the default; writes it back, so that the effective configuration is
-/// whole; and checks its range. Defaults and ranges are those of the table of keys, unless they depend on other keys.
+/// Gives each key its value or default, writes it back, so that the effective configuration is complete, and checks
+/// its range. Defaults and ranges come from the table of keys, unless they depend on other keys.
 struct Checker<'a> {
     source: &'a Source,
     warnings: Vec<String>,
@@ -32,7 +32,8 @@ impl Checker<'_> {
         Err(self.source.refuse(key.name, message))
     }
 
-    /// The value of a key within the range of the table. A default that depends on other keys is in `raw` already.
+    /// The value of a key within the range of the table. A default that depends on other keys must already be in
+    /// `raw`.
     fn value<T: Ranged>(&self, raw: &mut RawConfig, field: &Field<T>) -> Result<T> {
         self.value_in(raw, field, field.range())
     }
@@ -64,7 +65,7 @@ impl Checker<'_> {
             .or_else(|_| self.refuse(field, format!("must not be negative, but is {value}")))
     }
 
-    /// A share above the least value, or none.
+    /// A share above the smallest value, or none.
     fn share(&self, raw: &mut RawConfig, field: &Field<Number>) -> Result<Option<f64>> {
         let (least, most) = field.range().into_inner();
         match *field.of(raw) {
@@ -79,7 +80,7 @@ impl Checker<'_> {
         field.filled(raw).unwrap_or_default()
     }
 
-    /// A switch of which only one position is accepted.
+    /// A switch of which only one value is accepted.
     fn only(&self, raw: &mut RawConfig, field: &Field<Flag>, cure: &str) -> Result<()> {
         let value = Self::flag(raw, field);
         if field.listed().contains(&value) {
@@ -93,7 +94,7 @@ impl Checker<'_> {
         field.filled(raw).clone().unwrap_or_default()
     }
 
-    /// Refuses a name that is none of those in the table.
+    /// Refuses a name that the table does not list.
     fn unlisted<T>(&self, field: &Field<Text>, name: &str) -> Result<T> {
         let listed: Vec<String> = field.listed().iter().map(|listed| format!("\"{listed}\"")).collect();
         let listed = match listed.split_last() {
@@ -104,7 +105,7 @@ impl Checker<'_> {
         self.refuse(field, format!("must be {listed}, but is \"{name}\""))
     }
 
-    /// A path that may be empty; made absolute, so that a run resumes from another directory.
+    /// A path that may be empty; made absolute, so that a run can be resumed from another directory.
     fn path(&self, raw: &mut RawConfig, field: &Field<Text>) -> Result<Option<PathBuf>> {
         let text = field.filled(raw).get_or_insert_default();
         if text.is_empty() {
@@ -119,7 +120,7 @@ impl Checker<'_> {
     }
 }
 
-/// Checks everything.
+/// Checks all keys.
 pub(super) fn check(source: Source) -> Result<Config> {
     let mut raw = source.raw.clone();
     let mut checker = Checker { source: &source, warnings: Vec::new() };
@@ -158,7 +159,7 @@ pub(super) fn check(source: Source) -> Result<Config> {
     })
 }
 
-/// What would change results and is not there.
+/// Keys that would change results and are not supported.
 fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
     for field in [&KEY.data_args.lmdb_dirs, &KEY.data_args.lmdb_dirs_val] {
         if field.filled(raw).as_ref().is_some_and(|folders| !folders.is_empty()) {
@@ -177,7 +178,7 @@ fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
     Ok(())
 }
 
-/// Where the networks are, and the type of their activations there.
+/// The device of the networks, and the dtype of their activations on it.
 fn device(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(DeviceChoice, DType)> {
     let device = match Checker::text(raw, &KEY.device).parse::<DeviceChoice>() {
         Ok(device) => device,
@@ -191,9 +192,9 @@ fn device(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(DeviceChoice, D
     Ok((device, compute))
 }
 
-/// What is accepted and changes nothing here; the default is the released value.
+/// Keys that are accepted without effect; they default to the released values.
 fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> {
-    // It is for editors, and a path from where the file was: a copy elsewhere would name nothing.
+    // It is for editors, and relative to the file: in a copy elsewhere it would point nowhere.
     raw.schema = None;
     for field in [&KEY.data_args.test_csv_path, &KEY.precomputed_rootdir, &KEY.data_path] {
         field.filled(raw);
@@ -326,7 +327,7 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
     })
 }
 
-/// Progressive training, if there is any.
+/// The progressive training settings, if enabled.
 fn progressive(checker: &Checker<'_>, raw: &mut RawConfig, epochs: i64) -> Result<Option<Progressive>> {
     let share = checker.value(raw, &KEY.pg)?;
     let first = checker.size(raw, &KEY.pg0)?;
@@ -343,7 +344,7 @@ fn training(
     let epochs = checker.value(raw, &KEY.ep)?;
     let accumulation = checker.size(raw, &KEY.ac)?;
     let update = checker.size(raw, &KEY.bs)?;
-    // Python's `round`, as in the released code.
+    // Python's `round`, as upstream.
     let batch = (update as f64 / accumulation as f64).round_ties_even() as usize;
     if batch == 0 {
         return checker
@@ -380,7 +381,7 @@ fn training(
         None => None,
     };
     let name = match progressive {
-        // Released: the learning rate stays at its peak until all scales are trained.
+        // Upstream: the learning rate stays at its peak until all scales are trained.
         Some(Progressive { share, .. }) => raw.sche.insert(format!("lin{share}")).clone(),
         None => Checker::text(raw, &KEY.sche),
     };

@@ -11,10 +11,10 @@ use crate::{
     error::Result,
 };
 
-/// Where the rater learns averages. Measured: `docs/comparison.md`.
+/// The default for `regression`; measured in `docs/comparison.md`.
 const RATER_ONLY_EPOCHS: i64 = 4;
 
-/// What the keys come to.
+/// The checked keys.
 pub(super) struct RuleKeys {
     pub(super) settings: RuleSettings,
     pub(super) proxy_warmup_epochs: u64,
@@ -24,7 +24,7 @@ pub(super) struct RuleKeys {
     pub(super) record_norms: bool,
 }
 
-/// A name out of a list; the default is written back.
+/// A name from a list; the default is written back.
 fn named<T: FromStr<Err = crate::Error> + ToString>(
     checker: &Checker<'_>,
     raw: &mut RawConfig,
@@ -35,7 +35,7 @@ fn named<T: FromStr<Err = crate::Error> + ToString>(
     name.parse().or_else(|error: crate::Error| checker.refuse(field, error.to_string()))
 }
 
-/// Checks the keys; defaults depend on the rule.
+/// Checks the keys; some defaults depend on the rule.
 pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
     let released = compat.loss_rule || compat.cross_attention_first_sample;
     let default: &'static RuleEntry = if released { &rules::LOSS } else { &rules::EXCESS };
@@ -67,7 +67,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         );
     }
     let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();
-    // Where samples have gradients of their own, unless the rule is one that costs nothing beside the loss.
+    // On by default where per-sample gradients are possible, unless the rule needs nothing besides the loss.
     let apart = !compat.cross_attention_first_sample && needs != Needs::default();
     let norms = *raw.record_norms.get_or_insert(apart && every > 0);
     if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {

@@ -1,4 +1,4 @@
-//! The text encoder: our own keys and the released ones, which must agree.
+//! The text encoder: this project's keys and the upstream ones, which must agree.
 
 use super::{Checker, Field, KEY, RawConfig};
 use crate::{
@@ -10,8 +10,8 @@ use crate::{
 /// The name of the embedded encoder.
 const HASHED_WORDS: &str = "hashed_words";
 
-/// Checks `text_encoder`, `text_enc` and `text_enc_path`. The effective configuration says everything by `text_encoder`,
-/// so that one key moves the folder later.
+/// Checks `text_encoder`, `text_enc` and `text_enc_path`. The effective configuration uses `text_encoder` alone, so
+/// that one key changes the folder later.
 pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<TextEncoderConfig> {
     let keys = &KEY.text_encoder;
     let released_path = checker.path(raw, &KEY.text_enc_path)?;

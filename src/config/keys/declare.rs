@@ -1,6 +1,6 @@
-//! The macro that makes structs and lists of the table of keys.
+//! The macro that turns the table of keys into structs and lists.
 
-/// Declares every key: blocks of keys, and between them groups of nested ones.
+/// Declares every key: blocks of top-level keys, with groups of nested ones between them.
 macro_rules! keys {
     ($(
         keys {$(
@@ -18,7 +18,7 @@ macro_rules! keys {
             )*}
         )*
     )+) => {
-        /// Every key of a file, none checked but its type. Absent and `null` mean the default.
+        /// The keys of a file; only their types are checked. Absent and `null` mean the default.
         #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub(crate) struct RawConfig {$(
@@ -45,7 +45,7 @@ macro_rules! keys {
             }
         )*)+
 
-        /// The keys, as [`RawConfig`] has them.
+        /// All keys, with the fields of [`RawConfig`].
         pub(crate) struct ConfigKeys {$(
             $($(#[doc = $doc])+ pub(crate) $field: Field<RawConfig, $type>,)*
             $($(#[doc = $group_doc])+ pub(crate) $group: $group_keys,)*
@@ -70,7 +70,7 @@ macro_rules! keys {
             )*
         )+};
 
-        /// Every key but the switches of `compat`, in the order of the file.
+        /// Every key except the switches of `compat`, in the order of the file.
         pub static KEYS: &[&ConfigKey] = &[$(
             $(&KEY.$field.key,)*
             $($(&KEY.$group.$inner.key,)*)*

@@ -14,7 +14,7 @@ use crate::{
 /// The two tables of `docs/config.md`: the keys, and the switches of `compat`.
 ///
 /// # Errors
-/// If the default configuration is refused.
+/// If the default configuration does not pass the checks.
 pub fn tables() -> Result<String> {
     let defaults = Config::parse("defaults", "{}", &[])?.to_json();
     let mut text =
@@ -53,7 +53,7 @@ fn values(kind: &Kind) -> String {
 
 fn accepted<T: KeyType>(name: &str, allowed: &Allowed<T>) -> String {
     let shown = |value: T| match value.into() {
-        // Without the point that JSON gives a whole floating-point number.
+        // JSON writes a whole float with `.0`, which the tables leave out.
         Value::Number(number) if number.is_f64() => number.as_f64().unwrap_or_default().to_string(),
         Value::String(text) => text,
         other => other.to_string(),

@@ -1,4 +1,4 @@
-//! What the declaration of a key consists of.
+//! The parts of a key's declaration.
 
 use std::{
     fmt,
@@ -14,64 +14,64 @@ use crate::config::rules::described;
 pub enum Honored {
     /// It works.
     Yes,
-    /// Only the values named are accepted; others are refused, because they would change results.
+    /// Only these values are accepted; others would change results and are refused.
     Only(&'static str),
-    /// Accepted, with no effect here; the reason.
+    /// Accepted without effect; the reason.
     NoEffect(&'static str),
 }
 
-/// Whether a key's value changes results.
+/// Whether a key affects results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It does: it is part of the fingerprint, and a resumed run must have the same value.
+    /// It does: the key is part of the fingerprint, and a resumed run must have the same value.
     Results,
-    /// It does; the fingerprint has all keys of its group as one value.
+    /// It does; the fingerprint combines all keys of the group into one value.
     ResultsAsGroup,
     /// It does not: a resumed run may have another value.
     Harmless,
 }
 
-/// The value where the key is absent or `null`.
+/// The value of a key that is absent or `null`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DefaultValue<T> {
     /// This one.
     Is(T),
     /// None.
     Null,
-    /// It depends on other keys, as described; the check passes it.
+    /// It depends on other keys, as described; the check computes it.
     Depends(&'static str),
 }
 
-/// The values that are accepted.
+/// The accepted values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Allowed<T: 'static> {
-    /// All of the type.
+    /// All values of the type.
     Any,
-    /// This and above.
+    /// This value or greater.
     AtLeast(T),
     /// From the first to the second.
     Between(T, T),
-    /// From the first to the second; other keys may narrow that further, as described. The check passes the bound.
+    /// From the first to the second; other keys narrow the range as described, and the check passes the bound.
     Within(T, T, &'static str),
-    /// Above the first, to the second.
+    /// Greater than the first, up to the second.
     Above(T, T),
-    /// The multiples of the first, to the second.
+    /// Multiples of the first, up to the second.
     Multiples(T, T),
-    /// These only.
+    /// Only these.
     OneOf(&'static [T]),
-    /// What the check can parse; examples.
+    /// Whatever the check can parse; these are examples.
     SuchAs(&'static [T]),
-    /// Texts but the empty one.
+    /// Any text that is not empty.
     NotEmpty,
-    /// Arrays of integers, with the bounds of each and of their number.
+    /// Arrays of integers, with bounds on the elements and on the length.
     Items {
-        /// The least integer.
+        /// The smallest element.
         least: i64,
-        /// The greatest integer.
+        /// The largest element.
         most: i64,
-        /// The least number of them.
+        /// The smallest length.
         shortest: usize,
-        /// The greatest number of them.
+        /// The largest length.
         longest: usize,
     },
 }
@@ -79,22 +79,22 @@ pub enum Allowed<T: 'static> {
 /// Default and accepted values of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setting<T: 'static> {
-    /// The value where the key is absent or `null`.
+    /// The value of a key that is absent or `null`.
     pub default: DefaultValue<T>,
-    /// The values that are accepted.
+    /// The accepted values.
     pub allowed: Allowed<T>,
 }
 
-/// A type as the table declares a default of it, and as the struct that a file is read into holds it.
+/// A type of defaults in the table, and its counterpart in the struct that a file is parsed into.
 pub(crate) trait KeyType: Copy + Into<Value> + 'static {
-    /// The type of the field.
+    /// The type of the struct's field.
     type Raw;
 
-    /// The default as the field holds it.
+    /// Converts the default to the type of the field.
     fn held(self) -> Self::Raw;
 }
 
-/// The same of a setting, whatever its type.
+/// The same, for a setting of any type.
 macro_rules! match_kind {
     ($kind:expr, $setting:ident => $result:expr) => {
         match $kind {
@@ -110,7 +110,7 @@ macro_rules! match_kind {
     };
 }
 
-/// Declares the types of keys: name in the table, type of defaults, type of the field.
+/// Declares the types of keys: name in the table, type of the default, type of the field.
 macro_rules! types {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty, $held:ty, $convert:expr;)*) => {
         $($(#[doc = $doc])+ pub(crate) type $name = $type;)*
@@ -135,17 +135,17 @@ macro_rules! types {
 }
 
 types! {
-    /// A whole number.
+    /// An integer.
     Integer: i64, i64, |value| value;
-    /// A number.
+    /// A float.
     Number: f64, f64, |value| value;
-    /// True or false.
+    /// A boolean.
     Flag: bool, bool, |value| value;
-    /// A text.
+    /// A string.
     Text: &'static str, String, str::to_owned;
-    /// An array of whole numbers.
+    /// An array of integers.
     Integers: &'static [i64], Vec<i64>, <[i64]>::to_vec;
-    /// An array of texts.
+    /// An array of strings.
     Texts: &'static [&'static str], Vec<String>, |texts| texts.iter().copied().map(str::to_owned).collect();
     /// The switches of `compat`: a name or an object.
     Switches: AllOff, Value, Value::from;
@@ -176,20 +176,21 @@ impl From<NoFiles> for Value {
 /// One key of the configuration file.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigKey {
-    /// The name, dotted when nested.
+    /// The name, with dots where nested.
     pub name: &'static str,
     /// Type, default and accepted values.
     pub kind: Kind,
     /// How it is honored.
     pub honored: Honored,
-    /// Whether it changes results.
+    /// Whether it affects results.
     pub effect: Effect,
-    /// As it is declared, with the spaces of the comment. Names of rules in braces stand for those of their table.
+    /// The description as declared, with the comment's leading spaces. Placeholders in braces stand for rules of the
+    /// table.
     pub(super) described: &'static str,
 }
 
 impl ConfigKey {
-    /// What it means, with its unit, and what the default depends on.
+    /// The description, with its unit, and what the default depends on.
     pub(crate) fn meaning(&self) -> String {
         let meaning = self.described.trim();
         described(&match self.depends() {
@@ -198,7 +199,7 @@ impl ConfigKey {
         })
     }
 
-    /// What the default depends on, if it does.
+    /// What the default depends on, if anything.
     fn depends(&self) -> Option<&'static str> {
         match_kind!(&self.kind, setting => match setting.default {
             DefaultValue::Depends(text) => Some(text),
@@ -215,7 +216,7 @@ impl ConfigKey {
     }
 }
 
-/// A key, its type, and where the struct `R`, which a file is read into, holds it: by this the checks ask for a key.
+/// A typed key and its field in the struct `R` that a file is parsed into; the checks access keys through it.
 pub(crate) struct Field<R, T: KeyType> {
     pub(super) key: ConfigKey,
     pub(super) setting: Setting<T>,
@@ -236,7 +237,7 @@ impl<R, T: KeyType> Field<R, T> {
         (self.held)(raw)
     }
 
-    /// The field, with the default in it where it was empty and there is a default.
+    /// The field, set to its default if it was empty and has one.
     pub(crate) fn filled<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Raw> {
         let held = self.of(raw);
         if let (None, DefaultValue::Is(default)) = (&held, self.setting.default) {
@@ -245,7 +246,7 @@ impl<R, T: KeyType> Field<R, T> {
         held
     }
 
-    /// The values that are accepted, where they are listed.
+    /// The accepted values, if they are listed.
     pub(crate) fn listed(&self) -> &'static [T] {
         match self.setting.allowed {
             Allowed::OneOf(listed) => listed,
@@ -254,7 +255,7 @@ impl<R, T: KeyType> Field<R, T> {
     }
 }
 
-/// A type with a least and a greatest value.
+/// A type with a range.
 pub(crate) trait Ranged: KeyType<Raw = Self> + PartialOrd + fmt::Display {
     /// The least value.
     const LEAST: Self;
@@ -273,7 +274,7 @@ impl Ranged for f64 {
 }
 
 impl<R, T: Ranged> Field<R, T> {
-    /// The least and the greatest value.
+    /// The range of the key.
     pub(crate) fn range(&self) -> RangeInclusive<T> {
         match self.setting.allowed {
             Allowed::AtLeast(least) => least..=T::MOST,
@@ -285,19 +286,19 @@ impl<R, T: Ranged> Field<R, T> {
         }
     }
 
-    /// The range, narrowed from below.
+    /// The range with another lower bound.
     pub(crate) fn from(&self, least: T) -> RangeInclusive<T> {
         least..=*self.range().end()
     }
 
-    /// The range, narrowed from above.
+    /// The range with another upper bound.
     pub(crate) fn up_to(&self, most: T) -> RangeInclusive<T> {
         *self.range().start()..=most
     }
 }
 
 impl<R> Field<R, Integers> {
-    /// The bounds of each integer and of their number.
+    /// The bounds of each element and of the length.
     pub(crate) fn items(&self) -> (RangeInclusive<i64>, RangeInclusive<usize>) {
         match self.setting.allowed {
             Allowed::Items { least, most, shortest, longest } => (least..=most, shortest..=longest),

@@ -1,4 +1,4 @@
-//! The keys of the configuration file: what each is, and the documents that say so.
+//! The keys of the configuration file, and the documents generated from them.
 
 mod declare;
 mod document;
@@ -16,10 +16,10 @@ pub(super) use table::{KEY, RawConfig};
 
 use crate::config::Compat;
 
-/// A key for the checks, with its type.
+/// A typed key, for the checks.
 pub(super) type Field<T> = field::Field<RawConfig, T>;
 
-/// Every name that may be set: the keys, the switches of `compat`, and the objects that hold keys.
+/// Every name that `--set` accepts: the keys, the switches of `compat`, and the objects that contain keys.
 pub fn names() -> Vec<String> {
     let mut names: Vec<String> = KEYS.iter().map(|key| key.name.to_owned()).collect();
     names.extend(Compat::SWITCHES.iter().map(|(name, _)| format!("compat.{name}")));

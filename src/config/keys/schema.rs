@@ -1,4 +1,4 @@
-//! `configs/schema.json`: the keys as a JSON Schema, by which editors complete and check a configuration file.
+//! `configs/schema.json`: the keys as a JSON Schema, with which editors complete and check a configuration file.
 
 use serde_json::{Map, Value, json};
 
@@ -67,7 +67,7 @@ fn property(key: &ConfigKey) -> Value {
     Value::Object(property)
 }
 
-/// Adds a key's type, of which `null` is one value, its accepted values, and its default.
+/// Adds the type of a key (or `null`), its accepted values and its default.
 fn describe<T: KeyType>(property: &mut Map<String, Value>, schema: &Value, setting: &Setting<T>) {
     for (name, value) in schema.as_object().into_iter().flatten() {
         let value = match (name.as_str(), value) {
@@ -114,7 +114,7 @@ fn describe<T: KeyType>(property: &mut Map<String, Value>, schema: &Value, setti
     }
 }
 
-/// The values of `compat`.
+/// The schema of `compat`.
 fn switches() -> Value {
     let switches: Map<String, Value> = Compat::SWITCHES
         .iter()

@@ -1,9 +1,9 @@
-//! The table of keys: the one place where a key is declared.
+//! The table of keys: the only declaration of a key.
 //!
-//! From it come the structs that a file is read into, the defaults and ranges that the checks ask for, the fingerprint, the
-//! tables of `docs/config.md` and `configs/schema.json`. An entry reads
-//! `field: type = default, allowed values, how it is honored, effect;` under its meaning. The order is that of the
-//! effective configuration, on which fingerprints depend: the upstream keys first, in the order of the released file.
+//! It generates the structs that a file is parsed into, the defaults and ranges that the checks use, the fingerprint,
+//! the tables of `docs/config.md` and `configs/schema.json`. An entry reads `field: type = default, allowed values,
+//! how it is honored, effect;` below its description. The order is that of the effective configuration, and
+//! fingerprints depend on it: the upstream keys first, in the order of the released file.
 
 use super::{
     declare::keys,
@@ -46,9 +46,9 @@ keys! {
         /// CSV of a test set
         test_csv_path: Text = Is(""),
             Any, NoEffect("the released training reads it and never uses it"), Harmless;
-        /// captions stand in the column `cogvlm_caption`, not `caption`
+        /// captions are in the column `cogvlm_caption` instead of `caption`
         cogvlm: Flag = Is(false), Any, Yes, Results;
-        /// share of the training set to use, drawn by `seed`
+        /// share of the training set to use, sampled by `seed`
         random_portion_train: Number = Null, Above(0.0, 1.0), Yes, Results;
         /// share of the training set to use, from the top of the file
         rank_portion_train: Number = Null, Above(0.0, 1.0), Yes, Results;
@@ -59,7 +59,7 @@ keys! {
     }
 
     keys {
-        /// read features and text states from files
+        /// read precomputed features and text states from files
         precomputed_latent: Flag = Is(false), OneOf(&[false]), Only("`false`"), Results;
         /// folder of those files
         precomputed_rootdir: Text = Is(""), Any, NoEffect("`precomputed_latent` must be false"), Harmless;
@@ -79,67 +79,67 @@ keys! {
         rater_depth as "raterDepth": Integer = Is(8), Between(1, 128), Yes, Results;
         /// share of the validation loss in the proxy's loss; the weighted training loss has the rest
         upperlevel_weight: Number = Is(1.0), Between(0.0, 1.0), Yes, Results;
-        /// taken off `upperlevel_weight` at every epoch but the first, down to 0
+        /// decrease of `upperlevel_weight` per epoch, down to 0
         upperlevel_weight_decay: Number = Is(0.03), Between(0.0, 1.0), Yes, Results;
-        /// standard deviation of initial weights; negative: sqrt(1 / (3 width))
+        /// standard deviation of the initial weights; negative: sqrt(1 / (3 width))
         ini: Number = Is(-1.0), Between(-1.0, 10.0), Yes, Results;
-        /// factor on the initial weight of the proxy's head
+        /// factor on the initial weights of the proxy's head
         hd: Number = Is(0.02), Between(0.0, 100.0), Yes, Results;
-        /// factor on initial modulation scales and shifts (with `saln`)
+        /// factor on the initial scales and shifts of the adaptive layer norm (with `saln`)
         aln: Number = Is(0.5), Between(0.0, 100.0), Yes, Results;
-        /// factor on initial modulation gates (with `saln`)
+        /// factor on the initial gates of the adaptive layer norm (with `saln`)
         alng: Number = Is(5e-5), Between(0.0, 100.0), Yes, Results;
-        /// activations on a device: 0: 32-bit floats, 1: half with scaled losses, 2: bfloat16; the CPU always
-        /// computes in 32-bit floats
+        /// dtype of the activations on a device: 0: f32, 1: f16 with loss scaling, 2: bf16; the CPU always computes
+        /// in f32
         fp16: Integer = Is(2), Between(0, 2), Yes, Results;
-        /// base learning rate, from which `tlr` comes when it is null: ac · tblr · batch / 5120
+        /// base learning rate, from which `tlr` is computed if it is null: ac · tblr · batch / 5120
         tblr: Number = Is(1e-4), Between(0.0, 10.0), Yes, Results;
         /// peak learning rate of both networks
         tlr: Number = Depends("from `tblr`"), Between(0.0, 10.0), Yes, Results;
-        /// weight decay of both networks at the start
+        /// initial weight decay of both networks
         twd: Number = Is(0.05), Between(0.0, 10.0), Yes, Results;
-        /// weight decay at the end; 0: as at the start
+        /// final weight decay; 0: constant
         twde: Number = Depends("`twd`"), Between(0.0, 10.0), Yes, Results;
-        /// largest gradient norm, for each network; 0: no clipping
+        /// gradient clipping: largest norm per network; 0: none
         tclip: Number = Is(2.0), Between(0.0, 1e9), Yes, Results;
         /// label smoothing
         ls: Number = Is(0.0), Between(0.0, 0.99), Yes, Results;
         /// folder of ImageNet
         data_path: Text = Is(""), Any, NoEffect("the released code never reads it"), Harmless;
-        /// released text encoder, `clip` or `t5`, where a folder is given by `text_enc_path` or
-        /// `text_encoder.path`; without one, `text_encoder.kind` decides
+        /// released text encoder, `clip` or `t5`, if `text_enc_path` or `text_encoder.path` gives its folder; without
+        /// a folder, `text_encoder.kind` decides
         text_enc: Text = Depends("`clip` where `text_enc_path` is given, as in the released code"),
             OneOf(&["clip", "t5"]), Yes, Results;
-        /// folder of the released text encoder, for CLIP that of the pipeline; it becomes `text_encoder.path`
+        /// folder of the released text encoder (for CLIP, of the pipeline); stored as `text_encoder.path`
         text_enc_path: Text = Is(""), Any, Yes, Results;
-        /// weights of the released image tokenizer, a file or the folder of `vae_ch160v4096z32.pth`; the same
-        /// as `image_tokenizer.path` with the kind `vqvae`
+        /// weights of the released image tokenizer, a file or the folder of `vae_ch160v4096z32.pth`; the same as
+        /// `image_tokenizer.path` with the kind `vqvae`
         ckpt_path: Text = Is(""), Any, Yes, Harmless;
-        /// run directory, where `--out` is not given
+        /// run directory, if `--out` is not given
         local_out_dir_path: Text = Is(""), Any, Yes, Harmless;
         /// name of the run, recorded in its provenance
         exp_name: Text = Is(""), Any, Yes, Harmless;
-        /// weights that the proxy (and the rater, if they are there), or the model of `fit`, starts from: a
-        /// released checkpoint, or a .pth or safetensors file of the proxy's
+        /// initial weights of the proxy (and of the rater, if the file has them) or of the model of `fit`: a released
+        /// checkpoint, or a .pth or safetensors file of the proxy
         pretrained_ckpt: Text = Is(""), Any, Yes, Results;
-        /// the same
+        /// the same as `pretrained_ckpt`
         warmup_var as "warmupVAR": Text = Is(""), Any, Yes, Results;
-        /// samples of an update, before rounding to `ac` equal batches
+        /// samples per update, before rounding to `ac` equal batches
         bs: Integer = Is(64), Between(1, 1 << 20), Yes, Results;
-        /// samples of one batch, `bs / ac` rounded
+        /// samples per batch, `bs / ac` rounded
         batch_size: Integer = Depends("as 0"), Any, Only("0, or what follows from `bs` and `ac`"), Results;
-        /// the same over all processes
+        /// samples per batch over all processes
         glb_batch_size: Integer = Depends("as 0"),
             Any, Only("0, or what follows from `bs` and `ac`"), Results;
-        /// batches whose gradients make one update
+        /// gradient accumulation: batches per update
         ac: Integer = Is(1), Between(1, 65_536), Yes, Results;
         /// epochs
         ep: Integer = Is(10), Between(1, 1_000_000), Yes, Results;
-        /// epochs of warm-up; 0: `ep` / 50
+        /// warm-up epochs; 0: `ep` / 50
         wp: Number = Depends("as 0"), Within(0.0, 1e6, "at most `ep`"), Yes, Results;
-        /// learning rate at the start of the warm-up, over `tlr`
+        /// learning rate at the start of the warm-up, relative to `tlr`
         wp0: Number = Is(0.005), Between(0.0, 1.0), Yes, Results;
-        /// learning rate at the end, over `tlr`
+        /// final learning rate, relative to `tlr`
         wpe: Number = Is(0.01), Within(0.0, 1.0, "1e-12 or more where `sche` is `exp`"), Yes, Results;
         /// learning-rate schedule: `lin0`, `lin`, `lin00`, `lin<share>` (such as `lin0.3`), `cos`, `exp`
         sche: Text = Is("lin0"), SuchAs(&["lin0", "lin", "lin00", "lin0.3", "cos", "exp"]), Yes, Results;
@@ -147,18 +147,18 @@ keys! {
         opt: Text = Is("adamw"), OneOf(&["adamw", "adam"]), Yes, Results;
         /// fused optimizer
         afuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
-        /// modulate the norms by the level, shared over blocks
+        /// adaptive layer norm: modulate the norms by the level, shared by all blocks
         saln: Flag = Is(false), Any, Yes, Results;
-        /// normalize queries and keys and learn a scale a head
+        /// L2-normalize queries and keys, with a learned scale per head
         anorm: Flag = Is(true), Any, Yes, Results;
         /// fused attention
         fuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
-        /// sides of the token maps, joined by `_`; `256`, `512` and `1024` stand for the released pyramids
+        /// sides of the token maps, separated by `_`; `256`, `512` and `1024` are the released pyramids
         pn: Text = Depends("as `patch_nums` says, or the released pyramid of 256 pixels"),
             SuchAs(&["256", "512", "1024", "1_2_3_4"]), Yes, Results;
-        /// pixels of a patch's side
+        /// side of a patch in pixels
         patch_size: Integer = Is(16), Between(1, 256), Yes, Results;
-        /// sides of the token maps, the same as `pn`; the last times `patch_size` is the image's side
+        /// sides of the token maps, the same as `pn`; the last times `patch_size` is the image side
         patch_nums: Integers = Depends("as `pn` says"),
             Items { least: 1, most: 256, shortest: 2, longest: 64 }, Yes, Results;
         /// image sides of the scales
@@ -170,31 +170,31 @@ keys! {
         /// side before random cropping
         mid_reso: Number = Is(1.125),
             Any, NoEffect("the released CSV reader never crops at random"), Harmless;
-        /// tokens of a sample that a step of `fit` trains on, the others being dropped at random from the
-        /// finest scale; null: all
+        /// tokens per sample that a step of `fit` trains on; the others are dropped at random from the finest scale;
+        /// null: all
         drop_scale_length: Integer = Null, Between(1, 1 << 24), FIT, Results;
-        /// share of captions replaced by the empty one, for guidance
+        /// share of captions replaced by the empty one, for classifier-free guidance
         classifier_free_training_prob: Number = Is(0.1), Between(0.0, 1.0), Yes, Results;
         /// mirror images at random
         hflip: Flag = Is(false), OneOf(&[false]), Only("`false`: each image is tokenized once"), Results;
         /// threads that decode images
         workers: Integer = Is(3), Between(0, 1024), Yes, Harmless;
-        /// progressive training: the share of the run after which `fit` trains on all scales, finer ones
-        /// being added on the way; 0: on all from the start; sets `sche`
+        /// progressive training: share of the run after which `fit` trains on all scales, finer ones being added on
+        /// the way; 0: all scales from the start; sets `sche`
         pg: Number = Is(0.0), Between(0.0, 0.99), FIT, Results;
-        /// the newest scale at the start of progressive training, counted from 0
+        /// index of the newest scale at the start of progressive training
         pg0: Integer = Is(4), Between(0, 64), FIT, Results;
-        /// epochs in which a new scale's tokens come to count in full; 0: `ep` / 300
+        /// epochs over which the loss weight of a new scale rises to 1; 0: `ep` / 300
         pgwp: Number = Is(0.0), AtLeast(0.0), FIT, Results;
         /// TensorFloat-32
-        // On a device it might have an effect.
+        // A device might support it later.
         tf32: Flag = Is(true), Any, CPU, Results;
         /// `cpu`, `cuda` (the first GPU), `cuda:N`, `emulated` (the GPU's kernels on the CPU) or `auto`
         device: Text = Is("cpu"), SuchAs(&["cpu", "cuda", "cuda:1", "emulated", "auto"]), Yes, Harmless;
         /// class label
         default_label: Integer = Is(1000),
             Any, NoEffect("the networks are conditioned on text only"), Harmless;
-        /// fixes every random number; null: 0
+        /// seed of all random streams; null: 0
         seed: Integer = Is(0), AtLeast(0), Yes, Results;
         /// added to the seed of the sampler
         same_seed_for_all_ranks: Integer = Is(0), Between(0, u32::MAX as i64), Yes, Results;
@@ -204,83 +204,82 @@ keys! {
         instance_prompt: Files = Null, Any, IMAGES, Harmless;
         /// batches between checkpoints within an epoch, where `checkpoint_every` is null
         val_it: Integer = Is(10_000), AtLeast(1), Yes, Harmless;
-        /// log lines an epoch, at most
+        /// largest number of log lines per epoch
         print_every: Integer = Is(500), AtLeast(1), Yes, Harmless;
-        /// images drawn at once
+        /// images generated at once
         infer_bsz: Integer = Is(16), AtLeast(1), IMAGES, Harmless;
         /// cross-attention to the caption
         enable_cross: Flag = Is(true), Any, Yes, Results;
-        /// rotary positions
+        /// rotary position embedding (RoPE)
         rope_emb: Flag = Is(true), Any, Yes, Results;
-        /// a learned vector a scale
+        /// add a learned embedding per scale
         lvl_emb: Flag = Is(true), Any, Yes, Results;
-        /// length that each scale's positions are stretched to
+        /// length to which the positions of each scale are stretched
         rope_norm: Number = Is(64.0), Between(1e-6, 1e6), Yes, Results;
         /// base of the rotary frequencies
         rope_theta: Number = Is(10_000.0), Between(1.0, 1e12), Yes, Results;
         /// layer norm before the proxy's logits
         logit_norm: Flag = Is(true), Any, Yes, Results;
-        /// leave out listed images
+        /// exclude listed images
         enable_discard: Flag = Is(true), Any, CSV_ONLY, Harmless;
-        /// leave out images of low quality
+        /// exclude images of low quality
         enable_discard_low: Flag = Is(true), Any, CSV_ONLY, Harmless;
-        /// leave out plain images
+        /// exclude plain images
         enable_discard_aesthetic: Flag = Is(true), Any, CSV_ONLY, Harmless;
-        /// false: cross-attention projections start at 0
+        /// false: initialize the cross-attention projections to 0
         from_scratch: Flag = Is(true), Any, Yes, Results;
-        /// resume weights but count epochs from 0
+        /// resume the weights but count epochs from 0
         from_0: Flag = Is(false), OneOf(&[false]), Only("`false`: a run resumes whole"), Results;
-        /// draw sample images
+        /// write sample images
         enable_fig_val: Flag = Is(true), Any, NoEffect("the released code never reads it"), Harmless;
         /// activation of the score head
         score_head_gelu: Flag = Is(false), Any, NoEffect("the released code ignores it"), Harmless;
-        /// add the released entropy term to the rater's loss
+        /// add the upstream entropy term to the rater's loss
         rater_reg: Flag = Is(false), Any, Yes, Results;
-        /// do not train the proxy
+        /// freeze the proxy
         fix_var as "fixVar": Flag = Is(false), Any, Yes, Results;
         /// `default`, `released`, or an object of the switches below
         compat: Switches = Is(AllOff), Any, Yes, Results;
-        /// divides the rater's logits before the softmax over a batch; at 1 the weights soon stand on one
-        /// sample of a batch
+        /// temperature that divides the rater's logits before the softmax over a batch; at 1 the weights soon
+        /// concentrate on one sample per batch
         rater_temperature: Number = Is(10.0), Between(1e-6, 1e6), Yes, Results;
-        /// what a training sample is taken to be worth: {rules}; docs/rules.md says more
+        /// the signal of a training sample, the constant c_i: {rules}; see docs/rules.md
         rule: Text =
             Depends("`excess`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`"),
             OneOf(&NAMES), Yes, Results;
-        /// what the samples' gradients are multiplied with under {rules with products} (no other rule forms inner
-        /// products): `sgd`: the validation gradient; `adamw`: the step that AdamW would take along it
+        /// geometry of the inner products under {rules with products} (no other rule forms inner products): `sgd`:
+        /// the validation gradient; `adamw`: the step that AdamW would take along it
         rule_geometry: Text =
             Depends("`adamw` under {rules in adamw}, else `sgd`"),
             OneOf(Geometry::NAMES), Yes, Results;
-        /// what is done to a batch's constants before the rater sees them: `none`, `center` or `standardize`
+        /// scaling of a batch's constants before the rater's update: `none`, `center` or `standardize`
         rule_scaling: Text = Is("none"), OneOf(Scaling::NAMES), Yes, Results;
         /// `reweight`: the rater descends the weighted sum of the constants, and the proxy is trained with its
-        /// weights; `regression`: it learns each sample's running average, and the proxy is trained with
+        /// weights; `regression`: the rater is fitted to each sample's running average, and the proxy is trained with
         /// equal weights
         rater_objective: Text = Depends("`reweight` under the rule {rules by weights}, else `regression`"),
             OneOf(RaterObjective::NAMES), Yes, Results;
-        /// epochs at the start in which the proxy learns from the training samples alone and the rater not at
-        /// all (eq. 4)
+        /// epochs at the start in which the proxy is trained on the training samples alone and the rater is not
+        /// trained (eq. 4)
         proxy_warmup_epochs: Integer = Depends("1 under {rules with a reference} where `ep` is 2 or more, else 0"),
             Within(0, 999_999, "less than `ep`"), Yes, Results;
-        /// first epoch, counted from 0, that counts in the samples' running averages
+        /// first epoch, counted from 0, whose constants count in the running averages
         average_from_epoch: Integer = Depends("`proxy_warmup_epochs`, but 1 or more where `ep` is 2 or more"),
             Within(0, 999_999, "less than `ep`"), Yes, Results;
-        /// epochs after those of `ep` in which the rater alone learns the samples' averages, which do not
-        /// change any more
+        /// epochs after those of `ep` in which the rater alone is trained, on averages that no longer change
         rater_only_epochs: Integer =
             Depends("4 with `rater_objective` `regression`, else 0, as without averages there is nothing to \
              learn from"),
             Between(0, 100_000), Yes, Results;
-        /// epochs between two recordings of each sample's loss, gradient norm, inner product and logit
-        /// (`dynamics/` in the run directory, figure 3); 0: never
+        /// epochs between two recordings of each sample's loss, gradient norm, inner product and logit (`dynamics/`
+        /// in the run directory, figure 3); 0: never
         record_every: Integer = Is(1), AtLeast(0), Yes, Results;
         /// measure the norm of each sample's gradient in the recorded epochs
         record_norms: Flag =
             Depends("true, but false under the rule {rules of the loss alone}, under `compat.cross_attention_first_sample`, and \
              where `record_every` is 0"),
             Any, Yes, Results;
-        /// channels of the proxy, a multiple of 64; one head every 64 channels
+        /// channels of the proxy, a multiple of 64; one head per 64 channels
         proxy_width: Integer = Depends("64 · `depth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;
         /// channels of the rater, a multiple of 64
         rater_width: Integer = Depends("64 · `raterDepth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;
@@ -288,16 +287,16 @@ keys! {
 
     /// The keys of `image_tokenizer`.
     group image_tokenizer: RawImageTokenizer, ImageTokenizerKeys {
-        /// `pca`: principal components of patches, quantized by k-means; `vqvae`: the released one, by its
+        /// `pca`: principal components of patches, quantized by k-means; `vqvae`: the released VQ-VAE with its
         /// weights
         kind: Text = Depends("`vqvae` where `ckpt_path` is given, else `pca`"),
             OneOf(&["pca", "vqvae"]), Yes, Results;
-        /// principal components, the channels of a code
+        /// principal components, which are the channels of a code
         components: Integer = Depends("32, or all values of a patch where they are fewer"),
             Within(1, 3 * 256 * 256, "at most 3 · `patch_size`²"), Yes, Results;
         /// codes in the vocabulary
         codes: Integer = Is(4096), Between(2, 65_536), Yes, Results;
-        /// training images that the tokenizer is fitted on, at most
+        /// largest number of training images to fit the tokenizer on
         fit_images: Integer = Is(4096), Between(1, 1_000_000), Yes, Results;
         /// `pca`: folder of a fitted tokenizer to use instead of fitting one; `vqvae`: its weights
         path: Text = Is(""), Any, Yes, Harmless;
@@ -305,53 +304,54 @@ keys! {
 
     /// The keys of `text_encoder`.
     group text_encoder: RawTextEncoder, TextEncoderKeys {
-        /// `hashed_words`: a fixed random vector for every word; `clip`, `t5`: the released encoders, from a
-        /// Hugging Face folder
+        /// `hashed_words`: a fixed random vector per word; `clip`, `t5`: the released encoders, from a Hugging Face
+        /// folder
         kind: Text = Depends("as `text_enc` says where a folder is given, else `hashed_words`"),
             OneOf(&["hashed_words", "clip", "t5"]), Yes, Results;
-        /// tokens a caption, padded or cut
+        /// tokens per caption, padded or truncated
         tokens: Integer = Depends("77, for `clip` as many as its folder says, for `t5` 120"),
             Within(1, 4096, "2 or more for `clip` and `t5`"), Yes, Results;
         /// channels of a token's vector
         channels: Integer = Depends("1024, for `clip` and `t5` as many as the folder's encoder has"),
             Between(1, 16_384), Yes, Results;
-        /// folder of the `clip` or `t5` encoder, also after it was moved: a run keeps no copy; or of a saved
-        /// encoder to use instead of making one
+        /// folder of the `clip` or `t5` encoder, which a run does not copy, so set this if the folder moves; or of a
+        /// saved encoder to use instead of making one
         path: Text = Is(""), Any, Yes, Harmless;
     }
 
     /// The keys of `columns`.
     group columns: RawColumns, ColumnsKeys {
-        /// column of the ids; `id` stands for other usual names, too, as above
+        /// column of the ids; `id` also matches other usual names, see above
         id: Text = Is("id"), NotEmpty, Yes, ResultsAsGroup;
-        /// column of the images' paths, relative to the CSV's folder; `image_save_path` stands for other
-        /// usual names, too, as above
+        /// column of the image paths, relative to the CSV's folder; `image_save_path` also matches other usual names,
+        /// see above
         image: Text = Is("image_save_path"), NotEmpty, Yes, ResultsAsGroup;
-        /// column of the captions; `caption` stands for other usual names, too, as above
+        /// column of the captions; `caption` also matches other usual names, see above
         caption: Text = Depends("as `data_args.cogvlm` says"), NotEmpty, Yes, ResultsAsGroup;
     }
 
     keys {
-        /// a malformed row (unbalanced quotes, another number of fields, no UTF-8, no id) is counted and
-        /// reported as a failed record instead of ending the job
+        /// count a malformed row (unbalanced quotes, wrong number of fields, invalid UTF-8, no id) as a failed record
+        /// instead of ending the job
         skip_bad_rows: Flag = Is(false), Any, Yes, Results;
-        /// share of the training set held out for validation where there is no `val_csv_path`, at least a
-        /// batch, in `compare` two; null: 0.05, in `compare` 0.2
+        /// share of the training set held out for validation if there is no `val_csv_path`, at least one batch (in
+        /// `compare`, two); null: 0.05, in `compare` 0.2
         validation_portion: Number = Null, Above(0.0, 0.9), Yes, Results;
-        /// images with more pixels are refused before memory is taken for them
+        /// largest number of pixels of an image; larger ones are refused before they are decoded
         max_pixels: Integer = Is(89_478_485), Between(1, 1 << 40), Yes, Results;
-        /// decode images whose pixel data is cut as far as it goes, the rest gray or black as under Pillow's
+        /// decode truncated images as far as their data goes and fill the rest with gray or black, like Pillow's
         /// `LOAD_TRUNCATED_IMAGES`; false: refuse them
         truncated_images: Flag = Is(false), Any, Yes, Results;
-        /// folder that `encode` made: tokens and text states are taken from it; what it does not hold is made
-        /// as without it
+        /// token cache written by `encode`: tokens and text states are read from it; samples that it lacks are
+        /// encoded
         token_cache: Text = Is(""), Any, Yes, Harmless;
-        /// keep only each block's input and run the block again in the backward pass: less memory, more time
+        /// gradient checkpointing: keep only each block's input and recompute the block in the backward pass; less
+        /// memory, more time
         recompute: Flag = Is(false), Any, Yes, Harmless;
-        /// on a GPU, record a step and replay it as one launch (the same bits in less time); false: launch by
-        /// launch
+        /// on a GPU, record a step as a graph and replay it with one launch (same bits, less time); false: launch
+        /// kernels one by one
         cuda_graph: Flag = Is(true), Any, Yes, Harmless;
-        /// updates between checkpoints, beside those at epoch ends; null: `val_it` batches
+        /// updates between checkpoints, besides those at the end of an epoch; null: `val_it` batches
         checkpoint_every: Integer = Null, AtLeast(1), Yes, Harmless;
         /// newest checkpoints to keep; 0: all
         keep_checkpoints: Integer = Is(3), Between(0, 1_000_000), Yes, Harmless;

@@ -1,10 +1,10 @@
-//! The rules by which the rater learns: what one is, what each declares, and their table.
+//! The rules that train the rater: the trait, what each rule declares, and the table of rules.
 //!
-//! A rule says here, once, what must be measured for it, what its keys default to, and which raters `compare` makes by it. The
-//! checks of a configuration, a training step, `compare`, the help of the command line and `docs/config.md` ask its entry, and
-//! none of them asks for its name. The table is part of the configuration because the keys of a rule are checked by it, and
-//! `config` imports nothing that trains; of the rest of the engine a rule needs tensors alone. Who writes a rule finds all of this
-//! in [`rater::rules`](crate::rater::rules), with a walk through an example.
+//! A rule declares once what it needs measured, the defaults of its keys, and which raters `compare` trains with it.
+//! The configuration checks, the training step, `compare`, the command-line help and `docs/config.md` read this entry
+//! and never match on a rule's name. The table lives in `config` because the keys are checked against it; `config`
+//! depends on tensors, but on nothing that trains. [`rater::rules`](crate::rater::rules) explains how to write a
+//! rule, with an example.
 
 mod names;
 mod table;
@@ -19,25 +19,25 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What a rule wants to be measured of each training sample beside its loss.
+/// What a rule needs measured for each training sample, besides its loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// The inner product of its gradient with the validation gradient.
+    /// The inner product of the sample's gradient with the validation gradient.
     pub products: bool,
-    /// The norm of its gradient.
+    /// The norm of the sample's gradient.
     pub norms: bool,
-    /// Its loss under the reference proxy θ̂, which is then trained beside the proxy.
+    /// The sample's loss under the reference proxy θ̂, which is then trained beside the proxy.
     pub reference: bool,
 }
 
 impl Needs {
-    /// Whether each sample's own gradient is looked at.
+    /// Whether the rule needs per-sample gradients.
     pub fn own_gradients(self) -> bool {
         self.products || self.norms
     }
 }
 
-/// What has been measured of a batch of training samples, `[B]` each: in the float type of the host's networks, in f32 on a
+/// Measurements of a batch of training samples, `[B]` each: in the networks' float type on the CPU, in f32 on a
 /// device.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurements<'a> {
@@ -55,7 +55,7 @@ impl<'a> Measurements<'a> {
     /// `ℓ_i(θ̂)`.
     ///
     /// # Errors
-    /// If it was not measured, because the rule does not say that it needs it.
+    /// If it was not measured, because the rule does not declare that it needs it.
     pub fn reference_loss(&self) -> Result<&'a Tensor> {
         measured(self.reference_loss, "reference loss")
     }
@@ -63,7 +63,7 @@ impl<'a> Measurements<'a> {
     /// `⟨∇ℓ_i(θ), ∇L_val(θ)⟩`, in the geometry of the run.
     ///
     /// # Errors
-    /// If it was not measured, because the rule does not say that it needs it.
+    /// If it was not measured, because the rule does not declare that it needs it.
     pub fn product(&self) -> Result<&'a Tensor> {
         measured(self.product, "inner product")
     }
@@ -71,7 +71,7 @@ impl<'a> Measurements<'a> {
     /// `‖∇ℓ_i(θ)‖²`.
     ///
     /// # Errors
-    /// If it was not measured, because the rule does not say that it needs it.
+    /// If it was not measured, because the rule does not declare that it needs it.
     pub fn squared_norm(&self) -> Result<&'a Tensor> {
         measured(self.squared_norm, "squared norm")
     }
@@ -81,47 +81,47 @@ fn measured<'a>(numbers: Option<&'a Tensor>, what: &str) -> Result<&'a Tensor> {
     numbers.ok_or_else(|| Error::invalid(format!("the {what} that the rule needs was not measured")))
 }
 
-/// A way to say what a training sample is worth.
+/// A formula for the signal `c_i` of a training sample.
 pub trait Rule: Sync {
-    /// What must be measured for it.
+    /// What the rule needs measured.
     fn needs(&self) -> Needs;
 
-    /// The constant of each sample, `[B]`, from what was measured.
+    /// The constant `c_i` of each sample, `[B]`.
     ///
     /// # Errors
-    /// If something that it needs was not measured, or a device fails.
+    /// If a measurement that it needs is missing, or a device fails.
     fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor>;
 }
 
-/// All that a rule declares. Two are the same if their names are.
+/// The declaration of a rule. Entries compare equal if their names are equal.
 pub struct RuleEntry {
-    /// What the key `rule` calls it.
+    /// The value of the key `rule`.
     pub name: &'static str,
-    /// What it is, in a few words, for the documentation.
+    /// A short description for the documentation.
     pub meaning: &'static str,
-    /// What it measures, and the constants that it makes of that.
+    /// The formula and what it needs.
     pub formula: &'static dyn Rule,
-    /// What `rule_geometry` is where the key is not given.
+    /// The default of `rule_geometry`.
     pub geometry: Geometry,
-    /// What `rater_objective` is where the key is not given.
+    /// The default of `rater_objective`.
     pub objective: RaterObjective,
-    /// The raters that `compare` makes by it, in the order of its tables.
+    /// The raters that `compare` trains with this rule, in the order of its tables.
     pub variants: &'static [Variant],
 }
 
-/// A rater of `compare`: a rule, used in one way.
+/// A rater of `compare`: a rule with a geometry and an objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// What the command line, the tables and the files of a comparison call it.
+    /// Its name on the command line and in the tables and files of a comparison.
     pub name: &'static str,
-    /// What gradients are multiplied with.
+    /// The geometry of inner products.
     pub geometry: Geometry,
-    /// How the rater learns.
+    /// The objective of the rater.
     pub objective: RaterObjective,
 }
 
 impl RuleEntry {
-    /// What must be measured for it.
+    /// What the rule needs measured.
     pub fn needs(&self) -> Needs {
         self.formula.needs()
     }
@@ -158,29 +158,29 @@ impl FromStr for &'static RuleEntry {
     }
 }
 
-/// A rule and how it is used.
+/// A rule and its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSettings {
-    /// Which.
+    /// The rule.
     pub rule: &'static RuleEntry,
-    /// What gradients are multiplied with.
+    /// The geometry of inner products.
     pub geometry: Geometry,
-    /// What is done to a batch's constants.
+    /// The scaling of a batch's constants.
     pub scaling: Scaling,
-    /// How the rater learns from them.
+    /// The objective of the rater.
     pub objective: RaterObjective,
 }
 
 impl RuleSettings {
-    /// A rule as it is used where no other key is given. It need not be in the table.
+    /// A rule with its default settings. It need not be in the table.
     pub fn of(rule: &'static RuleEntry) -> Self {
         Self { rule, geometry: rule.geometry, scaling: Scaling::None, objective: rule.objective }
     }
 
-    /// Whether the rule has the geometry.
+    /// Checks that the rule supports the geometry.
     ///
     /// # Errors
-    /// If the geometry is not that of plain SGD and the rule forms no inner products.
+    /// If the geometry is not `sgd` and the rule forms no inner products.
     pub fn check_geometry(&self) -> Result<()> {
         let Self { rule, geometry, .. } = self;
         if *geometry == Geometry::Sgd || rule.needs().products {
@@ -190,14 +190,15 @@ impl RuleSettings {
     }
 }
 
-/// The rule of the loss, as released.
+/// The `loss` rule, as in the released code.
 impl Default for RuleSettings {
     fn default() -> Self {
         Self::of(&LOSS)
     }
 }
 
-/// A key's meaning with the rules of the table in place of `{rules}`, and of those that a key's default depends on.
+/// Replaces `{rules}` in a key's description with the table of rules, and the other placeholders with the rules that
+/// a default depends on.
 pub(in crate::config) fn described(meaning: &str) -> String {
     type Belongs = fn(&RuleEntry) -> bool;
     let lists: [(&str, Belongs); 5] = [

@@ -1,4 +1,4 @@
-//! How a rule is used: the names that a configuration gives.
+//! The enums of a rule's settings and their names in a configuration.
 
 use std::{fmt, str::FromStr};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Names with their meanings, as a configuration writes it.
+/// Declares an enum with the names that a configuration uses.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
@@ -14,7 +14,7 @@ macro_rules! named {
         pub enum $name { $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)* }
 
         impl $name {
-            /// All of them, in order.
+            /// All values, in order.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// Their names, in the same order.
@@ -44,37 +44,38 @@ macro_rules! named {
 }
 
 named! {
-    /// What the samples' gradients are multiplied with, where a rule needs products.
+    /// The geometry of the inner products, for rules that need them.
     Geometry {
-        /// The validation gradient V: what a step of SGD would change.
+        /// The validation gradient V, as a step of SGD would follow it.
         #[default]
         Sgd = "sgd",
-        /// `V / (√v̂ + ε)` with AdamW's second moment: the geometry in which the proxy moves.
+        /// `V / (√v̂ + ε)` with AdamW's second moment: the direction in which the proxy's optimizer moves.
         AdamW = "adamw",
     }
 }
 
 named! {
-    /// What is done to the constants of a batch before the rater sees them.
+    /// How the constants of a batch are scaled before the rater's update.
     Scaling {
-        /// Nothing.
+        /// They are not.
         #[default]
         None = "none",
-        /// Their mean is taken off.
+        /// Subtract the mean.
         Center = "center",
-        /// Their mean is taken off, and they are divided by their standard deviation.
+        /// Subtract the mean and divide by the standard deviation.
         Standardize = "standardize",
     }
 }
 
 named! {
-    /// What the rater minimizes.
+    /// The objective of the rater.
     RaterObjective {
-        /// The rater descends `Σ_i c_i W_i`, `W` being a softmax over the batch; the proxy is trained with these weights.
+        /// The rater descends `Σ_i c_i W_i`, where `W` is a softmax over the batch; the proxy is trained with these
+        /// weights.
         #[default]
         Reweight = "reweight",
-        /// The rater's logit of a sample descends its squared distance to the sample's running average of `−c_i`, standardized
-        /// over the corpus; the proxy is trained with equal weights.
+        /// The rater's logit is fitted by least squares to the running average of `−c_i`, standardized over the
+        /// corpus; the proxy is trained with equal weights.
         Regression = "regression",
     }
 }

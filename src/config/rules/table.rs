@@ -1,4 +1,4 @@
-//! The built-in rules and their table. A new rule is a type, its entry, and a place in [`RULES`].
+//! The built-in rules and their table. A new rule is a type, its entry, and a line in [`RULES`].
 
 use super::{Geometry, Measurements, Needs, RaterObjective, Rule, RuleEntry, Variant};
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     error::Result,
 };
 
-/// Every rule, in the order of the documentation and of the tables of `compare`.
+/// Every rule, in the order of the documentation and of `compare`'s tables.
 pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT];
 
 /// Their names.
@@ -20,7 +20,7 @@ pub const NAMES: [&str; RULES.len()] = {
     names
 };
 
-/// `c_i = ℓ_i(θ)`: eq. 9, which takes `ℓ_i(θ̂)` to be nothing. The one rule of the released code.
+/// `c_i = ℓ_i(θ)`: eq. 9, that is, eq. 6 with `ℓ_i(θ̂)` taken as 0. The only rule in the released code.
 struct Loss;
 
 impl Rule for Loss {
@@ -33,7 +33,7 @@ impl Rule for Loss {
     }
 }
 
-/// The released rule, taught as released.
+/// The released rule and objective.
 pub static LOSS: RuleEntry = RuleEntry {
     name: "loss",
     meaning: "eq. 9, as released",
@@ -43,7 +43,7 @@ pub static LOSS: RuleEntry = RuleEntry {
     variants: &[Variant { name: "loss", geometry: Geometry::Sgd, objective: RaterObjective::Reweight }],
 };
 
-/// `c_i = ℓ_i(θ) − ℓ_i(θ̂)`: eq. 6, with the reference proxy θ̂ trained on the weighted training loss alone.
+/// `c_i = ℓ_i(θ) − ℓ_i(θ̂)`: eq. 6. The reference proxy θ̂ is trained on the weighted training loss alone.
 struct Excess;
 
 impl Rule for Excess {
@@ -56,7 +56,7 @@ impl Rule for Excess {
     }
 }
 
-/// The loss beside a reference proxy's: the default rule.
+/// The loss in excess of the reference proxy's: the default rule.
 pub static EXCESS: RuleEntry = RuleEntry {
     name: "excess",
     meaning: "eq. 6, against a reference proxy",
@@ -69,7 +69,7 @@ pub static EXCESS: RuleEntry = RuleEntry {
     ],
 };
 
-/// `c_i = −⟨∇ℓ_i(θ), ∇L_val(θ)⟩`: what the validation loss changes by, at first order, when `W_i` grows and the proxy takes
+/// `c_i = −⟨∇ℓ_i(θ), ∇L_val(θ)⟩`: the first-order change of the validation loss when `W_i` grows and the proxy takes
 /// one step.
 struct Alignment;
 
