@@ -1,5 +1,5 @@
-//! Figure 3: loss and gradient norm by rating over the epochs of a run, as a table and an image, from what was recorded of
-//! each training sample.
+//! Figure 3: loss and gradient norm by rating over the epochs of a run, as a table and as plots, from the recordings
+//! of each training sample.
 
 use std::{
     fs,
@@ -13,20 +13,20 @@ use crate::{
     report::plot::{LossCurves, Series, loss_curves},
 };
 
-/// Ranges of ratings in the table.
+/// Rating ranges in the table.
 const RANGES: usize = 10;
-/// Lines in an image, each of as many ranges.
+/// Lines in a plot, each covering several ranges.
 const LINES: usize = 5;
 
-/// What was recorded of every sample in one epoch.
+/// The recording of one epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EpochDynamics {
     /// The epoch, counted from 0.
     pub epoch: u64,
     /// The samples' ids, in the order of all recordings of a run.
     pub ids: Vec<String>,
-    /// One column for each of `MEASURES`, and last the running average of what the sample is worth; no number where there
-    /// was none.
+    /// One column per entry of `MEASURES`, then the running average of the sample's signal; NaN where there is
+    /// none.
     pub columns: Vec<Vec<f64>>,
 }
 
@@ -41,7 +41,7 @@ impl EpochDynamics {
 /// The recordings in a folder, by epoch.
 ///
 /// # Errors
-/// If one cannot be read, or is of other samples than the first.
+/// If one cannot be read, or holds other samples than the first.
 pub(crate) fn recordings(folder: &Path) -> Result<Vec<EpochDynamics>> {
     let mut found = Vec::new();
     if folder.exists() {
@@ -96,7 +96,7 @@ fn read(path: &Path, epoch: u64) -> Result<EpochDynamics> {
     }
 }
 
-/// The mean of the numbers among `values`; no number where there is none.
+/// The mean of the finite values; NaN if there is none.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut count) = (0.0, 0u64);
     for value in values.filter(|value| value.is_finite()) {
@@ -106,7 +106,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { f64::NAN } else { sum / count as f64 }
 }
 
-/// Which samples are in which range: by the rating of the last recording, the best rated in range 0, ties in their order.
+/// The samples of each range: by the rating in the last recording, the highest in range 0, ties in their order.
 fn ranges(ratings: &[f64]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..ratings.len()).filter(|&at| ratings[at].is_finite()).collect();
     order.sort_by(|&left, &right| ratings[right].total_cmp(&ratings[left]));
@@ -115,8 +115,8 @@ fn ranges(ratings: &[f64]) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Writes `by_rating.csv` and one image a measure (loss, and gradient norm where it was recorded) into the folder of the
-/// recordings. Gives what was written: nothing without a recording in which samples have ratings.
+/// Writes `by_rating.csv` and one plot per measurement (loss, and gradient norm if it was recorded) into the folder
+/// of the recordings. Returns the paths written; none if no recording has ratings.
 ///
 /// # Errors
 /// If a recording cannot be read or a file cannot be written.
@@ -165,7 +165,7 @@ pub(crate) fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// The charts of figure 3, loss and gradient norm, each with a name; those of which something was measured.
+/// The plots of figure 3, loss and gradient norm, each with a name; only those with measurements.
 pub(crate) fn figures(recordings: &[EpochDynamics]) -> Vec<(&'static str, LossCurves)> {
     let Some(ratings) = recordings.last().and_then(|last| last.column("rating")) else {
         return Vec::new();
@@ -235,7 +235,7 @@ mod tests {
         let table = fs::read_to_string(&written[0]).unwrap();
         let rows: Vec<&str> = table.lines().collect();
         assert_eq!(rows.len(), 1 + 2 * RANGES);
-        // The four best rated of the first epoch: samples 36 to 39.
+        // The four highest-rated of the first epoch: samples 36 to 39.
         let mean = (36..40).map(|at| f64::from(5.0f32 - at as f32 / 10.0)).sum::<f64>() / 4.0;
         let cells: Vec<&str> = rows[1].split(',').collect();
         assert_eq!(&cells[..4], ["0", "0", "10", "4"]);

@@ -1,4 +1,4 @@
-//! What people look at after scoring: the histogram of the ratings and a contact sheet by rating decile.
+//! The figures written after scoring: the histogram of the ratings and a contact sheet by rating decile.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,16 +18,16 @@ use crate::{
     select::ratings::{RatingColumns, RatingsTable},
 };
 
-/// Thumbnails a decile.
+/// Thumbnails per decile.
 const THUMBNAILS: usize = 12;
 
-/// Ending of the histogram's name.
+/// Suffix of the histogram's file name.
 pub(crate) const HISTOGRAM: &str = ".histogram.png";
-/// Ending of the contact sheet's name.
+/// Suffix of the contact sheet's file name.
 pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
 
-/// Draws both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `columns` are
-/// its ids and ratings; `note_column` names a column of the corpus that is shown before each caption.
+/// Writes both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `columns` are its
+/// id and rating columns; `note_column` is a column of the corpus shown before each caption.
 ///
 /// # Errors
 /// If the table or the corpus cannot be read, or an image cannot be written.
@@ -65,7 +65,7 @@ pub(crate) fn rating_figures(
         for (row, record, image) in loaded {
             let image = match image {
                 Ok(image) => image,
-                // It was rated by tokens that are kept: the ratings stand without it.
+                // It was rated from cached tokens, so its rating stands.
                 Err(error) => {
                     tracing::warn!("not on the contact sheet: {error}");
                     continue;
@@ -91,7 +91,7 @@ pub(crate) fn rating_figures(
     Ok(vec![histogram, sheet])
 }
 
-/// The corpus' columns, and those of its records that are wanted, by id.
+/// The columns of the corpus, and the requested records by id.
 ///
 /// # Errors
 /// If the table cannot be read.

@@ -1,4 +1,4 @@
-//! Rating: the rules, one bilevel step, the training loop, the scorer, and attribution to single samples.
+//! Rating: the rules, the bilevel step, the training loop, the scorer, and attribution to single samples.
 
 pub mod attribute;
 pub mod bilevel;

@@ -1,5 +1,5 @@
-//! What a page says of ratings: their histogram with what each strategy keeps, images by tenth with their neighbors in rank,
-//! planted flaws, figure 3; and the page of a run.
+//! Page sections on ratings: the histogram with the rows that each strategy keeps, images by decile with their
+//! neighbors in rank, planted flaws, figure 3; and the page of a run.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,15 +29,15 @@ use crate::{
     training::run_directory::{METRICS, RunDirectory, metrics},
 };
 
-/// Images a tenth, and neighbors in rank on either side of each.
+/// Images per decile, and neighbors in rank on either side of each.
 const SHOWN: usize = 10;
 const NEIGHBORS: usize = 2;
-/// Pixels of an image's side on a page.
+/// Side of an image on a page, in pixels.
 const SIDE: usize = 96;
 
-/// Rated records and where their images are.
+/// Rated records and the source of their images.
 pub(crate) struct Rated<'a> {
-    /// Column names, and how images are read.
+    /// Column names, and how to read images.
     pub config: &'a Config,
     /// The corpus.
     pub corpus: &'a Path,
@@ -45,9 +45,9 @@ pub(crate) struct Rated<'a> {
     pub ids: Vec<String>,
     /// Their ratings.
     pub ratings: Vec<f64>,
-    /// Losses in training by id, where they were recorded.
+    /// Training losses by id, if they were recorded.
     pub losses: &'a HashMap<String, f64>,
-    /// A column of the corpus that is shown with each pair, such as `flaw`.
+    /// A column of the corpus shown with each pair, such as `flaw`.
     pub note_column: Option<&'a str>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn histogram_part(
 }
 
 impl Rated<'_> {
-    /// Refuses ratings of which the corpus has none.
+    /// Refuses ratings whose ids are all missing from the corpus.
     fn expect_known(&self) -> Result<()> {
         let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
         for record in self.config.open_corpus(self.corpus)? {
@@ -95,10 +95,11 @@ impl Rated<'_> {
         })
     }
 
-    /// Images by tenth of the ranking with caption, rating and loss (figures 4 and 5 of the paper), each with its neighbors.
+    /// Images by decile of the ranking with caption, rating and loss (figures 4 and 5 of the paper), each with its
+    /// neighbors.
     ///
     /// # Errors
-    /// If there is no rating or the corpus cannot be read. An image that cannot be read is shown as such.
+    /// If there is no rating or the corpus cannot be read. An image that cannot be read is replaced by the reason.
     pub(crate) fn sheet(&self) -> Result<Content> {
         let order = Ranking::new(&self.ratings)?.order().to_vec();
         let mut rank_of = vec![0usize; order.len()];
@@ -146,8 +147,8 @@ impl Rated<'_> {
         Ok(Content::Sheet(Sheet { rows: order.len(), tiles, deciles: (0..10).map(decile).collect() }))
     }
 
-    /// How the ratings treat each kind of record that a column of the corpus names: AUROC and mean percentile, and the kinds in
-    /// each tenth of the ranking. Nothing without such a column.
+    /// How the ratings rank each kind of record named by a column of the corpus: AUROC, mean percentile, and the
+    /// share of each kind per decile. Empty without such a column.
     ///
     /// # Errors
     /// If there is no rating or the corpus cannot be read.
@@ -216,17 +217,17 @@ impl Rated<'_> {
     }
 }
 
-/// The place of a kind of record among all, which gives its color; unknown ones come last.
+/// The index of a kind of record, which selects its color; unknown kinds come last.
 pub(crate) fn kind_number(kind: &str) -> usize {
     Flaw::ALL.iter().position(|known| known.name() == kind).unwrap_or(Flaw::ALL.len())
 }
 
-/// An AUROC as a bar from chance.
+/// An AUROC as a bar that starts at 0.5.
 pub(crate) fn auroc_cell(value: f64) -> Cell {
     Cell::Bar { share: value, from: 0.5, text: format!("{value:.2}") }
 }
 
-/// The image as an address, or why there is none.
+/// The image as a data URL, or why there is none.
 fn image(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::result::Result<String, String>> {
     let Some(record) = record else { return Ok(Err("the corpus has no such record".to_owned())) };
     match load_image(&record.image, preprocess) {
@@ -238,10 +239,10 @@ fn image(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::result
     }
 }
 
-/// Loss and gradient norm by rating over the epochs (figure 3). Nothing where nothing was recorded.
+/// Loss and gradient norm by rating over the epochs (figure 3). Empty if nothing was recorded.
 ///
 /// # Errors
-/// If a chart cannot be drawn.
+/// If a chart cannot be rendered.
 pub(crate) fn dynamics_parts(seen: &[EpochDynamics]) -> Result<Vec<Content>> {
     let chart = |(_, curves): (&str, LossCurves)| {
         Ok(Content::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title })
@@ -257,23 +258,23 @@ pub(crate) fn last_losses(seen: &[EpochDynamics]) -> HashMap<String, f64> {
     known.map(|(id, loss)| (id.clone(), *loss)).collect()
 }
 
-/// What a page of a run is made of.
+/// The inputs of a run's page.
 #[derive(Clone, Debug)]
 pub(crate) struct RunPage {
-    /// The run of `train`.
+    /// The run directory of `train`.
     pub run: PathBuf,
-    /// What `score` wrote; without it, the ratings of the last epoch are shown.
+    /// The table written by `score`; without it, the ratings of the last epoch are shown.
     pub ratings: Option<PathBuf>,
-    /// The column of the ratings in it.
+    /// The rating column of that table.
     pub rating_column: String,
-    /// The corpus that is rated; without it, what the run was trained on.
+    /// The rated corpus; without it, the training set of the run.
     pub corpus: Option<PathBuf>,
-    /// The column of kinds of records; `flaw` is taken where there is one.
+    /// The column of kinds of records; `flaw` by default, if it exists.
     pub flaw_column: Option<String>,
 }
 
 impl RunPage {
-    /// The page.
+    /// Builds the page.
     ///
     /// # Errors
     /// If the run, the ratings or the corpus cannot be read, or the run has neither ratings nor recordings.
@@ -376,7 +377,7 @@ impl RunPage {
         Ok((ids, ratings))
     }
 
-    /// The losses over the steps (figure 6 of the paper, of one run).
+    /// The losses over the steps (figure 6 of the paper, for one run).
     fn training(&self, config: &Config) -> Result<Section> {
         let path = self.run.join(METRICS);
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;

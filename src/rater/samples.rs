@@ -1,5 +1,5 @@
-//! What a run knows of each training sample: the running average of what it is worth, which the rater can be taught by, and
-//! what was measured of it in the epoch, which figure 3 is drawn from.
+//! The per-sample records of a run: the running average of each sample's signal `−c_i`, which is the target of the
+//! objective `regression`, and the measurements of the epoch, which figure 3 plots.
 
 use std::path::Path;
 
@@ -11,29 +11,29 @@ use crate::{
     training::checkpoint::Tensors,
 };
 
-/// What is measured of a sample in an epoch, in the order of the columns of a recording.
+/// The measurements of a sample in an epoch, in the order of a recording's columns.
 pub(crate) const MEASURES: [&str; 6] = ["loss", "gradient_norm", "product", "constant", "rating", "weight"];
 
-/// One number a training sample, and more.
+/// The records of all training samples, one entry per sample in each vector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRecords {
-    /// The running average of `−c_i`; no number before there is one.
+    /// The running average of `−c_i`; NaN until there is one.
     average: Vec<f64>,
-    /// How many numbers are in it.
+    /// How many values are in the average.
     counted: Vec<u32>,
-    /// Over the samples that have an average: their number, the sum of the averages, and that of their squares.
+    /// Over the samples that have an average: their count, the sum of the averages, and the sum of their squares.
     sums: [f64; 3],
-    /// See [`MEASURES`]: the last number of this epoch, no number where there is none.
+    /// See [`MEASURES`]: the last value in this epoch, NaN if there is none.
     measured: [Vec<f32>; MEASURES.len()],
-    /// Samples whose loss or constant was no number, each time, since the run began.
+    /// How often a sample's loss or constant was not finite, since the run began.
     left_out: u64,
-    /// The first epoch that counts in the averages.
+    /// The first epoch whose values count in the averages.
     from_epoch: u64,
 }
 
 impl SampleRecords {
-    /// Of `count` samples, of which nothing is known. Numbers of epochs before `from_epoch` enter the averages only until
-    /// there are others.
+    /// Empty records of `count` samples. Values from epochs before `from_epoch` count in the averages only until
+    /// there are later ones.
     pub fn new(count: usize, from_epoch: u64) -> Self {
         Self {
             average: vec![f64::NAN; count],
@@ -45,7 +45,7 @@ impl SampleRecords {
         }
     }
 
-    /// What a batch of these samples is told before its step.
+    /// The running averages of a batch, before its step.
     pub(crate) fn prior(&self, places: &[usize]) -> Prior {
         let of = |&place: &usize| match self.counted[place] {
             0 => [0.0, 1.0],
@@ -57,7 +57,7 @@ impl SampleRecords {
         let [count, sum, squares] = self.sums;
         let mean = if count > 0.0 { sum / count } else { 0.0 };
         let variance = if count > 0.0 { squares / count - mean * mean } else { 0.0 };
-        // What rounding leaves of a variance of nothing is nothing.
+        // A variance within the rounding error counts as 0.
         let spread = variance > 1e-12 * (squares / count.max(1.0));
         Prior {
             averages: places.iter().map(of).collect(),
@@ -66,14 +66,14 @@ impl SampleRecords {
         }
     }
 
-    /// What a batch of these samples is told once nothing new comes: their averages, no number where there is none.
+    /// The final averages of a batch, for steps of the rater alone; NaN where there is none.
     pub(crate) fn settled(&self, places: &[usize]) -> Prior {
         let averages = places.iter().map(|&place| [self.average[place], 0.0]).collect();
         Prior { averages, ..self.prior(places) }
     }
 
-    /// Takes in what a step of `epoch` measured of the samples at `places`. Gives the places of those whose constant is no
-    /// number, which are left out.
+    /// Records the measurements of a step in `epoch` for the samples at `indices`. Returns the indices of those that
+    /// were left out because their loss or constant is not finite.
     pub(crate) fn record(&mut self, places: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {
         let columns: [&[f64]; MEASURES.len()] = [
             &report.train_loss,
@@ -115,13 +115,13 @@ impl SampleRecords {
         *squares += *average * *average;
     }
 
-    /// Samples whose loss or constant was no number, each time, since the run began.
+    /// How often a sample's loss or constant was not finite, since the run began.
     pub(crate) fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// Ends an epoch: with a folder, what was measured in it is written there, one row a sample; then it is forgotten. Gives
-    /// what was written.
+    /// Ends an epoch: writes its measurements into the folder, if there is one, one row per sample, then clears them.
+    /// Returns the digest of the file.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -165,7 +165,7 @@ impl SampleRecords {
         Ok(Written::of(&bytes))
     }
 
-    /// Everything, to be saved.
+    /// All records as tensors, for a checkpoint.
     ///
     /// # Errors
     /// Never, as every vector fills its tensor.
@@ -183,10 +183,10 @@ impl SampleRecords {
         Ok(tensors)
     }
 
-    /// Puts saved numbers back.
+    /// Restores saved records.
     ///
     /// # Errors
-    /// If something is missing or of another number of samples.
+    /// If a tensor is missing or has another number of samples.
     pub(crate) fn restore(&mut self, tensors: &Tensors) -> Result<()> {
         let count = self.average.len();
         let of = |name: &str, expected: usize| match tensors.get(name) {
@@ -212,7 +212,7 @@ impl SampleRecords {
     }
 }
 
-/// The name of an epoch's recording.
+/// The file name of an epoch's recording.
 pub(crate) fn recording(epoch: u64) -> String {
     format!("epoch-{epoch:04}.csv")
 }
@@ -242,7 +242,7 @@ mod tests {
         let nothing = samples.prior(&[2]);
         assert_eq!((nothing.averages, nothing.inverse_deviation), (vec![[0.0, 1.0]], 0.0));
         samples.record(&[2, 0], &report(&[-5.0, 1.0]), 0);
-        // Until another comes, the number of an early epoch is all there is.
+        // Until there is a later value, the average is that of the early epoch.
         let prior = samples.prior(&[2]);
         assert_eq!((prior.mean, prior.inverse_deviation), (2.0, 1.0 / 3.0));
         assert_eq!(prior.averages, [[0.0, 1.0]]);

@@ -1,5 +1,5 @@
-//! Rates every record of a corpus, streaming: constant memory, the corpus' order, resumable after a kill (see
-//! `rater::parts`).
+//! Rates every record of a corpus by streaming: in constant memory, in the order of the corpus, resumable after a
+//! kill (see `rater::parts`).
 
 use std::{
     fmt,
@@ -37,41 +37,42 @@ use crate::{
     },
 };
 
-/// How messages name the job.
+/// The words for the job in messages.
 const WORDS: Words = Words { command: "score", doing: "scoring", done: "scored" };
 
-/// What is to be rated and how.
+/// A scoring job.
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
-    /// A run directory, for its newest checkpoint, or one checkpoint in it; with `config`, a checkpoint of the released code.
+    /// A run directory, for its newest checkpoint, or one checkpoint in it; with `config`, a checkpoint of the
+    /// released code.
     pub checkpoint: PathBuf,
-    /// The configuration of a rater that was not trained here.
+    /// The configuration of a rater that was not trained by this program.
     pub config: Option<PathBuf>,
     /// The corpus.
     pub corpus: PathBuf,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
-    /// The column of the ratings in it.
+    /// The name of the rating column.
     pub rating_column: String,
-    /// Records rated at once.
+    /// Batch size.
     pub batch: usize,
-    /// Give the released rating, which depends on the batch, instead of the instance logit, which does not.
+    /// Write the released rating, which depends on the batch, instead of the instance logit, which does not.
     pub batch_normalized: bool,
-    /// Replace an output that is there.
+    /// Replace an existing output.
     pub overwrite: bool,
-    /// Draw the histogram of the ratings and the contact sheet beside the table.
+    /// Write the histogram of the ratings and the contact sheet beside the table.
     pub images: bool,
     /// A column of the corpus that the contact sheet shows before each caption.
     pub note_column: Option<String>,
-    /// `key=value` arguments on top of the run's configuration.
+    /// `key=value` arguments that override the run's configuration.
     pub sets: Vec<String>,
 }
 
 impl ScoreRequest {
-    /// The run's configuration with the arguments on top.
+    /// The run's configuration with the overrides applied.
     ///
     /// # Errors
-    /// If there is no run or an argument cannot be used.
+    /// If there is no run or an override is not accepted.
     pub(crate) fn configuration(&self) -> Result<Config> {
         match &self.config {
             Some(path) => Config::load(path, &self.sets),
@@ -80,18 +81,18 @@ impl ScoreRequest {
     }
 }
 
-/// What came of it. Rows in are rows scored and rows failed, which [`score`] has checked.
+/// The summary of a job; [`score`] checks that the rows in are the rows scored and failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScoreSummary {
     /// Rows of the corpus.
     pub rows: u64,
     /// Rows rated.
     pub scored: u64,
-    /// Rows left out, with their reasons in their own file.
+    /// Rows that failed, with their reasons in a file of their own.
     pub failed: u64,
     /// The ratings table.
     pub out: PathBuf,
-    /// The file of the rows left out.
+    /// The table of failed rows.
     pub failed_out: PathBuf,
     /// The histogram and the contact sheet.
     pub images: Vec<PathBuf>,
@@ -114,7 +115,7 @@ struct Scorer {
     rater: Rater,
     parameters: Parameters,
     weighing: Weighing,
-    /// On a device: makes the rater's input from codes.
+    /// On a device: computes the rater's input from codes.
     reader: Option<CodeReader>,
     batch: usize,
     batch_normalized: bool,
@@ -122,11 +123,11 @@ struct Scorer {
     checkpoint: String,
 }
 
-/// Rates a corpus. `progress` counts the rows that are done.
+/// Rates a corpus. `progress` counts the finished rows.
 ///
 /// # Errors
-/// If the checkpoint, the corpus or the output cannot be used, or the user interrupts: what was rated is then kept and
-/// the same command goes on.
+/// If the checkpoint, the corpus or the output cannot be used, or the user interrupts; finished rows are then kept,
+/// and the same command resumes.
 pub fn score(
     request: &ScoreRequest,
     interrupt: &Interrupt,
@@ -199,7 +200,7 @@ pub fn score(
 impl Scorer {
     fn new(request: &ScoreRequest, interrupt: &Interrupt) -> Result<Self> {
         let config = request.configuration()?;
-        // A device that cannot be used ends the job before the data is read.
+        // An unusable device ends the job before the data is read.
         let device = config.device.open()?;
         let rater_for = |encoders: &Encoders| {
             let (vocabulary, code_channels, text_channels) = encoders.sizes();
@@ -249,8 +250,8 @@ impl Scorer {
         })
     }
 
-    /// What decides the ratings. The batch does where samples influence each other, and on a device, where it decides in which
-    /// order sums are taken.
+    /// The inputs that determine the ratings. The batch size does if samples influence each other, and on a device,
+    /// where it determines the order of sums.
     fn inputs(&self, request: &ScoreRequest, corpus_digest: &str) -> Vec<Input> {
         let mut inputs = vec![
             Input::file("the checkpoint", &request.checkpoint, &self.checkpoint),
@@ -285,8 +286,8 @@ impl Scorer {
     }
 
     fn caption<'r>(&self, record: &'r Record) -> &'r str {
-        // The released scorer drops a tenth of the captions at random (upstream.md, D4); here by the row, so that
-        // even that is the same every time.
+        // Upstream drops 10% of the captions at random when scoring (upstream.md, D4); here the row selects them, so
+        // that ratings are reproducible.
         let mut random = Random::new(self.config.seed, Purpose::CaptionDrop, u64::MAX - record.row);
         let long = record.caption.chars().count() > 20 || !self.config.compat.caption_drop_length_rule;
         let drop = self.config.compat.drop_captions_when_scoring && long && random.uniform() < 0.1;
@@ -300,7 +301,7 @@ impl Scorer {
         if let Some(device) = self.parameters.device() {
             return self.rate_on_device(device, codes, captions);
         }
-        // Samples influence each other in the released rating, and in the released cross-attention.
+        // Samples influence each other in the released rating and in upstream's cross-attention.
         if self.batch_normalized || self.config.compat.cross_attention_first_sample {
             let batch = batch(codes.clone(), &captions, tokenizer.as_ref(), text.as_ref())?
                 .with_reach(tokenizer.quantizer(), reach)?;
@@ -310,11 +311,11 @@ impl Scorer {
             if !self.batch_normalized {
                 return rated.logit.value().to_f64_vec();
             }
-            // A last, smaller batch would be rated higher by the ratio of the sizes (upstream.md, A3).
+            // A smaller last batch would be rated higher by the ratio of the sizes (upstream.md, A3).
             let share = captions.len() as f64 / self.batch as f64;
             return Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect());
         }
-        // One sample at a time, so that not a bit of a rating depends on the others.
+        // One sample at a time, so that the bits of a rating do not depend on the other samples.
         let tokens = codes.dim(1);
         let rows: Vec<(&[u32], &str)> = codes.as_slice::<u32>()?.chunks(tokens).zip(captions).collect();
         in_parallel(&rows, |(codes, caption)| {
@@ -328,8 +329,8 @@ impl Scorer {
         })
     }
 
-    /// Ratings of one batch on a device. A batch that is not full is filled up with its last sample, so that every batch
-    /// is the same work and a rating does not depend on which one it falls into.
+    /// Ratings of one batch on a device. A partial batch is padded with its last sample, so that every batch does the
+    /// same work and a rating does not depend on its batch.
     fn rate_on_device(&self, device: &Device, codes: &Tensor, mut captions: Vec<&str>) -> Result<Vec<f64>> {
         let (count, tokens) = (captions.len(), codes.dim(1));
         let mixed = self.batch_normalized || self.config.compat.cross_attention_first_sample;
@@ -351,7 +352,7 @@ impl Scorer {
             return Ok(logit.value().to_f64_vec()?[..count].to_vec());
         }
         let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
-        // As on the CPU: a last, smaller batch would be rated higher by the ratio of the sizes.
+        // As on the CPU: a smaller last batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())
     }

@@ -1,4 +1,4 @@
-//! The learning rates of a run's updates, from what it logged.
+//! The learning rates of a run's updates, from its log.
 
 use std::{
     fs::File,
@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// More lengths of an epoch than this are not tried.
+/// Gives up beyond this many candidate epoch lengths.
 const MOST_LENGTHS: u64 = 1 << 20;
 
-/// What is read of a logged update.
+/// The fields read from a logged update.
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct Logged {
     step: u64,
@@ -36,10 +36,10 @@ pub(super) struct LearningRates<'a> {
 }
 
 impl<'a> LearningRates<'a> {
-    /// Reads what a run with this configuration has logged.
+    /// Reads the log of a run with this configuration.
     pub(super) fn of(run: &Path, config: &'a Config) -> Result<Self> {
         let path = run.join(METRICS);
-        // A run of an older version does not say what the file was.
+        // A run of an older version does not record the file's digest.
         if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))?
             && let Ok(files) = Checkpoint::run_files(&newest)
         {
@@ -50,7 +50,7 @@ impl<'a> LearningRates<'a> {
             Ok(file) => {
                 for line in BufReader::new(file).lines() {
                     let line = line.map_err(Error::io("read", &path))?;
-                    // The last line of a run that is still being trained may be cut short.
+                    // The last line may be incomplete while the run is still training.
                     logged.extend(serde_json::from_str::<Logged>(&line).ok());
                 }
             }
@@ -60,11 +60,12 @@ impl<'a> LearningRates<'a> {
         Ok(Self { config, logged })
     }
 
-    /// The learning rate of the update that led to the weights after `step` updates; `None` if it cannot be told.
+    /// The learning rate of the update that led to the weights after `step` updates; `None` if it cannot be
+    /// determined.
     ///
-    /// It stands in the log, where not every update is logged. Between logged updates it follows from the schedule, once
-    /// the length of an epoch is known: those lengths count under which the schedule gives exactly what was logged, and they
-    /// have to agree.
+    /// The log has it for logged updates. For the others it follows from the schedule once the length of an epoch is
+    /// known: the candidates are the lengths for which the schedule gives exactly the logged rates, and all of them
+    /// must agree.
     pub(super) fn leading_to(&self, step: u64) -> Option<f64> {
         let update = step.checked_sub(1)?;
         if let Some(line) = self.logged.iter().find(|line| line.step == update) {
@@ -85,7 +86,7 @@ impl<'a> LearningRates<'a> {
         agreed
     }
 
-    /// Iterations of an epoch, from and to, by the epochs that the logged updates lie in.
+    /// The smallest and largest number of iterations per epoch that the epochs of the logged updates allow.
     fn epoch_lengths(&self) -> Option<(u64, u64)> {
         let accumulation = self.config.training.accumulation as u64;
         let (mut least, mut most) = (1, None::<u64>);
@@ -99,7 +100,7 @@ impl<'a> LearningRates<'a> {
         Some((least, most?))
     }
 
-    /// The learning rate of an update if epochs are so long, unless something else was logged.
+    /// The learning rate of an update for this epoch length, unless the log contradicts it.
     fn under(&self, epoch_iterations: u64, update: u64) -> Option<f64> {
         let samples = usize::try_from(epoch_iterations).ok()?.checked_mul(self.config.training.batch)?;
         let plan = Plan::new(self.config, samples, samples).ok()?;

@@ -1,10 +1,10 @@
-//! Attributes the proxy's validation loss to single records: how each record's own gradient lies to the gradient of the
-//! mean validation loss, at one checkpoint or at several, streaming and resumable (see `rater::parts`).
+//! Attributes the proxy's validation loss to single records: compares each record's gradient with the gradient of the
+//! mean validation loss, at one checkpoint or several, streaming and resumable (see `rater::parts`).
 //!
-//! At a checkpoint with the proxy's weights θ let `V = ∇_θ` of the mean loss over the whole validation set, without
-//! drop-path. A record's row holds its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine; with several checkpoints one such
-//! set for each. `tracin` is the sum over checkpoints of the product times the learning rate (TracInCP, Pruthi et al.,
-//! arXiv 2002.08484). With AdamW's geometry `V / (√v̂ + ε)` takes the place of V everywhere, the direction in which the
+//! Let θ be the proxy's weights at a checkpoint and `V = ∇_θ` of the mean loss over the whole validation set, without
+//! drop-path. A record's row holds its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine, once per checkpoint.
+//! `tracin` is the sum over checkpoints of the product times the learning rate (TracInCP, Pruthi et al., arXiv
+//! 2002.08484). With AdamW's geometry, V is replaced everywhere by `V / (√v̂ + ε)`, the direction in which the
 //! optimizer moves along V.
 
 mod learning_rate;
@@ -38,70 +38,70 @@ use crate::{
 use learning_rate::LearningRates;
 use proxy_at::{ProxyAt, RecordGradient};
 
-/// How messages name the job.
+/// The words for the job in messages.
 const WORDS: Words = Words { command: "attribute", doing: "attributing", done: "attributed" };
 
-/// Validation samples in one backward pass on the CPU. Fixed, so that no bit depends on the batch asked for.
+/// Validation samples per backward pass on the CPU. Constant, so that no bit depends on `--batch`.
 const VALIDATION_BATCH: usize = 32;
 
-/// What is to be attributed and how.
+/// An attribution job.
 #[derive(Clone, Debug)]
 pub struct AttributeRequest {
     /// Checkpoints of one run, or the run directory, for its newest one.
     pub checkpoints: Vec<PathBuf>,
-    /// All checkpoints that the run keeps; `checkpoints` is then the run directory.
+    /// Use all checkpoints that the run keeps; `checkpoints` is then the run directory.
     pub every: bool,
     /// The corpus.
     pub corpus: PathBuf,
-    /// The records whose mean loss the others are held against.
+    /// The validation set, whose mean loss is attributed.
     pub validation: PathBuf,
     /// The table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
-    /// The geometry in which a record's gradient meets the validation gradient.
+    /// The geometry of the inner products.
     pub geometry: Geometry,
-    /// Records at once.
+    /// Batch size.
     pub batch: usize,
-    /// Replace an output that is there.
+    /// Replace an existing output.
     pub overwrite: bool,
-    /// `key=value` arguments on top of the run's configuration.
+    /// `key=value` arguments that override the run's configuration.
     pub sets: Vec<String>,
 }
 
-/// What was found at one checkpoint.
+/// The results at one checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AtCheckpoint {
     /// Updates done.
     pub step: u64,
-    /// What its products are multiplied by in `tracin`: the learning rate of the update that led to it, or 1 for all
-    /// checkpoints if that is not known for one of them.
+    /// The factor of its products in `tracin`: the learning rate of the update that led to it, or 1 for all
+    /// checkpoints if one of them is unknown.
     pub factor: f64,
-    /// What the validation set came to.
+    /// The validation set at this checkpoint.
     pub validation: Validation,
 }
 
-/// What a validation set came to at a checkpoint.
+/// Measurements of the validation set at a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// Records used.
     pub records: u64,
-    /// Records left out, because they could not be read.
+    /// Records that could not be read.
     pub failed: u64,
     /// Mean loss.
     pub loss: f64,
-    /// Norm of the mean gradient, or of the direction that AdamW's geometry makes of it.
+    /// Norm of the mean gradient, or of its direction in AdamW's geometry.
     pub norm: f64,
 }
 
-/// What came of it. Rows in are rows attributed and rows failed, which [`attribute`] has checked.
+/// The summary of a job; [`attribute`] checks that the rows in are the rows attributed and failed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttributeSummary {
     /// Rows of the corpus.
     pub rows: u64,
-    /// Rows with numbers.
+    /// Rows with results.
     pub attributed: u64,
-    /// Rows left out, with their reasons in their own file.
+    /// Rows that failed, with their reasons in a file of their own.
     pub failed: u64,
-    /// Rows whose gradient is zero at a checkpoint, so that there is no cosine.
+    /// Rows with a zero gradient at some checkpoint, which have no cosine there.
     pub zero_gradients: u64,
     /// Whether the factors of `tracin` are learning rates.
     pub learning_rates_known: bool,
@@ -109,7 +109,7 @@ pub struct AttributeSummary {
     pub checkpoints: Vec<AtCheckpoint>,
     /// The table.
     pub out: PathBuf,
-    /// The file of the rows left out.
+    /// The table of failed rows.
     pub failed_out: PathBuf,
 }
 
@@ -141,7 +141,7 @@ impl fmt::Display for AttributeSummary {
     }
 }
 
-/// A checkpoint that is named, not yet read.
+/// A requested checkpoint, not yet loaded.
 struct NamedCheckpoint {
     folder: PathBuf,
     step: u64,
@@ -156,11 +156,11 @@ struct Setting<'a> {
     request: &'a AttributeRequest,
 }
 
-/// Attributes a corpus. `progress` counts the rows that are done, of each checkpoint and of the validation set.
+/// Attributes a corpus. `progress` counts the finished rows of each checkpoint and of the validation set.
 ///
 /// # Errors
-/// If a checkpoint, a table or the output cannot be used, the run mixes samples so that they have no gradients of their
-/// own, or the user interrupts: what was found is then kept and the same command goes on.
+/// If a checkpoint, a table or the output cannot be used, the run mixes samples and so has no per-sample gradients,
+/// or the user interrupts; finished rows are then kept, and the same command resumes.
 pub fn attribute(
     request: &AttributeRequest,
     interrupt: &Interrupt,
@@ -248,7 +248,7 @@ pub fn attribute(
     })
 }
 
-/// The columns of numbers: four for each checkpoint, named by its step where there are several, and the sum.
+/// The result columns: four per checkpoint, with the step in the name if there are several, and the sum.
 fn columns(checkpoints: &[NamedCheckpoint]) -> Vec<NumberColumn> {
     let mut columns = Vec::new();
     for held in checkpoints {
@@ -261,7 +261,7 @@ fn columns(checkpoints: &[NamedCheckpoint]) -> Vec<NumberColumn> {
     columns
 }
 
-/// The numbers of a row in the order of [`columns`].
+/// The results of a row in the order of [`columns`].
 fn row(found: &[RecordGradient], factors: &[f64]) -> Vec<Option<f64>> {
     let mut row = Vec::with_capacity(4 * found.len() + 1);
     for RecordGradient { loss, gradient_norm, product, cosine } in found {
@@ -272,13 +272,13 @@ fn row(found: &[RecordGradient], factors: &[f64]) -> Vec<Option<f64>> {
 }
 
 impl AttributeRequest {
-    /// The run, and the folders of the checkpoints that are asked for.
+    /// The run, and the folders of the requested checkpoints.
     fn folders(&self) -> Result<(PathBuf, Vec<PathBuf>)> {
         let named = self.checkpoints.iter().map(|path| Named::new(path)).collect::<Result<Vec<_>>>()?;
         let Some(first) = named.first() else {
             return Err(Error::argument("no checkpoint is named; give --checkpoint"));
         };
-        // `run` and `run/` are one.
+        // `run` and `run/` are the same run.
         if let Some(other) = named.iter().find(|other| !same_folder(&other.run, &first.run)) {
             return Err(Error::mismatch(
                 &other.run,
@@ -321,7 +321,7 @@ impl<'a> Setting<'a> {
                 ),
             ));
         }
-        // A device that cannot be used ends the job before the data is read.
+        // An unusable device ends the job before the data is read.
         let device = config.device.open()?;
         let encoders = Encoders::of(run, &config)?.on(device.as_ref())?;
         Ok(Self { config, encoders, device, request })
@@ -344,7 +344,7 @@ impl<'a> Setting<'a> {
             }
             let path = folder.join("state.json");
             let digest = sha256(&fs::read(&path).map_err(Error::io("read", &path))?);
-            // The rater's own steps have left the proxy as it was.
+            // Steps of the rater alone leave the proxy unchanged.
             checkpoints.push(NamedCheckpoint {
                 folder,
                 step: state.step - state.rater_only_steps.min(state.step),
@@ -367,7 +367,8 @@ impl<'a> Setting<'a> {
         Ok(checkpoints)
     }
 
-    /// What decides the numbers. On the CPU the batch does not: records are taken one at a time.
+    /// The inputs that determine the results. On the CPU the batch size is not one: records are processed one at a
+    /// time.
     fn inputs(&self, checkpoints: &[NamedCheckpoint], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
         let AttributeRequest { corpus, validation, geometry, .. } = self.request;
         let told: Vec<&str> = checkpoints.iter().map(|held| held.digest.as_str()).collect();

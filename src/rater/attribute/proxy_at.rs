@@ -1,4 +1,4 @@
-//! The proxy at one checkpoint: the validation gradient there, and records held against it.
+//! The proxy at one checkpoint: the validation gradient, and the comparison of records with it.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,31 +29,31 @@ use crate::{
     },
 };
 
-/// What is found of a record at a checkpoint.
+/// The results of a record at a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct RecordGradient {
     pub(super) loss: f64,
     pub(super) gradient_norm: f64,
-    /// With the direction.
+    /// Inner product with the direction.
     pub(super) product: f64,
     /// `None` if the gradient is zero.
     pub(super) cosine: Option<f64>,
 }
 
-/// The sums of one pass, one number a sample.
+/// The sums of one pass, one value per sample.
 struct Pass {
     losses: Vec<f64>,
     products: Vec<f64>,
     squared_norms: Vec<f64>,
 }
 
-/// The proxy at a checkpoint and the direction that records are held against.
+/// The proxy at a checkpoint, and the direction that records are compared with.
 pub(super) struct ProxyAt<'a> {
     setting: &'a Setting<'a>,
     step: u64,
     proxy: Proxy,
     parameters: Parameters,
-    /// On a device: makes the proxy's input from codes.
+    /// On a device: computes the proxy's input from codes.
     reader: Option<CodeReader>,
     /// The direction times the number of validation samples.
     direction: Gradients,
@@ -61,7 +61,7 @@ pub(super) struct ProxyAt<'a> {
 }
 
 impl<'a> ProxyAt<'a> {
-    /// Reads a checkpoint and goes over the validation set, whose images are given, too.
+    /// Loads a checkpoint and passes over the validation set, whose image stamps are given.
     pub(super) fn new(
         setting: &'a Setting<'a>,
         held: &NamedCheckpoint,
@@ -87,7 +87,7 @@ impl<'a> ProxyAt<'a> {
         drop(saved);
         let mut reader = None;
         if let Some(device) = &setting.device {
-            // Half would need scaled losses, and the norms' squares leave its range.
+            // fp16 would need loss scaling, and the squared norms exceed its range.
             let compute =
                 if setting.config.compute == DType::F16 { DType::F32 } else { setting.config.compute };
             parameters = parameters.to_device(device, compute)?;
@@ -113,12 +113,12 @@ impl<'a> ProxyAt<'a> {
         Ok((found, images))
     }
 
-    /// What the validation set came to.
+    /// The measurements of the validation set.
     pub(super) fn validation(&self) -> &Validation {
         &self.validation
     }
 
-    /// Sums the gradients of all validation samples, each counting once whatever batch it is in.
+    /// Sums the gradients of all validation samples; each counts once, whatever its batch.
     fn validate(
         &mut self,
         source: &Source<'_>,
@@ -173,7 +173,7 @@ impl<'a> ProxyAt<'a> {
         Ok(images)
     }
 
-    /// Turns the sum of gradients into the direction in which the optimizer moves along it.
+    /// Turns the summed gradient into the direction in which the optimizer moves along it.
     fn precondition(&mut self, optimizer: &AdamW, updates: u64) -> Result<()> {
         let AdamWSettings { beta2, epsilon, .. } = AdamWSettings::default();
         let correction = 1.0 - beta2.powi(i32::try_from(updates).unwrap_or(i32::MAX));
@@ -246,7 +246,7 @@ impl<'a> ProxyAt<'a> {
         losses.to_f64_vec()
     }
 
-    /// A batch of codes `[B, L]` held against the direction.
+    /// Compares a batch of codes `[B, L]` with the direction.
     fn pass(&self, codes: Tensor, captions: &[&str]) -> Result<Pass> {
         let direction = Direction { gradients: &self.direction, preconditioner: None };
         let mut ghost =
@@ -261,7 +261,7 @@ impl<'a> ProxyAt<'a> {
         })
     }
 
-    /// Holds a batch of records against the direction.
+    /// Compares a batch of records with the direction.
     pub(super) fn measure(
         &self,
         codes: &Tensor,
@@ -281,7 +281,7 @@ impl<'a> ProxyAt<'a> {
             .collect())
     }
 
-    /// One sample at a time, so that not a bit of its numbers depends on the others.
+    /// One sample at a time, so that the bits of its results do not depend on the others.
     fn one_by_one(&self, codes: &Tensor, captions: &[&str]) -> Result<Vec<Pass>> {
         let tokens = codes.dim(1);
         let rows: Vec<(&[u32], &str)> =
@@ -291,7 +291,7 @@ impl<'a> ProxyAt<'a> {
         })
     }
 
-    /// On a device. A batch that is not full is filled up with its last sample, so that every batch is the same work.
+    /// The same on a device. A partial batch is padded with its last sample, so that every batch does the same work.
     fn all_at_once(&self, codes: &Tensor, mut captions: Vec<&str>) -> Result<Pass> {
         let (count, tokens) = (captions.len(), codes.dim(1));
         let mut codes = codes.as_slice::<u32>()?.to_vec();
@@ -313,14 +313,14 @@ impl<'a> ProxyAt<'a> {
     }
 }
 
-/// A record's numbers from the sums of a pass, or which is not finite.
+/// The results of a record from the sums of a pass, or the name of the one that is not finite.
 fn numbers(
     loss: f64,
     product: f64,
     squared_norm: f64,
     validation: &Validation,
 ) -> Result<RecordGradient, String> {
-    // The square of a norm formed from Gram matrices may come out a little below zero.
+    // A squared norm formed from Gram matrices can be slightly negative by rounding.
     let gradient_norm = if squared_norm < 0.0 { 0.0 } else { squared_norm.sqrt() };
     let product = product / validation.records as f64;
     for (name, number) in [("loss", loss), ("gradient's norm", gradient_norm), ("product", product)] {

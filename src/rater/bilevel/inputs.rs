@@ -1,4 +1,4 @@
-//! What a step is told: the batches, and the numbers that the host draws and schedules.
+//! The inputs of a step: the batches, and the random and scheduled values that the host computes.
 
 use crate::{
     engine::{
@@ -14,30 +14,30 @@ use crate::{
     tokens::batch::Batch,
 };
 
-/// One micro-batch: what the rater weighs, and what the proxy is judged by.
+/// One micro-batch: the training samples that the rater weighs, and the validation samples.
 #[derive(Clone, Debug)]
 pub struct MicroBatch {
     /// Training samples.
     pub train: Batch,
     /// Validation samples.
     pub validation: Batch,
-    /// What is known of the training samples beforehand, where the rater is taught by running averages.
+    /// The running averages of the training samples, for the objective `regression`.
     pub prior: Option<Prior>,
 }
 
-/// The running averages of a batch's training samples, and those of the whole corpus.
+/// The running averages of a batch's training samples, with the statistics of the whole corpus.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prior {
-    /// Of each sample: what is there of its average, and the share of a new number in it.
+    /// Per sample: the current part of the average, already scaled, and the share of the new value.
     pub averages: Vec<[f64; 2]>,
-    /// The mean over the corpus.
+    /// The mean of the averages over the corpus.
     pub mean: f64,
-    /// 1 over the standard deviation over the corpus; 0 where there is none yet.
+    /// 1 / standard deviation of the averages over the corpus; 0 while there is none.
     pub inverse_deviation: f64,
 }
 
 impl MicroBatch {
-    /// Refuses batches that cannot be compared.
+    /// Refuses batches whose sizes do not match.
     pub(super) fn check(&self) -> Result<()> {
         let (train, validation) = (&self.train.codes, &self.validation.codes);
         for (what, codes) in [("training", train), ("validation", validation)] {
@@ -77,7 +77,8 @@ impl MicroBatch {
         })
     }
 
-    /// The same on a device, floats in the type of the activations, copied beside the work that goes on there.
+    /// Copies the micro-batch to a device, with floats in the dtype of the activations, concurrently with the work
+    /// running there.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
@@ -103,7 +104,7 @@ impl MicroBatch {
     }
 }
 
-/// Which forward pass of a step draws a drop-path mask.
+/// The forward passes of a step; each has its own drop-path mask.
 #[derive(Clone, Copy)]
 pub(super) enum Pass {
     Validation,
@@ -112,40 +113,40 @@ pub(super) enum Pass {
     RaterForRater,
 }
 
-/// All that has to be known before a micro-batch begins.
+/// All inputs of a micro-batch.
 #[derive(Clone, Debug)]
 pub(super) struct Prepared {
     pub(super) micro: MicroBatch,
-    /// One for each [`Pass`], in order.
+    /// One mask per [`Pass`], in order.
     pub(super) drop_path: [DropPath; 4],
     pub(super) rater_loss: RaterLoss,
-    /// The gradient of each validation sample's loss; `None` if nobody asks for the validation gradient.
+    /// The gradient of each validation sample's loss; `None` if the validation gradient is not needed.
     pub(super) validation_seeds: Option<Tensor>,
-    /// Whether the weighted training loss counts.
+    /// Whether the weighted training loss is part of the proxy's loss.
     pub(super) train_counts: bool,
-    /// The proxy's weights of the samples where the rater gives none.
+    /// The proxy's sample weights if the rater gives none.
     pub(super) equal_weights: Option<Tensor>,
-    /// Where the samples' gradients are taken apart.
+    /// Set if per-sample gradients are needed.
     pub(super) apart: Option<Apart>,
-    /// The factor of the reference proxy's seeds, where there is one.
+    /// The factor of the reference proxy's seeds, if there is one.
     pub(super) reference: Option<RaterLoss>,
-    /// What the rater's logits are regressed on, where it is taught so.
+    /// The regression targets of the rater's logits, for the objective `regression`.
     pub(super) targets: Option<RegressionTargets>,
-    /// The rater is left alone.
+    /// Whether the step belongs to the warm-up, in which the rater is not trained.
     pub(super) warm_up: bool,
 }
 
-/// How samples' gradients are taken apart.
+/// Inputs of the per-sample gradient pass.
 #[derive(Clone, Debug)]
 pub(super) struct Apart {
-    /// The gradient of each training sample's loss, `[B]`, the same for all.
+    /// The gradient of each training sample's loss, `[B]`, all equal.
     pub(super) seeds: Tensor,
     pub(super) products: bool,
     pub(super) norms: bool,
-    /// `[1]` each: what takes the scale of losses out of products and squared norms.
+    /// `[1]` each: factors that remove the loss scale from products and squared norms.
     pub(super) unscale_product: Tensor,
     pub(super) unscale_norm: Tensor,
-    /// `[1]`: the share of the validation gradient in the proxy's, if it has any.
+    /// `[1]`: the share of the validation gradient in the proxy's gradient, if it is positive.
     pub(super) validation_share: Option<Tensor>,
     /// `[2]`: see [`Preconditioner`](crate::engine::Preconditioner).
     pub(super) geometry: Option<Tensor>,
@@ -158,7 +159,8 @@ impl Apart {
     }
 }
 
-/// What makes the work on a micro-batch the same as on another: everything but the numbers themselves.
+/// The shape of a micro-batch's work. Work recorded for one micro-batch serves any other with an equal key: all but
+/// the values.
 #[derive(Debug, PartialEq)]
 pub(super) struct Form {
     tensors: Vec<(Vec<usize>, DType)>,
@@ -167,7 +169,7 @@ pub(super) struct Form {
 }
 
 impl Prepared {
-    /// The numbers drawn and scheduled: one a sample, or a few.
+    /// The random and scheduled values: small tensors, one value per sample or a few.
     fn numbers_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let drop_path = self.drop_path.iter_mut().flat_map(DropPath::tensors_mut);
         let targets = self.targets.iter_mut();
@@ -203,7 +205,7 @@ impl Prepared {
         Form { tensors, last_scale, switches }
     }
 
-    /// The drawn and scheduled numbers one after the other, as a device computes with them.
+    /// The random and scheduled values, concatenated, in f32 as a device uses them.
     fn packed(&mut self) -> Result<Tensor> {
         let mut packed = Vec::new();
         for tensor in self.numbers_mut() {
@@ -213,27 +215,28 @@ impl Prepared {
     }
 }
 
-/// A micro-batch's inputs on a device. They stay where they are, so that recorded work finds those of each step.
+/// A micro-batch's inputs on a device. Their addresses stay fixed, so that a recorded step reads the inputs of each
+/// replay.
 #[derive(Debug)]
 pub(super) struct OnDevice {
-    /// The batches on the device; the numbers on the host, of which only the shapes are used.
+    /// The batches, on the device; of the values on the host only the shapes are used.
     prepared: Prepared,
-    /// The numbers one after the other, so that one copy takes them to the device.
+    /// The values, concatenated, so that one copy uploads them.
     numbers: Tensor,
 }
 
 impl OnDevice {
-    /// Takes them to a device.
+    /// Uploads the inputs.
     pub(super) fn new(mut prepared: Prepared, device: &Device) -> Result<Self> {
         for tensor in prepared.micro.tensors_mut() {
-            // Buffers of its own: those of the caller are not to be written.
+            // New buffers: the caller's must not be overwritten.
             *tensor = tensor.copied_to(device)?;
         }
         let numbers = prepared.packed()?.to_device(device)?;
         Ok(Self { prepared, numbers })
     }
 
-    /// Overwrites them with those of another step of the same form; nothing waits for the device.
+    /// Overwrites the inputs with those of another step of the same form, without waiting for the device.
     pub(super) fn overwrite(&mut self, mut next: Prepared) -> Result<()> {
         self.numbers.overwrite(&next.packed()?)?;
         for (held, next) in self.prepared.micro.tensors_mut().zip(next.micro.tensors_mut()) {
@@ -242,8 +245,8 @@ impl OnDevice {
         Ok(())
     }
 
-    /// What the work reads, the input in the type `dtype`. It is itself work of the device: each tensor of numbers
-    /// gets its part, and codes become the networks' input.
+    /// The inputs that the kernels read, with activations of type `dtype`. This is itself device work: it splits the
+    /// values into their tensors and turns codes into the networks' inputs.
     pub(super) fn unpacked(
         &self,
         device: &Device,

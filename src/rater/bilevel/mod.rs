@@ -1,5 +1,6 @@
-//! One bilevel step on both networks: the proxy descends the validation loss and the weighted training loss together (eq. 5),
-//! the rater learns from one constant a sample that a [rule](crate::rater::rules) makes of what the proxy showed.
+//! One bilevel step on both networks. The proxy descends the validation loss and the weighted training loss together
+//! (eq. 5); the rater is trained on one constant per sample, computed by a [rule](crate::rater::rules) from the
+//! proxy's measurements.
 
 mod inputs;
 mod passes;
@@ -35,7 +36,7 @@ use crate::{
     },
 };
 
-/// A proxy that goes on by itself: the weighted training loss alone (the sentence after eq. 5).
+/// A reference proxy, trained on the weighted training loss alone (the sentence after eq. 5).
 #[derive(Clone, Debug)]
 pub struct Reference {
     /// Its weights, θ̂.
@@ -61,11 +62,11 @@ pub struct Bilevel {
     pub rater_optimizer: AdamW,
     /// See [`BilevelSettings`].
     pub settings: BilevelSettings,
-    /// On a device: makes the networks' input from codes, for batches that come without it.
+    /// On a device: computes the networks' input from codes, for batches without one.
     pub reader: Option<CodeReader>,
     /// The reference proxy, for rules that compare with one; see [`begin_reference`](Self::begin_reference).
     pub reference: Option<Reference>,
-    /// See [`RecordedStep`]; begins as the default.
+    /// See [`RecordedStep`]; initially the default.
     pub recorded: RecordedStep,
 }
 
@@ -78,19 +79,19 @@ pub struct StepRates {
     pub learning_rate: f64,
     /// Weight decay of both networks.
     pub weight_decay: f64,
-    /// A step of the warm-up (eq. 4): the proxy learns from the training samples alone, all with the same weight, and the
-    /// rater not at all.
+    /// Whether the step belongs to the warm-up (eq. 4): the proxy is trained on the training samples alone, with
+    /// equal weights, and the rater is not trained.
     pub warm_up: bool,
 }
 
-/// What a step leaves behind to be looked at once all work has been asked for.
+/// The results of a step whose work is queued but not yet awaited.
 #[derive(Clone, Debug)]
 struct QueuedStep {
     measured: Vec<Measured>,
     sums: Sums,
 }
 
-/// The gradients of a step, by network.
+/// The gradients of a step, per network.
 #[derive(Clone, Debug, Default)]
 struct Sums {
     proxy: Gradients,
@@ -107,7 +108,7 @@ struct Updates {
 }
 
 impl Bilevel {
-    /// Both networks with their weights, and fresh optimizers of the same settings.
+    /// Both networks with their weights, and new optimizers with the same settings.
     pub fn new(
         (proxy, proxy_parameters): (Proxy, Parameters),
         (rater, rater_parameters): (Rater, Parameters),
@@ -128,8 +129,8 @@ impl Bilevel {
         }
     }
 
-    /// Moves both networks and their optimizers to a device; activations get the type `compute`, f32, bf16, or f16 with
-    /// scaled losses.
+    /// Moves both networks and their optimizers to a device; activations get the dtype `compute`: f32, bf16, or f16
+    /// with loss scaling.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
@@ -147,7 +148,7 @@ impl Bilevel {
         Ok(())
     }
 
-    /// Makes the reference proxy θ̂ of the proxy as it is: at the end of the warm-up, from where both go on.
+    /// Creates the reference proxy θ̂ as a copy of the proxy, at the end of the warm-up.
     pub fn begin_reference(&mut self) {
         self.reference = Some(Reference {
             parameters: self.proxy_parameters.clone(),
@@ -155,23 +156,24 @@ impl Bilevel {
         });
     }
 
-    /// One step over the micro-batches of an accumulated batch. `step` counts from 0 and only picks random streams. On a
-    /// device everything is asked for before anything is waited for.
+    /// One step over the micro-batches of an accumulated batch. `step` counts from 0 and only selects random streams.
+    /// On a device all work is queued before anything is awaited.
     ///
     /// # Errors
-    /// If there is no micro-batch, a shape does not fit, the rule lacks something, or a loss or a gradient is not finite: a
-    /// network whose gradients are not is then left as it was. With scaled losses such an update is skipped instead, until
-    /// no scale is left; so it is where only some training samples have a loss or a constant that is no number, which the
+    /// If there is no micro-batch, a shape does not fit, the rule lacks a measurement, or a loss or gradient is not
+    /// finite; a network with a non-finite gradient keeps its weights. Two cases skip the update instead: with loss
+    /// scaling, until the scale reaches its minimum; and if only some training samples have a non-finite loss or
+    /// constant, which the report then lists.
     /// report then names.
     pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
         self.step_while(micro_batches, rates, step, |_| Ok(())).map(|(report, ())| report)
     }
 
-    /// A step as [`step`](Self::step), with something that the host does once all of its work has been asked for, before
-    /// anything is waited for: the place to get the next step's batches [ahead](Self::ahead).
+    /// Like [`step`](Self::step), but calls `meanwhile` on the host after all work is queued and before anything is
+    /// awaited, for example to get the next step's batches [ahead](Self::ahead).
     ///
     /// # Errors
-    /// Those of a step, and of `meanwhile`, after which the step has been taken all the same.
+    /// Those of a step, and of `meanwhile`; the step is completed in that case too.
     pub fn step_while<R>(
         &mut self,
         micro_batches: &[MicroBatch],
@@ -205,7 +207,7 @@ impl Bilevel {
             None => self.ask(prepared.into_iter().map(Ok), updates)?,
             Some(device) => self.ask_device(&device, prepared, updates)?,
         };
-        // The step is taken whatever comes of it.
+        // The step completes even if `meanwhile` failed.
         let done_meanwhile = meanwhile(self);
 
         let mut report = StepReport::default();
@@ -273,8 +275,8 @@ impl Bilevel {
         )))
     }
 
-    /// A micro-batch on its way to where the networks are, in the type of their activations; copied beside the work that
-    /// goes on there.
+    /// Copies a micro-batch to the networks' device, in the dtype of their activations, concurrently with the work
+    /// running there.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
@@ -300,7 +302,7 @@ impl Bilevel {
         })
     }
 
-    /// Asks for the work of a step, all of it.
+    /// Queues all work of a step.
     fn ask(
         &mut self,
         micro_batches: impl Iterator<Item = Result<Prepared>>,
@@ -329,7 +331,7 @@ impl Bilevel {
         Ok(QueuedStep { measured, sums })
     }
 
-    /// Draws and schedules what a micro-batch needs, on the host.
+    /// Computes the random and scheduled inputs of a micro-batch, on the host.
     fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<Prepared> {
         let dtype = self.proxy_parameters.compute_dtype();
         let on_host = self.proxy_parameters.device().is_none();
@@ -357,8 +359,8 @@ impl Bilevel {
         let mean = if weighs { self.mean_factor(batch) } else { 1.0 };
         let products = needs.products && !warm_up;
         let norms = needs.norms || settings.record_norms;
-        // What each sample's loss is seeded with where gradients are taken apart: the same for all, and small enough for
-        // fp16. A power of two away from another batch's, so that not a bit of a sample's rows depends on it.
+        // The seed of each sample's loss where per-sample gradients are needed: equal for all, and small enough for
+        // fp16. Batches differ by powers of two only, so the bits of a sample's rows do not depend on its batch.
         let unit = match self.proxy_optimizer.loss_scale() {
             Some(_) => proxy_scale / batch.next_power_of_two() as f64,
             None => 1.0,
@@ -430,13 +432,13 @@ impl Bilevel {
         })
     }
 
-    /// What the weighted sum over a batch is multiplied by.
+    /// The factor of the weighted sum over a batch.
     fn mean_factor(&self, batch: usize) -> f64 {
         if self.settings.weighted_mean { 1.0 / batch as f64 } else { 1.0 }
     }
 }
 
-/// Below this scale it is not fp16 that makes gradients overflow.
+/// Below this scale, an overflow of gradients is not due to fp16.
 const SMALLEST_SCALE: f64 = 1.0;
 
 fn zero(gradients: &mut Gradients) -> Result<()> {

@@ -17,34 +17,34 @@ use crate::{
     tokens::batch::Batch,
 };
 
-/// What a micro-batch leaves behind.
+/// The results of a micro-batch.
 #[derive(Clone, Debug)]
 pub(super) struct Measured {
     pub(super) train_loss: Tensor,
     pub(super) reference_loss: Option<Tensor>,
     pub(super) product: Option<Tensor>,
     pub(super) squared_norm: Option<Tensor>,
-    /// The rule's, scaled.
+    /// The rule's constants, scaled.
     pub(super) constants: Option<Tensor>,
     pub(super) logit: Option<Tensor>,
     pub(super) targets: Option<Tensor>,
     pub(super) score: Option<Tensor>,
-    /// The weights that the proxy's loss was weighted with.
+    /// The weights in the proxy's loss.
     pub(super) weight: Tensor,
-    /// The weights that the rater is trained by, if it is.
+    /// The weights in the rater's loss, if the rater is trained.
     pub(super) rater_weight: Option<Tensor>,
     pub(super) validation: CrossEntropy,
     pub(super) last_scale: usize,
 }
 
-/// The rater's forward pass, and what its backward pass will begin with.
+/// The rater's forward pass, ready for its backward pass.
 struct Rated<'a> {
     tape: Tape<'a>,
-    /// The weights, or the logits where the rater is taught by regression.
+    /// The weights, or the logits for the objective `regression`.
     output: Var,
     logit: Tensor,
     score: Tensor,
-    /// The weights for the proxy; none of the rater's where it is taught by regression.
+    /// The weights for the proxy; none from the rater for the objective `regression`.
     weight: Option<Tensor>,
 }
 
@@ -62,7 +62,7 @@ impl Bilevel {
         [proxy, rater, reference]: [&mut Accumulate; 3],
     ) -> Result<Measured> {
         let (settings, micro) = (&self.settings, &prepared.micro);
-        // The rater's weights first: they do not depend on the proxy.
+        // The rater's weights come first: they do not depend on the proxy.
         let rated = if prepared.warm_up { None } else { Some(self.rate(prepared)?) };
         let given =
             rated.as_ref().and_then(|rated| rated.weight.as_ref()).or(prepared.equal_weights.as_ref());
@@ -175,7 +175,7 @@ impl Bilevel {
         Ok(Rated { tape, output: rated.weight, logit, score, weight: Some(weight) })
     }
 
-    /// Forward, and backward from `Σ_i seed_i ℓ_i` where there are seeds.
+    /// The forward pass, and the backward pass of `Σ_i seed_i ℓ_i` if there are seeds.
     fn proxy_pass(
         &self,
         parameters: &Parameters,
@@ -198,8 +198,8 @@ impl Bilevel {
         Ok(result)
     }
 
-    /// The training pass with each sample's gradient taken apart: one backward pass of `Σ_i ℓ_i` gives the products with
-    /// `direction`, the norms, and the weighted sum, which is added to `sum`, as is the direction's own share.
+    /// The training pass with per-sample gradients: one backward pass of `Σ_i ℓ_i` gives the products with
+    /// `direction`, the norms, and the weighted sum, which is added to `sum` together with the direction's share.
     fn taken_apart(
         &self,
         prepared: &Prepared,

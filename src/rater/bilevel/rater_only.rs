@@ -1,4 +1,4 @@
-//! Steps of the rater alone: it learns the samples' running averages once these do not change any more.
+//! Steps that train the rater alone, on the samples' running averages once these no longer change.
 
 use super::{Bilevel, Prior};
 use crate::{
@@ -8,25 +8,26 @@ use crate::{
     tokens::batch::Batch,
 };
 
-/// What a step of the rater alone showed.
+/// The measurements of a step of the rater alone.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RaterReport {
-    /// The mean square of what is between logits and standardized averages.
+    /// The mean squared difference between logits and standardized averages.
     pub loss: f64,
     /// The norm of the gradient.
     pub gradient_norm: f64,
     /// The logits of the samples, in the order of the batches.
     pub logit: Vec<f64>,
-    /// Updates that fp16 has made impossible so far, where losses are scaled.
+    /// Updates skipped so far because of fp16 overflow, with loss scaling.
     pub skipped_updates: Option<u64>,
 }
 
 impl Bilevel {
-    /// One step of the rater alone on the averages as they are: the share of new numbers in `prior` is not used. Samples whose
-    /// average is no number are left out. `step` picks the random streams.
+    /// One step of the rater alone on the current averages; the share of new values in `prior` is not used. Samples
+    /// without a finite average are left out. `step` selects the random streams.
     ///
     /// # Errors
-    /// If there is no batch, a shape does not fit, the device fails, or the loss is no number and that is not for fp16's sake.
+    /// If there is no batch, a shape does not fit, the device fails, or the loss is not finite for a reason other
+    /// than fp16 overflow.
     pub fn rater_step(
         &mut self,
         batches: &[(Batch, Prior)],
@@ -67,7 +68,7 @@ impl Bilevel {
         )))
     }
 
-    /// Forward and backward over a batch; gives the logits and what they are to come to.
+    /// Forward and backward pass over a batch; returns the logits and their targets.
     fn rater_pass(
         &self,
         batch: &Batch,
@@ -105,7 +106,8 @@ impl Bilevel {
         let mut tape = Tape::new(parameters).with_recomputing(settings.recompute);
         let input = batch.reaching(settings.rater_reach)?;
         let (_, output) = self.rater.instance(&mut tape, input, &batch.text, mode)?;
-        // Nothing is new: what a sample is worth is its average. One that has none is told apart by a constant that is no number.
+        // There is no new value, so the target is the average. A sample without one is marked by a non-finite
+        // constant.
         let known = |[average, _]: &[f64; 2]| if average.is_finite() { 0.0 } else { f64::NAN };
         let constants: Vec<f64> = prior.averages.iter().map(known).collect();
         let averages = prior

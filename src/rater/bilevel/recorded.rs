@@ -1,4 +1,4 @@
-//! A step on a device: done once as it is written, then recorded as a graph, then replayed for as long as it is the same.
+//! A step on a device: run directly once, then recorded as a graph, then replayed while its key stays the same.
 
 use super::{
     Bilevel, BilevelSettings, QueuedStep, Updates,
@@ -12,11 +12,11 @@ use crate::{
     error::Result,
 };
 
-/// The step that a device does again and again. A copy has none, and makes its own.
+/// The recorded step. A clone starts empty and records its own.
 ///
-/// Only the last form of a step is kept, because a graph keeps the memory of all its activations. The form changes when a
-/// loss begins or ceases to count, or a batch has another size; weights and moments that are put elsewhere (read from a
-/// checkpoint, or shared with a copy) make it another step as well.
+/// Only the most recent form of a step is kept, because a graph holds the memory of all its activations. The form
+/// changes when a loss starts or stops to count, or the batch size changes. A step is also recorded again when
+/// weights or moments move to other buffers (read from a checkpoint, or shared with a clone).
 #[derive(Debug, Default)]
 pub struct RecordedStep(Option<UploadedStep>);
 
@@ -27,7 +27,7 @@ impl Clone for RecordedStep {
 }
 
 impl RecordedStep {
-    /// Whether a graph is kept now.
+    /// Whether a graph is held.
     pub fn is_recorded(&self) -> bool {
         self.0.as_ref().is_some_and(|held| held.graph.is_some())
     }
@@ -37,21 +37,21 @@ impl RecordedStep {
 struct UploadedStep {
     key: Key,
     inputs: Vec<OnDevice>,
-    /// Nothing until the step comes a second time: the first loads what it needs.
+    /// `None` until the step repeats: the first run loads the kernels.
     graph: Option<(Graph, QueuedStep)>,
 }
 
-/// What must not have changed since a step was recorded.
+/// What must be unchanged for a recorded step to be replayed.
 #[derive(Debug, PartialEq)]
 struct Key {
     settings: BilevelSettings,
     forms: Vec<Form>,
-    /// Where weights and moments are.
+    /// The addresses of weights and moments.
     addresses: Vec<u64>,
 }
 
 impl Bilevel {
-    /// Asks a device for a step.
+    /// Queues a step on a device.
     pub(super) fn ask_device(
         &mut self,
         device: &Device,
@@ -77,7 +77,7 @@ impl Bilevel {
                     RecordedStep(Some(UploadedStep { graph: Some((graph, asked.clone())), ..held }));
                 Ok(asked)
             }
-            // What was held is dropped first, and its memory with it.
+            // The previous step is dropped first, to free its memory.
             other => {
                 drop(other);
                 let to_device = |prepared| OnDevice::new(prepared, device);
@@ -112,7 +112,8 @@ impl Bilevel {
         Ok(recorded)
     }
 
-    /// Where the weights, their copies and the moments are, each the network's own: what a graph writes in place.
+    /// The addresses of the weights, their copies and the moments, each owned by the network alone: a graph writes
+    /// them in place.
     fn addresses(&mut self) -> Result<Vec<u64>> {
         let mut tensors: Vec<&mut Tensor> = Vec::new();
         let reference =

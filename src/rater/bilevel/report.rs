@@ -1,4 +1,4 @@
-//! What a step says of itself.
+//! The report of a step.
 
 use super::{Bilevel, StepRates, passes::Measured};
 use crate::{
@@ -7,29 +7,29 @@ use crate::{
     tokens::batch::token_measures,
 };
 
-/// What a step measured, all before the update.
+/// The measurements of a step, all taken before the update.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// Mean loss of the validation batch.
     pub validation_loss: f64,
     /// Loss of each training sample.
     pub train_loss: Vec<f64>,
-    /// Loss of each training sample under the reference proxy, for rules that have one.
+    /// Loss of each training sample under the reference proxy, for rules that need one.
     pub reference_loss: Vec<f64>,
     /// `⟨∇ℓ_i, V⟩` of each training sample, where the rule needs it.
     pub product: Vec<f64>,
     /// `‖∇ℓ_i‖` of each training sample, where it is measured.
     pub gradient_norm: Vec<f64>,
-    /// The rule's constant of each training sample, scaled as configured; nothing in the warm-up.
+    /// The rule's constant of each training sample, scaled as configured; empty in the warm-up.
     pub constant: Vec<f64>,
-    /// Places in the batch of the training samples whose loss or constant is no number: the rater did not learn from them, and
-    /// where it is the loss, no proxy made an update of the batch.
+    /// Indices in the batch of the training samples whose loss or constant is not finite. The rater ignores them; if
+    /// it is the loss, neither proxy is updated with this batch.
     pub left_out: Vec<usize>,
-    /// The rater's logit of each training sample; nothing in the warm-up.
+    /// The rater's logit of each training sample; empty in the warm-up.
     pub logit: Vec<f64>,
-    /// What the logits were regressed on, where the rater is taught so.
+    /// The regression targets of the logits, for the objective `regression`.
     pub target: Vec<f64>,
-    /// The rater's score of each training sample; nothing in the warm-up.
+    /// The rater's score of each training sample; empty in the warm-up.
     pub score: Vec<f64>,
     /// The weight of each training sample.
     pub weight: Vec<f64>,
@@ -43,20 +43,20 @@ pub struct StepReport {
     pub proxy_gradient_norm: f64,
     /// Norm of the rater's gradient before clipping.
     pub rater_gradient_norm: f64,
-    /// Norm of the reference proxy's gradient before clipping, for rules that have one.
+    /// Norm of the reference proxy's gradient before clipping, for rules that need one.
     pub reference_gradient_norm: f64,
-    /// Updates of all networks skipped since the run began, where losses are scaled.
+    /// Updates of all networks skipped since the run began, with loss scaling.
     pub skipped_updates: Option<u64>,
-    /// Validation loss over the tokens of the last scale.
+    /// Validation loss on the tokens of the last scale.
     pub validation_tail_loss: f64,
-    /// Share in percent of validation tokens predicted right.
+    /// Percentage of validation tokens predicted correctly.
     pub validation_accuracy: f64,
-    /// The same over the tokens of the last scale.
+    /// The same on the tokens of the last scale.
     pub validation_tail_accuracy: f64,
 }
 
 impl StepReport {
-    /// Whether some, but not all, training samples have a loss or a constant that is no number: the others are sound.
+    /// Whether some, but not all, training samples have a loss or a constant that is not finite.
     pub(super) fn some_samples_are_lost(&self) -> bool {
         [&self.train_loss, &self.constant].into_iter().any(|numbers| {
             let lost = numbers.iter().filter(|number| !number.is_finite()).count();
@@ -65,7 +65,7 @@ impl StepReport {
     }
 }
 
-/// `Σ left·right` over the pairs in which both are numbers.
+/// `Σ left·right` over the pairs in which both are finite.
 fn finite_sum(left: &[f64], right: &[f64]) -> f64 {
     let all = left.iter().all(|value| !value.is_finite());
     let pairs = left.iter().zip(right).filter(|(left, _)| all || left.is_finite());
@@ -73,7 +73,7 @@ fn finite_sum(left: &[f64], right: &[f64]) -> f64 {
 }
 
 impl Bilevel {
-    /// Adds what a micro-batch measured; on a device this waits for it.
+    /// Adds the results of a micro-batch; on a device this waits for them.
     pub(super) fn report(
         &self,
         measured: &Measured,

@@ -1,4 +1,4 @@
-//! The settings of a step, and where they come from.
+//! The settings of a step.
 
 use crate::{
     config::{Compat, Config, RuleSettings},
@@ -6,45 +6,45 @@ use crate::{
     models::Weighing,
 };
 
-/// What the released code does that the default does not, and the other settings of a step. They are made from a configuration,
-/// or from the [default](Self::default) or [released](Self::released) ones with `..`.
+/// The settings of a step, including the upstream behaviors that are switched on. They come from a configuration, or
+/// from the [default](Self::default) or [released](Self::released) settings with `..`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BilevelSettings {
-    /// How weights come from the rater's heads.
+    /// How the rater's heads give weights.
     pub weighing: Weighing,
-    /// Divide the weighted sums by the batch size, as released (upstream.md, A5).
+    /// Divide the weighted sums by the batch size, as upstream (upstream.md, A5).
     pub weighted_mean: bool,
     /// Label smoothing (`ls`).
     pub label_smoothing: f64,
-    /// Add the released entropy term to the rater's loss (`rater_reg`, upstream.md, A11).
+    /// Add the upstream entropy term to the rater's loss (`rater_reg`, upstream.md, A11).
     pub rater_regularization: bool,
-    /// Do not train the proxy (`fixVar`).
+    /// Freeze the proxy (`fixVar`).
     pub freeze_proxy: bool,
-    /// Let a frozen proxy's weights decay all the same, as released (upstream.md, A10).
+    /// Apply weight decay to a frozen proxy, as upstream (upstream.md, A10).
     pub frozen_proxy_decays: bool,
-    /// Run the rater twice a step with different drop-path masks, as released (upstream.md, A8).
+    /// Run the rater twice per step with different drop-path masks, as upstream (upstream.md, A8).
     pub two_rater_passes: bool,
-    /// What the rater sees of each scale.
+    /// The input that the rater reads at each scale.
     pub rater_reach: Reach,
     /// Use drop-path.
     pub drop_path: bool,
-    /// Keep only each block's input for the backward pass and run the block forward again there.
+    /// Gradient checkpointing: keep only each block's input and recompute the block in the backward pass.
     pub recompute: bool,
-    /// On a device, record a step that comes again and replay it at the cost of one launch.
+    /// On a device, record a repeated step and replay it with one launch.
     pub cuda_graph: bool,
-    /// By which rule the rater learns, and how.
+    /// The rule, its scaling and geometry, and the rater's objective.
     pub rule: RuleSettings,
-    /// Measure the norm of each training sample's gradient, whether the rule needs it or not.
+    /// Measure the norm of each training sample's gradient even if the rule does not need it.
     pub record_norms: bool,
     /// The run's seed.
     pub seed: u64,
 }
 
-/// The rater's temperature, as `rater_temperature` is where it is not given.
+/// The default of `rater_temperature`.
 const TEMPERATURE: f64 = 10.0;
 
 impl BilevelSettings {
-    /// Those of a run; whether norms are recorded changes from epoch to epoch, and begins with no.
+    /// The settings of a run; recording of norms starts off and is switched per epoch.
     pub(crate) fn from_config(config: &Config) -> Self {
         let training = &config.training;
         Self {
@@ -59,7 +59,7 @@ impl BilevelSettings {
         }
     }
 
-    /// As the code was released: with every switch of `compat`, which brings the released rule.
+    /// Every switch of `compat` on, which includes the released rule.
     pub fn released() -> Self {
         Self::of(Compat::RELEASED, TEMPERATURE)
     }
@@ -86,7 +86,7 @@ impl BilevelSettings {
     }
 }
 
-/// Without any switch of `compat`; the rule is that of the loss, which asks nothing of the steps before.
+/// Every switch of `compat` off; the rule is `loss`, which needs no state from earlier steps.
 impl Default for BilevelSettings {
     fn default() -> Self {
         Self::of(Compat::default(), TEMPERATURE)

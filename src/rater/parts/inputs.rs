@@ -1,4 +1,5 @@
-//! What decides a job's numbers, as it is kept beside the parts. What they do not depend on is no part of it.
+//! The inputs that determine a job's results, stored beside the parts. Settings that do not affect the results are
+//! not included.
 
 use std::path::Path;
 
@@ -10,21 +11,21 @@ use crate::{
     tokens::cache::TokenCache,
 };
 
-/// The form of the files in the folder of parts.
+/// The format version of the files in the folder of parts.
 pub(super) const FORMAT: u32 = 2;
 
-/// Something that decides a job's numbers.
+/// An input that determines a job's results.
 pub(crate) struct Input {
     /// What it is.
     pub(crate) kind: &'static str,
-    /// How messages name it.
+    /// Its name in messages.
     pub(crate) name: String,
-    /// What it is known by.
+    /// Its digest or value.
     pub(crate) identity: String,
 }
 
 impl Input {
-    /// One that is named as its kind.
+    /// An input whose name is its kind.
     pub(crate) fn new(kind: &'static str, identity: impl Into<String>) -> Self {
         Self { kind, name: kind.to_owned(), identity: identity.into() }
     }
@@ -35,23 +36,23 @@ impl Input {
     }
 }
 
-/// All that decides a job's numbers, as it is kept beside the parts.
+/// All inputs of a job, as stored beside the parts.
 #[derive(PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Job {
     pub(super) format: u32,
-    /// Kinds and identities, in the order in which they are compared. Names may change: a file that was moved is the same.
+    /// Kinds and identities, in the order of comparison. Names are not compared: a moved file is the same input.
     inputs: Vec<(String, String)>,
 }
 
 impl Job {
-    /// That of these inputs.
+    /// The job with these inputs.
     pub(super) fn of(inputs: &[Input]) -> Self {
         let inputs = inputs.iter().map(|input| (input.kind.to_owned(), input.identity.clone()));
         Self { format: FORMAT, inputs: inputs.collect() }
     }
 
-    /// The name of the first input that is another one here.
+    /// The name of the first input that differs from the stored ones.
     pub(super) fn first_difference<'a>(&'a self, named: &'a [Input], held: &'a Self) -> &'a str {
         let differs = |at: &usize| held.inputs.get(*at) != self.inputs.get(*at);
         let at = (0..self.inputs.len().max(held.inputs.len())).find(differs).unwrap_or(0);
@@ -60,12 +61,12 @@ impl Job {
     }
 }
 
-/// The part of a configuration that decides numbers, and what they are computed in, `None` being the CPU.
+/// The parts of a configuration that determine results, and the compute device and dtype, `None` being the CPU.
 pub(crate) fn deciding(config: &Config, cache: Option<&TokenCache>, device: Option<DType>) -> [Input; 3] {
-    // Which one of several alike it is does not matter.
+    // The index of the device does not matter.
     let kind = if config.device == DeviceChoice::Emulated { "emulated" } else { "cuda" };
     let computed = device.map_or_else(|| "processor".to_owned(), |compute| format!("{kind} {compute:?}"));
-    // A cache gives what the encoders give, but for states that it rounds.
+    // A cache gives the encoders' output, except that it may round text states.
     let states = if cache.is_some_and(TokenCache::rounds_text) { "bf16" } else { "as encoded" };
     [
         Input::new("the configuration (--set, --config)", config.fingerprint()),

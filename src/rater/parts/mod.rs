@@ -1,13 +1,15 @@
-//! Jobs over a corpus that are taken up again after a kill: constant memory, the corpus' order, no row lost or doubled.
+//! Jobs over a corpus that resume after a kill, in constant memory and in the order of the corpus, with no row lost
+//! or duplicated.
 //!
-//! What is found goes into part files beside the output, each written whole; a part names the place in the corpus where
-//! it and the next one begin. When all parts are there the output is put together from them and the corpus, and they are
-//! removed. A job that goes over the corpus several times has a sequence of parts for each time.
+//! Results go into part files beside the output, each written atomically; a part records the position in the corpus
+//! where it and the next one begin. When all parts are there, the output is assembled from them and the corpus, and
+//! they are removed. A job that passes over the corpus several times has one sequence of parts per pass.
 //!
-//! Parts belong to what they were made of. `job.json` names it: a job with other inputs is refused by the first of them that
-//! differs, and so is one of whose images one was replaced, added or deleted since its row was done, when the job goes on and once
-//! more when the output is put together (see [`identity`](crate::tokens::identity)). What numbers do not depend on is no part of
-//! that: parts serve whatever the batch and the threads. A part that was damaged is made again.
+//! Parts belong to the inputs recorded in `job.json`. A job with other inputs is refused, and the message names the
+//! first input that differs. A job is also refused if an image was replaced, added or deleted since its row was done;
+//! this is checked when the job resumes and again when the output is assembled (see
+//! [`identity`](crate::tokens::identity)). Batch size and thread count are not among the inputs, so parts stay valid
+//! when these change. A damaged part is recomputed.
 
 mod inputs;
 mod source;
@@ -42,37 +44,37 @@ use crate::{
     },
 };
 
-/// Name of the file that says what the parts belong to.
+/// The file that records the inputs of the parts.
 const JOB: &str = "job.json";
 
-/// What images were, by the order of their rows.
+/// The stamps of the images, in the order of their rows.
 #[derive(Serialize, Deserialize)]
 struct Images {
     images: Vec<ImageState>,
 }
 
-/// What an interrupted job has kept before its first part.
+/// The state of a job interrupted before its first part.
 pub(crate) const NOTHING_DONE: &str = "nothing had been done yet; give the same command again";
-/// What it has kept when all parts are there.
+/// The state of a job interrupted when all parts are there.
 pub(crate) const PARTS_KEPT: &str = "all rows are done and kept; give the same command again for the table";
 
-/// How messages name a job.
+/// The words for a job in messages.
 #[derive(Clone, Copy)]
 pub(crate) struct Words {
     /// The command: `score`.
     pub(crate) command: &'static str,
-    /// What it is about: `scoring`.
+    /// The activity: `scoring`.
     pub(crate) doing: &'static str,
-    /// What becomes of a row: `scored`.
+    /// The result for a row: `scored`.
     pub(crate) done: &'static str,
 }
 
-/// One of a job's ways through its corpus.
+/// One pass of a job over its corpus.
 #[derive(Clone, Copy)]
 pub(crate) struct Sequence {
-    /// Which one, counted from 0.
+    /// Its index, counted from 0.
     pub(crate) number: usize,
-    /// Of how many.
+    /// The number of passes.
     pub(crate) of: usize,
     /// Rows of the corpus.
     pub(crate) rows: u64,
@@ -86,10 +88,11 @@ pub(crate) struct Counts {
     reasons: Reasons,
 }
 
-/// Ending of the table of the records left out.
+/// Suffix of the table of failed records.
 const FAILED: &str = ".failed.csv";
 
-/// A job's files: its output with companions, and its parts until it is done, which lie where the output is written meanwhile.
+/// A job's files: the output with its companions, and until it is done the parts, which lie in the staging folder of
+/// the output.
 pub(crate) struct Parts {
     output: Output,
     folder: PathBuf,
@@ -97,10 +100,10 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// The files of the job that writes `out`, and beside it `companions` and the table of failed records.
+    /// The files of the job that writes `out`, with `companions` and the table of failed records beside it.
     ///
     /// # Errors
-    /// If the output is no kind of table, or may not be written; see [`Output::claim`].
+    /// If the output's extension is not that of a table, or the output cannot be claimed; see [`Output::claim`].
     pub(crate) fn of(claim: &Claim<'_>, out: &Path, companions: &[&str], words: Words) -> Result<Self> {
         TableKind::of(out)?;
         let output = Output::claim(claim, out, &[companions, &[FAILED]].concat())?;
@@ -108,24 +111,24 @@ impl Parts {
         Ok(Self { output, folder, words })
     }
 
-    /// The table of the records left out, beside `out`.
+    /// The table of failed records, beside `out`.
     pub(crate) fn failed_out(out: &Path) -> PathBuf {
         let mut name = out.file_stem().unwrap_or_default().to_os_string();
         name.push(FAILED);
         out.with_file_name(name)
     }
 
-    /// Lets the output's marker say in which column the ratings are.
+    /// Records the rating column in the output's marker.
     pub(crate) fn note_rating_column(&mut self, name: &str) {
         self.output.note_rating_column(name);
     }
 
-    /// Where the output is written until all of it is there.
+    /// The path that the output is written to until it is published.
     pub(crate) fn staged(&self) -> PathBuf {
         self.output.staged()
     }
 
-    /// Makes the folder of parts, or finds that of the same job; parts of another job are refused.
+    /// Creates the folder of parts, or reuses that of the same job; parts of another job are refused.
     pub(crate) fn prepare(&self, inputs: &[Input], overwrite: bool) -> Result<()> {
         let (path, job) = (self.folder.join(JOB), Job::of(inputs));
         let described = serde_json::to_vec_pretty(&job).map_err(|error| Error::invalid(error.to_string()))?;
@@ -177,7 +180,7 @@ impl Parts {
         ))
     }
 
-    /// Refuses a table that is no longer the one that the parts were made from.
+    /// Refuses a table that changed since the parts were made from it.
     pub(crate) fn expect_unchanged(&self, source: &Source<'_>, digest: &str) -> Result<()> {
         if source.open()?.identity()? == digest {
             return Ok(());
@@ -197,7 +200,7 @@ impl Parts {
         read_sealed(path, "give the same command again, which makes it anew")
     }
 
-    /// The part that is there and begins `from` there. One that is damaged is made anew: all that it takes is its time.
+    /// The existing part that begins at `from`, if any. A damaged part is recomputed, which only costs time.
     fn held<N: DeserializeOwned>(
         &self,
         sequence: usize,
@@ -209,7 +212,7 @@ impl Parts {
             return None;
         }
         match self.read::<Part<N>>(&path) {
-            // After one that was made anew with another batch, parts may begin elsewhere.
+            // After a part was recomputed with another batch size, the later parts may begin elsewhere.
             Ok(part) => Some(part).filter(|part| part.from == from),
             Err(error) => {
                 tracing::warn!("{error}: its rows are {} again", self.words.done);
@@ -222,12 +225,12 @@ impl Parts {
         self.folder.join(format!("{sequence:04}-note.json"))
     }
 
-    /// Keeps something that belongs to a sequence; to be read when the output is put together.
+    /// Stores a note for a sequence, to be read when the output is assembled.
     pub(crate) fn keep_note(&self, sequence: usize, note: &impl Serialize) -> Result<()> {
         write_sealed(&self.note_path(sequence), note)
     }
 
-    /// What [`keep_note`](Self::keep_note) kept.
+    /// The note stored by [`keep_note`](Self::keep_note).
     pub(crate) fn note<T: DeserializeOwned>(&self, sequence: usize) -> Result<T> {
         self.read(&self.note_path(sequence))
     }
@@ -236,7 +239,8 @@ impl Parts {
         self.folder.join("validation.json")
     }
 
-    /// Keeps what the images of a further table were, on which all numbers depend; or refuses others than those that were kept.
+    /// Stores the stamps of the images of a second table that all results depend on, or refuses images that differ
+    /// from the stored ones.
     pub(crate) fn keep_images(&self, source: &Source<'_>, images: Vec<ImageState>) -> Result<()> {
         let path = self.images_path();
         if !path.exists() {
@@ -253,7 +257,7 @@ impl Parts {
         }
     }
 
-    /// Refuses to go on if one of those images is another one now.
+    /// Refuses to continue if one of those images has changed.
     pub(crate) fn expect_images(&self, source: &Source<'_>) -> Result<()> {
         let path = self.images_path();
         if !path.exists() {
@@ -266,11 +270,11 @@ impl Parts {
         }
     }
 
-    /// Does the parts of a sequence that are not there. `begin` makes what measures a batch (see [`Source::part`]), and
-    /// runs only if something is missing.
+    /// Computes the missing parts of a sequence. `begin` creates the function that measures a batch (see
+    /// [`Source::part`]); it is called only if a part is missing.
     ///
     /// # Errors
-    /// Those of reading and measuring; [`Error::Interrupted`] when the user stopped it, the parts being kept.
+    /// Those of reading and measuring; [`Error::Interrupted`] if the user stopped the job, whose parts are kept.
     pub(crate) fn complete<N, M>(
         &self,
         sequence: Sequence,
@@ -322,11 +326,11 @@ impl Parts {
         Ok(())
     }
 
-    /// Goes through the corpus and the parts of all sequences side by side: gives every record of which all have numbers
-    /// to `write`, puts the others into the table of failed records, and checks that no row is lost or doubled.
+    /// Reads the corpus and the parts of all sequences in step. Passes every record with results from all of them to
+    /// `write`, adds the others to the table of failed records, and checks that no row is lost or duplicated.
     ///
     /// # Errors
-    /// Those of reading and writing; if the corpus has changed, or no row has numbers.
+    /// Those of reading and writing; if the corpus has changed, or no row has results.
     pub(crate) fn gather<N: DeserializeOwned>(
         &self,
         source: &Source<'_>,
@@ -342,7 +346,7 @@ impl Parts {
         let mut left = false;
         let mut more = true;
         while more {
-            // Some rows at once, as their images are looked at side by side.
+            // Several rows at a time, since their images are checked in parallel.
             let mut chunk: Vec<(Record, Vec<PartRow<N>>)> = Vec::with_capacity(PART);
             while more && chunk.len() < PART {
                 let found: Vec<PartRow<N>> = sequences
@@ -406,19 +410,20 @@ impl Parts {
         Ok(counts)
     }
 
-    /// The error of a job that found nothing. The table of failed rows gets its name, and the same command can be given again.
+    /// The error of a job without any result. The table of failed records is published, and the same command can be
+    /// run again.
     pub(crate) fn none_usable(self, counts: &Counts, table: &Path, out: &Path) -> Result<Error> {
         self.output.publish_unfinished()?;
         Ok(counts.reasons.none_usable(table, Some(&Self::failed_out(out))))
     }
 
-    /// Gives the output and its companions their names; the parts go.
+    /// Publishes the output and its companions; removes the parts.
     pub(crate) fn publish(self) -> Result<()> {
         self.output.publish()
     }
 }
 
-/// A sequence of parts, row by row.
+/// The rows of a sequence of parts, in order.
 struct Going<'a, N> {
     parts: &'a Parts,
     sequence: usize,
@@ -447,7 +452,7 @@ impl<'a, N: DeserializeOwned> Going<'a, N> {
     }
 }
 
-/// The table of the records left out.
+/// The table of failed records.
 struct Failures {
     path: PathBuf,
     writer: csv::Writer<WholeFile>,
@@ -468,7 +473,7 @@ impl Failures {
             .map_err(|error| write_error(&self.path, error))
     }
 
-    /// Gives the reasons.
+    /// Finishes the table and returns the reasons.
     fn finish(self) -> Result<Reasons> {
         let path = self.path;
         let file = self.writer.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;

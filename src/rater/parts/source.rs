@@ -1,4 +1,4 @@
-//! A table of images, a part at a time: what became of its records, and what their images were.
+//! A table of images, read part by part: the outcome of each record and the stamp of its image.
 
 use std::path::Path;
 
@@ -18,16 +18,16 @@ use crate::{
     },
 };
 
-/// Records of one part file, rounded up to whole batches.
+/// Records per part file, rounded up to whole batches.
 pub(super) const PART: usize = 512;
 
-/// One part file: what became of consecutive records.
+/// One part file: the outcomes of consecutive records.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Part<N> {
-    /// Where it begins; `None` at the first record.
+    /// Its position; `None` at the first record.
     pub(crate) from: Option<Cursor>,
-    /// Where the next part begins; `None` at the end of the corpus.
+    /// The position of the next part; `None` at the end of the corpus.
     pub(crate) next: Option<Cursor>,
     /// The records in order.
     pub(crate) rows: Vec<PartRow<N>>,
@@ -39,36 +39,36 @@ pub(crate) struct Part<N> {
 pub(crate) struct PartRow<N> {
     /// Its row in the corpus.
     pub(crate) row: u64,
-    /// What its image was.
+    /// The stamp of its image.
     pub(crate) image: ImageState,
-    /// What was found.
+    /// Its outcome.
     pub(crate) outcome: Outcome<N>,
 }
 
-/// What became of a record.
+/// The outcome of a record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Outcome<N> {
-    /// The numbers that were asked for.
+    /// The results.
     Found(N),
-    /// Why there are none.
+    /// The reason why there are none.
     Failed(String),
 }
 
-/// Looks at a batch of usable records and their codes `[B, L]`, and answers for each.
+/// Measures a batch of usable records and their codes `[B, L]`; returns one outcome per record.
 pub(crate) type Measure<'a, N> = dyn FnMut(&Tensor, &[&Record]) -> Result<Vec<Outcome<N>>> + 'a;
 
-/// A table of images and how it is read.
+/// A table of images and how to read it.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     /// The table.
     pub(crate) path: &'a Path,
     /// Columns, decoding and threads.
     pub(crate) config: &'a Config,
-    /// Turns images into codes.
+    /// The image tokenizer.
     pub(crate) tokenizer: &'a dyn ImageTokenizer,
-    /// Codes that are kept.
+    /// The cache of codes.
     pub(crate) cache: Option<&'a TokenCache>,
-    /// Usable images handed over at once.
+    /// Usable images per call of the measure function.
     pub(crate) batch: usize,
 }
 
@@ -78,12 +78,13 @@ impl Source<'_> {
         self.config.open_corpus(self.path)
     }
 
-    /// Reads the whole table once and counts its rows, so that a bad line ends a job now and not at its end.
+    /// Reads the whole table once and counts its rows, so that a malformed line ends the job at the start rather than
+    /// at the end.
     pub(crate) fn rows(&self) -> Result<u64> {
         self.open()?.count_records()
     }
 
-    /// Does the next part, which begins `from` there.
+    /// Computes the part that begins at `from`.
     pub(crate) fn part<N>(
         &self,
         corpus: &mut Corpus,
@@ -135,7 +136,7 @@ impl Source<'_> {
         Ok(Part { from, next, rows })
     }
 
-    /// The first of the records that begin `from` there whose image is not what it was.
+    /// The first record, counting from position `from`, whose image no longer has its stamp.
     pub(super) fn first_changed<'s>(
         &self,
         from: Option<Cursor>,
@@ -144,7 +145,7 @@ impl Source<'_> {
         let mut corpus = self.open()?;
         let mut records: Vec<Record> = Vec::with_capacity(images.len());
         let mut next = from;
-        // The images of a whole corpus may be those of several shards.
+        // The images of a whole corpus can span several shards.
         while records.len() < images.len() {
             let batch = corpus.batch(next, images.len() - records.len())?;
             records.extend(batch.records);

@@ -15,21 +15,21 @@ use crate::{
     },
 };
 
-/// The batches of a step, and which training samples are in them.
+/// The batches of a step, with the indices of their training samples.
 #[derive(Default)]
 pub(super) struct StepBatches {
     pub(super) micro: Vec<MicroBatch>,
     pub(super) places: Vec<Vec<usize>>,
 }
 
-/// Makes the batches of any step.
+/// Builds the batches of any step.
 pub(super) struct Batches {
     train: Order,
     validation: Order,
 }
 
 impl Batches {
-    /// For a run's two sets.
+    /// The batches of a run's two sets.
     pub(super) fn new(run: &Run<'_>) -> Result<Self> {
         Ok(Self {
             train: Order::new(run.config, run.data.train.len(), "training", 0)?,
@@ -37,7 +37,7 @@ impl Batches {
         })
     }
 
-    /// Those of a step, on their way to where the networks are.
+    /// The batches of a step, on their way to the networks' device.
     pub(super) fn of(&mut self, run: &Run<'_>, step: u64, bilevel: &Bilevel) -> Result<StepBatches> {
         let mut batches = StepBatches::default();
         for iteration in run.plan.iterations(step) {
@@ -60,7 +60,7 @@ impl Batches {
 }
 
 impl Batches {
-    /// Those of a step of the rater alone, by its own `plan`: they go on where the run's have ended.
+    /// The batches of a step of the rater alone, by its own `plan`; they continue after the run's last iteration.
     pub(super) fn of_rater(
         &mut self,
         run: &Run<'_>,
@@ -88,7 +88,7 @@ impl Run<'_> {
     }
 
     fn with_inputs(&self, mut batch: Batch, reaches: &[Reach]) -> Result<Batch> {
-        // A device makes the input itself: then there is less to upload.
+        // A device computes the input itself, so there is less to upload.
         for &reach in reaches.iter().filter(|_| !self.on_device) {
             batch = batch.with_reach(self.data.tokenizer.quantizer(), reach)?;
         }

@@ -1,4 +1,4 @@
-//! The training loop around the bilevel step: data in, batches in a fixed order, checkpoints, resume.
+//! The training loop around the bilevel step: data, batches in a fixed order, checkpoints, resume.
 
 mod batches;
 mod rater_only;
@@ -34,10 +34,10 @@ use crate::{
 use batches::{Batches, StepBatches};
 use rater_only::train_rater;
 
-/// What a run came to.
+/// The summary of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainSummary {
-    /// Steps of the whole run.
+    /// Steps of the whole run, including earlier sessions.
     pub steps: u64,
     /// Training records used.
     pub train: usize,
@@ -45,11 +45,11 @@ pub struct TrainSummary {
     pub validation: usize,
     /// Records left out.
     pub failed: usize,
-    /// How well the image tokenizer fits, if it was fitted here.
+    /// The fit of the image tokenizer, if this run fitted it.
     pub tokenizer: Option<FitReport>,
     /// The last step's report.
     pub last: Option<StepReport>,
-    /// The table and the images of loss and gradient norm by rating over the epochs.
+    /// The table and plots of loss and gradient norm by rating over the epochs.
     pub figures: Vec<PathBuf>,
 }
 
@@ -78,7 +78,7 @@ impl std::fmt::Display for TrainSummary {
     }
 }
 
-/// Everything that a run is made of.
+/// The parts of a run.
 struct Run<'a> {
     config: &'a Config,
     directory: &'a RunDirectory,
@@ -87,11 +87,11 @@ struct Run<'a> {
     on_device: bool,
 }
 
-/// Trains the rater beside the proxy in `directory`, from its newest checkpoint on where there is one.
+/// Trains the rater beside the proxy in `directory`, resuming from its newest checkpoint if there is one.
 ///
 /// # Errors
-/// If the data cannot be used, a checkpoint does not fit, the loss is no longer a number, a file cannot be written, or
-/// the user interrupts (after a checkpoint has been written).
+/// If the data cannot be used, a checkpoint does not fit, the loss is not finite, a file cannot be written, or the
+/// user interrupts (after a checkpoint has been written).
 pub fn train(
     config: &Config,
     directory: &RunDirectory,
@@ -105,7 +105,7 @@ pub fn train(
              drop_scale_length to null",
         ));
     }
-    // A device that cannot be used ends the run before the data is read.
+    // An unusable device ends the run before the data is read.
     let device = config.device.open()?;
     let data = prepare(config, directory, device.as_ref(), interrupt, progress)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
@@ -138,7 +138,7 @@ pub fn train(
                 micro.prior = Some(samples.prior(places));
             }
         }
-        // A device works meanwhile.
+        // The host prepares the next batches while the device works.
         let (report, next) = bilevel.step_while(&these.micro, rates, step, |bilevel| {
             if step + 1 < total { batches.of(&run, step + 1, bilevel) } else { Ok(StepBatches::default()) }
         })?;
@@ -164,7 +164,7 @@ pub fn train(
         step += 1;
         last = Some(report);
         let due = config.checkpoint_every.is_some_and(|every| every > 0 && step % every == 0);
-        // Asked once: what is kept of an interrupt is called so.
+        // Read once, so that the checkpoint's name and the message agree.
         let stops = interrupt.is_raised();
         let regular = due || ends_epoch || step == total;
         if regular || stops {
@@ -194,7 +194,7 @@ pub fn train(
     })
 }
 
-/// The metrics of a step, as they are shown.
+/// The metrics of a step, for display.
 fn metrics(rates: StepRates, report: &StepReport) -> Metrics {
     let train = report.train_loss.iter().sum::<f64>() / report.train_loss.len().max(1) as f64;
     let largest = report.weight.iter().copied().fold(0.0, f64::max);
@@ -269,10 +269,10 @@ fn line(
     line
 }
 
-/// Both networks, freshly drawn, with their optimizers.
+/// Both networks, with randomly initialized weights and their optimizers.
 ///
 /// # Errors
-/// If the sizes do not fit together.
+/// If the sizes are inconsistent.
 pub(crate) fn build_networks(
     config: &Config,
     tokenizer: &dyn ImageTokenizer,
@@ -297,7 +297,7 @@ pub(crate) fn build_networks(
 impl Run<'_> {
     fn networks(&self, device: Option<&Device>, fresh: bool) -> Result<Bilevel> {
         let mut bilevel = build_networks(self.config, self.data.tokenizer.as_ref(), self.data.text.as_ref())?;
-        // Weights to start from need not be there any more when a run goes on.
+        // The initial weights need not exist any more when a run resumes.
         if let Some(path) = self.config.networks.initial_weights.as_ref().filter(|_| fresh) {
             released::load(path, released::PROXY, &mut bilevel.proxy_parameters)?;
             if released::holds(path, released::RATER)? {
@@ -327,12 +327,12 @@ impl Run<'_> {
         self.plan.epoch(step) < self.config.training.proxy_warmup_epochs
     }
 
-    /// Whether what is measured in an epoch is recorded.
+    /// Whether the measurements of an epoch are recorded.
     fn records(&self, epoch: u64) -> bool {
         self.config.training.record_every.is_some_and(|every| epoch.is_multiple_of(every))
     }
 
-    /// What has to be there before a step: at the first after the warm-up, the reference proxy.
+    /// Prepares a step: the first one after the warm-up creates the reference proxy.
     fn begin(&self, step: u64, bilevel: &mut Bilevel) {
         let first = !self.warms_up(step) && (step == 0 || self.warms_up(step - 1));
         if first && self.config.training.rule.rule.needs().reference {

@@ -1,4 +1,4 @@
-//! The end of a run: the rater alone goes on learning, from averages that do not change any more.
+//! The end of a run: the rater is trained alone, on averages that no longer change.
 
 use serde_json::json;
 
@@ -25,7 +25,7 @@ pub(super) fn plan(run: &Run<'_>) -> Result<Option<Plan>> {
     Plan::new(&config, run.data.train.len(), run.data.validation.len()).map(Some)
 }
 
-/// The metrics of a step of the rater alone, as they are shown.
+/// The metrics of a step of the rater alone, for display.
 fn metrics(report: &RaterReport) -> Metrics {
     Metrics {
         summary: format!("the rater alone: loss {:.3}", report.loss),
@@ -33,10 +33,10 @@ fn metrics(report: &RaterReport) -> Metrics {
     }
 }
 
-/// Runs what is left of them. `step` counts on from the run's own updates.
+/// Runs the remaining steps of the rater alone. `step` continues the count of the run's updates.
 ///
 /// # Errors
-/// Those of a step, of a file that cannot be written, and of an interrupt, after a checkpoint.
+/// Those of a step and of writing a file; [`Error::Interrupted`] after a checkpoint.
 pub(super) fn train_rater(
     run: &Run<'_>,
     plan: &Plan,
@@ -57,7 +57,7 @@ pub(super) fn train_rater(
         let report = bilevel.rater_step(&micro, [rates.learning_rate, rates.weight_decay], step)?;
         progress.step(step, total, report.logit.len(), &metrics(&report));
         if at.is_multiple_of(every) || step + 1 == total {
-            // Under other names: what reads the rates of the proxy's updates is not to find these.
+            // Other names, so that readers of the proxy's learning rates skip these lines.
             let mut line = json!({
                 "step": step,
                 "rater_only_epoch": plan.epoch(at),

@@ -1,4 +1,4 @@
-//! A run's checkpoints: written, and put back.
+//! Writing and restoring a run's checkpoints.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Run<'_> {
-    /// Writes a checkpoint before update `step`, which may be there only as the run was `interrupted`.
+    /// Writes a checkpoint before update `step`; `interrupted` if it exists only because the user stopped the run.
     pub(super) fn save(
         &self,
         bilevel: &Bilevel,
@@ -65,8 +65,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Refuses to go on from a checkpoint whose run is damaged beside it; gives what it says of the run's files. Removes
-    /// checkpoints that a process that was killed did not come to remove.
+    /// Refuses to resume if the files beside the checkpoint are damaged; returns what it records of them. Removes
+    /// checkpoints that a killed process left behind.
     pub(super) fn expect_whole(&self, folder: &Path) -> Result<RunFiles> {
         let files = Checkpoint::run_files(folder)?;
         self.directory.expect_whole(&files)?;
@@ -74,7 +74,7 @@ impl Run<'_> {
         Ok(files)
     }
 
-    /// Puts a checkpoint back and gives the steps it had done.
+    /// Restores a checkpoint and returns its step.
     pub(super) fn restore(
         &self,
         folder: &Path,
@@ -112,7 +112,7 @@ impl Run<'_> {
         Ok(saved.state.step)
     }
 
-    /// Puts the reference proxy back, if the rule has one and the warm-up is over.
+    /// Restores the reference proxy, if the rule needs one and the warm-up is over.
     fn restore_reference(&self, folder: &Path, saved: &Checkpoint, bilevel: &mut Bilevel) -> Result<()> {
         let state = &saved.state;
         let begun = state.step > 0 && !self.warms_up(state.step - 1);
