@@ -1,5 +1,5 @@
-//! What the tables and records of a run were when it was begun: kept beside it, so that a run that goes on with other data can
-//! say which of them was changed. That they are the same at all is told by the fingerprint in the checkpoint.
+//! The tables and records of a run at its start, stored beside it, so that a run resumed with other data can name the
+//! change. The fingerprint in the checkpoint decides whether there is one.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
     tokens::encoded::EncodedCorpus,
 };
 
-/// What a run is trained on.
+/// The data of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Inputs {
@@ -33,7 +33,7 @@ struct Input {
 }
 
 impl Inputs {
-    /// Of tables that have been read.
+    /// The inputs of tables that have been read.
     pub(super) fn of(tables: &[(&Path, &EncodedCorpus)]) -> Result<Self> {
         let input = |(path, corpus): &(&Path, &EncodedCorpus)| {
             Ok(Input { path: path.to_path_buf(), sha256: sha256_of_file(path)?, rows: corpus.rows.clone() })
@@ -41,15 +41,16 @@ impl Inputs {
         Ok(Self { tables: tables.iter().map(input).collect::<Result<_>>()? })
     }
 
-    /// Writes it for a run that begins.
+    /// Writes the inputs of a new run.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         write_sealed(path, self)
     }
 
-    /// Refuses other records than those that a run was begun with. `records` reads those of a table again, to name one.
+    /// Refuses records that differ from those at the start of the run. `records` reads those of a table again, to
+    /// name one.
     ///
     /// # Errors
-    /// If the records are others.
+    /// If the records differ.
     pub(super) fn expect_those_of(
         &self,
         path: &Path,

@@ -1,25 +1,25 @@
-//! The factor on the losses that keeps small gradients within fp16, as released: PyTorch's `GradScaler` with a bound
+//! The loss scale that keeps small gradients within fp16, as upstream: PyTorch's `GradScaler` with an upper bound
 //! (upstream.md, A9).
 
 use serde::{Deserialize, Serialize};
 
-/// The first factor.
+/// The initial scale.
 const FIRST: f64 = 2048.0;
-/// Updates in a row after which the factor grows.
+/// Consecutive applied updates after which the scale grows.
 const INTERVAL: u64 = 1000;
-/// What it grows by.
+/// The growth factor.
 const GROWTH: f64 = 2.0;
-/// What it shrinks by after an update that had to be skipped.
+/// The factor after a skipped update.
 const BACKOFF: f64 = 0.5;
-/// The most that it may be.
+/// The upper bound.
 const MOST: f64 = 32_768.0;
 
-/// The factor and what decides of it. It is a power of two, so it changes no digit of what stays in range.
+/// The scale and its state. It is a power of two, so it changes no digit of values that stay in range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossScale {
     factor: f64,
-    /// Updates since the factor last changed.
+    /// Updates since the scale last changed.
     since: u64,
     /// Updates skipped in the whole run.
     skipped: u64,
@@ -32,7 +32,7 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// What the losses are multiplied by.
+    /// The factor of the losses.
     pub fn factor(&self) -> f64 {
         self.factor
     }
@@ -42,7 +42,7 @@ impl LossScale {
         self.skipped
     }
 
-    /// Takes note of an update: applied, or skipped because the gradients were not finite.
+    /// Records an update: applied, or skipped because the gradients were not finite.
     pub(crate) fn record(&mut self, applied: bool) {
         if !applied {
             self.factor *= BACKOFF;

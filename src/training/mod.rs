@@ -1,4 +1,4 @@
-//! What every training needs: optimizer, schedule, loss scale, batches in their order, checkpoints and run directories.
+//! Shared parts of training: optimizer, schedule, loss scale, sample order, checkpoints and run directories.
 
 pub mod checkpoint;
 pub(crate) mod inputs;

@@ -1,5 +1,5 @@
-//! AdamW with decoupled weight decay and clipping by the global norm, as PyTorch computes them (upstream.md, C1 to C3), and
-//! the released scaling of losses for fp16.
+//! AdamW with decoupled weight decay and clipping by the global norm, as PyTorch computes them (upstream.md, C1 to
+//! C3), and the upstream loss scaling for fp16.
 
 use crate::{
     engine::{
@@ -18,14 +18,14 @@ use crate::{
     training::loss_scale::LossScale,
 };
 
-/// Settings that do not change during a run.
+/// Settings that are constant during a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWSettings {
     /// Decay of the first moment; released: 0.9.
     pub beta1: f64,
     /// Decay of the second moment; released: 0.95.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// The largest global gradient norm; `None` does not clip.
     pub clip: Option<f64>,
@@ -37,7 +37,7 @@ impl Default for AdamWSettings {
     }
 }
 
-/// The optimizer's state over one network, where the network is.
+/// The optimizer's state for one network, on the network's device.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
@@ -50,15 +50,15 @@ pub struct AdamW {
     tables: Tables,
 }
 
-/// The update that is being made.
+/// The update in progress.
 #[derive(Clone, Debug, Default)]
 struct Next {
     factors: Option<Factors>,
-    /// The norm, where the host has formed it.
+    /// The norm, if the host has computed it.
     norm: Option<f64>,
 }
 
-/// What a device needs for an update, made when the first asks for it. A copy of an optimizer makes its own.
+/// What a device needs for an update, created by the first one. A clone of an optimizer creates its own.
 #[derive(Debug, Default)]
 struct Tables(Option<AdamWTables>);
 
@@ -68,17 +68,17 @@ impl Clone for Tables {
     }
 }
 
-/// What became of an update.
+/// The result of an update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Updated {
     /// The global norm of the gradients before clipping.
     pub norm: f64,
-    /// Whether the update was made: not where the norm is no finite number.
+    /// Whether the update was applied: it is not if the norm is not finite.
     pub applied: bool,
 }
 
 impl AdamW {
-    /// A fresh state; `decays` says for each parameter whether weight decay applies.
+    /// A new state; `decays` says for each parameter whether weight decay applies.
     pub fn new(
         parameters: &Parameters,
         decays: impl Fn(&str, &[usize]) -> bool,
@@ -98,7 +98,7 @@ impl AdamW {
         }
     }
 
-    /// Moves the state to a device, in f32. With `scaled` the losses are multiplied by a [`LossScale`], for fp16.
+    /// Moves the state to a device, in f32. With `scaled`, the losses are multiplied by a [`LossScale`], for fp16.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
@@ -111,7 +111,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// First and second moment of a parameter.
+    /// First and second moments of a parameter.
     pub fn moments(&self, id: ParameterId) -> (&Tensor, &Tensor) {
         (&self.first[id.0], &self.second[id.0])
     }
@@ -121,8 +121,8 @@ impl AdamW {
         &self.second
     }
 
-    /// What corrects the bias of the second moments, and ε: `[1 / (1 − β₂ᵗ), ε]` after `t` updates, the first being 0 where
-    /// there has been none.
+    /// The bias correction of the second moments, and ε: `[1 / (1 − β₂ᵗ), ε]` after `t` updates; the first is 0
+    /// before any update.
     pub fn second_moment_factors(&self) -> [f64; 2] {
         let AdamWSettings { beta2, epsilon, .. } = self.settings;
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
@@ -130,12 +130,12 @@ impl AdamW {
         [inverse, epsilon]
     }
 
-    /// All moments, to be changed in place.
+    /// Mutable access to all moments.
     pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.first.iter_mut().chain(&mut self.second)
     }
 
-    /// Puts saved moments back; shapes must be the parameter's.
+    /// Restores saved moments; their shapes must be the parameter's.
     ///
     /// # Errors
     /// If a shape differs or a device fails.
@@ -162,24 +162,24 @@ impl AdamW {
         self.steps = steps;
     }
 
-    /// The scaling of losses, where there is any.
+    /// The loss scaling, if enabled.
     pub fn loss_scale(&self) -> Option<LossScale> {
         self.scale
     }
 
-    /// Puts a saved scaling back, where there is any.
+    /// Restores a saved loss scaling, if enabled.
     pub fn set_loss_scale(&mut self, saved: Option<LossScale>) {
         if let (Some(held), Some(saved)) = (&mut self.scale, saved) {
             *held = saved;
         }
     }
 
-    /// What the losses of the next update have to be multiplied by.
+    /// The factor of the losses of the next update.
     pub(crate) fn loss_factor(&self) -> f64 {
         self.scale.map_or(1.0, |scale| scale.factor())
     }
 
-    /// Begins an update: before the forward pass, because all that a device is told of it is told now.
+    /// Begins an update. Call it before the forward pass: all values that a device needs are uploaded here.
     ///
     /// # Errors
     /// If the device fails.
@@ -205,11 +205,11 @@ impl AdamW {
         Ok(())
     }
 
-    /// Makes the update, unless the gradients' norm is not finite; parameters without a gradient stay as they are. Nothing
-    /// waits for a device.
+    /// Applies the update, unless the gradients' norm is not finite; parameters without a gradient are unchanged.
+    /// Does not wait for a device.
     ///
     /// # Errors
-    /// If no update has begun or a gradient does not fit its parameter.
+    /// If no update has begun, or a gradient does not fit its parameter.
     pub fn update(&mut self, parameters: &mut Parameters, gradients: &Gradients) -> Result<()> {
         let factors = self.next.factors.ok_or_else(|| Error::invalid("no update has begun"))?;
         for (id, _, value) in parameters.iter() {
@@ -271,7 +271,7 @@ impl AdamW {
         adamw(tables, &mut tensors)
     }
 
-    /// To be called between the recording of an update in a graph and the graph's first replay.
+    /// Call between the recording of an update in a graph and the graph's first replay.
     ///
     /// # Errors
     /// If the device fails.
@@ -282,7 +282,7 @@ impl AdamW {
         }
     }
 
-    /// Ends an update: waits for a device and counts it, if it was made.
+    /// Ends an update: waits for the device, and counts the update if it was applied.
     ///
     /// # Errors
     /// If no update has begun, or a device fails.
@@ -307,7 +307,7 @@ impl AdamW {
 /// The Euclidean norm over all gradients, summed in f64 in a fixed order.
 ///
 /// # Errors
-/// If a gradient is not a float of the host.
+/// If a gradient is not a float tensor on the host.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
     let mut total = 0.0;
     for gradient in gradients.iter().flatten() {

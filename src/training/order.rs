@@ -1,4 +1,4 @@
-//! In which order samples come, and which captions are left out: both fixed by the seed.
+//! The order of samples, and which captions are dropped for guidance; the seed determines both.
 
 use crate::{
     config::Config,
@@ -7,17 +7,18 @@ use crate::{
     training::sampler::{BatchSampler, ReleasedOrder, ReleasedSampler},
 };
 
-/// Order of the samples: ours or the released one.
+/// The order of samples: this project's or the released one.
 pub(crate) enum Order {
     Default(BatchSampler),
     Released(ReleasedSampler),
 }
 
 impl Order {
-    /// The order of a set of `samples`, called `what` in messages; sets that are visited side by side have different offsets.
+    /// The order of a set of `samples`, named `what` in messages. Sets that are iterated together need different
+    /// offsets.
     ///
     /// # Errors
-    /// If there are fewer samples than in one batch.
+    /// If there are fewer samples than one batch.
     pub(crate) fn new(config: &Config, samples: usize, what: &str, offset: u64) -> Result<Self> {
         let batch = config.training.batch;
         if samples < batch {
@@ -38,7 +39,7 @@ impl Order {
                 shuffle: true,
             })?));
         }
-        // Two sets of one size must not be visited in one order.
+        // Two sets of equal size must not have the same order.
         Ok(Self::Default(BatchSampler::new(
             samples,
             batch,
@@ -49,7 +50,7 @@ impl Order {
     /// The samples of a batch.
     ///
     /// # Errors
-    /// If the released order has none.
+    /// If the released order is empty for this rank.
     pub(crate) fn batch(&mut self, step: u64) -> Result<Vec<usize>> {
         match self {
             Self::Default(sampler) => Ok(sampler.batch(step)),
@@ -58,10 +59,10 @@ impl Order {
     }
 }
 
-/// Released: captions of at most so many characters are never dropped (upstream.md, D3).
+/// Upstream never drops captions of at most this many characters (upstream.md, D3).
 const SHORT_CAPTION: usize = 20;
 
-/// Which captions of a batch of `count` are left out, for guidance: a stream is a batch.
+/// Which captions of a batch of `count` are dropped, for guidance. Each batch has its own random stream.
 pub(crate) fn dropped_captions(
     config: &Config,
     stream: u64,

@@ -1,6 +1,6 @@
-//! Which parameters weight decay applies to (released: `filter_params` in `utils/lr_control.py`; upstream.md, C2).
+//! Which parameters weight decay applies to (upstream: `filter_params` in `utils/lr_control.py`; upstream.md, C2).
 
-/// A name that holds any of these is never decayed.
+/// Parameters whose name contains one of these never decay.
 const NEVER: [&str; 14] = [
     "cls_token",
     "start_token",

@@ -1,4 +1,4 @@
-//! What comes before the first step: records, encoders, tokens.
+//! Preparation before the first step: records, encoders, tokens.
 
 use std::{path::Path, sync::Arc};
 
@@ -22,15 +22,15 @@ use crate::{
     training::{checkpoint::Checkpoint, inputs::Inputs, run_directory::RunDirectory},
 };
 
-/// Encoders and the two sets, encoded.
+/// The encoders and the two encoded sets.
 pub(crate) struct Prepared {
     pub(crate) tokenizer: Box<dyn ImageTokenizer>,
     pub(crate) text: Box<dyn TextEncoder>,
     pub(crate) train: EncodedCorpus,
     pub(crate) validation: EncodedCorpus,
-    /// How well the tokenizer fits, if it was fitted here.
+    /// The fit of the tokenizer, if this run fitted it.
     pub(crate) fit: Option<FitReport>,
-    /// Of the samples and their order.
+    /// Fingerprint of the samples and their order.
     pub(crate) fingerprint: String,
 }
 
@@ -68,7 +68,7 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     }
 }
 
-/// Everything that a run needs of data and encoders, which compute on the device if there is one.
+/// Prepares the data and encoders of a run; encoders compute on the device if there is one.
 ///
 /// # Errors
 /// If the data or an encoder cannot be used, a file cannot be written, or the user interrupts.
@@ -132,13 +132,13 @@ pub(crate) fn prepare(
     records::write_failed(&directory.failed(), train.failed.iter().chain(&validation.failed))?;
     let mut fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
     if cache.is_some_and(|cache| cache.rounds_text()) {
-        // Training on rounded states gives other bits: a run goes on as it was begun.
+        // Rounded text states change the training, so a run must resume with the same kind.
         fingerprint.push_str("+text states in bf16");
     }
     Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
 }
 
-/// Refuses a table of which nothing can be used, and lists why in the run.
+/// Refuses a table without usable records, and lists the reasons in the run.
 fn expect_usable(table: &Path, encoded: &EncodedCorpus, directory: &RunDirectory) -> Result<()> {
     if encoded.is_empty() {
         return Err(records::none_usable(table, &encoded.failed, Some(&directory.failed()))?);
@@ -146,7 +146,7 @@ fn expect_usable(table: &Path, encoded: &EncodedCorpus, directory: &RunDirectory
     Ok(())
 }
 
-/// Refuses other records than those that the run was begun with, or writes down what they are.
+/// Refuses records that differ from those at the start of the run, or stores them for a new run.
 fn expect_inputs(
     config: &Config,
     directory: &RunDirectory,
@@ -166,10 +166,10 @@ fn expect_inputs(
     })
 }
 
-/// Share of the training set held out where the configuration says nothing of validation.
+/// Share of the training set held out when the configuration names no validation set.
 const DEFAULT_VALIDATION_PORTION: f64 = 0.05;
 
-/// The tokenizer of the run: the one it saved, else a fresh one, which is saved before anything is trained on it.
+/// The tokenizer of the run: the saved one, otherwise a new one, which is saved before training starts.
 fn saved_or_fitted(
     config: &Config,
     directory: &RunDirectory,
@@ -179,13 +179,14 @@ fn saved_or_fitted(
     progress: &mut dyn Progress,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitImages)> {
     let folder = directory.image_tokenizer();
-    // Before the first checkpoint nothing says that the images are still those it was fitted to; it is fitted anew.
+    // Before the first checkpoint nothing guarantees that the images are still those it was fitted on, so it is
+    // fitted again.
     if folder.join(READY).exists() && Checkpoint::newest(&directory.checkpoints())?.is_some() {
         let saved = interrupt.while_reading(NO_STEP, || encoders::saved_image_tokenizer(config, &folder))?;
         return Ok((saved, None, FitImages::default()));
     }
     let (tokenizer, report, images) = match cache {
-        // Where none is named, that which made the cache is meant, and nothing is fitted.
+        // If the configuration names no tokenizer, the one that wrote the cache is used and nothing is fitted.
         Some(cache) if config.image_tokenizer.path.is_none() => {
             (crate::encode::load_image_tokenizer(&cache.image_tokenizer())?, None, FitImages::default())
         }
@@ -201,7 +202,7 @@ fn saved_or_fitted(
     Ok((tokenizer, report, images))
 }
 
-/// The text encoder of the run: the one it saved, else the configuration's, which is saved first.
+/// The text encoder of the run: the saved one, otherwise the configuration's, which is saved first.
 fn text_encoder(
     config: &Config,
     directory: &RunDirectory,
@@ -215,7 +216,7 @@ fn text_encoder(
     if folder.join(READY).exists() {
         return saved();
     }
-    // As for images: where no encoder's folder is named, the released one that made the cache is meant.
+    // As for images: if no folder is named, the released encoder that wrote the cache is used.
     let kept = cache.and_then(|cache| cache.text_encoder()).filter(|_| config.text_encoder.path.is_none());
     let description = match kept {
         Some(kept) if is_pretrained(&kept)? => Some(kept.join(TEXT_ENCODER)),
@@ -237,7 +238,7 @@ fn text_encoder(
     write_whole(&folder.join(READY), b"")?;
     match (text, cache) {
         (Some(text), None) => Ok(text),
-        // An encoder that is large goes again; it comes back if a caption is not in the cache.
+        // A large encoder is dropped; it is loaded again if a caption is not in the cache.
         _ => saved(),
     }
 }

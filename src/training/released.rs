@@ -1,4 +1,4 @@
-//! Networks as the released code keeps them: read into ours, and ours written so that it loads them.
+//! Networks in the format of the released code: reading them, and writing ones that it loads.
 
 use std::path::Path;
 
@@ -13,25 +13,25 @@ use crate::{
     weights::{Differences, Payload, Value, Weights, write_torch},
 };
 
-/// Where a released checkpoint keeps the proxy's or a model's weights.
+/// The prefix of the proxy's or a model's weights in a released checkpoint.
 pub const PROXY: &str = "trainer.var_wo_ddp";
-/// Where it keeps the rater's.
+/// The prefix of the rater's weights.
 pub const RATER: &str = "trainer.varRater_wo_ddp";
 
-/// Whether a tensor of a released checkpoint is one that nothing reads: the classes' embedding, and the biases of keys, which
-/// are fixed at 0 (upstream.md, B2 and B6).
+/// Whether a tensor of a released checkpoint is never read: the class embedding, and the key biases, which are fixed
+/// at 0 (upstream.md, B2 and B6).
 pub(crate) fn is_unused(name: &str) -> bool {
     name == "class_emb.weight" || name.ends_with(".zero_k_bias")
 }
 
-/// Tensors that every network of this kind has, by which it is found in a file.
+/// Tensors that every such network has, used to find it in a file.
 const MARKS: [&str; 2] = ["pos_start", "word_embed.weight"];
 
-/// The tensors of a network in a file: below `prefix` where the file is a released checkpoint, else wherever
-/// [`Weights::network`] finds them; without what wrappers add to their names.
+/// The tensors of a network in a file: below `prefix` in a released checkpoint, otherwise where [`Weights::network`]
+/// finds them. Prefixes added by wrappers are stripped.
 ///
 /// # Errors
-/// If the file cannot be read, or is a checkpoint that lacks this network.
+/// If the file cannot be read, or is a checkpoint without this network.
 pub fn open(path: &Path, prefix: &str) -> Result<Weights> {
     let file = Weights::open(path)?;
     if !file.names().any(|name| name.starts_with("trainer.")) {
@@ -50,7 +50,7 @@ pub fn open(path: &Path, prefix: &str) -> Result<Weights> {
 /// Reads all weights of a network.
 ///
 /// # Errors
-/// As for [`open`]; or if tensors are missing, surplus or of another shape, of which the first are named.
+/// Those of [`open`]; or if tensors are missing, unexpected or of another shape, the first of which are named.
 pub fn load(path: &Path, prefix: &str, parameters: &mut Parameters) -> Result<()> {
     let weights = open(path, prefix)?;
     let differences = differences(&weights, parameters);
@@ -69,7 +69,7 @@ pub fn load(path: &Path, prefix: &str, parameters: &mut Parameters) -> Result<()
     Ok(())
 }
 
-/// How a file's tensors differ from those that a network has; what nothing reads may be there.
+/// How a file's tensors differ from those of a network; tensors that are never read may be present.
 fn differences(weights: &Weights, parameters: &Parameters) -> Differences {
     let expected = parameters.iter().map(|(_, name, value)| (name.to_owned(), value.shape().to_vec()));
     let unused = weights
@@ -79,11 +79,11 @@ fn differences(weights: &Weights, parameters: &Parameters) -> Differences {
     weights.compare(expected.chain(unused))
 }
 
-/// How a file differs from what a configuration's network expects, the one below `prefix` ([`PROXY`] or [`RATER`]); sizes
-/// come from the encoders that the configuration names.
+/// How a file differs from the network of a configuration, below `prefix` ([`PROXY`] or [`RATER`]); sizes come from
+/// the encoders of the configuration.
 ///
 /// # Errors
-/// As for [`open`], or if an encoder cannot be read.
+/// Those of [`open`], or if an encoder cannot be read.
 pub(crate) fn differences_from(path: &Path, prefix: &str, config: &Config) -> Result<Differences> {
     let weights = open(path, prefix)?;
     let (vocabulary, code_channels, text_channels) = Encoders::named(config, &Interrupt::default())?.sizes();
@@ -95,7 +95,7 @@ pub(crate) fn differences_from(path: &Path, prefix: &str, config: &Config) -> Re
     Ok(differences(&weights, &parameters))
 }
 
-/// Whether a file is a checkpoint of the released code that holds the network at `prefix`.
+/// Whether a file is a checkpoint of the released code with the network at `prefix`.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -103,10 +103,10 @@ pub fn holds(path: &Path, prefix: &str) -> Result<bool> {
     Ok(!Weights::open(path)?.within(prefix).is_empty())
 }
 
-/// Classes of the embedding that nothing reads, and one for none.
+/// Rows of the unused class embedding: the classes, and one for no class.
 const CLASSES: usize = 1001;
 
-/// The tensors of a network as the released code expects them: ours, and those that nothing reads.
+/// The tensors of a network as the released code expects them: ours, and those that are never read.
 fn state(weights: &Tensors) -> Result<Value> {
     let width = weights.get("pos_start").map_or(0, |start| start.dim(2));
     let mut items: Vec<(String, Value)> = Vec::with_capacity(weights.len());
@@ -121,9 +121,9 @@ fn state(weights: &Tensors) -> Result<Value> {
     Ok(Value::Ordered(items))
 }
 
-/// Writes a checkpoint in the released layout, `{"epoch", "iter", "trainer": {"config", "var_wo_ddp", "varRater_wo_ddp"}}`:
-/// the networks that are given, by the names that [`PROXY`] and [`RATER`] end in. Tensors that the released code has and
-/// never reads are zeros.
+/// Writes a checkpoint in the released layout, `{"epoch", "iter", "trainer": {"config", "var_wo_ddp",
+/// "varRater_wo_ddp"}}`, with the given networks, named by the last part of [`PROXY`] and [`RATER`]. Tensors that the
+/// released code has but never reads are zeros.
 ///
 /// # Errors
 /// If the file cannot be written.

@@ -1,14 +1,14 @@
-//! The order in which samples are visited: our own sampler, and the released one to the number.
+//! The order of samples: this project's sampler, and an exact reproduction of the released one.
 
 use crate::{
     engine::random::{Purpose, Random},
     error::{Error, Result},
 };
 
-/// An endless sequence of batches over `0..n`: in each epoch a fresh permutation, cut into batches of equal size.
+/// An endless sequence of batches over `0..n`: a new permutation per epoch, cut into batches of equal size.
 ///
-/// A batch depends only on (`n`, `batch`, `seed`, step), so that a run resumes with nothing but its step. The last
-/// batch of an epoch is filled up from the head of the same permutation.
+/// A batch depends only on (`n`, `batch`, `seed`, step), so the step is all a run needs to resume. The last batch of
+/// an epoch is filled from the head of the same permutation.
 #[derive(Clone, Debug)]
 pub struct BatchSampler {
     samples: u32,
@@ -19,7 +19,7 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// A sampler of `n` samples in batches of `batch`. Two samplers that are to be independent need two seeds.
+    /// A sampler of `n` samples in batches of `batch`. Independent samplers need different seeds.
     ///
     /// # Errors
     /// If `batch` is 0 or larger than `n`, or `n` exceeds 2³² - 1.
@@ -43,7 +43,7 @@ impl BatchSampler {
         (self.samples as usize).div_ceil(self.batch)
     }
 
-    /// The samples of a step, counted from 0 over all epochs. The permutation of one epoch is kept.
+    /// The samples of a step, counted from 0 over all epochs. The permutation of the current epoch is cached.
     #[expect(clippy::cast_possible_truncation, reason = "a step within an epoch fits usize")]
     pub fn batch(&mut self, step: u64) -> Vec<usize> {
         let steps = self.steps_per_epoch() as u64;
@@ -61,31 +61,31 @@ impl BatchSampler {
     }
 }
 
-/// What fixes the order of the released sampler.
+/// The parameters of the released sampler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReleasedOrder {
     /// Samples in the data set.
     pub dataset_len: usize,
-    /// Samples of one step over all ranks (`glb_batch_size`).
+    /// Samples per step over all ranks (`glb_batch_size`).
     pub global_batch: usize,
-    /// Processes that train together.
+    /// The number of processes.
     pub world_size: usize,
-    /// Which of them this is.
+    /// The rank of this process.
     pub rank: usize,
-    /// Added to the epoch to give the generator's seed (`same_seed_for_all_ranks`).
+    /// Added to the epoch to seed the generator (`same_seed_for_all_ranks`).
     pub seed: u64,
-    /// The epoch that training starts or resumes at (`start_ep`).
+    /// The epoch at which training starts or resumes (`start_ep`).
     pub start_epoch: u64,
-    /// Whether the end of an epoch is filled up from its head (`fill_last`; training sets it).
+    /// Whether the end of an epoch is filled from its head (`fill_last`; training sets it).
     pub fill_last: bool,
     /// Whether the order is shuffled.
     pub shuffle: bool,
 }
 
-/// `DistInfiniteBatchSampler` of the released code (`utils/data_sampler.py`), number by number.
+/// `DistInfiniteBatchSampler` of the released code (`utils/data_sampler.py`), index for index.
 ///
-/// Each rank takes one contiguous piece of the epoch's permutation. `start_it` is left out because it has no effect
-/// there. The pass of an epoch over fewer samples than one global batch is filled once only, and so may stay short.
+/// Each rank takes one contiguous piece of the epoch's permutation. `start_it` is omitted because it has no effect
+/// there. An epoch with fewer samples than one global batch is filled once only, and so can stay short.
 #[derive(Clone, Debug)]
 pub struct ReleasedSampler {
     order: ReleasedOrder,
@@ -128,7 +128,7 @@ impl ReleasedSampler {
     /// The samples of this rank in a step, counted from 0 at `start_epoch`.
     ///
     /// # Errors
-    /// If this rank's piece is empty, as it can be when there are fewer samples than ranks.
+    /// If this rank's piece is empty, which can happen with fewer samples than ranks.
     #[expect(clippy::cast_possible_truncation, reason = "a step within an epoch fits usize")]
     pub fn batch(&mut self, step: u64) -> Result<Vec<usize>> {
         if self.pass.is_none() {
@@ -148,7 +148,7 @@ impl ReleasedSampler {
         Ok(self.local[start..self.local.len().min(start + batch)].to_vec())
     }
 
-    /// Draws the order of pass `pass`, whose generator is seeded with `start_epoch + pass + seed`.
+    /// Computes the order of pass `pass`, whose generator is seeded with `start_epoch + pass + seed`.
     fn enter(&mut self, pass: u64) -> Result<()> {
         if self.pass == Some(pass) {
             return Ok(());
@@ -175,7 +175,7 @@ impl ReleasedSampler {
     }
 }
 
-/// Entry `index` of `torch.linspace(0, length, pieces + 1, dtype=torch.int)`: counted from the nearer end in f64.
+/// Entry `index` of `torch.linspace(0, length, pieces + 1, dtype=torch.int)`: computed in f64 from the nearer end.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -192,7 +192,7 @@ fn piece_bound(length: usize, pieces: usize, index: usize) -> usize {
     bound as usize
 }
 
-/// Above this, PyTorch shuffles by another algorithm (`randperm_cpu` in `TensorFactories.cpp`).
+/// From this size on, PyTorch uses another algorithm (`randperm_cpu` in `TensorFactories.cpp`).
 const RANDPERM_LIMIT: usize = (u32::MAX / 20) as usize;
 
 fn check_randperm(n: usize) -> Result<()> {
@@ -207,7 +207,7 @@ fn check_randperm(n: usize) -> Result<()> {
 /// `torch.randperm(n, generator=torch.Generator().manual_seed(seed))` on the CPU.
 ///
 /// # Errors
-/// If `n` is 214,748,364 or more, where PyTorch goes another way.
+/// If `n` is 214,748,364 or more, where PyTorch uses another algorithm.
 pub(crate) fn torch_randperm(n: usize, seed: u64) -> Result<Vec<usize>> {
     check_randperm(n)?;
     let mut generator = MersenneTwister::new(seed);
@@ -259,7 +259,7 @@ impl MersenneTwister {
 mod tests {
     use super::*;
 
-    /// The C++ standard requires the 10,000th number of `std::mt19937` from its default seed to be this one.
+    /// The C++ standard fixes the 10,000th output of a default-seeded `std::mt19937`.
     #[test]
     fn the_twister_gives_the_number_of_the_standard() {
         let mut generator = MersenneTwister::new(5489);

@@ -1,5 +1,5 @@
-//! Learning rate and weight decay as functions of the iteration (released: `lr_wd_annealing` in `utils/lr_control.py`),
-//! the weight between the two losses, and the lengths of epochs.
+//! Learning rate and weight decay as functions of the iteration (upstream: `lr_wd_annealing` in
+//! `utils/lr_control.py`), the weight between the two losses, and the lengths of epochs.
 
 use std::f64::consts::PI;
 
@@ -9,7 +9,8 @@ use crate::{
 };
 
 impl ScheduleShape {
-    /// The learning rate over its peak, at the share `passed` of the time after the warm-up; it ends at `end`.
+    /// The learning rate relative to its peak, at the share `passed` of the time after the warm-up; `end` is its
+    /// final value.
     fn factor(self, passed: f64, end: f64) -> f64 {
         let rest = 1.0 - passed;
         match self {
@@ -36,17 +37,17 @@ impl ScheduleShape {
 /// Learning rate and weight decay over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// How the learning rate falls after the warm-up.
+    /// The shape of the decay after the warm-up.
     pub shape: ScheduleShape,
-    /// The largest learning rate.
+    /// The peak learning rate.
     pub peak: f64,
-    /// Iterations of warm-up; rounded half to even, as Python does.
+    /// Warm-up iterations; rounded half to even, as in Python.
     pub warmup: f64,
-    /// The learning rate at iteration 0, over the peak.
+    /// The learning rate at iteration 0, relative to the peak.
     pub start: f64,
-    /// The learning rate at the last iteration, over the peak.
+    /// The learning rate at the last iteration, relative to the peak.
     pub end: f64,
-    /// Weight decay at iteration 0; it goes along half a cosine to `weight_decay_end`.
+    /// Weight decay at iteration 0; it follows half a cosine to `weight_decay_end`.
     pub weight_decay: f64,
     /// Weight decay at the last iteration.
     pub weight_decay_end: f64,
@@ -54,7 +55,7 @@ pub struct Schedule {
     pub iterations: u64,
 }
 
-/// What a schedule says of one iteration.
+/// The rates of one iteration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// The learning rate.
@@ -64,8 +65,8 @@ pub struct Rates {
 }
 
 impl Schedule {
-    /// The rates at `iteration`, counted from 0. Runs so short that the released code divides by zero (the warm-up
-    /// ends on the last iteration, or there is only one) have the peak and the first weight decay there.
+    /// The rates at `iteration`, counted from 0. In runs so short that the released code divides by zero (the warm-up
+    /// ends on the last iteration, or there is only one), these are the peak and the initial weight decay.
     pub fn at(&self, iteration: u64) -> Rates {
         let (now, last) = (iteration as f64, self.iterations.saturating_sub(1) as f64);
         let warmup = self.warmup.round_ties_even();
@@ -83,22 +84,22 @@ impl Schedule {
     }
 }
 
-/// The share of the validation loss in the proxy's loss in an epoch, counted from 0: linear in the epoch, and not below
-/// 0 unless `unclamped`, as released (upstream.md, A7).
+/// The share of the validation loss in the proxy's loss in an epoch, counted from 0: linear in the epoch, and clamped
+/// at 0 unless `unclamped`, as upstream (upstream.md, A7).
 pub(crate) fn upper_level_weight(first: f64, decay: f64, epoch: u64, unclamped: bool) -> f64 {
     let weight = first - decay * epoch as f64;
     if unclamped { weight } else { weight.max(0.0) }
 }
 
-/// A run cut into iterations (one training and one validation batch each), updates (`accumulation` iterations each) and
-/// epochs. All counts start at 0; an update may lie across the end of an epoch.
+/// A run as iterations (one training and one validation batch each), updates (`accumulation` iterations each) and
+/// epochs. All counts start at 0; an update may span the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// Iterations of an epoch.
+    /// Iterations per epoch.
     pub epoch_iterations: u64,
     /// Epochs of the run.
     pub epochs: u64,
-    /// Iterations of an update.
+    /// Iterations per update.
     pub accumulation: u64,
     /// Learning rate and weight decay.
     pub schedule: Schedule,
@@ -108,11 +109,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for so many training and validation samples. An epoch is one pass over the training set, or over the
-    /// validation set as released (upstream.md, C6) under `compat.validation_epoch`.
+    /// The plan for the given numbers of training and validation samples. An epoch is one pass over the training set,
+    /// or over the validation set under `compat.validation_epoch`, as upstream (upstream.md, C6).
     ///
     /// # Errors
-    /// If there is no sample or the whole run is shorter than one update.
+    /// If there is no sample, or the whole run is shorter than one update.
     pub(crate) fn new(config: &Config, train_samples: usize, validation_samples: usize) -> Result<Self> {
         let training = &config.training;
         let samples = if config.compat.validation_epoch { validation_samples } else { train_samples };
@@ -146,7 +147,7 @@ impl Plan {
         })
     }
 
-    /// Updates of the run; iterations left over at its very end make none.
+    /// Updates of the run; a remainder of iterations at the end makes none.
     pub(crate) fn updates(&self) -> u64 {
         self.schedule.iterations / self.accumulation
     }
@@ -156,7 +157,7 @@ impl Plan {
         update * self.accumulation..(update + 1) * self.accumulation
     }
 
-    /// The epoch of an update: that of its last iteration, at which the released code updates.
+    /// The epoch of an update: that of its last iteration, as upstream.
     pub(crate) fn epoch(&self, update: u64) -> u64 {
         ((update + 1) * self.accumulation - 1) / self.epoch_iterations
     }

@@ -1,4 +1,4 @@
-//! A trained run as the commands that come after it find it: configuration, encoders and checkpoints.
+//! A trained run, as later commands open it: configuration, encoders and checkpoints.
 
 use std::{
     fs,
@@ -14,16 +14,16 @@ use crate::{
     },
 };
 
-/// What a user's path to a run or a checkpoint names.
+/// A user's path to a run or a checkpoint, resolved.
 pub(crate) struct Named {
     /// The run that the checkpoint belongs to.
     pub(crate) run: PathBuf,
-    /// The checkpoint itself, where one is named.
+    /// The checkpoint, if the path is one.
     pub(crate) checkpoint: Option<PathBuf>,
 }
 
 impl Named {
-    /// A run directory, or one checkpoint in it.
+    /// Resolves a run directory, or one checkpoint in it.
     ///
     /// # Errors
     /// If the path is neither.
@@ -42,11 +42,11 @@ impl Named {
                 "is a file; name the folder of a run, or one of the folders in its `checkpoints`",
             ));
         }
-        // A path such as `.` has its parents only when it is resolved.
+        // A path such as `.` only has parents once it is resolved.
         let resolved = fs::canonicalize(given).map_err(Error::io("read", given))?;
         let run = [given, &resolved].into_iter().find_map(|path| {
             let run = path.parent().and_then(Path::parent)?;
-            // Two folders up from `checkpoint` there is nothing, which is here.
+            // Two levels up from `checkpoint` is the empty path, which is the current directory.
             let run = if run.as_os_str().is_empty() { Path::new(".") } else { run };
             RunDirectory::is_run(run).then(|| run.to_path_buf())
         });
@@ -58,7 +58,7 @@ impl Named {
         }
     }
 
-    /// The checkpoint that is named, or the run's newest.
+    /// The checkpoint of the path, or the newest of the run.
     pub(crate) fn folder(&self) -> Result<PathBuf> {
         match &self.checkpoint {
             Some(folder) => Ok(folder.clone()),
@@ -67,7 +67,8 @@ impl Named {
     }
 }
 
-/// All checkpoints of a run that are kept, oldest first. One of an interrupt is only taken where there is no other: a run that was
+/// All checkpoints of a run, oldest first. One written on an interrupt is used only if there is no other, so that a
+/// run that was interrupted and resumed has the same ones as one that was not.
 /// stopped and went on has the same ones as one that was not.
 pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
     let path = checkpoints(run);
@@ -93,10 +94,10 @@ fn no_checkpoint(run: &Path) -> Error {
     Error::input(run, format!("{} has no checkpoint yet; train it further first", run.display()))
 }
 
-/// The configuration of a run with `key=value` arguments on top.
+/// The configuration of a run with `key=value` overrides.
 ///
 /// # Errors
-/// If there is no run or an argument cannot be used.
+/// If there is no run or an override is not accepted.
 pub(crate) fn configuration(run: &Path, sets: &[String]) -> Result<Config> {
     let held = RunDirectory::config_of(run)?;
     Config::parse(&run.display().to_string(), &held.to_json().to_string(), sets)

@@ -1,8 +1,8 @@
-//! The folders of checkpoints: written whole, numbered by their step, checked when they are read.
+//! Checkpoint folders: written atomically, named by their step, verified when read.
 //!
-//! Those that a run comes by anyway are called `step-00001200`. One that was only written because the user stopped the run is
-//! called `interrupted-00001234`: it counts for nothing but going on, and goes when the next one is written, so that what a run
-//! leaves does not depend on whether it was stopped.
+//! Regular checkpoints are called `step-00001200`. One written only because the user stopped the run is called
+//! `interrupted-00001234`: it serves to resume and nothing else, and is removed when the next one is written, so that
+//! the checkpoints of a run do not depend on interruptions.
 
 use std::{
     collections::BTreeMap,
@@ -25,20 +25,20 @@ use crate::{
     training::run_directory::RunFiles,
 };
 
-/// The form of `state.json` that this version writes. Form 2 said nothing of the run's other files and had no checksum of its
-/// own: such a checkpoint is read, but not gone on from.
+/// The format of `state.json` that this version writes. Format 2 recorded nothing of the run's other files and had no
+/// checksum of its own: such a checkpoint can be read, but not resumed.
 const FORMAT: u32 = 3;
 const OLDER: u32 = 2;
 /// The file of counters and fingerprints.
 const STATE: &str = "state.json";
-/// What the folders' names begin with.
+/// Prefix of the folder names.
 const PREFIX: &str = "step-";
-/// The same for those of an interrupt.
+/// Prefix of those written on an interrupt.
 const INTERRUPTED: &str = "interrupted-";
-/// What can be done about one that is damaged.
+/// The hint for a damaged checkpoint.
 const CURE: &str = "remove the folder to use an older checkpoint";
 
-/// The whole of `state.json`.
+/// The content of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StateFile<S> {
@@ -50,18 +50,18 @@ struct StateFile<S> {
     run: Option<RunFiles>,
 }
 
-/// What a checkpoint is written for, and beside what.
+/// Why a checkpoint is written, and what it records.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Occasion<'a> {
-    /// Nothing but the user's wish to stop.
+    /// Only because the user stopped the run.
     pub(crate) interrupted: bool,
-    /// How many of the others are kept.
+    /// How many regular checkpoints to keep.
     pub(crate) keep: Option<usize>,
-    /// The run's other files, as they are now.
+    /// The run's other files at this point.
     pub(crate) run: Option<&'a RunFiles>,
 }
 
-/// A checkpoint whose state has been read.
+/// A checkpoint whose state has been read and verified.
 #[derive(Debug)]
 pub(crate) struct Opened<'a, S> {
     folder: &'a Path,
@@ -70,11 +70,11 @@ pub(crate) struct Opened<'a, S> {
     run: Option<RunFiles>,
 }
 
-/// Writes the checkpoint of `step` into `checkpoints`, the folder of all of them: a file for each set of tensors, and what
-/// else there is to say. Removes those that are not kept any more and gives the folder written.
+/// Writes the checkpoint of `step` into `checkpoints`: one file per set of tensors, and the state. Removes
+/// checkpoints that are no longer kept, and returns the folder written.
 ///
 /// # Errors
-/// If writing fails; checkpoints that were there stay as they are.
+/// If writing fails; existing checkpoints are unchanged.
 pub(crate) fn write<'a>(
     checkpoints: &Path,
     step: u64,
@@ -99,8 +99,8 @@ pub(crate) fn write<'a>(
     Ok(target)
 }
 
-/// Removes what is not kept any more: all but the `keep` newest checkpoints, and those of interrupts but for the newest
-/// checkpoint of all. For a run that is about to go on, too, as it may have been killed before it came to that.
+/// Removes what is no longer kept: all but the `keep` newest regular checkpoints, and those of interrupts except the
+/// newest checkpoint. A resuming run calls it too, since it may have been killed before this step.
 ///
 /// # Errors
 /// If a folder cannot be removed.
@@ -118,7 +118,7 @@ pub(crate) fn tidy(checkpoints: &Path, keep: Option<usize>) -> Result<()> {
 /// Reads a checkpoint's state.
 ///
 /// # Errors
-/// If it is missing, damaged or of another form.
+/// If it is missing, damaged or of an unknown format.
 pub(crate) fn open<S: DeserializeOwned>(folder: &Path) -> Result<Opened<'_, S>> {
     let path = folder.join(STATE);
     let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
@@ -153,10 +153,10 @@ pub(crate) fn open<S: DeserializeOwned>(folder: &Path) -> Result<Opened<'_, S>> 
 }
 
 impl<S> Opened<'_, S> {
-    /// The run's other files as they were, by which a run that goes on is checked.
+    /// The run's other files as of the checkpoint, for a run that resumes.
     ///
     /// # Errors
-    /// If the checkpoint was written by a version that did not say.
+    /// If the checkpoint was written by a version that did not record them.
     pub(crate) fn run_files(&self) -> Result<&RunFiles> {
         self.run.as_ref().ok_or_else(|| {
             let message = "was written by an older version, which did not say what metrics.jsonl and dynamics/ were, so that \
@@ -192,20 +192,20 @@ impl<S> Opened<'_, S> {
     }
 }
 
-/// The steps and folders of the checkpoints that a run comes by anyway, oldest first.
+/// The steps and folders of the regular checkpoints, oldest first.
 pub(crate) fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     named(checkpoints, PREFIX)
 }
 
-/// The same of those of interrupts.
+/// The same for those written on an interrupt.
 pub(crate) fn interrupted(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     named(checkpoints, INTERRUPTED)
 }
 
-/// The newest of all.
+/// The newest checkpoint.
 pub(crate) fn newest(checkpoints: &Path) -> Result<Option<PathBuf>> {
     let last = list(checkpoints)?.pop();
-    // Of two of one step, that of the interrupt has nothing more.
+    // If both exist for a step, the interrupt's adds nothing.
     let stopped = interrupted(checkpoints)?.pop();
     Ok(match (last, stopped) {
         (Some((step, last)), Some((stopped_step, _))) if step >= stopped_step => Some(last),
@@ -230,7 +230,7 @@ pub(super) fn damaged(path: &Path, message: impl Into<String>) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), message: message.into() }
 }
 
-/// Tensors as the bytes of a safetensors file.
+/// Tensors as a safetensors file.
 fn to_safetensors(tensors: &Tensors) -> Result<Vec<u8>, String> {
     let views: Result<Vec<_>, String> = tensors
         .iter()
@@ -250,7 +250,7 @@ fn to_safetensors(tensors: &Tensors) -> Result<Vec<u8>, String> {
     safetensors::serialize(views?, None).map_err(|error| error.to_string())
 }
 
-/// The tensors of a safetensors file, in the types that they have there.
+/// The tensors of a safetensors file, in their stored dtypes.
 fn from_safetensors(bytes: &[u8]) -> Result<Tensors, String> {
     fn numbers<const N: usize, T>(view: &TensorView<'_>, read: impl Fn([u8; N]) -> T) -> Vec<T> {
         view.data().as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()

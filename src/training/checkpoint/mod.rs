@@ -1,12 +1,12 @@
-//! Checkpoints: a folder a step, `checkpoints/step-00001200/`, that appears whole or not at all; `interrupted-00001234/` where a
-//! run was stopped, until it goes on.
+//! Checkpoints: one folder per step, `checkpoints/step-00001200/`, written atomically; `interrupted-00001234/` if the
+//! run was stopped, until it resumes.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `proxy.safetensors`, `rater.safetensors` | the weights under their released names |
 //! | `optimizer.safetensors` | AdamW's moments: `proxy/first/<name>`, `proxy/second/<name>`, and the other networks' |
 //! | `reference.safetensors` | the weights of the reference proxy, for rules that have one, after the warm-up |
-//! | `samples.safetensors` | what the run knows of each training sample |
+//! | `samples.safetensors` | the per-sample records of the run |
 //! | `state.json` | counters, fingerprints, the SHA-256 of the other files, of the run's `metrics.jsonl` so far and its recordings, and at the end its own |
 
 pub(crate) mod folder;
@@ -26,42 +26,42 @@ use crate::{
     training::{loss_scale::LossScale, optimizer::AdamW, run_directory::RunFiles},
 };
 
-/// The file of a model's weights in a checkpoint.
+/// The file of a model's weights.
 pub(crate) const MODEL: &str = "model.safetensors";
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// Everything of a checkpoint that is not a tensor. Random numbers need no state: each is a function of the seed and
+/// The state of a checkpoint besides its tensors. Random streams need no state: each is a function of the seed and
 /// the step, and so is the sampler's position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointState {
-    /// Updates done; the next one is this, counted from 0.
+    /// Updates done, which is also the index of the next one.
     pub step: u64,
-    /// How many of them were of the rater alone, the last ones.
+    /// How many of them, at the end, trained the rater alone.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rater_only_steps: u64,
     /// The epoch of the next update.
     pub epoch: u64,
-    /// The share of the validation loss at the next update.
+    /// The share of the validation loss in the next update.
     pub upper_level_weight: f64,
     /// The run's seed.
     pub seed: u64,
-    /// Updates that the proxy's optimizer has done.
+    /// Updates of the proxy's optimizer.
     pub proxy_optimizer_steps: u64,
-    /// Updates that the rater's optimizer has done.
+    /// Updates of the rater's optimizer.
     pub rater_optimizer_steps: u64,
-    /// Updates that the reference proxy's optimizer has done, where there is one.
+    /// Updates of the reference proxy's optimizer, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_optimizer_steps: Option<u64>,
-    /// Scaling of the proxy's losses, where there is any.
+    /// Loss scaling of the proxy, if enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_loss_scale: Option<LossScale>,
-    /// Scaling of the rater's losses, where there is any.
+    /// Loss scaling of the rater, if enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rater_loss_scale: Option<LossScale>,
-    /// Scaling of the reference proxy's losses, where there is any.
+    /// Loss scaling of the reference proxy, if enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_loss_scale: Option<LossScale>,
     /// [`Config::fingerprint`](crate::config::Config::fingerprint).
@@ -72,17 +72,17 @@ pub struct CheckpointState {
     pub text_encoder: String,
     /// Fingerprint of the samples and their order.
     pub data: String,
-    /// The version that wrote it.
+    /// The version of this program that wrote it.
     pub version: String,
     /// The commit it was built from.
     pub git_hash: String,
 }
 
 impl CheckpointState {
-    /// Refuses a checkpoint that was made with other encoders.
+    /// Refuses encoders other than those of the checkpoint.
     ///
     /// # Errors
-    /// If so.
+    /// If a fingerprint differs.
     pub(crate) fn expect_encoders(&self, folder: &Path, encoders: &Encoders) -> Result<()> {
         let (tokenizer, text) = (encoders.tokenizer.fingerprint(), encoders.text.fingerprint());
         expect_fingerprint(folder, "image tokenizer", &self.image_tokenizer, &tokenizer)?;
@@ -94,7 +94,7 @@ fn is_zero(steps: &u64) -> bool {
     *steps == 0
 }
 
-/// A training run at one step.
+/// The state of a training run at one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
     /// The proxy's weights.
@@ -103,31 +103,30 @@ pub struct Checkpoint {
     pub rater: Tensors,
     /// All optimizers' moments.
     pub optimizer: Tensors,
-    /// The reference proxy's weights, where there is one.
+    /// The reference proxy's weights, if there is one.
     pub reference: Option<Tensors>,
-    /// What the run knows of each training sample.
+    /// The per-sample records.
     pub samples: Tensors,
-    /// The rest.
+    /// Everything else.
     pub state: CheckpointState,
 }
 
-/// The files of tensors that every checkpoint has.
+/// The tensor files of every checkpoint.
 const FILES: [&str; 4] =
     ["proxy.safetensors", "rater.safetensors", "optimizer.safetensors", "samples.safetensors"];
 /// The file of the reference proxy.
 const REFERENCE: &str = "reference.safetensors";
 
 impl Checkpoint {
-    /// Writes the checkpoint into `checkpoints`, the folder of all of them, and removes all but the `keep` newest.
-    /// Gives the folder written.
+    /// Writes the checkpoint into `checkpoints` and removes all but the `keep` newest. Returns the folder written.
     ///
     /// # Errors
-    /// If writing fails; checkpoints that were there stay as they are.
+    /// If writing fails; existing checkpoints are unchanged.
     pub fn save(&self, checkpoints: &Path, keep: Option<usize>) -> Result<PathBuf> {
         self.save_on(checkpoints, Occasion { keep, ..Occasion::default() })
     }
 
-    /// The same for any occasion.
+    /// The same, with the reason for which it is written.
     pub(crate) fn save_on(&self, checkpoints: &Path, occasion: Occasion<'_>) -> Result<PathBuf> {
         let tensors = [&self.proxy, &self.rater, &self.optimizer, &self.samples];
         let reference = self.reference.as_ref().map(|reference| (REFERENCE, reference));
@@ -135,7 +134,7 @@ impl Checkpoint {
         folder::write(checkpoints, self.state.step, occasion, files, &self.state)
     }
 
-    /// Reads a checkpoint's folder.
+    /// Reads a checkpoint folder.
     ///
     /// # Errors
     /// If a file is missing, truncated or changed since it was written.
@@ -156,17 +155,17 @@ impl Checkpoint {
         })
     }
 
-    /// The rater's weights and the state alone, for scoring.
+    /// Reads the rater's weights and the state alone, for scoring.
     ///
     /// # Errors
-    /// As for [`load`](Self::load).
+    /// Those of [`load`](Self::load).
     pub fn load_rater(folder: &Path) -> Result<(Tensors, CheckpointState)> {
         let opened = open_rating(folder)?;
         Ok((opened.tensors(FILES[1])?, opened.state))
     }
 
-    /// The newest checkpoint among `checkpoints`, if there is one, be it that of an interrupt. Nothing is changed there: a run that is still being
-    /// trained can be scored.
+    /// The newest checkpoint in `checkpoints`, if any, including those of interrupts. Changes nothing, so a run can
+    /// be scored while it trains.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -177,21 +176,21 @@ impl Checkpoint {
         folder::newest(checkpoints)
     }
 
-    /// What a checkpoint says of the run's other files.
+    /// What a checkpoint records of the run's other files.
     ///
     /// # Errors
-    /// If it is damaged, or of an older version, which said nothing.
+    /// If it is damaged, or of an older version, which did not record them.
     pub(crate) fn run_files(folder: &Path) -> Result<RunFiles> {
         open_rating(folder)?.run_files().cloned()
     }
 }
 
-/// Whether a checkpoint is a fit's.
+/// Whether a checkpoint was written by `fit`.
 pub(crate) fn is_fit(path: &Path) -> bool {
     path.join(MODEL).exists()
 }
 
-/// Opens the checkpoint of a rater; that of a model alone is called by its name.
+/// Opens the checkpoint of a rater; refuses that of a model by name.
 fn open_rating(path: &Path) -> Result<folder::Opened<'_, CheckpointState>> {
     if is_fit(path) {
         return Err(damaged(path, "holds a model that `fit` trained, and no rater; give the run of `train`"));
@@ -199,7 +198,7 @@ fn open_rating(path: &Path) -> Result<folder::Opened<'_, CheckpointState>> {
     folder::open(path)
 }
 
-/// A network's weights, to be saved.
+/// The weights of a network, for a checkpoint.
 ///
 /// # Errors
 /// If they are on a device that fails.
@@ -207,7 +206,7 @@ pub fn weights(parameters: &Parameters) -> Result<Tensors> {
     parameters.iter().map(|(_, name, value)| Ok((name.to_owned(), value.to_host()?))).collect()
 }
 
-/// An optimizer's moments, to be saved under `network/first/…` and `network/second/…`.
+/// The moments of an optimizer, for a checkpoint, as `network/first/…` and `network/second/…`.
 ///
 /// # Errors
 /// If they are on a device that fails.
@@ -221,10 +220,11 @@ pub fn moments(network: &str, parameters: &Parameters, optimizer: &AdamW) -> Res
     Ok(tensors)
 }
 
-/// Puts saved weights into a network. `origin` is the checkpoint, for messages.
+/// Restores the weights of a network. `origin` is the checkpoint, for messages.
 ///
 /// # Errors
-/// If a tensor is missing, surplus, or of another shape; all of them are named, and nothing is changed.
+/// If a tensor is missing, unexpected, or of another shape; the message lists the differences, and nothing is
+/// changed.
 pub fn restore_weights(origin: &Path, tensors: &Tensors, parameters: &mut Parameters) -> Result<()> {
     let expected: Vec<(String, Vec<usize>)> =
         parameters.iter().map(|(_, name, value)| (name.to_owned(), value.shape().to_vec())).collect();
@@ -235,10 +235,10 @@ pub fn restore_weights(origin: &Path, tensors: &Tensors, parameters: &mut Parame
     Ok(())
 }
 
-/// Puts saved moments into an optimizer; see [`moments`]. Tensors of other networks are passed over.
+/// Restores the moments of an optimizer; see [`moments`]. Tensors of other networks are ignored.
 ///
 /// # Errors
-/// As for [`restore_weights`].
+/// Those of [`restore_weights`].
 pub fn restore_moments(
     origin: &Path,
     network: &str,
@@ -266,7 +266,7 @@ pub fn restore_moments(
     Ok(())
 }
 
-/// Refuses tensors that are not exactly those expected, naming every difference.
+/// Refuses tensors other than those expected, and lists the differences.
 fn compare(origin: &Path, tensors: &Tensors, expected: &[(String, Vec<usize>)]) -> Result<()> {
     let names: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     let surplus: Vec<&str> =
@@ -304,7 +304,7 @@ fn compare(origin: &Path, tensors: &Tensors, expected: &[(String, Vec<usize>)]) 
     Err(damaged(origin, message))
 }
 
-/// Refuses a checkpoint that was made with something else than what is there now, such as another tokenizer.
+/// Refuses a checkpoint made with other inputs than the current ones, such as another tokenizer.
 ///
 /// # Errors
 /// If the fingerprints differ.

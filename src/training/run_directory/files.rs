@@ -1,4 +1,4 @@
-//! What a checkpoint remembers of the files that a run only ever appends to.
+//! What a checkpoint records of the run's append-only files.
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +16,11 @@ use crate::{
     files::{hexadecimal, sealed::Written},
 };
 
-/// The files of a run beside its checkpoints, as they were when one was written.
+/// The files of a run beside its checkpoints, as of one checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFiles {
-    /// `metrics.jsonl` up to then.
+    /// `metrics.jsonl` up to the checkpoint.
     pub(super) metrics: Written,
     /// The recordings in `dynamics/`, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -28,10 +28,10 @@ pub struct RunFiles {
 }
 
 impl RunFiles {
-    /// Refuses a run whose `metrics.jsonl` is damaged. One that is not there is for the caller.
+    /// Refuses a run whose `metrics.jsonl` is damaged. A missing file is left to the caller.
     ///
     /// # Errors
-    /// If so.
+    /// If it is damaged or cannot be read.
     pub(crate) fn expect_metrics(&self, run: &Path) -> Result<()> {
         let path = run.join(METRICS);
         if !path.exists() {
@@ -43,10 +43,10 @@ impl RunFiles {
         if bytes == self.metrics.bytes && same { Ok(()) } else { Err(damaged(&path)) }
     }
 
-    /// Refuses a run of which a recording is damaged or missing.
+    /// Refuses a run with a damaged or missing recording.
     ///
     /// # Errors
-    /// If so.
+    /// If one is damaged, missing or cannot be read.
     pub(crate) fn expect_recordings(&self, run: &Path) -> Result<()> {
         let folder = run.join(DYNAMICS);
         for (name, written) in &self.dynamics {
@@ -59,7 +59,7 @@ impl RunFiles {
     }
 }
 
-/// How many of the first bytes of a file there are, and a hash over them.
+/// How many of the requested first bytes the file has, and their hash.
 pub(super) fn beginning(file: &mut File, bytes: u64) -> io::Result<(u64, Sha256)> {
     let (mut hash, mut read, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);
     let mut file = file.take(bytes);

@@ -1,4 +1,4 @@
-//! The lines of measurements that a run writes, step by step.
+//! The measurements that a run logs per step.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use crate::{
     files::sealed::Written,
 };
 
-/// `metrics.jsonl`, being appended to, and what is to be said of the run's files in the next checkpoint.
+/// `metrics.jsonl`, open for appending, and what the next checkpoint records of the run's files.
 #[derive(Debug)]
 pub struct Journal {
     pub(super) file: File,
@@ -27,7 +27,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Appends an object as one line. It should hold a `step`, and no time of day.
+    /// Appends an object as one line. It should have a `step`, and no time of day.
     ///
     /// # Errors
     /// If the disk is full.
@@ -40,12 +40,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Remembers a recording that was written into `dynamics/`.
+    /// Records that a file was written into `dynamics/`.
     pub(crate) fn note_recording(&mut self, name: String, written: Written) {
         self.dynamics.insert(name, written);
     }
 
-    /// Makes what was appended last, and gives what a checkpoint that is written now has to say.
+    /// Syncs the file, and returns what a checkpoint written now must record.
     ///
     /// # Errors
     /// If the disk is full.
@@ -56,10 +56,10 @@ impl Journal {
     }
 }
 
-/// The lines of a run's `metrics.jsonl`. The last one may be on its way into the file.
+/// The lines of a run's `metrics.jsonl`. The last one may be incomplete.
 ///
 /// # Errors
-/// [`Error::Table`] that names the first line which is damaged.
+/// [`Error::Table`] for the first damaged line.
 pub(crate) fn metrics(path: &Path, text: &str) -> Result<Vec<Value>> {
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
     let parsed = |(number, line): (usize, &str)| {

@@ -3,11 +3,11 @@
 //! | entry | holds |
 //! | --- | --- |
 //! | `config.json` | the effective configuration; the folder is a run because this and `checkpoints` are in it |
-//! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of all up to it; without it the run was refused before its first step |
-//! | `metrics.jsonl` | one line a logged update, without times, so that equal runs have equal files |
+//! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of all up to it; without this file the run never took a step |
+//! | `metrics.jsonl` | one line per logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
-//! | `inputs.json` | what the tables and the records were, to name what was changed since |
-//! | `dynamics/` | what was measured of each training sample, an epoch a file |
+//! | `inputs.json` | the tables and records at the start, to name a change |
+//! | `dynamics/` | the measurements of each training sample, one file per epoch |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
 //!
@@ -44,29 +44,29 @@ use crate::{
 
 /// The file that makes a folder a run.
 const CONFIG: &str = "config.json";
-/// Who made the run and how.
+/// The provenance of the run.
 const PROVENANCE: &str = "provenance.json";
-/// What was measured.
+/// The logged measurements.
 pub(crate) const METRICS: &str = "metrics.jsonl";
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const DYNAMICS: &str = "dynamics";
-/// What the tables and records were.
+/// The tables and records at the start.
 const INPUTS: &str = "inputs.json";
 const FAILED: &str = "failed.csv";
 
-/// What to do when the folder already holds a run that has taken a step; one that was refused before it is begun anew.
+/// What to do if the folder already holds a run that has taken a step; one without a step is always started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// Refuse.
     Refuse,
-    /// Remove it and start anew.
+    /// Remove it and start a new run.
     Overwrite,
 }
 
-/// How markers and messages name the commands that write runs.
+/// The commands that write runs, in markers and messages.
 const WRITER: &str = "train/fit";
 
-/// What a run's folder holds; see [`FolderPatterns`].
+/// The files of a run's folder; see [`FolderPatterns`].
 pub(crate) const LAYOUT: FolderPatterns = &[
     CONFIG,
     PROVENANCE,
@@ -80,7 +80,7 @@ pub(crate) const LAYOUT: FolderPatterns = &[
     "events.out.tfevents.*",
 ];
 
-/// What is said of a file that is not what it was when the checkpoint was written.
+/// The message for a file that differs from what the checkpoint records.
 fn damaged(path: &Path) -> Error {
     let what = if path.exists() { "is damaged or was changed" } else { "is missing" };
     Error::Checkpoint {
@@ -92,27 +92,27 @@ fn damaged(path: &Path) -> Error {
     }
 }
 
-/// A run directory, locked against other processes while it is held.
+/// A run directory, locked against other processes.
 ///
-/// A run that takes the place of another is written beside it until its first step, when everything that could refuse it has been
-/// checked; the former one is kept, hidden, until the new one is complete.
+/// A run that replaces another is written beside it until its first step, when every check has passed; the old run is
+/// kept, hidden, until the new one is complete.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     folder: OutputFolder,
-    /// Whether it is still written beside.
+    /// Whether the run is still staged beside another.
     pending: AtomicBool,
-    /// Whether this process has begun it, and whether it made its folder.
+    /// Whether this process started the run, and whether it created the folder.
     is_new: bool,
     made: bool,
 }
 
 impl RunDirectory {
-    /// Makes the directory of a new run and writes its configuration.
+    /// Creates the directory of a new run and writes its configuration.
     ///
     /// # Errors
-    /// If it holds something already (unless that is a run as it was written and is to be overwritten), holds an input, another process
-    /// uses it, or it cannot be written.
+    /// If the folder is not empty (except for an unmodified run that may be overwritten), holds an input, is used by
+    /// another process, or cannot be written.
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
         let (inputs, made) = (config.inputs(), !path.exists());
         let overwrite = existing == Existing::Overwrite;
@@ -152,12 +152,12 @@ impl RunDirectory {
             Self { path: path.to_path_buf(), folder, pending: AtomicBool::new(pending), is_new: true, made };
         let checkpoints = run.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
-        // Until it is there, the folder counts as empty.
+        // Until this file exists, the folder counts as empty.
         write_json(&run.here().join(CONFIG), &config.to_json())?;
         Ok(run)
     }
 
-    /// Whether a folder holds a run that has begun and was stopped before its end.
+    /// Whether a folder holds a run that was started and not completed.
     ///
     /// # Errors
     /// If its marker is damaged.
@@ -167,7 +167,7 @@ impl RunDirectory {
         Ok(unfinished && Self::is_run(path) && path.join(PROVENANCE).exists())
     }
 
-    /// Opens the directory of a run that is to be resumed, and gives the configuration it was started with.
+    /// Opens the directory of a run to resume, and returns the configuration it was started with.
     ///
     /// # Errors
     /// If there is no run, another process uses it, or its configuration cannot be read.
@@ -194,20 +194,19 @@ impl RunDirectory {
         Ok((run, config))
     }
 
-    /// Where the run's files are now.
+    /// The current folder of the run's files.
     fn here(&self) -> PathBuf {
         if self.pending.load(Ordering::Relaxed) { self.folder.staging() } else { self.path.clone() }
     }
 
-    /// Says that the run has ended: every file of it is listed in its marker, and the run whose place it took goes.
-    ///
+    /// Marks the run as complete: its marker lists every file, and the run that it replaces is removed.
     /// # Errors
-    /// If a file cannot be read, or the marker not written.
+    /// If a file cannot be read, or the marker cannot be written.
     pub fn complete(&self) -> Result<()> {
         self.folder.complete()
     }
 
-    /// Whether a folder holds a run. A `config.json` alone, which many programs write, does not make it one.
+    /// Whether a folder holds a run. A `config.json` alone, which many programs write, is not enough.
     pub fn is_run(path: &Path) -> bool {
         path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
     }
@@ -228,7 +227,7 @@ impl RunDirectory {
         Config::parse_kept(&path.display().to_string(), &read_text(&path)?)
     }
 
-    /// The folder, in which the run is from its first step on.
+    /// The folder of the run from its first step on.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -248,12 +247,12 @@ impl RunDirectory {
         self.here().join(TEXT_ENCODER_FOLDER)
     }
 
-    /// The folder of what was measured of each sample, an epoch a file.
+    /// The folder of the per-sample measurements, one file per epoch.
     pub(crate) fn dynamics(&self) -> PathBuf {
         self.here().join(DYNAMICS)
     }
 
-    /// What the tables and records were when the run was begun.
+    /// The tables and records at the start of the run.
     pub(super) fn inputs(&self) -> PathBuf {
         self.here().join(INPUTS)
     }
@@ -263,9 +262,9 @@ impl RunDirectory {
         self.here().join(FAILED)
     }
 
-    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it goes on from. The run is
-    /// sure to go on now, so its configuration becomes `config`, which differs from the one before only in keys that do
-    /// not change results.
+    /// Adds this start to `provenance.json`: version, commit, seed, command line, and the step it continues from.
+    /// Every check has passed by now, so `config` becomes the run's configuration; it differs from the old one only
+    /// in keys that do not affect results.
     ///
     /// # Errors
     /// If the file cannot be read or written.
@@ -289,7 +288,7 @@ impl RunDirectory {
         let link = link(starts.last(), &start);
         start.insert(LINK.to_owned(), json!(link));
         starts.push(start);
-        // The configuration is known to one of the starts whenever the process is killed.
+        // At any kill, the configuration is that of one of the starts.
         write_whole(&path, &json_text(&json!(starts))?)?;
         write_whole(&self.here().join(CONFIG), &configuration)?;
         if self.pending.load(Ordering::Relaxed) {
@@ -300,12 +299,11 @@ impl RunDirectory {
         self.folder.begin_in_place()
     }
 
-    /// Refuses a run that goes on from a checkpoint of which a file that is read back is not what it was: that of the starts,
-    /// and what the checkpoint says of the recordings. `metrics.jsonl` is checked when it is [opened](Self::journal), the
-    /// configuration when the run is.
+    /// Refuses to resume if a file that the run reads back has changed since the checkpoint: the starts, and the
+    /// recordings. `metrics.jsonl` is checked when it is [opened](Self::journal), the configuration when the run is.
     ///
     /// # Errors
-    /// If so; the file is named.
+    /// If a file has changed; the message names it.
     pub(crate) fn expect_whole(&self, kept: &RunFiles) -> Result<()> {
         let path = self.here().join(PROVENANCE);
         if starts(&path)?.is_empty() {
@@ -314,10 +312,10 @@ impl RunDirectory {
         kept.expect_recordings(&self.here())
     }
 
-    /// Opens `metrics.jsonl`, to go on after what a checkpoint says of it; what was written later is removed.
+    /// Opens `metrics.jsonl` at the position that a checkpoint records; later lines are removed.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or is damaged before that place.
+    /// If the file cannot be read or written, or is damaged before that position.
     pub fn journal(&self, kept: Option<&RunFiles>) -> Result<Journal> {
         let path = self.here().join(METRICS);
         let RunFiles { metrics, dynamics } = kept.cloned().unwrap_or_default();
@@ -339,15 +337,15 @@ impl RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         if self.pending.load(Ordering::Relaxed) {
-            // The table of failed records is what an error refers to.
+            // The table of failed records stays: an error refers to it.
             if !self.failed().exists() {
                 self.folder.discard();
             }
         } else if self.is_new && !self.path.join(PROVENANCE).exists() && !self.failed().exists() {
-            // It was refused before its first step.
+            // The run was refused before its first step.
             self.folder.discard_in_place(self.made);
         } else if self.folder.keeps_former() {
-            // Nothing is lost with a run that has no checkpoint yet.
+            // A run without a checkpoint loses nothing.
             let begun = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
             if !begun && self.folder.restore().is_ok() {
                 return;
@@ -361,7 +359,7 @@ impl Drop for RunDirectory {
     }
 }
 
-/// The member of a start that holds the SHA-256 over the one of the start before and all other members.
+/// The member of a start with the SHA-256 over the previous start's and all other members.
 const LINK: &str = "sha256";
 
 fn link(before: Option<&Map<String, Value>>, start: &Map<String, Value>) -> String {
@@ -369,8 +367,8 @@ fn link(before: Option<&Map<String, Value>>, start: &Map<String, Value>) -> Stri
     sha256(json!([before, start]).to_string().as_bytes())
 }
 
-/// Refuses a configuration that none of a run's starts has written. Before the first of them, and in runs of older versions,
-/// nobody says what it was.
+/// Refuses a configuration that none of the run's starts wrote. Before the first start, and in runs of older
+/// versions, there is no digest to compare.
 fn expect_configuration(run: &Path) -> Result<()> {
     let path = run.join(CONFIG);
     let starts = match path.exists() {
@@ -379,7 +377,7 @@ fn expect_configuration(run: &Path) -> Result<()> {
     };
     let told: Vec<Value> = match &starts {
         Ok(starts) => starts.iter().filter_map(|start| start.get("config").cloned()).collect(),
-        // Whether they are those of an older version shows at the checkpoint.
+        // Whether they belong to an older version is decided at the checkpoint.
         Err(_) => Vec::new(),
     };
     if told.is_empty() || told.contains(&json!(sha256_of_file(&path)?)) {
@@ -392,7 +390,7 @@ fn expect_configuration(run: &Path) -> Result<()> {
     Err(Error::Checkpoint { path, message })
 }
 
-/// The starts of a run; none if there is no file.
+/// The starts of a run; empty if there is no file.
 fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let refuse = |message: &str| Error::Checkpoint { path: path.to_path_buf(), message: message.to_owned() };
     let bytes = match fs::read(path) {
@@ -416,8 +414,8 @@ fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
     Ok(starts)
 }
 
-/// Whether an entry of a run's folder may be there although the run was refused before its first step, so that nothing is
-/// lost with it.
+/// Whether a run that was refused before its first step may leave this entry in its folder, so that removing it loses
+/// nothing.
 fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
     let name = entry.file_name();
     let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
