@@ -1,4 +1,5 @@
-//! Text-to-image models: [`fit`](mod@fit) trains one on a data set or a part of it, [`sample`](mod@sample) draws images from it.
+//! Text-to-image models: [`fit`](mod@fit) trains one on a data set or a part of it, [`sample`](mod@sample) generates
+//! images with it.
 
 pub mod fit;
 pub mod sample;

@@ -1,5 +1,5 @@
-//! Fits a text-to-image model (released: `VAR`, `train.py`) to a data set or a subset of one: plain training, all samples
-//! alike, with checkpoints, validation at the end of each epoch, and resumption to the same bits.
+//! Trains a text-to-image model (upstream: `VAR`, `train.py`) on a data set or a subset of one: plain training with
+//! equal sample weights, checkpoints, validation after each epoch, and bit-identical resume.
 
 mod model;
 mod saved;
@@ -32,22 +32,22 @@ use crate::{
     },
 };
 
-/// What a fit came to.
+/// The summary of a fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FitSummary {
     /// Steps of the whole run.
     pub steps: u64,
-    /// Training records used.
+    /// Steps of the whole run, including earlier sessions.
     pub train: usize,
     /// Validation records used.
     pub validation: usize,
     /// Records left out.
     pub failed: usize,
-    /// How well the image tokenizer fits, if it was fitted here.
+    /// The fit of the image tokenizer, if this run fitted it.
     pub tokenizer: Option<FitReport>,
-    /// The model on the validation set, at the end.
+    /// Final measurements on the validation set.
     pub measures: Measures,
-    /// The same by scale, the coarsest first.
+    /// The same per scale, the coarsest first.
     pub scales: Vec<ScaleMeasures>,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Display for FitSummary {
     }
 }
 
-/// Everything that a fit is made of.
+/// The parts of a fit.
 struct Run<'a> {
     config: &'a Config,
     directory: &'a RunDirectory,
@@ -81,11 +81,11 @@ struct Run<'a> {
     chooser: Chooser,
 }
 
-/// Fits a model in `directory`, from its newest checkpoint on where there is one.
+/// Trains a model in `directory`, resuming from its newest checkpoint if there is one.
 ///
 /// # Errors
-/// If the data cannot be used, a checkpoint does not fit, the loss is no longer a number, a file cannot be written, or
-/// the user interrupts (after a checkpoint has been written).
+/// If the data cannot be used, a checkpoint does not fit, the loss is not finite, a file cannot be written, or the
+/// user interrupts (after a checkpoint has been written).
 pub fn fit(
     config: &Config,
     directory: &RunDirectory,
@@ -93,7 +93,7 @@ pub fn fit(
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<FitSummary> {
-    // A device that cannot be used ends the run before the data is read.
+    // An unusable device ends the run before the data is read.
     let device = config.device.open()?;
     let data = prepare(config, directory, device.as_ref(), interrupt, progress)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
@@ -102,7 +102,7 @@ pub fn fit(
     let mut model = interrupt.while_reading(NO_STEP, || {
         let mut model =
             Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
-        // Weights to start from need not be there any more when a run goes on.
+        // The initial weights need not exist any more when a run resumes.
         if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
             released::load(path, released::PROXY, &mut model.parameters)?;
         }
@@ -182,7 +182,7 @@ pub fn fit(
     })
 }
 
-/// The metrics of a training step, as they are shown.
+/// The metrics of a training step, for display.
 fn trained(rates: Rates, report: &FitStepReport) -> Metrics {
     let Measures { loss, tail_loss, accuracy, tail_accuracy } = report.measures;
     Metrics {
@@ -199,7 +199,7 @@ fn trained(rates: Rates, report: &FitStepReport) -> Metrics {
     }
 }
 
-/// Those of a validation.
+/// The metrics of a validation, for display.
 fn validated(measures: &Measures) -> Metrics {
     let Measures { loss, tail_loss, accuracy, tail_accuracy } = *measures;
     Metrics {
@@ -266,18 +266,18 @@ impl Run<'_> {
         let batch = from.batch(places, drop, tokenizer, text)?;
         match &tokens.layout {
             Some(layout) => batch.with_input(tokenizer.quantizer())?.part(layout),
-            // A device makes the input itself: then there is less to upload.
+            // A device computes the input itself, so there is less to upload.
             None if model.reader.is_some() => Ok(batch),
             None => batch.with_input(tokenizer.quantizer()),
         }
     }
 
-    /// The model on the whole validation set, no caption left out.
+    /// Measures the model on the whole validation set, with all captions.
     fn validate(&self, model: &Model) -> Result<Measures> {
         model.measure(self.validation(model))
     }
 
-    /// The same by scale.
+    /// The same per scale.
     fn validate_scales(&self, model: &Model) -> Result<Vec<ScaleMeasures>> {
         model.measure_scales(self.validation(model), self.data.tokenizer.quantizer().patch_nums())
     }

@@ -1,4 +1,4 @@
-//! The model that is fitted: weights, optimizer, one plain step.
+//! The model that `fit` trains: weights, optimizer, and one plain step.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,16 +23,16 @@ use crate::{
     },
 };
 
-/// What a pass shows of the predictions: means over samples.
+/// Loss and accuracy of a pass: means over samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measures {
-    /// Loss, over all tokens.
+    /// Loss on all tokens.
     pub loss: f64,
-    /// Loss, over those of the last scale.
+    /// Loss on the tokens of the last scale.
     pub tail_loss: f64,
-    /// Share in percent of tokens predicted right.
+    /// Percentage of tokens predicted correctly.
     pub accuracy: f64,
-    /// The same over those of the last scale.
+    /// The same on the tokens of the last scale.
     pub tail_accuracy: f64,
 }
 
@@ -51,36 +51,36 @@ impl Measures {
 pub struct ScaleMeasures {
     /// The side of its token map.
     pub side: usize,
-    /// Loss a token.
+    /// Loss per token.
     pub loss: f64,
-    /// Share in percent of tokens predicted right.
+    /// Percentage of tokens predicted correctly.
     pub accuracy: f64,
 }
 
-/// What a step measured, before the update.
+/// The measurements of a step, before the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FitStepReport {
-    /// Over the tokens that the step trained on, all alike; losses are those that are descended, label smoothing included (the
-    /// released `Lm` and `Lt` leave it out).
+    /// Means over the tokens that the step trained on, equally weighted. The losses include label smoothing, unlike
+    /// the released `Lm` and `Lt`.
     pub measures: Measures,
-    /// The loss that was descended.
+    /// The loss that the step descends.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Updates skipped since the run began, where losses are scaled.
+    /// Updates skipped since the run began, with loss scaling.
     pub skipped_updates: Option<u64>,
 }
 
 /// A text-to-image model and its optimizer.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// The network: that of the proxy.
+    /// The network, the same as the proxy's.
     pub network: Proxy,
     /// Its weights.
     pub parameters: Parameters,
     /// Its optimizer.
     pub optimizer: AdamW,
-    /// On a device: makes the network's input from codes.
+    /// On a device: computes the network's input from codes.
     pub(super) reader: Option<CodeReader>,
     smoothing: f64,
     recompute: bool,
@@ -91,7 +91,7 @@ pub struct Model {
 pub(super) struct MicroStep {
     pub(super) batch: Batch,
     pub(super) tokens: Tokens,
-    /// Picks the random streams.
+    /// Selects the random streams.
     pub(super) iteration: u64,
 }
 
@@ -100,11 +100,11 @@ fn backbone(config: &Config, [vocabulary, code_channels, text_channels]: [usize;
 }
 
 impl Model {
-    /// A model with freshly drawn weights, as a configuration says, for a tokenizer of `vocabulary` codes of
-    /// `code_channels` channels and an encoder of `text_channels` channels.
+    /// A model with randomly initialized weights, for a tokenizer of `vocabulary` codes with `code_channels` channels
+    /// and an encoder with `text_channels` channels.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub(crate) fn new(config: &Config, sizes: [usize; 3]) -> Result<Self> {
         let network = Proxy::new(&backbone(config, sizes), DType::F32, config.seed.wrapping_mul(2))?;
         let mut model = Self::of(config, network);
@@ -114,10 +114,10 @@ impl Model {
         Ok(model)
     }
 
-    /// The same, its weights about to be replaced by those of a checkpoint: nothing is drawn.
+    /// The same with uninitialized weights, to be replaced by those of a checkpoint.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub(crate) fn undrawn(config: &Config, sizes: [usize; 3]) -> Result<Self> {
         Ok(Self::of(config, Proxy::undrawn(&backbone(config, sizes), DType::F32)?))
     }
@@ -135,7 +135,7 @@ impl Model {
         }
     }
 
-    /// Moves weights and optimizer to a device; activations get the type `compute`.
+    /// Moves weights and optimizer to a device; activations get the dtype `compute`.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
@@ -144,7 +144,7 @@ impl Model {
         self.optimizer.move_to(device, compute == DType::F16)
     }
 
-    /// The batch where the network is, its input made.
+    /// The batch on the network's device, with its input computed.
     fn placed(&self, batch: &Batch) -> Result<Batch> {
         let Some(device) = self.parameters.device() else { return Ok(batch.clone()) };
         let dtype = self.parameters.compute_dtype();
@@ -153,10 +153,11 @@ impl Model {
         Ok(batch)
     }
 
-    /// One step over the micro-batches of an accumulated batch: the mean of their losses is descended.
+    /// One step over the micro-batches of an accumulated batch; it descends the mean of their losses.
     ///
     /// # Errors
-    /// If there is none, a shape does not fit, or the loss or the gradient is no number: the weights are then as they were.
+    /// If there is no batch, a shape does not fit, or the loss or the gradient is not finite, in which case the
+    /// weights are unchanged.
     pub(super) fn step(&mut self, micro: &[MicroStep], rates: Rates, step: u64) -> Result<FitStepReport> {
         if micro.is_empty() {
             return Err(Error::invalid("a step needs at least one batch"));
@@ -240,10 +241,10 @@ impl Model {
         Ok(means)
     }
 
-    /// The same by the scales of the pyramid, whose token maps have these sides.
+    /// The same per scale of the pyramid, whose token maps have the sides `sides`.
     ///
     /// # Errors
-    /// As for [`measure`](Self::measure), or if there are other scales.
+    /// Those of [`measure`](Self::measure), or if the number of tokens differs.
     pub fn measure_scales(
         &self,
         batches: impl Iterator<Item = Result<Batch>>,
@@ -277,7 +278,7 @@ impl Model {
         Ok(sides.iter().zip(sums).map(mean).collect())
     }
 
-    /// A pass without drop-path over each batch; gives the number of samples.
+    /// Runs a pass without drop-path over each batch; returns the number of samples.
     fn each_pass(
         &self,
         batches: impl Iterator<Item = Result<Batch>>,

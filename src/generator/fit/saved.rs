@@ -1,5 +1,5 @@
-//! A fit's checkpoints: `model.safetensors` with the weights under their released names, `optimizer.safetensors` with AdamW's
-//! moments, `state.json`.
+//! The checkpoints of `fit`: `model.safetensors` with the weights under their released names, `optimizer.safetensors`
+//! with AdamW's moments, `state.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -22,11 +22,11 @@ use crate::{
 /// The file of AdamW's moments.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Everything of a fit's checkpoint that is not a tensor.
+/// The state of a fit's checkpoint besides its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FitState {
-    /// Updates done; the next one is this, counted from 0.
+    /// Updates done, which is also the index of the next one.
     step: u64,
     epoch: u64,
     seed: u64,
@@ -42,7 +42,7 @@ pub(super) struct FitState {
 }
 
 impl Run<'_> {
-    /// Writes a checkpoint before update `step`, which may be there only as the run was `interrupted`.
+    /// Writes a checkpoint before update `step`; `interrupted` if it exists only because the user stopped the run.
     pub(super) fn save(
         &self,
         model: &Model,
@@ -70,8 +70,8 @@ impl Run<'_> {
         folder::write(&self.directory.checkpoints(), step, occasion, files, &state)
     }
 
-    /// Refuses to go on from a checkpoint whose run is damaged beside it; gives what it says of the run's files. Removes
-    /// checkpoints that a process that was killed did not come to remove.
+    /// Refuses to resume if the files beside the checkpoint are damaged; returns what it records of them. Removes
+    /// checkpoints that a killed process left behind.
     pub(super) fn expect_whole(&self, path: &Path) -> Result<RunFiles> {
         let files = open(path)?.run_files()?.clone();
         self.directory.expect_whole(&files)?;
@@ -79,7 +79,7 @@ impl Run<'_> {
         Ok(files)
     }
 
-    /// Puts a checkpoint back and gives the steps it had done.
+    /// Restores a checkpoint and returns its step.
     pub(super) fn restore(&self, path: &Path, model: &mut Model) -> Result<u64> {
         let opened = open(path)?;
         let state = &opened.state;
@@ -115,11 +115,11 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     folder::open(path)
 }
 
-/// The model of a fit at a checkpoint, or at the newest one of a run, and its configuration; `sizes` are the vocabulary, the
-/// channels of a code and those of the text.
+/// The model of a checkpoint of `fit`, or of a run's newest one, with its configuration; `sizes` are the vocabulary,
+/// the channels of a code and those of the text.
 ///
 /// # Errors
-/// If there is no checkpoint, or it is damaged or of another configuration.
+/// If there is no checkpoint, it is damaged, or its weights do not fit the configuration.
 pub fn load_model(
     config: &Config,
     checkpoints: &Path,

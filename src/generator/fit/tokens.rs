@@ -1,5 +1,5 @@
-//! Which tokens of the pyramid an iteration trains on, and what each counts: progressive training (`pg`) and dropping
-//! (`drop_scale_length`).
+//! The tokens of the pyramid that an iteration trains on, and their loss weights: progressive training (`pg`) and
+//! token dropping (`drop_scale_length`).
 
 use crate::{
     config::{Config, Progressive},
@@ -12,13 +12,13 @@ use crate::{
 /// The tokens of one iteration.
 #[derive(Clone, Debug)]
 pub(super) struct Tokens {
-    /// Which they are; nothing where it is all of them.
+    /// The layout of the tokens; `None` for all tokens.
     pub(super) layout: Option<Layout>,
-    /// The weight of each, where they are not all alike; a sample's loss is their weighted sum over their number.
+    /// The weight of each token, if they differ; a sample's loss is the weighted sum over the number of tokens.
     pub(super) weights: Option<Vec<f64>>,
 }
 
-/// Chooses the tokens of every iteration.
+/// Selects the tokens of every iteration.
 #[derive(Clone, Debug)]
 pub(super) struct Chooser {
     whole: Layout,
@@ -35,11 +35,11 @@ enum Kind {
 }
 
 impl Chooser {
-    /// As the configuration says, for a network that has these tokens in all.
+    /// The selection of a configuration, for a network with this layout of tokens.
     ///
     /// # Errors
-    /// If more tokens are to be dropped than the finest scale has, or progressive training begins with a scale that there
-    /// is not.
+    /// If more tokens would be dropped than the finest scale has, or progressive training starts at a scale that does
+    /// not exist.
     pub(super) fn new(config: &Config, plan: &Plan, whole: Layout) -> Result<Self> {
         let sides = &config.networks.patch_nums;
         let ends: Vec<usize> = sides
@@ -106,7 +106,7 @@ impl Chooser {
                     return Ok(whole);
                 }
                 let (before, end) = (self.before(scale), self.ends[scale]);
-                // Released: each token counts 1/L whatever the stage, those of the newest scale less at first.
+                // Upstream: each token has the weight 1/L in every stage, those of the newest scale less at first.
                 #[expect(clippy::cast_precision_loss, reason = "some hundred tokens")]
                 let even = end as f64 / self.whole.tokens() as f64;
                 let weights =
@@ -122,17 +122,17 @@ impl Chooser {
         if scale == 0 { 0 } else { self.ends[scale - 1] }
     }
 
-    /// The newest scale of an iteration and what its tokens count (released: `prog_si`, `prog_wp`).
+    /// The newest scale of an iteration and the weight of its tokens (upstream: `prog_si`, `prog_wp`).
     fn stage(&self, iteration: u64) -> (usize, f64) {
         let Kind::Progressive { settings, stage_warm_up, .. } = &self.kind else {
             return (self.ends.len() - 1, 1.0);
         };
         let scale = self.newest(iteration);
         if scale == settings.first {
-            // The first stage has been warmed up by the learning rate.
+            // The learning-rate warm-up covers the first stage.
             return (scale, 1.0);
         }
-        // Scales are only ever added, so the first iteration of a stage is found by halving.
+        // Scales are only ever added, so binary search finds the first iteration of a stage.
         let (mut low, mut high) = (0, iteration);
         while low < high {
             let middle = low.midpoint(high);
@@ -169,5 +169,5 @@ impl Chooser {
     }
 }
 
-/// The least that a new scale's tokens count, as released.
+/// The smallest weight of a new scale's tokens, as upstream.
 const SMALLEST_SHARE: f64 = 0.01;

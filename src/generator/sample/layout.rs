@@ -1,4 +1,4 @@
-//! Where drawn images go: a flat folder, or the folders that GenEval's scorer reads
+//! The layout of generated images: a flat folder, or the folders that GenEval's scorer reads
 //! (<https://github.com/djghosh13/geneval>, `generation/diffusers_generate.py` and its README).
 
 use std::{
@@ -21,24 +21,24 @@ use crate::{
     },
 };
 
-/// How images are laid out.
+/// The layout of images in a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageLayout {
-    /// `0000_00.png` for the first image of the first prompt, and `grid.png` of all.
+    /// `0000_00.png` for the first image of the first prompt, and `grid.png` with all images.
     Flat,
-    /// As `Flat`, without `grid.png`.
+    /// Like `Flat`, without `grid.png`.
     Bare,
-    /// For each prompt a folder `00000` with `metadata.jsonl`, `samples/0000.png` and so on, and `grid.png`.
+    /// One folder per prompt, `00000`, with `metadata.jsonl`, `samples/0000.png` and so on, and `grid.png`.
     GenEval {
-        /// What `metadata.jsonl` holds: for each prompt its line of GenEval's file of prompts, as it stands there.
+        /// The content of `metadata.jsonl`: per prompt, its line of GenEval's prompt file, verbatim.
         metadata: Vec<String>,
     },
 }
 
-/// Reads GenEval's prompts: a JSON object a line, with the text `prompt`. Gives the prompts and the lines.
+/// Reads GenEval's prompts: one JSON object per line, with a string `prompt`. Returns the prompts and the lines.
 ///
 /// # Errors
-/// If the file cannot be read, a line is no such object, or there is none.
+/// If the file cannot be read, a line is not such an object, or there is none.
 pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
     let text = read_text(path)?;
     let refuse =
@@ -61,14 +61,14 @@ pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
     Ok((prompts, lines))
 }
 
-/// Images on their way into their places, in the order of the prompts.
+/// Writes images, in the order of the prompts.
 pub(super) struct Placed<'a> {
     layout: &'a ImageLayout,
     out: &'a Path,
     each: usize,
-    /// Of a flat folder: all images, a row a prompt.
+    /// Flat layout: all images, one row per prompt.
     rows: Vec<SheetRow>,
-    /// Of GenEval's: those of the prompt at hand.
+    /// GenEval layout: the images of the current prompt.
     strip: Vec<Raster>,
 }
 
@@ -77,7 +77,7 @@ impl<'a> Placed<'a> {
         Self { layout, out, each, rows: Vec::new(), strip: Vec::new() }
     }
 
-    /// An image's name below the folder.
+    /// The path of an image, relative to the folder.
     fn name(&self, prompt: usize, number: usize) -> String {
         match self.layout {
             ImageLayout::Flat | ImageLayout::Bare => format!("{prompt:04}_{number:02}.png"),
@@ -85,14 +85,14 @@ impl<'a> Placed<'a> {
         }
     }
 
-    /// An image that an earlier process wrote.
+    /// The image, if an earlier process wrote it.
     pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Raster> {
         let path = self.out.join(self.name(prompt, number));
         let FullImage { width, height, rgb } = load_full_image(path, &Preprocess::default_for(1)).ok()?;
         Raster::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()
     }
 
-    /// Writes an image, and gives its name below the folder.
+    /// Writes an image, and returns its path relative to the folder.
     pub(super) fn write(
         &mut self,
         prompt: usize,
@@ -135,7 +135,7 @@ impl<'a> Placed<'a> {
         }
     }
 
-    /// Writes what shows all images, where there is such a thing.
+    /// Writes the grid of all images, if the layout has one.
     pub(super) fn finish(self) -> Result<Option<PathBuf>> {
         match self.layout {
             ImageLayout::Bare | ImageLayout::GenEval { .. } => Ok(None),
@@ -148,7 +148,7 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// Images of one size in a row, two black pixels around each, as torchvision's `make_grid` puts them.
+/// Images of one size in a row, with two black pixels around each, like torchvision's `make_grid`.
 fn side_by_side(images: &[Raster]) -> Raster {
     const GAP: u32 = 2;
     let side = images.first().map_or(0, Raster::width);
@@ -163,10 +163,10 @@ fn unlabeled(thumbnails: Vec<Thumbnail>) -> SheetRow {
     SheetRow { label: String::new(), details: Vec::new(), thumbnails }
 }
 
-/// Images in a row of the grid where there is one of each prompt.
+/// Images per row of the grid, with one image per prompt.
 const COLUMNS: usize = 5;
 
-/// A prompt's images in a row; single ones several to a row.
+/// The images of a prompt in one row; single images share rows.
 fn grid_of(rows: Vec<SheetRow>, each: usize) -> Result<Raster> {
     let rows = if each > 1 {
         rows

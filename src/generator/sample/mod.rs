@@ -1,5 +1,5 @@
-//! Images from captions: scale by scale, each from the coarser ones and the text, with a cache of keys and values and
-//! guidance that grows with the scale (released: `autoregressive_infer_cfg`).
+//! Images from captions, generated scale by scale from the coarser scales and the text, with a key-value cache and
+//! guidance that grows with the scale (upstream: `autoregressive_infer_cfg`).
 
 mod job;
 mod layout;
@@ -14,22 +14,22 @@ use crate::{
     models::Proxy,
 };
 
-/// How codes are drawn.
+/// How codes are sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleSettings {
     /// Guidance at the finest scale; at scale k of S it is `guidance · k / (S − 1)`: logits are
     /// `(1 + t) · with caption − t · without`.
     pub guidance: f64,
-    /// Only so many of the likeliest codes are drawn from; 0: all.
+    /// Sample only from this many of the likeliest codes; 0: all.
     pub top_k: usize,
-    /// Only the likeliest codes that have this probability together are drawn from; 0: all.
+    /// Sample only from the likeliest codes with this total probability; 0: all.
     pub top_p: f64,
-    /// Fixes every draw.
+    /// The seed of the random streams.
     pub seed: u64,
 }
 
 impl Default for SampleSettings {
-    /// As released: guidance 4, the 600 likeliest codes, of them those that have 0.8 together.
+    /// The upstream defaults: guidance 4, top-k 600, then top-p 0.8.
     fn default() -> Self {
         Self { guidance: 4.0, top_k: 600, top_p: 0.8, seed: 0 }
     }
@@ -37,7 +37,7 @@ impl Default for SampleSettings {
 
 impl SampleSettings {
     /// # Errors
-    /// If a setting is no number or out of its range.
+    /// If a setting is not finite or out of range.
     fn check(&self) -> Result<()> {
         if !(self.guidance.is_finite() && self.guidance >= 0.0) {
             return Err(Error::argument(format!("the guidance must be 0 or more, but is {}", self.guidance)));
@@ -49,25 +49,25 @@ impl SampleSettings {
     }
 }
 
-/// Draws pyramids of codes from a model.
+/// Samples token pyramids from a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler<'a> {
     /// The network.
     pub network: &'a Proxy,
     /// Its weights.
     pub parameters: &'a Parameters,
-    /// What turns codes into the next scale's input.
+    /// Computes the next scale's input from codes.
     pub quantizer: &'a PyramidQuantizer,
-    /// How codes are drawn.
+    /// How codes are sampled.
     pub settings: SampleSettings,
 }
 
 impl Sampler<'_> {
-    /// Codes `[B, L]` (u32) for captions, `caption` of the batch `B` and `empty` of the empty caption alone (a batch of 1).
-    /// `streams` names each image's random numbers: an image does not depend on the others of its batch.
+    /// Codes `[B, L]` (u32) for the captions `caption`, a batch of `B`; `empty` is the empty caption, a batch of 1.
+    /// `streams` selects the random stream of each image, so an image does not depend on the others in its batch.
     ///
     /// # Errors
-    /// If the sizes do not fit or a logit is no number.
+    /// If the sizes do not fit or a logit is not finite.
     pub fn codes(&self, caption: &TextStates, empty: &TextStates, streams: &[u64]) -> Result<Tensor> {
         self.settings.check()?;
         let batch = streams.len();
@@ -117,7 +117,7 @@ impl Sampler<'_> {
         Tensor::new(&[batch, self.quantizer.tokens()], drawn.concat())
     }
 
-    /// One code for each token of a scale, from logits `[rows, pn², V]`.
+    /// One code per token of a scale, from logits `[rows, pn², V]`.
     fn draw(
         &self,
         logits: &[f64],
@@ -152,7 +152,7 @@ impl Sampler<'_> {
     }
 }
 
-/// Draws from the distribution of logits, cut off as the settings say; `uniform` in [0, 1) decides.
+/// Samples from the distribution of logits after top-k and top-p; `uniform` in [0, 1) selects the code.
 fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<u32> {
     if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
         return Err(Error::not_finite(format!(
@@ -160,10 +160,10 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
         )));
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    // Likeliest first; of equal ones the first code.
+    // Likeliest first; ties by code.
     order.sort_by(|&one, &two| logits[two].total_cmp(&logits[one]).then(one.cmp(&two)));
     if settings.top_k > 0 && settings.top_k < order.len() {
-        // As released, codes as likely as the last one kept are kept.
+        // As upstream, codes tied with the last one kept are kept too.
         let least = logits[order[settings.top_k - 1]];
         let kept = order.iter().take_while(|&&code| logits[code] >= least).count();
         order.truncate(kept);
@@ -171,7 +171,8 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
     let largest = logits[order[0]];
     let mut weights: Vec<f64> = order.iter().map(|&code| (logits[code] - largest).exp()).collect();
     if settings.top_p > 0.0 {
-        // Released: from the least likely on, codes go while all that have gone have at most 1 − p together.
+        // Upstream: codes are removed from the least likely on, while the removed ones have at most the probability 1
+        // − p in total.
         let total: f64 = weights.iter().sum();
         let (mut gone, mut kept) = (0.0, weights.len());
         while kept > 1 {
@@ -195,7 +196,7 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
     u32::try_from(order[at]).map_err(|_| Error::invalid("a code does not fit 32 bits"))
 }
 
-/// The captions, and after them the empty one as often.
+/// The captions, followed by as many empty ones.
 fn beside(caption: &TextStates, empty: &TextStates, batch: usize) -> Result<TextStates> {
     let floats = |caption: &Tensor, empty: &Tensor| -> Result<Tensor> {
         let mut shape = caption.shape().to_vec();
@@ -217,7 +218,7 @@ fn beside(caption: &TextStates, empty: &TextStates, batch: usize) -> Result<Text
     })
 }
 
-/// Maps `[B, C, pn, pn]` as rows `[copies · B, pn², C]`, the whole batch once after another.
+/// Maps `[B, C, pn, pn]` as rows `[copies · B, pn², C]`, with the whole batch repeated.
 fn rows_of(maps: &Tensor, cells: usize, copies: usize) -> Result<Tensor> {
     let (batch, channels) = (maps.dim(0), maps.dim(1));
     let values = maps.as_slice::<f32>()?;
@@ -239,7 +240,7 @@ mod tests {
         SampleSettings { guidance: 0.0, top_k, top_p, seed: 0 }
     }
 
-    /// The codes that can be drawn at all, and how often among 10,000 evenly spaced draws.
+    /// How often each code is sampled in 10,000 evenly spaced samples.
     fn shares(logits: &[f64], settings: SampleSettings) -> Vec<usize> {
         let mut counts = vec![0; logits.len()];
         for draw in 0..10_000 {
