@@ -462,11 +462,11 @@ fn what_cannot_be_attributed_is_one_sentence() {
     refuses(&["--checkpoint", "run/checkpoints/step-00000009"], &["step-00000009", "cannot read"]);
     refuses(&["--checkpoint", "data/images/none"], &["data/images/none", "cannot read"]);
     let twice = ["--checkpoint", "run", "run/checkpoints/step-00000006"];
-    refuses(&twice, &["step-00000006", "named twice"]);
-    refuses(&[&twice[..], &["--every"]].concat(), &["--every", "the run directory alone"]);
+    refuses(&twice, &["step-00000006", "given twice"]);
+    refuses(&[&twice[..], &["--every"]].concat(), &["--every", "only the run directory"]);
     work.finish(&["train", "--config", "config.json", "--out", "frozen", "--set", "fixVar=true"]);
     refuses(&["--checkpoint", "run", "frozen"], &["two runs", "run", "frozen"]);
-    refuses(&["--checkpoint", "frozen", "--geometry", "adamw"], &["no update", "--geometry sgd"]);
+    refuses(&["--checkpoint", "frozen", "--geometry", "adamw"], &["has not updated the proxy", "--geometry sgd"]);
 
     // Validation sets without a record, and with none that can be read.
     let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();

@@ -59,7 +59,7 @@ fn the_loss_falls_and_images_come_out() {
     assert!(said.contains("top-p must lie between 0 and 1"), "{said}");
     let said =
         work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"], &[]);
-    assert!(said.contains("holds a model that `fit` trained, and no rater"), "{said}");
+    assert!(said.contains("holds a model trained by `fit`, not a rater"), "{said}");
 }
 
 #[test]
@@ -130,5 +130,5 @@ fn parts_of_the_pyramid_are_trained_as_configured() {
     let said = refused(&["pg=0.5", "drop_scale_length=9"]);
     assert!(said.contains("contradicts pg"), "{said}");
     let said = work.refused(&["train", "--config", "config.json", "--out", "rater", "--set", "pg=0.5"], &[]);
-    assert!(said.contains("which `fit` does"), "{said}");
+    assert!(said.contains("which only `fit` supports"), "{said}");
 }

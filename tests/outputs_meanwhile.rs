@@ -137,7 +137,7 @@ fn what_lies_in_a_run_is_never_listed_as_its_own() {
     place.succeed(&["report", "--of", "run"]);
     let said = place.succeed(&train(&["--overwrite", "--set", "seed=4"]));
     assert!(
-        said.contains("but not what other commands have written into it: ratings.contact_sheet.png"),
+        said.contains("except for files written by other commands: ratings.contact_sheet.png"),
         "{said}"
     );
     for name in ["ratings.csv", "ratings.histogram.png", "report.html"] {

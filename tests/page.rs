@@ -27,7 +27,7 @@ fn a_run_has_a_page_with_its_scores_or_with_its_last_ratings() {
     ] {
         assert!(page.contains(text), "the page says nothing of {text}");
     }
-    assert!(page.contains("Mean loss of a sample by rating"), "figure 3");
+    assert!(page.contains("Mean loss per sample by rating"), "figure 3");
     // Six pairs a tenth, each shown once; the neighbors are among them.
     assert_eq!(page.matches("<img src=\"data:image/jpeg;base64,").count(), 60);
 

@@ -205,7 +205,7 @@ fn every_rule_goes_on_to_the_bit() {
     let refused = work.program(&["train", "--resume", "excess"]).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(errors.contains("holds no reference proxy, which the rule `excess` needs"), "{errors}");
+    assert!(errors.contains("has no reference proxy, which the rule `excess` needs"), "{errors}");
 }
 
 #[test]
@@ -575,16 +575,16 @@ fn a_run_names_what_was_changed_since_it_was_begun() {
         fs::copy(&other, &image).unwrap();
         refused(&["train.csv, line 7", "000005.png gives other tokens", "--out"]);
         fs::remove_file(&image).unwrap();
-        refused(&["train.csv, line 7", "000005.png cannot be used any more"]);
+        refused(&["train.csv, line 7", "000005.png can no longer be used"]);
         fs::write(&image, original).unwrap();
         let missing = work.path("data/train/missing.png");
         fs::copy(&other, &missing).unwrap();
-        refused(&["missing.png could not be used when the run was begun, and can be now"]);
+        refused(&["missing.png could not be used when the run started, and can be now"]);
         fs::remove_file(&missing).unwrap();
         let table = work.path("data/validation.csv");
         let rows = fs::read_to_string(&table).unwrap();
         fs::write(&table, rows.lines().take(15).collect::<Vec<_>>().join("\n")).unwrap();
-        refused(&["validation.csv: was changed since the run was begun"]);
+        refused(&["validation.csv: was changed since the run started"]);
         fs::write(&table, rows).unwrap();
         work.finish(&[command, "--resume", command, "--set", "workers=1"]);
     }

@@ -176,7 +176,7 @@ fn damage_is_noticed() {
     fs::write(path.join("state.json"), "{\"format\": 1").unwrap();
     assert!(refusal().contains("not the state"), "{}", refusal());
     fs::write(path.join("state.json"), "{\"format\": 99}").unwrap();
-    assert!(refusal().contains("form 99"), "{}", refusal());
+    assert!(refusal().contains("format 99"), "{}", refusal());
     // Of an older version: read, but not gone on from.
     let state = path.join("state.json");
     checkpoint(1).save(folder.path(), None).unwrap();

@@ -108,7 +108,7 @@ impl DataConfig {
     pub fn train_csv(&self) -> Result<&Path> {
         self.train.as_deref().ok_or_else(|| {
             Error::argument(
-                "the configuration names no training set; give its table with --data FILE.csv (or data_args.train_csv_path)",
+                "no training set; pass --data FILE.csv or set data_args.train_csv_path",
             )
         })
     }

@@ -9,7 +9,7 @@ pub(super) fn no_such_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -
         whole.max(strsim::jaro_winkler(&last(&wanted), &last(name)) - 0.01)
     };
     match known.map(|name| (likeness(name), name)).max_by(|left, right| left.0.total_cmp(&right.0)) {
-        Some((likeness, name)) if likeness > 0.7 => format!("there is no such key; did you mean `{name}`?"),
-        _ => "there is no such key; docs/config.md lists them".to_owned(),
+        Some((likeness, name)) if likeness > 0.7 => format!("unknown key; did you mean `{name}`?"),
+        _ => "unknown key; docs/config.md lists them".to_owned(),
     }
 }

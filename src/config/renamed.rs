@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(config["compat"]["clip_gray16"], true);
         assert_eq!(config["bs"], 4);
         let refused = Config::parse("config.json", &text, &[]).unwrap_err().to_string();
-        assert!(refused.contains("rater_teaching: is called `rater_objective` now"), "{refused}");
+        assert!(refused.contains("rater_teaching: was renamed to `rater_objective`"), "{refused}");
         for (before, now) in KEYS {
             let refused = Config::parse("{}", "{}", &[format!("{before}=0")]).unwrap_err().to_string();
             assert!(refused.contains(&format!("`{now}`")), "{refused}");

@@ -48,7 +48,7 @@ impl Source {
         if !migrate(&mut config) {
             return Self::parse(name, text, &[]);
         }
-        tracing::warn!("{name}: written by an earlier version; its keys are read under their new names");
+        tracing::warn!("{name}: written by an earlier version; renamed keys are read under their new names");
         Self::parse(name, &config.to_string(), &[])
     }
 
@@ -98,7 +98,7 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
         message,
     };
     let Some((key, text)) = set.split_once('=') else {
-        return Err(refuse(set, "has no value; write --set key=value, with dots for nested keys".to_owned()));
+        return Err(refuse(set, "has no value; pass --set key=value, with dots for nested keys".to_owned()));
     };
     let key = key.trim();
     let known: Vec<String> = keys::names();
@@ -148,7 +148,7 @@ fn place(value: &mut Value, key: &str, new: Value) {
 
 /// The message for a key that has been renamed.
 fn is_called(now: &str) -> String {
-    format!("is called `{now}` now; rename it")
+    format!("was renamed to `{now}`")
 }
 
 /// The key and message of a serde error.

@@ -62,7 +62,7 @@ pub(crate) fn recordings(folder: &Path) -> Result<Vec<EpochDynamics>> {
             return Err(Error::Table {
                 path,
                 line: None,
-                message: "is of other samples than the recordings before it".to_owned(),
+                message: "holds other samples than the earlier recordings".to_owned(),
             });
         }
         all.push(recording);
@@ -90,7 +90,7 @@ fn read(path: &Path, epoch: u64) -> Result<EpochDynamics> {
                 Some("") => f64::NAN,
                 Some(cell) => cell
                     .parse()
-                    .map_err(|_| refuse(Some(line), format!("holds \"{cell}\" where a number belongs")))?,
+                    .map_err(|_| refuse(Some(line), format!("holds \"{cell}\" instead of a number")))?,
             });
         }
     }
@@ -174,7 +174,7 @@ pub(crate) fn figures(recordings: &[EpochDynamics]) -> Vec<(&'static str, LossCu
     if ranges.iter().any(Vec::is_empty) {
         return Vec::new();
     }
-    let measured = [("loss", "mean loss of a sample"), ("gradient_norm", "mean norm of a sample's gradient")];
+    let measured = [("loss", "mean loss per sample"), ("gradient_norm", "mean gradient norm per sample")];
     let chart = |(name, label): (&'static str, &str)| {
         let line = |number: usize| {
             let samples = ranges[number * RANGES / LINES..(number + 1) * RANGES / LINES].concat();
@@ -189,7 +189,7 @@ pub(crate) fn figures(recordings: &[EpochDynamics]) -> Vec<(&'static str, LossCu
         };
         let series: Vec<Series> = (0..LINES).map(line).collect();
         let curves = LossCurves {
-            title: format!("{} by rating (0% is the best rated)", label[..1].to_uppercase() + &label[1..]),
+            title: format!("{} by rating (0% is the highest)", label[..1].to_uppercase() + &label[1..]),
             x_label: "epoch".to_owned(),
             y_label: label.to_owned(),
             series,
@@ -231,7 +231,7 @@ mod tests {
         assert!(all[1].column("gradient_norm").unwrap().iter().all(|norm| norm.is_nan()));
         assert_eq!(all[1].column("average").unwrap(), vec![-1.0; count]);
         let written = write_figure(folder.path()).unwrap();
-        assert_eq!(written.len(), 2, "no norm was measured, so only the loss is drawn: {written:?}");
+        assert_eq!(written.len(), 2, "no norm was measured, so only the loss is plotted: {written:?}");
         let table = fs::read_to_string(&written[0]).unwrap();
         let rows: Vec<&str> = table.lines().collect();
         assert_eq!(rows.len(), 1 + 2 * RANGES);

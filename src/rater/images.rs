@@ -87,7 +87,7 @@ pub(crate) fn rating_figures(
     if rows.is_empty() {
         return Ok(vec![histogram]);
     }
-    contact_sheet("Images by rating, the best rated first", &rows)?.write_png(&sheet)?;
+    contact_sheet("Images by rating, highest first", &rows)?.write_png(&sheet)?;
     Ok(vec![histogram, sheet])
 }
 

@@ -68,10 +68,10 @@ pub(crate) fn histogram_part(
         })
         .collect::<Result<Vec<_>>>()?;
     let histogram =
-        RatingHistogram { title: "Ratings and what is kept of them".to_owned(), ratings, kept: &kept };
+        RatingHistogram { title: "Ratings, with the rows that are kept".to_owned(), ratings, kept: &kept };
     Ok(Content::Chart {
         svg: rating_histogram_svg(&histogram)?,
-        caption: format!("All ratings, and those of the rows that each strategy keeps, {keep} of them."),
+        caption: format!("All ratings, and those of the rows that each strategy keeps ({keep})."),
     })
 }
 
@@ -88,7 +88,7 @@ impl Rated<'_> {
             path: self.corpus.to_path_buf(),
             line: None,
             message: format!(
-                "has none of the {} ids that are rated, the first of which is `{}`; name the corpus that was rated by --data FILE",
+                "has none of the {} rated ids, such as `{}`; pass the rated corpus as --data FILE",
                 self.ids.len(),
                 self.ids.first().map_or("", String::as_str)
             ),
@@ -201,13 +201,13 @@ impl Rated<'_> {
             ]
         };
         let tenths = Table {
-            header: ["tenth, the best rated first", "kinds of records in it"].map(str::to_owned).to_vec(),
+            header: ["decile, highest-rated first", "kinds of records"].map(str::to_owned).to_vec(),
             rows: (0..10).map(tenth).collect(),
         };
         Ok(vec![
             Content::Text(
-                "AUROC: the chance that a record with the flaw is rated below an unspoiled one; 0.5 is chance. Percentile: mean place \
-                 in the ranking, 0 the best rated."
+                "AUROC: the probability that a record with the flaw is rated below a clean one; 0.5 is chance. Percentile: \
+                 mean position in the ranking, 0 being the highest-rated."
                     .to_owned(),
             ),
             Content::Table(table),
@@ -281,7 +281,7 @@ impl RunPage {
     pub(crate) fn page(&self) -> Result<Page> {
         let config = RunDirectory::config_of(&self.run)?;
         if RunDirectory::was_stopped(&self.run)? {
-            tracing::warn!("{} has not come to its end", self.run.display());
+            tracing::warn!("{} is not complete", self.run.display());
         }
         let corpus = match &self.corpus {
             Some(path) => path.clone(),
@@ -291,7 +291,7 @@ impl RunPage {
                     return Err(Error::input(
                         &path,
                         format!(
-                            "the run was trained on {}, which is not there any more; name the corpus by --data FILE",
+                            "the run was trained on {}, which no longer exists; pass the corpus as --data FILE",
                             path.display()
                         ),
                     ));
@@ -336,7 +336,7 @@ impl RunPage {
             title: "Pairs by rating".to_owned(),
             parts: vec![
                 Content::Text(
-                    "Tenths of the ranking, the best rated first. A click shows a pair with its neighbors."
+                    "Deciles of the ranking, highest-rated first. Click a pair to see it with its neighbors."
                         .to_owned(),
                 ),
                 rated.sheet()?,
@@ -369,7 +369,7 @@ impl RunPage {
             return Err(Error::input(
                 &self.run,
                 format!(
-                    "{} has recorded no ratings; give those that `score` writes by --ratings FILE",
+                    "{} has no recorded ratings; pass the table written by `score` as --ratings FILE",
                     self.run.display()
                 ),
             ));
@@ -390,7 +390,7 @@ impl RunPage {
         let curves = LossCurves {
             title: "Loss of the proxy over the steps".to_owned(),
             x_label: "step".to_owned(),
-            y_label: "cross-entropy a token".to_owned(),
+            y_label: "cross-entropy per token".to_owned(),
             series: vec![
                 line("validation", "validation_loss"),
                 line("validation, last scale", "validation_tail_loss"),
@@ -407,9 +407,9 @@ impl RunPage {
         let rows = [
             ("epochs", Some(config.training.epochs as f64), 0),
             ("steps", number("step").map(|step| step + 1.0), 0),
-            ("validation loss at the end", number("validation_loss"), 4),
-            ("training loss at the end", number("train_loss"), 4),
-            ("validation accuracy at the end, %", number("validation_accuracy"), 2),
+            ("final validation loss", number("validation_loss"), 4),
+            ("final training loss", number("train_loss"), 4),
+            ("final validation accuracy, %", number("validation_accuracy"), 2),
         ];
         let rows = rows.into_iter().filter_map(|(name, value, digits)| {
             let value = value?;

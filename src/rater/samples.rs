@@ -192,10 +192,10 @@ impl SampleRecords {
         let of = |name: &str, expected: usize| match tensors.get(name) {
             Some(tensor) if tensor.len() == expected => Ok(tensor),
             Some(tensor) => Err(Error::invalid(format!(
-                "{name} of the samples has {} numbers, but {expected} are expected",
+                "the records `{name}` of the samples have {} values, but {expected} are expected",
                 tensor.len()
             ))),
-            None => Err(Error::invalid(format!("{name} of the samples is missing"))),
+            None => Err(Error::invalid(format!("the records `{name}` of the samples are missing"))),
         };
         self.average = of("average", count)?.as_slice::<f64>()?.to_vec();
         self.counted = of("counted", count)?.as_slice::<u32>()?.to_vec();
@@ -217,7 +217,7 @@ pub(crate) fn recording(epoch: u64) -> String {
     format!("epoch-{epoch:04}.csv")
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "what is drawn needs no more")]
+#[expect(clippy::cast_possible_truncation, reason = "figures need no more")]
 fn narrowed(value: f64) -> f32 {
     value as f32
 }
@@ -269,6 +269,6 @@ mod tests {
         restored.restore(&samples.tensors().unwrap()).unwrap();
         assert_eq!(format!("{restored:?}"), format!("{samples:?}"));
         let refused = SampleRecords::new(4, 0).restore(&samples.tensors().unwrap()).unwrap_err();
-        assert!(refused.to_string().contains("3 numbers, but 4"), "{refused}");
+        assert!(refused.to_string().contains("3 values, but 4"), "{refused}");
     }
 }

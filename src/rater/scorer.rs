@@ -279,7 +279,7 @@ impl Scorer {
         let outcome = |rating: f64| match rating.is_finite() {
             true => Outcome::Found(rating),
             false => {
-                Outcome::Failed(format!("the rating is {rating}, not a number; the checkpoint has diverged"))
+                Outcome::Failed(format!("the rating is {rating}; the checkpoint has diverged"))
             }
         };
         Ok(ratings.into_iter().map(outcome).collect())

@@ -60,7 +60,7 @@ impl Inputs {
             // A run of an older version.
             return Ok(());
         }
-        let held: Self = match read_sealed(path, "the checkpoint says whether the data are the same") {
+        let held: Self = match read_sealed(path, "the fingerprint in the checkpoint is checked instead") {
             Ok(held) => held,
             Err(error) => {
                 tracing::warn!("{error}");
@@ -71,20 +71,19 @@ impl Inputs {
             if held.rows == now.rows {
                 continue;
             }
-            let cure = "a run goes on with the data it was begun with, so put it back as it was, or start a new run with \
-                        another --out";
+            let cure = "a run resumes only with the data it started with; restore it, or start a new run with another --out";
             let table = now.path.clone();
             if held.sha256 != now.sha256 {
-                let message = format!("was changed since the run was begun, or is another table; {cure}");
+                let message = format!("was changed since the run started; {cure}");
                 return Err(Error::Table { path: table, line: None, message });
             }
             let at = held.rows.iter().zip(&now.rows).position(|(held, now)| held != now).unwrap_or(0);
             let Some(record) = records(&table)?.into_iter().nth(at) else { continue };
             let of = |rows: &[u64]| rows.get(at).copied().unwrap_or(0);
             let was = match (of(&held.rows), of(&now.rows)) {
-                (0, _) => "could not be used when the run was begun, and can be now",
-                (_, 0) => "cannot be used any more",
-                _ => "gives other tokens than when the run was begun",
+                (0, _) => "could not be used when the run started, and can be now",
+                (_, 0) => "can no longer be used",
+                _ => "gives other tokens than when the run started",
             };
             return Err(record.origin.refuse(format!("the image {} {was}; {cure}", record.image)));
         }

@@ -23,7 +23,7 @@ impl Order {
         let batch = config.training.batch;
         if samples < batch {
             return Err(Error::not_enough_data(format!(
-                "the {what} set has {samples} usable records, fewer than one batch of {batch}; lower bs or give more data"
+                "the {what} set has {samples} usable records, fewer than one batch of {batch}; lower bs or add data"
             )));
         }
         let seed = config.training.sampler_seed;

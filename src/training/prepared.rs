@@ -115,14 +115,14 @@ pub(crate) fn prepare(
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
             if train.len() < count + config.training.batch {
                 return Err(Error::not_enough_data(format!(
-                    "{} usable records are too few to hold out {count} of them for validation and to train on batches of {}; give \
+                    "{} usable records are too few to hold out {count} for validation and train on batches of {}; pass \
                      --validation FILE.csv, or a smaller batch, such as --set bs={}",
                     train.len(),
                     config.training.batch,
                     (train.len() / 4).max(1)
                 )));
             }
-            let note = format!("no validation set is named, so {count} training records are held out for it");
+            let note = format!("no validation set: {count} training records are held out for it");
             (train.split_off(count, config.seed), Some(note))
         }
     };

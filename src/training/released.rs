@@ -41,7 +41,7 @@ pub fn open(path: &Path, prefix: &str) -> Result<Weights> {
     if below.names().next().is_none() {
         return Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: format!("is a checkpoint of the released code without {prefix}"),
+            message: format!("is a released checkpoint without {prefix}"),
         });
     }
     Ok(below.network(&MARKS))

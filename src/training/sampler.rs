@@ -33,7 +33,7 @@ impl BatchSampler {
             )));
         }
         let samples = u32::try_from(n).map_err(|_| {
-            Error::argument(format!("{n} samples are more than the {} that can be shuffled", u32::MAX))
+            Error::argument(format!("{n} samples exceed the limit of {}", u32::MAX))
         })?;
         Ok(Self { samples, batch, seed, epoch: None, permutation: Vec::new() })
     }
@@ -100,7 +100,7 @@ impl ReleasedSampler {
     /// If there is no sample, the rank does not exist, or the ranks cannot share the batch evenly.
     pub fn new(order: ReleasedOrder) -> Result<Self> {
         if order.dataset_len == 0 {
-            return Err(Error::not_enough_data("there are no samples to visit"));
+            return Err(Error::not_enough_data("there are no samples"));
         }
         if order.rank >= order.world_size {
             return Err(Error::argument(format!(
@@ -198,7 +198,7 @@ const RANDPERM_LIMIT: usize = (u32::MAX / 20) as usize;
 fn check_randperm(n: usize) -> Result<()> {
     if n >= RANDPERM_LIMIT {
         return Err(Error::argument(format!(
-            "the released order is reproduced for fewer than {RANDPERM_LIMIT} samples, not for {n}"
+            "compat.released_sampler supports fewer than {RANDPERM_LIMIT} samples, not {n}"
         )));
     }
     Ok(())

@@ -122,7 +122,7 @@ impl Plan {
         let accumulation = training.accumulation as u64;
         if iterations < accumulation {
             return Err(Error::not_enough_data(format!(
-                "{samples} samples make {iterations} batches of {} in {} epochs, fewer than the {accumulation} of one \
+                "{samples} samples give {iterations} batches of {} in {} epochs, fewer than the {accumulation} of one \
                  update; lower bs or ac",
                 training.batch, training.epochs
             )));

@@ -30,7 +30,7 @@ impl Named {
     pub(crate) fn new(given: &Path) -> Result<Self> {
         if RunDirectory::is_run(given) {
             if RunDirectory::was_stopped(given)? {
-                tracing::warn!("{} has not come to its end: its newest checkpoint is taken", given.display());
+                tracing::warn!("{} is not complete: using its newest checkpoint", given.display());
             }
             return Ok(Self { run: given.to_path_buf(), checkpoint: None });
         }
@@ -39,7 +39,7 @@ impl Named {
         let about = fs::metadata(given).map_err(Error::io("read", given))?;
         if !about.is_dir() {
             return Err(refuse(
-                "is a file; name the folder of a run, or one of the folders in its `checkpoints`",
+                "is a file; pass a run directory, or one of the folders in its `checkpoints`",
             ));
         }
         // A path such as `.` only has parents once it is resolved.
@@ -91,7 +91,7 @@ fn checkpoints(run: &Path) -> PathBuf {
 }
 
 fn no_checkpoint(run: &Path) -> Error {
-    Error::input(run, format!("{} has no checkpoint yet; train it further first", run.display()))
+    Error::input(run, format!("{} has no checkpoint yet; train it for longer first", run.display()))
 }
 
 /// The configuration of a run with `key=value` overrides.

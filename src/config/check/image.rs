@@ -19,7 +19,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
     let sides = match (from_pn, raw.patch_nums.take()) {
         (Some(from_pn), Some(listed)) if from_pn != listed => {
             let message = format!(
-                "{listed:?} contradicts `pn` \"{}\", which means {from_pn:?}; give one of the two",
+                "{listed:?} contradicts `pn` \"{}\", which is {from_pn:?}; set only one of them",
                 raw.pn.as_deref().unwrap_or_default()
             );
             return checker.refuse(&KEY.patch_nums, message);
@@ -44,7 +44,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
     let side = last.saturating_mul(patch_size as i64);
     if last > most || side > MOST_PIXELS {
         let message = format!(
-            "gives images of {side} pixels with {last} patches a side; at most {MOST_PIXELS} and {most} are allowed"
+            "gives an image side of {side} pixels and {last} patches; at most {MOST_PIXELS} and {most} are allowed"
         );
         return checker.refuse(key, message);
     }
@@ -53,7 +53,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
         && given != resos
     {
         let message =
-            format!("{given:?} does not fit: patch_nums times patch_size is {resos:?}; leave it null");
+            format!("{given:?} does not fit: patch_nums · patch_size is {resos:?}; set it to null");
         return checker.refuse(&KEY.resos, message);
     }
     if let Some(given) = raw.data_load_reso.replace(side)
@@ -61,7 +61,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
     {
         let message = format!(
             "{given} does not fit: the pyramid ends at {last} patches of {patch_size} pixels, so the side is {side}; \
-             change patch_nums or patch_size, or leave this null"
+             change patch_nums or patch_size, or set this to null"
         );
         return checker.refuse(&KEY.data_load_reso, message);
     }
@@ -81,7 +81,7 @@ fn parse_pn(checker: &Checker<'_>, pn: &str) -> Result<Vec<i64>> {
         spelled.replace('-', "_").split('_').map(|side| side.trim().parse()).collect();
     sides.or_else(|_| {
         let message = format!(
-            "must be whole numbers joined by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""
+            "must be integers separated by _ (such as 1_2_3_4), or 256, 512 or 1024, but is \"{pn}\""
         );
         checker.refuse(&KEY.pn, message)
     })
@@ -99,7 +99,7 @@ pub(super) fn tokenizer(
         if path.as_ref().is_some_and(|path| *path != released) {
             return checker.refuse(
                 &KEY.ckpt_path,
-                "names other weights than image_tokenizer.path; leave one of them empty",
+                "contradicts image_tokenizer.path; set only one of them",
             );
         }
         keys.kind.of(raw).get_or_insert_with(|| "vqvae".to_owned());
@@ -109,13 +109,13 @@ pub(super) fn tokenizer(
     let kind = match keys.kind.of(raw).get_or_insert_with(|| "pca".to_owned()).clone().as_str() {
         "pca" if raw.ckpt_path.as_deref() != Some("") => {
             return checker
-                .refuse(&KEY.ckpt_path, "is the VQ-VAE's weights, but image_tokenizer.kind is \"pca\"");
+                .refuse(&KEY.ckpt_path, "gives VQ-VAE weights, but image_tokenizer.kind is \"pca\"");
         }
         "pca" => ImageTokenizerKind::Pca,
         "vqvae" if path.is_none() => {
             return checker.refuse(
                 &keys.path,
-                "is empty; a tokenizer of the kind \"vqvae\" needs its weights, such as vae_ch160v4096z32.pth",
+                "is empty, but the kind \"vqvae\" needs weights, such as vae_ch160v4096z32.pth",
             );
         }
         "vqvae" => ImageTokenizerKind::VqVae,

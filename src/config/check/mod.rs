@@ -114,7 +114,7 @@ impl Checker<'_> {
         let path = std::path::absolute(&*text).map_err(Error::io("resolve", &*text))?;
         match path.to_str() {
             Some(absolute) => absolute.clone_into(text),
-            None => return self.refuse(field, "leads through a folder whose name is not UTF-8"),
+            None => return self.refuse(field, "is not UTF-8"),
         }
         Ok(Some(path))
     }
@@ -163,14 +163,14 @@ pub(super) fn check(source: Source) -> Result<Config> {
 fn refused(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<()> {
     for field in [&KEY.data_args.lmdb_dirs, &KEY.data_args.lmdb_dirs_val] {
         if field.filled(raw).as_ref().is_some_and(|folders| !folders.is_empty()) {
-            return checker.refuse(field, "names LMDB folders, which are not read; list the images in a CSV");
+            return checker.refuse(field, "LMDB is not supported; list the images in a CSV");
         }
     }
-    checker.only(raw, &KEY.precomputed_latent, "features are computed from images here")?;
-    checker.only(raw, &KEY.using_webtar, "tar shards are not read; list the images in a CSV")?;
-    checker.only(raw, &KEY.using_csv, "a CSV is all that is read")?;
-    checker.only(raw, &KEY.hflip, "each image is tokenized once, so it cannot be mirrored at random")?;
-    checker.only(raw, &KEY.from_0, "a run resumes whole; start a new one instead")?;
+    checker.only(raw, &KEY.precomputed_latent, "precomputed features are not supported")?;
+    checker.only(raw, &KEY.using_webtar, "tar shards are not supported; list the images in a CSV")?;
+    checker.only(raw, &KEY.using_csv, "only a CSV is supported")?;
+    checker.only(raw, &KEY.hflip, "each image is tokenized once, so random mirroring is not supported")?;
+    checker.only(raw, &KEY.from_0, "a run resumes completely; start a new one instead")?;
     let optimizer = Checker::text(raw, &KEY.opt);
     if !KEY.opt.listed().contains(&optimizer.trim().to_lowercase().as_str()) {
         return checker.unlisted(&KEY.opt, &optimizer);
@@ -246,7 +246,7 @@ fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig
     let pretrained = checker.path(raw, &KEY.pretrained_ckpt)?;
     if warm_up.is_some() && pretrained.is_some() && warm_up != pretrained {
         return checker
-            .refuse(&KEY.pretrained_ckpt, "names other weights than warmupVAR; leave one of them empty");
+            .refuse(&KEY.pretrained_ckpt, "contradicts warmupVAR; set only one of them");
     }
     let initial_weights = warm_up.or(pretrained);
     let proxy_depth = checker.size(raw, &KEY.depth)?;
@@ -298,7 +298,7 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
         (Some(_), Some(_)) => {
             return checker.refuse(
                 &KEY.data_args.rank_portion_train,
-                "contradicts random_portion_train; give one of the two",
+                "contradicts random_portion_train; set only one of them",
             );
         }
         (Some(share), None) => Portion::Random(share),
@@ -348,7 +348,7 @@ fn training(
     let batch = (update as f64 / accumulation as f64).round_ties_even() as usize;
     if batch == 0 {
         return checker
-            .refuse(&KEY.ac, format!("splits {update} samples into {accumulation} batches; give fewer"));
+            .refuse(&KEY.ac, format!("splits {update} samples into {accumulation} batches; lower ac or raise bs"));
     }
     for field in [&KEY.batch_size, &KEY.glb_batch_size] {
         let given = field.of(raw).replace(batch as i64).unwrap_or(0);
@@ -375,7 +375,7 @@ fn training(
     let progressive = progressive(checker, raw, epochs)?;
     let drop_scale_length = match raw.drop_scale_length {
         Some(_) if progressive.is_some() => {
-            return checker.refuse(&KEY.drop_scale_length, "contradicts pg; give one of the two");
+            return checker.refuse(&KEY.drop_scale_length, "contradicts pg; set only one of them");
         }
         Some(_) => Some(checker.size(raw, &KEY.drop_scale_length)?),
         None => None,

@@ -63,7 +63,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     if alone > 0 && settings.objective != RaterObjective::Regression {
         return checker.refuse(
             &KEY.rater_only_epochs,
-            format!("is {alone}, but a rater that is taught by weights learns from no averages; set rater_objective to regression"),
+            format!("is {alone}, but needs averages to train on; set rater_objective to regression"),
         );
     }
     let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();
@@ -74,8 +74,8 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         let key: &ConfigKey = if needs.own_gradients() { &KEY.rule } else { &KEY.record_norms };
         return checker.refuse(
             key,
-            "needs each sample's own gradient, but under compat.cross_attention_first_sample every sample's loss depends on \
-             the first of its batch; switch that off",
+            "needs per-sample gradients, but under compat.cross_attention_first_sample every sample's loss depends on \
+             the first of its batch; switch it off",
         );
     }
     Ok(RuleKeys {

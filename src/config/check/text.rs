@@ -30,7 +30,7 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
         let own = checker.path(raw, &keys.path)?;
         if let Some(own) = own.filter(|own| own != path) {
             let (own, path) = (own.display(), path.display());
-            let message = format!("{own} contradicts `text_enc_path`, {path}; give one of the two");
+            let message = format!("{own} contradicts `text_enc_path`, {path}; set only one of them");
             return checker.refuse(&keys.path, message);
         }
         *keys.path.of(raw) = raw.text_enc_path.take();
@@ -48,13 +48,13 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
         && (kind.is_some() || released_path.is_some())
     {
         let message =
-            format!("\"{name}\" contradicts `text_enc`, \"{}\"; give one of the two", released.name());
+            format!("\"{name}\" contradicts `text_enc`, \"{}\"; set only one of them", released.name());
         return checker.refuse(&keys.kind, message);
     }
     let Some(kind) = kind else {
         if let Some(released) = released {
             checker.warnings.push(format!(
-                "text_enc: without the folder of {} (text_enc_path or text_encoder.path), captions are encoded by hashed \
+                "text_enc: no folder for {} (text_enc_path or text_encoder.path), so captions are encoded by hashed \
                  words",
                 released.name()
             ));
@@ -68,7 +68,7 @@ pub(super) fn check(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<Te
         return Ok(TextEncoderConfig { kind, path });
     };
     if path.is_none() {
-        let message = format!("is \"{name}\", which needs the folder of that encoder in text_encoder.path");
+        let message = format!("is \"{name}\", which needs the encoder's folder; set text_encoder.path");
         return checker.refuse(&keys.kind, message);
     }
     if kind == EncoderKind::T5 {

@@ -22,12 +22,12 @@ use crate::config::{
     rules::{Geometry, NAMES, RaterObjective, Scaling},
 };
 
-const LMDB: Honored = Only("`[]`: read a CSV instead");
-const CSV_ONLY: Honored = NoEffect("belongs to the LMDB and tar readers");
+const LMDB: Honored = Only("`[]`: use a CSV");
+const CSV_ONLY: Honored = NoEffect("used by the LMDB and tar readers only");
 const IMAGES: Honored =
-    NoEffect("the released code uses it for sample images only, which `train` does not draw");
+    NoEffect("the released code uses it for sample images only, which `train` does not write");
 const FIT: Honored = Only("by `fit`; `train` refuses it");
-const CPU: Honored = NoEffect("numbers are 32-bit floats on the CPU");
+const CPU: Honored = NoEffect("the CPU computes in f32");
 const HEAD: i64 = HEAD_WIDTH as i64;
 
 keys! {
@@ -108,7 +108,7 @@ keys! {
         data_path: Text = Is(""), Any, NoEffect("the released code never reads it"), Harmless;
         /// released text encoder, `clip` or `t5`, if `text_enc_path` or `text_encoder.path` gives its folder; without
         /// a folder, `text_encoder.kind` decides
-        text_enc: Text = Depends("`clip` where `text_enc_path` is given, as in the released code"),
+        text_enc: Text = Depends("`clip` if `text_enc_path` is given, as upstream"),
             OneOf(&["clip", "t5"]), Yes, Results;
         /// folder of the released text encoder (for CLIP, of the pipeline); stored as `text_encoder.path`
         text_enc_path: Text = Is(""), Any, Yes, Results;
@@ -140,7 +140,7 @@ keys! {
         /// learning rate at the start of the warm-up, relative to `tlr`
         wp0: Number = Is(0.005), Between(0.0, 1.0), Yes, Results;
         /// final learning rate, relative to `tlr`
-        wpe: Number = Is(0.01), Within(0.0, 1.0, "1e-12 or more where `sche` is `exp`"), Yes, Results;
+        wpe: Number = Is(0.01), Within(0.0, 1.0, "1e-12 or more if `sche` is `exp`"), Yes, Results;
         /// learning-rate schedule: `lin0`, `lin`, `lin00`, `lin<share>` (such as `lin0.3`), `cos`, `exp`
         sche: Text = Is("lin0"), SuchAs(&["lin0", "lin", "lin00", "lin0.3", "cos", "exp"]), Yes, Results;
         /// optimizer: `adamw`, or `adam`, which means the same in the released code
@@ -154,12 +154,12 @@ keys! {
         /// fused attention
         fuse: Flag = Is(true), Any, NoEffect("concerns CUDA"), Harmless;
         /// sides of the token maps, separated by `_`; `256`, `512` and `1024` are the released pyramids
-        pn: Text = Depends("as `patch_nums` says, or the released pyramid of 256 pixels"),
+        pn: Text = Depends("from `patch_nums`, else the released pyramid for 256 pixels"),
             SuchAs(&["256", "512", "1024", "1_2_3_4"]), Yes, Results;
         /// side of a patch in pixels
         patch_size: Integer = Is(16), Between(1, 256), Yes, Results;
         /// sides of the token maps, the same as `pn`; the last times `patch_size` is the image side
-        patch_nums: Integers = Depends("as `pn` says"),
+        patch_nums: Integers = Depends("from `pn`"),
             Items { least: 1, most: 256, shortest: 2, longest: 64 }, Yes, Results;
         /// image sides of the scales
         resos: Integers = Depends("`patch_nums` · `patch_size`"),
@@ -229,7 +229,7 @@ keys! {
         /// false: initialize the cross-attention projections to 0
         from_scratch: Flag = Is(true), Any, Yes, Results;
         /// resume the weights but count epochs from 0
-        from_0: Flag = Is(false), OneOf(&[false]), Only("`false`: a run resumes whole"), Results;
+        from_0: Flag = Is(false), OneOf(&[false]), Only("`false`: a run resumes completely"), Results;
         /// write sample images
         enable_fig_val: Flag = Is(true), Any, NoEffect("the released code never reads it"), Harmless;
         /// activation of the score head
@@ -261,15 +261,14 @@ keys! {
             OneOf(RaterObjective::NAMES), Yes, Results;
         /// epochs at the start in which the proxy is trained on the training samples alone and the rater is not
         /// trained (eq. 4)
-        proxy_warmup_epochs: Integer = Depends("1 under {rules with a reference} where `ep` is 2 or more, else 0"),
+        proxy_warmup_epochs: Integer = Depends("1 under {rules with a reference} if `ep` is 2 or more, else 0"),
             Within(0, 999_999, "less than `ep`"), Yes, Results;
         /// first epoch, counted from 0, whose constants count in the running averages
-        average_from_epoch: Integer = Depends("`proxy_warmup_epochs`, but 1 or more where `ep` is 2 or more"),
+        average_from_epoch: Integer = Depends("`proxy_warmup_epochs`, but 1 or more if `ep` is 2 or more"),
             Within(0, 999_999, "less than `ep`"), Yes, Results;
         /// epochs after those of `ep` in which the rater alone is trained, on averages that no longer change
         rater_only_epochs: Integer =
-            Depends("4 with `rater_objective` `regression`, else 0, as without averages there is nothing to \
-             learn from"),
+            Depends("4 if `rater_objective` is `regression`, else 0"),
             Between(0, 100_000), Yes, Results;
         /// epochs between two recordings of each sample's loss, gradient norm, inner product and logit (`dynamics/`
         /// in the run directory, figure 3); 0: never
@@ -289,10 +288,10 @@ keys! {
     group image_tokenizer: RawImageTokenizer, ImageTokenizerKeys {
         /// `pca`: principal components of patches, quantized by k-means; `vqvae`: the released VQ-VAE with its
         /// weights
-        kind: Text = Depends("`vqvae` where `ckpt_path` is given, else `pca`"),
+        kind: Text = Depends("`vqvae` if `ckpt_path` is given, else `pca`"),
             OneOf(&["pca", "vqvae"]), Yes, Results;
         /// principal components, which are the channels of a code
-        components: Integer = Depends("32, or all values of a patch where they are fewer"),
+        components: Integer = Depends("32, or the values of a patch if fewer"),
             Within(1, 3 * 256 * 256, "at most 3 · `patch_size`²"), Yes, Results;
         /// codes in the vocabulary
         codes: Integer = Is(4096), Between(2, 65_536), Yes, Results;
@@ -306,13 +305,13 @@ keys! {
     group text_encoder: RawTextEncoder, TextEncoderKeys {
         /// `hashed_words`: a fixed random vector per word; `clip`, `t5`: the released encoders, from a Hugging Face
         /// folder
-        kind: Text = Depends("as `text_enc` says where a folder is given, else `hashed_words`"),
+        kind: Text = Depends("from `text_enc` if a folder is given, else `hashed_words`"),
             OneOf(&["hashed_words", "clip", "t5"]), Yes, Results;
         /// tokens per caption, padded or truncated
-        tokens: Integer = Depends("77, for `clip` as many as its folder says, for `t5` 120"),
+        tokens: Integer = Depends("77; for `clip` from its folder, for `t5` 120"),
             Within(1, 4096, "2 or more for `clip` and `t5`"), Yes, Results;
         /// channels of a token's vector
-        channels: Integer = Depends("1024, for `clip` and `t5` as many as the folder's encoder has"),
+        channels: Integer = Depends("1024; for `clip` and `t5` from the folder"),
             Between(1, 16_384), Yes, Results;
         /// folder of the `clip` or `t5` encoder, which a run does not copy, so set this if the folder moves; or of a
         /// saved encoder to use instead of making one
@@ -327,7 +326,7 @@ keys! {
         /// see above
         image: Text = Is("image_save_path"), NotEmpty, Yes, ResultsAsGroup;
         /// column of the captions; `caption` also matches other usual names, see above
-        caption: Text = Depends("as `data_args.cogvlm` says"), NotEmpty, Yes, ResultsAsGroup;
+        caption: Text = Depends("from `data_args.cogvlm`"), NotEmpty, Yes, ResultsAsGroup;
     }
 
     keys {

@@ -36,7 +36,7 @@ impl Rule for Loss {
 /// The released rule and objective.
 pub static LOSS: RuleEntry = RuleEntry {
     name: "loss",
-    meaning: "eq. 9, as released",
+    meaning: "eq. 9, the released rule",
     formula: &Loss,
     geometry: Geometry::Sgd,
     objective: RaterObjective::Reweight,
@@ -59,7 +59,7 @@ impl Rule for Excess {
 /// The loss in excess of the reference proxy's: the default rule.
 pub static EXCESS: RuleEntry = RuleEntry {
     name: "excess",
-    meaning: "eq. 6, against a reference proxy",
+    meaning: "eq. 6, relative to a reference proxy",
     formula: &Excess,
     geometry: Geometry::Sgd,
     objective: RaterObjective::Regression,

@@ -158,14 +158,14 @@ pub fn fit(
         }
         if stops && step < total {
             let path = directory.path().display();
-            let saved = format!("step {step} of {total} is saved; go on with `fit --out {path} --resume`");
+            let saved = format!("step {step} of {total} is saved; continue with `fit --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }
     let measures = match measures {
         Some(measures) => measures,
         None => {
-            progress.note("the run was complete already");
+            progress.note("the run is already complete");
             run.validate(&model)?
         }
     };

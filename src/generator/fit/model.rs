@@ -217,8 +217,8 @@ impl Model {
             return Ok(report);
         }
         Err(Error::Diverged(format!(
-            "the loss is no longer a number at step {step} (loss {}, norm of the gradient {}); lower tlr or tclip and start \
-             again from the last checkpoint",
+            "the loss or the gradient is not finite at step {step} (loss {}, gradient norm {}); lower tlr or tclip and \
+                 resume from the last checkpoint",
             report.loss, report.gradient_norm
         )))
     }
@@ -302,7 +302,7 @@ impl Model {
             samples += count;
         }
         if samples == 0.0 {
-            return Err(Error::not_enough_data("there is no validation sample to measure the model on"));
+            return Err(Error::not_enough_data("there are no validation samples"));
         }
         Ok(samples)
     }

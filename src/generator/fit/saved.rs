@@ -109,7 +109,7 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     if path.join("rater.safetensors").exists() {
         return Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: "holds a rater and its proxy, and no model that `fit` trained".to_owned(),
+            message: "holds a rater and its proxy, not a model trained by `fit`".to_owned(),
         });
     }
     folder::open(path)
@@ -131,7 +131,7 @@ pub fn load_model(
         None => Checkpoint::newest(checkpoints)?.ok_or_else(|| {
             Error::input(
                 checkpoints,
-                format!("{} has no checkpoint yet; fit the model further first", checkpoints.display()),
+                format!("{} has no checkpoint yet; train the model for longer first", checkpoints.display()),
             )
         })?,
     };

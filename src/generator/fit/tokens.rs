@@ -53,7 +53,7 @@ impl Chooser {
         let kind = match (config.training.progressive, config.training.drop_scale_length) {
             (Some(settings), _) if settings.first > last => {
                 return Err(Error::argument(format!(
-                    "pg0: progressive training begins with scale {}, but the last of patch_nums is scale {last}",
+                    "pg0: progressive training starts at scale {}, but the last of patch_nums is scale {last}",
                     settings.first
                 )));
             }
@@ -67,8 +67,8 @@ impl Chooser {
                 let before = if last > 0 { ends[last - 1] } else { 0 };
                 if keep <= before || keep > tokens {
                     return Err(Error::argument(format!(
-                        "drop_scale_length: {keep} of {tokens} tokens cannot be kept by dropping tokens of the finest scale \
-                         alone; it must lie between {} and {tokens}",
+                        "drop_scale_length: keeping {keep} of {tokens} tokens drops more than the finest scale has; it must lie \
+                         between {} and {tokens}",
                         before + 1
                     )));
                 }

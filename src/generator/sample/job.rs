@@ -134,13 +134,13 @@ pub fn sample(
     let SampleRequest { prompts, each, out, layout, batch, .. } = request;
     if prompts.is_empty() || *each == 0 || *batch == 0 {
         return Err(Error::argument(
-            "there is nothing to draw: give at least one prompt, and one image of it",
+            "no images requested: pass at least one prompt and one image per prompt",
         ));
     }
     if let ImageLayout::GenEval { metadata } = layout
         && metadata.len() != prompts.len()
     {
-        return Err(Error::argument("each prompt needs its line of GenEval's file"));
+        return Err(Error::argument("each prompt needs its line of GenEval's prompt file"));
     }
     let inputs: Vec<PathBuf> =
         [Some(&request.model), request.weights.as_ref()].into_iter().flatten().cloned().collect();
@@ -216,7 +216,7 @@ fn write(
     lines.write_record(["file", "prompt", "number"]).map_err(refuse)?;
     let mut done = 0;
     for chunk in wanted.chunks(*batch) {
-        interrupt.check(&format!("{done} images are kept; give the same command again to go on"))?;
+        interrupt.check(&format!("{done} images are kept; run the same command again to continue"))?;
         let captions: Vec<&str> = chunk.iter().map(|&(prompt, _)| prompts[prompt].as_str()).collect();
         let streams: Vec<u64> =
             chunk.iter().map(|&(prompt, number)| (prompt * each + number) as u64).collect();
@@ -234,7 +234,7 @@ fn write(
             let name = placed.write(prompt, number, caption, image)?;
             lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
             done += 1;
-            progress.counted("drawing", done, wanted.len() as u64);
+            progress.counted("sampling", done, wanted.len() as u64);
         }
     }
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
@@ -248,7 +248,7 @@ fn write(
 fn images_of(images: &Tensor) -> Result<Vec<Raster>> {
     let side = images.dim(2);
     let plane = side * side;
-    let width = u32::try_from(side).map_err(|_| Error::argument("an image is too wide for a PNG file"))?;
+    let width = u32::try_from(side).map_err(|_| Error::argument("the image is too wide for a PNG file"))?;
     let byte = |value: f32| ((value + 1.0) * 127.5).clamp(0.0, 255.0).round() as u8;
     images
         .as_slice::<f32>()?

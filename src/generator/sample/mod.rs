@@ -73,7 +73,7 @@ impl Sampler<'_> {
         let batch = streams.len();
         if caption.states.dim(0) != batch || empty.states.dim(0) != 1 || batch == 0 {
             return Err(Error::invalid(format!(
-                "{batch} images, but {} captions and {} empty ones",
+                "{batch} images, but {} captions and {} empty captions",
                 caption.states.dim(0),
                 empty.states.dim(0)
             )));
@@ -156,7 +156,7 @@ impl Sampler<'_> {
 fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<u32> {
     if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
         return Err(Error::not_finite(format!(
-            "a logit is {bad}: the model's weights are no longer numbers"
+            "a logit is {bad}; the model has diverged"
         )));
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -203,7 +203,7 @@ fn beside(caption: &TextStates, empty: &TextStates, batch: usize) -> Result<Text
         if empty.shape()[1..] != shape[1..] {
             return Err(Error::shape(
                 "sample",
-                format!("captions of {shape:?}, but an empty one of {:?}", empty.shape()),
+                format!("captions of shape {shape:?}, but an empty one of {:?}", empty.shape()),
             ));
         }
         shape[0] *= 2;
@@ -261,7 +261,7 @@ mod tests {
         let logits = [1.0, 3.0, 2.0, 2.0, 0.0];
         assert_eq!(shares(&logits, settings(1, 0.0)), [0, 10_000, 0, 0, 0]);
         let counts = shares(&logits, settings(2, 0.0));
-        assert!(counts[2] > 0 && counts[3] > 0, "two codes are as likely as the second");
+        assert!(counts[2] > 0 && counts[3] > 0, "two codes tie for the second rank");
         assert_eq!((counts[0], counts[4]), (0, 0));
     }
 

@@ -127,11 +127,11 @@ impl fmt::Display for AttributeSummary {
         }
         if !self.learning_rates_known {
             let why =
-                "the learning rates cannot be told from the run's metrics.jsonl, so tracin has the factor 1";
+                "the run's metrics.jsonl does not determine the learning rates, so tracin uses the factor 1";
             writeln!(formatter, "{why}")?;
         }
         if *zero_gradients > 0 {
-            writeln!(formatter, "{zero_gradients} rows have a zero gradient: their cosine is undefined")?;
+            writeln!(formatter, "{zero_gradients} rows have a zero gradient, so their cosine is undefined")?;
         }
         write!(formatter, "attribution: {}", self.out.display())?;
         if *failed > 0 {
@@ -209,7 +209,7 @@ pub fn attribute(
             Ok(move |codes: &Tensor, records: &[&Record]| proxy.measure(codes, records))
         })?;
         if let Err(error) = parts.note::<Validation>(number) {
-            tracing::warn!("{error}: the validation set is gone over again");
+            tracing::warn!("{error}: the validation gradient is recomputed");
             parts.keep_note(number, at(held, progress)?.validation())?;
         }
     }
@@ -276,14 +276,14 @@ impl AttributeRequest {
     fn folders(&self) -> Result<(PathBuf, Vec<PathBuf>)> {
         let named = self.checkpoints.iter().map(|path| Named::new(path)).collect::<Result<Vec<_>>>()?;
         let Some(first) = named.first() else {
-            return Err(Error::argument("no checkpoint is named; give --checkpoint"));
+            return Err(Error::argument("no checkpoint; pass --checkpoint"));
         };
         // `run` and `run/` are the same run.
         if let Some(other) = named.iter().find(|other| !same_folder(&other.run, &first.run)) {
             return Err(Error::mismatch(
                 &other.run,
                 format!(
-                    "the checkpoints are of two runs, {} and {}; attribute one run at a time",
+                    "the checkpoints belong to two runs, {} and {}; attribute one run at a time",
                     first.run.display(),
                     other.run.display()
                 ),
@@ -294,7 +294,7 @@ impl AttributeRequest {
             (true, [Named { run, checkpoint: None }]) => every_checkpoint(run)?,
             (true, _) => {
                 return Err(Error::argument(
-                    "--every takes all checkpoints of a run; give the run directory alone as --checkpoint",
+                    "--every uses all checkpoints of a run; pass only the run directory as --checkpoint",
                 ));
             }
             (false, _) => named.iter().map(Named::folder).collect::<Result<_>>()?,
@@ -315,8 +315,8 @@ impl<'a> Setting<'a> {
             return Err(Error::input(
                 run,
                 format!(
-                    "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so that none \
-                 has a gradient of its own; attribute a run without it",
+                    "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so there \
+                 are no per-sample gradients; attribute a run without it",
                     run.display()
                 ),
             ));
@@ -337,7 +337,7 @@ impl<'a> Setting<'a> {
                 return Err(Error::input(
                     &folder,
                     format!(
-                        "the optimizer of {} has made no update of the proxy, so it has no second moment; use --geometry sgd",
+                        "the optimizer of {} has not updated the proxy yet, so it has no second moments; pass --geometry sgd",
                         folder.display()
                     ),
                 ));
@@ -359,7 +359,7 @@ impl<'a> Setting<'a> {
             return Err(Error::mismatch(
                 &first.folder,
                 format!(
-                    "{} is named twice, or holds the same proxy as another one that is named; name one of them",
+                    "{} is given twice, or holds the same proxy as another checkpoint; pass only one of them",
                     first.folder.display()
                 ),
             ));

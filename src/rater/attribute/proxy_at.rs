@@ -133,7 +133,7 @@ impl<'a> ProxyAt<'a> {
         let (mut reasons, mut left_out) = (Reasons::default(), LeftOutRows::default());
         loop {
             progress.counted("validation gradient", samples + failed, rows);
-            let saved = "what was attributed before is kept; give the same command again to go on";
+            let saved = "attributed rows are kept; run the same command again to continue";
             interrupt.check(saved)?;
             let part = source.part(&mut corpus, from, &mut left_out, &mut |codes, records| {
                 let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
@@ -163,7 +163,7 @@ impl<'a> ProxyAt<'a> {
             return Err(Error::input(
                 source.path,
                 format!(
-                    "{} has no usable record ({failed} of {rows} failed): {reasons}; give another --validation",
+                    "{} has no usable record ({failed} of {rows} failed): {reasons}; pass another --validation",
                     source.path.display()
                 ),
             ));
@@ -307,7 +307,7 @@ impl<'a> ProxyAt<'a> {
         match numbers(loss, product, squared_norm, &self.validation) {
             Ok(numbers) => Outcome::Found(numbers),
             Err(what) => Outcome::Failed(format!(
-                "the {what}, not a number, at step {step}; the checkpoint has diverged"
+                "the {what} at step {step}; the checkpoint has diverged"
             )),
         }
     }

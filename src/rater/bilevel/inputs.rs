@@ -43,14 +43,14 @@ impl MicroBatch {
         for (what, codes) in [("training", train), ("validation", validation)] {
             if codes.shape().len() != 2 || codes.is_empty() {
                 return Err(Error::invalid(format!(
-                    "a {what} batch has codes of the shape {:?}; it needs at least one sample of at least one token",
+                    "a {what} batch has codes of shape {:?}, but needs at least one sample and one token",
                     codes.shape()
                 )));
             }
         }
         if train.dim(1) != validation.dim(1) {
             return Err(Error::invalid(format!(
-                "a training sample has {} tokens, but a validation sample {}: both sets need one tokenizer",
+                "training samples have {} tokens, but validation samples {}: both sets need the same tokenizer",
                 train.dim(1),
                 validation.dim(1)
             )));

@@ -256,9 +256,9 @@ impl Bilevel {
                 *skipped.get_or_insert(0) += scale.skipped();
             }
             if !(updated.applied || some_lost && network != "rater") {
-                let name = first_not_finite(parameters, gradients)?.unwrap_or("none alone");
+                let name = first_not_finite(parameters, gradients)?.unwrap_or("(only the norm)");
                 complaints.push(format!(
-                    "the {network}'s gradient is not finite, {name} being the first tensor that has it"
+                    "the {network}'s gradient is not finite, first in the tensor {name}"
                 ));
             }
         }
@@ -267,7 +267,7 @@ impl Bilevel {
             return Ok((report, done_meanwhile?));
         }
         Err(Error::Diverged(format!(
-            "the loss is no longer a number at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and start again from \
+            "the loss or a gradient is not finite at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and resume from \
              the last checkpoint",
             report.proxy_loss,
             report.rater_loss,
@@ -291,7 +291,7 @@ impl Bilevel {
         let needs_reference = self.settings.rule.rule.needs().reference && !rates.warm_up;
         if needs_reference && self.reference.is_none() {
             return Err(Error::invalid(format!(
-                "the rule `{}` compares with a reference proxy, and there is none",
+                "the rule `{}` needs a reference proxy, and there is none",
                 self.settings.rule.rule
             )));
         }
@@ -403,7 +403,7 @@ impl Bilevel {
         let targets = match &micro.prior {
             _ if warm_up || settings.rule.objective == RaterObjective::Reweight => None,
             None => {
-                return Err(Error::invalid("the rater is taught by running averages, but a batch has none"));
+                return Err(Error::invalid("the objective `regression` needs running averages, but a batch has none"));
             }
             Some(prior) => {
                 let factor = share / batch as f64 * rater_scale;

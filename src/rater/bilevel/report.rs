@@ -143,7 +143,7 @@ mod tests {
         };
         assert!(!lost(&[1.0, 2.0], &[0.5, 0.5]) && !lost(&[1.0, 2.0], &[]));
         assert!(lost(&[1.0, f64::NAN], &[0.5, f64::NAN]) && lost(&[1.0, f64::NAN], &[]));
-        assert!(lost(&[1.0, 2.0], &[0.5, f64::INFINITY]), "a gradient without an end");
+        assert!(lost(&[1.0, 2.0], &[0.5, f64::INFINITY]), "an infinite gradient");
         assert!(!lost(&[f64::NAN, f64::NAN], &[f64::NAN, f64::NAN]), "the network itself has diverged");
     }
 }

@@ -54,9 +54,9 @@ struct Images {
 }
 
 /// The state of a job interrupted before its first part.
-pub(crate) const NOTHING_DONE: &str = "nothing had been done yet; give the same command again";
+pub(crate) const NOTHING_DONE: &str = "nothing was done yet; run the same command again";
 /// The state of a job interrupted when all parts are there.
-pub(crate) const PARTS_KEPT: &str = "all rows are done and kept; give the same command again for the table";
+pub(crate) const PARTS_KEPT: &str = "all rows are done and kept; run the same command again to write the table";
 
 /// The words for a job in messages.
 #[derive(Clone, Copy)]
@@ -138,8 +138,7 @@ impl Parts {
                 Unsealed::Whole(held) => match serde_json::from_slice::<Job>(&held) {
                     Ok(held) if held == job => return remove_leftovers(&self.folder),
                     Ok(held) if held.format == FORMAT => Error::invalid(format!(
-                        "{} holds parts of another job: {} is another one now, or was changed; put it back as it was, or give \
-                         --overwrite to begin anew",
+                        "{} holds parts of another job: {} has changed; restore it, or pass --overwrite to start over",
                         self.folder.display(),
                         job.first_difference(inputs, &held)
                     )),
@@ -159,7 +158,7 @@ impl Parts {
 
     fn of_another_version(&self) -> Error {
         Error::invalid(format!(
-            "{} holds parts of another version of this program, or its {JOB} is damaged; give --overwrite to begin anew",
+            "{} holds parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start over",
             self.folder.display()
         ))
     }
@@ -169,12 +168,12 @@ impl Parts {
     }
 
     fn cure(&self) -> String {
-        format!("remove {} to {} anew", self.folder.display(), self.words.command)
+        format!("remove {} to {} again", self.folder.display(), self.words.command)
     }
 
     fn changed(&self, image: &ImageRef) -> Error {
         image.refuse(format!(
-            "was replaced, added or deleted since its row was {}; put it back as it was, or {}",
+            "was replaced, added or deleted since its row was {}; restore it, or {}",
             self.words.done,
             self.cure()
         ))
@@ -187,7 +186,7 @@ impl Parts {
         }
         let Words { command, doing, .. } = self.words;
         Err(Error::invalid(format!(
-            "{} was changed while {doing} was going on, so nothing was written; {command} again with --overwrite",
+            "{} changed during {doing}, so nothing was written; {command} again with --overwrite",
             source.path.display()
         )))
     }
@@ -197,7 +196,7 @@ impl Parts {
     }
 
     fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<T> {
-        read_sealed(path, "give the same command again, which makes it anew")
+        read_sealed(path, "run the same command again to recompute it")
     }
 
     /// The existing part that begins at `from`, if any. A damaged part is recomputed, which only costs time.
@@ -215,7 +214,7 @@ impl Parts {
             // After a part was recomputed with another batch size, the later parts may begin elsewhere.
             Ok(part) => Some(part).filter(|part| part.from == from),
             Err(error) => {
-                tracing::warn!("{error}: its rows are {} again", self.words.done);
+                tracing::warn!("{error}: its rows will be {} again", self.words.done);
                 None
             }
         }
@@ -313,7 +312,7 @@ impl Parts {
             let Some(measure) = &mut measure else { break };
             progress.counted(self.words.doing, done, total);
             interrupt.check(&format!(
-                "{done} of {total} rows are {} and kept; give the same command again to go on",
+                "{done} of {total} rows are {} and kept; run the same command again to continue",
                 self.words.done
             ))?;
             let part = source.part(&mut source.open()?, from, &mut left_out, measure)?;
@@ -364,7 +363,7 @@ impl Parts {
                 let Some(record) = record.filter(same) else {
                     let row = found.first().map_or(0, |found| found.row);
                     return Err(Error::invalid(format!(
-                        "{} changed while it was {done} (row {row} is another); remove {folder} and {command} again",
+                        "{} changed while it was {done} (row {row} differs); remove {folder} and {command} again",
                         source.path.display()
                     )));
                 };
@@ -401,7 +400,7 @@ impl Parts {
         let Counts { found, failed, .. } = counts;
         if found + failed != rows || left {
             return Err(Error::invalid(format!(
-                "{rows} rows went in, but {found} were {done} and {failed} failed; the corpus changed meanwhile: remove \
+                "of {rows} rows, {found} were {done} and {failed} failed: the corpus changed meanwhile; remove \
                  {folder} and {command} again"
             )));
         }

@@ -114,8 +114,8 @@ impl Source<'_> {
             });
             Ok(())
         })?;
-        let images = looking.states(&paths).map_err(|at| {
-            records[at].image.refuse("was changed while it was read; give the same command again")
+        let images = looking.seen(&paths).map_err(|at| {
+            records[at].image.refuse("changed while it was read; run the same command again")
         })?;
         let tokens = tokenizer.quantizer().tokens();
         let mut measured = Vec::with_capacity(usable.len());
@@ -129,7 +129,7 @@ impl Source<'_> {
                 Some(reason) => Outcome::Failed(reason),
                 None => measured
                     .next()
-                    .ok_or_else(|| Error::invalid(format!("nothing was found of {}", record.id)))?,
+                    .ok_or_else(|| Error::invalid(format!("no result for {}", record.id)))?,
             };
             rows.push(PartRow { row: record.row, image, outcome });
         }

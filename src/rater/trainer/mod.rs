@@ -101,7 +101,7 @@ pub fn train(
 ) -> Result<TrainSummary> {
     if config.training.progressive.is_some() || config.training.drop_scale_length.is_some() {
         return Err(Error::argument(
-            "pg and drop_scale_length train on a part of the tokens, which `fit` does; for `train` set pg to 0 and \
+            "pg and drop_scale_length train on a part of the tokens, which only `fit` supports; set pg to 0 and \
              drop_scale_length to null",
         ));
     }
@@ -146,8 +146,8 @@ pub fn train(
         for place in samples.record(&places, &report, epoch) {
             let id = &run.data.train.ids[place];
             progress.note(&format!(
-                "what {id} is worth is no number at step {step}; the rater does not learn from it, and the proxy not from its batch \
-                 where its loss is none"
+                "the loss or constant of {id} is not finite at step {step}; the rater skips the sample, and if it is the loss, \
+                 the proxy skips its batch"
             ));
         }
         progress.step(step, total, places.len(), &metrics(rates, &report));
@@ -172,14 +172,14 @@ pub fn train(
         }
         if stops && step < whole {
             let path = directory.path().display();
-            let saved = format!("step {step} of {whole} is saved; go on with `train --out {path} --resume`");
+            let saved = format!("step {step} of {whole} is saved; continue with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
     } else if last.is_none() {
-        progress.note("the run was complete already");
+        progress.note("the run is already complete");
     }
     let figures = write_figure(&directory.dynamics())?;
     directory.complete()?;

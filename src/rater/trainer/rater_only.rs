@@ -28,7 +28,7 @@ pub(super) fn plan(run: &Run<'_>) -> Result<Option<Plan>> {
 /// The metrics of a step of the rater alone, for display.
 fn metrics(report: &RaterReport) -> Metrics {
     Metrics {
-        summary: format!("the rater alone: loss {:.3}", report.loss),
+        summary: format!("rater alone: loss {:.3}", report.loss),
         values: vec![("loss/rater", report.loss), ("gradient_norm/rater", report.gradient_norm)],
     }
 }
@@ -78,7 +78,7 @@ pub(super) fn train_rater(
         }
         if stops && step < total {
             let path = run.directory.path().display();
-            let saved = format!("step {step} of {total} is saved; go on with `train --out {path} --resume`");
+            let saved = format!("step {step} of {total} is saved; continue with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }

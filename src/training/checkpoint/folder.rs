@@ -144,7 +144,7 @@ pub(crate) fn open<S: DeserializeOwned>(folder: &Path) -> Result<Opened<'_, S>> 
         }
         _ => {
             let message =
-                format!("was written in form {format}, but this version reads forms {OLDER} and {FORMAT}");
+                format!("has format {format}, but this version reads formats {OLDER} and {FORMAT}");
             return Err(damaged(&path, message));
         }
     }
@@ -159,9 +159,8 @@ impl<S> Opened<'_, S> {
     /// If the checkpoint was written by a version that did not record them.
     pub(crate) fn run_files(&self) -> Result<&RunFiles> {
         self.run.as_ref().ok_or_else(|| {
-            let message = "was written by an older version, which did not say what metrics.jsonl and dynamics/ were, so that \
-                           nobody could tell if they were damaged: the run can be scored and reported, but not gone on with; \
-                           start a new one with another --out";
+            let message = "was written by an older version, which did not record metrics.jsonl and dynamics/: the run can be \
+                           scored and reported, but not resumed; start a new one with another --out";
             damaged(&self.folder.join(STATE), message)
         })
     }
@@ -179,14 +178,14 @@ impl<S> Opened<'_, S> {
         let path = self.folder.join(name);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let Some(record) = self.files.get(name) else {
-            return Err(damaged(&path, format!("is not mentioned in {STATE}; {CURE}")));
+            return Err(damaged(&path, format!("is not listed in {STATE}; {CURE}")));
         };
         if bytes.len() as u64 != record.bytes {
             let message = format!("is truncated: {} bytes instead of {}; {CURE}", bytes.len(), record.bytes);
             return Err(damaged(&path, message));
         }
         if Written::of(&bytes) != *record {
-            return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one in {STATE}; {CURE}")));
+            return Err(damaged(&path, format!("is damaged: its SHA-256 does not match the one in {STATE}; {CURE}")));
         }
         from_safetensors(&bytes).map_err(|message| damaged(&path, message))
     }
@@ -265,7 +264,7 @@ fn from_safetensors(bytes: &[u8]) -> Result<Tensors, String> {
             Dtype::BF16 => Tensor::new(shape, numbers(&view, bf16::from_le_bytes)),
             Dtype::F16 => Tensor::new(shape, numbers(&view, f16::from_le_bytes)),
             Dtype::U32 => Tensor::new(shape, numbers(&view, u32::from_le_bytes)),
-            other => return Err(format!("{name} has the type {other:?}, which is not read")),
+            other => return Err(format!("{name} has the unsupported dtype {other:?}")),
         };
         Ok((name.to_owned(), tensor.map_err(|error| error.to_string())?))
     };

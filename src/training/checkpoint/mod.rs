@@ -193,7 +193,7 @@ pub(crate) fn is_fit(path: &Path) -> bool {
 /// Opens the checkpoint of a rater; refuses that of a model by name.
 fn open_rating(path: &Path) -> Result<folder::Opened<'_, CheckpointState>> {
     if is_fit(path) {
-        return Err(damaged(path, "holds a model that `fit` trained, and no rater; give the run of `train`"));
+        return Err(damaged(path, "holds a model trained by `fit`, not a rater; pass a run of `train`"));
     }
     folder::open(path)
 }
@@ -287,7 +287,7 @@ fn compare(origin: &Path, tensors: &Tensors, expected: &[(String, Vec<usize>)]) 
                 });
             }
             Some(tensor) if tensor.shape() != shape => {
-                complaints.push(format!("{name} has the shape {:?} instead of {shape:?}", tensor.shape()));
+                complaints.push(format!("{name} has shape {:?} instead of {shape:?}", tensor.shape()));
             }
             Some(_) => {}
         }
@@ -314,7 +314,7 @@ pub fn expect_fingerprint(origin: &Path, what: &str, saved: &str, found: &str) -
     }
     let short = |fingerprint: &str| fingerprint.chars().take(12).collect::<String>();
     let message = format!(
-        "was made with another {what} (fingerprint {} there, {} here); use the one that was saved with it",
+        "was made with another {what} (fingerprint {} there, {} here); use the one saved with it",
         short(saved),
         short(found)
     );

@@ -86,8 +86,8 @@ fn damaged(path: &Path) -> Error {
     Error::Checkpoint {
         path: path.to_path_buf(),
         message: format!(
-            "{what}: it is not what the newest checkpoint says that it was; put it back as it was, remove that checkpoint to go on \
-             from an older one, or start a new run with another --out"
+            "{what} since the newest checkpoint; restore it, remove that checkpoint to resume from an older one, or start \
+             a new run with another --out"
         ),
     }
 }
@@ -126,7 +126,7 @@ impl RunDirectory {
                 return Err(Error::mismatch(
                     path,
                     format!(
-                        "{} already holds a run; give --resume to continue it, --overwrite to discard it, or another --out",
+                        "{} already holds a run; pass --resume to continue it, --overwrite to discard it, or another --out",
                         path.display()
                     ),
                 ));
@@ -135,7 +135,7 @@ impl RunDirectory {
             let others = folder.others()?;
             if !others.is_empty() {
                 tracing::warn!(
-                    "{} is replaced, but not what other commands have written into it: {}",
+                    "{} is replaced, except for files written by other commands: {}",
                     path.display(),
                     others.join(", ")
                 );
@@ -218,7 +218,7 @@ impl RunDirectory {
     pub fn config_of(path: &Path) -> Result<Config> {
         if !Self::is_run(path) {
             let message = format!(
-                "{} holds no run (no {CONFIG} and {CHECKPOINTS} are in it); start one with `train --config FILE.json --out {0}`",
+                "{} holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json --out {0}`",
                 path.display()
             );
             return Err(Error::input(path, message));
@@ -351,7 +351,7 @@ impl Drop for RunDirectory {
                 return;
             }
             tracing::warn!(
-                "{} is not complete; the run whose place it takes is kept as {} until it is",
+                "{} is not complete; the run that it replaces is kept as {} until then",
                 self.path.display(),
                 self.folder.replaced().display()
             );
@@ -384,8 +384,8 @@ fn expect_configuration(run: &Path) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; put it back as it was, and give keys that are to \
-         change by --set when you resume"
+        "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; restore it, and change keys with --set when \
+         you resume"
     );
     Err(Error::Checkpoint { path, message })
 }
@@ -399,14 +399,14 @@ fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
         Err(error) => return Err(Error::io("read", path)(error)),
     };
     let starts: Vec<Map<String, Value>> = serde_json::from_slice(&bytes)
-        .map_err(|_| refuse("is not the list of starts that this program writes; put it back as it was"))?;
+        .map_err(|_| refuse("is not a list of starts written by this program; restore it"))?;
     let mut before = None;
     for start in &starts {
         let mut told = start.clone();
         let kept = told.shift_remove(LINK);
         if kept.as_ref().and_then(Value::as_str) != Some(&link(before, &told)) {
             return Err(refuse(
-                "is damaged or was changed: a start does not have the SHA-256 that stands in it; put it back as it was",
+                "is damaged or was changed: the SHA-256 of a start does not match; restore it",
             ));
         }
         before = Some(start);
