@@ -466,7 +466,10 @@ fn what_cannot_be_attributed_is_one_sentence() {
     refuses(&[&twice[..], &["--every"]].concat(), &["--every", "only the run directory"]);
     work.finish(&["train", "--config", "config.json", "--out", "frozen", "--set", "fixVar=true"]);
     refuses(&["--checkpoint", "run", "frozen"], &["two runs", "run", "frozen"]);
-    refuses(&["--checkpoint", "frozen", "--geometry", "adamw"], &["has not updated the proxy", "--geometry sgd"]);
+    refuses(
+        &["--checkpoint", "frozen", "--geometry", "adamw"],
+        &["has not updated the proxy", "--geometry sgd"],
+    );
 
     // Validation sets without a record, and with none that can be read.
     let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();

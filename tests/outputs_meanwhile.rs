@@ -136,10 +136,7 @@ fn what_lies_in_a_run_is_never_listed_as_its_own() {
     place.succeed(&score);
     place.succeed(&["report", "--of", "run"]);
     let said = place.succeed(&train(&["--overwrite", "--set", "seed=4"]));
-    assert!(
-        said.contains("except for files written by other commands: ratings.contact_sheet.png"),
-        "{said}"
-    );
+    assert!(said.contains("except for files written by other commands: ratings.contact_sheet.png"), "{said}");
     for name in ["ratings.csv", "ratings.histogram.png", "report.html"] {
         assert!(place.path("run").join(name).exists(), "{name} is gone");
     }

@@ -97,7 +97,7 @@ impl Compat {
                     };
                     if !compat.set(name, *on) {
                         let names = Self::SWITCHES.iter().map(|(name, _)| *name);
-                        return Err((name.clone(), super::nearest::no_such_key(name, names)));
+                        return Err((name.clone(), super::nearest::unknown_key(name, names)));
                     }
                 }
                 Ok(compat)

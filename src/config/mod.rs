@@ -107,9 +107,7 @@ impl DataConfig {
     /// If none is given.
     pub fn train_csv(&self) -> Result<&Path> {
         self.train.as_deref().ok_or_else(|| {
-            Error::argument(
-                "no training set; pass --data FILE.csv or set data_args.train_csv_path",
-            )
+            Error::argument("no training set; pass --data FILE.csv or set data_args.train_csv_path")
         })
     }
 }

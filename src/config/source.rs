@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{
     Compat,
     keys::{self, RawConfig},
-    nearest::no_such_key,
+    nearest::unknown_key,
     renamed::{migrate, renamed},
 };
 use crate::error::{Error, Result};
@@ -106,14 +106,14 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
         return Err(refuse(key, is_called(now)));
     }
     if !known.iter().any(|name| name == key) {
-        return Err(refuse(key, no_such_key(key, known.iter().map(String::as_str))));
+        return Err(refuse(key, unknown_key(key, known.iter().map(String::as_str))));
     }
     // JSON if it parses, else a string: `--set sche=cos`. The second candidate is for paths that look like numbers.
     let parsed = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
     let mut first_error = None;
     for candidate in [parsed, Value::from(text)] {
         let mut changed = value.clone();
-        place(&mut changed, key, candidate);
+        set_at(&mut changed, key, candidate);
         match serde_path_to_error::deserialize(&changed) {
             Ok(read) => {
                 (*raw, *value) = (read, changed);
@@ -129,7 +129,7 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
 
 /// Sets the value of a dotted key and creates the objects on the way. A name under `compat` is expanded to its
 /// switches first, so that one of them can be overridden.
-fn place(value: &mut Value, key: &str, new: Value) {
+fn set_at(value: &mut Value, key: &str, new: Value) {
     let mut at = value;
     let mut parts = key.split('.').peekable();
     while let Some(part) = parts.next() {
@@ -170,7 +170,7 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, St
         let siblings = known.iter().filter_map(|known| known.strip_prefix(prefix.as_str()));
         let message = match renamed(&format!("{prefix}{name}")) {
             Some(now) => is_called(now),
-            None => no_such_key(name, siblings),
+            None => unknown_key(name, siblings),
         };
         return (key, format!("{message} (line {line}, column {column})"));
     }

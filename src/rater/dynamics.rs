@@ -149,8 +149,8 @@ pub(crate) fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
                 false => String::new(),
             });
             let width = 100 / RANGES;
-            let place = [recording.epoch as usize, range * width, (range + 1) * width, samples.len()];
-            let row = place.map(|number| number.to_string()).into_iter().chain(numbers);
+            let range_cells = [recording.epoch as usize, range * width, (range + 1) * width, samples.len()];
+            let row = range_cells.map(|number| number.to_string()).into_iter().chain(numbers);
             table.write_record(row).map_err(refuse)?;
         }
     }
@@ -215,14 +215,14 @@ mod tests {
         let mut samples = SampleRecords::new(count, 0);
         assert!(write_figure(folder.path()).unwrap().is_empty(), "nothing is recorded yet");
         for epoch in 0..2 {
-            let places: Vec<usize> = (0..count).collect();
+            let indices: Vec<usize> = (0..count).collect();
             let report = StepReport {
-                train_loss: places.iter().map(|&at| 5.0 - at as f64 / 10.0 - epoch as f64).collect(),
-                logit: places.iter().map(|&at| at as f64).collect(),
+                train_loss: indices.iter().map(|&at| 5.0 - at as f64 / 10.0 - epoch as f64).collect(),
+                logit: indices.iter().map(|&at| at as f64).collect(),
                 constant: vec![1.0; count],
                 ..StepReport::default()
             };
-            samples.record(&places, &report, epoch);
+            samples.record(&indices, &report, epoch);
             samples.end_epoch(&ids, epoch, Some(folder.path())).unwrap();
         }
         let all = recordings(folder.path()).unwrap();

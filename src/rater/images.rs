@@ -49,9 +49,9 @@ pub(crate) fn rating_figures(
     rating_histogram(&histogram)?.write_png(&paths[0])?;
 
     let samples = decile_samples(&table.ratings, THUMBNAILS)?;
-    let wanted: HashSet<&str> =
+    let requested: HashSet<&str> =
         samples.iter().flat_map(|sample| &sample.rows).map(|&row| table.ids.get(row as usize)).collect();
-    let (header, found) = records_of(config, corpus_csv, &wanted)?;
+    let (header, found) = records_of(config, corpus_csv, &requested)?;
     let note = note_column.and_then(|name| header.iter().position(|column| column == name));
     let preprocess = config.preprocess(config.networks.image_side());
     let mut rows = Vec::new();
@@ -98,14 +98,14 @@ pub(crate) fn rating_figures(
 pub(crate) fn records_of(
     config: &Config,
     corpus_csv: &Path,
-    wanted: &HashSet<&str>,
+    requested: &HashSet<&str>,
 ) -> Result<(Vec<String>, HashMap<String, Record>)> {
     let corpus = config.open_corpus(corpus_csv)?;
     let header = corpus.schema().columns.clone();
     let mut found = HashMap::new();
     for record in corpus {
         let record = record?;
-        if wanted.contains(record.id.as_str()) {
+        if requested.contains(record.id.as_str()) {
             found.insert(record.id.clone(), record);
         }
     }

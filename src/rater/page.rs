@@ -78,9 +78,9 @@ pub(crate) fn histogram_part(
 impl Rated<'_> {
     /// Refuses ratings whose ids are all missing from the corpus.
     fn expect_known(&self) -> Result<()> {
-        let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
+        let requested: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
         for record in self.config.open_corpus(self.corpus)? {
-            if wanted.contains(record?.id.as_str()) {
+            if requested.contains(record?.id.as_str()) {
                 return Ok(());
             }
         }
@@ -116,8 +116,8 @@ impl Rated<'_> {
         ranks.sort_unstable();
         ranks.dedup();
         let id_of = |rank: usize| self.ids[order[rank] as usize].as_str();
-        let wanted: HashSet<&str> = ranks.iter().map(|&rank| id_of(rank)).collect();
-        let (header, records) = records_of(self.config, self.corpus, &wanted)?;
+        let requested: HashSet<&str> = ranks.iter().map(|&rank| id_of(rank)).collect();
+        let (header, records) = records_of(self.config, self.corpus, &requested)?;
         let note = self.note_column.and_then(|name| header.iter().position(|column| column == name));
         let preprocess = self.config.preprocess(SIDE);
         let tile = |&rank: &usize| -> Result<Tile> {
@@ -137,11 +137,11 @@ impl Rated<'_> {
         let tiles = ranks.iter().map(tile).collect::<Result<Vec<_>>>()?;
         let decile = |number: usize| {
             let found = samples.iter().find(|sample| sample.decile == number);
-            let place = |row: &u32| ranks.binary_search(&rank_of[*row as usize]).ok();
+            let index = |row: &u32| ranks.binary_search(&rank_of[*row as usize]).ok();
             SheetDecile {
                 decile: number,
                 ratings: found.map_or((f64::NAN, f64::NAN), |sample| (sample.highest, sample.lowest)),
-                shown: found.map_or_else(Vec::new, |sample| sample.rows.iter().filter_map(place).collect()),
+                shown: found.map_or_else(Vec::new, |sample| sample.rows.iter().filter_map(index).collect()),
             }
         };
         Ok(Content::Sheet(Sheet { rows: order.len(), tiles, deciles: (0..10).map(decile).collect() }))
@@ -153,8 +153,8 @@ impl Rated<'_> {
     /// # Errors
     /// If there is no rating or the corpus cannot be read.
     pub(crate) fn flaws(&self) -> Result<Vec<Content>> {
-        let wanted: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
-        let (header, records) = records_of(self.config, self.corpus, &wanted)?;
+        let requested: HashSet<&str> = self.ids.iter().map(String::as_str).collect();
+        let (header, records) = records_of(self.config, self.corpus, &requested)?;
         let Some(column) = self.note_column.and_then(|name| header.iter().position(|column| column == name))
         else {
             return Ok(Vec::new());
@@ -188,21 +188,21 @@ impl Rated<'_> {
             rows,
         };
         let order = Ranking::new(&self.ratings)?.order().to_vec();
-        let tenth = |number: usize| {
+        let decile = |number: usize| {
             let (from, to) = ((order.len() * number).div_ceil(10), (order.len() * (number + 1)).div_ceil(10));
             let within = &order[from..to];
-            let share = |&(place, kind): &(usize, &str)| {
+            let share = |&(index, kind): &(usize, &str)| {
                 let count = within.iter().filter(|&&row| kinds[row as usize] == kind).count();
-                (kind.to_owned(), place, count as f64 / within.len().max(1) as f64)
+                (kind.to_owned(), index, count as f64 / within.len().max(1) as f64)
             };
             vec![
                 Cell::Text(format!("{}–{}%", number * 10, number * 10 + 10)),
                 Cell::Shares(counts.keys().map(share).collect()),
             ]
         };
-        let tenths = Table {
+        let deciles = Table {
             header: ["decile, highest-rated first", "kinds of records"].map(str::to_owned).to_vec(),
-            rows: (0..10).map(tenth).collect(),
+            rows: (0..10).map(decile).collect(),
         };
         Ok(vec![
             Content::Text(
@@ -211,8 +211,8 @@ impl Rated<'_> {
                     .to_owned(),
             ),
             Content::Table(table),
-            legend(counts.keys().map(|&(place, kind)| (kind, place))),
-            Content::Table(tenths),
+            legend(counts.keys().map(|&(index, kind)| (kind, index))),
+            Content::Table(deciles),
         ])
     }
 }
@@ -243,16 +243,16 @@ fn image(record: Option<&Record>, preprocess: &Preprocess) -> Result<std::result
 ///
 /// # Errors
 /// If a chart cannot be rendered.
-pub(crate) fn dynamics_parts(seen: &[EpochDynamics]) -> Result<Vec<Content>> {
+pub(crate) fn dynamics_parts(recorded: &[EpochDynamics]) -> Result<Vec<Content>> {
     let chart = |(_, curves): (&str, LossCurves)| {
         Ok(Content::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title })
     };
-    figures(seen).into_iter().map(chart).collect()
+    figures(recorded).into_iter().map(chart).collect()
 }
 
 /// The loss of each sample in the last epoch of a run, by id.
-pub(crate) fn last_losses(seen: &[EpochDynamics]) -> HashMap<String, f64> {
-    let Some(last) = seen.last() else { return HashMap::new() };
+pub(crate) fn last_losses(recorded: &[EpochDynamics]) -> HashMap<String, f64> {
+    let Some(last) = recorded.last() else { return HashMap::new() };
     let losses = last.column("loss").unwrap_or_default();
     let known = std::iter::zip(&last.ids, losses).filter(|(_, loss)| loss.is_finite());
     known.map(|(id, loss)| (id.clone(), *loss)).collect()
@@ -299,9 +299,9 @@ impl RunPage {
                 path
             }
         };
-        let seen = recordings(&self.run.join("dynamics"))?;
-        let losses = last_losses(&seen);
-        let (ids, ratings) = self.rated(&config, &seen)?;
+        let recorded = recordings(&self.run.join("dynamics"))?;
+        let losses = last_losses(&recorded);
+        let (ids, ratings) = self.rated(&config, &recorded)?;
         let note = self.flaw_column.as_deref().unwrap_or("flaw");
         let rated = Rated {
             config: &config,
@@ -319,7 +319,7 @@ impl RunPage {
             }
         }
         let mut sections = vec![self.training(&config)?];
-        let dynamics = dynamics_parts(&seen)?;
+        let dynamics = dynamics_parts(&recorded)?;
         if !dynamics.is_empty() {
             sections.push(Section { title: "Loss and gradient norm by rating".to_owned(), parts: dynamics });
         }
@@ -352,7 +352,7 @@ impl RunPage {
         Ok(Page { title: format!("Ratings of {}", config.experiment), lead, sections })
     }
 
-    fn rated(&self, config: &Config, seen: &[EpochDynamics]) -> Result<(Vec<String>, Vec<f64>)> {
+    fn rated(&self, config: &Config, recorded: &[EpochDynamics]) -> Result<(Vec<String>, Vec<f64>)> {
         if let Some(path) = &self.ratings {
             let names =
                 RatingColumns { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
@@ -360,7 +360,7 @@ impl RunPage {
             let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
             return Ok((ids, table.ratings));
         }
-        let ratings = seen.last().and_then(|last| Some((last, last.column("rating")?)));
+        let ratings = recorded.last().and_then(|last| Some((last, last.column("rating")?)));
         let pairs = ratings.into_iter().flat_map(|(last, ratings)| {
             std::iter::zip(&last.ids, ratings).filter(|(_, rating)| rating.is_finite())
         });

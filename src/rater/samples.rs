@@ -46,12 +46,12 @@ impl SampleRecords {
     }
 
     /// The running averages of a batch, before its step.
-    pub(crate) fn prior(&self, places: &[usize]) -> Prior {
-        let of = |&place: &usize| match self.counted[place] {
+    pub(crate) fn prior(&self, indices: &[usize]) -> Prior {
+        let of = |&index: &usize| match self.counted[index] {
             0 => [0.0, 1.0],
             count => {
                 let share = 1.0 / (f64::from(count) + 1.0);
-                [self.average[place] * (1.0 - share), share]
+                [self.average[index] * (1.0 - share), share]
             }
         };
         let [count, sum, squares] = self.sums;
@@ -60,21 +60,21 @@ impl SampleRecords {
         // A variance within the rounding error counts as 0.
         let spread = variance > 1e-12 * (squares / count.max(1.0));
         Prior {
-            averages: places.iter().map(of).collect(),
+            averages: indices.iter().map(of).collect(),
             mean,
             inverse_deviation: if spread { 1.0 / variance.sqrt() } else { 0.0 },
         }
     }
 
     /// The final averages of a batch, for steps of the rater alone; NaN where there is none.
-    pub(crate) fn settled(&self, places: &[usize]) -> Prior {
-        let averages = places.iter().map(|&place| [self.average[place], 0.0]).collect();
-        Prior { averages, ..self.prior(places) }
+    pub(crate) fn settled(&self, indices: &[usize]) -> Prior {
+        let averages = indices.iter().map(|&index| [self.average[index], 0.0]).collect();
+        Prior { averages, ..self.prior(indices) }
     }
 
     /// Records the measurements of a step in `epoch` for the samples at `indices`. Returns the indices of those that
     /// were left out because their loss or constant is not finite.
-    pub(crate) fn record(&mut self, places: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {
+    pub(crate) fn record(&mut self, indices: &[usize], report: &StepReport, epoch: u64) -> Vec<usize> {
         let columns: [&[f64]; MEASURES.len()] = [
             &report.train_loss,
             &report.gradient_norm,
@@ -83,22 +83,22 @@ impl SampleRecords {
             &report.logit,
             &report.weight,
         ];
-        for (held, column) in self.measured.iter_mut().zip(columns) {
-            for (&place, &value) in places.iter().zip(column) {
-                held[place] = narrowed(value);
+        for (values, column) in self.measured.iter_mut().zip(columns) {
+            for (&index, &value) in indices.iter().zip(column) {
+                values[index] = narrowed(value);
             }
         }
-        for (&place, &constant) in places.iter().zip(&report.constant) {
+        for (&index, &constant) in indices.iter().zip(&report.constant) {
             if constant.is_finite() {
-                self.enter(place, -constant, epoch);
+                self.enter(index, -constant, epoch);
             }
         }
         self.left_out += report.left_out.len() as u64;
-        report.left_out.iter().filter_map(|&at| places.get(at).copied()).collect()
+        report.left_out.iter().filter_map(|&at| indices.get(at).copied()).collect()
     }
 
-    fn enter(&mut self, place: usize, gain: f64, epoch: u64) {
-        let (average, counted) = (&mut self.average[place], &mut self.counted[place]);
+    fn enter(&mut self, index: usize, gain: f64, epoch: u64) {
+        let (average, counted) = (&mut self.average[index], &mut self.counted[index]);
         let [count, sum, squares] = &mut self.sums;
         if average.is_finite() {
             *count -= 1.0;
@@ -136,8 +136,8 @@ impl SampleRecords {
             std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
             written = Some(self.write(ids, &folder.join(recording(epoch)))?);
         }
-        for held in &mut self.measured {
-            held.fill(f32::NAN);
+        for values in &mut self.measured {
+            values.fill(f32::NAN);
         }
         Ok(written)
     }
@@ -152,12 +152,12 @@ impl SampleRecords {
         let number = |value: f64| if value.is_finite() { value.to_string() } else { String::new() };
         let header = ["id"].into_iter().chain(MEASURES).chain(["average"]);
         table.write_record(header).map_err(refuse)?;
-        for (place, id) in ids.iter().enumerate() {
-            let cells = self.measured.iter().map(|held| match held[place] {
+        for (index, id) in ids.iter().enumerate() {
+            let cells = self.measured.iter().map(|values| match values[index] {
                 value if value.is_finite() => value.to_string(),
                 _ => String::new(),
             });
-            let row = [id.clone()].into_iter().chain(cells).chain([number(self.average[place])]);
+            let row = [id.clone()].into_iter().chain(cells).chain([number(self.average[index])]);
             table.write_record(row).map_err(refuse)?;
         }
         let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
@@ -177,8 +177,8 @@ impl SampleRecords {
         let [samples, sum, squares] = self.sums;
         let sums = vec![samples, sum, squares, self.left_out as f64];
         tensors.insert("sums".to_owned(), Tensor::new(&[4], sums)?);
-        for (name, held) in MEASURES.iter().zip(&self.measured) {
-            tensors.insert(format!("measured/{name}"), Tensor::new(&count, held.clone())?);
+        for (name, values) in MEASURES.iter().zip(&self.measured) {
+            tensors.insert(format!("measured/{name}"), Tensor::new(&count, values.clone())?);
         }
         Ok(tensors)
     }
@@ -205,8 +205,8 @@ impl SampleRecords {
         {
             self.left_out = sums[3] as u64;
         }
-        for (name, held) in MEASURES.iter().zip(&mut self.measured) {
-            *held = of(&format!("measured/{name}"), count)?.as_slice::<f32>()?.to_vec();
+        for (name, values) in MEASURES.iter().zip(&mut self.measured) {
+            *values = of(&format!("measured/{name}"), count)?.as_slice::<f32>()?.to_vec();
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn averages_begin_with_the_epoch_that_counts() {
+    fn averages_start_at_the_configured_epoch() {
         let mut samples = SampleRecords::new(4, 1);
         let nothing = samples.prior(&[2]);
         assert_eq!((nothing.averages, nothing.inverse_deviation), (vec![[0.0, 1.0]], 0.0));
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_named_and_counted_and_changes_nothing() {
+    fn non_finite_constants_are_reported_and_counted_and_change_nothing() {
         let mut samples = SampleRecords::new(3, 0);
         samples.record(&[0, 1], &report(&[1.0, 2.0]), 0);
         let before = samples.clone();

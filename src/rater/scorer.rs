@@ -179,11 +179,11 @@ pub fn score(
     let mut images = Vec::new();
     if request.images {
         let note = request.note_column.as_deref();
-        let drawn = interrupt.while_reading(PARTS_KEPT, || {
+        let figures = interrupt.while_reading(PARTS_KEPT, || {
             rating_figures(&scorer.config, &parts.staged(), &columns, &request.corpus, note)
         })?;
-        for drawn in drawn {
-            images.push(request.out.with_file_name(drawn.file_name().unwrap_or_default()));
+        for figure in figures {
+            images.push(request.out.with_file_name(figure.file_name().unwrap_or_default()));
         }
     }
     parts.publish()?;
@@ -278,9 +278,7 @@ impl Scorer {
         let ratings = self.rate(codes, records)?;
         let outcome = |rating: f64| match rating.is_finite() {
             true => Outcome::Found(rating),
-            false => {
-                Outcome::Failed(format!("the rating is {rating}; the checkpoint has diverged"))
-            }
+            false => Outcome::Failed(format!("the rating is {rating}; the checkpoint has diverged")),
         };
         Ok(ratings.into_iter().map(outcome).collect())
     }
@@ -306,8 +304,8 @@ impl Scorer {
             let batch = batch(codes.clone(), &captions, tokenizer.as_ref(), text.as_ref())?
                 .with_reach(tokenizer.quantizer(), reach)?;
             let mut tape = Tape::inference(&self.parameters);
-            let seen = batch.reaching(reach)?;
-            let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
+            let input = batch.reaching(reach)?;
+            let rated = self.rater.forward(&mut tape, input, &batch.text, self.weighing, Mode::Evaluate)?;
             if !self.batch_normalized {
                 return rated.logit.value().to_f64_vec();
             }
@@ -345,13 +343,13 @@ impl Scorer {
         let mut batch =
             batch(codes, &captions, tokenizer.as_ref(), text.as_ref())?.to_device(device, dtype)?;
         batch.read_codes(self.reader.as_ref(), dtype, reach)?;
-        let seen = batch.reaching(reach)?;
+        let input = batch.reaching(reach)?;
         let mut tape = Tape::inference(&self.parameters);
         if !self.batch_normalized {
-            let (_, logit) = self.rater.instance(&mut tape, seen, &batch.text, Mode::Evaluate)?;
+            let (_, logit) = self.rater.instance(&mut tape, input, &batch.text, Mode::Evaluate)?;
             return Ok(logit.value().to_f64_vec()?[..count].to_vec());
         }
-        let rated = self.rater.forward(&mut tape, seen, &batch.text, self.weighing, Mode::Evaluate)?;
+        let rated = self.rater.forward(&mut tape, input, &batch.text, self.weighing, Mode::Evaluate)?;
         // As on the CPU: a smaller last batch would be rated higher by the ratio of the sizes.
         let share = count as f64 / self.batch as f64;
         Ok(rated.score.value().to_f64_vec()?.into_iter().map(|score| score * share).collect())

@@ -60,27 +60,27 @@ impl Inputs {
             // A run of an older version.
             return Ok(());
         }
-        let held: Self = match read_sealed(path, "the fingerprint in the checkpoint is checked instead") {
-            Ok(held) => held,
+        let stored: Self = match read_sealed(path, "the fingerprint in the checkpoint is checked instead") {
+            Ok(stored) => stored,
             Err(error) => {
                 tracing::warn!("{error}");
                 return Ok(());
             }
         };
-        for (held, now) in held.tables.iter().zip(&self.tables) {
-            if held.rows == now.rows {
+        for (stored, now) in stored.tables.iter().zip(&self.tables) {
+            if stored.rows == now.rows {
                 continue;
             }
             let cure = "a run resumes only with the data it started with; restore it, or start a new run with another --out";
             let table = now.path.clone();
-            if held.sha256 != now.sha256 {
+            if stored.sha256 != now.sha256 {
                 let message = format!("was changed since the run started; {cure}");
                 return Err(Error::Table { path: table, line: None, message });
             }
-            let at = held.rows.iter().zip(&now.rows).position(|(held, now)| held != now).unwrap_or(0);
+            let at = stored.rows.iter().zip(&now.rows).position(|(stored, now)| stored != now).unwrap_or(0);
             let Some(record) = records(&table)?.into_iter().nth(at) else { continue };
             let of = |rows: &[u64]| rows.get(at).copied().unwrap_or(0);
-            let was = match (of(&held.rows), of(&now.rows)) {
+            let was = match (of(&stored.rows), of(&now.rows)) {
                 (0, _) => "could not be used when the run started, and can be now",
                 (_, 0) => "can no longer be used",
                 _ => "gives other tokens than when the run started",

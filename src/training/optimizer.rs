@@ -142,9 +142,9 @@ impl AdamW {
     pub fn restore(&mut self, id: ParameterId, first: &Tensor, second: &Tensor) -> Result<()> {
         expect_shape("optimizer", "the first moment", first, self.first[id.0].shape())?;
         expect_shape("optimizer", "the second moment", second, self.second[id.0].shape())?;
-        for (held, saved) in [(&mut self.first[id.0], first), (&mut self.second[id.0], second)] {
-            let saved = saved.cast(held.dtype())?;
-            *held = match held.device() {
+        for (current, saved) in [(&mut self.first[id.0], first), (&mut self.second[id.0], second)] {
+            let saved = saved.cast(current.dtype())?;
+            *current = match current.device() {
                 None => saved,
                 Some(device) => saved.to_device(&device.clone())?,
             };
@@ -169,8 +169,8 @@ impl AdamW {
 
     /// Restores a saved loss scaling, if enabled.
     pub fn set_loss_scale(&mut self, saved: Option<LossScale>) {
-        if let (Some(held), Some(saved)) = (&mut self.scale, saved) {
-            *held = saved;
+        if let (Some(current), Some(saved)) = (&mut self.scale, saved) {
+            *current = saved;
         }
     }
 
@@ -262,8 +262,8 @@ impl AdamW {
         }
         let tables = match &mut self.tables.0 {
             Some(tables) if tables.fit(&tensors) => tables,
-            held => {
-                let tables = held.insert(AdamWTables::new(device, &tensors)?);
+            current => {
+                let tables = current.insert(AdamWTables::new(device, &tensors)?);
                 tables.set(factors)?;
                 tables
             }

@@ -52,15 +52,15 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
         }
         Portion::Random(share) => {
             let count = count(share);
-            let mut places: Vec<usize> = (0..records.len()).collect();
-            Random::new(config.seed, Purpose::Select, 0).shuffle(&mut places);
-            places.truncate(count);
-            places.sort_unstable();
-            let mut kept = places.into_iter().peekable();
-            let mut place = 0;
+            let mut indices: Vec<usize> = (0..records.len()).collect();
+            Random::new(config.seed, Purpose::Select, 0).shuffle(&mut indices);
+            indices.truncate(count);
+            indices.sort_unstable();
+            let mut kept = indices.into_iter().peekable();
+            let mut index = 0;
             records.retain(|_| {
-                let keep = kept.next_if_eq(&place).is_some();
-                place += 1;
+                let keep = kept.next_if_eq(&index).is_some();
+                index += 1;
                 keep
             });
             records

@@ -32,9 +32,8 @@ impl BatchSampler {
                 "there are {n} usable samples, fewer than one batch of {batch}; lower the batch size or add samples"
             )));
         }
-        let samples = u32::try_from(n).map_err(|_| {
-            Error::argument(format!("{n} samples exceed the limit of {}", u32::MAX))
-        })?;
+        let samples = u32::try_from(n)
+            .map_err(|_| Error::argument(format!("{n} samples exceed the limit of {}", u32::MAX)))?;
         Ok(Self { samples, batch, seed, epoch: None, permutation: Vec::new() })
     }
 
@@ -212,9 +211,9 @@ pub(crate) fn torch_randperm(n: usize, seed: u64) -> Result<Vec<usize>> {
     check_randperm(n)?;
     let mut generator = MersenneTwister::new(seed);
     let mut permutation: Vec<usize> = (0..n).collect();
-    for place in 0..n.saturating_sub(1) {
-        let offset = generator.next_u32() as usize % (n - place);
-        permutation.swap(place, place + offset);
+    for index in 0..n.saturating_sub(1) {
+        let offset = generator.next_u32() as usize % (n - index);
+        permutation.swap(index, index + offset);
     }
     Ok(permutation)
 }

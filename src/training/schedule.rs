@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_weight_stops_at_nought_unless_released() {
+    fn the_weight_is_clamped_at_zero_unless_released() {
         assert_eq!(upper_level_weight(1.0, 0.03, 0, false), 1.0);
         assert!((upper_level_weight(1.0, 0.03, 9, false) - 0.73).abs() < 1e-12);
         assert_eq!(upper_level_weight(1.0, 0.03, 40, false), 0.0);

@@ -99,6 +99,6 @@ fn no_checkpoint(run: &Path) -> Error {
 /// # Errors
 /// If there is no run or an override is not accepted.
 pub(crate) fn configuration(run: &Path, sets: &[String]) -> Result<Config> {
-    let held = RunDirectory::config_of(run)?;
-    Config::parse(&run.display().to_string(), &held.to_json().to_string(), sets)
+    let stored = RunDirectory::config_of(run)?;
+    Config::parse(&run.display().to_string(), &stored.to_json().to_string(), sets)
 }

@@ -52,8 +52,7 @@ pub(super) fn pyramid(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(Vec
     if let Some(given) = raw.resos.replace(resos.clone())
         && given != resos
     {
-        let message =
-            format!("{given:?} does not fit: patch_nums · patch_size is {resos:?}; set it to null");
+        let message = format!("{given:?} does not fit: patch_nums · patch_size is {resos:?}; set it to null");
         return checker.refuse(&KEY.resos, message);
     }
     if let Some(given) = raw.data_load_reso.replace(side)
@@ -97,10 +96,7 @@ pub(super) fn tokenizer(
     let mut path = checker.path(raw, &keys.path)?;
     if let Some(released) = released {
         if path.as_ref().is_some_and(|path| *path != released) {
-            return checker.refuse(
-                &KEY.ckpt_path,
-                "contradicts image_tokenizer.path; set only one of them",
-            );
+            return checker.refuse(&KEY.ckpt_path, "contradicts image_tokenizer.path; set only one of them");
         }
         keys.kind.of(raw).get_or_insert_with(|| "vqvae".to_owned());
         *keys.path.of(raw) = raw.ckpt_path.clone();

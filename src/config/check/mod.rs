@@ -245,8 +245,7 @@ fn networks(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<NetworksConfig
     let warm_up = checker.path(raw, &KEY.warmup_var)?;
     let pretrained = checker.path(raw, &KEY.pretrained_ckpt)?;
     if warm_up.is_some() && pretrained.is_some() && warm_up != pretrained {
-        return checker
-            .refuse(&KEY.pretrained_ckpt, "contradicts warmupVAR; set only one of them");
+        return checker.refuse(&KEY.pretrained_ckpt, "contradicts warmupVAR; set only one of them");
     }
     let initial_weights = warm_up.or(pretrained);
     let proxy_depth = checker.size(raw, &KEY.depth)?;
@@ -347,8 +346,10 @@ fn training(
     // Python's `round`, as upstream.
     let batch = (update as f64 / accumulation as f64).round_ties_even() as usize;
     if batch == 0 {
-        return checker
-            .refuse(&KEY.ac, format!("splits {update} samples into {accumulation} batches; lower ac or raise bs"));
+        return checker.refuse(
+            &KEY.ac,
+            format!("splits {update} samples into {accumulation} batches; lower ac or raise bs"),
+        );
     }
     for field in [&KEY.batch_size, &KEY.glb_batch_size] {
         let given = field.of(raw).replace(batch as i64).unwrap_or(0);

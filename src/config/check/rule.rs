@@ -68,8 +68,8 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     }
     let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();
     // On by default where per-sample gradients are possible, unless the rule needs nothing besides the loss.
-    let apart = !compat.cross_attention_first_sample && needs != Needs::default();
-    let norms = *raw.record_norms.get_or_insert(apart && every > 0);
+    let per_sample = !compat.cross_attention_first_sample && needs != Needs::default();
+    let norms = *raw.record_norms.get_or_insert(per_sample && every > 0);
     if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {
         let key: &ConfigKey = if needs.own_gradients() { &KEY.rule } else { &KEY.record_norms };
         return checker.refuse(

@@ -78,7 +78,7 @@ macro_rules! keys {
     };
     (@name $field:ident) => { stringify!($field) };
     (@name $field:ident $rename:literal) => { $rename };
-    (@field $type:ident, $name:expr, $doc:expr, $default:expr, $allowed:expr, $honored:expr, $effect:ident, $held:expr) => {{
+    (@field $type:ident, $name:expr, $doc:expr, $default:expr, $allowed:expr, $honored:expr, $effect:ident, $slot:expr) => {{
         const SETTING: Setting<$type> = Setting { default: $default, allowed: $allowed };
         Field {
             key: ConfigKey {
@@ -89,7 +89,7 @@ macro_rules! keys {
                 described: $doc,
             },
             setting: SETTING,
-            held: $held,
+            slot: $slot,
         }
     }};
 }

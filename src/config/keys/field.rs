@@ -91,7 +91,7 @@ pub(crate) trait KeyType: Copy + Into<Value> + 'static {
     type Raw;
 
     /// Converts the default to the type of the field.
-    fn held(self) -> Self::Raw;
+    fn into_raw(self) -> Self::Raw;
 }
 
 /// The same, for a setting of any type.
@@ -112,7 +112,7 @@ macro_rules! match_kind {
 
 /// Declares the types of keys: name in the table, type of the default, type of the field.
 macro_rules! types {
-    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty, $held:ty, $convert:expr;)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty, $raw:ty, $convert:expr;)*) => {
         $($(#[doc = $doc])+ pub(crate) type $name = $type;)*
 
         /// Type, default and accepted values of a key.
@@ -123,10 +123,10 @@ macro_rules! types {
 
         $(
             impl KeyType for $type {
-                type Raw = $held;
+                type Raw = $raw;
 
-                fn held(self) -> $held {
-                    let convert: fn($type) -> $held = $convert;
+                fn into_raw(self) -> $raw {
+                    let convert: fn($type) -> $raw = $convert;
                     convert(self)
                 }
             }
@@ -220,7 +220,7 @@ impl ConfigKey {
 pub(crate) struct Field<R, T: KeyType> {
     pub(super) key: ConfigKey,
     pub(super) setting: Setting<T>,
-    pub(super) held: fn(&mut R) -> &mut Option<T::Raw>,
+    pub(super) slot: fn(&mut R) -> &mut Option<T::Raw>,
 }
 
 impl<R, T: KeyType> Deref for Field<R, T> {
@@ -234,16 +234,16 @@ impl<R, T: KeyType> Deref for Field<R, T> {
 impl<R, T: KeyType> Field<R, T> {
     /// The field itself.
     pub(crate) fn of<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Raw> {
-        (self.held)(raw)
+        (self.slot)(raw)
     }
 
     /// The field, set to its default if it was empty and has one.
     pub(crate) fn filled<'raw>(&self, raw: &'raw mut R) -> &'raw mut Option<T::Raw> {
-        let held = self.of(raw);
-        if let (None, DefaultValue::Is(default)) = (&held, self.setting.default) {
-            *held = Some(default.held());
+        let slot = self.of(raw);
+        if let (None, DefaultValue::Is(default)) = (&slot, self.setting.default) {
+            *slot = Some(default.into_raw());
         }
-        held
+        slot
     }
 
     /// The accepted values, if they are listed.

@@ -90,7 +90,7 @@ pub trait Rule: Sync {
     ///
     /// # Errors
     /// If a measurement that it needs is missing, or a device fails.
-    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor>;
+    fn constants(&self, measurements: &Measurements<'_>) -> Result<Tensor>;
 }
 
 /// The declaration of a rule. Entries compare equal if their names are equal.

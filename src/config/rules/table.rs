@@ -28,8 +28,8 @@ impl Rule for Loss {
         Needs::default()
     }
 
-    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
-        Ok(seen.loss.clone())
+    fn constants(&self, measured: &Measurements<'_>) -> Result<Tensor> {
+        Ok(measured.loss.clone())
     }
 }
 
@@ -51,8 +51,8 @@ impl Rule for Excess {
         Needs { reference: true, ..Needs::default() }
     }
 
-    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
-        linear_combination(&[(1.0, seen.loss), (-1.0, seen.reference_loss()?)])
+    fn constants(&self, measured: &Measurements<'_>) -> Result<Tensor> {
+        linear_combination(&[(1.0, measured.loss), (-1.0, measured.reference_loss()?)])
     }
 }
 
@@ -78,8 +78,8 @@ impl Rule for Alignment {
         Needs { products: true, ..Needs::default() }
     }
 
-    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
-        linear_combination(&[(-1.0, seen.product()?)])
+    fn constants(&self, measured: &Measurements<'_>) -> Result<Tensor> {
+        linear_combination(&[(-1.0, measured.product()?)])
     }
 }
 

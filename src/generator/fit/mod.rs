@@ -247,10 +247,10 @@ fn line(
 
 impl Run<'_> {
     fn micro_step(&self, model: &Model, order: &mut Order, iteration: u64) -> Result<MicroStep> {
-        let places = order.batch(iteration)?;
-        let drop = dropped_captions(self.config, iteration, places.len());
+        let indices = order.batch(iteration)?;
+        let drop = dropped_captions(self.config, iteration, indices.len());
         let tokens = self.chooser.of(iteration)?;
-        let batch = self.batch(model, &self.data.train, &places, drop, &tokens)?;
+        let batch = self.batch(model, &self.data.train, &indices, drop, &tokens)?;
         Ok(MicroStep { batch, tokens, iteration })
     }
 
@@ -258,12 +258,12 @@ impl Run<'_> {
         &self,
         model: &Model,
         from: &EncodedCorpus,
-        places: &[usize],
+        indices: &[usize],
         drop: impl Fn(usize, &str) -> bool,
         tokens: &Tokens,
     ) -> Result<Batch> {
         let (tokenizer, text) = (self.data.tokenizer.as_ref(), self.data.text.as_ref());
-        let batch = from.batch(places, drop, tokenizer, text)?;
+        let batch = from.batch(indices, drop, tokenizer, text)?;
         match &tokens.layout {
             Some(layout) => batch.with_input(tokenizer.quantizer())?.part(layout),
             // A device computes the input itself, so there is less to upload.
@@ -287,9 +287,9 @@ impl Run<'_> {
         let count = self.data.validation.len();
         let size = self.config.training.batch;
         (0..count).step_by(size).map(move |start| {
-            let places: Vec<usize> = (start..(start + size).min(count)).collect();
+            let indices: Vec<usize> = (start..(start + size).min(count)).collect();
             let whole = Tokens { layout: None, weights: None };
-            self.batch(model, &self.data.validation, &places, |_, _| false, &whole)
+            self.batch(model, &self.data.validation, &indices, |_, _| false, &whole)
         })
     }
 }

@@ -166,7 +166,7 @@ impl Model {
         #[expect(clippy::cast_precision_loss, reason = "a few batches")]
         let share = 1.0 / micro.len() as f64;
         let mut sum = Accumulate::default();
-        let mut seen = Vec::with_capacity(micro.len());
+        let mut results = Vec::with_capacity(micro.len());
         for MicroStep { batch, tokens, iteration } in micro {
             let batch = self.placed(batch)?;
             let part = tokens.layout.as_ref().map(|layout| self.network.with_layout(layout.clone()));
@@ -192,7 +192,7 @@ impl Model {
                 None => seeds,
             };
             tape.backward(vec![(&result.sample_loss, seeds)], &[], &mut sum)?;
-            seen.push((result, batch.last_scale));
+            results.push((result, batch.last_scale));
         }
         self.optimizer.update(&mut self.parameters, &sum.gradients)?;
         let mut report = FitStepReport {
@@ -201,7 +201,7 @@ impl Model {
             gradient_norm: 0.0,
             skipped_updates: None,
         };
-        for (result, last_scale) in &seen {
+        for (result, last_scale) in &results {
             report.measures.add(share, token_measures(result, *last_scale)?);
             let losses = result.sample_loss.value().to_f64_vec()?;
             #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
@@ -229,10 +229,10 @@ impl Model {
     /// If there is no sample or a shape does not fit.
     pub fn measure(&self, batches: impl Iterator<Item = Result<Batch>>) -> Result<Measures> {
         let mut sums = Measures::default();
-        let samples = self.each_pass(batches, |seen, batch| {
+        let samples = self.each_pass(batches, |result, batch| {
             #[expect(clippy::cast_precision_loss, reason = "samples of a batch")]
             let count = batch.codes.dim(0) as f64;
-            sums.add(count, token_measures(seen, batch.last_scale)?);
+            sums.add(count, token_measures(result, batch.last_scale)?);
             Ok(())
         })?;
         let Measures { loss, tail_loss, accuracy, tail_accuracy } = sums;
@@ -251,12 +251,12 @@ impl Model {
         sides: &[usize],
     ) -> Result<Vec<ScaleMeasures>> {
         let mut sums = vec![(0.0, 0.0); sides.len()];
-        let samples = self.each_pass(batches, |seen, _| {
-            let tokens = seen.token_loss.dim(1);
+        let samples = self.each_pass(batches, |result, _| {
+            let tokens = result.token_loss.dim(1);
             if tokens != sides.iter().map(|side| side * side).sum::<usize>() {
                 return Err(Error::shape("scales", format!("{tokens} tokens in maps of sides {sides:?}")));
             }
-            let (losses, correct) = (seen.token_loss.to_f64_vec()?, seen.correct.to_host()?);
+            let (losses, correct) = (result.token_loss.to_f64_vec()?, result.correct.to_host()?);
             for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
                 let mut start = 0;
                 for (side, (loss, right)) in sides.iter().zip(&mut sums) {

@@ -97,8 +97,8 @@ impl Chooser {
                 Random::new(*seed, Purpose::TokenDrop, iteration).shuffle(&mut finest);
                 finest.truncate(keep - before);
                 finest.sort_unstable();
-                let places: Vec<usize> = (0..before).chain(finest).collect();
-                Ok(Tokens { layout: Some(self.whole.of(&places)?), weights: None })
+                let indices: Vec<usize> = (0..before).chain(finest).collect();
+                Ok(Tokens { layout: Some(self.whole.of(&indices)?), weights: None })
             }
             Kind::Progressive { .. } => {
                 let (scale, share) = self.stage(iteration);
@@ -111,8 +111,8 @@ impl Chooser {
                 let even = end as f64 / self.whole.tokens() as f64;
                 let weights =
                     (0..end).map(|token| if token < before { even } else { even * share }).collect();
-                let places: Vec<usize> = (0..end).collect();
-                Ok(Tokens { layout: Some(self.whole.of(&places)?), weights: Some(weights) })
+                let indices: Vec<usize> = (0..end).collect();
+                Ok(Tokens { layout: Some(self.whole.of(&indices)?), weights: Some(weights) })
             }
         }
     }

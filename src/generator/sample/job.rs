@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     SampleSettings, Sampler,
-    layout::{ImageLayout, Placed},
+    layout::{ImageLayout, ImageWriter},
 };
 use crate::{
     config::Config,
@@ -206,22 +206,22 @@ fn write(
         settings: *settings,
     };
     let empty = text.encode(&[""])?;
-    let wanted: Vec<(usize, usize)> =
+    let pairs: Vec<(usize, usize)> =
         (0..prompts.len()).flat_map(|prompt| (0..*each).map(move |number| (prompt, number))).collect();
-    let mut placed = Placed::new(layout, out, *each);
+    let mut writer = ImageWriter::new(layout, out, *each);
     let table = out.join(TABLE);
     let refuse =
         |error: csv::Error| Error::Table { path: table.clone(), line: None, message: error.to_string() };
     let mut lines = csv::Writer::from_writer(Vec::new());
     lines.write_record(["file", "prompt", "number"]).map_err(refuse)?;
     let mut done = 0;
-    for chunk in wanted.chunks(*batch) {
+    for chunk in pairs.chunks(*batch) {
         interrupt.check(&format!("{done} images are kept; run the same command again to continue"))?;
         let captions: Vec<&str> = chunk.iter().map(|&(prompt, _)| prompts[prompt].as_str()).collect();
         let streams: Vec<u64> =
             chunk.iter().map(|&(prompt, number)| (prompt * each + number) as u64).collect();
         let kept: Option<Vec<Raster>> =
-            chunk.iter().map(|&(prompt, number)| placed.kept(prompt, number)).collect();
+            chunk.iter().map(|&(prompt, number)| writer.kept(prompt, number)).collect();
         let images = match kept {
             Some(kept) => kept,
             None => {
@@ -231,16 +231,16 @@ fn write(
         };
         for (&(prompt, number), image) in chunk.iter().zip(images) {
             let caption = &prompts[prompt];
-            let name = placed.write(prompt, number, caption, image)?;
+            let name = writer.write(prompt, number, caption, image)?;
             lines.write_record([name.as_str(), caption, &number.to_string()]).map_err(refuse)?;
             done += 1;
-            progress.counted("sampling", done, wanted.len() as u64);
+            progress.counted("sampling", done, pairs.len() as u64);
         }
     }
     let bytes = lines.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
     write_whole(&table, &bytes)?;
-    let grid = placed.finish()?;
-    Ok(SampleSummary { images: wanted.len(), grid, table })
+    let grid = writer.finish()?;
+    Ok(SampleSummary { images: pairs.len(), grid, table })
 }
 
 /// Images `[B, 3, R, R]` in [-1, 1] as bytes.

@@ -62,7 +62,7 @@ pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
 }
 
 /// Writes images, in the order of the prompts.
-pub(super) struct Placed<'a> {
+pub(super) struct ImageWriter<'a> {
     layout: &'a ImageLayout,
     out: &'a Path,
     each: usize,
@@ -72,7 +72,7 @@ pub(super) struct Placed<'a> {
     strip: Vec<Raster>,
 }
 
-impl<'a> Placed<'a> {
+impl<'a> ImageWriter<'a> {
     pub(super) fn new(layout: &'a ImageLayout, out: &'a Path, each: usize) -> Self {
         Self { layout, out, each, rows: Vec::new(), strip: Vec::new() }
     }
@@ -154,8 +154,8 @@ fn side_by_side(images: &[Raster]) -> Raster {
     let side = images.first().map_or(0, Raster::width);
     let count = u32::try_from(images.len()).unwrap_or(u32::MAX);
     let mut row = Raster::new(count.saturating_mul(side + GAP) + GAP, side + 2 * GAP, [0; 3]);
-    let places = (0..count).map(|at| GAP + at * (side + GAP));
-    places.zip(images).for_each(|(x, image)| row.paste(x, GAP, side, image.rgb()));
+    let offsets = (0..count).map(|at| GAP + at * (side + GAP));
+    offsets.zip(images).for_each(|(x, image)| row.paste(x, GAP, side, image.rgb()));
     row
 }
 

@@ -92,7 +92,7 @@ impl Sampler<'_> {
             Tensor::new(&[batch, channels, full, full], vec![0f32; batch * channels * full * full])?;
         let mut input = Tensor::new(&[rows, 0, channels], Vec::<f32>::new())?;
         let mut cache = self.network.cache();
-        let mut drawn: Vec<Vec<u32>> = vec![Vec::with_capacity(self.quantizer.tokens()); batch];
+        let mut generated: Vec<Vec<u32>> = vec![Vec::with_capacity(self.quantizer.tokens()); batch];
         for (scale, side) in sides.iter().enumerate() {
             let cells = side * side;
             let given = match self.parameters.device() {
@@ -104,9 +104,9 @@ impl Sampler<'_> {
             let logits = logits.to_host()?.to_f64_vec()?;
             #[expect(clippy::cast_precision_loss, reason = "a few scales")]
             let guidance = self.settings.guidance * scale as f64 / (sides.len() - 1).max(1) as f64;
-            let codes = self.draw(&logits, rows, guidance, scale, streams)?;
-            for (drawn, codes) in drawn.iter_mut().zip(codes.chunks_exact(cells)) {
-                drawn.extend_from_slice(codes);
+            let codes = self.sample_codes(&logits, rows, guidance, scale, streams)?;
+            for (generated, codes) in generated.iter_mut().zip(codes.chunks_exact(cells)) {
+                generated.extend_from_slice(codes);
             }
             let embedded = self.quantizer.embed(scale, &Tensor::new(&[batch, cells], codes)?)?;
             let next = self.quantizer.next_input(scale, &mut reconstruction, &embedded)?;
@@ -114,11 +114,11 @@ impl Sampler<'_> {
                 input = rows_of(&next, side * side, rows / batch)?;
             }
         }
-        Tensor::new(&[batch, self.quantizer.tokens()], drawn.concat())
+        Tensor::new(&[batch, self.quantizer.tokens()], generated.concat())
     }
 
     /// One code per token of a scale, from logits `[rows, pn², V]`.
-    fn draw(
+    fn sample_codes(
         &self,
         logits: &[f64],
         rows: usize,
@@ -155,9 +155,7 @@ impl Sampler<'_> {
 /// Samples from the distribution of logits after top-k and top-p; `uniform` in [0, 1) selects the code.
 fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<u32> {
     if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
-        return Err(Error::not_finite(format!(
-            "a logit is {bad}; the model has diverged"
-        )));
+        return Err(Error::not_finite(format!("a logit is {bad}; the model has diverged")));
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     // Likeliest first; ties by code.
@@ -186,9 +184,9 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
     }
     let mut left = uniform * weights.iter().sum::<f64>();
     let mut at = weights.len() - 1;
-    for (place, weight) in weights.iter().enumerate() {
+    for (index, weight) in weights.iter().enumerate() {
         if left < *weight {
-            at = place;
+            at = index;
             break;
         }
         left -= weight;
@@ -243,15 +241,15 @@ mod tests {
     /// How often each code is sampled in 10,000 evenly spaced samples.
     fn shares(logits: &[f64], settings: SampleSettings) -> Vec<usize> {
         let mut counts = vec![0; logits.len()];
-        for draw in 0..10_000 {
-            let code = choose(&mut logits.to_vec(), settings, (f64::from(draw) + 0.5) / 1e4).unwrap();
+        for sample_codes in 0..10_000 {
+            let code = choose(&mut logits.to_vec(), settings, (f64::from(sample_codes) + 0.5) / 1e4).unwrap();
             counts[code as usize] += 1;
         }
         counts
     }
 
     #[test]
-    fn draws_follow_the_softmax() {
+    fn samples_follow_the_softmax() {
         let logits = [0.1f64.ln(), 0.6f64.ln(), 0.3f64.ln()];
         assert_eq!(shares(&logits, settings(0, 0.0)), [1000, 6000, 3000]);
     }
@@ -275,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_logit_that_is_no_number_is_an_error() {
+    fn a_non_finite_logit_is_an_error() {
         let error = choose(&mut [0.0, f64::NAN], settings(0, 0.0), 0.5).unwrap_err().to_string();
         assert!(error.contains("NaN"), "{error}");
     }

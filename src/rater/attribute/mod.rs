@@ -185,7 +185,8 @@ pub fn attribute(
         .map_err(|error| corpus.refuse_schema(error.to_string()))?;
     let trained = RunDirectory::config_of(&run)?;
     let rates = LearningRates::of(&run, &trained)?;
-    let factors: Option<Vec<f64>> = checkpoints.iter().map(|held| rates.leading_to(held.step)).collect();
+    let factors: Option<Vec<f64>> =
+        checkpoints.iter().map(|checkpoint| rates.leading_to(checkpoint.step)).collect();
     let learning_rates_known = factors.is_some();
     let factors = factors.unwrap_or_else(|| vec![1.0; checkpoints.len()]);
     let digests =
@@ -195,22 +196,22 @@ pub fn attribute(
     let inputs = setting.inputs(&checkpoints, [&corpus_digest, &validation_digest], &factors);
     parts.prepare(&inputs, request.overwrite)?;
     parts.expect_images(&validation)?;
-    let at = |held: &NamedCheckpoint, progress: &mut dyn Progress| {
+    let at = |checkpoint: &NamedCheckpoint, progress: &mut dyn Progress| {
         let (proxy, images) =
-            ProxyAt::new(&setting, held, &validation, validation_rows, interrupt, progress)?;
+            ProxyAt::new(&setting, checkpoint, &validation, validation_rows, interrupt, progress)?;
         parts.keep_images(&validation, images)?;
         Ok::<_, Error>(proxy)
     };
-    for (number, held) in checkpoints.iter().enumerate() {
+    for (number, checkpoint) in checkpoints.iter().enumerate() {
         let sequence = Sequence { number, of: checkpoints.len(), rows };
         parts.complete(sequence, &source, interrupt, progress, |progress| {
-            let proxy = at(held, progress)?;
+            let proxy = at(checkpoint, progress)?;
             parts.keep_note(number, proxy.validation())?;
             Ok(move |codes: &Tensor, records: &[&Record]| proxy.measure(codes, records))
         })?;
         if let Err(error) = parts.note::<Validation>(number) {
             tracing::warn!("{error}: the validation gradient is recomputed");
-            parts.keep_note(number, at(held, progress)?.validation())?;
+            parts.keep_note(number, at(checkpoint, progress)?.validation())?;
         }
     }
 
@@ -230,8 +231,8 @@ pub fn attribute(
         return Err(parts.none_usable(&counts, &request.corpus, &request.out)?);
     }
     table.finish()?;
-    let at = |(number, (held, factor)): (usize, (&NamedCheckpoint, f64))| {
-        Ok(AtCheckpoint { step: held.step, factor, validation: parts.note(number)? })
+    let at = |(number, (checkpoint, factor)): (usize, (&NamedCheckpoint, f64))| {
+        Ok(AtCheckpoint { step: checkpoint.step, factor, validation: parts.note(number)? })
     };
     let found = checkpoints.iter().zip(factors).enumerate().map(at).collect::<Result<_>>()?;
     parts.publish()?;
@@ -251,9 +252,9 @@ pub fn attribute(
 /// The result columns: four per checkpoint, with the step in the name if there are several, and the sum.
 fn columns(checkpoints: &[NamedCheckpoint]) -> Vec<NumberColumn> {
     let mut columns = Vec::new();
-    for held in checkpoints {
+    for checkpoint in checkpoints {
         for name in ["loss", "gradient_norm", "product", "cosine"] {
-            let at = if checkpoints.len() > 1 { format!("@{}", held.step) } else { String::new() };
+            let at = if checkpoints.len() > 1 { format!("@{}", checkpoint.step) } else { String::new() };
             columns.push(NumberColumn { name: format!("{name}{at}"), optional: name == "cosine" });
         }
     }
@@ -351,9 +352,9 @@ impl<'a> Setting<'a> {
                 digest,
             });
         }
-        checkpoints.sort_by_key(|held| held.step);
+        checkpoints.sort_by_key(|checkpoint| checkpoint.step);
         if self.request.every {
-            checkpoints.dedup_by_key(|held| held.step);
+            checkpoints.dedup_by_key(|checkpoint| checkpoint.step);
         }
         if let Some([first, _]) = checkpoints.array_windows().find(|[one, other]| one.step == other.step) {
             return Err(Error::mismatch(
@@ -371,11 +372,12 @@ impl<'a> Setting<'a> {
     /// time.
     fn inputs(&self, checkpoints: &[NamedCheckpoint], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
         let AttributeRequest { corpus, validation, geometry, .. } = self.request;
-        let told: Vec<&str> = checkpoints.iter().map(|held| held.digest.as_str()).collect();
+        let checkpoint_digests: Vec<&str> =
+            checkpoints.iter().map(|checkpoint| checkpoint.digest.as_str()).collect();
         let rates: Vec<String> = factors.iter().map(f64::to_string).collect();
         let [corpus_digest, validation_digest] = digests;
         let mut inputs = vec![
-            Input::new("one of the checkpoints", told.join(" ")),
+            Input::new("one of the checkpoints", checkpoint_digests.join(" ")),
             Input::file("the corpus", corpus, corpus_digest),
             Input::file("the validation set", validation, validation_digest),
             Input::new("--geometry", format!("{geometry:?}")),

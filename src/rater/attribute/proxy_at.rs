@@ -64,7 +64,7 @@ impl<'a> ProxyAt<'a> {
     /// Loads a checkpoint and passes over the validation set, whose image stamps are given.
     pub(super) fn new(
         setting: &'a Setting<'a>,
-        held: &NamedCheckpoint,
+        checkpoint: &NamedCheckpoint,
         validation: &Source<'_>,
         validation_rows: u64,
         interrupt: &Interrupt,
@@ -72,14 +72,14 @@ impl<'a> ProxyAt<'a> {
     ) -> Result<(Self, Vec<ImageState>)> {
         let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
         let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
-        let saved = Checkpoint::load(&held.folder)?;
+        let saved = Checkpoint::load(&checkpoint.folder)?;
         let (proxy, mut parameters) = Proxy::undrawn(&backbone, DType::F32)?;
-        restore_weights(&held.folder, &saved.proxy, &mut parameters)?;
+        restore_weights(&checkpoint.folder, &saved.proxy, &mut parameters)?;
         let optimizer = match setting.request.geometry {
             Geometry::Sgd => None,
             Geometry::AdamW => {
                 let mut optimizer = AdamW::new(&parameters, decays, AdamWSettings::default());
-                restore_moments(&held.folder, "proxy", &saved.optimizer, &parameters, &mut optimizer)?;
+                restore_moments(&checkpoint.folder, "proxy", &saved.optimizer, &parameters, &mut optimizer)?;
                 Some(optimizer)
             }
         };
@@ -95,7 +95,7 @@ impl<'a> ProxyAt<'a> {
             reader = Some(CodeReader::new(setting.encoders.tokenizer.quantizer(), device, most)?);
         }
         let nothing = Validation { records: 0, failed: 0, loss: 0.0, norm: 0.0 };
-        let step = held.step;
+        let step = checkpoint.step;
         let mut found = Self {
             setting,
             step,
@@ -109,7 +109,7 @@ impl<'a> ProxyAt<'a> {
         if let Some(optimizer) = &optimizer {
             found.precondition(optimizer, updates)?;
         }
-        found.measure_direction(held)?;
+        found.measure_direction(checkpoint)?;
         Ok((found, images))
     }
 
@@ -193,7 +193,7 @@ impl<'a> ProxyAt<'a> {
     }
 
     /// The norm of the mean direction.
-    fn measure_direction(&mut self, held: &NamedCheckpoint) -> Result<()> {
+    fn measure_direction(&mut self, checkpoint: &NamedCheckpoint) -> Result<()> {
         let on_host = |gradient: &Option<Tensor>| gradient.as_ref().map(Tensor::to_host).transpose();
         let gradients: Gradients = self.direction.iter().map(on_host).collect::<Result<_>>()?;
         let norm = global_norm(&gradients)? / self.validation.records as f64;
@@ -201,7 +201,7 @@ impl<'a> ProxyAt<'a> {
             let what = if norm == 0.0 { "zero" } else { "not finite; the checkpoint has diverged" };
             return Err(Error::not_finite(format!(
                 "the validation gradient of {} is {what}",
-                held.folder.display()
+                checkpoint.folder.display()
             )));
         }
         self.validation.norm = norm;
@@ -229,7 +229,7 @@ impl<'a> ProxyAt<'a> {
         let mut tape =
             Tape::new(&self.parameters).with_recomputing(config.recompute).with_samples_apart(true);
         let smoothing = config.training.label_smoothing;
-        let seen = self.proxy.loss(
+        let result = self.proxy.loss(
             &mut tape,
             batch.input()?,
             &batch.text,
@@ -237,12 +237,12 @@ impl<'a> ProxyAt<'a> {
             smoothing,
             Mode::Evaluate,
         )?;
-        let losses = seen.sample_loss.value();
+        let losses = result.sample_loss.value();
         let mut seeds = Tensor::new(&[samples], vec![1.0; samples])?.cast(losses.dtype())?;
         if let Some(device) = self.parameters.device() {
             seeds = seeds.to_device(device)?;
         }
-        tape.backward(vec![(&seen.sample_loss, seeds)], &[], visitor)?;
+        tape.backward(vec![(&result.sample_loss, seeds)], &[], visitor)?;
         losses.to_f64_vec()
     }
 
@@ -306,9 +306,7 @@ impl<'a> ProxyAt<'a> {
         let step = self.step;
         match numbers(loss, product, squared_norm, &self.validation) {
             Ok(numbers) => Outcome::Found(numbers),
-            Err(what) => Outcome::Failed(format!(
-                "the {what} at step {step}; the checkpoint has diverged"
-            )),
+            Err(what) => Outcome::Failed(format!("the {what} at step {step}; the checkpoint has diverged")),
         }
     }
 }
@@ -338,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_zero_gradient_has_no_cosine_and_what_is_no_number_is_named() {
+    fn a_zero_gradient_has_no_cosine_and_non_finite_results_are_named() {
         let validation = Validation { records: 4, failed: 0, loss: 1.0, norm: 0.5 };
         let found = |loss, product, squared_norm| numbers(loss, product, squared_norm, &validation);
         let zero = RecordGradient { loss: 0.5, gradient_norm: 0.0, product: 0.0, cosine: None };

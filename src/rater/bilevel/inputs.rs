@@ -115,7 +115,7 @@ pub(super) enum Pass {
 
 /// All inputs of a micro-batch.
 #[derive(Clone, Debug)]
-pub(super) struct Prepared {
+pub(super) struct StepInputs {
     pub(super) micro: MicroBatch,
     /// One mask per [`Pass`], in order.
     pub(super) drop_path: [DropPath; 4],
@@ -127,7 +127,7 @@ pub(super) struct Prepared {
     /// The proxy's sample weights if the rater gives none.
     pub(super) equal_weights: Option<Tensor>,
     /// Set if per-sample gradients are needed.
-    pub(super) apart: Option<Apart>,
+    pub(super) per_sample: Option<PerSample>,
     /// The factor of the reference proxy's seeds, if there is one.
     pub(super) reference: Option<RaterLoss>,
     /// The regression targets of the rater's logits, for the objective `regression`.
@@ -138,7 +138,7 @@ pub(super) struct Prepared {
 
 /// Inputs of the per-sample gradient pass.
 #[derive(Clone, Debug)]
-pub(super) struct Apart {
+pub(super) struct PerSample {
     /// The gradient of each training sample's loss, `[B]`, all equal.
     pub(super) seeds: Tensor,
     pub(super) products: bool,
@@ -152,8 +152,8 @@ pub(super) struct Apart {
     pub(super) geometry: Option<Tensor>,
 }
 
-impl Apart {
-    fn numbers_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+impl PerSample {
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let Self { seeds, unscale_product, unscale_norm, validation_share, geometry, .. } = self;
         [seeds, unscale_product, unscale_norm].into_iter().chain(validation_share).chain(geometry)
     }
@@ -168,16 +168,16 @@ pub(super) struct Form {
     switches: [bool; 11],
 }
 
-impl Prepared {
+impl StepInputs {
     /// The random and scheduled values: small tensors, one value per sample or a few.
-    fn numbers_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let drop_path = self.drop_path.iter_mut().flat_map(DropPath::tensors_mut);
         let targets = self.targets.iter_mut();
         drop_path
             .chain([self.rater_loss.factors_mut()])
             .chain(&mut self.validation_seeds)
             .chain(&mut self.equal_weights)
-            .chain(self.apart.iter_mut().flat_map(Apart::numbers_mut))
+            .chain(self.per_sample.iter_mut().flat_map(PerSample::values_mut))
             .chain(self.reference.iter_mut().map(RaterLoss::factors_mut))
             .chain(targets.flat_map(|targets| [&mut targets.averages, &mut targets.corpus]))
     }
@@ -185,30 +185,30 @@ impl Prepared {
     /// See [`Form`].
     pub(super) fn form(&mut self) -> Form {
         let last_scale = [self.micro.train.last_scale, self.micro.validation.last_scale];
-        let apart = self.apart.as_ref();
+        let per_sample = self.per_sample.as_ref();
         let switches = [
             self.validation_seeds.is_some(),
             self.train_counts,
             self.equal_weights.is_some(),
-            apart.is_some(),
-            apart.is_some_and(|apart| apart.products),
-            apart.is_some_and(|apart| apart.norms),
-            apart.is_some_and(|apart| apart.validation_share.is_some()),
-            apart.is_some_and(|apart| apart.geometry.is_some()),
+            per_sample.is_some(),
+            per_sample.is_some_and(|per_sample| per_sample.products),
+            per_sample.is_some_and(|per_sample| per_sample.norms),
+            per_sample.is_some_and(|per_sample| per_sample.validation_share.is_some()),
+            per_sample.is_some_and(|per_sample| per_sample.geometry.is_some()),
             self.reference.is_some(),
             self.targets.is_some(),
             self.warm_up,
         ];
         let mut tensors: Vec<_> =
             self.micro.tensors_mut().map(|tensor| (tensor.shape().to_vec(), tensor.dtype())).collect();
-        tensors.extend(self.numbers_mut().map(|tensor| (tensor.shape().to_vec(), tensor.dtype())));
+        tensors.extend(self.values_mut().map(|tensor| (tensor.shape().to_vec(), tensor.dtype())));
         Form { tensors, last_scale, switches }
     }
 
     /// The random and scheduled values, concatenated, in f32 as a device uses them.
     fn packed(&mut self) -> Result<Tensor> {
         let mut packed = Vec::new();
-        for tensor in self.numbers_mut() {
+        for tensor in self.values_mut() {
             packed.extend(tensor.to_f64_vec()?);
         }
         Tensor::new(&[packed.len()], packed)?.cast(DType::F32)
@@ -218,29 +218,29 @@ impl Prepared {
 /// A micro-batch's inputs on a device. Their addresses stay fixed, so that a recorded step reads the inputs of each
 /// replay.
 #[derive(Debug)]
-pub(super) struct OnDevice {
+pub(super) struct DeviceInputs {
     /// The batches, on the device; of the values on the host only the shapes are used.
-    prepared: Prepared,
+    prepared: StepInputs,
     /// The values, concatenated, so that one copy uploads them.
-    numbers: Tensor,
+    values: Tensor,
 }
 
-impl OnDevice {
+impl DeviceInputs {
     /// Uploads the inputs.
-    pub(super) fn new(mut prepared: Prepared, device: &Device) -> Result<Self> {
+    pub(super) fn new(mut prepared: StepInputs, device: &Device) -> Result<Self> {
         for tensor in prepared.micro.tensors_mut() {
             // New buffers: the caller's must not be overwritten.
             *tensor = tensor.copied_to(device)?;
         }
-        let numbers = prepared.packed()?.to_device(device)?;
-        Ok(Self { prepared, numbers })
+        let values = prepared.packed()?.to_device(device)?;
+        Ok(Self { prepared, values })
     }
 
     /// Overwrites the inputs with those of another step of the same form, without waiting for the device.
-    pub(super) fn overwrite(&mut self, mut next: Prepared) -> Result<()> {
-        self.numbers.overwrite(&next.packed()?)?;
-        for (held, next) in self.prepared.micro.tensors_mut().zip(next.micro.tensors_mut()) {
-            held.overwrite(next)?;
+    pub(super) fn overwrite(&mut self, mut next: StepInputs) -> Result<()> {
+        self.values.overwrite(&next.packed()?)?;
+        for (current, next) in self.prepared.micro.tensors_mut().zip(next.micro.tensors_mut()) {
+            current.overwrite(next)?;
         }
         Ok(())
     }
@@ -253,13 +253,13 @@ impl OnDevice {
         reader: Option<&CodeReader>,
         rater: Reach,
         dtype: DType,
-    ) -> Result<Prepared> {
+    ) -> Result<StepInputs> {
         let (mut prepared, mut at) = (self.prepared.clone(), 0);
-        let numbers: &Buffer<f32> = self.numbers.buffer()?;
-        for tensor in prepared.numbers_mut() {
+        let values: &Buffer<f32> = self.values.buffer()?;
+        for tensor in prepared.values_mut() {
             let range = at..at + tensor.len();
             at = range.end;
-            *tensor = Tensor::written(device, tensor.shape(), |part| part.copy_range(0, numbers, range))?;
+            *tensor = Tensor::written(device, tensor.shape(), |part| part.copy_range(0, values, range))?;
         }
         let MicroBatch { train, validation, .. } = &mut prepared.micro;
         for reach in [Reach::Before, rater] {

@@ -15,7 +15,7 @@ pub use recorded::RecordedStep;
 pub use report::StepReport;
 pub use settings::BilevelSettings;
 
-use inputs::{Apart, Pass, Prepared};
+use inputs::{Pass, PerSample, StepInputs};
 use passes::Measured;
 
 use crate::{
@@ -202,10 +202,11 @@ impl Bilevel {
             let stream = step * micro_batches.len() as u64 + at as u64;
             self.prepare(micro, rates, share, stream)
         };
-        let prepared: Vec<Prepared> = micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
+        let prepared: Vec<StepInputs> =
+            micro_batches.iter().enumerate().map(prepare).collect::<Result<_>>()?;
         let QueuedStep { measured, sums } = match self.proxy_parameters.device().cloned() {
-            None => self.ask(prepared.into_iter().map(Ok), updates)?,
-            Some(device) => self.ask_device(&device, prepared, updates)?,
+            None => self.queue(prepared.into_iter().map(Ok), updates)?,
+            Some(device) => self.queue_on_device(&device, prepared, updates)?,
         };
         // The step completes even if `meanwhile` failed.
         let done_meanwhile = meanwhile(self);
@@ -257,9 +258,8 @@ impl Bilevel {
             }
             if !(updated.applied || some_lost && network != "rater") {
                 let name = first_not_finite(parameters, gradients)?.unwrap_or("(only the norm)");
-                complaints.push(format!(
-                    "the {network}'s gradient is not finite, first in the tensor {name}"
-                ));
+                complaints
+                    .push(format!("the {network}'s gradient is not finite, first in the tensor {name}"));
             }
         }
         report.skipped_updates = skipped;
@@ -303,9 +303,9 @@ impl Bilevel {
     }
 
     /// Queues all work of a step.
-    fn ask(
+    fn queue(
         &mut self,
-        micro_batches: impl Iterator<Item = Result<Prepared>>,
+        micro_batches: impl Iterator<Item = Result<StepInputs>>,
         updates: Updates,
     ) -> Result<QueuedStep> {
         let [mut proxy, mut rater, mut reference] = [(); 3].map(|()| Accumulate::default());
@@ -332,7 +332,7 @@ impl Bilevel {
     }
 
     /// Computes the random and scheduled inputs of a micro-batch, on the host.
-    fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<Prepared> {
+    fn prepare(&self, micro: &MicroBatch, rates: StepRates, share: f64, stream: u64) -> Result<StepInputs> {
         let dtype = self.proxy_parameters.compute_dtype();
         let on_host = self.proxy_parameters.device().is_none();
         micro.check()?;
@@ -365,9 +365,9 @@ impl Bilevel {
             Some(_) => proxy_scale / batch.next_power_of_two() as f64,
             None => 1.0,
         };
-        let apart = (products || norms).then_some(unit);
+        let per_sample = (products || norms).then_some(unit);
         let factors = RaterLossFactors {
-            seed: (1.0 - upper) * share * mean * proxy_scale / apart.unwrap_or(1.0),
+            seed: (1.0 - upper) * share * mean * proxy_scale / per_sample.unwrap_or(1.0),
             constant: share * mean * rater_scale,
             entropy: if settings.rater_regularization { share * rater_scale } else { 0.0 },
         };
@@ -378,9 +378,9 @@ impl Bilevel {
             .then(|| floats(vec![validation_seed; validation]))
             .transpose()?;
         let one = |value: f64| Tensor::new(&[1], vec![value]);
-        let apart = match apart {
+        let per_sample = match per_sample {
             None => None,
-            Some(unit) => Some(Apart {
+            Some(unit) => Some(PerSample {
                 seeds: floats(vec![unit; batch])?,
                 products,
                 norms,
@@ -403,7 +403,9 @@ impl Bilevel {
         let targets = match &micro.prior {
             _ if warm_up || settings.rule.objective == RaterObjective::Reweight => None,
             None => {
-                return Err(Error::invalid("the objective `regression` needs running averages, but a batch has none"));
+                return Err(Error::invalid(
+                    "the objective `regression` needs running averages, but a batch has none",
+                ));
             }
             Some(prior) => {
                 let factor = share / batch as f64 * rater_scale;
@@ -413,7 +415,7 @@ impl Bilevel {
                 })
             }
         };
-        Ok(Prepared {
+        Ok(StepInputs {
             drop_path: [
                 draw(Pass::Validation)?,
                 draw(Pass::Train)?,
@@ -424,7 +426,7 @@ impl Bilevel {
             rater_loss: RaterLoss::new(factors)?,
             validation_seeds,
             equal_weights: (!weighs).then(|| floats(vec![1.0 / batch as f64; batch])).transpose()?,
-            apart,
+            per_sample,
             reference,
             targets,
             warm_up,

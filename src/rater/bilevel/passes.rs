@@ -2,7 +2,7 @@
 
 use super::{
     Bilevel, Reference,
-    inputs::{Apart, Pass, Prepared},
+    inputs::{Pass, PerSample, StepInputs},
 };
 use crate::{
     config::{RaterObjective, Scaling},
@@ -58,7 +58,7 @@ struct Trained {
 impl Bilevel {
     pub(super) fn micro_step(
         &self,
-        prepared: &Prepared,
+        prepared: &StepInputs,
         [proxy, rater, reference]: [&mut Accumulate; 3],
     ) -> Result<Measured> {
         let (settings, micro) = (&self.settings, &prepared.micro);
@@ -72,11 +72,11 @@ impl Bilevel {
 
         let given = prepared.validation_seeds.as_ref().map(|seeds| |_: &Tensor| Ok(seeds.clone()));
         let mode = self.mode(prepared, Pass::Validation);
-        let products = prepared.apart.as_ref().is_some_and(|apart| apart.products);
+        let products = prepared.per_sample.as_ref().is_some_and(|per_sample| per_sample.products);
         let mut alone = Accumulate::default();
         let into = if products { &mut alone } else { &mut *proxy };
         let validation = self.proxy_pass(&self.proxy_parameters, &micro.validation, given, mode, into)?;
-        let Trained { loss, product, squared_norm } = match &prepared.apart {
+        let Trained { loss, product, squared_norm } = match &prepared.per_sample {
             None => {
                 let seeds = |losses: &Tensor| prepared.rater_loss.seeds(&weight, losses.dtype());
                 let weighted = prepared.train_counts.then_some(seeds);
@@ -84,8 +84,8 @@ impl Bilevel {
                 let seen = self.proxy_pass(&self.proxy_parameters, &micro.train, weighted, mode, proxy)?;
                 Trained { loss: seen.sample_loss.into_value(), product: None, squared_norm: None }
             }
-            Some(apart) => {
-                self.taken_apart(prepared, apart, &weight, alone.gradients, &mut proxy.gradients)?
+            Some(per_sample) => {
+                self.per_sample_pass(prepared, per_sample, &weight, alone.gradients, &mut proxy.gradients)?
             }
         };
         let reference_loss = match (&prepared.reference, &self.reference) {
@@ -141,14 +141,14 @@ impl Bilevel {
         Ok(measured)
     }
 
-    fn mode<'a>(&self, prepared: &'a Prepared, pass: Pass) -> Mode<'a> {
+    fn mode<'a>(&self, prepared: &'a StepInputs, pass: Pass) -> Mode<'a> {
         match self.settings.drop_path {
             true => Mode::Train(&prepared.drop_path[pass as usize]),
             false => Mode::Evaluate,
         }
     }
 
-    fn rate(&self, prepared: &Prepared) -> Result<Rated<'_>> {
+    fn rate(&self, prepared: &StepInputs) -> Result<Rated<'_>> {
         let (settings, train) = (&self.settings, &prepared.micro.train);
         let weighing = settings.weighing;
         let mut tape = Tape::new(&self.rater_parameters).with_recomputing(settings.recompute);
@@ -200,10 +200,10 @@ impl Bilevel {
 
     /// The training pass with per-sample gradients: one backward pass of `Σ_i ℓ_i` gives the products with
     /// `direction`, the norms, and the weighted sum, which is added to `sum` together with the direction's share.
-    fn taken_apart(
+    fn per_sample_pass(
         &self,
-        prepared: &Prepared,
-        apart: &Apart,
+        prepared: &StepInputs,
+        per_sample: &PerSample,
         weight: &Tensor,
         direction: Gradients,
         sum: &mut Gradients,
@@ -211,14 +211,14 @@ impl Bilevel {
         let (train, parameters) = (&prepared.micro.train, &self.proxy_parameters);
         let batch = train.codes.dim(0);
         let mut ghost = Ghost::new(batch).with_repeated(self.proxy.repeated());
-        if apart.products {
-            let preconditioner = apart.geometry.as_ref().map(|factors| Preconditioner {
+        if per_sample.products {
+            let preconditioner = per_sample.geometry.as_ref().map(|factors| Preconditioner {
                 second_moments: self.proxy_optimizer.second_moments(),
                 factors,
             });
-            ghost = ghost.with_last_dot(direction, preconditioner, apart.validation_share.clone());
+            ghost = ghost.with_last_dot(direction, preconditioner, per_sample.validation_share.clone());
         }
-        if apart.norms {
+        if per_sample.norms {
             ghost = ghost.with_norms();
         }
         ghost = ghost.onto(std::mem::take(sum));
@@ -231,15 +231,15 @@ impl Bilevel {
         let (smoothing, mode) = (self.settings.label_smoothing, self.mode(prepared, Pass::Train));
         let result =
             self.proxy.loss(&mut tape, train.input()?, &train.text, &train.codes, smoothing, mode)?;
-        tape.backward(vec![(&result.sample_loss, apart.seeds.clone())], &[], &mut ghost)?;
+        tape.backward(vec![(&result.sample_loss, per_sample.seeds.clone())], &[], &mut ghost)?;
         let numbers = ghost.finish(parameters)?;
         let scaled = |total: Option<Tensor>, factor: &Tensor| -> Result<Option<Tensor>> {
             total
                 .map(|total| scale_samples(&total.reshape(&[1, batch])?, factor)?.reshape(&[batch]))
                 .transpose()
         };
-        let product = scaled(numbers.product()?, &apart.unscale_product)?;
-        let squared_norm = scaled(numbers.squared_norm()?, &apart.unscale_norm)?;
+        let product = scaled(numbers.product()?, &per_sample.unscale_product)?;
+        let squared_norm = scaled(numbers.squared_norm()?, &per_sample.unscale_norm)?;
         *sum = numbers.gradients;
         Ok(Trained { loss: result.sample_loss.into_value(), product, squared_norm })
     }

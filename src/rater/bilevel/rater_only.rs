@@ -38,19 +38,19 @@ impl Bilevel {
             return Err(Error::invalid("a step needs at least one batch"));
         }
         self.rater_optimizer.prepare(learning_rate, weight_decay)?;
-        let (mut sum, mut asked) = (Accumulate::default(), Vec::new());
+        let (mut sum, mut queued) = (Accumulate::default(), Vec::new());
         let share = self.rater_optimizer.loss_factor() / batches.len() as f64;
         for (at, (batch, prior)) in batches.iter().enumerate() {
             let stream = step * batches.len() as u64 + at as u64;
-            asked.push(self.rater_pass(batch, prior, share, stream, &mut sum)?);
+            queued.push(self.rater_pass(batch, prior, share, stream, &mut sum)?);
         }
         self.rater_optimizer.update(&mut self.rater_parameters, &sum.gradients)?;
         let mut report = RaterReport::default();
-        for [logits, targets] in &asked {
+        for [logits, targets] in &queued {
             let (logits, targets) = (logits.to_f64_vec()?, targets.to_f64_vec()?);
             let known = std::iter::zip(&logits, &targets).filter(|(_, target)| target.is_finite());
             let squares: f64 = known.map(|(logit, target)| (logit - target).powi(2)).sum();
-            report.loss += squares / (logits.len() * asked.len()) as f64;
+            report.loss += squares / (logits.len() * queued.len()) as f64;
             report.logit.extend(logits);
         }
         let updated = self.rater_optimizer.finish()?;

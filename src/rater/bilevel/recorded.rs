@@ -2,7 +2,7 @@
 
 use super::{
     Bilevel, BilevelSettings, QueuedStep, Updates,
-    inputs::{Form, OnDevice, Prepared},
+    inputs::{DeviceInputs, Form, StepInputs},
 };
 use crate::{
     engine::{
@@ -29,14 +29,14 @@ impl Clone for RecordedStep {
 impl RecordedStep {
     /// Whether a graph is held.
     pub fn is_recorded(&self) -> bool {
-        self.0.as_ref().is_some_and(|held| held.graph.is_some())
+        self.0.as_ref().is_some_and(|uploaded| uploaded.graph.is_some())
     }
 }
 
 #[derive(Debug)]
 struct UploadedStep {
     key: Key,
-    inputs: Vec<OnDevice>,
+    inputs: Vec<DeviceInputs>,
     /// `None` until the step repeats: the first run loads the kernels.
     graph: Option<(Graph, QueuedStep)>,
 }
@@ -52,59 +52,67 @@ struct Key {
 
 impl Bilevel {
     /// Queues a step on a device.
-    pub(super) fn ask_device(
+    pub(super) fn queue_on_device(
         &mut self,
         device: &Device,
-        mut prepared: Vec<Prepared>,
+        mut prepared: Vec<StepInputs>,
         updates: Updates,
     ) -> Result<QueuedStep> {
         let key = Key {
             settings: self.settings.clone(),
-            forms: prepared.iter_mut().map(Prepared::form).collect(),
+            forms: prepared.iter_mut().map(StepInputs::form).collect(),
             addresses: self.addresses()?,
         };
         match self.recorded.0.take() {
-            Some(mut held) if held.key == key => {
-                for (inputs, prepared) in held.inputs.iter_mut().zip(prepared) {
+            Some(mut uploaded) if uploaded.key == key => {
+                for (inputs, prepared) in uploaded.inputs.iter_mut().zip(prepared) {
                     inputs.overwrite(prepared)?;
                 }
-                let (graph, asked) = match held.graph {
+                let (graph, queued) = match uploaded.graph {
                     Some(recorded) => recorded,
-                    None => self.record(device, &held.inputs, updates)?,
+                    None => self.record(device, &uploaded.inputs, updates)?,
                 };
                 graph.replay()?;
                 self.recorded =
-                    RecordedStep(Some(UploadedStep { graph: Some((graph, asked.clone())), ..held }));
-                Ok(asked)
+                    RecordedStep(Some(UploadedStep { graph: Some((graph, queued.clone())), ..uploaded }));
+                Ok(queued)
             }
             // The previous step is dropped first, to free its memory.
             other => {
                 drop(other);
-                let to_device = |prepared| OnDevice::new(prepared, device);
-                let inputs: Vec<OnDevice> = prepared.into_iter().map(to_device).collect::<Result<_>>()?;
-                let asked = self.ask_unpacked(device, &inputs, updates)?;
+                let to_device = |prepared| DeviceInputs::new(prepared, device);
+                let inputs: Vec<DeviceInputs> = prepared.into_iter().map(to_device).collect::<Result<_>>()?;
+                let queued = self.queue_unpacked(device, &inputs, updates)?;
                 if self.settings.cuda_graph {
                     self.recorded = RecordedStep(Some(UploadedStep { key, inputs, graph: None }));
                 }
-                Ok(asked)
+                Ok(queued)
             }
         }
     }
 
-    fn ask_unpacked(&mut self, device: &Device, inputs: &[OnDevice], updates: Updates) -> Result<QueuedStep> {
+    fn queue_unpacked(
+        &mut self,
+        device: &Device,
+        inputs: &[DeviceInputs],
+        updates: Updates,
+    ) -> Result<QueuedStep> {
         let (reader, dtype) = (self.reader.clone(), self.proxy_parameters.compute_dtype());
         let reach = self.settings.rater_reach;
-        self.ask(inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), reach, dtype)), updates)
+        self.queue(
+            inputs.iter().map(|inputs| inputs.unpacked(device, reader.as_ref(), reach, dtype)),
+            updates,
+        )
     }
 
     fn record(
         &mut self,
         device: &Device,
-        inputs: &[OnDevice],
+        inputs: &[DeviceInputs],
         updates: Updates,
     ) -> Result<(Graph, QueuedStep)> {
         device.consolidate_memory()?;
-        let recorded = device.capture(|| self.ask_unpacked(device, inputs, updates))?;
+        let recorded = device.capture(|| self.queue_unpacked(device, inputs, updates))?;
         let reference = self.reference.as_mut().map(|reference| &mut reference.optimizer);
         for optimizer in [&mut self.proxy_optimizer, &mut self.rater_optimizer].into_iter().chain(reference) {
             optimizer.recorded()?;

@@ -105,13 +105,13 @@ impl Bilevel {
         };
         let weighted = finite_sum(&losses, &weight) * mean;
         let upper = if rates.warm_up { 0.0 } else { rates.upper_level_weight };
-        let seen = token_measures(&measured.validation, measured.last_scale)?;
-        report.validation_loss += share * seen[0];
-        report.validation_tail_loss += share * seen[1];
-        report.validation_accuracy += share * seen[2];
-        report.validation_tail_accuracy += share * seen[3];
+        let measures = token_measures(&measured.validation, measured.last_scale)?;
+        report.validation_loss += share * measures[0];
+        report.validation_tail_loss += share * measures[1];
+        report.validation_accuracy += share * measures[2];
+        report.validation_tail_accuracy += share * measures[3];
         report.weighted_train_loss += share * weighted;
-        report.proxy_loss += share * (upper * seen[0] + (1.0 - upper) * weighted);
+        report.proxy_loss += share * (upper * measures[0] + (1.0 - upper) * weighted);
         report.rater_loss += share * rater_loss;
         let before = report.train_loss.len();
         let is_lost = |at: &usize| {

@@ -53,10 +53,10 @@ impl Job {
     }
 
     /// The name of the first input that differs from the stored ones.
-    pub(super) fn first_difference<'a>(&'a self, named: &'a [Input], held: &'a Self) -> &'a str {
-        let differs = |at: &usize| held.inputs.get(*at) != self.inputs.get(*at);
-        let at = (0..self.inputs.len().max(held.inputs.len())).find(differs).unwrap_or(0);
-        let removed = || held.inputs.get(at).map_or("", |(kind, _)| kind);
+    pub(super) fn first_difference<'a>(&'a self, named: &'a [Input], stored: &'a Self) -> &'a str {
+        let differs = |at: &usize| stored.inputs.get(*at) != self.inputs.get(*at);
+        let at = (0..self.inputs.len().max(stored.inputs.len())).find(differs).unwrap_or(0);
+        let removed = || stored.inputs.get(at).map_or("", |(kind, _)| kind);
         named.get(at).map_or_else(removed, |input| &input.name)
     }
 }

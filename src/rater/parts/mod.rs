@@ -56,7 +56,8 @@ struct Images {
 /// The state of a job interrupted before its first part.
 pub(crate) const NOTHING_DONE: &str = "nothing was done yet; run the same command again";
 /// The state of a job interrupted when all parts are there.
-pub(crate) const PARTS_KEPT: &str = "all rows are done and kept; run the same command again to write the table";
+pub(crate) const PARTS_KEPT: &str =
+    "all rows are done and kept; run the same command again to write the table";
 
 /// The words for a job in messages.
 #[derive(Clone, Copy)]
@@ -133,14 +134,14 @@ impl Parts {
         let (path, job) = (self.folder.join(JOB), Job::of(inputs));
         let described = serde_json::to_vec_pretty(&job).map_err(|error| Error::invalid(error.to_string()))?;
         if path.exists() {
-            let held = fs::read(&path).map_err(Error::io("read", &path))?;
-            let refused = match unseal(&held) {
-                Unsealed::Whole(held) => match serde_json::from_slice::<Job>(&held) {
-                    Ok(held) if held == job => return remove_leftovers(&self.folder),
-                    Ok(held) if held.format == FORMAT => Error::invalid(format!(
+            let stored = fs::read(&path).map_err(Error::io("read", &path))?;
+            let refused = match unseal(&stored) {
+                Unsealed::Whole(stored) => match serde_json::from_slice::<Job>(&stored) {
+                    Ok(stored) if stored == job => return remove_leftovers(&self.folder),
+                    Ok(stored) if stored.format == FORMAT => Error::invalid(format!(
                         "{} holds parts of another job: {} has changed; restore it, or pass --overwrite to start over",
                         self.folder.display(),
-                        job.first_difference(inputs, &held)
+                        job.first_difference(inputs, &stored)
                     )),
                     _ => self.of_another_version(),
                 },
@@ -200,7 +201,7 @@ impl Parts {
     }
 
     /// The existing part that begins at `from`, if any. A damaged part is recomputed, which only costs time.
-    fn held<N: DeserializeOwned>(
+    fn stored<N: DeserializeOwned>(
         &self,
         sequence: usize,
         number: u64,
@@ -245,10 +246,10 @@ impl Parts {
         if !path.exists() {
             return write_sealed(&path, &Images { images });
         }
-        let held: Images = read_sealed(&path, &self.cure())?;
+        let stored: Images = read_sealed(&path, &self.cure())?;
         let same = |(one, other)| are_same(one, other);
-        match held.images.iter().zip(&images).position(|pair| !same(pair)) {
-            None if held.images.len() == images.len() => Ok(()),
+        match stored.images.iter().zip(&images).position(|pair| !same(pair)) {
+            None if stored.images.len() == images.len() => Ok(()),
             at => {
                 let record = source.open()?.nth(at.unwrap_or_default()).transpose()?;
                 Err(self.changed(&record.map(|record| record.image).unwrap_or_default()))
@@ -262,8 +263,8 @@ impl Parts {
         if !path.exists() {
             return Ok(());
         }
-        let held: Images = read_sealed(&path, &self.cure())?;
-        match source.first_changed(None, held.images.iter())? {
+        let stored: Images = read_sealed(&path, &self.cure())?;
+        match source.first_changed(None, stored.images.iter())? {
             None => Ok(()),
             Some(image) => Err(self.changed(&image)),
         }
@@ -296,7 +297,7 @@ impl Parts {
         let mut left_out = LeftOutRows::default();
         while let Some(from) = next {
             progress.counted(self.words.doing, done, total);
-            if let Some(part) = self.held::<N>(at, number, from) {
+            if let Some(part) = self.stored::<N>(at, number, from) {
                 let images = part.rows.iter().map(|row| &row.image);
                 if let Some(image) = source.first_changed(from, images)? {
                     return Err(self.changed(&image));
@@ -341,7 +342,7 @@ impl Parts {
         let mut failures = Failures::create(&self.output.companion(FAILED))?;
         let mut corpus = source.open()?;
         let mut counts = Counts { found: 0, failed: 0, reasons: Reasons::default() };
-        let mut sequences: Vec<_> = (0..sequences).map(|sequence| Going::new(self, sequence)).collect();
+        let mut sequences: Vec<_> = (0..sequences).map(|sequence| PartRows::new(self, sequence)).collect();
         let mut left = false;
         let mut more = true;
         while more {
@@ -350,7 +351,7 @@ impl Parts {
             while more && chunk.len() < PART {
                 let found: Vec<PartRow<N>> = sequences
                     .iter_mut()
-                    .filter_map(|going| going.next().transpose())
+                    .filter_map(|sequence| sequence.next().transpose())
                     .collect::<Result<_>>()?;
                 let record = corpus.next().transpose()?;
                 if found.is_empty() {
@@ -423,7 +424,7 @@ impl Parts {
 }
 
 /// The rows of a sequence of parts, in order.
-struct Going<'a, N> {
+struct PartRows<'a, N> {
     parts: &'a Parts,
     sequence: usize,
     number: u64,
@@ -431,7 +432,7 @@ struct Going<'a, N> {
     more: bool,
 }
 
-impl<'a, N: DeserializeOwned> Going<'a, N> {
+impl<'a, N: DeserializeOwned> PartRows<'a, N> {
     fn new(parts: &'a Parts, sequence: usize) -> Self {
         Self { parts, sequence, number: 0, rows: Vec::new().into_iter(), more: true }
     }

@@ -100,15 +100,15 @@ impl Source<'_> {
         let mut reasons = Vec::with_capacity(records.len());
         let (mut usable, mut codes) = (Vec::new(), Vec::new());
         let tokenize = Tokenize { config, tokenizer, cache };
-        tokenize.each(&records, &mut FitImages::default(), |place, found| {
+        tokenize.each(&records, &mut FitImages::default(), |index, found| {
             reasons.push(match found {
                 Ok(found) => {
-                    usable.push(&records[place]);
+                    usable.push(&records[index]);
                     codes.extend(found.into_iter().map(u32::from));
                     None
                 }
                 Err(error) => {
-                    left_out.add(&records[place].id, &error);
+                    left_out.add(&records[index].id, &error);
                     Some(error.to_string())
                 }
             });
@@ -127,9 +127,9 @@ impl Source<'_> {
         for ((record, reason), image) in records.iter().zip(reasons).zip(images) {
             let outcome = match reason {
                 Some(reason) => Outcome::Failed(reason),
-                None => measured
-                    .next()
-                    .ok_or_else(|| Error::invalid(format!("no result for {}", record.id)))?,
+                None => {
+                    measured.next().ok_or_else(|| Error::invalid(format!("no result for {}", record.id)))?
+                }
             };
             rows.push(PartRow { row: record.row, image, outcome });
         }

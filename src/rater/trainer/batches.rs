@@ -19,7 +19,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct StepBatches {
     pub(super) micro: Vec<MicroBatch>,
-    pub(super) places: Vec<Vec<usize>>,
+    pub(super) indices: Vec<Vec<usize>>,
 }
 
 /// Builds the batches of any step.
@@ -53,7 +53,7 @@ impl Batches {
                 )?,
                 prior: None,
             })?);
-            batches.places.push(train);
+            batches.indices.push(train);
         }
         Ok(batches)
     }
@@ -72,19 +72,19 @@ impl Batches {
         let begun = run.plan.iterations(run.plan.updates()).start;
         let of = |iteration: u64| {
             let iteration = begun + iteration;
-            let places = self.train.batch(iteration)?;
-            let batch = run.batch(&run.data.train, &places, 2 * iteration)?;
+            let indices = self.train.batch(iteration)?;
+            let batch = run.batch(&run.data.train, &indices, 2 * iteration)?;
             let batch = run.with_inputs(batch, &[bilevel.settings.rater_reach])?;
-            Ok((batch, samples.settled(&places)))
+            Ok((batch, samples.settled(&indices)))
         };
         plan.iterations(step).map(of).collect()
     }
 }
 
 impl Run<'_> {
-    fn batch(&self, from: &EncodedCorpus, places: &[usize], stream: u64) -> Result<Batch> {
-        let drop = dropped_captions(self.config, stream, places.len());
-        from.batch(places, drop, self.data.tokenizer.as_ref(), self.data.text.as_ref())
+    fn batch(&self, from: &EncodedCorpus, indices: &[usize], stream: u64) -> Result<Batch> {
+        let drop = dropped_captions(self.config, stream, indices.len());
+        from.batch(indices, drop, self.data.tokenizer.as_ref(), self.data.text.as_ref())
     }
 
     fn with_inputs(&self, mut batch: Batch, reaches: &[Reach]) -> Result<Batch> {

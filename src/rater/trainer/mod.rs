@@ -134,23 +134,23 @@ pub fn train(
         let rates = run.rates(step);
         run.begin(step, &mut bilevel);
         if config.training.rule.objective == RaterObjective::Regression {
-            for (micro, places) in these.micro.iter_mut().zip(&these.places) {
-                micro.prior = Some(samples.prior(places));
+            for (micro, indices) in these.micro.iter_mut().zip(&these.indices) {
+                micro.prior = Some(samples.prior(indices));
             }
         }
         // The host prepares the next batches while the device works.
         let (report, next) = bilevel.step_while(&these.micro, rates, step, |bilevel| {
             if step + 1 < total { batches.of(&run, step + 1, bilevel) } else { Ok(StepBatches::default()) }
         })?;
-        let places = std::mem::replace(&mut these, next).places.concat();
-        for place in samples.record(&places, &report, epoch) {
-            let id = &run.data.train.ids[place];
+        let indices = std::mem::replace(&mut these, next).indices.concat();
+        for index in samples.record(&indices, &report, epoch) {
+            let id = &run.data.train.ids[index];
             progress.note(&format!(
                 "the loss or constant of {id} is not finite at step {step}; the rater skips the sample, and if it is the loss, \
                  the proxy skips its batch"
             ));
         }
-        progress.step(step, total, places.len(), &metrics(rates, &report));
+        progress.step(step, total, indices.len(), &metrics(rates, &report));
         if step % every == 0 || step + 1 == total {
             journal.append(&line(step, epoch, rates, &report, &samples))?;
         }
@@ -172,7 +172,8 @@ pub fn train(
         }
         if stops && step < whole {
             let path = directory.path().display();
-            let saved = format!("step {step} of {whole} is saved; continue with `train --out {path} --resume`");
+            let saved =
+                format!("step {step} of {whole} is saved; continue with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }

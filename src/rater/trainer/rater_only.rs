@@ -78,7 +78,8 @@ pub(super) fn train_rater(
         }
         if stops && step < total {
             let path = run.directory.path().display();
-            let saved = format!("step {step} of {total} is saved; continue with `train --out {path} --resume`");
+            let saved =
+                format!("step {step} of {total} is saved; continue with `train --out {path} --resume`");
             return Err(Error::Interrupted { saved });
         }
     }

@@ -143,8 +143,7 @@ pub(crate) fn open<S: DeserializeOwned>(folder: &Path) -> Result<Opened<'_, S>> 
             return Err(damaged(&path, format!("is damaged: it does not end with its SHA-256; {CURE}")));
         }
         _ => {
-            let message =
-                format!("has format {format}, but this version reads formats {OLDER} and {FORMAT}");
+            let message = format!("has format {format}, but this version reads formats {OLDER} and {FORMAT}");
             return Err(damaged(&path, message));
         }
     }
@@ -185,7 +184,10 @@ impl<S> Opened<'_, S> {
             return Err(damaged(&path, message));
         }
         if Written::of(&bytes) != *record {
-            return Err(damaged(&path, format!("is damaged: its SHA-256 does not match the one in {STATE}; {CURE}")));
+            return Err(damaged(
+                &path,
+                format!("is damaged: its SHA-256 does not match the one in {STATE}; {CURE}"),
+            ));
         }
         from_safetensors(&bytes).map_err(|message| damaged(&path, message))
     }

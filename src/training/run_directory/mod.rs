@@ -120,9 +120,9 @@ impl RunDirectory {
             OutputFolder::claim(&Claim { command: WRITER, inputs: &inputs, overwrite }, path, LAYOUT)?;
         let present = folder.present()?;
         let entries: Vec<_> = fs::read_dir(path).into_iter().flatten().flatten().collect();
-        let unbegun = present == Present::Unfinished && entries.iter().all(may_be_in_a_refused_run);
+        let unstarted = present == Present::Unfinished && entries.iter().all(may_be_in_a_refused_run);
         if present != Present::Nothing {
-            if !unbegun && !overwrite {
+            if !unstarted && !overwrite {
                 return Err(Error::mismatch(
                     path,
                     format!(
@@ -141,7 +141,7 @@ impl RunDirectory {
                 );
             }
         }
-        let pending = present != Present::Nothing && !unbegun;
+        let pending = present != Present::Nothing && !unstarted;
         if pending {
             folder.begin_beside(false)?;
         } else {
@@ -346,8 +346,8 @@ impl Drop for RunDirectory {
             self.folder.discard_in_place(self.made);
         } else if self.folder.keeps_former() {
             // A run without a checkpoint loses nothing.
-            let begun = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
-            if !begun && self.folder.restore().is_ok() {
+            let started = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
+            if !started && self.folder.restore().is_ok() {
                 return;
             }
             tracing::warn!(
@@ -375,12 +375,12 @@ fn expect_configuration(run: &Path) -> Result<()> {
         true => starts(&run.join(PROVENANCE)),
         false => return Ok(()),
     };
-    let told: Vec<Value> = match &starts {
+    let digests: Vec<Value> = match &starts {
         Ok(starts) => starts.iter().filter_map(|start| start.get("config").cloned()).collect(),
         // Whether they belong to an older version is decided at the checkpoint.
         Err(_) => Vec::new(),
     };
-    if told.is_empty() || told.contains(&json!(sha256_of_file(&path)?)) {
+    if digests.is_empty() || digests.contains(&json!(sha256_of_file(&path)?)) {
         return Ok(());
     }
     let message = format!(
@@ -402,9 +402,9 @@ fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
         .map_err(|_| refuse("is not a list of starts written by this program; restore it"))?;
     let mut before = None;
     for start in &starts {
-        let mut told = start.clone();
-        let kept = told.shift_remove(LINK);
-        if kept.as_ref().and_then(Value::as_str) != Some(&link(before, &told)) {
+        let mut entry = start.clone();
+        let kept = entry.shift_remove(LINK);
+        if kept.as_ref().and_then(Value::as_str) != Some(&link(before, &entry)) {
             return Err(refuse(
                 "is damaged or was changed: the SHA-256 of a start does not match; restore it",
             ));
