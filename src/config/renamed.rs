@@ -53,7 +53,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn a_kept_configuration_is_read_under_its_new_names_and_a_users_is_refused_by_them() {
+    fn stored_configurations_are_migrated_and_others_are_refused() {
         let before = json!({
             "rater_teaching": "weights", "rule_scaling": "centre", "compat": {"clip_grey16": true}, "bs": 4
         });

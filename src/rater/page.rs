@@ -206,8 +206,8 @@ impl Rated<'_> {
         };
         Ok(vec![
             Content::Text(
-                "AUROC: the probability that a record with the flaw is rated below a clean one; 0.5 is chance. Percentile: \
-                 mean position in the ranking, 0 being the highest-rated."
+                "AUROC: the probability that a record with the flaw is rated below a clean one; 0.5 is chance. \
+                 Percentile: mean position in the ranking, 0 being the highest-rated."
                     .to_owned(),
             ),
             Content::Table(table),

@@ -51,7 +51,7 @@ impl Inputs {
     ///
     /// # Errors
     /// If the records differ.
-    pub(super) fn expect_those_of(
+    pub(super) fn expect_same_records(
         &self,
         path: &Path,
         records: impl Fn(&Path) -> Result<Vec<Record>>,
@@ -71,10 +71,11 @@ impl Inputs {
             if stored.rows == now.rows {
                 continue;
             }
-            let cure = "a run resumes only with the data it started with; restore it, or start a new run with another --out";
+            let hint = "a run resumes only with the data it started with; restore it, or start a new run with \
+                        another --out";
             let table = now.path.clone();
             if stored.sha256 != now.sha256 {
-                let message = format!("was changed since the run started; {cure}");
+                let message = format!("was changed since the run started; {hint}");
                 return Err(Error::Table { path: table, line: None, message });
             }
             let at = stored.rows.iter().zip(&now.rows).position(|(stored, now)| stored != now).unwrap_or(0);
@@ -85,7 +86,7 @@ impl Inputs {
                 (_, 0) => "can no longer be used",
                 _ => "gives other tokens than when the run started",
             };
-            return Err(record.origin.refuse(format!("the image {} {was}; {cure}", record.image)));
+            return Err(record.origin.refuse(format!("the image {} {was}; {hint}", record.image)));
         }
         Ok(())
     }

@@ -160,7 +160,7 @@ fn expect_inputs(
     if Checkpoint::newest(&directory.checkpoints())?.is_none() {
         return inputs.write(&directory.inputs());
     }
-    inputs.expect_those_of(&directory.inputs(), |table| {
+    inputs.expect_same_records(&directory.inputs(), |table| {
         let records = config.open_corpus(table)?.read_all()?;
         Ok(if table == training { portion(config, records) } else { records })
     })

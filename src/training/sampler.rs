@@ -260,7 +260,7 @@ mod tests {
 
     /// The C++ standard fixes the 10,000th output of a default-seeded `std::mt19937`.
     #[test]
-    fn the_twister_gives_the_number_of_the_standard() {
+    fn mt19937_matches_the_cpp_standard() {
         let mut generator = MersenneTwister::new(5489);
         let last = (0..10_000).map(|_| generator.next_u32()).last();
         assert_eq!(last, Some(4_123_659_995));

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_runs_divide_by_nothing() {
+    fn short_runs_do_not_divide_by_zero() {
         let schedule = |iterations, warmup| Schedule {
             shape: ScheduleShape::FlatThenLinear(0.05),
             peak: 1.0,

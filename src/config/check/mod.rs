@@ -81,12 +81,12 @@ impl Checker<'_> {
     }
 
     /// A switch of which only one value is accepted.
-    fn only(&self, raw: &mut RawConfig, field: &Field<Flag>, cure: &str) -> Result<()> {
+    fn only(&self, raw: &mut RawConfig, field: &Field<Flag>, reason: &str) -> Result<()> {
         let value = Self::flag(raw, field);
         if field.listed().contains(&value) {
             Ok(())
         } else {
-            self.refuse(field, format!("is {value}, but {cure}"))
+            self.refuse(field, format!("is {value}, but {reason}"))
         }
     }
 

@@ -127,10 +127,10 @@ keys! {
         /// samples per update, before rounding to `ac` equal batches
         bs: Integer = Is(64), Between(1, 1 << 20), Yes, Results;
         /// samples per batch, `bs / ac` rounded
-        batch_size: Integer = Depends("as 0"), Any, Only("0, or what follows from `bs` and `ac`"), Results;
+        batch_size: Integer = Depends("as 0"), Any, Only("0, or the value from `bs` and `ac`"), Results;
         /// samples per batch over all processes
         glb_batch_size: Integer = Depends("as 0"),
-            Any, Only("0, or what follows from `bs` and `ac`"), Results;
+            Any, Only("0, or the value from `bs` and `ac`"), Results;
         /// gradient accumulation: batches per update
         ac: Integer = Is(1), Between(1, 65_536), Yes, Results;
         /// epochs
@@ -202,7 +202,7 @@ keys! {
         cfg: Number = Is(4.0), Any, IMAGES, Harmless;
         /// file of prompts
         instance_prompt: Files = Null, Any, IMAGES, Harmless;
-        /// batches between checkpoints within an epoch, where `checkpoint_every` is null
+        /// batches between checkpoints within an epoch, if `checkpoint_every` is null
         val_it: Integer = Is(10_000), AtLeast(1), Yes, Harmless;
         /// largest number of log lines per epoch
         print_every: Integer = Is(500), AtLeast(1), Yes, Harmless;
@@ -275,8 +275,8 @@ keys! {
         record_every: Integer = Is(1), AtLeast(0), Yes, Results;
         /// measure the norm of each sample's gradient in the recorded epochs
         record_norms: Flag =
-            Depends("true, but false under the rule {rules of the loss alone}, under `compat.cross_attention_first_sample`, and \
-             where `record_every` is 0"),
+            Depends("true, but false under the rule {rules of the loss alone}, under \
+                     `compat.cross_attention_first_sample`, and if `record_every` is 0"),
             Any, Yes, Results;
         /// channels of the proxy, a multiple of 64; one head per 64 channels
         proxy_width: Integer = Depends("64 · `depth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;

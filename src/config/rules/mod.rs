@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_entry_is_sound() {
+    fn every_entry_is_valid() {
         let mut names = Vec::new();
         for rule in RULES {
             assert_eq!(rule.name.parse::<&RuleEntry>().unwrap(), *rule);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_listed_as_in_a_sentence() {
+    fn names_are_joined_with_commas_and_or() {
         let listed = |names: &[&str]| either(names.iter().map(|&name| name.to_owned()));
         assert_eq!(listed(&["a"]), "a");
         assert_eq!(listed(&["a", "b"]), "a or b");

@@ -57,7 +57,7 @@ named! {
 named! {
     /// How the constants of a batch are scaled before the rater's update.
     Scaling {
-        /// They are not.
+        /// No scaling.
         #[default]
         None = "none",
         /// Subtract the mean.

@@ -35,9 +35,9 @@ use crate::{
 /// The summary of a fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FitSummary {
-    /// Steps of the whole run.
-    pub steps: u64,
     /// Steps of the whole run, including earlier sessions.
+    pub steps: u64,
+    /// Training records used.
     pub train: usize,
     /// Validation records used.
     pub validation: usize,

@@ -118,7 +118,7 @@ impl Model {
     ///
     /// # Errors
     /// If the sizes are inconsistent.
-    pub(crate) fn undrawn(config: &Config, sizes: [usize; 3]) -> Result<Self> {
+    pub(crate) fn uninitialized(config: &Config, sizes: [usize; 3]) -> Result<Self> {
         Ok(Self::of(config, Proxy::undrawn(&backbone(config, sizes), DType::F32)?))
     }
 

@@ -135,7 +135,7 @@ pub fn load_model(
             )
         })?,
     };
-    let mut model = Model::undrawn(config, sizes)?;
+    let mut model = Model::uninitialized(config, sizes)?;
     restore_weights(&path, &open(&path)?.tensors(MODEL)?, &mut model.parameters)?;
     Ok((model, path))
 }

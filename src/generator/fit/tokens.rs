@@ -67,8 +67,8 @@ impl Chooser {
                 let before = if last > 0 { ends[last - 1] } else { 0 };
                 if keep <= before || keep > tokens {
                     return Err(Error::argument(format!(
-                        "drop_scale_length: keeping {keep} of {tokens} tokens drops more than the finest scale has; it must lie \
-                         between {} and {tokens}",
+                        "drop_scale_length: keeping {keep} of {tokens} tokens drops more than the finest scale has; \
+                         it must lie between {} and {tokens}",
                         before + 1
                     )));
                 }

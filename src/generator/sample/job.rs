@@ -87,7 +87,7 @@ impl Loaded {
                 let device = config.device.open()?;
                 let Encoders { tokenizer, text, .. } =
                     Encoders::named(&config, interrupt)?.on(device.as_ref())?;
-                let mut model = Model::undrawn(&config, sizes(tokenizer.as_ref(), text.as_ref()))?;
+                let mut model = Model::uninitialized(&config, sizes(tokenizer.as_ref(), text.as_ref()))?;
                 released::load(weights, released::PROXY, &mut model.parameters)?;
                 (device, config, Self { model, tokenizer, text })
             }

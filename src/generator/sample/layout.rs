@@ -49,7 +49,8 @@ pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
         let Some(prompt) = value.as_ref().and_then(|value| value.get("prompt")?.as_str()) else {
             return Err(refuse(
                 Some(at),
-                "is not a JSON object with a string `prompt`; GenEval's prompt file is prompts/evaluation_metadata.jsonl",
+                "is not a JSON object with a string `prompt`; GenEval's prompt file is \
+                 prompts/evaluation_metadata.jsonl",
             ));
         };
         prompts.push(prompt.to_owned());

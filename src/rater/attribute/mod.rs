@@ -316,8 +316,8 @@ impl<'a> Setting<'a> {
             return Err(Error::input(
                 run,
                 format!(
-                    "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so there \
-                 are no per-sample gradients; attribute a run without it",
+                    "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so \
+                     there are no per-sample gradients; attribute a run without it",
                     run.display()
                 ),
             ));
@@ -338,7 +338,8 @@ impl<'a> Setting<'a> {
                 return Err(Error::input(
                     &folder,
                     format!(
-                        "the optimizer of {} has not updated the proxy yet, so it has no second moments; pass --geometry sgd",
+                        "the optimizer of {} has not updated the proxy yet, so it has no second moments; pass \
+                         --geometry sgd",
                         folder.display()
                     ),
                 ));

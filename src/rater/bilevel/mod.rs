@@ -267,8 +267,8 @@ impl Bilevel {
             return Ok((report, done_meanwhile?));
         }
         Err(Error::Diverged(format!(
-            "the loss or a gradient is not finite at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and resume from \
-             the last checkpoint",
+            "the loss or a gradient is not finite at step {step} (proxy {}, rater {}): {}; lower tlr or tclip and \
+             resume from the last checkpoint",
             report.proxy_loss,
             report.rater_loss,
             complaints.join("; ")

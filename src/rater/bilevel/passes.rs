@@ -81,8 +81,8 @@ impl Bilevel {
                 let seeds = |losses: &Tensor| prepared.rater_loss.seeds(&weight, losses.dtype());
                 let weighted = prepared.train_counts.then_some(seeds);
                 let mode = self.mode(prepared, Pass::Train);
-                let seen = self.proxy_pass(&self.proxy_parameters, &micro.train, weighted, mode, proxy)?;
-                Trained { loss: seen.sample_loss.into_value(), product: None, squared_norm: None }
+                let result = self.proxy_pass(&self.proxy_parameters, &micro.train, weighted, mode, proxy)?;
+                Trained { loss: result.sample_loss.into_value(), product: None, squared_norm: None }
             }
             Some(per_sample) => {
                 self.per_sample_pass(prepared, per_sample, &weight, alone.gradients, &mut proxy.gradients)?
@@ -92,8 +92,8 @@ impl Bilevel {
             (Some(factor), Some(Reference { parameters, .. })) => {
                 let seeds = Some(|losses: &Tensor| factor.seeds(&weight, losses.dtype()));
                 let mode = self.mode(prepared, Pass::Train);
-                let seen = self.proxy_pass(parameters, &micro.train, seeds, mode, reference)?;
-                Some(seen.sample_loss.into_value())
+                let result = self.proxy_pass(parameters, &micro.train, seeds, mode, reference)?;
+                Some(result.sample_loss.into_value())
             }
             _ => None,
         };
@@ -159,15 +159,15 @@ impl Bilevel {
             let logit = output.value().clone();
             return Ok(Rated { tape, output, score: logit.clone(), logit, weight: None });
         }
-        let (seen, two_passes) = (train.reaching(settings.rater_reach)?, settings.two_rater_passes);
+        let (input, two_passes) = (train.reaching(settings.rater_reach)?, settings.two_rater_passes);
         let pass = if two_passes { Pass::RaterForRater } else { Pass::RaterForProxy };
         let mode = self.mode(prepared, pass);
-        let rated = self.rater.forward(&mut tape, seen, &train.text, weighing, mode)?;
+        let rated = self.rater.forward(&mut tape, input, &train.text, weighing, mode)?;
         let logit = rated.logit.into_value();
         let (score, weight) = if two_passes && settings.drop_path {
             let mut tape = Tape::inference(&self.rater_parameters);
             let mode = self.mode(prepared, Pass::RaterForProxy);
-            let rated = self.rater.forward(&mut tape, seen, &train.text, weighing, mode)?;
+            let rated = self.rater.forward(&mut tape, input, &train.text, weighing, mode)?;
             (rated.score.into_value(), rated.weight.into_value())
         } else {
             (rated.score.value().clone(), rated.weight.value().clone())

@@ -62,8 +62,8 @@ impl Bilevel {
             return Ok(report);
         }
         Err(Error::Diverged(format!(
-            "the rater's loss or gradient is not finite at step {step} of the rater alone ({}, gradient norm {}); lower tlr or \
-             tclip and resume from the last checkpoint",
+            "the rater's loss or gradient is not finite at step {step} of the rater alone ({}, gradient norm {}); \
+             lower tlr or tclip and resume from the last checkpoint",
             report.loss, report.gradient_norm
         )))
     }

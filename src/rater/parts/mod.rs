@@ -159,16 +159,17 @@ impl Parts {
 
     fn of_another_version(&self) -> Error {
         Error::invalid(format!(
-            "{} holds parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start over",
+            "{} holds parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start \
+             over",
             self.folder.display()
         ))
     }
 
     fn damaged(&self, path: &Path) -> Error {
-        Error::Table { path: path.to_path_buf(), line: None, message: format!("is damaged; {}", self.cure()) }
+        Error::Table { path: path.to_path_buf(), line: None, message: format!("is damaged; {}", self.hint()) }
     }
 
-    fn cure(&self) -> String {
+    fn hint(&self) -> String {
         format!("remove {} to {} again", self.folder.display(), self.words.command)
     }
 
@@ -176,7 +177,7 @@ impl Parts {
         image.refuse(format!(
             "was replaced, added or deleted since its row was {}; restore it, or {}",
             self.words.done,
-            self.cure()
+            self.hint()
         ))
     }
 
@@ -246,7 +247,7 @@ impl Parts {
         if !path.exists() {
             return write_sealed(&path, &Images { images });
         }
-        let stored: Images = read_sealed(&path, &self.cure())?;
+        let stored: Images = read_sealed(&path, &self.hint())?;
         let same = |(one, other)| are_same(one, other);
         match stored.images.iter().zip(&images).position(|pair| !same(pair)) {
             None if stored.images.len() == images.len() => Ok(()),
@@ -263,7 +264,7 @@ impl Parts {
         if !path.exists() {
             return Ok(());
         }
-        let stored: Images = read_sealed(&path, &self.cure())?;
+        let stored: Images = read_sealed(&path, &self.hint())?;
         match source.first_changed(None, stored.images.iter())? {
             None => Ok(()),
             Some(image) => Err(self.changed(&image)),

@@ -146,8 +146,8 @@ pub fn train(
         for index in samples.record(&indices, &report, epoch) {
             let id = &run.data.train.ids[index];
             progress.note(&format!(
-                "the loss or constant of {id} is not finite at step {step}; the rater skips the sample, and if it is the loss, \
-                 the proxy skips its batch"
+                "the loss or constant of {id} is not finite at step {step}; the rater skips the sample, and if it is \
+                 the loss, the proxy skips its batch"
             ));
         }
         progress.step(step, total, indices.len(), &metrics(rates, &report));

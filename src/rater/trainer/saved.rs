@@ -123,8 +123,8 @@ impl Run<'_> {
             return Err(Error::Checkpoint {
                 path: folder.to_path_buf(),
                 message: format!(
-                    "has no reference proxy, which the rule `{}` needs; remove the folder to use an older checkpoint, or \
-                     start a new run",
+                    "has no reference proxy, which the rule `{}` needs; remove the folder to use an older \
+                     checkpoint, or start a new run",
                     self.config.training.rule.rule
                 ),
             });

@@ -36,7 +36,7 @@ const PREFIX: &str = "step-";
 /// Prefix of those written on an interrupt.
 const INTERRUPTED: &str = "interrupted-";
 /// The hint for a damaged checkpoint.
-const CURE: &str = "remove the folder to use an older checkpoint";
+const HINT: &str = "remove the folder to use an older checkpoint";
 
 /// The content of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -127,20 +127,20 @@ pub(crate) fn open<S: DeserializeOwned>(folder: &Path) -> Result<Opened<'_, S>> 
         format: u32,
     }
     let unreadable = |error: serde_json::Error| {
-        damaged(&path, format!("is not the state of a checkpoint ({error}); {CURE}"))
+        damaged(&path, format!("is not the state of a checkpoint ({error}); {HINT}"))
     };
     let (text, sealed) = match unseal(&bytes) {
         Unsealed::Whole(text) => (text, true),
         Unsealed::Without => (bytes, false),
         Unsealed::Broken => {
-            return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one at its end; {CURE}")));
+            return Err(damaged(&path, format!("is damaged: its SHA-256 is not the one at its end; {HINT}")));
         }
     };
     let Format { format } = serde_json::from_slice(&text).map_err(unreadable)?;
     match (format, sealed) {
         (FORMAT, true) | (OLDER, false) => {}
         (FORMAT | OLDER, _) => {
-            return Err(damaged(&path, format!("is damaged: it does not end with its SHA-256; {CURE}")));
+            return Err(damaged(&path, format!("is damaged: it does not end with its SHA-256; {HINT}")));
         }
         _ => {
             let message = format!("has format {format}, but this version reads formats {OLDER} and {FORMAT}");
@@ -158,8 +158,8 @@ impl<S> Opened<'_, S> {
     /// If the checkpoint was written by a version that did not record them.
     pub(crate) fn run_files(&self) -> Result<&RunFiles> {
         self.run.as_ref().ok_or_else(|| {
-            let message = "was written by an older version, which did not record metrics.jsonl and dynamics/: the run can be \
-                           scored and reported, but not resumed; start a new one with another --out";
+            let message = "was written by an older version, which did not record metrics.jsonl and dynamics/: the \
+                           run can be scored and reported, but not resumed; start a new one with another --out";
             damaged(&self.folder.join(STATE), message)
         })
     }
@@ -177,16 +177,16 @@ impl<S> Opened<'_, S> {
         let path = self.folder.join(name);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let Some(record) = self.files.get(name) else {
-            return Err(damaged(&path, format!("is not listed in {STATE}; {CURE}")));
+            return Err(damaged(&path, format!("is not listed in {STATE}; {HINT}")));
         };
         if bytes.len() as u64 != record.bytes {
-            let message = format!("is truncated: {} bytes instead of {}; {CURE}", bytes.len(), record.bytes);
+            let message = format!("is truncated: {} bytes instead of {}; {HINT}", bytes.len(), record.bytes);
             return Err(damaged(&path, message));
         }
         if Written::of(&bytes) != *record {
             return Err(damaged(
                 &path,
-                format!("is damaged: its SHA-256 does not match the one in {STATE}; {CURE}"),
+                format!("is damaged: its SHA-256 does not match the one in {STATE}; {HINT}"),
             ));
         }
         from_safetensors(&bytes).map_err(|message| damaged(&path, message))

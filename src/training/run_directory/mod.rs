@@ -86,8 +86,8 @@ fn damaged(path: &Path) -> Error {
     Error::Checkpoint {
         path: path.to_path_buf(),
         message: format!(
-            "{what} since the newest checkpoint; restore it, remove that checkpoint to resume from an older one, or start \
-             a new run with another --out"
+            "{what}: it differs from the record in the newest checkpoint; restore it, remove that checkpoint to resume \
+             from an older one, or start a new run with another --out"
         ),
     }
 }
@@ -126,7 +126,8 @@ impl RunDirectory {
                 return Err(Error::mismatch(
                     path,
                     format!(
-                        "{} already holds a run; pass --resume to continue it, --overwrite to discard it, or another --out",
+                        "{} already holds a run; pass --resume to continue it, --overwrite to discard it, or \
+                         another --out",
                         path.display()
                     ),
                 ));
@@ -218,7 +219,8 @@ impl RunDirectory {
     pub fn config_of(path: &Path) -> Result<Config> {
         if !Self::is_run(path) {
             let message = format!(
-                "{} holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json --out {0}`",
+                "{} holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
+                 --out {0}`",
                 path.display()
             );
             return Err(Error::input(path, message));
@@ -384,8 +386,8 @@ fn expect_configuration(run: &Path) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; restore it, and change keys with --set when \
-         you resume"
+        "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; restore it, and change keys with \
+         --set when you resume"
     );
     Err(Error::Checkpoint { path, message })
 }
