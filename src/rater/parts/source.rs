@@ -114,7 +114,7 @@ impl Source<'_> {
             });
             Ok(())
         })?;
-        let images = looking.seen(&paths).map_err(|at| {
+        let images = looking.states(&paths).map_err(|at| {
             records[at].image.refuse("changed while it was read; run the same command again")
         })?;
         let tokens = tokenizer.quantizer().tokens();
