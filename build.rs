@@ -1,10 +1,10 @@
-//! Records what the program was built from, and compiles `kernels/`: with nvcc for cards, with the C++ compiler for the
-//! emulator. Either may be missing; then one line says so and the rest of the program is built as ever. Without the feature
-//! `emulator` there is none, and nothing is compiled for it.
+//! Records the commit, and compiles `kernels/`: with nvcc for GPUs, with the C++ compiler for the emulator. Either
+//! compiler may be missing: the build then prints one warning and goes without. Without the feature `emulator`, nothing
+//! is compiled for it.
 //!
-//! Environment: `NVCC` (a path; `none` leaves the cards out), `CUDA_HOME`, `PATH` to find nvcc; `ALCHEMIST_CUDA_ARCHS`
-//! (default `80,90a`, and PTX for newer cards); `ALCHEMIST_KERNEL_TABLE=1` prints registers, shared memory, stack and
-//! spills of every kernel; `ALCHEMIST_CANARY=1` adds the kernels with planted mistakes to those for cards.
+//! Environment: `NVCC` (a path; `none` skips GPU kernels), `CUDA_HOME`, `PATH` to find nvcc; `ALCHEMIST_CUDA_ARCHS`
+//! (default `80,90a`, and PTX for newer GPUs); `ALCHEMIST_KERNEL_TABLE=1` prints registers, shared memory, stack and
+//! spills of every kernel; `ALCHEMIST_CANARY=1` adds the kernels with planted defects to the GPU build.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -19,12 +19,12 @@ use std::{
     sync::Mutex,
 };
 
-/// Cards that get machine code of their own.
+/// Architectures that get machine code.
 const ARCHITECTURES: &str = "80,90a";
-/// PTX for cards that come later is made for this one: architectures with an `a` do not carry over.
+/// PTX for later architectures targets this one: code for architectures with an `a` is not forward compatible.
 const PTX: &str = "90";
 
-/// A message that is shown as it is, whoever prints it.
+/// A message that is printed verbatim, even by `Debug`.
 struct Message(String);
 
 impl fmt::Debug for Message {
@@ -41,7 +41,7 @@ impl From<String> for Message {
 
 type Result<T> = std::result::Result<T, Message>;
 
-/// Adds what was being done to an error of the operating system.
+/// Adds context to an error.
 fn during<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> Message {
     move |error| Message(format!("{what}: {error}"))
 }
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tells cargo something; build scripts speak to it by printing.
+/// Prints an instruction to cargo.
 fn say(line: impl fmt::Display) {
     println!("cargo::{line}");
 }
@@ -85,19 +85,19 @@ fn record_commit() {
     say(format_args!("rustc-env=ALCHEMIST_GIT_HASH={hash}"));
 }
 
-/// Kernels with planted mistakes, which prove that the tools for cards find any. They are part of what is built for cards
-/// only if `ALCHEMIST_CANARY=1` asks for it, as `scripts/gpu.sh pack` does.
+/// Kernels with planted defects, which test the checking tools. They are part of the GPU build only with
+/// `ALCHEMIST_CANARY=1`, as in `scripts/gpu.sh pack`.
 const CANARY: &str = "kernels/canary.cu";
 
 /// The files of `kernels/`.
 struct Sources {
     root: PathBuf,
-    /// Kernels for cards and emulator, as `kernels/<stem>.cu`.
+    /// Kernels for GPUs and emulator, as `kernels/<stem>.cu`.
     kernels: Vec<PathBuf>,
-    /// What only the emulator is built of.
+    /// Sources of the emulator only.
     #[cfg_attr(not(feature = "emulator"), expect(dead_code, reason = "there is no emulator"))]
     host: Vec<PathBuf>,
-    /// A hash of every header: a change to one rebuilds all that may include it.
+    /// A hash of all headers: a change to one rebuilds everything.
     headers: u64,
 }
 
@@ -146,7 +146,7 @@ struct Job {
 }
 
 impl Job {
-    /// Everything that the result depends on.
+    /// A hash of everything that the result depends on.
     fn key(&self, sources: &Sources) -> Result<String> {
         let mut hasher = DefaultHasher::new();
         (sources.headers, format!("{:?}", self.command)).hash(&mut hasher);
@@ -156,7 +156,7 @@ impl Job {
         Ok(format!("{:016x}", hasher.finish()))
     }
 
-    /// Compiles if anything changed since the object was made; gives what the compiler said.
+    /// Compiles unless the object is up to date; returns the compiler's output.
     fn run(mut self, sources: &Sources) -> Result<String> {
         let (key, messages) = (self.object.with_extension("key"), self.object.with_extension("log"));
         let now = self.key(sources)?;
@@ -176,7 +176,7 @@ impl Job {
     }
 }
 
-/// Runs all jobs, as many at a time as cargo allows; the first error in the order of the jobs is the error.
+/// Runs all jobs, as many in parallel as cargo allows; returns the first error in the order of the jobs.
 fn run_all(jobs: Vec<Job>, sources: &Sources) -> Result<Vec<String>> {
     let workers = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize);
     let results = Mutex::new(Vec::new());
@@ -200,7 +200,7 @@ fn run_all(jobs: Vec<Job>, sources: &Sources) -> Result<Vec<String>> {
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// The nvcc to use, or why there is none.
+/// The path of nvcc, or why there is none.
 fn find_nvcc() -> std::result::Result<PathBuf, String> {
     let file = format!("nvcc{}", env::consts::EXE_SUFFIX);
     if let Some(path) = env::var_os("NVCC").filter(|path| !path.is_empty()) {
@@ -242,7 +242,7 @@ fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
             command.arg("-gencode").arg(format!("arch=compute_{architecture},code=sm_{architecture}"));
         }
         command.arg("-gencode").arg(format!("arch=compute_{PTX},code=compute_{PTX}"));
-        // A new toolkit under the same path must be noticed: its version is part of what the result depends on.
+        // The version is part of the key, so that a new toolkit under the same path is noticed.
         command.env("ALCHEMIST_NVCC_VERSION", String::from_utf8_lossy(&version.stdout).trim());
         command.arg(source).arg("-o").arg(&object);
         jobs.push(Job { command, source: source.clone(), object });
@@ -268,7 +268,7 @@ fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
     write(&table, &(text + "])"))
 }
 
-/// What ptxas says of one kernel on one architecture.
+/// ptxas' report on one kernel on one architecture.
 #[derive(Debug, Default, PartialEq)]
 struct Usage {
     kernel: String,
@@ -280,7 +280,7 @@ struct Usage {
 }
 
 impl Usage {
-    /// Reads what `-Xptxas -v` prints.
+    /// Parses the output of `-Xptxas -v`.
     fn parse(said: &str) -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         for line in said.lines() {
@@ -327,7 +327,7 @@ fn usage_table(kernels: &[Usage]) -> String {
     text
 }
 
-/// Refuses spills and stack frames but those that `kernels/spills.txt` allows, each with its reason.
+/// Refuses spills and stack frames except those that `kernels/spills.txt` allows, each with its reason.
 fn refuse_spills(sources: &Sources, kernels: &[Usage]) -> Result<()> {
     let path = sources.root.join("kernels/spills.txt");
     let list = fs::read_to_string(&path).map_err(during(path.display()))?;
@@ -357,7 +357,7 @@ fn refuse_spills(sources: &Sources, kernels: &[Usage]) -> Result<()> {
     )))
 }
 
-/// Compiles the emulator and every kernel for it. Without a C++ compiler that can, there is no emulator.
+/// Compiles the emulator and every kernel for it. Without a suitable C++ compiler there is no emulator.
 #[cfg(feature = "emulator")]
 fn build_for_emulator(sources: &Sources, out: &Path) -> Result<()> {
     let without = |reason: &str| {
@@ -387,8 +387,8 @@ fn build_for_emulator(sources: &Sources, out: &Path) -> Result<()> {
         let object = PathBuf::from(object);
         let mut command = compiler.to_command();
         if watched {
-            // Calls the emulator at every access to memory. Loops must stay as written, or some turn into memcpy and
-            // memset, which are not seen.
+            // Instruments every memory access with a call to the emulator. Loops must stay as written: some would turn
+            // into memcpy and memset, which are not instrumented.
             command.args(["-fsanitize=thread", "-fsanitize=alignment,bounds", "-fno-tree-vectorize"]);
             command.arg("-fno-tree-loop-distribute-patterns");
             command.args(["-Wno-unknown-pragmas", "-x", "c++", "-I", "kernels"]);
@@ -397,7 +397,7 @@ fn build_for_emulator(sources: &Sources, out: &Path) -> Result<()> {
         command.arg("-c").arg(source).arg("-o").arg(&object);
         Job { command, source: source.to_path_buf(), object }
     };
-    // Whether the compiler can do this at all is asked with the smallest file; an error in any other is a mistake of ours.
+    // The smallest file tests whether the compiler supports this; an error in any other is a bug in our source.
     if job(&registry, true).run(sources).is_err() {
         return without("no C++ compiler with -fsanitize=thread was found");
     }
@@ -413,7 +413,7 @@ fn build_for_emulator(sources: &Sources, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One reference to each kernel file, so that none is left out when the program is linked.
+/// References each kernel file, so that the linker drops none.
 #[cfg(feature = "emulator")]
 fn write_registry(sources: &Sources, path: &Path) -> Result<()> {
     let names: Vec<String> = sources

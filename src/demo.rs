@@ -1,4 +1,5 @@
-//! The whole loop on the built-in data set: draw, spoil, train, score, and say how well each kind of flaw was found.
+//! The whole pipeline on synthetic data: generate, corrupt, train, score, and report how well each kind of flaw was
+//! found.
 
 use std::{
     collections::HashMap,
@@ -38,9 +39,9 @@ use crate::{
     training::run_directory::{Existing, RunDirectory},
 };
 
-/// The configuration that is built in; also a file of the repository.
+/// The built-in configuration, also a file of the repository.
 pub(crate) const CONFIG: &str = include_str!("../configs/demo.json");
-/// Training and validation images.
+/// Number of training and validation images.
 const IMAGES: (usize, usize) = (2_400, 320);
 
 /// How the ratings treat one kind of flaw.
@@ -48,42 +49,42 @@ const IMAGES: (usize, usize) = (2_400, 320);
 pub(crate) struct FlawReport {
     /// The kind.
     pub flaw: Flaw,
-    /// Records that have it.
+    /// Records with the flaw.
     pub records: usize,
-    /// Their mean place in the ranking, 0 the best rated, 1 the worst.
+    /// Their mean percentile in the ranking, 0 is the best rated.
     pub mean_percentile: f64,
-    /// Probability that a record with the flaw is rated below a clean one; `None` for clean records themselves.
+    /// Probability that a record with the flaw is rated below a clean one; `None` for clean records.
     pub auroc: Option<f64>,
-    /// The same of what was measured in training, without a rater: of the loss, averaged over the epochs, a high one being
-    /// taken for a low rating.
+    /// The same with the training loss, averaged over the epochs, in place of the rating; a high loss counts as a low
+    /// rating.
     pub auroc_of_loss: Option<f64>,
-    /// And of the running average of what the rule takes a record to be worth.
+    /// The same with the running average of the rule's signal.
     pub auroc_of_average: Option<f64>,
 }
 
-/// What the demo did.
+/// The results of the demo.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DemoReport {
-    /// One line a kind of record, clean first.
+    /// One entry per kind of record, clean first.
     pub flaws: Vec<FlawReport>,
-    /// What training came to.
+    /// The training summary.
     pub training: TrainSummary,
-    /// What scoring came to.
+    /// The scoring summary.
     pub scoring: ScoreSummary,
-    /// Images written.
+    /// Image files written.
     pub images: Vec<PathBuf>,
-    /// One page of all that.
+    /// The HTML page of the run.
     pub page: PathBuf,
-    /// The table of [`flaws`](Self::flaws) as a file.
+    /// [`flaws`](Self::flaws) as a file.
     pub table: PathBuf,
-    /// The chosen half.
+    /// The selected half.
     pub subset: PathBuf,
 }
 
 /// Runs the demo in `folder`: `data/`, `run/`, `ratings.csv` and the images.
 ///
 /// # Errors
-/// If the folder is in use or cannot be written, or the user interrupts.
+/// If the folder is in use or cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(crate) fn demo(
     folder: &Path,
     seed: u64,
@@ -105,7 +106,7 @@ pub(crate) fn demo(
         Present::Nothing => {}
         Present::Complete if !overwrite => {
             let message =
-                format!("{} holds a demo already; give --overwrite or another --out", folder.display());
+                format!("{}: already exists; pass --overwrite or choose another --out", folder.display());
             return Err(Error::mismatch(folder, message));
         }
         Present::Complete => {
@@ -127,7 +128,7 @@ pub(crate) fn demo(
     }
 }
 
-/// What a demo's folder holds; see [`FolderPatterns`].
+/// The contents of a demo's folder; see [`FolderPatterns`].
 const LAYOUT: FolderPatterns = &[
     "data/*.csv",
     "data/*/*.png",
@@ -148,7 +149,7 @@ const LAYOUT: FolderPatterns = &[
     "report.html",
 ];
 
-/// Writes everything into the folder, which is empty.
+/// Writes everything into the empty folder.
 fn write(
     folder: &Path,
     seed: u64,
@@ -162,14 +163,14 @@ fn write(
     let shares = FlawShares::default();
     let side = demo_config(sets)?.networks.image_side();
     progress.note(&format!(
-        "drawing {} images and spoiling {:.0}% of the training ones",
+        "generating {} images and corrupting {:.0}% of the training images",
         IMAGES.0 + IMAGES.1,
         100.0 * shares.corrupted()
     ));
     let data = folder.join("data");
     let settings = DataSetSettings { train: IMAGES.0, validation: IMAGES.1, side, shares, seed };
     let data_set = write_data_set_until(&data, &settings, interrupt)?;
-    // The images are renamed in place and not synced one by one.
+    // The images are renamed into the folder and not synced one by one.
     sync_tree(&data)?;
     let quoted =
         |path: &Path| path_text(path.to_path_buf()).map(|text| serde_json::Value::from(text).to_string());
@@ -183,7 +184,7 @@ fn write(
     let mut curves = Curves { inner: progress, points: [const { Vec::new() }; 3] };
     let training = train(&config, &directory, command_line, interrupt, &mut curves)?;
     let points = curves.points;
-    let seen = recordings(&directory.dynamics())?;
+    let dynamics = recordings(&directory.dynamics())?;
     drop(directory);
     let request = ScoreRequest {
         config: None,
@@ -199,7 +200,7 @@ fn write(
         sets: Vec::new(),
     };
     let scoring = score(&request, interrupt, progress)?;
-    let rows = read_ratings(&ratings, &seen)?;
+    let rows = read_ratings(&ratings, &dynamics)?;
     let losses = folder.join("losses.png");
     draw_losses(&losses, points)?;
     let mut images = scoring.images.clone();
@@ -212,7 +213,7 @@ fn write(
         corpus: None,
         flaw_column: None,
     };
-    let trained = "the run and its ratings are complete; --overwrite makes the demo again";
+    let trained = "the run and its ratings are complete; pass --overwrite to run the demo again";
     let html = interrupt.while_reading(trained, || Ok(of_run.page()?.to_html()))?;
     write_whole(&page, html.as_bytes())?;
     let subset = write_subset(
@@ -240,7 +241,7 @@ fn demo_config(sets: &[String]) -> Result<Config> {
     Config::parse("configs/demo.json", CONFIG, sets)
 }
 
-/// Passes everything on and keeps the losses.
+/// Forwards everything and records the losses.
 struct Curves<'a> {
     inner: &'a mut dyn Progress,
     points: [Vec<(f64, f64)>; 3],
@@ -257,7 +258,7 @@ impl Progress for Curves<'_> {
 
     fn step(&mut self, step: u64, total: u64, samples: usize, metrics: &Metrics) {
         self.inner.step(step, total, samples, metrics);
-        // The last scale is most of the tokens; its curve says whether detail is learned.
+        // The last scale has most of the tokens; its curve shows whether detail is learned.
         let tags = ["loss/validation", "loss/validation_tail", "loss/train"];
         for (points, tag) in self.points.iter_mut().zip(tags) {
             points.extend(metrics.value(tag).map(|value| (step as f64, value)));
@@ -271,19 +272,19 @@ impl Progress for Curves<'_> {
 
 struct Rated {
     rating: f64,
-    /// The mean over the epochs, and the running average of what the record is worth; no numbers where nothing was recorded.
+    /// The mean over the epochs, and the running average of the rule's signal; NaN if not recorded.
     loss: f64,
     average: f64,
     flaw: Flaw,
 }
 
-fn read_ratings(path: &Path, seen: &[EpochDynamics]) -> Result<Vec<Rated>> {
+fn read_ratings(path: &Path, dynamics: &[EpochDynamics]) -> Result<Vec<Rated>> {
     let mut measured = HashMap::new();
-    if let Some(last) = seen.last() {
+    if let Some(last) = dynamics.last() {
         let average = last.column("average").unwrap_or_default();
         for (at, id) in last.ids.iter().enumerate() {
-            let losses = seen.iter().filter_map(|epoch| Some(epoch.column("loss")?[at]));
-            measured.insert(id.as_str(), (losses.sum::<f64>() / seen.len() as f64, average[at]));
+            let losses = dynamics.iter().filter_map(|epoch| Some(epoch.column("loss")?[at]));
+            measured.insert(id.as_str(), (losses.sum::<f64>() / dynamics.len() as f64, average[at]));
         }
     }
     let mut reader = RatingsReader::open(path, &RatingColumns::default())?;
@@ -295,7 +296,7 @@ fn read_ratings(path: &Path, seen: &[EpochDynamics]) -> Result<Vec<Rated>> {
     while reader.read(&mut row)? {
         let flaw = row.carried[column]
             .parse()
-            .map_err(|_| Error::invalid("a flaw of the demo's table is unknown"))?;
+            .map_err(|_| Error::invalid("the demo's table has an unknown flaw"))?;
         let (loss, average) = measured.get(row.id.as_str()).copied().unwrap_or((f64::NAN, f64::NAN));
         rows.push(Rated { rating: row.rating, loss, average, flaw });
     }
@@ -318,7 +319,7 @@ fn write_table(path: &Path, flaws: &[FlawReport]) -> Result<()> {
     write_csv(path, &header, flaws.iter().map(row))
 }
 
-/// How each kind of record was rated. A flaw counts as found when it is rated lower than the clean records.
+/// How each kind of record was rated. A flaw is detected if its records are rated below clean ones.
 fn judge(rows: &[Rated]) -> Vec<FlawReport> {
     let ratings: Vec<f64> = rows.iter().map(|row| row.rating).collect();
     Flaw::ALL
@@ -326,11 +327,11 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
         .filter(|&&flaw| rows.iter().any(|row| row.flaw == flaw))
         .map(|&flaw| {
             let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
-            // How well a low worth tells the flaw.
-            let told = |worth: &dyn Fn(&Rated) -> f64| {
+            // AUROC of the flaw against clean records by low values.
+            let auroc_of = |value: &dyn Fn(&Rated) -> f64| {
                 let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
                 let (scores, positives): (Vec<f64>, Vec<bool>) =
-                    beside.map(|row| (-worth(row), row.flaw == flaw)).unzip();
+                    beside.map(|row| (-value(row), row.flaw == flaw)).unzip();
                 let known = flaw != Flaw::Clean && scores.iter().all(|score| score.is_finite());
                 if known { auroc(&scores, &positives) } else { None }
             };
@@ -338,9 +339,9 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
                 flaw,
                 records: of.iter().filter(|&&is| is).count(),
                 mean_percentile: mean_percentile(&ratings, &of).unwrap_or(f64::NAN),
-                auroc: told(&|row| row.rating),
-                auroc_of_loss: told(&|row| -row.loss),
-                auroc_of_average: told(&|row| row.average),
+                auroc: auroc_of(&|row| row.rating),
+                auroc_of_loss: auroc_of(&|row| -row.loss),
+                auroc_of_average: auroc_of(&|row| row.average),
             }
         })
         .collect()
@@ -351,7 +352,7 @@ fn draw_losses(path: &Path, [validation, tail, train]: [Vec<(f64, f64)>; 3]) -> 
     let curves = LossCurves {
         title: "Loss of the proxy".to_owned(),
         x_label: "step".to_owned(),
-        y_label: "cross-entropy a token".to_owned(),
+        y_label: "cross-entropy per token".to_owned(),
         series: vec![
             series("validation", validation),
             series("validation, last scale", tail),

@@ -5,10 +5,11 @@
 //!
 //! # Per-sample gradients without keeping them
 //!
-//! What a training sample does to the validation loss is the inner product of its gradient `g_i` with the validation gradient `V`.
-//! A [`Tape`](engine::Tape) hands every parameter's contribution to a [`GradientVisitor`](engine::GradientVisitor) of the caller's
-//! choice: [`Accumulate`](engine::Accumulate) sums them, [`Ghost`](engine::Ghost) finds `⟨g_i, V⟩` and `‖g_i‖²` of all samples in
-//! one backward pass, without forming a `g_i`. Here the third sample of three has a wrong label:
+//! What a training sample does to the validation loss is the inner product of its gradient `g_i` with the validation
+//! gradient `V`. A [`Tape`](engine::Tape) hands every parameter's contribution to a
+//! [`GradientVisitor`](engine::GradientVisitor) of the caller's choice: [`Accumulate`](engine::Accumulate) sums them,
+//! [`Ghost`](engine::Ghost) finds `⟨g_i, V⟩` and `‖g_i‖²` of all samples in one backward pass, without forming a `g_i`.
+//! Here the third sample of three has a wrong label:
 //!
 //! ```
 //! use alchemist_engine::{
@@ -68,8 +69,8 @@
 //! | tensors, the tape, operations, devices | [`engine`] |
 //! | the configuration and its keys | [`config`] |
 //!
-//! Long jobs take an [`Interrupt`](interrupt::Interrupt), write their files atomically and resume where they stopped. What keeps a
-//! function from its work is an [`Error`], whose variants say what the caller can change.
+//! Long jobs take an [`Interrupt`](interrupt::Interrupt), write their files atomically and resume where they stopped.
+//! Functions fail with an [`Error`], whose variants say what the caller can change.
 //!
 //! # Structure
 //!

@@ -1,9 +1,9 @@
-//! The command-line program; everything it does lies in the library.
+//! The command-line program, a thin wrapper around the library.
 
 use std::process::ExitCode;
 
-/// Activations of one step are freed and wanted again at the next. The system's allocator gives blocks of that size back
-/// each time, and the page faults of taking them anew cost a tenth of a step.
+/// Activations of a step are freed and allocated again in the next. The system's allocator returns blocks of that size
+/// each time, and the page faults of allocating them again cost a tenth of a step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

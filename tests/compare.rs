@@ -51,7 +51,12 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     let work = workplace();
     let whole = [&COMPARE[..], &["--seeds", "2", "--out", "whole"]].concat();
     let said = work.succeed(&whole);
-    assert!(said.contains("96 records to train on, 8 to guide raters, 8 to measure models on"), "{said}");
+    assert!(
+        said.contains(
+            "96 training records, 8 validation records to guide raters, 8 held-out records to measure models"
+        ),
+        "{said}"
+    );
     let fits = work.fits("whole");
     // Everything once, random, the oracle and twelve chosen parts by both conventions, for two seeds.
     assert_eq!(fits.len(), 2 * (1 + 2 * (2 + 12)));
@@ -141,7 +146,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
         "50% kept, equal steps",
         &difference,
         "AUROC",
-        "What is in the subsets, 50% kept",
+        "Composition of the subsets, 50% kept",
         "rater by alignment",
         "the model itself, on everything",
     ] {
@@ -227,7 +232,12 @@ fn what_makes_a_comparison_unfair_is_refused() {
     fs::write(work.path("data/wide.csv"), more.collect::<String>()).unwrap();
     let wide = ["--out", "wide", "--validation", "data/wide.csv", "--keep", "30%", "--equal", "epochs"];
     let said = work.succeed(&run(&wide));
-    assert!(said.contains("96 records to train on, 8 to guide raters, 8 to measure models on"), "{said}");
+    assert!(
+        said.contains(
+            "96 training records, 8 validation records to guide raters, 8 held-out records to measure models"
+        ),
+        "{said}"
+    );
     // Without a validation set records are set aside, and the column of flaws need not be there.
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
     fs::write(work.path("data/plain.csv"), table.replacen(",flaw,", ",kind,", 1)).unwrap();
@@ -243,7 +253,12 @@ fn what_makes_a_comparison_unfair_is_refused() {
     ];
     let said = work.succeed(&run(&[&without[..], &["--keep", "30%"]].concat()));
     assert!(said.contains("19 records are set aside"), "{said}");
-    assert!(said.contains("77 records to train on, 10 to guide raters, 9 to measure models on"), "{said}");
+    assert!(
+        said.contains(
+            "77 training records, 10 validation records to guide raters, 9 held-out records to measure models"
+        ),
+        "{said}"
+    );
     assert!(!work.path("without/flaws.csv").exists());
     // The block of 50% from 60% on would run past the end.
     let said = work.succeed(&run(&[&without[..], &["--keep", "30%,50%"]].concat()));
@@ -304,7 +319,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
     let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();
     let few: Vec<&str> = validation.lines().take(10).collect();
     fs::write(work.path("data/few.csv"), few.join("\n")).unwrap();
-    let refused = ["can be used are left", "a batch of 8"];
+    let refused = ["usable records are left", "a batch of 8"];
     work.refused(&run(&["--out", "rows", "--validation", "data/few.csv"]), &refused);
     assert!(!work.path("rows/tokens").exists(), "it is refused before images are looked at");
     let unreadable = validation.replace("validation/", "absent/");
@@ -357,7 +372,7 @@ fn models_draw_images_that_are_measured() {
     // Stopped anywhere, it comes to the same.
     work.killed(&drawing, 3, 700, 400);
     let said = work.succeed(&drawing);
-    assert!(said.contains("6 images are too few for features of 16 numbers"), "{said}");
+    assert!(said.contains("6 images are too few for features of 16 dimensions"), "{said}");
     let drawn = work.fits("compared");
     let score = drawn[0]
         .keys()
@@ -420,7 +435,7 @@ fn models_draw_images_that_are_measured() {
     );
     let text = fs::read_to_string(work.path("compared/summary.md")).unwrap();
     assert!(text.contains(&format!(
-        "{DISTANCE}: of 6 images that each model draws of held-out captions, compared with 8"
+        "{DISTANCE}: of 6 images that each model generates from held-out captions, compared with 8"
     )));
     assert!(text.contains(&format!("{score}: of 6 images")), "{text}");
 
@@ -434,6 +449,6 @@ fn models_draw_images_that_are_measured() {
     work.succeed(&[&plain[..], &["--images", "5"]].concat());
     assert_eq!(results().len(), 3 * without.len());
     let too_many = [&plain[..], &["--images", "9"]].concat();
-    work.refused(&too_many, &["9 images cannot be drawn of 8 held-out captions"]);
+    work.refused(&too_many, &["cannot generate 9 images from 8 held-out captions"]);
     work.refused(&[&drawing[..], &["--features", "inception"]].concat(), &["--inception FILE"]);
 }

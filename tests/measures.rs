@@ -176,7 +176,7 @@ fn another_clip_is_refused() {
     refused("image_size is 1000000000000000000", &|config, _| {
         config["vision_config"]["image_size"] = json!(huge)
     });
-    refused("is no number of pixels, from 1 to 8192", &|_, prepare| {
+    refused("is not a number of pixels from 1 to 8192", &|_, prepare| {
         prepare["size"]["shortest_edge"] = json!(huge)
     });
     refused("resample", &|_, prepare| prepare["resample"] = json!(2));

@@ -253,24 +253,24 @@ fn a_chart_has_bands_and_a_form_for_pages() {
 #[test]
 fn charts_without_anything_to_draw_are_refused() {
     let empty = LossCurves { series: vec![], ..curves(0.0) };
-    assert_eq!(loss_curves(&empty).unwrap_err().to_string(), "the chart has no finite point to draw.");
+    assert_eq!(loss_curves(&empty).unwrap_err().to_string(), "the chart has no finite point");
     let gap = Series::new("gap", vec![(0.0, f64::NAN), (f64::INFINITY, 1.0)]);
     assert!(loss_curves(&LossCurves { series: vec![gap], ..curves(0.0) }).is_err());
     for smoothing in [1.0, -0.1, f64::NAN] {
         assert_eq!(
             loss_curves(&curves(smoothing)).unwrap_err().to_string(),
-            format!("smoothing is {smoothing}, but it must be at least 0 and below 1.")
+            format!("smoothing is {smoothing}, but must be at least 0 and below 1")
         );
     }
     assert_eq!(
         histogram("x", &[f64::NAN], &[]).unwrap_err().to_string(),
-        "the histogram has no finite rating to draw."
+        "the histogram has no finite rating"
     );
     assert_eq!(
         histogram("x", &[1.0], &[kept("", &[1])]).unwrap_err().to_string(),
-        "row 1 is kept, but there are only 1 ratings."
+        "row 1 is kept, but there are only 1 ratings"
     );
-    assert_eq!(contact_sheet("x", &[]).unwrap_err().to_string(), "a contact sheet needs at least one image.");
+    assert_eq!(contact_sheet("x", &[]).unwrap_err().to_string(), "a contact sheet needs at least one image");
     let wrong = Thumbnail { side: 2, rgb: vec![0; 11], caption: String::new(), rating: Some(0.0) };
     let rows = [SheetRow { label: "a".to_owned(), details: vec![], thumbnails: vec![wrong] }];
     assert_eq!(
@@ -372,7 +372,7 @@ fn the_contact_sheet_has_a_row_a_decile() {
         })
         .collect();
     assert_eq!(rows.len(), 10);
-    let sheet = contact_sheet("Tenths of the rating, best rated first", &rows).unwrap();
+    let sheet = contact_sheet("Deciles of the ranking, best-rated first", &rows).unwrap();
     written(&sheet, "contact_sheet.png");
     let few =
         contact_sheet("A title that is far too long for a sheet of only one image", &rows[..1]).unwrap();

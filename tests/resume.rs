@@ -329,11 +329,11 @@ fn an_interrupted_training_saves_and_goes_on() {
     let refused = work.program(&another).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(errors.contains("was started with seed = ") && errors.contains("but 9 is asked for"), "{errors}");
+    assert!(errors.contains("was started with seed = ") && errors.contains("but 9 is requested"), "{errors}");
     let refused = work.program(&["train", "--resume", "run", "--set", "tlr=0.1"]).output().unwrap();
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(errors.contains("tlr = 0.001, but 0.1 is asked for"), "{errors}");
+    assert!(errors.contains("tlr = 0.001, but 0.1 is requested"), "{errors}");
     work.finish(&["train", "--resume", "run", "--set", "workers=1"]);
     assert_equal(&work.result("run"), &work.result("whole"), "interrupted");
     let done = work.program(&["train", "--config", "config.json", "--out", "run"]).output().unwrap();

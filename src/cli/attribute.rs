@@ -1,4 +1,4 @@
-//! `attribute`: how each record's gradient lies to the validation gradient.
+//! `attribute`: relates each record's gradient to the validation gradient.
 
 use std::path::PathBuf;
 
@@ -34,22 +34,22 @@ pub struct AttributeArguments {
     /// The corpus: a CSV with the columns that the run's configuration names.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// The records whose mean loss the others are held against, in the same form.
+    /// The validation records, in the same form: the mean of their losses gives V.
     #[arg(long, value_name = "FILE.csv")]
     pub validation: PathBuf,
-    /// Where the numbers go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
+    /// Output, .csv or .parquet. Failed records go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What a record's gradient is multiplied with.
     #[arg(long, value_enum, default_value_t = GeometryArgument::Sgd)]
     pub geometry: GeometryArgument,
-    /// Pairs at once. Numbers do not depend on it, except for their last digits on a device.
+    /// Batch size. Results do not depend on it, except for the last digits on a device.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
-    /// Replace an output that is there already.
+    /// Replace an existing output.
     #[arg(long)]
     pub overwrite: bool,
-    /// Where the proxy is: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the proxy: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
     /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
@@ -60,7 +60,7 @@ pub struct AttributeArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the corpus from being attributed; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the output cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));

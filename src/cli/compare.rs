@@ -1,4 +1,4 @@
-//! `compare`: models trained on what each rating chooses, beside the controls.
+//! `compare`: trains models on what each rating chooses, beside the controls.
 
 use std::path::PathBuf;
 
@@ -26,20 +26,21 @@ pub struct CompareArguments {
     /// Configuration in JSON: the models' and raters' sizes and training, and the data.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// The training set, in place of the configuration's; a column `flaw`, as `plant` writes it, is the planted truth.
+    /// The training set, in place of the configuration's; a column `flaw`, as `plant` writes it, holds the planted
+    /// flaws.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
-    /// The validation set, which guides the raters, in place of the configuration's; a fifth of the training set is set aside if
-    /// neither is given, of unspoiled records where the column of flaws tells them.
+    /// The validation set, which guides the raters, in place of the configuration's; without either, a fifth of the
+    /// training set is set aside, of clean records if there is a column of flaws.
     #[arg(long, value_name = "FILE.csv")]
     pub validation: Option<PathBuf>,
-    /// What models are measured on and no rater sees; half of the validation set if it is not given.
+    /// The held-out set, which models are measured on and no rater reads; by default, half of the validation set.
     #[arg(long, value_name = "FILE.csv")]
     pub held_out: Option<PathBuf>,
-    /// Folder of the comparison. Given again, it goes on, also with more seeds, shares, ratings or samplers.
+    /// Folder of the comparison. The same command resumes it, also with more seeds, shares, ratings or samplers.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Seeds, from --first-seed on.
+    /// Number of seeds, starting at --first-seed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
     /// The first seed.
@@ -65,22 +66,23 @@ pub struct CompareArguments {
         default_value = "top-k,block:0.2,block:0.4,gsample,shift-gsample"
     )]
     pub samplers: Vec<String>,
-    /// By what subsets and the whole are trained alike: epochs, as in the paper, or steps.
+    /// What models trained on subsets and on everything have in common: epochs, as in the paper, or steps.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "epochs,steps")]
     pub equal: Vec<String>,
-    /// The column of the planted truth, if it is not `flaw`.
+    /// The column of planted flaws [default: flaw].
     #[arg(long, value_name = "NAME")]
     pub flaw_column: Option<String>,
-    /// Go on although images are in both sets.
+    /// Accept images that are in several sets.
     #[arg(long)]
     pub allow_duplicates: bool,
-    /// Keep the models, not only what they came to.
+    /// Keep the models, not only their results.
     #[arg(long)]
     pub keep_models: bool,
-    /// Draw images of so many held-out captions from each model, and measure their distance to the held-out images. 0: none.
+    /// Generate images for this many held-out captions with each model, and measure their distance to the held-out
+    /// images. 0: none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub images: usize,
-    /// Features of the Fréchet distances of drawn images: tokenizer, clip, inception (the distance is then FID).
+    /// Features of the Fréchet distances of generated images: tokenizer, clip, inception (the distance is then FID).
     #[arg(
         long,
         value_name = "NAME,…",
@@ -89,13 +91,14 @@ pub struct CompareArguments {
         requires = "images"
     )]
     pub features: Vec<Features>,
-    /// A whole CLIP, its Hugging Face folder or the weights in it: CLIP-Score of drawn images is measured, too.
+    /// A full CLIP model, its Hugging Face folder or the weights in it: also measures the CLIP-Score of generated
+    /// images.
     #[arg(long, value_name = "FOLDER", requires = "images")]
     pub clip: Option<PathBuf>,
-    /// Inception-v3 as FID takes it, with pytorch-fid's names.
+    /// FID's Inception-v3, with pytorch-fid's names.
     #[arg(long, value_name = "FILE", requires = "images")]
     pub inception: Option<PathBuf>,
-    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
     /// Sets a key of the configuration.
@@ -106,7 +109,7 @@ pub struct CompareArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the comparison from being made; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or an output cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
@@ -150,7 +153,7 @@ pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<
     let mut progress = Counted::new();
     let (comparison, files) = compare(&request, interrupt, &mut progress)?;
     super::say(&format!(
-        "{} records to train on, {} to guide raters, {} to measure models on\n\n{}",
+        "{} training records, {} validation records to guide raters, {} held-out records to measure models\n\n{}",
         comparison.records,
         comparison.validation,
         comparison.held_out,
@@ -162,7 +165,7 @@ pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<
     Ok(())
 }
 
-/// Names, each once.
+/// Parses names, removing duplicates.
 fn parsed<T: std::str::FromStr<Err = Error> + PartialEq>(names: &[String]) -> Result<Vec<T>> {
     let mut found = Vec::with_capacity(names.len());
     for name in names {

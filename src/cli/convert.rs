@@ -1,4 +1,4 @@
-//! `convert`: weights from one form of file into another.
+//! `convert`: converts weights between file formats.
 
 use std::path::{Path, PathBuf};
 
@@ -14,33 +14,34 @@ use crate::{
 /// The arguments of `convert`.
 #[derive(Clone, Debug, Args)]
 pub struct ConvertArguments {
-    /// A safetensors file, PyTorch checkpoint, index of shards, or a folder that holds one of them.
+    /// A safetensors file, PyTorch checkpoint, shard index, or a folder that holds one of them.
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// The file to write: NAME.safetensors, or NAME.pth (.pt, .bin) for PyTorch.
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Only the tensors below this name, under the rest of theirs.
+    /// Only tensors with this prefix, which is removed from their names.
     #[arg(long, value_name = "PREFIX")]
     pub within: Option<String>,
-    /// Leave out what wrappers add to names: a leading `module.` (parallel training), `_orig_mod.` (torch.compile).
+    /// Strip prefixes that wrappers add to names: a leading `module.` (parallel training), `_orig_mod.`
+    /// (torch.compile).
     #[arg(long)]
     pub without_module: bool,
-    /// Write floats as this kind.
+    /// Data type of floats in the output.
     #[arg(long, value_name = "KIND")]
     pub dtype: Option<FloatKind>,
     /// Split safetensors into files of at most this size, with an index: 2GB, 500MB, 1GiB, or bytes.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub shard_size: Option<usize>,
-    /// Put the tensors of a PyTorch file into dicts of these names, such as trainer.varRater_wo_ddp.
+    /// Nest the tensors of a PyTorch file in dicts of these names, such as trainer.varRater_wo_ddp.
     #[arg(long, value_name = "NAMES", conflicts_with = "shard_size")]
     pub under: Option<String>,
-    /// Replace outputs that exist.
+    /// Replace existing outputs.
     #[arg(long)]
     pub overwrite: bool,
 }
 
-/// The kinds of floats that can be asked for.
+/// Data types of floats.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum FloatKind {
     /// 32-bit.
@@ -61,7 +62,7 @@ impl FloatKind {
     }
 }
 
-/// A number of bytes with a unit or without.
+/// Parses a number of bytes with an optional unit.
 fn size(text: &str) -> Result<usize, String> {
     let digits = text.trim().trim_end_matches(|character: char| !character.is_ascii_digit());
     let unit = match text.trim()[digits.len()..].trim().to_ascii_lowercase().as_str() {
@@ -72,20 +73,20 @@ fn size(text: &str) -> Result<usize, String> {
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
-        other => return Err(format!("the unit {other} is none of B, kB, MB, GB, KiB, MiB, GiB")),
+        other => return Err(format!("unknown unit {other}; use B, kB, MB, GB, KiB, MiB or GiB")),
     };
-    let count: usize =
-        digits.parse().map_err(|_| "not a whole number with a unit, such as 2GB".to_owned())?;
+    let count: usize = digits.parse().map_err(|_| "not an integer with a unit, such as 2GB".to_owned())?;
     count
         .checked_mul(unit)
         .filter(|&bytes| bytes > 0)
-        .ok_or_else(|| "a size from 1 byte on is needed".to_owned())
+        .ok_or_else(|| "the size must be at least 1 byte".to_owned())
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// If the input cannot be read or is refused, the output cannot be written, its name says no form, or the user interrupts.
+/// If the input cannot be read or is refused, the output's extension is unknown, or it cannot be written;
+/// [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result<()> {
     let output = &arguments.output;
     let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
@@ -94,12 +95,12 @@ pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result
         "pth" | "pt" | "bin" => true,
         _ => {
             return Err(Error::argument(format!(
-                "{} does not end in .safetensors, .pth, .pt or .bin, one of which says what to write.",
+                "{} does not end in .safetensors, .pth, .pt or .bin, which determines the format",
                 output.display()
             )));
         }
     };
-    // Shards have other names than the one given, which are known only when they are written.
+    // Shards are named differently from the given output, which is known only when they are written.
     let companions: &[&str] = if arguments.shard_size.is_some() { &[".safetensors.index.json"] } else { &[] };
     let inputs = [arguments.input.clone()];
     let claim = Claim { command: "convert", inputs: &inputs, overwrite: arguments.overwrite };
@@ -114,7 +115,7 @@ pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result
     Ok(())
 }
 
-/// Writes what was asked for beside its name; gives the files.
+/// Writes the output; returns the files written.
 fn write(
     arguments: &ConvertArguments,
     output: &Path,
@@ -130,7 +131,7 @@ fn write(
         return Err(Error::input(
             &arguments.input,
             format!(
-                "{} holds no tensors{}; `inspect` lists what there is.",
+                "{} holds no tensors{}; `inspect` lists all tensors",
                 arguments.input.display(),
                 arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
             ),
@@ -156,9 +157,7 @@ fn to_checkpoint(
     arguments: &ConvertArguments,
 ) -> Result<Vec<PathBuf>> {
     if arguments.shard_size.is_some() {
-        return Err(Error::argument(
-            "--shard-size splits safetensors only; a PyTorch file is written in one.",
-        ));
+        return Err(Error::argument("--shard-size splits safetensors only; a PyTorch file is not split"));
     }
     let tensors = tensors.into_iter().map(|(name, payload)| (name, Value::Tensor(payload))).collect();
     let names = arguments.under.iter().flat_map(|names| names.rsplit('.'));
@@ -175,9 +174,9 @@ fn to_safetensors(
     arguments: &ConvertArguments,
 ) -> Result<Vec<PathBuf>> {
     if arguments.under.is_some() {
-        return Err(Error::argument("--under makes dicts in a PyTorch file; safetensors has none."));
+        return Err(Error::argument("--under makes dicts in a PyTorch file; safetensors has none"));
     }
-    // Safetensors keeps texts only; numbers are kept as Python prints them.
+    // Safetensors stores strings only; numbers are formatted like Python's.
     let text = |value: &Value| match value {
         Value::Text(text) => text.to_string(),
         other => other.to_string(),

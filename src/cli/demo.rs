@@ -1,4 +1,4 @@
-//! `demo`: the whole loop on a built-in data set.
+//! `demo`: the whole pipeline on synthetic data.
 
 use std::path::PathBuf;
 
@@ -19,16 +19,16 @@ pub struct DemoArguments {
     /// Directory for everything the demo writes.
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     pub out: PathBuf,
-    /// Fixes the data set, its flaws and the run.
+    /// Seed of the data set, its flaws and the run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Discard the demo that is in the directory.
+    /// Replace an existing demo.
     #[arg(long)]
     pub overwrite: bool,
-    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the demo's configuration; as often as wanted: --set compat=released
+    /// Sets a key of the demo's configuration; may be repeated: --set compat=released
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -36,7 +36,8 @@ pub struct DemoArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the demo from running; [`Error::Interrupted`](crate::Error::Interrupted) when the user stopped it.
+/// If the folder is in use or cannot be written; [`Error::Interrupted`](crate::Error::Interrupted) if the user
+/// interrupts.
 pub(super) fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
     let command_line: Vec<String> = std::env::args().collect();
     let mut watch = Watch::new(arguments.out.join("run"));
@@ -49,12 +50,12 @@ pub(super) fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()
 
 fn table(report: &DemoReport) -> String {
     let mut table = TextTable::new([
-        "record",
-        "number",
+        "flaw",
+        "records",
         "mean percentile",
-        "AUROC (flaw = low rating)",
-        "of high loss",
-        "of low average worth",
+        "AUROC (low rating)",
+        "AUROC (high loss)",
+        "AUROC (low signal)",
     ]);
     let auroc = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     for line in &report.flaws {

@@ -1,4 +1,4 @@
-//! `devices`: what there is to run on, and why something is not.
+//! `devices`: lists the devices, and why one cannot be used.
 
 use clap::Args;
 
@@ -15,9 +15,9 @@ pub struct DevicesArguments {}
 /// Runs the command.
 ///
 /// # Errors
-/// If stdout cannot be written to, or the user interrupts.
+/// If stdout cannot be written to; [`Error::Interrupted`](crate::Error::Interrupted) if the user interrupts.
 pub(super) fn run(_: &DevicesArguments, interrupt: &Interrupt) -> Result<()> {
-    // A driver may take its time.
+    // Drivers may be slow to answer.
     let found = interrupt.while_reading("nothing was written", || Ok(devices()))?;
     for line in lines(rayon::current_num_threads(), &found) {
         super::say(&line)?;
@@ -25,17 +25,17 @@ pub(super) fn run(_: &DevicesArguments, interrupt: &Interrupt) -> Result<()> {
     Ok(())
 }
 
-/// One line a device: its name, whether it can be used, and what it is or why not.
+/// One line per device: its name, whether it can be used, and a description or the reason.
 fn lines(threads: usize, devices: &[Availability]) -> Vec<String> {
     let line = |name: &str, usable: bool, what: &str| {
         format!("{name:<10} {:<5} {what}", if usable { "yes" } else { "no" })
     };
-    let processor = line("cpu", true, &format!("the CPU, {threads} threads"));
+    let cpu = line("cpu", true, &format!("the CPU, {threads} threads"));
     let others = devices.iter().map(|Availability { name, state }| match state {
         Ok(facts) => line(name, true, &describe(facts)),
         Err(reason) => line(name, false, reason),
     });
-    std::iter::once(processor).chain(others).collect()
+    std::iter::once(cpu).chain(others).collect()
 }
 
 fn describe(facts: &DeviceFacts) -> String {

@@ -1,4 +1,4 @@
-//! `encode`: tokens and text states of a corpus, kept so that they are made once.
+//! `encode`: caches the tokens and text states of a corpus.
 
 use std::path::PathBuf;
 
@@ -20,30 +20,30 @@ use crate::{
 /// The arguments of `encode`.
 #[derive(Clone, Debug, Args)]
 pub struct EncodeArguments {
-    /// Configuration in JSON: it names the encoders and the columns; an image tokenizer that has to be fitted is fitted to the
-    /// first table, as training would.
+    /// Configuration in JSON: it names the encoders and the columns; an image tokenizer that has to be fitted is fitted
+    /// to the first table, as in training.
     #[arg(long, value_name = "FILE", required_unless_present = "run", conflicts_with = "run")]
     pub config: Option<PathBuf>,
     /// A run of `train` or `fit` whose encoders are used instead.
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// A CSV of images and captions, as often as wanted; the configuration's training and validation set unless given.
+    /// A CSV of images and captions, may be repeated; by default the configuration's training and validation sets.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Vec<PathBuf>,
-    /// Folder of the cache. Given again, the same command goes on, and makes anew what was damaged.
+    /// Folder of the cache. The same command resumes it, and recomputes damaged shards.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// What is kept of captions: states rounded to bf16, states as f32, token ids only, which take next to no space, or nothing.
-    /// bf16 for CLIP and T5 unless given, and none for hashed words, which cost nothing.
+    /// What is cached of captions: states rounded to bf16, states as f32, token ids only (small), or nothing [default:
+    /// bf16 for CLIP and T5, none for hashed words].
     #[arg(long, value_name = "KIND")]
     pub text: Option<TextArgument>,
-    /// Rows of a shard: what is lost when the command is stopped.
+    /// Rows per shard; an interrupted command loses at most one shard.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub shard: u32,
-    /// Discard another cache that is in the folder.
+    /// Replace another cache in the folder.
     #[arg(long)]
     pub overwrite: bool,
-    /// Where the encoders compute: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the encoders: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
     /// Sets a key of the configuration.
@@ -51,7 +51,7 @@ pub struct EncodeArguments {
     pub set: Vec<String>,
 }
 
-/// What is kept of captions.
+/// What is cached of captions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum TextArgument {
     /// States in bfloat16.
@@ -78,7 +78,7 @@ impl TextArgument {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the corpus from being encoded; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the cache cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));

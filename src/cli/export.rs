@@ -1,4 +1,4 @@
-//! `export`: a run's networks as a checkpoint that the released code loads.
+//! `export`: writes a run's networks as a checkpoint for the released code.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub struct ExportArguments {
     /// The file to write, such as `ar-ckpt-ep3.pth`.
     #[arg(long, value_name = "FILE.pth")]
     out: PathBuf,
-    /// Replace a file that this command wrote.
+    /// Replace an existing output of this command.
     #[arg(long)]
     overwrite: bool,
 }
@@ -33,7 +33,8 @@ pub struct ExportArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// If the checkpoint cannot be read, the file not written, or the user interrupts.
+/// If the checkpoint cannot be read or the file cannot be written; [`Error::Interrupted`](crate::Error::Interrupted) if
+/// the user interrupts.
 pub(super) fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<()> {
     let named = trained::Named::new(&arguments.checkpoint)?;
     let config = trained::configuration(&named.run, &[])?;
@@ -45,7 +46,7 @@ pub(super) fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<
     super::say(&format!("{} holds {} (epoch {epoch})", arguments.out.display(), folder.display()))
 }
 
-/// Writes the networks of a checkpoint; gives its epoch.
+/// Writes the networks of a checkpoint; returns its epoch.
 fn write(out: &Path, config: &Config, folder: &Path, interrupt: &Interrupt) -> Result<u64> {
     const NOTHING_WRITTEN: &str = "nothing was written";
     let epoch = if checkpoint::is_fit(folder) {

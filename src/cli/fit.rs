@@ -1,4 +1,4 @@
-//! `fit`: a text-to-image model on a data set or a subset of it.
+//! `fit`: trains a text-to-image model on a data set or a subset of it.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ use crate::{
 pub struct FitArguments {
     #[command(flatten)]
     run: TrainArguments,
-    /// Weights to start from, in the released layout; in place of the configuration's.
+    /// Initial weights, in the released layout; in place of the configuration's.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
 }
@@ -27,7 +27,8 @@ pub struct FitArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the model from being fitted; [`Interrupted`](crate::Error::Interrupted) when the user stopped it.
+/// If an input cannot be used or the run cannot be written; [`Interrupted`](crate::Error::Interrupted) if the user
+/// interrupts.
 pub(super) fn run(arguments: FitArguments, interrupt: &Interrupt) -> Result<()> {
     let FitArguments { mut run, weights } = arguments;
     if let Some(path) = weights {

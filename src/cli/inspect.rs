@@ -1,4 +1,4 @@
-//! `inspect`: what a file of weights holds, without running anything in it.
+//! `inspect`: lists the contents of a weights file, without running anything in it.
 
 use std::{fmt::Write, path::PathBuf};
 
@@ -16,16 +16,16 @@ use crate::{
 /// The arguments of `inspect`.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArguments {
-    /// A safetensors file, PyTorch checkpoint, index of shards, or a folder that holds one of them.
+    /// A safetensors file, PyTorch checkpoint, shard index, or a folder that holds one of them.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Only what lies below this name, such as trainer.varRater_wo_ddp.
+    /// Only names with this prefix, such as trainer.varRater_wo_ddp.
     #[arg(long, value_name = "PREFIX")]
     pub within: Option<String>,
     /// Compare names and shapes with those of another file.
     #[arg(long, value_name = "OTHER")]
     pub against: Option<PathBuf>,
-    /// Only what lies below this name in the other file.
+    /// Only names with this prefix in the other file.
     #[arg(long, value_name = "PREFIX", requires = "against")]
     pub against_within: Option<String>,
     /// Compare names and shapes with what a network of this configuration expects.
@@ -51,12 +51,13 @@ pub enum Network {
 /// Runs the command.
 ///
 /// # Errors
-/// If a file cannot be read or is refused, stdout cannot be written to, or the user interrupts.
+/// If a file cannot be read or is refused, or stdout cannot be written to;
+/// [`Error::Interrupted`](crate::Error::Interrupted) if the user interrupts.
 pub(super) fn run(arguments: &InspectArguments, interrupt: &Interrupt) -> Result<()> {
     super::say(&interrupt.while_reading("nothing was written", || shown(arguments))?)
 }
 
-/// What is to be printed.
+/// The text to print.
 fn shown(arguments: &InspectArguments) -> Result<String> {
     if let Some(config) = &arguments.config {
         let config = Config::load(config, &arguments.set)?;
@@ -105,7 +106,7 @@ fn described(weights: &Weights) -> String {
     text
 }
 
-/// Every difference on a line.
+/// One line per difference.
 fn compared(differences: &Differences) -> String {
     if differences.is_empty() {
         return "The same names and shapes.".to_owned();

@@ -1,4 +1,4 @@
-//! `measure`: distances between drawn and held-out images, and how well images fit their captions.
+//! `measure`: distances between generated and held-out images, and how well images match their captions.
 
 use std::path::PathBuf;
 
@@ -24,10 +24,10 @@ use crate::{
 /// The arguments of `measure`.
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArguments {
-    /// The images to judge: a folder that `sample` wrote, samples.csv, any folder of images, or a corpus in CSV.
+    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a corpus in CSV.
     #[arg(long, value_name = "DIR|FILE.csv")]
     generated: PathBuf,
-    /// The images to compare with, of the same kinds. Without it CLIP-Score alone is measured.
+    /// The reference images, of the same kinds. Without them only CLIP-Score is measured.
     #[arg(long, value_name = "DIR|FILE.csv")]
     reference: Option<PathBuf>,
     /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).
@@ -36,19 +36,19 @@ pub struct MeasureArguments {
     /// Features of the tokenizer: the configuration that names it, or whose training set it is fitted to.
     #[arg(long, value_name = "FILE", conflicts_with = "checkpoint")]
     config: Option<PathBuf>,
-    /// Features of the tokenizer: the run whose tokenizer it is.
+    /// Features of the tokenizer: the run that used it.
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
-    /// A whole CLIP: its Hugging Face folder, or the weights in it. With it CLIP-Score is measured, too.
+    /// A full CLIP model: its Hugging Face folder, or the weights in it. Also measures CLIP-Score.
     #[arg(long, value_name = "FOLDER")]
     clip: Option<PathBuf>,
-    /// Inception-v3 as FID takes it, with pytorch-fid's names: safetensors or pt_inception-2015-12-05.pth.
+    /// FID's Inception-v3, with pytorch-fid's names: safetensors or pt_inception-2015-12-05.pth.
     #[arg(long, value_name = "FILE")]
     inception: Option<PathBuf>,
-    /// Where to write the measures as JSON, too.
+    /// Also write the measures to this JSON file.
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
-    /// Replace a file that this command wrote.
+    /// Replace an existing output of this command.
     #[arg(long, requires = "out")]
     overwrite: bool,
     /// Sets a key of the configuration.
@@ -59,7 +59,7 @@ pub struct MeasureArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the measures from being taken; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the output cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result<()> {
     let config = arguments.config.as_ref().map(|path| Config::load(path, &arguments.set)).transpose()?;
     let paths = [
@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
     inputs.push(arguments.generated.clone());
     inputs.extend(config.iter().flat_map(Config::inputs));
     let claim = Claim { command: "measure", inputs: &inputs, overwrite: arguments.overwrite };
-    // An output that cannot be is refused before the measures are taken.
+    // An unusable output path is refused before the measures are taken.
     let output = arguments.out.as_ref().map(|out| Output::anew(&claim, out, &[])).transpose()?;
     let measured = measures(arguments, config.as_ref(), interrupt);
     match (output, measured) {
@@ -86,7 +86,7 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
     }
 }
 
-/// Takes the measures and prints them; gives them as JSON.
+/// Takes the measures and prints them; returns them as JSON.
 fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &Interrupt) -> Result<Vec<u8>> {
     for warning in config.iter().flat_map(|config| &config.warnings) {
         tracing::warn!("{warning}");
@@ -104,7 +104,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         (Some(config), _) => tokenizer_of_config(config, interrupt, &mut progress),
         (None, Some(run)) => tokenizer_of_run(run),
         (None, None) => Err(Error::argument(
-            "features of the tokenizer need it: give --config FILE or --checkpoint DIR, or other --features",
+            "features of the tokenizer need --config FILE or --checkpoint DIR; or give other --features",
         )),
     };
     let measurer = interrupt.while_reading(NOT_MEASURED, || Measurer::open(&choice, tokenizer))?;
@@ -125,10 +125,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     if measures.is_empty() {
         return Err(Error::input(
             &arguments.generated,
-            format!(
-                "nothing is measured: {} says of no image what it should show",
-                arguments.generated.display()
-            ),
+            format!("nothing is measured: {} has no captions", arguments.generated.display()),
         ));
     }
     for measure in measures.iter().filter(|measure| measure.singular_covariance) {
@@ -151,7 +148,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         ]);
     }
     super::say(&table.to_string())?;
-    for (side, what) in [("generated", "images"), ("reference", "images compared with")] {
+    for (side, what) in [("generated", "images"), ("reference", "reference images")] {
         let count = left_out[side].as_array().map_or(0, Vec::len);
         if count > 0 {
             super::say(&format!("{count} {what} could not be used and were left out"))?;

@@ -1,6 +1,6 @@
-//! The command line: one file a command, which parses and calls. Only this module prints.
+//! The command line: one file per command, which parses and calls. Only this module prints.
 //!
-//! Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage, 130 stopped by Ctrl-C, SIGTERM or SIGHUP.
+//! Exit codes: 0 success, 1 an error (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C, SIGTERM or SIGHUP.
 
 mod attribute;
 mod compare;
@@ -37,13 +37,13 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "alchemist-engine", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// Threads to compute with; as many as there are cores unless given. Results do not depend on it.
+    /// Number of threads [default: the number of cores]. Results do not depend on it.
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Say more on stderr; twice for all there is to say.
+    /// Log more to stderr; twice for everything.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -51,43 +51,43 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the whole loop on a built-in data set with known flaws.
+    /// Run the whole pipeline on synthetic data with known flaws.
     Demo(demo::DemoArguments),
     /// Train a rater beside a proxy.
     Train(train::TrainArguments),
-    /// Keep a corpus' tokens and text states, so that they are made once.
+    /// Cache the tokens and text states of a corpus.
     Encode(encode::EncodeArguments),
     /// Rate every pair of a corpus.
     Score(score::ScoreArguments),
     /// Attribute the proxy's validation loss to single pairs: gradient norms, inner products, cosines, TracIn.
     Attribute(attribute::AttributeArguments),
-    /// Choose a subset by its ratings.
+    /// Select a subset by ratings.
     Select(select::SelectArguments),
-    /// Write a chosen subset in the form that another trainer reads.
+    /// Write a selected subset in the format that another trainer reads.
     Pack(pack::PackArguments),
-    /// Train a text-to-image model on a data set or a chosen subset.
+    /// Train a text-to-image model on a data set or a selected subset.
     Fit(fit::FitArguments),
-    /// Draw images from captions with a model that `fit` trained, or a released one.
+    /// Generate images from captions with a model that `fit` trained, or a released one.
     Sample(sample::SampleArguments),
-    /// Measure drawn images: Fréchet distances to held-out ones, and how well they fit their captions.
+    /// Measure generated images: Fréchet distances to held-out ones, and CLIP-Score.
     Measure(measure::MeasureArguments),
-    /// Train the same model on what each rating and sampler chooses, beside the controls, with several seeds.
+    /// Train the same model on what each rating and sampler selects, beside the controls, with several seeds.
     Compare(compare::CompareArguments),
-    /// Make one page of a run or a comparison: tables, charts and pairs by rating.
+    /// Write an HTML page of a run or a comparison: tables, charts and pairs by rating.
     Report(report::ReportArguments),
     /// Write a run's networks as a checkpoint that the released code loads.
     Export(export::ExportArguments),
-    /// Show what a file of weights holds: tensors, numbers and texts. Nothing in it is run.
+    /// List the contents of a weights file: tensors, numbers and texts. Nothing in it is run.
     Inspect(inspect::InspectArguments),
-    /// Turn weights into safetensors or a PyTorch checkpoint.
+    /// Convert weights to safetensors or a PyTorch checkpoint.
     Convert(convert::ConvertArguments),
-    /// Copy a corpus with known flaws planted in it, so that a rating can be judged.
+    /// Copy a corpus and plant known flaws in it, to test a rating.
     Plant(plant::PlantArguments),
-    /// List what there is to run on, and why something is not.
+    /// List the devices, and why one cannot be used.
     Devices(devices::DevicesArguments),
 }
 
-/// Reads the command line, runs the command and gives the exit code.
+/// Parses the command line, runs the command and returns the exit code.
 pub fn main() -> ExitCode {
     exit_on_failed_allocation();
     let cli = match Cli::try_parse() {
@@ -100,11 +100,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints help, the version, or what is wrong with the arguments.
+/// Prints help, the version, or a usage error.
 fn explain(refused: &clap::Error) -> ExitCode {
     let text = refused.to_string();
     if refused.use_stderr() && visible_lines(&text) != text {
-        // clap prints arguments as they are.
+        // clap prints arguments unescaped.
         for line in text.lines() {
             terminal::tell(line);
         }
@@ -117,7 +117,7 @@ fn explain(refused: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(refused.exit_code()).unwrap_or(2))
 }
 
-/// Prints an error and gives its exit code.
+/// Prints an error and returns its exit code.
 fn fail(error: &anyhow::Error) -> ExitCode {
     let code = exit_code(error);
     let prefix = if code == EXIT_INTERRUPTED { "" } else { "error: " };
@@ -129,7 +129,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     terminal::report_to_stderr(cli.verbose);
     let interrupt = &Interrupt::from_signals(terminal::tell_apart)?;
     fail_at_size_limits()?;
-    // Started later, by the first to need them, threads that cannot be started would be a panic.
+    // Started lazily, a failure to start threads would be a panic.
     rayon::ThreadPoolBuilder::new().num_threads(cli.threads.map_or(0, usize::from)).build_global().map_err(
         |error| Error::invalid(format!("cannot start threads: {error}; give --threads N for fewer")),
     )?;
@@ -155,11 +155,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets a write that would exceed the largest file that the process may make (`ulimit -f`) fail with a message; otherwise its signal
-/// ends the program without a word.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail with an error; otherwise the signal ends the program
+/// without a message.
 #[cfg(unix)]
 fn fail_at_size_limits() -> Result<()> {
-    // Whoever handles the signal gets the error from the write itself.
+    // With the signal handled, the write itself returns the error.
     let handled = std::sync::Arc::default();
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, handled)
         .map(drop)

@@ -1,4 +1,4 @@
-//! `pack`: a chosen subset in the form that another trainer reads.
+//! `pack`: writes a selected subset in the format that another trainer reads.
 
 use std::path::PathBuf;
 
@@ -18,14 +18,14 @@ pub struct PackArguments {
     /// The subset: a CSV, as `select` writes it, or any corpus.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids (DataComp's
-    /// .npy). Tables name the images and do not look at them.
+    /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids
+    /// (DataComp's .npy). Tables name the images and do not read them.
     #[arg(long, value_name = "FORM")]
     pub format: Format,
     /// The file, or the folder for imagefolder and webdataset.
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
-    /// webdataset: samples of a shard.
+    /// webdataset: samples per shard.
     #[arg(long, value_name = "N", default_value_t = SHARD as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     pub shard: u64,
     /// Column of the ids.
@@ -37,10 +37,10 @@ pub struct PackArguments {
     /// Column of the captions.
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
-    /// Count malformed rows as records that cannot be used, instead of ending with an error.
+    /// Count malformed rows as failed records instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Replace what is there.
+    /// Replace existing outputs.
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -48,7 +48,8 @@ pub struct PackArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the subset from being written; [`Error::Interrupted`](crate::Error::Interrupted) when the user stopped it.
+/// If an input cannot be used or the output cannot be written; [`Error::Interrupted`](crate::Error::Interrupted) if the
+/// user interrupts.
 pub(super) fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
     let job = PackJob {
         subset: arguments.data,

@@ -1,4 +1,4 @@
-//! `plant`: known flaws in a copy of a corpus.
+//! `plant`: plants known flaws in a copy of a corpus.
 
 use std::path::PathBuf;
 
@@ -27,14 +27,14 @@ pub struct PlantArguments {
     /// Folder for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Shares of the flaws, such as noise=5%,blur=0.05; those that are not named are none. The flaws are plain, noise, blur,
-    /// wrong_caption, duplicate, jpeg and watermark; all of them, 30% together, unless given.
+    /// Shares of the flaws, such as noise=5%,blur=0.05; others are 0. The flaws are plain, noise, blur, wrong_caption,
+    /// duplicate, jpeg and watermark [default: all of them, 30% together].
     #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
     pub flaws: Vec<String>,
-    /// Side of the copied images, spoiled or not, in pixels: the middle square of each.
+    /// Side in pixels of all copied images, which are cropped to the center square.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub side: u32,
-    /// Fixes which records are spoiled, and how.
+    /// Seed of which records are corrupted, and how.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Column of the ids.
@@ -46,16 +46,16 @@ pub struct PlantArguments {
     /// Column of the captions.
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
-    /// Count malformed rows as records that cannot be used, instead of ending with an error.
+    /// Count malformed rows as failed records instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// Images with more pixels are left out.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_PIXELS)]
     pub max_pixels: u64,
-    /// Threads that decode.
+    /// Number of decoding threads.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: u16,
-    /// Replace a planted corpus that is in the folder.
+    /// Replace a planted corpus in the folder.
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -63,7 +63,7 @@ pub struct PlantArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the corpus from being copied; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the copy cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
     let settings = PlantSettings {
         corpus: arguments.data,
@@ -91,7 +91,7 @@ pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()
     super::say(&format!("{total} records: {}{left_out}\n{}", counts.join(", "), planted.table.display()))
 }
 
-/// The shares that the arguments name.
+/// Parses the shares of the flaws.
 fn shares(named: &[String]) -> Result<FlawShares> {
     if named.is_empty() {
         return Ok(FlawShares::PLANTED);
@@ -107,9 +107,8 @@ fn shares(named: &[String]) -> Result<FlawShares> {
             Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
             None => share.parse(),
         };
-        let number = number.map_err(|_| {
-            Error::argument(format!("the share of `{flaw}` is `{share}`, which is no number"))
-        })?;
+        let number = number
+            .map_err(|_| Error::argument(format!("the share of `{flaw}` is not a number: `{share}`")))?;
         shares.set(flaw, number)?;
     }
     Ok(shares)

@@ -1,4 +1,4 @@
-//! `report`: one page of a run or a comparison.
+//! `report`: writes the HTML page of a run or a comparison.
 
 use std::path::PathBuf;
 
@@ -21,25 +21,25 @@ pub struct ReportArguments {
     /// A run of `train`, or the folder of a comparison.
     #[arg(long, value_name = "DIR")]
     of: PathBuf,
-    /// The page; report.html in the folder unless it is named.
+    /// Output [default: report.html in the folder].
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
-    /// Of a run: the ratings that `score` wrote, in place of those of the last epoch.
+    /// Of a run: ratings that `score` wrote, in place of those of the last epoch.
     #[arg(long, value_name = "FILE")]
     ratings: Option<PathBuf>,
-    /// Of a run: the column of the ratings in it [default: the one that `score` put them into, or `rating`].
+    /// Of a run: the rating column of --ratings [default: the one that `score` wrote, or `rating`].
     #[arg(long, value_name = "NAME")]
     rating_column: Option<String>,
-    /// Of a run: the corpus that was rated, if it is not what the run was trained on.
+    /// Of a run: the rated corpus, if it is not the training set.
     #[arg(long, value_name = "FILE.csv")]
     data: Option<PathBuf>,
-    /// Of a run: the column that says what is known of a pair.
+    /// Of a run: the column of planted flaws.
     #[arg(long, value_name = "NAME")]
     flaw_column: Option<String>,
-    /// Of a comparison: the ratings whose images are shown, in place of the three that come to the lowest losses.
+    /// Of a comparison: the ratings whose images are shown [default: the three with the lowest losses].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     sheets: Vec<String>,
-    /// Replace a page that this command wrote.
+    /// Replace an existing output of this command.
     #[arg(long)]
     overwrite: bool,
 }
@@ -47,7 +47,8 @@ pub struct ReportArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// If the folder is neither, a part of it cannot be read, the page cannot be written, or the user interrupts.
+/// If the folder is neither, a part of it cannot be read, or the page cannot be written; [`Error::Interrupted`] if the
+/// user interrupts.
 pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
     let inputs = [Some(&arguments.of), arguments.ratings.as_ref(), arguments.data.as_ref()];
@@ -55,17 +56,14 @@ pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<(
     if !arguments.of.exists() {
         return Err(Error::input(
             &arguments.of,
-            format!(
-                "--of {}: there is no such folder; name a run of `train` or a comparison",
-                arguments.of.display()
-            ),
+            format!("--of {}: no such folder; give a run of `train` or a comparison", arguments.of.display()),
         ));
     }
     if !arguments.of.is_dir() {
         return Err(Error::input(
             &arguments.of,
             format!(
-                "--of {}: is a file; name the folder of a run of `train` or of a comparison",
+                "--of {}: is a file; give the folder of a run of `train` or of a comparison",
                 arguments.of.display()
             ),
         ));
@@ -83,9 +81,7 @@ fn page(arguments: ReportArguments) -> Result<String> {
     let ReportArguments { of, ratings, rating_column, data, flaw_column, sheets, .. } = arguments;
     let page = if Comparison::is_in(&of) {
         if ratings.is_some() || data.is_some() || flaw_column.is_some() {
-            return Err(Error::argument(
-                "--ratings, --data and --flaw-column are for the page of a run; a comparison knows its own",
-            ));
+            return Err(Error::argument("--ratings, --data and --flaw-column are for the page of a run"));
         }
         let sheets = sheets.iter().map(|name| name.trim().parse()).collect::<Result<Vec<Rating>>>()?;
         ComparisonPage { folder: &of, sheets: &sheets }.page()?
@@ -96,9 +92,7 @@ fn page(arguments: ReportArguments) -> Result<String> {
         let rating_column = match &ratings {
             Some(table) => select::ratings::rating_column(table, rating_column)?,
             None if rating_column.is_some() => {
-                return Err(Error::argument(
-                    "--rating-column names a column of --ratings FILE, which is not given",
-                ));
+                return Err(Error::argument("--rating-column requires --ratings FILE"));
             }
             None => String::new(),
         };

@@ -1,4 +1,4 @@
-//! `sample`: images from captions.
+//! `sample`: generates images from captions.
 
 use std::path::PathBuf;
 
@@ -13,16 +13,16 @@ use crate::{
     interrupt::Interrupt,
 };
 
-/// How the images are laid out.
+/// Layouts of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LayoutName {
-    /// All in one folder, with an image of all.
+    /// One folder, with a grid of all images.
     Flat,
-    /// A folder for each prompt, as GenEval's own scorer reads them.
+    /// One folder per prompt, as GenEval's scorer reads them.
     Geneval,
 }
 
-/// Images of a prompt as GenEval scores them.
+/// Images per prompt in GenEval.
 const GENEVAL_EACH: u32 = 4;
 
 /// The arguments of `sample`.
@@ -31,46 +31,46 @@ pub struct SampleArguments {
     /// A run of `fit`, for its newest checkpoint, or one of the folders in its `checkpoints`.
     #[arg(long, value_name = "DIR", required_unless_present = "weights", conflicts_with_all = ["weights", "config"])]
     checkpoint: Option<PathBuf>,
-    /// Weights in the released layout (`ar-ckpt*.pth`, safetensors), for a model that was not fitted here.
+    /// Weights in the released layout (`ar-ckpt*.pth`, safetensors) of a model that was not trained here.
     #[arg(long, value_name = "FILE", requires = "config")]
     weights: Option<PathBuf>,
-    /// The configuration that goes with --weights; it names the image tokenizer and the text encoder.
+    /// The configuration of --weights; it names the image tokenizer and the text encoder.
     #[arg(long, value_name = "FILE", requires = "weights")]
     config: Option<PathBuf>,
-    /// A caption; as often as wanted.
+    /// A caption; may be repeated.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// A file of captions, one a line; with --layout geneval its file of prompts, a JSON object a line.
+    /// A file of captions, one per line; with --layout geneval its file of prompts, one JSON object per line.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Images of each caption: 1 unless given, and 4 with --layout geneval.
+    /// Images per caption [default: 1, or 4 with --layout geneval].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     each: Option<u32>,
-    /// How the images are laid out in --out.
+    /// Layout of the output.
     #[arg(long, value_enum, default_value = "flat")]
     layout: LayoutName,
     /// Folder for the images, samples.csv and grid.png, or GenEval's folders.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace what this command wrote there.
+    /// Replace existing outputs of this command.
     #[arg(long)]
     overwrite: bool,
-    /// Guidance at the finest scale; it grows with the scale. 0: none, at half the time.
+    /// Guidance at the finest scale; it grows with the scale. 0: none, in half the time.
     #[arg(long, value_name = "X", default_value_t = SampleSettings::default().guidance)]
     cfg: f64,
-    /// Draw from so many of the likeliest codes; 0: from all.
+    /// Sample from this many of the most likely codes; 0: from all.
     #[arg(long, value_name = "N", default_value_t = SampleSettings::default().top_k)]
     top_k: usize,
-    /// Draw from the likeliest codes that have this probability together; 0: from all.
+    /// Sample from the most likely codes with this total probability; 0: from all.
     #[arg(long, value_name = "P", default_value_t = SampleSettings::default().top_p)]
     top_p: f64,
-    /// Fixes every draw.
+    /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Images drawn at once; they do not depend on it but, on a device, in the last digits of the logits.
+    /// Images per batch; results do not depend on it, except for the last digits of the logits on a device.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: u32,
-    /// Where the network is: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the network: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
     /// Sets a key of the configuration.
@@ -81,14 +81,14 @@ pub struct SampleArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the images from being drawn; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the output cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<()> {
     let SampleArguments { checkpoint, weights, config, prompt: mut prompts, .. } = arguments;
     let mut layout = ImageLayout::Flat;
     if arguments.layout == LayoutName::Geneval {
         let (Some(path), true) = (&arguments.prompts, prompts.is_empty()) else {
             return Err(Error::argument(
-                "--layout geneval takes its prompts from --prompts FILE.jsonl alone, whose lines its scorer needs",
+                "--layout geneval takes its prompts from --prompts FILE.jsonl only, whose lines its scorer needs",
             ));
         };
         let (found, metadata) = geneval_prompts(path)?;

@@ -15,8 +15,8 @@ use crate::{
 /// The arguments of `score`.
 #[derive(Clone, Debug, Args)]
 pub struct ScoreArguments {
-    /// A run directory, for its newest checkpoint, or one of the folders in its `checkpoints`; with --config, a checkpoint of
-    /// the released code (`ar-ckpt*.pth`) or a file of the rater's weights.
+    /// A run directory, for its newest checkpoint, or one of the folders in its `checkpoints`; with --config, a
+    /// checkpoint of the released code (`ar-ckpt*.pth`) or a file of the rater's weights.
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
     /// The configuration of a rater that was not trained here; it names the image tokenizer and the text encoder.
@@ -25,27 +25,27 @@ pub struct ScoreArguments {
     /// The corpus: a CSV with the columns that the run's configuration names.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// Where the ratings go; .csv or .parquet. Records that fail go beside it, into `NAME.failed.csv`.
+    /// Output, .csv or .parquet. Failed records go beside it, into `NAME.failed.csv`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The column of the ratings; another name than `rating` where the corpus has a column of that name already.
+    /// The name of the rating column; must not be a column of the corpus.
     #[arg(long, value_name = "NAME", default_value = "rating")]
     pub rating_column: String,
-    /// Pairs rated at once. Ratings do not depend on it unless --batch-normalized is given; on a device its size, though not
-    /// what else is in the batch, changes their last digits.
+    /// Batch size. Ratings do not depend on it unless --batch-normalized is given, except for the last digits on a
+    /// device; they never depend on what else is in the batch.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
-    /// Give the released rating: a softmax over each batch times the batch's score. It depends on the batch a pair
-    /// happens to fall in.
+    /// Use the released rating: a softmax over each batch times the batch's score. It depends on which records share a
+    /// batch.
     #[arg(long)]
     pub batch_normalized: bool,
-    /// Replace an output that is there already.
+    /// Replace an existing output.
     #[arg(long)]
     pub overwrite: bool,
     /// A column of the corpus to show before each caption on the contact sheet.
     #[arg(long, value_name = "COLUMN")]
     pub note_column: Option<String>,
-    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
     /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
@@ -56,7 +56,7 @@ pub struct ScoreArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the corpus from being rated; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the output cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));

@@ -1,4 +1,4 @@
-//! `select`: chooses a subset of a rated corpus.
+//! `select`: selects a subset of a rated corpus.
 
 use std::path::PathBuf;
 
@@ -14,58 +14,59 @@ use crate::{
     },
 };
 
-/// Choose a subset of a rated corpus.
+/// Select a subset of a rated corpus.
 #[derive(Args, Clone, Debug)]
 pub struct SelectArguments {
-    /// The ratings: a .csv or .parquet file as `score` writes it, a .tsv file, or a folder of .parquet files as one table, in the order
-    /// of their names.
+    /// The ratings: a .csv or .parquet file as `score` writes it, a .tsv file, or a folder of .parquet files read as
+    /// one table, in the order of their names.
     #[arg(long, value_name = "FILE")]
     pub ratings: PathBuf,
     /// How much to keep: a share (50% or 0.5) or a number of rows (1200).
     #[arg(long, value_name = "SHARE|COUNT", allow_hyphen_values = true)]
     pub keep: Keep,
-    /// The way to choose. Percentiles count from the best rated, which is 0; like shares they are written 30% or 0.3.
+    /// The selection strategy. Percentiles start at the best rated, which is 0; like shares they are written 30% or
+    /// 0.3.
     #[arg(long, value_enum, default_value_t = StrategyName::ShiftGsample)]
     pub strategy: StrategyName,
     /// shift-gsample: share of all rows to drop from the top [default: 0.05; the paper's best is about 0.1].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::DropTop.parse(text))]
     pub drop_top: Option<f64>,
-    /// gsample, shift-gsample: mean of the Gaussian, a percentile [default: 0.5 for gsample, 0.3 for shift-gsample; the paper's best
-    /// for shift-gsample is about 0.45].
+    /// gsample, shift-gsample: mean of the Gaussian, a percentile [default: 0.5 for gsample, 0.3 for shift-gsample; the
+    /// paper's best for shift-gsample is about 0.45].
     #[arg(long, value_name = "PERCENTILE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Mean.parse(text))]
     pub mean: Option<f64>,
     /// gsample, shift-gsample: standard deviation of the Gaussian [default: 0.2 for gsample, 0.25 for shift-gsample].
     #[arg(long, value_name = "WIDTH", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Sigma.parse(text))]
     pub sigma: Option<f64>,
-    /// block: percentile where the window begins.
+    /// block: percentile at which the window starts.
     #[arg(long, value_name = "PERCENTILE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Offset.parse(text))]
     pub offset: Option<f64>,
-    /// The seed of the draw.
+    /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// The subset, a .csv file; its ids and a summary are written beside it.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The corpus' own table: kept rows are copied from it byte for byte.
+    /// The corpus' own table: kept rows are copied from it verbatim.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// The column of ids. Where there is no column `id`, one of the usual names is taken (key, uid), or else the image's path is the id.
+    /// The id column. If there is no column `id`: one of the usual names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// The column of the images' paths. Relative ones start at the folder of the table that they come from; for a subset in another
-    /// folder they are made absolute (with --data rows stay as they are, and a warning says so).
+    /// The column of image paths. Relative paths start at the folder of their table; for a subset in another folder
+    /// they are made absolute (with --data rows stay as they are, and a warning says so).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
-    /// The column of ratings [default: the one that `score` put them into, or `rating`].
+    /// The rating column [default: the one that `score` wrote, or `rating`].
     #[arg(long, value_name = "NAME")]
     pub rating_column: Option<String>,
-    /// Leave out malformed rows of the ratings and of --data, and count them, instead of ending with an error.
+    /// Skip and count malformed rows of the ratings and of --data, instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Leave out rows whose rating is missing (NaN, null, empty), and count them, instead of ending with an error.
+    /// Skip and count rows whose rating is missing (NaN, null, empty), instead of ending with an error.
     #[arg(long)]
     pub drop_nan: bool,
-    /// Replace outputs that exist.
+    /// Replace existing outputs.
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -73,7 +74,7 @@ pub struct SelectArguments {
 /// The strategies by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StrategyName {
-    /// Every row alike.
+    /// Uniform.
     Random,
     /// The best rated.
     TopK,
@@ -105,7 +106,7 @@ impl SelectArguments {
             ("--offset", self.offset, block, "block"),
         ] {
             if given.is_some() && !belongs {
-                bail!("{flag} belongs to {owners}; leave it out or choose another --strategy.");
+                bail!("{flag} belongs to {owners}; leave it out or choose another --strategy");
             }
         }
         let mut strategy = match (self.strategy, self.offset) {
@@ -113,7 +114,7 @@ impl SelectArguments {
             (Name::TopK, _) => Strategy::TopK,
             (Name::Block, Some(offset)) => Strategy::Block { offset },
             (Name::Block, None) => {
-                bail!("--strategy block needs --offset, the percentile where the window begins.")
+                bail!("--strategy block needs --offset, the percentile at which the window starts")
             }
             (Name::Gsample, _) => Strategy::GSAMPLE,
             (Name::ShiftGsample, _) => Strategy::SHIFT_GSAMPLE,
@@ -133,7 +134,7 @@ impl SelectArguments {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// If the arguments do not fit together, an input cannot be used or an output cannot be written.
+/// If the arguments are incompatible, an input cannot be used or an output cannot be written.
 pub(super) fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<()> {
     let strategy = arguments.strategy()?;
     let rating = rating_column(&arguments.ratings, arguments.rating_column)?;
@@ -163,7 +164,7 @@ pub(super) fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<(
         ))?;
     }
     super::say(&format!(
-        "{} by {by}: kept {} of {} rows (seed {}).\n",
+        "{} by {by}: kept {} of {} rows (seed {})\n",
         strategy.name(),
         summary.kept,
         summary.rows,
@@ -188,7 +189,7 @@ pub(super) fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<(
         None => "–".to_owned(),
     });
     let shares = shares.collect::<Vec<_>>().join(" ");
-    super::say(&format!("share kept of each tenth, best rated first: {shares}\n"))?;
+    super::say(&format!("share kept per decile, best-rated first: {shares}\n"))?;
     for path in [&report.subset, &report.ids, &report.summary] {
         super::say(&format!("wrote {}", path.display()))?;
     }
@@ -233,14 +234,17 @@ mod tests {
         for (flags, expected) in [
             (
                 "--strategy top-k --sigma 0.2",
-                "--sigma belongs to gsample and shift-gsample; leave it out or choose another --strategy.",
+                "--sigma belongs to gsample and shift-gsample; leave it out or choose another --strategy",
             ),
             (
                 "--strategy gsample --drop-top 0.1",
-                "--drop-top belongs to shift-gsample; leave it out or choose another --strategy.",
+                "--drop-top belongs to shift-gsample; leave it out or choose another --strategy",
             ),
-            ("--offset 0.1", "--offset belongs to block; leave it out or choose another --strategy."),
-            ("--strategy block", "--strategy block needs --offset, the percentile where the window begins."),
+            ("--offset 0.1", "--offset belongs to block; leave it out or choose another --strategy"),
+            (
+                "--strategy block",
+                "--strategy block needs --offset, the percentile at which the window starts",
+            ),
         ] {
             assert_eq!(strategy(flags), Err(expected.to_owned()));
         }

@@ -1,5 +1,5 @@
-//! What goes to the terminal: results on stdout, errors, warnings and acknowledgments on stderr. Every text passes through here, so
-//! that nothing in a file or a name acts on the terminal, and a reader that went away is no error.
+//! Terminal output: results on stdout; errors, warnings and log lines on stderr. All text is escaped here, so that
+//! nothing in a file or a name controls the terminal; a broken pipe is not an error.
 
 use std::{
     fmt::{self, Write as _},
@@ -24,7 +24,7 @@ use crate::{
 /// Prints lines on stdout.
 ///
 /// # Errors
-/// If stdout cannot be written to; a reader that went away (`| head`) is no error.
+/// If stdout cannot be written to; a broken pipe (`| head`) is not an error.
 pub(crate) fn say(lines: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{}", visible_lines(lines)).and_then(|()| stdout.flush());
@@ -34,18 +34,18 @@ pub(crate) fn say(lines: &str) -> Result<()> {
     }
 }
 
-/// Prints a line on stderr. Where that is closed there is nobody to tell.
+/// Prints a line on stderr; ignores errors, because there is nowhere to report them.
 pub(super) fn tell(line: &str) {
     let _nobody = writeln!(io::stderr(), "{}", visible_line(line));
 }
 
-/// The same beside a progress bar, which stands in the terminal's last line.
+/// Like [`tell`], on a new line if a progress bar may occupy the current one.
 pub(super) fn tell_apart(line: &str) {
     let apart = if io::stderr().is_terminal() { "\n" } else { "" };
     let _nobody = writeln!(io::stderr(), "{apart}{}", visible_line(line));
 }
 
-/// An error and its causes in one sentence. A cause that the sentence names already is not named again.
+/// An error and its causes on one line. A cause that the text includes already is not repeated.
 pub(super) fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -58,14 +58,14 @@ pub(super) fn sentence(error: &anyhow::Error) -> String {
     sentence
 }
 
-/// Warnings, and with `-v` what goes on, as plain lines on stderr.
+/// Prints warnings, and log lines with `-v`, as plain lines on stderr.
 pub(super) fn report_to_stderr(verbose: u8) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    // Fails only where a program that embeds the library has set up its own reports; those then serve.
+    // Fails only if a program that embeds the library has set a subscriber, which is then used.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(Stderr::default)
@@ -74,7 +74,7 @@ pub(super) fn report_to_stderr(verbose: u8) {
         .try_init();
 }
 
-/// Stderr, whether anybody reads it or not.
+/// Stderr that ignores broken pipes.
 #[derive(Default)]
 struct Stderr;
 
@@ -89,7 +89,7 @@ impl io::Write for Stderr {
     }
 }
 
-/// An event on one line, its level first.
+/// One line per event, its level first.
 struct Lines;
 
 impl<S, N> FormatEvent<S, N> for Lines

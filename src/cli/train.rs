@@ -1,4 +1,4 @@
-//! `train`: a rater beside a proxy, as a configuration says.
+//! `train`: trains a rater beside a proxy.
 
 use std::path::{Path, PathBuf};
 
@@ -20,29 +20,29 @@ pub struct TrainArguments {
     /// Configuration in JSON; docs/config.md lists its keys.
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     pub config: Option<PathBuf>,
-    /// The training set: a CSV as the configuration names its columns, such as what `select` writes; in place of the
-    /// configuration's.
+    /// The training set, in place of the configuration's: a CSV with the configuration's columns, such as the output of
+    /// `select`.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
     /// The validation set, in place of the configuration's.
     #[arg(long, value_name = "FILE.csv")]
     pub validation: Option<PathBuf>,
-    /// Sets a key on top of the file, nested ones with dots; as often as wanted: --set ep=3 --set columns.id=key
+    /// Sets a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Where the networks are: cpu, cuda, cuda:N, emulated or auto; `devices` lists what there is.
+    /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Keep only each block's input and run the block again in the backward pass: less memory, more time.
+    /// Gradient checkpointing: keep only each block's input and recompute the block in the backward pass.
     #[arg(long)]
     pub recompute: bool,
-    /// Directory of the run; the configuration's local_out_dir_path unless given.
+    /// Directory of the run [default: the configuration's local_out_dir_path].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Continue the run in DIR (or in --out) from its newest checkpoint.
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "overwrite")]
     pub resume: Option<Option<PathBuf>>,
-    /// Discard the run that is in the directory.
+    /// Replace an existing run.
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -50,7 +50,7 @@ pub struct TrainArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Whatever keeps the run from starting or ending; [`Error::Interrupted`] when the user stopped it.
+/// If an input cannot be used or the run cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()> {
     let (run, config) = prepare(&arguments)?;
     for warning in &config.warnings {
@@ -62,10 +62,10 @@ pub(super) fn run(arguments: TrainArguments, interrupt: &Interrupt) -> Result<()
     super::say(&summary.to_string())
 }
 
-/// Makes or reopens the run directory and gives the configuration that holds.
+/// Creates or reopens the run directory and returns its configuration.
 ///
 /// # Errors
-/// If the configuration cannot be used, or does not fit the run that is to be resumed.
+/// If the configuration cannot be used, or does not match the run to resume.
 pub(super) fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Config)> {
     let mut sets = arguments.set.clone();
     let tables =
@@ -82,10 +82,10 @@ pub(super) fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Confi
         let config = given.ok_or_else(|| Error::argument("a run needs --config FILE.json"))?;
         config.data.train_csv()?;
         let path = directory(arguments, Some(&config))?;
-        // The same command given again resumes an interrupted run.
+        // The same command resumes an interrupted run.
         if !arguments.overwrite && RunDirectory::was_stopped(&path)? {
-            let (run, held) = RunDirectory::open(&path)?;
-            refuse_change(&path, &held, &config)?;
+            let (run, saved) = RunDirectory::open(&path)?;
+            refuse_change(&path, &saved, &config)?;
             tracing::info!("resuming the interrupted run in {}", path.display());
             return Ok((run, config));
         }
@@ -96,24 +96,24 @@ pub(super) fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Confi
         Some(path) => path.clone(),
         None => directory(arguments, given.as_ref())?,
     };
-    // A run that was killed before it wrote its configuration is begun again.
+    // A run that was killed before it wrote its configuration restarts.
     if let Some(config) = &given
         && !RunDirectory::is_run(&path)
     {
         config.data.train_csv()?;
         return Ok((RunDirectory::create(&path, config, Existing::Refuse)?, config.clone()));
     }
-    let (run, held) = RunDirectory::open(&path)?;
+    let (run, saved) = RunDirectory::open(&path)?;
     let config = match given {
         Some(config) => config,
-        None if sets.is_empty() => return Ok((run, held)),
-        None => Config::parse(&path.display().to_string(), &held.to_json().to_string(), &sets)?,
+        None if sets.is_empty() => return Ok((run, saved)),
+        None => Config::parse(&path.display().to_string(), &saved.to_json().to_string(), &sets)?,
     };
-    refuse_change(&path, &held, &config)?;
+    refuse_change(&path, &saved, &config)?;
     Ok((run, config))
 }
 
-/// A path as a value of `--set`, whatever is in it.
+/// A path as a value of `--set`, quoted.
 pub(super) fn quoted(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| Error::argument(format!("{} is not UTF-8", path.display())))?;
     serde_json::to_string(text).map_err(|error| Error::invalid(error.to_string()))
@@ -128,15 +128,15 @@ fn directory(arguments: &TrainArguments, config: Option<&Config>) -> Result<Path
     })
 }
 
-/// A resumed run gives what it would have given without the pause, so nothing that changes results may change.
-fn refuse_change(path: &Path, held: &Config, wanted: &Config) -> Result<()> {
-    match held.first_difference(wanted) {
+/// A resumed run equals an uninterrupted one, so no key that affects results may change.
+fn refuse_change(path: &Path, saved: &Config, requested: &Config) -> Result<()> {
+    match saved.first_difference(requested) {
         None => Ok(()),
         Some((key, there, here)) => Err(Error::mismatch(
             path,
             format!(
-                "{} was started with {key} = {there}, but {here} is asked for; a run is resumed as it was started, so leave \
-             the key as it is or start a new run with another --out",
+                "{} was started with {key} = {there}, but {here} is requested; keep the key as it is, or start a new run \
+                 with another --out",
                 path.display()
             ),
         )),

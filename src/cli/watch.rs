@@ -1,4 +1,4 @@
-//! Watching a training run: a progress bar on a terminal, and TensorBoard events in the run directory.
+//! Progress of a training run: a progress bar on the terminal, and TensorBoard events in the run directory.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -9,17 +9,17 @@ use crate::{
     report::event_file::EventFile,
 };
 
-/// A bar on stderr, which indicatif hides where that is no terminal.
+/// A bar on stderr, which indicatif hides if that is not a terminal.
 fn bar(template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    // The templates are constants of this file; a wrong one would leave the plain bar.
+    // The templates are constants; an invalid one would leave the default bar.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar
 }
 
-/// Follows one stretch of work whose parts are counted: scoring, and what comes before training.
+/// Shows the progress of counted work: scoring, and the preparation of training.
 pub struct Counted {
     bar: ProgressBar,
     what: String,
@@ -56,7 +56,7 @@ impl Default for Counted {
     }
 }
 
-/// Follows a training run.
+/// Shows the progress of a training run.
 pub struct Watch {
     folder: PathBuf,
     events: Option<EventFile>,
@@ -68,7 +68,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches the run in `folder`, where the events go, too.
+    /// Watches the run in `folder`, and writes events there.
     pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
@@ -81,7 +81,7 @@ impl Watch {
         }
     }
 
-    /// Events are a convenience: when they cannot be written, the run goes on and says so once.
+    /// Writes events; a failure ends them with a warning, and the run continues.
     fn write_events(&mut self, step: u64, scalars: &[(&str, f64)]) {
         if self.failed {
             return;
@@ -102,9 +102,9 @@ impl Watch {
         }
     }
 
-    /// Advances the bar and gives the images a second so far.
+    /// Advances the bar and returns the images/s so far.
     fn advance(&mut self, step: u64, total: u64, samples: usize) -> f64 {
-        // The first step only starts the clock: its time is not known.
+        // The first step only starts the clock: its duration is unknown.
         let (begun, first) = *self.begun.get_or_insert_with(|| (Instant::now(), step));
         let seconds = begun.elapsed().as_secs_f64();
         let rate = if step > first && seconds > 0.0 {

@@ -1,5 +1,5 @@
-//! What is compared: ratings, samplers, and by what a comparison is fair, with the names that the command line and the tables
-//! use.
+//! The arms of a comparison (ratings, samplers) and its conventions, under the names that the command line and the
+//! tables use.
 
 use std::{fmt, str::FromStr};
 
@@ -12,18 +12,18 @@ use crate::{
     select::{Parameter, Strategy},
 };
 
-/// By what records are ranked.
+/// What records are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rating {
-    /// A rater taught by a rule.
+    /// The scores of a rater trained under a rule.
     Rater(RaterRule),
-    /// What was measured in a training run, without a rater.
+    /// A quantity recorded during a training run; no rater needed.
     Measured(Measured),
-    /// A number that needs no network.
+    /// A heuristic that needs no network.
     Heuristic(Heuristic),
 }
 
-/// How a rater is taught: one of the variants of a rule in the [table](RULES), by their places in it.
+/// A variant of a rater rule, by its indices in the [table of rules](RULES).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RaterRule {
     rule: usize,
@@ -31,7 +31,7 @@ pub struct RaterRule {
 }
 
 impl RaterRule {
-    /// All of them, in the order of the table.
+    /// All rules, in the order of the table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let variants = |(rule, entry): (usize, &&RuleEntry)| {
             (0..entry.variants.len()).map(move |variant| Self { rule, variant })
@@ -39,8 +39,8 @@ impl RaterRule {
         RULES.iter().enumerate().flat_map(variants)
     }
 
-    /// The one of a name, for constants: a name that the table lacks is then an error of the compiler. There names cannot be
-    /// compared but without regard to case.
+    /// The rule named `name`. For constants: an unknown name fails at compile time, where names can only be compared
+    /// ignoring case.
     const fn named(name: &str) -> Self {
         let mut rule = 0;
         while rule < RULES.len() {
@@ -60,26 +60,26 @@ impl RaterRule {
         &RULES[self.rule].variants[self.variant]
     }
 
-    /// The name.
+    /// The rule's name.
     pub(crate) fn name(self) -> &'static str {
         self.variant().name
     }
 
-    /// Every key of a configuration that belongs to a rule, so that it is this one whatever rule the configuration is of. How a
-    /// batch's constants are scaled is left as it is.
+    /// Every configuration key that a rule sets, so that the result does not depend on the rule of `base`. The
+    /// normalization of a batch's signals is left as configured.
     pub(crate) fn keys(self, base: &Config) -> Vec<String> {
         let (rule, Variant { geometry, objective, .. }) = (RULES[self.rule], self.variant());
         let mut keys = vec![
             format!("rule={rule}"),
             format!("rule_geometry={geometry}"),
             format!("rater_objective={objective}"),
-            // What a rule has a default of its own for.
+            // Keys whose default depends on the rule.
             "proxy_warmup_epochs=null".to_owned(),
             "average_from_epoch=null".to_owned(),
-            // Norms are measured in the run that a rating by them is taken from.
+            // Norms are recorded in the run that a rating by them is read from.
             format!("record_norms={}", Measured::GradientNorm.run() == self),
         ];
-        // What was set for one rater that learns averages holds for another.
+        // A rater that regresses averages keeps the length configured for it.
         let learns = |objective: RaterObjective| objective == RaterObjective::Regression;
         let training = &base.training;
         keys.push(match learns(*objective) && learns(training.rule.objective) {
@@ -90,23 +90,23 @@ impl RaterRule {
     }
 }
 
-/// What is averaged over the epochs of a run, for each record.
+/// A quantity averaged over the epochs of a run, per record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Measured {
-    /// The proxy's loss; a low one is the best rated, as under the released rule.
+    /// The proxy's loss; low is good, as under the paper's rule.
     PlainLoss,
-    /// The norm of the gradient; a low one is the best rated.
+    /// The norm of the gradient; low is good.
     GradientNorm,
-    /// The inner product with AdamW's step along the validation gradient; a high one is the best rated.
+    /// The inner product with AdamW's step along the validation gradient; high is good.
     InnerProduct,
-    /// The inner product with the validation gradient itself; a high one is the best rated.
+    /// The inner product with the validation gradient; high is good.
     InnerProductSgd,
-    /// The reference's loss less the proxy's, which learns from the validation set, too; a high one is the best rated.
+    /// The reference's loss minus the proxy's, where the reference also learns from the validation set; high is good.
     ExcessLoss,
 }
 
 impl Measured {
-    /// All of them.
+    /// All quantities.
     const ALL: [Self; 5] =
         [Self::PlainLoss, Self::GradientNorm, Self::InnerProduct, Self::InnerProductSgd, Self::ExcessLoss];
 
@@ -120,8 +120,7 @@ impl Measured {
         }
     }
 
-    /// The rater's run that it is measured in. But for the excess loss it is that in which the proxy is trained with equal
-    /// weights.
+    /// The rater run it is recorded in: the run that trains the proxy with equal weights, except for the excess loss.
     pub(crate) fn run(self) -> RaterRule {
         const EXCESS: RaterRule = RaterRule::named("excess");
         const ALIGNMENT: RaterRule = RaterRule::named("alignment");
@@ -133,7 +132,7 @@ impl Measured {
         }
     }
 
-    /// The column of the run's recordings, and whether a high number is a good one.
+    /// The column of the run's recordings, and whether high values are good.
     pub(super) fn column(self) -> (&'static str, bool) {
         match self {
             Self::PlainLoss => ("loss", false),
@@ -143,23 +142,23 @@ impl Measured {
     }
 }
 
-/// A number of an image or caption; a high one is the best rated.
+/// A heuristic value of an image or caption; high is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Heuristic {
     /// Variance of the Laplacian of the brightness.
     Clarity,
     /// Energy in the finest level of the Haar wavelet.
     Frequency,
-    /// Share of pixels with a steep gradient (Sobel).
+    /// Fraction of pixels with a steep gradient (Sobel).
     EdgeDensity,
-    /// Pixels of the image as it is stored.
+    /// Pixels of the stored image.
     Resolution,
-    /// Letters of the caption.
+    /// Characters of the caption.
     CaptionLength,
 }
 
 impl Heuristic {
-    /// All of them.
+    /// All heuristics.
     const ALL: [Self; 5] =
         [Self::Clarity, Self::Frequency, Self::EdgeDensity, Self::Resolution, Self::CaptionLength];
 
@@ -175,18 +174,18 @@ impl Heuristic {
 }
 
 impl Rating {
-    /// All of them, in the order of the tables.
+    /// All ratings, in the order of the tables.
     pub(crate) fn all() -> Vec<Self> {
         let raters = RaterRule::all().map(Self::Rater);
         let measured = Measured::ALL.map(Self::Measured);
         raters.chain(measured).chain(Heuristic::ALL.map(Self::Heuristic)).collect()
     }
 
-    /// Their names by kind, for the help of a command line.
+    /// The names by kind, for the help text.
     pub(crate) fn listed() -> String {
         let raters: Vec<&str> = RaterRule::all().map(RaterRule::name).collect();
         format!(
-            "of raters ({}), measured in their runs ({}), of no network ({})",
+            "of raters ({}), recorded in their runs ({}), without a network ({})",
             raters.join(", "),
             Measured::ALL.map(Measured::name).join(", "),
             Heuristic::ALL.map(Heuristic::name).join(", ")
@@ -202,7 +201,7 @@ impl Rating {
         }
     }
 
-    /// The run that has to be made for it.
+    /// The training run it requires.
     pub(crate) fn run(self) -> Option<RaterRule> {
         match self {
             Self::Rater(rule) => Some(rule),
@@ -230,8 +229,9 @@ impl FromStr for Rating {
     }
 }
 
-/// A way to choose from a ranking, written `top-k`, `block:0.4` (offset), `gsample:0.5/0.2` (mean, sigma) or
-/// `shift-gsample:0.05/0.3/0.25` (share dropped from the top, mean, sigma). Without numbers, these are meant; a block needs one.
+/// A selection strategy, written `top-k`, `block:0.4` (offset), `gsample:0.5/0.2` (mean, sigma) or
+/// `shift-gsample:0.05/0.3/0.25` (fraction dropped from the top, mean, sigma). Without parameters: these defaults;
+/// `block` requires one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingArm(pub Strategy);
 
@@ -266,23 +266,27 @@ impl FromStr for SamplingArm {
             match parameters.get(at).map(|parameter| parameter.parse(number)) {
                 Some(Ok(number)) => given.push(number),
                 Some(Err(error)) => return refuse(&format!("cannot be used: {error}")),
-                // That there are too many is said below.
+                // A wrong number of parameters is reported below.
                 None => given.push(f64::NAN),
             }
         }
         let strategy = match (name, &given[..]) {
             ("top-k", []) => Strategy::TopK,
             ("block", &[offset]) => Strategy::Block { offset },
-            ("block", []) => return refuse("needs the percentile where the block begins, such as block:0.4"),
+            ("block", []) => {
+                return refuse("needs the percentile at which the block starts, such as block:0.4");
+            }
             ("gsample", []) => Strategy::GSAMPLE,
             ("gsample", &[mean, sigma]) => Strategy::Gsample { mean, sigma },
             ("shift-gsample", []) => Strategy::SHIFT_GSAMPLE,
             ("shift-gsample", &[drop_top, mean, sigma]) => Strategy::ShiftGsample { drop_top, mean, sigma },
             ("top-k" | "gsample" | "shift-gsample", _) => {
-                return refuse("has another number of parameters than its kind; see --help");
+                return refuse("has the wrong number of parameters; see --help");
             }
             _ => {
-                return refuse("is none of top-k, block, gsample and shift-gsample (random is always there)");
+                return refuse(
+                    "is none of top-k, block, gsample and shift-gsample (random is always included)",
+                );
             }
         };
         strategy.validate()?;
@@ -290,12 +294,12 @@ impl FromStr for SamplingArm {
     }
 }
 
-/// By what a subset and the whole are trained alike.
+/// What models trained on a subset and on the full set have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Convention {
     /// The same number of epochs, as in the paper: a subset takes fewer steps.
     Epochs,
-    /// About the same number of steps: a subset is seen more often.
+    /// About the same number of steps: a subset is repeated more often.
     Steps,
 }
 
@@ -308,7 +312,7 @@ impl Convention {
         }
     }
 
-    /// The epochs over a subset that is `share` of the whole, where the whole is trained on for `epochs`.
+    /// Epochs over a subset of `share` of the full set, which is trained on for `epochs`.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -334,16 +338,16 @@ impl FromStr for Convention {
     }
 }
 
-/// One line of the comparison: what a model is trained on.
+/// What a model is trained on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arm {
     /// All records.
     Everything,
-    /// A random part.
+    /// A random subset.
     Random,
-    /// A random part of the unspoiled records: the ceiling.
+    /// A random subset of the clean records: the ceiling.
     Oracle,
-    /// A part chosen by a rating.
+    /// A subset chosen by a rating.
     Chosen(Rating, SamplingArm),
 }
 
@@ -376,9 +380,9 @@ mod tests {
             "shift-gsample:0.05/0.3/0.25"
         );
         for (text, word) in [
-            ("block", "begins"),
-            ("random", "always there"),
-            ("gsample:1", "another number"),
+            ("block", "starts"),
+            ("random", "always included"),
+            ("gsample:1", "wrong number"),
             ("block:x", "`x`"),
             ("block:1.5", "offset is 1.5"),
         ] {
@@ -388,7 +392,7 @@ mod tests {
         assert!("lost".parse::<Rating>().unwrap_err().to_string().contains("alignment"));
     }
 
-    /// Files of comparisons bear these names, and tables have this order.
+    /// Names appear in the files of comparisons; the order is that of the tables.
     #[test]
     fn the_raters_of_the_table_are_these() {
         let keys = |rater: RaterRule| rater.keys(&Config::parse("plain", "{}", &[]).unwrap()).join(" ");
@@ -438,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subset_is_seen_more_often_for_equal_steps() {
+    fn a_subset_is_repeated_more_often_for_equal_steps() {
         assert_eq!(Convention::Steps.epochs(3, 0.5), 6);
         assert_eq!(Convention::Steps.epochs(3, 0.2), 15);
         assert_eq!(Convention::Epochs.epochs(3, 0.2), 3);

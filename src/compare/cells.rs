@@ -1,4 +1,4 @@
-//! One model of the comparison: fitted once for its content, whatever the name under which it is asked for.
+//! Trains and measures the models of a comparison, each distinct model once.
 
 use std::{
     fs,
@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    drawn::Drawn,
     result::CellResult,
     runs::{path_key, run_directory, timed, with_keys},
+    sampled_images::SampledImages,
     task::Task,
 };
 use crate::{
@@ -24,23 +24,23 @@ use crate::{
     training::run_directory::{METRICS, metrics},
 };
 
-/// Fits models and remembers what they came to.
+/// Trains models and caches their results.
 pub(super) struct Fits<'a> {
-    /// What all of them share.
+    /// The configuration shared by all models.
     pub(super) config: &'a Config,
-    /// Where runs and results lie.
+    /// The folder of runs and results.
     pub(super) folder: PathBuf,
-    /// What they are measured on.
+    /// The held-out table.
     pub(super) held_out: &'a Path,
     pub(super) cache: &'a Path,
     /// Keep each model's last checkpoint.
     pub(super) keep_models: bool,
-    /// What they draw, if anything.
-    pub(super) drawn: Option<Drawn>,
+    /// Images that models generate, if any.
+    pub(super) sampled_images: Option<SampledImages>,
 }
 
 impl Fits<'_> {
-    /// The model of a training set, a seed and a number of epochs.
+    /// The result of a training set, a seed and a number of epochs: read from the cache, or trained.
     pub(super) fn result(
         &self,
         table: &Path,
@@ -61,11 +61,12 @@ impl Fits<'_> {
             ],
         )?;
         let digest = |path: &Path| digest_of_file(path).map_err(Error::io("read", path));
-        // A model that draws nothing is known by what it was known by before models drew.
-        let drawn = self.drawn.as_ref().map(Drawn::identity).unwrap_or_default();
+        // Without generated images the key is that of versions which could not generate any.
+        let sampled_images = self.sampled_images.as_ref().map(SampledImages::identity).unwrap_or_default();
         let (trained, held_out) = (digest(table)?, digest(self.held_out)?);
-        let told = [config.fingerprint().as_bytes(), &trained, &held_out, drawn.as_bytes()].concat();
-        let key = sha256(&told)[..16].to_owned();
+        let inputs =
+            [config.fingerprint().as_bytes(), &trained, &held_out, sampled_images.as_bytes()].concat();
+        let key = sha256(&inputs)[..16].to_owned();
         let path = self.folder.join(format!("{key}.json"));
         if path.exists() {
             return read_result(&path);
@@ -75,7 +76,7 @@ impl Fits<'_> {
         let fitted = timed(&self.folder.join(format!("{key}.seconds")), || {
             match fit(&config, &directory, &["compare".to_owned()], interrupt, task) {
                 Err(Error::Diverged(message)) => Ok(Err(message)),
-                // The last update can be the one too many.
+                // The last update itself may be the one that diverges.
                 Ok(summary) if !summary.measures.loss.is_finite() => {
                     Ok(Err(format!("the held-out loss is {} after the last update", summary.measures.loss)))
                 }
@@ -86,8 +87,8 @@ impl Fits<'_> {
         let (summary, seconds) = match fitted {
             Err(Error::Interrupted { .. }) => {
                 return Err(Error::Interrupted {
-                    saved: "what is finished is kept, and the model at work goes on from its checkpoint; give the same command \
-                            again"
+                    saved: "what is finished is kept, and the current model resumes from its checkpoint; give the same \
+                            command again"
                         .to_owned(),
                 });
             }
@@ -113,17 +114,19 @@ impl Fits<'_> {
                 images: Vec::new(),
             },
         };
-        if let (Some(drawn), None) = (&self.drawn, &result.diverged) {
-            result.images = drawn.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
+        if let (Some(sampled_images), None) = (&self.sampled_images, &result.diverged) {
+            result.images = sampled_images.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
                 Error::Interrupted { .. } => Error::Interrupted {
-                    saved: "what is finished is kept, and the images at work are drawn anew; give the same command again"
+                    saved: "what is finished is kept, and the current images are generated again; give the same command \
+                            again"
                         .to_owned(),
                 },
                 other => other,
             })?;
         }
         drop(directory);
-        // The result comes last: a model whose result is there is never looked at again, so a kill between the two would leave it.
+        // The result is written last: a model with a result is never revisited, so a kill in between must not leave its
+        // run behind.
         if !self.keep_models {
             remove_folder(&run)?;
         }
@@ -132,22 +135,22 @@ impl Fits<'_> {
     }
 }
 
-/// What a fit came to, as it was kept.
+/// Reads a cached result.
 fn read_result(path: &Path) -> Result<CellResult> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let damaged = |why: &str| Error::Table {
         path: path.to_path_buf(),
         line: None,
-        message: format!("is damaged ({why}); remove it, and the model is fitted again"),
+        message: format!("is damaged ({why}); remove it to train the model again"),
     };
     match unseal(&bytes) {
         Unsealed::Whole(text) => serde_json::from_slice(&text).map_err(|error| damaged(&error.to_string())),
-        Unsealed::Broken => Err(damaged("its SHA-256 is not the one at its end")),
-        Unsealed::Without => Err(damaged("it does not end with its SHA-256, or an older version wrote it")),
+        Unsealed::Broken => Err(damaged("its SHA-256 does not match")),
+        Unsealed::Without => Err(damaged("it has no SHA-256, or an older version wrote it")),
     }
 }
 
-/// Updates and validation loss, as the run's metrics have them.
+/// Steps and validation losses, from the run's metrics.
 fn curve(run: &Path) -> Result<Vec<(u64, f64)>> {
     let path = run.join(METRICS);
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;

@@ -1,4 +1,4 @@
-//! What a comparison came to, as a file that [`report`](super::page) reads.
+//! The outcome of a comparison, as a file that [`report`](super::page) reads.
 
 use std::{fs, path::Path};
 
@@ -11,16 +11,17 @@ use crate::{
     files::sealed::{Unsealed, unseal, write_sealed},
 };
 
-/// How well a rating tells a flaw.
+/// How well a rating detects a flaw.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlawLine {
     /// The rating.
     pub rating: String,
     /// The flaw.
     pub flaw: String,
-    /// The chance that a record with it is rated below an unspoiled one, mean over the seeds and half its interval.
+    /// The probability that a record with the flaw is rated below a clean one: mean over the seeds and half its
+    /// interval.
     pub auroc: (f64, Option<f64>),
-    /// Mean place in the ranking, 0 the best rated.
+    /// Mean percentile in the ranking, 0 is the best rated.
     pub percentile: f64,
 }
 
@@ -29,36 +30,36 @@ pub struct FlawLine {
 pub struct Comparison {
     /// Its configuration.
     pub config: serde_json::Value,
-    /// The column of the corpus that says what is known of a pair.
+    /// The column of the corpus that holds the planted flaw.
     pub flaw_column: String,
-    /// Records that models could be trained on.
+    /// Usable records of the training set.
     pub records: usize,
-    /// Of the validation set, which guides the raters.
+    /// Records of the validation set, which guides the raters.
     pub validation: usize,
-    /// Of what models are measured on.
+    /// Records of the held-out set, which models are measured on.
     pub held_out: usize,
-    /// Every fit.
+    /// All trained models.
     pub outcomes: Vec<TrainedModel>,
-    /// How well each rating tells each planted flaw.
+    /// How well each rating detects each planted flaw.
     pub flaws: Vec<FlawLine>,
-    /// The share of each kind in all records, where it is known.
+    /// The fraction of each kind in all records, where it is known.
     pub kinds: Vec<(String, f64)>,
-    /// What each rater cost: training and scoring, mean seconds a seed; nothing where no start came to say it.
+    /// The cost of each rater: mean seconds per seed of training and of scoring; `None` if unknown.
     pub costs: Vec<(String, Option<f64>, Option<f64>)>,
 }
 
 const FILE: &str = "comparison.json";
 
 impl Comparison {
-    /// Whether a folder holds one.
+    /// Whether a folder holds a comparison.
     pub fn is_in(folder: &Path) -> bool {
         folder.join(FILE).is_file()
     }
 
-    /// Reads that of a folder.
+    /// Reads the comparison of a folder.
     ///
     /// # Errors
-    /// If there is none or it is damaged.
+    /// If the file is missing or damaged.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
@@ -69,25 +70,25 @@ impl Comparison {
         };
         let text = match unseal(&bytes) {
             Unsealed::Whole(text) => text,
-            Unsealed::Broken => return Err(damaged(None, "its SHA-256 is not the one at its end")),
-            // That of an older version.
+            Unsealed::Broken => return Err(damaged(None, "its SHA-256 does not match")),
+            // Written by an older version.
             Unsealed::Without => bytes,
         };
         serde_json::from_slice(&text).map_err(|error| damaged(Some(error.line() as u64), &error.to_string()))
     }
 
-    /// Its configuration, checked.
+    /// The configuration, validated.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is invalid.
     pub fn config(&self) -> Result<Config> {
         Config::parse_kept(FILE, &self.config.to_string())
     }
 
-    /// Writes it into a folder.
+    /// Writes the comparison into a folder.
     ///
     /// # Errors
-    /// If that fails.
+    /// If the file cannot be written.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         write_sealed(&folder.join(FILE), self)
     }

@@ -1,5 +1,5 @@
-//! The data of a comparison: the records that can be used, a validation set that guides the raters, a held-out set that no rater
-//! sees and models are measured on, none with an image of another, and the tokens of all.
+//! The data of a comparison: the usable training records, a validation set that guides the raters, a held-out set that
+//! no rater reads and models are measured on, and the tokens of all. No two sets share an image.
 
 use std::{
     collections::HashMap,
@@ -26,23 +26,23 @@ use crate::{
     },
 };
 
-/// Share set aside, for validation and for measuring together, where no table is named.
+/// Fraction split off for validation and held-out set together, if no table is given.
 const ASIDE_SHARE: f64 = 0.2;
 
-/// What the data of a comparison is; a folder of another one is refused.
+/// Identifies the data of a comparison; a folder with a different description is refused.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Described {
     /// The configuration's fingerprint.
     config: String,
     /// SHA-256 of the tables.
     tables: Vec<String>,
-    /// The numbers that the kernels of a device compute in; none on the CPU. Models of either are not to be mixed.
+    /// The data type that device kernels compute in; `None` on the CPU. Models of both must not be mixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kernels: Option<String>,
 }
 
 impl Described {
-    /// Refuses a folder that holds a comparison of something else; `tables` are those that were described.
+    /// Refuses a folder that holds a different comparison; `tables` are the tables described.
     fn expect_held(&self, path: &Path, out: &Path, tables: &[&PathBuf]) -> Result<()> {
         if !path.exists() {
             return Ok(());
@@ -54,17 +54,17 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of an older version, which `report` reads, but which cannot be gone on with; give another \
-                 --out, or remove it",
+                    "{} holds a comparison of an older version, which `report` reads, but which cannot be resumed; give \
+                     another --out, or remove it",
                     out.display()
                 ),
             ));
         }
-        let cure = "put it back as it was, or give another --out";
-        let held: Described = read_sealed(path, cure)?;
-        if let Some(at) = (0..held.tables.len().max(self.tables.len()))
-            .find(|&at| held.tables.get(at) != self.tables.get(at))
-            .filter(|_| held.config == self.config && held.kernels == self.kernels)
+        let cure = "restore it, or give another --out";
+        let found: Described = read_sealed(path, cure)?;
+        if let Some(at) = (0..found.tables.len().max(self.tables.len()))
+            .find(|&at| found.tables.get(at) != self.tables.get(at))
+            .filter(|_| found.config == self.config && found.kernels == self.kernels)
         {
             let table = tables
                 .get(at)
@@ -72,17 +72,17 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of other tables: {table} is another one, or was changed since; {cure}",
+                    "{} holds a comparison of other tables: {table} differs, or was changed since; {cure}",
                     out.display()
                 ),
             ));
         }
-        if held != *self {
+        if found != *self {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of another configuration or other tables, or one that was begun where numbers are computed \
-                 otherwise (--device, fp16); give another --out, or remove it",
+                    "{} holds a comparison of another configuration or other tables, or one that was started with other \
+                     arithmetic (--device, fp16); give another --out, or remove it",
                     out.display()
                 ),
             ));
@@ -91,24 +91,24 @@ impl Described {
     }
 }
 
-/// The data, ready.
+/// The prepared data.
 pub(super) struct Data {
-    /// The records that models can be trained on.
+    /// The usable records of the training set.
     pub(super) pool: PathBuf,
-    /// What guides the raters.
+    /// The validation table, which guides the raters.
     pub(super) validation: PathBuf,
-    /// What models are measured on.
+    /// The held-out table, which models are measured on.
     pub(super) held_out: PathBuf,
-    /// Usable records of the two.
+    /// Usable records of the validation and of the held-out set.
     pub(super) aside: [usize; 2],
-    /// Those of the pool.
+    /// Columns of the training set.
     pub(super) records: Vec<Record>,
-    /// The tokens of all.
+    /// The token cache of all sets.
     pub(super) cache: PathBuf,
 }
 
-/// Splits off what is not named, encodes all, and leaves the records that can be used. `begin` is called when the tables have been read,
-/// before anything is written.
+/// Splits off the sets that no table is given for, encodes all, and keeps the usable records. `begin` is called after
+/// the tables are read, before anything is written.
 pub(super) fn prepare(
     request: &CompareRequest,
     out: &Path,
@@ -137,7 +137,7 @@ pub(super) fn prepare(
             Ok((Columns::of(&corpus), corpus.read_usable()?.0))
         })
     };
-    // Where tables are named, they are read; what is not is split off, the same for every model.
+    // Tables that are given are read; the other sets are split off, the same for every model.
     let (named, mut records) = read(&train)?;
     let (aside_columns, aside) = match &given {
         Some(path) => read(path)?,
@@ -155,8 +155,8 @@ pub(super) fn prepare(
         None => {
             let count = aside.len() / 2;
             tracing::warn!(
-                "no held-out set is named, so {count} of the {} records for validation are: raters do not see them, and models are \
-                 measured on them",
+                "no held-out set is given, so {count} of the {} validation records are held out: models are measured on them, \
+                 and raters do not read them",
                 aside.len()
             );
             let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1, |_| true);
@@ -191,14 +191,14 @@ pub(super) fn prepare(
     }
     if records.len() < before {
         tracing::warn!(
-            "{} of {before} records cannot be used; {} says why",
+            "{} of {before} records cannot be used; see {}",
             before - records.len(),
             cache.join(FAILED).display()
         );
     }
     refuse_shared(request, [("training", &records), ("validation", &validation), ("held-out", &held_out)])?;
     write_records(&pool, &named, &records)?;
-    // Their images are named by whole paths now.
+    // Their images have absolute paths now.
     let records = config.open_corpus(&pool)?.read_all()?;
     let aside = [&validation, &held_out].map(|set| set.iter().filter(|record| usable(record)).count());
     expect_batches(aside, config.training.batch)?;
@@ -206,7 +206,7 @@ pub(super) fn prepare(
     Ok(Data { pool, validation, held_out, aside, records, cache })
 }
 
-/// Splits off what guides raters and measures models, where no table of it is named: that, and the rest.
+/// Splits off the validation and held-out records if no table of them is given; returns them and the remaining ones.
 fn set_aside(
     request: &CompareRequest,
     train: &Path,
@@ -220,14 +220,14 @@ fn set_aside(
         let message = format!("{} records are too few to set {count} of them aside", records.len());
         return Err(Error::Table { path: train.to_path_buf(), line: None, message });
     }
-    tracing::warn!("no validation set is named, so {count} records are set aside");
-    // What guides raters and measures models is not to be spoilt where it is known what is.
+    tracing::warn!("no validation set is given, so {count} records are set aside");
+    // Where flaws are known, validation and held-out records are clean ones.
     let flaw = columns.header.iter().position(|column| column == request.flaw_column());
     let sound = |record: &Record| flaw.is_none_or(|flaw| record.fields[flaw] == Flaw::Clean.name());
     let enough = records.iter().filter(|record| sound(record)).count() > count;
     if flaw.is_some() && !enough {
         tracing::warn!(
-            "fewer than {count} records are `{}`, so spoiled ones are set aside, too",
+            "fewer than {count} records are `{}`, so corrupted ones are set aside, too",
             Flaw::Clean.name()
         );
     }
@@ -237,7 +237,7 @@ fn set_aside(
 /// What an interrupted comparison has kept before anything is encoded.
 const NOT_BEGUN: &str = "nothing had been encoded or trained yet; give the same command again";
 
-/// The reasons in a list of rows that were left out.
+/// The reasons in a list of failed rows.
 fn reasons_in(failed: &Path) -> Result<Reasons> {
     let refuse = |error: csv::Error| Error::Table {
         path: failed.to_path_buf(),
@@ -251,20 +251,20 @@ fn reasons_in(failed: &Path) -> Result<Reasons> {
     Ok(reasons)
 }
 
-/// Refuses sets for validation and for measuring of less than a batch: before images are looked at, and once more when it is known
-/// which can be used.
+/// Refuses validation and held-out sets of less than a batch: before images are read, and again when the usable records
+/// are known.
 fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
     for (what, count) in std::iter::zip(["validation", "measuring"], records) {
         if count < batch {
             return Err(Error::not_enough_data(format!(
-                "{count} records that can be used are left for {what}, fewer than a batch of {batch}; give more, or set bs lower"
+                "{count} usable records are left for {what}, fewer than a batch of {batch}; give more, or set bs lower"
             )));
         }
     }
     Ok(())
 }
 
-/// The columns of a table: each set has its own.
+/// The columns of a table, which differ between the sets.
 #[derive(Clone)]
 struct Columns {
     header: Vec<String>,
@@ -278,7 +278,8 @@ impl Columns {
     }
 }
 
-/// Takes `count` of the records that may be taken out at random; gives them and those that are left, both in the order they had.
+/// Takes `count` random records out of those that are eligible; returns them and the remaining ones, both in their
+/// order.
 fn split(
     records: Vec<Record>,
     count: usize,
@@ -286,10 +287,10 @@ fn split(
     turn: u64,
     may_be_taken: impl Fn(&Record) -> bool,
 ) -> (Vec<Record>, Vec<Record>) {
-    let mut places: Vec<usize> = (0..records.len()).filter(|&at| may_be_taken(&records[at])).collect();
-    Random::new(seed, Purpose::Shuffle, turn).shuffle(&mut places);
+    let mut indices: Vec<usize> = (0..records.len()).filter(|&at| may_be_taken(&records[at])).collect();
+    Random::new(seed, Purpose::Shuffle, turn).shuffle(&mut indices);
     let mut taken = vec![false; records.len()];
-    places[..count].iter().for_each(|&at| taken[at] = true);
+    indices[..count].iter().for_each(|&at| taken[at] = true);
     let (out, left): (Vec<_>, Vec<_>) = records.into_iter().zip(taken).partition(|(_, taken)| *taken);
     let only = |records: Vec<(Record, bool)>| records.into_iter().map(|(record, _)| record).collect();
     (only(out), only(left))
@@ -301,11 +302,11 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
         records.par_iter().map(|record| record.image.digest().ok()).collect()
     });
     for (one, other) in [(0, 1), (0, 2), (1, 2)] {
-        let held: HashMap<[u8; 32], &str> = std::iter::zip(&digests[other], sets[other].1)
+        let found: HashMap<[u8; 32], &str> = std::iter::zip(&digests[other], sets[other].1)
             .filter_map(|(digest, record)| Some(((*digest)?, record.id.as_str())))
             .collect();
         let shared: Vec<(&str, &str)> = std::iter::zip(&digests[one], sets[one].1)
-            .filter_map(|(digest, record)| Some((record.id.as_str(), *held.get(&(*digest)?)?)))
+            .filter_map(|(digest, record)| Some((record.id.as_str(), *found.get(&(*digest)?)?)))
             .collect();
         let Some((first, second)) = shared.first() else { continue };
         let message = format!(
@@ -315,16 +316,14 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
             sets[other].0
         );
         if !request.allow_duplicates {
-            return Err(Error::argument(format!(
-                "{message}; remove them, or allow it by --allow-duplicates"
-            )));
+            return Err(Error::argument(format!("{message}; remove them, or pass --allow-duplicates")));
         }
         tracing::warn!("{message}");
     }
     Ok(())
 }
 
-/// Writes records with all their columns, images by their whole paths.
+/// Writes records with all their columns, images as absolute paths.
 fn write_records(path: &Path, columns: &Columns, records: &[Record]) -> Result<()> {
     let row = |record: &Record| -> Result<Vec<String>> {
         let mut fields = record.fields.clone();

@@ -1,5 +1,6 @@
-//! Ratings that need no network: the paper's clarity, frequency and edge density, the resolution, and the caption's length.
-//! Images are looked at as squares of [`SIDE`] pixels, so that a large one is not clearer for its size alone.
+//! Ratings that need no network: the paper's clarity, frequency and edge density, the resolution, and the caption's
+//! length. Images are resized to squares of [`SIDE`] pixels first, so that a large one does not rate higher for its
+//! size alone.
 
 use std::io::BufReader;
 
@@ -13,17 +14,17 @@ use crate::{
     jobs::progress::Progress,
 };
 
-/// The side in pixels that images are brought to.
+/// The side in pixels that images are resized to.
 const SIDE: usize = 256;
 /// Images decoded ahead of their use.
 const AHEAD: usize = 64;
-/// The steepness from which a pixel counts as an edge: the length of Sobel's gradient, whose greatest is about 1442.
+/// The magnitude of Sobel's gradient from which a pixel counts as an edge; the maximum is about 1442.
 const EDGE: f32 = 200.0;
 
-/// The numbers of every record, by heuristic in the order asked for.
+/// The values of every record, by heuristic in the given order.
 ///
 /// # Errors
-/// If an image cannot be read, or the user interrupts.
+/// If an image cannot be read, or [`Error::Interrupted`].
 pub(super) fn rate(
     heuristics: &[Heuristic],
     records: &[Record],
@@ -43,7 +44,7 @@ pub(super) fn rate(
     let mut loader = Loader::new(requests, Preprocess { side: SIDE, ..preprocess }, workers, AHEAD)?;
     for (at, record) in records.iter().enumerate() {
         interrupt.check("what is finished is kept; give the same command again")?;
-        progress.counted("looking at images", at as u64 + 1, records.len() as u64);
+        progress.counted("reading images", at as u64 + 1, records.len() as u64);
         let brightness = match loader.next() {
             Some((_, image)) => Some(brightness(&image?)),
             None => None,
@@ -66,7 +67,7 @@ pub(super) fn rate(
     Ok(found)
 }
 
-/// Width and height, from the beginning of an image.
+/// Width and height, from the header of an image.
 fn dimensions(image: &ImageRef) -> image::ImageResult<(u32, u32)> {
     ImageReader::new(BufReader::new(image.open()?)).with_guessed_format()?.into_dimensions()
 }
@@ -80,7 +81,7 @@ fn brightness(image: &SquareImage) -> Vec<f32> {
     image.rgb.as_chunks::<3>().0.iter().map(level).collect()
 }
 
-/// The inner pixels' `f` of the 3×3 pixels around each, row by row.
+/// `f` of the 3×3 neighborhood of each inner pixel, row by row.
 fn around(image: &[f32], mut f: impl FnMut([[f32; 3]; 3])) {
     for y in 1..SIDE - 1 {
         for x in 1..SIDE - 1 {
@@ -105,7 +106,7 @@ fn clarity(image: &[f32]) -> f64 {
     (squares / count - mean * mean).max(0.0)
 }
 
-/// Mean square of the three details of each 2×2 pixels.
+/// Mean square of the three detail coefficients of each 2×2 block.
 fn frequency(image: &[f32]) -> f64 {
     let mut energy = 0.0;
     for rows in image.chunks_exact(2 * SIDE) {
@@ -120,7 +121,7 @@ fn frequency(image: &[f32]) -> f64 {
     energy / (SIDE * SIDE) as f64
 }
 
-/// Share of pixels whose Sobel gradient is longer than [`EDGE`].
+/// Fraction of pixels whose Sobel gradient is longer than [`EDGE`].
 fn edge_density(image: &[f32]) -> f64 {
     let (mut edges, mut count) = (0.0, 0.0);
     around(image, |[[a, b, c], [d, _, e], [f, g, h]]| {

@@ -1,4 +1,4 @@
-//! The tables of a comparison as people read them.
+//! The tables of a comparison in Markdown.
 
 use super::{
     Comparison,
@@ -9,7 +9,7 @@ use super::{
 /// The rating that stands for all records.
 const EVERYTHING: &str = "everything";
 
-/// A number with half its interval.
+/// A value with half its interval.
 fn with_interval(value: Option<(f64, Option<f64>)>, digits: usize) -> String {
     match value {
         None => "-".to_owned(),
@@ -24,8 +24,9 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
     let lines = summarize(outcomes);
     let mut text = overview(&lines);
     text.push_str(
-        "\nThe same by setting. Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a random part of the same size, paired \
-         by seed; share of the gap between random and the ceiling (`oracle`: unspoiled records only) that is closed.\n\n\
+        "\nThe same by setting. Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a \
+         random subset of the same size, paired by seed; fraction of the gap between random and the ceiling (`oracle`: \
+         clean records only) that is closed.\n\n\
          | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
@@ -61,7 +62,9 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
                 ratings.push(&line.rating);
             }
         }
-        text.push_str("\nAUROC of each planted flaw (a low rating tells it; 0.5 is chance), and in brackets its mean percentile.\n\n");
+        text.push_str(
+            "\nAUROC of each planted flaw (of a low rating; 0.5 is chance), mean percentile in parentheses.\n\n",
+        );
         text.push_str(&format!(
             "| rating | {} |\n| --- |{}\n",
             kinds.join(" | "),
@@ -78,7 +81,9 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
         }
     }
     if !costs.is_empty() {
-        text.push_str("\nWhat the ratings cost, mean seconds a seed.\n\n| rater | training | scoring |\n| --- | --- | --- |\n");
+        text.push_str(
+            "\nCost of the ratings, mean seconds per seed.\n\n| rater | training | scoring |\n| --- | --- | --- |\n",
+        );
         for (rule, training, scoring) in costs {
             let seconds = |value: &Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
             text.push_str(&format!("| {rule} | {} | {} |\n", seconds(training), seconds(scoring)));
@@ -87,7 +92,7 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
     text
 }
 
-/// One row for each rating and sampler, one column for each share and convention.
+/// One row per rating and sampler, one column per share and convention.
 fn overview(lines: &[Line]) -> String {
     let mut settings: Vec<(&str, &str)> = Vec::new();
     let mut arms: Vec<(&str, &str)> = Vec::new();
@@ -102,8 +107,9 @@ fn overview(lines: &[Line]) -> String {
         }
     }
     let mut text = String::from(
-        "Held-out loss less that of a random part of the same size, paired by seed, ± half the 95% interval over seeds, and in brackets the \
-         share of the gap between random and the ceiling (`oracle`: unspoiled records only) that is closed. Of random parts the loss itself.\n",
+        "Held-out loss minus that of a random subset of the same size, paired by seed, ± half the 95% interval over \
+         seeds; in parentheses the fraction of the gap between random and the ceiling (`oracle`: clean records only) \
+         that is closed. For random subsets, the loss itself.\n",
     );
     for line in lines.iter().filter(|line| line.rating == EVERYTHING) {
         text.push_str(&format!(
@@ -152,8 +158,8 @@ fn image_measures(lines: &[Line], results: &[&CellResult]) -> String {
         let reference =
             first.reference.map_or(String::new(), |count| format!(", compared with {count} held-out ones"));
         text.push_str(&format!(
-            "\n{name}: of {} images that each model draws of held-out captions{reference}; mean ± half the 95% interval over seeds, \
-             and the difference to a random part, paired by seed.\n\n\
+            "\n{name}: of {} images that each model generates from held-out captions{reference}; mean ± half the 95% interval over \
+             seeds, and the difference to a random subset, paired by seed.\n\n\
              | keep | equal | rating | sampler | value | difference to random |\n| --- | --- | --- | --- | --- | --- |\n",
             first.generated
         ));

@@ -1,23 +1,24 @@
-//! Does it work? Trains one text-to-image model on everything, on random parts, and on the parts that each rating and sampler
-//! chooses, with several seeds, and says what each came to beside the controls.
+//! Compares ratings by the models that are trained on what they choose: trains one text-to-image model on everything,
+//! on random subsets, and on the subset of each rating and sampler, with several seeds, and tabulates the results
+//! beside the controls.
 //!
-//! Raters are guided by a validation set, and models are measured on a held-out set that no rater sees.
+//! Raters are guided by a validation set, and models are measured on a held-out set that no rater reads.
 //!
-//! A folder holds it all: `data/` (the records that can be used, and the two sets), `tokens/` (what `encode` keeps),
-//! `raters/`, `ratings/`, `subsets/`, `fits/` (a result for each different model), and the tables. Whatever is there is not made
-//! again, so a stopped comparison goes on, and one with more ratings, shares or seeds takes up what it has.
+//! A comparison is one folder: `data/` (the usable records and the two sets), `tokens/` (the token cache), `raters/`,
+//! `ratings/`, `subsets/`, `fits/` (one result per distinct model), and the tables. Existing parts are not recomputed,
+//! so an interrupted comparison resumes, and one with more ratings, shares or seeds reuses what it has.
 
 pub mod arms;
 mod cells;
 mod comparison;
 mod data;
-mod drawn;
 mod heuristics;
 pub(crate) mod markdown;
 pub(crate) mod page;
 mod ratings;
 mod result;
 mod runs;
+mod sampled_images;
 mod seeds;
 pub(crate) mod table;
 mod task;
@@ -35,10 +36,10 @@ use cells::Fits;
 pub use comparison::Comparison;
 
 use data::Data;
-use drawn::Drawn;
-pub use drawn::SampledImagesRequest;
 use ratings::Ratings;
 pub use result::CellResult;
+use sampled_images::SampledImages;
+pub use sampled_images::SampledImagesRequest;
 use seeds::Seeds;
 pub use table::ImageLine;
 use task::Task;
@@ -53,37 +54,37 @@ use crate::{
     select::Keep,
 };
 
-/// What is to be compared.
+/// What to compare.
 #[derive(Clone, Debug)]
 pub struct CompareRequest {
     /// Sizes and training of the models and raters, and the data.
     pub config: Config,
     /// The folder of the comparison.
     pub out: PathBuf,
-    /// The seeds: each draws the weights, the order of the samples, the raters and the subsets anew.
+    /// The seeds: each determines the initial weights, the sample order, the raters and the subsets.
     pub seeds: Vec<u64>,
-    /// How much is kept, with the texts that the tables show.
+    /// How much to keep, with the labels that the tables show.
     pub keeps: Vec<(String, Keep)>,
-    /// By what records are ranked.
+    /// The ratings.
     pub ratings: Vec<Rating>,
-    /// How they are chosen from a ranking.
+    /// The samplers.
     pub samplers: Vec<SamplingArm>,
-    /// By what subsets and the whole are trained alike.
+    /// What models trained on a subset and on the full set have in common.
     pub conventions: Vec<Convention>,
-    /// The column that says what was planted; `clean` is what is not spoiled.
+    /// The column of planted flaws, in which `clean` marks a clean record.
     pub flaw_column: Option<String>,
-    /// What models are measured on; half of the validation set if it is not named.
+    /// The held-out set; half of the validation set if `None`.
     pub held_out: Option<PathBuf>,
-    /// Go on where the sets share images.
+    /// Accept sets that share images.
     pub allow_duplicates: bool,
     /// Keep the models.
     pub keep_models: bool,
-    /// Images that each model draws, and what is measured of them.
+    /// Images that each model generates, and their measures.
     pub images: Option<SampledImagesRequest>,
 }
 
 impl CompareRequest {
-    /// The column of the planted truth that is looked for.
+    /// The name of the column of planted flaws.
     fn flaw_column(&self) -> &str {
         self.flaw_column.as_deref().unwrap_or(FLAW_COLUMN)
     }
@@ -98,24 +99,24 @@ pub struct TrainedModel {
     pub sampler: String,
     /// How much was kept.
     pub keep: String,
-    /// By what it is alike; nothing for everything.
+    /// The convention; empty for everything.
     pub convention: String,
     /// The seed.
     pub seed: u64,
-    /// What the model came to.
+    /// The measures of the model.
     pub result: CellResult,
-    /// The share of each kind of record in what it was trained on.
+    /// The fraction of each kind of record in the training set.
     pub flaws: Vec<(String, f64)>,
 }
 
-/// The column of flaws, unless another is named.
+/// The column of flaws, unless another is given.
 const FLAW_COLUMN: &str = "flaw";
 
-/// Runs a comparison, or goes on with it. Gives what it came to and the tables and images that were written.
+/// Runs or resumes a comparison. Returns it and the tables and images written.
 ///
 /// # Errors
-/// If the data or an arm cannot be used, two of the sets share images, a file cannot be written, or the user
-/// interrupts: what is finished is kept.
+/// If the data or an arm cannot be used, two of the sets share images, or a file cannot be written;
+/// [`Error::Interrupted`] if the user interrupts, with what is finished kept.
 pub fn compare(
     request: &CompareRequest,
     interrupt: &Interrupt,
@@ -148,8 +149,8 @@ pub fn compare(
     let has_ceiling = has_ceiling(request, &data, flaw);
 
     let ratings = Ratings::new(config, &out, (&data.pool, &data.records), &data.validation, &data.cache);
-    let drawn = match &request.images {
-        Some(images) => Some(Drawn::open(images, config, &data, &out, interrupt, &mut task)?),
+    let sampled_images = match &request.images {
+        Some(images) => Some(SampledImages::open(images, config, &data, &out, interrupt, &mut task)?),
         None => None,
     };
     let fits = Fits {
@@ -158,7 +159,7 @@ pub fn compare(
         held_out: &data.held_out,
         cache: &data.cache,
         keep_models: request.keep_models,
-        drawn,
+        sampled_images,
     };
     let arms = arms(request, has_ceiling);
     let mut seeds = Seeds::new(request, &out, &data, flaw, ratings, fits);
@@ -167,7 +168,7 @@ pub fn compare(
         for at in 0..arms.len() {
             seeds.arm((turn, at), &arms, interrupt, &mut task)?;
         }
-        // After each seed, so that there is something to look at.
+        // Written after each seed, so that results can be read early.
         let comparison = seeds.comparison();
         comparison.write(&out)?;
         let files = written::write(&out, &comparison)?;
@@ -178,7 +179,7 @@ pub fn compare(
     Ok((comparison, files))
 }
 
-/// Whether there are enough records that are known to be sound for a ceiling.
+/// Whether there are enough clean records for a ceiling.
 fn has_ceiling(request: &CompareRequest, data: &Data, flaw: Option<usize>) -> bool {
     let is_clean = |record: &&Record| flaw_of(record, flaw) == Some(Flaw::Clean.name());
     let (clean, batch) = (data.records.iter().filter(is_clean).count(), request.config.training.batch);
@@ -192,7 +193,7 @@ fn has_ceiling(request: &CompareRequest, data: &Data, flaw: Option<usize>) -> bo
     clean >= batch
 }
 
-/// What a record's column of flaws says.
+/// The value of a record in the column of flaws.
 fn flaw_of(record: &Record, flaw: Option<usize>) -> Option<&str> {
     flaw.map(|column| record.fields[column].as_str())
 }
@@ -207,7 +208,7 @@ fn arms(request: &CompareRequest, planted: bool) -> Vec<Arm> {
     arms
 }
 
-/// The place of the column of flaws: the one that is asked for, or `flaw` if there is one.
+/// The index of the column of flaws: the given one, or `flaw` if there is one.
 fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     let corpus = request.config.open_corpus(pool)?;
     let name = request.flaw_column();
@@ -221,7 +222,7 @@ fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     }
 }
 
-/// Refuses shares that come to less than a batch, before anything is trained.
+/// Refuses shares of less than a batch, before anything is trained.
 fn check_sizes(request: &CompareRequest, records: usize) -> Result<()> {
     let batch = request.config.training.batch;
     for (name, keep) in &request.keeps {

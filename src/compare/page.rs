@@ -1,4 +1,4 @@
-//! The page of a comparison, from its folder.
+//! The HTML page of a comparison.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,20 +25,20 @@ use crate::{
     select::{Keep, RatingsTable, Strategy, ratings::RatingColumns},
 };
 
-/// Chosen lines in a chart of losses over time, beside everything, random and the oracle.
+/// Ratings in a chart of losses over time, beside everything, random and the oracle.
 const BEST: usize = 3;
 
-/// What a page of a comparison is made of.
+/// The source of a comparison's page.
 #[derive(Clone, Debug)]
 pub(crate) struct ComparisonPage<'a> {
     /// The comparison's folder.
     pub folder: &'a Path,
-    /// The ratings whose images are shown; empty for the three that come to the lowest losses.
+    /// The ratings whose images are shown; if empty, the three with the lowest losses.
     pub sheets: &'a [Rating],
 }
 
 impl ComparisonPage<'_> {
-    /// The page.
+    /// Builds the page.
     ///
     /// # Errors
     /// If the folder holds no comparison, or a part of it cannot be read.
@@ -48,8 +48,9 @@ impl ComparisonPage<'_> {
         let lines = summarize(&comparison.outcomes);
         let seeds: BTreeSet<u64> = comparison.outcomes.iter().map(|outcome| outcome.seed).collect();
         let mut lead = vec![format!(
-            "One text-to-image model, trained from the same starts with {} on everything, on random parts, and on what each rating \
-             and sampler chooses of {} pairs. {} other pairs guide the raters; the models are measured on {} that no rater sees.",
+            "One text-to-image model, trained with {} on everything, on random subsets, and on what each rating and \
+             sampler selects from {} pairs; each seed starts every model from the same weights. {} other pairs guide the \
+             raters; the models are measured on {} held-out pairs that no rater reads.",
             counted(seeds.len(), "seed"),
             comparison.records,
             comparison.validation,
@@ -68,7 +69,7 @@ impl ComparisonPage<'_> {
         Ok(Page { title: format!("Comparison of ratings: {}", config.experiment), lead, sections })
     }
 
-    /// Histograms, images and figure 3 of the ratings that are shown.
+    /// Histograms, images and the paper's figure 3 of the ratings shown.
     fn ratings(&self, comparison: &Comparison, config: &Config, lines: &[Line]) -> Result<Vec<Section>> {
         let ranked = by_loss(lines);
         let shown: Vec<Rating> = if self.sheets.is_empty() {
@@ -93,7 +94,7 @@ impl ComparisonPage<'_> {
         };
         for rating in shown {
             let path_of = |seed: u64| self.folder.join("ratings").join(format!("{rating}-{seed}.csv"));
-            // A rater that diverged with a seed has rated nothing.
+            // A rater that diverged with a seed has no ratings.
             let Some(seed) = seeds.iter().copied().find(|seed| path_of(*seed).is_file()) else {
                 let of = self.folder.display();
                 let message =
@@ -120,7 +121,7 @@ impl ComparisonPage<'_> {
                 losses: &losses,
                 note_column: Some(&comparison.flaw_column),
             };
-            // What a strategy cannot choose is no part of the comparison either.
+            // Strategies that cannot choose this many rows are not part of the comparison either.
             let rows = rated.ratings.len();
             let kept = keep.count(rows).unwrap_or(rows);
             let fits = |strategy: &&Strategy| kept <= strategy.reach(rows);
@@ -130,7 +131,7 @@ impl ComparisonPage<'_> {
                 parts.extend(dynamics_parts(&dynamics)?);
             }
             parts.push(Content::Text(
-                "Tenths of the ranking, the best rated first. A click shows a pair with its neighbors."
+                "Deciles of the ranking, best-rated first. Click a pair to see it with its neighbors."
                     .to_owned(),
             ));
             parts.push(rated.sheet()?);
@@ -144,7 +145,7 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// How much is kept, and by what models are trained alike.
+/// How much is kept, and the convention.
 type Setting<'a> = (&'a str, &'a str);
 
 fn settings(lines: &[Line]) -> Vec<Setting<'_>> {
@@ -166,7 +167,7 @@ fn is_control(rating: &str) -> bool {
     ["everything", "random", "oracle"].contains(&rating)
 }
 
-/// The chosen lines, the lowest loss first.
+/// The selected arms, lowest loss first.
 fn chosen<'a>(lines: &'a [Line], setting: Setting<'_>) -> Vec<&'a Line> {
     let mut chosen = of_setting(lines, setting);
     chosen.retain(|line| !is_control(&line.rating) && line.loss.is_some());
@@ -179,10 +180,10 @@ fn chosen<'a>(lines: &'a [Line], setting: Setting<'_>) -> Vec<&'a Line> {
 fn by_loss(lines: &[Line]) -> Vec<(&str, f64)> {
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for setting in settings(lines) {
-        let mut seen = BTreeSet::new();
+        let mut ratings = BTreeSet::new();
         for line in chosen(lines, setting) {
             if let Some((difference, _)) = line.difference
-                && seen.insert(&line.rating)
+                && ratings.insert(&line.rating)
             {
                 let (sum, count) = sums.entry(&line.rating).or_default();
                 *sum += difference;
@@ -196,7 +197,7 @@ fn by_loss(lines: &[Line]) -> Vec<(&str, f64)> {
     means
 }
 
-/// What a setting came to, in words.
+/// The best arm of a setting, in words.
 fn best_of(lines: &[Line], (keep, convention): Setting<'_>) -> String {
     let begin = format!("{keep} kept, equal {convention}:");
     let Some(best) = chosen(lines, (keep, convention)).into_iter().next() else {
@@ -206,26 +207,26 @@ fn best_of(lines: &[Line], (keep, convention): Setting<'_>) -> String {
     let difference = match best.difference {
         Some((mean, Some(half))) if mean + half < 0.0 => {
             format!(
-                "its loss is {:.4} ± {half:.4} below that of a random part, and the interval excludes 0",
+                "its loss is {:.4} ± {half:.4} below that of a random subset, and the interval excludes 0",
                 -mean
             )
         }
         Some((mean, Some(half))) => {
             format!(
-                "its loss differs from that of a random part by {mean:+.4} ± {half:.4}, which may be nothing"
+                "its loss differs from that of a random subset by {mean:+.4} ± {half:.4}, which may be chance"
             )
         }
         Some((mean, None)) => {
-            format!("its loss differs from that of a random part by {mean:+.4}, by one seed only")
+            format!("its loss differs from that of a random subset by {mean:+.4}, with one seed only")
         }
-        None => "there is no random part to compare it with".to_owned(),
+        None => "there is no random subset to compare it with".to_owned(),
     };
     let closed = best.closed.map_or(String::new(), |closed| {
-        format!("; {:.0}% of the gap to the oracle are closed", 100.0 * closed)
+        format!("; {:.0}% of the gap to the oracle is closed", 100.0 * closed)
     });
-    // A true minus: the names of ratings and samplers have hyphens.
-    let told = format!("{difference}{closed}").replace(" -", " −");
-    format!("{begin} the lowest loss is that of {name}; {told}.")
+    // A true minus sign; hyphens in the names of ratings and samplers stay.
+    let result = format!("{difference}{closed}").replace(" -", " −");
+    format!("{begin} the lowest loss is that of {name}; {result}.")
 }
 
 fn with_interval((mean, half): (f64, Option<f64>)) -> Cell {
@@ -233,12 +234,12 @@ fn with_interval((mean, half): (f64, Option<f64>)) -> Cell {
     Cell::Number(text, mean)
 }
 
-/// A table a setting.
+/// One table per setting.
 fn tables(lines: &[Line]) -> Vec<Content> {
     let mut parts = vec![Content::Text(
-        "Mean over the seeds ± half the 95% interval. The difference is to a random part of the same size, paired by seed; blue lies \
-         wholly below 0. The gap is that between random and the oracle, which is trained on unspoiled pairs only. A click on a \
-         column's name sorts by it."
+        "Mean over the seeds ± half the 95% interval. The difference is to a random subset of the same size, paired by \
+         seed; blue lies entirely below 0. The gap is that between random and the oracle, which is trained on clean \
+         pairs only. Click a column's name to sort by it."
             .to_owned(),
     )];
     for setting in settings(lines) {
@@ -284,13 +285,13 @@ fn tables(lines: &[Line]) -> Vec<Content> {
             header: header.map(str::to_owned).to_vec(),
             rows: of.iter().map(row).collect(),
         }));
-        parts.extend(drawn(&of));
+        parts.extend(image_measures(&of));
     }
     parts
 }
 
-/// What was measured of the models' images, where they drew some.
-fn drawn(lines: &[&Line]) -> Option<Content> {
+/// The measures of the models' images, if any.
+fn image_measures(lines: &[&Line]) -> Option<Content> {
     let mut names: Vec<&str> = Vec::new();
     for measure in lines.iter().flat_map(|line| &line.images) {
         if !names.contains(&measure.name.as_str()) {
@@ -315,12 +316,12 @@ fn drawn(lines: &[&Line]) -> Option<Content> {
     };
     let rows = lines.iter().map(row).collect();
     Some(Content::Folded(
-        "What was measured of their images".to_owned(),
+        "Measures of the generated images".to_owned(),
         vec![Content::Table(Table { header, rows })],
     ))
 }
 
-/// Held-out loss over the updates with bands (figure 6 of the paper), a chart a setting.
+/// Held-out loss over the steps with bands (figure 6 of the paper), one chart per setting.
 fn curves(outcomes: &[TrainedModel], lines: &[Line]) -> Result<Vec<Content>> {
     let mut parts = Vec::new();
     for setting in settings(lines) {
@@ -355,7 +356,7 @@ fn curves(outcomes: &[TrainedModel], lines: &[Line]) -> Result<Vec<Content>> {
             (!series.points.is_empty()).then_some(series)
         });
         let curves = LossCurves {
-            title: format!("Held-out loss over the updates, {} kept, equal {}", setting.0, setting.1),
+            title: format!("Held-out loss over the steps, {} kept, equal {}", setting.0, setting.1),
             x_label: "update".to_owned(),
             y_label: "held-out loss".to_owned(),
             series: series.collect(),
@@ -367,8 +368,8 @@ fn curves(outcomes: &[TrainedModel], lines: &[Line]) -> Result<Vec<Content>> {
         parts.push(Content::Chart {
             svg: loss_curves_svg(&curves)?,
             caption: format!(
-                "{}: after each epoch, mean over the seeds, bands of 95%. Beside the controls the {BEST} ratings of the lowest losses, \
-                 each by its best sampler.",
+                "{}: after each epoch, mean over the seeds, 95% bands. Beside the controls the {BEST} ratings with \
+                 the lowest losses, each with its best sampler.",
                 curves.title
             ),
         });
@@ -376,10 +377,10 @@ fn curves(outcomes: &[TrainedModel], lines: &[Line]) -> Result<Vec<Content>> {
     Ok(parts)
 }
 
-/// How many subsets were counted, and the sums of their shares by kind.
+/// The number of subsets, and the sums of their fractions by kind.
 type Sum<'a> = (f64, BTreeMap<&'a str, f64>);
 
-/// How well each rating tells each flaw, and what every subset holds.
+/// How well each rating detects each flaw, and the kinds of pairs in every subset.
 fn flaws(comparison: &Comparison) -> Vec<Content> {
     let mut kinds: Vec<&str> = Vec::new();
     let mut ratings: Vec<&str> = Vec::new();
@@ -405,14 +406,14 @@ fn flaws(comparison: &Comparison) -> Vec<Content> {
     header.extend(kinds.iter().flat_map(|kind| [(*kind).to_owned(), "percentile".to_owned()]));
     let mut parts = vec![
         Content::Text(
-            "AUROC: the chance that a pair with the flaw is rated below an unspoiled one, mean over the seeds; 0.5 is chance. \
-             Percentile: mean place in the ranking, 0 the best rated."
+            "AUROC: the probability that a pair with the flaw is rated below a clean one, mean over the seeds; 0.5 is \
+             chance. Percentile: mean percentile in the ranking, 0 is the best rated."
                 .to_owned(),
         ),
         Content::Table(Table { header, rows: ratings.iter().map(row).collect() }),
         legend(comparison.kinds.iter().map(|(kind, _)| (kind.as_str(), kind_number(kind)))),
     ];
-    // The mean shares of each subset; epochs and steps train on the same ones.
+    // The mean fractions of each subset; epochs and steps train on the same subsets.
     let mut sums: HashMap<(&str, &str, &str), Sum<'_>> = HashMap::new();
     let mut order = Vec::new();
     for outcome in comparison.outcomes.iter().filter(|outcome| !outcome.flaws.is_empty()) {
@@ -446,9 +447,9 @@ fn flaws(comparison: &Comparison) -> Vec<Content> {
             ]
         });
         parts.push(Content::Folded(
-            format!("What is in the subsets, {keep} kept"),
+            format!("Composition of the subsets, {keep} kept"),
             vec![Content::Table(Table {
-                header: ["rating", "sampler", "unspoiled", "kinds of pairs"].map(str::to_owned).to_vec(),
+                header: ["rating", "sampler", "clean", "kinds of pairs"].map(str::to_owned).to_vec(),
                 rows: rows.collect(),
             })],
         ));
@@ -488,10 +489,11 @@ fn cost(comparison: &Comparison) -> Vec<Content> {
             Cell::Number("1.0".to_owned(), 1.0),
         ]);
     }
-    let header = ["what", "training, s", "scoring, s", "times a model"].map(str::to_owned).to_vec();
+    let header = ["what", "training, s", "scoring, s", "× model training"].map(str::to_owned).to_vec();
     vec![
         Content::Text(
-            "Mean seconds of a seed. What is measured without a rater costs the run that it is measured in, and no scoring.".to_owned(),
+            "Mean seconds per seed. A rating that is recorded during a run costs that run, and no scoring."
+                .to_owned(),
         ),
         Content::Table(Table { header, rows }),
     ]

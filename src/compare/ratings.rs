@@ -1,4 +1,4 @@
-//! The ratings of a comparison: each a table of ids and numbers, made once for a seed.
+//! The ratings of a comparison: one table of ids and values per rating and seed.
 
 use std::{
     collections::HashMap,
@@ -30,20 +30,20 @@ use crate::{
     training::{checkpoint::Checkpoint, run_directory::CHECKPOINTS},
 };
 
-/// Seconds of a rater's training and of its scoring, where a start came to say them.
+/// Seconds of a rater's training and of its scoring; `None` if unknown.
 pub(super) type Cost = [Option<f64>; 2];
 
-/// Makes ratings and remembers them.
+/// Computes ratings and caches them.
 pub(super) struct Ratings<'a> {
-    /// What all runs share.
+    /// The configuration shared by all runs.
     pub(super) config: &'a Config,
     /// The comparison's folder.
     pub(super) folder: &'a Path,
-    /// All records that can be used, and their table.
+    /// All usable records, and their table.
     pub(super) pool: (&'a Path, &'a [Record]),
     pub(super) validation: &'a Path,
     pub(super) cache: &'a Path,
-    /// What a rater's run and scoring took, or that it diverged, by rule and seed.
+    /// The cost of a rater's run and scoring, or that it diverged, by rule and seed.
     pub(super) raters: HashMap<(RaterRule, u64), Result<Cost, String>>,
     heuristics: HashMap<Heuristic, Vec<f64>>,
 }
@@ -60,7 +60,7 @@ impl<'a> Ratings<'a> {
         Self { config, folder, pool, validation, cache, raters: HashMap::new(), heuristics: HashMap::new() }
     }
 
-    /// The names of the columns of ids and ratings.
+    /// The names of the id and rating columns.
     pub(super) fn columns(&self) -> RatingColumns {
         RatingColumns { id: self.config.data.id_column.clone(), ..RatingColumns::default() }
     }
@@ -69,7 +69,7 @@ impl<'a> Ratings<'a> {
         self.folder.join("ratings").join(format!("{name}-{seed}.csv"))
     }
 
-    /// The table of a rating for a seed, or what was said when its rater's loss was no number any more.
+    /// The table of a rating for a seed, or the message if its rater diverged.
     pub(super) fn table(
         &mut self,
         rating: Rating,
@@ -85,7 +85,7 @@ impl<'a> Ratings<'a> {
             return Ok(Err(message));
         }
         match rating {
-            // Scoring has written it.
+            // Written by scoring.
             Rating::Rater(_) => {}
             _ if is_kept(&path) => {}
             Rating::Measured(measured) => {
@@ -104,7 +104,7 @@ impl<'a> Ratings<'a> {
         Ok(Ok(path))
     }
 
-    /// A table in which every record for which `keep` holds is rated alike.
+    /// A table in which every record for which `keep` holds has the same rating.
     pub(super) fn constant(&self, name: &str, seed: u64, keep: impl Fn(&Record) -> bool) -> Result<PathBuf> {
         let path = self.path(name, seed);
         let numbers: Vec<f64> =
@@ -113,7 +113,7 @@ impl<'a> Ratings<'a> {
         Ok(path)
     }
 
-    /// Trains and scores by a rule, unless that was done.
+    /// Trains and scores with a rule, unless that is done.
     fn rater(
         &mut self,
         rule: RaterRule,
@@ -156,7 +156,7 @@ impl<'a> Ratings<'a> {
                 self.raters.insert((rule, seed), Err(message.clone()));
                 return Ok(Err(message));
             }
-            // One that is there is damaged, or nobody came to say what it is.
+            // An existing table is damaged or has no note.
             let replaced = out.exists();
             if replaced {
                 fs::remove_file(&out).map_err(Error::io("remove", &out))?;
@@ -178,7 +178,7 @@ impl<'a> Ratings<'a> {
                 timed(&times[1], || score(&request, interrupt, &mut task.renaming()).map_err(kept))?;
             if scored.failed > 0 {
                 return Err(Error::invalid(format!(
-                    "{} records could not be rated by {name} although their tokens are kept; see {}",
+                    "{} records could not be rated by {name} although their tokens are cached; see {}",
                     scored.failed,
                     scored.failed_out.display()
                 )));
@@ -190,7 +190,7 @@ impl<'a> Ratings<'a> {
         Ok(Ok(()))
     }
 
-    /// What was measured of each record of the pool in a run, a mean over its epochs; no number where there was none.
+    /// The recorded quantity of each record of the pool, a mean over the run's epochs; NaN where none was recorded.
     fn measured(&self, measured: Measured, seed: u64) -> Result<Vec<f64>> {
         let name = Rating::Rater(measured.run()).name();
         let run = self.folder.join("raters").join(format!("{name}-{seed}"));
@@ -200,7 +200,7 @@ impl<'a> Ratings<'a> {
         }
         let all = recordings(&folder)?;
         let (column, high_is_good) = measured.column();
-        // The last epoch's running average holds the earlier ones.
+        // The last epoch's running average includes the earlier ones.
         let epochs = if column == "average" { &all[all.len().saturating_sub(1)..] } else { &all[..] };
         let mut sums: HashMap<&str, (f64, f64)> = HashMap::new();
         for epoch in epochs {
@@ -237,14 +237,14 @@ impl<'a> Ratings<'a> {
         Ok(())
     }
 
-    /// Writes a ratings table of the records that have a number.
+    /// Writes a ratings table of the records that have a value.
     fn write(&self, path: &Path, numbers: &[f64]) -> Result<()> {
         let rated = self.pool.1.iter().zip(numbers).filter(|(_, number)| number.is_finite());
         let rows = rated.map(|(record, number)| [record.id.clone(), number.to_string()]);
         write_csv(path, &[self.config.data.id_column.as_str(), "rating"], rows)
     }
 
-    /// The numbers of a table by id.
+    /// The values of a table by id.
     pub(super) fn read(&self, path: &Path) -> Result<HashMap<String, f64>> {
         let table = RatingsTable::read(path, &self.columns())?;
         let id =
@@ -253,24 +253,24 @@ impl<'a> Ratings<'a> {
     }
 }
 
-/// Where it is kept what a table was when it was finished.
+/// The path of the note that identifies a finished table.
 fn note_of(table: &Path) -> PathBuf {
     table.with_extension("written.json")
 }
 
-/// Remembers a table that is finished.
+/// Writes the note of a finished table.
 fn keep(table: &Path) -> Result<()> {
     let bytes = fs::metadata(table).map_err(Error::io("read", table))?.len();
     write_sealed(&note_of(table), &Written { bytes, sha256: sha256_of_file(table)? })
 }
 
-/// Whether a table is there and what it was when it was finished; otherwise it is made again.
+/// Whether a table exists and is unchanged since it was finished; otherwise it is recomputed.
 fn is_kept(table: &Path) -> bool {
     let note = note_of(table);
     if !table.exists() || !note.exists() {
         return false;
     }
-    let kept = match read_sealed::<Written>(&note, "the table is made again") {
+    let kept = match read_sealed::<Written>(&note, "the table is recomputed") {
         Ok(written) => written.is_whole(table),
         Err(error) => {
             tracing::warn!("{error}");
@@ -278,17 +278,19 @@ fn is_kept(table: &Path) -> bool {
         }
     };
     if !kept {
-        tracing::warn!("{} is damaged or was changed; it is made again", table.display());
+        tracing::warn!("{} is damaged or was changed; it is recomputed", table.display());
     }
     kept
 }
 
-/// The advice of an interrupted part is not that of the whole.
+/// Replaces the hint of an interrupted part by that of the comparison.
 fn kept(error: Error) -> Error {
     match error {
         Error::Interrupted { .. } => Error::Interrupted {
-            saved: "what is finished is kept, and the rater at work goes on from its checkpoint; give the same command again"
-                .to_owned(),
+            saved:
+                "what is finished is kept, and the current rater resumes from its checkpoint; give the same \
+                    command again"
+                    .to_owned(),
         },
         other => other,
     }

@@ -1,44 +1,44 @@
-//! What the fit of one model came to.
+//! The result of one model.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{generator::fit::ScaleMeasures, measure::job::Measurement};
 
-/// What a fit came to.
+/// The result of training one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CellResult {
-    /// What it is known by: SHA-256 over configuration, training set and held-out set, shortened.
+    /// The model's key: shortened SHA-256 over configuration, training set and held-out set.
     pub key: String,
     /// Records trained on.
     pub records: u64,
     /// Epochs over them.
     pub epochs: u64,
-    /// Updates.
+    /// Optimizer steps.
     pub steps: u64,
-    /// Loss on the held-out set at the end; nothing if the run diverged, as with the other measures.
+    /// Final loss on the held-out set; `None` if the run diverged, as for the other measures.
     pub loss: Option<f64>,
-    /// The finest scale's.
+    /// Final loss at the finest scale.
     pub tail_loss: Option<f64>,
-    /// Share of tokens predicted right, in percent.
+    /// Accuracy of the predicted tokens, in percent.
     pub accuracy: Option<f64>,
-    /// The finest scale's.
+    /// Accuracy at the finest scale.
     pub tail_accuracy: Option<f64>,
-    /// By scale, the coarsest first.
+    /// Measures by scale, coarsest first.
     pub scales: Vec<ScaleMeasures>,
-    /// Updates and loss on the held-out set, after each epoch.
+    /// Steps and held-out loss after each epoch.
     pub curve: Vec<(u64, f64)>,
-    /// Seconds that it took, over all starts.
+    /// Training time in seconds, over all starts.
     pub seconds: f64,
-    /// What was said when the loss was no number any more.
+    /// The error, if the loss became non-finite.
     pub diverged: Option<String>,
-    /// What was measured of the images that it draws, where that was asked for.
+    /// Measures of the generated images, if any.
     #[serde(default, alias = "images", skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<Measurement>,
 }
 
 impl CellResult {
-    /// That of a model which could not be fitted, for what came before it diverged.
+    /// The result of a model that diverged before it could be measured.
     pub(super) fn diverged(records: u64, message: String) -> Self {
         Self {
             key: String::new(),

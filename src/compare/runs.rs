@@ -1,4 +1,4 @@
-//! The runs of a comparison: their configurations, folders and seconds.
+//! The runs of a comparison: their configurations, folders and times.
 
 use std::{path::Path, time::Instant};
 
@@ -11,7 +11,7 @@ use crate::{
     training::run_directory::{Existing, RunDirectory},
 };
 
-/// A configuration with keys set on top.
+/// A configuration with overridden keys.
 pub(super) fn with_keys(config: &Config, keys: &[String]) -> Result<Config> {
     Config::parse("compare", &config.to_json().to_string(), keys)
 }
@@ -22,32 +22,32 @@ pub(super) fn path_key(key: &str, path: &Path) -> Result<String> {
     Ok(format!("{key}={}", serde_json::Value::from(text)))
 }
 
-/// Opens a run that was begun, or begins it.
+/// Opens a run, or creates it.
 pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory> {
     if !RunDirectory::is_run(path) {
         return RunDirectory::create(path, config, Existing::Refuse);
     }
-    let (run, held) = RunDirectory::open(path)?;
-    match held.first_difference(config) {
+    let (run, saved) = RunDirectory::open(path)?;
+    match saved.first_difference(config) {
         None => Ok(run),
         Some((key, there, here)) => Err(Error::mismatch(
             path,
             format!(
-                "{} was begun with {key} = {there}, not {here}; remove it, or give another --out",
+                "{} was started with {key} = {there}, not {here}; remove it, or give another --out",
                 path.display()
             ),
         )),
     }
 }
 
-/// Seconds over all starts, as they are kept.
+/// Seconds over all starts, as stored.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Seconds {
     seconds: f64,
 }
 
-/// The seconds that a file says; nothing where there is none, or it is damaged, which is said.
+/// The seconds stored in a file; `None` with a warning if it is missing or damaged.
 pub(super) fn seconds(path: &Path) -> Option<f64> {
     if !path.exists() {
         return None;
@@ -56,7 +56,7 @@ pub(super) fn seconds(path: &Path) -> Option<f64> {
     read.map(|Seconds { seconds }| seconds).inspect_err(|error| tracing::warn!("{error}")).ok()
 }
 
-/// Does work and adds the time it took to what a file says of earlier starts, however it ends. Gives both.
+/// Runs `work` and adds its time to that stored for earlier starts, even if it fails. Returns the result and the sum.
 pub(super) fn timed<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let before = seconds(path).unwrap_or(0.0);
     let start = Instant::now();

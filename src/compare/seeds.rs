@@ -1,4 +1,4 @@
-//! The models of a comparison, one arm after the other for each seed, and what they came to.
+//! The models of a comparison: arm by arm for each seed, and their results.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,19 +24,19 @@ use crate::{
     select::{Keep, RatingsOptions, Strategy, SubsetJob, write_subset},
 };
 
-/// The numbers of each rating by seed and id.
-type Told = BTreeMap<Rating, BTreeMap<u64, HashMap<String, f64>>>;
+/// The values of each rating by seed and id.
+type RatingValues = BTreeMap<Rating, BTreeMap<u64, HashMap<String, f64>>>;
 
-/// A comparison under way.
+/// A comparison in progress.
 pub(super) struct Seeds<'a> {
     request: &'a CompareRequest,
     out: &'a Path,
     data: &'a Data,
-    /// The column of flaws.
+    /// The index of the column of flaws.
     flaw: Option<usize>,
     ratings: Ratings<'a>,
     fits: Fits<'a>,
-    told: Told,
+    rating_values: RatingValues,
     outcomes: Vec<TrainedModel>,
 }
 
@@ -45,7 +45,7 @@ struct Named {
     rating: String,
     sampler: String,
     seed: u64,
-    /// Whether it is the first seed: warnings are given once.
+    /// Whether it is the first seed: warnings are printed once.
     first: bool,
 }
 
@@ -78,7 +78,16 @@ impl<'a> Seeds<'a> {
         ratings: Ratings<'a>,
         fits: Fits<'a>,
     ) -> Self {
-        Self { request, out, data, flaw, ratings, fits, told: Told::new(), outcomes: Vec::new() }
+        Self {
+            request,
+            out,
+            data,
+            flaw,
+            ratings,
+            fits,
+            rating_values: RatingValues::new(),
+            outcomes: Vec::new(),
+        }
     }
 
     /// Trains the models of one arm with one seed, at each share and by each convention.
@@ -118,7 +127,7 @@ impl<'a> Seeds<'a> {
         Ok(())
     }
 
-    /// The table of ratings by which an arm chooses, or why there is none; nothing where all records are taken.
+    /// The ratings table of an arm, or why there is none; `None` if all records are taken.
     fn ratings_of(
         &mut self,
         arm: &Arm,
@@ -137,14 +146,14 @@ impl<'a> Seeds<'a> {
                 let table = self.ratings.table(*rating, seed, &self.request.ratings, interrupt, task)?;
                 if let Ok(path) = &table {
                     let numbers = self.ratings.read(path)?;
-                    self.told.entry(*rating).or_default().insert(seed, numbers);
+                    self.rating_values.entry(*rating).or_default().insert(seed, numbers);
                 }
                 Some(table)
             }
         })
     }
 
-    /// Chooses one share by a table of ratings, and trains a model on it by each convention.
+    /// Selects one share by a ratings table, and trains a model on it by each convention.
     fn share(
         &mut self,
         named: &Named,
@@ -165,7 +174,7 @@ impl<'a> Seeds<'a> {
         if rated < count && named.first {
             tracing::warn!("{name} has {rated} records, fewer than {keep_name}; all of them are kept");
         }
-        // An oracle, or a number that not every record has, may have fewer records than are to be kept.
+        // An oracle, or a rating that not every record has, may have fewer records than are to be kept.
         let count = count.min(rated);
         if count < config.training.batch || count > strategy.reach(rated) {
             if named.first {
@@ -201,7 +210,7 @@ impl<'a> Seeds<'a> {
         Ok(())
     }
 
-    /// What has come of it so far.
+    /// The results so far.
     pub(super) fn comparison(&self) -> Comparison {
         let Self { request, data, flaw, .. } = self;
         Comparison {
@@ -210,7 +219,7 @@ impl<'a> Seeds<'a> {
             records: data.records.len(),
             validation: data.aside[0],
             held_out: data.aside[1],
-            flaws: flaw_lines(&data.records, *flaw, &self.told),
+            flaws: flaw_lines(&data.records, *flaw, &self.rating_values),
             kinds: shares(&data.records, *flaw),
             costs: costs(&self.ratings),
             outcomes: self.outcomes.clone(),
@@ -218,20 +227,20 @@ impl<'a> Seeds<'a> {
     }
 }
 
-/// The share of each kind of record, in the order of [`Flaw::ALL`]; kinds that are no flaws of ours by their names, last.
+/// The fraction of each kind of record, in the order of [`Flaw::ALL`]; unknown kinds by name, last.
 fn shares(records: &[Record], flaw: Option<usize>) -> Vec<(String, f64)> {
     let mut counts: BTreeMap<(usize, String), f64> = BTreeMap::new();
     for flaw in records.iter().filter_map(|record| flaw_of(record, flaw)) {
-        let place = Flaw::ALL.iter().position(|known| known.name() == flaw).unwrap_or(Flaw::ALL.len());
-        *counts.entry((place, flaw.to_owned())).or_default() += 1.0;
+        let order = Flaw::ALL.iter().position(|known| known.name() == flaw).unwrap_or(Flaw::ALL.len());
+        *counts.entry((order, flaw.to_owned())).or_default() += 1.0;
     }
     counts.into_iter().map(|((_, flaw), count)| (flaw, count / records.len() as f64)).collect()
 }
 
-fn flaw_lines(records: &[Record], column: Option<usize>, told: &Told) -> Vec<FlawLine> {
+fn flaw_lines(records: &[Record], column: Option<usize>, rating_values: &RatingValues) -> Vec<FlawLine> {
     let mut lines = Vec::new();
     let kinds = shares(records, column);
-    for (rating, seeds) in told {
+    for (rating, seeds) in rating_values {
         for (flaw, _) in kinds.iter().filter(|(flaw, _)| flaw != Flaw::Clean.name()) {
             let (mut found, mut percentiles) = (Vec::new(), Vec::new());
             for numbers in seeds.values() {
@@ -256,8 +265,8 @@ fn flaw_lines(records: &[Record], column: Option<usize>, told: &Told) -> Vec<Fla
     lines
 }
 
-/// Mean seconds of each rater's training and scoring, over the seeds that came to an end. A start that was killed before it said
-/// what it took is left out.
+/// Mean seconds of each rater's training and scoring over the finished seeds. A start that was killed before it
+/// recorded its time does not count.
 fn costs(ratings: &Ratings<'_>) -> Vec<(String, Option<f64>, Option<f64>)> {
     let mut sums: BTreeMap<Rating, [Vec<f64>; 2]> = BTreeMap::new();
     for ((rule, _), seconds) in &ratings.raters {

@@ -1,5 +1,5 @@
-//! What a comparison comes to: means with intervals, differences to a random part of the same size, and the share of the gap to the
-//! ceiling that is closed.
+//! The summary of a comparison: means with intervals, differences to a random subset of the same size, and the fraction
+//! of the gap to the ceiling that is closed.
 
 use std::collections::BTreeMap;
 
@@ -11,40 +11,40 @@ use crate::report::statistics::mean_interval;
 pub(crate) struct Line {
     /// The rating, or `everything`, `random`, `oracle`.
     pub rating: String,
-    /// The sampler; nothing where there is none.
+    /// The sampler, empty if there is none.
     pub sampler: String,
     /// How much is kept; `100%` for everything.
     pub keep: String,
-    /// `epochs` or `steps`; nothing for everything, which is both.
+    /// `epochs` or `steps`; empty for everything, which is both.
     pub convention: String,
-    /// Seeds that came to an end.
+    /// Seeds that finished.
     pub seeds: usize,
-    /// Seeds whose loss was no number any more.
+    /// Seeds that diverged.
     pub diverged: usize,
-    /// Mean records and steps of a fit.
+    /// Mean number of training records.
     pub records: f64,
-    /// Mean steps of a fit.
+    /// Mean number of steps.
     pub steps: f64,
-    /// Validation loss: mean, and half the 95% interval where there are two seeds.
+    /// Held-out loss: mean, and half the 95% interval from two seeds on.
     pub loss: Option<(f64, Option<f64>)>,
-    /// The same of the accuracy, in percent.
+    /// Held-out accuracy in percent, likewise.
     pub accuracy: Option<(f64, Option<f64>)>,
     /// The difference of the loss to random's, paired by seed.
     pub difference: Option<(f64, Option<f64>)>,
-    /// The share of the gap between random and the ceiling that is closed, in the mean over the seeds that all three came to an end
-    /// with.
+    /// The fraction of the gap between random and the ceiling that is closed, mean over the seeds that finished for all
+    /// three.
     pub closed: Option<f64>,
-    /// What was measured of the models' images, where they drew some.
+    /// Measures of the models' generated images, if any.
     pub images: Vec<ImageLine>,
 }
 
-/// By what cells are compared with one another.
+/// What models must share to be compared: how much is kept, and the convention.
 type Setting = (String, String);
 
-/// Rating, sampler, and the setting.
+/// Rating, sampler and setting.
 type Cell = (String, String, Setting);
 
-/// The summary, in the order in which arms first come.
+/// The summary, in order of first appearance.
 pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
     let mut order: Vec<Cell> = Vec::new();
     let mut groups: BTreeMap<Cell, Vec<(u64, &CellResult)>> = BTreeMap::new();
@@ -58,8 +58,8 @@ pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
     }
     let loss_of = |rating: &str, setting: &Setting| -> BTreeMap<u64, f64> {
         let sampler = if rating == "oracle" { "random" } else { "" };
-        let held = groups.get(&(rating.to_owned(), sampler.to_owned(), setting.clone()));
-        held.into_iter().flatten().filter_map(|(seed, result)| Some((*seed, result.loss?))).collect()
+        let results = groups.get(&(rating.to_owned(), sampler.to_owned(), setting.clone()));
+        results.into_iter().flatten().filter_map(|(seed, result)| Some((*seed, result.loss?))).collect()
     };
     let mean = |values: &BTreeMap<u64, f64>| mean_interval(&values.values().copied().collect::<Vec<_>>());
     order
@@ -75,7 +75,7 @@ pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
                 losses.iter().filter_map(|(seed, loss)| Some(loss - random.get(seed)?)).collect();
             let difference = if rating == "random" { None } else { mean_interval(&paired) };
             let ceiling = loss_of("oracle", &setting);
-            // Over the seeds that all three came to an end with.
+            // Over the seeds that finished for all three.
             let paired_gaps = losses.iter().filter_map(|(seed, loss)| {
                 Some((random.get(seed)? - loss, random.get(seed)? - ceiling.get(seed)?))
             });
@@ -107,21 +107,21 @@ pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
         .collect()
 }
 
-/// A measure of one line of the summary.
+/// An image measure of one line of the summary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageLine {
-    /// What exactly was measured.
+    /// The name of the measure.
     pub name: String,
-    /// Its mean over the seeds, and half the 95% interval where there are two.
+    /// Its mean over the seeds, and half the 95% interval from two seeds on.
     pub value: Option<(f64, Option<f64>)>,
     /// The difference to random's, paired by seed.
     pub difference: Option<(f64, Option<f64>)>,
 }
 
-/// Seeds and what their models came to.
+/// Seeds and the results of their models.
 type Seeds<'a> = [(u64, &'a CellResult)];
 
-/// The measures of an arm's models, beside those of random parts of the same size where it is none itself.
+/// The image measures of an arm, beside those of random subsets of the same size if it is not random itself.
 pub(super) fn image_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Vec<ImageLine> {
     let of = |results: &Seeds<'_>, name: &str| -> BTreeMap<u64, f64> {
         let value = |result: &CellResult| Some(result.images.iter().find(|one| one.name == name)?.value);
@@ -147,7 +147,7 @@ pub(super) fn image_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Ve
     names.into_iter().map(line).collect()
 }
 
-/// The names of all measures, in the order in which they first come.
+/// The names of all measures, in order of first appearance.
 pub(super) fn measure_names<'a>(named: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut names = Vec::new();
     for name in named {
@@ -180,9 +180,9 @@ mod tests {
         }
     }
 
-    /// A seed that diverged is told and stands in no mean; differences are of the seeds that both have.
+    /// A diverged seed is counted and enters no mean; differences use the seeds that both arms finished.
     #[test]
-    fn a_seed_that_diverges_is_told_and_not_dropped() {
+    fn a_seed_that_diverges_is_counted_and_not_dropped() {
         let outcomes = [
             outcome("random", 0, Some(4.0)),
             outcome("oracle", 0, Some(3.0)),

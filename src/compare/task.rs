@@ -1,15 +1,15 @@
-//! How far a part of a comparison is, under its name.
+//! The progress of a part of a comparison, under its name.
 
 use crate::jobs::progress::{Metrics, Progress};
 
-/// A part of a comparison: training by a rating, or one model. Its steps are counted under its name.
+/// A part of a comparison: training a rater, or a model. Its steps are counted under its name.
 pub(super) struct Task<'a> {
     pub(super) name: String,
     pub(super) progress: &'a mut dyn Progress,
 }
 
 impl Task<'_> {
-    /// Counts whatever is counted under the task's name.
+    /// Counts everything under the task's name.
     pub(super) fn renaming(&mut self) -> Renaming<'_> {
         Renaming { name: &self.name, progress: self.progress }
     }

@@ -1,4 +1,4 @@
-//! A comparison as files: every fit by itself, the summary and more as CSV, Markdown and images.
+//! A comparison as files: all models, the summary and more as CSV, Markdown and images.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ use crate::{
     report::intervals::{Interval, interval_chart},
 };
 
-/// Writes `fits.csv`, `summary.csv`, `summary.md`, `scales.csv`, `flaws.csv` and `subsets.csv` where there are flaws, and a
-/// image for each share and convention. Gives what was written.
+/// Writes `fits.csv`, `summary.csv`, `summary.md`, `scales.csv`, `flaws.csv` and `subsets.csv` if there are flaws, and
+/// an image for each share and convention. Returns the paths written.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -41,14 +41,14 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
     Ok(written)
 }
 
-/// A table that is written as CSV.
+/// A table to be written as CSV.
 struct Table {
     name: &'static str,
     header: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
-/// The columns of a cell.
+/// The columns that identify a model.
 const CELL: [&str; 5] = ["rating", "sampler", "keep", "convention", "seed"];
 
 fn cell(outcome: &TrainedModel) -> Vec<String> {
@@ -70,7 +70,7 @@ fn pair(value: Option<(f64, Option<f64>)>) -> [String; 2] {
     [number(value.map(|(mean, _)| mean)), number(half)]
 }
 
-/// Every fit by itself.
+/// All models.
 fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
     const RESULT: [&str; 10] = [
         "records",
@@ -115,7 +115,7 @@ fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
     Table { name: "fits.csv", header, rows: outcomes.iter().map(row).collect() }
 }
 
-/// What each fit came to at each scale.
+/// The measures of each model at each scale.
 fn scales(outcomes: &[TrainedModel]) -> Table {
     let header = owned(&[&CELL[..], &["side", "held_out_loss", "held_out_accuracy"]].concat());
     let rows = outcomes.iter().flat_map(|outcome| {
@@ -174,7 +174,7 @@ fn summary(lines: &[Line], names: &[String]) -> Table {
     Table { name: "summary.csv", header, rows: lines.iter().map(row).collect() }
 }
 
-/// How well each rating finds each flaw.
+/// How well each rating detects each flaw.
 fn flaw_table(flaws: &[FlawLine]) -> Table {
     let row = |line: &FlawLine| {
         let FlawLine { rating, flaw, auroc: (auroc, half), percentile } = line;
@@ -187,7 +187,7 @@ fn flaw_table(flaws: &[FlawLine]) -> Table {
     }
 }
 
-/// What is in each subset.
+/// The kinds of records in each subset.
 fn subsets(outcomes: &[TrainedModel]) -> Table {
     let rows = outcomes.iter().flat_map(|outcome| {
         outcome.flaws.iter().map(move |(flaw, share)| {
@@ -203,7 +203,7 @@ fn subsets(outcomes: &[TrainedModel]) -> Table {
     }
 }
 
-/// The differences to random, an image for each share and convention.
+/// The differences to random, an image per share and convention.
 fn images(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
     let mut settings: Vec<(&str, &str)> = Vec::new();
     for line in lines.iter().filter(|line| line.difference.is_some() && !line.convention.is_empty()) {
@@ -222,7 +222,7 @@ fn images(folder: &Path, lines: &[Line]) -> Result<Vec<PathBuf>> {
                 Some(Interval { name: name.trim().to_owned(), mean, half: half.unwrap_or(0.0) })
             })
             .collect();
-        let title = format!("Held-out loss less random's, {keep} kept, equal {convention}");
+        let title = format!("Held-out loss minus random's, {keep} kept, equal {convention}");
         let path = folder.join(format!("difference-{}-{convention}.png", keep.replace(['%', ' '], "")));
         interval_chart(&title, "difference of the held-out loss (left is better)", &rows)?
             .write_png(&path)?;

@@ -1,4 +1,4 @@
-//! CLIP's tower of images: a vision transformer and the projection to where images and captions meet; source:
+//! CLIP's image tower: a vision transformer with the projection into the space shared with captions; source:
 //! `CLIPVisionModelWithProjection` of Hugging Face's transformers.
 
 use std::path::{Path, PathBuf};
@@ -31,14 +31,14 @@ use crate::{
 
 const OP: &str = "CLIP image embedding";
 
-/// The projection's name, in a whole CLIP as in a tower by itself.
+/// The projection's name, both in a full CLIP model and in an image tower on its own.
 const PROJECTION: &str = "visual_projection.weight";
 
-/// The longest side that a network's images have: far beyond any released one's, and its square is no more pixels
-/// than an image may have.
+/// The maximum side of a network's input images: far above that of any released one, and its square is within the
+/// pixel limit of an image.
 const LONGEST_SIDE: usize = 8_192;
 
-/// What `config.json` says; what it leaves out is what transformers takes then.
+/// The fields of `config.json`, with the defaults of transformers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -69,19 +69,19 @@ impl Default for Settings {
     }
 }
 
-/// What is done to an image before the network, by `preprocessor_config.json` or, without one, as CLIP was trained: the short
-/// side resized to [`side`](Self::side) by Pillow's bicubic filter, the middle square cut out, and each channel normalized.
+/// Image preprocessing from `preprocessor_config.json`, by default that of CLIP's training: the short side is resized
+/// to [`side`](Self::side) with Pillow's bicubic filter, the center square is cropped, and each channel is normalized.
 #[derive(Clone, Debug, PartialEq)]
 struct Normalized {
     /// Pixels of the short side after resizing.
     resized: usize,
-    /// Pixels of the square's side.
+    /// Pixels of the side of the crop.
     side: usize,
     mean: [f32; 3],
     deviation: [f32; 3],
 }
 
-/// Images to their embeddings `[B, D]`.
+/// Encodes images to embeddings `[B, D]`.
 #[derive(Clone, Debug)]
 pub struct ClipImage {
     settings: Settings,
@@ -102,17 +102,18 @@ pub struct ClipImage {
     digest: String,
 }
 
-/// The folder that a path to a folder or to weights in it names.
+/// The folder of a path to a folder or to weights in it.
 pub(super) fn folder_of(path: &Path) -> PathBuf {
     if path.is_file() { path.parent().unwrap_or(Path::new(".")).to_path_buf() } else { path.to_path_buf() }
 }
 
 impl ClipImage {
-    /// Reads a folder as Hugging Face's libraries write it, or its file of weights, `config.json` being beside it: of a whole
-    /// CLIP or of its tower of images. `decode` says what becomes of transparency and of EXIF data.
+    /// Opens a folder in Hugging Face's layout, or its weights file with `config.json` beside it: a full CLIP model or
+    /// its image tower. `decode` configures transparency and EXIF data.
     ///
     /// # Errors
-    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of CLIP's.
+    /// If a file is missing or damaged, tensors are missing or unexpected, or the configuration is not a CLIP
+    /// configuration.
     pub fn open(path: &Path, decode: Preprocess) -> Result<Self> {
         let folder = folder_of(path);
         let settings: Settings = read_settings(&folder, &["clip", "clip_vision_model"], "vision_config")?;
@@ -143,7 +144,7 @@ impl ClipImage {
         expect_layers(&folder, "num_hidden_layers", num_hidden_layers)?;
         let prepare = Normalized::read(&folder, image_size)?;
         let weights = Weights::open(path)?.network(&[PROJECTION]);
-        // A tower without a projection has no embeddings to compare with captions; its own states are another space.
+        // A tower without a projection has no embeddings to compare with captions; its hidden states are another space.
         let Some(&[dimensions, _]) = weights.entry(PROJECTION).map(|entry| &entry.shape[..]) else {
             return Err(Error::Checkpoint {
                 path: path.to_path_buf(),
@@ -175,11 +176,11 @@ impl ClipImage {
         let (epsilon, cells) = (settings.layer_norm_eps, (settings.image_size / patch).pow(2));
         let class = take("vision_model.embeddings.class_embedding", &[channels])?;
         let filters = take("vision_model.embeddings.patch_embedding.weight", &[channels, 3, patch, patch])?;
-        // Nothing is taken yet where this is called to learn the names.
+        // No tensors are taken yet where this is called to collect the names.
         let filters =
             if filters.is_empty() { filters } else { filters.reshape(&[channels, 3 * patch * patch])? };
         let positions = take("vision_model.embeddings.position_embedding.weight", &[1 + cells, channels])?;
-        // The name is misspelled there, too.
+        // The name is misspelled upstream, too.
         let first = norm("vision_model.pre_layrnorm", channels, epsilon, take)?;
         let blocks = (0..settings.num_hidden_layers)
             .map(|at| {
@@ -204,7 +205,7 @@ impl ClipImage {
         })
     }
 
-    /// What is left of an image's tokens before the blocks, `[B·(1 + N), C]`.
+    /// The token embeddings before the blocks, after the first norm, `[B·(1 + N), C]`.
     fn tokens(&self, images: &Tensor) -> Result<Tensor> {
         let Settings { image_size: side, patch_size: patch, hidden_size: channels, .. } = self.settings;
         let grid = side / patch;
@@ -266,7 +267,7 @@ impl FeatureSpace for ClipImage {
         if !matches!(*images.shape(), [_, 3, height, width] if (height, width) == (side, side)) {
             return Err(Error::shape(
                 OP,
-                format!("images [B, 3, {side}, {side}] were expected, but {:?} were given", images.shape()),
+                format!("expected images [B, 3, {side}, {side}], got {:?}", images.shape()),
             ));
         }
         let (batch, tokens) = (images.dim(0), 1 + (side / patch_size).pow(2));
@@ -287,26 +288,25 @@ impl FeatureSpace for ClipImage {
     }
 }
 
-/// Width and height of an image whose short side is brought to so many pixels, at most [`LONGEST_SIDE`], its long side
-/// rounded down. It is resized whole and cut afterwards, so for one that would have more pixels than any image may
-/// have there is only a message.
+/// Width and height of an image whose short side is resized to `short` pixels, at most [`LONGEST_SIDE`], with its long
+/// side rounded down. The image is resized before cropping, so one that would exceed the pixel limit is an error.
 fn size_after([width, height]: [usize; 2], short: usize, max_pixels: u64) -> Result<[usize; 2], String> {
     let long = short * width.max(height) / width.min(height).max(1);
     let resized = if width <= height { [short, long] } else { [long, short] };
-    // A limit on files that is lower than the usual one must not refuse images that are only enlarged.
+    // A lower limit for files must not refuse images that are only enlarged.
     let most = max_pixels.max(DEFAULT_MAX_PIXELS);
     if (short as u64).saturating_mul(long as u64) <= most {
         return Ok(resized);
     }
     Err(format!(
-        "the image is {width} x {height} pixels, too long and thin: with its short side brought to {short} it would \
+        "the image is {width} x {height} pixels, too long and thin: with its short side resized to {short} it would \
          be {} x {}, more than the limit of {most} pixels; cut it",
         resized[0], resized[1]
     ))
 }
 
 impl Normalized {
-    /// By the folder's `preprocessor_config.json`, for a network that takes images of this side.
+    /// Reads the folder's `preprocessor_config.json`, for a network whose input images have this side.
     fn read(folder: &Path, side: usize) -> Result<Self> {
         let usual = Self {
             resized: side,
@@ -320,7 +320,7 @@ impl Normalized {
         }
         let damaged = |message: String| Error::Checkpoint { path: path.clone(), message };
         let value: Value = read_json(&path, "JSON")?;
-        // A number, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
+        // An integer, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
         let pixels = |key: &str, or: usize| -> Result<usize> {
             let Some(found) = value.get(key).filter(|found| !found.is_null()) else { return Ok(or) };
             let of = |part: &str| found.get(part).and_then(Value::as_u64);
@@ -330,15 +330,13 @@ impl Normalized {
                 .or_else(|| of("height").filter(|height| Some(*height) == of("width")));
             let number = number.and_then(|number| usize::try_from(number).ok());
             number.filter(|number| (1..=LONGEST_SIDE).contains(number)).ok_or_else(|| {
-                damaged(format!(
-                    "{key}: {found} is no number of pixels, from 1 to {LONGEST_SIDE}, that images are brought to here"
-                ))
+                damaged(format!("{key}: {found} is not a number of pixels from 1 to {LONGEST_SIDE}"))
             })
         };
         let three = |key: &str, or: [f32; 3]| -> Result<[f32; 3]> {
             let Some(found) = value.get(key).filter(|found| !found.is_null()) else { return Ok(or) };
             serde_json::from_value(found.clone())
-                .map_err(|_| damaged(format!("{key}: {found} are not three numbers")))
+                .map_err(|_| damaged(format!("{key}: {found} is not an array of three numbers")))
         };
         let found = Self {
             resized: pixels("size", side)?,
@@ -347,7 +345,7 @@ impl Normalized {
             deviation: three("image_std", usual.deviation)?,
         };
         if value.get("resample").and_then(Value::as_u64).is_some_and(|filter| filter != 3) {
-            return Err(damaged("resample: only 3, Pillow's bicubic filter, is known here".to_owned()));
+            return Err(damaged("resample: only 3 (Pillow's bicubic filter) is supported".to_owned()));
         }
         if found.side != side || found.resized < side || found.deviation.iter().any(|value| *value <= 0.0) {
             return Err(damaged(format!(
@@ -372,7 +370,7 @@ mod tests {
         assert!(message.contains("is 1 x 20000") && message.contains("224 x 4480000"), "{message}");
         let message = size_after([20_000, 1], 224, DEFAULT_MAX_PIXELS).unwrap_err();
         assert!(message.contains("is 20000 x 1") && message.contains("4480000 x 224"), "{message}");
-        // A limit for files that is higher holds here, too, and one that is lower refuses no usual image.
+        // A higher limit for files applies here, too; a lower one refuses no ordinary image.
         assert_eq!(size_after([1, 20_000], 224, 1 << 40), Ok([224, 4_480_000]));
         assert_eq!(size_after([150, 100], 224, 20_000), Ok([336, 224]));
         assert!(size_after([LONGEST_SIDE, LONGEST_SIDE], LONGEST_SIDE, 1).is_ok());

@@ -1,5 +1,5 @@
-//! CLIP-Score: how well images fit their captions (Hessel et al., arXiv 2104.08718, without its weight of 2.5 and in percent, as
-//! torchmetrics has it): the mean of `max(100 · cos(image, text), 0)` over the pairs.
+//! CLIP-Score: how well images match their captions (Hessel et al., arXiv 2104.08718, without its weight of 2.5 and in
+//! percent, matching torchmetrics): the mean of `max(100 · cos(image, text), 0)` over the pairs.
 
 use std::path::Path;
 
@@ -23,23 +23,23 @@ use crate::{
     weights::Weights,
 };
 
-/// The projection of captions, in a whole CLIP.
+/// The projection of captions in a full CLIP model.
 const PROJECTION: &str = "text_projection.weight";
 
-/// CLIP's tower of captions with its projection.
+/// CLIP's text tower with its projection.
 pub struct ProjectedClipText {
     encoder: Pretrained,
     /// `[D, C]`.
     projection: Linear,
-    /// SHA-256 over the projection, which the encoder's fingerprint knows nothing of.
+    /// SHA-256 of the projection, which the encoder's fingerprint does not cover.
     digest: String,
 }
 
 impl ProjectedClipText {
-    /// Reads the tower of captions of a whole CLIP, the tokenizer being in the folder.
+    /// Opens the text tower of a full CLIP model, with the tokenizer in the same folder.
     ///
     /// # Errors
-    /// If it holds no such tower, projection or tokenizer, or a file is damaged.
+    /// If the tower, projection or tokenizer is missing, or a file is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let folder = folder_of(path);
         let settings =
@@ -60,15 +60,15 @@ impl ProjectedClipText {
         Ok(Self { encoder, projection: Linear { weight, bias: None }, digest })
     }
 
-    /// All that the embeddings depend on, weights by their SHA-256.
+    /// Identifies everything that the embeddings depend on, weights by SHA-256.
     pub(crate) fn identity(&self) -> String {
         format!("{} {}", self.encoder.fingerprint(), self.digest)
     }
 
-    /// Captions to embeddings `[B, D]` f32: the projected states at the captions' end marks.
+    /// Encodes captions to embeddings `[B, D]` f32: the projected states at the captions' end-of-text tokens.
     ///
     /// # Errors
-    /// If the network refuses a caption.
+    /// If the encoder refuses a caption.
     pub fn embeddings(&self, captions: &[&str]) -> Result<Tensor> {
         self.projection.apply(&self.encoder.encode(captions)?.pooled)
     }
@@ -79,21 +79,22 @@ impl ProjectedClipText {
 pub struct ClipScore {
     /// Between 0 and 100.
     pub value: f64,
-    /// Pairs that it is the mean of.
+    /// Number of pairs.
     pub pairs: usize,
     /// Images that were left out.
     pub failed: Vec<FailedRecord>,
 }
 
-/// What a CLIP-Score by these towers is called.
+/// The name of a CLIP-Score with this image tower.
 pub(crate) fn clip_score_name(image: &ClipImage) -> String {
     format!("CLIP-Score, mean of max(100 · cos, 0), {}", image.name())
 }
 
-/// The score of images that have captions.
+/// Computes the score of images that have captions.
 ///
 /// # Errors
-/// If there is no pair, the towers do not fit each other, one refuses its input, or the user interrupts.
+/// If there is no usable pair, the embeddings of the towers differ in size, or a tower refuses its input;
+/// [`Error::Interrupted`] if the user interrupts.
 pub fn clip_score(
     image: &ClipImage,
     text: &ProjectedClipText,
@@ -111,7 +112,7 @@ pub fn clip_score(
             return Err(Error::shape(
                 "CLIP-Score",
                 format!(
-                    "embeddings {:?} of images do not fit {:?} of captions",
+                    "embeddings {:?} of images do not match {:?} of captions",
                     features.shape(),
                     embeddings.shape()
                 ),
@@ -129,21 +130,17 @@ pub fn clip_score(
         return Err(none_usable(&captioned, &failed));
     }
     if pairs == 0 {
-        return Err(Error::not_enough_data(
-            "CLIP-Score needs images with captions, but there are none that can be used",
-        ));
+        return Err(Error::not_enough_data("CLIP-Score needs images with captions, but none can be used"));
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of images")]
     let value = sum / pairs as f64;
     if !value.is_finite() {
-        return Err(Error::not_finite(
-            "CLIP gives an embedding of length 0 or one that is not finite; its weights are damaged",
-        ));
+        return Err(Error::not_finite("CLIP's embedding is zero or not finite; the weights are damaged"));
     }
     Ok(ClipScore { value, pairs, failed })
 }
 
-/// `max(100 · cos, 0)` of two embeddings; not a number where one has no length.
+/// `max(100 · cos, 0)` of two embeddings; NaN if one has length 0.
 fn score(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();

@@ -1,8 +1,9 @@
-//! The Fréchet distance of two sets of features, each taken for a Gaussian (Dowson and Landau, 1982; Heusel et al.,
+//! The Fréchet distance of two sets of features, each modeled as a Gaussian (Dowson and Landau, 1982; Heusel et al.,
 //! arXiv 1706.08500): `|μ₁ − μ₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½)`.
 //!
-//! With factors `Cᵢ = Fᵢ Fᵢᵀ` the last trace is the sum of the singular values of `F₁ᵀ F₂`: its squares are the eigenvalues of
-//! `C₁^½ C₂ C₁^½`, whose roots lose half of the digits where a covariance is nearly singular, as that of few images is.
+//! With factors `Cᵢ = Fᵢ Fᵢᵀ` the last trace is the sum of the singular values of `F₁ᵀ F₂`: its squares are the
+//! eigenvalues of `C₁^½ C₂ C₁^½`, whose square roots lose half of the digits if a covariance is nearly singular, as it
+//! is for few images.
 
 use crate::{
     engine::{
@@ -15,23 +16,24 @@ use crate::{
 
 const OP: &str = "Fréchet distance";
 
-/// Rows folded into the sums at once, whatever batches they come in, so that the bits do not depend on the batches.
+/// Rows folded into the sums per update, independent of the batch size, so that results are bit-identical for any
+/// batches.
 const FOLD_ROWS: usize = 256;
 
-/// Mean and covariance of features that come batch by batch, in f64.
+/// Running mean and covariance of features, in f64.
 #[derive(Clone, Debug)]
 pub struct Moments {
     dimensions: usize,
     count: usize,
     mean: Vec<f64>,
-    /// Sum of the outer products of what is left of a row without the mean, `[D, D]`.
+    /// Sum of the outer products of the centered rows, `[D, D]`.
     products: Vec<f64>,
-    /// Rows that are not folded in yet, fewer than [`FOLD_ROWS`].
+    /// Rows not folded in yet, fewer than [`FOLD_ROWS`].
     waiting: Vec<f64>,
 }
 
 impl Moments {
-    /// Of no features yet, of `dimensions` numbers each (`D`).
+    /// Moments of an empty set of features of `dimensions` values each (`D`).
     pub(crate) fn new(dimensions: usize) -> Self {
         Self {
             dimensions,
@@ -45,16 +47,12 @@ impl Moments {
     /// Adds features `[N, D]` of any float type.
     ///
     /// # Errors
-    /// If the shape does not fit, or a number is not finite.
+    /// If the shape does not match, or a value is not finite.
     pub(crate) fn add(&mut self, features: &Tensor) -> Result<()> {
         if self.dimensions == 0 || !matches!(*features.shape(), [_, columns] if columns == self.dimensions) {
             return Err(Error::shape(
                 OP,
-                format!(
-                    "features [N, {}] were expected, but {:?} were given",
-                    self.dimensions,
-                    features.shape()
-                ),
+                format!("expected features [N, {}], got {:?}", self.dimensions, features.shape()),
             ));
         }
         for row in features.to_f64_vec()?.chunks_exact(self.dimensions) {
@@ -72,12 +70,12 @@ impl Moments {
         Ok(())
     }
 
-    /// Rows so far (`N`).
+    /// Number of rows (`N`).
     pub(crate) fn count(&self) -> usize {
         self.count + self.waiting.len() / self.dimensions.max(1)
     }
 
-    /// Chan, Golub and LeVeque's update: the rows' own moments, and the shift between the means.
+    /// Chan, Golub and LeVeque's update: the moments of the new rows, and the shift between the means.
     #[expect(clippy::cast_precision_loss, reason = "a count of images")]
     fn fold(&mut self) {
         let mut rows = std::mem::take(&mut self.waiting);
@@ -94,7 +92,7 @@ impl Moments {
         }
         let (before, added_share) = (self.count as f64, added as f64 / (self.count + added) as f64);
         let weight = f64::sqrt(before * added_share);
-        // One more row, so that the shift between the means goes the same way as the rows.
+        // The shift between the means enters as one more row.
         rows.extend(mean.iter().zip(&self.mean).map(|(new, old)| (new - old) * weight));
         linear_backward_weight(&mut self.products, &rows, &rows, self.dimensions, self.dimensions);
         for (old, new) in self.mean.iter_mut().zip(&mean) {
@@ -103,7 +101,7 @@ impl Moments {
         self.count += added;
     }
 
-    /// The Gaussian of these moments, its covariance divided by `N − 1`.
+    /// The Gaussian with these moments; the covariance is normalized by `N − 1`.
     ///
     /// # Errors
     /// If there are fewer than two rows, or the covariance cannot be decomposed.
@@ -131,11 +129,11 @@ impl Moments {
     }
 }
 
-/// Columns of a factor between two updates of what is left of the covariance.
+/// Columns of a factor between two updates of the remaining covariance.
 const BLOCK: usize = 64;
 
-/// `Fᵀ` `[r, D]` with `F Fᵀ` = the covariance `[D, D]`, and its rank `r`: Cholesky's factor, the largest variance that is left
-/// first, until nothing is left but rounding.
+/// `Fᵀ` `[r, D]` with `F Fᵀ` = the covariance `[D, D]`, and its rank `r`: pivoted Cholesky factorization, which stops
+/// when the remainder is rounding error.
 #[expect(clippy::cast_precision_loss, reason = "a few thousand dimensions")]
 fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
     if covariance.iter().any(|value| !value.is_finite()) {
@@ -145,7 +143,7 @@ fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
     let least = left.iter().copied().fold(0.0, f64::max) * size as f64 * f64::EPSILON;
     let mut factor: Vec<f64> = Vec::new();
     loop {
-        // What is left of the covariance lacks the rows of this block until it ends.
+        // The remaining covariance lacks the rows of this block until the block ends.
         let start = factor.len();
         while factor.len() < start + BLOCK * size {
             let largest = (0..size).reduce(|best, at| if left[at] > left[best] { at } else { best });
@@ -160,7 +158,7 @@ fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
             }
             let root = left[at].sqrt();
             for (value, left) in row.iter_mut().zip(&mut left) {
-                // Nothing is left of the variances that have been taken.
+                // The variances of columns already taken are 0 from here on.
                 *value = if *left == f64::NEG_INFINITY { 0.0 } else { *value / root };
                 *left -= *value * *value;
             }
@@ -173,48 +171,49 @@ fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
     }
 }
 
-/// What a set of features is taken for.
+/// A Gaussian with a factored covariance.
 #[derive(Clone, Debug)]
 pub struct Gaussian {
     count: usize,
     mean: Vec<f64>,
-    /// Of the covariance.
+    /// The trace of the covariance.
     trace: f64,
-    /// `[r, D]`, its transpose times itself the covariance.
+    /// `[r, D]`; its transpose times itself is the covariance.
     factor: Vec<f64>,
     rank: usize,
 }
 
 impl Gaussian {
-    /// Numbers of a feature (`D`).
+    /// Dimensions of a feature (`D`).
     pub(crate) fn dimensions(&self) -> usize {
         self.mean.len()
     }
 }
 
-/// A Fréchet distance and what it was measured on.
+/// A Fréchet distance and the size of its samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FrechetDistance {
     /// In squared units of the features; 0 for equal sets.
     pub value: f64,
-    /// Images on either side, in the order they were given.
+    /// Images on either side, in the order of the arguments.
     pub images: [usize; 2],
-    /// Numbers of a feature (`D`).
+    /// Dimensions of a feature (`D`).
     pub dimensions: usize,
-    /// Whether a side has so few images (`N ≤ D`) that its covariance is singular; the distance then depends strongly on `N`.
+    /// Whether a side has so few images (`N ≤ D`) that its covariance is singular; the distance then depends strongly
+    /// on `N`.
     pub rank_deficient: bool,
 }
 
-/// The distance, symmetric but for rounding.
+/// Computes the distance, which is symmetric except for rounding.
 ///
 /// # Errors
-/// If the features have different dimensions, or the singular values are not found.
+/// If the dimensions of the features differ, or the singular values do not converge.
 pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDistance> {
     let size = first.dimensions();
     if size != second.dimensions() {
         return Err(Error::shape(
             OP,
-            format!("features of {size} numbers cannot be compared with features of {}", second.dimensions()),
+            format!("cannot compare features of {size} dimensions with features of {}", second.dimensions()),
         ));
     }
     let images = [first.count, second.count];
@@ -225,7 +224,7 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<FrechetDi
         linear_forward(&mut cross, &first.factor, &second.factor, None, size, columns);
     }
     let roots = sum_of_singular_values(&cross, rows, columns)
-        .ok_or_else(|| Error::invalid("the covariances of the features have no root"))?;
+        .ok_or_else(|| Error::invalid("the singular values of the covariance factors do not converge"))?;
     let shift: f64 = first.mean.iter().zip(&second.mean).map(|(a, b)| (a - b).powi(2)).sum();
     let spread = first.trace + second.trace - 2.0 * roots;
     Ok(FrechetDistance { value: (shift + spread).max(0.0), images, dimensions: size, rank_deficient })
@@ -299,7 +298,8 @@ mod tests {
     /// def distance(x, y):
     ///     c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     ///     return np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(c + d - 2 * np.real(sqrtm(c @ d)))
-    /// print(repr(distance(rows(40, 3, 11, 37), 2 * rows(33, 5, 2, 29))), repr(distance(rows(40, 3, 11, 37), rows(3, 5, 2, 29))))
+    /// print(repr(distance(rows(40, 3, 11, 37), 2 * rows(33, 5, 2, 29))), repr(distance(rows(40, 3, 11, 37), rows(3, 5,
+    /// 2, 29))))
     /// ```
     #[test]
     fn full_covariances_are_those_of_scipy() {
@@ -333,9 +333,9 @@ mod tests {
         }
     }
 
-    /// The mean far from zero costs no digits, and batches do not matter.
+    /// A mean far from zero costs no digits, and batches do not matter.
     #[test]
-    fn moments_do_not_depend_on_the_batches_and_not_on_the_place() {
+    fn moments_do_not_depend_on_the_batches_or_the_mean() {
         let (dimensions, rows) = (5, normal(1000, 5, 3));
         let whole = gaussian(&rows, dimensions);
         let mut parts = Moments::new(dimensions);
@@ -356,18 +356,18 @@ mod tests {
     }
 
     #[test]
-    fn too_few_images_are_refused_or_told() {
+    fn too_few_images_are_refused_or_reported() {
         let mut one = Moments::new(3);
         one.add(&Tensor::new(&[1, 3], vec![1.0f32, 2.0, 3.0]).unwrap()).unwrap();
         assert!(one.clone().finish().unwrap_err().to_string().contains("at least 2 images"));
         assert!(one.add(&Tensor::new(&[1, 2], vec![1.0f32, 2.0]).unwrap()).is_err());
         assert!(one.add(&Tensor::new(&[1, 3], vec![1.0f32, f32::NAN, 3.0]).unwrap()).is_err());
-        let told = |rows| {
+        let distance_of = |rows| {
             let sides = [normal(rows, 3, 4), normal(9, 3, 5)].map(|rows| gaussian(&rows, 3));
             frechet_distance(&sides[0], &sides[1]).unwrap()
         };
-        assert!(told(3).rank_deficient && !told(4).rank_deficient);
-        assert_eq!(told(4).images, [4, 9]);
+        assert!(distance_of(3).rank_deficient && !distance_of(4).rank_deficient);
+        assert_eq!(distance_of(4).images, [4, 9]);
         let other = gaussian(&normal(5, 2, 6), 2);
         assert!(frechet_distance(&other, &gaussian(&normal(5, 3, 6), 3)).is_err());
     }

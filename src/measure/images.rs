@@ -1,4 +1,4 @@
-//! Which images are measured: those of a table, of a folder that `sample` wrote, or all in a folder.
+//! The images to measure: those of a table, of a folder that `sample` wrote, or all in a folder.
 
 use std::{
     fs,
@@ -20,21 +20,21 @@ use crate::{
 /// The table that `sample` writes beside its images.
 const SAMPLES: &str = "samples.csv";
 
-/// What GenEval's layout has in each prompt's folder.
+/// The metadata file in each prompt's folder of GenEval's layout.
 const METADATA: &str = "metadata.jsonl";
 
-/// An image that is to be measured.
+/// An image to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeasuredImage {
-    /// Its id in its table; in a folder its path from there.
+    /// Its id in its table; in a folder, its relative path.
     pub id: String,
-    /// Where it is listed: in a table, or in a folder by its place, counted from 1.
+    /// Its location: the row in a table, or the position in a folder, counted from 1.
     pub origin: Origin,
     /// The image.
     pub image: ImageRef,
-    /// What it should show, if that is known.
+    /// Its caption, if known.
     pub caption: Option<String>,
-    /// Why its row cannot be used, where such rows are skipped.
+    /// Why its row cannot be used, if malformed rows are skipped.
     pub malformed: Option<String>,
 }
 
@@ -45,11 +45,12 @@ impl From<Record> for MeasuredImage {
     }
 }
 
-/// The images that `path` names: of a corpus with these columns (malformed rows of it are skipped on request), of a table `samples.csv`, of a folder with such a
-/// table, of a folder in GenEval's layout, or all PNG, JPEG, WebP and GIF files in a folder and below, by name.
+/// Lists the images of `path`: a corpus with these columns (malformed rows are skipped on request), a table
+/// `samples.csv`, a folder with such a table, a folder in GenEval's layout, or all PNG, JPEG, WebP and GIF files in a
+/// folder, recursively, by name.
 ///
 /// # Errors
-/// If there is no such table or folder, it cannot be read, or it has no image.
+/// If the table or folder does not exist, cannot be read, or has no image.
 pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<MeasuredImage>> {
     if !path.is_dir() {
         return of_table(path, columns, skip_bad_rows);
@@ -73,15 +74,15 @@ pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result
 
 fn of_table(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<MeasuredImage>> {
     let table = DelimitedTable::open(path)?;
-    let place = |name: &str| table.header().iter().position(|column| column == name);
-    let (Some(file), Some(prompt), None) = (place("file"), place("prompt"), place(&columns.image)) else {
+    let column = |name: &str| table.header().iter().position(|column| column == name);
+    let (Some(file), Some(prompt), None) = (column("file"), column("prompt"), column(&columns.image)) else {
         let corpus = Corpus::open(path, columns)?.skipping_malformed(skip_bad_rows);
         return Ok(corpus.read_all()?.into_iter().map(MeasuredImage::from).collect());
     };
     of_samples(table, file, prompt)
 }
 
-/// The images of a table as `sample` writes it.
+/// The images of a table written by `sample`.
 fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<Vec<MeasuredImage>> {
     let table_file = Arc::new(table.location().clone());
     let mut found = Vec::new();
@@ -104,7 +105,7 @@ fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<V
     Ok(found)
 }
 
-/// What is in a folder, by name.
+/// The entries of a folder, by name.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
     let mut paths = entries

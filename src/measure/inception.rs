@@ -1,6 +1,6 @@
-//! Inception-v3 as the Fréchet Inception Distance takes it: the network that TensorFlow's authors released in December 2015, in the
-//! layout of pytorch-fid (`pt_inception-2015-12-05`). Unlike torchvision's, its average pools leave out the padding, and the last
-//! block has a max pool in its place. The features are what its last pool gives, 2048 numbers.
+//! Inception-v3 for the Fréchet Inception Distance: the network that TensorFlow's authors released in December 2015, in
+//! the layout of pytorch-fid (`pt_inception-2015-12-05`). Unlike torchvision's, its average pools exclude the padding,
+//! and the last block has a max pool instead. The features are the output of its last pool, 2048 values.
 
 use std::path::Path;
 
@@ -22,31 +22,31 @@ use crate::{
 
 const OP: &str = "Inception-v3";
 
-/// Pixels of the side of the images that it takes.
+/// Side in pixels of its input images.
 const SIDE: usize = 299;
 
-/// Numbers of a feature.
+/// Dimensions of a feature.
 const DIMENSIONS: usize = 2048;
 
 /// ε of every batch norm.
 const EPSILON: f64 = 1e-3;
 
-/// A step of the network, from map to map.
+/// A layer of the network.
 #[derive(Debug)]
 enum Step {
-    /// A convolution, its batch norm folded in, and ReLU.
+    /// A convolution with folded batch norm, and ReLU.
     Unit { convolution: Convolution, border: Border, halves: bool },
-    /// Mean over 3×3 pixels around each, those outside left out.
+    /// 3×3 average pool, stride 1, padding excluded.
     Average,
-    /// Largest of 3×3 pixels around each.
+    /// 3×3 max pool, stride 1, padded.
     Largest,
-    /// Largest of 3×3 pixels at every other place within the map.
+    /// 3×3 max pool, stride 2, without padding.
     LargestHalving,
-    /// Branches beside each other, their channels one after the other.
+    /// Parallel branches whose channels are concatenated.
     Branches(Vec<Vec<Step>>),
 }
 
-/// Images to the features of FID, `[B, 2048]`.
+/// Computes FID's features of images, `[B, 2048]`.
 #[derive(Debug)]
 pub struct Inception {
     steps: Vec<Step>,
@@ -55,11 +55,11 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// Reads the weights from a safetensors file or a PyTorch checkpoint with pytorch-fid's names. `decode` says what becomes of
-    /// transparency and of EXIF data.
+    /// Reads the weights from a safetensors file or a PyTorch checkpoint with pytorch-fid's names. `decode` configures
+    /// transparency and EXIF data.
     ///
     /// # Errors
-    /// If the file cannot be read, or a tensor is missing, of another shape or not finite.
+    /// If the file cannot be read, or a tensor is missing, has the wrong shape or is not finite.
     pub fn open(path: &Path, decode: Preprocess) -> Result<Self> {
         let weights = Weights::open(path)?.network(&["Conv2d_1a_3x3.conv.weight"]);
         let mut reader = Reader { weights: &weights, hash: Sha256::new() };
@@ -68,20 +68,20 @@ impl Inception {
     }
 }
 
-/// Reads units by name, and keeps account of their numbers.
+/// Reads layers by name, and hashes their weights.
 struct Reader<'a> {
     weights: &'a Weights,
     hash: Sha256,
 }
 
-/// Where a filter has places.
+/// Padding and stride of a convolution.
 #[derive(Clone, Copy)]
-enum Places {
-    /// At every pixel.
+enum Padding {
+    /// Same padding, stride 1.
     All,
-    /// Where it lies within the map.
+    /// No padding, stride 1.
     Within,
-    /// Of those, at every other one.
+    /// No padding, stride 2.
     Halving,
 }
 
@@ -91,20 +91,20 @@ impl Reader<'_> {
         let tensor = self.weights.read(&name)?;
         if tensor.shape() != shape {
             return Err(damaged(format!(
-                "{name} should be {shape:?} in FID's Inception-v3, but is {:?}",
+                "{name} must be {shape:?} in FID's Inception-v3, but is {:?}",
                 tensor.shape()
             )));
         }
         let values = tensor.as_slice::<f32>()?;
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(damaged(format!("{name} holds a number that is not finite")));
+            return Err(damaged(format!("{name} is not finite (NaN or Inf)")));
         }
         self.hash.update(format!("{name}{shape:?}"));
         self.hash.update(bytemuck::cast_slice::<f32, u8>(values));
         Ok(values.to_vec())
     }
 
-    /// The unit of a name with so many inputs and outputs, and a filter of this size.
+    /// The convolution `name` with these input and output channels and kernel size.
     #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
     fn unit(
         &mut self,
@@ -112,7 +112,7 @@ impl Reader<'_> {
         inputs: usize,
         outputs: usize,
         size: [usize; 2],
-        places: Places,
+        padding: Padding,
     ) -> Result<Step> {
         let shape = [outputs, inputs, size[0], size[1]];
         let mut weight = self.tensor(format!("{name}.conv.weight"), &shape)?;
@@ -127,33 +127,33 @@ impl Reader<'_> {
         }
         let convolution =
             Convolution::new(name, &Tensor::new(&shape, weight)?, &Tensor::new(&[outputs], bias)?)?;
-        let border = match places {
-            Places::All => Border { rows: size[0] / 2, columns: size[1] / 2 },
-            Places::Within | Places::Halving => Border::default(),
+        let border = match padding {
+            Padding::All => Border { rows: size[0] / 2, columns: size[1] / 2 },
+            Padding::Within | Padding::Halving => Border::default(),
         };
-        Ok(Step::Unit { convolution, border, halves: matches!(places, Places::Halving) })
+        Ok(Step::Unit { convolution, border, halves: matches!(padding, Padding::Halving) })
     }
 
-    /// Units of a block one after the other, at every pixel unless told otherwise: their names, outputs and sizes.
+    /// Convolutions of a block in sequence: name, output channels, kernel size, padding and stride.
     fn chain(
         &mut self,
         block: &str,
         mut inputs: usize,
-        units: &[(&str, usize, [usize; 2], Places)],
+        units: &[(&str, usize, [usize; 2], Padding)],
     ) -> Result<Vec<Step>> {
         units
             .iter()
-            .map(|&(name, outputs, size, places)| {
-                let step = self.unit(&format!("{block}.{name}"), inputs, outputs, size, places);
+            .map(|&(name, outputs, size, padding)| {
+                let step = self.unit(&format!("{block}.{name}"), inputs, outputs, size, padding);
                 inputs = outputs;
                 step
             })
             .collect()
     }
 
-    /// A pool at every pixel and a unit of 1×1 after it.
+    /// A pool followed by a 1×1 convolution.
     fn pooled(&mut self, block: &str, pool: Step, inputs: usize, outputs: usize) -> Result<Vec<Step>> {
-        Ok(vec![pool, self.unit(&format!("{block}.branch_pool"), inputs, outputs, POINT, Places::All)?])
+        Ok(vec![pool, self.unit(&format!("{block}.branch_pool"), inputs, outputs, POINT, Padding::All)?])
     }
 }
 
@@ -163,7 +163,7 @@ const WIDE: [usize; 2] = [1, 7];
 const HIGH: [usize; 2] = [7, 1];
 
 fn network(reader: &mut Reader<'_>) -> Result<Vec<Step>> {
-    use Places::{All, Halving, Within};
+    use Padding::{All, Halving, Within};
     Ok(vec![
         reader.unit("Conv2d_1a_3x3", 3, 32, SQUARE, Halving)?,
         reader.unit("Conv2d_2a_3x3", 32, 32, SQUARE, Within)?,
@@ -187,7 +187,7 @@ fn network(reader: &mut Reader<'_>) -> Result<Vec<Step>> {
 }
 
 fn block_a(reader: &mut Reader<'_>, name: &str, inputs: usize, pool: usize) -> Result<Step> {
-    use Places::All;
+    use Padding::All;
     Ok(Step::Branches(vec![
         reader.chain(name, inputs, &[("branch1x1", 64, POINT, All)])?,
         reader.chain(name, inputs, &[("branch5x5_1", 48, POINT, All), ("branch5x5_2", 64, [5, 5], All)])?,
@@ -205,7 +205,7 @@ fn block_a(reader: &mut Reader<'_>, name: &str, inputs: usize, pool: usize) -> R
 }
 
 fn block_b(reader: &mut Reader<'_>, name: &str, inputs: usize) -> Result<Step> {
-    use Places::{All, Halving};
+    use Padding::{All, Halving};
     Ok(Step::Branches(vec![
         reader.chain(name, inputs, &[("branch3x3", 384, SQUARE, Halving)])?,
         reader.chain(
@@ -222,7 +222,7 @@ fn block_b(reader: &mut Reader<'_>, name: &str, inputs: usize) -> Result<Step> {
 }
 
 fn block_c(reader: &mut Reader<'_>, name: &str, inner: usize) -> Result<Step> {
-    use Places::All;
+    use Padding::All;
     const INPUTS: usize = 768;
     Ok(Step::Branches(vec![
         reader.chain(name, INPUTS, &[("branch1x1", 192, POINT, All)])?,
@@ -251,7 +251,7 @@ fn block_c(reader: &mut Reader<'_>, name: &str, inner: usize) -> Result<Step> {
 }
 
 fn block_d(reader: &mut Reader<'_>, name: &str) -> Result<Step> {
-    use Places::{All, Halving};
+    use Padding::{All, Halving};
     const INPUTS: usize = 768;
     Ok(Step::Branches(vec![
         reader.chain(
@@ -274,7 +274,7 @@ fn block_d(reader: &mut Reader<'_>, name: &str) -> Result<Step> {
 }
 
 fn block_e(reader: &mut Reader<'_>, name: &str, inputs: usize, pool: Step) -> Result<Step> {
-    use Places::All;
+    use Padding::All;
     const FORKED: usize = 384;
     let fork = |reader: &mut Reader<'_>, stem: &str, numbers: [&str; 2]| -> Result<Step> {
         let mut arm = |number: &str, size| -> Result<Vec<Step>> {
@@ -340,7 +340,7 @@ fn run(steps: &[Step], input: &Map, space: &mut Bordered) -> Map {
     map.unwrap_or_default()
 }
 
-/// A pool of another side: `window` gives the rows, and so the columns, that a place looks at.
+/// A pool: `window` maps an output row (or column) to its range of input rows (or columns).
 fn pool(
     input: &Map,
     side: usize,
@@ -373,7 +373,7 @@ fn largest(input: &Map, side: usize, window: impl Fn(usize) -> std::ops::Range<u
     pool(input, side, window, |_, _| (), |most, value| *most = most.max(value))
 }
 
-/// Maps of one side as one, channels one after the other.
+/// Concatenates maps of one size along the channels.
 fn beside(parts: &[Map]) -> Map {
     let channels: usize = parts.iter().map(|part| part.channels).sum();
     let side = parts.first().map_or(0, |part| part.side);
@@ -407,7 +407,7 @@ impl FeatureSpace for Inception {
         DIMENSIONS
     }
 
-    /// The middle square of the image, resized bilinearly without smoothing as pytorch-fid does, in [-1, 1].
+    /// The image's center square, resized bilinearly without antialiasing like in pytorch-fid, in [-1, 1].
     fn read(&self, image: &ImageRef) -> Result<Tensor> {
         let full = load_full_image(image, &self.decode)?;
         let side = full.width.min(full.height);
@@ -419,7 +419,7 @@ impl FeatureSpace for Inception {
         if !matches!(*images.shape(), [_, 3, SIDE, SIDE]) {
             return Err(Error::shape(
                 OP,
-                format!("images [B, 3, {SIDE}, {SIDE}] were expected, but {:?} were given", images.shape()),
+                format!("expected images [B, 3, {SIDE}, {SIDE}], got {:?}", images.shape()),
             ));
         }
         let plane = SIDE * SIDE;
@@ -441,28 +441,28 @@ impl FeatureSpace for Inception {
     }
 }
 
-/// A square `[side, side, 3]` of bytes to planes `[3, 299, 299]` in [-1, 1]: each pixel from its four nearest ones, by their
-/// middles (PyTorch's `interpolate`, bilinear, without `align_corners`).
+/// Resizes a square `[side, side, 3]` of bytes to `[3, 299, 299]` in [-1, 1] by bilinear interpolation between pixel
+/// centers (PyTorch's `interpolate` without `align_corners`).
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "places in an image, in f32 as there"
+    reason = "positions in an image, in f32 like PyTorch"
 )]
 fn bilinear(rgb: &[u8], side: usize) -> Vec<f32> {
     let scale = side as f32 / SIDE as f32;
-    let places: Vec<(usize, usize, f32)> = (0..SIDE)
+    let samples: Vec<(usize, usize, f32)> = (0..SIDE)
         .map(|at| {
-            let place = (scale * (at as f32 + 0.5) - 0.5).max(0.0);
-            let first = (place as usize).min(side - 1);
-            (first, (first + 1).min(side - 1), place - first as f32)
+            let position = (scale * (at as f32 + 0.5) - 0.5).max(0.0);
+            let first = (position as usize).min(side - 1);
+            (first, (first + 1).min(side - 1), position - first as f32)
         })
         .collect();
     let mut values = Vec::with_capacity(3 * SIDE * SIDE);
     for channel in 0..3 {
         let level = |row: usize, column: usize| f32::from(rgb[(row * side + column) * 3 + channel]) / 255.0;
-        for &(top, bottom, down) in &places {
-            values.extend(places.iter().map(|&(left, right, across)| {
+        for &(top, bottom, down) in &samples {
+            values.extend(samples.iter().map(|&(left, right, across)| {
                 let along = |row: usize| (1.0 - across) * level(row, left) + across * level(row, right);
                 2.0 * ((1.0 - down) * along(top) + down * along(bottom)) - 1.0
             }));

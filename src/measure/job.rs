@@ -1,4 +1,4 @@
-//! Which measures are taken, and taking them.
+//! Choosing and taking measures.
 
 use std::{
     collections::BTreeMap,
@@ -28,14 +28,14 @@ use crate::{
     training::trained::{Named, configuration},
 };
 
-/// A kind of features.
+/// Features of a Fréchet distance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Features {
-    /// Those of an image tokenizer.
+    /// The features of an image tokenizer.
     Tokenizer,
-    /// CLIP's embeddings of images.
+    /// CLIP's image embeddings.
     Clip,
-    /// What Inception-v3's last pool gives.
+    /// The output of Inception-v3's last pool.
     Inception,
 }
 
@@ -54,49 +54,49 @@ impl FromStr for Features {
     }
 }
 
-/// What is to be measured, and where weights are.
+/// The measures to take, and the paths of weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// Features of Fréchet distances.
+    /// The features of Fréchet distances.
     pub features: Vec<Features>,
-    /// CLIP: a folder or its weights; with it CLIP-Score is measured.
+    /// CLIP: a folder or its weights; enables CLIP-Score.
     pub clip: Option<PathBuf>,
     /// Inception-v3's weights.
     pub inception: Option<PathBuf>,
-    /// How images are decoded for CLIP and Inception; its side plays no part.
+    /// How images are decoded for CLIP and Inception; its side is ignored.
     pub decode: Preprocess,
 }
 
-/// A number and what it says.
+/// A named value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Measurement {
-    /// What exactly was measured.
+    /// The exact name of the measure.
     pub name: String,
-    /// The number.
+    /// The value.
     pub value: f64,
-    /// Images that were judged; fewer than there are where some cannot be used.
+    /// Images that were measured, without those that cannot be used.
     pub generated: u64,
-    /// Images they were compared with; nothing for CLIP-Score.
+    /// Reference images; `None` for CLIP-Score.
     pub reference: Option<u64>,
     /// Whether a side has too few images for its covariance to have full rank.
     pub singular_covariance: bool,
 }
 
-/// The networks of the measures, opened.
+/// The opened networks of the measures.
 pub struct Measurer {
     spaces: Vec<Arc<dyn FeatureSpace>>,
     score: Option<(Arc<ClipImage>, ProjectedClipText)>,
 }
 
-/// The images compared with: their Gaussian in each space.
+/// The reference images: their Gaussian in each space.
 pub struct References(Vec<Gaussian>);
 
 impl Measurer {
-    /// Opens the networks of a choice; `tokenizer` is called where the tokenizer's features are wanted.
+    /// Opens the networks of a choice; `tokenizer` is called if the tokenizer's features are chosen.
     ///
     /// # Errors
-    /// If weights are not named or cannot be used, or nothing is to be measured.
+    /// If weights are not given or cannot be used, or no measure is chosen.
     pub fn open(
         choice: &Choice,
         tokenizer: impl FnOnce() -> Result<(Box<dyn ImageTokenizer>, Preprocess)>,
@@ -139,18 +139,18 @@ impl Measurer {
         };
         if spaces.is_empty() && score.is_none() {
             return Err(Error::argument(
-                "there is nothing to measure: name features, or give --clip FOLDER for CLIP-Score",
+                "nothing to measure: name features, or give --clip FOLDER for CLIP-Score",
             ));
         }
         Ok(Self { spaces, score })
     }
 
-    /// Numbers of the longest features of a distance: with no more images than these a covariance is singular.
+    /// The largest dimension of the distances' features: with at most as many images a covariance is singular.
     pub(crate) fn dimensions(&self) -> usize {
         self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
     }
 
-    /// All that the numbers depend on besides the images, weights by their SHA-256.
+    /// Identifies everything that the values depend on besides the images, weights by SHA-256.
     pub(crate) fn identity(&self) -> String {
         let spaces = self.spaces.iter().map(|space| space.identity());
         let score = self
@@ -160,11 +160,11 @@ impl Measurer {
         spaces.chain(score).collect::<Vec<_>>().join("\n")
     }
 
-    /// Takes the images to compare with, and gives those that cannot be used; nothing is looked at where there is no distance
-    /// to be measured.
+    /// Computes the reference Gaussians; also returns the images that cannot be used. Reads no image if no distance is
+    /// chosen.
     ///
     /// # Errors
-    /// If fewer than two can be used, a network refuses them, or the user interrupts.
+    /// If fewer than two images can be used, or a network refuses them; [`Error::Interrupted`] if the user interrupts.
     pub fn references(
         &self,
         images: &[MeasuredImage],
@@ -180,8 +180,8 @@ impl Measurer {
         Ok((References(found), failed.into_values().collect()))
     }
 
-    /// Measures images: a distance in each space to the references, if there are any, and CLIP-Score where there are its weights
-    /// and captions. Gives those that cannot be used, too.
+    /// Measures images: the distance to the references in each space, if there are any, and CLIP-Score if its weights
+    /// and captions are given. Also returns the images that cannot be used.
     ///
     /// # Errors
     /// As for [`references`](Self::references).
@@ -220,32 +220,32 @@ impl Measurer {
                     singular_covariance: false,
                 });
             } else {
-                tracing::warn!("CLIP-Score is not measured: nothing says what the images should show");
+                tracing::warn!("CLIP-Score is not measured: the images have no captions");
             }
         }
         Ok((measures, failed.into_values().collect()))
     }
 }
 
-/// Each image once, in the order of the lines.
+/// Records each failed image once, in row order.
 fn note(failed: &mut BTreeMap<(Origin, String), FailedRecord>, left_out: Vec<FailedRecord>) {
     for record in left_out {
         failed.entry((record.origin.clone(), record.id.clone())).or_insert(record);
     }
 }
 
-/// The image tokenizer of a run, and how images are decoded there.
+/// The image tokenizer of a run, and the run's image preprocessing.
 ///
 /// # Errors
 /// If there is no run, or its tokenizer cannot be loaded.
 pub fn tokenizer_of_run(run: &Path) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
     let run = Named::new(run)?.run;
     let config = configuration(&run, &[])?;
-    placed(&config, encoders::saved_image_tokenizer(&config, &run.join(IMAGE_TOKENIZER_FOLDER))?)
+    on_device(&config, encoders::saved_image_tokenizer(&config, &run.join(IMAGE_TOKENIZER_FOLDER))?)
 }
 
-/// A tokenizer on the device that its configuration names, and how images are decoded for it.
-fn placed(
+/// A tokenizer on the configured device, and its image preprocessing.
+fn on_device(
     config: &Config,
     tokenizer: Box<dyn ImageTokenizer>,
 ) -> Result<(Box<dyn ImageTokenizer>, Preprocess)> {
@@ -256,11 +256,11 @@ fn placed(
     }
 }
 
-/// The image tokenizer that a configuration names: its weights, or that of its token cache, or one fitted to its training set as
-/// training fits it.
+/// The image tokenizer of a configuration: from its weights, from its token cache, or fitted to its training set like
+/// in training.
 ///
 /// # Errors
-/// If it cannot be loaded or fitted, or the user interrupts.
+/// If it cannot be loaded or fitted; [`Error::Interrupted`] if the user interrupts.
 pub(crate) fn tokenizer_of_config(
     config: &Config,
     interrupt: &Interrupt,
@@ -281,5 +281,5 @@ pub(crate) fn tokenizer_of_config(
             fitting::image_tokenizer(config, (table, &records), None, interrupt, progress)?.0
         }
     };
-    placed(config, tokenizer)
+    on_device(config, tokenizer)
 }

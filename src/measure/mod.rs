@@ -1,5 +1,5 @@
-//! Measures of images that a text-to-image model draws, against held-out ones and against their captions. Names say exactly
-//! what was measured: a Fréchet distance is called FID only where the features are those of FID's own network.
+//! Measures of generated images, against held-out images and against captions. Names are exact: a Fréchet distance is
+//! called FID only with the features of FID's network.
 
 pub mod clip_image;
 pub mod clip_score;

@@ -1,6 +1,6 @@
-//! The sum of a matrix's singular values: Householder's reflections from both sides leave two diagonals (Golub and Kahan,
-//! 1965), whose singular values are the positive half of the eigenvalues of one tridiagonal matrix, found by QL steps with
-//! implicit shifts (Martin and Wilkinson, 1968).
+//! The sum of a matrix's singular values: Householder bidiagonalization (Golub and Kahan, 1965); the singular values of
+//! the bidiagonal matrix are the positive half of the eigenvalues of one tridiagonal matrix, found by implicit QL
+//! (Martin and Wilkinson, 1968).
 //!
 //! The order of every sum depends on the shape alone, so the bits are the same for any number of threads.
 
@@ -8,14 +8,14 @@ use rayon::prelude::*;
 
 use crate::engine::float::vectorized;
 
-/// Rows that one task reduces.
+/// Rows per parallel task.
 const TASK_ROWS: usize = 96;
-/// Partial sums of a product of vectors.
+/// Partial sums of a dot product.
 const LANES: usize = 16;
-/// QL steps for one eigenvalue; two or three are usual.
+/// Maximum QL steps per eigenvalue; two or three are usual.
 const MOST_STEPS: usize = 60;
 
-/// The sum of the singular values of a row-major matrix, or none if it is not finite.
+/// The sum of the singular values of a row-major matrix; `None` if it is not finite.
 pub(super) fn sum_of_singular_values(matrix: &[f64], rows: usize, columns: usize) -> Option<f64> {
     let largest = matrix.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
     if matrix.iter().any(|value| !value.is_finite()) {
@@ -24,20 +24,20 @@ pub(super) fn sum_of_singular_values(matrix: &[f64], rows: usize, columns: usize
     if largest == 0.0 {
         return Some(0.0);
     }
-    // Squares of what is left cannot overflow, nor those of what matters vanish.
+    // Scaled so that squares cannot overflow, and those that matter cannot underflow.
     let (mut scaled, rows, columns) = if rows >= columns {
         (matrix.iter().map(|value| value / largest).collect::<Vec<_>>(), rows, columns)
     } else {
-        let turned = (0..columns).flat_map(|at| matrix.iter().skip(at).step_by(columns));
-        (turned.map(|value| value / largest).collect(), columns, rows)
+        let rotated = (0..columns).flat_map(|at| matrix.iter().skip(at).step_by(columns));
+        (rotated.map(|value| value / largest).collect(), columns, rows)
     };
     let band = two_diagonals(&mut scaled, rows, columns);
     let eigenvalues = eigenvalues_of_band(band)?;
     Some(0.5 * largest * eigenvalues.iter().map(|value| value.abs()).sum::<f64>())
 }
 
-/// A reflection `1 − factor · w wᵀ`, with `w = (1, scale · rest)`, that leaves `kept` of a vector whose first number is
-/// `first` and whose others have the square `rest`.
+/// A reflection `1 − factor · w wᵀ`, with `w = (1, scale · rest)`, that maps a vector to a multiple `kept` of the first
+/// unit vector; `first` is the vector's first component and `rest` the sum of squares of the others.
 struct Reflection {
     kept: f64,
     factor: f64,
@@ -54,14 +54,15 @@ impl Reflection {
     }
 }
 
-/// What a pass over rows finds of the first column that it leaves: the square of the column without its first row, and the
-/// sum of those rows, each times its number in the column.
+/// What a pass computes for the next column to eliminate: the sum of squares of the column without its first row, and
+/// the sum of those rows, each times its entry in the column.
 struct Found {
     square: f64,
     weighted: Vec<f64>,
 }
 
-/// What a pass takes from every row: `u · y + x · v` with a `u` of the row's own and `x = factor · (row − u · y) · v`.
+/// The rank-2 update that a pass subtracts from every row: `u · y + x · v` with a `u` per row and
+/// `x = factor · (row − u · y) · v`.
 struct Update<'a> {
     y: &'a [f64],
     v: &'a [f64],
@@ -69,11 +70,11 @@ struct Update<'a> {
     factor: f64,
 }
 
-/// The two diagonals of the matrix, in turn from the upper left, up to their signs. The matrix has no fewer rows than
-/// columns, and is overwritten.
+/// The two diagonals of the bidiagonal form, interleaved from the upper left, up to sign. The matrix has at least as
+/// many rows as columns, and is overwritten.
 fn two_diagonals(matrix: &mut [f64], rows: usize, columns: usize) -> Vec<f64> {
     let mut band = Vec::with_capacity(2 * columns);
-    // The column that is reflected next, by rows of the matrix.
+    // The column to eliminate next, by row.
     let mut column = vec![0.0; rows];
     let mut y = vec![0.0; columns];
     let mut v = vec![0.0; columns];
@@ -106,8 +107,8 @@ fn two_diagonals(matrix: &mut [f64], rows: usize, columns: usize) -> Vec<f64> {
     band
 }
 
-/// Takes the update from all `rows`, from the column `first` on, and looks at that column. `column` holds `u` before, and the
-/// column `first` after. Everything in one pass, as memory is what it waits for.
+/// Subtracts the update from all `rows`, from column `first` on, and reduces that column. `column` holds `u` on entry,
+/// and column `first` on return. One fused pass, because it is memory-bound.
 fn pass(rows: &mut [f64], column: &mut [f64], width: usize, first: usize, update: &Update<'_>) -> Found {
     let tasks: Vec<Found> = rows
         .par_chunks_mut(TASK_ROWS * width)
@@ -170,8 +171,8 @@ fn dot(left: &[f64], right: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// The eigenvalues of the symmetric matrix that has zeros on its diagonal and `band` beside it. None if they are not found,
-/// which does not happen with finite numbers.
+/// The eigenvalues of the symmetric tridiagonal matrix with a zero diagonal and the off-diagonal `band`. `None` if QL
+/// does not converge, which does not happen with finite values.
 fn eigenvalues_of_band(mut band: Vec<f64>) -> Option<Vec<f64>> {
     let size = band.len() + 1;
     let mut diagonal = vec![0.0f64; size];
@@ -179,8 +180,8 @@ fn eigenvalues_of_band(mut band: Vec<f64>) -> Option<Vec<f64>> {
     band.push(0.0);
     for at in 0..size {
         for step in 0.. {
-            // The block that starts here ends where the number beside the diagonal is nothing to the matrix as a whole.
-            let end = (at..size - 1).find(|&place| band[place].abs() <= least).unwrap_or(size - 1);
+            // The block that starts here ends where the off-diagonal entry is negligible.
+            let end = (at..size - 1).find(|&row| band[row].abs() <= least).unwrap_or(size - 1);
             if end == at {
                 break;
             }
@@ -199,23 +200,23 @@ fn ql_step(diagonal: &mut [f64], band: &mut [f64], at: usize, end: usize) {
     let root = half.hypot(1.0);
     let mut g = diagonal[end] - diagonal[at] + band[at] / (half + root.copysign(half));
     let (mut sine, mut cosine, mut shift) = (1.0, 1.0, 0.0);
-    for place in (at..end).rev() {
-        let (f, b) = (sine * band[place], cosine * band[place]);
+    for row in (at..end).rev() {
+        let (f, b) = (sine * band[row], cosine * band[row]);
         let radius = f.hypot(g);
-        band[place + 1] = radius;
+        band[row + 1] = radius;
         if radius == 0.0 {
-            // The block falls apart here.
-            diagonal[place + 1] -= shift;
+            // The block splits here.
+            diagonal[row + 1] -= shift;
             band[end] = 0.0;
             return;
         }
         sine = f / radius;
         cosine = g / radius;
-        g = diagonal[place + 1] - shift;
-        let turned = (diagonal[place] - g) * sine + 2.0 * cosine * b;
-        shift = sine * turned;
-        diagonal[place + 1] = g + shift;
-        g = cosine * turned - b;
+        g = diagonal[row + 1] - shift;
+        let rotated = (diagonal[row] - g) * sine + 2.0 * cosine * b;
+        shift = sine * rotated;
+        diagonal[row + 1] = g + shift;
+        g = cosine * rotated - b;
     }
     diagonal[at] -= shift;
     band[at] = g;
@@ -227,7 +228,7 @@ mod tests {
     use super::*;
     use crate::engine::{Purpose, Random};
 
-    /// An orthogonal matrix: one reflection at a random vector.
+    /// An orthogonal matrix: one reflection by a random vector.
     fn mirror(size: usize, stream: u64) -> Vec<f64> {
         let mut random = Random::new(11, Purpose::Test, stream);
         let w: Vec<f64> = (0..size).map(|_| random.normal()).collect();
@@ -237,7 +238,7 @@ mod tests {
             .collect()
     }
 
-    /// A matrix with these singular values, its sides turned by reflections.
+    /// A matrix with these singular values, multiplied by reflections on both sides.
     fn matrix(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
         let (left, right) = (mirror(rows, 1), mirror(columns, 2));
         (0..rows * columns)
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_singular_values_and_what_is_not_finite_is_told() {
+    fn nothing_has_no_singular_values_and_what_is_not_finite_is_reported() {
         assert_eq!(sum_of_singular_values(&[], 0, 4), Some(0.0));
         assert_eq!(sum_of_singular_values(&[], 4, 0), Some(0.0));
         assert_eq!(sum_of_singular_values(&[0.0; 12], 3, 4), Some(0.0));

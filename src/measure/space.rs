@@ -1,4 +1,4 @@
-//! Where images are compared: a network that turns each into a row of numbers, under a name that says which.
+//! Feature spaces: a named network maps each image to a feature vector.
 
 use rayon::prelude::*;
 
@@ -16,48 +16,48 @@ use crate::{
     tokens::records::FailedRecord,
 };
 
-/// Images whose features are computed at once.
+/// Images per forward pass.
 const BATCH: usize = 32;
 
-/// A space of features of images.
+/// A space of image features.
 pub trait FeatureSpace: Send + Sync {
-    /// Says exactly what the features are.
+    /// The exact name of the features.
     fn name(&self) -> String;
 
-    /// What a Fréchet distance in this space is called.
+    /// The name of a Fréchet distance in this space.
     fn distance_name(&self) -> String {
         format!("Fréchet distance of {}", self.name())
     }
 
-    /// All that the features depend on, the weights by their SHA-256: equal identities give equal features.
+    /// Identifies everything that the features depend on, weights by SHA-256: equal identities mean equal features.
     fn identity(&self) -> String;
 
-    /// Numbers of a feature (`D`).
+    /// Dimensions of a feature (`D`).
     fn dimensions(&self) -> usize;
 
-    /// An image from its file as the network takes it, `[3, R, R]` f32.
+    /// Decodes an image to the network's input, `[3, R, R]` f32.
     ///
     /// # Errors
-    /// [`Error::Image`] for whatever is wrong with the file.
+    /// [`Error::Image`] if the file cannot be read or decoded.
     fn read(&self, image: &ImageRef) -> Result<Tensor>;
 
-    /// Images `[B, 3, R, R]` as [`read`](Self::read) gives them to features `[B, D]` f32. The features of one do not depend on
-    /// the others.
+    /// Computes features `[B, D]` f32 of images `[B, 3, R, R]` from [`read`](Self::read). The features of an image do
+    /// not depend on the others.
     ///
     /// # Errors
-    /// If the shape does not fit, or a number is not finite.
+    /// If the shape does not match, or a value is not finite.
     fn features(&self, images: &Tensor) -> Result<Tensor>;
 }
 
-/// The features of an image tokenizer at its full resolution, before they are quantized: of each channel the mean over the grid
-/// and the standard deviation over the grid.
+/// The unquantized features of an image tokenizer at full resolution: mean and standard deviation of each channel over
+/// the grid.
 pub struct TokenizerFeatures {
     tokenizer: Box<dyn ImageTokenizer>,
     preprocess: Preprocess,
 }
 
 impl TokenizerFeatures {
-    /// Of a tokenizer, images being decoded in this way and brought to its side.
+    /// The space of a tokenizer, with images decoded by `preprocess` and resized to the tokenizer's side.
     pub(crate) fn new(tokenizer: Box<dyn ImageTokenizer>, preprocess: Preprocess) -> Self {
         let preprocess = Preprocess { side: tokenizer.image_side(), ..preprocess };
         Self { tokenizer, preprocess }
@@ -103,7 +103,7 @@ impl FeatureSpace for TokenizerFeatures {
     }
 }
 
-/// Images `[3, R, R]` of one side as `[B, 3, R, R]`.
+/// Stacks images `[3, R, R]` to `[B, 3, R, R]`.
 fn stacked(images: &[Tensor]) -> Result<Tensor> {
     let mut values = Vec::with_capacity(images.iter().map(Tensor::len).sum());
     for image in images {
@@ -114,13 +114,13 @@ fn stacked(images: &[Tensor]) -> Result<Tensor> {
 }
 
 /// What an interrupted measurement has kept.
-pub(crate) const NOT_MEASURED: &str = "the measures had not been taken, so there was nothing to save";
+pub(crate) const NOT_MEASURED: &str = "nothing has been measured yet, so there was nothing to save";
 
-/// Calls `with` for the features `[B, D]` of some images after the other, and of which they are. Images that cannot be used
-/// are left out, logged, and given back.
+/// Calls `with` for the features `[B, D]` of each batch and the indices of its images. Images that cannot be used are
+/// left out, logged, and returned.
 ///
 /// # Errors
-/// If the network refuses the images, or the user interrupts.
+/// If the network refuses the images; [`Error::Interrupted`] if the user interrupts.
 pub(super) fn each(
     space: &dyn FeatureSpace,
     images: &[MeasuredImage],
@@ -155,12 +155,12 @@ pub(super) fn each(
         if !kept.is_empty() {
             with(&kept, &space.features(&stacked(&tensors)?)?)?;
         }
-        progress.counted("looking at images", (turn * BATCH + part.len()) as u64, total);
+        progress.counted("reading images", (turn * BATCH + part.len()) as u64, total);
     }
     Ok(failed)
 }
 
-/// Why nothing can be measured: the reasons with their counts.
+/// The error if no image can be used: the reasons with their counts.
 pub(super) fn none_usable(images: &[MeasuredImage], failed: &[FailedRecord]) -> Error {
     let reasons: Reasons = failed.iter().map(|record| record.reason.as_str()).collect();
     Error::not_enough_data(format!("none of {} images can be used: {reasons}", images.len()))
@@ -169,7 +169,7 @@ pub(super) fn none_usable(images: &[MeasuredImage], failed: &[FailedRecord]) -> 
 /// The Gaussian of the images' features, and the images that were left out.
 ///
 /// # Errors
-/// If fewer than two images can be used, the network refuses them, or the user interrupts.
+/// If fewer than two images can be used, or the network refuses them; [`Error::Interrupted`] if the user interrupts.
 pub fn gaussian(
     space: &dyn FeatureSpace,
     images: &[MeasuredImage],

@@ -1,4 +1,4 @@
-//! Contact sheets: thumbnails in rows, one row a tenth of the ranking, as figures 4 and 5 of the paper show a
+//! Contact sheets: thumbnails in rows, one row per decile of the ranking, as figures 4 and 5 of the paper show a
 //! selection.
 
 use image::{RgbImage, imageops};
@@ -14,45 +14,45 @@ const INK: Color = [34, 34, 34];
 const FAINT_INK: Color = [105, 105, 105];
 const RULE: Color = [225, 225, 225];
 
-/// One image with what is written under it.
+/// An image with its caption and rating.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thumbnail {
     /// Width and height in pixels.
     pub side: u32,
-    /// Three bytes a pixel, row by row from the top: `side · side · 3` bytes.
+    /// RGB, row by row from the top: `side · side · 3` bytes.
     pub rgb: Vec<u8>,
-    /// The caption; two short lines of it are shown.
+    /// The caption, of which two short lines are shown.
     pub caption: String,
-    /// The rating, if it has one.
+    /// The rating, if known.
     pub rating: Option<f64>,
 }
 
 /// One row of the sheet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SheetRow {
-    /// What the row is, such as `0–10%`.
+    /// The row's label, such as `0–10%`.
     pub label: String,
-    /// What else to say of it, one entry a line, such as the range of its ratings.
+    /// Further lines below the label, such as the range of ratings.
     pub details: Vec<String>,
     /// The images, left to right.
     pub thumbnails: Vec<Thumbnail>,
 }
 
-/// A tenth of a ranking and rows that stand for it.
+/// A decile of a ranking and a sample of its rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecileSample {
-    /// 0 for the best rated tenth.
+    /// 0 for the best-rated decile.
     pub decile: usize,
     /// The highest rating in it.
     pub highest: f64,
     /// The lowest rating in it.
     pub lowest: f64,
-    /// Up to as many rows as asked for, evenly spaced over the tenth, best rated first.
+    /// The sampled rows, evenly spaced over the decile, best-rated first.
     pub rows: Vec<u32>,
 }
 
 impl DecileSample {
-    /// The row of a contact sheet for this tenth.
+    /// The row of a contact sheet for this decile.
     pub fn sheet_row(&self, thumbnails: Vec<Thumbnail>) -> SheetRow {
         SheetRow {
             label: format!("{}–{}%", self.decile * 10, self.decile * 10 + 10),
@@ -62,10 +62,10 @@ impl DecileSample {
     }
 }
 
-/// Picks `each` rows from every tenth of the ranking, evenly spaced. Tenths without a row are left out.
+/// Samples `each` rows from every decile of the ranking, evenly spaced. Empty deciles are left out.
 ///
 /// # Errors
-/// If there is no rating or one is not finite.
+/// If `ratings` is empty or a rating is not finite.
 #[expect(clippy::cast_possible_truncation, reason = "ranks are bounded by the ranking")]
 pub fn decile_samples(ratings: &[f64], each: usize) -> Result<Vec<DecileSample>> {
     let ranking = Ranking::new(ratings)?;
@@ -73,22 +73,22 @@ pub fn decile_samples(ratings: &[f64], each: usize) -> Result<Vec<DecileSample>>
     let mut samples = Vec::new();
     for decile in 0..10 {
         let (begin, end) = ((order.len() * decile).div_ceil(10), (order.len() * (decile + 1)).div_ceil(10));
-        let tenth = &order[begin..end];
-        let (Some(&first), Some(&last)) = (tenth.first(), tenth.last()) else { continue };
-        let count = each.min(tenth.len());
-        let place =
-            |index: usize| ((2 * index as u64 + 1) * tenth.len() as u64 / (2 * count as u64)) as usize;
+        let decile_rows = &order[begin..end];
+        let (Some(&first), Some(&last)) = (decile_rows.first(), decile_rows.last()) else { continue };
+        let count = each.min(decile_rows.len());
+        let offset =
+            |index: usize| ((2 * index as u64 + 1) * decile_rows.len() as u64 / (2 * count as u64)) as usize;
         samples.push(DecileSample {
             decile,
             highest: ratings[first as usize],
             lowest: ratings[last as usize],
-            rows: (0..count).map(|index| tenth[place(index)]).collect(),
+            rows: (0..count).map(|index| decile_rows[offset(index)]).collect(),
         });
     }
     Ok(samples)
 }
 
-/// A rating with four significant digits or so.
+/// A rating with about four significant digits.
 fn rating_text(rating: f64) -> String {
     let magnitude = rating.abs();
     if magnitude != 0.0 && !(1e-3..1e5).contains(&magnitude) {
@@ -105,12 +105,12 @@ fn rating_text(rating: f64) -> String {
     }
 }
 
-/// Draws a sheet: the title on top, a row's label and details at its left (if any row has some), and under each image its
-/// caption and rating.
+/// Renders a sheet: the title on top, a row's label and details at its left (if any row has some), and under each image
+/// its caption and rating.
 ///
 /// # Errors
-/// If there is no image, or a thumbnail's bytes are not `side · side · 3`.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "places on an image")]
+/// If there is no image, or a thumbnail does not have `side · side · 3` bytes.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positions in an image")]
 pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Raster> {
     const SIDE: u32 = 144;
     const GAP: u32 = 14;
@@ -126,7 +126,7 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Raster> {
 
     let columns = rows.iter().map(|row| row.thumbnails.len()).max().unwrap_or(0);
     if columns == 0 {
-        return Err(Error::argument("a contact sheet needs at least one image."));
+        return Err(Error::argument("a contact sheet needs at least one image"));
     }
     let label_width = rows
         .iter()
@@ -172,7 +172,7 @@ pub fn contact_sheet(title: &str, rows: &[SheetRow]) -> Result<Raster> {
     Ok(sheet)
 }
 
-/// The thumbnail at the sheet's size: whole multiples keep their pixels, all else is resampled smoothly.
+/// The thumbnail at the sheet's size: an integer factor repeats pixels, any other resamples.
 fn resized(thumbnail: &Thumbnail, side: u32) -> Result<Vec<u8>> {
     let Some(image) =
         RgbImage::from_raw(thumbnail.side, thumbnail.side, thumbnail.rgb.clone()).filter(|_| {

@@ -1,9 +1,9 @@
 //! TensorBoard event files, written without TensorFlow.
 //!
-//! Records are framed as TFRecord frames them: length (u64, little-endian), masked CRC-32C of the length, data, masked
+//! Records use TFRecord's framing: length (u64, little-endian), masked CRC-32C of the length, data, masked
 //! CRC-32C of the data. The data is a protobuf `Event` (tensorflow/core/util/event.proto) with the fields
 //! `wall_time` = 1, `step` = 2, `file_version` = 3 and `summary` = 5, and in it `Summary.value` = 1 with `tag` = 1 and
-//! `simple_value` = 2. That is all a scalar needs.
+//! `simple_value` = 2, which suffices for scalars.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,10 +14,10 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// What gives an event its wall time, in seconds since 1970.
+/// The source of an event's wall time, in seconds since 1970.
 pub type Clock = Box<dyn FnMut() -> f64 + Send>;
 
-/// The machine's clock.
+/// The system clock.
 pub(crate) fn system_clock() -> Clock {
     Box::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()))
 }
@@ -32,11 +32,11 @@ pub struct EventFile {
 const PREFIX: &str = "events.out.tfevents.";
 
 impl EventFile {
-    /// Begins a new event file in `folder`, named by the time as TensorBoard expects, and writes its first record. For a clock
-    /// that always says the same, and equal scalars, the file's name and bytes are the same.
+    /// Creates an event file in `folder`, named by the time as TensorBoard expects, and writes its first record. With a
+    /// constant clock and equal scalars, the file's name and bytes are the same.
     ///
     /// # Errors
-    /// If the folder does not exist, cannot be written, or has an event file of that name.
+    /// If the folder does not exist or cannot be written, or has an event file of that name.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -44,7 +44,7 @@ impl EventFile {
     )]
     pub fn create_with_clock(folder: &Path, mut clock: Clock) -> Result<Self> {
         let wall_time = clock();
-        // A second file within one second gets a name that sorts behind the first.
+        // A second file within one second gets a name that sorts after the first.
         let mut attempt = 0;
         let (path, file) = loop {
             let path = folder.join(format!("{PREFIX}{:010}.alchemist-engine.{attempt}", wall_time as u64));
@@ -64,8 +64,8 @@ impl EventFile {
         Ok(this)
     }
 
-    /// Goes on with the newest event file in `folder` as if the run had stopped before `next_step`: events of that
-    /// step and later, and a record that a crash cut short, are taken off the end. Begins a new file if there is none.
+    /// Resumes the newest event file in `folder` as if the run had stopped before `next_step`: truncates events of that
+    /// step and later, and a record cut short by a crash. Creates a file if there is none.
     ///
     /// # Errors
     /// If the folder or the file cannot be read or written.
@@ -91,7 +91,7 @@ impl EventFile {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let kept = length_before(&bytes, next_step);
         if kept == 0 {
-            // Not even the first record is whole: nothing of the file can be read, so it is begun again.
+            // Not even the first record is complete: nothing can be recovered, so the file is replaced.
             fs::remove_file(&path).map_err(Error::io("replace", &path))?;
             return Self::create_with_clock(folder, clock);
         }
@@ -101,15 +101,15 @@ impl EventFile {
         Ok(Self { path, writer: BufWriter::new(file), clock })
     }
 
-    /// The file.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends one scalar. TensorBoard keeps 32 bits of it.
+    /// Appends one scalar, stored as f32.
     ///
     /// # Errors
-    /// If the disk is full.
+    /// If the file cannot be written.
     #[expect(clippy::cast_possible_truncation, reason = "the format has 32 bits")]
     pub fn scalar(&mut self, tag: &str, value: f64, step: u64) -> Result<()> {
         let mut scalar = Vec::with_capacity(tag.len() + 8);
@@ -125,10 +125,10 @@ impl EventFile {
         self.write_record(&event)
     }
 
-    /// Hands everything to the operating system, so that TensorBoard sees it and a killed process has not lost it.
+    /// Flushes to the operating system, so that TensorBoard reads it and a killed process has not lost it.
     ///
     /// # Errors
-    /// If the disk is full.
+    /// If the file cannot be written.
     pub fn flush(&mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io("write", &self.path))
     }
@@ -144,7 +144,8 @@ impl EventFile {
     }
 }
 
-/// CRC-32C, rotated and shifted, so that a checksum of data that holds checksums still means something.
+/// TFRecord's masked CRC-32C: rotated, plus a constant, so that the checksum of data that contains checksums stays
+/// meaningful.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8)
 }
@@ -157,7 +158,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value.to_le_bytes()[0]);
 }
 
-/// The key of a field: wire types are 0 varint, 1 eight bytes, 2 a length and bytes, 5 four bytes.
+/// The key of a field; wire types: 0 varint, 1 64-bit, 2 length-delimited, 5 32-bit.
 fn put_key(out: &mut Vec<u8>, field: u64, wire_type: u64) {
     put_varint(out, field << 3 | wire_type);
 }
@@ -178,7 +179,7 @@ fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// How many bytes from the beginning are whole records of steps before `next_step`.
+/// The length in bytes of the leading complete records of steps before `next_step`.
 fn length_before(bytes: &[u8], next_step: u64) -> usize {
     let mut kept = 0;
     while let Some((data, length)) = first_record(&bytes[kept..]) {
@@ -191,7 +192,7 @@ fn length_before(bytes: &[u8], next_step: u64) -> usize {
     kept
 }
 
-/// The data of the record at the beginning of `bytes` and the record's length, if it is whole and undamaged.
+/// The data of the record at the start of `bytes` and the record's length, if it is complete and its checksums match.
 fn first_record(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let (length_crc, rest) = rest.split_first_chunk::<4>()?;

@@ -1,16 +1,16 @@
-//! A chart of numbers with intervals, a line of text each.
+//! Charts of values with intervals, one labeled row per value.
 
 use super::raster::{Raster, shortened, text_width};
 use crate::error::{Error, Result};
 
-/// One number.
+/// One row of the chart.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Interval {
-    /// What it is of.
+    /// The label.
     pub name: String,
-    /// The number.
+    /// The value.
     pub mean: f64,
-    /// Half of its interval, 0 where there is none.
+    /// Half its interval, 0 if there is none.
     pub half: f64,
 }
 
@@ -22,13 +22,13 @@ const LEFT: u32 = 620;
 const RIGHT: u32 = 60;
 const INK: [u8; 3] = [34, 34, 34];
 const GRAY: [u8; 3] = [200, 200, 200];
-/// Wholly below 0, wholly above, and neither: Okabe and Ito's blue, vermilion and a gray.
+/// Entirely below 0, entirely above, and neither: Okabe and Ito's blue and vermilion, and a gray.
 const COLORS: [[u8; 3]; 3] = [[0, 114, 178], [213, 94, 0], [110, 110, 110]];
 
-/// Draws the numbers as dots on a common scale with a line at 0, those whose interval excludes it in color.
+/// Plots the values as dots on a common scale with a line at 0; those whose interval excludes 0 are colored.
 ///
 /// # Errors
-/// If there is no number, or one is not finite.
+/// If there are no values, or one is not finite.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -37,7 +37,7 @@ const COLORS: [[u8; 3]; 3] = [[0, 114, 178], [213, 94, 0], [110, 110, 110]];
 )]
 pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Result<Raster> {
     if rows.is_empty() || rows.iter().any(|row| !row.mean.is_finite() || !row.half.is_finite()) {
-        return Err(Error::not_finite("a chart of intervals needs finite numbers"));
+        return Err(Error::not_finite("a chart of intervals needs finite values"));
     }
     let low = rows.iter().map(|row| row.mean - row.half).fold(0.0, f64::min);
     let high = rows.iter().map(|row| row.mean + row.half).fold(0.0, f64::max);
@@ -45,7 +45,7 @@ pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Res
     let (low, high) = (low - room, high + room);
     let height = TOP + ROW * rows.len() as u32 + BOTTOM;
     let mut image = Raster::new(WIDTH, height, [255; 3]);
-    let place =
+    let x_of =
         |value: f64| LEFT + ((value - low) / (high - low) * f64::from(WIDTH - LEFT - RIGHT)).round() as u32;
     let bottom = TOP + ROW * rows.len() as u32;
     let centerd = |image: &mut Raster, x: u32, y: u32, size: f32, text: &str| {
@@ -53,7 +53,7 @@ pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Res
         image.text(left as u32, y, size, INK, text);
     };
     for tick in ticks(low, high) {
-        let x = place(tick);
+        let x = x_of(tick);
         image.fill(x, TOP - 10, 2, bottom - TOP + 10, if tick == 0.0 { INK } else { GRAY });
         centerd(&mut image, x, bottom + 36, 24.0, &format!("{tick:+.3}"));
     }
@@ -67,9 +67,9 @@ pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Res
         let name = shortened(name, 26.0, (LEFT - 40) as f32);
         let left = LEFT as f32 - 20.0 - text_width(&name, 26.0);
         image.text(left as u32, y + 31, 26.0, INK, &name);
-        let (from, to) = (place(mean - half), place(mean + half));
+        let (from, to) = (x_of(mean - half), x_of(mean + half));
         image.fill(from, y + 20, to - from + 1, 4, color);
-        image.fill(place(*mean) - 6, y + 16, 12, 12, color);
+        image.fill(x_of(*mean) - 6, y + 16, 12, 12, color);
     }
     let size = 38.0;
     let title = shortened(title, size, WIDTH as f32 - 80.0);
@@ -78,7 +78,7 @@ pub(crate) fn interval_chart(title: &str, label: &str, rows: &[Interval]) -> Res
     Ok(image)
 }
 
-/// Round numbers in a range, some five of them.
+/// About five round values in a range.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let step = (high - low) / 5.0;
     let power = 10f64.powf(step.log10().floor());
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stand_where_they_belong() {
+    fn dots_are_at_their_values() {
         let row = |name: &str, mean, half| Interval { name: name.to_owned(), mean, half };
         let rows = [row("better", -0.2, 0.05), row("neither", 0.05, 0.1), row("worse", 0.3, 0.02)];
         let image = interval_chart("Differences", "loss", &rows).unwrap();

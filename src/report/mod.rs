@@ -1,4 +1,4 @@
-//! What people look at: statistics of ratings, tables, images (PNG), TensorBoard events, and one page (HTML) of all.
+//! Output for people: statistics of ratings, tables, images (PNG), TensorBoard events, and self-contained HTML pages.
 
 pub mod contact_sheet;
 pub mod event_file;

@@ -1,4 +1,4 @@
-//! Line charts and histograms, drawn with `plotters` and the embedded font.
+//! Line charts and histograms, plotted with `plotters` and the embedded font.
 
 use std::sync::OnceLock;
 
@@ -14,7 +14,7 @@ use plotters::{
 use super::raster::{FONT_FILE, Raster, drawable, shortened, text_width};
 use crate::error::{Error, Result};
 
-/// Okabe and Ito's palette, which people with any common color vision can tell apart, without its yellow.
+/// Okabe and Ito's color-blind-safe palette, without its yellow.
 const PALETTE: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -35,9 +35,9 @@ const HEIGHT: u32 = 960;
 /// One line of a chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// What the legend calls it.
+    /// Its name in the legend.
     pub name: String,
-    /// (x, y), x ascending. Points that are not finite leave a gap.
+    /// (x, y), x ascending. Non-finite points leave a gap.
     pub points: Vec<(f64, f64)>,
     /// (x, low, high) of a band around the line, x ascending; empty for none.
     pub band: Vec<(f64, f64, f64)>,
@@ -50,33 +50,33 @@ impl Series {
     }
 }
 
-/// Rows that something keeps.
+/// Rows kept by a selection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
-    /// What keeps them, for the legend.
+    /// The selection's name in the legend.
     pub name: String,
-    /// The rows, counted from 0.
+    /// The indices of the rows.
     pub rows: Vec<u32>,
 }
 
 /// A line chart of losses or other measurements over the course of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossCurves {
-    /// Above the chart.
+    /// The title.
     pub title: String,
-    /// Under the horizontal axis.
+    /// The label of the horizontal axis.
     pub x_label: String,
-    /// Beside the vertical axis.
+    /// The label of the vertical axis.
     pub y_label: String,
-    /// The lines, at most seven of which have colors of their own.
+    /// The lines; at most seven have distinct colors.
     pub series: Vec<Series>,
-    /// Weight of the past in an exponential moving average, in [0, 1), unbiased at its beginning as TensorBoard's is;
-    /// the lines as measured then show faintly behind. 0: no smoothing.
+    /// Weight of the past in an exponential moving average, in [0, 1), bias-corrected as in TensorBoard; the raw lines
+    /// are shown faintly behind. 0: no smoothing.
     pub smoothing: f64,
 }
 
 fn drawing_failed(error: impl std::fmt::Display) -> Error {
-    Error::invalid(format!("a chart cannot be drawn: {error}."))
+    Error::invalid(format!("cannot plot the chart: {error}"))
 }
 
 const FAMILY: &str = "embedded DejaVu Sans";
@@ -94,14 +94,14 @@ fn text_style(size: u32) -> TextStyle<'static> {
 type Canvas<B> = DrawingArea<B, Shift>;
 type Chart<'a, B> = ChartContext<'a, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// Draws a chart on a canvas of any kind.
+/// A chart that can be plotted on any backend.
 trait Draw {
     fn title(&self) -> &str;
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()>;
 }
 
-/// A white image with a title and a chart under it. The title is not left to `plotters`, which places each glyph on a whole
-/// pixel: large text looks uneven.
+/// Renders a white image with a title and a chart under it. The title is not set by `plotters`, which snaps each glyph
+/// to whole pixels: large text looks uneven.
 fn drawn(chart: &impl Draw) -> Result<Raster> {
     let mut image = Raster::new(WIDTH, HEIGHT, [255; 3]);
     {
@@ -116,7 +116,7 @@ fn drawn(chart: &impl Draw) -> Result<Raster> {
     Ok(image)
 }
 
-/// The chart as an SVG element without its title, in the colors of the page that it stands in: ink, paper and grid are the CSS
+/// The chart as an SVG element without its title, in the colors of the enclosing page: ink, paper and grid are the CSS
 /// variables of these names.
 fn scalable(chart: &impl Draw) -> Result<String> {
     let mut svg = String::new();
@@ -126,7 +126,7 @@ fn scalable(chart: &impl Draw) -> Result<String> {
         canvas.present().map_err(drawing_failed)?;
     }
     let title = html_escape::encode_double_quoted_attribute(chart.title());
-    // The room for the title is not needed.
+    // Crop the space reserved for the title.
     let head = format!("<svg viewBox=\"0 70 {WIDTH} {}\" role=\"img\" aria-label=\"{title}\"", HEIGHT - 70);
     let body = svg.find("xmlns").map_or("", |at| &svg[at..]);
     let mut svg = format!("{head} {body}");
@@ -188,7 +188,7 @@ fn legend<'a, B: DrawingBackend + 'a>(chart: &mut Chart<'a, B>, position: Series
         .map_err(drawing_failed)
 }
 
-/// A tick's number with as many decimals as ticks over `range` need.
+/// A tick label with as many decimals as ticks over `range` need.
 fn tick(value: f64, range: f64) -> String {
     let value = if value.abs() < range * 1e-9 { 0.0 } else { value };
     if value != 0.0 && (value.abs() >= 1e7 || value.abs() < 1e-4) {
@@ -200,7 +200,7 @@ fn tick(value: f64, range: f64) -> String {
     format!("{}{}{rest}", if value < 0.0 { "−" } else { "" }, grouped(whole))
 }
 
-/// A whole number's digits with a thin space between thousands, from five digits on.
+/// The digits of an integer with a thin space between thousands, from five digits on.
 fn grouped(digits: &str) -> String {
     let mut spaced = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -212,7 +212,7 @@ fn grouped(digits: &str) -> String {
     spaced
 }
 
-/// The range of `values` with a margin; a range of no width becomes one around the value.
+/// The range of `values` with a margin; an empty range is widened around its value.
 fn range(values: impl Iterator<Item = f64>, margin: f64) -> Option<(f64, f64)> {
     let (low, high) = values
         .filter(|value| value.is_finite())
@@ -242,13 +242,13 @@ fn smoothed(points: &[(f64, f64)], weight: f64) -> Vec<(f64, f64)> {
     points.iter().map(step).collect()
 }
 
-/// The stretches of `points` between gaps.
+/// The segments of `points` between gaps.
 fn stretches(points: &[(f64, f64)]) -> impl Iterator<Item = &[(f64, f64)]> {
     points.split(|(x, y)| !x.is_finite() || !y.is_finite()).filter(|stretch| !stretch.is_empty())
 }
 
-/// A line through `points`, a segment at a time: `plotters` prolongs the corners of thick lines into long spikes. One
-/// point alone becomes a dot.
+/// A line through `points`, plotted segment by segment: `plotters` extends the corners of thick lines into long spikes.
+/// A single point becomes a dot.
 fn line<B: DrawingBackend>(
     points: &[(f64, f64)],
     style: ShapeStyle,
@@ -259,7 +259,7 @@ fn line<B: DrawingBackend>(
     points.windows(2).map(|pair| PathElement::new(pair.to_vec(), style).into_dyn()).collect()
 }
 
-/// Draws a line chart, 1600 × 960 pixels.
+/// Plots a line chart, 1600 × 960 pixels.
 ///
 /// # Errors
 /// If no point is finite or the smoothing is outside [0, 1).
@@ -283,7 +283,7 @@ impl Draw for LossCurves {
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()> {
         if !(0.0..1.0).contains(&self.smoothing) {
             return Err(Error::argument(format!(
-                "smoothing is {}, but it must be at least 0 and below 1.",
+                "smoothing is {}, but must be at least 0 and below 1",
                 self.smoothing
             )));
         }
@@ -297,7 +297,7 @@ impl Draw for LossCurves {
         let (Some(x), Some(y)) =
             (range(points().map(|point| point.0), 0.0), range(points().map(|point| point.1), 0.05))
         else {
-            return Err(Error::not_finite("the chart has no finite point to draw."));
+            return Err(Error::not_finite("the chart has no finite point"));
         };
         let mut chart = chart(canvas, (&self.x_label, &self.y_label), x, y)?;
         for (index, series) in self.series.iter().enumerate() {
@@ -344,22 +344,22 @@ impl Draw for LossCurves {
     }
 }
 
-/// A histogram of all ratings, and over it those of the rows that something keeps: bars if it is one, outlines if there are
-/// several.
+/// A histogram of all ratings, overlaid with those of the rows that selections keep: bars for one selection, outlines
+/// for several.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RatingHistogram<'a> {
-    /// Above the chart.
+    /// The title.
     pub title: String,
     /// All ratings.
     pub ratings: &'a [f64],
-    /// What is kept.
+    /// The selections.
     pub kept: &'a [Kept],
 }
 
-/// Draws a histogram, 1600 × 960 pixels.
+/// Plots a histogram, 1600 × 960 pixels.
 ///
 /// # Errors
-/// If no rating is finite or a kept row is not among the ratings.
+/// If no rating is finite or a kept row is out of range.
 pub fn rating_histogram(histogram: &RatingHistogram<'_>) -> Result<Raster> {
     drawn(histogram)
 }
@@ -387,12 +387,12 @@ impl Draw for RatingHistogram<'_> {
         const BINS: usize = 60;
         let ratings = self.ratings;
         let Some(x) = range(ratings.iter().copied(), 0.0) else {
-            return Err(Error::not_finite("the histogram has no finite rating to draw."));
+            return Err(Error::not_finite("the histogram has no finite rating"));
         };
         let all_kept = self.kept.iter().flat_map(|kept| &kept.rows);
         if let Some(row) = all_kept.clone().find(|&&row| row as usize >= ratings.len()) {
             return Err(Error::invalid(format!(
-                "row {row} is kept, but there are only {} ratings.",
+                "row {row} is kept, but there are only {} ratings",
                 ratings.len()
             )));
         }

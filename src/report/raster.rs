@@ -1,4 +1,4 @@
-//! Images in memory, text on them, and PNG files.
+//! Images in memory, text rendering, and PNG files.
 
 use std::{io::Cursor, path::Path, sync::OnceLock};
 
@@ -10,7 +10,7 @@ use crate::{
     files::write_whole,
 };
 
-/// DejaVu Sans, cut down to Latin, Greek, Cyrillic and common signs; its license stands beside it.
+/// DejaVu Sans, subset to Latin, Greek, Cyrillic and common symbols; its license is in the same folder.
 pub(super) static FONT_FILE: &[u8] = include_bytes!("fonts/DejaVuSans.ttf");
 
 fn font() -> &'static FontRef<'static> {
@@ -18,7 +18,7 @@ fn font() -> &'static FontRef<'static> {
     FONT.get_or_init(|| FontRef::try_from_slice(FONT_FILE).expect("the embedded font is a TrueType font"))
 }
 
-/// A color, red, green, blue.
+/// An RGB color.
 pub type Color = [u8; 3];
 
 /// An RGB image, rows from top to bottom.
@@ -30,20 +30,20 @@ pub struct Raster {
 }
 
 impl Raster {
-    /// An image of one color.
+    /// A uniformly colored image.
     pub(crate) fn new(width: u32, height: u32, color: Color) -> Self {
         let pixels = width as usize * height as usize;
         Self { width, height, rgb: color.repeat(pixels) }
     }
 
-    /// An image of `width` by `height` pixels over three bytes a pixel, row by row.
+    /// An image of `width` × `height` pixels from RGB bytes, row by row.
     ///
     /// # Errors
-    /// If there are not as many bytes.
+    /// If the number of bytes does not match.
     pub(crate) fn from_rgb(width: u32, height: u32, rgb: Vec<u8>) -> Result<Self> {
         if rgb.len() != width as usize * height as usize * 3 {
             return Err(Error::invalid(format!(
-                "{} bytes are no image of {width}x{height} pixels",
+                "{} bytes do not match an image of {width}×{height} pixels",
                 rgb.len()
             )));
         }
@@ -60,7 +60,7 @@ impl Raster {
         self.height
     }
 
-    /// Three bytes a pixel, row by row.
+    /// RGB bytes, row by row.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
@@ -69,7 +69,7 @@ impl Raster {
         &mut self.rgb
     }
 
-    /// The image as the bytes of a PNG file.
+    /// Encodes the image as PNG.
     ///
     /// # Errors
     /// If the encoder fails.
@@ -77,11 +77,11 @@ impl Raster {
         let mut bytes = Vec::new();
         PngEncoder::new(Cursor::new(&mut bytes))
             .write_image(&self.rgb, self.width, self.height, ExtendedColorType::Rgb8)
-            .map_err(|error| Error::invalid(format!("an image cannot be encoded as PNG: {error}.")))?;
+            .map_err(|error| Error::invalid(format!("cannot encode an image as PNG: {error}")))?;
         Ok(bytes)
     }
 
-    /// Writes the image as a PNG file, whole.
+    /// Writes the image as a PNG file, atomically.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -89,7 +89,7 @@ impl Raster {
         write_whole(path, &self.to_png()?)
     }
 
-    /// Mixes `color` into a pixel; `share` 1 covers it. Pixels outside are left out.
+    /// Blends `color` into a pixel; a `share` of 1 replaces it. Pixels outside the image are ignored.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
     fn mix(&mut self, x: i64, y: i64, color: Color, share: f32) {
         let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y)) else { return };
@@ -103,7 +103,7 @@ impl Raster {
         }
     }
 
-    /// Fills the rectangle whose corner nearest the origin is (`x`, `y`); what lies outside is left out.
+    /// Fills the rectangle with the top left corner (`x`, `y`), clipped to the image.
     pub(crate) fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, color: Color) {
         let right = x.saturating_add(width).min(self.width) as usize;
         for row in y..y.saturating_add(height).min(self.height) {
@@ -116,7 +116,7 @@ impl Raster {
         }
     }
 
-    /// Copies a square of `side`² pixels to (`x`, `y`); what lies outside is left out.
+    /// Copies a square of `side`² pixels to (`x`, `y`), clipped to the image.
     pub(crate) fn paste(&mut self, x: u32, y: u32, side: u32, rgb: &[u8]) {
         let columns = side.min(self.width.saturating_sub(x)) as usize;
         for row in 0..side.min(self.height.saturating_sub(y)) {
@@ -126,9 +126,9 @@ impl Raster {
         }
     }
 
-    /// Writes one line of text whose left end is at `x` and whose baseline is at `y`, `size` pixels high; what lies outside is left
-    /// out.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "places on an image")]
+    /// Renders one line of text, `size` pixels high, with its left end at `x` and its baseline at `y`, clipped to the
+    /// image.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "positions in an image")]
     pub(crate) fn text(&mut self, x: u32, y: u32, size: f32, color: Color, text: &str) {
         let font = font().as_scaled(PxScale::from(size));
         let mut line = Line { width: x as f32, ..Line::new(size) };
@@ -146,7 +146,7 @@ impl Raster {
     }
 }
 
-/// A line of text that grows by a character at a time.
+/// A line of text that is laid out character by character.
 #[derive(Clone, Copy)]
 struct Line {
     size: f32,
@@ -159,7 +159,7 @@ impl Line {
         Self { size, width: 0.0, last: None }
     }
 
-    /// Adds a character; its glyph, and where that begins.
+    /// Appends a character; returns its glyph and x offset.
     fn push(&mut self, character: char) -> (GlyphId, f32) {
         let font = font().as_scaled(PxScale::from(self.size));
         let id = font.glyph_id(character);
@@ -171,7 +171,7 @@ impl Line {
         (id, begin)
     }
 
-    /// The width with a character more.
+    /// The width after appending a character.
     fn width_with(&self, character: char) -> f32 {
         let mut longer = *self;
         longer.push(character);
@@ -179,14 +179,14 @@ impl Line {
     }
 }
 
-/// More characters than fit into `width` pixels: the narrowest are a quarter of their height wide, and accents, which have no width,
-/// are not to be without end.
+/// An upper bound on the characters that fit into `width` pixels: the narrowest are a quarter of their height wide, and
+/// the number of accents, which have no width, is bounded, too.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a width in pixels")]
 fn most_characters(size: f32, width: f32) -> usize {
     (8.0 * width / size).max(0.0) as usize + 16
 }
 
-/// A character on a line; `·` for what the font lacks.
+/// The character, or `·` if it cannot be rendered.
 fn drawable_character(character: char) -> char {
     if character.is_whitespace() || character.is_control() {
         ' '
@@ -197,7 +197,7 @@ fn drawable_character(character: char) -> char {
     }
 }
 
-/// `text` on one line and with `·` for what the font lacks.
+/// `text` on one line, with `·` for characters that the font lacks.
 pub fn drawable(text: &str) -> String {
     text.chars().map(drawable_character).collect()
 }
@@ -211,13 +211,13 @@ pub fn text_width(text: &str, size: f32) -> f32 {
     line.width
 }
 
-/// `text` if it fits into `width` pixels, else as much of it as fits with an ellipsis behind. However long the text is, only what
-/// may fit is looked at.
+/// `text` if it fits into `width` pixels, otherwise as much of it as fits, followed by an ellipsis. Reads only as much
+/// of a long text as may fit.
 pub fn shortened(text: &str, size: f32, width: f32) -> String {
     let most = most_characters(size, width);
     let kept: Vec<char> = text.chars().take(most + 1).map(drawable_character).collect();
     let mut line = Line::new(size);
-    // Where the text may end before an ellipsis: not behind a space.
+    // Where the text may end before an ellipsis: not after a space.
     let mut fitting = (line.width_with('…') <= width).then_some(0);
     for (at, &character) in kept.iter().enumerate() {
         line.push(character);
@@ -231,8 +231,8 @@ pub fn shortened(text: &str, size: f32, width: f32) -> String {
     fitting.map_or_else(String::new, |end| kept[..end].iter().chain(&['…']).collect())
 }
 
-/// `text` broken between words into at most `lines` lines of `width` pixels; the last ends in an ellipsis if more
-/// would follow. Only what may fit is looked at, as for [`shortened`].
+/// Breaks `text` between words into at most `lines` lines of `width` pixels; the last ends in an ellipsis if text
+/// remains. Reads only as much as may fit, like [`shortened`].
 pub fn wrapped(text: &str, size: f32, width: f32, lines: usize) -> Vec<String> {
     let most = most_characters(size, width);
     let words = first_words(text, most + 1, (most + 2) * (lines + 1));
@@ -259,7 +259,8 @@ pub fn wrapped(text: &str, size: f32, width: f32, lines: usize) -> Vec<String> {
     done
 }
 
-/// The first words of a text, drawable, until they have `enough` characters together; no more than `most` characters of each.
+/// The first words of a text in renderable characters, until they have `enough` characters in total; at most `most`
+/// characters per word.
 fn first_words(text: &str, most: usize, enough: usize) -> Vec<String> {
     let (mut words, mut characters) = (Vec::new(), 0);
     let ends = |character: char| character.is_whitespace() || character.is_control();
@@ -278,7 +279,7 @@ fn first_words(text: &str, most: usize, enough: usize) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// As [`shortened`], by measuring every candidate from its beginning.
+    /// Reference implementation of [`shortened`] that measures every candidate from its start.
     fn shortened_slowly(text: &str, size: f32, width: f32) -> String {
         let text = drawable(text);
         if text_width(&text, size) <= width {

@@ -4,7 +4,8 @@ use std::{borrow::Cow, fmt};
 
 use super::visible::visible_line;
 
-/// A table with a header. Cells are shown as `visible_line` shows them. A column whose filled cells are all numbers is aligned to the right, others to the left.
+/// A table with a header. Cells are escaped by `visible_line`. Columns of numbers are aligned to the right, others to
+/// the left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextTable {
     header: Vec<String>,
@@ -17,7 +18,7 @@ impl TextTable {
         Self { header: header.into_iter().map(shown).collect(), rows: Vec::new() }
     }
 
-    /// Adds a row; missing cells stay empty, further cells widen the table.
+    /// Adds a row; missing cells stay empty, further cells add columns.
     pub fn row<Cell: Into<String>>(&mut self, cells: impl IntoIterator<Item = Cell>) -> &mut Self {
         self.rows.push(cells.into_iter().map(shown).collect());
         self
@@ -28,7 +29,7 @@ impl TextTable {
     }
 }
 
-/// Characters of a cell that are shown. What comes from a file may have any number.
+/// The maximum number of characters shown per cell; cells from files may be of any length.
 const WIDEST: usize = 1000;
 
 fn shown(cell: impl Into<String>) -> String {
@@ -43,7 +44,8 @@ fn shown(cell: impl Into<String>) -> String {
     }
 }
 
-/// Whether a cell is a number, with a unit such as `%`, `×`, `s` or `MiB` after it or not, or stands for a missing one.
+/// Whether a cell is a number, with or without a unit such as `%`, `×`, `s` or `MiB`, or a placeholder for a missing
+/// one.
 fn is_number(cell: &str) -> bool {
     let number =
         cell.trim_end_matches(|character: char| !character.is_ascii_digit() && character != '.').trim_end();
@@ -52,7 +54,7 @@ fn is_number(cell: &str) -> bool {
 }
 
 impl fmt::Display for TextTable {
-    /// Two spaces between columns, a line under the header, no space at the ends of lines, no line break at the end.
+    /// Two spaces between columns, a line under the header, no trailing spaces, no trailing line break.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.rows.iter().map(Vec::len).chain([self.header.len()]).max().unwrap_or(0);
         let header = |column: usize| self.header.get(column).map_or("", String::as_str);

@@ -1,14 +1,14 @@
-//! Text from files and names as a terminal may show it: what would move the cursor, change colors or the direction of writing is
-//! escaped, so that it is seen and does nothing.
+//! Escapes text from files and names for the terminal: characters that would move the cursor, change colors or the
+//! writing direction are shown as escapes.
 
 use std::borrow::Cow;
 
-/// A line: line breaks are escaped, too.
+/// Escapes a single line: line breaks, too.
 pub(crate) fn visible_line(text: &str) -> Cow<'_, str> {
     escaped(text, acts)
 }
 
-/// Lines: line breaks stay.
+/// Escapes several lines: line breaks stay.
 pub(crate) fn visible_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character != '\n' && acts(character))
 }
@@ -24,7 +24,7 @@ fn escaped(text: &str, acts: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Whether a terminal does something else with a character than showing it: C0, DEL and C1 controls, line and paragraph
+/// Whether a terminal interprets a character instead of showing it: C0, DEL and C1 controls, line and paragraph
 /// separators, and the marks, embeddings, overrides and isolates of bidirectional text.
 fn acts(character: char) -> bool {
     character.is_control()
@@ -49,7 +49,7 @@ mod tests {
         );
         assert_eq!(visible_line("\u{202e}gpj.exe\u{2066}"), "\\u{202e}gpj.exe\\u{2066}");
         assert_eq!(visible_lines("a\nb\u{1b}"), "a\nb\\u{1b}");
-        // Twice is once.
+        // Escaping is idempotent.
         assert_eq!(visible_line(&visible_line("\u{1b}\n")), "\\u{1b}\\n");
     }
 }

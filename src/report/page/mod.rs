@@ -1,5 +1,5 @@
-//! One self-contained HTML page: tables, charts and sheets of images. It loads nothing, so that it opens from a disk, is sent
-//! by mail and is kept beside a paper; light and dark follow the reader's setting, and it can be printed.
+//! Self-contained HTML pages: tables, charts and contact sheets. A page loads nothing, so that it can be opened from a
+//! disk, mailed and archived; it follows the reader's light or dark setting, and prints.
 
 mod sheet;
 
@@ -13,51 +13,51 @@ const SCRIPT: &str = include_str!("page.js");
 /// A page.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Page {
-    /// What it is of.
+    /// The title.
     pub title: String,
-    /// What to know before all, a paragraph each.
+    /// The introduction, one paragraph per entry.
     pub lead: Vec<String>,
-    /// Its parts, each with a place in the list of contents.
+    /// The sections, each listed in the table of contents.
     pub sections: Vec<Section>,
 }
 
-/// A part of a page.
+/// A section of a page.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Section {
-    /// Its name, different from those of the others.
+    /// The title, unique within the page.
     pub title: String,
-    /// What it shows, in order.
+    /// The content, in order.
     pub parts: Vec<Content>,
 }
 
-/// What a section shows.
+/// An element of a section.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
     /// A heading within the section.
     Heading(String),
     /// A paragraph.
     Text(String),
-    /// A table, whose rows the reader can sort.
+    /// A table whose rows the reader can sort.
     Table(Table),
-    /// A chart: an SVG element, and what it shows.
+    /// A chart: an SVG element with a caption.
     Chart {
-        /// As [`loss_curves_svg`](super::plot::loss_curves_svg) gives it; it goes into the page as it is.
+        /// As returned by [`loss_curves_svg`](super::plot::loss_curves_svg); inserted verbatim.
         svg: String,
-        /// Under it.
+        /// The caption.
         caption: String,
     },
     /// Images by rating.
     Sheet(Sheet),
-    /// Parts that are shown when the reader opens them; open on paper.
+    /// Content that is collapsed until the reader opens it; expanded in print.
     Folded(String, Vec<Content>),
 }
 
 /// A table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Table {
-    /// Over the columns.
+    /// The column titles.
     pub header: Vec<String>,
-    /// As many cells each as the header.
+    /// The rows, each with as many cells as the header.
     pub rows: Vec<Vec<Cell>>,
 }
 
@@ -66,36 +66,36 @@ pub(crate) struct Table {
 pub(crate) enum Cell {
     /// Words.
     Text(String),
-    /// A number as it is shown, and by what it is sorted.
+    /// A number as text, and its sort key.
     Number(String, f64),
-    /// A number with half its interval, and the range that the column's image spans.
+    /// A mean with half its interval, plotted over the range of the column.
     Interval {
-        /// The number.
+        /// The mean.
         mean: f64,
-        /// Half its interval, if it is known.
+        /// Half its interval, if known.
         half: Option<f64>,
         /// The lowest and highest end in the column, 0 included.
         range: (f64, f64),
     },
-    /// A share from 0 to 1 as a bar from a middle, which is 0 for a plain bar.
+    /// A fraction from 0 to 1 as a bar from a baseline, which is 0 for a plain bar.
     Bar {
-        /// The share.
+        /// The fraction.
         share: f64,
-        /// Where the bar begins.
+        /// The baseline.
         from: f64,
-        /// As it is shown.
+        /// The text.
         text: String,
     },
-    /// Shares of a whole, each with its name and its place among all kinds, which gives its color.
+    /// Fractions of a whole, each with its name and the index of its kind, which determines its color.
     Shares(Vec<(String, usize, f64)>),
-    /// There is none.
+    /// No value.
     Nothing,
 }
 
 impl Page {
-    /// The page as a file.
+    /// Renders the page.
     pub(crate) fn to_html(&self) -> String {
-        let place = |at: usize| format!("part-{at}");
+        let anchor = |at: usize| format!("part-{at}");
         html! {
             (DOCTYPE)
             html lang="en" {
@@ -114,13 +114,13 @@ impl Page {
                         @for text in &self.lead { p { (text) } }
                         nav aria-label="Contents" {
                             @for (at, section) in self.sections.iter().enumerate() {
-                                a href={ "#" (place(at)) } { (section.title) }
+                                a href={ "#" (anchor(at)) } { (section.title) }
                             }
                         }
                     }
                     main {
                         @for (at, section) in self.sections.iter().enumerate() {
-                            section id=(place(at)) {
+                            section id=(anchor(at)) {
                                 h2 { (section.title) }
                                 @for (part, number) in section.parts.iter().zip(0..) { (part.markup(at * 1000 + number)) }
                             }
@@ -141,7 +141,7 @@ impl Page {
 }
 
 impl Content {
-    /// `number` tells it from the page's other parts.
+    /// `number` distinguishes it from the page's other parts.
     fn markup(&self, number: usize) -> Markup {
         match self {
             Self::Heading(text) => html! { h3 { (text) } },
@@ -189,7 +189,7 @@ impl Cell {
             Self::Nothing => html! { td.number data-sort="" { "–" } },
             Self::Interval { mean, half, range } => {
                 let width = (range.1 - range.0).max(f64::MIN_POSITIVE);
-                let place = |value: f64| format!("{:.2}", 100.0 * (value - range.0) / width);
+                let x_of = |value: f64| format!("{:.2}", 100.0 * (value - range.0) / width);
                 let half_shown = half.unwrap_or(0.0);
                 let (low, high) = (mean - half_shown, mean + half_shown);
                 let kind = match (high < 0.0, low > 0.0) {
@@ -201,9 +201,9 @@ impl Cell {
                 html! {
                     td.number.interval data-sort=(mean) {
                         svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" {
-                            line.zero x1=(place(0.0)) x2=(place(0.0)) y1="0" y2="10" {}
-                            line.(kind) x1=(place(low)) x2=(place(high)) y1="5" y2="5" {}
-                            line.(kind).mean x1=(place(*mean)) x2=(place(*mean)) y1="1" y2="9" {}
+                            line.zero x1=(x_of(0.0)) x2=(x_of(0.0)) y1="0" y2="10" {}
+                            line.(kind) x1=(x_of(low)) x2=(x_of(high)) y1="5" y2="5" {}
+                            line.(kind).mean x1=(x_of(*mean)) x2=(x_of(*mean)) y1="1" y2="9" {}
                         }
                         span { (signed(*mean)) @if let Some(half) = half { " ± " (format!("{half:.4}")) } }
                     }
@@ -233,12 +233,12 @@ impl Cell {
     }
 }
 
-/// A number with its sign, a true minus.
+/// A number with its sign; the minus is U+2212.
 fn signed(value: f64) -> String {
     format!("{value:+.4}").replace('-', "−")
 }
 
-/// The legend of what [`Cell::Shares`] shows: a name and its color's number each.
+/// The legend of [`Cell::Shares`]: names with the indices of their colors.
 pub(crate) fn legend<'a>(kinds: impl IntoIterator<Item = (&'a str, usize)>) -> Content {
     let svg = html! {
         span.legend { @for (name, kind) in kinds { span { i class=(format!("kind-{kind}")) {} (name) } } }
@@ -270,7 +270,7 @@ mod tests {
         let html = page.to_html();
         assert!(html.contains("<title>A &lt;b&gt; of") && html.contains("<p>5 &lt; 6</p>"));
         assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
-        // The interval lies from a quarter less an eighth to a quarter and an eighth, wholly below 0.
+        // The interval extends an eighth to either side of a quarter, entirely below 0.
         assert!(html.contains(r#"<line class="below" x1="12.50" x2="37.50""#), "{html}");
         assert!(html.contains("left:50.00%;width:40.00%") && html.contains("noise: 25.0%"));
         assert!(html.contains("−0.2000 ± 0.1000") && html.contains(r#"data-sort="1234""#));

@@ -1,4 +1,4 @@
-//! Contact sheets of a page: images by tenth of the ranking, each of which opens with its neighbors in rank.
+//! Contact sheets of a page: images by decile of the ranking; each opens beside its neighbors in rank.
 
 use std::borrow::Cow;
 
@@ -8,70 +8,73 @@ use maud::{Markup, PreEscaped, html};
 
 use crate::error::{Error, Result};
 
-/// Of images in pages.
+/// Quality of JPEGs in pages.
 const JPEG_QUALITY: u8 = 85;
 
 /// One pair.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tile {
-    /// Its place in the ranking, 0 the best rated.
+    /// Its rank, 0 is the best rated.
     pub rank: usize,
     /// Its id.
     pub id: String,
     /// Its caption.
     pub caption: String,
-    /// What else is known, such as its flaw; nothing for none.
+    /// Further information, such as its flaw; empty for none.
     pub note: String,
     /// Its rating.
     pub rating: f64,
-    /// Its loss in training, where it was recorded.
+    /// Its training loss, if recorded.
     pub loss: Option<f64>,
-    /// The image as a `data:` address, or why there is none.
+    /// The image as a `data:` URL, or why there is none.
     pub image: std::result::Result<String, String>,
 }
 
-/// A tenth of the ranking.
+/// A decile of the ranking.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SheetDecile {
     /// 0 for the best rated.
     pub decile: usize,
     /// The highest and the lowest rating in it.
     pub ratings: (f64, f64),
-    /// The tiles that stand for it, by their places in [`Sheet::tiles`]. Nothing for an empty tenth.
+    /// The tiles shown for it, as indices into [`Sheet::tiles`]; empty for an empty decile.
     pub shown: Vec<usize>,
 }
 
 /// Images by rating.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sheet {
-    /// Rows of the whole ranking.
+    /// Number of rows in the ranking.
     pub rows: usize,
-    /// What is shown and its neighbors, by rank.
+    /// The images shown and their neighbors, by rank.
     pub tiles: Vec<Tile>,
-    /// All ten.
+    /// All ten deciles.
     pub deciles: Vec<SheetDecile>,
 }
 
-/// An image of `side` × `side` pixels, three bytes each, as a `data:` address.
+/// Encodes an RGB image of `side` × `side` pixels as a `data:` URL.
 ///
 /// # Errors
-/// If the bytes are not of that size.
+/// If the number of bytes does not match.
 pub(crate) fn data_address(side: usize, rgb: &[u8]) -> Result<String> {
     let size = u32::try_from(side).map_err(|_| Error::argument("an image is too large for a page"))?;
     if rgb.len() != side * side * 3 {
-        return Err(Error::invalid(format!("{} bytes are not an image of {side}×{side} pixels", rgb.len())));
+        return Err(Error::invalid(format!(
+            "{} bytes do not match an image of {side}×{side} pixels",
+            rgb.len()
+        )));
     }
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
         .encode(rgb, size, size, ExtendedColorType::Rgb8)
-        .map_err(|error| Error::invalid(format!("an image cannot be put into a page: {error}")))?;
+        .map_err(|error| Error::invalid(format!("cannot encode an image for the page: {error}")))?;
     Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
 }
 
-/// Characters of a caption on a page: no encoder reads more, and a page is to be opened.
+/// Maximum number of characters of a caption on a page; no encoder reads more.
 const CAPTION: usize = 2_000;
 
-/// The beginning of a caption.
+/// A caption, truncated to [`CAPTION`] characters.
 fn beginning(caption: &str) -> Cow<'_, str> {
     match caption.char_indices().nth(CAPTION) {
         Some((end, _)) => Cow::Owned(format!("{}…", &caption[..end])),
@@ -79,7 +82,7 @@ fn beginning(caption: &str) -> Cow<'_, str> {
     }
 }
 
-/// A rating or loss as people read it.
+/// A rating or loss, formatted.
 fn number(value: f64) -> String {
     let digits = if value.abs() >= 100.0 { 1 } else { 4 };
     format!("{value:.digits$}").replace('-', "−")
@@ -93,8 +96,8 @@ impl Sheet {
             self.deciles.iter().flat_map(|decile| &decile.shown).for_each(|&at| shown[at] = true);
             shown
         };
-        // The images that the sheet shows are in it already.
-        let told: Vec<serde_json::Value> = std::iter::zip(&self.tiles, &shown)
+        // Images that the sheet shows are not embedded twice.
+        let tiles_json: Vec<serde_json::Value> = std::iter::zip(&self.tiles, &shown)
             .map(|(tile, &shown)| {
                 serde_json::json!({
                     "rank": tile.rank,
@@ -109,7 +112,7 @@ impl Sheet {
             })
             .collect();
         // `<` would end the script element.
-        let told = serde_json::Value::from(told).to_string().replace('<', "\\u003c");
+        let tiles_json = serde_json::Value::from(tiles_json).to_string().replace('<', "\\u003c");
         html! {
             div.sheet data-tiles=(name) data-rows=(self.rows) {
                 @for decile in &self.deciles {
@@ -123,7 +126,7 @@ impl Sheet {
                     }
                 }
             }
-            script type="application/json" id=(name) { (PreEscaped(told)) }
+            script type="application/json" id=(name) { (PreEscaped(tiles_json)) }
         }
     }
 }
@@ -181,10 +184,10 @@ mod tests {
         assert_eq!(html.matches("</script>").count(), 2);
         assert_eq!(html.matches("loss 4.25").count(), 2);
         assert!(data_address(8, &[0; 10]).is_err());
-        // A caption without end does not make a page without end.
+        // A long caption is truncated.
         assert_eq!(beginning(&"狐".repeat(CAPTION)), "狐".repeat(CAPTION));
         assert_eq!(beginning(&"狐".repeat(1_000_000)), "狐".repeat(CAPTION) + "…");
-        // The address is an image.
+        // The URL is an image.
         let bytes = STANDARD.decode(address(200).rsplit(',').next().unwrap()).unwrap();
         let image = image::load_from_memory(&bytes).unwrap().to_rgb8();
         assert_eq!(image.dimensions(), (8, 8));

@@ -1,4 +1,4 @@
-//! Images that the models of a comparison draw from held-out captions, and what is measured of them.
+//! Images that the models of a comparison generate from held-out captions, and their measures.
 
 use std::{
     cell::OnceCell,
@@ -24,31 +24,31 @@ use crate::{
     tokens::cache::TokenCache,
 };
 
-/// Images drawn at once.
+/// Images generated per batch.
 const BATCH: usize = 16;
 
-/// What is to be drawn and measured.
+/// What to generate and measure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledImagesRequest {
-    /// Held-out captions that each model draws an image of.
+    /// Number of held-out captions; each model generates one image per caption.
     pub count: usize,
-    /// What is measured of them.
+    /// The measures to take.
     pub choice: Choice,
 }
 
-/// The captions and the images they are compared with, the same for every model.
-pub(super) struct Drawn {
+/// The captions and the reference images, the same for every model.
+pub(super) struct SampledImages {
     captions: Vec<String>,
     held_out: Vec<MeasuredImage>,
     measurer: Measurer,
-    /// Taken when the first model needs them.
+    /// Computed when the first model needs them.
     references: OnceCell<References>,
     folder: PathBuf,
 }
 
-impl Drawn {
-    /// Opens the networks of the measures and chooses captions: the first ones of the held-out pairs in an order that the
-    /// configuration's seed fixes.
+impl SampledImages {
+    /// Opens the networks of the measures and chooses captions: the first of the held-out pairs in an order that the
+    /// configuration's seed determines.
     pub(super) fn open(
         request: &SampledImagesRequest,
         config: &Config,
@@ -62,7 +62,7 @@ impl Drawn {
         records.retain(|record| tokens.holds(&record.image));
         if request.count < 2 || request.count > records.len() {
             return Err(Error::not_enough_data(format!(
-                "{} images cannot be drawn of {} held-out captions; 2 at least, and one of each at most",
+                "cannot generate {} images from {} held-out captions; give 2 or more, at most one per caption",
                 request.count,
                 records.len()
             )));
@@ -74,25 +74,25 @@ impl Drawn {
         let most = measurer.dimensions();
         if request.count.min(records.len()) <= most {
             tracing::warn!(
-                "{} images are too few for features of {most} numbers: a covariance is singular, and the Fréchet distance can be \
-                 compared only with ones of as many images",
+                "{} images are too few for features of {most} dimensions: a covariance is singular, and the Fréchet \
+                 distance can be compared only with ones of as many images",
                 request.count
             );
         }
-        let mut places: Vec<usize> = (0..records.len()).collect();
-        Random::new(config.seed, Purpose::Shuffle, u64::MAX - 2).shuffle(&mut places);
-        let captions = places[..request.count].iter().map(|&place| records[place].caption.clone()).collect();
+        let mut indices: Vec<usize> = (0..records.len()).collect();
+        Random::new(config.seed, Purpose::Shuffle, u64::MAX - 2).shuffle(&mut indices);
+        let captions = indices[..request.count].iter().map(|&index| records[index].caption.clone()).collect();
         let held_out = records.into_iter().map(MeasuredImage::from).collect();
         Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("images") })
     }
 
-    /// What the measures of a model depend on besides the model and the held-out table.
+    /// What a model's measures depend on besides the model and the held-out table.
     pub(super) fn identity(&self) -> String {
         let settings = SampleSettings::default();
         sha256(format!("{:?} {settings:?} {}", self.captions, self.measurer.identity()).as_bytes())
     }
 
-    /// Draws the images of a fitted model, into a folder of its own that is kept, and measures them.
+    /// Generates the images of a trained model into a folder of their own, which is kept, and measures them.
     pub(super) fn measure(
         &self,
         run: &Path,
@@ -103,7 +103,7 @@ impl Drawn {
     ) -> Result<Vec<Measurement>> {
         let out = self.folder.join(key);
         if out.exists() {
-            // Of a start that was stopped in the middle of it.
+            // Left by a start that was interrupted.
             remove_folder(&out)?;
         }
         let drawing = SampleRequest {
@@ -116,7 +116,7 @@ impl Drawn {
             overwrite: false,
             layout: ImageLayout::Bare,
             batch: BATCH,
-            // The same draws for all models of a seed, so that their differences are paired.
+            // All models of a seed use the same noise, so that their differences are paired.
             settings: SampleSettings { seed, ..SampleSettings::default() },
         };
         let summary = sample(&drawing, interrupt, &mut task.renaming())?;
