@@ -57,7 +57,7 @@ fn main() -> Result<()> {
         say(format_args!("rerun-if-env-changed={name}"));
     }
     let sources = Sources::find(&root)?;
-    build_for_cards(&sources, &out)?;
+    build_for_gpus(&sources, &out)?;
     #[cfg(feature = "emulator")]
     build_for_emulator(&sources, &out)?;
     Ok(())
@@ -219,7 +219,7 @@ fn find_nvcc() -> std::result::Result<PathBuf, String> {
 }
 
 /// Compiles every kernel file to a fatbin, and writes the table of them that `src/engine/cuda/gpu/kernels.rs` includes.
-fn build_for_cards(sources: &Sources, out: &Path) -> Result<()> {
+fn build_for_gpus(sources: &Sources, out: &Path) -> Result<()> {
     let table = out.join("fatbins.rs");
     let nvcc = match find_nvcc() {
         Ok(nvcc) => nvcc,

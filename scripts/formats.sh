@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Reads what `pack` writes with the readers of the ecosystems that it is for: Hugging Face's datasets, webdataset, pyarrow, NumPy.
+# Reads the output of `pack` with the readers that it targets: Hugging Face's datasets, webdataset, pyarrow, NumPy.
 #
-#     bash scripts/formats.sh              # PYTHON=/path/to/python names one that has them; else they are installed from pip
+#     bash scripts/formats.sh              # PYTHON=/path/to/python has them; otherwise installs them from pip
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, on a machine that has one but neither cargo nor a network.
+# All GPU checks and benchmarks, on a machine with a GPU but neither cargo nor a network.
 #
-#     bash scripts/gpu.sh pack                       # here: builds, strips, and puts all into target/gpu (below 64 MiB)
-#     bash scripts/gpu.sh pack --whole               # the same with the fixtures, so that target/gpu suffices there
-#     bash scripts/gpu.sh run [PART...]              # there, from the repository's folder, or from a whole target/gpu
-#     bash scripts/gpu.sh run --device emulated      # a rehearsal without a GPU: the same way with tiny sizes
+#     bash scripts/gpu.sh pack                       # here: builds, strips, packs everything into target/gpu (below 64 MiB)
+#     bash scripts/gpu.sh pack --whole               # includes the fixtures, so that target/gpu suffices there
+#     bash scripts/gpu.sh run [PART...]              # there, in the repository, or in a whole target/gpu
+#     bash scripts/gpu.sh run --device emulated      # a dry run without a GPU, with tiny sizes
 #
-# Parts, in this order unless chosen: facts parity memcheck racecheck initcheck synccheck kernels bench step encode pytorch
-# pytorch_step pytorch_meta_gradient table (`sanitizer`: the four checks). On a card, a part's long commands are stopped when
-# its 560 seconds (`--limit SECONDS`) are over; not so in parity, which limits each test (150 seconds) and not the part, nor in
-# a rehearsal, where each command has a limit of its own. Results stay in target/gpu/results (or `--out DIR`), so that parts
-# may be run in several calls, and `table` puts together what is there: a short table, and a block for benches/RESULTS.md.
+# Parts, in default order: facts parity memcheck racecheck initcheck synccheck kernels bench step encode pytorch
+# pytorch_step pytorch_meta_gradient table (`sanitizer`: the four checks). On a GPU, long commands of a part are stopped
+# after 560 seconds per part (`--limit SECONDS`); parity limits each test instead (150 seconds), and a dry run each
+# command. Results go to target/gpu/results (or `--out DIR`), so parts may be run in several calls, and `table`
+# summarizes all results: a short table, and a block for benches/RESULTS.md.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -27,7 +27,7 @@ fail() {
 
 # Here -----------------------------------------------------------------------------------------------------------------
 
-# The binary that cargo built for each target, and the kernels' table: cargo says where.
+# The binary of each target, and the kernels' table, from cargo's messages.
 built() {
     python3 -c '
 import json, sys
@@ -45,8 +45,8 @@ make_pack() {
     local benches="ops ceilings" name targets=()
     [ -f benches/device_step.rs ] && benches="$benches device_step"
     [ -f benches/device_encode.rs ] && benches="$benches device_encode"
-    # The tests that use a device: by themselves, through tests/device, or where ALCHEMIST_DEVICE says.
-    # Not the emulator's own, which wants line numbers that `strip` removes, and has nothing to find on a card.
+    # The tests that use a device: directly, through tests/device, or by ALCHEMIST_DEVICE. Without the emulator's own
+    # tests, which need line numbers that `strip` removes, and do not use a GPU.
     local uses='Device::(cuda|emulated)\(|^mod device;|parameters_near|ALCHEMIST_DEVICE'
     for name in kernels $(grep -lE "$uses" tests/*.rs | xargs -n 1 basename -s .rs); do
         [ "$name" = emulator ] || targets+=(--test "$name")
@@ -56,7 +56,7 @@ make_pack() {
     mkdir -p target/gpu/bin target/gpu/sanitizer
     NVCC="$(bash scripts/kernels.sh --nvcc)"
     export NVCC ALCHEMIST_CANARY=1
-    # A folder of its own: the everyday build, without kernels for cards, stays as it is.
+    # A separate target folder keeps the default build, without GPU kernels, unchanged.
     cargo build --release --target-dir target/cards --message-format=json --bin alchemist-engine "${targets[@]}" \
         > target/gpu/cargo.json
     built < target/gpu/cargo.json | sort -u > target/gpu/built.txt
@@ -70,8 +70,8 @@ make_pack() {
     done < target/gpu/built.txt
     rm target/gpu/built.txt
     ls target/gpu/bin/bin-alchemist-engine target/gpu/kernels.txt > /dev/null
-    # What a fatbin begins with.
-    LC_ALL=C grep -aqP '\x50\xed\x55\xba' target/gpu/bin/bin-alchemist-engine || fail "no kernels for cards are in it"
+    # The magic bytes of a fatbin.
+    LC_ALL=C grep -aqP '\x50\xed\x55\xba' target/gpu/bin/bin-alchemist-engine || fail "it contains no GPU kernels"
     if [ "${1:-}" = --whole ]; then
         mkdir target/gpu/tests
         cp -r tests/fixtures target/gpu/tests/fixtures
@@ -82,8 +82,8 @@ make_pack() {
     git rev-parse --short=12 HEAD > target/gpu/commit
     git diff --quiet HEAD || echo "with changes" >> target/gpu/commit
     pack_sanitizer
-    # The binaries share most of what is in them, the kernels above all; with a window wider than one of them they compress to
-    # little more than the first.
+    # The binaries share most of their content, above all the kernels; with a window larger than one of them they
+    # compress to little more than the first.
     tar -C target/gpu -cf - bin | xz --lzma2=preset=2,dict=128MiB > target/gpu.tar.xz
     rm -r target/gpu/bin && mkdir target/gpu/bin
     mv target/gpu.tar.xz target/gpu/bin/all.tar.xz
@@ -92,7 +92,7 @@ make_pack() {
     [ "$mib" -lt 64 ] || fail "the folder is larger than the 64 MiB that are carried"
 }
 
-# NVIDIA's checking tool from pip, as that machine may not have it.
+# compute-sanitizer from pip, because that machine may not have it.
 pack_sanitizer() {
     local environment=target/sanitizer found
     if [ ! -x "$environment/bin/python" ]; then
@@ -117,20 +117,20 @@ limit=560
 part_started=0
 results="$pack/results"
 
-# One line of the summary: part, what, how it went, more.
+# One line of the summary: part, what, result, details.
 note() {
     printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" >> "$results/notes.tsv"
     printf '%-10s %-34s %-14s %s\n' "$1" "$2" "$3" "${4:-}"
 }
 
-# Runs a command with a time limit and a log; notes how it went. `limited PART NAME SECONDS COMMAND...`
+# Runs a command with a time limit and a log, and notes the result: `limited PART NAME SECONDS COMMAND...`
 limited() {
     local part="$1" name="$2" most="$3" log started=$SECONDS code=0
     shift 3
     log="$results/$part-${name//[^A-Za-z0-9_.]/_}.log"
-    # What the part has left, if that is less. On the emulator times say nothing.
+    # The part's remaining time, if that is less. On the emulator times are not meaningful.
     local left=$((limit - (SECONDS - part_started)))
-    on_card || most=$((most * 4)) left=$most
+    on_gpu || most=$((most * 4)) left=$most
     [ "$left" -gt "$most" ] || most=$left
     if [ "$most" -lt 1 ]; then
         note "$part" "$name" "NOT STARTED" "the part's $limit s were over"
@@ -148,7 +148,7 @@ limited() {
 
 unpack() {
     local to="${TMPDIR:-/tmp}/alchemist-gpu-$(id -u)"
-    # Nothing of an earlier pack stays.
+    # Remove earlier packs.
     rm -rf "$to"
     mkdir -p "$to/bin" "$to/sanitizer"
     tar -C "$to" -xJf "$pack/bin/all.tar.xz"
@@ -166,7 +166,7 @@ print(":".join(f for p in sys.path for f in sorted(glob.glob(p + "/nvidia/*/lib"
     export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64:$folders"
 }
 
-on_card() {
+on_gpu() {
     [ "$device" != emulated ]
 }
 
@@ -174,7 +174,7 @@ part_facts() {
     {
         date -u +"date %Y-%m-%d"
         echo "commit $(tr '\n' ' ' < "$pack/commit")"
-        if on_card; then
+        if on_gpu; then
             nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit \
                 --format=csv,noheader || echo "nvidia-smi does not run"
         else
@@ -187,21 +187,21 @@ part_facts() {
     fi
 }
 
-# One test in a process of its own: binary, test, seconds. Prints what the part sums up.
+# Runs one test in its own process: binary, test, seconds. Prints a summary.
 one_test() {
     local name="${1##*/test-}" code=0 started=$SECONDS
-    # Some tests read tests/fixtures from where they are started.
+    # Some tests read tests/fixtures relative to the current folder.
     cd "$ALCHEMIST_FIXTURES/../.."
     timeout --kill-after=5 "$3" "$1" --exact "$2" --test-threads 1 \
         > "$results/parity-$name-${2//[^A-Za-z0-9_]/_}.log" 2>&1 || code=$?
     printf '%s\t%s\t%s\t%s\n' "$name" "$2" "$code" $((SECONDS - started))
 }
 
-# Each test in its own process, several at a time: what breaks the card's context breaks one test. Those of memory, which
-# is measured for the card as a whole, come first and alone.
+# Each test in its own process, several in parallel: a broken GPU context fails one test only. Memory tests, which
+# measure the GPU as a whole, run first and alone.
 part_parity() {
     local test name jobs=6 most=150 list="$results/parity.list" sums="$results/parity.tsv" failed=0
-    on_card && export ALCHEMIST_REQUIRE_GPU=1 || { jobs=2 && most=900; }
+    on_gpu && export ALCHEMIST_REQUIRE_GPU=1 || { jobs=2 && most=900; }
     export ALCHEMIST_FIXTURES="$fixtures" ALCHEMIST_DEVICE="$device" ALCHEMIST_PROGRAM="$bin/bin-alchemist-engine"
     export results
     export -f one_test
@@ -231,12 +231,12 @@ part_racecheck() { check racecheck card_race; }
 part_initcheck() { check initcheck card_unwritten; }
 part_synccheck() { check synccheck card_divergent_barrier; }
 
-# Every tool of compute-sanitizer must find its canary, and nothing else in any test of kernels, all of them side by side.
+# Each tool of compute-sanitizer must detect its canary, and nothing else in any kernel test; all run in parallel:
 # `check TOOL CANARY`
 check() {
     local tool="$1" canary="$2" failed=0 sanitizer code=0 log name
-    if ! on_card; then
-        note "$tool" "compute-sanitizer" "NOT CHECKED" "it needs a card; the emulator's own checks ran in the part parity"
+    if ! on_gpu; then
+        note "$tool" "compute-sanitizer" "NOT CHECKED" "it needs a GPU; the emulator's own checks ran in the part parity"
         return 0
     fi
     sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null || true)"
@@ -246,21 +246,21 @@ check() {
         options+=(--injection-path "$sanitizers")
     fi
     if [ -z "$sanitizer" ]; then
-        note "$tool" "compute-sanitizer" "NOT INSTALLED" "nothing was checked on the card"
+        note "$tool" "compute-sanitizer" "NOT INSTALLED" "nothing was checked on the GPU"
         return 1
     fi
     local -x ALCHEMIST_PLAIN_ALLOCATIONS=1 ALCHEMIST_REQUIRE_GPU=1
     log="$results/$tool-canary.log"
     timeout 60 "$sanitizer" --tool "$tool" "${options[@]}" "$bin/test-canary" --ignored --exact "$canary" \
         --test-threads 1 > "$log" 2>&1 || code=$?
-    # The tool's own code and its report, not any failure: a tool that does not start must not pass.
+    # Requires the tool's own exit code and report: a tool that does not start must not pass.
     if [ $code = 9 ] && grep -Eq 'ERROR SUMMARY: [1-9]|[1-9][0-9]* hazards? displayed' "$log"; then
         note "$tool" canary found
     else
         note "$tool" canary "NOT FOUND" "exit code $code; $log"
         failed=1
     fi
-    # One process per operation, twelve at a time: the modules of the test are what there is.
+    # One process per operation, twelve in parallel; the operations are the modules of the test.
     local names=() pids=() skipped other
     mapfile -t names < <("$bin/test-kernels" --list | sed -n 's/^\([a-z_]*\)::.*: test$/\1/p' | sort -u)
     if [ "${#names[@]}" -lt 20 ]; then
@@ -268,7 +268,7 @@ check() {
         return 1
     fi
     for name in "${names[@]}"; do
-        # A filter is any part of a name.
+        # A filter matches any part of a name.
         skipped=()
         for other in "${names[@]}"; do
             [ "$other" = "$name" ] || [[ "$other" != *"$name" ]] || skipped+=(--skip "$other::")
@@ -289,7 +289,7 @@ check() {
     return $failed
 }
 
-# `checked TOOL TEST COMMAND...`: the command under the tool ends well and its report counts no error.
+# `checked TOOL TEST COMMAND...`: the command must succeed under the tool, and the report must count no error.
 checked() {
     local tool="$1" name="$2"
     shift 2
@@ -307,7 +307,7 @@ part_kernels() {
 }
 
 part_bench() {
-    # The CPU's benches need no GPU machine's time.
+    # CPU benches do not spend the GPU machine's time.
     local options=(--bench --noplot '^device/')
     if limited bench ops 400 "$bin/bench-ops" "${options[@]}"; then
         grep '^{' "$results/bench-ops.log" | tee "$results/ops.jsonl"
@@ -323,19 +323,19 @@ part_step() {
     fi
     limited step device_step 300 "$bin/bench-device_step" || return 1
     grep '^{' "$results/step-device_step.log" | tee "$results/step.jsonl"
-    # The price of products and norms once more, by the kernel for all cards.
+    # The overhead of products and norms again, with the portable kernel.
     ALCHEMIST_STEP=meta_gradient ALCHEMIST_PORTABLE=1 limited step portable 120 "$bin/bench-device_step" || return 1
     grep '^{' "$results/step-portable.log" |
         sed -E 's#"(meta_gradient/everything|train_step_alignment)"#"\1_portable"#' | grep portable | tee -a "$results/step.jsonl"
 }
 
-# The VQ-VAE of the released size, with random weights that PyTorch writes, ours and then PyTorch's; in a rehearsal the
-# fixture's, ours alone.
+# The VQ-VAE in its released size, with random weights written by PyTorch, ours and then PyTorch's; in a dry run that of
+# the fixture, ours only.
 part_encode() {
     local weights="$results/vae.pth" failed=0
-    if on_card; then
+    if on_gpu; then
         compare encode encode 120 --weights "$weights" --write || return 1
-        # The same name once more would replace the log.
+        # A second run with the same name would replace the log.
         mv "$results/encode-encode.log" "$results/encode-weights.log"
     fi
     export ALCHEMIST_VQVAE="$weights"
@@ -344,10 +344,10 @@ part_encode() {
     else
         failed=1
     fi
-    if on_card; then
+    if on_gpu; then
         compare encode encode 200 --weights "$weights" --device cuda || failed=1
         rm -f "$weights"
-        # From files of images to ratings, whole processes; this one wants Pillow, too.
+        # From image files to ratings, whole processes; requires Pillow, too.
         compare encode released_size 200 --device cuda --binary "$bin/bin-alchemist-engine" \
             --out "$results/released_size" || failed=1
         rm -rf "$results/released_size"
@@ -368,7 +368,7 @@ compare() {
 
 part_pytorch() {
     local where=(--device cuda) failed=0 script
-    on_card || where=(--device cpu --tiny)
+    on_gpu || where=(--device cpu --tiny)
     for script in attention patch_embed cross_entropy; do
         compare pytorch "$script" 180 "${where[@]}" || failed=1
     done
@@ -377,13 +377,13 @@ part_pytorch() {
 
 part_pytorch_step() {
     local case=(--device cuda --case large --given input)
-    on_card || case=(--device cpu --case smallest --repeats 3 --given input)
+    on_gpu || case=(--device cpu --case smallest --repeats 3 --given input)
     compare pytorch_step step 540 "${case[@]}"
 }
 
 part_pytorch_meta_gradient() {
     local case=(--device cuda --case large --repeats 6 --budget 12)
-    on_card || case=(--device cpu --case smallest --repeats 3)
+    on_gpu || case=(--device cpu --case smallest --repeats 3)
     compare pytorch_meta_gradient meta_gradient 540 "${case[@]}"
 }
 
@@ -422,7 +422,7 @@ run() {
     export ALCHEMIST_BENCH_DEVICE="$device" CRITERION_HOME="$results/criterion"
     for part in "${parts[@]}"; do
         printf '\n== %s\n' "$part"
-        # What a part noted before is replaced.
+        # Replaces earlier notes of the part.
         if [ -f "$results/notes.tsv" ]; then
             grep -v "^$part	" "$results/notes.tsv" > "$results/notes.new" || true
             mv "$results/notes.new" "$results/notes.tsv"
@@ -431,7 +431,7 @@ run() {
         "part_$part" || failed+=("$part")
     done
     if [ ${#failed[@]} -gt 0 ]; then
-        printf '\ngpu.sh: not as it should be: %s\n' "${failed[*]}"
+        printf '\ngpu.sh: failed: %s\n' "${failed[*]}"
         exit 1
     fi
 }

@@ -1,4 +1,4 @@
-"""Puts the results of scripts/gpu.sh together: a short table, and a block of Markdown for benches/RESULTS.md.
+"""Summarizes the results of scripts/gpu.sh: a short table, and a block of Markdown for benches/RESULTS.md.
 
     python3 scripts/gpu_table.py target/gpu/results
 """
@@ -23,13 +23,13 @@ def time(seconds):
 
 
 def comparisons(ours, theirs):
-    """Ratios that the project promises: name, what, ratio (above 1: ours is faster), and the least that is promised."""
+    """Speed ratios: name, baseline, ratio (above 1: ours is faster), and the required minimum."""
 
     def own(name):
         return next((line["median_s"] for line in ours if line["name"] == name and "median_s" in line), None)
 
-    def best(wanted):
-        times = [line["median_s"] for line in theirs if "median_s" in line and wanted(line)]
+    def best(matches):
+        times = [line["median_s"] for line in theirs if "median_s" in line and matches(line)]
         return min(times) if times else None
 
     def is_named(name, **more):
@@ -51,9 +51,9 @@ def comparisons(ours, theirs):
         ("training step", "eager", step, best(is_named("train_step", mode="eager")), 1.5),
         ("training step", "torch.compile", step, best(is_named("train_step", mode="compiled")), 1.07),
         ("training step with products and norms", "our own step by the loss", aligned, step, 0.95),
-        ("the same by the kernel for all cards", "our own step by the loss", aligned_portable, step, 0.83),
+        ("the same by the portable kernel", "our own step by the loss", aligned_portable, step, 0.83),
         ("the proxy's pass with products and norms", "our own plain pass", everything, plain, 0.95),
-        ("the same by the kernel for all cards", "our own plain pass", portable, plain, 0.83),
+        ("the same by the portable kernel", "our own plain pass", portable, plain, 0.83),
         ("the same in the kernel", "cuBLASLt's weight gradient", in_tile, alone, 0.85),
         ("products and norms", "vmap(grad)", everything, best(is_named("meta_gradient/vmap_grad")), 10),
         ("products and norms", "hooks, projected", everything, best(is_named("meta_gradient/projected_hooks_norms")), 1.25),
@@ -72,7 +72,7 @@ def main():
     steps = objects(folder / "step.jsonl") + objects(folder / "encode.jsonl")
     notes = [line.split("\t") for line in lines(folder / "notes.tsv")]
 
-    print("## " + (", ".join(facts[:3]) or "no facts: run the part `facts`"))
+    print("## " + (", ".join(facts[:3]) or "no facts: run part `facts`"))
     print()
     print("| part | what | result | |")
     print("| --- | --- | --- | --- |")

@@ -2,8 +2,8 @@
 # Compiles all kernels with NVIDIA's compiler from pip, for sm_80, sm_90a and PTX, as build.rs does, and prints registers,
 # shared memory, stack and spills of each. Fails if one does not compile, or spills without a reason in kernels/spills.txt.
 #
-# No GPU and no CUDA installation is needed. NVCC=/path/to/nvcc uses that one instead. `--write` puts the table into
-# benches/kernels.txt too; `--nvcc` only says where the compiler is. Further arguments go to cargo.
+# Requires neither a GPU nor a CUDA installation. NVCC=/path/to/nvcc uses that compiler instead. `--write` also writes the
+# table to benches/kernels.txt; `--nvcc` only prints the path of the compiler. Further arguments go to cargo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,7 @@ if [ -z "${NVCC:-}" ]; then
         "nvidia-cuda-runtime==$version.*" "nvidia-cuda-cccl==$version.*"
     NVCC=$(find "$PWD/$environment" -path '*/bin/nvcc' | head -n 1)
     if [ -z "$NVCC" ]; then
-        echo "the pip packages hold no nvcc" >&2
+        echo "the pip packages contain no nvcc" >&2
         exit 1
     fi
 fi
@@ -36,8 +36,8 @@ fi
 printed="$(mktemp)"
 trap 'rm -f "$printed"' EXIT
 
-# A folder of its own: the kernels' objects stay between runs, and the everyday build is not made again. CARGO_TARGET_DIR
-# names another.
+# A separate target folder keeps the kernels' objects between runs, and does not invalidate the default build;
+# CARGO_TARGET_DIR overrides it.
 ALCHEMIST_KERNEL_TABLE=1 cargo check --release --lib --target-dir "${CARGO_TARGET_DIR:-target/kernels}" "$@" 2>&1 |
     sed -u 's/^warning: alchemist-engine@[^:]*: //' | tee "$printed"
 

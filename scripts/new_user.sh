@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What a new user waits for, from a clone to a page about a corpus of their own: compiling, and the three commands of the README.
+# Times the first steps of a new user, from a clone to a report on their own corpus: compiling, and the README's three
+# commands.
 #
 #     bash scripts/new_user.sh corpus.csv           # columns id, image_save_path, caption
-#     WORK=/some/folder bash scripts/new_user.sh corpus.csv      # keeps the clone and what was made in it
+#     WORK=/some/folder bash scripts/new_user.sh corpus.csv      # keeps the clone and its outputs
 #
-# Crates that cargo has on the machine are not downloaded again; everything is compiled.
+# Crates in cargo's cache are not downloaded again; everything is compiled.
 set -euo pipefail
 
 [ $# -eq 1 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
@@ -18,7 +19,7 @@ mkdir -p "$WORK"
 git clone --quiet "$repository" "$WORK/clone"
 cd "$WORK/clone"
 
-# The seconds of a command, whose words go to a log; its name is the first argument.
+# Times a command and logs its output: `timed NAME COMMAND...`
 timed() {
     local name="$1" begun="$EPOCHREALTIME"
     shift

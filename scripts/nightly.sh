@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What takes longer than `.ci/run` may: 100 trials of every command under kills, errors and full disks, weights against PyTorch and
-# files changed at random, and what `pack` writes against the readers of other trainers. All steps run, whatever the others come to;
-# the exit code is 1 if one of them failed.
+# Checks that are too slow for `.ci/run`: 100 trials of every command under kills, errors and full disks, weights
+# against PyTorch, fuzzing of readers, and the output of `pack` against the readers of other trainers. A failed step
+# does not stop the others; the exit code is 1 if one failed.
 #
 #     bash scripts/nightly.sh
 #     FAULTS_TRIALS=20 FUZZ_SECONDS=60 bash scripts/nightly.sh      # shorter
 #
-# It needs what `.ci/run` needs, and pip's packages as scripts/weights.sh and scripts/formats.sh say. FAULTS_FIRST_SEED=N makes other
-# trials than those of the seeds from 0 on.
+# Requires what `.ci/run` requires, and the pip packages of scripts/weights.sh and scripts/formats.sh.
+# FAULTS_FIRST_SEED=N starts at another seed than 0.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never

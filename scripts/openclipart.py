@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Makes a corpus of real images from Debian's package `openclipart-png`.
+"""Creates a corpus of real images from Debian's package `openclipart-png`.
 
     python3 scripts/openclipart.py --out openclipart
 
 The package holds 8,121 images that their authors gave to the public domain. The script fetches it with apt-get
 (nothing is installed), unpacks it under OUT/package, and writes two tables whose paths are relative to themselves:
 
-    OUT/corpus.csv       id,image_save_path,caption,category     what is rated
+    OUT/corpus.csv       id,image_save_path,caption,category     to be rated
     OUT/validation.csv   the same columns                        held out, chosen by a hash of the id
 
 No caption comes with an image, so captions are made from the folder and the file name:
@@ -34,11 +34,11 @@ PACKAGE = "openclipart-png"
 IMAGES = Path("usr/share/openclipart/png")
 COLUMNS = ["id", "image_save_path", "caption", "category"]
 
-# An image of more pixels is not held out: readers refuse it (this is the level at which Pillow warns).
+# Larger images are excluded: readers refuse them (this is the limit at which Pillow warns).
 LARGEST_PIXELS = 89_478_485
 
-# File names end in the author's name, cut off at about 25 characters in all. These are the authors of three or more
-# images; the name, or the part of it that was left, is taken off the end of the title.
+# File names end in the author's name and are truncated to about 25 characters. These are the authors of three or more
+# images; the name, or what remains of it, is removed from the end of the title.
 AUTHORS = (
     "aj ashton", "alejandro tejada", "andreas nilsson", "andy fitzsimon", "anthony liekens",
     "architetto francesco rollandini", "arjen meijer", "aubanel monnier", "benji park", "brice boyer",
@@ -60,7 +60,7 @@ WORDS = {"bw": "black and white", "bwh": "black and white"}
 
 
 def fetch(folder: Path) -> None:
-    """Downloads the package with apt-get and unpacks it into `folder`, whole or not at all."""
+    """Downloads the package with apt-get and unpacks it into `folder`, atomically."""
     for program in ("apt-get", "dpkg"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is not on this machine; unpack Debian's {PACKAGE} into {folder} by other means")
@@ -68,7 +68,7 @@ def fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as temporary:
         command = ["apt-get", "download", PACKAGE]
         if subprocess.run(command, cwd=temporary, capture_output=True).returncode != 0:
-            # The lists of packages may be missing or old, as on a fresh machine.
+            # Package lists may be missing or outdated, as on a fresh machine.
             subprocess.run(["apt-get", "update"], check=True, stdout=subprocess.DEVNULL)
             subprocess.run(command, cwd=temporary, check=True, stdout=subprocess.DEVNULL)
         archives = sorted(Path(temporary).glob(f"{PACKAGE}_*.deb"))
@@ -80,7 +80,7 @@ def fetch(folder: Path) -> None:
 
 
 def without_author(words: list[str]) -> list[str]:
-    """The words of a title without an author's name, or the beginning of one, at their end."""
+    """Removes an author's name, or the beginning of one, from the end of a title's words."""
     for start in range(1, len(words)):
         tail = " ".join(words[start:])
         for author in AUTHORS:
@@ -90,7 +90,7 @@ def without_author(words: list[str]) -> list[str]:
 
 
 def title(stem: str, folders: list[str]) -> str:
-    """What a file name says of its image."""
+    """The title of an image, from its file name."""
     if "cards" in folders:
         card = re.fullmatch(r"(\w+)_([cdhs])_(\w+)", stem)
         if card:
@@ -101,7 +101,7 @@ def title(stem: str, folders: list[str]) -> str:
         return f"star with {int(star[1])} points, step {int(star[2])}"
     words = re.sub(r"([a-z])([A-Z])", r"\1 \2", stem)
     words = re.sub(r"[^\w]|_", " ", words).lower().split()
-    # Numbers at the end count copies; `r` stands for a removed revision.
+    # Trailing numbers count copies; `r` marks a removed revision.
     while len(words) > 1 and re.fullmatch(r"\d+r?|r", words[-1]):
         words.pop()
     words = without_author(words)
@@ -114,12 +114,12 @@ def caption(path: Path) -> str:
     """The caption of an image, from its path below the images' folder."""
     folders = [re.sub(r"[_-]", " ", folder).lower() for folder in path.parent.parts]
     words = title(path.stem, path.parent.parts)
-    place = ", ".join(folder for folder in folders if folder not in ("unsorted", "duplicates"))
-    return ": ".join(part for part in (place, words) if part) or "image"
+    prefix = ", ".join(folder for folder in folders if folder not in ("unsorted", "duplicates"))
+    return ": ".join(part for part in (prefix, words) if part) or "image"
 
 
 def pixels(image: Path) -> int:
-    """The number of pixels that a PNG's header announces; 0 where there is no such header."""
+    """The number of pixels in a PNG's header; 0 if there is no such header."""
     with image.open("rb") as file:
         header = file.read(24)
     if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n":
@@ -129,7 +129,7 @@ def pixels(image: Path) -> int:
 
 
 def write_table(path: Path, rows: list[list[str]]) -> None:
-    """Writes a CSV whole: under another name first, then renamed."""
+    """Writes a CSV atomically: under another name first, then renamed."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -172,7 +172,7 @@ def main() -> None:
             caption(inside),
             inside.parent.as_posix(),
         ])
-    # An image of which the corpus holds a copy would not be held out.
+    # Duplicates of corpus images must not be held out.
     candidates = [n for n in range(len(rows)) if copies[digests[n]] == 1 and 0 < sizes[n] <= LARGEST_PIXELS]
     candidates.sort(key=lambda number: hashlib.sha256(str(number).encode()).digest())
     held_out = set(candidates[: arguments.held_out])

@@ -1,27 +1,27 @@
-// Opens pages of `report` in a headless browser, light and dark, on a wide window and on a phone, and in print, and fails with what
-// is wrong with them. Screenshots and the printed page lie beside each page.
+// Checks pages written by `report` in a headless browser: light and dark, in a wide window, on a phone, and in print. Prints the
+// findings and fails if there are any. Writes screenshots and the printed page beside each page.
 //
 //     node scripts/page.mjs PAGE.html…
-//     node scripts/page.mjs --self-test PAGE.html     # spoils a page in every way that is looked for, and each must be found
+//     node scripts/page.mjs --self-test PAGE.html     # mutates the page; each mutation must be detected
 //
-// scripts/page.sh makes the pages and installs what this needs: a Chromium (CHROMIUM names one) and playwright-core.
+// scripts/page.sh creates the pages and installs the dependencies: Chromium (or CHROMIUM=/path/to/it) and playwright-core.
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 
-import { chart, colors, contents, contrast, images, sort, unfit, wide } from "./page_checks.mjs";
+import { chart, colors, contents, contrast, images, pairDialog, sort, wide } from "./page_checks.mjs";
 import { MUTATIONS } from "./page_mutations.mjs";
 
 const { chromium } = createRequire(new URL("../target/page/", import.meta.url))("playwright-core");
 
 const WIDE = { width: 1280, height: 900 };
 const PHONE = { width: 390, height: 844 };
-// An A4 page less Chromium's margins, in CSS pixels.
+// An A4 page without Chromium's margins, in CSS pixels.
 const PAPER = { width: 718, height: 1047 };
 
-/** What is wrong with a page, and what only deserves a look. */
+/** Findings about a page: failures, and notes that do not fail the check. */
 class Findings {
   constructor() {
     this.wrong = new Set();
@@ -44,14 +44,14 @@ async function open(browser, file, where, viewport, scheme, findings) {
   page.on("pageerror", error => findings.add(where, [`a script fails: ${error.message}`]));
   page.on("request", request => {
     const address = request.url();
-    if (!address.startsWith("data:") && address.split("#")[0] !== own) findings.add(where, [`${address} is asked for`]);
+    if (!address.startsWith("data:") && address.split("#")[0] !== own) findings.add(where, [`${address} is requested`]);
   });
   await page.goto(own, { waitUntil: "load" });
   return page;
 }
 
-/** Looks at everything that does not depend on a reader's clicks. The screenshot goes to `file` if there is one. */
-async function look(page, where, findings, kind, seen, file) {
+/** Runs all checks that need no interaction. The screenshot is written to `file` if given. */
+async function look(page, where, findings, kind, screenshot, file) {
   findings.add(where, await page.evaluate(contents));
   findings.add(where, await page.evaluate(images));
   findings.add(where, await page.evaluate(contrast));
@@ -60,12 +60,12 @@ async function look(page, where, findings, kind, seen, file) {
   const widths = await page.evaluate(wide);
   findings.add(where, kind === "phone" ? widths.document : [...widths.document, ...widths.elements]);
   if (kind === "phone") widths.elements.forEach(text => findings.notes.add(`${where}: ${text}`));
-  if (!seen) return;
+  if (!screenshot) return;
   const shot = await page.screenshot({ fullPage: true, path: file });
   findings.add(where, await onlyOneColor(page, shot));
 }
 
-/** Decodes the screenshot in the browser, in an empty page whose policy lets it be read. */
+/** Decodes the screenshot in the browser, in an empty page whose policy allows it. */
 async function onlyOneColor(page, shot) {
   const empty = await page.context().newPage();
   const found = await empty.evaluate(async address => {
@@ -83,7 +83,7 @@ async function onlyOneColor(page, shot) {
   return [`the screenshot is of ${found.colors} colors, ${(100 * found.most).toFixed(1)}% of it of one`];
 }
 
-/** What a reader does: sorts every table, opens pairs and goes along the ranking. */
+/** Interacts with the page: sorts every table, opens pairs and steps through the ranking. */
 async function interact(page, where, findings, file) {
   findings.add(where, await page.evaluate(sort));
   const tiles = page.locator(".sheet .tile");
@@ -102,21 +102,21 @@ async function interact(page, where, findings, file) {
   for (const tile of opened) {
     await tile.scrollIntoViewIfNeeded();
     await tile.click();
-    const place = await tile.getAttribute("data-tile");
-    findings.add(where, await page.evaluate(unfit, place));
+    const index = await tile.getAttribute("data-tile");
+    findings.add(where, await page.evaluate(pairDialog, index));
     if (!(await page.evaluate(() => document.getElementById("pair").open))) continue;
     findings.add(where, await page.evaluate(wide).then(found => found.document));
     findings.add(where, await page.evaluate(contrast));
     const rank = () => page.evaluate(() => Number(/^rank (\d+) of/m.exec(document.getElementById("pair-text").innerText)?.[1]));
-    // Three times, because the first step must not take the keys away from the dialog.
+    // Three times, because the first step must not move the focus out of the dialog.
     const first = await rank();
-    const forward = Number(place) >= 3 ? "ArrowLeft" : "ArrowRight";
+    const forward = Number(index) >= 3 ? "ArrowLeft" : "ArrowRight";
     const step = forward === "ArrowLeft" ? -1 : 1;
     let before = first;
     for (let time = 1; time <= 3; time++) {
       await page.keyboard.press(forward);
       const now = await rank();
-      // The pairs that the page holds may have gaps in rank, so that only the direction is certain.
+      // The pairs in the page may have gaps in rank, so only the direction is known.
       if (!((now - before) * step > 0)) findings.add(where, [`${forward} leads from rank ${before} to ${now}`]);
       before = now;
     }
@@ -147,7 +147,7 @@ async function print(page, where, findings, file) {
   findings.add(where, (shut ?? []).map(title => `“${title}” is shut in print`));
 }
 
-/** The ways in which a page is seen: a window, a color scheme, and whether it is used. */
+/** The views of a page: window, color scheme, and whether to interact with it. */
 const VIEWS = [
   { where: "light", viewport: WIDE, scheme: "light", kind: "wide", use: true },
   { where: "dark", viewport: WIDE, scheme: "dark", kind: "wide", use: true },
@@ -157,17 +157,17 @@ const VIEWS = [
   { where: "print in the dark", viewport: PAPER, scheme: "dark", kind: "print" },
 ];
 
-/** Looks for everything in these views of a page. Screenshots and prints go beside it if they are wanted. */
-async function check(browser, file, views, wanted) {
+/** Runs all checks in these views of a page. Writes screenshots and prints beside it if `files` is set. */
+async function check(browser, file, views, files) {
   const findings = new Findings();
-  for (const { where, viewport, scheme, kind, use, seen = true } of views) {
-    const shot = wanted && join(resolve(file, ".."), `${basename(file, ".html")}-${where.replaceAll(" ", "-")}`);
+  for (const { where, viewport, scheme, kind, use, screenshot = true } of views) {
+    const shot = files && join(resolve(file, ".."), `${basename(file, ".html")}-${where.replaceAll(" ", "-")}`);
     const page = await open(browser, file, where, viewport, scheme, findings);
     if (kind === "print") {
       await page.emulateMedia({ media: "print", colorScheme: scheme });
       await page.evaluate(() => dispatchEvent(new Event("beforeprint")));
     }
-    await look(page, where, findings, kind, seen, shot && `${shot}.png`);
+    await look(page, where, findings, kind, screenshot, shot && `${shot}.png`);
     if (use) {
       await interact(page, where, findings, shot && `${shot}-pair.png`).catch(error => {
         findings.add(where, [`a reader cannot use it: ${error.message.split("\n")[0]}`]);
@@ -184,24 +184,24 @@ async function check(browser, file, views, wanted) {
   return findings;
 }
 
-/** Spoils the page in every way that is known, and demands that each is found. */
+/** Applies each mutation to the page; all must be detected. */
 async function selfTest(browser, file) {
   const html = readFileSync(file, "utf8");
   const folder = mkdtempSync(join(tmpdir(), "page-"));
   const missed = [];
   try {
-    for (const { what, spoil, found, at = "light", used = false, seen = false } of MUTATIONS) {
-      const spoiled = spoil(html);
-      if (spoiled === html) {
+    for (const { what, mutate, found, at = "light", use = false, screenshot = false } of MUTATIONS) {
+      const mutated = mutate(html);
+      if (mutated === html) {
         missed.push(`“${what}” changes nothing in ${file}`);
         continue;
       }
-      const path = join(folder, "spoiled.html");
-      writeFileSync(path, spoiled);
-      const findings = await check(browser, path, [{ ...VIEWS.find(view => view.where === at), use: used, seen }], false);
-      const told = [...findings.wrong].find(text => found.test(text));
-      if (told) console.log(`${what}: found, “${told.slice(0, 130)}”`);
-      else missed.push(`“${what}” is not found; what is found is: ${[...findings.wrong].slice(0, 5).join("; ") || "nothing"}`);
+      const path = join(folder, "mutated.html");
+      writeFileSync(path, mutated);
+      const findings = await check(browser, path, [{ ...VIEWS.find(view => view.where === at), use, screenshot }], false);
+      const finding = [...findings.wrong].find(text => found.test(text));
+      if (finding) console.log(`${what}: detected, “${finding.slice(0, 130)}”`);
+      else missed.push(`“${what}” is not detected; findings: ${[...findings.wrong].slice(0, 5).join("; ") || "nothing"}`);
     }
   } finally {
     rmSync(folder, { recursive: true });
@@ -214,7 +214,7 @@ async function main() {
   const testing = named[0] === "--self-test";
   const files = (testing ? named.slice(1) : named).map(name => resolve(name));
   if (testing && files.length === 0) files.push(resolve("target/page/run.html"));
-  if (files.length === 0) throw new Error("name the pages");
+  if (files.length === 0) throw new Error("no pages given");
   const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
     args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -228,9 +228,9 @@ async function main() {
         continue;
       }
       const findings = await check(browser, file, VIEWS, true);
-      findings.notes.forEach(note => console.log(`${basename(file)}: to know, ${note}`));
+      findings.notes.forEach(note => console.log(`${basename(file)}: note: ${note}`));
       wrong.push(...[...findings.wrong].map(text => `${basename(file)}: ${text}`));
-      if (findings.wrong.size === 0) console.log(`${basename(file)}: nothing is wrong with it`);
+      if (findings.wrong.size === 0) console.log(`${basename(file)}: ok`);
     }
   } finally {
     await browser.close();

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Makes a page of a tiny run and one of a tiny comparison, and opens both in a headless Chromium: light and dark, on a wide window, on
-# a phone and in print. Then pages that are spoiled in every way that is looked for are opened, and each must be refused. Screenshots
-# and the printed pages are in target/page.
+# Creates the pages of a tiny run and a tiny comparison, and checks both in a headless Chromium: light and dark, in a
+# wide window, on a phone and in print. Then mutates the page in every way that the checks cover; each mutation must be
+# detected. Screenshots and printed pages are in target/page.
 #
-#     bash scripts/page.sh              # CHROMIUM=/path/to/chromium names a browser; else Debian's is installed where there is none
-#     ALCHEMIST_ENGINE=target/release/alchemist-engine bash scripts/page.sh     # takes this program and builds none
+#     bash scripts/page.sh              # CHROMIUM=/path/to/chromium selects a browser; installs Debian's if there is none
+#     ALCHEMIST_ENGINE=target/release/alchemist-engine bash scripts/page.sh     # uses this program instead of building one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The newest of playwright-core that was tried; a newer one may speak another language than the browser.
+# The newest tested version of playwright-core; a newer one may not support the browser's protocol.
 version=1.60.0
 folder="$PWD/target/page"
 mkdir -p "$folder"
 
 if ! command -v npm >/dev/null; then
-    echo "scripts/page.sh needs Node 20.15 or newer with npm; install them first" >&2
+    echo "scripts/page.sh needs Node 20.15 or newer with npm" >&2
     exit 1
 fi
 CHROMIUM="${CHROMIUM:-$(command -v chromium || true)}"
 if [ -z "$CHROMIUM" ]; then
     if ! command -v apt-get >/dev/null; then
-        echo "there is no chromium and no apt-get to install it with; name a browser by CHROMIUM=/path/to/chromium" >&2
+        echo "chromium not found, and no apt-get to install it; set CHROMIUM=/path/to/chromium" >&2
         exit 1
     fi
     apt-get update -qq
@@ -38,7 +38,7 @@ if [ -z "${ALCHEMIST_ENGINE:-}" ]; then
 fi
 ALCHEMIST_ENGINE="$(realpath "$ALCHEMIST_ENGINE")"
 
-# Without what the program prints, unless it fails.
+# Prints the output of a command only if it fails.
 quietly() {
     if ! "$@" >"$folder/printed" 2>&1; then
         cat "$folder/printed" >&2
@@ -68,14 +68,14 @@ JSON
     quietly "$ALCHEMIST_ENGINE" compare --config config.json --out comparison --seeds 2 --keep 50% --ratings excess,clarity \
         --samplers top-k,shift-gsample
     quietly "$ALCHEMIST_ENGINE" report --of comparison --out "$folder/comparison.html"
-    # An image that is damaged after it was rated: the page must say so. The sheet may show any, so that it is several.
+    # Images that are damaged after they were rated must be marked. Several, because the sheet shows only some images.
     for row in {10..25}; do
         truncate -s 60 "train/00$row.png"
     done
     quietly "$ALCHEMIST_ENGINE" report --of run --ratings ratings.csv --out "$folder/run.html"
 )
 if ! grep -q 'class="missing"' "$folder/run.html"; then
-    echo "no image of the run's page is damaged: damage more of them" >&2
+    echo "the run's page shows no damaged image; damage more of them" >&2
     exit 1
 fi
 

@@ -1,7 +1,7 @@
-// What scripts/page.mjs looks for. Each function runs within the page, so that it can use nothing outside itself, and gives sentences
-// about what is wrong.
+// The checks of scripts/page.mjs. Each function runs in the page, so that it cannot refer to anything outside itself, and returns a
+// list of findings.
 
-/** Headings, the list of contents, and what must be there at all. */
+/** Headings, the table of contents, and required elements. */
 export function contents() {
   const wrong = [];
   const text = element => element.innerText.trim();
@@ -16,7 +16,7 @@ export function contents() {
     if (section.getBoundingClientRect().height < 60) wrong.push(`the part ${section.id} is empty`);
   }
   for (const heading of document.querySelectorAll("h3, h4, summary")) {
-    // What is folded away has no text yet.
+    // innerText is empty in collapsed elements.
     if (!heading.textContent.trim()) wrong.push("a heading is empty");
   }
   const linked = [...document.querySelectorAll("nav a")];
@@ -28,11 +28,11 @@ export function contents() {
   return wrong;
 }
 
-/** Images that are not there. */
+/** Missing images. */
 export async function images() {
   const wrong = [];
   for (const image of document.images) {
-    // The dialog's has no address before a pair is opened.
+    // The dialog's image has no URL before a pair is opened.
     if (image.hidden && !image.getAttribute("src")) continue;
     await image.decode().catch(() => {});
     if (!image.complete || image.naturalWidth === 0) {
@@ -42,7 +42,7 @@ export async function images() {
   return wrong;
 }
 
-/** Text that is too faint. Contrast is WCAG's, of computed colors; text over a bar is measured against the bar's color, too. */
+/** Text with too little contrast: WCAG's contrast of computed colors; text over a bar is also checked against the bar's color. */
 export function contrast() {
   const LEAST = 4.5;
   const parse = color => {
@@ -81,10 +81,10 @@ export function contrast() {
     const bar = element.closest("td.bar")?.querySelector("span");
     if (bar) grounds.push(over(parse(getComputedStyle(bar).backgroundColor).rgb, Number(getComputedStyle(bar).opacity), grounds[0]));
     for (const below of grounds) {
-      const seen = ratio(over(ink.rgb, ink.alpha * Number(style.opacity), below), below);
-      const place = `${element.parentElement.localName} ${element.localName}`;
-      if (seen < LEAST && !found.has(place)) {
-        found.set(place, `“${node.data.trim().slice(0, 40)}” (${place}) has a contrast of ${seen.toFixed(2)}, not ${LEAST}`);
+      const contrast = ratio(over(ink.rgb, ink.alpha * Number(style.opacity), below), below);
+      const path = `${element.parentElement.localName} ${element.localName}`;
+      if (contrast < LEAST && !found.has(path)) {
+        found.set(path, `“${node.data.trim().slice(0, 40)}” (${path}) has a contrast of ${contrast.toFixed(2)}, not ${LEAST}`);
       }
     }
   }
@@ -101,13 +101,13 @@ export function chart(kind) {
     const box = svg.getBoundingClientRect();
     if (!(box.width > 200 && box.height > 100)) wrong.push(`${name} is ${box.width} × ${box.height} pixels`);
     const marks = [...svg.querySelectorAll("path, polyline, rect, circle, polygon")];
-    // Axes and the grid are drawn in ink and grid; what is measured has a color of its own.
-    const drawn = marks.filter(mark => {
+    // Axes and grid use the variables ink and grid; data has colors of its own.
+    const data = marks.filter(mark => {
       const paint = ["stroke", "fill"].map(key => mark.getAttribute(key) ?? "none").filter(value => value !== "none");
       const size = mark.getBBox();
       return paint.some(value => !value.startsWith("var(")) && (size.width > 1 || size.height > 1);
     });
-    if (drawn.length === 0) wrong.push(`${name} is empty`);
+    if (data.length === 0) wrong.push(`${name} is empty`);
     const texts = [...svg.querySelectorAll("text")];
     if (texts.length < 4) wrong.push(`${name} has ${texts.length} texts`);
     const scale = box.width / svg.viewBox.baseVal.width;
@@ -117,26 +117,26 @@ export function chart(kind) {
     const smallest = Math.min(...sizes);
     if (smallest < least) wrong.push(`${name} has text of ${smallest.toFixed(1)} pixels`);
     for (const text of texts) {
-      const place = text.getBoundingClientRect();
-      if (place.left < box.left - 1 || place.right > box.right + 1 || place.bottom > box.bottom + 1 || place.top < box.top - 1) {
+      const words = text.getBoundingClientRect();
+      if (words.left < box.left - 1 || words.right > box.right + 1 || words.bottom > box.bottom + 1 || words.top < box.top - 1) {
         wrong.push(`${name} cuts “${text.textContent.trim()}” off`);
       }
     }
-    // A legend that the browser's font fills beyond its frame.
+    // Legend text that overflows its frame with the browser's font.
     const frames = [...svg.querySelectorAll("rect")].filter(rect => rect.getAttribute("fill") === "none" || rect.getAttribute("stroke") === "var(--grid)");
     for (const frame of frames) {
-      const place = frame.getBoundingClientRect();
+      const area = frame.getBoundingClientRect();
       for (const text of texts) {
         const words = text.getBoundingClientRect();
-        const within = words.left > place.left && words.left < place.right && words.top > place.top - 4 && words.bottom < place.bottom + 4;
-        if (within && words.right > place.right + 1) wrong.push(`${name}: “${text.textContent.trim()}” leaves its legend`);
+        const within = words.left > area.left && words.left < area.right && words.top > area.top - 4 && words.bottom < area.bottom + 4;
+        if (within && words.right > area.right + 1) wrong.push(`${name}: “${text.textContent.trim()}” leaves its legend`);
       }
     }
   }
   return [...new Set(wrong)];
 }
 
-/** Colors of legends, bars and lines that cannot be told from the paper or from one another. */
+/** Colors of legends, bars and lines that are too close to the background or to one another. */
 export function colors() {
   const wrong = [];
   const rgb = color => color.match(/[\d.]+/g).slice(0, 3).map(value => {
@@ -157,7 +157,7 @@ export function colors() {
     const [low, high] = [luminance(color), luminance(paper)].sort((a, b) => a - b);
     return (high + 0.05) / (low + 0.05);
   };
-  // Every kind, whether or not this page has it.
+  // All kinds, even those that this page does not have.
   const probe = document.body.appendChild(document.createElement("i"));
   const kinds = Array.from({ length: 9 }, (_, at) => {
     probe.className = `kind-${at}`;
@@ -167,10 +167,10 @@ export function colors() {
   const lines = new Map();
   for (const mark of document.querySelectorAll("figure.chart > svg :is(path, polyline, line, circle)")) {
     for (const key of ["stroke", "fill"]) {
-      const told = mark.getAttribute(key);
+      const attribute = mark.getAttribute(key);
       const color = getComputedStyle(mark)[key];
-      if (told && told !== "none" && !told.startsWith("var(") && color.startsWith("rgb")) {
-        lines.set(told, { name: `a line's ${told}`, color: rgb(color) });
+      if (attribute && attribute !== "none" && !attribute.startsWith("var(") && color.startsWith("rgb")) {
+        lines.set(attribute, { name: `a line's ${attribute}`, color: rgb(color) });
       }
     }
   }
@@ -179,20 +179,20 @@ export function colors() {
   }
   const swatches = document.querySelectorAll(".legend i");
   for (const swatch of swatches) {
-    const place = swatch.getBoundingClientRect();
-    if (place.width < 8 || place.height < 8) wrong.push("a swatch of a legend cannot be seen");
+    const box = swatch.getBoundingClientRect();
+    if (box.width < 8 || box.height < 8) wrong.push("a swatch of a legend cannot be seen");
   }
   for (const together of [kinds, [...lines.values()]]) {
     together.forEach((one, at) => together.slice(at + 1).forEach(other => {
       const [a, b] = [lab(one.color), lab(other.color)];
-      const apart = Math.hypot(a[0] - b[0], a[1] - b[1], a[2] - b[2]);
-      if (apart < 0.08) wrong.push(`${one.name} and ${other.name} look alike (${apart.toFixed(3)} apart in OKLab)`);
+      const distance = Math.hypot(a[0] - b[0], a[1] - b[1], a[2] - b[2]);
+      if (distance < 0.08) wrong.push(`${one.name} and ${other.name} look alike (OKLab distance ${distance.toFixed(3)})`);
     }));
   }
   return wrong;
 }
 
-/** What is wider than the window. Tables and charts may be scrolled within themselves. */
+/** Elements wider than the window. Tables and charts may scroll. */
 export function wide() {
   const width = document.documentElement.clientWidth;
   const whole = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth);
@@ -205,13 +205,13 @@ export function wide() {
     for (let at = element.parentElement; at; at = at.parentElement) {
       scrolled ||= ["auto", "scroll"].includes(getComputedStyle(at).overflowX) && at.getBoundingClientRect().right <= width + 1;
     }
-    // One sentence for what is wide, none for everything in it.
+    // Report an element once, without its descendants.
     if (!scrolled && !(element.parentElement !== document.body && element.parentElement.getBoundingClientRect().right > width + 1)) found.elements.push(`<${element.localName} class="${element.getAttribute("class") ?? ""}"> ends at ${box.right.toFixed(0)} of ${width} pixels`);
   }
   return found;
 }
 
-/** Every column of every table: ascending after one click, descending after another, numbers as numbers, gaps last. */
+/** Sorting of every column: ascending after one click, descending after another, numbers numerically, missing values last. */
 export function sort() {
   const wrong = [];
   let sorted = 0;
@@ -226,13 +226,13 @@ export function sort() {
       for (const direction of ["ascending", "descending"]) {
         button.click();
         const now = keys();
-        const told = now.filter(key => key !== "");
-        if (now.slice(told.length).some(key => key !== "")) wrong.push(`${name} has gaps before its end, ${direction}`);
+        const present = now.filter(key => key !== "");
+        if (now.slice(present.length).some(key => key !== "")) wrong.push(`${name} has gaps before its end, ${direction}`);
         if (now.slice().sort().join("\n") !== all) wrong.push(`${name} loses rows when it is sorted`);
         if (head.getAttribute("aria-sort") !== direction) wrong.push(`${name} does not say that it is ${direction}`);
         const order = (a, b) => (numbers ? a - b : a.localeCompare(b)) * (direction === "ascending" ? 1 : -1);
-        if (told.some((key, at) => at > 0 && order(told[at - 1], key) > 0)) wrong.push(`${name} is not sorted, ${direction}`);
-        sorted += new Set(told).size > 2;
+        if (present.some((key, at) => at > 0 && order(present[at - 1], key) > 0)) wrong.push(`${name} is not sorted, ${direction}`);
+        sorted += new Set(present).size > 2;
       }
       if (table.querySelectorAll("th[aria-sort]").length !== 1) wrong.push(`${name} is sorted beside another`);
     }
@@ -241,25 +241,25 @@ export function sort() {
   return wrong;
 }
 
-/** The dialog of a pair against what the page holds of it. `place` is that of the last tile that was clicked. */
-export function unfit(place) {
+/** The dialog of a pair, compared with the page's data. `index` is that of the tile clicked last. */
+export function pairDialog(index) {
   const dialog = document.getElementById("pair");
   if (!dialog.open) return ["a click on a tile opens no dialog"];
   const wrong = [];
-  const seen = document.getElementById("pair-text").innerText;
+  const shown = document.getElementById("pair-text").innerText;
   const sheets = [...document.querySelectorAll(".sheet")];
-  const of = sheets.map(sheet => JSON.parse(document.getElementById(sheet.dataset.tiles).textContent)[Number(place)]);
+  const of = sheets.map(sheet => JSON.parse(document.getElementById(sheet.dataset.tiles).textContent)[Number(index)]);
   const tidy = text => text.replace(/\s+/g, " ").trim();
-  const tile = of.find(one => one && tidy(seen).includes(`id ${one.id} `));
+  const tile = of.find(one => one && tidy(shown).includes(`id ${one.id} `));
   if (!tile) return ["the dialog does not show the id of the pair"];
   const sheet = sheets[of.indexOf(tile)];
   const tiles = JSON.parse(document.getElementById(sheet.dataset.tiles).textContent);
-  if (!tidy(seen).endsWith(tidy(tile.caption))) wrong.push(`the dialog does not show the caption of ${tile.id}`);
-  if (!seen.includes(`rank ${tile.rank + 1} of ${sheet.dataset.rows}`)) wrong.push(`the dialog does not show the rank of ${tile.id}`);
-  if (!seen.includes(`rating ${tile.rating}`)) wrong.push(`the dialog does not show the rating of ${tile.id}`);
-  const held = new Set(tiles.map(one => one.rank));
+  if (!tidy(shown).endsWith(tidy(tile.caption))) wrong.push(`the dialog does not show the caption of ${tile.id}`);
+  if (!shown.includes(`rank ${tile.rank + 1} of ${sheet.dataset.rows}`)) wrong.push(`the dialog does not show the rank of ${tile.id}`);
+  if (!shown.includes(`rating ${tile.rating}`)) wrong.push(`the dialog does not show the rating of ${tile.id}`);
+  const ranked = new Set(tiles.map(one => one.rank));
   const expected = [];
-  for (let rank = tile.rank - 3; rank <= tile.rank + 3; rank++) if (held.has(rank)) expected.push(rank + 1);
+  for (let rank = tile.rank - 3; rank <= tile.rank + 3; rank++) if (ranked.has(rank)) expected.push(rank + 1);
   const strip = [...document.querySelectorAll("#pair-strip .tile")];
   const ranks = strip.map(button => Number(/rank (\d+)/.exec(button.innerText)?.[1]));
   if (ranks.join() !== expected.join()) wrong.push(`the neighbors of rank ${tile.rank + 1} are ${ranks.join()}, not ${expected.join()}`);
@@ -268,7 +268,7 @@ export function unfit(place) {
   const image = document.getElementById("pair-image");
   const large = image.checkVisibility() && image.naturalWidth > 0;
   if (tile.missing) {
-    if (!tidy(seen).includes(tidy(tile.missing))) wrong.push(`the dialog does not say why the image of ${tile.id} cannot be read`);
+    if (!tidy(shown).includes(tidy(tile.missing))) wrong.push(`the dialog does not say why the image of ${tile.id} cannot be read`);
     if (large) wrong.push(`the dialog shows another image for ${tile.id}, which cannot be read`);
     if (!current[0]?.innerText.includes("cannot be read")) wrong.push("an image that cannot be read is not called so among the neighbors");
   } else if (!large) wrong.push(`the dialog shows no image of ${tile.id}`);

@@ -1,14 +1,13 @@
-// Writes a small corpus for the pages that scripts/page.sh opens: `node scripts/page_corpus.mjs FOLDER`. There are images of
-// shapes on gradients, some of noise and some of one color with a column `flaw` that says so, and captions that a page can stumble
-// over.
+// Writes a small corpus for the pages of scripts/page.sh: `node scripts/page_corpus.mjs FOLDER`. The images are shapes on gradients,
+// and some noise and single colors, which the column `flaw` marks; some captions are hard to render.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { crc32, deflateSync } from "node:zlib";
 
 const SIDE = 48;
 const folder = process.argv[2];
-if (!folder) throw new Error("name the folder of the corpus");
+if (!folder) throw new Error("no folder given");
 
-// A stream of numbers in [0, 1) that is the same everywhere (mulberry32), so that two runs make the same pages.
+// A reproducible random generator of values in [0, 1) (mulberry32).
 function stream(seed) {
   return () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -61,7 +60,7 @@ function image(random, flaw) {
   return { bytes, caption: `a ${name} ${shape} on a pale ${other} ground` };
 }
 
-// By the last digits of a row, so that the page shows each of them whatever the ratings are.
+// By row modulo 20, so that the page shows each of them for any ratings.
 const ODD = new Map([
   [3, "a </script><b>bold</b> caption & a \"quoted\" one, with a comma <!-- and the start of a comment"],
   [5, `${"a caption that does not end, of a red circle and a blue square and ".repeat(40)}a${"w".repeat(300)}ord without a gap`],

@@ -1,5 +1,5 @@
-# Sourced, with a name and packages: sets PYTHON to a Python that has them. One that is named by PYTHON already is taken as it is;
-# else they are installed from pip into target/NAME.
+# Sourced as `. python.sh NAME PACKAGE...`: sets PYTHON to a Python with these packages. Keeps PYTHON if it is set;
+# otherwise installs the packages from pip into target/NAME.
 if [ -z "${PYTHON:-}" ]; then
     environment="target/$1"
     if [ ! -x "$environment/bin/python" ]; then

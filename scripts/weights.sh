@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# The two tests of the readers and writers of weights and token caches that are too long or too heavy for every change: PyTorch
-# opens what is written here and finds the same numbers, and files changed at random are read for ten minutes, every allocation
-# watched.
+# The two tests of the readers and writers of weights and token caches that are too slow for every change: PyTorch loads the
+# written files and finds the same values, and mutated files are read for ten minutes with every allocation tracked.
 #
-#     bash scripts/weights.sh              # PYTHON=/path/to/python names one that has PyTorch; else it is installed from pip
+#     bash scripts/weights.sh              # PYTHON=/path/to/python has PyTorch; otherwise installs it from pip
 #     FUZZ_SECONDS=60 bash scripts/weights.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -104,7 +104,7 @@ fn released_files_are_taken_as_they_are() {
 
     // What a network of other sizes would need is listed.
     let expected = work.succeed(&["inspect", released, "--config", "config.json"]);
-    assert_eq!(expected, "The same names and shapes.\n");
+    assert_eq!(expected, "names and shapes match\n");
     let deeper = work.succeed(&["inspect", released, "--config", "config.json", "--set", "raterDepth=12"]);
     assert!(
         deeper.contains("missing     blocks.11.attn") && deeper.contains(" of another shape"),

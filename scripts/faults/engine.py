@@ -1,4 +1,4 @@
-"""Runs the program once, with a fault or without, and says how it ended."""
+"""Runs the program once, with or without an injected fault, and records how it ended."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# As in preload.c.
+# Must match preload.c.
 GROUPS = (
     "open", "create", "write", "read_bytes", "sync", "close", "rename", "remove", "mkdir", "link", "stat", "list", "lock", "map",
     "attribute",
@@ -70,25 +70,25 @@ class Ended:
     def error_lines(self) -> list:
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
-    def told(self) -> str:
-        """What it said, in a line."""
+    def summary(self) -> str:
+        """Its error or last line."""
         lines = self.error_lines() or self.err.strip().splitlines()[-1:] or ["nothing"]
         return lines[0][:220]
 
 
 @dataclass
 class Fault:
-    """What is done to one run. One of these at most."""
+    """The fault of one run; at most one of the fields is set."""
 
     plan: str = "count"
-    # Seconds after which signals are sent, and the signals, each with the pause before it.
+    # Signals to send, each with the seconds to wait before it.
     signals: tuple = ()
     file_size: int | None = None
     stdout: str | None = None
 
 
 class Said:
-    """What a run says: into a file, so that it never waits for a reader; or, where files are limited, into a pipe with room."""
+    """Captures an output: in a file, so that the run never blocks; or, if file sizes are limited, in a large pipe."""
 
     ROOM = 1 << 20
 
@@ -119,7 +119,7 @@ class Said:
 
 
 class Engine:
-    """The program, the folder that it runs in (below it `t` for what it writes), and the preload library."""
+    """The program, its working folder (outputs go into `t` below it), and the preload library."""
 
     def __init__(self, command: list, folder: Path, library: Path, timeout: float):
         self.command = command
@@ -172,13 +172,13 @@ class Engine:
             process.kill()
             process.wait()
         said = b"" if fault.stdout else out.all()
-        told = err.all().decode(errors="replace")
+        errors = err.all().decode(errors="replace")
         out.close()
         ended = Ended(
-            arguments, process.returncode, said, told, time.monotonic() - begun, hung, Counters.of(counters),
+            arguments, process.returncode, said, errors, time.monotonic() - begun, hung, Counters.of(counters),
         )
         if ended.code == 125 or not (ended.counters.started or fault.signals):
-            raise RuntimeError(f"the preload library did not start: {told.strip() or ended.code}")
+            raise RuntimeError(f"the preload library did not start: {errors.strip() or ended.code}")
         return ended
 
     def run(self, arguments: list, fault: Fault = Fault(), name: str = "counters") -> Ended:

@@ -1,32 +1,32 @@
-"""The commands that are disturbed."""
+"""The commands under test."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Job:
-    """A command line. `OUT` in it stands for the output."""
+    """A command line, in which `OUT` stands for the output."""
 
     name: str
     arguments: tuple
-    # Below the folder of outputs; empty: what it prints is all.
+    # Relative to the folder of outputs; empty if the command only prints.
     out: str = ""
-    # What makes it another job with the same output.
+    # Options that make it another job with the same output.
     other: tuple = ()
-    # Nothing but the old or the new bytes may ever lie under a final name.
+    # A final name only ever holds the old or the new bytes.
     atomic: bool = True
-    # What lies beside the output while the job is not done: a place where a user may have something, too.
+    # Names beside the output that exist only while the job is unfinished, and where a user may have files, too.
     transient: tuple = ()
-    # Inputs that it could be told to write to, of the workspace.
+    # Inputs in the workspace that could also be given as the output.
     inputs: tuple = ()
     folder: bool = False
-    # Files that seconds are in, below the folder of outputs.
+    # Files with timings, relative to the folder of outputs.
     timed: tuple = ()
     # Numbers of the images that it reads.
     images: range | None = None
     # Only in the long form.
     slow: bool = False
-    # Set from the program's own `--help`.
+    # Determined from the program's own `--help`.
     overwrites: bool = field(default=False)
 
     @property
@@ -43,7 +43,7 @@ class Job:
 
 
 def replaced(line: list, options: tuple) -> list:
-    """A command line with these options, in place of the same ones; `--set` can stand more than once."""
+    """A command line with options replaced or, for `--set`, added."""
     line = list(line)
     for name, value in zip(options[::2], options[1::2]):
         if name in line and name != "--set":
@@ -53,7 +53,7 @@ def replaced(line: list, options: tuple) -> list:
     return line
 
 
-# Those of the tables train.csv and many.csv, and of validation.csv.
+# Images of the tables train.csv and many.csv, and of validation.csv.
 TRAINED, HELD_OUT = range(48), range(48, 64)
 PACKED = (
     ("csv", "subset.csv", False), ("parquet", "subset.parquet", False), ("uids", "uids.npy", False), ("imagefolder", "images", True),
@@ -84,9 +84,9 @@ JOBS = [
     *(Job(f"pack {form}", ("pack", "--data", "data/train.csv", "--format", form, "--out", "OUT",
                            *(("--shard", "16") if form == "webdataset" else ())),
           out, ("--data", "data/small.csv"), images=TRAINED, folder=folder, inputs=DATA) for form, out, folder in PACKED),
-    Job("sample", ("sample", "--checkpoint", "model", "--prompts", "prompts.txt", "--batch", "2", "--out", "OUT"), "drawn",
+    Job("sample", ("sample", "--checkpoint", "model", "--prompts", "prompts.txt", "--batch", "2", "--out", "OUT"), "sampled",
         ("--seed", "1"), folder=True, inputs=("data", "model", "prompts.txt")),
-    Job("measure", ("measure", "--generated", "drawn", "--reference", "data/validation.csv", "--checkpoint", "model", "--out", "OUT"),
+    Job("measure", ("measure", "--generated", "sampled", "--reference", "data/validation.csv", "--checkpoint", "model", "--out", "OUT"),
         "measures.json", ("--reference", "data/small.csv"), images=HELD_OUT, inputs=("data/validation.csv", "model/config.json")),
     Job("report", ("report", "--of", "run", "--ratings", "ratings.csv", "--out", "OUT"), "report.html", ("--ratings", "few.csv"),
         images=TRAINED, inputs=("ratings.csv", "run/config.json", "data/train.csv")),

@@ -1,4 +1,4 @@
-"""Runs a job and judges how it ended and what it left; what all kinds of trials share."""
+"""Runs a job and judges how it ended and what it left; shared by all kinds of trials."""
 
 import os
 import random
@@ -8,40 +8,40 @@ import signal
 import trees
 from engine import READING, Ended, Fault, signal_name
 from jobs import Job
-from place import Faulty, Place, Reference
+from sandbox import Faulty, Sandbox, Reference
 
 
 class Judge:
-    """What one trial is judged by; `told` keeps what was done, for whoever repeats it alone."""
+    """Judges one trial; `log` records its steps, for reproducing it."""
 
-    def __init__(self, place: Place, job: Job, kind: str, seed: int):
-        self.place, self.job, self.kind, self.seed = place, job, kind, seed
+    def __init__(self, sandbox: Sandbox, job: Job, kind: str, seed: int):
+        self.sandbox, self.job, self.kind, self.seed = sandbox, job, kind, seed
         self.random = random.Random(f"{job.name} {kind} {seed}")
-        self.told = []
-        # Wrong in words alone; worth telling where nothing else is wrong.
+        self.log = []
+        # A flaw of a message only; reported if nothing else is wrong.
         self.remark = None
-        # Group of calls, error, and whether it stays: instead of any.
+        # Forces this group of calls, error and persistence.
         self.forced = None
         # Group and path of the call that an error was injected into.
         self.hit = None
-        self.reference, self.other = place.reference(job, stale=kind in ("input", "foreign"))
+        self.reference, self.other = sandbox.reference(job, stale=kind in ("input", "foreign"))
         self.old: Reference | None = None
         self.overwrite = False
 
     def begin(self, size: int | None = None, overwrite: float = 0.35):
-        """Makes the folder of outputs, in some trials with an older output that is to be replaced."""
+        """Creates the folder of outputs, in some trials with an older output to replace."""
         if self.job.overwrites and self.other and self.random.random() < overwrite:
             self.old, self.overwrite = self.other, True
-        self.place.begin(size, self.old.tree if self.old else None)
+        self.sandbox.begin(size, self.old.tree if self.old else None)
         if self.old:
-            self.told.append("an older output is there")
+            self.log.append("an older output exists")
 
     def run(self, fault: Fault = Fault()) -> Ended:
         line = self.job.line(overwrite=self.overwrite)
         return self.launched(line, fault)
 
     def launched(self, line: list, fault: Fault = Fault()) -> Ended:
-        ended = self.place.engine.run(line, fault)
+        ended = self.sandbox.engine.run(line, fault)
         self.tell(ended, fault)
         return ended
 
@@ -55,22 +55,22 @@ class Judge:
             what += f" stdout is {fault.stdout}"
         meddled = f"; {ended.counters.injected_group} {ended.counters.path}" if ended.counters.injected else ""
         end = signal_name(ended.code) if ended.code < 0 else ended.code
-        self.told.append(f"{' '.join(ended.arguments)}\n    [{what}{meddled}] ended with {end} after {ended.seconds:.2f} s: {ended.told()}")
+        self.log.append(f"{' '.join(ended.arguments)}\n    [{what}{meddled}] ended with {end} after {ended.seconds:.2f} s: {ended.summary()}")
 
     def check(self, ended: Ended, deaths=(), interrupted: int = 0):
-        """How it ended, whatever it wrote. `interrupted` is how many signals were sent that ask it to stop."""
+        """Checks how it ended. `interrupted` is the number of stop signals sent."""
         if ended.hung:
-            raise Faulty(f"did not end within {self.place.engine.timeout:.0f} s")
+            raise Faulty(f"did not end within {self.sandbox.engine.timeout:.0f} s")
         if "panicked at" in ended.err or ended.code == 101:
             panic = next((line for line in ended.err.splitlines() if "panicked at" in line), "exit code 101")
             raise Faulty(f"panicked: {panic}")
         if ended.code < 0:
             if -ended.code not in deaths:
-                raise Faulty(f"died of {signal_name(ended.code)}: {ended.told()}")
+                raise Faulty(f"died of {signal_name(ended.code)}: {ended.summary()}")
         elif ended.code == 1:
             lines = ended.error_lines()
             if len(lines) != 1:
-                raise Faulty(f"ended with 1 and {len(lines)} lines `error: …`: {ended.told()}")
+                raise Faulty(f"ended with 1 and {len(lines)} lines `error: …`: {ended.summary()}")
             if re.search(r"(\(os error \d+\)).*\1", lines[0]):
                 self.remark = f"says its error twice: {lines[0][:200]}"
         elif ended.code == 130 and interrupted:
@@ -78,22 +78,22 @@ class Judge:
             if not ended.err.strip() and interrupted == 1:
                 raise Faulty("was interrupted and says nothing")
         elif ended.code != 0:
-            raise Faulty(f"ended with {ended.code}: {ended.told()}")
+            raise Faulty(f"ended with {ended.code}: {ended.summary()}")
 
     def done(self, ended: Ended, tree: dict | None = None, before: str = ""):
-        """After exit code 0: the output is the undisturbed one, but for what is excused."""
+        """After exit code 0: the output equals the undisturbed one, except for excused differences."""
         if not self.job.out:
             if ended.out != self.reference.out:
                 raise Faulty(f"{before}exit code 0, and another output on stdout")
             return
-        tree = self.place.tree() if tree is None else tree
+        tree = self.sandbox.tree() if tree is None else tree
         difference = trees.difference(tree, self.reference.tree, self.reference.timed)
         if difference and not self.excused(ended, tree, difference, before):
             raise Faulty(f"{before}exit code 0, but {difference}")
 
     def excused(self, ended: Ended, tree: dict, difference: str, before: str) -> bool:
-        """Exit code 0 with another output is right where an image could not be read and is counted as left out, also when the command
-        is given again and goes on; and after an error a file that could not be removed may stay, told or hidden."""
+        """Exit code 0 with another output is accepted if an image could not be read and is reported as left out, also when the
+        command is repeated and resumes; after an error a file that could not be removed may stay if reported or hidden."""
         if not self.hit:
             return False
         name, path = self.hit
@@ -112,7 +112,7 @@ class Judge:
         return trees.difference(tree, reference.tree, reference.timed) is None
 
     def stopped(self, tree: dict):
-        """After any stop: whole files under final names, and either the old output or the new one."""
+        """After any stop: complete files under final names, and either the old output or the new one."""
         if not self.job.atomic:
             for path, entry in tree.items():
                 skipped = trees.hidden(path) or trees.matches(path, (*trees.VOLATILE, "metrics.jsonl"))
@@ -133,7 +133,7 @@ class Judge:
         def whole(wanted: dict) -> bool:
             return all(trees.hidden(path) or tree.get(path) == entry for path, entry in wanted.items())
 
-        # What is half done is allowed where a hidden file beside it says so.
+        # An unfinished state is accepted if a hidden file beside it marks it.
         unfinished = any(trees.hidden(path) and entry not in (new.get(path), old.get(path)) for path, entry in tree.items())
         if not whole(new) and not whole(old) and not unfinished:
             some_new = any(tree.get(path) == entry != old.get(path) and entry[0] == "file" for path, entry in new.items())
@@ -143,30 +143,30 @@ class Judge:
             )
 
     def finish(self):
-        """Gives the command again, undisturbed: it ends with the undisturbed output, and nothing is left beside it."""
+        """Repeats the command, undisturbed: it ends with the undisturbed output and leaves nothing else."""
         ended = self.run()
         self.check(ended)
-        tree = self.place.tree()
+        tree = self.sandbox.tree()
         if ended.code == 1:
-            # What had come to its end before it was stopped may say that it is there.
+            # A job that had finished before it was stopped may report that its output exists.
             difference = trees.difference(tree, self.reference.tree, self.reference.timed)
             if not self.job.out or difference or not refuses_existing(ended):
-                raise Faulty(f"cannot be given again ({difference}): {ended.told()}")
+                raise Faulty(f"cannot be given again ({difference}): {ended.summary()}")
             if self.job.overwrites:
                 self.overwrite = True
                 ended = self.run()
                 self.check(ended)
                 if ended.code == 1:
-                    raise Faulty(f"cannot be given again with --overwrite: {ended.told()}")
-                tree = self.place.tree()
+                    raise Faulty(f"cannot be given again with --overwrite: {ended.summary()}")
+                tree = self.sandbox.tree()
             else:
                 return
         self.done(ended, tree, "given again: ")
 
     def after(self, ended: Ended, deaths=(), interrupted: int = 0):
-        """Judges a disturbed run, and what giving it again comes to."""
+        """Judges a disturbed run, and its repetition."""
         self.check(ended, deaths, interrupted)
-        tree = self.place.tree()
+        tree = self.sandbox.tree()
         if ended.code == 0:
             self.done(ended, tree)
             return
@@ -174,15 +174,15 @@ class Judge:
         self.finish()
 
     def names_of(self, image: str) -> list:
-        """What an image is called in messages: its name, and the ids of the records that show it."""
+        """The names of an image in messages: its file name, and the ids of its records."""
         name = os.path.basename(image)
         ids = []
         for table in ("many.csv", "train.csv", "validation.csv"):
-            for line in (self.place.folder / "data" / table).read_text().splitlines():
+            for line in (self.sandbox.folder / "data" / table).read_text().splitlines():
                 if f"/{name}," in line:
                     ids.append(line.split(",")[0])
         return [name, *ids]
 
 
 def refuses_existing(ended: Ended) -> bool:
-    return re.search(r"already|exists|is there|not empty|--overwrite", ended.told()) is not None
+    return re.search(r"already|exists|is there|not empty|--overwrite", ended.summary()) is not None

@@ -1,4 +1,4 @@
-"""Disturbs every command in every way and prints a table of tried / clean. See scripts/faults.sh."""
+"""Injects faults into every command and prints a table of tried / clean. See scripts/faults.sh."""
 
 import argparse
 import multiprocessing
@@ -14,30 +14,30 @@ from pathlib import Path
 import engine
 import jobs
 import planted_trials
-from place import TIMEOUT, Faulty, Place, can_mount, die_with_parent
+from sandbox import TIMEOUT, Faulty, Sandbox, can_mount, die_with_parent
 from trials import KINDS, SHARES, Trial, kinds_of
 
-# Of the short form, for each command; the slowest ones have one of each.
+# Trials per command in the short form; slow commands run one of each kind.
 SHORT = {"kill": 2, "twice": 1, "error": 2, "full": 1, "signal": 1, "flip": 1, "pair": 1, "input": 1, "foreign": 1}
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/faults.sh", description=__doc__)
     parser.add_argument("--trials", type=int, default=100, metavar="N", help="trials of each command (100)")
-    parser.add_argument("--short", action="store_true", help="every kind a few times, without what is slow: for .ci/run")
+    parser.add_argument("--short", action="store_true", help="a few trials of each kind, without slow commands: for .ci/run")
     parser.add_argument("--command", action="append", metavar="NAME", help="only this command, or this line of the table")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind")
-    parser.add_argument("--seed", type=int, metavar="N", help="only the trial of this seed; what was run and said is printed")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="where the seeds of each kind begin (0)")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trials at once (2)")
-    parser.add_argument("--no-check", action="store_true", help="leave out the check of the checker on planted mistakes")
+    parser.add_argument("--seed", type=int, metavar="N", help="only the trial of this seed; prints its log")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="first seed of each kind (0)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="parallel trials (2)")
+    parser.add_argument("--no-check", action="store_true", help="skip the test of the checker on planted defects")
     parser.add_argument("--keep", action="store_true", help="keep the folder that trials ran in")
     parser.add_argument("--engine", required=True, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def counts(options, job) -> dict:
-    """How many trials of each kind a job has."""
+    """The number of trials of each kind for a job."""
     kinds = [kind for kind in kinds_of(job) if not options.kind or kind in options.kind]
     if options.seed is not None:
         return dict.fromkeys(kinds, 1)
@@ -50,40 +50,40 @@ def counts(options, job) -> dict:
 def worker(number, options, root, library, mounts, tasks, results):
     die_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    place = None
+    sandbox = None
     try:
         for name in iter(tasks.get, None):
-            if place is None:
-                place = Place([options.engine], root / f"worker{number}", library, mounts, jobs.JOBS)
-                place.prepare()
+            if sandbox is None:
+                sandbox = Sandbox([options.engine], root / f"worker{number}", library, mounts, jobs.JOBS)
+                sandbox.prepare()
             job = next(job for job in jobs.JOBS if job.name == name)
-            one_job(place, job, options, results)
+            one_job(sandbox, job, options, results)
     except (Exception, KeyboardInterrupt):
         results.put(("broken", number, traceback.format_exc()))
     finally:
-        if place:
-            place.end()
+        if sandbox:
+            sandbox.end()
         results.put(("end", number, None))
 
 
-def one_job(place, job, options, results):
+def one_job(sandbox, job, options, results):
     begun = time.monotonic()
-    place.engine.timeout = TIMEOUT
+    sandbox.engine.timeout = TIMEOUT
     try:
-        reference, _ = place.reference(job)
+        reference, _ = sandbox.reference(job)
     except (Faulty, RuntimeError) as fault:
-        # The others go on.
+        # The other jobs continue.
         results.put(("trial", (job.name, "kill", -1), str(fault)))
         return
-    place.engine.timeout = max(TIMEOUT, 20 * reference.seconds)
+    sandbox.engine.timeout = max(TIMEOUT, 20 * reference.seconds)
     for kind, count in counts(options, job).items():
         first = options.first_seed if options.seed is None else options.seed
         for seed in range(first, first + count):
-            trial = Trial(place, job, kind, seed)
+            trial = Trial(sandbox, job, kind, seed)
             why = trial.judge()
             results.put(("trial", (job.name, kind, seed), why))
             if options.seed is not None:
-                results.put(("told", None, "\n".join([f"{job.name}, {kind}, seed {seed}:", *trial.told, why or "clean"])))
+                results.put(("log", None, "\n".join([f"{job.name}, {kind}, seed {seed}:", *trial.log, why or "clean"])))
     results.put(("job", job.name, time.monotonic() - begun))
 
 
@@ -112,20 +112,20 @@ def chosen(options) -> list:
     ]
     if not wanted:
         names = ", ".join(job.name for job in jobs.JOBS)
-        sys.exit(f"there is no command {' or '.join(options.command)}; there are {names}")
+        sys.exit(f"no command {' or '.join(options.command)}; the commands are {names}")
     if options.short and not options.command:
         wanted = [job for job in wanted if not job.slow]
     return wanted
 
 
 def sweep(options, root: Path, library: Path) -> list:
-    """All trials; gives the faulty ones and prints the table."""
+    """Runs all trials; returns the failures and prints the table."""
     mounts = can_mount(root)
     if not mounts:
-        print("no file system can be mounted here: full disks are injected", flush=True)
+        print("cannot mount a file system; injecting full disks instead", flush=True)
     wanted = chosen(options)
     workers = max(1, min(options.jobs, len(wanted)))
-    # Without threads of their own: a worker forks.
+    # SimpleQueue has no threads, which would not survive the workers' fork.
     tasks, results = multiprocessing.SimpleQueue(), multiprocessing.SimpleQueue()
     for job in wanted:
         tasks.put(job.name)
@@ -140,23 +140,23 @@ def sweep(options, root: Path, library: Path) -> list:
     while running:
         while results.empty():
             if not any(process.is_alive() for process in processes) and results.empty():
-                sys.exit("a worker was ended from outside")
+                sys.exit("a worker was killed")
             time.sleep(0.02)
-        what, about, told = results.get()
+        what, about, result = results.get()
         if what == "trial":
             name, kind, seed = about
             both = tried.setdefault((name, kind), [0, 0])
             both[0] += 1
-            both[1] += told is None
-            if told is not None:
-                faulty.append((name, kind, seed, told))
-                print(f"FAULT {name}, {kind}, seed {seed}: {told}", flush=True)
+            both[1] += result is None
+            if result is not None:
+                faulty.append((name, kind, seed, result))
+                print(f"FAULT {name}, {kind}, seed {seed}: {result}", flush=True)
         elif what == "job":
-            print(f"{about}: {told:.1f} s", flush=True)
-        elif what == "told":
-            print(told, flush=True)
+            print(f"{about}: {result:.1f} s", flush=True)
+        elif what == "log":
+            print(result, flush=True)
         elif what == "broken":
-            print(told, file=sys.stderr, flush=True)
+            print(result, file=sys.stderr, flush=True)
             broken = True
         else:
             running -= 1
@@ -166,7 +166,7 @@ def sweep(options, root: Path, library: Path) -> list:
     tried = dict(sorted(tried.items(), key=lambda item: order[item[0][0]]))
     print("\ntried / clean\n" + table(tried, [kind for kind in KINDS if any(of == kind for _, of in tried)]))
     if broken:
-        sys.exit("the trials could not be made; see above")
+        sys.exit("the trials did not run; see above")
     return faulty
 
 
@@ -191,7 +191,7 @@ def main():
         print(f"\n{len(faulty)} faults in {time.monotonic() - begun:.0f} s")
     finally:
         if options.keep:
-            print(f"the folder of the trials: {root}")
+            print(f"folder of the trials: {root}")
         else:
             shutil.rmtree(root, ignore_errors=True)
     sys.exit(failed)

@@ -1,5 +1,5 @@
-"""A small program that stands for the engine when the checker is checked: sound as it is, and with one mistake that
-ALCHEMIST_PLANTED names. It copies a table in upper case, part by part, and writes its checksum beside it."""
+"""A stand-in for the engine to test the checker: correct by default, with one defect if ALCHEMIST_PLANTED names it. It copies a table in
+upper case, part by part, and writes its checksum beside it."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ def sha(data: bytes) -> str:
 
 
 def kind_of(path):
-    """What is there; an error of the disk does not mean nothing."""
+    """The contents of a file, or None; an I/O error is not mistaken for a missing file."""
     try:
         return os.lstat(path).st_mode & 0o170000
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def write(path: str, data: bytes):
 
 
 def part(path: str, text: bytes) -> bytes:
-    """A part that was kept, if it is whole, or a new one."""
+    """A cached part if it is complete, or a new one."""
     if kind_of(path) is not None:
         kept = read(path)
         if MISTAKE == "trusts" or sha(kept[64:]) == kept[:64].decode(errors="replace"):
@@ -125,7 +125,7 @@ def copy(data: str, out: str, overwrite: bool):
         if not own and not (MISTAKE == "foreign" and overwrite) and MISTAKE not in ("not-atomic", "no-lock"):
             raise Refused(f"{path} is not what this program wrote, so it is not replaced")
     if there and (finished or not claims) and not overwrite:
-        raise Refused(f"{out} is there already; give --overwrite")
+        raise Refused(f"{out} already exists; pass --overwrite")
     parts = f".{name}.parts-{sha(text)[:8]}"
     leftovers(folder, name, parts)
     if kind_of(f"{folder}/{parts}") is None:
@@ -140,7 +140,7 @@ def copy(data: str, out: str, overwrite: bool):
         write(marker, json.dumps({"done": False, "claims": {one: claims.get(one, []) + new[one] for one in names}}).encode())
     for path, content in zip(outs, both):
         write(path, content)
-    # Before it is said to be done: whoever is stopped here goes on.
+    # Before the job reports success, so that a stop here resumes.
     remove(f"{folder}/{parts}")
     write(marker, json.dumps({"done": True, "claims": new}).encode())
 
@@ -170,9 +170,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # It may have been started to ignore them, as a shell starts what goes on in the background.
+    # It may have been started with these signals ignored, as shells start background jobs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # At once, as the engine ends: nothing is left for an interpreter that is interrupted while it ends.
+    # Exit immediately, as the engine does, so that no signal arrives during interpreter shutdown.
     code = main()
     sys.stdout.flush()
     os._exit(code)

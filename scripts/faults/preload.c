@@ -1,23 +1,23 @@
 /*
- * Counts the system calls of a program that concern files under a folder, and makes one of them fail, or ends the program there.
+ * Counts a program's system calls on files under a folder, and makes one of them fail or ends the program at it.
  *
- * It is loaded by LD_PRELOAD, but it does not stand in for functions of the C library: a filter (seccomp) turns the calls below into
- * SIGSYS, whoever makes them, so that code with system calls of its own (rustix, statically linked allocators) is seen as well. The
- * handler does the call in the program's place. The filter lets pass what is called from the one instruction in `gate`. Out of reach
- * are reads of mapped files, which are no calls (mapping one can fail), and io_uring. A program that the program starts is ended by the
- * filter, which it keeps, without the handler, which it does not.
+ * Loaded by LD_PRELOAD, but it does not interpose functions of the C library: a seccomp filter turns the calls below into
+ * SIGSYS, so that code with system calls of its own (rustix, statically linked allocators) is covered, too. The handler makes
+ * the call on the program's behalf. The filter allows calls from the one instruction in `gate`. Not covered: reads of mapped
+ * files, which are no system calls (mapping can fail), and io_uring. A child process inherits the filter but not the handler,
+ * and is ended by it.
  *
- * FAULTS_ROOT      folder whose files are meant, without links in its path; calls elsewhere are let through
- * FAULTS_OUTPUT    folder below it: calls that change something count here only, calls that read count everywhere below the root
+ * FAULTS_ROOT      folder to watch, without links in its path; calls elsewhere pass
+ * FAULTS_OUTPUT    folder below it: modifying calls count only here, reading calls anywhere below the root
  * FAULTS_COUNTERS  a file of 4096 bytes, which is mapped: see `struct counters`. It outlives SIGKILL
- * FAULTS_PLAN      what to do:
- *     count                  nothing
- *     signal:CLASS:N:SIG:W   raise SIG at the N-th call of a class, W 0: before it is done, 1: after it
- *     error:CLASS:N:ERRNO:P  let the N-th call fail, P 1: and all later ones of that class
- *     short:CLASS:N          let the N-th call read or write about half of what it was asked to
- *     budget:BYTES           a full disk: so many bytes can be written, then ENOSPC, also for new files and folders
+ * FAULTS_PLAN      the fault:
+ *     count                  none
+ *     signal:CLASS:N:SIG:W   raise SIG at the N-th call of a class; W 0: before the call, 1: after it
+ *     error:CLASS:N:ERRNO:P  let the N-th call fail; P 1: and all later ones of the class
+ *     short:CLASS:N          let the N-th call read or write about half of the requested bytes
+ *     budget:BYTES           a full disk: after so many bytes ENOSPC, also for new files and folders
  *
- * CLASS is the name of a group of calls (`groups` below), or `change` for all that change something and `read` for all that do not.
+ * CLASS is the name of a group of calls (`groups` below), or `change` for all modifying calls and `read` for all others.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -73,10 +73,10 @@ static int changes(enum group group) {
     }
 }
 
-/* What the parent reads; little-endian 64-bit numbers, then the path of the call that was meddled with. */
+/* Read by the parent; little-endian 64-bit integers, then the path of the call that the fault was injected into. */
 struct counters {
-    _Atomic uint64_t started;       /* 1 when the filter is in place */
-    _Atomic uint64_t injected;      /* how many calls were meddled with */
+    _Atomic uint64_t started;       /* 1 once the filter is installed */
+    _Atomic uint64_t injected;      /* calls with injected faults */
     _Atomic uint64_t injected_group;
     _Atomic uint64_t written;       /* bytes */
     _Atomic uint64_t change;
@@ -95,7 +95,7 @@ static int plan_class;      /* a group, or one of these: */
 enum { CHANGE = -1, READING = -2 };
 static uint64_t plan_at, plan_value, plan_flag;
 
-/* Of each file descriptor: whether it is of a file below the root, and below the output. */
+/* For each file descriptor: whether its file is below the root, and below the output. */
 enum { FD_ROOT = 1, FD_OUTPUT = 2, FD_FOLDER = 4 };
 #define FDS 4096
 static _Atomic unsigned char fds[FDS];
@@ -124,7 +124,7 @@ static long link_of_fd(long fd, char *to, size_t size) {
     return length;
 }
 
-/* The path as a whole one, `.` and `..` taken out by the text; links in it are not followed. */
+/* The absolute path, with `.` and `..` resolved lexically; links are not followed. */
 static void whole(long dirfd, const char *path, char *to) {
     char raw[2 * PATH_MAX];
     raw[0] = 0;
@@ -157,7 +157,7 @@ static void whole(long dirfd, const char *path, char *to) {
     to[length] = 0;
 }
 
-/* Counts a call and says whether it is the one. */
+/* Counts a call and returns whether to inject the fault. */
 static int counted(enum group group) {
     uint64_t own = atomic_fetch_add(&counters->group[group], 1) + 1;
     uint64_t all = atomic_fetch_add(changes(group) ? &counters->change : &counters->read, 1) + 1;
@@ -187,7 +187,7 @@ static void raise_signal(void) {
     CALL(SYS_kill, process, plan_value);
 }
 
-/* Bytes that the full disk still takes of so many. */
+/* How many of these bytes still fit on the full disk. */
 static uint64_t granted(uint64_t wanted) {
     for (;;) {
         uint64_t written = atomic_load(&counters->written);
@@ -205,7 +205,7 @@ static void opened(long fd) {
     atomic_store(&fds[fd], link_of_fd(fd, path, sizeof path) < 0 ? 0 : (unsigned char)below(path));
 }
 
-/* What a path or a descriptor belongs to decides whether a call counts: one that changes something below the output only. */
+/* The location of a path or descriptor decides whether a call counts: modifying calls count only below the output. */
 static int meant(enum group group, int where) { return (where & (changes(group) ? FD_OUTPUT : FD_ROOT)) != 0; }
 
 #define IOVECS 64
@@ -213,7 +213,7 @@ struct iovec_ { void *base; size_t length; };
 
 static long whole_call(long n, long *a) { return gate(n, a[0], a[1], a[2], a[3], a[4], a[5]); }
 
-/* Does a call that moves bytes with fewer of them. */
+/* Makes a call that transfers bytes with fewer bytes. */
 static long fewer(long n, long *a, int bytes_at, int vector, uint64_t bytes) {
     if (!vector) {
         long b[6];
@@ -258,7 +258,7 @@ static long moving(enum group group, long n, long *a, int fd_at, int bytes_at, i
     if (plan == ERROR) return -(long)plan_value;
     if (plan == SHORT) return bytes > 1 ? fewer(n, a, bytes_at, vector, bytes / 2) : whole_call(n, a);
     if (plan == SIGNAL && !plan_flag) raise_signal();
-    /* A kill in the middle of a write leaves a part of it. */
+    /* A kill in the middle of a write leaves part of it. */
     long done = plan == SIGNAL && plan_flag && plan_value == SIGKILL && group == WRITE && bytes > 1
                     ? fewer(n, a, bytes_at, vector, bytes / 2)
                     : whole_call(n, a);
@@ -266,7 +266,7 @@ static long moving(enum group group, long n, long *a, int fd_at, int bytes_at, i
     return done;
 }
 
-/* A call that does not move bytes. `where` says what it is about. */
+/* A call that transfers no bytes. `where` is the location of its file. */
 static long plain(enum group group, long n, long *a, int where, const char *path, long fd) {
     if (!meant(group, where)) return whole_call(n, a);
     int it = counted(group);
@@ -279,7 +279,7 @@ static long plain(enum group group, long n, long *a, int where, const char *path
     if (path) note(group, path);
     else note_fd(group, fd);
     if (plan == ERROR) {
-        /* A descriptor is closed although an error is told. */
+        /* close() closes the descriptor even if it returns an error. */
         if (group == CLOSE) whole_call(n, a);
         return -(long)plan_value;
     }
@@ -340,7 +340,7 @@ static long handled(long n, long *a) {
     case SYS_close: {
         int where = descriptor(a[0]);
         if (where && a[0] < FDS) atomic_store(&fds[a[0]], 0);
-        /* Rust's library takes it for a fact that a folder that was read can be closed, and panics. */
+        /* Rust's standard library panics if closing a directory fails. */
         if (where & FD_FOLDER) return whole_call(n, a);
         return plain(CLOSE, n, a, where, NULL, a[0]);
     }
@@ -349,7 +349,7 @@ static long handled(long n, long *a) {
     case SYS_write: case SYS_pwrite64: return moving(WRITE, n, a, 0, 2, 0);
     case SYS_writev: case SYS_pwritev: return moving(WRITE, n, a, 0, 0, 1);
     case SYS_copy_file_range:
-        /* Reading or writing fails alike; where the source alone is of interest, it counts as reading. */
+        /* Reading and writing fail alike; if only the source is watched, it counts as reading. */
         if (meant(WRITE, descriptor(a[2]))) return moving(WRITE, n, a, 2, 4, 0);
         return moving(READ, n, a, 0, 4, 0);
     case SYS_splice:
@@ -488,7 +488,7 @@ __attribute__((constructor)) static void begin(void) {
     ADD(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, high, 0, 1));
     ADD(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
     LOAD(offsetof(struct seccomp_data, nr));
-    /* Memory without a file: also asked for while a thread is made, with all signals blocked. */
+    /* Anonymous memory: also mapped during thread creation, with all signals blocked. */
     ADD(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 0, 4));
     LOAD(offsetof(struct seccomp_data, args[4]));
     ADD(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0xffffffff, 0, 1));

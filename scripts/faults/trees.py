@@ -1,4 +1,4 @@
-"""Folders as they are on disk: read, compared, and checked for whole files."""
+"""File trees: reading, comparing, and checking for complete files."""
 
 import fnmatch
 import json
@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-# What may differ between two undisturbed runs, by name: times and processes are in them.
+# Names that may differ between two undisturbed runs, because they contain times and process ids.
 VOLATILE = ("provenance.json", "lock", "*.lock", "*.seconds", "events.out.tfevents.*")
-# What may be there or not.
+# Optional names.
 OPTIONAL = ("events.out.tfevents.*",)
 
 
@@ -21,7 +21,7 @@ def hidden(path: str) -> bool:
 
 
 def read(folder: Path) -> dict:
-    """Path below the folder to what is there: ("file", bytes), ("link", target), ("folder",)."""
+    """Maps paths below the folder to ("file", bytes), ("link", target) or ("folder",)."""
     found = {}
     pending = [""]
     while pending:
@@ -41,7 +41,7 @@ def read(folder: Path) -> dict:
 
 
 def stamps(folder: Path, but: str) -> dict:
-    """Path to what changes when it is written to, for everything but one folder."""
+    """Maps paths to what changes when they are written to, except below one folder."""
     found = {}
     pending = [""]
     while pending:
@@ -61,7 +61,7 @@ def stamps(folder: Path, but: str) -> dict:
 
 
 def difference(found: dict, expected: dict, timed=()) -> str | None:
-    """The first difference that counts, in words."""
+    """The first relevant difference, described."""
     for path in sorted(expected.keys() - found.keys()):
         if not matches(path, OPTIONAL):
             return f"{path} is missing"
@@ -71,26 +71,26 @@ def difference(found: dict, expected: dict, timed=()) -> str | None:
     for path in sorted(expected.keys() & found.keys()):
         if found[path] == expected[path]:
             continue
-        if matches(path, VOLATILE) or told_seconds(path, timed) or hidden(path):
+        if matches(path, VOLATILE) or has_times(path, timed) or hidden(path):
             if found[path][0] == expected[path][0]:
                 continue
         return f"{path} has other bytes"
     return None
 
 
-def told_seconds(path: str, timed) -> bool:
+def has_times(path: str, timed) -> bool:
     return any(fnmatch.fnmatch(path, pattern) for pattern in timed)
 
 
 def differing(one: dict, other: dict, timed=()) -> set:
-    """Paths with other bytes, but for those that may."""
+    """Paths whose bytes differ, except those that may."""
     return {
         path for path in one.keys() & other.keys()
-        if one[path] != other[path] and not matches(path, VOLATILE) and not hidden(path) and not told_seconds(path, timed)
+        if one[path] != other[path] and not matches(path, VOLATILE) and not hidden(path) and not has_times(path, timed)
     }
 
 
-def place(tree: dict, folder: Path):
+def write(tree: dict, folder: Path):
     """Writes a tree into a folder."""
     for path in sorted(tree):
         kind, *rest = tree[path]
@@ -113,7 +113,7 @@ def empty(folder: Path):
 
 
 def broken(path: str, data: bytes) -> str | None:
-    """Why a file under its final name is not whole, by the rules of its kind."""
+    """Why a file under its final name is incomplete, by the rules of its format; None if it is complete."""
     ending = path.rsplit(".", 1)[-1]
     if ending == "json":
         try:

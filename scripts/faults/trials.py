@@ -1,4 +1,4 @@
-"""One trial of each kind: disturbs a job as the seed says, and judges what comes of it."""
+"""The kinds of trials: each injects faults into a job, determined by its seed, and judges the result."""
 
 import errno
 import os
@@ -10,10 +10,10 @@ import trees
 from engine import Ended, Fault
 from jobs import Job
 from judging import Judge
-from place import Faulty
+from sandbox import Faulty
 
 KINDS = ("kill", "twice", "error", "full", "signal", "flip", "pair", "input", "foreign")
-# Of a hundred trials.
+# Percent of the trials.
 SHARES = {"kill": 24, "twice": 10, "error": 24, "full": 12, "signal": 6, "flip": 8, "pair": 4, "input": 4, "foreign": 8}
 WITHOUT_OUTPUT = ("kill", "error", "full", "signal")
 
@@ -35,7 +35,7 @@ ERRORS = {
     "attribute": ("EIO", "EPERM"),
 }
 
-# What the loser of two jobs says.
+# Messages of the loser of two concurrent jobs.
 TAKEN = r"another|already|exists|is there|in use|\block|\bheld\b|\bholds\b|not empty|\bprocess\b|\bpid\b"
 
 
@@ -46,23 +46,23 @@ def kinds_of(job: Job) -> tuple:
 
 
 class Trial(Judge):
-    """One trial, of the kind and the seed."""
+    """One trial with a kind and a seed."""
 
     def judge(self) -> str | None:
-        """What is wrong, or nothing."""
-        self.told.clear()
+        """The failure, or None."""
+        self.log.clear()
         try:
             getattr(self, f"{self.kind}_")()
         except Faulty as fault:
             return str(fault)
         finally:
-            self.place.end()
+            self.sandbox.end()
         return self.remark
 
     def stop(self, scale: float = 1.0) -> Fault:
-        """A kill somewhere."""
+        """A kill at a random point."""
         counters, dice = self.reference.counters, self.random.random()
-        # Replacing takes more calls than making.
+        # Replacing takes more calls than creating.
         more = 1.4 if self.old else 1.0
         if dice < 0.65 and counters.change:
             at = self.random.randint(1, max(1, int(counters.change * scale * more)))
@@ -80,7 +80,7 @@ class Trial(Judge):
         for _ in range(2):
             ended = self.run(self.stop(0.8))
             self.check(ended, deaths=(9,))
-            tree = self.place.tree()
+            tree = self.sandbox.tree()
             if ended.code == 0:
                 self.done(ended, tree)
                 return
@@ -90,20 +90,20 @@ class Trial(Judge):
         self.finish()
 
     def error_(self):
-        # In some trials the output is there, and is not to be replaced.
+        # In some trials the output exists and must not be replaced.
         refuse = self.job.overwrites and self.other and self.random.random() < 0.15
         if refuse:
             self.old = self.other
-            self.place.begin(old=self.other.tree)
-            self.told.append("an older output is there, which is not to be replaced")
+            self.sandbox.begin(old=self.other.tree)
+            self.log.append("an older output exists, which must not be replaced")
         else:
             self.begin()
         fault, name = self.error()
         ended = self.run(fault)
         if ended.counters.injected:
-            self.hit = name, os.path.relpath(ended.counters.path or "/", self.place.folder)
+            self.hit = name, os.path.relpath(ended.counters.path or "/", self.sandbox.folder)
         self.check(ended)
-        tree = self.place.tree()
+        tree = self.sandbox.tree()
         if refuse:
             if ended.code == 0 and tree != self.old.tree:
                 raise Faulty("replaced an output without --overwrite")
@@ -118,13 +118,13 @@ class Trial(Judge):
         self.finish()
 
     def error(self) -> tuple:
-        """An error at one of the calls that there are."""
+        """A random error at one of the program's calls."""
         groups = [name for name in ERRORS if self.reference.counters.of_class(name)]
         if not groups:
             return Fault("error:open:1:5:0"), "open"
         name = self.random.choice(groups)
         what = self.random.choice(ERRORS[name])
-        # A call that is interrupted for ever is tried for ever.
+        # A call that always fails with EINTR is retried forever.
         persistent = what != "EINTR" and self.random.random() < 0.25
         if self.forced:
             name, what, persistent = self.forced
@@ -143,19 +143,19 @@ class Trial(Judge):
             if ended.code == 0 and not self.job.out and self.reference.out:
                 raise Faulty("exit code 0, but stdout was full")
             if self.job.out:
-                tree = self.place.tree()
+                tree = self.sandbox.tree()
                 self.stopped(tree)
                 if ended.code == 0:
                     self.done(ended, tree)
                 else:
                     self.finish()
             return
-        if dice < 0.4 and self.place.mounts:
+        if dice < 0.4 and self.sandbox.mounts:
             self.begin(size=4096 * self.random.randint(0, written // 4096 + 2))
             ended = self.run()
             self.check(ended)
-            tree = self.place.tree()
-            self.place.resize(1 << 28)
+            tree = self.sandbox.tree()
+            self.sandbox.resize(1 << 28)
             if ended.code == 0:
                 self.done(ended, tree)
             else:
@@ -185,10 +185,10 @@ class Trial(Judge):
     def flip_(self):
         changed = None
         for _ in range(4):
-            self.place.begin()
+            self.sandbox.begin()
             ended = self.run(self.stop())
             self.check(ended, deaths=(9,))
-            tree = self.place.tree()
+            tree = self.sandbox.tree()
             files = [path for path in sorted(tree) if tree[path][0] == "file" and not trees.matches(path, trees.VOLATILE)]
             if files:
                 changed = self.random.choice(files)
@@ -200,16 +200,16 @@ class Trial(Judge):
         self.damage(changed, tree[changed][1])
         ended = self.run()
         self.check(ended)
-        after = self.place.tree()
+        after = self.sandbox.tree()
         if ended.code == 1:
             self.named(ended, changed)
             if not self.job.overwrites:
                 return
-            # What was changed is not this program's own any more; it may be refused again, by its name.
+            # The changed file is no longer the program's own; the job may refuse it again by name.
             self.overwrite = True
             ended = self.run()
             self.check(ended)
-            after = self.place.tree()
+            after = self.sandbox.tree()
             if ended.code == 1:
                 self.named(ended, changed)
                 return
@@ -219,21 +219,21 @@ class Trial(Judge):
             raise Faulty(f"{when}{changed} was damaged, and given again: exit code 0, but {difference}")
 
     def unread(self, changed: str, tree: dict, difference: str) -> bool:
-        """Whether what was damaged is a checkpoint that is kept and that nobody reads back, because there is a newer one."""
+        """Whether the damaged file is an older checkpoint, kept but never read because of a newer one."""
         found = re.match(r"(.*/checkpoints/)(step-\d+)/", changed)
         if not found or not difference.startswith(f"{changed} "):
             return False
         return any(path.startswith(found[1]) and path[len(found[1]):].split("/")[0] > found[2] for path in tree)
 
     def named(self, ended: Ended, path: str):
-        """A refusal says what it is about."""
-        said = ended.told()
+        """Checks that a refusal names the file."""
+        said = ended.summary()
         names = [part for part in path.split("/")] + [self.job.out]
         if not any(name in said for name in names):
             raise Faulty(f"{path} was damaged, and the refusal does not name it: {said}")
 
     def damage(self, path: str, data: bytes):
-        target = self.place.output / path
+        target = self.sandbox.output / path
         how = self.random.choice(("bit", "bit", "bit", "cut", "empty", "gone"))
         if how == "gone":
             target.unlink()
@@ -245,56 +245,56 @@ class Trial(Judge):
             at, bit = self.random.randrange(len(data)), self.random.randrange(8)
             target.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:])
             how = f"bit {bit} of byte {at} flipped"
-        self.told.append(f"{path}: {how}")
+        self.log.append(f"{path}: {how}")
 
     def input_(self):
-        """An image is another one, or gone, when the command is given again: the job is refused, or comes to what it would have come
-        to with that image from the start."""
-        place, job = self.place, self.job
-        place.begin()
+        """An image is replaced or removed before the command is repeated: the job must refuse, or give the result
+        of a run with that image from the start."""
+        sandbox, job = self.sandbox, self.job
+        sandbox.begin()
         ended = self.run(self.stop())
         self.check(ended, deaths=(9,))
-        self.stopped(place.tree())
+        self.stopped(sandbox.tree())
         if ended.code == 0:
             return
-        path, other = self.random.sample([place.folder / "data/images" / f"{number:03}.png" for number in job.images], 2)
+        path, other = self.random.sample([sandbox.folder / "data/images" / f"{number:03}.png" for number in job.images], 2)
         try:
             if self.random.random() < 0.3:
                 path.unlink()
-                self.told.append(f"{path.name} is removed")
+                self.log.append(f"{path.name} is removed")
             else:
                 path.write_bytes(other.read_bytes())
-                self.told.append(f"{path.name} is now {other.name}")
+                self.log.append(f"{path.name} is now {other.name}")
             ended = self.run()
             self.check(ended)
             if ended.code == 1:
                 return
-            found = trees.read(place.output)
-            place.begin()
+            found = trees.read(sandbox.output)
+            sandbox.begin()
             self.check(self.run())
-            difference = trees.difference(found, trees.read(place.output), self.reference.timed)
+            difference = trees.difference(found, trees.read(sandbox.output), self.reference.timed)
             if difference:
                 raise Faulty(f"{path.name} was replaced or removed, and given again: exit code 0, but {difference}")
         finally:
-            place.restore()
+            sandbox.restore()
 
     def pair_(self):
-        self.place.begin()
-        job, folder = self.job, self.place.folder.parent
+        self.sandbox.begin()
+        job, folder = self.job, self.sandbox.folder.parent
         overwrite = self.random.random() < 0.6
-        rivals = self.place.rivals(job)
+        rivals = self.sandbox.rivals(job)
         if rivals and self.random.random() < 0.35:
             # Another command with the same output.
             rival = self.random.choice(rivals)
-            rival_reference = self.place.rival_reference(rival, job.out)
+            rival_reference = self.sandbox.rival_reference(rival, job.out)
             lines = [job.line(), rival.line(out=f"t/{job.out}", overwrite=rival.overwrites and overwrite)]
             references = [self.reference, rival_reference]
-            self.place.begin()
+            self.sandbox.begin()
         else:
             another = bool(job.other) and self.random.random() < 0.6
             lines = [job.line(), job.line(other=another, overwrite=job.overwrites and overwrite)]
             references = [self.reference, self.other if another else self.reference]
-        engine, none = self.place.engine, Fault()
+        engine, none = self.sandbox.engine, Fault()
         first = engine.start(lines[0], none, folder / "counters")
         try:
             first[0].wait(timeout=self.random.uniform(0, 0.8 * self.reference.seconds))
@@ -309,20 +309,20 @@ class Trial(Judge):
             self.tell(ended, none)
         for ended in both:
             self.check(ended)
-            if ended.code == 1 and not re.search(TAKEN, ended.told()):
-                raise Faulty(f"two jobs at once, and the loser does not say so: {ended.told()}")
-        tree = self.place.tree()
+            if ended.code == 1 and not re.search(TAKEN, ended.summary()):
+                raise Faulty(f"two jobs at once, and the loser does not say so: {ended.summary()}")
+        tree = self.sandbox.tree()
         ended_well = [reference for ended, reference in zip(both, references) if ended.code == 0]
         if not ended_well:
-            raise Faulty(f"two jobs, and neither ended well: {both[0].told()} | {both[1].told()}")
+            raise Faulty(f"two jobs, and neither ended well: {both[0].summary()} | {both[1].summary()}")
         differences = [trees.difference(tree, reference.tree, reference.timed) for reference in ended_well]
         if all(differences):
             raise Faulty(f"two jobs at once, {len(ended_well)} with exit code 0, but {differences[-1]}")
 
     def foreign_(self):
-        """The output is something of the user's."""
-        job, place = self.job, self.place
-        place.begin()
+        """The output belongs to the user."""
+        job, sandbox = self.job, self.sandbox
+        sandbox.begin()
         choices = ["file", "folder", "link to a file", "link to a folder"]
         choices += ["input"] * 2 if job.inputs else []
         choices += ["link to an input"] if job.inputs else []
@@ -332,51 +332,51 @@ class Trial(Judge):
         scenario = self.random.choice(choices)
         overwrite = job.overwrites and self.random.random() < 0.6
         ending = os.path.splitext(job.out)[1]
-        out, theirs = f"t/{job.out}", place.output / job.out
+        out, theirs = f"t/{job.out}", sandbox.output / job.out
         mine = ("file", b"the user's own\n")
         if scenario == "companion":
-            theirs = place.output / self.random.choice(companions)
+            theirs = sandbox.output / self.random.choice(companions)
         if scenario == "file" or scenario == "companion" and "." in theirs.name and theirs.name not in job.transient:
             theirs.write_bytes(mine[1])
         elif scenario in ("folder", "companion"):
             self.user_folder(theirs)
         elif scenario == "link to a file":
-            (place.output / f"elsewhere{ending}").write_bytes(mine[1])
+            (sandbox.output / f"elsewhere{ending}").write_bytes(mine[1])
             theirs.symlink_to(f"elsewhere{ending}")
         elif scenario == "link to a folder":
-            self.user_folder(place.output / "elsewhere")
+            self.user_folder(sandbox.output / "elsewhere")
             theirs.symlink_to("elsewhere")
         else:
             target = self.random.choice(job.inputs)
             if scenario == "input":
                 out = target
             else:
-                theirs.symlink_to(place.folder / target)
-        self.told.append(f"{scenario}: {out}")
-        # A refusal may name what a link leads to.
-        named = {theirs.name, *(os.path.basename(path) for path in (out, os.path.realpath(place.folder / out)))}
-        before = trees.read(place.output)
+                theirs.symlink_to(sandbox.folder / target)
+        self.log.append(f"{scenario}: {out}")
+        # A refusal may name the target of a link.
+        named = {theirs.name, *(os.path.basename(path) for path in (out, os.path.realpath(sandbox.folder / out)))}
+        before = trees.read(sandbox.output)
         ended = self.launched(job.line(out=out, overwrite=overwrite))
         self.check(ended)
-        after, stamps = trees.read(place.output), trees.stamps(place.folder, "t")
+        after, stamps = trees.read(sandbox.output), trees.stamps(sandbox.folder, "t")
         with_ = " with --overwrite" if overwrite else ""
         lost = [path for path, entry in before.items() if after.get(path) != entry]
-        # Another file with the same bytes is a replaced one.
-        lost_inputs = sorted(path for path, stamp in place.stamps.items() if stamps.get(path) != stamp)
-        new = sorted(stamps.keys() - place.stamps.keys())
+        # Another file with the same bytes counts as replaced.
+        lost_inputs = sorted(path for path, stamp in sandbox.stamps.items() if stamps.get(path) != stamp)
+        new = sorted(stamps.keys() - sandbox.stamps.keys())
         if lost_inputs or new:
-            place.restore()
+            sandbox.restore()
         if lost:
             raise Faulty(f"{scenario} as the output{with_}: the user's {lost[0]} was changed or removed")
         if lost_inputs:
             raise Faulty(f"{scenario} as the output{with_}: the input {lost_inputs[0]} was changed or removed")
         if ended.code == 1 and new:
             raise Faulty(f"{scenario} as the output{with_}: refused, but {new[0]} was left")
-        if ended.code == 1 and not any(name in ended.told() for name in named):
-            raise Faulty(f"{scenario} as the output{with_}: the refusal does not name it: {ended.told()}")
+        if ended.code == 1 and not any(name in ended.summary() for name in named):
+            raise Faulty(f"{scenario} as the output{with_}: the refusal does not name it: {ended.summary()}")
 
     def user_folder(self, folder):
-        """A folder of the user's whose files are named as this program's might be."""
+        """A folder of the user's with file names that this program might use."""
         folder.mkdir()
         names = ["notes.txt", "mine.tar", "corpus.csv", "metadata.jsonl", "images/0000000.png", "config.json"]
         for name in self.random.sample(names, 3):

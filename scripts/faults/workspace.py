@@ -21,8 +21,8 @@ def png(pixels: bytes, side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def drawn(random_: random.Random) -> bytes:
-    """A patch of one color on another, with some noise."""
+def synthetic_image(random_: random.Random) -> bytes:
+    """A rectangle of one color on another, with some noise."""
     ground, patch = ([random_.randrange(256) for _ in range(3)] for _ in range(2))
     left, top, width = random_.randrange(16), random_.randrange(16), random_.randrange(4, 16)
     pixels = bytearray()
@@ -34,7 +34,7 @@ def drawn(random_: random.Random) -> bytes:
 
 
 def tables(folder: Path):
-    """Images and the tables that name them, the configuration, and weights in PyTorch's place."""
+    """Images and the tables that name them, the configuration, and synthetic weights instead of PyTorch's."""
     random_ = random.Random(19)
     data = folder / "data"
     (data / "images").mkdir(parents=True)
@@ -49,7 +49,7 @@ def tables(folder: Path):
     images = []
     for number in range(64):
         path = f"images/{number:03}.png"
-        (data / path).write_bytes(drawn(random_))
+        (data / path).write_bytes(synthetic_image(random_))
         images.append(path)
     (data / "images/broken.png").write_bytes(b"no image at all")
     rows = [(f"{number:032x}", path, caption()) for number, path in enumerate(images)]
@@ -71,12 +71,12 @@ def tables(folder: Path):
     }, indent=1) + "\n")
 
 
-# What the program itself makes of them, in this order: inputs of the jobs.
+# Inputs of the jobs that the program itself creates, in this order.
 STEPS = (
     ("train", "--config", "config.json", "--out", "run"),
     ("fit", "--config", "config.json", "--data", "data/train.csv", "--validation", "data/validation.csv", "--out", "model"),
     ("score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "ratings.csv"),
     ("score", "--checkpoint", "run", "--data", "data/small.csv", "--out", "few.csv"),
-    ("sample", "--checkpoint", "model", "--prompts", "prompts.txt", "--out", "drawn"),
+    ("sample", "--checkpoint", "model", "--prompts", "prompts.txt", "--out", "sampled"),
     ("export", "--checkpoint", "run", "--out", "weights.pth"),
 )

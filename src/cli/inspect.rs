@@ -95,7 +95,7 @@ fn described(weights: &Weights) -> String {
     if !weights.is_empty() {
         text = format!("{table}\n\n");
     }
-    let _ = write!(text, "{} tensors, {numbers} numbers, {bytes} bytes", weights.len());
+    let _ = write!(text, "{} tensors, {numbers} values, {bytes} bytes", weights.len());
     if weights.values().next().is_some() {
         let mut values = TextTable::new(["value", "is"]);
         for (name, value) in weights.values() {
@@ -109,7 +109,7 @@ fn described(weights: &Weights) -> String {
 /// One line per difference.
 fn compared(differences: &Differences) -> String {
     if differences.is_empty() {
-        return "The same names and shapes.".to_owned();
+        return "names and shapes match".to_owned();
     }
     let mut table = TextTable::new(["difference", "tensor", "remark"]);
     let hint = |one: &Unmatched| one.nearest.as_ref().map_or(String::new(), |name| format!("perhaps {name}"));

@@ -130,8 +130,8 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     }
     for measure in measures.iter().filter(|measure| measure.singular_covariance) {
         tracing::warn!(
-            "{} and {} images are too few: a covariance is singular, and this can be compared only with distances of as many \
-             images: {}",
+            "{} and {} images are too few: a covariance is singular, and this can be compared only with distances of as \
+             many images: {}",
             measure.generated,
             measure.reference.unwrap_or_default(),
             measure.name

@@ -127,7 +127,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     terminal::report_to_stderr(cli.verbose);
-    let interrupt = &Interrupt::from_signals(terminal::tell_apart)?;
+    let interrupt = &Interrupt::from_signals(terminal::tell_on_new_line)?;
     fail_at_size_limits()?;
     // Started lazily, a failure to start threads would be a panic.
     rayon::ThreadPoolBuilder::new().num_threads(cli.threads.map_or(0, usize::from)).build_global().map_err(

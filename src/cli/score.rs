@@ -31,8 +31,8 @@ pub struct ScoreArguments {
     /// The name of the rating column; must not be a column of the corpus.
     #[arg(long, value_name = "NAME", default_value = "rating")]
     pub rating_column: String,
-    /// Batch size. Ratings do not depend on it unless --batch-normalized is given, except for the last digits on a
-    /// device; they never depend on what else is in the batch.
+    /// Batch size. Unless --batch-normalized is given, ratings do not depend on it, except for the last digits on a
+    /// device.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
     /// Use the released rating: a softmax over each batch times the batch's score. It depends on which records share a

@@ -40,9 +40,9 @@ pub(super) fn tell(line: &str) {
 }
 
 /// Like [`tell`], on a new line if a progress bar may occupy the current one.
-pub(super) fn tell_apart(line: &str) {
-    let apart = if io::stderr().is_terminal() { "\n" } else { "" };
-    let _nobody = writeln!(io::stderr(), "{apart}{}", visible_line(line));
+pub(super) fn tell_on_new_line(line: &str) {
+    let line_break = if io::stderr().is_terminal() { "\n" } else { "" };
+    let _nobody = writeln!(io::stderr(), "{line_break}{}", visible_line(line));
 }
 
 /// An error and its causes on one line. A cause that the text includes already is not repeated.

@@ -135,8 +135,8 @@ fn refuse_change(path: &Path, saved: &Config, requested: &Config) -> Result<()> 
         Some((key, there, here)) => Err(Error::mismatch(
             path,
             format!(
-                "{} was started with {key} = {there}, but {here} is requested; keep the key as it is, or start a new run \
-                 with another --out",
+                "{} was started with {key} = {there}, but {here} is requested; keep the key as it is, or start a new \
+                 run with another --out",
                 path.display()
             ),
         )),

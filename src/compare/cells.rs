@@ -117,8 +117,8 @@ impl Fits<'_> {
         if let (Some(sampled_images), None) = (&self.sampled_images, &result.diverged) {
             result.images = sampled_images.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
                 Error::Interrupted { .. } => Error::Interrupted {
-                    saved: "what is finished is kept, and the current images are generated again; give the same command \
-                            again"
+                    saved: "what is finished is kept, and the current images are generated again; give the same \
+                            command again"
                         .to_owned(),
                 },
                 other => other,

@@ -54,8 +54,8 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of an older version, which `report` reads, but which cannot be resumed; give \
-                     another --out, or remove it",
+                    "{} holds a comparison of an older version, which `report` reads, but which cannot be resumed; \
+                     give another --out, or remove it",
                     out.display()
                 ),
             ));
@@ -81,8 +81,8 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of another configuration or other tables, or one that was started with other \
-                     arithmetic (--device, fp16); give another --out, or remove it",
+                    "{} holds a comparison of another configuration or other tables, or one that was started with \
+                     other arithmetic (--device, fp16); give another --out, or remove it",
                     out.display()
                 ),
             ));
@@ -155,8 +155,8 @@ pub(super) fn prepare(
         None => {
             let count = aside.len() / 2;
             tracing::warn!(
-                "no held-out set is given, so {count} of the {} validation records are held out: models are measured on them, \
-                 and raters do not read them",
+                "no held-out set is given, so {count} of the {} validation records are held out: models are measured on \
+                 them, and raters do not read them",
                 aside.len()
             );
             let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1, |_| true);

@@ -24,7 +24,7 @@ const EDGE: f32 = 200.0;
 /// The values of every record, by heuristic in the given order.
 ///
 /// # Errors
-/// If an image cannot be read, or [`Error::Interrupted`].
+/// If an image cannot be read, or [`Error::Interrupted`](crate::Error::Interrupted).
 pub(super) fn rate(
     heuristics: &[Heuristic],
     records: &[Record],

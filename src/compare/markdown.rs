@@ -24,8 +24,8 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
     let lines = summarize(outcomes);
     let mut text = overview(&lines);
     text.push_str(
-        "\nThe same by setting. Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference to a \
-         random subset of the same size, paired by seed; fraction of the gap between random and the ceiling (`oracle`: \
+        "\nThe same by setting. Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference \
+         to a random subset of the same size, paired by seed; fraction of the gap between random and the ceiling (`oracle`: \
          clean records only) that is closed.\n\n\
          | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
@@ -158,8 +158,8 @@ fn image_measures(lines: &[Line], results: &[&CellResult]) -> String {
         let reference =
             first.reference.map_or(String::new(), |count| format!(", compared with {count} held-out ones"));
         text.push_str(&format!(
-            "\n{name}: of {} images that each model generates from held-out captions{reference}; mean ± half the 95% interval over \
-             seeds, and the difference to a random subset, paired by seed.\n\n\
+            "\n{name}: of {} images that each model generates from held-out captions{reference}; mean ± half the 95% interval \
+             over seeds, and the difference to a random subset, paired by seed.\n\n\
              | keep | equal | rating | sampler | value | difference to random |\n| --- | --- | --- | --- | --- | --- |\n",
             first.generated
         ));

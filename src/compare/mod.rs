@@ -229,8 +229,8 @@ fn check_sizes(request: &CompareRequest, records: usize) -> Result<()> {
         let count = keep.count(records)?;
         if count < batch || count > records {
             return Err(Error::invalid(format!(
-                "{name} of {records} usable records are {count}, but a model needs at least a batch of {batch} and at most all; \
-                 keep another part, or set bs lower"
+                "{name} of {records} usable records are {count}, but a model needs at least a batch of {batch} and at most \
+                 all; keep another part, or set bs lower"
             )));
         }
     }

@@ -49,8 +49,8 @@ impl ComparisonPage<'_> {
         let seeds: BTreeSet<u64> = comparison.outcomes.iter().map(|outcome| outcome.seed).collect();
         let mut lead = vec![format!(
             "One text-to-image model, trained with {} on everything, on random subsets, and on what each rating and \
-             sampler selects from {} pairs; each seed starts every model from the same weights. {} other pairs guide the \
-             raters; the models are measured on {} held-out pairs that no rater reads.",
+             sampler selects from {} pairs; each seed starts every model from the same weights. {} other pairs guide \
+             the raters; the models are measured on {} held-out pairs that no rater reads.",
             counted(seeds.len(), "seed"),
             comparison.records,
             comparison.validation,

@@ -119,8 +119,8 @@ impl Moments {
         let scale = 1.0 / (self.count - 1) as f64;
         let covariance: Vec<f64> = (0..size * size)
             .map(|at| {
-                let turned = at % size * size + at / size;
-                0.5 * (self.products[at] + self.products[turned]) * scale
+                let transposed = at % size * size + at / size;
+                0.5 * (self.products[at] + self.products[transposed]) * scale
             })
             .collect();
         let trace = (0..size).map(|at| covariance[at * size + at]).sum();
@@ -158,7 +158,7 @@ fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
             }
             let root = left[at].sqrt();
             for (value, left) in row.iter_mut().zip(&mut left) {
-                // The variances of columns already taken are 0 from here on.
+                // Entries of columns that are already factored are 0.
                 *value = if *left == f64::NEG_INFINITY { 0.0 } else { *value / root };
                 *left -= *value * *value;
             }

@@ -28,8 +28,8 @@ pub(super) fn sum_of_singular_values(matrix: &[f64], rows: usize, columns: usize
     let (mut scaled, rows, columns) = if rows >= columns {
         (matrix.iter().map(|value| value / largest).collect::<Vec<_>>(), rows, columns)
     } else {
-        let rotated = (0..columns).flat_map(|at| matrix.iter().skip(at).step_by(columns));
-        (rotated.map(|value| value / largest).collect(), columns, rows)
+        let transposed = (0..columns).flat_map(|at| matrix.iter().skip(at).step_by(columns));
+        (transposed.map(|value| value / largest).collect(), columns, rows)
     };
     let band = two_diagonals(&mut scaled, rows, columns);
     let eigenvalues = eigenvalues_of_band(band)?;

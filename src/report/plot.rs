@@ -102,7 +102,7 @@ trait Draw {
 
 /// Renders a white image with a title and a chart under it. The title is not set by `plotters`, which snaps each glyph
 /// to whole pixels: large text looks uneven.
-fn drawn(chart: &impl Draw) -> Result<Raster> {
+fn rendered(chart: &impl Draw) -> Result<Raster> {
     let mut image = Raster::new(WIDTH, HEIGHT, [255; 3]);
     {
         let canvas = BitMapBackend::with_buffer(image.rgb_mut(), (WIDTH, HEIGHT)).into_drawing_area();
@@ -264,7 +264,7 @@ fn line<B: DrawingBackend>(
 /// # Errors
 /// If no point is finite or the smoothing is outside [0, 1).
 pub fn loss_curves(curves: &LossCurves) -> Result<Raster> {
-    drawn(curves)
+    rendered(curves)
 }
 
 /// The line chart as an SVG element without its title, in the colors of the page around it.
@@ -323,9 +323,9 @@ impl Draw for LossCurves {
             let style = PALETTE[index % PALETTE.len()].stroke_width(4);
             let points = smoothed(&series.points, self.smoothing);
             for (part, stretch) in stretches(&points).enumerate() {
-                let drawn = chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
+                let plotted = chart.draw_series(line(stretch, style)).map_err(drawing_failed)?;
                 if part == 0 {
-                    drawn
+                    plotted
                         .label(drawable(&series.name))
                         .legend(move |(x, y)| PathElement::new([(x + 4, y), (x + 40, y)], style));
                 }
@@ -361,7 +361,7 @@ pub struct RatingHistogram<'a> {
 /// # Errors
 /// If no rating is finite or a kept row is out of range.
 pub fn rating_histogram(histogram: &RatingHistogram<'_>) -> Result<Raster> {
-    drawn(histogram)
+    rendered(histogram)
 }
 
 /// The histogram as an SVG element without its title, in the colors of the page around it.

@@ -150,7 +150,7 @@ fn inspect_shows_tensors_values_and_differences() {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
     let said = succeeds(folder.path(), &["inspect", source, "--against", source]);
-    assert_eq!(said, "The same names and shapes.\n");
+    assert_eq!(said, "names and shapes match\n");
     let within = ["--within", "trainer.varRater_wo_ddp.blocks.0", "--against-within", "trainer.parts"];
     let said = succeeds(folder.path(), &[&["inspect", source, "--against", source], &within[..]].concat());
     assert!(said.contains("missing     1.inner") && said.contains("surplus     weight"), "{said}");

@@ -1,5 +1,5 @@
 "use strict";
-// Tables are sorted by a click on a column's name.
+// A click on a column's name sorts the table.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement, table = head.closest("table"), at = head.cellIndex;
@@ -16,14 +16,14 @@ for (const button of document.querySelectorAll("th button")) {
     table.tBodies[0].append(...rows);
   });
 }
-// On paper everything is open, and as it was afterwards.
+// Expand everything for printing, and restore it afterwards.
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
   for (const part of opened) part.open = true;
 });
 addEventListener("afterprint", () => { for (const part of opened) part.open = false; });
-// A pair of a sheet is opened with its neighbors in rank.
+// A click on a tile opens the pair with its neighbors in rank.
 const dialog = document.getElementById("pair"), strip = document.getElementById("pair-strip");
 const image = document.getElementById("pair-image"), text = document.getElementById("pair-text");
 let tiles = [], sheet = null, at = 0;
@@ -35,7 +35,7 @@ function show(index) {
   const tile = tiles[at];
   strip.replaceChildren();
   for (let other = Math.max(0, at - 3); other <= Math.min(tiles.length - 1, at + 3); other++) {
-    // Tiles that do not follow one another in rank are not neighbors.
+    // Skip tiles that are not adjacent in rank.
     if (tiles[other].rank - tile.rank !== other - at) continue;
     const button = document.createElement("button");
     button.className = "tile";
@@ -63,14 +63,14 @@ function show(index) {
   image.hidden = !source;
   if (source) image.src = source;
   image.alt = tile.caption;
-  // The caption comes last, because it may be long.
+  // The caption is last because it may be long.
   const lines = [`id ${tile.id}`, `rank ${tile.rank + 1} of ${sheet.dataset.rows}`, `rating ${tile.rating}`];
   if (tile.loss) lines.push(`loss in training ${tile.loss}`);
   if (tile.note) lines.push(tile.note);
   if (tile.missing) lines.push(tile.missing);
   lines.push("", tile.caption);
   text.textContent = lines.join("\n");
-  // The button that had the focus is gone, and keys go to what has it.
+  // The focused button was replaced; focus its successor, which receives the keys.
   strip.querySelector("[aria-current]").focus();
 }
 for (const button of document.querySelectorAll(".sheet .tile")) {

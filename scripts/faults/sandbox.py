@@ -1,4 +1,4 @@
-"""A folder of one worker: the workspace, the undisturbed outputs, and what must never be touched."""
+"""The folder of one worker: the workspace, the undisturbed outputs, and files that must never be touched."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import workspace
 from engine import Counters, Engine, Fault
 from jobs import Job
 
-# What the user has beside every output.
+# The user's files beside every output.
 SENTINELS = {
     "keep.txt": ("file", b"the user's own\n"),
     ".keep": ("file", b"hidden, and the user's own\n"),
@@ -23,23 +23,23 @@ TIMEOUT = 60.0
 
 
 class Faulty(Exception):
-    """What the program did wrong, in words."""
+    """A failure of the program, described."""
 
 
 @dataclass
 class Reference:
-    """What an undisturbed run comes to."""
+    """The results of an undisturbed run."""
 
     tree: dict
     out: bytes
     seconds: float
     counters: Counters
-    # Files that differ between undisturbed runs, because seconds are in them.
+    # Files with timings, which differ between undisturbed runs.
     timed: tuple = ()
 
 
-class Place:
-    """`ROOT/w` is the workspace and the current folder of every run; `ROOT/w/t` is where outputs go, emptied for each trial."""
+class Sandbox:
+    """`ROOT/w` is the workspace and the current folder of every run; `ROOT/w/t` holds outputs, emptied for each trial."""
 
     def __init__(self, command: list, root: Path, library: Path, mounts: bool, jobs=()):
         self.jobs = jobs
@@ -50,26 +50,26 @@ class Place:
         self.mounted = False
         self.engine = Engine(command, self.folder, library, TIMEOUT)
         self.references = {}
-        # Those from before an input was put back: its times are in some outputs.
+        # References from before an input was restored, whose times some outputs contain.
         self.stale = {}
         self.output.mkdir(parents=True)
 
     def prepare(self):
-        """Makes the inputs of all jobs."""
+        """Creates the inputs of all jobs."""
         workspace.tables(self.folder)
         for step in workspace.STEPS:
             ended = self.engine.run(list(step))
             if ended.code != 0:
-                raise RuntimeError(f"{' '.join(step)} ended with {ended.code}: {ended.told()}")
+                raise RuntimeError(f"{' '.join(step)} ended with {ended.code}: {ended.summary()}")
         self.seal()
 
     def seal(self):
-        """From here on no input may change."""
+        """Records the inputs; from here on none may change."""
         shutil.copytree(self.folder, self.pristine, symlinks=True, ignore=lambda folder, _: ["t"] if folder == str(self.folder) else [])
         self.stamps = trees.stamps(self.folder, "t")
 
     def restore(self):
-        """Brings the inputs back as they were."""
+        """Restores the inputs."""
         for entry in os.scandir(self.folder):
             if entry.name == "t":
                 continue
@@ -83,16 +83,16 @@ class Place:
         self.stamps = trees.stamps(self.folder, "t")
 
     def begin(self, size: int | None = None, old: dict | None = None):
-        """An empty folder of outputs with the user's own files, and perhaps an older output. With a size it is a file system of its
-        own with so many bytes left."""
+        """Creates an empty folder of outputs with the user's own files, and optionally an older output. With a size it is
+        a file system with that many bytes free."""
         self.end()
         trees.empty(self.output)
         if size is not None:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", self.output], check=True)
             self.mounted = True
-        trees.place(SENTINELS, self.output)
+        trees.write(SENTINELS, self.output)
         if old is not None:
-            trees.place(old, self.output)
+            trees.write(old, self.output)
         if size is not None:
             about = os.statvfs(self.output)
             used = (about.f_blocks - about.f_bfree) * about.f_frsize
@@ -107,7 +107,7 @@ class Place:
             self.mounted = False
 
     def tree(self) -> dict:
-        """The outputs, after a look at what must not be touched."""
+        """The outputs, after checking that nothing else was touched."""
         tree = trees.read(self.output)
         for path, entry in SENTINELS.items():
             if tree.pop(path, None) != entry:
@@ -116,7 +116,7 @@ class Place:
         return tree
 
     def untouched(self):
-        """Compares all inputs with what they were."""
+        """Checks that no input has changed."""
         now = trees.stamps(self.folder, "t")
         if now == self.stamps:
             return
@@ -131,8 +131,8 @@ class Place:
         raise Faulty(f"{new[0]} was left among the inputs")
 
     def reference(self, job: Job, stale: bool = False) -> tuple:
-        """The undisturbed outputs of a job and of the other one with the same output; perhaps as they were before inputs were put
-        back."""
+        """The undisturbed outputs of a job and of the other job with the same output; with `stale`, those from before
+        inputs were restored."""
         if stale and job.name in self.stale:
             return self.stale[job.name]
         if job.name not in self.references:
@@ -143,7 +143,7 @@ class Place:
             if not job.atomic:
                 self.begin()
                 second = self.undisturbed(job, job.line())
-                # Nothing but what tells seconds may differ.
+                # Only files with timings may differ.
                 changed = trees.differing(first.tree, second.tree, job.timed)
                 if changed:
                     raise Faulty(f"two undisturbed runs differ in {sorted(changed)[0]}")
@@ -156,7 +156,7 @@ class Place:
         return self.references[job.name]
 
     def rivals(self, job: Job) -> list:
-        """Other commands that can have the same output."""
+        """Other commands that can write the same output."""
         ending = Path(job.out).suffix
         return [
             other for other in self.jobs
@@ -175,7 +175,7 @@ class Place:
     def undisturbed(self, job: Job, line: list) -> Reference:
         ended = self.engine.run(line, Fault())
         if ended.code != 0:
-            raise RuntimeError(f"{' '.join(line)} ended with {ended.code} undisturbed: {ended.told()}")
+            raise RuntimeError(f"{' '.join(line)} ended with {ended.code} undisturbed: {ended.summary()}")
         tree = self.tree()
         if job.out and not tree:
             raise RuntimeError(f"{' '.join(line)} wrote nothing")
@@ -196,7 +196,7 @@ def can_mount(folder: Path) -> bool:
 
 
 def die_with_parent():
-    """A worker ends when the script is killed."""
+    """Ends a worker when the script is killed."""
     try:
         ctypes.CDLL(None).prctl(1, 15)
     except (OSError, AttributeError):
