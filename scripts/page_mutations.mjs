@@ -13,7 +13,7 @@ export const MUTATIONS = [
   { what: "a warning in the console", mutate: script('console.warn("mutated");'), found: /the console says: mutated/ },
   { what: "a script that fails", mutate: script('throw new Error("mutated");'), found: /a script fails: mutated/ },
   { what: "a request that the policy refuses", mutate: replace("</main>", '<img alt="" src="http://127.0.0.1:9/a.png"></main>'), found: /the console says: .*(Refused|violates)/s },
-  { what: "a request without the policy", mutate: html => html.replace(policy, "").replace("</main>", '<img alt="" src="http://127.0.0.1:9/a.png"></main>'), found: /127\.0\.0\.1:9\/a\.png is asked for/ },
+  { what: "a request without the policy", mutate: html => html.replace(policy, "").replace("</main>", '<img alt="" src="http://127.0.0.1:9/a.png"></main>'), found: /127\.0\.0\.1:9\/a\.png is requested/ },
   { what: "a page that is too wide", mutate: style("main { width: 1500px; }"), found: /^light: the page is 1\d\d\d pixels wide in a window of 1280/ },
   { what: "a page that is too wide for a phone", mutate: style("h1 { min-width: 500px; }"), at: "phone", found: /^phone: the page is \d+ pixels wide in a window of 390/ },
   { what: "something wide that nothing shows", mutate: style("main { overflow-x: clip; } h2 { width: 1500px; }"), found: /^light: <h2 class=""> ends at/ },
