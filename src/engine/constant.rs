@@ -1,4 +1,4 @@
-//! Numbers that never change once a network is built: levels, positions, masks.
+//! Constant values of a network: levels, positions, masks.
 
 use std::sync::OnceLock;
 
@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Numbers on the host, and on a device from the first time that one asks for them.
+/// Values on the host, uploaded to a device on first use.
 #[derive(Debug)]
 pub struct Constant<T: DeviceElement> {
     host: Vec<T>,
@@ -23,10 +23,10 @@ impl<T: DeviceElement> Constant<T> {
         Self { host: values, device: OnceLock::new() }
     }
 
-    /// The numbers on a device.
+    /// The values on a device.
     ///
     /// # Errors
-    /// If another device has asked for them before, there is not enough memory, or the device fails.
+    /// If they are already on another device, there is not enough memory, or the device fails.
     pub(crate) fn on(&self, device: &Device) -> Result<&Buffer<T>> {
         let held = match self.device.get() {
             Some(held) => held,

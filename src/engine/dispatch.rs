@@ -1,4 +1,4 @@
-//! From the dtype and the device of a tensor to the code that is generic over its float type.
+//! Dispatches on the dtype and the device of a tensor to code that is generic over its float type.
 
 /// Runs a body with a type name bound to the Rust float type of a dtype that the CPU computes in.
 macro_rules! with_float {
@@ -19,8 +19,8 @@ macro_rules! with_float {
     };
 }
 
-/// Runs one of two bodies by where a tensor is: the reference on the host, with a type name bound to the float that it
-/// computes in, or the launches on a device, with the name bound to the type that the numbers are stored in there.
+/// Runs one of two bodies, depending on where a tensor is: the CPU reference, with a type name bound to its float type,
+/// or the launches on a device, with the name bound to the element type of the storage.
 macro_rules! dispatch {
     ($op:expr, $tensor:expr, cpu $float:ident => $reference:expr, cuda $number:ident => $launch:expr $(,)?) => {
         if $tensor.device().is_none() {

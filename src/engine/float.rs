@@ -1,7 +1,7 @@
 //! The two floating types that the CPU reference computes in, behind one trait.
 //!
 //! `f32` functions are written so that loops over them vectorize; `f64` ones are the standard library's, because `f64`
-//! is the truth that finite differences and parity are measured against.
+//! is the reference for finite differences and parity.
 
 use std::{
     iter::Sum,
@@ -10,8 +10,8 @@ use std::{
 
 use crate::engine::storage::Element;
 
-/// A matrix product of the `gemm` crates: sizes, then each matrix with its column and row stride, factors, conjugations.
-/// The output's row stride is the smaller of its strides, or it is one column.
+/// A matrix product of the `gemm` crates: sizes, then each matrix with its column and row stride, factors,
+/// conjugations. The output's row stride is the smaller of its strides, or it is one column.
 pub(crate) type ProductKernel<T> = unsafe fn(
     usize,
     usize,
@@ -56,20 +56,20 @@ pub trait Float:
     const NEGATIVE_INFINITY: Self;
     /// Rounds a constant to this type.
     fn of(value: f64) -> Self;
-    /// Widens.
+    /// Converts to `f64`.
     fn to_f64(self) -> f64;
-    /// eˣ; 0 far below, finite inputs only.
+    /// eˣ; underflows to 0, finite inputs only.
     fn exp(self) -> Self;
     /// √x.
     fn sqrt(self) -> Self;
     /// The larger of two; the other if one is NaN.
     fn max(self, other: Self) -> Self;
 
-    /// The product of this type for this processor.
+    /// The matrix product of this type for this CPU.
     fn product_kernel() -> ProductKernel<Self>;
-    /// `length` numbers of no meaning, for what writes them all.
+    /// `length` unspecified values, for a caller that overwrites all of them.
     fn numbers(length: usize) -> Vec<Self>;
-    /// Keeps numbers that are no longer needed for [`numbers`](Self::numbers); tensors do so by themselves.
+    /// Recycles values for [`numbers`](Self::numbers); tensors do so when dropped.
     fn give_back(numbers: Vec<Self>);
 
     /// 1 / (1 + e⁻ˣ).
@@ -148,7 +148,8 @@ impl Float for f32 {
     }
 }
 
-/// eˣ in plain arithmetic that a loop can vectorize: Cephes' reduction and polynomial, within 2 units in the last place.
+/// eˣ in plain arithmetic that a loop can vectorize: Cephes' reduction and polynomial, within 2 units in the last
+/// place.
 #[inline(always)]
 #[expect(
     clippy::cast_possible_truncation,
@@ -156,7 +157,7 @@ impl Float for f32 {
     reason = "the exponent is a small whole number"
 )]
 fn exp_f32(x: f32) -> f32 {
-    /// Adding and subtracting 1.5·2²³ rounds to the nearest whole number without a call.
+    /// Adding and subtracting 1.5·2²³ rounds to the nearest integer without a call.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
     let count = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
@@ -176,8 +177,8 @@ fn exp_f32(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { scaled }
 }
 
-/// Runs a loop compiled for the widest vectors that this processor has, chosen at run time. Put it around the innermost
-/// work only: it does not reach into other threads.
+/// Runs a loop compiled for the widest vectors of this CPU, chosen at run time. Wrap only the innermost loop: it does
+/// not apply to other threads.
 #[inline]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)

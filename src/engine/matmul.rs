@@ -1,23 +1,23 @@
 //! The three matrix products of a linear layer, over the `gemm` crates.
 //!
-//! The output is cut into tiles whose sizes depend on the shape alone, and each tile is one single-threaded product, so
-//! the bits are the same for any number of threads.
+//! The output is cut into tiles whose sizes depend only on the shape, and each tile is one single-threaded product, so
+//! results are bit-identical for any number of threads.
 
 use rayon::prelude::*;
 
 use crate::engine::float::Float;
 
-/// The most rows of an output tile: enough that packing the other side is paid for.
+/// Maximum rows of an output tile: enough to amortize packing the other side.
 const TILE_ROWS: usize = 640;
-/// The same for a weight gradient's tile.
+/// Maximum rows of a weight gradient's tile.
 const TILE_WEIGHT_ROWS: usize = 256;
 
-/// The rows of one tile, where all have as many: an even number of tiles, so that two threads end together.
+/// Rows per tile, with an even number of equal tiles so that two threads finish together.
 fn tile(rows: usize, most: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).next_multiple_of(2).max(1)).max(1)
 }
 
-/// A row-major matrix view, possibly a part of wider rows, possibly read transposed.
+/// A row-major matrix view, possibly strided or transposed.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
     values: &'a [T],
@@ -28,7 +28,7 @@ pub struct Matrix<'a, T> {
 }
 
 impl<'a, T: Float> Matrix<'a, T> {
-    /// A whole row-major matrix.
+    /// A dense row-major matrix.
     ///
     /// # Panics
     /// If the slice is shorter than the matrix.
@@ -48,7 +48,7 @@ impl<'a, T: Float> Matrix<'a, T> {
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, without copying.
     pub(crate) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -64,7 +64,7 @@ impl<'a, T: Float> Matrix<'a, T> {
 /// `[left.rows, right.columns]` with rows every `row_stride` values.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn product<T: Float>(
     output: &mut [T],
     row_stride: usize,
@@ -87,7 +87,7 @@ pub fn product<T: Float>(
         return;
     }
     let signed = |stride: usize| isize::try_from(stride).expect("a stride fits isize");
-    // The kernels are for outputs whose columns lie together: the transpose of this one, unless it is a single column.
+    // The kernels require outputs with contiguous columns: the transpose of this one, unless it is a single column.
     let ((rows, left), (columns, right)) = if row_stride > 1 {
         ((columns, right.transposed()), (rows, left.transposed()))
     } else {
@@ -95,8 +95,8 @@ pub fn product<T: Float>(
     };
     let (column_step, row_step) = if row_stride > 1 { (row_stride, 1) } else { (1, row_stride) };
     #[expect(unsafe_code, reason = "the gemm crates take pointers")]
-    // SAFETY: the constructors of `Matrix` and the assertion above bound every address that the sizes and strides
-    // reach; `output` is borrowed mutably, so it overlaps neither side.
+    // SAFETY: the constructors of `Matrix` and the assertion above bound every address within the sizes and strides;
+    // `output` is borrowed mutably, so it overlaps neither side.
     unsafe {
         T::product_kernel()(
             rows,
@@ -122,18 +122,18 @@ pub fn product<T: Float>(
     }
 }
 
-/// The fewest rows with which a row's bits do not depend on how many others there are: they have kernels of their own for
-/// outputs of 256 numbers or fewer and for a single row, and cuts a long sum elsewhere where neither side is above 64.
+/// The fewest rows for which a row's bits do not depend on the number of rows: gemm has separate kernels for outputs of
+/// at most 256 elements and for a single row, and splits a long sum elsewhere where neither side is above 64.
 fn least_rows(columns: usize, inner: usize) -> usize {
     let long = if columns <= 64 && inner > 512 { 65 } else { 2 };
     (256 / columns.max(1) + 1).max(long)
 }
 
-/// As [`product`] without accumulating, or with; each row of the output has the bits that it has beside any number of others.
-/// Where there are too few rows, rows of zeros are added.
+/// As [`product`], with or without accumulation; each output row is bit-identical for any number of rows.
+/// Where there are too few rows, it is padded with rows of zeros.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub(crate) fn product_by_row<T: Float>(
     output: &mut [T],
     row_stride: usize,
@@ -176,7 +176,7 @@ pub(crate) fn linear_forward<T: Float>(
     let tile = tile(x.len() / inputs, TILE_ROWS);
     y.par_chunks_mut(tile * outputs).zip(x.par_chunks(tile * inputs)).for_each(|(y, x)| {
         let rows = x.len() / inputs;
-        // The bias is laid down first and the product added to it, which saves a pass over the output.
+        // The output starts as the bias and the product is added to it, which saves a pass over the output.
         if let Some(bias) = bias {
             y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
         }
@@ -225,7 +225,7 @@ mod tests {
         (0..count).map(|_| random.normal()).collect()
     }
 
-    /// The loops that everything else is measured against.
+    /// The naive loops that the products are compared with.
     #[expect(clippy::many_single_char_names, reason = "sizes of a product")]
     fn naive(x: &[f64], w: &[f64], r: usize, i: usize, o: usize) -> Vec<f64> {
         let mut y = vec![0.0; r * o];

@@ -1,4 +1,4 @@
-//! Tensors, the tape, random numbers and the operations: everything numerical, and nothing that knows of models.
+//! Tensors, automatic differentiation, random numbers and operations: all numerics, independent of any model.
 
 pub mod autograd;
 pub(crate) mod constant;

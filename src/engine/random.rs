@@ -1,7 +1,7 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11), the generator that GPU kernels use too.
 //!
-//! A draw depends only on (seed, stream, counter), so nothing needs to be saved for a run to resume to the bit, and
-//! a kernel can draw the same numbers as the CPU.
+//! A value depends only on (seed, stream, counter), so a run resumes bit-identically without saved state, and a kernel
+//! can generate the same values as the CPU.
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -26,7 +26,7 @@ pub(crate) fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     state
 }
 
-/// What a stream of random numbers is used for; part of the counter, so that uses never share numbers.
+/// The purpose of a random stream; part of the counter, so that no two purposes share values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
@@ -40,17 +40,17 @@ pub enum Purpose {
     Shuffle = 4,
     /// Choosing a subset.
     Select = 5,
-    /// The generated data set and its flaws.
+    /// The synthetic data set and its flaws.
     Draw = 6,
     /// Fitting an encoder.
     Fit = 7,
-    /// Vectors of hashed words.
+    /// Hashed word vectors.
     Words = 8,
     /// Tests and benches.
     Test = 9,
-    /// Tokens left out of a training step.
+    /// Tokens dropped in a training step.
     TokenDrop = 10,
-    /// Codes of images that are sampled.
+    /// Codes of sampled images.
     Sample = 11,
 }
 
@@ -66,7 +66,7 @@ pub struct Random {
 }
 
 impl Random {
-    /// The stream of (`seed`, `purpose`, `index`), from its beginning.
+    /// The stream of (`seed`, `purpose`, `index`), from its start.
     #[expect(clippy::cast_possible_truncation, reason = "the two halves of the seed")]
     pub fn new(seed: u64, purpose: Purpose, index: u64) -> Self {
         Self {
@@ -97,13 +97,13 @@ impl Random {
         u64::from(self.next_u32()) | u64::from(self.next_u32()) << 32
     }
 
-    /// A uniform number in [0, 1) with 53 random bits.
+    /// A uniform value in [0, 1) with 53 random bits.
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
     pub fn uniform(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// A uniform whole number in [0, `bound`), without bias (Lemire's method).
+    /// A uniform integer in [0, `bound`), without bias (Lemire's method).
     ///
     /// # Panics
     /// If `bound` is 0.
@@ -119,7 +119,7 @@ impl Random {
         }
     }
 
-    /// A standard normal number (Box-Muller, one of the pair).
+    /// A standard normal value (Box-Muller, one of the pair).
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()

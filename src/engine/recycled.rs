@@ -1,22 +1,22 @@
-//! Numbers that tensors no longer need, kept for tensors of the same length.
+//! Recycles the memory of dropped tensors for tensors of the same length.
 //!
-//! A training step asks for the same lengths over and over. Memory fresh from the system is cleared twice, by it and by
-//! us, before anything is computed; numbers that are given back are only overwritten.
+//! A training step allocates the same lengths over and over. Fresh memory is cleared twice, by the system and by us,
+//! before anything is computed; recycled memory is only overwritten.
 
 use std::{
     collections::HashMap,
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-/// Fewer numbers are not worth the lock.
+/// Shorter vectors do not justify taking the lock.
 const FEWEST: usize = 4096;
-/// The most that is kept, in bytes; what comes back beyond it is freed.
+/// Maximum bytes kept; vectors recycled beyond it are freed.
 const MOST_BYTES: usize = 1 << 30;
 
-/// What is kept of one length.
+/// Vectors kept of one length.
 #[derive(Default)]
 struct Length {
-    /// As many as had to be made, which is how many were in use at once: more are never kept.
+    /// Vectors allocated so far, which is how many were live at once; no more are kept.
     made: usize,
     kept: Vec<Vec<f32>>,
 }
@@ -27,8 +27,7 @@ struct Kept {
     bytes: usize,
 }
 
-/// Whether numbers of no meaning are made not to be numbers, so that whoever reads before writing shows itself:
-/// `ALCHEMIST_POISON_MEMORY=1`.
+/// Whether unspecified values are set to NaN, so that a read before a write shows: `ALCHEMIST_POISON_MEMORY=1`.
 static POISONED: LazyLock<bool> =
     LazyLock::new(|| std::env::var("ALCHEMIST_POISON_MEMORY").is_ok_and(|value| value == "1"));
 
@@ -38,7 +37,7 @@ fn kept() -> MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `length` numbers of no meaning, for what writes them all.
+/// `length` unspecified values, for a caller that overwrites all of them.
 pub(super) fn take(length: usize) -> Vec<f32> {
     if length < FEWEST {
         return vec![0.0; length];
@@ -56,7 +55,7 @@ pub(super) fn take(length: usize) -> Vec<f32> {
     values
 }
 
-/// Keeps numbers that nobody needs, if their length has been asked for.
+/// Recycles values if their length has been requested before.
 pub(super) fn give_back(values: Vec<f32>) {
     let bytes = size_of_val(values.as_slice());
     if values.len() < FEWEST || values.capacity() != values.len() {

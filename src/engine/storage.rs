@@ -1,10 +1,10 @@
-//! The numbers of a tensor on the host, and their types.
+//! Typed storage of a tensor on the host.
 
 use half::{bf16, f16};
 
 use crate::engine::recycled;
 
-/// The kinds of numbers a tensor can hold.
+/// Element types of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {
@@ -20,7 +20,7 @@ pub enum DType {
     U32,
 }
 
-/// The numbers of a tensor on the host, one variant per [`DType`].
+/// The elements of a tensor on the host, one variant per [`DType`].
 #[derive(Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Storage {
@@ -66,9 +66,9 @@ pub trait Element: Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 
     const DTYPE: DType;
     /// Wraps a vector.
     fn wrap(values: Vec<Self>) -> Storage;
-    /// The numbers, if the storage holds this type.
+    /// The elements, if the storage has this dtype.
     fn slice(storage: &Storage) -> Option<&[Self]>;
-    /// The numbers, mutably, if the storage holds this type.
+    /// The mutable elements, if the storage has this dtype.
     fn slice_mut(storage: &mut Storage) -> Option<&mut [Self]>;
 }
 

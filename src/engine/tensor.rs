@@ -1,5 +1,4 @@
-//! A contiguous, typed, row-major array with a shape, on the host or on a device. No strides, no broadcasting: an op takes
-//! what it is given.
+//! A contiguous, typed, row-major array with a shape, on the host or on a device. No strides and no broadcasting.
 
 use std::sync::Arc;
 
@@ -20,14 +19,14 @@ enum Place {
     Device(Arc<DeviceStorage>),
 }
 
-/// A contiguous row-major array. Cloning is cheap: the numbers are shared until one owner writes.
+/// A contiguous row-major array. Cloning is cheap: the elements are shared until one owner writes (copy-on-write).
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Vec<usize>,
     place: Place,
 }
 
-/// Equal shapes and equal numbers; on a device, where numbers are not looked at, only the same numbers are equal.
+/// Equal shapes and equal elements; on a device, where elements are not compared, only a shared buffer is equal.
 impl PartialEq for Tensor {
     fn eq(&self, other: &Self) -> bool {
         self.shape == other.shape
@@ -43,7 +42,7 @@ impl Tensor {
     /// A tensor of `shape` over `values`.
     ///
     /// # Errors
-    /// If the number of values is not the product of the shape.
+    /// If the number of values is not the product of `shape`.
     pub fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Result<Self> {
         let expected: usize = shape.iter().product();
         if values.len() != expected {
@@ -72,16 +71,16 @@ impl Tensor {
         Self { shape: shape.to_vec(), place: Place::Host(Arc::new(storage)) }
     }
 
-    /// A tensor of `shape` over the numbers of a device.
+    /// A tensor of `shape` over a device buffer.
     ///
     /// # Errors
-    /// If the number of values is not the product of the shape.
+    /// If the length of the buffer is not the product of `shape`.
     pub fn from_buffer<T: DeviceElement>(shape: &[usize], buffer: Buffer<T>) -> Result<Self> {
         buffer.expect_len("tensor", "the buffer", shape.iter().product())?;
         Ok(Self { shape: shape.to_vec(), place: Place::Device(Arc::new(T::wrap_buffer(buffer))) })
     }
 
-    /// A tensor on a device whose numbers `write` writes, all of them.
+    /// A tensor on a device, initialized by `write`, which must write all elements.
     ///
     /// # Errors
     /// If there is not enough memory or `write` fails.
@@ -98,7 +97,7 @@ impl Tensor {
     /// A tensor of zeros on a device.
     ///
     /// # Errors
-    /// If there is not enough memory, or devices do not have the type.
+    /// If there is not enough memory, or devices do not support the dtype.
     pub fn zeros_on(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
         let length = shape.iter().product();
         match dtype {
@@ -110,7 +109,7 @@ impl Tensor {
         }
     }
 
-    /// A tensor of zeros in the same place as this one.
+    /// A tensor of zeros with the dtype and device of this one.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -121,7 +120,7 @@ impl Tensor {
         }
     }
 
-    /// The device that holds the numbers; `None` on the host.
+    /// The device of the tensor; `None` on the host.
     pub fn device(&self) -> Option<&Device> {
         match &self.place {
             Place::Host(_) => None,
@@ -129,10 +128,10 @@ impl Tensor {
         }
     }
 
-    /// The same numbers on a device; nothing is copied if they are there.
+    /// Copies the tensor to a device, unless it is already there.
     ///
     /// # Errors
-    /// If they are 64-bit floats, there is not enough memory, or the device fails.
+    /// If it holds 64-bit floats, there is not enough memory, or the device fails.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         let storage = match &self.place {
             Place::Device(storage) if storage.device().is(device) => return Ok(self.clone()),
@@ -148,8 +147,8 @@ impl Tensor {
         }
     }
 
-    /// The same numbers on a device, for work that is asked for from now on; the copy goes on beside the work there.
-    /// Nothing is copied if they are there.
+    /// Copies the tensor to a device for work queued from now on, overlapping with the work there.
+    /// Copies nothing if it is already there.
     ///
     /// # Errors
     /// As for [`to_device`](Self::to_device).
@@ -167,7 +166,7 @@ impl Tensor {
         }
     }
 
-    /// The same numbers on a device, in memory that nobody shares.
+    /// Copies the tensor to a device, in memory that is not shared.
     ///
     /// # Errors
     /// As for [`to_device`](Self::to_device).
@@ -177,7 +176,7 @@ impl Tensor {
         Ok(copy)
     }
 
-    /// Where the numbers are on their device; copied first if they are shared, so that they can be changed there.
+    /// The device address; the elements are copied first if they are shared, so that they can be changed there.
     ///
     /// # Errors
     /// If the tensor is on the host or the device fails.
@@ -188,10 +187,10 @@ impl Tensor {
         })
     }
 
-    /// Overwrites the numbers of a device where they are, for work that is asked for from now on; nothing waits for it.
+    /// Overwrites the elements on a device in place, for work queued from now on, without waiting.
     ///
     /// # Errors
-    /// If they are on the host or shared, `from` holds other numbers in shape or type, or the device fails.
+    /// If the tensor is on the host or shared, `from` has another shape or dtype, or the device fails.
     pub fn overwrite(&mut self, from: &Self) -> Result<()> {
         fn run<T: DeviceElement>(held: &mut Tensor, from: &Tensor) -> Result<()> {
             let buffer = held.buffer_mut::<T>()?;
@@ -217,7 +216,7 @@ impl Tensor {
         }
     }
 
-    /// The same numbers on the host, after all work asked for before; nothing is copied if they are there.
+    /// Copies the tensor to the host, after all work queued earlier, unless it is already there.
     ///
     /// # Errors
     /// If the device fails, now or in that work.
@@ -242,7 +241,7 @@ impl Tensor {
         &self.shape
     }
 
-    /// Size of dimension `index`; 1 past the end would be a mistake and panics like indexing does.
+    /// Size of dimension `index`; panics if out of bounds, like indexing.
     pub fn dim(&self, index: usize) -> usize {
         self.shape[index]
     }
@@ -252,12 +251,12 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Whether there is no element.
+    /// Whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The kind of numbers held.
+    /// The element type.
     pub fn dtype(&self) -> DType {
         match &self.place {
             Place::Host(storage) => match **storage {
@@ -291,18 +290,18 @@ impl Tensor {
         Error::shape("tensor", format!("asked for {asked:?}, but the tensor holds {:?}", self.dtype()))
     }
 
-    /// The numbers as a slice of `T`.
+    /// The elements as a slice of `T`.
     ///
     /// # Errors
-    /// If the tensor holds another type or is on a device.
+    /// If the tensor has another dtype or is on a device.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         T::slice(self.storage()?).ok_or_else(|| self.other_type(T::DTYPE))
     }
 
-    /// The numbers on the device, of type `T`.
+    /// The device buffer, of type `T`.
     ///
     /// # Errors
-    /// If the tensor holds another type or is on the host.
+    /// If the tensor has another dtype or is on the host.
     pub fn buffer<T: DeviceElement>(&self) -> Result<&Buffer<T>> {
         match &self.place {
             Place::Host(_) => Err(on_host()),
@@ -310,10 +309,10 @@ impl Tensor {
         }
     }
 
-    /// The numbers on the device, of type `T`, to be written; copied first if they are shared.
+    /// The mutable device buffer, of type `T`; copied first if it is shared.
     ///
     /// # Errors
-    /// If the tensor holds another type or is on the host, or the device fails.
+    /// If the tensor has another dtype or is on the host, or the device fails.
     pub fn buffer_mut<T: DeviceElement>(&mut self) -> Result<&mut Buffer<T>> {
         let other = self.other_type(T::DTYPE);
         let Place::Device(storage) = &mut self.place else { return Err(on_host()) };
@@ -324,10 +323,10 @@ impl Tensor {
         Arc::get_mut(storage).and_then(T::buffer_mut).ok_or(other)
     }
 
-    /// The numbers as a mutable slice of `T`; copies first if they are shared.
+    /// The elements as a mutable slice of `T`; copied first if they are shared.
     ///
     /// # Errors
-    /// If the tensor holds another type or is on a device.
+    /// If the tensor has another dtype or is on a device.
     pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
         let other = self.other_type(T::DTYPE);
         match &mut self.place {
@@ -336,10 +335,10 @@ impl Tensor {
         }
     }
 
-    /// The same numbers under another shape.
+    /// The same elements with another shape.
     ///
     /// # Errors
-    /// If the shapes hold different numbers of elements.
+    /// If the numbers of elements differ.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         if shape.iter().product::<usize>() != self.len() {
             return Err(Error::shape("reshape", format!("{:?} does not fit into {shape:?}", self.shape)));
@@ -347,10 +346,10 @@ impl Tensor {
         Ok(Self { shape: shape.to_vec(), place: self.place.clone() })
     }
 
-    /// The numbers as `f64`, whatever the type and the place.
+    /// The elements as `f64`, for any dtype and device.
     ///
     /// # Errors
-    /// If they are on a device that fails.
+    /// If the device fails.
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
         Ok(match self.to_host()?.storage()? {
             Storage::F32(values) => values.iter().map(|&value| f64::from(value)).collect(),

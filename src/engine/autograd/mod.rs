@@ -1,4 +1,4 @@
-//! The tape and what it is made of: parameters, their contributions to a gradient, and the visitor that takes those.
+//! Automatic differentiation: the tape, parameters, their contributions to a gradient, and gradient visitors.
 
 pub mod contributions;
 pub mod parameters;

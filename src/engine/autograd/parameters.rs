@@ -1,4 +1,4 @@
-//! The named weights of a network, in a fixed order.
+//! The named parameters of a network, in a fixed order.
 
 use std::collections::HashMap;
 
@@ -7,13 +7,13 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A parameter's place in its [`Parameters`].
+/// Index of a parameter in its [`Parameters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParameterId(pub usize);
 
-/// Named tensors in the order in which the network declared them. Names are those of the released PyTorch code.
+/// Named tensors in declaration order. Names are those of the upstream PyTorch code.
 ///
-/// On a device a value is kept in f32, and beside it, where the network computes in a 16-bit type, a copy in that type.
+/// On a device values are stored in f32, with a 16-bit copy beside each where the network computes in a 16-bit dtype.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
     names: Vec<String>,
@@ -27,7 +27,7 @@ impl Parameters {
     /// Adds a parameter at the end.
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub fn push(&mut self, name: impl Into<String>, value: Tensor) -> Result<ParameterId> {
         let name = name.into();
         let id = ParameterId(self.values.len());
@@ -72,10 +72,10 @@ impl Parameters {
         &self.values[id.0]
     }
 
-    /// The value of a parameter in the type that an activation has: the value itself or its copy.
+    /// The value of a parameter in the dtype of an activation: the value itself or its copy.
     ///
     /// # Errors
-    /// If it is kept in neither.
+    /// If neither has this dtype.
     pub fn value_as(&self, id: ParameterId, dtype: DType) -> Result<&Tensor> {
         let kept = [Some(&self.values[id.0]), self.copies.get(id.0)];
         kept.into_iter().flatten().find(|value| value.dtype() == dtype).ok_or_else(|| {
@@ -94,7 +94,7 @@ impl Parameters {
         self.values.iter_mut().zip(copies)
     }
 
-    /// The float type that activations have.
+    /// The float dtype of the activations.
     pub fn compute_dtype(&self) -> DType {
         self.copies.first().or(self.values.first()).map_or(DType::F32, Tensor::dtype)
     }
@@ -113,7 +113,7 @@ impl Parameters {
             .map(|(at, (name, value))| (ParameterId(at), name.as_str(), value))
     }
 
-    /// Replaces one value by another of the same shape, in the type and the place of the one held.
+    /// Replaces a value with another of the same shape, converted to the dtype and device of the old one.
     ///
     /// # Errors
     /// If the name is unknown, the shape differs, or a device fails.
@@ -137,10 +137,10 @@ impl Parameters {
         Ok(())
     }
 
-    /// The same parameters in another float type.
+    /// The same parameters in another float dtype.
     ///
     /// # Errors
-    /// If a device does not have the type, or fails.
+    /// If the device does not support the dtype, or fails.
     pub fn cast(&self, dtype: DType) -> Result<Self> {
         Ok(Self {
             names: self.names.clone(),
@@ -150,7 +150,7 @@ impl Parameters {
         })
     }
 
-    /// The same parameters on a device, in f32, with copies for activations of another type.
+    /// Copies the parameters to a device, in f32, with copies in `compute` if that is another dtype.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.

@@ -1,7 +1,7 @@
-//! The tape: what was computed, so that gradients can be handed back.
+//! The tape records operations so that gradients can be propagated back through them.
 //!
-//! A [`Var`] owns its value and remembers the node that made it. Nodes hold only what their backward needs, and each is
-//! consumed as soon as it has run. What a parameter's gradient is used *for* is decided at backward time by a
+//! A [`Var`] owns its value and refers to the node that produced it. Nodes keep only what their backward needs, and
+//! each is consumed as soon as it has run. What a parameter's gradient is used *for* is decided at backward time by a
 //! [`GradientVisitor`].
 
 use crate::{
@@ -31,7 +31,7 @@ impl Var {
         &self.value
     }
 
-    /// To which sample the value's rows belong.
+    /// The sample that each row of the value belongs to.
     pub fn owner(&self) -> RowOwner {
         self.owner
     }
@@ -47,10 +47,10 @@ pub trait Operation: Send {
     /// The op's name, for messages.
     fn name(&self) -> &'static str;
 
-    /// Turns the gradient of the output into gradients of the inputs and contributions to parameters.
+    /// Maps the gradient of the output to gradients of the inputs and contributions to parameters.
     ///
     /// # Errors
-    /// If a visitor refuses a contribution.
+    /// If the visitor rejects a contribution.
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()>;
 }
 
@@ -58,18 +58,18 @@ struct Node {
     operation: Option<Box<dyn Operation>>,
 }
 
-/// A place that receives a gradient: the node of an input, if it needs one.
+/// Receives the gradient of an input: refers to its node, if the input needs a gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot(Option<usize>);
 
 impl Slot {
-    /// Whether anybody wants the gradient; ops skip the work otherwise.
+    /// Whether the gradient is needed; ops skip the work otherwise.
     pub fn wanted(self) -> bool {
         self.0.is_some()
     }
 }
 
-/// Where an op's backward puts what it finds.
+/// Collects the gradients that an op's backward computes.
 pub struct Sink<'a> {
     gradients: Vec<Option<Tensor>>,
     parameters: &'a Parameters,
@@ -77,10 +77,10 @@ pub struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Adds a gradient to an input.
+    /// Accumulates a gradient into an input.
     ///
     /// # Errors
-    /// If it has another shape than what is already there.
+    /// If its shape differs from the gradient accumulated so far.
     pub fn input(&mut self, slot: Slot, gradient: Tensor) -> Result<()> {
         let Some(node) = slot.0 else { return Ok(()) };
         let held = &mut self.gradients[node];
@@ -94,10 +94,10 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Hands a parameter's contribution to the visitor.
+    /// Passes a parameter's contribution to the visitor.
     ///
     /// # Errors
-    /// If the visitor refuses it.
+    /// If the visitor rejects it.
     pub fn parameter(
         &mut self,
         id: ParameterId,
@@ -115,7 +115,7 @@ impl Sink<'_> {
 
 type Body = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + Send;
 
-/// A part of a network of which only the inputs are kept.
+/// A checkpointed part of a network, of which only the inputs are kept.
 struct Segment {
     inputs: Vec<Var>,
     slots: Vec<Slot>,
@@ -167,16 +167,16 @@ impl<'p> Tape<'p> {
         Self { parameters, nodes: Vec::new(), recording: false, recomputing: false, samples_apart: false }
     }
 
-    /// The same tape, which with `recomputing` keeps of each [`segment`](Self::segment) only the inputs and runs it
-    /// forward again in the backward pass: the same bits in less memory and more time.
+    /// With `recomputing`, keeps only the inputs of each [`segment`](Self::segment) and runs it forward again in the
+    /// backward pass (activation checkpointing): bit-identical, less memory, more time.
     #[must_use]
     pub fn with_recomputing(self, recomputing: bool) -> Self {
         Self { recomputing, ..self }
     }
 
-    /// The same tape, on which with `samples_apart` nothing is shared between the samples of a batch: what depends on no
-    /// sample is computed for each of them again, so that the gradient of every parameter has per-sample parts
-    /// ([`RowOwner::Samples`]). An op that mixes samples by its nature still says so ([`RowOwner::Batch`]).
+    /// With `samples_apart`, shares nothing between the samples of a batch: values that depend on no sample are
+    /// recomputed for each of them, so that the gradient of every parameter has per-sample parts
+    /// ([`RowOwner::Samples`]). An op that mixes samples by nature still reports [`RowOwner::Batch`].
     #[must_use]
     pub fn with_samples_apart(self, samples_apart: bool) -> Self {
         Self { samples_apart, ..self }
@@ -187,7 +187,7 @@ impl<'p> Tape<'p> {
         self.samples_apart
     }
 
-    /// A part of the network, from its inputs to its output, that can be run again.
+    /// Runs a part of the network that can be recomputed from its inputs.
     ///
     /// # Errors
     /// If `body` fails.
@@ -211,12 +211,12 @@ impl<'p> Tape<'p> {
         }))
     }
 
-    /// The parameters under the tape.
+    /// The parameters that the tape reads.
     pub fn parameters(&self) -> &'p Parameters {
         self.parameters
     }
 
-    /// The float type that the network's activations have.
+    /// The float dtype of the network's activations.
     pub fn dtype(&self) -> DType {
         self.parameters.compute_dtype()
     }
@@ -227,7 +227,7 @@ impl<'p> Tape<'p> {
         Var { value, node: None, owner }
     }
 
-    /// A value whose gradient will be asked for.
+    /// A value whose gradient [`backward`](Self::backward) can return.
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let owner = RowOwner::Samples { rows_per_sample: rows_per_sample(&value) };
         Var { value, node: Some(self.new_leaf()), owner }
@@ -261,11 +261,11 @@ impl<'p> Tape<'p> {
         Var { value, node, owner }
     }
 
-    /// Runs backward from `outputs`, each with the gradient that arrives at it, and gives back the gradients of
-    /// `leaves` in order (`None` where none arrived).
+    /// Runs backward from `outputs`, each paired with its gradient, and returns the gradients of `leaves` in order
+    /// (`None` where none arrived).
     ///
     /// # Errors
-    /// If a shape does not fit, or the visitor refuses a contribution.
+    /// If a shape does not match, or the visitor rejects a contribution.
     pub fn backward(
         mut self,
         outputs: Vec<(&Var, Tensor)>,
@@ -294,7 +294,7 @@ impl<'p> Tape<'p> {
     }
 }
 
-/// Rows (all dimensions but the last) over the batch (the first).
+/// Rows (all dimensions but the last) divided by the batch size (the first).
 fn rows_per_sample(value: &Tensor) -> usize {
     let shape = value.shape();
     if shape.len() < 2 { 1 } else { shape[1..shape.len() - 1].iter().product() }

@@ -1,4 +1,5 @@
-//! Where every parameter's contribution goes during a backward pass: what a gradient is used for is chosen then, not built into the ops.
+//! Receives every parameter's contribution during a backward pass, so that its use is chosen there and not built into
+//! the ops.
 
 use super::{
     contributions::Contribution,
@@ -6,12 +7,12 @@ use super::{
 };
 use crate::{engine::Tensor, error::Result};
 
-/// To which sample the rows of a value belong.
+/// Which sample the rows of a value belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowOwner {
     /// Row `r` belongs to sample `r / rows_per_sample` of the batch.
     Samples {
-        /// Rows of one sample; all samples have as many.
+        /// Rows per sample; the same for all samples.
         rows_per_sample: usize,
     },
     /// The rows mix samples, so no per-sample gradient can be read off them.
@@ -30,7 +31,7 @@ pub trait GradientVisitor {
     /// One contribution; a parameter used several times is visited several times.
     ///
     /// # Errors
-    /// If the visitor cannot use it: an error, never silently left out.
+    /// If the visitor cannot use it; a visitor never skips a contribution silently.
     fn visit(
         &mut self,
         parameters: &Parameters,
@@ -40,5 +41,5 @@ pub trait GradientVisitor {
     ) -> Result<()>;
 }
 
-/// Gradients of a network's parameters, in their order; `None` where nothing has arrived.
+/// Gradients of a network's parameters, in their order; `None` where none has arrived.
 pub type Gradients = Vec<Option<Tensor>>;

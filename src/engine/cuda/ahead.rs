@@ -1,11 +1,11 @@
-//! Uploads that go on beside the work of a device.
+//! Uploads that overlap with the work of a device.
 
 use std::{marker::PhantomData, sync::PoisonError};
 
 use super::{buffer::Buffer, device::Device, driver::DeviceNumber, stagings::Slot};
 use crate::error::Result;
 
-/// Numbers on their way to a device; see [`Device::upload_ahead`].
+/// Values being copied to a device; see [`Device::upload_ahead`].
 #[derive(Debug)]
 pub struct Ahead<T: DeviceNumber> {
     device: Device,
@@ -15,11 +15,11 @@ pub struct Ahead<T: DeviceNumber> {
 }
 
 impl Device {
-    /// Starts copying `values` to the device, beside the work that goes on there. [`Ahead::arrive`] and
-    /// [`Ahead::copy_to`] hand them to the work that is asked for afterwards.
+    /// Starts copying `values` to the device, overlapping with the work queued there. [`Ahead::arrive`] and
+    /// [`Ahead::copy_to`] make them available to work queued afterwards.
     ///
-    /// Call it for the next step's numbers before or while the device does this step's. Memory for it is taken from the
-    /// arena once, and used in turns.
+    /// Call it with the next step's inputs before or while the device runs this step. Its memory is taken from the
+    /// arena once and reused in turn.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails; in [`capture`](Self::capture).
@@ -30,7 +30,7 @@ impl Device {
             return Ok(ahead);
         }
         let slot = ahead.slot.insert(self.slot(size_of_val(values))?);
-        // SAFETY: the slot is of this size or more and nobody else's; work that used its memory was asked for before it
+        // SAFETY: the slot is at least this large and exclusively ours; work that used its memory was queued before it
         // was left.
         unsafe { self.driver().upload_ahead(&slot.staging, slot.address, bytemuck::cast_slice(values)) }?;
         Ok(ahead)
@@ -39,7 +39,7 @@ impl Device {
     fn slot(&self, bytes: usize) -> Result<Slot> {
         let mut slots = self.inner().stagings.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = slots.0.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
-        // Not one that is much too large: that is somebody else's.
+        // Skip slots that are far too large: they serve other uploads.
         let best = fitting.min_by_key(|(_, slot)| slot.bytes).filter(|(_, slot)| slot.bytes <= 4 * bytes);
         if let Some((at, _)) = best {
             return Ok(slots.0.remove(at));
@@ -52,7 +52,7 @@ impl Device {
 }
 
 impl<T: DeviceNumber> Ahead<T> {
-    /// The numbers in a buffer of their own, for work that is asked for from now on.
+    /// The values in a new buffer, for work queued from now on.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails; in [`Device::capture`].
@@ -62,7 +62,7 @@ impl<T: DeviceNumber> Ahead<T> {
         Ok(buffer)
     }
 
-    /// Overwrites a buffer with the numbers, for work that is asked for from now on, such as a [`Graph`](super::Graph) that
+    /// Overwrites a buffer with the values, for work queued from now on, such as a [`Graph`](super::Graph) that
     /// reads it.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl<T: DeviceNumber> Ahead<T> {
         let Some(slot) = self.slot.take() else { return Ok(()) };
         let driver = self.device.driver();
         let done = driver.arrive(&slot.staging).and_then(|()| {
-            // SAFETY: both are allocated with this size or more, and are different blocks.
+            // SAFETY: both are allocated with at least this size, and are different blocks.
             unsafe { driver.copy(buffer.address(), slot.address, buffer.bytes()) }
         });
         self.device.put_back(slot);
@@ -85,9 +85,9 @@ impl<T: DeviceNumber> Ahead<T> {
 }
 
 impl Device {
-    /// A slot that the work asked for until now may use, and nothing else.
+    /// Returns a slot that only work queued so far may use.
     fn put_back(&self, slot: Slot) {
-        // A device that fails here fails again at its next use; the slot is then of no use to anybody.
+        // A device that fails here fails again at its next use; the slot is then useless.
         if self.driver().leave(&slot.staging).is_ok() {
             self.inner().stagings.lock().unwrap_or_else(PoisonError::into_inner).0.push(slot);
         }
@@ -96,8 +96,8 @@ impl Device {
 
 impl<T: DeviceNumber> Drop for Ahead<T> {
     fn drop(&mut self) {
-        // Never used: the work waits for the copy all the same, so that the next one may follow it.
-        // (Within a recording it cannot wait; then the slot is lost.)
+        // Never used: the stream still waits for the copy, so that the next one may follow it.
+        // (It cannot wait during capture; then the slot is lost.)
         if let Some(slot) = self.slot.take()
             && self.device.refuse_in_capture("an upload").is_ok()
             && self.device.driver().arrive(&slot.staging).is_ok()

@@ -1,46 +1,46 @@
-//! Which parts of a device's memory are free.
+//! Allocator for a device's memory.
 //!
-//! The driver is asked for large pieces, and blocks are cut from them: the smallest free stretch that is long enough, the
-//! first of equals. Neighbors that are free join, so what is free depends only on what is in use, not on the order in
-//! which it was given back. A step that asks for the same blocks in the same order therefore gets the same addresses
-//! every time, and after the first steps the driver is asked for nothing.
+//! Large pieces are requested from the driver, and blocks are cut from them best-fit: the smallest free range that is
+//! long enough, the lowest address among equals. Adjacent free ranges are merged, so the free list depends only on what
+//! is in use, not on the order in which it was freed. A step that allocates the same blocks in the same order therefore
+//! gets the same addresses every time, and after the first steps the driver is never called.
 //!
-//! All work of a device is done in the order in which it was asked for, so a block may be handed out again as soon as it
-//! is given back: what still uses it comes first.
+//! A device runs all work in the order in which it was queued, so a freed block can be reused at once: its earlier
+//! users run first.
 //!
-//! A recorded graph keeps every address that it uses, because it will use them again: blocks in use when its recording
-//! began stay apart when they are dropped, and those handed out during the recording belong to the graph. Both become free
-//! once the graph is gone.
+//! A captured graph keeps every address that it uses, because a replay uses them again: blocks in use when the capture
+//! began are not reused when they are dropped, and those allocated during the capture belong to the graph. Both become
+//! free once the graph is dropped.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::driver::MemoryLayout;
 
-/// How much of a device's memory is used.
+/// Memory statistics of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Bytes of buffers, and of what graphs keep for themselves.
+    /// Bytes of live buffers, and of memory that graphs keep.
     pub used_bytes: usize,
-    /// The most that `used_bytes` has been since the device was opened or the peak was reset.
+    /// Maximum of `used_bytes` since the device was opened or the peak was reset.
     pub peak_bytes: usize,
-    /// Bytes taken from the driver, used or not.
+    /// Bytes allocated from the driver, used or not.
     pub held_bytes: usize,
-    /// How often the driver was asked for memory.
+    /// Number of allocation requests to the driver.
     pub requests: u64,
 }
 
-/// Free stretches by their first address, none touching another of the same piece.
+/// Free ranges by start address; adjacent ranges of one piece are always merged.
 #[derive(Debug, Default)]
 struct Stretches(BTreeMap<u64, usize>);
 
 impl Stretches {
-    /// The smallest stretch of at least `bytes`, the first of equals.
+    /// The smallest range of at least `bytes`, the lowest address among equals.
     fn best(&self, bytes: usize) -> Option<(u64, usize)> {
         let fitting = self.0.iter().filter(|(_, length)| **length >= bytes);
         fitting.min_by_key(|(_, length)| **length).map(|(&address, &length)| (address, length))
     }
 
-    /// Takes `bytes` from the start of the best stretch.
+    /// Takes `bytes` from the start of the best range.
     fn take(&mut self, bytes: usize) -> Option<u64> {
         let (address, length) = self.best(bytes)?;
         self.0.remove(&address);
@@ -50,7 +50,7 @@ impl Stretches {
         Some(address)
     }
 
-    /// Adds a stretch, joined with its neighbors within the piece `from..to`.
+    /// Adds a range, merged with its neighbors within the piece `from..to`.
     fn add(&mut self, mut address: u64, mut length: usize, (from, to): (u64, u64)) {
         let end = address + length as u64;
         if end < to
@@ -74,35 +74,35 @@ impl Stretches {
     }
 }
 
-/// A stretch that is in use.
+/// A range that is in use.
 #[derive(Debug)]
 struct Block {
-    /// What was asked for.
+    /// Requested bytes.
     bytes: usize,
-    /// What was taken: rounded up, and the gap behind it.
+    /// Reserved bytes: rounded up, plus the gap behind the block.
     room: usize,
-    /// Blocks are numbered in the order in which they were handed out.
+    /// Serial number, in order of allocation.
     number: u64,
-    /// The graph whose recording handed it out.
+    /// The graph whose capture allocated it.
     graph: Option<u64>,
-    /// Given back, but kept for a graph.
+    /// Freed, but kept for a graph.
     dropped: bool,
 }
 
-/// What a graph keeps.
+/// The memory that a graph keeps.
 #[derive(Debug, Default)]
 struct Kept {
-    /// Blocks with smaller numbers may be used by it.
+    /// Blocks with smaller serial numbers may be used by it.
     before: u64,
     free: Stretches,
-    /// Everything that its recording handed out at some time.
+    /// Every range that was allocated during its capture.
     touched: Stretches,
 }
 
-/// A block that may be freed for good: where, and how long it was asked for.
+/// Blocks that are free for good: address and requested bytes.
 pub(super) type Freed = Vec<(u64, usize)>;
 
-/// The parts of the memory of one device.
+/// The memory of one device.
 #[derive(Debug)]
 pub(super) struct Arena {
     layout: MemoryLayout,
@@ -139,7 +139,7 @@ impl Arena {
         self.memory.peak_bytes = self.memory.used_bytes;
     }
 
-    /// Bytes that are taken from the driver and free.
+    /// Bytes allocated from the driver and free.
     pub(super) fn free_bytes(&self) -> usize {
         self.free.bytes()
     }
@@ -158,7 +158,7 @@ impl Arena {
         self.memory.peak_bytes = self.memory.peak_bytes.max(self.memory.used_bytes);
     }
 
-    /// A block of `bytes`, or nothing if no free stretch is long enough: then a piece must be added.
+    /// Allocates a block of `bytes`; `None` if no free range is long enough and a piece must be added.
     pub(super) fn take(&mut self, bytes: usize) -> Option<u64> {
         let room = self.room(bytes);
         let address = match self.recording {
@@ -175,7 +175,7 @@ impl Arena {
         Some(address)
     }
 
-    /// A recording takes whole stretches and cuts its blocks from those, so that it reuses its own memory alone.
+    /// A capture takes whole ranges and cuts its blocks from those, so that it reuses only its own memory.
     fn take_for(&mut self, graph: u64, room: usize) -> Option<u64> {
         let kept = self.graphs.get_mut(&graph)?;
         if kept.free.best(room).is_none() {
@@ -187,7 +187,7 @@ impl Arena {
         let piece = self.piece_of(address);
         let mut fresh = room;
         let kept = self.graphs.get_mut(&graph)?;
-        // Of what is handed out now, only what was not handed out before is new to the graph.
+        // Of this range, only what was not allocated before is new to the graph.
         for (&start, &length) in &kept.touched.0 {
             let (from, to) = (start.max(address), (start + length as u64).min(address + room as u64));
             fresh -= usize::try_from(to.saturating_sub(from)).unwrap_or(0);
@@ -197,13 +197,13 @@ impl Arena {
         Some(address)
     }
 
-    /// How much to ask the driver for so that `bytes` fit: what suits it, and the least that serves.
+    /// Sizes to request from the driver so that `bytes` fit: the preferred one, and the minimum.
     pub(super) fn wanted_piece(&self, bytes: usize) -> [usize; 2] {
         let least = self.room(bytes);
         [least.next_multiple_of(self.layout.piece_granule).max(self.layout.piece), least]
     }
 
-    /// Adds memory of the driver's.
+    /// Adds a piece allocated from the driver.
     pub(super) fn add_piece(&mut self, address: u64, bytes: usize) {
         self.pieces.insert(address, bytes);
         self.memory.held_bytes += bytes;
@@ -211,7 +211,7 @@ impl Arena {
         self.free.add(address, bytes, (address, address + bytes as u64));
     }
 
-    /// Gives a block back. What may not be handed out again yet, because of a graph, is not among the results.
+    /// Frees a block. Memory that a graph still keeps is not among the results.
     pub(super) fn give_back(&mut self, address: u64) -> Freed {
         let Some(block) = self.blocks.get_mut(&address) else { return Vec::new() };
         block.dropped = true;
@@ -235,12 +235,12 @@ impl Arena {
         vec![(address, block.bytes)]
     }
 
-    /// Whether blocks belong to a graph now.
+    /// Whether new blocks belong to a graph.
     pub(super) fn is_recording(&self) -> bool {
         self.recording.is_some()
     }
 
-    /// From now on, until [`end_recording`](Self::end_recording), blocks belong to a new graph.
+    /// From now until [`end_recording`](Self::end_recording), new blocks belong to a new graph.
     pub(super) fn begin_recording(&mut self) -> u64 {
         let graph = self.next_graph;
         self.next_graph += 1;
@@ -249,7 +249,7 @@ impl Arena {
         graph
     }
 
-    /// Ends the recording; what it took and did not use is free again.
+    /// Ends the capture and frees what it reserved and did not use.
     pub(super) fn end_recording(&mut self) {
         let Some(graph) = self.recording.take() else { return };
         let Some(kept) = self.graphs.get_mut(&graph) else { return };
@@ -277,7 +277,7 @@ impl Arena {
         }
     }
 
-    /// Forgets a graph; what it alone kept is free again.
+    /// Removes a graph and frees what it alone kept.
     pub(super) fn remove_graph(&mut self, graph: u64) -> Freed {
         let Some(kept) = self.graphs.remove(&graph) else { return Vec::new() };
         let mut freed = Vec::new();
@@ -290,20 +290,20 @@ impl Arena {
         let mut dropped: Vec<u64> = Vec::new();
         for (&address, block) in &mut self.blocks {
             if block.graph == Some(graph) {
-                // Still somebody's: an ordinary block from now on.
+                // Still in use: an ordinary block from now on.
                 block.graph = None;
             } else if block.dropped && self.graphs.values().all(|kept| kept.before <= block.number) {
                 dropped.push(address);
             }
         }
-        // Blocks come in no order, free stretches are the same in any.
+        // The order of blocks does not matter: the free ranges are the same in any.
         for address in dropped {
             freed.extend(self.release(address));
         }
         freed
     }
 
-    /// Pieces of which nothing is used, which are the driver's again.
+    /// Removes unused pieces, which the caller returns to the driver.
     pub(super) fn remove_unused_pieces(&mut self) -> Vec<(u64, usize)> {
         let unused: Vec<(u64, usize)> = self
             .pieces
@@ -319,13 +319,13 @@ impl Arena {
         unused
     }
 
-    /// Every piece, at the device's end.
+    /// All pieces, for when the device is closed.
     pub(super) fn pieces(&self) -> Vec<(u64, usize)> {
         self.pieces.iter().map(|(&address, &bytes)| (address, bytes)).collect()
     }
 }
 
-/// Adds a stretch to a set of stretches that it may overlap.
+/// Adds a range to a set of ranges that it may overlap.
 fn cover(set: &mut Stretches, address: u64, length: usize, piece: (u64, u64)) {
     let (mut from, mut to) = (address, address + length as u64);
     let overlapping: Vec<u64> = set
@@ -413,7 +413,7 @@ mod tests {
         assert_eq!(result, scratch, "a recording reuses its own memory");
         arena.end_recording();
         assert_eq!(arena.memory().used_bytes, 112 + 208);
-        // Neither what the graph used nor what it will read is handed out, whoever drops it.
+        // Neither what the graph used nor what it will read is reused, whoever drops it.
         assert!(arena.give_back(before).is_empty());
         arena.give_back(result);
         let other: Vec<u64> = std::iter::from_fn(|| arena.take(16)).collect();

@@ -1,4 +1,4 @@
-//! Numbers in a device's memory.
+//! Typed buffers in a device's memory.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Numbers in a device's memory, given back when dropped.
+/// A typed buffer in a device's memory, freed when dropped.
 #[derive(Debug)]
 pub struct Buffer<T: DeviceNumber> {
     device: Device,
@@ -18,7 +18,7 @@ pub struct Buffer<T: DeviceNumber> {
 }
 
 impl Device {
-    /// Memory for `len` numbers, all zero.
+    /// Allocates `len` elements, all zero.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -28,7 +28,7 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Memory for `len` numbers that a kernel is going to write; what it holds until then is undefined.
+    /// Allocates `len` elements that a kernel will write; the contents are undefined until then.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -36,8 +36,8 @@ impl Device {
         Buffer::new(self, len)
     }
 
-    /// A copy of `values` on the device. Waits for nothing but the copy itself, which comes after all work asked for before;
-    /// [`upload_ahead`](Self::upload_ahead) does not wait at all.
+    /// Copies `values` to the device. Blocks until the copy is done, which follows all work queued earlier;
+    /// [`upload_ahead`](Self::upload_ahead) does not block.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails; in [`capture`](Self::capture).
@@ -47,11 +47,11 @@ impl Device {
         Ok(buffer)
     }
 
-    /// What a kernel needs to copy boxes of a buffer `[S, T, C]` by the card's own unit: `sizes` are `S`, `T` and `C`,
-    /// `box_sizes` rows and columns of a box. `None` where there is no such unit.
+    /// The tensor map with which a kernel copies boxes of a buffer `[S, T, C]` by TMA: `sizes` are `S`, `T` and `C`,
+    /// `box_sizes` the rows and columns of a box. `None` on devices without TMA.
     ///
     /// # Errors
-    /// If the sizes do not fit or the device fails.
+    /// If the sizes do not match or the device fails.
     pub(crate) fn sample_map<T: Factor>(
         &self,
         buffer: &Buffer<T>,
@@ -73,42 +73,42 @@ impl<T: DeviceNumber> Buffer<T> {
         Ok(Self { device: device.clone(), address, len, number: PhantomData })
     }
 
-    /// How many numbers.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where they are, on a multiple of 256 bytes; 0 if there is none.
+    /// Device address, a multiple of 256; 0 if empty.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// The device they are on.
+    /// The device that owns the memory.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// How many bytes.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.len * size_of::<T>()
     }
 
-    /// As an argument that a kernel reads.
+    /// As a kernel argument that is read.
     pub fn read(&self) -> Argument {
         Argument::Read { address: self.address, letter: T::LETTER }
     }
 
-    /// As an argument that a kernel writes.
+    /// As a kernel argument that is written.
     pub fn write(&mut self) -> Argument {
         Argument::Write { address: self.address, letter: T::LETTER }
     }
 
-    /// Sets all numbers to zero.
+    /// Sets all elements to zero.
     ///
     /// # Errors
     /// If the device fails.
@@ -116,11 +116,11 @@ impl<T: DeviceNumber> Buffer<T> {
         if self.is_empty() {
             return Ok(());
         }
-        // SAFETY: the buffer is allocated with just this many bytes.
+        // SAFETY: the buffer is allocated with exactly this many bytes.
         unsafe { self.device.driver().clear(self.address, self.bytes()) }
     }
 
-    /// Overwrites all numbers with those of another buffer of the same device and length.
+    /// Overwrites all elements with those of another buffer of the same device and length.
     ///
     /// # Errors
     /// If it is of another device or length, or the device fails.
@@ -132,14 +132,15 @@ impl<T: DeviceNumber> Buffer<T> {
         if self.is_empty() {
             return Ok(());
         }
-        // SAFETY: both are allocated with just this many bytes; this one is borrowed mutably, so it is not the other.
+        // SAFETY: both are allocated with exactly this many bytes; this one is borrowed mutably, so it is not the
+        // other.
         unsafe { self.device.driver().copy(self.address, from.address, self.bytes()) }
     }
 
-    /// Overwrites the numbers from `at` on with some of another buffer of the same device.
+    /// Overwrites elements from `at` on with a range of another buffer of the same device.
     ///
     /// # Errors
-    /// If there are not as many or they do not fit, or the device fails.
+    /// If a range is out of bounds, or the device fails.
     pub(crate) fn copy_range(&mut self, at: usize, from: &Self, range: Range<usize>) -> Result<()> {
         let fits = range.start <= range.end && range.end <= from.len && at + range.len() <= self.len;
         if !fits || !self.device.is(&from.device) {
@@ -157,7 +158,7 @@ impl<T: DeviceNumber> Buffer<T> {
         unsafe { self.device.driver().copy(to, start, range.len() * size_of::<T>()) }
     }
 
-    /// Another buffer with the same numbers.
+    /// Copies the buffer.
     ///
     /// # Errors
     /// If there is not enough memory or the device fails.
@@ -167,21 +168,21 @@ impl<T: DeviceNumber> Buffer<T> {
         Ok(copy)
     }
 
-    /// Overwrites all numbers from the host, after all work asked for before.
+    /// Overwrites all elements from the host, after all work queued earlier.
     ///
     /// # Errors
-    /// If there are not as many values as numbers, or the device fails; in [`Device::capture`].
+    /// If the lengths differ, or the device fails; in [`Device::capture`].
     pub fn write_from(&mut self, values: &[T]) -> Result<()> {
         self.expect_len("upload", "the buffer", values.len())?;
         self.device.refuse_in_capture("an upload")?;
         if values.is_empty() {
             return Ok(());
         }
-        // SAFETY: the buffer is allocated with just this many bytes.
+        // SAFETY: the buffer is allocated with exactly this many bytes.
         unsafe { self.device.driver().upload(self.address, bytemuck::cast_slice(values)) }
     }
 
-    /// The numbers, after all work asked for before.
+    /// Copies the elements to the host, after all work queued earlier.
     ///
     /// # Errors
     /// If the device fails, now or in that work; in [`Device::capture`].
@@ -189,13 +190,13 @@ impl<T: DeviceNumber> Buffer<T> {
         self.device.refuse_in_capture("a download")?;
         let mut values = vec![T::default(); self.len];
         if self.len > 0 {
-            // SAFETY: the buffer is allocated with just this many bytes.
+            // SAFETY: the buffer is allocated with exactly this many bytes.
             unsafe { self.device.driver().download(self.address, bytemuck::cast_slice_mut(&mut values)) }?;
         }
         Ok(values)
     }
 
-    /// Refuses unless there are `len` numbers.
+    /// Returns an error unless the buffer holds `len` elements.
     pub(crate) fn expect_len(&self, op: &'static str, what: &str, len: usize) -> Result<()> {
         if self.len == len {
             return Ok(());

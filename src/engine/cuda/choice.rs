@@ -1,4 +1,4 @@
-//! Which device the user asks for.
+//! The device that the user selects.
 
 use std::{fmt, str::FromStr};
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// A device as the user names it: `cpu`, `cuda`, `cuda:1`, `emulated`, `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The CPU: the reference, without kernels.
+    /// The CPU reference, without kernels.
     #[default]
     Cpu,
     /// GPU number N; `cuda` is the first.
@@ -23,8 +23,8 @@ impl DeviceChoice {
     /// The device, or `None` for the CPU.
     ///
     /// # Errors
-    /// If the device cannot be used; the message says why. `auto` never fails, and says why it takes the CPU where
-    /// `-v` shows it.
+    /// If the device is not available; the message says why. `auto` never fails, and logs why it falls back to the CPU
+    /// (shown with `-v`).
     pub fn open(self) -> Result<Option<Device>> {
         match self {
             Self::Cpu => Ok(None),

@@ -1,4 +1,4 @@
-//! Devices, safe to use.
+//! Safe handles to devices.
 
 use std::{
     fmt,
@@ -18,17 +18,17 @@ use crate::error::{Error, Result};
 
 /// A device that runs kernels. Cloning gives another handle to the same one.
 ///
-/// Its memory is an arena: dropped buffers are reused at once, as all work is done in the order in which it was asked for;
-/// a step that asks for the same buffers as the one before gets the same memory, and asks the driver for nothing.
+/// Its memory is an arena: dropped buffers are reused at once, since work runs in the order in which it is queued; a
+/// step that allocates the same buffers as the one before gets the same memory without calling the driver.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
-/// What all handles share.
+/// State shared by all handles.
 pub(super) struct Inner {
     driver: Box<dyn Driver>,
     arena: Mutex<Arena>,
     pub(super) stagings: Mutex<Stagings>,
-    /// Before and after each matrix product, while they are timed.
+    /// Events before and after each matrix product, while products are timed.
     pub(super) products: Mutex<Option<Vec<(Event, Event)>>>,
 }
 
@@ -42,22 +42,22 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let arena = self.arena.get_mut().unwrap_or_else(PoisonError::into_inner);
         for (address, bytes) in arena.pieces() {
-            // SAFETY: the piece is the driver's, and no handle to anything in it is left.
+            // SAFETY: the piece was allocated by the driver, and no handle to anything in it is left.
             unsafe { self.driver.free_piece(address, bytes) };
         }
     }
 }
 
-/// Whether a device can be used.
+/// Whether a device is available.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Availability {
-    /// As the user names it.
+    /// Name for `--device`.
     pub name: String,
-    /// What it is, or why it cannot be used.
+    /// Its properties, or why it is not available.
     pub state: Result<DeviceFacts, String>,
 }
 
-/// Every device that runs kernels: the emulator, each GPU, or the reason why there is none.
+/// Every device that runs kernels: the emulator and each GPU, or the reason why there is none.
 pub fn devices() -> Vec<Availability> {
     let state = |device: Result<Device>| match device {
         Ok(device) => Ok(device.facts().clone()),
@@ -94,7 +94,7 @@ impl Device {
         Ok(Self::new(Box::new(Gpu::open(ordinal)?)))
     }
 
-    /// The emulator: the kernels' own sources on the CPU, every access to memory checked.
+    /// The emulator: the kernels' own sources compiled for the CPU, with every memory access checked.
     ///
     /// # Errors
     /// If the program was built without it.
@@ -102,7 +102,7 @@ impl Device {
         Self::emulated_with_memory(usize::MAX)
     }
 
-    /// The emulator of a device with this much memory, in bytes, or as much as there is address space if that is less.
+    /// The emulator of a device with this much memory, in bytes, capped by the available address space.
     ///
     /// # Errors
     /// If the program was built without it.
@@ -138,31 +138,31 @@ impl Device {
         self.0.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether two handles are of the same device.
+    /// Whether two handles refer to the same device.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What the device is and what it allows.
+    /// Properties and limits of the device.
     pub fn facts(&self) -> &DeviceFacts {
         self.driver().facts()
     }
 
-    /// How much memory is used, was used at most, and is taken from the driver.
+    /// Memory statistics.
     pub fn memory(&self) -> MemoryUse {
         self.arena().memory()
     }
 
-    /// Counts the peak of [`memory`](Self::memory) from now on.
+    /// Restarts the peak of [`memory`](Self::memory).
     pub fn reset_peak_memory(&self) {
         self.arena().reset_peak();
     }
 
-    /// Gives free memory back to the driver and asks for as much as the peak needs in one piece, so that blocks of any size
-    /// fit. Worth doing once, between the first step, which takes memory as it goes, and those that follow.
+    /// Returns free memory to the driver and requests as much as the peak needs in one piece, so that blocks of any
+    /// size fit. Call it once, between the first step, which allocates as it goes, and those that follow.
     ///
     /// # Errors
-    /// If the device fails. Where the driver has no such piece, memory is asked for again as it is needed.
+    /// If the device fails. If the driver cannot provide such a piece, memory is allocated again on demand.
     pub fn consolidate_memory(&self) -> Result<()> {
         let mut arena = self.arena();
         if !self.driver().layout().keep {
@@ -171,7 +171,7 @@ impl Device {
         self.free_unused_pieces(&mut arena);
         let memory = arena.memory();
         let missing = (memory.peak_bytes - memory.used_bytes).saturating_sub(arena.free_bytes());
-        // Blocks do not fit without gaps where others of other sizes were.
+        // Blocks do not pack without gaps where blocks of other sizes were.
         let [bytes, _] = arena.wanted_piece(missing + missing / 16);
         if missing > 0
             && let Some(address) = self.driver().allocate_piece(bytes)?
@@ -184,13 +184,13 @@ impl Device {
     fn free_unused_pieces(&self, arena: &mut Arena) -> bool {
         let unused = arena.remove_unused_pieces();
         for &(address, bytes) in &unused {
-            // SAFETY: the piece is the driver's, and nothing of it is in use.
+            // SAFETY: the piece was allocated by the driver, and none of it is in use.
             unsafe { self.driver().free_piece(address, bytes) };
         }
         !unused.is_empty()
     }
 
-    /// A block of the arena.
+    /// Allocates a block from the arena.
     pub(super) fn take(&self, bytes: usize) -> Result<u64> {
         let mut arena = self.arena();
         let address = match arena.take(bytes) {
@@ -203,12 +203,12 @@ impl Device {
                 })?
             }
         };
-        // SAFETY: the arena gives blocks of pieces of the driver's, no two of which overlap.
+        // SAFETY: the arena cuts blocks from pieces of the driver, and no two of them overlap.
         unsafe { self.driver().hand_out(address, bytes) };
         Ok(address)
     }
 
-    /// Asks the driver for more: what suits it, else what is needed, else that after giving back what is unused.
+    /// Requests another piece: the preferred size, else the minimum, else the minimum after returning unused pieces.
     fn add_piece(&self, arena: &mut Arena, bytes: usize) -> Result<()> {
         let [large, least] = arena.wanted_piece(bytes);
         let tries = if self.driver().layout().keep { [large, least, least] } else { [least; 3] };
@@ -230,7 +230,7 @@ impl Device {
         })
     }
 
-    /// Gives a block back.
+    /// Frees a block.
     pub(super) fn give_back(&self, address: u64) {
         let mut arena = self.arena();
         let freed = arena.give_back(address);
@@ -239,7 +239,7 @@ impl Device {
 
     pub(super) fn take_back(&self, arena: &mut Arena, freed: Vec<(u64, usize)>) {
         for (address, bytes) in freed {
-            // SAFETY: the arena says that the block is nobody's any more.
+            // SAFETY: the arena reports that nothing uses the block.
             unsafe { self.driver().take_back(address, bytes) };
         }
         if !self.driver().layout().keep && !arena.is_recording() {
@@ -259,7 +259,7 @@ impl Device {
         unsafe { self.driver().launch(kernel, launch, arguments) }
     }
 
-    /// Does `work` and gives the time that its matrix products took on the device.
+    /// Runs `work` and measures the time that its matrix products take on the device.
     ///
     /// # Errors
     /// Those of `work`, or if the device fails; in [`capture`](Self::capture).
@@ -275,7 +275,7 @@ impl Device {
         Ok((result?, Duration::from_secs_f64(total / 1e3)))
     }
 
-    /// Marks this point in the work.
+    /// Records an event at this point of the stream.
     ///
     /// # Errors
     /// If the device fails; in [`capture`](Self::capture).
@@ -284,15 +284,15 @@ impl Device {
         self.driver().record()
     }
 
-    /// Milliseconds between two points, waiting for the later one.
+    /// Milliseconds between two events; waits for the later one.
     ///
     /// # Errors
-    /// If the events are another device's or the device fails.
+    /// If the events belong to another device, or the device fails.
     pub fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32> {
         self.driver().elapsed_ms(start, end)
     }
 
-    /// Waits for all work.
+    /// Waits for all queued work.
     ///
     /// # Errors
     /// If any of it failed; in [`capture`](Self::capture).
@@ -302,9 +302,9 @@ impl Device {
     }
 }
 
-/// A number that a matrix product takes.
+/// An element type that matrix products accept.
 pub trait Factor: DeviceNumber {
-    /// The same, as a value.
+    /// The type as a value.
     const NUMBER: ProductNumber;
 }
 

@@ -1,4 +1,4 @@
-//! The seam between what runs kernels and those who launch them.
+//! The interface between devices and the backends that run kernels (GPU, emulator).
 
 use std::{any::Any, fmt};
 
@@ -6,11 +6,11 @@ use half::{bf16, f16};
 
 use crate::error::Result;
 
-/// A number that kernels read and write.
+/// An element type that kernels read and write.
 pub trait DeviceNumber: bytemuck::Pod + Default + PartialEq + fmt::Debug + Send + Sync {
-    /// The letter by which kernels and launches name this type to each other.
+    /// The letter that denotes this type in kernel signatures.
     const LETTER: u8;
-    /// The ending of a kernel's name for this type.
+    /// The suffix of kernel names for this type.
     const SUFFIX: &'static str;
 }
 
@@ -29,35 +29,35 @@ device_number!(u32, b'u', "u32");
 device_number!(i32, b'i', "i32");
 device_number!(u64, b'l', "u64");
 
-/// What a device is and what it allows.
+/// Properties and limits of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceFacts {
-    /// As the user names it: `cuda:0`, `emulated`.
+    /// Name for `--device`: `cuda:0`, `emulated`.
     pub name: String,
-    /// What it is.
+    /// Model name.
     pub model: String,
-    /// Major and minor number of the architecture.
+    /// Compute capability, major and minor.
     pub capability: (u32, u32),
-    /// All of its memory, in bytes.
+    /// Total memory, in bytes.
     pub memory_bytes: usize,
-    /// The most shared memory that a block may ask for, in bytes.
+    /// Maximum shared memory per block, in bytes.
     pub shared_bytes: u32,
     /// Multiprocessors.
     pub multiprocessors: u32,
 }
 
-/// How memory is cut into blocks.
+/// How memory is divided into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryLayout {
-    /// Blocks start on multiples of this, in bytes.
+    /// Alignment of blocks, in bytes.
     pub granule: usize,
     /// Bytes left free behind a block.
     pub gap: usize,
-    /// What the driver is best asked for at once, in bytes.
+    /// Preferred size of an allocation from the driver, in bytes.
     pub piece: usize,
     /// Larger pieces are multiples of this, in bytes.
     pub piece_granule: usize,
-    /// Whether free memory is kept; else every block is a piece of its own, which tools that watch the driver need.
+    /// Whether free memory is kept; if not, every block is a separate allocation, which memory checkers need.
     pub keep: bool,
 }
 
@@ -76,43 +76,43 @@ impl Kernel {
         Self { file, name: name.to_owned() }
     }
 
-    /// The variant of a kernel for numbers of type `T`.
+    /// The variant of a kernel for elements of type `T`.
     pub(crate) fn of<T: DeviceNumber>(file: &'static str, name: &str) -> Self {
         Self { file, name: format!("{name}_{}", T::SUFFIX) }
     }
 }
 
-/// How many blocks of how many threads.
+/// Grid and block of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Blocks in each direction.
+    /// Blocks in each dimension.
     pub grid: [u32; 3],
-    /// Threads of a block in each direction.
+    /// Threads per block in each dimension.
     pub block: [u32; 3],
-    /// Dynamic shared memory of a block, in bytes.
+    /// Dynamic shared memory per block, in bytes.
     pub shared_bytes: u32,
 }
 
 impl Launch {
-    /// `blocks` blocks of `threads` threads, in one direction, without dynamic shared memory.
+    /// `blocks` blocks of `threads` threads, one-dimensional, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
         Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
     }
 }
 
-/// One argument of a kernel. Pointers carry what they point to, which the emulator compares with the kernel's own list.
+/// A kernel argument. Pointers carry their element type, which the emulator compares with the kernel's signature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Argument {
     /// A pointer to const; 0 is null.
     Read {
-        /// Where it points.
+        /// Device address.
         address: u64,
         /// [`DeviceNumber::LETTER`].
         letter: u8,
     },
     /// A pointer that the kernel writes through; 0 is null.
     Write {
-        /// Where it points.
+        /// Device address.
         address: u64,
         /// [`DeviceNumber::LETTER`].
         letter: u8,
@@ -123,36 +123,36 @@ pub enum Argument {
     U64(u64),
     /// `float`
     F32(f32),
-    /// What `Driver::sample_map` made, as `const __grid_constant__ TensorMap`.
+    /// The result of [`Driver::sample_map`], passed as `const __grid_constant__ TensorMap`.
     SampleMap(SampleMap),
 }
 
-/// Rows of 16-bit numbers for each sample, `[S, T, C]`, of which a kernel copies boxes by the card's own unit.
+/// Rows of 16-bit values per sample, `[S, T, C]`, of which a kernel copies boxes by TMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SampleRows {
     /// [`ProductNumber::Bf16`] or [`ProductNumber::F16`].
     pub number: ProductNumber,
-    /// Where they are, on a multiple of 16 bytes.
+    /// Device address, a multiple of 16.
     pub address: u64,
     /// `S`, `T` and `C`, a multiple of 8.
     pub sizes: [usize; 3],
-    /// Rows and columns of a box, the columns 128 bytes: what is past the rows of a sample, or its columns, is zeros. In
-    /// shared memory the 16-byte chunks of a row are exchanged by the row's last three bits.
+    /// Rows and columns of a box; the columns span 128 bytes. Elements past the rows of a sample, or its columns, read
+    /// as zero. In shared memory the 16-byte chunks of a row are swizzled by the row's last three bits.
     pub box_sizes: [u32; 2],
 }
 
-/// What the copy unit wants to know of [`SampleRows`].
+/// The TMA descriptor of [`SampleRows`].
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SampleMap(pub(super) [u64; 16]);
 
 impl Argument {
-    /// A null pointer to `T`, for what a kernel may do without.
+    /// A null pointer to `T`, for an optional argument.
     pub fn null<T: DeviceNumber>() -> Self {
         Self::Read { address: 0, letter: T::LETTER }
     }
 
-    /// How the emulator writes this argument's kind: see `kernels/host/emulator.h`.
+    /// The kind of this argument in the emulator's signatures: see `kernels/host/emulator.h`.
     pub(crate) fn signature(&self) -> [u8; 2] {
         match self {
             Self::Read { letter, .. } => [b'r', *letter],
@@ -164,7 +164,7 @@ impl Argument {
         }
     }
 
-    /// Where the value lies, for a launch; valid while `self` is.
+    /// Pointer to the value, for a launch; valid as long as `self`.
     pub fn value(&self) -> *const std::ffi::c_void {
         match self {
             Self::Read { address, .. } | Self::Write { address, .. } => std::ptr::from_ref(address).cast(),
@@ -176,7 +176,7 @@ impl Argument {
     }
 }
 
-/// The kinds of numbers that a matrix product takes.
+/// Element types of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProductNumber {
     /// f32, without TF32.
@@ -188,7 +188,7 @@ pub enum ProductNumber {
 }
 
 impl ProductNumber {
-    /// Bytes of one number.
+    /// Size of an element in bytes.
     pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -197,20 +197,21 @@ impl ProductNumber {
     }
 }
 
-/// A matrix as it is stored, by rows; or the first of several.
+/// A matrix as stored, row-major; or the first of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Address of its first number.
+    /// Address of the first element.
     pub address: u64,
-    /// Numbers from the beginning of one stored row to that of the next.
+    /// Row stride of the stored matrix, in elements.
     pub row: usize,
-    /// Numbers from the beginning of one matrix to that of the next.
+    /// Stride between matrices of a batch, in elements.
     pub step: usize,
     /// Whether the stored rows are the matrix's columns.
     pub transposed: bool,
 }
 
-/// `C[m, n] = alpha · A[m, k] · B[k, n] + beta · C (+ bias[n])`, summed in f32; or several such, with one bias for all.
+/// `C[m, n] = alpha · A[m, k] · B[k, n] + beta · C (+ bias[n])`, accumulated in f32; or a batch of them with a shared
+/// bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Type of A and B.
@@ -223,7 +224,7 @@ pub struct Product {
     pub n: usize,
     /// The inner size.
     pub k: usize,
-    /// How many products.
+    /// Number of products.
     pub batch: usize,
     /// A, stored `[m, k]`, or `[k, m]` if transposed.
     pub a: Stored,
@@ -233,19 +234,19 @@ pub struct Product {
     pub c: Stored,
     /// Factor of the product.
     pub alpha: f32,
-    /// Factor of what C held; 0 does not read it.
+    /// Factor of the previous C; 0 does not read it.
     pub beta: f32,
     /// Address of the bias.
     pub bias: Option<u64>,
 }
 
-/// A point in a device's work, for measuring time. What it holds is the driver's own.
+/// A point in a device's stream, for measuring time. The content belongs to the driver.
 pub struct Event(pub(crate) Box<dyn Any + Send + Sync>);
 
-/// Work that was recorded instead of done. What it holds is the driver's own.
+/// Work that was recorded instead of run. The content belongs to the driver.
 pub(crate) struct Recording(pub(crate) Box<dyn Any + Send + Sync>);
 
-/// Host memory that the device copies from while it works, and what tells when it may be used. The driver's own.
+/// Pinned host memory for overlapped uploads, with the events that order its use. The content belongs to the driver.
 pub(crate) struct Staging(pub(crate) Box<dyn Any + Send + Sync>);
 
 macro_rules! opaque {
@@ -259,17 +260,17 @@ macro_rules! opaque {
 }
 opaque!(Event, Recording, Staging);
 
-/// What runs kernels. All work is done in the order in which it was asked for.
+/// A backend that runs kernels. All work runs in the order in which it is queued.
 ///
-/// Addresses are raw: [`Device`](super::Device) and [`Buffer`](super::Buffer) are the safe way to a driver.
+/// Addresses are raw: [`Device`](super::Device) and [`Buffer`](super::Buffer) are the safe interface to a driver.
 ///
-/// Between [`begin_recording`](Self::begin_recording) and [`end_recording`](Self::end_recording), copies within the device,
-/// clears, launches and products are recorded and not done, and the other kinds of work are errors.
+/// Between [`begin_recording`](Self::begin_recording) and [`end_recording`](Self::end_recording), copies within the
+/// device, clears, launches and products are recorded instead of run; other kinds of work are errors.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
-    /// What the device is and what it allows.
+    /// Properties and limits of the device.
     fn facts(&self) -> &DeviceFacts;
 
-    /// How memory is cut into blocks.
+    /// How memory is divided into blocks.
     fn layout(&self) -> MemoryLayout;
 
     /// A piece of memory, aligned to the layout's granule; `None` if there is not enough. `bytes` is not 0.
@@ -278,32 +279,32 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// If the device fails.
     fn allocate_piece(&self, bytes: usize) -> Result<Option<u64>>;
 
-    /// Gives a piece back, after all work asked for before.
+    /// Frees a piece, after all work queued earlier.
     ///
     /// # Safety
-    /// `address` and `bytes` are those of one [`allocate_piece`](Self::allocate_piece), and nothing uses the memory from
-    /// now on.
+    /// `address` and `bytes` are those of one [`allocate_piece`](Self::allocate_piece), and nothing uses the memory
+    /// from now on.
     unsafe fn free_piece(&self, address: u64, bytes: usize);
 
-    /// Bytes that could still be allocated, and all there are.
+    /// Free and total memory, in bytes.
     ///
     /// # Errors
     /// If the device fails.
     fn free_memory(&self) -> Result<(usize, usize)>;
 
-    /// A block of a piece is handed out: until it is written, its contents are undefined. Part of a recording.
+    /// Marks a block of a piece as in use: its contents are undefined until written. Part of a recording.
     ///
     /// # Safety
     /// The bytes lie within a piece, and no block that is handed out overlaps them.
     unsafe fn hand_out(&self, address: u64, bytes: usize);
 
-    /// A block is used no more. Part of a recording.
+    /// Marks a block as free. Part of a recording.
     ///
     /// # Safety
-    /// It was handed out.
+    /// It was passed to [`hand_out`](Self::hand_out).
     unsafe fn take_back(&self, address: u64, bytes: usize);
 
-    /// Copies from the host; has read `bytes` when it returns.
+    /// Copies from the host; `bytes` may be reused when it returns.
     ///
     /// # Safety
     /// All of the destination is allocated.
@@ -312,7 +313,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// If the device fails.
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Copies to the host, after all work asked for before.
+    /// Copies to the host, after all work queued earlier.
     ///
     /// # Safety
     /// All of the source is allocated.
@@ -324,28 +325,28 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Host memory of `bytes` bytes for [`upload_ahead`](Self::upload_ahead).
     ///
     /// # Errors
-    /// If the host grants none, or the device fails.
+    /// If the host cannot provide it, or the device fails.
     fn staging(&self, bytes: usize) -> Result<Staging>;
 
-    /// Copies from the host while other work goes on; has read `bytes` when it returns. The copy waits for the work that
-    /// was asked for before the last [`leave`](Self::leave), or before the staging was made; work waits for the copy at
+    /// Copies from the host while other work runs; `bytes` may be reused when it returns. The copy waits for the work
+    /// queued before the last [`leave`](Self::leave), or before the staging was created; work waits for the copy at
     /// [`arrive`](Self::arrive).
     ///
     /// # Safety
-    /// All of the destination is allocated and used by nothing that was asked for since then, until `arrive`; there are no
-    /// more bytes than the staging holds.
+    /// All of the destination is allocated and not used by work queued since then, until `arrive`; `bytes` is no longer
+    /// than the staging.
     ///
     /// # Errors
     /// If the device fails.
     unsafe fn upload_ahead(&self, staging: &Staging, to: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Work that is asked for from now on comes after the copy.
+    /// Makes work queued from now on wait for the copy.
     ///
     /// # Errors
     /// If the device fails.
     fn arrive(&self, staging: &Staging) -> Result<()>;
 
-    /// The next copy comes after the work that was asked for until now.
+    /// Makes the next copy wait for the work queued so far.
     ///
     /// # Errors
     /// If the device fails.
@@ -372,18 +373,18 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Runs a kernel.
     ///
     /// # Safety
-    /// The four obligations of a launch, which no compiler checks: the arguments are those of the kernel in number,
-    /// type and order; what the kernel writes is not used elsewhere meanwhile; with these sizes it stays within what its
-    /// pointers point to; and that memory is allocated until the work is done.
+    /// The four obligations of a launch, which no compiler checks: the arguments match the kernel in number, type and
+    /// order; what the kernel writes is not used elsewhere meanwhile; with these sizes it stays within the allocations
+    /// that its pointers refer to; and that memory stays allocated until the work is done.
     ///
     /// # Errors
     /// If there is no such kernel, the launch is beyond the device's limits, or the device fails.
     unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()>;
 
-    /// What a kernel needs to copy boxes of rows by the card's own unit; `None` where there is no such unit.
+    /// The TMA descriptor with which a kernel copies boxes of rows; `None` on devices without TMA.
     ///
     /// # Errors
-    /// If the device fails, or its unit cannot copy such boxes.
+    /// If the device fails, or TMA cannot copy such boxes.
     fn sample_map(&self, rows: &SampleRows) -> Result<Option<SampleMap>> {
         let _ = rows;
         Ok(None)
@@ -398,40 +399,40 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// If the device fails.
     unsafe fn product(&self, product: &Product) -> Result<()>;
 
-    /// Work is recorded from now on.
+    /// Starts recording work.
     ///
     /// # Errors
     /// If the device fails.
     fn begin_recording(&self) -> Result<()>;
 
-    /// Ends the recording and gives it.
+    /// Ends the recording and returns it.
     ///
     /// # Errors
     /// If something in it cannot be recorded, or the device fails.
     fn end_recording(&self) -> Result<Recording>;
 
-    /// Does the recorded work.
+    /// Replays the recorded work.
     ///
     /// # Safety
-    /// The obligations of every call in the recording hold, again.
+    /// The obligations of every recorded call still hold.
     ///
     /// # Errors
     /// If the device fails.
     unsafe fn replay(&self, recording: &Recording) -> Result<()>;
 
-    /// Marks this point in the work.
+    /// Records an event at this point of the stream.
     ///
     /// # Errors
     /// If the device fails.
     fn record(&self) -> Result<Event>;
 
-    /// Milliseconds between two points, waiting for the later one.
+    /// Milliseconds between two events; waits for the later one.
     ///
     /// # Errors
-    /// If the events are another driver's or the device fails.
+    /// If the events belong to another driver, or the device fails.
     fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32>;
 
-    /// Waits for all work.
+    /// Waits for all queued work.
     ///
     /// # Errors
     /// If any of it failed.

@@ -1,4 +1,4 @@
-//! Matrix products by cuBLASLt, loaded when the first is asked for.
+//! Matrix products by cuBLASLt, which is loaded on first use.
 
 use std::{collections::HashMap, ffi::c_void};
 
@@ -12,8 +12,8 @@ use cudarc::{
 
 use super::driver::{Product, ProductNumber, Stored};
 
-/// What tells products apart for the choice of an algorithm: types, sizes, how rows and matrices are spaced, switches, and how
-/// the matrices are aligned.
+/// Cache key of an algorithm: types, sizes, strides of rows and matrices, switches, and the alignment of the
+/// matrices.
 type Key = (ProductNumber, ProductNumber, [usize; 4], [[usize; 2]; 3], [bool; 4], [u32; 3]);
 
 /// cuBLASLt's handle, workspace, and the algorithms chosen so far.
@@ -23,15 +23,15 @@ pub(super) struct Multiplier {
     chosen: HashMap<Key, sys::cublasLtMatmulAlgo_t>,
 }
 
-// SAFETY: the handle may be used from any thread, one at a time, which the mutex around this sees to.
+// SAFETY: the handle may be used from any thread, one at a time, which the mutex around this ensures.
 unsafe impl Send for Multiplier {}
 
-/// A descriptor and what destroys it.
+/// A descriptor and the function that destroys it.
 struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), CublasError>);
 
 impl<T: Copy> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: made by the matching create function, and this is the only handle. A failure leaves nothing to do.
+        // SAFETY: created by the matching function, and this is the only handle. A failure leaves nothing to do.
         let _ = unsafe { (self.1)(self.0) };
     }
 }
@@ -44,12 +44,12 @@ fn data_type(number: ProductNumber) -> sys::cudaDataType {
     }
 }
 
-/// The largest power of two that divides an address, up to what matters to any algorithm.
+/// The largest power of two that divides an address, capped at the largest alignment that affects an algorithm.
 fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
 
-/// How a matrix `[rows, columns]` lies, or as many as `batch` of them.
+/// The layout of a matrix `[rows, columns]`, or of a batch of them.
 fn layout(
     number: ProductNumber,
     stored: &Stored,
@@ -64,7 +64,7 @@ fn layout(
     if batch > 1 {
         let count = i32::try_from(batch).unwrap_or(i32::MAX);
         let step = i64::try_from(stored.step).unwrap_or(i64::MAX);
-        // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+        // SAFETY: each value has the size that the attribute requires, and lives through the call.
         unsafe {
             result::set_matrix_layout_attribute(
                 made.0,
@@ -83,7 +83,7 @@ fn layout(
     Ok(made)
 }
 
-/// What is to be done: transpositions and the bias.
+/// Describes the operation: transpositions and the bias.
 fn describe(product: &Product) -> Result<Owned<sys::cublasLtMatmulDesc_t>, CublasError> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
     let Product { a, b, .. } = product;
@@ -94,7 +94,7 @@ fn describe(product: &Product) -> Result<Owned<sys::cublasLtMatmulDesc_t>, Cubla
         )?,
         result::destroy_matmul_desc,
     );
-    // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+    // SAFETY: each value has the size that the attribute requires, and lives through the call.
     let set = |attribute, value: *const c_void, bytes| unsafe {
         result::set_matmul_desc_attribute(description.0, attribute, value, bytes)
     };
@@ -119,7 +119,7 @@ fn describe(product: &Product) -> Result<Owned<sys::cublasLtMatmulDesc_t>, Cubla
     Ok(description)
 }
 
-/// What cuBLASLt says, for the person at the terminal.
+/// The error of cuBLASLt as one phrase.
 fn phrase(error: CublasError) -> String {
     match error.0 {
         sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => {
@@ -130,10 +130,11 @@ fn phrase(error: CublasError) -> String {
 }
 
 impl Multiplier {
-    /// What NVIDIA recommends for its newest cards.
+    /// NVIDIA's recommendation for Hopper and newer.
     pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
-    /// Loads cuBLASLt; `workspace` is memory of the device, of the size above, that nothing else uses.
+    /// Loads cuBLASLt; `workspace` is device memory of [`WORKSPACE_BYTES`](Self::WORKSPACE_BYTES) that nothing else
+    /// uses.
     pub(super) fn open(workspace: u64) -> Result<Self, String> {
         // SAFETY: only tries to open the library; everything else panics without it.
         if !unsafe { sys::is_culib_present() } {
@@ -145,15 +146,15 @@ impl Multiplier {
         Ok(Self { handle, workspace, chosen: HashMap::new() })
     }
 
-    /// The memory that was given to it.
+    /// Address of the workspace.
     pub(super) fn workspace(&self) -> u64 {
         self.workspace
     }
 
-    /// Puts a product on the stream.
+    /// Queues a product on the stream.
     ///
     /// # Safety
-    /// All matrices are allocated with their sizes, and the stream lives.
+    /// All matrices are allocated with their sizes, and the stream outlives the call.
     pub(super) unsafe fn run(
         &mut self,
         product: &Product,
@@ -172,8 +173,8 @@ impl Multiplier {
         product: &Product,
         stream: driver::sys::CUstream,
     ) -> Result<(), CublasError> {
-        // cuBLASLt stores columns, so our row-major C = A B is its Cᵀ = Bᵀ Aᵀ with the same bytes: B comes first, and the
-        // bias of our columns is that of its rows.
+        // cuBLASLt is column-major, so our row-major C = A B is its Cᵀ = Bᵀ Aᵀ on the same bytes: B comes first, and
+        // the bias of our columns is that of its rows.
         let Product { m, n, k, batch, a, b, c, .. } = *product;
         let first = layout(product.inputs, &b, [k, n], batch)?;
         let second = layout(product.inputs, &a, [m, k], batch)?;
@@ -195,8 +196,8 @@ impl Multiplier {
                 found
             }
         };
-        // SAFETY: the caller says that the matrices are allocated; descriptors and factors live through the call, and
-        // work on one stream takes turns with the workspace.
+        // SAFETY: the caller guarantees that the matrices are allocated; descriptors and factors live through the call,
+        // and work on one stream uses the workspace in turn.
         unsafe {
             result::matmul(
                 self.handle,
@@ -219,7 +220,7 @@ impl Multiplier {
         }
     }
 
-    /// The algorithm that cuBLASLt takes for the best of a product whose matrices are aligned so.
+    /// The best algorithm for a product with these alignments, by cuBLASLt's heuristic.
     fn choose(
         &self,
         description: &Owned<sys::cublasLtMatmulDesc_t>,
@@ -229,7 +230,7 @@ impl Multiplier {
         use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
         let preference = Owned(result::create_matmul_pref()?, result::destroy_matmul_pref);
         let prefer = |attribute, value: *const c_void, bytes| {
-            // SAFETY: each value has the size that the attribute asks for, and lives through the call.
+            // SAFETY: each value has the size that the attribute requires, and lives through the call.
             unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, bytes) }
         };
         let bytes = Self::WORKSPACE_BYTES;
@@ -246,7 +247,7 @@ impl Multiplier {
         ] {
             prefer(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
         }
-        // SAFETY: the layouts are those of the product.
+        // SAFETY: the layouts match the product.
         let found = unsafe {
             result::get_matmul_algo_heuristic(
                 self.handle,
@@ -264,7 +265,7 @@ impl Multiplier {
 
 impl Drop for Multiplier {
     fn drop(&mut self) {
-        // SAFETY: made by create_handle, and this is the only handle. The workspace is its owner's.
+        // SAFETY: created by create_handle, and this is the only handle. The caller owns the workspace.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }

@@ -1,11 +1,11 @@
-//! Work that is recorded once and done many times.
+//! Work that is captured once and replayed many times.
 
 use super::{device::Device, driver::Recording};
 use crate::error::{Error, Result};
 
-/// Recorded work of a device; see [`Device::capture`].
+/// Captured work of a device; see [`Device::capture`].
 ///
-/// Dropping it waits for the device, and frees what it kept.
+/// Dropping it waits for the device and frees the memory that it kept.
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
@@ -14,20 +14,20 @@ pub struct Graph {
 }
 
 impl Device {
-    /// Records the launches, products, copies within the device and clears that `work` asks for, instead of doing them.
-    /// [`Graph::replay`] does them all at the cost of one launch.
+    /// Records the launches, products, copies within the device and clears that `work` queues, instead of running them.
+    /// [`Graph::replay`] runs them all at the cost of one launch.
     ///
-    /// Do the same work once before without recording it, so that everything it needs is loaded.
+    /// Run the same work once before capturing it, so that everything it needs is loaded.
     ///
-    /// A replay uses the same addresses again. Therefore the graph keeps, as long as it lives, every buffer that there was
-    /// when the recording began, even if it is dropped (it is a part of the work only if `work` uses it), and all memory
-    /// that `work` asked for. Buffers that `work` drops are reused within the recording. Buffers among the results hold
-    /// nothing until the first replay, and each replay overwrites them; they may be dropped.
+    /// A replay uses the same addresses. The graph therefore keeps, as long as it lives, every buffer that existed when
+    /// the capture began, even if it is dropped (it takes part in the work only if `work` uses it), and all memory that
+    /// `work` allocates. Buffers that `work` drops are reused within the capture. Buffers among the results are
+    /// uninitialized until the first replay, and each replay overwrites them; they may be dropped.
     ///
-    /// What the work computes from numbers of the host (arguments by value, sizes) is recorded as it is now.
+    /// Values that the work computes on the host (arguments by value, sizes) are captured as they are now.
     ///
     /// # Errors
-    /// Those of `work`. Uploads, downloads, events and waiting cannot be recorded, nor can a recording within another.
+    /// Those of `work`. Uploads, downloads, events and waiting cannot be captured, nor can another capture.
     pub fn capture<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
         self.refuse_in_capture("a second recording")?;
         let mut recorder = Recorder { device: self, number: 0, recording: None, kept: false };
@@ -44,7 +44,7 @@ impl Device {
         Ok((Graph { device: self.clone(), number: recorder.number, recording }, result))
     }
 
-    /// Whether work is being recorded.
+    /// Whether work is being captured.
     pub(crate) fn is_recording(&self) -> bool {
         self.arena().is_recording()
     }
@@ -53,7 +53,7 @@ impl Device {
         Error::Device { device: self.facts().name.clone(), message: message.to_owned() }
     }
 
-    /// Refuses what cannot be recorded, if work is being recorded.
+    /// Returns an error if work is being captured.
     pub(super) fn refuse_in_capture(&self, what: &str) -> Result<()> {
         if self.arena().is_recording() {
             return Err(
@@ -64,7 +64,7 @@ impl Device {
     }
 }
 
-/// Ends a recording, however the work ends.
+/// Ends a capture, however the work ends.
 struct Recorder<'a> {
     device: &'a Device,
     number: u64,
@@ -86,7 +86,7 @@ impl Recorder<'_> {
 impl Drop for Recorder<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            // The error that matters is the work's.
+            // The error that matters is that of the work.
             let _ = self.end();
             let mut arena = self.device.arena();
             let freed = arena.remove_graph(self.number);
@@ -96,17 +96,17 @@ impl Drop for Recorder<'_> {
 }
 
 impl Graph {
-    /// Does the work again.
+    /// Runs the work again.
     ///
     /// # Errors
     /// If the device fails; in [`Device::capture`].
     pub fn replay(&self) -> Result<()> {
         self.device.refuse_in_capture("a replay")?;
-        // SAFETY: every call met its obligations when it was recorded, and the arena has kept all memory since.
+        // SAFETY: every call met its obligations when it was captured, and the arena has kept all memory since.
         unsafe { self.device.driver().replay(&self.recording) }
     }
 
-    /// The device that it is of.
+    /// The device that it belongs to.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -114,7 +114,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // What fails here fails again where it can be said.
+        // A failure here is reported by the next use of the device.
         let _ = self.device.driver().synchronize();
         let mut arena = self.device.arena();
         let freed = arena.remove_graph(self.number);

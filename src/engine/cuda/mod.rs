@@ -1,10 +1,10 @@
 //! Devices that run CUDA kernels: a GPU, or the emulator that runs the same sources on the CPU.
 //!
-//! `driver` is the seam between the two: everything above it (launches, sizes, the order of arguments) is the same
-//! code for both, and is tested on the emulator where there is no GPU. Each op's `cuda.rs` holds one safe launcher for
-//! each of its kernels: it checks sizes, decides grid and block, and knows the order of the arguments. Buffers are dense
-//! and row-major. Numbers are stored as `T` (f32, bf16 or f16) and computed in f32; every sum has a fixed order, so
-//! results are the same bits on every run.
+//! `driver` is the interface between the two: everything above it (launches, sizes, the order of arguments) is
+//! shared, and is tested on the emulator where there is no GPU. Each op's `cuda.rs` has one safe launcher per kernel,
+//! which checks sizes, chooses grid and block, and passes the arguments in order. Buffers are dense and row-major.
+//! Values are stored as `T` (f32, bf16 or f16) and computed in f32; every reduction has a fixed order, so results are
+//! bit-identical on every run.
 #![expect(unsafe_code, reason = "devices are driven through foreign interfaces and raw addresses here")]
 
 mod ahead;

@@ -1,4 +1,4 @@
-//! Matrix products on a device, safe to use.
+//! Safe matrix products on a device.
 
 use std::sync::PoisonError;
 
@@ -11,53 +11,53 @@ use crate::error::{Error, Result};
 
 const OP: &str = "product";
 
-/// A factor of a product, stored by rows anywhere in a buffer; or the factors of several products, evenly spaced.
+/// A factor of a product, stored row-major at any offset in a buffer; or the factors of a batch, evenly spaced.
 #[derive(Clone, Copy, Debug)]
 pub struct Operand<'a, T: Factor> {
-    /// Where it is.
+    /// The buffer.
     pub buffer: &'a Buffer<T>,
-    /// The number of the buffer that is its first.
+    /// Index of the first element.
     pub first: usize,
-    /// Numbers from the beginning of one stored row to that of the next.
+    /// Row stride of the stored matrix, in elements.
     pub row: usize,
-    /// Numbers from the beginning of one matrix to that of the next.
+    /// Stride between matrices of a batch, in elements.
     pub step: usize,
     /// Whether the stored rows are the matrix's columns.
     pub transposed: bool,
 }
 
 impl<'a, T: Factor> Operand<'a, T> {
-    /// One matrix of dense rows of this many numbers, from the buffer's beginning.
+    /// One dense matrix with rows of this many elements, from the start of the buffer.
     pub fn of(buffer: &'a Buffer<T>, row: usize) -> Self {
         Self { buffer, first: 0, row, step: 0, transposed: false }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, without copying.
     pub fn transposed(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
 }
 
-/// Where the results of products go: as in [`Operand`]. Results of several products may lie beside each other in wider rows,
-/// but no two may overlap.
+/// The destination of products, as in [`Operand`]. Results of a batch may be interleaved in wider rows, but must not
+/// overlap.
 #[derive(Debug)]
 pub struct Target<'a, T: Factor> {
-    /// Where they go.
+    /// The buffer.
     pub buffer: &'a mut Buffer<T>,
-    /// The number of the buffer that is the first of the first result.
+    /// Index of the first element of the first result.
     pub first: usize,
-    /// Numbers from the beginning of one row to that of the next.
+    /// Row stride, in elements.
     pub row: usize,
-    /// Numbers from the beginning of one result to that of the next.
+    /// Stride between results, in elements.
     pub step: usize,
 }
 
-/// `c[m, n] = alpha · a[m, k] · b[k, n] + beta · c (+ bias[n])`, `batch` times, with one bias for all.
+/// `c[m, n] = alpha · a[m, k] · b[k, n] + beta · c (+ bias[n])`, `batch` times with a shared bias.
 #[derive(Clone, Copy, Debug)]
 pub struct Products<'a, I: Factor, O: Factor> {
     /// `m`, `n` and `k`.
     pub sizes: [usize; 3],
-    /// How many products.
+    /// Number of products.
     pub batch: usize,
     /// a
     pub a: Operand<'a, I>,
@@ -67,21 +67,21 @@ pub struct Products<'a, I: Factor, O: Factor> {
     pub bias: Option<&'a Buffer<O>>,
     /// Factor of the product.
     pub alpha: f32,
-    /// Factor of what c held; 0 does not read it.
+    /// Factor of the previous c; 0 does not read it.
     pub beta: f32,
 }
 
-/// The numbers that `batch` matrices of rows of `columns` reach over, `row` and `step` apart.
+/// The number of elements that `batch` matrices span, with rows of `columns` and strides `row` and `step`.
 fn reach(batch: usize, [rows, columns]: [usize; 2], row: usize, step: usize) -> usize {
     step.saturating_mul(batch - 1).saturating_add(row.saturating_mul(rows - 1)).saturating_add(columns)
 }
 
 impl Device {
-    /// `c[m, n] = alpha · op(a)[m, k] · op(b)[k, n] + beta · c (+ bias[n])`, row-major, dense, summed in f32. A matrix comes
-    /// with whether it is stored transposed.
+    /// `c[m, n] = alpha · op(a)[m, k] · op(b)[k, n] + beta · c (+ bias[n])`, row-major, dense, accumulated in f32. The
+    /// flag of a matrix says whether it is stored transposed.
     ///
     /// # Errors
-    /// If the sizes do not fit or the device fails.
+    /// If the sizes do not match or the device fails.
     #[expect(clippy::too_many_arguments, reason = "a matrix product has these")]
     pub fn product<I: Factor, O: Factor>(
         &self,
@@ -110,10 +110,10 @@ impl Device {
         self.products(c, &Products { sizes: [m, n, k], batch: 1, a, b, bias, alpha, beta })
     }
 
-    /// The same for matrices that lie anywhere in their buffers, and for several of them at once.
+    /// As [`product`](Self::product), for strided matrices at any offset of their buffers, and for batches.
     ///
     /// # Errors
-    /// If a matrix reaches beyond its buffer, results overlap, the sizes do not fit, or the device fails.
+    /// If a matrix exceeds its buffer, results overlap, the sizes do not match, or the device fails.
     pub fn products<I: Factor, O: Factor>(
         &self,
         c: Target<'_, O>,
@@ -180,8 +180,8 @@ impl Device {
             beta,
             bias: bias.map(Buffer::address),
         };
-        // SAFETY: buffers are allocated with their lengths, within which the matrices lie; C is borrowed mutably, so it is
-        // none of the others.
+        // SAFETY: buffers are allocated with their lengths, and the matrices lie within them; C is borrowed mutably, so
+        // it is none of the others.
         let run = || unsafe { self.driver().product(&product) };
         let mut timed = self.inner().products.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(times) = timed.as_mut() else {

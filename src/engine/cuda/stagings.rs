@@ -1,8 +1,8 @@
-//! Host memory that uploads take turns with.
+//! Host memory for uploads, used in turn.
 
 use super::driver::Staging;
 
-/// Host memory and a block of the device that copies take turns with.
+/// Host memory and a device block that uploads use in turn.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) staging: Staging,

@@ -1,11 +1,11 @@
-//! The numbers of a tensor on a device, and their types.
+//! Typed storage of a tensor on a device.
 
 use half::{bf16, f16};
 
 use super::{Buffer, Device, DeviceNumber, device::Factor};
 use crate::engine::storage::Element;
 
-/// The numbers of a tensor on a device. There are no 64-bit floats there.
+/// The elements of a tensor on a device, one variant per dtype. Devices have no 64-bit floats.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DeviceStorage {
@@ -20,7 +20,7 @@ pub enum DeviceStorage {
 }
 
 impl DeviceStorage {
-    /// Where they are.
+    /// The device that owns the memory.
     pub fn device(&self) -> &Device {
         match self {
             Self::F32(buffer) => buffer.device(),
@@ -35,13 +35,13 @@ impl DeviceStorage {
 pub trait DeviceElement: Element + DeviceNumber {
     /// Wraps a buffer.
     fn wrap_buffer(buffer: Buffer<Self>) -> DeviceStorage;
-    /// The buffer, if the storage holds this type.
+    /// The buffer, if the storage has this dtype.
     fn buffer(storage: &DeviceStorage) -> Option<&Buffer<Self>>;
-    /// The buffer, to be written, if the storage holds this type.
+    /// The mutable buffer, if the storage has this dtype.
     fn buffer_mut(storage: &mut DeviceStorage) -> Option<&mut Buffer<Self>>;
 }
 
-/// A float that kernels store numbers in: f32, bf16 or f16.
+/// A float type that kernels store: f32, bf16 or f16.
 pub trait DeviceFloat: DeviceElement + Factor {}
 
 impl<T: DeviceElement + Factor> DeviceFloat for T {}

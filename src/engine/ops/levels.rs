@@ -1,4 +1,4 @@
-//! The level of each token: those of a pyramid follow each other.
+//! The level of each token; levels are consecutive in a pyramid.
 
 use std::sync::OnceLock;
 
@@ -16,13 +16,13 @@ use crate::{
 pub struct Levels {
     of_tokens: Vec<u32>,
     counts: Vec<usize>,
-    /// The rows of the table of level vectors that make a pair: a level's own and the last.
+    /// The rows of the level table that form a pair: a level's own and the last.
     pub(super) pairs: TableRows,
     on_device: OnceLock<(Device, SequenceLevels)>,
 }
 
 impl Levels {
-    /// Levels that follow each other: `counts[s]` tokens of level `s`.
+    /// Consecutive levels: `counts[s]` tokens of level `s`.
     #[expect(clippy::cast_possible_truncation, reason = "a pyramid has some hundred tokens")]
     pub fn new(counts: &[usize]) -> Self {
         let of_level = |(level, &count): (usize, &usize)| std::iter::repeat_n(level as u32, count);
@@ -40,17 +40,17 @@ impl Levels {
         &self.of_tokens
     }
 
-    /// How many tokens.
+    /// Number of tokens.
     pub(crate) fn tokens(&self) -> usize {
         self.of_tokens.len()
     }
 
-    /// How many levels, `S`.
+    /// Number of levels, `S`.
     pub(crate) fn count(&self) -> usize {
         self.counts.len()
     }
 
-    /// The same on a device.
+    /// The levels on a device.
     pub(crate) fn on(&self, device: &Device) -> Result<&SequenceLevels> {
         let (held, levels) = match self.on_device.get() {
             Some(held) => held,
@@ -65,7 +65,7 @@ impl Levels {
         Err(Error::invalid("a network is used on one device after another; build it once for each"))
     }
 
-    /// Refuses unless there are as many tokens.
+    /// Returns an error unless the number of tokens matches.
     pub(crate) fn expect(&self, op: &'static str, tokens: usize) -> Result<()> {
         if tokens == self.tokens() {
             return Ok(());
@@ -74,7 +74,7 @@ impl Levels {
     }
 }
 
-/// Which level each token has.
+/// The level of each token, on a device.
 #[derive(Debug)]
 pub struct SequenceLevels {
     levels: Buffer<u32>,
@@ -83,10 +83,10 @@ pub struct SequenceLevels {
 }
 
 impl SequenceLevels {
-    /// From the number of tokens of each level, that of the first level being the tokens without a row.
+    /// From the number of tokens per level; the tokens of the first level have no rows in the pyramid.
     ///
     /// # Errors
-    /// If there is no level, or there is not enough memory.
+    /// If there are no levels, or there is not enough memory.
     pub fn new(device: &Device, counts: &[usize]) -> Result<Self> {
         let Some(&first) = counts.first() else {
             return Err(Error::shape("levels", "there is no level"));
@@ -99,7 +99,7 @@ impl SequenceLevels {
         Ok(Self { levels: device.upload(&levels)?, starts: device.upload(&starts)?, first })
     }
 
-    /// Tokens of a sample, `L`.
+    /// Tokens per sample, `L`.
     pub fn tokens(&self) -> usize {
         self.levels.len()
     }
@@ -114,7 +114,7 @@ impl SequenceLevels {
         &self.levels
     }
 
-    /// The first token of each level, and last `L`; `[S + 1]`.
+    /// The first token of each level, followed by `L`; `[S + 1]`.
     pub fn starts(&self) -> &Buffer<u32> {
         &self.starts
     }

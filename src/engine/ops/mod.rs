@@ -1,8 +1,8 @@
-//! The operations, each as large as the mathematics: what it computes on the tape, its CPU reference and its backward.
+//! The operations: each has a tape function, a CPU reference and its backward, and most have CUDA kernels.
 //!
-//! An op takes the tape and its inputs and gives a [`Var`](crate::engine::Var). Shapes use the letters of the crate's
-//! front page. All CPU references run in `f32` and `f64`, give the same bits for any number of threads, and keep the
-//! order of every sum fixed.
+//! An op takes the tape and its inputs and returns a [`Var`](crate::engine::Var). Shapes use the letters of the crate's
+//! front page. All CPU references run in `f32` and `f64`, are bit-identical for any number of threads, and sum in
+//! a fixed order.
 
 pub mod activation;
 pub mod adamw;
@@ -44,7 +44,7 @@ pub(crate) fn last_dim(op: &'static str, tensor: &Tensor) -> Result<usize> {
     }
 }
 
-/// Refuses unless `tensor` has this shape.
+/// Returns an error unless `tensor` has this shape.
 pub(crate) fn expect_shape(op: &'static str, what: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
     if tensor.shape() == shape {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Per-sample gradients used and never kept: inner products with a given gradient, squared norms, and the weighted sum,
-//! from one backward pass of `Σ_i ℓ_i` (method.md, "The fused meta-gradient").
+//! Per-sample gradients that are used without being formed: inner products with a given gradient, squared norms, and
+//! the weighted sum, from one backward pass of `Σ_i ℓ_i` (method.md, "The fused meta-gradient").
 
 use super::per_sample_refusal;
 use crate::{
@@ -11,31 +11,31 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A gradient of the same network that each sample's is multiplied with.
+/// A gradient of the same network with which each per-sample gradient is multiplied.
 #[derive(Clone, Copy, Debug)]
 pub struct Direction<'a> {
-    /// V: one tensor a parameter, where the network is; `None` counts as zeros.
+    /// V: one tensor per parameter, on the device of the network; `None` counts as zeros.
     pub gradients: &'a Gradients,
-    /// Turns V into the direction of an optimizer's step; see [`Preconditioner`].
+    /// Turns V into the direction of an optimizer step; see [`Preconditioner`].
     pub preconditioner: Option<Preconditioner<'a>>,
 }
 
-/// The geometry of AdamW: V becomes `V / (√v̂ + ε)`, `v̂` being the second moment with its bias corrected.
+/// The geometry of AdamW: V becomes `V / (√v̂ + ε)`, where `v̂` is the bias-corrected second moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Preconditioner<'a> {
-    /// Second moments, one a parameter.
+    /// Second moments, one per parameter.
     pub second_moments: &'a [Tensor],
-    /// `[2]`: what corrects the bias (`1 / (1 − β₂ᵗ)`; 0 while there is no moment, which makes all products 0), and ε. In
+    /// `[2]`: the bias correction (`1 / (1 − β₂ᵗ)`; 0 while there is no moment, which makes all products 0), and ε. In
     /// f64 on the host, in f32 on a device.
     pub factors: &'a Tensor,
 }
 
-/// Which parameters a network reads more than once in a forward pass. Their parts of a sample's gradient have to meet
-/// before a norm can be taken, so they are kept until the end of the pass; only small ones may be.
+/// Parameters that a network reads more than once per forward pass. Their contributions must be summed before a norm
+/// can be computed, so they are kept until the end of the pass; only small parameters qualify.
 pub type Repeated = [ParameterId];
 
-/// Asks for one or several of `ghost_dot`, `ghost_norm` and `weighted`, and answers them in one backward pass whose outputs
-/// are the samples' losses, each seeded with the same number.
+/// Computes any of `ghost_dot`, `ghost_norm` and `weighted` in one backward pass whose outputs are the samples' losses,
+/// all seeded with the same value.
 pub struct Ghost<'a> {
     samples: usize,
     direction: GhostDirection<'a>,
@@ -52,7 +52,7 @@ pub struct Ghost<'a> {
 enum GhostDirection<'a> {
     None,
     Borrowed(Direction<'a>),
-    /// Given up parameter by parameter.
+    /// Freed parameter by parameter.
     Owned {
         gradients: Gradients,
         preconditioner: Option<Preconditioner<'a>>,
@@ -60,14 +60,14 @@ enum GhostDirection<'a> {
     },
 }
 
-/// What a pass found.
+/// The results of a pass.
 #[derive(Clone, Debug)]
 pub struct GhostNumbers {
-    /// `⟨g_i, V⟩` by parameter, `[P, S]`, if it was asked for: in f64 on the host, in f32 on a device.
+    /// `⟨g_i, V⟩` by parameter, `[P, S]`, if requested: in f64 on the host, in f32 on a device.
     pub products: Option<Tensor>,
-    /// `‖g_i‖²` by parameter, `[P, S]`, if it was asked for.
+    /// `‖g_i‖²` by parameter, `[P, S]`, if requested.
     pub squared_norms: Option<Tensor>,
-    /// `Σ_i W_i g_i` added to what was there before; nothing where no weights were given.
+    /// `Σ_i W_i g_i` added to the previous gradients; unchanged where no weights were given.
     pub gradients: Gradients,
 }
 
@@ -90,7 +90,7 @@ impl GhostNumbers {
 }
 
 impl<'a> Ghost<'a> {
-    /// For a batch of `samples` samples; nothing is asked yet.
+    /// For a batch of `samples` samples; nothing is requested yet.
     pub fn new(samples: usize) -> Self {
         Self {
             samples,
@@ -110,8 +110,8 @@ impl<'a> Ghost<'a> {
         Self { direction: GhostDirection::Borrowed(direction), ..self }
     }
 
-    /// As [`with_dot`](Self::with_dot) with a direction that nobody needs afterwards: its memory is given back as the pass goes
-    /// on. `share` (`[1]`, in f64 on the host, in f32 on a device) times V is added to the sum of gradients.
+    /// As [`with_dot`](Self::with_dot), with a direction that is not needed afterwards: its memory is freed during the
+    /// pass. `share` (`[1]`, in f64 on the host, in f32 on a device) times V is added to the sum of gradients.
     #[must_use]
     pub fn with_last_dot(
         self,
@@ -128,19 +128,20 @@ impl<'a> Ghost<'a> {
         Self { norms: true, ..self }
     }
 
-    /// `weighted`: the sum of the samples' gradients, each times its weight (`[S]`, in f64 on the host, in f32 on a device).
+    /// `weighted`: the sum of the samples' gradients, each times its weight (`[S]`, in f64 on the host, in f32 on a
+    /// device).
     #[must_use]
     pub fn with_weights(self, weights: Tensor) -> Self {
         Self { weights: Some(weights), ..self }
     }
 
-    /// Sums are added to these.
+    /// Sets the gradients that the sums are added to.
     #[must_use]
     pub fn onto(self, gradients: Gradients) -> Self {
         Self { gradients, ..self }
     }
 
-    /// Names the parameters that are read more than once.
+    /// Declares the parameters that are read more than once.
     #[must_use]
     pub fn with_repeated(self, repeated: &'a Repeated) -> Self {
         Self { repeated, ..self }
@@ -149,7 +150,7 @@ impl<'a> Ghost<'a> {
     /// Ends the pass.
     ///
     /// # Errors
-    /// If a parameter got no contribution, which no formula then covers, or a device fails.
+    /// If a parameter got no contribution, so that its share is unknown, or a device fails.
     pub fn finish(mut self, parameters: &Parameters) -> Result<GhostNumbers> {
         for (id, gradient) in std::mem::take(&mut self.kept) {
             let contribution = Contribution::PerSample { d_value: &gradient };
@@ -177,7 +178,7 @@ impl<'a> Ghost<'a> {
         })
     }
 
-    /// Does all that is asked with one contribution, the only one of its parameter.
+    /// Computes everything requested from one contribution, the only one of its parameter.
     fn take(
         &mut self,
         parameters: &Parameters,
@@ -263,7 +264,7 @@ impl GradientVisitor for Ghost<'_> {
     }
 }
 
-/// Adds to a sum that begins as nothing.
+/// Adds to a sum that starts as `None`.
 fn add_to(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
     match sum {
         Some(sum) => add(sum, &more),

@@ -1,8 +1,8 @@
-//! What a parameter's gradient is used for: chosen at backward time, not built into the ops.
+//! Gradient visitors: the use of a parameter's gradient is chosen at backward time, not built into the ops.
 //!
-//! An op hands every parameter's contribution over as (input rows, output-gradient rows, the sample each row belongs
-//! to). [`Accumulate`] sums them, as plain training does. [`Ghost`] finds inner products and norms of the samples' own gradients on
-//! the way, and their sum with a weight for each sample.
+//! An op passes every parameter's contribution on as (input rows, output-gradient rows, the sample of each row).
+//! [`Accumulate`] sums them, as in plain training. [`Ghost`] computes inner products and norms of per-sample gradients
+//! during the pass, and their weighted sum.
 
 mod ghost;
 
@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Drops every contribution: for gradients of inputs alone.
+/// Ignores every contribution: for gradients of inputs only.
 pub struct Ignore;
 
 impl GradientVisitor for Ignore {
@@ -25,7 +25,7 @@ impl GradientVisitor for Ignore {
     }
 }
 
-/// Why a parameter's contribution cannot be taken apart.
+/// The error for a contribution without per-sample parts.
 fn per_sample_refusal(parameters: &Parameters, id: ParameterId) -> Error {
     Error::invalid(format!(
         "{} mixes the samples of a batch, so its gradient has no per-sample parts",
@@ -33,7 +33,7 @@ fn per_sample_refusal(parameters: &Parameters, id: ParameterId) -> Error {
     ))
 }
 
-/// Sums every contribution over all rows: the gradient of plain training.
+/// Sums every contribution over all rows: the gradient in plain training.
 #[derive(Default)]
 pub struct Accumulate {
     /// The sums so far.

@@ -1,4 +1,4 @@
-//! The CPU reference of the sums.
+//! CPU reference of the parameter-gradient reductions.
 
 use rayon::prelude::*;
 
@@ -10,13 +10,13 @@ use crate::{
 /// Columns that one task sums.
 const COLUMNS: usize = 64;
 
-/// Numbers that one task adds.
+/// Values that one task adds.
 const CHUNK: usize = 16_384;
 
 /// Adds `more` to `sum`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn add<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
     let sum = sum.as_mut_slice::<T>()?.par_chunks_mut(CHUNK);
     sum.zip(more.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(sum, more)| {
@@ -30,7 +30,7 @@ pub(crate) fn add<T: Float>(sum: &mut Tensor, more: &Tensor) -> Result<()> {
 /// Adds a contribution to a gradient.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution<'_>) -> Result<()> {
     let sum = sum.as_mut_slice::<T>()?;
     match *contribution {
@@ -83,7 +83,7 @@ pub(crate) fn accumulate<T: Float>(sum: &mut Tensor, contribution: &Contribution
 /// Scales each sample's rows by its weight.
 ///
 /// # Errors
-/// If the rows hold another type than `T`.
+/// If the dtype of `rows` is not `T`.
 pub(crate) fn scale_samples<T: Float>(rows: &Tensor, weights: &[f64]) -> Result<Tensor> {
     let share = (rows.len() / weights.len().max(1)).max(1);
     let mut scaled = rows.clone();

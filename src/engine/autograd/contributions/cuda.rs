@@ -1,4 +1,4 @@
-//! Launches of `kernels/contributions.cu`: sums of parameters' contributions, and small arithmetic.
+//! Launchers for `kernels/contributions.cu`: reductions of parameter gradients and elementwise arithmetic.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -13,32 +13,32 @@ use crate::{
 const FILE: &str = "contributions";
 const RESIDUAL: &str = "residual";
 const THREADS: u32 = 256;
-/// Columns a block of a sum.
+/// Columns per block of a reduction.
 const COLUMNS: usize = 32;
-/// Rows that one block of a sum's first step adds.
+/// Rows that one block adds in the first stage of a reduction.
 const ROWS_A_PART: usize = 512;
 
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and buffers are
+    // freed in stream order.
     unsafe { device.launch(kernel, launch, arguments) }
 }
 
-/// The columns of a matrix that a sum is over.
+/// The columns of a matrix that a sum runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Columns {
-    /// Numbers in a row of the matrix.
+    /// Elements per row of the matrix.
     pub width: usize,
     /// The first column of the sum.
     pub first: usize,
 }
 
-/// The sum over the rows of columns of `d` `[R, width]`, `sums.len()` of them from `columns.first`: the gradient of a bias.
-/// With `accumulate` it is added to what `sums` holds.
+/// Sums columns of `d` `[R, width]` over the rows, `sums.len()` of them starting at `columns.first`: the gradient of a
+/// bias. With `accumulate` the sums are added to `sums`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn column_sum<T: Factor>(
     sums: &mut Buffer<f32>,
     d: &Buffer<T>,
@@ -87,10 +87,10 @@ fn sum_parts<T: Factor>(
     launch(d.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
 }
 
-/// The same for the rows of each of `samples` samples: `sums` `[S, N]`.
+/// [`column_sum`] over the rows of each of `samples` samples: `sums` `[S, N]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub(crate) fn sample_sums<T: Factor>(
     sums: &mut Buffer<f32>,
     d: &Buffer<T>,
@@ -110,21 +110,22 @@ pub(crate) fn sample_sums<T: Factor>(
     sum_parts(sums, d, columns, rows, samples, false)
 }
 
-/// Which tokens a table's rows were added to, the same for every sample.
+/// Maps the rows of a table to the tokens they were added to; the same for every sample.
 #[derive(Debug)]
 pub struct GatherIndex {
     tokens: usize,
-    /// The tokens of the first row of the table, of the second, and so on.
+    /// Tokens grouped by table row.
     order: Buffer<u32>,
-    /// Where each row's tokens begin in `order`, and last how many there are.
+    /// Offset of each row's tokens in `order`, followed by the total.
     starts: Buffer<u32>,
 }
 
 impl GatherIndex {
-    /// From the table row of each of a sample's tokens (`u32::MAX`: none) and the table's rows.
+    /// Inverts `index`, which holds the table row of each token of a sample (`u32::MAX`: none), for a table of `rows`
+    /// rows.
     ///
     /// # Errors
-    /// If a token has a row that the table does not have, or there is not enough memory.
+    /// If an index is out of range, or there is not enough memory.
     pub fn new(device: &Device, index: &[u32], rows: usize) -> Result<Self> {
         let op = "gather_sum";
         let mut lists = vec![Vec::new(); rows];
@@ -147,7 +148,7 @@ impl GatherIndex {
         })
     }
 
-    /// Tokens of a sample.
+    /// Tokens per sample.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
@@ -157,16 +158,16 @@ impl GatherIndex {
         self.starts.len() - 1
     }
 
-    /// As kernels read it: where each row's tokens begin, and the tokens.
+    /// Kernel arguments: `starts`, then `order`.
     pub(crate) fn read(&self) -> [Argument; 2] {
         [self.starts.read(), self.order.read()]
     }
 }
 
-/// Adds to each row of `table` `[K, N]` the rows of `d` `[B, tokens, N]` that it was added to: the gradient of a table.
+/// Adds to each row of `table` `[K, N]` the rows of `d` `[B, tokens, N]` that used it: the gradient of a table lookup.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn gather_sum<T: Factor>(table: &mut Buffer<f32>, d: &Buffer<T>, index: &GatherIndex) -> Result<()> {
     let op = "gather_sum";
     let columns = share_of(op, table.len(), index.rows())?;
@@ -194,11 +195,11 @@ pub fn gather_sum<T: Factor>(table: &mut Buffer<f32>, d: &Buffer<T>, index: &Gat
     launch(d.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
 }
 
-/// The sum over samples of `weights_i·d_i` (no weights: 1) of the first `sum.len()` numbers of each sample of `d`, samples
-/// being `stride` numbers apart; in f32, or in the type of `d`. With `accumulate` it is added to what `sum` holds.
+/// Sums `weights_i·d_i` over samples (no weights: 1), for the first `sum.len()` elements of each sample of `d`; samples
+/// are `stride` elements long. Output in f32, or in the dtype of `d`. With `accumulate` the result is added to `sum`.
 ///
 /// # Errors
-/// If the sizes do not fit, `d` and `sum` hold two types of which neither is f32, or the device fails.
+/// If the sizes do not match, `d` and `sum` have different dtypes and neither is f32, or the device fails.
 pub fn sum_samples<O: Factor, T: Factor>(
     sum: &mut Buffer<O>,
     d: &Buffer<T>,
@@ -231,11 +232,11 @@ pub fn sum_samples<O: Factor, T: Factor>(
     launch(d.device(), &kernel, &shape, &arguments)
 }
 
-/// `y_i = weights_i·x_i` for each sample `i`: `y`, `x` `[B, ..]`, `weights` `[B]` (one weight: a scalar times a vector).
-/// Without `x`, in place.
+/// `y_i = weights_i·x_i` for each sample `i`: `y`, `x` `[B, ..]`, `weights` `[B]` (one weight: a scalar times a
+/// vector). Without `x`, in place.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn scale_samples<T: Factor>(
     y: &mut Buffer<T>,
     x: Option<&Buffer<T>>,
@@ -247,7 +248,7 @@ pub fn scale_samples<T: Factor>(
 /// `y = factor·x`. Without `x`, in place.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn scale<T: Factor>(y: &mut Buffer<T>, x: Option<&Buffer<T>>, factor: f32) -> Result<()> {
     scaled(y, x, None, factor)
 }
@@ -280,7 +281,7 @@ fn scaled<T: Factor>(
 /// `y += factor·x`, into f32.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn add_scaled<T: Factor>(y: &mut Buffer<f32>, x: &Buffer<T>, factor: f32) -> Result<()> {
     let op = "add_scaled";
     y.expect_len(op, "the sum", x.len())?;
@@ -292,7 +293,7 @@ pub fn add_scaled<T: Factor>(y: &mut Buffer<f32>, x: &Buffer<T>, factor: f32) ->
     launch(x.device(), &Kernel::of::<T>(FILE, op), &shape, &arguments)
 }
 
-/// Sets all numbers of `y`.
+/// Fills `y` with `value`.
 ///
 /// # Errors
 /// If the device fails.
@@ -305,11 +306,11 @@ pub fn fill<T: Factor>(y: &mut Buffer<T>, value: f32) -> Result<()> {
     launch(y.device(), &Kernel::of::<T>(FILE, op), &each_launch::<T>(op, 1, y.len())?, &arguments)
 }
 
-/// `y = x + keep_i·branch` for sample `i`; `y`, `x`, `branch` `[B, ..]`, `keep` `[B]` (`None`: 1). Without `x`, `y` itself
-/// is added to. What a branch with `keep_i = 0` holds does not matter.
+/// `y = x + keep_i·branch` for sample `i`; `y`, `x`, `branch` `[B, ..]`, `keep` `[B]` (`None`: 1). Without `x`, in
+/// place. Where `keep_i = 0`, the contents of the branch do not matter.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn residual_forward<T: Factor>(
     y: &mut Buffer<T>,
     x: Option<&Buffer<T>>,
@@ -333,7 +334,7 @@ pub fn residual_forward<T: Factor>(
         Argument::U64(share as u64),
     ];
     let launch = each_launch::<T>(RESIDUAL, samples, share)?;
-    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each number of it is read only by the thread
-    // that writes it; the sizes were compared above; all buffers live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each element of it is read only by the thread
+    // that writes it; the sizes were compared above; all buffers live, and are freed in stream order.
     unsafe { branch.device().launch(&Kernel::of::<T>(RESIDUAL, "residual_forward"), &launch, &arguments) }
 }

@@ -1,4 +1,4 @@
-//! Sums of parameters' contributions into their gradients: what the visitors of a backward pass are made of.
+//! Adds contributions of parameters to their gradients: the building blocks of gradient visitors.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -16,7 +16,7 @@ use crate::{
 };
 use cuda::{Columns, GatherIndex, residual_forward};
 
-/// Which row of a table was added to each row of every sample.
+/// Which row of a table was added to each row of a sample.
 #[derive(Debug)]
 pub struct TableRows {
     index: Vec<u32>,
@@ -25,12 +25,12 @@ pub struct TableRows {
 }
 
 impl TableRows {
-    /// Row `index[t]` of a table of `table` rows was added to row `t` of each sample, or none where it is `u32::MAX`.
+    /// Row `index[t]` of a table with `table` rows was added to row `t` of each sample; `u32::MAX` means none.
     pub(crate) fn new(index: Vec<u32>, table: usize) -> Self {
         Self { index, table, on_device: OnceLock::new() }
     }
 
-    /// The index of a sample's rows.
+    /// The table row for each row of a sample.
     pub(crate) fn index(&self) -> &[u32] {
         &self.index
     }
@@ -50,39 +50,39 @@ impl TableRows {
     }
 }
 
-/// One parameter's part of a gradient, before any sum over rows. `R` rows are those of the output.
+/// A parameter's gradient in factored form, before any sum over rows. `R` is the number of rows of the op's output.
 #[derive(Clone, Debug)]
 pub enum Contribution<'a> {
-    /// Of a matrix `[O, I]`: `Σ_r d_output[r] ⊗ input[r]`.
+    /// For a matrix `[O, I]`: `Σ_r d_output[r] ⊗ input[r]`.
     Product {
         /// `[R, I]`.
         input: &'a Tensor,
         /// `[R, O]`.
         d_output: &'a Tensor,
     },
-    /// Of a vector `[N]` that was added to columns `column..column + N` of each row: `Σ_r d_output[r, column..]`.
+    /// For a vector `[N]` that was added to columns `column..column + N` of each row: `Σ_r d_output[r, column..]`.
     Sum {
         /// `[R, O]`.
         d_output: &'a Tensor,
         /// The first column that the parameter was added to.
         column: usize,
     },
-    /// Of a table `[K, N]` of which one row was added to each row.
+    /// For a table `[K, N]`, one row of which was added to each row.
     Gather {
         /// `[R, N]`.
         d_output: &'a Tensor,
-        /// Which row of the table was added to which.
+        /// Which table row was added to which row.
         rows: &'a TableRows,
     },
     /// Already summed over a sample's rows: `[S, N]` for `S` samples.
     PerSample {
-        /// `[S, N]`, the parameter having `N` elements.
+        /// `[S, N]`, where the parameter has `N` elements.
         d_value: &'a Tensor,
     },
 }
 
 impl Contribution<'_> {
-    /// The gradient's rows, whatever they stand for.
+    /// The rows of the gradient.
     pub fn rows(&self) -> &Tensor {
         match *self {
             Self::Product { d_output, .. } | Self::Sum { d_output, .. } | Self::Gather { d_output, .. } => {
@@ -93,7 +93,7 @@ impl Contribution<'_> {
     }
 }
 
-/// Adds `more` to `sum`, of the same shape, type and place.
+/// Adds `more` to `sum`, of the same shape, dtype and device.
 ///
 /// # Errors
 /// If they differ in one of these, or the device fails.
@@ -110,11 +110,11 @@ pub(crate) fn add(sum: &mut Tensor, more: &Tensor) -> Result<()> {
     )
 }
 
-/// Adds a contribution to a gradient, which begins as nothing and is kept like the parameter's `value`: in its type on the
-/// host, in f32 on a device.
+/// Adds a contribution to a gradient, which starts as `None` and is stored like the parameter's `value`: in its dtype
+/// on the host, in f32 on a device.
 ///
 /// # Errors
-/// If the sizes do not fit or something is elsewhere.
+/// If the sizes do not match, or the tensors are on different devices.
 pub(crate) fn accumulate(
     sum: &mut Option<Tensor>,
     value: &Tensor,
@@ -124,7 +124,7 @@ pub(crate) fn accumulate(
         let sum = sum.get_or_insert_with(|| Tensor::zeros(value.shape(), value.dtype()));
         return with_float!(value.dtype(), "accumulate", T => cpu::accumulate::<T>(sum, contribution));
     };
-    // What is written first need not be cleared.
+    // The first write overwrites, so the memory need not be cleared.
     let fresh = sum.is_none();
     let sum = match sum {
         Some(sum) => sum,
@@ -166,10 +166,11 @@ fn on_device<T: DeviceFloat>(
     }
 }
 
-/// Scales the rows of sample `i` by weight `i`: `rows` `[B, ..]`, `weights` `[B]` in f64 on the host, in f32 on a device.
+/// Scales the rows of sample `i` by weight `i`: `rows` `[B, ..]`, `weights` `[B]` in f64 on the host, in f32 on a
+/// device.
 ///
 /// # Errors
-/// If the sizes do not fit or something is elsewhere.
+/// If the sizes do not match, or the tensors are on different devices.
 pub(crate) fn scale_samples(rows: &Tensor, weights: &Tensor) -> Result<Tensor> {
     dispatch!("scale_samples", rows,
         cpu T => cpu::scale_samples::<T>(rows, weights.as_slice::<f64>()?),

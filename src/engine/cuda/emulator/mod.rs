@@ -1,7 +1,7 @@
-//! A device on the CPU: the kernels compiled by the C++ compiler, run by `kernels/host/runtime.cpp`.
+//! The emulator: kernels compiled by the C++ compiler and run on the CPU by `kernels/host/runtime.cpp`.
 //!
-//! Blocks run on rayon's threads, each on a worker of its own. A mistake of a kernel (a barrier that not all threads
-//! reach, a read of memory that nothing wrote, an access outside an allocation, a race) is an [`Error::Kernel`] that names
+//! Blocks run in parallel on rayon's threads, each with its own worker. A bug in a kernel (a barrier that not all
+//! threads reach, a read of uninitialized memory, an out-of-bounds access, a race) is an [`Error::Kernel`] that names
 //! the kernel, the thread and the line.
 
 mod pages;
@@ -30,15 +30,15 @@ use runtime::{
     emulator_run_block, emulator_worker_new, pointer,
 };
 
-/// What is taken of the emulated memory at once, in bytes. It is address space; only what is used costs memory.
+/// Bytes of emulated memory reserved at once. It is address space; only touched pages use memory.
 const PIECE: usize = 64 << 20;
-/// What a kernel may use on every card it is compiled for: the limits of architecture 8.0.
+/// Shared memory that every supported architecture offers: the limit of compute capability 8.0.
 const SHARED_BYTES: u32 = 163 * 1024;
 const MOST_THREADS: u32 = 1024;
 const BLOCK_LIMITS: [u32; 3] = [1024, 1024, 64];
 const GRID_LIMITS: [u32; 3] = [0x7fff_ffff, 65_535, 65_535];
 
-/// One call that was recorded.
+/// A recorded call.
 #[derive(Clone, Debug)]
 enum Step {
     HandOut { address: u64, bytes: usize },
@@ -53,7 +53,7 @@ enum Step {
 pub(super) struct Emulator {
     facts: DeviceFacts,
     workers: Mutex<Vec<Worker>>,
-    /// Bytes taken of the emulated memory.
+    /// Reserved bytes of the emulated memory.
     held: AtomicUsize,
     recorded: Mutex<Option<Vec<Step>>>,
 }
@@ -82,7 +82,7 @@ impl Emulator {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records a call, if there is a recording.
+    /// Records a call if a recording is in progress.
     fn record_step(&self, step: impl FnOnce() -> Step) -> bool {
         self.recorded().as_mut().map(|steps| steps.push(step())).is_some()
     }
@@ -92,7 +92,7 @@ impl Emulator {
         if let Some(worker) = free {
             return Ok(worker);
         }
-        // SAFETY: takes nothing, and its result is checked.
+        // SAFETY: takes no arguments, and its result is checked.
         let worker = unsafe { emulator_worker_new() };
         if worker.is_null() {
             return Err(self.fail("the system grants no memory for the threads of a block".to_owned()));
@@ -108,7 +108,7 @@ impl Emulator {
         Error::Device { device: self.facts.name.clone(), message }
     }
 
-    /// Refuses what a card would refuse, and arguments that are not the kernel's.
+    /// Rejects launches that a GPU would reject, and arguments that do not match the kernel's signature.
     fn check(
         &self,
         kernel: &KernelDescription,
@@ -141,7 +141,7 @@ impl Emulator {
         }
         for (at, argument) in arguments.iter().enumerate() {
             let [given, letter] = argument.signature();
-            // What may be written may also be read; null may be anything's.
+            // A writable pointer may also be read; null has any type.
             let is_null =
                 matches!(argument, Argument::Read { address: 0, .. } | Argument::Write { address: 0, .. });
             let fits =
@@ -159,7 +159,7 @@ impl Emulator {
         Ok(())
     }
 
-    /// Whether a range lies in one allocation; else the copy or product that names it is a mistake.
+    /// Checks that a range lies in one allocation; otherwise the copy or product that names it has a bug.
     fn expect_allocated(&self, what: &str, address: u64, bytes: usize) -> Result<()> {
         // SAFETY: only looks the range up.
         if unsafe { emulator_arena_holds(pointer(address), bytes as u64) } != 0 {
@@ -175,7 +175,7 @@ impl Driver for Emulator {
     }
 
     fn layout(&self) -> MemoryLayout {
-        // A page between blocks belongs to none, so that what lies beside one is never another.
+        // A page between blocks belongs to none, so that a small overrun never reaches another block.
         MemoryLayout {
             granule: PAGE,
             gap: PAGE,
@@ -198,7 +198,7 @@ impl Driver for Emulator {
 
     unsafe fn free_piece(&self, address: u64, bytes: usize) {
         let Ok(mut pages) = Pages::get() else { return };
-        // SAFETY: the caller gives a piece that nothing uses any more.
+        // SAFETY: the caller passes a piece that nothing uses any more.
         unsafe { emulator_arena_remove(pointer(address), bytes as u64) };
         let first = usize::try_from(address - pages.base).unwrap_or(0) / PAGE;
         pages.put_back(first, bytes.div_ceil(PAGE));
@@ -213,8 +213,8 @@ impl Driver for Emulator {
 
     unsafe fn hand_out(&self, address: u64, bytes: usize) {
         if !self.record_step(|| Step::HandOut { address, bytes }) {
-            // SAFETY: the range lies within a piece and is no other block's. It is still this block's own if a recording is
-            // replayed whose results are kept: then what they held is forgotten.
+            // SAFETY: the range lies within a piece and belongs to no other block. When a recording whose results are
+            // kept is replayed, it still belongs to this block: then its contents are discarded.
             unsafe {
                 emulator_arena_remove(pointer(address), bytes as u64);
                 emulator_arena_add(pointer(address), bytes as u64);
@@ -224,7 +224,7 @@ impl Driver for Emulator {
 
     unsafe fn take_back(&self, address: u64, bytes: usize) {
         if !self.record_step(|| Step::TakeBack { address, bytes }) {
-            // SAFETY: the range is a block's that is no longer used.
+            // SAFETY: the range belongs to a block that is no longer used.
             unsafe { emulator_arena_remove(pointer(address), bytes as u64) };
         }
     }
@@ -308,7 +308,7 @@ impl Driver for Emulator {
         if self.record_step(step) {
             return Ok(());
         }
-        // 0 is the host's.
+        // 0 denotes the host.
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
         let shape = Shape {
             grid: launch.grid,
@@ -326,8 +326,8 @@ impl Driver for Emulator {
                 Err(error) => return Some(error),
             };
             let values: Vec<*const c_void> = arguments.iter().map(Argument::value).collect();
-            // SAFETY: the worker is this thread's alone; the values are the kernel's arguments in number and type, which
-            // were compared; every access that the kernel makes is checked before it is made.
+            // SAFETY: only this thread uses the worker; the values match the kernel's arguments in number and type,
+            // which was checked; every access is checked before the kernel makes it.
             let fault = unsafe {
                 emulator_run_block(worker.0, description, &raw const shape, values.as_ptr(), &raw const block)
                     .as_ref()
@@ -360,7 +360,7 @@ impl Driver for Emulator {
             return Err(self.fail("the recording belongs to another device".to_owned()));
         };
         for step in steps {
-            // SAFETY: the caller says that each call's obligations hold as they did when it was recorded.
+            // SAFETY: the caller guarantees that each call's obligations still hold.
             unsafe {
                 match step {
                     Step::HandOut { address, bytes } => self.hand_out(*address, *bytes),

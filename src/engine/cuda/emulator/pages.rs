@@ -1,4 +1,4 @@
-//! The address space of the emulated memory, by pages.
+//! Page allocator for the emulated memory.
 
 use std::{
     collections::BTreeMap,
@@ -8,18 +8,18 @@ use std::{
 use super::runtime::{emulator_arena_base, emulator_arena_open};
 use crate::error::{Error, Result};
 
-/// Allocations start on pages, as `kernels/host/memory.h` has it.
+/// Alignment of allocations, as in `kernels/host/memory.h`.
 pub(super) const PAGE: usize = 4096;
 
-/// Which pages of the emulated memory are free; one for the whole process, as the memory is.
+/// Free pages of the emulated memory, which is one per process.
 pub(super) struct Pages {
     pub(super) base: u64,
     pub(super) total: usize,
     pub(super) used: usize,
-    /// Freed stretches, by first page, none touching another.
+    /// Free ranges by first page; adjacent ranges are always merged.
     free: BTreeMap<usize, usize>,
-    /// Where the last stretch that was taken ends. The search goes on from there, so that freed memory is reused as late
-    /// as can be, and an address that outlived its memory points at none.
+    /// End of the last allocation. The search continues from there, so that freed memory is reused as late as possible
+    /// and a dangling address refers to no allocation.
     next: usize,
 }
 
@@ -27,12 +27,12 @@ impl Pages {
     pub(super) fn get() -> Result<MutexGuard<'static, Self>> {
         static PAGES: OnceLock<Mutex<Pages>> = OnceLock::new();
         let pages = PAGES.get_or_init(|| {
-            // SAFETY: called once, before anything else of the emulator's memory.
+            // SAFETY: called once, before any other use of the emulated memory.
             let bytes = unsafe { emulator_arena_open() };
             let total = usize::try_from(bytes).unwrap_or(0) / PAGE;
             // SAFETY: the memory has been opened.
             let base = unsafe { emulator_arena_base() }.addr() as u64;
-            // The first page stays free, so that what lies just before an allocation is never another.
+            // The first page stays free, so that the address just before an allocation never belongs to another.
             let free = BTreeMap::from([(1, total.saturating_sub(1))]);
             Mutex::new(Self { base, total, used: 0, free, next: 1 })
         });
@@ -46,9 +46,9 @@ impl Pages {
         Ok(pages)
     }
 
-    /// The next stretch that is long enough; one page is left between allocations.
+    /// The next free range that is long enough; one page is left between allocations.
     pub(super) fn take(&mut self, pages: usize) -> Option<usize> {
-        // The stretch that `next` lies in gives only what comes after it.
+        // The range that contains `next` offers only what follows it.
         let around =
             self.free.range(..self.next).next_back().map(|(&first, &length)| (first, first + length));
         let rest =

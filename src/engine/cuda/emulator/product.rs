@@ -1,4 +1,4 @@
-//! Matrix products of the emulated device, by the CPU's own.
+//! Matrix products of the emulated device, computed by the CPU's kernels.
 
 use half::{bf16, f16};
 
@@ -22,7 +22,7 @@ impl Stored {
 }
 
 impl Emulator {
-    /// Does a product at once; every number that it reads must have been written.
+    /// Computes a product at once; every element that it reads must be initialized.
     pub(super) fn multiply(&self, gemm: &Product) -> Result<()> {
         let Product { m, n, k, inputs, output, .. } = *gemm;
         let bias = Stored { address: gemm.bias.unwrap_or(0), row: n, step: 0, transposed: false };
@@ -56,7 +56,7 @@ impl Emulator {
         Ok(())
     }
 
-    /// The dense numbers of matrix `at` of those stored, rows of which lie apart.
+    /// The elements of matrix `at`, with its row stride removed.
     fn read_matrix(
         &self,
         what: &str,
@@ -65,7 +65,7 @@ impl Emulator {
         at: usize,
         [rows, columns]: [usize; 2],
     ) -> Result<Vec<f32>> {
-        // Dense rows are one.
+        // Dense rows are contiguous: read them as one.
         let (rows, columns) = if stored.row == columns { (1, rows * columns) } else { (rows, columns) };
         let bytes = columns * number.bytes();
         let mut raw = vec![0u8; rows * bytes];
@@ -118,7 +118,7 @@ impl Emulator {
     }
 }
 
-/// A factor as it is multiplied, of its stored numbers and their rows and columns.
+/// A factor of the product, from its stored values and their rows and columns.
 fn matrix((values, [rows, columns], transposed): &(Vec<f32>, [usize; 2], bool)) -> Matrix<'_, f32> {
     let stored = Matrix::new(values, *rows, *columns);
     if *transposed { stored.transposed() } else { stored }

@@ -1,4 +1,4 @@
-//! What `kernels/host/emulator.h` declares, as Rust sees it.
+//! Rust declarations for `kernels/host/emulator.h`.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
@@ -14,7 +14,7 @@ pub(super) struct KernelDescription {
     next: *const c_void,
 }
 
-// SAFETY: a description is never written after the program has started, and all that it points to is constant.
+// SAFETY: a description is not written after the program has started, and all that it points to is constant.
 unsafe impl Sync for KernelDescription {}
 
 /// `emulator::Shape`
@@ -64,45 +64,45 @@ unsafe extern "C" {
     ) -> *const Fault;
 }
 
-/// The fibers and shared memory of one block at a time.
+/// Fibers and shared memory of a block; it runs one block at a time.
 pub(super) struct Worker(pub(super) *mut RawWorker);
 
-// SAFETY: a worker is plain memory without ties to a thread; it is used by one thread at a time, the one that holds it.
+// SAFETY: a worker is plain memory not tied to a thread, and only the thread that owns it uses it.
 unsafe impl Send for Worker {}
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // SAFETY: made by emulator_worker_new, and nothing else holds it.
+        // SAFETY: created by emulator_worker_new, and nothing else holds it.
         unsafe { emulator_worker_free(self.0) };
     }
 }
 
-/// An address of the emulated memory as a pointer.
+/// Converts an address of the emulated memory to a pointer.
 pub(super) fn pointer(address: u64) -> *mut c_void {
     std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
 }
 
-/// A string of the runtime.
+/// Converts a string of the runtime.
 ///
 /// # Safety
-/// `text` is null or a string.
+/// `text` is null or a NUL-terminated string.
 unsafe fn text_of(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// What happened, in which thread, at which line.
+/// Formats a fault with its thread and source line.
 pub(super) fn describe(fault: &Fault) -> String {
-    // SAFETY: the runtime ends the message with 0, and file names are strings of the program.
+    // SAFETY: the runtime terminates the message with NUL, and file names are string literals.
     let (message, file) = unsafe { (text_of(fault.message.as_ptr()), text_of(fault.file)) };
     let mut places = Vec::new();
     if fault.pc.is_null() {
         places.push(format!("{file}:{}", fault.line));
     } else {
-        // A return address: the access is before it. Innermost first, where functions were put into each other.
+        // A return address lies after the access, hence -1. Innermost first where functions were inlined.
         backtrace::resolve(fault.pc.wrapping_byte_sub(1).cast_mut(), |symbol| {
             let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) else { return };
             let file = file.to_string_lossy();

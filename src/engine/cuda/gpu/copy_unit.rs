@@ -1,4 +1,4 @@
-//! The unit that copies boxes of tensors.
+//! Tensor maps for the Tensor Memory Accelerator (TMA).
 #![expect(unsafe_code, reason = "the driver is called with raw pointers")]
 
 use std::ffi::c_void;
@@ -11,11 +11,11 @@ use crate::{
     error::Result,
 };
 
-/// The first architecture with a unit that copies boxes of tensors.
+/// The first compute capability with TMA.
 const HAS_COPY_UNIT: (u32, u32) = (9, 0);
 
 impl Gpu {
-    /// The map of samples' rows for the copy unit; nothing where the card has none, or the numbers are not for it.
+    /// The TMA descriptor of rows of samples; `None` where the GPU has no TMA or the dtype is not supported.
     pub(super) fn describe_to_copy_unit(&self, rows: &SampleRows) -> Result<Option<SampleMap>> {
         use sys::CUtensorMapDataType_enum as Number;
         let number = match rows.number {
@@ -26,7 +26,7 @@ impl Gpu {
         if self.facts.capability < HAS_COPY_UNIT {
             return Ok(None);
         }
-        // The innermost first; it has no stride of its own.
+        // Innermost dimension first; it has no stride.
         let [samples, length, columns] = rows.sizes.map(|size| size as u64);
         let row_bytes = columns * rows.number.bytes() as u64;
         let (sizes, strides) = ([columns, length, samples], [row_bytes, row_bytes * length]);
@@ -34,8 +34,8 @@ impl Gpu {
         let (box_sizes, steps) = ([box_columns, box_rows, 1], [1u32; 3]);
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         self.with(format_args!("describing {rows:?} to the copy unit"), || {
-            // SAFETY: writes the map alone, and reads three sizes, two strides, three sizes of a box and three steps; the
-            // address is only noted.
+            // SAFETY: writes only the map, and reads three sizes, two strides, three box sizes and three steps; the
+            // address is only stored.
             unsafe {
                 sys::cuTensorMapEncodeTiled(
                     &raw mut map,

@@ -1,24 +1,24 @@
-//! The kernels in the program, the functions that a card has loaded of them, and what was launched last.
+//! The kernels built into the program, the functions loaded from them, and the last launches.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::engine::cuda::driver::Launch;
 
-/// The driver reads images in words.
+/// The driver reads images as aligned words.
 #[repr(C, align(64))]
 pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 
 /// A kernel file's name and its machine code for all targets.
 pub(super) type Fatbin = (&'static str, &'static Aligned<[u8]>);
 
-/// All of them, or why there is none.
+/// All fatbins, or why there are none.
 pub(super) const FATBINS: std::result::Result<&[Fatbin], &str> =
     include!(concat!(env!("OUT_DIR"), "/kernels/fatbins.rs"));
 
-/// Names of launches that are kept for the message of an error that comes later.
+/// Launches kept for the message of an error that is reported later.
 const KEPT_LAUNCHES: usize = 8;
 
-/// A kernel's function and what the card allows it.
+/// A kernel's function and its limits on this GPU.
 #[derive(Clone, Copy)]
 pub(super) struct Function {
     pub(super) handle: usize,
@@ -27,7 +27,7 @@ pub(super) struct Function {
 }
 
 impl Function {
-    /// Says what the driver would only call an invalid value.
+    /// Checks a launch first, because the driver would only report an invalid value.
     pub(super) fn check(&self, launch: &Launch) -> Result<(), String> {
         let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
         if threads == 0 || threads > u64::from(self.most_threads) {
@@ -50,17 +50,17 @@ impl Function {
     }
 }
 
-/// Modules and functions of a context, loaded when first asked for. Handles are addresses that only the driver reads.
+/// Modules and functions of a context, loaded on first use. Handles are addresses that only the driver reads.
 #[derive(Default)]
 pub(super) struct Loaded {
     pub(super) modules: HashMap<&'static str, usize>,
     pub(super) functions: HashMap<String, Function>,
-    /// Why nothing works any more, once the driver has said so: its errors of kernels stay until the process ends.
+    /// Set after a sticky error: the context is unusable until the process ends.
     pub(super) broken: Option<String>,
     pub(super) launches: Launches,
 }
 
-/// The last launches, of which one is to blame when the driver reports an error of a kernel.
+/// The last launches, one of which caused the error of a kernel that the driver reports.
 #[derive(Default)]
 pub(super) struct Launches(VecDeque<String>);
 
@@ -75,7 +75,7 @@ impl Launches {
         self.0.push_back(name.to_owned());
     }
 
-    /// What to add to the message of an error that any of them may have caused.
+    /// Suffix for the message of an error that any of them may have caused.
     pub(super) fn suspects(&self) -> String {
         match self.0.len() {
             0 => String::new(),

@@ -1,4 +1,5 @@
-//! A GPU through the CUDA driver, loaded when the program runs: nothing of CUDA is needed to build or to start it.
+//! A GPU through the CUDA driver, which is loaded at run time: CUDA is needed neither to build nor to start the
+//! program.
 
 mod copy_unit;
 mod kernels;
@@ -26,23 +27,24 @@ use crate::error::{Error, Result};
 use kernels::{FATBINS, Function, Loaded};
 use refusals::{check_architecture, check_driver, is_sticky, phrase};
 
-/// Memory is asked of the driver in pieces of this many bytes, and larger ones in multiples of what it maps at once.
+/// Memory is requested from the driver in pieces of this many bytes; larger ones are multiples of its mapping
+/// granularity.
 const PIECE: usize = 64 << 20;
 const MAPPED: usize = 2 << 20;
-/// Blocks start where every load and copy is as wide as it can be.
+/// Alignment of blocks, so that every load and copy can use its full width.
 const GRANULE: usize = 512;
 
-/// One GPU and the stream that all its work is put on.
+/// One GPU and the stream that runs all its work.
 pub(super) struct Gpu {
     facts: DeviceFacts,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    /// For copies from the host beside the work.
+    /// Stream for uploads that overlap with the work.
     copies: Arc<CudaStream>,
     loaded: Mutex<Loaded>,
     multiplier: Mutex<Option<Multiplier>>,
     recording: AtomicBool,
-    /// Whether every launch is waited for, so that an error is that of the launch which reports it.
+    /// Whether to synchronize after every launch, so that an error is reported by the launch that caused it.
     waits: bool,
     keeps_memory: bool,
 }
@@ -55,29 +57,29 @@ impl fmt::Debug for Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // What fails while everything ends changes nothing any more.
+        // Errors no longer matter while everything is torn down.
         let _ = self.context.bind_to_thread();
         let _ = self.stream.synchronize();
         let _ = self.copies.synchronize();
         if let Some(multiplier) = self.multiplier.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             let workspace = multiplier.workspace();
             drop(multiplier);
-            // SAFETY: allocated for the multiplier, which is gone.
+            // SAFETY: allocated for the multiplier, which has been dropped.
             let _ = unsafe { result::free_sync(workspace) };
         }
         for module in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).modules.values() {
-            // SAFETY: loaded by `function`, once, and nothing runs any more.
+            // SAFETY: loaded by `function`, once, and no kernel runs any more.
             let _ = unsafe { result::module::unload(*module as sys::CUmodule) };
         }
     }
 }
 
-/// Host memory that the driver has locked in place, which copies need to go on beside other work.
+/// Pinned host memory, which asynchronous copies need.
 struct Pinned {
     context: Arc<CudaContext>,
     place: usize,
     bytes: usize,
-    /// When the last copy was done, and when the work that used it was.
+    /// Events after the last copy, and after the last work that used it.
     arrived: CudaEvent,
     left: CudaEvent,
 }
@@ -91,10 +93,10 @@ impl Drop for Pinned {
     }
 }
 
-/// A recorded graph. The driver wants one thread at a time.
+/// A captured graph. The driver requires exclusive access.
 struct Recorded(Mutex<CudaGraph>);
 
-// SAFETY: the handles may be used from any thread with the context bound, one at a time, which the mutex sees to.
+// SAFETY: the handles may be used from any thread with the context bound, one at a time, which the mutex ensures.
 unsafe impl Send for Recorded {}
 // SAFETY: as above.
 unsafe impl Sync for Recorded {}
@@ -104,17 +106,17 @@ fn missing(device: &str, message: impl Into<String>) -> Error {
 }
 
 impl Gpu {
-    /// How many GPUs there are.
+    /// Number of GPUs.
     ///
     /// # Errors
     /// If there is no driver, it is too old, or it finds no GPU.
     pub(super) fn count() -> Result<usize> {
-        // SAFETY: only tries to open the library; everything else panics without it.
+        // SAFETY: only tries to open the library; without it, every other call panics.
         if !unsafe { sys::is_culib_present() } {
             return Err(missing("cuda", "there is no CUDA driver (libcuda) on this machine"));
         }
         let mut version: c_int = 0;
-        // SAFETY: writes one number, and may be called before anything else.
+        // SAFETY: writes one integer, and may be called before anything else.
         unsafe { sys::cuDriverGetVersion(&raw mut version) }
             .result()
             .map_err(|error| missing("cuda", phrase(error)))?;
@@ -178,8 +180,8 @@ impl Gpu {
         missing(&self.facts.name, message)
     }
 
-    /// Does something with the context bound to this thread. After an error of a kernel nothing works again, and every call
-    /// says so.
+    /// Runs `work` with the context bound to this thread. After a sticky error, every call returns it
+    /// again.
     fn with<R>(&self, what: fmt::Arguments<'_>, work: impl FnOnce() -> Result<R, DriverError>) -> Result<R> {
         if let Some(reason) = &self.loaded().broken {
             return Err(self.fail(reason.clone()));
@@ -195,7 +197,7 @@ impl Gpu {
         })
     }
 
-    /// The function of a kernel, its module loaded if it is the first of it.
+    /// The function of a kernel; loads its module on first use.
     fn function(&self, kernel: &Kernel) -> Result<Function> {
         use sys::CUfunction_attribute_enum as Attribute;
         if let Some(&function) = self.loaded().functions.get(&kernel.name) {
@@ -213,7 +215,7 @@ impl Gpu {
                     .find(|(file, _)| *file == kernel.file)
                     .ok_or_else(|| refuse("its file is not among the kernels"))?;
                 let module = self.with(format_args!("loading kernels/{}.cu", kernel.file), || {
-                    // SAFETY: the image is a whole fatbin made by nvcc, and lives as long as the program.
+                    // SAFETY: the image is a complete fatbin made by nvcc, and lives as long as the program.
                     unsafe { result::module::load_data(image.0.as_ptr().cast()) }
                 })?;
                 self.loaded().modules.insert(kernel.file, module as usize);
@@ -222,7 +224,7 @@ impl Gpu {
         };
         let name = CString::new(kernel.name.as_str()).map_err(|_| refuse("its name is none"))?;
         let function = self.with(format_args!("finding the kernel {}", kernel.name), || {
-            // SAFETY: the module was loaded above, and is unloaded at the end only; so is the function.
+            // SAFETY: the module was loaded above and is unloaded only when the device closes; so is the function.
             unsafe {
                 let handle = result::module::get_function(module, name)?;
                 let attribute = |which| {
@@ -231,7 +233,7 @@ impl Gpu {
                 };
                 let fixed = attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
                 let most_threads = attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
-                // A launch gets more than 48 KiB only if it was said before that it may; how much it takes is the launch's.
+                // More than 48 KiB needs an opt-in per function; each launch then sets its own size.
                 let most_dynamic_bytes = self.facts.shared_bytes.saturating_sub(fixed);
                 let bytes = i32::try_from(most_dynamic_bytes).unwrap_or(i32::MAX);
                 let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -243,7 +245,7 @@ impl Gpu {
         Ok(function)
     }
 
-    /// What a staging holds.
+    /// Downcasts a staging.
     fn pinned<'a>(&self, staging: &'a Staging) -> Result<&'a Pinned> {
         staging.0.downcast_ref().ok_or_else(|| self.fail("the staging belongs to another device"))
     }
@@ -264,7 +266,7 @@ impl Driver for Gpu {
 
     fn allocate_piece(&self, bytes: usize) -> Result<Option<u64>> {
         self.with(format_args!("allocating {bytes} bytes"), || {
-            // SAFETY: what the memory holds is undefined, which the caller knows.
+            // SAFETY: the caller treats the contents as undefined.
             match unsafe { result::malloc_sync(bytes) } {
                 Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
                 other => other.map(Some),
@@ -273,9 +275,9 @@ impl Driver for Gpu {
     }
 
     unsafe fn free_piece(&self, address: u64, _: usize) {
-        // A failure of a broken device is reported by its next use.
+        // A failure on a broken device is reported by its next use.
         let _ = self.with(format_args!("freeing memory"), || {
-            // SAFETY: the caller gives a piece that only work asked for before uses; that is waited for.
+            // SAFETY: the caller passes a piece that only work queued earlier uses; the driver waits for it.
             unsafe {
                 result::stream::synchronize(self.stream.cu_stream())?;
                 result::stream::synchronize(self.copies.cu_stream())?;
@@ -295,7 +297,7 @@ impl Driver for Gpu {
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.with(format_args!("copying to the device"), || {
             let stream = self.stream.cu_stream();
-            // SAFETY: the caller says that the destination is allocated; `bytes` is kept until the copy is done.
+            // SAFETY: the caller guarantees that the destination is allocated; `bytes` is kept until the copy is done.
             unsafe {
                 result::memcpy_htod_async(to, bytes, stream)?;
                 result::stream::synchronize(stream)
@@ -306,7 +308,7 @@ impl Driver for Gpu {
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.with(format_args!("copying from the device"), || {
             let stream = self.stream.cu_stream();
-            // SAFETY: the caller says that the source is allocated; `bytes` is kept until the copy is done.
+            // SAFETY: the caller guarantees that the source is allocated; `bytes` is kept until the copy is done.
             unsafe {
                 result::memcpy_dtoh_async(bytes, from, stream)?;
                 result::stream::synchronize(stream)
@@ -318,9 +320,9 @@ impl Driver for Gpu {
         self.with(format_args!("locking {bytes} bytes of the host's memory"), || {
             let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
             let (arrived, left) = (self.context.new_event(flags)?, self.context.new_event(flags)?);
-            // What used the memory on the device before may still be on its way.
+            // Earlier users of the device memory may still be queued.
             left.record(&self.stream)?;
-            // SAFETY: what the memory holds is undefined; it is written before it is copied.
+            // SAFETY: the contents are undefined; they are written before they are copied.
             let place = unsafe { result::malloc_host(bytes, 0) }? as usize;
             Ok(Staging(Box::new(Pinned { context: self.context.clone(), place, bytes, arrived, left })))
         })
@@ -332,9 +334,9 @@ impl Driver for Gpu {
             return Err(self.fail(format!("{} bytes do not fit a staging of {}", bytes.len(), pinned.bytes)));
         }
         self.with(format_args!("copying to the device ahead"), || {
-            // The copy before has read the place when this is done; it was asked for a step ago.
+            // The previous copy must have read the staging before it is overwritten; it was queued a step ago.
             pinned.arrived.synchronize()?;
-            // SAFETY: the place holds that many bytes, nothing reads it now, and the destination is allocated.
+            // SAFETY: the staging holds that many bytes, nothing reads it now, and the destination is allocated.
             unsafe {
                 let place = pinned.place as *mut u8;
                 std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
@@ -358,14 +360,14 @@ impl Driver for Gpu {
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.with(format_args!("copying on the device"), || {
-            // SAFETY: the caller says that both ranges are allocated.
+            // SAFETY: the caller guarantees that both ranges are allocated.
             unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
         })
     }
 
     unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
         self.with(format_args!("clearing memory"), || {
-            // SAFETY: the caller says that the range is allocated.
+            // SAFETY: the caller guarantees that the range is allocated.
             unsafe { result::memset_d8_async(to, 0, bytes, self.stream.cu_stream()) }
         })
     }
@@ -417,7 +419,7 @@ impl Driver for Gpu {
         let Some(multiplier) = multiplier.as_mut() else { return Ok(()) };
         let [m, n, k] = [product.m, product.n, product.k];
         self.loaded().launches.add(&format!("the product of {m}, {n}, {k}"));
-        // SAFETY: the caller says that all matrices are allocated with their sizes; the stream lives as long as this.
+        // SAFETY: the caller guarantees that all matrices are allocated with their sizes; the stream outlives the call.
         unsafe { multiplier.run(product, self.stream.cu_stream()) }.map_err(|message| self.fail(message))?;
         if self.waits && !self.recording.load(Ordering::Relaxed) {
             self.with(format_args!("the product of {m}, {n}, {k}"), || self.stream.synchronize())?;
@@ -426,7 +428,7 @@ impl Driver for Gpu {
     }
 
     fn begin_recording(&self) -> Result<()> {
-        // Relaxed: nothing of ours depends on what other threads do, and kernels may be loaded meanwhile.
+        // Relaxed: the capture does not depend on other threads, and kernels may be loaded meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         self.with(format_args!("beginning a recording"), || self.stream.begin_capture(mode))?;
         self.recording.store(true, Ordering::Relaxed);

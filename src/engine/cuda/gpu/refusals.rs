@@ -1,15 +1,15 @@
-//! What the driver's errors mean, and the drivers and cards that are refused.
+//! Messages for driver errors, and the driver and GPU versions that are rejected.
 
 use std::ffi::c_int;
 
 use cudarc::driver::{DriverError, sys};
 
-/// What the kernels' toolkit needs of the driver: CUDA 13.0, as `cuDriverGetVersion` counts.
+/// The driver version that the kernels' toolkit requires: CUDA 13.0, in the encoding of `cuDriverGetVersion`.
 const OLDEST_DRIVER: c_int = 13_000;
 /// The oldest architecture that the kernels are compiled for.
 const OLDEST_ARCHITECTURE: (u32, u32) = (8, 0);
 
-/// What the driver says, as one phrase.
+/// The driver's error as one phrase.
 pub(super) fn phrase(error: DriverError) -> String {
     let text = |found: Result<&std::ffi::CStr, DriverError>| {
         found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
@@ -17,7 +17,7 @@ pub(super) fn phrase(error: DriverError) -> String {
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
 }
 
-/// Refuses a driver that is older than the kernels' toolkit.
+/// Rejects a driver older than the kernels' toolkit.
 pub(super) fn check_driver(version: c_int) -> Result<(), String> {
     if version >= OLDEST_DRIVER {
         return Ok(());
@@ -27,7 +27,7 @@ pub(super) fn check_driver(version: c_int) -> Result<(), String> {
     Err(format!("the driver is for CUDA {has}; the kernels need {needs} or newer: update the driver"))
 }
 
-/// Refuses a card that the kernels are not compiled for.
+/// Rejects a GPU that the kernels are not compiled for.
 pub(super) fn check_architecture((major, minor): (u32, u32)) -> Result<(), String> {
     if (major, minor) >= OLDEST_ARCHITECTURE {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The CPU reference of the elementwise non-linearities.
+//! CPU reference of the activation functions.
 
 use rayon::prelude::*;
 
@@ -8,16 +8,16 @@ use crate::{
     error::Result,
 };
 
-/// Elements handled by one task.
+/// Elements per task.
 const CHUNK: usize = 16_384;
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 const QUICK_GELU_SLOPE: f64 = 1.702;
 const INVERSE_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
 
-/// `kind` of every element of `x`.
+/// Applies `kind` to every element of `x`.
 ///
 /// # Errors
-/// If `x` holds another type than `T`.
+/// If `x` has a dtype other than `T`.
 pub(crate) fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> {
     let mut y = T::numbers(x.len());
     y.par_chunks_mut(CHUNK).zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| match kind {
@@ -31,10 +31,10 @@ pub(crate) fn forward<T: Float>(x: &Tensor, kind: Activation) -> Result<Tensor> 
     Tensor::new(x.shape(), y)
 }
 
-/// The gradient of the input from that of the output.
+/// Computes the gradient of the input from that of the output.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn backward<T: Float>(x: &Tensor, kind: Activation, mut d_output: Tensor) -> Result<Tensor> {
     let x = x.as_slice::<T>()?;
     d_output.as_mut_slice::<T>()?.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(
@@ -96,7 +96,7 @@ fn gate<T: Float>(x: T) -> T {
     (T::of(2.0 * SQRT_2_OVER_PI) * (x + T::of(0.044_715) * x * x * x)).sigmoid()
 }
 
-/// Φ(x), the standard normal distribution function.
+/// Φ(x), the cumulative distribution function of the standard normal.
 #[inline(always)]
 fn normal_below<T: Float>(x: T) -> T {
     T::of(0.5 * libm::erfc(-x.to_f64() * std::f64::consts::FRAC_1_SQRT_2))

@@ -1,4 +1,4 @@
-//! Launches of `kernels/activation.cu`.
+//! Launchers for `kernels/activation.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use super::Activation;
@@ -14,7 +14,7 @@ const OP: &str = "activation";
 const THREADS: u32 = 256;
 
 impl Activation {
-    /// As its kernels are named.
+    /// Stem of the kernel names.
     fn stem(self) -> &'static str {
         match self {
             Self::GeluTanh => "gelu_tanh",
@@ -41,7 +41,7 @@ fn launch<T: Factor>(count: usize) -> Result<Launch> {
 /// `y = f(x + bias)` over rows of `channels`, `[R, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn activation_forward<T: Factor>(
     kind: Activation,
     y: &mut Buffer<T>,
@@ -63,14 +63,14 @@ pub fn activation_forward<T: Factor>(
     ];
     let kernel = Kernel::of::<T>(OP, &format!("{}_forward", kind.stem()));
     // SAFETY: arguments in the kernel's order; y is borrowed mutably; the sizes were compared above; all buffers live,
-    // and are freed in the order of the work.
+    // and are freed in stream order.
     unsafe { x.device().launch(&kernel, &launch::<T>(x.len())?, &arguments) }
 }
 
 /// `dx = dy·f'(x + bias)`, `[R, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn activation_backward<T: Factor>(
     kind: Activation,
     dx: &mut Buffer<T>,
@@ -95,6 +95,6 @@ pub fn activation_backward<T: Factor>(
     ];
     let kernel = Kernel::of::<T>(OP, &format!("{}_backward", kind.stem()));
     // SAFETY: arguments in the kernel's order; dx is borrowed mutably; the sizes were compared above; all buffers live,
-    // and are freed in the order of the work.
+    // and are freed in stream order.
     unsafe { x.device().launch(&kernel, &launch::<T>(x.len())?, &arguments) }
 }

@@ -1,4 +1,4 @@
-//! Elementwise non-linearities: the two GELUs of the released code, SiLU and the sigmoid, and those of text encoders.
+//! Activation functions: the two GELUs of the upstream code, SiLU and sigmoid, and those of text encoders.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -13,7 +13,7 @@ use crate::{
     error::Result,
 };
 
-/// Which function.
+/// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`: the blocks' MLP and the instance head.
@@ -22,7 +22,7 @@ pub enum Activation {
     GeluErf,
     /// `x·sigmoid(1.702·x)`: CLIP.
     QuickGelu,
-    /// `max(x, 0)`: the first T5.
+    /// `max(x, 0)`: T5 v1.0.
     Relu,
     /// `x·sigmoid(x)`: the shared modulation.
     Silu,
@@ -30,7 +30,7 @@ pub enum Activation {
     Sigmoid,
 }
 
-/// The same without a tape, for networks that are never trained, in f32.
+/// [`activate`] without a tape, for inference-only networks, in f32.
 ///
 /// # Errors
 /// If `x` is not f32 or the device fails.

@@ -1,4 +1,4 @@
-//! The CPU reference of the update.
+//! CPU reference of the update.
 
 use rayon::prelude::*;
 
@@ -8,13 +8,13 @@ use crate::{
     error::Result,
 };
 
-/// Elements handled by one task; also the fixed unit in which squares are summed.
+/// Elements per task; also the fixed chunk in which squares are summed.
 const CHUNK: usize = 16_384;
 
 /// The sum of squares in f64, in a fixed order.
 ///
 /// # Errors
-/// If the gradient holds another type than `T`.
+/// If the dtype of the gradient is not `T`.
 pub(crate) fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
     let parts: Vec<f64> = gradient
         .as_slice::<T>()?
@@ -37,10 +37,10 @@ pub(crate) fn squares<T: Float>(gradient: &Tensor) -> Result<f64> {
     Ok(parts.iter().sum())
 }
 
-/// Updates a value and its moments in place, the gradient multiplied by `clip`.
+/// Updates a value and its moments in place, with the gradient multiplied by `clip`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn update<T: Float>(
     factors: &Factors,
     clip: f64,

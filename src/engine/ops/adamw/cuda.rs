@@ -1,4 +1,4 @@
-//! Launches of `kernels/adamw.cu`.
+//! Launchers for `kernels/adamw.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use super::Factors;
@@ -11,12 +11,12 @@ use crate::{
 };
 
 const THREADS: u32 = 256;
-/// Numbers a block: enough for its start to cost little, few enough that a small network fills a card.
+/// Elements per block: enough to amortize its start, few enough that a small network fills the GPU.
 const CHUNK: usize = 8192;
-/// Numbers that change from step to step, in the kernel's order.
+/// Number of scalars that change from step to step, in the kernel's order.
 const FACTORS: usize = 9;
 
-/// One parameter with its gradient, its state and, if the network computes in `T`, the copy that it reads.
+/// A parameter with its gradient, its optimizer state and, if the network computes in `T`, its copy in `T`.
 #[derive(Debug)]
 pub struct AdamWTensor<'a, T: Factor> {
     /// Master weights.
@@ -27,14 +27,14 @@ pub struct AdamWTensor<'a, T: Factor> {
     pub first: &'a mut Buffer<f32>,
     /// Second moment.
     pub second: &'a mut Buffer<f32>,
-    /// The value rounded to `T`, renewed by each update.
+    /// The value rounded to `T`, refreshed by each update.
     pub copy: Option<&'a mut Buffer<T>>,
     /// Whether weight decay applies.
     pub decays: bool,
 }
 
 impl<T: Factor> AdamWTensor<'_, T> {
-    /// The row of the table.
+    /// The row of the address table.
     fn addresses(&self) -> [u64; 5] {
         let Self { value, gradient, first, second, copy, .. } = self;
         let copy = copy.as_ref().map_or(0, |copy| copy.address());
@@ -56,29 +56,29 @@ impl<T: Factor> AdamWTensor<'_, T> {
     }
 }
 
-/// What lets one launch update all parameters of a network: where they are, and how they are cut into chunks. It is made
-/// once and renewed when a buffer is another one than before.
+/// Tables for updating all parameters of a network in one launch: addresses and chunks. They are built once, and
+/// refreshed when a buffer changes.
 #[derive(Debug)]
 pub struct AdamWTables {
     held: Vec<u64>,
-    /// Whether the table on the device has yet to be told of `held`.
+    /// Whether the table on the device is older than `held`.
     late: bool,
     lengths: Vec<usize>,
     table: Buffer<u64>,
     chunks: Buffer<u32>,
     decays: Buffer<u32>,
-    /// A part of the sum of squares for each chunk.
+    /// Partial sum of squares per chunk.
     squares: Buffer<f32>,
-    /// The norm and the factor that clips to it.
+    /// The norm and the clipping factor.
     norm: Buffer<f32>,
     factors: Buffer<f32>,
 }
 
 impl AdamWTables {
-    /// The tables for these tensors.
+    /// Builds the tables for these tensors.
     ///
     /// # Errors
-    /// If the buffers of a tensor differ in length, or there is nothing to update.
+    /// If the buffers of a tensor differ in length, or there are no tensors.
     pub fn new<T: Factor>(device: &Device, tensors: &[AdamWTensor<'_, T>]) -> Result<Self> {
         let mut chunks = Vec::new();
         for (number, tensor) in tensors.iter().enumerate() {
@@ -108,12 +108,12 @@ impl AdamWTables {
         })
     }
 
-    /// Whether these are tables of tensors of these lengths.
+    /// Whether the tables were built for tensors of these lengths.
     pub(crate) fn fit<T: Factor>(&self, tensors: &[AdamWTensor<'_, T>]) -> bool {
         tensors.iter().map(|tensor| tensor.value.len()).eq(self.lengths.iter().copied())
     }
 
-    /// Sets the numbers of the next update; nothing waits for the device.
+    /// Sets the factors of the next update, without waiting for the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -126,7 +126,7 @@ impl AdamWTables {
         device.upload_ahead(&in_order.map(|factor| factor as f32))?.copy_to(&mut self.factors)
     }
 
-    /// Tells the device where the tensors of an update are that was recorded in a graph, before its first replay.
+    /// Uploads the addresses for an update that was captured in a graph, before its first replay.
     ///
     /// # Errors
     /// If the device fails.
@@ -137,7 +137,7 @@ impl AdamWTables {
         Ok(())
     }
 
-    /// The global norm that the last update found. Waits for the device.
+    /// The global norm of the last update. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -146,11 +146,11 @@ impl AdamWTables {
     }
 }
 
-/// One update of all tensors with the numbers of the last [`AdamWTables::set`]; nothing waits for the device. Where the
-/// gradients' norm is not finite, everything stays as it is. Where it is recorded, `AdamWTables::settle` has to follow.
+/// Updates all tensors with the factors of the last [`AdamWTables::set`], without waiting for the device. If the global
+/// norm of the gradients is not finite, nothing changes. In a capture, [`AdamWTables::settle`] must follow.
 ///
 /// # Errors
-/// If the tensors are not those of the tables, or the device fails.
+/// If the tensors do not match the tables, or the device fails.
 pub fn adamw<T: Factor>(tables: &mut AdamWTables, tensors: &mut [AdamWTensor<'_, T>]) -> Result<()> {
     for tensor in tensors.iter() {
         tensor.check()?;
@@ -169,19 +169,18 @@ pub fn adamw<T: Factor>(tables: &mut AdamWTables, tensors: &mut [AdamWTensor<'_,
     let parts = size("adamw", "chunks", squares.len())?;
     let device = table.device();
     let arguments = [squares.write(), table.read(), chunks.read()];
-    // SAFETY: arguments in the kernel's order; the chunks lie within the tensors, whose lengths are those that the tables
-    // were made for and whose addresses the table has been given; what is written is borrowed mutably, and freed in the
-    // order of the work.
+    // SAFETY: arguments in the kernel's order; the chunks lie within the tensors, whose lengths the tables were built
+    // for and whose addresses are in the table; what is written is borrowed mutably, and freed in stream order.
     unsafe {
         device.launch(&Kernel::new("adamw", "adamw_squares"), &Launch::linear(parts, THREADS), &arguments)
     }?;
     let arguments = [norm.write(), squares.read(), Argument::U32(parts), factors.read()];
-    // SAFETY: arguments in the kernel's order: the norm of 2 numbers, the squares of `parts`, the factors of 9; as above.
+    // SAFETY: arguments in the kernel's order: the norm has 2 elements, the squares `parts`, the factors 9; as above.
     unsafe { device.launch(&Kernel::new("adamw", "adamw_norm"), &Launch::linear(1, THREADS), &arguments) }?;
     let arguments = [table.read(), chunks.read(), decays.read(), norm.read(), factors.read()];
-    // Without copies any 16-bit variant will do: it then reads no address of that type.
+    // Without copies any 16-bit variant works: it then dereferences no address of that type.
     let variant = if T::SUFFIX == "f16" { "f16" } else { "bf16" };
     let kernel = Kernel::new("adamw", &format!("adamw_update_{variant}"));
-    // SAFETY: as above; the copies are of the variant's type, or there are none.
+    // SAFETY: as above; the copies have the variant's type, or there are none.
     unsafe { device.launch(&kernel, &Launch::linear(parts, THREADS), &arguments) }
 }

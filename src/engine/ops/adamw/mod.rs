@@ -1,18 +1,18 @@
-//! One update of AdamW with decoupled weight decay and clipping by the global norm, as PyTorch computes it (upstream.md, C1
+//! AdamW with decoupled weight decay and clipping by the global norm, equivalent to PyTorch (upstream.md, C1
 //! to C3).
 
 pub(crate) mod cpu;
 #[doc(hidden)]
 pub mod cuda;
 
-/// The numbers of one update of a network.
+/// The factors of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factors {
     /// `1 / s` where the losses were multiplied by `s`.
     pub inverse_scale: f64,
-    /// The largest global norm; `None` does not clip.
+    /// Maximum global norm; `None` disables clipping.
     pub most: Option<f64>,
-    /// `1 − learning rate·decay`: multiplies the values that decay.
+    /// `1 − learning rate·decay`: multiplies parameters with weight decay.
     pub keep: f64,
     /// `learning rate / (1 − β₁ᵗ)`.
     pub rate: f64,
@@ -27,7 +27,7 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// What multiplies gradients whose global norm, as they are, is `norm`.
+    /// The factor for gradients whose unscaled global norm is `norm`.
     pub(crate) fn clip(&self, norm: f64) -> f64 {
         let length = norm * self.inverse_scale;
         self.most.map_or(1.0, |most| (most / (length + 1e-6)).min(1.0)) * self.inverse_scale

@@ -1,4 +1,4 @@
-//! The CPU reference.
+//! CPU reference.
 
 use rayon::prelude::*;
 
@@ -7,10 +7,10 @@ use crate::{
     error::Result,
 };
 
-/// `y` added to every sample of `x`.
+/// Adds `y` to every sample of `x`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn add_to_all<T: Float>(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let y = y.as_slice::<T>()?;
     let mut sum = x.as_slice::<T>()?.to_vec();
@@ -22,10 +22,10 @@ pub(crate) fn add_to_all<T: Float>(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     Tensor::new(x.shape(), sum)
 }
 
-/// The sum over samples: `[B, ..]` to `[1, ..]`.
+/// Sums over samples: `[B, ..]` to `[1, ..]`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn sum_samples<T: Float>(d_output: &Tensor) -> Result<Tensor> {
     let mut shape = d_output.shape().to_vec();
     shape[0] = 1;

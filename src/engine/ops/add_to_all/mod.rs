@@ -1,4 +1,4 @@
-//! One sample added to all of a batch.
+//! Broadcast addition of one sample to a batch.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -21,7 +21,7 @@ struct AddToAll {
 /// Adds `y` `[1, ..]` to every sample of `x` `[B, ..]`.
 ///
 /// # Errors
-/// If the shapes do not fit.
+/// If the shapes do not match.
 pub fn add_to_all(tape: &mut Tape<'_>, x: &Var, y: &Var) -> Result<Var> {
     let (input, addend) = (x.value(), y.value());
     let mut shape = input.shape().to_vec();

@@ -1,11 +1,11 @@
-//! The CPU reference.
+//! CPU reference.
 
 use rayon::prelude::*;
 
-/// Rows handled by one task.
+/// Rows per task.
 const ROWS: usize = 16;
 
-/// The norm of the rows of `x` `[R, C]`; see [`affine_norm`](super::affine_norm).
+/// Normalizes the rows of `x` `[R, C]`; see [`affine_norm`](super::affine_norm).
 #[expect(clippy::cast_precision_loss, reason = "a row has few channels")]
 pub(crate) fn affine_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) -> Vec<f32> {
     let channels = weight.len();

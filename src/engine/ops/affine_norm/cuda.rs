@@ -1,4 +1,4 @@
-//! Launches of `kernels/affine_norm.cu`.
+//! Launchers for `kernels/affine_norm.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -10,15 +10,15 @@ use crate::{
 };
 
 const OP: &str = "affine_norm";
-/// Rows a block, one warp each.
+/// Rows per block, one warp each.
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
 
-/// The norm of the rows of `x` `[R, C]` into `y`: with a `bias` `[C]` a layer norm times `weight` `[C]` plus the bias; without,
-/// a root-mean-square norm times the weight.
+/// Normalizes the rows of `x` `[R, C]` into `y`: with a `bias` `[C]`, layer norm with `weight` `[C]`; without,
+/// RMS norm with `weight`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn affine_norm(
     y: &mut Buffer<f32>,
     x: &Buffer<f32>,
@@ -48,7 +48,7 @@ pub fn affine_norm(
         Argument::F32(epsilon),
     ];
     let launch = Launch::linear(blocks(OP, rows, ROWS)?, THREADS);
-    // SAFETY: arguments in the kernel's order; y is borrowed mutably; the sizes were compared above; all buffers live, and
-    // are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; y is borrowed mutably; the sizes were compared above; all buffers live,
+    // and are freed in stream order.
     unsafe { x.device().launch(&Kernel::of::<f32>(OP, OP), &launch, &arguments) }
 }

@@ -1,4 +1,4 @@
-//! Norms with a learned factor per channel, forward only: those of text encoders and of CLIP's image tower, which are never trained.
+//! Layer norm and RMS norm with a learned weight, forward only, for the frozen text encoders and CLIP's image tower.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -6,11 +6,11 @@ pub mod cuda;
 
 use crate::{engine::Tensor, error::Result};
 
-/// The norm of the rows `[R, C]` of `x`. With a `bias` `[C]` a layer norm times `weight` `[C]` plus the bias (CLIP); without, a
-/// root-mean-square norm times the weight (T5).
+/// Normalizes the rows `[R, C]` of `x`. With a `bias` `[C]`, layer norm with `weight` `[C]` (CLIP); without,
+/// RMS norm with `weight` (T5).
 ///
 /// # Errors
-/// If the sizes do not fit, a tensor is not f32, or the device fails.
+/// If the sizes do not match, a tensor is not f32, or the device fails.
 pub(crate) fn affine_norm(
     x: &Tensor,
     weight: &Tensor,

@@ -1,4 +1,4 @@
-//! The CPU reference of attention, one task for each sample and head.
+//! CPU reference of attention, one task per sample and head.
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ use crate::{
     error::Result,
 };
 
-/// Queries handled at once: their logits are the largest thing a task holds.
+/// Queries per tile: their logits are the largest buffer of a task.
 const TILE: usize = 128;
-/// The released bound on a head's scale.
+/// Upstream upper bound of a head's scale.
 const LARGEST_SCALE: f64 = 100.0;
-/// The released floor of a vector's length when it is normalized.
+/// Upstream lower bound of a vector's length in normalization.
 const SHORTEST: f64 = 1e-12;
 
-/// Where queries, keys or values stand in their source: rows of `stride` values, the head's part at `offset`.
+/// Layout of queries, keys or values in their source: rows of `stride` values, with the heads starting at `offset`.
 #[derive(Clone, Copy, Debug)]
 pub struct Side {
-    /// Rows a sample.
+    /// Rows per sample.
     pub length: usize,
-    /// Values a row.
+    /// Values per row.
     pub stride: usize,
     /// The first channel of head 0.
     pub offset: usize,
@@ -42,7 +42,7 @@ pub struct Heads {
     pub batch: usize,
     /// Heads.
     pub heads: usize,
-    /// Channels a head.
+    /// Channels per head.
     pub head_dim: usize,
     /// The queries, in the first source.
     pub queries: Side,
@@ -50,16 +50,16 @@ pub struct Heads {
     pub keys: Side,
     /// The values, in the second source.
     pub values: Side,
-    /// For each query, how many of the keys it may see, from the first on; never decreasing.
+    /// The number of keys that each query attends to, from the first on; non-decreasing.
     pub visible: Arc<Vec<usize>>,
-    /// For each sample and key, whether it may be seen at all.
+    /// Which keys of each sample are unmasked.
     pub key_mask: Option<Vec<bool>>,
 }
 
-/// What the backward needs beside inputs and output.
+/// What the backward pass needs besides inputs and output.
 pub struct Saved {
-    /// The largest of each query's logits and `1 / Σ exp(logit − largest)`, `[B, H, L, 2]`; −∞ and 0 where it sees
-    /// nothing. Kept apart because their sum as one logarithm would lose digits where logits reach 100.
+    /// The maximum of each query's logits and `1 / Σ exp(logit − maximum)`, `[B, H, L, 2]`; −∞ and 0 if it has no
+    /// keys. Two values, because the log-sum-exp would lose digits where logits reach 100.
     row: Tensor,
 }
 
@@ -71,14 +71,14 @@ pub struct AttentionGradients {
     pub d_scale: Option<Tensor>,
 }
 
-/// Rows of one head, copied together, turned and normalized.
+/// Rows of one head, gathered, rotated and normalized.
 struct Rows<T> {
     values: Vec<T>,
     /// `1 / max(‖row‖, 1e-12)` before normalization.
     inverse_length: Vec<T>,
 }
 
-/// Rotary angles in the type computed in.
+/// Rotary angles in the compute type.
 struct Rotary<T> {
     cosine: Vec<T>,
     sine: Vec<T>,
@@ -92,7 +92,8 @@ impl<T: Float> Rotary<T> {
         }
     }
 
-    /// Turns the pairs of each row, the first of which is that of token `first`; backwards to undo it (and for gradients).
+    /// Rotates the pairs of each row, the first of which is token `first`; with `backwards`, by the opposite angles
+    /// (for gradients).
     #[inline(always)]
     fn turn(&self, rows: &mut [T], first: usize, head_dim: usize, backwards: bool) {
         let half = head_dim / 2;
@@ -108,11 +109,11 @@ impl<T: Float> Rotary<T> {
     }
 }
 
-/// The angles by which rows are turned, and the token of the first row.
+/// The rotation angles, and the token of the first row.
 type Turn<'a, T> = Option<(&'a Rotary<T>, usize)>;
 
 impl Heads {
-    /// How queries and keys are turned: with more keys than queries, the queries are the last of the tokens.
+    /// The rotations of queries and keys: with more keys than queries, the queries are the last tokens.
     fn turns<'a, T>(&self, rotary: Option<&'a Rotary<T>>) -> [Turn<'a, T>; 2] {
         let first = self.keys.length.saturating_sub(self.queries.length);
         [rotary.map(|rotary| (rotary, first)), rotary.map(|rotary| (rotary, 0))]
@@ -149,7 +150,7 @@ impl Heads {
         Rows { values, inverse_length }
     }
 
-    /// The gradient of a row before normalization and turning, from that after: in place.
+    /// Maps the gradient of normalized, rotated rows to that of the original rows, in place.
     fn undo<T: Float>(&self, d_rows: &mut [T], rows: &Rows<T>, rotary: Turn<'_, T>) {
         vectorized(
             #[inline(always)]
@@ -159,7 +160,7 @@ impl Heads {
                     for ((d, row), &inverse) in
                         d_rows.chunks_mut(self.head_dim).zip(normalized).zip(&rows.inverse_length)
                     {
-                        // Below the floor the length is a constant, so nothing of the direction is taken out.
+                        // Below the lower bound the length is constant, so the gradient is not projected.
                         let along = if inverse < T::of(1.0 / SHORTEST) { dot(d, row) } else { T::ZERO };
                         for (d, row) in d.iter_mut().zip(row) {
                             *d = (*d - *row * along) * inverse;
@@ -173,13 +174,13 @@ impl Heads {
         );
     }
 
-    /// Whether key `key` of `sample` may be seen at all.
+    /// The mask of the keys of `sample`.
     fn mask(&self, sample: usize) -> Option<&[bool]> {
         let length = self.keys.length;
         self.key_mask.as_ref().map(|mask| &mask[sample * length..(sample + 1) * length])
     }
 
-    /// Factor on the logits of each head and whether the learned one is below its bound.
+    /// Factor on the logits of each head, and whether the learned scale is below its bound.
     fn factors<T: Float>(&self, scale: Option<&Tensor>) -> Result<Vec<(T, bool)>> {
         Ok(match scale {
             None => vec![(T::of(0.25 / (self.head_dim as f64).sqrt()), false); self.heads],
@@ -193,10 +194,10 @@ impl Heads {
     }
 }
 
-/// Attention of every sample and head: output `[B, L, C]` and what the backward needs.
+/// Attention of every sample and head: output `[B, L, C]` and what the backward pass needs.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn forward<T: Float>(
     heads: &Heads,
     sources: [&Tensor; 2],
@@ -252,8 +253,8 @@ pub fn forward<T: Float>(
     Ok((Tensor::new(&[heads.batch, length, heads.heads * dim], output)?, Saved { row }))
 }
 
-/// Turns products into probabilities in place and gives the largest logit and the inverse of the sum. Keys from `visible` on, and masked
-/// ones, get 0.
+/// Turns logits into probabilities in place and returns the maximum logit and the inverse of the sum. Keys from
+/// `visible` on, and masked keys, get 0.
 #[inline(always)]
 fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option<&[bool]>) -> [T; 2] {
     let (seen, hidden) = products.split_at_mut(visible);
@@ -287,7 +288,7 @@ fn hide<T: Float>(logits: &mut [T], mask: Option<&[bool]>) {
     }
 }
 
-/// The largest value, in 16 lanes; −∞ of none.
+/// The maximum, in 16 lanes; −∞ if empty.
 #[inline(always)]
 pub(crate) fn largest<T: Float>(values: &[T]) -> T {
     let mut lanes = [T::NEGATIVE_INFINITY; 16];
@@ -303,7 +304,7 @@ pub(crate) fn largest<T: Float>(values: &[T]) -> T {
         .fold(T::NEGATIVE_INFINITY, |most, value| if *value > most { *value } else { most })
 }
 
-/// Puts head-major parts `[B, H, length, D]` side by side: `[B, length, parts, H, D]`.
+/// Interleaves head-major parts `[B, H, length, D]`: `[B, length, parts, H, D]`.
 fn scatter<T: Float>(heads: &Heads, parts: &[&[T]], length: usize) -> Vec<T> {
     let dim = heads.head_dim;
     let width = parts.len() * heads.heads * dim;
@@ -323,7 +324,7 @@ fn scatter<T: Float>(heads: &Heads, parts: &[&[T]], length: usize) -> Vec<T> {
 /// Gradients of every sample and head.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 #[expect(clippy::too_many_arguments, reason = "the forward's inputs, its output and the gradient")]
 pub fn backward<T: Float>(
     heads: &Heads,
@@ -421,8 +422,8 @@ pub fn backward<T: Float>(
     Ok(AttentionGradients { d_sources, d_scale })
 }
 
-/// From products and gradients of the probabilities to the probabilities and gradients of the products, in place; gives
-/// the gradient of the logarithm of the factor.
+/// Computes probabilities from logits, and gradients of logits from those of probabilities, in place; returns
+/// the gradient of the logarithm of the scale.
 #[inline(always)]
 fn softmax_backward<T: Float>(
     products: &mut [T],
@@ -445,7 +446,7 @@ fn softmax_backward<T: Float>(
     if let Some(mask) = mask {
         for ((p, d), &keep) in p.iter_mut().zip(d.iter_mut()).zip(mask) {
             if !keep {
-                // Far enough below every sum for the probability to be 0.
+                // Low enough for the probability to be 0.
                 *p = T::of(-1e30);
                 *d = T::ZERO;
             }
@@ -457,7 +458,7 @@ fn softmax_backward<T: Float>(
             let logit = *p * factor;
             let probability = (logit - most).exp() * inverse;
             let d_logit = probability * (*d - mean);
-            // A hidden key has probability 0; its stand-in logit must not meet it.
+            // A masked key has probability 0; its placeholder logit must not enter the sum.
             *lane += if probability > T::ZERO { d_logit * logit } else { T::ZERO };
             *p = probability;
             *d = d_logit * factor;

@@ -1,4 +1,4 @@
-//! Launches of `kernels/attention_prepare.cu`, `attention_forward.cu`, `attention_backward_queries.cu`,
+//! Launchers for `kernels/attention_prepare.cu`, `attention_forward.cu`, `attention_backward_queries.cu`,
 //! `attention_backward_keys.cu` and, for f32, `attention_f32.cu`.
 #![expect(
     unsafe_code,
@@ -13,51 +13,50 @@ use crate::{
 };
 
 const OP: &str = "attention";
-/// Keys of a tile, and queries of a tile in f32 and where keys are kept.
+/// Keys per tile, and queries per tile in f32 and where keys stay resident.
 const TILE: usize = 64;
-/// Threads of a block that uses tensor cores, and of one that does not.
+/// Threads per block with tensor cores.
 const THREADS: u32 = 128;
 const THREADS_F32: u32 = 256;
-/// Threads of a block that turns and normalizes.
+/// Threads per block that rotates and normalizes.
 const PREPARING: u32 = 256;
-/// The widest head that kernels are made for.
+/// Maximum head size of the kernels.
 const WIDEST_HEAD: usize = 128;
 
-/// The sizes of one attention on a device and what it looks like: see
-/// [`AttentionSettings`](super::AttentionSettings).
+/// Sizes and options of an attention on a device: see [`AttentionSettings`](super::AttentionSettings).
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceAttention<'a> {
     /// Samples, `B`.
     pub batch: usize,
     /// Heads, `H`.
     pub heads: usize,
-    /// Channels a head, `D`: a multiple of 4, at most 128. `C = H·D`.
+    /// Channels per head, `D`: a multiple of 4, at most 128. `C = H·D`.
     pub head_dim: usize,
-    /// Queries a sample, `L`.
+    /// Queries per sample, `L`.
     pub queries: usize,
-    /// Keys a sample: `L` or, in a forward pass with a cache, more if packed, else `T`.
+    /// Keys per sample: `L` or, in a forward pass with a cache, more if packed, else `T`.
     pub keys: usize,
     /// Whether queries, keys and values are in one source `[B, L, 3C]` (self-attention), or queries in `[B, L, C]` and
-    /// keys and values in `[B, T, 2C]` (cross-attention). With more keys than queries there are two packed sources: that of
-    /// the queries has the last of the tokens alone.
+    /// keys and values in `[B, T, 2C]` (cross-attention). With more keys than queries there are two packed sources:
+    /// that of the queries contains only the last tokens.
     pub packed: bool,
-    /// How many of the keys each query sees, from the first on, `[L]`; it must never decrease. `None`: all.
+    /// The number of keys that each query attends to, from the first on, `[L]`; must be non-decreasing. `None`: all.
     pub visible: Option<&'a Buffer<u32>>,
-    /// Whether each key is seen, `[B, T]`: only a 1 is. `None`: all.
+    /// Key mask, `[B, T]`: 1 attends, anything else does not. `None`: all.
     pub mask: Option<&'a Buffer<u32>>,
     /// The logarithm of each head's scale, `[H]`: queries and keys are l2-normalized and the scale, clamped at 100,
     /// multiplies the logits. `None`: no normalization, and the fixed factor `0.25/√D`.
     pub log_scale: Option<&'a Buffer<f32>>,
-    /// Cosines and sines of the rotary positions, `[keys, D/2]` each or more rows; only if packed.
+    /// Cosines and sines of the rotary embedding, at least `[keys, D/2]` each; only if packed.
     pub rotary: Option<(&'a Buffer<f32>, &'a Buffer<f32>)>,
 }
 
-/// Where the gradients of the sources go.
+/// Destinations of the sources' gradients.
 #[derive(Debug)]
 pub enum SourceGradients<'a, T: Factor> {
-    /// Of the one source, `[B, L, 3C]`.
+    /// The gradient of the packed source, `[B, L, 3C]`.
     Packed(&'a mut Buffer<T>),
-    /// Of both.
+    /// The gradients of two sources.
     Apart {
         /// `[B, L, C]`
         d_q: &'a mut Buffer<T>,
@@ -66,7 +65,7 @@ pub enum SourceGradients<'a, T: Factor> {
     },
 }
 
-/// A pointer into a buffer, from number `offset` on.
+/// A pointer to element `offset` of a buffer.
 fn read_from<T: DeviceNumber>(buffer: &Buffer<T>, offset: usize) -> Argument {
     Argument::Read { address: buffer.address() + (offset * size_of::<T>()) as u64, letter: T::LETTER }
 }
@@ -84,9 +83,9 @@ fn size(what: &str, value: usize) -> Result<u32> {
 }
 
 impl DeviceAttention<'_> {
-    /// How many numbers the forward's and backward's `rows` hold: for each sample, head and query the shift of its
-    /// logits, the mean of their gradients and, in f32, the inverse of its sum; and for each tile of queries a part of
-    /// the gradient of the scale. The forward writes shifts and sums, the backward the others.
+    /// Length of the forward's and backward's `rows`: for each sample, head and query the shift of its
+    /// logits, the mean of their gradients and, in f32, the inverse of its sum; and for each tile of queries a partial
+    /// gradient of the scale. The forward writes shifts and sums, the backward the others.
     pub fn rows_len<T: Factor>(&self) -> usize {
         let planes = if is_f32::<T>() { 3 } else { 2 };
         let tiles = self.queries.div_ceil(self.query_tile::<T>());
@@ -97,19 +96,19 @@ impl DeviceAttention<'_> {
         self.heads * self.head_dim
     }
 
-    /// Numbers a row of the source of queries, and of that of keys and values.
+    /// Row strides of the query source and of the key-value source.
     fn strides(&self) -> [usize; 2] {
         let channels = self.channels();
         if self.packed { [3 * channels; 2] } else { [channels, 2 * channels] }
     }
 
-    /// The channels of keys and values of head 0 in their source.
+    /// Offsets of the keys and values of head 0 in their source.
     fn key_offsets(&self) -> [usize; 2] {
         let channels = self.channels();
         if self.packed { [channels, 2 * channels] } else { [0, channels] }
     }
 
-    /// The head's channels as the kernels are made for. Those for 64 in 16 bits read 8 numbers at a time.
+    /// The head size, rounded up to one that the kernels support. The 16-bit kernels for 64 read 8 elements at a time.
     fn padded<T: Factor>(&self) -> usize {
         let made: &[usize] = match (is_f32::<T>(), self.is_wide()) {
             (true, _) => &[64, 128],
@@ -119,12 +118,12 @@ impl DeviceAttention<'_> {
         made.iter().copied().find(|&made| self.head_dim <= made).unwrap_or(WIDEST_HEAD)
     }
 
-    /// Whether a head's rows are whole packs of 16 bytes in 16 bits: allocations start at multiples of 256 bytes.
+    /// Whether 16-bit rows of a head consist of complete 16-byte packs: allocations are aligned to 256 bytes.
     fn is_wide(&self) -> bool {
         self.head_dim.is_multiple_of(8)
     }
 
-    /// Queries of a block where queries are kept.
+    /// Queries per block where queries stay resident.
     fn query_tile<T: Factor>(&self) -> usize {
         if is_f32::<T>() || self.padded::<T>() > 64 { TILE } else { 2 * TILE }
     }
@@ -182,13 +181,13 @@ impl DeviceAttention<'_> {
         Ok(())
     }
 
-    /// Queries, keys and values in their sources.
+    /// Queries, keys and values as pointers into their sources.
     fn sources<T: Factor>(&self, q_source: &Buffer<T>, kv_source: &Buffer<T>) -> [Argument; 3] {
         let [keys, values] = self.key_offsets();
         [q_source.read(), read_from(kv_source, keys), read_from(kv_source, values)]
     }
 
-    /// What is seen, and the scale.
+    /// Visible keys, mask and scale.
     fn mask_and_scale(&self) -> [Argument; 3] {
         [optional(self.visible), optional(self.mask), optional(self.log_scale)]
     }
@@ -198,7 +197,7 @@ impl DeviceAttention<'_> {
         [optional(self.rotary.map(|(cosine, _)| cosine)), optional(self.rotary.map(|(_, sine)| sine))]
     }
 
-    /// Heads, queries, keys and channels of a head, then how far rows are apart.
+    /// Heads, queries, keys and channels per head, then row strides.
     fn sizes(&self, strides: &[usize]) -> Result<Vec<Argument>> {
         let sizes = [
             ("heads", self.heads),
@@ -210,7 +209,7 @@ impl DeviceAttention<'_> {
         sizes.into_iter().chain(strides).map(|(what, value)| Ok(Argument::U32(size(what, value)?))).collect()
     }
 
-    /// The factor where none is learned and, for 16-bit kernels, whether they may read 16 bytes at a time.
+    /// The fixed factor and, for 16-bit kernels, whether they may read 16 bytes at a time.
     fn last<T: Factor>(&self) -> Vec<Argument> {
         let mut arguments = vec![Argument::F32((0.25 / (self.head_dim as f64).sqrt()) as f32)];
         if !is_f32::<T>() {
@@ -219,7 +218,7 @@ impl DeviceAttention<'_> {
         arguments
     }
 
-    /// The kernel of this name, in the file of this name or in that of f32, and a launch of one block for each sample,
+    /// The kernel of this name, in the file of this name or in that for f32, and a launch of one block per sample,
     /// head and `tile` rows with shared memory for `tiles` tiles of 64 rows.
     fn kernel<T: Factor>(
         &self,
@@ -234,7 +233,7 @@ impl DeviceAttention<'_> {
             return Err(Error::shape(OP, format!("{blocks} blocks are more than a launch may have")));
         }
         let (file, threads, bytes) = if is_f32::<T>() {
-            // Rows are 4 numbers longer than they need be, and there is a tile of weights.
+            // Rows are padded by 4 elements, and there is one tile of weights.
             ("attention_f32", THREADS_F32, 4 * TILE * (tiles * (padded + 4) + TILE + 4))
         } else {
             (name, THREADS, 2 * TILE * tiles * padded)
@@ -249,13 +248,13 @@ fn is_f32<T: Factor>() -> bool {
     T::NUMBER == ProductNumber::F32
 }
 
-/// Queries, keys and values as the kernels take them. Those for 16 bits want queries and keys turned and normalized: what
-/// that made lives as long as this.
+/// Inputs of the kernels. Those for 16 bits take rotated and normalized queries and keys; the buffers made for
+/// this live as long as this value.
 struct Taken<T: Factor> {
     sources: [Argument; 3],
-    /// Numbers a row of queries, keys and values.
+    /// Row strides of queries, keys and values.
     row: [usize; 3],
-    /// The inverse lengths of queries and of keys before they were normalized, and how far those of two tokens are apart.
+    /// The inverse lengths of queries and of keys before normalization, and the stride between tokens.
     lengths: [Argument; 2],
     length_stride: usize,
     _made: Vec<(Buffer<T>, Option<Buffer<f32>>)>,
@@ -285,7 +284,7 @@ impl<T: Factor> Taken<T> {
             lengths.as_ref().map_or(none, |lengths| read_from(lengths, first))
         };
         if shape.packed && shape.keys == shape.queries {
-            // A row's queries and keys lie side by side, as if there were twice the heads.
+            // A row's queries and keys are adjacent, as if there were twice the heads.
             let rows = Rows { source: q_source, offset: 0, stride: q_stride, tokens: shape.keys, first: 0 };
             let (hats, lengths) = rows.prepare(shape, 2 * heads, with_lengths)?;
             taken.sources[0] = hats.read();
@@ -313,7 +312,7 @@ impl<T: Factor> Taken<T> {
         Ok(taken)
     }
 
-    /// As the kernels take them: those for f32 have one for keys and values, which lie in one source.
+    /// Strides as the kernels take them: those for f32 have one for keys and values, which share a source.
     fn strides<N: Factor>(&self) -> &[usize] {
         if is_f32::<N>() { &self.row[..2] } else { &self.row }
     }
@@ -325,12 +324,13 @@ struct Rows<'a, T: Factor> {
     offset: usize,
     stride: usize,
     tokens: usize,
-    /// The position of the first token.
+    /// Position of the first token.
     first: usize,
 }
 
 impl<T: Factor> Rows<'_, T> {
-    /// Turned and normalized, `[B, tokens, heads, D]`, and the inverse lengths `[B, tokens, heads]` if they are wanted.
+    /// Rotates and normalizes, `[B, tokens, heads, D]`, and optionally returns the inverse lengths
+    /// `[B, tokens, heads]`.
     fn prepare(
         &self,
         shape: &DeviceAttention<'_>,
@@ -362,21 +362,22 @@ impl<T: Factor> Rows<'_, T> {
         let blocks = rows.div_ceil(PREPARING as usize / (padded / 8));
         let launch = Launch::linear(size("blocks", blocks)?, PREPARING);
         let kernel = Kernel::of::<T>("attention_prepare", &format!("attention_prepare_{padded}"));
-        // SAFETY: arguments in the kernel's order; it writes the two buffers made here, of its sizes; it reads the heads of
-        // the source's rows, whose sizes `check` has compared, and angles of as many positions as there are keys.
+        // SAFETY: arguments in the kernel's order; it writes the two buffers allocated here, of matching sizes; it
+        // reads the heads of the source's rows, whose sizes `check` has compared, and angles of as many positions as
+        // there are keys.
         unsafe { device.launch(&kernel, &launch, &arguments) }?;
         Ok((hats, lengths))
     }
 }
 
-/// Attention of every sample and head: `out` `[B, L, C]`. A query that sees no key gives zeros. `rows`, of
-/// [`DeviceAttention::rows_len`] numbers, keeps what the backward needs. For a packed source, `q_source` and
-/// `kv_source` are the same buffer. Sums in f32, in a fixed order that does not depend on the batch.
+/// Attention of every sample and head: `out` `[B, L, C]`. A query without keys gives zeros. `rows`, of
+/// [`DeviceAttention::rows_len`] elements, keeps what the backward pass needs. For a packed source, `q_source` and
+/// `kv_source` are the same buffer. Accumulates in f32, in a fixed order that does not depend on the batch.
 ///
 /// Source: upstream.md, B3 to B5; the statistics are derived in `kernels/attention.cuh`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails. `visible` is not looked at here: where it decreases, keys are left out.
+/// If the sizes do not match or the device fails. `visible` is not checked here: if it decreases, keys are skipped.
 pub fn forward<T: Factor>(
     out: &mut Buffer<T>,
     rows: &mut Buffer<f32>,
@@ -400,16 +401,16 @@ pub fn forward<T: Factor>(
     let tiles = if is_f32::<T>() { 3 } else { 4 };
     let (kernel, launch) = shape.kernel::<T>("attention_forward", shape.queries, tile, tiles)?;
     // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
-    // buffers live, and are freed in the order of the work.
+    // buffers live, and are freed in stream order.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }
 }
 
-/// The gradients of the sources, and of the logarithm of the scale for each sample and head, `d_log_scale` `[B, H]`
-/// (present if and only if the scale is learned; zero where it is clamped). `rows` is the forward's, and gets the means
-/// of the gradients of the logits. No float atomics: the same bits on every run, whatever the other samples are.
+/// The gradients of the sources, and of the logarithm of the scale per sample and head, `d_log_scale` `[B, H]`
+/// (present if and only if the scale is learned; zero where it is clamped). `rows` is the forward's; the means
+/// of the logits' gradients are written to it. No float atomics: bit-identical on every run and in any batch.
 ///
 /// # Errors
-/// If the sizes do not fit, gradients and sources are not laid out alike, or the device fails.
+/// If the sizes do not match, gradients and sources have different layouts, or the device fails.
 #[expect(clippy::too_many_arguments, reason = "the forward's inputs, its output and the gradients")]
 pub fn backward<T: Factor>(
     gradients: SourceGradients<'_, T>,
@@ -478,13 +479,13 @@ pub fn backward<T: Factor>(
     let tiles = if is_f32::<T>() { 4 } else { 4 + 2 * tile / TILE };
     let (kernel, launch) = shape.kernel::<T>("attention_backward_queries", shape.queries, tile, tiles)?;
     // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
-    // buffers live, and are freed in the order of the work.
+    // buffers live, and are freed in stream order.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }?;
 
     let mut arguments = vec![d_k, d_v, d_log_scale, rows.read(), q, k, v, d_out.read()];
     arguments.extend(more(k_lengths, kv_stride)?);
     let (kernel, launch) = shape.kernel::<T>("attention_backward_keys", shape.keys, TILE, 4)?;
-    // SAFETY: as above; this launch reads the rows that the one before has written, in the order of the work.
+    // SAFETY: as above; this launch reads the rows that the previous one has written, in stream order.
     unsafe { device(out).launch(&kernel, &launch, &arguments) }
 }
 

@@ -1,8 +1,8 @@
-//! Attention as the proxy and the rater use it: over the token pyramid, and from the pyramid to the text.
+//! Attention for the proxy and the rater: over the token pyramid, and from the pyramid to the text.
 //!
-//! Rotary positions, l2-normalization of queries and keys, the learned scale of each head and the scale-causal mask are
-//! part of the op (upstream.md, B3 to B5), so that nothing of size `[L, L]` is ever kept: the backward recomputes the
-//! probabilities from the logarithm of each row's sum.
+//! Rotary position embedding, l2-normalization of queries and keys, the learned scale of each head and the scale-causal
+//! mask are part of the op (upstream.md, B3 to B5), so that nothing of size `[L, L]` is ever stored: the backward
+//! recomputes the probabilities from each row's log-sum-exp.
 
 #[doc(hidden)]
 pub mod cpu;
@@ -27,19 +27,19 @@ use crate::{
 use cpu::{AttentionGradients, Heads, Saved, Side};
 use cuda::{DeviceAttention, SourceGradients};
 
-/// Angles of the rotary positions, `[L, D/2]` each.
+/// Angles of the rotary position embedding, `[L, D/2]` each.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
     /// Cosines.
     pub cosine: Vec<f64>,
     /// Sines.
     pub sine: Vec<f64>,
-    /// Both as a device takes them.
+    /// Both in f32, for devices.
     narrow: Arc<[Constant<f32>; 2]>,
 }
 
 impl RotaryTable {
-    /// The axial table of the released code (upstream.md, B4): the first half of the pairs turns with the column, the
+    /// The axial table of the upstream code (upstream.md, B4): the first half of the pairs rotates with the column, the
     /// second with the row, both stretched to `norm` within each scale.
     pub fn new(patch_nums: &[usize], head_dim: usize, theta: f64, norm: f64) -> Self {
         let quarter = head_dim / 4;
@@ -59,10 +59,10 @@ impl RotaryTable {
         Self::of(cosine, sine)
     }
 
-    /// The rows of some tokens of a table for heads of `head_dim` channels.
+    /// The rows of some tokens of the table, for heads of `head_dim` channels.
     ///
     /// # Panics
-    /// If there is no such token.
+    /// If a token is out of range.
     #[must_use]
     pub(crate) fn rows(&self, tokens: &[usize], head_dim: usize) -> Self {
         let half = head_dim / 2;
@@ -80,7 +80,7 @@ impl RotaryTable {
     }
 }
 
-/// What a layer's attention looks like.
+/// Settings of a layer's attention.
 #[derive(Clone, Debug)]
 pub struct AttentionSettings {
     /// Heads, `H`.
@@ -88,16 +88,16 @@ pub struct AttentionSettings {
     /// The logarithm of each head's scale `[1, H, 1, 1]`: queries and keys are l2-normalized and the scale, clamped at
     /// 100, multiplies the queries. `None`: no normalization, and the fixed scale `0.25/√D`.
     pub scale: Option<ParameterId>,
-    /// Rotary positions, of the pyramid only.
+    /// Rotary position embedding, for the pyramid only.
     pub rotary: Option<Arc<RotaryTable>>,
 }
 
-/// The number of keys that each query of a pyramid sees: all tokens of its own and coarser scales (upstream.md, B5).
+/// The number of keys that each query of a pyramid attends to: its own and coarser scales (upstream.md, B5).
 pub fn visible_keys(patch_nums: &[usize]) -> Vec<usize> {
     visible_of_levels(&patch_nums.iter().map(|side| side * side).collect::<Vec<_>>())
 }
 
-/// The same where level `s` has `counts[s]` tokens.
+/// As [`visible_keys`], where level `s` has `counts[s]` tokens.
 pub(crate) fn visible_of_levels(counts: &[usize]) -> Vec<usize> {
     let mut visible = Vec::new();
     let mut end = 0;
@@ -108,7 +108,7 @@ pub(crate) fn visible_of_levels(counts: &[usize]) -> Vec<usize> {
     visible
 }
 
-/// How many of the keys each query sees, from the first on; never decreasing.
+/// The number of keys that each query attends to, from the first on; non-decreasing.
 #[derive(Debug)]
 pub struct Visible {
     keys: Arc<Vec<usize>>,
@@ -122,16 +122,16 @@ impl From<Vec<usize>> for Visible {
     }
 }
 
-/// What decides which keys a query sees.
+/// Which keys a query attends to.
 #[derive(Clone)]
 enum Mask {
     /// Those of its own and coarser scales.
     Pyramid(Arc<Visible>),
-    /// Those that are 1 in `[B, T]`.
+    /// Those that are 1 in a mask `[B, T]`.
     Text(Tensor),
 }
 
-/// What the backward needs beside sources and result.
+/// What the backward pass needs besides sources and result.
 enum Kept {
     Host(Saved),
     /// Statistics of the rows of logits: see [`cuda::DeviceAttention::rows_len`].
@@ -152,7 +152,7 @@ struct Attention {
 /// Self-attention over the pyramid: `qkv` `[B, L, 3C]` to `[B, L, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn self_attention(
     tape: &mut Tape<'_>,
     qkv: &Var,
@@ -181,12 +181,12 @@ pub fn self_attention(
     attend(tape, heads, Mask::Pyramid(Arc::clone(visible)), [qkv, qkv], settings)
 }
 
-/// Self-attention of the tokens of one more scale, `qkv` `[B, n, 3C]`, to themselves and to all of `cache` `[B, m, 3C]`, the
-/// packed rows of the scales before, to which theirs are added: `[B, n, C]`. For inference; positions are those of all
-/// `m + n` tokens, of which the queries have the last.
+/// Self-attention of the tokens of the next scale, `qkv` `[B, n, 3C]`, to themselves and to `cache` `[B, m, 3C]`, the
+/// packed rows of the previous scales, to which theirs are appended: `[B, n, C]`. For inference; positions are those of
+/// all `m + n` tokens, and the queries are the last `n`.
 ///
 /// # Errors
-/// If the sizes do not fit or the tape records.
+/// If the sizes do not match or the tape is recording.
 pub(crate) fn cached_attention(
     tape: &mut Tape<'_>,
     qkv: &Var,
@@ -226,7 +226,7 @@ pub(crate) fn cached_attention(
     attend(tape, heads, Mask::Pyramid(visible), [qkv, &all], settings)
 }
 
-/// `[B, m, N]` and `[B, n, N]` to `[B, m + n, N]`, sample by sample.
+/// Concatenates `[B, m, N]` and `[B, n, N]` to `[B, m + n, N]`.
 fn append_tokens(before: &Tensor, after: &Tensor) -> Result<Tensor> {
     let [batch, m, width] = three_dims("append_tokens", "before", before)?;
     let [_, n, _] = three_dims("append_tokens", "after", after)?;
@@ -259,11 +259,11 @@ fn append_tokens(before: &Tensor, after: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// Cross-attention to the text: `q` `[B, L, C]`, `kv` `[B, T, 2C]`, `mask` `[B, T]` u32 (only a 1 is seen; a row without
-/// any gives zeros) to `[B, L, C]`.
+/// Cross-attention to the text: `q` `[B, L, C]`, `kv` `[B, T, 2C]`, `mask` `[B, T]` u32 (only 1 attends; a sample
+/// without keys gives zeros) to `[B, L, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn cross_attention(
     tape: &mut Tape<'_>,
     q: &Var,
@@ -331,7 +331,7 @@ fn attend(
     }))
 }
 
-/// The attention as its kernels are told of it.
+/// The attention's settings for its kernels.
 fn on_device<'a>(
     heads: &Heads,
     mask: &'a Mask,

@@ -1,4 +1,4 @@
-//! The CPU reference.
+//! CPU reference.
 
 use crate::{
     engine::{Float, Tensor},
@@ -8,9 +8,9 @@ use crate::{
 /// Softmax of `x / temperature` over all elements.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn batch_softmax<T: Float>(x: &Tensor, temperature: f64) -> Result<Tensor> {
-    // In f64 whatever the type: weights hardly differ, so their gradients are small differences of large terms.
+    // In f64 for any dtype: weights are nearly equal, so their gradients are small differences of large terms.
     let mut y: Vec<f64> = x.as_slice::<T>()?.iter().map(|value| value.to_f64() / temperature).collect();
     let largest = y.iter().fold(f64::NEG_INFINITY, |most, value| most.max(*value));
     for value in &mut y {
@@ -23,7 +23,7 @@ pub(crate) fn batch_softmax<T: Float>(x: &Tensor, temperature: f64) -> Result<Te
 /// The gradient of the input of [`batch_softmax`].
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn batch_softmax_backward<T: Float>(
     output: &Tensor,
     temperature: f64,

@@ -1,4 +1,4 @@
-//! Launches of `kernels/batch_softmax.cu`.
+//! Launchers for `kernels/batch_softmax.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -13,16 +13,16 @@ const OP: &str = "batch_softmax";
 const THREADS: u32 = 256;
 
 fn launch(device: &Device, name: &str, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
+    // are freed in the order of the work.
     unsafe { device.launch(&Kernel::new(OP, name), launch, arguments) }
 }
 
-/// Softmax of `x / temperature` over all numbers, the batch; `y`, `x` `[B]`.
+/// Softmax of `x / temperature` over the batch; `y`, `x` `[B]`.
 ///
 /// # Errors
-/// If the sizes do not fit, the temperature is not above 0, or the device fails.
+/// If the sizes do not match, the temperature is not positive, or the device fails.
 pub fn batch_softmax_forward<T: Factor>(y: &mut Buffer<T>, x: &Buffer<T>, temperature: f32) -> Result<()> {
     y.expect_len(OP, "the weights", x.len())?;
     check_temperature(temperature)?;
@@ -35,10 +35,10 @@ pub fn batch_softmax_forward<T: Factor>(y: &mut Buffer<T>, x: &Buffer<T>, temper
     launch(x.device(), &name, &Launch::linear(1, THREADS), &arguments)
 }
 
-/// The gradient of [`batch_softmax_forward`] from its result `y` `[B]`.
+/// The gradient of [`batch_softmax_forward`], given its result `y` `[B]`.
 ///
 /// # Errors
-/// If the sizes do not fit, the temperature is not above 0, or the device fails.
+/// If the sizes do not match, the temperature is not positive, or the device fails.
 pub fn batch_softmax_backward<T: Factor>(
     dx: &mut Buffer<T>,
     dy: &Buffer<T>,

@@ -1,4 +1,4 @@
-//! The softmax over the batch, which turns the logits of a rater into weights.
+//! Softmax over the batch, which turns the rater's logits into weights.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -19,7 +19,7 @@ struct BatchSoftmax {
     slot: Slot,
 }
 
-/// Softmax of `x / temperature` over all elements, the batch: `[B, 1]` to `[B, 1]`.
+/// Softmax of `x / temperature` over the batch: `[B, 1]` to `[B, 1]`.
 ///
 /// # Errors
 /// If `x` is not a float.

@@ -1,14 +1,14 @@
-//! The CPU reference.
+//! CPU reference.
 
 use crate::{
     engine::{Float, Tensor},
     error::Result,
 };
 
-/// Mean and biased variance over the batch, side by side.
+/// Mean and biased variance over the batch, concatenated.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn batch_statistics<T: Float>(x: &Tensor, batch: usize, channels: usize) -> Result<Tensor> {
     let share = T::of(1.0 / batch as f64);
     let (mean, x) = (means::<T>(x, channels, share)?, x.as_slice::<T>()?);
@@ -24,7 +24,7 @@ pub(crate) fn batch_statistics<T: Float>(x: &Tensor, batch: usize, channels: usi
 /// The gradient of the input of [`batch_statistics`].
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn batch_statistics_backward<T: Float>(x: &Tensor, d_output: &Tensor) -> Result<Tensor> {
     let (batch, channels) = (x.dim(0), x.dim(1));
     let share = T::of(1.0 / batch as f64);

@@ -1,4 +1,4 @@
-//! Launches of `kernels/batch_statistics.cu`.
+//! Launchers for `kernels/batch_statistics.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -13,16 +13,16 @@ const OP: &str = "batch_statistics";
 const THREADS: u32 = 256;
 
 fn launch(device: &Device, name: &str, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
+    // are freed in the order of the work.
     unsafe { device.launch(&Kernel::new(OP, name), launch, arguments) }
 }
 
 /// Mean and biased variance over the batch: `x` `[B, C]` to `y` `[1, 2C]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn batch_statistics_forward<T: Factor>(
     y: &mut Buffer<T>,
     x: &Buffer<T>,
@@ -46,7 +46,7 @@ pub fn batch_statistics_forward<T: Factor>(
 /// The gradient of [`batch_statistics_forward`]: `dy` `[1, 2C]` to `dx` `[B, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn batch_statistics_backward<T: Factor>(
     dx: &mut Buffer<T>,
     dy: &Buffer<T>,

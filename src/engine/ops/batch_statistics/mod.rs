@@ -18,10 +18,10 @@ struct BatchStatistics {
     slot: Slot,
 }
 
-/// Mean and biased variance over the batch, side by side: `[B, C]` to `[1, 2C]` (upstream.md, A14).
+/// Mean and biased variance over the batch, concatenated: `[B, C]` to `[1, 2C]` (upstream.md, A14).
 ///
 /// # Errors
-/// If `x` has not two dimensions.
+/// If `x` is not two-dimensional.
 pub fn batch_statistics(tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
     let input = x.value();
     let &[batch, channels] = input.shape() else {

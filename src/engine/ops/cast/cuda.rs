@@ -1,4 +1,4 @@
-//! Launches of `kernels/cast.cu`.
+//! Launchers for `kernels/cast.cu`.
 #![expect(unsafe_code, reason = "kernels are launched here")]
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 
 const THREADS: u32 = 256;
-/// Numbers a block.
+/// Elements per block.
 const SHARE: usize = 256 * 8;
 
 fn cast<To: Factor, From: Factor>(to: &mut Buffer<To>, from: &Buffer<From>) -> Result<()> {
@@ -21,8 +21,8 @@ fn cast<To: Factor, From: Factor>(to: &mut Buffer<To>, from: &Buffer<From>) -> R
     let kernel = Kernel::new("cast", &format!("cast_{}_to_{}", From::SUFFIX, To::SUFFIX));
     let launch = Launch::linear(blocks("cast", from.len(), SHARE)?, THREADS);
     let arguments = [to.write(), from.read(), crate::engine::cuda::Argument::U64(from.len() as u64)];
-    // SAFETY: (T *to, const T *from, count) with both of `count` numbers; `to` is borrowed mutably; both live, and are
-    // freed in the order of the work.
+    // SAFETY: (T *to, const T *from, count), both of `count` elements; `to` is borrowed mutably; both live, and are
+    // freed in stream order.
     unsafe { from.device().launch(&kernel, &launch, &arguments) }
 }
 
@@ -34,7 +34,7 @@ pub fn narrow<T: Factor>(to: &mut Buffer<T>, from: &Buffer<f32>) -> Result<()> {
     cast(to, from)
 }
 
-/// Widens a 16-bit type to f32, exactly.
+/// Converts a 16-bit type to f32, exactly.
 ///
 /// # Errors
 /// If the lengths differ or the device fails.

@@ -1,4 +1,4 @@
-//! Conversions between the types that a device stores numbers in.
+//! Conversions between the float types of a device.
 
 #[doc(hidden)]
 pub mod cuda;
@@ -14,10 +14,10 @@ use crate::{
 };
 
 impl Tensor {
-    /// The same numbers in another type in the same place, rounded to nearest even where it is narrower.
+    /// Converts to another dtype on the same device, rounded to nearest even where it is narrower.
     ///
     /// # Errors
-    /// If the device does not have the type, or fails.
+    /// If the device does not support the dtype, or fails.
     pub fn cast(&self, dtype: DType) -> Result<Self> {
         if dtype == self.dtype() {
             return Ok(self.clone());
@@ -42,7 +42,7 @@ impl Tensor {
     }
 }
 
-/// The numbers of a tensor on a device in another type; between the two 16-bit types by way of f32.
+/// Converts a tensor on a device; between the two 16-bit types by way of f32.
 ///
 /// # Errors
 /// If there is no such conversion, or the device fails.

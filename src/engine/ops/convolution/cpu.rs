@@ -1,58 +1,58 @@
-//! The CPU reference: convolutions over channels-last maps, as matrix products without an unrolled copy of the input.
+//! CPU reference: convolutions over channels-last maps, as matrix products without im2col.
 //!
-//! With a border around a map, such as `[side + 2, side + 2, I]`, the neighbors of a row that a filter's row covers lie side by
-//! side in memory, and the next pixel's begin `I` values later. So the windows of a whole strip of rows are one matrix with
-//! overlapping rows, and a filter is as many products that add up as it has rows: three of 3×3.
+//! With a border around a map, such as `[side + 2, side + 2, I]`, the inputs of one filter row are contiguous in
+//! memory, and those of the next pixel start `I` values later. The windows of a strip of rows are therefore a matrix
+//! with overlapping rows, and a convolution is one accumulated product per filter row: three for 3×3.
 
 use rayon::prelude::*;
 
 use crate::engine::matmul::{Matrix, linear_forward, product};
 
-/// Rows of one product, about: enough that packing the filter is paid for, few enough that its output stays in cache.
+/// Approximate rows per product: enough to amortize packing the filter, few enough that its output stays in cache.
 const PRODUCT_ROWS: usize = 384;
 
-/// Rows of filters that are arranged by one task at a time.
+/// Filter rows per task when rearranging.
 const ARRANGED_ROWS: usize = 32;
 
 /// A map of one image, channels last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Map {
-    /// Pixels of a side.
+    /// Side length in pixels.
     pub side: usize,
-    /// Channels of a pixel.
+    /// Channels per pixel.
     pub channels: usize,
     /// `[side, side, channels]`.
     pub values: Vec<f32>,
 }
 
 impl Map {
-    /// Makes this map one of another size; the numbers mean nothing afterwards.
+    /// Resizes the map; its contents are unspecified afterwards.
     pub(crate) fn resize(&mut self, side: usize, channels: usize) {
         (self.side, self.channels) = (side, channels);
         self.values.resize(side * side * channels, 0.0);
     }
 
-    /// Values of a row of pixels.
+    /// Values per row of pixels.
     pub(crate) fn row(&self) -> usize {
         self.side * self.channels
     }
 }
 
-/// Rows of zeros above and below a map, and columns of zeros at its left and right.
+/// Zero padding of a map: rows above and below, columns left and right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Border {
-    /// Above, and as many below.
+    /// Rows above, and as many below.
     pub rows: usize,
-    /// At the left, and as many at the right.
+    /// Columns on the left, and as many on the right.
     pub columns: usize,
 }
 
 impl Border {
-    /// One pixel all around, which leaves a filter of 3×3 the side.
+    /// One pixel on all sides, with which a 3×3 convolution preserves the side.
     pub(crate) const ONE: Self = Self { rows: 1, columns: 1 };
 }
 
-/// A map with a border of zeros around it.
+/// A map with zero padding around it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bordered {
     side: usize,
@@ -63,7 +63,7 @@ pub(crate) struct Bordered {
 }
 
 impl Bordered {
-    /// Fills the inside row by row: `write` gets the number of a row of pixels and its `[side, channels]`.
+    /// Fills the interior row by row: `write` gets the index of a row and its `[side, channels]`.
     pub(crate) fn fill(
         &mut self,
         side: usize,
@@ -85,12 +85,12 @@ impl Bordered {
         });
     }
 
-    /// Pixels of a row, those of the border included.
+    /// Pixels per row, including the border.
     fn width(&self) -> usize {
         self.side + 2 * self.border.columns
     }
 
-    /// The map inside.
+    /// Copies a map into the interior.
     pub(crate) fn copy_of(&mut self, map: &Map, border: Border) {
         let row = map.row();
         self.fill(map.side, map.channels, border, |y, values| {
@@ -98,7 +98,7 @@ impl Bordered {
         });
     }
 
-    /// The map inside at twice the side, each pixel four times, with a border of one pixel.
+    /// Copies a map into the interior at twice the side (nearest), with a border of one pixel.
     pub(crate) fn copy_of_doubled(&mut self, map: &Map) {
         let (row, channels) = (map.row(), map.channels);
         self.fill(2 * map.side, channels, Border::ONE, |y, values| {
@@ -111,12 +111,12 @@ impl Bordered {
     }
 }
 
-/// What a convolution does with the numbers that its output holds.
+/// How a convolution writes its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Into {
-    /// Replaces them.
+    /// Overwrites the output.
     Overwrite,
-    /// Adds to them.
+    /// Adds to the output.
     Add,
 }
 
@@ -127,24 +127,24 @@ pub(crate) struct Filters<'a> {
     pub inputs: usize,
     /// `O`
     pub outputs: usize,
-    /// Rows and columns of a filter.
+    /// Rows and columns of the filters.
     pub size: [usize; 2],
-    /// A filter's rows one after the other, `[rows, columns · I, O]`; 1×1: `[O, I]`. See [`arranged`].
+    /// Filters as consecutive rows, `[rows, columns · I, O]`; 1×1: `[O, I]`. See [`arranged`].
     pub weight: &'a [f32],
     /// `[O]`
     pub bias: &'a [f32],
 }
 
-/// Filters `[O, I, rows, columns]` in the order of [`Filters::weight`]. On one thread: this is done at the first use, by
-/// whichever of the threads that work on images comes first, while the others wait. Where it asked them for help, one of
-/// them, or this one itself, could take up an image meanwhile and wait for ever.
+/// Rearranges filters `[O, I, rows, columns]` in the order of [`Filters::weight`]. Single-threaded: this happens on
+/// first use, in whichever of the threads that work on images comes first, while the others wait. If it used the thread
+/// pool, one of them, or this one itself, could start another image meanwhile and deadlock.
 pub(crate) fn arranged(given: &[f32], inputs: usize, outputs: usize, size: [usize; 2]) -> Vec<f32> {
     if size == [1, 1] {
         return given.to_vec();
     }
     let taps = size[0] * size[1];
     let mut filters = vec![0.0; given.len()];
-    // Some rows at a time, so few that what is read of a filter is still in the cache for the next row.
+    // Few enough rows at a time that the filter's cache lines are still cached for the next row.
     for (chunk, rows) in filters.chunks_mut((ARRANGED_ROWS * outputs).max(1)).enumerate() {
         for output in 0..outputs {
             let filter = &given[output * inputs * taps..][..inputs * taps];
@@ -158,14 +158,14 @@ pub(crate) fn arranged(given: &[f32], inputs: usize, outputs: usize, size: [usiz
 }
 
 impl Filters<'_> {
-    /// A 1×1 convolution of rows of pixels `[N, I]` to `[N, O]`.
+    /// A 1×1 convolution of pixels `[N, I]` to `[N, O]`.
     pub(crate) fn pointwise(&self, pixels: &[f32], output: &mut [f32]) {
         debug_assert_eq!(self.size, [1, 1], "a filter of one pixel");
         linear_forward(output, pixels, self.weight, Some(self.bias), self.inputs, self.outputs);
     }
 
-    /// The convolution at every place where the filter lies within map and border, `side + 2 · border − size + 1` of them, which
-    /// must be as many down as across.
+    /// The convolution at every position where the filter lies within map and border: `side + 2 · border − size + 1`
+    /// positions, which must be equal in both dimensions.
     pub(crate) fn apply(&self, input: &Bordered, output: &mut Map, into: Into) {
         let side = self.places(input);
         if into == Into::Overwrite {
@@ -179,7 +179,7 @@ impl Filters<'_> {
             Vec::new,
             |sums, (strip, output)| {
                 let rows = output.len() / row;
-                // The last windows of each row but the last begin in the border and mean nothing.
+                // The last windows of each row but the last start in the border and are meaningless.
                 let windows = rows * width - (self.size[1] - 1);
                 sums.resize(windows * self.outputs, 0.0);
                 let first = strip * strip_rows * width * self.inputs;
@@ -191,7 +191,7 @@ impl Filters<'_> {
         );
     }
 
-    /// The places of a filter in a row and in a column of what is given.
+    /// Number of positions of a filter per row and column of the input.
     fn places(&self, input: &Bordered) -> usize {
         let [rows, columns] = self.size;
         let side = input.width() + 1 - columns;
@@ -199,21 +199,20 @@ impl Filters<'_> {
         side
     }
 
-    /// The convolution at every other pixel, within map and border: those where [`apply`](Self::apply) has places with even
-    /// numbers.
+    /// The convolution with stride 2, within map and border: the even positions of [`apply`](Self::apply).
     pub(crate) fn apply_every_other(&self, input: &Bordered, output: &mut Map) {
         self.every_other(input, 0, self.places(input).div_ceil(2), output);
     }
 
-    /// A 3×3 convolution at every other pixel, with the border of one pixel at the right and below alone
-    /// (released: `Downsample2x`, padding (0, 1, 0, 1)). The side must be even.
+    /// A 3×3 convolution with stride 2, padded by one pixel on the right and below only
+    /// (upstream: `Downsample2x`, padding (0, 1, 0, 1)). The side must be even.
     pub(crate) fn apply_halving(&self, input: &Bordered, output: &mut Map) {
         debug_assert_eq!((input.border, self.size), (Border::ONE, [3, 3]), "as released");
-        // The window begins at the pixel itself, which the border has moved by one row and one column.
+        // The window starts at the pixel itself, which the border has moved by one row and one column.
         self.every_other(input, 1, input.side / 2, output);
     }
 
-    /// At every other place from (`first`, `first`) on, `side` of them each way.
+    /// Every other position from (`first`, `first`) on, `side` per dimension.
     fn every_other(&self, input: &Bordered, first: usize, side: usize, output: &mut Map) {
         output.resize(side, self.outputs);
         let (width, row) = (input.width(), output.row());
@@ -225,8 +224,8 @@ impl Filters<'_> {
         });
     }
 
-    /// The windows' products with the filters, `[windows, O]`: windows begin every `step` values, and the rows of a filter
-    /// lie `width` pixels apart.
+    /// The products of windows and filters, `[windows, O]`: windows start every `step` values, and the rows of a filter
+    /// are `width` pixels apart.
     fn products(&self, values: &[f32], step: usize, windows: usize, width: usize, sums: &mut [f32]) {
         let inner = self.size[1] * self.inputs;
         for (row, weight) in self.weight.chunks_exact(inner * self.outputs).enumerate() {
@@ -235,7 +234,7 @@ impl Filters<'_> {
         }
     }
 
-    /// Sums and bias into a row of pixels.
+    /// Writes sums and bias to a row of pixels.
     fn finish(&self, output: &mut [f32], sums: &[f32], into: Into) {
         for (output, sums) in output.chunks_exact_mut(self.outputs).zip(sums.chunks_exact(self.outputs)) {
             for ((output, sum), bias) in output.iter_mut().zip(sums).zip(self.bias) {

@@ -1,8 +1,8 @@
-//! Launches of `kernels/convolution.cu`, and the products with the filters: convolutions in f32 on the tensor cores.
+//! Launchers for `kernels/convolution.cu`, and the products with the filters: f32 convolutions on tensor cores.
 //!
-//! Tensor cores multiply numbers of 16 bits and add up in f32. So every f32 is split into parts of 16 bits, of which each is
-//! what those before it left over: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`, products of parts too small to
-//! count in f32 being left out. See [`SplitFloat`] for which parts there are.
+//! Tensor cores multiply 16-bit values and accumulate in f32. Every f32 is therefore split into 16-bit parts, each of
+//! which is the remainder of the previous ones: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`, without
+//! the products of parts that are too small to matter in f32. [`SplitFloat`] lists the possible parts.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use half::{bf16, f16};
@@ -16,23 +16,23 @@ use crate::{
 };
 
 const OP: &str = "convolution";
-/// Windows a block, one warp each.
+/// Windows per block, one warp each.
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
-/// The most that windows are written of at once, in bytes: enough rows for every multiprocessor of a card to have a tile of
-/// the product, few enough for them to be in the cache when they are multiplied.
+/// Maximum size of the windows written at once, in bytes: enough rows for every multiprocessor to have a tile of
+/// the product, few enough to stay in the cache until they are multiplied.
 const WINDOW_BYTES: usize = 64 << 20;
-/// Filters are multiplied by a power of two that brings the largest number near this one: in f16, too, what is small then
-/// keeps its bits, and its parts theirs.
+/// Filters are scaled by a power of two that brings the largest value near this one, so that small values keep their
+/// bits in f16, too, and so do their parts.
 const LARGEST: f32 = 4096.0;
 
-/// What an f32 is split into parts of.
+/// A type for the parts of an f32.
 ///
-/// f16 in two parts holds 22 bits, which is as good as f32 for numbers of the size of 1, such as norms give; but one beyond
-/// 65504 becomes an infinity, which the result then shows. bf16 in three parts holds all bits of any number, and takes twice
-/// the work.
+/// f16 in two parts has 22 bits, which is as accurate as f32 for values near 1, such as the output of norms; but values
+/// beyond 65504 become infinite, which the result then shows. bf16 in three parts represents any value exactly, and
+/// takes twice the work.
 pub trait SplitFloat: Factor {
-    /// How many.
+    /// Number of parts.
     const PARTS: usize;
 }
 
@@ -44,49 +44,49 @@ impl SplitFloat for bf16 {
     const PARTS: usize = 3;
 }
 
-/// Where the window of an output pixel lies: at `(y, x)` it begins at `(stride·y − before, stride·x − before)` of the map, each
-/// pixel of which stands `up` times in either direction.
+/// Position of an output pixel's window: at `(y, x)` it starts at `(stride·y − before, stride·x − before)` of the map,
+/// each pixel of which is repeated `up` times in both dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// 1 or 2.
     up: usize,
     stride: usize,
     before: usize,
-    /// Pixels of its own side.
+    /// Side length in pixels.
     size: usize,
 }
 
 impl Window {
-    /// The pixel alone.
+    /// 1×1.
     pub const POINT: Self = Self { up: 1, stride: 1, before: 0, size: 1 };
-    /// Around each pixel.
+    /// 3×3, same padding.
     pub const SAME: Self = Self { up: 1, stride: 1, before: 1, size: 3 };
-    /// From every second pixel on, with zeros past the end alone.
+    /// 3×3 with stride 2, padded on the right and below only.
     pub const HALVING: Self = Self { up: 1, stride: 2, before: 0, size: 3 };
-    /// Around each pixel of the map at twice its side.
+    /// 3×3 with same padding, on the map upsampled by 2.
     pub const DOUBLING: Self = Self { up: 2, stride: 1, before: 1, size: 3 };
 
-    /// The side of what comes out of a map of this side.
+    /// The side of the output for a map of this side.
     pub fn side(self, side: usize) -> usize {
         side * self.up / self.stride
     }
 
-    /// Pixels of a window.
+    /// Pixels per window.
     fn taps(self) -> usize {
         self.size * self.size
     }
 }
 
-/// Maps of several samples.
+/// Maps of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Maps<'a> {
     /// `[B, side, side, C]`, or with `planes` `[B, C, side, side]`.
     pub values: &'a Buffer<f32>,
-    /// Pixels of a side.
+    /// Side length in pixels.
     pub side: usize,
-    /// Channels of a pixel, `C`.
+    /// Channels per pixel, `C`.
     pub channels: usize,
-    /// Whether all pixels of a channel lie together.
+    /// Whether the layout is channels-first.
     pub planes: bool,
 }
 
@@ -106,33 +106,33 @@ impl Maps<'_> {
     }
 }
 
-/// Filters of 3×3 or 1×1 in a device's memory, split into parts.
+/// 3×3 or 1×1 filters in a device's memory, split into parts.
 #[derive(Debug)]
 pub struct DeviceFilters<P: SplitFloat> {
-    /// For every part `p` of the filters, `PARTS − p` times the same `[width, row]`: the numbers of a window, one after the
-    /// other, and zeros; of the outputs, and zeros. So the first `PARTS − p` parts of a row of windows meet part `p` in one
-    /// product.
+    /// For every part `p` of the filters, `PARTS − p` copies of `[width, row]`: the elements of a window, zero-padded,
+    /// by the outputs, zero-padded. One product thus multiplies the first `PARTS − p` parts of a row of windows with
+    /// part `p`.
     weight: Buffer<P>,
     width: usize,
     row: usize,
     taps: usize,
     inputs: usize,
     outputs: usize,
-    /// What takes the filters' factor off.
+    /// Undoes the scaling of the filters.
     alpha: f32,
 }
 
-/// In which order the numbers of filters are given.
+/// The layout of filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilterOrder {
-    /// `[O, I, taps]`, as PyTorch has them.
+    /// `[O, I, taps]`, as in PyTorch.
     OutputsFirst,
     /// `[taps, I, O]`
     OutputsLast,
 }
 
 impl FilterOrder {
-    /// How far neighboring taps, inputs and outputs are apart.
+    /// Strides of taps, inputs and outputs.
     fn strides(self, [taps, inputs, outputs]: [usize; 3]) -> [usize; 3] {
         match self {
             Self::OutputsFirst => [1, taps, taps * inputs],
@@ -142,10 +142,10 @@ impl FilterOrder {
 }
 
 impl<P: SplitFloat> DeviceFilters<P> {
-    /// From filters of 9 taps or one; `sizes` are taps, `I` and `O`.
+    /// From filters with 9 taps or one; `sizes` are taps, `I` and `O`.
     ///
     /// # Errors
-    /// If the sizes do not fit, or there is not enough memory.
+    /// If the sizes do not match, or there is not enough memory.
     pub fn new(device: &Device, filters: &[f32], order: FilterOrder, sizes: [usize; 3]) -> Result<Self> {
         let [taps, inputs, outputs] = sizes;
         if !matches!(taps, 1 | 9) || inputs == 0 || outputs == 0 || filters.len() != taps * inputs * outputs {
@@ -157,9 +157,9 @@ impl<P: SplitFloat> DeviceFilters<P> {
                 ),
             ));
         }
-        // Rows of 16 bytes are what products read best.
+        // Products read rows of 16 bytes best.
         let (width, row) = ((taps * inputs).next_multiple_of(8), outputs.next_multiple_of(8));
-        // Positive numbers are in the order of their bits.
+        // Positive floats are ordered like their bits.
         let bits = filters.iter().fold(0, |most, value| most.max(value.abs().to_bits()));
         let most = f32::from_bits(bits);
         let scale = if most > 0.0 {
@@ -175,22 +175,22 @@ impl<P: SplitFloat> DeviceFilters<P> {
         }
         let kernel = Kernel::of::<P>(OP, "convolution_filters");
         let launch = Launch::linear(blocks(OP, width * row, THREADS as usize)?, THREADS);
-        // SAFETY: arguments in the kernel's order; the parts are borrowed mutably, and of the size that the kernel writes; the
-        // numbers given were counted above; both buffers live, and are freed in the order of the work.
+        // SAFETY: arguments in the kernel's order; the parts are borrowed mutably, and of the size that the kernel
+        // writes; the length of the filters was checked above; both buffers live, and are freed in stream order.
         unsafe { device.launch(&kernel, &launch, &arguments) }?;
         Ok(Self { weight, width, row, taps, inputs, outputs, alpha: 1.0 / scale })
     }
 }
 
-/// The power of two at or below a number, which is positive and not subnormal.
+/// The largest power of two not above a value, which is positive and normal.
 fn power_of_two(value: f32) -> f32 {
     f32::from_bits(value.to_bits() & 0xff80_0000)
 }
 
-/// Writes the windows of `count` output pixels from `first` on, `[count, PARTS, width]`, to the beginning of `rows`.
+/// Writes the windows of `count` output pixels from `first` on, `[count, PARTS, width]`, to the start of `rows`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn windows<P: SplitFloat>(
     rows: &mut Buffer<P>,
     maps: &Maps<'_>,
@@ -236,17 +236,17 @@ pub fn windows<P: SplitFloat>(
     ];
     let kernel = Kernel::of::<P>(OP, "convolution_windows");
     let launch = Launch::linear(blocks(OP, count, ROWS)?, THREADS);
-    // SAFETY: arguments in the kernel's order; the rows are borrowed mutably; the sizes were compared above, and all pixels
-    // fit 32 bits; both buffers live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the rows are borrowed mutably; the sizes were compared above, and all
+    // pixels fit 32 bits; both buffers live, and are freed in stream order.
     unsafe { maps.values.device().launch(&kernel, &launch, &arguments) }
 }
 
 /// `y = conv(maps) + bias`, or `y += conv(maps) + bias` with `add`; `y` `[B, side', side', O]`, `bias` `[O]`.
 ///
-/// The pixels are done in equal portions, so that all of them are computed alike.
+/// The pixels are processed in equal portions, so that all of them are computed alike.
 ///
 /// # Errors
-/// If the sizes do not fit, there is not enough memory, or the device fails.
+/// If the sizes do not match, there is not enough memory, or the device fails.
 pub fn convolve<P: SplitFloat>(
     y: &mut Buffer<f32>,
     maps: &Maps<'_>,

@@ -1,5 +1,5 @@
-//! Convolutions over channels-last maps, forward only: those of the VQ-VAE and of Inception, which are never trained. On a device by
-//! filters of 3×3 and of one pixel.
+//! Convolutions over channels-last maps, forward only, for the frozen VQ-VAE and Inception. On a device, filters are
+//! 3×3 or 1×1.
 
 pub(crate) mod cpu;
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! The CPU reference of the cross-entropy.
+//! CPU reference of the cross-entropy.
 
 use rayon::prelude::*;
 
@@ -12,7 +12,7 @@ use crate::{
     error::Result,
 };
 
-/// Rows handled by one task.
+/// Rows per task.
 const ROWS: usize = 64;
 
 fn sample_means<T: Float>(losses: &Tensor, weights: Option<&[f64]>) -> Result<Tensor> {
@@ -30,10 +30,10 @@ fn sample_means<T: Float>(losses: &Tensor, weights: Option<&[f64]>) -> Result<Te
     Tensor::new(&[batch], rows.map(mean).collect())
 }
 
-/// Each token's loss, the logarithm of its sum, and whether the largest logit is the target's.
+/// Each token's loss, its log-sum-exp, and whether the largest logit is the target's.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(super) fn forward<T: Float>(
     logits: &Tensor,
     targets: &Tensor,
@@ -80,10 +80,10 @@ pub(super) fn forward<T: Float>(
     })
 }
 
-/// The gradient of the logits from that of the samples' losses, in place of the logits.
+/// The gradient of the logits from that of the per-sample losses; overwrites the logits.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn backward<T: Float>(
     logits: Tensor,
     log_sum: &Tensor,

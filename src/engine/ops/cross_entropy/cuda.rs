@@ -1,4 +1,4 @@
-//! Launches of `kernels/cross_entropy.cu`.
+//! Launchers for `kernels/cross_entropy.cu`.
 #![expect(unsafe_code, reason = "kernels are launched here")]
 
 use crate::{
@@ -11,23 +11,23 @@ use crate::{
 
 const THREADS: u32 = 256;
 
-/// What the cross-entropy of each token gives.
+/// Outputs of the cross-entropy, per token.
 #[derive(Debug)]
 pub struct CrossEntropyOutput<'a, T: Factor> {
     /// `[B, L]`
     pub losses: &'a mut Buffer<f32>,
     /// 1 where the first of the largest logits is the target's, else 0; `[B, L]`.
     pub correct: &'a mut Buffer<u32>,
-    /// The gradient of the logits, `[B, L, V]`, and the factor of the tokens' gradients, one for each sample, `[B]` (for the
-    /// mean over a sample's tokens, that mean's gradient divided by `L`), or one for each token, `[B, L]`.
+    /// The gradient of the logits, `[B, L, V]`, and the factor of the tokens' gradients, per sample, `[B]` (for the
+    /// mean over a sample's tokens, that mean's gradient divided by `L`), or per token, `[B, L]`.
     pub d_logits: Option<(&'a mut Buffer<T>, &'a Buffer<f32>)>,
 }
 
 /// Loss of `logits` `[B, L, V]` against `targets` `[B, L]`, with label smoothing, and its gradient in the same pass. A
-/// target that is not below `V` stops the kernel with an error.
+/// target not below `V` stops the kernel with an error.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn cross_entropy<T: Factor>(
     output: CrossEntropyOutput<'_, T>,
     logits: &Buffer<T>,
@@ -49,7 +49,7 @@ pub fn cross_entropy<T: Factor>(
         None => (Argument::null::<T>(), Argument::null::<f32>()),
         Some((gradient, seeds)) => {
             gradient.expect_len(op, "the gradient of the logits", rows * codes)?;
-            // As many factors as tokens: each row has its own.
+            // As many factors as tokens: one per row.
             let each = seeds.len() == rows && tokens > 1;
             seeds.expect_len(op, "the samples' factors", if each { rows } else { batch })?;
             shared_by = if each { 1 } else { tokens };
@@ -72,6 +72,6 @@ pub fn cross_entropy<T: Factor>(
     ];
     let launch = Launch::linear(size(op, "rows", rows)?, THREADS);
     // SAFETY: arguments in the kernel's order; what it writes is borrowed mutably; the sizes were compared above; all
-    // buffers live, and are freed in the order of the work.
+    // buffers live, and are freed in stream order.
     unsafe { logits.device().launch(&Kernel::of::<T>(op, op), &launch, &arguments) }
 }

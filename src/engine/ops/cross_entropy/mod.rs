@@ -1,5 +1,5 @@
-//! Token cross-entropy: `−log softmax(logits)[target]`, with label smoothing, averaged over each sample's tokens, all alike
-//! or each with a weight.
+//! Token cross-entropy: `−log softmax(logits)[target]`, with label smoothing, averaged over each sample's tokens,
+//! optionally weighted.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -20,22 +20,22 @@ use crate::{
 };
 use cuda::CrossEntropyOutput;
 
-/// The loss and what else a forward pass shows of the predictions.
+/// The loss and other statistics of the predictions.
 #[derive(Clone, Debug)]
 pub struct CrossEntropy {
     /// Mean over a sample's tokens, `[B]`; gradients flow from here.
     pub sample_loss: Var,
-    /// Each token's loss, `[B, L]`.
+    /// Per-token loss, `[B, L]`.
     pub token_loss: Tensor,
     /// Whether the largest logit is the target's, `[B, L]` u32, 1 or 0.
     pub correct: Tensor,
 }
 
-/// What a forward pass finds.
+/// Results of the forward pass.
 struct Forward {
     sample_loss: Tensor,
     token_loss: Tensor,
-    /// The logarithm of each token's sum, on the host: a device forms it again.
+    /// The log-sum-exp of each token, on the host: a device recomputes it.
     log_sum: Option<Tensor>,
     correct: Tensor,
 }
@@ -50,10 +50,10 @@ struct Operator {
 }
 
 /// Loss of `logits` `[B, L, V]` against `targets` `[B, L]` u32. With smoothing `s` a target is `1 − s` plus `s/V` on
-/// every code, as PyTorch's (released: `ls`). With `weights` `[L]` a sample's loss is `Σ_t weights_t loss_t / L`.
+/// every code, as in PyTorch (upstream: `ls`). With `weights` `[L]` a sample's loss is `Σ_t weights_t loss_t / L`.
 ///
 /// # Errors
-/// If the sizes do not fit or a target is not below `V`.
+/// If the sizes do not match or a target is not below `V`.
 pub fn cross_entropy(
     tape: &mut Tape<'_>,
     logits: &Var,
@@ -115,7 +115,7 @@ impl Operation for Operator {
     }
 }
 
-/// On a device losses are in f32 whatever the logits are.
+/// On a device losses are f32 for any dtype of the logits.
 #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
 fn forward_on_device<T: DeviceFloat>(
     logits: &Tensor,
@@ -151,7 +151,7 @@ fn forward_on_device<T: DeviceFloat>(
     })
 }
 
-/// The weights of a sample's tokens once for each sample, `[B, L]`.
+/// The token weights repeated for each sample, `[B, L]`.
 #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
 fn of_tokens(device: &Device, weights: &[f64], batch: usize) -> Result<Buffer<f32>> {
     let row: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();

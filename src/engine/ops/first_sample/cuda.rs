@@ -1,4 +1,4 @@
-//! Launches of `kernels/first_sample.cu`.
+//! Launchers for `kernels/first_sample.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -11,10 +11,10 @@ use crate::{
 
 const OP: &str = "first_sample";
 
-/// The first sample of a batch: the first numbers of `x`, as many as `first` holds.
+/// The first sample of a batch: the first `first.len()` elements of `x`.
 ///
 /// # Errors
-/// If `x` holds fewer, or the device fails.
+/// If `x` is shorter, or the device fails.
 pub fn first_sample_forward<T: Factor>(first: &mut Buffer<T>, x: &Buffer<T>) -> Result<()> {
     if first.len() > x.len() {
         return Err(Error::shape(OP, format!("{} numbers of {}", first.len(), x.len())));
@@ -22,10 +22,10 @@ pub fn first_sample_forward<T: Factor>(first: &mut Buffer<T>, x: &Buffer<T>) -> 
     copied(first, x)
 }
 
-/// The gradient of [`first_sample_forward`]: `d_first` and zeros after it.
+/// The gradient of [`first_sample_forward`]: `d_first` followed by zeros.
 ///
 /// # Errors
-/// If `dx` holds fewer numbers than `d_first`, or the device fails.
+/// If `dx` is shorter than `d_first`, or the device fails.
 pub fn first_sample_backward<T: Factor>(dx: &mut Buffer<T>, d_first: &Buffer<T>) -> Result<()> {
     if d_first.len() > dx.len() {
         return Err(Error::shape(OP, format!("{} numbers of {}", d_first.len(), dx.len())));
@@ -40,7 +40,7 @@ fn copied<T: Factor>(to: &mut Buffer<T>, from: &Buffer<T>) -> Result<()> {
     let launch = each_launch::<T>(OP, 1, to.len())?;
     let arguments =
         [to.write(), from.read(), Argument::U64(to.len() as u64), Argument::U64(from.len() as u64)];
-    // SAFETY: (T *to, const T *from, count, given), each buffer with its own length; `to` is borrowed mutably; both live,
-    // and are freed in the order of the work.
+    // SAFETY: (T *to, const T *from, count, given), each buffer with its own length; `to` is borrowed mutably; both
+    // live, and are freed in stream order.
     unsafe { from.device().launch(&Kernel::of::<T>(OP, OP), &launch, &arguments) }
 }

@@ -1,5 +1,5 @@
-//! The first sample of a batch as a batch of one that speaks for all: with [`add_to_all`](super::add_to_all) the broadcast that the
-//! released cross-attention amounts to (upstream.md, A1).
+//! Selects the first sample of a batch: with [`add_to_all`](super::add_to_all), the broadcast of the first sample in
+//! the upstream cross-attention (upstream.md, A1).
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -19,8 +19,7 @@ struct FirstSample {
     slot: Slot,
 }
 
-/// The first sample of `x` `[B, ..]` as a batch of one that speaks for all of them: the input of the released
-/// cross-attention (upstream.md, A1).
+/// The first sample of `x` `[B, ..]` as a batch of one, the input of the upstream cross-attention (upstream.md, A1).
 ///
 /// # Errors
 /// If the batch is empty.

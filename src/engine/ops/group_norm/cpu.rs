@@ -1,4 +1,4 @@
-//! The CPU reference.
+//! CPU reference.
 
 use rayon::prelude::*;
 
@@ -8,10 +8,10 @@ use crate::engine::{
     ops::convolution::cpu::{Border, Bordered, Map},
 };
 
-/// What a group norm does.
+/// Parameters of a group norm.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GroupNorm<'a> {
-    /// How many groups the channels fall into.
+    /// Number of groups.
     pub groups: usize,
     /// `[C]`
     pub scale: &'a [f32],
@@ -21,14 +21,14 @@ pub(crate) struct GroupNorm<'a> {
     pub epsilon: f64,
 }
 
-/// What a norm does to each channel of one map: `x · factor + offset`.
+/// Per-channel affine map of a normalized map: `x · factor + offset`.
 struct Line {
     factor: Vec<f32>,
     offset: Vec<f32>,
 }
 
 impl GroupNorm<'_> {
-    /// The normalized map in place of `output`, without SiLU.
+    /// Normalizes a map into `output`, without SiLU.
     pub(crate) fn apply(&self, map: &Map, output: &mut Map) {
         output.resize(map.side, map.channels);
         let line = self.line(map);
@@ -40,7 +40,7 @@ impl GroupNorm<'_> {
             .for_each(|(output, input)| line.each(input, output, |value| value));
     }
 
-    /// The normalized map after SiLU, `x · σ(x)`, with a border of zeros for a convolution.
+    /// Normalizes a map and applies SiLU, `x · σ(x)`, with zero padding for a convolution.
     pub(crate) fn apply_silu(&self, map: &Map, output: &mut Bordered) {
         let line = self.line(map);
         let row = map.row();
@@ -49,8 +49,8 @@ impl GroupNorm<'_> {
         });
     }
 
-    /// Mean and deviation of each group, as a line a channel. Sums are taken in f64, row by row, and the rows' sums in
-    /// order, so that the bits do not depend on threads.
+    /// Mean and deviation of each group, as an affine map per channel. Sums are accumulated in f64, row by row, and the
+    /// rows' sums in order, so that the bits do not depend on threads.
     fn line(&self, map: &Map) -> Line {
         let channels = map.channels;
         debug_assert_eq!(channels, self.scale.len(), "the norm has the map's channels");
@@ -95,7 +95,7 @@ impl GroupNorm<'_> {
 }
 
 impl Line {
-    /// Applies the line and `then` to every value of a row of pixels.
+    /// Applies the affine map and `then` to every value of a row of pixels.
     fn each(&self, input: &[f32], output: &mut [f32], then: impl Fn(f32) -> f32) {
         let channels = self.factor.len();
         vectorized(|| {

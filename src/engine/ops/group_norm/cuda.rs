@@ -1,4 +1,4 @@
-//! Launches of `kernels/group_norm.cu`.
+//! Launchers for `kernels/group_norm.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -11,16 +11,16 @@ use crate::{
 
 const OP: &str = "group_norm";
 const THREADS: u32 = 256;
-/// Groups a block of the statistics, one warp each.
+/// Groups per block of the statistics, one warp each.
 const GROUPS_A_BLOCK: usize = 8;
-/// The most parts that the pixels of a sample are summed in, and the fewest pixels of a part.
+/// Maximum parts in which the pixels of a sample are summed, and minimum pixels per part.
 const PARTS: usize = 256;
 const PIXELS: usize = 64;
 
-/// What group norms do.
+/// Parameters of group norms.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceGroupNorm<'a> {
-    /// How many groups the channels fall into.
+    /// Number of groups.
     pub groups: usize,
     /// `[C]`
     pub scale: &'a Buffer<f32>,
@@ -33,16 +33,16 @@ pub struct DeviceGroupNorm<'a> {
 }
 
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
+    // are freed in the order of the work.
     unsafe { device.launch(kernel, launch, arguments) }
 }
 
-/// The norm of `x` `[B, P, C]` into `y`. `C` is a multiple of the groups and of 4.
+/// Normalizes `x` `[B, P, C]` into `y`. `C` is a multiple of the groups and of 4.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn group_norm(
     y: &mut Buffer<f32>,
     x: &Buffer<f32>,

@@ -1,4 +1,4 @@
-//! Group norm of channels-last maps, with SiLU after it where asked for, forward only: that of the VQ-VAE, which is never trained.
+//! Group norm of channels-last maps with optional SiLU, forward only, for the frozen VQ-VAE.
 
 pub(crate) mod cpu;
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! The CPU reference of layer norm, and the sums in lanes that other references share.
+//! CPU reference of layer norm, and sums in lanes shared with other references.
 
 use rayon::prelude::*;
 
@@ -7,13 +7,13 @@ use crate::{
     error::Result,
 };
 
-/// Rows handled by one task.
+/// Rows per task.
 const ROWS: usize = 64;
 
-/// The normalized rows and `1 / √(variance + ε)` of each.
+/// The normalized rows, and `1 / √(variance + ε)` per row.
 ///
 /// # Errors
-/// If `x` has no channels or holds another type than `T`.
+/// If `x` has no channels or its dtype is not `T`.
 pub(crate) fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
     let channels = last_dim("layer_norm", x)?;
     let rows = x.len() / channels;
@@ -44,7 +44,7 @@ pub(crate) fn forward<T: Float>(x: &Tensor, epsilon: f64) -> Result<(Tensor, Ten
 /// The gradient of the input from that of the output, the output itself and the inverse deviations.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn backward<T: Float>(output: &Tensor, inverse: &Tensor, mut d_output: Tensor) -> Result<Tensor> {
     let channels = last_dim("layer_norm", &d_output)?;
     let share = T::of(1.0 / channels as f64);

@@ -1,4 +1,4 @@
-//! Launches of `kernels/layer_norm.cu`.
+//! Launchers for `kernels/layer_norm.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -9,35 +9,35 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Rows a block, one warp each.
+/// Rows per block, one warp each.
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
 
-/// A scale and a shift for each level, out of one buffer of parts: row `s` of the scale starts at `s·stride + scale`.
+/// A scale and a shift per level, from one buffer of parts: row `s` of the scale starts at `s·stride + scale`.
 #[derive(Clone, Copy, Debug)]
 pub struct ModulationRows<'a> {
     /// `[S, stride]`, or `[B, S, stride]`
     pub parts: &'a Buffer<f32>,
-    /// `B`, where each sample has rows of its own; `None`: all samples share them.
+    /// `B` if each sample has its own rows; `None` if all samples share them.
     pub samples: Option<usize>,
-    /// Numbers from one level's row to the next.
+    /// Stride between levels, in elements.
     pub stride: usize,
-    /// Where in a row the scale is.
+    /// Offset of the scale in a row.
     pub scale: usize,
-    /// Where in a row the shift is.
+    /// Offset of the shift in a row.
     pub shift: usize,
     /// The level of each token, `[L]`, each below `S`.
     pub levels: &'a Buffer<u32>,
 }
 
 impl ModulationRows<'_> {
-    /// Numbers from the rows of one sample to those of the next: none where all share them.
+    /// Stride between samples, in elements; 0 if they share the rows.
     fn sample_stride(&self) -> usize {
         self.samples.map_or(0, |samples| self.parts.len() / samples.max(1))
     }
 }
 
-/// The rows of a layer norm.
+/// The input of a layer norm.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNormInput<'a, T: Factor> {
     /// `[R, C]`
@@ -76,7 +76,7 @@ impl<T: Factor> LayerNormInput<'_, T> {
         Ok(rows)
     }
 
-    /// Scale, shift, levels, and afterwards tokens and the strides of levels and of samples.
+    /// Scale, shift and levels, and then the number of tokens and the strides of levels and samples.
     fn modulation_arguments(&self) -> Result<([Argument; 3], [Argument; 3])> {
         let Some(modulation) = self.modulation else {
             let null = Argument::null::<f32>();
@@ -97,11 +97,11 @@ impl<T: Factor> LayerNormInput<'_, T> {
     }
 }
 
-/// Normalizes the rows into `y` `[R, C]` and keeps mean and inverse deviation of each in `statistics` `[R, 2]`.
+/// Normalizes the rows into `y` `[R, C]`, and writes mean and inverse deviation per row to `statistics` `[R, 2]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails. A level that the modulation does not have is not seen here: it reads
-/// another level's numbers, or past them.
+/// If the sizes do not match or the device fails. A level out of range is not detected here: the kernel reads
+/// another level's values, or past the end.
 pub fn layer_norm_forward<T: Factor>(
     y: &mut Buffer<T>,
     statistics: &mut Buffer<f32>,
@@ -130,8 +130,8 @@ pub fn layer_norm_forward<T: Factor>(
         Argument::F32(epsilon),
     ];
     let launch = Launch::linear(blocks("layer_norm", rows, ROWS)?, THREADS);
-    // SAFETY: arguments in the kernel's order; y and statistics are borrowed mutably; the sizes were compared above; all
-    // buffers live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; y and statistics are borrowed mutably; the sizes were compared above;
+    // all buffers live, and are freed in stream order.
     unsafe {
         input.x.device().launch(&Kernel::of::<T>("layer_norm", "layer_norm_forward"), &launch, &arguments)
     }
@@ -140,7 +140,7 @@ pub fn layer_norm_forward<T: Factor>(
 /// The gradient of the input, `dx` `[R, C]`, from that of the result, `dy`, and the forward's statistics.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn layer_norm_backward<T: Factor>(
     dx: &mut Buffer<T>,
     dy: &Buffer<T>,
@@ -170,26 +170,26 @@ pub fn layer_norm_backward<T: Factor>(
     ];
     let launch = Launch::linear(blocks("layer_norm", rows, ROWS)?, THREADS);
     // SAFETY: arguments in the kernel's order; dx is borrowed mutably; the sizes were compared above; all buffers live,
-    // and are freed in the order of the work.
+    // and are freed in stream order.
     unsafe { dy.device().launch(&Kernel::of::<T>("layer_norm", "layer_norm_backward"), &launch, &arguments) }
 }
 
-/// A residual that goes on into a layer norm: `x = before + keep_i·branch` for sample `i`.
+/// A residual followed by a layer norm: `x = before + keep_i·branch` for sample `i`.
 #[derive(Clone, Copy, Debug)]
 pub struct ResidualBranch<'a, T: Factor> {
-    /// What was there before, `[R, C]`.
+    /// The residual stream, `[R, C]`.
     pub before: &'a Buffer<T>,
-    /// What is added, `[R, C]`.
+    /// The branch, `[R, C]`.
     pub branch: &'a Buffer<T>,
-    /// The drop-path factor of each sample, `[B]`; `None`: 1.
+    /// The drop-path factor per sample, `[B]`; `None`: 1.
     pub keep: Option<&'a Buffer<f32>>,
 }
 
-/// `sum = before + keep_i·branch` `[R, C]` and its layer norm `y` `[R, C]` with statistics `[R, 2]`, in one pass. What is
-/// normalized is the sum as it is stored. What a branch with `keep_i = 0` holds does not matter.
+/// `sum = before + keep_i·branch` `[R, C]` and its layer norm `y` `[R, C]` with statistics `[R, 2]`, in one pass. The
+/// sum is normalized as stored (rounded). Where `keep_i = 0`, the contents of the branch do not matter.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn residual_layer_norm_forward<T: Factor>(
     sum: &mut Buffer<T>,
     y: &mut Buffer<T>,
@@ -232,26 +232,27 @@ pub fn residual_layer_norm_forward<T: Factor>(
     ];
     let launch = Launch::linear(blocks(op, rows, ROWS)?, THREADS);
     let kernel = Kernel::of::<T>("layer_norm", "residual_layer_norm_forward");
-    // SAFETY: arguments in the kernel's order; sum, y and statistics are borrowed mutably; the sizes were compared above;
-    // all buffers live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; sum, y and statistics are borrowed mutably; the sizes were compared
+    // above; all buffers live, and are freed in stream order.
     unsafe { before.device().launch(&kernel, &launch, &arguments) }
 }
 
-/// The gradients that leave [`residual_layer_norm_forward`].
+/// The gradients computed by [`residual_layer_norm_backward`].
 #[derive(Debug)]
 pub struct ResidualGradients<'a, T: Factor> {
-    /// That of `before`, `[R, C]`: the norm's plus the residual's.
+    /// Gradient of `before`, `[R, C]`: the norm's plus the residual's.
     pub dx: &'a mut Buffer<T>,
-    /// That of the sum from its other uses, `[R, C]`; `None`: it is in `dx`, and is added to there.
+    /// Gradient of the sum from its other uses, `[R, C]`; `None`: it is in `dx`, which is added to.
     pub d_residual: Option<&'a Buffer<T>>,
-    /// That of the branch, `keep_i·dx`, `[R, C]`; without a `keep` it is `dx` itself and need not be asked for.
+    /// Gradient of the branch, `keep_i·dx`, `[R, C]`; without a `keep` it equals `dx` and may be omitted.
     pub d_branch: Option<&'a mut Buffer<T>>,
 }
 
-/// The backward of [`residual_layer_norm_forward`] in one pass: `input.x` is its `sum`, `dy` `[R, C]` the gradient of `y`.
+/// The backward of [`residual_layer_norm_forward`] in one pass: `input.x` is its `sum`, `dy` `[R, C]` the gradient of
+/// `y`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn residual_layer_norm_backward<T: Factor>(
     gradients: ResidualGradients<'_, T>,
     dy: &Buffer<T>,
@@ -295,8 +296,8 @@ pub fn residual_layer_norm_backward<T: Factor>(
     ];
     let launch = Launch::linear(blocks(op, rows, ROWS)?, THREADS);
     let kernel = Kernel::of::<T>("layer_norm", "residual_layer_norm_backward");
-    // SAFETY: arguments in the kernel's order; dx and d_branch are borrowed mutably, and each number of dx is read only
-    // by the thread that writes it; the sizes were compared above; all buffers live, and are freed in the order of the
-    // work.
+    // SAFETY: arguments in the kernel's order; dx and d_branch are borrowed mutably, and each element of dx is read
+    // only by the thread that writes it; the sizes were compared above; all buffers live, and are freed in stream
+    // order.
     unsafe { dy.device().launch(&kernel, &launch, &arguments) }
 }

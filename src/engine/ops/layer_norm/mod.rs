@@ -1,5 +1,5 @@
-//! Layer norm without learned scale or shift: `n = (x − mean) / √(variance + ε)` over the channels; where the networks share
-//! their modulation (`saln`), `n·(1 + scale) + shift` with the parts of each token's level.
+//! Layer norm without learned scale or shift: `n = (x − mean) / √(variance + ε)` over the channels; with shared
+//! modulation (`saln`), `n·(1 + scale) + shift` with the parts of each token's level.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -24,20 +24,20 @@ use crate::{
 };
 use cuda::{LayerNormInput, ModulationRows};
 
-/// The scale and the shift that follow a norm, out of a block's modulation.
+/// Scale and shift applied after a norm, from a block's modulation.
 #[derive(Clone, Copy, Debug)]
 pub struct ScaleShift<'a> {
-    /// The six parts of every level, `[S, 6C]`, or of every level of each sample, `[B, S, 6C]`: see [`modulation::parts`].
+    /// The six parts per level, `[S, 6C]`, or per sample and level, `[B, S, 6C]`: see [`modulation::parts`].
     pub parts: &'a Var,
-    /// Which of them is the scale.
+    /// Index of the scale among the parts.
     pub scale: usize,
-    /// Which of them is the shift.
+    /// Index of the shift among the parts.
     pub shift: usize,
     /// The level of each token.
     pub levels: &'a Arc<Levels>,
 }
 
-/// A [`ScaleShift`] that outlives the forward pass.
+/// A [`ScaleShift`] saved for the backward pass.
 struct Kept {
     parts: Tensor,
     slot: Slot,
@@ -52,19 +52,19 @@ struct LayerNorm {
     slot: Slot,
 }
 
-/// What the backward needs beside the modulation.
+/// What the backward pass needs besides the modulation.
 enum Saved {
-    /// On the host: the normalized rows, and `1 / √(variance + ε)`, one a row.
+    /// On the host: the normalized rows, and `1 / √(variance + ε)` per row.
     Normalized { output: Tensor, inverse_deviation: Tensor },
     /// On a device: the input, and mean and inverse deviation of each row, `[R, 2]`.
     Input { input: Tensor, statistics: Tensor },
 }
 
-/// Normalizes each row of `x` `[.., C]`; the variance is the biased one. Released ε: 1e-6. With a modulation `x` is
+/// Normalizes each row of `x` `[.., C]`, with the biased variance. Upstream ε: 1e-6. With a modulation, `x` is
 /// `[B, L, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn layer_norm(
     tape: &mut Tape<'_>,
     x: &Var,
@@ -193,7 +193,7 @@ fn backward_on_device<T: DeviceFloat>(
         [batch, tokens, channels],
     )?;
     let mut d_parts = device.zeros::<f32>(parts.len())?;
-    // Parts that are each sample's own are met by no other sample's gradient.
+    // Per-sample parts are not summed over samples.
     let summed = own_samples(parts).map_or(batch, |_| 1);
     add_modulation(&mut d_parts, &by_sample, [summed, channels], *scale, Some(*shift))?;
     Ok((dx, Some(Tensor::from_buffer(parts.shape(), d_parts)?)))

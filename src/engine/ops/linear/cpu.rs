@@ -1,4 +1,4 @@
-//! The CPU reference of the linear layer.
+//! CPU reference of the linear layer.
 
 use super::{Bias, output_shape, sizes};
 use crate::{
@@ -6,10 +6,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// `x·Wᵀ` and the biases.
+/// `x·Wᵀ` plus the biases.
 ///
 /// # Errors
-/// If the sizes do not fit or a tensor holds another type than `T`.
+/// If the sizes do not match or a tensor's dtype is not `T`.
 pub(crate) fn forward<T: Float>(
     parameters: &Parameters,
     x: &Tensor,
@@ -53,7 +53,7 @@ pub(crate) fn linear_rows(
 /// `dx = dy·W` in the shape of the input.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn backward_input<T: Float>(
     d_output: &Tensor,
     weight: &Tensor,

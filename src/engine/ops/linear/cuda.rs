@@ -1,4 +1,4 @@
-//! The linear layer on a device: matrix products with the bias added as the result is stored.
+//! The linear layer on a device: matrix products with the bias fused into the epilogue.
 
 use super::{Bias, output_shape, sizes};
 use crate::{
@@ -9,10 +9,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// `x·Wᵀ` and the biases, in the type of `x`, summed in f32.
+/// `x·Wᵀ` plus the biases, in the dtype of `x`, accumulated in f32.
 ///
 /// # Errors
-/// If the sizes do not fit, the weights are elsewhere or not kept in that type, or the device fails.
+/// If the sizes do not match, the weights are on another device or not available in that dtype, or the device fails.
 pub(crate) fn forward<T: DeviceFloat>(
     parameters: &Parameters,
     x: &Tensor,
@@ -38,7 +38,7 @@ pub(crate) fn forward<T: DeviceFloat>(
     })
 }
 
-/// One row of all outputs with each bias at its column.
+/// One row of all outputs, with each bias at its column.
 fn joined<'a, T: DeviceFloat>(
     near: &Buffer<T>,
     outputs: usize,
@@ -59,7 +59,7 @@ fn joined<'a, T: DeviceFloat>(
 /// `dx = dy·W` in the shape of the input.
 ///
 /// # Errors
-/// If a tensor is elsewhere or holds another type than `T`, or the device fails.
+/// If a tensor is on another device or its dtype is not `T`, or the device fails.
 pub(crate) fn backward_input<T: DeviceFloat>(
     d_output: &Tensor,
     weight: &Tensor,

@@ -1,4 +1,4 @@
-//! `y = x·Wᵀ + b`, the weight as PyTorch keeps it.
+//! `y = x·Wᵀ + b`, with the weight in PyTorch's layout.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
@@ -16,21 +16,21 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A bias vector and the first output column it is added to. A packed query-key-value product has two: the key's bias
+/// A bias and the first output column that it is added to. A packed query-key-value projection has two: the key's bias
 /// is fixed at zero (upstream.md, B2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bias {
     /// The bias, `[N]`.
     pub parameter: ParameterId,
-    /// It is added to columns `column..column + N`.
+    /// Added to columns `column..column + N`.
     pub column: usize,
 }
 
-/// The same without a tape, for networks that are never trained: the rows of `x` `[R, I]` times `weight` `[O, I]`, plus `bias` `[O]`, in
-/// f32.
+/// [`linear`] without a tape, for inference-only networks: the rows of `x` `[R, I]` times `weight` `[O, I]`, plus
+/// `bias` `[O]`, in f32.
 ///
 /// # Errors
-/// If the sizes do not fit, a tensor is not f32, or the device fails.
+/// If the sizes do not match, a tensor is not f32, or the device fails.
 pub(crate) fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let [outputs, inputs] = [weight.dim(0), weight.dim(1)];
     let shape = [x.len() / inputs.max(1), outputs];
@@ -52,10 +52,11 @@ struct Linear {
     biases: Vec<Bias>,
 }
 
-/// Multiplies the rows of `x` `[.., I]` by `weight` `[O, I]` and adds the biases: `[.., O]`. Sums run in the input's type.
+/// Multiplies the rows of `x` `[.., I]` by `weight` `[O, I]` and adds the biases: `[.., O]`. Accumulates in the input's
+/// dtype.
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn linear(tape: &mut Tape<'_>, x: &Var, weight: ParameterId, biases: &[Bias]) -> Result<Var> {
     let (parameters, input) = (tape.parameters(), x.value());
     let value = dispatch!("linear", input,
@@ -66,7 +67,7 @@ pub fn linear(tape: &mut Tape<'_>, x: &Var, weight: ParameterId, biases: &[Bias]
     Ok(tape.push(value, owner, &[slot], true, || Linear { input, slot, owner, weight, biases }))
 }
 
-/// Inputs and outputs of a weight `[O, I]` that takes the rows of `x`.
+/// Inputs and outputs of a weight `[O, I]`, checked against `x`.
 fn sizes(parameters: &Parameters, x: &Tensor, weight: ParameterId) -> Result<[usize; 2]> {
     let inputs = last_dim("linear", x)?;
     let &[outputs, expected] = parameters.value(weight).shape() else {

@@ -1,4 +1,4 @@
-//! The CPU reference.
+//! CPU reference.
 
 use crate::{
     engine::{Float, Tensor, ops::three_dims},
@@ -8,7 +8,7 @@ use crate::{
 /// The mean over tokens: `[B, L, C]` to `[B, C]`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn mean_tokens<T: Float>(x: &Tensor) -> Result<Tensor> {
     let [batch, tokens, channels] = three_dims("mean_tokens", "x", x)?;
     let share = T::of(1.0 / tokens as f64);
@@ -29,7 +29,7 @@ pub(crate) fn mean_tokens<T: Float>(x: &Tensor) -> Result<Tensor> {
 /// The gradient of each token: its share of the mean's.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn mean_tokens_backward<T: Float>(d_output: &Tensor, tokens: usize) -> Result<Tensor> {
     let (batch, channels) = (d_output.dim(0), d_output.dim(1));
     let share = T::of(1.0 / tokens as f64);

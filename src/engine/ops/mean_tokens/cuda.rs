@@ -1,4 +1,4 @@
-//! Launches of `kernels/mean_tokens.cu`.
+//! Launchers for `kernels/mean_tokens.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -11,22 +11,22 @@ use crate::{
 
 const OP: &str = "mean_tokens";
 const THREADS: u32 = 256;
-/// Channels a block of the mean.
+/// Channels per block of the forward.
 const COLUMNS: usize = 32;
-/// Tokens a block of the mean's gradient.
+/// Tokens per block of the backward.
 const TOKENS_A_PART: usize = 64;
 
 fn launch(device: &Device, name: &str, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
+    // are freed in the order of the work.
     unsafe { device.launch(&Kernel::new(OP, name), launch, arguments) }
 }
 
-/// The mean over tokens: `x` `[B, L, C]` to `y` `[B, C]`, in the same type or in f32.
+/// The mean over tokens: `x` `[B, L, C]` to `y` `[B, C]`, in the same dtype or in f32.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn mean_tokens_forward<P: Factor, T: Factor>(
     y: &mut Buffer<P>,
     x: &Buffer<T>,
@@ -51,7 +51,7 @@ pub fn mean_tokens_forward<P: Factor, T: Factor>(
 /// The gradient of [`mean_tokens_forward`]: `dy` `[B, C]` to `dx` `[B, L, C]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn mean_tokens_backward<P: Factor, T: Factor>(
     dx: &mut Buffer<T>,
     dy: &Buffer<P>,

@@ -1,7 +1,7 @@
 //! The mean over tokens.
 //!
-//! On a device the mean is in f32 whatever the activations are, and so is all that follows it: these are few numbers, whose
-//! small differences make the ratings.
+//! On a device the mean is f32 for any dtype of the activations, and so is everything after it: these are few values,
+//! and ratings depend on small differences between them.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -26,7 +26,7 @@ struct MeanTokens {
 /// The mean over tokens: `[B, L, C]` to `[B, C]`.
 ///
 /// # Errors
-/// If `x` has not three dimensions.
+/// If `x` is not three-dimensional.
 pub fn mean_tokens(tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
     let input = x.value();
     let [batch, tokens, channels] = three_dims("mean_tokens", "x", input)?;

@@ -1,4 +1,4 @@
-//! The CPU reference: in f64 and f32, each sample's numbers summed by itself in an order that its own rows fix.
+//! CPU reference: in f64 and f32, with each sample's values summed separately in an order that its own rows fix.
 
 use rayon::prelude::*;
 
@@ -13,23 +13,23 @@ use crate::{
     error::Result,
 };
 
-/// Numbers of a tile of one sample's gradient: it stays in a core's own cache between the product and the sums over it.
+/// Elements per tile of one sample's gradient, which stays in a core's cache between the product and the sums over it.
 const TILE: usize = 1 << 15;
-/// Numbers that are summed in `T` before the sum goes on in f64.
+/// Elements summed in `T` before the sum continues in f64.
 const BLOCK: usize = 512;
 
-/// What is asked of each sample's gradient of one parameter.
+/// The quantities requested of each per-sample gradient of one parameter.
 #[derive(Debug)]
 pub struct CpuRequest<'a, T> {
-    /// V, of the parameter's size: the inner product with it.
+    /// V, of the parameter's size: compute the inner product with it.
     pub direction: Option<&'a [T]>,
-    /// The squared norm.
+    /// Compute the squared norm.
     pub norms: bool,
-    /// The weighted sum over samples is added to this, with one weight a sample.
+    /// Add the weighted sum over samples to this, with one weight per sample.
     pub sum: Option<(&'a mut [T], &'a [f64])>,
 }
 
-/// What was found: `[S]` each, zeros where it was not asked for.
+/// The results: `[S]` each, zeros if not requested.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CpuSampleProducts {
     /// `⟨g_i, V⟩`
@@ -72,8 +72,8 @@ impl<'a, T: Float> LinearRows<'a, T> {
     }
 }
 
-/// Inner product with `direction`, squared norm, and `sum += weight · g`, in one pass over `g`. Switches are constants so
-/// that what is not asked for costs nothing.
+/// Inner product with `direction`, squared norm, and `sum += weight · g`, in one pass over `g`. The switches are const
+/// generics, so that what is not requested costs nothing.
 #[inline(always)]
 fn fold<T: Float, const DOT: bool, const NORM: bool, const SUM: bool>(
     g: &[T],
@@ -82,7 +82,7 @@ fn fold<T: Float, const DOT: bool, const NORM: bool, const SUM: bool>(
     weight: T,
 ) -> [f64; 2] {
     let mut total = [0.0; 2];
-    // Without a direction or a sum the slices are empty, and nothing reads them.
+    // Without a direction or a sum the slices are empty and never read.
     let block = |values: &'_ [T], at: usize, len: usize| -> std::ops::Range<usize> {
         if values.is_empty() { 0..0 } else { at..at + len }
     };
@@ -132,7 +132,7 @@ fn fold<T: Float, const DOT: bool, const NORM: bool, const SUM: bool>(
     total
 }
 
-/// [`fold`] with the switches that are on.
+/// Calls [`fold`] with the requested switches.
 fn folded<T: Float>(
     g: &[T],
     direction: Option<&[T]>,
@@ -157,14 +157,14 @@ fn folded<T: Float>(
     )
 }
 
-/// Of a linear layer, in the form that `form` names, or the cheaper one.
+/// For a linear layer, in the form `form`, or the cheaper one.
 pub fn linear<T: Float>(
     asked: CpuRequest<'_, T>,
     rows: LinearRows<'_, T>,
     form: Option<Form>,
 ) -> CpuSampleProducts {
     let form = form.unwrap_or_else(|| match asked.direction.is_none() && !asked.norms {
-        // A weighted sum alone needs nothing cut at the samples.
+        // A weighted sum alone does not need per-sample tiles.
         true => Form::Projected,
         false => Form::cheaper(rows.of_sample(), rows.inputs, rows.outputs),
     });
@@ -174,11 +174,12 @@ pub fn linear<T: Float>(
     }
 }
 
-/// Tile by tile of the weight: the tile of each sample's gradient is formed, used for all that is asked, and forgotten.
+/// Tile by tile of the weight: each sample's gradient is formed for the tile, used for everything requested, and
+/// discarded.
 fn in_tile<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSampleProducts {
     let LinearRows { samples, inputs, outputs, .. } = rows;
     let of_sample = rows.of_sample();
-    // An even number of tiles, so that two threads end together.
+    // An even number of tiles, so that two threads finish together.
     let tiles = outputs.div_ceil((TILE / inputs).max(1)).next_multiple_of(2);
     let height = outputs.div_ceil(tiles);
     let tile = |first: usize, mut sum: Option<&mut [T]>, weights: &[f64]| -> Vec<[f64; 2]> {
@@ -215,8 +216,8 @@ fn in_tile<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSa
     }))
 }
 
-/// Without the gradient: `⟨g, V⟩ = Σ_t (b_tᵀ V)·x_t` by one more product, `‖g‖² = Σ_{t,s} (x_t·x_s)(b_t·b_s)` by two small
-/// ones, and the weighted sum from scaled rows as in plain training.
+/// Without the gradient: `⟨g, V⟩ = Σ_t (b_tᵀ V)·x_t` by one more product, `‖g‖² = Σ_{t,s} (x_t·x_s)(b_t·b_s)` by two
+/// small ones, and the weighted sum from scaled rows as in plain training.
 fn projected<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSampleProducts {
     let LinearRows { samples, inputs, outputs, .. } = rows;
     let of_sample = rows.of_sample();
@@ -264,7 +265,7 @@ fn projected<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> Cpu
     CpuSampleProducts::new(found.into_iter())
 }
 
-/// Of gradients that are there for each sample, `[S, N]`.
+/// For per-sample gradients that are already available, `[S, N]`.
 pub(crate) fn per_sample<T: Float>(
     asked: CpuRequest<'_, T>,
     gradients: &[T],
@@ -278,10 +279,10 @@ pub(crate) fn per_sample<T: Float>(
     }))
 }
 
-/// Each sample's gradient of a vector or a table, `[S, N]` for a parameter of `N` numbers.
+/// Per-sample gradients of a vector or a table, `[S, N]` for a parameter of `N` elements.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn gradients<T: Float>(
     contribution: &Contribution<'_>,
     samples: usize,
@@ -318,7 +319,7 @@ pub(crate) fn gradients<T: Float>(
 /// `to = v / (√(second·inverse_correction) + ε)`, all zeros where `inverse_correction` is 0.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn precondition<T: Float>(
     v: &Tensor,
     second: &Tensor,

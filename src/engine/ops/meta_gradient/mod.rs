@@ -1,8 +1,8 @@
-//! What a sample's own gradient of a parameter comes to, without keeping it: the inner product with a given gradient, the
-//! squared norm, and the weighted sum over the samples, all from the rows that the backward pass hands over (method.md,
-//! "The fused meta-gradient").
+//! Quantities of per-sample gradients of a parameter, without storing the gradients: the inner product with a given
+//! gradient, the squared norm, and the weighted sum over the samples, all from the rows that the backward pass provides
+//! (method.md, "The fused meta-gradient").
 //!
-//! A sample's numbers depend on its own rows alone: they are the same to the bit in any batch and in any order.
+//! A sample's values depend only on its own rows: they are bit-identical in any batch and in any order.
 
 #[doc(hidden)]
 pub mod cpu;
@@ -23,21 +23,22 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How the numbers of a linear layer are formed.
+/// How the quantities of a linear layer are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// In the tiles of the weight gradient, each of which is cut at the samples.
+    /// In tiles of the weight gradient, formed per sample.
     InTile,
-    /// The inner product by one more product, the norm from the two Gram matrices, the weighted sum as in plain training.
+    /// The inner product by one more product, the norm from the two Gram matrices, the weighted sum as in plain
+    /// training.
     Projected,
 }
 
 impl Form {
-    /// What the sums over a tile cost, in multiplications for each number of the weight: `cargo bench --bench meta_gradient`
-    /// shows where the forms meet.
+    /// Cost of the sums over a tile, in multiplications per element of the weight: `cargo bench --bench meta_gradient`
+    /// shows where the two forms break even.
     const TILE_SUMS: usize = 32;
 
-    /// The cheaper form on the CPU for `rows` rows a sample: the tile pays a fixed price for each number of the
+    /// The cheaper form on the CPU for `rows` rows per sample: the tile has a fixed cost per element of the
     /// weight, the projection and the Gram matrices one that grows with the rows.
     pub(crate) fn cheaper(rows: usize, inputs: usize, outputs: usize) -> Self {
         let weight = inputs * outputs;
@@ -49,18 +50,18 @@ impl Form {
     }
 }
 
-/// What is asked of each sample's gradient of one parameter.
+/// The quantities requested of each per-sample gradient of one parameter.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct GradientRequest<'a> {
     /// V, of the parameter's shape.
     pub(crate) direction: Option<&'a Tensor>,
-    /// The squared norm.
+    /// Compute the squared norm.
     pub(crate) norms: bool,
     /// `[S]`: the weights of the sum over samples, in f64 on the host, in f32 on a device.
     pub(crate) weights: Option<&'a Tensor>,
 }
 
-/// What was found, `[S]`: in f64 on the host, in f32 on a device.
+/// The results, `[S]`: in f64 on the host, in f32 on a device.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SampleProducts {
     /// `⟨g_i, V⟩`
@@ -69,11 +70,11 @@ pub(crate) struct SampleProducts {
     pub(crate) squared_norms: Option<Tensor>,
 }
 
-/// Does what is asked with one parameter's contribution of `samples` samples; the weighted sum is added to `sum`, which
-/// begins as nothing.
+/// Computes everything requested from one parameter's contribution of `samples` samples; the weighted sum is added to
+/// `sum`, which starts as `None`.
 ///
 /// # Errors
-/// If the sizes do not fit or something is elsewhere.
+/// If the sizes do not match or the tensors are on different devices.
 pub(crate) fn meta_gradient(
     asked: GradientRequest<'_>,
     sum: &mut Option<Tensor>,
@@ -196,11 +197,11 @@ fn on_device<T: DeviceFloat>(
     Ok(SampleProducts { products: tensor(products)?, squared_norms: tensor(squared_norms)? })
 }
 
-/// Each sample's gradient of a vector or a table of `count` numbers, `[S, N]`: in the rows' type on the host, in f32 on a
-/// device.
+/// Per-sample gradients of a vector or a table of `count` elements, `[S, N]`: in the rows' dtype on the host, in f32 on
+/// a device.
 ///
 /// # Errors
-/// If the sizes do not fit, something is elsewhere, or the parameter is a linear layer's weight.
+/// If the sizes do not match, the tensors are on different devices, or the parameter is a linear layer's weight.
 pub(crate) fn gradients(contribution: &Contribution<'_>, samples: usize, count: usize) -> Result<Tensor> {
     let rows = contribution.rows();
     if matches!(contribution, Contribution::Product { .. }) {
@@ -243,11 +244,11 @@ fn gradients_on_device<T: DeviceFloat>(
     Ok(gradients)
 }
 
-/// `V / (√(v·factors[0]) + factors[1])` with the optimizer's second moment `v`: the direction in which AdamW moves along V.
-/// `factors` `[2]` are in f64 on the host, in f32 on a device; all zeros where the first is 0.
+/// `V / (√(v·factors[0]) + factors[1])` with the optimizer's second moment `v`: the direction in which AdamW moves
+/// along V. `factors` `[2]` are in f64 on the host, in f32 on a device; the result is all zeros where the first is 0.
 ///
 /// # Errors
-/// If the sizes do not fit or something is elsewhere.
+/// If the sizes do not match or the tensors are on different devices.
 pub(crate) fn precondition(v: &Tensor, second: &Tensor, factors: &Tensor) -> Result<Tensor> {
     expect_shape("precondition", "the second moment", second, v.shape())?;
     expect_shape("precondition", "the factors", factors, &[2])?;
@@ -259,7 +260,7 @@ pub(crate) fn precondition(v: &Tensor, second: &Tensor, factors: &Tensor) -> Res
     with_float!(v.dtype(), "precondition", T => cpu::precondition::<T>(v, second, [factors[0], factors[1]]))
 }
 
-/// The sums of the columns of `[P, S]`, `[S]`: one sample's numbers over all parameters, in their order.
+/// Column sums of `[P, S]`, `[S]`: one sample's values over all parameters, in their order.
 ///
 /// # Errors
 /// If the device fails.
@@ -276,10 +277,10 @@ pub(crate) fn totals(numbers: &Tensor) -> Result<Tensor> {
     Tensor::new(&[samples], sums)
 }
 
-/// `P` rows of `[S]` as `[P, S]`.
+/// Stacks `P` rows `[S]` to `[P, S]`.
 ///
 /// # Errors
-/// If they are elsewhere than the first.
+/// If they are on different devices.
 pub(crate) fn stacked(rows: &[Tensor]) -> Result<Tensor> {
     let samples = rows.first().map_or(0, Tensor::len);
     let shape = [rows.len(), samples];

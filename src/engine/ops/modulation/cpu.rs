@@ -1,4 +1,4 @@
-//! The CPU reference of the shared modulation. Parts are `[S, 6C]`, shared by the samples, or `[B, S, 6C]`, each sample's own.
+//! CPU reference of the shared modulation. Parts are `[S, 6C]`, shared by the samples, or `[B, S, 6C]`, per sample.
 
 use rayon::prelude::*;
 
@@ -8,10 +8,10 @@ use crate::{
     error::Result,
 };
 
-/// Each row of the table beside the last; with `samples`, so for each of them.
+/// Concatenates each row of the table with the last; with `samples`, repeated for each of them.
 ///
 /// # Errors
-/// If the table holds another type than `T`.
+/// If the dtype of the table is not `T`.
 pub(crate) fn level_pairs<T: Float>(table: &Tensor, samples: Option<usize>) -> Result<Tensor> {
     let (levels, channels) = (table.dim(0), table.dim(1));
     let rows = table.as_slice::<T>()?;
@@ -23,7 +23,7 @@ pub(crate) fn level_pairs<T: Float>(table: &Tensor, samples: Option<usize>) -> R
     }
 }
 
-/// Numbers from the parts of one sample to those of the next: none where all samples share them.
+/// Stride between the parts of samples, in elements; 0 if they share them.
 fn sample_stride(parts: &Tensor) -> usize {
     own_samples(parts).map_or(0, |samples| parts.len() / samples.max(1))
 }
@@ -31,7 +31,7 @@ fn sample_stride(parts: &Tensor) -> usize {
 /// Condition plus table.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn parts<T: Float>(condition: &Tensor, own: &Tensor) -> Result<Tensor> {
     let own = own.as_slice::<T>()?;
     let rows = condition.as_slice::<T>()?.chunks(own.len().max(1));
@@ -39,10 +39,10 @@ pub fn parts<T: Float>(condition: &Tensor, own: &Tensor) -> Result<Tensor> {
     Tensor::new(condition.shape(), sum)
 }
 
-/// `x·(1 + scale) + shift` with the parts numbered so.
+/// `x·(1 + scale) + shift` with these part indices.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn scale_shift<T: Float>(
     x: &Tensor,
     parts: &Tensor,
@@ -67,7 +67,7 @@ pub fn scale_shift<T: Float>(
 /// The gradients of `x` and of all parts, in the parts' shape.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn scale_shift_backward<T: Float>(
     x: &Tensor,
     parts: &Tensor,
@@ -95,10 +95,10 @@ pub fn scale_shift_backward<T: Float>(
     Ok((d_output, Tensor::new(shape, d_parts)?))
 }
 
-/// `x·gate` with the part numbered so.
+/// `x·gate` with this part index.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn gate<T: Float>(x: &Tensor, parts: &Tensor, part: usize, levels: &[u32]) -> Result<Tensor> {
     let [_, tokens, channels] = three_dims("gate", "x", x)?;
     let (stride, parts) = (sample_stride(parts), parts.as_slice::<T>()?);
@@ -118,7 +118,7 @@ pub fn gate<T: Float>(x: &Tensor, parts: &Tensor, part: usize, levels: &[u32]) -
 /// The gradients of `x` and of all parts, in the parts' shape.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub fn gate_backward<T: Float>(
     x: &Tensor,
     parts: &Tensor,

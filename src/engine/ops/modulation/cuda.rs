@@ -1,7 +1,7 @@
-//! Launches of `kernels/modulation.cu`. Scale and shift right after a layer norm are part of
+//! Launchers for `kernels/modulation.cu`. Scale and shift right after a layer norm are part of
 //! [`layer_norm_forward`](crate::engine::ops::layer_norm::cuda::layer_norm_forward).
 //!
-//! The table `[S, 6C]`, or `[B, S, 6C]` where each sample has its own, that these read is the condition plus the block's own
+//! The table `[S, 6C]`, or `[B, S, 6C]` with one per sample, is the condition plus the block's own
 //! row: [`add_to_all`](crate::engine::ops::add_to_all::cuda::add_to_all). The gradient of the pairs' table is
 //! [`gather_sum`](crate::engine::autograd::contributions::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
@@ -18,19 +18,19 @@ use crate::{
 const OP: &str = "modulation";
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
-/// Channels a block of the modulation's gradient.
+/// Channels per block of the modulation's gradient.
 const COLUMNS: u32 = 128;
 
-/// The modulation's table and the levels that tokens have.
+/// The modulation's table and the levels of the tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct ModulationTable<'a> {
     /// `[S, 6C]`, or `[B, S, 6C]`
     pub table: &'a Buffer<f32>,
     /// The level of each token, `[L]`, each below `S`.
     pub levels: &'a Buffer<u32>,
-    /// The first token of each level, and last `L`; `[S + 1]`.
+    /// The first token of each level, followed by `L`; `[S + 1]`.
     pub starts: &'a Buffer<u32>,
-    /// `B`, where each sample has a table of its own; `None`: all samples share it.
+    /// `B` if each sample has its own table; `None` if all samples share it.
     pub samples: Option<usize>,
 }
 
@@ -39,7 +39,7 @@ impl ModulationTable<'_> {
         self.starts.len().saturating_sub(1)
     }
 
-    /// Channels, from the table's size and that of `x`, and the batch.
+    /// Channels, from the sizes of the table and `x`, and the batch size.
     fn sizes(&self, numbers: usize) -> Result<[usize; 2]> {
         let (levels, tokens) = (self.level_count(), self.levels.len());
         let rows = levels * self.samples.unwrap_or(1);
@@ -61,13 +61,13 @@ impl ModulationTable<'_> {
         Ok([numbers / sample, channels])
     }
 
-    /// Numbers from the rows of one sample to those of the next: none where all share them.
+    /// Stride between samples, in elements; 0 if they share the table.
     fn sample_stride(&self) -> usize {
         self.samples.map_or(0, |samples| self.table.len() / samples.max(1))
     }
 }
 
-/// Places in a row of the table, in parts; the second may be missing. And what the factor is added to.
+/// Part offsets of factor and optional shift in a row of the table, and the constant that is added to the factor.
 fn places(part: ModulationPart) -> Result<(usize, Option<usize>, f32)> {
     let (factor, shift, base) = match part {
         ModulationPart::ScaleShift(scale, shift) => (scale, Some(shift), 1.0),
@@ -111,16 +111,17 @@ fn run<T: Factor>(
         Argument::F32(base),
     ];
     let launch = Launch::linear(blocks(OP, rows, ROWS)?, THREADS);
-    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each number of it is read only by the thread
-    // that writes it; the sizes were compared above, and the parts are below six; all buffers live, and are freed in the
-    // order of the work.
+    // SAFETY: arguments in the kernel's order; y is borrowed mutably, and each element of it is read only by the thread
+    // that writes it; the sizes were compared above, and the parts are below six; all buffers live, and are freed in
+    // stream order.
     unsafe { y.device().launch(&Kernel::of::<T>(OP, "modulate"), &launch, &arguments) }
 }
 
-/// `y = x·(1 + scale) + shift`, or `y = x·gate`, by the level of each token; `y`, `x` `[B, L, C]`. Without `x`, in place.
+/// `y = x·(1 + scale) + shift`, or `y = x·gate`, by the level of each token; `y`, `x` `[B, L, C]`. Without `x`, in
+/// place.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn modulate_forward<T: Factor>(
     y: &mut Buffer<T>,
     x: Option<&Buffer<T>>,
@@ -133,7 +134,7 @@ pub fn modulate_forward<T: Factor>(
 /// The gradient of [`modulate_forward`]'s `x`, `dx` `[B, L, C]`. Without `dy`, in place.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn modulate_backward<T: Factor>(
     dx: &mut Buffer<T>,
     dy: Option<&Buffer<T>>,
@@ -144,12 +145,12 @@ pub fn modulate_backward<T: Factor>(
     run(dx, dy, table, (factor, None, base))
 }
 
-/// Adds the gradient of the table's parts to `d_table`, `[S, 6C]` or `[B, S, 6C]` as the table is, from the gradient `dy`
-/// `[B, L, C]` of the result and the `x` `[B, L, C]` that was modulated. `by_sample` `[B, S, 2, C]` is working space, and
-/// afterwards holds each sample's own gradient of factor and shift.
+/// Adds the gradient of the table's parts to `d_table`, `[S, 6C]` or `[B, S, 6C]` like the table, from the gradient
+/// `dy` `[B, L, C]` of the result and the modulated `x` `[B, L, C]`. `by_sample` `[B, S, 2, C]` is scratch space, and
+/// afterwards contains the per-sample gradients of factor and shift.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn modulate_backward_table<T: Factor>(
     d_table: &mut Buffer<f32>,
     by_sample: &mut Buffer<f32>,
@@ -166,13 +167,12 @@ pub fn modulate_backward_table<T: Factor>(
     add_modulation(d_table, by_sample, [summed, channels], factor, shift)
 }
 
-/// Adds the samples' gradients of factor and shift, `by_sample` `[B, S, 2, C]` (of
-/// [`modulation_backward`] too), to parts `factor` and `shift` of
-/// `d_table` `[S, 6C]`. Where each sample has its own, `d_table` `[B, S, 6C]`, they are one batch's: a `batch` of 1 with `B·S`
-/// levels, and nothing is summed.
+/// Adds the per-sample gradients of factor and shift, `by_sample` `[B, S, 2, C]` (also of [`modulation_backward`]), to
+/// parts `factor` and `shift` of `d_table` `[S, 6C]`. If each sample has its own table, `d_table` `[B, S, 6C]`, treat
+/// them as a `batch` of 1 with `B·S` levels, and nothing is summed.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub(crate) fn add_modulation(
     d_table: &mut Buffer<f32>,
     by_sample: &Buffer<f32>,
@@ -200,16 +200,16 @@ pub(crate) fn add_modulation(
     ];
     let grid = [blocks(OP, channels, THREADS as usize)?, size(OP, "levels", levels)?, 1];
     let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
-    // SAFETY: arguments in the kernel's order; d_table is borrowed mutably; the sizes were compared above; both live, and
-    // are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; d_table is borrowed mutably; the sizes were compared above; both live,
+    // and are freed in stream order.
     unsafe { by_sample.device().launch(&Kernel::new(OP, "modulation_add"), &launch, &arguments) }
 }
 
-/// Each level's embedding beside the last level's: `table` `[S, C]` to `pairs` `[S, 2C]`, or to `[B, S, 2C]`, for each of as
-/// many samples as it has room for.
+/// Concatenates each level's embedding with the last level's: `table` `[S, C]` to `pairs` `[S, 2C]`, or to
+/// `[B, S, 2C]`, repeated for as many samples as fit.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn level_pairs<T: Factor>(pairs: &mut Buffer<T>, table: &Buffer<T>, channels: usize) -> Result<()> {
     let op = "level_pairs";
     if channels == 0 || table.is_empty() || !table.len().is_multiple_of(channels) {
@@ -230,16 +230,16 @@ pub fn level_pairs<T: Factor>(pairs: &mut Buffer<T>, table: &Buffer<T>, channels
     let grid =
         [blocks(op, channels, THREADS as usize)?, size(op, "levels", levels)?, size(op, "samples", samples)?];
     let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
-    // SAFETY: arguments in the kernel's order; the pairs are borrowed mutably; the sizes were compared above; both live,
-    // and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the pairs are borrowed mutably; the sizes were compared above; both
+    // live, and are freed in stream order.
     unsafe { table.device().launch(&Kernel::of::<T>(OP, op), &launch, &arguments) }
 }
 
-/// The gradients of scale and shift for each sample and level: `d_modulation` `[B, S, 2, C]`. Level `s` has the tokens
+/// The gradients of scale and shift per sample and level: `d_modulation` `[B, S, 2, C]`. Level `s` has the tokens
 /// `starts[s]..starts[s + 1]` of every sample; the last start is the number of tokens.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn modulation_backward<T: Factor>(
     d_modulation: &mut Buffer<f32>,
     dy: &Buffer<T>,
@@ -251,7 +251,7 @@ pub fn modulation_backward<T: Factor>(
     modulation_sums(d_modulation, dy, x, Some(statistics), starts, sizes)
 }
 
-/// As [`modulation_backward`], of a modulation (or a gate) of `x` itself, without a norm before it.
+/// As [`modulation_backward`], for a modulation (or a gate) of `x` itself, without a norm before it.
 fn modulation_parts_backward<T: Factor>(
     d_modulation: &mut Buffer<f32>,
     dy: &Buffer<T>,
@@ -299,7 +299,7 @@ fn modulation_sums<T: Factor>(
         Argument::U32(size(op, "channels", channels)?),
         Argument::U32(size(op, "tokens", tokens)?),
     ];
-    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
-    // live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in stream order.
     unsafe { x.device().launch(&Kernel::of::<T>("layer_norm", op), &launch, &arguments) }
 }

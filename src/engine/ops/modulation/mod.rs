@@ -1,12 +1,12 @@
-//! The shared modulation (`saln`): scale, shift and gate of each level, from the level embeddings and a block's own table.
-//! Scale and shift are applied by the layer norm that they follow.
+//! Shared adaptive layer norm (`saln`): scale, shift and gate per level, from the level embeddings and a block's own
+//! table. Scale and shift are applied by the layer norm that they follow.
 //!
-//! Order of the six parts, as released: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2. On a device the parts are made
-//! and kept in f32 whatever the activations are: there are few of them, and many gradients meet in them.
+//! Order of the six parts, as in the upstream code: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2. On a device the
+//! parts are f32 for any dtype of the activations: they are few, and many gradients are accumulated in them.
 //!
-//! All samples share the parts, `[S, 6C]`, so that their gradient has no per-sample parts. On a tape
-//! [with samples apart](Tape::with_samples_apart) each sample has its own, `[B, S, 6C]`, from its own pairs of levels on: the
-//! same numbers, but rows that belong to samples.
+//! All samples share the parts, `[S, 6C]`, so that their gradient has no per-sample parts. On a tape [with per-sample
+//! parts](Tape::with_samples_apart), each sample has its own, `[B, S, 6C]`, starting from its own pairs of levels: the
+//! same values, but rows that belong to samples.
 
 pub mod cpu;
 #[doc(hidden)]
@@ -29,12 +29,12 @@ use crate::{
 };
 use cuda::ModulationTable;
 
-/// Which parts of the modulation are applied.
+/// Which parts of the modulation to apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModulationPart {
-    /// `x·(1 + scale) + shift` with the parts numbered so.
+    /// `x·(1 + scale) + shift` with these part indices.
     ScaleShift(usize, usize),
-    /// `x·gate` with the part numbered so.
+    /// `x·gate` with this part index.
     Gate(usize),
 }
 
@@ -44,11 +44,11 @@ struct LevelPairs {
     samples: Option<usize>,
 }
 
-/// Each level's embedding beside the last level's, the input of `lvl_embed_proj`: `[S, C]` to `[S, 2C]`, which the `batch`'s
-/// samples share, or, on a tape with samples apart, to `[B, S, 2C]`.
+/// Concatenates each level's embedding with the last level's, the input of `lvl_embed_proj`: `[S, C]` to `[S, 2C]`,
+/// shared by the `batch` samples, or, on a tape with per-sample parts, to `[B, S, 2C]`.
 ///
 /// # Errors
-/// If the table has not as many rows as there are levels.
+/// If the number of rows of the table is not the number of levels.
 pub fn level_pairs(
     tape: &mut Tape<'_>,
     level: ParameterId,
@@ -84,7 +84,7 @@ impl Operation for LevelPairs {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        // A pair is two rows of the table.
+        // A pair consists of two rows of the table.
         let (rows, channels) = (2 * self.levels.count(), last_dim("level_pairs", &d_output)? / 2);
         let (shape, owner) = match self.samples {
             Some(samples) => (vec![samples, rows, channels], RowOwner::Samples { rows_per_sample: rows }),
@@ -102,11 +102,11 @@ struct Parts {
     owner: RowOwner,
 }
 
-/// A block's six parts of every level: `condition` `[S, 6C]`, or `[B, S, 6C]` where samples are apart, plus the block's
+/// A block's six parts per level: `condition` `[S, 6C]`, or `[B, S, 6C]` per sample, plus the block's
 /// `table` (`ada_gss`, `[1, 1, 6, C]`).
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn parts(tape: &mut Tape<'_>, condition: &Var, table: ParameterId) -> Result<Var> {
     let (rows, own) = (condition.value(), tape.parameters().value(table));
     let levels = rows.shape().split_last().map_or(&[][..], |(_, levels)| levels);
@@ -129,7 +129,7 @@ impl Operation for Parts {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        // The whole table was added to every level's row: to several of each sample, or to rows that are no sample's.
+        // The whole table was added to the row of every level: either of each sample, or shared by all samples.
         let contribution = match self.owner {
             RowOwner::Samples { .. } => Contribution::Sum { d_output: &d_output, column: 0 },
             RowOwner::Batch => Contribution::PerSample { d_value: &d_output },
@@ -139,12 +139,12 @@ impl Operation for Parts {
     }
 }
 
-/// The batch, where each sample has parts of its own, `[B, S, 6C]`; nothing where all share them, `[S, 6C]`.
+/// The batch size if each sample has its own parts, `[B, S, 6C]`; `None` if all share them, `[S, 6C]`.
 pub(crate) fn own_samples(parts: &Tensor) -> Option<usize> {
     (parts.shape().len() == 3).then(|| parts.dim(0))
 }
 
-/// To whom the rows of a condition belong, by its shape: a leaf is told nothing of samples apart.
+/// The owner of the rows of a condition, from its shape: a leaf does not know whether it is per-sample.
 fn own_rows(condition: &Var) -> RowOwner {
     match own_samples(condition.value()) {
         Some(_) => condition.owner(),
@@ -152,7 +152,7 @@ fn own_rows(condition: &Var) -> RowOwner {
     }
 }
 
-/// Refuses parts that are neither those of all `levels`, `[S, 6C]`, nor those of all levels of each sample, `[B, S, 6C]`.
+/// Rejects parts that are neither shared, `[S, 6C]`, nor per-sample, `[B, S, 6C]`.
 pub(crate) fn expect_parts(
     op: &'static str,
     parts: &Tensor,
@@ -172,10 +172,10 @@ struct Gate {
     slots: [Slot; 2],
 }
 
-/// `x` `[B, L, C]` times part number `part` of `parts`, `[S, 6C]` or `[B, S, 6C]`, by the level of each token.
+/// `x` `[B, L, C]` times part `part` of `parts`, `[S, 6C]` or `[B, S, 6C]`, by the level of each token.
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn gate(tape: &mut Tape<'_>, x: &Var, parts: &Var, part: usize, levels: &Arc<Levels>) -> Result<Var> {
     let (input, of_levels) = (x.value(), parts.value());
     let [batch, tokens, channels] = three_dims("gate", "x", input)?;
@@ -211,7 +211,7 @@ impl Operation for Gate {
     }
 }
 
-/// The modulation's table as its kernels are told of it.
+/// The modulation's table for its kernels.
 fn table<'a>(parts: &'a Tensor, levels: &'a Levels, device: &Device) -> Result<ModulationTable<'a>> {
     let sequence = levels.on(device)?;
     Ok(ModulationTable {

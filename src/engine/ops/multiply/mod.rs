@@ -1,4 +1,4 @@
-//! Products number by number, forward only: the gate of T5's feed-forward layers, which are never trained.
+//! Elementwise products, forward only, for the gated feed-forward layers of the frozen T5.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -6,10 +6,10 @@ pub mod cuda;
 
 use crate::{engine::Tensor, error::Result};
 
-/// `x·z`, number by number.
+/// Elementwise product `x·z`.
 ///
 /// # Errors
-/// If the sizes do not fit, a tensor is not f32, or the device fails.
+/// If the sizes do not match, a tensor is not f32, or the device fails.
 pub(crate) fn multiply(x: &Tensor, z: &Tensor) -> Result<Tensor> {
     match x.device() {
         None => Tensor::new(x.shape(), cpu::multiply(x.as_slice()?, z.as_slice()?)),

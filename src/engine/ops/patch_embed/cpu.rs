@@ -1,4 +1,4 @@
-//! The CPU reference of the start of the sequence.
+//! CPU reference of the input embedding.
 
 use rayon::prelude::*;
 
@@ -14,10 +14,10 @@ use crate::{
     error::Result,
 };
 
-/// Text, the pyramid's rows and tables to the sequence.
+/// Embeds text, the pyramid's rows and the tables as the input sequence.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn forward<T: Float>(
     parameters: &Parameters,
     text: &Tensor,
@@ -29,7 +29,7 @@ pub(crate) fn forward<T: Float>(
     let rows = after_first::<T>(rows, tokens, first)?;
     let words = linear::cpu::forward::<T>(parameters, &rows, weight, &[Bias { parameter: bias, column: 0 }])?;
     let [batch, given, channels] = three_dims("patch_embed", "the pyramid", &words)?;
-    // What every sample gets: level, position and start in one table.
+    // The part shared by all samples: level, position and start embeddings in one table.
     let mut table = vec![T::ZERO; tokens * channels];
     if let Some(level) = level {
         let level = parameters.value(level).as_slice::<T>()?;
@@ -67,10 +67,10 @@ pub(crate) fn forward<T: Float>(
     Tensor::new(&[batch, tokens, channels], x)
 }
 
-/// The rows of all tokens but the first scale's: without the zeros in their place, if there are any.
+/// The rows of all tokens except the first scale's; drops their zero rows if present.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(super) fn after_first<T: Float>(rows: &Tensor, tokens: usize, first: usize) -> Result<Tensor> {
     let [batch, given, width] = three_dims("patch_embed", "the pyramid", rows)?;
     if given != tokens {
@@ -81,10 +81,10 @@ pub(super) fn after_first<T: Float>(rows: &Tensor, tokens: usize, first: usize) 
     Tensor::new(&[batch, tokens - first, width], kept)
 }
 
-/// The gradient of the pyramid's rows, of which those of the first scale, if they are there, are 0.
+/// The gradient of the pyramid's rows; if the first scale has rows, theirs are 0.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(super) fn d_rows<T: Float>(d_words: &Tensor, weight: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let [batch, given, _] = three_dims("patch_embed", "the pyramid", d_words)?;
     let (width, tokens) = (shape[2], shape[1]);
@@ -97,10 +97,10 @@ pub(super) fn d_rows<T: Float>(d_words: &Tensor, weight: &Tensor, shape: &[usize
     Tensor::new(shape, samples.flat_map(|sample| zeros.iter().chain(sample)).copied().collect())
 }
 
-/// The gradients of text and words from that of the sequence.
+/// Splits the gradient of the sequence into those of text and words.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn split<T: Float>(d: &Tensor, shape: [usize; 3], first: usize) -> Result<[Tensor; 2]> {
     let [batch, tokens, channels] = shape;
     let given = (tokens - first) * channels;

@@ -1,14 +1,15 @@
-//! Launches of `kernels/patch_embed.cu`, with the pyramid's projection in it.
+//! Launchers for `kernels/patch_embed.cu`, which include the pyramid's projection.
 //!
-//! Backward, one pass over the gradient of the sequence gives its sums for each level of each sample, `[B, S, C]`: their
-//! sum over samples is the level table's gradient; level 0's rows are the text's gradient (and, summed, that of the start
-//! where it is one token); the others, summed, are the projection's bias. The gradients of a longer start and of positions
-//! are sums over samples of the sequence's gradient itself
+//! Backward, one pass over the gradient of the sequence sums it per sample and level, `[B, S, C]`: summed over samples,
+//! these are the level table's gradient; level 0's rows are the text's gradient (and, summed, that of the start
+//! embedding if it is one token); the others, summed, are the gradient of the projection's bias. The gradients of a
+//! longer start and of positions are sums over samples of the sequence's gradient itself
 //! ([`sum_samples`](crate::engine::autograd::contributions::cuda::sum_samples) with a stride of `L·C`).
 //!
-//! The projection's weight gradient is a matrix product. For that, rows come as `[B, L, Cvae]` with zeros for the first
-//! tokens (as [`pyramid_input`](crate::engine::ops::pyramid::cuda::pyramid_input) writes them on request): then both of
-//! its inputs are dense, and sample `i`'s own gradient is the part of the inner size from `i·L` to `(i + 1)·L`.
+//! The projection's weight gradient is a matrix product. For it, rows are padded to `[B, L, Cvae]` with zeros for the
+//! first tokens (as [`pyramid_input`](crate::engine::ops::pyramid::cuda::pyramid_input) writes them on request): then
+//! both inputs are dense, and sample `i`'s own gradient is the range `i·L..(i + 1)·L` of the inner dimension. its
+//! inputs are dense, and sample `i`'s own gradient is the part of the inner size from `i·L` to `(i + 1)·L`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
 
 const OP: &str = "patch_embed";
 const THREADS: u32 = 128;
-/// Channels, tokens and samples a block, of the kernel for all sizes and of that for tensor cores.
+/// Channels, tokens and samples per block, for the generic kernel and that for tensor cores.
 const PLAIN: [usize; 3] = [128, 32, 1];
 const TENSOR: [usize; 3] = [256, 16, 8];
 
@@ -34,17 +35,17 @@ pub struct DevicePatchEmbedParameters<'a, T: Factor> {
     pub bias: &'a Buffer<f32>,
     /// Added to the first tokens, `[L₀, C]`.
     pub start: &'a Buffer<f32>,
-    /// One vector a level, `[S, C]`.
+    /// One vector per level, `[S, C]`.
     pub level: Option<&'a Buffer<f32>>,
-    /// One vector a token, `[L, C]`.
+    /// One vector per token, `[L, C]`.
     pub position: Option<&'a Buffer<f32>>,
 }
 
 /// The sequence `x` `[B, L, C]` from `text` `[B, C]` (the projected pooled text) and the pyramid's `rows`
-/// `[B, L − L₀, Cvae]`, or `[B, L, Cvae]` where the first tokens have rows too (which are not read).
+/// `[B, L − L₀, Cvae]`, or `[B, L, Cvae]` with rows for the first tokens (which are not read).
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn patch_embed_forward<T: Factor>(
     x: &mut Buffer<T>,
     text: &Buffer<T>,
@@ -69,7 +70,7 @@ pub fn patch_embed_forward<T: Factor>(
     let skip = if first > 0 && rows.len() == batch * tokens * depth { first } else { 0 };
     rows.expect_len(OP, "the pyramid", batch * (given + skip) * depth)?;
     x.expect_len(OP, "the sequence", batch * tokens * channels)?;
-    // Where none of the first tokens is there, as when a pyramid goes on, the start is not read.
+    // Without first tokens, as when sampling later scales, the start embedding is not read.
     if first > 0 {
         start.expect_len(OP, "the start", first * channels)?;
     }
@@ -111,15 +112,15 @@ pub fn patch_embed_forward<T: Factor>(
     ];
     let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
     // SAFETY: arguments in the kernel's order; x is borrowed mutably; the sizes were compared above, and the levels are
-    // below their number by construction; all buffers live, and are freed in the order of the work.
+    // below their number by construction; all buffers live, and are freed in stream order.
     unsafe { x.device().launch(&kernel, &launch, &arguments) }
 }
 
-/// The sums of `d_x` `[B, L, C]` over the tokens of each level of each sample, `sums` `[B, S, C]`, and the text's gradient
+/// The sums of `d_x` `[B, L, C]` over the tokens per sample and level, `sums` `[B, S, C]`, and the text's gradient
 /// `d_text` `[B, C]`, which is that of level 0, in `T`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn patch_embed_backward<T: Factor>(
     sums: &mut Buffer<f32>,
     d_text: Option<&mut Buffer<T>>,
@@ -151,15 +152,15 @@ pub fn patch_embed_backward<T: Factor>(
     ];
     let launch = Launch { grid, block: [256, 1, 1], shared_bytes: 0 };
     // SAFETY: arguments in the kernel's order; the results are borrowed mutably; the sizes were compared above; all
-    // buffers live, and are freed in the order of the work.
+    // buffers live, and are freed in stream order.
     unsafe { d_x.device().launch(&Kernel::of::<T>(OP, "patch_embed_backward"), &launch, &arguments) }
 }
 
-/// The gradient of the projection's bias for each sample, `d_bias` `[B, C]`, from the `sums` `[B, S, C]` of
+/// The per-sample gradient of the projection's bias, `d_bias` `[B, C]`, from the `sums` `[B, S, C]` of
 /// [`patch_embed_backward`].
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn patch_embed_backward_bias(
     d_bias: &mut Buffer<f32>,
     sums: &Buffer<f32>,
@@ -180,16 +181,16 @@ pub fn patch_embed_backward_bias(
         Argument::U32(size(OP, "channels", channels)?),
     ];
     let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
-    // SAFETY: arguments in the kernel's order; d_bias is borrowed mutably; the sizes were compared above; both live, and
-    // are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; d_bias is borrowed mutably; the sizes were compared above; both live,
+    // and are freed in stream order.
     unsafe { sums.device().launch(&Kernel::new(OP, "patch_embed_bias"), &launch, &arguments) }
 }
 
-/// The gradient of the projection, `d_weight` `[C, Cvae]`, from `d_x` `[B, L, C]` and the rows `[B, L, Cvae]`, those of
-/// the first tokens being zero. With `accumulate` it is added to what `d_weight` holds.
+/// The gradient of the projection, `d_weight` `[C, Cvae]`, from `d_x` `[B, L, C]` and the rows `[B, L, Cvae]`, with
+/// zeros for the first tokens. With `accumulate` the result is added to `d_weight`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn patch_embed_backward_weight<T: Factor>(
     d_weight: &mut Buffer<f32>,
     d_x: &Buffer<T>,

@@ -1,4 +1,5 @@
-//! The start of the sequence: the pooled text as first tokens, the projected pyramid after it, level and positions added.
+//! The input embedding (multi-scale patch embedding): pooled text as first tokens, then the projected pyramid, plus
+//! level and position embeddings.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -20,7 +21,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The parameters of the start of the sequence (upstream.md, B6).
+/// The parameters of the input embedding (upstream.md, B6).
 #[derive(Clone, Copy, Debug)]
 pub struct PatchEmbedParameters {
     /// Projects the pyramid's rows, `[C, Cvae]` (`word_embed`).
@@ -29,34 +30,34 @@ pub struct PatchEmbedParameters {
     pub bias: ParameterId,
     /// Added to the first scale's tokens, `[1, L₀, C]`.
     pub start: ParameterId,
-    /// One vector a scale, `[S, C]`.
+    /// One vector per scale, `[S, C]`.
     pub level: Option<ParameterId>,
-    /// One vector a token, `[1, L, C]`, where positions are not rotary.
+    /// One vector per token, `[1, L, C]`, unless positions are rotary.
     pub position: Option<ParameterId>,
 }
 
-/// Parameters and sizes of the start of the sequence.
+/// Parameters and sizes of the input embedding.
 #[derive(Clone, Debug)]
 pub struct PatchEmbed {
     parameters: PatchEmbedParameters,
     levels: Arc<Levels>,
     first: usize,
-    /// Which rows of the tables of start, level and position are added to each token.
+    /// Which rows of the start, level and position tables are added to each token.
     rows: Arc<[TableRows; 3]>,
-    /// The row of the table of positions of each token, where that is not its number.
+    /// The row of the position table for each token, unless it is the token's index.
     places: Option<Arc<Vec<usize>>>,
-    /// Rows of the table of positions.
+    /// Rows of the position table.
     positions: usize,
 }
 
 impl PatchEmbed {
-    /// With the scale of each token.
+    /// From the scale of each token.
     pub fn new(parameters: PatchEmbedParameters, levels: Arc<Levels>) -> Self {
         let positions = levels.tokens();
         Self::made(parameters, levels, None, positions)
     }
 
-    /// The same start of a sequence of some of the tokens: the scale of each, and its place among all.
+    /// The same embedding for a subset of the tokens: the scale of each, and its index among all.
     #[must_use]
     pub(crate) fn with_tokens(&self, levels: Arc<Levels>, places: &Arc<Vec<usize>>) -> Self {
         let whole = places.len() == self.positions;
@@ -96,11 +97,11 @@ struct Operator {
     owner: RowOwner,
 }
 
-/// `text` `[B, C]` (the projected pooled text) and `rows` `[B, L − L₀, Cvae]` (the pyramid) to `[B, L, C]`. The rows may
-/// also be `[B, L, Cvae]` with zeros for the first scale, which saves a device from moving them.
+/// Embeds `text` `[B, C]` (the projected pooled text) and `rows` `[B, L − L₀, Cvae]` (the pyramid) as `[B, L, C]`. The
+/// rows may also be `[B, L, Cvae]` with zeros for the first scale, which saves a copy on a device.
 ///
 /// # Errors
-/// If the sizes do not fit.
+/// If the sizes do not match.
 pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, rows: &Var, settings: &PatchEmbed) -> Result<Var> {
     let (tokens, first) = (settings.levels.tokens(), settings.first);
     let (parameters, input, pooled) = (tape.parameters(), rows.value(), text.value());
@@ -164,12 +165,12 @@ fn forward_on_device<T: DeviceFloat>(
     })
 }
 
-/// Rows of a table `[1, L, C]` on a device, one after the other.
+/// Gathers rows of a table `[1, L, C]` on a device.
 fn rows_of(table: &Tensor, places: &[usize], channels: usize) -> Result<Tensor> {
     let from = table.buffer::<f32>()?;
     Tensor::written::<f32>(from.device(), &[places.len(), channels], |rows| {
         let mut to = 0;
-        // Neighbors are copied together: there are few gaps.
+        // Adjacent rows are copied together: there are few gaps.
         for run in places.chunk_by(|place, next| place + 1 == *next) {
             rows.copy_range(to * channels, from, run[0] * channels..(run[0] + run.len()) * channels)?;
             to += run.len();
@@ -260,7 +261,7 @@ impl Operator {
         sink.input(self.slots[0], d_text)
     }
 
-    /// The pyramid with zeros for the first scale, so that its rows are those of the gradient.
+    /// The pyramid padded with zeros for the first scale, so that its rows match those of the gradient.
     fn whole_rows<T: DeviceFloat>(&self) -> Result<Tensor> {
         let [batch, given, width] = three_dims("patch_embed", "the pyramid", &self.rows)?;
         let tokens = self.settings.levels.tokens();

@@ -1,4 +1,4 @@
-//! Launches of `kernels/pyramid.cu`.
+//! Launchers for `kernels/pyramid.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -11,15 +11,15 @@ use crate::{
 
 const OP: &str = "pyramid";
 const THREADS: u32 = 256;
-/// Codes of a block of the codebook that is searched.
+/// Codes per block of the packed codebook.
 const CODES: usize = 64;
-/// Numbers that the search keeps for each row.
+/// Values that the search keeps per row.
 const SEARCH: usize = 17;
 
 /// A 3×3 convolution φ(h) = (1 − r)·h + r·(conv(h) + bias), zero-padded.
 #[derive(Clone, Debug)]
 pub struct PyramidConvolution {
-    /// `[9, C in, C out]`, rows of the window first.
+    /// `[9, C in, C out]`, window in row-major order.
     pub weight: Vec<f32>,
     /// `[C]`
     pub bias: Vec<f32>,
@@ -27,24 +27,25 @@ pub struct PyramidConvolution {
     pub ratio: f32,
 }
 
-/// What the tables are made from.
+/// The data from which the tables are built.
 #[derive(Debug)]
 pub struct PyramidSource<'a> {
-    /// The side of each scale, growing; the last is the full side `H`.
+    /// The side of each scale, increasing; the last is the full side `H`.
     pub patch_nums: &'a [usize],
     /// `[V, C]`
     pub codebook: &'a [f32],
     /// `C`
     pub channels: usize,
-    /// For each scale but the last and each place of the full side: four places of the scale's side and their weights.
+    /// For each scale but the last and each position of the full side: four positions on the scale's map and their
+    /// weights.
     pub taps: Vec<[(usize, f32); 4]>,
-    /// The convolutions; none: φ is the identity.
+    /// The convolutions; if empty, φ is the identity.
     pub convolutions: Vec<PyramidConvolution>,
     /// Which convolution each scale uses.
     pub phi_index: &'a [usize],
 }
 
-/// Everything that the kernels look up, on a device, made once.
+/// Lookup tables of the kernels, on a device.
 #[derive(Debug)]
 pub struct PyramidTables {
     codebook: Buffer<f32>,
@@ -58,7 +59,7 @@ pub struct PyramidTables {
     ratios: Buffer<f32>,
     phi: Buffer<u32>,
     sizes: Sizes,
-    /// Working space of `most_samples` blocks, where it does not fit into shared memory.
+    /// Scratch space of `most_samples` blocks, if it does not fit into shared memory.
     workspace: Option<Buffer<f32>>,
 }
 
@@ -71,17 +72,18 @@ struct Sizes {
     convolutions: usize,
     tokens: usize,
     first: usize,
-    /// Numbers of a block's half resized rows or search.
+    /// Elements of a block's half-resized rows or search.
     rows: usize,
-    /// Numbers of a block's working space.
+    /// Elements of a block's scratch space.
     space: usize,
 }
 
 impl PyramidTables {
-    /// Builds the tables. `most_samples` is the largest batch: memory for it is taken now, if shared memory is too small.
+    /// Builds the tables. `most_samples` is the largest batch: if shared memory is too small, scratch space is
+    /// allocated now.
     ///
     /// # Errors
-    /// If the sizes do not fit each other, or there is not enough memory.
+    /// If the sizes are inconsistent, or there is not enough memory.
     pub(crate) fn new(device: &Device, source: &PyramidSource<'_>, most_samples: usize) -> Result<Self> {
         let PyramidSource { patch_nums, codebook, channels, ref taps, ref convolutions, phi_index } = *source;
         let (scales, vocabulary) = (patch_nums.len(), codebook.len().checked_div(channels).unwrap_or(0));
@@ -157,7 +159,7 @@ impl PyramidTables {
         })
     }
 
-    /// Whether blocks work in shared memory.
+    /// Whether blocks use shared memory for scratch space.
     pub fn in_shared_memory(&self) -> bool {
         self.workspace.is_none()
     }
@@ -199,8 +201,8 @@ impl PyramidTables {
     }
 }
 
-/// The codebook `[V, C]` as the search reads it, `[blocks, C rounded up to 4, 64]`, and |e|² of each code, infinite for
-/// those that fill up the last block.
+/// Packs the codebook `[V, C]` for the search, `[blocks, C rounded up to 4, 64]`, and computes |e|² of each code,
+/// infinite for the padding of the last block.
 fn pack_codebook(codebook: &[f32], channels: usize, vocabulary: usize) -> (Vec<f32>, Vec<f32>) {
     let (width, blocks) = (channels.div_ceil(4) * 4, vocabulary.div_ceil(CODES));
     let (mut packed, mut norms) = (vec![0.0; blocks * width * CODES], vec![f32::INFINITY; blocks * CODES]);
@@ -213,7 +215,7 @@ fn pack_codebook(codebook: &[f32], channels: usize, vocabulary: usize) -> (Vec<f
     (packed, norms)
 }
 
-/// Where [`pyramid_input`] writes, in f32, in `T`, or both: `[B, L − L₀, Cvae]`, or with `padded` `[B, L, Cvae]`, in which
+/// Outputs of [`pyramid_input`], in f32, in `T`, or both: `[B, L − L₀, Cvae]`, or with `padded` `[B, L, Cvae]`, where
 /// the rows of the first tokens are zeros.
 #[derive(Debug)]
 pub struct PyramidRows<'a, T: Factor> {
@@ -223,15 +225,15 @@ pub struct PyramidRows<'a, T: Factor> {
     pub rows: Option<&'a mut Buffer<T>>,
     /// Whether the first tokens have rows.
     pub padded: bool,
-    /// Whether a scale's rows show the reconstruction up to the scale itself, in place of that from all scales before it.
+    /// Whether a scale's rows are the reconstruction up to the scale itself, instead of that from the scales before it.
     pub through: bool,
 }
 
-/// The networks' input: `codes` `[B, L]` to the rows of every scale but the first, each the reconstruction from all scales
-/// before it (or up to it), averaged down to its side. A code that is not in the codebook stops the kernel with an error.
+/// The networks' input: `codes` `[B, L]` to the rows of every scale but the first, each the reconstruction from all
+/// scales before it (or up to it), averaged down to its side. A code out of range stops the kernel with an error.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn pyramid_input<T: Factor>(
     output: PyramidRows<'_, T>,
     codes: &Buffer<u32>,
@@ -265,18 +267,18 @@ pub fn pyramid_input<T: Factor>(
         arguments.push(Argument::U32(size(OP, "numbers", value)?));
     }
     // SAFETY: arguments in the kernel's order; the results and the working space are borrowed mutably; the sizes were
-    // compared above and when the tables were made; all buffers live, and are freed in the order of the work.
+    // compared above and when the tables were made; all buffers live, and are freed in stream order.
     unsafe {
         codes.device().launch(&Kernel::of::<T>(OP, "pyramid_input"), &tables.launch(samples)?, &arguments)
     }
 }
 
-/// `features` `[B, Cvae, H, H]` to `codes` `[B, L]`: at every scale what is left over is averaged down, each cell takes its
-/// nearest code (the first of equal ones), and the codes' vectors are subtracted. A feature that is not finite stops the
-/// kernel with an error.
+/// Quantizes `features` `[B, Cvae, H, H]` to `codes` `[B, L]`: at every scale the residual is averaged down, each cell
+/// takes its nearest code (the first on ties), and the codes' vectors are subtracted. A feature that is not finite
+/// stops the kernel with an error.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn pyramid_quantize(
     codes: &mut Buffer<u32>,
     features: &Buffer<f32>,
@@ -304,7 +306,7 @@ pub fn pyramid_quantize(
         arguments.push(Argument::U32(size(OP, "numbers", value)?));
     }
     // SAFETY: arguments in the kernel's order; the codes and the working space are borrowed mutably; the sizes were
-    // compared above and when the tables were made; all buffers live, and are freed in the order of the work.
+    // compared above and when the tables were made; all buffers live, and are freed in stream order.
     unsafe {
         features.device().launch(&Kernel::new(OP, "pyramid_quantize"), &tables.launch(samples)?, &arguments)
     }

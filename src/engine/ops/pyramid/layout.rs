@@ -1,4 +1,4 @@
-//! Features and codes as the quantizer holds them, and the checks of what is given to it.
+//! Layouts of the quantizer's features and codes, and checks of its inputs.
 
 use super::{OP, PyramidQuantizer};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl PyramidQuantizer {
-    /// Checked features `[B, Cvae, H, H]` as channels-last maps `[B, H², Cvae]`.
+    /// Checks features `[B, Cvae, H, H]` and converts them to channels-last maps `[B, H², Cvae]`.
     pub(crate) fn channels_last(&self, features: &Tensor) -> Result<Vec<f32>> {
         let (channels, side) = (self.channels(), self.side());
         let batch = features.shape().first().copied().unwrap_or(0);
@@ -30,13 +30,13 @@ impl PyramidQuantizer {
         Ok(transpose(values, channels, side * side))
     }
 
-    /// Channels-last maps `[B, H², Cvae]` as features `[B, Cvae, H, H]`.
+    /// Converts channels-last maps `[B, H², Cvae]` to features `[B, Cvae, H, H]`.
     pub(crate) fn channels_first(&self, batch: usize, maps: &[f32]) -> Result<Tensor> {
         let (channels, side) = (self.channels(), self.side());
         Tensor::new(&[batch, channels, side, side], transpose(maps, side * side, channels))
     }
 
-    /// Checks codes `[B, L]`; gives B and the codes.
+    /// Checks codes `[B, L]`; returns B and the codes.
     pub(super) fn checked_codes<'a>(&self, codes: &'a Tensor) -> Result<(usize, &'a [u32])> {
         let batch = codes.shape().first().copied().unwrap_or(0);
         if codes.shape() != [batch, self.tokens] {
@@ -64,7 +64,7 @@ impl PyramidQuantizer {
     }
 }
 
-/// Each sample's `[rows, columns]` to `[columns, rows]`.
+/// Transposes each sample's `[rows, columns]` to `[columns, rows]`.
 pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut transposed = vec![0.0; values.len()];
     for (from, to) in values.chunks_exact(rows * columns).zip(transposed.chunks_exact_mut(rows * columns)) {

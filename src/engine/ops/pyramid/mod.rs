@@ -1,9 +1,9 @@
-//! The pyramid quantizer: a feature map becomes token maps of growing sides, each quantizing what the coarser ones
-//! left over (`VectorQuantizer2` of the released `models/quant.py`).
+//! The multi-scale residual quantizer: a feature map becomes token maps of increasing side, each of which quantizes the
+//! residual of the coarser ones (`VectorQuantizer2` in the upstream `models/quant.py`).
 //!
-//! At every scale the remaining features are averaged down to the scale's side, each cell takes its nearest code, the
+//! At every scale the residual is averaged down to the scale's side, each cell takes its nearest code, the
 //! codes' vectors are resized bicubically to the full side, go through the scale's convolution φ if there is one,
-//! and are subtracted. None of this is on the tape, because codes have no gradient; the reference on the CPU is
+//! and are subtracted. None of this is on the tape, because codes have no gradient; the CPU reference is
 //! [`PyramidQuantizer`] itself.
 
 #[doc(hidden)]
@@ -45,28 +45,28 @@ pub struct PyramidQuantizer {
     scales: Vec<Scale>,
 }
 
-/// What one scale needs, made once.
+/// Precomputed tables of one scale.
 #[derive(Clone, Debug)]
 struct Scale {
     side: usize,
-    /// From the full side to this one.
+    /// From the full side to this scale's.
     down: Area,
-    /// From this side to the full one; the last scale is not resized.
+    /// From this scale's side to the full one; `None` for the last scale.
     up: Option<Bicubic>,
 }
 
-/// What the rows of a scale show, in a network's input.
+/// What the rows of a scale show in a network's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// The reconstruction from the coarser scales: what a network that predicts the scale's own codes may see.
+    /// The reconstruction from the coarser scales: for a network that predicts the scale's own codes.
     #[default]
     Before,
-    /// The reconstruction up to the scale itself: what a network that judges the image is to see. Under
-    /// [`Before`](Self::Before) it would never see the finest scale (upstream.md, A12).
+    /// The reconstruction up to the scale itself: for a network that judges the image. With
+    /// [`Before`](Self::Before) the finest scale would not be part of its input (upstream.md, A12).
     Through,
 }
 
-/// Working space of one sample, kept from sample to sample by a thread.
+/// Scratch space of one sample, reused by a thread from sample to sample.
 #[derive(Debug, Default)]
 struct Workspace {
     rows: Vec<f32>,
@@ -75,25 +75,25 @@ struct Workspace {
     resized: Vec<f32>,
 }
 
-/// What the quantizer saw at one scale of one sample, for fitting a codebook.
+/// The quantization of one scale of one sample, for fitting a codebook.
 pub(crate) struct ScaleCodes<'a> {
-    /// The remaining features at this scale's side, `[pn², Cvae]`.
+    /// The residual at this scale's side, `[pn², Cvae]`.
     pub(crate) rows: &'a [f32],
     /// The nearest code of each row.
     pub(crate) codes: &'a [u32],
-    /// Its squared distance; at the last scale, the squared error of the reconstruction where there is no φ.
+    /// Its squared distance; at the last scale, the squared error of the reconstruction if there is no φ.
     pub(crate) distances: &'a [f32],
 }
 
 impl PyramidQuantizer {
-    /// From the sides of the token maps, coarsest first, a codebook `[V, Cvae]` of any float type, and the shared
-    /// convolutions φ (none: φ is the identity).
+    /// From the side lengths of the token maps, coarsest first, a codebook `[V, Cvae]` of any float type, and the
+    /// shared convolutions φ (none: φ is the identity).
     ///
-    /// Which convolution a scale uses is decided as numpy does in the released code (see `phi_index`).
+    /// Convolutions are assigned to scales as numpy does it in the upstream code (see `phi_index`).
     ///
     /// # Errors
-    /// If `patch_nums` is empty, holds 0 or does not grow strictly, or the shapes do not fit each other, or the
-    /// codebook holds a number that is not finite.
+    /// If `patch_nums` is empty, contains 0 or is not strictly increasing, the shapes are inconsistent, or the
+    /// codebook has a value that is not finite.
     pub fn new(
         patch_nums: &[usize],
         codebook: &Tensor,
@@ -158,13 +158,13 @@ impl PyramidQuantizer {
         })
     }
 
-    /// From tensors named as in the released VQ-VAE: `{prefix}embedding.weight` `[V, Cvae]` and the convolutions
-    /// `{prefix}quant_resi.qresi_ls.{k}.weight|bias` (partially shared, the released form), or
-    /// `quant_resi.qresi.…` (one for all scales), or `quant_resi.{k}.…` (one a scale). `prefix` is `quantize.` in a
-    /// VQ-VAE's checkpoint; `quant_resi` is the share r of the convolution in φ, 0.5 as released.
+    /// From tensors named as in the upstream VQ-VAE: `{prefix}embedding.weight` `[V, Cvae]` and the convolutions
+    /// `{prefix}quant_resi.qresi_ls.{k}.weight|bias` (partially shared, the upstream default), or
+    /// `quant_resi.qresi.…` (one for all scales), or `quant_resi.{k}.…` (one per scale). `prefix` is `quantize.` in a
+    /// VQ-VAE's checkpoint; `quant_resi` is the share r of the convolution in φ, 0.5 upstream.
     ///
     /// # Errors
-    /// If a tensor is missing or has a shape that does not fit.
+    /// If a tensor is missing or its shape does not match.
     pub fn from_tensors(
         patch_nums: &[usize],
         tensors: &BTreeMap<String, Tensor>,
@@ -189,7 +189,7 @@ impl PyramidQuantizer {
         if stems.is_empty() && tensors.contains_key(&format!("{single}.weight")) {
             stems.push(single);
         }
-        // The released code leaves φ out where the ratio is next to nothing.
+        // The upstream code omits φ if the ratio is nearly 0.
         if quant_resi.abs() <= 1e-6 {
             stems.clear();
         }
@@ -203,22 +203,22 @@ impl PyramidQuantizer {
         Self::new(patch_nums, codebook, convolutions)
     }
 
-    /// Sides of the token maps, coarsest first.
+    /// Side lengths of the token maps, coarsest first.
     pub fn patch_nums(&self) -> &[usize] {
         &self.patch_nums
     }
 
-    /// Tokens of a pyramid, `L = Σ pn²`.
+    /// Number of tokens in a pyramid, `L = Σ pn²`.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Codes in the codebook, `V`.
+    /// Vocabulary size, `V`.
     pub fn vocabulary(&self) -> usize {
         self.codebook.dim(0)
     }
 
-    /// Channels of a code, `Cvae`.
+    /// Channels per code, `Cvae`.
     pub fn channels(&self) -> usize {
         self.codebook.dim(1)
     }
@@ -233,25 +233,25 @@ impl PyramidQuantizer {
         &self.codebook
     }
 
-    /// Which convolution each scale uses; all 0 where there is none.
+    /// The convolution that each scale uses; all 0 if there is none.
     pub fn phi_index(&self) -> &[usize] {
         &self.phi_index
     }
 
-    /// Features `[B, Cvae, H, H]` (f32) to codes `[B, L]` (u32), coarsest scale first, rows of a map one after the
-    /// other. A sample's codes do not depend on the rest of the batch.
+    /// Quantizes features `[B, Cvae, H, H]` (f32) to codes `[B, L]` (u32), coarsest scale first, each map in row-major
+    /// order. A sample's codes do not depend on the rest of the batch.
     ///
     /// # Errors
-    /// If the shape does not fit or a feature is not finite.
+    /// If the shape does not match or a feature is not finite.
     pub fn encode(&self, features: &Tensor) -> Result<Tensor> {
         let maps = self.channels_last(features)?;
         self.encode_maps(&maps)
     }
 
-    /// Like [`encode`](Self::encode), and the running reconstruction f̂ after every scale, each `[B, Cvae, H, H]`.
+    /// As [`encode`](Self::encode), with the running reconstruction f̂ after every scale, each `[B, Cvae, H, H]`.
     ///
     /// # Errors
-    /// If the shape does not fit or a feature is not finite.
+    /// If the shape does not match or a feature is not finite.
     pub fn encode_with_reconstructions(&self, features: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
         let codes = self.encode(features)?;
         let reconstructions = self.reconstruct_each(&codes)?;
@@ -263,20 +263,20 @@ impl PyramidQuantizer {
     /// before k, averaged down to the side of scale k.
     ///
     /// # Errors
-    /// If the shape does not fit or a code is out of range.
+    /// If the shape does not match or a code is out of range.
     pub fn input(&self, codes: &Tensor) -> Result<Tensor> {
         self.input_reaching(codes, Reach::Before)
     }
 
-    /// As [`input`](Self::input), with rows that show what `reach` says.
+    /// As [`input`](Self::input), with rows as `reach` says.
     ///
     /// # Errors
-    /// If the shape does not fit or a code is out of range.
+    /// If the shape does not match or a code is out of range.
     pub fn input_reaching(&self, codes: &Tensor, reach: Reach) -> Result<Tensor> {
         let (batch, codes) = self.checked_codes(codes)?;
         let channels = self.channels();
         let rows = self.tokens - self.patch_nums[0] * self.patch_nums[0];
-        // The scale after which the rows of a scale are taken comes so many before it.
+        // The reconstruction for a scale's rows is taken after the scale this many before it.
         let (scales, before) = match reach {
             Reach::Before => (self.scales.len() - 1, 1),
             Reach::Through => (self.scales.len(), 0),
@@ -304,10 +304,10 @@ impl PyramidQuantizer {
         Tensor::new(&[batch, rows, channels], input)
     }
 
-    /// The features that codes `[B, L]` stand for, `[B, Cvae, H, H]`: f̂ after all scales.
+    /// Decodes codes `[B, L]` to features `[B, Cvae, H, H]`: f̂ after all scales.
     ///
     /// # Errors
-    /// If the shape does not fit or a code is out of range.
+    /// If the shape does not match or a code is out of range.
     pub fn reconstruct(&self, codes: &Tensor) -> Result<Tensor> {
         let batch = codes.shape().first().copied().unwrap_or(0);
         self.channels_first(batch, &self.reconstruct_maps(codes)?)
@@ -316,7 +316,7 @@ impl PyramidQuantizer {
     /// The running reconstruction f̂ after every scale, each `[B, Cvae, H, H]` (`embed_to_fhat`).
     ///
     /// # Errors
-    /// If the shape does not fit or a code is out of range.
+    /// If the shape does not match or a code is out of range.
     pub fn reconstruct_each(&self, codes: &Tensor) -> Result<Vec<Tensor>> {
         let (batch, codes) = self.checked_codes(codes)?;
         let length = self.map_length();
@@ -362,7 +362,7 @@ impl PyramidQuantizer {
         Ok(maps)
     }
 
-    /// Quantizes one channels-last map `[H², Cvae]` and shows every scale.
+    /// Quantizes one channels-last map `[H², Cvae]` and calls `visit` for every scale.
     pub(crate) fn observe(&self, map: &[f32], visit: impl FnMut(ScaleCodes<'_>)) {
         self.walk(map, &mut Workspace::default(), visit);
     }
@@ -391,7 +391,7 @@ impl PyramidQuantizer {
         }
     }
 
-    /// Adds the vectors of the first `scales` scales' codes to `map` and shows it after each.
+    /// Adds the vectors of the codes of the first `scales` scales to `map`, and calls `visit` after each.
     fn accumulate(
         &self,
         codes: &[u32],
@@ -411,7 +411,7 @@ impl PyramidQuantizer {
         }
     }
 
-    /// The vectors of codes, into `work.embedded` `[pn², Cvae]`.
+    /// Looks up the vectors of codes, into `work.embedded` `[pn², Cvae]`.
     fn look_up(&self, codes: &[u32], work: &mut Workspace) {
         let Ok(codebook) = self.codebook.as_slice::<f32>() else {
             unreachable!("the codebook was cast to f32 when the quantizer was made")
@@ -423,7 +423,7 @@ impl PyramidQuantizer {
         }
     }
 
-    /// `work.embedded` `[pn², Cvae]` of a scale, resized and convolved, into `work.resized` `[H², Cvae]`.
+    /// Resizes and convolves `work.embedded` `[pn², Cvae]` of a scale, into `work.resized` `[H², Cvae]`.
     fn resize(&self, scale: usize, work: &mut Workspace) {
         let Workspace { rows, padded, embedded, resized } = work;
         resized.resize(self.map_length(), 0.0);

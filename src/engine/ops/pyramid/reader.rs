@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl PyramidQuantizer {
-    /// What the device's kernels need of this quantizer, for batches of up to `most_samples`.
+    /// The kernels' tables for this quantizer, for batches of up to `most_samples`.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -41,7 +41,7 @@ impl PyramidQuantizer {
     }
 }
 
-/// Makes the networks' input from codes where they are: on a device. Copies share the tables.
+/// Computes the networks' input from codes on a device. Clones share the tables.
 #[derive(Clone, Debug)]
 pub struct CodeReader {
     tables: Arc<Mutex<PyramidTables>>,
@@ -58,11 +58,11 @@ impl CodeReader {
         Ok(Self { tables, channels: quantizer.channels() })
     }
 
-    /// Codes `[B, L]` to the input `[B, L, Cvae]` of this type: what [`PyramidQuantizer::input_reaching`] makes, after rows of
-    /// zeros for the first scale.
+    /// Codes `[B, L]` to the input `[B, L, Cvae]` in this dtype: that of [`PyramidQuantizer::input_reaching`], after
+    /// rows of zeros for the first scale.
     ///
     /// # Errors
-    /// If the codes are elsewhere or more samples than were said, or the device fails.
+    /// If the codes are on another device or exceed `most_samples`, or the device fails.
     pub fn input(&self, codes: &Tensor, dtype: DType, reach: Reach) -> Result<Tensor> {
         let from = codes.buffer::<u32>()?;
         let shape = [codes.shape(), &[self.channels]].concat();

@@ -1,4 +1,4 @@
-//! The CPU reference, in f64 whatever the networks compute in.
+//! CPU reference, in f64 for any dtype of the networks.
 
 use super::entropy_term;
 use crate::{engine::Tensor, error::Result};
@@ -6,7 +6,7 @@ use crate::{engine::Tensor, error::Result};
 /// The factor times each weight.
 ///
 /// # Errors
-/// If the weights are elsewhere.
+/// If the weights are on a device.
 pub fn seeds(weights: &Tensor, factors: &[f64]) -> Result<Tensor> {
     let seeds = weights.to_f64_vec()?.iter().map(|weight| factors[0] * weight).collect::<Vec<f64>>();
     Tensor::new(&[weights.len()], seeds)
@@ -15,7 +15,7 @@ pub fn seeds(weights: &Tensor, factors: &[f64]) -> Result<Tensor> {
 /// The gradient of each weight.
 ///
 /// # Errors
-/// If constants or weights are elsewhere.
+/// If constants or weights are on a device.
 pub fn d_weights(constants: &Tensor, weights: &Tensor, factors: &[f64]) -> Result<Tensor> {
     let (constants, weighed) = (constants.to_f64_vec()?, weights.to_f64_vec()?);
     let (mut total, mut sum) = (0.0, 0.0);
@@ -23,7 +23,7 @@ pub fn d_weights(constants: &Tensor, weights: &Tensor, factors: &[f64]) -> Resul
         total += weight;
         sum += weight * constant;
     }
-    // The mean by weight: what is neither better nor worse than the batch has no gradient through a softmax.
+    // The weighted mean: a sample that is neither better nor worse than the batch has no gradient through a softmax.
     let neutral = if total > 0.0 { sum / total } else { 0.0 };
     let constant = |constant: &f64| factors[1] * if constant.is_finite() { *constant } else { neutral };
     let mut d: Vec<f64> = constants.iter().map(constant).collect();
@@ -39,7 +39,7 @@ pub fn d_weights(constants: &Tensor, weights: &Tensor, factors: &[f64]) -> Resul
 /// See [`linear_combination`](super::linear_combination).
 ///
 /// # Errors
-/// If a term is elsewhere.
+/// If a term is on a device.
 pub(crate) fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let mut sum = vec![0.0; terms.first().map_or(0, |(_, term)| term.len())];
     for (factor, term) in terms {
@@ -53,7 +53,7 @@ pub(crate) fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
 /// See [`standardize`](super::standardize).
 ///
 /// # Errors
-/// If the constants are elsewhere.
+/// If the constants are on a device.
 pub fn standardize(constants: &Tensor, deviation: bool) -> Result<Tensor> {
     let mut values = constants.to_f64_vec()?;
     let finite: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
@@ -74,7 +74,7 @@ pub fn standardize(constants: &Tensor, deviation: bool) -> Result<Tensor> {
 /// The gradient of the logits and the targets.
 ///
 /// # Errors
-/// If logits or constants are elsewhere.
+/// If logits or constants are on a device.
 pub fn d_logits(
     logits: &Tensor,
     constants: &Tensor,

@@ -1,4 +1,4 @@
-//! Launches of `kernels/rater_loss.cu`.
+//! Launchers for `kernels/rater_loss.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 
 const OP: &str = "rater_loss";
 const THREADS: u32 = 256;
-/// The seeds' factor, the constants' and that of the entropy term.
+/// Number of factors: of the seeds, the constants and the entropy term.
 const FACTORS: usize = 3;
 
 fn launch(samples: usize) -> Result<Launch> {
@@ -21,7 +21,7 @@ fn launch(samples: usize) -> Result<Launch> {
 /// `seeds = factors[0]·weights`, all `[B]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn rater_loss_seeds(seeds: &mut Buffer<f32>, weights: &Buffer<f32>, factors: &Buffer<f32>) -> Result<()> {
     seeds.expect_len(OP, "the seeds", weights.len())?;
     factors.expect_len(OP, "the factors", FACTORS)?;
@@ -30,8 +30,8 @@ pub fn rater_loss_seeds(seeds: &mut Buffer<f32>, weights: &Buffer<f32>, factors:
     }
     let count = Argument::U32(size(OP, "samples", weights.len())?);
     let arguments = [seeds.write(), weights.read(), factors.read(), count];
-    // SAFETY: arguments in the kernel's order; the seeds are borrowed mutably; the sizes were compared above; all buffers
-    // live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the seeds are borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in stream order.
     unsafe {
         weights.device().launch(&Kernel::new(OP, "rater_loss_seeds"), &launch(weights.len())?, &arguments)
     }
@@ -40,7 +40,7 @@ pub fn rater_loss_seeds(seeds: &mut Buffer<f32>, weights: &Buffer<f32>, factors:
 /// The gradient of the weights, `[B]` like constants and weights.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn rater_loss_backward(
     d_weights: &mut Buffer<f32>,
     constants: &Buffer<f32>,
@@ -55,19 +55,19 @@ pub fn rater_loss_backward(
     }
     let count = Argument::U32(size(OP, "samples", weights.len())?);
     let arguments = [d_weights.write(), constants.read(), weights.read(), factors.read(), count];
-    // SAFETY: arguments in the kernel's order; the gradient is borrowed mutably; the sizes were compared above; all buffers
-    // live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the gradient is borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in stream order.
     unsafe {
         let kernel = Kernel::new(OP, "rater_loss_backward");
         weights.device().launch(&kernel, &Launch::linear(1, THREADS), &arguments)
     }
 }
 
-/// The constants less their mean and, with `deviation`, over their standard deviation; `[B]`. What is not finite stays as it
-/// is and does not count.
+/// Subtracts the mean of the constants and, with `deviation`, divides by their standard deviation; `[B]`. Values that
+/// are not finite stay as they are and do not count.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn rater_loss_standardize(to: &mut Buffer<f32>, constants: &Buffer<f32>, deviation: bool) -> Result<()> {
     to.expect_len(OP, "the result", constants.len())?;
     if constants.is_empty() {
@@ -75,19 +75,19 @@ pub fn rater_loss_standardize(to: &mut Buffer<f32>, constants: &Buffer<f32>, dev
     }
     let count = Argument::U32(size(OP, "samples", constants.len())?);
     let arguments = [to.write(), constants.read(), count, Argument::U32(u32::from(deviation))];
-    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all buffers
-    // live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the result is borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in stream order.
     unsafe {
         let kernel = Kernel::new(OP, "rater_loss_standardize");
         constants.device().launch(&kernel, &Launch::linear(1, THREADS), &arguments)
     }
 }
 
-/// The gradient of the logits and the targets, `[B]` each, from the logits, the constants, the running averages `[B, 2]` and
-/// the corpus' figures `[3]`.
+/// The gradient of the logits and the targets, `[B]` each, from the logits, the constants, the running averages
+/// `[B, 2]` and the statistics of the corpus `[3]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn rater_loss_regression(
     [d_logits, targets]: [&mut Buffer<f32>; 2],
     logits: &Buffer<f32>,
@@ -113,8 +113,8 @@ pub fn rater_loss_regression(
         corpus.read(),
         count,
     ];
-    // SAFETY: arguments in the kernel's order; gradient and targets are borrowed mutably; the sizes were compared above; all
-    // buffers live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; gradient and targets are borrowed mutably; the sizes were compared
+    // above; all buffers live, and are freed in stream order.
     unsafe {
         let kernel = Kernel::new(OP, "rater_loss_regression");
         logits.device().launch(&kernel, &launch(logits.len())?, &arguments)

@@ -1,6 +1,7 @@
-//! What passes between the two networks of a bilevel step (method.md, the table of rules): the rater's weights seed the
-//! proxy's backward, and one constant a sample, which a rule makes of what the proxy showed, seeds the rater's. Nothing is
-//! differentiated through this. A constant that is not finite leaves its sample out of the rater's update.
+//! The exchange between the two networks of a bilevel step (method.md, the table of rules): the rater's weights seed
+//! the proxy's backward, and one constant per sample, which a rule computes from the proxy's measurements, seeds the
+//! rater's. Nothing is differentiated through this. A sample whose constant is not finite is left out of the rater's
+//! update.
 
 #[doc(hidden)]
 pub mod cpu;
@@ -25,7 +26,7 @@ pub struct RaterLossFactors {
     pub seed: f64,
     /// Multiplies the constants.
     pub constant: f64,
-    /// Multiplies the released entropy term; 0 leaves it out.
+    /// Multiplies the upstream entropy term; 0 disables it.
     pub entropy: f64,
 }
 
@@ -33,21 +34,21 @@ impl RaterLoss {
     /// The factors on the host.
     ///
     /// # Errors
-    /// Never, as they are three.
+    /// Never: there are three factors.
     pub fn new(factors: RaterLossFactors) -> Result<Self> {
         let RaterLossFactors { seed, constant, entropy } = factors;
         Ok(Self(Tensor::new(&[3], vec![seed, constant, entropy])?))
     }
 
-    /// The factors `[3]`, to be taken to a device, in f32 there.
+    /// The factors `[3]`, so that they can be moved to a device, where they are f32.
     pub(crate) fn factors_mut(&mut self) -> &mut Tensor {
         &mut self.0
     }
 
-    /// The gradient of each sample's loss, `[B]`, from the weights `[B, 1]`.
+    /// The seeds: the gradient of each sample's loss, `[B]`, from the weights `[B, 1]`.
     ///
     /// # Errors
-    /// If they are elsewhere.
+    /// If they are on different devices.
     pub(crate) fn seeds(&self, weights: &Tensor, dtype: DType) -> Result<Tensor> {
         let samples = [weights.len()];
         if weights.device().is_none() {
@@ -60,7 +61,7 @@ impl RaterLoss {
     /// The gradient of each weight, `[B, 1]`, from the rule's constants `[B]` and the weights `[B, 1]`.
     ///
     /// # Errors
-    /// If they are elsewhere.
+    /// If they are on different devices.
     pub fn d_weights(&self, constants: &Tensor, weights: &Tensor) -> Result<Tensor> {
         if weights.device().is_none() {
             return cpu::d_weights(constants, weights, self.0.as_slice()?)?.cast(weights.dtype());
@@ -73,10 +74,10 @@ impl RaterLoss {
     }
 }
 
-/// `Σ factor·x` of tensors `[B]` of one place: in the first one's type.
+/// `Σ factor·x` of tensors `[B]` on one device, in the dtype of the first.
 ///
 /// # Errors
-/// If there is none, or they differ in size or place.
+/// If there are none, or they differ in size or device.
 pub fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let Some((_, first)) = terms.first() else {
         return Err(Error::invalid("a combination of nothing has no size"));
@@ -99,8 +100,8 @@ fn narrowed(factor: f64) -> f32 {
     factor as f32
 }
 
-/// The constants of a batch less their mean and, with `deviation`, over their standard deviation (all zeros where it is 0).
-/// What is not finite stays as it is and does not count.
+/// Subtracts the mean of a batch's constants and, with `deviation`, divides by their standard deviation (all zeros if
+/// it is 0). Values that are not finite stay as they are and do not count.
 ///
 /// # Errors
 /// If a device fails.
@@ -112,22 +113,22 @@ pub fn standardize(constants: &Tensor, deviation: bool) -> Result<Tensor> {
     Tensor::written(from.device(), constants.shape(), |to| cuda::rater_loss_standardize(to, from, deviation))
 }
 
-/// What the rater's logits are regressed on, for one batch: in f64 on the host, in f32 on a device.
+/// The regression targets of the rater's logits for one batch: in f64 on the host, in f32 on a device.
 #[derive(Clone, Debug)]
 pub struct RegressionTargets {
-    /// `[B, 2]`: what is there of a sample's running average, and the share of a new number in it.
+    /// `[B, 2]`: a sample's running average so far, and the share of a new value in it.
     pub averages: Tensor,
-    /// `[3]`: the mean of the averages over the corpus, 1 over their deviation, and the factor of the loss.
+    /// `[3]`: the mean of the averages over the corpus, the inverse of their deviation, and the factor of the loss.
     pub corpus: Tensor,
 }
 
 impl RegressionTargets {
-    /// The gradient of `factor·Σ_i (logit_i − t_i)²` by the logits `[B, 1]`, in their type, and the targets `t` `[B]`: the
-    /// running average with `−c_i` in it, standardized. Samples whose constant is not finite have no gradient, and no
-    /// number as target.
+    /// The gradient of `factor·Σ_i (logit_i − t_i)²` by the logits `[B, 1]`, in their dtype, and the targets `t` `[B]`:
+    /// the running average updated with `−c_i`, standardized. Samples whose constant is not finite have no gradient,
+    /// and a target of NaN.
     ///
     /// # Errors
-    /// If the sizes do not fit or something is elsewhere.
+    /// If the sizes do not match or the tensors are on different devices.
     pub fn d_logits(&self, logits: &Tensor, constants: &Tensor) -> Result<[Tensor; 2]> {
         let samples = constants.len();
         expect_shape(OP, "the logits", logits, &[samples, 1])?;
@@ -154,12 +155,12 @@ impl RegressionTargets {
     }
 }
 
-/// Factor of the released entropy term.
+/// Factor of the upstream entropy term.
 const REGULARIZATION: f64 = 0.01;
-/// Floor inside its logarithms.
+/// Lower bound inside its logarithms.
 const FLOOR: f64 = 1e-8;
 
-/// The released term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient by each weight.
+/// The upstream term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient by each weight.
 pub(crate) fn entropy_term(weights: &[f64]) -> (f64, Vec<f64>) {
     let share = REGULARIZATION / weights.len() as f64;
     let (mut loss, mut gradient) = (0.0, Vec::with_capacity(weights.len()));

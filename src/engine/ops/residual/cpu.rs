@@ -1,4 +1,4 @@
-//! The CPU reference.
+//! CPU reference.
 
 use rayon::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::{
 /// `x + keep_i·branch`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64]>) -> Result<Tensor> {
     let share = x.len() / x.dim(0).max(1);
     let mut y = T::numbers(x.len());
@@ -27,7 +27,7 @@ pub(crate) fn residual<T: Float>(x: &Tensor, branch: &Tensor, keep: Option<&[f64
     Tensor::new(x.shape(), y)
 }
 
-/// Numbers handled by one task.
+/// Elements per task.
 const CHUNK: usize = 16_384;
 
 /// `x += branch`.

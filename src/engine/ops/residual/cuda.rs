@@ -1,6 +1,7 @@
-//! Launches of `kernels/residual.cu`: the forward is
-//! [`residual_forward`](crate::engine::autograd::contributions::cuda::residual_forward), which adds gradients as well. The residual that
-//! continues into a layer norm is [`residual_layer_norm_forward`](crate::engine::ops::layer_norm::cuda::residual_layer_norm_forward).
+//! Launchers for `kernels/residual.cu`: the forward is
+//! [`residual_forward`](crate::engine::autograd::contributions::cuda::residual_forward), which also adds gradients. For
+//! a residual followed by a layer norm, see
+//! [`residual_layer_norm_forward`](crate::engine::ops::layer_norm::cuda::residual_layer_norm_forward).
 
 use crate::{
     engine::{
@@ -13,7 +14,7 @@ use crate::{
 /// The branch's gradient, `d_branch = keep_i·d`, `[B, ..]`; that of `x` is `d` itself. Without `d`, in place.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn residual_backward<T: Factor>(
     d_branch: &mut Buffer<T>,
     d: Option<&Buffer<T>>,

@@ -1,4 +1,4 @@
-//! `x + keep·branch`: a residual with drop-path.
+//! `x + keep·branch`: a residual connection with drop-path.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// `x += branch` without a tape, for networks that are never trained, in f32.
+/// `x += branch` without a tape, for inference-only networks, in f32.
 ///
 /// # Errors
 /// If a tensor is not f32 or the device fails.
@@ -36,8 +36,8 @@ struct Residual {
     keep: Option<Tensor>,
 }
 
-/// `x + keep_i·branch` for sample `i`; both `[B, ..]`. Drop-path draws `keep_i` as 0 or `1/(1 − rate)`, `[B]`: in f64 on the
-/// host, in f32 on a device; `None` is 1.
+/// `x + keep_i·branch` for sample `i`; both `[B, ..]`. Drop-path samples `keep_i` as 0 or `1/(1 − rate)`, `[B]`: in f64
+/// on the host, in f32 on a device; `None` is 1.
 ///
 /// # Errors
 /// If the shapes differ.

@@ -1,14 +1,14 @@
-//! The CPU reference.
+//! CPU reference.
 
 use crate::{
     engine::{Float, Tensor},
     error::Result,
 };
 
-/// Every element of `x` times the single number `scale`.
+/// Multiplies every element of `x` by the scalar `scale`.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn scale_all<T: Float>(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let scale = scale.as_slice::<T>()?[0];
     Tensor::new(x.shape(), x.as_slice::<T>()?.iter().map(|x| *x * scale).collect())
@@ -17,7 +17,7 @@ pub(crate) fn scale_all<T: Float>(x: &Tensor, scale: &Tensor) -> Result<Tensor> 
 /// The gradients of `x` and of the scale.
 ///
 /// # Errors
-/// If a tensor holds another type than `T`.
+/// If a tensor's dtype is not `T`.
 pub(crate) fn scale_all_backward<T: Float>(
     x: &Tensor,
     scale: &Tensor,

@@ -1,4 +1,4 @@
-//! Launches of `kernels/scale_all.cu`.
+//! Launchers for `kernels/scale_all.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use crate::{
@@ -13,16 +13,16 @@ const OP: &str = "scale_all";
 const THREADS: u32 = 256;
 
 fn launch(device: &Device, name: &str, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
+    // are freed in the order of the work.
     unsafe { device.launch(&Kernel::new(OP, name), launch, arguments) }
 }
 
-/// `y = x·scale` with the single number `scale` `[1, 1]`; `y`, `x` `[B, 1]`.
+/// `y = x·scale` with the scalar `scale` `[1, 1]`; `y`, `x` `[B, 1]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn scale_all_forward<T: Factor>(y: &mut Buffer<T>, x: &Buffer<T>, scale: &Buffer<T>) -> Result<()> {
     y.expect_len(OP, "the result", x.len())?;
     scale.expect_len(OP, "the scale", 1)?;
@@ -37,7 +37,7 @@ pub fn scale_all_forward<T: Factor>(y: &mut Buffer<T>, x: &Buffer<T>, scale: &Bu
 /// The gradients of [`scale_all_forward`]: `dx` `[B, 1]` and `d_scale` `[1, 1]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn scale_all_backward<T: Factor>(
     dx: &mut Buffer<T>,
     d_scale: &mut Buffer<T>,

@@ -1,4 +1,4 @@
-//! Every number times one.
+//! Multiplication by a scalar.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -19,10 +19,10 @@ struct ScaleAll {
     slots: [Slot; 2],
 }
 
-/// Multiplies every element of `x` `[B, 1]` by the single number `scale` `[1, 1]`.
+/// Multiplies every element of `x` `[B, 1]` by the scalar `scale` `[1, 1]`.
 ///
 /// # Errors
-/// If `scale` is not a single number.
+/// If `scale` is not a scalar.
 pub fn scale_all(tape: &mut Tape<'_>, x: &Var, scale: &Var) -> Result<Var> {
     expect_shape("scale_all", "the scale", scale.value(), &[1, 1])?;
     let (input, factor) = (x.value(), scale.value());

@@ -1,4 +1,4 @@
-//! The CPU reference.
+//! CPU reference.
 
 use rayon::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::{
 /// Queries, keys and values `[B·T, C]` to rows of the same shape; see [`Keys::attend`].
 ///
 /// # Errors
-/// If the mask or the bias is of another type.
+/// If the dtype of the mask or the bias does not match.
 pub(crate) fn attention(
     of: &Keys<'_>,
     [queries, keys, values]: [&[f32]; 3],
@@ -61,7 +61,7 @@ fn one_sample(
     }
 }
 
-/// Products of one token with every key to weights: of the first `seen` keys, those that the mask lets through.
+/// Turns the logits of one token into weights, over the unmasked keys among the first `seen`.
 fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: &[u32], seen: usize) {
     for (at, value) in row.iter_mut().enumerate() {
         *value = if at < seen && mask[at] == 1 {
@@ -81,7 +81,7 @@ fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: &[u32], seen
     }
 }
 
-/// `softmax(scale · row)` in place, where every key is seen.
+/// `softmax(scale · row)` in place, without a mask.
 pub(crate) fn softmax_of_row(row: &mut [f32], scale: f32) {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;

@@ -1,4 +1,4 @@
-//! Launches of `kernels/softmax.cu`.
+//! Launchers for `kernels/softmax.cu`.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 use super::Keys;
@@ -12,34 +12,34 @@ use crate::{
 };
 
 const OP: &str = "softmax";
-/// Rows a block, one warp each.
+/// Rows per block, one warp each.
 const ROWS: usize = 8;
 const THREADS: u32 = 256;
 
-/// Products of queries and keys, and which keys a query sees.
+/// Attention logits, and which keys a query attends to.
 #[derive(Clone, Copy, Debug)]
 pub struct Scores<'a> {
-    /// `[B, H, Q, row]`, of whose rows the first `K` numbers are used.
+    /// `[B, H, Q, row]`; only the first `K` elements of each row are used.
     pub products: &'a Buffer<f32>,
     /// `B`, `H`, `Q` and `K`.
     pub sizes: [usize; 4],
-    /// Numbers from one row to the next, in the products and in the weights.
+    /// Row stride of products and weights, in elements.
     pub row: usize,
     /// Multiplies the products.
     pub scale: f32,
-    /// Added to them, `[H, Q, K]`.
+    /// Added to the scaled products, `[H, Q, K]`.
     pub bias: Option<&'a Buffer<f32>>,
-    /// Keys that are seen at all, 1 or 0, `[B, K]`; `None`: all.
+    /// Key mask, 1 or 0, `[B, K]`; `None`: all.
     pub mask: Option<&'a Buffer<u32>>,
-    /// Queries see no key after themselves.
+    /// Whether queries attend only to themselves and earlier keys.
     pub causal: bool,
 }
 
-/// `weights = softmax(scale·products + bias)` over the keys that are seen, 0 for the others. A query that sees none gets
-/// zeros. What lies between `K` and `row` is left alone.
+/// `weights = softmax(scale·products + bias)` over the unmasked keys, 0 for the others. A query without keys gets
+/// zeros. Elements between `K` and `row` are unchanged.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn softmax(weights: &mut Buffer<f32>, scores: &Scores<'_>) -> Result<()> {
     let Scores { products, sizes, row, scale, bias, mask, causal } = *scores;
     let [batch, heads, queries, keys] = sizes;
@@ -78,15 +78,15 @@ pub fn softmax(weights: &mut Buffer<f32>, scores: &Scores<'_>) -> Result<()> {
         Argument::F32(scale),
     ];
     let launch = Launch::linear(blocks(OP, rows, ROWS)?, THREADS);
-    // SAFETY: arguments in the kernel's order; the weights are borrowed mutably; the sizes were compared above; all buffers
-    // live, and are freed in the order of the work.
+    // SAFETY: arguments in the kernel's order; the weights are borrowed mutably; the sizes were compared above; all
+    // buffers live, and are freed in stream order.
     unsafe { products.device().launch(&Kernel::new(OP, "softmax_f32"), &launch, &arguments) }
 }
 
-/// Attention; the heads of a sample are done at once, in the rows in which they lie side by side.
+/// Attention; all heads of a sample are computed at once, directly on interleaved rows.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub(crate) fn attention(
     of: &Keys<'_>,
     y: &mut Buffer<f32>,
@@ -96,7 +96,7 @@ pub(crate) fn attention(
     let (device, tokens, heads) = (queries.device(), of.tokens, of.heads);
     let (sample, width) = (tokens * channels, channels / heads);
     let batch = queries.len() / sample;
-    // Rows of 32 bytes, so that all samples lie alike for the products.
+    // Rows of 32 bytes, so that all samples have the same alignment in the products.
     let row = tokens.next_multiple_of(8);
     let head = tokens * row;
     let part = |rows, at: usize| Operand { first: at * sample, step: width, ..Operand::of(rows, channels) };

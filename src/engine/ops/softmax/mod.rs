@@ -1,5 +1,5 @@
-//! The softmax over keys with a scale, a bias, a mask and the order of tokens, and the attention around it, forward only: that of text
-//! encoders and of CLIP's image tower, which are never trained.
+//! Attention and its softmax with scale, bias and mask, forward only, for the frozen text encoders and CLIP's image
+//! tower.
 
 pub(crate) mod cpu;
 #[doc(hidden)]
@@ -10,31 +10,31 @@ use crate::{
     error::Result,
 };
 
-/// Which tokens a token sees, and how queries and keys meet. Mask and bias are where the rows are.
+/// Settings of an attention, and which keys a token attends to. Mask and bias are on the device of the rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys<'a> {
     /// Tokens per sample, `T`.
     pub tokens: usize,
     /// Heads, `H`.
     pub heads: usize,
-    /// Multiplies the products of queries and keys.
+    /// Multiplies the attention logits.
     pub scale: f32,
-    /// Tokens see only themselves and those before them.
+    /// Whether tokens attend only to themselves and earlier tokens.
     pub causal: bool,
-    /// Keys that are seen at all, 1 or 0, `[B·T]` u32.
+    /// Key mask, 1 or 0, `[B·T]` u32.
     pub mask: &'a Tensor,
-    /// Added to the products, `[H, T, T]`.
+    /// Added to the logits, `[H, T, T]`.
     pub bias: Option<&'a Tensor>,
 }
 
 impl Keys<'_> {
     /// Attention: queries, keys and values `[B·T, H·D]` to rows of the same shape.
     ///
-    /// A key that is not seen has the weight 0 exactly, which is what the released code's most negative number comes to after a
-    /// softmax; a token that sees no key at all gets zeros.
+    /// A masked key has a weight of exactly 0, which is what the upstream code's most negative float becomes after a
+    /// softmax; a token without any key gets zeros.
     ///
     /// # Errors
-    /// If the sizes do not fit, a tensor is not f32, or the device fails.
+    /// If the sizes do not match, a tensor is not f32, or the device fails.
     pub(crate) fn attend(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let channels = last_dim("softmax", queries)?;
         match queries.device() {

@@ -1,8 +1,8 @@
-//! Launches of `kernels/meta_gradient.cu` and `kernels/meta_gradient_short.cu`: quantities of the gradient of each sample.
+//! Launchers for `kernels/meta_gradient.cu` and `kernels/meta_gradient_short.cu`: quantities of per-sample gradients.
 //!
-//! For a linear layer a sample's gradient is `g = Σ_t d_output[t] ⊗ input[t]` over its rows. A sample's inner product and
-//! squared norm are made of its own rows, in an order that the sizes of the layer and a sample's number of rows alone
-//! decide: they are the same bits in whatever batch, and at whatever place of it, the sample stands.
+//! For a linear layer a sample's gradient is `g = Σ_t d_output[t] ⊗ input[t]` over its rows. A sample's inner product
+//! and squared norm depend only on its own rows, and the order of summation only on the sizes of the layer and the
+//! number of rows per sample: they are bit-identical in any batch, at any index in it.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
 
 mod sums;
@@ -23,48 +23,49 @@ use tiles::InTile;
 
 const FILE: &str = "meta_gradient";
 const SHORT_FILE: &str = "meta_gradient_short";
-/// The architecture that `kernels/meta_gradient_hopper.cu` is for, and the rows of a sample from which on it has less to pad
-/// than it gains.
+/// The compute capability that `kernels/meta_gradient_hopper.cu` is for, and the minimum rows per sample at which it
+/// gains more than it loses to padding.
 const HOPPER: (u32, u32) = (9, 0);
 const LEAST_HOPPER_ROWS: usize = 33;
 const THREADS: u32 = 256;
-/// Columns a block of a sum over the rows of a table.
+/// Columns per block of a sum over the rows of a table.
 const COLUMNS: usize = 32;
-/// Numbers of a sample that one block multiplies: `DOT_SHARE` there.
+/// Elements of a sample that one block multiplies: `DOT_SHARE` in the kernel.
 const DOT_SHARE: usize = 8192;
-/// Numbers for each sample and tile that [`in_tile`] keeps at once: 64 MiB a quantity.
+/// Partial results per sample and tile that [`in_tile`] keeps at once: 64 MiB per quantity.
 pub const MOST_PARTIALS: usize = 16 << 20;
-/// Rows of a tile of products of rows, the threads of its block and their shared memory: `ROWS`, `THREADS` and 3 stages of
-/// two tiles with 128 bytes a row, there.
+/// Rows per tile of products of rows, the threads of its block and their shared memory: `ROWS`, `THREADS` and 3 stages
+/// of two tiles with 128 bytes per row, in the kernel.
 const ROWS: usize = 64;
 const ROW_THREADS: u32 = 128;
 const ROW_BYTES: u32 = 3 * 2 * 64 * 128;
-/// Rows of a sample up to which each pair of rows has a block of its own.
+/// Maximum rows per sample for which each pair of rows has its own block.
 const MOST_PAIRED_ROWS: usize = 4;
 
-/// What [`meta_gradient`] reckons with. Times are in operations of a matrix product at a card's full rate (989 TFLOP/s and
-/// 3.35 TB/s on an H100). Measured on an H200 for `[3072, 1024]`: the three ways have 0.57, 0.20 and 0.68 of that rate with 680
-/// rows a sample; with 77 rows the tile takes 132 us and the others 290 together, with one row 207 and 44.
+/// The cost model of [`meta_gradient`]. Times are in operations of a matrix product at a GPU's peak rate (989 TFLOP/s
+/// and 3.35 TB/s on an H100). Measured on an H200 for `[3072, 1024]`: the three ways reach 0.57, 0.20 and 0.68 of that
+/// rate with 680 rows per sample; with 77 rows the tile takes 132 us and the others 290 together, with one row 207 and
+/// 44.
 mod cost {
-    /// What part of that rate each way has: products in the tile, by rows, and by the vendor's library.
+    /// The fraction of that rate for each way: products in the tile, by rows, and by cuBLASLt.
     pub(super) const IN_TILE: f64 = 0.5;
     pub(super) const BY_ROWS: f64 = 0.3;
     pub(super) const LIBRARY: f64 = 0.75;
-    /// The end of a sample for one number of its gradient: 4 instructions, of which a multiprocessor does 128 a cycle where
-    /// it does 4096 of the other operations.
+    /// The epilogue of a sample, per element of its gradient: 4 instructions, of which a multiprocessor runs 128 per
+    /// cycle, compared with 4096 of the other operations.
     pub(super) const END: f64 = 128.0;
-    /// Reading or writing a number of 16 bits.
+    /// Reading or writing a 16-bit value.
     pub(super) const MOVE: f64 = 600.0;
 }
 
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-    // SAFETY: only functions of this file call this: each gives its kernel's arguments in order, has compared the sizes
-    // of all buffers with those that the kernel is told, borrows mutably what is written, and the buffers are freed in
-    // the order of the work.
+    // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
+    // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
+    // are freed in the order of the work.
     unsafe { device.launch(kernel, launch, arguments) }
 }
 
-/// What is asked of the gradient of each of `S` samples. What is not asked for costs nothing.
+/// The quantities requested of each of `S` per-sample gradients. What is not requested costs nothing.
 #[derive(Debug, Default)]
 pub struct DeviceRequest<'a> {
     /// Of the parameter's size.
@@ -84,12 +85,12 @@ pub struct WeightedSum<'a> {
     pub sum: &'a mut Buffer<f32>,
     /// `[S]`.
     pub weights: &'a Buffer<f32>,
-    /// Whether to add to what `sum` holds; else it is overwritten.
+    /// Whether to add to `sum`; otherwise it is overwritten.
     pub accumulate: bool,
 }
 
 impl DeviceRequest<'_> {
-    /// The same, borrowed again.
+    /// Reborrows the request.
     fn again(&mut self) -> DeviceRequest<'_> {
         DeviceRequest {
             direction: self.direction,
@@ -107,7 +108,7 @@ impl DeviceRequest<'_> {
         self.products.is_none() && self.squared_norms.is_none() && self.sum.is_none()
     }
 
-    /// Refuses what does not fit a parameter of `parameter` numbers and `samples` samples.
+    /// Checks the sizes against a parameter of `parameter` elements and `samples` samples.
     fn check(&self, op: &'static str, parameter: usize, samples: usize) -> Result<()> {
         if self.direction.is_some() != self.products.is_some() {
             return Err(Error::shape(op, "products and a direction are asked for together or not at all"));
@@ -133,7 +134,7 @@ impl DeviceRequest<'_> {
 pub struct ProductSizes {
     /// `S`.
     pub samples: usize,
-    /// `T`, rows of one sample.
+    /// `T`, rows per sample.
     pub rows: usize,
     /// `O`.
     pub outputs: usize,
@@ -142,7 +143,7 @@ pub struct ProductSizes {
 }
 
 impl ProductSizes {
-    /// Refuses sizes of nothing, and rows that are not of these sizes: `input` `[S·T, I]`, `d_output` `[S·T, O]`.
+    /// Rejects sizes of zero, and buffers of other sizes: `input` `[S·T, I]`, `d_output` `[S·T, O]`.
     fn check<T: Factor>(self, op: &'static str, input: &Buffer<T>, d_output: &Buffer<T>) -> Result<()> {
         let Self { samples, rows, outputs, inputs } = self;
         if [samples, rows, outputs, inputs].contains(&0) {
@@ -167,21 +168,21 @@ impl ProductSizes {
     }
 }
 
-/// A pointer that may be written, or null.
+/// A pointer to write to, or null.
 fn written(buffer: Option<&mut Buffer<f32>>) -> Argument {
     buffer.map_or(Argument::null::<f32>(), Buffer::write)
 }
 
-/// A pointer that is read, or null.
+/// A pointer to read from, or null.
 fn read(buffer: Option<&Buffer<f32>>) -> Argument {
     buffer.map_or(Argument::null::<f32>(), Buffer::read)
 }
 
-/// Quantities of the gradients of a linear layer's weight `[O, I]`, formed in the tile: `input` `[S·T, I]`, `d_output`
-/// `[S·T, O]`.
+/// Quantities of the per-sample gradients of a linear layer's weight `[O, I]`, formed tile by tile: `input` `[S·T, I]`,
+/// `d_output` `[S·T, O]`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn in_tile<T: DeviceFloat>(
     asked: DeviceRequest<'_>,
     input: &Buffer<T>,
@@ -191,11 +192,11 @@ pub fn in_tile<T: DeviceFloat>(
     in_tile_within(asked, input, d_output, sizes, MOST_PARTIALS)
 }
 
-/// [`in_tile`] with a bound of its own on the numbers for each sample and tile that are kept at once. The results are the
-/// same bits.
+/// [`in_tile`] with an explicit limit on the partial results kept at once. The results are
+/// bit-identical.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn in_tile_within<T: DeviceFloat>(
     asked: DeviceRequest<'_>,
     input: &Buffer<T>,
@@ -206,10 +207,10 @@ pub fn in_tile_within<T: DeviceFloat>(
     InTile::suited(input.device(), T::NUMBER, sizes).run(asked, input, d_output, sizes, most_partials)
 }
 
-/// [`in_tile`] by the kernel for all cards, where another would be chosen: to compare the two.
+/// [`in_tile`] with the portable kernel even where another would be chosen, to compare the two.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn in_tile_portable<T: DeviceFloat>(
     asked: DeviceRequest<'_>,
     input: &Buffer<T>,
@@ -219,11 +220,11 @@ pub fn in_tile_portable<T: DeviceFloat>(
     InTile::portable(T::NUMBER).run(asked, input, d_output, sizes, MOST_PARTIALS)
 }
 
-/// `ALCHEMIST_PORTABLE=1`: the kernels for all cards, so that a bench can show what those for one are worth.
+/// `ALCHEMIST_PORTABLE=1`: use the portable kernels, so that a bench can measure the gain of specialized ones.
 static PORTABLE: LazyLock<bool> =
     LazyLock::new(|| std::env::var("ALCHEMIST_PORTABLE").is_ok_and(|value| value == "1"));
 
-/// Whether [`in_tile`] of 16-bit numbers takes the kernel for Hopper on this device.
+/// Whether [`in_tile`] of 16-bit values uses the Hopper kernel on this device.
 pub fn is_for_hopper(device: &Device, sizes: ProductSizes) -> bool {
     let ProductSizes { rows, outputs, inputs, .. } = sizes;
     !*PORTABLE
@@ -233,11 +234,11 @@ pub fn is_for_hopper(device: &Device, sizes: ProductSizes) -> bool {
         && inputs.is_multiple_of(8)
 }
 
-/// Inner products with the direction `[O, I]` by one more matrix product, `Σ_t d_output[t]·(V input[t])`, which is never
-/// stored: `products` `[S]` from `input` `[S·T, I]`, `d_output` `[S·T, O]`. The direction is rounded to `T`.
+/// Inner products with the direction `[O, I]` by one more matrix product, `Σ_t d_output[t]·(V input[t])`, which is
+/// never stored: `products` `[S]` from `input` `[S·T, I]`, `d_output` `[S·T, O]`. The direction is rounded to `T`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn projected<T: DeviceFloat>(
     products: &mut Buffer<f32>,
     direction: &Buffer<f32>,
@@ -282,11 +283,11 @@ pub fn projected<T: DeviceFloat>(
     sample_sums(products, &of_rows, Columns { width: 1, first: 0 }, sizes.samples)
 }
 
-/// Squared norms without the gradients, `Σ_t Σ_s (input[t]·input[s])·(d_output[t]·d_output[s])`: `squared_norms` `[S]` from
-/// `input` `[S·T, I]`, `d_output` `[S·T, O]`. Neither matrix of products is stored.
+/// Squared norms without the gradients, `Σ_t Σ_s (input[t]·input[s])·(d_output[t]·d_output[s])`: `squared_norms` `[S]`
+/// from `input` `[S·T, I]`, `d_output` `[S·T, O]`. Neither Gram matrix is stored.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn gram<T: DeviceFloat>(
     squared_norms: &mut Buffer<f32>,
     input: &Buffer<T>,
@@ -319,15 +320,15 @@ pub fn gram<T: DeviceFloat>(
     totals(squared_norms, &partial)
 }
 
-/// Whether [`in_tile`] takes longer than [`projected`], [`gram`] and the weight gradient of rows that were weighted before.
-/// All times grow with the number of samples, so the choice does not depend on it: a sample's bits must not. Nor does it
-/// depend on what is asked for.
+/// Whether [`in_tile`] takes longer than [`projected`], [`gram`] and the weight gradient of rows weighted beforehand.
+/// All times grow with the number of samples, so the choice does not depend on it, as a sample's bits must not. Nor
+/// does it depend on what is requested.
 fn is_shorter_apart(sizes: ProductSizes) -> bool {
     let [rows, outputs, inputs] = [sizes.rows, sizes.outputs, sizes.inputs].map(|size| size as f64);
     let numbers = outputs * inputs;
     let in_tile = numbers * (2.0 * sizes.rows.next_multiple_of(16) as f64 / cost::IN_TILE + cost::END);
     let projected = 2.0 * rows * numbers / cost::BY_ROWS;
-    // A pair of rows by itself reads both.
+    // Each pair of rows is read separately.
     let gram = match sizes.rows {
         0..=MOST_PAIRED_ROWS => rows * (rows + 1.0) * (inputs + outputs) * cost::MOVE,
         _ => (sizes.rows.next_multiple_of(ROWS) as f64).powi(2) * (inputs + outputs) / cost::BY_ROWS,
@@ -336,12 +337,12 @@ fn is_shorter_apart(sizes: ProductSizes) -> bool {
     projected + gram + weighted < in_tile
 }
 
-/// Quantities of the gradients of a linear layer's weight `[O, I]` in whichever way is reckoned the shortest for these sizes:
-/// `input` `[S·T, I]`, `d_output` `[S·T, O]`. That is [`in_tile`] but for samples of few rows, for which the direction, and
-/// each row times its weight, are rounded to `T`.
+/// Quantities of the per-sample gradients of a linear layer's weight `[O, I]`, computed in the way estimated to be
+/// fastest for these sizes: `input` `[S·T, I]`, `d_output` `[S·T, O]`. That is [`in_tile`], except for samples of few
+/// rows, for which the direction, and each row times its weight, are rounded to `T`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn meta_gradient<T: DeviceFloat>(
     asked: DeviceRequest<'_>,
     input: &Buffer<T>,
@@ -371,11 +372,11 @@ pub fn meta_gradient<T: DeviceFloat>(
     Ok(())
 }
 
-/// Quantities of gradients that are there for each sample: `d_value` `[S, N]`, in `T`. `S` is as many as there are of what is
-/// asked for.
+/// Quantities of per-sample gradients that are already available: `d_value` `[S, N]`, in `T`. `S` is the length of the
+/// requested quantities.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn per_sample<T: Factor>(asked: DeviceRequest<'_>, d_value: &Buffer<T>) -> Result<()> {
     let op = "per_sample";
     let samples = [

@@ -1,4 +1,4 @@
-//! Sums over the rows of each sample, and what a direction is divided by.
+//! Sums over the rows of each sample, and preconditioning of a direction.
 
 use super::{COLUMNS, FILE, THREADS, launch};
 use crate::{
@@ -10,11 +10,11 @@ use crate::{
     error::Result,
 };
 
-/// The sums over the rows of each sample of columns of `d` `[S·T, width]`: `sums` `[S, N]`, `N` columns from
-/// `columns.first`; the gradient of a bias for each sample.
+/// Per-sample sums over the rows of columns of `d` `[S·T, width]`: `sums` `[S, N]`, `N` columns from
+/// `columns.first`; the per-sample gradient of a bias.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn sample_column_sums<T: Factor>(
     sums: &mut Buffer<f32>,
     d: &Buffer<T>,
@@ -24,11 +24,11 @@ pub fn sample_column_sums<T: Factor>(
     sample_sums(sums, d, columns, samples)
 }
 
-/// The gradient of a table for each sample: `tables` `[S, K, N]` from `d` `[S, tokens, N]`, of which row `k` is the sum of
+/// Per-sample gradient of a table: `tables` `[S, K, N]` from `d` `[S, tokens, N]`; row `k` is the sum of
 /// the rows that it was added to.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn sample_gather_sums<T: Factor>(
     tables: &mut Buffer<f32>,
     d: &Buffer<T>,
@@ -56,12 +56,12 @@ pub fn sample_gather_sums<T: Factor>(
     launch(d.device(), &Kernel::of::<T>(FILE, "gather_samples"), &shape, &arguments)
 }
 
-/// The direction as AdamW sees it, `to = v / (sqrt(second_moment·factors[0]) + factors[1])`: `factors` `[2]` hold the
-/// inverse of the correction of the second moment and epsilon, on the device, so that a recorded step finds its own. All
-/// are 0 where `factors[0]` is: before AdamW's first step there is no second moment.
+/// Preconditions a direction with AdamW's state, `to = v / (sqrt(second_moment·factors[0]) + factors[1])`: `factors`
+/// `[2]` hold the inverse bias correction of the second moment and epsilon, on the device, so that a captured step
+/// reads current values. The result is 0 where `factors[0]` is: before AdamW's first step there is no second moment.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn precondition(
     to: &mut Buffer<f32>,
     v: &Buffer<f32>,
@@ -80,10 +80,10 @@ pub fn precondition(
     launch(v.device(), &Kernel::of::<f32>(FILE, op), &each_launch::<f32>(op, 1, v.len())?, &arguments)
 }
 
-/// The sums of the columns of `matrix` `[P, S]`: `to` `[S]`. A column's order is that of its rows, whatever `S` is.
+/// Column sums of `matrix` `[P, S]`: `to` `[S]`. The order of a column's sum does not depend on `S`.
 ///
 /// # Errors
-/// If the sizes do not fit or the device fails.
+/// If the sizes do not match or the device fails.
 pub fn totals(to: &mut Buffer<f32>, matrix: &Buffer<f32>) -> Result<()> {
     let columns = Columns { width: to.len(), first: 0 };
     column_sum(to, matrix, columns, false)

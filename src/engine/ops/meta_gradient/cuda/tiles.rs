@@ -1,4 +1,4 @@
-//! The kernels that form gradients in the tile: which one, and its launches.
+//! The choice and the launches of the kernels that form per-sample gradients tile by tile.
 
 use super::{
     DeviceRequest, FILE, ProductSizes, THREADS, WeightedSum, is_for_hopper, launch, projected, read, totals,
@@ -14,49 +14,49 @@ use crate::{
 };
 
 const HOPPER_FILE: &str = "meta_gradient_hopper";
-/// Shared memory that kernels which form gradients take beside what they are given, at most.
+/// Maximum static shared memory of these kernels.
 const STATIC_BYTES: u32 = 1024;
-/// What the number of chunks is chosen for. A constant, so that sums are the same bits on every card.
+/// Multiprocessors for which the number of chunks is chosen; constant, so that sums are bit-identical on every GPU.
 const MULTIPROCESSORS: usize = 132;
-/// Chunks of a batch at most: each needs memory for a gradient.
+/// Maximum chunks per batch: each needs memory for a gradient.
 const MOST_CHUNKS: usize = 4;
-/// Columns of the boxes that Hopper's copy unit brings: of the kernel's `left` they are two, `LEFT` there.
+/// Columns of the boxes that TMA copies: two boxes span the kernel's `left`, `LEFT` columns.
 const BOX_COLUMNS: u32 = 64;
 const LEFT: usize = 2 * BOX_COLUMNS as usize;
 
-/// Times of the kernel for Hopper on one multiprocessor, in microseconds, from a run on an H200 on 2026-11-26 (S 64, T 680,
+/// Times of the Hopper kernel on one multiprocessor, in microseconds, from a run on an H200 on 2026-11-26 (S 64, T 680,
 /// bf16). There a tile of one sample took 5.05 with 128 columns and 6.55 with 192.
 mod cost {
-    /// The end of a sample: the same without what is asked of it took 0.6 less with 192 columns, 0.8 with 128.
+    /// The epilogue of a sample: without it a tile took 0.6 less with 192 columns, 0.8 with 128.
     pub(super) const END: f64 = 0.7;
-    /// 64 rows: 5.05 and 6.55 are the end and 11 times these.
+    /// Per 64 rows: 5.05 and 6.55 are the epilogue plus 11 of these.
     pub(super) const ROWS_128: f64 = 0.395;
     pub(super) const ROWS_192: f64 = 0.532;
-    /// A number of the gradient for each chunk, where there are several: its sum is written and read again, and a block
-    /// begins and ends. Taken from what runs of 3 and 8 chunks took beyond their samples: 5 to 9 a million numbers.
+    /// Per element of the gradient and chunk, if there are several: its sum is written and read again, and a block
+    /// starts and ends. Derived from the overhead of runs with 3 and 8 chunks: 5 to 9 per million elements.
     pub(super) const CHUNK: f64 = 7e-6;
 }
 
-/// A kernel that forms gradients in the tile.
+/// A kernel that forms gradients tile by tile.
 pub(super) struct InTile {
     file: &'static str,
     name: &'static str,
-    /// Outputs and inputs of a tile.
+    /// Outputs and inputs per tile.
     tile: [usize; 2],
-    /// Parts of a tile that write numbers for each sample.
+    /// Parts of a tile that write partial results per sample.
     parts: usize,
     threads: u32,
     /// Bytes of shared memory for rows, and for the direction.
     row_bytes: u32,
     direction_bytes: u32,
-    /// For the kernel whose rows come by the card's own copy unit.
+    /// For the kernel that loads rows by TMA.
     hopper: Option<HopperTile>,
 }
 
 impl InTile {
-    /// The kernel for all cards.
+    /// The portable kernel.
     pub(super) fn portable(number: ProductNumber) -> Self {
-        // Stages of two operands: 4 of 16 rows of 64 numbers, or 3 of 64 rows of 128.
+        // Stages of two operands: 4 of 16 rows of 64 elements, or 3 of 64 rows of 128.
         let (side, row_bytes, direction_bytes) = match number {
             ProductNumber::F32 => (64, 4 * 2 * 16 * 64 * 4, 64 * 64 * 4),
             ProductNumber::Bf16 | ProductNumber::F16 => (128, 3 * 2 * 64 * 128 * 2, 128 * 128 * 4),
@@ -73,7 +73,7 @@ impl InTile {
         }
     }
 
-    /// The kernel for Hopper.
+    /// The Hopper kernel.
     fn hopper(tile: HopperTile) -> Self {
         let HopperTile { width, swapped } = tile;
         let (name, stages) = match width {
@@ -88,14 +88,14 @@ impl InTile {
             tile: if swapped { [columns, LEFT] } else { [LEFT, columns] },
             parts: 2,
             threads: 384,
-            // Boxes begin on a multiple of 1024.
+            // Boxes are aligned to 1024 bytes.
             row_bytes: stages * width.step() * all_columns * 2 + 1024,
             direction_bytes: numbers * 4,
             hopper: Some(tile),
         }
     }
 
-    /// The kernel to take. What decides is the same for every batch of a layer.
+    /// Chooses the kernel. The choice is the same for every batch of a layer.
     pub(super) fn suited(device: &Device, number: ProductNumber, sizes: ProductSizes) -> Self {
         match number {
             ProductNumber::Bf16 | ProductNumber::F16 if is_for_hopper(device, sizes) => {
@@ -105,7 +105,7 @@ impl InTile {
         }
     }
 
-    /// A layer's rows and its sizes as the kernel reads them.
+    /// A layer's rows and sizes as kernel arguments.
     fn layer<T: DeviceFloat>(
         &self,
         input: &Buffer<T>,
@@ -118,7 +118,7 @@ impl InTile {
             return Ok(arguments);
         };
         let ProductSizes { samples, rows, outputs, inputs } = sizes;
-        // Rows, their columns, and how far apart in memory the numbers of neighboring columns are in a gradient.
+        // Rows, their columns, and the stride between neighboring columns in a gradient.
         let (of_output, of_input) = ((d_output, outputs, inputs), (input, inputs, 1));
         let (left, right) = if swapped { (of_input, of_output) } else { (of_output, of_input) };
         let mut arguments = Vec::new();
@@ -143,10 +143,10 @@ impl InTile {
         Ok(arguments)
     }
 
-    /// Does what is asked, keeping at most so many numbers for each sample and tile at once.
+    /// Computes everything requested, with at most this many partial results per sample and tile at once.
     ///
     /// # Errors
-    /// If the sizes do not fit or the device fails.
+    /// If the sizes do not match or the device fails.
     pub(super) fn run<T: DeviceFloat>(
         &self,
         mut asked: DeviceRequest<'_>,
@@ -162,7 +162,7 @@ impl InTile {
         if self.row_bytes + self.direction_bytes + STATIC_BYTES > device.facts().shared_bytes
             && let (Some(products), Some(direction)) = (asked.products.take(), asked.direction.take())
         {
-            // Cards below the data center's have room for the rows alone.
+            // Consumer GPUs have shared memory for the rows only.
             projected(products, direction, input, d_output, sizes)?;
         }
         if asked.is_nothing() {
@@ -175,7 +175,7 @@ impl InTile {
         };
         let chunk = sizes.samples.div_ceil(chunks);
         let chunks = sizes.samples.div_ceil(chunk);
-        // Samples of each chunk in one launch.
+        // Samples of each chunk per launch.
         let parts = tiles * self.parts;
         let count = (most_partials / (parts * chunks)).clamp(1, chunk);
         let slots = if count == chunk { sizes.samples } else { chunks * count };
@@ -185,7 +185,7 @@ impl InTile {
         };
         for first in (0..chunk).step_by(count) {
             let partial = |wanted: bool| -> Result<Option<Buffer<f32>>> {
-                // Where chunks are not of one length, some slots are nobody's.
+                // Where chunks differ in length, some slots are unused.
                 let make = || {
                     if count == chunk {
                         device.uninitialized(parts * slots)
@@ -245,7 +245,7 @@ impl InTile {
     }
 }
 
-/// Puts what was found of `count` samples of each chunk, from the sample `first` of the chunk on, where the samples are.
+/// Copies the results of `count` samples of each chunk, from the chunk's sample `first` on, to the samples' indices.
 fn scatter(
     to: &mut Buffer<f32>,
     some: &Buffer<f32>,
@@ -262,7 +262,7 @@ fn scatter(
     Ok(())
 }
 
-/// Columns of the kernel's `right` in a tile.
+/// Columns of the kernel's `right` per tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Width {
     W128,
@@ -277,7 +277,7 @@ impl Width {
         }
     }
 
-    /// Rows of a step.
+    /// Rows per step.
     fn step(self) -> u32 {
         match self {
             Self::W128 => 64,
@@ -285,7 +285,7 @@ impl Width {
         }
     }
 
-    /// What a tile of one sample takes.
+    /// Time for a tile of one sample.
     fn time(self, rows: usize) -> f64 {
         let each = match self {
             Self::W128 => cost::ROWS_128,
@@ -295,17 +295,17 @@ impl Width {
     }
 }
 
-/// How the kernel for Hopper cuts a gradient.
+/// How the Hopper kernel tiles a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct HopperTile {
     width: Width,
-    /// Whether the width lies along the outputs, and not along the inputs.
+    /// Whether the width runs along the outputs instead of the inputs.
     swapped: bool,
 }
 
 impl HopperTile {
-    /// What takes the least for 64 samples of a layer. It may not depend on how many there are: numbers of a sample are
-    /// added in another order in other tiles.
+    /// The fastest tiling for 64 samples of a layer. It must not depend on the number of samples, since the order in
+    /// which a sample's values are added depends on the tiling.
     fn suited(sizes: ProductSizes) -> Self {
         let sizes = ProductSizes { samples: 64, ..sizes };
         let time = |tile: Self| tile.time(sizes, tile.chunks(sizes));
@@ -318,14 +318,14 @@ impl HopperTile {
         )
     }
 
-    /// Into how many chunks a batch is cut that are summed apart.
+    /// Number of chunks of a batch that are summed separately.
     fn chunks(self, sizes: ProductSizes) -> usize {
         (2..=MOST_CHUNKS.min(sizes.samples)).fold(1, |best, chunks| {
             if self.time(sizes, chunks) < self.time(sizes, best) { chunks } else { best }
         })
     }
 
-    /// What a batch takes, with all that can be asked: the rounds that the busiest multiprocessor does, and the chunks.
+    /// Time for a batch with everything requested: the rounds of the busiest multiprocessor, and the chunks.
     fn time(self, sizes: ProductSizes, chunks: usize) -> f64 {
         let ProductSizes { samples, rows, outputs, inputs } = sizes;
         let (left, right) = if self.swapped { (inputs, outputs) } else { (outputs, inputs) };
@@ -336,9 +336,9 @@ impl HopperTile {
     }
 }
 
-/// Into how many chunks the kernel for all cards cuts a batch: as many as leave the fewest multiprocessors idle.
+/// Number of chunks for the portable kernel: as many as leave the fewest multiprocessors idle.
 fn chunks(tiles: usize, samples: usize) -> usize {
-    // Time for all, if one tile and sample take 1: the rounds that the busiest multiprocessor does, of shorter chunks.
+    // Relative time if one tile and sample take 1: the rounds of the busiest multiprocessor, with shorter chunks.
     let time = |chunks: usize| (tiles * chunks).div_ceil(MULTIPROCESSORS) as f64 / chunks as f64;
     (2..=MOST_CHUNKS.min(samples)).fold(1, |best, chunks| {
         // Each chunk's sum is written and read once more.
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(found(64, 680, 1024, 1024), (128, false, 2));
         assert_eq!(found(64, 680, 4096, 1024), (128, false, 1));
         assert_eq!(found(64, 680, 1024, 4096), (128, false, 1));
-        // How the tests of the kernel come to all ways.
+        // Cases that cover every path in the tests of the kernel.
         assert_eq!(found(2, 65, 3064, 1016), (192, true, 1));
         assert_eq!(found(9, 680, 1016, 1528), (192, false, 2));
         assert_eq!(found(40, 65, 1024, 256), (128, false, 4));

@@ -1,4 +1,4 @@
-//! What the CPU reference of the pyramid is made of.
+//! Building blocks of the pyramid's CPU reference.
 
 pub(crate) mod nearest;
 pub(crate) mod phi;

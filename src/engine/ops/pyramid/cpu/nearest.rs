@@ -1,16 +1,16 @@
-//! The nearest code of a vector: |z|² + |e|² - 2z·e in f32, the first code where several are equally near.
+//! Nearest code of a vector: |z|² + |e|² - 2z·e in f32; ties go to the first code.
 
 use pulp::{Arch, Simd, WithSimd};
 
 const LANES: usize = 16;
 const ROWS: usize = 4;
 
-/// A codebook laid out for searching: codes in blocks of 16, channel by channel within a block, so that one
+/// A codebook packed for searching: codes in blocks of 16, channel by channel within a block, so that one
 /// vector instruction compares a channel of a row with that of 16 codes.
 #[derive(Clone, Debug)]
 pub(crate) struct NearestCode {
     channels: usize,
-    /// `[blocks, C, LANES]`; the last block is filled up with codes that are infinitely far away.
+    /// `[blocks, C, LANES]`; the last block is padded with codes that are infinitely far away.
     blocks: Vec<[f32; LANES]>,
     /// |e|², `[blocks, LANES]`.
     norms: Vec<[f32; LANES]>,
@@ -37,10 +37,10 @@ impl NearestCode {
         Self { channels, blocks, norms }
     }
 
-    /// For each of the rows `[N, C]` its nearest code and their squared distance.
+    /// Finds the nearest code of each of the rows `[N, C]`, and its squared distance.
     ///
     /// # Panics
-    /// If the slices do not fit each other.
+    /// If the slices have inconsistent lengths.
     pub(crate) fn search(&self, rows: &[f32], codes: &mut [u32], distances: &mut [f32]) {
         assert_eq!(rows.len(), codes.len() * self.channels, "one code a row");
         assert_eq!(codes.len(), distances.len(), "one distance a row");

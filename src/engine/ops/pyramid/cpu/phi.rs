@@ -1,8 +1,8 @@
-//! Which of the pyramid's shared convolutions φ a scale uses.
+//! Assigns the pyramid's shared convolutions φ to scales.
 
-/// Which of `convolutions` shared φ each of `scales` uses, exactly as numpy decides it in f64 in the released code
-/// (`PhiPartiallyShared`): the nearest of evenly spaced ticks to `si/(scales - 1)`, the first where two are equally
-/// near. With ten scales and four convolutions two scales are ties but for rounding: `[0,0,1,1,1,2,2,3,3,3]`.
+/// Which of `convolutions` shared φ each of `scales` uses, exactly as numpy computes it in f64 in the upstream code
+/// (`PhiPartiallyShared`): the evenly spaced tick nearest to `si/(scales - 1)`; ties go to the
+/// first. With ten scales and four convolutions two scales are ties but for rounding: `[0,0,1,1,1,2,2,3,3,3]`.
 #[expect(clippy::cast_precision_loss, reason = "a few scales")]
 pub(crate) fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
     if convolutions == 0 {
@@ -21,7 +21,7 @@ pub(crate) fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
         .collect();
     (0..scales)
         .map(|scale| {
-            // A single scale has no place between the first and the last; it uses the first.
+            // A single scale has no position between the first and the last; it uses the first.
             let place = if scales == 1 { 0.0 } else { scale as f64 / (scales - 1) as f64 };
             let mut best = 0;
             for (at, tick) in ticks.iter().enumerate() {
@@ -38,7 +38,7 @@ pub(crate) fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
 mod tests {
     use super::phi_index;
 
-    /// Digits computed with numpy 2.4.6 from the released formula, for 2 to 16 scales.
+    /// Digits computed with numpy 2.4.6 from the upstream formula, for 2 to 16 scales.
     const TABLE: [(usize, [&str; 15]); 5] = [
         (
             2,

@@ -1,7 +1,7 @@
 //! Resampling of square feature maps: area (adaptive average) down, bicubic up, and the pyramid's 3×3 convolution.
 //!
-//! Maps are channels-last, `[side, side, C]`, so that every inner loop runs over contiguous channels. No product is
-//! fused with an addition, so the results do not depend on the vector instructions that the machine has.
+//! Maps are channels-last, `[side, side, C]`, so that every inner loop runs over contiguous channels. Multiplications
+//! and additions are not fused, so the results do not depend on the CPU's vector instructions.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -14,7 +14,7 @@ use crate::{
 const A: f64 = -0.75;
 
 /// Bicubic resizing of a square map: corners not aligned, A = -0.75, no antialiasing, samples clamped to the border
-/// (`F.interpolate(mode="bicubic")` of the released `models/quant.py`).
+/// (`F.interpolate(mode="bicubic")` in the upstream `models/quant.py`).
 #[derive(Clone, Debug)]
 pub struct Bicubic {
     input: usize,
@@ -49,12 +49,12 @@ impl Bicubic {
         Self { input, taps }
     }
 
-    /// For each place of the output, four places of the input and their weights.
+    /// Four input positions and their weights for each output position.
     pub(crate) fn taps(&self) -> &[[(usize, f32); 4]] {
         &self.taps
     }
 
-    /// Resizes `map` `[input, input, C]` into `resized` `[output, output, C]`; `rows` is working space.
+    /// Resizes `map` `[input, input, C]` into `resized` `[output, output, C]`; `rows` is scratch space.
     ///
     /// # Panics
     /// If the slices do not have these sizes.
@@ -97,7 +97,7 @@ impl WithSimd for Resize<'_> {
     }
 }
 
-/// The weighted sum of four runs of `length` numbers.
+/// The weighted sum of four runs of `length` values.
 #[inline(always)]
 fn blend(taps: &[(usize, f32); 4], source: &[f32], length: usize, target: &mut [f32]) {
     let [a, b, c, d] = taps.map(|(at, weight)| (&source[at * length..][..length], weight));
@@ -106,7 +106,7 @@ fn blend(taps: &[(usize, f32); 4], source: &[f32], length: usize, target: &mut [
     }
 }
 
-/// Adaptive average pooling of a square map to a smaller or equal side, whole-number ratio or not: output `i` is the
+/// Adaptive average pooling of a square map to a smaller or equal side, for any ratio: output `i` is the
 /// mean over inputs `floor(i·in/out)..ceil((i+1)·in/out)` (`F.interpolate(mode="area")`).
 #[derive(Clone, Debug)]
 pub struct Area {
@@ -174,7 +174,7 @@ impl WithSimd for Pool<'_> {
 const LANES: usize = 16;
 const PIXELS: usize = 4;
 
-/// The pyramid's residual convolution φ(h) = (1 - r)·h + r·conv3×3(h), zero-padded (`Phi` of the released
+/// The pyramid's residual convolution φ(h) = (1 - r)·h + r·conv3×3(h), zero-padded (`Phi` in the upstream
 /// `models/quant.py`, where r is `quant_resi` = 0.5).
 #[derive(Clone, Debug)]
 pub struct ResidualConvolution {
@@ -189,7 +189,7 @@ impl ResidualConvolution {
     /// From PyTorch's `weight` `[C, C, 3, 3]` and `bias` `[C]`, of any float type.
     ///
     /// # Errors
-    /// If the shapes do not fit.
+    /// If the shapes do not match.
     #[expect(clippy::cast_possible_truncation, reason = "weights are used as f32")]
     pub fn new(weight: &Tensor, bias: &Tensor, ratio: f32) -> Result<Self> {
         let channels = bias.len();
@@ -225,7 +225,7 @@ impl ResidualConvolution {
         self.channels
     }
 
-    /// The weights, `[9, C in, C out]`, the window row by row.
+    /// The weights, `[9, C in, C out]`, window in row-major order.
     pub(crate) fn weight(&self) -> Vec<f32> {
         let mut weight = Vec::with_capacity(9 * self.channels * self.channels);
         for row in 0..9 * self.channels {
@@ -246,7 +246,7 @@ impl ResidualConvolution {
         self.ratio
     }
 
-    /// Applies φ in place to `map` `[side, side, C]`; `padded` is working space.
+    /// Applies φ in place to `map` `[side, side, C]`; `padded` is scratch space.
     ///
     /// # Panics
     /// If the slice does not have this size.

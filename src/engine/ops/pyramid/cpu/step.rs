@@ -1,4 +1,4 @@
-//! One scale at a time, as images are drawn.
+//! Scale-by-scale sampling.
 
 use super::super::{OP, PyramidQuantizer, Scale, Workspace, add, layout::transpose};
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
 };
 
 impl PyramidQuantizer {
-    /// The codebook's vectors of one scale's codes: `[B, pn²]` to `[B, Cvae, pn, pn]`.
+    /// Looks up the codebook vectors of one scale's codes: `[B, pn²]` to `[B, Cvae, pn, pn]`.
     ///
     /// # Errors
-    /// If there is no such scale, the shape does not fit or a code is out of range.
+    /// If there is no such scale, the shape does not match or a code is out of range.
     pub fn embed(&self, scale: usize, codes: &Tensor) -> Result<Tensor> {
         let side = self.scale(scale)?.side;
         let &[batch, cells] = codes.shape() else {
@@ -38,11 +38,11 @@ impl PyramidQuantizer {
 
     /// One step of sampling (`get_next_autoregressive_input`): adds scale `scale`'s vectors `embedded`
     /// `[B, Cvae, pn, pn]` (from [`embed`](Self::embed), or soft ones) to the running `reconstruction`
-    /// `[B, Cvae, H, H]`, and gives the input of the next scale, `[B, Cvae, pn', pn']`; after the last scale, the
+    /// `[B, Cvae, H, H]`, and returns the input of the next scale, `[B, Cvae, pn', pn']`; after the last scale, the
     /// reconstruction itself.
     ///
     /// # Errors
-    /// If there is no such scale or the shapes do not fit.
+    /// If there is no such scale or the shapes do not match.
     pub fn next_input(&self, scale: usize, reconstruction: &mut Tensor, embedded: &Tensor) -> Result<Tensor> {
         let at = self.scale(scale)?;
         let (channels, full) = (self.channels(), self.side());
