@@ -1,5 +1,5 @@
-//! One transformer block and the backbone that both networks share: the start of the sequence and the blocks
-//! (released: `AttnBlock`, `VAR.forward`, `VARRater.forward`).
+//! The transformer block, and the backbone that both networks share: the input embedding and the blocks
+//! (upstream: `AttnBlock`, `VAR.forward`, `VARRater.forward`).
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::{
     models::{BackboneConfig, Layout, init::Initializer},
 };
 
-/// Released ε of every layer norm.
+/// ε of every layer norm, as in the upstream code.
 pub(crate) const EPSILON: f64 = 1e-6;
 
 /// A linear layer's parameters.
@@ -37,7 +37,7 @@ impl LinearLayer {
     /// Declares `name.weight` `[O, I]` and `name.bias` `[O]`.
     ///
     /// # Errors
-    /// If a name is taken.
+    /// If a name is already declared.
     pub(crate) fn new(init: &mut Initializer<'_>, name: &str, outputs: usize, inputs: usize) -> Result<Self> {
         let weight = init.weight(&format!("{name}.weight"), &[outputs, inputs], 1.0)?;
         let bias = init.zeros(&format!("{name}.bias"), &[outputs])?;
@@ -47,7 +47,7 @@ impl LinearLayer {
     /// Applies the layer.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     pub(crate) fn forward(&self, tape: &mut Tape<'_>, x: &Var) -> Result<Var> {
         linear(tape, x, self.weight, &self.biases)
     }
@@ -75,7 +75,7 @@ struct Block {
     drop_path: f64,
 }
 
-/// What a block keeps from scale to scale while a pyramid grows.
+/// Key-value cache of a block, for scale-by-scale sampling.
 #[derive(Clone, Debug, Default)]
 struct BlockCache {
     /// Queries, keys and values of the scales so far, `[B, L, 3C]`.
@@ -84,27 +84,27 @@ struct BlockCache {
     text: Option<Tensor>,
 }
 
-/// What a network keeps from scale to scale while a pyramid grows.
+/// Key-value cache of a network, for scale-by-scale sampling.
 #[derive(Clone, Debug)]
 pub struct Cache {
     blocks: Vec<BlockCache>,
-    /// The scales so far.
+    /// Number of scales so far.
     scales: usize,
 }
 
-/// The factors of drop-path in one forward pass: for each of a block's two branches, and each block, one a sample, `[B]`,
-/// or nothing where none is dropped.
+/// Drop-path factors of one forward pass: one `[B]` tensor per block and branch, or `None` where nothing
+/// is dropped.
 #[derive(Clone, Debug, Default)]
 pub struct DropPath(Vec<[Option<Tensor>; 2]>);
 
 impl DropPath {
-    /// The factors in order, to be taken to a device.
+    /// The factors in order, so that they can be moved to a device.
     pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.0.iter_mut().flatten().flatten()
     }
 }
 
-/// The batch's random choices in one forward pass: none for evaluation.
+/// Random choices of one forward pass: none in evaluation.
 #[derive(Clone, Copy, Debug)]
 pub enum Mode<'a> {
     /// No drop-path.
@@ -113,7 +113,7 @@ pub enum Mode<'a> {
     Train(&'a DropPath),
 }
 
-/// Everything of a network below its head.
+/// A network without its head.
 #[derive(Clone, Debug)]
 pub(crate) struct Backbone {
     encoder_proj: LinearLayer,
@@ -125,10 +125,10 @@ pub(crate) struct Backbone {
 }
 
 impl Backbone {
-    /// Declares and initializes the parameters under their released names.
+    /// Declares and initializes the parameters under their upstream names.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub(crate) fn new(init: &mut Initializer<'_>, config: &BackboneConfig) -> Result<Self> {
         let BackboneConfig { width, heads, depth, .. } = *config;
         if heads == 0 || width % heads != 0 || (width / heads) % 4 != 0 {
@@ -165,7 +165,7 @@ impl Backbone {
         let blocks =
             (0..depth).map(|at| Block::new(init, config, at).map(Arc::new)).collect::<Result<_>>()?;
         let encoder_proj = LinearLayer::new(init, "encoder_proj", width, config.text_channels)?;
-        // The vectors of the levels are added to the tokens and condition the modulation.
+        // The level embeddings are added to the tokens and also condition the modulation.
         let repeated = level.filter(|_| config.level_embedding && config.shared_aln).into_iter().collect();
         let level = if config.level_embedding { level } else { None };
         let (weight, bias) = word_embed;
@@ -174,19 +174,19 @@ impl Backbone {
         Ok(Self { encoder_proj, embed, modulation, blocks, repeated, layout })
     }
 
-    /// All tokens of the pyramid, of which other layouts are parts.
+    /// The layout of all tokens of the pyramid, from which other layouts are derived.
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The same network for a part of the pyramid's tokens.
+    /// The same network on a subset of the pyramid's tokens.
     #[must_use]
     pub(crate) fn with_layout(&self, layout: Layout) -> Self {
         let embed = self.embed.with_tokens(Arc::clone(&layout.levels), &layout.places);
         Self { embed, layout, ..self.clone() }
     }
 
-    /// A cache for a pyramid that has no scale yet.
+    /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         Cache { blocks: vec![BlockCache::default(); self.blocks.len()], scales: 0 }
     }
@@ -196,11 +196,12 @@ impl Backbone {
         &self.repeated
     }
 
-    /// Draws the factors of drop-path for a batch: 0 with the block's rate as probability, else what keeps the mean (B11).
-    /// A stream is a step and which forward pass of it. They are drawn on the host, in f64; a device has them in f32.
+    /// Samples the drop-path factors of a batch: 0 with the block's rate as probability, otherwise `1 / (1 − rate)`
+    /// (B11). `stream` identifies the step and the forward pass within it. Factors are sampled on the host, in f64;
+    /// devices use f32.
     ///
     /// # Errors
-    /// Never, as there is a factor for each sample.
+    /// Never: there is one factor per sample.
     pub(crate) fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
         let branch = |rate: f64, branch: u64| -> Result<Option<Tensor>> {
             if rate <= 0.0 {
@@ -216,10 +217,10 @@ impl Backbone {
         Ok(DropPath(self.blocks.iter().enumerate().map(block).collect::<Result<_>>()?))
     }
 
-    /// The pyramid `[B, L − L₀, Cvae]` and the text to the last block's residual stream `[B, L, C]`.
+    /// Maps the pyramid `[B, L − L₀, Cvae]` and the text to the last block's residual stream `[B, L, C]`.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     pub(crate) fn forward(
         &self,
         tape: &mut Tape<'_>,
@@ -242,11 +243,11 @@ impl Backbone {
         Ok(x)
     }
 
-    /// The next scale's tokens of a pyramid that grows: `input` `[B, pn², Cvae]` (of the first scale `[B, 0, Cvae]`) to
-    /// `[B, pn², C]`. What the whole pass gives for these tokens, as the coarser scales do not see finer ones.
+    /// Computes the tokens of the next scale while sampling: `input` `[B, pn², Cvae]` (first scale: `[B, 0, Cvae]`) to
+    /// `[B, pn², C]`. Equal to a full forward pass at these tokens, since coarser scales do not attend to finer ones.
     ///
     /// # Errors
-    /// If the pyramid has all its scales, or the sizes do not fit.
+    /// If the pyramid already has all its scales, or the sizes do not match.
     pub(crate) fn forward_scale(
         &self,
         tape: &mut Tape<'_>,
@@ -264,14 +265,14 @@ impl Backbone {
         Ok(x)
     }
 
-    /// What the first block gets: the stream; and what every block gets beside it.
+    /// The first block's input (the residual stream), and the other inputs shared by all blocks.
     fn start(&self, tape: &mut Tape<'_>, input: &Tensor, text: &TextStates) -> Result<(Var, Vec<Var>)> {
         let dtype = tape.dtype();
         let pooled = tape.constant(text.pooled.cast(dtype)?);
         let sos = self.encoder_proj.forward(tape, &pooled)?;
         let input = tape.constant(input.cast(dtype)?);
         let x = patch_embed(tape, &sos, &input, &self.embed)?;
-        // Every block gets the stream, the text and, where levels modulate it, their condition.
+        // Every block takes the stream, the text and, with a modulation, its condition.
         let mut rest = vec![tape.constant(text.states.cast(dtype)?)];
         if let Some((level, first, second)) = &self.modulation {
             let pairs = level_pairs(tape, *level, self.embed.levels(), x.value().dim(0))?;
@@ -308,8 +309,8 @@ impl CrossAttention {
 }
 
 impl Block {
-    /// `inputs`: the stream `[B, L, C]`, the text's states and, if there is a modulation, its condition. With a cache the
-    /// tokens are those after the ones it holds.
+    /// `inputs`: the stream `[B, L, C]`, the text states and, with a modulation, its condition. With a cache, the
+    /// tokens follow those in the cache.
     fn forward(
         &self,
         tape: &mut Tape<'_>,
@@ -382,7 +383,7 @@ impl Block {
             true => init.constant(&format!("{name}.scale_mul_1H11"), &[1, heads, 1, 1], 4f64.ln()).map(Some),
             false => Ok(None),
         };
-        // The released code divides these two by √(2·depth), and leaves the cross-attention's projection alone (B10).
+        // The upstream code divides these two by √(2·depth), but not the cross-attention's output projection (B10).
         let quiet = 1.0 / (2.0 * depth as f64).sqrt();
         let projection =
             |init: &mut Initializer<'_>, name: &str, inputs: usize, factor: f64| -> Result<LinearLayer> {
@@ -453,7 +454,8 @@ fn first_row(mask: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Builds a network's parameters: `build` declares them through an [`Initializer`]. Without a seed what would be drawn is 0.
+/// Builds a network's parameters: `build` declares them through an [`Initializer`]. Without a seed, random weights stay
+/// 0.
 ///
 /// # Errors
 /// If `build` fails.

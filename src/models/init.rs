@@ -1,4 +1,5 @@
-//! How weights start (upstream.md, B10): normal with the released deviation, biases 0, two projections divided.
+//! Weight initialization (upstream.md, B10): normal with the upstream deviation, zero biases, two scaled-down
+//! projections.
 
 use rayon::prelude::*;
 
@@ -8,8 +9,8 @@ use crate::{
     models::BackboneConfig,
 };
 
-/// Declares parameters in order and draws their first values, each from a stream of its own name's place, all at once in the
-/// end.
+/// Declares parameters in order and initializes them together at the end, each from the random stream of its
+/// declaration index.
 pub(crate) struct Initializer<'a> {
     parameters: &'a mut Parameters,
     deviation: f64,
@@ -18,12 +19,12 @@ pub(crate) struct Initializer<'a> {
     scale_shift: f64,
     head: f64,
     dtype: DType,
-    /// `None`: what would be drawn stays 0, for a checkpoint to replace it.
+    /// `None`: random weights stay 0, to be loaded from a checkpoint.
     seed: Option<u64>,
     drawn: Vec<Drawn>,
 }
 
-/// A parameter that is drawn: its first numbers, up to `until`, with one deviation, the others with another.
+/// A randomly initialized parameter: its first `until` values have one standard deviation, the others another.
 struct Drawn {
     id: ParameterId,
     stream: u64,
@@ -69,10 +70,10 @@ impl<'a> Initializer<'a> {
         Ok(id)
     }
 
-    /// Draws all weights, on all threads.
+    /// Initializes all weights, in parallel.
     ///
     /// # Errors
-    /// Never, as the shapes are those declared.
+    /// Never: the shapes are those declared.
     pub(crate) fn finish(self) -> Result<()> {
         let Some(seed) = self.seed else { return Ok(()) };
         let (parameters, dtype) = (self.parameters, self.dtype);
@@ -80,7 +81,8 @@ impl<'a> Initializer<'a> {
             let shape = parameters.value(drawn.id).shape();
             let mut random = Random::new(seed, Purpose::Initialize, drawn.stream);
             let deviation = |at: usize| if at < drawn.until { drawn.first } else { drawn.rest };
-            // PyTorch's truncation at ±2 lies so many deviations out that it never happens; it is kept all the same.
+            // PyTorch truncates at ±2, which is so many deviations out that it never happens; it is kept for
+            // equivalence.
             let values: Vec<f64> = (0..shape.iter().product())
                 .map(|at| (random.normal() * deviation(at)).clamp(-2.0, 2.0))
                 .collect();
@@ -93,61 +95,61 @@ impl<'a> Initializer<'a> {
         Ok(())
     }
 
-    /// A weight or an embedding, multiplied by `factor` after drawing.
+    /// Declares a weight or an embedding, multiplied by `factor` after initialization.
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub(crate) fn weight(&mut self, name: &str, shape: &[usize], factor: f64) -> Result<ParameterId> {
         let deviation = self.deviation * factor;
         self.normal(name, shape, deviation, usize::MAX, deviation)
     }
 
-    /// The proxy's head: a weight multiplied by the configured factor (`hd`).
+    /// Declares the proxy's head: a weight multiplied by the configured factor (`hd`).
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub(crate) fn head(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         let factor = self.head;
         self.weight(name, shape, factor)
     }
 
-    /// A table of positions: the automatic deviation whatever `ini` says, as the released constructor does.
+    /// Declares a position table: the automatic deviation whatever `ini` says, as in the upstream constructor.
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub(crate) fn positions(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         let deviation = self.position_deviation;
         self.normal(name, shape, deviation, usize::MAX, deviation)
     }
 
-    /// A block's modulation table `[1, 1, 6, C]`: gates scaled by `alng`, the rest by `aln`.
+    /// Declares a block's modulation table `[1, 1, 6, C]`: gates scaled by `alng`, the rest by `aln`.
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub(crate) fn modulation(&mut self, name: &str, width: usize) -> Result<ParameterId> {
         let (gate, rest) = (self.gate, self.scale_shift);
         let base = 1.0 / (width as f64).sqrt();
         self.normal(name, &[1, 1, 6, width], base * gate, 2 * width, base * rest)
     }
 
-    /// A tensor of one value.
+    /// Declares a tensor filled with one value.
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub(crate) fn constant(&mut self, name: &str, shape: &[usize], value: f64) -> Result<ParameterId> {
         let values = vec![value; shape.iter().product()];
         self.parameters.push(name, Tensor::new(shape, values)?.cast(self.dtype)?)
     }
 
-    /// A tensor of zeros.
+    /// Declares a tensor of zeros.
     ///
     /// # Errors
-    /// If the name is taken.
+    /// If the name is already declared.
     pub(crate) fn zeros(&mut self, name: &str, shape: &[usize]) -> Result<ParameterId> {
         self.constant(name, shape, 0.0)
     }
 }
-/// `from_scratch: false` starts the cross-attention's projections at zero.
+/// Zeroes the cross-attention's output projections, for `from_scratch: false`.
 ///
 /// # Errors
 /// If the weights are not f32 on the host.

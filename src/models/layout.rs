@@ -1,4 +1,4 @@
-//! Which tokens of the pyramid a network is given, and where they stand.
+//! Which tokens of the pyramid a network processes, and their positions.
 
 use std::sync::Arc;
 
@@ -10,23 +10,23 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Some tokens of a pyramid, in order: all of them, those of the coarser scales alone (progressive training), all but some
-/// that are dropped, or those of one scale (sampling).
+/// A subset of a pyramid's tokens, in order: all, those of the coarser scales (progressive training), those left after
+/// token dropping, or those of one scale (sampling).
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// The scale of each token.
     pub(super) levels: Arc<Levels>,
-    /// How many of these tokens each of them sees.
+    /// How many of these tokens each token attends to.
     pub(super) visible: Arc<Visible>,
-    /// Rotary positions of these tokens, if positions are rotary.
+    /// Rotary embeddings of these tokens, if the positions are rotary.
     pub(super) rotary: Option<Arc<RotaryTable>>,
-    /// The place of each token in the whole pyramid.
+    /// The index of each token in the whole pyramid.
     pub(super) places: Arc<Vec<usize>>,
-    /// The whole pyramid's.
+    /// Shared data of the whole pyramid.
     whole: Whole,
 }
 
-/// What all layouts of a network share.
+/// Data shared by all layouts of a network.
 #[derive(Clone, Debug)]
 struct Whole {
     patch_nums: Arc<Vec<usize>>,
@@ -48,10 +48,11 @@ impl Layout {
         }
     }
 
-    /// The tokens at these places of the whole pyramid, each seeing those of its own and coarser scales among them.
+    /// The tokens at these indices of the whole pyramid; each attends to those of its own and coarser scales among
+    /// them.
     ///
     /// # Errors
-    /// If there is none, they are not in order, or there are fewer tokens in the pyramid.
+    /// If `places` is empty, not in ascending order, or out of range.
     pub fn of(&self, places: &[usize]) -> Result<Self> {
         let counts: Vec<usize> = self.whole.patch_nums.iter().map(|side| side * side).collect();
         let tokens: usize = counts.iter().sum();
@@ -82,8 +83,8 @@ impl Layout {
         })
     }
 
-    /// The tokens of scale `scale` alone, for a pass with a cache: positions stay those of the whole pyramid, of which the
-    /// attention takes the last that there are.
+    /// The tokens of scale `scale` only, for a pass with a cache: positions stay those of the whole pyramid, and the
+    /// attention uses the last ones.
     ///
     /// # Errors
     /// If there is no such scale.
@@ -97,23 +98,23 @@ impl Layout {
         Ok(Self { rotary: self.whole.rotary.clone(), ..self.of(&places)? })
     }
 
-    /// The place of each token in the whole pyramid.
+    /// The index of each token in the whole pyramid.
     pub fn places(&self) -> &[usize] {
         &self.places
     }
 
-    /// Tokens of the finest scale that any of these tokens is of.
+    /// Number of tokens in the finest scale that occurs.
     pub fn last_scale(&self) -> usize {
         let levels = self.levels.host();
         levels.iter().rev().take_while(|level| Some(*level) == levels.last()).count()
     }
 
-    /// Tokens of the whole pyramid's first scale.
+    /// Number of tokens in the first scale of the whole pyramid.
     pub(crate) fn whole_first(&self) -> usize {
         self.whole.patch_nums.first().map_or(0, |side| side * side)
     }
 
-    /// How many tokens.
+    /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.places.len()
     }

@@ -11,58 +11,58 @@ pub use layout::Layout;
 pub use proxy::Proxy;
 pub use rater::{Rater, RaterOutput, Weighing};
 
-/// Sizes and switches of a backbone; both networks are built from one. Keys of the released configs in brackets.
+/// Sizes and switches of a backbone; both networks are built from one. Keys of the upstream configs in parentheses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackboneConfig {
-    /// Sides of the token maps, coarsest first (`patch_nums`).
+    /// Side lengths of the token maps, coarsest first (`patch_nums`).
     pub patch_nums: Vec<usize>,
-    /// Codes in the vocabulary, `V`.
+    /// Vocabulary size, `V`.
     pub vocabulary: usize,
-    /// Channels of a code, `Cvae`.
+    /// Channels per code, `Cvae`.
     pub code_channels: usize,
     /// Channels of the text states, `D_text`.
     pub text_channels: usize,
-    /// Blocks (`depth`, `raterDepth`).
+    /// Number of blocks (`depth`, `raterDepth`).
     pub depth: usize,
-    /// Channels of the residual stream, 64 a head as released.
+    /// Channels of the residual stream; 64 per head upstream.
     pub width: usize,
-    /// Attention heads, as many as blocks as released.
+    /// Attention heads; upstream, as many as blocks.
     pub heads: usize,
-    /// Width of the MLP over the width of the stream.
+    /// Hidden width of the MLP relative to the width of the stream.
     pub mlp_ratio: f64,
-    /// Normalize queries and keys and learn a scale a head (`anorm`).
+    /// L2-normalize queries and keys, with a learned scale per head (`anorm`).
     pub attention_l2_norm: bool,
-    /// Rotary positions with these settings, or a learned table when `None` (`rope_emb`).
+    /// Rotary position embedding with these settings, or a learned table when `None` (`rope_emb`).
     pub rope: Option<Rope>,
-    /// Add a learned vector a scale (`lvl_emb`).
+    /// Add a learned embedding per scale (`lvl_emb`).
     pub level_embedding: bool,
     /// Layer norm before the proxy's logits (`logit_norm`).
     pub logit_norm: bool,
-    /// Modulate the norms by the level, shared over blocks (`saln`).
+    /// Adaptive layer norm conditioned on the level, shared over blocks (`saln`).
     pub shared_aln: bool,
     /// Cross-attention to the text (`enable_cross`).
     pub cross_attention: bool,
-    /// Drop-path rate of the last block, growing linearly from 0 at the first; released: `0.1·depth/24`.
+    /// Drop-path rate of the last block, increasing linearly from 0 at the first; upstream: `0.1·depth/24`.
     pub drop_path: f64,
-    /// Reproduce the released mistake of giving the first sample's cross-attention to the whole batch.
+    /// Reproduce upstream behavior: use the first sample's cross-attention for the whole batch.
     pub cross_from_first_sample: bool,
-    /// How weights start.
+    /// Weight initialization.
     pub initialization: Initialization,
 }
 
-/// Rotary position settings.
+/// Settings of the rotary position embedding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the frequencies (`rope_theta`).
     pub theta: f64,
-    /// Positions of each scale are stretched to this length (`rope_norm`).
+    /// Length to which the positions of each scale are stretched (`rope_norm`).
     pub norm: f64,
 }
 
-/// How weights start (`ini`, `hd`, `aln`, `alng`).
+/// Weight initialization (`ini`, `hd`, `aln`, `alng`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Initialization {
-    /// Standard deviation; negative: `sqrt(1/(3C))`.
+    /// Standard deviation; if negative, `sqrt(1/(3C))`.
     pub std: f64,
     /// Factor on the head's weight.
     pub head: f64,
@@ -73,7 +73,7 @@ pub struct Initialization {
 }
 
 impl BackboneConfig {
-    /// Tokens of the pyramid, `L = Σ pn²`.
+    /// Number of tokens in the pyramid, `L = Σ pn²`.
     pub fn tokens(&self) -> usize {
         self.patch_nums.iter().map(|side| side * side).sum()
     }

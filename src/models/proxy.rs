@@ -1,5 +1,5 @@
-//! The proxy: a scale-wise autoregressive text-to-image model (released: `VAR`), whose loss on a sample is what the
-//! rater's weights are about.
+//! The proxy: a scale-wise autoregressive text-to-image model (upstream: `VAR`). The rater weights its per-sample
+//! losses.
 
 use crate::{
     encode::TextStates,
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// The proxy network; its weights live in a [`Parameters`] beside it.
+/// The proxy network; its weights are kept separately, in a [`Parameters`].
 #[derive(Clone, Debug)]
 pub struct Proxy {
     backbone: Backbone,
@@ -28,18 +28,18 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy with freshly drawn weights.
+    /// A proxy with newly initialized weights.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub fn new(config: &BackboneConfig, dtype: DType, seed: u64) -> Result<(Self, Parameters)> {
         Self::declared(config, dtype, Some(seed))
     }
 
-    /// A proxy whose weights a checkpoint is about to replace: nothing is drawn.
+    /// A proxy with uninitialized weights, to be loaded from a checkpoint.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub(crate) fn undrawn(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
         Self::declared(config, dtype, None)
     }
@@ -61,7 +61,7 @@ impl Proxy {
     /// See `Backbone::draw`.
     ///
     /// # Errors
-    /// Never, as there is a factor for each sample.
+    /// Never: there is one factor per sample.
     pub fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
         self.backbone.draw(seed, stream, batch)
     }
@@ -71,7 +71,7 @@ impl Proxy {
         self.backbone.layout()
     }
 
-    /// The same network for a part of the pyramid's tokens; it has the same weights.
+    /// The same network on a subset of the pyramid's tokens, with the same weights.
     #[must_use]
     pub fn with_layout(&self, layout: Layout) -> Self {
         Self { backbone: self.backbone.with_layout(layout), ..self.clone() }
@@ -82,11 +82,11 @@ impl Proxy {
         self.backbone.cache()
     }
 
-    /// Logits of the tokens of the next scale, `[B, pn², V]`, from its part of the pyramid `[B, pn², Cvae]` (of the first
-    /// scale `[B, 0, Cvae]`) and the text.
+    /// Logits of the next scale's tokens, `[B, pn², V]`, from its part of the pyramid `[B, pn², Cvae]` (first scale:
+    /// `[B, 0, Cvae]`) and the text.
     ///
     /// # Errors
-    /// If the pyramid has all its scales, or the sizes do not fit.
+    /// If the pyramid already has all its scales, or the sizes do not match.
     pub fn next_logits(
         &self,
         tape: &mut Tape<'_>,
@@ -101,7 +101,7 @@ impl Proxy {
     /// Logits of every token, `[B, L, V]`, from the pyramid `[B, L − L₀, Cvae]` and the text.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     pub fn logits(
         &self,
         tape: &mut Tape<'_>,
@@ -120,10 +120,10 @@ impl Proxy {
         linear(tape, &x, self.head_weight, &[Bias { parameter: self.head_bias, column: 0 }])
     }
 
-    /// Loss of every sample against its codes `[B, L]`, all tokens alike.
+    /// Per-sample loss against the codes `[B, L]`, averaged over tokens.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     pub fn loss(
         &self,
         tape: &mut Tape<'_>,
@@ -136,10 +136,10 @@ impl Proxy {
         self.weighted_loss(tape, input, text, codes, smoothing, None, mode)
     }
 
-    /// The same with a weight for each token, `[L]`: a sample's loss is `Σ_t weights_t loss_t / L`.
+    /// As [`loss`](Self::loss), with a weight per token, `[L]`: a sample's loss is `Σ_t weights_t loss_t / L`.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     #[expect(clippy::too_many_arguments, reason = "what a loss is made of")]
     pub(crate) fn weighted_loss(
         &self,

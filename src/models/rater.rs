@@ -1,5 +1,5 @@
 //! The rater: the proxy's backbone, shallower, with an instance head and a group head on the mean-pooled features
-//! (released: `VARRater`, `BatchHead`).
+//! (upstream: `VARRater`, `BatchHead`).
 
 use crate::{
     encode::TextStates,
@@ -20,17 +20,17 @@ use crate::{
     },
 };
 
-/// Hidden width of both heads, as released.
+/// Hidden width of both heads, as in the upstream code.
 const HEAD_WIDTH: usize = 64;
 
-/// How a batch's weights come from the heads.
+/// How the heads' outputs become a batch's weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weighing {
-    /// As released: softmax of the sigmoid, times the group score, then a second softmax (upstream.md, A2). Weights
-    /// come out nearly uniform.
+    /// Upstream behavior: softmax of the sigmoid, times the group score, then a second softmax (upstream.md, A2). The
+    /// weights are nearly uniform.
     Released,
     /// One softmax over the batch of the raw instance logits times the group score, at this temperature (eq. 7). The
-    /// group score stands inside the softmax: outside it, weights would not be normalized, and the rater would lower
+    /// group score is inside the softmax: outside it, weights would not be normalized, and the rater would lower
     /// its loss by driving the score of every batch to 0.
     Logits {
         /// Divides the logits.
@@ -38,21 +38,21 @@ pub enum Weighing {
     },
 }
 
-/// What the rater says of a batch.
+/// The rater's output for a batch.
 pub struct RaterOutput {
-    /// Raw instance logits, `[B, 1]`: they do not depend on the batch.
+    /// Raw instance logits, `[B, 1]`, independent of the rest of the batch.
     pub logit: Var,
     /// Mean-pooled features, `[B, C]`.
     pub pooled: Var,
     /// The group head's score, `[1, 1]`, in (0, 1).
     pub group: Var,
-    /// The rating within the batch, `[B, 1]`; as released: instance softmax times the group score.
+    /// The rating within the batch, `[B, 1]`; upstream: instance softmax times the group score.
     pub score: Var,
-    /// The weight of each sample, `[B, 1]`.
+    /// The weight per sample, `[B, 1]`.
     pub weight: Var,
 }
 
-/// The rater network; its weights live in a [`Parameters`] beside it.
+/// The rater network; its weights are kept separately, in a [`Parameters`].
 #[derive(Clone, Debug)]
 pub struct Rater {
     backbone: Backbone,
@@ -61,18 +61,18 @@ pub struct Rater {
 }
 
 impl Rater {
-    /// A rater with freshly drawn weights.
+    /// A rater with newly initialized weights.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub fn new(config: &BackboneConfig, dtype: DType, seed: u64) -> Result<(Self, Parameters)> {
         Self::declared(config, dtype, Some(seed))
     }
 
-    /// A rater whose weights a checkpoint is about to replace: nothing is drawn.
+    /// A rater with uninitialized weights, to be loaded from a checkpoint.
     ///
     /// # Errors
-    /// If the sizes do not fit together.
+    /// If the sizes are inconsistent.
     pub(crate) fn undrawn(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
         Self::declared(config, dtype, None)
     }
@@ -96,15 +96,15 @@ impl Rater {
     /// See `Backbone::draw`.
     ///
     /// # Errors
-    /// Never, as there is a factor for each sample.
+    /// Never: there is one factor per sample.
     pub fn draw(&self, seed: u64, stream: u64, batch: usize) -> Result<DropPath> {
         self.backbone.draw(seed, stream, batch)
     }
 
-    /// Pooled features `[B, C]` and instance logits `[B, 1]`: what does not depend on the rest of the batch.
+    /// Pooled features `[B, C]` and instance logits `[B, 1]`, which do not depend on the rest of the batch.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     pub fn instance(
         &self,
         tape: &mut Tape<'_>,
@@ -124,7 +124,7 @@ impl Rater {
     /// Rates a batch: the pyramid `[B, L − L₀, Cvae]` and the text.
     ///
     /// # Errors
-    /// If the sizes do not fit.
+    /// If the sizes do not match.
     pub fn forward(
         &self,
         tape: &mut Tape<'_>,

@@ -1,19 +1,19 @@
-//! What a file holds against what a model expects.
+//! Compares the tensors of a file with those that a model expects.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::Weights;
 
-/// How many differences of a sort a message lists.
+/// How many differences of a kind a message lists.
 const LISTED: usize = 8;
 
-/// How many pairs of names are compared for the nearest ones: a wrong file with thousands of names needs no hints.
+/// Maximum pairs of names to compare for hints: a wrong file with thousands of names needs none.
 const PAIRS: usize = 1 << 20;
 
-/// How alike a name must be to be worth naming.
+/// Minimum similarity of a suggested name.
 const ALIKE: f64 = 0.8;
 
-/// A name that is on one side only.
+/// A name found on one side only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unmatched {
     /// The name.
@@ -22,30 +22,30 @@ pub struct Unmatched {
     pub nearest: Option<String>,
 }
 
-/// A name on both sides with different shapes.
+/// A name on both sides, with different shapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherShape {
     /// The name.
     pub name: String,
-    /// The shape that is expected.
+    /// The expected shape.
     pub expected: Vec<usize>,
     /// The shape in the file.
     pub found: Vec<usize>,
 }
 
-/// How a file differs from what is expected; see [`Weights::compare`].
+/// The differences between a file and the expected tensors; see [`Weights::compare`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
     /// Expected, but not in the file.
     pub missing: Vec<Unmatched>,
     /// In the file, but not expected.
     pub surplus: Vec<Unmatched>,
-    /// In both, but not alike.
+    /// In both, with different shapes.
     pub shapes: Vec<OtherShape>,
 }
 
 impl Differences {
-    /// Whether there is none.
+    /// Whether there are no differences.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.surplus.is_empty() && self.shapes.is_empty()
     }
@@ -85,7 +85,7 @@ fn nearest(name: &str, others: &[&str]) -> Option<String> {
 }
 
 impl fmt::Display for Differences {
-    /// One line: how many of each sort, and the first of them.
+    /// One line: the number of differences of each kind, and the first of them.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         fn sort(count: usize, what: &str, items: impl Iterator<Item = String>) -> Option<String> {
             let listed: Vec<String> = items.take(LISTED).collect();

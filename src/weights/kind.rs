@@ -1,16 +1,16 @@
-//! The kinds of numbers that weight files hold, and how each is turned into numbers of this program.
+//! Element types of weight files, and their conversion to f32 and u32.
 
 use std::fmt;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-/// Which signs are the opposite of those in the file: PyTorch keeps `-x` and `x.conj()` as a view with a note.
+/// Pending sign flips: PyTorch stores `-x` and `x.conj()` as views with a flag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flipped {
-    /// Of every number.
+    /// Negate all values.
     pub(super) negated: bool,
-    /// Of every imaginary part.
+    /// Negate the imaginary parts.
     pub(super) conjugated: bool,
 }
 
@@ -20,7 +20,7 @@ impl Flipped {
     }
 }
 
-/// A kind of number in a weights file.
+/// An element type of a weights file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum NumberKind {
@@ -32,11 +32,11 @@ pub enum NumberKind {
     F16,
     /// bfloat16.
     Bf16,
-    /// 8-bit float of 4 exponent bits; copied, not read.
+    /// 8-bit float with 4 exponent bits; can be copied, not read.
     F8E4M3,
-    /// 8-bit float of 5 exponent bits; copied, not read.
+    /// 8-bit float with 5 exponent bits; can be copied, not read.
     F8E5M2,
-    /// Two 32-bit floats; copied, not read.
+    /// Complex number of two 32-bit floats; can be copied, not read.
     Complex64,
     /// Unsigned 8-bit.
     U8,
@@ -54,12 +54,12 @@ pub enum NumberKind {
     U64,
     /// Signed 64-bit.
     I64,
-    /// True or false, a byte each.
+    /// Boolean, one byte each.
     Bool,
 }
 
 impl NumberKind {
-    /// Every kind there is.
+    /// Every variant.
     pub const ALL: [Self; 16] = [
         Self::F32,
         Self::F64,
@@ -79,7 +79,7 @@ impl NumberKind {
         Self::Bool,
     ];
 
-    /// Bytes of one number.
+    /// Size of an element in bytes.
     pub fn width(self) -> usize {
         match self {
             Self::U8 | Self::I8 | Self::Bool | Self::F8E4M3 | Self::F8E5M2 => 1,
@@ -89,12 +89,12 @@ impl NumberKind {
         }
     }
 
-    /// Bytes whose order a big-endian file turns round.
+    /// Width of the byte groups that a big-endian file reverses.
     pub(super) fn swapped_width(self) -> usize {
         if self == Self::Complex64 { 4 } else { self.width() }
     }
 
-    /// The name that the commands and messages use.
+    /// The name used by commands and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -116,17 +116,17 @@ impl NumberKind {
         }
     }
 
-    /// Whether it is one of the floats that [`read`](super::Weights::read) gives as f32.
+    /// Whether [`read`](super::Weights::read) returns it as f32.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F64 | Self::F16 | Self::Bf16)
     }
 
-    /// The kind of a safetensors file; `None` for the packed ones, which no PyTorch model of this program's kind has.
+    /// The element type of a safetensors dtype; `None` for packed types, which none of our models use.
     pub(super) fn of_safetensors(dtype: Dtype) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.safetensors() == dtype)
     }
 
-    /// The type that a safetensors file calls it.
+    /// The safetensors dtype.
     pub(super) fn safetensors(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
@@ -148,7 +148,8 @@ impl NumberKind {
         }
     }
 
-    /// Appends floats of this kind as little-endian bytes of another kind, rounded to nearest; nothing unless both are floats.
+    /// Appends floats as little-endian values of another float type, rounded to nearest; does nothing unless both are
+    /// floats.
     pub(super) fn append_as(self, bytes: &[u8], kind: Self, to: &mut Vec<u8>) {
         let take = |value: f64| match kind {
             Self::F32 => to.extend_from_slice(&(value as f32).to_le_bytes()),
@@ -160,8 +161,8 @@ impl NumberKind {
         self.floats(bytes, take);
     }
 
-    /// Turns the signs of little-endian numbers that are flipped: of floats the sign bit, so that NaNs and zeros are those of
-    /// PyTorch; whole numbers wrap round.
+    /// Applies sign flips to little-endian values: floats by their sign bit, so that NaNs and zeros match
+    /// PyTorch; integers wrap around.
     pub(super) fn flip(self, bytes: &mut [u8], flipped: Flipped) {
         fn negate<const N: usize>(bytes: &mut [u8], negate: impl Fn([u8; N]) -> [u8; N]) {
             bytes.as_chunks_mut::<N>().0.iter_mut().for_each(|number| *number = negate(*number));
@@ -194,7 +195,7 @@ impl NumberKind {
         }
     }
 
-    /// Gives each float of little-endian bytes; nothing for kinds that are no float.
+    /// Calls `take` with each little-endian float; does nothing for other types.
     fn floats(self, bytes: &[u8], mut take: impl FnMut(f64)) {
         match self {
             Self::F32 => each(bytes, |bytes| take(f32::from_le_bytes(bytes).into())),
@@ -205,7 +206,7 @@ impl NumberKind {
         }
     }
 
-    /// Appends floats, from little-endian bytes; nothing for kinds that are no float. NaNs keep their bits from f32.
+    /// Appends little-endian floats as f32; does nothing for other types. NaNs keep their bits if they are f32.
     pub(super) fn append_f32(self, bytes: &[u8], to: &mut Vec<f32>) {
         match self {
             Self::F32 => each(bytes, |bytes| to.push(f32::from_le_bytes(bytes))),
@@ -216,8 +217,8 @@ impl NumberKind {
         }
     }
 
-    /// Appends whole numbers and bools, from little-endian bytes; the first that does not fit is the error. Nothing for
-    /// kinds that are neither.
+    /// Appends little-endian integers and bools as u32; the first that does not fit is the error. Does nothing for
+    /// other types.
     pub(super) fn append_u32(self, bytes: &[u8], to: &mut Vec<u32>) -> Result<(), i128> {
         let mut bad = None;
         let mut take = |value: i128| match u32::try_from(value) {
@@ -246,7 +247,7 @@ impl fmt::Display for NumberKind {
     }
 }
 
-/// The whole groups of `N` bytes.
+/// Calls `take` with each complete group of `N` bytes.
 fn each<const N: usize>(bytes: &[u8], take: impl FnMut([u8; N])) {
     bytes.as_chunks::<N>().0.iter().copied().for_each(take);
 }

@@ -1,10 +1,10 @@
-//! Weights in files: safetensors and PyTorch checkpoints, whole or in shards, behind one type.
+//! Weight files: safetensors and PyTorch checkpoints, single files or shards, behind one type.
 //!
-//! A file is mapped and its table of tensors checked against its length when it is opened; numbers are read when they are
-//! asked for. Nothing in a file is ever executed: a PyTorch checkpoint is a program for Python's `pickle` machine, of which
-//! only the few names that tensors need are understood. Objects of other classes are opaque: [`Value::Object`] says that one
-//! is there, and nothing of it is made. A file that is one such object as a whole, or that names what only harmful pickles
-//! name (`os.system`), is refused.
+//! Opening a file maps it and checks its table of tensors against its length; values are read on demand. Nothing in a
+//! file is ever executed: a PyTorch checkpoint is a program for Python's `pickle` machine, of which only the few names
+//! that tensors need are supported. Objects of other classes are opaque: [`Value::Object`] records the class, and no
+//! object is constructed. A file that consists of one such object, or that refers to a name that only malicious pickles
+//! use (`os.system`), is rejected.
 //!
 //! ```no_run
 //! # fn main() -> alchemist_engine::Result<()> {
@@ -49,12 +49,12 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How many times a file's bytes its tensors may be when each is written with numbers of its own, and how many bytes
-/// beyond that. Tied weights and views of one buffer are a few times.
+/// Limits the total size of tensors that share storage, once each is written separately: this many times the file's
+/// size, plus a constant number of bytes. Tied weights and views of one buffer need a small factor.
 const SHARED_COPIES: usize = 16;
 const SHARED_BYTES: usize = 1 << 20;
 
-/// Tensors of a file or a folder of files, found by name, read when asked for. Cloning is cheap.
+/// The tensors of a file or folder, looked up by name and read on demand. Cloning is cheap.
 #[derive(Clone)]
 pub struct Weights {
     inner: Arc<Inner>,
@@ -62,13 +62,13 @@ pub struct Weights {
 
 struct Inner {
     path: Arc<Path>,
-    /// In the order of the file.
+    /// In file order.
     tensors: Vec<(String, Stored)>,
     places: HashMap<String, usize>,
     values: Vec<(String, Value)>,
 }
 
-/// Floats in a file, which are read when they are asked for. Cloning is cheap.
+/// A float tensor of a file, read on demand. Cloning is cheap.
 #[derive(Clone)]
 pub(crate) struct StoredFloats(Stored);
 
@@ -78,7 +78,7 @@ impl StoredFloats {
         &self.0.entry().shape
     }
 
-    /// The numbers as f32, row by row: without a copy where they lie so in the file.
+    /// The values as f32, row-major; borrowed if the file stores them that way.
     pub(crate) fn values(&self) -> Cow<'_, [f32]> {
         self.0.floats()
     }
@@ -90,7 +90,7 @@ impl fmt::Debug for StoredFloats {
     }
 }
 
-/// What a reader found, in the file's order.
+/// The result of a reader, in file order.
 #[derive(Default)]
 struct Found {
     tensors: Vec<(String, Stored)>,
@@ -98,12 +98,12 @@ struct Found {
 }
 
 impl Weights {
-    /// Opens a safetensors file, a PyTorch checkpoint (`.pth`, `.pt`, `.bin`), the index of a model in shards
-    /// (`*.index.json`), or a folder that holds one of them under a name that Hugging Face's libraries use. What a file is
-    /// is told by its content.
+    /// Opens a safetensors file, a PyTorch checkpoint (`.pth`, `.pt`, `.bin`), the index of a sharded model
+    /// (`*.index.json`), or a folder with one of these under a name that Hugging Face's libraries use. The format
+    /// is detected by content.
     ///
     /// # Errors
-    /// If it cannot be read, is cut off or damaged, holds no weights, or asks for code to be run.
+    /// If the path cannot be read, is truncated or damaged, holds no weights, or contains code to run.
     pub fn open(path: &Path) -> Result<Self> {
         Self::of(path.into(), open::open(path)?)
     }
@@ -134,28 +134,28 @@ impl Weights {
         self.inner.tensors.is_empty()
     }
 
-    /// The names of the tensors, in the file's order.
+    /// The names of the tensors, in file order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.inner.tensors.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The tensors' names with shapes and kinds, in the file's order.
+    /// The names, shapes and element types of the tensors, in file order.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.inner.tensors.iter().map(|(name, stored)| (name.as_str(), stored.entry()))
     }
 
-    /// Shape and kind of a tensor.
+    /// Shape and element type of a tensor.
     pub fn entry(&self, name: &str) -> Option<&TensorInfo> {
         self.inner.places.get(name).map(|&at| self.inner.tensors[at].1.entry())
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.inner.places.contains_key(name)
     }
 
-    /// What there is besides tensors, such as `epoch` or `trainer.config.patch_nums`, in the file's order; of a safetensors
-    /// file its remarks.
+    /// The values other than tensors, such as `epoch` or `trainer.config.patch_nums`, in file order; for a safetensors
+    /// file, its metadata.
     pub fn values(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.inner.values.iter().map(|(name, value)| (name.as_str(), value))
     }
@@ -165,30 +165,30 @@ impl Weights {
         self.values().find(|(other, _)| *other == name).map(|(_, value)| value)
     }
 
-    /// A tensor on the host, row by row: floats of any width as f32, whole numbers and bools as u32.
+    /// Reads a tensor to the host, row-major: floats of any width as f32, integers and bools as u32.
     ///
     /// # Errors
-    /// If there is none of this name, a whole number is negative or above 2³² − 1, or the kind is one that this program does
-    /// not compute with (8-bit floats, complex numbers).
+    /// If no tensor has this name, an integer is negative or above 2³² − 1, or the element type is not supported for
+    /// computation (8-bit floats, complex numbers).
     pub fn read(&self, name: &str) -> Result<Tensor> {
         self.stored(name)?.read(name)
     }
 
-    /// A tensor to be written elsewhere, read while it is written.
+    /// A tensor to write to another file; its values are read during the write.
     ///
     /// # Errors
-    /// If there is none of this name, or it is one of few numbers expanded to more than the file holds.
+    /// If no tensor has this name, or it is an expanded tensor with more elements than the file has bytes.
     pub fn payload(&self, name: &str) -> Result<Payload> {
         let stored = self.stored(name)?;
         stored.expect_few(name)?;
         Ok(Payload::stored(stored.clone()))
     }
 
-    /// All tensors to be written elsewhere, in the file's order.
+    /// All tensors to write to another file, in file order.
     ///
     /// # Errors
-    /// As for [`payload`](Self::payload), if a tensor is of a form that is not read, or if together they are many times the
-    /// files, as tensors that share their numbers can be: written, each has its own.
+    /// As for [`payload`](Self::payload), if a tensor has an unsupported layout, or if tensors that share storage would
+    /// together be many times the size of the files, since each is written separately.
     pub fn payloads(&self) -> Result<Vec<(String, Payload)>> {
         if let Some((name, class)) =
             self.values().find_map(|(name, value)| Some((name, unread_within(value)?)))
@@ -214,10 +214,10 @@ impl Weights {
         Ok(payloads)
     }
 
-    /// A tensor of floats, not read yet.
+    /// A float tensor, read on demand.
     ///
     /// # Errors
-    /// If there is none of this name, or it is not of floats that this program computes with.
+    /// If no tensor has this name, or its element type is not a supported float.
     pub(crate) fn floats(&self, name: &str) -> Result<StoredFloats> {
         let stored = self.stored(name)?;
         stored.expect_floats(name)?;
@@ -226,7 +226,7 @@ impl Weights {
 
     fn stored(&self, name: &str) -> Result<&Stored> {
         let at = self.inner.places.get(name).ok_or_else(|| {
-            // It may be of a form that is not read, or lie in an object that is not.
+            // The tensor may have an unsupported layout, or be inside an opaque object.
             let holds = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
             let opaque = self.values().filter(|(other, _)| holds(other));
             for (other, value) in opaque {
@@ -249,8 +249,8 @@ impl Weights {
         Ok(&self.inner.tensors[*at].1)
     }
 
-    /// The tensors and values below `prefix.`, under the rest of their names: `trainer.varRater_wo_ddp` gives the rater
-    /// of a released checkpoint, and an empty prefix everything. None is no error; see [`is_empty`](Self::is_empty).
+    /// The tensors and values below `prefix.`, with the prefix removed: `trainer.varRater_wo_ddp` selects the rater of
+    /// an upstream checkpoint, an empty prefix everything. The result may be empty; see [`is_empty`](Self::is_empty).
     pub fn within(&self, prefix: &str) -> Self {
         if prefix.is_empty() {
             return self.clone();
@@ -258,7 +258,7 @@ impl Weights {
         self.renamed(|name| Some(name.strip_prefix(prefix)?.strip_prefix('.')?.to_owned()))
     }
 
-    /// What `rename` keeps. It must not make two names one.
+    /// Renames the tensors and values; drops those for which `rename` returns `None`. Names must stay unique.
     fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
         fn keep<T: Clone>(list: &[(String, T)], rename: impl Fn(&str) -> Option<String>) -> Vec<(String, T)> {
             let kept = |(name, item): &(String, T)| Some((rename(name)?, item.clone()));
@@ -271,7 +271,7 @@ impl Weights {
         Self { inner: Arc::new(Inner { path, tensors, places, values }) }
     }
 
-    /// How the tensors differ from the names and shapes that a model expects.
+    /// Compares the tensors with the names and shapes that a model expects.
     pub fn compare(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Differences {
         Differences::of(self, expected)
     }
@@ -284,7 +284,7 @@ impl fmt::Debug for Weights {
     }
 }
 
-/// What makes the first tensor within a value that is of a form which is not read.
+/// The class of the first tensor within a value that has an unsupported layout.
 fn unread_within(value: &Value) -> Option<&str> {
     match value {
         Value::Unread(class) => Some(class),
@@ -293,7 +293,7 @@ fn unread_within(value: &Value) -> Option<&str> {
     }
 }
 
-/// The refusal of a tensor of a form that is not read.
+/// The error for a tensor with an unsupported layout.
 fn unread(path: &Path, name: &str, class: &str) -> Error {
     damaged(
         path,

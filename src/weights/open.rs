@@ -1,4 +1,4 @@
-//! Recognizing what a path is: by its content, for a name says little and a failed download carries the right one.
+//! Detects the format of a path by content, since a failed download has the right name as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +14,8 @@ use crate::{
     files::mistaken::{Mistaken, read_json},
 };
 
-/// The names that Hugging Face's libraries give a folder's weights, in the order they are looked for; then come their
-/// [`variant`]s.
+/// File names that Hugging Face's libraries use for weights, in order of preference; their
+/// [`variant`]s come last.
 const NAMES: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
@@ -27,7 +27,7 @@ const NAMES: [&str; 8] = [
     "diffusion_pytorch_model.bin.index.json",
 ];
 
-/// What an index of shards says.
+/// The index of a sharded model.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -42,9 +42,9 @@ pub(super) fn open(path: &Path) -> Result<Found> {
     single(&path)
 }
 
-/// The variant of a file of one of the [`NAMES`], which stands before its last ending: `model.fp16.safetensors`,
-/// `model.safetensors.index.fp16.json`. Shards (`model.fp16-00001-of-00002.safetensors`, or the number behind the name) are
-/// none.
+/// The variant in a file name derived from one of [`NAMES`], which precedes the last extension:
+/// `model.fp16.safetensors`, `model.safetensors.index.fp16.json`. `None` for shards
+/// (`model.fp16-00001-of-00002.safetensors`, or the number after the name).
 fn variant(file: &str) -> Option<&str> {
     let (rest, ending) = file.rsplit_once('.')?;
     let (name, variant) = rest.rsplit_once('.')?;
@@ -53,7 +53,7 @@ fn variant(file: &str) -> Option<&str> {
     (known && !is_shard && !NAMES.contains(&file)).then_some(variant)
 }
 
-/// The file of weights in a folder.
+/// Finds the weights file in a folder.
 fn in_folder(folder: &Path) -> Result<PathBuf> {
     if let Some(name) = NAMES.iter().find(|name| folder.join(name).exists()) {
         return Ok(folder.join(name));
@@ -97,7 +97,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The shards that an index names.
+/// Opens the shards listed in an index.
 fn sharded(path: &Path) -> Result<Found> {
     let index: Index = read_json(path, "an index of shards with the key weight_map")?;
     let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -134,7 +134,7 @@ fn sharded(path: &Path) -> Result<Found> {
         unnamed.extend(held.into_keys().filter(|name| !index.weight_map.contains_key(name)));
     }
     if let Some(first) = unnamed.first() {
-        // No error: what is named is whole. But an index may also be older than the shards beside it.
+        // Not an error, since every listed tensor is present. But the index may be older than the shards.
         tracing::warn!(
             "{} does not name {} of the tensors in its shards, the first of them {first}; they are left out, fetch \
              the index again if they should not be",
@@ -145,7 +145,7 @@ fn sharded(path: &Path) -> Result<Found> {
     Ok(found)
 }
 
-/// The tensors of one file, whatever it is called.
+/// The tensors of one file, whatever its name.
 fn single(path: &Path) -> Result<Found> {
     let about = fs::metadata(path).map_err(Error::io("read", path))?;
     if !about.is_file() {
@@ -164,7 +164,7 @@ fn single(path: &Path) -> Result<Found> {
     Err(damaged(path, unknown(&file)))
 }
 
-/// What a file is that holds no weights, and what to do.
+/// Identifies a file that holds no weights, with a hint.
 fn unknown(bytes: &[u8]) -> String {
     let known: [(&[u8], &str); 3] = [
         (b"\x89HDF", "an HDF5 file, as Keras writes; export the weights as safetensors"),

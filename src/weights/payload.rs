@@ -1,4 +1,4 @@
-//! A tensor on its way into a file.
+//! Tensors to be written to a file.
 
 use half::{bf16, f16};
 
@@ -9,15 +9,15 @@ use crate::{
     weights::{NumberKind, TensorInfo, stored::Stored},
 };
 
-/// Bytes of a held tensor that are handed over at a time.
+/// Bytes per chunk of a tensor in memory.
 const CHUNK_BYTES: usize = 1 << 18;
 
-/// A tensor to be written: one in memory, or one in a file that is read while it is written.
+/// A tensor to write: in memory, or in a file that is read during the write.
 #[derive(Clone)]
 pub struct Payload {
     entry: TensorInfo,
     source: Source,
-    /// Ends the writing between two pieces.
+    /// Checked between chunks, so that an interrupt ends the write.
     interrupt: Interrupt,
 }
 
@@ -28,7 +28,7 @@ enum Source {
 }
 
 impl Payload {
-    /// A tensor in memory; copied to the host if it is on a device.
+    /// A tensor in memory, copied to the host if it is on a device.
     ///
     /// # Errors
     /// If the device fails.
@@ -56,21 +56,21 @@ impl Payload {
         }
     }
 
-    /// The same; writing it ends with [`Error::Interrupted`] when the user interrupts, and no file is left then.
+    /// Makes the write end with [`Error::Interrupted`] when the user interrupts; no file is left then.
     pub fn stopping_at(self, interrupt: &Interrupt) -> Self {
         Self { interrupt: interrupt.clone(), ..self }
     }
 
-    /// Shape and kind as they will be written.
+    /// Shape and element type as written.
     pub fn entry(&self) -> &TensorInfo {
         &self.entry
     }
 
-    /// The same to be written as another kind of float, rounded to nearest; whole numbers, bools, 8-bit floats and complex
-    /// numbers stay what they are.
+    /// Writes floats as another float type, rounded to nearest; integers, bools, 8-bit floats and complex
+    /// numbers are unchanged.
     ///
     /// # Errors
-    /// If the kind asked for is no float of 16 bits or more.
+    /// If `kind` is not a float of at least 16 bits.
     pub fn as_float(mut self, kind: NumberKind) -> Result<Self> {
         if !kind.is_float() {
             return Err(Error::argument(format!(
@@ -96,7 +96,7 @@ impl Payload {
         }
     }
 
-    /// The numbers as little-endian bytes, row by row, some at a time.
+    /// Calls `take` with the values as little-endian bytes, row-major, in chunks.
     pub(super) fn each_chunk(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut take = |bytes: &[u8]| {
             self.interrupt.check("nothing was written")?;

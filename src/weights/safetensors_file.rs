@@ -1,4 +1,4 @@
-//! Safetensors files: the header is read and checked when the file is opened, numbers when they are asked for.
+//! Reads safetensors files: the header is parsed and checked on open, values are read on demand.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::error::Result;
 
-/// Whether the bytes begin as a safetensors file does: a length, and a JSON object.
+/// Whether the bytes start like a safetensors file: a length, followed by a JSON object.
 pub(super) fn begins(bytes: &[u8]) -> bool {
     bytes.get(8) == Some(&b'{') && header_length(bytes).is_some_and(|length| length <= 100 << 20)
 }
@@ -21,7 +21,7 @@ fn header_length(bytes: &[u8]) -> Option<u64> {
     bytes.first_chunk().map(|length| u64::from_le_bytes(*length))
 }
 
-/// The tensors of a file, in the order they lie in, and its remarks as texts.
+/// Reads the tensors of a file, ordered by offset, and its metadata.
 pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
     let refuse = |message: String| damaged(file.path(), message);
     let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| {

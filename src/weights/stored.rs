@@ -1,4 +1,4 @@
-//! Mapped files and the tensors that lie in them: a place, a shape and strides, checked once against the file's length.
+//! Mapped files and the tensors in them: offset, shape and strides, checked once against the file's length.
 
 use std::{
     borrow::Cow,
@@ -19,15 +19,15 @@ use crate::{
     error::{Error, Result, reserved},
 };
 
-/// The bytes given to a reader at a time: a multiple of every kind's width.
+/// Bytes per chunk: a multiple of every element size.
 const CHUNK_BYTES: usize = 1 << 18;
 
-/// More numbers than a file has bytes come from strides of 0, an expanded tensor; this many beyond are read none the less.
+/// A tensor with more elements than the file has bytes is expanded (strides of 0); up to this many more are still read.
 const EXPANDED_NUMBERS: usize = 1 << 16;
 
-/// A file of weights, mapped. Pages are read when touched.
+/// A memory-mapped weights file. Pages are read on first access.
 ///
-/// Whoever shortens the file meanwhile ends the process, as with every mapped file: replace files by renaming.
+/// Truncating the file while it is mapped kills the process, as with every mapped file: replace files by renaming.
 pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
@@ -38,8 +38,8 @@ impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         #[expect(unsafe_code, reason = "a file is mapped so that only what is asked for is read")]
-        // SAFETY: the map is only read, as bytes, of which any value is sound. That nobody changes the file meanwhile is
-        // beyond this process's power; all that depends on its content is checked where it is used, from these bytes.
+        // SAFETY: the map is only read, as bytes, for which any value is valid. Nothing can prevent another process
+        // from changing the file; whatever depends on its content is checked at the point of use, from these bytes.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
         Ok(Arc::new(Self { path: path.to_path_buf(), map }))
     }
@@ -57,53 +57,53 @@ impl Deref for MappedFile {
     }
 }
 
-/// What is known of a tensor in a file without reading it.
+/// Metadata of a tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Its shape; empty for a single number.
+    /// Its shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// The kind of its numbers.
+    /// The element type.
     pub kind: NumberKind,
 }
 
 impl TensorInfo {
-    /// The number of numbers.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether there is no number.
+    /// Whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The bytes that its numbers take, each one once.
+    /// Size of its elements in bytes, not counting sharing.
     pub fn bytes(&self) -> usize {
         self.len() * self.kind.width()
     }
 }
 
-/// A tensor in a mapped file. All offsets are within the file.
+/// A tensor in a mapped file. All offsets are in bounds.
 #[derive(Clone)]
 pub(super) struct Stored {
     entry: TensorInfo,
     file: Arc<MappedFile>,
-    /// Where its first number is.
+    /// Byte offset of the first element.
     start: usize,
-    /// Numbers between neighbors along each dimension, where it is not simply row by row.
+    /// Strides in elements, if not contiguous.
     strides: Option<Vec<usize>>,
     big_endian: bool,
     flipped: Flipped,
 }
 
-/// Where numbers lie in a storage: the first one's index, and strides.
+/// A view of a storage: offset and strides in elements.
 pub(super) struct View {
     pub(super) offset: usize,
     pub(super) strides: Vec<usize>,
 }
 
 impl Stored {
-    /// A tensor of the numbers at `region` of a file, through a view if there is one; says what does not fit.
+    /// A tensor over the bytes at `region` of a file, optionally through a view; the error says what does not fit.
     pub(super) fn new(
         file: &Arc<MappedFile>,
         region: Range<usize>,
@@ -114,7 +114,7 @@ impl Stored {
         let too_large = || format!("the shape {:?} has more numbers than can be counted", entry.shape);
         let numbers = entry.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         let numbers = numbers.ok_or_else(too_large)?;
-        // A shape such as [2⁶³, 0] has a product, but only in this order.
+        // A size of 0 hides an overflow: reject shapes such as [2⁶³, 0], too, whose product is 0.
         let nonzero = entry.shape.iter().filter(|&&size| size > 0);
         nonzero.clone().try_fold(8usize, |product, &size| product.checked_mul(size)).ok_or_else(too_large)?;
         let held = region.len() / entry.kind.width();
@@ -157,7 +157,7 @@ impl Stored {
         })
     }
 
-    /// The same tensor with other signs; says what PyTorch has no such view of.
+    /// Applies sign flips; the error names an element type without such a view in PyTorch.
     pub(super) fn with_flipped(self, flipped: Flipped) -> Result<Self, String> {
         let kind = self.entry.kind;
         if flipped.conjugated && kind != NumberKind::Complex64 {
@@ -179,12 +179,12 @@ impl Stored {
         self.file.path()
     }
 
-    /// The length of the file in bytes.
+    /// Length of the file in bytes.
     pub(super) fn file_bytes(&self) -> usize {
         self.file.len()
     }
 
-    /// The numbers as little-endian bytes, row by row, some at a time: each piece holds whole numbers.
+    /// Calls `take` with the values as little-endian bytes, row-major, in chunks of complete elements.
     pub(super) fn each_chunk(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let as_it_lies = self.strides.is_none() && self.flipped.is_none();
         if as_it_lies && (!self.big_endian || self.entry.kind.width() == 1) {
@@ -217,7 +217,7 @@ impl Stored {
         Ok(())
     }
 
-    /// Refuses a tensor of more numbers than the file has bytes: it would fill memory, or the disk where it is written.
+    /// Rejects a tensor with more elements than the file has bytes: it would fill the memory or the disk.
     pub(super) fn expect_few(&self, name: &str) -> Result<()> {
         if self.entry.len() <= self.file.len().saturating_add(EXPANDED_NUMBERS) {
             return Ok(());
@@ -232,7 +232,7 @@ impl Stored {
         ))
     }
 
-    /// Refuses what [`floats`](Self::floats) would not give.
+    /// Rejects element types that [`floats`](Self::floats) does not support.
     pub(super) fn expect_floats(&self, name: &str) -> Result<()> {
         self.expect_few(name)?;
         if self.entry.kind.is_float() {
@@ -241,7 +241,7 @@ impl Stored {
         Err(damaged(self.path(), format!("tensor {name} is of the kind {}, not of floats", self.entry.kind)))
     }
 
-    /// Floats as f32: those in the file themselves where they lie there just so. Nothing of kinds that are no float.
+    /// Floats as f32, borrowed from the file if stored as contiguous f32. Empty for other types.
     pub(super) fn floats(&self) -> Cow<'_, [f32]> {
         let plain = self.entry.kind == NumberKind::F32
             && self.strides.is_none()
@@ -263,12 +263,12 @@ impl Stored {
         Cow::Owned(values)
     }
 
-    /// Floats as f32, whole numbers and bools as u32.
+    /// Reads floats as f32, integers and bools as u32.
     pub(super) fn read(&self, name: &str) -> Result<Tensor> {
         let refuse = |message: String| damaged(self.path(), format!("tensor {name} {message}"));
         let TensorInfo { shape, kind } = &self.entry;
         self.expect_few(name)?;
-        // Asked for before it is used: an allocation that fails later ends the program.
+        // Reserve first: an allocation that fails later aborts the process.
         drop(reserved::<f32>(self.entry.len(), self.path(), &format!("tensor {name} of {shape:?}"))?);
         match kind {
             NumberKind::F8E4M3 | NumberKind::F8E5M2 | NumberKind::Complex64 => Err(refuse(format!(
@@ -288,19 +288,19 @@ impl Stored {
     }
 }
 
-/// The strides of a tensor that lies row by row.
+/// The strides of a contiguous row-major tensor.
 pub(super) fn contiguous(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![0; shape.len()];
     let mut step = 1usize;
     for (stride, &size) in strides.iter_mut().zip(shape).rev() {
         *stride = step;
-        // Overflows only beside a size of 0, where no number is ever looked at.
+        // Overflows only with a size of 0, where no element is ever read.
         step = step.wrapping_mul(size);
     }
     strides
 }
 
-/// The indices of a strided tensor's numbers in a storage, row by row.
+/// Iterates over the storage indices of a strided tensor, row-major.
 struct Walk<'a> {
     shape: &'a [usize],
     strides: &'a [usize],

@@ -1,10 +1,10 @@
-//! What a checkpoint holds besides bare tensors: numbers, texts, and the dicts and lists that everything lies in.
+//! Values of a checkpoint other than tensors: numbers, strings, dicts and lists.
 
 use std::{fmt, sync::Arc};
 
 use super::Payload;
 
-/// A value of a checkpoint, as Python has them.
+/// A Python value of a checkpoint.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Value {
@@ -12,25 +12,25 @@ pub enum Value {
     None,
     /// `True` or `False`.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
     /// A float.
     Float(f64),
-    /// A text.
+    /// A string.
     Text(Arc<str>),
     /// A list.
     List(Vec<Value>),
     /// A tuple.
     Tuple(Vec<Value>),
-    /// A dict with texts as keys, in its order.
+    /// A dict with string keys, in insertion order.
     Dict(Vec<(String, Value)>),
-    /// The same as an `OrderedDict`, which the state of a network is. Only written: read, it is a dict.
+    /// An `OrderedDict`, the type of a state dict. Write only: it is read as a dict.
     Ordered(Vec<(String, Value)>),
-    /// Something of a Python class that is not read, by the class's name. Only read: it cannot be written.
+    /// An object of an unsupported Python class, by class name. Read only.
     Object(Arc<str>),
-    /// A tensor of a form that is not read (sparse, quantized, of a class of its own), by what makes it. Only read.
+    /// A tensor with an unsupported layout (sparse, quantized, a subclass), by class name. Read only.
     Unread(Arc<str>),
-    /// A tensor. Only written: those that are read are found by name in [`Weights`](super::Weights).
+    /// A tensor. Write only: tensors that are read are looked up by name in [`Weights`](super::Weights).
     Tensor(Payload),
 }
 
@@ -41,7 +41,7 @@ impl From<&str> for Value {
 }
 
 impl fmt::Display for Value {
-    /// As Python prints it.
+    /// Formats like Python's `repr`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         fn list(formatter: &mut fmt::Formatter<'_>, items: &[Value]) -> fmt::Result {
             for (at, item) in items.iter().enumerate() {

@@ -1,16 +1,16 @@
-//! What training programs wrap a network in: the names that wrappers give its tensors, and the dicts its state is saved in.
+//! Removes what training programs wrap around a network: prefixes of tensor names, and dicts that contain its state.
 
 use std::collections::HashSet;
 
 use super::Weights;
 
-/// What parallel training begins every name with.
+/// The prefix that data-parallel training adds to every name.
 const MODULE: &str = "module.";
 
-/// Components that wrappers put anywhere into names: `torch.compile`, fully sharded training, recomputed activations.
+/// Components that wrappers insert anywhere in names: `torch.compile`, FSDP, activation checkpointing.
 const COMPONENTS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// The keys that training programs save a network's state under, in the order in which they are tried.
+/// Keys under which training programs save a network's state, in the order in which they are tried.
 const STATES: [&str; 10] = [
     "state_dict",
     "model",
@@ -24,13 +24,13 @@ const STATES: [&str; 10] = [
     "ema_state_dict",
 ];
 
-/// How many such keys lie in each other: `{"model": {"state_dict": …}}`.
+/// Maximum nesting of such keys: `{"model": {"state_dict": …}}`.
 const DEEPEST: usize = 3;
 
 impl Weights {
-    /// The same without what wrappers add to names: `module.` at the beginning, if every name has it, and the components
-    /// `_orig_mod` (`torch.compile`), `_fsdp_wrapped_module` and `_checkpoint_wrapped_module` wherever they are; however
-    /// they are nested. As it is where two names would become one.
+    /// Removes what wrappers add to names: `module.` at the start, if every name has it, and the components
+    /// `_orig_mod` (`torch.compile`), `_fsdp_wrapped_module` and `_checkpoint_wrapped_module` anywhere, however
+    /// nested. Returns the names unchanged if two of them would collide.
     pub fn without_module(&self) -> Self {
         let mut plain = self.clone();
         loop {
@@ -60,10 +60,10 @@ impl Weights {
     }
 
     /// The tensors of a network that has one of the tensors `marks`, under its own names. A training program may have
-    /// wrapped the network ([`without_module`](Self::without_module)) and saved its state among others: if no name at the
-    /// top is one of the marks, it is looked for below `state_dict`, `model`, `module`, `model_state_dict`, `net`,
-    /// `network`, `params`, `ema`, `model_ema` and `ema_state_dict`, in this order, up to three of them deep. Where there is
-    /// none, everything at the top.
+    /// wrapped the network ([`without_module`](Self::without_module)) and saved its state among others: if no name at
+    /// the top level is one of the marks, it is searched below `state_dict`, `model`, `module`, `model_state_dict`,
+    /// `net`, `network`, `params`, `ema`, `model_ema` and `ema_state_dict`, in this order, up to three levels deep. If
+    /// it is not found, everything at the top level is returned.
     pub fn network(&self, marks: &[&str]) -> Self {
         let holds = |weights: &Self| marks.iter().any(|mark| weights.contains(mark));
         let top = self.without_module();

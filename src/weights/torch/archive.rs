@@ -1,14 +1,14 @@
-//! The table of a zip archive, as PyTorch writes it: stored without compression, 64-bit sizes where need be.
+//! Reads the directory of a zip archive as PyTorch writes it: uncompressed, with 64-bit sizes where necessary.
 //!
-//! A hundred lines of our own, because all that is wanted are the places of the entries in a mapped file, and that no two
-//! of them overlap. Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.
+//! A hundred lines of our own, because we only need the offsets of the entries in a mapped file, and the guarantee that
+//! no two of them overlap. Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.
 
 use std::{collections::HashSet, ops::Range};
 
 /// A file in an archive.
 pub(super) struct ArchiveEntry {
     pub(super) name: String,
-    /// Where its bytes lie.
+    /// Byte range of its content.
     pub(super) data: Range<usize>,
 }
 
@@ -17,12 +17,12 @@ const CENTRAL: u32 = 0x0201_4b50;
 const END: u32 = 0x0605_4b50;
 const END_64: u32 = 0x0606_4b50;
 const END_64_LOCATOR: u32 = 0x0706_4b50;
-/// Bytes of the end record without its remark.
+/// Size of the end record without its comment.
 const END_BYTES: usize = 22;
 const CENTRAL_BYTES: usize = 46;
 const LOCAL_BYTES: usize = 30;
 
-/// Little-endian numbers at places of a file.
+/// Reads little-endian integers at offsets of a file.
 #[derive(Clone, Copy)]
 struct Bytes<'a>(&'a [u8]);
 
@@ -44,13 +44,13 @@ impl Bytes<'_> {
     }
 }
 
-/// The central directory: where it begins, where it ends, and how many entries it has.
+/// The central directory: start, end, and number of entries.
 struct Directory {
     range: Range<usize>,
     count: usize,
 }
 
-/// All entries, in the order of the directory.
+/// All entries, in directory order.
 pub(super) fn entries(file: &[u8]) -> Result<Vec<ArchiveEntry>, String> {
     let bytes = Bytes(file);
     let directory = directory(bytes)
@@ -83,7 +83,7 @@ fn directory(bytes: Bytes<'_>) -> Option<Directory> {
     let length = bytes.0.len();
     let latest = length.checked_sub(END_BYTES)?;
     let earliest = latest.saturating_sub(usize::from(u16::MAX));
-    // The remark after the record must end with the file, or the signature was found within the remark.
+    // The comment after the record must end with the file; otherwise the signature was found within the comment.
     let is_end =
         |&at: &usize| bytes.u32(at) == Some(END) && bytes.u16(at + 20) == Some(length - at - END_BYTES);
     let end = (earliest..=latest).rev().find(is_end)?;
@@ -104,8 +104,8 @@ fn directory(bytes: Bytes<'_>) -> Option<Directory> {
     fits.then_some(Directory { range, count })
 }
 
-/// The entry whose record in the directory is at a place; with the span of its header and bytes, and where the next
-/// record is.
+/// The entry whose directory record is at an offset, the span of its header and content, and the offset of the next
+/// record.
 fn entry(
     bytes: Bytes<'_>,
     at: usize,
@@ -129,7 +129,7 @@ fn entry(
     Ok((ArchiveEntry { name, data }, span, record.next))
 }
 
-/// An entry's bytes by its own header, which must agree on the name.
+/// The byte range of an entry according to its local header, which must agree on the name.
 fn local(bytes: Bytes<'_>, record: &CentralRecord<'_>) -> Option<Range<usize>> {
     let header = record.header;
     let name_at = header.checked_add(LOCAL_BYTES)?;
@@ -150,7 +150,7 @@ struct CentralRecord<'a> {
     method: usize,
     packed: usize,
     size: usize,
-    /// Where the entry's own header is.
+    /// Offset of the local header.
     header: usize,
     next: usize,
 }
@@ -181,7 +181,7 @@ impl<'a> CentralRecord<'a> {
     }
 }
 
-/// Sizes and offset, those that do not fit 32 bits from the extra field, which lists only them, in this order.
+/// Sizes and offset as 64-bit values: those that do not fit 32 bits are in the extra field, in this order.
 fn widen(bytes: Bytes<'_>, narrow: [u32; 3], extra: Range<usize>) -> Option<[usize; 3]> {
     const WIDE: usize = 1;
     if !narrow.contains(&u32::MAX) {

@@ -1,7 +1,7 @@
-//! The tensors and values of a pickle under names: keys and positions joined by points.
+//! Flattens a pickle into named tensors and values: keys and indices joined by dots.
 //!
-//! A pickle of a few bytes can mention one dict so often that its names fill the memory. All that is made here is bounded
-//! by the pickle's length.
+//! A pickle of a few bytes can refer to one dict so often that its names exhaust memory. All allocations here are
+//! bounded by the pickle's length.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,7 +18,7 @@ use crate::weights::{
     stored::{Stored, TensorInfo, View},
 };
 
-/// Dicts and lists within each other.
+/// Maximum nesting of dicts and lists.
 const DEEPEST: usize = 64;
 
 pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<Found, String> {
@@ -47,11 +47,11 @@ struct Walk<'a> {
     pickled: &'a Pickled<'a>,
     storages: &'a Storages<'a>,
     found: Found,
-    /// The names of objects' classes, by the classes' nodes.
+    /// Class names of objects, by the node of the class.
     classes: HashMap<usize, Arc<str>>,
-    /// The nodes of the tensors that were found.
+    /// Nodes of the tensors found so far.
     reached: HashSet<usize>,
-    /// How many more of each there may be.
+    /// Remaining budgets: visits, bytes of names, tensors and values.
     steps: usize,
     text: usize,
     tensors: usize,
@@ -113,7 +113,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Visits a part under the name with a further component.
+    /// Visits a child with another component appended to the name.
     fn within(
         &mut self,
         append: &dyn Fn(&mut Self, &mut String) -> Result<(), String>,
@@ -131,9 +131,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The name of a dict's entry `at`.
+    /// Appends the key of a dict's entry `at` to the name.
     fn key(&mut self, key: Item, at: usize, name: &mut String) -> Result<(), String> {
-        // Two objects of one class are two keys, and nothing more is known of them.
+        // Two objects of one class are distinct keys, and nothing more is known of them.
         if let Some(Node::Object(_) | Node::Foreign(_)) = self.pickled.node(key) {
             let class = self.class(key);
             spend(&mut self.text, class.len())?;
@@ -154,7 +154,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether neither tensor nor dict is within, so that it is one value.
+    /// Whether a value contains neither tensors nor dicts.
     fn is_plain(&mut self, item: Item, depth: usize) -> Result<bool, String> {
         spend(&mut self.steps, 1)?;
         let items = match self.pickled.node(item) {
@@ -174,7 +174,7 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// A value with neither tensor nor filled dict within.
+    /// Converts an item without tensors or non-empty dicts.
     fn value(&mut self, item: Item, depth: usize) -> Result<Value, String> {
         spend(&mut self.steps, 1)?;
         Ok(match item {
@@ -204,14 +204,14 @@ impl Walk<'_> {
         })
     }
 
-    /// What makes an object; the text is shared by all that mention it.
+    /// The class name of an object; the string is shared between its instances.
     fn class(&mut self, object: Item) -> Arc<str> {
         let Item::Node(at) = self.pickled.class_of(object) else { return "".into() };
         let class = self.classes.entry(at).or_insert_with(|| self.pickled.class_name(object).into());
         Arc::clone(class)
     }
 
-    /// Says of tensors that lie in opaque objects that they are not among those that were found.
+    /// Warns about tensors inside opaque objects, which are not read.
     fn warn_of_hidden(&self) {
         let hidden = self.pickled.tensors().saturating_sub(self.reached.len());
         if hidden > 0 && !self.classes.is_empty() {
@@ -235,7 +235,7 @@ impl Walk<'_> {
         items.iter().map(|&item| self.value(item, depth + 1)).collect()
     }
 
-    /// A tensor's place in the file.
+    /// Locates a tensor in the file.
     fn place(&self, tensor: &TensorNode) -> Result<Stored, String> {
         const WRONG: &str = "its storage has no place in the file";
         let storage = self.pickled.storage(tensor.storage).ok_or(WRONG)?;

@@ -1,11 +1,11 @@
-//! The names of Python that a checkpoint may mention. Each stands for itself; none is ever called.
+//! The Python names that a checkpoint may refer to. They are only identifiers; none is ever called.
 //!
-//! Three kinds: names that tensors, dicts and numbers are made with, which are understood; all others, which make opaque
-//! objects; and a few that no checkpoint needs and that do harm in Python, for which the file is refused.
+//! Three kinds: names that construct tensors, dicts and numbers, which are supported; all others, which make opaque
+//! objects; and a few that no checkpoint needs and that are dangerous in Python, for which the file is rejected.
 
 use crate::weights::NumberKind;
 
-/// A name that is understood.
+/// A supported name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Global {
     /// `collections.OrderedDict`.
@@ -18,31 +18,31 @@ pub(super) enum Global {
     Deque,
     /// `set` and `frozenset`, read as lists.
     Set,
-    /// `_codecs.encode`, as which old protocols write bytes.
+    /// `_codecs.encode`, which old protocols use for bytes.
     Encode,
     /// `torch.Size`, a tuple.
     Size,
     /// `torch.device`.
     Device,
-    /// A type that rebuilt tensors may be of; it changes nothing.
+    /// A tensor type that `_rebuild_from_type_v2` takes; ignored.
     TensorType,
-    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`, whose numbers are of their storage's kind.
+    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`, whose element type is that of the storage.
     RebuildTensor,
-    /// `torch._utils._rebuild_tensor_v3`, which names the kind.
+    /// `torch._utils._rebuild_tensor_v3`, with an explicit element type.
     RebuildTensorOfKind,
-    /// `torch._utils._rebuild_parameter` and the one with state: the tensor itself.
+    /// `torch._utils._rebuild_parameter` and the variant with state: the tensor itself.
     RebuildParameter,
     /// `torch._tensor._rebuild_from_type_v2`: calls one of those above.
     RebuildFromType,
-    /// A class of storages; `None` for the one of bytes.
+    /// A storage class; `None` for untyped storage.
     Storage(Option<NumberKind>),
-    /// A class of storages of numbers that are not read; the bytes of one.
+    /// A storage class with an unsupported element type, and its size in bytes.
     OtherStorage(usize),
     /// A `torch.dtype`.
     Kind(NumberKind),
 }
 
-/// The name in a module, if it is understood.
+/// Looks up a name in a module; `None` if it is not supported.
 pub(super) fn find(module: &[u8], name: &[u8]) -> Option<Global> {
     match (module, name) {
         (b"collections", b"OrderedDict") => Some(Global::OrderedDict),
@@ -67,8 +67,8 @@ pub(super) fn find(module: &[u8], name: &[u8]) -> Option<Global> {
     }
 }
 
-/// Whether a name is one that pickles are made with to do harm, and that no weights need. Nothing is called here, whatever
-/// it is: this only tells the user of a file that should not be opened in Python either.
+/// Whether a name occurs only in malicious pickles. Nothing is called here in any case: the check warns users about a
+/// file that should not be opened in Python either.
 pub(super) fn is_harmful(module: &[u8], name: &[u8]) -> bool {
     const MODULES: [&[u8]; 20] = [
         b"os",
@@ -117,7 +117,7 @@ pub(super) fn is_harmful(module: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Whether a name that is not understood makes a tensor: one of a form that is not read.
+/// Whether an unsupported name constructs a tensor with an unsupported layout.
 pub(super) fn is_tensor_form(module: &[u8], name: &[u8]) -> bool {
     const CLASSES: [&[u8]; 3] = [b"Tensor", b"Storage", b"Parameter"];
     let of_torch = module.split(|&byte| byte == b'.').next() == Some(b"torch");
@@ -125,7 +125,7 @@ pub(super) fn is_tensor_form(module: &[u8], name: &[u8]) -> bool {
     of_torch && (makes || CLASSES.iter().any(|class| name.ends_with(class)))
 }
 
-/// A name with its module, as a message shows it.
+/// The qualified name, for messages.
 pub(super) fn full_name(module: &[u8], name: &[u8]) -> String {
     const LONGEST: usize = 80;
     let text = |bytes: &[u8]| {
@@ -162,7 +162,7 @@ fn kind(name: &[u8]) -> Option<NumberKind> {
     NumberKind::ALL.into_iter().find(|&kind| python_name(kind).as_bytes() == name)
 }
 
-/// What PyTorch calls a kind.
+/// The PyTorch name of an element type.
 pub(in crate::weights) fn python_name(kind: NumberKind) -> &'static str {
     match kind {
         NumberKind::F32 => "float32",
@@ -184,7 +184,7 @@ pub(in crate::weights) fn python_name(kind: NumberKind) -> &'static str {
     }
 }
 
-/// The class of storages that PyTorch keeps a kind in; `None` for kinds that only the one of bytes can hold.
+/// The storage class for an element type; `None` for types that only untyped storage can hold.
 pub(in crate::weights) fn storage_name(kind: NumberKind) -> Option<&'static str> {
     Some(match kind {
         NumberKind::F32 => "FloatStorage",
@@ -204,7 +204,7 @@ pub(in crate::weights) fn storage_name(kind: NumberKind) -> Option<&'static str>
     })
 }
 
-/// Why a file is refused that is one object with a class of its own, rather than dicts of tensors.
+/// The error for a file that is one object of a custom class instead of dicts of tensors.
 pub(super) fn whole_object(class: &str) -> String {
     format!(
         "the file is one object of {class}, which only its own code could rebuild, and is refused; nothing of it was run. \
@@ -212,7 +212,7 @@ pub(super) fn whole_object(class: &str) -> String {
     )
 }
 
-/// The refusal of a file that wants something done.
+/// The error for a file that tries to run code.
 pub(super) fn refused(what: &str) -> String {
     format!(
         "the file wants to run code ({what}) and is refused; nothing of it was run. Where you trust the file, load it in \

@@ -1,6 +1,7 @@
-//! PyTorch checkpoints, read without Python: the zip archive that `torch.save` has written since 1.6 and the older stream.
+//! Reads PyTorch checkpoints without Python: the zip archive that `torch.save` has written since 1.6, and the legacy
+//! stream.
 //!
-//! Source: `torch/serialization.py` and `torch/_utils.py` of PyTorch 2.6, whose `weights_only` loader has the same idea.
+//! Source: `torch/serialization.py` and `torch/_utils.py` of PyTorch 2.6, whose `weights_only` loader works alike.
 
 mod archive;
 mod flatten;
@@ -15,24 +16,24 @@ use pickle::{Item, Node, Pickled};
 use super::{Found, damaged, stored::MappedFile};
 use crate::error::Result;
 
-/// The magic number of the older stream, which is a pickle of its own.
+/// The magic number of the legacy stream, as a pickle.
 const MAGIC: &[u8] = &[0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/// The same as protocol 1 writes it.
+/// The magic number in protocol 1.
 const MAGIC_LINE: &[u8] = b"L119547037146038801333356L\n.";
 
-/// Bytes within which the pickle of the magic number ends, whatever its protocol.
+/// Maximum length of the magic number's pickle in any protocol.
 const MAGIC_WITHIN: usize = 64;
 
-/// What the version of the older stream is.
+/// The version of the legacy stream.
 const STREAM_VERSION: i64 = 1001;
 
-/// Whether the bytes begin as a checkpoint of one of the two forms does, or as any other pickle.
+/// Whether the bytes start like a checkpoint of either format, or like any other pickle.
 pub(super) fn begins(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK") || bytes.starts_with(MAGIC_LINE) || matches!(bytes, [0x80, 0..=5, ..])
 }
 
-/// The length of the magic number's pickle, if a stream begins with it.
+/// Length of the magic number's pickle, if the bytes start with it.
 fn magic_length(bytes: &[u8]) -> Option<usize> {
     if bytes.starts_with(MAGIC_LINE) {
         return Some(MAGIC_LINE.len());
@@ -44,7 +45,7 @@ fn magic_length(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The tensors and values of a checkpoint, in its order.
+/// Reads the tensors and values of a checkpoint, in file order.
 pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
     let found = if file.starts_with(b"PK") {
         from_archive(file)
@@ -56,7 +57,7 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
     found.map_err(|message| damaged(file.path(), message))
 }
 
-/// Where storages lie, by their keys.
+/// Byte ranges of the storages, by key.
 struct Storages<'a> {
     file: &'a Arc<MappedFile>,
     regions: HashMap<Vec<u8>, Range<usize>>,
@@ -148,7 +149,7 @@ fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Found, String> {
 }
 
 impl Pickled<'_> {
-    /// The value of a text key in the outermost dict.
+    /// The value of a string key in the outermost dict.
     fn entry(&self, key: &str) -> Option<Item> {
         let Node::Dict(pairs) = self.node(self.root)? else { return None };
         pairs.iter().find(|(name, _)| self.bytes_of(*name) == Some(key.as_bytes())).map(|&(_, value)| value)

@@ -1,4 +1,4 @@
-//! A zip archive as PyTorch writes it: stored, numbers at multiples of 64 bytes, checksums after the bytes.
+//! Writes a zip archive the way PyTorch does: uncompressed, data aligned to 64 bytes, checksums after the data.
 
 use std::{io::Write, path::Path};
 
@@ -7,13 +7,13 @@ use crate::{
     files::WholeFile,
 };
 
-/// Where PyTorch begins the bytes of an entry, so that they can be mapped.
+/// Alignment of an entry's data in PyTorch's archives, so that it can be mapped.
 const ALIGNMENT: u64 = 64;
-/// Sizes and offsets from here on are written with 64 bits.
+/// Sizes and offsets from here on need 64 bits.
 const WIDE: u64 = 0xffff_ffff;
 /// Flags: the checksum follows the bytes, and names are UTF-8.
 const FLAGS: u16 = 0x0808;
-/// 1 January 1980: the same bytes give the same file.
+/// A constant date, 1 January 1980, so that the same content gives the same file.
 const DATE: u16 = 0x21;
 
 struct Entry {
@@ -23,7 +23,7 @@ struct Entry {
     header: u64,
 }
 
-/// An archive being written.
+/// Writes an archive.
 pub(super) struct ArchiveWriter {
     file: WholeFile,
     at: u64,
@@ -41,7 +41,7 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// Adds an entry of `size` bytes, which `fill` gives piece by piece.
+    /// Adds an entry of `size` bytes, which `fill` writes in chunks.
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -72,7 +72,7 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// Writes the table of contents and gives the file its name.
+    /// Writes the central directory and renames the file to its final name.
     pub(super) fn finish(mut self) -> Result<()> {
         let start = self.at;
         for entry in std::mem::take(&mut self.entries) {
@@ -93,7 +93,7 @@ impl ArchiveWriter {
     }
 }
 
-/// Little-endian fields one after another.
+/// A sequence of little-endian fields.
 struct Record(Vec<u8>);
 
 impl Record {
@@ -117,11 +117,11 @@ impl Record {
     }
 }
 
-/// The header before an entry's bytes, padded so that they begin at a multiple of the alignment.
+/// The local header of an entry, padded so that its data is aligned.
 fn local_header(name: &str, wide: bool, at: u64) -> Vec<u8> {
     let version = if wide { 45 } else { 20 };
     let own = if wide { 20 } else { 0 };
-    // The padding is a field of its own (PyTorch's "FB"), of four bytes at least.
+    // The padding is a separate field (PyTorch's "FB") of at least four bytes.
     let unpadded = at + 30 + name.len() as u64 + own + 4;
     let padding = unpadded.next_multiple_of(ALIGNMENT) - unpadded;
     let (narrow, extra) = (if wide { u32::MAX } else { 0 }, (own + 4 + padding) as u16);
@@ -136,7 +136,7 @@ fn local_header(name: &str, wide: bool, at: u64) -> Vec<u8> {
     record.0
 }
 
-/// An entry's record in the table of contents.
+/// An entry's record in the central directory.
 fn central(entry: &Entry) -> Vec<u8> {
     let mut wide = Vec::new();
     if entry.size >= WIDE {

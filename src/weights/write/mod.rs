@@ -1,5 +1,5 @@
-//! Writing weights: safetensors, whole or in shards, and checkpoints that PyTorch opens. Tensors are read while they are
-//! written, some hundred kilobytes at a time, and every file appears whole or not at all.
+//! Writes weights: safetensors, in one file or in shards, and checkpoints that PyTorch opens. Tensors are read during
+//! the write, a few hundred kilobytes at a time, and files are written atomically.
 
 mod archive;
 mod safetensors_file;

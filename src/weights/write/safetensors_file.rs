@@ -1,4 +1,4 @@
-//! Safetensors files, as <https://github.com/huggingface/safetensors> describes them.
+//! Writes safetensors files (<https://github.com/huggingface/safetensors>).
 
 use std::{
     cmp::Reverse,
@@ -14,10 +14,10 @@ use crate::{
     files::WholeFile,
 };
 
-/// Writes a safetensors file of these tensors, and of remarks beside them.
+/// Writes tensors and metadata to a safetensors file.
 ///
 /// # Errors
-/// If two tensors have one name, one of them cannot be read, or the file cannot be written.
+/// If two tensors have the same name, one of them cannot be read, or the file cannot be written.
 pub fn write_safetensors(
     path: &Path,
     tensors: &[(String, Payload)],
@@ -27,9 +27,9 @@ pub fn write_safetensors(
     fill(path, &tensors.iter().collect::<Vec<_>>(), remarks)?.finish()
 }
 
-/// Writes safetensors files of at most `shard_bytes` of numbers each (a larger tensor has one to itself) and their index:
-/// `model-00001-of-00002.safetensors` and `model.safetensors.index.json` for the path `model.safetensors`. Gives what was
-/// written; if all fit into one file, that is `path` itself, without an index.
+/// Writes safetensors files of at most `shard_bytes` of data each (a larger tensor gets its own file) and their index:
+/// `model-00001-of-00002.safetensors` and `model.safetensors.index.json` for the path `model.safetensors`. Returns the
+/// files written; if everything fits into one file, that is `path` itself, without an index.
 ///
 /// # Errors
 /// As [`write_safetensors`]; no file is left then.
@@ -89,15 +89,15 @@ fn refuse_doubles(path: &Path, tensors: &[(String, Payload)]) -> Result<()> {
     }
 }
 
-/// A file with everything in it, still without its name.
+/// Writes a complete file that is not yet renamed to its final name.
 fn fill(path: &Path, tensors: &[&(String, Payload)], remarks: &[(String, String)]) -> Result<WholeFile> {
     let mut tensors = tensors.to_vec();
-    // Wide numbers first: each tensor then begins at a multiple of its numbers' width, as readers that map the file like.
+    // Widest elements first, so that each tensor is aligned to its element size, as readers that map the file require.
     tensors.sort_by_key(|(_, payload)| Reverse(payload.entry().kind.width()));
     let mut header = Map::new();
     let mut texts: Map<String, Json> =
         remarks.iter().map(|(name, text)| (name.clone(), json!(text))).collect();
-    // Hugging Face's loaders refuse a file that does not say whose layout its tensors have.
+    // Hugging Face's loaders reject a file without the layout of its tensors.
     texts.insert("format".to_owned(), json!("pt"));
     header.insert("__metadata__".to_owned(), Json::Object(texts));
     let mut end = 0;

@@ -1,4 +1,4 @@
-//! Checkpoints that PyTorch opens, with `weights_only=True` too: protocol 2, dense tensors, nothing else.
+//! Writes checkpoints that PyTorch opens, even with `weights_only=True`: protocol 2, dense tensors only.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// Items that one instruction adds to a dict or list, as Python's own pickler has it.
+/// Items that one opcode adds to a dict or list; the same batch size as Python's pickler.
 const BATCH: usize = 1000;
 
-/// Writes a checkpoint in PyTorch's zip form. The released layout is
+/// Writes a checkpoint in PyTorch's zip format. The upstream layout is
 /// `{"epoch": …, "iter": …, "trainer": {"config": {…}, "varRater_wo_ddp": OrderedDict}}`.
 ///
 /// # Errors
@@ -59,7 +59,7 @@ impl<'a> Pickler<'a> {
                 self.raw(&value.to_be_bytes());
             }
             Value::Text(text) => self.text(text),
-            // What made them is not known: their names stand for them.
+            // Opaque objects are written as their class names.
             Value::Object(_) | Value::Unread(_) => self.text(&value.to_string()),
             Value::List(items) => {
                 self.raw(b"]");
@@ -126,8 +126,8 @@ impl<'a> Pickler<'a> {
         self.raw(b"t");
     }
 
-    /// `_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())`; kinds that have no class of storages are
-    /// named in the third version, over a storage of bytes.
+    /// `_rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())`; element types without a storage class
+    /// use the third version, over untyped storage.
     fn tensor(&mut self, payload: &'a Payload) {
         let entry = payload.entry();
         let class = storage_name(entry.kind);

@@ -1,4 +1,4 @@
-//! What the names that are understood make of their arguments. All others make opaque objects: nothing is called.
+//! Evaluates the supported names with their arguments. All others make opaque objects: nothing is called.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use crate::weights::{
     torch::globals::{self, Global},
 };
 
-/// Dimensions of a tensor; PyTorch has the same bound.
+/// Maximum dimensions of a tensor; the same limit as PyTorch's.
 const DIMENSIONS: usize = 64;
 
-/// What a call makes: something that was there, or something new.
+/// The result of a call: an existing item, or a new node.
 enum Made {
     Item(Item),
     Node(Node),
@@ -34,7 +34,7 @@ impl Machine<'_> {
         self.push_node(node)
     }
 
-    /// The name in a module.
+    /// Resolves a name in a module.
     fn named(&self, module: Range<usize>, name: Range<usize>) -> Result<Node, String> {
         let [of_module, of_name] = [&module, &name].map(|range| &self.bytes[range.clone()]);
         if let Some(global) = globals::find(of_module, of_name) {
@@ -46,7 +46,7 @@ impl Machine<'_> {
         Ok(Node::Foreign(Box::new(Foreign { module, name })))
     }
 
-    /// A storage: `("storage", class, key, device, numbers)`, and in the older stream a part of it.
+    /// A storage: `("storage", class, key, device, numel)`, plus a view in the legacy stream.
     pub(super) fn persistent(&mut self) -> Result<(), String> {
         const WRONG: &str = "the pickle refers to something outside that is not a storage";
         let item = self.pop()?;
@@ -91,7 +91,7 @@ impl Machine<'_> {
         }
     }
 
-    /// An instance of a class, by one of the instructions of Python's newer and older classes.
+    /// An instance of a class, for the opcodes of both class styles of Python.
     pub(super) fn instance(&mut self, code: u8) -> Result<(), String> {
         let (class, arguments) = match code {
             b'i' => {
@@ -109,7 +109,7 @@ impl Machine<'_> {
                 (items.remove(0), items)
             }
             _ => {
-                // An object that takes arguments by their names is none of those that are understood.
+                // No supported name takes keyword arguments.
                 let by_name = (code == 0x92).then(|| self.pop()).transpose()?;
                 let arguments = self.pop()?;
                 let class = self.pop()?;
@@ -126,7 +126,7 @@ impl Machine<'_> {
         self.push_made(made)
     }
 
-    /// The object that a name which is not understood would make.
+    /// The opaque object that an unsupported name makes.
     fn object(&self, class: Item) -> Result<Made, String> {
         let (class, tensor) = match self.node(class) {
             Some(Node::Foreign(foreign)) => {
@@ -140,12 +140,12 @@ impl Machine<'_> {
         Ok(Made::Node(Node::Object(Box::new(ObjectNode { class, tensor }))))
     }
 
-    /// A tensor of a form that is not read, named by what tells that.
+    /// A tensor with an unsupported layout, named by the class that shows it.
     fn unread(class: Item) -> Made {
         Made::Node(Node::Object(Box::new(ObjectNode { class, tensor: true })))
     }
 
-    /// What a name makes of arguments.
+    /// Evaluates a call of a name.
     fn call(&mut self, callee: Item, arguments: Item) -> Result<Made, String> {
         let Some(&Node::Global(global)) = self.node(callee) else { return self.object(callee) };
         let Some(Node::Tuple(arguments)) = self.node(arguments) else { return Err(MALFORMED.to_owned()) };
@@ -179,7 +179,7 @@ impl Machine<'_> {
                     Some(&Node::Global(Global::Kind(kind))) => {
                         self.tensor([storage, offset, shape, strides], Some(kind), rest.first().copied())
                     }
-                    // 128-bit complex numbers, kinds of 8-bit floats that few use, …
+                    // 128-bit complex numbers, less common 8-bit float types, …
                     Some(Node::Foreign(_)) => Ok(Self::unread(kind)),
                     _ => Err(wrong()),
                 }
@@ -195,7 +195,7 @@ impl Machine<'_> {
                     (Some(Node::Global(_)), Some(Node::Global(Global::TensorType))) => {
                         self.call(function, arguments)
                     }
-                    // A tensor of a class of its own may mean other numbers than those that it keeps.
+                    // A tensor subclass may interpret its stored values differently.
                     (Some(Node::Global(_)), Some(Node::Foreign(_))) => Ok(Self::unread(class)),
                     (Some(Node::Foreign(_)), Some(_)) => Ok(Self::unread(function)),
                     _ => Err(wrong()),
@@ -206,7 +206,7 @@ impl Machine<'_> {
         }
     }
 
-    /// An ordered dict of a list of pairs, as Python 2 wrote them.
+    /// An ordered dict from a list of pairs, as written by Python 2.
     fn ordered(&mut self, list: Item) -> Result<Node, String> {
         let Some(Node::List(items)) = self.node(list) else { return Err(MALFORMED.to_owned()) };
         self.copied += items.len();
@@ -256,8 +256,8 @@ impl Machine<'_> {
         Ok(Made::Node(Node::Tensor(Box::new(tensor))))
     }
 
-    /// The signs that a tensor's marks turn: `{"neg": True}` and `{"conj": True}`. One that is not known could mean other
-    /// numbers.
+    /// The sign flips of a tensor's metadata: `{"neg": True}` and `{"conj": True}`. Unknown keys are errors, since they
+    /// could change the values.
     fn flipped(&self, marks: Option<Item>) -> Result<Flipped, String> {
         let mut flipped = Flipped::default();
         let marks = match marks {
@@ -278,7 +278,7 @@ impl Machine<'_> {
         Ok(flipped)
     }
 
-    /// Attributes of a dict (`_metadata` of a state dict), a parameter or an opaque object: taken note of by nobody.
+    /// Ignores the attributes of a dict (`_metadata` of a state dict), a parameter or an opaque object.
     pub(super) fn build(&mut self) -> Result<(), String> {
         self.pop()?;
         match self.node(self.top()?) {
@@ -287,7 +287,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Why an instruction that is not understood ends the reading.
+    /// The error for an unsupported opcode.
     pub(super) fn refuse(code: u8) -> String {
         let name = match code {
             b'P' => "PERSID",

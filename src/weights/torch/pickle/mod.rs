@@ -1,8 +1,8 @@
-//! Python's pickle machine, as far as checkpoints need it. It builds nodes in one table and executes nothing.
+//! The subset of Python's pickle machine that checkpoints need. It builds nodes in one table and executes nothing.
 //!
-//! Bounds, with `n` the bytes of the pickle: at most n / 4 + 4096 nodes, n / 2 + 4096 remembered items, 65536 items on the
-//! stack; texts and bytes stay where they are in the file. Nodes name each other by number, so that neither a deep nor a
-//! circular structure costs recursion here. Source: `Lib/pickletools.py` of CPython, protocols 0 to 5.
+//! Bounds, with `n` the bytes of the pickle: at most n / 4 + 4096 nodes, n / 2 + 4096 memo entries, 65536 items on the
+//! stack; strings and bytes are not copied from the file. Nodes refer to each other by index, so that neither deep nor
+//! circular structures cause recursion here. Source: `Lib/pickletools.py` of CPython, protocols 0 to 5.
 
 mod calls;
 mod numbers;
@@ -12,12 +12,12 @@ use std::ops::Range;
 use super::globals::{self, Global};
 use crate::weights::{NumberKind, kind::Flipped};
 
-/// Items that lie on the stack at once: the pickler hands lists and dicts over by the thousand.
+/// Maximum stack depth: the pickler appends to lists and dicts in batches of a thousand.
 const STACK: usize = 1 << 16;
-/// Nodes and remembered items that even the shortest pickle may have.
+/// Nodes and memo entries that even the shortest pickle may have.
 const FEW: usize = 4096;
 
-/// A value: small ones as they are, others by the number of their node.
+/// A value: small ones inline, others by the index of their node.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Item {
     None,
@@ -29,55 +29,55 @@ pub(super) enum Item {
 
 /// A value that does not fit into an [`Item`].
 pub(super) enum Node {
-    /// Text or bytes, where they are in the pickle.
+    /// Text or bytes, as a range of the pickle.
     Text(Range<usize>),
-    /// A whole number of more than 64 bits, little-endian.
+    /// An integer of more than 64 bits, little-endian.
     Long(Range<usize>),
     Tuple(Box<[Item]>),
     List(Vec<Item>),
     Dict(Vec<(Item, Item)>),
     Global(Global),
-    /// A name that is not understood.
+    /// An unsupported name.
     Foreign(Box<Foreign>),
     Storage(Box<StorageNode>),
     Tensor(Box<TensorNode>),
-    /// Something that only Python code could make.
+    /// An object that only Python code could construct.
     Object(Box<ObjectNode>),
 }
 
-/// A name that is not understood, where it is in the pickle.
+/// An unsupported name, as ranges of the pickle.
 #[derive(Clone)]
 pub(super) struct Foreign {
     pub(super) module: Range<usize>,
     pub(super) name: Range<usize>,
 }
 
-/// What a name that is not understood would make. It is never made: only that it is there is known.
+/// An opaque object of an unsupported name. It is never constructed: only its presence is recorded.
 pub(super) struct ObjectNode {
-    /// The name that would make it, or make what makes it.
+    /// The class or function that would construct it, or an object that leads to it.
     pub(super) class: Item,
-    /// Whether it is a tensor of a form that is not read.
+    /// Whether it is a tensor with an unsupported layout.
     pub(super) tensor: bool,
 }
 
-/// A storage that is kept outside the pickle.
+/// A storage outside the pickle.
 pub(super) struct StorageNode {
-    /// `None` for one of bytes, or of numbers that are not read.
+    /// `None` for untyped storage, or an unsupported element type.
     pub(super) kind: Option<NumberKind>,
-    /// Bytes of a number.
+    /// Size of an element in bytes.
     pub(super) width: usize,
-    /// Its class, where that is of numbers that are not read.
+    /// Its class, if the element type is not supported.
     pub(super) other: Option<Item>,
-    /// Its name among the storages.
+    /// Its key among the storages.
     pub(super) key: Range<usize>,
-    /// Numbers (or bytes) of the whole storage.
+    /// Elements (or bytes) of the whole storage.
     pub(super) numbers: usize,
-    /// The part of it that is meant, in numbers.
+    /// The referenced view of it: offset and length in elements.
     pub(super) part: Option<(usize, usize)>,
 }
 
 impl StorageNode {
-    /// Bytes of the whole storage.
+    /// Size of the whole storage in bytes.
     pub(super) fn bytes(&self) -> Option<usize> {
         self.numbers.checked_mul(self.width)
     }
@@ -93,12 +93,12 @@ pub(super) struct TensorNode {
     pub(super) flipped: Flipped,
 }
 
-/// What a pickle holds.
+/// A parsed pickle.
 pub(super) struct Pickled<'a> {
     bytes: &'a [u8],
     nodes: Vec<Node>,
     pub(super) root: Item,
-    /// Bytes up to its end.
+    /// Length of the pickle in bytes.
     pub(super) length: usize,
 }
 
@@ -114,7 +114,7 @@ impl<'a> Pickled<'a> {
         &self.bytes[range.clone()]
     }
 
-    /// The bytes of a text.
+    /// The bytes of a string.
     pub(super) fn bytes_of(&self, item: Item) -> Option<&'a [u8]> {
         match self.node(item)? {
             Node::Text(range) => Some(self.text_bytes(range)),
@@ -122,7 +122,7 @@ impl<'a> Pickled<'a> {
         }
     }
 
-    /// What makes an object; of other items the item itself.
+    /// The class of an object; for other items, the item itself.
     pub(super) fn class_of(&self, object: Item) -> Item {
         match self.node(object) {
             Some(Node::Object(object)) => object.class,
@@ -130,7 +130,7 @@ impl<'a> Pickled<'a> {
         }
     }
 
-    /// The name of what makes an object, as messages show it.
+    /// The class name of an object, for messages.
     pub(super) fn class_name(&self, object: Item) -> String {
         match self.node(self.class_of(object)) {
             Some(Node::Foreign(foreign)) => {
@@ -152,18 +152,18 @@ impl<'a> Pickled<'a> {
         }
     }
 
-    /// How many tensors there are, wherever they lie.
+    /// Number of tensors, including those inside objects.
     pub(super) fn tensors(&self) -> usize {
         self.nodes.iter().filter(|node| matches!(node, Node::Tensor(_))).count()
     }
 
-    /// All storages mentioned.
+    /// All storages that the pickle refers to.
     pub(super) fn storages(&self) -> impl Iterator<Item = &StorageNode> {
         (0..self.nodes.len()).filter_map(|at| self.storage(at))
     }
 }
 
-/// Reads the pickle that the bytes begin with; says what is wrong or refused.
+/// Parses the pickle at the start of `bytes`; the error says what is damaged or rejected.
 pub(super) fn run(bytes: &[u8]) -> Result<Pickled<'_>, String> {
     let mut machine = Machine {
         bytes,
@@ -181,7 +181,7 @@ pub(super) fn run(bytes: &[u8]) -> Result<Pickled<'_>, String> {
             return Ok(Pickled { bytes, nodes: machine.nodes, root, length: machine.at });
         }
         machine.step(code).map_err(|message| {
-            // A refusal speaks for itself; of damage it helps to know where.
+            // A rejection is clear by itself; for damage the offset helps.
             if message.contains("refused") {
                 message
             } else {
@@ -195,11 +195,11 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Item>,
-    /// Where on the stack marks lie.
+    /// Stack positions of the marks.
     marks: Vec<usize>,
     memo: Vec<Item>,
     nodes: Vec<Node>,
-    /// Items copied from one node to another, which a short pickle could ask for again and again.
+    /// Items copied between nodes, limited because a short pickle could repeat copies.
     copied: usize,
 }
 
@@ -209,7 +209,7 @@ const MALFORMED: &str = "the pickle is damaged: an instruction does not find wha
 impl<'a> Machine<'a> {
     fn step(&mut self, code: u8) -> Result<(), String> {
         match code {
-            // The version, and the length of a frame, which only helps readers from a socket.
+            // The protocol version, and the length of a frame, which only matters to stream readers.
             0x80 => match self.array::<1>()? {
                 [0..=5] => Ok(()),
                 [version] => Err(format!("the pickle's protocol is {version}; those up to 5 are known")),
@@ -251,7 +251,7 @@ impl<'a> Machine<'a> {
         self.bytes[range].first_chunk().copied().ok_or_else(|| CUT_OFF.to_owned())
     }
 
-    /// A line of text, without its end.
+    /// Reads a line of text, without its newline.
     fn line(&mut self) -> Result<Range<usize>, String> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|&byte| byte == b'\n').ok_or(CUT_OFF)?;
@@ -282,7 +282,7 @@ impl<'a> Machine<'a> {
         self.push(Item::Node(self.nodes.len() - 1))
     }
 
-    /// How many items lie above the last mark.
+    /// Number of items above the last mark.
     fn above(&self) -> usize {
         self.stack.len() - self.marks.last().copied().unwrap_or(0)
     }
@@ -305,7 +305,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Python's POP takes a mark away if it lies on top.
+    /// POP removes a mark if it is on top, as in Python.
     fn discard(&mut self) -> Result<(), String> {
         if self.above() == 0 && self.marks.pop().is_some() {
             return Ok(());
@@ -333,7 +333,7 @@ impl<'a> Machine<'a> {
         self.push_node(Node::Text(range))
     }
 
-    /// A text of protocol 0. Those with escapes would have to be rewritten; names of weights have none.
+    /// A string of protocol 0. Escapes are not supported, since names of weights have none.
     fn plain_line(&mut self, code: u8) -> Result<Range<usize>, String> {
         let mut range = self.line()?;
         let text = &self.bytes[range.clone()];
@@ -370,7 +370,7 @@ impl<'a> Machine<'a> {
             *place = top;
             return Ok(());
         }
-        // Picklers number what they remember one by one; a table with gaps could be made as long as one likes.
+        // Picklers number memo entries consecutively; a sparse table could be made arbitrarily long.
         if key != self.memo.len() || key >= self.bytes.len() / 2 + FEW {
             return Err(format!(
                 "the pickle remembers something as number {key} after {} others",
@@ -412,7 +412,7 @@ impl<'a> Machine<'a> {
         match self.node_mut(self.top()?) {
             Some(Node::List(list)) if matches!(code, b'a' | b'e' | 0x90) => list.extend(items),
             Some(Node::Dict(dict)) if matches!(code, b's' | b'u') => dict.extend(pairs(&items)?),
-            // What an object holds is not looked at.
+            // The contents of an object are ignored.
             Some(Node::Object(_)) => {}
             _ => return Err(MALFORMED.to_owned()),
         }

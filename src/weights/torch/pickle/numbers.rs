@@ -1,10 +1,10 @@
-//! Whole numbers and floats of every protocol.
+//! Integers and floats of every protocol.
 
 use std::ops::Range;
 
 use super::{Item, MALFORMED, Machine, Node};
 
-/// Bytes of the longest whole number.
+/// Maximum length of an integer in bytes.
 const LONGEST: usize = 1024;
 
 impl Machine<'_> {
@@ -20,7 +20,7 @@ impl Machine<'_> {
                 let digits = std::str::from_utf8(&self.bytes[range.clone()]).map_err(|_| MALFORMED)?;
                 match digits.trim_end_matches('L').parse() {
                     Ok(value) => Item::Int(value),
-                    // Of more than 64 bits: kept as it is written.
+                    // More than 64 bits: kept as text.
                     Err(_) if is_whole(digits) => return self.push_node(Node::Text(range)),
                     Err(_) => return Err(MALFORMED.to_owned()),
                 }
@@ -28,7 +28,7 @@ impl Machine<'_> {
             b'I' => {
                 let start = self.at;
                 let value: i64 = self.line_as()?;
-                // Protocol 0 writes bools as whole numbers of two digits.
+                // Protocol 0 writes bools as two-digit integers.
                 match &self.bytes[start..self.at] {
                     b"00\n" => Item::Bool(false),
                     b"01\n" => Item::Bool(true),
@@ -52,7 +52,7 @@ impl Machine<'_> {
         self.push(item)
     }
 
-    /// A whole number of any width, two's complement.
+    /// An integer of any width, two's complement.
     fn long(&mut self, range: Range<usize>) -> Result<(), String> {
         let digits = &self.bytes[range.clone()];
         let negative = digits.last().is_some_and(|byte| byte & 0x80 != 0);
@@ -63,7 +63,7 @@ impl Machine<'_> {
     }
 }
 
-/// Whether a text is a whole number of protocol 0.
+/// Whether a string is an integer of protocol 0.
 fn is_whole(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text).trim_end_matches('L');
     !digits.is_empty() && digits.len() <= 2 * LONGEST && digits.bytes().all(|byte| byte.is_ascii_digit())
