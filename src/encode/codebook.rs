@@ -1,10 +1,10 @@
-//! Fitting a pyramid's codebook: k-means over the residuals of all scales, in the loop.
+//! Fits a pyramid's codebook by k-means over the residuals of all scales.
 //!
-//! What a scale has to quantize depends on the codes of the coarser scales, so every round runs the whole pyramid
-//! with the codebook it has, then moves each code toward the mean of the residuals that chose it. Lloyd's full step
-//! would overshoot: moving a code changes what every finer scale of the same place is left with, so the steps of all
+//! What a scale has to quantize depends on the codes of the coarser scales, so every iteration runs the whole pyramid
+//! with the current codebook, then moves each code toward the mean of the residuals assigned to it. Lloyd's full step
+//! would overshoot: moving a code changes the residuals of every finer scale at the same position, so the steps of all
 //! scales add up (on clip art with six scales the full step diverges). A step of one over the number of scales is
-//! stable, and is the full step where there is one scale.
+//! stable, and equals the full step for a single scale.
 
 use rayon::prelude::*;
 
@@ -19,27 +19,28 @@ use crate::{
     error::Result,
 };
 
-/// Rounds of the descent.
+/// Number of iterations.
 const ROUNDS: usize = 24;
 
-/// Rounds at the end in which no code is given a new place, so that the means settle.
+/// Final iterations without reseeding, so that the means converge.
 const SETTLING: usize = 8;
 
-/// Residuals a code that are enough to place it; further maps would only cost time.
+/// Residuals per code that suffice to fit it; more maps would only take longer.
 const RESIDUALS_A_CODE: usize = 256;
 
-/// Maps are summed in at most this many groups, each by one task in order: the sums do not depend on the threads.
+/// Maps are summed in at most this many groups, each by one task in order, so that sums do not depend on the number of
+/// threads.
 const GROUPS: usize = 16;
 
-/// A code chosen less often than this share of the mean is given a new place. A larger share would hand ever more
+/// A code chosen less often than this share of the mean is reseeded. A larger share would assign more and more
 /// codes to outliers, which are rare by nature.
 const RARE: f64 = 0.01;
 
 /// Fits a codebook `[V, C]` to channels-last feature maps `[N, H², C]`, N ≥ 1, H the last of `patch_nums`, in random
-/// order: only the first are used where there are very many.
+/// order: if there are very many, only the first are used.
 ///
 /// # Errors
-/// If `patch_nums` cannot be used.
+/// If `patch_nums` is invalid.
 pub(super) fn fit(
     maps: &[f32],
     patch_nums: &[usize],
@@ -69,7 +70,7 @@ pub(super) fn fit(
     Ok(best.1)
 }
 
-/// Codes to begin with: residuals of the same pyramid without quantization, drawn from all scales.
+/// Initial codes: residuals of the same pyramid without quantization, sampled from all scales.
 fn first_codes(
     maps: &[f32],
     patch_nums: &[usize],
@@ -112,14 +113,14 @@ fn first_codes(
         .collect()
 }
 
-/// What a round saw: for every code, how often it was chosen and the sum of the residuals; and the farthest residuals.
+/// Statistics of an iteration: for every code its count and the sum of its residuals; and the farthest residuals.
 struct Round {
     channels: usize,
     /// The squared error of the reconstruction, summed over the maps.
     error: f64,
     weights: Vec<f64>,
     sums: Vec<f64>,
-    /// (squared distance, residual), one a map.
+    /// (squared distance, residual), one per map.
     far: Vec<(f32, Vec<f32>)>,
 }
 
@@ -142,7 +143,7 @@ fn observe(quantizer: &PyramidQuantizer, maps: &[f32]) -> Round {
                 let mut farthest = (-1f32, Vec::new());
                 quantizer.observe(map, |seen| {
                     if seen.codes.len() == side * side {
-                        // What the last scale leaves is the error of the whole.
+                        // The residual after the last scale is the error of the reconstruction.
                         round.error +=
                             seen.distances.iter().map(|&distance| f64::from(distance)).sum::<f64>();
                     }
@@ -175,14 +176,14 @@ fn observe(quantizer: &PyramidQuantizer, maps: &[f32]) -> Round {
         }
         all.far.extend(round.far);
     }
-    // A stable sort: of equally far residuals the one of the earlier map comes first.
+    // A stable sort: among equally far residuals, the one of the earlier map comes first.
     all.far.sort_by(|a, b| b.0.total_cmp(&a.0));
     all
 }
 
 impl Round {
-    /// Moves every code by the share `step` toward the mean of its residuals; a code that is hardly ever chosen goes
-    /// to a far residual, if `reseed`.
+    /// Moves every code by the share `step` toward the mean of its residuals; with `reseed`, a rarely chosen code is
+    /// set to a far residual.
     fn update(self, codebook: &mut [f32], step: f64, reseed: bool) {
         #[expect(clippy::cast_precision_loss, reason = "a count of codes")]
         let rare = RARE * self.weights.iter().sum::<f64>() / self.weights.len() as f64;

@@ -5,26 +5,26 @@ use rayon::prelude::*;
 
 use crate::engine::{Purpose, Random};
 
-/// Mean and leading principal components of a set of vectors of `n` numbers.
+/// Mean and leading principal components of a set of vectors of `n` values.
 #[derive(Clone, Debug)]
 pub(super) struct Components {
     /// `[n]`.
     pub(super) mean: Vec<f64>,
-    /// Orthonormal rows, `[count, n]`, the component of the largest variance first.
+    /// Orthonormal rows, `[count, n]`, in order of decreasing variance.
     pub(super) vectors: Vec<f64>,
     /// The variance along each component.
     pub(super) variances: Vec<f64>,
-    /// The variance in all directions.
+    /// The total variance.
     pub(super) total_variance: f64,
 }
 
 /// Rows of the covariance that one task computes.
 const BLOCK: usize = 16;
 
-/// The leading `count` components of the rows `[N, n]`; `count` is at most n and N at least 1.
+/// The leading `count` components of the rows `[N, n]`; requires `count` ≤ n and N ≥ 1.
 ///
-/// Deterministic to the bit whatever the number of threads: every number is summed by one task, in order. Each
-/// component's sign is chosen so that its largest entry is positive.
+/// Bit-identical for any number of threads: every value is summed by one task, in order. The sign of each
+/// component is chosen so that its largest entry is positive.
 #[expect(clippy::cast_precision_loss, reason = "a count of rows")]
 pub(super) fn leading(rows: &[f32], n: usize, count: usize, seed: u64) -> Components {
     let samples = (rows.len() / n) as f64;
@@ -53,7 +53,7 @@ pub(super) fn leading(rows: &[f32], n: usize, count: usize, seed: u64) -> Compon
     Components { mean, vectors, variances, total_variance }
 }
 
-/// Rows of the sum of outer products, from the block's first column on: the rest follows by symmetry.
+/// Rows of the sum of outer products, from the block's first column on; the rest follows by symmetry.
 struct Covariance<'a> {
     first: usize,
     rows: &'a [f32],
@@ -86,7 +86,7 @@ impl WithSimd for Covariance<'_> {
 /// The `count` largest eigenvalues of a symmetric positive semi-definite matrix `[n, n]`, and their orthonormal
 /// eigenvectors `[count, n]`: block power iteration with a Rayleigh-Ritz step (Golub & Van Loan, 8.2.4).
 fn eigenvectors(matrix: &[f64], n: usize, count: usize, seed: u64) -> (Vec<f64>, Vec<f64>) {
-    // More directions than asked for, because convergence goes with the ratio of the first one left out.
+    // More directions than requested, because the convergence rate depends on the first eigenvalue outside the block.
     let block = (2 * count + 8).min(n);
     let mut random = Random::new(seed, Purpose::Fit, u64::MAX);
     let mut basis: Vec<f64> = (0..block * n).map(|_| random.normal()).collect();
@@ -146,8 +146,8 @@ fn eigenvectors(matrix: &[f64], n: usize, count: usize, seed: u64) -> (Vec<f64>,
     (values, basis)
 }
 
-/// Gram-Schmidt, twice for accuracy. A row that depends on those before it (a matrix of low rank) is replaced by the
-/// first axis that does not.
+/// Gram-Schmidt, twice for accuracy. A row that depends linearly on the previous ones (a matrix of low rank) is
+/// replaced by the first unit vector that does not.
 fn orthonormalize(basis: &mut [f64], n: usize) {
     let mut axis = 0;
     for at in 0..basis.len() / n {
@@ -170,7 +170,7 @@ fn orthonormalize(basis: &mut [f64], n: usize) {
                 }
                 break;
             }
-            // There are at most n rows, so one of the axes is always independent of the rows before.
+            // There are at most n rows, so one of the unit vectors is always independent of the previous rows.
             row.fill(0.0);
             row[axis % n] = 1.0;
             axis += 1;
@@ -182,7 +182,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Diagonalises a small symmetric matrix in place by Jacobi rotations; the columns of the result are the eigenvectors.
+/// Diagonalizes a small symmetric matrix in place by Jacobi rotations; the columns of the result are the eigenvectors.
 fn jacobi(matrix: &mut [f64], size: usize) -> Vec<f64> {
     let mut vectors = vec![0f64; size * size];
     for at in 0..size {

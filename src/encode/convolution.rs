@@ -1,4 +1,4 @@
-//! A convolution with its weights, which are read from their file when they are first needed.
+//! A convolution whose weights are read from their file on first use.
 
 use std::{borrow::Cow, sync::OnceLock};
 
@@ -14,18 +14,18 @@ use crate::{
     weights::StoredFloats,
 };
 
-/// A convolution by filters of any size.
+/// A convolution with filters of any size.
 #[derive(Clone, Debug)]
 pub(crate) struct Convolution {
     inputs: usize,
     outputs: usize,
-    /// A filter's rows one after the other, `[rows, columns · I, O]`; 1×1: `[O, I]`. Of filters that are still in their file
-    /// when they are first needed: most commands use a part of a network, and some none.
+    /// Filters as consecutive rows, `[rows, columns · I, O]`; 1×1: `[O, I]`. Filters in a file are rearranged on first
+    /// use: most commands need part of a network, and some none.
     weight: OnceLock<Vec<f32>>,
     /// `[O, I, rows, columns]`
     given: Option<StoredFloats>,
     bias: Vec<f32>,
-    /// Rows and columns of a filter.
+    /// Rows and columns of the filters.
     size: [usize; 2],
 }
 
@@ -33,17 +33,17 @@ impl Convolution {
     /// From filters `[O, I, rows, columns]` and a bias `[O]`, both f32.
     ///
     /// # Errors
-    /// If the shapes are others.
+    /// If the shapes do not match.
     pub(crate) fn new(name: &str, weight: &Tensor, bias: &Tensor) -> Result<Self> {
         let convolution = Self::of(name, weight.shape(), bias, None)?;
         let weight = convolution.arranged(weight.as_slice::<f32>()?);
         Ok(Self { weight: OnceLock::from(weight), ..convolution })
     }
 
-    /// The same from filters in a file, which are read when they are needed.
+    /// As [`new`](Self::new), with filters in a file, read on first use.
     ///
     /// # Errors
-    /// If the shapes are others.
+    /// If the shapes do not match.
     pub(crate) fn in_file(name: &str, weight: StoredFloats, bias: &Tensor) -> Result<Self> {
         let shape = weight.shape().to_vec();
         Self::of(name, &shape, bias, Some(weight))
@@ -69,12 +69,12 @@ impl Convolution {
         Ok(Self { inputs, outputs, weight: OnceLock::new(), given, bias, size })
     }
 
-    /// Filters `[O, I, rows, columns]` as products on the host take them.
+    /// Rearranges filters `[O, I, rows, columns]` for the products of the CPU reference.
     fn arranged(&self, given: &[f32]) -> Vec<f32> {
         cpu::arranged(given, self.inputs, self.outputs, self.size)
     }
 
-    /// As products on the host take them.
+    /// The filters in the layout of the CPU reference.
     fn weight(&self) -> &[f32] {
         let read = || self.given.as_ref().map_or_else(Vec::new, |given| self.arranged(&given.values()));
         self.weight.get_or_init(read)
@@ -88,12 +88,12 @@ impl Convolution {
         self.outputs
     }
 
-    /// Rows and columns of a filter.
+    /// Rows and columns of the filters.
     pub(crate) fn size(&self) -> [usize; 2] {
         self.size
     }
 
-    /// Filters, and in which order: as they lie in their file, if they were not arranged yet.
+    /// The filters and their layout: that of the file, unless they have been rearranged.
     pub(crate) fn filters(&self) -> (Cow<'_, [f32]>, FilterOrder) {
         match &self.given {
             Some(given) if self.weight.get().is_none() => (given.values(), FilterOrder::OutputsFirst),
@@ -107,7 +107,7 @@ impl Convolution {
         &self.bias
     }
 
-    /// The filters as the reference takes them.
+    /// The filters for the CPU reference.
     fn filters_on_host(&self) -> cpu::Filters<'_> {
         let Self { inputs, outputs, size, .. } = *self;
         cpu::Filters { inputs, outputs, size, weight: self.weight(), bias: &self.bias }
@@ -144,7 +144,7 @@ mod tests {
         (0..length).map(|_| random.normal() as f32).collect()
     }
 
-    /// The sum over a window in f64, pixels outside being 0.
+    /// The sum over a window in f64, with zero padding.
     fn window(map: &Map, weight: &[f32], (y, x): (usize, usize), output: usize) -> f64 {
         let inputs = map.channels;
         let mut sum = 0.0;

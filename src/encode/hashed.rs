@@ -1,6 +1,6 @@
-//! The embedded text encoder: every word has a fixed random vector, drawn from a generator keyed by the word itself.
+//! The built-in text encoder: every word has a fixed random vector, from a generator seeded with the word itself.
 //!
-//! Nothing is trained and nothing is downloaded; captions that share words share vectors, in any script.
+//! It needs no training and no download; captions that share words share vectors, in any script.
 
 use std::{
     collections::HashMap,
@@ -24,13 +24,13 @@ use crate::{
 /// The `kind` in the saved JSON.
 pub(super) const KIND: &str = "hashed-words";
 
-/// Word vectors are remembered up to this many words; beyond it they are drawn anew each time.
+/// Word vectors are cached up to this many words; beyond it they are recomputed each time.
 const REMEMBERED_WORDS: usize = 65_536;
 
-/// Amplitude of the position vectors beside the words' unit variance.
+/// Amplitude of the position vectors, relative to the words' unit variance.
 const POSITION_SCALE: f64 = 0.3;
 
-/// Captions to fixed random vectors a word: a start token, then one token a word, with sinusoidal positions added.
+/// Maps captions to fixed random vectors: a start token, then one token per word, plus sinusoidal positions.
 #[derive(Debug)]
 pub struct HashedWords {
     settings: Settings,
@@ -48,7 +48,7 @@ struct Settings {
 }
 
 impl HashedWords {
-    /// An encoder of `tokens` tokens a caption (`T`, the start token included) and `channels` channels (`D`).
+    /// An encoder with `tokens` tokens per caption (`T`, including the start token) and `channels` channels (`D`).
     ///
     /// # Errors
     /// If `tokens` or `channels` is 0.
@@ -68,7 +68,7 @@ impl HashedWords {
         })
     }
 
-    /// Reads what [`save`](TextEncoder::save) wrote.
+    /// Loads an encoder written by [`save`](TextEncoder::save).
     ///
     /// # Errors
     /// If the file cannot be read or is damaged.
@@ -82,7 +82,7 @@ impl HashedWords {
         Ok(loaded)
     }
 
-    /// The vector of a word; the same for every caption, batch and run.
+    /// The vector of a word, the same in every caption, batch and run.
     fn word(&self, word: &str) -> Arc<[f32]> {
         if let Some(vector) = self.words.read().unwrap_or_else(PoisonError::into_inner).get(word) {
             return Arc::clone(vector);
@@ -146,7 +146,7 @@ impl TextEncoder for HashedWords {
         let Settings { tokens, channels, seed } = &self.settings;
         let mut hash = Sha256::new();
         hash.update(format!("{KIND}/1 tokens {tokens} channels {channels} seed {seed}"));
-        // The vectors themselves, so that another rule for drawing them is another encoder.
+        // The vectors themselves, so that another way to generate them changes the fingerprint.
         hash.update(bytemuck::cast_slice(&self.start));
         hash.update(bytemuck::cast_slice(&self.positions));
         saved::hexadecimal(&hash.finalize())
@@ -156,14 +156,14 @@ impl TextEncoder for HashedWords {
         saved::write_description(&folder.join(TEXT_ENCODER), KIND, &self.settings, &self.fingerprint())
     }
 
-    /// There is no network.
+    /// There is no network to move.
     fn to_device(self: Box<Self>, _: &Device) -> Result<Box<dyn TextEncoder>> {
         Ok(self)
     }
 }
 
-/// The words of a caption in lower case: runs of letters, digits and marks; a character each in scripts that are
-/// written without spaces (Han, kana, Thai, Khmer and others) and for pictographs.
+/// The words of a caption in lower case: runs of letters, digits and marks; single characters in scripts that are
+/// written without spaces (Han, kana, Thai, Khmer and others), and for pictographs.
 ///
 /// ```
 /// use alchemist_engine::encode::hashed::words;
@@ -176,7 +176,7 @@ pub fn words(caption: &str) -> Vec<String> {
     let mut joinable = false;
     for character in caption.chars().flat_map(char::to_lowercase) {
         if is_mark(character) {
-            // A mark belongs to the character before it, whatever the script.
+            // A mark belongs to the preceding character, whatever the script.
             if let (true, Some(word)) = (joinable, words.last_mut()) {
                 word.push(character);
             }
@@ -196,7 +196,7 @@ pub fn words(caption: &str) -> Vec<String> {
     words
 }
 
-/// Combining marks and joiners, which [`char::is_alphanumeric`] leaves out in part.
+/// Combining marks and joiners, some of which [`char::is_alphanumeric`] excludes.
 fn is_mark(character: char) -> bool {
     matches!(u32::from(character),
         0x0300..=0x036F | 0x0483..=0x0489 | 0x0591..=0x05BD | 0x05BF | 0x05C1..=0x05C2 | 0x05C4..=0x05C5 | 0x05C7
@@ -210,7 +210,7 @@ fn is_mark(character: char) -> bool {
         | 0xA9B3..=0xA9C0 | 0xFE00..=0xFE0F | 0xFE20..=0xFE2F | 0x1F3FB..=0x1F3FF | 0xE0100..=0xE01EF)
 }
 
-/// Characters that are a word each: scripts without spaces between words, and pictographs.
+/// Characters that form a word by themselves: scripts without spaces between words, and pictographs.
 fn stands_alone(character: char) -> bool {
     match u32::from(character) {
         0x2600..=0x27BF | 0x1F000..=0x1FAFF => true,
@@ -238,7 +238,7 @@ fn stands_alone(character: char) -> bool {
     }
 }
 
-/// A standard normal vector keyed by the word's UTF-8 (FNV-1a, 64 bits); the empty word is the start token.
+/// A standard normal vector, seeded with the word's UTF-8 (FNV-1a, 64 bits); the empty word is the start token.
 #[expect(clippy::cast_possible_truncation, reason = "a state is f32")]
 fn draw(seed: u64, word: &str, channels: usize) -> Arc<[f32]> {
     let hash = word.bytes().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {

@@ -1,5 +1,5 @@
-//! Images to token codes and captions to text states. Tokenizers and text encoders sit behind two traits, so that
-//! the embedded ones (PCA patches, hashed words) and the released ones (VQ-VAE, CLIP, T5) are interchangeable.
+//! Encodes images as token codes and captions as text states. Two traits make the built-in encoders (PCA patches,
+//! hashed words) and the released ones (VQ-VAE, CLIP, T5) interchangeable.
 
 mod codebook;
 mod components;
@@ -21,87 +21,86 @@ use crate::{
 };
 use tokenizers::TokenIds;
 
-/// Turns images into pyramids of codes and back.
+/// Encodes images as pyramids of codes, and decodes them.
 pub trait ImageTokenizer: Send + Sync {
-    /// The pyramid's quantizer: sides of the token maps, codebook, convolutions.
+    /// The pyramid's quantizer: side lengths of the token maps, codebook, convolutions.
     fn quantizer(&self) -> &PyramidQuantizer;
 
     /// The side in pixels of the square images that [`encode`](Self::encode) takes.
     fn image_side(&self) -> usize;
 
-    /// Images `[B, 3, R, R]` in [-1, 1] (f32) to codes `[B, L]` (u32), coarsest scale first.
+    /// Encodes images `[B, 3, R, R]` in [-1, 1] (f32) as codes `[B, L]` (u32), coarsest scale first.
     ///
     /// # Errors
-    /// If the shape does not fit.
+    /// If the shape does not match.
     fn encode(&self, images: &Tensor) -> Result<Tensor>;
 
-    /// Codes `[B, L]` to images `[B, 3, R, R]` in [-1, 1].
+    /// Decodes codes `[B, L]` to images `[B, 3, R, R]` in [-1, 1].
     ///
     /// # Errors
-    /// If the shape does not fit or a code is out of range.
+    /// If the shape does not match or a code is out of range.
     fn decode(&self, codes: &Tensor) -> Result<Tensor>;
 
-    /// Images `[B, 3, R, R]` in [-1, 1] to their features before they are quantized, `[B, Cvae, H, H]`, `H` being the side of
-    /// the finest token map.
+    /// Maps images `[B, 3, R, R]` in [-1, 1] to features before quantization, `[B, Cvae, H, H]`, where `H` is the side
+    /// of the finest token map.
     ///
     /// # Errors
-    /// If the shape does not fit or a number is not finite.
+    /// If the shape does not match or a value is not finite.
     fn features(&self, images: &Tensor) -> Result<Tensor>;
 
-    /// SHA-256 over kind, sizes and weights: two tokenizers with one fingerprint give the same codes.
+    /// SHA-256 over kind, sizes and weights: tokenizers with the same fingerprint produce the same codes.
     fn fingerprint(&self) -> String;
 
-    /// Writes the tokenizer into a folder (safetensors and JSON), whole, so that `load` gives it back.
+    /// Writes the tokenizer into a folder (safetensors and JSON), atomically, so that `load` restores it.
     ///
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
 
-    /// The same tokenizer, its networks computing on a device if it has any: images and codes stay on the host, and the
-    /// fingerprint is the same.
+    /// Moves the networks, if any, to a device. Images and codes stay on the host, and the fingerprint is unchanged.
     ///
     /// # Errors
     /// If there is not enough memory, or the device fails.
     fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn ImageTokenizer>>;
 }
 
-/// What a text encoder says of a batch of captions.
+/// The output of a text encoder for a batch of captions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextStates {
-    /// One vector a token, `[B, T, D]` f32.
+    /// One vector per token, `[B, T, D]` f32.
     pub states: Tensor,
-    /// 1 for a token, 0 for padding, `[B, T]` u32. At least one token of each caption is 1.
+    /// 1 for a token, 0 for padding, `[B, T]` u32. Each caption has at least one token.
     pub mask: Tensor,
-    /// One vector a caption, `[B, D]` f32.
+    /// One vector per caption, `[B, D]` f32.
     pub pooled: Tensor,
 }
 
-/// Turns captions into text states.
+/// Encodes captions as text states.
 pub trait TextEncoder: Send + Sync {
-    /// Tokens a caption, padded or cut (`T`).
+    /// Tokens per caption, padded or truncated (`T`).
     fn tokens(&self) -> usize;
 
-    /// Channels of a token's vector (`D`).
+    /// Channels per token (`D`).
     fn channels(&self) -> usize;
 
-    /// Captions in any script, the empty one too, to text states.
+    /// Encodes captions in any script, including empty ones.
     ///
     /// # Errors
     /// If the encoder fails.
     fn encode(&self, captions: &[&str]) -> Result<TextStates>;
 
-    /// Captions to the token ids that [`encode_ids`](Self::encode_ids) takes.
+    /// The token ids of captions, for [`encode_ids`](Self::encode_ids).
     ///
     /// # Errors
-    /// If the encoder has no ids: hashed words have none.
+    /// If the encoder has no token ids, as the hashed-word encoder.
     fn ids(&self, _captions: &[&str]) -> Result<TokenIds> {
         Err(no_ids())
     }
 
-    /// What [`encode`](Self::encode) gives, to the bit, for captions of these ids.
+    /// Encodes captions given as token ids; bit-identical to [`encode`](Self::encode).
     ///
     /// # Errors
-    /// If the encoder has no ids, the shapes do not fit, an id is out of range, or the encoder fails.
+    /// If the encoder has no token ids, the shapes do not match, an id is out of range, or the encoder fails.
     fn encode_ids(&self, _ids: &TokenIds) -> Result<TextStates> {
         Err(no_ids())
     }
@@ -109,14 +108,13 @@ pub trait TextEncoder: Send + Sync {
     /// SHA-256 over kind, sizes and weights.
     fn fingerprint(&self) -> String;
 
-    /// Writes the encoder into a folder, whole, so that `load` gives it back.
+    /// Writes the encoder into a folder, atomically, so that `load` restores it.
     ///
     /// # Errors
     /// If a file cannot be written.
     fn save(&self, folder: &Path) -> Result<()>;
 
-    /// The same encoder, its network computing on a device if it has one: captions and states stay on the host, and the
-    /// fingerprint is the same.
+    /// Moves the network, if any, to a device. Captions and states stay on the host, and the fingerprint is unchanged.
     ///
     /// # Errors
     /// If there is not enough memory, or the device fails.
@@ -127,18 +125,18 @@ fn no_ids() -> Error {
     Error::argument("this text encoder makes no token ids; --text ids is for clip and t5")
 }
 
-/// Loads the image tokenizer that was saved in `folder`, whatever its kind.
+/// Loads the image tokenizer saved in `folder`, of any kind.
 ///
 /// # Errors
-/// If there is none, its kind is unknown or a file is damaged.
+/// If there is none, its kind is unknown, or a file is damaged.
 pub fn load_image_tokenizer(folder: &Path) -> Result<Box<dyn ImageTokenizer>> {
     load_moved_image_tokenizer(folder, None)
 }
 
-/// The same; weights that are not kept in the folder are in `moved` now, if that is given.
+/// As [`load_image_tokenizer`]; weights that are not stored in the folder are read from `moved`, if given.
 ///
 /// # Errors
-/// As for [`load_image_tokenizer`], or if the weights are other ones.
+/// As for [`load_image_tokenizer`], or if the weights differ from those saved.
 pub(crate) fn load_moved_image_tokenizer(
     folder: &Path,
     moved: Option<&Path>,
@@ -151,16 +149,16 @@ pub(crate) fn load_moved_image_tokenizer(
     }
 }
 
-/// Loads the text encoder that was saved in `folder`, whatever its kind. A released encoder is not in the folder; its
-/// description says where it is.
+/// Loads the text encoder saved in `folder`, of any kind. A pretrained encoder is not stored in the folder, but its
+/// description contains its path.
 ///
 /// # Errors
-/// If there is none, its kind is unknown, a file is damaged, or a released encoder is gone or was changed.
+/// If there is none, its kind is unknown, a file is damaged, or a pretrained encoder is missing or has changed.
 pub fn load_text_encoder(folder: &Path) -> Result<Box<dyn TextEncoder>> {
     load_moved_text_encoder(folder, None)
 }
 
-/// The same, where a released encoder is now in `moved`; other kinds have no use for it.
+/// As [`load_text_encoder`]; a pretrained encoder is read from `moved`, if given.
 ///
 /// # Errors
 /// As for [`load_text_encoder`].

@@ -1,6 +1,6 @@
-//! The embedded image tokenizer: patches, their leading principal components, and a pyramid of codes.
+//! The built-in image tokenizer: patches, their leading principal components, and a pyramid of codes.
 //!
-//! It is fitted in seconds to the training images themselves and can be turned back into an image.
+//! It is fitted to the training images in seconds, and can decode codes to images.
 
 use std::path::Path;
 
@@ -21,21 +21,21 @@ use crate::{
 /// The `kind` in the saved JSON.
 pub(super) const KIND: &str = "pca";
 
-/// The weights' file beside the JSON.
+/// The weights file beside the JSON.
 const WEIGHTS: &str = "image_tokenizer.safetensors";
 
 const OP: &str = "PCA tokenizer";
 
-/// At most this many images are held while fitting, and at most this many of their numbers (256 MiB of f32).
+/// Maximum images in memory during the fit, and maximum number of their values (256 MiB of f32).
 const HELD_PICTURES: usize = 2048;
 const HELD_VALUES: usize = 1 << 26;
 
-/// At most this many numbers of patches go into the covariance, but always a few times as many patches as numbers in
-/// a patch (where there are so many).
+/// Maximum number of patch values for the covariance; but there are always several times as many patches as values per
+/// patch (if the images have that many).
 const HELD_PATCH_VALUES: usize = 1 << 23;
 const PATCHES_A_DIMENSION: usize = 8;
 
-/// One image in so many is held out to measure the reconstruction.
+/// One image in this many is held out to measure the reconstruction.
 const HELD_OUT_SHARE: usize = 10;
 
 /// Sizes of a PCA tokenizer.
@@ -46,13 +46,13 @@ pub struct PcaSettings {
     pub side: usize,
     /// Side of a patch in pixels, `p`; the feature map has the side `R/p`.
     pub patch: usize,
-    /// Principal components kept of a patch, `Cvae`.
+    /// Principal components per patch, `Cvae`.
     pub components: usize,
     /// Codes in the codebook, `V`.
     pub codes: usize,
-    /// Sides of the token maps, coarsest first; the last is `R/p`.
+    /// Side lengths of the token maps, coarsest first; the last is `R/p`.
     pub patch_nums: Vec<usize>,
-    /// Seed of the samples that the fit draws.
+    /// Seed of the fit's random samples.
     pub seed: u64,
 }
 
@@ -83,12 +83,12 @@ impl PcaSettings {
         Ok(())
     }
 
-    /// Numbers in a patch, `3·p²`.
+    /// Values per patch, `3·p²`.
     fn patch_length(&self) -> usize {
         3 * self.patch * self.patch
     }
 
-    /// Patches in a row, `R/p`.
+    /// Patches per row, `R/p`.
     fn grid(&self) -> usize {
         self.side / self.patch
     }
@@ -98,21 +98,21 @@ impl PcaSettings {
     }
 }
 
-/// How good a fit is.
+/// Quality of a fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FitReport {
-    /// Peak signal-to-noise ratio of the reconstruction in dB, from the mean squared error over the images held out
-    /// (over all, if there were too few to hold some out); 120 dB stands for an error too small to measure.
+    /// Peak signal-to-noise ratio of the reconstruction in dB, from the mean squared error over the held-out images
+    /// (over all images, if there are too few to hold some out); 120 dB if the error is too small to measure.
     pub psnr_db: f64,
-    /// Codes effectively used: the exponential of the entropy of the codes over all images of the fit.
+    /// Effective number of codes: the exponential of the entropy of the codes over all images of the fit.
     pub codes_used: f64,
-    /// Share of the patches' variance that the components keep, 1 where there is none.
+    /// Share of the patches' variance that the components explain; 1 if there is no variance.
     pub explained_variance: f64,
-    /// Images that were looked at, held for the fit, and held out of them.
+    /// Images read, including those not sampled.
     pub images: usize,
     /// Images that the components and the codebook were fitted to.
     pub fitted: usize,
-    /// Images that the reconstruction was measured on and that took no part in the fit.
+    /// Held-out images, on which the reconstruction was measured.
     pub held_out: usize,
 }
 
@@ -126,28 +126,28 @@ pub struct PcaTokenizer {
     synthesize: Projection,
 }
 
-/// The fitted numbers, as saved.
+/// The fitted parameters, as saved.
 #[derive(Clone, Debug)]
 struct Weights {
     /// `[3p²]`, channel by channel, row by row.
     mean: Tensor,
     /// Orthonormal rows `[C, 3p²]`.
     components: Tensor,
-    /// `[1]`: features are components times this, so that their mean square is 1.
+    /// `[1]`: features are components multiplied by this, so that their mean square is 1.
     scale: Tensor,
     /// `[V, C]`.
     codebook: Tensor,
 }
 
 impl PcaTokenizer {
-    /// Fits a tokenizer to images `[3, R, R]` in [-1, 1] (f32), taken one by one. A seeded sample of at most 2048
-    /// images (fewer where they are large) is held in memory.
+    /// Fits a tokenizer to images `[3, R, R]` in [-1, 1] (f32), read one by one. A seeded sample of at most 2048
+    /// images (fewer if they are large) is kept in memory.
     ///
-    /// Deterministic: the same images in the same order give the same tokenizer to the bit, on any number of threads.
+    /// Deterministic: the same images in the same order give a bit-identical tokenizer, for any number of threads.
     ///
     /// # Errors
-    /// If the settings do not fit each other, there is no image, or one has another shape or a number that is not
-    /// finite; and the first error that `images` gives.
+    /// If the settings are inconsistent, there is no image, or one has another shape or a value that is not
+    /// finite; and the first error of `images`.
     pub fn fit(
         settings: PcaSettings,
         images: impl IntoIterator<Item = Result<Tensor>>,
@@ -165,7 +165,7 @@ impl PcaTokenizer {
         let explained_variance = if found.total_variance > 0.0 { kept / found.total_variance } else { 1.0 };
         #[expect(clippy::cast_precision_loss, reason = "a few components")]
         let deviation = (kept / settings.components as f64).sqrt();
-        // Below rounding there is nothing to scale up.
+        // Below the rounding error there is nothing to scale up.
         let scale = if deviation > 1e-6 { 1.0 / deviation } else { 1.0 };
 
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
@@ -195,7 +195,7 @@ impl PcaTokenizer {
         Ok((tokenizer, report))
     }
 
-    /// [`fit`](Self::fit) to images `[N, 3, R, R]` that are in memory already.
+    /// [`fit`](Self::fit) on images `[N, 3, R, R]` in memory.
     ///
     /// # Errors
     /// As [`fit`](Self::fit).
@@ -207,7 +207,7 @@ impl PcaTokenizer {
         Self::fit(settings, images.map(|image| Tensor::new(&shape, image.to_vec())))
     }
 
-    /// Reads what [`save`](ImageTokenizer::save) wrote.
+    /// Loads a tokenizer written by [`save`](ImageTokenizer::save).
     ///
     /// # Errors
     /// If a file cannot be read or is damaged.
@@ -239,7 +239,7 @@ impl PcaTokenizer {
         Ok(loaded)
     }
 
-    /// The sizes it was fitted with.
+    /// The settings of the fit.
     pub fn settings(&self) -> &PcaSettings {
         &self.settings
     }
@@ -247,7 +247,7 @@ impl PcaTokenizer {
     /// Images `[B, 3, R, R]` to their features before quantization, `[B, Cvae, R/p, R/p]`.
     ///
     /// # Errors
-    /// If the shape does not fit or a number is not finite.
+    /// If the shape does not match or a value is not finite.
     pub(crate) fn features(&self, images: &Tensor) -> Result<Tensor> {
         let maps = self.features_channels_last(images)?;
         let (channels, grid) = (self.settings.components, self.settings.grid());
@@ -395,11 +395,11 @@ impl ImageTokenizer for PcaTokenizer {
         let Weights { mean, components, scale, codebook } = &self.weights;
         let tensors = [("mean", mean), ("components", components), ("scale", scale), ("codebook", codebook)];
         saved::write_tensors(&folder.join(WEIGHTS), &tensors)?;
-        // The description comes last: a folder that has one is whole.
+        // The description is written last: a folder that contains it is complete.
         saved::write_description(&folder.join(IMAGE_TOKENIZER), KIND, &self.settings, &self.fingerprint())
     }
 
-    /// A few products an image: not worth the way.
+    /// A no-op: a few products per image do not justify the transfer.
     fn to_device(self: Box<Self>, _: &Device) -> Result<Box<dyn ImageTokenizer>> {
         Ok(self)
     }
@@ -416,7 +416,8 @@ fn check_images(settings: &PcaSettings, images: &Tensor) -> Result<()> {
     ))
 }
 
-/// A seeded sample of bounded size, every image equally likely (algorithm R of Vitter, 1985); and how many came.
+/// A seeded sample of bounded size, every image equally likely (algorithm R of Vitter, 1985); and the number of images
+/// read.
 fn sample(
     settings: &PcaSettings,
     images: impl IntoIterator<Item = Result<Tensor>>,
@@ -477,7 +478,7 @@ fn sample_patches(settings: &PcaSettings, images: &[Vec<f32>]) -> Vec<f32> {
     sampled
 }
 
-/// Cuts an image `[3, R, R]` into patches `[(R/p)², 3p²]`, row by row.
+/// Splits an image `[3, R, R]` into patches `[(R/p)², 3p²]`, row by row.
 fn cut(settings: &PcaSettings, image: &[f32], patches: &mut Vec<f32>) {
     patches.clear();
     for at in 0..settings.image_length() / settings.patch {
@@ -485,7 +486,7 @@ fn cut(settings: &PcaSettings, image: &[f32], patches: &mut Vec<f32>) {
     }
 }
 
-/// Where in an image the `at`-th run of `p` pixels of its patches begins.
+/// Offset in an image of the `at`-th run of `p` pixels of its patches.
 fn run_start(settings: &PcaSettings, at: usize) -> usize {
     let PcaSettings { side, patch, .. } = *settings;
     let (cell, run) = (at / (3 * patch), at % (3 * patch));

@@ -5,7 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 const LANES: usize = 16;
 const ROWS: usize = 4;
 
-/// An affine map from rows of `inputs` numbers to rows of `outputs` numbers. A row's result depends on that row only.
+/// An affine map from rows of `inputs` values to rows of `outputs` values. Each row is mapped independently.
 #[derive(Clone, Debug)]
 pub(super) struct Projection {
     inputs: usize,

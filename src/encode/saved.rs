@@ -1,4 +1,4 @@
-//! Encoders on disk: a JSON description that names the kind, and safetensors beside it where there are weights.
+//! Saved encoders: a JSON description with the kind, and safetensors beside it if there are weights.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -12,19 +12,19 @@ use crate::{
     files::text::read_text,
 };
 
-/// The description of an image tokenizer in its folder.
+/// File name of an image tokenizer's description.
 pub(crate) const IMAGE_TOKENIZER: &str = "image_tokenizer.json";
 
-/// The description of a text encoder in its folder.
+/// File name of a text encoder's description.
 pub(crate) const TEXT_ENCODER: &str = "text_encoder.json";
 
-/// What the JSON of a saved encoder says.
+/// The JSON description of a saved encoder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderDescription {
-    /// Which encoder it is.
+    /// The kind of encoder.
     pub kind: String,
-    /// The encoder's settings, as the kind defines them.
+    /// The encoder's settings, in the format of its kind.
     pub settings: serde_json::Value,
     /// SHA-256 over kind, settings and weights, in hexadecimal.
     pub fingerprint: String,
@@ -34,7 +34,7 @@ impl EncoderDescription {
     /// The settings of an encoder of this kind.
     ///
     /// # Errors
-    /// If the kind is another one or the settings cannot be used.
+    /// If the kind differs or the settings are invalid.
     pub fn settings<T: DeserializeOwned>(&self, path: &Path, kind: &str) -> Result<T> {
         if self.kind != kind {
             return Err(damaged(
@@ -46,7 +46,7 @@ impl EncoderDescription {
             .map_err(|error| damaged(path, format!("settings.{}: {}", error.path(), error.inner())))
     }
 
-    /// Compares the fingerprint written with that of what was loaded.
+    /// Compares the saved fingerprint with that of the loaded encoder.
     ///
     /// # Errors
     /// If they differ.
@@ -67,7 +67,7 @@ impl EncoderDescription {
 /// Reads a description.
 ///
 /// # Errors
-/// If the file cannot be read or is no description.
+/// If the file cannot be read or is not a description.
 pub(crate) fn read_description(path: &Path) -> Result<EncoderDescription> {
     let text = read_text(path)?;
     let mut reader = serde_json::Deserializer::from_str(&text);
@@ -75,7 +75,7 @@ pub(crate) fn read_description(path: &Path) -> Result<EncoderDescription> {
         .map_err(|error| damaged(path, format!("not the description of an encoder: {error}")))
 }
 
-/// Writes a description, whole.
+/// Writes a description atomically.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -97,11 +97,11 @@ pub(crate) fn write_description(
     write_whole(path, &text)
 }
 
-/// Reads every tensor of a safetensors file: f32 as it is, f64, f16 and bf16 cast to f32, whole numbers that fit
+/// Reads every tensor of a safetensors file: f32 unchanged, f64, f16 and bf16 cast to f32, integers that fit
 /// cast to u32.
 ///
 /// # Errors
-/// If the file cannot be read, is damaged, or holds a type or number that cannot be cast.
+/// If the file cannot be read, is damaged, or has a dtype or value that cannot be cast.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let file = SafeTensors::deserialize(&bytes)
@@ -140,7 +140,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
     made.map_err(|error| error.to_string())
 }
 
-/// Writes f32 tensors as safetensors, whole.
+/// Writes f32 tensors as safetensors, atomically.
 ///
 /// # Errors
 /// If a tensor is not f32 or the file cannot be written.
@@ -157,7 +157,7 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<()> {
     write_whole(path, &bytes)
 }
 
-/// Writes a file atomically into a folder, which is made if need be.
+/// Writes a file atomically; creates its folder if necessary.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -179,7 +179,7 @@ pub(super) fn damaged(path: &Path, message: impl Into<String>) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), message: message.into() }
 }
 
-/// The error for a kind that this version does not have.
+/// The error for a kind that this version does not support.
 pub(super) fn unknown_kind(path: &Path, found: &str, known: &[&str]) -> Error {
     damaged(path, format!("the kind \"{found}\" is unknown here; the kinds are: {}", known.join(", ")))
 }

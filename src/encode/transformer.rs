@@ -1,5 +1,5 @@
-//! The layers of the released text encoders and of CLIP's image tower, which are never trained: weights with the operations that they go
-//! through, on the CPU or, where the rows are on a device, there. Rows are tokens, `[B·T, channels]`, in f32.
+//! Layers of the pretrained text encoders and of CLIP's image tower, which are never trained. They run on the CPU, or
+//! on the device of their input. Rows are tokens, `[B·T, channels]`, in f32.
 
 use rayon::prelude::*;
 
@@ -12,7 +12,7 @@ use crate::{
     error::Result,
 };
 
-/// `y = x · wᵀ`, with a bias or without.
+/// `y = x · wᵀ`, with or without a bias.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     /// `[O, I]`.
@@ -22,42 +22,42 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Rows `[R, I]` to rows `[R, O]`.
+    /// Maps rows `[R, I]` to rows `[R, O]`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         linear_rows(x, &self.weight, self.bias.as_ref())
     }
 
-    /// The same layer on a device.
+    /// Copies the layer to a device.
     pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let bias = self.bias.as_ref().map(|bias| bias.to_device(device)).transpose()?;
         Ok(Self { weight: self.weight.to_device(device)?, bias })
     }
 }
 
-/// A norm over a row's channels, with what it is multiplied with and, in CLIP, what is added.
+/// A normalization over the channels of a row, with a weight and, in CLIP, a bias.
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
     /// `[C]`.
     pub(crate) weight: Tensor,
-    /// `[C]`: the mean is taken off first (layer norm). `None`: it is not (T5's root-mean-square norm).
+    /// `[C]`: layer norm. `None`: root-mean-square norm without mean subtraction (T5).
     pub(crate) bias: Option<Tensor>,
     pub(crate) epsilon: f32,
 }
 
 impl Norm {
-    /// Rows to rows.
+    /// Normalizes rows.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         affine_norm(x, &self.weight, self.bias.as_ref(), self.epsilon)
     }
 
-    /// The same norm on a device.
+    /// Copies the norm to a device.
     pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let bias = self.bias.as_ref().map(|bias| bias.to_device(device)).transpose()?;
         Ok(Self { weight: self.weight.to_device(device)?, bias, epsilon: self.epsilon })
     }
 }
 
-/// The non-linearity that a text encoder's configuration names.
+/// The activation that a text encoder's configuration names.
 pub(crate) fn activation_named(name: &str) -> Option<Activation> {
     Some(match name {
         "quick_gelu" => Activation::QuickGelu,
@@ -69,10 +69,10 @@ pub(crate) fn activation_named(name: &str) -> Option<Activation> {
     })
 }
 
-/// The names that [`activation_named`] understands.
+/// The names that [`activation_named`] supports.
 pub(crate) const ACTIVATION_NAMES: &str = "quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, relu, silu";
 
-/// The first row, of `channels` numbers, that holds one that is not finite.
+/// The first row, of `channels` values, that has a value that is not finite.
 pub(in crate::encode) fn first_not_finite(x: &[f32], channels: usize) -> Option<usize> {
     x.par_iter().position_first(|value| !value.is_finite()).map(|at| at / channels)
 }

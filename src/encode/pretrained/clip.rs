@@ -1,5 +1,5 @@
-//! CLIP's text encoder as Stable Diffusion 1.5 (768 channels), 2.1 (1024) and XL (its first) have it; source: `CLIPTextModel`
-//! of Hugging Face's transformers, which the released code calls.
+//! CLIP's text encoder, as in Stable Diffusion 1.5 (768 channels), 2.1 (1024) and XL (its first encoder); source:
+//! `CLIPTextModel` of Hugging Face's transformers, which the upstream code calls.
 
 use std::path::Path;
 
@@ -28,10 +28,10 @@ use crate::{
     weights::Weights,
 };
 
-/// The id of the end mark in configurations that were written before it was honored; see [`ClipText`].
+/// The id of the end-of-text token in configurations written before it was honored; see [`ClipText`].
 const LEGACY_END: u32 = 2;
 
-/// What `config.json` says; what it leaves out is what transformers takes then.
+/// The fields of `config.json`; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -62,9 +62,9 @@ impl Default for Settings {
     }
 }
 
-/// A causal transformer over token ids. The vector of a caption is the state at its end mark: at the first place of the
-/// id that the configuration names, or, where that is 2, which no released vocabulary means, at the first place of the
-/// largest id.
+/// A causal transformer over token ids. The pooled vector is the state at the end-of-text token: at the first position
+/// of the id in the configuration; or, if that is 2, which is meaningless in every released vocabulary, at the first
+/// position of the largest id.
 #[derive(Clone, Debug)]
 pub struct ClipText {
     settings: Settings,
@@ -76,11 +76,11 @@ pub struct ClipText {
     blocks: Vec<Block>,
     last: Norm,
     digest: String,
-    /// Where blocks and last norm are; the tables stay on the host.
+    /// Device of the blocks and the final norm; the embedding tables stay on the host.
     device: Option<Device>,
 }
 
-/// One block of a CLIP transformer, of text or of images.
+/// One block of a CLIP transformer, for text or images.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     first: Norm,
@@ -94,10 +94,10 @@ pub(crate) struct Block {
 }
 
 impl ClipText {
-    /// Reads `config.json` and the weights in `folder`, names with or without the leading `text_model.`.
+    /// Reads `config.json` and the weights in `folder`, names with or without the prefix `text_model.`.
     ///
     /// # Errors
-    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of CLIP's.
+    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is not CLIP's.
     pub fn open(folder: &Path) -> Result<Self> {
         let settings: Settings = read_settings(folder, &["clip_text_model", "clip"], "text_config")?;
         let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
@@ -116,7 +116,7 @@ impl ClipText {
         const MARK: &str = "embeddings.token_embedding.weight";
         let weights = Weights::open(folder)?.network(&[&format!("{PREFIX}{MARK}"), MARK]);
         let prefix = if weights.names().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
-        // What a whole CLIP has besides, and the list of positions that old files hold.
+        // The other tensors of a complete CLIP model, and the buffer of positions in old files.
         let ignored = |name: &str| {
             name.ends_with("embeddings.position_ids")
                 || name.starts_with("vision_model.")
@@ -149,28 +149,28 @@ impl ClipText {
         })
     }
 
-    /// The most tokens a caption that there are positions for.
+    /// Maximum tokens per caption.
     pub(crate) fn positions(&self) -> usize {
         self.settings.max_position_embeddings
     }
 
-    /// The id that marks a caption's end; `None`: the largest of its ids does.
+    /// The end-of-text id; `None`: the largest id of the caption.
     pub(crate) fn end(&self) -> Option<u32> {
         (self.settings.eos_token_id != LEGACY_END).then_some(self.settings.eos_token_id)
     }
 
-    /// The place whose state stands for the caption.
+    /// The position whose state represents the caption.
     fn end_of(&self, ids: &[u32]) -> usize {
         let marked = match self.end() {
             Some(end) => end,
             None => ids.iter().copied().max().unwrap_or(0),
         };
-        // As in the source: a caption without a mark is read at its beginning.
+        // As in the source: a caption without end-of-text token uses position 0.
         ids.iter().position(|&id| id == marked).unwrap_or(0)
     }
 }
 
-/// A layer norm by its name.
+/// Reads a layer norm.
 pub(crate) fn norm(name: &str, channels: usize, epsilon: f32, take: &mut Take<'_>) -> Result<Norm> {
     let weight = take(&format!("{name}.weight"), &[channels])?;
     Ok(Norm { weight, bias: Some(take(&format!("{name}.bias"), &[channels])?), epsilon })
@@ -182,7 +182,7 @@ fn linear(name: &str, outputs: usize, inputs: usize, take: &mut Take<'_>) -> Res
 }
 
 impl Block {
-    /// The block of a name, of so many channels and so many in its hidden layer.
+    /// Reads a block with this width and MLP width.
     pub(crate) fn take(
         name: &str,
         channels: usize,
@@ -203,7 +203,7 @@ impl Block {
         })
     }
 
-    /// The block on rows `[B·T, C]`, in place.
+    /// Applies the block to rows `[B·T, C]`, in place.
     pub(crate) fn apply(&self, x: &mut Tensor, attention: &Keys<'_>, activation: Activation) -> Result<()> {
         let y = self.first.apply(x)?;
         let (queries, keys) = (self.queries.apply(&y)?, self.keys.apply(&y)?);

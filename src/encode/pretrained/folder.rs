@@ -1,10 +1,10 @@
-//! Where a released text encoder's files are below the folder that the user names.
+//! Locates the files of a pretrained text encoder in the folder that the user names.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The model's folder and the tokenizer's; they may be one.
+/// The folders of the model and the tokenizer; they may be the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Folder {
     /// `config.json` and the weights.
@@ -13,12 +13,12 @@ pub(super) struct Folder {
     pub(super) tokenizer: PathBuf,
 }
 
-/// The files of which one at least is in a tokenizer's folder.
+/// The files of which a tokenizer's folder has at least one.
 const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "vocab.json", "spiece.model"];
 
 impl Folder {
-    /// Understands the root of a pipeline (`text_encoder/` and `tokenizer/` in it), and the folder of the encoder itself
-    /// with the tokenizer's files in it, in a folder `tokenizer` in it, or in one beside it.
+    /// Accepts the root of a pipeline (with `text_encoder/` and `tokenizer/`), or the folder of the encoder itself
+    /// with the tokenizer's files in it, in a subfolder `tokenizer`, or in a sibling folder.
     pub(super) fn find(given: &Path) -> Result<Self> {
         let refuse = |message: String| Error::Checkpoint { path: given.to_path_buf(), message };
         if !given.is_dir() {
@@ -34,7 +34,7 @@ impl Folder {
             ));
         }
         let whole = std::path::absolute(&model).map_err(Error::io("resolve", &model))?;
-        // "text_encoder_2" has "tokenizer_2" beside it.
+        // "text_encoder_2" has the sibling "tokenizer_2".
         let beside = whole.parent().zip(whole.file_name()).map(|(parent, name)| {
             let suffix = name.to_str().and_then(|name| name.strip_prefix("text_encoder"));
             parent.join(format!("tokenizer{}", suffix.unwrap_or_default()))

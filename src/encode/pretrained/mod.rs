@@ -1,7 +1,7 @@
-//! Released text encoders: a folder as Hugging Face's libraries write it, with a tokenizer, a configuration and weights.
+//! Pretrained text encoders: a folder in Hugging Face's layout, with a tokenizer, a configuration and weights.
 //!
-//! Everything is computed in 32-bit floats, whatever the weights are stored as, so that nothing overflows that did not in
-//! training. A run keeps no copy of the weights: it notes where they are and what they were; see [`Pretrained`].
+//! Everything is computed in f32, whatever the dtype of the weights, so that nothing overflows that did not during
+//! training. A run keeps no copy of the weights: it records their path and fingerprint; see [`Pretrained`].
 
 pub mod clip;
 mod folder;
@@ -32,14 +32,14 @@ use clip::ClipText;
 use folder::Folder;
 use t5::{Pooling, T5Text};
 
-/// Rows (tokens of all captions) computed at once: enough for the products, few enough for memory. How captions are put
-/// together changes no bit of their states: a product that gives more than 256 numbers treats every row alike.
+/// Rows (tokens of all captions) computed at once: enough for efficient products, few enough for memory. Batching does
+/// not change the states: a product with more than 256 output elements treats every row alike.
 const ROWS: usize = 640;
 
-/// Tokens a caption in the released use of T5.
+/// Tokens per caption in the upstream use of T5.
 pub(crate) const T5_TOKENS: usize = 120;
 
-/// Which released encoder.
+/// The kind of a pretrained encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncoderKind {
     /// CLIP's text encoder.
@@ -57,13 +57,13 @@ impl EncoderKind {
         }
     }
 
-    /// By that name.
+    /// Looks up a kind by name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         [Self::Clip, Self::T5].into_iter().find(|kind| kind.name() == name)
     }
 }
 
-/// Whether the text encoder that is described in `folder` is a released one.
+/// Whether the text encoder described in `folder` is a pretrained one.
 ///
 /// # Errors
 /// If there is no description.
@@ -71,22 +71,22 @@ pub(crate) fn is_pretrained(folder: &Path) -> Result<bool> {
     Ok(EncoderKind::named(&saved::read_description(&folder.join(TEXT_ENCODER))?.kind).is_some())
 }
 
-/// A network from token ids to text states.
+/// A network that maps token ids to text states.
 pub trait TextNetwork: Send + Sync {
-    /// Channels of a token's vector.
+    /// Channels per token.
     fn channels(&self) -> usize;
 
-    /// Ids that there are vectors for.
+    /// Vocabulary size.
     fn vocabulary(&self) -> usize;
 
-    /// SHA-256 over the weights that are used.
+    /// SHA-256 over the weights in use.
     fn digest(&self) -> &str;
 
-    /// Ids `[B, T]` and the mask `[B, T]` of those that are seen (`None`: all) to text states; `name` says in messages
-    /// which sample it was.
+    /// Maps ids `[B, T]` and the attention mask `[B, T]` (`None`: all ones) to text states; `name` names a sample in
+    /// messages.
     ///
     /// # Errors
-    /// If the shapes do not fit, an id is out of range, a sample has no token, or a state is not finite.
+    /// If the shapes do not match, an id is out of range, a sample has no token, or a state is not finite.
     fn states(
         &self,
         ids: &Tensor,
@@ -94,30 +94,30 @@ pub trait TextNetwork: Send + Sync {
         name: &dyn Fn(usize) -> String,
     ) -> Result<TextStates>;
 
-    /// The same network on a device. Ids and states stay on the host; that a number is not finite is only seen there at the
-    /// end, of all layers.
+    /// Moves the network to a device. Ids and states stay on the host; non-finite values are only detected at the end,
+    /// after all layers.
     ///
     /// # Errors
     /// If there is not enough memory, or the device fails.
     fn to_device(self: Box<Self>, device: &Device) -> Result<Box<dyn TextNetwork>>;
 }
 
-/// Where an encoder is and how it is used.
+/// The path of an encoder and how it is used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainedSettings {
-    /// The folder: of the encoder, with the tokenizer inside or beside it, or of a pipeline.
+    /// The folder of the encoder, with the tokenizer inside or beside it, or of a pipeline.
     pub path: PathBuf,
-    /// Tokens a caption. `None`: CLIP's own number, and 120 for T5.
+    /// Tokens per caption. `None`: all of CLIP's positions, and 120 for T5.
     pub tokens: Option<usize>,
-    /// Channels that are expected. `None`: whatever the folder's encoder has.
+    /// Expected channels. `None`: those of the encoder.
     pub channels: Option<usize>,
-    /// The vector of a caption under T5 is the mean over padding, too, as released.
+    /// T5's pooled vector is the mean over padding, too: upstream behavior.
     pub mean_over_padding: bool,
 }
 
-/// A released text encoder. [`save`](TextEncoder::save) writes a description with the folder and the fingerprint, not the
-/// gigabytes; [`load`](Self::load) follows it.
+/// A pretrained text encoder. [`save`](TextEncoder::save) writes a description with the path and the fingerprint, not
+/// the gigabytes of weights; [`load`](Self::load) reads them from that path.
 pub struct Pretrained {
     kind: EncoderKind,
     settings: PretrainedSettings,
@@ -129,11 +129,11 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
-    /// Opens the folder that the settings name.
+    /// Opens the folder in the settings.
     ///
     /// # Errors
-    /// If it holds no such encoder or no tokenizer, a file is damaged, tensors are missing or surplus, or the sizes do not
-    /// fit what the settings say.
+    /// If it has no such encoder or no tokenizer, a file is damaged, tensors are missing or surplus, or the sizes do
+    /// not match the settings.
     pub fn open(kind: EncoderKind, settings: PretrainedSettings) -> Result<Self> {
         let folder = Folder::find(&settings.path)?;
         let refuse = |message| Err(Error::Checkpoint { path: settings.path.clone(), message });
@@ -183,10 +183,10 @@ impl Pretrained {
         Ok(Self { kind, settings, words, network, fingerprint, on_device: false })
     }
 
-    /// Opens the encoder that the description in `folder` names; `moved` is where it is now, if it was moved.
+    /// Opens the encoder that the description in `folder` refers to; `moved` is its current path, if it was moved.
     ///
     /// # Errors
-    /// As for [`open`](Self::open), and if it is another one than that which the description was written for.
+    /// As for [`open`](Self::open), and if the encoder is not the one that was described.
     pub fn load(kind: EncoderKind, folder: &Path, moved: Option<&Path>) -> Result<Self> {
         let path = folder.join(TEXT_ENCODER);
         let description: EncoderDescription = saved::read_description(&path)?;
@@ -221,12 +221,12 @@ impl Pretrained {
         Ok(loaded)
     }
 
-    /// Which encoder it is.
+    /// The kind of the encoder.
     pub fn kind(&self) -> EncoderKind {
         self.kind
     }
 
-    /// States of ids `[B, T]`; `name` says in messages which caption it was.
+    /// States of ids `[B, T]`; `name` names a caption in messages.
     fn states(&self, words: &TokenIds, name: &dyn Fn(usize) -> String) -> Result<TextStates> {
         let (tokens, channels) = (self.tokens(), self.channels());
         let batch = words.ids.shape().first().copied().unwrap_or(0);
@@ -239,11 +239,11 @@ impl Pretrained {
         }
         let (ids, seen) = (words.ids.as_slice::<u32>()?, words.mask.as_slice::<u32>()?);
         let (mut states, mut mask, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
-        // A few captions at a time: what lies between the layers is many times larger than what comes out.
+        // A few captions at a time: the activations between layers are many times larger than the output.
         let most = (ROWS / tokens).max(1);
         for start in (0..batch).step_by(most) {
             let count = most.min(batch - start);
-            // On a device as many every time, so that all are computed alike.
+            // On a device every batch has the same size, so that all are computed alike.
             let filled = if self.on_device { most } else { count };
             let part = |values: &[u32]| {
                 let mut part = values[start * tokens..(start + count) * tokens].to_vec();
@@ -301,8 +301,8 @@ impl TextEncoder for Pretrained {
     }
 }
 
-/// SHA-256 over everything that the states depend on. The weights count by their numbers, so that the same encoder stored
-/// in one file or in shards, as safetensors or not, is the same.
+/// SHA-256 over everything that the states depend on. Weights are hashed by value, so that the fingerprint does not
+/// depend on the file format or on shards.
 fn fingerprint(
     kind: EncoderKind,
     settings: &PretrainedSettings,
@@ -324,7 +324,7 @@ fn fingerprint(
     Ok(hexadecimal(&hash.finalize()))
 }
 
-/// Refuses a tokenizer that never gives the end mark whose state stands for the caption.
+/// Rejects a tokenizer that never produces the end-of-text token whose state represents the caption.
 fn expect_end(words: &WordPieces, end: Option<u32>, folder: &Folder) -> Result<()> {
     let Some(end) = end else { return Ok(()) };
     if words.encode(&[""])?.ids.as_slice::<u32>()?.contains(&end) {
@@ -340,7 +340,7 @@ fn expect_end(words: &WordPieces, end: Option<u32>, folder: &Folder) -> Result<(
 }
 
 impl TokenIds {
-    /// Ids and mask (`None`: everything is seen) of one shape, with a token in every sample.
+    /// Checks that ids and mask (`None`: all ones) have the same shape, and that every sample has a token.
     pub(super) fn checked(op: &'static str, ids: &Tensor, mask: Option<&Tensor>) -> Result<Self> {
         let values = ids.as_slice::<u32>()?;
         let mask = match mask {
@@ -361,7 +361,7 @@ impl TokenIds {
     }
 }
 
-/// The vectors of ids, rows `[B·T, C]`.
+/// Looks up embeddings, rows `[B·T, C]`.
 pub(super) fn embed(table: &Tensor, ids: &Tensor) -> Result<Vec<f32>> {
     let (count, channels) = (table.dim(0), table.dim(1));
     let (table, ids) = (table.as_slice::<f32>()?, ids.as_slice::<u32>()?);
@@ -375,13 +375,13 @@ pub(super) fn embed(table: &Tensor, ids: &Tensor) -> Result<Vec<f32>> {
     Ok(rows)
 }
 
-/// Numbers on a device, if there is one.
+/// Moves a tensor to the device, if there is one.
 pub(super) fn on(device: Option<&Device>, tensor: &Tensor) -> Result<Tensor> {
     device.map_or_else(|| Ok(tensor.clone()), |device| tensor.to_device(device))
 }
 
-/// Refuses states that are not finite: which part gave them, and for which sample (of `sample` numbers). What is on a device is
-/// not looked at.
+/// Rejects states that are not finite; the message names the layer and the sample (of `sample` values). Tensors on a
+/// device are not checked.
 pub(super) fn expect_finite(
     x: &Tensor,
     sample: usize,

@@ -1,4 +1,4 @@
-//! A released model's weights, tensor by tensor, under the names that its layers ask for.
+//! Reads a pretrained model's weights, tensor by tensor, by name.
 
 use std::path::Path;
 
@@ -13,16 +13,16 @@ use crate::{
     weights::Weights,
 };
 
-/// What a network is put together with: gives the tensor of a name and shape.
+/// Provides the tensor of a name and shape while a network is assembled.
 pub(crate) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 
-/// The most layers of a network; the deepest released ones have some dozens.
+/// Maximum number of layers; the deepest released models have a few dozen.
 const MOST_LAYERS: usize = 1_000;
 
-/// Reads `config.json`; `section` names the part that stands for the network in the configuration of a larger model.
+/// Reads `config.json`; `section` is the key of the network's part in the configuration of a larger model.
 ///
 /// # Errors
-/// If it cannot be read, lacks sense, or is of a model of none of these types.
+/// If it cannot be read, is invalid, or its model type is not one of `types`.
 pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], section: &str) -> Result<T> {
     let path = folder.join("config.json");
     let mut value: Value = read_json(&path, "JSON")?;
@@ -42,11 +42,11 @@ pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], 
         .map_err(|error| damaged(format!("{}: {}", error.path(), error.inner())))
 }
 
-/// Refuses a number of layers, under this key of the folder's `config.json`, that no network has: the names of all
-/// their tensors are held in memory before they are compared with those of the weights.
+/// Rejects an implausible number of layers, under this key of the folder's `config.json`: the names of all
+/// their tensors are kept in memory before they are compared with those of the weights.
 ///
 /// # Errors
-/// If there are too many.
+/// If there are more than [`MOST_LAYERS`].
 pub(crate) fn expect_layers(folder: &Path, key: &str, layers: usize) -> Result<()> {
     if layers <= MOST_LAYERS {
         return Ok(());
@@ -60,13 +60,13 @@ pub(crate) fn expect_layers(folder: &Path, key: &str, layers: usize) -> Result<(
     })
 }
 
-/// Opens the folder's weights and puts a network together from them: `assemble` is called once to learn what it takes, and
-/// once more, when all of it is known to be there, to take it. `ignored` says which other tensors may be there.
+/// Opens the folder's weights and assembles a network: `assemble` is called once to collect the tensors it takes, and
+/// once more to take them, after all have been found. `ignored` says which other tensors may exist.
 ///
-/// Gives the network and the SHA-256 over names, shapes and numbers, which is the same however the numbers are stored.
+/// Returns the network and the SHA-256 over names, shapes and values, which does not depend on the storage format.
 ///
 /// # Errors
-/// If tensors are missing, of another shape or surplus, cannot be read, or hold numbers that are not finite.
+/// If tensors are missing, surplus or of another shape, cannot be read, or have values that are not finite.
 pub(crate) fn assemble<N>(
     weights: &Weights,
     prefix: &str,

@@ -1,4 +1,4 @@
-//! T5's encoder: flan-t5-xl, which the released code takes, and its kin; source: `T5EncoderModel` of Hugging Face's
+//! T5's encoder: flan-t5-xl, which the upstream code uses, and its variants; source: `T5EncoderModel` of Hugging Face's
 //! transformers.
 
 use std::path::Path;
@@ -29,7 +29,7 @@ use crate::{
     weights::Weights,
 };
 
-/// What `config.json` says; what it leaves out is what transformers takes then.
+/// The fields of `config.json`; defaults are those of transformers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -62,18 +62,18 @@ impl Default for Settings {
     }
 }
 
-/// How the caption's vector is made of its states.
+/// How the states of a caption are pooled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pooling {
-    /// The mean over its tokens, the end mark included.
+    /// The mean over its tokens, including the end-of-sequence token.
     #[default]
     Tokens,
-    /// The mean over every place, padding included, as released (upstream.md, D8).
+    /// The mean over all positions, including padding: upstream behavior (upstream.md, D8).
     Everything,
 }
 
-/// A transformer that sees the whole caption, with a learned number for every distance between two tokens and no scaling
-/// of their products.
+/// A bidirectional transformer with a learned relative position bias and unscaled attention
+/// logits.
 #[derive(Clone, Debug)]
 pub struct T5Text {
     settings: Settings,
@@ -81,12 +81,12 @@ pub struct T5Text {
     pooling: Pooling,
     /// `[V, C]`.
     tokens: Tensor,
-    /// `[buckets, H]`, of the first block, for all.
+    /// `[buckets, H]`, of the first block, shared by all.
     distances: Tensor,
     blocks: Vec<Block>,
     last: Norm,
     digest: String,
-    /// Where blocks and last norm are; the tables stay on the host.
+    /// Device of the blocks and the final norm; the embedding tables stay on the host.
     device: Option<Device>,
 }
 
@@ -98,22 +98,22 @@ struct Block {
     values: Linear,
     joined: Linear,
     second: Norm,
-    /// What the non-linearity is applied to.
+    /// The input of the activation.
     widen: Linear,
-    /// What its result is multiplied with (v1.1).
+    /// The factor of the activation's output (v1.1).
     gate: Option<Linear>,
     narrow: Linear,
 }
 
 impl T5Text {
-    /// Reads `config.json` and the weights in `folder`; those of a decoder are left alone.
+    /// Reads `config.json` and the weights in `folder`, ignoring those of a decoder.
     ///
     /// # Errors
-    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is none of T5's.
+    /// If a file is missing or damaged, tensors are missing or surplus, or the configuration is not T5's.
     pub fn open(folder: &Path, pooling: Pooling) -> Result<Self> {
         let settings: Settings = read_settings(folder, &["t5"], "")?;
         let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
-        // "gated-gelu" has meant the tanh form ever since the first models of that kind.
+        // "gated-gelu" has meant the tanh approximation since the first models of that kind.
         let name = match settings.feed_forward_proj.as_str() {
             "gated-gelu" => "gelu_new",
             other => other.strip_prefix("gated-").unwrap_or(other),
@@ -192,7 +192,7 @@ impl T5Text {
         Ok(Self { settings, activation, pooling, tokens, distances, blocks, last, digest, device: None })
     }
 
-    /// What the attention adds to each product of a query and a key, `[H, T, T]`.
+    /// The relative position bias that is added to the attention logits, `[H, T, T]`.
     fn distance_bias(&self, tokens: usize) -> Result<Tensor> {
         let (heads, table) = (self.settings.num_heads, self.distances.as_slice::<f32>()?);
         let mut bias = vec![0.0; heads * tokens * tokens];
@@ -213,8 +213,8 @@ impl T5Text {
     }
 }
 
-/// The bucket of the distance from a query to a key: half of the buckets for keys that come later; of each half, the
-/// first half one for each distance, the rest growing with its logarithm, up to `most`.
+/// The bucket of the relative position of a key to a query: half of the buckets are for later keys; in each half, the
+/// first half has one bucket per distance, the rest grow logarithmically up to `most`.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -288,7 +288,7 @@ impl TextNetwork for T5Text {
         };
         let rows = embed(&self.tokens, &ids)?;
         let mut x = on(device, &Tensor::new(&[batch * tokens, channels], rows)?)?;
-        // Padding is computed like everything else: its states are given out, and under `Pooling::Everything` they count.
+        // Padding is computed as well: its states are part of the output, and under `Pooling::Everything` they count.
         for (at, block) in self.blocks.iter().enumerate() {
             let y = block.first.apply(&x)?;
             let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn distances_fall_into_the_buckets_of_the_source() {
-        // As the source gives them for 32 buckets and 128 tokens.
+        // Values of the source for 32 buckets and 128 tokens.
         for (query, key, expected) in [
             (0, 0, 0),
             (7, 0, 7),

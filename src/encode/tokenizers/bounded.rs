@@ -1,7 +1,8 @@
-//! Saved tokenizers whose steps make a caption only so much longer.
+//! Saved tokenizers with a limit on how much their steps expand a caption.
 //!
-//! A `tokenizer.json` is a little program: a list of replacements, each of which may double the text, fills any memory with
-//! a caption of a few letters. Here each step is measured before it is taken. Real tokenizers make text a few times longer.
+//! A `tokenizer.json` is a small program: a list of replacements, each of which doubles the text, can exhaust memory
+//! with a caption of a few letters. The size after each step is therefore bounded first. Real tokenizers expand text a
+//! few times.
 
 use std::{cell::Cell, fmt, sync::Arc};
 
@@ -14,18 +15,18 @@ use tokenizers::{
     normalizers::replace::ReplacePattern, utils::SysRegex,
 };
 
-/// A tokenizer as it is saved, with bounds.
+/// A tokenizer loaded from `tokenizer.json`, with limits.
 pub(super) type SavedTokenizer =
     TokenizerImpl<ModelWrapper, Normalizing, PreTokenizing, PostProcessorWrapper, DecoderWrapper>;
 
-/// A text may become this many times as long, and so many bytes longer.
+/// Limits on the expanded text: this many times the length, plus a number of bytes.
 const TIMES: usize = 64;
 const MORE_BYTES: usize = 1 << 16;
 
-/// Ids that a post-processor may put around a caption's.
+/// Maximum ids that a post-processor may add to a caption's.
 const MOST_MARKS: usize = 64;
 
-/// What a caption has used of the room that it has.
+/// A caption's size limit, and how much of it is used.
 #[derive(Clone, Copy)]
 struct Room {
     limit: usize,
@@ -34,15 +35,16 @@ struct Room {
 }
 
 thread_local! {
-    /// Of the caption that this thread encodes. The tokenizers' library drops a normalizer's errors, so that they are noted.
+    /// The limit of the caption that this thread encodes. The tokenizers library drops a normalizer's errors, so they
+    /// are recorded.
     static ROOM: Cell<Room> = const { Cell::new(Room { limit: MORE_BYTES, used: 0, exceeded_by: None }) };
 }
 
 /// Why a text cannot be encoded.
 pub(super) enum Refusal {
-    /// The library's reason.
+    /// An error of the library.
     Library(tokenizers::Error),
-    /// A step would have made the text longer than its room.
+    /// A step would have expanded the text beyond its limit.
     TooLong { step: &'static str, limit: usize },
 }
 
@@ -59,7 +61,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Does something with a text of so many bytes, within the room that it has.
+/// Runs `work` on a text of this many bytes, within its size limit.
 pub(super) fn within_room<T>(
     bytes: usize,
     encode: impl FnOnce() -> tokenizers::Result<T>,
@@ -73,7 +75,7 @@ pub(super) fn within_room<T>(
     }
 }
 
-/// Whether a text may become so long; notes if not.
+/// Whether a text may grow to this size; records the step if not.
 fn admits(step: &'static str, bytes: usize) -> bool {
     let mut room = ROOM.get();
     let fits = room.exceeded_by.is_none() && room.used.saturating_add(bytes) <= room.limit;
@@ -100,12 +102,12 @@ struct NormalizingStep {
     growth: Growth,
 }
 
-/// How long a step can make a text.
+/// How much a step can expand a text.
 #[derive(Clone, Debug)]
 enum Growth {
-    /// So many times as long, and so many bytes longer.
+    /// This many times the length, plus this many bytes.
     Times { name: &'static str, times: usize, more: usize },
-    /// What a replacement puts in the place of each match.
+    /// The replacement of each match.
     Replace { pattern: Arc<Searched>, content: usize },
 }
 
@@ -123,13 +125,13 @@ impl Growth {
         }
     }
 
-    /// At least the bytes that the step makes of a text.
+    /// An upper bound of the size of a text after the step.
     fn after(&self, text: &str) -> usize {
         match self {
             Self::Times { times, more, .. } => text.len().saturating_mul(*times).saturating_add(*more),
             Self::Replace { pattern, content } => {
                 let most = (text.len() + 1).saturating_mul(*content).saturating_add(text.len());
-                // Where it might be too much, matches are counted.
+                // Count matches only if the bound might be exceeded.
                 if most <= MORE_BYTES {
                     return most;
                 }
@@ -144,7 +146,7 @@ impl Growth {
 }
 
 impl Normalizing {
-    /// Bounds a normalizer; `longest` is the longest text that one of its character maps puts in a character's place.
+    /// Bounds a normalizer; `longest` is the longest replacement in its character maps.
     pub(super) fn new(normalizer: NormalizerWrapper, longest: usize) -> tokenizers::Result<Self> {
         let mut steps = Vec::new();
         let mut waiting = vec![normalizer];
@@ -159,8 +161,8 @@ impl Normalizing {
     }
 }
 
-/// How long each step can make a text, in UTF-8: from Unicode's tables, the longest decomposition by compatibility is 11 times
-/// its character, the longest canonical one 3 times.
+/// How much each step can expand a text, in UTF-8: in Unicode's tables the longest compatibility decomposition is 11
+/// times as long as its character, the longest canonical one 3 times.
 fn growth(step: &NormalizerWrapper, longest: usize) -> tokenizers::Result<Growth> {
     let times = |name, times| Growth::Times { name, times, more: 0 };
     Ok(match step {
@@ -178,10 +180,10 @@ fn growth(step: &NormalizerWrapper, longest: usize) -> tokenizers::Result<Growth
         NormalizerWrapper::Prepend(prepend) => {
             Growth::Times { name: "Prepend", times: 1, more: prepend.prepend.len() }
         }
-        // Taken apart above.
+        // Split above.
         NormalizerWrapper::Sequence(_) => times("Sequence", 1),
         NormalizerWrapper::Replace(replace) => {
-            // The pattern is only told by writing the step.
+            // The pattern is private; serializing the step exposes it.
             let mut told = serde_json::to_value(replace)?;
             let pattern = match serde_json::from_value(told["pattern"].take())? {
                 ReplacePattern::String(text) => Searched::Text(text),
@@ -241,7 +243,8 @@ impl PreTokenizing {
 impl PreTokenizer for PreTokenizing {
     fn pre_tokenize(&self, text: &mut PreTokenizedString) -> tokenizers::Result<()> {
         for step in &self.steps {
-            // A byte becomes a letter of two, a space a letter of at most four; each part may get one more at its beginning.
+            // A byte becomes a letter of two bytes, a space one of at most four; each part may be prefixed with one
+            // more.
             let (name, times) = match step {
                 PreTokenizerWrapper::ByteLevel(_) => ("ByteLevel", 2),
                 PreTokenizerWrapper::Metaspace(_) => ("Metaspace", 4),
@@ -251,7 +254,7 @@ impl PreTokenizer for PreTokenizing {
             let bytes: usize = parts.iter().map(|(part, ..)| part.len()).sum();
             let after = bytes.saturating_add(parts.len()).saturating_mul(times);
             let room = ROOM.get();
-            // All parts are here: what normalizing them used is not added.
+            // All parts are present: what their normalization used is not added up.
             ROOM.set(Room { used: 0, ..room });
             let admitted = admits(name, after);
             ROOM.set(Room { used: room.used, ..ROOM.get() });
@@ -270,17 +273,17 @@ impl<'de> Deserialize<'de> for PreTokenizing {
     }
 }
 
-/// What is looked at of a `tokenizer.json` before it is read.
+/// The parts of a `tokenizer.json` that are checked before it is loaded.
 #[derive(Deserialize)]
 struct Parts {
     #[serde(default)]
     post_processor: Value,
 }
 
-/// Reads a `tokenizer.json`.
+/// Loads a `tokenizer.json`.
 ///
 /// # Errors
-/// If it is damaged, or its steps make text, or what comes around it, longer than there is room.
+/// If it is damaged, or its steps or its post-processor could exceed the limits.
 pub(super) fn read(bytes: &[u8]) -> Result<SavedTokenizer, Refusal> {
     let read = || {
         let parts: Parts = serde_json::from_slice(bytes)?;
@@ -291,7 +294,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<SavedTokenizer, Refusal> {
     within_room(bytes.len(), read)
 }
 
-/// Refuses templates that repeat a caption, or of which one is around another: the library has a caption of one part only.
+/// Rejects templates that repeat a caption or nest: the library supports captions of one part only.
 fn templates_within(post_processor: &Value, templates: &mut usize) -> Result<(), String> {
     if let Some(steps) = post_processor.get("processors").and_then(Value::as_array) {
         return steps.iter().try_for_each(|step| templates_within(step, templates));
@@ -316,7 +319,7 @@ fn templates_within(post_processor: &Value, templates: &mut usize) -> Result<(),
     Ok(())
 }
 
-/// Checks every character map within a normalizer, and gives the length of the longest text that one puts in.
+/// Checks every character map of a normalizer, and returns the length of the longest replacement.
 fn charsmaps(normalizer: &Value) -> Result<usize, String> {
     let mut longest = 0;
     let mut waiting = vec![normalizer];
@@ -336,8 +339,8 @@ fn charsmaps(normalizer: &Value) -> Result<usize, String> {
     Ok(longest)
 }
 
-/// Checks a character map of SentencePiece, whose reader trusts it: an array of 32-bit units, a trie over bytes, and texts
-/// that end in NUL, in which its leaves are places. Gives the length of the longest text.
+/// Checks a SentencePiece character map, which its reader trusts: an array of 32-bit units, a trie over bytes, and
+/// NUL-terminated strings into which its leaves point. Returns the length of the longest string.
 ///
 /// Source: `DoubleArray` of the crate `spm_precompiled`, and darts-clone.
 pub(super) fn charsmap(map: &[u8]) -> Result<usize, String> {
@@ -353,7 +356,7 @@ pub(super) fn charsmap(map: &[u8]) -> Result<usize, String> {
     while let Some(at) = waiting.pop() {
         let unit = *units.get(at).ok_or_else(damaged)?;
         let base = at ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6));
-        // Whatever byte comes next is looked up.
+        // Any byte may come next.
         if base | 0xff >= units.len() {
             return Err(damaged());
         }

@@ -1,6 +1,5 @@
-//! The mending of captions before CLIP's tokenizer cuts them, as the released code's tokenizer does it with the Python
-//! library ftfy: HTML entities, text that was decoded by the wrong table, ligatures, widths, quotation marks and control
-//! characters.
+//! Cleans captions before CLIP's tokenizer splits them, the way the upstream tokenizer does with the Python library
+//! ftfy: HTML entities, mojibake, ligatures, character widths, quotation marks and control characters.
 
 use unicode_normalization::UnicodeNormalization;
 
@@ -9,11 +8,11 @@ use super::{
     mojibake::{fix_encoding, without_c1},
 };
 
-/// A caption may be escaped more than once; nobody escapes more often than this.
+/// Maximum rounds of unescaping; captions may be escaped more than once.
 const ROUNDS: usize = 8;
 
-/// Mends a caption: HTML entities (unless a `<` says that it is markup), UTF-8 that was decoded by another table, terminal
-/// escapes, Latin ligatures, full and half widths, curly quotation marks, line ends and control characters; then NFC.
+/// Fixes a caption: HTML entities (unless a `<` indicates markup), mojibake, terminal escapes,
+/// Latin ligatures, full and half widths, curly quotation marks, line ends and control characters; then NFC.
 ///
 /// ```
 /// use alchemist_engine::encode::tokenizers::fix_text;
@@ -24,7 +23,7 @@ pub fn fix_text(text: &str) -> String {
     let mut escaped = true;
     let mut mended = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
-        // From the first line with markup on, entities are taken to be part of it.
+        // From the first line with markup on, entities are considered part of it.
         escaped &= !line.contains('<');
         mended.push_str(&fix_line(line, escaped));
     }
@@ -48,12 +47,12 @@ fn fix_line(line: &str, escaped: bool) -> String {
     text
 }
 
-/// Mended, in lower case, and with single spaces: what CLIP's vocabulary was made from.
+/// Fixed, in lower case, and with single spaces: the text that CLIP's vocabulary was built from.
 pub(super) fn clean(text: &str) -> String {
     fix_text(text).split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Adds what stands for a character: it, others, or nothing.
+/// Appends the replacement of a character: itself, others, or nothing.
 fn mend(mended: &mut String, character: char) {
     match character {
         '\0'..='\u{8}'
@@ -66,7 +65,7 @@ fn mend(mended: &mut String, character: char) {
         '\u{2bc}' | '\u{2018}'..='\u{201b}' => mended.push('\''),
         '\u{201c}'..='\u{201f}' => mended.push('"'),
         '\u{3000}' => mended.push(' '),
-        // Every character of this block stands for one of usual width.
+        // Every character of this block has a counterpart of ordinary width.
         '\u{ff01}'..='\u{ffef}' => mended.extend(std::iter::once(character).nfkc()),
         other => match ligature(other) {
             Some(letters) => mended.push_str(letters),
@@ -75,7 +74,7 @@ fn mend(mended: &mut String, character: char) {
     }
 }
 
-/// The letters that a Latin ligature joins.
+/// The letters of a Latin ligature.
 fn ligature(character: char) -> Option<&'static str> {
     Some(match character {
         'Ĳ' => "IJ",
@@ -104,7 +103,7 @@ fn ligature(character: char) -> Option<&'static str> {
     })
 }
 
-/// Without `ESC [ numbers letter`, which colors a terminal.
+/// Removes `ESC [ numbers letter`, which colors a terminal.
 fn without_terminal_escapes(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut parts = text.split("\u{1b}[");
@@ -142,7 +141,7 @@ mod tests {
         }
     }
 
-    /// Pairs that ftfy made; `MENDED=FILE` names others, made by tests/fixtures_made/make_mended.py.
+    /// Pairs generated with ftfy; `MENDED=FILE` names others, made by tests/fixtures_made/make_mended.py.
     #[test]
     fn captions_are_mended_as_by_ftfy() {
         let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures_made/mended.json");

@@ -1,7 +1,7 @@
-//! CLIP's byte-pair encoding from `vocab.json` and `merges.txt`, the form in which the released pipelines hold it.
+//! CLIP's byte-pair encoding from `vocab.json` and `merges.txt`, the format of the released pipelines.
 //!
-//! The released code reads them with the tokenizer that is written in Python, which mends captions before cutting them
-//! (see [`clean`](super::clean)); the steps here are that one's.
+//! The upstream code uses the tokenizer written in Python, which cleans captions before splitting them
+//! (see [`clean`](super::clean)); this module reproduces its steps.
 
 use std::path::{Path, PathBuf};
 
@@ -32,20 +32,20 @@ const PIECES: &str = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+
 pub(super) type ClipTokenizer =
     TokenizerImpl<BPE, Cleaned, PreTokenizerWrapper, RobertaProcessing, DecoderWrapper>;
 
-/// The mending and lower-casing of a caption as a step of the tokenizer: it must come after whole special tokens were
-/// taken out, as there.
+/// Cleaning and lower-casing as a normalizer: it must run after special tokens have been
+/// extracted, as in the Python tokenizer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cleaned;
 
 impl Normalizer for Cleaned {
     fn normalize(&self, text: &mut NormalizedString) -> tokenizers::Result<()> {
-        // Where a piece began in the caption is not asked for, so the alignment may start anew.
+        // Offsets into the caption are not needed, so the alignment may restart.
         *text = NormalizedString::from(clean(text.get()));
         Ok(())
     }
 }
 
-/// The tokenizer, text and id of its padding, and the files read.
+/// Opens the tokenizer; returns it with the text and id of its padding token, and the files read.
 pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (String, u32), Vec<PathBuf>)> {
     let (vocabulary_path, merges_path) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !vocabulary_path.exists() || !merges_path.exists() {
@@ -58,8 +58,8 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
     let (Some(vocabulary_file), Some(merges_file)) = (vocabulary_path.to_str(), merges_path.to_str()) else {
         return Err(unusable(folder, "the folder's name is not UTF-8, so its files cannot be opened"));
     };
-    // Asked after each of their errors: a Git LFS pointer has two words a line as merges have, and is only found out
-    // when they meet the vocabulary.
+    // Checked after each of their errors: a Git LFS pointer has two words per line, as merges have, and is only
+    // detected when its words are looked up in the vocabulary.
     let mistaken = || {
         [&vocabulary_path, &merges_path].into_iter().find_map(|path| {
             let found = Mistaken::of(&std::fs::read(path).ok()?)?;
@@ -88,8 +88,8 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
     let pad = mark(or(&special.pad, CLIP_END))?;
     let unknown = mark(or(&special.unknown, CLIP_END))?;
 
-    // The marks are known in any case of letters, that is after cleaning; other special tokens, such as "!" where it
-    // pads, only as they are written.
+    // The start and end tokens match in any case, that is after cleaning; other special tokens, such as "!" where it
+    // pads, only verbatim.
     let special = |token: &String, normalized| AddedToken::from(token.as_str(), true).normalized(normalized);
     let marks = [begin.0.clone(), end.0.clone()];
     let others = [&pad.0, &unknown.0].into_iter().chain(added.iter().map(|(token, _)| token));

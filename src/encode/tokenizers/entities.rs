@@ -1,5 +1,5 @@
-//! HTML entities as ftfy takes them: only those that end in a semicolon, names in capitals too where they can mean nothing
-//! else, and numbers as browsers read them.
+//! HTML entities the way ftfy decodes them: only those that end in a semicolon, names in capitals too if they are
+//! unambiguous, and numbers as browsers decode them.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -8,10 +8,11 @@ use regex::{Captures, Regex};
 static ENTITY: LazyLock<Regex> =
     LazyLock::new(|| Regex::new("&#?[0-9A-Za-z]{1,24};").expect("a fixed pattern"));
 
-/// Names in capitals that are entities without a semicolon, too: what begins with one is not taken for a longer name.
+/// Names in capitals that are entities without a semicolon as well; a longer name that starts with one is not an
+/// entity.
 const OLD_CAPITALS: [&str; 8] = ["AMP", "COPY", "ETH", "GT", "LT", "QUOT", "REG", "THORN"];
 
-/// The text with entities replaced by what they stand for; unknown ones stay.
+/// Replaces entities with their characters; unknown ones stay.
 pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         return Cow::Borrowed(text);
@@ -42,7 +43,7 @@ fn named(entity: &str, name: &str) -> Option<String> {
     })
 }
 
-/// What `&#number;` stands for, after the standard of HTML; `None` for what is no number, or would bring a semicolon.
+/// The character of `&#number;` according to the HTML standard; `None` if it is not a number, or would add a semicolon.
 fn numbered(number: &str) -> Option<String> {
     let (digits, base) = match number.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 16),
@@ -51,14 +52,14 @@ fn numbered(number: &str) -> Option<String> {
     if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(base)) {
         return None;
     }
-    // Too many digits for the type are beyond the last character, too.
+    // Numbers that overflow the type are beyond the last character as well.
     let code = u32::from_str_radix(digits, base).unwrap_or(u32::MAX);
     let never =
         matches!(code, 0x1..=0x8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef) || code & 0xfffe == 0xfffe;
     Some(match code {
         0x3b => return None,
         0 => '\u{fffd}'.to_string(),
-        // Whoever wrote these meant Windows' table.
+        // These were meant as Windows-1252.
         0x80..=0x9f => encoding_rs::WINDOWS_1252.decode_without_bom_handling(&[code as u8]).0.into_owned(),
         _ if code <= 0x10_ffff && never => String::new(),
         _ => char::from_u32(code).unwrap_or('\u{fffd}').to_string(),

@@ -1,7 +1,7 @@
-//! Captions to token ids, by the word pieces that a released text encoder was trained with.
+//! Tokenizes captions with the tokenizer that a pretrained text encoder was trained with: CLIP's BPE, T5's Unigram.
 //!
-//! The pieces come from the folder's tokenizer files; every caption gives the same number of ids, the encoder's marks of
-//! beginning and end included: longer captions are cut before the end mark, shorter ones are padded behind it.
+//! The vocabulary comes from the folder's tokenizer files. Every caption has the same number of ids, including the
+//! start and end tokens: longer captions are truncated before the end token, shorter ones are padded after it.
 
 mod bounded;
 mod clean;
@@ -33,7 +33,7 @@ use crate::{
 use bounded::{Refusal, SavedTokenizer};
 use special::Special;
 
-/// Files that fast tokenizers of every kind are saved in.
+/// The file of a saved fast tokenizer.
 const TOKENIZER: &str = "tokenizer.json";
 
 /// Token ids of a batch of captions.
@@ -41,11 +41,11 @@ const TOKENIZER: &str = "tokenizer.json";
 pub struct TokenIds {
     /// `[B, T]` u32.
     pub ids: Tensor,
-    /// 1 for a token, marks included, and 0 for padding, `[B, T]` u32.
+    /// 1 for a token, including special tokens, and 0 for padding, `[B, T]` u32.
     pub mask: Tensor,
 }
 
-/// The word pieces of one encoder.
+/// The tokenizer of a text encoder.
 #[derive(Clone, Debug)]
 pub struct WordPieces {
     pipeline: Pipeline,
@@ -56,20 +56,20 @@ pub struct WordPieces {
 
 #[derive(Clone, Debug)]
 enum Pipeline {
-    /// From `tokenizer.json` or `spiece.model`, the file that is named; `fix` says whether captions are mended first, as the
-    /// released code's tokenizer does.
+    /// From `tokenizer.json` or `spiece.model`, whichever `file` is; `fix` says whether captions are cleaned first, as
+    /// the upstream tokenizer does.
     Saved { tokenizer: Box<SavedTokenizer>, fix: bool, file: PathBuf },
     /// From `vocab.json` and `merges.txt`.
     Clip(Box<clip::ClipTokenizer>),
 }
 
 impl WordPieces {
-    /// CLIP's pieces: from `tokenizer.json` if the folder has it, otherwise from `vocab.json` and `merges.txt`.
+    /// CLIP's tokenizer: from `tokenizer.json` if the folder has it, otherwise from `vocab.json` and `merges.txt`.
     ///
-    /// `length` is the number of ids a caption; `None`: what `tokenizer_config.json` says, at most `most`.
+    /// `length` is the number of ids per caption; `None`: the value in `tokenizer_config.json`, at most `most`.
     ///
     /// # Errors
-    /// If the folder holds neither, a file is damaged, or `length` has no room for both marks.
+    /// If the folder has neither, a file is damaged, or `length` has no room for the start and end tokens.
     pub fn clip(folder: &Path, length: Option<usize>, most: usize) -> Result<Self> {
         let (special, mut files) = Special::read(folder)?;
         let length = length.unwrap_or_else(|| special.model_max_length.unwrap_or(most).min(most));
@@ -87,11 +87,11 @@ impl WordPieces {
         Self::of(pipeline, pad, length, files, folder)
     }
 
-    /// T5's pieces: from `tokenizer.json` if the folder has it, otherwise from SentencePiece's `spiece.model`. `length` is the
-    /// number of ids per caption.
+    /// T5's tokenizer: from `tokenizer.json` if the folder has it, otherwise from SentencePiece's `spiece.model`.
+    /// `length` is the number of ids per caption.
     ///
     /// # Errors
-    /// If the folder has neither, a file is damaged, or `length` has no room for the end mark.
+    /// If the folder has neither, a file is damaged, or `length` has no room for the end token.
     pub fn t5(folder: &Path, length: usize) -> Result<Self> {
         let (special, mut files) = Special::read(folder)?;
         let (saved, pieces) = (folder.join(TOKENIZER), folder.join(sentencepiece::SPIECE));
@@ -134,7 +134,7 @@ impl WordPieces {
             pad_type_id: 0,
             pad_token,
         };
-        // The marks alone are what the empty caption gives, unless a saved tokenizer pads it already.
+        // The empty caption gives only the special tokens, unless a saved tokenizer pads it already.
         if let Pipeline::Saved { tokenizer, .. } = &mut pipeline {
             tokenizer.with_padding(None);
         }
@@ -163,25 +163,25 @@ impl WordPieces {
         Ok(Self { pipeline, length, largest_id, files })
     }
 
-    /// Ids a caption, `T`.
+    /// Ids per caption, `T`.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// The largest id that can come out.
+    /// The largest id that can occur.
     pub fn largest_id(&self) -> u32 {
         self.largest_id
     }
 
-    /// The files that were read, in the order of their names.
+    /// The files that were read, sorted by name.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// Captions to ids.
+    /// Tokenizes captions.
     ///
     /// # Errors
-    /// If the tokenizer refuses a caption, or makes it many times as long, which a whole one never does.
+    /// If the tokenizer rejects a caption, or expands it beyond its limit, which an intact one never does.
     pub fn encode(&self, captions: &[&str]) -> Result<TokenIds> {
         let encoded: Vec<Encoding> =
             captions.par_iter().map(|caption| self.pipeline.one(caption)).collect::<Result<_>>()?;
@@ -215,7 +215,7 @@ fn open(path: &Path) -> Result<SavedTokenizer> {
     bounded::read(&bytes).map_err(|error| unusable(path, refusal("a tokenizer's JSON", &bytes, error)))
 }
 
-/// Text and id of the padding: what the folder's settings name, else what the tokenizer itself pads with, else `usual`.
+/// Text and id of the padding token: from the folder's settings, else from the tokenizer, else `usual`.
 fn padding(
     tokenizer: &SavedTokenizer,
     special: &Special,

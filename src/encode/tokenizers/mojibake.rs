@@ -1,22 +1,22 @@
-//! Text that was UTF-8 and was decoded by another table ("cafÃ©"), found and decoded again as the Python library ftfy does it
-//! (its version 6.3.1, `fix_encoding`): the same tables in the same order, the same marks of what looks broken.
+//! Detects mojibake, UTF-8 that was decoded with another encoding ("cafÃ©"), and repairs it; matches `fix_encoding` of
+//! the Python library ftfy 6.3.1: the same encodings in the same order, the same heuristics.
 
 use std::{collections::HashMap, sync::LazyLock};
 
 use encoding_rs::Encoding;
 use regex::{Regex, bytes};
 
-/// Bytes that no table decodes otherwise are themselves, and the replacement character is byte 0x1a.
+/// Bytes that no encoding decodes otherwise map to themselves, and the replacement character to byte 0x1a.
 struct CodePage {
     name: &'static str,
-    /// Whether unassigned bytes and the replacement character are taken as above.
+    /// Whether unassigned bytes and the replacement character map as above.
     sloppy: bool,
-    /// What bytes from 0x80 on stand for.
+    /// The characters of bytes from 0x80 on.
     upper: Vec<char>,
     bytes: HashMap<char, u8>,
 }
 
-/// The upper half of IBM's code page 437, which no browser knows.
+/// The upper half of IBM's code page 437, which browsers do not support.
 const CP437: &str = concat!(
     "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»",
     "░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀",
@@ -64,12 +64,12 @@ impl CodePage {
     }
 }
 
-/// What a character can be of UTF-8 that was decoded by one of the pages for letters.
+/// Clues about what a character can be in UTF-8 that was decoded with one of the code pages.
 const FIRST_OF: [u8; 3] = [1, 2, 4];
 const CONTINUES: u8 = 8;
 const CONTINUES_STRICTLY: u8 = 16;
 
-/// Characters that continue a sequence but stand in plain text, too.
+/// Characters that continue a sequence but also occur in ordinary text.
 const COMMON_PUNCTUATION: &str = "–—―‘’‚“”„•…";
 
 static CLUES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
@@ -81,18 +81,19 @@ static CLUES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
                 0x80..=0xbf => CONTINUES | CONTINUES_STRICTLY,
                 0xc2..=0xdf => FIRST_OF[0],
                 0xe0..=0xef => FIRST_OF[1],
-                // Of those that begin four bytes, these two begin what is in use.
+                // Of the lead bytes of four-byte sequences, these two start the characters in use.
                 0xf0 | 0xf3 => FIRST_OF[2],
                 _ => 0,
             };
-            // A character may be several: 0xef begins three bytes, and what it is in one page continues in another.
+            // A character may have several: 0xef leads three bytes, and its character in one page is a continuation in
+            // another.
             *clues.entry(character).or_default() |= clue;
         }
     }
     clues
 });
 
-/// Kinds of characters that occur in such text, for the pattern below.
+/// Character classes of mojibake, for the pattern below.
 const KINDS: [(&str, &str); 14] = [
     ("{common}", "\u{a0}\u{ad}·´–—―…’"),
     ("{c1}", "\u{80}-\u{9f}"),
@@ -110,7 +111,7 @@ const KINDS: [(&str, &str); 14] = [
     ("{box}", "│┌┐┘├┤┬┼═-╬▀▄█▌▐░▒▓"),
 ];
 
-/// Neighbors that are far likelier in such text than in what somebody wrote.
+/// Character pairs that are far likelier in mojibake than in text that somebody wrote.
 const BROKEN: [&str; 37] = [
     "[{c1}]",
     "[{bad}{lower}{upper}{box}{start}{end}{currency}{numeric}{law}][{bad}]",
@@ -131,31 +132,31 @@ const BROKEN: [&str; 37] = [
     r"[{lower}{upper}][{start}{end}][\p{L}\p{N}_]",
     "[Œœ][^A-Za-z]",
     "[{upper}]°",
-    // By Windows-1252.
+    // Windows-1252.
     "[ÂÃÎÐ][€œŠš¢£Ÿž\u{a0}\u{ad}®©°·»{start}{end}–—´]",
     "×[²³]",
-    // Arabic by Windows-1252.
+    // Arabic as Windows-1252.
     "[ØÙ][{common}{currency}{bad}{numeric}{start}ŸŠ®°µ»][ØÙ][{common}{currency}{bad}{numeric}{start}ŸŠ®°µ»]",
-    // Alphabets of South Asia.
+    // Scripts of South Asia.
     "à[²µ¹¼½¾]",
-    // By MacRoman.
+    // MacRoman.
     "√[±∂†≠®™´≤≥¥µø]",
     "≈[°¢]",
     "‚Ä[ìîïòôúùû†°¢π]",
     "‚[âó][àä°ê]",
-    // By Windows-1251.
+    // Windows-1251.
     "вЂ",
     "[ВГРС][{c1}{bad}{start}{end}{currency}°µ][ВГРС]",
     "ГўВЂВ.[A-Za-z ]",
-    // An à, an á, and a space that does not break.
+    // An à, an á, and a no-break space.
     "Ã[\u{a0}¡]",
     r"[a-z][\s\x1c-\x1f]?[ÃÂ][ ]",
     "^[ÃÂ][ ]",
     "[a-z.,?!{end}]Â[ {start}{end}]",
-    // By Windows-1253.
+    // Windows-1253.
     "β€[™\u{a0}Ά\u{ad}®°]",
     "[ΒΓΞΟ][{c1}{bad}{start}{end}{currency}°][ΒΓΞΟ]",
-    // By Windows-1257.
+    // Windows-1257.
     "ā€",
 ];
 
@@ -165,7 +166,7 @@ static LOOKS_BROKEN: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&pattern).expect("a fixed pattern")
 });
 
-/// UTF-8 in which a space stands for the byte 0xa0, where that makes a likely character.
+/// UTF-8 in which a space replaced the byte 0xa0, where that makes a likely character.
 const WITH_SPACES: [&str; 6] = [
     r"[\xc2\xc3\xc5\xce\xd0\xd9] ",
     r"[\xe2\xe3] [\x80-\x84\x86-\x9f\xa1-\xbf]",
@@ -175,7 +176,7 @@ const WITH_SPACES: [&str; 6] = [
     r"\xf0[\x80-\xbf][\x80-\xbf] ",
 ];
 
-/// UTF-8, or surrogates in three bytes each, of which a byte has been lost: 0x1a stands there, or one question mark.
+/// UTF-8, or surrogates in three bytes each, in which a byte was lost: replaced by 0x1a, or by one question mark.
 const LOSSY: [&str; 10] = [
     r"[\xc2-\xdf]\x1a",
     r"[\xc2-\xc3][?]",
@@ -189,7 +190,7 @@ const LOSSY: [&str; 10] = [
     r"\x1a",
 ];
 
-/// One of these sequences of bytes.
+/// Matches any of these byte sequences.
 fn any_of(sequences: &[&str]) -> bytes::Regex {
     bytes::Regex::new(&format!("(?-u){}", sequences.join("|"))).expect("a fixed pattern")
 }
@@ -197,7 +198,7 @@ fn any_of(sequences: &[&str]) -> bytes::Regex {
 static SPACED: LazyLock<bytes::Regex> = LazyLock::new(|| any_of(&WITH_SPACES));
 static LOST: LazyLock<bytes::Regex> = LazyLock::new(|| any_of(&LOSSY));
 
-/// The text as it was before it was decoded by the wrong table, as often as that was done.
+/// Undoes decoding with the wrong encoding, as often as it was applied.
 pub(super) fn fix_encoding(text: &str) -> String {
     let mut text = text.to_owned();
     loop {
@@ -223,7 +224,7 @@ fn fix_once(text: &str) -> String {
     if fixed != text {
         return fixed;
     }
-    // Latin-1 that Windows' table was meant for.
+    // Latin-1 that was meant as Windows-1252.
     if let Some(bytes) = CODE_PAGES[0].encode(text) {
         let unassigned = |byte: &u8| matches!(byte, 0x81 | 0x8d | 0x8f | 0x90 | 0x9d);
         if !bytes.iter().any(unassigned) {
@@ -236,7 +237,7 @@ fn fix_once(text: &str) -> String {
     text.chars().map(without_c1).collect()
 }
 
-/// A control character of Latin-1 as what Windows' table has in its place.
+/// Maps a control character of Latin-1 to its character in Windows-1252.
 pub(super) fn without_c1(character: char) -> char {
     match character {
         '\u{80}'..='\u{9f}' => CODE_PAGES[1].upper[character as usize - 0x80],
@@ -245,7 +246,7 @@ pub(super) fn without_c1(character: char) -> char {
 }
 
 fn decoded_again(mut bytes: Vec<u8>, page: &CodePage) -> Option<String> {
-    // By MacRoman this would be a dash before a space.
+    // In MacRoman this would be a dash before a space.
     if page.name != "macroman" && SPACED.is_match(&bytes) {
         let spaced = a_before_words(&bytes);
         let restored = SPACED.replace_all(&spaced, |found: &bytes::Captures<'_>| {
@@ -263,7 +264,7 @@ fn decoded_again(mut bytes: Vec<u8>, page: &CodePage) -> Option<String> {
     }
 }
 
-/// `Ã ` before a word is an à with a space behind it, unless such a word goes on.
+/// `Ã ` before a word is an à followed by a space, unless it continues such a word.
 fn a_before_words(bytes: &[u8]) -> Vec<u8> {
     let mut spaced = Vec::with_capacity(bytes.len() + 4);
     let mut at = 0;
@@ -282,7 +283,7 @@ fn a_before_words(bytes: &[u8]) -> Vec<u8> {
     spaced
 }
 
-/// UTF-8, pairs of surrogates in three bytes each, and zero in two.
+/// Decodes UTF-8, surrogate pairs in three bytes each (CESU-8), and NUL in two bytes.
 fn decode_variants(bytes: &[u8]) -> Option<String> {
     let mut text = String::with_capacity(bytes.len());
     let mut at = 0;
@@ -322,7 +323,7 @@ fn decode_variants(bytes: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Mends pieces that look like UTF-8 within a text that as a whole is none.
+/// Repairs parts that look like UTF-8 within a text that is not UTF-8 as a whole.
 fn fix_within(text: &str) -> String {
     let characters: Vec<char> = text.chars().collect();
     let clue =
@@ -369,18 +370,18 @@ mod tests {
             ("cafÃ© RenÃ©e", "café Renée"),
             ("â€œquotesâ€\u{9d} âœ” done", "“quotes” ✔ done"),
             ("Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "привет"),
-            // Twice; with a space in place of one that does not break; before a word; with a byte lost.
+            // Twice; with a space instead of a no-break space; before a word; with a byte lost.
             ("ÃƒÂ©tÃƒÂ©", "été"),
             ("Ã perturber la rÃ©flexion", "à perturber la réflexion"),
             ("voilÃ le travail", "voilà le travail"),
             ("â€\u{fffd}quoteâ€\u{fffd}", "\u{fffd}quote\u{fffd}"),
-            // Within a text of another table, by MacRoman, by Windows-1251, as surrogates, Windows' table for Latin-1.
+            // Within text of another script; MacRoman; Windows-1251; surrogates; Windows-1252 as Latin-1.
             ("猫 cafÃ© 猫", "猫 café 猫"),
             ("caf√©", "café"),
             ("РїСЂРёРІРµС‚ вЂ” РјРёСЂ", "привет — мир"),
             ("\u{ed}\u{a0}\u{bd}\u{ed}\u{b8}\u{80}", "😀"),
             ("It\u{92}s 5\u{80}", "It’s 5€"),
-            // What somebody may well have written.
+            // Text that somebody may well have written.
             ("café – “naïve”, 5 €, 20°C, ½ × ²", "café – “naïve”, 5 €, 20°C, ½ × ²"),
             ("Ångström à la carte, ¿qué?", "Ångström à la carte, ¿qué?"),
         ] {

@@ -1,7 +1,8 @@
-//! T5's pieces from `spiece.model`, the file of SentencePiece, put together as transformers does for its fast tokenizer.
+//! T5's tokenizer from `spiece.model`, SentencePiece's format, assembled the way transformers does for its fast
+//! tokenizer.
 //!
-//! The file is a protocol buffer, of which a few fields matter: pieces with scores and types, the normalizer's character
-//! map, the model's kind. Sources: `sentencepiece_model.proto`; `T5Converter` and `T5TokenizerFast` of transformers 4.49.
+//! The file is a protocol buffer of which a few fields matter: pieces with scores and types, the normalizer's character
+//! map, the model type. Sources: `sentencepiece_model.proto`; `T5Converter` and `T5TokenizerFast` of transformers 4.49.
 
 use std::path::{Path, PathBuf};
 
@@ -24,27 +25,27 @@ use crate::{
     files::mistaken::{Mistaken, read_json},
 };
 
-/// The file's name in a folder.
+/// The file name.
 pub(super) const SPIECE: &str = "spiece.model";
 
-/// What stands for a space.
+/// Replaces a space.
 const SPACE: char = '▁';
 
-/// The end of every caption.
+/// The end-of-sequence token.
 const END: &str = "</s>";
 
-/// Tokens `<extra_id_0>` and so on that come after the pieces, unless the settings say otherwise.
+/// Number of tokens `<extra_id_0>` and so on after the pieces, unless the settings differ.
 const EXTRA_IDS: usize = 100;
 
-/// The most of them; the models have 100.
+/// Maximum number of them; the released models have 100.
 const MOST_EXTRA_IDS: usize = 10_000;
 
-/// What is read of `tokenizer_config.json` besides the special tokens.
+/// The fields of `tokenizer_config.json` besides the special tokens.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Settings {
     extra_ids: usize,
-    /// Whether a space is put before every part of a caption, rather than before the first. `null`: yes.
+    /// Whether a space is prepended to every part of a caption rather than to the first. `null`: yes.
     legacy: Option<bool>,
     add_prefix_space: Option<bool>,
 }
@@ -55,14 +56,14 @@ impl Default for Settings {
     }
 }
 
-/// What a piece is for.
+/// The type of a piece.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PieceKind {
-    /// A piece of text, or one that is never given.
+    /// Ordinary text, or unused.
     Plain,
-    /// A mark.
+    /// A control token.
     Control,
-    /// A word that is never cut.
+    /// A user-defined word that is never split.
     UserDefined,
 }
 
@@ -72,10 +73,10 @@ struct Piece {
     kind: PieceKind,
 }
 
-/// A model as SentencePiece writes it.
+/// A SentencePiece model.
 struct Model {
     pieces: Vec<Piece>,
-    /// 1: unigram, 2: byte-pair encoding, 3: words, 4: characters.
+    /// Model type. 1: unigram, 2: byte-pair encoding, 3: words, 4: characters.
     kind: u64,
     unknown: u64,
     charsmap: Vec<u8>,
@@ -86,11 +87,11 @@ enum Field<'a> {
     Number(u64),
     Fixed(u32),
     Bytes(&'a [u8]),
-    /// Of a width that no field that matters has.
+    /// A fixed-width field, which no relevant field is.
     Wide,
 }
 
-/// The fields of a message, one after the other.
+/// Iterates over the fields of a message.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -134,9 +135,9 @@ impl<'a> Fields<'a> {
 }
 
 impl Model {
-    /// Reads a model; `None` if it is damaged.
+    /// Parses a model; `None` if it is damaged.
     fn read(bytes: &[u8]) -> Option<Self> {
-        // What a file leaves out is what the format's description says.
+        // Defaults of the format.
         let mut model = Self { pieces: Vec::new(), kind: 1, unknown: 0, charsmap: Vec::new() };
         let mut fields = Fields(bytes);
         while let Some((number, field)) = fields.next()? {
@@ -189,7 +190,7 @@ impl Piece {
     }
 }
 
-/// The tokenizer of a folder's `spiece.model`, and the files read.
+/// Opens a folder's `spiece.model`; returns the tokenizer and the files read.
 pub(super) fn open(folder: &Path, special: &Special) -> Result<(SavedTokenizer, Vec<PathBuf>)> {
     let path = folder.join(SPIECE);
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
@@ -262,7 +263,7 @@ fn assemble(model: Model, settings: &Settings, special: &Special) -> tokenizers:
         model.pieces.into_iter().map(|piece| (piece.text, f64::from(piece.score))).collect();
     vocabulary.extend(extra.iter().rev().map(|text| (text.clone(), 0.0)));
     marks.extend(extra.iter().map(|text| added(text, true)));
-    // A mark that is no piece would be given an id beyond all of them, of which the encoder knows nothing.
+    // A special token that is not a piece would get an id beyond the vocabulary, which the encoder does not know.
     if let Some(unknown) = usual.iter().find(|mark| !vocabulary.iter().any(|(text, _)| text == *mark)) {
         return Err(format!("the vocabulary lacks the token {unknown:?}").into());
     }

@@ -1,4 +1,4 @@
-//! The small JSON files beside a vocabulary: which tokens are marks, which pads, and how long a caption may be.
+//! The small JSON files beside a vocabulary: special tokens, the padding token, and the maximum length.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +6,12 @@ use serde::Deserialize;
 
 use crate::{error::Result, files::mistaken::read_json};
 
-/// CLIP's mark of the beginning, unless the files say otherwise.
+/// CLIP's start token, unless the files name another.
 pub(super) const CLIP_BEGIN: &str = "<|startoftext|>";
-/// CLIP's mark of the end, which also pads and stands for what is unknown, unless the files say otherwise.
+/// CLIP's end token, which is also the padding and the unknown token, unless the files name others.
 pub(super) const CLIP_END: &str = "<|endoftext|>";
 
-/// Both files list tokens as text or as an object with settings, of which only the text matters here.
+/// A token in either file: a string, or an object with settings of which only the text matters here.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Token {
@@ -27,18 +27,18 @@ impl Token {
     }
 }
 
-/// What is read of `special_tokens_map.json` and `tokenizer_config.json`; their other keys do not matter here.
+/// The fields of `special_tokens_map.json` and `tokenizer_config.json` that matter here.
 #[derive(Default, Deserialize)]
 struct File {
     bos_token: Option<Token>,
     eos_token: Option<Token>,
     pad_token: Option<Token>,
     unk_token: Option<Token>,
-    /// 1e30 where the writer knew none.
+    /// 1e30 if unknown.
     model_max_length: Option<f64>,
 }
 
-/// The tokens with a part of their own. `None`: no file says.
+/// The special tokens. `None`: not in any file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Special {
     pub(super) begin: Option<String>,
@@ -49,7 +49,7 @@ pub(super) struct Special {
 }
 
 impl Special {
-    /// Reads both files where they exist, `special_tokens_map.json` before `tokenizer_config.json`, and says which do.
+    /// Reads both files where they exist, `special_tokens_map.json` first, and returns which of them exist.
     pub(super) fn read(folder: &Path) -> Result<(Self, Vec<PathBuf>)> {
         let (mut special, mut files) = (Self::default(), Vec::new());
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
@@ -75,7 +75,7 @@ impl Special {
     }
 }
 
-/// A length that somebody set: the writers' stand-in for none is 1e30.
+/// A length that was set; the writers use 1e30 for none.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
 fn tokens(length: f64) -> Option<usize> {
     (1.0..1e6).contains(&length).then_some(length as usize)

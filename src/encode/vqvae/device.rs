@@ -1,4 +1,4 @@
-//! The VQ-VAE on a device: images and features come from the host and go there.
+//! The VQ-VAE on a device: inputs and outputs are on the host.
 
 use std::{
     borrow::Cow,
@@ -21,15 +21,15 @@ use crate::{
     error::Result,
 };
 
-/// Images that the networks work on at once: enough for the small maps to fill a card, few enough for memory. There are
-/// always as many, the last one being repeated, so that all are computed alike and no bit of one depends on the others.
+/// Images per batch: enough for the small maps to fill a GPU, few enough for memory. The batch size is constant, the
+/// last image being repeated, so that all are computed alike and no image's bits depend on the others.
 const IMAGES: usize = 4;
 
-/// Images quantized at once.
+/// Images quantized per batch.
 const QUANTIZED: usize = 64;
 
-/// The networks and the quantizer on a device, each put there when it is first used: who reads tokens that were kept uses none,
-/// and who makes them no decoder.
+/// The networks and the quantizer on a device, each copied there on first use: reading cached tokens needs none,
+/// and tokenizing does not need the decoder.
 #[derive(Debug)]
 pub(super) struct Placed {
     device: Device,
@@ -39,7 +39,7 @@ pub(super) struct Placed {
     tables: OnceLock<Mutex<PyramidTables>>,
 }
 
-/// What `slot` holds, made first if it holds nothing.
+/// The content of `slot`, initialized on first use.
 fn filled<T>(slot: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
     if let Some(held) = slot.get() {
         return Ok(held);
@@ -49,13 +49,13 @@ fn filled<T>(slot: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T>
 }
 
 impl Placed {
-    /// Those of the host, to be put on a device.
+    /// The networks of the host, to be copied to a device.
     pub(super) fn new(hosted: Box<Hosted>, device: &Device) -> Self {
         let device = device.clone();
         Self { device, hosted, encoder: OnceLock::new(), decoder: OnceLock::new(), tables: OnceLock::new() }
     }
 
-    /// Does `work` on as many pieces of `from` at a time as there always are; the first of what it gives for each are kept.
+    /// Runs `work` on batches of constant size over `from`; results of padding are dropped.
     fn each(
         &self,
         from: &[f32],
@@ -72,7 +72,7 @@ impl Placed {
             let filled = self.device.upload_ahead(&filled)?.arrive()?;
             made.push((work(&filled)?, pieces.len() / length));
         }
-        // Downloads wait, so they come last.
+        // Downloads block, so they come last.
         let mut found = Vec::new();
         for (made, pieces) in made {
             let made = made.to_host()?;
@@ -81,7 +81,7 @@ impl Placed {
         Ok(found)
     }
 
-    /// Images `[B, 3, side, side]` to features `[B, H², Cvae]`, not checked.
+    /// Images `[B, 3, side, side]` to features `[B, H², Cvae]`, unchecked.
     pub(super) fn features(&self, images: &[f32], side: usize) -> Result<Vec<f32>> {
         let encoder = filled(&self.encoder, || self.hosted.encoder.placed(&self.device))?;
         self.each(images, 3 * side * side, |images| encoder.run(images, side))

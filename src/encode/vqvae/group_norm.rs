@@ -1,4 +1,4 @@
-//! The group norms of the VQ-VAE: their weights, as released.
+//! The group norms of the VQ-VAE, with the upstream settings.
 
 use crate::{
     engine::{
@@ -11,12 +11,12 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Groups of every norm, as released.
+/// Groups of every norm, as in the upstream code.
 pub(super) const GROUPS: usize = 32;
-/// ε of every norm, as released.
+/// ε of every norm, as in the upstream code.
 pub(super) const EPSILON: f64 = 1e-6;
 
-/// A group norm with a scale and a shift a channel.
+/// A group norm with a scale and a shift per channel.
 #[derive(Clone, Debug)]
 pub(super) struct GroupNorm {
     scale: Vec<f32>,
@@ -47,7 +47,7 @@ impl GroupNorm {
         self.scale.len()
     }
 
-    /// What each channel is multiplied with, and what is added to it.
+    /// Scale and shift per channel.
     pub(super) fn scale_and_shift(&self) -> [&[f32]; 2] {
         [&self.scale, &self.shift]
     }

@@ -1,6 +1,7 @@
-//! The released image tokenizer: a multi-scale VQ-VAE (`models/vqvae.py`, weights such as `vae_ch160v4096z32.pth`), frozen.
+//! The upstream image tokenizer: a multi-scale VQ-VAE (`models/vqvae.py`, weights such as `vae_ch160v4096z32.pth`),
+//! frozen.
 //!
-//! Every size comes from the weights; the sides of the token maps, which no weight tells, from whoever loads it.
+//! Every size comes from the weights, except the side lengths of the token maps, which the caller provides.
 
 mod device;
 mod group_norm;
@@ -32,37 +33,37 @@ pub(super) const KIND: &str = "vqvae";
 
 const OP: &str = "VQ-VAE";
 
-/// The weights in a folder as released.
+/// File name of the released weights.
 const RELEASED_NAME: &str = "vae_ch160v4096z32.pth";
 
-/// Share of the convolution in φ as released (`quant_resi`).
+/// Share of the convolution in φ, as in the upstream code (`quant_resi`).
 const QUANT_RESI: f32 = 0.5;
 
-/// Threads that work on one image: more do not find enough rows in the small maps.
+/// Maximum threads per image: the small maps do not have enough rows for more.
 const THREADS_A_PICTURE: usize = 8;
 
-/// What is saved of a VQ-VAE: where its weights lie, not the weights.
+/// The saved settings of a VQ-VAE: the path of its weights, not the weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VqVaeSettings {
     /// The weights: a `.pth` or safetensors file, a folder of them, or the folder of `vae_ch160v4096z32.pth`.
     pub path: PathBuf,
-    /// Sides of the token maps, coarsest first.
+    /// Side lengths of the token maps, coarsest first.
     pub patch_nums: Vec<usize>,
 }
 
-/// Tokenizes images as the released code does.
+/// Tokenizes images with the VQ-VAE.
 #[derive(Debug)]
 pub struct VqVae {
     settings: VqVaeSettings,
     networks: Networks,
-    /// How many times the encoder halves the side, as a factor.
+    /// The factor by which the encoder reduces the side.
     reduction: usize,
     quantizer: PyramidQuantizer,
     fingerprint: String,
 }
 
-/// Where the networks are.
+/// The networks, on the CPU or a device.
 #[derive(Debug)]
 enum Networks {
     Host(Box<Hosted>),
@@ -74,15 +75,15 @@ enum Networks {
 struct Hosted {
     encoder: Encoder,
     decoder: Decoder,
-    /// Working space that no image is using.
+    /// Idle workspaces.
     idle: Mutex<Vec<Workspace>>,
 }
 
 impl VqVae {
-    /// Reads the weights: all of them once for their fingerprint, and filters once more when they are first used.
+    /// Opens the weights: all are read once for the fingerprint, and filters once more on first use.
     ///
     /// # Errors
-    /// If they cannot be read, a tensor is missing or too many or does not fit the others, or the sides do not fit.
+    /// If they cannot be read, a tensor is missing, surplus or inconsistent, or the side lengths do not match.
     pub fn open(settings: VqVaeSettings) -> Result<Self> {
         let in_folder = settings.path.join(RELEASED_NAME);
         let path = if in_folder.is_file() { &in_folder } else { &settings.path };
@@ -120,7 +121,7 @@ impl VqVae {
             ));
         }
         let (read, fingerprint) = reader.into_account();
-        // How often each code was hit in training: nothing reads it.
+        // Usage counts of the codes during training: nothing reads them.
         let surplus: Vec<&str> = weights
             .names()
             .filter(|name| !read.contains(*name) && *name != "quantize.ema_vocab_hit_SV")
@@ -141,8 +142,8 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// The same tokenizer with its networks and its quantizer on a device, where each goes when it is first used. Codes are
-    /// those of the CPU, but where two are almost equally near.
+    /// Moves the networks and the quantizer to a device, each on first use. Codes equal those of the
+    /// CPU, except where two are almost equally near.
     ///
     /// # Errors
     /// If it is on a device already.
@@ -153,10 +154,11 @@ impl VqVae {
         Ok(Self { networks: Networks::Device(Box::new(Placed::new(hosted, device))), ..self })
     }
 
-    /// Reads what [`save`](ImageTokenizer::save) wrote, and the weights it names, or those in `moved`.
+    /// Loads a tokenizer written by [`save`](ImageTokenizer::save), and its weights from the saved path or from
+    /// `moved`.
     ///
     /// # Errors
-    /// If the description is damaged, or the weights are gone or other ones.
+    /// If the description is damaged, or the weights are missing or have changed.
     pub fn load(folder: &Path, moved: Option<&Path>) -> Result<Self> {
         let path = folder.join(IMAGE_TOKENIZER);
         let description = saved::read_description(&path)?;
@@ -170,18 +172,18 @@ impl VqVae {
     }
 
     /// Images `[B, 3, R, R]` in [-1, 1] to features before quantization, `[B, Cvae, R/16, R/16]`
-    /// (released: `quant_conv(encoder(x))`, which is what it stores as a precomputed latent).
+    /// (upstream: `quant_conv(encoder(x))`, which it stores as a precomputed latent).
     ///
     /// # Errors
-    /// If the shape does not fit or a number is not finite.
+    /// If the shape does not match or a value is not finite.
     pub(crate) fn features(&self, images: &Tensor) -> Result<Tensor> {
         self.quantizer.channels_first(images.dim(0), &self.maps(images)?)
     }
 
-    /// Features `[B, Cvae, R/16, R/16]` to images `[B, 3, R, R]` that may reach beyond [-1, 1].
+    /// Features `[B, Cvae, R/16, R/16]` to images `[B, 3, R, R]` that may exceed [-1, 1].
     ///
     /// # Errors
-    /// If the shape does not fit or a number is not finite.
+    /// If the shape does not match or a value is not finite.
     pub fn decode_features(&self, features: &Tensor) -> Result<Tensor> {
         self.images(&self.quantizer.channels_last(features)?)
     }
@@ -202,7 +204,7 @@ impl VqVae {
             ));
         }
         let (values, size) = (images.as_slice::<f32>()?, 3 * side * side);
-        // Without a way out of the inner loop, which is many numbers at a time then.
+        // No early exit from the inner loop, so that it vectorizes.
         let finite = |image: &[f32]| image.iter().fold(true, |all, value| all & value.is_finite());
         if let Some(at) = values.par_chunks(size).position_first(|image| !finite(image)) {
             return Err(Error::not_finite(format!(
@@ -248,8 +250,8 @@ impl VqVae {
 }
 
 impl Hosted {
-    /// Does `work` on every piece of `from` and `to`, several at once where there are many threads. The bits of one do
-    /// not depend on the others.
+    /// Runs `work` on every chunk of `from` and `to`, in parallel if there are enough threads. Chunks are computed
+    /// independently.
     fn each(
         &self,
         from: &[f32],

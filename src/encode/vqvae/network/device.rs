@@ -1,4 +1,4 @@
-//! The same layers on a device, of several images at once, in f32.
+//! The VQ-VAE's layers on a device, for batches of images, in f32.
 
 use half::{bf16, f16};
 
@@ -19,7 +19,7 @@ use crate::{
     error::Result,
 };
 
-/// Maps of all images that are worked on.
+/// The maps of a batch.
 struct Stream {
     samples: usize,
     side: usize,
@@ -44,12 +44,12 @@ impl Stream {
     }
 }
 
-/// What is known of the numbers that a convolution takes.
+/// The value range of a convolution's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Takes {
-    /// They come from a norm: about 1, the largest of a map of `n` numbers a group being `√n` times the norm's scale.
+    /// Output of a norm: about 1; for a map with `n` values per group at most `√n` times the norm's scale.
     Normed,
-    /// Nothing: the residual stream of trained networks reaches beyond what f16 holds.
+    /// Unbounded: the residual stream of trained networks exceeds the range of f16.
     Any,
 }
 
@@ -64,7 +64,7 @@ enum Weight {
 pub(in crate::encode::vqvae) struct PlacedConvolution {
     inputs: usize,
     outputs: usize,
-    /// Filters of one pixel see no other, whatever window the layer has.
+    /// Whether the filters are 1×1, whatever the layer's window.
     point: bool,
     weight: Weight,
     bias: Buffer<f32>,
@@ -283,7 +283,7 @@ impl Head {
 }
 
 impl Encoder {
-    /// The same network on a device.
+    /// Copies the encoder to a device.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -302,10 +302,10 @@ impl Encoder {
 }
 
 impl Encoder<PlacedConvolution, PlacedNorm> {
-    /// Images `[B, 3, side, side]` to features `[B, H · H, Cvae]`, not checked.
+    /// Images `[B, 3, side, side]` to features `[B, H · H, Cvae]`, unchecked.
     ///
     /// # Errors
-    /// If the sizes do not fit, there is not enough memory, or the device fails.
+    /// If the sizes do not match, there is not enough memory, or the device fails.
     pub(in crate::encode::vqvae) fn run(&self, images: &Buffer<f32>, side: usize) -> Result<Buffer<f32>> {
         let samples = images.len() / (3 * side * side);
         let x = Stream { samples, side, channels: 3, values: images.try_clone()?, planes: true };
@@ -320,7 +320,7 @@ impl Encoder<PlacedConvolution, PlacedNorm> {
 }
 
 impl Decoder {
-    /// The same network on a device.
+    /// Copies the decoder to a device.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -347,7 +347,7 @@ impl Decoder<PlacedConvolution, PlacedNorm> {
     /// Features `[B, side², Cvae]` to images `[B, R, R, 3]`, not clamped.
     ///
     /// # Errors
-    /// If the sizes do not fit, there is not enough memory, or the device fails.
+    /// If the sizes do not match, there is not enough memory, or the device fails.
     pub(in crate::encode::vqvae) fn run(&self, features: &Buffer<f32>, side: usize) -> Result<Buffer<f32>> {
         let channels = self.channels();
         let samples = features.len() / (side * side * channels);

@@ -1,7 +1,7 @@
-//! Encoder and decoder of the released VQ-VAE (`models/basic_vae.py`), one image at a time, channels last.
+//! Encoder and decoder of the upstream VQ-VAE (`models/basic_vae.py`), one image at a time, channels last.
 //!
-//! Every size comes from the weights: channels and levels from the shapes, attention from whether there are tensors for it.
-//! The layers are convolutions `C` and norms `N`: these here, or those of `device`.
+//! Every size comes from the weights: channels and levels from the shapes, attention from whether its tensors exist.
+//! The layers are generic over convolutions `C` and norms `N`: those of this module, or those of `device`.
 
 mod device;
 
@@ -28,21 +28,21 @@ use crate::{
 
 pub(super) use device::{PlacedConvolution, PlacedNorm};
 
-/// Numbers that one task looks at, of those read.
+/// Values that one task checks.
 const CHECKED: usize = 1 << 16;
 
-/// Working space of one image, kept from image to image.
+/// Workspace of one image, reused from image to image.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     /// The residual stream.
     stream: Map,
-    /// A block's hidden map, and the next stream where the channels change.
+    /// A block's hidden map, and the next stream where the number of channels changes.
     hidden: Map,
     normed: Map,
     bordered: Bordered,
 }
 
-/// Reads layers by name, and keeps account of what was read.
+/// Reads layers by name, and records which tensors were read.
 pub(super) struct Reader<'a> {
     weights: &'a Weights,
     read: BTreeSet<String>,
@@ -50,29 +50,29 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// `settings` is what else the fingerprint stands for.
+    /// `settings` is hashed into the fingerprint.
     pub(super) fn new(weights: &'a Weights, settings: &str) -> Self {
         Self { weights, read: BTreeSet::new(), hash: Sha256::new_with_prefix(settings) }
     }
 
-    /// The names that were read, and SHA-256 over settings, names, shapes and numbers in the order of reading: the same for
-    /// the same weights, whatever file they lie in.
+    /// The names read, and the SHA-256 over settings, names, shapes and values in reading order, which does not depend
+    /// on the file format.
     pub(super) fn into_account(self) -> (BTreeSet<String>, String) {
         (self.read, hexadecimal(&self.hash.finalize()))
     }
 
-    /// The tensor of a name, as f32.
+    /// Reads a tensor as f32.
     pub(super) fn tensor(&mut self, name: String) -> Result<Tensor> {
         let floats = self.floats(name)?;
         Tensor::new(floats.shape(), floats.values().into_owned())
     }
 
-    /// The same, checked but not kept.
+    /// Checks a tensor without keeping its values.
     fn floats(&mut self, name: String) -> Result<StoredFloats> {
         let floats = self.weights.floats(&name)?;
         let values = floats.values();
         self.hash.update(format!("{name}{:?}", floats.shape()));
-        // The digest is one long chain, the slowest part of opening the weights.
+        // The digest is one sequential chain, the slowest part of opening the weights.
         let (hash, looked_at) = (&mut self.hash, values.par_chunks(CHECKED));
         let (finite, ()) = rayon::join(
             || looked_at.all(|values| values.iter().fold(true, |finite, value| finite & value.is_finite())),
@@ -111,13 +111,13 @@ impl<'a> Reader<'a> {
         GroupNorm::new(name, &scale, &shift)
     }
 
-    /// As many of `name.0`, `name.1`, … as have a tensor `name.N.probe.weight`.
+    /// Counts the consecutive `name.0`, `name.1`, … that have a tensor `name.N.probe.weight`.
     fn count(&self, name: &str, probe: &str) -> usize {
         (0..).take_while(|at| self.has(&format!("{name}.{at}.{probe}"))).count()
     }
 }
 
-/// Refuses a layer that does not take the channels that come to it.
+/// Rejects a layer whose input channels do not match.
 fn expect(name: &str, takes: usize, given: usize) -> Result<()> {
     if takes == given {
         return Ok(());
@@ -125,7 +125,7 @@ fn expect(name: &str, takes: usize, given: usize) -> Result<()> {
     Err(Error::shape("VQ-VAE", format!("{name} takes {takes} channels, but {given} come to it")))
 }
 
-/// Two convolutions beside a shortcut (released: `ResnetBlock`).
+/// Two convolutions with a shortcut (upstream: `ResnetBlock`).
 #[derive(Debug)]
 struct Residual<C = Convolution, N = GroupNorm> {
     norms: [N; 2],
@@ -180,7 +180,7 @@ impl Residual {
     }
 }
 
-/// Attention of every pixel to every pixel, one head (released: `AttnBlock`).
+/// Single-head self-attention over pixels (upstream: `AttnBlock`).
 #[derive(Debug)]
 struct Attention<C = Convolution, N = GroupNorm> {
     norm: N,
@@ -232,20 +232,20 @@ impl Attention {
     }
 }
 
-/// What products of queries and keys of this many channels are multiplied with.
+/// The attention scale for this many channels.
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a scale below 1")]
 fn attention_scale(channels: usize) -> f32 {
     (channels as f64).powf(-0.5) as f32
 }
 
-/// A block, and the attention after it where there is one.
+/// A block, and the optional attention after it.
 type Block<C, N> = (Residual<C, N>, Option<Attention<C, N>>);
 
 /// The blocks of one resolution.
 #[derive(Debug)]
 struct Level<C = Convolution, N = GroupNorm> {
     blocks: Vec<Block<C, N>>,
-    /// Halves the side on the way down, follows its doubling on the way up.
+    /// Downsamples in the encoder, upsamples in the decoder.
     resize: Option<C>,
 }
 
@@ -277,7 +277,7 @@ impl Level {
     }
 }
 
-/// A 3×3 convolution that takes `channels` and leaves its own.
+/// A 3×3 convolution; updates `channels` from its input to its output channels.
 fn square(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<Convolution> {
     let convolution = reader.convolution(name)?;
     expect(name, convolution.inputs(), *channels)?;
@@ -288,7 +288,7 @@ fn square(reader: &mut Reader<'_>, name: &str, channels: &mut usize) -> Result<C
     Ok(convolution)
 }
 
-/// The blocks at the lowest resolution, in the middle of either network.
+/// The blocks at the lowest resolution of either network.
 #[derive(Debug)]
 struct Middle<C = Convolution, N = GroupNorm> {
     before: Residual<C, N>,
@@ -318,7 +318,7 @@ impl Middle {
     }
 }
 
-/// The way out of either network: norm, SiLU, convolution.
+/// The output layers of either network: norm, SiLU, convolution.
 #[derive(Debug)]
 struct Head<C = Convolution, N = GroupNorm> {
     norm: N,
@@ -346,7 +346,7 @@ pub(super) struct Encoder<C = Convolution, N = GroupNorm> {
     levels: Vec<Level<C, N>>,
     middle: Middle<C, N>,
     head: Head<C, N>,
-    /// Released: `quant_conv`, of 3×3 or 1×1.
+    /// Upstream: `quant_conv`, 3×3 or 1×1.
     last: C,
 }
 
@@ -369,7 +369,7 @@ impl Encoder {
         Ok(Self { first, levels, middle, head, last })
     }
 
-    /// How many times the side is halved, as a factor.
+    /// The factor by which the side is reduced.
     pub(super) fn reduction(&self) -> usize {
         1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
     }
@@ -379,7 +379,7 @@ impl Encoder {
         self.last.outputs()
     }
 
-    /// An image `[3, R, R]` to features `[H · H, Cvae]`, `H` being `R` over [`reduction`](Self::reduction).
+    /// An image `[3, R, R]` to features `[H · H, Cvae]`, where `H` is `R` over [`reduction`](Self::reduction).
     pub(super) fn apply(&self, image: &[f32], side: usize, work: &mut Workspace, features: &mut [f32]) {
         work.stream.resize(side, 3);
         for (pixel, values) in work.stream.values.chunks_exact_mut(3).enumerate() {
@@ -406,7 +406,7 @@ impl Encoder {
 /// Features to images.
 #[derive(Debug)]
 pub(super) struct Decoder<C = Convolution, N = GroupNorm> {
-    /// Released: `post_quant_conv`, of 3×3 or 1×1.
+    /// Upstream: `post_quant_conv`, 3×3 or 1×1.
     before: C,
     first: C,
     middle: Middle<C, N>,
@@ -431,7 +431,7 @@ impl Decoder {
         Ok(Self { before, first, middle, levels, head })
     }
 
-    /// How many times the side is doubled, as a factor.
+    /// The factor by which the side is enlarged.
     pub(super) fn growth(&self) -> usize {
         1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
     }
@@ -461,14 +461,14 @@ impl Decoder {
     }
 }
 
-/// The first convolution of a network, in place of the stream.
+/// The first convolution of a network; replaces the stream.
 fn start(convolution: &Convolution, work: &mut Workspace) {
     work.bordered.copy_of(&work.stream, Border::ONE);
     convolution.apply(&work.bordered, &mut work.hidden, Into::Overwrite);
     std::mem::swap(&mut work.stream, &mut work.hidden);
 }
 
-/// A convolution of either size, in place of the stream.
+/// A convolution of either size; replaces the stream.
 fn finish(convolution: &Convolution, work: &mut Workspace) {
     if convolution.size() == [3, 3] {
         return start(convolution, work);
