@@ -1,4 +1,4 @@
-//! What the device is and what it can do at best: bandwidth of copies, and products in bf16 by the vendor's library.
+//! Peak rates of the device: bandwidth of copies, and bf16 products by cuBLASLt.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
 
 #[path = "ops/measure.rs"]
@@ -8,7 +8,7 @@ use alchemist_engine::Result;
 use serde_json::json;
 
 fn main() -> Result<()> {
-    // `cargo bench` passes flags of criterion's, which mean nothing here.
+    // `cargo bench` passes criterion's flags, which are ignored here.
     let Some(measured) = measure::measured() else {
         println!("{}", json!({ "name": "device", "state": "none" }));
         return Ok(());
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let rows = measured.size(64 * 680, 32);
     let width = |real: usize| measured.size(real, 16);
     let squares = [1024, 2048, 4096, 8192].map(|side| [width(side); 3]);
-    // The model's own: query, key and value; the two of the MLP; the logits.
+    // The model's own products: query-key-value; the two of the MLP; the logits.
     let own = [
         [rows, width(3072), width(1024)],
         [rows, width(4096), width(1024)],

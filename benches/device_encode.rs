@@ -1,8 +1,8 @@
-//! Images of 256 pixels to codes by the VQ-VAE of the released size (ch 160) on a device: images from the host, codes to it.
+//! Encodes images of 256 pixels with the VQ-VAE of the released size (ch 160) on a device, from host to host.
 //!
 //! The counterpart of `benches/pytorch/encode.py --device cuda`, which writes the weights that `ALCHEMIST_VQVAE` names.
 //! `ALCHEMIST_BENCH_DEVICE` names the device as for the other benches; on the emulator the weights are the fixture's
-//! (`ALCHEMIST_FIXTURES` names its folder). Each figure is one JSON object on a line.
+//! (`ALCHEMIST_FIXTURES` names its folder). Each result is one line of JSON.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
 
 #[path = "ops/measure.rs"]
@@ -22,7 +22,7 @@ use alchemist_engine::{
 use measure::{Measured, measured};
 use serde_json::json;
 
-/// Repetitions after two that warm up.
+/// Repetitions after two for warm-up.
 const REPEATS: usize = 7;
 
 fn settings(measured: &Measured) -> Option<VqVaeSettings> {

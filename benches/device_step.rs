@@ -1,9 +1,10 @@
-//! A rater training step and scoring on a device: proxy depth 16, rater depth 8, batch 64, bf16, codes and input given.
+//! A rater training step and scoring on a device: proxy depth 16, rater depth 8, batch 64, bf16, with codes and input
+//! given.
 //!
-//! The counterpart of `benches/pytorch/step.py --device cuda --case large --given input`. `ALCHEMIST_BENCH_DEVICE` names the
-//! device as for the other benches; on the emulator the sizes are the smallest. Each figure is one JSON object on a line.
-//! `ALCHEMIST_STEP=meta_gradient` measures only what products and norms cost; with `ALCHEMIST_PORTABLE=1` by the kernels for all
-//! cards.
+//! The counterpart of `benches/pytorch/step.py --device cuda --case large --given input`. `ALCHEMIST_BENCH_DEVICE`
+//! names the device as for the other benches; on the emulator the sizes are minimal. Each result is one line of JSON.
+//! `ALCHEMIST_STEP=meta_gradient` measures only the cost of products and norms; with `ALCHEMIST_PORTABLE=1`, with the
+//! portable kernels.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
 
 #[path = "ops/measure.rs"]
@@ -29,7 +30,7 @@ use alchemist_engine::{
 use measure::Measured;
 use serde_json::json;
 
-/// As in `benches/pytorch/step.py`: both terms of the proxy's loss are there.
+/// As in `benches/pytorch/step.py`: both terms of the proxy's loss are present.
 const RATES: StepRates =
     StepRates { upper_level_weight: 0.9, learning_rate: 1e-4, weight_decay: 0.05, warm_up: false };
 
@@ -125,7 +126,7 @@ impl Case {
     }
 }
 
-/// Times of `work`, each with everything done on the device, after two that warm up.
+/// Times of `work`, each synchronized with the device, after two for warm-up.
 fn times(measured: &Measured, most: usize, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     for _ in 0..2 {
         work()?;
@@ -169,7 +170,7 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let case = Case::of(&measured);
-    // `ALCHEMIST_STEP=meta_gradient`: only what shows the price of products and norms.
+    // `ALCHEMIST_STEP=meta_gradient`: only the runs that show the cost of products and norms.
     let aligned = RuleSettings { rule: &ALIGNMENT, ..RuleSettings::default() };
     if std::env::var("ALCHEMIST_STEP").is_ok_and(|value| value == "meta_gradient") {
         train_step(&measured, &case, "train_step_alignment", aligned)?;
@@ -181,8 +182,8 @@ fn main() -> Result<()> {
     score(&measured, &case)
 }
 
-/// Forward and backward of a training batch through the proxy: plainly, and with the product, the norm and the weighted sum of
-/// every sample's gradient.
+/// Forward and backward of a training batch through the proxy: plain, and with the inner product, the norm and the
+/// weighted sum of the per-sample gradients.
 fn meta_gradient(measured: &Measured, case: &Case) -> Result<()> {
     let device = &measured.device;
     let (proxy, parameters) = Proxy::new(&case.backbone(case.proxy_depth), DType::F32, 1)?;
@@ -240,7 +241,7 @@ fn train_step(measured: &Measured, case: &Case, name: &str, rule: RuleSettings) 
         bilevel.step(&micro, RATES, step).map(drop)
     };
     let times = times(measured, 20, || work(&mut bilevel))?;
-    // Within a graph single products cannot be timed.
+    // Single products cannot be timed within a graph.
     bilevel.settings.cuda_graph = false;
     let ((), products) = device.time_products(|| work(&mut bilevel))?;
     report(measured, name, case.batch, &times, products.as_secs_f64());

@@ -1,11 +1,11 @@
-//! What per-sample gradient products and norms cost on the CPU, at the sizes that PyTorch's CPU figures were taken at.
+//! The cost of per-sample gradient products and norms on the CPU, at the sizes of PyTorch's CPU figures.
 //!
-//! `proxy`: forward and backward of a training batch: plainly, with everything asked of every sample (products, norms and the
-//! weighted sum, of all parameters), with one backward pass of the batch a sample, and with a batch of its own a sample.
-//! `bilevel`: a whole step under the rule `loss`, and under `alignment` with the norms. `linear`: the forms that a linear
-//! layer's numbers can be formed in, by the rows of a sample: where they meet is `Form::cheaper`. `benches/pytorch/meta_gradient.py` does the same
-//! work in PyTorch. `PEAK_MEMORY=plain` (or `products`) runs some steps of `tiny-demo` (or of `CASE=small`) and prints the
-//! process's peak memory instead.
+//! `proxy`: forward and backward of a training batch: plain, with all quantities of every sample (products, norms and
+//! the weighted sum, of all parameters), with one backward pass of the batch per sample, and with a separate batch per
+//! sample. `bilevel`: a whole step under the rule `loss`, and under `alignment` with norms. `linear`: the two forms of
+//! a linear layer's quantities, by rows per sample: `Form::cheaper` is where they break even.
+//! `benches/pytorch/meta_gradient.py` does the same work in PyTorch. `PEAK_MEMORY=plain` (or `products`) runs some
+//! steps of `tiny-demo` (or of `CASE=small`) and prints the process's peak memory instead.
 
 #![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
 
@@ -94,7 +94,7 @@ impl Work {
         sums
     }
 
-    /// One backward pass of the batch a sample, each beginning with that sample's loss alone.
+    /// One backward pass of the batch per sample, each seeded with that sample's loss alone.
     fn one_backward_a_sample(&self) {
         for sample in 0..self.samples {
             let mut visitor = Accumulate::default();
@@ -104,7 +104,7 @@ impl Work {
         }
     }
 
-    /// Each sample as a batch of its own.
+    /// Each sample as a separate batch.
     fn sample_by_sample(&self, alone: &[Batch]) {
         for batch in alone {
             let mut visitor = Accumulate::default();
@@ -157,7 +157,7 @@ fn bilevel(criterion: &mut Criterion) {
     }
 }
 
-/// Both forms of a linear layer's numbers, by the rows of a sample.
+/// Both forms of a linear layer's quantities, by rows per sample.
 fn forms(criterion: &mut Criterion) {
     let (inputs, outputs, samples) = (256usize, 768usize, 16usize);
     let mut group = criterion.benchmark_group("linear");
@@ -187,7 +187,7 @@ fn forms(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Runs a few steps and prints the most memory that the process held.
+/// Runs a few steps and prints the peak memory of the process.
 fn peak_memory(name: &str) {
     let found = STEPS.iter().zip(["plain", "products"]).find(|(_, of)| *of == name);
     let ((rule, norms), _) = found.unwrap_or_else(|| panic!("PEAK_MEMORY is plain or products, not {name}"));

@@ -1,4 +1,4 @@
-//! Choosing half of a large corpus by its ratings: seconds and peak memory of the whole job, table in and subset out.
+//! Selects half of a large corpus by its ratings: time and peak memory of the whole job, from table to subset.
 //!
 //!     cargo bench --bench select                      # 30 million rows, about 2 GiB of files in a temporary folder
 //!     ROWS=1000000 cargo bench --bench select
@@ -28,7 +28,7 @@ fn main() {
     let mut table = BufWriter::new(File::create(&ratings).expect("the temporary folder can be written"));
     table.write_all(b"id,rating,image_save_path\n").expect("there is space");
     for row in 0..rows {
-        // Ratings in an order that is not the rows' own.
+        // Ratings in an order other than that of the rows.
         let rating = row.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         writeln!(table, "{row:09},{rating},images/{:03}/{row:09}.jpg", row / 100_000)
             .expect("there is space");

@@ -1,8 +1,8 @@
-//! The work of a training step and of scoring, at the sizes that PyTorch's CPU figures were taken at.
+//! A training step and scoring, at the sizes of PyTorch's CPU figures.
 //!
-//! A step is what the released `train_step` does: quantize both batches, both proxy passes, two rater passes, both
-//! updates, drop-path on. `PEAK_MEMORY=tiny-demo` (or another case's name) runs a few steps of that case, then a few
-//! scorings, and prints the process's peak memory instead. `benches/pytorch/step.py` does the same work in PyTorch.
+//! A step does what the upstream `train_step` does: quantize both batches, both proxy passes, two rater passes, both
+//! updates, drop-path on. `PEAK_MEMORY=tiny-demo` (or another case's name) runs a few steps and scorings of that case
+//! and prints the process's peak memory instead. `benches/pytorch/step.py` does the same work in PyTorch.
 
 #![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
 
@@ -59,7 +59,7 @@ fn score_batch(rater: &Rater, parameters: &Parameters, batch: &Batch) {
     black_box(rated.expect("scoring works").score.into_value());
 }
 
-/// Runs one case a few times and prints the most memory that the process held.
+/// Runs one case a few times and prints the peak memory of the process.
 fn peak_memory(name: &str) {
     let names: Vec<&str> = cases().iter().map(|case| case.name).collect();
     let found = cases().into_iter().find(|case| case.name == name);

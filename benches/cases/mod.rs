@@ -1,4 +1,4 @@
-//! The sizes that PyTorch's CPU figures were taken at, and the networks and batches of each.
+//! Cases of the benches: the sizes of PyTorch's CPU figures, with the networks and batches of each.
 #![allow(dead_code, reason = "each bench uses its own part")]
 
 use std::hint::black_box;
@@ -15,7 +15,7 @@ use alchemist_engine::{
     training::optimizer::AdamWSettings,
 };
 
-/// The released share of the validation loss after a few epochs: both terms are there, so both passes go backward.
+/// The upstream share of the validation loss after a few epochs: with both terms, both passes run backward.
 pub(crate) const RATES: StepRates =
     StepRates { upper_level_weight: 0.9, learning_rate: 1e-4, weight_decay: 0.05, warm_up: false };
 
@@ -101,7 +101,7 @@ impl Case {
         }
     }
 
-    /// The pyramid's quantizer with the released number of shared convolutions.
+    /// The pyramid's quantizer with the upstream number of shared convolutions.
     pub(crate) fn quantizer(&self) -> PyramidQuantizer {
         let channels = self.code_channels;
         let convolutions = (0..4)
@@ -136,7 +136,7 @@ impl Case {
         }
     }
 
-    /// One whole step from features, the `step`-th.
+    /// The `step`-th step, from features.
     pub(crate) fn step(
         &self,
         bilevel: &mut Bilevel,

@@ -1,6 +1,6 @@
-//! What the benches share: the most memory that their process has held.
+//! Peak memory of a bench's process.
 
-/// In MiB, as Linux counts it.
+/// Peak resident memory in MiB, from `/proc`.
 pub(crate) fn peak_mebibytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux says how much memory is used");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the peak is there");

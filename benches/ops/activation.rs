@@ -1,4 +1,4 @@
-//! GELU of the MLP's hidden rows.
+//! GELU on the MLP's hidden rows.
 
 use alchemist_engine::{
     Result,

@@ -1,4 +1,4 @@
-//! The update of all parameters in one launch, the norm of their gradients before it.
+//! The update of all parameters in one launch, preceded by the norm of their gradients.
 
 use alchemist_engine::{
     Result,
@@ -16,7 +16,7 @@ use crate::{Bench, Floor};
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
-    // As many numbers as sixteen blocks of width 1024 have.
+    // As many elements as sixteen blocks of width 1024.
     let (count, len) = (measured.size(16, 2), measured.size(16 << 20, 5000));
     let device = measured.device.clone();
     let floats = |value: f32| -> Result<Vec<Buffer<f32>>> {

@@ -1,4 +1,4 @@
-//! One sample added to every sample of a batch, as the released cross-attention amounts to.
+//! One sample added to every sample of a batch, as in the upstream cross-attention.
 
 use alchemist_engine::{
     Result,

@@ -1,4 +1,4 @@
-//! A text encoder's norm of the rows of a batch of texts, in f32.
+//! A text encoder's norm on the rows of a batch of texts, in f32.
 
 use alchemist_engine::{Result, engine::ops::affine_norm::cuda::affine_norm};
 

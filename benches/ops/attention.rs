@@ -40,7 +40,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     cross_on_device(bench)
 }
 
-/// Over the pyramid of the released configuration, as `benches/pytorch/attention.py` measures it.
+/// Over the pyramid of the upstream configuration, the size that `benches/pytorch/attention.py` measures.
 fn own_on_device(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
     let patch_nums: &[usize] =
@@ -73,7 +73,7 @@ fn own_on_device(bench: &mut Bench) -> Result<()> {
     let d_out = device.upload(&halves(batch * tokens * channels))?;
     let mut out = device.uninitialized::<bf16>(d_out.len())?;
     let mut rows: Buffer<f32> = device.uninitialized(shape.rows_len::<bf16>())?;
-    // Two products forward, five backward, of the pairs that the mask lets be.
+    // Two products forward, five backward, over the unmasked pairs.
     let pair = 2 * 64 * batch * heads * allowed;
     let floor = Floor { bytes: qkv.bytes() + out.bytes(), flop: 2 * pair };
     bench.device("self_attention_forward", floor, || forward(&mut out, &mut rows, &shape, &qkv, &qkv));
@@ -88,7 +88,7 @@ fn own_on_device(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// To a text of 77 tokens.
+/// Cross-attention to a text of 77 tokens.
 fn cross_on_device(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
     let (batch, heads) = (measured.size(64, 2), measured.size(16, 3));

@@ -1,4 +1,4 @@
-//! The softmax over the logits of a batch. These are few numbers: what it costs is its launch.
+//! Softmax over the logits of a batch. With few values, the cost is that of the launch.
 
 use alchemist_engine::{
     Result,

@@ -1,4 +1,4 @@
-//! Mean and variance over the batch of what the rater pools. These are few numbers: what they cost is a launch.
+//! Mean and variance over the batch of the rater's pooled features. With few values, the cost is that of a launch.
 
 use alchemist_engine::{
     Result,

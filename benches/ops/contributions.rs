@@ -1,4 +1,4 @@
-//! Parameters' contributions summed into their gradients, and the arithmetic of vectors beside them.
+//! Reductions of parameter gradients, and elementwise arithmetic.
 
 use alchemist_engine::{
     Result,

@@ -1,4 +1,4 @@
-//! The VQ-VAE's convolutions on the tensor cores, each f32 in two parts of f16: a layer in the middle of the released encoder.
+//! The VQ-VAE's convolutions on tensor cores, each f32 in two f16 parts: a layer in the middle of the released encoder.
 
 use alchemist_engine::{
     Result,
@@ -8,7 +8,7 @@ use half::f16;
 
 use crate::{Bench, Floor, floats};
 
-/// Pixels of a window, and parts of each of its numbers.
+/// Pixels per window, and parts per element.
 const TAPS: usize = 9;
 const PARTS: usize = 2;
 
@@ -38,7 +38,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
 
     let bias = device.upload(&floats(outputs))?;
     let mut y = device.uninitialized::<f32>(pixels * outputs)?;
-    // Three products of parts make one of f32.
+    // Three products of parts make one in f32.
     let floor = Floor {
         bytes: x.bytes() + y.bytes() + placed * size_of::<f16>(),
         flop: (PARTS + 1) * PARTS / 2 * 2 * pixels * width * outputs,

@@ -1,4 +1,4 @@
-//! The loss of each token and the gradient of its logits.
+//! Per-token loss and the gradient of the logits.
 
 use alchemist_engine::{
     Result,

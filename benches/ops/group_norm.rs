@@ -1,4 +1,4 @@
-//! The VQ-VAE's group norm, plainly and with SiLU after it: a layer in the middle of the released encoder.
+//! The VQ-VAE's group norm, with and without SiLU: a layer in the middle of the released encoder.
 
 use alchemist_engine::{
     Result,
@@ -15,7 +15,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let x = device.upload(&floats(batch * pixels * channels))?;
     let [scale, shift] = [device.upload(&floats(channels))?, device.upload(&floats(channels))?];
     let mut y = device.uninitialized::<f32>(x.len())?;
-    // The map is read for its statistics, and again when they are known.
+    // The map is read for its statistics, and again for the normalization.
     let floor = Floor { bytes: 3 * x.bytes(), flop: 0 };
     for (name, silu) in [("group_norm_plain", false), ("group_norm_silu", true)] {
         let norm = DeviceGroupNorm { groups, scale: &scale, shift: &shift, epsilon: 1e-6, silu };

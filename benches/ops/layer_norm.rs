@@ -1,4 +1,4 @@
-//! Rows of a layer norm without modulation, as the networks have it: alone, and with the residual before it.
+//! Layer norm without modulation, at the networks' sizes: alone, and fused with the residual.
 
 use alchemist_engine::{
     Result,

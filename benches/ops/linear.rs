@@ -1,4 +1,4 @@
-//! Linear layers: the tape's on the CPU, the products of the vendor's library with a bias on a device.
+//! Linear layers: on the CPU through the tape, on a device as cuBLASLt products with a bias.
 
 use alchemist_engine::{
     Result,

@@ -1,5 +1,5 @@
-//! Every op by itself: on the CPU as the tape runs it, and each kernel on a device if there is one, by that device's
-//! clock, with its share of what the device can do at best. One file an op.
+//! Every op separately: on the CPU through the tape, and each kernel on a device if there is one, timed by the
+//! device, with its share of the device's peak. One file per op.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
 
 mod activation;
@@ -42,19 +42,19 @@ use serde_json::json;
 /// A function of leaves and parameters.
 type Function<'a> = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + 'a;
 
-/// What a kernel must do at least.
+/// The minimum work of a kernel.
 #[derive(Clone, Copy)]
 struct Floor {
     /// Bytes to and from memory.
     bytes: usize,
-    /// Operations of matrix products.
+    /// Floating-point operations of matrix products.
     flop: usize,
 }
 
 struct Bench {
     criterion: Criterion,
     measured: Option<Measured>,
-    /// Bytes and operations a second, at best.
+    /// Peak bytes and operations per second.
     ceilings: (f64, f64),
 }
 
@@ -70,7 +70,7 @@ impl Bench {
         Self { criterion, measured, ceilings }
     }
 
-    /// Forward and backward on the CPU, through the tape; `elements` go in.
+    /// Forward and backward on the CPU, through the tape; `elements` is the size of the input.
     fn cpu(&mut self, name: &str, parameters: &Parameters, leaves: &[Tensor], function: &Function<'_>) {
         let elements: usize = leaves.iter().map(Tensor::len).sum();
         let mut group = self.criterion.benchmark_group(format!("cpu/{name}"));
@@ -104,7 +104,7 @@ impl Bench {
         let best = Cell::new(f64::INFINITY);
         let mut group = self.criterion.benchmark_group(format!("device/{name}"));
         group.throughput(Throughput::Bytes(floor.bytes as u64));
-        // All ops together take about two minutes on a card.
+        // All ops together take about two minutes on a GPU.
         let [warm_up, measurement] = if measured.rehearsal { [1, 1] } else { [200, 1000] };
         group.warm_up_time(Duration::from_millis(warm_up));
         group.measurement_time(Duration::from_millis(measurement));
@@ -119,7 +119,7 @@ impl Bench {
         });
         group.finish();
         if best.get().is_infinite() {
-            // Not among those that the command line asks for.
+            // Filtered out by the command line.
             return;
         }
         let (seconds, (copy, product)) = (median.get(), self.ceilings);
@@ -138,19 +138,19 @@ impl Bench {
     }
 }
 
-/// Standard normal numbers, the same on every run.
+/// Standard normal values, the same on every run.
 fn normal(shape: &[usize], stream: u64) -> Tensor {
     let mut random = Random::new(1, Purpose::Test, stream);
     let values = (0..shape.iter().product()).map(|_| random.normal() as f32).collect();
     Tensor::new(shape, values).expect("the values fill the shape")
 }
 
-/// Numbers between -1 and 1 in bf16, made fast enough for many millions.
+/// Values between -1 and 1 in bf16, generated fast enough for many millions.
 fn halves(count: usize) -> Vec<half::bf16> {
     (0..count).map(|at| half::bf16::from_f32(((at * 7919) % 2003) as f32 / 1001.5 - 1.0)).collect()
 }
 
-/// The same numbers in f32.
+/// The same values in f32.
 fn floats(count: usize) -> Vec<f32> {
     halves(count).into_iter().map(half::bf16::to_f32).collect()
 }

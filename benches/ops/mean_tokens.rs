@@ -1,4 +1,4 @@
-//! The mean over the tokens of the rater, in f32 from numbers of 16 bits.
+//! The mean over the rater's tokens, from 16-bit values to f32.
 
 use alchemist_engine::{
     Result,

@@ -1,7 +1,7 @@
-//! Which device is measured, by its own clock, and what it could do at best.
+//! Measures a device, timed by the device itself, and its peak rates.
 //!
-//! `ALCHEMIST_BENCH_DEVICE` names the device (`cuda:1`, `emulated` for a rehearsal with tiny sizes, `cpu` for none); unless
-//! it is set, the first GPU is measured if there is one. Each measurement is one JSON object on a line of stdout.
+//! `ALCHEMIST_BENCH_DEVICE` names the device (`cuda:1`, `emulated` for a rehearsal with tiny sizes, `cpu` for none); by
+//! default, the first GPU is measured if there is one. Each measurement is one line of JSON on stdout.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use half::bf16;
 /// A device to measure.
 pub(crate) struct Measured {
     pub(crate) device: Device,
-    /// Whether it is the emulator, where only the way is tested, not the time.
+    /// Whether it is the emulator, where only correctness is tested, not the time.
     pub(crate) rehearsal: bool,
 }
 
 /// The device that the environment names, or the first GPU if there is one.
 ///
 /// # Panics
-/// If the named device cannot be used.
+/// If the named device is not available.
 pub(crate) fn measured() -> Option<Measured> {
     let named = std::env::var("ALCHEMIST_BENCH_DEVICE").ok();
     let choice = named.as_deref().unwrap_or("auto").parse::<DeviceChoice>();
@@ -36,7 +36,7 @@ impl Measured {
         if self.rehearsal { tiny } else { real }
     }
 
-    /// How long `work` takes, repeated `count` times, by the device's clock.
+    /// Time of `count` repetitions of `work`, measured by the device.
     pub(crate) fn time(&self, count: u64, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
         let start = self.device.record()?;
         for _ in 0..count {
@@ -58,7 +58,7 @@ impl Measured {
         Ok(times[samples / 2])
     }
 
-    /// Bytes a second of copies within the device, counted once read and once written.
+    /// Bytes per second of copies within the device, counting one read and one write.
     pub(crate) fn copy_ceiling(&self) -> Result<f64> {
         let len = self.size(256 << 20, 1 << 12);
         let from = self.device.zeros::<u32>(len)?;
@@ -67,10 +67,10 @@ impl Measured {
         Ok(2.0 * from.bytes() as f64 / seconds)
     }
 
-    /// Operations a second of one bf16 product `[m, k]·[k, n]`; `[n, k]` if the second matrix is stored transposed.
+    /// Operations per second of one bf16 product `[m, k]·[k, n]`; `[n, k]` if the second matrix is stored transposed.
     pub(crate) fn product_rate(&self, [m, n, k]: [usize; 3], transposed: bool) -> Result<f64> {
         let noise = |count: usize| -> Result<Buffer<bf16>> {
-            // Not zeros: a card that moves few bits may clock higher than it ever does at work.
+            // Not zeros: a GPU that toggles few bits may clock higher than under a real load.
             let value = |at: usize| bf16::from_f32(((at * 7919) % 2003) as f32 / 1001.5 - 1.0);
             self.device.upload(&(0..count).map(value).collect::<Vec<_>>())
         };

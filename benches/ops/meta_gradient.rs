@@ -1,4 +1,4 @@
-//! Quantities of the gradient of each sample of a linear layer, beside the weight gradient alone by the vendor's library.
+//! Quantities of a linear layer's per-sample gradients, compared with the weight gradient alone by cuBLASLt.
 
 use alchemist_engine::{
     Result,
@@ -28,7 +28,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         let sizes = ProductSizes { samples, rows, outputs, inputs };
         let x = device.upload(&halves(samples * rows * inputs))?;
         let d = device.upload(&halves(samples * rows * outputs))?;
-        // What every way reads; the gradient's matrix product is what the first two cannot do without.
+        // What every way reads; the first two also compute the gradient's matrix product.
         let flop = 2 * samples * rows * inputs * outputs;
         let floor = Floor { bytes: x.bytes() + d.bytes() + direction.bytes() + sum.bytes(), flop };
         let suffix = if name == 680 { String::new() } else { format!("_{name}") };
@@ -57,13 +57,13 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     other_parameters(bench)
 }
 
-/// Of parameters that are no matrices: a table of levels, gradients that are there for each sample, a direction as AdamW sees it.
+/// Parameters other than matrices: a table of levels, available per-sample gradients, a preconditioned direction.
 fn other_parameters(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
     let device = measured.device.clone();
     let (samples, channels) = (measured.size(64, 3), measured.size(1024, 16));
     let (levels, count) = (measured.size(10, 3), measured.size(3072 * 1024, 48 * 16));
-    // Levels of equal numbers of tokens.
+    // Levels with equal numbers of tokens.
     let index: Vec<u32> =
         (0..measured.size(680, 15)).map(|token| u32::try_from(token % levels).unwrap_or(u32::MAX)).collect();
     let index = GatherIndex::new(&device, &index, levels)?;

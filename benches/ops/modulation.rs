@@ -1,4 +1,4 @@
-//! The gate of a branch by the level of each token, its gradients, and the pairs of levels that the condition is made of.
+//! The gate of a branch by the level of each token, its gradients, and the pairs of levels that form the condition.
 
 use std::sync::Arc;
 

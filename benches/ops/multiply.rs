@@ -1,4 +1,4 @@
-//! Products number by number: the gate of T5's feed-forward layers.
+//! Elementwise products: the gate of T5's feed-forward layers.
 
 use alchemist_engine::{Result, engine::ops::multiply::cuda::multiply};
 

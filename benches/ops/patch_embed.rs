@@ -1,4 +1,4 @@
-//! The start of the sequence: the pyramid's rows projected, the text before them, levels added.
+//! The input embedding: the pyramid's rows projected, the text before them, level embeddings added.
 
 use alchemist_engine::{
     Result,
@@ -23,7 +23,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let counts: Vec<usize> = patch_nums.iter().map(|side| side * side).collect();
     let sequence = SequenceLevels::new(&device, &counts)?;
     let tokens = sequence.tokens();
-    // Rows of the first token too, as training has them: the weight's gradient is then one product.
+    // Rows of the first token too, as in training: the weight's gradient is then one product.
     let [text, rows, weight] = [batch * channels, batch * tokens * codes, channels * codes]
         .map(|count| device.upload(&halves(count)));
     let (text, rows, weight) = (text?, rows?, weight?);

@@ -1,4 +1,4 @@
-//! The pyramid of codes: codes to the networks' input rows, and features to codes, which searches the codebook in f32.
+//! The pyramid quantizer: codes to the networks' input rows, and features to codes with an f32 search of the codebook.
 
 use alchemist_engine::{
     Result,
@@ -37,7 +37,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         pyramid_input(output, &given, &mut tables)
     });
     let features = device.upload(&floats(batch * channels * side * side))?;
-    // The codebook is searched in f32, without the tensor cores: none of their work is counted.
+    // The search is in f32, without tensor cores: its operations are not counted.
     let floor = Floor { bytes: features.bytes() + given.bytes(), flop: 0 };
     bench.device("pyramid_quantize", floor, || pyramid_quantize(&mut given, &features, &mut tables));
     Ok(())

@@ -1,4 +1,4 @@
-//! What passes between the two networks of a bilevel step: a number a sample, so that each costs a launch.
+//! The exchange between the two networks of a bilevel step: one value per sample, so the cost is that of a launch.
 
 use alchemist_engine::{
     Result,

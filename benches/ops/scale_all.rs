@@ -1,4 +1,4 @@
-//! The logits of a batch times one number. These are few numbers: what it costs is its launch.
+//! The logits of a batch times a scalar. With few values, the cost is that of the launch.
 
 use alchemist_engine::{
     Result,

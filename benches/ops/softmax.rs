@@ -1,4 +1,4 @@
-//! The softmax over the keys of a text encoder's attention, with a bias and a mask, in f32.
+//! Softmax over the keys of a text encoder's attention, with a bias and a mask, in f32.
 
 use alchemist_engine::{
     Result,
@@ -11,7 +11,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let Some(measured) = &bench.measured else { return Ok(()) };
     let (batch, heads, tokens) = (measured.size(64, 2), measured.size(16, 3), measured.size(77, 5));
     let device = measured.device.clone();
-    // Rows of the products begin at multiples of 16 bytes.
+    // Rows of the products are aligned to 16 bytes.
     let row = tokens.next_multiple_of(4);
     let products = device.upload(&floats(batch * heads * tokens * row))?;
     let bias = device.upload(&floats(heads * tokens * tokens))?;
