@@ -190,7 +190,7 @@ fn meta_gradient(measured: &Measured, case: &Case) -> Result<()> {
     let parameters = parameters.to_device(device, DType::Bf16)?;
     let batch = case.batch(case.batch, 10)?.to_device(device, DType::Bf16)?;
     let pass = |seed: f32, visitor: &mut dyn GradientVisitor| -> Result<()> {
-        let mut tape = Tape::new(&parameters).with_samples_apart(true);
+        let mut tape = Tape::new(&parameters).with_per_sample_parts(true);
         let text = &batch.text;
         let loss = proxy.loss(&mut tape, batch.input()?, text, &batch.codes, 0.0, Mode::Evaluate)?;
         let seeds = Tensor::new(&[case.batch], vec![seed; case.batch])?.to_device(device)?;

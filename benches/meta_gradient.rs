@@ -56,11 +56,11 @@ impl Work {
     }
 
     fn pass(&self, batch: &Batch, seeds: Vec<f32>, visitor: &mut dyn GradientVisitor) {
-        let mut tape = Tape::new(&self.parameters).with_samples_apart(true);
+        let mut tape = Tape::new(&self.parameters).with_per_sample_parts(true);
         let input = batch.input().expect("the input was made");
         let loss = self.proxy.loss(&mut tape, input, &batch.text, &batch.codes, 0.0, Mode::Evaluate);
         let loss = loss.expect("the sizes fit").sample_loss;
-        let seeds = Tensor::new(&[seeds.len()], seeds).expect("a seed a sample");
+        let seeds = Tensor::new(&[seeds.len()], seeds).expect("one seed per sample");
         tape.backward(vec![(&loss, seeds)], &[], visitor).expect("it goes back");
     }
 
@@ -75,7 +75,7 @@ impl Work {
         let mut ghost = Ghost::new(self.samples)
             .with_dot(Direction { gradients: &self.direction, preconditioner: None })
             .with_norms()
-            .with_weights(weights.expect("a weight a sample"))
+            .with_weights(weights.expect("one weight per sample"))
             .with_repeated(self.proxy.repeated());
         self.pass(&self.batch, vec![1.0; self.samples], &mut ghost);
         black_box(ghost.finish(&self.parameters).expect("every parameter is covered"));

@@ -144,7 +144,7 @@ fn what_cannot_be_recorded_says_so() {
         refused("an upload", &mut || ahead.take().map_or(Ok(()), |ahead| ahead.arrive().map(drop)));
         refused("a download", &mut || buffer.to_host().map(drop));
         refused("waiting", &mut || device.synchronize());
-        refused("a point in time", &mut || device.record().map(drop));
+        refused("an event", &mut || device.record().map(drop));
         refused("a replay", &mut || graph.replay());
         refused("a second recording", &mut || device.capture(|| Ok(())).map(drop));
         // A recording that failed leaves the device as it was.
@@ -246,5 +246,5 @@ fn replays_are_checked_as_the_work_is() {
             device.launch(&Kernel::new("cast", "cast_f32_to_bf16"), &Launch::linear(1, 64), &[halves.write()])
         }
     });
-    assert!(result.unwrap_err().to_string().contains("arguments were given"));
+    assert!(result.unwrap_err().to_string().contains("got 1 arguments"));
 }

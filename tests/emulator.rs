@@ -190,7 +190,7 @@ fn arguments_that_are_not_the_kernels_are_refused() {
     let mut halves = device.zeros::<bf16>(64).unwrap();
     let floats = device.zeros::<f32>(64).unwrap();
     for (arguments, expected) in [
-        (vec![], "0 arguments were given; it takes 1"),
+        (vec![], "got 0 arguments, expected 1"),
         (vec![halves.write()], "argument 0 is `wb`; it takes `wf`"),
         (vec![floats.read()], "argument 0 is `rf`; it takes `wf`"),
         (vec![Argument::U32(3)], "argument 0 is `vu`; it takes `wf`"),

@@ -243,7 +243,7 @@ fn quantizer_refuses_what_does_not_fit() {
     let new = |patch_nums: &[usize]| message(PyramidQuantizer::new(patch_nums, &codebook, Vec::new()));
     assert!(new(&[]).contains("empty"));
     for patch_nums in [&[1, 2, 2][..], &[2, 1], &[0, 1]] {
-        assert!(new(patch_nums).contains("grow"), "{patch_nums:?}");
+        assert!(new(patch_nums).contains("increasing"), "{patch_nums:?}");
     }
     for shape in [&[4][..], &[0, 3], &[4, 0]] {
         let codebook = Tensor::zeros(shape, DType::F32);
@@ -427,7 +427,7 @@ fn pca_refuses_what_does_not_fit() {
     assert!(fit(settings(8, 0, 4, 8, &[1, 2])).contains("divides"));
     assert!(fit(settings(8, 4, 4, 8, &[1, 3])).contains("must end with 2"));
     assert!(fit(settings(8, 4, 4, 8, &[])).contains("must end with 2"));
-    assert!(fit(settings(8, 4, 4, 8, &[2, 2])).contains("grow"));
+    assert!(fit(settings(8, 4, 4, 8, &[2, 2])).contains("increasing"));
     assert!(fit(settings(8, 4, 49, 8, &[1, 2])).contains("1 to 48"));
     assert!(fit(settings(8, 4, 0, 8, &[1, 2])).contains("1 to 48"));
     assert!(fit(settings(8, 4, 4, 0, &[1, 2])).contains("codebook"));

@@ -47,7 +47,7 @@ fn analytic(
     leaves: &[Tensor],
     function: &Function<'_>,
 ) -> Vec<Option<Tensor>> {
-    let mut tape = Tape::new(parameters).with_samples_apart(apart);
+    let mut tape = Tape::new(parameters).with_per_sample_parts(apart);
     let vars: Vec<Var> = leaves.iter().map(|leaf| tape.leaf(leaf.clone())).collect();
     let output = function(&mut tape, &vars);
     let seed = normal(output.value().shape(), 99, output.value().dtype());
@@ -60,7 +60,7 @@ fn analytic(
 }
 
 fn value(parameters: &Parameters, apart: bool, leaves: &[Tensor], function: &Function<'_>) -> f64 {
-    let mut tape = Tape::inference(parameters).with_samples_apart(apart);
+    let mut tape = Tape::inference(parameters).with_per_sample_parts(apart);
     let vars: Vec<Var> = leaves.iter().map(|leaf| tape.constant(leaf.clone())).collect();
     let output = function(&mut tape, &vars);
     inner(output.value(), &normal(output.value().shape(), 99, DType::F64))

@@ -214,7 +214,7 @@ fn inception_weights(path: &Path, shapes: &Value) {
                 value as f32
             })
             .collect();
-        (name.clone(), Payload::held(&Tensor::new(&shape, values).unwrap()).unwrap())
+        (name.clone(), Payload::from_tensor(&Tensor::new(&shape, values).unwrap()).unwrap())
     });
     write_safetensors(path, &tensors.collect::<Vec<_>>(), &[]).unwrap();
 }

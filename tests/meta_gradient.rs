@@ -110,7 +110,7 @@ fn backward(
     mode: Mode<'_>,
     visitor: &mut dyn GradientVisitor,
 ) -> alchemist_engine::Result<()> {
-    let mut tape = Tape::new(parameters).with_samples_apart(true);
+    let mut tape = Tape::new(parameters).with_per_sample_parts(true);
     let loss = proxy.loss(&mut tape, &data.input, &data.text, &data.codes, 0.0, mode).unwrap().sample_loss;
     let seeds = Tensor::new(&[data.samples()], vec![seed; data.samples()]).unwrap();
     let seeds = seeds.cast(loss.value().dtype()).unwrap();
@@ -425,7 +425,7 @@ fn what_is_not_covered_is_refused() {
     let refused = visitor.visit(&parameters, id, owner, &sum).unwrap_err();
     assert!(refused.to_string().contains("table is used more than once"), "{refused}");
     let refused = Ghost::new(3).with_norms().visit(&parameters, id, owner, &sum).unwrap_err();
-    assert!(refused.to_string().contains("4 rows, but 3 samples"), "{refused}");
+    assert!(refused.to_string().contains("expected 3 samples"), "{refused}");
 
     // Named as used more than once, its parts meet before the norm is taken.
     let repeated = [id];

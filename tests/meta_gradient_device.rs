@@ -89,7 +89,7 @@ fn pass(proxy: &Proxy, parameters: &Parameters, data: &Data, seed: f64, visitor:
         mask: place(&data.text.mask),
         pooled: place(&data.text.pooled),
     };
-    let mut tape = Tape::new(parameters).with_samples_apart(true);
+    let mut tape = Tape::new(parameters).with_per_sample_parts(true);
     let (input, codes) = (place(&data.input), place(&data.codes));
     let loss = proxy.loss(&mut tape, &input, &text, &codes, 0.0, Mode::Evaluate).unwrap().sample_loss;
     let seeds = Tensor::new(&[codes.dim(0)], vec![seed; codes.dim(0)]).unwrap();

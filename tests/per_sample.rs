@@ -133,7 +133,7 @@ impl Case {
     /// The losses of all samples, and the backward pass of their sum weighted by `seeds`.
     fn run(&self, how: How, seeds: [f64; BATCH], visitor: &mut dyn GradientVisitor) -> Result<Tensor> {
         let mut tape =
-            Tape::new(&self.parameters).with_samples_apart(how.apart).with_recomputing(how.recompute);
+            Tape::new(&self.parameters).with_per_sample_parts(how.apart).with_recomputing(how.recompute);
         let Inputs { input, text, codes } = &self.batch;
         let mode = Mode::Train(&self.drop_path);
         let loss = self.proxy.loss(&mut tape, input, text, codes, 0.1, mode)?.sample_loss;

@@ -23,7 +23,7 @@ use alchemist_engine::{
     encode::{
         TextEncoder, load_moved_text_encoder, load_text_encoder,
         pretrained::{EncoderKind, Pretrained, PretrainedSettings},
-        tokenizers::WordPieces,
+        tokenizers::TextTokenizer,
     },
     engine::cuda::DeviceChoice,
 };
@@ -236,7 +236,7 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     let folder = changed(|_, weights| {
         weights.get_mut("text_model.final_layer_norm.bias").unwrap().1[3] = f32::NAN;
     });
-    refuses(EncoderKind::Clip, open(&folder), &["final_layer_norm.bias", "NaN", "place 3"]);
+    refuses(EncoderKind::Clip, open(&folder), &["final_layer_norm.bias", "NaN", "index 3"]);
 
     let folder = changed(|_, _| {});
     refuses(
@@ -252,7 +252,7 @@ fn folders_that_do_not_fit_are_refused_with_the_cause() {
     refuses(
         EncoderKind::Clip,
         PretrainedSettings { tokens: Some(2), ..open(&folder) },
-        &["2 tokens", "2 marks"],
+        &["2 tokens", "2 special tokens"],
     );
 }
 
@@ -322,8 +322,8 @@ fn states_that_are_not_finite_are_refused_with_layer_and_caption() {
 fn the_fast_form_of_clips_tokenizer_gives_the_same_ids() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("tokenizer.json"), clip_tokenizer_json().to_string()).unwrap();
-    let fast = WordPieces::clip(folder.path(), Some(24), 77).unwrap();
-    let slow = WordPieces::clip(Path::new("tests/fixtures/clip_tokenizer_tiny"), Some(24), 77).unwrap();
+    let fast = TextTokenizer::clip(folder.path(), Some(24), 77).unwrap();
+    let slow = TextTokenizer::clip(Path::new("tests/fixtures/clip_tokenizer_tiny"), Some(24), 77).unwrap();
     let expected: serde_json::Value =
         serde_json::from_slice(&fs::read("tests/fixtures/clip_tokenizer_tiny/expected.json").unwrap())
             .unwrap();
@@ -334,9 +334,9 @@ fn the_fast_form_of_clips_tokenizer_gives_the_same_ids() {
         assert_eq!(fast.encode(&[caption]).unwrap(), slow.encode(&[caption]).unwrap(), "{caption:?}");
     }
     // Without settings, as many as there are positions.
-    assert_eq!(WordPieces::clip(folder.path(), None, 77).unwrap().length(), 77);
+    assert_eq!(TextTokenizer::clip(folder.path(), None, 77).unwrap().length(), 77);
     fs::write(folder.path().join("tokenizer_config.json"), r#"{"model_max_length": 20}"#).unwrap();
-    assert_eq!(WordPieces::clip(folder.path(), None, 77).unwrap().length(), 20);
+    assert_eq!(TextTokenizer::clip(folder.path(), None, 77).unwrap().length(), 20);
     // A mark in capitals is a mark for the slow form, which the released code uses.
     let ids = slow.encode(&["<|ENDOFTEXT|> x"]).unwrap().ids;
     assert_eq!(ids.as_slice::<u32>().unwrap()[..4], [652, 653, 343, 653]);

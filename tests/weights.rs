@@ -117,7 +117,7 @@ fn numbers_are_read_as_this_program_computes() {
     assert_eq!(views.read("one").unwrap().shape(), [0usize; 0]);
     assert_eq!(views.read("none").unwrap().shape(), [0, 4, 5]);
     let error = views.read("bases").unwrap_err().to_string();
-    assert!(error.contains("no tensor is called bases") && error.contains("nearest name is base"), "{error}");
+    assert!(error.contains("no tensor bases") && error.contains("nearest name is base"), "{error}");
 }
 
 #[test]

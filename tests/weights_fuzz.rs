@@ -22,7 +22,7 @@ use alchemist_engine::{
         corruption::FlawShares,
         synthetic::{DataSetSettings, write_data_set},
     },
-    encode::tokenizers::WordPieces,
+    encode::tokenizers::TextTokenizer,
     interrupt::Interrupt,
     tokens::{
         cache::{TextKept, TokenCache},
@@ -262,7 +262,7 @@ fn tokenizer_targets() -> [Target; 2] {
         let folder = tempfile::tempdir().unwrap();
         Box::new(move |path| {
             fs::copy(path, folder.path().join(name)).unwrap();
-            if let Ok(words) = WordPieces::t5(folder.path(), 16) {
+            if let Ok(words) = TextTokenizer::t5(folder.path(), 16) {
                 let _ = words.encode(&["a dog", "", "banana  banana", "e\u{301} ™ ﷺ"]);
             }
         })

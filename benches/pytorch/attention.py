@@ -1,12 +1,12 @@
-"""Self-attention over the pyramid, forward and backward, with the norm of queries and keys and the rotary positions.
+"""Self-attention over the pyramid, forward and backward, with l2-normalization of queries and keys and rotary embedding.
 
     python benches/pytorch/attention.py --device cuda          # B 64, H 16, D 64, L 680, bf16
     python benches/pytorch/attention.py --device cpu --tiny    # a rehearsal
 
-One measurement for each way that PyTorch has: scaled_dot_product_attention with the mask (boolean and additive), every
-backend that takes it; the dense backends without a mask, which compute something else and only bound the time; and
-FlexAttention with the block mask, compiled. The norm and the rotation are counted in all, compiled on a GPU unless
-`--prepare eager`; `prepare` is the time of those alone. One JSON object a line.
+Measures every implementation in PyTorch: scaled_dot_product_attention with the mask (boolean and additive), on every
+backend that supports it; the dense backends without a mask, which compute something else and only bound the time; and
+compiled FlexAttention with the block mask. All times include normalization and rotation, compiled on a GPU unless
+`--prepare eager`; `prepare` is the time of those alone. Prints one line of JSON per measurement.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main():
         try:
             times = seconds(work, device, 5 if device.type == "cuda" else 1, repeats, arguments.budget)
         except (RuntimeError, NotImplementedError, AssertionError) as error:
-            # A backend that cannot do this is a fact to be reported.
+            # Report backends that do not support this.
             more["refused"] = str(error).strip().splitlines()[-1][:200]
             print_refused(name, more)
             return

@@ -1,10 +1,10 @@
-"""The cross-entropy of every token and the gradient of its logits, as PyTorch does it, eager and compiled.
+"""The cross-entropy of every token and the gradient of its logits, in PyTorch, eager and compiled.
 
     python benches/pytorch/cross_entropy.py --device cuda
     python benches/pytorch/cross_entropy.py --device cpu --tiny
 
-`over_floor` is the time over that of reading the logits and writing their gradient once, at the bandwidth that a copy gets.
-One JSON object a line.
+`over_floor` is the time relative to reading the logits and writing their gradient once, at the bandwidth of a copy.
+Prints one line of JSON per measurement.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Images of 256 pixels to codes by a VQ-VAE of the released size (ch 160) in PyTorch: what `cargo bench --bench device_encode`
-does, from images on the host to codes on the host.
+"""Encodes images of 256 pixels with a VQ-VAE of the released size (ch 160) in PyTorch, from host to host: the counterpart
+of `cargo bench --bench device_encode`.
 
     python encode.py --weights vae.pth --write          # writes random weights in the released layout, and does no more
     python encode.py --weights vae.pth --device cuda    # f32, f32 with TF32 (PyTorch's default for convolutions), bf16

@@ -1,4 +1,4 @@
-"""Time and memory, the same way in every script here. One JSON object a line is printed for each measurement."""
+"""Measures time and memory for all scripts here. Each measurement is printed as one line of JSON."""
 
 import json
 import resource
@@ -14,7 +14,7 @@ def synchronise(device):
 
 
 def seconds(work, device, warm_up, repeats, budget=None):
-    """Times of `work`, each with everything it started done; on a GPU by its own clock."""
+    """Times of `work`, synchronized; on a GPU, measured by CUDA events."""
     for _ in range(warm_up):
         work()
     synchronise(device)
@@ -37,7 +37,7 @@ def seconds(work, device, warm_up, repeats, budget=None):
 
 
 def peak_bytes(device):
-    """The most memory: of the GPU's tensors since the last warm-up, or of the whole process."""
+    """Peak memory: of the GPU's tensors since the last warm-up, or of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

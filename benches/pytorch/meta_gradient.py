@@ -1,23 +1,23 @@
-"""Each sample's <g_i, V> and |g_i|^2 over all parameters of the proxy, by every way that PyTorch has.
+"""Per-sample <g_i, V> and |g_i|^2 over all parameters of the proxy, by every method available in PyTorch.
 
     python benches/pytorch/meta_gradient.py --case tiny-demo            # CPU, 2 threads, f32
     python benches/pytorch/meta_gradient.py --case small
     python benches/pytorch/meta_gradient.py --device cuda --case large  # bf16
     python benches/pytorch/meta_gradient.py --case smallest             # a rehearsal
 
-g_i is the gradient of one sample's loss, V that of a validation batch's mean loss. Every way also gives the sum of the g_i:
+g_i is the gradient of one sample's loss, V that of a validation batch's mean loss. Every method also sums the g_i:
 
-    plain_step               one forward and one backward pass: the sum alone, which the others are measured by
+    plain_step               one forward and one backward pass: only the sum, the baseline of the others
     projected_hooks          the same pass with hooks; <g_i, V> of a weight by one more product, the input's with V
-    projected_hooks_norms    and the norms, by the Gram matrices of a sample's tokens or by its gradient: what costs less
-    materialized_hooks       the samples' gradients in place of autograd's own weight gradients, layer by layer
-    one_backward_per_sample  what needs no thought
-    vmap_grad                torch.func: all gradients of all samples, then the rest
+    projected_hooks_norms    and the norms, from a sample's Gram matrices or its gradient, whichever is cheaper
+    materialized_hooks       per-sample gradients instead of autograd's weight gradients, layer by layer
+    one_backward_per_sample  the naive method
+    vmap_grad                torch.func: all per-sample gradients, then the reductions
 
-Before a way is measured, it has to agree in f32 with one backward pass per sample, parameter by parameter (`f32_error`, the
-largest relative one, asserted at the end); `dot_error` and `norm_error` are how far all samples' measured totals are from
-those in f32. A way takes the batch in pieces where its memory asks for it:
-`piece` is the largest that a halving found. Drop-path is off, as no sample may influence another. One JSON object a line.
+Before a method is measured, it must agree in f32 with one backward pass per sample, parameter by parameter (`f32_error`,
+the largest relative error, asserted at the end); `dot_error` and `norm_error` are the errors of all samples' measured
+totals relative to f32. A method splits the batch if it needs too much memory: `piece` is the largest size that fits, found
+by halving. Drop-path is off, so that samples are independent. Prints one line of JSON per measurement.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from measure import peak_bytes, report, seconds
 from model import CASES, Packed, Proxy, PyramidQuantizer, Scaled
 from step import Batch
 
-# Of any parameter's share: what is forgotten or miscounted is off by far more.
+# For each parameter's share: an omission or a miscount is far larger.
 CHECKED_SAMPLES, TOLERANCE = 2, 1e-3
 
 
-# Without products in memory where that is exact: on a CPU it would sum one by one, and lose half the digits.
+# Without materializing products where that is accurate: on a CPU the sum would be sequential and lose half the digits.
 
 
 def inner(a, b):
-    """Each sample's inner product in f32: a is [B, ...], b the same or one for all."""
+    """Per-sample inner products in f32: a is [B, ...], b the same or shared by all samples."""
     a = a.flatten(1)
     b = b.reshape(-1, a.shape[1])
     if a.is_cuda and a.dtype == torch.float32 and b.shape[0] == 1:
@@ -54,7 +54,7 @@ def inner(a, b):
 
 
 def square(a):
-    """Each sample's squared norm in f32."""
+    """Per-sample squared norms in f32."""
     a = a.flatten(1)
     if a.is_cuda:
         return torch.linalg.vector_norm(a, dim=1, dtype=torch.float32).square()
@@ -62,14 +62,14 @@ def square(a):
 
 
 class Work:
-    """The proxy, a batch, V, and a sum for each of the batch's samples."""
+    """The proxy, a batch, V, and per-sample sums."""
 
     def __init__(self, proxy, batch, bf16):
         self.proxy, self.batch, self.bf16 = proxy, batch, bf16
         self.size, self.device = batch.codes.shape[0], batch.codes.device
         self.parameters = dict(proxy.named_parameters())
         self.direction = None
-        # Each parameter's share of the sums as well, if a dictionary is given.
+        # If a dictionary, also collects each parameter's share of the sums.
         self.shares = None
 
     def begin(self):
@@ -101,7 +101,7 @@ class Work:
 
     @torch.no_grad()
     def count_gradients(self, piece, name, gradients, norms=True):
-        """Counts the samples' own gradients of a parameter, [B, ...]."""
+        """Adds the per-sample gradients of a parameter, [B, ...], to the sums."""
         dots = inner(gradients, self.direction[name].to(gradients.dtype))
         self.count(piece, name, dots, square(gradients) if norms else None)
 
@@ -152,7 +152,7 @@ def vmap_grad(work, most):
 
 @contextlib.contextmanager
 def plain_attention():
-    """Attention by products and a softmax: on a GPU vmap refuses PyTorch's own with a mask in bf16."""
+    """Attention as products and a softmax: on a GPU vmap does not support PyTorch's own with a bf16 mask."""
     kept = F.scaled_dot_product_attention
 
     def attend(q, k, v, attn_mask, scale):
@@ -168,7 +168,7 @@ def plain_attention():
 
 
 class Hooks:
-    """Keeps every layer's input and, with the gradient of its output, counts each sample's share."""
+    """Saves every layer's input and, from the gradient of its output, adds each sample's share."""
 
     def __init__(self, work, norms, materialize):
         self.work, self.norms, self.materialize = work, norms, materialize
@@ -183,7 +183,7 @@ class Hooks:
 
     def __enter__(self):
         backbone, modules = self.work.proxy.backbone, dict(self.work.proxy.named_modules())
-        # The first token is encoder_proj's output and pos_start, and the first level has no other.
+        # The first token is encoder_proj's output plus pos_start, and the only one of the first level.
         levels = F.one_hot(backbone.levels).float()
         assert levels[:, 0].sum() == 1
         extra = {
@@ -209,7 +209,7 @@ class Hooks:
             parameter.requires_grad_(True)
 
     def biases(self, name, module):
-        """The names of what is added to a layer's output, and which sums of that output's gradient are theirs."""
+        """The parameters added to a layer's output, and how their gradients are summed from that of the output."""
         if not isinstance(module, Packed):
             return [(f"{name}.bias", lambda d: d.sum(1, dtype=torch.float32))]
         parent, width = name.rsplit(".", 1)[0], self.work.proxy.head_logits.in_features
@@ -219,14 +219,14 @@ class Hooks:
 
     @staticmethod
     def at_levels(levels, d):
-        """The sums of [B, L, C] over each level's tokens, [B, levels, C]."""
+        """Sums [B, L, C] over the tokens of each level, [B, levels, C]."""
         return levels.t().to(d.dtype) @ d
 
     def hook(self, name, module, count):
         def before(_module, arguments):
             x, *rest = arguments
             if self.work.bf16 and isinstance(module, nn.Linear):
-                # Autocast would do it inside, and two copies would be kept.
+                # Autocast would cast inside, and two copies would be kept.
                 x = x.to(torch.bfloat16)
             self.inputs[name] = x.detach()
             return (x, *rest)
@@ -243,7 +243,7 @@ class Hooks:
 
     @torch.no_grad()
     def scale(self, name, q, d):
-        """q times the scale's own gradient; above its bound it has none."""
+        """The gradient of the learned scale times q; zero above its bound."""
         name = f"{name}.scale_mul"
         logarithm = self.work.parameters[name]
         bound = math.log(100.0)
@@ -279,7 +279,7 @@ def relative(found, wanted):
 
 
 def validation_gradient(proxy, batch):
-    """V, in f32 whatever is measured."""
+    """V, always in f32."""
     work = Work(proxy, batch, bf16=False)
     work.begin()
     for piece in work.pieces(1):
@@ -290,7 +290,7 @@ def validation_gradient(proxy, batch):
 
 
 def forget_peak(device):
-    """Lets the peak begin with what is held now: a GPU's is begun by `seconds`, a process's here, on Linux."""
+    """Resets the peak memory: `seconds` does it for a GPU, this function for a process, on Linux."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return
@@ -315,7 +315,7 @@ def largest_piece(run, size, device):
 
 
 class Measured:
-    """All that is measured: the ways one after the other, and how far each was off."""
+    """Runs all measurements, one method after another, and records the error of each."""
 
     def __init__(self, arguments, device, bf16):
         sizes = CASES[arguments.case]
@@ -328,7 +328,7 @@ class Measured:
         self.arguments, self.device = arguments, device
         self.proxy, self.validation = proxy, validation
         self.work = Work(proxy, train, bf16)
-        # The same in f32: a few samples to check a way, and all of them to tell what the precision costs.
+        # The same in f32: a few samples to check a method, and all of them to measure the cost of the precision.
         self.checked = Work(proxy, train, bf16=False)
         self.checked.size, self.checked.shares = min(CHECKED_SAMPLES, size), {}
         exact = Work(proxy, train, bf16=False)
@@ -352,7 +352,7 @@ class Measured:
         errors = [0.0]
         for name, (dots, squares) in shares.items():
             found = checked.shares[name]
-            # An inner product is measured by the two lengths: it may be nought.
+            # Relative to the product of the norms, since an inner product may be zero.
             errors.append(float((found[0] - dots).norm() / squares.sum().sqrt() / checked.direction[name].norm()))
             errors.append(relative(found[1], squares) if norms else 0.0)
             errors.append(relative(checked.parameters[name].grad, wanted[name]))
@@ -360,7 +360,7 @@ class Measured:
         return max(errors)
 
     def measure(self, name, way, dots=True, norms=True, piece=None, **more):
-        """False where PyTorch refuses."""
+        """False if PyTorch does not support it."""
         work, arguments, device = self.work, self.arguments, self.device
         if name != "plain_step" and arguments.ways and name not in arguments.ways.split(","):
             return True
@@ -396,13 +396,13 @@ class Measured:
     def all(self):
         if not self.measure("plain_step", plain_step, dots=False, norms=False):
             raise SystemExit("without a plain step there is nothing to measure by")
-        # Not before: a plain step does without it.
+        # Not before: a plain step does not need it.
         self.work.direction = validation_gradient(self.proxy, self.validation)
         for name, norms, materialize in [("projected_hooks", False, False), ("projected_hooks_norms", True, False),
                                          ("materialized_hooks", True, True)]:
             self.measure(name, Hooks(self.work, norms, materialize), norms=norms)
         self.measure("one_backward_per_sample", one_backward_per_sample, piece=1)
-        # The last: what it imports weighs on a process's memory.
+        # Last, because its imports add to the process's memory.
         for attention, context in [("fastest", contextlib.nullcontext()), ("math", sdpa_kernel(SDPBackend.MATH)),
                                    ("plain", plain_attention())]:
             with context:

@@ -1,7 +1,7 @@
-"""The proxy, the rater and the pyramid quantizer in plain PyTorch, as a user of PyTorch would write them today.
+"""The proxy, the rater and the pyramid quantizer in plain PyTorch, as a PyTorch user would write them today.
 
 Written for comparison with this project's own step: the same layers, shapes and precision, with PyTorch's own fused
-attention and optimizer. Letters: B batch, L tokens, C channels, H heads, D = 64 channels a head, T text tokens, V codes.
+attention and optimizer. Letters: B batch, L tokens, C channels, H heads, D = 64 channels per head, T text tokens, V codes.
 """
 
 import math
@@ -31,7 +31,7 @@ class Sizes:
 FULL_PYRAMID = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 CASES = {
-    # The two of the CPU baseline, and the one of the GPU.
+    # Two for the CPU baseline, one for the GPU.
     "tiny-demo": Sizes((1, 2, 3, 4, 6, 8), 512, 16, 4, 2, 16, 64, 16, 16),
     "small": Sizes(FULL_PYRAMID, 4096, 32, 6, 4, 77, 256, 2, 4),
     "large": Sizes(FULL_PYRAMID, 4096, 32, 16, 8, 77, 1024, 64, 256),
@@ -54,7 +54,7 @@ class PyramidQuantizer(nn.Module):
         self.shared = [int((ticks - scale / max(scales - 1, 1)).abs().argmin()) for scale in range(scales)]
 
     def grow(self, scale, codes):
-        """[B, pn pn] codes of a scale to its share of the features, [B, Cvae, S, S]."""
+        """[B, pn pn] codes of a scale to its contribution to the features, [B, Cvae, S, S]."""
         side, full = self.patch_nums[scale], self.patch_nums[-1]
         h = self.codebook(codes).transpose(1, 2).reshape(codes.shape[0], -1, side, side)
         if side != full:
@@ -98,7 +98,7 @@ class PyramidQuantizer(nn.Module):
 
 
 def rotary_table(patch_nums, head_channels, theta=10000.0, norm=64.0):
-    """Cosine and sine, each [L, D / 2]: the first half of the pairs turns with the column, the second with the row."""
+    """Cosine and sine, each [L, D / 2]: the first half of the pairs rotates with the column, the second with the row."""
     quarter = head_channels // 4
     frequency = theta ** (-4.0 * torch.arange(quarter, dtype=torch.float32) / head_channels)
     angles = []
@@ -112,7 +112,7 @@ def rotary_table(patch_nums, head_channels, theta=10000.0, norm=64.0):
 
 
 def rotate(x, cosine, sine):
-    """Turns neighboring pairs of channels of x [B, H, L, D]."""
+    """Rotates neighboring pairs of channels of x [B, H, L, D]."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).flatten(-2)
 
@@ -122,13 +122,13 @@ def level_of_tokens(patch_nums):
 
 
 def visible(patch_nums):
-    """[L, L]: a token sees the tokens of its own scale and of coarser ones."""
+    """[L, L]: a token attends to its own and coarser scales."""
     level = level_of_tokens(patch_nums)
     return level[:, None] >= level[None, :]
 
 
 class DropPath(nn.Module):
-    """Leaves a sample's branch out at this rate."""
+    """Drop-path: drops a sample's branch with this probability."""
 
     def __init__(self, rate):
         super().__init__()
@@ -142,7 +142,7 @@ class DropPath(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Queries and keys of length 1, queries times a learned scale a head of at most 100."""
+    """Normalizes queries and keys, and multiplies queries by a learned scale per head, at most 100."""
 
     def __init__(self, heads):
         super().__init__()
@@ -154,7 +154,7 @@ class Scaled(nn.Module):
 
 
 class Packed(nn.Linear):
-    """Several layers' weights in one; their biases are given, as some of them are no parameters."""
+    """Several layers' weights in one; biases are passed in, since some of them are not parameters."""
 
     def __init__(self, channels, outputs):
         super().__init__(channels, outputs, bias=False)
@@ -246,7 +246,7 @@ class Backbone(nn.Module):
         start = self.encoder_proj(pooled)[:, None] + self.pos_start
         x = torch.cat([start, self.word_embed(input)], 1) + self.lvl_embed(self.levels)
         if torch.is_autocast_enabled(x.device.type):
-            # The stream itself is 16-bit, as in the released code.
+            # The stream itself is 16-bit, as in the upstream code.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         mask = self.mask if self.mask.dtype == torch.bool else self.mask.to(x.dtype)
         seen = text_mask[:, None, None, :] == 1
@@ -268,7 +268,7 @@ class Proxy(nn.Module):
         self.head_logits.weight.data *= 0.02
 
     def forward(self, input, text, text_mask, pooled, codes):
-        """The mean loss of each sample, [B]."""
+        """Mean loss per sample, [B]."""
         logits = self.head_logits(self.logit_norm(self.backbone(input, text, text_mask, pooled))).float()
         return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).mean(1)
 
@@ -283,7 +283,7 @@ class Rater(nn.Module):
         initialize(self, width, sizes.rater_depth)
 
     def forward(self, input, text, text_mask, pooled):
-        """The score of each sample, [B, 1]."""
+        """Score per sample, [B, 1]."""
         pooled = self.backbone(input, text, text_mask, pooled).mean(1)
         instance = torch.sigmoid(self.head_instance(pooled)).softmax(0)
         statistics = torch.cat([pooled.mean(0), pooled.var(0, unbiased=False)])[None]
@@ -303,7 +303,7 @@ def initialize(network, width, depth):
 
 
 def parameter_groups(network, weight_decay):
-    """Decay for matrices; none for vectors, scales, positions and levels."""
+    """Weight decay for matrices; none for vectors, scales, positions and levels."""
     exempt = ("bias", "pos_start", "lvl_embed", "scale_mul")
     groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in network.named_parameters():

@@ -1,10 +1,10 @@
-"""Codes of the pyramid to the networks' input sequence, as PyTorch does it, eager and compiled.
+"""Codes of the pyramid to the networks' input sequence, in PyTorch, eager and compiled.
 
     python benches/pytorch/patch_embed.py --device cuda
     python benches/pytorch/patch_embed.py --device cpu --tiny
 
 Codebook gather, bicubic up, convolution, sum, area down (no gradients); then the projection, positions and levels, forward
-and backward. One JSON object a line.
+and backward. Prints one line of JSON per measurement.
 """
 
 import argparse

@@ -4,11 +4,12 @@ with random weights in the released layout; this project's `encode` and `score`,
     python benches/pytorch/released_size.py --corpus openclipart/corpus.csv --binary target/release/alchemist-engine
     python released_size.py --device cuda --binary alchemist-engine
 
-Without a corpus, images of noise are drawn. Weights, a table of the images and a configuration are written into --out.
-Of either side two times are printed: `process`, from starting the processes (this project has two) to their end, libraries,
-weights and writing included; and `work`, from the first image to the last rating, weights loaded, as each says itself. Both
-decode files of images. On a GPU PyTorch runs with TF32, its default for convolutions, and without. Peak memory is that of the
-largest process, on the host. Text states are hashed words here and random numbers there: their cost is next to nothing.
+Without a corpus, images of noise are generated. Weights, a table of the images and a configuration are written into --out.
+Two times are printed for each: `process`, from starting the processes (this project has two) to their end, libraries,
+weights and writing included; and `work`, from the first image to the last rating, with weights loaded, as each reports
+itself. Both decode image files. On a GPU PyTorch runs with TF32, its default for convolutions, and without. Peak memory
+is that of the largest process, on the host. Text states are hashed words here and random values there: their cost is
+negligible.
 
 Needs torch, numpy and Pillow.
 """
@@ -34,7 +35,7 @@ from vqvae import BATCH, SIDE, SIZES, TEXT_CHANNELS, TEXT_TOKENS, VqVae, release
 
 
 def released_rater(rater):
-    """The rater's weights under their released names."""
+    """The rater's weights under their upstream names."""
     state = {"class_emb.weight": torch.zeros(1001, 64 * SIZES.rater_depth)}
     for name, value in rater.state_dict().items():
         name = name.removeprefix("backbone.").replace("scaled.scale_mul", "scale_mul_1H11")
@@ -46,7 +47,7 @@ def released_rater(rater):
 def images(out, corpus, count):
     """The first `count` rows of a corpus whose images can be read, with absolute paths."""
     if not corpus.exists():
-        return drawn(out, count)
+        return generated(out, count)
     found = []
     with open(corpus, newline="") as lines:
         for row in csv.DictReader(lines):
@@ -58,7 +59,7 @@ def images(out, corpus, count):
     sys.exit(f"released_size.py: {corpus} has only {len(found)} images of less than a megabyte")
 
 
-def drawn(out, count):
+def generated(out, count):
     found, random = [], numpy.random.default_rng(1)
     for at in range(count):
         path = (out / f"{at}.png").resolve()
@@ -112,7 +113,7 @@ def prepare(out, corpus, count):
         writer = csv.DictWriter(to, ["id", "image_save_path", "caption"])
         writer.writeheader()
         writer.writerows(images(out, corpus, count))
-    # 32-bit floats on either side.
+    # f32 on both sides.
     config = {"raterDepth": SIZES.rater_depth, "fp16": 0, "pn": "256", "ckpt_path": str((out / "vae.pth").resolve()),
               "text_encoder": {"tokens": TEXT_TOKENS, "channels": TEXT_CHANNELS}, "workers": 2}
     (out / "config.json").write_text(json.dumps(config, indent=4) + "\n")

@@ -1,10 +1,10 @@
-"""One rater training step and scoring, in PyTorch: what `cargo bench --bench step` and `--bench device_step` do.
+"""One rater training step and scoring, in PyTorch: the counterpart of `cargo bench --bench step` and `--bench device_step`.
 
     python benches/pytorch/step.py --case tiny-demo            # CPU, 2 threads, f32, eager: the CPU baseline
     python benches/pytorch/step.py --case small
     python benches/pytorch/step.py --device cuda --case large  # bf16, codes given: eager and torch.compile
 
-The step: both batches' input (latents are quantized; or codes are grown to the input; or the input is given), the proxy's
+The step: both batches' input (latents are quantized; or the input is computed from codes; or it is given), the proxy's
 losses on both, the rater's weights without gradients, the proxy's backward pass, clip and AdamW, the rater again with
 gradients, its backward pass, clip and AdamW. Drop-path is on. Two warm-up steps, then the median.
 """
@@ -33,7 +33,7 @@ class Batch:
         self.codes, self.input = quantizer.quantize(self.latents)
 
     def ready(self, quantizer):
-        """Codes and input, with as much work as is not given."""
+        """Codes and input, computed unless given."""
         if self.given == "latents":
             return quantizer.quantize(self.latents)
         if self.given == "codes":

@@ -1,4 +1,4 @@
-"""The VQ-VAE of the released size, written anew in PyTorch for the benches here: the names of its parts are those of the released
+"""The VQ-VAE of the released size, reimplemented in PyTorch for the benches here, with the module names of the released
 weights."""
 
 import torch
@@ -58,7 +58,7 @@ class Middle(nn.Module):
 
 
 class Half(nn.Module):
-    """The encoder, or the decoder with `up`: the names of its parts are those of the released weights."""
+    """The encoder, or the decoder with `up`, with the module names of the released weights."""
 
     def __init__(self, ch, inputs, outputs, up, multipliers=(1, 1, 2, 2, 4)):
         super().__init__()

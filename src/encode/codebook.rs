@@ -26,7 +26,7 @@ const ROUNDS: usize = 24;
 const SETTLING: usize = 8;
 
 /// Residuals per code that suffice to fit it; more maps would only take longer.
-const RESIDUALS_A_CODE: usize = 256;
+const RESIDUALS_PER_CODE: usize = 256;
 
 /// Maps are summed in at most this many groups, each by one task in order, so that sums do not depend on the number of
 /// threads.
@@ -50,7 +50,7 @@ pub(super) fn fit(
 ) -> Result<Tensor> {
     let length = patch_nums.last().map_or(0, |side| side * side * channels);
     let tokens: usize = patch_nums.iter().map(|side| side * side).sum();
-    let enough = (RESIDUALS_A_CODE * vocabulary).div_ceil(tokens.max(1)).max(1);
+    let enough = (RESIDUALS_PER_CODE * vocabulary).div_ceil(tokens.max(1)).max(1);
     let maps = &maps[..maps.len().min(enough * length)];
     let first = first_codes(maps, patch_nums, channels, vocabulary, seed);
     let mut codebook = Tensor::new(&[vocabulary, channels], first)?;
@@ -59,12 +59,12 @@ pub(super) fn fit(
     let mut best = (f64::INFINITY, codebook.clone());
     for round in 0..=ROUNDS {
         let quantizer = PyramidQuantizer::new(patch_nums, &codebook, Vec::new())?;
-        let seen = observe(&quantizer, maps);
-        if seen.error < best.0 {
-            best = (seen.error, codebook.clone());
+        let found = observe(&quantizer, maps);
+        if found.error < best.0 {
+            best = (found.error, codebook.clone());
         }
         if round < ROUNDS {
-            seen.update(codebook.as_mut_slice()?, step, round + SETTLING < ROUNDS);
+            found.update(codebook.as_mut_slice()?, step, round + SETTLING < ROUNDS);
         }
     }
     Ok(best.1)
@@ -141,14 +141,14 @@ fn observe(quantizer: &PyramidQuantizer, maps: &[f32]) -> Round {
             let mut round = empty();
             for map in maps.chunks_exact(length) {
                 let mut farthest = (-1f32, Vec::new());
-                quantizer.observe(map, |seen| {
-                    if seen.codes.len() == side * side {
+                quantizer.observe(map, |found| {
+                    if found.codes.len() == side * side {
                         // The residual after the last scale is the error of the reconstruction.
                         round.error +=
-                            seen.distances.iter().map(|&distance| f64::from(distance)).sum::<f64>();
+                            found.distances.iter().map(|&distance| f64::from(distance)).sum::<f64>();
                     }
                     for ((row, &code), &distance) in
-                        seen.rows.chunks_exact(channels).zip(seen.codes).zip(seen.distances)
+                        found.rows.chunks_exact(channels).zip(found.codes).zip(found.distances)
                     {
                         let code = code as usize;
                         round.weights[code] += 1.0;

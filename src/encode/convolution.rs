@@ -215,9 +215,9 @@ mod tests {
                 bordered.copy_of(&map, border);
                 convolution.apply(&bordered, &mut found, Into::Overwrite);
                 convolution.apply_every_other(&bordered, &mut halved);
-                let places = side + 2 * border.rows + 1 - size[0];
-                assert_eq!((found.side, halved.side), (places, places.div_ceil(2)));
-                for (y, x) in (0..places).flat_map(|y| (0..places).map(move |x| (y, x))) {
+                let positions = side + 2 * border.rows + 1 - size[0];
+                assert_eq!((found.side, halved.side), (positions, positions.div_ceil(2)));
+                for (y, x) in (0..positions).flat_map(|y| (0..positions).map(move |x| (y, x))) {
                     for output in 0..outputs {
                         let mut truth = f64::from(bias[output]);
                         for (tap, input) in (0..taps).flat_map(|tap| (0..inputs).map(move |i| (tap, i))) {
@@ -228,7 +228,7 @@ mod tests {
                                     * f64::from(weight[(output * inputs + input) * taps + tap]);
                             }
                         }
-                        let at = (y * places + x) * outputs + output;
+                        let at = (y * positions + x) * outputs + output;
                         assert!(
                             (f64::from(found.values[at]) - truth).abs() < 1e-4,
                             "{size:?} {side} {y} {x}"

@@ -122,7 +122,7 @@ pub trait TextEncoder: Send + Sync {
 }
 
 fn no_ids() -> Error {
-    Error::argument("this text encoder makes no token ids; --text ids is for clip and t5")
+    Error::argument("this text encoder has no token ids; --text ids requires clip or t5")
 }
 
 /// Loads the image tokenizer saved in `folder`, of any kind.

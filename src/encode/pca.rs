@@ -27,12 +27,12 @@ const WEIGHTS: &str = "image_tokenizer.safetensors";
 const OP: &str = "PCA tokenizer";
 
 /// Maximum images in memory during the fit, and maximum number of their values (256 MiB of f32).
-const HELD_PICTURES: usize = 2048;
-const HELD_VALUES: usize = 1 << 26;
+const MAX_IMAGES: usize = 2048;
+const MAX_IMAGE_VALUES: usize = 1 << 26;
 
 /// Maximum number of patch values for the covariance; but there are always several times as many patches as values per
 /// patch (if the images have that many).
-const HELD_PATCH_VALUES: usize = 1 << 23;
+const MAX_PATCH_VALUES: usize = 1 << 23;
 const PATCHES_A_DIMENSION: usize = 8;
 
 /// One image in this many is held out to measure the reconstruction.
@@ -62,23 +62,23 @@ impl PcaSettings {
         let (side, patch, components, codes) = (*side, *patch, *components, *codes);
         if patch == 0 || side == 0 || side % patch != 0 {
             return Err(Error::argument(format!(
-                "images of side {side} cannot be cut into patches of side {patch}; choose a patch that divides the side"
+                "images of side {side} cannot be split into patches of side {patch}; choose a patch that divides the side"
             )));
         }
         if patch_nums.last() != Some(&(side / patch)) {
             return Err(Error::argument(format!(
-                "patch_nums {patch_nums:?} must end with {}, because images of side {side} have that many patches of side {patch} in a row",
+                "patch_nums {patch_nums:?} must end with {}, because images of side {side} have that many patches of side {patch} per row",
                 side / patch
             )));
         }
         if components == 0 || components > 3 * patch * patch {
             return Err(Error::argument(format!(
-                "a patch of side {patch} has 1 to {} components, not {components}",
+                "a patch of side {patch} allows 1 to {} components, not {components}",
                 3 * patch * patch
             )));
         }
         if codes == 0 || u32::try_from(codes).is_err() {
-            return Err(Error::argument(format!("{codes} codes make no codebook; give at least 1")));
+            return Err(Error::argument(format!("a codebook needs at least 1 code, not {codes}")));
         }
         Ok(())
     }
@@ -169,11 +169,11 @@ impl PcaTokenizer {
         let scale = if deviation > 1e-6 { 1.0 / deviation } else { 1.0 };
 
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
-        let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
+        let to_f32 = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
         let weights = Weights {
-            mean: Tensor::new(&[length], narrow(&found.mean))?,
-            components: Tensor::new(&[settings.components, length], narrow(&found.vectors))?,
-            scale: Tensor::new(&[1], narrow(&[scale]))?,
+            mean: Tensor::new(&[length], to_f32(&found.mean))?,
+            components: Tensor::new(&[settings.components, length], to_f32(&found.vectors))?,
+            scale: Tensor::new(&[1], to_f32(&[scale]))?,
             codebook: Tensor::new(&[1, settings.components], vec![0f32; settings.components])?,
         };
         let mut tokenizer = Self::assemble(settings, weights)?;
@@ -303,9 +303,7 @@ impl PcaTokenizer {
         let images: Vec<&[f32]> =
             images.as_slice::<f32>()?.chunks_exact(self.settings.image_length()).collect();
         if let Some(at) = images.iter().position(|image| image.iter().any(|value| !value.is_finite())) {
-            return Err(Error::not_finite(format!(
-                "image {at} of the batch holds a number that is not finite"
-            )));
+            return Err(Error::not_finite(format!("image {at} of the batch is not finite (NaN or Inf)")));
         }
         Ok(self.maps(&images).concat())
     }
@@ -412,7 +410,7 @@ fn check_images(settings: &PcaSettings, images: &Tensor) -> Result<()> {
     }
     Err(Error::shape(
         OP,
-        format!("images [B, 3, {0}, {0}] were expected, but {1:?} was given", settings.side, images.shape()),
+        format!("expected images [B, 3, {0}, {0}], got {1:?}", settings.side, images.shape()),
     ))
 }
 
@@ -423,7 +421,7 @@ fn sample(
     images: impl IntoIterator<Item = Result<Tensor>>,
 ) -> Result<(Vec<Vec<f32>>, usize)> {
     let shape = [3, settings.side, settings.side];
-    let bound = (HELD_VALUES / settings.image_length()).clamp(1, HELD_PICTURES);
+    let bound = (MAX_IMAGE_VALUES / settings.image_length()).clamp(1, MAX_IMAGES);
     let mut random = Random::new(settings.seed, Purpose::Fit, 0);
     let (mut held, mut count) = (Vec::new(), 0usize);
     for image in images {
@@ -436,9 +434,7 @@ fn sample(
         }
         let values = image.as_slice::<f32>()?;
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::not_finite(format!(
-                "image {count} of the fit holds a number that is not finite"
-            )));
+            return Err(Error::not_finite(format!("image {count} of the fit is not finite (NaN or Inf)")));
         }
         count += 1;
         if held.len() < bound {
@@ -452,7 +448,7 @@ fn sample(
         }
     }
     if held.is_empty() {
-        return Err(Error::not_enough_data("there is no image to fit the image tokenizer to"));
+        return Err(Error::not_enough_data("no images to fit the image tokenizer"));
     }
     Ok((held, count))
 }
@@ -461,7 +457,7 @@ fn sample(
 fn sample_patches(settings: &PcaSettings, images: &[Vec<f32>]) -> Vec<f32> {
     let length = settings.patch_length();
     let all = settings.grid() * settings.grid();
-    let bound = (HELD_PATCH_VALUES / length).max(PATCHES_A_DIMENSION * length);
+    let bound = (MAX_PATCH_VALUES / length).max(PATCHES_A_DIMENSION * length);
     let each = (bound / images.len()).clamp(1, all);
     let mut random = Random::new(settings.seed, Purpose::Fit, 3);
     let mut order: Vec<usize> = (0..all).collect();

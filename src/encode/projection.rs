@@ -34,7 +34,7 @@ impl Projection {
 
     /// Maps `rows` `[N, inputs]` to `mapped` `[N, outputs]`.
     pub(super) fn apply(&self, rows: &[f32], mapped: &mut [f32]) {
-        assert_eq!(rows.len() * self.outputs, mapped.len() * self.inputs, "one result a row");
+        assert_eq!(rows.len() * self.outputs, mapped.len() * self.inputs, "one result per row");
         Arch::new().dispatch(Project { projection: self, rows, mapped });
     }
 }

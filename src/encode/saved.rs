@@ -37,10 +37,7 @@ impl EncoderDescription {
     /// If the kind differs or the settings are invalid.
     pub fn settings<T: DeserializeOwned>(&self, path: &Path, kind: &str) -> Result<T> {
         if self.kind != kind {
-            return Err(damaged(
-                path,
-                format!("the kind is \"{}\", but \"{kind}\" was asked for", self.kind),
-            ));
+            return Err(damaged(path, format!("expected the kind \"{kind}\", got \"{}\"", self.kind)));
         }
         serde_path_to_error::deserialize(&self.settings)
             .map_err(|error| damaged(path, format!("settings.{}: {}", error.path(), error.inner())))
@@ -120,7 +117,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
         bytes.as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()
     }
     fn whole<T: Copy + TryInto<u32> + std::fmt::Display>(values: Vec<T>) -> Result<Vec<u32>, String> {
-        let cast = |value: T| value.try_into().map_err(|_| format!("{value} does not fit 32 unsigned bits"));
+        let cast = |value: T| value.try_into().map_err(|_| format!("{value} does not fit u32"));
         values.into_iter().map(cast).collect()
     }
     let (shape, bytes) = (view.shape(), view.data());
@@ -135,7 +132,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
         Dtype::I32 => Tensor::new(shape, whole(numbers(bytes, i32::from_le_bytes))?),
         Dtype::I64 => Tensor::new(shape, whole(numbers(bytes, i64::from_le_bytes))?),
         Dtype::U64 => Tensor::new(shape, whole(numbers(bytes, u64::from_le_bytes))?),
-        other => return Err(format!("the type {other:?} is not understood")),
+        other => return Err(format!("unsupported dtype {other:?}")),
     };
     made.map_err(|error| error.to_string())
 }

@@ -36,9 +36,7 @@ impl<T: DeviceElement> Constant<T> {
             }
         };
         if !held.device().is_some_and(|held| held.is(device)) {
-            return Err(Error::invalid(
-                "a network is used on one device after another; build it once for each",
-            ));
+            return Err(Error::invalid("a network cannot be used on several devices; build one for each"));
         }
         held.buffer::<T>()
     }

@@ -108,7 +108,7 @@ impl Random {
     /// # Panics
     /// If `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "no number lies below 0");
+        assert!(bound > 0, "the bound must be positive");
         loop {
             let product = u128::from(self.next_u64()) * u128::from(bound);
             #[expect(clippy::cast_possible_truncation, reason = "the two halves of a product")]

@@ -9,9 +9,9 @@ use std::{
 };
 
 /// Shorter vectors do not justify taking the lock.
-const FEWEST: usize = 4096;
+const MIN_LENGTH: usize = 4096;
 /// Maximum bytes kept; vectors recycled beyond it are freed.
-const MOST_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 30;
 
 /// Vectors kept of one length.
 #[derive(Default)]
@@ -39,7 +39,7 @@ fn kept() -> MutexGuard<'static, Kept> {
 
 /// `length` unspecified values, for a caller that overwrites all of them.
 pub(super) fn take(length: usize) -> Vec<f32> {
-    if length < FEWEST {
+    if length < MIN_LENGTH {
         return vec![0.0; length];
     }
     let mut kept = kept();
@@ -58,11 +58,11 @@ pub(super) fn take(length: usize) -> Vec<f32> {
 /// Recycles values if their length has been requested before.
 pub(super) fn give_back(values: Vec<f32>) {
     let bytes = size_of_val(values.as_slice());
-    if values.len() < FEWEST || values.capacity() != values.len() {
+    if values.len() < MIN_LENGTH || values.capacity() != values.len() {
         return;
     }
     let mut kept = kept();
-    if kept.bytes + bytes > MOST_BYTES {
+    if kept.bytes + bytes > MAX_BYTES {
         return;
     }
     if let Some(length) = kept.lengths.get_mut(&values.len())
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn numbers_come_back_by_their_length() {
         // A length that no other test of this process uses.
-        let length = FEWEST + 12_345;
+        let length = MIN_LENGTH + 12_345;
         give_back(vec![1.5; length]);
         let values = take(length);
         assert!(values.iter().all(|value| *value != 1.5), "nobody had asked for this length");

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[derive(Clone, Debug)]
-enum Place {
+enum Data {
     Host(Arc<Storage>),
     Device(Arc<DeviceStorage>),
 }
@@ -23,16 +23,16 @@ enum Place {
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Vec<usize>,
-    place: Place,
+    data: Data,
 }
 
 /// Equal shapes and equal elements; on a device, where elements are not compared, only a shared buffer is equal.
 impl PartialEq for Tensor {
     fn eq(&self, other: &Self) -> bool {
         self.shape == other.shape
-            && match (&self.place, &other.place) {
-                (Place::Host(own), Place::Host(other)) => own == other,
-                (Place::Device(own), Place::Device(other)) => Arc::ptr_eq(own, other),
+            && match (&self.data, &other.data) {
+                (Data::Host(own), Data::Host(other)) => own == other,
+                (Data::Device(own), Data::Device(other)) => Arc::ptr_eq(own, other),
                 _ => false,
             }
     }
@@ -68,7 +68,7 @@ impl Tensor {
     }
 
     pub(in crate::engine) fn host(shape: &[usize], storage: Storage) -> Self {
-        Self { shape: shape.to_vec(), place: Place::Host(Arc::new(storage)) }
+        Self { shape: shape.to_vec(), data: Data::Host(Arc::new(storage)) }
     }
 
     /// A tensor of `shape` over a device buffer.
@@ -77,7 +77,7 @@ impl Tensor {
     /// If the length of the buffer is not the product of `shape`.
     pub fn from_buffer<T: DeviceElement>(shape: &[usize], buffer: Buffer<T>) -> Result<Self> {
         buffer.expect_len("tensor", "the buffer", shape.iter().product())?;
-        Ok(Self { shape: shape.to_vec(), place: Place::Device(Arc::new(T::wrap_buffer(buffer))) })
+        Ok(Self { shape: shape.to_vec(), data: Data::Device(Arc::new(T::wrap_buffer(buffer))) })
     }
 
     /// A tensor on a device, initialized by `write`, which must write all elements.
@@ -122,9 +122,9 @@ impl Tensor {
 
     /// The device of the tensor; `None` on the host.
     pub fn device(&self) -> Option<&Device> {
-        match &self.place {
-            Place::Host(_) => None,
-            Place::Device(storage) => Some(storage.device()),
+        match &self.data {
+            Data::Host(_) => None,
+            Data::Device(storage) => Some(storage.device()),
         }
     }
 
@@ -133,10 +133,10 @@ impl Tensor {
     /// # Errors
     /// If it holds 64-bit floats, there is not enough memory, or the device fails.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        let storage = match &self.place {
-            Place::Device(storage) if storage.device().is(device) => return Ok(self.clone()),
-            Place::Device(_) => return self.to_host()?.to_device(device),
-            Place::Host(storage) => storage,
+        let storage = match &self.data {
+            Data::Device(storage) if storage.device().is(device) => return Ok(self.clone()),
+            Data::Device(_) => return self.to_host()?.to_device(device),
+            Data::Host(storage) => storage,
         };
         match &**storage {
             Storage::F32(values) => Self::from_buffer(&self.shape, device.upload(values)?),
@@ -153,9 +153,9 @@ impl Tensor {
     /// # Errors
     /// As for [`to_device`](Self::to_device).
     pub fn ahead_to(&self, device: &Device) -> Result<Self> {
-        let storage = match &self.place {
-            Place::Device(_) => return self.to_device(device),
-            Place::Host(storage) => storage,
+        let storage = match &self.data {
+            Data::Device(_) => return self.to_device(device),
+            Data::Host(storage) => storage,
         };
         match &**storage {
             Storage::F32(values) => Self::from_buffer(&self.shape, device.upload_ahead(values)?.arrive()?),
@@ -194,12 +194,12 @@ impl Tensor {
     pub fn overwrite(&mut self, from: &Self) -> Result<()> {
         fn run<T: DeviceElement>(held: &mut Tensor, from: &Tensor) -> Result<()> {
             let buffer = held.buffer_mut::<T>()?;
-            match &from.place {
-                Place::Host(_) => buffer.device().upload_ahead(from.as_slice::<T>()?)?.copy_to(buffer),
-                Place::Device(_) => buffer.copy_from(from.buffer::<T>()?),
+            match &from.data {
+                Data::Host(_) => buffer.device().upload_ahead(from.as_slice::<T>()?)?.copy_to(buffer),
+                Data::Device(_) => buffer.copy_from(from.buffer::<T>()?),
             }
         }
-        if let Place::Device(storage) = &mut self.place
+        if let Data::Device(storage) = &mut self.data
             && Arc::get_mut(storage).is_none()
         {
             return Err(Error::shape("overwrite", "the tensor is shared"));
@@ -221,9 +221,9 @@ impl Tensor {
     /// # Errors
     /// If the device fails, now or in that work.
     pub fn to_host(&self) -> Result<Self> {
-        let storage = match &self.place {
-            Place::Host(_) => return Ok(self.clone()),
-            Place::Device(storage) => storage,
+        let storage = match &self.data {
+            Data::Host(_) => return Ok(self.clone()),
+            Data::Device(storage) => storage,
         };
         Ok(Self::host(
             &self.shape,
@@ -258,15 +258,15 @@ impl Tensor {
 
     /// The element type.
     pub fn dtype(&self) -> DType {
-        match &self.place {
-            Place::Host(storage) => match **storage {
+        match &self.data {
+            Data::Host(storage) => match **storage {
                 Storage::F32(_) => DType::F32,
                 Storage::F64(_) => DType::F64,
                 Storage::Bf16(_) => DType::Bf16,
                 Storage::F16(_) => DType::F16,
                 Storage::U32(_) => DType::U32,
             },
-            Place::Device(storage) => match **storage {
+            Data::Device(storage) => match **storage {
                 DeviceStorage::F32(_) => DType::F32,
                 DeviceStorage::Bf16(_) => DType::Bf16,
                 DeviceStorage::F16(_) => DType::F16,
@@ -280,14 +280,14 @@ impl Tensor {
     /// # Errors
     /// If it is on a device.
     pub fn storage(&self) -> Result<&Storage> {
-        match &self.place {
-            Place::Host(storage) => Ok(storage),
-            Place::Device(storage) => Err(elsewhere(storage.device())),
+        match &self.data {
+            Data::Host(storage) => Ok(storage),
+            Data::Device(storage) => Err(elsewhere(storage.device())),
         }
     }
 
     fn other_type(&self, asked: DType) -> Error {
-        Error::shape("tensor", format!("asked for {asked:?}, but the tensor holds {:?}", self.dtype()))
+        Error::shape("tensor", format!("expected dtype {asked:?}, got {:?}", self.dtype()))
     }
 
     /// The elements as a slice of `T`.
@@ -303,9 +303,9 @@ impl Tensor {
     /// # Errors
     /// If the tensor has another dtype or is on the host.
     pub fn buffer<T: DeviceElement>(&self) -> Result<&Buffer<T>> {
-        match &self.place {
-            Place::Host(_) => Err(on_host()),
-            Place::Device(storage) => T::buffer(storage).ok_or_else(|| self.other_type(T::DTYPE)),
+        match &self.data {
+            Data::Host(_) => Err(on_host()),
+            Data::Device(storage) => T::buffer(storage).ok_or_else(|| self.other_type(T::DTYPE)),
         }
     }
 
@@ -315,7 +315,7 @@ impl Tensor {
     /// If the tensor has another dtype or is on the host, or the device fails.
     pub fn buffer_mut<T: DeviceElement>(&mut self) -> Result<&mut Buffer<T>> {
         let other = self.other_type(T::DTYPE);
-        let Place::Device(storage) = &mut self.place else { return Err(on_host()) };
+        let Data::Device(storage) = &mut self.data else { return Err(on_host()) };
         if Arc::get_mut(storage).is_none() {
             let Some(shared) = T::buffer(storage) else { return Err(other) };
             *storage = Arc::new(T::wrap_buffer(shared.try_clone()?));
@@ -329,9 +329,9 @@ impl Tensor {
     /// If the tensor has another dtype or is on a device.
     pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
         let other = self.other_type(T::DTYPE);
-        match &mut self.place {
-            Place::Host(storage) => T::slice_mut(Arc::make_mut(storage)).ok_or(other),
-            Place::Device(storage) => Err(elsewhere(storage.device())),
+        match &mut self.data {
+            Data::Host(storage) => T::slice_mut(Arc::make_mut(storage)).ok_or(other),
+            Data::Device(storage) => Err(elsewhere(storage.device())),
         }
     }
 
@@ -341,9 +341,9 @@ impl Tensor {
     /// If the numbers of elements differ.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         if shape.iter().product::<usize>() != self.len() {
-            return Err(Error::shape("reshape", format!("{:?} does not fit into {shape:?}", self.shape)));
+            return Err(Error::shape("reshape", format!("cannot reshape {:?} to {shape:?}", self.shape)));
         }
-        Ok(Self { shape: shape.to_vec(), place: self.place.clone() })
+        Ok(Self { shape: shape.to_vec(), data: self.data.clone() })
     }
 
     /// The elements as `f64`, for any dtype and device.
@@ -362,14 +362,11 @@ impl Tensor {
 }
 
 fn elsewhere(device: &Device) -> Error {
-    Error::shape(
-        "tensor",
-        format!("the tensor is on {}, but is needed on the host like what it meets", device.facts().name),
-    )
+    Error::shape("tensor", format!("the tensor is on {}, expected it on the host", device.facts().name))
 }
 
 fn on_host() -> Error {
-    Error::shape("tensor", "the tensor is on the host, but is needed on the device like what it meets")
+    Error::shape("tensor", "the tensor is on the host, expected it on the device")
 }
 
 fn no_f64(device: &Device) -> Error {

@@ -182,7 +182,7 @@ impl Backbone {
     /// The same network on a subset of the pyramid's tokens.
     #[must_use]
     pub(crate) fn with_layout(&self, layout: Layout) -> Self {
-        let embed = self.embed.with_tokens(Arc::clone(&layout.levels), &layout.places);
+        let embed = self.embed.with_tokens(Arc::clone(&layout.levels), &layout.indices);
         Self { embed, layout, ..self.clone() }
     }
 

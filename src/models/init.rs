@@ -21,11 +21,11 @@ pub(crate) struct Initializer<'a> {
     dtype: DType,
     /// `None`: random weights stay 0, to be loaded from a checkpoint.
     seed: Option<u64>,
-    drawn: Vec<Drawn>,
+    random_weights: Vec<RandomWeight>,
 }
 
 /// A randomly initialized parameter: its first `until` values have one standard deviation, the others another.
-struct Drawn {
+struct RandomWeight {
     id: ParameterId,
     stream: u64,
     first: f64,
@@ -52,7 +52,7 @@ impl<'a> Initializer<'a> {
             head: start.head,
             dtype,
             seed,
-            drawn: Vec::new(),
+            random_weights: Vec::new(),
         }
     }
 
@@ -66,7 +66,7 @@ impl<'a> Initializer<'a> {
     ) -> Result<ParameterId> {
         let stream = self.parameters.len() as u64;
         let id = self.parameters.push(name, Tensor::zeros(shape, self.dtype))?;
-        self.drawn.push(Drawn { id, stream, first, until, rest });
+        self.random_weights.push(RandomWeight { id, stream, first, until, rest });
         Ok(id)
     }
 
@@ -77,10 +77,10 @@ impl<'a> Initializer<'a> {
     pub(crate) fn finish(self) -> Result<()> {
         let Some(seed) = self.seed else { return Ok(()) };
         let (parameters, dtype) = (self.parameters, self.dtype);
-        let draw = |drawn: &Drawn| {
-            let shape = parameters.value(drawn.id).shape();
-            let mut random = Random::new(seed, Purpose::Initialize, drawn.stream);
-            let deviation = |at: usize| if at < drawn.until { drawn.first } else { drawn.rest };
+        let draw = |weight: &RandomWeight| {
+            let shape = parameters.value(weight.id).shape();
+            let mut random = Random::new(seed, Purpose::Initialize, weight.stream);
+            let deviation = |at: usize| if at < weight.until { weight.first } else { weight.rest };
             // PyTorch truncates at ±2, which is so many deviations out that it never happens; it is kept for
             // equivalence.
             let values: Vec<f64> = (0..shape.iter().product())
@@ -88,9 +88,9 @@ impl<'a> Initializer<'a> {
                 .collect();
             Tensor::new(shape, values)?.cast(dtype)
         };
-        let values = self.drawn.par_iter().map(draw).collect::<Result<Vec<_>>>()?;
-        for (drawn, value) in self.drawn.iter().zip(values) {
-            *parameters.value_mut(drawn.id).0 = value;
+        let values = self.random_weights.par_iter().map(draw).collect::<Result<Vec<_>>>()?;
+        for (weight, value) in self.random_weights.iter().zip(values) {
+            *parameters.value_mut(weight.id).0 = value;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ pub struct Layout {
     /// Rotary embeddings of these tokens, if the positions are rotary.
     pub(super) rotary: Option<Arc<RotaryTable>>,
     /// The index of each token in the whole pyramid.
-    pub(super) places: Arc<Vec<usize>>,
+    pub(super) indices: Arc<Vec<usize>>,
     /// Shared data of the whole pyramid.
     whole: Whole,
 }
@@ -43,7 +43,7 @@ impl Layout {
             levels: Arc::new(Levels::new(&counts)),
             visible: Arc::new(visible_of_levels(&counts).into()),
             rotary: rotary.clone(),
-            places: Arc::new((0..counts.iter().sum()).collect()),
+            indices: Arc::new((0..counts.iter().sum()).collect()),
             whole: Whole { patch_nums: Arc::new(patch_nums.to_vec()), rotary, head_dim },
         }
     }
@@ -52,17 +52,17 @@ impl Layout {
     /// them.
     ///
     /// # Errors
-    /// If `places` is empty, not in ascending order, or out of range.
-    pub fn of(&self, places: &[usize]) -> Result<Self> {
+    /// If `indices` is empty, not in ascending order, or out of range.
+    pub fn of(&self, indices: &[usize]) -> Result<Self> {
         let counts: Vec<usize> = self.whole.patch_nums.iter().map(|side| side * side).collect();
         let tokens: usize = counts.iter().sum();
-        if places.is_empty()
-            || places.windows(2).any(|pair| pair[0] >= pair[1])
-            || places[places.len() - 1] >= tokens
+        if indices.is_empty()
+            || indices.windows(2).any(|pair| pair[0] >= pair[1])
+            || indices[indices.len() - 1] >= tokens
         {
             return Err(Error::invalid(format!(
                 "{} tokens that are not in order among the {tokens} of a pyramid",
-                places.len()
+                indices.len()
             )));
         }
         let mut end = 0;
@@ -71,14 +71,18 @@ impl Layout {
             .map(|count| {
                 let start = end;
                 end += count;
-                places.iter().filter(|&&place| (start..end).contains(&place)).count()
+                indices.iter().filter(|&&index| (start..end).contains(&index)).count()
             })
             .collect();
         Ok(Self {
             levels: Arc::new(Levels::new(&kept)),
             visible: Arc::new(visible_of_levels(&kept).into()),
-            rotary: self.whole.rotary.as_ref().map(|table| Arc::new(table.rows(places, self.whole.head_dim))),
-            places: Arc::new(places.to_vec()),
+            rotary: self
+                .whole
+                .rotary
+                .as_ref()
+                .map(|table| Arc::new(table.rows(indices, self.whole.head_dim))),
+            indices: Arc::new(indices.to_vec()),
             whole: self.whole.clone(),
         })
     }
@@ -91,16 +95,16 @@ impl Layout {
     pub(super) fn scale(&self, scale: usize) -> Result<Self> {
         let sides = &self.whole.patch_nums;
         let Some(side) = sides.get(scale) else {
-            return Err(Error::invalid(format!("there is no scale {scale} among {}", sides.len())));
+            return Err(Error::invalid(format!("no scale {scale}: there are {}", sides.len())));
         };
         let start: usize = sides[..scale].iter().map(|side| side * side).sum();
-        let places: Vec<usize> = (start..start + side * side).collect();
-        Ok(Self { rotary: self.whole.rotary.clone(), ..self.of(&places)? })
+        let indices: Vec<usize> = (start..start + side * side).collect();
+        Ok(Self { rotary: self.whole.rotary.clone(), ..self.of(&indices)? })
     }
 
     /// The index of each token in the whole pyramid.
-    pub fn places(&self) -> &[usize] {
-        &self.places
+    pub fn indices(&self) -> &[usize] {
+        &self.indices
     }
 
     /// Number of tokens in the finest scale that occurs.
@@ -116,6 +120,6 @@ impl Layout {
 
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
-        self.places.len()
+        self.indices.len()
     }
 }

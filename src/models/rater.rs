@@ -73,7 +73,7 @@ impl Rater {
     ///
     /// # Errors
     /// If the sizes are inconsistent.
-    pub(crate) fn undrawn(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
+    pub(crate) fn uninitialized(config: &BackboneConfig, dtype: DType) -> Result<(Self, Parameters)> {
         Self::declared(config, dtype, None)
     }
 

@@ -204,7 +204,7 @@ impl Scorer {
         let device = config.device.open()?;
         let rater_for = |encoders: &Encoders| {
             let (vocabulary, code_channels, text_channels) = encoders.sizes();
-            Rater::undrawn(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32)
+            Rater::uninitialized(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32)
         };
         let (encoders, rater, mut parameters, described) = if request.config.is_some() {
             let encoders = Encoders::named(&config, interrupt)?.on(device.as_ref())?;

@@ -88,9 +88,9 @@ pub(crate) fn differences_from(path: &Path, prefix: &str, config: &Config) -> Re
     let weights = open(path, prefix)?;
     let (vocabulary, code_channels, text_channels) = Encoders::named(config, &Interrupt::default())?.sizes();
     let parameters = if prefix == RATER {
-        Rater::undrawn(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32)?.1
+        Rater::uninitialized(&config.rater_backbone(vocabulary, code_channels, text_channels), DType::F32)?.1
     } else {
-        Proxy::undrawn(&config.proxy_backbone(vocabulary, code_channels, text_channels), DType::F32)?.1
+        Proxy::uninitialized(&config.proxy_backbone(vocabulary, code_channels, text_channels), DType::F32)?.1
     };
     Ok(differences(&weights, &parameters))
 }
@@ -110,13 +110,13 @@ const CLASSES: usize = 1001;
 fn state(weights: &Tensors) -> Result<Value> {
     let width = weights.get("pos_start").map_or(0, |start| start.dim(2));
     let mut items: Vec<(String, Value)> = Vec::with_capacity(weights.len());
-    let zeros = |shape: &[usize]| Payload::held(&Tensor::zeros(shape, DType::F32)).map(Value::Tensor);
+    let zeros = |shape: &[usize]| Payload::from_tensor(&Tensor::zeros(shape, DType::F32)).map(Value::Tensor);
     items.push(("class_emb.weight".to_owned(), zeros(&[CLASSES, width])?));
     for (name, tensor) in weights {
         if let Some(attention) = name.strip_suffix(".q_bias") {
             items.push((format!("{attention}.zero_k_bias"), zeros(&[width])?));
         }
-        items.push((name.clone(), Value::Tensor(Payload::held(tensor)?)));
+        items.push((name.clone(), Value::Tensor(Payload::from_tensor(tensor)?)));
     }
     Ok(Value::Ordered(items))
 }

@@ -64,7 +64,7 @@ struct Inner {
     path: Arc<Path>,
     /// In file order.
     tensors: Vec<(String, Stored)>,
-    places: HashMap<String, usize>,
+    index: HashMap<String, usize>,
     values: Vec<(String, Value)>,
 }
 
@@ -92,7 +92,7 @@ impl fmt::Debug for StoredFloats {
 
 /// The result of a reader, in file order.
 #[derive(Default)]
-struct Found {
+struct Contents {
     tensors: Vec<(String, Stored)>,
     values: Vec<(String, Value)>,
 }
@@ -108,15 +108,15 @@ impl Weights {
         Self::of(path.into(), open::open(path)?)
     }
 
-    fn of(path: Arc<Path>, found: Found) -> Result<Self> {
-        let mut places = HashMap::with_capacity(found.tensors.len());
+    fn of(path: Arc<Path>, found: Contents) -> Result<Self> {
+        let mut index = HashMap::with_capacity(found.tensors.len());
         for (at, (name, _)) in found.tensors.iter().enumerate() {
-            if places.insert(name.clone(), at).is_some() {
+            if index.insert(name.clone(), at).is_some() {
                 return Err(damaged(&path, format!("two tensors have the name {name}")));
             }
         }
-        let Found { tensors, values } = found;
-        Ok(Self { inner: Arc::new(Inner { path, tensors, places, values }) })
+        let Contents { tensors, values } = found;
+        Ok(Self { inner: Arc::new(Inner { path, tensors, index, values }) })
     }
 
     /// The file or folder that was opened.
@@ -146,12 +146,12 @@ impl Weights {
 
     /// Shape and element type of a tensor.
     pub fn entry(&self, name: &str) -> Option<&TensorInfo> {
-        self.inner.places.get(name).map(|&at| self.inner.tensors[at].1.entry())
+        self.inner.index.get(name).map(|&at| self.inner.tensors[at].1.entry())
     }
 
     /// Whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
-        self.inner.places.contains_key(name)
+        self.inner.index.contains_key(name)
     }
 
     /// The values other than tensors, such as `epoch` or `trainer.config.patch_nums`, in file order; for a safetensors
@@ -205,7 +205,7 @@ impl Weights {
             return Err(damaged(
                 self.path(),
                 format!(
-                    "its {} tensors share numbers: written, each with its own, they are {asked} bytes, more than \
+                    "its {} tensors share storage: written separately, they take {asked} bytes, more than \
                      {SHARED_COPIES} times what there is; take fewer of them",
                     self.len()
                 ),
@@ -225,9 +225,11 @@ impl Weights {
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {
-        let at = self.inner.places.get(name).ok_or_else(|| {
+        let at = self.inner.index.get(name).ok_or_else(|| {
             // The tensor may have an unsupported layout, or be inside an opaque object.
-            let holds = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let holds = |whole: &str| {
+                name.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
             let opaque = self.values().filter(|(other, _)| holds(other));
             for (other, value) in opaque {
                 match value {
@@ -235,7 +237,9 @@ impl Weights {
                     Value::Object(class) => {
                         return damaged(
                             self.path(),
-                            format!("no tensor is called {name}: {other} is an object of {class}, which is not read"),
+                            format!(
+                                "no tensor {name}: {other} is an object of {class}, which is not supported"
+                            ),
                         );
                     }
                     _ => {}
@@ -244,7 +248,7 @@ impl Weights {
             let missing = self.compare([(name.to_owned(), Vec::new())]).missing;
             let nearest = missing.into_iter().find_map(|one| one.nearest);
             let hint = nearest.map_or(String::new(), |nearest| format!("; the nearest name is {nearest}"));
-            damaged(self.path(), format!("no tensor is called {name}{hint}"))
+            damaged(self.path(), format!("no tensor {name}{hint}"))
         })?;
         Ok(&self.inner.tensors[*at].1)
     }
@@ -266,9 +270,9 @@ impl Weights {
         }
         let tensors = keep(&self.inner.tensors, &rename);
         let values = keep(&self.inner.values, &rename);
-        let places = tensors.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+        let index = tensors.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
         let path = Arc::clone(&self.inner.path);
-        Self { inner: Arc::new(Inner { path, tensors, places, values }) }
+        Self { inner: Arc::new(Inner { path, tensors, index, values }) }
     }
 
     /// Compares the tensors with the names and shapes that a model expects.
@@ -298,7 +302,7 @@ fn unread(path: &Path, name: &str, class: &str) -> Error {
     damaged(
         path,
         format!(
-            "tensor {name} is of a form that is not read ({class}); save it in Python as a plain dense tensor"
+            "tensor {name} has an unsupported layout ({class}); save it in Python as a plain dense tensor"
         ),
     )
 }

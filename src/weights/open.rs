@@ -8,7 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Found, damaged, safetensors_file, stored::MappedFile, torch};
+use super::{Contents, damaged, safetensors_file, stored::MappedFile, torch};
 use crate::{
     error::{Error, Result},
     files::mistaken::{Mistaken, read_json},
@@ -34,7 +34,7 @@ struct Index {
 }
 
 /// The tensors of a file or folder.
-pub(super) fn open(path: &Path) -> Result<Found> {
+pub(super) fn open(path: &Path) -> Result<Contents> {
     let path = if path.is_dir() { in_folder(path)? } else { path.to_path_buf() };
     if path.extension().is_some_and(|extension| extension == "json") {
         return sharded(&path);
@@ -77,7 +77,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
         return Err(damaged(
             folder,
             format!(
-                "the folder holds several variants of the weights ({}); name the file itself",
+                "the folder has several variants of the weights ({}); pass the file itself",
                 names.join(", ")
             ),
         ));
@@ -90,7 +90,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
         (count, _) => Err(damaged(
             folder,
             format!(
-                "the folder holds none of {}, and {count} other files of weights; name the file itself",
+                "the folder holds none of {}, and {count} other weight files; pass the file itself",
                 NAMES.join(", ")
             ),
         )),
@@ -98,13 +98,13 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Opens the shards listed in an index.
-fn sharded(path: &Path) -> Result<Found> {
+fn sharded(path: &Path) -> Result<Contents> {
     let index: Index = read_json(path, "an index of shards with the key weight_map")?;
     let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, shard) in &index.weight_map {
         shards.entry(shard).or_default().push(name);
     }
-    let mut found = Found::default();
+    let mut found = Contents::default();
     let mut unnamed = Vec::new();
     for (shard, names) in shards {
         let own_name = Path::new(shard).components().eq([Component::Normal(shard.as_ref())]);
@@ -117,17 +117,14 @@ fn sharded(path: &Path) -> Result<Found> {
             ));
         }
         let shard_path = path.with_file_name(shard);
-        let Found { tensors, values } = single(&shard_path)?;
+        let Contents { tensors, values } = single(&shard_path)?;
         let mut held: BTreeMap<String, _> = tensors.into_iter().collect();
         if found.values.is_empty() {
             found.values = values;
         }
         for name in names {
             let stored = held.remove(name).ok_or_else(|| {
-                damaged(
-                    &shard_path,
-                    format!("lacks the tensor {name}, which {} says it holds", path.display()),
-                )
+                damaged(&shard_path, format!("has no tensor {name}, although {} lists it", path.display()))
             })?;
             found.tensors.push((name.to_owned(), stored));
         }
@@ -146,10 +143,10 @@ fn sharded(path: &Path) -> Result<Found> {
 }
 
 /// The tensors of one file, whatever its name.
-fn single(path: &Path) -> Result<Found> {
+fn single(path: &Path) -> Result<Contents> {
     let about = fs::metadata(path).map_err(Error::io("read", path))?;
     if !about.is_file() {
-        return Err(damaged(path, "is not a regular file; weights are read where they lie in one"));
+        return Err(damaged(path, "is not a regular file; weights are memory-mapped"));
     }
     if about.len() == 0 {
         return Err(damaged(path, "the file is empty; fetch or write it again"));

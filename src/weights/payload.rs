@@ -23,7 +23,7 @@ pub struct Payload {
 
 #[derive(Clone)]
 enum Source {
-    Held(Tensor),
+    Memory(Tensor),
     Stored(Stored),
 }
 
@@ -32,7 +32,7 @@ impl Payload {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn held(tensor: &Tensor) -> Result<Self> {
+    pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
         let tensor = tensor.to_host()?;
         let kind = match tensor.storage()? {
             Storage::F32(_) => NumberKind::F32,
@@ -43,7 +43,7 @@ impl Payload {
         };
         Ok(Self {
             entry: TensorInfo { shape: tensor.shape().to_vec(), kind },
-            source: Source::Held(tensor),
+            source: Source::Memory(tensor),
             interrupt: Interrupt::default(),
         })
     }
@@ -74,7 +74,7 @@ impl Payload {
     pub fn as_float(mut self, kind: NumberKind) -> Result<Self> {
         if !kind.is_float() {
             return Err(Error::argument(format!(
-                "Floats can be written as f32, f64, f16 or bf16, not as {kind}."
+                "floats can be written as f32, f64, f16 or bf16, not as {kind}"
             )));
         }
         if self.entry.kind.is_float() {
@@ -86,7 +86,7 @@ impl Payload {
     fn source_kind(&self) -> NumberKind {
         match &self.source {
             Source::Stored(stored) => stored.entry().kind,
-            Source::Held(tensor) => match tensor.dtype() {
+            Source::Memory(tensor) => match tensor.dtype() {
                 crate::engine::DType::F64 => NumberKind::F64,
                 crate::engine::DType::Bf16 => NumberKind::Bf16,
                 crate::engine::DType::F16 => NumberKind::F16,
@@ -117,7 +117,7 @@ impl Payload {
     fn each_source_chunk(&self, take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let tensor = match &self.source {
             Source::Stored(stored) => return stored.each_chunk(take),
-            Source::Held(tensor) => tensor,
+            Source::Memory(tensor) => tensor,
         };
         match tensor.storage()? {
             Storage::F32(values) => in_chunks(values, |value: f32| value.to_le_bytes(), take),

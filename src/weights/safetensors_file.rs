@@ -5,7 +5,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 
 use super::{
-    Found, damaged,
+    Contents, damaged,
     kind::NumberKind,
     stored::{MappedFile, Stored, TensorInfo},
     value::Value,
@@ -22,7 +22,7 @@ fn header_length(bytes: &[u8]) -> Option<u64> {
 }
 
 /// Reads the tensors of a file, ordered by offset, and its metadata.
-pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
+pub(super) fn read(file: &Arc<MappedFile>) -> Result<Contents> {
     let refuse = |message: String| damaged(file.path(), message);
     let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| {
         refuse(format!(
@@ -30,14 +30,13 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
         ))
     })?;
     let data = 8 + header;
-    let mut found = Found::default();
+    let mut found = Contents::default();
     for name in metadata.offset_keys() {
         let info = metadata
             .info(&name)
-            .ok_or_else(|| refuse(format!("tensor {name} has no place in the header")))?;
-        let kind = NumberKind::of_safetensors(info.dtype).ok_or_else(|| {
-            refuse(format!("tensor {name} is of the kind {:?}, which this program does not know", info.dtype))
-        })?;
+            .ok_or_else(|| refuse(format!("tensor {name} is missing from the header")))?;
+        let kind = NumberKind::of_safetensors(info.dtype)
+            .ok_or_else(|| refuse(format!("tensor {name} has the unsupported dtype {:?}", info.dtype)))?;
         let entry = TensorInfo { shape: info.shape.clone(), kind };
         let (start, end) = info.data_offsets;
         let stored = Stored::new(file, data + start..data + end, entry, None, false)

@@ -111,7 +111,7 @@ impl Stored {
         view: Option<View>,
         big_endian: bool,
     ) -> Result<Self, String> {
-        let too_large = || format!("the shape {:?} has more numbers than can be counted", entry.shape);
+        let too_large = || format!("the number of elements of the shape {:?} overflows", entry.shape);
         let numbers = entry.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         let numbers = numbers.ok_or_else(too_large)?;
         // A size of 0 hides an overflow: reject shapes such as [2⁶³, 0], too, whose product is 0.
@@ -130,12 +130,12 @@ impl Stored {
         });
         if numbers > 0 && last.is_none_or(|last| last >= held) {
             return Err(format!(
-                "the shape {:?} with strides {strides:?} from {offset} reaches beyond the {held} numbers of its storage",
+                "the shape {:?} with strides {strides:?} from {offset} exceeds the {held} elements of its storage",
                 entry.shape
             ));
         }
         if region.end > file.len() {
-            return Err("its storage reaches beyond the end of the file".to_owned());
+            return Err("its storage extends beyond the end of the file".to_owned());
         }
         let start = if numbers == 0 { region.start } else { region.start + offset * entry.kind.width() };
         let row_by_row = {
@@ -161,12 +161,10 @@ impl Stored {
     pub(super) fn with_flipped(self, flipped: Flipped) -> Result<Self, String> {
         let kind = self.entry.kind;
         if flipped.conjugated && kind != NumberKind::Complex64 {
-            return Err(format!(
-                "it is marked as the conjugate of numbers of the kind {kind}, which have none"
-            ));
+            return Err(format!("it is marked as a conjugate view, which the dtype {kind} does not have"));
         }
         if flipped.negated && kind == NumberKind::Bool {
-            return Err("it is marked as the negative of bools, which have none".to_owned());
+            return Err("it is marked as a negative view, which bools do not have".to_owned());
         }
         Ok(Self { flipped, ..self })
     }
@@ -225,7 +223,7 @@ impl Stored {
         Err(damaged(
             self.path(),
             format!(
-                "tensor {name} is one of few numbers expanded to {:?}, more than the whole file holds; save it without \
+                "tensor {name} is expanded to {:?}, more elements than the file has bytes; save it without \
                  expanding it",
                 self.entry.shape
             ),
@@ -238,7 +236,10 @@ impl Stored {
         if self.entry.kind.is_float() {
             return Ok(());
         }
-        Err(damaged(self.path(), format!("tensor {name} is of the kind {}, not of floats", self.entry.kind)))
+        Err(damaged(
+            self.path(),
+            format!("tensor {name} has the dtype {}, which is not a float", self.entry.kind),
+        ))
     }
 
     /// Floats as f32, borrowed from the file if stored as contiguous f32. Empty for other types.
@@ -272,14 +273,14 @@ impl Stored {
         drop(reserved::<f32>(self.entry.len(), self.path(), &format!("tensor {name} of {shape:?}"))?);
         match kind {
             NumberKind::F8E4M3 | NumberKind::F8E5M2 | NumberKind::Complex64 => Err(refuse(format!(
-                "is of the kind {kind}, which this program does not compute with; convert it with the program that wrote it"
+                "has the unsupported dtype {kind}; convert it with the program that wrote it"
             ))),
             kind if kind.is_float() => Tensor::new(shape, self.floats().into_owned()),
             kind => {
                 let mut values = Vec::with_capacity(self.entry.len());
                 self.each_chunk(|bytes| {
                     kind.append_u32(bytes, &mut values).map_err(|value| {
-                        refuse(format!("holds {value}, which is not a whole number from 0 to {}", u32::MAX))
+                        refuse(format!("holds {value}, which is not an integer from 0 to {}", u32::MAX))
                     })
                 })?;
                 Tensor::new(shape, values)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use alchemist_engine::{
-    encode::tokenizers::WordPieces,
+    encode::tokenizers::TextTokenizer,
     weights::{Value, Weights, write_safetensors},
 };
 use serde_json::{Value as Json, json};
@@ -77,7 +77,7 @@ fn lazy_signs_are_in_the_floats_that_are_read() {
         assert!((found - expected).abs() < 1e-4, "{found} beside {expected}");
     }
     let error = open("reported/neg_conj.pth").read("c").unwrap_err().to_string();
-    assert!(error.contains("tensor c is of the kind complex64"), "{error}");
+    assert!(error.contains("tensor c has the unsupported dtype complex64"), "{error}");
     let expected = read_json("expected.json");
     for (name, of) in expected["signs.pth"].as_object().unwrap() {
         if of["kind"] == "f32" {
@@ -138,11 +138,11 @@ fn tensors_of_other_forms_are_refused_when_they_are_asked_for() {
             [("sparse", "_rebuild_sparse_tensor"), ("wide", "128-bit"), ("quantized", "_rebuild_qtensor")]
         {
             let error = weights.read(tensor).unwrap_err().to_string();
-            assert!(error.contains(&format!("tensor {tensor} is of a form that is not read")), "{error}");
+            assert!(error.contains(&format!("tensor {tensor} has an unsupported layout")), "{error}");
             assert!(error.contains(class), "{error}");
         }
         let error = weights.payloads().unwrap_err().to_string();
-        assert!(error.contains("of a form that is not read"), "{error}");
+        assert!(error.contains("an unsupported layout"), "{error}");
         assert!(weights.within("model").payloads().is_ok());
     }
     let error = Weights::open(&file("whole_module.pth")).unwrap_err().to_string();
@@ -203,7 +203,7 @@ fn variants_are_found_in_folders() {
     write(&folder.path().join("model.fp16.safetensors"));
     let error = Weights::open(folder.path()).unwrap_err().to_string();
     for part in
-        ["several variants", "model.bf16.safetensors", "model.fp16.safetensors", "name the file itself"]
+        ["several variants", "model.bf16.safetensors", "model.fp16.safetensors", "pass the file itself"]
     {
         assert!(error.contains(part), "{error}");
     }
@@ -223,7 +223,7 @@ fn t5_pieces_are_those_of_transformers() {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(file("t5/spiece.model"), folder.path().join("spiece.model")).unwrap();
         fs::write(folder.path().join("tokenizer_config.json"), of["settings"].to_string()).unwrap();
-        let words = WordPieces::t5(folder.path(), LENGTH).unwrap_or_else(|error| panic!("{error}"));
+        let words = TextTokenizer::t5(folder.path(), LENGTH).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(json!(words.largest_id() + 1), of["vocabulary"], "{case}");
         let found = words.encode(&texts).unwrap();
         let (ids, mask) = (found.ids.as_slice::<u32>().unwrap(), found.mask.as_slice::<u32>().unwrap());
@@ -245,7 +245,7 @@ fn damaged_pieces_never_panic() {
     let mut refused = 0;
     let mut check = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        match WordPieces::t5(folder.path(), 16) {
+        match TextTokenizer::t5(folder.path(), 16) {
             Ok(words) => drop(words.encode(&["a dog", "e\u{301} ™ ﷺ"])),
             Err(error) => {
                 assert!(
@@ -271,7 +271,7 @@ fn damaged_pieces_never_panic() {
         (b"", "not a SentencePiece model"),
     ] {
         fs::write(&path, content).unwrap();
-        let error = WordPieces::t5(folder.path(), 16).unwrap_err().to_string();
+        let error = TextTokenizer::t5(folder.path(), 16).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
 }

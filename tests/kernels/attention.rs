@@ -338,7 +338,7 @@ fn sizes_that_do_not_fit_are_refused() {
         (DeviceAttention { keys: 2, ..shape }, 48, rows, "3 queries are not the last of 2 tokens"),
         (DeviceAttention { keys: 4, ..shape }, 48, rows, "the source of keys and values holds 144"),
         (DeviceAttention { batch: 0, ..shape }, 48, rows, "none may be 0"),
-        (DeviceAttention { log_scale: Some(&short), ..shape }, 48, rows, "holds 5 numbers, expected 2"),
+        (DeviceAttention { log_scale: Some(&short), ..shape }, 48, rows, "holds 5 elements, expected 2"),
         (
             DeviceAttention { rotary: Some((&table, &short)), ..shape },
             48,
@@ -357,10 +357,10 @@ fn sizes_that_do_not_fit_are_refused() {
     let apart = SourceGradients::Apart { d_q: &mut d_q, d_kv: &mut d_kv };
     let message =
         cuda::backward(apart, None, &mut statistics, &shape, &source, &source, &out, &out).unwrap_err();
-    assert!(message.to_string().contains("not laid out as the sources are"), "{message}");
+    assert!(message.to_string().contains("the layouts of gradients and sources differ"), "{message}");
     let packed = SourceGradients::Packed(&mut d);
     let message =
         cuda::backward(packed, Some(&mut zeros(2)), &mut statistics, &shape, &source, &source, &out, &out)
             .unwrap_err();
-    assert!(message.to_string().contains("the scale is learned if and only if"), "{message}");
+    assert!(message.to_string().contains("if and only if the scale is learned"), "{message}");
 }

@@ -446,7 +446,7 @@ fn sizes_that_do_not_fit_are_errors() {
         let more = ProductSizes { samples: 3, ..sizes };
         assert!(message(DeviceRequest::default(), more).contains("the input holds 48"));
         let lonely = DeviceRequest { products: Some(&mut products), ..DeviceRequest::default() };
-        assert!(message(lonely, sizes).contains("together or not at all"));
+        assert!(message(lonely, sizes).contains("requested together"));
         let other = DeviceRequest {
             products: Some(&mut products),
             direction: Some(&long),

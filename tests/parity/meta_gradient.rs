@@ -28,7 +28,7 @@ fn pass(
         pooled: named("pooled"),
     };
     let (x, text) = (&near(&named("x_BLCv_wo_first_l")), text_near(&text));
-    let mut tape = Tape::new(parameters).with_samples_apart(true);
+    let mut tape = Tape::new(parameters).with_per_sample_parts(true);
     let loss = proxy.loss(&mut tape, x, &text, codes, 0.0, Mode::Evaluate).unwrap().sample_loss;
     let samples = codes.dim(0);
     let seeds = Tensor::new(&[samples], vec![seed(samples); samples]).unwrap();

@@ -9,7 +9,7 @@ use alchemist_engine::{
             clip::ClipText,
             t5::{Pooling, T5Text},
         },
-        tokenizers::WordPieces,
+        tokenizers::TextTokenizer,
     },
     engine::Tensor,
 };
@@ -121,7 +121,7 @@ fn clip_cuts_captions_like_the_released_tokenizer() {
             }
             let special = serde_json::json!({"pad_token": with_id(&of["pad_token_id"])});
             std::fs::write(work.path().join("special_tokens_map.json"), special.to_string()).unwrap();
-            let pieces = WordPieces::clip(work.path(), Some(length), length).unwrap();
+            let pieces = TextTokenizer::clip(work.path(), Some(length), length).unwrap();
             let found = pieces.encode(&prompts).unwrap();
             let rows = |tensor: &Tensor| -> Vec<Vec<u32>> {
                 tensor.as_slice::<u32>().unwrap().chunks(length).map(<[u32]>::to_vec).collect()

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use alchemist_engine::encode::tokenizers::WordPieces;
+use alchemist_engine::encode::tokenizers::TextTokenizer;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ fn forged(change: impl Fn(&mut serde_json::Value)) -> String {
     change(&mut tokenizer);
     fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let encoded =
-        WordPieces::t5(folder.path(), 12).and_then(|words| words.encode(&["cat", "a dog", "xylophone"]));
+        TextTokenizer::t5(folder.path(), 12).and_then(|words| words.encode(&["cat", "a dog", "xylophone"]));
     encoded.err().map_or(String::new(), |error| error.to_string())
 }
 

@@ -81,7 +81,7 @@ fn shards_hold_all_and_have_an_index() {
 fn tensors_that_an_index_does_not_name_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let one = Payload::held(&Tensor::new(&[2], vec![1.0f32, 2.0]).unwrap()).unwrap();
+    let one = Payload::from_tensor(&Tensor::new(&[2], vec![1.0f32, 2.0]).unwrap()).unwrap();
     for (shard, names) in [("1.safetensors", ["a", "b", "c"]), ("2.safetensors", ["a", "d", "e"])] {
         let tensors = names.map(|name| (name.to_owned(), one.clone()));
         write_safetensors(&folder.join(shard), &tensors, &[]).unwrap();
@@ -158,7 +158,7 @@ fn inspect_shows_tensors_values_and_differences() {
 
 /// A checkpoint in the released layout, of every kind of value.
 fn released() -> Value {
-    let held = |tensor: Tensor| Value::Tensor(Payload::held(&tensor).unwrap());
+    let held = |tensor: Tensor| Value::Tensor(Payload::from_tensor(&tensor).unwrap());
     let named = |name: &str, value: Value| (name.to_owned(), value);
     let many: Vec<_> = (0..2500).map(|at| named(&format!("many.{at}"), Value::Int(at))).collect();
     let state = vec![

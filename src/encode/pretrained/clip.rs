@@ -83,14 +83,14 @@ pub struct ClipText {
 /// One block of a CLIP transformer, for text or images.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    first: Norm,
+    norm1: Norm,
     queries: Linear,
     keys: Linear,
     values: Linear,
-    joined: Linear,
-    second: Norm,
-    widen: Linear,
-    narrow: Linear,
+    out_proj: Linear,
+    norm2: Norm,
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl ClipText {
@@ -102,7 +102,10 @@ impl ClipText {
         let settings: Settings = read_settings(folder, &["clip_text_model", "clip"], "text_config")?;
         let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
         let Some(activation) = activation_named(&settings.hidden_act) else {
-            return refuse(format!("hidden_act: \"{}\" is none of {ACTIVATION_NAMES}", settings.hidden_act));
+            return refuse(format!(
+                "hidden_act: \"{}\" is not supported; expected one of {ACTIVATION_NAMES}",
+                settings.hidden_act
+            ));
         };
         let heads = settings.num_attention_heads;
         if heads == 0 || settings.hidden_size == 0 || !settings.hidden_size.is_multiple_of(heads) {
@@ -192,40 +195,40 @@ impl Block {
     ) -> Result<Self> {
         let of = |part: &str| format!("{name}.{part}");
         Ok(Self {
-            first: norm(&of("layer_norm1"), channels, epsilon, take)?,
+            norm1: norm(&of("layer_norm1"), channels, epsilon, take)?,
             queries: linear(&of("self_attn.q_proj"), channels, channels, take)?,
             keys: linear(&of("self_attn.k_proj"), channels, channels, take)?,
             values: linear(&of("self_attn.v_proj"), channels, channels, take)?,
-            joined: linear(&of("self_attn.out_proj"), channels, channels, take)?,
-            second: norm(&of("layer_norm2"), channels, epsilon, take)?,
-            widen: linear(&of("mlp.fc1"), wide, channels, take)?,
-            narrow: linear(&of("mlp.fc2"), channels, wide, take)?,
+            out_proj: linear(&of("self_attn.out_proj"), channels, channels, take)?,
+            norm2: norm(&of("layer_norm2"), channels, epsilon, take)?,
+            fc1: linear(&of("mlp.fc1"), wide, channels, take)?,
+            fc2: linear(&of("mlp.fc2"), channels, wide, take)?,
         })
     }
 
     /// Applies the block to rows `[B·T, C]`, in place.
     pub(crate) fn apply(&self, x: &mut Tensor, attention: &Keys<'_>, activation: Activation) -> Result<()> {
-        let y = self.first.apply(x)?;
+        let y = self.norm1.apply(x)?;
         let (queries, keys) = (self.queries.apply(&y)?, self.keys.apply(&y)?);
         let values = self.values.apply(&y)?;
-        add_in_place(x, &self.joined.apply(&attention.attend(&queries, &keys, &values)?)?)?;
-        let wide = activated(&self.widen.apply(&self.second.apply(x)?)?, activation)?;
-        add_in_place(x, &self.narrow.apply(&wide)?)
+        add_in_place(x, &self.out_proj.apply(&attention.attend(&queries, &keys, &values)?)?)?;
+        let wide = activated(&self.fc1.apply(&self.norm2.apply(x)?)?, activation)?;
+        add_in_place(x, &self.fc2.apply(&wide)?)
     }
 
     fn to_device(&self, device: &Device) -> Result<Self> {
-        let [queries, keys, values, joined, widen, narrow] =
-            [&self.queries, &self.keys, &self.values, &self.joined, &self.widen, &self.narrow]
+        let [queries, keys, values, out_proj, fc1, fc2] =
+            [&self.queries, &self.keys, &self.values, &self.out_proj, &self.fc1, &self.fc2]
                 .map(|linear| linear.to_device(device));
         Ok(Self {
-            first: self.first.to_device(device)?,
+            norm1: self.norm1.to_device(device)?,
             queries: queries?,
             keys: keys?,
             values: values?,
-            joined: joined?,
-            second: self.second.to_device(device)?,
-            widen: widen?,
-            narrow: narrow?,
+            out_proj: out_proj?,
+            norm2: self.norm2.to_device(device)?,
+            fc1: fc1?,
+            fc2: fc2?,
         })
     }
 }
@@ -254,7 +257,7 @@ impl TextNetwork for ClipText {
         if tokens > self.positions() {
             return Err(Error::shape(
                 "clip",
-                format!("{tokens} tokens a caption are more than the {} positions", self.positions()),
+                format!("{tokens} tokens per caption exceed the {} positions", self.positions()),
             ));
         }
         let TokenIds { ids, mask } = TokenIds::checked("clip", ids, mask)?;
@@ -269,8 +272,8 @@ impl TextNetwork for ClipText {
         let heads = self.settings.num_attention_heads;
         #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
         let scale = 1.0 / f32::sqrt((channels / heads) as f32);
-        let seen = on(device, &mask)?;
-        let attention = Keys { tokens, heads, scale, causal: true, mask: &seen, bias: None };
+        let mask_on = on(device, &mask)?;
+        let attention = Keys { tokens, heads, scale, causal: true, mask: &mask_on, bias: None };
         for (at, block) in self.blocks.iter().enumerate() {
             block.apply(&mut x, &attention, self.activation)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;

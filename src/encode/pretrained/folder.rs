@@ -23,7 +23,7 @@ impl Folder {
         let refuse = |message: String| Error::Checkpoint { path: given.to_path_buf(), message };
         if !given.is_dir() {
             return Err(refuse(
-                "there is no such folder; text_encoder.path names the folder of a text encoder".to_owned(),
+                "no such folder; text_encoder.path must be the folder of a text encoder".to_owned(),
             ));
         }
         let inner = given.join("text_encoder");
@@ -39,15 +39,15 @@ impl Folder {
             let suffix = name.to_str().and_then(|name| name.strip_prefix("text_encoder"));
             parent.join(format!("tokenizer{}", suffix.unwrap_or_default()))
         });
-        let places: Vec<PathBuf> =
+        let folders: Vec<PathBuf> =
             [Some(model.join("tokenizer")), Some(model.clone()), beside].into_iter().flatten().collect();
-        let holds = |place: &&PathBuf| TOKENIZER_FILES.iter().any(|file| place.join(file).exists());
-        match places.iter().find(holds) {
+        let holds = |folder: &&PathBuf| TOKENIZER_FILES.iter().any(|file| folder.join(file).exists());
+        match folders.iter().find(holds) {
             Some(tokenizer) => Ok(Self { tokenizer: tokenizer.clone(), model }),
             None => Err(refuse(format!(
                 "holds no tokenizer; copy the tokenizer's files ({}) of the encoder's Hugging Face folder to one of {}",
                 "tokenizer.json, spiece.model, or vocab.json and merges.txt",
-                places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
+                folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
             ))),
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     encode::{
         TextEncoder, TextStates,
         saved::{self, EncoderDescription, TEXT_ENCODER},
-        tokenizers::{TokenIds, WordPieces},
+        tokenizers::{TextTokenizer, TokenIds},
         transformer::first_not_finite,
     },
     engine::{Tensor, cuda::Device},
@@ -121,7 +121,7 @@ pub struct PretrainedSettings {
 pub struct Pretrained {
     kind: EncoderKind,
     settings: PretrainedSettings,
-    words: WordPieces,
+    words: TextTokenizer,
     network: Box<dyn TextNetwork>,
     fingerprint: String,
     /// Whether the network is on a device.
@@ -137,7 +137,7 @@ impl Pretrained {
     pub fn open(kind: EncoderKind, settings: PretrainedSettings) -> Result<Self> {
         let folder = Folder::find(&settings.path)?;
         let refuse = |message| Err(Error::Checkpoint { path: settings.path.clone(), message });
-        let (words, network): (WordPieces, Box<dyn TextNetwork>) = match kind {
+        let (words, network): (TextTokenizer, Box<dyn TextNetwork>) = match kind {
             EncoderKind::Clip => {
                 let clip = ClipText::open(&folder.model)?;
                 if let Some(tokens) = settings.tokens
@@ -148,13 +148,13 @@ impl Pretrained {
                         clip.positions()
                     ));
                 }
-                let words = WordPieces::clip(&folder.tokenizer, settings.tokens, clip.positions())?;
+                let words = TextTokenizer::clip(&folder.tokenizer, settings.tokens, clip.positions())?;
                 expect_end(&words, clip.end(), &folder)?;
                 (words, Box::new(clip))
             }
             EncoderKind::T5 => {
                 let pooling = if settings.mean_over_padding { Pooling::Everything } else { Pooling::Tokens };
-                let words = WordPieces::t5(&folder.tokenizer, settings.tokens.unwrap_or(T5_TOKENS))?;
+                let words = TextTokenizer::t5(&folder.tokenizer, settings.tokens.unwrap_or(T5_TOKENS))?;
                 (words, Box::new(T5Text::open(&folder.model, pooling)?))
             }
         };
@@ -234,10 +234,10 @@ impl Pretrained {
         if words.ids.shape() != [batch, tokens] {
             return Err(Error::shape(
                 "text encoder",
-                format!("ids [B, {tokens}] were expected, but {:?} was given", words.ids.shape()),
+                format!("expected ids [B, {tokens}], got {:?}", words.ids.shape()),
             ));
         }
-        let (ids, seen) = (words.ids.as_slice::<u32>()?, words.mask.as_slice::<u32>()?);
+        let (ids, attended) = (words.ids.as_slice::<u32>()?, words.mask.as_slice::<u32>()?);
         let (mut states, mut mask, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
         // A few captions at a time: the activations between layers are many times larger than the output.
         let most = (ROWS / tokens).max(1);
@@ -251,7 +251,7 @@ impl Pretrained {
                 Tensor::new(&[filled, tokens], part)
             };
             let name = |at: usize| name(start + if at < count { at } else { 0 });
-            let found = self.network.states(&part(ids)?, Some(&part(seen)?), &name)?;
+            let found = self.network.states(&part(ids)?, Some(&part(attended)?), &name)?;
             let rows = count * tokens;
             states.extend_from_slice(&found.states.as_slice::<f32>()?[..rows * channels]);
             mask.extend_from_slice(&found.mask.as_slice::<u32>()?[..rows]);
@@ -307,7 +307,7 @@ fn fingerprint(
     kind: EncoderKind,
     settings: &PretrainedSettings,
     folder: &Folder,
-    words: &WordPieces,
+    words: &TextTokenizer,
     network: &dyn TextNetwork,
 ) -> Result<String> {
     let mut hash = Sha256::new();
@@ -325,7 +325,7 @@ fn fingerprint(
 }
 
 /// Rejects a tokenizer that never produces the end-of-text token whose state represents the caption.
-fn expect_end(words: &WordPieces, end: Option<u32>, folder: &Folder) -> Result<()> {
+fn expect_end(words: &TextTokenizer, end: Option<u32>, folder: &Folder) -> Result<()> {
     let Some(end) = end else { return Ok(()) };
     if words.encode(&[""])?.ids.as_slice::<u32>()?.contains(&end) {
         return Ok(());

@@ -17,7 +17,7 @@ use crate::{
 pub(crate) type Take<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 
 /// Maximum number of layers; the deepest released models have a few dozen.
-const MOST_LAYERS: usize = 1_000;
+const MAX_LAYERS: usize = 1_000;
 
 /// Reads `config.json`; `section` is the key of the network's part in the configuration of a larger model.
 ///
@@ -46,15 +46,15 @@ pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], 
 /// their tensors are kept in memory before they are compared with those of the weights.
 ///
 /// # Errors
-/// If there are more than [`MOST_LAYERS`].
+/// If there are more than [`MAX_LAYERS`].
 pub(crate) fn expect_layers(folder: &Path, key: &str, layers: usize) -> Result<()> {
-    if layers <= MOST_LAYERS {
+    if layers <= MAX_LAYERS {
         return Ok(());
     }
     Err(Error::Checkpoint {
         path: folder.join("config.json"),
         message: format!(
-            "{key} is {layers}, but no encoder has more than {MOST_LAYERS} layers; take the config.json that came \
+            "{key} is {layers}, but no encoder has more than {MAX_LAYERS} layers; take the config.json that came \
              with the weights"
         ),
     })
@@ -89,11 +89,11 @@ pub(crate) fn assemble<N>(
         let full = format!("{prefix}{name}");
         let tensor = weights.read(&full)?;
         if tensor.dtype() != DType::F32 {
-            return Err(damaged(format!("tensor {full} holds whole numbers instead of floats")));
+            return Err(damaged(format!("tensor {full} has integers instead of floats")));
         }
         let values = tensor.as_slice::<f32>()?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let message = format!("tensor {full} holds {} at place {at}; the file is damaged", values[at]);
+            let message = format!("tensor {full} has {} at index {at}; the file is damaged", values[at]);
             return Err(damaged(message));
         }
         hash.update(format!("{name} {:?}\n", tensor.shape()));

@@ -92,17 +92,17 @@ pub struct T5Text {
 
 #[derive(Clone, Debug)]
 struct Block {
-    first: Norm,
+    norm1: Norm,
     queries: Linear,
     keys: Linear,
     values: Linear,
-    joined: Linear,
-    second: Norm,
+    out_proj: Linear,
+    norm2: Norm,
     /// The input of the activation.
-    widen: Linear,
+    fc1: Linear,
     /// The factor of the activation's output (v1.1).
     gate: Option<Linear>,
-    narrow: Linear,
+    fc2: Linear,
 }
 
 impl T5Text {
@@ -119,7 +119,9 @@ impl T5Text {
             other => other.strip_prefix("gated-").unwrap_or(other),
         };
         let Some(activation) = activation_named(name) else {
-            return refuse(format!("feed_forward_proj: \"{name}\" is none of {ACTIVATION_NAMES}"));
+            return refuse(format!(
+                "feed_forward_proj: \"{name}\" is not supported; expected one of {ACTIVATION_NAMES}"
+            ));
         };
         let Settings { d_model, d_kv, d_ff, num_layers, num_heads, .. } = settings;
         if [d_model, d_kv, d_ff, num_layers, num_heads].contains(&0) {
@@ -127,14 +129,12 @@ impl T5Text {
         }
         expect_layers(folder, "num_layers", num_layers)?;
         if num_heads.checked_mul(d_kv).is_none() {
-            return refuse(format!(
-                "{num_heads} heads (num_heads) of {d_kv} channels (d_kv) are more channels than can be counted"
-            ));
+            return refuse(format!("{num_heads} heads (num_heads) of {d_kv} channels (d_kv) overflow"));
         }
         let buckets = settings.relative_attention_num_buckets;
         if buckets < 4 || settings.relative_attention_max_distance <= buckets / 4 {
             return refuse(format!(
-                "{buckets} buckets for distances up to {} make no sense",
+                "{buckets} buckets for distances up to {} are invalid",
                 settings.relative_attention_max_distance
             ));
         }
@@ -176,15 +176,15 @@ impl T5Text {
             let attention = |part: &str| format!("encoder.block.{at}.layer.0.SelfAttention.{part}");
             let feed = |part: &str| format!("encoder.block.{at}.layer.1.DenseReluDense.{part}");
             blocks.push(Block {
-                first: norm(&format!("encoder.block.{at}.layer.0.layer_norm"), take)?,
+                norm1: norm(&format!("encoder.block.{at}.layer.0.layer_norm"), take)?,
                 queries: linear(&attention("q"), inner, channels, take)?,
                 keys: linear(&attention("k"), inner, channels, take)?,
                 values: linear(&attention("v"), inner, channels, take)?,
-                joined: linear(&attention("o"), channels, inner, take)?,
-                second: norm(&format!("encoder.block.{at}.layer.1.layer_norm"), take)?,
-                widen: linear(&feed(if gated { "wi_0" } else { "wi" }), wide, channels, take)?,
+                out_proj: linear(&attention("o"), channels, inner, take)?,
+                norm2: norm(&format!("encoder.block.{at}.layer.1.layer_norm"), take)?,
+                fc1: linear(&feed(if gated { "wi_0" } else { "wi" }), wide, channels, take)?,
                 gate: gated.then(|| linear(&feed("wi_1"), wide, channels, take)).transpose()?,
-                narrow: linear(&feed("wo"), channels, wide, take)?,
+                fc2: linear(&feed("wo"), channels, wide, take)?,
             });
         }
         let last = norm("encoder.final_layer_norm", take)?;
@@ -235,19 +235,19 @@ fn bucket(query: usize, key: usize, buckets: usize, most: usize) -> usize {
 
 impl Block {
     fn to_device(&self, device: &Device) -> Result<Self> {
-        let [queries, keys, values, joined, widen, narrow] =
-            [&self.queries, &self.keys, &self.values, &self.joined, &self.widen, &self.narrow]
+        let [queries, keys, values, out_proj, fc1, fc2] =
+            [&self.queries, &self.keys, &self.values, &self.out_proj, &self.fc1, &self.fc2]
                 .map(|linear| linear.to_device(device));
         Ok(Self {
-            first: self.first.to_device(device)?,
+            norm1: self.norm1.to_device(device)?,
             queries: queries?,
             keys: keys?,
             values: values?,
-            joined: joined?,
-            second: self.second.to_device(device)?,
-            widen: widen?,
+            out_proj: out_proj?,
+            norm2: self.norm2.to_device(device)?,
+            fc1: fc1?,
             gate: self.gate.as_ref().map(|gate| gate.to_device(device)).transpose()?,
-            narrow: narrow?,
+            fc2: fc2?,
         })
     }
 }
@@ -277,29 +277,29 @@ impl TextNetwork for T5Text {
         let channels = self.channels();
         let device = self.device.as_ref();
         let bias = on(device, &self.distance_bias(tokens)?)?;
-        let seen = on(device, &mask)?;
+        let mask_on = on(device, &mask)?;
         let attention = Keys {
             tokens,
             heads: self.settings.num_heads,
             scale: 1.0,
             causal: false,
-            mask: &seen,
+            mask: &mask_on,
             bias: Some(&bias),
         };
         let rows = embed(&self.tokens, &ids)?;
         let mut x = on(device, &Tensor::new(&[batch * tokens, channels], rows)?)?;
         // Padding is computed as well: its states are part of the output, and under `Pooling::Everything` they count.
         for (at, block) in self.blocks.iter().enumerate() {
-            let y = block.first.apply(&x)?;
+            let y = block.norm1.apply(&x)?;
             let (queries, keys) = (block.queries.apply(&y)?, block.keys.apply(&y)?);
             let values = block.values.apply(&y)?;
-            add_in_place(&mut x, &block.joined.apply(&attention.attend(&queries, &keys, &values)?)?)?;
-            let y = block.second.apply(&x)?;
-            let mut wide = activated(&block.widen.apply(&y)?, self.activation)?;
+            add_in_place(&mut x, &block.out_proj.apply(&attention.attend(&queries, &keys, &values)?)?)?;
+            let y = block.norm2.apply(&x)?;
+            let mut wide = activated(&block.fc1.apply(&y)?, self.activation)?;
             if let Some(gate) = &block.gate {
                 wide = multiply(&wide, &gate.apply(&y)?)?;
             }
-            add_in_place(&mut x, &block.narrow.apply(&wide)?)?;
+            add_in_place(&mut x, &block.fc2.apply(&wide)?)?;
             expect_finite(&x, tokens * channels, &format!("layer {at} of {WHAT}"), name)?;
         }
         let states = self.last.apply(&x)?.to_host()?;

@@ -24,7 +24,7 @@ const TIMES: usize = 64;
 const MORE_BYTES: usize = 1 << 16;
 
 /// Maximum ids that a post-processor may add to a caption's.
-const MOST_MARKS: usize = 64;
+const MAX_MARKS: usize = 64;
 
 /// A caption's size limit, and how much of it is used.
 #[derive(Clone, Copy)]
@@ -87,7 +87,7 @@ fn admits(step: &'static str, bytes: usize) -> bool {
 }
 
 fn too_long(step: &str) -> tokenizers::Error {
-    format!("{step} makes the text too long").into()
+    format!("{step} exceeds the text's size limit").into()
 }
 
 /// A normalizer, step by step.
@@ -184,8 +184,8 @@ fn growth(step: &NormalizerWrapper, longest: usize) -> tokenizers::Result<Growth
         NormalizerWrapper::Sequence(_) => times("Sequence", 1),
         NormalizerWrapper::Replace(replace) => {
             // The pattern is private; serializing the step exposes it.
-            let mut told = serde_json::to_value(replace)?;
-            let pattern = match serde_json::from_value(told["pattern"].take())? {
+            let mut value = serde_json::to_value(replace)?;
+            let pattern = match serde_json::from_value(value["pattern"].take())? {
                 ReplacePattern::String(text) => Searched::Text(text),
                 ReplacePattern::Regex(regex) => Searched::Regex(SysRegex::new(&regex)?),
             };
@@ -310,9 +310,9 @@ fn templates_within(post_processor: &Value, templates: &mut usize) -> Result<(),
         Some(post_processor.get("special_tokens")?.get(id)?.get("ids")?.as_array()?.len())
     };
     let marks = single.iter().fold(0, |sum: usize, piece| sum.saturating_add(ids(piece).unwrap_or(1)));
-    if captions > 1 || marks > MOST_MARKS {
+    if captions > 1 || marks > MAX_MARKS {
         return Err(format!(
-            "the template of its post_processor has a caption {captions} times and {marks} marks; one and at most {MOST_MARKS} \
+            "the template of its post_processor has a caption {captions} times and {marks} marks; one and at most {MAX_MARKS} \
              are usual"
         ));
     }
@@ -351,7 +351,7 @@ pub(super) fn charsmap(map: &[u8]) -> Result<usize, String> {
     let texts = std::str::from_utf8(texts).map_err(|_| damaged())?;
     let units: Vec<usize> =
         units.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
-    let mut seen = vec![false; units.len()];
+    let mut visited = vec![false; units.len()];
     let mut waiting = vec![0];
     while let Some(at) = waiting.pop() {
         let unit = *units.get(at).ok_or_else(damaged)?;
@@ -365,7 +365,7 @@ pub(super) fn charsmap(map: &[u8]) -> Result<usize, String> {
         }
         for byte in 1..=0xff {
             let child = base ^ byte;
-            if units[child] & (1 << 31 | 0xff) == byte && !std::mem::replace(&mut seen[child], true) {
+            if units[child] & (1 << 31 | 0xff) == byte && !std::mem::replace(&mut visited[child], true) {
                 waiting.push(child);
             }
         }

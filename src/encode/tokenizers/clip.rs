@@ -103,10 +103,10 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
         .build()
         .map_err(|error| {
             mistaken().unwrap_or_else(|| {
-                unusable(&merges_path, format!("the merges do not fit the vocabulary: {error}"))
+                unusable(&merges_path, format!("the merges do not match the vocabulary: {error}"))
             })
         })?;
-    let refuse = |error| unusable(folder, format!("the tokenizer cannot be put together: {error}"));
+    let refuse = |error| unusable(folder, format!("cannot build the tokenizer: {error}"));
     let pieces = Split::new(SplitPattern::Regex(PIECES.to_owned()), SplitDelimiterBehavior::Removed, true)
         .map_err(refuse)?;
     let steps: Vec<PreTokenizerWrapper> = vec![pieces.into(), ByteLevel::new(false, false, false).into()];

@@ -47,7 +47,7 @@ pub struct TokenIds {
 
 /// The tokenizer of a text encoder.
 #[derive(Clone, Debug)]
-pub struct WordPieces {
+pub struct TextTokenizer {
     pipeline: Pipeline,
     length: usize,
     largest_id: u32,
@@ -63,7 +63,7 @@ enum Pipeline {
     Clip(Box<clip::ClipTokenizer>),
 }
 
-impl WordPieces {
+impl TextTokenizer {
     /// CLIP's tokenizer: from `tokenizer.json` if the folder has it, otherwise from `vocab.json` and `merges.txt`.
     ///
     /// `length` is the number of ids per caption; `None`: the value in `tokenizer_config.json`, at most `most`.
@@ -142,7 +142,9 @@ impl WordPieces {
         if length <= marks {
             return Err(unusable(
                 folder,
-                format!("{length} tokens a caption leave no room for a word beside {marks} marks"),
+                format!(
+                    "{length} tokens per caption leave no room for a word besides {marks} special tokens"
+                ),
             ));
         }
         let (cuts, vocabulary) = match &mut pipeline {

@@ -38,7 +38,7 @@ const END: &str = "</s>";
 const EXTRA_IDS: usize = 100;
 
 /// Maximum number of them; the released models have 100.
-const MOST_EXTRA_IDS: usize = 10_000;
+const MAX_EXTRA_IDS: usize = 10_000;
 
 /// The fields of `tokenizer_config.json` besides the special tokens.
 #[derive(Deserialize)]
@@ -215,10 +215,10 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(SavedTokenizer, 
         };
         return Err(refuse(format!("a SentencePiece model of {kind}; T5's are unigram models")));
     }
-    if settings.extra_ids > MOST_EXTRA_IDS {
+    if settings.extra_ids > MAX_EXTRA_IDS {
         return Err(unusable(
             &config,
-            format!("extra_ids is {}, but no model has more than {MOST_EXTRA_IDS}", settings.extra_ids),
+            format!("extra_ids is {}, but no model has more than {MAX_EXTRA_IDS}", settings.extra_ids),
         ));
     }
     if let Some(piece) = model.pieces.iter().find(|piece| !piece.score.is_finite()) {

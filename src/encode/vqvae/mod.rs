@@ -40,7 +40,7 @@ const RELEASED_NAME: &str = "vae_ch160v4096z32.pth";
 const QUANT_RESI: f32 = 0.5;
 
 /// Maximum threads per image: the small maps do not have enough rows for more.
-const THREADS_A_PICTURE: usize = 8;
+const THREADS_PER_IMAGE: usize = 8;
 
 /// The saved settings of a VQ-VAE: the path of its weights, not the weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ impl VqVae {
             return Err(damaged(
                 &settings.path,
                 format!(
-                    "the encoder divides the side by {}, but the decoder multiplies it by {}",
+                    "the encoder reduces the side by {}, but the decoder enlarges it by {}",
                     encoder.reduction(),
                     decoder.growth()
                 ),
@@ -130,7 +130,7 @@ impl VqVae {
             return Err(damaged(
                 &settings.path,
                 format!(
-                    "{} tensors are no part of a VQ-VAE as released: {}{}",
+                    "{} tensors are not part of the VQ-VAE: {}{}",
                     surplus.len(),
                     surplus[..surplus.len().min(8)].join(", "),
                     if surplus.len() > 8 { ", …" } else { "" }
@@ -197,7 +197,7 @@ impl VqVae {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "images [B, 3, {side}, {side}] of f32 were expected, but {:?} of {:?} were given",
+                    "expected images [B, 3, {side}, {side}] of f32, got {:?} of {:?}",
                     images.shape(),
                     images.dtype()
                 ),
@@ -207,9 +207,7 @@ impl VqVae {
         // No early exit from the inner loop, so that it vectorizes.
         let finite = |image: &[f32]| image.iter().fold(true, |all, value| all & value.is_finite());
         if let Some(at) = values.par_chunks(size).position_first(|image| !finite(image)) {
-            return Err(Error::not_finite(format!(
-                "image {at} of the batch holds a number that is not finite"
-            )));
+            return Err(Error::not_finite(format!("image {at} of the batch is not finite (NaN or Inf)")));
         }
         let length = self.quantizer.side().pow(2) * self.quantizer.channels();
         let maps = match &self.networks {
@@ -260,7 +258,7 @@ impl Hosted {
         to_length: usize,
         work: impl Fn(&[f32], &mut Workspace, &mut [f32]) + Sync,
     ) {
-        let lanes = rayon::current_num_threads().div_ceil(THREADS_A_PICTURE);
+        let lanes = rayon::current_num_threads().div_ceil(THREADS_PER_IMAGE);
         let pieces = (to.len() / to_length).div_ceil(lanes).max(1);
         to.par_chunks_mut(pieces * to_length).zip(from.par_chunks(pieces * from_length)).for_each(
             |(to, from)| {

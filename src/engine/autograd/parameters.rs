@@ -32,7 +32,7 @@ impl Parameters {
         let name = name.into();
         let id = ParameterId(self.values.len());
         if self.index.insert(name.clone(), id).is_some() {
-            return Err(Error::invalid(format!("the parameter {name} is declared twice")));
+            return Err(Error::invalid(format!("parameter {name} is already declared")));
         }
         if let Some(copy) = self.copies.first() {
             self.copies.push(value.cast(copy.dtype())?);
@@ -118,12 +118,12 @@ impl Parameters {
     /// # Errors
     /// If the name is unknown, the shape differs, or a device fails.
     pub fn set(&mut self, name: &str, value: &Tensor) -> Result<()> {
-        let id = self.id(name).ok_or_else(|| Error::invalid(format!("there is no parameter {name}")))?;
+        let id = self.id(name).ok_or_else(|| Error::invalid(format!("no parameter {name}")))?;
         let held = &mut self.values[id.0];
         if held.shape() != value.shape() {
             return Err(Error::shape(
                 "parameters",
-                format!("{name} has the shape {:?} here, but {:?} was given", held.shape(), value.shape()),
+                format!("{name} has the shape {:?}, got {:?}", held.shape(), value.shape()),
             ));
         }
         let value = value.to_host()?.cast(held.dtype())?;

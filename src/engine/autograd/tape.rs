@@ -119,7 +119,7 @@ type Body = dyn Fn(&mut Tape<'_>, &[Var]) -> Result<Var> + Send;
 struct Segment {
     inputs: Vec<Var>,
     slots: Vec<Slot>,
-    samples_apart: bool,
+    per_sample_parts: bool,
     body: Box<Body>,
 }
 
@@ -129,7 +129,7 @@ impl Operation for Segment {
     }
 
     fn backward(self: Box<Self>, d_output: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let mut tape = Tape::new(sink.parameters).with_samples_apart(self.samples_apart);
+        let mut tape = Tape::new(sink.parameters).with_per_sample_parts(self.per_sample_parts);
         let again = |(input, slot): (&Var, &Slot)| {
             let node = slot.wanted().then(|| tape.new_leaf());
             Var { value: input.value.clone(), node, owner: input.owner }
@@ -153,18 +153,18 @@ pub struct Tape<'p> {
     nodes: Vec<Node>,
     recording: bool,
     recomputing: bool,
-    samples_apart: bool,
+    per_sample_parts: bool,
 }
 
 impl<'p> Tape<'p> {
     /// A tape that records, for training.
     pub fn new(parameters: &'p Parameters) -> Self {
-        Self { parameters, nodes: Vec::new(), recording: true, recomputing: false, samples_apart: false }
+        Self { parameters, nodes: Vec::new(), recording: true, recomputing: false, per_sample_parts: false }
     }
 
     /// A tape that keeps nothing, for inference: values are freed when their `Var` is dropped.
     pub fn inference(parameters: &'p Parameters) -> Self {
-        Self { parameters, nodes: Vec::new(), recording: false, recomputing: false, samples_apart: false }
+        Self { parameters, nodes: Vec::new(), recording: false, recomputing: false, per_sample_parts: false }
     }
 
     /// With `recomputing`, keeps only the inputs of each [`segment`](Self::segment) and runs it forward again in the
@@ -174,17 +174,17 @@ impl<'p> Tape<'p> {
         Self { recomputing, ..self }
     }
 
-    /// With `samples_apart`, shares nothing between the samples of a batch: values that depend on no sample are
+    /// With `per_sample_parts`, shares nothing between the samples of a batch: values that depend on no sample are
     /// recomputed for each of them, so that the gradient of every parameter has per-sample parts
     /// ([`RowOwner::Samples`]). An op that mixes samples by nature still reports [`RowOwner::Batch`].
     #[must_use]
-    pub fn with_samples_apart(self, samples_apart: bool) -> Self {
-        Self { samples_apart, ..self }
+    pub fn with_per_sample_parts(self, per_sample_parts: bool) -> Self {
+        Self { per_sample_parts, ..self }
     }
 
-    /// Whether nothing is shared between samples: see [`with_samples_apart`](Self::with_samples_apart).
-    pub fn samples_apart(&self) -> bool {
-        self.samples_apart
+    /// Whether nothing is shared between samples: see [`with_per_sample_parts`](Self::with_per_sample_parts).
+    pub fn per_sample_parts(&self) -> bool {
+        self.per_sample_parts
     }
 
     /// Runs a part of the network that can be recomputed from its inputs.
@@ -199,14 +199,15 @@ impl<'p> Tape<'p> {
         if !(self.recording && self.recomputing) {
             return body(self, inputs);
         }
-        let samples_apart = self.samples_apart;
-        let output = body(&mut Tape::inference(self.parameters).with_samples_apart(samples_apart), inputs)?;
+        let per_sample_parts = self.per_sample_parts;
+        let output =
+            body(&mut Tape::inference(self.parameters).with_per_sample_parts(per_sample_parts), inputs)?;
         let slots: Vec<Slot> = inputs.iter().map(|input| self.slot(input)).collect();
         let kept = slots.clone();
         Ok(self.push(output.value, output.owner, &slots, true, || Segment {
             inputs: inputs.to_vec(),
             slots: kept,
-            samples_apart,
+            per_sample_parts,
             body: Box::new(body),
         }))
     }

@@ -31,9 +31,9 @@ pub struct MemoryUse {
 
 /// Free ranges by start address; adjacent ranges of one piece are always merged.
 #[derive(Debug, Default)]
-struct Stretches(BTreeMap<u64, usize>);
+struct Ranges(BTreeMap<u64, usize>);
 
-impl Stretches {
+impl Ranges {
     /// The smallest range of at least `bytes`, the lowest address among equals.
     fn best(&self, bytes: usize) -> Option<(u64, usize)> {
         let fitting = self.0.iter().filter(|(_, length)| **length >= bytes);
@@ -94,9 +94,9 @@ struct Block {
 struct Kept {
     /// Blocks with smaller serial numbers may be used by it.
     before: u64,
-    free: Stretches,
+    free: Ranges,
     /// Every range that was allocated during its capture.
-    touched: Stretches,
+    touched: Ranges,
 }
 
 /// Blocks that are free for good: address and requested bytes.
@@ -107,7 +107,7 @@ pub(super) type Freed = Vec<(u64, usize)>;
 pub(super) struct Arena {
     layout: MemoryLayout,
     pieces: BTreeMap<u64, usize>,
-    free: Stretches,
+    free: Ranges,
     blocks: HashMap<u64, Block>,
     graphs: BTreeMap<u64, Kept>,
     recording: Option<u64>,
@@ -121,7 +121,7 @@ impl Arena {
         Self {
             layout,
             pieces: BTreeMap::new(),
-            free: Stretches::default(),
+            free: Ranges::default(),
             blocks: HashMap::new(),
             graphs: BTreeMap::new(),
             recording: None,
@@ -198,7 +198,7 @@ impl Arena {
     }
 
     /// Sizes to request from the driver so that `bytes` fit: the preferred one, and the minimum.
-    pub(super) fn wanted_piece(&self, bytes: usize) -> [usize; 2] {
+    pub(super) fn piece_sizes(&self, bytes: usize) -> [usize; 2] {
         let least = self.room(bytes);
         [least.next_multiple_of(self.layout.piece_granule).max(self.layout.piece), least]
     }
@@ -326,7 +326,7 @@ impl Arena {
 }
 
 /// Adds a range to a set of ranges that it may overlap.
-fn cover(set: &mut Stretches, address: u64, length: usize, piece: (u64, u64)) {
+fn cover(set: &mut Ranges, address: u64, length: usize, piece: (u64, u64)) {
     let (mut from, mut to) = (address, address + length as u64);
     let overlapping: Vec<u64> = set
         .0
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn stretches_of_neighboring_pieces_stay_apart() {
+    fn ranges_of_neighboring_pieces_stay_separate() {
         let mut arena = arena();
         arena.add_piece(5120, 1024);
         assert_eq!(arena.take(1025), None);

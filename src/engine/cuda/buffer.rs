@@ -67,7 +67,7 @@ impl Device {
 impl<T: DeviceNumber> Buffer<T> {
     pub(super) fn new(device: &Device, len: usize) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
-            Error::shape("allocate", format!("{len} numbers of {} are more than memory can be", T::SUFFIX))
+            Error::shape("allocate", format!("{len} elements of {} exceed the address space", T::SUFFIX))
         })?;
         let address = if bytes == 0 { 0 } else { device.take(bytes)? };
         Ok(Self { device: device.clone(), address, len, number: PhantomData })
@@ -146,14 +146,17 @@ impl<T: DeviceNumber> Buffer<T> {
         if !fits || !self.device.is(&from.device) {
             return Err(Error::shape(
                 "copy",
-                format!("numbers {range:?} of {} do not fit at {at} of {} on one device", from.len, self.len),
+                format!(
+                    "elements {range:?} of {} do not fit at {at} of {} on the same device",
+                    from.len, self.len
+                ),
             ));
         }
         if range.is_empty() {
             return Ok(());
         }
-        let place = |address: u64, at: usize| address + (at * size_of::<T>()) as u64;
-        let (to, start) = (place(self.address, at), place(from.address, range.start));
+        let offset = |address: u64, at: usize| address + (at * size_of::<T>()) as u64;
+        let (to, start) = (offset(self.address, at), offset(from.address, range.start));
         // SAFETY: both ranges lie within buffers of this device; they are two, since this one is borrowed mutably.
         unsafe { self.device.driver().copy(to, start, range.len() * size_of::<T>()) }
     }
@@ -201,7 +204,7 @@ impl<T: DeviceNumber> Buffer<T> {
         if self.len == len {
             return Ok(());
         }
-        Err(Error::shape(op, format!("{what} holds {} numbers, expected {len}", self.len)))
+        Err(Error::shape(op, format!("{what} holds {} elements, expected {len}", self.len)))
     }
 }
 

@@ -30,9 +30,9 @@ impl DeviceChoice {
             Self::Cpu => Ok(None),
             Self::Cuda(ordinal) => Device::cuda(ordinal).map(Some),
             Self::Emulated => Device::emulated().map(Some),
-            Self::Auto => Ok(Device::cuda(0)
-                .inspect_err(|reason| tracing::info!("the CPU does the work: {reason}"))
-                .ok()),
+            Self::Auto => {
+                Ok(Device::cuda(0).inspect_err(|reason| tracing::info!("using the CPU: {reason}")).ok())
+            }
         }
     }
 }

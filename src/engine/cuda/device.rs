@@ -172,7 +172,7 @@ impl Device {
         let memory = arena.memory();
         let missing = (memory.peak_bytes - memory.used_bytes).saturating_sub(arena.free_bytes());
         // Blocks do not pack without gaps where blocks of other sizes were.
-        let [bytes, _] = arena.wanted_piece(missing + missing / 16);
+        let [bytes, _] = arena.piece_sizes(missing + missing / 16);
         if missing > 0
             && let Some(address) = self.driver().allocate_piece(bytes)?
         {
@@ -199,7 +199,7 @@ impl Device {
                 self.add_piece(&mut arena, bytes)?;
                 arena.take(bytes).ok_or_else(|| Error::Device {
                     device: self.facts().name.clone(),
-                    message: format!("a piece of memory for {bytes} bytes does not hold them"),
+                    message: format!("a piece of memory for {bytes} bytes is too small"),
                 })?
             }
         };
@@ -210,7 +210,7 @@ impl Device {
 
     /// Requests another piece: the preferred size, else the minimum, else the minimum after returning unused pieces.
     fn add_piece(&self, arena: &mut Arena, bytes: usize) -> Result<()> {
-        let [large, least] = arena.wanted_piece(bytes);
+        let [large, least] = arena.piece_sizes(bytes);
         let tries = if self.driver().layout().keep { [large, least, least] } else { [least; 3] };
         for (at, bytes) in tries.into_iter().enumerate() {
             if at == 2 && (arena.is_recording() || !self.free_unused_pieces(arena)) {
@@ -280,7 +280,7 @@ impl Device {
     /// # Errors
     /// If the device fails; in [`capture`](Self::capture).
     pub fn record(&self) -> Result<Event> {
-        self.refuse_in_capture("the mark of a point in time")?;
+        self.refuse_in_capture("an event")?;
         self.driver().record()
     }
 

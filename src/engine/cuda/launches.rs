@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 
 /// Converts a size to the `u32` that kernels take.
 pub(crate) fn size(op: &'static str, what: &str, value: usize) -> Result<u32> {
-    u32::try_from(value).map_err(|_| Error::shape(op, format!("{value} {what} are too many for a kernel")))
+    u32::try_from(value).map_err(|_| Error::shape(op, format!("{value} {what}: too many for a kernel")))
 }
 
 /// Number of blocks that cover `count` items, `each` per block.
@@ -26,7 +26,7 @@ pub(crate) fn each_launch<T: DeviceNumber>(op: &'static str, samples: usize, sha
 /// Elements per sample, where `count` elements are divided equally between `samples`.
 pub(crate) fn share_of(op: &'static str, count: usize, samples: usize) -> Result<usize> {
     if samples == 0 || !count.is_multiple_of(samples) {
-        return Err(Error::shape(op, format!("{count} numbers do not make {samples} equal samples")));
+        return Err(Error::shape(op, format!("{count} elements do not divide into {samples} equal samples")));
     }
     Ok(count / samples)
 }

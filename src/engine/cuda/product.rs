@@ -98,7 +98,7 @@ impl Device {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "A, B, C and bias hold {:?} numbers for the sizes {:?}",
+                    "A, B, C and bias have {:?} elements for the sizes {:?}",
                     sizes.map(|size| size.0),
                     [m, n, k]
                 ),
@@ -131,14 +131,14 @@ impl Device {
         let holds = |len: usize, first: usize, sizes: [usize; 2], row: usize, step: usize| {
             row >= sizes[1] && first.saturating_add(reach(batch, sizes, row, step)) <= len
         };
-        let apart = batch == 1
+        let disjoint = batch == 1
             || c.step >= reach(1, [m, n], c.row, 0)
             || c.step >= n && reach(batch, [1, n], c.row, c.step) <= c.row;
         let fits = holds(a.buffer.len(), a.first, stored(a.transposed, m, k), a.row, a.step)
             && holds(b.buffer.len(), b.first, stored(b.transposed, k, n), b.row, b.step)
             && holds(c.buffer.len(), c.first, [m, n], c.row, c.step)
             && bias.is_none_or(|bias| bias.len() == n);
-        if !fits || !apart {
+        if !fits || !disjoint {
             return Err(Error::shape(
                 OP,
                 format!(

@@ -62,7 +62,7 @@ impl Levels {
         if held.is(device) {
             return Ok(levels);
         }
-        Err(Error::invalid("a network is used on one device after another; build it once for each"))
+        Err(Error::invalid("a network cannot be used on several devices; build one for each"))
     }
 
     /// Returns an error unless the number of tokens matches.
@@ -89,7 +89,7 @@ impl SequenceLevels {
     /// If there are no levels, or there is not enough memory.
     pub fn new(device: &Device, counts: &[usize]) -> Result<Self> {
         let Some(&first) = counts.first() else {
-            return Err(Error::shape("levels", "there is no level"));
+            return Err(Error::shape("levels", "no levels"));
         };
         let (mut levels, mut starts) = (Vec::new(), vec![0]);
         for (level, &count) in counts.iter().enumerate() {

@@ -164,7 +164,7 @@ impl<'a> Ghost<'a> {
                     self.found.get_mut(id.0).and_then(Option::take)
                 else {
                     return Err(Error::invalid(format!(
-                        "{name} got no gradient in the backward pass, so its share of the samples' gradients is not known"
+                        "{name} got no gradient in the backward pass, so its share of the per-sample gradients is unknown"
                     )));
                 };
                 products.extend(product);
@@ -247,7 +247,7 @@ impl GradientVisitor for Ghost<'_> {
         if held != per_sample * self.samples {
             return Err(Error::shape(
                 "ghost",
-                format!("{held} rows, but {} samples of {per_sample} rows each", self.samples),
+                format!("expected {} samples of {per_sample} rows each, got {held} rows", self.samples),
             ));
         }
         if !self.repeated.contains(&id) {

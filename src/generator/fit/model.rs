@@ -117,9 +117,9 @@ impl Model {
     /// The same with uninitialized weights, to be replaced by those of a checkpoint.
     ///
     /// # Errors
-    /// If the sizes are inconsistent.
+    /// If the sizes do not fit together.
     pub(crate) fn uninitialized(config: &Config, sizes: [usize; 3]) -> Result<Self> {
-        Ok(Self::of(config, Proxy::undrawn(&backbone(config, sizes), DType::F32)?))
+        Ok(Self::of(config, Proxy::uninitialized(&backbone(config, sizes), DType::F32)?))
     }
 
     fn of(config: &Config, (network, parameters): (Proxy, Parameters)) -> Self {

@@ -227,7 +227,7 @@ impl Bilevel {
             ghost = ghost.with_weights(prepared.rater_loss.seeds(weight, wide)?);
         }
         let mut tape =
-            Tape::new(parameters).with_recomputing(self.settings.recompute).with_samples_apart(true);
+            Tape::new(parameters).with_recomputing(self.settings.recompute).with_per_sample_parts(true);
         let (smoothing, mode) = (self.settings.label_smoothing, self.mode(prepared, Pass::Train));
         let result =
             self.proxy.loss(&mut tape, train.input()?, &train.text, &train.codes, smoothing, mode)?;

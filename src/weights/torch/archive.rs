@@ -124,7 +124,7 @@ fn entry(
         ));
     }
     let data = local(bytes, &record).filter(|data| data.end <= directory.start);
-    let data = data.ok_or_else(|| refuse("does not lie where the table of contents says; refused"))?;
+    let data = data.ok_or_else(|| refuse("is not where the table of contents says; refused"))?;
     let span = record.header..data.end;
     Ok((ArchiveEntry { name, data }, span, record.next))
 }
@@ -167,8 +167,8 @@ impl<'a> CentralRecord<'a> {
         if next > end {
             return None;
         }
-        let narrow = [bytes.u32(at + 24)?, bytes.u32(at + 20)?, bytes.u32(at + 42)?];
-        let [size, packed, header] = widen(bytes, narrow, extra_at..extra_at + extra)?;
+        let sizes = [bytes.u32(at + 24)?, bytes.u32(at + 20)?, bytes.u32(at + 42)?];
+        let [size, packed, header] = sizes_in_64_bits(bytes, sizes, extra_at..extra_at + extra)?;
         Some(Self {
             name: bytes.0.get(name_at..extra_at)?,
             flags: bytes.u16(at + 8)?,
@@ -182,10 +182,10 @@ impl<'a> CentralRecord<'a> {
 }
 
 /// Sizes and offset as 64-bit values: those that do not fit 32 bits are in the extra field, in this order.
-fn widen(bytes: Bytes<'_>, narrow: [u32; 3], extra: Range<usize>) -> Option<[usize; 3]> {
+fn sizes_in_64_bits(bytes: Bytes<'_>, sizes: [u32; 3], extra: Range<usize>) -> Option<[usize; 3]> {
     const WIDE: usize = 1;
-    if !narrow.contains(&u32::MAX) {
-        return Some(narrow.map(|value| value as usize));
+    if !sizes.contains(&u32::MAX) {
+        return Some(sizes.map(|value| value as usize));
     }
     let mut at = extra.start;
     while at + 4 <= extra.end {
@@ -197,9 +197,9 @@ fn widen(bytes: Bytes<'_>, narrow: [u32; 3], extra: Range<usize>) -> Option<[usi
         if id == WIDE {
             let mut from = at + 4;
             let mut wide = [0; 3];
-            for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                *wide = narrow as usize;
-                if narrow == u32::MAX {
+            for (wide, sizes) in wide.iter_mut().zip(sizes) {
+                *wide = sizes as usize;
+                if sizes == u32::MAX {
                     if from + 8 > end {
                         return None;
                     }

@@ -14,14 +14,14 @@ use super::{
     pickle::{Item, Node, Pickled, TensorNode},
 };
 use crate::weights::{
-    Found, NumberKind, Value,
+    Contents, NumberKind, Value,
     stored::{Stored, TensorInfo, View},
 };
 
 /// Maximum nesting of dicts and lists.
 const DEEPEST: usize = 64;
 
-pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<Found, String> {
+pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<Contents, String> {
     let length = pickled.length;
     if matches!(pickled.node(pickled.root), Some(Node::Object(_) | Node::Foreign(_))) {
         return Err(globals::whole_object(&pickled.class_name(pickled.root)));
@@ -29,7 +29,7 @@ pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<
     let mut walk = Walk {
         pickled,
         storages,
-        found: Found::default(),
+        found: Contents::default(),
         classes: HashMap::new(),
         reached: HashSet::new(),
         steps: 16 * length + (1 << 16),
@@ -46,7 +46,7 @@ pub(super) fn flatten(pickled: &Pickled<'_>, storages: &Storages<'_>) -> Result<
 struct Walk<'a> {
     pickled: &'a Pickled<'a>,
     storages: &'a Storages<'a>,
-    found: Found,
+    found: Contents,
     /// Class names of objects, by the node of the class.
     classes: HashMap<usize, Arc<str>>,
     /// Nodes of the tensors found so far.
@@ -61,14 +61,14 @@ struct Walk<'a> {
 fn spend(budget: &mut usize, amount: usize) -> Result<(), String> {
     *budget = budget
         .checked_sub(amount)
-        .ok_or("the pickle mentions its parts more often than its length allows")?;
+        .ok_or("the pickle refers to its parts more often than its length allows")?;
     Ok(())
 }
 
 impl Walk<'_> {
     fn visit(&mut self, item: Item, name: &mut String, depth: usize) -> Result<(), String> {
         if depth > DEEPEST {
-            return Err(format!("dicts and lists lie more than {DEEPEST} deep in each other"));
+            return Err(format!("dicts and lists are nested more than {DEEPEST} deep"));
         }
         spend(&mut self.steps, 1)?;
         match self.pickled.node(item) {
@@ -76,7 +76,7 @@ impl Walk<'_> {
                 let name = if name.is_empty() { "tensor" } else { name };
                 spend(&mut self.tensors, 1)?;
                 spend(&mut self.text, name.len())?;
-                let stored = self.place(tensor).map_err(|message| format!("tensor {name}: {message}"))?;
+                let stored = self.locate(tensor).map_err(|message| format!("tensor {name}: {message}"))?;
                 self.found.tensors.push((name.to_owned(), stored));
                 if let Item::Node(at) = item {
                     self.reached.insert(at);
@@ -146,7 +146,7 @@ impl Walk<'_> {
             return Ok(());
         }
         if !self.is_plain(key, 0)? {
-            return Err("the key of a dict is neither text nor number".to_owned());
+            return Err("the key of a dict is neither a string nor a number".to_owned());
         }
         let key = self.value(key, 0)?.to_string();
         spend(&mut self.text, key.len())?;
@@ -220,7 +220,7 @@ impl Walk<'_> {
             classes.dedup();
             classes.truncate(4);
             tracing::warn!(
-                "{}: {hidden} tensors lie in objects that are not read ({}) and are left out; save them as a dict to keep them",
+                "{}: skipped {hidden} tensors in unsupported objects ({}); save them as a dict to keep them",
                 self.storages.file.path().display(),
                 classes.join(", ")
             );
@@ -229,15 +229,15 @@ impl Walk<'_> {
 
     fn values(&mut self, items: &[Item], depth: usize) -> Result<Vec<Value>, String> {
         if depth > DEEPEST {
-            return Err(format!("lists lie more than {DEEPEST} deep in each other"));
+            return Err(format!("lists are nested more than {DEEPEST} deep"));
         }
         spend(&mut self.steps, items.len())?;
         items.iter().map(|&item| self.value(item, depth + 1)).collect()
     }
 
     /// Locates a tensor in the file.
-    fn place(&self, tensor: &TensorNode) -> Result<Stored, String> {
-        const WRONG: &str = "its storage has no place in the file";
+    fn locate(&self, tensor: &TensorNode) -> Result<Stored, String> {
+        const WRONG: &str = "its storage is not in the file";
         let storage = self.pickled.storage(tensor.storage).ok_or(WRONG)?;
         let key = self.pickled.text_bytes(&storage.key);
         let region = self.storages.regions.get(key).ok_or_else(|| {
@@ -245,7 +245,7 @@ impl Walk<'_> {
         })?;
         if storage.bytes() != Some(region.len()) {
             return Err(format!(
-                "its storage is to have {} numbers of {} bytes, but has {} bytes",
+                "its storage should have {} elements of {} bytes, but has {} bytes",
                 storage.numbers,
                 storage.width,
                 region.len()
@@ -259,7 +259,7 @@ impl Walk<'_> {
             }
         };
         let kind: NumberKind =
-            tensor.kind.or(storage.kind).ok_or("its storage is of bytes, and no kind of number is named")?;
+            tensor.kind.or(storage.kind).ok_or("its storage is untyped, and no dtype is given")?;
         let entry = TensorInfo { shape: tensor.shape.clone(), kind };
         let view = View { offset: tensor.offset, strides: tensor.strides.clone() };
         Stored::new(self.storages.file, region, entry, Some(view), self.storages.big_endian)?

@@ -215,7 +215,7 @@ pub(super) fn whole_object(class: &str) -> String {
 /// The error for a file that tries to run code.
 pub(super) fn refused(what: &str) -> String {
     format!(
-        "the file wants to run code ({what}) and is refused; nothing of it was run. Where you trust the file, load it in \
+        "the file tries to run code ({what}) and is refused; nothing of it was run. Where you trust the file, load it in \
          Python and save only tensors, numbers, texts, lists and dicts, such as a state_dict()"
     )
 }

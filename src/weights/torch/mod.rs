@@ -13,7 +13,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 pub(super) use globals::{python_name, storage_name};
 use pickle::{Item, Node, Pickled};
 
-use super::{Found, damaged, stored::MappedFile};
+use super::{Contents, damaged, stored::MappedFile};
 use crate::error::Result;
 
 /// The magic number of the legacy stream, as a pickle.
@@ -46,7 +46,7 @@ fn magic_length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Reads the tensors and values of a checkpoint, in file order.
-pub(super) fn read(file: &Arc<MappedFile>) -> Result<Found> {
+pub(super) fn read(file: &Arc<MappedFile>) -> Result<Contents> {
     let found = if file.starts_with(b"PK") {
         from_archive(file)
     } else if let Some(length) = magic_length(file) {
@@ -64,7 +64,7 @@ struct Storages<'a> {
     big_endian: bool,
 }
 
-fn from_archive(file: &Arc<MappedFile>) -> Result<Found, String> {
+fn from_archive(file: &Arc<MappedFile>) -> Result<Contents, String> {
     let entries = archive::entries(file)?;
     let mut pickles =
         entries.iter().filter(|entry| entry.name == "data.pkl" || entry.name.ends_with("/data.pkl"));
@@ -101,7 +101,7 @@ fn from_archive(file: &Arc<MappedFile>) -> Result<Found, String> {
     flatten::flatten(&pickled, &Storages { file, regions, big_endian })
 }
 
-fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Found, String> {
+fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Contents, String> {
     let mut at = magic;
     let mut next = |what: &str| {
         let pickled = pickle::run(&file[at..]).map_err(|message| format!("{what}: {message}"))?;
@@ -123,8 +123,8 @@ fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Found, String> {
     let mentioned: HashMap<&[u8], _> =
         pickled.storages().map(|storage| (pickled.text_bytes(&storage.key), storage)).collect();
     let mut regions = HashMap::new();
-    for &key in keys.list(keys.root).ok_or("the list of storages is no list")? {
-        let key = keys.bytes_of(key).ok_or("a storage's key is no text")?;
+    for &key in keys.list(keys.root).ok_or("the list of storages is not a list")? {
+        let key = keys.bytes_of(key).ok_or("a storage's key is not a string")?;
         let storage = mentioned.get(key);
         let storage = storage
             .ok_or_else(|| format!("nothing refers to the storage {}", String::from_utf8_lossy(key)))?;
@@ -133,7 +133,7 @@ fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Found, String> {
         at += length.len();
         if i64::from_le_bytes(*length) as u64 != storage.numbers as u64 {
             return Err(format!(
-                "a storage of {} numbers is said to hold {}",
+                "a storage of {} elements claims to have {}",
                 storage.numbers,
                 i64::from_le_bytes(*length)
             ));

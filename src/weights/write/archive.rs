@@ -61,7 +61,7 @@ impl ArchiveWriter {
         if self.at - start != size {
             return Err(Error::Checkpoint {
                 path: self.file.path().to_path_buf(),
-                message: format!("{name} was to take {size} bytes and took {}", self.at - start),
+                message: format!("{name}: expected {size} bytes, got {}", self.at - start),
             });
         }
         let mut descriptor = Record::new(0x0807_4b50).u32(checksum);
@@ -124,9 +124,9 @@ fn local_header(name: &str, wide: bool, at: u64) -> Vec<u8> {
     // The padding is a separate field (PyTorch's "FB") of at least four bytes.
     let unpadded = at + 30 + name.len() as u64 + own + 4;
     let padding = unpadded.next_multiple_of(ALIGNMENT) - unpadded;
-    let (narrow, extra) = (if wide { u32::MAX } else { 0 }, (own + 4 + padding) as u16);
+    let (size, extra) = (if wide { u32::MAX } else { 0 }, (own + 4 + padding) as u16);
     let record = Record::new(0x0403_4b50).u16(version).u16(FLAGS).u16(0).u16(0).u16(DATE).u32(0);
-    let mut record = record.u32(narrow).u32(narrow).u16(name.len() as u16).u16(extra);
+    let mut record = record.u32(size).u32(size).u16(name.len() as u16).u16(extra);
     record.0.extend_from_slice(name.as_bytes());
     if wide {
         record = record.u16(1).u16(16).u64(0).u64(0);

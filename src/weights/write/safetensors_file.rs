@@ -58,15 +58,15 @@ pub fn write_shards(
         return Ok(vec![path.to_path_buf()]);
     }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let mut places = Map::new();
+    let mut weight_map = Map::new();
     let mut files = Vec::with_capacity(shards.len() + 1);
     for (at, shard) in shards.iter().enumerate() {
         let name = format!("{stem}-{:05}-of-{:05}.safetensors", at + 1, shards.len());
-        places.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
+        weight_map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
         files.push(fill(&path.with_file_name(name), shard, remarks)?);
     }
     let total: usize = tensors.iter().map(|(_, payload)| payload.entry().bytes()).sum();
-    let index = json!({ "metadata": { "total_size": total }, "weight_map": places });
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     let mut file = WholeFile::create(&path.with_file_name(format!("{stem}.safetensors.index.json")))?;
     let text = format!("{index:#}\n");
     file.write_all(text.as_bytes()).map_err(Error::io("write", file.path()))?;
@@ -84,7 +84,7 @@ fn refuse_doubles(path: &Path, tensors: &[(String, Payload)]) -> Result<()> {
         None => Ok(()),
         Some((name, _)) => Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: format!("cannot be written: the name {name} is given twice or is the format's own"),
+            message: format!("cannot be written: the name {name} is a duplicate or reserved by the format"),
         }),
     }
 }

@@ -46,7 +46,7 @@ impl Stream {
 
 /// The value range of a convolution's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
+enum InputRange {
     /// Output of a norm: about 1; for a map with `n` values per group at most `√n` times the norm's scale.
     Normed,
     /// Unbounded: the residual stream of trained networks exceeds the range of f16.
@@ -71,14 +71,14 @@ pub(in crate::encode::vqvae) struct PlacedConvolution {
 }
 
 impl PlacedConvolution {
-    fn new(convolution: &Convolution, device: &Device, takes: Takes) -> Result<Self> {
+    fn new(convolution: &Convolution, device: &Device, takes: InputRange) -> Result<Self> {
         let (inputs, outputs) = (convolution.inputs(), convolution.outputs());
         let [rows, columns] = convolution.size();
         let (filters, order) = convolution.filters();
         let sizes = [rows * columns, inputs, outputs];
         let weight = match takes {
-            Takes::Normed => Weight::Normed(DeviceFilters::new(device, &filters, order, sizes)?),
-            Takes::Any => Weight::Any(DeviceFilters::new(device, &filters, order, sizes)?),
+            InputRange::Normed => Weight::Normed(DeviceFilters::new(device, &filters, order, sizes)?),
+            InputRange::Any => Weight::Any(DeviceFilters::new(device, &filters, order, sizes)?),
         };
         let bias = device.upload(convolution.bias())?;
         Ok(Self { inputs, outputs, point: rows * columns == 1, weight, bias })
@@ -141,12 +141,12 @@ impl Residual {
         Ok(Residual {
             norms: [PlacedNorm::new(norm, device)?, PlacedNorm::new(second_norm, device)?],
             convolutions: [
-                Layer::new(first, device, Takes::Normed)?,
-                Layer::new(second, device, Takes::Normed)?,
+                Layer::new(first, device, InputRange::Normed)?,
+                Layer::new(second, device, InputRange::Normed)?,
             ],
             shortcut: shortcut
                 .as_ref()
-                .map(|shortcut| Layer::new(shortcut, device, Takes::Any))
+                .map(|shortcut| Layer::new(shortcut, device, InputRange::Any))
                 .transpose()?,
         })
     }
@@ -169,8 +169,8 @@ impl Attention {
     fn placed(&self, device: &Device) -> Result<Attention<Layer, PlacedNorm>> {
         Ok(Attention {
             norm: PlacedNorm::new(&self.norm, device)?,
-            query_key_value: Layer::new(&self.query_key_value, device, Takes::Normed)?,
-            projection: Layer::new(&self.projection, device, Takes::Any)?,
+            query_key_value: Layer::new(&self.query_key_value, device, InputRange::Normed)?,
+            projection: Layer::new(&self.projection, device, InputRange::Any)?,
         })
     }
 }
@@ -233,7 +233,11 @@ impl Level {
         });
         Ok(Level {
             blocks: blocks.collect::<Result<_>>()?,
-            resize: self.resize.as_ref().map(|resize| Layer::new(resize, device, Takes::Any)).transpose()?,
+            resize: self
+                .resize
+                .as_ref()
+                .map(|resize| Layer::new(resize, device, InputRange::Any))
+                .transpose()?,
         })
     }
 }
@@ -277,7 +281,7 @@ impl Head {
     fn placed(&self, device: &Device) -> Result<Head<Layer, PlacedNorm>> {
         Ok(Head {
             norm: PlacedNorm::new(&self.norm, device)?,
-            convolution: Layer::new(&self.convolution, device, Takes::Normed)?,
+            convolution: Layer::new(&self.convolution, device, InputRange::Normed)?,
         })
     }
 }
@@ -292,11 +296,11 @@ impl Encoder {
         device: &Device,
     ) -> Result<Encoder<PlacedConvolution, PlacedNorm>> {
         Ok(Encoder {
-            first: Layer::new(&self.first, device, Takes::Any)?,
+            first: Layer::new(&self.first, device, InputRange::Any)?,
             levels: self.levels.iter().map(|level| level.placed(device)).collect::<Result<_>>()?,
             middle: self.middle.placed(device)?,
             head: self.head.placed(device)?,
-            last: Layer::new(&self.last, device, Takes::Any)?,
+            last: Layer::new(&self.last, device, InputRange::Any)?,
         })
     }
 }
@@ -329,8 +333,8 @@ impl Decoder {
         device: &Device,
     ) -> Result<Decoder<PlacedConvolution, PlacedNorm>> {
         Ok(Decoder {
-            before: Layer::new(&self.before, device, Takes::Any)?,
-            first: Layer::new(&self.first, device, Takes::Any)?,
+            before: Layer::new(&self.before, device, InputRange::Any)?,
+            first: Layer::new(&self.first, device, InputRange::Any)?,
             middle: self.middle.placed(device)?,
             levels: self.levels.iter().map(|level| level.placed(device)).collect::<Result<_>>()?,
             head: self.head.placed(device)?,

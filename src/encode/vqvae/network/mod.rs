@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
             || hash.update(bytemuck::cast_slice::<f32, u8>(&values)),
         );
         if !finite {
-            return Err(damaged(self.weights.path(), format!("{name} holds a number that is not finite")));
+            return Err(damaged(self.weights.path(), format!("{name} is not finite (NaN or Inf)")));
         }
         drop(values);
         self.read.insert(name);
@@ -122,7 +122,7 @@ fn expect(name: &str, takes: usize, given: usize) -> Result<()> {
     if takes == given {
         return Ok(());
     }
-    Err(Error::shape("VQ-VAE", format!("{name} takes {takes} channels, but {given} come to it")))
+    Err(Error::shape("VQ-VAE", format!("{name} takes {takes} channels, but its input has {given}")))
 }
 
 /// Two convolutions with a shortcut (upstream: `ResnetBlock`).
@@ -160,7 +160,7 @@ impl Residual {
         expect("the sum after the block", second.outputs(), around)?;
         let squares = [first, second].iter().all(|convolution| convolution.size() == [3, 3]);
         if !squares || block.shortcut.as_ref().is_some_and(|shortcut| shortcut.size() != [1, 1]) {
-            return Err(Error::shape("VQ-VAE", format!("{name} has filters of another size than released")));
+            return Err(Error::shape("VQ-VAE", format!("{name} has filters that are not 3×3")));
         }
         *channels = second.outputs();
         Ok(block)
@@ -359,7 +359,7 @@ impl Encoder {
             .collect::<Result<Vec<_>>>()?;
         if levels.is_empty() {
             return Err(Error::invalid(
-                "there are no tensors encoder.down.0.block.0.… among the weights; this is no VQ-VAE as released",
+                "there are no tensors encoder.down.0.block.0.… among the weights; these are not the weights of a VQ-VAE",
             ));
         }
         let middle = Middle::read(reader, "encoder.mid", &mut channels)?;

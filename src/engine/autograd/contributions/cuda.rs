@@ -1,5 +1,5 @@
 //! Launchers for `kernels/contributions.cu`: reductions of parameter gradients and elementwise arithmetic.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::cuda::{
@@ -16,7 +16,7 @@ const THREADS: u32 = 256;
 /// Columns per block of a reduction.
 const COLUMNS: usize = 32;
 /// Rows that one block adds in the first stage of a reduction.
-const ROWS_A_PART: usize = 512;
+const ROWS_PER_PART: usize = 512;
 
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
     // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
@@ -49,14 +49,14 @@ pub fn column_sum<T: Factor>(
     if count == 0 || d.is_empty() || first + count > width || !d.len().is_multiple_of(width) {
         return Err(Error::shape(
             "column_sum",
-            format!("{} numbers are not rows of {width} with {count} columns from {first}", d.len()),
+            format!("{} elements are not rows of {width} with {count} columns from {first}", d.len()),
         ));
     }
     let rows = d.len() / width;
-    if rows <= ROWS_A_PART {
+    if rows <= ROWS_PER_PART {
         return sum_parts(sums, d, columns, rows, 1, accumulate);
     }
-    let parts = rows.div_ceil(ROWS_A_PART);
+    let parts = rows.div_ceil(ROWS_PER_PART);
     let mut partial = d.device().uninitialized(parts * count)?;
     sum_parts(&mut partial, d, columns, rows, parts, false)?;
     sum_parts(sums, &partial, Columns { width: count, first: 0 }, parts, 1, accumulate)
@@ -103,7 +103,7 @@ pub(crate) fn sample_sums<T: Factor>(
     if count == 0 || rows == 0 || first + count > width || d.len() != rows * width {
         return Err(Error::shape(
             op,
-            format!("{} numbers are not rows of {width} with {count} columns from {first}", d.len()),
+            format!("{} elements are not rows of {width} with {count} columns from {first}", d.len()),
         ));
     }
     share_of(op, rows, samples)?;
@@ -175,7 +175,7 @@ pub fn gather_sum<T: Factor>(table: &mut Buffer<f32>, d: &Buffer<T>, index: &Gat
     if sample == 0 || !d.len().is_multiple_of(sample) {
         return Err(Error::shape(
             op,
-            format!("{} numbers are not samples of {} rows of {columns}", d.len(), index.tokens),
+            format!("{} elements are not samples of {} rows of {columns}", d.len(), index.tokens),
         ));
     }
     if d.is_empty() {
@@ -209,7 +209,10 @@ pub fn sum_samples<O: Factor, T: Factor>(
 ) -> Result<()> {
     let op = "sum_samples";
     if stride == 0 || sum.len() > stride || !d.len().is_multiple_of(stride) {
-        return Err(Error::shape(op, format!("{} of {} numbers in samples of {stride}", sum.len(), d.len())));
+        return Err(Error::shape(
+            op,
+            format!("{} of {} elements in samples of {stride}", sum.len(), d.len()),
+        ));
     }
     let samples = d.len() / stride;
     if let Some(weights) = weights {

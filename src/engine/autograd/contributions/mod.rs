@@ -46,7 +46,7 @@ impl TableRows {
         if held.is(device) {
             return Ok(index);
         }
-        Err(Error::invalid("a network is used on one device after another; build it once for each"))
+        Err(Error::invalid("a network cannot be used on several devices; build one for each"))
     }
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn add(sum: &mut Tensor, more: &Tensor) -> Result<()> {
     if sum.shape() != more.shape() {
         return Err(Error::shape(
             "add",
-            format!("gradients of {:?} and {:?} meet", sum.shape(), more.shape()),
+            format!("cannot add gradients of shapes {:?} and {:?}", sum.shape(), more.shape()),
         ));
     }
     dispatch!("add", sum,

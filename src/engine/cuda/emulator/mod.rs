@@ -95,7 +95,7 @@ impl Emulator {
         // SAFETY: takes no arguments, and its result is checked.
         let worker = unsafe { emulator_worker_new() };
         if worker.is_null() {
-            return Err(self.fail("the system grants no memory for the threads of a block".to_owned()));
+            return Err(self.fail("out of memory for the threads of a block".to_owned()));
         }
         Ok(Worker(worker))
     }
@@ -118,18 +118,18 @@ impl Emulator {
         let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
         let most = kernel.threads.min(MOST_THREADS);
         if threads > u64::from(most) {
-            return Err(format!("a block of {threads} threads was asked for; {most} are the most"));
+            return Err(format!("a block of {threads} threads: must be from 1 to {most}"));
         }
         for (what, sizes, limits) in
             [("block", launch.block, BLOCK_LIMITS), ("grid", launch.grid, GRID_LIMITS)]
         {
             if sizes.iter().zip(limits).any(|(&size, limit)| size == 0 || size > limit) {
-                return Err(format!("a {what} of {sizes:?} was asked for; each size is 1 to {limits:?}"));
+                return Err(format!("a {what} of {sizes:?}: each size must be from 1 to {limits:?}"));
             }
         }
         if launch.shared_bytes > self.facts.shared_bytes {
             return Err(format!(
-                "{} bytes of shared memory were asked for; {} are the most",
+                "{} bytes of shared memory exceed the limit of {}",
                 launch.shared_bytes, self.facts.shared_bytes
             ));
         }
@@ -137,7 +137,7 @@ impl Emulator {
         let signature = unsafe { CStr::from_ptr(kernel.signature) }.to_bytes();
         let (passing, types) = signature.split_at(signature.len() / 2);
         if passing.len() != arguments.len() {
-            return Err(format!("{} arguments were given; it takes {}", arguments.len(), passing.len()));
+            return Err(format!("got {} arguments, expected {}", arguments.len(), passing.len()));
         }
         for (at, argument) in arguments.iter().enumerate() {
             let [given, letter] = argument.signature();

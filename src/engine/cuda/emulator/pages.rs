@@ -40,7 +40,7 @@ impl Pages {
         if pages.total == 0 {
             return Err(Error::Device {
                 device: "emulated".to_owned(),
-                message: "the system grants no address space for the emulated memory".to_owned(),
+                message: "no address space for the emulated memory".to_owned(),
             });
         }
         Ok(pages)

@@ -16,7 +16,7 @@ use crate::{
 
 impl Stored {
     /// The address of row `row` of matrix `matrix`.
-    fn place(&self, number: ProductNumber, matrix: usize, row: usize) -> u64 {
+    fn locate(&self, number: ProductNumber, matrix: usize, row: usize) -> u64 {
         self.address + ((matrix * self.step + row * self.row) * number.bytes()) as u64
     }
 }
@@ -70,11 +70,11 @@ impl Emulator {
         let bytes = columns * number.bytes();
         let mut raw = vec![0u8; rows * bytes];
         for (row, raw) in raw.chunks_exact_mut(bytes).enumerate() {
-            let address = stored.place(number, at, row);
+            let address = stored.locate(number, at, row);
             self.expect_allocated(what, address, bytes)?;
             // SAFETY: the range is allocated.
             if unsafe { emulator_arena_is_written(pointer(address), bytes as u64) } == 0 {
-                return Err(self.fail(format!("{what} is read by a product, but not all of it was written")));
+                return Err(self.fail(format!("a product reads {what}, which is partly uninitialized")));
             }
             // SAFETY: the range is allocated, and `raw` has its size.
             unsafe { std::ptr::copy_nonoverlapping(pointer(address).cast::<u8>(), raw.as_mut_ptr(), bytes) };
@@ -112,7 +112,7 @@ impl Emulator {
         };
         for (row, bytes) in narrowed.chunks_exact(columns * number.bytes()).enumerate() {
             // SAFETY: `upload` checks that the destination is allocated.
-            unsafe { self.upload(stored.place(number, at, row), bytes) }?;
+            unsafe { self.upload(stored.locate(number, at, row), bytes) }?;
         }
         Ok(())
     }

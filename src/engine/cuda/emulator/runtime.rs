@@ -98,20 +98,20 @@ unsafe fn text_of(text: *const c_char) -> String {
 pub(super) fn describe(fault: &Fault) -> String {
     // SAFETY: the runtime terminates the message with NUL, and file names are string literals.
     let (message, file) = unsafe { (text_of(fault.message.as_ptr()), text_of(fault.file)) };
-    let mut places = Vec::new();
+    let mut frames = Vec::new();
     if fault.pc.is_null() {
-        places.push(format!("{file}:{}", fault.line));
+        frames.push(format!("{file}:{}", fault.line));
     } else {
         // A return address lies after the access, hence -1. Innermost first where functions were inlined.
         backtrace::resolve(fault.pc.wrapping_byte_sub(1).cast_mut(), |symbol| {
             let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) else { return };
             let file = file.to_string_lossy();
             if let Some(at) = file.find("kernels/").filter(|_| !file.contains("host/language.h")) {
-                places.push(format!("{}:{line}", &file[at..]));
+                frames.push(format!("{}:{line}", &file[at..]));
             }
         });
     }
     let [bx, by, bz] = fault.block;
     let [tx, ty, tz] = fault.thread;
-    format!("thread ({tx}, {ty}, {tz}) of block ({bx}, {by}, {bz}) at {}: {message}", places.join(" in "))
+    format!("thread ({tx}, {ty}, {tz}) of block ({bx}, {by}, {bz}) at {}: {message}", frames.join(" in "))
 }

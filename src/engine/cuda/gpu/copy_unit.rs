@@ -33,7 +33,7 @@ impl Gpu {
         let [box_rows, box_columns] = rows.box_sizes;
         let (box_sizes, steps) = ([box_columns, box_rows, 1], [1u32; 3]);
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        self.with(format_args!("describing {rows:?} to the copy unit"), || {
+        self.with(format_args!("encoding the tensor map of {rows:?}"), || {
             // SAFETY: writes only the map, and reads three sizes, two strides, three box sizes and three steps; the
             // address is only stored.
             unsafe {

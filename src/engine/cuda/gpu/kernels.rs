@@ -31,20 +31,17 @@ impl Function {
     pub(super) fn check(&self, launch: &Launch) -> Result<(), String> {
         let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
         if threads == 0 || threads > u64::from(self.most_threads) {
-            return Err(format!(
-                "a block of {threads} threads was asked for; {} are the most",
-                self.most_threads
-            ));
+            return Err(format!("a block of {threads} threads: must be from 1 to {}", self.most_threads));
         }
         if launch.shared_bytes > self.most_dynamic_bytes {
             return Err(format!(
-                "{} bytes of shared memory were asked for; {} are the most on this card",
+                "{} bytes of shared memory exceed this GPU's limit of {}",
                 launch.shared_bytes, self.most_dynamic_bytes
             ));
         }
         let [x, y, z] = launch.grid;
         if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
-            return Err(format!("a grid of {x}, {y}, {z} blocks is beyond the card's limits"));
+            return Err(format!("a grid of {x}, {y}, {z} blocks is outside the GPU's limits"));
         }
         Ok(())
     }
@@ -109,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn launches_beyond_the_card_are_refused() {
+    fn launches_beyond_the_limits_are_refused() {
         let function = Function { handle: 0, most_threads: 256, most_dynamic_bytes: 1000 };
         let fine = Launch { grid: [1, 65_535, 1], block: [64, 4, 1], shared_bytes: 1000 };
         assert_eq!(function.check(&fine), Ok(()));

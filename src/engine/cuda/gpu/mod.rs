@@ -77,7 +77,7 @@ impl Drop for Gpu {
 /// Pinned host memory, which asynchronous copies need.
 struct Pinned {
     context: Arc<CudaContext>,
-    place: usize,
+    host: usize,
     bytes: usize,
     /// Events after the last copy, and after the last work that used it.
     arrived: CudaEvent,
@@ -89,7 +89,7 @@ impl Drop for Pinned {
         let _ = self.context.bind_to_thread();
         let _ = self.arrived.synchronize();
         // SAFETY: allocated by `staging`, and the copies from it are done.
-        let _ = unsafe { result::free_host(self.place as *mut c_void) };
+        let _ = unsafe { result::free_host(self.host as *mut c_void) };
     }
 }
 
@@ -222,7 +222,7 @@ impl Gpu {
                 module
             }
         };
-        let name = CString::new(kernel.name.as_str()).map_err(|_| refuse("its name is none"))?;
+        let name = CString::new(kernel.name.as_str()).map_err(|_| refuse("its name contains NUL"))?;
         let function = self.with(format_args!("finding the kernel {}", kernel.name), || {
             // SAFETY: the module was loaded above and is unloaded only when the device closes; so is the function.
             unsafe {
@@ -323,25 +323,29 @@ impl Driver for Gpu {
             // Earlier users of the device memory may still be queued.
             left.record(&self.stream)?;
             // SAFETY: the contents are undefined; they are written before they are copied.
-            let place = unsafe { result::malloc_host(bytes, 0) }? as usize;
-            Ok(Staging(Box::new(Pinned { context: self.context.clone(), place, bytes, arrived, left })))
+            let host = unsafe { result::malloc_host(bytes, 0) }? as usize;
+            Ok(Staging(Box::new(Pinned { context: self.context.clone(), host, bytes, arrived, left })))
         })
     }
 
     unsafe fn upload_ahead(&self, staging: &Staging, to: u64, bytes: &[u8]) -> Result<()> {
         let pinned = self.pinned(staging)?;
         if bytes.len() > pinned.bytes {
-            return Err(self.fail(format!("{} bytes do not fit a staging of {}", bytes.len(), pinned.bytes)));
+            return Err(self.fail(format!(
+                "{} bytes do not fit into a staging buffer of {}",
+                bytes.len(),
+                pinned.bytes
+            )));
         }
         self.with(format_args!("copying to the device ahead"), || {
             // The previous copy must have read the staging before it is overwritten; it was queued a step ago.
             pinned.arrived.synchronize()?;
             // SAFETY: the staging holds that many bytes, nothing reads it now, and the destination is allocated.
             unsafe {
-                let place = pinned.place as *mut u8;
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+                let host = pinned.host as *mut u8;
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), host, bytes.len());
                 self.copies.wait(&pinned.left)?;
-                let from = std::slice::from_raw_parts(place.cast_const(), bytes.len());
+                let from = std::slice::from_raw_parts(host.cast_const(), bytes.len());
                 result::memcpy_htod_async(to, from, self.copies.cu_stream())?;
             }
             pinned.arrived.record(&self.copies)
@@ -482,7 +486,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_that_is_not_there_is_an_error_that_says_why() {
+    fn a_missing_gpu_is_an_error_that_says_why() {
         let message = Gpu::open(usize::MAX).unwrap_err().to_string();
         // SAFETY: only tries to open the library.
         let expected: &[&str] = if unsafe { sys::is_culib_present() } {

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_drivers_and_cards_are_refused() {
+    fn old_drivers_and_gpus_are_refused() {
         assert_eq!(check_driver(13_000), Ok(()));
         let message = check_driver(12_080).unwrap_err();
         assert!(message.contains("for CUDA 12.8") && message.contains("need 13.0"), "{message}");

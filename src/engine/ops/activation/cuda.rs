@@ -1,5 +1,5 @@
 //! Launchers for `kernels/activation.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use super::Activation;
 use crate::{
@@ -29,7 +29,7 @@ impl Activation {
 
 fn check<T: Factor>(x: &Buffer<T>, bias: Option<&Buffer<f32>>, channels: usize) -> Result<()> {
     if channels == 0 || !x.len().is_multiple_of(channels) {
-        return Err(Error::shape(OP, format!("{} numbers are not rows of {channels}", x.len())));
+        return Err(Error::shape(OP, format!("{} elements are not rows of {channels}", x.len())));
     }
     bias.map_or(Ok(()), |bias| bias.expect_len(OP, "the bias", channels))
 }

@@ -1,5 +1,5 @@
 //! Launchers for `kernels/add_to_all.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -19,7 +19,7 @@ const OP: &str = "add_to_all";
 pub fn add_to_all<T: Factor>(y: &mut Buffer<T>, x: Option<&Buffer<T>>, addend: &Buffer<T>) -> Result<()> {
     let share = addend.len();
     if share == 0 || !y.len().is_multiple_of(share) {
-        return Err(Error::shape(OP, format!("{} numbers are not samples of {share}", y.len())));
+        return Err(Error::shape(OP, format!("{} elements are not samples of {share}", y.len())));
     }
     if let Some(x) = x {
         x.expect_len(OP, "x", y.len())?;
@@ -42,7 +42,7 @@ pub fn add_to_all<T: Factor>(y: &mut Buffer<T>, x: Option<&Buffer<T>>, addend: &
 pub fn add_to_all_backward<T: Factor>(d_addend: &mut Buffer<T>, d: &Buffer<T>) -> Result<()> {
     let share = d_addend.len();
     if share == 0 || !d.len().is_multiple_of(share) {
-        return Err(Error::shape(OP, format!("{} numbers are not samples of {share}", d.len())));
+        return Err(Error::shape(OP, format!("{} elements are not samples of {share}", d.len())));
     }
     sum_samples(d_addend, d, None, share, false)
 }

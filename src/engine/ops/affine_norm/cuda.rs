@@ -1,5 +1,5 @@
 //! Launchers for `kernels/affine_norm.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -28,7 +28,7 @@ pub fn affine_norm(
 ) -> Result<()> {
     let channels = weight.len();
     if channels == 0 || !x.len().is_multiple_of(channels) {
-        return Err(Error::shape(OP, format!("{} numbers are not rows of {channels}", x.len())));
+        return Err(Error::shape(OP, format!("{} elements are not rows of {channels}", x.len())));
     }
     y.expect_len(OP, "the result", x.len())?;
     if let Some(bias) = bias {

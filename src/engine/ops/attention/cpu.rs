@@ -121,9 +121,9 @@ impl Heads {
 
     fn gather<T: Float>(&self, source: &[T], side: Side, sample: usize, head: usize) -> Vec<T> {
         let mut rows = T::numbers(side.length * self.head_dim);
-        for (row, place) in rows.chunks_exact_mut(self.head_dim).enumerate() {
+        for (row, target) in rows.chunks_exact_mut(self.head_dim).enumerate() {
             let at = (sample * side.length + row) * side.stride + side.offset + head * self.head_dim;
-            place.copy_from_slice(&source[at..at + self.head_dim]);
+            target.copy_from_slice(&source[at..at + self.head_dim]);
         }
         rows
     }
@@ -241,8 +241,8 @@ pub fn forward<T: Float>(
                     },
                 );
                 let values = Matrix::new(&v, visible, dim);
-                let place = &mut attended[start * dim..end * dim];
-                product(place, dim, Matrix::new(tile, end - start, visible), values, false);
+                let target = &mut attended[start * dim..end * dim];
+                product(target, dim, Matrix::new(tile, end - start, visible), values, false);
             }
             [q.values, k.values, v, logits].into_iter().for_each(T::give_back);
         },
@@ -257,23 +257,23 @@ pub fn forward<T: Float>(
 /// `visible` on, and masked keys, get 0.
 #[inline(always)]
 fn softmax<T: Float>(products: &mut [T], visible: usize, factor: T, mask: Option<&[bool]>) -> [T; 2] {
-    let (seen, hidden) = products.split_at_mut(visible);
+    let (shown, hidden) = products.split_at_mut(visible);
     hidden.fill(T::ZERO);
-    for value in seen.iter_mut() {
+    for value in shown.iter_mut() {
         *value *= factor;
     }
-    hide(seen, mask);
-    let largest = largest(seen);
+    hide(shown, mask);
+    let largest = largest(shown);
     if largest == T::NEGATIVE_INFINITY {
-        seen.fill(T::ZERO);
+        shown.fill(T::ZERO);
         return [T::NEGATIVE_INFINITY, T::ZERO];
     }
-    for value in seen.iter_mut() {
+    for value in shown.iter_mut() {
         *value = (*value - largest).exp();
     }
-    let total = sum(seen, |value| value);
+    let total = sum(shown, |value| value);
     let inverse = T::ONE / total;
-    for value in seen.iter_mut() {
+    for value in shown.iter_mut() {
         *value *= inverse;
     }
     [largest, inverse]
@@ -311,10 +311,10 @@ fn scatter<T: Float>(heads: &Heads, parts: &[&[T]], length: usize) -> Vec<T> {
     let mut output = T::numbers(heads.batch * length * width);
     output.par_chunks_mut((length * width).max(1)).enumerate().for_each(|(sample, output)| {
         for (row, output) in output.chunks_mut(width).enumerate() {
-            for (at, place) in output.chunks_mut(dim).enumerate() {
+            for (at, target) in output.chunks_mut(dim).enumerate() {
                 let (part, head) = (at / heads.heads, at % heads.heads);
                 let from = ((sample * heads.heads + head) * length + row) * dim;
-                place.copy_from_slice(&parts[part][from..from + dim]);
+                target.copy_from_slice(&parts[part][from..from + dim]);
             }
         }
     });

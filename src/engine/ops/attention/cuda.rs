@@ -57,7 +57,7 @@ pub enum SourceGradients<'a, T: Factor> {
     /// The gradient of the packed source, `[B, L, 3C]`.
     Packed(&'a mut Buffer<T>),
     /// The gradients of two sources.
-    Apart {
+    Separate {
         /// `[B, L, C]`
         d_q: &'a mut Buffer<T>,
         /// `[B, T, 2C]`
@@ -79,7 +79,7 @@ fn optional<T: DeviceNumber>(buffer: Option<&Buffer<T>>) -> Argument {
 }
 
 fn size(what: &str, value: usize) -> Result<u32> {
-    u32::try_from(value).map_err(|_| Error::shape(OP, format!("{value} {what} are too many for a kernel")))
+    u32::try_from(value).map_err(|_| Error::shape(OP, format!("{value} {what}: too many for a kernel")))
 }
 
 impl DeviceAttention<'_> {
@@ -150,7 +150,7 @@ impl DeviceAttention<'_> {
         if self.rotary.is_some() && !self.packed {
             return Err(Error::shape(
                 OP,
-                "rotary positions are of the pyramid only, not of the text".to_owned(),
+                "rotary positions apply to the pyramid only, not to the text".to_owned(),
             ));
         }
         let [q_stride, kv_stride] = self.strides();
@@ -250,7 +250,7 @@ fn is_f32<T: Factor>() -> bool {
 
 /// Inputs of the kernels. Those for 16 bits take rotated and normalized queries and keys; the buffers made for
 /// this live as long as this value.
-struct Taken<T: Factor> {
+struct KernelInputs<T: Factor> {
     sources: [Argument; 3],
     /// Row strides of queries, keys and values.
     row: [usize; 3],
@@ -260,7 +260,7 @@ struct Taken<T: Factor> {
     _made: Vec<(Buffer<T>, Option<Buffer<f32>>)>,
 }
 
-impl<T: Factor> Taken<T> {
+impl<T: Factor> KernelInputs<T> {
     fn of(
         shape: &DeviceAttention<'_>,
         q_source: &Buffer<T>,
@@ -388,7 +388,7 @@ pub fn forward<T: Factor>(
     shape.check(q_source, kv_source)?;
     out.expect_len(OP, "the result", shape.batch * shape.queries * shape.channels())?;
     rows.expect_len(OP, "the rows' statistics", shape.rows_len::<T>())?;
-    let taken = Taken::of(shape, q_source, kv_source, false)?;
+    let taken = KernelInputs::of(shape, q_source, kv_source, false)?;
     let mut arguments = vec![out.write(), rows.write()];
     arguments.extend(taken.sources);
     arguments.extend(shape.mask_and_scale());
@@ -429,7 +429,7 @@ pub fn backward<T: Factor>(
     if d_log_scale.is_some() != shape.log_scale.is_some() {
         return Err(Error::shape(
             OP,
-            "the scale is learned if and only if its gradient is asked for".to_owned(),
+            "the gradient of the scale is requested if and only if the scale is learned".to_owned(),
         ));
     }
     let d_log_scale = match d_log_scale {
@@ -445,16 +445,16 @@ pub fn backward<T: Factor>(
             gradient.expect_len(OP, "the gradient of the source", q_source.len())?;
             [gradient.write(), write_from(gradient, keys), write_from(gradient, values)]
         }
-        SourceGradients::Apart { d_q, d_kv } if !shape.packed => {
+        SourceGradients::Separate { d_q, d_kv } if !shape.packed => {
             d_q.expect_len(OP, "the gradient of the queries", q_source.len())?;
             d_kv.expect_len(OP, "the gradient of keys and values", kv_source.len())?;
             [d_q.write(), write_from(d_kv, keys), write_from(d_kv, values)]
         }
         _ => {
-            return Err(Error::shape(OP, "the gradients are not laid out as the sources are".to_owned()));
+            return Err(Error::shape(OP, "the layouts of gradients and sources differ".to_owned()));
         }
     };
-    let taken = Taken::of(shape, q_source, kv_source, true)?;
+    let taken = KernelInputs::of(shape, q_source, kv_source, true)?;
     let [q, k, v] = taken.sources;
     let [q_lengths, k_lengths] = taken.lengths;
     let [q_stride, kv_stride] = shape.strides();

@@ -35,7 +35,7 @@ pub struct RotaryTable {
     /// Sines.
     pub sine: Vec<f64>,
     /// Both in f32, for devices.
-    narrow: Arc<[Constant<f32>; 2]>,
+    constants: Arc<[Constant<f32>; 2]>,
 }
 
 impl RotaryTable {
@@ -74,9 +74,9 @@ impl RotaryTable {
 
     fn of(cosine: Vec<f64>, sine: Vec<f64>) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "the device computes in f32")]
-        let narrow =
+        let constants =
             [&cosine, &sine].map(|wide| wide.iter().map(|&value| value as f32).collect::<Vec<_>>().into());
-        Self { cosine, sine, narrow: Arc::new(narrow) }
+        Self { cosine, sine, constants: Arc::new(constants) }
     }
 }
 
@@ -112,13 +112,13 @@ pub(crate) fn visible_of_levels(counts: &[usize]) -> Vec<usize> {
 #[derive(Debug)]
 pub struct Visible {
     keys: Arc<Vec<usize>>,
-    narrow: Constant<u32>,
+    constants: Constant<u32>,
 }
 
 impl From<Vec<usize>> for Visible {
     fn from(keys: Vec<usize>) -> Self {
-        let narrow = keys.iter().map(|&keys| u32::try_from(keys).unwrap_or(u32::MAX)).collect::<Vec<_>>();
-        Self { keys: Arc::new(keys), narrow: narrow.into() }
+        let constants = keys.iter().map(|&keys| u32::try_from(keys).unwrap_or(u32::MAX)).collect::<Vec<_>>();
+        Self { keys: Arc::new(keys), constants: constants.into() }
     }
 }
 
@@ -340,11 +340,11 @@ fn on_device<'a>(
     device: &Device,
 ) -> Result<DeviceAttention<'a>> {
     let (packed, visible, text) = match mask {
-        Mask::Pyramid(visible) => (true, Some(visible.narrow.on(device)?), None),
+        Mask::Pyramid(visible) => (true, Some(visible.constants.on(device)?), None),
         Mask::Text(mask) => (false, None, Some(mask.buffer::<u32>()?)),
     };
     let rotary = |table: &'a Arc<RotaryTable>| {
-        let [cosine, sine] = &*table.narrow;
+        let [cosine, sine] = &*table.constants;
         Ok::<_, Error>((cosine.on(device)?, sine.on(device)?))
     };
     Ok(DeviceAttention {
@@ -397,7 +397,7 @@ fn backward_on_device<T: DeviceFloat>(
         [Some(Tensor::from_buffer(op.sources[0].shape(), d_first)?), None]
     } else {
         let mut d_kv = device.uninitialized::<T>(kv.len())?;
-        let gradients = SourceGradients::Apart { d_q: &mut d_first, d_kv: &mut d_kv };
+        let gradients = SourceGradients::Separate { d_q: &mut d_first, d_kv: &mut d_kv };
         cuda::backward(gradients, d_scale.as_mut(), rows, &shape, q, kv, out, d_out)?;
         let d_q = Tensor::from_buffer(op.sources[0].shape(), d_first)?;
         [Some(d_q), Some(Tensor::from_buffer(op.sources[1].shape(), d_kv)?)]

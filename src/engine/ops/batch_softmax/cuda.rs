@@ -1,5 +1,5 @@
 //! Launchers for `kernels/batch_softmax.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -61,5 +61,5 @@ fn check_temperature(temperature: f32) -> Result<()> {
     if temperature > 0.0 {
         return Ok(());
     }
-    Err(Error::argument(format!("a softmax needs a temperature above 0, not {temperature}")))
+    Err(Error::argument(format!("the temperature of a softmax must be positive, not {temperature}")))
 }

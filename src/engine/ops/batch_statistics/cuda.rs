@@ -1,5 +1,5 @@
 //! Launchers for `kernels/batch_statistics.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -31,7 +31,7 @@ pub fn batch_statistics_forward<T: Factor>(
     x.expect_len(OP, "x", batch * channels)?;
     y.expect_len(OP, "the statistics", 2 * channels)?;
     if x.is_empty() {
-        return Err(Error::shape(OP, "there is nothing to take a mean of"));
+        return Err(Error::shape(OP, "cannot take the mean of nothing"));
     }
     let arguments = [
         y.write(),

@@ -55,7 +55,7 @@ fn on_device(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
         (DType::Bf16 | DType::F16, DType::Bf16 | DType::F16) => {
             on_device(&on_device(tensor, DType::F32)?, dtype)
         }
-        (from, to) => Err(Error::shape("cast", format!("devices do not turn {from:?} into {to:?}"))),
+        (from, to) => Err(Error::shape("cast", format!("devices cannot cast {from:?} to {to:?}"))),
     }
 }
 

@@ -167,7 +167,7 @@ impl Filters<'_> {
     /// The convolution at every position where the filter lies within map and border: `side + 2 · border − size + 1`
     /// positions, which must be equal in both dimensions.
     pub(crate) fn apply(&self, input: &Bordered, output: &mut Map, into: Into) {
-        let side = self.places(input);
+        let side = self.positions(input);
         if into == Into::Overwrite {
             output.resize(side, self.outputs);
         }
@@ -192,7 +192,7 @@ impl Filters<'_> {
     }
 
     /// Number of positions of a filter per row and column of the input.
-    fn places(&self, input: &Bordered) -> usize {
+    fn positions(&self, input: &Bordered) -> usize {
         let [rows, columns] = self.size;
         let side = input.width() + 1 - columns;
         debug_assert_eq!(side, input.side + 2 * input.border.rows + 1 - rows, "as many down as across");
@@ -201,13 +201,13 @@ impl Filters<'_> {
 
     /// The convolution with stride 2, within map and border: the even positions of [`apply`](Self::apply).
     pub(crate) fn apply_every_other(&self, input: &Bordered, output: &mut Map) {
-        self.every_other(input, 0, self.places(input).div_ceil(2), output);
+        self.every_other(input, 0, self.positions(input).div_ceil(2), output);
     }
 
     /// A 3×3 convolution with stride 2, padded by one pixel on the right and below only
     /// (upstream: `Downsample2x`, padding (0, 1, 0, 1)). The side must be even.
     pub(crate) fn apply_halving(&self, input: &Bordered, output: &mut Map) {
-        debug_assert_eq!((input.border, self.size), (Border::ONE, [3, 3]), "as released");
+        debug_assert_eq!((input.border, self.size), (Border::ONE, [3, 3]), "3×3 with a border of one pixel");
         // The window starts at the pixel itself, which the border has moved by one row and one column.
         self.every_other(input, 1, input.side / 2, output);
     }

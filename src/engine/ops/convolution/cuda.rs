@@ -3,7 +3,7 @@
 //! Tensor cores multiply 16-bit values and accumulate in f32. Every f32 is therefore split into 16-bit parts, each of
 //! which is the remainder of the previous ones: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`, without
 //! the products of parts that are too small to matter in f32. [`SplitFloat`] lists the possible parts.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use half::{bf16, f16};
 
@@ -97,7 +97,7 @@ impl Maps<'_> {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "{len} numbers are not maps of {0}×{0} pixels of {1} channels",
+                    "{len} elements are not maps of {0}×{0} pixels with {1} channels",
                     self.side, self.channels
                 ),
             ));
@@ -152,7 +152,7 @@ impl<P: SplitFloat> DeviceFilters<P> {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "{} numbers are not filters of 9 taps or one, but {taps}, from {inputs} to {outputs} channels",
+                    "{} elements are not filters of 9 taps or one (got {taps}) from {inputs} to {outputs} channels",
                     filters.len()
                 ),
             ));
@@ -206,7 +206,7 @@ pub fn windows<P: SplitFloat>(
         return Err(Error::shape(
             OP,
             format!(
-                "windows {first} to {} of {pixels}, {} parts of {width} for {} channels, into {} numbers",
+                "windows {first} to {} of {pixels}, {} parts of {width} for {} channels, into {} elements",
                 first + count,
                 P::PARTS,
                 maps.channels,
@@ -259,11 +259,7 @@ pub fn convolve<P: SplitFloat>(
     if inputs != maps.channels || taps != window.taps() {
         return Err(Error::shape(
             OP,
-            format!(
-                "{taps} taps of {inputs} channels are taken, but {} of {} are given",
-                window.taps(),
-                maps.channels
-            ),
+            format!("expected {taps} taps of {inputs} channels, got {} of {}", window.taps(), maps.channels),
         ));
     }
     let side = window.side(maps.side);

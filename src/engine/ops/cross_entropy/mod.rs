@@ -74,7 +74,7 @@ pub fn cross_entropy(
             if let Some(bad) = targets.as_slice::<u32>()?.iter().find(|&&target| target as usize >= codes) {
                 return Err(Error::shape(
                     "cross_entropy",
-                    format!("the target {bad} is not one of {codes} codes"),
+                    format!("the target {bad} is out of range: there are {codes} codes"),
                 ));
             }
             cpu::forward::<T>(input, targets, smoothing, weights)

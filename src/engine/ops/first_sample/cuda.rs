@@ -1,5 +1,5 @@
 //! Launchers for `kernels/first_sample.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -17,7 +17,7 @@ const OP: &str = "first_sample";
 /// If `x` is shorter, or the device fails.
 pub fn first_sample_forward<T: Factor>(first: &mut Buffer<T>, x: &Buffer<T>) -> Result<()> {
     if first.len() > x.len() {
-        return Err(Error::shape(OP, format!("{} numbers of {}", first.len(), x.len())));
+        return Err(Error::shape(OP, format!("{} elements of {}", first.len(), x.len())));
     }
     copied(first, x)
 }
@@ -28,7 +28,7 @@ pub fn first_sample_forward<T: Factor>(first: &mut Buffer<T>, x: &Buffer<T>) -> 
 /// If `dx` is shorter than `d_first`, or the device fails.
 pub fn first_sample_backward<T: Factor>(dx: &mut Buffer<T>, d_first: &Buffer<T>) -> Result<()> {
     if d_first.len() > dx.len() {
-        return Err(Error::shape(OP, format!("{} numbers of {}", d_first.len(), dx.len())));
+        return Err(Error::shape(OP, format!("{} elements of {}", d_first.len(), dx.len())));
     }
     copied(dx, d_first)
 }

@@ -1,5 +1,5 @@
 //! Launchers for `kernels/group_norm.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -12,7 +12,7 @@ use crate::{
 const OP: &str = "group_norm";
 const THREADS: u32 = 256;
 /// Groups per block of the statistics, one warp each.
-const GROUPS_A_BLOCK: usize = 8;
+const GROUPS_PER_BLOCK: usize = 8;
 /// Maximum parts in which the pixels of a sample are summed, and minimum pixels per part.
 const PARTS: usize = 256;
 const PIXELS: usize = 64;
@@ -63,7 +63,7 @@ pub fn group_norm(
         return Err(Error::shape(
             OP,
             format!(
-                "{} numbers are not {samples} maps of {channels} channels (a multiple of 4), in {groups} groups",
+                "{} elements are not {samples} maps of {channels} channels (a multiple of 4) in {groups} groups",
                 x.len()
             ),
         ));
@@ -89,7 +89,7 @@ pub fn group_norm(
     let mut statistics = device.uninitialized::<f32>(samples * groups * 2)?;
     let rest = [whole(samples)?, whole(parts)?, Argument::F32(epsilon)];
     let arguments = [&[statistics.write(), partial.read(), x.read()], &sizes[..], &rest].concat();
-    let warps = Launch::linear(blocks(OP, samples * groups, GROUPS_A_BLOCK)?, THREADS);
+    let warps = Launch::linear(blocks(OP, samples * groups, GROUPS_PER_BLOCK)?, THREADS);
     launch(device, &Kernel::of::<f32>(OP, "group_norm_statistics"), &warps, &arguments)?;
 
     let buffers = [y.write(), x.read(), statistics.read(), scale.read(), shift.read()];

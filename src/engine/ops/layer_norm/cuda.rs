@@ -1,5 +1,5 @@
 //! Launchers for `kernels/layer_norm.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -52,7 +52,7 @@ impl<T: Factor> LayerNormInput<'_, T> {
     fn rows(&self) -> Result<usize> {
         let (len, channels) = (self.x.len(), self.channels);
         if channels == 0 || !len.is_multiple_of(channels) {
-            return Err(Error::shape("layer_norm", format!("{len} numbers are not rows of {channels}")));
+            return Err(Error::shape("layer_norm", format!("{len} elements are not rows of {channels}")));
         }
         let rows = len / channels;
         if let Some(ModulationRows { parts, samples, stride, scale, shift, levels }) = self.modulation {
@@ -64,7 +64,7 @@ impl<T: Factor> LayerNormInput<'_, T> {
                 return Err(Error::shape(
                     "layer_norm",
                     format!(
-                        "{rows} rows of {channels} do not fit {} tokens and a modulation of {} numbers of {}, rows of \
+                        "{rows} rows of {channels} do not fit {} tokens and a modulation of {} elements of {}, rows of \
                          {stride} with the scale at {scale} and the shift at {shift}",
                         levels.len(),
                         parts.len(),

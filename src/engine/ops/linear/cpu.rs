@@ -22,11 +22,11 @@ pub(crate) fn forward<T: Float>(
     let mut row = vec![T::ZERO; outputs];
     for bias in biases {
         let values = parameters.value(bias.parameter).as_slice::<T>()?;
-        let Some(place) = row.get_mut(bias.column..bias.column + values.len()) else {
+        let Some(target) = row.get_mut(bias.column..bias.column + values.len()) else {
             let name = parameters.name(bias.parameter);
             return Err(Error::shape("linear", format!("{name} reaches beyond {outputs} outputs")));
         };
-        place.copy_from_slice(values);
+        target.copy_from_slice(values);
     }
     let mut y = T::numbers(rows * outputs);
     let bias = (!biases.is_empty()).then_some(row.as_slice());

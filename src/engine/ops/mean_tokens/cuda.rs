@@ -1,5 +1,5 @@
 //! Launchers for `kernels/mean_tokens.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -14,7 +14,7 @@ const THREADS: u32 = 256;
 /// Channels per block of the forward.
 const COLUMNS: usize = 32;
 /// Tokens per block of the backward.
-const TOKENS_A_PART: usize = 64;
+const TOKENS_PER_PART: usize = 64;
 
 fn launch(device: &Device, name: &str, launch: &Launch, arguments: &[Argument]) -> Result<()> {
     // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
@@ -35,7 +35,7 @@ pub fn mean_tokens_forward<P: Factor, T: Factor>(
     x.expect_len(OP, "x", batch * tokens * channels)?;
     y.expect_len(OP, "the mean", batch * channels)?;
     if x.is_empty() {
-        return Err(Error::shape(OP, "there is nothing to take a mean of"));
+        return Err(Error::shape(OP, "cannot take the mean of nothing"));
     }
     let grid = [blocks(OP, channels, COLUMNS)?, size(OP, "samples", batch)?, 1];
     let arguments = [
@@ -65,14 +65,14 @@ pub fn mean_tokens_backward<P: Factor, T: Factor>(
     let grid = [
         blocks(OP, channels, THREADS as usize)?,
         size(OP, "samples", batch)?,
-        blocks(OP, tokens, TOKENS_A_PART)?,
+        blocks(OP, tokens, TOKENS_PER_PART)?,
     ];
     let arguments = [
         dx.write(),
         dy.read(),
         Argument::U32(size(OP, "tokens", tokens)?),
         Argument::U32(size(OP, "channels", channels)?),
-        Argument::U32(size(OP, "tokens", TOKENS_A_PART)?),
+        Argument::U32(size(OP, "tokens", TOKENS_PER_PART)?),
     ];
     let name = format!("mean_tokens_backward_{}_to_{}", P::SUFFIX, T::SUFFIX);
     launch(dy.device(), &name, &Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0 }, &arguments)

@@ -82,11 +82,11 @@ pub fn scale_shift_backward<T: Float>(
     let rows = d_output.as_mut_slice::<T>()?.chunks_mut(channels).zip(x.chunks(channels));
     for (token, (d, x)) in rows.enumerate() {
         let level = levels[token % tokens] as usize;
-        let place = |part: usize| token / tokens * stride + (level * 6 + part) * channels;
-        for (sum, d) in d_parts[place(shift)..][..channels].iter_mut().zip(d.iter()) {
+        let offset = |part: usize| token / tokens * stride + (level * 6 + part) * channels;
+        for (sum, d) in d_parts[offset(shift)..][..channels].iter_mut().zip(d.iter()) {
             *sum += *d;
         }
-        let (values, sums) = (&parts[place(scale)..][..channels], &mut d_parts[place(scale)..][..channels]);
+        let (values, sums) = (&parts[offset(scale)..][..channels], &mut d_parts[offset(scale)..][..channels]);
         for (((d, x), value), sum) in d.iter_mut().zip(x).zip(values).zip(sums) {
             *sum += *d * *x;
             *d *= T::ONE + *value;
@@ -132,8 +132,8 @@ pub fn gate_backward<T: Float>(
     let mut d_parts = vec![T::ZERO; parts.len()];
     let rows = d_output.as_mut_slice::<T>()?.chunks_mut(channels).zip(x.chunks(channels));
     for (token, (d, x)) in rows.enumerate() {
-        let place = token / tokens * stride + (levels[token % tokens] as usize * 6 + part) * channels;
-        let (values, sums) = (&parts[place..][..channels], &mut d_parts[place..][..channels]);
+        let offset = token / tokens * stride + (levels[token % tokens] as usize * 6 + part) * channels;
+        let (values, sums) = (&parts[offset..][..channels], &mut d_parts[offset..][..channels]);
         for (((d, x), value), sum) in d.iter_mut().zip(x).zip(values).zip(sums) {
             *sum += *d * *x;
             *d *= *value;

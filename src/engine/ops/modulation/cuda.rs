@@ -4,7 +4,7 @@
 //! The table `[S, 6C]`, or `[B, S, 6C]` with one per sample, is the condition plus the block's own
 //! row: [`add_to_all`](crate::engine::ops::add_to_all::cuda::add_to_all). The gradient of the pairs' table is
 //! [`gather_sum`](crate::engine::autograd::contributions::cuda::gather_sum) with the index `[0, S − 1, 1, S − 1, ..]`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use super::ModulationPart;
 use crate::{
@@ -53,7 +53,7 @@ impl ModulationTable<'_> {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "{numbers} numbers do not fit {tokens} tokens and a table of {} numbers for {rows} levels",
+                    "{numbers} elements do not match {tokens} tokens and a table of {} elements for {rows} levels",
                     self.table.len()
                 ),
             ));
@@ -68,7 +68,7 @@ impl ModulationTable<'_> {
 }
 
 /// Part offsets of factor and optional shift in a row of the table, and the constant that is added to the factor.
-fn places(part: ModulationPart) -> Result<(usize, Option<usize>, f32)> {
+fn offsets(part: ModulationPart) -> Result<(usize, Option<usize>, f32)> {
     let (factor, shift, base) = match part {
         ModulationPart::ScaleShift(scale, shift) => (scale, Some(shift), 1.0),
         ModulationPart::Gate(gate) => (gate, None, 0.0),
@@ -128,7 +128,7 @@ pub fn modulate_forward<T: Factor>(
     table: &ModulationTable<'_>,
     part: ModulationPart,
 ) -> Result<()> {
-    run(y, x, table, places(part)?)
+    run(y, x, table, offsets(part)?)
 }
 
 /// The gradient of [`modulate_forward`]'s `x`, `dx` `[B, L, C]`. Without `dy`, in place.
@@ -141,7 +141,7 @@ pub fn modulate_backward<T: Factor>(
     table: &ModulationTable<'_>,
     part: ModulationPart,
 ) -> Result<()> {
-    let (factor, _, base) = places(part)?;
+    let (factor, _, base) = offsets(part)?;
     run(dx, dy, table, (factor, None, base))
 }
 
@@ -159,7 +159,7 @@ pub fn modulate_backward_table<T: Factor>(
     table: &ModulationTable<'_>,
     part: ModulationPart,
 ) -> Result<()> {
-    let (factor, shift, _) = places(part)?;
+    let (factor, shift, _) = offsets(part)?;
     let [batch, channels] = table.sizes(x.len())?;
     d_table.expect_len(OP, "the gradient of the table", table.table.len())?;
     modulation_parts_backward(by_sample, dy, x, table.starts, [batch, table.levels.len(), channels])?;
@@ -213,7 +213,7 @@ pub(crate) fn add_modulation(
 pub fn level_pairs<T: Factor>(pairs: &mut Buffer<T>, table: &Buffer<T>, channels: usize) -> Result<()> {
     let op = "level_pairs";
     if channels == 0 || table.is_empty() || !table.len().is_multiple_of(channels) {
-        return Err(Error::shape(op, format!("{} numbers are not rows of {channels}", table.len())));
+        return Err(Error::shape(op, format!("{} elements are not rows of {channels}", table.len())));
     }
     let levels = table.len() / channels;
     let samples = pairs.len() / (2 * table.len());

@@ -5,8 +5,8 @@
 //! parts are f32 for any dtype of the activations: they are few, and many gradients are accumulated in them.
 //!
 //! All samples share the parts, `[S, 6C]`, so that their gradient has no per-sample parts. On a tape [with per-sample
-//! parts](Tape::with_samples_apart), each sample has its own, `[B, S, 6C]`, starting from its own pairs of levels: the
-//! same values, but rows that belong to samples.
+//! parts](Tape::with_per_sample_parts), each sample has its own, `[B, S, 6C]`, starting from its own pairs of levels:
+//! the same values, but rows that belong to samples.
 
 pub mod cpu;
 #[doc(hidden)]
@@ -57,7 +57,7 @@ pub fn level_pairs(
 ) -> Result<Var> {
     let table = tape.parameters().value(level);
     expect_shape("level_pairs", "the table", table, &[levels.count(), last_dim("level_pairs", table)?])?;
-    let samples = tape.samples_apart().then_some(batch);
+    let samples = tape.per_sample_parts().then_some(batch);
     let value = dispatch!("level_pairs", table,
         cpu T => cpu::level_pairs::<T>(table, samples),
         cuda T => pairs_on_device::<T>(table, samples),

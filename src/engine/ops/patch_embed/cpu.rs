@@ -40,8 +40,8 @@ pub(crate) fn forward<T: Float>(
     if let Some(position) = position {
         let values = parameters.value(position).as_slice::<T>()?;
         for (token, row) in table.chunks_mut(channels).enumerate() {
-            let place = settings.places.as_ref().map_or(token, |places| places[token]);
-            for (sum, value) in row.iter_mut().zip(&values[place * channels..]) {
+            let index = settings.indices.as_ref().map_or(token, |indices| indices[token]);
+            for (sum, value) in row.iter_mut().zip(&values[index * channels..]) {
                 *sum += *value;
             }
         }

@@ -10,7 +10,7 @@
 //! first tokens (as [`pyramid_input`](crate::engine::ops::pyramid::cuda::pyramid_input) writes them on request): then
 //! both inputs are dense, and sample `i`'s own gradient is the range `i·L..(i + 1)·L` of the inner dimension. its
 //! inputs are dense, and sample `i`'s own gradient is the part of the inner size from `i·L` to `(i + 1)·L`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -59,7 +59,7 @@ pub fn patch_embed_forward<T: Factor>(
         return Err(Error::shape(
             OP,
             format!(
-                "a text of {} and a weight of {} numbers for {channels} channels",
+                "a text of {} and a weight of {} elements for {channels} channels",
                 text.len(),
                 weight.len()
             ),
@@ -201,7 +201,7 @@ pub fn patch_embed_backward_weight<T: Factor>(
     if channels == 0 || !d_x.len().is_multiple_of(channels) || !d_weight.len().is_multiple_of(channels) {
         return Err(Error::shape(
             OP,
-            format!("{} and {} numbers for {channels} channels", d_x.len(), d_weight.len()),
+            format!("{} and {} elements for {channels} channels", d_x.len(), d_weight.len()),
         ));
     }
     let sizes = [channels, d_weight.len() / channels, d_x.len() / channels];

@@ -45,7 +45,7 @@ pub struct PatchEmbed {
     /// Which rows of the start, level and position tables are added to each token.
     rows: Arc<[TableRows; 3]>,
     /// The row of the position table for each token, unless it is the token's index.
-    places: Option<Arc<Vec<usize>>>,
+    indices: Option<Arc<Vec<usize>>>,
     /// Rows of the position table.
     positions: usize,
 }
@@ -59,28 +59,28 @@ impl PatchEmbed {
 
     /// The same embedding for a subset of the tokens: the scale of each, and its index among all.
     #[must_use]
-    pub(crate) fn with_tokens(&self, levels: Arc<Levels>, places: &Arc<Vec<usize>>) -> Self {
-        let whole = places.len() == self.positions;
-        Self::made(self.parameters, levels, (!whole).then(|| Arc::clone(places)), self.positions)
+    pub(crate) fn with_tokens(&self, levels: Arc<Levels>, indices: &Arc<Vec<usize>>) -> Self {
+        let whole = indices.len() == self.positions;
+        Self::made(self.parameters, levels, (!whole).then(|| Arc::clone(indices)), self.positions)
     }
 
     fn made(
         parameters: PatchEmbedParameters,
         levels: Arc<Levels>,
-        places: Option<Arc<Vec<usize>>>,
+        indices: Option<Arc<Vec<usize>>>,
         positions: usize,
     ) -> Self {
         let (tokens, scales) = (levels.tokens(), levels.count());
         let first = levels.host().iter().filter(|&&level| level == 0).count();
         let number = |token: usize| u32::try_from(token).unwrap_or(u32::MAX);
         let start_of = |token: usize| if token < first { number(token) } else { u32::MAX };
-        let place = |token: usize| places.as_ref().map_or(token, |places| places[token]);
+        let index = |token: usize| indices.as_ref().map_or(token, |indices| indices[token]);
         let rows = Arc::new([
             TableRows::new((0..tokens).map(start_of).collect(), first),
             TableRows::new(levels.host().to_vec(), scales),
-            TableRows::new((0..tokens).map(|token| number(place(token))).collect(), positions),
+            TableRows::new((0..tokens).map(|token| number(index(token))).collect(), positions),
         ]);
-        Self { parameters, levels, first, rows, places, positions }
+        Self { parameters, levels, first, rows, indices, positions }
     }
 
     /// The scale of each token.
@@ -109,7 +109,7 @@ pub fn patch_embed(tape: &mut Tape<'_>, text: &Var, rows: &Var, settings: &Patch
     if given != tokens && given + first != tokens {
         return Err(Error::shape(
             "patch_embed",
-            format!("{given} tokens after {first} do not make {tokens}"),
+            format!("{given} tokens after the first {first} do not add up to {tokens}"),
         ));
     }
     let channels = last_dim("patch_embed", pooled)?;
@@ -145,8 +145,8 @@ fn forward_on_device<T: DeviceFloat>(
     let (channels, tokens) = (text.dim(1), settings.levels.tokens());
     let wide = |id: ParameterId| parameters.value(id).buffer::<f32>();
     let PatchEmbedParameters { weight, bias, start, level, position } = settings.parameters;
-    let positions = match (position, &settings.places) {
-        (Some(id), Some(places)) => Some(rows_of(parameters.value(id), places, channels)?),
+    let positions = match (position, &settings.indices) {
+        (Some(id), Some(indices)) => Some(rows_of(parameters.value(id), indices, channels)?),
         _ => None,
     };
     let parameters = cuda::DevicePatchEmbedParameters {
@@ -166,12 +166,12 @@ fn forward_on_device<T: DeviceFloat>(
 }
 
 /// Gathers rows of a table `[1, L, C]` on a device.
-fn rows_of(table: &Tensor, places: &[usize], channels: usize) -> Result<Tensor> {
+fn rows_of(table: &Tensor, indices: &[usize], channels: usize) -> Result<Tensor> {
     let from = table.buffer::<f32>()?;
-    Tensor::written::<f32>(from.device(), &[places.len(), channels], |rows| {
+    Tensor::written::<f32>(from.device(), &[indices.len(), channels], |rows| {
         let mut to = 0;
         // Adjacent rows are copied together: there are few gaps.
-        for run in places.chunk_by(|place, next| place + 1 == *next) {
+        for run in indices.chunk_by(|index, next| index + 1 == *next) {
             rows.copy_range(to * channels, from, run[0] * channels..(run[0] + run.len()) * channels)?;
             to += run.len();
         }
@@ -240,7 +240,7 @@ impl Operator {
             let sums = Tensor::from_buffer(&[batch, scales * channels], sums)?;
             sink.parameter(level, self.owner, &Contribution::PerSample { d_value: &sums })?;
         }
-        match (position, &self.settings.places) {
+        match (position, &self.settings.indices) {
             (Some(position), None) => {
                 let d_value = d_output.reshape(&[batch, tokens * channels])?;
                 sink.parameter(position, self.owner, &Contribution::PerSample { d_value: &d_value })?;

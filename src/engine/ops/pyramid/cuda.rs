@@ -1,5 +1,5 @@
 //! Launchers for `kernels/pyramid.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
     engine::{
@@ -102,15 +102,15 @@ impl PyramidTables {
         if !fits {
             return Err(Error::shape(
                 OP,
-                format!("the tables of {scales} scales up to {side} do not fit each other"),
+                format!("the tables of {scales} scales up to {side} are inconsistent"),
             ));
         }
         let inside = taps
             .chunks(side)
             .zip(patch_nums)
-            .all(|(taps, &side)| taps.iter().flatten().all(|&(place, _)| place < side));
+            .all(|(taps, &side)| taps.iter().flatten().all(|&(position, _)| position < side));
         if !inside {
-            return Err(Error::shape(OP, "a map is resized from places that it does not have"));
+            return Err(Error::shape(OP, "a resampling tap is out of range"));
         }
         let width = channels.div_ceil(4) * 4;
         let (packed, norms) = pack_codebook(codebook, channels, vocabulary);

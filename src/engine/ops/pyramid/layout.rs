@@ -15,7 +15,7 @@ impl PyramidQuantizer {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "features [B, {channels}, {side}, {side}] were expected (the last of patch_nums is {side}), but {:?} was given",
+                    "expected features [B, {channels}, {side}, {side}] (the last of patch_nums is {side}), got {:?}",
                     features.shape()
                 ),
             ));
@@ -42,7 +42,7 @@ impl PyramidQuantizer {
         if codes.shape() != [batch, self.tokens] {
             return Err(Error::shape(
                 OP,
-                format!("codes [B, {}] were expected, but {:?} was given", self.tokens, codes.shape()),
+                format!("expected codes [B, {}], got {:?}", self.tokens, codes.shape()),
             ));
         }
         let values = codes.as_slice::<u32>()?;

@@ -104,13 +104,13 @@ impl PyramidQuantizer {
         };
         if patch_nums[0] == 0 || patch_nums.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(Error::argument(format!(
-                "patch_nums {patch_nums:?} must be whole numbers above 0 that grow from scale to scale"
+                "patch_nums {patch_nums:?} must be positive and strictly increasing"
             )));
         }
         let &[vocabulary, channels] = codebook.shape() else {
             return Err(Error::shape(
                 OP,
-                format!("a codebook [V, Cvae] was expected, but {:?} was given", codebook.shape()),
+                format!("expected a codebook [V, Cvae], got {:?}", codebook.shape()),
             ));
         };
         if vocabulary == 0
@@ -121,7 +121,7 @@ impl PyramidQuantizer {
             return Err(Error::shape(
                 OP,
                 format!(
-                    "a codebook of floats with 1 to 2³² codes was expected, but {vocabulary} codes of {channels} channels ({:?}) were given",
+                    "expected a float codebook of 1 to 2³² codes, got {vocabulary} codes of {channels} channels ({:?})",
                     codebook.dtype()
                 ),
             ));
@@ -172,9 +172,7 @@ impl PyramidQuantizer {
         quant_resi: f32,
     ) -> Result<Self> {
         let named = |name: &str| {
-            tensors
-                .get(name)
-                .ok_or_else(|| Error::invalid(format!("there is no tensor {name} among the weights")))
+            tensors.get(name).ok_or_else(|| Error::invalid(format!("the weights have no tensor {name}")))
         };
         let codebook = named(&format!("{prefix}embedding.weight"))?;
         let mut stems = Vec::new();
@@ -340,9 +338,9 @@ impl PyramidQuantizer {
             Workspace::default,
             |work, (codes, map)| {
                 let mut rest = codes;
-                self.walk(map, work, |seen| {
-                    let (head, tail) = std::mem::take(&mut rest).split_at_mut(seen.codes.len());
-                    head.copy_from_slice(seen.codes);
+                self.walk(map, work, |scale| {
+                    let (head, tail) = std::mem::take(&mut rest).split_at_mut(scale.codes.len());
+                    head.copy_from_slice(scale.codes);
                     rest = tail;
                 });
             },

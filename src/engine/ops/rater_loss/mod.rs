@@ -80,7 +80,7 @@ impl RaterLoss {
 /// If there are none, or they differ in size or device.
 pub fn linear_combination(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let Some((_, first)) = terms.first() else {
-        return Err(Error::invalid("a combination of nothing has no size"));
+        return Err(Error::invalid("a linear combination needs at least one term"));
     };
     for (_, term) in terms {
         expect_shape(OP, "a term", term, first.shape())?;

@@ -53,18 +53,18 @@ fn one_sample(
         );
         for (at, row) in weights.chunks_exact_mut(tokens).enumerate() {
             let bias = bias.map(|bias| &bias[(head * tokens + at) * tokens..][..tokens]);
-            let seen = if of.causal { at + 1 } else { tokens };
-            softmax(row, of.scale, bias, mask, seen);
+            let visible = if of.causal { at + 1 } else { tokens };
+            softmax(row, of.scale, bias, mask, visible);
         }
         let weights = Matrix::new(&weights, tokens, tokens);
         product(&mut output[first..], channels, weights, of_head(&values[first..]), false);
     }
 }
 
-/// Turns the logits of one token into weights, over the unmasked keys among the first `seen`.
-fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: &[u32], seen: usize) {
+/// Turns the logits of one token into weights, over the unmasked keys among the first `visible`.
+fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>, mask: &[u32], visible: usize) {
     for (at, value) in row.iter_mut().enumerate() {
-        *value = if at < seen && mask[at] == 1 {
+        *value = if at < visible && mask[at] == 1 {
             *value * scale + bias.map_or(0.0, |bias| bias[at])
         } else {
             f32::NEG_INFINITY

@@ -1,5 +1,5 @@
 //! Launchers for `kernels/softmax.cu`.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use super::Keys;
 use crate::{
@@ -52,7 +52,7 @@ pub fn softmax(weights: &mut Buffer<f32>, scores: &Scores<'_>) -> Result<()> {
         return Err(Error::shape(
             OP,
             format!(
-                "{} products, {:?} numbers of bias and {:?} of mask do not fit the sizes {sizes:?} with rows {row} apart",
+                "{} products, {:?} elements of bias and {:?} of mask do not match the sizes {sizes:?} with a row stride of {row}",
                 products.len(),
                 bias.map(Buffer::len),
                 mask.map(Buffer::len)

@@ -13,7 +13,7 @@ use crate::weights::{
 const DIMENSIONS: usize = 64;
 
 /// The result of a call: an existing item, or a new node.
-enum Made {
+enum CallResult {
     Item(Item),
     Node(Node),
 }
@@ -84,10 +84,10 @@ impl Machine<'_> {
         self.push_made(made)
     }
 
-    fn push_made(&mut self, made: Made) -> Result<(), String> {
+    fn push_made(&mut self, made: CallResult) -> Result<(), String> {
         match made {
-            Made::Item(item) => self.push(item),
-            Made::Node(node) => self.push_node(node),
+            CallResult::Item(item) => self.push(item),
+            CallResult::Node(node) => self.push_node(node),
         }
     }
 
@@ -127,7 +127,7 @@ impl Machine<'_> {
     }
 
     /// The opaque object that an unsupported name makes.
-    fn object(&self, class: Item) -> Result<Made, String> {
+    fn object(&self, class: Item) -> Result<CallResult, String> {
         let (class, tensor) = match self.node(class) {
             Some(Node::Foreign(foreign)) => {
                 let Foreign { module, name } = &**foreign;
@@ -135,40 +135,40 @@ impl Machine<'_> {
             }
             Some(Node::Object(object)) => (object.class, object.tensor),
             Some(Node::Global(global)) => (class, matches!(global, Global::TensorType)),
-            _ => return Err(globals::refused("a call of something that is no name")),
+            _ => return Err(globals::refused("a call of something that is not a name")),
         };
-        Ok(Made::Node(Node::Object(Box::new(ObjectNode { class, tensor }))))
+        Ok(CallResult::Node(Node::Object(Box::new(ObjectNode { class, tensor }))))
     }
 
     /// A tensor with an unsupported layout, named by the class that shows it.
-    fn unread(class: Item) -> Made {
-        Made::Node(Node::Object(Box::new(ObjectNode { class, tensor: true })))
+    fn unread(class: Item) -> CallResult {
+        CallResult::Node(Node::Object(Box::new(ObjectNode { class, tensor: true })))
     }
 
     /// Evaluates a call of a name.
-    fn call(&mut self, callee: Item, arguments: Item) -> Result<Made, String> {
+    fn call(&mut self, callee: Item, arguments: Item) -> Result<CallResult, String> {
         let Some(&Node::Global(global)) = self.node(callee) else { return self.object(callee) };
         let Some(Node::Tuple(arguments)) = self.node(arguments) else { return Err(MALFORMED.to_owned()) };
-        let wrong = || format!("the pickle gives {global:?} arguments that it does not take");
+        let wrong = || format!("the pickle passes wrong arguments to {global:?}");
         match (global, &**arguments) {
-            (Global::OrderedDict, []) => Ok(Made::Node(Node::Dict(Vec::new()))),
-            (Global::OrderedDict, &[list]) => self.ordered(list).map(Made::Node),
-            (Global::Set, []) => Ok(Made::Node(Node::List(Vec::new()))),
-            (Global::Set, &[list]) => Ok(Made::Item(list)),
+            (Global::OrderedDict, []) => Ok(CallResult::Node(Node::Dict(Vec::new()))),
+            (Global::OrderedDict, &[list]) => self.ordered(list).map(CallResult::Node),
+            (Global::Set, []) => Ok(CallResult::Node(Node::List(Vec::new()))),
+            (Global::Set, &[list]) => Ok(CallResult::Item(list)),
             (Global::Counter, &[item]) if matches!(self.node(item), Some(Node::Dict(_))) => {
-                Ok(Made::Item(item))
+                Ok(CallResult::Item(item))
             }
             (Global::Size, &[item]) if matches!(self.node(item), Some(Node::Tuple(_))) => {
-                Ok(Made::Item(item))
+                Ok(CallResult::Item(item))
             }
             (Global::Device | Global::Encode, &[text, ..]) if self.text_of(text).is_some() => {
-                Ok(Made::Item(text))
+                Ok(CallResult::Item(text))
             }
-            (Global::DefaultDict, [_]) => Ok(Made::Node(Node::Dict(Vec::new()))),
-            (Global::Deque, []) => Ok(Made::Node(Node::List(Vec::new()))),
+            (Global::DefaultDict, [_]) => Ok(CallResult::Node(Node::Dict(Vec::new()))),
+            (Global::Deque, []) => Ok(CallResult::Node(Node::List(Vec::new()))),
             (Global::Deque, &[items, ..]) => match self.node(items) {
-                Some(Node::List(_)) => Ok(Made::Item(items)),
-                Some(Node::Tuple(items)) if items.is_empty() => Ok(Made::Node(Node::List(Vec::new()))),
+                Some(Node::List(_)) => Ok(CallResult::Item(items)),
+                Some(Node::Tuple(items)) if items.is_empty() => Ok(CallResult::Node(Node::List(Vec::new()))),
                 _ => Err(wrong()),
             },
             (Global::RebuildTensor, &[storage, offset, shape, strides, ref rest @ ..]) => {
@@ -185,8 +185,8 @@ impl Machine<'_> {
                 }
             }
             (Global::RebuildParameter, &[data, ..]) => match self.node(data) {
-                Some(Node::Tensor(_)) => Ok(Made::Item(data)),
-                Some(Node::Object(object)) if object.tensor => Ok(Made::Item(data)),
+                Some(Node::Tensor(_)) => Ok(CallResult::Item(data)),
+                Some(Node::Object(object)) if object.tensor => Ok(CallResult::Item(data)),
                 _ => Err(wrong()),
             },
             (Global::RebuildFromType, &[function, class, arguments, _state]) => {
@@ -228,10 +228,10 @@ impl Machine<'_> {
         [storage, offset, shape, strides]: [Item; 4],
         kind: Option<NumberKind>,
         marks: Option<Item>,
-    ) -> Result<Made, String> {
+    ) -> Result<CallResult, String> {
         let Item::Node(storage_at) = storage else { return Err(MALFORMED.to_owned()) };
         let Some(Node::Storage(held)) = self.node(storage) else {
-            return Err("the pickle makes a tensor of something that is not a storage".to_owned());
+            return Err("the pickle makes a tensor from something that is not a storage".to_owned());
         };
         if let Some(class) = held.other {
             return Ok(Self::unread(class));
@@ -253,7 +253,7 @@ impl Machine<'_> {
         let (shape, strides) = (sizes(shape)?, sizes(strides)?);
         let (offset, flipped) = (count(offset)?, self.flipped(marks)?);
         let tensor = TensorNode { storage: storage_at, kind, offset, shape, strides, flipped };
-        Ok(Made::Node(Node::Tensor(Box::new(tensor))))
+        Ok(CallResult::Node(Node::Tensor(Box::new(tensor))))
     }
 
     /// The sign flips of a tensor's metadata: `{"neg": True}` and `{"conj": True}`. Unknown keys are errors, since they
@@ -271,7 +271,7 @@ impl Machine<'_> {
                 (Some(b"conj"), Item::Bool(value)) => flipped.conjugated = value,
                 (key, _) => {
                     let key = globals::full_name(b"metadata", key.unwrap_or(b"?"));
-                    return Err(format!("the pickle marks a tensor in a way that is not known ({key})"));
+                    return Err(format!("the pickle has an unknown tensor flag ({key})"));
                 }
             }
         }
@@ -283,7 +283,7 @@ impl Machine<'_> {
         self.pop()?;
         match self.node(self.top()?) {
             Some(Node::Dict(_) | Node::List(_) | Node::Tensor(_) | Node::Object(_)) => Ok(()),
-            _ => Err(globals::refused("BUILD, the state of something that is no object")),
+            _ => Err(globals::refused("BUILD, the state of something that is not an object")),
         }
     }
 
@@ -298,11 +298,11 @@ impl Machine<'_> {
             0x98 => "READONLY_BUFFER",
             _ => {
                 return format!(
-                    "the pickle is damaged: {code:#04x} is no instruction that a checkpoint needs"
+                    "the pickle is damaged: {code:#04x} is not an opcode that a checkpoint needs"
                 );
             }
         };
-        globals::refused(&format!("the instruction {name}"))
+        globals::refused(&format!("the opcode {name}"))
     }
 }
 

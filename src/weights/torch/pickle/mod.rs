@@ -204,7 +204,7 @@ struct Machine<'a> {
 }
 
 const CUT_OFF: &str = "the pickle is cut off or damaged; fetch or write the file again";
-const MALFORMED: &str = "the pickle is damaged: an instruction does not find what it needs";
+const MALFORMED: &str = "the pickle is damaged: an opcode lacks its operands";
 
 impl<'a> Machine<'a> {
     fn step(&mut self, code: u8) -> Result<(), String> {
@@ -212,7 +212,7 @@ impl<'a> Machine<'a> {
             // The protocol version, and the length of a frame, which only matters to stream readers.
             0x80 => match self.array::<1>()? {
                 [0..=5] => Ok(()),
-                [version] => Err(format!("the pickle's protocol is {version}; those up to 5 are known")),
+                [version] => Err(format!("unsupported pickle protocol {version}; the latest is 5")),
             },
             0x95 => self.array::<8>().map(drop),
             b'(' => self.mark(),
@@ -338,8 +338,10 @@ impl<'a> Machine<'a> {
         let mut range = self.line()?;
         let text = &self.bytes[range.clone()];
         if text.contains(&b'\\') {
-            return Err("a text of the pickle's protocol 0 has escapes; save the file with a newer PyTorch"
-                .to_owned());
+            return Err(
+                "a string of the pickle's protocol 0 has escapes; save the file with a newer PyTorch"
+                    .to_owned(),
+            );
         }
         if code == b'S' {
             match text {
@@ -358,24 +360,17 @@ impl<'a> Machine<'a> {
             _ => self.memo.len(),
         };
         if matches!(code, b'h' | b'j' | b'g') {
-            let item = self
-                .memo
-                .get(key)
-                .copied()
-                .ok_or("the pickle refers to something that it has not remembered")?;
+            let item = self.memo.get(key).copied().ok_or("the pickle refers to a missing memo entry")?;
             return self.push(item);
         }
         let top = self.top()?;
-        if let Some(place) = self.memo.get_mut(key) {
-            *place = top;
+        if let Some(entry) = self.memo.get_mut(key) {
+            *entry = top;
             return Ok(());
         }
         // Picklers number memo entries consecutively; a sparse table could be made arbitrarily long.
         if key != self.memo.len() || key >= self.bytes.len() / 2 + FEW {
-            return Err(format!(
-                "the pickle remembers something as number {key} after {} others",
-                self.memo.len()
-            ));
+            return Err(format!("the pickle stores memo entry {key} after {} others", self.memo.len()));
         }
         self.memo.push(top);
         Ok(())

@@ -41,9 +41,7 @@ impl Machine<'_> {
                     _ => i32::from_le_bytes(self.array()?) as usize,
                 };
                 if length > LONGEST {
-                    return Err(format!(
-                        "the pickle holds a whole number of {length} bytes, more than {LONGEST}"
-                    ));
+                    return Err(format!("the pickle has an integer of {length} bytes, more than {LONGEST}"));
                 }
                 let range = self.take(length)?;
                 return self.long(range);

@@ -3,7 +3,7 @@
 //! For a linear layer a sample's gradient is `g = Σ_t d_output[t] ⊗ input[t]` over its rows. A sample's inner product
 //! and squared norm depend only on its own rows, and the order of summation only on the sizes of the layer and the
 //! number of rows per sample: they are bit-identical in any batch, at any index in it.
-#![expect(unsafe_code, reason = "kernels are launched with raw arguments, which the functions here check")]
+#![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 mod sums;
 mod tiles;
@@ -26,7 +26,7 @@ const SHORT_FILE: &str = "meta_gradient_short";
 /// The compute capability that `kernels/meta_gradient_hopper.cu` is for, and the minimum rows per sample at which it
 /// gains more than it loses to padding.
 const HOPPER: (u32, u32) = (9, 0);
-const LEAST_HOPPER_ROWS: usize = 33;
+const MIN_HOPPER_ROWS: usize = 33;
 const THREADS: u32 = 256;
 /// Columns per block of a sum over the rows of a table.
 const COLUMNS: usize = 32;
@@ -40,7 +40,7 @@ const ROWS: usize = 64;
 const ROW_THREADS: u32 = 128;
 const ROW_BYTES: u32 = 3 * 2 * 64 * 128;
 /// Maximum rows per sample for which each pair of rows has its own block.
-const MOST_PAIRED_ROWS: usize = 4;
+const MAX_PAIRED_ROWS: usize = 4;
 
 /// The cost model of [`meta_gradient`]. Times are in operations of a matrix product at a GPU's peak rate (989 TFLOP/s
 /// and 3.35 TB/s on an H100). Measured on an H200 for `[3072, 1024]`: the three ways reach 0.57, 0.20 and 0.68 of that
@@ -111,7 +111,7 @@ impl DeviceRequest<'_> {
     /// Checks the sizes against a parameter of `parameter` elements and `samples` samples.
     fn check(&self, op: &'static str, parameter: usize, samples: usize) -> Result<()> {
         if self.direction.is_some() != self.products.is_some() {
-            return Err(Error::shape(op, "products and a direction are asked for together or not at all"));
+            return Err(Error::shape(op, "products and a direction must be requested together"));
         }
         if let Some(direction) = self.direction {
             direction.expect_len(op, "the direction", parameter)?;
@@ -229,7 +229,7 @@ pub fn is_for_hopper(device: &Device, sizes: ProductSizes) -> bool {
     let ProductSizes { rows, outputs, inputs, .. } = sizes;
     !*PORTABLE
         && device.facts().capability == HOPPER
-        && rows >= LEAST_HOPPER_ROWS
+        && rows >= MIN_HOPPER_ROWS
         && outputs.is_multiple_of(8)
         && inputs.is_multiple_of(8)
 }
@@ -297,7 +297,7 @@ pub fn gram<T: DeviceFloat>(
     let op = "gram";
     sizes.check(op, input, d_output)?;
     squared_norms.expect_len(op, "squared norms", sizes.samples)?;
-    let paired = sizes.rows <= MOST_PAIRED_ROWS;
+    let paired = sizes.rows <= MAX_PAIRED_ROWS;
     let across = if paired { sizes.rows } else { sizes.rows.div_ceil(ROWS) };
     let pairs = across * (across + 1) / 2;
     let device = input.device();
@@ -323,14 +323,14 @@ pub fn gram<T: DeviceFloat>(
 /// Whether [`in_tile`] takes longer than [`projected`], [`gram`] and the weight gradient of rows weighted beforehand.
 /// All times grow with the number of samples, so the choice does not depend on it, as a sample's bits must not. Nor
 /// does it depend on what is requested.
-fn is_shorter_apart(sizes: ProductSizes) -> bool {
+fn is_in_tile_slower(sizes: ProductSizes) -> bool {
     let [rows, outputs, inputs] = [sizes.rows, sizes.outputs, sizes.inputs].map(|size| size as f64);
     let numbers = outputs * inputs;
     let in_tile = numbers * (2.0 * sizes.rows.next_multiple_of(16) as f64 / cost::IN_TILE + cost::END);
     let projected = 2.0 * rows * numbers / cost::BY_ROWS;
     // Each pair of rows is read separately.
     let gram = match sizes.rows {
-        0..=MOST_PAIRED_ROWS => rows * (rows + 1.0) * (inputs + outputs) * cost::MOVE,
+        0..=MAX_PAIRED_ROWS => rows * (rows + 1.0) * (inputs + outputs) * cost::MOVE,
         _ => (sizes.rows.next_multiple_of(ROWS) as f64).powi(2) * (inputs + outputs) / cost::BY_ROWS,
     };
     let weighted = 2.0 * rows * numbers / cost::LIBRARY + 3.0 * rows * outputs * cost::MOVE;
@@ -349,7 +349,7 @@ pub fn meta_gradient<T: DeviceFloat>(
     d_output: &Buffer<T>,
     sizes: ProductSizes,
 ) -> Result<()> {
-    if !is_shorter_apart(sizes) {
+    if !is_in_tile_slower(sizes) {
         return in_tile(asked, input, d_output, sizes);
     }
     let op = "meta_gradient";
@@ -388,7 +388,7 @@ pub fn per_sample<T: Factor>(asked: DeviceRequest<'_>, d_value: &Buffer<T>) -> R
     let count = share_of(op, d_value.len(), samples)?;
     asked.check(op, count, samples)?;
     if count == 0 {
-        return Err(Error::shape(op, format!("{samples} samples hold no numbers")));
+        return Err(Error::shape(op, format!("{samples} samples have no elements")));
     }
     if let Some(WeightedSum { sum, weights, accumulate }) = asked.sum {
         sum_samples(sum, d_value, Some(weights), count, accumulate)?;
@@ -426,8 +426,8 @@ mod tests {
     #[test]
     fn the_tile_is_the_way_but_for_samples_of_few_rows() {
         for [outputs, inputs] in [[3072, 1024], [1024, 4096], [6144, 1024], [512, 512]] {
-            let apart = |rows| is_shorter_apart(ProductSizes { samples: 64, rows, outputs, inputs });
-            assert!(apart(1) && !apart(77) && !apart(680), "{outputs} by {inputs}");
+            let separate = |rows| is_in_tile_slower(ProductSizes { samples: 64, rows, outputs, inputs });
+            assert!(separate(1) && !separate(77) && !separate(680), "{outputs} by {inputs}");
         }
     }
 }

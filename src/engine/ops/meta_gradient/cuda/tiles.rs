@@ -19,7 +19,7 @@ const STATIC_BYTES: u32 = 1024;
 /// Multiprocessors for which the number of chunks is chosen; constant, so that sums are bit-identical on every GPU.
 const MULTIPROCESSORS: usize = 132;
 /// Maximum chunks per batch: each needs memory for a gradient.
-const MOST_CHUNKS: usize = 4;
+const MAX_CHUNKS: usize = 4;
 /// Columns of the boxes that TMA copies: two boxes span the kernel's `left`, `LEFT` columns.
 const BOX_COLUMNS: u32 = 64;
 const LEFT: usize = 2 * BOX_COLUMNS as usize;
@@ -127,7 +127,7 @@ impl InTile {
             let map = operand.device().sample_map(operand, [samples, rows, columns], box_sizes)?;
             arguments.push(map.map(Argument::SampleMap).ok_or_else(|| Error::Kernel {
                 kernel: self.name.to_owned(),
-                message: "the device has no unit that copies boxes".to_owned(),
+                message: "the device has no TMA".to_owned(),
             })?);
         }
         for (what, value) in [
@@ -320,7 +320,7 @@ impl HopperTile {
 
     /// Number of chunks of a batch that are summed separately.
     fn chunks(self, sizes: ProductSizes) -> usize {
-        (2..=MOST_CHUNKS.min(sizes.samples)).fold(1, |best, chunks| {
+        (2..=MAX_CHUNKS.min(sizes.samples)).fold(1, |best, chunks| {
             if self.time(sizes, chunks) < self.time(sizes, best) { chunks } else { best }
         })
     }
@@ -331,8 +331,8 @@ impl HopperTile {
         let (left, right) = if self.swapped { (inputs, outputs) } else { (outputs, inputs) };
         let tiles = left.div_ceil(LEFT) * right.div_ceil(self.width.columns());
         let rounds = (tiles * chunks).div_ceil(MULTIPROCESSORS) * samples.div_ceil(chunks);
-        let apart = if chunks > 1 { (chunks * outputs * inputs) as f64 * cost::CHUNK } else { 0.0 };
-        rounds as f64 * self.width.time(rows) + apart
+        let overhead = if chunks > 1 { (chunks * outputs * inputs) as f64 * cost::CHUNK } else { 0.0 };
+        rounds as f64 * self.width.time(rows) + overhead
     }
 }
 
@@ -340,7 +340,7 @@ impl HopperTile {
 fn chunks(tiles: usize, samples: usize) -> usize {
     // Relative time if one tile and sample take 1: the rounds of the busiest multiprocessor, with shorter chunks.
     let time = |chunks: usize| (tiles * chunks).div_ceil(MULTIPROCESSORS) as f64 / chunks as f64;
-    (2..=MOST_CHUNKS.min(samples)).fold(1, |best, chunks| {
+    (2..=MAX_CHUNKS.min(samples)).fold(1, |best, chunks| {
         // Each chunk's sum is written and read once more.
         if time(chunks) < 0.9 * time(best) { chunks } else { best }
     })
@@ -351,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_cut_where_that_keeps_more_of_a_card_at_work() {
+    fn a_batch_is_split_where_that_keeps_more_of_a_gpu_busy() {
         assert_eq!(chunks(192, 64), 2);
         assert_eq!(chunks(64, 64), 2);
         assert_eq!(chunks(256, 64), 1);

@@ -42,8 +42,8 @@ impl NearestCode {
     /// # Panics
     /// If the slices have inconsistent lengths.
     pub(crate) fn search(&self, rows: &[f32], codes: &mut [u32], distances: &mut [f32]) {
-        assert_eq!(rows.len(), codes.len() * self.channels, "one code a row");
-        assert_eq!(codes.len(), distances.len(), "one distance a row");
+        assert_eq!(rows.len(), codes.len() * self.channels, "one code per row");
+        assert_eq!(codes.len(), distances.len(), "one distance per row");
         Arch::new().dispatch(Search { nearest: self, rows, codes, distances });
     }
 }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_equal_codes_wins_whatever_its_place_in_a_block() {
+    fn the_first_of_equal_codes_wins_at_any_index_in_a_block() {
         let mut codebook = vec![9.0f32; 40 * 2];
         for code in [37, 18, 23] {
             codebook[code * 2..][..2].copy_from_slice(&[1.0, 2.0]);

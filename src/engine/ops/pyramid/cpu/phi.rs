@@ -22,10 +22,10 @@ pub(crate) fn phi_index(scales: usize, convolutions: usize) -> Vec<usize> {
     (0..scales)
         .map(|scale| {
             // A single scale has no position between the first and the last; it uses the first.
-            let place = if scales == 1 { 0.0 } else { scale as f64 / (scales - 1) as f64 };
+            let position = if scales == 1 { 0.0 } else { scale as f64 / (scales - 1) as f64 };
             let mut best = 0;
             for (at, tick) in ticks.iter().enumerate() {
-                if (tick - place).abs() < (ticks[best] - place).abs() {
+                if (tick - position).abs() < (ticks[best] - position).abs() {
                     best = at;
                 }
             }

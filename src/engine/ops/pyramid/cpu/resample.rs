@@ -197,7 +197,7 @@ impl ResidualConvolution {
             return Err(Error::shape(
                 "convolution of the pyramid",
                 format!(
-                    "weight [C, C, 3, 3] and bias [C] were expected, but {:?} and {:?} were given",
+                    "expected weight [C, C, 3, 3] and bias [C], got {:?} and {:?}",
                     weight.shape(),
                     bias.shape()
                 ),

@@ -14,12 +14,12 @@ impl PyramidQuantizer {
     pub fn embed(&self, scale: usize, codes: &Tensor) -> Result<Tensor> {
         let side = self.scale(scale)?.side;
         let &[batch, cells] = codes.shape() else {
-            return Err(Error::shape(OP, format!("codes [B, {}] were expected", side * side)));
+            return Err(Error::shape(OP, format!("expected codes [B, {}]", side * side)));
         };
         if cells != side * side {
             return Err(Error::shape(
                 OP,
-                format!("scale {scale} has {} codes, but codes {:?} were given", side * side, codes.shape()),
+                format!("scale {scale} has {} codes, got {:?}", side * side, codes.shape()),
             ));
         }
         let values = codes.as_slice::<u32>()?;
@@ -52,7 +52,7 @@ impl PyramidQuantizer {
                 return Err(Error::shape(
                     OP,
                     format!(
-                        "[{batch}, {channels}, {side}, {side}] was expected at scale {scale}, but {:?} was given",
+                        "expected [{batch}, {channels}, {side}, {side}] at scale {scale}, got {:?}",
                         tensor.shape()
                     ),
                 ));
@@ -85,8 +85,8 @@ impl PyramidQuantizer {
     }
 
     fn scale(&self, scale: usize) -> Result<&Scale> {
-        self.scales.get(scale).ok_or_else(|| {
-            Error::argument(format!("there is no scale {scale}; there are {}", self.scales.len()))
-        })
+        self.scales
+            .get(scale)
+            .ok_or_else(|| Error::argument(format!("no scale {scale}: there are {}", self.scales.len())))
     }
 }
