@@ -1,5 +1,5 @@
 //! Peak rates of the device: bandwidth of copies, and bf16 products by cuBLASLt.
-#![expect(clippy::print_stdout, reason = "figures are what this program is for")]
+#![expect(clippy::print_stdout, reason = "the program prints its results")]
 
 #[path = "ops/measure.rs"]
 mod measure;

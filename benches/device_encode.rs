@@ -3,7 +3,7 @@
 //! The counterpart of `benches/pytorch/encode.py --device cuda`, which writes the weights that `ALCHEMIST_VQVAE` names.
 //! `ALCHEMIST_BENCH_DEVICE` names the device as for the other benches; on the emulator the weights are the fixture's
 //! (`ALCHEMIST_FIXTURES` names its folder). Each result is one line of JSON.
-#![expect(clippy::print_stdout, reason = "figures are what this program is for")]
+#![expect(clippy::print_stdout, reason = "the program prints its results")]
 
 #[path = "ops/measure.rs"]
 #[allow(dead_code, reason = "ceilings are measured elsewhere")]

@@ -5,7 +5,7 @@
 //! names the device as for the other benches; on the emulator the sizes are minimal. Each result is one line of JSON.
 //! `ALCHEMIST_STEP=meta_gradient` measures only the cost of products and norms; with `ALCHEMIST_PORTABLE=1`, with the
 //! portable kernels.
-#![expect(clippy::print_stdout, reason = "figures are what this program is for")]
+#![expect(clippy::print_stdout, reason = "the program prints its results")]
 
 #[path = "ops/measure.rs"]
 #[allow(dead_code, reason = "ceilings are measured elsewhere")]

@@ -7,7 +7,7 @@
 //! `benches/pytorch/meta_gradient.py` does the same work in PyTorch. `PEAK_MEMORY=plain` (or `products`) runs some
 //! steps of `tiny-demo` (or of `CASE=small`) and prints the process's peak memory instead.
 
-#![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
+#![expect(clippy::print_stdout, reason = "PEAK_MEMORY prints the peak memory")]
 
 mod cases;
 mod memory;

@@ -3,7 +3,7 @@
 //!     cargo bench --bench select                      # 30 million rows, about 2 GiB of files in a temporary folder
 //!     ROWS=1000000 cargo bench --bench select
 
-#![expect(clippy::print_stdout, reason = "a figure is what this program is for")]
+#![expect(clippy::print_stdout, reason = "the program prints its result")]
 
 mod memory;
 

@@ -4,7 +4,7 @@
 //! updates, drop-path on. `PEAK_MEMORY=tiny-demo` (or another case's name) runs a few steps and scorings of that case
 //! and prints the process's peak memory instead. `benches/pytorch/step.py` does the same work in PyTorch.
 
-#![expect(clippy::print_stdout, reason = "the peak memory is what PEAK_MEMORY asks for")]
+#![expect(clippy::print_stdout, reason = "PEAK_MEMORY prints the peak memory")]
 
 mod cases;
 mod memory;

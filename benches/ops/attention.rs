@@ -121,7 +121,7 @@ fn cross_on_device(bench: &mut Bench) -> Result<()> {
     let floor = Floor { bytes: 7 * q.bytes() + 3 * kv.bytes(), flop: 7 * pair };
     bench.device("cross_attention_forward_backward", floor, || {
         forward(&mut out, &mut rows, &shape, &q, &kv)?;
-        let gradients = SourceGradients::Apart { d_q: &mut d_q, d_kv: &mut d_kv };
+        let gradients = SourceGradients::Separate { d_q: &mut d_q, d_kv: &mut d_kv };
         backward(gradients, Some(&mut d_log_scale), &mut rows, &shape, &q, &kv, &out, &d_out)
     });
     Ok(())

@@ -1,6 +1,6 @@
 //! Every op separately: on the CPU through the tape, and each kernel on a device if there is one, timed by the
 //! device, with its share of the device's peak. One file per op.
-#![expect(clippy::print_stdout, reason = "figures are what this program is for")]
+#![expect(clippy::print_stdout, reason = "the program prints its results")]
 
 mod activation;
 mod adamw;

@@ -252,7 +252,7 @@ fn draw(seed: u64, word: &str, channels: usize) -> Arc<[f32]> {
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
-    reason = "small numbers; a state is f32"
+    reason = "small values; a state is f32"
 )]
 fn position(at: usize, channel: usize, channels: usize) -> f32 {
     let frequency = 10_000f64.powf(-((channel - channel % 2) as f64) / channels as f64);

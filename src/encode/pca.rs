@@ -319,7 +319,7 @@ impl PcaTokenizer {
                 Ok(image.iter().zip(decoded).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>())
             })
             .collect::<Result<Vec<f64>>>()?;
-        #[expect(clippy::cast_precision_loss, reason = "a count of numbers")]
+        #[expect(clippy::cast_precision_loss, reason = "a count of values")]
         let mean = errors.iter().sum::<f64>() / (images.len() * self.settings.image_length()) as f64;
         Ok(10.0 * (4.0 / mean.max(4e-12)).log10())
     }

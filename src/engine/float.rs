@@ -117,7 +117,7 @@ impl Float for f32 {
     const ONE: Self = 1.0;
     const NEGATIVE_INFINITY: Self = f32::NEG_INFINITY;
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "rounding is what was asked for")]
+    #[expect(clippy::cast_possible_truncation, reason = "rounds by design")]
     fn of(value: f64) -> Self {
         value as f32
     }
@@ -154,7 +154,7 @@ impl Float for f32 {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "the exponent is a small whole number"
+    reason = "the exponent is a small integer"
 )]
 fn exp_f32(x: f32) -> f32 {
     /// Adding and subtracting 1.5·2²³ rounds to the nearest integer without a call.

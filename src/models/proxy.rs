@@ -140,7 +140,7 @@ impl Proxy {
     ///
     /// # Errors
     /// If the sizes do not match.
-    #[expect(clippy::too_many_arguments, reason = "what a loss is made of")]
+    #[expect(clippy::too_many_arguments, reason = "the inputs of a loss")]
     pub(crate) fn weighted_loss(
         &self,
         tape: &mut Tape<'_>,

@@ -37,7 +37,7 @@ impl MappedFile {
     /// Maps a file.
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
         let file = File::open(path).map_err(Error::io("read", path))?;
-        #[expect(unsafe_code, reason = "a file is mapped so that only what is asked for is read")]
+        #[expect(unsafe_code, reason = "a file is mapped so that only the requested parts are read")]
         // SAFETY: the map is only read, as bytes, for which any value is valid. Nothing can prevent another process
         // from changing the file; whatever depends on its content is checked at the point of use, from these bytes.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;

@@ -74,7 +74,7 @@ fn on_device<T: Number>(device: &Device, case: &Case) -> Outcome {
         log_scale.as_ref().map(|_| device.uninitialized::<f32>(case.batch * case.heads).unwrap());
     let gradients = match d_second.as_mut() {
         None => SourceGradients::Packed(&mut d_first),
-        Some(d_kv) => SourceGradients::Apart { d_q: &mut d_first, d_kv },
+        Some(d_kv) => SourceGradients::Separate { d_q: &mut d_first, d_kv },
     };
     cuda::backward(gradients, d_scale.as_mut(), &mut rows, &shape, &first, second, &out, &d_out).unwrap();
     Outcome {
@@ -354,7 +354,7 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(forward(&shape, 48, rows, &zeros(7)).contains("the source of queries holds 7"));
     let (mut d, mut d_q, mut d_kv) = (zeros(3 * 48), zeros(48), zeros(96));
     let (out, mut statistics) = (zeros(48), zeros(rows));
-    let apart = SourceGradients::Apart { d_q: &mut d_q, d_kv: &mut d_kv };
+    let apart = SourceGradients::Separate { d_q: &mut d_q, d_kv: &mut d_kv };
     let message =
         cuda::backward(apart, None, &mut statistics, &shape, &source, &source, &out, &out).unwrap_err();
     assert!(message.to_string().contains("the layouts of gradients and sources differ"), "{message}");

@@ -219,7 +219,7 @@ impl T5Text {
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "small whole numbers; the rounding is the source's, in f32"
+    reason = "small integers; the rounding is the source's, in f32"
 )]
 fn bucket(query: usize, key: usize, buckets: usize, most: usize) -> usize {
     let half = buckets / 2;

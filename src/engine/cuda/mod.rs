@@ -5,7 +5,7 @@
 //! which checks sizes, chooses grid and block, and passes the arguments in order. Buffers are dense and row-major.
 //! Values are stored as `T` (f32, bf16 or f16) and computed in f32; every reduction has a fixed order, so results are
 //! bit-identical on every run.
-#![expect(unsafe_code, reason = "devices are driven through foreign interfaces and raw addresses here")]
+#![expect(unsafe_code, reason = "foreign interfaces and raw addresses of devices")]
 
 mod ahead;
 mod arena;

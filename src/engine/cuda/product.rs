@@ -82,7 +82,7 @@ impl Device {
     ///
     /// # Errors
     /// If the sizes do not match or the device fails.
-    #[expect(clippy::too_many_arguments, reason = "a matrix product has these")]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of a matrix product")]
     pub fn product<I: Factor, O: Factor>(
         &self,
         c: &mut Buffer<O>,

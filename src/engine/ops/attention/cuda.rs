@@ -1,9 +1,6 @@
 //! Launchers for `kernels/attention_prepare.cu`, `attention_forward.cu`, `attention_backward_queries.cu`,
 //! `attention_backward_keys.cu` and, for f32, `attention_f32.cu`.
-#![expect(
-    unsafe_code,
-    reason = "kernels are launched here, after all sizes have been compared with what they will touch"
-)]
+#![expect(unsafe_code, reason = "kernels are launched here, after all sizes have been checked")]
 
 use crate::{
     engine::cuda::{

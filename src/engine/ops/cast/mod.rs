@@ -26,11 +26,7 @@ impl Tensor {
             return on_device(self, dtype);
         }
         let wide = self.to_f64_vec()?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a cast is what was asked for"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts by design")]
         let storage = match dtype {
             DType::F32 => Storage::F32(wide.into_iter().map(|value| value as f32).collect()),
             DType::F64 => Storage::F64(wide),
