@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use alchemist_engine::{
     Error,
     data::{
-        Batch, ColumnNames, Corpus, ImageRef, Loader, Preprocess, Record, SquareImage,
+        ColumnNames, Corpus, ImageRef, Loader, Preprocess, Record, RecordBatch, SquareImage,
         corpus::{RELEASED_EMPTY_CAPTION, Schema},
         decode_image, load_image,
     },
@@ -194,19 +194,19 @@ fn reading_goes_on_from_any_row() {
     let all = read(&path).unwrap();
     let open = || Corpus::open(&path, &ColumnNames::default()).unwrap();
     for start in [1, 123, 499] {
-        let Batch { records, next } = open().batch(None, start).unwrap();
+        let RecordBatch { records, next } = open().batch(None, start).unwrap();
         assert_eq!(records, all[..start]);
         // A reader that has read something else, and one that is new.
         let mut used = open();
         used.nth(7).unwrap().unwrap();
         for mut corpus in [open(), used] {
-            let Batch { records, next } = corpus.batch(next, 1000).unwrap();
+            let RecordBatch { records, next } = corpus.batch(next, 1000).unwrap();
             assert_eq!((&records[..], next), (&all[start..], None));
         }
     }
     // A batch that ends with the corpus is its last, whether it is full or not.
     for most in [500, 501] {
-        let Batch { records, next } = open().batch(None, most).unwrap();
+        let RecordBatch { records, next } = open().batch(None, most).unwrap();
         assert_eq!((records.len(), next), (500, None));
     }
     let next = open().batch(None, 499).unwrap().next;

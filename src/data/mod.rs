@@ -18,5 +18,5 @@ pub use self::image::{
         AlphaRule, FullImage, Preprocess, SquareImage, decode_image, load_full_image, load_image, stack,
     },
 };
-pub use corpus::{Batch, ColumnNames, Corpus, Cursor, Origin, Record};
+pub use corpus::{ColumnNames, Corpus, Cursor, Origin, Record, RecordBatch};
 pub use location::Location;

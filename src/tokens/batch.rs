@@ -81,7 +81,7 @@ impl Batch {
     /// # Errors
     /// If the input has not been computed or the batch has fewer tokens than the layout.
     pub fn part(&self, layout: &Layout) -> Result<Self> {
-        let (places, input) = (layout.indices(), self.input()?);
+        let (positions, input) = (layout.indices(), self.input()?);
         let [batch, tokens] = [self.codes.dim(0), self.codes.dim(1)];
         let (rows, channels) = (input.dim(1), input.dim(2));
         // The input has no rows for the first scale, or zeros.

@@ -79,7 +79,7 @@ pub(crate) fn image_folders(records: &[Record]) -> Vec<PathBuf> {
 
 /// Consecutive records of one shard; see [`Corpus::batch`].
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub struct RecordBatch {
     /// The records.
     pub records: Vec<Record>,
     /// Where the next batch starts; `None` at the end of the corpus.
@@ -182,7 +182,7 @@ impl Corpus {
     ///
     /// # Errors
     /// If the corpus has changed so that the cursor is invalid, a record is malformed, or reading fails.
-    pub fn batch(&mut self, from: Option<Cursor>, most: usize) -> Result<Batch> {
+    pub fn batch(&mut self, from: Option<Cursor>, most: usize) -> Result<RecordBatch> {
         self.ahead.clear();
         match from {
             Some(cursor) => self.reader.seek(cursor)?,
@@ -192,7 +192,7 @@ impl Corpus {
         records.iter_mut().for_each(|record| self.fill_caption(record));
         let next = self.reader.cursor();
         let has_more = !self.reader.read(1, self.skip_malformed)?.is_empty();
-        Ok(Batch { records, next: has_more.then_some(next) })
+        Ok(RecordBatch { records, next: has_more.then_some(next) })
     }
 
     /// Reads all remaining records; a duplicate id is an error. Includes malformed ones if they are skipped.

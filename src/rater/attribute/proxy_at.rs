@@ -72,9 +72,9 @@ impl<'a> ProxyAt<'a> {
     ) -> Result<(Self, Vec<ImageState>)> {
         let (vocabulary, code_channels, text_channels) = setting.encoders.sizes();
         let backbone = setting.config.proxy_backbone(vocabulary, code_channels, text_channels);
-        let saved = Checkpoint::load(&held.folder)?;
+        let saved = Checkpoint::load(&checkpoint.folder)?;
         let (proxy, mut parameters) = Proxy::uninitialized(&backbone, DType::F32)?;
-        restore_weights(&held.folder, &saved.proxy, &mut parameters)?;
+        restore_weights(&checkpoint.folder, &saved.proxy, &mut parameters)?;
         let optimizer = match setting.request.geometry {
             Geometry::Sgd => None,
             Geometry::AdamW => {

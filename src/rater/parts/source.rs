@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Config,
-    data::{Batch, Corpus, Cursor, ImageRef, Record},
+    data::{Corpus, Cursor, ImageRef, Record, RecordBatch},
     encode::ImageTokenizer,
     engine::Tensor,
     error::{Error, LeftOutRows, Result},
@@ -93,7 +93,7 @@ impl Source<'_> {
         measure: &mut Measure<'_, N>,
     ) -> Result<Part<N>> {
         let size = PART.div_ceil(self.batch) * self.batch;
-        let Batch { records, next } = corpus.batch(from, size)?;
+        let RecordBatch { records, next } = corpus.batch(from, size)?;
         let Self { config, tokenizer, cache, .. } = *self;
         let paths: Vec<&ImageRef> = records.iter().map(|record| &record.image).collect();
         let looking = Looking::at(&paths, cache);

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{EncodeSummary, FAILED};
 use crate::{
     config::Config,
-    data::{Batch, Cursor, Record, store::Stamp},
+    data::{Cursor, Record, RecordBatch, store::Stamp},
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, LeftOutRows, Reasons, Result},
     files::sealed::Written,
@@ -148,7 +148,7 @@ impl Builder<'_> {
     /// them, so that rebuilding the shard would not give the result of an uninterrupted job.
     fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
         let mut corpus = self.config.open_corpus(&self.tables[entry.table])?;
-        let Batch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
+        let RecordBatch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
         let images: Vec<_> = records.iter().map(|record| &record.image).zip(&entry.images).collect();
         match first_changed(&images, None) {
             None => Ok(()),
@@ -171,7 +171,7 @@ impl Builder<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Entry> {
         let mut corpus = self.config.open_corpus(&self.tables[table])?;
-        let Batch { records, next } = corpus.batch(from, self.description.shard_rows)?;
+        let RecordBatch { records, next } = corpus.batch(from, self.description.shard_rows)?;
         let Rows { usable, failed, images } = self.rows(table, &records, |at| {
             progress.counted("encoding", done + at, total);
             interrupt.check(&format!(
