@@ -14,8 +14,8 @@ impl Rule for Matching {
         Needs { products: true, norms: true, ..Needs::default() }
     }
 
-    fn constants(&self, seen: &Measurements<'_>) -> Result<Tensor> {
-        linear_combination(&[(0.5, seen.squared_norm()?), (-1.0, seen.product()?)])
+    fn constants(&self, measured: &Measurements<'_>) -> Result<Tensor> {
+        linear_combination(&[(0.5, measured.squared_norm()?), (-1.0, measured.product()?)])
     }
 }
 

@@ -16,7 +16,7 @@ fn the_page_has_the_example_and_every_rule() {
     }
 }
 
-/// In each geometry and by each way of objective, the constants are those of the formula, with each sample's gradient by itself.
+/// In each geometry and for each objective, the constants are those of the formula, with each sample's own gradient.
 #[test]
 fn the_page_s_rule_trains() {
     for (geometry, objective) in [
