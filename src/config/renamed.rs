@@ -38,8 +38,8 @@ pub(super) fn migrate(config: &mut Value) -> bool {
 fn rename(config: &mut Value, before: &str, now: &str) -> Option<()> {
     let (parents, before) = before.rsplit_once('.').unwrap_or(("", before));
     let now = now.rsplit('.').next().unwrap_or(now);
-    let parents = parents.split('.').filter(|part| !part.is_empty());
-    let parent = parents.fold(Some(config), |at, part| at?.get_mut(part))?;
+    let mut parents = parents.split('.').filter(|part| !part.is_empty());
+    let parent = parents.try_fold(config, |at, part| at.get_mut(part))?;
     let value = parent.as_object_mut()?.remove(before)?;
     parent[now] = value;
     Some(())

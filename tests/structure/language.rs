@@ -45,6 +45,8 @@ fn has(line: &str, phrase: &str) -> bool {
     line.match_indices(phrase).any(|(at, _)| {
         let before = line[..at].chars().next_back();
         let after = line[at + phrase.len()..].chars().next();
-        !before.is_some_and(char::is_alphanumeric) && !(whole && after.is_some_and(char::is_alphanumeric))
+        let begins = !before.is_some_and(char::is_alphanumeric);
+        let ends = !whole || !after.is_some_and(char::is_alphanumeric);
+        begins && ends
     })
 }

@@ -1,7 +1,7 @@
 //! The corpus: records of an id, an image and a caption, streamed in constant memory from any supported format.
 //!
 //! All other code reads a [`Corpus`]. A format is an implementation of [`CorpusReader`] and one line in
-//! [`reader_of`].
+//! `reader_of`.
 
 pub mod columns;
 mod csv;

@@ -123,7 +123,7 @@ pub enum Argument {
     U64(u64),
     /// `float`
     F32(f32),
-    /// The result of [`Driver::sample_map`], passed as `const __grid_constant__ TensorMap`.
+    /// The result of `Driver::sample_map`, passed as `const __grid_constant__ TensorMap`.
     SampleMap(SampleMap),
 }
 

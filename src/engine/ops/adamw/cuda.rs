@@ -147,7 +147,7 @@ impl AdamWTables {
 }
 
 /// Updates all tensors with the factors of the last [`AdamWTables::set`], without waiting for the device. If the global
-/// norm of the gradients is not finite, nothing changes. In a capture, [`AdamWTables::settle`] must follow.
+/// norm of the gradients is not finite, nothing changes. In a capture, `AdamWTables::settle` must follow.
 ///
 /// # Errors
 /// If the tensors do not match the tables, or the device fails.
