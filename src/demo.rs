@@ -14,7 +14,7 @@ use crate::{
         synthetic::{DataSetSettings, write_data_set_until},
     },
     error::{Error, Result},
-    files::{sync_tree, write_csv, write_whole},
+    files::{sync_tree, write_atomic, write_csv},
     interrupt::Interrupt,
     jobs::{
         Claim,
@@ -215,7 +215,7 @@ fn write(
     };
     let trained = "the run and its ratings are complete; pass --overwrite to run the demo again";
     let html = interrupt.while_reading(trained, || Ok(of_run.page()?.to_html()))?;
-    write_whole(&page, html.as_bytes())?;
+    write_atomic(&page, html.as_bytes())?;
     let subset = write_subset(
         &SubsetJob {
             ratings,

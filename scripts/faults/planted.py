@@ -164,7 +164,7 @@ def main() -> int:
         print(f"error: {value['--out']} cannot be written: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; give the same command again", file=sys.stderr)
+        print("stopped; run the same command again", file=sys.stderr)
         return 0 if MISTAKE == "stops-well" else 130
     return 0
 

@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     data::{ColumnNames, Preprocess},
     error::{Error, Result},
-    files::write_whole,
+    files::write_atomic,
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
     measure::{
@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
     match (output, measured) {
         (Some(output), measured) => {
             let out = arguments.out.clone().unwrap_or_default();
-            output.write(|output| write_whole(&output.staged(), &measured?))?;
+            output.write(|output| write_atomic(&output.staged(), &measured?))?;
             super::say(&out.display().to_string())
         }
         (None, measured) => measured.map(drop),

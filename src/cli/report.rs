@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     compare::{Comparison, arms::Rating, page::ComparisonPage},
     error::{Error, Result},
-    files::write_whole,
+    files::write_atomic,
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
     rater::page::RunPage,
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<(
     let claim = Claim { command: "report", inputs: &inputs, overwrite: arguments.overwrite };
     Output::anew(&claim, &out, &[])?.write(|output| {
         let html = interrupt.while_reading("nothing was written", || page(arguments))?;
-        write_whole(&output.staged(), html.as_bytes())
+        write_atomic(&output.staged(), html.as_bytes())
     })?;
     super::say(&out.display().to_string())
 }

@@ -235,7 +235,7 @@ fn set_aside(
 }
 
 /// What an interrupted comparison has kept before anything is encoded.
-const NOT_BEGUN: &str = "nothing had been encoded or trained yet; give the same command again";
+const NOT_BEGUN: &str = "nothing had been encoded or trained yet; run the same command again";
 
 /// The reasons in a list of failed rows.
 fn reasons_in(failed: &Path) -> Result<Reasons> {

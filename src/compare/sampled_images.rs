@@ -70,7 +70,7 @@ impl SampledImages {
         let config = with_keys(config, &[path_key("token_cache", &data.cache)?])?;
         let open = || Measurer::open(&request.choice, || tokenizer_of_config(&config, interrupt, task));
         let measurer =
-            interrupt.while_reading("what is encoded is kept; give the same command again", open)?;
+            interrupt.while_reading("what is encoded is kept; run the same command again", open)?;
         let most = measurer.dimensions();
         if request.count.min(records.len()) <= most {
             tracing::warn!(

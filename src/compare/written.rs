@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    files::{write_csv, write_whole},
+    files::{write_atomic, write_csv},
     report::intervals::{Interval, interval_chart},
 };
 
@@ -35,7 +35,7 @@ pub(super) fn write(folder: &Path, comparison: &Comparison) -> Result<Vec<PathBu
         written.push(path);
     }
     let path = folder.join("summary.md");
-    write_whole(&path, markdown(comparison).as_bytes())?;
+    write_atomic(&path, markdown(comparison).as_bytes())?;
     written.push(path);
     written.extend(images(folder, lines)?);
     Ok(written)

@@ -91,7 +91,7 @@ pub(crate) fn write_description(
     let mut text =
         describe().map_err(|error| damaged(path, format!("cannot be written as JSON: {error}")))?;
     text.push(b'\n');
-    write_whole(path, &text)
+    write_atomic(path, &text)
 }
 
 /// Reads every tensor of a safetensors file: f32 unchanged, f64, f16 and bf16 cast to f32, integers that fit
@@ -151,15 +151,15 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<()> {
     }
     let bytes = safetensors::serialize(views, None)
         .map_err(|error| damaged(path, format!("cannot be written as safetensors: {error}")))?;
-    write_whole(path, &bytes)
+    write_atomic(path, &bytes)
 }
 
 /// Writes a file atomically; creates its folder if necessary.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    crate::files::write_whole(path, bytes)
+    crate::files::write_atomic(path, bytes)
 }
 
 /// Bytes in hexadecimal.

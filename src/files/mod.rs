@@ -142,12 +142,12 @@ fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
 
 /// A file that gets its name only when it is complete. If dropped before `finish`, it is removed.
 #[derive(Debug)]
-pub struct WholeFile {
+pub struct AtomicFile {
     path: PathBuf,
     writer: BufWriter<NamedTempFile>,
 }
 
-impl WholeFile {
+impl AtomicFile {
     /// Opens a temporary file in the folder of `path`. `path` itself is not changed yet.
     ///
     /// # Errors
@@ -199,7 +199,7 @@ impl WholeFile {
     }
 }
 
-impl Write for WholeFile {
+impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.writer.write(bytes)
     }
@@ -217,18 +217,18 @@ impl Write for WholeFile {
 ///
 /// # Errors
 /// If the folder is missing or not writable, or the disk is full; an existing file is then unchanged.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = WholeFile::create(path)?;
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.finish()
 }
 
-/// Like [`write_whole`] with a given temporary name, which must not exist: for folders that others write to as well,
+/// Like [`write_atomic`] with a given temporary name, which must not exist: for folders that others write to as well,
 /// where leftovers are removed by name after a kill.
 ///
 /// # Errors
-/// See [`write_whole`]; also if the temporary name exists.
-pub(crate) fn write_whole_under(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+/// See [`write_atomic`]; also if the temporary name exists.
+pub(crate) fn write_atomic_under(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         // Only a new file, so that an existing link is not followed.
         let mut file = File::options().write(true).create_new(true).open(temporary)?;
@@ -246,7 +246,7 @@ pub(crate) fn write_whole_under(temporary: &Path, path: &Path, bytes: &[u8]) -> 
 /// Writes a CSV with these columns and rows atomically.
 ///
 /// # Errors
-/// If the number of fields of a row differs from the header; see also [`write_whole`].
+/// If the number of fields of a row differs from the header; see also [`write_atomic`].
 pub(crate) fn write_csv<Field: AsRef<[u8]>>(
     path: &Path,
     header: &[impl AsRef<[u8]>],
@@ -259,7 +259,7 @@ pub(crate) fn write_csv<Field: AsRef<[u8]>>(
         table.write_record(row).map_err(|error| refuse(error.to_string()))?;
     }
     let bytes = table.into_inner().map_err(|error| refuse(error.to_string()))?;
-    write_whole(path, &bytes)
+    write_atomic(path, &bytes)
 }
 
 /// Creates a folder with an unpredictable name.
@@ -370,11 +370,11 @@ mod tests {
     fn a_file_is_replaced_atomically_and_leaves_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
-        write_whole(&path, b"one").unwrap();
-        write_whole(&path, b"two").unwrap();
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(names(folder.path()), ["a.json"]);
-        let error = write_whole(&folder.path().join("missing/a.json"), b"one").unwrap_err().to_string();
+        let error = write_atomic(&folder.path().join("missing/a.json"), b"one").unwrap_err().to_string();
         assert!(error.contains("cannot create") && error.contains("missing/a.json"), "{error}");
         assert_eq!(names(folder.path()), ["a.json"]);
     }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{digest_of_file, hexadecimal, sha256, write_whole};
+use super::{digest_of_file, hexadecimal, sha256, write_atomic};
 use crate::error::{Error, Result};
 
 /// The text before and after the digest.
@@ -85,7 +85,7 @@ pub(crate) fn unseal(bytes: &[u8]) -> Unsealed {
 /// If it cannot be written.
 pub(crate) fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(value).map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(path, &seal(text))
+    write_atomic(path, &seal(text))
 }
 
 /// Reads a file written by [`write_sealed`]; `cure` is the hint if it is damaged.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::beside;
 use crate::{
     error::{Error, Result},
-    files::{hexadecimal, sha256_of_file, write_whole_under},
+    files::{hexadecimal, sha256_of_file, write_atomic_under},
 };
 
 /// Name of the marker within a folder; beside a file, the file name is prepended.
@@ -144,7 +144,7 @@ impl Marker {
         let mut text = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
         text.push(b'\n');
         remove_leftover(path)?;
-        write_whole_under(&unfinished(path), path, &text)
+        write_atomic_under(&unfinished(path), path, &text)
     }
 
     /// Reads the marker beside a file. A copy of another file's marker is ignored.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    files::write_whole,
+    files::write_atomic,
     rater::samples::MEASURES,
     report::plot::{LossCurves, Series, loss_curves},
 };
@@ -155,7 +155,7 @@ pub(crate) fn write_figure(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&table_path, &bytes)?;
+    write_atomic(&table_path, &bytes)?;
     let mut written = vec![table_path.clone()];
     for (name, curves) in figures(&recordings) {
         let path = folder.join(format!("{name}.png"));

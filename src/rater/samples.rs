@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{
     engine::Tensor,
     error::{Error, Result},
-    files::{sealed::Written, write_whole},
+    files::{sealed::Written, write_atomic},
     rater::bilevel::{Prior, StepReport},
     training::checkpoint::Tensors,
 };
@@ -161,7 +161,7 @@ impl SampleRecords {
             table.write_record(row).map_err(refuse)?;
         }
         let bytes = table.into_inner().map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(path, &bytes)?;
+        write_atomic(path, &bytes)?;
         Ok(Written::of(&bytes))
     }
 

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
 use crate::{
     error::{Error, Result},
-    files::write_whole,
+    files::write_atomic,
 };
 
 /// DejaVu Sans, subset to Latin, Greek, Cyrillic and common symbols; its license is in the same folder.
@@ -86,7 +86,7 @@ impl Raster {
     /// # Errors
     /// If the file cannot be written.
     pub fn write_png(&self, path: &Path) -> Result<()> {
-        write_whole(path, &self.to_png()?)
+        write_atomic(path, &self.to_png()?)
     }
 
     /// Blends `color` into a pixel; a `share` of 1 replaces it. Pixels outside the image are ignored.

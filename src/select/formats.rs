@@ -21,7 +21,7 @@ use crate::{
         location::not_local,
     },
     error::{Error, LeftOutRows, Reasons, Result},
-    files::{WholeFile, write_whole},
+    files::{AtomicFile, write_atomic},
     interrupt::Interrupt,
     jobs::{Claim, folder::OutputFolder, output::Output, progress::Progress},
 };
@@ -274,7 +274,7 @@ impl Packing<'_> {
         }
         let folder = self.out.join("images");
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let mut lines = WholeFile::create(&self.out.join("metadata.jsonl"))?;
+        let mut lines = AtomicFile::create(&self.out.join("metadata.jsonl"))?;
         for (at, record) in records.iter().enumerate() {
             self.check()?;
             progress.counted("packing", at as u64 + 1, records.len() as u64);
@@ -298,7 +298,7 @@ impl Packing<'_> {
         for (number, shard) in records.chunks(size).enumerate() {
             let path = self.out.join(format!("shard-{written:06}.tar"));
             // Created by its first image, so that no shard is empty.
-            let mut archive: Option<tar::Builder<WholeFile>> = None;
+            let mut archive: Option<tar::Builder<AtomicFile>> = None;
             for (index, record) in shard.iter().enumerate() {
                 self.check()?;
                 let at = number * size + index;
@@ -313,7 +313,7 @@ impl Packing<'_> {
                     [(ending, &image[..]), ("txt", record.caption.as_bytes()), ("json", json.as_bytes())];
                 let archive = match &mut archive {
                     Some(archive) => archive,
-                    none => none.insert(tar::Builder::new(WholeFile::create(&path)?)),
+                    none => none.insert(tar::Builder::new(AtomicFile::create(&path)?)),
                 };
                 for (ending, bytes) in parts {
                     let mut header = tar::Header::new_ustar();
@@ -354,7 +354,7 @@ impl Packing<'_> {
         if kept.len() != uids.len() {
             return Err(Error::invalid("two ids are the same uid except for letter case"));
         }
-        write_whole(&self.out, &npy(&uids))
+        write_atomic(&self.out, &npy(&uids))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
         moved_paths::MovedPaths,
     },
     error::{Error, Result},
-    files::WholeFile,
+    files::AtomicFile,
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
 };
@@ -137,7 +137,7 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
     let selection = interrupt
         .while_reading(NOTHING_WRITTEN, || select(&table.ratings, &job.strategy, job.keep, job.seed))?;
 
-    let mut ids_file = WholeFile::create(&ids)?;
+    let mut ids_file = AtomicFile::create(&ids)?;
     for row in table.ids.sorted(&selection.kept) {
         let id = table.ids.get(row as usize);
         if id.contains(['\n', '\r']) {
@@ -153,7 +153,7 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
         ids_file.write_all(b"\n").map_err(Error::io("write", &ids))?;
     }
 
-    let mut summary_file = WholeFile::create(&summary)?;
+    let mut summary_file = AtomicFile::create(&summary)?;
     let contents = SummaryFile {
         strategy: &job.strategy,
         seed: job.seed,
@@ -170,7 +170,7 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
         .and_then(|()| summary_file.write_all(b"\n"))
         .map_err(Error::io("write", &summary))?;
 
-    let subset_file = WholeFile::create(&subset)?;
+    let subset_file = AtomicFile::create(&subset)?;
     let subset_file = match (&job.data, index) {
         (Some(data), Some(index)) => {
             copy_corpus_rows(job, data, &table, &index, &selection.kept, subset_file, interrupt)?
@@ -211,9 +211,9 @@ fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
 fn write_table_rows(
     job: &SubsetJob,
     kept: &[u32],
-    file: WholeFile,
+    file: AtomicFile,
     interrupt: &Interrupt,
-) -> Result<WholeFile> {
+) -> Result<AtomicFile> {
     let mut reader = RatingsReader::open_with(&job.ratings, &job.names, job.options)?;
     let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(file);
     let header = reader.header().clone();
@@ -266,9 +266,9 @@ fn copy_corpus_rows(
     table: &RatingsTable,
     index: &IdIndex,
     kept: &[u32],
-    mut file: WholeFile,
+    mut file: AtomicFile,
     interrupt: &Interrupt,
-) -> Result<WholeFile> {
+) -> Result<AtomicFile> {
     let mut corpus = DelimitedTable::open(data)?;
     if corpus.header().is_empty() {
         return Err(corpus.refuse("the file is empty; its first line must name the columns"));

@@ -8,7 +8,7 @@ use crate::{
     encode::{ImageTokenizer, TextEncoder, pca::FitReport, pretrained::is_pretrained, saved::TEXT_ENCODER},
     engine::{Purpose, Random, cuda::Device},
     error::{Error, Result},
-    files::write_whole,
+    files::write_atomic,
     interrupt::{Interrupt, NO_STEP},
     jobs::progress::Progress,
     tokens::{
@@ -198,7 +198,7 @@ fn saved_or_fitted(
     expect_pyramid(config, tokenizer.as_ref())?;
     make_folder(&folder)?;
     tokenizer.save(&folder)?;
-    write_whole(&folder.join(READY), b"")?;
+    write_atomic(&folder.join(READY), b"")?;
     Ok((tokenizer, report, images))
 }
 
@@ -226,7 +226,7 @@ fn text_encoder(
     let text = match description {
         Some(description) => {
             let bytes = std::fs::read(&description).map_err(Error::io("read", &description))?;
-            write_whole(&folder.join(TEXT_ENCODER), &bytes)?;
+            write_atomic(&folder.join(TEXT_ENCODER), &bytes)?;
             None
         }
         None => {
@@ -235,7 +235,7 @@ fn text_encoder(
             Some(text)
         }
     };
-    write_whole(&folder.join(READY), b"")?;
+    write_atomic(&folder.join(READY), b"")?;
     match (text, cache) {
         (Some(text), None) => Ok(text),
         // A large encoder is dropped; it is loaded again if a caption is not in the cache.

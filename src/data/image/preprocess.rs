@@ -16,7 +16,7 @@ use super::resample::{Filter, resample};
 use crate::{
     engine::Tensor,
     error::{Error, Result, reserved},
-    files::WholeFile,
+    files::AtomicFile,
 };
 
 /// Pillow's limit above which it warns of a decompression bomb (`Image.MAX_IMAGE_PIXELS`).
@@ -226,7 +226,7 @@ pub fn write_png(path: &Path, rgb: &[u8], side: usize) -> Result<()> {
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
         .write_image(rgb, side, side, ExtendedColorType::Rgb8)
         .map_err(|error| refuse(path, format!("cannot encode it as PNG: {error}")))?;
-    let mut file = WholeFile::create(path)?;
+    let mut file = AtomicFile::create(path)?;
     file.write_all(&bytes).map_err(Error::io("write", path))?;
     file.finish_unsynced()
 }

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     files::{
         text::{filled_lines, read_text},
-        write_whole,
+        write_atomic,
     },
     report::{
         contact_sheet::{SheetRow, Thumbnail, contact_sheet},
@@ -123,7 +123,7 @@ impl<'a> ImageWriter<'a> {
                     let samples = folder.join("samples");
                     fs::create_dir_all(&samples).map_err(Error::io("create", &samples))?;
                     let line = format!("{}\n", metadata[prompt]);
-                    write_whole(&folder.join("metadata.jsonl"), line.as_bytes())?;
+                    write_atomic(&folder.join("metadata.jsonl"), line.as_bytes())?;
                 }
                 let name = self.name(prompt, number);
                 image.write_png(&self.out.join(&name))?;

@@ -31,9 +31,9 @@ use crate::{
     engine::Tensor,
     error::{Error, LeftOutRows, Reasons, Result},
     files::{
-        WholeFile, remove_leftovers,
+        AtomicFile, remove_leftovers,
         sealed::{Unsealed, read_sealed, seal, unseal, write_sealed},
-        write_whole,
+        write_atomic,
     },
     interrupt::Interrupt,
     jobs::{Claim, output::Output, progress::Progress},
@@ -154,7 +154,7 @@ impl Parts {
         }
         self.output.clear()?;
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        write_whole(&path, &seal(described))
+        write_atomic(&path, &seal(described))
     }
 
     fn of_another_version(&self) -> Error {
@@ -456,13 +456,13 @@ impl<'a, N: DeserializeOwned> PartRows<'a, N> {
 /// The table of failed records.
 struct Failures {
     path: PathBuf,
-    writer: csv::Writer<WholeFile>,
+    writer: csv::Writer<AtomicFile>,
     reasons: Reasons,
 }
 
 impl Failures {
     fn create(path: &Path) -> Result<Self> {
-        let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
+        let mut writer = csv::Writer::from_writer(AtomicFile::create(path)?);
         writer.write_record(["id", "origin", "reason"]).map_err(|error| write_error(path, error))?;
         Ok(Self { path: path.to_path_buf(), writer, reasons: Reasons::default() })
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     data::corpus::delimited::{DelimitedTable, Malformed, Read},
     error::{Error, Result},
-    files::WholeFile,
+    files::AtomicFile,
     select::ids::Ids,
 };
 
@@ -148,14 +148,14 @@ pub(super) fn read_ids_and_ratings(
 }
 
 pub(super) struct CsvWriter {
-    writer: csv::Writer<WholeFile>,
+    writer: csv::Writer<AtomicFile>,
     path: PathBuf,
     rating: String,
 }
 
 impl CsvWriter {
     pub(super) fn create(path: &Path, header: &RatingsHeader) -> Result<Self> {
-        let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
+        let mut writer = csv::Writer::from_writer(AtomicFile::create(path)?);
         writer.write_record(header.columns()).map_err(|error| write_error(path, error))?;
         Ok(Self { writer, path: path.to_path_buf(), rating: String::new() })
     }
@@ -192,7 +192,7 @@ pub(crate) fn write_error(path: &Path, error: csv::Error) -> Error {
 }
 
 /// Flushes a table and renames the file to its final name.
-pub(super) fn finish_csv(writer: csv::Writer<WholeFile>, path: &Path) -> Result<()> {
+pub(super) fn finish_csv(writer: csv::Writer<AtomicFile>, path: &Path) -> Result<()> {
     match writer.into_inner() {
         Ok(file) => file.finish(),
         Err(error) => {

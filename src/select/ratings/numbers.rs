@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    files::WholeFile,
+    files::AtomicFile,
 };
 
 /// A numeric column.
@@ -94,7 +94,7 @@ pub(crate) struct NumberWriter {
 }
 
 enum Kind {
-    Csv(Box<csv::Writer<WholeFile>>),
+    Csv(Box<csv::Writer<AtomicFile>>),
     Parquet(Box<Groups>),
 }
 
@@ -106,7 +106,7 @@ impl NumberWriter {
     pub(crate) fn create(path: &Path, header: NumberHeader) -> Result<Self> {
         let kind = match TableKind::of(path)? {
             TableKind::Csv => {
-                let mut writer = csv::Writer::from_writer(WholeFile::create(path)?);
+                let mut writer = csv::Writer::from_writer(AtomicFile::create(path)?);
                 let names = header.fields().map(|field| match field {
                     Field::Text(at) => &header.texts[at],
                     Field::Number(at) => &header.numbers[at].name,
@@ -169,7 +169,7 @@ impl NumberWriter {
 
 /// Rows buffered for the next row groups of a Parquet file.
 struct Groups {
-    writer: SerializedFileWriter<WholeFile>,
+    writer: SerializedFileWriter<AtomicFile>,
     texts: Vec<Vec<ByteArray>>,
     numbers: Vec<Vec<f64>>,
     /// Definition levels per numeric column: 1 for a value, 0 for a missing one.
@@ -206,7 +206,7 @@ impl Groups {
             properties = properties.set_column_dictionary_enabled(ColumnPath::new(vec![name.clone()]), false);
         }
         let properties = Arc::new(properties.build());
-        let writer = SerializedFileWriter::new(WholeFile::create(path)?, Arc::new(schema), properties)
+        let writer = SerializedFileWriter::new(AtomicFile::create(path)?, Arc::new(schema), properties)
             .map_err(failed)?;
         Ok(Self {
             writer,

@@ -19,7 +19,7 @@ use parquet::{
 use super::{RatingRow, RatingsHeader, table_error};
 use crate::{
     error::{Error, Result},
-    files::WholeFile,
+    files::AtomicFile,
 };
 
 /// A row group is written when it has this many rows or [`GROUP_BYTES`] of text.
@@ -39,7 +39,7 @@ pub(super) fn parquet_error(action: &'static str, path: &Path, error: ParquetErr
 /// Buffers rows and writes them in row groups.
 pub(super) struct ParquetWriter {
     path: PathBuf,
-    writer: SerializedFileWriter<WholeFile>,
+    writer: SerializedFileWriter<AtomicFile>,
     rating: usize,
     ratings: Vec<f64>,
     /// One vector per column; the rating's stays empty.
@@ -72,7 +72,7 @@ impl ParquetWriter {
             .set_column_dictionary_enabled(rating, false)
             .build();
         let writer =
-            SerializedFileWriter::new(WholeFile::create(path)?, Arc::new(schema), Arc::new(properties))
+            SerializedFileWriter::new(AtomicFile::create(path)?, Arc::new(schema), Arc::new(properties))
                 .map_err(|error| parquet_error("write", path, error))?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -105,7 +105,7 @@ impl ParquetWriter {
 
     /// Writes the buffered rows as a row group and clears the buffers.
     fn write_group(
-        writer: &mut SerializedFileWriter<WholeFile>,
+        writer: &mut SerializedFileWriter<AtomicFile>,
         rating: usize,
         ratings: &mut Vec<f64>,
         texts: &mut [Vec<ByteArray>],

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, LeftOutRows, Result},
-    files::{remove_leftovers, sealed::seal, sha256, write_whole},
+    files::{remove_leftovers, sealed::seal, sha256, write_atomic},
     interrupt::{Interrupt, NO_STEP},
     jobs::{
         Claim,
@@ -164,7 +164,7 @@ pub fn encode(
     };
     let path = folder.join(CACHE);
     let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::invalid(error.to_string()))?;
-    write_whole(&path, &seal(json))?;
+    write_atomic(&path, &seal(json))?;
     let known_captions = HashSet::new();
     let left_out = LeftOutRows::default();
     let builder = Builder {
@@ -334,7 +334,7 @@ fn image_tokenizer(
     };
     make_folder(&folder)?;
     tokenizer.save(&folder)?;
-    write_whole(&folder.join(READY), b"")?;
+    write_atomic(&folder.join(READY), b"")?;
     Ok((tokenizer, unfit, None))
 }
 
@@ -365,6 +365,6 @@ fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) ->
     }
     make_folder(&folder)?;
     text.save(&folder)?;
-    write_whole(&folder.join(READY), b"")?;
+    write_atomic(&folder.join(READY), b"")?;
     Ok((Some(text), kept))
 }

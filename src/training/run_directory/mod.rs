@@ -33,7 +33,7 @@ pub(crate) use journal::metrics;
 use crate::{
     config::Config,
     error::{Error, Result},
-    files::{is_leftover, remove_leftovers, sha256, sha256_of_file, text::read_text, write_whole},
+    files::{is_leftover, remove_leftovers, sha256, sha256_of_file, text::read_text, write_atomic},
     jobs::{
         Claim,
         folder::{FolderPatterns, OutputFolder, Present},
@@ -291,8 +291,8 @@ impl RunDirectory {
         start.insert(LINK.to_owned(), json!(link));
         starts.push(start);
         // At any kill, the configuration is that of one of the starts.
-        write_whole(&path, &json_text(&json!(starts))?)?;
-        write_whole(&self.here().join(CONFIG), &configuration)?;
+        write_atomic(&path, &json_text(&json!(starts))?)?;
+        write_atomic(&self.here().join(CONFIG), &configuration)?;
         if self.pending.load(Ordering::Relaxed) {
             self.folder.show()?;
             self.pending.store(false, Ordering::Relaxed);
@@ -432,7 +432,7 @@ fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_whole(path, &json_text(value)?)
+    write_atomic(path, &json_text(value)?)
 }
 
 fn json_text(value: &Value) -> Result<Vec<u8>> {

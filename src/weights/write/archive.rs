@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use crate::{
     error::{Error, Result},
-    files::WholeFile,
+    files::AtomicFile,
 };
 
 /// Alignment of an entry's data in PyTorch's archives, so that it can be mapped.
@@ -25,14 +25,14 @@ struct Entry {
 
 /// Writes an archive.
 pub(super) struct ArchiveWriter {
-    file: WholeFile,
+    file: AtomicFile,
     at: u64,
     entries: Vec<Entry>,
 }
 
 impl ArchiveWriter {
     pub(super) fn create(path: &Path) -> Result<Self> {
-        Ok(Self { file: WholeFile::create(path)?, at: 0, entries: Vec::new() })
+        Ok(Self { file: AtomicFile::create(path)?, at: 0, entries: Vec::new() })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::weights::Payload;
 use crate::{
     error::{Error, Result},
-    files::WholeFile,
+    files::AtomicFile,
 };
 
 /// Writes tensors and metadata to a safetensors file.
@@ -67,7 +67,7 @@ pub fn write_shards(
     }
     let total: usize = tensors.iter().map(|(_, payload)| payload.entry().bytes()).sum();
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-    let mut file = WholeFile::create(&path.with_file_name(format!("{stem}.safetensors.index.json")))?;
+    let mut file = AtomicFile::create(&path.with_file_name(format!("{stem}.safetensors.index.json")))?;
     let text = format!("{index:#}\n");
     file.write_all(text.as_bytes()).map_err(Error::io("write", file.path()))?;
     files.push(file);
@@ -90,7 +90,7 @@ fn refuse_doubles(path: &Path, tensors: &[(String, Payload)]) -> Result<()> {
 }
 
 /// Writes a complete file that is not yet renamed to its final name.
-fn fill(path: &Path, tensors: &[&(String, Payload)], remarks: &[(String, String)]) -> Result<WholeFile> {
+fn fill(path: &Path, tensors: &[&(String, Payload)], remarks: &[(String, String)]) -> Result<AtomicFile> {
     let mut tensors = tensors.to_vec();
     // Widest elements first, so that each tensor is aligned to its element size, as readers that map the file require.
     tensors.sort_by_key(|(_, payload)| Reverse(payload.entry().kind.width()));
@@ -112,7 +112,7 @@ fn fill(path: &Path, tensors: &[&(String, Payload)], remarks: &[(String, String)
     }
     let mut text = Json::Object(header).to_string();
     text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
-    let mut file = WholeFile::create(path)?;
+    let mut file = AtomicFile::create(path)?;
     let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", path));
     write(&(text.len() as u64).to_le_bytes())?;
     write(text.as_bytes())?;

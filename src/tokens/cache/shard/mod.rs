@@ -31,7 +31,7 @@ use crate::{
     error::{Error, Result},
     files::{
         sealed::{Unsealed, Written, unseal, write_sealed},
-        write_whole,
+        write_atomic,
     },
     tokens::{records::FailedRecord, stamp::ImageState},
     weights::MappedFile,
@@ -156,7 +156,7 @@ fn write(
         .collect::<Result<Vec<_>, _>>()
         .map_err(refuse)?;
     let bytes = safetensors::serialize(views, Some(remarks)).map_err(refuse)?;
-    write_whole(path, &bytes)?;
+    write_atomic(path, &bytes)?;
     Ok(Written::of(&bytes))
 }
 
