@@ -67,7 +67,7 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
             ("everything", "") | (_, "steps") => "24",
             _ => "12",
         };
-        // 65 of 96 are unspoiled, so the oracle keeps a half, too.
+        // 65 of 96 are clean, so the oracle keeps a half, too.
         assert_eq!(row["steps"], steps, "{row:?}");
     }
     // The summary is what the fits say.
@@ -272,7 +272,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
     if cfg!(feature = "emulator") {
         work.refused(
             &run(&[&without[..], &["--device", "emulated"]].concat()),
-            &["computed otherwise", "--device"],
+            &["other arithmetic", "--device"],
         );
     }
     // What is set aside is not spoiled where that is known; with nothing unspoiled there is no ceiling. A sampler that drops the best

@@ -109,7 +109,11 @@ fn a_missing_column_is_an_error_that_lists_the_columns_and_suggests_one() {
         Some(1),
         &["no column `caption`", "--set columns.caption=NAME", "--caption-column"],
     );
-    table_error("id,id,image_save_path,caption\n1,1,a,b\n", Some(1), &["there twice", "columns 1 and 2"]);
+    table_error(
+        "id,id,image_save_path,caption\n1,1,a,b\n",
+        Some(1),
+        &["two columns are called", "columns 1 and 2"],
+    );
 }
 
 #[test]
@@ -379,7 +383,7 @@ fn what_is_no_image_is_named() {
     image_error(b"BM\x3a\0\0\0\0\0\0\0", &["corrupt or truncated BMP"]);
     image_error(b"II*\0\x08\0\0\0", &["truncated TIFF"]);
     image_error(b"8BPS\0\x01", &["PSD", "convert it"]);
-    image_error(b"hello", &["not an image"]);
+    image_error(b"hello", &["not a recognized image"]);
     image_error(&[0; 4096], &["every byte is 0"]);
     let folder = tempfile::tempdir().unwrap();
     let load = |path: &Path| load_image(path, &Preprocess::default_for(8)).unwrap_err().to_string();

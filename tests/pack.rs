@@ -88,7 +88,7 @@ fn an_image_folder_holds_images_and_their_columns() {
     let doubled = folder.path().join("doubled.csv");
     fs::write(&doubled, text.replacen("source", "file_name", 1)).unwrap();
     let message = packed(&doubled, "imagefolder", "doubled", false).unwrap_err().to_string();
-    assert!(message.contains("`file_name` is to be written"), "{message}");
+    assert!(message.contains("`file_name` already exists"), "{message}");
     let message = packed(&subset, "imagefolder", "imagefolder", false).unwrap_err().to_string();
     assert!(message.contains("--overwrite"), "{message}");
     packed(&subset, "imagefolder", "imagefolder", true).unwrap();
@@ -149,7 +149,7 @@ fn uids_are_sorted_pairs_and_other_ids_are_refused() {
     let first = &rows(&subset)[0]["id"];
     fs::write(&subset, text.replace(first.as_str(), "17")).unwrap();
     let message = packed(&subset, "uids", "other.npy", false).unwrap_err().to_string();
-    assert!(message.contains("line 2") && message.contains("`17` is no uid"), "{message}");
+    assert!(message.contains("line 2") && message.contains("`17` is not a DataComp uid"), "{message}");
 }
 
 #[test]

@@ -436,7 +436,7 @@ fn a_data_set_written_twice_into_one_folder_is_the_second() {
 #[test]
 fn settings_out_of_range_and_folders_that_are_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    for (side, part) in [(0, "0 pixels"), (7, "7 pixels"), (5000, "5000 pixels")] {
+    for (side, part) in [(0, "is 0"), (7, "is 7"), (5000, "is 5000")] {
         let message =
             write_data_set(folder.path(), &DataSetSettings { side, ..settings(10, 2, 0) }).unwrap_err();
         assert!(message.to_string().contains(part), "{message}");

@@ -171,7 +171,7 @@ fn a_cache_of_something_else_is_refused() {
     let mut newer = written;
     newer["format"] = json!(9);
     fs::write(work.path("cache/cache.json"), newer.to_string()).unwrap();
-    train("newer", &[], &["has the form 9"]);
+    train("newer", &[], &["has format 9"]);
     encode(&["--out", "cache", "--text", "f32"], &["cannot be read"]);
     // One of an older version, which has no seals, serves, but is not gone on with.
     work.succeed(&[&ENCODE[..], &["--out", "older"]].concat());

@@ -201,7 +201,7 @@ fn tensors_that_do_not_fit_are_all_named() {
         checkpoint::restore_weights(Path::new("a"), &tensors, &mut parameters).unwrap_err().to_string();
     for part in [
         "word_embed.weight is missing (there is word_embed.weights)",
-        "word_embed.bias has the shape [3] instead of [2]",
+        "word_embed.bias has shape [3] instead of [2]",
         "word_embed.weights is not part of the network",
     ] {
         assert!(error.contains(part), "{error}");

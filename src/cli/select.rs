@@ -254,7 +254,7 @@ mod tests {
     fn what_to_keep_is_checked_while_parsing() {
         let refused = parsed("--keep 0%").err().map(|error| error.to_string()).unwrap_or_default();
         assert!(
-            refused.contains("the share to keep is 0, but it must be above 0 and at most 1 (100%)."),
+            refused.contains("the share to keep is 0, but it must be above 0 and at most 1 (100%)"),
             "{refused}"
         );
         assert_eq!(parsed("--keep 1200").map(|arguments| arguments.keep).ok(), Some(Keep::Count(1200)));

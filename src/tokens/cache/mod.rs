@@ -34,7 +34,7 @@ use crate::{
 
 /// Location of an entry: its shard and its row in the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
+pub(crate) struct CacheSlot {
     shard: u32,
     row: u32,
 }
@@ -43,7 +43,7 @@ pub(crate) struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cached {
     /// Its codes are in the cache.
-    At(Slot),
+    At(CacheSlot),
     /// Codes are in the cache, but the file has changed since.
     Changed,
     /// The image was not encoded.
@@ -56,8 +56,8 @@ pub struct TokenCache {
     description: Description,
     codes: Vec<Codes>,
     text: Vec<Text>,
-    images: HashMap<Key, Slot>,
-    captions: HashMap<Key, Slot>,
+    images: HashMap<Key, CacheSlot>,
+    captions: HashMap<Key, CacheSlot>,
 }
 
 impl TokenCache {
@@ -226,12 +226,12 @@ impl TokenCache {
     ///
     /// # Errors
     /// If a code is outside the vocabulary.
-    pub(crate) fn codes(&self, slot: Slot) -> Result<Vec<u16>> {
+    pub(crate) fn codes(&self, slot: CacheSlot) -> Result<Vec<u16>> {
         self.codes[slot.shard as usize].codes(slot.row as usize)
     }
 
     /// SHA-256 of the image file that an entry's codes were computed from.
-    pub(crate) fn digest(&self, slot: Slot) -> [u8; 32] {
+    pub(crate) fn digest(&self, slot: CacheSlot) -> [u8; 32] {
         self.codes[slot.shard as usize].digest(slot.row as usize)
     }
 
@@ -243,7 +243,7 @@ impl TokenCache {
         let mut codes = 0;
         for (shard, table) in self.codes.iter().enumerate() {
             for row in 0..table.keys().count() {
-                let slot = Slot { shard: shard as u32, row: row as u32 };
+                let slot = CacheSlot { shard: shard as u32, row: row as u32 };
                 codes += self.codes(slot)?.len();
             }
         }
@@ -290,11 +290,11 @@ fn entries(folder: &Path, description: &Description) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn note(slots: &mut HashMap<Key, Slot>, shard: usize, keys: impl Iterator<Item = Key>) {
+fn note(slots: &mut HashMap<Key, CacheSlot>, shard: usize, keys: impl Iterator<Item = Key>) {
     for (row, key) in keys.enumerate() {
         if let (Ok(shard), Ok(row)) = (u32::try_from(shard), u32::try_from(row)) {
             // If two tables have the same image, the first entry is used.
-            slots.entry(key).or_insert(Slot { shard, row });
+            slots.entry(key).or_insert(CacheSlot { shard, row });
         }
     }
 }
