@@ -153,6 +153,7 @@ impl Argument {
     }
 
     /// The kind of this argument in the emulator's signatures: see `kernels/host/emulator.h`.
+    #[cfg(feature = "emulator")]
     pub(crate) fn signature(&self) -> [u8; 2] {
         match self {
             Self::Read { letter, .. } => [b'r', *letter],
