@@ -56,7 +56,7 @@ struct GradientLayout {
 };
 
 // Calls work(element, within, index) for each accumulator of the thread, by the layout of wgmma's D fragment;
-// the second warpgroup lies 64 rows below the first. Each index is computed from the one before, anew in
+// the second warpgroup lies 64 rows below the first. Each index is computed from the one before, again in
 // every call: all of them at once would need too many registers.
 template <unsigned VALUES, class Work>
 __device__ __forceinline__ void

@@ -1,4 +1,4 @@
-//! Detection of changed images: the one rule by which a resumed job notices that an image was replaced or deleted
+//! Detection of changed images: how every resumed job notices that an image was replaced or deleted
 //! since it was read.
 //!
 //! A file with the same length and times counts as unchanged; one with the same length and another time, such as a

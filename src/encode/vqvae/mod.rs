@@ -57,7 +57,7 @@ pub struct VqVaeSettings {
 pub struct VqVae {
     settings: VqVaeSettings,
     networks: Networks,
-    /// The factor by which the encoder reduces the side.
+    /// Downsampling factor of the encoder.
     reduction: usize,
     quantizer: PyramidQuantizer,
     fingerprint: String,

@@ -65,7 +65,7 @@ pub fn decode(bytes: &[u8], options: DecodeOptions) -> Result<Decoded, String> {
         FileFormat::Jpeg => jpeg::decode(bytes, options),
         FileFormat::Png => png::decode(bytes, options),
         FileFormat::WebP => {
-            // Truncated files are rejected in any case, as by libwebp.
+            // Truncated files are always rejected, as libwebp does.
             require_complete_riff(bytes)?;
             decode_with_image(bytes, ImageFormat::WebP, options.max_pixels)
         }

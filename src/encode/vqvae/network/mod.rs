@@ -369,7 +369,7 @@ impl Encoder {
         Ok(Self { first, levels, middle, head, last })
     }
 
-    /// The factor by which the side is reduced.
+    /// Downsampling factor of the side.
     pub(super) fn reduction(&self) -> usize {
         1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
     }
@@ -431,7 +431,7 @@ impl Decoder {
         Ok(Self { before, first, middle, levels, head })
     }
 
-    /// The factor by which the side is enlarged.
+    /// Upsampling factor of the side.
     pub(super) fn growth(&self) -> usize {
         1 << self.levels.iter().filter(|level| level.resize.is_some()).count()
     }
