@@ -11,6 +11,7 @@ pub mod location;
 pub mod store;
 pub mod synthetic;
 
+pub(crate) use self::image::is_of_name;
 pub use self::image::{
     ImageRef,
     loader::Loader,

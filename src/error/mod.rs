@@ -159,6 +159,12 @@ pub enum Error {
         /// Size of the failed request.
         bytes: usize,
     },
+    /// A file cannot be opened because the process has too many open files.
+    #[error("{}: cannot be read: too many open files; allow more (ulimit -n)", path.display())]
+    OpenFiles {
+        /// The file to be read.
+        path: PathBuf,
+    },
     /// A faulty kernel, or a launch that the device does not support: a bug in this program.
     #[error("kernel {kernel}: {message}")]
     Kernel {
@@ -211,6 +217,13 @@ impl Error {
     /// An [`Error::Shape`].
     pub fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape { op, detail: detail.into() }
+    }
+
+    /// Whether the error says nothing about the image it occurred with: with more memory or fewer open files, it can be
+    /// read. Jobs that skip unusable images stop at such an error, because results must not depend on the machine's
+    /// state.
+    pub(crate) fn is_of_machine(&self) -> bool {
+        matches!(self, Self::Memory { .. } | Self::OpenFiles { .. })
     }
 
     /// An [`Error::Argument`].

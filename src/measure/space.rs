@@ -144,7 +144,7 @@ pub(super) fn each(
                     kept.push(image);
                     tensors.push(tensor);
                 }
-                Err(error @ Error::Memory { .. }) => return Err(error),
+                Err(error) if error.is_of_machine() => return Err(error),
                 Err(error) => {
                     left_out.add(&image.id, &error);
                     let (id, origin) = (image.id.clone(), image.origin.clone());

@@ -199,14 +199,21 @@ impl Packing<'_> {
     }
 
     /// The image and the extension of its content. Records without a usable image are skipped.
-    fn image<'r>(&mut self, record: &'r Record) -> Option<(&'r ImageRef, &'static str)> {
-        match not_local(self.written(record)).map_or_else(|| ending_of(&record.image), Err) {
-            Ok(ending) => Some((&record.image, ending)),
-            Err(reason) => {
-                self.leave_out(record, reason);
-                None
-            }
+    ///
+    /// # Errors
+    /// If there is not enough memory or too many files are open, which says nothing about the image.
+    fn image<'r>(&mut self, record: &'r Record) -> Result<Option<(&'r ImageRef, &'static str)>> {
+        let found = match not_local(self.written(record)) {
+            None => ending_of(&record.image),
+            Some(reason) => Err(record.image.refuse(reason)),
+        };
+        match found {
+            Ok(ending) => return Ok(Some((&record.image, ending))),
+            Err(error) if error.is_of_machine() => return Err(error),
+            Err(Error::Image { message, .. }) => self.leave_out(record, message),
+            Err(error) => self.leave_out(record, error.to_string()),
         }
+        Ok(None)
     }
 
     fn leave_out(&mut self, record: &Record, reason: String) {
@@ -278,7 +285,7 @@ impl Packing<'_> {
         for (at, record) in records.iter().enumerate() {
             self.check()?;
             progress.counted("packing", at as u64 + 1, records.len() as u64);
-            let Some((from, ending)) = self.image(record) else { continue };
+            let Some((from, ending)) = self.image(record)? else { continue };
             let name = format!("images/{at:08}.{ending}");
             let to = self.out.join(&name);
             copy_or_link(from, &to, link)?;
@@ -303,8 +310,8 @@ impl Packing<'_> {
                 self.check()?;
                 let at = number * size + index;
                 progress.counted("packing", at as u64 + 1, records.len() as u64);
-                let Some((from, ending)) = self.image(record) else { continue };
-                let image = from.read(u64::MAX).map_err(|message| from.refuse(message))?;
+                let Some((from, ending)) = self.image(record)? else { continue };
+                let image = from.read(u64::MAX)?;
                 let mut columns = self.columns_json(record);
                 let original = absolute_path(self.written(record), from)?;
                 columns.insert("original_path".to_owned(), Value::from(&*original));
@@ -358,10 +365,13 @@ impl Packing<'_> {
     }
 }
 
-/// The extension that matches an image's content, or the reason why it cannot be packed.
-fn ending_of(image: &ImageRef) -> std::result::Result<&'static str, String> {
+/// The extension that matches an image's content.
+///
+/// # Errors
+/// If the image cannot be packed.
+fn ending_of(image: &ImageRef) -> Result<&'static str> {
     let start = image.start(SNIFFED_BYTES as u64)?;
-    decode::FileFormat::of(&start).map(decode::FileFormat::ending)
+    decode::FileFormat::of(&start).map(decode::FileFormat::ending).map_err(|message| image.refuse(message))
 }
 
 /// The error for a subset without a usable record.

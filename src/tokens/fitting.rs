@@ -1,21 +1,17 @@
 //! Loads the configured image tokenizer, or fits it to the records of a table.
 
-use std::{
-    collections::HashMap,
-    io::{self, ErrorKind},
-    path::Path,
-};
+use std::{collections::HashMap, io, path::Path};
 
 use crate::{
     config::{Config, ImageTokenizerKind},
-    data::{ImageRef, Loader, Preprocess, Record, SquareImage, load_image},
+    data::{ImageRef, Loader, Preprocess, Record, SquareImage, is_of_name, load_image},
     encode::{
         ImageTokenizer,
         pca::{FitReport, PcaSettings, PcaTokenizer},
         vqvae::{VqVae, VqVaeSettings},
     },
     engine::{Purpose, Random},
-    error::{Error, Result},
+    error::Result,
     interrupt::{Interrupt, NO_STEP},
     jobs::progress::Progress,
     tokens::{
@@ -112,8 +108,10 @@ pub fn image_tokenizer(
 /// If the file exists and the system fails to read it, which says nothing about the image itself.
 fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<SquareImage>> {
     let found = load_image(image, preprocess);
-    if let Err(error @ Error::Memory { .. }) = found {
-        return Err(error);
+    if let Err(error) = &found
+        && error.is_of_machine()
+    {
+        return found.map(Ok);
     }
     if found.is_err()
         && let Err(error) = read_through(image)
@@ -128,24 +126,13 @@ fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<Square
 
 /// Reads a file to its end. A missing file, or something that is not a file, is not an error.
 fn read_through(image: &ImageRef) -> io::Result<()> {
-    let of_the_name = |error: &io::Error| {
-        matches!(
-            error.kind(),
-            ErrorKind::NotFound
-                | ErrorKind::NotADirectory
-                | ErrorKind::IsADirectory
-                | ErrorKind::InvalidInput
-                | ErrorKind::InvalidFilename
-                | ErrorKind::Unsupported
-        )
-    };
     // A named pipe is not opened, which would block until there is a writer.
     let read = || match image.stamp() {
         Some(_) => io::copy(&mut image.open()?, &mut io::sink()).map(drop),
         None => image.look(),
     };
     match read() {
-        Err(error) if !of_the_name(&error) => Err(error),
+        Err(error) if !is_of_name(&error) => Err(error),
         _ => Ok(()),
     }
 }

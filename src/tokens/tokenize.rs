@@ -145,7 +145,7 @@ impl Tokenize<'_> {
                                 Waiting::Image
                             }
                             // Not a property of the image: with more memory the result would differ.
-                            Err(error @ Error::Memory { .. }) => return Err(error),
+                            Err(error) if error.is_of_machine() => return Err(error),
                             Err(error) => Waiting::Failed(error),
                         }
                     }

@@ -180,7 +180,7 @@ impl Plan<'_> {
                 progress.counted("planting", at as u64 + 1, total);
                 match image {
                     Ok(image) => usable.push((at, image)),
-                    Err(error @ Error::Memory { .. }) => return Err(error),
+                    Err(error) if error.is_of_machine() => return Err(error),
                     Err(error) => {
                         left_out.add(&records[at].id, &error);
                         failed.push((at, error.to_string()));

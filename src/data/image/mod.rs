@@ -7,3 +7,4 @@ mod reference;
 pub mod resample;
 
 pub use reference::ImageRef;
+pub(crate) use reference::is_of_name;

@@ -155,7 +155,8 @@ pub fn stack(images: &[SquareImage]) -> Result<Tensor> {
 /// Reads, decodes and preprocesses an image.
 ///
 /// # Errors
-/// [`Error::Image`] if the file cannot be read or decoded. Invalid files do not cause a panic.
+/// [`Error::Image`] if the file cannot be read or decoded. Invalid files do not cause a panic. [`Error::Memory`] and
+/// [`Error::OpenFiles`] say nothing about the image.
 pub fn load_image(image: impl Into<ImageRef>, preprocess: &Preprocess) -> Result<SquareImage> {
     let image = image.into();
     decode_image(&read_bounded(&image, preprocess)?, image.as_path(), preprocess)
@@ -238,7 +239,7 @@ fn refuse(path: &Path, message: String) -> Error {
 fn read_bounded(image: &ImageRef, preprocess: &Preprocess) -> Result<Vec<u8>> {
     // Generous limit: the pixels at 16 bits and four channels, plus metadata.
     let limit = preprocess.max_pixels.saturating_mul(8).saturating_add(64 << 20);
-    image.read(limit).map_err(|message| image.refuse(message))
+    image.read(limit)
 }
 
 /// Applies the orientation, crops the center square (offsets rounded down) and resamples.
