@@ -86,11 +86,14 @@ impl<'a> ImageWriter<'a> {
         }
     }
 
-    /// The image, if an earlier process wrote it.
+    /// The image, if an earlier process wrote it and the file has not changed since: decoders accept some damaged
+    /// files, so its bytes must be those that its pixels are written as.
     pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Raster> {
         let path = self.out.join(self.name(prompt, number));
+        let bytes = fs::read(&path).ok()?;
         let FullImage { width, height, rgb } = load_full_image(path, &Preprocess::default_for(1)).ok()?;
-        Raster::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()
+        let image = Raster::from_rgb(u32::try_from(width).ok()?, u32::try_from(height).ok()?, rgb).ok()?;
+        (image.to_png().ok()? == bytes).then_some(image)
     }
 
     /// Writes an image, and returns its path relative to the folder.
@@ -181,6 +184,24 @@ fn grid_of(rows: Vec<SheetRow>, each: usize) -> Result<Raster> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_with_any_flipped_bit_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ImageWriter::new(&ImageLayout::Bare, folder.path(), 1);
+        let pixels = (0..8 * 8 * 3).map(|at: u8| at.wrapping_mul(37)).collect();
+        let image = Raster::from_rgb(8, 8, pixels).unwrap();
+        let name = writer.write(0, 0, "a caption", image.clone()).unwrap();
+        assert_eq!(writer.kept(0, 0).as_ref().map(Raster::rgb), Some(image.rgb()));
+        let path = folder.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        for bit in 0..8 * whole.len() {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, damaged).unwrap();
+            assert!(writer.kept(0, 0).is_none(), "bit {bit}");
+        }
+    }
 
     #[test]
     fn a_row_has_two_black_pixels_around_each_image() {
