@@ -43,7 +43,7 @@ fn engine() -> Imports {
 
 /// Folders from the lowest on; what stands in one line may import only what stands above it. Errors, files and the like are at the bottom,
 /// and may name each other.
-const ORDER: [&[&str]; 16] = [
+const ORDER: [&[&str]; 17] = [
     &["error", "files", "interrupt", "jobs", ""],
     &["engine"],
     &["weights"],
@@ -55,7 +55,8 @@ const ORDER: [&[&str]; 16] = [
     &["select"],
     &["report"],
     &["training"],
-    &["rater", "generator"],
+    &["generator"],
+    &["rater"],
     &["measure"],
     &["compare"],
     &["demo"],

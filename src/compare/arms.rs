@@ -103,12 +103,20 @@ pub enum Measured {
     InnerProductSgd,
     /// The reference's loss minus the proxy's, where the reference also learns from the validation set; high is good.
     ExcessLoss,
+    /// The percentile of the caption gain within its fold, under proxies that have not seen the sample; high is good.
+    CaptionGain,
 }
 
 impl Measured {
     /// All quantities.
-    const ALL: [Self; 5] =
-        [Self::PlainLoss, Self::GradientNorm, Self::InnerProduct, Self::InnerProductSgd, Self::ExcessLoss];
+    const ALL: [Self; 6] = [
+        Self::PlainLoss,
+        Self::GradientNorm,
+        Self::InnerProduct,
+        Self::InnerProductSgd,
+        Self::ExcessLoss,
+        Self::CaptionGain,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -117,6 +125,7 @@ impl Measured {
             Self::InnerProduct => "inner-product",
             Self::InnerProductSgd => "inner-product-sgd",
             Self::ExcessLoss => "excess-loss",
+            Self::CaptionGain => "caption-gain",
         }
     }
 
@@ -125,19 +134,23 @@ impl Measured {
         const EXCESS: RaterRule = RaterRule::named("excess");
         const ALIGNMENT: RaterRule = RaterRule::named("alignment");
         const ALIGNMENT_SGD: RaterRule = RaterRule::named("alignment-sgd");
+        const GAIN: RaterRule = RaterRule::named("gain");
         match self {
             Self::ExcessLoss => EXCESS,
+            Self::CaptionGain => GAIN,
             Self::InnerProductSgd => ALIGNMENT_SGD,
             Self::PlainLoss | Self::GradientNorm | Self::InnerProduct => ALIGNMENT,
         }
     }
 
-    /// The column of the run's recordings, and whether high values are good.
-    pub(super) fn column(self) -> (&'static str, bool) {
+    /// The column of the run's recordings, and whether high values are good; `None` if it is in the run's table of
+    /// gains.
+    pub(super) fn column(self) -> Option<(&'static str, bool)> {
         match self {
-            Self::PlainLoss => ("loss", false),
-            Self::GradientNorm => ("gradient_norm", false),
-            Self::InnerProduct | Self::InnerProductSgd | Self::ExcessLoss => ("average", true),
+            Self::PlainLoss => Some(("loss", false)),
+            Self::GradientNorm => Some(("gradient_norm", false)),
+            Self::InnerProduct | Self::InnerProductSgd | Self::ExcessLoss => Some(("average", true)),
+            Self::CaptionGain => None,
         }
     }
 }

@@ -27,7 +27,10 @@ use crate::{
         trainer::train,
     },
     select::{RatingsTable, ratings::RatingColumns},
-    training::{checkpoint::Checkpoint, run_directory::CHECKPOINTS},
+    training::{
+        checkpoint::Checkpoint,
+        run_directory::{CHECKPOINTS, GAINS},
+    },
 };
 
 /// Seconds of a rater's training and of its scoring; `None` if unknown.
@@ -190,16 +193,21 @@ impl<'a> Ratings<'a> {
         Ok(Ok(()))
     }
 
-    /// The recorded quantity of each record of the pool, a mean over the run's epochs; NaN where none was recorded.
+    /// The recorded quantity of each record of the pool, a mean over the run's epochs or a rating from its table of
+    /// gains; NaN where none was recorded.
     fn measured(&self, measured: Measured, seed: u64) -> Result<Vec<f64>> {
         let name = Rating::Rater(measured.run()).name();
         let run = self.folder.join("raters").join(format!("{name}-{seed}"));
+        let Some((column, high_is_good)) = measured.column() else {
+            let gains = self.read(&run.join(GAINS))?;
+            let of = |record: &Record| gains.get(&record.id).copied().unwrap_or(f64::NAN);
+            return Ok(self.pool.1.iter().map(of).collect());
+        };
         let folder = run.join("dynamics");
         if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))? {
             Checkpoint::run_files(&newest)?.expect_recordings(&run)?;
         }
         let all = recordings(&folder)?;
-        let (column, high_is_good) = measured.column();
         // The last epoch's running average includes the earlier ones.
         let epochs = if column == "average" { &all[all.len().saturating_sub(1)..] } else { &all[..] };
         let mut sums: HashMap<&str, (f64, f64)> = HashMap::new();

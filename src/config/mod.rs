@@ -58,6 +58,8 @@ pub struct Config {
     pub networks: NetworksConfig,
     /// How both networks are trained.
     pub training: TrainingConfig,
+    /// The proxies that judge captions.
+    pub crossfit: CrossfitConfig,
     /// The upstream behaviors that are switched on.
     pub compat: Compat,
     /// Updates between checkpoints within an epoch; `None`: only at epoch ends.
@@ -231,6 +233,19 @@ pub struct Progressive {
     pub first: usize,
     /// Epochs over which the loss weight of a new scale rises to 1.
     pub warm_up_epochs: f64,
+}
+
+/// Cross-fitting: the proxies that judge captions, for rules that need the caption gain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CrossfitConfig {
+    /// Folds of the training set.
+    pub folds: usize,
+    /// Epochs of each proxy, at most.
+    pub epochs: u64,
+    /// Epochs without a lower loss after which a proxy's training stops.
+    pub patience: u64,
+    /// Other captions that a caption is compared with.
+    pub captions: usize,
 }
 
 /// How both networks are trained.

@@ -2,6 +2,7 @@
 
 pub mod attribute;
 pub mod bilevel;
+pub mod crossfit;
 pub mod dynamics;
 pub(crate) mod images;
 pub(crate) mod page;

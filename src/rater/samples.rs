@@ -115,6 +115,13 @@ impl SampleRecords {
         *squares += *average * *average;
     }
 
+    /// Sets the averages, which no step changes any more.
+    pub(crate) fn settle(&mut self, averages: &[f64]) {
+        for (index, &average) in averages.iter().enumerate() {
+            self.enter(index, average, self.from_epoch);
+        }
+    }
+
     /// How often a sample's loss or constant was not finite, since the run began.
     pub(crate) fn left_out(&self) -> u64 {
         self.left_out

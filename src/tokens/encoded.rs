@@ -119,8 +119,8 @@ impl EncodedCorpus {
         taken
     }
 
-    /// The records at `indices`.
-    fn part(&self, indices: &[usize], failed: Vec<FailedRecord>) -> Self {
+    /// The records at `indices`, and the failed ones given.
+    pub(crate) fn part(&self, indices: &[usize], failed: Vec<FailedRecord>) -> Self {
         Self {
             ids: indices.iter().map(|&index| self.ids[index].clone()).collect(),
             captions: indices.iter().map(|&index| self.captions[index].clone()).collect(),
@@ -129,6 +129,16 @@ impl EncodedCorpus {
             tokens: self.tokens,
             rows: Vec::new(),
         }
+    }
+
+    /// The codes of the records at `indices`, `[B, L]`; an index may be repeated.
+    ///
+    /// # Errors
+    /// If there is no such record.
+    pub(crate) fn codes(&self, indices: &[usize]) -> Result<Tensor> {
+        let codes: Vec<u32> =
+            indices.iter().flat_map(|&index| self.codes_of(index)).map(|&code| u32::from(code)).collect();
+        Tensor::new(&[indices.len(), self.tokens], codes)
     }
 
     fn codes_of(&self, index: usize) -> &[u16] {
@@ -159,8 +169,6 @@ impl EncodedCorpus {
         tokenizer: &dyn ImageTokenizer,
         text: &dyn TextEncoder,
     ) -> Result<Batch> {
-        let codes: Vec<u32> =
-            indices.iter().flat_map(|&index| self.codes_of(index)).map(|&code| u32::from(code)).collect();
         let captions: Vec<&str> = indices
             .iter()
             .enumerate()
@@ -170,7 +178,7 @@ impl EncodedCorpus {
                 },
             )
             .collect();
-        batch(Tensor::new(&[indices.len(), self.tokens], codes)?, &captions, tokenizer, text)
+        batch(self.codes(indices)?, &captions, tokenizer, text)
     }
 }
 

@@ -110,6 +110,8 @@ pub(crate) fn prepare(
     expect_inputs(config, directory, &train, named.as_ref())?;
     let (validation, note) = match named {
         Some((_, validation)) => (validation, None),
+        // Captions are judged without a validation set.
+        None if config.training.rule.rule.needs().caption_gain => (train.split_off(0, config.seed), None),
         None => {
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);

@@ -9,8 +9,8 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use serde_json::Value;
 
 use super::{
-    Compat, Config, DataConfig, HEAD_WIDTH, NetworksConfig, Portion, Progressive, ScheduleShape,
-    TrainingConfig,
+    Compat, Config, CrossfitConfig, DataConfig, HEAD_WIDTH, NetworksConfig, Portion, Progressive,
+    ScheduleShape, TrainingConfig,
     keys::{ConfigKey, Field, Flag, KEY, Number, Ranged, RawConfig, Text},
     source::Source,
 };
@@ -133,6 +133,12 @@ pub(super) fn check(source: Source) -> Result<Config> {
     let text_encoder = text::check(&mut checker, &mut raw)?;
     let data = data(&checker, &mut raw)?;
     let (training, checkpoint_every) = training(&checker, &mut raw, compat)?;
+    let crossfit = CrossfitConfig {
+        folds: checker.size(&mut raw, &KEY.crossfit.folds)?,
+        epochs: checker.value(&mut raw, &KEY.crossfit.epochs)?.unsigned_abs(),
+        patience: checker.value(&mut raw, &KEY.crossfit.patience)?.unsigned_abs(),
+        captions: checker.size(&mut raw, &KEY.crossfit.captions)?,
+    };
     let keep = checker.size(&mut raw, &KEY.keep_checkpoints)?;
     let log_lines = checker.value(&mut raw, &KEY.print_every)?.unsigned_abs();
     let (device, compute) = device(&checker, &mut raw)?;
@@ -150,6 +156,7 @@ pub(super) fn check(source: Source) -> Result<Config> {
         text_encoder,
         networks,
         training,
+        crossfit,
         compat,
         checkpoint_every,
         keep_checkpoints: (keep > 0).then_some(keep),

@@ -4,10 +4,7 @@ use std::str::FromStr;
 
 use super::{Checker, ConfigKey, Field, KEY, RawConfig, Text};
 use crate::{
-    config::{
-        Compat, RaterObjective, RuleEntry, RuleSettings,
-        rules::{self, Needs},
-    },
+    config::{Compat, RaterObjective, RuleEntry, RuleSettings, Scaling, rules},
     error::Result,
 };
 
@@ -68,7 +65,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     }
     let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();
     // On by default where per-sample gradients are possible, unless the rule needs nothing besides the loss.
-    let per_sample = !compat.cross_attention_first_sample && needs != Needs::default();
+    let per_sample = !compat.cross_attention_first_sample && needs.norms_by_default();
     let norms = *raw.record_norms.get_or_insert(per_sample && every > 0);
     if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {
         let key: &ConfigKey = if needs.own_gradients() { &KEY.rule } else { &KEY.record_norms };
@@ -78,6 +75,9 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
              the first of its batch; switch it off",
         );
     }
+    if needs.caption_gain {
+        check_caption_gain(checker, &settings, alone, compat)?;
+    }
     Ok(RuleKeys {
         settings,
         proxy_warmup_epochs: warm_up.unsigned_abs(),
@@ -86,4 +86,40 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         record_every: (every > 0).then_some(every),
         record_norms: norms,
     })
+}
+
+/// Refuses what contradicts a rule whose raters learn from cross-fitted gains.
+fn check_caption_gain(
+    checker: &Checker<'_>,
+    RuleSettings { rule, objective, scaling, .. }: &RuleSettings,
+    rater_only_epochs: i64,
+    compat: Compat,
+) -> Result<()> {
+    let trained_after = format!("the rule `{rule}` trains the rater after the captions are judged");
+    if *objective != RaterObjective::Regression {
+        return checker.refuse(
+            &KEY.rater_objective,
+            format!("is {objective}, but {trained_after}; set it to regression"),
+        );
+    }
+    if rater_only_epochs == 0 {
+        return checker
+            .refuse(&KEY.rater_only_epochs, format!("is 0, but {trained_after}; set it to 1 or more"));
+    }
+    if *scaling != Scaling::None {
+        return checker.refuse(
+            &KEY.rule_scaling,
+            format!("is {scaling}, but the rule `{rule}` has no constants of a batch; set it to none"),
+        );
+    }
+    if compat.cross_attention_first_sample || compat.validation_epoch {
+        return checker.refuse(
+            &KEY.rule,
+            format!(
+                "is {rule}, which compares captions of single samples, so compat.cross_attention_first_sample and \
+                 compat.validation_epoch must be off"
+            ),
+        );
+    }
+    Ok(())
 }

@@ -275,13 +275,27 @@ keys! {
         record_every: Integer = Is(1), AtLeast(0), Yes, Results;
         /// measure the norm of each sample's gradient in the recorded epochs
         record_norms: Flag =
-            Depends("true, but false under the rule {rules of the loss alone}, under \
+            Depends("true, but false under the rule {rules without norms}, under \
                      `compat.cross_attention_first_sample`, and if `record_every` is 0"),
             Any, Yes, Results;
         /// channels of the proxy, a multiple of 64; one head per 64 channels
         proxy_width: Integer = Depends("64 · `depth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;
         /// channels of the rater, a multiple of 64
         rater_width: Integer = Depends("64 · `raterDepth`"), Multiples(HEAD, 256 * HEAD), Yes, Results;
+    }
+
+    /// The keys of `crossfit`.
+    group crossfit: RawCrossfit, CrossfitKeys {
+        /// under the rule {rules with a caption gain}, folds of the training set: the proxy of a fold is trained on the
+        /// others and judges the captions of the fold
+        folds: Integer = Is(2), Between(2, 64), Yes, Results;
+        /// epochs of each proxy, at most
+        epochs: Integer = Is(24), Between(1, 1_000_000), Yes, Results;
+        /// epochs without a lower loss on 5% of the proxy's records, which are set aside, after which its training stops;
+        /// the weights of its best epoch are used
+        patience: Integer = Is(4), Between(1, 1_000_000), Yes, Results;
+        /// other captions that a caption is compared with
+        captions: Integer = Is(8), Between(1, 255), Yes, Results;
     }
 
     /// The keys of `image_tokenizer`.

@@ -12,7 +12,7 @@ mod table;
 use std::{fmt, str::FromStr};
 
 pub use names::{Geometry, RaterObjective, Scaling};
-pub use table::{ALIGNMENT, EXCESS, LOSS, NAMES, RULES};
+pub use table::{ALIGNMENT, EXCESS, GAIN, LOSS, NAMES, RULES};
 
 use crate::{
     engine::Tensor,
@@ -28,12 +28,20 @@ pub struct Needs {
     pub norms: bool,
     /// The sample's loss under the reference proxy θ̂, which is then trained beside the proxy.
     pub reference: bool,
+    /// The gain of the sample's caption, under a proxy that has not seen the sample: the proxies are cross-fitted, and
+    /// the rater is trained afterwards.
+    pub caption_gain: bool,
 }
 
 impl Needs {
     /// Whether the rule needs per-sample gradients.
     pub fn own_gradients(self) -> bool {
         self.products || self.norms
+    }
+
+    /// Whether gradient norms are recorded by default: where each step measures more than the loss.
+    pub(in crate::config) fn norms_by_default(self) -> bool {
+        self != Self::default() && !self.caption_gain
     }
 }
 
@@ -49,6 +57,9 @@ pub struct Measurements<'a> {
     pub product: Option<&'a Tensor>,
     /// `‖∇ℓ_i(θ)‖²`, if the rule needs it.
     pub squared_norm: Option<&'a Tensor>,
+    /// The mean loss with other captions minus the loss with the sample's own, if the rule needs it; `loss` is then
+    /// that of the same cross-fitted proxy.
+    pub caption_gain: Option<&'a Tensor>,
 }
 
 impl<'a> Measurements<'a> {
@@ -74,6 +85,14 @@ impl<'a> Measurements<'a> {
     /// If it was not measured, because the rule does not declare that it needs it.
     pub fn squared_norm(&self) -> Result<&'a Tensor> {
         measured(self.squared_norm, "squared norm")
+    }
+
+    /// The gain of the sample's caption.
+    ///
+    /// # Errors
+    /// If it was not measured, because the rule does not declare that it needs it.
+    pub fn caption_gain(&self) -> Result<&'a Tensor> {
+        measured(self.caption_gain, "caption gain")
     }
 }
 
@@ -201,12 +220,13 @@ impl Default for RuleSettings {
 /// a default depends on.
 pub(in crate::config) fn described(meaning: &str) -> String {
     type Belongs = fn(&RuleEntry) -> bool;
-    let lists: [(&str, Belongs); 5] = [
+    let lists: [(&str, Belongs); 6] = [
         ("{rules with products}", |rule| rule.needs().products),
         ("{rules in adamw}", |rule| rule.geometry == Geometry::AdamW),
         ("{rules with a reference}", |rule| rule.needs().reference),
+        ("{rules with a caption gain}", |rule| rule.needs().caption_gain),
         ("{rules by weights}", |rule| rule.objective == RaterObjective::Reweight),
-        ("{rules of the loss alone}", |rule| rule.needs() == Needs::default()),
+        ("{rules without norms}", |rule| !rule.needs().norms_by_default()),
     ];
     let all = RULES.iter().map(|rule| format!("`{rule}` ({})", rule.meaning));
     lists.iter().fold(meaning.replace("{rules}", &either(all)), |text, (name, belongs)| {

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Every rule, in the order of the documentation and of `compare`'s tables.
-pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT];
+pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT, &GAIN];
 
 /// Their names.
 pub const NAMES: [&str; RULES.len()] = {
@@ -95,4 +95,28 @@ pub static ALIGNMENT: RuleEntry = RuleEntry {
         Variant { name: "alignment", geometry: Geometry::AdamW, objective: RaterObjective::Regression },
         Variant { name: "alignment-sgd", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
     ],
+};
+
+/// `c_i = −gain_i`: how much better a proxy that has not seen the sample predicts the image with its own caption than
+/// with other ones.
+struct Gain;
+
+impl Rule for Gain {
+    fn needs(&self) -> Needs {
+        Needs { caption_gain: true, ..Needs::default() }
+    }
+
+    fn constants(&self, measured: &Measurements<'_>) -> Result<Tensor> {
+        linear_combination(&[(-1.0, measured.caption_gain()?)])
+    }
+}
+
+/// The gain of the caption, which finds wrong captions.
+pub static GAIN: RuleEntry = RuleEntry {
+    name: "gain",
+    meaning: "the cross-fitted gain of the caption",
+    formula: &Gain,
+    geometry: Geometry::Sgd,
+    objective: RaterObjective::Regression,
+    variants: &[Variant { name: "gain", geometry: Geometry::Sgd, objective: RaterObjective::Regression }],
 };

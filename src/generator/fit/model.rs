@@ -81,7 +81,7 @@ pub struct Model {
     /// Its optimizer.
     pub optimizer: AdamW,
     /// On a device: computes the network's input from codes.
-    pub(super) reader: Option<CodeReader>,
+    pub(crate) reader: Option<CodeReader>,
     smoothing: f64,
     recompute: bool,
     seed: u64,
@@ -221,6 +221,37 @@ impl Model {
                  resume from the last checkpoint",
             report.loss, report.gradient_norm
         )))
+    }
+
+    /// One step on all tokens; each batch comes with the index that selects its random streams.
+    ///
+    /// # Errors
+    /// Those of a step of a fit.
+    pub(crate) fn plain_step(
+        &mut self,
+        batches: Vec<(Batch, u64)>,
+        rates: Rates,
+        step: u64,
+    ) -> Result<FitStepReport> {
+        let whole = |(batch, iteration)| MicroStep {
+            batch,
+            tokens: Tokens { layout: None, weights: None },
+            iteration,
+        };
+        self.step(&batches.into_iter().map(whole).collect::<Vec<_>>(), rates, step)
+    }
+
+    /// The loss of each sample of a batch, `[B]`, without drop-path and label smoothing.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub(crate) fn sample_losses(&self, batch: &Batch) -> Result<Vec<f64>> {
+        let mut losses = Vec::new();
+        self.each_pass(std::iter::once(Ok(batch.clone())), |result, _| {
+            losses = result.sample_loss.value().to_f64_vec()?;
+            Ok(())
+        })?;
+        Ok(losses)
     }
 
     /// Loss and accuracy on batches, without drop-path, on all tokens.

@@ -30,7 +30,7 @@ use crate::{
     tokens::encoders::Encoders,
     training::{
         checkpoint::Checkpoint,
-        run_directory::RunDirectory,
+        run_directory::{GAINS, RunDirectory},
         trained::{Named, configuration, every_checkpoint},
     },
 };
@@ -319,6 +319,17 @@ impl<'a> Setting<'a> {
                     "{} was trained with compat.cross_attention_first_sample, which mixes the samples of a batch, so \
                      there are no per-sample gradients; attribute a run without it",
                     run.display()
+                ),
+            ));
+        }
+        if config.training.rule.rule.needs().caption_gain {
+            return Err(Error::input(
+                run,
+                format!(
+                    "{} was trained with the rule {}, whose proxies are those of its folds; their gains are in {GAINS}, and \
+                     other numbers need a run with another rule",
+                    run.display(),
+                    config.training.rule.rule
                 ),
             ));
         }

@@ -118,6 +118,7 @@ impl Bilevel {
             reference_loss: measured.reference_loss.as_ref(),
             product: measured.product.as_ref(),
             squared_norm: measured.squared_norm.as_ref(),
+            caption_gain: None,
         })?;
         let constants = match settings.rule.scaling {
             Scaling::None => constants,

@@ -25,7 +25,8 @@ pub(super) struct StepBatches {
 /// Builds the batches of any step.
 pub(super) struct Batches {
     train: Order,
-    validation: Order,
+    /// `None` if the proxy is not trained.
+    validation: Option<Order>,
 }
 
 impl Batches {
@@ -33,7 +34,10 @@ impl Batches {
     pub(super) fn new(run: &Run<'_>) -> Result<Self> {
         Ok(Self {
             train: Order::new(run.config, run.data.train.len(), "training", 0)?,
-            validation: Order::new(run.config, run.data.validation.len(), "validation", 1)?,
+            validation: match run.proxy_updates() {
+                0 => None,
+                _ => Some(Order::new(run.config, run.data.validation.len(), "validation", 1)?),
+            },
         })
     }
 
@@ -41,7 +45,9 @@ impl Batches {
     pub(super) fn of(&mut self, run: &Run<'_>, step: u64, bilevel: &Bilevel) -> Result<StepBatches> {
         let mut batches = StepBatches::default();
         for iteration in run.plan.iterations(step) {
-            let (train, validation) = (self.train.batch(iteration)?, self.validation.batch(iteration)?);
+            let train = self.train.batch(iteration)?;
+            let validation =
+                self.validation.as_mut().map(|order| order.batch(iteration)).transpose()?.unwrap_or_default();
             batches.micro.push(bilevel.ahead(MicroBatch {
                 train: run.with_inputs(
                     run.batch(&run.data.train, &train, 2 * iteration)?,
@@ -69,7 +75,7 @@ impl Batches {
         samples: &SampleRecords,
         bilevel: &Bilevel,
     ) -> Result<Vec<(Batch, Prior)>> {
-        let begun = run.plan.iterations(run.plan.updates()).start;
+        let begun = run.plan.iterations(run.proxy_updates()).start;
         let of = |iteration: u64| {
             let iteration = begun + iteration;
             let indices = self.train.batch(iteration)?;

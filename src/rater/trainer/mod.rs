@@ -18,6 +18,7 @@ use crate::{
     models::{Proxy, Rater, init},
     rater::{
         bilevel::{Bilevel, BilevelSettings, StepRates, StepReport},
+        crossfit::{CrossFit, JudgeSummary},
         dynamics::write_figure,
         samples::{SampleRecords, recording},
     },
@@ -49,6 +50,9 @@ pub struct TrainSummary {
     pub tokenizer: Option<FitReport>,
     /// The last step's report.
     pub last: Option<StepReport>,
+    /// The training of each fold's proxy and the number of records that it judged, under rules that need the caption
+    /// gain; empty if nothing was left to do.
+    pub folds: Vec<(JudgeSummary, usize)>,
     /// The table and plots of loss and gradient norm by rating over the epochs.
     pub figures: Vec<PathBuf>,
 }
@@ -65,6 +69,16 @@ impl std::fmt::Display for TrainSummary {
             write!(
                 formatter,
                 "\ntokenizer: {psnr_db:.1} dB on held-out images, {codes_used:.0} codes effectively used"
+            )?;
+        }
+        for (fold, (judge, judged)) in self.folds.iter().enumerate() {
+            let JudgeSummary { train, aside, losses, best } = judge;
+            let (epochs, loss) = (losses.len(), losses.get(*best).copied().unwrap_or(f64::NAN));
+            write!(
+                formatter,
+                "\nfold {fold}: {judged} captions judged by a proxy trained on {train} records for {epochs} epochs; best \
+                 epoch {}, loss {loss:.4} on {aside} records set aside",
+                best + 1
             )?;
         }
         if let Some(last) = &self.last {
@@ -123,7 +137,7 @@ pub fn train(
     let mut journal = directory.journal(kept.as_ref())?;
     let mut batches = Batches::new(&run)?;
     directory.record_start(config, command_line, step)?;
-    let total = run.plan.updates();
+    let total = run.proxy_updates();
     let own_plan = rater_only::plan(&run)?;
     let whole = total + own_plan.as_ref().map_or(0, Plan::updates);
     let every = (total / run.plan.epochs.max(1) / config.log_lines.max(1)).max(1);
@@ -177,6 +191,11 @@ pub fn train(
             return Err(Error::Interrupted { saved });
         }
     }
+    let mut folds = Vec::new();
+    if run.is_crossfitted() && step < whole {
+        let fresh = (step == 0).then_some(&mut samples);
+        folds = run.cross_fit(device.as_ref(), fresh, interrupt, progress)?;
+    }
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
     } else if last.is_none() {
@@ -191,6 +210,7 @@ pub fn train(
         failed: run.data.failed(),
         tokenizer: run.data.fit.clone(),
         last,
+        folds,
         figures,
     })
 }
@@ -322,6 +342,34 @@ impl Run<'_> {
             weight_decay: scheduled.weight_decay,
             warm_up: self.warms_up(step),
         }
+    }
+
+    /// Whether the rule judges captions by cross-fitted proxies, so that the run's own proxy is not trained.
+    fn is_crossfitted(&self) -> bool {
+        self.config.training.rule.rule.needs().caption_gain
+    }
+
+    /// Judges the captions of all training records and writes the table of gains. `samples` get the rater's targets,
+    /// unless they were restored. Returns the summaries of the folds.
+    fn cross_fit(
+        &self,
+        device: Option<&Device>,
+        samples: Option<&mut SampleRecords>,
+        interrupt: &Interrupt,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<(JudgeSummary, usize)>> {
+        let fitted =
+            CrossFit::new(self.config, self.directory, &self.data, device)?.run(interrupt, progress)?;
+        fitted.write(self.directory, &self.config.data.id_column, &self.data.train.ids)?;
+        if let Some(samples) = samples {
+            samples.settle(&fitted.targets());
+        }
+        Ok(fitted.folds)
+    }
+
+    /// Updates of the proxy; those of the rater alone follow.
+    fn proxy_updates(&self) -> u64 {
+        if self.is_crossfitted() { 0 } else { self.plan.updates() }
     }
 
     fn warms_up(&self, step: u64) -> bool {

@@ -46,7 +46,7 @@ pub(super) fn train_rater(
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    let (before, own) = (run.plan.updates(), plan.updates());
+    let (before, own) = (run.proxy_updates(), plan.updates());
     let total = before + own;
     let mut batches = Batches::new(run)?;
     let every = (own / run.config.training.rater_only_epochs / run.config.log_lines.max(1)).max(1);

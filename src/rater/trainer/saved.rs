@@ -35,7 +35,7 @@ impl Run<'_> {
         }
         let state = CheckpointState {
             step,
-            rater_only_steps: step.saturating_sub(self.plan.updates()),
+            rater_only_steps: step.saturating_sub(self.proxy_updates()),
             epoch: self.plan.epoch(next),
             upper_level_weight: self.plan.upper_level_weight(next),
             seed: self.config.seed,

@@ -7,6 +7,7 @@
 //! | `metrics.jsonl` | one line per logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
 //! | `inputs.json` | the tables and records at the start, to name a change |
+//! | `folds/`, `gains.csv` | the proxies of the folds, and the judged captions, under rules that need the caption gain |
 //! | `dynamics/` | the measurements of each training sample, one file per epoch |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
@@ -53,6 +54,9 @@ const DYNAMICS: &str = "dynamics";
 /// The tables and records at the start.
 const INPUTS: &str = "inputs.json";
 const FAILED: &str = "failed.csv";
+const FOLDS: &str = "folds";
+/// The gain of each training record's caption.
+pub(crate) const GAINS: &str = "gains.csv";
 
 /// What to do if the folder already holds a run that has taken a step; one without a step is always started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +81,9 @@ pub(crate) const LAYOUT: FolderPatterns = &[
     "image_tokenizer/*",
     "text_encoder/*",
     "checkpoints/*/*",
+    "folds/*/*",
+    "folds/*/*/*",
+    GAINS,
     "events.out.tfevents.*",
 ];
 
@@ -254,6 +261,16 @@ impl RunDirectory {
         self.here().join(DYNAMICS)
     }
 
+    /// The folder of the folds' proxies.
+    pub(crate) fn folds(&self) -> PathBuf {
+        self.here().join(FOLDS)
+    }
+
+    /// The table of gains.
+    pub(crate) fn gains(&self) -> PathBuf {
+        self.here().join(GAINS)
+    }
+
     /// The tables and records at the start of the run.
     pub(super) fn inputs(&self) -> PathBuf {
         self.here().join(INPUTS)
@@ -348,7 +365,9 @@ impl Drop for RunDirectory {
             self.folder.discard_in_place(self.made);
         } else if self.folder.keeps_former() {
             // A run without a checkpoint loses nothing.
-            let started = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
+            let started = [self.checkpoints(), self.folds()]
+                .iter()
+                .any(|folder| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()));
             if !started && self.folder.restore().is_ok() {
                 return;
             }

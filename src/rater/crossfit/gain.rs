@@ -1,0 +1,247 @@
+//! The caption gain: how much better a fold's proxy predicts an image with its own caption than with other ones,
+//! `mean_k ℓ(image, caption_k) − ℓ(image, own caption)` in nats per token. It estimates the pointwise mutual information
+//! of image and caption, so it is about 0 for a wrong caption.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CrossFit, folds::hash, judge::Judge};
+use crate::{
+    engine::ops::pyramid::Reach,
+    error::{Error, Result},
+    files::{
+        sealed::{read_sealed, write_sealed},
+        sha256,
+    },
+    interrupt::Interrupt,
+    jobs::progress::Progress,
+    tokens::encoded::{batch, in_parallel},
+};
+
+/// Captions of a bank.
+const BANK: usize = 256;
+/// Records per file of finished gains.
+const PART: usize = 1024;
+
+/// The gain of a record's caption, in nats per token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaptionGain {
+    /// The fold of the record; the proxy that judged it has not seen the fold.
+    pub fold: usize,
+    /// The loss with its own caption.
+    pub loss: f64,
+    /// The mean loss with other captions, minus `loss`.
+    pub gain: f64,
+    /// The standard deviation of the loss over the other captions.
+    pub gain_std: f64,
+    /// The loss with the empty caption, minus `loss`.
+    pub gain_empty: f64,
+}
+
+/// Captions of a fold that its records are compared with.
+pub(super) struct Bank<'a> {
+    captions: Vec<&'a str>,
+    normalized: Vec<String>,
+    seed: u64,
+}
+
+/// A caption as compared: letters and digits in lower case, one space between words.
+fn normalized(caption: &str) -> String {
+    let words = caption.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
+}
+
+impl<'a> Bank<'a> {
+    /// At most 256 distinct captions, chosen by a hash of the seed and the record's id.
+    pub(super) fn new(records: impl Iterator<Item = (&'a str, &'a str)>, seed: u64) -> Self {
+        let mut order: Vec<(u64, &str, &str)> =
+            records.map(|(id, caption)| (hash(seed, "bank", id, 0), id, caption)).collect();
+        order.sort_unstable();
+        let (mut captions, mut texts, mut known) = (Vec::new(), Vec::new(), HashSet::new());
+        for (_, _, caption) in order {
+            let text = normalized(caption);
+            if captions.len() < BANK && !text.is_empty() && known.insert(text.clone()) {
+                captions.push(caption);
+                texts.push(text);
+            }
+        }
+        Self { captions, normalized: texts, seed }
+    }
+
+    /// `count` distinct captions for a record, none of them its own; fewer if the bank has no more.
+    fn others(&self, id: &str, caption: &str, count: usize) -> Vec<&'a str> {
+        let (own, size) = (normalized(caption), self.captions.len());
+        let mut free: Vec<bool> = self.normalized.iter().map(|text| *text != own).collect();
+        let mut chosen = Vec::with_capacity(count);
+        for number in 0..count.min(free.iter().filter(|&&free| free).count()) {
+            let start =
+                usize::try_from(hash(self.seed, "other", id, number as u64) % size as u64).unwrap_or(0);
+            let next = (start..size).chain(0..start).find(|&at| free[at]);
+            chosen.extend(next.map(|at| self.captions[at]));
+            next.into_iter().for_each(|at| free[at] = false);
+        }
+        chosen
+    }
+
+    fn fingerprint(&self) -> String {
+        sha256(self.captions.join("\n").as_bytes())
+    }
+}
+
+/// A file of finished gains.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Part {
+    /// Identifies the proxy and the bank.
+    judged_by: String,
+    gains: Vec<CaptionGain>,
+}
+
+/// The gains of a fold's records, in order. Finished parts are kept in the fold's folder.
+///
+/// # Errors
+/// If the fold has too few distinct captions, a loss is not finite, a file cannot be written, or the user interrupts.
+pub(super) fn gains(
+    cross_fit: &CrossFit<'_>,
+    fold: usize,
+    judge: &Judge,
+    interrupt: &Interrupt,
+    progress: &mut dyn Progress,
+) -> Result<Vec<CaptionGain>> {
+    let (corpus, members) = (&cross_fit.data.train, cross_fit.folds.members(fold));
+    let records = members.iter().map(|&index| (&*corpus.ids[index], &*corpus.captions[index]));
+    let bank = Bank::new(records, cross_fit.config.seed);
+    if bank.captions.len() < 2 {
+        return Err(Error::not_enough_data(format!(
+            "the captions of fold {fold} are all the same or empty, so there is no other caption to compare with; use \
+             another rule"
+        )));
+    }
+    let judged_by = sha256(format!("{}+{}", judge.fingerprint, bank.fingerprint()).as_bytes());
+    let mut found = Vec::with_capacity(members.len());
+    for (number, part) in members.chunks(PART).enumerate() {
+        let path = cross_fit.folder(fold).join(format!("gains-{number:06}.json"));
+        let kept = path.exists().then(|| read_sealed::<Part>(&path, "it is computed again"));
+        match kept {
+            Some(Ok(kept)) if kept.judged_by == judged_by && kept.gains.len() == part.len() => {
+                found.extend(kept.gains);
+                continue;
+            }
+            Some(Err(error)) => tracing::warn!("{error}"),
+            _ => {}
+        }
+        let mut gains = Vec::with_capacity(part.len());
+        for chunk in part.chunks(cross_fit.chunk()) {
+            interrupt.check("judged captions are kept in parts; run the same command again to continue")?;
+            gains.extend(judge_chunk(cross_fit, fold, judge, &bank, chunk)?);
+            let done = found.len() + gains.len();
+            progress.counted("judging captions", done as u64, members.len() as u64);
+        }
+        write_sealed(&path, &Part { judged_by: judged_by.clone(), gains: gains.clone() })?;
+        found.extend(gains);
+    }
+    Ok(found)
+}
+
+/// Judges some records. On a CPU, each is a batch of its own, so that its bits do not depend on the others.
+fn judge_chunk(
+    cross_fit: &CrossFit<'_>,
+    fold: usize,
+    judge: &Judge,
+    bank: &Bank<'_>,
+    chunk: &[usize],
+) -> Result<Vec<CaptionGain>> {
+    let corpus = &cross_fit.data.train;
+    let count = cross_fit.config.crossfit.captions;
+    let of = |&index: &usize| -> Result<CaptionGain> {
+        let own = corpus.captions[index].as_str();
+        let others = bank.others(&corpus.ids[index], own, count);
+        let captions: Vec<&str> = [own, ""].into_iter().chain(others).collect();
+        let losses = losses(cross_fit, judge, index, &captions, count + 2)?;
+        summary(fold, &losses).ok_or_else(|| {
+            Error::Diverged(format!(
+                "the loss of {} is not finite under the proxy of fold {fold}; lower tlr or tclip",
+                corpus.ids[index]
+            ))
+        })
+    };
+    match cross_fit.device {
+        None => in_parallel(chunk, of),
+        Some(_) => chunk.iter().map(of).collect(),
+    }
+}
+
+/// The losses of an image with each caption. On a device, the batch is padded to `rows`, so that every batch does the
+/// same work.
+fn losses(
+    cross_fit: &CrossFit<'_>,
+    judge: &Judge,
+    index: usize,
+    captions: &[&str],
+    rows: usize,
+) -> Result<Vec<f64>> {
+    let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
+    let count = captions.len();
+    let rows = if cross_fit.device.is_some() { rows } else { count };
+    let captions: Vec<&str> = captions.iter().copied().chain(std::iter::repeat("")).take(rows).collect();
+    let codes = cross_fit.data.train.codes(&vec![index; rows])?;
+    let mut batch = batch(codes, &captions, tokenizer, text)?;
+    if cross_fit.device.is_none() {
+        batch = batch.with_reach(tokenizer.quantizer(), Reach::Before)?;
+    }
+    let mut losses = judge.model.sample_losses(&batch)?;
+    losses.truncate(count);
+    Ok(losses)
+}
+
+/// The gain from the losses with a record's own caption, the empty one, and the others.
+fn summary(fold: usize, losses: &[f64]) -> Option<CaptionGain> {
+    let [loss, empty, others @ ..] = losses else { return None };
+    let count = others.len() as f64;
+    let mean = others.iter().sum::<f64>() / count;
+    let variance = others.iter().map(|other| (other - mean).powi(2)).sum::<f64>() / count;
+    let gain = CaptionGain {
+        fold,
+        loss: *loss,
+        gain: mean - loss,
+        gain_std: variance.sqrt(),
+        gain_empty: empty - loss,
+    };
+    losses.iter().all(|loss| loss.is_finite()).then_some(gain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gain_compares_with_the_mean_of_the_others() {
+        let found = summary(1, &[2.0, 2.5, 3.0, 4.0]).unwrap();
+        let expected = CaptionGain { fold: 1, loss: 2.0, gain: 1.5, gain_std: 0.5, gain_empty: 0.5 };
+        assert_eq!(found, expected);
+        assert_eq!(summary(1, &[2.0, f64::NAN, 3.0]), None);
+    }
+
+    #[test]
+    fn a_bank_holds_distinct_captions_and_gives_none_of_the_records_own() {
+        let ids: Vec<String> = (0..600).map(|index| index.to_string()).collect();
+        let captions: Vec<String> = (0..600).map(|index| format!("A red circle, {}", index % 300)).collect();
+        let records = || ids.iter().map(String::as_str).zip(captions.iter().map(String::as_str));
+        let bank = Bank::new(records(), 3);
+        assert_eq!(bank.captions.len(), BANK);
+        for (id, caption) in records() {
+            let others = bank.others(id, caption, 8);
+            assert_eq!(others.iter().collect::<HashSet<_>>().len(), 8);
+            assert!(others.iter().all(|other| normalized(other) != normalized(caption)));
+            assert_eq!(others, bank.others(id, &caption.to_uppercase(), 8));
+        }
+        // By the records, not by their order.
+        let mut reversed: Vec<_> = records().collect();
+        reversed.reverse();
+        assert_eq!(Bank::new(reversed.into_iter(), 3).captions.len(), BANK);
+        let few = Bank::new([("1", "a"), ("2", "b"), ("3", "A.")].into_iter(), 0);
+        assert_eq!(few.others("1", "a", 8).len(), 1);
+    }
+}

@@ -1,0 +1,252 @@
+//! The proxy of a fold: a text-to-image model trained with equal weights on records outside the fold, which judges those
+//! inside. It stops early on records that are set aside, and its best epoch's weights are used.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CrossFit, folds::Training};
+use crate::{
+    engine::ops::pyramid::CodeReader,
+    error::{Error, Result},
+    files::sha256,
+    generator::fit::Model,
+    interrupt::{AS_IT_WAS, Interrupt},
+    jobs::progress::{Metrics, Progress},
+    tokens::{batch::Batch, encoded::EncodedCorpus},
+    training::{
+        checkpoint::{
+            self, MODEL, Tensors,
+            folder::{self, Occasion},
+        },
+        loss_scale::LossScale,
+        order::{Order, dropped_captions},
+        schedule::Plan,
+    },
+};
+
+/// The file of AdamW's moments.
+const OPTIMIZER: &str = "optimizer.safetensors";
+/// The file of the best epoch's weights.
+const BEST: &str = "best.safetensors";
+
+/// A fold's proxy after its training.
+pub(super) struct Judge {
+    /// The model with the best epoch's weights.
+    pub(super) model: Model,
+    /// Identifies these weights.
+    pub(super) fingerprint: String,
+    /// How its training went.
+    pub(super) summary: JudgeSummary,
+}
+
+/// The training of a fold's proxy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeSummary {
+    /// Records trained on.
+    pub train: usize,
+    /// Records set aside.
+    pub aside: usize,
+    /// The loss on the records set aside, after each epoch.
+    pub losses: Vec<f64>,
+    /// The epoch with the lowest loss, counted from 0.
+    pub best: usize,
+}
+
+/// The state of a checkpoint besides its tensors.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    step: u64,
+    optimizer_steps: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
+    summary: JudgeSummary,
+    config: String,
+    data: String,
+}
+
+/// The training of one fold's proxy in progress.
+struct Run<'a> {
+    cross_fit: &'a CrossFit<'a>,
+    folder: PathBuf,
+    plan: Plan,
+    train: EncodedCorpus,
+    aside: EncodedCorpus,
+    model: Model,
+    best: Tensors,
+    summary: JudgeSummary,
+    data: String,
+    step: u64,
+}
+
+/// Trains the proxy of `fold`, or resumes its training.
+///
+/// # Errors
+/// If a checkpoint does not fit, the loss is not finite, a file cannot be written, or the user interrupts (after a
+/// checkpoint has been written).
+pub(super) fn train(
+    cross_fit: &CrossFit<'_>,
+    fold: usize,
+    interrupt: &Interrupt,
+    progress: &mut dyn Progress,
+) -> Result<Judge> {
+    let training = cross_fit.folds.training(fold, cross_fit.config.training.batch)?;
+    let mut run = Run::new(cross_fit, fold, &training)?;
+    let total = run.plan.updates();
+    if let Some(saved) = folder::newest(&run.folder)? {
+        interrupt.while_reading(AS_IT_WAS, || run.restore(&saved))?;
+    }
+    let mut order = Order::new(cross_fit.config, run.train.len(), "fold's training", 0)?;
+    while run.step < total && !run.stops_early() {
+        let rates = run.plan.rates(run.step);
+        let batches = run
+            .plan
+            .iterations(run.step)
+            .map(|iteration| {
+                let indices = order.batch(iteration)?;
+                let drop = dropped_captions(cross_fit.config, iteration, indices.len());
+                Ok((run.batch(&run.train, &indices, drop)?, iteration))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let samples = batches.iter().map(|(batch, _)| batch.codes.dim(0)).sum();
+        let report = run.model.plain_step(batches, rates, run.step)?;
+        let shown = Metrics {
+            summary: format!("proxy of fold {fold}: loss {:.3}", report.measures.loss),
+            values: vec![("loss/fold", report.measures.loss), ("gradient_norm/fold", report.gradient_norm)],
+        };
+        progress.step(run.step, total, samples, &shown);
+        let ends_epoch = run.plan.ends_epoch(run.step);
+        run.step += 1;
+        let stops = interrupt.is_raised();
+        if ends_epoch {
+            run.validate()?;
+        }
+        if ends_epoch || stops {
+            run.save(!ends_epoch)?;
+        }
+        if stops && (run.step < total && !run.stops_early()) {
+            return Err(Error::Interrupted {
+                saved: format!(
+                    "step {} of {total} of the proxy of fold {fold} is saved; continue with `train --out {} --resume`",
+                    run.step,
+                    cross_fit.directory.path().display()
+                ),
+            });
+        }
+    }
+    run.finish()
+}
+
+impl<'a> Run<'a> {
+    fn new(cross_fit: &'a CrossFit<'a>, fold: usize, Training { train, aside }: &Training) -> Result<Self> {
+        let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
+        let quantizer = tokenizer.quantizer();
+        let sizes = [quantizer.vocabulary(), quantizer.channels(), text.channels()];
+        let mut model = Model::new(cross_fit.config, sizes)?;
+        if let Some(device) = cross_fit.device {
+            model.move_to(device, cross_fit.config.compute)?;
+            model.reader = Some(CodeReader::new(quantizer, device, cross_fit.most())?);
+        }
+        let corpus = &cross_fit.data.train;
+        let (train, aside) = (corpus.part(train, Vec::new()), corpus.part(aside, Vec::new()));
+        let mut settings = cross_fit.config.clone();
+        settings.training.epochs = settings.crossfit.epochs;
+        let plan = Plan::new(&settings, train.len(), train.len())?;
+        let folder = cross_fit.folder(fold);
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let summary = JudgeSummary { train: train.len(), aside: aside.len(), losses: Vec::new(), best: 0 };
+        let data = sha256(format!("{}+{}", train.fingerprint(), aside.fingerprint()).as_bytes());
+        let best = Tensors::new();
+        Ok(Self { cross_fit, folder, plan, train, aside, model, best, summary, data, step: 0 })
+    }
+
+    fn batch(
+        &self,
+        from: &EncodedCorpus,
+        indices: &[usize],
+        drop: impl Fn(usize, &str) -> bool,
+    ) -> Result<Batch> {
+        let (tokenizer, text) = (self.cross_fit.data.tokenizer.as_ref(), self.cross_fit.data.text.as_ref());
+        let batch = from.batch(indices, drop, tokenizer, text)?;
+        // A device computes the input itself, so there is less to upload.
+        if self.model.reader.is_some() { Ok(batch) } else { batch.with_input(tokenizer.quantizer()) }
+    }
+
+    /// Whether the loss has not decreased for as many epochs as configured.
+    fn stops_early(&self) -> bool {
+        let JudgeSummary { losses, best, .. } = &self.summary;
+        !losses.is_empty() && (losses.len() - 1 - best) as u64 >= self.cross_fit.config.crossfit.patience
+    }
+
+    /// Measures the loss on the records set aside and keeps the weights if it is the lowest.
+    fn validate(&mut self) -> Result<()> {
+        let (count, size) = (self.aside.len(), self.cross_fit.config.training.batch);
+        let batches = (0..count).step_by(size).map(|start| {
+            let indices: Vec<usize> = (start..(start + size).min(count)).collect();
+            self.batch(&self.aside, &indices, |_, _| false)
+        });
+        let loss = self.model.measure(batches)?.loss;
+        let JudgeSummary { losses, best, .. } = &mut self.summary;
+        losses.push(loss);
+        if losses.len() == 1 || loss < losses[*best] {
+            *best = losses.len() - 1;
+            self.best = checkpoint::weights(&self.model.parameters)?;
+        }
+        Ok(())
+    }
+
+    fn save(&self, interrupted: bool) -> Result<()> {
+        let state = State {
+            step: self.step,
+            optimizer_steps: self.model.optimizer.steps(),
+            loss_scale: self.model.optimizer.loss_scale(),
+            summary: self.summary.clone(),
+            config: self.cross_fit.config.fingerprint(),
+            data: self.data.clone(),
+        };
+        let weights = checkpoint::weights(&self.model.parameters)?;
+        let moments = checkpoint::moments("model", &self.model.parameters, &self.model.optimizer)?;
+        let mut files = vec![(MODEL, &weights), (OPTIMIZER, &moments)];
+        if !self.best.is_empty() {
+            files.push((BEST, &self.best));
+        }
+        let occasion = Occasion { interrupted, keep: Some(1), run: None };
+        folder::write(&self.folder, self.step, occasion, files, &state).map(drop)
+    }
+
+    fn restore(&mut self, path: &std::path::Path) -> Result<()> {
+        let opened = folder::open::<State>(path)?;
+        let state = &opened.state;
+        let fingerprint = self.cross_fit.config.fingerprint();
+        checkpoint::expect_fingerprint(path, "configuration", &state.config, &fingerprint)?;
+        checkpoint::expect_fingerprint(path, "data set", &state.data, &self.data)?;
+        checkpoint::restore_weights(path, &opened.tensors(MODEL)?, &mut self.model.parameters)?;
+        let moments = opened.tensors(OPTIMIZER)?;
+        checkpoint::restore_moments(
+            path,
+            "model",
+            &moments,
+            &self.model.parameters,
+            &mut self.model.optimizer,
+        )?;
+        self.model.optimizer.set_steps(state.optimizer_steps);
+        self.model.optimizer.set_loss_scale(state.loss_scale);
+        if opened.has(BEST) {
+            self.best = opened.tensors(BEST)?;
+        }
+        (self.step, self.summary) = (state.step, state.summary.clone());
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Judge> {
+        checkpoint::restore_weights(&self.folder, &self.best, &mut self.model.parameters)?;
+        let mut bytes = Vec::new();
+        for (name, tensor) in &self.best {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(bytemuck::cast_slice::<f32, u8>(tensor.as_slice::<f32>()?));
+        }
+        Ok(Judge { fingerprint: sha256(&bytes), model: self.model, summary: self.summary })
+    }
+}

@@ -1,0 +1,285 @@
+//! The rule `gain`: cross-fitted proxies judge captions. Their numbers are those of the saved weights, near-duplicates
+//! share a fold, and the result depends on neither interruptions nor threads.
+#![cfg(unix)]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use alchemist_engine::{
+    data::{
+        corruption::FlawShares,
+        load_image, stack,
+        synthetic::{DataSetSettings, write_data_set},
+    },
+    encode::{load_image_tokenizer, load_text_encoder},
+    engine::{DType, Purpose, Random, Tape},
+    models::{Mode, Proxy},
+    training::{
+        checkpoint::{Checkpoint, restore_weights},
+        run_directory::RunDirectory,
+    },
+};
+use approx::assert_relative_eq;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// A row of a table by column.
+type Row = HashMap<String, String>;
+
+/// A folder with a corpus, of which a fifth are duplicates, and a configuration.
+struct Workplace {
+    folder: TempDir,
+}
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shares = FlawShares { duplicate: 0.2, wrong_caption: 0.1, ..FlawShares::NONE };
+        let settings = DataSetSettings { train: 80, validation: 16, side: 24, shares, seed: 3 };
+        let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
+        let config = json!({
+            "data_args": {"train_csv_path": data.train_csv},
+            "depth": 1,
+            "raterDepth": 1,
+            "pn": "1_2_3",
+            "patch_size": 8,
+            "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 80},
+            "text_encoder": {"tokens": 24, "channels": 16},
+            "bs": 8,
+            "tlr": 1e-3,
+            "rule": "gain",
+            "crossfit": {"epochs": 6, "patience": 2, "captions": 4},
+            "rater_only_epochs": 2,
+            "workers": 2,
+        });
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_alchemist-engine"));
+        command.current_dir(self.folder.path()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn finish(&self, arguments: &[&str]) -> String {
+        let output = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn train(&self, out: &str, further: &[&str]) -> String {
+        self.finish(&[&["train", "--config", "config.json", "--out", out], further].concat())
+    }
+
+    /// One line on stderr that begins with `error:` and holds all of these words.
+    #[track_caller]
+    fn refuses(&self, arguments: &[&str], words: &[&str]) {
+        let Output { status, stderr, .. } = self.program(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(1), "{errors}");
+        for word in words {
+            assert!(errors.contains(word), "`{word}` is missing in: {errors}");
+        }
+    }
+
+    /// The files that a run's result consists of.
+    fn result(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
+        let newest = Checkpoint::newest(&self.path(run).join("checkpoints")).unwrap().unwrap();
+        let mut files = vec![self.path(run).join("metrics.jsonl"), self.path(run).join("gains.csv")];
+        files.extend(fs::read_dir(newest).unwrap().map(|entry| entry.unwrap().path()));
+        for fold in ["0", "1"] {
+            let folder = self.path(run).join("folds").join(fold);
+            files.push(self.newest_of(&folder).join("best.safetensors"));
+        }
+        files
+            .into_iter()
+            .map(|file| {
+                (file.strip_prefix(self.path(run)).unwrap().display().to_string(), fs::read(file).unwrap())
+            })
+            .collect()
+    }
+
+    fn newest_of(&self, fold: &Path) -> PathBuf {
+        Checkpoint::newest(fold).unwrap().unwrap()
+    }
+}
+
+fn rows(path: &Path) -> Vec<Row> {
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let header = reader.headers().unwrap().clone();
+    let row = |record: csv::StringRecord| {
+        header.iter().map(str::to_owned).zip(record.iter().map(str::to_owned)).collect()
+    };
+    reader.records().map(|record| row(record.unwrap())).collect()
+}
+
+fn number(row: &Row, column: &str) -> f64 {
+    row[column].parse().unwrap()
+}
+
+/// The losses of every record with its own and with the empty caption, under the best weights of the fold's proxy.
+fn losses(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 2]> {
+    let run = work.path(run);
+    let config = RunDirectory::config_of(&run).unwrap();
+    let tokenizer = load_image_tokenizer(&run.join("image_tokenizer")).unwrap();
+    let text = load_text_encoder(&run.join("text_encoder")).unwrap();
+    let quantizer = tokenizer.quantizer();
+    let backbone = config.proxy_backbone(quantizer.vocabulary(), quantizer.channels(), text.channels());
+    let (proxy, mut parameters) = Proxy::new(&backbone, DType::F32, 0).unwrap();
+    let folder = work.newest_of(&run.join("folds").join(fold));
+    let weights = common::read_tensors(&folder.join("best.safetensors"));
+    restore_weights(&folder, &weights, &mut parameters).unwrap();
+    let preprocess = config.preprocess(tokenizer.image_side());
+    let mut found = HashMap::new();
+    for record in config.open_corpus(&work.path("data/train.csv")).unwrap() {
+        let record = record.unwrap();
+        let image = load_image(&record.image, &preprocess).unwrap();
+        let codes = tokenizer.encode(&stack(&[image]).unwrap()).unwrap();
+        let input = quantizer.input(&codes).unwrap();
+        let pair = [record.caption.as_str(), ""].map(|caption| {
+            let states = text.encode(&[caption]).unwrap();
+            let mut tape = Tape::inference(&parameters);
+            let seen = proxy.loss(&mut tape, &input, &states, &codes, 0.0, Mode::Evaluate).unwrap();
+            seen.sample_loss.value().to_f64_vec().unwrap()[0]
+        });
+        found.insert(record.id, pair);
+    }
+    found
+}
+
+#[test]
+fn gains_are_those_of_the_proxy_that_has_not_seen_the_record() {
+    let work = Workplace::new();
+    let said = work.train("run", &[]);
+    assert!(said.contains("fold 0: ") && said.contains("fold 1: "), "{said}");
+    let gains = rows(&work.path("run/gains.csv"));
+    let corpus = rows(&work.path("data/train.csv"));
+    let ids = |rows: &[Row]| rows.iter().map(|row| row["id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&gains), ids(&corpus));
+    let judged = ["0", "1"].map(|fold| losses(&work, "run", fold));
+    for row in &gains {
+        let [own, empty] = judged[row["fold"].parse::<usize>().unwrap()][&row["id"]];
+        assert_relative_eq!(number(row, "loss"), own, max_relative = 1e-5);
+        assert_relative_eq!(number(row, "gain_empty"), empty - own, epsilon = 1e-5 * own);
+        assert!(number(row, "gain_std") > 0.0);
+    }
+    // A duplicate is judged by a proxy that has seen neither of the two.
+    let fold: HashMap<&str, &str> = gains.iter().map(|row| (&*row["id"], &*row["fold"])).collect();
+    let duplicates: Vec<&Row> = corpus.iter().filter(|row| row["flaw"] == "duplicate").collect();
+    assert_eq!(duplicates.len(), 16);
+    for row in duplicates {
+        assert_eq!(fold[&*row["id"]], fold[&*row["duplicate_of"]], "{}", row["id"]);
+    }
+    // Ratings are percentiles of the gain within the fold.
+    for fold in ["0", "1"] {
+        let mut members: Vec<[f64; 2]> = gains
+            .iter()
+            .filter(|row| row["fold"] == fold)
+            .map(|row| [number(row, "gain"), number(row, "rating")])
+            .collect();
+        members.sort_by(|one, other| one[0].total_cmp(&other[0]));
+        assert!(members.len() > 20 && members.is_sorted_by(|one, other| one[1] <= other[1]));
+        let mean = members.iter().map(|[_, rating]| rating).sum::<f64>() / members.len() as f64;
+        assert_relative_eq!(mean, 0.5, epsilon = 1e-9);
+    }
+
+    // The rater rates, the gains select, and other commands do not use a proxy that was never trained.
+    let said =
+        work.finish(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "ratings.csv"]);
+    assert!(said.starts_with("80 rows in = 80 scored + 0 failed"), "{said}");
+    let subset = ["select", "--ratings", "run/gains.csv", "--data", "data/train.csv", "--keep", "50%"];
+    work.finish(&[&subset[..], &["--out", "subset.csv"]].concat());
+    assert_eq!(rows(&work.path("subset.csv")).len(), 40);
+    let attribute = ["attribute", "--checkpoint", "run", "--data", "data/train.csv"];
+    let further = ["--validation", "data/validation.csv", "--out", "attributed.csv"];
+    work.refuses(&[&attribute[..], &further].concat(), &["run was trained with the rule gain", "gains.csv"]);
+}
+
+#[test]
+fn results_depend_on_neither_interruptions_nor_threads() {
+    let work = Workplace::new();
+    work.train("whole", &[]);
+    let expected = work.result("whole");
+    work.train("one", &["--threads", "1"]);
+    assert!(work.result("one") == expected, "one thread");
+    let mut random = Random::new(13, Purpose::Test, 0);
+    let arguments = ["train", "--config", "config.json", "--resume", "--out", "stopped"];
+    for signal in ["-KILL", "-INT"].repeat(4) {
+        let child = work.program(&arguments).spawn().unwrap();
+        sleep(Duration::from_millis(40 + random.below(400)));
+        // It may have ended by itself.
+        let _ = Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status();
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&stderr);
+        assert!(matches!(status.code(), None | Some(0 | 130)), "{signal}: {status}: {errors}");
+    }
+    work.finish(&arguments);
+    let found = work.result("stopped");
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, bytes) in found {
+        assert!(bytes == expected[&name], "{name} differs");
+    }
+    // Another seed gives other folds.
+    work.train("other", &["--set", "seed=1"]);
+    assert_ne!(work.result("other")["gains.csv"], expected["gains.csv"]);
+}
+
+#[test]
+fn what_cannot_be_judged_is_refused() {
+    let work = Workplace::new();
+    let train = |sets: &[&str]| -> Vec<String> {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        ["train", "--config", "config.json", "--out", "run"]
+            .into_iter()
+            .chain(sets)
+            .map(str::to_owned)
+            .collect()
+    };
+    let refuses = |sets: &[&str], words: &[&str]| {
+        let arguments = train(sets);
+        work.refuses(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), words);
+        assert!(!work.path("run/gains.csv").exists());
+    };
+    refuses(
+        &["rater_objective=reweight", "rater_only_epochs=0"],
+        &["rater_objective: is reweight", "regression"],
+    );
+    refuses(&["rater_only_epochs=0"], &["rater_only_epochs: is 0", "after the captions are judged"]);
+    refuses(&["rule_scaling=center"], &["rule_scaling: is center", "set it to none"]);
+    refuses(&["compat.cross_attention_first_sample=true"], &["single samples"]);
+    refuses(&["crossfit.folds=1"], &["crossfit.folds", "2"]);
+    refuses(&["bs=60"], &["fewer than a batch of 60"]);
+    // The same caption everywhere says nothing.
+    let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
+    let mut reader = csv::Reader::from_reader(table.as_bytes());
+    let mut writer = csv::Writer::from_path(work.path("data/alike.csv")).unwrap();
+    let header = reader.headers().unwrap().clone();
+    let caption = header.iter().position(|column| column == "caption").unwrap();
+    writer.write_record(&header).unwrap();
+    for row in reader.records() {
+        let row = row.unwrap();
+        writer
+            .write_record(
+                row.iter().enumerate().map(|(at, field)| if at == caption { "A dog." } else { field }),
+            )
+            .unwrap();
+    }
+    writer.flush().unwrap();
+    let alike = ["train", "--config", "config.json", "--data", "data/alike.csv", "--out", "alike"];
+    work.refuses(&alike, &["captions of fold 0 are all the same"]);
+}
