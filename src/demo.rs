@@ -44,6 +44,19 @@ pub(crate) const CONFIG: &str = include_str!("../configs/demo.json");
 /// Number of training and validation images.
 const IMAGES: (usize, usize) = (2_400, 320);
 
+/// Options of [`demo`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DemoSettings {
+    /// The share of training images with each flaw.
+    pub shares: FlawShares,
+    /// Seed of the data set, its flaws and the run.
+    pub seed: u64,
+    /// Keys set in the configuration, as `KEY=VALUE`.
+    pub sets: Vec<String>,
+    /// Replaces an existing demo.
+    pub overwrite: bool,
+}
+
 /// How the ratings treat one kind of flaw.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FlawReport {
@@ -87,13 +100,12 @@ pub(crate) struct DemoReport {
 /// If the folder is in use or cannot be written; [`Error::Interrupted`] if the user interrupts.
 pub(crate) fn demo(
     folder: &Path,
-    seed: u64,
-    overwrite: bool,
-    sets: &[String],
+    settings: &DemoSettings,
     command_line: &[String],
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<DemoReport> {
+    let overwrite = settings.overwrite;
     let output = OutputFolder::claim(&Claim { command: "demo", inputs: &[], overwrite }, folder, LAYOUT)?;
     let mut present = output.present()?;
     if present == Present::Unfinished && output.keeps_former() {
@@ -119,7 +131,7 @@ pub(crate) fn demo(
         }
     }
     output.begin_in_place()?;
-    match write(folder, seed, sets, command_line, interrupt, progress) {
+    match write(folder, settings, command_line, interrupt, progress) {
         Ok(report) => output.complete().map(|()| report),
         Err(error) => {
             output.restore()?;
@@ -152,15 +164,14 @@ const LAYOUT: FolderPatterns = &[
 /// Writes everything into the empty folder.
 fn write(
     folder: &Path,
-    seed: u64,
-    sets: &[String],
+    settings: &DemoSettings,
     command_line: &[String],
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<DemoReport> {
+    let &DemoSettings { shares, seed, ref sets, .. } = settings;
     let run_folder = folder.join("run");
     let ratings = folder.join("ratings.csv");
-    let shares = FlawShares::default();
     let side = demo_config(sets)?.networks.image_side();
     progress.note(&format!(
         "generating {} images and corrupting {:.0}% of the training images",
@@ -179,7 +190,7 @@ fn write(
         format!("data_args.val_csv_path={}", quoted(&data_set.validation_csv)?),
         format!("seed={seed}"),
     ];
-    let config = demo_config(&[&own, sets].concat())?;
+    let config = demo_config(&[&own, sets.as_slice()].concat())?;
     let directory = RunDirectory::create(&run_folder, &config, Existing::Refuse)?;
     let mut curves = Curves { inner: progress, points: [const { Vec::new() }; 3] };
     let training = train(&config, &directory, command_line, interrupt, &mut curves)?;

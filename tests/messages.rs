@@ -109,6 +109,11 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ),
     ("plant --data data/train.csv --flaws noise=lots --out out", &["noise", "lots"]),
     ("plant --data data/train.csv --flaws moths=5% --out out", &["moths"]),
+    ("plant --data data/plain.csv --flaws wrong_count=5% --out out", &["`wrong_count`", "`demo`"]),
+    (
+        "plant --data data/plain.csv --flaws noise=5% --category-column kind --out out",
+        &["data/plain.csv", "`kind`"],
+    ),
     ("sample --checkpoint model --out out", &["prompt"]),
     ("sample --checkpoint model --prompt x --out data", &["data"]),
     ("sample --checkpoint run --prompt x --out out", &["run"]),
@@ -240,6 +245,8 @@ fn wrong_arguments_are_one_error_each_and_nothing_but_text() {
         &["score", "--batch", "0"],
         &["inspect", "a", "\u{1b}]0;title\u{7}\u{202e}"],
         &["--threads", "many", "devices"],
+        &["plant", "--data", "d.csv", "--out", "o", "--mixture", "everything"],
+        &["plant", "--data", "d.csv", "--out", "o", "--mixture", "text", "--flaws", "noise=5%"],
     ] {
         let output = place.program(arguments).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();

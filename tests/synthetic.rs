@@ -1,12 +1,17 @@
 //! The drawn data set keeps its promises: true captions, known flaws in exact numbers, one seed one set of bytes.
 
+#[path = "synthetic/flaws.rs"]
+mod flaws;
+#[path = "synthetic/grammar.rs"]
+mod grammar;
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use alchemist_engine::{
     data::{
         ColumnNames, Preprocess,
         corruption::{
-            Flaw, FlawShares, corrupt, plan,
+            Flaw, FlawShares, Neighbors, corrupt, plan,
             plant::{PlantSettings, plant},
             sources,
         },
@@ -128,7 +133,8 @@ fn a_plan_has_exact_counts_in_a_seeded_order() {
     let flaws = plan(2100, &shares, 1).unwrap();
     let count = |flaw| flaws.iter().filter(|&&found| found == flaw).count();
     let counts = Flaw::ALL.map(count);
-    assert_eq!(counts, [1428, 126, 168, 126, 147, 105, 0, 0]);
+    assert_eq!(counts[..8], [1428, 126, 168, 126, 147, 105, 0, 0]);
+    assert!(counts[8..].iter().all(|&count| count == 0));
     assert_eq!(counts[0], (0.68 * 2100.0) as usize);
     assert_eq!(flaws, plan(2100, &shares, 1).unwrap());
     assert_ne!(flaws, plan(2100, &shares, 2).unwrap());
@@ -141,10 +147,10 @@ fn a_plan_has_exact_counts_in_a_seeded_order() {
 #[test]
 fn impossible_shares_are_refused_in_one_sentence() {
     for plain in [-0.1, 1.5, f64::NAN] {
-        let message = plan(100, &FlawShares { plain, ..FlawShares::NONE }, 0).unwrap_err().to_string();
+        let message = plan(100, &FlawShares::of(&[(Flaw::Plain, plain)]), 0).unwrap_err().to_string();
         assert!(message.contains("`plain`") && message.contains("between 0 and 1"), "{message}");
     }
-    let shares = FlawShares { plain: 0.6, noise: 0.6, ..FlawShares::NONE };
+    let shares = FlawShares::of(&[(Flaw::Plain, 0.6), (Flaw::Noise, 0.6)]);
     let message = plan(100, &shares, 0).unwrap_err().to_string();
     assert!(message.contains("none of 100 records clean"), "{message}");
 }
@@ -153,7 +159,7 @@ fn impossible_shares_are_refused_in_one_sentence() {
 fn wrong_captions_differ_and_duplicates_copy_clean_records() {
     let captions: Vec<_> = (0..600).map(|index| draw_scene(9, index, 8).caption).collect();
     let flaws = plan(600, &FlawShares::default(), 9).unwrap();
-    let sources = sources(&flaws, &captions, 9).unwrap();
+    let sources = sources(&flaws, &captions, &Neighbors::default(), 9).unwrap();
     let mut shared = 0.0;
     for (record, (&flaw, &source)) in flaws.iter().zip(&sources).enumerate() {
         assert_eq!(source.is_some(), flaw.needs_source());
@@ -178,13 +184,14 @@ fn wrong_captions_differ_and_duplicates_copy_clean_records() {
 #[test]
 fn a_wrong_caption_is_found_among_nearly_equal_ones_or_refused() {
     let flaws = [Flaw::WrongCaption, Flaw::Clean, Flaw::Clean, Flaw::Clean];
-    let found = sources(&flaws, &["A dog.", "a dog", "the dog, a", "a  DOG"], 0).unwrap();
+    let sources = |flaws: &[Flaw], captions: &[&str]| sources(flaws, captions, &Neighbors::default(), 0);
+    let found = sources(&flaws, &["A dog.", "a dog", "the dog, a", "a  DOG"]).unwrap();
     assert_eq!(found, [Some(2), None, None, None]);
-    let message = sources(&flaws, &["A dog.", "a dog", "dog a", "a  DOG"], 0).unwrap_err().to_string();
+    let message = sources(&flaws, &["A dog.", "a dog", "dog a", "a  DOG"]).unwrap_err().to_string();
     assert!(message.contains("every caption says the same"), "{message}");
-    let message = sources(&flaws, &["one"], 0).unwrap_err().to_string();
+    let message = sources(&flaws, &["one"]).unwrap_err().to_string();
     assert!(message.contains("4 flaws for 1 captions"), "{message}");
-    assert!(sources(&[Flaw::Duplicate], &["alone"], 0).is_err());
+    assert!(sources(&[Flaw::Duplicate], &["alone"]).is_err());
 }
 
 #[test]
@@ -207,7 +214,8 @@ fn flaws_of_images_do_what_they_say() {
         assert!(after < 0.2 * before + 1.0, "blur: {before} became {after}");
         let mean = |rgb: &[u8]| rgb.iter().map(|&byte| f64::from(byte)).sum::<f64>() / rgb.len() as f64;
         assert!((mean(&blurred) - mean(&clean)).abs() < 12.0, "blur keeps the brightness");
-        for flaw in [Flaw::Clean, Flaw::WrongCaption, Flaw::Duplicate] {
+        let kept = |flaw: &Flaw| !flaw.corrupts_image() && (!flaw.copies_image() || *flaw == Flaw::Duplicate);
+        for flaw in Flaw::ALL.into_iter().filter(kept) {
             assert!(corrupted(flaw, 0) == clean, "{flaw} changes the image");
         }
         let changed = |rgb: &[u8]| {
@@ -262,7 +270,30 @@ fn flaws_take_images_of_any_shape() {
 
 #[test]
 fn names_of_flaws_are_read_back() {
-    let names = ["clean", "plain", "noise", "blur", "wrong_caption", "duplicate", "jpeg", "watermark"];
+    let names = [
+        "clean",
+        "plain",
+        "noise",
+        "blur",
+        "wrong_caption",
+        "duplicate",
+        "jpeg",
+        "watermark",
+        "neighbor_caption",
+        "truncated_caption",
+        "generic_caption",
+        "boilerplate_caption",
+        "foreign_caption",
+        "translated_caption",
+        "wrong_attribute",
+        "wrong_count",
+        "wrong_position",
+        "swapped_subjects",
+        "cropped_duplicate",
+        "flipped_duplicate",
+        "recompressed_duplicate",
+    ];
+    assert_eq!(names.len(), Flaw::ALL.len());
     for (flaw, name) in Flaw::ALL.into_iter().zip(names) {
         assert_eq!(flaw.to_string(), name);
         assert_eq!(name.parse::<Flaw>().unwrap(), flaw);
@@ -290,6 +321,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
             out: folder.path().join(out),
             preprocess: Preprocess::default_for(32),
             shares: FlawShares::PLANTED,
+            category_column: None,
             workers: 2,
             seed,
             overwrite,
@@ -320,7 +352,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
     }
     let counted: usize = planted.counts.iter().map(|(_, count)| count).sum();
     assert_eq!(counted, rows.len());
-    assert_eq!(planted.counts.len(), Flaw::ALL.len(), "{:?}", planted.counts);
+    assert_eq!(planted.counts.len(), 8, "{:?}", planted.counts);
     // The same again; another seed; and what is refused.
     plant_into("again", 1, false).unwrap();
     let (planted, again) = (folder.path().join("planted"), folder.path().join("again"));
@@ -335,6 +367,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
         out: folder.path().join("twice"),
         preprocess: Preprocess::default_for(32),
         shares: FlawShares::PLANTED,
+        category_column: None,
         workers: 2,
         seed: 0,
         overwrite: false,
@@ -391,7 +424,8 @@ fn the_data_set_on_disk_is_what_the_tables_say() {
                 assert_eq!((&original[2], &original[3]), (&row[2], "clean"));
                 assert!(image(original) == shown, "row {index}");
             }
-            Flaw::Plain | Flaw::Noise | Flaw::Blur | Flaw::Jpeg | Flaw::Watermark => {
+            flaw => {
+                assert!(flaw.corrupts_image(), "row {index} has {flaw}");
                 assert!(shown.as_raw() != &scene.rgb, "row {index}");
                 assert_eq!(row[2], scene.caption);
             }

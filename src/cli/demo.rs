@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::{
-    cli::watch::Watch,
-    demo::{DemoReport, demo},
+    cli::{flaws::shares, watch::Watch},
+    data::corruption::{FlawShares, Mixture},
+    demo::{DemoReport, DemoSettings, demo},
     engine::cuda::DeviceChoice,
     error::Result,
     interrupt::Interrupt,
@@ -22,6 +23,15 @@ pub struct DemoArguments {
     /// Seed of the data set, its flaws and the run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Shares of the flaws of the training images, such as noise=5%,wrong_count=0.05; others are 0. The flaws are those
+    /// of plant, and translated_caption, wrong_attribute, wrong_count, wrong_position and swapped_subjects [default:
+    /// plain, noise, blur, wrong_caption and duplicate, 32% together].
+    #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
+    pub flaws: Vec<String>,
+    /// A named mixture in place of --flaws, 30% together: pixels, text, both, mismatch (captions that are fine on their
+    /// own) or duplicates.
+    #[arg(long, value_name = "NAME", conflicts_with = "flaws")]
+    pub mixture: Option<Mixture>,
     /// Replace an existing demo.
     #[arg(long)]
     pub overwrite: bool,
@@ -41,10 +51,12 @@ pub struct DemoArguments {
 pub(super) fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()> {
     let command_line: Vec<String> = std::env::args().collect();
     let mut watch = Watch::new(arguments.out.join("run"));
-    let DemoArguments { out, seed, overwrite, device, set } = arguments;
+    let DemoArguments { out, seed, flaws, mixture, overwrite, device, set } = arguments;
     let mut sets = set.clone();
     sets.extend(device.map(|device| format!("device={device}")));
-    let report = demo(out, *seed, *overwrite, &sets, &command_line, interrupt, &mut watch)?;
+    let shares = shares(flaws, *mixture, FlawShares::default(), true)?;
+    let settings = DemoSettings { shares, seed: *seed, sets, overwrite: *overwrite };
+    let report = demo(out, &settings, &command_line, interrupt, &mut watch)?;
     super::say(&table(&report))
 }
 

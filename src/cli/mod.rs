@@ -10,6 +10,7 @@ mod devices;
 mod encode;
 mod export;
 mod fit;
+mod flaws;
 mod inspect;
 mod measure;
 mod pack;

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::{
-    cli::watch::Counted,
+    cli::{flaws::shares, watch::Counted},
     data::{
         ColumnNames, Preprocess,
         corruption::{
-            Flaw, FlawShares,
+            FlawShares, Mixture,
             plant::{PlantSettings, plant},
         },
         image::preprocess::DEFAULT_MAX_PIXELS,
     },
-    error::{Error, Result},
+    error::Result,
     interrupt::Interrupt,
 };
 
@@ -27,10 +27,16 @@ pub struct PlantArguments {
     /// Folder for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Shares of the flaws, such as noise=5%,blur=0.05; others are 0. The flaws are plain, noise, blur, wrong_caption,
-    /// duplicate, jpeg and watermark [default: all of them, 30% together].
+    /// Shares of the flaws, such as noise=5%,blur=0.05; others are 0. The flaws are plain, noise, blur, jpeg, watermark,
+    /// wrong_caption, neighbor_caption, truncated_caption, generic_caption, boilerplate_caption, foreign_caption,
+    /// duplicate, cropped_duplicate, flipped_duplicate and recompressed_duplicate [default: plain, noise, blur, jpeg,
+    /// watermark, wrong_caption and duplicate, 30% together].
     #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
     pub flaws: Vec<String>,
+    /// A named mixture in place of --flaws, 30% together: pixels, text, both, mismatch (captions that are fine on their
+    /// own) or duplicates.
+    #[arg(long, value_name = "NAME", conflicts_with = "flaws")]
+    pub mixture: Option<Mixture>,
     /// Side in pixels of all copied images, which are cropped to the center square.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub side: u32,
@@ -46,6 +52,10 @@ pub struct PlantArguments {
     /// Column of the captions.
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
+    /// Column of the categories in which neighbor_caption finds neighbors [default: category, if there is one; without
+    /// categories, the neighbor is the caption that shares most words].
+    #[arg(long, value_name = "NAME")]
+    pub category_column: Option<String>,
     /// Count malformed rows as failed records instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
@@ -78,7 +88,8 @@ pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()
             max_pixels: arguments.max_pixels,
             ..Preprocess::default_for(arguments.side as usize)
         },
-        shares: shares(&arguments.flaws)?,
+        shares: shares(&arguments.flaws, arguments.mixture, FlawShares::PLANTED, false)?,
+        category_column: arguments.category_column,
         workers: usize::from(arguments.workers),
         seed: arguments.seed,
         overwrite: arguments.overwrite,
@@ -89,27 +100,4 @@ pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()
     let counts: Vec<String> = planted.counts.iter().map(|(flaw, count)| format!("{count} {flaw}")).collect();
     let left_out = if planted.failed > 0 { format!("; {} left out", planted.failed) } else { String::new() };
     super::say(&format!("{total} records: {}{left_out}\n{}", counts.join(", "), planted.table.display()))
-}
-
-/// Parses the shares of the flaws.
-fn shares(named: &[String]) -> Result<FlawShares> {
-    if named.is_empty() {
-        return Ok(FlawShares::PLANTED);
-    }
-    let mut shares = FlawShares::NONE;
-    for text in named {
-        let Some((flaw, share)) = text.split_once('=') else {
-            return Err(Error::argument(format!("`{text}` is not a flaw with its share, such as noise=5%")));
-        };
-        let flaw: Flaw = flaw.trim().parse()?;
-        let share = share.trim();
-        let number = match share.strip_suffix('%') {
-            Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
-            None => share.parse(),
-        };
-        let number = number
-            .map_err(|_| Error::argument(format!("the share of `{flaw}` is not a number: `{share}`")))?;
-        shares.set(flaw, number)?;
-    }
-    Ok(shares)
 }

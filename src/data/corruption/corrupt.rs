@@ -11,7 +11,8 @@ use crate::{
 /// First stream index under [`Purpose::Draw`] for corrupting images.
 const CORRUPT: u64 = 3 << 48;
 
-/// Corrupts an image, `[height, width, 3]` bytes, if the flaw is one of images. Deterministic in (`seed`, `record`).
+/// Corrupts an image, `[height, width, 3]` bytes, if the flaw is one of images; a near duplicate is made from the
+/// image that it copies. Deterministic in (`seed`, `record`).
 ///
 /// # Errors
 /// If `rgb` does not have `width`×`height` pixels, or the image is too large for JPEG.
@@ -36,7 +37,12 @@ pub fn corrupt(
         Flaw::Blur => blur(rgb, width, height, &mut random),
         Flaw::Jpeg => return ruin(rgb, width, height, &mut random),
         Flaw::Watermark => overlay(rgb, width, height, &mut random),
-        Flaw::Clean | Flaw::WrongCaption | Flaw::Duplicate => {}
+        Flaw::CroppedDuplicate => crop(rgb, width, height, &mut random),
+        Flaw::FlippedDuplicate => flip(rgb, width),
+        Flaw::RecompressedDuplicate => {
+            return recompress(rgb, width, height, 50 + random.below(31) as u8, 0);
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -111,35 +117,74 @@ fn blur_line(rgb: &mut [u8], start: usize, step: usize, count: usize, radius: us
 /// Compresses the image twice as JPEG with a quality of 2 to 6 of 100, the second time shifted by half a block, and
 /// decodes it.
 fn ruin(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) -> Result<()> {
+    let quality = 2 + random.below(5) as u8;
+    [0, 4].into_iter().try_for_each(|shift| recompress(rgb, width, height, quality, shift))
+}
+
+/// Compresses the image as JPEG and decodes it. It is shifted down and right by `shift` pixels, with the edge repeated,
+/// so that the block boundaries differ.
+fn recompress(rgb: &mut [u8], width: usize, height: usize, quality: u8, shift: usize) -> Result<()> {
     if width == 0 || height == 0 {
         return Ok(());
     }
-    let quality = 2 + random.below(5) as u8;
     let refuse =
         |error: image::ImageError| Error::invalid(format!("JPEG encoding of an image failed: {error}"));
-    for shift in [0, 4] {
-        // Shifted down and right, with the edge repeated, so that the block boundaries differ.
-        let (wide, high) = (width + shift, height + shift);
-        let mut moved = Vec::with_capacity(wide * high * 3);
-        for y in 0..high {
-            for x in 0..wide {
-                let from = (y.saturating_sub(shift) * width + x.saturating_sub(shift)) * 3;
-                moved.extend_from_slice(&rgb[from..from + 3]);
-            }
-        }
-        let size = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
-        let mut bytes = Vec::new();
-        JpegEncoder::new_with_quality(&mut bytes, quality)
-            .encode(&moved, size(wide), size(high), ColorType::Rgb8.into())
-            .map_err(refuse)?;
-        let back =
-            image::load_from_memory_with_format(&bytes, ImageFormat::Jpeg).map_err(refuse)?.into_rgb8();
-        for y in 0..height {
-            let from = ((y + shift) * wide + shift) * 3;
-            rgb[y * width * 3..][..width * 3].copy_from_slice(&back.as_raw()[from..from + width * 3]);
+    let (wide, high) = (width + shift, height + shift);
+    let mut moved = Vec::with_capacity(wide * high * 3);
+    for y in 0..high {
+        for x in 0..wide {
+            let from = (y.saturating_sub(shift) * width + x.saturating_sub(shift)) * 3;
+            moved.extend_from_slice(&rgb[from..from + 3]);
         }
     }
+    let size = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, quality)
+        .encode(&moved, size(wide), size(high), ColorType::Rgb8.into())
+        .map_err(refuse)?;
+    let back = image::load_from_memory_with_format(&bytes, ImageFormat::Jpeg).map_err(refuse)?.into_rgb8();
+    for y in 0..height {
+        let from = ((y + shift) * wide + shift) * 3;
+        rgb[y * width * 3..][..width * 3].copy_from_slice(&back.as_raw()[from..from + width * 3]);
+    }
     Ok(())
+}
+
+/// Replaces the image with a random window of 75 to 90% of its sides, enlarged to its size (bilinear).
+fn crop(rgb: &mut [u8], width: usize, height: usize, random: &mut Random) {
+    let share = 0.75 + 0.15 * random.uniform();
+    let (left, top) = (random.uniform(), random.uniform());
+    let original = rgb.to_vec();
+    // Where a pixel of the crop lies along one side: the pixel before, the one after, and the weight of the latter.
+    let along = |at: usize, size: usize, start: f64| {
+        let position = start * (1.0 - share) * size as f64 + (at as f64 + 0.5) * share - 0.5;
+        let position = position.clamp(0.0, (size - 1) as f64);
+        let before = position as usize;
+        (before, (before + 1).min(size - 1), position - before as f64)
+    };
+    for y in 0..height {
+        let (upper, lower, down) = along(y, height, top);
+        for x in 0..width {
+            let (before, after, right) = along(x, width, left);
+            for channel in 0..3 {
+                let at = |x: usize, y: usize| f64::from(original[(y * width + x) * 3 + channel]);
+                let between = |y: usize| at(before, y) * (1.0 - right) + at(after, y) * right;
+                let value = between(upper) * (1.0 - down) + between(lower) * down;
+                rgb[(y * width + x) * 3 + channel] = (value + 0.5) as u8;
+            }
+        }
+    }
+}
+
+/// Mirrors the image horizontally.
+fn flip(rgb: &mut [u8], width: usize) {
+    for row in rgb.chunks_exact_mut((width * 3).max(1)) {
+        for x in 0..width / 2 {
+            for channel in 0..3 {
+                row.swap(x * 3 + channel, (width - 1 - x) * 3 + channel);
+            }
+        }
+    }
 }
 
 /// Overlays rows of slanted bars, resembling repeated text, with an opacity of 40 to 60%.

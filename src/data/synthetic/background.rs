@@ -8,22 +8,22 @@ use super::shapes::{Habitat, Shape};
 use crate::engine::Random;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Time {
+pub(super) enum Time {
     Day,
     Sunset,
     Night,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ground {
+pub(super) enum Ground {
     Grass,
     Sand,
     Sea,
     Snow,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Kind {
     Landscape(Ground, Time),
     Sky(Time),
     Flat(NamedColor),
@@ -31,6 +31,22 @@ enum Kind {
     Stripes(NamedColor, NamedColor),
     Checks(NamedColor, NamedColor),
     Dots(NamedColor, NamedColor),
+}
+
+/// Where the objects of a landscape are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Preposition {
+    On,
+    Over,
+    In,
+}
+
+/// What captions say of a background.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Setting {
+    pub(super) kind: Kind,
+    pub(super) preposition: Preposition,
+    pub(super) says_weather: bool,
 }
 
 /// A background: its contents, and where shapes may be placed on it.
@@ -108,45 +124,17 @@ impl Background {
         }
     }
 
-    /// The phrase for it, with a preposition. `flying` and `swimming` are whether every shape flies or swims.
-    pub(super) fn words(&self, flying: bool, swimming: bool) -> String {
-        let article = |name: &str| super::caption::with_article(name);
-        match self.kind {
-            Kind::Landscape(ground, time) => {
-                let surface = match ground {
-                    Ground::Grass => "green grass",
-                    Ground::Sand => "yellow sand",
-                    Ground::Sea => "the sea",
-                    Ground::Snow => "snow",
-                };
-                let preposition = if flying {
-                    "over"
-                } else if swimming {
-                    "in"
-                } else {
-                    "on"
-                };
-                let weather = match time {
-                    Time::Day if self.says_weather && ground != Ground::Snow => " under a blue sky",
-                    Time::Day => "",
-                    Time::Sunset => " at sunset",
-                    Time::Night => " at night",
-                };
-                format!("{preposition} {surface}{weather}")
-            }
-            Kind::Sky(Time::Day) => "in a blue sky".to_owned(),
-            Kind::Sky(Time::Sunset) => "in the sky at sunset".to_owned(),
-            Kind::Sky(Time::Night) => "in the night sky".to_owned(),
-            Kind::Flat(color) => format!("on {} background", article(color.name)),
-            Kind::Fade { from, to, .. } => {
-                format!("on a background fading from {} to {}", from.name, to.name)
-            }
-            Kind::Stripes(first, second) => format!("on {} and {} stripes", first.name, second.name),
-            Kind::Checks(first, second) => format!("on {} and {} checks", first.name, second.name),
-            Kind::Dots(first, second) => {
-                format!("on {} background with {} dots", article(first.name), second.name)
-            }
-        }
+    /// What captions say of it. `flying` and `swimming` are whether every shape flies or swims.
+    pub(super) fn setting(&self, flying: bool, swimming: bool) -> Setting {
+        let preposition = if flying {
+            Preposition::Over
+        } else if swimming {
+            Preposition::In
+        } else {
+            Preposition::On
+        };
+        let snow = matches!(self.kind, Kind::Landscape(Ground::Snow, _));
+        Setting { kind: self.kind, preposition, says_weather: self.says_weather && !snow }
     }
 
     /// Paints the background over the whole canvas.

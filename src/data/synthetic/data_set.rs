@@ -7,11 +7,11 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::draw_scene;
+use super::{description::Description, draw_scene, language::english, misdescribed};
 use crate::{
     Error, Result,
     data::{
-        corruption::{Flaw, FlawShares, corrupt, plan, sources},
+        corruption::{Flaw, FlawShares, Neighbors, corrupt, corrupt_caption, plan, relocate, sources},
         image::preprocess::write_png,
     },
     files::write_csv,
@@ -86,7 +86,15 @@ pub fn write_data_set_until(
             "a synthetic data set needs at least one training and one validation record",
         ));
     }
-    let flaws = plan(train, &shares, seed)?;
+    // Flaws depend on the scenes and refer to other records, so the scenes are generated twice.
+    let descriptions = (0..train)
+        .into_par_iter()
+        .map(|record| {
+            check()?;
+            Ok(draw_scene(seed, record as u64, side).description)
+        })
+        .collect::<Result<Vec<Description>>>()?;
+    let assigned = assign(&descriptions, &shares, seed)?;
     let data_set =
         DataSet { train_csv: folder.join("train.csv"), validation_csv: folder.join("validation.csv") };
     for table in [&data_set.train_csv, &data_set.validation_csv] {
@@ -102,32 +110,20 @@ pub fn write_data_set_until(
         fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
     }
 
-    // Wrong captions and duplicates refer to other records, so scenes are generated first; a duplicate's own scene is
-    // not used.
-    let captions: Vec<String> = (0..train)
-        .into_par_iter()
-        .map(|record| {
-            check()?;
-            let mut scene = draw_scene(seed, record as u64, side);
-            if flaws[record] != Flaw::Duplicate {
-                corrupt(&mut scene.rgb, side, side, flaws[record], seed, record as u64)?;
-                write_png(&folder.join(image_path("train", record)), &scene.rgb, side)?;
-            }
-            Ok(scene.caption)
-        })
-        .collect::<Result<_>>()?;
-    let sources = sources(&flaws, &captions, seed)?;
     let rows = (0..train)
         .into_par_iter()
         .map(|id| {
             check()?;
-            let caption = captions[sources[id].unwrap_or(id)].clone();
-            let duplicate_of = sources[id].filter(|_| flaws[id] == Flaw::Duplicate);
-            if let Some(original) = duplicate_of {
-                let scene = draw_scene(seed, original as u64, side);
-                write_png(&folder.join(image_path("train", id)), &scene.rgb, side)?;
-            }
-            Ok(Row { id, caption, flaw: flaws[id], duplicate_of })
+            let (flaw, source) = (assigned.flaws[id], assigned.sources[id]);
+            let duplicate_of = source.filter(|_| flaw.copies_image());
+            let mut scene = draw_scene(seed, duplicate_of.unwrap_or(id) as u64, side);
+            corrupt(&mut scene.rgb, side, side, flaw, seed, id as u64)?;
+            write_png(&folder.join(image_path("train", id)), &scene.rgb, side)?;
+            let caption = source.map_or(scene.caption, |source| english(&descriptions[source]));
+            let caption = corrupt_caption(&caption, flaw, seed, id as u64)
+                .or_else(|| misdescribed(&descriptions[id], flaw, seed, id as u64))
+                .unwrap_or(caption);
+            Ok(Row { id, caption, flaw, duplicate_of })
         })
         .collect::<Result<Vec<Row>>>()?;
     let validation_rows = (train..train + validation)
@@ -142,6 +138,33 @@ pub fn write_data_set_until(
     write_table(&data_set.validation_csv, "validation", &validation_rows)?;
     write_table(&data_set.train_csv, "train", &rows)?;
     Ok(data_set)
+}
+
+/// The flaw and the source of each record.
+struct Assigned {
+    flaws: Vec<Flaw>,
+    sources: Vec<Option<usize>>,
+}
+
+/// Assigns flaws and sources to the scenes. The category of a scene is the shape of its first object.
+fn assign(descriptions: &[Description], shares: &FlawShares, seed: u64) -> Result<Assigned> {
+    let captions: Vec<String> = descriptions.iter().map(english).collect();
+    let neighbors = if shares.share(Flaw::NeighborCaption) > 0.0 {
+        let category_of = |description: &Description| {
+            description.subjects.first().map_or("", |first| first.subject.looks.shape.words().0)
+        };
+        Neighbors::new(&captions, &descriptions.iter().map(category_of).collect::<Vec<_>>())
+    } else {
+        Neighbors::default()
+    };
+    let mut flaws = plan(descriptions.len(), shares, seed)?;
+    relocate(&mut flaws, seed, |record, flaw| match flaw {
+        Flaw::NeighborCaption => neighbors.of(record, seed).is_some(),
+        _ if flaw.needs_scene() => misdescribed(&descriptions[record], flaw, seed, record as u64).is_some(),
+        _ => true,
+    })?;
+    let sources = sources(&flaws, &captions, &neighbors, seed)?;
+    Ok(Assigned { flaws, sources })
 }
 
 fn image_path(part: &str, id: usize) -> String {

@@ -5,42 +5,69 @@
 //! machine.
 
 mod background;
-mod caption;
 mod color;
+mod contradiction;
 mod data_set;
+mod description;
+mod language;
 mod raster;
 mod shapes;
 
 pub use data_set::{DataSet, DataSetSettings, write_data_set, write_data_set_until};
 
 use background::Background;
-use caption::Named;
 use color::{
     BLACK, Color, NamedColor, WHITE, between, chance, darker, lighter, mix, pick, squared_distance, varied,
 };
+use description::{Description, Looks, Pattern, SizeClass, Subject};
 use raster::{Canvas, Contour, Point, outline};
 use shapes::{Habitat, Paint, Shape};
 
-use crate::engine::{Purpose, Random};
+use crate::{
+    data::corruption::Flaw,
+    engine::{Purpose, Random},
+};
+
+/// First stream index under [`Purpose::Draw`] for captions that contradict the scene, and for translations.
+const MISDESCRIBE: u64 = 6 << 48;
 
 /// A generated image and its caption.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
     /// The image, `[side, side, 3]` bytes.
     pub rgb: Vec<u8>,
     /// A description of the image in one English phrase.
     pub caption: String,
+    /// The content of the caption.
+    description: Description,
 }
 
-/// A size class: its word, and the range of the radius as a share of the image side.
+impl Scene {
+    /// The caption with a flaw that [needs the scene](Flaw::needs_scene); `None` for other flaws, and if the scene has
+    /// nothing that can be wrong in this way. Deterministic in (`seed`, `index`).
+    pub fn misdescribed(&self, flaw: Flaw, seed: u64, index: u64) -> Option<String> {
+        misdescribed(&self.description, flaw, seed, index)
+    }
+}
+
+/// See [`Scene::misdescribed`].
+fn misdescribed(description: &Description, flaw: Flaw, seed: u64, index: u64) -> Option<String> {
+    let mut random = Random::new(seed, Purpose::Draw, MISDESCRIBE + index);
+    if flaw == Flaw::TranslatedCaption {
+        return Some(language::translated(description, &mut random));
+    }
+    Some(language::english(&contradiction::contradicted(description, flaw, &mut random)?))
+}
+
+/// A size class, and the range of the radius as a share of the image side.
 struct Size {
-    word: &'static str,
+    class: SizeClass,
     radius: (f64, f64),
 }
 
-const LARGE: Size = Size { word: "large ", radius: (0.26, 0.34) };
-const MEDIUM: Size = Size { word: "", radius: (0.165, 0.21) };
-const SMALL: Size = Size { word: "small ", radius: (0.1, 0.13) };
+const LARGE: Size = Size { class: SizeClass::Large, radius: (0.26, 0.34) };
+const MEDIUM: Size = Size { class: SizeClass::Medium, radius: (0.165, 0.21) };
+const SMALL: Size = Size { class: SizeClass::Small, radius: (0.1, 0.13) };
 
 /// An object with its position and appearance.
 struct Thing {
@@ -86,8 +113,8 @@ pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
         if let Some((size, radius, middle)) =
             sizes.iter().find_map(|size| find_position(shape, size, &background, &things, &mut random))
         {
-            let (thing, noun) = dress(shape, size, radius, middle, &canvas, outlined, &mut random);
-            named.push(Named { noun: noun + shape.words().0, count: 1, middle });
+            let (thing, looks) = dress(shape, size, radius, middle, &canvas, outlined, &mut random);
+            named.push(Subject { looks, count: 1, middle });
             things.push(thing);
         }
     }
@@ -102,9 +129,9 @@ pub fn draw_scene(seed: u64, index: u64, side: usize) -> Scene {
     }
     let all = |habitat| things.iter().all(|thing| thing.shape.habitat() == habitat);
     let swimming = things.iter().all(|thing| thing.shape == Shape::Fish);
-    let words = background.words(all(Habitat::Sky), swimming);
-    let caption = caption::caption(&named, &words, chance(&mut random, 0.6));
-    Scene { rgb: canvas.into_rgb(), caption }
+    let setting = background.setting(all(Habitat::Sky), swimming);
+    let description = Description::new(&named, setting, chance(&mut random, 0.6));
+    Scene { rgb: canvas.into_rgb(), caption: language::english(&description), description }
 }
 
 /// Adds two to four similar objects, or none if they do not fit.
@@ -114,26 +141,26 @@ fn add_group(
     outlined: bool,
     random: &mut Random,
     things: &mut Vec<Thing>,
-    named: &mut Vec<Named>,
+    named: &mut Vec<Subject>,
 ) {
     let count = 2 + random.below(3) as usize;
     let shape = loop {
         let shape = pick(random, shapes::ALL);
-        if background.allows(shape) && !matches!(shape, Shape::Sun | Shape::Moon) {
+        if background.allows(shape) && shape.takes_group() {
             break shape;
         }
     };
     let size = if count == 2 && chance(random, 0.5) { MEDIUM } else { SMALL };
     let mut group: Vec<Thing> = Vec::new();
-    let mut words = String::new();
+    let mut common = None;
     for _ in 0..count {
         let Some((size, radius, middle)) = find_position(shape, &size, background, &group, random) else {
             return;
         };
-        let (thing, noun) = dress(shape, size, radius, middle, canvas, outlined, random);
+        let (thing, looks) = dress(shape, size, radius, middle, canvas, outlined, random);
         match group.first() {
             None => {
-                words = noun + shape.words().1;
+                common = Some(looks);
                 group.push(thing);
             }
             Some(first) => {
@@ -143,7 +170,8 @@ fn add_group(
         }
     }
     let mean = |axis: usize| group.iter().map(|thing| thing.middle[axis]).sum::<f64>() / count as f64;
-    named.push(Named { noun: words, count, middle: [mean(0), mean(1)] });
+    let middle = [mean(0), mean(1)];
+    named.extend(common.map(|looks| Subject { looks, count, middle }));
     things.append(&mut group);
 }
 
@@ -175,7 +203,7 @@ fn find_position<'size>(
     None
 }
 
-/// Chooses color, pattern and outline of an object, and the phrase for them.
+/// Chooses color, pattern and outline of an object.
 fn dress(
     shape: Shape,
     size: &Size,
@@ -184,7 +212,7 @@ fn dress(
     canvas: &Canvas,
     outlined: bool,
     random: &mut Random,
-) -> (Thing, String) {
+) -> (Thing, Looks) {
     let behind = canvas.mean_around(middle[0], middle[1], radius);
     let mut named: NamedColor = pick(random, shape.palette());
     let mut color = varied(named.color, random);
@@ -206,20 +234,20 @@ fn dress(
             let (width, slope) = (between(random, 0.2, 0.32), pick(random, &[0.0, 0.6, -0.6, 20.0]));
             // A steep slope makes horizontal bands, whose width is then measured vertically.
             let width = if slope > 10.0 { width * slope } else { width };
-            (Paint::Striped { first: color, second, width, slope }, "striped ")
+            (Paint::Striped { first: color, second, width, slope }, Pattern::Striped)
         }
         1 if shape.takes_pattern() => {
-            (Paint::Spotted { first: color, second, period: between(random, 0.4, 0.55) }, "spotted ")
+            (Paint::Spotted { first: color, second, period: between(random, 0.4, 0.55) }, Pattern::Spotted)
         }
         2..=5 => {
             let (light, dark) = (lighter(color, between(random, 0.1, 0.28)), darker(color, 0.2));
-            (Paint::Fade { from: light, to: dark, across: chance(random, 0.4) }, "")
+            (Paint::Fade { from: light, to: dark, across: chance(random, 0.4) }, Pattern::Uniform)
         }
-        _ => (Paint::Solid(color), ""),
+        _ => (Paint::Solid(color), Pattern::Uniform),
     };
     let lean = if shape.may_lean() && chance(random, 0.5) { between(random, -0.2, 0.2) } else { 0.0 };
     let thing = Thing { shape, middle, radius, paint, color, outline, mirrored: chance(random, 0.5), lean };
-    (thing, format!("{}{}{} ", size.word, pattern, named.name))
+    (thing, Looks { size: size.class, pattern, color: named, shape })
 }
 
 /// Draws an object, part by part.
