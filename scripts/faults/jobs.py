@@ -70,6 +70,8 @@ JOBS = [
         "comparison", atomic=False, timed=("comparison/fits.csv", "comparison/comparison.json", "comparison/fits/*.json"), folder=True, images=TRAINED, inputs=("data", "run")),
     Job("train", ("train", "--config", "config.json", "--out", "OUT"), "run", ("--set", "seed=1"), atomic=False,
         folder=True, images=TRAINED, inputs=("data",)),
+    Job("train gain", ("train", "--config", "config.json", "--set", "rule=gain", "--set", "crossfit.epochs=2", "--out", "OUT"),
+        "judged", ("--set", "seed=1"), atomic=False, folder=True, images=TRAINED, inputs=("data",)),
     Job("fit", ("fit", "--config", "config.json", "--data", "data/train.csv", "--validation", "data/validation.csv", "--out", "OUT"),
         "model", ("--set", "seed=1"), atomic=False, folder=True, images=TRAINED, inputs=("data",)),
     Job("encode", ("encode", "--config", "config.json", "--shard", "16", "--out", "OUT"), "cache", ("--set", "image_tokenizer.codes=8"),

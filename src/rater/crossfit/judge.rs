@@ -1,7 +1,10 @@
 //! The proxy of a fold: a text-to-image model trained with equal weights on records outside the fold, which judges those
 //! inside. It stops early on records that are set aside, and its best epoch's weights are used.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +12,7 @@ use super::{CrossFit, folds::Training};
 use crate::{
     engine::ops::pyramid::CodeReader,
     error::{Error, Result},
-    files::sha256,
+    files::{remove_leftovers, sha256},
     generator::fit::Model,
     interrupt::{AS_IT_WAS, Interrupt},
     jobs::progress::{Metrics, Progress},
@@ -155,7 +158,10 @@ impl<'a> Run<'a> {
         settings.training.epochs = settings.crossfit.epochs;
         let plan = Plan::new(&settings, train.len(), train.len())?;
         let folder = cross_fit.folder(fold);
-        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        // Of a killed process.
+        remove_leftovers(&folder)?;
+        folder::tidy(&folder, Some(1))?;
         let summary = JudgeSummary { train: train.len(), aside: aside.len(), losses: Vec::new(), best: 0 };
         let data = sha256(format!("{}+{}", train.fingerprint(), aside.fingerprint()).as_bytes());
         let best = Tensors::new();
@@ -216,7 +222,7 @@ impl<'a> Run<'a> {
         folder::write(&self.folder, self.step, occasion, files, &state).map(drop)
     }
 
-    fn restore(&mut self, path: &std::path::Path) -> Result<()> {
+    fn restore(&mut self, path: &Path) -> Result<()> {
         let opened = folder::open::<State>(path)?;
         let state = &opened.state;
         let fingerprint = self.cross_fit.config.fingerprint();
