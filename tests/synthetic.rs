@@ -4,6 +4,8 @@
 mod flaws;
 #[path = "synthetic/grammar.rs"]
 mod grammar;
+#[path = "synthetic/planting.rs"]
+mod planting;
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,7 +1,9 @@
 //! Descriptions that the image contradicts in one thing. Each reads like a true caption: it is of the same grammar.
 
 use super::background::{Kind, Setting, Time};
-use super::color::{NamedColor, pick, squared_distance};
+use super::color::{
+    BLACK, BROWN, GRAY, GREEN, NamedColor, ORANGE, RED, WHITE, YELLOW, pick, squared_distance,
+};
 use super::description::{Description, Looks, Pattern, Position, Relation, SizeClass, Subject};
 use super::shapes::Shape;
 use crate::{data::corruption::Flaw, engine::Random};
@@ -57,9 +59,9 @@ fn other_looks(looks: &Looks) -> Vec<Vec<Looks>> {
     let mut colors: Vec<NamedColor> = shape.palette().to_vec();
     colors.retain(|other| {
         // The second color of a pattern is nearly black or white.
-        let in_pattern = pattern != Pattern::Uniform && ["black", "white"].contains(&other.name);
+        let in_pattern = pattern != Pattern::Uniform && [BLACK, WHITE].contains(other);
         let distinct = squared_distance(other.color, color.color) > DISTINCT;
-        distinct && !in_pattern && !shape.detail_colors().contains(other)
+        distinct && !in_pattern && !detail_colors(shape).contains(other)
     });
     let options = [
         sizes.into_iter().map(|size| Looks { size, ..*looks }).collect::<Vec<_>>(),
@@ -67,6 +69,21 @@ fn other_looks(looks: &Looks) -> Vec<Vec<Looks>> {
         colors.into_iter().map(|color| Looks { color, ..*looks }).collect(),
     ];
     options.into_iter().filter(|options| !options.is_empty()).collect()
+}
+
+/// Colors of a shape's smaller parts, by which it might be called as well.
+fn detail_colors(shape: Shape) -> &'static [NamedColor] {
+    match shape {
+        Shape::House => &[RED, BROWN, GRAY, BLACK],
+        Shape::Boat => &[WHITE, BROWN],
+        Shape::Flower => &[YELLOW, ORANGE, GREEN],
+        Shape::Car => &[BLACK, GRAY],
+        Shape::Balloon => &[WHITE, GRAY],
+        Shape::Apple => &[GREEN, BROWN],
+        Shape::Butterfly => &[BROWN, BLACK],
+        Shape::Bird => &[ORANGE, BROWN],
+        _ => &[],
+    }
 }
 
 /// Changes the number of the first subject, as far as there are scenes with that number of it.

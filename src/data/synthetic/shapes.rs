@@ -156,21 +156,6 @@ impl Shape {
         }
     }
 
-    /// Colors of its smaller parts, by which it might be called as well.
-    pub(super) fn detail_colors(self) -> &'static [NamedColor] {
-        match self {
-            House => &[RED, BROWN, GRAY, BLACK],
-            Boat => &[WHITE, BROWN],
-            Flower => &[YELLOW, ORANGE, GREEN],
-            Car => &[BLACK, GRAY],
-            Balloon => &[WHITE, GRAY],
-            Apple => &[GREEN, BROWN],
-            Butterfly => &[BROWN, BLACK],
-            Bird => &[ORANGE, BROWN],
-            _ => &[],
-        }
-    }
-
     /// Whether there may be several.
     pub(super) fn takes_group(self) -> bool {
         !matches!(self, Sun | Moon)
