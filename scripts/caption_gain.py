@@ -14,6 +14,7 @@ Needs Python 3.11 and the program, from PATH, $ALCHEMIST_ENGINE or target/releas
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import statistics
@@ -66,17 +67,18 @@ def auroc(flawed: list[float], clean: list[float]) -> float:
 def planted(engine: str, arguments: argparse.Namespace, seed: int, folder: Path) -> Path:
     """The table of a corpus with flaws."""
     log = folder / "log"
+    flaws = ["--mixture", arguments.mixture] if arguments.mixture else ["--flaws", arguments.flaws]
     if arguments.corpus is None:
         data = folder / "demo"
         if not (data / "flaws.csv").exists():
-            # Its data set is wanted alone, so its networks are as small as they can be.
+            # Only its data set is used, so its networks are as small as they can be.
             small = ["ep=1", "depth=1", "raterDepth=1", "proxy_width=64", "pn=1_2_3_4_6_8", "rater_only_epochs=0"]
             sets = [word for key in small for word in ("--set", key)]
-            run(engine, ["demo", "--seed", str(seed), "--out", str(data), "--overwrite", *sets], log)
+            run(engine, ["demo", "--seed", str(seed), "--out", str(data), "--overwrite", *flaws, *sets], log)
         return data / "data/train.csv"
     data = folder / "corpus"
     if not (data / "corpus.csv").exists():
-        plant = ["plant", "--data", str(arguments.corpus), "--out", str(data), "--flaws", arguments.flaws]
+        plant = ["plant", "--data", str(arguments.corpus), "--out", str(data), *flaws]
         run(engine, [*plant, "--side", str(arguments.side), "--seed", str(seed)], log)
     return data / "corpus.csv"
 
@@ -85,13 +87,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything that is computed")
     parser.add_argument("--corpus", type=Path, help="CSV to plant flaws in [default: the built-in data]")
-    parser.add_argument("--flaws", default=FLAWS, help="flaws of a corpus [default: %(default)s]")
+    parser.add_argument("--flaws", default=FLAWS, help="flaws and their shares [default: %(default)s]")
+    parser.add_argument("--mixture", help="a mixture of `plant` or `demo`, in place of --flaws")
     parser.add_argument("--side", type=int, default=48, help="side of the planted images [default: %(default)s]")
     parser.add_argument("--seeds", type=int, default=5, help="planting seeds, from 0 [default: %(default)s]")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/compare.json")
     parser.add_argument("--set", action="append", default=[], help="key=value on top of the configuration")
     arguments = parser.parse_args()
     engine = program()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    described = {key: str(value) for key, value in vars(arguments).items() if key not in ("out", "seeds")}
+    kept = arguments.out / "arguments.json"
+    if kept.exists() and json.loads(kept.read_text()) != described:
+        sys.exit(f"{arguments.out} holds results of other arguments ({kept}); give another --out")
+    kept.write_text(json.dumps(described, indent=2) + "\n")
     sets = [word for key in ["rule=gain", *arguments.set] for word in ("--set", key)]
     rows, seconds = [], []
     for seed in range(arguments.seeds):
@@ -110,8 +119,8 @@ def main() -> None:
                 values["pooled"][flaw].append(float(row["rating"]))
                 values["pooled, empty caption"][flaw].append(float(row["gain_empty"]))
         for scope, by_flaw in sorted(values.items()):
-            for flaw, found in sorted(by_flaw.items()):
-                if flaw != "clean":
+            for flaw, found in sorted(list(by_flaw.items())):
+                if flaw != "clean" and by_flaw["clean"]:
                     rows.append((seed, scope, flaw, len(found), auroc(found, by_flaw["clean"])))
     with (arguments.out / "caption_gain.csv").open("w", newline="") as lines:
         writer = csv.writer(lines)

@@ -212,10 +212,13 @@ fn write(
     };
     let scoring = score(&request, interrupt, progress)?;
     let rows = read_ratings(&ratings, &dynamics)?;
-    let losses = folder.join("losses.png");
-    draw_losses(&losses, points)?;
     let mut images = scoring.images.clone();
-    images.insert(0, losses);
+    // A rule with cross-fitted proxies trains none beside the rater.
+    if points.iter().any(|points| !points.is_empty()) {
+        let losses = folder.join("losses.png");
+        draw_losses(&losses, points)?;
+        images.insert(0, losses);
+    }
     let page = folder.join("report.html");
     let of_run = RunPage {
         run: run_folder,

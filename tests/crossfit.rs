@@ -1,4 +1,4 @@
-//! The rule `gain`: cross-fitted proxies judge captions. Their numbers are those of the saved weights, near-duplicates
+//! The rule `gain`: cross-fitted proxies evaluate captions. Their numbers are those of the saved weights, near-duplicates
 //! share a fold, and the result depends on neither interruptions nor threads.
 #![cfg(unix)]
 
@@ -15,7 +15,7 @@ use std::{
 
 use alchemist_engine::{
     data::{
-        corruption::FlawShares,
+        corruption::{Flaw, FlawShares},
         load_image, stack,
         synthetic::{DataSetSettings, write_data_set},
     },
@@ -31,6 +31,9 @@ use approx::assert_relative_eq;
 use serde_json::json;
 use tempfile::TempDir;
 
+/// The column of the record that a duplicate is a copy of.
+const SOURCE: &str = "duplicate_of";
+
 /// A row of a table by column.
 type Row = HashMap<String, String>;
 
@@ -42,7 +45,12 @@ struct Workplace {
 impl Workplace {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shares = FlawShares { duplicate: 0.2, wrong_caption: 0.1, ..FlawShares::NONE };
+        let shares = FlawShares::of(&[
+            (Flaw::Duplicate, 0.1),
+            (Flaw::FlippedDuplicate, 0.1),
+            (Flaw::RecompressedDuplicate, 0.1),
+            (Flaw::WrongCaption, 0.1),
+        ]);
         let settings = DataSetSettings { train: 80, validation: 16, side: 24, shares, seed: 3 };
         let data = write_data_set(&folder.path().join("data"), &settings).unwrap();
         let config = json!({
@@ -171,20 +179,21 @@ fn gains_are_those_of_the_proxy_that_has_not_seen_the_record() {
     let corpus = rows(&work.path("data/train.csv"));
     let ids = |rows: &[Row]| rows.iter().map(|row| row["id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&gains), ids(&corpus));
-    let judged = ["0", "1"].map(|fold| losses(&work, "run", fold));
+    let evaluated = ["0", "1"].map(|fold| losses(&work, "run", fold));
     for row in &gains {
-        let [own, empty] = judged[row["fold"].parse::<usize>().unwrap()][&row["id"]];
+        let [own, empty] = evaluated[row["fold"].parse::<usize>().unwrap()][&row["id"]];
         assert_relative_eq!(number(row, "loss"), own, max_relative = 1e-5);
         assert_relative_eq!(number(row, "gain_empty"), empty - own, epsilon = 1e-5 * own);
         assert!(number(row, "gain_std") > 0.0);
     }
-    // A duplicate is judged by a proxy that has seen neither of the two.
+    // A duplicate is evaluated by a proxy that has seen neither of the two.
     let fold: HashMap<&str, &str> = gains.iter().map(|row| (&*row["id"], &*row["fold"])).collect();
-    let duplicates: Vec<&Row> = corpus.iter().filter(|row| row["flaw"] == "duplicate").collect();
-    assert_eq!(duplicates.len(), 16);
-    for row in duplicates {
-        assert_eq!(fold[&*row["id"]], fold[&*row["duplicate_of"]], "{}", row["id"]);
-    }
+    let duplicates: Vec<&Row> = corpus.iter().filter(|row| row["flaw"].ends_with("duplicate")).collect();
+    assert_eq!(duplicates.len(), 24);
+    let apart = |row: &&&Row| fold[&*row["id"]] != fold[&*row[SOURCE]];
+    let apart: Vec<String> =
+        duplicates.iter().filter(apart).map(|row| format!("{} {}", row["id"], row["flaw"])).collect();
+    assert!(apart.is_empty(), "in another fold than their source: {apart:?}");
     // Ratings are percentiles of the gain within the fold.
     for fold in ["0", "1"] {
         let mut members: Vec<[f64; 2]> = gains
@@ -234,13 +243,24 @@ fn results_depend_on_neither_interruptions_nor_threads() {
     for (name, bytes) in found {
         assert!(bytes == expected[&name], "{name} differs");
     }
+    let mut folders = vec![work.path("stopped")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(!path.display().to_string().contains("unfinished"), "{} was left", path.display());
+            folders.extend(path.is_dir().then_some(path));
+        }
+    }
+    // A changed table of gains is noticed.
+    fs::write(work.path("whole/gains.csv"), "id,rating\n").unwrap();
+    work.refuses(&["train", "--resume", "whole"], &["gains.csv", "is damaged or was changed"]);
     // Another seed gives other folds.
     work.train("other", &["--set", "seed=1"]);
     assert_ne!(work.result("other")["gains.csv"], expected["gains.csv"]);
 }
 
 #[test]
-fn what_cannot_be_judged_is_refused() {
+fn what_cannot_be_evaluated_is_refused() {
     let work = Workplace::new();
     let train = |sets: &[&str]| -> Vec<String> {
         let sets = sets.iter().flat_map(|set| ["--set", set]);
@@ -259,11 +279,12 @@ fn what_cannot_be_judged_is_refused() {
         &["rater_objective=reweight", "rater_only_epochs=0"],
         &["rater_objective: is reweight", "regression"],
     );
-    refuses(&["rater_only_epochs=0"], &["rater_only_epochs: is 0", "after the captions are judged"]);
+    refuses(&["rater_only_epochs=0"], &["rater_only_epochs: is 0", "after the captions are evaluated"]);
     refuses(&["rule_scaling=center"], &["rule_scaling: is center", "set it to none"]);
     refuses(&["compat.cross_attention_first_sample=true"], &["single samples"]);
     refuses(&["crossfit.folds=1"], &["crossfit.folds", "2"]);
-    refuses(&["bs=60"], &["fewer than a batch of 60"]);
+    refuses(&["bs=60"], &["too few for the proxy of fold", "batches of 60"]);
+    refuses(&["crossfit.folds=64"], &["of 64 has no record", "lower crossfit.folds"]);
     // The same caption everywhere says nothing.
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
     let mut reader = csv::Reader::from_reader(table.as_bytes());
@@ -282,4 +303,7 @@ fn what_cannot_be_judged_is_refused() {
     writer.flush().unwrap();
     let alike = ["train", "--config", "config.json", "--data", "data/alike.csv", "--out", "alike"];
     work.refuses(&alike, &["captions of fold 0 are all the same"]);
+    // Nothing of what was refused stands in the way.
+    let begun = train(&["crossfit.epochs=1"]);
+    work.finish(&begun.iter().map(String::as_str).collect::<Vec<_>>());
 }

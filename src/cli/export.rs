@@ -56,7 +56,9 @@ fn write(out: &Path, config: &Config, folder: &Path, interrupt: &Interrupt) -> R
     } else {
         let checkpoint = interrupt.while_reading(NOTHING_WRITTEN, || Checkpoint::load(folder))?;
         let networks = [(released::PROXY, &checkpoint.proxy), (released::RATER, &checkpoint.rater)];
-        released::export(out, config, checkpoint.state.epoch, &networks)?;
+        // Under a rule with cross-fitted proxies, the run's own proxy is not trained.
+        let untrained = usize::from(config.training.rule.rule.needs().caption_gain);
+        released::export(out, config, checkpoint.state.epoch, &networks[untrained..])?;
         checkpoint.state.epoch
     };
     Ok(epoch)

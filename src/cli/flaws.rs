@@ -9,7 +9,7 @@ use crate::{
 /// are part of mixtures.
 ///
 /// # Errors
-/// If a flaw or its share cannot be parsed.
+/// If a flaw or its share cannot be parsed, or a flaw is given twice.
 pub(super) fn shares(
     named: &[String],
     mixture: Option<Mixture>,
@@ -32,6 +32,9 @@ pub(super) fn shares(
         };
         let number = number
             .map_err(|_| Error::argument(format!("the share of `{flaw}` is not a number: `{share}`")))?;
+        if shares.share(flaw) > 0.0 {
+            return Err(Error::argument(format!("`{flaw}` is given twice; give each flaw once")));
+        }
         shares.set(flaw, number)?;
     }
     Ok(shares)

@@ -82,7 +82,12 @@ impl RaterRule {
         // A rater that regresses averages keeps the length configured for it.
         let learns = |objective: RaterObjective| objective == RaterObjective::Regression;
         let training = &base.training;
-        keys.push(match learns(*objective) && learns(training.rule.objective) {
+        let needs_epochs = rule.needs().caption_gain && training.rater_only_epochs == 0;
+        if rule.needs().caption_gain {
+            // It has no constants of a batch to scale.
+            keys.push("rule_scaling=none".to_owned());
+        }
+        keys.push(match learns(*objective) && learns(training.rule.objective) && !needs_epochs {
             true => format!("rater_only_epochs={}", training.rater_only_epochs),
             false => "rater_only_epochs=null".to_owned(),
         });
@@ -416,6 +421,7 @@ mod tests {
             ("alignment-weights", "alignment", "sgd", "reweight", false),
             ("alignment", "alignment", "adamw", "regression", true),
             ("alignment-sgd", "alignment", "sgd", "regression", false),
+            ("gain", "gain", "sgd", "regression", false),
         ] {
             let expected = format!("rule={rule} rule_geometry={geometry} rater_objective={objective} ");
             let found = keys(RaterRule::named(name));
@@ -426,16 +432,22 @@ mod tests {
         assert!(
             names
                 .join(" ")
-                .starts_with("loss excess-weights excess alignment-weights alignment alignment-sgd")
+                .starts_with("loss excess-weights excess alignment-weights alignment alignment-sgd gain")
         );
         assert!(names.join(" ").ends_with(
-            "plain-loss gradient-norm inner-product inner-product-sgd excess-loss clarity frequency edge-density resolution \
-             caption-length"
+            "plain-loss gradient-norm inner-product inner-product-sgd excess-loss caption-gain clarity frequency \
+             edge-density resolution caption-length"
         ));
     }
 
     #[test]
     fn every_rule_can_be_made_of_a_configuration_of_every_other() {
+        let unlike = r#"{"rule_scaling": "center", "rater_only_epochs": 0}"#;
+        for rater in RaterRule::all() {
+            let base = Config::parse("unlike", unlike, &[]).unwrap();
+            let text = base.to_json().to_string();
+            Config::parse("rater", &text, &rater.keys(&base)).unwrap_or_else(|error| panic!("{error}"));
+        }
         for before in RaterRule::all() {
             for after in RaterRule::all() {
                 let plain = Config::parse("plain", "{}", &[]).unwrap();

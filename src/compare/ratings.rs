@@ -198,15 +198,15 @@ impl<'a> Ratings<'a> {
     fn measured(&self, measured: Measured, seed: u64) -> Result<Vec<f64>> {
         let name = Rating::Rater(measured.run()).name();
         let run = self.folder.join("raters").join(format!("{name}-{seed}"));
+        if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))? {
+            Checkpoint::run_files(&newest)?.expect_recordings(&run)?;
+        }
         let Some((column, high_is_good)) = measured.column() else {
             let gains = self.read(&run.join(GAINS))?;
             let of = |record: &Record| gains.get(&record.id).copied().unwrap_or(f64::NAN);
             return Ok(self.pool.1.iter().map(of).collect());
         };
         let folder = run.join("dynamics");
-        if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))? {
-            Checkpoint::run_files(&newest)?.expect_recordings(&run)?;
-        }
         let all = recordings(&folder)?;
         // The last epoch's running average includes the earlier ones.
         let epochs = if column == "average" { &all[all.len().saturating_sub(1)..] } else { &all[..] };

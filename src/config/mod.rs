@@ -58,7 +58,7 @@ pub struct Config {
     pub networks: NetworksConfig,
     /// How both networks are trained.
     pub training: TrainingConfig,
-    /// The proxies that judge captions.
+    /// The proxies that evaluate captions.
     pub crossfit: CrossfitConfig,
     /// The upstream behaviors that are switched on.
     pub compat: Compat,
@@ -235,7 +235,7 @@ pub struct Progressive {
     pub warm_up_epochs: f64,
 }
 
-/// Cross-fitting: the proxies that judge captions, for rules that need the caption gain.
+/// Cross-fitting: the proxies that evaluate captions, for rules that need the caption gain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrossfitConfig {
     /// Folds of the training set.

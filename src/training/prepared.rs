@@ -19,7 +19,7 @@ use crate::{
         fitting, records,
         tokenize::{FitImages, Tokenize},
     },
-    training::{checkpoint::Checkpoint, inputs::Inputs, run_directory::RunDirectory},
+    training::{inputs::Inputs, run_directory::RunDirectory},
 };
 
 /// The encoders and the two encoded sets.
@@ -94,7 +94,10 @@ pub(crate) fn prepare(
     let tokenize = Tokenize { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
     let mut train = EncodedCorpus::encode(tokenize, records, &mut images, interrupt, progress)?;
     expect_usable(table, &train, directory)?;
+    let by_gain = config.training.rule.rule.needs().caption_gain;
     let named = match &config.data.validation {
+        // Captions are evaluated without a validation set.
+        _ if by_gain => None,
         None => None,
         Some(path) => {
             if path.canonicalize().ok() == table.canonicalize().ok() {
@@ -110,8 +113,7 @@ pub(crate) fn prepare(
     expect_inputs(config, directory, &train, named.as_ref())?;
     let (validation, note) = match named {
         Some((_, validation)) => (validation, None),
-        // Captions are judged without a validation set.
-        None if config.training.rule.rule.needs().caption_gain => (train.split_off(0, config.seed), None),
+        None if by_gain => (train.split_off(0, config.seed), None),
         None => {
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);
@@ -159,7 +161,7 @@ fn expect_inputs(
     let mut tables = vec![(training, train)];
     tables.extend(validation.map(|(path, validation)| (*path, validation)));
     let inputs = Inputs::of(&tables)?;
-    if Checkpoint::newest(&directory.checkpoints())?.is_none() {
+    if !directory.has_progress() {
         return inputs.write(&directory.inputs());
     }
     inputs.expect_same_records(&directory.inputs(), |table| {
@@ -183,7 +185,7 @@ fn saved_or_fitted(
     let folder = directory.image_tokenizer();
     // Before the first checkpoint nothing guarantees that the images are still those it was fitted on, so it is
     // fitted again.
-    if folder.join(READY).exists() && Checkpoint::newest(&directory.checkpoints())?.is_some() {
+    if folder.join(READY).exists() && directory.has_progress() {
         let saved = interrupt.while_reading(NO_STEP, || encoders::saved_image_tokenizer(config, &folder))?;
         return Ok((saved, None, FitImages::default()));
     }

@@ -95,7 +95,7 @@ fn check_caption_gain(
     rater_only_epochs: i64,
     compat: Compat,
 ) -> Result<()> {
-    let trained_after = format!("the rule `{rule}` trains the rater after the captions are judged");
+    let trained_after = format!("the rule `{rule}` trains the rater after the captions are evaluated");
     if *objective != RaterObjective::Regression {
         return checker.refuse(
             &KEY.rater_objective,

@@ -287,11 +287,11 @@ keys! {
     /// The keys of `crossfit`.
     group crossfit: RawCrossfit, CrossfitKeys {
         /// under the rule {rules with a caption gain}, folds of the training set: the proxy of a fold is trained on the
-        /// others and judges the captions of the fold
+        /// others and evaluates the captions of the fold
         folds: Integer = Is(2), Between(2, 64), Yes, Results;
         /// epochs of each proxy, at most
         epochs: Integer = Is(24), Between(1, 1_000_000), Yes, Results;
-        /// epochs without a lower loss on 5% of the proxy's records, which are set aside, after which its training stops;
+        /// epochs without a lower loss on 5% of the proxy's records (at least a batch, at most a fifth), which are set aside, after which its training stops;
         /// the weights of its best epoch are used
         patience: Integer = Is(4), Between(1, 1_000_000), Yes, Results;
         /// other captions that a caption is compared with

@@ -1,6 +1,6 @@
 //! The folds of a corpus: each group of near-duplicates belongs to one, chosen by a hash of the seed and the group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use sha2::{Digest, Sha256};
 
@@ -71,27 +71,33 @@ impl Folds {
     /// The records that the proxy of a fold learns from: all others, of which whole groups are set aside.
     ///
     /// # Errors
-    /// If fewer than a batch are left to train on or to set aside.
+    /// If fewer than a batch are left to train on, or none can be set aside.
     pub(super) fn training(&self, fold: usize, batch: usize) -> Result<Training> {
         let others: Vec<usize> = (0..self.of.len()).filter(|&index| self.of[index] != fold).collect();
-        let mut order: Vec<(u64, &str)> = others
-            .iter()
-            .map(|&index| (hash(self.seed, "aside", &self.groups[index], 0), &*self.groups[index]))
-            .collect();
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        others.iter().for_each(|&index| *sizes.entry(&self.groups[index]).or_default() += 1);
+        let mut order: Vec<(u64, &str, usize)> =
+            sizes.iter().map(|(group, &size)| (hash(self.seed, "aside", group, 0), *group, size)).collect();
         order.sort_unstable();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of records")]
-        let wanted = ((others.len() as f64 * ASIDE).ceil() as usize).max(batch.min(others.len() / 5)).max(1);
-        let last = order.get(wanted.saturating_sub(1)).copied().unwrap_or_default();
-        let is_aside = |&index: &usize| {
-            let group = self.groups[index].as_str();
-            (hash(self.seed, "aside", group, 0), group) <= last
-        };
-        let (aside, train): (Vec<usize>, Vec<usize>) = others.into_iter().partition(is_aside);
+        let required =
+            ((others.len() as f64 * ASIDE).ceil() as usize).max(batch.min(others.len() / 5)).max(1);
+        // A group that is larger than what is still required stays, so that no group starves the training.
+        let (mut aside, mut left) = (HashSet::new(), required);
+        for (_, group, size) in order {
+            if size <= left {
+                aside.insert(group);
+                left -= size;
+            }
+        }
+        let largest = sizes.values().max().copied().unwrap_or(0);
+        let count = others.len();
+        let (aside, train): (Vec<usize>, Vec<usize>) =
+            others.into_iter().partition(|&index| aside.contains(self.groups[index].as_str()));
         if train.len() < batch || aside.is_empty() {
             return Err(Error::not_enough_data(format!(
-                "the proxy of fold {fold} has {} records to train on, fewer than a batch of {batch}; lower bs or add \
-                 data",
-                train.len()
+                "{count} records are too few for the proxy of fold {fold}: it is trained on batches of {batch}, {required} \
+                 are set aside, and the largest group of near-duplicates has {largest}; lower bs or add data"
             )));
         }
         Ok(Training { train, aside })
@@ -142,6 +148,24 @@ mod tests {
             }
         }
         let refused = Folds::new(&ids[..20], &roots[..20], 2, 0).training(0, 32).unwrap_err();
-        assert!(refused.to_string().contains("fewer than a batch of 32"), "{refused}");
+        assert!(refused.to_string().contains("batches of 32"), "{refused}");
+    }
+
+    #[test]
+    fn a_large_group_is_trained_on_and_not_set_aside() {
+        let (ids, _) = corpus(200);
+        let roots: Vec<usize> = (0..200).map(|index| if index < 80 { 0 } else { index }).collect();
+        for seed in 0..20 {
+            let folds = Folds::new(&ids, &roots, 2, seed);
+            for fold in 0..2 {
+                let Training { train, aside } = folds.training(fold, 8).unwrap();
+                assert!(aside.iter().all(|&index| index >= 80), "seed {seed}");
+                assert_eq!(train.iter().any(|&index| index < 80), folds.of[0] != fold);
+            }
+        }
+        let one = vec![0; 200];
+        let folds = Folds::new(&ids, &one, 2, 0);
+        let refused = folds.training(1 - folds.of[0], 8).unwrap_err().to_string();
+        assert!(refused.contains("near-duplicates has 200"), "{refused}");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CrossFit, folds::hash, judge::Judge};
+use super::{CrossFit, fold_proxy::FoldProxy, folds::hash};
 use crate::{
     engine::ops::pyramid::Reach,
     error::{Error, Result},
@@ -22,13 +22,13 @@ use crate::{
 /// Captions of a bank.
 const BANK: usize = 256;
 /// Records per file of finished gains.
-const PART: usize = 1024;
+const PART: usize = 128;
 
 /// The gain of a record's caption, in nats per token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CaptionGain {
-    /// The fold of the record; the proxy that judged it has not seen the fold.
+    /// The fold of the record; the proxy that evaluated it has not seen the fold.
     pub fold: usize,
     /// The loss with its own caption.
     pub loss: f64,
@@ -55,7 +55,14 @@ fn normalized(caption: &str) -> String {
 
 impl<'a> Bank<'a> {
     /// At most 256 distinct captions, chosen by a hash of the seed and the record's id.
-    pub(super) fn new(records: impl Iterator<Item = (&'a str, &'a str)>, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// If the fold has fewer than two distinct captions.
+    pub(super) fn new(
+        records: impl Iterator<Item = (&'a str, &'a str)>,
+        seed: u64,
+        fold: usize,
+    ) -> Result<Self> {
         let mut order: Vec<(u64, &str, &str)> =
             records.map(|(id, caption)| (hash(seed, "bank", id, 0), id, caption)).collect();
         order.sort_unstable();
@@ -67,7 +74,13 @@ impl<'a> Bank<'a> {
                 texts.push(text);
             }
         }
-        Self { captions, normalized: texts, seed }
+        if captions.len() < 2 {
+            return Err(Error::not_enough_data(format!(
+                "the captions of fold {fold} are all the same or empty, so there is no other caption to compare with; use \
+                 another rule"
+            )));
+        }
+        Ok(Self { captions, normalized: texts, seed })
     }
 
     /// `count` distinct captions for a record, none of them its own; fewer if the bank has no more.
@@ -94,8 +107,8 @@ impl<'a> Bank<'a> {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Part {
-    /// Identifies the proxy and the bank.
-    judged_by: String,
+    /// Identifies the proxy, the bank, the configuration and the records.
+    evaluated_by: String,
     gains: Vec<CaptionGain>,
 }
 
@@ -106,26 +119,27 @@ struct Part {
 pub(super) fn gains(
     cross_fit: &CrossFit<'_>,
     fold: usize,
-    judge: &Judge,
+    proxy: &FoldProxy,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<Vec<CaptionGain>> {
     let (corpus, members) = (&cross_fit.data.train, cross_fit.folds.members(fold));
-    let records = members.iter().map(|&index| (&*corpus.ids[index], &*corpus.captions[index]));
-    let bank = Bank::new(records, cross_fit.config.seed);
-    if bank.captions.len() < 2 {
-        return Err(Error::not_enough_data(format!(
-            "the captions of fold {fold} are all the same or empty, so there is no other caption to compare with; use \
-             another rule"
-        )));
-    }
-    let judged_by = sha256(format!("{}+{}", judge.fingerprint, bank.fingerprint()).as_bytes());
+    let bank = cross_fit.bank(fold)?;
+    let common = [
+        proxy.fingerprint.clone(),
+        bank.fingerprint(),
+        cross_fit.config.fingerprint(),
+        cross_fit.data.text.fingerprint(),
+    ]
+    .join("+");
     let mut found = Vec::with_capacity(members.len());
     for (number, part) in members.chunks(PART).enumerate() {
         let path = cross_fit.folder(fold).join(format!("gains-{number:06}.json"));
+        let records = corpus.part(part, Vec::new()).fingerprint();
+        let evaluated_by = sha256(format!("{common}+{records}").as_bytes());
         let kept = path.exists().then(|| read_sealed::<Part>(&path, "it is computed again"));
         match kept {
-            Some(Ok(kept)) if kept.judged_by == judged_by && kept.gains.len() == part.len() => {
+            Some(Ok(kept)) if kept.evaluated_by == evaluated_by && kept.gains.len() == part.len() => {
                 found.extend(kept.gains);
                 continue;
             }
@@ -134,22 +148,27 @@ pub(super) fn gains(
         }
         let mut gains = Vec::with_capacity(part.len());
         for chunk in part.chunks(cross_fit.chunk()) {
-            interrupt.check("judged captions are kept in parts; run the same command again to continue")?;
-            gains.extend(judge_chunk(cross_fit, fold, judge, &bank, chunk)?);
+            interrupt.check(&format!(
+                "{} of {} captions of fold {fold} are evaluated; continue with `train --out {} --resume`",
+                found.len(),
+                members.len(),
+                cross_fit.directory.path().display()
+            ))?;
+            gains.extend(evaluate_chunk(cross_fit, fold, proxy, &bank, chunk)?);
             let done = found.len() + gains.len();
-            progress.counted("judging captions", done as u64, members.len() as u64);
+            progress.counted("evaluating captions", done as u64, members.len() as u64);
         }
-        write_sealed(&path, &Part { judged_by: judged_by.clone(), gains: gains.clone() })?;
+        write_sealed(&path, &Part { evaluated_by, gains: gains.clone() })?;
         found.extend(gains);
     }
     Ok(found)
 }
 
-/// Judges some records. On a CPU, each is a batch of its own, so that its bits do not depend on the others.
-fn judge_chunk(
+/// Evaluates some records. On a CPU, each is a batch of its own, so that its bits do not depend on the others.
+fn evaluate_chunk(
     cross_fit: &CrossFit<'_>,
     fold: usize,
-    judge: &Judge,
+    proxy: &FoldProxy,
     bank: &Bank<'_>,
     chunk: &[usize],
 ) -> Result<Vec<CaptionGain>> {
@@ -159,7 +178,7 @@ fn judge_chunk(
         let own = corpus.captions[index].as_str();
         let others = bank.others(&corpus.ids[index], own, count);
         let captions: Vec<&str> = [own, ""].into_iter().chain(others).collect();
-        let losses = losses(cross_fit, judge, index, &captions, count + 2)?;
+        let losses = losses(cross_fit, proxy, index, &captions, count + 2)?;
         summary(fold, &losses).ok_or_else(|| {
             Error::Diverged(format!(
                 "the loss of {} is not finite under the proxy of fold {fold}; lower tlr or tclip",
@@ -177,7 +196,7 @@ fn judge_chunk(
 /// same work.
 fn losses(
     cross_fit: &CrossFit<'_>,
-    judge: &Judge,
+    proxy: &FoldProxy,
     index: usize,
     captions: &[&str],
     rows: usize,
@@ -191,7 +210,7 @@ fn losses(
     if cross_fit.device.is_none() {
         batch = batch.with_reach(tokenizer.quantizer(), Reach::Before)?;
     }
-    let mut losses = judge.model.sample_losses(&batch)?;
+    let mut losses = proxy.model.sample_losses(&batch)?;
     losses.truncate(count);
     Ok(losses)
 }
@@ -229,7 +248,7 @@ mod tests {
         let ids: Vec<String> = (0..600).map(|index| index.to_string()).collect();
         let captions: Vec<String> = (0..600).map(|index| format!("A red circle, {}", index % 300)).collect();
         let records = || ids.iter().map(String::as_str).zip(captions.iter().map(String::as_str));
-        let bank = Bank::new(records(), 3);
+        let bank = Bank::new(records(), 3, 0).unwrap();
         assert_eq!(bank.captions.len(), BANK);
         for (id, caption) in records() {
             let others = bank.others(id, caption, 8);
@@ -240,8 +259,9 @@ mod tests {
         // By the records, not by their order.
         let mut reversed: Vec<_> = records().collect();
         reversed.reverse();
-        assert_eq!(Bank::new(reversed.into_iter(), 3).captions.len(), BANK);
-        let few = Bank::new([("1", "a"), ("2", "b"), ("3", "A.")].into_iter(), 0);
+        assert_eq!(Bank::new(reversed.into_iter(), 3, 0).unwrap().captions, bank.captions);
+        let few = Bank::new([("1", "a"), ("2", "b"), ("3", "A.")].into_iter(), 0, 0).unwrap();
         assert_eq!(few.others("1", "a", 8).len(), 1);
+        assert!(Bank::new([("1", "a"), ("2", ""), ("3", "A.")].into_iter(), 0, 0).is_err());
     }
 }

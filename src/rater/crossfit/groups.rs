@@ -1,190 +1,131 @@
 //! Groups of near-duplicate images: connected components of pairs whose features nearly agree, mirrored or not.
 //!
 //! A fold must hold whole groups: a proxy that has seen an image's near-duplicate has memorized it. The features are
-//! the tokenizer's reconstruction from the codes, averaged over a coarse grid, so they cost no forward pass.
+//! the pixels that the tokenizer decodes from the codes, averaged over a coarse grid, so no image is read again.
+
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::{
     encode::ImageTokenizer,
-    engine::{
-        Purpose, Random,
-        matmul::{Matrix, product},
-    },
+    engine::matmul::{Matrix, product},
     error::Result,
     tokens::encoded::EncodedCorpus,
 };
 
-/// Sides of the grid that features are averaged over, at most.
+/// Side of the grid that pixels are averaged over.
 const GRID: usize = 8;
-/// Channels of the random projection that candidates are searched with.
-const PROJECTED: usize = 128;
+/// Values of an image's features.
+const LENGTH: usize = 3 * GRID * GRID;
 /// Two images are near-duplicates if `2⟨f, g⟩ / (‖f‖² + ‖g‖²)` is at least this, for centered features `f` and `g` or
 /// the mirrored `g`.
 const SIMILAR: f32 = 0.98;
-/// How much lower a projected similarity may be: several standard deviations of its error at [`SIMILAR`].
-const SLACK: f32 = 0.04;
 /// Images per block of the search.
 const BLOCK: usize = 512;
-/// Images whose codes are reconstructed together.
-const CHUNK: usize = 256;
+/// Images that are decoded together.
+const CHUNK: usize = 64;
 
 /// For each image, the smallest index of its group.
 ///
-/// The search compares all pairs in a random projection (a matrix product) and confirms candidates with the whole
-/// features, so the result depends on neither the number of threads nor the order of blocks.
+/// All pairs are compared, as products of matrices of a fixed size, so the result does not depend on the number of
+/// threads.
 ///
 /// # Errors
 /// If a code is out of range.
 pub(super) fn near_duplicates(corpus: &EncodedCorpus, tokenizer: &dyn ImageTokenizer) -> Result<Vec<usize>> {
-    let features = Features::of(corpus, tokenizer)?;
-    let blocks: Vec<usize> = (0..corpus.len()).step_by(BLOCK).collect();
-    let found: Vec<Vec<(usize, usize)>> =
-        blocks.par_iter().map(|&start| features.similar_to(start)).collect();
-    let mut groups = Groups { parents: (0..corpus.len()).collect() };
-    for (one, other) in found.into_iter().flatten() {
-        groups.join(one, other);
+    let indices: Vec<usize> = (0..corpus.len()).collect();
+    let mut pooled = Vec::with_capacity(corpus.len() * LENGTH);
+    for chunk in indices.chunks(CHUNK) {
+        let images = tokenizer.decode(&corpus.codes(chunk)?)?;
+        let side = images.dim(2);
+        for plane in images.as_slice::<f32>()?.chunks_exact(side * side) {
+            pooled.extend(averages(plane, side));
+        }
     }
-    Ok((0..corpus.len()).map(|index| groups.root(index)).collect())
+    Ok(groups_of(pooled))
 }
 
-/// Centered features of all images, as they are and mirrored, with their projections.
+/// The groups of images with these features, `[N, LENGTH]`.
+fn groups_of(pooled: Vec<f32>) -> Vec<usize> {
+    let features = Features::centered(pooled);
+    let count = features.squares.len();
+    let groups = Mutex::new(Groups { parents: (0..count).collect() });
+    let blocks: Vec<usize> = (0..count).step_by(BLOCK).collect();
+    blocks.par_iter().for_each(|&start| features.join_similar(start, &groups));
+    let mut groups = groups.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (0..count).map(|index| groups.root(index)).collect()
+}
+
+/// Centered features of all images, as they are and mirrored, `[N, LENGTH]`, and their squared norms.
 struct Features {
-    length: usize,
     whole: Vec<f32>,
     mirrored: Vec<f32>,
-    norms: Vec<f32>,
-    projected: Vec<f32>,
-    /// Of the projections; a projection keeps the similarity of two vectors better than their lengths.
-    projected_norms: Vec<f32>,
-    projected_mirrored: Vec<f32>,
+    squares: Vec<f32>,
 }
 
 impl Features {
-    fn of(corpus: &EncodedCorpus, tokenizer: &dyn ImageTokenizer) -> Result<Self> {
-        let quantizer = tokenizer.quantizer();
-        let (side, channels) = (quantizer.side(), quantizer.channels());
-        let grid = side.min(GRID);
-        let length = channels * grid * grid;
-        let indices: Vec<usize> = (0..corpus.len()).collect();
-        let chunks: Vec<Vec<f32>> = indices
-            .par_chunks(CHUNK)
-            .map(|chunk| {
-                let maps = quantizer.reconstruct(&corpus.codes(chunk)?)?;
-                let maps = maps.as_slice::<f32>()?;
-                Ok(maps.chunks_exact(side * side).flat_map(|map| pooled(map, side, grid)).collect())
-            })
-            .collect::<Result<_>>()?;
-        let mut whole = chunks.concat();
+    fn centered(mut whole: Vec<f32>) -> Self {
         let mut mirrored: Vec<f32> =
-            whole.chunks_exact(grid).flat_map(|row| row.iter().rev().copied()).collect();
+            whole.chunks_exact(GRID).flat_map(|row| row.iter().rev().copied()).collect();
         // One center for both, so that mirroring and centering commute.
-        let mut center = vec![0.0f64; length];
-        for image in whole.chunks_exact(length).chain(mirrored.chunks_exact(length)) {
+        let mut center = vec![0.0f64; LENGTH];
+        for image in whole.chunks_exact(LENGTH).chain(mirrored.chunks_exact(LENGTH)) {
             center.iter_mut().zip(image).for_each(|(sum, &value)| *sum += f64::from(value));
         }
-        let count = 2.0 * corpus.len().max(1) as f64;
-        for image in whole.chunks_exact_mut(length).chain(mirrored.chunks_exact_mut(length)) {
+        let count = 2.0 * (whole.len() / LENGTH).max(1) as f64;
+        for image in whole.chunks_exact_mut(LENGTH).chain(mirrored.chunks_exact_mut(LENGTH)) {
             for (value, sum) in image.iter_mut().zip(&center) {
                 #[expect(clippy::cast_possible_truncation, reason = "features are f32")]
                 let mean = (sum / count) as f32;
                 *value -= mean;
             }
         }
-        let squares = |rows: &[f32], length| rows.chunks_exact(length).map(|row| dot(row, row)).collect();
-        let norms = squares(&whole, length);
-        let projection = projection(length);
-        let (projected, projected_mirrored) =
-            (projected(&whole, length, &projection), projected(&mirrored, length, &projection));
-        let projected_norms = squares(&projected, PROJECTED.min(length));
-        Ok(Self { length, whole, mirrored, norms, projected, projected_norms, projected_mirrored })
+        let square = |image: &[f32]| image.iter().map(|value| value * value).sum();
+        let squares = whole.chunks_exact(LENGTH).map(square).collect();
+        Self { whole, mirrored, squares }
     }
 
-    /// The near-duplicates of the images of a block that begins at `start`, among the earlier images and themselves.
-    fn similar_to(&self, start: usize) -> Vec<(usize, usize)> {
-        let (count, width) = (self.norms.len(), PROJECTED.min(self.length));
-        let end = (start + BLOCK).min(count);
-        let rows = Matrix::new(&self.projected[start * width..end * width], end - start, width);
-        let mut found = Vec::new();
+    /// Joins the images of the block that begins at `start` with similar images before them. The order in which blocks
+    /// are joined does not matter, since a group's root is its smallest member.
+    fn join_similar(&self, start: usize, groups: &Mutex<Groups>) {
+        let end = (start + BLOCK).min(self.squares.len());
+        let rows = Matrix::new(&self.whole[start * LENGTH..end * LENGTH], end - start, LENGTH);
         let mut products = vec![0.0f32; (end - start) * BLOCK];
         for from in (0..end).step_by(BLOCK) {
             let to = (from + BLOCK).min(end);
-            for (projected, features) in
-                [(&self.projected, &self.whole), (&self.projected_mirrored, &self.mirrored)]
-            {
-                let columns = Matrix::new(&projected[from * width..to * width], to - from, width);
+            let mut similar = Vec::new();
+            for features in [&self.whole, &self.mirrored] {
+                let columns = Matrix::new(&features[from * LENGTH..to * LENGTH], to - from, LENGTH);
                 product(&mut products, to - from, rows, columns.transposed(), false);
                 for (row, products) in products.chunks_exact(to - from).take(end - start).enumerate() {
                     let one = start + row;
                     for (other, &product) in (from..to.min(one)).zip(products) {
-                        let scale = self.projected_norms[one] + self.projected_norms[other];
-                        if 2.0 * product >= (SIMILAR - SLACK) * scale && self.confirmed(one, other, features)
-                        {
-                            found.push((one, other));
+                        if 2.0 * product >= SIMILAR * (self.squares[one] + self.squares[other]) {
+                            similar.push((one, other));
                         }
                     }
                 }
             }
+            let mut groups = groups.lock().unwrap_or_else(PoisonError::into_inner);
+            similar.into_iter().for_each(|(one, other)| groups.join(one, other));
         }
-        found
-    }
-
-    fn confirmed(&self, one: usize, other: usize, features: &[f32]) -> bool {
-        let scale = self.norms[one] + self.norms[other];
-        let [one, other] = [one, other].map(|index| index * self.length..(index + 1) * self.length);
-        2.0 * dot(&self.whole[one], &features[other]) >= SIMILAR * scale
     }
 }
 
-fn dot(one: &[f32], other: &[f32]) -> f32 {
-    one.iter().zip(other).map(|(a, b)| a * b).sum()
-}
-
-/// A map `[side, side]` averaged over a grid `[grid, grid]`; the bounds of a cell are rounded outward.
-fn pooled(map: &[f32], side: usize, grid: usize) -> Vec<f32> {
-    let bounds = |at: usize| (at * side / grid, ((at + 1) * side).div_ceil(grid));
-    let mut cells = Vec::with_capacity(grid * grid);
-    for y in 0..grid {
+/// A plane `[side, side]` averaged over the grid; the bounds of a cell are rounded outward.
+fn averages(plane: &[f32], side: usize) -> Vec<f32> {
+    let bounds = |at: usize| (at * side / GRID, ((at + 1) * side).div_ceil(GRID));
+    let mut cells = Vec::with_capacity(GRID * GRID);
+    for y in 0..GRID {
         let (top, bottom) = bounds(y);
-        for x in 0..grid {
+        for x in 0..GRID {
             let (left, right) = bounds(x);
-            let sum: f32 = (top..bottom).flat_map(|row| &map[row * side + left..row * side + right]).sum();
+            let sum: f32 = (top..bottom).flat_map(|row| &plane[row * side + left..row * side + right]).sum();
             cells.push(sum / ((bottom - top) * (right - left)) as f32);
         }
     }
     cells
-}
-
-/// A random projection `[length, PROJECTED]` that keeps inner products (Johnson and Lindenstrauss); the identity for
-/// shorter features.
-fn projection(length: usize) -> Vec<f32> {
-    let width = PROJECTED.min(length);
-    if width == length {
-        let mut identity = vec![0.0; length * length];
-        identity.iter_mut().step_by(length + 1).for_each(|value| *value = 1.0);
-        return identity;
-    }
-    let mut random = Random::new(0, Purpose::Fit, u64::MAX - 1);
-    let scale = 1.0 / (width as f64).sqrt();
-    #[expect(clippy::cast_possible_truncation, reason = "features are f32")]
-    let values = (0..length * width).map(|_| (scale * random.normal()) as f32).collect();
-    values
-}
-
-/// Features `[N, length]` times the projection `[length, PROJECTED]`.
-fn projected(features: &[f32], length: usize, projection: &[f32]) -> Vec<f32> {
-    let width = projection.len() / length;
-    let chunks: Vec<Vec<f32>> = features
-        .par_chunks(CHUNK * length)
-        .map(|rows| {
-            let count = rows.len() / length;
-            let mut output = vec![0.0; count * width];
-            let projection = Matrix::new(projection, length, width);
-            product(&mut output, width, Matrix::new(rows, count, length), projection, false);
-            output
-        })
-        .collect();
-    chunks.concat()
 }
 
 /// Disjoint sets whose roots are their smallest members.
@@ -210,14 +151,46 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{Purpose, Random};
 
     #[test]
-    fn pooling_averages_cells() {
-        let map: Vec<f32> = (0..16u8).map(f32::from).collect();
-        assert_eq!(pooled(&map, 4, 2), [2.5, 4.5, 10.5, 12.5]);
-        assert_eq!(pooled(&map, 4, 4), map);
-        // Cells of an uneven grid overlap.
-        assert_eq!(pooled(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], 3, 2), [3.0, 4.0, 6.0, 7.0]);
+    fn cells_are_averages() {
+        let plane: Vec<f32> = (0..16 * 16u16).map(f32::from).collect();
+        assert_eq!(averages(&plane, 16)[..2], [8.5, 10.5]);
+        // Cells of a grid finer than the plane, or uneven, overlap.
+        assert_eq!(averages(&[1.0, 2.0, 3.0, 4.0], 2)[..8], [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+        assert_eq!(averages(&[5.0; 81], 9), [5.0; 64]);
+        assert_eq!(averages(&[7.0], 1), [7.0; 64]);
+    }
+
+    #[test]
+    fn copies_mirrored_copies_and_slight_changes_are_grouped_over_blocks() {
+        let mut random = Random::new(1, Purpose::Test, 0);
+        #[expect(clippy::cast_possible_truncation, reason = "features are f32")]
+        let mut image = || (0..LENGTH).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+        let count = 2 * BLOCK + 3;
+        let mut images: Vec<Vec<f32>> = (0..count).map(|_| image()).collect();
+        let mirrored = images[0].chunks(GRID).flat_map(|row| row.iter().rev().copied()).collect();
+        images[count - 1] = mirrored;
+        images[BLOCK] = images[1].clone();
+        images[BLOCK + 1] =
+            images[1].iter().zip(&image()).map(|(value, noise)| value + 0.1 * noise).collect();
+        let roots = groups_of(images.concat());
+        let of_several: Vec<(usize, usize)> = roots
+            .iter()
+            .enumerate()
+            .filter(|(index, root)| index != *root)
+            .map(|(index, &root)| (index, root))
+            .collect();
+        assert_eq!(of_several, [(BLOCK, 1), (BLOCK + 1, 1), (count - 1, 0)]);
+    }
+
+    #[test]
+    fn few_or_equal_images_are_grouped() {
+        assert!(groups_of(Vec::new()).is_empty());
+        assert_eq!(groups_of(vec![0.5; LENGTH]), [0]);
+        // Features of equal images are zero once they are centered.
+        assert_eq!(groups_of(vec![0.5; 3 * LENGTH]), [0, 0, 0]);
     }
 
     #[test]
@@ -228,20 +201,5 @@ mod tests {
         }
         let roots: Vec<usize> = (0..6).map(|index| groups.root(index)).collect();
         assert_eq!(roots, [0, 1, 2, 1, 1, 1]);
-    }
-
-    #[test]
-    fn a_projection_keeps_similarities() {
-        let length = 4 * PROJECTED;
-        let mut random = Random::new(1, Purpose::Test, 0);
-        #[expect(clippy::cast_possible_truncation, reason = "features are f32")]
-        let mut draw = || (0..length).map(|_| random.normal() as f32).collect::<Vec<f32>>();
-        let (one, noise) = (draw(), draw());
-        let other: Vec<f32> = one.iter().zip(&noise).map(|(a, b)| a + 0.15 * b).collect();
-        let similarity = |a: &[f32], b: &[f32]| 2.0 * dot(a, b) / (dot(a, a) + dot(b, b));
-        let rows = projected(&[one.clone(), other.clone()].concat(), length, &projection(length));
-        let (a, b) = rows.split_at(PROJECTED);
-        assert!(similarity(&one, &other) > SIMILAR);
-        assert!((similarity(a, b) - similarity(&one, &other)).abs() < SLACK / 2.0);
     }
 }

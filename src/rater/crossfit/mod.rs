@@ -1,34 +1,35 @@
-//! Cross-fitting: a proxy per fold, trained on the other folds, judges the records of its fold, so that no record is
-//! judged by a proxy that has memorized it.
+//! Cross-fitting: a proxy per fold, trained on the other folds, evaluates the records of its fold, so that no record is
+//! evaluated by a proxy that has memorized it.
 //!
-//! The judgment is the [caption gain](gain). A rule that needs it (`rule: gain`) turns it into constants; the ratings
+//! The evaluation is the [caption gain](gain). A rule that needs it (`rule: gain`) turns it into constants; the ratings
 //! are mid-rank percentiles within each fold, because the proxies of two folds have different scales, and the rater's
 //! targets are the percentiles' normal scores.
 
+mod fold_proxy;
 mod folds;
 mod gain;
 mod groups;
-mod judge;
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
+pub use fold_proxy::FoldProxySummary;
 pub use gain::CaptionGain;
-pub use judge::JudgeSummary;
 
 use folds::Folds;
+use gain::Bank;
 
 use crate::{
     config::Config,
     engine::{Tensor, cuda::Device},
     error::{Error, Result},
-    files::write_csv,
+    files::{sealed::Written, sha256_of_file, write_csv},
     interrupt::Interrupt,
     jobs::progress::Progress,
     rater::rules::Measurements,
     training::{prepared::Prepared, run_directory::RunDirectory},
 };
 
-/// Records per check for an interrupt while captions are judged.
+/// Records per check for an interrupt while captions are evaluated.
 const CHUNK: usize = 64;
 
 /// The inputs of cross-fitting.
@@ -47,11 +48,15 @@ pub(super) struct CrossFitted {
     gains: Vec<CaptionGain>,
     /// The rating of each training record: the mid-rank percentile, from 0 to 1, of its signal `−c_i` in its fold.
     ratings: Vec<f64>,
-    /// The training of each fold's proxy, and the number of records that it judged.
-    pub(super) folds: Vec<(JudgeSummary, usize)>,
+    /// The training of each fold's proxy, and the number of records that it evaluated.
+    pub(super) folds: Vec<(FoldProxySummary, usize)>,
 }
 
 impl<'a> CrossFit<'a> {
+    /// Assigns the training records to folds.
+    ///
+    /// # Errors
+    /// If a fold, the records to train its proxy on, or its captions are too few.
     pub(super) fn new(
         config: &'a Config,
         directory: &'a RunDirectory,
@@ -60,10 +65,23 @@ impl<'a> CrossFit<'a> {
     ) -> Result<Self> {
         let roots = groups::near_duplicates(&data.train, data.tokenizer.as_ref())?;
         let folds = Folds::new(&data.train.ids, &roots, config.crossfit.folds, config.seed);
-        Ok(Self { config, directory, data, device, folds })
+        let cross_fit = Self { config, directory, data, device, folds };
+        // Before hours of training.
+        for fold in 0..cross_fit.folds.count {
+            if cross_fit.folds.members(fold).is_empty() {
+                return Err(Error::not_enough_data(format!(
+                    "fold {fold} of {} has no record, because near-duplicates share a fold; lower crossfit.folds, or add \
+                     data",
+                    cross_fit.folds.count
+                )));
+            }
+            cross_fit.folds.training(fold, config.training.batch)?;
+            cross_fit.bank(fold)?;
+        }
+        Ok(cross_fit)
     }
 
-    /// Trains the proxies and judges all records; what an interrupted call has finished is kept.
+    /// Trains the proxies and evaluates all records; what an interrupted call has finished is kept.
     ///
     /// # Errors
     /// If the corpus is too small, a proxy diverges, a file cannot be written, or the user interrupts.
@@ -77,9 +95,9 @@ impl<'a> CrossFit<'a> {
         let mut gains = vec![None; self.data.train.len()];
         let mut folds = Vec::with_capacity(self.folds.count);
         for fold in 0..self.folds.count {
-            let judge = judge::train(self, fold, interrupt, progress)?;
-            let found = gain::gains(self, fold, &judge, interrupt, progress)?;
-            folds.push((judge.summary.clone(), found.len()));
+            let proxy = fold_proxy::train(self, fold, interrupt, progress)?;
+            let found = gain::gains(self, fold, &proxy, interrupt, progress)?;
+            folds.push((proxy.summary.clone(), found.len()));
             for (index, gain) in self.folds.members(fold).into_iter().zip(found) {
                 gains[index] = Some(gain);
             }
@@ -122,8 +140,16 @@ impl<'a> CrossFit<'a> {
         self.directory.folds().join(fold.to_string())
     }
 
+    /// The captions that the records of a fold are compared with.
+    fn bank(&self, fold: usize) -> Result<Bank<'_>> {
+        let corpus = &self.data.train;
+        let members = self.folds.members(fold);
+        let records = members.iter().map(|&index| (&*corpus.ids[index], &*corpus.captions[index]));
+        Bank::new(records, self.config.seed, fold)
+    }
+
     /// The largest batch.
-    fn most(&self) -> usize {
+    fn largest_batch(&self) -> usize {
         self.config.training.batch.max(self.config.crossfit.captions + 2)
     }
 
@@ -139,11 +165,11 @@ impl CrossFitted {
         self.ratings.iter().map(|&rating| normal_quantile(rating)).collect()
     }
 
-    /// Writes the table of gains, which is a ratings table, too.
+    /// Writes the table of gains, which is a ratings table, too; returns its digest.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn write(&self, directory: &RunDirectory, id_column: &str, ids: &[String]) -> Result<()> {
+    pub(super) fn write(&self, directory: &RunDirectory, id_column: &str, ids: &[String]) -> Result<Written> {
         let header = [id_column, "rating", "fold", "loss", "gain", "gain_std", "gain_empty"];
         let rows = ids.iter().zip(&self.ratings).zip(&self.gains).map(|((id, rating), gain)| {
             let CaptionGain { fold, loss, gain, gain_std, gain_empty } = gain;
@@ -151,7 +177,10 @@ impl CrossFitted {
             let [rating, loss, gain, gain_std, gain_empty] = numbers;
             [id.clone(), rating, fold.to_string(), loss, gain, gain_std, gain_empty]
         });
-        write_csv(&directory.gains(), &header, rows)
+        let path = directory.gains();
+        write_csv(&path, &header, rows)?;
+        let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+        Ok(Written { bytes, sha256: sha256_of_file(&path)? })
     }
 }
 

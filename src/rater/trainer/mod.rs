@@ -18,7 +18,7 @@ use crate::{
     models::{Proxy, Rater, init},
     rater::{
         bilevel::{Bilevel, BilevelSettings, StepRates, StepReport},
-        crossfit::{CrossFit, JudgeSummary},
+        crossfit::{CrossFit, FoldProxySummary},
         dynamics::write_figure,
         samples::{SampleRecords, recording},
     },
@@ -50,9 +50,9 @@ pub struct TrainSummary {
     pub tokenizer: Option<FitReport>,
     /// The last step's report.
     pub last: Option<StepReport>,
-    /// The training of each fold's proxy and the number of records that it judged, under rules that need the caption
-    /// gain; empty if nothing was left to do.
-    pub folds: Vec<(JudgeSummary, usize)>,
+    /// The training of each fold's proxy and the number of records that it evaluated, under rules that need the caption
+    /// gain; empty in a resumed run whose captions were evaluated before.
+    pub folds: Vec<(FoldProxySummary, usize)>,
     /// The table and plots of loss and gradient norm by rating over the epochs.
     pub figures: Vec<PathBuf>,
 }
@@ -71,12 +71,12 @@ impl std::fmt::Display for TrainSummary {
                 "\ntokenizer: {psnr_db:.1} dB on held-out images, {codes_used:.0} codes effectively used"
             )?;
         }
-        for (fold, (judge, judged)) in self.folds.iter().enumerate() {
-            let JudgeSummary { train, aside, losses, best } = judge;
+        for (fold, (proxy, evaluated)) in self.folds.iter().enumerate() {
+            let FoldProxySummary { train, aside, losses, best } = proxy;
             let (epochs, loss) = (losses.len(), losses.get(*best).copied().unwrap_or(f64::NAN));
             write!(
                 formatter,
-                "\nfold {fold}: {judged} captions judged by a proxy trained on {train} records for {epochs} epochs; best \
+                "\nfold {fold}: {evaluated} captions evaluated by a proxy trained on {train} records for {epochs} epochs; best \
                  epoch {}, loss {loss:.4} on {aside} records set aside",
                 best + 1
             )?;
@@ -136,6 +136,11 @@ pub fn train(
     }
     let mut journal = directory.journal(kept.as_ref())?;
     let mut batches = Batches::new(&run)?;
+    let cross_fit = (run.is_crossfitted() && step == 0)
+        .then(|| {
+            interrupt.while_reading(NO_STEP, || CrossFit::new(config, directory, &run.data, device.as_ref()))
+        })
+        .transpose()?;
     directory.record_start(config, command_line, step)?;
     let total = run.proxy_updates();
     let own_plan = rater_only::plan(&run)?;
@@ -192,9 +197,11 @@ pub fn train(
         }
     }
     let mut folds = Vec::new();
-    if run.is_crossfitted() && step < whole {
-        let fresh = (step == 0).then_some(&mut samples);
-        folds = run.cross_fit(device.as_ref(), fresh, interrupt, progress)?;
+    if let Some(cross_fit) = cross_fit {
+        let fitted = cross_fit.run(interrupt, progress)?;
+        journal.note_gains(fitted.write(directory, &config.data.id_column, &run.data.train.ids)?);
+        samples.settle(&fitted.targets());
+        folds = fitted.folds;
     }
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
@@ -344,27 +351,9 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the rule judges captions by cross-fitted proxies, so that the run's own proxy is not trained.
+    /// Whether the rule evaluates captions by cross-fitted proxies, so that the run's own proxy is not trained.
     fn is_crossfitted(&self) -> bool {
         self.config.training.rule.rule.needs().caption_gain
-    }
-
-    /// Judges the captions of all training records and writes the table of gains. `samples` get the rater's targets,
-    /// unless they were restored. Returns the summaries of the folds.
-    fn cross_fit(
-        &self,
-        device: Option<&Device>,
-        samples: Option<&mut SampleRecords>,
-        interrupt: &Interrupt,
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<(JudgeSummary, usize)>> {
-        let fitted =
-            CrossFit::new(self.config, self.directory, &self.data, device)?.run(interrupt, progress)?;
-        fitted.write(self.directory, &self.config.data.id_column, &self.data.train.ids)?;
-        if let Some(samples) = samples {
-            samples.settle(&fitted.targets());
-        }
-        Ok(fitted.folds)
     }
 
     /// Updates of the proxy; those of the rater alone follow.

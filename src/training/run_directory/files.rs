@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{DYNAMICS, METRICS, damaged};
+use super::{DYNAMICS, GAINS, METRICS, damaged};
 use crate::{
     error::{Error, Result},
     files::{hexadecimal, sealed::Written},
@@ -25,6 +25,9 @@ pub struct RunFiles {
     /// The recordings in `dynamics/`, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) dynamics: BTreeMap<String, Written>,
+    /// The table of gains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gains: Option<Written>,
 }
 
 impl RunFiles {
@@ -43,7 +46,7 @@ impl RunFiles {
         if bytes == self.metrics.bytes && same { Ok(()) } else { Err(damaged(&path)) }
     }
 
-    /// Refuses a run with a damaged or missing recording.
+    /// Refuses a run with a damaged or missing recording or table of gains.
     ///
     /// # Errors
     /// If one is damaged, missing or cannot be read.
@@ -54,6 +57,10 @@ impl RunFiles {
             if !written.is_whole(&path) {
                 return Err(damaged(&path));
             }
+        }
+        let path = run.join(GAINS);
+        if self.gains.as_ref().is_some_and(|gains| !gains.is_whole(&path)) {
+            return Err(damaged(&path));
         }
         Ok(())
     }

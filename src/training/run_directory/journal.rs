@@ -24,6 +24,7 @@ pub struct Journal {
     pub(super) bytes: u64,
     pub(super) hash: Sha256,
     pub(super) dynamics: BTreeMap<String, Written>,
+    pub(super) gains: Option<Written>,
 }
 
 impl Journal {
@@ -45,6 +46,11 @@ impl Journal {
         self.dynamics.insert(name, written);
     }
 
+    /// Records that the table of gains was written.
+    pub(crate) fn note_gains(&mut self, written: Written) {
+        self.gains = Some(written);
+    }
+
     /// Syncs the file, and returns what a checkpoint written now must record.
     ///
     /// # Errors
@@ -52,7 +58,7 @@ impl Journal {
     pub fn sync(&self) -> Result<RunFiles> {
         self.file.sync_all().map_err(Error::io("write", &self.path))?;
         let metrics = Written { bytes: self.bytes, sha256: digest(&self.hash) };
-        Ok(RunFiles { metrics, dynamics: self.dynamics.clone() })
+        Ok(RunFiles { metrics, dynamics: self.dynamics.clone(), gains: self.gains.clone() })
     }
 }
 

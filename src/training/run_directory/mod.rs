@@ -7,7 +7,7 @@
 //! | `metrics.jsonl` | one line per logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
 //! | `inputs.json` | the tables and records at the start, to name a change |
-//! | `folds/`, `gains.csv` | the proxies of the folds, and the judged captions, under rules that need the caption gain |
+//! | `folds/`, `gains.csv` | the proxies of the folds, and the evaluated captions, under rules that need the caption gain |
 //! | `dynamics/` | the measurements of each training sample, one file per epoch |
 //! | `image_tokenizer/`, `text_encoder/` | the encoders |
 //! | `checkpoints/` | see [`checkpoint`](super::checkpoint) |
@@ -266,6 +266,15 @@ impl RunDirectory {
         self.here().join(FOLDS)
     }
 
+    /// Whether there is a checkpoint, of the run or of the proxy of a fold.
+    pub(crate) fn has_progress(&self) -> bool {
+        let entries =
+            |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().collect::<Vec<_>>();
+        let folds = entries(&self.folds()).into_iter().map(|fold| fold.path());
+        let is_checkpoint = |entry: &DirEntry| entry.path().is_dir() && !is_leftover(&entry.file_name());
+        folds.chain([self.checkpoints()]).any(|folder| entries(&folder).iter().any(is_checkpoint))
+    }
+
     /// The table of gains.
     pub(crate) fn gains(&self) -> PathBuf {
         self.here().join(GAINS)
@@ -337,7 +346,7 @@ impl RunDirectory {
     /// If the file cannot be read or written, or is damaged before that position.
     pub fn journal(&self, kept: Option<&RunFiles>) -> Result<Journal> {
         let path = self.here().join(METRICS);
-        let RunFiles { metrics, dynamics } = kept.cloned().unwrap_or_default();
+        let RunFiles { metrics, dynamics, gains } = kept.cloned().unwrap_or_default();
         if metrics.bytes > 0 && !path.exists() {
             return Err(damaged(&path));
         }
@@ -349,7 +358,7 @@ impl RunDirectory {
         }
         file.set_len(read).map_err(Error::io("write", &path))?;
         file.seek(SeekFrom::End(0)).map_err(Error::io("write", &path))?;
-        Ok(Journal { file, path, bytes: read, hash, dynamics })
+        Ok(Journal { file, path, bytes: read, hash, dynamics, gains })
     }
 }
 
@@ -365,10 +374,7 @@ impl Drop for RunDirectory {
             self.folder.discard_in_place(self.made);
         } else if self.folder.keeps_former() {
             // A run without a checkpoint loses nothing.
-            let started = [self.checkpoints(), self.folds()]
-                .iter()
-                .any(|folder| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()));
-            if !started && self.folder.restore().is_ok() {
+            if !self.has_progress() && self.folder.restore().is_ok() {
                 return;
             }
             tracing::warn!(

@@ -1,4 +1,4 @@
-//! The proxy of a fold: a text-to-image model trained with equal weights on records outside the fold, which judges those
+//! The proxy of a fold: a text-to-image model trained with equal weights on records outside the fold, which evaluates those
 //! inside. It stops early on records that are set aside, and its best epoch's weights are used.
 
 use std::{
@@ -15,7 +15,7 @@ use crate::{
     files::{remove_leftovers, sha256},
     generator::fit::Model,
     interrupt::{AS_IT_WAS, Interrupt},
-    jobs::progress::{Metrics, Progress},
+    jobs::progress::Progress,
     tokens::{batch::Batch, encoded::EncodedCorpus},
     training::{
         checkpoint::{
@@ -24,6 +24,7 @@ use crate::{
         },
         loss_scale::LossScale,
         order::{Order, dropped_captions},
+        released,
         schedule::Plan,
     },
 };
@@ -34,19 +35,19 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const BEST: &str = "best.safetensors";
 
 /// A fold's proxy after its training.
-pub(super) struct Judge {
+pub(super) struct FoldProxy {
     /// The model with the best epoch's weights.
     pub(super) model: Model,
     /// Identifies these weights.
     pub(super) fingerprint: String,
     /// How its training went.
-    pub(super) summary: JudgeSummary,
+    pub(super) summary: FoldProxySummary,
 }
 
 /// The training of a fold's proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JudgeSummary {
+pub struct FoldProxySummary {
     /// Records trained on.
     pub train: usize,
     /// Records set aside.
@@ -65,7 +66,7 @@ struct State {
     optimizer_steps: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
-    summary: JudgeSummary,
+    summary: FoldProxySummary,
     config: String,
     data: String,
 }
@@ -73,13 +74,14 @@ struct State {
 /// The training of one fold's proxy in progress.
 struct Run<'a> {
     cross_fit: &'a CrossFit<'a>,
+    fold: usize,
     folder: PathBuf,
     plan: Plan,
     train: EncodedCorpus,
     aside: EncodedCorpus,
     model: Model,
     best: Tensors,
-    summary: JudgeSummary,
+    summary: FoldProxySummary,
     data: String,
     step: u64,
 }
@@ -94,7 +96,7 @@ pub(super) fn train(
     fold: usize,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
-) -> Result<Judge> {
+) -> Result<FoldProxy> {
     let training = cross_fit.folds.training(fold, cross_fit.config.training.batch)?;
     let mut run = Run::new(cross_fit, fold, &training)?;
     let total = run.plan.updates();
@@ -113,13 +115,8 @@ pub(super) fn train(
                 Ok((run.batch(&run.train, &indices, drop)?, iteration))
             })
             .collect::<Result<Vec<_>>>()?;
-        let samples = batches.iter().map(|(batch, _)| batch.codes.dim(0)).sum();
-        let report = run.model.plain_step(batches, rates, run.step)?;
-        let shown = Metrics {
-            summary: format!("proxy of fold {fold}: loss {:.3}", report.measures.loss),
-            values: vec![("loss/fold", report.measures.loss), ("gradient_norm/fold", report.gradient_norm)],
-        };
-        progress.step(run.step, total, samples, &shown);
+        run.model.plain_step(batches, rates, run.step)?;
+        progress.counted(&format!("training the proxy of fold {fold}"), run.step + 1, total);
         let ends_epoch = run.plan.ends_epoch(run.step);
         run.step += 1;
         let stops = interrupt.is_raised();
@@ -148,24 +145,30 @@ impl<'a> Run<'a> {
         let quantizer = tokenizer.quantizer();
         let sizes = [quantizer.vocabulary(), quantizer.channels(), text.channels()];
         let mut model = Model::new(cross_fit.config, sizes)?;
+        let folder = cross_fit.folder(fold);
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        // Of a killed process.
+        remove_leftovers(&folder)?;
+        folder::tidy(&folder, Some(1))?;
+        // The initial weights need not exist any more when a run resumes.
+        let initial = cross_fit.config.networks.initial_weights.as_ref();
+        if let Some(path) = initial.filter(|_| folder::newest(&folder).is_ok_and(|newest| newest.is_none())) {
+            released::load(path, released::PROXY, &mut model.parameters)?;
+        }
         if let Some(device) = cross_fit.device {
             model.move_to(device, cross_fit.config.compute)?;
-            model.reader = Some(CodeReader::new(quantizer, device, cross_fit.most())?);
+            model.reader = Some(CodeReader::new(quantizer, device, cross_fit.largest_batch())?);
         }
         let corpus = &cross_fit.data.train;
         let (train, aside) = (corpus.part(train, Vec::new()), corpus.part(aside, Vec::new()));
         let mut settings = cross_fit.config.clone();
         settings.training.epochs = settings.crossfit.epochs;
         let plan = Plan::new(&settings, train.len(), train.len())?;
-        let folder = cross_fit.folder(fold);
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        // Of a killed process.
-        remove_leftovers(&folder)?;
-        folder::tidy(&folder, Some(1))?;
-        let summary = JudgeSummary { train: train.len(), aside: aside.len(), losses: Vec::new(), best: 0 };
+        let summary =
+            FoldProxySummary { train: train.len(), aside: aside.len(), losses: Vec::new(), best: 0 };
         let data = sha256(format!("{}+{}", train.fingerprint(), aside.fingerprint()).as_bytes());
         let best = Tensors::new();
-        Ok(Self { cross_fit, folder, plan, train, aside, model, best, summary, data, step: 0 })
+        Ok(Self { cross_fit, fold, folder, plan, train, aside, model, best, summary, data, step: 0 })
     }
 
     fn batch(
@@ -182,7 +185,7 @@ impl<'a> Run<'a> {
 
     /// Whether the loss has not decreased for as many epochs as configured.
     fn stops_early(&self) -> bool {
-        let JudgeSummary { losses, best, .. } = &self.summary;
+        let FoldProxySummary { losses, best, .. } = &self.summary;
         !losses.is_empty() && (losses.len() - 1 - best) as u64 >= self.cross_fit.config.crossfit.patience
     }
 
@@ -194,7 +197,14 @@ impl<'a> Run<'a> {
             self.batch(&self.aside, &indices, |_, _| false)
         });
         let loss = self.model.measure(batches)?.loss;
-        let JudgeSummary { losses, best, .. } = &mut self.summary;
+        let FoldProxySummary { losses, best, .. } = &mut self.summary;
+        if !loss.is_finite() {
+            return Err(Error::Diverged(format!(
+                "the loss of the proxy of fold {} on the records set aside is {loss} after epoch {}; lower tlr or tclip",
+                self.fold,
+                losses.len() + 1
+            )));
+        }
         losses.push(loss);
         if losses.len() == 1 || loss < losses[*best] {
             *best = losses.len() - 1;
@@ -246,13 +256,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Judge> {
+    fn finish(mut self) -> Result<FoldProxy> {
         checkpoint::restore_weights(&self.folder, &self.best, &mut self.model.parameters)?;
         let mut bytes = Vec::new();
         for (name, tensor) in &self.best {
             bytes.extend_from_slice(name.as_bytes());
             bytes.extend_from_slice(bytemuck::cast_slice::<f32, u8>(tensor.as_slice::<f32>()?));
         }
-        Ok(Judge { fingerprint: sha256(&bytes), model: self.model, summary: self.summary })
+        Ok(FoldProxy { fingerprint: sha256(&bytes), model: self.model, summary: self.summary })
     }
 }
