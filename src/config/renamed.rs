@@ -19,6 +19,11 @@ pub(super) fn renamed(key: &str) -> Option<&'static str> {
     KEYS.iter().find(|(before, _)| *before == key).map(|(_, now)| *now)
 }
 
+/// The message for a renamed key.
+pub(super) fn message(now: &str) -> String {
+    format!("was renamed to `{now}`")
+}
+
 /// Migrates a stored configuration to the current names; returns whether anything changed.
 pub(super) fn migrate(config: &mut Value) -> bool {
     let mut changed = false;

@@ -126,8 +126,8 @@ impl RunDirectory {
                 return Err(Error::mismatch(
                     path,
                     format!(
-                        "{} already holds a run; pass --resume to continue it, --overwrite to discard it, or \
-                         another --out",
+                        "{}: already holds a run; pass --resume to continue it, --overwrite to replace it, or \
+                         choose another --out",
                         path.display()
                     ),
                 ));
@@ -219,7 +219,7 @@ impl RunDirectory {
     pub fn config_of(path: &Path) -> Result<Config> {
         if !Self::is_run(path) {
             let message = format!(
-                "{} holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
+                "{}: holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
                  --out {0}`",
                 path.display()
             );
