@@ -328,6 +328,11 @@ impl Config {
         check::check(Source::parse_kept(name, text)?)
     }
 
+    /// The first former name of a key, or of a value, in the text of a stored configuration, with its current name.
+    pub(crate) fn first_former_name(text: &str) -> Option<String> {
+        renamed::first_former(&serde_json::from_str(text).ok()?)
+    }
+
     /// The effective configuration: every key with its value. Parsing it gives this configuration again.
     pub fn to_json(&self) -> Value {
         // Strings, numbers and lists always convert to JSON.

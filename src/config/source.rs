@@ -1,6 +1,11 @@
 //! Parses a file and the `--set` arguments into a [`RawConfig`], and names the key or line that does not parse.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use serde_json::{Map, Value};
 
@@ -48,7 +53,13 @@ impl Source {
         if !renamed::migrate(&mut config) {
             return Self::parse(name, text, &[]);
         }
-        tracing::warn!("{name}: written by an earlier version; renamed keys are read under their new names");
+        // A command may read the configuration of a run more than once.
+        static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+            tracing::warn!(
+                "{name}: written by an earlier version; renamed keys are read under their new names"
+            );
+        }
         Self::parse(name, &config.to_string(), &[])
     }
 

@@ -174,6 +174,7 @@ impl RunDirectory {
     /// If there is no run, another process uses it, or its configuration cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
         expect_configuration(path)?;
+        expect_current_names(path)?;
         let config = Self::config_of(path)?;
         let folder =
             OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
@@ -388,6 +389,18 @@ fn expect_configuration(run: &Path) -> Result<()> {
     let message = format!(
         "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; restore it, and change keys with \
          --set when you resume"
+    );
+    Err(Error::Checkpoint { path, message })
+}
+
+/// Refuses a run whose configuration has former names: its checkpoints are of that configuration and of no other.
+fn expect_current_names(run: &Path) -> Result<()> {
+    let path = run.join(CONFIG);
+    let text = if path.exists() { read_text(&path)? } else { return Ok(()) };
+    let Some(former) = Config::first_former_name(&text) else { return Ok(()) };
+    let message = format!(
+        "was written by an earlier version ({former}), so the run can be used but not resumed; start a new run with \
+         another --out"
     );
     Err(Error::Checkpoint { path, message })
 }
