@@ -395,7 +395,7 @@ impl Config {
     }
 
     /// The backbone of the rater; see [`proxy_backbone`](Self::proxy_backbone).
-    pub(crate) fn rater_backbone(
+    pub fn rater_backbone(
         &self,
         vocabulary: usize,
         code_channels: usize,
