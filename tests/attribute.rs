@@ -491,7 +491,7 @@ fn what_cannot_be_attributed_is_one_sentence() {
     work.finish(&overwrite);
     work.refuses(&work.attribute("out.csv", &run), &["out.csv", "already exists", "--overwrite"]);
     work.finish(&overwrite);
-    work.refuses(&work.attribute("out.txt", &run), &["neither .csv nor .parquet"]);
+    work.refuses(&work.attribute("out.txt", &run), &["must end in .csv or .parquet"]);
     // A column that is to be written is there already.
     let train = fs::read_to_string(work.path("data/train.csv")).unwrap();
     let mut clash = String::new();

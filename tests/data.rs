@@ -85,7 +85,7 @@ fn a_missing_table_is_an_error() {
 fn an_empty_table_is_an_error() {
     table_error("", None, &["the file is empty", "`image_save_path`"]);
     table_error("\n\n", None, &["the file is empty"]);
-    table_error("id,image_save_path,caption\n\n\r\n", None, &["no row of data"]);
+    table_error("id,image_save_path,caption\n\n\r\n", None, &["a header but no rows"]);
 }
 
 #[test]

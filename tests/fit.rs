@@ -53,7 +53,7 @@ fn the_loss_falls_and_images_come_out() {
     let said = work.refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "one"], &[]);
     assert!(said.contains("already exists"), "{said}");
     let said = work.refused(&["sample", "--checkpoint", "run", "--out", "none"], &[]);
-    assert!(said.contains("at least one prompt"), "{said}");
+    assert!(said.contains("no captions; pass --prompt TEXT"), "{said}");
     let said = work
         .refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "none", "--top-p", "2"], &[]);
     assert!(said.contains("top-p must lie between 0 and 1"), "{said}");

@@ -1,7 +1,7 @@
 //! The rater's rules: each constant against what it stands for, and what a step does with it.
 
 mod common;
-#[path = "rules/matching.rs"]
+#[path = "../examples/own_rule/matching.rs"]
 mod matching;
 #[path = "rules/page.rs"]
 mod page;

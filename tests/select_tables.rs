@@ -146,7 +146,7 @@ fn csv_message(bytes: &[u8]) -> String {
 #[test]
 fn bad_csv_is_refused_with_the_line() {
     assert_eq!(csv_message(b""), ": the file is empty; its first line must name the columns");
-    assert_eq!(csv_message(b"id,rating\n"), ": the table has no rows below its header");
+    assert_eq!(csv_message(b"id,rating\n"), ": the table has a header but no rows");
     assert_eq!(
         csv_message(b"id,score,caption\n1,2,x\n"),
         ": there is no column `rating`; the columns are `id`, `score`, `caption`; name the column of ratings with --rating-column NAME"
@@ -214,10 +214,7 @@ fn unusual_but_correct_csv_is_read() {
 fn other_endings_and_missing_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("ratings.txt");
-    let expected = format!(
-        "{}: the extension is neither .csv nor .parquet; rename the file to match its format",
-        text.display()
-    );
+    let expected = format!("{}: the name must end in .csv or .parquet", text.display());
     assert_eq!(message(RatingsTable::read(&text, &names())), expected);
     let header = RatingsHeader::new(vec!["id".to_owned(), "rating".to_owned()], &names()).unwrap();
     assert_eq!(message(RatingsWriter::create(&text, header.clone())), expected);
@@ -244,7 +241,7 @@ fn bad_parquet_is_refused() {
     fs::remove_file(&path).unwrap();
 
     write_table(&path, &["id", "rating"], &[]);
-    assert_eq!(refused(), ": the table has no rows below its header");
+    assert_eq!(refused(), ": the table has a header but no rows");
     write_at(&path, &["id", "rating"], &[row("x", 1.0, &[]), row("y", 2.0, &[]), row("x", 3.0, &[])]);
     assert_eq!(refused(), ": the id `x` occurs twice, in rows 1 and 3; ids must be unique");
 
@@ -444,10 +441,7 @@ fn outputs_are_not_replaced_unless_asked_and_inputs_never() {
     let ending = SubsetJob { out: folder.path().join("subset.parquet"), ..job.clone() };
     assert_eq!(
         message(write_subset(&ending, &Interrupt::default())),
-        format!(
-            "the subset {} must be a file ending in .csv",
-            folder.path().join("subset.parquet").display()
-        )
+        format!("{}: the name must end in .csv", folder.path().join("subset.parquet").display())
     );
     write_at(&job.ratings, &["id", "rating"], &[row("a\nb", 1.0, &[])]);
     let broken = SubsetJob { keep: Keep::Count(1), overwrite: true, ..job.clone() };

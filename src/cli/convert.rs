@@ -73,7 +73,7 @@ fn size(text: &str) -> Result<usize, String> {
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
-        other => return Err(format!("unknown unit {other}; use B, kB, MB, GB, KiB, MiB or GiB")),
+        _ => return Err(format!("unknown unit in {text}; use B, kB, MB, GB, KiB, MiB or GiB")),
     };
     let count: usize = digits.parse().map_err(|_| "not an integer with a unit, such as 2GB".to_owned())?;
     count
@@ -95,7 +95,7 @@ pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result
         "pth" | "pt" | "bin" => true,
         _ => {
             return Err(Error::argument(format!(
-                "{} does not end in .safetensors, .pth, .pt or .bin, which determines the format",
+                "{}: the name must end in .safetensors, .pth, .pt or .bin",
                 output.display()
             )));
         }
@@ -131,9 +131,9 @@ fn write(
         return Err(Error::input(
             &arguments.input,
             format!(
-                "{} holds no tensors{}; `inspect` lists all tensors",
+                "{}: holds no tensors{}; `inspect` lists all tensors",
                 arguments.input.display(),
-                arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below {prefix}"))
+                arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below `{prefix}`"))
             ),
         ));
     }

@@ -85,7 +85,7 @@ pub(super) fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<(
     let config = match (&arguments.config, &arguments.run) {
         (Some(path), _) => Config::load(path, &sets)?,
         (None, Some(run)) => configuration(run, &sets)?,
-        (None, None) => return Err(Error::argument("give --config FILE or --run DIR")),
+        (None, None) => return Err(Error::argument("no encoders; pass --config FILE or --run DIR")),
     };
     for warning in &config.warnings {
         tracing::warn!("{warning}");

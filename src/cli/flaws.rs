@@ -22,7 +22,7 @@ pub(super) fn shares(
     let mut shares = FlawShares::NONE;
     for text in named {
         let Some((flaw, share)) = text.split_once('=') else {
-            return Err(Error::argument(format!("`{text}` is not a flaw with its share, such as noise=5%")));
+            return Err(Error::argument(format!("--flaws: `{text}` has no share; write it like noise=5%")));
         };
         let flaw: Flaw = flaw.trim().parse()?;
         let share = share.trim();

@@ -104,7 +104,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         (Some(config), _) => tokenizer_of_config(config, interrupt, &mut progress),
         (None, Some(run)) => tokenizer_of_run(run),
         (None, None) => Err(Error::argument(
-            "features of the tokenizer need --config FILE or --checkpoint DIR; or give other --features",
+            "features of the tokenizer need --config FILE or --checkpoint DIR; pass one, or other --features",
         )),
     };
     let measurer = interrupt.while_reading(NOT_MEASURED, || Measurer::open(&choice, tokenizer))?;

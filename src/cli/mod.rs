@@ -39,10 +39,11 @@ use crate::{
 #[command(name = "alchemist-engine", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
     /// Number of threads [default: the number of cores]. Results do not depend on it.
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    // After the options of the command, before --help.
+    #[arg(long, global = true, display_order = 900, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Log more to stderr; twice for everything.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 901, action = ArgAction::Count)]
     pub verbose: u8,
     /// The command.
     #[command(subcommand)]
@@ -132,7 +133,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     fail_at_size_limits()?;
     // Started lazily, a failure to start threads would be a panic.
     rayon::ThreadPoolBuilder::new().num_threads(cli.threads.map_or(0, usize::from)).build_global().map_err(
-        |error| Error::invalid(format!("cannot start threads: {error}; give --threads N for fewer")),
+        |error| Error::invalid(format!("cannot start threads: {error}; pass --threads N for fewer")),
     )?;
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments, interrupt)?,

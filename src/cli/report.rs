@@ -56,14 +56,14 @@ pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<(
     if !arguments.of.exists() {
         return Err(Error::input(
             &arguments.of,
-            format!("--of {}: no such folder; give a run of `train` or a comparison", arguments.of.display()),
+            format!("--of {}: no such folder; pass a run of `train` or a comparison", arguments.of.display()),
         ));
     }
     if !arguments.of.is_dir() {
         return Err(Error::input(
             &arguments.of,
             format!(
-                "--of {}: is a file; give the folder of a run of `train` or of a comparison",
+                "--of {}: is a file; pass the folder of a run of `train` or of a comparison",
                 arguments.of.display()
             ),
         ));

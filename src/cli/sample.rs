@@ -56,7 +56,7 @@ pub struct SampleArguments {
     #[arg(long)]
     overwrite: bool,
     /// Guidance at the finest scale; it grows with the scale. 0: none, in half the time.
-    #[arg(long, value_name = "X", default_value_t = SampleSettings::default().guidance)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = SampleSettings::default().guidance)]
     cfg: f64,
     /// Sample from this many of the most likely codes; 0: from all.
     #[arg(long, value_name = "N", default_value_t = SampleSettings::default().top_k)]
@@ -103,7 +103,7 @@ pub(super) fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<(
         }
     }
     let model = checkpoint.or(config).ok_or_else(|| {
-        Error::argument("sample needs --checkpoint DIR, or --config FILE and --weights FILE")
+        Error::argument("no model; pass --checkpoint DIR, or --config FILE and --weights FILE")
     })?;
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));

@@ -123,7 +123,7 @@ fn directory(arguments: &TrainArguments, config: Option<&Config>) -> Result<Path
     let configured = config.and_then(|config| config.out.clone());
     arguments.out.clone().or(configured).ok_or_else(|| {
         Error::argument(
-            "the run needs a directory: give --out DIR, or set local_out_dir_path in the configuration",
+            "no directory for the run; pass --out DIR, or set local_out_dir_path in the configuration",
         )
     })
 }

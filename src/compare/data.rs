@@ -60,7 +60,7 @@ impl Described {
                 ),
             ));
         }
-        let cure = "restore it, or give another --out";
+        let cure = "restore it, or choose another --out";
         let found: Described = read_sealed(path, cure)?;
         if let Some(at) = (0..found.tables.len().max(self.tables.len()))
             .find(|&at| found.tables.get(at) != self.tables.get(at))
@@ -82,7 +82,7 @@ impl Described {
                 out,
                 format!(
                     "{} holds a comparison of another configuration or other tables, or one that was started with \
-                     other arithmetic (--device, fp16); give another --out, or remove it",
+                     other arithmetic (--device, fp16); choose another --out, or remove it",
                     out.display()
                 ),
             ));
@@ -257,7 +257,7 @@ fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
     for (what, count) in std::iter::zip(["validation", "measuring"], records) {
         if count < batch {
             return Err(Error::not_enough_data(format!(
-                "{count} usable records are left for {what}, fewer than a batch of {batch}; give more, or set bs lower"
+                "{count} usable records are left for {what}, fewer than a batch of {batch}; add data, or lower bs"
             )));
         }
     }
@@ -309,11 +309,11 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
             .filter_map(|(digest, record)| Some((record.id.as_str(), *found.get(&(*digest)?)?)))
             .collect();
         let Some((first, second)) = shared.first() else { continue };
+        let (one, other) = (sets[one].0, sets[other].0);
         let message = format!(
-            "{} {} images are in the {} set, too (the first: {first} is {second})",
-            shared.len(),
-            sets[one].0,
-            sets[other].0
+            "{} {one} images are in the {other} set, too (the first: `{first}` in the {one} set, `{second}` in the {other} \
+             set)",
+            shared.len()
         );
         if !request.allow_duplicates {
             return Err(Error::argument(format!("{message}; remove them, or pass --allow-duplicates")));

@@ -33,7 +33,7 @@ pub(super) fn run_directory(path: &Path, config: &Config) -> Result<RunDirectory
         Some((key, there, here)) => Err(Error::mismatch(
             path,
             format!(
-                "{} was started with {key} = {there}, not {here}; remove it, or give another --out",
+                "{} was started with {key} = {there}, not {here}; remove it, or choose another --out",
                 path.display()
             ),
         )),

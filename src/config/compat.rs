@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::{nearest::unknown_key, renamed};
 use crate::engine::ops::pyramid::Reach;
 
 /// Declares the switches once: the field, and its effect when true.
@@ -97,7 +98,9 @@ impl Compat {
                     };
                     if !compat.set(name, *on) {
                         let names = Self::SWITCHES.iter().map(|(name, _)| *name);
-                        return Err((name.clone(), super::nearest::unknown_key(name, names)));
+                        let message = renamed::renamed(&format!("compat.{name}"))
+                            .map_or_else(|| unknown_key(name, names), renamed::message);
+                        return Err((name.clone(), message));
                     }
                 }
                 Ok(compat)

@@ -343,6 +343,11 @@ impl Config {
         check::check(Source::parse_kept(name, text)?)
     }
 
+    /// The first former name of a key, or of a value, in the text of a stored configuration, with its current name.
+    pub(crate) fn first_former_name(text: &str) -> Option<String> {
+        renamed::first_former(&serde_json::from_str(text).ok()?)
+    }
+
     /// The effective configuration: every key with its value. Parsing it gives this configuration again.
     pub fn to_json(&self) -> Value {
         // Strings, numbers and lists always convert to JSON.
@@ -405,7 +410,7 @@ impl Config {
     }
 
     /// The backbone of the rater; see [`proxy_backbone`](Self::proxy_backbone).
-    pub(crate) fn rater_backbone(
+    pub fn rater_backbone(
         &self,
         vocabulary: usize,
         code_channels: usize,

@@ -19,6 +19,11 @@ pub(super) fn renamed(key: &str) -> Option<&'static str> {
     KEYS.iter().find(|(before, _)| *before == key).map(|(_, now)| *now)
 }
 
+/// The message for a renamed key.
+pub(super) fn message(now: &str) -> String {
+    format!("was renamed to `{now}`")
+}
+
 /// Migrates a stored configuration to the current names; returns whether anything changed.
 pub(super) fn migrate(config: &mut Value) -> bool {
     let mut changed = false;
@@ -32,6 +37,15 @@ pub(super) fn migrate(config: &mut Value) -> bool {
         }
     }
     changed
+}
+
+/// The first former name or value in a stored configuration, with its current one.
+pub(super) fn first_former(config: &Value) -> Option<String> {
+    let at = |key: &str| key.split('.').try_fold(config, |at, part| at.get(part));
+    let key = KEYS.iter().find(|(before, _)| at(before).is_some());
+    let value = || VALUES.iter().find(|(key, before, _)| at(key).is_some_and(|value| value == before));
+    key.map(|(before, now)| format!("{before} is now {now}"))
+        .or_else(|| value().map(|(key, before, now)| format!("{key}={before} is now {key}={now}")))
 }
 
 /// Renames the last part of a dotted key if it exists.
@@ -58,6 +72,12 @@ mod tests {
             "rater_teaching": "weights", "rule_scaling": "centre", "compat": {"clip_grey16": true}, "bs": 4
         });
         let text = before.to_string();
+        assert_eq!(first_former(&before).unwrap(), "rater_teaching is now rater_objective");
+        assert_eq!(
+            first_former(&json!({"rule_scaling": "centre"})).unwrap(),
+            "rule_scaling=centre is now rule_scaling=center"
+        );
+        assert_eq!(first_former(&json!({"rule_scaling": "center", "compat": "released"})), None);
         let config = Config::parse_kept("config.json", &text).unwrap().to_json();
         assert_eq!(config["rater_objective"], "reweight");
         assert_eq!(config["rule_scaling"], "center");

@@ -1,6 +1,11 @@
 //! Parses a file and the `--set` arguments into a [`RawConfig`], and names the key or line that does not parse.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use serde_json::{Map, Value};
 
@@ -8,7 +13,7 @@ use super::{
     Compat,
     keys::{self, RawConfig},
     nearest::unknown_key,
-    renamed::{migrate, renamed},
+    renamed,
 };
 use crate::error::{Error, Result};
 
@@ -33,7 +38,7 @@ impl Source {
         let name = path.display().to_string();
         let text = String::from_utf8(bytes).map_err(|error| Error::Config {
             source_name: name.clone(),
-            key: "text".to_owned(),
+            key: String::new(),
             message: format!(
                 "byte {} is not UTF-8; save the file as UTF-8",
                 error.utf8_error().valid_up_to()
@@ -45,20 +50,30 @@ impl Source {
     /// Parses the configuration stored by a run or a comparison. Keys under former names are accepted with a warning.
     pub(super) fn parse_kept(name: &str, text: &str) -> Result<Self> {
         let mut config = serde_json::from_str(text).unwrap_or(Value::Null);
-        if !migrate(&mut config) {
+        if !renamed::migrate(&mut config) {
             return Self::parse(name, text, &[]);
         }
-        tracing::warn!("{name}: written by an earlier version; renamed keys are read under their new names");
+        // A command may read the configuration of a run more than once.
+        static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+            tracing::warn!(
+                "{name}: written by an earlier version; renamed keys are read under their new names"
+            );
+        }
         Self::parse(name, &config.to_string(), &[])
     }
 
     /// Reads a file's text and applies `--set` arguments in order.
     pub(super) fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let refusal = |key: String, message: String| {
-            let key = if key.is_empty() { "configuration".to_owned() } else { key };
-            Error::Config { source_name: name.to_owned(), key, message }
-        };
+        let refusal =
+            |key: String, message: String| Error::Config { source_name: name.to_owned(), key, message };
+        // An array would be read as the values of the keys in their order.
+        if !text.trim_start().starts_with('{') {
+            let what = if text.trim().is_empty() { "is empty" } else { "is not a JSON object" };
+            let message = format!("{what}; a configuration is keys and values, such as {{\"bs\": 32}}");
+            return Err(refusal(String::new(), message));
+        }
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let read: Result<RawConfig, _> = serde_path_to_error::deserialize(&mut deserializer);
         let mut raw = match read {
@@ -69,7 +84,7 @@ impl Source {
             }
         };
         if let Err(error) = deserializer.end() {
-            return Err(refusal(String::new(), error.to_string()));
+            return Err(refusal(String::new(), plain(&error)));
         }
         let mut overridden = BTreeSet::new();
         if !sets.is_empty() {
@@ -102,8 +117,8 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
     };
     let key = key.trim();
     let known: Vec<String> = keys::names();
-    if let Some(now) = renamed(key) {
-        return Err(refuse(key, is_called(now)));
+    if let Some(now) = renamed::renamed(key) {
+        return Err(refuse(key, renamed::message(now)));
     }
     if !known.iter().any(|name| name == key) {
         return Err(refuse(key, unknown_key(key, known.iter().map(String::as_str))));
@@ -120,7 +135,7 @@ fn apply(value: &mut Value, raw: &mut RawConfig, set: &str) -> Result<String> {
                 return Ok(key.to_owned());
             }
             Err(error) => {
-                first_error.get_or_insert_with(|| error.inner().to_string());
+                first_error.get_or_insert_with(|| plain(error.inner()));
             }
         }
     }
@@ -146,11 +161,6 @@ fn set_at(value: &mut Value, key: &str, new: Value) {
     *at = new;
 }
 
-/// The message for a key that has been renamed.
-fn is_called(now: &str) -> String {
-    format!("was renamed to `{now}`")
-}
-
 /// The key and message of a serde error.
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, String) {
     let path = error.path().to_string();
@@ -168,11 +178,57 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, St
         let prefix = if parent.is_empty() { parent } else { format!("{parent}.") };
         let known = keys::names();
         let siblings = known.iter().filter_map(|known| known.strip_prefix(prefix.as_str()));
-        let message = match renamed(&format!("{prefix}{name}")) {
-            Some(now) => is_called(now),
+        let message = match renamed::renamed(&format!("{prefix}{name}")) {
+            Some(now) => renamed::message(now),
             None => unknown_key(name, siblings),
         };
         return (key, format!("{message} (line {line}, column {column})"));
     }
-    (path, text)
+    if let Some(key) = text.strip_prefix("duplicate field `").and_then(|rest| Some(rest.split_once('`')?.0)) {
+        let key = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        return (key, format!("is given twice{}", position(error.inner())));
+    }
+    // Within a value, the path of a syntax error ends in `?`.
+    let path = if path == "?" { String::new() } else { path };
+    (path, plain(error.inner()))
+}
+
+/// Where in the text an error is, if it comes from text.
+fn position(error: &serde_json::Error) -> String {
+    match (error.line(), error.column()) {
+        (0, _) => String::new(),
+        (line, column) => format!(" (line {line}, column {column})"),
+    }
+}
+
+/// A serde error in the words of the other messages.
+fn plain(error: &serde_json::Error) -> String {
+    let (text, position) = (error.to_string(), position(error));
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    if error.is_syntax() || error.is_eof() {
+        return format!("not valid JSON: {text}{position}");
+    }
+    let Some((found, expected)) =
+        text.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
+    else {
+        return format!("{text}{position}");
+    };
+    let expected = match expected {
+        "i64" | "u64" | "usize" => "an integer",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a map" => "an object",
+        "a sequence" => "an array",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    let found = match found.split_once(' ') {
+        Some(("string", text)) => text,
+        Some(("integer" | "boolean", value)) => value.trim_matches('`'),
+        Some(("floating", rest)) => rest.trim_start_matches("point ").trim_matches('`'),
+        _ if found == "sequence" => "an array",
+        _ if found == "map" => "an object",
+        _ => found,
+    };
+    format!("must be {expected}, but is {found}{position}")
 }

@@ -79,19 +79,22 @@ pub fn scheme_of(written: &str) -> Option<&str> {
     (is_scheme && has_address).then_some(scheme)
 }
 
+/// Why a row without a path has no image.
+pub const EMPTY_PATH: &str = "the path of the image is empty";
+
 /// Why an image with this path is not a local file; `None` if it is.
 pub fn not_local(written: &str) -> Option<String> {
     if written.is_empty() {
-        return Some("its path is empty".to_owned());
+        return Some(EMPTY_PATH.to_owned());
     }
     let scheme = scheme_of(written)?;
     Some(match scheme.to_ascii_lowercase().as_str() {
         "http" | "https" => {
-            format!("{scheme}: is a URL, not a file; download the images first, for example with img2dataset")
+            format!("a URL ({scheme}:), not a file; download the images first, for example with img2dataset")
         }
-        "file" => "file: is a URL; write the path without file:".to_owned(),
-        "data" => "data: contains the image itself, not its path; write it to a file first".to_owned(),
-        _ => format!("{scheme}: is a URL, not a local file; copy the images to this machine first"),
+        "file" => "a URL (file:); write the path without file:".to_owned(),
+        "data" => "a URL (data:) with the image itself; write it to a file first".to_owned(),
+        _ => format!("a URL ({scheme}:), not a local file; copy the images to this machine first"),
     })
 }
 
@@ -142,9 +145,9 @@ mod tests {
     #[test]
     fn paths_of_other_machines_are_explained() {
         for (written, hint) in [
-            ("https://host/b.png", "https: is a URL"),
-            ("file:///a/b.png", "file: is a URL"),
-            ("s3://bucket/b.png", "s3: is a URL"),
+            ("https://host/b.png", "a URL (https:)"),
+            ("file:///a/b.png", "a URL (file:)"),
+            ("s3://bucket/b.png", "a URL (s3:)"),
             ("~/images/b.png", "expanded only by a shell"),
             ("C:\\images\\b.png", "drive letter"),
             ("C:/images/b.png", "drive letter"),

@@ -43,19 +43,19 @@ pub enum Error {
         message: String,
     },
     /// An invalid configuration key or value.
-    #[error("{source_name}: {key}: {message}")]
+    #[error("{source_name}: {}{message}", if key.is_empty() { String::new() } else { format!("{key}: ") })]
     Config {
         /// The source of the key: a file or `--set`.
         source_name: String,
-        /// The key, with dots if nested.
+        /// The key, with dots if nested; empty for the file as a whole.
         key: String,
         /// The problem and a hint.
         message: String,
     },
     /// An unusable image. Its record is counted, logged and skipped.
-    #[error("{}: {message}", path.display())]
+    #[error("{}{message}", if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) })]
     Image {
-        /// The image file.
+        /// The image file; empty if its row has no path.
         path: PathBuf,
         /// The problem.
         message: String,

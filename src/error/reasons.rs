@@ -58,7 +58,7 @@ impl Reasons {
                 return Error::Table {
                     path: table.to_path_buf(),
                     line: None,
-                    message: "has no rows".to_owned(),
+                    message: "the table has a header but no rows".to_owned(),
                 };
             }
             1 => "the only row cannot be used".to_owned(),
@@ -139,7 +139,10 @@ mod tests {
     #[test]
     fn reasons_are_grouped_and_the_first_files_named() {
         let mut reasons = Reasons::default();
-        assert_eq!(reasons.none_usable(Path::new("t.csv"), None).to_string(), "t.csv: has no rows");
+        assert_eq!(
+            reasons.none_usable(Path::new("t.csv"), None).to_string(),
+            "t.csv: the table has a header but no rows"
+        );
         reasons.add("b.png: not an image: every byte is 0");
         assert_eq!(
             reasons.none_usable(Path::new("t.csv"), None).to_string(),

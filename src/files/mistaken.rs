@@ -43,10 +43,9 @@ impl fmt::Display for Mistaken {
                 "an HTML page, probably an error or login page",
                 "download the file again, with access to it",
             ),
-            Self::Pointer => (
-                "a Git LFS pointer, not the file itself",
-                "run `git lfs pull` in its repository, or download the file itself",
-            ),
+            Self::Pointer => {
+                ("a Git LFS pointer", "run `git lfs pull` in its repository, or download the file")
+            }
             Self::Answer => ("an XML error response: the download was refused", "download the file again"),
         };
         write!(formatter, "{what}; {cure}")

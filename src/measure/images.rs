@@ -100,7 +100,7 @@ fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<V
         }
     }
     if found.is_empty() {
-        return Err(table.refuse("there is a header but no image"));
+        return Err(table.refuse("the table has a header but no rows"));
     }
     Ok(found)
 }

@@ -88,7 +88,12 @@ enum Padding {
 impl Reader<'_> {
     fn tensor(&mut self, name: String, shape: &[usize]) -> Result<Vec<f32>> {
         let damaged = |message| Error::Checkpoint { path: self.weights.path().to_path_buf(), message };
-        let tensor = self.weights.read(&name)?;
+        let tensor = self.weights.read(&name).map_err(|error| match error {
+            Error::Checkpoint { message, .. } => {
+                damaged(format!("not FID's Inception-v3 with pytorch-fid's names: {message}"))
+            }
+            other => other,
+        })?;
         if tensor.shape() != shape {
             return Err(damaged(format!(
                 "{name} must be {shape:?} in FID's Inception-v3, but is {:?}",

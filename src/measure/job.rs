@@ -120,14 +120,14 @@ impl Measurer {
                 Features::Clip => match &image {
                     Some(image) => spaces.push(Arc::clone(image) as Arc<dyn FeatureSpace>),
                     None => {
-                        return Err(Error::argument("features of CLIP need its weights: give --clip FOLDER"));
+                        return Err(Error::argument("features of CLIP need its weights; pass --clip FOLDER"));
                     }
                 },
                 Features::Inception => match &choice.inception {
                     Some(path) => spaces.push(Arc::new(Inception::open(path, choice.decode)?)),
                     None => {
                         return Err(Error::argument(
-                            "features of Inception-v3 need its weights: give --inception FILE",
+                            "features of Inception-v3 need its weights; pass --inception FILE",
                         ));
                     }
                 },
@@ -139,7 +139,7 @@ impl Measurer {
         };
         if spaces.is_empty() && score.is_none() {
             return Err(Error::argument(
-                "nothing to measure: name features, or give --clip FOLDER for CLIP-Score",
+                "nothing to measure; pass --reference for a Fréchet distance, or --clip FOLDER for CLIP-Score",
             ));
         }
         Ok(Self { spaces, score })

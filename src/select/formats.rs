@@ -18,7 +18,7 @@ use crate::{
         ColumnNames, Corpus, ImageRef, Record,
         corpus::{Schema, image_folders, moved_paths::absolute_path},
         image::decode::{self, SNIFFED_BYTES},
-        location::not_local,
+        location::{EMPTY_PATH, not_local},
     },
     error::{Error, LeftOutRows, Reasons, Result},
     files::{AtomicFile, write_atomic},
@@ -177,7 +177,7 @@ impl PackJob {
             _ => return Ok(()),
         };
         if self.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case(expected)) {
-            return Err(Error::invalid(format!("{} must end in .{expected}", self.out.display())));
+            return Err(Error::invalid(format!("{}: the name must end in .{expected}", self.out.display())));
         }
         Ok(())
     }
@@ -254,7 +254,7 @@ impl Packing<'_> {
             self.check()?;
             let written = self.written(record);
             if written.is_empty() {
-                self.leave_out(record, "its path is empty".to_owned());
+                self.leave_out(record, EMPTY_PATH.to_owned());
                 continue;
             }
             let mut fields = record.fields.clone();

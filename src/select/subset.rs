@@ -194,10 +194,7 @@ fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
     let ending = job.out.extension().and_then(|ending| ending.to_str()).unwrap_or("");
     let stem = job.out.file_stem().filter(|_| ending.eq_ignore_ascii_case("csv"));
     let Some(stem) = stem else {
-        return Err(Error::invalid(format!(
-            "the subset {} must be a file ending in .csv",
-            job.out.display()
-        )));
+        return Err(Error::invalid(format!("{}: the name must end in .csv", job.out.display())));
     };
     let beside = |ending: &str| {
         let mut name = stem.to_os_string();

@@ -87,10 +87,15 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
     }
     match (others.len(), others.pop_first()) {
         (1, Some(only)) => Ok(only),
+        (0, _) => Err(damaged(
+            folder,
+            "the folder holds no weights: neither model.safetensors nor another .safetensors, .pth, .pt or .bin file"
+                .to_owned(),
+        )),
         (count, _) => Err(damaged(
             folder,
             format!(
-                "the folder holds none of {}, and {count} other weight files; pass the file itself",
+                "the folder holds {count} files of weights, and none of {}; pass a file",
                 NAMES.join(", ")
             ),
         )),

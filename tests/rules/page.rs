@@ -9,8 +9,11 @@ use super::{matching::MATCHING, *};
 #[test]
 fn the_page_has_the_example_and_every_rule() {
     let page = fs::read_to_string("docs/rules.md").unwrap();
-    let (_, example) = include_str!("matching.rs").split_once("\n\n").unwrap();
-    assert!(page.contains(example), "docs/rules.md and tests/rules/matching.rs have different examples");
+    let (_, example) = include_str!("../../examples/own_rule/matching.rs").split_once("\n\n").unwrap();
+    assert!(
+        page.contains(example),
+        "docs/rules.md and examples/own_rule/matching.rs have different examples"
+    );
     for rule in RULES {
         assert!(page.contains(&format!("\n| `{rule}` | ")), "docs/rules.md has no line for {rule}");
     }

@@ -172,7 +172,7 @@ impl FromStr for &'static RuleEntry {
     fn from_str(name: &str) -> Result<Self> {
         RULES.iter().find(|rule| rule.name == name).copied().ok_or_else(|| {
             let names: Vec<String> = RULES.iter().map(|rule| format!("\"{rule}\"")).collect();
-            Error::argument(format!("must be {}, but is \"{name}\"", names.join(" or ")))
+            Error::argument(format!("must be {}, but is \"{name}\"", either(names.into_iter())))
         })
     }
 }

@@ -35,7 +35,7 @@ macro_rules! named {
                     $($text => Ok(Self::$variant),)*
                     _ => Err(Error::argument(format!(
                         "must be {}, but is \"{text}\"",
-                        [$(concat!("\"", $text, "\"")),*].join(" or ")
+                        super::either([$(concat!("\"", $text, "\"").to_owned()),*].into_iter())
                     ))),
                 }
             }

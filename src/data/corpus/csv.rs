@@ -46,7 +46,7 @@ impl CsvReader {
         let columns =
             Columns::find(path, table.header(), names).map_err(|message| table.refuse_header(message))?;
         if !table.has_more()? {
-            return Err(table.refuse("the file has a header but no row of data"));
+            return Err(table.refuse("the table has a header but no rows"));
         }
         let added = columns.id.is_none().then(|| ID_NAMES[0].to_owned());
         let shift = usize::from(added.is_some());

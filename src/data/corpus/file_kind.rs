@@ -81,7 +81,7 @@ fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
     } else if begins("<!doctype html") || begins("<html") {
         Some(("a web page", "the download may have returned an error page; download it again"))
     } else if begins("version https://git-lfs.github.com/spec/") {
-        Some(("a Git LFS pointer, not the file itself", "fetch it with git lfs pull"))
+        Some(("a Git LFS pointer", "run `git lfs pull` in its repository"))
     } else {
         None
     }

@@ -151,7 +151,8 @@ impl FromStr for Flaw {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|flaw| flaw.name() == name).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|flaw| flaw.name()).collect();
+            let flaws = Self::ALL.iter().filter(|&&flaw| flaw != Self::Clean);
+            let names: Vec<_> = flaws.map(|flaw| flaw.name()).collect();
             Error::argument(format!("`{name}` is not a flaw; the flaws are {}", names.join(", ")))
         })
     }

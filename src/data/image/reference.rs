@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     data::{
-        location::{Location, hint_of_missing},
+        location::{EMPTY_PATH, Location, hint_of_missing},
         store::{Kind, Stamp},
     },
     error::{Error, Result},
@@ -79,6 +79,7 @@ impl ImageRef {
             return Error::OpenFiles { path: self.as_path().to_path_buf() };
         }
         self.refuse(match error.kind() {
+            io::ErrorKind::NotFound if self.as_path().as_os_str().is_empty() => EMPTY_PATH.to_owned(),
             io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(self.as_path())),
             io::ErrorKind::Unsupported => error.to_string(),
             _ => format!("cannot be read: {error}"),

@@ -109,7 +109,8 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     if path.join("rater.safetensors").exists() {
         return Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: "holds a rater and its proxy, not a model trained by `fit`".to_owned(),
+            message: "holds a rater and its proxy, not a model trained by `fit`; pass a run of `fit`"
+                .to_owned(),
         });
     }
     folder::open(path)
@@ -131,7 +132,7 @@ pub fn load_model(
         None => Checkpoint::newest(checkpoints)?.ok_or_else(|| {
             Error::input(
                 checkpoints,
-                format!("{} has no checkpoint yet; train the model for longer first", checkpoints.display()),
+                format!("{}: holds no checkpoint yet; train for longer first", checkpoints.display()),
             )
         })?,
     };

@@ -134,7 +134,7 @@ pub fn sample(
     let SampleRequest { prompts, each, out, layout, batch, .. } = request;
     if prompts.is_empty() || *each == 0 || *batch == 0 {
         return Err(Error::argument(
-            "no images requested: pass at least one prompt and one image per prompt",
+            "no captions; pass --prompt TEXT or --prompts FILE, and 1 or more images per caption",
         ));
     }
     if let ImageLayout::GenEval { metadata } = layout

@@ -23,6 +23,11 @@ pub struct LeftOut {
     pub first_malformed: Option<String>,
 }
 
+/// A number of rows, with its noun.
+fn rows(count: u64) -> String {
+    format!("{count} {}", if count == 1 { "row" } else { "rows" })
+}
+
 /// Why a row is not kept.
 pub(super) enum Verdict {
     Malformed(String),
@@ -69,10 +74,13 @@ impl LeftOut {
     pub(crate) fn warn(&self, path: &Path) {
         let path = path.display();
         if let Some(first) = &self.first_malformed {
-            tracing::warn!("{path}: {} malformed rows are left out; the first is {first}", self.malformed);
+            tracing::warn!(
+                "{path}: left out {} that cannot be parsed; the first is {first}",
+                rows(self.malformed)
+            );
         }
         if self.without_rating > 0 {
-            tracing::warn!("{path}: {} rows without a rating are left out", self.without_rating);
+            tracing::warn!("{path}: left out {} without a rating", rows(self.without_rating));
         }
     }
 }

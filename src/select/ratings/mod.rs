@@ -192,11 +192,7 @@ impl TableKind {
         match ending.to_ascii_lowercase().as_str() {
             "csv" => Ok(Self::Csv),
             "parquet" => Ok(Self::Parquet),
-            _ => Err(table_error(
-                path,
-                None,
-                "the extension is neither .csv nor .parquet; rename the file to match its format",
-            )),
+            _ => Err(table_error(path, None, "the name must end in .csv or .parquet")),
         }
     }
 }
@@ -448,7 +444,7 @@ impl RatingsTable {
         };
         if table.ratings.is_empty() {
             let message = match left_out.total() {
-                0 => "the table has no rows below its header".to_owned(),
+                0 => "the table has a header but no rows".to_owned(),
                 count => format!("no rows are left: all {count} are malformed or have no rating"),
             };
             return Err(table_error(path, None, message));

@@ -180,7 +180,8 @@ impl<S> Opened<'_, S> {
             return Err(damaged(&path, format!("is not listed in {STATE}; {HINT}")));
         };
         if bytes.len() as u64 != record.bytes {
-            let message = format!("is truncated: {} bytes instead of {}; {HINT}", bytes.len(), record.bytes);
+            let what = if (bytes.len() as u64) < record.bytes { "truncated" } else { "damaged" };
+            let message = format!("is {what}: {} bytes instead of {}; {HINT}", bytes.len(), record.bytes);
             return Err(damaged(&path, message));
         }
         if Written::of(&bytes) != *record {

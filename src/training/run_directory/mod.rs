@@ -133,8 +133,8 @@ impl RunDirectory {
                 return Err(Error::mismatch(
                     path,
                     format!(
-                        "{} already holds a run; pass --resume to continue it, --overwrite to discard it, or \
-                         another --out",
+                        "{}: already holds a run; pass --resume to continue it, --overwrite to replace it, or \
+                         choose another --out",
                         path.display()
                     ),
                 ));
@@ -181,6 +181,7 @@ impl RunDirectory {
     /// If there is no run, another process uses it, or its configuration cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
         expect_configuration(path)?;
+        expect_current_names(path)?;
         let config = Self::config_of(path)?;
         let folder =
             OutputFolder::claim(&Claim { command: WRITER, inputs: &[], overwrite: false }, path, LAYOUT)?;
@@ -226,7 +227,7 @@ impl RunDirectory {
     pub fn config_of(path: &Path) -> Result<Config> {
         if !Self::is_run(path) {
             let message = format!(
-                "{} holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
+                "{}: holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
                  --out {0}`",
                 path.display()
             );
@@ -413,6 +414,18 @@ fn expect_configuration(run: &Path) -> Result<()> {
     let message = format!(
         "is damaged or was changed: its SHA-256 is none of those in {PROVENANCE}; restore it, and change keys with \
          --set when you resume"
+    );
+    Err(Error::Checkpoint { path, message })
+}
+
+/// Refuses a run whose configuration has former names: its checkpoints are of that configuration and of no other.
+fn expect_current_names(run: &Path) -> Result<()> {
+    let path = run.join(CONFIG);
+    let text = if path.exists() { read_text(&path)? } else { return Ok(()) };
+    let Some(former) = Config::first_former_name(&text) else { return Ok(()) };
+    let message = format!(
+        "was written by an earlier version ({former}), so the run can be used but not resumed; start a new run with \
+         another --out"
     );
     Err(Error::Checkpoint { path, message })
 }
