@@ -73,7 +73,8 @@ pub struct PlantArguments {
 /// Runs the command.
 ///
 /// # Errors
-/// If an input cannot be used or the copy cannot be written; [`Error::Interrupted`](crate::Error::Interrupted) if the user interrupts.
+/// If an input cannot be used or the copy cannot be written; [`Error::Interrupted`](crate::Error::Interrupted) if the
+/// user interrupts.
 pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
     let settings = PlantSettings {
         corpus: arguments.data,
