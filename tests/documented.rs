@@ -30,7 +30,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo test", "this is a test"),
     ("cargo fmt", "a step of .ci/run"),
     ("ALCHEMIST_DEVICE=emulated cargo test", "a step of .ci/run"),
-    ("python3 scripts/openclipart.py", "it needs a package of Debian; `openclipart/` is generated instead"),
+    ("python3 scripts/corpora/", "they need packages of Debian or npm; `openclipart/` is generated instead"),
     ("…ckpt_path=vae_ch160v4096z32.pth", "it needs the released weights"),
 ];
 
@@ -43,6 +43,11 @@ const CHANGED: &[(&str, &str, &str)] = &[
         "its configuration is built in; with sizes like those of `small` it takes seconds",
     ),
     ("--seeds 5", "--seeds 1 --keep 50% --equal steps", "a twentieth of the time"),
+    (
+        "--out runs/comparison-mismatch",
+        "--out runs/comparison-mismatch --seeds 1 --keep 50% --equal steps --ratings clarity --samplers top-k",
+        "a hundredth of the time",
+    ),
     ("rule=matching", "rule=alignment", "the reader of that page adds the rule"),
     ("--out runs/int", "--out runs/int --set ep=5000", "it must not end before it is interrupted"),
 ];

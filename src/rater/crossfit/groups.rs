@@ -20,7 +20,7 @@ const GRID: usize = 8;
 const LENGTH: usize = 3 * GRID * GRID;
 /// Two images are near-duplicates if `2⟨f, g⟩ / (‖f‖² + ‖g‖²)` is at least this, for centered features `f` and `g` or
 /// the mirrored `g`.
-const SIMILAR: f32 = 0.98;
+const SIMILAR: f32 = 0.97;
 /// Images per block of the search.
 const BLOCK: usize = 512;
 /// Images that are decoded together.

@@ -75,6 +75,8 @@ impl<'a> CrossFit<'a> {
                     cross_fit.folds.count
                 )));
             }
+        }
+        for fold in 0..cross_fit.folds.count {
             cross_fit.folds.training(fold, config.training.batch)?;
             cross_fit.bank(fold)?;
         }
