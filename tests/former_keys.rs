@@ -34,7 +34,7 @@ fn make_former(run: &Path) {
     let mut starts = read(&path);
     let start = starts[0].as_object_mut().unwrap();
     start.insert("config".to_owned(), json!(sha256(text.as_bytes())));
-    let link = start.keys().last().unwrap().clone();
+    let link = start.keys().next_back().unwrap().clone();
     start.shift_remove(&link);
     let sum = sha256(json!([null, start]).to_string().as_bytes());
     start.insert(link, json!(sum));

@@ -1,7 +1,7 @@
 //! Cross-fitting: a proxy per fold, trained on the other folds, evaluates the records of its fold, so that no record is
 //! evaluated by a proxy that has memorized it.
 //!
-//! The evaluation is the [caption gain](gain). A rule that needs it (`rule: gain`) turns it into constants; the ratings
+//! The evaluation is the [caption gain](CaptionGain). A rule that needs it (`rule: gain`) turns it into constants; the ratings
 //! are mid-rank percentiles within each fold, because the proxies of two folds have different scales, and the rater's
 //! targets are the percentiles' normal scores.
 

@@ -27,7 +27,7 @@ use crate::{
         optimizer::AdamWSettings,
         prepared::{Prepared, prepare},
         released,
-        run_directory::RunDirectory,
+        run_directory::{Journal, RunDirectory},
         schedule::Plan,
     },
 };
@@ -136,11 +136,7 @@ pub fn train(
     }
     let mut journal = directory.journal(kept.as_ref())?;
     let mut batches = Batches::new(&run)?;
-    let cross_fit = (run.is_crossfitted() && step == 0)
-        .then(|| {
-            interrupt.while_reading(NO_STEP, || CrossFit::new(config, directory, &run.data, device.as_ref()))
-        })
-        .transpose()?;
+    let cross_fit = run.cross_fit(device.as_ref(), step, interrupt)?;
     directory.record_start(config, command_line, step)?;
     let total = run.proxy_updates();
     let own_plan = rater_only::plan(&run)?;
@@ -196,13 +192,12 @@ pub fn train(
             return Err(Error::Interrupted { saved });
         }
     }
-    let mut folds = Vec::new();
-    if let Some(cross_fit) = cross_fit {
-        let fitted = cross_fit.run(interrupt, progress)?;
-        journal.note_gains(fitted.write(directory, &config.data.id_column, &run.data.train.ids)?);
-        samples.settle(&fitted.targets());
-        folds = fitted.folds;
-    }
+    let folds = match &cross_fit {
+        Some(cross_fit) => {
+            run.evaluate_captions(cross_fit, &mut samples, &mut journal, interrupt, progress)?
+        }
+        None => Vec::new(),
+    };
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
     } else if last.is_none() {
@@ -354,6 +349,41 @@ impl Run<'_> {
     /// Whether the rule evaluates captions by cross-fitted proxies, so that the run's own proxy is not trained.
     fn is_crossfitted(&self) -> bool {
         self.config.training.rule.rule.needs().caption_gain
+    }
+
+    /// The folds of a rule that evaluates captions; `None` under other rules, and where the rater's targets were
+    /// restored.
+    fn cross_fit<'a>(
+        &'a self,
+        device: Option<&'a Device>,
+        step: u64,
+        interrupt: &Interrupt,
+    ) -> Result<Option<CrossFit<'a>>> {
+        if !self.is_crossfitted() || step > 0 {
+            return Ok(None);
+        }
+        let new = || CrossFit::new(self.config, self.directory, &self.data, device);
+        interrupt.while_reading(NO_STEP, new).map(Some)
+    }
+
+    /// Evaluates the captions of all training records, writes the table of gains and sets the rater's targets. Returns
+    /// the summaries of the folds.
+    fn evaluate_captions(
+        &self,
+        cross_fit: &CrossFit<'_>,
+        samples: &mut SampleRecords,
+        journal: &mut Journal,
+        interrupt: &Interrupt,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<(FoldProxySummary, usize)>> {
+        let fitted = cross_fit.run(interrupt, progress)?;
+        journal.note_gains(fitted.write(
+            self.directory,
+            &self.config.data.id_column,
+            &self.data.train.ids,
+        )?);
+        samples.settle(&fitted.targets());
+        Ok(fitted.folds)
     }
 
     /// Updates of the proxy; those of the rater alone follow.
