@@ -69,7 +69,11 @@ impl CategoryCorpus {
         shares: FlawShares,
         category: Option<&str>,
     ) -> alchemist_engine::Result<Planted> {
-        let settings = PlantSettings {
+        plant(&self.settings(table, out, shares, category), &Interrupt::default(), &mut ())
+    }
+
+    fn settings(&self, table: &Path, out: &str, shares: FlawShares, category: Option<&str>) -> PlantSettings {
+        PlantSettings {
             corpus: table.to_path_buf(),
             columns: ColumnNames::default(),
             skip_bad_rows: false,
@@ -80,8 +84,7 @@ impl CategoryCorpus {
             workers: 2,
             seed: 3,
             overwrite: false,
-        };
-        plant(&settings, &Interrupt::default(), &mut ())
+        }
     }
 
     /// The planted rows by id, each with the bytes of its image.
@@ -174,4 +177,18 @@ fn flaws_that_a_corpus_cannot_have_are_refused() {
     let few = corpus.table("few.csv", 0..10);
     let planted = corpus.plant(&few, "few", shares, None).unwrap();
     assert_eq!(planted.counts, [(Flaw::Clean, 9), (Flaw::TruncatedCaption, 0), (Flaw::GenericCaption, 1)]);
+}
+
+#[test]
+fn a_smaller_corpus_planted_over_a_larger_one_leaves_none_of_its_images() {
+    let corpus = CategoryCorpus::new();
+    let images = || fs::read_dir(corpus.folder.path().join("out/images")).unwrap().count();
+    corpus.plant(&corpus.table("many.csv", 0..40), "out", FlawShares::NONE, None).unwrap();
+    assert_eq!(images(), 40);
+    let few = corpus.table("few.csv", 0..5);
+    corpus.plant(&few, "out", FlawShares::NONE, None).unwrap_err();
+    assert_eq!(images(), 40);
+    let settings = corpus.settings(&few, "out", FlawShares::NONE, None);
+    plant(&PlantSettings { overwrite: true, ..settings }, &Interrupt::default(), &mut ()).unwrap();
+    assert_eq!((images(), corpus.planted("out").len()), (5, 5));
 }
