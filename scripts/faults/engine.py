@@ -125,7 +125,7 @@ class Engine:
         self.command = command
         self.folder = folder
         self.output = folder / "t"
-        self.library = library
+        self.preload = library
         self.timeout = timeout
 
     def start(self, arguments: list, fault: Fault, counters: Path):
@@ -135,7 +135,7 @@ class Engine:
             if not name.startswith(("ALCHEMIST_", "FAULTS_", "RUST_", "LD_"))
         }
         environment |= {
-            "LD_PRELOAD": str(self.library),
+            "LD_PRELOAD": str(self.preload),
             "FAULTS_ROOT": str(self.folder),
             "FAULTS_OUTPUT": str(self.output),
             "FAULTS_COUNTERS": str(counters),

@@ -71,7 +71,7 @@ fn other_looks(looks: &Looks) -> Vec<Vec<Looks>> {
     options.into_iter().filter(|options| !options.is_empty()).collect()
 }
 
-/// Colors of a shape's smaller parts, by which it might be called as well.
+/// Colors of a shape's smaller parts, which would make a caption with that color true.
 fn detail_colors(shape: Shape) -> &'static [NamedColor] {
     match shape {
         Shape::House => &[RED, BROWN, GRAY, BLACK],
