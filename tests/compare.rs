@@ -372,7 +372,7 @@ fn models_draw_images_that_are_measured() {
     // Stopped anywhere, it comes to the same.
     work.killed(&drawing, 3, 700, 400);
     let said = work.succeed(&drawing);
-    assert!(said.contains("6 images are too few for features of 16 dimensions"), "{said}");
+    assert!(said.contains("6 images are too few for a full-rank covariance of 16 dimensions"), "{said}");
     let drawn = work.fits("compared");
     let score = drawn[0]
         .keys()

@@ -430,11 +430,11 @@ fn every_command_counts_malformed_rows_as_failed_on_request() {
     let pack = ["pack", "--format", "csv", "--data", "data/bad.csv", "--out", "packed.csv"];
     place.refused(&pack, &["data/bad.csv, line 4"]);
     let said = place.succeed(&[&pack[..], &["--skip-bad-rows"]].concat());
-    assert!(said.contains(&format!("{rows} rows in = {} written + 3 left out", rows - 3)), "{said}");
+    assert!(said.contains(&format!("{rows} rows in = {} written + 3 skipped", rows - 3)), "{said}");
     let plant = ["plant", "--side", "24", "--data", "data/bad.csv", "--out", "planted"];
     place.refused(&plant, &["data/bad.csv, line 4"]);
     let said = place.succeed(&[&plant[..], &["--skip-bad-rows"]].concat());
-    assert!(said.contains(&format!("{} records", rows - 3)) && said.contains("3 left out"), "{said}");
+    assert!(said.contains(&format!("{} records", rows - 3)) && said.contains("3 skipped"), "{said}");
     let select = [
         "select",
         "--ratings",

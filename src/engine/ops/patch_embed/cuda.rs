@@ -8,8 +8,7 @@
 //!
 //! The projection's weight gradient is a matrix product. For it, rows are padded to `[B, L, Cvae]` with zeros for the
 //! first tokens (as [`pyramid_input`](crate::engine::ops::pyramid::cuda::pyramid_input) writes them on request): then
-//! both inputs are dense, and sample `i`'s own gradient is the range `i·L..(i + 1)·L` of the inner dimension. its
-//! inputs are dense, and sample `i`'s own gradient is the part of the inner size from `i·L` to `(i + 1)·L`.
+//! both inputs are dense, and sample `i`'s own gradient is the range `i·L..(i + 1)·L` of the inner dimension.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use crate::{
