@@ -30,11 +30,11 @@ pub struct EncodeArguments {
     /// A CSV of images and captions, may be repeated; by default the configuration's training and validation sets.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Vec<PathBuf>,
-    /// Folder of the cache. The same command resumes it, and recomputes damaged shards.
+    /// Directory of the cache. The same command resumes it, and recomputes damaged shards.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// What is cached of captions: states rounded to bf16, states as f32, token ids only (small), or nothing [default:
-    /// bf16 for CLIP and T5, none for hashed words].
+    /// What to cache for captions: states rounded to bf16, states as f32, token ids only (small), or nothing [default:
+    /// bf16 for CLIP and T5, none for the built-in hashed encoder].
     #[arg(long, value_name = "KIND")]
     pub text: Option<TextArgument>,
     /// Rows per shard; an interrupted command loses at most one shard.
@@ -46,12 +46,12 @@ pub struct EncodeArguments {
     /// Device of the encoders: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the configuration.
+    /// Set a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
-/// What is cached of captions.
+/// What to cache for captions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum TextArgument {
     /// States in bfloat16.

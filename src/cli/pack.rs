@@ -19,8 +19,8 @@ pub struct PackArguments {
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
     /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids
-    /// (DataComp's .npy). Tables name the images and do not read them.
-    #[arg(long, value_name = "FORM")]
+    /// (DataComp's .npy). csv and parquet reference the images without reading them.
+    #[arg(long, value_name = "FORMAT")]
     pub format: Format,
     /// The file, or the folder for imagefolder and webdataset.
     #[arg(long, value_name = "PATH")]

@@ -25,7 +25,7 @@ pub struct ScoreArguments {
     /// The corpus: a CSV with the columns that the run's configuration names.
     #[arg(long, value_name = "FILE.csv")]
     pub data: PathBuf,
-    /// Output, .csv or .parquet. Failed records go beside it, into `NAME.failed.csv`.
+    /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The name of the rating column; must not be a column of the corpus.
@@ -48,7 +48,7 @@ pub struct ScoreArguments {
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
+    /// Set a key of the run's configuration, such as columns.caption=text or workers=8.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -44,10 +44,10 @@ pub struct SelectArguments {
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The subset, a .csv file; its ids and a summary are written beside it.
+    /// The subset, a .csv file; its ids and a summary are written to the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The corpus' own table: kept rows are copied from it verbatim.
+    /// The table of the corpus: kept rows are copied from it verbatim.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// The id column. If there is no column `id`: one of the usual names (key, uid), or else the image's path.

@@ -1,4 +1,4 @@
-//! `train`: trains a rater beside a proxy.
+//! `train`: trains a rater jointly with a proxy.
 
 use std::path::{Path, PathBuf};
 
@@ -20,14 +20,14 @@ pub struct TrainArguments {
     /// Configuration in JSON; docs/config.md lists its keys.
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     pub config: Option<PathBuf>,
-    /// The training set, in place of the configuration's: a CSV with the configuration's columns, such as the output of
-    /// `select`.
+    /// The training set, a CSV with the configuration's columns, such as the output of `select`; overrides the
+    /// configuration.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Option<PathBuf>,
-    /// The validation set, in place of the configuration's.
+    /// The validation set; overrides the configuration.
     #[arg(long, value_name = "FILE.csv")]
     pub validation: Option<PathBuf>,
-    /// Sets a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
+    /// Set a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
