@@ -5,7 +5,8 @@
     python3 scripts/caption_gain.py --out runs/gain --corpus openclipart/corpus.csv
 
 For each seed, flaws are planted, proxies are cross-fitted, and the AUROC of each flaw against the clean pairs is
-printed: in each fold, by the gain, and pooled over the folds, by the rating. 1 means that every flawed pair is rated
+printed: in each fold, by the mean of both gains; pooled over the folds, by the rating, which is its percentile in the
+fold; and pooled by either gain alone. 1 means that every flawed pair is rated
 below every clean one, 0.5 that the rating does not see the flaw. OUT/caption_gain.csv holds the same numbers. What is
 finished in OUT is not computed again.
 
@@ -115,8 +116,10 @@ def main() -> None:
         with (folder / "run/gains.csv").open(newline="") as lines:
             for row in csv.DictReader(lines):
                 flaw = flaws[row["id"]]
-                values[f"fold {row['fold']}"][flaw].append(float(row["gain"]))
+                signal = float(row["gain"]) + float(row["gain_empty"])
+                values[f"fold {row['fold']}"][flaw].append(signal)
                 values["pooled"][flaw].append(float(row["rating"]))
+                values["pooled, other captions"][flaw].append(float(row["gain"]))
                 values["pooled, empty caption"][flaw].append(float(row["gain_empty"]))
         for scope, by_flaw in sorted(values.items()):
             for flaw, found in sorted(list(by_flaw.items())):

@@ -39,7 +39,7 @@ const CHANGED: &[(&str, &str, &str)] = &[
     (
         "alchemist-engine demo",
         "alchemist-engine demo --set ep=1 --set depth=1 --set raterDepth=1 --set proxy_width=64 --set pn=1_2_3 \
-         --set bs=64 --set rater_only_epochs=0",
+         --set bs=64 --set rater_only_epochs=1",
         "its configuration is built in; with sizes like those of `small` it takes seconds",
     ),
     ("--seeds 5", "--seeds 1 --keep 50% --equal steps", "a twentieth of the time"),
@@ -78,7 +78,7 @@ fn small() -> Value {
         "text_encoder": {"kind": "hashed_words", "tokens": 8, "channels": 16},
         "bs": 8,
         "ep": 1,
-        "rater_only_epochs": 0,
+        "rater_only_epochs": 1,
         "workers": 1,
     })
 }

@@ -1,11 +1,22 @@
 //! `fit` and `sample` as a user calls them: the loss falls, a killed run goes on to the bit, parts of the pyramid are trained
-//! as the configuration says, and images come out.
+//! as the configuration says, images come out, and the caption gain is that of the saved weights.
 #![cfg(unix)]
 
+mod common;
 mod workplace;
 
 use std::{fs, thread::sleep, time::Duration};
 
+use alchemist_engine::{
+    data::{load_image, stack},
+    encode::{load_image_tokenizer, load_text_encoder},
+    engine::{DType, Tape},
+    models::{Mode, Proxy},
+    training::{
+        checkpoint::{Checkpoint, restore_weights},
+        run_directory::RunDirectory,
+    },
+};
 use serde_json::{Value, json};
 use workplace::Workplace;
 
@@ -60,6 +71,81 @@ fn the_loss_falls_and_images_come_out() {
     let said =
         work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"], &[]);
     assert!(said.contains("holds a model trained by `fit`, not a rater"), "{said}");
+}
+
+/// The mean gain of the validation captions under the saved model: own caption against those of the records
+/// ⌈k·N/5⌉ further on, each scale counting the same.
+fn caption_gain(work: &Workplace, run: &str) -> f64 {
+    let run = work.path(run);
+    let config = RunDirectory::config_of(&run).unwrap();
+    let tokenizer = load_image_tokenizer(&run.join("image_tokenizer")).unwrap();
+    let text = load_text_encoder(&run.join("text_encoder")).unwrap();
+    let quantizer = tokenizer.quantizer();
+    let backbone = config.proxy_backbone(quantizer.vocabulary(), quantizer.channels(), text.channels());
+    let (proxy, mut parameters) = Proxy::new(&backbone, DType::F32, 0).unwrap();
+    let newest = Checkpoint::newest(&run.join("checkpoints")).unwrap().unwrap();
+    let weights = common::read_tensors(&newest.join("model.safetensors"));
+    restore_weights(&newest, &weights, &mut parameters).unwrap();
+    let preprocess = config.preprocess(tokenizer.image_side());
+    let corpus = config.open_corpus(&work.path("data/validation.csv")).unwrap();
+    let records: Vec<_> = corpus.map(Result::unwrap).collect();
+    let mut gains = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        let image = load_image(&record.image, &preprocess).unwrap();
+        let codes = tokenizer.encode(&stack(&[image]).unwrap()).unwrap();
+        let input = quantizer.input(&codes).unwrap();
+        let loss = |caption: &str| {
+            let states = text.encode(&[caption]).unwrap();
+            let found =
+                proxy.loss(&mut Tape::inference(&parameters), &input, &states, &codes, 0.0, Mode::Evaluate);
+            let tokens = found.unwrap().token_loss.to_f64_vec().unwrap();
+            let mut rest = tokens.as_slice();
+            let means = quantizer.patch_nums().iter().map(|side| {
+                let (map, finer) = rest.split_at(side * side);
+                rest = finer;
+                map.iter().sum::<f64>() / map.len() as f64
+            });
+            means.sum::<f64>() / quantizer.patch_nums().len() as f64
+        };
+        for number in 1..5 {
+            let other = &records[(index + (number * records.len()).div_ceil(5)) % records.len()];
+            if other.caption.to_lowercase() != record.caption.to_lowercase() {
+                gains.push(loss(&other.caption) - loss(&record.caption));
+            }
+        }
+    }
+    gains.iter().sum::<f64>() / gains.len() as f64
+}
+
+#[test]
+fn the_caption_gain_is_that_of_the_saved_model() {
+    let work = workplace();
+    let printed = |said: &str| {
+        let (_, gain) = said.split_once("caption gain ").unwrap_or_else(|| panic!("{said}"));
+        gain.lines().next().unwrap().parse::<f64>().unwrap()
+    };
+    let said = work.succeed(&["fit", "--config", "config.json", "--out", "run", "--set", "ep=8"]);
+    let gain = caption_gain(&work, "run");
+    assert!(gain.abs() > 1e-3 && (printed(&said) - gain).abs() < 1e-4, "{gain}: {said}");
+    // A complete run prints it again, and captions that are all the same have none.
+    let again = ["fit", "--config", "config.json", "--out", "run", "--resume"];
+    assert!((printed(&work.succeed(&[&again[..], &["--set", "ep=8"]].concat())) - gain).abs() < 1e-4);
+    let table = fs::read_to_string(work.path("data/validation.csv")).unwrap();
+    let mut reader = csv::Reader::from_reader(table.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let caption = header.iter().position(|name| name == "caption").unwrap();
+    let mut same = csv::Writer::from_path(work.path("data/same.csv")).unwrap();
+    same.write_record(&header).unwrap();
+    for row in reader.records() {
+        let row = row.unwrap();
+        let fields =
+            row.iter().enumerate().map(|(at, field)| if at == caption { "A circle!" } else { field });
+        same.write_record(fields).unwrap();
+    }
+    same.flush().unwrap();
+    let plain = ["fit", "--config", "config.json", "--out", "same", "--set", "ep=1"];
+    let said = work.succeed(&[&plain[..], &["--validation", "data/same.csv"]].concat());
+    assert!(said.contains("validation: loss") && !said.contains("caption gain"), "{said}");
 }
 
 #[test]

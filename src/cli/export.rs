@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<
     let claim = Claim { command: "export", inputs: &inputs, overwrite: arguments.overwrite };
     let output = Output::anew(&claim, &arguments.out, &[])?;
     let epoch = output.write(|output| write(&output.staged(), &config, &folder, interrupt))?;
-    super::say(&format!("{} holds {} (epoch {epoch})", arguments.out.display(), folder.display()))
+    super::say(&format!("wrote {} from {} (epoch {epoch})", arguments.out.display(), folder.display()))
 }
 
 /// Writes the networks of a checkpoint; returns its epoch.

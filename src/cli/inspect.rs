@@ -68,7 +68,14 @@ fn shown(arguments: &InspectArguments) -> Result<String> {
         return Ok(compared(&differences_from(&arguments.file, prefix, &config)?));
     }
     let open = |file: &PathBuf, within: &Option<String>| {
-        Ok::<_, crate::Error>(Weights::open(file)?.within(within.as_deref().unwrap_or_default()))
+        let Some(prefix) = within else { return Weights::open(file) };
+        let weights = Weights::open(file)?.within(prefix);
+        if weights.is_empty() && weights.values().next().is_none() {
+            let message =
+                format!("{}: holds no tensors below `{prefix}`; omit it to list all tensors", file.display());
+            return Err(crate::Error::input(file, message));
+        }
+        Ok(weights)
     };
     let weights = open(&arguments.file, &arguments.within)?;
     let Some(other) = &arguments.against else { return Ok(described(&weights)) };

@@ -107,6 +107,7 @@ impl Fits<'_> {
                 tail_loss: Some(summary.measures.tail_loss),
                 accuracy: Some(summary.measures.accuracy),
                 tail_accuracy: Some(summary.measures.tail_accuracy),
+                caption_gain: summary.caption_gain,
                 scales: summary.scales,
                 curve: curve(&run)?,
                 seconds,

@@ -26,18 +26,21 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
     text.push_str(
         "\nThe same by setting. Loss of the model on held-out pairs, mean ± half the 95% interval over seeds; difference \
          to a random subset of the same size, paired by seed; fraction of the gap between random and the ceiling (`oracle`: \
-         clean records only) that is closed.\n\n\
-         | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+         clean records only) that is closed. The caption gain is how much better the model predicts held-out images with \
+         their own captions than with others, in nats per token; higher is better.\n\n\
+         | keep | equal | rating | sampler | seeds | steps | held-out loss | difference to random | gap closed | caption gain \
+         | difference to random | gap closed |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for line in &lines {
         let seeds = match line.diverged {
             0 => line.seeds.to_string(),
             diverged => format!("{} ({diverged} diverged)", line.seeds),
         };
-        let closed = line.closed.map_or("-".to_owned(), |closed| format!("{:.0}%", 100.0 * closed));
+        let percent =
+            |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.0}%", 100.0 * share));
         text.push_str(&format!(
-            "| {} | {} | {} | {} | {seeds} | {:.0} | {} | {} | {closed} |\n",
+            "| {} | {} | {} | {} | {seeds} | {:.0} | {} | {} | {} | {} | {} | {} |\n",
             line.keep,
             line.convention,
             line.rating,
@@ -45,6 +48,10 @@ pub(crate) fn markdown(comparison: &Comparison) -> String {
             line.steps,
             with_interval(line.loss, 4),
             with_interval(line.difference, 4),
+            percent(line.closed),
+            with_interval(line.caption_gain.value, 4),
+            with_interval(line.caption_gain.difference, 4),
+            percent(line.caption_gain.closed),
         ));
     }
     text.push_str(&image_measures(

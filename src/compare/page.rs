@@ -229,7 +229,8 @@ fn best_of(lines: &[Line], (keep, convention): Setting<'_>) -> String {
     format!("{begin} the lowest loss is that of {name}; {result}.")
 }
 
-fn with_interval((mean, half): (f64, Option<f64>)) -> Cell {
+fn with_interval(value: Option<(f64, Option<f64>)>) -> Cell {
+    let Some((mean, half)) = value else { return Cell::Nothing };
     let text = half.map_or_else(|| format!("{mean:.4}"), |half| format!("{mean:.4} ± {half:.4}"));
     Cell::Number(text, mean)
 }
@@ -239,7 +240,8 @@ fn tables(lines: &[Line]) -> Vec<Content> {
     let mut parts = vec![Content::Text(
         "Mean over the seeds ± half the 95% interval. The difference is to a random subset of the same size, paired by \
          seed; blue lies entirely below 0. The gap is that between random and the oracle, which is trained on clean \
-         pairs only. Click a column's name to sort by it."
+         pairs only. The caption gain is how much better the model predicts held-out images with their own captions than \
+         with others, in nats per token; higher is better. Click a column's name to sort by it."
             .to_owned(),
     )];
     for setting in settings(lines) {
@@ -261,28 +263,27 @@ fn tables(lines: &[Line]) -> Vec<Content> {
                 Cell::Number(seeds, line.seeds as f64),
                 Cell::Number(format!("{:.0}", line.records), line.records),
                 Cell::Number(format!("{:.0}", line.steps), line.steps),
-                line.loss.map_or(Cell::Nothing, with_interval),
+                with_interval(line.loss),
                 line.difference.map_or(Cell::Nothing, |(mean, half)| Cell::Interval { mean, half, range }),
                 line.closed.map_or(Cell::Nothing, |closed| {
                     Cell::Number(format!("{:.0}%", 100.0 * closed).replace('-', "−"), closed)
                 }),
                 line.accuracy.map_or(Cell::Nothing, |(mean, _)| Cell::Number(format!("{mean:.2}%"), mean)),
+                with_interval(line.caption_gain.value),
+                with_interval(line.caption_gain.difference),
             ]
         };
-        let header = [
-            "rating",
-            "sampler",
-            "seeds",
-            "pairs",
-            "steps",
+        let header = ["rating", "sampler", "seeds", "pairs", "steps"].into_iter().chain([
             "held-out loss",
             "difference to random",
             "gap closed",
             "accuracy",
-        ];
+            "caption gain",
+            "difference to random",
+        ]);
         parts.push(Content::Heading(format!("{} kept, equal {}", setting.0, setting.1)));
         parts.push(Content::Table(Table {
-            header: header.map(str::to_owned).to_vec(),
+            header: header.map(str::to_owned).collect(),
             rows: of.iter().map(row).collect(),
         }));
         parts.extend(image_measures(&of));
@@ -307,10 +308,8 @@ fn image_measures(lines: &[&Line]) -> Option<Content> {
         let mut row = vec![Cell::Text(line.rating.clone()), Cell::Text(line.sampler.clone())];
         for name in &names {
             let measured = line.images.iter().find(|measure| measure.name == *name);
-            row.extend([
-                measured.and_then(|measure| measure.value).map_or(Cell::Nothing, with_interval),
-                measured.and_then(|measure| measure.difference).map_or(Cell::Nothing, with_interval),
-            ]);
+            let (value, difference) = measured.map_or((None, None), |one| (one.value, one.difference));
+            row.extend([value, difference].map(with_interval));
         }
         row
     };

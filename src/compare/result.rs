@@ -24,6 +24,10 @@ pub struct CellResult {
     pub accuracy: Option<f64>,
     /// Accuracy at the finest scale.
     pub tail_accuracy: Option<f64>,
+    /// How much better the model predicts held-out images with their own captions than with others, in nats per token,
+    /// averaged per scale and then over the scales.
+    #[serde(default)]
+    pub caption_gain: Option<f64>,
     /// Measures by scale, coarsest first.
     pub scales: Vec<ScaleMeasures>,
     /// Steps and held-out loss after each epoch.
@@ -49,6 +53,7 @@ impl CellResult {
             tail_loss: None,
             accuracy: None,
             tail_accuracy: None,
+            caption_gain: None,
             scales: Vec::new(),
             curve: Vec::new(),
             seconds: 0.0,

@@ -34,8 +34,21 @@ pub(crate) struct Line {
     /// The fraction of the gap between random and the ceiling that is closed, mean over the seeds that finished for all
     /// three.
     pub closed: Option<f64>,
+    /// The caption gain on held-out pairs.
+    pub caption_gain: GainLine,
     /// Measures of the models' generated images, if any.
     pub images: Vec<ImageLine>,
+}
+
+/// The caption gain of a line's models: how much better they predict held-out images with their own captions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct GainLine {
+    /// Its mean, and half the 95% interval from two seeds on.
+    pub value: Option<(f64, Option<f64>)>,
+    /// The difference to random's, paired by seed.
+    pub difference: Option<(f64, Option<f64>)>,
+    /// The fraction of the gap between random and the ceiling that is closed.
+    pub closed: Option<f64>,
 }
 
 /// What models must share to be compared: how much is kept, and the convention.
@@ -56,40 +69,40 @@ pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
         }
         groups.entry(key).or_default().push((outcome.seed, &outcome.result));
     }
-    let loss_of = |rating: &str, setting: &Setting| -> BTreeMap<u64, f64> {
+    let by_seed = |rating: &str, setting: &Setting, value: Value| -> BTreeMap<u64, f64> {
         let sampler = if rating == "oracle" { "random" } else { "" };
         let results = groups.get(&(rating.to_owned(), sampler.to_owned(), setting.clone()));
-        results.into_iter().flatten().filter_map(|(seed, result)| Some((*seed, result.loss?))).collect()
+        results.map_or_else(BTreeMap::new, |results| values(results, value))
     };
-    let mean = |values: &BTreeMap<u64, f64>| mean_interval(&values.values().copied().collect::<Vec<_>>());
     order
         .into_iter()
         .map(|key| {
             let results = &groups[&key];
             let (rating, sampler, setting) = key;
-            let losses: BTreeMap<u64, f64> =
-                results.iter().filter_map(|(seed, result)| Some((*seed, result.loss?))).collect();
+            let losses = values(results, |result| result.loss);
             let accuracies: Vec<f64> = results.iter().filter_map(|(_, result)| result.accuracy).collect();
-            let random = loss_of("random", &setting);
-            let paired: Vec<f64> =
-                losses.iter().filter_map(|(seed, loss)| Some(loss - random.get(seed)?)).collect();
-            let difference = if rating == "random" { None } else { mean_interval(&paired) };
-            let ceiling = loss_of("oracle", &setting);
-            // Over the seeds that finished for all three.
-            let paired_gaps = losses.iter().filter_map(|(seed, loss)| {
-                Some((random.get(seed)? - loss, random.get(seed)? - ceiling.get(seed)?))
-            });
-            let (own_gap, whole_gap) =
-                paired_gaps.fold((0.0, 0.0), |(own, whole), gaps| (own + gaps.0, whole + gaps.1));
-            let closed = (rating != "random" && whole_gap > 0.0).then(|| own_gap / whole_gap);
+            // The sign makes lower values better.
+            let beside = |value: Value, sign: f64| {
+                let [random, ceiling] = ["random", "oracle"].map(|name| by_seed(name, &setting, value));
+                let own = values(results, value);
+                if rating == "random" { (None, None) } else { gap(&own, &random, &ceiling, sign) }
+            };
+            let (difference, closed) = beside(|result| result.loss, 1.0);
+            let (gain_difference, gain_closed) = beside(|result| result.caption_gain, -1.0);
+            let caption_gain = GainLine {
+                value: mean(&values(results, |result| result.caption_gain)),
+                difference: gain_difference,
+                closed: gain_closed,
+            };
             let average = |number: fn(&CellResult) -> u64| {
                 results.iter().map(|(_, result)| number(result) as f64).sum::<f64>()
                     / results.len().max(1) as f64
             };
-            let beside = groups.get(&("random".to_owned(), String::new(), setting.clone()));
-            let beside = beside.filter(|_| rating != "random").map(Vec::as_slice);
+            let random = groups.get(&("random".to_owned(), String::new(), setting.clone()));
+            let random = random.filter(|_| rating != "random").map(Vec::as_slice);
             Line {
-                images: image_lines(results, beside),
+                images: image_lines(results, random),
+                caption_gain,
                 seeds: losses.len(),
                 diverged: results.iter().filter(|(_, result)| result.diverged.is_some()).count(),
                 records: average(|result| result.records),
@@ -105,6 +118,35 @@ pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
             }
         })
         .collect()
+}
+
+/// A measurement of a model; `None` if it diverged.
+type Value = fn(&CellResult) -> Option<f64>;
+
+fn values(results: &Seeds<'_>, value: Value) -> BTreeMap<u64, f64> {
+    results.iter().filter_map(|(seed, result)| Some((*seed, value(result)?))).collect()
+}
+
+fn mean(values: &BTreeMap<u64, f64>) -> Option<(f64, Option<f64>)> {
+    mean_interval(&values.values().copied().collect::<Vec<_>>())
+}
+
+/// The mean difference to random with half its interval, and the fraction of the gap between random and the ceiling that
+/// is closed, over the seeds that finished for all three. `sign` is 1 if lower values are better, and −1 if higher
+/// ones are.
+fn gap(
+    own: &BTreeMap<u64, f64>,
+    random: &BTreeMap<u64, f64>,
+    ceiling: &BTreeMap<u64, f64>,
+    sign: f64,
+) -> (Option<(f64, Option<f64>)>, Option<f64>) {
+    let paired: Vec<f64> = own.iter().filter_map(|(seed, value)| Some(value - random.get(seed)?)).collect();
+    let gaps = own.iter().filter_map(|(seed, value)| {
+        let random = random.get(seed)?;
+        Some((sign * (random - value), sign * (random - ceiling.get(seed)?)))
+    });
+    let (own_gap, whole_gap) = gaps.fold((0.0, 0.0), |(own, whole), gaps| (own + gaps.0, whole + gaps.1));
+    (mean_interval(&paired), (whole_gap > 0.0).then(|| own_gap / whole_gap))
 }
 
 /// An image measure of one line of the summary.
@@ -167,7 +209,10 @@ mod tests {
         let diverged = CellResult::diverged(10, "the loss is no longer a number".to_owned());
         let result = match loss {
             None => diverged,
-            Some(_) => CellResult { loss, accuracy: Some(50.0), diverged: None, ..diverged },
+            Some(_) => {
+                let caption_gain = loss.map(|loss| 1.0 - 0.1 * loss);
+                CellResult { loss, accuracy: Some(50.0), caption_gain, diverged: None, ..diverged }
+            }
         };
         TrainedModel {
             rating: rating.to_owned(),
@@ -204,6 +249,14 @@ mod tests {
         let closed = (0.5 + 0.3) / (1.0 + 1.1);
         approx::assert_relative_eq!(line("own").closed.unwrap(), closed, max_relative = 1e-9);
         assert_eq!((line("random").difference, line("random").closed), (None, None));
+        // Higher is better: the gap is the same, and the difference has the other sign.
+        let gain = line("own").caption_gain;
+        approx::assert_relative_eq!(gain.difference.unwrap().0, 0.04, max_relative = 1e-9);
+        approx::assert_relative_eq!(gain.closed.unwrap(), closed, max_relative = 1e-9);
+        assert_eq!(
+            (line("random").caption_gain.difference, line("random").caption_gain.closed),
+            (None, None)
+        );
         let comparison = Comparison {
             config: serde_json::Value::Null,
             flaw_column: String::new(),

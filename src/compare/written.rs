@@ -72,7 +72,7 @@ fn pair(value: Option<(f64, Option<f64>)>) -> [String; 2] {
 
 /// All models.
 fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
-    const RESULT: [&str; 10] = [
+    const RESULT: [&str; 11] = [
         "records",
         "epochs",
         "steps",
@@ -80,6 +80,7 @@ fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
         "held_out_tail_loss",
         "held_out_accuracy",
         "held_out_tail_accuracy",
+        "held_out_caption_gain",
         "seconds",
         "diverged",
         "fit",
@@ -100,6 +101,7 @@ fn fits(outcomes: &[TrainedModel], names: &[String]) -> Table {
             number(result.tail_loss),
             number(result.accuracy),
             number(result.tail_accuracy),
+            number(result.caption_gain),
             format!("{:.1}", result.seconds),
             result.diverged.clone().unwrap_or_default(),
             result.key.clone(),
@@ -143,6 +145,11 @@ fn summary(lines: &[Line], names: &[String]) -> Table {
         "difference_to_random",
         "difference_half_interval",
         "gap_closed",
+        "held_out_caption_gain",
+        "caption_gain_half_interval",
+        "caption_gain_difference_to_random",
+        "caption_gain_difference_half_interval",
+        "caption_gain_gap_closed",
     ]));
     for name in names {
         header.push(name.clone());
@@ -164,6 +171,8 @@ fn summary(lines: &[Line], names: &[String]) -> Table {
         ];
         row.extend([line.loss, line.accuracy, line.difference].into_iter().flat_map(pair));
         row.push(number(line.closed));
+        row.extend([line.caption_gain.value, line.caption_gain.difference].into_iter().flat_map(pair));
+        row.push(number(line.caption_gain.closed));
         for name in names {
             let found = line.images.iter().find(|image| image.name == *name);
             row.extend(pair(found.and_then(|found| found.value)));

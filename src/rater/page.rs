@@ -26,12 +26,15 @@ use crate::{
         ratings::{RatingColumns, RatingsTable},
         select,
     },
-    training::run_directory::{METRICS, RunDirectory, metrics},
+    training::run_directory::{GAINS, METRICS, RunDirectory, metrics},
 };
 
 /// Images per decile, and neighbors in rank on either side of each.
 const SHOWN: usize = 10;
 const NEIGHBORS: usize = 2;
+/// The caption of the loss curves.
+const CURVES: &str =
+    "Loss of the proxy over the steps; bold lines are smoothed, faint ones are single steps.";
 /// Side of an image on a page, in pixels.
 const SIDE: usize = 96;
 
@@ -349,7 +352,8 @@ impl RunPage {
             config.training.rule.rule,
             config.seed
         )];
-        Ok(Page { title: format!("Ratings of {}", config.experiment), lead, sections })
+        let name = self.run.file_name().unwrap_or(self.run.as_os_str()).to_string_lossy();
+        Ok(Page { title: format!("Ratings of the run {name}"), lead, sections })
     }
 
     fn rated(&self, config: &Config, recorded: &[EpochDynamics]) -> Result<(Vec<String>, Vec<f64>)> {
@@ -357,6 +361,14 @@ impl RunPage {
             let names =
                 RatingColumns { id: config.data.id_column.clone(), rating: self.rating_column.clone() };
             let table = RatingsTable::read(path, &names)?;
+            let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
+            return Ok((ids, table.ratings));
+        }
+        // Under rules with cross-fitted proxies, the table of gains has the ratings.
+        let gains = self.run.join(GAINS);
+        if recorded.is_empty() && gains.exists() {
+            let names = RatingColumns { id: config.data.id_column.clone(), rating: "rating".to_owned() };
+            let table = RatingsTable::read(&gains, &names)?;
             let ids = (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect();
             return Ok((ids, table.ratings));
         }
@@ -400,7 +412,7 @@ impl RunPage {
         };
         let mut parts = Vec::new();
         if curves.series.iter().any(|series| !series.points.is_empty()) {
-            parts.push(Content::Chart { svg: loss_curves_svg(&curves)?, caption: curves.title });
+            parts.push(Content::Chart { svg: loss_curves_svg(&curves)?, caption: CURVES.to_owned() });
         }
         let last = lines.last();
         let number = |key: &str| last.and_then(|line| line[key].as_f64());

@@ -52,9 +52,9 @@ impl Named {
         });
         match run {
             Some(run) => Ok(Self { run, checkpoint: Some(given.to_path_buf()) }),
-            None => Err(refuse(
-                "is neither a run of `train` or `fit` nor one of the folders in a run's `checkpoints`",
-            )),
+            None => {
+                Err(refuse("not a run of `train` or `fit`, nor one of the folders in a run's `checkpoints`"))
+            }
         }
     }
 

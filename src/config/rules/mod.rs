@@ -57,8 +57,8 @@ pub struct Measurements<'a> {
     pub product: Option<&'a Tensor>,
     /// `‖∇ℓ_i(θ)‖²`, if the rule needs it.
     pub squared_norm: Option<&'a Tensor>,
-    /// The mean loss with other captions minus the loss with the sample's own, if the rule needs it; `loss` is then
-    /// that of the same cross-fitted proxy.
+    /// The loss with other captions and with the empty one minus the loss with the sample's own, if the rule needs it;
+    /// `loss` is then that of the same cross-fitted proxy, averaged over the scales.
     pub caption_gain: Option<&'a Tensor>,
 }
 

@@ -97,8 +97,8 @@ pub static ALIGNMENT: RuleEntry = RuleEntry {
     ],
 };
 
-/// `c_i = −gain_i`: how much better a proxy that has not seen the sample predicts the image with its own caption than
-/// with other ones.
+/// `c_i` is minus the mean caption gain: how much better a proxy that has not seen the sample predicts the image with
+/// its own caption than with other ones and with none.
 struct Gain;
 
 impl Rule for Gain {

@@ -150,7 +150,9 @@ impl Convention {
     /// How to set the name of this column, for messages.
     fn how_to_name(self) -> String {
         let what = self.what;
-        format!("set it with columns.{what} (--set columns.{what}=NAME) or --{what}-column NAME")
+        format!(
+            "name the column of {what}s with --set columns.{what}=NAME, or --{what}-column NAME in commands without --set"
+        )
     }
 
     /// The error message if there is no such column.
@@ -284,7 +286,7 @@ fn warn_of_conventions(path: &Path, header: &[String], taken: &[Taken]) {
         let whats: Vec<&str> = taken.iter().filter(silent).map(|taken| taken.what).collect();
         let first = whats[0];
         warn_once(format!(
-            "{}: {}; to use another: --set columns.{first}=NAME, or --{first}-column NAME if the command has it",
+            "{}: {}; to use another, pass --set columns.{first}=NAME, or --{first}-column NAME in commands without --set",
             path.display(),
             said.join(", ")
         ));

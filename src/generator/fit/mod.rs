@@ -1,6 +1,7 @@
 //! Trains a text-to-image model (upstream: `VAR`, `train.py`) on a data set or a subset of one: plain training with
 //! equal sample weights, checkpoints, validation after each epoch, and bit-identical resume.
 
+mod caption_gain;
 mod model;
 mod saved;
 mod tokens;
@@ -9,6 +10,7 @@ use std::fmt;
 
 use serde_json::json;
 
+pub(crate) use caption_gain::{mean_over_scales, normalized};
 pub use model::{FitStepReport, Measures, Model, ScaleMeasures};
 pub use saved::{load_model, weights_of};
 use tokens::{Chooser, Tokens};
@@ -49,6 +51,9 @@ pub struct FitSummary {
     pub measures: Measures,
     /// The same per scale, the coarsest first.
     pub scales: Vec<ScaleMeasures>,
+    /// How much better the model predicts validation images with their own captions than with others, in nats per token,
+    /// averaged per scale and then over the scales; `None` if all captions are the same.
+    pub caption_gain: Option<f64>,
 }
 
 impl fmt::Display for FitSummary {
@@ -61,14 +66,18 @@ impl fmt::Display for FitSummary {
         if let Some(FitReport { psnr_db, codes_used, .. }) = &self.tokenizer {
             write!(
                 formatter,
-                "\ntokenizer: {psnr_db:.1} dB on held-out images, {codes_used:.0} codes effectively used"
+                "\nimage tokenizer: PSNR {psnr_db:.1} dB on held-out images, effective codebook size {codes_used:.0}"
             )?;
         }
         let Measures { loss, tail_loss, accuracy, tail_accuracy } = self.measures;
         write!(
             formatter,
-            "\nvalidation: loss {loss:.4} (finest scale {tail_loss:.4}), accuracy {accuracy:.2}% ({tail_accuracy:.2}%)"
-        )
+            "\nvalidation: loss {loss:.4} (finest scale {tail_loss:.4}), token accuracy {accuracy:.2}% ({tail_accuracy:.2}%)"
+        )?;
+        match self.caption_gain {
+            Some(gain) => write!(formatter, ", caption gain {gain:.4}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -170,6 +179,9 @@ pub fn fit(
         }
     };
     let scales = run.validate_scales(&model)?;
+    let (tokenizer, text) = (run.data.tokenizer.as_ref(), run.data.text.as_ref());
+    let caption_gain =
+        caption_gain::caption_gain(&model, &run.data.validation, config.training.batch, tokenizer, text)?;
     directory.complete()?;
     Ok(FitSummary {
         steps: total,
@@ -179,6 +191,7 @@ pub fn fit(
         tokenizer: run.data.fit.clone(),
         measures,
         scales,
+        caption_gain,
     })
 }
 

@@ -241,14 +241,19 @@ impl Model {
         self.step(&batches.into_iter().map(whole).collect::<Vec<_>>(), rates, step)
     }
 
-    /// The loss of each sample of a batch, `[B]`, without drop-path and label smoothing.
+    /// The mean loss per token of each sample of a batch on each scale of the pyramid, whose token maps have the sides
+    /// `sides`, `[B, S]`; without drop-path and label smoothing.
     ///
     /// # Errors
-    /// If a shape does not fit.
-    pub(crate) fn sample_losses(&self, batch: &Batch) -> Result<Vec<f64>> {
+    /// If a shape does not fit, or the number of tokens differs.
+    pub(crate) fn scale_losses(&self, batch: &Batch, sides: &[usize]) -> Result<Vec<Vec<f64>>> {
         let mut losses = Vec::new();
         self.each_pass(std::iter::once(Ok(batch.clone())), |result, _| {
-            losses = result.sample_loss.value().to_f64_vec()?;
+            let tokens = result.token_loss.dim(1);
+            expect_tokens(tokens, sides)?;
+            for sample in result.token_loss.to_f64_vec()?.chunks(tokens) {
+                losses.push(scale_means(sample, sides));
+            }
             Ok(())
         })?;
         Ok(losses)
@@ -284,19 +289,14 @@ impl Model {
         let mut sums = vec![(0.0, 0.0); sides.len()];
         let samples = self.each_pass(batches, |result, _| {
             let tokens = result.token_loss.dim(1);
-            if tokens != sides.iter().map(|side| side * side).sum::<usize>() {
-                return Err(Error::shape("scales", format!("{tokens} tokens in maps of sides {sides:?}")));
-            }
+            expect_tokens(tokens, sides)?;
             let (losses, correct) = (result.token_loss.to_f64_vec()?, result.correct.to_host()?);
-            for (losses, correct) in losses.chunks(tokens).zip(correct.as_slice::<u32>()?.chunks(tokens)) {
-                let mut start = 0;
-                for (side, (loss, right)) in sides.iter().zip(&mut sums) {
-                    let end = start + side * side;
-                    #[expect(clippy::cast_precision_loss, reason = "some hundred tokens")]
-                    let count = (end - start) as f64;
-                    *loss += losses[start..end].iter().sum::<f64>() / count;
-                    *right += correct[start..end].iter().map(|&one| f64::from(one)).sum::<f64>() / count;
-                    start = end;
+            let correct: Vec<f64> = correct.as_slice::<u32>()?.iter().map(|&one| f64::from(one)).collect();
+            for (losses, correct) in losses.chunks(tokens).zip(correct.chunks(tokens)) {
+                let means = scale_means(losses, sides).into_iter().zip(scale_means(correct, sides));
+                for ((mean_loss, mean_right), (loss, right)) in means.zip(&mut sums) {
+                    *loss += mean_loss;
+                    *right += mean_right;
                 }
             }
             Ok(())
@@ -337,4 +337,24 @@ impl Model {
         }
         Ok(samples)
     }
+}
+
+fn expect_tokens(tokens: usize, sides: &[usize]) -> Result<()> {
+    if tokens == sides.iter().map(|side| side * side).sum::<usize>() {
+        return Ok(());
+    }
+    Err(Error::shape("scales", format!("{tokens} tokens in maps of sides {sides:?}")))
+}
+
+/// The mean over the tokens of each scale.
+fn scale_means(tokens: &[f64], sides: &[usize]) -> Vec<f64> {
+    let mut start = 0;
+    let mean = |side: &usize| {
+        let map = &tokens[start..start + side * side];
+        start += side * side;
+        #[expect(clippy::cast_precision_loss, reason = "some hundred tokens")]
+        let count = map.len() as f64;
+        map.iter().sum::<f64>() / count
+    };
+    sides.iter().map(mean).collect()
 }

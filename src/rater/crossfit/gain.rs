@@ -1,6 +1,10 @@
 //! The caption gain: how much better a fold's proxy predicts an image with its own caption than with other ones,
-//! `mean_k ℓ(image, caption_k) − ℓ(image, own caption)` in nats per token. It estimates the pointwise mutual information
-//! of image and caption, so it is about 0 for a wrong caption.
+//! `mean_k ℓ(image, caption_k) − ℓ(image, own caption)`. It estimates the pointwise mutual information of image and
+//! caption, so it is about 0 for a wrong caption.
+//!
+//! `ℓ` is the mean over the scales of the pyramid of the mean over their tokens, in nats per token. In the mean over all
+//! tokens the finest scale would have most of the weight; its tokens follow from the coarser ones more than from the
+//! caption, so they add noise.
 
 use std::collections::HashSet;
 
@@ -14,6 +18,7 @@ use crate::{
         sealed::{read_sealed, write_sealed},
         sha256,
     },
+    generator::fit::{mean_over_scales, normalized},
     interrupt::Interrupt,
     jobs::progress::Progress,
     tokens::encoded::{batch, in_parallel},
@@ -40,17 +45,19 @@ pub struct CaptionGain {
     pub gain_empty: f64,
 }
 
+impl CaptionGain {
+    /// The mean of both gains, over other captions and over the empty one. Their errors differ, so it finds wrong captions
+    /// better than either.
+    pub fn mean(&self) -> f64 {
+        f64::midpoint(self.gain, self.gain_empty)
+    }
+}
+
 /// Captions of a fold that its records are compared with.
 pub(super) struct Bank<'a> {
     captions: Vec<&'a str>,
     normalized: Vec<String>,
     seed: u64,
-}
-
-/// A caption as compared: letters and digits in lower case, one space between words.
-fn normalized(caption: &str) -> String {
-    let words = caption.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
 impl<'a> Bank<'a> {
@@ -192,7 +199,7 @@ fn evaluate_chunk(
     }
 }
 
-/// The losses of an image with each caption. On a device, the batch is padded to `rows`, so that every batch does the
+/// The losses of an image with each caption, averaged over the scales. On a device, the batch is padded to `rows`, so that every batch does the
 /// same work.
 fn losses(
     cross_fit: &CrossFit<'_>,
@@ -210,9 +217,8 @@ fn losses(
     if cross_fit.device.is_none() {
         batch = batch.with_reach(tokenizer.quantizer(), Reach::Before)?;
     }
-    let mut losses = proxy.model.sample_losses(&batch)?;
-    losses.truncate(count);
-    Ok(losses)
+    let losses = proxy.model.scale_losses(&batch, tokenizer.quantizer().patch_nums())?;
+    Ok(losses.iter().take(count).map(|scales| mean_over_scales(scales)).collect())
 }
 
 /// The gain from the losses with a record's own caption, the empty one, and the others.
@@ -233,6 +239,8 @@ fn summary(fold: usize, losses: &[f64]) -> Option<CaptionGain> {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_relative_eq;
+
     use super::*;
 
     #[test]
@@ -240,6 +248,7 @@ mod tests {
         let found = summary(1, &[2.0, 2.5, 3.0, 4.0]).unwrap();
         let expected = CaptionGain { fold: 1, loss: 2.0, gain: 1.5, gain_std: 0.5, gain_empty: 0.5 };
         assert_eq!(found, expected);
+        assert_relative_eq!(found.mean(), 1.0);
         assert_eq!(summary(1, &[2.0, f64::NAN, 3.0]), None);
     }
 

@@ -117,7 +117,7 @@ impl<'a> CrossFit<'a> {
         let tensor = |of: fn(&CaptionGain) -> f64| {
             Tensor::new(&[gains.len()], gains.iter().map(of).collect::<Vec<f64>>())
         };
-        let (loss, gain) = (tensor(|gain| gain.loss)?, tensor(|gain| gain.gain)?);
+        let (loss, gain) = (tensor(|gain| gain.loss)?, tensor(CaptionGain::mean)?);
         let measured = Measurements {
             loss: &loss,
             reference_loss: None,

@@ -40,6 +40,8 @@ use rater_only::train_rater;
 pub struct TrainSummary {
     /// Steps of the whole run, including earlier sessions.
     pub steps: u64,
+    /// How many of them train the rater alone.
+    pub rater_only: u64,
     /// Training records used.
     pub train: usize,
     /// Validation records used.
@@ -53,22 +55,26 @@ pub struct TrainSummary {
     /// The training of each fold's proxy and the number of records that it evaluated, under rules that need the caption
     /// gain; empty in a resumed run whose captions were evaluated before.
     pub folds: Vec<(FoldProxySummary, usize)>,
+    /// The table of caption gains, under rules that need them.
+    pub gains: Option<PathBuf>,
     /// The table and plots of loss and gradient norm by rating over the epochs.
     pub figures: Vec<PathBuf>,
 }
 
 impl std::fmt::Display for TrainSummary {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { steps, train, validation, failed, .. } = self;
+        let Self { steps, rater_only, train, validation, failed, .. } = self;
+        let alone =
+            if *rater_only == 0 { String::new() } else { format!(" ({rater_only} of the rater alone)") };
         write!(
             formatter,
-            "{steps} steps on {train} training and {validation} validation records ({failed} skipped)"
+            "{steps} steps{alone} on {train} training and {validation} validation records ({failed} skipped)"
         )?;
         if let Some(fit) = &self.tokenizer {
             let FitReport { psnr_db, codes_used, .. } = fit;
             write!(
                 formatter,
-                "\ntokenizer: {psnr_db:.1} dB on held-out images, {codes_used:.0} codes effectively used"
+                "\nimage tokenizer: PSNR {psnr_db:.1} dB on held-out images, effective codebook size {codes_used:.0}"
             )?;
         }
         for (fold, (proxy, evaluated)) in self.folds.iter().enumerate() {
@@ -83,7 +89,10 @@ impl std::fmt::Display for TrainSummary {
         }
         if let Some(last) = &self.last {
             let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
-            write!(formatter, "\nlast step: validation loss {loss:.4}, accuracy {accuracy:.2}%")?;
+            write!(formatter, "\nlast step: validation loss {loss:.4}, token accuracy {accuracy:.2}%")?;
+        }
+        if let Some(path) = &self.gains {
+            write!(formatter, "\n{}", path.display())?;
         }
         for path in &self.figures {
             write!(formatter, "\n{}", path.display())?;
@@ -207,12 +216,14 @@ pub fn train(
     directory.complete()?;
     Ok(TrainSummary {
         steps: whole,
+        rater_only: whole - total,
         train: run.data.train.len(),
         validation: run.data.validation.len(),
         failed: run.data.failed(),
         tokenizer: run.data.fit.clone(),
         last,
         folds,
+        gains: run.is_crossfitted().then(|| directory.gains()),
         figures,
     })
 }

@@ -15,6 +15,15 @@ pub(super) type Fatbin = (&'static str, &'static Aligned<[u8]>);
 pub(super) const FATBINS: std::result::Result<&[Fatbin], &str> =
     include!(concat!(env!("OUT_DIR"), "/kernels/fatbins.rs"));
 
+/// Why there is no GPU if there is no driver. Without the second part, one would look for a machine with a GPU in vain.
+pub(super) fn no_driver() -> &'static str {
+    if FATBINS.is_ok() {
+        "there is no CUDA driver (libcuda) on this machine"
+    } else {
+        "there is no CUDA driver (libcuda) on this machine, and this program was built without kernels for GPUs"
+    }
+}
+
 /// Launches kept for the message of an error that is reported later.
 const KEPT_LAUNCHES: usize = 8;
 

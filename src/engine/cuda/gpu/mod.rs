@@ -113,7 +113,7 @@ impl Gpu {
     pub(super) fn count() -> Result<usize> {
         // SAFETY: only tries to open the library; without it, every other call panics.
         if !unsafe { sys::is_culib_present() } {
-            return Err(missing("cuda", "there is no CUDA driver (libcuda) on this machine"));
+            return Err(missing("cuda", kernels::no_driver()));
         }
         let mut version: c_int = 0;
         // SAFETY: writes one integer, and may be called before anything else.
