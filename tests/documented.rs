@@ -3,6 +3,8 @@
 //! differ, words and layout may not. The tables below are all that is done differently than written.
 #![cfg(unix)]
 
+#[path = "documented/links.rs"]
+mod links;
 #[path = "documented/pages.rs"]
 mod pages;
 
@@ -270,6 +272,46 @@ fn every_documented_command_runs_and_prints_what_is_shown() {
     for what in listed {
         assert!(used.contains(what), "no document has `{what}`; remove it from the table");
     }
+}
+
+#[test]
+fn every_link_to_a_heading_finds_it() {
+    let mut pages = documents();
+    pages.extend(["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benches/RESULTS.md"].map(str::to_owned));
+    let read = |path: &Path| fs::read_to_string(path).ok();
+    let mut broken = Vec::new();
+    for page in &pages {
+        broken.extend(links::broken(Path::new(page), &fs::read_to_string(page).unwrap(), &read));
+    }
+    assert!(broken.is_empty(), "{} links lead to no heading:\n{}", broken.len(), broken.join("\n"));
+    // Planted: a heading that is not there, one in a code block, a third of two, one of another page, a missing page.
+    let page = "\
+# Page
+
+[good](#outputs-and---overwrite), [good](#one-two-1), [good](other.md#a-b), [good](../top.md#top)
+[good](https://example.org/page#anything), [good](other.md)
+[bad](#one-three) and [bad](#a-comment)
+[bad](#one-two-2), [bad](other.md#page), [bad](missing.md#page)
+
+## Outputs and `--overwrite`
+
+## One, two
+
+## One, two
+
+```sh
+# a comment
+```
+";
+    let read = |path: &Path| match path.to_str() {
+        Some("docs/other.md") => Some("# Other\n\n## A. B\n".to_owned()),
+        Some("docs/../top.md") => Some("# Top\n".to_owned()),
+        _ => None,
+    };
+    let broken = links::broken(Path::new("docs/page.md"), page, &read);
+    let expected =
+        ["5: #one-three", "5: #a-comment", "6: #one-two-2", "6: other.md#page", "6: missing.md#page"];
+    assert_eq!(broken, expected.map(|link| format!("docs/page.md:{link}")));
 }
 
 #[test]
