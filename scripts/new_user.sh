@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Times the first steps of a new user, from a clone to a report on their own corpus: compiling, and the README's three
-# commands.
+# Times the first steps of a new user, from a clone to a report on their own corpus: compiling, and the README's
+# `train`, `score` and `report`.
 #
 #     bash scripts/new_user.sh corpus.csv           # columns id, image_save_path, caption
 #     WORK=/some/folder bash scripts/new_user.sh corpus.csv      # keeps the clone and its outputs

@@ -3,6 +3,8 @@
 //! differ, words and layout may not. The tables below are all that is done differently than written.
 #![cfg(unix)]
 
+#[path = "documented/links.rs"]
+mod links;
 #[path = "documented/pages.rs"]
 mod pages;
 
@@ -49,6 +51,12 @@ const CHANGED: &[(&str, &str, &str)] = &[
         "a hundredth of the time",
     ),
     ("rule=matching", "rule=alignment", "the reader of that page adds the rule"),
+    (
+        "--set rule=gain",
+        "--set rule=gain --set rater_only_epochs=1 --set crossfit.epochs=2",
+        "the rule trains the rater last, so not for 0 epochs; a tenth of the time",
+    ),
+    ("--device cuda", "--device cpu", "a machine may have no GPU"),
     ("--out runs/int", "--out runs/int --set ep=5000", "it must not end before it is interrupted"),
 ];
 
@@ -74,6 +82,7 @@ fn small() -> Value {
         "raterDepth": 1,
         "rater_width": 64,
         "pn": "1_2_3",
+        "patch_nums": null,
         "image_tokenizer": {"kind": "pca", "components": 8, "codes": 32, "fit_images": 48},
         "text_encoder": {"kind": "hashed_words", "tokens": 8, "channels": 16},
         "bs": 8,
@@ -233,8 +242,8 @@ fn run(document: &str, used: &mut Used) -> Vec<String> {
     faults
 }
 
-#[test]
-fn every_documented_command_runs_and_prints_what_is_shown() {
+/// README.md and the pages in `docs/`.
+fn documents() -> Vec<String> {
     let mut documents = vec!["README.md".to_owned()];
     for entry in fs::read_dir("docs").unwrap() {
         let path = entry.unwrap().path();
@@ -243,6 +252,12 @@ fn every_documented_command_runs_and_prints_what_is_shown() {
         }
     }
     documents.sort();
+    documents
+}
+
+#[test]
+fn every_documented_command_runs_and_prints_what_is_shown() {
+    let documents = documents();
     let (mut used, mut faults, mut commands) = (Used::new(), Vec::new(), 0);
     for document in &documents {
         commands += shown(document).len();
@@ -257,6 +272,46 @@ fn every_documented_command_runs_and_prints_what_is_shown() {
     for what in listed {
         assert!(used.contains(what), "no document has `{what}`; remove it from the table");
     }
+}
+
+#[test]
+fn every_link_to_a_heading_finds_it() {
+    let mut pages = documents();
+    pages.extend(["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benches/RESULTS.md"].map(str::to_owned));
+    let read = |path: &Path| fs::read_to_string(path).ok();
+    let mut broken = Vec::new();
+    for page in &pages {
+        broken.extend(links::broken(Path::new(page), &fs::read_to_string(page).unwrap(), &read));
+    }
+    assert!(broken.is_empty(), "{} links lead to no heading:\n{}", broken.len(), broken.join("\n"));
+    // Planted: a heading that is not there, one in a code block, a third of two, one of another page, a missing page.
+    let page = "\
+# Page
+
+[good](#outputs-and---overwrite), [good](#one-two-1), [good](other.md#a-b), [good](../top.md#top)
+[good](https://example.org/page#anything), [good](other.md)
+[bad](#one-three) and [bad](#a-comment)
+[bad](#one-two-2), [bad](other.md#page), [bad](missing.md#page)
+
+## Outputs and `--overwrite`
+
+## One, two
+
+## One, two
+
+```sh
+# a comment
+```
+";
+    let read = |path: &Path| match path.to_str() {
+        Some("docs/other.md") => Some("# Other\n\n## A. B\n".to_owned()),
+        Some("docs/../top.md") => Some("# Top\n".to_owned()),
+        _ => None,
+    };
+    let broken = links::broken(Path::new("docs/page.md"), page, &read);
+    let expected =
+        ["5: #one-three", "5: #a-comment", "6: #one-two-2", "6: other.md#page", "6: missing.md#page"];
+    assert_eq!(broken, expected.map(|link| format!("docs/page.md:{link}")));
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub struct AttributeArguments {
     /// The vector that each record's gradient is dotted with.
     #[arg(long, value_enum, default_value_t = GeometryArgument::Sgd)]
     pub geometry: GeometryArgument,
-    /// Batch size. Results do not depend on it, except for the last digits on a device.
+    /// Batch size. Results do not depend on it, except for the last digits on a GPU.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
     /// Replace an existing output.

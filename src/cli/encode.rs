@@ -1,4 +1,4 @@
-//! `encode`: caches the tokens and text states of a corpus.
+//! `encode`: caches the tokens and text embeddings of a corpus.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ pub struct EncodeArguments {
     /// A run of `train` or `fit` whose encoders are used instead.
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// A CSV of images and captions, may be repeated; by default the configuration's training and validation sets.
+    /// A CSV of images and captions; may be repeated. By default the configuration's training and validation sets.
     #[arg(long, value_name = "FILE.csv")]
     pub data: Vec<PathBuf>,
     /// Directory of the cache. The same command resumes it, and recomputes damaged shards.

@@ -57,7 +57,7 @@ pub enum Command {
     Demo(demo::DemoArguments),
     /// Train a rater jointly with a proxy.
     Train(train::TrainArguments),
-    /// Cache the tokens and text states of a corpus.
+    /// Cache the tokens and text embeddings of a corpus.
     Encode(encode::EncodeArguments),
     /// Rate every pair of a corpus.
     Score(score::ScoreArguments),

@@ -43,13 +43,13 @@ pub struct PlantArguments {
     /// Random seed for choosing and corrupting records.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Column of the ids.
+    /// Column of the ids. If there is no column `id`: one of the usual names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// Column of the images' paths.
+    /// Column of the images' paths. If there is no column `image_save_path`: one of the usual names (image, file_name).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
-    /// Column of the captions.
+    /// Column of the captions. If there is no column `caption`: one of the usual names (text, prompt).
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
     /// Column of the categories in which neighbor_caption finds neighbors [default: category, if there is one; without

@@ -28,7 +28,8 @@ const GENEVAL_EACH: u32 = 4;
 /// The arguments of `sample`.
 #[derive(Clone, Debug, Args)]
 pub struct SampleArguments {
-    /// A run of `fit`, for its newest checkpoint, or one of the folders in its `checkpoints`.
+    /// A run of `fit`, for its newest checkpoint, or one of the folders in its `checkpoints`. Required unless --weights
+    /// and --config are given.
     #[arg(long, value_name = "DIR", required_unless_present = "weights", conflicts_with_all = ["weights", "config"])]
     checkpoint: Option<PathBuf>,
     /// Weights in the released layout (`ar-ckpt*.pth`, safetensors) of a model that was not trained here.
@@ -68,7 +69,7 @@ pub struct SampleArguments {
     /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Images per batch; results do not depend on it, except for the last digits of the logits on a device.
+    /// Images per batch; results do not depend on it, except for the last digits of the logits on a GPU.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: u32,
     /// Device of the network: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.

@@ -32,7 +32,7 @@ pub struct ScoreArguments {
     #[arg(long, value_name = "NAME", default_value = "rating")]
     pub rating_column: String,
     /// Batch size. Unless --batch-normalized is given, ratings do not depend on it, except for the last digits on a
-    /// device.
+    /// GPU.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
     /// Use the released rating: a softmax over each batch times the batch's score. It depends on which records share a

@@ -21,7 +21,7 @@ pub struct SelectArguments {
     /// one table, in the order of their names.
     #[arg(long, value_name = "FILE")]
     pub ratings: PathBuf,
-    /// How much to keep: a share (50% or 0.5) or a number of rows (1200).
+    /// How much to keep: a share (50% or 0.5) or a number of rows (1200). 1 is one row; 1.0 and 100% are all rows.
     #[arg(long, value_name = "SHARE|COUNT", allow_hyphen_values = true)]
     pub keep: Keep,
     /// The selection strategy. Percentiles start at the best rated, which is 0; like shares they are written 30% or

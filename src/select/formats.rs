@@ -43,8 +43,8 @@ pub enum Format {
         link: bool,
     },
     /// A folder of tar files for `webdataset`: `KEY.png` (or another extension that matches the content), `KEY.txt`
-    /// (the caption) and `KEY.json` (all columns). Keys are row numbers, because a key ends at its first dot and ids
-    /// may have dots.
+    /// (the caption) and `KEY.json` (all columns except that of the images, and `original_path`, the absolute path of
+    /// the image). Keys are row numbers, because a key ends at its first dot and ids may have dots.
     WebDataset,
     /// DataComp's `.npy`: a sorted array of ids, each 32 hexadecimal digits, as pairs of u64.
     Uids,

@@ -59,7 +59,7 @@ keys! {
     }
 
     keys {
-        /// read precomputed features and text states from files
+        /// read precomputed features and text embeddings from files
         precomputed_latent: Flag = Is(false), OneOf(&[false]), Only("`false`"), Results;
         /// folder of those files
         precomputed_rootdir: Text = Is(""), Any, NoEffect("`precomputed_latent` must be false"), Harmless;
@@ -89,7 +89,7 @@ keys! {
         aln: Number = Is(0.5), Between(0.0, 100.0), Yes, Results;
         /// factor on the initial gates of the adaptive layer norm (with `saln`)
         alng: Number = Is(5e-5), Between(0.0, 100.0), Yes, Results;
-        /// dtype of the activations on a device: 0: f32, 1: f16 with loss scaling, 2: bf16; the CPU always computes
+        /// dtype of the activations on a GPU: 0: f32, 1: f16 with loss scaling, 2: bf16; the CPU always computes
         /// in f32
         fp16: Integer = Is(2), Between(0, 2), Yes, Results;
         /// base learning rate, from which `tlr` is computed if it is null: ac · tblr · batch / 5120
@@ -355,7 +355,7 @@ keys! {
         /// decode truncated images as far as their data goes and fill the rest with gray or black, like Pillow's
         /// `LOAD_TRUNCATED_IMAGES`; false: refuse them
         truncated_images: Flag = Is(false), Any, Yes, Results;
-        /// token cache written by `encode`: tokens and text states are read from it; samples that it lacks are
+        /// token cache written by `encode`: tokens and text embeddings are read from it; samples that it lacks are
         /// encoded
         token_cache: Text = Is(""), Any, Yes, Harmless;
         /// gradient checkpointing: keep only each block's input and recompute the block in the backward pass; less
