@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
-    data::ColumnNames,
+    data::{ColumnNames, corpus::CorpusForm},
     error::Result,
     interrupt::Interrupt,
     select::formats::{Format, PackJob, SHARD, pack},
@@ -16,8 +16,11 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 pub struct PackArguments {
     /// The subset: a CSV, as `select` writes it, or any corpus.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
+    /// The form of --data, where its content is not to decide.
+    #[arg(long, value_name = "FORM")]
+    pub data_format: Option<CorpusForm>,
     /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids
     /// (DataComp's .npy). Tables name the images and do not read them.
     #[arg(long, value_name = "FORM")]
@@ -53,6 +56,7 @@ pub struct PackArguments {
 pub(super) fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
     let job = PackJob {
         subset: arguments.data,
+        form: arguments.data_format,
         columns: ColumnNames {
             id: arguments.id_column,
             image: arguments.image_column,
